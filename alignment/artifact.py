@@ -1,0 +1,163 @@
+"""The alignment: what a fit returns, what stands on disk, what identifies it.
+
+A directory with `card.json` (everything needed to rebuild and to check) and `weights.safetensors`.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from alignment.embeddings import CARD, MODALITIES, EncoderCard, HoldOut, Modality, sync_directory, write_durably
+from alignment.errors import AlignmentError
+from alignment.projections import Projection
+from alignment.vectors import FloatArray
+
+WEIGHTS = "weights.safetensors"
+FORMAT = 1
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries whose numbers end up in an alignment."""
+    return {name: version(name) for name in ("modalign", "torch", "numpy")}
+
+
+@dataclass(frozen=True, slots=True)
+class AlignmentCard:
+    """What an alignment is and where it comes from.
+
+    Attributes:
+        encoders: the two encoders whose embeddings it takes, and no others.
+        method, hyperparameters: how it was fitted.
+        metrics: what it was fitted for; candidates were chosen under the first.
+        sets: fingerprints of the embedding sets it was fitted on.
+        pairs: number of training pairs.
+        hold_out: which groups the fit never saw.
+        held_out_recall: Recall@1/5/10 on those, by metric and direction, in [0, 1].
+        candidates: everything that was tried, with its validation score.
+    """
+
+    encoders: dict[Modality, EncoderCard]
+    method: str
+    hyperparameters: dict[str, Any]
+    metrics: list[str]
+    sets: list[str]
+    pairs: int
+    hold_out: HoldOut
+    held_out_recall: dict[str, dict[str, dict[str, float]]]
+    candidates: list[dict[str, Any]]
+    versions: dict[str, str] = field(default_factory=library_versions)
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """One projection a modality into one shared space.
+
+        alignment = Alignment.load("alignments/emoji")
+        vectors = alignment.project("text", embeddings)  # (n, 384) raw -> (n, dim) unit
+    """
+
+    card: AlignmentCard
+    projections: Mapping[Modality, Projection]
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the shared space."""
+        return self.projections["image"].out_dim
+
+    def project(self, modality: Modality, X: npt.NDArray[np.floating]) -> FloatArray:
+        """Project raw embeddings (n, d) of `modality` to unit vectors (n, dim) float32.
+
+        Raises:
+            VectorError: another dimension than the encoder's, or rows that are NaN, infinite or zero.
+        """
+        return self.projections[modality](X)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the encoders' fingerprints and the weights: equal exactly when `project` is equal."""
+        sha = hashlib.sha256()
+        for modality in MODALITIES:
+            sha.update(f"{modality} {self.card.encoders[modality].fingerprint}\n".encode())
+            projection = self.projections[modality]
+            for name, tensor in (("mean", projection.mean), ("weight", projection.weight)):
+                if tensor is not None:
+                    sha.update(f"{name} {tensor.shape}\n".encode())
+                    sha.update(np.ascontiguousarray(tensor))
+        return sha.hexdigest()
+
+    def save(self, path: Path | str) -> None:
+        """Write the alignment as the new directory `path`: complete or not at all.
+
+        Raises:
+            AlignmentError: `path` exists.
+        """
+        path = Path(path)
+        if path.exists():
+            raise AlignmentError(f"{path} exists; name another alignment, or remove it first")
+        building = path.with_name(f".{path.name}.tmp")
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        write_durably(building / WEIGHTS, safetensors.numpy.save(self._tensors()))
+        card = {**asdict(self.card), "dim": self.dim, "fingerprint": self.fingerprint}
+        write_durably(building / CARD, (json.dumps(card, indent=2) + "\n").encode())
+        building.rename(path)
+        sync_directory(path.parent)
+
+    def _tensors(self) -> dict[str, npt.NDArray[Any]]:
+        return {
+            f"{modality}.{name}": np.ascontiguousarray(tensor)
+            for modality, projection in self.projections.items()
+            for name, tensor in (("mean", projection.mean), ("weight", projection.weight))
+            if tensor is not None
+        }
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Load the alignment in the directory `path` and check that it is the one its card was written for.
+
+        Raises:
+            AlignmentError: no alignment, of another format, or card and weights do not belong together.
+        """
+        path = Path(path)
+        try:
+            raw = json.loads((path / CARD).read_text(encoding="utf-8"))
+            tensors = safetensors.numpy.load_file(path / WEIGHTS)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise AlignmentError(f"{path} is not an alignment ({error}); make one with `modalign fit`") from None
+        except (ValueError, SafetensorError) as error:
+            raise AlignmentError(f"alignment {path} is damaged ({error}); fit it again") from error
+        try:
+            if raw["format"] != FORMAT:
+                raise AlignmentError(
+                    f"{path}: expected an alignment of format {FORMAT}, got format {raw['format']}; fit it again"
+                )
+            fingerprint, dim = raw.pop("fingerprint"), raw.pop("dim")
+            raw["encoders"] = {m: EncoderCard(**card) for m, card in raw["encoders"].items()}
+            raw["hold_out"] = HoldOut(**raw["hold_out"])
+            card = AlignmentCard(**raw)
+            loaded = cls(card, {m: _projection(m, card, tensors) for m in MODALITIES})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise AlignmentError(f"{path / CARD} is damaged ({error!r}); fit it again") from error
+        if loaded.fingerprint != fingerprint or loaded.dim != dim:
+            raise AlignmentError(
+                f"alignment {path}: the card was written for fingerprint {fingerprint[:12]}, the weights give "
+                f"{loaded.fingerprint[:12]}; card or weights were changed: fit it again"
+            )
+        return loaded
+
+
+def _projection(modality: Modality, card: AlignmentCard, tensors: dict[str, Any]) -> Projection:
+    return Projection(
+        card.encoders[modality].dim, tensors.get(f"{modality}.mean"), tensors.get(f"{modality}.weight")
+    )

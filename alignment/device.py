@@ -1,0 +1,37 @@
+"""One `--device` option for every part that computes with torch."""
+
+from typing import TYPE_CHECKING
+
+from alignment.errors import DeviceError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def resolve(device: str = "auto") -> "torch.device":
+    """Turn `auto`, `cpu`, `cuda`, `cuda:1` or `mps` into a torch device; `auto` takes the fastest there is.
+
+    Raises:
+        DeviceError: the device is not a device, or not on this machine.
+
+    >>> resolve("cpu")
+    device(type='cpu')
+    """
+    import torch  # here, because torch takes a second to import and `--help` must not
+
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"expected --device auto, cpu, cuda, cuda:N or mps, got {device!r}") from error
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (resolved.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available.get(resolved.type, False):
+        raise DeviceError(f"--device {device} is not available on this machine; use --device auto or cpu")
+    return resolved

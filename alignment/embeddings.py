@@ -1,0 +1,419 @@
+"""Embedding sets: an encoded corpus on disk, written shard by shard, read without filling the memory.
+
+An embedding set is a directory:
+
+    card.json               what was encoded with what: the last thing written, and the first thing read
+    image-000000.parquet    rows of one modality: key, group, content_sha256, payload (JSON), vector
+    text-000000.parquet     ...
+
+A shard appears by atomic rename after it is durable, so a killed writer leaves whole shards only.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from alignment.errors import EmbeddingSetError
+from alignment.vectors import FloatArray
+
+Modality = Literal["image", "text"]
+MODALITIES: tuple[Modality, ...] = ("image", "text")
+Dtype = Literal["float32", "float16"]
+
+CARD = "card.json"
+FORMAT = 1
+# Everything of a row but its vector, which is 90% of the bytes.
+IDENTITY = ["key", "group", "content_sha256", "payload"]
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderCard:
+    """Which encoder made the vectors of one modality: its spec, its SHA-256 fingerprint, its dimension."""
+
+    spec: str
+    fingerprint: str
+    dim: int
+
+    def __str__(self) -> str:
+        return f"{self.spec} (fingerprint {self.fingerprint[:12]}, {self.dim}-d)"
+
+
+@dataclass(frozen=True, slots=True)
+class SetCard:
+    """What an embedding set holds.
+
+    Attributes:
+        corpus: where the items came from.
+        encoders: one card a modality.
+        counts: rows a modality; meaningful once `complete`.
+        complete: whether the last encode reached the end of its corpus.
+        fingerprint: SHA-256 over encoders and rows, independent of their order; empty until complete.
+        modalign: version that wrote the card.
+    """
+
+    name: str
+    corpus: str
+    encoders: dict[Modality, EncoderCard]
+    dtype: Dtype = "float32"
+    counts: dict[Modality, int] = field(default_factory=dict)
+    complete: bool = False
+    fingerprint: str = ""
+    modalign: str = field(default_factory=lambda: version("modalign"))
+    format: int = FORMAT
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Read the card of the embedding set in `directory`.
+
+        Raises:
+            EmbeddingSetError: there is no such card, or it is damaged or of another format.
+        """
+        path = directory / CARD
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            if raw["format"] != FORMAT:
+                raise EmbeddingSetError(
+                    f"{directory}: expected an embedding set of format {FORMAT}, got format {raw['format']}; "
+                    "read it with the modalign version that wrote it, or encode the corpus again"
+                )
+            raw["encoders"] = {m: EncoderCard(**card) for m, card in raw["encoders"].items()}
+            return cls(**raw)
+        except FileNotFoundError:
+            raise EmbeddingSetError(
+                f"{directory} is not an embedding set: it has no {CARD}; make one with `modalign encode`"
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EmbeddingSetError(
+                f"{path} is damaged ({error}); restore it or encode the corpus into a new set"
+            ) from error
+
+    def write(self, directory: Path) -> None:
+        """Replace the card in `directory` atomically."""
+        write_durably(directory / CARD, (json.dumps(asdict(self), indent=2) + "\n").encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of one modality: n keys, groups, content hashes, payloads as JSON text, vectors (n, d) float32."""
+
+    modality: Modality
+    keys: list[str]
+    groups: list[str]
+    content_sha256: list[str]
+    payloads: list[str]
+    vectors: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, rows: Iterable[int]) -> "Rows":
+        """Return the rows with these numbers, in this order."""
+        index = list(rows)
+        return Rows(
+            self.modality,
+            *([column[i] for i in index] for column in self._identity()),
+            vectors=self.vectors[index],
+        )
+
+    def digest(self) -> str:
+        """SHA-256 over everything these rows hold, vectors included."""
+        sha = hashlib.sha256(json.dumps([self.modality, *self._identity()]).encode())
+        sha.update(np.ascontiguousarray(self.vectors))
+        return sha.hexdigest()
+
+    def _identity(self) -> tuple[list[str], list[str], list[str], list[str]]:
+        return self.keys, self.groups, self.content_sha256, self.payloads
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Rows"]) -> "Rows":
+        """Join parts of one modality, at least one, in their order."""
+        return cls(
+            parts[0].modality,
+            *(
+                [value for part in columns for value in part]
+                for columns in zip(*(part._identity() for part in parts), strict=True)
+            ),
+            vectors=np.concatenate([part.vectors for part in parts]),
+        )
+
+    @classmethod
+    def from_arrow(cls, modality: Modality, table: pa.Table | pa.RecordBatch) -> "Rows":
+        """Take rows out of an Arrow table in the layout of a shard."""
+        vectors = table.column("vector")
+        if isinstance(vectors, pa.ChunkedArray):
+            vectors = vectors.combine_chunks()
+        dim = vectors.type.list_size
+        return cls(
+            modality,
+            *(table.column(name).to_pylist() for name in IDENTITY),
+            vectors=vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, dim),
+        )
+
+    def to_arrow(self, dtype: Dtype) -> pa.Table:
+        """Lay the rows out as a shard with vectors of `dtype`."""
+        dim = self.vectors.shape[1]
+        flat = pa.array(self.vectors.astype(dtype).reshape(-1))
+        columns = [pa.array(column, pa.string()) for column in self._identity()]
+        return pa.table([*columns, pa.FixedSizeListArray.from_arrays(flat, dim)], names=[*IDENTITY, "vector"])
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingSet:
+    """A complete embedding set, opened for reading."""
+
+    path: Path
+    card: SetCard
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Open the embedding set at `path`.
+
+        Raises:
+            EmbeddingSetError: no embedding set, an incomplete one, or one whose shards disagree with its card.
+        """
+        path = Path(path)
+        card = SetCard.read(path)
+        if not card.complete:
+            raise EmbeddingSetError(
+                f"embedding set {path} is incomplete: its encode was interrupted; run the same `modalign encode` "
+                "again, it goes on after the last whole shard"
+            )
+        opened = cls(path, card)
+        for modality, expected in card.counts.items():
+            found = sum(shard_rows(shard) for shard in opened.shards(modality))
+            if found != expected:
+                raise EmbeddingSetError(
+                    f"embedding set {path}: the card promises {expected} {modality} rows, the shards hold {found}; "
+                    "run the same `modalign encode` again to mend it"
+                )
+        return opened
+
+    def shards(self, modality: Modality) -> list[Path]:
+        """Return the shard files of `modality`, oldest first."""
+        return shard_paths(self.path, modality)
+
+    def batches(self, modality: Modality, size: int) -> Iterator[tuple[str, int, Rows]]:
+        """Yield `(shard file name, first row, rows)` of `modality`, at most `size` rows at a time."""
+        for shard in self.shards(modality):
+            rows = read_shard(shard, modality)
+            for start in range(0, len(rows), size):
+                yield shard.name, start, rows.take(range(start, min(start + size, len(rows))))
+
+    def load(self, modality: Modality) -> Rows:
+        """Read every row of `modality` into memory.
+
+        Raises:
+            EmbeddingSetError: the set holds no row of this modality.
+        """
+        parts = [read_shard(shard, modality) for shard in self.shards(modality)]
+        if not parts:
+            raise EmbeddingSetError(
+                f"embedding set {self.path} holds no {modality} rows; encode a corpus that has some"
+            )
+        return Rows.concatenate(parts)
+
+
+class SetWriter:
+    """An embedding set, opened for writing by one process.
+
+    Use as a context manager. Rows are appended as whole shards; a row whose key stands in a newer shard too is
+    superseded, and leaves its shard with `drop`. `finish` makes the set complete.
+
+    Attributes:
+        path: directory of the set.
+        card: what stands in its card now.
+    """
+
+    def __init__(
+        self, path: Path, *, corpus: str, encoders: Mapping[Modality, EncoderCard], dtype: Dtype = "float32"
+    ):
+        self.path = path
+        self.card = SetCard(path.name, corpus, dict(encoders), dtype)
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"))
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise EmbeddingSetError(
+                f"embedding set {self.path} is being written by another process; wait for it or stop it"
+            ) from None
+        try:
+            self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def _open(self) -> None:
+        if self.path.exists() and any(self.path.iterdir()):
+            self._reopen(SetCard.read(self.path))
+            for leftover in self.path.glob("*.tmp"):
+                leftover.unlink()
+        else:
+            self.path.mkdir(exist_ok=True)
+            self.card.write(self.path)
+
+    def _reopen(self, existing: SetCard) -> None:
+        if existing.dtype != self.card.dtype:
+            raise EmbeddingSetError(
+                f"embedding set {self.path} stores {existing.dtype}, asked for {self.card.dtype}; "
+                "name another --set or keep the type"
+            )
+        for modality in MODALITIES:
+            old, new = existing.encoders.get(modality), self.card.encoders.get(modality)
+            if old and new and old != new:
+                raise EmbeddingSetError(
+                    f"embedding set {self.path} holds {modality} vectors of {old}, asked to add vectors of {new}; "
+                    "vectors of two encoders cannot be mixed: name another --set"
+                )
+        self.card = replace(
+            existing, corpus=self.card.corpus, encoders={**existing.encoders, **self.card.encoders}
+        )
+
+    def append(self, rows: Rows) -> Path:
+        """Write `rows` as a new shard: durable and visible when this returns."""
+        if self.card.complete:
+            self.card = replace(self.card, complete=False, fingerprint="")
+        self.card.write(self.path)
+        existing = shard_paths(self.path, rows.modality)
+        number = int(existing[-1].stem.rpartition("-")[2]) + 1 if existing else 0
+        path = self.path / f"{rows.modality}-{number:06d}.parquet"
+        write_shard(path, rows, self.card.dtype)
+        return path
+
+    def drop(self, shard: Path, modality: Modality, rows: set[int]) -> None:
+        """Rewrite `shard` without the rows with these numbers; the file goes when no row is left."""
+        table = read_shard(shard, modality)
+        kept = [row for row in range(len(table)) if row not in rows]
+        if kept:
+            write_shard(shard, table.take(kept), self.card.dtype)
+        else:
+            shard.unlink()
+
+    def finish(self) -> None:
+        """Count and fingerprint what is there and mark the set complete; changes nothing if nothing changed."""
+        counts: dict[Modality, int] = {}
+        total = int.from_bytes(hashlib.sha256(repr(sorted(self.card.encoders.items())).encode()).digest())
+        for modality in MODALITIES:
+            counts[modality] = 0
+            for _, identity in self.identities(modality):
+                for row in zip(*identity.to_pydict().values(), strict=True):
+                    digest = hashlib.sha256(json.dumps([modality, *row]).encode()).digest()
+                    # A sum does not depend on the order of the rows, which tells a set's history, not its content.
+                    total = (total + int.from_bytes(digest)) % 2**256
+                    counts[modality] += 1
+        finished = replace(self.card, counts=counts, complete=True, fingerprint=f"{total:064x}")
+        if finished != SetCard.read(self.path):
+            finished.write(self.path)
+        self.card = finished
+
+    def identities(self, modality: Modality) -> Iterator[tuple[Path, pa.Table]]:
+        """Yield every shard of `modality` with its columns except the vectors, oldest first."""
+        for shard in shard_paths(self.path, modality):
+            yield shard, _read(shard, IDENTITY)
+
+
+@dataclass(frozen=True, slots=True)
+class HoldOut:
+    """Which groups are held out from a fit: decided by a hash of the group alone.
+
+    So a group stays on its side when the corpus grows, in every embedding set, without a list of names.
+
+    >>> HoldOut(fraction=0.5).held_out(["a", "b", "c", "d"])
+    array([False,  True, False, False])
+    """
+
+    fraction: float = 0.25
+    seed: int = 0
+
+    def held_out(self, groups: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Say for each of n groups whether it is held out: (n,) bool."""
+        salt = f"{self.seed}\0".encode()
+        draws = [
+            int.from_bytes(hashlib.sha256(salt + group.encode()).digest()[:8]) / 2**64 for group in groups
+        ]
+        return np.array(draws, dtype=np.float64) < self.fraction
+
+
+def shard_paths(directory: Path, modality: Modality) -> list[Path]:
+    """Return the shard files of `modality` in `directory`, oldest first."""
+    return sorted(directory.glob(f"{modality}-*.parquet"))
+
+
+def shard_rows(path: Path) -> int:
+    """Return the number of rows of a shard, from its footer."""
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, error) from error
+
+
+def read_shard(path: Path, modality: Modality) -> Rows:
+    """Read a whole shard."""
+    return Rows.from_arrow(modality, _read(path, [*IDENTITY, "vector"]))
+
+
+def write_shard(path: Path, rows: Rows, dtype: Dtype) -> None:
+    """Write `rows` to `path`: complete and durable, or not at all."""
+    sink = pa.BufferOutputStream()
+    # Embeddings are noise to a compressor; text compresses well.
+    compression = {**dict.fromkeys(IDENTITY, "zstd"), "vector.list.element": "none"}
+    pq.write_table(rows.to_arrow(dtype), sink, compression=compression, use_dictionary=["group"])
+    write_durably(path, sink.getvalue())
+
+
+def write_durably(path: Path, content: Any) -> None:
+    """Replace the file at `path` by `content` (bytes) atomically; after a power cut it is the old or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames inside `path` survive a power cut, where the system can."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows opens no directories
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: Path, columns: list[str]) -> pa.Table:
+    try:
+        table = pq.read_table(path, columns=columns, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, error) from error
+    if missing := set(columns) - set(table.column_names):
+        raise EmbeddingSetError(
+            f"{path} is no shard of an embedding set: it has no column {', '.join(sorted(missing))}"
+        )
+    return table
+
+
+def _damaged(path: Path, error: Exception) -> EmbeddingSetError:
+    return EmbeddingSetError(
+        f"shard {path} cannot be read ({error}); delete it and run the same `modalign encode` again"
+    )

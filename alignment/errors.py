@@ -1,0 +1,39 @@
+"""The exceptions of modalign, in one picture. Every message says what was expected, what arrived and what to do.
+
+    ModalignError
+    ├── EmbeddingSetError     a directory is no embedding set, or its content is damaged
+    ├── VectorError           vectors that are NaN, infinite, zero or of another dimension
+    ├── MetricError           an unknown metric
+    ├── FitError              data from which nothing can be fitted
+    ├── AlignmentError        a directory is no alignment, or is damaged
+    ├── DeviceError           the device that was asked for is not there
+    └── ConnectorError        corpora and databases: see connector.errors
+"""
+
+
+class ModalignError(Exception):
+    """Base of every error that modalign raises on purpose; `except ModalignError` catches them all."""
+
+
+class EmbeddingSetError(ModalignError):
+    """A directory is not an embedding set, is incomplete, or holds other data than its card says."""
+
+
+class VectorError(ModalignError, ValueError):
+    """Vectors that cannot be compared: NaN, infinite, zero, or of another dimension than expected."""
+
+
+class MetricError(ModalignError, ValueError):
+    """A metric that does not exist."""
+
+
+class FitError(ModalignError, ValueError):
+    """Training data from which no alignment can be fitted."""
+
+
+class AlignmentError(ModalignError):
+    """A directory is not an alignment, or its weights are not the ones its card was written for."""
+
+
+class DeviceError(ModalignError):
+    """A device was asked for by name and is not available."""

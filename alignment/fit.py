@@ -1,0 +1,243 @@
+"""Embedding sets in, the best closed-form alignment out, chosen by grouped cross-validation on Recall@K."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment import device as devices
+from alignment.artifact import Alignment, AlignmentCard
+from alignment.embeddings import MODALITIES, EmbeddingSet, HoldOut, Modality, Rows
+from alignment.errors import FitError
+from alignment.metrics import Cosine, Metric
+from alignment.projections import METHODS, Fitter, Projection
+from alignment.recall import Codes, Ranks, group_codes, ranks, recall_at
+from alignment.vectors import FloatArray, faults
+
+KS = (1, 5, 10)
+# A validation fold need not be larger than this to tell candidates apart; it bounds the time of a large fit.
+VALIDATION_GROUPS = 2_000
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Embeddings of one modality with their groups as codes that are common to both sides: (n, d), (n,)."""
+
+    vectors: FloatArray
+    groups: Codes
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> "Side":
+        """Keep the rows where `mask` (n,) is true."""
+        return Side(self.vectors[mask], self.groups[mask])
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Images and texts that share groups: what alignments are fitted and judged on."""
+
+    image: Side
+    text: Side
+
+    def only(self, groups: Codes) -> "Labelled":
+        """Keep the items of these groups."""
+        return Labelled(*(side.where(np.isin(side.groups, groups)) for side in (self.image, self.text)))
+
+    def pairs(self) -> tuple[FloatArray, FloatArray]:
+        """Pair images and texts within each group: X (n, d_image), Y (n, d_text).
+
+        A group of a images and b texts gives max(a, b) pairs: the shorter side is used again from its start. So
+        every item takes part, and a group that is a class label does not give a x b pairs.
+        """
+        rows_x, rows_y = [], []
+        for x, y in zip(_by_group(self.image.groups), _by_group(self.text.groups), strict=True):
+            longest = max(len(x), len(y))
+            rows_x.append(np.resize(x, longest))
+            rows_y.append(np.resize(y, longest))
+        return self.image.vectors[np.concatenate(rows_x)], self.text.vectors[np.concatenate(rows_y)]
+
+    def ranks(self, projections: tuple[Projection, Projection], metric: Metric) -> tuple[Ranks, Ranks]:
+        """Rank both ways: text to image, image to text; a row that cannot be projected ranks last."""
+        image, text = (
+            np.nan_to_num(projection.unchecked(side.vectors))
+            for projection, side in zip(projections, (self.image, self.text), strict=True)
+        )
+        t2i = ranks(text, image, self.text.groups, self.image.groups, metric=metric)
+        i2t = ranks(image, text, self.image.groups, self.text.groups, metric=metric)
+        return t2i, i2t
+
+
+def fit(
+    sets: Sequence[EmbeddingSet],
+    *,
+    method: str = "auto",
+    metrics: Sequence[Metric] = (Cosine(),),
+    hold_out: HoldOut = HoldOut(),
+    folds: int = 4,
+    seed: int = 0,
+    device: str = "auto",
+    progress: Progress = lambda line: None,
+) -> Alignment:
+    """Fit the best alignment of `sets`.
+
+    Args:
+        sets: embedding sets made by the same encoders; their rows are joined.
+        method: one of `METHODS`, or `auto` for the best of all.
+        metrics: candidates are chosen under the first, held-out recall is reported under each.
+        hold_out: groups that take no part in the fit or the choice.
+        folds: parts of the cross-validation; groups are never split.
+        seed: of the folds.
+        device: where the matrices are decomposed.
+        progress: called with a line at each step.
+
+    Raises:
+        FitError: too few groups with both modalities, unusable vectors, or no method that applies.
+    """
+    if method != "auto" and method not in METHODS:
+        raise FitError(f"unknown method {method!r}; expected auto or one of {', '.join(METHODS)}")
+    encoders = _common_encoders(sets)
+    rows = {m: Rows.concatenate([s.load(m) for s in sets]) for m in MODALITIES}
+    training, test, unpaired = _split(rows, hold_out)
+    progress(
+        f"{len(np.unique(training.image.groups))} groups to fit on, {len(np.unique(test.image.groups))} held out, "
+        f"{unpaired} items without a partner left out"
+    )
+    place = devices.resolve(device)
+    names = list(METHODS) if method == "auto" else [method]
+    scores = cross_validate(training, names, metrics[0], folds=folds, seed=seed, device=place, progress=progress)
+    best = max(scores, key=lambda candidate: candidate.score)
+    progress(f"best: {best.method} {best.hyperparameters}, validation recall {best.score:.3f}")
+    projections = Fitter(best.method, *training.pairs(), place).fit(**best.hyperparameters)
+    return Alignment(
+        AlignmentCard(
+            encoders=encoders,
+            method=best.method,
+            hyperparameters=best.hyperparameters,
+            metrics=[str(metric) for metric in metrics],
+            sets=[s.card.fingerprint for s in sets],
+            pairs=len(training.pairs()[0]),
+            hold_out=hold_out,
+            held_out_recall={str(metric): recall_table(test.ranks(projections, metric)) for metric in metrics},
+            candidates=[candidate.to_json() for candidate in scores],
+        ),
+        dict(zip(MODALITIES, projections, strict=True)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A method with hyperparameters and its validation score: mean of Recall@1/5/10 over directions and folds."""
+
+    method: str
+    hyperparameters: dict[str, Any]
+    score: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Lay out for the alignment's card."""
+        return {"method": self.method, **self.hyperparameters, "score": round(self.score, 6)}
+
+
+def cross_validate(
+    training: Labelled,
+    methods: Sequence[str],
+    metric: Metric,
+    *,
+    folds: int,
+    seed: int,
+    device: Any,
+    progress: Progress = lambda line: None,
+) -> list[Candidate]:
+    """Score every candidate of `methods` on held-out folds of whole groups."""
+    groups = np.unique(training.image.groups)
+    if folds < 2 or len(groups) < 2 * folds:
+        raise FitError(
+            f"cross-validation in {folds} folds needs at least {max(4, 2 * folds)} groups that hold both images and "
+            f"texts, got {len(groups)}; add data or lower --folds or --holdout"
+        )
+    shuffled = np.random.default_rng(seed).permutation(groups)
+    parts = np.array_split(shuffled, folds)
+    d_x, d_y = training.image.vectors.shape[1], training.text.vectors.shape[1]
+    results = []
+    for name in methods:
+        candidates = METHODS[name].candidates(d_x, d_y)
+        if not candidates:
+            progress(f"{name}: does not apply to dimensions {d_x} and {d_y}")
+            continue
+        totals = np.zeros(len(candidates))
+        for fold, part in enumerate(parts):
+            validation = training.only(part[:VALIDATION_GROUPS])
+            fitter = Fitter(name, *training.only(np.setdiff1d(groups, part)).pairs(), device)
+            progress(f"{name}: {len(candidates)} candidates, fold {fold + 1} of {folds}")
+            for i, hyperparameters in enumerate(candidates):
+                both = validation.ranks(fitter.fit(**hyperparameters), metric)
+                totals[i] += np.mean([recall_at(r, k) for r in both for k in KS])
+        results += [
+            Candidate(name, dict(hyperparameters), float(total / folds))
+            for hyperparameters, total in zip(candidates, totals, strict=True)
+        ]
+    if not results:
+        raise FitError(
+            f"method {', '.join(methods)} does not apply to spaces of dimension {d_x} and {d_y}; choose another"
+        )
+    return results
+
+
+def recall_table(both: tuple[Ranks, Ranks]) -> dict[str, dict[str, float]]:
+    """Recall@1/5/10 of both directions, by name."""
+    return {
+        direction: {f"recall@{k}": round(recall_at(side, k), 6) for k in KS}
+        for direction, side in zip(("text-to-image", "image-to-text"), both, strict=True)
+    }
+
+
+def _common_encoders(sets: Sequence[EmbeddingSet]) -> dict[Modality, Any]:
+    if not sets:
+        raise FitError("expected at least one embedding set, got none")
+    first = sets[0]
+    for modality in MODALITIES:
+        if modality not in first.card.encoders:
+            raise FitError(
+                f"embedding set {first.path} holds no {modality} vectors; encode with --{modality}-encoder"
+            )
+        for other in sets[1:]:
+            if (theirs := other.card.encoders.get(modality)) != (ours := first.card.encoders[modality]):
+                raise FitError(
+                    f"embedding sets of different {modality} encoders cannot be fitted together: {first.path} has "
+                    f"{ours}, {other.path} has {theirs}"
+                )
+    return dict(first.card.encoders)
+
+
+def _split(rows: dict[Modality, Rows], hold_out: HoldOut) -> tuple[Labelled, Labelled, int]:
+    """Split into training and test by group; items without a partner of the other modality are counted."""
+    sides = {}
+    codes = dict(zip(MODALITIES, group_codes(*(rows[m].groups for m in MODALITIES)), strict=True))
+    for modality in MODALITIES:
+        if found := faults(rows[modality].vectors):
+            row, reason = next(iter(found.items()))
+            raise FitError(
+                f"{len(found)} {modality} vectors cannot be used, the first is key "
+                f"{rows[modality].keys[row]!r}: {reason}; encode those items again or remove them"
+            )
+        sides[modality] = Side(rows[modality].vectors, codes[modality])
+    everything = Labelled(sides["image"], sides["text"])
+    paired = np.intersect1d(codes["image"], codes["text"])
+    unpaired = sum(int((~np.isin(codes[m], paired)).sum()) for m in MODALITIES)
+    held = np.unique(codes["image"][hold_out.held_out(rows["image"].groups)])
+    training_groups, test_groups = np.setdiff1d(paired, held), np.intersect1d(paired, held)
+    if not len(test_groups) or not len(training_groups):
+        raise FitError(
+            f"of {len(paired)} groups that hold both images and texts, {len(training_groups)} are left to fit on "
+            f"and {len(test_groups)} are held out; both must be above zero: add data or change --holdout"
+        )
+    return everything.only(training_groups), everything.only(test_groups), unpaired
+
+
+def _by_group(groups: Codes) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the row numbers of each group, groups ascending."""
+    order = np.argsort(groups, kind="stable")
+    _, starts = np.unique(groups[order], return_index=True)
+    yield from np.split(order, starts[1:])

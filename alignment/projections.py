@@ -1,0 +1,276 @@
+"""Projections into the shared space, and the closed-form methods that fit them.
+
+Every method sees unit vectors, centred on their training mean, and answers with one weight matrix a modality; the
+projection of a vector is then `unit((unit(x) - mean) @ weight)`. Methods decompose the training data once and solve
+for any number of hyperparameters, because that is what makes cross-validation cheap.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment.errors import VectorError
+from alignment.vectors import FloatArray, require_sound, unit
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Hyperparameters = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A linear map from one encoder's space into the shared space.
+
+    Attributes:
+        mean: (d_in,) float32, subtracted from the unit vectors; None leaves them where they are.
+        weight: (d_in, d_out) float32; None keeps the space.
+    """
+
+    in_dim: int
+    mean: FloatArray | None = None
+    weight: FloatArray | None = None
+
+    @property
+    def out_dim(self) -> int:
+        """Dimension of the shared space."""
+        return self.in_dim if self.weight is None else int(self.weight.shape[1])
+
+    def __call__(self, X: npt.NDArray[np.floating]) -> FloatArray:
+        """Project raw embeddings (n, d_in) to unit vectors (n, d_out) float32.
+
+        Raises:
+            VectorError: another dimension, or rows that are NaN, infinite, zero, or that this projection maps to
+                zero (a vector that equals the training mean).
+        """
+        if X.ndim != 2 or X.shape[1] != self.in_dim:
+            raise VectorError(
+                f"expected vectors of shape (n, {self.in_dim}), got {X.shape}; they come from another encoder"
+            )
+        require_sound(X, "vectors to project")
+        projected = self.unchecked(X)
+        require_sound(projected, "projected vectors")
+        return projected
+
+    def unchecked(self, X: npt.NDArray[np.floating]) -> FloatArray:
+        """Project sound vectors (n, d_in) of the right dimension; a row that maps to zero comes back as NaN."""
+        Z = unit(X)
+        if self.mean is not None:
+            Z -= self.mean
+        if self.weight is not None:
+            Z = Z @ self.weight
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return unit(Z)
+
+
+class Method(ABC):
+    """A way to fit a pair of projections, decomposed for one set of pairs.
+
+    Args of the constructor:
+        X, Y: n pairs as centred unit vectors, (n, d_x) and (n, d_y), float64.
+    """
+
+    name: ClassVar[str]
+    centres: ClassVar[bool] = True
+
+    def __init__(self, X: "Tensor", Y: "Tensor"):
+        self.X, self.Y = X, Y
+
+    @cached_property
+    def _spectra(self) -> "tuple[Spectrum, Spectrum]":
+        return Spectrum(self.X), Spectrum(self.Y)
+
+    @cached_property
+    def _cross(self) -> "Tensor":
+        return self.X.T @ self.Y  # (d_x, d_y)
+
+    @classmethod
+    @abstractmethod
+    def candidates(cls, d_x: int, d_y: int) -> list[Hyperparameters]:
+        """Hyperparameters worth trying on spaces of these dimensions; none where the method does not apply."""
+
+    @abstractmethod
+    def solve(self, **hyperparameters: Any) -> "tuple[Tensor | None, Tensor | None]":
+        """Return the weights `(d_x, d_out)` and `(d_y, d_out)`, float64; None keeps a space as it is."""
+
+
+class Identity(Method):
+    """No projection: raw cosine, for encoders that share a space already (both sides of one CLIP model)."""
+
+    name = "identity"
+    centres = False
+
+    @classmethod
+    def candidates(cls, d_x: int, d_y: int) -> list[Hyperparameters]:
+        """One candidate where the dimensions agree."""
+        return [{}] if d_x == d_y else []
+
+    def solve(self, **hyperparameters: Any) -> "tuple[Tensor | None, Tensor | None]":
+        """Keep both spaces."""
+        return None, None
+
+
+class Procrustes(Method):
+    """Orthogonal Procrustes on principal components: `argmin |X P_x R - Y P_y|` over orthogonal R.
+
+    With U S V' = svd((X P_x)' Y P_y), R = U V' (Schönemann 1966).
+    """
+
+    name = "procrustes"
+
+    @classmethod
+    def candidates(cls, d_x: int, d_y: int) -> list[Hyperparameters]:
+        """Numbers of principal components."""
+        widest = min(d_x, d_y)
+        return [{"components": d} for d in _halvings(widest, 4)]
+
+    def solve(self, *, components: int, **_: Any) -> "tuple[Tensor, Tensor]":
+        """Rotate the first `components` principal axes of X onto those of Y."""
+        import torch
+
+        kept = min(components, *(spectrum.rank for spectrum in self._spectra))
+        P_x, P_y = (spectrum.vectors[:, :kept] for spectrum in self._spectra)  # (d, k) each
+        U, _singular, Vt = torch.linalg.svd(P_x.T @ self._cross @ P_y)
+        return P_x @ U @ Vt, P_y
+
+
+class Ridge(Method):
+    """Ridge regression of one modality on the other: `W = (X'X + l I)^-1 X'Y`.
+
+    The penalty l is a multiple of the mean eigenvalue of X'X, so it means the same for every size and encoder.
+    """
+
+    name = "ridge"
+
+    @classmethod
+    def candidates(cls, d_x: int, d_y: int) -> list[Hyperparameters]:
+        """Penalties over four decades, in both directions."""
+        penalties = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
+        return [{"target": target, "penalty": p} for target in ("text", "image") for p in penalties]
+
+    def solve(self, *, target: str, penalty: float, **_: Any) -> "tuple[Tensor | None, Tensor | None]":
+        """Map images into the text space (`target="text"`) or texts into the image space."""
+        spectrum_x, spectrum_y = self._spectra
+        if target == "text":
+            return spectrum_x.ridge(self._cross, penalty), None
+        return None, spectrum_y.ridge(self._cross.T, penalty)
+
+
+class RegularisedCCA(Method):
+    """Canonical correlation analysis with shrunk covariances (Vinod 1976; CSA, arXiv 2410.07610).
+
+    Whiten both sides with `(C + r I)^-1/2`, take U S V' = svd of the whitened cross-covariance, keep the first
+    `components` directions and scale them by `S^power`. The shrinkage r is a multiple of the mean eigenvalue of C.
+    """
+
+    name = "rcca"
+
+    @classmethod
+    def candidates(cls, d_x: int, d_y: int) -> list[Hyperparameters]:
+        """Shrinkages of both sides, dimensions and powers of the canonical correlations."""
+        return [
+            {"shrinkage_image": r_x, "shrinkage_text": r_y, "components": d, "power": power}
+            for r_x in (0.1, 0.3, 1.0, 3.0)
+            for r_y in (0.1, 0.3, 1.0, 3.0)
+            for d in _halvings(min(d_x, d_y), 3)
+            for power in (0.5, 1.0)
+        ]
+
+    def _canonical(self, r_x: float, r_y: float) -> "tuple[Tensor, Tensor, Tensor]":
+        """Directions (d_x, k), (d_y, k) and correlations (k,); the last answer is kept, grids vary it least."""
+        if getattr(self, "_last_key", None) != (r_x, r_y):
+            import torch
+
+            spectrum_x, spectrum_y = self._spectra
+            A, B = spectrum_x.whitener(r_x), spectrum_y.whitener(r_y)
+            U, correlations, Vt = torch.linalg.svd(A.T @ self._cross @ B, full_matrices=False)
+            self._last_key, self._last = (r_x, r_y), (A @ U, B @ Vt.T, correlations)
+        return self._last
+
+    def solve(
+        self, *, shrinkage_image: float, shrinkage_text: float, components: int, power: float, **_: Any
+    ) -> "tuple[Tensor, Tensor]":
+        """Keep `components` canonical directions, scaled by their correlations to the power `power`."""
+        W_x, W_y, correlations = self._canonical(shrinkage_image, shrinkage_text)
+        scale = correlations[:components] ** power  # (k,)
+        return W_x[:, :components] * scale, W_y[:, :components] * scale
+
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Identity, Procrustes, Ridge, RegularisedCCA)
+}
+
+
+class Spectrum:
+    """Eigenvectors and eigenvalues of Z'Z, largest first, without the directions in which Z does not vary.
+
+    The cut-off is relative to the largest eigenvalue, so it holds for fewer rows than dimensions and for duplicated
+    columns alike.
+
+    Attributes:
+        vectors: (d, rank) orthonormal.
+        values: (rank,) positive.
+        mean_value: mean eigenvalue over all d directions, the unit of penalties and shrinkages.
+    """
+
+    def __init__(self, Z: "Tensor"):
+        import torch
+
+        values, vectors = torch.linalg.eigh(Z.T @ Z)  # ascending
+        floor = values[-1] * len(values) * torch.finfo(values.dtype).eps
+        kept = values.flip(0) > floor
+        self.values = values.flip(0)[kept]
+        self.vectors = vectors.flip(1)[:, kept]
+        self.mean_value = values.clamp(min=0).mean()
+
+    @property
+    def rank(self) -> int:
+        """Number of directions in which Z varies."""
+        return len(self.values)
+
+    def ridge(self, cross: "Tensor", penalty: float) -> "Tensor":
+        """`(Z'Z + penalty * mean eigenvalue * I)^-1 cross`, (d, d_target)."""
+        scale = 1.0 / (self.values + penalty * self.mean_value)  # (rank,)
+        return self.vectors @ (scale[:, None] * (self.vectors.T @ cross))
+
+    def whitener(self, shrinkage: float) -> "Tensor":
+        """`V diag((values + shrinkage * mean eigenvalue)^-1/2)`, (d, rank)."""
+        return self.vectors / (self.values + shrinkage * self.mean_value).sqrt()
+
+
+class Fitter:
+    """A method bound to n training pairs: fits projections for any hyperparameters on one decomposition."""
+
+    def __init__(self, method: str, X: FloatArray, Y: FloatArray, device: "torch.device"):
+        import torch
+
+        kind = METHODS[method]
+        # Apple's GPU has no float64, and float32 loses the small eigenvalues: there the closed forms run on the CPU.
+        place = torch.device("cpu") if device.type == "mps" else device
+        sides = [torch.from_numpy(unit(side)).to(place, torch.float64) for side in (X, Y)]
+        self._means = [side.mean(dim=0) if kind.centres else None for side in sides]
+        centred = [
+            side if mean is None else side - mean for side, mean in zip(sides, self._means, strict=True)
+        ]
+        self._solver = kind(*centred)
+
+    def fit(self, **hyperparameters: Any) -> tuple[Projection, Projection]:
+        """Return the image and the text projection for these hyperparameters."""
+        weights = self._solver.solve(**hyperparameters)
+        dims = (self._solver.X.shape[1], self._solver.Y.shape[1])
+        image, text = (
+            Projection(dim, *(None if t is None else t.to("cpu").float().numpy() for t in (mean, weight)))
+            for dim, mean, weight in zip(dims, self._means, weights, strict=True)
+        )
+        return image, text
+
+
+def _halvings(widest: int, count: int) -> list[int]:
+    """`widest`, half of it, a quarter, ...: at most `count` numbers, all above zero."""
+    return [d for d in (widest >> shift for shift in range(count)) if d > 0]

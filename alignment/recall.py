@@ -1,0 +1,150 @@
+"""Ranks and what is computed from them: Recall@K, MRR, median rank, chance, intervals.
+
+Relevance means: same group. A rank is that of the best relevant item, and an irrelevant item with the same score
+stands before a relevant one: ties never flatter. A query without any relevant item has rank infinity, so it counts
+as a miss and never vanishes from a mean.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment.metrics import Metric
+
+Ranks = npt.NDArray[np.float64]
+Codes = npt.NDArray[np.int64]
+
+# Scores held at once by the chunked functions: 2^24 float32 are 64 MiB.
+CHUNK_SCORES = 1 << 24
+
+
+def group_codes(*sides: Sequence[str]) -> list[Codes]:
+    """Number the groups of several lists alike: equal groups get equal codes.
+
+    >>> [codes.tolist() for codes in group_codes(["b", "a"], ["a", "c"])]
+    [[1, 0], [0, 2]]
+    """
+    _, codes = np.unique([group for side in sides for group in side], return_inverse=True)
+    ends = np.cumsum([len(side) for side in sides])[:-1]
+    return [part.astype(np.int64) for part in np.split(codes, ends)]
+
+
+def ranks(
+    queries: npt.NDArray[np.floating],
+    items: npt.NDArray[np.floating],
+    query_groups: Codes,
+    item_groups: Codes,
+    *,
+    metric: Metric,
+    chunk_scores: int = CHUNK_SCORES,
+) -> Ranks:
+    """Rank the best relevant item of every query exactly, without ever holding an n x m matrix.
+
+    Args:
+        queries: aligned vectors (n, d).
+        items: aligned vectors (m, d).
+        query_groups: group codes (n,).
+        item_groups: group codes (m,).
+        metric: how they are compared.
+        chunk_scores: how many scores are held at once.
+
+    Returns:
+        ranks (n,), from 1; infinity where no item is relevant.
+    """
+    step = max(1, chunk_scores // max(1, len(items)))
+    result = np.full(len(queries), np.inf)
+    for start in range(0, len(queries), step):
+        rows = slice(start, start + step)
+        scores = metric.score(queries[rows], items)  # (c, m)
+        relevant = query_groups[rows, None] == item_groups[None, :]  # (c, m)
+        best = np.where(relevant, scores, -np.inf).max(axis=1, initial=-np.inf)  # (c,)
+        before = ((scores >= best[:, None]) & ~relevant).sum(axis=1)  # (c,)
+        result[rows] = np.where(relevant.any(axis=1), before + 1.0, np.inf)
+    return result
+
+
+def top_k(
+    queries: npt.NDArray[np.floating],
+    items: npt.NDArray[np.floating],
+    k: int,
+    *,
+    metric: Metric,
+    chunk_scores: int = CHUNK_SCORES,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.floating]]:
+    """Find the `k` best items of every query by brute force: indices and scores, both (n, min(k, m)), best first."""
+    k = min(k, len(items))
+    step = max(1, chunk_scores // max(1, len(items)))
+    indices, values = [], []
+    for start in range(0, len(queries), step):
+        scores = metric.score(queries[start : start + step], items)  # (c, m)
+        nearest = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+        order = np.argsort(-np.take_along_axis(scores, nearest, axis=1), axis=1, kind="stable")
+        indices.append(np.take_along_axis(nearest, order, axis=1))
+        values.append(np.take_along_axis(scores, indices[-1], axis=1))
+    return np.concatenate(indices), np.concatenate(values)
+
+
+def recall_at(ranks: Ranks, k: int) -> float:
+    """Recall@K of cross-modal retrieval: the share of queries with a relevant item among the first `k`.
+
+    >>> recall_at(np.array([1.0, 7.0, np.inf]), 5)
+    0.3333333333333333
+    """
+    return float(np.mean(ranks <= k))
+
+
+def mean_reciprocal_rank(ranks: Ranks) -> float:
+    """Mean of 1 / rank, in [0, 1]; a query without a relevant item adds 0.
+
+    >>> mean_reciprocal_rank(np.array([1.0, 4.0, np.inf]))
+    0.4166666666666667
+    """
+    return float(np.mean(1.0 / ranks))
+
+
+def chance_recall_at(k: int, relevant: Codes, items: int) -> float:
+    """Expected Recall@K of a random order: one minus the hypergeometric chance to draw no relevant item.
+
+    Args:
+        k: length of the list.
+        relevant: how many of the items are relevant to each query (n,).
+        items: how many items there are.
+
+    >>> chance_recall_at(10, np.array([1, 1]), 100)
+    0.1
+    """
+    draws = np.arange(min(k, items))
+    kept = np.clip(items - relevant[:, None] - draws, 0, None) / (items - draws)  # (n, min(k, items))
+    return float(np.mean(np.where(relevant > 0, 1.0 - kept.prod(axis=1), 0.0)))
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over queries with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def bootstrap_mean(
+    values: npt.NDArray[np.floating], groups: Codes, *, seed: int = 0, replicates: int = 1000
+) -> Estimate:
+    """Estimate the mean of `values` (n,) with a 95% percentile interval, by resampling whole groups.
+
+    Queries of one group (five captions of one image) are not independent, so groups are drawn, not queries.
+    """
+    _, codes = np.unique(groups, return_inverse=True)
+    sums, sizes = np.bincount(codes, weights=values), np.bincount(codes)  # (g,), (g,)
+    rng = np.random.default_rng(seed)
+    means = np.empty(replicates)
+    for replicate in range(replicates):
+        drawn = rng.integers(len(sums), size=len(sums))
+        means[replicate] = sums[drawn].sum() / sizes[drawn].sum()
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Estimate(float(np.mean(values)), float(low), float(high))

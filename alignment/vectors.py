@@ -1,0 +1,45 @@
+"""Rows of vectors: what makes one unusable, and how they are normalised."""
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment.errors import VectorError
+
+FloatArray = npt.NDArray[np.float32]
+
+NOT_FINITE = "vector-not-finite"
+ZERO = "vector-zero"
+
+
+def faults(X: npt.NDArray[np.floating]) -> dict[int, str]:
+    """Say which rows of `X` (n, d) cannot be aligned or stored, and why: `{row: reason}`.
+
+    A row is judged after the cast to float32, the type in which it is stored: a float64 value beyond
+    3.4e38 becomes infinite there, and one whose norm underflows becomes zero.
+
+    >>> faults(np.array([[1.0, 0.0], [np.nan, 1.0], [0.0, 0.0]]))
+    {1: 'vector-not-finite', 2: 'vector-zero'}
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.einsum("nd,nd->n", *(X.astype(np.float32).astype(np.float64),) * 2)  # (n,)
+    bad = np.flatnonzero(~np.isfinite(squares) | (squares < np.finfo(np.float32).tiny))
+    return {int(row): ZERO if np.isfinite(squares[row]) else NOT_FINITE for row in bad}
+
+
+def require_sound(X: npt.NDArray[np.floating], what: str) -> None:
+    """Raise a `VectorError` that names the first unusable rows of `X` (n, d), if there are any."""
+    if found := faults(X):
+        rows = ", ".join(f"row {row}: {reason}" for row, reason in list(found.items())[:3])
+        raise VectorError(
+            f"{what}: expected finite vectors with a norm above zero, got {len(found)} of {len(X)} that are "
+            f"not ({rows}); leave those rows out or encode them again"
+        )
+
+
+def unit(X: npt.NDArray[np.floating]) -> FloatArray:
+    """Scale every row of `X` (n, d) to Euclidean norm 1, as float32.
+
+    >>> unit(np.array([[3.0, 4.0]]))
+    array([[0.6, 0.8]], dtype=float32)
+    """
+    return (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Corpora and databases: the connector side of modalign."""
