@@ -1,0 +1,71 @@
+"""The exceptions of the connector; their base and those of the training side stand in alignment.errors.
+
+    ModalignError                       (alignment.errors)
+    └── ConnectorError
+        ├── SettingsError               names, URLs and options that cannot be meant
+        ├── CorpusError                 a corpus that cannot be read at all; single rows become rejects instead
+        ├── EncoderError                an encoder that does not exist, cannot be loaded, or is the wrong one
+        ├── ProvenanceError             the SQL database
+        │   └── NotMigratedError        ... has no tables yet, or older ones: run `modalign db upgrade`
+        ├── StoreError                  Qdrant refused or failed
+        │   ├── StoreUnavailableError   ... for now: unreachable, overloaded, timed out. Worth another try
+        │   ├── StoreBusyError          ... because another process owns it
+        │   └── CollectionNotFoundError
+        ├── FilterError                 a filter that is not valid
+        ├── MismatchError               two things that must agree do not: fail closed, never a bad result
+        └── RequirementError            an audit requirement that cannot be read
+"""
+
+from alignment.errors import ModalignError
+
+
+class ConnectorError(ModalignError):
+    """Base of what goes wrong between corpora, databases and alignments."""
+
+
+class SettingsError(ConnectorError, ValueError):
+    """A name, a URL or an option that cannot be meant."""
+
+
+class CorpusError(ConnectorError):
+    """A corpus that cannot be read at all. One bad row is no error but a reject."""
+
+
+class EncoderError(ConnectorError):
+    """An encoder that does not exist, cannot be loaded, or is not the one that is needed."""
+
+
+class ProvenanceError(ConnectorError):
+    """The SQL database cannot be reached or refused a statement."""
+
+
+class NotMigratedError(ProvenanceError):
+    """The SQL database has no tables or older ones; the message names the command that mends it."""
+
+
+class StoreError(ConnectorError):
+    """Qdrant refused an operation or failed; trying again does not help."""
+
+
+class StoreUnavailableError(StoreError):
+    """Qdrant cannot be reached, is overloaded or timed out; trying again may help."""
+
+
+class StoreBusyError(StoreError):
+    """The embedded store belongs to another process."""
+
+
+class CollectionNotFoundError(StoreError):
+    """There is no such collection, alias or release."""
+
+
+class FilterError(ConnectorError, ValueError):
+    """A filter that is not valid, or that a store cannot evaluate."""
+
+
+class MismatchError(ConnectorError):
+    """Two things that must agree do not: encoder, alignment, metric, lowering, counts."""
+
+
+class RequirementError(ConnectorError, ValueError):
+    """An audit requirement that cannot be read."""

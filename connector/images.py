@@ -1,0 +1,102 @@
+"""Images as a person sees them, decoded within bounds."""
+
+import io
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# A file beyond this is no photograph, and a picture beyond this decompresses to more than 300 MB.
+MAX_BYTES = 256 << 20
+MAX_PIXELS = 100_000_000
+
+_BOMB_WARNING = threading.Lock()
+
+
+class ImageRejectedError(Exception):
+    """An image that cannot be used. `reason` is a short name that can be counted."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(detail)
+        self.reason = reason
+
+
+def read_image(path: Path) -> bytes:
+    """Read an image file.
+
+    Raises:
+        ImageRejectedError: missing, no regular file, unreadable, empty or larger than `MAX_BYTES`.
+    """
+    try:
+        if not path.is_file():
+            reason = "image-missing" if not path.exists() else "image-not-a-file"
+            raise ImageRejectedError(reason, f"expected an image file at {path}")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ImageRejectedError("image-too-large", f"{size} bytes, at most {MAX_BYTES} are read")
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL byte
+        raise ImageRejectedError("image-unreadable", str(error)) from error
+    if not content:
+        raise ImageRejectedError("image-empty", f"{path} has no content")
+    return content
+
+
+def decode(content: bytes) -> Image.Image:
+    """Decode an image to 8-bit RGB: the first frame, turned upright, transparency over white, 16 bits scaled to 8.
+
+    Raises:
+        ImageRejectedError: not an image, truncated, or a decompression bomb.
+    """
+    try:
+        image = _open(content)
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageRejectedError(
+                "image-too-large", f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are decoded"
+            )
+        image.load()
+        return _rgb(ImageOps.exif_transpose(image))
+    except ImageRejectedError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageRejectedError("image-unidentified", "the content is in no known image format") from error
+    except Image.DecompressionBombError as error:
+        raise ImageRejectedError("image-too-large", str(error)) from error
+    except Exception as error:  # noqa: BLE001  Pillow's decoders raise whatever a broken file makes them raise
+        raise ImageRejectedError("image-broken", f"{type(error).__name__}: {error}") from error
+
+
+def _open(content: bytes) -> Image.Image:
+    # Pillow warns below the size at which it refuses; our own bound stands between the two. Filters are global,
+    # hence the lock. Only headers are read here.
+    with _BOMB_WARNING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Image.open(io.BytesIO(content))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _eight_bits(image).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        canvas = Image.new("RGBA", layer.size, "white")
+        canvas.alpha_composite(layer)
+        return canvas.convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit, 32-bit and float grey to 8 bits; Pillow's own conversion would clip them to white."""
+    values = np.asarray(image, dtype=np.float64)
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise ImageRejectedError("image-broken", "pixels that are not finite")
+    if image.mode != "F" and low >= 0 and high <= 65535:
+        low, high = 0.0, 65535.0
+    elif image.mode == "F" and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    scaled = (values - low) / (high - low or 1.0) * 255.0
+    return Image.fromarray(scaled.round().astype(np.uint8))

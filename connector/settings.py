@@ -1,0 +1,94 @@
+"""Settings: one frozen value, and the only place that reads the environment."""
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit, urlunsplit
+
+from connector.errors import SettingsError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where things are.
+
+    Attributes:
+        home: directory of embedding sets, alignments and, by default, of both databases.
+        store_url: `edge:DIR` for Qdrant Edge in this process, `http(s)://` for a server.
+        database_url: SQLAlchemy URL of the provenance database.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        api_key: of the Qdrant server; never printed, logged or stored.
+    """
+
+    home: Path
+    store_url: str
+    database_url: str
+    device: str = "auto"
+    api_key: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        home: str | Path | None = None,
+        qdrant_url: str | None = None,
+        database_url: str | None = None,
+        device: str | None = None,
+    ) -> Self:
+        """Take what is given, then the `MODALIGN_*` variables, then the defaults under the home."""
+        environment = os.environ
+        place = Path(home or environment.get("MODALIGN_HOME") or "~/.modalign").expanduser().absolute()
+        return cls(
+            home=place,
+            store_url=qdrant_url or environment.get("MODALIGN_QDRANT_URL") or f"edge:{place / 'qdrant'}",
+            database_url=(
+                database_url or environment.get("MODALIGN_DATABASE_URL") or f"sqlite:///{place / 'modalign.db'}"
+            ),
+            device=device or environment.get("MODALIGN_DEVICE") or "auto",
+            api_key=environment.get("MODALIGN_QDRANT_API_KEY") or None,
+        )
+
+    def set_path(self, name: str) -> Path:
+        """Directory of the embedding set `name`."""
+        return self.home / "sets" / checked_name(name, "embedding set")
+
+    def alignment_path(self, name: str) -> Path:
+        """Directory of the alignment `name`."""
+        return self.home / "alignments" / checked_name(name, "alignment")
+
+
+def checked_name(name: str, what: str) -> str:
+    """Return `name` if it can name a directory, a collection and a row alike.
+
+    Raises:
+        SettingsError: it cannot.
+
+    >>> checked_name("emoji.v2", "embedding set")
+    'emoji.v2'
+    """
+    if not NAME.fullmatch(name):
+        raise SettingsError(
+            f"{what} name {name!r}: expected 1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit"
+        )
+    return name
+
+
+def redacted(url: str) -> str:
+    """Return `url` without its password and query, fit for logs, SQL and metadata.
+
+    >>> redacted("postgresql://me:secret@db:5432/modalign")
+    'postgresql://me:***@db:5432/modalign'
+    """
+    if url.startswith(("edge:", "sqlite:")):
+        return url
+    try:
+        parts = urlsplit(url)
+        user, at, host = parts.netloc.rpartition("@")
+    except ValueError:
+        return "(an unreadable URL)"
+    name = user.partition(":")[0] + (":***" if ":" in user else "")
+    return urlunsplit((parts.scheme, f"{name}{at}{host}", parts.path, "", ""))
