@@ -63,8 +63,8 @@ class AlignmentCard:
 class Alignment:
     """One projection a modality into one shared space.
 
-        alignment = Alignment.load("alignments/emoji")
-        vectors = alignment.project("text", embeddings)  # (n, 384) raw -> (n, dim) unit
+    alignment = Alignment.load("alignments/emoji")
+    vectors = alignment.project("text", embeddings)  # (n, 384) raw -> (n, dim) unit
     """
 
     card: AlignmentCard
@@ -93,7 +93,7 @@ class Alignment:
             for name, tensor in (("mean", projection.mean), ("weight", projection.weight)):
                 if tensor is not None:
                     sha.update(f"{name} {tensor.shape}\n".encode())
-                    sha.update(np.ascontiguousarray(tensor))
+                    sha.update(np.ascontiguousarray(tensor).data)
         return sha.hexdigest()
 
     def save(self, path: Path | str) -> None:
@@ -158,6 +158,4 @@ class Alignment:
 
 
 def _projection(modality: Modality, card: AlignmentCard, tensors: dict[str, Any]) -> Projection:
-    return Projection(
-        card.encoders[modality].dim, tensors.get(f"{modality}.mean"), tensors.get(f"{modality}.weight")
-    )
+    return Projection(card.encoders[modality].dim, tensors.get(f"{modality}.mean"), tensors.get(f"{modality}.weight"))

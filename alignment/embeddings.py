@@ -120,16 +120,13 @@ class Rows:
     def take(self, rows: Iterable[int]) -> "Rows":
         """Return the rows with these numbers, in this order."""
         index = list(rows)
-        return Rows(
-            self.modality,
-            *([column[i] for i in index] for column in self._identity()),
-            vectors=self.vectors[index],
-        )
+        keys, groups, hashes, payloads = ([column[i] for i in index] for column in self._identity())
+        return Rows(self.modality, keys, groups, hashes, payloads, self.vectors[index])
 
     def digest(self) -> str:
         """SHA-256 over everything these rows hold, vectors included."""
         sha = hashlib.sha256(json.dumps([self.modality, *self._identity()]).encode())
-        sha.update(np.ascontiguousarray(self.vectors))
+        sha.update(np.ascontiguousarray(self.vectors).data)
         return sha.hexdigest()
 
     def _identity(self) -> tuple[list[str], list[str], list[str], list[str]]:
@@ -138,14 +135,12 @@ class Rows:
     @classmethod
     def concatenate(cls, parts: Sequence["Rows"]) -> "Rows":
         """Join parts of one modality, at least one, in their order."""
-        return cls(
-            parts[0].modality,
-            *(
-                [value for part in columns for value in part]
-                for columns in zip(*(part._identity() for part in parts), strict=True)
-            ),
-            vectors=np.concatenate([part.vectors for part in parts]),
+        keys, groups, hashes, payloads = (
+            [value for part in columns for value in part]
+            for columns in zip(*(part._identity() for part in parts), strict=True)
         )
+        vectors = np.concatenate([part.vectors for part in parts])
+        return cls(parts[0].modality, keys, groups, hashes, payloads, vectors)
 
     @classmethod
     def from_arrow(cls, modality: Modality, table: pa.Table | pa.RecordBatch) -> "Rows":
@@ -153,12 +148,9 @@ class Rows:
         vectors = table.column("vector")
         if isinstance(vectors, pa.ChunkedArray):
             vectors = vectors.combine_chunks()
-        dim = vectors.type.list_size
-        return cls(
-            modality,
-            *(table.column(name).to_pylist() for name in IDENTITY),
-            vectors=vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, dim),
-        )
+        flat = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        keys, groups, hashes, payloads = (table.column(name).to_pylist() for name in IDENTITY)
+        return cls(modality, keys, groups, hashes, payloads, flat.reshape(-1, vectors.type.list_size))
 
     def to_arrow(self, dtype: Dtype) -> pa.Table:
         """Lay the rows out as a shard with vectors of `dtype`."""
@@ -235,9 +227,7 @@ class SetWriter:
         card: what stands in its card now.
     """
 
-    def __init__(
-        self, path: Path, *, corpus: str, encoders: Mapping[Modality, EncoderCard], dtype: Dtype = "float32"
-    ):
+    def __init__(self, path: Path, *, corpus: str, encoders: Mapping[Modality, EncoderCard], dtype: Dtype = "float32"):
         self.path = path
         self.card = SetCard(path.name, corpus, dict(encoders), dtype)
         self._lock = FileLock(path.with_name(f".{path.name}.lock"))
@@ -282,9 +272,7 @@ class SetWriter:
                     f"embedding set {self.path} holds {modality} vectors of {old}, asked to add vectors of {new}; "
                     "vectors of two encoders cannot be mixed: name another --set"
                 )
-        self.card = replace(
-            existing, corpus=self.card.corpus, encoders={**existing.encoders, **self.card.encoders}
-        )
+        self.card = replace(existing, corpus=self.card.corpus, encoders={**existing.encoders, **self.card.encoders})
 
     def append(self, rows: Rows) -> Path:
         """Write `rows` as a new shard: durable and visible when this returns."""
@@ -345,9 +333,7 @@ class HoldOut:
     def held_out(self, groups: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Say for each of n groups whether it is held out: (n,) bool."""
         salt = f"{self.seed}\0".encode()
-        draws = [
-            int.from_bytes(hashlib.sha256(salt + group.encode()).digest()[:8]) / 2**64 for group in groups
-        ]
+        draws = [int.from_bytes(hashlib.sha256(salt + group.encode()).digest()[:8]) / 2**64 for group in groups]
         return np.array(draws, dtype=np.float64) < self.fraction
 
 

@@ -1,13 +1,13 @@
 """The exceptions of modalign, in one picture. Every message says what was expected, what arrived and what to do.
 
-    ModalignError
-    ├── EmbeddingSetError     a directory is no embedding set, or its content is damaged
-    ├── VectorError           vectors that are NaN, infinite, zero or of another dimension
-    ├── MetricError           an unknown metric
-    ├── FitError              data from which nothing can be fitted
-    ├── AlignmentError        a directory is no alignment, or is damaged
-    ├── DeviceError           the device that was asked for is not there
-    └── ConnectorError        corpora and databases: see connector.errors
+ModalignError
+├── EmbeddingSetError     a directory is no embedding set, or its content is damaged
+├── VectorError           vectors that are NaN, infinite, zero or of another dimension
+├── MetricError           an unknown metric
+├── FitError              data from which nothing can be fitted
+├── AlignmentError        a directory is no alignment, or is damaged
+├── DeviceError           the device that was asked for is not there
+└── ConnectorError        corpora and databases: see connector.errors
 """
 
 

@@ -110,7 +110,7 @@ def fit(
     scores = cross_validate(training, names, metrics[0], folds=folds, seed=seed, device=place, progress=progress)
     best = max(scores, key=lambda candidate: candidate.score)
     progress(f"best: {best.method} {best.hyperparameters}, validation recall {best.score:.3f}")
-    projections = Fitter(best.method, *training.pairs(), place).fit(**best.hyperparameters)
+    projections = Fitter(best.method, *training.pairs(), place).fit(best.hyperparameters)
     return Alignment(
         AlignmentCard(
             encoders=encoders,
@@ -172,7 +172,7 @@ def cross_validate(
             fitter = Fitter(name, *training.only(np.setdiff1d(groups, part)).pairs(), device)
             progress(f"{name}: {len(candidates)} candidates, fold {fold + 1} of {folds}")
             for i, hyperparameters in enumerate(candidates):
-                both = validation.ranks(fitter.fit(**hyperparameters), metric)
+                both = validation.ranks(fitter.fit(hyperparameters), metric)
                 totals[i] += np.mean([recall_at(r, k) for r in both for k in KS])
         results += [
             Candidate(name, dict(hyperparameters), float(total / folds))
@@ -199,9 +199,7 @@ def _common_encoders(sets: Sequence[EmbeddingSet]) -> dict[Modality, Any]:
     first = sets[0]
     for modality in MODALITIES:
         if modality not in first.card.encoders:
-            raise FitError(
-                f"embedding set {first.path} holds no {modality} vectors; encode with --{modality}-encoder"
-            )
+            raise FitError(f"embedding set {first.path} holds no {modality} vectors; encode with --{modality}-encoder")
         for other in sets[1:]:
             if (theirs := other.card.encoders.get(modality)) != (ours := first.card.encoders[modality]):
                 raise FitError(

@@ -100,7 +100,8 @@ class Cosine(Metric):
         """Scores (n, m) of unnormalised `queries` (n, d) and `items` (m, d)."""
         q = queries / np.linalg.norm(queries, axis=1, keepdims=True)  # (n, d)
         x = items / np.linalg.norm(items, axis=1, keepdims=True)  # (m, d)
-        return q @ x.T
+        scores: Scores = q @ x.T
+        return scores
 
     def lower(self, dim: int) -> Lowering:
         """Native: Qdrant normalises on write and compares by inner product."""
@@ -168,7 +169,8 @@ def _negated_distance(queries: Vectors, items: Vectors, distance: str) -> Scores
     from scipy.spatial.distance import cdist  # here, because scipy takes as long to import as all of `--help`
 
     dtype = np.result_type(queries, items)
-    return np.negative(cdist(queries.astype(np.float64), items.astype(np.float64), distance)).astype(dtype)
+    distances: Scores = cdist(queries.astype(np.float64), items.astype(np.float64), distance)
+    return -distances.astype(dtype)
 
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (Cosine(), Dot(), Euclid(), Manhattan())}

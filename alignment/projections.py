@@ -96,7 +96,7 @@ class Method(ABC):
         """Hyperparameters worth trying on spaces of these dimensions; none where the method does not apply."""
 
     @abstractmethod
-    def solve(self, **hyperparameters: Any) -> "tuple[Tensor | None, Tensor | None]":
+    def solve(self, hyperparameters: Hyperparameters) -> "tuple[Tensor | None, Tensor | None]":
         """Return the weights `(d_x, d_out)` and `(d_y, d_out)`, float64; None keeps a space as it is."""
 
 
@@ -111,7 +111,7 @@ class Identity(Method):
         """One candidate where the dimensions agree."""
         return [{}] if d_x == d_y else []
 
-    def solve(self, **hyperparameters: Any) -> "tuple[Tensor | None, Tensor | None]":
+    def solve(self, hyperparameters: Hyperparameters) -> "tuple[Tensor | None, Tensor | None]":
         """Keep both spaces."""
         return None, None
 
@@ -130,11 +130,11 @@ class Procrustes(Method):
         widest = min(d_x, d_y)
         return [{"components": d} for d in _halvings(widest, 4)]
 
-    def solve(self, *, components: int, **_: Any) -> "tuple[Tensor, Tensor]":
+    def solve(self, hyperparameters: Hyperparameters) -> "tuple[Tensor, Tensor]":
         """Rotate the first `components` principal axes of X onto those of Y."""
         import torch
 
-        kept = min(components, *(spectrum.rank for spectrum in self._spectra))
+        kept = min(hyperparameters["components"], *(spectrum.rank for spectrum in self._spectra))
         P_x, P_y = (spectrum.vectors[:, :kept] for spectrum in self._spectra)  # (d, k) each
         U, _singular, Vt = torch.linalg.svd(P_x.T @ self._cross @ P_y)
         return P_x @ U @ Vt, P_y
@@ -154,10 +154,11 @@ class Ridge(Method):
         penalties = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
         return [{"target": target, "penalty": p} for target in ("text", "image") for p in penalties]
 
-    def solve(self, *, target: str, penalty: float, **_: Any) -> "tuple[Tensor | None, Tensor | None]":
+    def solve(self, hyperparameters: Hyperparameters) -> "tuple[Tensor | None, Tensor | None]":
         """Map images into the text space (`target="text"`) or texts into the image space."""
         spectrum_x, spectrum_y = self._spectra
-        if target == "text":
+        penalty = hyperparameters["penalty"]
+        if hyperparameters["target"] == "text":
             return spectrum_x.ridge(self._cross, penalty), None
         return None, spectrum_y.ridge(self._cross.T, penalty)
 
@@ -193,18 +194,15 @@ class RegularisedCCA(Method):
             self._last_key, self._last = (r_x, r_y), (A @ U, B @ Vt.T, correlations)
         return self._last
 
-    def solve(
-        self, *, shrinkage_image: float, shrinkage_text: float, components: int, power: float, **_: Any
-    ) -> "tuple[Tensor, Tensor]":
+    def solve(self, hyperparameters: Hyperparameters) -> "tuple[Tensor, Tensor]":
         """Keep `components` canonical directions, scaled by their correlations to the power `power`."""
-        W_x, W_y, correlations = self._canonical(shrinkage_image, shrinkage_text)
-        scale = correlations[:components] ** power  # (k,)
+        W_x, W_y, correlations = self._canonical(hyperparameters["shrinkage_image"], hyperparameters["shrinkage_text"])
+        components = hyperparameters["components"]
+        scale = correlations[:components] ** hyperparameters["power"]  # (k,)
         return W_x[:, :components] * scale, W_y[:, :components] * scale
 
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Identity, Procrustes, Ridge, RegularisedCCA)
-}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Identity, Procrustes, Ridge, RegularisedCCA)}
 
 
 class Spectrum:
@@ -237,11 +235,13 @@ class Spectrum:
     def ridge(self, cross: "Tensor", penalty: float) -> "Tensor":
         """`(Z'Z + penalty * mean eigenvalue * I)^-1 cross`, (d, d_target)."""
         scale = 1.0 / (self.values + penalty * self.mean_value)  # (rank,)
-        return self.vectors @ (scale[:, None] * (self.vectors.T @ cross))
+        weight: Tensor = self.vectors @ (scale[:, None] * (self.vectors.T @ cross))
+        return weight
 
     def whitener(self, shrinkage: float) -> "Tensor":
         """`V diag((values + shrinkage * mean eigenvalue)^-1/2)`, (d, rank)."""
-        return self.vectors / (self.values + shrinkage * self.mean_value).sqrt()
+        whitening: Tensor = self.vectors / (self.values + shrinkage * self.mean_value).sqrt()
+        return whitening
 
 
 class Fitter:
@@ -255,14 +255,12 @@ class Fitter:
         place = torch.device("cpu") if device.type == "mps" else device
         sides = [torch.from_numpy(unit(side)).to(place, torch.float64) for side in (X, Y)]
         self._means = [side.mean(dim=0) if kind.centres else None for side in sides]
-        centred = [
-            side if mean is None else side - mean for side, mean in zip(sides, self._means, strict=True)
-        ]
+        centred = [side if mean is None else side - mean for side, mean in zip(sides, self._means, strict=True)]
         self._solver = kind(*centred)
 
-    def fit(self, **hyperparameters: Any) -> tuple[Projection, Projection]:
+    def fit(self, hyperparameters: Hyperparameters) -> tuple[Projection, Projection]:
         """Return the image and the text projection for these hyperparameters."""
-        weights = self._solver.solve(**hyperparameters)
+        weights = self._solver.solve(hyperparameters)
         dims = (self._solver.X.shape[1], self._solver.Y.shape[1])
         image, text = (
             Projection(dim, *(None if t is None else t.to("cpu").float().numpy() for t in (mean, weight)))

@@ -42,4 +42,5 @@ def unit(X: npt.NDArray[np.floating]) -> FloatArray:
     >>> unit(np.array([[3.0, 4.0]]))
     array([[0.6, 0.8]], dtype=float32)
     """
-    return (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float32)
+    scaled: FloatArray = (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float32)
+    return scaled

@@ -28,9 +28,9 @@ from alignment.embeddings import Modality
 from connector.errors import CorpusError
 
 IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .gif .ico .jfif .jpeg .jpg .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+    {".avif", ".bmp", ".gif", ".ico", ".jfif", ".jpeg", ".jpg", ".pgm"}
+    | {".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
-COLUMNS = ("image", "caption", "key", "group")
 # What the connector writes into every payload itself.
 RESERVED = frozenset(("modality", "content_sha256", "split"))
 MOST_CAPTIONS = 1000  # of one key; more in a row means that the key column is not a key
@@ -273,9 +273,7 @@ class Folder(Corpus):
                 yield Reject(str(directory), 0, "read", "folder-unreadable", str(error))
                 continue
             stack += [e for e in reversed(entries) if e.is_dir()]
-            yield from (
-                e for e in entries if e.suffix.lower() in {*IMAGE_SUFFIXES, ".txt"} and not e.is_dir()
-            )
+            yield from (e for e in entries if e.suffix.lower() in {*IMAGE_SUFFIXES, ".txt"} and not e.is_dir())
 
 
 READERS: dict[str, type[Corpus]] = {
@@ -361,9 +359,7 @@ class _Entry:
     def items(self, after: "_Entry | None" = None) -> Iterator[Item]:
         """Yield the image, unless an earlier row has, and the captions, counting on."""
         if after and ((self.image and after.image and self.image != after.image) or self.group != after.group):
-            raise _RowError(
-                "key-duplicate", f"key {self.key!r} stands in the row before with another image or group"
-            )
+            raise _RowError("key-duplicate", f"key {self.key!r} stands in the row before with another image or group")
         if after and set(self.captions) & set(after.captions):
             raise _RowError("key-duplicate", f"key {self.key!r} stands in an earlier row with the same caption")
         if after and len(after.captions) + len(self.captions) > MOST_CAPTIONS:

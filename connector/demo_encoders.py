@@ -1,4 +1,4 @@
-"""The demo's encoders: small pretrained models that install with `pip install modalign[demo]`, plugins like any other."""
+"""The demo's encoders: small pretrained models that install as packages, plugins like any other."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any

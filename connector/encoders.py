@@ -116,7 +116,9 @@ class OpenClipEncoder(Encoder):
 
         model_name, _, pretrained = (name, "", None) if name.startswith("hf-hub:") else name.partition("/")
         if pretrained == "":
-            raise EncoderError(f"open_clip:{name}: expected open_clip:MODEL/PRETRAINED, without which weights are random")
+            raise EncoderError(
+                f"open_clip:{name}: expected open_clip:MODEL/PRETRAINED, without which weights are random"
+            )
         self._model, _, self._preprocess = open_clip.create_model_and_transforms(
             model_name, pretrained=pretrained, device=device
         )
@@ -150,10 +152,11 @@ class TimmEncoder(Encoder):
     def __init__(self, name: str, device: "torch.device"):
         super().__init__(name, device)
         import timm  # takes seconds to import, and only this class needs it
+        from timm import data
 
         self._model = timm.create_model(name, pretrained=True, num_classes=0).to(device).eval()
-        settings = timm.data.resolve_model_data_config(self._model)
-        self._preprocess = timm.data.create_transform(**settings, is_training=False)
+        settings = data.resolve_model_data_config(self._model)
+        self._preprocess = data.create_transform(**settings, is_training=False)
         self._identify(self._model, str(self._preprocess))
 
     def prepare(self, modality: Modality, content: Image.Image | str) -> Any:
@@ -181,9 +184,9 @@ class SentenceTransformersEncoder(Encoder):
         super().__init__(name, device)
         # takes seconds to import, and only this class needs it
         from sentence_transformers import SentenceTransformer
-        from transformers.utils.logging import disable_progress_bar
+        from transformers.utils import logging
 
-        disable_progress_bar()
+        logging.disable_progress_bar()
         source = self.locate(name)
         self._model = SentenceTransformer(source, device=str(device), local_files_only=Path(source).is_dir())
         tokenizer = self._model.tokenizer

@@ -1,19 +1,19 @@
 """The exceptions of the connector; their base and those of the training side stand in alignment.errors.
 
-    ModalignError                       (alignment.errors)
-    └── ConnectorError
-        ├── SettingsError               names, URLs and options that cannot be meant
-        ├── CorpusError                 a corpus that cannot be read at all; single rows become rejects instead
-        ├── EncoderError                an encoder that does not exist, cannot be loaded, or is the wrong one
-        ├── ProvenanceError             the SQL database
-        │   └── NotMigratedError        ... has no tables yet, or older ones: run `modalign db upgrade`
-        ├── StoreError                  Qdrant refused or failed
-        │   ├── StoreUnavailableError   ... for now: unreachable, overloaded, timed out. Worth another try
-        │   ├── StoreBusyError          ... because another process owns it
-        │   └── CollectionNotFoundError
-        ├── FilterError                 a filter that is not valid
-        ├── MismatchError               two things that must agree do not: fail closed, never a bad result
-        └── RequirementError            an audit requirement that cannot be read
+ModalignError                       (alignment.errors)
+└── ConnectorError
+    ├── SettingsError               names, URLs and options that cannot be meant
+    ├── CorpusError                 a corpus that cannot be read at all; single rows become rejects instead
+    ├── EncoderError                an encoder that does not exist, cannot be loaded, or is the wrong one
+    ├── ProvenanceError             the SQL database
+    │   └── NotMigratedError        ... has no tables yet, or older ones: run `modalign db upgrade`
+    ├── StoreError                  Qdrant refused or failed
+    │   ├── StoreUnavailableError   ... for now: unreachable, overloaded, timed out. Worth another try
+    │   ├── StoreBusyError          ... because another process owns it
+    │   └── CollectionNotFoundError
+    ├── FilterError                 a filter that is not valid
+    ├── MismatchError               two things that must agree do not: fail closed, never a bad result
+    └── RequirementError            an audit requirement that cannot be read
 """
 
 from alignment.errors import ModalignError

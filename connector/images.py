@@ -63,7 +63,7 @@ def decode(content: bytes) -> Image.Image:
         raise ImageRejectedError("image-unidentified", "the content is in no known image format") from error
     except Image.DecompressionBombError as error:
         raise ImageRejectedError("image-too-large", str(error)) from error
-    except Exception as error:  # noqa: BLE001  Pillow's decoders raise whatever a broken file makes them raise
+    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
         raise ImageRejectedError("image-broken", f"{type(error).__name__}: {error}") from error
 
 
