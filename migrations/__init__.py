@@ -1,0 +1,1 @@
+"""Alembic migrations of the provenance database, shipped inside the installed package."""

@@ -1,0 +1,197 @@
+"""What SQL remembers: encoders, embedding sets, alignments, releases, runs, batches, rejects, audits, measures.
+
+Only the migrations create these tables; a test proves that models and migrations are equal.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, MetaData, String, Text, TypeDecorator, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A point in time, always with time zone UTC; SQLite would forget the zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Store as UTC."""
+        return value.astimezone(UTC) if value else None
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Read as UTC."""
+        return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
+
+
+def now() -> datetime:
+    """Return the present time in UTC."""
+    return datetime.now(UTC)
+
+
+class Base(DeclarativeBase):
+    """Base of all tables. Constraint names are fixed, so that migrations can refer to them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON}  # noqa: RUF012  SQLAlchemy's own form
+
+
+class EncoderRow(Base):
+    """A frozen model as it was used for one modality."""
+
+    __tablename__ = "encoder"
+    __table_args__ = (UniqueConstraint("modality", "fingerprint", "spec"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    modality: Mapped[str] = mapped_column(String(8))
+    spec: Mapped[str] = mapped_column(Text)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    dim: Mapped[int]
+
+
+class EmbeddingSetRow(Base):
+    """An embedding set as its last complete encode left it."""
+
+    __tablename__ = "embedding_set"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(128))
+    path: Mapped[str] = mapped_column(Text, unique=True)
+    corpus: Mapped[str] = mapped_column(Text)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    image_encoder_id: Mapped[int | None] = mapped_column(ForeignKey("encoder.id"))
+    text_encoder_id: Mapped[int | None] = mapped_column(ForeignKey("encoder.id"))
+    image_count: Mapped[int]
+    text_count: Mapped[int]
+    updated_at: Mapped[datetime]
+
+
+class AlignmentRow(Base):
+    """A fitted alignment. The fingerprint identifies it, the name is what people call it."""
+
+    __tablename__ = "alignment"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(128))
+    fingerprint: Mapped[str] = mapped_column(String(64), unique=True)
+    path: Mapped[str] = mapped_column(Text)
+    method: Mapped[str] = mapped_column(String(64))
+    dim: Mapped[int]
+    image_encoder_id: Mapped[int] = mapped_column(ForeignKey("encoder.id"))
+    text_encoder_id: Mapped[int] = mapped_column(ForeignKey("encoder.id"))
+    card: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
+class ReleaseRow(Base):
+    """One alignment under one metric in one physical collection of one store.
+
+    States: `building` until verified, `ready` when complete, `live` when the alias names it, `retired` after that.
+    """
+
+    __tablename__ = "release"
+    __table_args__ = (UniqueConstraint("store_url", "physical_name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    store_url: Mapped[str] = mapped_column(String(512))
+    collection: Mapped[str] = mapped_column(String(128), index=True)
+    metric: Mapped[str] = mapped_column(String(128))
+    physical_name: Mapped[str] = mapped_column(String(255))
+    alignment_id: Mapped[int] = mapped_column(ForeignKey("alignment.id"))
+    distance: Mapped[str] = mapped_column(String(16))
+    dim: Mapped[int]
+    lowering_version: Mapped[int]
+    settings: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(String(16))
+    points: Mapped[int]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class RunRow(Base):
+    """One execution of a command. Outcomes: running, done, failed, interrupted, killed."""
+
+    __tablename__ = "run"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    command: Mapped[str] = mapped_column(String(32))
+    parameters: Mapped[dict[str, Any]]
+    outcome: Mapped[str] = mapped_column(String(16))
+    counts: Mapped[dict[str, Any]]
+    error: Mapped[str | None] = mapped_column(Text)
+    host: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int]
+    version: Mapped[str] = mapped_column(String(32))
+    started_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+
+
+class BatchRow(Base):
+    """The ledger: rows of a shard that are durable in a release, and the digest of what was written."""
+
+    __tablename__ = "batch"
+    __table_args__ = (UniqueConstraint("release_id", "embedding_set_id", "shard", "start"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    release_id: Mapped[int] = mapped_column(ForeignKey("release.id"))
+    embedding_set_id: Mapped[int] = mapped_column(ForeignKey("embedding_set.id"))
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"))
+    shard: Mapped[str] = mapped_column(String(64))
+    start: Mapped[int]
+    points: Mapped[int]
+    digest: Mapped[str] = mapped_column(String(64))
+    written_at: Mapped[datetime]
+
+
+class RejectRow(Base):
+    """An item that a run refused, and why."""
+
+    __tablename__ = "reject"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"), index=True)
+    source: Mapped[str] = mapped_column(Text)
+    position: Mapped[int]
+    stage: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(String(64))
+    detail: Mapped[str] = mapped_column(Text)
+    key: Mapped[str | None] = mapped_column(Text)
+    modality: Mapped[str | None] = mapped_column(String(8))
+
+
+class AuditRow(Base):
+    """A verdict on a release: `passed`, `failed`, or `measured` where nothing was required."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"))
+    release_id: Mapped[int] = mapped_column(ForeignKey("release.id"), index=True)
+    embedding_set_id: Mapped[int] = mapped_column(ForeignKey("embedding_set.id"))
+    verdict: Mapped[str] = mapped_column(String(16))
+    settings: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
+class MeasureRow(Base):
+    """One number of an audit, with its 95% interval where it has one."""
+
+    __tablename__ = "measure"
+    __table_args__ = (UniqueConstraint("audit_id", "direction", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    audit_id: Mapped[int] = mapped_column(ForeignKey("audit.id"))
+    direction: Mapped[str] = mapped_column(String(16))
+    name: Mapped[str] = mapped_column(String(64))
+    value: Mapped[float]
+    low: Mapped[float | None]
+    high: Mapped[float | None]
+    queries: Mapped[int]

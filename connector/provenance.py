@@ -1,0 +1,375 @@
+"""The recorder: what was encoded, fitted, written and audited, with what, by which run, and how it ended."""
+
+import json
+import os
+import platform
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+from alembic import command as alembic
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, create_engine, delete, event, func, select, update
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+import migrations
+from alignment.artifact import Alignment
+from alignment.embeddings import EmbeddingSet, EncoderCard, Modality
+from connector.corpus import Reject
+from connector.errors import NotMigratedError, ProvenanceError
+from connector.models import (
+    AlignmentRow,
+    AuditRow,
+    BatchRow,
+    EmbeddingSetRow,
+    EncoderRow,
+    MeasureRow,
+    RejectRow,
+    ReleaseRow,
+    RunRow,
+    now,
+)
+from connector.settings import redacted
+
+REJECTS_A_COMMIT = 256
+LONGEST_DETAIL = 2000  # characters of an error or a reject's detail that are kept
+
+
+@dataclass(slots=True)
+class Run:
+    """One execution of a command, while it runs. Count in `counts`; hand refused items to `reject`."""
+
+    id: int
+    counts: Counter[str] = field(default_factory=Counter)
+    _provenance: "Provenance | None" = None
+    _rejects: list[RejectRow] = field(default_factory=list)
+
+    def reject(self, refused: Reject) -> None:
+        """Record a refused item."""
+        self.counts["rejected"] += 1
+        row = RejectRow(run_id=self.id, **asdict(refused))
+        row.detail = row.detail[:LONGEST_DETAIL].replace("\0", "\\0")
+        for column in ("source", "key", "detail"):
+            if (value := getattr(row, column)) is not None:
+                # Paths and keys may hold bytes that are no text, which databases refuse.
+                setattr(row, column, value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0"))
+        self._rejects.append(row)
+        if len(self._rejects) >= REJECTS_A_COMMIT:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rejects that were collected."""
+        if self._rejects and self._provenance:
+            with self._provenance.session() as session:
+                session.add_all(self._rejects)
+            self._rejects = []
+
+
+class Provenance:
+    """The provenance database. Use as a context manager."""
+
+    def __init__(self, url: str):
+        self.url = url
+        self._engine = _engine(url)
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """Open the database at the SQLAlchemy URL `url`.
+
+        Raises:
+            ProvenanceError: it cannot be reached.
+            NotMigratedError: its tables are missing or older than this modalign.
+        """
+        opened = cls(url)
+        with _translated(url):
+            if (path := _sqlite_path(url)) and not path.exists():
+                current: tuple[str, ...] = ()
+            else:
+                with opened._engine.connect() as connection:
+                    current = MigrationContext.configure(connection).get_current_heads()
+        expected = tuple(ScriptDirectory.from_config(alembic_config(url)).get_heads())
+        if current != expected:
+            opened.close()
+            raise NotMigratedError(
+                f"database {redacted(url)}: expected the tables of migration {', '.join(expected)}, found "
+                f"{', '.join(current) or 'none'}; run `modalign db upgrade`"
+            )
+        return opened
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back the connections."""
+        self._engine.dispose()
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """Open a transaction that commits when the block ends and rolls back when it raises."""
+        with _translated(self.url), Session(self._engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def run(self, command: str, parameters: Mapping[str, Any]) -> Iterator[Run]:
+        """Record one execution of `command`: its parameters, its counts and how it ended, also when it raises."""
+        host, pid = platform.node(), os.getpid()
+        with self.session() as session:
+            for other in session.scalars(select(RunRow).where(RunRow.outcome == "running", RunRow.host == host)):
+                if not _alive(other.pid):
+                    other.outcome, other.finished_at = "killed", now()
+            row = RunRow(
+                command=command,
+                parameters=json.loads(json.dumps(parameters, default=str)),
+                outcome="running",
+                counts={},
+                host=host,
+                pid=pid,
+                version=version("modalign"),
+                started_at=now(),
+            )
+            session.add(row)
+        run = Run(row.id, _provenance=self)
+        try:
+            yield run
+        except BaseException as error:
+            stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+            self._finish(run, "interrupted" if stopped else "failed", f"{type(error).__name__}: {error}")
+            raise
+        self._finish(run, "done", None)
+
+    def _finish(self, run: Run, outcome: str, error: str | None) -> None:
+        run.flush()
+        values = {"outcome": outcome, "counts": dict(run.counts), "finished_at": now()}
+        values["error"] = without_passwords(error)[:LONGEST_DETAIL] if error else None
+        with self.session() as session:
+            session.execute(update(RunRow).where(RunRow.id == run.id).values(**values))
+
+    def record_set(self, embedding_set: EmbeddingSet) -> int:
+        """Record an embedding set as it stands now; return its row."""
+        card, path = embedding_set.card, str(embedding_set.path.absolute())
+        with self.session() as session:
+            encoders = {m: _encoder_id(session, m, c) for m, c in card.encoders.items()}
+            row = session.scalars(select(EmbeddingSetRow).where(EmbeddingSetRow.path == path)).one_or_none()
+            row = row or EmbeddingSetRow(path=path)
+            row.name, row.corpus, row.fingerprint = card.name, card.corpus, card.fingerprint
+            row.image_encoder_id, row.text_encoder_id = encoders.get("image"), encoders.get("text")
+            row.image_count, row.text_count = card.counts.get("image", 0), card.counts.get("text", 0)
+            row.updated_at = now()
+            session.add(row)
+        return row.id
+
+    def record_alignment(self, name: str, path: Path, alignment: Alignment) -> int:
+        """Record an alignment; return its row."""
+        with self.session() as session:
+            encoders = {m: _encoder_id(session, m, c) for m, c in alignment.card.encoders.items()}
+            row = session.scalars(
+                select(AlignmentRow).where(AlignmentRow.fingerprint == alignment.fingerprint)
+            ).one_or_none()
+            row = row or AlignmentRow(fingerprint=alignment.fingerprint, created_at=now())
+            row.name, row.path, row.method, row.dim = name, str(path.absolute()), alignment.card.method, alignment.dim
+            row.image_encoder_id, row.text_encoder_id = encoders["image"], encoders["text"]
+            row.card = asdict(alignment.card)
+            session.add(row)
+        return row.id
+
+    def alignment(self, alignment_id: int) -> AlignmentRow:
+        """Return the row of an alignment."""
+        with self.session() as session:
+            return session.get_one(AlignmentRow, alignment_id)
+
+    def releases(self, **where: Any) -> list[ReleaseRow]:
+        """Return the releases whose columns have these values, newest last."""
+        with self.session() as session:
+            return list(session.scalars(select(ReleaseRow).filter_by(**where).order_by(ReleaseRow.id)))
+
+    def save(self, row: ReleaseRow) -> ReleaseRow:
+        """Insert or update a release."""
+        row.updated_at = now()
+        with self.session() as session:
+            return session.merge(row)
+
+    def ledger(self, release_id: int, set_id: int | None = None) -> dict[tuple[str, int], tuple[str, int]]:
+        """Return what is written: `{(shard, start): (digest, points)}`."""
+        query = select(BatchRow.shard, BatchRow.start, BatchRow.digest, BatchRow.points)
+        query = query.where(BatchRow.release_id == release_id, BatchRow.embedding_set_id == set_id)
+        with self.session() as session:
+            return {(shard, start): (digest, points) for shard, start, digest, points in session.execute(query)}
+
+    def ledger_points(self, release_id: int) -> int:
+        """Return how many points the ledger says a release holds, over all embedding sets."""
+        query = select(func.coalesce(func.sum(BatchRow.points), 0)).where(BatchRow.release_id == release_id)
+        with self.session() as session:
+            return int(session.scalar(query) or 0)
+
+    def write_ledger(
+        self, release_id: int, set_id: int, run_id: int, batches: Mapping[tuple[str, int], tuple[str, int]]
+    ) -> None:
+        """Record batches that are durable in the store, replacing what stood at their places."""
+        places = list(batches)
+        with self.session() as session:
+            _forget(session, release_id, set_id, places)
+            session.add_all(
+                BatchRow(
+                    release_id=release_id, embedding_set_id=set_id, run_id=run_id, shard=shard, start=start,
+                    points=points, digest=digest, written_at=now(),
+                )
+                for (shard, start), (digest, points) in batches.items()
+            )  # fmt: skip
+
+    def forget_batches(self, release_id: int, set_id: int, places: Iterable[tuple[str, int]]) -> None:
+        """Remove ledger lines of rows that are no longer in the embedding set."""
+        with self.session() as session:
+            _forget(session, release_id, set_id, list(places))
+
+    def forget_ledger(self, release_id: int) -> None:
+        """Empty the ledger of a release, so that everything is written again."""
+        with self.session() as session:
+            session.execute(delete(BatchRow).where(BatchRow.release_id == release_id))
+
+    def record_audit(
+        self, *, run_id: int, release_id: int, set_id: int, verdict: str, settings: dict[str, Any],
+        measures: Sequence[MeasureRow],
+    ) -> int:  # fmt: skip
+        """Record an audit with its measures; return its row."""
+        audit = AuditRow(
+            run_id=run_id, release_id=release_id, embedding_set_id=set_id, verdict=verdict, settings=settings,
+            created_at=now(),
+        )  # fmt: skip
+        with self.session() as session:
+            session.add(audit)
+            session.flush()
+            for measure in measures:
+                measure.audit_id = audit.id
+            session.add_all(measures)
+        return audit.id
+
+    def runs(self, limit: int) -> list[RunRow]:
+        """Return the newest runs, newest first."""
+        with self.session() as session:
+            return list(session.scalars(select(RunRow).order_by(RunRow.id.desc()).limit(limit)))
+
+    def rejects(self, run_id: int, limit: int | None = None) -> list[RejectRow]:
+        """Return the items that a run refused, in the order in which it met them."""
+        query = select(RejectRow).where(RejectRow.run_id == run_id).order_by(RejectRow.id).limit(limit)
+        with self.session() as session:
+            return list(session.scalars(query))
+
+    def last_run_with_rejects(self) -> int | None:
+        """Return the newest run that refused an item."""
+        with self.session() as session:
+            return session.scalar(select(func.max(RejectRow.run_id)))
+
+
+def upgrade(url: str, revision: str = "head") -> None:
+    """Create or upgrade the tables of the database at `url`."""
+    if path := _sqlite_path(url):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _translated(url):
+        alembic.upgrade(alembic_config(url), revision)
+
+
+def downgrade(url: str, revision: str) -> None:
+    """Take the tables back to `revision`; `base` removes them with all they hold."""
+    with _translated(url):
+        alembic.downgrade(alembic_config(url), revision)
+
+
+def alembic_config(url: str) -> Config:
+    """Return Alembic's configuration for the database at `url`; the migrations are a package, wherever it lies."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent).replace("%", "%%"))
+    config.attributes["engine"] = _engine(url)
+    return config
+
+
+def without_passwords(text: str) -> str:
+    """Return `text` with the passwords of the URLs in it blotted out.
+
+    >>> without_passwords("cannot reach http://me:secret@db:6333/")
+    'cannot reach http://me:***@db:6333/'
+    """
+    return re.sub(r"(://[^/\s:@]*):[^/\s@]+@", r"\1:***@", text)
+
+
+def _engine(url: str) -> Engine:
+    try:
+        engine = create_engine(url)
+    except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
+        raise ProvenanceError(
+            f"database {redacted(url)}: expected an SQLAlchemy URL such as sqlite:///PATH or "
+            f"postgresql+psycopg://USER@HOST/NAME (with the extra `postgres`); {without_passwords(str(error))}"
+        ) from None
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _harden_sqlite)
+    return engine
+
+
+def _harden_sqlite(connection: Any, _: object) -> None:
+    # A commit survives a power cut; readers do not stop a writer; a second writer waits instead of failing.
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _sqlite_path(url: str) -> Path | None:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return None
+    return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
+
+
+@contextmanager
+def _translated(url: str) -> Iterator[None]:
+    """The one boundary at which SQLAlchemy's errors become ours."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        cause = str(error.orig if isinstance(error, DBAPIError) else error).strip()
+        raise ProvenanceError(
+            f"database {redacted(url)}: {without_passwords(cause)}; check that it runs and that "
+            "MODALIGN_DATABASE_URL names it"
+        ) from error
+
+
+def _encoder_id(session: Session, modality: Modality, card: EncoderCard) -> int:
+    identity = {"modality": modality, "fingerprint": card.fingerprint, "spec": card.spec}
+    row = session.scalars(select(EncoderRow).filter_by(**identity)).one_or_none()
+    if row is None:
+        row = EncoderRow(**identity, dim=card.dim)
+        session.add(row)
+        session.flush()
+    return row.id
+
+
+def _forget(session: Session, release_id: int, set_id: int, places: list[tuple[str, int]]) -> None:
+    for shard, start in places:
+        session.execute(
+            delete(BatchRow).where(
+                BatchRow.release_id == release_id,
+                BatchRow.embedding_set_id == set_id,
+                BatchRow.shard == shard,
+                BatchRow.start == start,
+            )
+        )
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
