@@ -305,11 +305,14 @@ def without_passwords(text: str) -> str:
 
 def _engine(url: str) -> Engine:
     try:
-        engine = create_engine(url)
+        parsed = make_url(url)
+        if parsed.drivername in ("postgresql", "postgres"):  # psycopg 3 is the driver that our extra installs
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        engine = create_engine(parsed)
     except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
         raise ProvenanceError(
             f"database {redacted(url)}: expected an SQLAlchemy URL such as sqlite:///PATH or "
-            f"postgresql+psycopg://USER@HOST/NAME (with the extra `postgres`); {without_passwords(str(error))}"
+            f"postgresql://USER@HOST/NAME (with the extra `postgres`); {without_passwords(str(error))}"
         ) from None
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _harden_sqlite)

@@ -1,0 +1,326 @@
+"""Encode a corpus into an embedding set: resumable, and never the same content twice.
+
+A killed encode leaves whole shards. The next one reads the corpus from its start, passes over what stands in the
+shards already, and so cuts the same batches and the same shards as an undisturbed run would have.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alignment.embeddings import IDENTITY, MODALITIES, Modality, Rows, SetWriter, read_shard
+from alignment.vectors import FloatArray, faults
+from connector.corpus import Corpus, Item, Reject
+from connector.encoders import Encoder
+from connector.errors import CorpusError
+from connector.images import ImageRejectedError, decode, read_image
+from connector.progress import Advance
+from connector.provenance import Run
+
+SHARD_ROWS = 1024
+BATCH_ITEMS = 32
+DECODING_THREADS = 4
+
+
+def encode(
+    corpus: Corpus,
+    writer: SetWriter,
+    encoders: Mapping[Modality, Encoder],
+    run: Run,
+    *,
+    batch_items: int = BATCH_ITEMS,
+    shard_rows: int = SHARD_ROWS,
+    advance: Advance = lambda count: None,
+) -> None:
+    """Encode `corpus` with `encoders` into the set that `writer` has open.
+
+    Counts `encoded`, `reused`, `unchanged`, `rejected` in `run`, `left_out` for items of a modality without an
+    encoder, and `no_longer_in_corpus` for rows that stay in the set although the corpus has lost them.
+
+    Raises:
+        CorpusError: the corpus holds not a single item or reject.
+    """
+    with closing(_Index(writer)) as index, ThreadPoolExecutor(DECODING_THREADS) as threads:
+        sinks = {m: _Sink(m, e, writer, index, run, batch_items, shard_rows) for m, e in encoders.items()}
+        stream = iter(corpus)
+        seen_any, position = False, 0
+        while window := list(islice(stream, batch_items)):
+            seen_any = True
+            # Images are read and prepared by threads, but join their batch in the order of the corpus.
+            for entry, content in zip(window, threads.map(lambda e: _read(e, encoders, index), window), strict=True):
+                _take(entry, content, sinks, index, run)
+            reached = max(position, window[-1].position)
+            advance(reached - position)
+            position = reached
+        if not seen_any:
+            raise CorpusError(f"corpus {corpus.path} is empty: expected at least one image or caption")
+        for sink in sinks.values():
+            sink.close()
+        index.drop_superseded(writer)
+        run.counts["no_longer_in_corpus"] = index.unseen()
+    writer.finish()
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What an item turned out to hold: its hash and what the encoder takes, or the image file to make that of.
+
+    Images whose vector stands in the set already are not prepared.
+    """
+
+    sha256: str
+    prepared: Any = None
+    file: bytes | None = None
+
+
+def _read(entry: Item | Reject, encoders: Mapping[Modality, Encoder], index: "_Index") -> _Content | Reject | None:
+    """Read, hash and prepare one item; runs in a thread."""
+    if isinstance(entry, Reject) or entry.modality not in encoders:
+        return None
+    if isinstance(entry.content, str):
+        return _Content(hashlib.sha256(entry.content.encode()).hexdigest(), entry.content)
+    try:
+        file = read_image(entry.content)
+    except ImageRejectedError as error:
+        return _refused(entry, "read", error.reason, str(error))
+    content = _Content(hashlib.sha256(file).hexdigest(), file=file)
+    if index.knows(entry.modality, content.sha256):
+        return content
+    return _prepare(entry, content, encoders[entry.modality])
+
+
+def _prepare(item: Item, content: _Content, encoder: Encoder) -> _Content | Reject:
+    """Decode and preprocess an image."""
+    assert content.file is not None
+    try:
+        return _Content(content.sha256, encoder.prepare(item.modality, decode(content.file)))
+    except ImageRejectedError as error:
+        return _refused(item, "decode", error.reason, str(error))
+
+
+def _take(
+    entry: Item | Reject,
+    content: _Content | Reject | None,
+    sinks: Mapping[Modality, "_Sink"],
+    index: "_Index",
+    run: Run,
+) -> None:
+    """Route one entry of the corpus to where it belongs."""
+    if isinstance(entry, Reject):
+        run.reject(entry)
+    elif entry.modality not in sinks:
+        run.counts["left_out"] += 1
+    elif not index.first_time(entry.modality, entry.key):
+        detail = f"{entry.modality} key {entry.key!r} came before in this corpus; keys must be unique"
+        run.reject(_refused(entry, "read", "key-duplicate", detail))
+    elif isinstance(content, Reject):
+        run.reject(content)
+    elif content is not None:
+        sinks[entry.modality].take(entry, content)
+
+
+def _refused(item: Item, stage: str, reason: str, detail: str) -> Reject:
+    return Reject(item.source, item.position, stage, reason, detail, item.key, item.modality)
+
+
+@dataclass(slots=True)
+class _Sink:
+    """Collects items of one modality into batches for the encoder and encoded rows into shards."""
+
+    modality: Modality
+    encoder: Encoder
+    writer: SetWriter
+    index: "_Index"
+    run: Run
+    batch_items: int
+    shard_rows: int
+    _batch: list[tuple[Item, _Content]] = field(default_factory=list)
+    _known: dict[int, FloatArray] = field(default_factory=dict)
+    _rows: list[Rows] = field(default_factory=list)
+
+    def take(self, item: Item, content: _Content) -> None:
+        """Accept an item: pass over it, reuse the vector of equal content, or encode it with its batch."""
+        payload = json.dumps(item.payload, ensure_ascii=False, sort_keys=True)
+        standing = self.index.find_key(self.modality, item.key)
+        if standing and standing.matches(content.sha256, item.group, payload):
+            self.run.counts["unchanged"] += 1
+            return
+        vector = self.index.find_vector(self.modality, content.sha256)
+        if vector is not None:
+            self._known[len(self._batch)] = vector
+        elif content.prepared is None:
+            # The only row of this content was superseded after the image had been read.
+            prepared = _prepare(item, content, self.encoder)
+            if isinstance(prepared, Reject):
+                self.run.reject(prepared)
+                return
+            content = prepared
+        self._batch.append((item, content))
+        if len(self._batch) - len(self._known) >= self.batch_items or len(self._batch) >= self.shard_rows:
+            self._encode()
+
+    def close(self) -> None:
+        """Encode and write what is left."""
+        self._encode()
+        self._write()
+
+    def _encode(self) -> None:
+        if not self._batch:
+            return
+        vectors = np.zeros((len(self._batch), self.encoder.dim), np.float32)
+        fresh = [row for row in range(len(self._batch)) if row not in self._known]
+        if fresh:
+            vectors[fresh] = self.encoder.embed(self.modality, [self._batch[row][1].prepared for row in fresh])
+        for row, vector in self._known.items():
+            vectors[row] = vector
+        broken = faults(vectors)
+        for row, reason in broken.items():
+            item = self._batch[row][0]
+            detail = f"{self.encoder.spec} gave a vector that cannot be compared"
+            self.run.reject(_refused(item, "encode", reason, detail))
+        sound = [row for row in range(len(self._batch)) if row not in broken]
+        self.run.counts["reused"] += len(self._known)
+        self.run.counts["encoded"] += len(fresh) - len(broken)
+        self._rows.append(_rows(self.modality, [self._batch[row] for row in sound], vectors[sound]))
+        self._batch, self._known = [], {}
+        if sum(map(len, self._rows)) >= self.shard_rows:
+            self._write()
+
+    def _write(self) -> None:
+        rows = [part for part in self._rows if len(part)]
+        if rows:
+            joined = Rows.concatenate(rows)
+            self.index.add(self.writer.append(joined), joined)
+        self._rows = []
+
+
+def _rows(modality: Modality, batch: Sequence[tuple[Item, _Content]], vectors: FloatArray) -> Rows:
+    return Rows(
+        modality,
+        [item.key for item, _ in batch],
+        [item.group for item, _ in batch],
+        [content.sha256 for _, content in batch],
+        [json.dumps(item.payload, ensure_ascii=False, sort_keys=True) for item, _ in batch],
+        vectors,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """A row that stands in the set."""
+
+    content_sha256: str
+    description: bytes
+
+    def matches(self, content_sha256: str, group: str, payload: str) -> bool:
+        """Whether an item is this row, unchanged."""
+        return (content_sha256, _description(group, payload)) == (self.content_sha256, self.description)
+
+
+class _Index:
+    """What stands in the set, by key and by content, and which keys this pass has met.
+
+    It lives in a temporary SQLite file that vanishes with the process: memory stays bounded at any corpus size, and
+    there is nothing to keep consistent after a kill.
+    """
+
+    def __init__(self, writer: SetWriter):
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._database.executescript(
+            """
+            PRAGMA journal_mode = OFF;
+            PRAGMA synchronous = OFF;
+            CREATE TABLE standing (
+                modality TEXT, key TEXT, content TEXT, description BLOB, shard TEXT, row INTEGER,
+                PRIMARY KEY (modality, key)
+            ) WITHOUT ROWID;
+            CREATE INDEX by_content ON standing (modality, content);
+            CREATE TABLE superseded (modality TEXT, shard TEXT, row INTEGER);
+            CREATE TABLE met (modality TEXT, key TEXT, PRIMARY KEY (modality, key)) WITHOUT ROWID;
+            """
+        )
+        self._directory = writer.path
+        self._cached: tuple[tuple[Modality, str], FloatArray] | None = None
+        for modality in MODALITIES:
+            for shard, table in writer.identities(modality):
+                identity = zip(*(table.column(name).to_pylist() for name in IDENTITY), strict=True)
+                self._insert(modality, shard.name, list(identity))
+
+    def add(self, shard: Path, rows: Rows) -> None:
+        """Take in a shard that was just written; rows of the same keys in older shards are superseded."""
+        identity = zip(rows.keys, rows.groups, rows.content_sha256, rows.payloads, strict=True)
+        self._insert(rows.modality, shard.name, list(identity))
+
+    def _insert(self, modality: Modality, shard: str, identity: Sequence[tuple[str, str, str, str]]) -> None:
+        self._database.execute("BEGIN")
+        self._database.executemany(
+            "INSERT INTO superseded SELECT modality, shard, row FROM standing WHERE modality = ? AND key = ?",
+            ((modality, key) for key, *_ in identity),
+        )
+        self._database.executemany(
+            "INSERT OR REPLACE INTO standing VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                (modality, key, content, _description(group, payload), shard, row)
+                for row, (key, group, content, payload) in enumerate(identity)
+            ),
+        )
+        self._database.execute("COMMIT")
+
+    def first_time(self, modality: Modality, key: str) -> bool:
+        """Note that this pass meets `key`; False if it has met it before."""
+        return bool(self._database.execute("INSERT OR IGNORE INTO met VALUES (?, ?)", (modality, key)).rowcount)
+
+    def find_key(self, modality: Modality, key: str) -> _Standing | None:
+        """Return the row of `key`."""
+        query = "SELECT content, description FROM standing WHERE modality = ? AND key = ?"
+        found = self._database.execute(query, (modality, key)).fetchone()
+        return _Standing(*found) if found else None
+
+    def knows(self, modality: Modality, content_sha256: str) -> bool:
+        """Whether a vector of this content stands in the set; safe to call from several threads."""
+        query = "SELECT 1 FROM standing WHERE modality = ? AND content = ?"
+        return self._database.execute(query, (modality, content_sha256)).fetchone() is not None
+
+    def find_vector(self, modality: Modality, content_sha256: str) -> FloatArray | None:
+        """Return the vector (d,) of this content, if it stands in the set."""
+        query = "SELECT shard, row FROM standing WHERE modality = ? AND content = ? ORDER BY shard, row LIMIT 1"
+        found = self._database.execute(query, (modality, content_sha256)).fetchone()
+        if found is None:
+            return None
+        shard, row = found
+        if self._cached is None or self._cached[0] != (modality, shard):
+            self._cached = (modality, shard), read_shard(self._directory / shard, modality).vectors
+        vector: FloatArray = self._cached[1][row].copy()
+        return vector
+
+    def drop_superseded(self, writer: SetWriter) -> None:
+        """Rewrite the shards that hold superseded rows without them."""
+        for modality, shard, rows in self._superseded():
+            writer.drop(self._directory / shard, modality, rows)
+
+    def _superseded(self) -> Iterator[tuple[Modality, str, set[int]]]:
+        query = "SELECT modality, shard, group_concat(row) FROM superseded GROUP BY modality, shard"
+        for modality, shard, rows in self._database.execute(query):
+            yield modality, shard, set(map(int, rows.split(",")))
+
+    def unseen(self) -> int:
+        """Count the rows whose keys this pass has not met."""
+        query = "SELECT count(*) FROM standing LEFT JOIN met USING (modality, key) WHERE met.key IS NULL"
+        return int(self._database.execute(query).fetchone()[0])
+
+    def close(self) -> None:
+        """Remove the index."""
+        self._database.close()
+
+
+def _description(group: str, payload: str) -> bytes:
+    return hashlib.sha256(json.dumps([group, payload]).encode()).digest()

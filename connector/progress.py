@@ -1,0 +1,73 @@
+"""Progress of long work: a bar with rate and time left on a terminal, plain lines elsewhere. Always on stderr."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+SECONDS_BETWEEN_LINES = 10.0
+
+Advance = Callable[[int], None]
+
+
+def say(line: str) -> None:
+    """Print a line for people."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+@contextmanager
+def progress(what: str, total: int | None, unit: str = "items") -> Iterator[Advance]:
+    """Show how far `what` has come. The block gets a function to call with the number of units done since."""
+    if sys.stderr.isatty():
+        with _bar(what, total) as advance:
+            yield advance
+    else:
+        with _lines(what, total, unit) as advance:
+            yield advance
+
+
+@contextmanager
+def _bar(what: str, total: int | None) -> Iterator[Advance]:
+    # rich takes as long to import as all of `--help`
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        """Units a second."""
+
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate()
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+        task = bars.add_task(what, total=total)
+        yield lambda count: bars.advance(task, count)
+
+
+@contextmanager
+def _lines(what: str, total: int | None, unit: str) -> Iterator[Advance]:
+    started = shown = time.monotonic()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, shown
+        done += count
+        if (moment := time.monotonic()) - shown >= SECONDS_BETWEEN_LINES:
+            shown = moment
+            rate = done / (moment - started)
+            left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
+            say(f"{what}: {done:,}{f' of {total:,}' if total else ''} {unit}, {rate:,.1f}/s{left}")
+
+    yield advance
+    elapsed = time.monotonic() - started
+    say(f"{what}: {done:,} {unit} in {elapsed:.1f} s")
