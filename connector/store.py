@@ -1,0 +1,283 @@
+"""The Store contract: what modalign needs of a Qdrant collection, however it runs.
+
+Two implementations behave alike (one test suite runs over both): `EdgeStore`, the engine in this process, and
+`QdrantStore`, a server. A name given to any method may be a collection or an alias.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment.errors import VectorError
+from alignment.metrics import Distance
+from alignment.vectors import ZERO, FloatArray, faults
+from connector.errors import CollectionNotFoundError, FilterError, SettingsError
+
+if TYPE_CHECKING:
+    from qdrant_client.models import Filter
+
+    from connector.settings import Settings
+
+Payload = dict[str, Any]
+PayloadKind = Literal["keyword", "integer", "float", "bool"]
+
+
+@dataclass(frozen=True, slots=True)
+class VectorConfig:
+    """A named vector: its dimension and how Qdrant compares it."""
+
+    dim: int
+    distance: Distance
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionConfig:
+    """How a collection is laid out.
+
+    Attributes:
+        vectors: named vectors; a point carries any of them.
+        payload_indexes: payload fields to index for filters.
+        metadata: JSON that is kept with the collection: the provenance chain.
+        m, ef_construct: of the HNSW graph.
+        indexing_threshold: kB of vectors in a segment from which a graph is built and used; below, search is
+            exact brute force.
+    """
+
+    vectors: Mapping[str, VectorConfig]
+    payload_indexes: Mapping[str, PayloadKind] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    m: int = 16
+    ef_construct: int = 100
+    indexing_threshold: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionInfo:
+    """What a collection is at the moment.
+
+    Attributes:
+        points: exact number of points.
+        indexed: vectors in an HNSW graph; 0 means that search is exact brute force.
+    """
+
+    name: str
+    vectors: Mapping[str, VectorConfig]
+    metadata: Mapping[str, Any]
+    points: int
+    indexed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """A batch of points that carry the same named vector: n ids (UUIDs), vectors (n, d), payloads."""
+
+    vector_name: str
+    ids: Sequence[str]
+    vectors: FloatArray
+    payloads: Sequence[Payload]
+
+
+class Hit(NamedTuple):
+    """A found point with Qdrant's raw score: a similarity under Cosine and Dot, a distance under the others."""
+
+    id: str
+    raw_score: float
+    payload: Payload
+
+
+class Record(NamedTuple):
+    """A stored point; `vector` is (d,) where it was asked for. Cosine collections store normalised vectors."""
+
+    id: str
+    vector: FloatArray | None
+    payload: Payload
+
+
+class Store(ABC):
+    """A Qdrant, wherever it runs. Use as a context manager."""
+
+    url: str
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Make everything durable and let go of it."""
+
+    @abstractmethod
+    def collections(self) -> list[str]:
+        """Return the names of all collections, sorted."""
+
+    @abstractmethod
+    def create(self, name: str, config: CollectionConfig) -> None:
+        """Create a collection with its payload indexes: whole, or not at all.
+
+        Raises:
+            StoreError: it exists.
+        """
+
+    @abstractmethod
+    def drop(self, name: str) -> None:
+        """Delete a collection, its points and the aliases that name it; nothing happens where there is none."""
+
+    @abstractmethod
+    def describe(self, name: str) -> CollectionInfo:
+        """Describe a collection.
+
+        Raises:
+            CollectionNotFoundError: there is none.
+        """
+
+    def upsert(self, name: str, points: Points) -> None:
+        """Write points; a point of the same id is replaced. All vectors are checked before any is written.
+
+        Raises:
+            VectorError: a vector of another dimension, not finite as float32, or zero under Cosine.
+            CollectionNotFoundError: there is no such collection or named vector.
+        """
+        self._check(name, points)
+        self._upsert(name, points)
+
+    @abstractmethod
+    def _upsert(self, name: str, points: Points) -> None:
+        """Write checked points."""
+
+    @abstractmethod
+    def flush(self, name: str) -> None:
+        """Return once everything written so far survives a power cut."""
+
+    @abstractmethod
+    def delete(self, name: str, ids: Sequence[str]) -> None:
+        """Delete points; unknown ids mean nothing."""
+
+    @abstractmethod
+    def retrieve(self, name: str, ids: Sequence[str], *, vector_name: str | None = None) -> list[Record]:
+        """Return the points with these ids, those that exist, in any order."""
+
+    @abstractmethod
+    def search(
+        self,
+        name: str,
+        vector_name: str,
+        queries: npt.NDArray[np.floating],
+        k: int,
+        *,
+        filter: "Filter | None" = None,
+        exact: bool = False,
+        with_payload: bool = True,
+    ) -> list[list[Hit]]:
+        """Search for each of the queries (n, d): up to `k` hits each, best first.
+
+        Args:
+            name: collection or alias.
+            vector_name: which vector of the points to compare with; points without it are never found.
+            queries: vectors (n, d), at least one.
+            k: how many hits.
+            filter: only points that match it.
+            exact: compare with every point instead of walking the graph.
+            with_payload: whether hits carry their payload.
+        """
+
+    @abstractmethod
+    def scroll(
+        self, name: str, *, vector_name: str | None = None, filter: "Filter | None" = None, page: int = 1000
+    ) -> Iterator[list[Record]]:
+        """Yield all points that match `filter` in pages of at most `page`, with the vector `vector_name`."""
+
+    @abstractmethod
+    def count(self, name: str, *, filter: "Filter | None" = None) -> int:
+        """Count points exactly."""
+
+    @abstractmethod
+    def ready(self, name: str) -> CollectionInfo:
+        """Build the index and return when nothing is left to build.
+
+        Raises:
+            StoreUnavailableError: the index was not built in time.
+        """
+
+    @abstractmethod
+    def aliases(self) -> dict[str, str]:
+        """Return `{alias: collection}`."""
+
+    @abstractmethod
+    def set_aliases(self, aliases: Mapping[str, str]) -> None:
+        """Let each alias name its collection: all of them at one moment, for every reader."""
+
+    def _check(self, name: str, points: Points) -> None:
+        vectors = self._vectors(name)
+        config = vectors.get(points.vector_name)
+        if config is None:
+            raise CollectionNotFoundError(
+                f"collection {name} has no vector {points.vector_name!r}; it has {', '.join(sorted(vectors))}"
+            )
+        expected = (len(points.ids), config.dim)
+        if points.vectors.shape != expected or len(points.payloads) != len(points.ids):
+            raise VectorError(
+                f"collection {name}: expected vectors of shape {expected} with a payload each, got "
+                f"{points.vectors.shape} with {len(points.payloads)} payloads"
+            )
+        harmful = {
+            row: reason
+            for row, reason in faults(points.vectors).items()
+            if reason != ZERO or config.distance is Distance.COSINE
+        }
+        if harmful:
+            row, reason = next(iter(harmful.items()))
+            raise VectorError(
+                f"collection {name}: {len(harmful)} of {len(points.ids)} vectors cannot be stored under "
+                f"{config.distance}, the first is point {points.ids[row]}: {reason}"
+            )
+
+    @abstractmethod
+    def _vectors(self, name: str) -> Mapping[str, VectorConfig]:
+        """Return the named vectors of a collection, cheaply."""
+
+
+def open_store(settings: "Settings") -> Store:
+    """Open the store that the settings name.
+
+    Raises:
+        SettingsError: the URL names no store.
+        StoreError: it cannot be opened.
+    """
+    scheme, _, rest = settings.store_url.partition(":")
+    if scheme == "edge" and rest:
+        from connector.edge_store import EdgeStore  # loads the engine, which a server's user need not have
+
+        return EdgeStore(rest)
+    if scheme in ("http", "https") and rest.startswith("//"):
+        from connector.qdrant_store import QdrantStore  # loads the client, which takes a second
+
+        return QdrantStore.connect(settings.store_url, api_key=settings.api_key)
+    raise SettingsError(f"store {settings.store_url!r}: expected edge:DIRECTORY or http(s)://HOST:PORT")
+
+
+def parse_filter(text: str) -> "Filter":
+    """Read a filter in Qdrant's own JSON.
+
+    Raises:
+        FilterError: it is no JSON or no filter.
+    """
+    from pydantic import ValidationError
+    from qdrant_client.models import Filter  # takes a second to import
+
+    example = '{"must": [{"key": "language", "match": {"value": "en"}}]}'
+    try:
+        return Filter.model_validate(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise FilterError(f"filter is no JSON ({error}); expected a Qdrant filter such as {example}") from None
+    except ValidationError as error:
+        places = sorted({".".join(map(str, e["loc"][:2])) or "(top)" for e in error.errors()})
+        raise FilterError(
+            f"filter is not valid at {', '.join(places)}; expected a Qdrant filter such as {example}"
+        ) from None
