@@ -324,7 +324,7 @@ class HoldOut:
     So a group stays on its side when the corpus grows, in every embedding set, without a list of names.
 
     >>> HoldOut(fraction=0.5).held_out(["a", "b", "c", "d"])
-    array([False,  True, False, False])
+    array([ True, False,  True,  True])
     """
 
     fraction: float = 0.25

@@ -62,7 +62,7 @@ class Labelled:
     def ranks(self, projections: tuple[Projection, Projection], metric: Metric) -> tuple[Ranks, Ranks]:
         """Rank both ways: text to image, image to text; a row that cannot be projected ranks last."""
         image, text = (
-            np.nan_to_num(projection.unchecked(side.vectors))
+            projection.unchecked(side.vectors)
             for projection, side in zip(projections, (self.image, self.text), strict=True)
         )
         t2i = ranks(text, image, self.text.groups, self.image.groups, metric=metric)

@@ -1,8 +1,8 @@
 """Ranks and what is computed from them: Recall@K, MRR, median rank, chance, intervals.
 
-Relevance means: same group. A rank is that of the best relevant item, and an irrelevant item with the same score
-stands before a relevant one: ties never flatter. A query without any relevant item has rank infinity, so it counts
-as a miss and never vanishes from a mean.
+Relevance means: same group. A rank is that of the best relevant item. An irrelevant item with the same score, or
+without one (NaN), stands before it: ties never flatter. A query without any relevant item has rank infinity, so it
+counts as a miss and never vanishes from a mean.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ def group_codes(*sides: Sequence[str]) -> list[Codes]:
     >>> [codes.tolist() for codes in group_codes(["b", "a"], ["a", "c"])]
     [[1, 0], [0, 2]]
     """
-    _, codes = np.unique([group for side in sides for group in side], return_inverse=True)
-    ends = np.cumsum([len(side) for side in sides])[:-1]
-    return [part.astype(np.int64) for part in np.split(codes, ends)]
+    # No NumPy array of texts: it would pad them all to the longest, and take "a" and "a\0" for equal.
+    code = {group: number for number, group in enumerate(sorted({group for side in sides for group in side}))}
+    return [np.array([code[group] for group in side], dtype=np.int64) for side in sides]
 
 
 def ranks(
@@ -59,8 +59,8 @@ def ranks(
         rows = slice(start, start + step)
         scores = metric.score(queries[rows], items)  # (c, m)
         relevant = query_groups[rows, None] == item_groups[None, :]  # (c, m)
-        best = np.where(relevant, scores, -np.inf).max(axis=1, initial=-np.inf)  # (c,)
-        before = ((scores >= best[:, None]) & ~relevant).sum(axis=1)  # (c,)
+        best = np.where(relevant & ~np.isnan(scores), scores, -np.inf).max(axis=1, initial=-np.inf)  # (c,)
+        before = (~(scores < best[:, None]) & ~relevant).sum(axis=1)  # (c,), NaN included
         result[rows] = np.where(relevant.any(axis=1), before + 1.0, np.inf)
     return result
 
@@ -76,7 +76,8 @@ def top_k(
     """Find the `k` best items of every query by brute force: indices and scores, both (n, min(k, m)), best first."""
     k = min(k, len(items))
     step = max(1, chunk_scores // max(1, len(items)))
-    indices, values = [], []
+    indices = [np.empty((0, k), dtype=np.int64)]
+    values = [np.empty((0, k), dtype=np.result_type(queries, items))]
     for start in range(0, len(queries), step):
         scores = metric.score(queries[start : start + step], items)  # (c, m)
         nearest = np.argpartition(-scores, k - 1, axis=1)[:, :k]
@@ -112,7 +113,7 @@ def chance_recall_at(k: int, relevant: Codes, items: int) -> float:
         relevant: how many of the items are relevant to each query (n,).
         items: how many items there are.
 
-    >>> chance_recall_at(10, np.array([1, 1]), 100)
+    >>> round(chance_recall_at(10, np.array([1, 1]), 100), 12)
     0.1
     """
     draws = np.arange(min(k, items))

@@ -14,7 +14,7 @@ ZERO = "vector-zero"
 def faults(X: npt.NDArray[np.floating]) -> dict[int, str]:
     """Say which rows of `X` (n, d) cannot be aligned or stored, and why: `{row: reason}`.
 
-    A row is judged after the cast to float32, the type in which it is stored: a float64 value beyond
+    A row is judged after the cast to float32, the type in which it is stored: a value or a norm beyond
     3.4e38 becomes infinite there, and one whose norm underflows becomes zero.
 
     >>> faults(np.array([[1.0, 0.0], [np.nan, 1.0], [0.0, 0.0]]))
@@ -22,8 +22,9 @@ def faults(X: npt.NDArray[np.floating]) -> dict[int, str]:
     """
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.einsum("nd,nd->n", *(X.astype(np.float32).astype(np.float64),) * 2)  # (n,)
-    bad = np.flatnonzero(~np.isfinite(squares) | (squares < np.finfo(np.float32).tiny))
-    return {int(row): ZERO if np.isfinite(squares[row]) else NOT_FINITE for row in bad}
+    finite = squares < float(np.finfo(np.float32).max) ** 2  # (n,); not so for NaN
+    bad = np.flatnonzero(~finite | (squares < np.finfo(np.float32).tiny))
+    return {int(row): ZERO if finite[row] else NOT_FINITE for row in bad}
 
 
 def require_sound(X: npt.NDArray[np.floating], what: str) -> None:
@@ -42,5 +43,7 @@ def unit(X: npt.NDArray[np.floating]) -> FloatArray:
     >>> unit(np.array([[3.0, 4.0]]))
     array([[0.6, 0.8]], dtype=float32)
     """
-    scaled: FloatArray = (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float32)
+    # Squares are summed in float64, because the square of a sound float32 can overflow.
+    norms = np.sqrt(np.einsum("nd,nd->n", X, X, dtype=np.float64))[:, None]  # (n, 1)
+    scaled: FloatArray = np.divide(X, norms, dtype=np.float32, casting="unsafe")
     return scaled
