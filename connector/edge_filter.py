@@ -114,7 +114,7 @@ _CONDITIONS: dict[str, Callable[[Any], Any]] = {
     "HasVectorCondition": lambda c: edge.HasVectorCondition(c.has_vector),
     "IsEmptyCondition": lambda c: edge.IsEmptyCondition(c.is_empty.key),
     "IsNullCondition": lambda c: edge.IsNullCondition(c.is_null.key),
-    "NestedCondition": lambda c: edge.NestedCondition(c.nested.key, to_edge(c.nested.filter)),
+    "NestedCondition": lambda c: edge.NestedCondition(c.nested.key, to_edge(c.nested.filter) or edge.Filter()),
 }
 
 _MATCHES: dict[str, Callable[[Any], Any]] = {
