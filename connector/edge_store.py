@@ -192,19 +192,20 @@ class EdgeStore(Store):
         *,
         filter: "Filter | None" = None,
         exact: bool = False,
-        with_payload: bool = True,
+        with_payload: bool | Sequence[str] = True,
     ) -> list[list[Hit]]:
         """Search for each of the queries."""
         shard = self._shard(name)
         condition = to_edge(filter)
         parameters = edge.SearchParams(exact=exact)
+        fields = with_payload if isinstance(with_payload, bool) else list(with_payload)
         requests = [
             edge.QueryRequest(
                 limit=k,
                 query=edge.Query.Nearest(query, using=vector_name),
                 filter=condition,
                 params=parameters,
-                with_payload=with_payload,
+                with_payload=fields,
             )
             for query in queries.tolist()
         ]

@@ -75,21 +75,25 @@ class Run:
 
 
 class Provenance:
-    """The provenance database. Use as a context manager."""
+    """The provenance database. Use as a context manager.
 
-    def __init__(self, url: str):
+    Paths under `home` are stored relative to it, so that a home can be moved, copied and restored.
+    """
+
+    def __init__(self, url: str, home: Path | None = None):
         self.url = url
+        self.home = home.absolute() if home else None
         self._engine = _engine(url)
 
     @classmethod
-    def open(cls, url: str) -> Self:
-        """Open the database at the SQLAlchemy URL `url`.
+    def open(cls, url: str, *, home: Path | None = None) -> Self:
+        """Open the database at the SQLAlchemy URL `url` for the artifacts under `home`.
 
         Raises:
             ProvenanceError: it cannot be reached.
             NotMigratedError: its tables are missing or older than this modalign.
         """
-        opened = cls(url)
+        opened = cls(url, home)
         with _translated(url):
             if (path := _sqlite_path(url)) and not path.exists():
                 current: tuple[str, ...] = ()
@@ -114,6 +118,17 @@ class Provenance:
     def close(self) -> None:
         """Give back the connections."""
         self._engine.dispose()
+
+    def stored(self, place: Path | str) -> str:
+        """Return how a path or an `edge:` URL stands in SQL."""
+        scheme, path = ("edge:", str(place)[5:]) if str(place).startswith("edge:") else ("", str(place))
+        if self.home and (scheme or isinstance(place, Path)) and Path(path).absolute().is_relative_to(self.home):
+            return scheme + Path(path).absolute().relative_to(self.home).as_posix()
+        return str(place)
+
+    def located(self, stored: str) -> Path:
+        """Return the path that stands in SQL as `stored`."""
+        return self.home / stored if self.home else Path(stored)
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -158,7 +173,7 @@ class Provenance:
 
     def record_set(self, embedding_set: EmbeddingSet) -> int:
         """Record an embedding set as it stands now; return its row."""
-        card, path = embedding_set.card, str(embedding_set.path.absolute())
+        card, path = embedding_set.card, self.stored(embedding_set.path.absolute())
         with self.session() as session:
             encoders = {m: _encoder_id(session, m, c) for m, c in card.encoders.items()}
             row = session.scalars(select(EmbeddingSetRow).where(EmbeddingSetRow.path == path)).one_or_none()
@@ -178,7 +193,8 @@ class Provenance:
                 select(AlignmentRow).where(AlignmentRow.fingerprint == alignment.fingerprint)
             ).one_or_none()
             row = row or AlignmentRow(fingerprint=alignment.fingerprint, created_at=now())
-            row.name, row.path, row.method, row.dim = name, str(path.absolute()), alignment.card.method, alignment.dim
+            row.name, row.path = name, self.stored(path.absolute())
+            row.method, row.dim = alignment.card.method, alignment.dim
             row.image_encoder_id, row.text_encoder_id = encoders["image"], encoders["text"]
             row.card = asdict(alignment.card)
             session.add(row)

@@ -180,9 +180,10 @@ class QdrantStore(Store):
         *,
         filter: models.Filter | None = None,
         exact: bool = False,
-        with_payload: bool = True,
+        with_payload: bool | Sequence[str] = True,
     ) -> list[list[Hit]]:
         """Search for each of the queries in one request."""
+        fields = with_payload if isinstance(with_payload, bool) else list(with_payload)
         requests = [
             models.QueryRequest(
                 query=query,
@@ -190,7 +191,7 @@ class QdrantStore(Store):
                 filter=filter,
                 limit=k,
                 params=models.SearchParams(exact=exact),
-                with_payload=with_payload,
+                with_payload=fields,
             )
             for query in queries.tolist()
         ]

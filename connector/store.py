@@ -27,6 +27,10 @@ Payload = dict[str, Any]
 PayloadKind = Literal["keyword", "integer", "float", "bool"]
 
 
+# Qdrant's own default, in kB of vectors: below, brute force is as fast as a graph.
+INDEXING_THRESHOLD = 10_000
+
+
 @dataclass(frozen=True, slots=True)
 class VectorConfig:
     """A named vector: its dimension and how Qdrant compares it."""
@@ -53,7 +57,7 @@ class CollectionConfig:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     m: int = 16
     ef_construct: int = 100
-    indexing_threshold: int = 10_000
+    indexing_threshold: int = INDEXING_THRESHOLD
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +177,7 @@ class Store(ABC):
         *,
         filter: "Filter | None" = None,
         exact: bool = False,
-        with_payload: bool = True,
+        with_payload: bool | Sequence[str] = True,
     ) -> list[list[Hit]]:
         """Search for each of the queries (n, d): up to `k` hits each, best first.
 
@@ -184,7 +188,7 @@ class Store(ABC):
             k: how many hits.
             filter: only points that match it.
             exact: compare with every point instead of walking the graph.
-            with_payload: whether hits carry their payload.
+            with_payload: whether hits carry their payload, or which fields of it.
         """
 
     @abstractmethod

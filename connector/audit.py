@@ -1,0 +1,372 @@
+"""Recall@K audits of a live release, through its store, against the labels of held-out pairs.
+
+Three things are measured for each direction: what production gets (the index as it serves), what exact search over
+the same collection gives, and how much of the exact answer the index finds. Recall@K is the share of queries with a
+relevant item among the first K; relevant means of the same group. Among equal scores the irrelevant item counts as
+the better one, so ties never flatter.
+"""
+
+import operator
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment.embeddings import EmbeddingSet, Modality, Rows
+from alignment.recall import (
+    Estimate,
+    Ranks,
+    bootstrap_mean,
+    chance_recall_at,
+    group_codes,
+    recall_at,
+)
+from alignment.vectors import FloatArray, faults
+from connector.errors import MismatchError, RequirementError
+from connector.models import MeasureRow
+from connector.progress import Advance
+from connector.provenance import Provenance, Run
+from connector.push import HELD_OUT, point_id
+from connector.release import Release, require_encoder
+from connector.store import CollectionInfo, Hit, Store
+
+if TYPE_CHECKING:
+    from qdrant_client.models import Filter
+
+Scope = Literal["held-out", "all"]
+KS = (1, 5, 10)
+DEEPEST = 1000
+BATCH_QUERIES = 64
+DIRECTIONS: dict[str, tuple[Modality, Modality]] = {
+    "text-to-image": ("text", "image"),
+    "image-to-text": ("image", "text"),
+}
+REQUIREMENT = re.compile(
+    r"\s*(?:(text-to-image|image-to-text):)?([a-z_.]+(?:@\d+)?(?:\.[a-z0-9]+)?)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*"
+)
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One number of an audit: `recall@10` of a direction, with its 95% interval where it has one."""
+
+    direction: str
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    queries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """A condition on a measure: `recall@10>=0.4`, or of one direction `text-to-image:recall@10>=0.4`."""
+
+    text: str
+    direction: str | None
+    name: str
+    comparison: str
+    bound: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Requirement":
+        """Read a requirement.
+
+        Raises:
+            RequirementError: it cannot be read.
+        """
+        match = REQUIREMENT.fullmatch(text)
+        try:
+            if match is None:
+                raise ValueError
+            return cls(text.strip(), match[1], match[2], match[3], float(match[4]))
+        except ValueError:
+            raise RequirementError(
+                f"requirement {text!r}: expected MEASURE>=NUMBER such as recall@10>=0.4 or "
+                "text-to-image:mrr>=0.3, with one of >= <= > <"
+            ) from None
+
+    def failures(self, measures: Sequence[Measure]) -> list[Measure]:
+        """Return the measures that do not meet it.
+
+        Raises:
+            RequirementError: no measure has that name.
+        """
+        named = [m for m in measures if m.name == self.name and self.direction in (None, m.direction)]
+        if not named:
+            known = ", ".join(dict.fromkeys(m.name for m in measures))
+            raise RequirementError(f"requirement {self.text!r} names no measure of this audit; it has {known}")
+        return [m for m in named if not COMPARISONS[self.comparison](m.value, self.bound)]
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What an audit found.
+
+    Attributes:
+        info: the collection while it was audited.
+        gallery: items that were searched, by modality.
+        depth: how far exact ranks were followed; a rank beyond counts as none for `mrr` and as infinite for
+            `median_rank`.
+        without_relevant: queries whose relevant items are not in the gallery, by direction; they count as misses.
+        failures: requirements with the measures that do not meet them.
+    """
+
+    release: Release
+    info: CollectionInfo
+    queries: Scope
+    gallery_scope: Scope
+    gallery: dict[str, int]
+    depth: int
+    measures: list[Measure]
+    without_relevant: dict[str, int]
+    failures: list[tuple[Requirement, Measure]] = field(default_factory=list)
+    required: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """`passed`, `failed`, or `measured` where nothing was required."""
+        if not self.required:
+            return "measured"
+        return "failed" if self.failures else "passed"
+
+    def measure(self, direction: str, name: str) -> Measure:
+        """Return one measure."""
+        return next(m for m in self.measures if (m.direction, m.name) == (direction, name))
+
+
+def audit(
+    release: Release,
+    store: Store,
+    embedding_set: EmbeddingSet,
+    *,
+    ks: Sequence[int] = KS,
+    requirements: Sequence[Requirement] = (),
+    queries: Scope = HELD_OUT,
+    gallery: Scope = HELD_OUT,
+    depth: int = DEEPEST,
+    seed: int = 0,
+    advance: Advance = lambda count: None,
+) -> Audit:
+    """Audit `release` with the labelled pairs of `embedding_set`; changes nothing in the store.
+
+    Args:
+        release: an open release.
+        store: where it is.
+        embedding_set: pairs, encoded with the encoders of the release.
+        ks: lengths of the result lists.
+        requirements: what the measures have to meet.
+        queries: query with held-out items of the set, or with all of it (which flatters: the fit saw the rest).
+        gallery: search among the held-out points, which is comparable with the alignment's card, or among all.
+        depth: how far exact ranks are followed.
+        seed: of the bootstrap.
+        advance: called with the number of queries done since.
+
+    Raises:
+        MismatchError: the set was encoded with other encoders, or holds nothing to query with.
+        RequirementError: a requirement names no measure.
+    """
+    ks = sorted(set(ks))
+    if not ks or ks[0] < 1:
+        raise RequirementError(f"expected every k of at least 1, got {ks}")
+    for modality, card in embedding_set.card.encoders.items():
+        require_encoder(release.alignment, modality, card, f"embedding set {embedding_set.path}")
+    condition = _only_held_out() if gallery == HELD_OUT else None
+    result = Audit(
+        release, store.describe(release.name), queries, gallery, {}, depth, [], {}, required=bool(requirements)
+    )
+    sides = {m: _labelled(release, embedding_set, m, queries) for m in ("image", "text")}
+    for direction, (asking, asked) in DIRECTIONS.items():
+        size = store.count(release.name, filter=_with_vector(asked, condition))
+        result.gallery[asked] = size
+        probe = _Probe(release, store, asked, condition, ks, min(depth, size))
+        rows = sides[asking]
+        relevant = _relevant(rows.groups, sides[asked].groups, asked, sides[asked].keys, release, store)
+        result.without_relevant[direction] = int((relevant == 0).sum())
+        outcome = probe.ask(rows, advance)
+        result.measures.extend(_measures(direction, outcome, rows.groups, relevant, size, ks, seed))
+    for requirement in requirements:
+        result.failures.extend((requirement, failed) for failed in requirement.failures(result.measures))
+    return result
+
+
+def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
+    """Write an audit to SQL; return its row."""
+    return provenance.record_audit(
+        run_id=run.id,
+        release_id=result.release.row.id,
+        set_id=set_id,
+        verdict=result.verdict,
+        settings={
+            "queries": result.queries,
+            "gallery": result.gallery_scope,
+            "gallery_size": result.gallery,
+            "depth": result.depth,
+            "points": result.info.points,
+            "indexed": result.info.indexed,
+            "without_relevant": result.without_relevant,
+            "failed_requirements": sorted({requirement.text for requirement, _ in result.failures}),
+        },
+        measures=[
+            MeasureRow(direction=m.direction, name=m.name, value=m.value, low=m.low, high=m.high, queries=m.queries)
+            for m in result.measures
+            if np.isfinite(m.value)  # a median rank beyond the depth is no number that SQL knows
+        ],
+    )
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """Ranks of all queries through the index and through exact search, and the index's recall by query and k."""
+
+    live: Ranks
+    exact: Ranks
+    fidelity: dict[int, npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """Asks one modality of a release."""
+
+    release: Release
+    store: Store
+    asked: Modality
+    condition: "Filter | None"
+    ks: Sequence[int]
+    depth: int
+
+    def ask(self, rows: Rows, advance: Advance) -> _Outcome:
+        live, exact = [], []
+        fidelity: dict[int, list[float]] = {k: [] for k in self.ks}
+        # One more than the longest list shows whether a tie goes on beyond its end. Production asks for k at a time;
+        # asking for many more would make the index look better than it serves.
+        shallow = self.ks[-1] + 1
+        for groups, vectors in _batches(rows):
+            queries = self.release.lowering.query(self.release.alignment.project(rows.modality, vectors))
+            served = self._search(queries, shallow, exact=False)
+            truth = self._search(queries, max(shallow, self.depth), exact=True)
+            for group, got, best in zip(groups, served, truth, strict=True):
+                live.append(self._rank(got, group, shallow))
+                exact.append(self._rank(best, group, max(shallow, self.depth)))
+                for k in self.ks:
+                    fidelity[k].append(self._fidelity(got, best, k))
+            advance(len(groups))
+        return _Outcome(np.array(live), np.array(exact), {k: np.array(v) for k, v in fidelity.items()})
+
+    def _search(self, queries: npt.NDArray[np.floating], k: int, *, exact: bool) -> list[list[Hit]]:
+        return self.store.search(
+            self.release.name, self.asked, queries, k, filter=self.condition, exact=exact, with_payload=["group"]
+        )
+
+    def _rank(self, hits: Sequence[Hit], group: str, limit: int) -> float:
+        """Rank the best relevant hit; irrelevant ones of the same score stand before it."""
+        score = self.release.lowering.score
+        best = next((score(hit.raw_score) for hit in hits if hit.payload["group"] == group), None)
+        if best is None:
+            return np.inf
+        if len(hits) == limit and score(hits[-1].raw_score) == best and hits[0].raw_score == hits[-1].raw_score:
+            return np.inf  # everything ties, and so may whatever stands beyond the list
+        before = sum(1 for hit in hits if score(hit.raw_score) >= best and hit.payload["group"] != group)
+        unseen = len(hits) == limit and score(hits[-1].raw_score) == best
+        return np.inf if unseen and limit <= self.ks[-1] + 1 else before + 1.0
+
+    def _fidelity(self, got: Sequence[Hit], best: Sequence[Hit], k: int) -> float:
+        """Share of the exact top k that the index found; a hit as good as the k-th counts, whatever its id."""
+        if not best:
+            return 1.0
+        score = self.release.lowering.score
+        wanted = min(k, len(best))
+        bar = score(best[wanted - 1].raw_score)
+        return sum(1 for hit in got[:k] if score(hit.raw_score) >= bar) / wanted
+
+
+def _measures(
+    direction: str,
+    outcome: _Outcome,
+    groups: Sequence[str],
+    relevant: npt.NDArray[np.int64],
+    gallery: int,
+    ks: Sequence[int],
+    seed: int,
+) -> Iterator[Measure]:
+    (codes,) = group_codes(groups)
+    n = len(groups)
+
+    def estimated(name: str, values: npt.NDArray[np.floating]) -> Measure:
+        estimate: Estimate = bootstrap_mean(values, codes, seed=seed)
+        return Measure(direction, name, estimate.value, estimate.low, estimate.high, n)
+
+    for k in ks:
+        yield estimated(f"recall@{k}", (outcome.live <= k).astype(np.float64))
+    for k in ks:
+        yield Measure(direction, f"exact.recall@{k}", recall_at(outcome.exact, k), queries=n)
+    for k in ks:
+        chance = chance_recall_at(k, relevant, gallery) if gallery else 0.0
+        yield Measure(direction, f"chance.recall@{k}", chance, queries=n)
+    yield estimated("mrr", 1.0 / outcome.exact)
+    yield Measure(direction, "median_rank", float(np.median(outcome.exact)), queries=n)
+    for k, shares in outcome.fidelity.items():
+        yield Measure(direction, f"index.recall@{k}", float(shares.mean()), queries=n)
+        yield Measure(direction, f"index.recall@{k}.p5", float(np.percentile(shares, 5)), queries=n)
+        yield Measure(direction, f"index.recall@{k}.min", float(shares.min()), queries=n)
+
+
+def _labelled(release: Release, embedding_set: EmbeddingSet, modality: Modality, scope: Scope) -> Rows:
+    """Load the rows to query with; rows that cannot be queried with were refused when they were pushed."""
+    rows = embedding_set.load(modality)
+    kept = np.ones(len(rows), bool)
+    kept[list(faults(rows.vectors))] = False
+    if scope == HELD_OUT:
+        kept &= release.alignment.card.hold_out.held_out(rows.groups)
+    if not kept.any():
+        raise MismatchError(
+            f"embedding set {embedding_set.path} holds no {scope} {modality} rows to audit with; encode more pairs, "
+            "or audit with --queries all"
+        )
+    return rows.take(np.flatnonzero(kept).tolist())
+
+
+def _relevant(
+    asking: Sequence[str],
+    asked: Sequence[str],
+    modality: Modality,
+    keys: Sequence[str],
+    release: Release,
+    store: Store,
+) -> npt.NDArray[np.int64]:
+    """Count for each query group how many of its relevant items are in the collection: (n,)."""
+    wanted = set(asking)
+    candidates = [(point_id(modality, key), group) for key, group in zip(keys, asked, strict=True) if group in wanted]
+    counts: dict[str, int] = {}
+    for start in range(0, len(candidates), 1000):
+        batch = dict(candidates[start : start + 1000])
+        for found in store.retrieve(release.name, list(batch)):
+            counts[batch[found.id]] = counts.get(batch[found.id], 0) + 1
+    return np.array([counts.get(group, 0) for group in asking], np.int64)
+
+
+def _batches(rows: Rows) -> Iterator[tuple[list[str], FloatArray]]:
+    for start in range(0, len(rows), BATCH_QUERIES):
+        end = start + BATCH_QUERIES
+        yield rows.groups[start:end], rows.vectors[start:end]
+
+
+def _only_held_out() -> "Filter":
+    from qdrant_client.models import FieldCondition, Filter, MatchValue  # takes a second to import
+
+    return Filter(must=[FieldCondition(key="split", match=MatchValue(value=HELD_OUT))])
+
+
+def _with_vector(modality: Modality, condition: "Filter | None") -> "Filter":
+    from qdrant_client.models import Filter, HasVectorCondition  # takes a second to import
+
+    return Filter(must=[HasVectorCondition(has_vector=modality), *([condition] if condition else [])])

@@ -1,0 +1,257 @@
+"""Push an embedding set through an alignment into releases: one per metric, in one projection pass.
+
+The order of things makes every crash harmless: rows are validated, written, made durable in the store, and only then
+entered in the ledger. What the ledger holds is not written again; what it does not hold is, under the same ids.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from uuid import UUID, uuid5
+
+from alignment.artifact import Alignment
+from alignment.embeddings import MODALITIES, EmbeddingSet, Modality, Rows
+from alignment.metrics import Metric
+from alignment.vectors import FloatArray, faults
+from connector.corpus import Reject
+from connector.errors import MismatchError
+from connector.models import ReleaseRow, now
+from connector.progress import Advance
+from connector.provenance import Provenance, Run
+from connector.release import METADATA, Release, chain, make_live, physical_name, require_chain, require_encoder
+from connector.store import INDEXING_THRESHOLD, CollectionConfig, PayloadKind, Points, Store, VectorConfig
+
+NAMESPACE = UUID("6f1d3f0e-6c86-5a49-9d0c-0f3d8a7c1b52")
+BATCH_POINTS = 512
+FLUSH_POINTS = 16_384
+OWN_INDEXES: Mapping[str, PayloadKind] = {"key": "keyword", "group": "keyword", "split": "keyword"}
+HELD_OUT, FITTED = "held-out", "fitted"
+
+Place = tuple[str, int]
+Written = tuple[str, int]
+
+
+@dataclass(slots=True)
+class _Target:
+    """A release while it is being written."""
+
+    release: Release
+    ledger: dict[Place, Written]
+    pending: dict[Place, Written] = field(default_factory=dict)
+    met: set[Place] = field(default_factory=set)
+    relied_on_ledger: bool = False
+
+
+def point_id(modality: Modality, key: str) -> str:
+    """Return the id of an item's point: a UUIDv5 of modality and key, so that a rerun overwrites, never duplicates.
+
+    >>> point_id("image", "1F436") == point_id("image", "1F436") != point_id("text", "1F436")
+    True
+    """
+    return str(uuid5(NAMESPACE, f"{modality}\0{key}"))
+
+
+def push(
+    embedding_set: EmbeddingSet,
+    alignment: Alignment,
+    *,
+    set_id: int,
+    alignment_id: int,
+    collection: str,
+    metrics: Sequence[Metric],
+    store: Store,
+    provenance: Provenance,
+    run: Run,
+    payload_indexes: Mapping[str, PayloadKind] | None = None,
+    indexing_threshold: int = INDEXING_THRESHOLD,
+    advance: Advance = lambda count: None,
+) -> list[Release]:
+    """Write `embedding_set` into one release per metric, verify them and make them live.
+
+    Counts `written`, `unchanged` and `rejected` in `run`, over all releases. Running it again writes nothing.
+
+    Raises:
+        MismatchError: the set's encoders are not the alignment's, a collection of that name was written with
+            something else, or the collection's exact count is not what the ledger says.
+        StoreError, ProvenanceError: a database refused or failed; run the same command again.
+    """
+    for modality, card in embedding_set.card.encoders.items():
+        require_encoder(alignment, modality, card, f"embedding set {embedding_set.path}")
+    config = {"payload_indexes": {**OWN_INDEXES, **(payload_indexes or {})}, "indexing_threshold": indexing_threshold}
+    releases = [_begin(alignment, alignment_id, collection, metric, config, store, provenance) for metric in metrics]
+    targets = [_Target(r, provenance.ledger(r.row.id, set_id)) for r in releases]
+    writer = _Writer(embedding_set, alignment, set_id, store, provenance, run)
+    writer.write(targets, advance)
+    for target in targets:
+        if store.count(target.release.name) < provenance.ledger_points(target.release.row.id) and (
+            target.relied_on_ledger
+        ):
+            # Points have vanished behind the ledger's back: write everything again, once.
+            provenance.forget_ledger(target.release.row.id)
+            writer.write([_Target(target.release, {})], lambda count: None)
+        _verify(target.release, store, provenance)
+    make_live(provenance, store, releases)
+    return releases
+
+
+def _begin(
+    alignment: Alignment,
+    metric: Metric,
+    *,
+    alignment_id: int,
+    collection: str,
+    config: dict[str, Any],
+    store: Store,
+    provenance: Provenance,
+) -> Release:
+    """Find or create the release: the row in SQL first, then the collection."""
+    lowering = metric.lower(alignment.dim)
+    name = physical_name(collection, metric, alignment)
+    expected = chain(alignment, metric, lowering)
+    store_url = provenance.stored(store.url)
+    existing = name in store.collections()
+    if existing:
+        require_chain(store, name, expected)
+    rows = provenance.releases(store_url=store_url, physical_name=name)
+    if rows:
+        row = rows[0]
+    else:
+        row = provenance.save(
+            ReleaseRow(
+                store_url=store_url,
+                collection=collection,
+                metric=str(metric),
+                physical_name=name,
+                alignment_id=alignment_id,
+                distance=lowering.distance.value,
+                dim=lowering.dim,
+                lowering_version=lowering.version,
+                settings={},
+                state="building",
+                points=0,
+                created_at=now(),
+            )
+        )
+    if existing and row.state == "building" and not provenance.ledger_points(row.id):
+        store.drop(name)  # a crash may have left it without its payload indexes
+        existing = False
+    if not existing:
+        vector = VectorConfig(lowering.dim, lowering.distance)
+        layout = CollectionConfig(dict.fromkeys(MODALITIES, vector), metadata={METADATA: expected}, **config)
+        provenance.forget_ledger(row.id)
+        store.create(name, layout)
+        settings = asdict(layout)
+        del settings["metadata"], settings["vectors"]
+        row.settings, row.state = settings, "building"
+        row = provenance.save(row)
+    return Release(row, alignment, metric, lowering)
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    embedding_set: EmbeddingSet
+    alignment: Alignment
+    set_id: int
+    store: Store
+    provenance: Provenance
+    run: Run
+
+    def write(self, targets: Sequence[_Target], advance: Advance) -> None:
+        """Write what the ledgers do not hold."""
+        unflushed = 0
+        for modality in MODALITIES:
+            for shard, start, rows in self.embedding_set.batches(modality, BATCH_POINTS):
+                place, written = (shard, start), (rows.digest(), len(rows))
+                open_targets = []
+                for target in targets:
+                    target.met.add(place)
+                    # A batch with refused rows is not in the ledger as whole, and is tried again.
+                    if target.ledger.get(place) == written:
+                        target.relied_on_ledger = True
+                        self.run.counts["unchanged"] += len(rows)
+                    else:
+                        open_targets.append(target)
+                if open_targets:
+                    unflushed += self._write_batch(open_targets, place, rows, written[0])
+                    if unflushed >= FLUSH_POINTS:
+                        self._commit(targets)
+                        unflushed = 0
+                advance(len(rows))
+        self._commit(targets)
+        for target in targets:
+            if gone := target.ledger.keys() - target.met:
+                self.provenance.forget_batches(target.release.row.id, self.set_id, gone)
+
+    def _write_batch(self, targets: Sequence[_Target], place: Place, rows: Rows, digest: str) -> int:
+        sound, vectors, payloads = self._project(place, rows)
+        ids = [point_id(rows.modality, key) for key in sound.keys]
+        for target in targets:
+            if ids:
+                stored = target.release.lowering.item(vectors)
+                self.store.upsert(target.release.name, Points(rows.modality, ids, stored, payloads))
+            target.pending[place] = (digest, len(ids))
+            self.run.counts["written"] += len(ids)
+        return len(ids) * len(targets)
+
+    def _project(self, place: Place, rows: Rows) -> tuple[Rows, FloatArray, list[dict[str, Any]]]:
+        """Return the rows that can be stored, their aligned vectors and their payloads; refuse the others."""
+        refused = {row: (reason, "the embedding cannot be aligned") for row, reason in faults(rows.vectors).items()}
+        payloads = []
+        for row, text in enumerate(rows.payloads):
+            try:
+                payloads.append(json.loads(text, parse_constant=_refuse_constant))
+            except ValueError as error:
+                payloads.append({})
+                refused[row] = ("payload-not-json", str(error))
+        projection = self.alignment.projections[rows.modality]
+        sound = [row for row in range(len(rows)) if row not in refused]
+        vectors = projection.unchecked(rows.vectors[sound])
+        for row, reason in faults(vectors).items():
+            refused[sound[row]] = (reason, "the embedding equals the training mean")
+        if refused:
+            kept = [row for row in range(len(sound)) if sound[row] not in refused]
+            sound, vectors = [sound[row] for row in kept], vectors[kept]
+            for row, (reason, detail) in sorted(refused.items()):
+                source, position = str(self.embedding_set.path / place[0]), place[1] + row + 1
+                self.run.reject(Reject(source, position, "write", reason, detail, rows.keys[row], rows.modality))
+        held_out = self.alignment.card.hold_out.held_out([rows.groups[row] for row in sound])
+        described = [
+            {
+                **payloads[row],
+                "key": rows.keys[row],
+                "group": rows.groups[row],
+                "modality": rows.modality,
+                "content_sha256": rows.content_sha256[row],
+                "split": HELD_OUT if held else FITTED,
+            }
+            for row, held in zip(sound, held_out, strict=True)
+        ]
+        return (rows.take(sound) if refused else rows), vectors, described
+
+    def _commit(self, targets: Sequence[_Target]) -> None:
+        """Make what was written durable, then say so in SQL."""
+        for target in targets:
+            if target.pending:
+                self.store.flush(target.release.name)
+                self.provenance.write_ledger(target.release.row.id, self.set_id, self.run.id, target.pending)
+                target.pending = {}
+
+
+def _verify(release: Release, store: Store, provenance: Provenance) -> None:
+    """Build the index and compare the exact count with the ledger; a release that passes is ready."""
+    info = store.ready(release.name)
+    expected = provenance.ledger_points(release.row.id)
+    if info.points != expected:
+        raise MismatchError(
+            f"collection {release.name} holds {info.points} points, the ledger says {expected}; embedding sets that "
+            "were pushed into it share keys, or points were changed by someone else: push into a new collection"
+        )
+    if release.row.state == "building" or release.row.points != expected:
+        release.row.state = "live" if release.row.state == "live" else "ready"
+        release.row.points = expected
+        provenance.save(release.row)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")

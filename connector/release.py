@@ -1,0 +1,171 @@
+"""Releases: one alignment under one metric in one physical collection, and the chain that ties them together.
+
+The chain (encoders, alignment, metric, lowering) stands in the collection's metadata and in SQL, and follows from the
+alignment on disk. Whoever opens a release compares all three and refuses a difference: querying with another encoder,
+alignment or metric is an error, never a bad result.
+
+Names, for a collection `emoji` under `cosine` and an alignment with fingerprint 1a2b3c4d...:
+
+    emoji                    what people say
+    emoji.cosine             the alias that production queries; it names the live release
+    emoji.cosine.1a2b3c4d    the physical collection
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from alignment.artifact import Alignment
+from alignment.embeddings import EncoderCard, Modality
+from alignment.metrics import Lowering, Metric, parse
+from connector.errors import CollectionNotFoundError, MismatchError
+from connector.models import ReleaseRow
+from connector.provenance import Provenance
+from connector.store import Store
+
+METADATA = "modalign"
+DEFAULT_METRIC = "cosine"
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A release that was checked: its row in SQL, its alignment, its metric and how Qdrant computes it."""
+
+    row: ReleaseRow
+    alignment: Alignment
+    metric: Metric
+    lowering: Lowering
+
+    @property
+    def name(self) -> str:
+        """The physical collection."""
+        return self.row.physical_name
+
+
+def alias_name(collection: str, metric: Metric) -> str:
+    """Return the alias under which the live release is queried.
+
+    >>> alias_name("emoji", parse("cosine"))
+    'emoji.cosine'
+    """
+    return f"{collection}.{re.sub('[^A-Za-z0-9]+', '-', str(metric)).strip('-')}"
+
+
+def physical_name(collection: str, metric: Metric, alignment: Alignment) -> str:
+    """Return the name of the physical collection of a release."""
+    return f"{alias_name(collection, metric)}.{alignment.fingerprint[:8]}"
+
+
+def chain(alignment: Alignment, metric: Metric, lowering: Lowering) -> dict[str, Any]:
+    """Return everything that must agree between a collection, SQL and the artifact on disk."""
+    return {
+        **{
+            f"{modality}_encoder": {"spec": card.spec, "fingerprint": card.fingerprint}
+            for modality, card in alignment.card.encoders.items()
+        },
+        "alignment": alignment.fingerprint,
+        "metric": str(metric),
+        "lowering": {
+            "distance": lowering.distance.value,
+            "dim": lowering.dim,
+            "version": lowering.version,
+            "exact": lowering.exact,
+        },
+    }
+
+
+def require_chain(store: Store, name: str, expected: dict[str, Any]) -> None:
+    """Raise a `MismatchError` that names both sides if the collection `name` was written for another chain."""
+    found = dict(store.describe(name).metadata.get(METADATA, {}))
+    for link, ours in expected.items():
+        if (theirs := found.get(link)) != ours:
+            raise MismatchError(
+                f"collection {name} was written with {link} {_printed(theirs)}, expected {_printed(ours)}; "
+                "push the embedding set into a new collection"
+            )
+
+
+def require_encoder(alignment: Alignment, modality: Modality, found: EncoderCard, whose: str) -> None:
+    """Raise a `MismatchError` that names both sides if embeddings of `found` do not belong into `alignment`."""
+    expected = alignment.card.encoders[modality]
+    if (found.fingerprint, found.dim) != (expected.fingerprint, expected.dim):
+        raise MismatchError(
+            f"{whose} has {modality} vectors of {found}, the alignment was fitted for {expected}; use embeddings of "
+            "that encoder, or fit an alignment for these"
+        )
+
+
+def open_release(provenance: Provenance, store: Store, collection: str, metric: str | None = None) -> Release:
+    """Open the live release of `collection` under `metric` and check its chain.
+
+    Args:
+        provenance: where releases are recorded.
+        store: where their collections are.
+        collection: what people say, `emoji`.
+        metric: as printed; where it is left out, the only metric there is, or cosine.
+
+    Raises:
+        CollectionNotFoundError: no live release.
+        MismatchError: SQL, collection and alignment do not belong together.
+    """
+    rows = provenance.releases(store_url=provenance.stored(store.url), collection=collection, state="live")
+    metrics = {row.metric: row for row in rows}
+    if metric is not None:
+        parse(metric)
+    chosen = metric or (next(iter(metrics)) if len(metrics) == 1 else DEFAULT_METRIC)
+    if chosen not in metrics:
+        known = sorted({f"{row.collection} ({row.metric})" for row in provenance.releases(state="live")})
+        raise CollectionNotFoundError(
+            f"no live release of collection {collection!r} under {chosen}; there are: {', '.join(known) or 'none'}; "
+            "make one with `modalign push`"
+        )
+    return checked(provenance, store, metrics[chosen])
+
+
+def checked(provenance: Provenance, store: Store, row: ReleaseRow) -> Release:
+    """Load what a release needs and check that it belongs together."""
+    recorded = provenance.alignment(row.alignment_id)
+    alignment = Alignment.load(provenance.located(recorded.path))
+    if alignment.fingerprint != recorded.fingerprint:
+        raise MismatchError(
+            f"release {row.physical_name} was written with alignment {recorded.name} {recorded.fingerprint[:12]}, its "
+            f"directory now holds {alignment.fingerprint[:12]}; restore it, or push with the new one"
+        )
+    metric = parse(row.metric)
+    lowering = metric.lower(alignment.dim)
+    ours = (lowering.distance.value, lowering.dim, lowering.version)
+    if (theirs := (row.distance, row.dim, row.lowering_version)) != ours:
+        raise MismatchError(
+            f"release {row.physical_name} was written with lowering {theirs}, this modalign lowers {metric} to {ours}; "
+            "push again"
+        )
+    require_chain(store, row.physical_name, chain(alignment, metric, lowering))
+    return Release(row, alignment, metric, lowering)
+
+
+def make_live(provenance: Provenance, store: Store, releases: list[Release]) -> bool:
+    """Let the aliases name these releases, all at one moment; what they named before is retired.
+
+    Returns whether anything changed. A crash between alias and SQL is mended by calling this again.
+    """
+    wanted = {alias_name(r.row.collection, r.metric): r.name for r in releases}
+    current = store.aliases()
+    if changed := {alias: name for alias, name in wanted.items() if current.get(alias) != name}:
+        store.set_aliases(changed)
+    for release in releases:
+        row = release.row
+        same = {"store_url": row.store_url, "collection": row.collection, "metric": row.metric, "state": "live"}
+        for other in provenance.releases(**same):
+            if other.id != row.id:
+                other.state = "retired"
+                provenance.save(other)
+        if row.state != "live":
+            row.state = "live"
+            provenance.save(row)
+    return bool(changed)
+
+
+def _printed(value: Any) -> str:
+    if isinstance(value, dict) and "fingerprint" in value:
+        return f"{value['spec']} ({value['fingerprint'][:12]})"
+    return "nothing" if value is None else str(value)
