@@ -8,8 +8,10 @@ the better one, so ties never flatter.
 
 import operator
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -188,12 +190,14 @@ def audit(
     for direction, (asking, asked) in DIRECTIONS.items():
         size = store.count(release.name, filter=_with_vector(asked, condition))
         result.gallery[asked] = size
-        probe = _Probe(release, store, asked, condition, ks, min(depth, size))
+        probe = _Probe(release, store, asked, condition, ks, depth, size)
         rows = sides[asking]
-        relevant = _relevant(rows.groups, sides[asked].groups, asked, sides[asked].keys, release, store)
+        relevant = _relevant(rows, sides[asked], release, store, gallery)
         result.without_relevant[direction] = int((relevant == 0).sum())
         outcome = probe.ask(rows, advance)
-        result.measures.extend(_measures(direction, outcome, rows.groups, relevant, size, ks, seed))
+        result.measures.extend(
+            _measures(direction, outcome, rows.groups, relevant=relevant, gallery=size, ks=ks, seed=seed)
+        )
     for requirement in requirements:
         result.failures.extend((requirement, failed) for failed in requirement.failures(result.measures))
     return result
@@ -243,6 +247,7 @@ class _Probe:
     condition: "Filter | None"
     ks: Sequence[int]
     depth: int
+    size: int
 
     def ask(self, rows: Rows, advance: Advance) -> _Outcome:
         live, exact = [], []
@@ -250,13 +255,14 @@ class _Probe:
         # One more than the longest list shows whether a tie goes on beyond its end. Production asks for k at a time;
         # asking for many more would make the index look better than it serves.
         shallow = self.ks[-1] + 1
+        deep = max(shallow, self.depth)
         for groups, vectors in _batches(rows):
             queries = self.release.lowering.query(self.release.alignment.project(rows.modality, vectors))
             served = self._search(queries, shallow, exact=False)
-            truth = self._search(queries, max(shallow, self.depth), exact=True)
+            truth = self._search(queries, deep, exact=True)
             for group, got, best in zip(groups, served, truth, strict=True):
                 live.append(self._rank(got, group, shallow))
-                exact.append(self._rank(best, group, max(shallow, self.depth)))
+                exact.append(self._rank(best, group, deep))
                 for k in self.ks:
                     fidelity[k].append(self._fidelity(got, best, k))
             advance(len(groups))
@@ -269,15 +275,13 @@ class _Probe:
 
     def _rank(self, hits: Sequence[Hit], group: str, limit: int) -> float:
         """Rank the best relevant hit; irrelevant ones of the same score stand before it."""
-        score = self.release.lowering.score
-        best = next((score(hit.raw_score) for hit in hits if hit.payload["group"] == group), None)
+        best = next((hit.raw_score for hit in hits if hit.payload["group"] == group), None)
         if best is None:
             return np.inf
-        if len(hits) == limit and score(hits[-1].raw_score) == best and hits[0].raw_score == hits[-1].raw_score:
-            return np.inf  # everything ties, and so may whatever stands beyond the list
-        before = sum(1 for hit in hits if score(hit.raw_score) >= best and hit.payload["group"] != group)
-        unseen = len(hits) == limit and score(hits[-1].raw_score) == best
-        return np.inf if unseen and limit <= self.ks[-1] + 1 else before + 1.0
+        if hits[-1].raw_score == best and len(hits) == limit < self.size:
+            return np.inf  # the tie may go on beyond the list
+        score = self.release.lowering.score
+        return 1.0 + sum(score(hit.raw_score) >= score(best) and hit.payload["group"] != group for hit in hits)
 
     def _fidelity(self, got: Sequence[Hit], best: Sequence[Hit], k: int) -> float:
         """Share of the exact top k that the index found; a hit as good as the k-th counts, whatever its id."""
@@ -293,6 +297,7 @@ def _measures(
     direction: str,
     outcome: _Outcome,
     groups: Sequence[str],
+    *,
     relevant: npt.NDArray[np.int64],
     gallery: int,
     ks: Sequence[int],
@@ -335,23 +340,21 @@ def _labelled(release: Release, embedding_set: EmbeddingSet, modality: Modality,
     return rows.take(np.flatnonzero(kept).tolist())
 
 
-def _relevant(
-    asking: Sequence[str],
-    asked: Sequence[str],
-    modality: Modality,
-    keys: Sequence[str],
-    release: Release,
-    store: Store,
-) -> npt.NDArray[np.int64]:
-    """Count for each query group how many of its relevant items are in the collection: (n,)."""
-    wanted = set(asking)
-    candidates = [(point_id(modality, key), group) for key, group in zip(keys, asked, strict=True) if group in wanted]
-    counts: dict[str, int] = {}
-    for start in range(0, len(candidates), 1000):
-        batch = dict(candidates[start : start + 1000])
-        for found in store.retrieve(release.name, list(batch)):
-            counts[batch[found.id]] = counts.get(batch[found.id], 0) + 1
-    return np.array([counts.get(group, 0) for group in asking], np.int64)
+def _relevant(asking: Rows, asked: Rows, release: Release, store: Store, gallery: Scope) -> npt.NDArray[np.int64]:
+    """Count for each query how many of its relevant items are in the gallery: (n,)."""
+    wanted = set(asking.groups)
+    ids = {
+        point_id(asked.modality, key): group
+        for key, group in zip(asked.keys, asked.groups, strict=True)
+        if group in wanted
+    }
+    counts: Counter[str] = Counter()
+    remaining = iter(ids)
+    while batch := list(islice(remaining, 1000)):
+        for found in store.retrieve(release.name, batch):
+            if gallery == "all" or found.payload.get("split") == gallery:
+                counts[ids[found.id]] += 1
+    return np.array([counts[group] for group in asking.groups], np.int64)
 
 
 def _batches(rows: Rows) -> Iterator[tuple[list[str], FloatArray]]:

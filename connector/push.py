@@ -7,7 +7,7 @@ entered in the ledger. What the ledger holds is not written again; what it does 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID, uuid5
 
 from alignment.artifact import Alignment
@@ -26,7 +26,8 @@ NAMESPACE = UUID("6f1d3f0e-6c86-5a49-9d0c-0f3d8a7c1b52")
 BATCH_POINTS = 512
 FLUSH_POINTS = 16_384
 OWN_INDEXES: Mapping[str, PayloadKind] = {"key": "keyword", "group": "keyword", "split": "keyword"}
-HELD_OUT, FITTED = "held-out", "fitted"
+HELD_OUT: Literal["held-out"] = "held-out"
+FITTED = "fitted"
 
 Place = tuple[str, int]
 Written = tuple[str, int]
@@ -79,7 +80,18 @@ def push(
     for modality, card in embedding_set.card.encoders.items():
         require_encoder(alignment, modality, card, f"embedding set {embedding_set.path}")
     config = {"payload_indexes": {**OWN_INDEXES, **(payload_indexes or {})}, "indexing_threshold": indexing_threshold}
-    releases = [_begin(alignment, alignment_id, collection, metric, config, store, provenance) for metric in metrics]
+    releases = [
+        _begin(
+            alignment,
+            metric,
+            alignment_id=alignment_id,
+            collection=collection,
+            config=config,
+            store=store,
+            provenance=provenance,
+        )
+        for metric in metrics
+    ]
     targets = [_Target(r, provenance.ledger(r.row.id, set_id)) for r in releases]
     writer = _Writer(embedding_set, alignment, set_id, store, provenance, run)
     writer.write(targets, advance)
