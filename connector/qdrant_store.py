@@ -1,5 +1,7 @@
 """Qdrant as a server. The only importer of qdrant_client's client."""
 
+import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar
@@ -8,12 +10,13 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 import stamina
+from pydantic import ValidationError
 from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
 from alignment.metrics import Distance
-from connector.errors import CollectionNotFoundError, StoreError, StoreUnavailableError
+from connector.errors import CollectionNotFoundError, SettingsError, StoreError, StoreUnavailableError
 from connector.settings import redacted
 from connector.store import CollectionConfig, CollectionInfo, Hit, Points, Record, Store, VectorConfig
 
@@ -41,16 +44,27 @@ class QdrantStore(Store):
         """Connect to the server at `url`.
 
         Raises:
+            SettingsError: the URL cannot be meant.
             StoreUnavailableError: it cannot be reached.
-            StoreError: it refuses the key, or is older than 1.16.
+            StoreError: it refuses the key, is older than 1.16, or is no Qdrant.
         """
-        client = QdrantClient(url=url, api_key=api_key, timeout=REQUEST_SECONDS, check_compatibility=False)
+        try:
+            client = QdrantClient(url=url, api_key=api_key, timeout=REQUEST_SECONDS, check_compatibility=False)
+        except ValueError:  # its text may hold the URL with the password in it
+            raise SettingsError(f"store {redacted(url)!r}: expected http(s)://HOST:PORT") from None
         store = cls(client, url)
-        found = store._call(client.info).version
-        if tuple(int(part) for part in found.split(".")[:2]) < OLDEST_SERVER:
-            oldest = ".".join(map(str, OLDEST_SERVER))
-            raise StoreError(f"{store.url}: expected Qdrant {oldest} or newer, got {found}; upgrade the server")
+        try:
+            store._require_version(store._call(client.info).version)
+        except BaseException:
+            client.close()
+            raise
         return store
+
+    def _require_version(self, found: str) -> None:
+        oldest = ".".join(map(str, OLDEST_SERVER))
+        version = re.match(r"(\d+)\.(\d+)", found)
+        if version is None or tuple(map(int, version.groups())) < OLDEST_SERVER:
+            raise StoreError(f"{self.url}: expected Qdrant {oldest} or newer, got {found}; upgrade the server")
 
     def _call(self, operation: Callable[..., T], *args: Any, **options: Any) -> T:
         """Call the client, translate its errors, and try again what may pass."""
@@ -74,15 +88,25 @@ class QdrantStore(Store):
                 message += "; check MODALIGN_QDRANT_API_KEY"
             raise StoreError(message) from error
         except (ResponseHandlingException, httpx.TransportError) as error:
+            if isinstance(error, ResponseHandlingException) and isinstance(error.source, ValidationError):
+                raise StoreError(self._no_qdrant(error)) from error
             raise StoreUnavailableError(
                 f"{self.url} cannot be reached: {error}; check that it runs and that MODALIGN_QDRANT_URL names it"
             ) from error
-        except (QdrantException, ApiException) as error:
+        except QdrantException as error:
+            # 429 with the header Retry-After, and the client's complaint about one that names a date
+            raise StoreUnavailableError(f"{self.url} asks for fewer requests: {error}") from error
+        except ApiException as error:
             raise StoreError(f"{self.url}: {error}") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise StoreError(self._no_qdrant(error)) from error
         except ValueError as error:  # the client's word for bad arguments and, in memory, for missing collections
             if "not found" in str(error):
                 raise CollectionNotFoundError(f"{self.url}: {error}") from error
             raise StoreError(f"{self.url}: {error}") from error
+
+    def _no_qdrant(self, error: Exception) -> str:
+        return f"{self.url} did not answer as Qdrant does ({error}); check that MODALIGN_QDRANT_URL names its HTTP port"
 
     def close(self) -> None:
         """Close the connection."""
@@ -161,6 +185,8 @@ class QdrantStore(Store):
 
     def delete(self, name: str, ids: Sequence[str]) -> None:
         """Delete points."""
+        if not ids:  # the server refuses a request without points
+            return
         selector = models.PointIdsList(points=list(ids))
         result = self._call(self._client.delete, name, points_selector=selector, wait=True)
         self._require_completed(result, f"delete from collection {name}")
@@ -252,11 +278,11 @@ class QdrantStore(Store):
 
     def set_aliases(self, aliases: Mapping[str, str]) -> None:
         """Switch aliases in one request, which the server applies as one."""
-        existing = self.aliases()
+        existing, collections = self.aliases(), self.collections()
         for alias, target in aliases.items():
-            if not self._call(self._client.collection_exists, target):
+            if target not in collections:
                 raise CollectionNotFoundError(f"{self.url} has no collection {target!r} for alias {alias!r}")
-            if alias not in existing and self._call(self._client.collection_exists, alias):
+            if alias in collections:
                 raise StoreError(f"{self.url}: {alias!r} is a collection and cannot be an alias")
         actions: list[models.AliasOperations] = []
         for alias, target in aliases.items():
