@@ -123,6 +123,8 @@ _MATCHES: dict[str, Callable[[Any], Any]] = {
     "MatchExcept": lambda m: edge.MatchExcept(m.except_),
     "MatchText": lambda m: edge.MatchText(m.text),
     "MatchTextAny": lambda m: edge.MatchTextAny(m.text_any),
+    "MatchPrefix": lambda m: edge.MatchPrefix(m.prefix),
+    "MatchSubstring": lambda m: edge.MatchSubstring(m.substring),
     "MatchPhrase": lambda m: edge.MatchPhrase(m.phrase),
 }
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
 REGISTRY = "registry.json"
+FORBIDDEN = frozenset('<>:"/\\|?*\0\x1f')  # what a server refuses in the name of a collection
 
 
 class EdgeStore(Store):
@@ -120,10 +121,12 @@ class EdgeStore(Store):
         """Create a collection; it exists from the moment the registry names it."""
         if name in self._collections or name in self._aliases:
             raise StoreError(f"{self.url}: collection or alias {name!r} exists")
+        if not name or name in (".", "..") or FORBIDDEN & set(name):
+            raise StoreError(f"{self.url}: {name!r} cannot name a collection, which is a directory here")
         home = self._home(name)
-        shutil.rmtree(home, ignore_errors=True)
-        home.mkdir(parents=True)
         with _translated(f"create collection {name}"):
+            shutil.rmtree(home, ignore_errors=True)
+            home.mkdir(parents=True)
             shard = edge.EdgeShard.create(str(home), _edge_config(config))
             for field, kind in config.payload_indexes.items():
                 shard.update(edge.UpdateOperation.create_field_index(field, _SCHEMA[kind]))
@@ -156,12 +159,12 @@ class EdgeStore(Store):
 
     def _upsert(self, name: str, points: Points) -> None:
         vector_name = points.vector_name
-        batch = [
-            edge.Point(id_, {vector_name: vector}, payload)
-            for id_, vector, payload in zip(points.ids, points.vectors.tolist(), points.payloads, strict=True)
-        ]
         shard = self._shard(name)
         with _translated(f"write to collection {name}"):
+            batch = [
+                edge.Point(id_, {vector_name: vector}, payload)
+                for id_, vector, payload in zip(points.ids, points.vectors.tolist(), points.payloads, strict=True)
+            ]
             shard.update(edge.UpdateOperation.upsert_points(batch))
 
     def flush(self, name: str) -> None:

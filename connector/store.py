@@ -1,7 +1,7 @@
 """The Store contract: what modalign needs of a Qdrant collection, however it runs.
 
 Two implementations behave alike (one test suite runs over both): `EdgeStore`, the engine in this process, and
-`QdrantStore`, a server. A name given to any method may be a collection or an alias.
+`QdrantStore`, a server. A name given to a method that reads or writes may be a collection or an alias.
 """
 
 import json
@@ -131,7 +131,10 @@ class Store(ABC):
 
     @abstractmethod
     def drop(self, name: str) -> None:
-        """Delete a collection, its points and the aliases that name it; nothing happens where there is none."""
+        """Delete a collection, its points and the aliases that name it.
+
+        Nothing happens where there is none, and an alias is none.
+        """
 
     @abstractmethod
     def describe(self, name: str) -> CollectionInfo:
@@ -149,7 +152,8 @@ class Store(ABC):
             CollectionNotFoundError: there is no such collection or named vector.
         """
         self._check(name, points)
-        self._upsert(name, points)
+        if points.ids:
+            self._upsert(name, points)
 
     @abstractmethod
     def _upsert(self, name: str, points: Points) -> None:
