@@ -22,7 +22,20 @@ class UtcDateTime(TypeDecorator[datetime]):
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Read as UTC."""
-        return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
+        if value is None or value.tzinfo:
+            return value and value.astimezone(UTC)  # PostgreSQL answers in the time zone of its session
+        return value.replace(tzinfo=UTC)
+
+
+class AnyText(TypeDecorator[str]):
+    """A text. What databases refuse in one, NUL and the bytes of a path that are no UTF-8, is written as an escape."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Store with escapes."""
+        return value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0") if value else value
 
 
 def now() -> datetime:
@@ -52,7 +65,7 @@ class EncoderRow(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     modality: Mapped[str] = mapped_column(String(8))
-    spec: Mapped[str] = mapped_column(Text)
+    spec: Mapped[str] = mapped_column(AnyText)
     fingerprint: Mapped[str] = mapped_column(String(64))
     dim: Mapped[int]
 
@@ -64,8 +77,8 @@ class EmbeddingSetRow(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(128))
-    path: Mapped[str] = mapped_column(Text, unique=True)
-    corpus: Mapped[str] = mapped_column(Text)
+    path: Mapped[str] = mapped_column(AnyText, unique=True)
+    corpus: Mapped[str] = mapped_column(AnyText)
     fingerprint: Mapped[str] = mapped_column(String(64))
     image_encoder_id: Mapped[int | None] = mapped_column(ForeignKey("encoder.id"))
     text_encoder_id: Mapped[int | None] = mapped_column(ForeignKey("encoder.id"))
@@ -82,7 +95,7 @@ class AlignmentRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(128))
     fingerprint: Mapped[str] = mapped_column(String(64), unique=True)
-    path: Mapped[str] = mapped_column(Text)
+    path: Mapped[str] = mapped_column(AnyText)
     method: Mapped[str] = mapped_column(String(64))
     dim: Mapped[int]
     image_encoder_id: Mapped[int] = mapped_column(ForeignKey("encoder.id"))
@@ -126,7 +139,7 @@ class RunRow(Base):
     parameters: Mapped[dict[str, Any]]
     outcome: Mapped[str] = mapped_column(String(16))
     counts: Mapped[dict[str, Any]]
-    error: Mapped[str | None] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(AnyText)
     host: Mapped[str] = mapped_column(String(255))
     pid: Mapped[int]
     version: Mapped[str] = mapped_column(String(32))
@@ -158,12 +171,12 @@ class RejectRow(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     run_id: Mapped[int] = mapped_column(ForeignKey("run.id"), index=True)
-    source: Mapped[str] = mapped_column(Text)
+    source: Mapped[str] = mapped_column(AnyText)
     position: Mapped[int]
     stage: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str] = mapped_column(String(64))
-    detail: Mapped[str] = mapped_column(Text)
-    key: Mapped[str | None] = mapped_column(Text)
+    detail: Mapped[str] = mapped_column(AnyText)
+    key: Mapped[str | None] = mapped_column(AnyText)
     modality: Mapped[str | None] = mapped_column(String(8))
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,8 +37,9 @@ from connector.models import (
     RunRow,
     now,
 )
-from connector.settings import redacted
+from connector.settings import PASSWORD, redacted
 
+STARTED = now()  # of this process, as good as
 REJECTS_A_COMMIT = 256
 LONGEST_DETAIL = 2000  # characters of an error or a reject's detail that are kept
 
@@ -57,11 +57,7 @@ class Run:
         """Record a refused item."""
         self.counts["rejected"] += 1
         row = RejectRow(run_id=self.id, **asdict(refused))
-        row.detail = row.detail[:LONGEST_DETAIL].replace("\0", "\\0")
-        for column in ("source", "key", "detail"):
-            if (value := getattr(row, column)) is not None:
-                # Paths and keys may hold bytes that are no text, which databases refuse.
-                setattr(row, column, value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0"))
+        row.detail = row.detail[:LONGEST_DETAIL]
         self._rejects.append(row)
         if len(self._rejects) >= REJECTS_A_COMMIT:
             self.flush()
@@ -142,7 +138,8 @@ class Provenance:
         host, pid = platform.node(), os.getpid()
         with self.session() as session:
             for other in session.scalars(select(RunRow).where(RunRow.outcome == "running", RunRow.host == host)):
-                if not _alive(other.pid):
+                # Containers give every process the same number: a run of ours that is older than we are is not ours.
+                if not _alive(other.pid) or (other.pid == pid and other.started_at < STARTED):
                     other.outcome, other.finished_at = "killed", now()
             row = RunRow(
                 command=command,
@@ -216,7 +213,7 @@ class Provenance:
         with self.session() as session:
             return session.merge(row)
 
-    def ledger(self, release_id: int, set_id: int | None = None) -> dict[tuple[str, int], tuple[str, int]]:
+    def ledger(self, release_id: int, set_id: int) -> dict[tuple[str, int], tuple[str, int]]:
         """Return what is written: `{(shard, start): (digest, points)}`."""
         query = select(BatchRow.shard, BatchRow.start, BatchRow.digest, BatchRow.points)
         query = query.where(BatchRow.release_id == release_id, BatchRow.embedding_set_id == set_id)
@@ -316,7 +313,7 @@ def without_passwords(text: str) -> str:
     >>> without_passwords("cannot reach http://me:secret@db:6333/")
     'cannot reach http://me:***@db:6333/'
     """
-    return re.sub(r"(://[^/\s:@]*):[^/\s@]+@", r"\1:***@", text)
+    return PASSWORD.sub(r"\1:***@", text)
 
 
 def _engine(url: str) -> Engine:
@@ -344,7 +341,7 @@ def _harden_sqlite(connection: Any, _: object) -> None:
 def _sqlite_path(url: str) -> Path | None:
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         return None
     return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
 

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from connector.errors import SettingsError
 
+# Up to the last @: a password may hold a slash or an @, and a text that hides too much does no harm.
+PASSWORD = re.compile(r"(://[^:/@\s]*):\S*@")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -86,9 +88,7 @@ def redacted(url: str) -> str:
     if url.startswith(("edge:", "sqlite:")):
         return url
     try:
-        parts = urlsplit(url)
-        user, at, host = parts.netloc.rpartition("@")
+        parts = urlsplit(PASSWORD.sub(r"\1:***@", url))
     except ValueError:
         return "(an unreadable URL)"
-    name = user.partition(":")[0] + (":***" if ":" in user else "")
-    return urlunsplit((parts.scheme, f"{name}{at}{host}", parts.path, "", ""))
+    return urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
