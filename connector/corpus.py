@@ -241,6 +241,11 @@ class Folder(Corpus):
 
     def _image(self, file: Path, position: int) -> Iterator[Item | Reject]:
         key = file.relative_to(self.path).as_posix()
+        try:
+            str(file).encode()
+        except UnicodeEncodeError as error:
+            yield Reject(str(file), position, "read", "path-not-unicode", f"rename the file: {error}")
+            return
         yield Item("image", key, key, file, {"image": str(file)}, str(file), position)
         captions = file.with_suffix(".txt")
         if not captions.exists():
@@ -350,7 +355,7 @@ class _Entry:
         if too_large := [k for k, v in fields.items() if isinstance(v, int) and abs(v) >= 1 << 63]:
             raise _RowError("payload-not-json", f"integers must be below 2^63: {', '.join(too_large)}")
         try:
-            json.dumps([key, group, image, captions, fields], ensure_ascii=False).encode()
+            json.dumps([str(manifest), key, group, image, captions, fields], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise _RowError("row-unreadable", f"text that is not valid Unicode: {error}") from error
         resolved = manifest.parent / image if image else None

@@ -118,6 +118,7 @@ def _take(
     if isinstance(entry, Reject):
         run.reject(entry)
     elif entry.modality not in sinks:
+        index.first_time(entry.modality, entry.key)  # it is in the corpus, whatever this pass makes of it
         run.counts["left_out"] += 1
     elif not index.first_time(entry.modality, entry.key):
         detail = f"{entry.modality} key {entry.key!r} came before in this corpus; keys must be unique"
