@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from alignment.errors import EmbeddingSetError
+from alignment.errors import EmbeddingSetError, VectorError
 from alignment.vectors import FloatArray
 
 Modality = Literal["image", "text"]
@@ -88,8 +88,11 @@ class SetCard:
                     "read it with the modalign version that wrote it, or encode the corpus again"
                 )
             raw["encoders"] = {m: EncoderCard(**card) for m, card in raw["encoders"].items()}
+            whole_numbers = all(isinstance(count, int) for count in raw["counts"].values())
+            if not whole_numbers or not isinstance(raw["complete"], bool) or raw["dtype"] not in get_args(Dtype):
+                raise ValueError("counts, complete or dtype is not what it can be")
             return cls(**raw)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise EmbeddingSetError(
                 f"{directory} is not an embedding set: it has no {CARD}; make one with `modalign encode`"
             ) from None
@@ -153,9 +156,20 @@ class Rows:
         return cls(modality, keys, groups, hashes, payloads, flat.reshape(-1, vectors.type.list_size))
 
     def to_arrow(self, dtype: Dtype) -> pa.Table:
-        """Lay the rows out as a shard with vectors of `dtype`."""
+        """Lay the rows out as a shard with vectors of `dtype`.
+
+        Raises:
+            VectorError: a value is too large for `dtype`.
+        """
         dim = self.vectors.shape[1]
-        flat = pa.array(self.vectors.astype(dtype).reshape(-1))
+        with np.errstate(over="ignore"):
+            stored = self.vectors.astype(dtype)
+        if len(overflown := np.flatnonzero((np.isinf(stored) & np.isfinite(self.vectors)).any(axis=1))):
+            raise VectorError(
+                f"{len(overflown)} {self.modality} vectors, the first of key {self.keys[overflown[0]]!r}, have values "
+                f"beyond the {np.finfo(dtype).max:g} that {dtype} can hold; store float32"
+            )
+        flat = pa.array(stored.reshape(-1))
         columns = [pa.array(column, pa.string()) for column in self._identity()]
         return pa.table([*columns, pa.FixedSizeListArray.from_arrays(flat, dim)], names=[*IDENTITY, "vector"])
 
@@ -251,13 +265,14 @@ class SetWriter:
         self._lock.release()
 
     def _open(self) -> None:
-        if self.path.exists() and any(self.path.iterdir()):
+        leftovers = set(self.path.glob("*.tmp"))  # of a writer that was killed, maybe before its first card
+        if self.path.exists() and (not self.path.is_dir() or set(self.path.iterdir()) - leftovers):
             self._reopen(SetCard.read(self.path))
-            for leftover in self.path.glob("*.tmp"):
-                leftover.unlink()
         else:
             self.path.mkdir(exist_ok=True)
             self.card.write(self.path)
+        for leftover in leftovers:
+            leftover.unlink(missing_ok=True)
 
     def _reopen(self, existing: SetCard) -> None:
         if existing.dtype != self.card.dtype:
@@ -360,7 +375,9 @@ def write_shard(path: Path, rows: Rows, dtype: Dtype) -> None:
     sink = pa.BufferOutputStream()
     # Embeddings are noise to a compressor; text compresses well.
     compression = {**dict.fromkeys(IDENTITY, "zstd"), "vector.list.element": "none"}
-    pq.write_table(rows.to_arrow(dtype), sink, compression=compression, use_dictionary=["group"])
+    pq.write_table(
+        rows.to_arrow(dtype), sink, compression=compression, use_dictionary=["group"], write_page_checksum=True
+    )
     write_durably(path, sink.getvalue())
 
 
@@ -389,14 +406,18 @@ def sync_directory(path: Path) -> None:
 
 def _read(path: Path, columns: list[str]) -> pa.Table:
     try:
-        table = pq.read_table(path, columns=columns, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            types = {field.name: field.type for field in file.schema_arrow}
+            if missing := {*IDENTITY, "vector"} - types.keys():
+                raise EmbeddingSetError(
+                    f"{path} is no shard of an embedding set: it has no column {', '.join(sorted(missing))}"
+                )
+            vectors = types.pop("vector")
+            if not pa.types.is_fixed_size_list(vectors) or not all(types[name] == pa.string() for name in IDENTITY):
+                raise EmbeddingSetError(f"{path} is no shard of an embedding set: a column is of another type")
+            return file.read(columns=columns)
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise _damaged(path, error) from error
-    if missing := set(columns) - set(table.column_names):
-        raise EmbeddingSetError(
-            f"{path} is no shard of an embedding set: it has no column {', '.join(sorted(missing))}"
-        )
-    return table
 
 
 def _damaged(path: Path, error: Exception) -> EmbeddingSetError:

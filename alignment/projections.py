@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Hyperparameters = Mapping[str, Any]
+ROUNDING = 4 * float(np.finfo(np.float32).eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +60,19 @@ class Projection:
         return projected
 
     def unchecked(self, X: npt.NDArray[np.floating]) -> FloatArray:
-        """Project sound vectors (n, d_in) of the right dimension; a row that maps to zero comes back as NaN."""
+        """Project sound vectors (n, d_in) of the right dimension; a row that maps to zero comes back as NaN.
+
+        Rounding moves a unit vector by `ROUNDING`, and its projection by that times the size of the weight: what is
+        no longer than this has no direction of its own, and counts as zero.
+        """
         Z = unit(X)
+        size = 1.0
         if self.mean is not None:
             Z -= self.mean
         if self.weight is not None:
             Z = Z @ self.weight
+            size = float(np.linalg.norm(self.weight))
+        Z[np.linalg.norm(Z, axis=1) <= ROUNDING * size] = 0.0
         with np.errstate(invalid="ignore", divide="ignore"):
             return unit(Z)
 
