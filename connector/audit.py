@@ -281,7 +281,8 @@ class _Probe:
         if hits[-1].raw_score == best and len(hits) == limit < self.size:
             return np.inf  # the tie may go on beyond the list
         score = self.release.lowering.score
-        return 1.0 + sum(score(hit.raw_score) >= score(best) and hit.payload["group"] != group for hit in hits)
+        before = [hit for hit in hits if score(hit.raw_score) >= score(best) and hit.payload["group"] != group]
+        return len(before) + 1.0
 
     def _fidelity(self, got: Sequence[Hit], best: Sequence[Hit], k: int) -> float:
         """Share of the exact top k that the index found; a hit as good as the k-th counts, whatever its id."""

@@ -1,0 +1,584 @@
+"""The command line: each command opens the home, calls one method and prints the result.
+
+Imports inside the commands keep `modalign --help` fast: numpy, torch, SQLAlchemy and the databases load when used.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from alignment.errors import ModalignError
+
+if TYPE_CHECKING:
+    from alignment.artifact import Alignment
+    from connector.audit import Audit
+    from connector.home import Home, Result
+    from connector.release import Release
+    from connector.search import Found
+    from connector.settings import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FAILED, USAGE, REQUIREMENT, REJECTED, INTERRUPTED = 1, 2, 3, 4, 130
+METRIC_HELP = "How aligned vectors are compared: cosine, dot, euclid or manhattan."
+PAYLOAD_KINDS = ("keyword", "integer", "float", "bool")
+
+
+def home_options(command: F) -> F:
+    """Add the options that say where things are, and hand them over as `settings`."""
+    options = [
+        click.option("--home", type=click.Path(path_type=Path), help="Home directory.  [MODALIGN_HOME; ~/.modalign]"),
+        click.option("--qdrant-url", metavar="URL", help="edge:DIR or http(s)://HOST:PORT.  [MODALIGN_QDRANT_URL; edge:HOME/qdrant]"),
+        click.option("--database-url", metavar="URL", help="SQLAlchemy URL.  [MODALIGN_DATABASE_URL; SQLite in the home]"),
+        click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [MODALIGN_DEVICE; auto]"),
+    ]  # fmt: skip
+    return _with(command, options)
+
+
+def json_option(command: F) -> F:
+    """Add `--json`."""
+    return _with(command, [click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")])
+
+
+def rejects_option(command: F) -> F:
+    """Add `--max-rejects`."""
+    text = "Exit with 4 when more items than this were rejected."
+    return _with(
+        command, [click.option("--max-rejects", type=click.IntRange(0), default=0, show_default=True, help=text)]
+    )
+
+
+def push_options(command: F) -> F:
+    """Add what `push` and `ingest` share."""
+    options = [
+        click.option("--into", "collection", required=True, metavar="COLLECTION", help="Collection to write into."),
+        click.option("--alignment", required=True, metavar="NAME", help="Alignment to project with."),
+        click.option("--metric", "metrics", multiple=True, metavar="METRIC", help=METRIC_HELP + " Repeat for several releases.  [default: the alignment's]"),
+        click.option("--payload-index", "indexes", multiple=True, metavar="FIELD=KIND", help=f"Index a payload field for filters; KIND is one of {', '.join(PAYLOAD_KINDS)}."),
+        click.option("--indexing-threshold", type=click.IntRange(1), default=10_000, show_default=True, metavar="KB", help="Build an HNSW graph from this many kB of vectors; below, search is exact brute force."),
+    ]  # fmt: skip
+    return _with(command, options)
+
+
+def _with(command: F, options: Sequence[Callable[[F], F]]) -> F:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="modalign")
+def cli() -> None:
+    """Align image and text embeddings, serve them from Qdrant, prove it with Recall@K.
+
+    \b
+    A corpus is encoded once into an embedding set; an alignment is fitted on embedding sets; a release is one
+    alignment under one metric in one Qdrant collection; search and audit read releases; SQL remembers everything.
+
+    Start with `modalign demo`. Exit codes: 0 done, 1 failed, 2 usage, 3 an audit's requirement was not met, 4 done
+    but more items were rejected than --max-rejects allows, 130 interrupted.
+    """
+
+
+@cli.group()
+def db() -> None:
+    """The provenance database."""
+
+
+@db.command()
+@home_options
+def upgrade(**where: Any) -> None:
+    """Create or upgrade the tables; run it once for a new home and after every update of modalign."""
+    from connector.provenance import upgrade as upgrade_database
+    from connector.settings import redacted
+
+    settings = _settings(where)
+    upgrade_database(settings.database_url)
+    _say(f"{redacted(settings.database_url)} is up to date")
+
+
+@cli.command()
+@click.argument("corpus", type=click.Path(path_type=Path))
+@click.option("--set", "name", required=True, metavar="NAME", help="Embedding set to write.")
+@click.option("--image-encoder", metavar="SPEC", help="open_clip:MODEL/PRETRAINED, timm:MODEL or a plugin's.")
+@click.option(
+    "--text-encoder", metavar="SPEC", help="open_clip:MODEL/PRETRAINED, sentence-transformers:NAME or a plugin's."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Type of the stored vectors.",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Items the encoder takes at a time."
+)
+@click.option(
+    "--shard-size",
+    type=click.IntRange(1),
+    default=1024,
+    show_default=True,
+    help="Rows of a shard; a kill loses at most one.",
+)
+@rejects_option
+@json_option
+@home_options
+def encode(
+    corpus: Path, name: str, image_encoder: str | None, text_encoder: str | None, dtype: Any, batch_size: int,
+    shard_size: int, max_rejects: int, as_json: bool, **where: Any,
+) -> None:  # fmt: skip
+    """Encode CORPUS, a JSONL, CSV or Parquet manifest or a folder of images, into an embedding set.
+
+    Run it again after a kill or a change of the corpus: what stands in the set is not encoded again.
+    """
+    specs: dict[Any, str] = {"image": image_encoder or "", "text": text_encoder or ""}
+    given = {modality: spec for modality, spec in specs.items() if spec}
+    with _home(where) as home:
+        result = home.encode(corpus, name, given, dtype=dtype, batch_items=batch_size, shard_rows=shard_size)
+    card = result.made.card
+    _print_result(result, {"set": name, **card.counts, "fingerprint": card.fingerprint}, as_json)
+    _exit_for_rejects(result, max_rejects)
+
+
+@cli.command()
+@click.argument("sets", nargs=-1, required=True, metavar="SET...")
+@click.option("--alignment", "name", required=True, metavar="NAME", help="Alignment to make.")
+@click.option("--method", default="auto", show_default=True, help="auto, identity, procrustes, ridge or rcca.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    default=["cosine"],
+    show_default=True,
+    metavar="METRIC",
+    help=METRIC_HELP + " Candidates are chosen under the first.",
+)
+@click.option(
+    "--holdout",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.25,
+    show_default=True,
+    help="Share of the groups that the fit never sees.",
+)
+@click.option("--folds", type=click.IntRange(2), default=4, show_default=True, help="Folds of the cross-validation.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the hold-out and the folds.")
+@json_option
+@home_options
+def fit(
+    sets: tuple[str, ...], name: str, method: str, metrics: tuple[str, ...], holdout: float, folds: int, seed: int,
+    as_json: bool, **where: Any,
+) -> None:  # fmt: skip
+    """Fit an alignment on embedding sets that hold pairs of images and texts."""
+    from alignment.embeddings import HoldOut
+
+    with _home(where) as home:
+        result = home.fit(
+            sets, name, method=method, metrics=metrics, hold_out=HoldOut(holdout, seed), folds=folds, seed=seed
+        )
+    alignment: Alignment = result.made
+    card = alignment.card
+    document = {
+        "alignment": name, "fingerprint": alignment.fingerprint, "method": card.method, "dim": alignment.dim,
+        "hyperparameters": card.hyperparameters, "held_out_recall": card.held_out_recall,
+    }  # fmt: skip
+    if as_json:
+        _print_json({"run": result.run, **document})
+        return
+    rows = [
+        {"metric": metric, "direction": direction, **values}
+        for metric, directions in card.held_out_recall.items()
+        for direction, values in directions.items()
+    ]
+    _print_table(rows, f"alignment {name}: {card.method} {card.hyperparameters}, on held-out groups")
+
+
+@cli.command()
+@click.argument("name", metavar="SET")
+@push_options
+@rejects_option
+@json_option
+@home_options
+def push(
+    name: str, collection: str, alignment: str, metrics: tuple[str, ...], indexes: tuple[str, ...],
+    indexing_threshold: int, max_rejects: int, as_json: bool, **where: Any,
+) -> None:  # fmt: skip
+    """Push an embedding set through an alignment into Qdrant, one release per metric, and make them live.
+
+    Run it again after a kill or a change of the set: only what changed is written.
+    """
+    payload_indexes = _payload_indexes(indexes)
+    with _home(where) as home:
+        result = home.push(
+            name, collection, alignment, metrics=metrics, payload_indexes=payload_indexes,
+            indexing_threshold=indexing_threshold,
+        )  # fmt: skip
+    _print_releases(result, as_json)
+    _exit_for_rejects(result, max_rejects)
+
+
+@cli.command()
+@click.argument("corpus", type=click.Path(path_type=Path))
+@push_options
+@click.option("--set", "name", metavar="NAME", help="Embedding set to keep.  [default: like the collection]")
+@rejects_option
+@json_option
+@home_options
+def ingest(
+    corpus: Path, collection: str, alignment: str, metrics: tuple[str, ...], indexes: tuple[str, ...],
+    indexing_threshold: int, name: str | None, max_rejects: int, as_json: bool, **where: Any,
+) -> None:  # fmt: skip
+    """Encode CORPUS with the alignment's encoders and push it: one command that can be killed and repeated."""
+    payload_indexes = _payload_indexes(indexes)
+    with _home(where) as home:
+        result = home.ingest(
+            corpus, collection, alignment, name=name, metrics=metrics, payload_indexes=payload_indexes,
+            indexing_threshold=indexing_threshold,
+        )  # fmt: skip
+    _print_releases(result, as_json)
+    _exit_for_rejects(result, max_rejects)
+
+
+@cli.command()
+@click.argument("collection")
+@click.argument("query")
+@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="How many items to find.")
+@click.option("--metric", metavar="METRIC", help=METRIC_HELP + "  [default: the only one there is, or cosine]")
+@click.option("--target", type=click.Choice(["image", "text"]), help="Modality to find.  [default: the other one]")
+@click.option("--filter", "filter_json", metavar="JSON", help="Qdrant filter on the payload.")
+@click.option("--exact", is_flag=True, help="Compare with every item instead of walking the index.")
+@click.option("--html", "page", type=click.Path(path_type=Path), help="Write a contact sheet with the pictures.")
+@json_option
+@home_options
+def search(
+    collection: str, query: str, k: int, metric: str | None, target: Any, filter_json: str | None, exact: bool,
+    page: Path | None, as_json: bool, **where: Any,
+) -> None:  # fmt: skip
+    """Search COLLECTION with QUERY: a text, or the path of an image (known by its suffix)."""
+    from connector.corpus import IMAGE_SUFFIXES
+    from connector.report import Answered, write_contact_sheet
+    from connector.store import parse_filter
+
+    condition = parse_filter(filter_json) if filter_json else None
+    is_image = Path(query).suffix.lower() in IMAGE_SUFFIXES
+    with _home(where) as home:
+        retriever = home.retriever(collection, metric)
+        if is_image:
+            (found,) = retriever.search_images([Path(query)], k, target=target or "text", filter=condition, exact=exact)
+        else:
+            (found,) = retriever.search_texts([query], k, target=target or "image", filter=condition, exact=exact)
+        name = str(retriever.release.metric)
+    if page:
+        asked = Path(query) if is_image else query
+        write_contact_sheet(page, f"{collection}: {query}", f"{len(found)} best under {name}", [Answered(asked, found)])
+        _say(f"wrote {page}")
+    if as_json:
+        _print_json({"collection": collection, "metric": name, "query": query, "found": [asdict(f) for f in found]})
+    else:
+        _print_table(_found_rows(found), f"{collection} under {name}")
+
+
+@cli.command()
+@click.argument("collection")
+@click.option("--pairs", required=True, metavar="SET", help="Embedding set with the labelled pairs.")
+@click.option("--metric", metavar="METRIC", help=METRIC_HELP + "  [default: the only one there is, or cosine]")
+@click.option("--k", "ks", default="1,5,10", show_default=True, metavar="K,K,...", help="Lengths of the result lists.")
+@click.option(
+    "--require",
+    "requirements",
+    multiple=True,
+    metavar="CONDITION",
+    help="For example 'recall@10>=0.4'; exit with 3 if it is not met. May be repeated.",
+)
+@click.option(
+    "--queries",
+    type=click.Choice(["held-out", "all"]),
+    default="held-out",
+    show_default=True,
+    help="Which items to ask with.",
+)
+@click.option(
+    "--gallery",
+    type=click.Choice(["held-out", "all"]),
+    default="held-out",
+    show_default=True,
+    help="Which points to search among.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap.")
+@json_option
+@home_options
+def audit(
+    collection: str, pairs: str, metric: str | None, ks: str, requirements: tuple[str, ...], queries: str,
+    gallery: str, seed: int, as_json: bool, **where: Any,
+) -> None:  # fmt: skip
+    """Measure Recall@K of a live release in both directions, against the labels of pairs that the fit never saw."""
+    try:
+        lengths = [int(part) for part in ks.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"expected numbers such as 1,5,10, got {ks!r}", param_hint="--k") from None
+    with _home(where) as home:
+        result = home.audit(
+            collection, pairs, metric=metric, requirements=requirements, ks=lengths, queries=queries, gallery=gallery,
+            seed=seed,
+        )  # fmt: skip
+    found: Audit = result.made
+    if as_json:
+        _print_json(_audit_document(result))
+    else:
+        _print_audit(found)
+    for requirement, measure in found.failures:
+        _say(f"not met: {requirement.text}: {measure.direction} {measure.name} is {measure.value:.4f}")
+    if found.failures:
+        sys.exit(REQUIREMENT)
+
+
+@cli.command()
+@click.option("-n", "limit", type=click.IntRange(1), default=10, show_default=True, help="How many runs to show.")
+@json_option
+@home_options
+def status(limit: int, as_json: bool, **where: Any) -> None:
+    """Show releases and the last runs."""
+    with _home(where) as home:
+        releases = [
+            {
+                "collection": row.collection, "metric": row.metric, "state": row.state, "points": row.points,
+                "physical collection": row.physical_name, "store": row.store_url,
+            }
+            for row in home.provenance.releases()
+        ]  # fmt: skip
+        runs = [
+            {
+                "run": row.id, "command": row.command, "outcome": row.outcome,
+                "started": row.started_at.isoformat(timespec="seconds"),
+                "counts": ", ".join(f"{count} {name}" for name, count in row.counts.items() if count),
+                "error": row.error or "",
+            }
+            for row in home.provenance.runs(limit)
+        ]  # fmt: skip
+    if as_json:
+        _print_json({"releases": releases, "runs": runs})
+    else:
+        _print_table(releases, "releases")
+        _print_table(runs, "runs")
+
+
+@cli.command()
+@click.argument("run", type=int, required=False)
+@json_option
+@home_options
+def rejects(run: int | None, as_json: bool, **where: Any) -> None:
+    """List the items that RUN refused, with the reasons; without RUN, the last run that refused any."""
+    with _home(where) as home:
+        number = run if run is not None else home.provenance.last_run_with_rejects()
+        refused = home.provenance.rejects(number) if number is not None else []
+        rows = [
+            {
+                "stage": row.stage, "reason": row.reason, "source": row.source, "position": row.position,
+                "key": row.key, "modality": row.modality, "detail": row.detail,
+            }
+            for row in refused
+        ]  # fmt: skip
+    if as_json:
+        _print_json({"run": number, "rejects": rows})
+    else:
+        _print_table(rows, f"rejects of run {number}" if number is not None else "rejects")
+
+
+@cli.command()
+@json_option
+@home_options
+def demo(as_json: bool, **where: Any) -> None:
+    """Show the whole way on 1,707 emoji: encode, fit, push under every metric, search, audit. Takes two minutes.
+
+    Needs the extra packages of `pip install 'modalign[demo]'`, and no network, server or GPU.
+    """
+    from connector.demo import run_demo
+
+    result = run_demo(_settings(where))
+    rows = list(result.rows())
+    if as_json:
+        _print_json(
+            {"home": str(result.home), "page": str(result.page), "seconds": round(result.seconds, 1), "table": rows}
+        )
+        return
+    title = "Recall@K on held-out pairs (cosine, dot and euclid agree in order on unit vectors)"
+    _print_table(rows, title)
+    option = "" if where["home"] is None else f" --home {where['home']}"
+    example = _shortest(result.example)
+    _say(f"\nLook at {result.page}\nThen try, in the home {result.home}:\n")
+    _say(f"  modalign search emoji 'a red heart' -k 5{option}")
+    _say(f"  modalign search emoji {example} --html found.html{option}")
+    _say(f"  modalign audit emoji --pairs emoji --require 'recall@10>=0.4'{option}")
+
+
+def main() -> NoReturn:
+    """Run the command line and turn every way to end into its exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        _say("interrupted; nothing is half written: run the same command again, it goes on where it was")
+        sys.exit(INTERRUPTED)
+    except ModalignError as error:
+        _say(f"modalign: {error}")
+        sys.exit(FAILED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(FAILED)
+    sys.exit(0)
+
+
+def _settings(where: Mapping[str, Any]) -> "Settings":
+    from connector.settings import Settings
+
+    return Settings.load(**where)
+
+
+def _home(where: Mapping[str, Any]) -> "Home":
+    from connector.home import Home
+
+    return Home(_settings(where))
+
+
+def _payload_indexes(indexes: Iterable[str]) -> dict[str, Any]:
+    parsed = {}
+    for text in indexes:
+        field, _, kind = text.partition("=")
+        if not field or kind not in PAYLOAD_KINDS:
+            raise click.BadParameter(
+                f"expected FIELD=KIND with a kind of {', '.join(PAYLOAD_KINDS)}, got {text!r}",
+                param_hint="--payload-index",
+            )
+        parsed[field] = kind
+    return parsed
+
+
+def _exit_for_rejects(result: "Result", allowed: int) -> None:
+    refused = result.counts.get("rejected", 0)
+    if refused:
+        _say(f"{refused} rejected; see `modalign rejects {result.run}`")
+    if refused > allowed:
+        sys.exit(REJECTED)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _print_json(document: Any) -> None:
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+
+
+def _print_result(result: "Result", made: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json({"run": result.run, "counts": dict(result.counts), **made})
+    else:
+        counts = {name: count for name, count in result.counts.items() if count}
+        _print_table([{**made, **counts}], f"run {result.run}")
+
+
+def _print_releases(result: "Result", as_json: bool) -> None:
+    releases: list[Release] = result.made
+    rows = [
+        {
+            "collection": release.row.collection, "metric": release.row.metric, "state": release.row.state,
+            "points": release.row.points, "physical collection": release.name,
+        }
+        for release in releases
+    ]  # fmt: skip
+    if as_json:
+        _print_json({"run": result.run, "counts": dict(result.counts), "releases": rows})
+    else:
+        counts = ", ".join(f"{count} {name}" for name, count in result.counts.items() if count)
+        _print_table(rows, f"run {result.run}: {counts}")
+
+
+def _found_rows(found: Sequence["Found"]) -> Iterator[dict[str, Any]]:
+    for rank, item in enumerate(found, start=1):
+        shown = item.payload.get("caption" if item.modality == "text" else "image", "")
+        yield {"#": rank, "score": round(item.score, 4), "key": item.key, "group": item.group, item.modality: shown}
+
+
+def _audit_document(result: "Result") -> dict[str, Any]:
+    found: Audit = result.made
+    return {
+        "run": result.run,
+        "collection": found.release.name,
+        "metric": str(found.release.metric),
+        "verdict": found.verdict,
+        "queries": found.queries,
+        "gallery": found.gallery_scope,
+        "gallery_size": found.gallery,
+        "points": found.info.points,
+        "indexed": found.info.indexed,
+        "without_relevant": found.without_relevant,
+        "measures": [
+            {**asdict(m), "value": m.value if m.value < float("inf") else None} for m in found.measures
+        ],
+        "not_met": [
+            {"requirement": r.text, "direction": m.direction, "measure": m.name, "value": m.value}
+            for r, m in found.failures
+        ],
+    }  # fmt: skip
+
+
+def _print_audit(found: "Audit") -> None:
+    names = dict.fromkeys(measure.name for measure in found.measures)
+    rows = []
+    for name in names:
+        row: dict[str, Any] = {"measure": name}
+        for measure in found.measures:
+            if measure.name == name:
+                interval = f"  [{measure.low:.3f}, {measure.high:.3f}]" if measure.low is not None else ""
+                row[measure.direction] = f"{measure.value:.3f}{interval}"
+        rows.append(row)
+    served = f"{found.info.indexed} indexed" if found.info.indexed else "not ANN: no graph, every search is exact"
+    sizes = ", ".join(f"{size} {modality}s" for modality, size in found.gallery.items())
+    _print_table(rows, f"{found.release.name}: {found.verdict}; {found.gallery_scope} gallery of {sizes}; {served}")
+    for direction, count in found.without_relevant.items():
+        if count:
+            _say(f"{direction}: {count} queries have no relevant item in the gallery and count as misses")
+
+
+def _print_table(rows: Iterable[Mapping[str, Any]], title: str) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    listed = list(rows)
+    columns = list(dict.fromkeys(name for row in listed for name in row))
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD)
+    for name in columns:
+        numeric = all(isinstance(row.get(name), (int, float)) for row in listed)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in listed:
+        table.add_row(*(_cell(row.get(name, "")) for name in columns))
+    if not listed:
+        table.add_column("none")
+    # A pipe has no width; a wide one keeps a row on a line.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _cell(value: Any) -> Any:
+    from rich.text import Text
+
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return Text("" if value is None else str(value))
+
+
+def _shortest(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,279 @@
+"""A home: everything modalign does, as one object. The command line opens it, calls one method, prints the result.
+
+    with Home(Settings.load(home="demo-home")) as home:
+        retriever = home.retriever("emoji")
+        hits = retriever.search_texts(["a red car"])
+
+Every method that changes something is a run in SQL, with its counts and its outcome, also when it fails.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from alignment import device as devices
+from alignment.artifact import Alignment
+from alignment.embeddings import Dtype, EmbeddingSet, HoldOut, Modality, SetWriter
+from alignment.errors import AlignmentError
+from alignment.fit import fit
+from alignment.metrics import Metric, parse
+from connector import audit as auditing
+from connector.corpus import Corpus, open_corpus
+from connector.encode import BATCH_ITEMS, SHARD_ROWS, encode
+from connector.encoders import Encoder, load_encoders
+from connector.errors import SettingsError
+from connector.progress import progress, say
+from connector.provenance import Provenance, Run
+from connector.push import push
+from connector.release import Release, open_release, require_encoder
+from connector.search import Retriever
+from connector.settings import Settings, checked_name
+from connector.store import INDEXING_THRESHOLD, PayloadKind, Store, open_store
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a run ended: its number in SQL, its counts, and what it made."""
+
+    run: int
+    counts: Mapping[str, int]
+    made: Any = None
+
+
+class Home:
+    """The embedding sets, alignments and databases that the settings name. Use as a context manager.
+
+    Raises:
+        NotMigratedError: the database was never upgraded.
+    """
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.provenance = Provenance.open(settings.database_url, home=settings.home)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if "store" in self.__dict__:
+            self.store.close()
+        self.provenance.close()
+
+    @cached_property
+    def store(self) -> Store:
+        """The Qdrant, opened at the first use: an embedded one serves one process at a time."""
+        return open_store(self.settings)
+
+    def embedding_set(self, name: str) -> EmbeddingSet:
+        """Open the embedding set `name`."""
+        return EmbeddingSet.open(self.settings.set_path(name))
+
+    def alignment(self, name: str) -> Alignment:
+        """Load the alignment `name`."""
+        return Alignment.load(self.settings.alignment_path(name))
+
+    def encode(
+        self,
+        corpus: Path | str,
+        name: str,
+        specs: Mapping[Modality, str],
+        *,
+        dtype: Dtype = "float32",
+        batch_items: int = BATCH_ITEMS,
+        shard_rows: int = SHARD_ROWS,
+    ) -> Result:
+        """Encode the corpus at the path `corpus` into the embedding set `name`, with an encoder spec a modality."""
+        if not specs:
+            raise SettingsError("expected --image-encoder, --text-encoder or both, got neither")
+        parameters = {"corpus": str(corpus), "set": name, "encoders": dict(specs), "dtype": dtype}
+        with self.provenance.run("encode", parameters) as run:
+            opened = open_corpus(corpus)
+            encoders = load_encoders(specs, devices.resolve(self.settings.device))
+            made = self._encode(
+                opened, name, encoders, run, dtype=dtype, batch_items=batch_items, shard_rows=shard_rows
+            )
+        return Result(run.id, run.counts, made)
+
+    def _encode(
+        self,
+        corpus: Corpus,
+        name: str,
+        encoders: Mapping[Modality, Encoder],
+        run: Run,
+        *,
+        dtype: Dtype = "float32",
+        batch_items: int = BATCH_ITEMS,
+        shard_rows: int = SHARD_ROWS,
+    ) -> EmbeddingSet:
+        path = self.settings.set_path(name)
+        cards = {modality: encoder.card for modality, encoder in encoders.items()}
+        with (
+            SetWriter(path, corpus=str(corpus.path), encoders=cards, dtype=dtype) as writer,
+            progress(f"encode {name}", corpus.total(), "rows") as advance,
+        ):
+            encode(corpus, writer, encoders, run, batch_items=batch_items, shard_rows=shard_rows, advance=advance)
+        made = EmbeddingSet.open(path)
+        self.provenance.record_set(made)
+        return made
+
+    def fit(
+        self,
+        sets: Sequence[str],
+        name: str,
+        *,
+        method: str = "auto",
+        metrics: Sequence[str] = ("cosine",),
+        hold_out: HoldOut = HoldOut(),
+        folds: int = 4,
+        seed: int = 0,
+    ) -> Result:
+        """Fit the alignment `name` on embedding sets."""
+        path = self.settings.alignment_path(name)
+        parameters = {
+            "sets": list(sets), "alignment": name, "method": method, "metrics": list(metrics),
+            "holdout": hold_out.fraction, "folds": folds, "seed": seed,
+        }  # fmt: skip
+        with self.provenance.run("fit", parameters) as run:
+            if path.exists():
+                raise AlignmentError(f"alignment {name} exists at {path}; name another one with --alignment")
+            alignment = fit(
+                [self.embedding_set(s) for s in sets],
+                method=method,
+                metrics=[parse(metric) for metric in metrics],
+                hold_out=hold_out,
+                folds=folds,
+                seed=seed,
+                device=self.settings.device,
+                progress=say,
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            alignment.save(path)
+            self.provenance.record_alignment(name, path, alignment)
+            run.counts["pairs"] = alignment.card.pairs
+            run.counts["candidates"] = len(alignment.card.candidates)
+        return Result(run.id, run.counts, alignment)
+
+    def push(
+        self,
+        name: str,
+        collection: str,
+        alignment: str,
+        *,
+        metrics: Sequence[str] = (),
+        payload_indexes: Mapping[str, PayloadKind] | None = None,
+        indexing_threshold: int = INDEXING_THRESHOLD,
+    ) -> Result:
+        """Push the embedding set `name` into `collection`, one release a metric; default: the alignment's metrics."""
+        parameters = {"set": name, "into": collection, "alignment": alignment, "metrics": list(metrics)}
+        with self.provenance.run("push", parameters) as run:
+            checked_name(collection, "collection")
+            loaded = self.alignment(alignment)
+            made = self._push(
+                self.embedding_set(name),
+                loaded,
+                run,
+                alignment_name=alignment,
+                collection=collection,
+                metrics=self._metrics(loaded, metrics),
+                payload_indexes=payload_indexes,
+                indexing_threshold=indexing_threshold,
+            )
+        return Result(run.id, run.counts, made)
+
+    def _push(
+        self,
+        embedding_set: EmbeddingSet,
+        alignment: Alignment,
+        run: Run,
+        *,
+        alignment_name: str,
+        **options: Any,
+    ) -> list[Release]:
+        path = self.settings.alignment_path(alignment_name)
+        with progress(f"push {embedding_set.card.name}", sum(embedding_set.card.counts.values()), "rows") as advance:
+            return push(
+                embedding_set,
+                alignment,
+                set_id=self.provenance.record_set(embedding_set),
+                alignment_id=self.provenance.record_alignment(alignment_name, path, alignment),
+                store=self.store,
+                provenance=self.provenance,
+                run=run,
+                advance=advance,
+                **options,
+            )
+
+    def ingest(
+        self,
+        corpus: Path | str,
+        collection: str,
+        alignment: str,
+        *,
+        name: str | None = None,
+        metrics: Sequence[str] = (),
+        payload_indexes: Mapping[str, PayloadKind] | None = None,
+        indexing_threshold: int = INDEXING_THRESHOLD,
+    ) -> Result:
+        """Encode a corpus with the alignment's own encoders and push it, in one run.
+
+        The embedding set is called `name`, or like the collection.
+        """
+        parameters = {
+            "corpus": str(corpus), "set": name or collection, "into": collection, "alignment": alignment,
+            "metrics": list(metrics),
+        }  # fmt: skip
+        with self.provenance.run("ingest", parameters) as run:
+            checked_name(collection, "collection")
+            opened, loaded = open_corpus(corpus), self.alignment(alignment)
+            chosen = self._metrics(loaded, metrics)
+            specs = {modality: card.spec for modality, card in loaded.card.encoders.items()}
+            encoders = load_encoders(specs, devices.resolve(self.settings.device))
+            for modality, encoder in encoders.items():
+                require_encoder(loaded, modality, encoder.card, f"the encoder that {encoder.spec} loads now")
+            made = self._encode(opened, name or collection, encoders, run)
+            releases = self._push(
+                made,
+                loaded,
+                run,
+                alignment_name=alignment,
+                collection=collection,
+                metrics=chosen,
+                payload_indexes=payload_indexes,
+                indexing_threshold=indexing_threshold,
+            )
+        return Result(run.id, run.counts, releases)
+
+    def retriever(self, collection: str, metric: str | None = None) -> Retriever:
+        """Open the live release of `collection` for searching."""
+        return Retriever.open(self.provenance, self.store, collection, metric, device=self.settings.device)
+
+    def audit(
+        self,
+        collection: str,
+        pairs: str,
+        *,
+        metric: str | None = None,
+        requirements: Sequence[str] = (),
+        **options: Any,
+    ) -> Result:
+        """Audit the live release of `collection` with the pairs of an embedding set; see `connector.audit.audit`."""
+        parameters = {
+            "collection": collection, "pairs": pairs, "metric": metric, "require": list(requirements), **options
+        }  # fmt: skip
+        with self.provenance.run("audit", parameters) as run:
+            required = [auditing.Requirement.parse(text) for text in requirements]
+            embedding_set = self.embedding_set(pairs)
+            release = open_release(self.provenance, self.store, collection, metric)
+            with progress(f"audit {release.name}", None, "queries") as advance:
+                found = auditing.audit(
+                    release, self.store, embedding_set, requirements=required, advance=advance, **options
+                )
+            auditing.record(found, self.provenance, run, self.provenance.record_set(embedding_set))
+            run.counts["queries"] = sum({m.direction: m.queries for m in found.measures}.values())
+            run.counts["failed_requirements"] = len(found.failures)
+        return Result(run.id, run.counts, found)
+
+    def _metrics(self, alignment: Alignment, names: Sequence[str]) -> list[Metric]:
+        return [parse(name) for name in dict.fromkeys(names or alignment.card.metrics)]

@@ -1,0 +1,63 @@
+"""Pages that need no network: everything they show is inlined, and bounded in size."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from alignment.embeddings import write_durably
+from connector.errors import ConnectorError
+from connector.images import ImageRejectedError, decode, read_image
+from connector.search import Found
+
+THUMBNAIL = 160  # pixels, longer side
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A query with what it found. `query` is a text, or the path of an image."""
+
+    query: str | Path
+    found: Sequence[Found]
+    expected: str | None = None
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the query is an image."""
+        return isinstance(self.query, Path)
+
+
+def write_contact_sheet(path: Path, title: str, subtitle: str, answers: Sequence[Answered]) -> None:
+    """Write a page with the pictures that searches were asked with and found.
+
+    Raises:
+        ConnectorError: the page cannot be written.
+    """
+    environment = Environment(
+        loader=PackageLoader("connector"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["thumbnail"] = thumbnail
+    page = environment.get_template("contact_sheet.html").render(title=title, subtitle=subtitle, answers=answers)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, page.encode())
+    except OSError as error:
+        raise ConnectorError(f"page {path} cannot be written: {error}") from error
+
+
+def thumbnail(path: str | Path | None) -> str | None:
+    """Return a small picture of an image file as a data URL, or None if it is gone or broken."""
+    if path is None:
+        return None
+    try:
+        image = decode(read_image(Path(path)))
+    except ImageRejectedError:
+        return None
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
