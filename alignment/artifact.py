@@ -143,6 +143,8 @@ class Alignment:
                     f"{path}: expected an alignment of format {FORMAT}, got format {raw['format']}; fit it again"
                 )
             fingerprint, dim = raw.pop("fingerprint"), raw.pop("dim")
+            if missing := AlignmentCard.__dataclass_fields__.keys() - raw.keys():
+                raise KeyError(*sorted(missing))
             raw["encoders"] = {m: EncoderCard(**card) for m, card in raw["encoders"].items()}
             raw["hold_out"] = HoldOut(**raw["hold_out"])
             card = AlignmentCard(**raw)
@@ -158,4 +160,8 @@ class Alignment:
 
 
 def _projection(modality: Modality, card: AlignmentCard, tensors: dict[str, Any]) -> Projection:
-    return Projection(card.encoders[modality].dim, tensors.get(f"{modality}.mean"), tensors.get(f"{modality}.weight"))
+    dim = card.encoders[modality].dim
+    mean, weight = tensors.get(f"{modality}.mean"), tensors.get(f"{modality}.weight")
+    if any(tensor is not None and len(tensor) != dim for tensor in (mean, weight)):
+        raise TypeError(f"{modality} weights of another dimension than the {dim} of {card.encoders[modality].spec}")
+    return Projection(dim, mean, weight)

@@ -12,9 +12,9 @@ from alignment.artifact import Alignment, AlignmentCard
 from alignment.embeddings import MODALITIES, EmbeddingSet, HoldOut, Modality, Rows
 from alignment.errors import FitError
 from alignment.metrics import Cosine, Metric
-from alignment.projections import METHODS, Fitter, Projection
+from alignment.projections import METHODS, ROUNDING, Fitter, Projection
 from alignment.recall import Codes, Ranks, group_codes, ranks, recall_at
-from alignment.vectors import FloatArray, faults
+from alignment.vectors import FloatArray, faults, unit
 
 KS = (1, 5, 10)
 # A validation fold need not be larger than this to tell candidates apart; it bounds the time of a large fit.
@@ -105,6 +105,11 @@ def fit(
         f"{len(np.unique(training.image.groups))} groups to fit on, {len(np.unique(test.image.groups))} held out, "
         f"{unpaired} items without a partner left out"
     )
+    for modality, side in (("image", training.image), ("text", training.text)):
+        if (np.ptp(unit(side.vectors), axis=0) <= ROUNDING).all():
+            raise FitError(
+                f"the {modality} vectors to fit on all have the same direction; check the encoder and the data"
+            )
     place = devices.resolve(device)
     names = list(METHODS) if method == "auto" else [method]
     scores = cross_validate(training, names, metrics[0], folds=folds, seed=seed, device=place, progress=progress)

@@ -9,11 +9,16 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from sqlalchemy.engine import make_url
 
 from connector import encoders
 from connector.provenance import Provenance, upgrade
 from tests.fakes import fake_entry_points
+
+# Machines that run tests are busy: a deadline would fail on their load, not on the code.
+settings.register_profile("modalign", deadline=None)
+settings.load_profile("modalign")
 
 
 @pytest.fixture

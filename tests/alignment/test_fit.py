@@ -1,0 +1,386 @@
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from alignment import fit as fitting
+from alignment.artifact import Alignment
+from alignment.device import resolve
+from alignment.embeddings import EmbeddingSet, HoldOut
+from alignment.errors import FitError
+from alignment.fit import KS, Labelled, Side, cross_validate, fit, recall_table
+from alignment.metrics import METRICS, Cosine, Euclid
+from alignment.projections import METHODS, Fitter, Projection
+from alignment.recall import group_codes, ranks, recall_at
+from alignment.vectors import unit
+from connector.images import decode
+from tests.fakes import FakeImageEncoder, FakeTextEncoder, fake_pairs, fake_rows, fake_set
+
+Matrix = npt.NDArray[np.floating]
+Pair = tuple[Matrix, Matrix]
+
+
+def linear_pair(rng: np.random.Generator, n: int, *, d_x: int = 9, d_y: int = 7, noise: float = 0.02) -> Pair:
+    """Two linear images of one latent vector, shifted apart: a planted alignment."""
+    Z = rng.standard_normal((n, 6))
+
+    def view(d: int) -> Matrix:
+        side = Z @ np.linalg.qr(rng.standard_normal((d, 6)))[0].T
+        return np.asarray(side + noise * rng.standard_normal(side.shape) + 0.1 * rng.standard_normal(d))
+
+    return view(d_x), view(d_y)
+
+
+def pair_set(
+    path: Path, X: Matrix, Y: Matrix, groups: Sequence[str] | None = None, *, model: str = "fake"
+) -> EmbeddingSet:
+    return fake_set(path, fake_rows("image", X, groups=groups), fake_rows("text", Y, groups=groups), model=model)
+
+
+def recalls(alignment: Alignment, k: int, metric: str = "cosine") -> list[float]:
+    table = alignment.card.held_out_recall[metric]
+    return [table[direction][f"recall@{k}"] for direction in ("text-to-image", "image-to-text")]
+
+
+def labelled(X: Matrix, Y: Matrix, x: Sequence[str], y: Sequence[str]) -> Labelled:
+    codes = group_codes(x, y)
+    return Labelled(Side(X.astype(np.float32), codes[0]), Side(Y.astype(np.float32), codes[1]))
+
+
+# What a fit finds
+
+
+@pytest.mark.parametrize("method", ["auto", *(name for name in METHODS if name != "identity")])
+def test_a_planted_alignment_is_found(method: str, rng: np.random.Generator, tmp_path: Path) -> None:
+    alignment = fit([pair_set(tmp_path / "s", *linear_pair(rng, 300))], method=method, device="cpu")
+    assert min(recalls(alignment, 1)) > 0.9
+    assert min(recalls(alignment, 10)) > 0.99
+
+
+def test_images_and_captions_are_aligned(tmp_path: Path) -> None:
+    pairs = fake_pairs(tmp_path, 120, seed=1, captions=2)
+    X = FakeImageEncoder().encode("image", [decode(pair.image.read_bytes()) for pair in pairs])
+    Y = FakeTextEncoder().encode("text", [caption for pair in pairs for caption in pair.captions])
+    keys = [pair.group for pair in pairs]
+    images, texts = fake_rows("image", X, groups=keys), fake_rows("text", Y, groups=[k for k in keys for _ in "ab"])
+    alignment = fit([fake_set(tmp_path / "s", images, texts)], device="cpu")
+    assert min(recalls(alignment, 5)) > 0.9
+
+
+def test_pairs_that_mean_nothing_stay_at_chance(rng: np.random.Generator, tmp_path: Path) -> None:
+    X, Y = linear_pair(rng, 400)
+    alignment = fit([pair_set(tmp_path / "s", X, rng.permutation(Y))], device="cpu")
+    items = round(HoldOut().held_out([str(i) for i in range(400)]).sum())
+    for k in KS:
+        chance = k / items
+        assert max(recalls(alignment, k)) < chance + 5 * (chance / items) ** 0.5
+
+
+def test_two_encoders_of_one_space_keep_it(rng: np.random.Generator, tmp_path: Path) -> None:
+    """Few noisy pairs in many dimensions: nothing that is fitted beats what the models agree on already."""
+    X = rng.standard_normal((40, 64))
+    alignment = fit([pair_set(tmp_path / "s", X, X + 1.0 * rng.standard_normal(X.shape))], device="cpu")
+    assert alignment.card.method == "identity"
+    assert alignment.dim == 64
+    assert alignment.projections["image"].weight is None
+
+
+def test_identity_is_not_tried_between_different_dimensions(rng: np.random.Generator, tmp_path: Path) -> None:
+    made = pair_set(tmp_path / "s", *linear_pair(rng, 60))
+    lines: list[str] = []
+    alignment = fit([made], device="cpu", progress=lines.append)
+    assert {candidate["method"] for candidate in alignment.card.candidates} == METHODS.keys() - {"identity"}
+    assert "identity: does not apply to dimensions 9 and 7" in lines
+    with pytest.raises(FitError, match=r"method identity does not apply to spaces of dimension 9 and 7"):
+        fit([made], method="identity", device="cpu")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_that_is_named_is_the_only_one_tried(method: str, rng: np.random.Generator, tmp_path: Path) -> None:
+    made = pair_set(tmp_path / "s", *linear_pair(rng, 60, d_y=9))
+    card = fit([made], method=method, device="cpu").card
+    assert card.method == method
+    assert {candidate["method"] for candidate in card.candidates} == {method}
+    assert len(card.candidates) == len(METHODS[method].candidates(9, 9))
+
+
+def test_the_best_candidate_is_taken_and_fitted_on_all_training_pairs(rng: np.random.Generator, tmp_path: Path) -> None:
+    X, Y = linear_pair(rng, 80, noise=0.5)
+    alignment = fit([pair_set(tmp_path / "s", X, Y)], device="cpu")
+    card = alignment.card
+    best = max(candidate["score"] for candidate in card.candidates)
+    assert {"method": card.method, **card.hyperparameters, "score": best} in card.candidates
+    assert best > min(candidate["score"] for candidate in card.candidates)
+    kept = ~HoldOut().held_out([str(i) for i in range(80)])
+    order = sorted(np.flatnonzero(kept), key=str)
+    sides = [np.asarray(side[order], np.float32) for side in (X, Y)]
+    expected = Fitter(card.method, sides[0], sides[1], resolve("cpu")).fit(card.hyperparameters)
+    for found, wanted, side in zip(alignment.projections.values(), expected, (X, Y), strict=True):
+        np.testing.assert_allclose(found(side), wanted(side), atol=1e-4)
+    assert card.pairs == kept.sum()
+
+
+def test_held_out_recall_is_that_of_the_held_out_items(rng: np.random.Generator, tmp_path: Path) -> None:
+    X, Y = linear_pair(rng, 120, noise=0.6)
+    hold_out = HoldOut(0.4, 3)
+    metrics = list(METRICS.values())
+    alignment = fit([pair_set(tmp_path / "s", X, Y)], hold_out=hold_out, metrics=metrics, device="cpu")
+    held = hold_out.held_out([str(i) for i in range(120)])
+    image, text = alignment.project("image", X[held]), alignment.project("text", Y[held])
+    codes = np.arange(held.sum())
+    for metric in metrics:
+        t2i, i2t = ranks(text, image, codes, codes, metric=metric), ranks(image, text, codes, codes, metric=metric)
+        for k in KS:
+            expected = [recall_at(t2i, k), recall_at(i2t, k)]
+            assert recalls(alignment, k, str(metric)) == pytest.approx(expected, abs=1e-6)
+    assert alignment.card.metrics == [str(metric) for metric in metrics]
+    assert 0 < recalls(alignment, 1)[0] < 1
+
+
+def test_the_card_says_where_the_alignment_comes_from(rng: np.random.Generator, tmp_path: Path) -> None:
+    made = pair_set(tmp_path / "s", *linear_pair(rng, 60))
+    card = fit([made], hold_out=HoldOut(0.5, 2), device="cpu").card
+    assert card.sets == [made.card.fingerprint]
+    assert card.encoders == made.card.encoders
+    assert card.hold_out == HoldOut(0.5, 2)
+    json.dumps(card.candidates, allow_nan=False)
+    assert all(0 <= candidate["score"] <= 1 for candidate in card.candidates)
+
+
+def test_the_same_seed_gives_the_same_bits(rng: np.random.Generator, tmp_path: Path) -> None:
+    made = pair_set(tmp_path / "s", *linear_pair(rng, 80, noise=0.5))
+    one, other = fit([made], seed=5, device="cpu"), fit([made], seed=5, device="cpu")
+    assert one.card == other.card
+    assert one.fingerprint == other.fingerprint
+    scores = [candidate["score"] for candidate in fit([made], seed=6, device="cpu").card.candidates]
+    assert scores != [candidate["score"] for candidate in one.card.candidates]
+
+
+def test_the_order_of_the_rows_does_not_matter(rng: np.random.Generator, tmp_path: Path) -> None:
+    X, Y = linear_pair(rng, 80, noise=0.5)
+    groups = [str(i) for i in range(80)]
+    order = rng.permutation(80)
+    forth = pair_set(tmp_path / "a", X, Y, groups)
+    images, texts = fake_rows("image", X, groups=groups), fake_rows("text", Y, groups=groups)
+    back = fake_set(tmp_path / "b", images.take(order), texts.take(order[::-1]))
+    one, other = fit([forth], device="cpu"), fit([back], device="cpu")
+    assert one.card == replace(other.card, versions=one.card.versions)
+    assert one.fingerprint == other.fingerprint
+
+
+def test_several_sets_are_fitted_as_one(rng: np.random.Generator, tmp_path: Path) -> None:
+    X, Y = linear_pair(rng, 90, noise=0.5)
+    groups = [str(i) for i in range(90)]
+    whole = fit([pair_set(tmp_path / "whole", X, Y, groups)], device="cpu")
+    # One set has the images of the last group, the other its text.
+    first = fake_set(
+        tmp_path / "1", fake_rows("image", X[:60], groups=groups[:60]), fake_rows("text", Y[:59], groups=groups[:59])
+    )
+    second = fake_set(
+        tmp_path / "2", fake_rows("image", X[60:], groups=groups[60:]), fake_rows("text", Y[59:], groups=groups[59:])
+    )
+    parts = fit([first, second], device="cpu")
+    assert parts.fingerprint == whole.fingerprint
+    assert parts.card.sets == [first.card.fingerprint, second.card.fingerprint]
+
+
+# Groups
+
+
+def test_no_group_ever_leaks(rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is fitted shares no group with what it is judged on, and nothing is fitted on a held-out group."""
+    n = 90
+    groups = [f"g{i % 30}" for i in range(n)]
+    X, Y = linear_pair(rng, n)
+    group_of = {side[i].astype(np.float32).tobytes(): group for side in (X, Y) for i, group in enumerate(groups)}
+    fitted: list[set[str]] = []
+    judged: list[set[str]] = []
+
+    class Watched(Fitter):
+        def __init__(self, method: str, *sides: npt.NDArray[np.float32], device: object = None) -> None:
+            super().__init__(method, sides[0], sides[1], resolve("cpu"))
+            fitted.append({group_of[row.tobytes()] for side in sides[:2] for row in side})
+
+    original = Labelled.ranks
+
+    def watched(self: Labelled, *args: object) -> object:
+        judged.append({group_of[row.tobytes()] for side in (self.image, self.text) for row in side.vectors})
+        assert not judged[-1] & fitted[-1]
+        return original(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fitting, "Fitter", Watched)
+    monkeypatch.setattr(Labelled, "ranks", watched)
+    hold_out = HoldOut(0.3)
+    fit([pair_set(tmp_path / "s", X, Y, groups)], method="procrustes", hold_out=hold_out, folds=3, device="cpu")
+    held = {group for group, out in zip(groups, hold_out.held_out(groups), strict=True) if out}
+    assert not held & {group for part in fitted for group in part}
+    assert judged[-1] == held
+    assert fitted[-1] == set(groups) - held
+    folds = {frozenset(part) for part in judged[:-1]}
+    assert len(folds) == 3
+    assert sorted(group for part in folds for group in part) == sorted(set(groups) - held)
+
+
+def test_captions_of_one_image_pair_with_it_each() -> None:
+    X, Y = np.array([[1.0], [2.0]]), np.array([[10.0], [20.0], [11.0], [12.0]])
+    left, right = labelled(X, Y, ["a", "b"], ["a", "b", "a", "a"]).pairs()
+    assert list(zip(left[:, 0], right[:, 0], strict=True)) == [(1, 10), (1, 11), (1, 12), (2, 20)]
+
+
+def test_a_class_label_does_not_pair_everything_with_everything() -> None:
+    X, Y = np.arange(5.0)[:, None], np.arange(2.0)[:, None] + 10
+    left, right = labelled(X, Y, ["c"] * 5, ["c"] * 2).pairs()
+    assert left[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert right[:, 0].tolist() == [10, 11, 10, 11, 10]
+
+
+def test_items_without_a_partner_are_counted_and_left_out(rng: np.random.Generator, tmp_path: Path) -> None:
+    X, Y = linear_pair(rng, 60)
+    groups = [str(i) for i in range(60)]
+    whole = fit([pair_set(tmp_path / "whole", X, Y, groups)], device="cpu")
+    lonely_images = np.concatenate([X, rng.standard_normal((3, 9))])
+    lonely_texts = np.concatenate([Y, rng.standard_normal((4, 7))])
+    made = fake_set(
+        tmp_path / "s",
+        fake_rows("image", lonely_images, groups=[*groups, "i0", "i1", "i2"]),
+        fake_rows("text", lonely_texts, groups=[*groups, "t0", "t1", "t2", "t2"]),
+    )
+    lines: list[str] = []
+    alignment = fit([made], device="cpu", progress=lines.append)
+    held = int(HoldOut().held_out(groups).sum())
+    assert lines[0] == f"{60 - held} groups to fit on, {held} held out, 7 items without a partner left out"
+    assert alignment.fingerprint == whole.fingerprint
+    assert alignment.card.held_out_recall == whole.card.held_out_recall
+
+
+def test_only_keeps_both_sides_of_the_groups_asked_for() -> None:
+    both = labelled(np.arange(4.0)[:, None], np.arange(3.0)[:, None], ["a", "b", "c", "a"], ["c", "a", "b"])
+    kept = both.only(np.array([0, 2]))
+    assert kept.image.vectors[:, 0].tolist() == [0, 2, 3]
+    assert kept.text.vectors[:, 0].tolist() == [0, 1]
+    assert kept.text.groups.tolist() == [2, 0]
+
+
+# Judging
+
+
+def test_ranks_are_given_both_ways(rng: np.random.Generator) -> None:
+    X = rng.standard_normal((8, 4))
+    both = labelled(X, X + 0.8 * rng.standard_normal(X.shape), list("aabbccdd"), list("abcdabcd"))
+    t2i, i2t = both.ranks((Projection(4), Projection(4)), Euclid())
+    image, text = unit(both.image.vectors), unit(both.text.vectors)
+    assert t2i.tolist() == ranks(text, image, both.text.groups, both.image.groups, metric=Euclid()).tolist()
+    assert i2t.tolist() == ranks(image, text, both.image.groups, both.text.groups, metric=Euclid()).tolist()
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=str)
+def test_a_row_that_cannot_be_projected_ranks_last(metric: Cosine, rng: np.random.Generator) -> None:
+    X = rng.standard_normal((6, 3))
+    both = labelled(X, X, list("abcdef"), list("abcdef"))
+    mean = unit(X[:1])[0]  # the first image has no direction of its own
+    t2i, i2t = both.ranks((Projection(3, mean), Projection(3)), metric)
+    assert t2i[0] == i2t[0] == 6
+
+
+def test_recall_is_tabulated_by_direction() -> None:
+    table = recall_table((np.array([1.0, 6.0]), np.array([2.0, np.inf])))
+    assert table == {
+        "text-to-image": {"recall@1": 0.5, "recall@5": 0.5, "recall@10": 1.0},
+        "image-to-text": {"recall@1": 0.0, "recall@5": 0.5, "recall@10": 0.5},
+    }
+
+
+def test_a_validation_score_is_the_mean_recall_over_folds_and_directions(rng: np.random.Generator) -> None:
+    n = 24
+    X, Y = (rng.standard_normal((n, 5)) for _ in range(2))
+    both = labelled(X, X + Y, [f"{i:02d}" for i in range(n)], [f"{i:02d}" for i in range(n)])
+    [candidate] = cross_validate(both, ["identity"], Cosine(), folds=4, seed=9, device=resolve("cpu"))
+    found = []
+    for part in np.array_split(np.random.default_rng(9).permutation(n), 4):
+        scores = unit(both.text.vectors[part]) @ unit(both.image.vectors[part]).T
+        for matrix in (scores, scores.T):
+            place = (matrix >= np.diag(matrix)[:, None]).sum(axis=1)
+            found += [(place <= k).mean() for k in KS]
+    assert candidate.score == pytest.approx(np.mean(found))
+    assert 0 < candidate.score < 1
+
+
+# What cannot be fitted
+
+
+def test_an_unknown_method_is_refused_with_those_that_exist(rng: np.random.Generator, tmp_path: Path) -> None:
+    with pytest.raises(FitError) as caught:
+        fit([pair_set(tmp_path / "s", *linear_pair(rng, 60))], method="magic", device="cpu")
+    assert str(caught.value) == f"unknown method 'magic'; expected auto or one of {', '.join(METHODS)}"
+
+
+def test_no_set_is_no_data() -> None:
+    with pytest.raises(FitError, match="at least one embedding set"):
+        fit([])
+
+
+def test_one_group_cannot_be_split(rng: np.random.Generator, tmp_path: Path) -> None:
+    made = pair_set(tmp_path / "s", *linear_pair(rng, 60), groups=["all"] * 60)
+    with pytest.raises(FitError, match=r"of 1 groups that hold both images and texts, 1 are left.*0 are held out"):
+        fit([made], device="cpu")
+
+
+def test_no_shared_group_cannot_be_fitted(rng: np.random.Generator, tmp_path: Path) -> None:
+    X, Y = linear_pair(rng, 20)
+    images, texts = fake_rows("image", X, prefix="i"), fake_rows("text", Y, prefix="t")
+    with pytest.raises(FitError, match=r"of 0 groups that hold both"):
+        fit([fake_set(tmp_path / "s", images, texts)], device="cpu")
+
+
+@pytest.mark.parametrize(("fraction", "message"), [(0.0, "60 are left .* 0 are held out"), (1.0, "0 are left .* 60")])
+def test_both_parts_must_hold_something(
+    fraction: float, message: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    made = pair_set(tmp_path / "s", *linear_pair(rng, 60))
+    with pytest.raises(FitError, match=rf"{message}.*change --holdout"):
+        fit([made], hold_out=HoldOut(fraction), device="cpu")
+
+
+@pytest.mark.parametrize("folds", [0, 1, 40])
+def test_folds_need_groups(folds: int, rng: np.random.Generator, tmp_path: Path) -> None:
+    made = pair_set(tmp_path / "s", *linear_pair(rng, 60))
+    with pytest.raises(FitError, match=rf"cross-validation in {folds} folds needs at least {max(4, 2 * folds)} groups"):
+        fit([made], folds=folds, device="cpu")
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+@pytest.mark.parametrize(("value", "reason"), [(np.nan, "vector-not-finite"), (0.0, "vector-zero")])
+def test_an_unusable_vector_is_named_by_key(
+    modality: str, value: float, reason: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    X, Y = linear_pair(rng, 60)
+    (X if modality == "image" else Y)[17] = value
+    with pytest.raises(FitError, match=rf"1 {modality} vectors cannot be used, the first is key '17': {reason}"):
+        fit([pair_set(tmp_path / "s", X, Y)], device="cpu")
+
+
+def test_sets_of_different_encoders_are_refused_by_both_names(rng: np.random.Generator, tmp_path: Path) -> None:
+    one = pair_set(tmp_path / "one", *linear_pair(rng, 60))
+    other = pair_set(tmp_path / "other", *linear_pair(rng, 60), model="strange")
+    with pytest.raises(FitError) as caught:
+        fit([one, other], device="cpu")
+    for part in (one.path, other.path, one.card.encoders["image"], other.card.encoders["image"]):
+        assert str(part) in str(caught.value)
+
+
+def test_a_set_without_one_modality_is_refused(rng: np.random.Generator, tmp_path: Path) -> None:
+    X, _ = linear_pair(rng, 20)
+    with pytest.raises(FitError, match=r"holds no text vectors; encode with --text-encoder"):
+        fit([fake_set(tmp_path / "s", fake_rows("image", X))], device="cpu")
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_vectors_that_are_all_the_same_are_refused(side: str, rng: np.random.Generator, tmp_path: Path) -> None:
+    X, Y = linear_pair(rng, 60)
+    (X if side == "image" else Y)[:] = 0.7
+    with pytest.raises(FitError, match=rf"the {side} vectors to fit on all have the same direction"):
+        fit([pair_set(tmp_path / "s", X, Y)], device="cpu")
