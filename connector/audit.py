@@ -49,6 +49,16 @@ DIRECTIONS: dict[str, tuple[Modality, Modality]] = {
 REQUIREMENT = re.compile(
     r"\s*(?:(text-to-image|image-to-text):)?([a-z_.]+(?:@\d+)?(?:\.[a-z0-9]+)?)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*"
 )
+MEASURES = (
+    "recall@{k}",
+    "exact.recall@{k}",
+    "chance.recall@{k}",
+    "mrr",
+    "median_rank",
+    "index.recall@{k}",
+    "index.recall@{k}.p5",
+    "index.recall@{k}.min",
+)
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -97,16 +107,16 @@ class Requirement:
                 "text-to-image:mrr>=0.3, with one of >= <= > <"
             ) from None
 
-    def failures(self, measures: Sequence[Measure]) -> list[Measure]:
-        """Return the measures that do not meet it.
+    def require_known(self, names: Sequence[str]) -> None:
+        """Raise a `RequirementError` if it names none of the measures `names`."""
+        if self.name not in names:
+            raise RequirementError(
+                f"requirement {self.text!r} names no measure of this audit; it has {', '.join(dict.fromkeys(names))}"
+            )
 
-        Raises:
-            RequirementError: no measure has that name.
-        """
+    def failures(self, measures: Sequence[Measure]) -> list[Measure]:
+        """Return the measures that do not meet it."""
         named = [m for m in measures if m.name == self.name and self.direction in (None, m.direction)]
-        if not named:
-            known = ", ".join(dict.fromkeys(m.name for m in measures))
-            raise RequirementError(f"requirement {self.text!r} names no measure of this audit; it has {known}")
         return [m for m in named if not COMPARISONS[self.comparison](m.value, self.bound)]
 
 
@@ -180,6 +190,8 @@ def audit(
     ks = sorted(set(ks))
     if not ks or ks[0] < 1:
         raise RequirementError(f"expected every k of at least 1, got {ks}")
+    for requirement in requirements:
+        requirement.require_known([name.format(k=k) for name in MEASURES for k in ks])
     for modality, card in embedding_set.card.encoders.items():
         require_encoder(release.alignment, modality, card, f"embedding set {embedding_set.path}")
     condition = _only_held_out() if gallery == HELD_OUT else None
@@ -223,7 +235,6 @@ def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
         measures=[
             MeasureRow(direction=m.direction, name=m.name, value=m.value, low=m.low, high=m.high, queries=m.queries)
             for m in result.measures
-            if np.isfinite(m.value)  # a median rank beyond the depth is no number that SQL knows
         ],
     )
 

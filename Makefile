@@ -1,0 +1,35 @@
+# make demo   the whole way once on real images, in ./demo-home
+# make test   every test;  make lint  style and types;  make bench  the figures
+# Each makes the virtual environment in .venv when it is missing. Another Python: make PYTHON=python3.12 demo
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OLDEST := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "modalign needs Python 3.11 or newer: make PYTHON=python3.11 ...")
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/modalign demo --home demo-home
+
+test: $(VENV)/.dev
+	$(BIN)/pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV) demo-home .mypy_cache .pytest_cache .ruff_cache
+
+# A stamp is newer than pyproject.toml once everything that it names is installed.
+$(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: pyproject.toml
+	@$(PYTHON) -c '$(OLDEST)'
+	@echo "installing into $(VENV): PyTorch and friends take a few minutes and about 6 GB the first time"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
