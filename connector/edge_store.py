@@ -85,7 +85,8 @@ class EdgeStore(Store):
 
     def _commit(self, collections: dict[str, CollectionConfig], aliases: dict[str, str]) -> None:
         raw = {"collections": {n: asdict(c) for n, c in collections.items()}, "aliases": aliases}
-        write_durably(self.path / REGISTRY, (json.dumps(raw, indent=2) + "\n").encode())
+        with _translated(f"write {REGISTRY}"):
+            write_durably(self.path / REGISTRY, (json.dumps(raw, indent=2) + "\n").encode())
         self._collections, self._aliases = collections, aliases
 
     def _resolve(self, name: str) -> str:
@@ -98,6 +99,8 @@ class EdgeStore(Store):
     def _shard(self, name: str) -> edge.EdgeShard:
         resolved = self._resolve(name)
         if resolved not in self._shards:
+            if not self._lock.is_locked:
+                raise StoreError(f"{self.url} is closed")
             with _translated(f"open collection {resolved}"):
                 self._shards[resolved] = edge.EdgeShard.load(str(self._home(resolved)))
         return self._shards[resolved]
@@ -131,8 +134,8 @@ class EdgeStore(Store):
             for field, kind in config.payload_indexes.items():
                 shard.update(edge.UpdateOperation.create_field_index(field, _SCHEMA[kind]))
             shard.flush()
-        self._shards[name] = shard
         self._commit({**self._collections, name: config}, self._aliases)
+        self._shards[name] = shard
 
     def drop(self, name: str) -> None:
         """Delete a collection; it is gone from the moment the registry is silent about it."""
