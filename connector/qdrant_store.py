@@ -98,7 +98,8 @@ class QdrantStore(Store):
             raise StoreUnavailableError(f"{self.url} asks for fewer requests: {error}") from error
         except ApiException as error:
             raise StoreError(f"{self.url}: {error}") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, AssertionError) as error:
+            # the client asserts that an answer holds a result
             raise StoreError(self._no_qdrant(error)) from error
         except ValueError as error:  # the client's word for bad arguments and, in memory, for missing collections
             if "not found" in str(error):
