@@ -319,6 +319,8 @@ def without_passwords(text: str) -> str:
 def _engine(url: str) -> Engine:
     try:
         parsed = make_url(url)
+        if "@" in (parsed.host or ""):  # drivers would print the half of the password that they take for the host
+            raise ValueError("write an @ in the password as %40")
         if parsed.drivername in ("postgresql", "postgres"):  # psycopg 3 is the driver that our extra installs
             parsed = parsed.set(drivername="postgresql+psycopg")
         engine = create_engine(parsed)
