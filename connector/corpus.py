@@ -16,7 +16,7 @@ A folder is read as a corpus too: every image with the lines of the `.txt` file 
 import csv
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,10 +118,8 @@ class Manifest(Corpus):
                 else:
                     yield from read.items(after=entry)
             except _RowError as error:
-                key = row.fields.get("key")
-                yield Reject(
-                    str(self.path), row.position, "read", error.reason, str(error), None if key is None else str(key)
-                )
+                key = _printable(str(row.fields.get("key") or "")) or None
+                yield Reject(str(self.path), row.position, "read", error.reason, str(error), key)
             else:
                 entry = read.joined(entry)
 
@@ -157,8 +155,11 @@ class Csv(Manifest):
         """Yield the records; an empty field is a missing one."""
         csv.field_size_limit(LONGEST_FIELD)
         with self._text() as file:
-            reader = csv.DictReader(file, dialect="excel-tab" if self.path.suffix.lower() == ".tsv" else "excel")
-            _require_columns(self.path, reader.fieldnames or [])
+            reader = csv.DictReader(file, dialect=self._dialect)
+            try:
+                _require_columns(self.path, reader.fieldnames or [])
+            except csv.Error as error:
+                raise CorpusError(f"manifest {self.path}: the header cannot be read: {error}") from error
             position = 0
             records = iter(reader)
             while True:
@@ -183,9 +184,13 @@ class Csv(Manifest):
         csv.field_size_limit(LONGEST_FIELD)
         try:
             with self._text() as file:
-                return max(0, sum(1 for _ in csv.reader(file)) - 1)
+                return max(0, sum(1 for record in csv.reader(file, self._dialect) if record) - 1)
         except csv.Error:
             return 0  # iterating says what is wrong and where
+
+    @property
+    def _dialect(self) -> str:
+        return "excel-tab" if self.path.suffix.lower() == ".tsv" else "excel"
 
     def _text(self) -> Any:
         _opened(self.path).close()
@@ -203,9 +208,12 @@ class Parquet(Manifest):
             position = 0
             try:
                 for batch in file.iter_batches(batch_size=1024):
-                    for record in batch.to_pylist():
+                    for record in _records(batch):
                         position += 1
-                        yield Row(position, {k: v for k, v in record.items() if v is not None})
+                        if isinstance(record, Exception):
+                            yield Reject(str(self.path), position, "read", "row-unreadable", str(record))
+                        else:
+                            yield Row(position, {k: v for k, v in record.items() if v is not None})
             except (OSError, pa.ArrowException) as error:
                 yield Reject(str(self.path), position + 1, "read", "file-truncated", str(error))
 
@@ -227,58 +235,62 @@ class Folder(Corpus):
 
     def __iter__(self) -> Iterator[Item | Reject]:
         position = 0
-        for file in self._files():
-            if isinstance(file, Reject):
-                yield file
-            elif file.suffix.lower() in IMAGE_SUFFIXES:
+        for found in self._files():
+            if isinstance(found, Reject):
+                yield found
+            else:
                 position += 1
-                yield from self._image(file, position)
-            elif not any(file.with_suffix(s).exists() for s in _spellings(IMAGE_SUFFIXES)):
-                yield Reject(
-                    str(file), position, "read", "caption-without-image",
-                    f"expected an image of the same stem beside {file.name}",
-                )  # fmt: skip
+                yield from self._items(*found, position)
 
-    def _image(self, file: Path, position: int) -> Iterator[Item | Reject]:
-        key = file.relative_to(self.path).as_posix()
+    def _items(self, image: Path, captions: Path | None, position: int) -> Iterator[Item | Reject]:
         try:
-            str(file).encode()
+            str(image).encode()
         except UnicodeEncodeError as error:
-            yield Reject(str(file), position, "read", "path-not-unicode", f"rename the file: {error}")
+            source, detail = _printable(str(image)), f"rename the file: {error}"
+            yield Reject(source, position, "read", "path-not-unicode", detail)
             return
-        yield Item("image", key, key, file, {"image": str(file)}, str(file), position)
-        captions = file.with_suffix(".txt")
-        if not captions.exists():
+        key = image.relative_to(self.path).as_posix()
+        yield Item("image", key, key, image, {"image": str(image)}, str(image), position)
+        if captions is None:
             return
         try:
             if (size := captions.stat().st_size) > LONGEST_FIELD:
                 raise ValueError(f"{size} bytes are no captions")
-            lines = captions.read_text(encoding="utf-8-sig").splitlines()
+            if "\0" in (text := captions.read_text(encoding="utf-8-sig")):
+                raise ValueError("a NUL character in a text")
         except (OSError, ValueError) as error:
             yield Reject(str(captions), position, "read", "row-unreadable", str(error), key, "text")
             return
-        for number, caption in enumerate(filter(None, map(str.strip, lines))):
+        for number, caption in enumerate(filter(None, map(str.strip, text.split("\n")))):
             payload = {"caption": caption}
             yield Item("text", f"{key}#{number}", key, caption, payload, str(captions), position)
 
     def total(self) -> int:
         """Count the images."""
-        return sum(isinstance(f, Path) and f.suffix.lower() in IMAGE_SUFFIXES for f in self._files())
+        return sum(not isinstance(found, Reject) for found in self._files())
 
-    def _files(self) -> Iterator[Path | Reject]:
-        """Walk images and captions depth first in a stable order, one directory in memory at a time."""
-        stack = [self.path]
+    def _files(self) -> Iterator[tuple[Path, Path | None] | Reject]:
+        """Walk images with their captions depth first in a stable order, one directory in memory at a time."""
+        stack: list[tuple[Path, frozenset[Path]]] = [(self.path, frozenset())]
         while stack:
-            directory = stack.pop()
+            directory, above = stack.pop()
             try:
-                if directory.is_symlink() and directory.parent.resolve().is_relative_to(directory.resolve()):
+                if (here := directory.resolve()) in above:
                     raise OSError("a link to a folder that holds it")
                 entries = sorted(directory.iterdir(), key=lambda entry: entry.name)
             except OSError as error:
-                yield Reject(str(directory), 0, "read", "folder-unreadable", str(error))
+                yield Reject(_printable(str(directory)), 0, "read", "folder-unreadable", str(error))
                 continue
-            stack += [e for e in reversed(entries) if e.is_dir()]
-            yield from (e for e in entries if e.suffix.lower() in {*IMAGE_SUFFIXES, ".txt"} and not e.is_dir())
+            stack += [(entry, above | {here}) for entry in reversed(entries) if entry.is_dir()]
+            files = [entry for entry in entries if not entry.is_dir()]
+            captions = {file.stem: file for file in files if file.suffix.lower() == ".txt"}
+            images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+            yield from ((image, captions.get(image.stem)) for image in images)
+            for stem in sorted(captions.keys() - {image.stem for image in images}):
+                yield Reject(
+                    _printable(str(captions[stem])), 0, "read", "caption-without-image",
+                    f"expected an image of the same stem beside {_printable(captions[stem].name)}",
+                )  # fmt: skip
 
 
 READERS: dict[str, type[Corpus]] = {
@@ -350,10 +362,12 @@ class _Entry:
             raise _RowError("payload-name-reserved", f"rename the columns {', '.join(sorted(taken))}")
         try:
             json.dumps(fields, allow_nan=False)
+            for fault in _unstorable(fields):
+                raise ValueError(fault)
         except (TypeError, ValueError, RecursionError) as error:
             raise _RowError("payload-not-json", f"payload cannot be stored: {error}") from error
-        if too_large := [k for k, v in fields.items() if isinstance(v, int) and abs(v) >= 1 << 63]:
-            raise _RowError("payload-not-json", f"integers must be below 2^63: {', '.join(too_large)}")
+        for fault in _unstorable([key, group, image, *captions]):
+            raise _RowError("row-unreadable", fault)
         try:
             json.dumps([str(manifest), key, group, image, captions, fields], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -398,12 +412,46 @@ def _text(fields: dict[str, Any], name: str) -> str | None:
     raise _RowError(f"{name}-not-text", f"expected '{name}' to be a text, got {type(value).__name__}")
 
 
-def _require_columns(path: Path, names: Any) -> None:
+def _unstorable(value: Any) -> Iterator[str]:
+    """Name what JSON can say and databases cannot hold."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _unstorable(name)
+            yield from _unstorable(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _unstorable(inner)
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        yield "an integer beyond 64 bits"
+    elif isinstance(value, str) and "\0" in value:
+        yield "a NUL character in a text"
+
+
+def _printable(text: str) -> str:
+    """Write NUL and what is no Unicode as an escape, so that a reject can be printed and stored."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+
+
+def _records(batch: pa.RecordBatch) -> list[Any]:
+    """Turn a batch into a dictionary a row, or an exception for a row that holds what Python cannot."""
+    try:
+        records: list[Any] = batch.to_pylist()
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            return [error]
+        half = batch.num_rows // 2
+        return _records(batch.slice(0, half)) + _records(batch.slice(half))
+    return records
+
+
+def _require_columns(path: Path, names: Sequence[str]) -> None:
     if "key" not in names or not {"image", "caption"} & set(names):
         raise CorpusError(
             f"manifest {path}: expected the columns key and image or caption (and group, if wanted), "
-            f"got {', '.join(map(str, names)) or 'none'}"
+            f"got {', '.join(names) or 'none'}"
         )
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise CorpusError(f"manifest {path}: the columns {', '.join(sorted(twice))} stand there twice; rename one")
 
 
 def _opened(path: Path) -> Any:
@@ -411,9 +459,3 @@ def _opened(path: Path) -> Any:
         return path.open("rb")
     except OSError as error:
         raise CorpusError(f"corpus {path} cannot be read: {error.strerror}") from error
-
-
-def _spellings(suffixes: frozenset[str]) -> Iterator[str]:
-    for suffix in sorted(suffixes):
-        yield suffix
-        yield suffix.upper()
