@@ -12,6 +12,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_BYTES = 256 << 20
 MAX_PIXELS = 100_000_000
 
+# What a photograph or a drawing comes in. Pillow opens more, and hands PostScript to a program that runs it.
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+
 _BOMB_WARNING = threading.Lock()
 
 
@@ -72,7 +75,8 @@ def _open(content: bytes) -> Image.Image:
     # hence the lock. Only headers are read here.
     with _BOMB_WARNING, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Image.open(io.BytesIO(content))
+        Image.init()
+        return Image.open(io.BytesIO(content), formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def _rgb(image: Image.Image) -> Image.Image:

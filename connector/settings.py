@@ -91,4 +91,9 @@ def redacted(url: str) -> str:
         parts = urlsplit(PASSWORD.sub(r"\1:***@", url))
     except ValueError:
         return "(an unreadable URL)"
-    return urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
+    rest = parts.path + parts.query + parts.fragment
+    if "@" in rest or ("://" not in url and "=" in rest):  # then the password may be anywhere
+        return "(an unreadable URL)"
+    user, at, host = parts.netloc.rpartition("@")
+    name = user.partition(":")[0] + (":***" if ":" in user else "")
+    return urlunsplit((parts.scheme, f"{name}{at}{host}", parts.path, "", ""))

@@ -1,0 +1,166 @@
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from connector.errors import ConnectorError, SettingsError
+from connector.settings import Settings, checked_name, redacted
+
+VARIABLES = {
+    "MODALIGN_HOME": "/env/home",
+    "MODALIGN_QDRANT_URL": "https://env:6333",
+    "MODALIGN_DATABASE_URL": "postgresql://env/db",
+    "MODALIGN_DEVICE": "cuda:1",
+    "MODALIGN_QDRANT_API_KEY": "env-secret",
+}
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_everything_has_a_default_under_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/people/me")
+    monkeypatch.setenv("USERPROFILE", "/people/me")
+    assert Settings.load() == Settings(
+        home=Path("/people/me/.modalign"),
+        store_url="edge:/people/me/.modalign/qdrant",
+        database_url="sqlite:////people/me/.modalign/modalign.db",
+        device="auto",
+        api_key=None,
+    )
+
+
+def test_databases_move_with_the_home(tmp_path: Path) -> None:
+    settings = Settings.load(home=tmp_path)
+    assert settings.store_url == f"edge:{tmp_path}/qdrant"
+    assert settings.database_url == f"sqlite:///{tmp_path}/modalign.db"
+
+
+def test_the_environment_comes_before_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    assert Settings.load() == Settings(
+        Path("/env/home"), "https://env:6333", "postgresql://env/db", "cuda:1", "env-secret"
+    )
+
+
+def test_options_come_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    loaded = Settings.load(home="/o", qdrant_url="http://o:1", database_url="sqlite:///o.db", device="cpu")
+    assert loaded == Settings(Path("/o"), "http://o:1", "sqlite:///o.db", "cpu", "env-secret")
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_an_empty_variable_is_an_unset_one(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = Settings.load()
+    monkeypatch.setenv(name, "")
+    assert Settings.load() == expected
+
+
+def test_the_home_is_absolute_and_knows_the_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert Settings.load(home="~/x").home == tmp_path / "x"
+    assert Settings.load(home="y").home == tmp_path / "y"
+
+
+def test_the_key_is_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODALIGN_QDRANT_API_KEY", "top-secret")
+    settings = Settings.load(home="/h")
+    assert settings.api_key == "top-secret"
+    assert "top-secret" not in f"{settings!r} {settings}"
+
+
+def test_settings_are_a_value() -> None:
+    settings = Settings.load(home="/h")
+    with pytest.raises(FrozenInstanceError):
+        settings.device = "cpu"  # type: ignore[misc]
+    assert settings == Settings.load(home="/h")
+
+
+def test_sets_and_alignments_are_directories_of_the_home() -> None:
+    settings = Settings.load(home="/h")
+    assert settings.set_path("emoji") == Path("/h/sets/emoji")
+    assert settings.alignment_path("emoji.v2") == Path("/h/alignments/emoji.v2")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", ".hidden", "-x", "_x", "a/b", "../a", "a\\b", "a b", "a\n", "a\x00", "ä", "a:b", "x" * 129, "a*"],
+)
+def test_a_name_that_is_no_file_name_everywhere_is_refused(name: str) -> None:
+    for make in (Settings.load(home="/h").set_path, Settings.load(home="/h").alignment_path):
+        with pytest.raises(SettingsError, match=r"expected 1 to 128 letters"):
+            make(name)
+    with pytest.raises(SettingsError) as caught:
+        checked_name(name, "release")
+    assert str(caught.value).startswith(f"release name {name!r}:")
+    assert isinstance(caught.value, ConnectorError)
+    assert isinstance(caught.value, ValueError)
+
+
+@given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", fullmatch=True))
+def test_a_good_name_is_returned_and_stays_within_the_home(name: str) -> None:
+    assert checked_name(name, "set") == name
+    assert Settings.load(home="/h").set_path(name).resolve().parent == Path("/h/sets").resolve()
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql://me:secret@db:5432/modalign", "postgresql://me:***@db:5432/modalign"),
+        ("postgresql+psycopg://me:secret@db/modalign?sslmode=require", "postgresql+psycopg://me:***@db/modalign"),
+        ("postgresql://me@db/modalign", "postgresql://me@db/modalign"),
+        ("postgresql://db/modalign?password=secret", "postgresql://db/modalign"),
+        ("postgresql://db/modalign#secret", "postgresql://db/modalign"),
+        ("https://qdrant.example:6333", "https://qdrant.example:6333"),
+        ("https://:secret@qdrant.example:6333/", "https://:***@qdrant.example:6333/"),
+        ("http://[::1]:6333", "http://[::1]:6333"),
+        ("localhost:6333", "localhost:6333"),
+        ("edge:/home/me/.modalign/qdrant", "edge:/home/me/.modalign/qdrant"),
+        ("sqlite:////home/me/.modalign/modalign.db", "sqlite:////home/me/.modalign/modalign.db"),
+    ],
+)
+def test_a_url_is_shown_without_what_is_secret(url: str, expected: str) -> None:
+    assert redacted(url) == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:s3cr/et@db/x",
+        "postgresql://me:s3cr@et@db/x",
+        "postgresql://me:s3cr#et@db/x",
+        "postgresql://me:s3cr?et@db/x",
+        "postgresql://me:s3cr:et@db/x",
+        "postgresql://me:s3cr[et@db/x",
+        "postgresql://me:s3cr]et@[db/x",
+        "postgresql://me:s3cr et@db/x",
+        "POSTGRESQL://me:s3cret@db/x",
+        "postgresql://m/e:s3cret@db/x",
+        "me:s3cret@db/x",
+        "host=db password=s3cret",
+        "postgresql:me:s3cret@db/x",
+    ],
+)
+def test_no_part_of_an_odd_password_is_shown(url: str) -> None:
+    shown = redacted(url)
+    assert "s3cr" not in shown
+    assert "et@" not in shown
+
+
+PASSWORDS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=6).filter(
+    lambda text: text not in "postgresql://me:***@db.example/modalign"
+)
+
+
+@given(PASSWORDS)
+def test_no_password_is_shown(password: str) -> None:
+    assert password not in redacted(f"postgresql://me:{password}@db.example/modalign")
