@@ -10,6 +10,9 @@ FloatArray = npt.NDArray[np.float32]
 NOT_FINITE = "vector-not-finite"
 ZERO = "vector-zero"
 
+LARGEST_SQUARE = float(np.finfo(np.float32).max) ** 2
+SMALLEST_SQUARE = float(np.finfo(np.float32).tiny)
+
 
 def faults(X: npt.NDArray[np.floating]) -> dict[int, str]:
     """Say which rows of `X` (n, d) cannot be aligned or stored, and why: `{row: reason}`.
@@ -21,9 +24,10 @@ def faults(X: npt.NDArray[np.floating]) -> dict[int, str]:
     {1: 'vector-not-finite', 2: 'vector-zero'}
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        squares = np.einsum("nd,nd->n", *(X.astype(np.float32).astype(np.float64),) * 2)  # (n,)
-    finite = squares < float(np.finfo(np.float32).max) ** 2  # (n,); not so for NaN
-    bad = np.flatnonzero(~finite | (squares < np.finfo(np.float32).tiny))
+        Z = X.astype(np.float32, copy=False)
+        squares = np.einsum("nd,nd->n", Z, Z, dtype=np.float64)  # (n,)
+    finite = squares < LARGEST_SQUARE  # (n,); not so for NaN
+    bad = np.flatnonzero(~finite | (squares < SMALLEST_SQUARE))
     return {int(row): ZERO if finite[row] else NOT_FINITE for row in bad}
 
 

@@ -1,0 +1,13 @@
+"""`python -m bench` measures everything, `python -m bench push search` some of it."""
+
+import importlib
+import sys
+
+NAMES = ("startup", "search", "push", "memory", "quality")
+
+for name in sys.argv[1:] or NAMES:
+    if name not in NAMES:
+        sys.exit(f"unknown benchmark {name!r}; expected some of {', '.join(NAMES)}")
+    print(f"-- {name}", flush=True)
+    for figure in importlib.import_module(f"bench.{name}").figures():
+        print(figure, flush=True)
