@@ -278,7 +278,9 @@ def search(
         write_contact_sheet(page, f"{collection}: {query}", f"{len(found)} best under {name}", [Answered(asked, found)])
         _say(f"wrote {page}")
     if as_json:
-        _print_json({"collection": collection, "metric": name, "query": query, "found": [asdict(f) for f in found]})
+        _print_json(
+            {"collection": collection, "metric": name, "query": query, "found": [item._asdict() for item in found]}
+        )
     else:
         _print_table(_found_rows(found), f"{collection} under {name}")
 

@@ -1,9 +1,8 @@
 """Production search: a text or an image in, items of the other modality out, with the metric's own score."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
 OTHER: dict[Modality, Modality] = {"image": "text", "text": "image"}
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """An item that a search found.
 
     Attributes:
