@@ -7,7 +7,7 @@ for any number of hyperparameters, because that is what makes cross-validation c
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -37,6 +37,11 @@ class Projection:
     in_dim: int
     mean: FloatArray | None = None
     weight: FloatArray | None = None
+    _shortest: float = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        size = 1.0 if self.weight is None else float(np.linalg.norm(self.weight))
+        object.__setattr__(self, "_shortest", ROUNDING * size)  # once, because a weight is larger than a query
 
     @property
     def out_dim(self) -> int:
@@ -66,15 +71,14 @@ class Projection:
         no longer than this has no direction of its own, and counts as zero.
         """
         Z = unit(X)
-        size = 1.0
         if self.mean is not None:
             Z -= self.mean
         if self.weight is not None:
             Z = Z @ self.weight
-            size = float(np.linalg.norm(self.weight))
-        Z[np.linalg.norm(Z, axis=1) <= ROUNDING * size] = 0.0
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return unit(Z)
+        norms = np.sqrt(np.einsum("nd,nd->n", Z, Z, dtype=np.float64))  # (n,)
+        norms[norms <= self._shortest] = np.nan
+        projected: FloatArray = np.divide(Z, norms[:, None], dtype=np.float32, casting="unsafe")
+        return projected
 
 
 class Method(ABC):
