@@ -4,6 +4,7 @@ The order of things makes every crash harmless: rows are validated, written, mad
 entered in the ledger. What the ledger holds is not written again; what it does not hold is, under the same ids.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -29,6 +30,13 @@ OWN_INDEXES: Mapping[str, PayloadKind] = {"key": "keyword", "group": "keyword", 
 HELD_OUT: Literal["held-out"] = "held-out"
 FITTED = "fitted"
 
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+PAYLOAD = json.JSONDecoder(parse_constant=_refuse_constant)
+
 Place = tuple[str, int]
 Written = tuple[str, int]
 
@@ -41,7 +49,6 @@ class _Target:
     ledger: dict[Place, Written]
     pending: dict[Place, Written] = field(default_factory=dict)
     met: set[Place] = field(default_factory=set)
-    relied_on_ledger: bool = False
 
 
 def point_id(modality: Modality, key: str) -> str:
@@ -92,17 +99,10 @@ def push(
         )
         for metric in metrics
     ]
-    targets = [_Target(r, provenance.ledger(r.row.id, set_id)) for r in releases]
-    writer = _Writer(embedding_set, alignment, set_id, store, provenance, run)
-    writer.write(targets, advance)
-    for target in targets:
-        if store.count(target.release.name) < provenance.ledger_points(target.release.row.id) and (
-            target.relied_on_ledger
-        ):
-            # Points have vanished behind the ledger's back: write everything again, once.
-            provenance.forget_ledger(target.release.row.id)
-            writer.write([_Target(target.release, {})], lambda count: None)
-        _verify(target.release, store, provenance)
+    targets = [_Target(r, _ledger(r, set_id, store, provenance)) for r in releases]
+    _Writer(embedding_set, alignment, set_id, store, provenance, run).write(targets, advance)
+    for release in releases:
+        _verify(release, store, provenance)
     make_live(provenance, store, releases)
     return releases
 
@@ -145,8 +145,14 @@ def _begin(
                 created_at=now(),
             )
         )
-    if existing and row.state == "building" and not provenance.ledger_points(row.id):
-        store.drop(name)  # a crash may have left it without its payload indexes
+    if (
+        existing
+        and row.state == "building"
+        and not provenance.ledger_points(row.id)
+        and (rows or not store.count(name))
+    ):
+        # A crash may have left it without its payload indexes. A full one that SQL has lost may be live, and stays.
+        store.drop(name)
         existing = False
     if not existing:
         vector = VectorConfig(lowering.dim, lowering.distance)
@@ -158,6 +164,15 @@ def _begin(
         row.settings, row.state = settings, "building"
         row = provenance.save(row)
     return Release(row, alignment, metric, lowering)
+
+
+def _ledger(release: Release, set_id: int, store: Store, provenance: Provenance) -> dict[Place, Written]:
+    """Return what of the set is written; nothing, where points have vanished behind the ledger's back."""
+    ledger = provenance.ledger(release.row.id, set_id)
+    if store.count(release.name) < provenance.ledger_points(release.row.id):
+        provenance.forget_batches(release.row.id, set_id, ledger)
+        return {}
+    return ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,13 +189,12 @@ class _Writer:
         unflushed = 0
         for modality in MODALITIES:
             for shard, start, rows in self.embedding_set.batches(modality, BATCH_POINTS):
-                place, written = (shard, start), (rows.digest(), len(rows))
+                place, written = (shard, start), (self._digest(rows), len(rows))
                 open_targets = []
                 for target in targets:
                     target.met.add(place)
                     # A batch with refused rows is not in the ledger as whole, and is tried again.
                     if target.ledger.get(place) == written:
-                        target.relied_on_ledger = True
                         self.run.counts["unchanged"] += len(rows)
                     else:
                         open_targets.append(target)
@@ -195,10 +209,17 @@ class _Writer:
             if gone := target.ledger.keys() - target.met:
                 self.provenance.forget_batches(target.release.row.id, self.set_id, gone)
 
+    def _digest(self, rows: Rows) -> str:
+        """Identify what is written: the rows, and the split that the alignment puts into their payloads."""
+        return hashlib.sha256(f"{rows.digest()} {self.alignment.card.hold_out}".encode()).hexdigest()
+
     def _write_batch(self, targets: Sequence[_Target], place: Place, rows: Rows, digest: str) -> int:
         sound, vectors, payloads = self._project(place, rows)
         ids = [point_id(rows.modality, key) for key in sound.keys]
+        refused = [point_id(rows.modality, key) for key in set(rows.keys) - set(sound.keys)]
         for target in targets:
+            if refused:  # an older point of a row that can no longer be written would be found for what it was
+                self.store.delete(target.release.name, refused)
             if ids:
                 stored = target.release.lowering.item(vectors)
                 self.store.upsert(target.release.name, Points(rows.modality, ids, stored, payloads))
@@ -212,7 +233,10 @@ class _Writer:
         payloads = []
         for row, text in enumerate(rows.payloads):
             try:
-                payloads.append(json.loads(text, parse_constant=_refuse_constant))
+                payload = PAYLOAD.decode(text)
+                if not isinstance(payload, dict):
+                    raise ValueError(f"expected a JSON object, got {type(payload).__name__}")
+                payloads.append(payload)
             except ValueError as error:
                 payloads.append({})
                 refused[row] = ("payload-not-json", str(error))
@@ -257,13 +281,10 @@ def _verify(release: Release, store: Store, provenance: Provenance) -> None:
     if info.points != expected:
         raise MismatchError(
             f"collection {release.name} holds {info.points} points, the ledger says {expected}; embedding sets that "
-            "were pushed into it share keys, or points were changed by someone else: push into a new collection"
+            "were pushed into it share keys, or points were changed by someone else: push its other sets again, or "
+            "all of them into a new collection"
         )
     if release.row.state == "building" or release.row.points != expected:
         release.row.state = "live" if release.row.state == "live" else "ready"
         release.row.points = expected
         provenance.save(release.row)
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")

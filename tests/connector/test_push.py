@@ -1,0 +1,513 @@
+"""Pushing embedding sets into releases: exact, idempotent, and equal to an undisturbed push whatever goes wrong."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+from uuid import UUID, uuid5
+
+import numpy as np
+import pytest
+
+from alignment.artifact import Alignment
+from alignment.embeddings import MODALITIES, EncoderCard, HoldOut, Modality
+from alignment.metrics import METRICS
+from alignment.projections import Projection
+from connector import push as pushing
+from connector.errors import MismatchError, StoreUnavailableError
+from connector.release import METADATA, chain, open_release
+from connector.store import CollectionConfig, Points, VectorConfig
+from tests.world import (
+    COLLECTION,
+    DIMS,
+    KINDS,
+    LATENT,
+    Calls,
+    World,
+    alignment,
+    cards,
+    embedded,
+    latent,
+    maps,
+    only,
+    opened_world,
+    pairs,
+    points_of,
+    rows,
+    scores,
+    stored,
+    vectors_of,
+    write_set,
+)
+
+NAMESPACE = UUID(
+    "6f1d3f0e-6c86-5a49-9d0c-0f3d8a7c1b52"
+)  # never to be changed: every id of every collection hangs on it
+ALL = list(METRICS)
+
+
+@pytest.fixture(params=KINDS)
+def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with opened_world(request.param, tmp_path, monkeypatch) as opened:
+        opened.alignment()
+        yield opened
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four rows a batch, and lines in the ledger after every sixteen points."""
+    monkeypatch.setattr(pushing, "BATCH_POINTS", 4)
+    monkeypatch.setattr(pushing, "FLUSH_POINTS", 16)
+
+
+def point(modality: Modality, key: str) -> str:
+    return str(uuid5(NAMESPACE, f"{modality}\0{key}"))
+
+
+class TestWhatIsWritten:
+    def test_every_row_is_a_point_under_the_uuid_of_modality_and_key(self, world: World) -> None:
+        pushed = world.push(world.set("s", *pairs(30)))
+        (release,) = pushed.releases
+        expected = {point(modality, str(number)) for modality in MODALITIES for number in range(30)}
+        assert set(stored(world.store, release.name, "image")) == expected
+        assert pushed.counts == {"written": 60}
+        assert release.name == f"{COLLECTION}.cosine.{alignment().fingerprint[:8]}"
+
+    def test_the_payload_is_the_corpus_with_what_identifies_the_row(self, world: World) -> None:
+        image, text = pairs(6)
+        payload = {"caption": "a \u201cred\u201d car \U0001f697", "tags": ["a", "b"], "year": 2**62, "null": None}
+        text.payloads[2] = json.dumps(payload)
+        (release,) = world.push(world.set("s", image, text)).releases
+        held_out = release.alignment.card.hold_out.held_out(text.groups)
+        found = stored(world.store, release.name, "text")
+        assert found[point("text", "2")][1] == {
+            **payload,
+            "key": "2",
+            "group": "2",
+            "modality": "text",
+            "content_sha256": text.content_sha256[2],
+            "split": "held-out" if held_out[2] else "fitted",
+        }
+
+    def test_the_split_is_that_of_the_alignments_hold_out(self, world: World) -> None:
+        hold_out = HoldOut(0.4, seed=3)
+        world.alignment("b", hold_out=hold_out)
+        image, text = pairs(40)
+        (release,) = world.push(world.set("s", image, text), "b").releases
+        split = {payload["key"]: payload["split"] for _, payload in stored(world.store, release.name, "image").values()}
+        held = {key for key, is_held in zip(image.keys, hold_out.held_out(image.groups), strict=True) if is_held}
+        assert {key for key, side in split.items() if side == "held-out"} == held
+        assert 0 < len(held) < 40
+        assert set(split.values()) == {"held-out", "fitted"}
+
+    def test_a_point_carries_the_vector_of_its_modality_and_no_other(self, world: World) -> None:
+        (release,) = world.push(world.set("s", *pairs(5))).releases
+        for modality in MODALITIES:
+            for vector, payload in stored(world.store, release.name, modality).values():
+                assert (vector is not None) == (payload["modality"] == modality)
+
+    @pytest.mark.parametrize("metric", ALL)
+    def test_vectors_are_the_alignments_projection_lowered(self, world: World, metric: str) -> None:
+        parts = pairs(20, noise=0.1)
+        (release,) = world.push(world.set("s", *parts), metrics=[metric]).releases
+        for part in parts:
+            keys, _, found = vectors_of(world.store, release.name, part.modality)
+            ours = release.lowering.item(alignment().project(part.modality, part.vectors))
+            np.testing.assert_allclose(found, ours[[part.keys.index(key) for key in keys]], atol=1e-6)
+            np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-6)
+
+    def test_the_chain_is_the_same_in_collection_sql_and_artifact(self, world: World) -> None:
+        (release,) = world.push(world.set("s", *pairs(4)), metrics=["euclid"]).releases
+        ours = alignment()
+        metadata = world.store.describe(release.name).metadata[METADATA]
+        assert metadata == {
+            "image_encoder": {"spec": "fake-image:small", "fingerprint": cards()["image"].fingerprint},
+            "text_encoder": {"spec": "fake-text:small", "fingerprint": cards()["text"].fingerprint},
+            "alignment": ours.fingerprint,
+            "metric": "euclid",
+            "lowering": {"distance": "Euclid", "dim": LATENT, "version": 1, "exact": True},
+        }
+        (row,) = world.provenance.releases()
+        recorded = world.provenance.alignment(row.alignment_id)
+        assert (row.metric, row.distance, row.dim, row.lowering_version) == ("euclid", "Euclid", LATENT, 1)
+        assert (row.collection, row.physical_name, row.state, row.points) == (COLLECTION, release.name, "live", 8)
+        assert recorded.fingerprint == metadata["alignment"]
+        assert recorded.card["encoders"]["text"]["fingerprint"] == metadata["text_encoder"]["fingerprint"]
+
+    @pytest.mark.usefixtures("small_batches")
+    def test_the_ledger_adds_up_to_the_exact_count(self, world: World) -> None:
+        (release,) = world.push(world.set("s", *pairs(11))).releases
+        ledger = {(shard, start): points for (_, shard, start), (points, _) in world.ledger().items()}
+        assert ledger == {
+            (f"{modality}-000000.parquet", start): points
+            for modality in MODALITIES
+            for start, points in ((0, 4), (4, 4), (8, 3))
+        }
+        assert sum(ledger.values()) == world.store.count(release.name) == 22
+        assert len({digest for _, digest in world.ledger().values()}) == 6
+
+    def test_the_live_alias_names_the_collection(self, world: World) -> None:
+        releases = world.push(world.set("s", *pairs(4)), metrics=ALL).releases
+        assert world.store.aliases() == {
+            f"{COLLECTION}.{metric}": r.name for metric, r in zip(ALL, releases, strict=True)
+        }
+        assert {state for state, _ in world.states().values()} == {"live"}
+
+    def test_a_set_of_one_modality_is_pushed(self, world: World) -> None:
+        _, text = pairs(4)
+        embedding_set = world.set("s", text, encoders={"text": cards()["text"]})
+        (release,) = world.push(embedding_set).releases
+        assert set(stored(world.store, release.name, "text")) == {point("text", key) for key in text.keys}
+
+    def test_several_metrics_share_one_projection_of_every_batch(
+        self, world: World, small_batches: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[int] = []
+        original = Projection.unchecked
+
+        def spied(self: Projection, X: Any) -> Any:
+            seen.append(len(X))
+            return original(self, X)
+
+        embedding_set = world.set("s", *pairs(10))
+        monkeypatch.setattr(Projection, "unchecked", spied)
+        pushed = world.push(embedding_set, metrics=ALL)
+        assert seen == [4, 4, 2, 4, 4, 2]
+        assert pushed.counts == {"written": 20 * len(ALL)}
+        assert [world.store.count(release.name) for release in pushed.releases] == [20] * len(ALL)
+
+    def test_payload_indexes_are_recorded_with_the_release(self, world: World) -> None:
+        (release,) = world.push(world.set("s", *pairs(3)), payload_indexes={"number": "integer"}).releases
+        assert release.row.settings["payload_indexes"] == {
+            "key": "keyword", "group": "keyword", "split": "keyword", "number": "integer",
+        }  # fmt: skip
+
+
+class TestAgain:
+    def test_pushing_again_writes_nothing_and_changes_nothing(
+        self, world: World, small_batches: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        embedding_set = world.set("s", *pairs(10))
+        world.push(embedding_set, metrics=ALL)
+        before, rows_before = world.snapshot(), [row.updated_at for row in world.provenance.releases()]
+        upserts, switches = (Calls(monkeypatch, world.store, method) for method in ("upsert", "set_aliases"))
+        again = world.push(embedding_set, metrics=ALL)
+        assert (len(upserts), len(switches)) == (0, 0)
+        assert again.counts == {"unchanged": 20 * len(ALL)}
+        assert world.snapshot() == before
+        assert [row.updated_at for row in world.provenance.releases()] == rows_before
+
+    def test_a_metric_that_is_added_later_is_the_only_one_written(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        embedding_set = world.set("s", *pairs(10))
+        world.push(embedding_set)
+        upserts = Calls(monkeypatch, world.store, "upsert")
+        both = world.push(embedding_set, metrics=["cosine", "dot"])
+        assert both.counts == {"written": 20, "unchanged": 20}
+        assert {name for name, _ in upserts.arguments} == {both.releases[1].name}
+
+    def test_of_a_changed_set_only_what_changed_is_written(
+        self, world: World, small_batches: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        image, text = pairs(10)
+        world.push(world.set("s", image, text))
+        text.payloads[5] = json.dumps({"number": "another"})
+        new_image, _ = pairs(3, seed=5, prefix="new-")
+        changed = world.set("s", image, text, new_image)
+        upserts = Calls(monkeypatch, world.store, "upsert")
+        pushed = world.push(changed)
+        (release,) = pushed.releases
+        written = [(points.vector_name, list(points.ids)) for _, points in upserts.arguments]
+        assert written == [
+            ("image", [point("image", key) for key in new_image.keys]),
+            ("text", [point("text", key) for key in text.keys[4:8]]),
+        ]
+        assert pushed.counts == {"written": 7, "unchanged": 16}
+        assert stored(world.store, release.name, "text")[point("text", "5")][1]["number"] == "another"
+        assert world.store.count(release.name) == sum(points for points, _ in world.ledger().values()) == 23
+        assert world.states()[release.name] == ("live", 23)
+
+    def test_a_row_that_moved_to_a_newer_shard_is_counted_once(self, world: World, small_batches: None) -> None:
+        image, text = pairs(10)
+        world.push(world.set("s", image, text))
+        moved = rows("image", embedded("image", latent(1, seed=9)), keys=["3"])
+        kept = image.take([row for row in range(10) if row != 3])
+        pushed = world.push(world.set("s", kept, moved, text))
+        (release,) = pushed.releases
+        assert world.store.count(release.name) == sum(points for points, _ in world.ledger().values()) == 20
+        keys, _, vectors = vectors_of(world.store, release.name, "image")
+        np.testing.assert_allclose(vectors[keys.index("3")], alignment().project("image", moved.vectors)[0], atol=1e-6)
+        fresh = write_set(world.home / "sets" / "fresh", [kept, moved, text])
+        world.push(fresh, collection="fresh")
+        fresh_name = f"fresh.cosine.{alignment().fingerprint[:8]}"
+        assert stored(world.store, release.name, "image") == stored(world.store, fresh_name, "image")
+
+    def test_ledger_lines_of_rows_that_left_the_set_go(self, world: World, small_batches: None) -> None:
+        image, text = pairs(8)
+        moved = image.take(range(4, 8))
+        world.push(world.set("s", image, text))
+        world.push(world.set("s", image.take(range(4)), moved, text))
+        places = sorted((shard, start) for _, shard, start in world.ledger())
+        assert places == [
+            ("image-000000.parquet", 0), ("image-000001.parquet", 0),
+            ("text-000000.parquet", 0), ("text-000000.parquet", 4),
+        ]  # fmt: skip
+
+    def test_two_sets_live_in_one_collection(self, world: World) -> None:
+        first, second = world.set("first", *pairs(5)), world.set("second", *pairs(4, seed=3, prefix="second-"))
+        world.push(first)
+        (release,) = world.push(second).releases
+        assert world.store.count(release.name) == 18
+        assert world.push(first).counts == {"unchanged": 10}
+        assert world.states() == {release.name: ("live", 18)}
+
+    def test_two_sets_that_share_keys_are_refused(self, world: World) -> None:
+        world.push(world.set("first", *pairs(5)))
+        with pytest.raises(MismatchError, match="holds 10 points, the ledger says 18"):
+            world.push(world.set("second", *pairs(4, seed=3)))
+
+    def test_another_split_of_the_same_projection_is_written(self, world: World) -> None:
+        """The fingerprint says that two alignments project alike, not that they hold out the same groups."""
+        embedding_set = world.set("s", *pairs(20))
+        world.push(embedding_set)
+        only(alignment(), hold_out=HoldOut(0.9)).save(world.home / "alignments" / "b")
+        (release,) = world.push(embedding_set, "b").releases
+        held = HoldOut(0.9).held_out([str(n) for n in range(20)])
+        found = stored(world.store, release.name, "image")
+        assert [found[point("image", str(n))][1]["split"] == "held-out" for n in range(20)] == held.tolist()
+
+
+class TestRefused:
+    def test_bad_vectors_are_rejects_on_every_run_and_the_rest_is_written(self, world: World) -> None:
+        world.alignment("centred", mean=0.5)
+        mean = 0.5 * maps()["text"][0]
+        image, text = pairs(8)
+        text.vectors[1], text.vectors[3], text.vectors[6] = np.nan, 0.0, np.inf
+        # A unit vector cannot equal a mean of length 0.5, so the mean is stretched to length 1 below.
+        world.alignment("on-mean", mean=1.0)
+        text.vectors[4] = 3.0 * mean
+        embedding_set = world.set("s", image, text)
+        expected = [
+            ("text", "1", "vector-not-finite"),
+            ("text", "3", "vector-zero"),
+            ("text", "4", "vector-not-finite"),
+            ("text", "6", "vector-not-finite"),
+        ]
+        for _ in range(2):
+            pushed = world.push(embedding_set, "on-mean")
+            (release,) = pushed.releases
+            assert world.reasons(pushed.run) == expected
+            assert pushed.counts["rejected"] == 4
+            assert set(stored(world.store, release.name, "text")) == {
+                *(point("image", str(n)) for n in range(8)), *(point("text", str(n)) for n in (0, 2, 5, 7)),
+            }  # fmt: skip
+            details = {r.key: (r.detail, r.position, r.stage) for r in world.provenance.rejects(pushed.run)}
+            assert details["4"] == ("the embedding equals the training mean", 5, "write")
+            assert details["1"] == ("the embedding cannot be aligned", 2, "write")
+        # The same row is no reject where the mean is another.
+        assert ("text", "4", "vector-not-finite") not in world.reasons(world.push(embedding_set, "centred").run)
+
+    @pytest.mark.parametrize("broken", ['{"a": NaN}', '{"a": -Infinity}', "{", ""])
+    def test_a_payload_that_is_no_json_is_a_reject(self, world: World, broken: str) -> None:
+        image, text = pairs(4)
+        image.payloads[2] = broken
+        pushed = world.push(world.set("s", image, text))
+        assert world.reasons(pushed.run) == [("image", "2", "payload-not-json")]
+        assert world.store.count(pushed.releases[0].name) == 7
+
+    @pytest.mark.parametrize("broken", ["[1, 2]", '"text"', "3", "null"])
+    def test_a_payload_that_is_no_object_is_a_reject(self, world: World, broken: str) -> None:
+        image, text = pairs(4)
+        image.payloads[2] = broken
+        pushed = world.push(world.set("s", image, text))
+        assert world.reasons(pushed.run) == [("image", "2", "payload-not-json")]
+
+    def test_a_row_that_turned_bad_leaves_no_older_point_behind(self, world: World) -> None:
+        image, text = pairs(6)
+        world.push(world.set("s", image, text))
+        image.vectors[2] = 0.0
+        pushed = world.push(world.set("s", image, text))
+        (release,) = pushed.releases
+        assert world.reasons(pushed.run) == [("image", "2", "vector-zero")]
+        assert point("image", "2") not in stored(world.store, release.name, "image")
+        assert world.store.count(release.name) == sum(points for points, _ in world.ledger().values()) == 11
+
+    def test_a_set_of_nothing_but_bad_rows_makes_an_empty_release(self, world: World) -> None:
+        image, text = (rows(m, np.zeros((3, d))) for m, d in DIMS.items())
+        pushed = world.push(world.set("s", image, text))
+        assert pushed.counts == {"written": 0, "rejected": 6}
+        assert world.store.count(pushed.releases[0].name) == 0
+
+    @pytest.mark.parametrize("modality", MODALITIES)
+    def test_a_set_of_another_encoder_is_refused_before_anything_is_made(
+        self, world: World, modality: Modality
+    ) -> None:
+        other = {**cards(), modality: EncoderCard("other:model", "ab" * 32, DIMS[modality])}
+        with pytest.raises(MismatchError) as caught:
+            world.push(world.set("s", *pairs(4), encoders=other))
+        assert "other:model (fingerprint abababababab" in str(caught.value)
+        assert str(cards()[modality]) in str(caught.value)
+        assert world.store.collections() == []
+        assert world.provenance.releases() == []
+
+    def test_a_checkpoint_of_the_same_name_is_another_encoder(self, world: World) -> None:
+        other = {**cards(), "image": EncoderCard("fake-image:small", "cd" * 32, DIMS["image"])}
+        with pytest.raises(MismatchError, match="cdcdcdcdcdcd"):
+            world.push(world.set("s", *pairs(4), encoders=other))
+
+    def test_a_collection_written_with_another_chain_is_refused(self, world: World) -> None:
+        embedding_set = world.set("s", *pairs(4))
+        (release,) = world.push(embedding_set).releases
+        config = CollectionConfig(
+            {m: VectorConfig(LATENT, release.lowering.distance) for m in MODALITIES},
+            metadata={METADATA: {**chain(release.alignment, release.metric, release.lowering), "metric": "dot"}},
+        )
+        world.store.drop(release.name)
+        world.store.create(release.name, config)
+        with pytest.raises(MismatchError, match="was written with metric dot, expected cosine"):
+            world.push(embedding_set)
+        assert world.store.count(release.name) == 0
+
+    def test_a_foreign_collection_of_that_name_is_refused(self, world: World) -> None:
+        embedding_set = world.set("s", *pairs(4))
+        ours = alignment()
+        name = f"{COLLECTION}.cosine.{ours.fingerprint[:8]}"
+        world.store.create(name, CollectionConfig({"image": VectorConfig(3, METRICS["dot"].lower(3).distance)}))
+        with pytest.raises(MismatchError, match="was written with image_encoder nothing, expected fake-image:small"):
+            world.push(embedding_set)
+
+
+class TestBehindTheLedgersBack:
+    def test_points_that_were_deleted_are_written_again(self, world: World, small_batches: None) -> None:
+        embedding_set = world.set("s", *pairs(10))
+        (release,) = world.push(embedding_set).releases
+        before = world.snapshot()
+        world.store.delete(release.name, [point("image", "2"), point("text", "9")])
+        pushed = world.push(embedding_set)
+        assert world.snapshot() == before
+        assert pushed.counts == {"written": 20}
+
+    def test_only_the_set_that_lost_points_needs_to_be_pushed_again(self, world: World) -> None:
+        first, second = world.set("first", *pairs(5)), world.set("second", *pairs(4, seed=3, prefix="second-"))
+        world.push(first)
+        (release,) = world.push(second).releases
+        before = world.snapshot()
+        world.store.delete(release.name, [point("text", "second-1")])
+        with pytest.raises(MismatchError, match="holds 17 points, the ledger says 18"):
+            world.push(first)
+        world.push(second)
+        assert world.snapshot() == before
+
+    def test_foreign_points_are_a_mismatch(self, world: World) -> None:
+        embedding_set = world.set("s", *pairs(5))
+        (release,) = world.push(embedding_set).releases
+        vectors = np.eye(LATENT, dtype=np.float32)[:2]
+        world.store.upsert(release.name, Points("image", points_of(2), vectors, [{}, {}]))
+        with pytest.raises(MismatchError, match="holds 12 points, the ledger says 10"):
+            world.push(embedding_set)
+
+    def test_a_collection_that_was_dropped_is_rebuilt(self, world: World) -> None:
+        embedding_set = world.set("s", *pairs(5))
+        (release,) = world.push(embedding_set).releases
+        before = world.snapshot()
+        world.store.drop(release.name)
+        pushed = world.push(embedding_set)
+        assert pushed.counts == {"written": 10}
+        assert world.snapshot() == before
+
+    def test_a_collection_is_adopted_when_sql_was_lost(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        embedding_set = world.set("s", *pairs(5))
+        (release,) = world.push(embedding_set).releases
+        before = world.snapshot()
+        (tmp_path / "lost").mkdir()
+        lost = World(tmp_path / "lost", world.store)
+        lost.alignment()
+        drops = Calls(monkeypatch, world.store, "drop")
+        with lost.provenance:
+            pushed = lost.push(lost.set("s", *pairs(5)))
+            assert lost.snapshot() == before
+            assert open_release(lost.provenance, lost.store, COLLECTION).name == release.name
+        assert pushed.counts == {"written": 10}
+        assert len(drops) == 0  # it may be live: searches go on meanwhile
+
+    def test_an_empty_collection_of_an_unfinished_push_is_made_again(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A crash may have left it without its payload indexes."""
+        embedding_set = world.set("s", *pairs(5))
+        upserts = Calls(monkeypatch, world.store, "upsert")
+        upserts.fail(0, StoreUnavailableError("now"))
+        with pytest.raises(StoreUnavailableError):
+            world.push(embedding_set)
+        creations = Calls(monkeypatch, world.store, "create")
+        world.push(embedding_set)
+        assert len(creations) == 1
+
+
+class TestFailures:
+    """A store that fails anywhere: the same push again ends where an undisturbed one does."""
+
+    # Two metrics, two modalities, three batches of ten rows; flushes when sixteen points are pending, and at the end.
+    CALLS: ClassVar = {"create": 2, "upsert": 12, "flush": 6, "ready": 2, "set_aliases": 1}
+    # Instead of taking effect, or after it; alternating where there are many calls.
+    POINTS: ClassVar = [
+        (method, n, after)
+        for method, calls in CALLS.items()
+        for n in range(calls)
+        for after in ((False, True) if calls <= 2 else (n % 2 == 1,))
+    ]
+    expected: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    @pytest.fixture
+    def undisturbed(
+        self, request: pytest.FixtureRequest, small_batches: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> dict[str, Any]:
+        """What the same push leaves in another world where nothing fails."""
+        kind = request.node.callspec.params["world"]
+        if kind not in self.expected:
+            (tmp_path / "undisturbed").mkdir()
+            with monkeypatch.context() as patched, opened_world(kind, tmp_path / "undisturbed", patched) as twin:
+                twin.alignment()
+                calls = {method: Calls(patched, twin.store, method) for method in self.CALLS}
+                twin.push(twin.set("s", *pairs(10)), metrics=["cosine", "euclid"])
+                assert {method: len(made) for method, made in calls.items()} == self.CALLS
+                self.expected[kind] = twin.snapshot()
+        return self.expected[kind]
+
+    @pytest.mark.parametrize(("method", "number", "after"), POINTS)
+    def test_a_failing_store(
+        self,
+        world: World,
+        undisturbed: dict[str, Any],
+        monkeypatch: pytest.MonkeyPatch,
+        method: str,
+        number: int,
+        after: bool,
+    ) -> None:
+        embedding_set = world.set("s", *pairs(10))
+        with monkeypatch.context() as patched:
+            calls = Calls(patched, world.store, method)
+            calls.fail(number, StoreUnavailableError("not now"), after=after)
+            with pytest.raises(StoreUnavailableError, match="not now"):
+                world.push(embedding_set, metrics=["cosine", "euclid"])
+        (run,) = world.provenance.runs(1)
+        assert (run.outcome, run.error) == ("failed", "StoreUnavailableError: not now")
+        # Nothing is live before everything is written, and the ledger never says more than the store holds.
+        assert world.store.aliases() == ({} if method != "set_aliases" or not after else undisturbed["aliases"])
+        for name in world.store.collections():
+            said = sum(points for (release, *_), (points, _) in world.ledger().items() if release == name)
+            assert said <= world.store.count(name)
+        world.push(embedding_set, metrics=["cosine", "euclid"])
+        assert world.snapshot() == undisturbed
+
+
+def test_scores_of_the_pushed_world_are_what_the_alignment_promises() -> None:
+    """Without noise, an image and its caption meet: their cosine is 1."""
+    ours: Alignment = alignment()
+    image, text = pairs(10)
+    both = scores(METRICS["cosine"], ours.project("text", text.vectors), ours.project("image", image.vectors))
+    np.testing.assert_allclose(np.diag(both), 1.0, atol=1e-5)
+    assert (both.argmax(axis=1) == np.arange(10)).all()
