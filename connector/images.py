@@ -59,7 +59,7 @@ def decode(content: bytes) -> Image.Image:
                 "image-too-large", f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are decoded"
             )
         image.load()
-        return _rgb(ImageOps.exif_transpose(image))
+        return upright_rgb(image)
     except ImageRejectedError:
         raise
     except UnidentifiedImageError as error:
@@ -68,6 +68,11 @@ def decode(content: bytes) -> Image.Image:
         raise ImageRejectedError("image-too-large", str(error)) from error
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
         raise ImageRejectedError("image-broken", f"{type(error).__name__}: {error}") from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Bring a picture in memory to what its file would be decoded to."""
+    return _rgb(ImageOps.exif_transpose(image))
 
 
 def _open(content: bytes) -> Image.Image:

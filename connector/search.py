@@ -12,7 +12,7 @@ from alignment import device as devices
 from alignment.embeddings import Modality
 from connector.encoders import Encoder, load_encoder
 from connector.errors import ConnectorError, MismatchError
-from connector.images import ImageRejectedError, decode, read_image
+from connector.images import ImageRejectedError, decode, read_image, upright_rgb
 from connector.provenance import Provenance
 from connector.release import Release, open_release, require_encoder
 from connector.store import Hit, Store
@@ -90,7 +90,7 @@ class Retriever:
         Raises:
             ConnectorError: a file is no image that can be decoded.
         """
-        loaded = [image if isinstance(image, Image.Image) else load_picture(image) for image in images]
+        loaded = [upright_rgb(image) if isinstance(image, Image.Image) else load_picture(image) for image in images]
         X = self._encoder("image").encode("image", loaded)
         return self._search("image", X, k, target=target, filter=filter, exact=exact)
 

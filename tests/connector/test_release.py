@@ -1,0 +1,274 @@
+"""Releases: names, the chain that opening one checks, and which one is live."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import update
+
+from alignment.errors import AlignmentError, MetricError
+from alignment.metrics import METRICS, Cosine, Lowering, Metric, parse
+from connector.errors import CollectionNotFoundError, MismatchError, StoreUnavailableError
+from connector.models import ReleaseRow
+from connector.release import METADATA, Release, alias_name, make_live, open_release, physical_name
+from connector.settings import checked_name
+from connector.store import CollectionConfig, Points, VectorConfig
+from tests.world import COLLECTION, KINDS, Calls, World, alignment, opened_world, pairs
+
+
+@pytest.fixture(params=KINDS)
+def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with opened_world(request.param, tmp_path, monkeypatch) as opened:
+        opened.alignment()
+        yield opened
+
+
+def push(world: World, *metrics: str) -> list[Release]:
+    return world.push(world.set("s", *pairs(5)), metrics=metrics or ("cosine",)).releases
+
+
+def opened(world: World, metric: str | None = None) -> Release:
+    return open_release(world.provenance, world.store, COLLECTION, metric)
+
+
+def rewritten(world: World, release: Release, change: Callable[[dict[str, Any]], object]) -> None:
+    """Put a collection with edited metadata in the place of a release's."""
+    chain = dict(world.store.describe(release.name).metadata[METADATA])
+    change(chain)
+    vector = VectorConfig(release.lowering.dim, release.lowering.distance)
+    world.store.drop(release.name)
+    config = CollectionConfig({"image": vector, "text": vector}, metadata={METADATA: chain})
+    world.store.create(release.name, config)
+
+
+@dataclass(frozen=True)
+class Texted:
+    """Stands in for a metric with options in its text."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class TestNames:
+    @pytest.mark.parametrize("metric", METRICS.values(), ids=str)
+    def test_alias_and_collection_are_named_after_metric_and_alignment(self, metric: Metric) -> None:
+        ours = alignment()
+        assert alias_name("emoji", metric) == f"emoji.{metric}"
+        assert physical_name("emoji", metric, ours) == f"emoji.{metric}.{ours.fingerprint[:8]}"
+
+    @given(st.text(min_size=1, max_size=20))
+    def test_any_metric_gives_a_name_that_a_directory_can_have(self, text: str) -> None:
+        name = alias_name("emoji", Texted(f"m{text}"))  # type: ignore[arg-type]
+        assert checked_name(name, "alias") == name
+
+    def test_options_of_a_metric_are_spelled_with_dashes(self) -> None:
+        assert alias_name("emoji", Texted("minkowski(p=1.5)")) == "emoji.minkowski-p-1-5"  # type: ignore[arg-type]
+
+
+class TestOpening:
+    def test_the_only_metric_there_is_needs_no_name(self, world: World) -> None:
+        (pushed,) = push(world, "euclid")
+        found = opened(world)
+        assert (found.name, found.metric, found.lowering) == (pushed.name, METRICS["euclid"], pushed.lowering)
+        assert found.alignment.fingerprint == alignment().fingerprint
+
+    def test_of_several_metrics_cosine_is_the_default(self, world: World) -> None:
+        releases = push(world, "euclid", "cosine", "dot")
+        assert opened(world).name == releases[1].name
+        assert opened(world, "dot").name == releases[2].name
+
+    def test_several_metrics_without_cosine_need_a_name(self, world: World) -> None:
+        push(world, "euclid", "dot")
+        with pytest.raises(
+            CollectionNotFoundError, match=r"under cosine; there are: things \(dot\), things \(euclid\)"
+        ):
+            opened(world)
+
+    def test_a_collection_that_does_not_exist(self, world: World) -> None:
+        push(world)
+        with pytest.raises(CollectionNotFoundError, match=r"'nothing' under cosine; there are: things \(cosine\)"):
+            open_release(world.provenance, world.store, "nothing")
+
+    def test_nothing_at_all(self, world: World) -> None:
+        with pytest.raises(CollectionNotFoundError, match="there are: none; make one with `modalign push`"):
+            opened(world)
+
+    def test_an_unknown_metric(self, world: World) -> None:
+        push(world)
+        with pytest.raises(MetricError, match="unknown metric 'hamming'; expected one of cosine"):
+            opened(world, "hamming")
+
+    def test_a_release_of_another_store_is_not_opened(self, world: World, tmp_path: Path) -> None:
+        push(world)
+        world.store.url = "http://elsewhere"
+        with pytest.raises(CollectionNotFoundError):
+            opened(world)
+
+    def test_a_release_that_is_not_live_is_not_opened(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        Calls(monkeypatch, world.store, "ready").fail(0, StoreUnavailableError("now"))
+        with pytest.raises(StoreUnavailableError):
+            push(world)
+        with pytest.raises(CollectionNotFoundError):
+            opened(world)
+
+    def test_an_alignment_that_was_swapped_on_disk_is_refused(self, world: World) -> None:
+        push(world)
+        place = world.home / "alignments" / "a"
+        shutil.rmtree(place)
+        alignment(turn=1).save(place)
+        with pytest.raises(MismatchError) as caught:
+            opened(world)
+        assert alignment().fingerprint[:12] in str(caught.value)
+        assert alignment(turn=1).fingerprint[:12] in str(caught.value)
+
+    def test_an_alignment_that_is_gone_is_an_error(self, world: World) -> None:
+        push(world)
+        shutil.rmtree(world.home / "alignments" / "a")
+        with pytest.raises(AlignmentError, match="is not an alignment"):
+            opened(world)
+
+    def test_an_alignment_that_was_renamed_is_found_where_it_was_last_pushed_from(self, world: World) -> None:
+        push(world)
+        (world.home / "alignments" / "a").rename(world.home / "alignments" / "b")
+        world.push(world.set("s", *pairs(5)), "b")
+        assert opened(world).alignment.fingerprint == alignment().fingerprint
+
+    @pytest.mark.parametrize(
+        ("link", "edited"),
+        [
+            ("alignment", "0" * 64),
+            ("metric", "dot"),
+            ("image_encoder", {"spec": "fake-image:small", "fingerprint": "0" * 64}),
+            ("text_encoder", {"spec": "fake-text:large", "fingerprint": "0" * 64}),
+            ("lowering", {"distance": "Cosine", "dim": 6, "version": 2, "exact": True}),
+        ],
+    )
+    def test_edited_metadata_is_refused(self, world: World, link: str, edited: Any) -> None:
+        (release,) = push(world)
+        rewritten(world, release, lambda chain: chain.update({link: edited}))
+        with pytest.raises(MismatchError, match=f"was written with {link} "):
+            opened(world)
+
+    @pytest.mark.parametrize("link", ["alignment", "metric", "image_encoder", "text_encoder", "lowering"])
+    def test_missing_metadata_is_refused(self, world: World, link: str) -> None:
+        (release,) = push(world)
+        rewritten(world, release, lambda chain: chain.pop(link))
+        with pytest.raises(MismatchError, match=f"was written with {link} nothing, expected"):
+            opened(world)
+
+    def test_a_collection_that_is_gone_is_an_error(self, world: World) -> None:
+        (release,) = push(world)
+        world.store.drop(release.name)
+        with pytest.raises(CollectionNotFoundError):
+            opened(world)
+
+    def test_a_lowering_that_changed_is_refused(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        push(world)
+        original = Cosine.lower
+
+        def newer(self: Cosine, dim: int) -> Lowering:
+            return replace(original(self, dim), version=2)
+
+        monkeypatch.setattr(Cosine, "lower", newer)
+        with pytest.raises(MismatchError, match=r"lowering \('Cosine', 6, 1\), this modalign lowers cosine to"):
+            opened(world)
+
+    @pytest.mark.parametrize(("column", "value"), [("metric", "dot"), ("dim", 7), ("distance", "Dot")])
+    def test_an_edited_row_is_refused(self, world: World, column: str, value: Any) -> None:
+        push(world)
+        with world.provenance.session() as session:
+            session.execute(update(ReleaseRow).values({column: value}))
+        with pytest.raises(MismatchError):
+            opened(world)
+
+
+class TestLive:
+    def test_a_second_alignment_takes_over_and_the_first_is_retired(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (first,) = push(world)
+        world.alignment("b", turn=1)
+        switches = Calls(monkeypatch, world.store, "set_aliases")
+        (second,) = world.push(world.set("s", *pairs(5)), "b").releases
+        assert first.name != second.name
+        assert [arguments for (arguments,) in switches.arguments] == [{f"{COLLECTION}.cosine": second.name}]
+        assert world.store.aliases() == {f"{COLLECTION}.cosine": second.name}
+        assert world.states() == {first.name: ("retired", 10), second.name: ("live", 10)}
+        assert opened(world).alignment.fingerprint == alignment(turn=1).fingerprint
+        assert world.store.count(first.name) == 10
+
+    def test_the_first_comes_back_when_it_is_pushed_again(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        (first,) = push(world)
+        world.alignment("b", turn=1)
+        (second,) = world.push(world.set("s", *pairs(5)), "b").releases
+        upserts = Calls(monkeypatch, world.store, "upsert")
+        push(world)
+        assert len(upserts) == 0
+        assert world.store.aliases() == {f"{COLLECTION}.cosine": first.name}
+        assert world.states() == {first.name: ("live", 10), second.name: ("retired", 10)}
+        assert opened(world).alignment.fingerprint == alignment().fingerprint
+
+    def test_other_metrics_and_collections_stay_live(self, world: World) -> None:
+        push(world, "cosine", "dot")
+        other = world.push(world.set("s", *pairs(5)), collection="other").releases[0]
+        world.alignment("b", turn=1)
+        world.push(world.set("s", *pairs(5)), "b", metrics=["cosine"])
+        live = {(row.collection, row.metric) for row in world.provenance.releases(state="live")}
+        assert live == {(COLLECTION, "cosine"), (COLLECTION, "dot"), ("other", "cosine")}
+        assert world.store.aliases()["other.cosine"] == other.name
+        assert [row.metric for row in world.provenance.releases(state="retired")] == ["cosine"]
+
+    def test_all_aliases_are_switched_at_one_moment(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        switches = Calls(monkeypatch, world.store, "set_aliases")
+        releases = push(world, *METRICS)
+        assert [arguments for (arguments,) in switches.arguments] == [
+            {f"{COLLECTION}.{metric}": r.name for metric, r in zip(METRICS, releases, strict=True)}
+        ]
+
+    def test_the_old_release_serves_until_the_new_one_is_verified(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (first,) = push(world)
+        world.alignment("b", turn=1)
+        embedding_set = world.set("s", *pairs(5))
+        with monkeypatch.context() as patched:
+            Calls(patched, world.store, "ready").fail(0, StoreUnavailableError("now"))
+            with pytest.raises(StoreUnavailableError):
+                world.push(embedding_set, "b")
+            assert opened(world).name == first.name
+            assert world.store.aliases() == {f"{COLLECTION}.cosine": first.name}
+        foreign = Points("image", ["00000000-0000-0000-0000-000000000001"], np.ones((1, 6), np.float32), [{}])
+        world.store.upsert(physical_name(COLLECTION, parse("cosine"), alignment(turn=1)), foreign)
+        with pytest.raises(MismatchError):
+            world.push(embedding_set, "b")
+        assert opened(world).name == first.name
+
+    def test_a_crash_between_alias_and_sql_is_mended(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        (first,) = push(world)
+        world.alignment("b", turn=1)
+        with monkeypatch.context() as patched:
+            Calls(patched, world.store, "set_aliases").fail(0, StoreUnavailableError("now"), after=True)
+            with pytest.raises(StoreUnavailableError):
+                world.push(world.set("s", *pairs(5)), "b")
+        (second,) = world.push(world.set("s", *pairs(5)), "b").releases
+        assert world.states() == {first.name: ("retired", 10), second.name: ("live", 10)}
+        assert world.store.aliases() == {f"{COLLECTION}.cosine": second.name}
+
+    def test_making_live_again_changes_nothing(self, world: World) -> None:
+        releases = push(world)
+        assert make_live(world.provenance, world.store, releases) is False
+
+    def test_an_alias_that_was_moved_is_moved_back(self, world: World) -> None:
+        releases = push(world)
+        other = world.push(world.set("s", *pairs(5)), collection="other").releases[0]
+        world.store.set_aliases({f"{COLLECTION}.cosine": other.name})
+        assert make_live(world.provenance, world.store, releases) is True
+        assert world.store.aliases()[f"{COLLECTION}.cosine"] == releases[0].name
