@@ -143,6 +143,9 @@ class TestFirst:
         # A shard is cut by the first batch that fills it.
         rows = [len(batch) for _, _, batch in embedded.batches("image", 1000)]
         assert rows == [12, 12, 1]
+        run_encode(manifest, tmp_path / "even", ["image"], batch_items=5, shard_rows=10)
+        rows = [len(batch) for _, _, batch in EmbeddingSet.open(tmp_path / "even").batches("image", 1000)]
+        assert rows == [10, 10, 5]
         assert embedded.card.counts == {"image": 25, "text": 50}
         assert embedded.card.complete
 

@@ -193,10 +193,15 @@ def test_versions_that_are_new_enough(server: Server, found: str) -> None:
 
 
 @pytest.mark.parametrize("found", ["1.15.5", "1.9.2", "0.11.0", "weird", ""])
-def test_versions_that_are_not(server: Server, found: str) -> None:
+def test_versions_that_are_not(server: Server, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[QdrantClient] = []
+    monkeypatch.setattr(QdrantClient, "close", lambda client: closed.append(client))
     server.always(200, version(found))
     with pytest.raises(StoreError, match=rf"expected Qdrant 1\.16 or newer, got {found}"):
         QdrantStore.connect(server.url)
+    monkeypatch.undo()
+    [client] = closed
+    client.close()
 
 
 @pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
@@ -352,6 +357,8 @@ class TestProtocol:
         assert store.ready("c").indexed == 1
         # The three in a row are the sixth to the eighth; the ninth describes.
         assert self.asked(server) == 5 + qdrant_store.STABLE_POLLS + 1
+        store.ready("c")
+        assert self.asked(server) == 5 + 2 * (qdrant_store.STABLE_POLLS + 1)
 
     def test_a_paused_optimizer_is_woken(
         self, server: Server, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
