@@ -271,29 +271,33 @@ class _Probe:
             queries = self.release.lowering.query(self.release.alignment.project(rows.modality, vectors))
             served = self._search(queries, shallow, exact=False)
             truth = self._search(queries, deep, exact=True)
-            for group, got, best in zip(groups, served, truth, strict=True):
-                live.append(self._rank(got, group, shallow))
-                exact.append(self._rank(best, group, deep))
+            for query, group, got, best in zip(queries, groups, served, truth, strict=True):
+                live.append(self._rank(query, group, got, shallow))
+                exact.append(self._rank(query, group, best, deep))
                 for k in self.ks:
                     fidelity[k].append(self._fidelity(got, best, k))
             advance(len(groups))
         return _Outcome(np.array(live), np.array(exact), {k: np.array(v) for k, v in fidelity.items()})
 
-    def _search(self, queries: npt.NDArray[np.floating], k: int, *, exact: bool) -> list[list[Hit]]:
+    def _search(
+        self, queries: npt.NDArray[np.floating], k: int, *, exact: bool, condition: "Filter | None" = None
+    ) -> list[list[Hit]]:
+        condition = condition or self.condition
         return self.store.search(
-            self.release.name, self.asked, queries, k, filter=self.condition, exact=exact, with_payload=["group"]
+            self.release.name, self.asked, queries, k, filter=condition, exact=exact, with_payload=["group"]
         )
 
-    def _rank(self, hits: Sequence[Hit], group: str, limit: int) -> float:
+    def _rank(self, query: npt.NDArray[np.floating], group: str, hits: Sequence[Hit], limit: int) -> float:
         """Rank the best relevant hit; irrelevant ones of the same score stand before it."""
         best = next((hit.raw_score for hit in hits if hit.payload["group"] == group), None)
         if best is None:
             return np.inf
         if hits[-1].raw_score == best and len(hits) == limit < self.size:
-            return np.inf  # the tie may go on beyond the list
+            # The tie may go on beyond the list. How many of it are irrelevant, a list of nothing else says.
+            (hits,) = self._search(query[None], limit, exact=True, condition=_without_group(group, self.condition))
         score = self.release.lowering.score
         before = [hit for hit in hits if score(hit.raw_score) >= score(best) and hit.payload["group"] != group]
-        return len(before) + 1.0
+        return len(before) + 1.0 if len(before) < limit else np.inf
 
     def _fidelity(self, got: Sequence[Hit], best: Sequence[Hit], k: int) -> float:
         """Share of the exact top k that the index found; a hit as good as the k-th counts, whatever its id."""
@@ -341,9 +345,11 @@ def _labelled(release: Release, embedding_set: EmbeddingSet, modality: Modality,
     """Load the rows to query with; rows that cannot be queried with were refused when they were pushed."""
     rows = embedding_set.load(modality)
     kept = np.ones(len(rows), bool)
-    kept[list(faults(rows.vectors))] = False
     if scope == HELD_OUT:
-        kept &= release.alignment.card.hold_out.held_out(rows.groups)
+        kept = release.alignment.card.hold_out.held_out(rows.groups)
+    kept[list(faults(rows.vectors))] = False
+    sound = np.flatnonzero(kept)
+    kept[sound[list(faults(release.alignment.projections[modality].unchecked(rows.vectors[sound])))]] = False
     if not kept.any():
         raise MismatchError(
             f"embedding set {embedding_set.path} holds no {scope} {modality} rows to audit with; encode more pairs, "
@@ -379,6 +385,13 @@ def _only_held_out() -> "Filter":
     from qdrant_client.models import FieldCondition, Filter, MatchValue  # takes a second to import
 
     return Filter(must=[FieldCondition(key="split", match=MatchValue(value=HELD_OUT))])
+
+
+def _without_group(group: str, condition: "Filter | None") -> "Filter":
+    from qdrant_client.models import FieldCondition, Filter, MatchValue  # takes a second to import
+
+    unwanted = FieldCondition(key="group", match=MatchValue(value=group))
+    return Filter(must=[condition] if condition else None, must_not=[unwanted])
 
 
 def _with_vector(modality: Modality, condition: "Filter | None") -> "Filter":

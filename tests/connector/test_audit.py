@@ -1,0 +1,427 @@
+"""Audits: every number equals the reference on the vectors that the store really holds, and nothing is flattered."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from sqlalchemy import select
+
+from alignment.embeddings import MODALITIES, EmbeddingSet, EncoderCard, HoldOut, Modality
+from alignment.metrics import METRICS
+from alignment.recall import (
+    Ranks,
+    bootstrap_mean,
+    chance_recall_at,
+    group_codes,
+    mean_reciprocal_rank,
+    ranks,
+    recall_at,
+)
+from connector import audit as auditing
+from connector.audit import DIRECTIONS, Audit, Requirement, audit, record
+from connector.edge_store import EdgeStore
+from connector.errors import MismatchError, RequirementError
+from connector.models import AuditRow, MeasureRow
+from connector.push import point_id
+from connector.release import Release
+from connector.store import Hit, Store
+from tests.world import (
+    COLLECTION,
+    DIMS,
+    LATENT,
+    Calls,
+    World,
+    cards,
+    embedded,
+    latent,
+    opened_world,
+    pairs,
+    rows,
+    vectors_of,
+)
+
+N = 60
+ALL = list(METRICS)
+
+
+# Over the engine alone: the client's imitation of a server has no index, and its scores differ from call to call.
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with opened_world("edge", tmp_path, monkeypatch) as opened:
+        opened.alignment()
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A world with releases under every metric that no test changes."""
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        opened_world("edge", tmp_path_factory.mktemp("world"), patched) as opened,
+    ):
+        opened.alignment()
+        opened.push(opened.set("s", *several(N)), metrics=ALL)
+        yield opened
+
+
+def several(n: int, *, noise: float = 1.0) -> list[Any]:
+    """`n` images with one to three noisy captions each."""
+    image, _ = pairs(n)
+    points, captions = latent(n), [number for number in range(n) for _ in range(1 + number % 3)]
+    text = rows(
+        "text",
+        embedded("text", points[captions], noise=noise),
+        keys=[f"{number}#{place}" for place, number in enumerate(captions)],
+        groups=[str(number) for number in captions],
+    )
+    return [image, text]
+
+
+def opened(world: World, metric: str = "cosine") -> Release:
+    from connector.release import open_release
+
+    return open_release(world.provenance, world.store, COLLECTION, metric)
+
+
+def the_set(world: World) -> EmbeddingSet:
+    return EmbeddingSet.open(world.home / "sets" / "s")
+
+
+def held(release: Release, groups: Sequence[str]) -> npt.NDArray[np.bool_]:
+    return release.alignment.card.hold_out.held_out(groups)
+
+
+def reference(world: World, release: Release, direction: str, *, queries: str, gallery: str) -> tuple[Ranks, Any]:
+    """Ranks by brute force over the vectors read back from the store, and the group codes of the queries."""
+    asking, asked = DIRECTIONS[direction]
+    _, item_groups, items = vectors_of(world.store, release.name, asked)
+    given = the_set(world).load(asking)
+    query_groups, X = given.groups, given.vectors
+    if queries == "held-out":
+        kept = held(release, query_groups)
+        query_groups, X = [g for g, k in zip(query_groups, kept, strict=True) if k], X[kept]
+    if gallery == "held-out":
+        kept = held(release, item_groups)
+        item_groups, items = [g for g, k in zip(item_groups, kept, strict=True) if k], items[kept]
+    codes = group_codes(query_groups, item_groups)
+    Q = release.lowering.query(release.alignment.project(asking, X))
+    return ranks(Q, items, *codes, metric=release.metric), codes
+
+
+def values(found: Audit, direction: str) -> dict[str, float]:
+    return {m.name: m.value for m in found.measures if m.direction == direction}
+
+
+class TestEqualsTheReference:
+    @pytest.mark.parametrize("gallery", ["held-out", "all"])
+    @pytest.mark.parametrize("queries", ["held-out", "all"])
+    @pytest.mark.parametrize("metric", ALL)
+    def test_every_measure_to_the_last_digit(self, served: World, metric: str, queries: Any, gallery: Any) -> None:
+        release = opened(served, metric)
+        found = audit(release, served.store, the_set(served), ks=(1, 3, 10), queries=queries, gallery=gallery, seed=5)
+        for direction in DIRECTIONS:
+            truth, (query_codes, item_codes) = reference(served, release, direction, queries=queries, gallery=gallery)
+            relevant = np.array([(item_codes == code).sum() for code in query_codes])
+            expected: dict[str, float] = {
+                "mrr": mean_reciprocal_rank(truth),
+                "median_rank": float(np.median(truth)),
+            }
+            for k in (1, 3, 10):
+                expected[f"recall@{k}"] = expected[f"exact.recall@{k}"] = recall_at(truth, k)
+                expected[f"chance.recall@{k}"] = chance_recall_at(k, relevant, len(item_codes))
+                expected |= {f"index.recall@{k}{end}": 1.0 for end in ("", ".p5", ".min")}
+            assert values(found, direction) == expected
+            assert 0 < expected["recall@1"] < expected["recall@10"]
+            assert {m.queries for m in found.measures if m.direction == direction} == {len(truth)}
+            estimate = bootstrap_mean((truth <= 3).astype(float), query_codes, seed=5)
+            measure = found.measure(direction, "recall@3")
+            assert (measure.value, measure.low, measure.high) == (estimate.value, estimate.low, estimate.high)
+            assert found.without_relevant[direction] == (relevant == 0).sum()
+
+    def test_the_gallery_is_held_out_or_everything(self, served: World) -> None:
+        release, embedding_set = opened(served), the_set(served)
+        for scope, mask in (("held-out", held), ("all", lambda _, groups: np.ones(len(groups), bool))):
+            found = audit(release, served.store, embedding_set, gallery=scope)  # type: ignore[arg-type]
+            assert found.gallery == {
+                modality: int(mask(release, embedding_set.load(modality).groups).sum()) for modality in MODALITIES
+            }
+            assert found.gallery_scope == scope
+        assert 0 < found.measure("text-to-image", "mrr").queries < len(embedding_set.load("text"))
+
+    def test_ks_are_sorted_and_counted_once(self, served: World) -> None:
+        found = audit(opened(served), served.store, the_set(served), ks=(5, 1, 5))
+        assert [n for n in values(found, "text-to-image") if n.startswith("recall")] == ["recall@1", "recall@5"]
+
+    def test_it_changes_nothing_in_the_store(self, served: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        before = served.snapshot()
+        changing = ("upsert", "delete", "create", "drop", "set_aliases", "ready", "flush")
+        calls = [Calls(monkeypatch, served.store, method) for method in changing]
+        audit(opened(served), served.store, the_set(served))
+        assert [len(made) for made in calls] == [0] * len(changing)
+        assert served.snapshot() == before
+
+    def test_progress_counts_every_query(self, served: World) -> None:
+        done: list[int] = []
+        found = audit(opened(served), served.store, the_set(served), queries="all", advance=done.append)
+        assert sum(done) == sum(found.measure(direction, "mrr").queries for direction in DIRECTIONS) == N + 2 * N
+
+
+class TestTies:
+    def push(self, world: World, image: npt.NDArray[Any], text: npt.NDArray[Any], **options: Any) -> Release:
+        parts = [rows("image", image, **options), rows("text", text, **options)]
+        (release,) = world.push(world.set("s", *parts)).releases
+        return release
+
+    @pytest.mark.parametrize("metric", ALL)
+    def test_where_all_items_are_alike_nothing_is_found(self, world: World, metric: str) -> None:
+        n = 30
+        one = {m: np.repeat(embedded(m, latent(1)), n, axis=0) for m in MODALITIES}
+        world.push(world.set("s", *(rows(m, one[m]) for m in MODALITIES)), metrics=[metric])
+        found = audit(
+            opened(world, metric), world.store, the_set(world), ks=(1, 5, n - 1, n), queries="all", gallery="all"
+        )
+        for direction in DIRECTIONS:
+            assert [values(found, direction)[f"recall@{k}"] for k in (1, 5, n - 1, n)] == [0, 0, 0, 1]
+            assert [values(found, direction)[f"exact.recall@{k}"] for k in (1, 5, n - 1, n)] == [0, 0, 0, 1]
+            assert values(found, direction)["mrr"] == pytest.approx(1 / n)
+            assert values(found, direction)["median_rank"] == n
+
+    def test_a_copy_of_the_right_item_stands_before_it(self, world: World) -> None:
+        points = latent(20)
+        points[1] = points[0]
+        self.push(world, embedded("image", points), embedded("text", points))
+        found = audit(opened(world), world.store, the_set(world), ks=(1, 2), queries="all", gallery="all")
+        for direction in DIRECTIONS:
+            assert values(found, direction)["recall@1"] == pytest.approx(18 / 20)
+            assert values(found, direction)["recall@2"] == 1.0
+
+    def test_many_equal_items_that_are_all_right_are_found(self, world: World) -> None:
+        """A class label as caption: more copies of the right answer than the list is long are no miss."""
+        n, copies = 6, 15
+        points = np.repeat(latent(n), copies, axis=0)
+        groups = [f"class {number}" for number in range(n) for _ in range(copies)]
+        noisy = points + 0.05 * np.random.default_rng(0).standard_normal(points.shape)
+        self.push(world, embedded("image", noisy), embedded("text", points), groups=groups)
+        found = audit(opened(world), world.store, the_set(world), ks=(1, 5), queries="all", gallery="all")
+        for direction in DIRECTIONS:
+            assert values(found, direction)["recall@1"] == 1.0
+            assert values(found, direction)["exact.recall@1"] == 1.0
+            assert values(found, direction)["median_rank"] == 1.0
+
+    def test_right_and_wrong_copies_beyond_the_list(self, world: World) -> None:
+        """Ten right and four wrong items of one score: the right one is fifth."""
+        points = np.repeat(latent(2), [14, 6], axis=0)
+        groups = ["right"] * 10 + ["wrong"] * 4 + ["other"] * 6
+        self.push(world, embedded("image", points), embedded("text", points), groups=groups)
+        found = audit(opened(world), world.store, the_set(world), ks=(4, 5), queries="all", gallery="all")
+        for direction in DIRECTIONS:
+            # right: 4 wrong before; wrong: 10 right before; other: alone
+            assert values(found, direction)["recall@4"] == pytest.approx(6 / 20)
+            assert values(found, direction)["recall@5"] == pytest.approx(16 / 20)
+            assert values(found, direction)["exact.recall@5"] == pytest.approx(16 / 20)
+            assert values(found, direction)["mrr"] == pytest.approx((6 + 10 / 5 + 4 / 11) / 20)
+
+
+class Lossy(EdgeStore):
+    """A store whose index loses the `lost` best hits of the first of every ten queries."""
+
+    def __init__(self, path: Path, lost: int):
+        super().__init__(path)
+        self.lost, self.asked = lost, 0
+
+    def search(self, name: str, vector_name: str, queries: Any, k: int, **options: Any) -> list[list[Hit]]:
+        found = super().search(name, vector_name, queries, k, **options)
+        if not options.get("exact"):
+            for hits in found:
+                if self.asked % 10 == 0:
+                    del hits[: self.lost]
+                self.asked += 1
+        return found
+
+
+class TestTheIndex:
+    def test_what_the_index_loses_is_measured(self, tmp_path: Path) -> None:
+        store: Store = Lossy(tmp_path / "qdrant", lost=3)
+        with store:
+            world = World(tmp_path, store)
+            world.alignment()
+            with world.provenance:
+                world.push(world.set("s", *pairs(40)))
+                found = audit(opened(world), store, the_set(world), ks=(1, 5, 10), queries="all", gallery="all")
+        for direction in DIRECTIONS:
+            measured = values(found, direction)
+            # 4 of 40 queries lose their 3 best; a list of k + 1 refills one place of the longest.
+            assert measured["index.recall@1"] == pytest.approx(0.9)
+            assert measured["index.recall@5"] == pytest.approx(1 - 0.1 * 3 / 5)
+            assert measured["index.recall@10"] == pytest.approx(1 - 0.1 * 3 / 10)
+            assert (measured["index.recall@1.min"], measured["index.recall@1.p5"]) == (0.0, 0.0)
+            assert measured["index.recall@5.min"] == pytest.approx(0.4)
+            assert measured["index.recall@10.min"] == pytest.approx(0.7)
+            assert measured["index.recall@5.p5"] == pytest.approx(0.4)
+            # Without noise the best image is the right one, so what the index loses is lost to production.
+            assert (measured["recall@10"], measured["exact.recall@10"]) == (0.9, 1.0)
+
+
+class TestMissing:
+    def test_queries_without_a_relevant_point_are_misses(self, world: World) -> None:
+        image, text = several(20, noise=0.0)
+        (release,) = world.push(world.set("s", image, text)).releases
+        world.store.delete(release.name, [point_id("image", key) for key in ("0", "2")])
+        found = audit(release, world.store, the_set(world), ks=(1,), queries="all", gallery="all")
+        asked = len(text)
+        lost = sum(group in ("0", "2") for group in text.groups)
+        assert (asked, lost) == (39, 4)
+        assert found.without_relevant == {"text-to-image": lost, "image-to-text": 0}
+        assert values(found, "text-to-image")["recall@1"] == pytest.approx(1 - lost / asked)
+        assert values(found, "text-to-image")["mrr"] == pytest.approx(1 - lost / asked)
+        assert values(found, "image-to-text")["recall@1"] == 1.0
+        assert found.gallery == {"image": 18, "text": 39}
+
+    def test_a_median_beyond_all_ranks_is_infinite(self, world: World) -> None:
+        image, text = pairs(10)
+        (release,) = world.push(world.set("s", image, text)).releases
+        world.store.delete(release.name, [point_id("image", str(n)) for n in range(8)])
+        found = audit(
+            release, world.store, the_set(world), ks=(1,), queries="all", gallery="all",
+            requirements=[Requirement.parse("median_rank<=5")],
+        )  # fmt: skip
+        assert found.measure("text-to-image", "median_rank").value == np.inf
+        assert [(m.direction, m.name) for _, m in found.failures] == [("text-to-image", "median_rank")]
+
+    def test_ranks_beyond_the_depth_count_as_none(self, world: World) -> None:
+        (release,) = world.push(world.set("s", *pairs(30, noise=3.0))).releases
+        deep = audit(release, world.store, the_set(world), ks=(1,), queries="all", gallery="all")
+        shallow = audit(release, world.store, the_set(world), ks=(1,), queries="all", gallery="all", depth=4)
+        truth, _ = reference(world, release, "text-to-image", queries="all", gallery="all")
+        assert values(deep, "text-to-image")["mrr"] == mean_reciprocal_rank(truth)
+        assert values(shallow, "text-to-image")["mrr"] == mean_reciprocal_rank(np.where(truth <= 4, truth, np.inf))
+        assert (deep.depth, shallow.depth) == (1000, 4)
+
+    def test_rows_that_were_refused_are_not_asked_with(self, world: World) -> None:
+        image, text = pairs(10)
+        text.vectors[3] = np.nan
+        (release,) = world.push(world.set("s", image, text)).releases
+        found = audit(release, world.store, the_set(world), ks=(1,), queries="all", gallery="all")
+        assert found.measure("text-to-image", "mrr").queries == 9
+        assert values(found, "text-to-image")["recall@1"] == 1.0
+        assert found.without_relevant == {"text-to-image": 0, "image-to-text": 1}
+
+    def test_a_row_on_the_training_mean_is_not_asked_with(self, world: World) -> None:
+        world.alignment("centred", mean=1.0)
+        image, text = pairs(10)
+        text.vectors[3] = 2 * embedded("text", np.eye(LATENT)[:1])[0]
+        pushed = world.push(world.set("s", image, text), "centred")
+        assert world.reasons(pushed.run) == [("text", "3", "vector-not-finite")]
+        found = audit(pushed.releases[0], world.store, the_set(world), ks=(1,), queries="all", gallery="all")
+        assert found.measure("text-to-image", "mrr").queries == 9
+
+    def test_nothing_to_ask_with(self, world: World) -> None:
+        world.alignment("b", hold_out=HoldOut(1e-9))
+        (release,) = world.push(world.set("s", *pairs(5)), "b").releases
+        with pytest.raises(MismatchError, match="holds no held-out image rows to audit with"):
+            audit(release, world.store, the_set(world))
+
+    def test_a_set_of_another_encoder(self, world: World) -> None:
+        (release,) = world.push(world.set("s", *pairs(5))).releases
+        other = {**cards(), "text": EncoderCard("other:model", "ab" * 32, DIMS["text"])}
+        with pytest.raises(MismatchError, match="other:model"):
+            audit(release, world.store, world.set("t", *pairs(5), encoders=other))
+
+
+class TestRequirements:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("recall@10>=0.4", (None, "recall@10", ">=", 0.4)),
+            ("  mrr > .5 ", (None, "mrr", ">", 0.5)),
+            ("text-to-image:recall@1>=1", ("text-to-image", "recall@1", ">=", 1.0)),
+            ("image-to-text:median_rank<=3", ("image-to-text", "median_rank", "<=", 3.0)),
+            ("index.recall@10.p5>=9e-1", (None, "index.recall@10.p5", ">=", 0.9)),
+            ("exact.recall@5<1E0", (None, "exact.recall@5", "<", 1.0)),
+        ],
+    )
+    def test_read(self, text: str, expected: tuple[Any, ...]) -> None:
+        found = Requirement.parse(text)
+        assert (found.direction, found.name, found.comparison, found.bound) == expected
+        assert found.text == text.strip()
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", "recall@10", "recall@10=0.4", "recall@10>=", ">=0.4", "recall@10>=much", "recall@10>=1e", "recall@>=1",
+         "recall@10>=0.4 and mrr>=0.1", "sideways:recall@10>=0.4", "recall@10>=nan", "recall@10>=1..2"],
+    )  # fmt: skip
+    def test_not_read(self, text: str) -> None:
+        with pytest.raises(RequirementError, match="expected MEASURE>=NUMBER such as"):
+            Requirement.parse(text)
+
+    @pytest.mark.parametrize("name", ["recall@7", "recal@10", "index.recall@10.p7", "loss"])
+    def test_a_measure_that_is_not_measured(self, served: World, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        searches = Calls(monkeypatch, served.store, "search")
+        with pytest.raises(RequirementError, match="names no measure of this audit; it has recall@1"):
+            audit(opened(served), served.store, the_set(served), requirements=[Requirement.parse(f"{name}>=0")])
+        assert len(searches) == 0
+
+    @pytest.mark.parametrize("ks", [(), (0,), (1, -5)])
+    def test_lists_of_no_length(self, served: World, ks: tuple[int, ...]) -> None:
+        with pytest.raises(RequirementError):
+            audit(opened(served), served.store, the_set(served), ks=ks)
+
+    @pytest.mark.parametrize("comparison", [">=", "<=", ">", "<"])
+    @pytest.mark.parametrize("offset", [-0.01, 0.0, 0.01])
+    def test_the_verdict(self, served: World, comparison: str, offset: float) -> None:
+        plain = audit(opened(served), served.store, the_set(served), ks=(5,))
+        value = plain.measure("text-to-image", "recall@5").value
+        bound = value + offset
+        text = f"text-to-image:recall@5{comparison}{bound!r}"
+        found = audit(opened(served), served.store, the_set(served), ks=(5,), requirements=[Requirement.parse(text)])
+        met = {">=": value >= bound, "<=": value <= bound, ">": value > bound, "<": value < bound}[comparison]
+        assert plain.verdict == "measured"
+        assert found.verdict == ("passed" if met else "failed")
+        assert [(r.text, m.direction) for r, m in found.failures] == ([] if met else [(text, "text-to-image")])
+
+    def test_a_requirement_without_a_direction_is_one_on_both(self, served: World) -> None:
+        found = audit(opened(served), served.store, the_set(served), requirements=[Requirement.parse("recall@1>1")])
+        assert [m.direction for _, m in found.failures] == ["text-to-image", "image-to-text"]
+
+
+class TestRecord:
+    @pytest.mark.parametrize("missing", [0, 45], ids=["finite", "infinite median"])
+    def test_sql_holds_what_the_audit_found(self, world: World, missing: int) -> None:
+        (release,) = world.push(world.set("s", *several(N))).releases
+        world.store.delete(release.name, [point_id("image", str(n)) for n in range(missing)])
+        required = [Requirement.parse("recall@1>=0.01"), Requirement.parse("median_rank<=2000")]
+        with world.provenance.run("audit", {}) as run:
+            found = audit(release, world.store, the_set(world), requirements=required, queries="all", gallery="all")
+            number = record(found, world.provenance, run, world.provenance.record_set(the_set(world)))
+        with world.provenance.session() as session:
+            row = session.get_one(AuditRow, number)
+            stored = session.scalars(select(MeasureRow).where(MeasureRow.audit_id == number)).all()
+        assert {(m.direction, m.name): (m.value, m.low, m.high, m.queries) for m in stored} == {
+            (m.direction, m.name): (m.value, m.low, m.high, m.queries) for m in found.measures
+        }
+        assert found.measure("text-to-image", "median_rank").value == np.inf if missing else True
+        assert (row.run_id, row.release_id, row.verdict) == (run.id, release.row.id, found.verdict)
+        assert row.verdict == ("failed" if missing else "passed")
+        assert row.settings["gallery_size"] == {"image": N - missing, "text": 2 * N}
+        assert row.settings["without_relevant"] == found.without_relevant
+        assert row.settings["failed_requirements"] == (["median_rank<=2000"] if missing else [])
+
+
+def test_queries_are_asked_in_batches(served: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The measures do not depend on how many queries are asked at a time."""
+    whole = audit(opened(served), served.store, the_set(served), queries="all")
+    monkeypatch.setattr(auditing, "BATCH_QUERIES", 7)
+    searches = Calls(monkeypatch, served.store, "search")
+    found = audit(opened(served), served.store, the_set(served), queries="all")
+    assert found.measures == whole.measures
+    sizes = [len(queries) for _, _, queries, _ in searches.arguments]
+    assert max(sizes) == 7
+    assert sum(sizes) == 2 * (N + 2 * N)
+
+
+def test_modalities_are_what_directions_are_made_of() -> None:
+    sides: set[tuple[Modality, Modality]] = set(DIRECTIONS.values())
+    assert sides == {("text", "image"), ("image", "text")}
