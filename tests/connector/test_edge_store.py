@@ -48,7 +48,7 @@ def registry(path: Path) -> Any:
 
 def died(processes: ForkServerContext, crash: Callable[[Path], None], path: Path) -> None:
     """Let a child run `crash`, which kills it."""
-    child = processes.Process(target=crash, args=(path,))
+    child = processes.Process(target=crash, args=(path,), daemon=True)
     child.start()
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
@@ -315,7 +315,7 @@ class TestOneOwner:
         with EdgeStore(tmp_path) as store:
             store.create("c", LAYOUT)
         ours, theirs = processes.Pipe()
-        child = processes.Process(target=hold, args=(tmp_path, theirs))
+        child = processes.Process(target=hold, args=(tmp_path, theirs), daemon=True)
         child.start()
         assert ours.poll(60)
         assert ours.recv() == ["c"]

@@ -56,12 +56,6 @@ class CountingTexts(FakeTextEncoder):
         self.batches.append(len(prepared))
         return super().embed(modality, prepared)
 
-    def prepare(self, modality: Modality, content: Image.Image | str) -> Any:
-        return content
-
-    def forward(self, modality: Modality, prepared: Sequence[Any]) -> torch.Tensor:
-        return torch.stack([super(CountingTexts, self).prepare(modality, text) for text in prepared])
-
 
 @dataclass
 class Encoded:
@@ -477,16 +471,10 @@ class TestMemory:
         class Watching(FakeTextEncoder):
             embedded = 0
 
-            def prepare(self, modality: Modality, content: Image.Image | str) -> Any:
-                return super().prepare(modality, content)
-
             def embed(self, modality: Modality, prepared: Sequence[Any]) -> FloatArray:
                 self.embedded += len(prepared)
                 ahead.append(len(corpus.read) - self.embedded)
-                return self.encode_now(modality, prepared)
-
-            def encode_now(self, modality: Modality, prepared: Sequence[Any]) -> FloatArray:
-                return np.stack([self.prepare(modality, text).numpy() for text in prepared]).astype(np.float32)
+                return super().embed(modality, prepared)
 
         encode_with(corpus, tmp_path / "s", {"text": Watching()})
         assert len(corpus.read) == n
@@ -596,7 +584,7 @@ MOMENTS: list[tuple[Callable[[Path, Path, float], None], float]] = [
 
 
 def die(processes: ForkServerContext, crash: Callable[..., None], *arguments: Any) -> None:
-    child = processes.Process(target=crash, args=arguments)
+    child = processes.Process(target=crash, args=arguments, daemon=True)
     child.start()
     child.join(60)
     assert child.exitcode == -signal.SIGKILL

@@ -259,7 +259,7 @@ class TestRuns:
         self, provenance: Provenance, processes: ForkServerContext
     ) -> None:
         ours, theirs = processes.Pipe()
-        child = processes.Process(target=encode_until_killed, args=(provenance.url, theirs))
+        child = processes.Process(target=encode_until_killed, args=(provenance.url, theirs), daemon=True)
         child.start()
         assert ours.poll(60)
         pid = ours.recv()

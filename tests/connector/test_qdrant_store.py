@@ -194,14 +194,19 @@ def test_versions_that_are_new_enough(server: Server, found: str) -> None:
 
 @pytest.mark.parametrize("found", ["1.15.5", "1.9.2", "0.11.0", "weird", ""])
 def test_versions_that_are_not(server: Server, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    closed: list[QdrantClient] = []
-    monkeypatch.setattr(QdrantClient, "close", lambda client: closed.append(client))
+    closed: list[str] = []
+
+    class Watched(QdrantClient):
+        def close(self, grpc_grace: float | None = None, **options: Any) -> None:
+            closed.append(found)
+            super().close(grpc_grace, **options)
+
+    monkeypatch.setattr(qdrant_store, "QdrantClient", Watched)
     server.always(200, version(found))
-    with pytest.raises(StoreError, match=rf"expected Qdrant 1\.16 or newer, got {found}"):
+    with pytest.raises(StoreError, match=rf"expected Qdrant 1\.16 or newer, got {found}") as raised:
         QdrantStore.connect(server.url)
-    monkeypatch.undo()
-    [client] = closed
-    client.close()
+    assert closed == [found]
+    assert raised.tb is not None  # its frames keep the client, which would close itself when it goes
 
 
 @pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
