@@ -1,4 +1,8 @@
-"""Peak memory of encode and push with ten times the items."""
+"""Peak memory of encode and push with ten times the items.
+
+The embedded engine keeps its collections in this process: ids and payload indexes in memory, vectors in mapped files.
+So push is measured twice: modalign alone, with a store that discards, and together with the engine.
+"""
 
 import resource
 import subprocess
@@ -20,6 +24,7 @@ from connector.encode import encode
 from connector.encoders import Encoder
 from connector.provenance import Provenance, upgrade
 from connector.push import push
+from connector.store import Points
 
 SMALL, LARGE = 10_000, 100_000
 
@@ -34,8 +39,23 @@ class BenchEncoder(Encoder):
         return torch.rand(len(prepared), DIM) + 0.1
 
 
+class DiscardingStore(EdgeStore):
+    """A store that counts points and forgets them."""
+
+    points = 0
+
+    def _upsert(self, name: str, points: Points) -> None:
+        self.points += len(points.ids)
+
+    def count(self, name: str, *, filter: Any = None) -> int:
+        return self.points
+
+
 def measure(what: str, count: int, directory: Path) -> float:
     """Run `what` over `count` items; return this process's peak memory in MiB."""
+    if what == "write":
+        write_set(directory / "set", count)
+        return 0.0
     url = f"sqlite:///{directory / 'modalign.db'}"
     upgrade(url)
     with Provenance.open(url) as provenance, provenance.run("bench", {}) as run:
@@ -48,7 +68,8 @@ def measure(what: str, count: int, directory: Path) -> float:
             embedding_set = EmbeddingSet.open(directory / "set")
             aligned = alignment()
             aligned.save(directory / "alignment")
-            with EdgeStore(directory / "store") as store:
+            kind = DiscardingStore if what == "push" else EdgeStore
+            with kind(directory / "store") as store:
                 push(
                     embedding_set,
                     aligned,
@@ -67,20 +88,24 @@ def measure(what: str, count: int, directory: Path) -> float:
 def figures() -> list[Figure]:
     """Measure each size in a process of its own."""
     found = []
-    for what in ("encode", "push"):
+    for what in ("encode", "push", "push into the embedded engine"):
         peaks = []
         for count in (SMALL, LARGE):
             with tempfile.TemporaryDirectory() as name:
-                if what == "push":
-                    write_set(Path(name) / "set", count)
-                command = [sys.executable, "-m", "bench.memory", what, str(count), name]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
-            peaks.append(float(done.stdout.split()[-1]))
+                if what != "encode":
+                    _in_child("write", count, name)
+                peaks.append(_in_child(what, count, name))
         detail = f"{peaks[0]:.0f} MiB, {peaks[1]:.0f} MiB"
         ratio = float(np.divide(peaks[1], peaks[0]))
         title = f"{what}, peak memory with {LARGE:,} items / with {SMALL:,} ({detail})"
         found.append(Figure(title, ratio, 1.1, at_most=True))
     return found
+
+
+def _in_child(what: str, count: int, directory: str) -> float:
+    """Measure in a new process. This one must stay small: a child's peak starts at its parent's size."""
+    command = [sys.executable, "-m", "bench.memory", what, str(count), directory]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 if __name__ == "__main__":
