@@ -74,7 +74,8 @@ def encode(
 class _Content:
     """What an item turned out to hold: its hash and what the encoder takes, or the image file to make that of.
 
-    Images whose vector stands in the set already are not prepared.
+    What has a vector in the set already is not prepared. Texts are prepared later than images, by one thread, because
+    tokenizers are not made for several.
     """
 
     sha256: str
@@ -87,7 +88,7 @@ def _read(entry: Item | Reject, encoders: Mapping[Modality, Encoder], index: "_I
     if isinstance(entry, Reject) or entry.modality not in encoders:
         return None
     if isinstance(entry.content, str):
-        return _Content(hashlib.sha256(entry.content.encode()).hexdigest(), entry.content)
+        return _Content(hashlib.sha256(entry.content.encode()).hexdigest())
     try:
         file = read_image(entry.content)
     except ImageRejectedError as error:
@@ -99,10 +100,10 @@ def _read(entry: Item | Reject, encoders: Mapping[Modality, Encoder], index: "_I
 
 
 def _prepare(item: Item, content: _Content, encoder: Encoder) -> _Content | Reject:
-    """Decode and preprocess an image."""
-    assert content.file is not None
+    """Decode an image and preprocess it, or a text."""
     try:
-        return _Content(content.sha256, encoder.prepare(item.modality, decode(content.file)))
+        loaded = item.content if isinstance(item.content, str) else decode(content.file or b"")
+        return _Content(content.sha256, encoder.prepare(item.modality, loaded))
     except ImageRejectedError as error:
         return _refused(item, "decode", error.reason, str(error))
 
@@ -159,7 +160,7 @@ class _Sink:
         if vector is not None:
             self._known[len(self._batch)] = vector
         elif content.prepared is None:
-            # The only row of this content was superseded after the image had been read.
+            # A text, or an image whose only row was superseded after it had been read.
             prepared = _prepare(item, content, self.encoder)
             if isinstance(prepared, Reject):
                 self.run.reject(prepared)
