@@ -41,6 +41,7 @@ class Server(HTTPServer):
         self.answer: Answer = lambda method, path: (200, {}, version("1.16.0"))
         self.requests: list[tuple[str, str]] = []
         self.keys: list[str | None] = []
+        self.bodies: list[Any] = []
 
     @property
     def url(self) -> str:
@@ -58,7 +59,8 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _handle(self) -> None:
-        self.rfile.read(int(self.headers.get("content-length", 0)))
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.server.bodies.append(json.loads(body) if body else None)
         self.server.requests.append((self.command, self.path))
         self.server.keys.append(self.headers.get("api-key"))
         answer = self.server.answer(self.command, self.path)
@@ -404,6 +406,25 @@ class TestProtocol:
         with pytest.raises(StoreError, match="403"):
             store.create("c", layout)
         assert server.requests[-1] == ("DELETE", "/collections/c")
+
+    @pytest.mark.parametrize("exact", [False, True])
+    def test_exact_search_is_asked_for(self, server: Server, store: QdrantStore, exact: bool) -> None:
+        server.always(200, result([{"points": []}, {"points": []}]))
+        assert store.search("c", "v", np.eye(2), 3, exact=exact, with_payload=["a"]) == [[], []]
+        assert server.requests == [("POST", "/collections/c/points/query/batch")]
+        assert [(s["query"]["nearest"], s["params"]["exact"], s["limit"]) for s in server.bodies[-1]["searches"]] == [
+            ([1.0, 0.0], exact, 3),
+            ([0.0, 1.0], exact, 3),
+        ]
+
+    def test_a_collection_is_laid_out_as_asked(self, server: Server, store: QdrantStore) -> None:
+        server.answer = lambda method, path: (200, {}, result({"exists": False} if path.endswith("exists") else True))
+        vectors = {"v": VectorConfig(2, Distance.MANHATTAN)}
+        store.create("c", CollectionConfig(vectors, metadata={"a": 1}, m=7, ef_construct=33, indexing_threshold=44))
+        sent = server.bodies[-1]
+        assert sent["vectors"]["v"] == {"size": 2, "distance": "Manhattan"}
+        assert {"m": 7, "ef_construct": 33, "full_scan_threshold": 44}.items() <= sent["hnsw_config"].items()
+        assert (sent["optimizers_config"]["indexing_threshold"], sent["metadata"]) == (44, {"a": 1})
 
     def test_aliases_are_switched_in_one_request(self, server: Server, store: QdrantStore) -> None:
         def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
