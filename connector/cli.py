@@ -436,6 +436,9 @@ def main() -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(FAILED)
+    except OSError as error:  # a full disk, a home that may not be written
+        _say(f"modalign: {error}")
+        sys.exit(FAILED)
     sys.exit(0)
 
 
@@ -523,14 +526,16 @@ def _audit_document(result: "Result") -> dict[str, Any]:
         "points": found.info.points,
         "indexed": found.info.indexed,
         "without_relevant": found.without_relevant,
-        "measures": [
-            {**asdict(m), "value": m.value if m.value < float("inf") else None} for m in found.measures
-        ],
+        "measures": [{**asdict(m), "value": _finite(m.value)} for m in found.measures],
         "not_met": [
-            {"requirement": r.text, "direction": m.direction, "measure": m.name, "value": m.value}
+            {"requirement": r.text, "direction": m.direction, "measure": m.name, "value": _finite(m.value)}
             for r, m in found.failures
         ],
     }  # fmt: skip
+
+
+def _finite(value: float) -> float | None:
+    return value if value < float("inf") else None  # JSON knows no infinity
 
 
 def _print_audit(found: "Audit") -> None:

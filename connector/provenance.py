@@ -288,7 +288,10 @@ class Provenance:
 def upgrade(url: str, revision: str = "head") -> None:
     """Create or upgrade the tables of the database at `url`."""
     if path := _sqlite_path(url):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ProvenanceError(f"database {redacted(url)}: its directory cannot be made: {error}") from error
     with _translated(url):
         alembic.upgrade(alembic_config(url), revision)
 
@@ -354,7 +357,7 @@ def _translated(url: str) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        cause = str(error.orig if isinstance(error, DBAPIError) else error).strip()
+        cause = " ".join(str(error.orig if isinstance(error, DBAPIError) else error).split())
         raise ProvenanceError(
             f"database {redacted(url)}: {without_passwords(cause)}; check that it runs and that "
             "MODALIGN_DATABASE_URL names it"

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import EntryPoint
 from itertools import count
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -21,7 +22,6 @@ from connector.edge_store import EdgeStore
 from connector.home import Home
 from connector.provenance import Provenance
 from connector.store import Store
-from tests.fakes import fake_entry_points
 
 SHARD_ROWS, BATCH_POINTS, FLUSH_POINTS = 16, 8, 16
 POINTS: Mapping[str, tuple[type, str]] = {
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
         if when in options:
             point, _, number = options[when].partition(":")
             _arm(point, int(number), signal.Signals[options["--signal"]], after=when == "--after")
-    setattr(encoders, "entry_points", fake_entry_points)  # noqa: B010  the module does not export it
+    setattr(encoders, "entry_points", _entry_points)  # noqa: B010  the module does not export it
     push.BATCH_POINTS, push.FLUSH_POINTS = BATCH_POINTS, FLUSH_POINTS
     defaults = Home._encode.__kwdefaults__
     assert defaults is not None
@@ -68,6 +68,12 @@ def child(arguments: Sequence[str], environment: Mapping[str, str], output: Path
     os.environ.update(environment)
     ready.set()
     main(arguments)
+
+
+def _entry_points(*, group: str) -> list[EntryPoint]:
+    from tests.fakes import fake_entry_points  # loads torch, which few commands need
+
+    return fake_entry_points(group=group)
 
 
 def _arm(point: str, number: int, kind: signal.Signals, *, after: bool) -> None:

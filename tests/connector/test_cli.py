@@ -1,0 +1,696 @@
+"""The command line: what it prints where, how it ends, and that no bad input breaks anything."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from alignment.artifact import Alignment
+from alignment.embeddings import EmbeddingSet, EncoderCard
+from alignment.projections import Projection
+from connector import cli, encoders, qdrant_store
+from connector.edge_store import EdgeStore
+from tests.fakes import NAN_WORD, fake_entry_points, fake_pairs, write_manifest
+from tests.world import cards, pairs, write_set
+
+ROOT = Path(__file__).parents[2]
+N = 60
+SPECS = ["--image-encoder", "fake-image:small", "--text-encoder", "fake-text:small"]
+SECRET, KEY = "s3cret/pass", "k3y-of-the-server"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """What stands on stdout, which must be JSON and nothing else, as strict readers take it."""
+
+        def refuse(name: str) -> Any:
+            raise ValueError(f"{name} is no JSON")
+
+        return json.loads(self.out, parse_constant=refuse)
+
+    @property
+    def error(self) -> str:
+        """The one line that says what was wrong."""
+        assert self.code in (1, 2)
+        assert "Traceback" not in self.err
+        start = "modalign: " if self.code == 1 else "Error: "
+        (line,) = [line for line in self.err.splitlines() if line.startswith(start)]
+        assert self.err.splitlines()[-1] == line
+        assert self.out == ""
+        return line
+
+
+def modalign(*arguments: object) -> Ended:
+    """Run the command line in this process, with the fake encoders."""
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
+        patched.setattr(encoders, "entry_points", fake_entry_points)
+        patched.setattr(sys, "argv", ["modalign", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    code = ended.value.code
+    assert isinstance(code, int)
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+def done(*arguments: object) -> Ended:
+    ended = modalign(*arguments)
+    assert ended.code == 0, ended.err
+    return ended
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("corpus")
+    return write_manifest(directory / "things.jsonl", fake_pairs(directory, N))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """A home with a set, an alignment and a live release, that no test changes but for its runs."""
+    home = tmp_path_factory.mktemp("shared")
+    done("db", "upgrade", "--home", home)
+    done("encode", corpus, "--set", "pairs", *SPECS, "--home", home)
+    done("fit", "pairs", "--alignment", "a", "--method", "ridge", "--home", home)
+    done("push", "pairs", "--into", "things", "--alignment", "a", "--home", home)
+    return home
+
+
+@pytest.fixture
+def home(shared: Path, tmp_path: Path) -> Path:
+    """A copy of the home that a test may change."""
+    return shutil.copytree(shared, tmp_path / "home")
+
+
+def state(home: Path) -> Any:
+    found = done("search", "things", "red lime", "-k", 5, "--json", "--home", home).document
+    status = done("status", "-n", 1000, "--json", "--home", home).document
+    assert "running" not in {run["outcome"] for run in status["runs"]}
+    sets = {path.name: EmbeddingSet.open(path).card for path in (home / "sets").iterdir() if path.is_dir()}
+    return found, status["releases"], sets, sorted(p.name for p in (home / "alignments").iterdir())
+
+
+@pytest.fixture(scope="module")
+def sound(shared: Path) -> Any:
+    """What the shared home holds."""
+    return state(shared)
+
+
+@pytest.fixture
+def unbroken(shared: Path, sound: Any) -> Iterator[Path]:
+    """The shared home, which must hold the same afterwards."""
+    yield shared
+    for extra in (shared / "sets").iterdir():  # sets that bad corpora left incomplete
+        if extra.is_dir() and extra.name != "pairs":
+            shutil.rmtree(extra)
+    assert state(shared) == sound
+
+
+def commands(group: click.Group = cli.cli, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], click.Command]:
+    """Every command there is, by its words."""
+    found: dict[tuple[str, ...], click.Command] = {}
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            found |= commands(command, (*prefix, name))
+        else:
+            found[*prefix, name] = command
+    return found
+
+
+COMMANDS = commands()
+
+
+class TestHelp:
+    @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+    def test_every_command_and_option_has_a_help_text(self, words: tuple[str, ...]) -> None:
+        result = CliRunner().invoke(cli.cli, [*words, "--help"])
+        assert result.exit_code == 0
+        assert len((COMMANDS[words].help or "").split()) > 3
+        for option in COMMANDS[words].params:
+            if isinstance(option, click.Option):
+                assert option.help, option.name
+                assert option.help.rstrip(" .]") + "." not in ("", "."), option.name
+
+    @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+    def test_every_command_stands_in_the_readme(self, words: tuple[str, ...]) -> None:
+        assert f"modalign {' '.join(words)}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+    def test_the_groups_help_names_every_command_and_exit_code(self) -> None:
+        result = CliRunner().invoke(cli.cli, ["--help"])
+        for words in COMMANDS:
+            assert words[0] in result.output
+        for code in ("0 done", "1 failed", "2 usage", "3 an audit's requirement", "4 done", "130 interrupted"):
+            assert code in " ".join(result.output.split())
+
+    @pytest.mark.parametrize("words", [("--help",), ("encode", "--help"), ("db", "upgrade", "--help"), ("--version",)])
+    def test_help_loads_nothing_heavy(self, words: tuple[str, ...]) -> None:
+        heavy = ["numpy", "torch", "sqlalchemy", "alembic", "pyarrow", "qdrant_client", "qdrant_edge", "scipy", "rich"]
+        script = (
+            "import sys; from connector import cli\n"
+            f"sys.argv = ['modalign', *{words!r}]\n"
+            "try: cli.main()\n"
+            f"except SystemExit as end: print([m for m in {heavy!r} if m in sys.modules], end.code, file=sys.stderr)\n"
+        )
+        ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        assert ended.stderr == "[] 0\n"
+
+
+class TestJson:
+    """JSON goes to stdout alone; everything else to stderr."""
+
+    def test_every_command_that_answers_has_it(self) -> None:
+        without = {words for words, c in COMMANDS.items() if "as_json" not in {p.name for p in c.params}}
+        assert without == {("db", "upgrade")}
+
+    def test_upgrade_says_nothing_on_stdout(self, tmp_path: Path) -> None:
+        ended = done("db", "upgrade", "--home", tmp_path)
+        assert (ended.out, ended.err) == ("", f"sqlite:///{tmp_path}/modalign.db is up to date\n")
+
+    def test_encode(self, home: Path, corpus: Path) -> None:
+        document = done("encode", corpus, "--set", "again", *SPECS, "--json", "--home", home).document
+        card = EmbeddingSet.open(home / "sets" / "again").card
+        assert document == {
+            "run": 4, "counts": {"encoded": 2 * N, "reused": 0, "no_longer_in_corpus": 0}, "set": "again",
+            "image": N, "text": N, "fingerprint": card.fingerprint,
+        }  # fmt: skip
+
+    def test_fit(self, home: Path) -> None:
+        arguments = (
+            "fit",
+            "pairs",
+            "--alignment",
+            "b",
+            "--method",
+            "procrustes",
+            "--metric",
+            "dot",
+            "--metric",
+            "euclid",
+        )
+        document = done(*arguments, "--json", "--home", home).document
+        made = Alignment.load(home / "alignments" / "b")
+        assert document["fingerprint"] == made.fingerprint
+        assert (document["alignment"], document["method"], document["dim"]) == ("b", "procrustes", made.dim)
+        assert document["held_out_recall"] == made.card.held_out_recall
+        assert list(document["held_out_recall"]) == ["dot", "euclid"]
+
+    def test_push(self, home: Path) -> None:
+        arguments = ("push", "pairs", "--into", "things", "--alignment", "a", "--metric", "cosine", "--metric", "dot")
+        document = done(*arguments, "--json", "--home", home).document
+        fingerprint = Alignment.load(home / "alignments" / "a").fingerprint[:8]
+        assert document == {
+            "run": 4,
+            "counts": {"unchanged": 2 * N, "written": 2 * N},
+            "releases": [
+                {
+                    "collection": "things", "metric": metric, "state": "live", "points": 2 * N,
+                    "physical collection": f"things.{metric}.{fingerprint}",
+                }
+                for metric in ("cosine", "dot")
+            ],
+        }  # fmt: skip
+
+    def test_ingest(self, home: Path, corpus: Path) -> None:
+        document = done("ingest", corpus, "--into", "new", "--alignment", "a", "--json", "--home", home).document
+        assert document["counts"]["encoded"] == document["counts"]["written"] == 2 * N
+        assert [(r["collection"], r["state"]) for r in document["releases"]] == [("new", "live")]
+        assert EmbeddingSet.open(home / "sets" / "new").card.counts == {"image": N, "text": N}
+
+    def test_search(self, shared: Path, corpus: Path) -> None:
+        document = done("search", "things", "red lime", "-k", 3, "--json", "--home", shared).document
+        assert (document["collection"], document["metric"], document["query"]) == ("things", "cosine", "red lime")
+        assert len(document["found"]) == 3
+        for item in document["found"]:
+            assert set(item) == {"key", "group", "modality", "score", "raw_score", "payload"}
+            assert (item["modality"], item["payload"]["key"]) == ("image", item["key"])
+        picture = corpus.parent / "images" / "s0-00003.png"
+        back = done("search", "things", picture, "-k", 2, "--json", "--home", shared).document
+        assert {item["modality"] for item in back["found"]} == {"text"}
+        same = done("search", "things", picture, "-k", 1, "--target", "image", "--json", "--home", shared).document
+        assert [item["key"] for item in same["found"]] == ["s0-00003"]
+        chosen = '{"must": [{"key": "key", "match": {"value": "s0-00007"}}]}'
+        filtered = done("search", "things", "red", "--filter", chosen, "--exact", "--json", "--home", shared).document
+        assert [item["key"] for item in filtered["found"]] == ["s0-00007"]
+
+    def test_audit(self, shared: Path) -> None:
+        arguments = ("audit", "things", "--pairs", "pairs", "--k", "1,5", "--require", "recall@5>=0.01")
+        document = done(*arguments, "--json", "--home", shared).document
+        assert (document["verdict"], document["not_met"], document["metric"]) == ("passed", [], "cosine")
+        names = {(m["direction"], m["name"]) for m in document["measures"]}
+        assert ("text-to-image", "recall@5") in names
+        assert len(names) == len(document["measures"]) == 2 * 14
+
+    def test_an_infinite_median_is_null(self, home: Path) -> None:
+        with EdgeStore(home / "qdrant") as store:
+            (name,) = store.collections()
+            store.delete(name, [record.id for page in store.scroll(name) for record in page][10:])
+        arguments = ("audit", "things", "--pairs", "pairs", "--require", "median_rank<=1", "--json", "--home", home)
+        ended = modalign(*arguments)
+        assert ended.code == 3
+        medians = [m["value"] for m in ended.document["measures"] if m["name"] == "median_rank"]
+        assert None in medians
+        assert [m["value"] for m in ended.document["not_met"]] == [value for value in medians if value != 1.0]
+
+    def test_status(self, shared: Path) -> None:
+        document = done("status", "-n", 2, "--json", "--home", shared).document
+        (release,) = document["releases"]
+        assert (release["collection"], release["state"], release["points"]) == ("things", "live", 2 * N)
+        assert release["store"] == "edge:qdrant"
+        assert len(document["runs"]) == 2
+
+    def test_rejects(self, home: Path, tmp_path: Path) -> None:
+        assert done("rejects", "--json", "--home", home).document == {"run": None, "rejects": []}
+        manifest = write_manifest(tmp_path / "m.jsonl", [], {"key": "a"}, {"key": "b", "caption": "red"})
+        ended = modalign("encode", manifest, "--set", "s", *SPECS, "--json", "--home", home)
+        assert (ended.code, ended.document["counts"]["rejected"]) == (4, 1)
+        run = ended.document["run"]
+        document = done("rejects", "--json", "--home", home).document
+        assert document == done("rejects", run, "--json", "--home", home).document
+        (reject,) = document["rejects"]
+        assert document["run"] == run
+        assert (reject["reason"], reject["stage"], reject["key"]) == ("row-without-image-or-caption", "read", "a")
+        assert (reject["source"], reject["position"]) == (str(manifest), 1)
+
+    def test_tables_go_to_stdout_too(self, shared: Path) -> None:
+        for arguments in (
+            ("status",),
+            ("rejects",),
+            ("search", "things", "red"),
+            ("audit", "things", "--pairs", "pairs"),
+        ):
+            assert done(*arguments, "--home", shared).out.strip()
+
+
+class TestExitCodes:
+    """Through a process of their own, because that is what scripts see."""
+
+    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tests.launcher", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+    def test_done_and_usage(self, shared: Path) -> None:
+        assert self.run("status", "--home", shared).returncode == 0
+        ended = self.run("search", "things", "--home", shared)
+        assert (ended.returncode, "Missing argument 'QUERY'" in ended.stderr) == (2, True)
+
+    def test_failed(self, shared: Path) -> None:
+        ended = self.run("search", "nothing", "red", "--home", shared)
+        assert ended.returncode == 1
+        assert ended.stderr.startswith("modalign: no live release of collection 'nothing'")
+        assert ended.stderr.count("\n") == 1
+
+    def test_a_requirement_that_is_not_met(self, shared: Path) -> None:
+        ended = self.run("audit", "things", "--pairs", "pairs", "--require", "recall@1>1", "--home", shared)
+        assert ended.returncode == 3
+        assert "not met: recall@1>1: text-to-image recall@1 is " in ended.stderr
+
+    def test_interrupted(self, home: Path, corpus: Path) -> None:
+        arguments = ("ingest", corpus, "--into", "new", "--alignment", "a", "--home", home)
+        ended = self.run("--signal", "SIGINT", "--before", "upsert:3", *arguments)
+        assert ended.returncode == 130
+        assert ended.stderr.splitlines()[-1].startswith("interrupted; nothing is half written")
+        assert "Traceback" not in ended.stderr
+        (run,) = done("status", "-n", 1, "--json", "--home", home).document["runs"]
+        assert (run["outcome"], run["command"]) == ("interrupted", "ingest")
+        assert done(*arguments).code == 0
+
+    def test_a_reader_that_leaves(self, shared: Path) -> None:
+        """`modalign status | head -1` is no crash."""
+        command = [sys.executable, "-m", "tests.launcher", "status", "-n", "100", "--json", "--home", str(shared)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            assert "Traceback" not in process.stderr.read()
+        assert process.returncode in (1, -signal.SIGPIPE)
+
+    def test_rejected(self, shared: Path, tmp_path: Path) -> None:
+        manifest = write_manifest(tmp_path / "m.jsonl", fake_pairs(tmp_path, 3), {"key": "bad"}, {"caption": "keyless"})
+        home = tmp_path / "home"
+        done("db", "upgrade", "--home", home)
+        for allowed, code in ((0, 4), (1, 4), (2, 0)):
+            arguments = ("encode", manifest, "--set", "s", *SPECS, "--max-rejects", allowed, "--home", home)
+            ended = modalign(*arguments)
+            assert (ended.code, "2 rejected; see `modalign rejects " in ended.err) == (code, True)
+
+
+class TestBadCorpora:
+    """Rows and files that cannot be used are named rejects; the rest is encoded."""
+
+    def rejected(self, home: Path, manifest: Path) -> list[tuple[str, str | None]]:
+        ended = modalign("encode", manifest, "--set", "bad", *SPECS, "--json", "--home", home)
+        assert ended.code == 4, ended.err
+        assert (
+            ended.err.splitlines()[-1]
+            == f"{ended.document['counts']['rejected']} rejected; see `modalign rejects {ended.document['run']}`"
+        )
+        found = done("rejects", ended.document["run"], "--json", "--home", home).document["rejects"]
+        assert EmbeddingSet.open(home / "sets" / "bad").card.counts["image"] >= 3
+        return [(reject["reason"], reject["key"]) for reject in found]
+
+    @pytest.mark.parametrize(
+        ("row", "reason"),
+        [
+            ({"key": "x"}, "row-without-image-or-caption"),
+            ({"key": "x", "image": "", "caption": " "}, "row-without-image-or-caption"),
+            ({"caption": "red"}, "key-missing"),
+            ({"key": "s1-00001", "caption": "red"}, "key-duplicate"),
+            ({"key": "x", "image": "images/none.png"}, "image-missing"),
+            ({"key": "x", "image": "images"}, "image-not-a-file"),
+            ({"key": "x", "image": "text.png"}, "image-unidentified"),
+            ({"key": "x", "image": "truncated.png"}, "image-broken"),
+            ({"key": "x", "image": "empty.png"}, "image-empty"),
+            ({"key": "x", "image": "black.png"}, "vector-zero"),
+            ({"key": "x", "caption": f"a {NAN_WORD}"}, "vector-not-finite"),
+            ({"key": "x", "caption": 3}, "caption-not-text"),
+            ({"key": "x", "caption": "red", "year": float("nan")}, "payload-not-json"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_one_bad_row(self, unbroken: Path, tmp_path: Path, row: dict[str, Any], reason: str) -> None:
+        manifest = write_manifest(tmp_path / "m.jsonl", [*fake_pairs(tmp_path, 4, seed=1)], row)
+        (tmp_path / "text.png").write_text("no picture")
+        (tmp_path / "empty.png").touch()
+        noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "whole.png")
+        (tmp_path / "truncated.png").write_bytes((tmp_path / "whole.png").read_bytes()[:1000])
+        Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
+        ((found, key),) = self.rejected(unbroken, manifest)
+        assert found == reason
+        assert key is None or key.startswith(str(row.get("key")))
+
+    def test_ingest_takes_them_the_same_way(self, home: Path, tmp_path: Path) -> None:
+        manifest = write_manifest(
+            tmp_path / "m.jsonl", fake_pairs(tmp_path, 4, seed=1), {"key": "x", "image": "none.png"}
+        )
+        arguments = ("ingest", manifest, "--into", "new", "--alignment", "a", "--json", "--home", home)
+        ended = modalign(*arguments)
+        assert (ended.code, ended.document["counts"]["rejected"], ended.document["counts"]["written"]) == (4, 1, 8)
+        assert modalign(*arguments, "--max-rejects", 1).code == 0
+
+    def test_bad_vectors_of_a_set_are_rejected_by_push(self, home: Path) -> None:
+        image, text = pairs(10)
+        image.vectors[2], text.vectors[5] = np.nan, 0.0
+        write_set(home / "sets" / "made", [image, text])
+        arguments = ("push", "made", "--into", "new", "--alignment", "a", "--json", "--home", home)
+        for _ in range(2):
+            ended = modalign(*arguments)
+            assert (ended.code, ended.document["counts"]["rejected"]) == (4, 2)
+            found = done("rejects", "--json", "--home", home).document["rejects"]
+            assert [(r["modality"], r["key"], r["reason"]) for r in found] == [
+                ("image", "2", "vector-not-finite"), ("text", "5", "vector-zero"),
+            ]  # fmt: skip
+            assert [r["points"] for r in ended.document["releases"]] == [18]
+        refused = modalign("fit", "made", "--alignment", "b", "--home", home)
+        assert "1 image vectors cannot be used, the first is key '2': vector-not-finite" in refused.error
+
+
+def empty_manifest(directory: Path) -> list[object]:
+    (directory / "m.jsonl").touch()
+    return ["encode", directory / "m.jsonl", "--set", "bad", *SPECS]
+
+
+def empty_folder(directory: Path) -> list[object]:
+    (directory / "pictures").mkdir()
+    return ["encode", directory / "pictures", "--set", "bad", *SPECS]
+
+
+def headless_csv(directory: Path) -> list[object]:
+    (directory / "m.csv").write_text("a,b\n1,2\n")
+    return ["encode", directory / "m.csv", "--set", "bad", *SPECS]
+
+
+BAD: list[tuple[str, str | Callable[[Path], Sequence[object]], str]] = [
+    ("empty manifest", empty_manifest, r"corpus .*m\.jsonl is empty"),
+    ("empty folder", empty_folder, r"corpus .*pictures is empty"),
+    ("manifest without columns", headless_csv, "expected the columns key and image or caption"),
+    ("no corpus", "encode /no/such/corpus.jsonl --set bad --text-encoder fake-text:small", "does not exist"),
+    ("corpus of no kind", f"encode {__file__} --set bad --text-encoder fake-text:small", r"got \.py"),
+    ("no encoder", "encode {corpus} --set bad", "expected --image-encoder, --text-encoder or both, got neither"),
+    ("unknown scheme", "encode {corpus} --set bad --text-encoder fake:1", "unknown encoder 'fake:1'; expected"),
+    ("encoder without a name", "encode {corpus} --set bad --text-encoder fake-text", "expected SCHEME:NAME"),
+    ("encoder of the other modality", "encode {corpus} --set bad --text-encoder fake-image:small", "encodes image"),
+    ("another encoder into a set", "encode {corpus} --set pairs --text-encoder fake-text:other", "cannot be mixed"),
+    ("another type into a set", "encode {corpus} --set pairs --text-encoder fake-text:small --dtype float16", "32"),
+    ("no such device", "encode {corpus} --set bad --text-encoder fake-text:small --device tpu", "tpu"),
+    ("no such set to fit", "fit nothing --alignment bad", "is not an embedding set: it has no card.json"),
+    ("unknown method", "fit pairs --alignment bad --method magic", "unknown method 'magic'; expected auto or one of"),
+    ("unknown metric to fit", "fit pairs --alignment bad --metric hamming", "unknown metric 'hamming'"),
+    ("alignment that exists", "fit pairs --alignment a", "alignment a exists at"),
+    ("too many folds", "fit pairs --alignment bad --folds 1000", "needs at least 2000 groups"),
+    ("no such set to push", "push nothing --into bad --alignment a", "is not an embedding set"),
+    ("no such alignment", "push pairs --into bad --alignment nothing", "is not an alignment"),
+    ("unknown metric to push", "push pairs --into bad --alignment a --metric hamming", "unknown metric 'hamming'"),
+    ("no such corpus to ingest", "ingest /no/such.jsonl --into bad --alignment a", "does not exist"),
+    ("no alignment to ingest with", "ingest {corpus} --into bad --alignment nothing", "is not an alignment"),
+    ("unknown collection", "search nothing red", "no live release of collection 'nothing'"),
+    ("unknown metric", "search things red --metric hamming", "unknown metric 'hamming'"),
+    ("metric without a release", "search things red --metric dot", r"under dot; there are: things \(cosine\)"),
+    ("filter that is no JSON", "search things red --filter {{", "filter is no JSON"),
+    ("filter that is none", 'search things red --filter {{"must":[{{"foo":1}}]}}', "filter is not valid at must"),
+    ("filter that is a list", "search things red --filter [1]", "filter is not valid"),
+    ("picture that is missing", "search things no-such.png", r"no-such\.png cannot be used \(image-missing\)"),
+    ("query that is not a number", f"search things {NAN_WORD}", "vector-not-finite"),
+    ("unknown collection to audit", "audit nothing --pairs pairs", "no live release"),
+    ("no pairs", "audit things --pairs nothing", "is not an embedding set"),
+    ("requirement that cannot be read", "audit things --pairs pairs --require recall", "expected MEASURE>=NUMBER"),
+    ("requirement on nothing", "audit things --pairs pairs --require recall@7>=1", "names no measure"),
+    ("list of no length", "audit things --pairs pairs --k 0", "expected every k of at least 1"),
+    ("store of no kind", "search things red --qdrant-url ftp://host", "expected edge:DIRECTORY or http"),
+    ("database of no kind", "status --database-url nonsense://host/db", "expected an SQLAlchemy URL such as"),
+    *(
+        (f"name {name} in {command}", f"{command} {name}", "expected 1 to 128 letters, digits")
+        for command in ("encode {corpus} --text-encoder fake-text:small --set", "fit pairs --alignment",
+                        "fit", "push pairs --alignment a --into", "push pairs --into bad --alignment",
+                        "push --into bad --alignment a", "ingest {corpus} --alignment a --into",
+                        "ingest {corpus} --into bad --alignment a --set", "audit things --pairs")
+        for name in ("../escape", ".hidden", "a/b")
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "message"), [bad[1:] for bad in BAD], ids=[bad[0] for bad in BAD])
+def test_bad_input_ends_in_one_clear_line(
+    unbroken: Path, tmp_path: Path, corpus: Path, make: str | Callable[[Path], Sequence[object]], message: str
+) -> None:
+    arguments = make.format(corpus=corpus).split(" ") if isinstance(make, str) else make(tmp_path)
+    if arguments[0] == "fit" and "--alignment" not in arguments:
+        arguments = [*arguments, "--alignment", "bad"]
+    ended = modalign(*arguments, "--home", unbroken)
+    assert ended.code == 1
+    assert re.search(message, ended.error), ended.error
+    assert not (unbroken.parent / "escape").exists()
+    assert not (unbroken / "escape").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("search things red -k 0", "Invalid value for '-k'"),
+        ("audit things --pairs pairs --k one", "expected numbers such as 1,5,10, got 'one'"),
+        ("push pairs --into x --alignment a --payload-index year", "expected FIELD=KIND"),
+        ("push pairs --into x --alignment a --payload-index year=date", "expected FIELD=KIND"),
+        ("push pairs --alignment a", "Missing option '--into'"),
+        ("encode corpus", "Missing option '--set'"),
+        ("fit pairs --alignment b --holdout 1", "Invalid value for '--holdout'"),
+        ("rejects many", "Invalid value for '[RUN]'"),
+        ("dance", "No such command 'dance'"),
+        ("search things red --nonsense", "No such option"),
+    ],
+)
+def test_usage(unbroken: Path, arguments: str, message: str) -> None:
+    ended = modalign(*arguments.split(), *(["--home", unbroken] if "nonsense" not in arguments else []))
+    assert (ended.code, message in ended.error) == (2, True)
+
+
+class TestForeignThings:
+    """Sets and alignments that do not belong together."""
+
+    def test_a_directory_that_is_no_embedding_set(self, home: Path) -> None:
+        (home / "sets" / "folder").mkdir()
+        (home / "sets" / "folder" / "notes.txt").write_text("mine")
+        for arguments in (
+            ("fit", "folder", "--alignment", "b"),
+            ("push", "folder", "--into", "new", "--alignment", "a"),
+            ("audit", "things", "--pairs", "folder"),
+        ):
+            assert "is not an embedding set: it has no card.json" in modalign(*arguments, "--home", home).error
+        encoded = modalign("encode", home, "--set", "folder", *SPECS, "--home", home)
+        assert "is not an embedding set" in encoded.error
+        assert (home / "sets" / "folder" / "notes.txt").read_text() == "mine"
+
+    def test_a_set_of_another_encoder(self, home: Path, corpus: Path) -> None:
+        specs = ["--image-encoder", "fake-image:small", "--text-encoder", "fake-text:other"]
+        done("encode", corpus, "--set", "other", *specs, "--home", home)
+        for arguments in (
+            ("push", "other", "--into", "new", "--alignment", "a"),
+            ("audit", "things", "--pairs", "other"),
+        ):
+            error = modalign(*arguments, "--home", home).error
+            assert "has text vectors of fake-text:other (fingerprint " in error
+            assert "the alignment was fitted for fake-text:small (fingerprint " in error
+        assert (
+            "of different text encoders cannot be fitted together"
+            in modalign("fit", "pairs", "other", "--alignment", "b", "--home", home).error
+        )
+        assert [r["collection"] for r in done("status", "--json", "--home", home).document["releases"]] == ["things"]
+
+    def test_an_alignment_of_other_dimensions(self, home: Path, corpus: Path) -> None:
+        known = Alignment.load(home / "alignments" / "a")
+        wider = {**cards(), "text": EncoderCard("fake-text:small", cards()["text"].fingerprint, 11)}
+        card = replace(known.card, encoders=wider)
+        dim = known.dim
+        weights = {m: np.eye(c.dim, dim, dtype=np.float32) for m, c in wider.items()}
+        Alignment(card, {m: Projection(c.dim, None, weights[m]) for m, c in wider.items()}).save(
+            home / "alignments" / "b"
+        )
+        assert (
+            "10-d), the alignment was fitted for fake-text:small (fingerprint"
+            in modalign("push", "pairs", "--into", "new", "--alignment", "b", "--home", home).error
+        )
+        assert (
+            "10-d), the alignment was fitted for"
+            in modalign("ingest", corpus, "--into", "new", "--alignment", "b", "--home", home).error
+        )
+
+    def test_damaged_artifacts(self, home: Path) -> None:
+        (home / "alignments" / "a" / "weights.safetensors").write_bytes(b"broken")
+        assert "is damaged" in modalign("search", "things", "red", "--home", home).error
+        (home / "sets" / "pairs" / "card.json").write_text("{")
+        assert "is damaged" in modalign("fit", "pairs", "--alignment", "b", "--home", home).error
+
+    def test_a_moved_home_works(self, home: Path, tmp_path: Path, shared: Path) -> None:
+        found = done("search", "things", "red", "--json", "--home", shared).document
+        moved = home.rename(tmp_path / "moved")
+        assert done("search", "things", "red", "--json", "--home", moved).document == found
+        assert done("audit", "things", "--pairs", "pairs", "--home", moved).code == 0
+
+
+class TestDatabases:
+    def test_a_database_that_was_never_upgraded(self, tmp_path: Path) -> None:
+        for arguments in (("status",), ("search", "things", "red"), ("fit", "s", "--alignment", "a")):
+            assert "run `modalign db upgrade`" in modalign(*arguments, "--home", tmp_path / "new").error
+        assert not (tmp_path / "new").exists()
+
+    def test_a_file_that_is_no_database(self, tmp_path: Path) -> None:
+        (tmp_path / "modalign.db").write_text("no database" * 100)
+        for arguments in (("status",), ("db", "upgrade")):
+            assert "file is not a database" in modalign(*arguments, "--home", tmp_path).error
+
+    def test_a_home_that_is_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "home").write_text("a file")
+        for arguments in (("status",), ("db", "upgrade")):
+            assert str(tmp_path / "home") in modalign(*arguments, "--home", tmp_path / "home").error
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_a_home_that_cannot_be_written(self, tmp_path: Path) -> None:
+        (tmp_path / "home").mkdir(mode=0o500)
+        assert str(tmp_path) in modalign("db", "upgrade", "--home", tmp_path / "home" / "new").error
+
+    def test_a_disk_that_is_full(self, home: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        arguments = ("ingest", corpus, "--into", "new", "--alignment", "a", "--home", home)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", full)
+            assert "No space left on device" in modalign(*arguments).error
+        (run,) = done("status", "-n", 1, "--json", "--home", home).document["runs"]
+        assert (run["outcome"], run["error"]) == ("failed", "OSError: [Errno 28] No space left on device")
+        assert done(*arguments, "--json").document["counts"]["written"] == 2 * N
+
+    def test_upgrading_again_changes_nothing(self, home: Path) -> None:
+        before = done("status", "--json", "--home", home).document
+        done("db", "upgrade", "--home", home)
+        assert done("status", "--json", "--home", home).document == before
+
+    def test_a_home_in_use(self, home: Path) -> None:
+        with EdgeStore(home / "qdrant"):
+            for arguments in (("search", "things", "red"), ("push", "pairs", "--into", "things", "--alignment", "a")):
+                assert "is in use by another process" in modalign(*arguments, "--home", home).error
+            assert done("status", "--home", home).code == 0  # needs no store
+        assert done("search", "things", "red", "--home", home).code == 0
+
+
+class TestSecrets:
+    """Passwords of URLs and the API key stay where they are."""
+
+    def everything(self, ended: Ended, home: Path) -> str:
+        with sqlite3.connect(home / "modalign.db") as database:
+            dump = "\n".join(database.iterdump())
+        database.close()
+        return ended.out + ended.err + dump
+
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(qdrant_store, "ATTEMPTS", 1)
+        monkeypatch.setenv("MODALIGN_QDRANT_API_KEY", KEY)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            f"http://me:{SECRET}@127.0.0.1:1",
+            f"https://me:{SECRET}@127.0.0.1:1/x?api_key={KEY}",
+            f"http://me:{SECRET}@:x",
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
+    def test_of_the_store(self, home: Path, url: str) -> None:
+        for arguments in (("push", "pairs", "--into", "new", "--alignment", "a"), ("search", "things", "red")):
+            ended = modalign(*arguments, "--qdrant-url", url, "--home", home)
+            assert ended.error
+            found = self.everything(ended, home)
+            assert (SECRET in found, "s3cret" in found, KEY in found) == (False, False, False)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            f"postgresql://me:{SECRET}@127.0.0.1:1/db", f"nonsense://me:{SECRET}@127.0.0.1/db",
+            f"postgresql://me:{SECRET}@127.0.0.1:port/db", f"postgresql://me:{SECRET}@127.0.0.1:1/db?password={SECRET}",
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize("arguments", [("status",), ("db", "upgrade")], ids=" ".join)
+    def test_of_the_database(self, home: Path, url: str, arguments: tuple[str, ...]) -> None:
+        ended = modalign(*arguments, "--database-url", url, "--home", home)
+        assert ended.error
+        found = self.everything(ended, home)
+        assert (SECRET in found, "s3cret" in found, KEY in found) == (False, False, False)
+
+    def test_in_what_is_said_of_a_good_database(self, tmp_path: Path) -> None:
+        ended = done("db", "upgrade", "--home", tmp_path)
+        assert "modalign.db is up to date" in ended.err
+
+
+def test_a_contact_sheet_is_written_on_request(shared: Path, tmp_path: Path) -> None:
+    page = tmp_path / "found" / "page.html"
+    ended = done("search", "things", "red lime", "-k", 4, "--html", page, "--json", "--home", shared)
+    assert len(ended.document["found"]) == 4
+    assert ended.err.splitlines()[-1] == f"wrote {page}"
+    assert page.read_text().count("data:image/jpeg;base64,") == 4
+    blocked = modalign("search", "things", "red", "--html", tmp_path, "--home", shared)
+    assert "cannot be written" in blocked.error
