@@ -146,6 +146,23 @@ class TestWhatIsWritten:
         assert sum(ledger.values()) == world.store.count(release.name) == 22
         assert len({digest for _, digest in world.ledger().values()}) == 6
 
+    @pytest.mark.usefixtures("small_batches")
+    def test_the_ledger_is_written_after_the_points_are_durable(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        order: list[str] = []
+        for owner, method in ((world.store, "upsert"), (world.store, "flush"), (world.provenance, "write_ledger")):
+            original = getattr(owner, method)
+
+            def noted(*args: Any, _original: Any = original, _method: str = method, **options: Any) -> Any:
+                result = _original(*args, **options)
+                order.append(_method)
+                return result
+
+            monkeypatch.setattr(owner, method, noted)
+        world.push(world.set("s", *pairs(20)))
+        assert order == [*["upsert"] * 4, "flush", "write_ledger"] * 2 + [*["upsert"] * 2, "flush", "write_ledger"]
+
     def test_the_live_alias_names_the_collection(self, world: World) -> None:
         releases = world.push(world.set("s", *pairs(4)), metrics=ALL).releases
         assert world.store.aliases() == {
