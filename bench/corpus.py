@@ -11,7 +11,7 @@ from alignment.artifact import Alignment, AlignmentCard
 from alignment.embeddings import EncoderCard, HoldOut, Modality, Rows, SetWriter
 from alignment.projections import Projection
 from alignment.vectors import FloatArray
-from connector.corpus import Corpus, Item, Reject
+from connector.items import Corpus, Item, Reject
 
 DIM = 256
 SHARD = 4096

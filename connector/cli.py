@@ -260,7 +260,7 @@ def search(
     page: Path | None, as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
     """Search COLLECTION with QUERY: a text, or the path of an image (known by its suffix)."""
-    from connector.corpus import IMAGE_SUFFIXES
+    from connector.items import IMAGE_SUFFIXES
     from connector.report import Answered, write_contact_sheet
     from connector.store import parse_filter
 

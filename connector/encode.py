@@ -19,10 +19,10 @@ import numpy as np
 
 from alignment.embeddings import IDENTITY, MODALITIES, Modality, Rows, SetWriter, read_shard
 from alignment.vectors import FloatArray, faults
-from connector.corpus import Corpus, Item, Reject
 from connector.encoders import Encoder
 from connector.errors import CorpusError
 from connector.images import ImageRejectedError, decode, read_image
+from connector.items import Corpus, Item, Reject
 from connector.progress import Advance
 from connector.provenance import Run
 

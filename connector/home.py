@@ -20,10 +20,11 @@ from alignment.errors import AlignmentError
 from alignment.fit import fit
 from alignment.metrics import Metric, parse
 from connector import audit as auditing
-from connector.corpus import Corpus, open_corpus
+from connector.corpus import open_corpus
 from connector.encode import BATCH_ITEMS, SHARD_ROWS, encode
 from connector.encoders import Encoder, load_encoders
 from connector.errors import SettingsError
+from connector.items import Corpus
 from connector.progress import progress, say
 from connector.provenance import Provenance, Run
 from connector.push import push

@@ -9,6 +9,8 @@ from typing import Any
 from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, MetaData, String, Text, TypeDecorator, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from connector.items import printable
+
 
 class UtcDateTime(TypeDecorator[datetime]):
     """A point in time, always with time zone UTC; SQLite would forget the zone."""
@@ -35,7 +37,7 @@ class AnyText(TypeDecorator[str]):
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         """Store with escapes."""
-        return value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0") if value else value
+        return printable(value) if value else value
 
 
 def now() -> datetime:

@@ -23,8 +23,8 @@ from sqlalchemy.orm import Session
 import migrations
 from alignment.artifact import Alignment
 from alignment.embeddings import EmbeddingSet, EncoderCard, Modality
-from connector.corpus import Reject
 from connector.errors import NotMigratedError, ProvenanceError
+from connector.items import Reject
 from connector.models import (
     AlignmentRow,
     AuditRow,

@@ -15,8 +15,8 @@ from alignment.artifact import Alignment
 from alignment.embeddings import MODALITIES, EmbeddingSet, Modality, Rows
 from alignment.metrics import Metric
 from alignment.vectors import FloatArray, faults
-from connector.corpus import Reject
 from connector.errors import MismatchError
+from connector.items import Reject
 from connector.models import ReleaseRow, now
 from connector.progress import Advance
 from connector.provenance import Provenance, Run

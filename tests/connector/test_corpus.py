@@ -15,9 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from connector import corpus
-from connector.corpus import IMAGE_SUFFIXES, READERS, RESERVED, Corpus, Folder, Item, Reject, open_corpus
+from connector import corpus, manifest
+from connector.corpus import READERS, Folder, open_corpus
 from connector.errors import CorpusError
+from connector.items import IMAGE_SUFFIXES, Corpus, Item, Reject
+from connector.manifest import RESERVED
 from tests.fakes import fake_pairs, write_manifest
 
 Records = list[dict[str, Any]]
@@ -294,7 +296,7 @@ def test_a_row_that_repeats_an_earlier_but_one_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_key_that_names_everything_is_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "MOST_CAPTIONS", 10)
+    monkeypatch.setattr(manifest, "MOST_CAPTIONS", 10)
     rows = [{"key": "same", "caption": f"caption {i}"} for i in range(13)]
     found = read(jsonl(tmp_path, *rows))
     assert len(items(found)) == 10
@@ -423,7 +425,7 @@ def test_records_of_another_length_are_refused(tmp_path: Path) -> None:
 
 def test_a_quote_that_is_never_closed_is_refused_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = csv.field_size_limit()
-    monkeypatch.setattr(corpus, "LONGEST_FIELD", 1000)
+    monkeypatch.setattr(manifest, "LONGEST_FIELD", 1000)
     (tmp_path / "m.csv").write_text('key,caption\na,"never closed\n' + "".join(f"b{i},fine\n" for i in range(400)))
     try:
         found = read(tmp_path / "m.csv")
@@ -519,7 +521,7 @@ def test_a_column_that_stands_there_twice_is_no_column(suffix: str, tmp_path: Pa
 
 def test_a_header_without_end_is_no_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = csv.field_size_limit()
-    monkeypatch.setattr(corpus, "LONGEST_FIELD", 1000)
+    monkeypatch.setattr(manifest, "LONGEST_FIELD", 1000)
     (tmp_path / "m.csv").write_text("key,caption," + "x" * 2000 + "\na,c,d\n")
     try:
         with pytest.raises(CorpusError, match="header cannot be read"):
@@ -607,13 +609,13 @@ def test_the_first_item_does_not_read_the_whole_file(
     if suffix == ".parquet":
         columns = {name: [record[name] for record in records] for name in ("key", "caption")}
         pq.write_table(pa.table(columns), path, row_group_size=1000, use_dictionary=False)
-        original = corpus._records
+        original = manifest._records
 
         def watched(batch: pa.RecordBatch) -> list[Any]:
             batches.append(batch.num_rows)
             return original(batch)
 
-        monkeypatch.setattr(corpus, "_records", watched)
+        monkeypatch.setattr(manifest, "_records", watched)
     else:
         WRITERS[suffix](path, records)
 

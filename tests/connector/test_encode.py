@@ -22,10 +22,11 @@ from PIL import Image
 from alignment.embeddings import MODALITIES, EmbeddingSet, Modality, Rows, SetWriter, shard_paths
 from alignment.errors import EmbeddingSetError
 from alignment.vectors import FloatArray
-from connector.corpus import Corpus, Item, Reject, open_corpus
+from connector.corpus import open_corpus
 from connector.encode import encode
 from connector.encoders import Encoder
 from connector.errors import CorpusError
+from connector.items import Corpus, Item, Reject
 from connector.provenance import Provenance, Run
 from tests.fakes import NAN_WORD, FakeImageEncoder, FakeTextEncoder, Pair, fake_pairs, write_manifest
 

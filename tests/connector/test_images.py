@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from connector import images
-from connector.corpus import IMAGE_SUFFIXES
 from connector.images import MAX_PIXELS, ImageRejectedError, decode, read_image
+from connector.items import IMAGE_SUFFIXES
 from tests.fakes import FakeImageEncoder
 
 

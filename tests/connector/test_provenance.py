@@ -22,8 +22,8 @@ from sqlalchemy import inspect, select, text
 from alignment.artifact import Alignment, AlignmentCard
 from alignment.embeddings import EmbeddingSet, EncoderCard, HoldOut, Modality, SetCard
 from alignment.projections import Projection
-from connector.corpus import Reject
 from connector.errors import NotMigratedError, ProvenanceError
+from connector.items import Reject
 from connector.models import (
     AlignmentRow,
     AuditRow,

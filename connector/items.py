@@ -1,0 +1,72 @@
+"""What a corpus is a stream of: items, and rejects with a named reason."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignment.embeddings import Modality
+
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".ico", ".jfif", ".jpeg", ".jpg", ".pgm"}
+    | {".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
+)
+LONGEST_FIELD = 1 << 24  # characters: a caption beyond 16 MiB is a broken file
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image or one caption.
+
+    Attributes:
+        content: path of the image, or the caption itself.
+        source, position: the file and the row (from 1) it comes from.
+    """
+
+    modality: Modality
+    key: str
+    group: str
+    content: Path | str
+    payload: Mapping[str, Any]
+    source: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """An item or row that was refused, and why.
+
+    Attributes:
+        stage: `read`, `decode`, `encode` or `write`.
+        reason: a short name that can be counted.
+        detail: what exactly was wrong, for people.
+    """
+
+    source: str
+    position: int
+    stage: str
+    reason: str
+    detail: str
+    key: str | None = None
+    modality: Modality | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus(ABC):
+    """A stream of items from files. Iterating again reads again."""
+
+    path: Path
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Item | Reject]:
+        """Yield items and rejects in the order of the files."""
+
+    @abstractmethod
+    def total(self) -> int:
+        """Return the number of rows, for a progress bar; positions run up to it."""
+
+
+def printable(text: str) -> str:
+    """Write NUL and what is no Unicode as an escape, so that a reject can be printed and stored."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")

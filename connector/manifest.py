@@ -1,0 +1,296 @@
+"""Manifests: files with a row per image or caption, read in constant memory."""
+
+import csv
+import json
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from connector.errors import CorpusError
+from connector.items import LONGEST_FIELD, Corpus, Item, Reject, printable
+
+# What the connector writes into every payload itself.
+RESERVED = frozenset(("modality", "content_sha256", "split"))
+MOST_CAPTIONS = 1000  # of one key; more in a row means that the key column is not a key
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a manifest as it was read, before anything is believed of it."""
+
+    position: int
+    fields: Mapping[str, Any]
+
+
+class Manifest(Corpus):
+    """A file with a row per image or caption."""
+
+    @abstractmethod
+    def rows(self) -> Iterator[Row | Reject]:
+        """Yield the rows of the file."""
+
+    def __iter__(self) -> Iterator[Item | Reject]:
+        entry: _Entry | None = None
+        for row in self.rows():
+            if isinstance(row, Reject):
+                yield row
+                continue
+            try:
+                read = _Entry.from_row(self.path, row)
+                if entry is None or entry.key != read.key:
+                    entry = None
+                    yield from read.items()
+                else:
+                    yield from read.items(after=entry)
+            except _RowError as error:
+                key = printable(str(row.fields.get("key") or "")) or None
+                yield Reject(str(self.path), row.position, "read", error.reason, str(error), key)
+            else:
+                entry = read.joined(entry)
+
+
+class JsonLines(Manifest):
+    """A JSONL manifest: one JSON object a line."""
+
+    def rows(self) -> Iterator[Row | Reject]:
+        """Yield the lines that hold a JSON object; blank lines mean nothing."""
+        with _opened(self.path) as file:
+            for position, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    fields = json.loads(line.decode("utf-8-sig" if position == 1 else "utf-8"))
+                    if not isinstance(fields, dict):
+                        raise ValueError(f"expected a JSON object, got {type(fields).__name__}")
+                except (ValueError, RecursionError) as error:
+                    yield Reject(str(self.path), position, "read", "row-unreadable", str(error))
+                else:
+                    yield Row(position, fields)
+
+    def total(self) -> int:
+        """Count the lines."""
+        with _opened(self.path) as file:
+            return sum(1 for _ in file)
+
+
+class Csv(Manifest):
+    """A CSV manifest (a TSV by its suffix) with a header."""
+
+    def rows(self) -> Iterator[Row | Reject]:
+        """Yield the records; an empty field is a missing one."""
+        csv.field_size_limit(LONGEST_FIELD)
+        with self._text() as file:
+            reader = csv.DictReader(file, dialect=self._dialect)
+            try:
+                _require_columns(self.path, reader.fieldnames or [])
+            except csv.Error as error:
+                raise CorpusError(f"manifest {self.path}: the header cannot be read: {error}") from error
+            position = 0
+            records = iter(reader)
+            while True:
+                position += 1
+                try:
+                    record = next(records)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    yield Reject(str(self.path), position, "read", "row-unreadable", str(error))
+                    continue
+                if None in record or None in record.values():
+                    yield Reject(
+                        str(self.path), position, "read", "row-unreadable",
+                        f"expected {len(reader.fieldnames or [])} fields as in the header",
+                    )  # fmt: skip
+                    continue
+                yield Row(position, {name: value for name, value in record.items() if value != ""})
+
+    def total(self) -> int:
+        """Count the records."""
+        csv.field_size_limit(LONGEST_FIELD)
+        try:
+            with self._text() as file:
+                return max(0, sum(1 for record in csv.reader(file, self._dialect) if record) - 1)
+        except csv.Error:
+            return 0  # iterating says what is wrong and where
+
+    @property
+    def _dialect(self) -> str:
+        return "excel-tab" if self.path.suffix.lower() == ".tsv" else "excel"
+
+    def _text(self) -> Any:
+        _opened(self.path).close()
+        # Bytes that are no UTF-8 pass as surrogates, so that only their own row is refused.
+        return self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+class Parquet(Manifest):
+    """A Parquet manifest."""
+
+    def rows(self) -> Iterator[Row | Reject]:
+        """Yield the rows; a null is a missing field."""
+        with self._file() as file:
+            _require_columns(self.path, file.schema_arrow.names)
+            position = 0
+            try:
+                for batch in file.iter_batches(batch_size=1024):
+                    for record in _records(batch):
+                        position += 1
+                        if isinstance(record, Exception):
+                            yield Reject(str(self.path), position, "read", "row-unreadable", str(record))
+                        else:
+                            yield Row(position, {k: v for k, v in record.items() if v is not None})
+            except (OSError, pa.ArrowException) as error:
+                yield Reject(str(self.path), position + 1, "read", "file-truncated", str(error))
+
+    def total(self) -> int:
+        """Read the count from the footer."""
+        with self._file() as file:
+            return int(file.metadata.num_rows)
+
+    def _file(self) -> Any:
+        _opened(self.path).close()
+        try:
+            return pq.ParquetFile(self.path)
+        except (OSError, pa.ArrowException) as error:
+            raise CorpusError(f"{self.path} is not a Parquet file: {error}") from error
+
+
+class _RowError(ValueError):
+    """A row that cannot be used: the reason as a name, the message for people."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What a row means, and what earlier rows of the same key have said already."""
+
+    source: str
+    position: int
+    key: str
+    group: str
+    image: str | None
+    resolved: Path | None
+    captions: tuple[str, ...]
+    payload: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_row(cls, manifest: Path, row: Row) -> "_Entry":
+        fields = dict(row.fields)
+        key = _text(fields, "key")
+        if not key:
+            raise _RowError("key-missing", "expected a value under 'key', which names the row for ever")
+        image = _text(fields, "image")
+        captions = fields.pop("caption", None)
+        captions = [] if captions is None else captions if isinstance(captions, list) else [captions]
+        if len(captions) > MOST_CAPTIONS:
+            raise _RowError("key-duplicate", f"key {key!r} has more than {MOST_CAPTIONS} captions")
+        if any(not isinstance(caption, str) or len(caption) > LONGEST_FIELD for caption in captions):
+            raise _RowError("caption-not-text", "expected 'caption' to be a text or a list of texts")
+        captions = tuple(filter(None, map(str.strip, captions)))
+        if not image and not captions:
+            raise _RowError("row-without-image-or-caption", "expected an image, a caption or both")
+        group = _text(fields, "group") or key
+        if taken := RESERVED & fields.keys():
+            raise _RowError("payload-name-reserved", f"rename the columns {', '.join(sorted(taken))}")
+        try:
+            json.dumps(fields, allow_nan=False)
+            for fault in _unstorable(fields):
+                raise ValueError(fault)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise _RowError("payload-not-json", f"payload cannot be stored: {error}") from error
+        for fault in _unstorable([key, group, image, *captions]):
+            raise _RowError("row-unreadable", fault)
+        try:
+            json.dumps([str(manifest), key, group, image, captions, fields], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise _RowError("row-unreadable", f"text that is not valid Unicode: {error}") from error
+        resolved = manifest.parent / image if image else None
+        return cls(str(manifest), row.position, key, group, image, resolved, captions, fields)
+
+    def items(self, after: "_Entry | None" = None) -> Iterator[Item]:
+        """Yield the image, unless an earlier row has, and the captions, counting on."""
+        if after and ((self.image and after.image and self.image != after.image) or self.group != after.group):
+            raise _RowError("key-duplicate", f"key {self.key!r} stands in the row before with another image or group")
+        if after and set(self.captions) & set(after.captions):
+            raise _RowError("key-duplicate", f"key {self.key!r} stands in an earlier row with the same caption")
+        if after and len(after.captions) + len(self.captions) > MOST_CAPTIONS:
+            raise _RowError("key-duplicate", f"key {self.key!r} has more than {MOST_CAPTIONS} captions")
+        if after and not self.captions:
+            raise _RowError("key-duplicate", f"key {self.key!r} stands in the row before")
+        if self.resolved and not (after and after.image):
+            payload = {"image": str(self.resolved), **self.payload}
+            yield Item("image", self.key, self.group, self.resolved, payload, self.source, self.position)
+        for number, caption in enumerate(self.captions, start=len(after.captions) if after else 0):
+            payload = {"caption": caption, **self.payload}
+            key = f"{self.key}#{number}"
+            yield Item("text", key, self.group, caption, payload, self.source, self.position)
+
+    def joined(self, earlier: "_Entry | None") -> "_Entry":
+        """Remember this row and the `earlier` ones of its key as one."""
+        if earlier is None:
+            return self
+        return _Entry(
+            self.source, self.position, self.key, self.group, earlier.image or self.image,
+            earlier.resolved or self.resolved, earlier.captions + self.captions, self.payload,
+        )  # fmt: skip
+
+
+def _text(fields: dict[str, Any], name: str) -> str | None:
+    value = fields.pop(name, None)
+    if value is None or isinstance(value, str):
+        return value or None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise _RowError(f"{name}-not-text", f"expected '{name}' to be a text, got {type(value).__name__}")
+
+
+def _unstorable(value: Any) -> Iterator[str]:
+    """Name what JSON can say and databases cannot hold."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _unstorable(name)
+            yield from _unstorable(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _unstorable(inner)
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        yield "an integer beyond 64 bits"
+    elif isinstance(value, str) and "\0" in value:
+        yield "a NUL character in a text"
+
+
+def _records(batch: pa.RecordBatch) -> list[Any]:
+    """Turn a batch into a dictionary a row, or an exception for a row that holds what Python cannot."""
+    try:
+        records: list[Any] = batch.to_pylist()
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            return [error]
+        half = batch.num_rows // 2
+        return _records(batch.slice(0, half)) + _records(batch.slice(half))
+    return records
+
+
+def _require_columns(path: Path, names: Sequence[str]) -> None:
+    if "key" not in names or not {"image", "caption"} & set(names):
+        raise CorpusError(
+            f"manifest {path}: expected the columns key and image or caption (and group, if wanted), "
+            f"got {', '.join(names) or 'none'}"
+        )
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise CorpusError(f"manifest {path}: the columns {', '.join(sorted(twice))} stand there twice; rename one")
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise CorpusError(f"corpus {path} cannot be read: {error.strerror}") from error
