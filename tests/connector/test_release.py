@@ -124,7 +124,7 @@ class TestOpening:
         place = world.home / "alignments" / "a"
         shutil.rmtree(place)
         alignment(turn=1).save(place)
-        with pytest.raises(MismatchError, match="was written with alignment a .*, its directory now holds") as caught:
+        with pytest.raises(MismatchError, match=r"was written with alignment a .*, its directory now holds") as caught:
             opened(world)
         assert alignment().fingerprint[:12] in str(caught.value)
         assert alignment(turn=1).fingerprint[:12] in str(caught.value)
