@@ -1,6 +1,9 @@
 """Fixtures that several test modules share."""
 
 import multiprocessing
+import os
+import shutil
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -16,6 +19,8 @@ from sqlalchemy.engine import make_url
 from connector import encoders
 from connector.provenance import Provenance, upgrade
 from tests.fakes import fake_entry_points
+
+ROOT = Path(__file__).parent.parent
 
 # Machines that run tests are busy: a deadline would fail on their load, not on the code.
 settings.register_profile("modalign", deadline=None)
@@ -76,3 +81,27 @@ def provenance(database_url: str) -> Iterator[Provenance]:
     upgrade(database_url)
     with Provenance.open(database_url) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def docker_compose_file() -> str:
+    return str(ROOT / "docker-compose.yml")
+
+
+@pytest.fixture(scope="session")
+def docker_setup() -> list[str]:
+    return ["up --detach --wait qdrant"]
+
+
+@pytest.fixture(scope="session")
+def qdrant_server(request: pytest.FixtureRequest) -> tuple[str, str | None]:
+    """A real Qdrant server: its URL and its key. A running one by environment, or one that Docker starts."""
+    if url := os.environ.get("MODALIGN_TEST_QDRANT_URL"):
+        return url, os.environ.get("MODALIGN_TEST_QDRANT_API_KEY")
+    docker = shutil.which("docker")
+    if docker is None or subprocess.run([docker, "info"], capture_output=True, check=False).returncode:
+        pytest.skip("needs MODALIGN_TEST_QDRANT_URL, or Docker to start docker-compose.yml")
+    os.environ.setdefault("POSTGRES_PASSWORD", "test")
+    key = os.environ.setdefault("QDRANT_API_KEY", "test")
+    request.getfixturevalue("docker_services")
+    return "http://127.0.0.1:6333", key

@@ -1,7 +1,6 @@
 """The contract of connector.store, over every store and every distance."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
@@ -23,7 +22,6 @@ from connector.qdrant_store import QdrantStore
 from connector.settings import Settings
 from connector.store import CollectionConfig, Payload, Points, Store, VectorConfig, open_store, parse_filter
 
-SERVER = "MODALIGN_TEST_QDRANT_URL"
 # The client's own imitation of a server says that it has no index, which is why no audit runs on it.
 IMITATION = [
     pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant:UserWarning"),
@@ -32,17 +30,18 @@ IMITATION = [
 KINDS = [
     "edge",
     pytest.param("memory", marks=IMITATION),
-    pytest.param("server", marks=pytest.mark.skipif(SERVER not in os.environ, reason=f"{SERVER} is not set")),
+    "server",
 ]
 DIM = 8
 
 
-def opened(kind: str, directory: Path) -> Store:
+def opened(kind: str, directory: Path, request: pytest.FixtureRequest) -> Store:
     if kind == "edge":
         return EdgeStore(directory / "edge")
     if kind == "memory":
         return QdrantStore(QdrantClient(":memory:"), "http://memory")
-    return QdrantStore.connect(os.environ[SERVER], api_key=os.environ.get("MODALIGN_QDRANT_API_KEY"))
+    url, key = request.getfixturevalue("qdrant_server")
+    return QdrantStore.connect(url, api_key=key)
 
 
 @pytest.fixture(params=KINDS)
@@ -51,10 +50,12 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def store(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+def store(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Store]:
     if kind == "memory":
         monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
-    with opened(kind, tmp_path) as store:
+    with opened(kind, tmp_path, request) as store:
         before = set(store.collections())
         yield store
         for collection in set(store.collections()) - before:
@@ -733,7 +734,7 @@ INDEXES = {"lang": "keyword", "n": "integer", "f": "float", "ok": "bool"}
 def filtered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, str]]:
     """A store with the payloads above in two collections, NAME without and NAME-indexed with payload indexes."""
     name = f"test-{uuid4().hex[:12]}"
-    with opened(request.param, tmp_path_factory.mktemp("filtered")) as store:
+    with opened(request.param, tmp_path_factory.mktemp("filtered"), request) as store:
         indexes = {} if request.param == "memory" else INDEXES  # it has none, and says so
         for collection, wanted in ((name, {}), (f"{name}-indexed", indexes)):
             store.create(collection, config(payload_indexes=wanted))
@@ -849,8 +850,8 @@ class TestOpening:
         with pytest.raises(SettingsError, match=r"expected edge:DIRECTORY or http\(s\)"):
             open_store(Settings(tmp_path, url, "sqlite://"))
 
-    @pytest.mark.skipif(SERVER not in os.environ, reason=f"{SERVER} is not set")
-    def test_a_server(self, tmp_path: Path) -> None:
-        with open_store(Settings(tmp_path, os.environ[SERVER], "sqlite://")) as store:
+    def test_a_server(self, tmp_path: Path, qdrant_server: tuple[str, str | None]) -> None:
+        url, key = qdrant_server
+        with open_store(Settings(tmp_path, url, "sqlite://", api_key=key)) as store:
             assert isinstance(store, QdrantStore)
             assert json.dumps(store.collections())
