@@ -3,23 +3,29 @@
 Imports inside the commands keep `modalign --help` fast: numpy, torch, SQLAlchemy and the databases load when used.
 """
 
-import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from alignment.errors import ModalignError
+from connector.progress import say
+from connector.render import (
+    audit_document,
+    found_rows,
+    print_audit,
+    print_json,
+    print_releases,
+    print_result,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from alignment.artifact import Alignment
     from connector.audit import Audit
     from connector.home import Home, Result
-    from connector.release import Release
-    from connector.search import Found
     from connector.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -99,7 +105,7 @@ def upgrade(**where: Any) -> None:
 
     settings = _settings(where)
     upgrade_database(settings.database_url)
-    _say(f"{redacted(settings.database_url)} is up to date")
+    say(f"{redacted(settings.database_url)} is up to date")
 
 
 @cli.command()
@@ -142,7 +148,7 @@ def encode(
     with _home(where) as home:
         result = home.encode(corpus, name, given, dtype=dtype, batch_items=batch_size, shard_rows=shard_size)
     card = result.made.card
-    _print_result(result, {"set": name, **card.counts, "fingerprint": card.fingerprint}, as_json)
+    print_result(result, {"set": name, **card.counts, "fingerprint": card.fingerprint}, as_json)
     _exit_for_rejects(result, max_rejects)
 
 
@@ -188,14 +194,14 @@ def fit(
         "hyperparameters": card.hyperparameters, "held_out_recall": card.held_out_recall,
     }  # fmt: skip
     if as_json:
-        _print_json({"run": result.run, **document})
+        print_json({"run": result.run, **document})
         return
     rows = [
         {"metric": metric, "direction": direction, **values}
         for metric, directions in card.held_out_recall.items()
         for direction, values in directions.items()
     ]
-    _print_table(rows, f"alignment {name}: {card.method} {card.hyperparameters}, on held-out groups")
+    print_table(rows, f"alignment {name}: {card.method} {card.hyperparameters}, on held-out groups")
 
 
 @cli.command()
@@ -218,7 +224,7 @@ def push(
             name, collection, alignment, metrics=metrics, payload_indexes=payload_indexes,
             indexing_threshold=indexing_threshold,
         )  # fmt: skip
-    _print_releases(result, as_json)
+    print_releases(result, as_json)
     _exit_for_rejects(result, max_rejects)
 
 
@@ -240,7 +246,7 @@ def ingest(
             corpus, collection, alignment, name=name, metrics=metrics, payload_indexes=payload_indexes,
             indexing_threshold=indexing_threshold,
         )  # fmt: skip
-    _print_releases(result, as_json)
+    print_releases(result, as_json)
     _exit_for_rejects(result, max_rejects)
 
 
@@ -276,13 +282,13 @@ def search(
     if page:
         asked = Path(query) if is_image else query
         write_contact_sheet(page, f"{collection}: {query}", f"{len(found)} best under {name}", [Answered(asked, found)])
-        _say(f"wrote {page}")
+        say(f"wrote {page}")
     if as_json:
-        _print_json(
+        print_json(
             {"collection": collection, "metric": name, "query": query, "found": [item._asdict() for item in found]}
         )
     else:
-        _print_table(_found_rows(found), f"{collection} under {name}")
+        print_table(found_rows(found), f"{collection} under {name}")
 
 
 @cli.command()
@@ -330,11 +336,11 @@ def audit(
         )  # fmt: skip
     found: Audit = result.made
     if as_json:
-        _print_json(_audit_document(result))
+        print_json(audit_document(result))
     else:
-        _print_audit(found)
+        print_audit(found)
     for requirement, measure in found.failures:
-        _say(f"not met: {requirement.text}: {measure.direction} {measure.name} is {measure.value:.4f}")
+        say(f"not met: {requirement.text}: {measure.direction} {measure.name} is {measure.value:.4f}")
     if found.failures:
         sys.exit(REQUIREMENT)
 
@@ -363,10 +369,10 @@ def status(limit: int, as_json: bool, **where: Any) -> None:
             for row in home.provenance.runs(limit)
         ]  # fmt: skip
     if as_json:
-        _print_json({"releases": releases, "runs": runs})
+        print_json({"releases": releases, "runs": runs})
     else:
-        _print_table(releases, "releases")
-        _print_table(runs, "runs")
+        print_table(releases, "releases")
+        print_table(runs, "runs")
 
 
 @cli.command()
@@ -386,9 +392,9 @@ def rejects(run: int | None, as_json: bool, **where: Any) -> None:
             for row in refused
         ]  # fmt: skip
     if as_json:
-        _print_json({"run": number, "rejects": rows})
+        print_json({"run": number, "rejects": rows})
     else:
-        _print_table(rows, f"rejects of run {number}" if number is not None else "rejects")
+        print_table(rows, f"rejects of run {number}" if number is not None else "rejects")
 
 
 @cli.command()
@@ -404,18 +410,18 @@ def demo(as_json: bool, **where: Any) -> None:
     result = run_demo(_settings(where))
     rows = list(result.rows())
     if as_json:
-        _print_json(
+        print_json(
             {"home": str(result.home), "page": str(result.page), "seconds": round(result.seconds, 1), "table": rows}
         )
         return
     title = "Recall@K on held-out pairs (cosine, dot and euclid agree in order on unit vectors)"
-    _print_table(rows, title)
+    print_table(rows, title)
     option = "" if where["home"] is None else f" --home {where['home']}"
     example = _shortest(result.example)
-    _say(f"\nLook at {result.page}\nThen try, in the home {result.home}:\n")
-    _say(f"  modalign search emoji 'a red heart' -k 5{option}")
-    _say(f"  modalign search emoji {example} --html found.html{option}")
-    _say(f"  modalign audit emoji --pairs emoji --require 'recall@10>=0.4'{option}")
+    say(f"\nLook at {result.page}\nThen try, in the home {result.home}:\n")
+    say(f"  modalign search emoji 'a red heart' -k 5{option}")
+    say(f"  modalign search emoji {example} --html found.html{option}")
+    say(f"  modalign audit emoji --pairs emoji --require 'recall@10>=0.4'{option}")
 
 
 def main() -> NoReturn:
@@ -428,16 +434,16 @@ def main() -> NoReturn:
         error.show()
         sys.exit(USAGE)
     except (click.Abort, KeyboardInterrupt):
-        _say("interrupted; nothing is half written: run the same command again, it goes on where it was")
+        say("interrupted; nothing is half written: run the same command again, it goes on where it was")
         sys.exit(INTERRUPTED)
     except ModalignError as error:
-        _say(f"modalign: {error}")
+        say(f"modalign: {error}")
         sys.exit(FAILED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(FAILED)
     except OSError as error:  # a full disk, a home that may not be written
-        _say(f"modalign: {error}")
+        say(f"modalign: {error}")
         sys.exit(FAILED)
     sys.exit(0)
 
@@ -470,118 +476,9 @@ def _payload_indexes(indexes: Iterable[str]) -> dict[str, Any]:
 def _exit_for_rejects(result: "Result", allowed: int) -> None:
     refused = result.counts.get("rejected", 0)
     if refused:
-        _say(f"{refused} rejected; see `modalign rejects {result.run}`")
+        say(f"{refused} rejected; see `modalign rejects {result.run}`")
     if refused > allowed:
         sys.exit(REJECTED)
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)
-
-
-def _print_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
-
-
-def _print_result(result: "Result", made: Mapping[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print_json({"run": result.run, "counts": dict(result.counts), **made})
-    else:
-        counts = {name: count for name, count in result.counts.items() if count}
-        _print_table([{**made, **counts}], f"run {result.run}")
-
-
-def _print_releases(result: "Result", as_json: bool) -> None:
-    releases: list[Release] = result.made
-    rows = [
-        {
-            "collection": release.row.collection, "metric": release.row.metric, "state": release.row.state,
-            "points": release.row.points, "physical collection": release.name,
-        }
-        for release in releases
-    ]  # fmt: skip
-    if as_json:
-        _print_json({"run": result.run, "counts": dict(result.counts), "releases": rows})
-    else:
-        counts = ", ".join(f"{count} {name}" for name, count in result.counts.items() if count)
-        _print_table(rows, f"run {result.run}: {counts}")
-
-
-def _found_rows(found: Sequence["Found"]) -> Iterator[dict[str, Any]]:
-    for rank, item in enumerate(found, start=1):
-        shown = item.payload.get("caption" if item.modality == "text" else "image", "")
-        yield {"#": rank, "score": round(item.score, 4), "key": item.key, "group": item.group, item.modality: shown}
-
-
-def _audit_document(result: "Result") -> dict[str, Any]:
-    found: Audit = result.made
-    return {
-        "run": result.run,
-        "collection": found.release.name,
-        "metric": str(found.release.metric),
-        "verdict": found.verdict,
-        "queries": found.queries,
-        "gallery": found.gallery_scope,
-        "gallery_size": found.gallery,
-        "points": found.info.points,
-        "indexed": found.info.indexed,
-        "without_relevant": found.without_relevant,
-        "measures": [{**asdict(m), "value": _finite(m.value)} for m in found.measures],
-        "not_met": [
-            {"requirement": r.text, "direction": m.direction, "measure": m.name, "value": _finite(m.value)}
-            for r, m in found.failures
-        ],
-    }  # fmt: skip
-
-
-def _finite(value: float) -> float | None:
-    return value if value < float("inf") else None  # JSON knows no infinity
-
-
-def _print_audit(found: "Audit") -> None:
-    names = dict.fromkeys(measure.name for measure in found.measures)
-    rows = []
-    for name in names:
-        row: dict[str, Any] = {"measure": name}
-        for measure in found.measures:
-            if measure.name == name:
-                interval = f"  [{measure.low:.3f}, {measure.high:.3f}]" if measure.low is not None else ""
-                row[measure.direction] = f"{measure.value:.3f}{interval}"
-        rows.append(row)
-    served = f"{found.info.indexed} indexed" if found.info.indexed else "not ANN: no graph, every search is exact"
-    sizes = ", ".join(f"{size} {modality}s" for modality, size in found.gallery.items())
-    _print_table(rows, f"{found.release.name}: {found.verdict}; {found.gallery_scope} gallery of {sizes}; {served}")
-    for direction, count in found.without_relevant.items():
-        if count:
-            _say(f"{direction}: {count} queries have no relevant item in the gallery and count as misses")
-
-
-def _print_table(rows: Iterable[Mapping[str, Any]], title: str) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    listed = list(rows)
-    columns = list(dict.fromkeys(name for row in listed for name in row))
-    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD)
-    for name in columns:
-        numeric = all(isinstance(row.get(name), (int, float)) for row in listed)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in listed:
-        table.add_row(*(_cell(row.get(name, "")) for name in columns))
-    if not listed:
-        table.add_column("none")
-    # A pipe has no width; a wide one keeps a row on a line.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def _cell(value: Any) -> Any:
-    from rich.text import Text
-
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return Text("" if value is None else str(value))
 
 
 def _shortest(path: Path) -> str:

@@ -1,0 +1,129 @@
+"""Results as tables for people and as JSON for machines: documents go to stdout, everything else to stderr."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from connector.progress import say
+
+if TYPE_CHECKING:
+    from connector.audit import Audit
+    from connector.home import Result
+    from connector.release import Release
+    from connector.search import Found
+
+
+def print_json(document: Any) -> None:
+    """Print a document as JSON on stdout."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+
+
+def print_result(result: "Result", made: Mapping[str, Any], as_json: bool) -> None:
+    """Print how a run ended and what it made."""
+    if as_json:
+        print_json({"run": result.run, "counts": dict(result.counts), **made})
+    else:
+        counts = {name: count for name, count in result.counts.items() if count}
+        print_table([{**made, **counts}], f"run {result.run}")
+
+
+def print_releases(result: "Result", as_json: bool) -> None:
+    """Print the releases that a run wrote."""
+    releases: list[Release] = result.made
+    rows = [
+        {
+            "collection": release.row.collection, "metric": release.row.metric, "state": release.row.state,
+            "points": release.row.points, "physical collection": release.name,
+        }
+        for release in releases
+    ]  # fmt: skip
+    if as_json:
+        print_json({"run": result.run, "counts": dict(result.counts), "releases": rows})
+    else:
+        counts = ", ".join(f"{count} {name}" for name, count in result.counts.items() if count)
+        print_table(rows, f"run {result.run}: {counts}")
+
+
+def found_rows(found: Sequence["Found"]) -> Iterator[dict[str, Any]]:
+    """Lay found items out as rows of a table."""
+    for rank, item in enumerate(found, start=1):
+        shown = item.payload.get("caption" if item.modality == "text" else "image", "")
+        yield {"#": rank, "score": round(item.score, 4), "key": item.key, "group": item.group, item.modality: shown}
+
+
+def audit_document(result: "Result") -> dict[str, Any]:
+    """Lay an audit out as JSON; a number that is infinite becomes null."""
+    found: Audit = result.made
+    return {
+        "run": result.run,
+        "collection": found.release.name,
+        "metric": str(found.release.metric),
+        "verdict": found.verdict,
+        "queries": found.queries,
+        "gallery": found.gallery_scope,
+        "gallery_size": found.gallery,
+        "points": found.info.points,
+        "indexed": found.info.indexed,
+        "without_relevant": found.without_relevant,
+        "measures": [{**asdict(m), "value": _finite(m.value)} for m in found.measures],
+        "not_met": [
+            {"requirement": r.text, "direction": m.direction, "measure": m.name, "value": _finite(m.value)}
+            for r, m in found.failures
+        ],
+    }  # fmt: skip
+
+
+def _finite(value: float) -> float | None:
+    return value if value < float("inf") else None  # JSON knows no infinity
+
+
+def print_audit(found: "Audit") -> None:
+    """Print an audit as a table, a measure a row."""
+    names = dict.fromkeys(measure.name for measure in found.measures)
+    rows = []
+    for name in names:
+        row: dict[str, Any] = {"measure": name}
+        for measure in found.measures:
+            if measure.name == name:
+                interval = f"  [{measure.low:.3f}, {measure.high:.3f}]" if measure.low is not None else ""
+                row[measure.direction] = f"{measure.value:.3f}{interval}"
+        rows.append(row)
+    served = f"{found.info.indexed} indexed" if found.info.indexed else "not ANN: no graph, every search is exact"
+    sizes = ", ".join(f"{size} {modality}s" for modality, size in found.gallery.items())
+    print_table(rows, f"{found.release.name}: {found.verdict}; {found.gallery_scope} gallery of {sizes}; {served}")
+    for direction, count in found.without_relevant.items():
+        if count:
+            say(f"{direction}: {count} queries have no relevant item in the gallery and count as misses")
+
+
+def print_table(rows: Iterable[Mapping[str, Any]], title: str) -> None:
+    """Print rows with common names as a table on stdout."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    listed = list(rows)
+    columns = list(dict.fromkeys(name for row in listed for name in row))
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD)
+    for name in columns:
+        numeric = all(isinstance(row.get(name), (int, float)) for row in listed)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in listed:
+        table.add_row(*(_cell(row.get(name, "")) for name in columns))
+    if not listed:
+        table.add_column("none")
+    # A pipe has no width; a wide one keeps a row on a line.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _cell(value: Any) -> Any:
+    from rich.text import Text
+
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return Text("" if value is None else str(value))
