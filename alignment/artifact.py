@@ -59,7 +59,7 @@ class AlignmentCard:
     format: int = FORMAT
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # compare fingerprints
 class Alignment:
     """One projection a modality into one shared space.
 
@@ -85,8 +85,11 @@ class Alignment:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the encoders' fingerprints and the weights: equal exactly when `project` is equal."""
-        sha = hashlib.sha256()
+        """SHA-256 over the encoders' fingerprints, the hold-out and the weights.
+
+        Equal where `project` is equal and the same groups are unseen, which is what releases and audits rely on.
+        """
+        sha = hashlib.sha256(f"{self.card.hold_out}\n".encode())
         for modality in MODALITIES:
             sha.update(f"{modality} {self.card.encoders[modality].fingerprint}\n".encode())
             projection = self.projections[modality]

@@ -25,7 +25,7 @@ Hyperparameters = Mapping[str, Any]
 ROUNDING = 4 * float(np.finfo(np.float32).eps)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Projection:
     """A linear map from one encoder's space into the shared space.
 
@@ -37,7 +37,7 @@ class Projection:
     in_dim: int
     mean: FloatArray | None = None
     weight: FloatArray | None = None
-    _shortest: float = field(init=False, repr=False, compare=False)
+    _shortest: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         size = 1.0 if self.weight is None else float(np.linalg.norm(self.weight))

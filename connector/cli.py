@@ -65,8 +65,8 @@ def push_options(command: F) -> F:
         click.option("--into", "collection", required=True, metavar="COLLECTION", help="Collection to write into."),
         click.option("--alignment", required=True, metavar="NAME", help="Alignment to project with."),
         click.option("--metric", "metrics", multiple=True, metavar="METRIC", help=METRIC_HELP + " Repeat for several releases.  [default: the alignment's]"),
-        click.option("--payload-index", "indexes", multiple=True, metavar="FIELD=KIND", help=f"Index a payload field for filters; KIND is one of {', '.join(PAYLOAD_KINDS)}."),
-        click.option("--indexing-threshold", type=click.IntRange(1), default=10_000, show_default=True, metavar="KB", help="Build an HNSW graph from this many kB of vectors; below, search is exact brute force."),
+        click.option("--payload-index", "indexes", multiple=True, metavar="FIELD=KIND", help=f"Index a payload field of a new collection for filters; KIND is one of {', '.join(PAYLOAD_KINDS)}."),
+        click.option("--indexing-threshold", type=click.IntRange(1), metavar="KB", help="Build an HNSW graph from this many kB of vectors; below, search is exact brute force. Fixed when a collection is created.  [default: Qdrant's, 10000]"),
     ]  # fmt: skip
     return _with(command, options)
 
@@ -212,7 +212,7 @@ def fit(
 @home_options
 def push(
     name: str, collection: str, alignment: str, metrics: tuple[str, ...], indexes: tuple[str, ...],
-    indexing_threshold: int, max_rejects: int, as_json: bool, **where: Any,
+    indexing_threshold: int | None, max_rejects: int, as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
     """Push an embedding set through an alignment into Qdrant, one release per metric, and make them live.
 
@@ -237,7 +237,7 @@ def push(
 @home_options
 def ingest(
     corpus: Path, collection: str, alignment: str, metrics: tuple[str, ...], indexes: tuple[str, ...],
-    indexing_threshold: int, name: str | None, max_rejects: int, as_json: bool, **where: Any,
+    indexing_threshold: int | None, name: str | None, max_rejects: int, as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
     """Encode CORPUS with the alignment's encoders and push it: one command that can be killed and repeated."""
     payload_indexes = _payload_indexes(indexes)

@@ -31,7 +31,7 @@ from connector.push import push
 from connector.release import Release, open_release, require_encoder
 from connector.search import Retriever
 from connector.settings import Settings, checked_name
-from connector.store import INDEXING_THRESHOLD, PayloadKind, Store, open_store
+from connector.store import PayloadKind, Store, open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class Home:
         *,
         metrics: Sequence[str] = (),
         payload_indexes: Mapping[str, PayloadKind] | None = None,
-        indexing_threshold: int = INDEXING_THRESHOLD,
+        indexing_threshold: int | None = None,
     ) -> Result:
         """Push the embedding set `name` into `collection`, one release a metric; default: the alignment's metrics."""
         parameters = {"set": name, "into": collection, "alignment": alignment, "metrics": list(metrics)}
@@ -215,7 +215,7 @@ class Home:
         name: str | None = None,
         metrics: Sequence[str] = (),
         payload_indexes: Mapping[str, PayloadKind] | None = None,
-        indexing_threshold: int = INDEXING_THRESHOLD,
+        indexing_threshold: int | None = None,
     ) -> Result:
         """Encode a corpus with the alignment's own encoders and push it, in one run.
 

@@ -4,7 +4,6 @@ The order of things makes every crash harmless: rows are validated, written, mad
 entered in the ledger. What the ledger holds is not written again; what it does not hold is, under the same ids.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,7 +20,7 @@ from connector.models import ReleaseRow, now
 from connector.progress import Advance
 from connector.provenance import Provenance, Run
 from connector.release import METADATA, Release, chain, make_live, physical_name, require_chain, require_encoder
-from connector.store import INDEXING_THRESHOLD, CollectionConfig, PayloadKind, Points, Store, VectorConfig
+from connector.store import CollectionConfig, PayloadKind, Points, Store, VectorConfig
 
 NAMESPACE = UUID("6f1d3f0e-6c86-5a49-9d0c-0f3d8a7c1b52")
 BATCH_POINTS = 512
@@ -72,7 +71,7 @@ def push(
     provenance: Provenance,
     run: Run,
     payload_indexes: Mapping[str, PayloadKind] | None = None,
-    indexing_threshold: int = INDEXING_THRESHOLD,
+    indexing_threshold: int | None = None,
     advance: Advance = lambda count: None,
 ) -> list[Release]:
     """Write `embedding_set` into one release per metric, verify them and make them live.
@@ -81,19 +80,22 @@ def push(
 
     Raises:
         MismatchError: the set's encoders are not the alignment's, a collection of that name was written with
-            something else, or the collection's exact count is not what the ledger says.
+            something else or with other settings than those that are asked for, or the collection's exact count is
+            not what the ledger says.
         StoreError, ProvenanceError: a database refused or failed; run the same command again.
     """
     for modality, card in embedding_set.card.encoders.items():
         require_encoder(alignment, modality, card, f"embedding set {embedding_set.path}")
-    config = {"payload_indexes": {**OWN_INDEXES, **(payload_indexes or {})}, "indexing_threshold": indexing_threshold}
+    asked: dict[str, Any] = {"payload_indexes": dict(payload_indexes or {})}
+    if indexing_threshold is not None:
+        asked["indexing_threshold"] = indexing_threshold
     releases = [
         _begin(
             alignment,
             metric,
             alignment_id=alignment_id,
             collection=collection,
-            config=config,
+            asked=asked,
             store=store,
             provenance=provenance,
         )
@@ -113,7 +115,7 @@ def _begin(
     *,
     alignment_id: int,
     collection: str,
-    config: dict[str, Any],
+    asked: dict[str, Any],
     store: Store,
     provenance: Provenance,
 ) -> Release:
@@ -156,14 +158,28 @@ def _begin(
         existing = False
     if not existing:
         vector = VectorConfig(lowering.dim, lowering.distance)
-        layout = CollectionConfig(dict.fromkeys(MODALITIES, vector), metadata={METADATA: expected}, **config)
+        settings = {**asked, "payload_indexes": {**OWN_INDEXES, **asked["payload_indexes"]}}
+        layout = CollectionConfig(dict.fromkeys(MODALITIES, vector), metadata={METADATA: expected}, **settings)
         provenance.forget_ledger(row.id)
         store.create(name, layout)
-        settings = asdict(layout)
-        del settings["metadata"], settings["vectors"]
-        row.settings, row.state = settings, "building"
+        row.settings = {name: value for name, value in asdict(layout).items() if name not in ("metadata", "vectors")}
+        row.state = "building"
         row = provenance.save(row)
+    elif row.settings:
+        _require_settings(row, asked)
     return Release(row, alignment, metric, lowering)
+
+
+def _require_settings(row: ReleaseRow, asked: dict[str, Any]) -> None:
+    """Refuse settings that an existing collection does not have: it was laid out when it was created."""
+    found = {**row.settings, "payload_indexes": dict(row.settings["payload_indexes"])}
+    wanted = {**found, **asked, "payload_indexes": {**found["payload_indexes"], **asked["payload_indexes"]}}
+    for name, value in wanted.items():
+        if found[name] != value:
+            raise MismatchError(
+                f"collection {row.physical_name} was created with {name} {found[name]}, asked for {value}; push into a "
+                "new collection, or leave that option out"
+            )
 
 
 def _ledger(release: Release, set_id: int, store: Store, provenance: Provenance) -> dict[Place, Written]:
@@ -189,7 +205,7 @@ class _Writer:
         unflushed = 0
         for modality in MODALITIES:
             for shard, start, rows in self.embedding_set.batches(modality, BATCH_POINTS):
-                place, written = (shard, start), (self._digest(rows), len(rows))
+                place, written = (shard, start), (rows.digest(), len(rows))
                 open_targets = []
                 for target in targets:
                     target.met.add(place)
@@ -208,10 +224,6 @@ class _Writer:
         for target in targets:
             if gone := target.ledger.keys() - target.met:
                 self.provenance.forget_batches(target.release.row.id, self.set_id, gone)
-
-    def _digest(self, rows: Rows) -> str:
-        """Identify what is written: the rows, and the split that the alignment puts into their payloads."""
-        return hashlib.sha256(f"{rows.digest()} {self.alignment.card.hold_out}".encode()).hexdigest()
 
     def _write_batch(self, targets: Sequence[_Target], place: Place, rows: Rows, digest: str) -> int:
         sound, vectors, payloads = self._project(place, rows)

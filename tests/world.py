@@ -165,6 +165,7 @@ class World:
         metrics: Sequence[str] = ("cosine",),
         collection: str = COLLECTION,
         payload_indexes: Mapping[str, PayloadKind] | None = None,
+        indexing_threshold: int | None = None,
     ) -> Pushed:
         path = self.home / "alignments" / alignment_name
         loaded = Alignment.load(path)
@@ -180,6 +181,7 @@ class World:
                 provenance=self.provenance,
                 run=run,
                 payload_indexes=payload_indexes,
+                indexing_threshold=indexing_threshold,
             )
         return Pushed(releases, run.counts, run.id)
 

@@ -188,6 +188,7 @@ def test_truncated_weights_are_refused(tmp_path: Path) -> None:
         (["encoders"], None),
         (["encoders", "text"], "fake-text:1"),
         (["hold_out"], 0.3),
+        (["hold_out", "fraction"], 0.1),
         (["hold_out"], {"fraction": 0.3, "surprise": 1}),
         (["surprise"], 1),
     ],

@@ -285,7 +285,7 @@ class TestAgain:
             world.push(world.set("second", *pairs(4, seed=3)))
 
     def test_another_split_of_the_same_projection_is_written(self, world: World) -> None:
-        """The fingerprint says that two alignments project alike, not that they hold out the same groups."""
+        """Who holds out other groups is another alignment, though it projects alike, and has another release."""
         embedding_set = world.set("s", *pairs(20))
         world.push(embedding_set)
         only(alignment(), hold_out=HoldOut(0.9)).save(world.home / "alignments" / "b")
@@ -296,6 +296,16 @@ class TestAgain:
 
 
 class TestRefused:
+    def test_settings_that_a_collection_was_not_created_with(self, world: World) -> None:
+        embedding_set = world.set("s", *pairs(5))
+        world.push(embedding_set, payload_indexes={"n": "integer"}, indexing_threshold=50)
+        world.push(embedding_set)  # asks for nothing
+        world.push(embedding_set, payload_indexes={"n": "integer"}, indexing_threshold=50)
+        with pytest.raises(MismatchError, match="was created with indexing_threshold 50, asked for 60"):
+            world.push(embedding_set, indexing_threshold=60)
+        with pytest.raises(MismatchError, match=r"was created with payload_indexes .*'n': 'integer'.*'n': 'keyword'"):
+            world.push(embedding_set, payload_indexes={"n": "keyword"})
+
     def test_bad_vectors_are_rejects_on_every_run_and_the_rest_is_written(self, world: World) -> None:
         world.alignment("centred", mean=0.5)
         mean = 0.5 * maps()["text"][0]
