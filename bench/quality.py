@@ -16,6 +16,6 @@ def figures() -> list[Figure]:
         done = subprocess.run([modalign, "demo", "--home", home, "--json"], check=True, capture_output=True, text=True)
     rows = json.loads(done.stdout)["table"]
     (row,) = (r for r in rows if (r["metric"], r["direction"]) == ("cosine", "text-to-image"))
-    asked = f"{row['queries']} held-out captions, chance {row['chance.recall@10']}"
+    asked = f"{row['queries']} held-out captions, chance {row['chance@10']}"
     what = f"demo, text-to-image Recall@10 under cosine, {asked}"
     return [Figure(what, row["recall@10"], 0.5)]

@@ -184,7 +184,8 @@ def audit(
         advance: called with the number of queries done since.
 
     Raises:
-        MismatchError: the set was encoded with other encoders, or holds nothing to query with.
+        MismatchError: the set was encoded with other encoders, holds nothing to query with, or none of its pairs is
+            in the gallery.
         RequirementError: a requirement names no measure.
     """
     ks = sorted(set(ks))
@@ -199,16 +200,24 @@ def audit(
         release, store.describe(release.name), queries, gallery, {}, depth, [], {}, required=bool(requirements)
     )
     sides = {m: _labelled(release, embedding_set, m, queries) for m in ("image", "text")}
+    relevant = {
+        direction: _relevant(sides[asking], sides[asked], release, store, gallery)
+        for direction, (asking, asked) in DIRECTIONS.items()
+    }
+    if not any(counts.any() for counts in relevant.values()):
+        raise MismatchError(
+            f"no pair of embedding set {embedding_set.path} is in the {gallery} gallery of release {release.name}; "
+            "name the set that was pushed into it, or one that shares its groups"
+        )
     for direction, (asking, asked) in DIRECTIONS.items():
         size = store.count(release.name, filter=_with_vector(asked, condition))
         result.gallery[asked] = size
         probe = _Probe(release, store, asked, condition, ks, depth, size)
         rows = sides[asking]
-        relevant = _relevant(rows, sides[asked], release, store, gallery)
-        result.without_relevant[direction] = int((relevant == 0).sum())
+        result.without_relevant[direction] = int((relevant[direction] == 0).sum())
         outcome = probe.ask(rows, advance)
         result.measures.extend(
-            _measures(direction, outcome, rows.groups, relevant=relevant, gallery=size, ks=ks, seed=seed)
+            _measures(direction, outcome, rows.groups, relevant=relevant[direction], gallery=size, ks=ks, seed=seed)
         )
     for requirement in requirements:
         result.failures.extend((requirement, failed) for failed in requirement.failures(result.measures))

@@ -3,20 +3,24 @@
 Imports inside the commands keep `modalign --help` fast: numpy, torch, SQLAlchemy and the databases load when used.
 """
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from alignment.errors import ModalignError
+from alignment.errors import MetricError, ModalignError
+from connector.errors import FilterError, RequirementError, SettingsError
 from connector.progress import say
 from connector.render import (
     audit_document,
     found_rows,
     print_audit,
     print_json,
+    print_rejects,
     print_releases,
     print_result,
     print_table,
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 FAILED, USAGE, REQUIREMENT, REJECTED, INTERRUPTED = 1, 2, 3, 4, 130
+# What only the command line can be wrong about.
+USAGE_ERRORS = (FilterError, MetricError, RequirementError, SettingsError)
 METRIC_HELP = "How aligned vectors are compared: cosine, dot, euclid or manhattan."
 PAYLOAD_KINDS = ("keyword", "integer", "float", "bool")
 
@@ -82,7 +88,6 @@ def _with(command: F, options: Sequence[Callable[[F], F]]) -> F:
 def cli() -> None:
     """Align image and text embeddings, serve them from Qdrant, prove it with Recall@K.
 
-    \b
     A corpus is encoded once into an embedding set; an alignment is fitted on embedding sets; a release is one
     alignment under one metric in one Qdrant collection; search and audit read releases; SQL remembers everything.
 
@@ -139,7 +144,10 @@ def encode(
     corpus: Path, name: str, image_encoder: str | None, text_encoder: str | None, dtype: Any, batch_size: int,
     shard_size: int, max_rejects: int, as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
-    """Encode CORPUS, a JSONL, CSV or Parquet manifest or a folder of images, into an embedding set.
+    """Encode CORPUS, a JSONL, CSV, TSV or Parquet manifest or a folder of images, into an embedding set.
+
+    A manifest has the columns key and image or caption, and group, if several items describe the same thing; all
+    else becomes payload. A folder has captions in .txt files of the images' stems, one a line.
 
     Run it again after a kill or a change of the corpus: what stands in the set is not encoded again.
     """
@@ -355,7 +363,7 @@ def status(limit: int, as_json: bool, **where: Any) -> None:
         releases = [
             {
                 "collection": row.collection, "metric": row.metric, "state": row.state, "points": row.points,
-                "physical collection": row.physical_name, "store": row.store_url,
+                "physical_name": row.physical_name, "store": row.store_url,
             }
             for row in home.provenance.releases()
         ]  # fmt: skip
@@ -370,9 +378,12 @@ def status(limit: int, as_json: bool, **where: Any) -> None:
         ]  # fmt: skip
     if as_json:
         print_json({"releases": releases, "runs": runs})
-    else:
-        print_table(releases, "releases")
-        print_table(runs, "runs")
+        return
+    print_table(releases, "releases")
+    for run in runs:
+        run["started"] = str(run["started"])[:16].replace("T", " ")
+        run["error"] = textwrap.shorten(str(run["error"]), 60)
+    print_table(runs, "runs (times are UTC; --json has errors in full)")
 
 
 @cli.command()
@@ -393,8 +404,10 @@ def rejects(run: int | None, as_json: bool, **where: Any) -> None:
         ]  # fmt: skip
     if as_json:
         print_json({"run": number, "rejects": rows})
+    elif number is None:
+        print_table([], "no run has refused anything")
     else:
-        print_table(rows, f"rejects of run {number}" if number is not None else "rejects")
+        print_rejects(rows, number)
 
 
 @cli.command()
@@ -414,14 +427,16 @@ def demo(as_json: bool, **where: Any) -> None:
             {"home": str(result.home), "page": str(result.page), "seconds": round(result.seconds, 1), "table": rows}
         )
         return
-    title = "Recall@K on held-out pairs (cosine, dot and euclid agree in order on unit vectors)"
-    print_table(rows, title)
+    for row in rows:
+        row["direction"] = row["direction"].replace("-to-", " → ")
+    print_table(rows, "Recall@K on held-out pairs (cosine, dot and euclid agree in order on unit vectors)")
+    modalign = "modalign" if shutil.which("modalign") else _shortest(Path(sys.argv[0]))
     option = "" if where["home"] is None else f" --home {where['home']}"
     example = _shortest(result.example)
     say(f"\nLook at {result.page}\nThen try, in the home {result.home}:\n")
-    say(f"  modalign search emoji 'a red heart' -k 5{option}")
-    say(f"  modalign search emoji {example} --html found.html{option}")
-    say(f"  modalign audit emoji --pairs emoji --require 'recall@10>=0.4'{option}")
+    say(f"  {modalign} search emoji 'a red heart' -k 5{option}")
+    say(f"  {modalign} search emoji {example} --html found.html{option}")
+    say(f"  {modalign} audit emoji --pairs emoji --require 'recall@10>=0.4'{option}")
 
 
 def main() -> NoReturn:
@@ -438,7 +453,7 @@ def main() -> NoReturn:
         sys.exit(INTERRUPTED)
     except ModalignError as error:
         say(f"modalign: {error}")
-        sys.exit(FAILED)
+        sys.exit(USAGE if isinstance(error, USAGE_ERRORS) else FAILED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(FAILED)

@@ -48,8 +48,8 @@ class Demo:
                     "metric": metric,
                     "direction": direction,
                     **{name: round(value, 4) for name, value in values.items()},
-                    f"chance.recall@{KS[-1]}": round(chance, 4),
-                    f"index.recall@{KS[-1]}": round(index, 4),
+                    f"chance@{KS[-1]}": round(chance, 4),
+                    f"index@{KS[-1]}": round(index, 4),
                     "queries": queries,
                 }
 

@@ -273,11 +273,16 @@ class Provenance:
         with self.session() as session:
             return list(session.scalars(select(RunRow).order_by(RunRow.id.desc()).limit(limit)))
 
-    def rejects(self, run_id: int, limit: int | None = None) -> list[RejectRow]:
-        """Return the items that a run refused, in the order in which it met them."""
-        query = select(RejectRow).where(RejectRow.run_id == run_id).order_by(RejectRow.id).limit(limit)
+    def rejects(self, run_id: int) -> list[RejectRow]:
+        """Return the items that a run refused, in the order in which it met them.
+
+        Raises:
+            ProvenanceError: there is no such run.
+        """
         with self.session() as session:
-            return list(session.scalars(query))
+            if session.get(RunRow, run_id) is None:
+                raise ProvenanceError(f"there is no run {run_id}; `modalign status` lists the runs")
+            return list(session.scalars(select(RejectRow).where(RejectRow.run_id == run_id).order_by(RejectRow.id)))
 
     def last_run_with_rejects(self) -> int | None:
         """Return the newest run that refused an item."""

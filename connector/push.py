@@ -5,7 +5,8 @@ entered in the ledger. What the ledger holds is not written again; what it does 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from uuid import UUID, uuid5
@@ -28,6 +29,14 @@ FLUSH_POINTS = 16_384
 OWN_INDEXES: Mapping[str, PayloadKind] = {"key": "keyword", "group": "keyword", "split": "keyword"}
 HELD_OUT: Literal["held-out"] = "held-out"
 FITTED = "fitted"
+
+
+class _WrongKindError(ValueError):
+    """A payload text that cannot be read as the kind that its field is indexed as."""
+
+    def __init__(self, field: str, text: str, kind: PayloadKind):
+        super().__init__(f"{field} is indexed as {kind}, got the text {text!r}")
+        self.kind = kind
 
 
 def _refuse_constant(name: str) -> Any:
@@ -102,7 +111,10 @@ def push(
         for metric in metrics
     ]
     targets = [_Target(r, _ledger(r, set_id, store, provenance)) for r in releases]
-    _Writer(embedding_set, alignment, set_id, store, provenance, run).write(targets, advance)
+    indexes = {
+        field: kind for release in releases for field, kind in release.row.settings.get("payload_indexes", {}).items()
+    }
+    _Writer(embedding_set, alignment, set_id, store, provenance, run, indexes).write(targets, advance)
     for release in releases:
         _verify(release, store, provenance)
     make_live(provenance, store, releases)
@@ -199,6 +211,7 @@ class _Writer:
     store: Store
     provenance: Provenance
     run: Run
+    indexes: Mapping[str, PayloadKind]
 
     def write(self, targets: Sequence[_Target], advance: Advance) -> None:
         """Write what the ledgers do not hold."""
@@ -248,7 +261,10 @@ class _Writer:
                 payload = PAYLOAD.decode(text)
                 if not isinstance(payload, dict):
                     raise ValueError(f"expected a JSON object, got {type(payload).__name__}")
-                payloads.append(payload)
+                payloads.append(_typed(payload, self.indexes))
+            except _WrongKindError as error:
+                payloads.append({})
+                refused[row] = (f"payload-not-{error.kind}", str(error))
             except ValueError as error:
                 payloads.append({})
                 refused[row] = ("payload-not-json", str(error))
@@ -284,6 +300,35 @@ class _Writer:
                 self.store.flush(target.release.name)
                 self.provenance.write_ledger(target.release.row.id, self.set_id, self.run.id, target.pending)
                 target.pending = {}
+
+
+def _typed(payload: dict[str, Any], indexes: Mapping[str, PayloadKind]) -> dict[str, Any]:
+    """Read texts as the kind that their field is indexed as: a CSV holds nothing but texts, and no filter finds those.
+
+    Raises:
+        _WrongKindError: a text is not of that kind.
+    """
+    for name, kind in indexes.items():
+        if isinstance(text := payload.get(name), str):
+            try:
+                payload[name] = KINDS[kind](text)
+            except (KeyError, ValueError):
+                raise _WrongKindError(name, text, kind) from None
+    return payload
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError
+    return value
+
+
+KINDS: dict[PayloadKind, Callable[[str], Any]] = {
+    "keyword": str,
+    "integer": int,
+    "float": _finite,
+    "bool": lambda text: {"true": True, "false": False}[text.lower()],
+}
 
 
 def _verify(release: Release, store: Store, provenance: Provenance) -> None:

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,7 +38,7 @@ def print_releases(result: "Result", as_json: bool) -> None:
     rows = [
         {
             "collection": release.row.collection, "metric": release.row.metric, "state": release.row.state,
-            "points": release.row.points, "physical collection": release.name,
+            "points": release.row.points, "physical_name": release.name,
         }
         for release in releases
     ]  # fmt: skip
@@ -51,8 +52,22 @@ def print_releases(result: "Result", as_json: bool) -> None:
 def found_rows(found: Sequence["Found"]) -> Iterator[dict[str, Any]]:
     """Lay found items out as rows of a table."""
     for rank, item in enumerate(found, start=1):
-        shown = item.payload.get("caption" if item.modality == "text" else "image", "")
+        shown = item.payload.get("caption", "") if item.modality == "text" else _name(item.payload.get("image"))
         yield {"#": rank, "score": round(item.score, 4), "key": item.key, "group": item.group, item.modality: shown}
+
+
+def _name(path: Any) -> str:
+    return Path(path).name if isinstance(path, str) else ""
+
+
+def print_rejects(rows: Sequence[Mapping[str, Any]], run: int) -> None:
+    """Print what a run refused, a table for each file."""
+    if not rows:
+        print_table([], f"rejects of run {run}")
+    for source in dict.fromkeys(row["source"] for row in rows):
+        columns = ("position", "key", "modality", "reason", "detail")
+        of_source = [{name: row[name] for name in columns} for row in rows if row["source"] == source]
+        print_table(of_source, f"rejects of run {run} in {source}")
 
 
 def audit_document(result: "Result") -> dict[str, Any]:
@@ -101,24 +116,28 @@ def print_audit(found: "Audit") -> None:
 
 
 def print_table(rows: Iterable[Mapping[str, Any]], title: str) -> None:
-    """Print rows with common names as a table on stdout."""
+    """Print rows with common names as a table on stdout, under a title."""
+    # rich takes as long to import as all of `--help`
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     listed = list(rows)
+    # A pipe has no width; a wide one keeps a row on a line.
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console.print(Text(title, style="bold"))
+    if not listed:
+        console.print("  none")
+        return
     columns = list(dict.fromkeys(name for row in listed for name in row))
-    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD)
     for name in columns:
         numeric = all(isinstance(row.get(name), (int, float)) for row in listed)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in listed:
         table.add_row(*(_cell(row.get(name, "")) for name in columns))
-    if not listed:
-        table.add_column("none")
-    # A pipe has no width; a wide one keeps a row on a line.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console.print(table)
 
 
 def _cell(value: Any) -> Any:

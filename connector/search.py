@@ -73,6 +73,8 @@ class Retriever:
         exact: bool = False,
     ) -> list[list[Found]]:
         """Find the `k` best items of modality `target` for each text."""
+        if any(not text.strip() for text in texts):
+            raise ConnectorError("expected a text to search for, got an empty one")
         X = self._encoder("text").encode("text", texts)
         return self._search("text", X, k, target=target, filter=filter, exact=exact)
 

@@ -322,7 +322,8 @@ class TestRejects:
         assert {(r.source, r.stage, r.reason, r.modality) for r in rows} == {
             ("m.jsonl", "decode", "image-broken", "image")
         }
-        assert [row.position for row in provenance.rejects(run.id, 3)] == [0, 1, 2]
+        with pytest.raises(ProvenanceError, match=r"there is no run 99; `modalign status` lists the runs"):
+            provenance.rejects(99)
         assert provenance.runs(1)[0].counts == {"rejected": n}
 
     def test_they_survive_names_that_no_database_takes(self, provenance: Provenance) -> None:
