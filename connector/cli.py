@@ -379,7 +379,8 @@ def status(limit: int, as_json: bool, **where: Any) -> None:
     if as_json:
         print_json({"releases": releases, "runs": runs})
         return
-    print_table(releases, "releases")
+    shown = [{name: value for name, value in release.items() if name != "store"} for release in releases]
+    print_table(shown, "releases")
     for run in runs:
         run["started"] = str(run["started"])[:16].replace("T", " ")
         run["error"] = textwrap.shorten(str(run["error"]), 60)
@@ -427,9 +428,17 @@ def demo(as_json: bool, **where: Any) -> None:
             {"home": str(result.home), "page": str(result.page), "seconds": round(result.seconds, 1), "table": rows}
         )
         return
-    for row in rows:
-        row["direction"] = row["direction"].replace("-to-", " → ")
-    print_table(rows, "Recall@K on held-out pairs (cosine, dot and euclid agree in order on unit vectors)")
+    shown = [
+        {
+            name.replace("recall@", "R@"): value.replace("-to-", " → ") if name == "direction" else value
+            for name, value in row.items()
+            if name != "queries"
+        }
+        for row in rows
+    ]
+    queries = rows[0]["queries"]
+    print_table(shown, f"Recall@K on held-out pairs ({queries} queries each way), chance and index beside it")
+    say("cosine, dot and euclid agree: they order unit vectors alike")
     modalign = "modalign" if shutil.which("modalign") else _shortest(Path(sys.argv[0]))
     option = "" if where["home"] is None else f" --home {where['home']}"
     example = _shortest(result.example)

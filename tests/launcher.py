@@ -40,6 +40,8 @@ POINTS: Mapping[str, tuple[type, str]] = {
 
 def main(arguments: Sequence[str]) -> None:
     """Run `modalign` with `arguments`, after the options of this launcher."""
+    # Whoever runs the tests in the background has them ignore Ctrl-C, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     rest = list(arguments)
     options = {}
     while rest and rest[0] in ("--signal", "--before", "--after"):
