@@ -12,6 +12,7 @@ A shard appears by atomic rename after it is durable, so a killed writer leaves 
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -58,7 +59,8 @@ class SetCard:
         encoders: one card a modality.
         counts: rows a modality; meaningful once `complete`.
         complete: whether the last encode reached the end of its corpus.
-        fingerprint: SHA-256 over encoders and rows, independent of their order; empty until complete.
+        fingerprint: SHA-256 over encoders and rows without their vectors, which follow from encoder and content;
+            independent of the order of the rows; empty until complete.
         modalign: version that wrote the card.
     """
 
@@ -197,7 +199,8 @@ class EmbeddingSet:
             )
         opened = cls(path, card)
         for modality, expected in card.counts.items():
-            found = sum(shard_rows(shard) for shard in opened.shards(modality))
+            encoder = card.encoders.get(modality)
+            found = sum(shard_rows(shard, encoder.dim if encoder else 0) for shard in opened.shards(modality))
             if found != expected:
                 raise EmbeddingSetError(
                     f"embedding set {path}: the card promises {expected} {modality} rows, the shards hold {found}; "
@@ -244,6 +247,7 @@ class SetWriter:
     def __init__(self, path: Path, *, corpus: str, encoders: Mapping[Modality, EncoderCard], dtype: Dtype = "float32"):
         self.path = path
         self.card = SetCard(path.name, corpus, dict(encoders), dtype)
+        self._made = False
         self._lock = FileLock(path.with_name(f".{path.name}.lock"))
 
     def __enter__(self) -> Self:
@@ -261,8 +265,12 @@ class SetWriter:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is not None and self._made and [entry.name for entry in self.path.iterdir()] == [CARD]:
+                shutil.rmtree(self.path)  # a set that never got a row is none
+        finally:
+            self._lock.release()
 
     def _open(self) -> None:
         leftovers = set(self.path.glob("*.tmp"))  # of a writer that was killed, maybe before its first card
@@ -271,6 +279,7 @@ class SetWriter:
         else:
             self.path.mkdir(exist_ok=True)
             self.card.write(self.path)
+            self._made = True
         for leftover in leftovers:
             leftover.unlink(missing_ok=True)
 
@@ -357,12 +366,20 @@ def shard_paths(directory: Path, modality: Modality) -> list[Path]:
     return sorted(directory.glob(f"{modality}-*.parquet"))
 
 
-def shard_rows(path: Path) -> int:
-    """Return the number of rows of a shard, from its footer."""
+def shard_rows(path: Path, dim: int) -> int:
+    """Return the number of rows of a shard with vectors of dimension `dim`, from its footer."""
     try:
-        return int(pq.read_metadata(path).num_rows)
+        with pq.ParquetFile(path) as file:
+            rows, layout = int(file.metadata.num_rows), file.schema_arrow
     except (OSError, pa.ArrowException) as error:
         raise _damaged(path, error) from error
+    vector = layout.field("vector").type if "vector" in layout.names else None
+    if vector is not None and pa.types.is_fixed_size_list(vector) and vector.list_size != dim:
+        raise EmbeddingSetError(
+            f"shard {path}: expected vectors of dimension {dim}, as the card says, got {vector.list_size}; encode the "
+            "corpus into a new set"
+        )
+    return rows
 
 
 def read_shard(path: Path, modality: Modality) -> Rows:
@@ -413,9 +430,15 @@ def _read(path: Path, columns: list[str]) -> pa.Table:
                     f"{path} is no shard of an embedding set: it has no column {', '.join(sorted(missing))}"
                 )
             vectors = types.pop("vector")
-            if not pa.types.is_fixed_size_list(vectors) or not all(types[name] == pa.string() for name in IDENTITY):
+            numbers = pa.types.is_fixed_size_list(vectors) and pa.types.is_floating(vectors.value_type)
+            if not numbers or not all(types[name] == pa.string() for name in IDENTITY):
                 raise EmbeddingSetError(f"{path} is no shard of an embedding set: a column is of another type")
-            return file.read(columns=columns)
+            table = file.read(columns=columns)
+            if gaps := [name for name in columns if table.column(name).null_count]:
+                raise EmbeddingSetError(
+                    f"{path} is no shard of an embedding set: {', '.join(gaps)} of some rows is null"
+                )
+            return table
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise _damaged(path, error) from error
 

@@ -1,9 +1,10 @@
 """Recall@K audits of a live release, through its store, against the labels of held-out pairs.
 
 Three things are measured for each direction: what production gets (the index as it serves), what exact search over
-the same collection gives, and how much of the exact answer the index finds. Recall@K is the share of queries with a
-relevant item among the first K; relevant means of the same group. Among equal scores the irrelevant item counts as
-the better one, so ties never flatter.
+the same gallery gives (mean reciprocal rank and median rank come from it), and how much of the exact answer the index
+finds over the whole collection, without a filter. Recall@K is the share of queries with a relevant item among the
+first K; relevant means of the same group. Among equal scores the irrelevant item counts as the better one, so ties
+never flatter.
 """
 
 import operator
@@ -22,9 +23,9 @@ from alignment.recall import (
     Estimate,
     Ranks,
     bootstrap_mean,
+    bootstrap_median,
     chance_recall_at,
     group_codes,
-    recall_at,
 )
 from alignment.vectors import FloatArray, faults
 from connector.errors import MismatchError, RequirementError
@@ -278,20 +279,24 @@ class _Probe:
         deep = max(shallow, self.depth)
         for groups, vectors in _batches(rows):
             queries = self.release.lowering.query(self.release.alignment.project(rows.modality, vectors))
-            served = self._search(queries, shallow, exact=False)
-            truth = self._search(queries, deep, exact=True)
+            served = self._search(queries, shallow, self.condition, exact=False)
+            truth = self._search(queries, deep, self.condition, exact=True)
             for query, group, got, best in zip(queries, groups, served, truth, strict=True):
                 live.append(self._rank(query, group, got, shallow))
                 exact.append(self._rank(query, group, best, deep))
+            if self.condition is not None:
+                # Qdrant searches a small filtered part exhaustively; what the index finds shows without a filter.
+                served = self._search(queries, shallow, None, exact=False)
+                truth = self._search(queries, shallow, None, exact=True)
+            for got, best in zip(served, truth, strict=True):
                 for k in self.ks:
                     fidelity[k].append(self._fidelity(got, best, k))
             advance(len(groups))
         return _Outcome(np.array(live), np.array(exact), {k: np.array(v) for k, v in fidelity.items()})
 
     def _search(
-        self, queries: npt.NDArray[np.floating], k: int, *, exact: bool, condition: "Filter | None" = None
+        self, queries: npt.NDArray[np.floating], k: int, condition: "Filter | None", *, exact: bool
     ) -> list[list[Hit]]:
-        condition = condition or self.condition
         return self.store.search(
             self.release.name, self.asked, queries, k, filter=condition, exact=exact, with_payload=["group"]
         )
@@ -303,7 +308,7 @@ class _Probe:
             return np.inf
         if hits[-1].raw_score == best and len(hits) == limit < self.size:
             # The tie may go on beyond the list. How many of it are irrelevant, a list of nothing else says.
-            (hits,) = self._search(query[None], limit, exact=True, condition=_without_group(group, self.condition))
+            (hits,) = self._search(query[None], limit, _without_group(group, self.condition), exact=True)
         score = self.release.lowering.score
         before = [hit for hit in hits if score(hit.raw_score) >= score(best) and hit.payload["group"] != group]
         return len(before) + 1.0 if len(before) < limit else np.inf
@@ -331,21 +336,23 @@ def _measures(
     (codes,) = group_codes(groups)
     n = len(groups)
 
-    def estimated(name: str, values: npt.NDArray[np.floating]) -> Measure:
-        estimate: Estimate = bootstrap_mean(values, codes, seed=seed)
+    def estimated(
+        name: str, values: npt.NDArray[np.floating], bootstrap: Callable[..., Estimate] = bootstrap_mean
+    ) -> Measure:
+        estimate = bootstrap(values, codes, seed=seed)
         return Measure(direction, name, estimate.value, estimate.low, estimate.high, n)
 
     for k in ks:
         yield estimated(f"recall@{k}", (outcome.live <= k).astype(np.float64))
     for k in ks:
-        yield Measure(direction, f"exact.recall@{k}", recall_at(outcome.exact, k), queries=n)
+        yield estimated(f"exact.recall@{k}", (outcome.exact <= k).astype(np.float64))
     for k in ks:
         chance = chance_recall_at(k, relevant, gallery) if gallery else 0.0
         yield Measure(direction, f"chance.recall@{k}", chance, queries=n)
     yield estimated("mrr", 1.0 / outcome.exact)
-    yield Measure(direction, "median_rank", float(np.median(outcome.exact)), queries=n)
+    yield estimated("median_rank", outcome.exact, bootstrap_median)
     for k, shares in outcome.fidelity.items():
-        yield Measure(direction, f"index.recall@{k}", float(shares.mean()), queries=n)
+        yield estimated(f"index.recall@{k}", shares)
         yield Measure(direction, f"index.recall@{k}.p5", float(np.percentile(shares, 5)), queries=n)
         yield Measure(direction, f"index.recall@{k}.min", float(shares.min()), queries=n)
 

@@ -181,7 +181,9 @@ def encode(
     help="Share of the groups that the fit never sees.",
 )
 @click.option("--folds", type=click.IntRange(2), default=4, show_default=True, help="Folds of the cross-validation.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the hold-out and the folds.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the hold-out and the folds."
+)
 @json_option
 @home_options
 def fit(
@@ -261,7 +263,7 @@ def ingest(
 @cli.command()
 @click.argument("collection")
 @click.argument("query")
-@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="How many items to find.")
+@click.option("-k", type=click.IntRange(1, 1_000_000), default=10, show_default=True, help="How many items to find.")
 @click.option("--metric", metavar="METRIC", help=METRIC_HELP + "  [default: the only one there is, or cosine]")
 @click.option("--target", type=click.Choice(["image", "text"]), help="Modality to find.  [default: the other one]")
 @click.option("--filter", "filter_json", metavar="JSON", help="Qdrant filter on the payload.")
@@ -278,7 +280,7 @@ def search(
     from connector.report import Answered, write_contact_sheet
     from connector.store import parse_filter
 
-    condition = parse_filter(filter_json) if filter_json else None
+    condition = parse_filter(filter_json) if filter_json is not None else None
     is_image = Path(query).suffix.lower() in IMAGE_SUFFIXES
     with _home(where) as home:
         retriever = home.retriever(collection, metric)
@@ -325,7 +327,7 @@ def search(
     show_default=True,
     help="Which points to search among.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the bootstrap.")
 @json_option
 @home_options
 def audit(
@@ -354,7 +356,9 @@ def audit(
 
 
 @cli.command()
-@click.option("-n", "limit", type=click.IntRange(1), default=10, show_default=True, help="How many runs to show.")
+@click.option(
+    "-n", "limit", type=click.IntRange(1, 1_000_000), default=10, show_default=True, help="How many runs to show."
+)
 @json_option
 @home_options
 def status(limit: int, as_json: bool, **where: Any) -> None:
@@ -388,7 +392,7 @@ def status(limit: int, as_json: bool, **where: Any) -> None:
 
 
 @cli.command()
-@click.argument("run", type=int, required=False)
+@click.argument("run", type=click.IntRange(1, 2**31 - 1), required=False)
 @json_option
 @home_options
 def rejects(run: int | None, as_json: bool, **where: Any) -> None:

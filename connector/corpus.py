@@ -45,6 +45,8 @@ class Folder(Corpus):
         if captions is None:
             return
         try:
+            if not captions.is_file():
+                raise ValueError("no regular file")
             if (size := captions.stat().st_size) > LONGEST_FIELD:
                 raise ValueError(f"{size} bytes are no captions")
             if "\0" in (text := captions.read_text(encoding="utf-8-sig")):
@@ -104,6 +106,8 @@ def open_corpus(path: Path | str) -> Corpus:
         return Folder(path)
     if not path.exists():
         raise CorpusError(f"corpus {path} does not exist")
+    if not path.is_file():
+        raise CorpusError(f"corpus {path} is no regular file, and could not be read again after a kill")
     try:
         return READERS[path.suffix.lower()](path)
     except KeyError:

@@ -59,6 +59,8 @@ def _condition(condition: Any) -> Any:
 
 def _field(condition: Any) -> Any:
     range_ = condition.range
+    if not condition.model_dump(exclude={"key"}, exclude_none=True):
+        raise FilterError(f"the condition on {condition.key!r} asks for nothing; give it a match or a range")
     return edge.FieldCondition(
         key=condition.key,
         match=_match(condition.match) if condition.match else None,

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
 REGISTRY = "registry.json"
+# The engine maps its files into memory: where the disk is full it does not fail, the process is killed.
+SPARE_BYTES = 128 << 20
 FORBIDDEN = frozenset('<>:"/\\|?*\0\x1f')  # what a server refuses in the name of a collection
 
 
@@ -89,6 +91,13 @@ class EdgeStore(Store):
             write_durably(self.path / REGISTRY, (json.dumps(raw, indent=2) + "\n").encode())
         self._collections, self._aliases = collections, aliases
 
+    def _require_space(self) -> None:
+        if (free := shutil.disk_usage(self.path).free) < SPARE_BYTES:
+            raise StoreError(
+                f"{self.path} has {free >> 20} MiB of disk left, Qdrant Edge needs {SPARE_BYTES >> 20} MiB to spare; "
+                "make room and run the same command again"
+            )
+
     def _resolve(self, name: str) -> str:
         resolved = self._aliases.get(name, name)
         if resolved not in self._collections:
@@ -126,6 +135,7 @@ class EdgeStore(Store):
             raise StoreError(f"{self.url}: collection or alias {name!r} exists")
         if not name or name in (".", "..") or FORBIDDEN & set(name):
             raise StoreError(f"{self.url}: {name!r} cannot name a collection, which is a directory here")
+        self._require_space()
         home = self._home(name)
         with _translated(f"create collection {name}"):
             shutil.rmtree(home, ignore_errors=True)
@@ -163,6 +173,7 @@ class EdgeStore(Store):
     def _upsert(self, name: str, points: Points) -> None:
         vector_name = points.vector_name
         shard = self._shard(name)
+        self._require_space()
         with _translated(f"write to collection {name}"):
             batch = [
                 edge.Point(id_, {vector_name: vector}, payload)

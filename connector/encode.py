@@ -106,6 +106,8 @@ def _prepare(item: Item, content: _Content, encoder: Encoder) -> _Content | Reje
         return _Content(content.sha256, encoder.prepare(item.modality, loaded))
     except ImageRejectedError as error:
         return _refused(item, "decode", error.reason, str(error))
+    except Exception as error:  # noqa: BLE001  preprocessing may raise anything; it ends its item, not the run
+        return _refused(item, "encode", "preprocessing-failed", f"{type(error).__name__}: {error}")
 
 
 def _take(

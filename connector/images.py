@@ -11,6 +11,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 # A file beyond this is no photograph, and a picture beyond this decompresses to more than 300 MB.
 MAX_BYTES = 256 << 20
 MAX_PIXELS = 100_000_000
+# Encoders scale the shorter side to their input, which makes a thread of pixels longer than any memory.
+MAX_ASPECT = 256
 
 # What a photograph or a drawing comes in. Pillow opens more, and hands PostScript to a program that runs it.
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
@@ -57,6 +59,10 @@ def decode(content: bytes) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise ImageRejectedError(
                 "image-too-large", f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are decoded"
+            )
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            raise ImageRejectedError(
+                "image-too-elongated", f"{image.width} x {image.height} pixels, at most {MAX_ASPECT} to 1 is encoded"
             )
         image.load()
         return upright_rgb(image)

@@ -15,6 +15,7 @@ from alembic import command as alembic
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Engine, create_engine, delete, event, func, select, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
@@ -202,6 +203,14 @@ class Provenance:
         with self.session() as session:
             return session.get_one(AlignmentRow, alignment_id)
 
+    def encoders(self, alignment: AlignmentRow) -> dict[Modality, EncoderRow]:
+        """Return the encoders that an alignment was recorded with."""
+        with self.session() as session:
+            return {
+                "image": session.get_one(EncoderRow, alignment.image_encoder_id),
+                "text": session.get_one(EncoderRow, alignment.text_encoder_id),
+            }
+
     def releases(self, **where: Any) -> list[ReleaseRow]:
         """Return the releases whose columns have these values, newest last."""
         with self.session() as session:
@@ -298,7 +307,12 @@ def upgrade(url: str, revision: str = "head") -> None:
         except OSError as error:
             raise ProvenanceError(f"database {redacted(url)}: its directory cannot be made: {error}") from error
     with _translated(url):
-        alembic.upgrade(alembic_config(url), revision)
+        try:
+            alembic.upgrade(alembic_config(url), revision)
+        except CommandError as error:
+            raise ProvenanceError(
+                f"database {redacted(url)}: {error}; it was made by a newer modalign, or is not modalign's"
+            ) from error
 
 
 def downgrade(url: str, revision: str) -> None:

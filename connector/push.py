@@ -222,7 +222,7 @@ class _Writer:
                 open_targets = []
                 for target in targets:
                     target.met.add(place)
-                    # A batch with refused rows is not in the ledger as whole, and is tried again.
+                    # A batch with refused rows is not in the ledger as whole: they are refused again, every time.
                     if target.ledger.get(place) == written:
                         self.run.counts["unchanged"] += len(rows)
                     else:
@@ -243,6 +243,9 @@ class _Writer:
         ids = [point_id(rows.modality, key) for key in sound.keys]
         refused = [point_id(rows.modality, key) for key in set(rows.keys) - set(sound.keys)]
         for target in targets:
+            if target.ledger.get(place) == (digest, len(ids)):
+                self.run.counts["unchanged"] += len(ids)
+                continue
             if refused:  # an older point of a row that can no longer be written would be found for what it was
                 self.store.delete(target.release.name, refused)
             if ids:

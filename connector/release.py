@@ -21,6 +21,7 @@ from alignment.metrics import Lowering, Metric, parse
 from connector.errors import CollectionNotFoundError, MismatchError
 from connector.models import ReleaseRow
 from connector.provenance import Provenance
+from connector.settings import checked_name
 from connector.store import Store
 
 METADATA = "modalign"
@@ -76,11 +77,19 @@ def chain(alignment: Alignment, metric: Metric, lowering: Lowering) -> dict[str,
 
 def require_chain(store: Store, name: str, expected: dict[str, Any]) -> None:
     """Raise a `MismatchError` that names both sides if the collection `name` was written for another chain."""
-    found = dict(store.describe(name).metadata.get(METADATA, {}))
+    info = store.describe(name)
+    found = dict(info.metadata.get(METADATA, {}))
     for link, ours in expected.items():
         if (theirs := found.get(link)) != ours:
             raise MismatchError(
                 f"collection {name} was written with {link} {_printed(theirs)}, expected {_printed(ours)}; "
+                "push the embedding set into a new collection"
+            )
+    lowering = expected["lowering"]
+    for modality, vector in info.vectors.items():
+        if (theirs := (vector.distance.value, vector.dim)) != (ours := (lowering["distance"], lowering["dim"])):
+            raise MismatchError(
+                f"collection {name} holds {modality} vectors of {theirs}, expected {ours}; "
                 "push the embedding set into a new collection"
             )
 
@@ -108,6 +117,7 @@ def open_release(provenance: Provenance, store: Store, collection: str, metric: 
         CollectionNotFoundError: no live release.
         MismatchError: SQL, collection and alignment do not belong together.
     """
+    checked_name(collection, "collection")
     rows = provenance.releases(store_url=provenance.stored(store.url), collection=collection, state="live")
     metrics = {row.metric: row for row in rows}
     if metric is not None:
@@ -131,13 +141,20 @@ def checked(provenance: Provenance, store: Store, row: ReleaseRow) -> Release:
             f"release {row.physical_name} was written with alignment {recorded.name} {recorded.fingerprint[:12]}, its "
             f"directory now holds {alignment.fingerprint[:12]}; restore it, or push with the new one"
         )
+    for modality, encoder in provenance.encoders(recorded).items():
+        in_sql, in_card = EncoderCard(encoder.spec, encoder.fingerprint, encoder.dim), alignment.card.encoders[modality]
+        if in_sql != in_card:
+            raise MismatchError(
+                f"SQL recorded alignment {recorded.name} with the {modality} encoder {in_sql}, its card names "
+                f"{in_card}; restore the one that was changed"
+            )
     metric = parse(row.metric)
     lowering = metric.lower(alignment.dim)
     ours = (lowering.distance.value, lowering.dim, lowering.version)
     if (theirs := (row.distance, row.dim, row.lowering_version)) != ours:
         raise MismatchError(
             f"release {row.physical_name} was written with lowering {theirs}, this modalign lowers {metric} to {ours}; "
-            "push again"
+            "push into a new collection"
         )
     require_chain(store, row.physical_name, chain(alignment, metric, lowering))
     return Release(row, alignment, metric, lowering)

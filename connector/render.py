@@ -84,7 +84,10 @@ def audit_document(result: "Result") -> dict[str, Any]:
         "points": found.info.points,
         "indexed": found.info.indexed,
         "without_relevant": found.without_relevant,
-        "measures": [{**asdict(m), "value": _finite(m.value)} for m in found.measures],
+        "measures": [
+            {**asdict(m), "value": _finite(m.value), "low": _finite(m.low), "high": _finite(m.high)}
+            for m in found.measures
+        ],
         "not_met": [
             {"requirement": r.text, "direction": m.direction, "measure": m.name, "value": _finite(m.value)}
             for r, m in found.failures
@@ -92,8 +95,8 @@ def audit_document(result: "Result") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _finite(value: float) -> float | None:
-    return value if value < float("inf") else None  # JSON knows no infinity
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and value < float("inf") else None  # JSON knows no infinity
 
 
 def print_audit(found: "Audit") -> None:

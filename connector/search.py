@@ -13,6 +13,7 @@ from alignment.embeddings import Modality
 from connector.encoders import Encoder, load_encoder
 from connector.errors import ConnectorError, MismatchError
 from connector.images import ImageRejectedError, decode, read_image, upright_rgb
+from connector.items import printable
 from connector.provenance import Provenance
 from connector.release import Release, open_release, require_encoder
 from connector.store import Hit, Store
@@ -73,8 +74,9 @@ class Retriever:
         exact: bool = False,
     ) -> list[list[Found]]:
         """Find the `k` best items of modality `target` for each text."""
-        if any(not text.strip() for text in texts):
-            raise ConnectorError("expected a text to search for, got an empty one")
+        for text in texts:
+            if not text.strip() or text != printable(text):
+                raise ConnectorError(f"expected a text of Unicode to search for, got {printable(text)!r}")
         X = self._encoder("text").encode("text", texts)
         return self._search("text", X, k, target=target, filter=filter, exact=exact)
 

@@ -282,7 +282,7 @@ def parse_filter(text: str) -> "Filter":
     example = '{"must": [{"key": "language", "match": {"value": "en"}}]}'
     try:
         return Filter.model_validate(json.loads(text))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise FilterError(f"filter is no JSON ({error}); expected a Qdrant filter such as {example}") from None
     except ValidationError as error:
         places = sorted({".".join(map(str, e["loc"][:2])) or "(top)" for e in error.errors()})

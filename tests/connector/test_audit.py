@@ -419,7 +419,8 @@ def test_queries_are_asked_in_batches(served: World, monkeypatch: pytest.MonkeyP
     assert found.measures == whole.measures
     sizes = [len(queries) for _, _, queries, _ in searches.arguments]
     assert max(sizes) == 7
-    assert sum(sizes) == 2 * (N + 2 * N)
+    # Through the index and exactly, in the gallery of held-out points and in the whole collection.
+    assert sum(sizes) == 4 * (N + 2 * N)
 
 
 def test_modalities_are_what_directions_are_made_of() -> None:

@@ -422,12 +422,11 @@ class TestEmpty:
         assert files(tmp_path / "s") == before
         assert EmbeddingSet.open(tmp_path / "s").card.counts == {"image": 25, "text": 50}
 
-    def test_a_new_set_of_an_empty_corpus_is_not_complete(self, tmp_path: Path) -> None:
+    def test_an_empty_corpus_makes_no_set(self, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
         with pytest.raises(CorpusError, match="is empty"):
             run_encode(tmp_path / "empty", tmp_path / "s")
-        with pytest.raises(EmbeddingSetError, match="incomplete"):
-            EmbeddingSet.open(tmp_path / "s")
+        assert not (tmp_path / "s").exists()
 
     def test_an_encode_that_fails_goes_on_where_it_was(self, manifest: Path, tmp_path: Path) -> None:
         class Failing(CountingImages):
