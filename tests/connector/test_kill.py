@@ -273,7 +273,7 @@ class TestInterrupted:
         assert code == 130, runner.errors
         assert "Traceback" not in runner.errors
         assert runner.errors.splitlines()[-1].startswith("interrupted; nothing is half written: run the same command")
-        assert outcomes(home) in ([], [("ingest", "interrupted")])
+        assert outcomes(home) in ([], [("ingest", "interrupted")], [("ingest", "done")])  # done, but not yet printed
 
     @pytest.mark.parametrize(("when", "point"), INTERRUPTED_POINTS, ids=named(INTERRUPTED_POINTS))
     def test_at_a_point(
