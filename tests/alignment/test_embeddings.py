@@ -465,6 +465,61 @@ def test_another_parquet_file_is_no_shard(tmp_path: Path) -> None:
         read_shard(path, "image")
 
 
+def arrow(rows: Rows, **changes: list[Any]) -> pa.Table:
+    """The rows as a shard, with other values in the columns `changes`."""
+    table = rows.to_arrow("float32")
+    for name, values in changes.items():
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, table.schema.field(place), pa.array(values, table.schema.field(place).type))
+    return table
+
+
+@pytest.mark.parametrize("column", [*IDENTITY, "vector"])
+def test_a_null_in_a_column_is_no_shard(column: str, tmp_path: Path) -> None:
+    opened = fake_set(tmp_path / "s", some("image", 3))
+    [shard] = opened.shards("image")
+    values = arrow(some("image", 3)).column(column).to_pylist()
+    pq.write_table(arrow(some("image", 3), **{column: [values[0], None, values[2]]}), shard)
+    for reading in (
+        lambda: read_shard(shard, "image"),
+        lambda: opened.load("image"),
+        lambda: next(opened.batches("image", 1)),
+    ):
+        with pytest.raises(EmbeddingSetError, match=f"image-000000.parquet is no shard .*: {column} of some rows is"):
+            reading()
+
+
+def test_every_column_with_a_null_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "image-000000.parquet"
+    nothing: list[Any] = [None, None]
+    pq.write_table(arrow(some("image", 2), group=nothing, payload=nothing), path)
+    with pytest.raises(EmbeddingSetError, match="group, payload of some rows is null"):
+        read_shard(path, "image")
+
+
+@pytest.mark.parametrize("dim", [3, 5])
+def test_a_shard_of_another_dimension_than_the_card_says(dim: int, tmp_path: Path) -> None:
+    opened = fake_set(tmp_path / "s", some("image", 3), some("image", 2, 1, "more"))
+    shard = opened.shards("image")[1]
+    vectors = np.random.default_rng(0).standard_normal((2, dim))
+    write_shard(shard, fake_rows("image", vectors, prefix="more"), "float32")
+    message = rf"image-000001\.parquet: expected vectors of dimension 4, as the card says, got {dim}; encode"
+    with pytest.raises(EmbeddingSetError, match=message):
+        EmbeddingSet.open(tmp_path / "s")
+    with pytest.raises(EmbeddingSetError, match=message):
+        shard_rows(shard, 4)
+    assert shard_rows(shard, dim) == 2
+
+
+def test_a_card_of_another_dimension_than_the_shards(tmp_path: Path) -> None:
+    fake_set(tmp_path / "s", some("image", 3), some("text", 3))
+    card = json.loads((tmp_path / "s" / CARD).read_text())
+    card["encoders"]["text"]["dim"] = 4
+    (tmp_path / "s" / CARD).write_text(json.dumps(card))
+    with pytest.raises(EmbeddingSetError, match=r"text-000000\.parquet: expected vectors of dimension 4, .* got 3"):
+        EmbeddingSet.open(tmp_path / "s")
+
+
 def test_vectors_of_varying_length_are_no_shard(tmp_path: Path) -> None:
     path = tmp_path / "image-000000.parquet"
     columns = {name: ["a", "b"] for name in IDENTITY}

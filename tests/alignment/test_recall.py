@@ -11,6 +11,7 @@ from alignment.recall import (
     Codes,
     Estimate,
     bootstrap_mean,
+    bootstrap_median,
     chance_recall_at,
     group_codes,
     mean_reciprocal_rank,
@@ -230,6 +231,61 @@ def test_the_interval_covers_the_truth_about_95_times_in_100(rng: np.random.Gene
 
 def test_one_group_has_no_spread() -> None:
     assert bootstrap_mean(np.array([0.0, 1.0]), np.array([4, 4])) == Estimate(0.5, 0.5, 0.5)
+
+
+def brute_median(values: npt.NDArray[np.float64], groups: Codes, seed: int, replicates: int) -> Estimate:
+    """Lay the values of the drawn groups out, group by group, sort them and take the lower middle one."""
+    names, draws = np.unique(groups), np.random.default_rng(seed)
+    medians = []
+    for _ in range(replicates):
+        drawn = draws.integers(len(names), size=len(names))
+        resampled = sorted(value for name in names[drawn] for value in values[groups == name].tolist())
+        medians.append(resampled[(len(resampled) - 1) // 2])
+    medians.sort()
+    low, high = (medians[math.ceil(share * replicates) - 1] for share in (0.025, 0.975))
+    return Estimate(float(np.median(values)), low, high)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([1.0, 2.0, 3.0, 7.5, 1000.0, math.inf]), st.integers(-2, 5)), min_size=1),
+    st.integers(0, 2**32 - 1),
+)
+@example([(math.inf, 0), (math.inf, 1)], 0)
+@example([(1.0, 0), (math.inf, 0)], 0)
+@example([(1.0, 0), (math.inf, 1)], 0)
+def test_the_median_is_that_of_resampled_groups(drawn: list[tuple[float, int]], seed: int) -> None:
+    values, groups = np.array([value for value, _ in drawn]), np.array([group for _, group in drawn])
+    assert bootstrap_median(values, groups, seed=seed, replicates=40) == brute_median(values, groups, seed, 40)
+
+
+def test_the_median_is_that_of_a_thousand_resamples(rng: np.random.Generator) -> None:
+    values = np.where(rng.random(90) < 0.4, math.inf, rng.integers(1, 50, 90))
+    groups = rng.integers(0, 30, 90)
+    estimate = bootstrap_median(values, groups, seed=3)
+    assert estimate == brute_median(values, groups, 3, 1000)
+    assert estimate.low < estimate.value < estimate.high == math.inf
+
+
+def test_the_interval_of_a_median_does_not_depend_on_the_order_or_the_names(rng: np.random.Generator) -> None:
+    values, groups = rng.integers(1, 20, 60).astype(np.float64), np.repeat(np.arange(20), 3)
+    estimate, order = bootstrap_median(values, groups), rng.permutation(60)
+    assert bootstrap_median(values[order], groups[order]) == estimate
+    assert bootstrap_median(values, groups * 1000 - 7) == estimate
+    assert bootstrap_median(values, groups, seed=1).value == estimate.value
+
+
+def test_the_median_of_one_group_and_of_equal_values_has_no_spread() -> None:
+    assert bootstrap_median(np.array([1.0, 3.0, 9.0]), np.array([4, 4, 4])) == Estimate(3.0, 3.0, 3.0)
+    assert bootstrap_median(np.full(8, 2.0), np.arange(8)) == Estimate(2.0, 2.0, 2.0)
+    assert bootstrap_median(np.full(5, math.inf), np.arange(5)) == Estimate(math.inf, math.inf, math.inf)
+
+
+def test_the_interval_of_a_median_covers_the_truth_about_95_times_in_100(rng: np.random.Generator) -> None:
+    covered = 0
+    for seed in range(200):
+        estimate = bootstrap_median(rng.normal(5, 1, 61), np.arange(61), seed=seed, replicates=200)
+        covered += estimate.low <= 5 <= estimate.high
+    assert 178 <= covered <= 199  # 190 expected, standard deviation 3.1
 
 
 def test_an_estimate_prints_with_its_interval() -> None:

@@ -242,6 +242,19 @@ class Lossy(EdgeStore):
         return found
 
 
+class LossyWhere(EdgeStore):
+    """A store whose index loses the best hit of every search with a filter, or of every one without."""
+
+    def __init__(self, path: Path, *, filtered: bool):
+        super().__init__(path)
+        self.filtered = filtered
+
+    def search(self, name: str, vector_name: str, queries: Any, k: int, **options: Any) -> list[list[Hit]]:
+        found = super().search(name, vector_name, queries, k, **options)
+        loses = not options.get("exact") and (options.get("filter") is not None) == self.filtered
+        return [hits[1:] for hits in found] if loses else found
+
+
 class TestTheIndex:
     def test_what_the_index_loses_is_measured(self, tmp_path: Path) -> None:
         store: Store = Lossy(tmp_path / "qdrant", lost=3)
@@ -263,6 +276,28 @@ class TestTheIndex:
             assert measured["index.recall@5.p5"] == pytest.approx(0.4)
             # Without noise the best image is the right one, so what the index loses is lost to production.
             assert (measured["recall@10"], measured["exact.recall@10"]) == (0.9, 1.0)
+
+    @pytest.mark.parametrize("gallery", ["held-out", "all"])
+    @pytest.mark.parametrize("filtered", [False, True])
+    def test_it_is_measured_without_a_filter(self, tmp_path: Path, filtered: bool, gallery: Any) -> None:
+        """A small gallery that is filtered is searched exhaustively, and hides what production loses."""
+        store: Store = LossyWhere(tmp_path / "qdrant", filtered=filtered)
+        with store:
+            world = World(tmp_path, store)
+            world.alignment()
+            with world.provenance:
+                world.push(world.set("s", *pairs(60)))
+                found = audit(opened(world), store, the_set(world), ks=(1, 5), gallery=gallery)
+        for direction in DIRECTIONS:
+            measured = values(found, direction)
+            assert found.gallery[DIRECTIONS[direction][1]] > 6
+            # Without noise the best is the right one. A list of k + 1 refills one place of the longest.
+            of_the_index = (1.0, 1.0) if filtered else (0.0, 0.8)
+            assert (measured["index.recall@1"], measured["index.recall@5"]) == of_the_index
+            assert (measured["index.recall@5.min"], measured["index.recall@5.p5"]) == (of_the_index[1],) * 2
+            lost = filtered == (gallery == "held-out")
+            assert (measured["recall@1"], measured["recall@5"]) == ((0.0, 0.0) if lost else (1.0, 1.0))
+            assert (measured["exact.recall@1"], measured["mrr"]) == (1.0, 1.0)
 
 
 class TestMissing:
@@ -323,6 +358,38 @@ class TestMissing:
         (release,) = world.push(world.set("s", *pairs(5)), "b").releases
         with pytest.raises(MismatchError, match="holds no held-out image rows to audit with"):
             audit(release, world.store, the_set(world))
+
+    @pytest.mark.parametrize("gallery", ["held-out", "all"])
+    @pytest.mark.parametrize("queries", ["held-out", "all"])
+    def test_a_set_that_shares_no_pair_with_the_gallery(
+        self, world: World, queries: Any, gallery: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (release,) = world.push(world.set("s", *pairs(20))).releases
+        other = world.set("t", *pairs(20, prefix="other-"))
+        searches = Calls(monkeypatch, world.store, "search")
+        message = rf"no pair of embedding set .*/t is in the {gallery} gallery of release {release.name}; name the set"
+        with pytest.raises(MismatchError, match=message):
+            audit(release, world.store, other, queries=queries, gallery=gallery)
+        assert len(searches) == 0
+
+    def test_one_pair_that_is_shared_is_enough(self, world: World) -> None:
+        image, text = pairs(20)
+        (release,) = world.push(world.set("s", image, text)).releases
+        other = [*pairs(19, seed=1, prefix="other-"), image.take([0]), text.take([0])]
+        found = audit(release, world.store, world.set("t", *other), ks=(1,), queries="all", gallery="all")
+        assert found.without_relevant == {"text-to-image": 19, "image-to-text": 19}
+        for direction in DIRECTIONS:
+            assert values(found, direction)["recall@1"] == pytest.approx(1 / 20)
+
+    def test_pairs_that_the_fit_saw_are_not_in_the_gallery_of_the_others(self, world: World) -> None:
+        image, text = pairs(20)
+        (release,) = world.push(world.set("s", image, text)).releases
+        seen = np.flatnonzero(~held(release, image.groups)).tolist()
+        fitted = world.set("t", image.take(seen), text.take(seen))
+        with pytest.raises(MismatchError, match="is in the held-out gallery"):
+            audit(release, world.store, fitted, queries="all")
+        found = audit(release, world.store, fitted, ks=(1,), queries="all", gallery="all")
+        assert values(found, "text-to-image")["recall@1"] == 1.0
 
     def test_a_set_of_another_encoder(self, world: World) -> None:
         (release,) = world.push(world.set("s", *pairs(5))).releases

@@ -317,6 +317,8 @@ class TestExitCodes:
         assert self.run("status", "--home", shared).returncode == 0
         ended = self.run("search", "things", "--home", shared)
         assert (ended.returncode, "Missing argument 'QUERY'" in ended.stderr) == (2, True)
+        ended = self.run("search", "things", "red", "--metric", "hamming", "--home", shared)
+        assert (ended.returncode, ended.stderr.startswith("modalign: unknown metric 'hamming'")) == (2, True)
 
     def test_failed(self, shared: Path) -> None:
         ended = self.run("search", "nothing", "red", "--home", shared)
@@ -386,6 +388,7 @@ class TestBadCorpora:
             ({"key": "x", "image": "truncated.png"}, "image-broken"),
             ({"key": "x", "image": "empty.png"}, "image-empty"),
             ({"key": "x", "image": "black.png"}, "vector-zero"),
+            ({"key": "x", "image": "thread.png"}, "image-too-elongated"),
             ({"key": "x", "caption": f"a {NAN_WORD}"}, "vector-not-finite"),
             ({"key": "x", "caption": 3}, "caption-not-text"),
             ({"key": "x", "caption": "red", "year": float("nan")}, "payload-not-json"),
@@ -400,6 +403,7 @@ class TestBadCorpora:
         Image.fromarray(noise).save(tmp_path / "whole.png")
         (tmp_path / "truncated.png").write_bytes((tmp_path / "whole.png").read_bytes()[:1000])
         Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
+        Image.new("RGB", (257, 1), "red").save(tmp_path / "thread.png")
         ((found, key),) = self.rejected(unbroken, manifest)
         assert found == reason
         assert key is None or key.startswith(str(row.get("key")))
@@ -412,6 +416,28 @@ class TestBadCorpora:
         ended = modalign(*arguments)
         assert (ended.code, ended.document["counts"]["rejected"], ended.document["counts"]["written"]) == (4, 1, 8)
         assert modalign(*arguments, "--max-rejects", 1).code == 0
+
+    def test_ingest_reads_the_texts_of_a_csv_as_the_kinds_of_their_indexes(self, home: Path, tmp_path: Path) -> None:
+        lines = ["red,1999,0.5,true", "lime,2007,1e2,false", "navy,MMXX,1,true", "blue,2020,,no", "green,2021,7,true"]
+        records = [f"k{number},{line}\n" for number, line in enumerate(lines)]
+        (tmp_path / "m.csv").write_text("key,caption,year,price,sold\n" + "".join(records))
+        indexes = [f"--payload-index={name}" for name in ("year=integer", "price=float", "sold=bool")]
+        arguments = ("ingest", tmp_path / "m.csv", "--into", "new", "--alignment", "a", "--json", "--home", home)
+        ended = modalign(*arguments, *indexes)
+        assert (ended.code, ended.document["counts"]["rejected"], ended.document["counts"]["written"]) == (4, 2, 3)
+        refused = done("rejects", ended.document["run"], "--json", "--home", home).document["rejects"]
+        assert [(reject["reason"], reject["key"], reject["detail"]) for reject in refused] == [
+            ("payload-not-integer", "k2#0", "year is indexed as integer, got the text 'MMXX'"),
+            ("payload-not-bool", "k3#0", "sold is indexed as bool, got the text 'no'"),
+        ]
+        for condition, expected in (
+            ('{"key": "year", "range": {"gte": 2000}}', {"k1#0": 2007, "k4#0": 2021}),
+            ('{"key": "price", "range": {"lt": 50}}', {"k0#0": 1999, "k4#0": 2021}),
+            ('{"key": "sold", "match": {"value": false}}', {"k1#0": 2007}),
+        ):
+            options = ("--target", "text", "--filter", f'{{"must": [{condition}]}}', "--json", "--home", home)
+            found = done("search", "new", "red", *options).document["found"]
+            assert {item["key"]: item["payload"]["year"] for item in found} == expected
 
     def test_bad_vectors_of_a_set_are_rejected_by_push(self, home: Path) -> None:
         image, text = pairs(10)
@@ -474,6 +500,10 @@ BAD: list[tuple[str, str | Callable[[Path], Sequence[object]], str]] = [
     ("filter that is no JSON", "search things red --filter {{", "filter is no JSON"),
     ("filter that is none", 'search things red --filter {{"must":[{{"foo":1}}]}}', "filter is not valid at must"),
     ("filter that is a list", "search things red --filter [1]", "filter is not valid"),
+    ("filter of no length", "search things red --filter ", "filter is no JSON"),
+    ("filter that asks for nothing", 'search things red --filter {{"must":{{"key":"a"}}}}', "asks for nothing"),
+    ("query of no length", "search things ", "expected a text of Unicode to search for, got ''"),
+    ("query of nothing but a space", "search things \t", r"expected a text of Unicode to search for, got '\\t'"),
     ("picture that is missing", "search things no-such.png", r"no-such\.png cannot be used \(image-missing\)"),
     ("query that is not a number", f"search things {NAN_WORD}", "vector-not-finite"),
     ("unknown collection to audit", "audit nothing --pairs pairs", "no live release"),
@@ -496,8 +526,8 @@ BAD: list[tuple[str, str | Callable[[Path], Sequence[object]], str]] = [
 
 # What the command line itself says wrong is a usage error; what it names and is not there, or broken, is a failure.
 COMMAND_LINE = re.compile(
-    r"unknown metric|filter is|does not take this filter|requirement '|expected every k|expected edge:|got neither"
-    r"|(set|alignment|collection) name '"
+    r"unknown metric|filter is|does not take this filter|asks for nothing|requirement '|expected every k"
+    r"|expected edge:|got neither|(set|alignment|collection) name '"
 )
 
 
@@ -635,6 +665,16 @@ class TestDatabases:
         before = done("status", "--json", "--home", home).document
         done("db", "upgrade", "--home", home)
         assert done("status", "--json", "--home", home).document == before
+
+    def test_a_database_of_an_unknown_version(self, home: Path) -> None:
+        with sqlite3.connect(home / "modalign.db") as database:
+            database.execute("UPDATE alembic_version SET version_num = 'ffff'")
+        database.close()
+        ended = modalign("db", "upgrade", "--home", home)
+        assert ended.code == 1
+        assert f"database sqlite:///{home}/modalign.db: " in ended.error
+        assert "'ffff'; it was made by a newer modalign, or is not modalign's" in ended.error
+        assert "found ffff" in modalign("status", "--home", home).error
 
     def test_a_home_in_use(self, home: Path) -> None:
         with EdgeStore(home / "qdrant"):

@@ -2,7 +2,8 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import astuple
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,6 +85,23 @@ def rejects(found: Iterable[Item | Reject]) -> list[Reject]:
 
 def reasons(found: Iterable[Item | Reject]) -> list[tuple[int, str]]:
     return [(reject.position, reject.reason) for reject in rejects(found)]
+
+
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    """Fail where a test waits: for a writer of a pipe, there is none."""
+
+    def waited(*_: object) -> None:
+        pytest.fail("it waits")
+
+    before = signal.signal(signal.SIGALRM, waited)
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+no_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 
 
 # Every reader
@@ -634,6 +652,15 @@ def test_the_first_item_does_not_read_the_whole_file(
         assert 0 < Counting.reached < path.stat().st_size / 3
 
 
+@no_pipes
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("name", [*(f"manifest{suffix}" for suffix in READERS), "corpus", "corpus.png"])
+def test_a_pipe_is_no_corpus_and_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CorpusError, match=f"{name} is no regular file, and could not be read again after a kill"):
+        open_corpus(tmp_path / name)
+
+
 # Folders
 
 
@@ -702,6 +729,19 @@ def test_captions_with_a_nul_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "a.png")
     (tmp_path / "a.txt").write_bytes(b"one\x00")
     assert [reject.reason for reject in rejects(read(tmp_path))] == ["row-unreadable"]
+
+
+@no_pipes
+@pytest.mark.usefixtures("impatient")
+def test_captions_that_are_a_pipe_are_refused_and_not_waited_for(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png", "b.txt")
+    os.mkfifo(tmp_path / "a.txt")
+    found = read(tmp_path)
+    assert [item.key for item in items(found)] == ["a.png", "b.png", "b.png#0", "b.png#1"]
+    [reject] = rejects(found)
+    assert (reject.source, reject.position, reject.stage) == (str(tmp_path / "a.txt"), 1, "read")
+    assert (reject.reason, reject.key, reject.modality) == ("row-unreadable", "a.png", "text")
+    assert reject.detail == "no regular file"
 
 
 def test_captions_of_many_megabytes_are_no_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

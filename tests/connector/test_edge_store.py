@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 from uuid import UUID
 
@@ -18,7 +19,7 @@ import pytest
 from alignment.embeddings import write_durably
 from alignment.metrics import Distance
 from connector import edge_store
-from connector.edge_store import EdgeStore
+from connector.edge_store import SPARE_BYTES, EdgeStore
 from connector.errors import StoreBusyError, StoreError
 from connector.store import CollectionConfig, Points, VectorConfig
 
@@ -306,6 +307,83 @@ class TestRegistry:
             store.upsert("d", batch())
             store.upsert("c", batch())
             assert (store.count("c"), store.count("d")) == (N, N)
+
+
+class Usage(NamedTuple):
+    """Stands in for what `shutil.disk_usage` answers."""
+
+    free: int
+
+
+def left(monkeypatch: pytest.MonkeyPatch, free: int) -> list[Path]:
+    """Let every disk have `free` bytes left; return the places that are asked about."""
+    asked: list[Path] = []
+
+    def usage(path: Path) -> Usage:
+        asked.append(path)
+        return Usage(free)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    return asked
+
+
+class TestFullDisk:
+    """The engine maps its files: where the disk is full, the process would be killed."""
+
+    MESSAGE = r"has 127 MiB of disk left, Qdrant Edge needs 128 MiB to spare; make room and run the same command"
+
+    def test_nothing_is_created(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with EdgeStore(tmp_path) as store:
+            store.create("c", LAYOUT)
+            before = registry(tmp_path), sorted(tmp_path.rglob("*"))
+            with monkeypatch.context() as patched:
+                asked = left(patched, SPARE_BYTES - 1)
+                with pytest.raises(StoreError, match=self.MESSAGE) as caught:
+                    store.create("d", LAYOUT)
+            assert str(caught.value).startswith(f"{tmp_path} has ")
+            assert asked == [tmp_path]
+            assert store.collections() == ["c"]
+            assert (registry(tmp_path), sorted(tmp_path.rglob("*"))) == before
+            store.create("d", LAYOUT)
+            assert store.collections() == ["c", "d"]
+
+    def test_nothing_is_upserted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with EdgeStore(tmp_path) as store:
+            store.create("c", LAYOUT)
+            store.set_aliases({"live": "c"})
+            store.upsert("c", batch(10))
+            changed = Points("v", ids(20), np.full((20, DIM), 7, np.float32), [{"number": -1}] * 20)
+            before = [record.payload for page in store.scroll("c") for record in page]
+            with monkeypatch.context() as patched:
+                left(patched, SPARE_BYTES - 1)
+                for name in ("c", "live"):
+                    with pytest.raises(StoreError, match=self.MESSAGE):
+                        store.upsert(name, changed)
+                # What is there can be read, deleted and closed: that makes room.
+                assert [record.payload for page in store.scroll("c") for record in page] == before
+                assert len(before) == 10
+                store.delete("c", ids(1))
+                store.flush("c")
+                assert store.count("c") == 9
+            store.upsert("c", changed)
+            assert store.count("c") == 20
+        with EdgeStore(tmp_path) as store:
+            assert store.count("live") == 20
+
+    def test_just_enough_is_enough(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        left(monkeypatch, SPARE_BYTES)
+        with EdgeStore(tmp_path) as store:
+            store.create("c", LAYOUT)
+            store.upsert("c", batch())
+            assert store.count("c") == N
+        assert SPARE_BYTES == 128 << 20
+
+    def test_a_full_disk_is_dropped_from(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with EdgeStore(tmp_path) as store:
+            store.create("c", LAYOUT)
+            left(monkeypatch, 1 << 20)
+            store.drop("c")
+            assert store.collections() == []
 
 
 class TestOneOwner:

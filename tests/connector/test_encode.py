@@ -359,6 +359,50 @@ class TestRefused:
         assert done.counts == {"rejected": BATCH}
         assert EmbeddingSet.open(tmp_path / "s").card.counts == {"image": 0, "text": 0}
 
+    @pytest.mark.parametrize("place", [0, BATCH - 1, BATCH, 24])
+    def test_preprocessing_that_fails_ends_its_item_alone(
+        self, manifest: Path, pairs: list[Pair], tmp_path: Path, place: int
+    ) -> None:
+        unwanted = Image.open(pairs[place].image).convert("RGB").tobytes()
+
+        class Choosy(CountingImages):
+            def prepare(self, modality: Modality, content: Image.Image | str) -> Any:
+                assert isinstance(content, Image.Image)
+                if content.tobytes() == unwanted:
+                    raise ZeroDivisionError("no such crop")
+                return super().prepare(modality, content)
+
+        encoder = Choosy()
+        run = encode_with(manifest, tmp_path / "s", {"image": encoder})
+        [reject] = run._rejects
+        assert (reject.key, reject.modality, reject.position) == (pairs[place].key, "image", place + 1)
+        assert (reject.stage, reject.reason) == ("encode", "preprocessing-failed")
+        assert reject.detail == "ZeroDivisionError: no such crop"
+        assert run.counts == {"encoded": 24, "rejected": 1, "left_out": 50, "reused": 0, "no_longer_in_corpus": 0}
+        assert encoder.batches == [BATCH] * 6
+        run_encode(manifest, tmp_path / "plain", ["image"])
+        expected = stored(tmp_path / "plain", "image")
+        del expected[pairs[place].key]
+        assert stored(tmp_path / "s", "image") == expected
+
+    def test_preprocessing_that_fails_on_a_text_ends_it_alone(self, manifest: Path, tmp_path: Path) -> None:
+        class Choosy(CountingTexts):
+            def prepare(self, modality: Modality, content: Image.Image | str) -> Any:
+                if content == "strange":
+                    raise ValueError("no such token")
+                return super().prepare(modality, content)
+
+        odd = {"key": "odd", "caption": ["red before", "strange", "blue after"]}
+        encoder = Choosy()
+        run = encode_with(write_manifest(manifest, [], odd), tmp_path / "s", {"text": encoder})
+        found = [(reject.key, reject.stage, reject.reason, reject.detail) for reject in run._rejects]
+        assert found == [("odd#1", "encode", "preprocessing-failed", "ValueError: no such token")]
+        assert encoder.batches == [2]
+        expected = FakeTextEncoder().encode("text", ["red before", "blue after"])
+        texts = stored(tmp_path / "s", "text")
+        np.testing.assert_allclose([texts["odd#0"][3], texts["odd#2"][3]], expected, atol=1e-6)
+        assert len(texts) == 2
+
     def test_a_key_that_came_before_is_refused(self, pairs: list[Pair], tmp_path: Path) -> None:
         twin = {**pairs[0].row(tmp_path), "caption": "another text"}
         manifest = write_manifest(tmp_path / "corpus.jsonl", pairs, twin)

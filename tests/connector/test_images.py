@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from connector import images
-from connector.images import MAX_PIXELS, ImageRejectedError, decode, read_image
+from connector.images import MAX_ASPECT, MAX_PIXELS, ImageRejectedError, decode, read_image
 from connector.items import IMAGE_SUFFIXES
 from tests.fakes import FakeImageEncoder
 
@@ -222,6 +222,22 @@ def test_a_decompression_bomb_is_refused_before_it_goes_off(width: int, height: 
     assert rejected(png_header(width, height)) == "image-too-large"
 
 
+@pytest.mark.parametrize("upright", [False, True])
+def test_a_thread_of_pixels_is_refused(upright: bool) -> None:
+    """Encoders scale the shorter side to their input, and the longer one with it."""
+    for width, height in ((MAX_ASPECT, 1), (2 * MAX_ASPECT, 2)):
+        size = (height, width) if upright else (width, height)
+        longer = (height, width + 1) if upright else (width + 1, height)
+        assert decode(encoded(Image.new("RGB", size))).size == size
+        assert rejected(encoded(Image.new("RGB", longer))) == "image-too-elongated"
+    assert MAX_ASPECT == 256
+
+
+def test_a_thread_of_pixels_is_refused_before_it_is_decoded() -> None:
+    with pytest.raises(ImageRejectedError, match="50000 x 100 pixels, at most 256 to 1 is encoded"):
+        decode(png_header(50_000, 100))
+
+
 def test_an_image_within_bounds_is_decoded_though_pillow_would_warn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
     assert decode(encoded(Image.new("RGB", (10, 10)))).size == (10, 10)
@@ -240,7 +256,7 @@ def test_whatever_the_bytes_are_an_image_or_a_reason_comes_back(noise: bytes, ki
             outcome = decode(bytes(content)).mode
         except ImageRejectedError as error:
             outcome = error.reason
-        assert outcome in ("RGB", "image-broken", "image-unidentified", "image-too-large")
+        assert outcome in ("RGB", "image-broken", "image-unidentified", "image-too-large", "image-too-elongated")
 
 
 def test_no_warning_is_given() -> None:

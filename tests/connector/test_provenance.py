@@ -142,6 +142,18 @@ class TestMigrations:
         with pytest.raises(NotMigratedError, match=r"migration 0001, found ffff; run `modalign db upgrade`"):
             Provenance.open(provenance.url)
 
+    @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+    def test_a_database_of_an_unknown_version_is_not_upgraded(self, provenance: Provenance) -> None:
+        with provenance.run("encode", {}):
+            pass
+        with provenance.session() as session:
+            session.execute(text("UPDATE alembic_version SET version_num = 'ffff'"))
+        with pytest.raises(ProvenanceError, match=r"'ffff'; it was made by a newer modalign, or is not modalign's"):
+            upgrade(provenance.url)
+        with provenance.session() as session:
+            assert session.scalars(text("SELECT version_num FROM alembic_version")).all() == ["ffff"]
+        assert [run.command for run in provenance.runs(10)] == ["encode"]
+
 
 class TestUnreachable:
     @pytest.mark.parametrize("password", ["s3cret", "s3%2Fcret", "s3/cret", "s3:cret", "p%40s3cret"])

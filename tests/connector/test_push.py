@@ -1,7 +1,7 @@
 """Pushing embedding sets into releases: exact, idempotent, and equal to an undisturbed push whatever goes wrong."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 from uuid import UUID, uuid5
@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from alignment.artifact import Alignment
-from alignment.embeddings import MODALITIES, EncoderCard, HoldOut, Modality
+from alignment.embeddings import MODALITIES, EmbeddingSet, EncoderCard, HoldOut, Modality
 from alignment.metrics import METRICS
 from alignment.projections import Projection
 from connector import push as pushing
 from connector.errors import MismatchError, StoreUnavailableError
-from connector.release import METADATA, chain, open_release
-from connector.store import CollectionConfig, Points, VectorConfig
+from connector.release import METADATA, Release, chain, open_release
+from connector.store import CollectionConfig, PayloadKind, Points, VectorConfig, parse_filter
 from tests.world import (
     COLLECTION,
     DIMS,
@@ -295,6 +295,108 @@ class TestAgain:
         assert [found[point("image", str(n))][1]["split"] == "held-out" for n in range(20)] == held.tolist()
 
 
+class TestTexts:
+    """A CSV holds texts alone: a field is what its index says that it is."""
+
+    INDEXES: ClassVar[dict[str, PayloadKind]] = {
+        "year": "integer", "price": "float", "sold": "bool", "size": "keyword",
+    }  # fmt: skip
+    ROWS: ClassVar[list[dict[str, str]]] = [
+        {"year": "1999", "price": "-0.5", "sold": "true", "size": "42", "note": "7"},
+        {"year": "-3", "price": "1e3", "sold": "False", "size": "true", "note": "7"},
+        {"year": "2024", "price": "7", "sold": "TRUE", "size": "1.5"},
+        {},
+    ]
+    TYPED: ClassVar[list[dict[str, Any]]] = [
+        {"year": 1999, "price": -0.5, "sold": True, "size": "42", "note": "7"},
+        {"year": -3, "price": 1000.0, "sold": False, "size": "true", "note": "7"},
+        {"year": 2024, "price": 7.0, "sold": True, "size": "1.5"},
+        {},
+    ]
+
+    def given(self, world: World, payloads: Sequence[Mapping[str, Any]]) -> EmbeddingSet:
+        return world.set("s", rows("image", embedded("image", latent(len(payloads))), payloads=payloads))
+
+    def found(self, world: World, release: Release, condition: str) -> list[str]:
+        query = release.lowering.query(latent(1).astype(np.float32))
+        asked = parse_filter(f'{{"must": [{condition}]}}')
+        (hits,) = world.store.search(release.name, "image", query, 10, filter=asked)
+        return sorted(hit.payload["key"] for hit in hits)
+
+    def test_they_are_stored_as_the_kind_of_their_index(self, world: World) -> None:
+        (release,) = world.push(self.given(world, self.ROWS), payload_indexes=self.INDEXES).releases
+        written = stored(world.store, release.name, "image")
+        for number, expected in enumerate(self.TYPED):
+            payload = written[point("image", str(number))][1]
+            found = {name: payload[name] for name in (*self.INDEXES, "note") if name in payload}
+            assert found == expected
+            assert {name: type(value) for name, value in found.items()} == {n: type(v) for n, v in expected.items()}
+
+    @pytest.mark.parametrize(
+        ("condition", "expected"),
+        [
+            ('{"key": "year", "range": {"gte": 1999, "lt": 2024}}', ["0"]),
+            ('{"key": "year", "range": {"lt": 2000}}', ["0", "1"]),
+            ('{"key": "year", "match": {"value": 2024}}', ["2"]),
+            ('{"key": "price", "range": {"gt": -1, "lte": 7}}', ["0", "2"]),
+            ('{"key": "price", "range": {"gt": 999.5}}', ["1"]),
+            ('{"key": "sold", "match": {"value": true}}', ["0", "2"]),
+            ('{"key": "sold", "match": {"value": false}}', ["1"]),
+            ('{"key": "size", "match": {"any": ["42", "true"]}}', ["0", "1"]),
+        ],
+    )
+    def test_filters_find_them(self, world: World, condition: str, expected: list[str]) -> None:
+        embedding_set = self.given(world, self.ROWS)
+        (typed,) = world.push(embedding_set, payload_indexes=self.INDEXES).releases
+        assert self.found(world, typed, condition) == expected
+        (plain,) = world.push(embedding_set, collection="plain").releases
+        assert self.found(world, plain, condition) == (expected if "size" in condition else [])
+
+    def test_what_has_a_type_keeps_it(self, world: World) -> None:
+        payloads: list[dict[str, Any]] = [
+            {"year": 3, "price": 4, "sold": True, "size": 5}, {"year": 1.5, "sold": None, "size": ["1", "2"]},
+        ]  # fmt: skip
+        pushed = world.push(self.given(world, payloads), payload_indexes=self.INDEXES)
+        written = stored(world.store, pushed.releases[0].name, "image")
+        for number, expected in enumerate(payloads):
+            payload = written[point("image", str(number))][1]
+            assert {name: payload[name] for name in expected} == expected
+        assert pushed.counts == {"written": 2}
+
+    @pytest.mark.parametrize(
+        ("name", "text", "reason"),
+        [
+            ("year", "1.5", "payload-not-integer"),
+            ("year", "", "payload-not-integer"),
+            ("year", "MCMXCIX", "payload-not-integer"),
+            ("price", "cheap", "payload-not-float"),
+            ("price", "nan", "payload-not-float"),
+            ("price", "-inf", "payload-not-float"),
+            ("price", "1e999", "payload-not-float"),
+            ("price", "1,5", "payload-not-float"),
+            ("sold", "yes", "payload-not-bool"),
+            ("sold", "1", "payload-not-bool"),
+        ],
+    )
+    def test_a_text_of_another_kind_is_a_reject(self, world: World, name: str, text: str, reason: str) -> None:
+        payloads = [self.ROWS[0], {**self.ROWS[1], name: text}, self.ROWS[2]]
+        embedding_set = self.given(world, payloads)
+        pushed = world.push(embedding_set, payload_indexes=self.INDEXES)
+        (release,) = pushed.releases
+        assert world.reasons(pushed.run) == [("image", "1", reason)]
+        (reject,) = world.provenance.rejects(pushed.run)
+        assert reject.detail == f"{name} is indexed as {self.INDEXES[name]}, got the text {text!r}"
+        assert (reject.stage, reject.position) == ("write", 2)
+        assert set(stored(world.store, release.name, "image")) == {point("image", "0"), point("image", "2")}
+        assert pushed.counts == {"written": 2, "rejected": 1}
+        assert world.push(embedding_set).counts == {"unchanged": 2, "rejected": 1}
+
+    def test_a_later_push_knows_the_kinds_without_being_told(self, world: World) -> None:
+        world.push(self.given(world, self.ROWS[:1]), payload_indexes=self.INDEXES)
+        (release,) = world.push(self.given(world, self.ROWS)).releases
+        assert self.found(world, release, '{"key": "year", "range": {"gte": 2000}}') == ["2"]
+
+
 class TestRefused:
     def test_settings_that_a_collection_was_not_created_with(self, world: World) -> None:
         embedding_set = world.set("s", *pairs(5))
@@ -334,6 +436,25 @@ class TestRefused:
             assert details["1"] == ("the embedding cannot be aligned", 2, "write")
         # The same row is no reject where the mean is another.
         assert ("text", "4", "vector-not-finite") not in world.reasons(world.push(embedding_set, "centred").run)
+
+    def test_a_batch_with_refused_rows_is_not_written_again(
+        self, world: World, small_batches: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        image, text = pairs(10)
+        image.vectors[2], text.vectors[9] = np.nan, 0.0
+        text.payloads[5] = "[]"
+        embedded = world.set("s", image, text)
+        first = world.push(embedded, metrics=["cosine", "euclid"])
+        assert first.counts == {"written": 2 * 17, "rejected": 3}
+        before = world.snapshot()
+        writing = [Calls(monkeypatch, world.store, method) for method in ("upsert", "delete", "flush")]
+        again = world.push(embedded, metrics=["cosine", "euclid"])
+        assert again.counts == {"unchanged": 2 * 17, "rejected": 3}
+        assert [len(calls) for calls in writing] == [0, 0, 0]
+        assert world.reasons(again.run) == world.reasons(first.run) == [
+            ("image", "2", "vector-not-finite"), ("text", "5", "payload-not-json"), ("text", "9", "vector-zero"),
+        ]  # fmt: skip
+        assert world.snapshot() == before
 
     @pytest.mark.parametrize("broken", ['{"a": NaN}', '{"a": -Infinity}', "{", ""])
     def test_a_payload_that_is_no_json_is_a_reject(self, world: World, broken: str) -> None:

@@ -1,5 +1,6 @@
 """Releases: names, the chain that opening one checks, and which one is live."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,14 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import update
 
+from alignment.embeddings import MODALITIES, Modality
 from alignment.errors import AlignmentError, MetricError
 from alignment.metrics import METRICS, Cosine, Lowering, Metric, parse
+from connector.edge_store import EdgeStore
 from connector.errors import CollectionNotFoundError, MismatchError, StoreUnavailableError
-from connector.models import ReleaseRow
+from connector.models import EncoderRow, ReleaseRow
 from connector.release import METADATA, Release, alias_name, make_live, open_release, physical_name
 from connector.settings import checked_name
 from connector.store import CollectionConfig, Points, VectorConfig
-from tests.world import COLLECTION, KINDS, Calls, World, alignment, opened_world, pairs
+from tests.world import COLLECTION, KINDS, Calls, World, alignment, cards, opened_world, pairs
 
 
 @pytest.fixture(params=KINDS)
@@ -188,6 +191,68 @@ class TestOpening:
             session.execute(update(ReleaseRow).values({column: value}))
         with pytest.raises(MismatchError):
             opened(world)
+
+    @pytest.mark.parametrize("modality", MODALITIES)
+    @pytest.mark.parametrize(("column", "value"), [("fingerprint", "0" * 64), ("spec", "other:model"), ("dim", 7)])
+    def test_an_edited_encoder_in_sql_is_refused(
+        self, world: World, modality: Modality, column: str, value: Any
+    ) -> None:
+        push(world)
+        card = cards()[modality]
+        with world.provenance.session() as session:
+            session.execute(update(EncoderRow).where(EncoderRow.modality == modality).values({column: value}))
+        with pytest.raises(MismatchError, match=f"SQL recorded alignment a with the {modality} encoder") as caught:
+            opened(world)
+        assert str(replace(card, **{column: value})) in str(caught.value)
+        assert f"its card names {card}; restore the one that was changed" in str(caught.value)
+
+    def test_an_encoder_that_no_release_uses_may_be_anything(self, world: World) -> None:
+        (release,) = push(world)
+        with world.provenance.session() as session:
+            session.add(EncoderRow(modality="text", fingerprint="0" * 64, spec=cards()["text"].spec, dim=99))
+        assert opened(world).name == release.name
+
+
+class TestRegistry:
+    """What the registry of the embedded store says of a collection is checked too."""
+
+    def edited(self, directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
+        """Push into a store, close it, and let `change` edit the vector of the images in its registry."""
+        with EdgeStore(directory / "qdrant") as store:
+            world = World(directory, store)
+            world.alignment()
+            with world.provenance:
+                (release,) = push(world)
+        path = directory / "qdrant" / "registry.json"
+        registry = json.loads(path.read_text(encoding="utf-8"))
+        change(registry["collections"][release.name]["vectors"]["image"])
+        path.write_text(json.dumps(registry), encoding="utf-8")
+
+    @pytest.mark.parametrize(
+        ("edit", "found"),
+        [
+            ({"distance": "Euclid"}, r"\('Euclid', 6\)"),
+            ({"distance": "Dot"}, r"\('Dot', 6\)"),
+            ({"dim": 7}, r"\('Cosine', 7\)"),
+        ],
+    )
+    def test_an_edited_vector_is_refused(self, tmp_path: Path, edit: dict[str, Any], found: str) -> None:
+        self.edited(tmp_path, lambda vector: vector.update(edit))
+        with EdgeStore(tmp_path / "qdrant") as store:
+            world = World(tmp_path, store)
+            with world.provenance:
+                message = rf"holds image vectors of {found}, expected \('Cosine', 6\); push .* into a new collection"
+                with pytest.raises(MismatchError, match=message):
+                    opened(world)
+                with pytest.raises(MismatchError, match=message):
+                    push(world)
+
+    def test_an_untouched_one_opens(self, tmp_path: Path) -> None:
+        self.edited(tmp_path, lambda vector: None)
+        with EdgeStore(tmp_path / "qdrant") as store:
+            world = World(tmp_path, store)
+            with world.provenance:
+                assert opened(world).alignment.fingerprint == alignment().fingerprint
 
 
 class TestLive:

@@ -173,6 +173,17 @@ class TestEncoders:
         assert cosine.search_texts([]) == []
         assert cosine.search_images([]) == []
 
+    @pytest.mark.parametrize("text", ["", " ", "\t\n", "\u2003", "a\0b", "\0", "\ud800", "a \udcff"])
+    def test_a_text_that_says_nothing_or_is_none(
+        self, cosine: Retriever, text: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is refused before an encoder is loaded, wherever it stands."""
+        monkeypatch.setattr("connector.search.load_encoder", None)
+        for texts in ([text], ["red", text], [text, "red"]):
+            with pytest.raises(ConnectorError, match="expected a text of Unicode to search for, got '") as caught:
+                cosine.search_texts(texts)
+            str(caught.value).encode()  # it can be printed
+
     def test_images_come_as_pictures_or_as_files(self, cosine: Retriever, tmp_path: Path) -> None:
         picture = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
         picture.save(tmp_path / "a.png")

@@ -794,6 +794,35 @@ class TestFilters:
             with pytest.raises((FilterError, StoreError), match="99"):
                 store.count("c", filter=must(impossible))
 
+    @pytest.mark.parametrize("clause", ["must", "should", "must_not"])
+    @pytest.mark.parametrize("many", [False, True])
+    def test_edge_refuses_a_condition_that_asks_for_nothing(self, tmp_path: Path, clause: str, many: bool) -> None:
+        """The engine would take it for one that every point meets, or none."""
+        empty = field("lang")
+        asked = models.Filter.model_validate({clause: [equals("n", 1), empty] if many else empty})
+        with EdgeStore(tmp_path / "edge") as store:
+            store.create("c", config())
+            store.upsert("c", points(np.ones((1, DIM), np.float32)))
+            for asking in (
+                lambda: store.count("c", filter=asked),
+                lambda: store.search("c", "v", np.ones((1, DIM), np.float32), 1, filter=asked),
+                lambda: list(store.scroll("c", filter=asked)),
+                lambda: store.count("c", filter=must(asked)),
+            ):
+                with pytest.raises(FilterError, match="the condition on 'lang' asks for nothing; give it a match or a"):
+                    asking()
+
+    @pytest.mark.parametrize("depth", [1000, 5000])
+    def test_a_filter_in_filters_beyond_all_measure(self, tmp_path: Path, depth: int) -> None:
+        deep = must(equals("n", 1))
+        for _ in range(depth):
+            deep = must(deep)
+        with EdgeStore(tmp_path / "edge") as store:
+            store.create("c", config())
+            with pytest.raises(FilterError, match="does not take this filter: maximum recursion depth exceeded"):
+                store.count("c", filter=deep)
+            assert store.count("c", filter=must(must(must(equals("n", 1))))) == 0
+
 
 def _conditions(filter: models.Filter) -> Iterator[Any]:
     for clause in (filter.must, filter.should, filter.must_not):
@@ -836,6 +865,15 @@ class TestParseFilter:
     def test_what_is_no_filter(self, text: str, place: str) -> None:
         with pytest.raises(FilterError, match=f"not valid at .*{place}.*expected a Qdrant filter"):
             parse_filter(text)
+
+    @pytest.mark.parametrize("depth", [1000, 100_000])
+    def test_what_is_nested_beyond_all_measure(self, depth: int) -> None:
+        for text in ('{"must": [' * depth + "]}" * depth, "[" * depth + "]" * depth, '{"must": ' * depth):
+            with pytest.raises(FilterError, match="expected a Qdrant filter such as"):
+                parse_filter(text)
+
+    def test_an_empty_filter_is_none(self) -> None:
+        assert parse_filter("{}") == models.Filter()
 
 
 class TestOpening:
