@@ -154,7 +154,7 @@ def bootstrap_mean(
 def bootstrap_median(values: Ranks, groups: Codes, *, seed: int = 0, replicates: int = 1000) -> Estimate:
     """Estimate the median of `values` (n,), infinity included, with a 95% interval from resampled whole groups.
 
-    Of an even number of values a replicate takes the lower middle one, so that it needs no mean with infinity.
+    Of an even number of values it is the lower middle one, so that it needs no mean with infinity.
     """
     order = np.argsort(values, kind="stable")
     _, codes = np.unique(groups, return_inverse=True)
@@ -166,4 +166,4 @@ def bootstrap_median(values: Ranks, groups: Codes, *, seed: int = 0, replicates:
         reached = np.cumsum(drawn[codes[order]])  # (n,)
         medians[replicate] = ascending[np.searchsorted(reached, reached[-1] / 2)]
     low, high = np.quantile(medians, [0.025, 0.975], method="inverted_cdf")
-    return Estimate(float(np.median(values)), float(low), float(high))
+    return Estimate(float(ascending[(len(values) - 1) // 2]), float(low), float(high))

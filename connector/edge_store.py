@@ -265,6 +265,7 @@ class EdgeStore(Store):
     def ready(self, name: str) -> CollectionInfo:
         """Build the graph in this thread; the engine has no background optimizer."""
         shard = self._shard(name)
+        self._require_space()
         with _translated(f"index collection {name}"):
             while shard.optimize():
                 pass

@@ -321,14 +321,21 @@ def _typed(payload: dict[str, Any], indexes: Mapping[str, PayloadKind]) -> dict[
 
 
 def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
+    if "_" in text or not math.isfinite(value := float(text)):
+        raise ValueError
+    return value
+
+
+def _whole(text: str) -> int:
+    # Qdrant's integers have 64 bits, and Python reads 1_000 as a number where nobody else does.
+    if "_" in text or not -(1 << 63) <= (value := int(text)) < 1 << 63:
         raise ValueError
     return value
 
 
 KINDS: dict[PayloadKind, Callable[[str], Any]] = {
     "keyword": str,
-    "integer": int,
+    "integer": _whole,
     "float": _finite,
     "bool": lambda text: {"true": True, "false": False}[text.lower()],
 }

@@ -142,7 +142,6 @@ class TestMigrations:
         with pytest.raises(NotMigratedError, match=r"migration 0001, found ffff; run `modalign db upgrade`"):
             Provenance.open(provenance.url)
 
-    @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
     def test_a_database_of_an_unknown_version_is_not_upgraded(self, provenance: Provenance) -> None:
         with provenance.run("encode", {}):
             pass
