@@ -1,0 +1,59 @@
+"""Metrics as values: how two aligned vectors are compared, and how Qdrant is made to compare them that way.
+
+A metric prints as text and parses back, compares and hashes, so it can stand in SQL, in collection metadata and
+on the command line. Adding one is one class: CONTRIBUTING.md has the steps.
+
+    >>> parse("euclid")
+    Euclid()
+    >>> str(parse("chi2"))
+    'chi2(map=split)'
+    >>> parse("chi2") == parse("chi2(map=split)") != parse("chi2(map=softmax)")
+    True
+"""
+
+from alignment.errors import MetricError
+from alignment.metrics.divergences import ChiSquare, Hellinger, JensenShannon, KullbackItemQuery, KullbackQueryItem
+from alignment.metrics.hubness import BANK, OTHER, Nnn, bank_name
+from alignment.metrics.learned import Bilinear, LearnedMetric, MixtureOfLogits, Perceptron
+from alignment.metrics.lowering import Distance, Guarantee, Lowering, Rescored
+from alignment.metrics.metric import Metric, arguments, with_parameters
+from alignment.metrics.native import Cosine, Dot, Euclid, Manhattan, Wasserstein1
+
+# Every metric by its name, with its default parameters.
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Cosine(), Dot(), Euclid(), Manhattan(), ChiSquare(), KullbackQueryItem(), KullbackItemQuery(), JensenShannon(),
+        Hellinger(), Wasserstein1(), Bilinear(), MixtureOfLogits(), Perceptron(),
+    )
+}  # fmt: skip
+CORRECTION = "+nnn"
+
+
+def parse(text: str) -> Metric:
+    """Return the metric that prints as `text`, or that `text` names with some of its parameters or none.
+
+    Raises:
+        MetricError: there is no such metric, or not with such parameters.
+    """
+    plain, correction, rest = text.partition(CORRECTION)
+    try:
+        name, given = arguments(plain)
+        metric = with_parameters(METRICS[name], given)
+        if not correction:
+            return metric
+        return with_parameters(Nnn(metric), arguments(f"nnn{rest}")[1])
+    except (KeyError, ValueError) as error:
+        if isinstance(error, MetricError):
+            raise
+        raise MetricError(
+            f"unknown metric {text!r}; expected one of {', '.join(METRICS)}, with parameters as in chi2(map=split), "
+            "and +nnn after one that lowers to Dot"
+        ) from None
+
+
+__all__ = [
+    "BANK", "METRICS", "OTHER", "Bilinear", "ChiSquare", "Cosine", "Distance", "Dot", "Euclid", "Guarantee",
+    "Hellinger", "JensenShannon", "KullbackItemQuery", "KullbackQueryItem", "LearnedMetric", "Lowering", "Manhattan",
+    "Metric", "MetricError", "MixtureOfLogits", "Nnn", "Perceptron", "Rescored", "Wasserstein1", "bank_name", "parse",
+]  # fmt: skip

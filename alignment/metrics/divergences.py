@@ -1,0 +1,365 @@
+"""Metrics between distributions. Aligned vectors have signs, so how they become distributions is part of the metric.
+
+map        p, over D coordinates that sum to 1
+split      [max(z, 0), max(-z, 0)] / |z|_1, with D = 2d: loses nothing of a vector but its length
+softmax    exp(z) / sum exp(z), with D = d: nearly flat over unit vectors
+l1         z / sum z, with D = d, for vectors that are histograms already: one with a negative value is refused
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment.errors import VectorError
+from alignment.metrics.lowering import Distance, Guarantee, Lowering, Rescored, Scores, Vectors
+from alignment.metrics.metric import Metric, pairwise, refuse
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAPS = ("split", "softmax", "l1")
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence(Metric):
+    """A metric between distributions.
+
+    Attributes:
+        map: how a vector becomes a distribution: `split`, `softmax` or `l1`.
+    """
+
+    map: str = "split"
+
+    def __post_init__(self) -> None:
+        if self.map not in MAPS:
+            raise refuse(self, "map", f"to be one of {', '.join(MAPS)}")
+
+    def width(self, dim: int) -> int:
+        """Number of coordinates of the distributions of vectors of dimension `dim`."""
+        return 2 * dim if self.map == "split" else dim
+
+    def distributions(self, X: Vectors) -> Vectors:
+        """Map vectors (n, d) to distributions (n, D): non-negative, each sums to 1.
+
+        Raises:
+            VectorError: a vector has no distribution: all zero, or negative under `l1`.
+        """
+        if self.map == "softmax":
+            E = np.exp(X - X.max(axis=1, keepdims=True, initial=-np.inf))
+        elif self.map == "split":
+            E = np.concatenate([np.maximum(X, 0), np.maximum(-X, 0)], axis=1)
+        else:
+            self._require_distributions(np.asarray((X < 0).any(axis=1)), "a negative value")
+            E = X
+        total = E.sum(axis=1, keepdims=True)  # (n, 1)
+        self._require_distributions(~(total[:, 0] > 0), "no value above zero")
+        P: Vectors = E / total
+        return P
+
+    def _require_distributions(self, bad: npt.NDArray[np.bool_], what: str) -> None:
+        if bad.any():
+            rows = np.flatnonzero(bad)
+            raise VectorError(
+                f"metric {self}: expected vectors that the map {self.map} turns into distributions, got {len(rows)} of "
+                f"{len(bad)} with {what}, the first is row {rows[0]}; use map=split, which takes any vector but zero"
+            )
+
+    def densities(self, X: "Tensor") -> "Tensor":
+        """Map tensors (n, d) like `distributions`; what cannot be mapped becomes zero instead of an error."""
+        if self.map == "softmax":
+            return X.softmax(dim=1)
+        import torch
+
+        E = torch.cat([X.relu(), (-X).relu()], dim=1) if self.map == "split" else X.relu()
+        return E / E.sum(dim=1, keepdim=True).clamp(min=torch.finfo(X.dtype).tiny)
+
+
+@dataclass(frozen=True, slots=True)
+class Hellinger(Divergence):
+    """Negated Hellinger distance, `-sqrt(sum (sqrt p_i - sqrt q_i)^2 / 2)`, in [-1, 0].
+
+    >>> Hellinger().score(np.array([[1.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 1.0]]))
+    array([[-0., -1.]])
+    """
+
+    name: ClassVar[str] = "hellinger"
+
+    def score(self, queries: Vectors, items: Vectors) -> Scores:
+        """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""
+        roots = np.sqrt(self.distributions(items))  # (m, D)
+        return pairwise(
+            np.sqrt(self.distributions(queries)), roots, lambda q, x: -np.sqrt(((q - x) ** 2).sum(axis=1) / 2)
+        )
+
+    def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
+        """The same from tensors; gradients at zero coordinates and between equal vectors are 0."""
+        from torch import cdist
+
+        q, x = safe_root(self.densities(queries)), safe_root(self.densities(items))
+        return -cdist(q, x, compute_mode="donot_use_mm_for_euclid_dist") / 2**0.5
+
+    def lower(self, dim: int) -> Lowering:
+        """`sqrt(p / 2)`, Euclid."""
+        return RootLowering(Distance.EUCLID, self.width(dim), metric=self)
+
+
+@dataclass(frozen=True, slots=True)
+class RootLowering(Lowering):
+    """Stores and asks with `sqrt(p / 2)`, between which Euclid is the Hellinger distance."""
+
+    metric: Divergence = Hellinger()
+
+    def item(self, X: Vectors) -> Vectors:
+        """(n, D)."""
+        return np.sqrt(self.metric.distributions(X.astype(np.float64)) / 2).astype(np.float32)
+
+    def query(self, X: Vectors) -> Vectors:
+        """(n, D)."""
+        return self.item(X)
+
+
+@dataclass(frozen=True, slots=True)
+class ChiSquare(Divergence):
+    """Negated chi-square distance, `-sum (p_i - q_i)^2 / (p_i + q_i)`, in [-2, 0]; 0 / 0 counts as 0.
+
+    The symmetric form that histograms are compared by (Puzicha, Hofmann and Buhmann 1997, there with a factor 1/2).
+
+    >>> ChiSquare().score(np.array([[1.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])).round(4)
+    array([[-0.    , -2.    , -0.6667]])
+    """
+
+    name: ClassVar[str] = "chi2"
+
+    def score(self, queries: Vectors, items: Vectors) -> Scores:
+        """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""
+
+        def compare(q: Vectors, x: Vectors) -> Scores:
+            total = q + x  # (c, D)
+            ratio = np.divide((q - x) ** 2, total, out=np.zeros_like(total), where=total > 0)
+            scores: Scores = -ratio.sum(axis=1)
+            return scores
+
+        return pairwise(self.distributions(queries), self.distributions(items), compare)
+
+    def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
+        """The same from tensors; holds n x m x D numbers."""
+        q, x = self.densities(queries)[:, None], self.densities(items)[None]
+        total = q + x  # (n, m, D)
+        return -((q - x) ** 2 / total.masked_fill(total == 0, 1.0)).sum(dim=2)
+
+    def lower(self, dim: int) -> Lowering:
+        """Candidates in the order of the Hellinger distance H: `2 H^2 <= chi2 <= 4 H^2`."""
+        return CertifiedLowering(Distance.EUCLID, self.width(dim), metric=self, least=2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class JensenShannon(Divergence):
+    """Negated Jensen-Shannon divergence, `-(KL(p, m) + KL(q, m)) / 2` with `m = (p + q) / 2`, in nats: [-ln 2, 0].
+
+    Lin 1991. Its square root is a distance; the order is the same.
+
+    >>> JensenShannon().score(np.array([[1.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 1.0]])).round(4)
+    array([[ 0.    , -0.6931]])
+    """
+
+    name: ClassVar[str] = "js"
+
+    def score(self, queries: Vectors, items: Vectors) -> Scores:
+        """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""
+
+        def compare(q: Vectors, x: Vectors) -> Scores:
+            m = (q + x) / 2  # (c, D)
+            scores: Scores = -(_relative(q, m) + _relative(x, m)) / 2
+            return scores
+
+        return pairwise(self.distributions(queries), self.distributions(items), compare)
+
+    def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
+        """The same from tensors; holds n x m x D numbers."""
+        q, x = self.densities(queries)[:, None], self.densities(items)[None]
+        m = (q + x) / 2  # (n, m, D)
+
+        def relative(p: "Tensor") -> "Tensor":
+            present = p > 0
+            ratio = (p / m.masked_fill(m == 0, 1.0)).masked_fill(~present, 1.0)
+            return (p * ratio.log()).sum(dim=2)
+
+        return -(relative(q) + relative(x)) / 2
+
+    def lower(self, dim: int) -> Lowering:
+        """Candidates in the order of the Hellinger distance H: `ln 2 H^2 <= JS <= H^2`."""
+        return CertifiedLowering(Distance.EUCLID, self.width(dim), metric=self, least=float(np.log(2)))
+
+
+@dataclass(frozen=True, slots=True)
+class CertifiedLowering(Rescored):
+    """Candidates in the order of the Hellinger distance H, and the bound `score <= -least * H^2` on those unseen.
+
+    From `(sqrt p - sqrt q)^2 <= (p - q)^2 / (p + q) <= 2 (sqrt p - sqrt q)^2` for each coordinate, because
+    `(sqrt p + sqrt q)^2` lies between p + q and twice that; for Jensen-Shannon, Topsøe 2000 has the like.
+
+    Attributes:
+        least: the least ratio of the divergence to H^2.
+    """
+
+    least: float = 0.0
+    guarantee: ClassVar[Guarantee] = Guarantee.CERTIFIED
+    page: ClassVar[int] = 128
+    budget: ClassVar[int] = 8192
+
+    def item(self, X: Vectors) -> Vectors:
+        """`sqrt(p / 2)`, (n, D)."""
+        assert isinstance(self.metric, Divergence)
+        return np.sqrt(self.metric.distributions(X.astype(np.float64)) / 2).astype(np.float32)
+
+    def query(self, X: Vectors) -> Vectors:
+        """`sqrt(q / 2)`, (n, D)."""
+        return self.item(X)
+
+    def bound(self, tail: float) -> float:
+        """What an item at distance `tail` scores at best, with more than float32 rounds to spare."""
+        nearest = max(0.0, tail * (1 - 1e-5) - 1e-6)
+        return -self.least * nearest**2
+
+
+@dataclass(frozen=True, slots=True)
+class Kullback(Divergence):
+    """What both directions of the Kullback-Leibler divergence share.
+
+    Attributes:
+        smoothing: share of the uniform distribution that every distribution is mixed with, above 0 and below 1:
+            without it one empty coordinate makes the divergence infinite.
+    """
+
+    smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        Divergence.__post_init__(self)
+        if not 0 < self.smoothing < 1:
+            raise refuse(self, "smoothing", "above 0 and below 1")
+
+    def relative(self, X: Vectors) -> Vectors:
+        """Smoothed distributions as multiples of the uniform one, D p: (n, D), each has mean 1."""
+        P = self.distributions(X)
+        relative: Vectors = (1 - self.smoothing) * P.shape[1] * P + self.smoothing
+        return relative
+
+    def relative_densities(self, X: "Tensor") -> "Tensor":
+        """The same from tensors."""
+        P = self.densities(X)
+        return (1 - self.smoothing) * P.shape[1] * P + self.smoothing
+
+    @abstractmethod
+    def lower(self, dim: int) -> Lowering:
+        """Dot."""
+
+
+@dataclass(frozen=True, slots=True)
+class KullbackQueryItem(Kullback):
+    """Negated Kullback-Leibler divergence of the item from the query, `-KL(query || item) = -sum q_i ln(q_i / x_i)`.
+
+    In nats, at most 0, of smoothed distributions (Kullback and Leibler 1951).
+
+    >>> round(float(KullbackQueryItem(smoothing=0.5).score(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))[0, 0]), 4)
+    -0.9729
+    """
+
+    name: ClassVar[str] = "kl-query-item"
+
+    def score(self, queries: Vectors, items: Vectors) -> Scores:
+        """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""
+        q, x = self.relative(queries), self.relative(items)
+        scores: Scores = (q @ np.log(x).T - (q * np.log(q)).sum(axis=1)[:, None]) / q.shape[1]
+        return scores
+
+    def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
+        """The same from tensors."""
+        q, x = self.relative_densities(queries), self.relative_densities(items)
+        return (q @ x.log().T - (q * q.log()).sum(dim=1, keepdim=True)) / q.shape[1]
+
+    def lower(self, dim: int) -> Lowering:
+        """Item `ln x`, query `q`, Dot; the query's own entropy is added to the score."""
+        return QueryItemLowering(Distance.DOT, self.width(dim), metric=self)
+
+
+@dataclass(frozen=True, slots=True)
+class QueryItemLowering(Lowering):
+    """`-KL(q || x) = <q, ln x> - sum q ln q`, relative to the uniform distribution, which keeps numbers small."""
+
+    metric: Kullback = KullbackQueryItem()
+
+    def item(self, X: Vectors) -> Vectors:
+        """`ln(D x)`, (n, D)."""
+        return np.log(self.metric.relative(X.astype(np.float64))).astype(np.float32)
+
+    def query(self, X: Vectors) -> Vectors:
+        """`q`, (n, D)."""
+        return (self.metric.relative(X.astype(np.float64)) / self.dim).astype(np.float32)
+
+    def offset(self, X: Vectors) -> Scores:
+        """`-sum q ln(D q)`, (n,)."""
+        Q = self.metric.relative(X.astype(np.float64))
+        offset: Scores = -(Q * np.log(Q)).mean(axis=1)
+        return offset
+
+
+@dataclass(frozen=True, slots=True)
+class KullbackItemQuery(Kullback):
+    """Negated Kullback-Leibler divergence of the query from the item, `-KL(item || query) = -sum x_i ln(x_i / q_i)`.
+
+    In nats, at most 0, of smoothed distributions (Kullback and Leibler 1951).
+
+    >>> round(float(KullbackItemQuery(smoothing=0.5).score(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))[0, 0]), 4)
+    -0.9729
+    """
+
+    name: ClassVar[str] = "kl-item-query"
+
+    def score(self, queries: Vectors, items: Vectors) -> Scores:
+        """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""
+        q, x = self.relative(queries), self.relative(items)
+        scores: Scores = (np.log(q) @ x.T - (x * np.log(x)).sum(axis=1)) / q.shape[1]
+        return scores
+
+    def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
+        """The same from tensors."""
+        q, x = self.relative_densities(queries), self.relative_densities(items)
+        return (q.log() @ x.T - (x * x.log()).sum(dim=1)) / q.shape[1]
+
+    def lower(self, dim: int) -> Lowering:
+        """Item `[x, -sum x ln x]`, query `[ln q, 1]`, Dot."""
+        return ItemQueryLowering(Distance.DOT, self.width(dim) + 1, metric=self)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemQueryLowering(Lowering):
+    """`-KL(x || q) = <x, ln q> - sum x ln x`, relative to the uniform distribution, which keeps numbers small."""
+
+    metric: Kullback = KullbackItemQuery()
+
+    def item(self, X: Vectors) -> Vectors:
+        """`[x, -sum x ln(D x)]`, (n, D + 1)."""
+        R = self.metric.relative(X.astype(np.float64))
+        return np.column_stack([R / R.shape[1], -(R * np.log(R)).mean(axis=1)]).astype(np.float32)
+
+    def query(self, X: Vectors) -> Vectors:
+        """`[ln(D q), 1]`, (n, D + 1)."""
+        R = self.metric.relative(X.astype(np.float64))
+        return np.column_stack([np.log(R), np.ones(len(R))]).astype(np.float32)
+
+
+def _relative(p: Vectors, m: Vectors) -> Vectors:
+    """KL(p, m) by row, `sum p ln(p / m)`, where 0 ln 0 is 0."""
+    p, m = np.broadcast_arrays(p, m)
+    ratio = np.divide(p, m, out=np.ones_like(m), where=p > 0)
+    relative: Vectors = (p * np.log(ratio)).sum(axis=1)
+    return relative
+
+
+def safe_root(P: "Tensor") -> "Tensor":
+    """Square root with gradient 0, instead of infinite, where P is 0."""
+    present = P > 0
+    return P.masked_fill(~present, 1.0).sqrt() * present

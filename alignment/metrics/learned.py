@@ -1,0 +1,259 @@
+"""Metrics with weights that were fitted on aligned embeddings. They stand in the alignment; `bind` puts them in."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment.errors import MetricError
+from alignment.metrics.lowering import Distance, Guarantee, Lowering, Rescored, Scores, Vectors
+from alignment.metrics.metric import Metric, Modality, Weights, refuse
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from alignment.metrics.neural import BilinearModule, LearnedModule, MixtureModule
+
+# Numbers that scoring holds at once: 2^24 float32 are 64 MiB.
+FLOATS_AT_ONCE = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedMetric(Metric):
+    """A metric that is a torch module.
+
+    Attributes:
+        module: the module with its weights; None in a metric that was only parsed, which cannot score.
+    """
+
+    module: Any = field(default=None, compare=False, repr=False, kw_only=True)
+
+    @abstractmethod
+    def build(self, dim: int) -> "LearnedModule":
+        """Make the untrained module over aligned vectors of dimension `dim`."""
+
+    def start(self, dim: int, seed: int) -> Self:
+        """Return this metric as it is before training."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return replace(self, module=self.build(dim))
+
+    def weights(self) -> dict[str, npt.NDArray[Any]]:
+        """Return what `bind` needs, by `str(metric)/tensor`."""
+        state = self._trained().state_dict()
+        return {f"{self}/{name}": tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
+
+    def bind(self, weights: Weights, items: Modality, device: str = "cpu") -> Self:
+        """Put the weights in; queries and items may be of either modality."""
+        import torch
+
+        prefix = f"{self}/"
+        own = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+        if not own:
+            raise missing(self)
+        try:
+            module = self.build(int(own["dim"]))
+            module.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in own.items()})
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise MetricError(f"the weights of metric {self} are damaged ({error}); fit the alignment again") from error
+        return replace(self, module=module.to(device).eval())
+
+    def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
+        """Scores (n, m) that gradients flow through."""
+        scores: Tensor = self._trained()(queries, items)
+        return scores
+
+    def score(self, queries: Vectors, items: Vectors) -> Scores:
+        """Scores (n, m) of `queries` (n, d) and `items` (m, d), in chunks, on the device of the weights.
+
+        Raises:
+            MetricError: it has no weights, or gives scores that are not finite.
+        """
+        import torch
+
+        module, dtype = self._trained(), np.result_type(queries, items)
+        if dtype == np.float64:
+            module = deepcopy(module).double()
+        device = module.dim.device
+        Q, X = (torch.from_numpy(np.ascontiguousarray(side, dtype)).to(device) for side in (queries, items))
+        columns = max(1, min(len(X), FLOATS_AT_ONCE // module.floats_per_pair))
+        rows = max(1, FLOATS_AT_ONCE // (module.floats_per_pair * columns))
+        scores = np.empty((len(Q), len(X)), dtype)
+        with torch.inference_mode():
+            for i in range(0, len(Q), rows):
+                for j in range(0, len(X), columns):
+                    scores[i : i + rows, j : j + columns] = module(Q[i : i + rows], X[j : j + columns]).cpu().numpy()
+        if not np.isfinite(scores).all():
+            raise MetricError(
+                f"metric {self} gives scores that are not finite: its weights have diverged or are damaged; fit the "
+                "alignment again"
+            )
+        return scores
+
+    def _trained(self) -> Any:
+        if self.module is None:
+            raise missing(self)
+        return self.module
+
+    def _require_counts(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 1:
+                raise refuse(self, name, "of at least 1")
+
+    def computed(self, part: "Callable[[Any, Tensor], Tensor]", X: Vectors) -> Vectors:
+        """Apply `part`, a function of the module and of a tensor, to vectors (n, d)."""
+        import torch
+
+        module = self._trained()
+        with torch.inference_mode():
+            tensor = torch.from_numpy(np.ascontiguousarray(X, np.float32)).to(module.dim.device)
+            result: Vectors = part(module, tensor).cpu().numpy()
+        return result
+
+
+def missing(metric: Metric) -> MetricError:
+    """Say that an alignment holds nothing for a metric."""
+    return MetricError(
+        f"the alignment holds no parameters for metric {metric}; fit one with `modalign fit --metric '{metric}'`"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Bilinear(LearnedMetric):
+    """Bilinear form `q' W x` with `W = I + L R' + diag(B_1, ..., B_b)`; before training it is cosine on unit vectors.
+
+    Attributes:
+        rank: columns of L and R.
+        blocks: number of diagonal blocks B.
+    """
+
+    rank: int = 16
+    blocks: int = 8
+    name: ClassVar[str] = "bilinear"
+
+    def __post_init__(self) -> None:
+        self._require_counts("rank", "blocks")
+
+    def build(self, dim: int) -> "BilinearModule":
+        """W is the identity."""
+        from alignment.metrics.neural import BilinearModule
+
+        return BilinearModule(dim, rank=self.rank, blocks=self.blocks)
+
+    def lower(self, dim: int) -> Lowering:
+        """Item x, query `W'q`, Dot."""
+        return BilinearLowering(Distance.DOT, dim, metric=self)
+
+
+@dataclass(frozen=True, slots=True)
+class BilinearLowering(Lowering):
+    """Asks with `W'q`."""
+
+    metric: Bilinear = Bilinear()
+
+    def query(self, X: Vectors) -> Vectors:
+        """(n, d)."""
+        return self.metric.computed(lambda module, Q: Q @ module.matrix(), X)
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureOfLogits(LearnedMetric):
+    """Mixture of logits, `sum_ab pi_ab(q, x) <f_a(q), g_b(x)>`, in [-1, 1] (arXiv 2306.04039, 2407.15462).
+
+    Attributes:
+        components: how many vectors f a query has, and g an item.
+        size: their dimension.
+        sway: how far an item may move the gates that pi is a softmax of; a query sets them freely.
+    """
+
+    components: int = 4
+    size: int = 64
+    sway: float = 0.1
+    name: ClassVar[str] = "mol"
+
+    def __post_init__(self) -> None:
+        self._require_counts("components", "size")
+        if not 0 <= self.sway < np.inf:
+            raise refuse(self, "sway", "of at least 0")
+
+    def build(self, dim: int) -> "MixtureModule":
+        """Component a holds every k-th coordinate from a on."""
+        from alignment.metrics.neural import MixtureModule
+
+        return MixtureModule(dim, components=self.components, size=self.size, sway=self.sway)
+
+    def lower(self, dim: int) -> Lowering:
+        """Candidates by the mixture as it is for items that do not move the gates."""
+        return MixtureLowering(Distance.DOT, self.components * self.size, metric=self)
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureLowering(Rescored):
+    """An item is its components in a row; a query is what weighs them where the item does not move the gates: Dot.
+
+    Gates that move by at most s change a softmax by at most tanh(s / 2) in total variation, and the products that it
+    weighs lie in [-1, 1]: no score is further than `2 tanh(s / 2)` from the raw score.
+    """
+
+    guarantee: ClassVar[Guarantee] = Guarantee.BOUNDED
+    page: ClassVar[int] = 128
+    budget: ClassVar[int] = 512
+
+    @property
+    def _mixture(self) -> MixtureOfLogits:
+        assert isinstance(self.metric, MixtureOfLogits)
+        return self.metric
+
+    def item(self, X: Vectors) -> Vectors:
+        """g, (n, components * size)."""
+        return self._mixture.computed(lambda module, T: module.item_components(T).flatten(1), X)
+
+    def query(self, X: Vectors) -> Vectors:
+        """(n, components * size)."""
+        return self._mixture.computed(lambda module, T: module.mixed_query(T).flatten(1), X)
+
+    def bound(self, tail: float) -> float:
+        """The last raw score plus what the gates can add, by more than float32 rounds."""
+        return tail + 2 * float(np.tanh(self._mixture.sway / 2)) + 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Perceptron(LearnedMetric):
+    """A perceptron over `[q, x, |q - x|, q * x]`: the control, which struggles to learn even a dot product.
+
+    Rendle, Krichene, Zhang and Anderson 2020.
+
+    Attributes:
+        hidden: width of its hidden layer.
+    """
+
+    hidden: int = 64
+    name: ClassVar[str] = "mlp"
+
+    def __post_init__(self) -> None:
+        self._require_counts("hidden")
+
+    def build(self, dim: int) -> "LearnedModule":
+        """Random weights."""
+        from alignment.metrics.neural import PerceptronModule
+
+        return PerceptronModule(dim, hidden=self.hidden)
+
+    def lower(self, dim: int) -> Lowering:
+        """Candidates by cosine."""
+        return CosineCandidates(Distance.COSINE, dim, metric=self)
+
+
+@dataclass(frozen=True, slots=True)
+class CosineCandidates(Rescored):
+    """Candidates by the cosine of aligned vectors, for a metric that nothing else is known of."""
+
+    guarantee: ClassVar[Guarantee] = Guarantee.MEASURED
+    page: ClassVar[int] = 256
+    budget: ClassVar[int] = 256

@@ -1,0 +1,101 @@
+"""Lowerings: what Qdrant stores and is asked with, so that it finds a metric's best items."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from alignment.metrics.metric import Metric
+
+Scores = npt.NDArray[np.floating]
+Vectors = npt.NDArray[np.floating]
+
+
+class Distance(StrEnum):
+    """The comparisons that Qdrant indexes natively, by Qdrant's own names."""
+
+    COSINE = "Cosine"
+    DOT = "Dot"
+    EUCLID = "Euclid"
+    MANHATTAN = "Manhattan"
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether Qdrant returns a similarity under this distance; Euclid and Manhattan return distances."""
+        return self in (Distance.COSINE, Distance.DOT)
+
+
+class Guarantee(StrEnum):
+    """How good a lowering is: what is known of the order in which Qdrant returns items.
+
+    Exact: it is the metric's own order. The others fetch more candidates and rescore them. Certified: a bound proves,
+    usually after few candidates, that no better item is left. Bounded: there is such a bound, and often it does not
+    get there. Measured: nothing is proved; audits measure what is lost.
+    """
+
+    EXACT = "exact"
+    CERTIFIED = "certified"
+    BOUNDED = "bounded"
+    MEASURED = "measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Lowering:
+    """A metric whose order Qdrant can compute itself.
+
+    As it stands, this is the lowering of the metrics that Qdrant knows: vectors are stored and queried as they are.
+
+    Attributes:
+        distance: the native distance of the collection.
+        dim: dimension of a stored vector.
+        version: raised when `item`, `query` or `offset` change, so that older releases are recognised and refused.
+    """
+
+    distance: Distance
+    dim: int
+    version: int = 1
+    guarantee: ClassVar[Guarantee] = Guarantee.EXACT
+
+    def item(self, X: Vectors) -> Vectors:
+        """Turn aligned vectors (n, d) into the vectors to store (n, dim)."""
+        return X
+
+    def query(self, X: Vectors) -> Vectors:
+        """Turn aligned vectors (n, d) into the vectors to query with (n, dim)."""
+        return X
+
+    def offset(self, X: Vectors) -> Scores | None:
+        """Return what is added to every score of a query, (n,); None: nothing."""
+        return None
+
+    def score(self, raw: float, offset: float = 0.0) -> float:
+        """Turn Qdrant's raw score into the metric's own score, where higher is always better."""
+        return (raw if self.distance.higher_is_better else -raw) + offset
+
+
+@dataclass(frozen=True, slots=True)
+class Rescored(Lowering):
+    """A lowering that finds candidates; the metric itself, over their aligned vectors, orders them.
+
+    Attributes:
+        metric: what orders them.
+        page: how many candidates a search fetches at first.
+        budget: how many it fetches at most, unless told otherwise.
+    """
+
+    metric: "Metric | None" = None
+    page: ClassVar[int]
+    budget: ClassVar[int]
+
+    def bound(self, tail: float) -> float | None:
+        """Return a score that no item exceeds whose raw score is no better than `tail`; None: nothing is known."""
+        return None
+
+    def rescore(self, query: Vectors, items: Vectors) -> Scores:
+        """Score one aligned `query` (d,) against the aligned vectors of its candidates (c, d): (c,)."""
+        assert self.metric is not None
+        scores: Scores = self.metric.score(query[None], items)[0]
+        return scores

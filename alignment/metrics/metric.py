@@ -1,0 +1,128 @@
+"""The metric as a value, and its printed form.
+
+    name                            cosine
+    name(parameter=value,...)       chi2(map=split)
+    name+nnn(...)                   dot+nnn(k=64,alpha=0.75)
+
+Every parameter is printed, so that a later default cannot change what a recorded metric means.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+
+import numpy as np
+
+from alignment.errors import MetricError
+from alignment.metrics.lowering import Lowering, Scores, Vectors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Modality = Literal["image", "text"]
+Weights = Mapping[str, Vectors]
+M = TypeVar("M", bound="Metric")
+
+WORD = r"[a-z][a-z0-9-]*"
+ARGUMENTS = re.compile(rf"({WORD})(?:\(([^()]*)\))?")
+ITEMS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Metric(ABC):
+    """How two aligned vectors are compared. Higher is always better: distances and divergences are negated.
+
+    Where a metric is no symmetric function, its first argument is the query, whatever the modality of that is.
+    """
+
+    name: ClassVar[str]
+
+    def __str__(self) -> str:
+        return self.name + printed(self)
+
+    @abstractmethod
+    def score(self, queries: Vectors, items: Vectors) -> Scores:
+        """Compare `queries` (n, d) with `items` (m, d): scores (n, m) in the dtype of the input. The reference."""
+
+    @abstractmethod
+    def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
+        """Compute the same scores from tensors, to be trained with: gradients are finite everywhere."""
+
+    @abstractmethod
+    def lower(self, dim: int) -> Lowering:
+        """Express this metric over aligned vectors of dimension `dim` in what Qdrant can index."""
+
+    def bind(self, weights: Weights, items: Modality, device: str = "cpu") -> Self:
+        """Return this metric with what was learned for it, ready to compare with items of one modality.
+
+        Args:
+            weights: everything that an alignment holds for its metrics, by `str(metric)/tensor`.
+            items: modality of the items; queries have either.
+            device: where a learned metric computes.
+
+        Raises:
+            MetricError: it needs weights that are not there.
+        """
+        return self
+
+
+def printed(metric: Any) -> str:
+    """Print the parameters of a metric: `(map=split)`, or nothing where there are none."""
+    values = [f"{field.name}={getattr(metric, field.name)}" for field in fields(metric) if field.compare]
+    return f"({','.join(values)})" if values else ""
+
+
+def arguments(text: str) -> tuple[str, dict[str, str]]:
+    """Split `name(parameter=value,...)` into its name and its parameters.
+
+    >>> arguments("chi2(map=split)")
+    ('chi2', {'map': 'split'})
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    match = ARGUMENTS.fullmatch(text)
+    if match is None:
+        raise ValueError(text)
+    given: dict[str, str] = {}
+    for part in (match[2] or "").split(",") if match[2] else ():
+        name, _, value = part.strip().partition("=")
+        if not value or name in given:
+            raise ValueError(text)
+        given[name] = value
+    return match[1], given
+
+
+def with_parameters(metric: M, given: Mapping[str, str]) -> M:
+    """Return `metric` with the parameters of `given`, read as the types of its own.
+
+    Raises:
+        MetricError: it has no such parameter, or not with such a value.
+    """
+    known = {field.name: type(getattr(metric, field.name)) for field in fields(metric) if field.compare}
+    values = {}
+    for name, value in given.items():
+        try:
+            values[name] = known[name](value)
+        except KeyError:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise MetricError(f"metric {metric.name} has no parameter {name!r}; {has}") from None
+        except ValueError:
+            raise MetricError(f"{metric.name}: expected {name} to be {known[name].__name__}, got {value!r}") from None
+    return replace(metric, **values)
+
+
+def pairwise(queries: Vectors, items: Vectors, compare: Callable[[Vectors, Vectors], Scores]) -> Scores:
+    """Score queries (n, d) against items (m, d), a query and some items at a time: `compare` takes (d,) and (c, d)."""
+    scores = np.empty((len(queries), len(items)), np.result_type(queries, items))
+    for row, query in enumerate(queries):
+        for start in range(0, len(items), ITEMS_AT_ONCE):
+            scores[row, start : start + ITEMS_AT_ONCE] = compare(query, items[start : start + ITEMS_AT_ONCE])
+    return scores
+
+
+def refuse(metric: Any, name: str, expected: str) -> MetricError:
+    """Say which parameter of a metric is wrong."""
+    return MetricError(f"{metric.name}: expected {name} {expected}, got {getattr(metric, name)!r}")
