@@ -19,10 +19,12 @@ from safetensors import SafetensorError
 
 from alignment.embeddings import CARD, MODALITIES, EncoderCard, HoldOut, Modality, sync_directory, write_durably
 from alignment.errors import AlignmentError
+from alignment.metrics import Metric
 from alignment.projections import Projection
 from alignment.vectors import FloatArray
 
 WEIGHTS = "weights.safetensors"
+LEARNED = "metric/"
 FORMAT = 1
 
 
@@ -38,7 +40,7 @@ class AlignmentCard:
     Attributes:
         encoders: the two encoders whose embeddings it takes, and no others.
         method, hyperparameters: how it was fitted.
-        metrics: what it was fitted for; candidates were chosen under the first.
+        metrics: what it was fitted for; candidates were chosen under the first that has nothing to learn.
         sets: fingerprints of the embedding sets it was fitted on.
         pairs: number of training pairs.
         hold_out: which groups the fit never saw.
@@ -61,14 +63,18 @@ class AlignmentCard:
 
 @dataclass(frozen=True, slots=True, eq=False)  # compare fingerprints
 class Alignment:
-    """One projection a modality into one shared space.
+    """One projection a modality into one shared space, and what its metrics have learned there.
 
     alignment = Alignment.load("alignments/emoji")
     vectors = alignment.project("text", embeddings)  # (n, 384) raw -> (n, dim) unit
+
+    Attributes:
+        weights: of learned metrics and of hubness corrections, by `str(metric)/tensor`; see `Metric.bind`.
     """
 
     card: AlignmentCard
     projections: Mapping[Modality, Projection]
+    weights: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     @property
     def dim(self) -> int:
@@ -83,9 +89,17 @@ class Alignment:
         """
         return self.projections[modality](X)
 
+    def metric(self, metric: Metric, items: Modality, *, device: str = "auto") -> Metric:
+        """Return `metric` with what this alignment holds for it, ready to score items of one modality.
+
+        Raises:
+            MetricError: it needs weights that this alignment does not hold.
+        """
+        return metric.bind(self.weights, items, device)
+
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the encoders' fingerprints, the hold-out and the weights.
+        """SHA-256 over the encoders' fingerprints, the hold-out and all weights.
 
         Equal where `project` is equal and the same groups are unseen, which is what releases and audits rely on.
         """
@@ -97,6 +111,9 @@ class Alignment:
                 if tensor is not None:
                     sha.update(f"{name} {tensor.shape}\n".encode())
                     sha.update(np.ascontiguousarray(tensor).data)
+        for name, tensor in sorted(self.weights.items()):
+            sha.update(f"{name} {tensor.shape} {tensor.dtype}\n".encode())
+            sha.update(np.ascontiguousarray(tensor).tobytes())
         return sha.hexdigest()
 
     def save(self, path: Path | str) -> None:
@@ -118,12 +135,14 @@ class Alignment:
         sync_directory(path.parent)
 
     def _tensors(self) -> dict[str, npt.NDArray[Any]]:
-        return {
+        projections = {
             f"{modality}.{name}": np.ascontiguousarray(tensor)
             for modality, projection in self.projections.items()
             for name, tensor in (("mean", projection.mean), ("weight", projection.weight))
             if tensor is not None
         }
+        learned = {f"{LEARNED}{name}": np.ascontiguousarray(tensor) for name, tensor in self.weights.items()}
+        return {**projections, **learned}
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
@@ -151,7 +170,8 @@ class Alignment:
             raw["encoders"] = {m: EncoderCard(**card) for m, card in raw["encoders"].items()}
             raw["hold_out"] = HoldOut(**raw["hold_out"])
             card = AlignmentCard(**raw)
-            loaded = cls(card, {m: _projection(m, card, tensors) for m in MODALITIES})
+            weights = {n.removeprefix(LEARNED): tensor for n, tensor in tensors.items() if n.startswith(LEARNED)}
+            loaded = cls(card, {m: _projection(m, card, tensors) for m in MODALITIES}, weights)
         except (KeyError, TypeError, AttributeError) as error:
             raise AlignmentError(f"{path / CARD} is damaged ({error!r}); fit it again") from error
         if loaded.fingerprint != fingerprint or loaded.dim != dim:

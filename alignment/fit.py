@@ -1,8 +1,11 @@
-"""Embedding sets in, the best closed-form alignment out, chosen by grouped cross-validation on Recall@K."""
+"""Embedding sets in, the best closed-form alignment out, chosen by grouped cross-validation on Recall@K.
 
-from collections.abc import Callable, Iterator, Sequence
+Metrics that have something to learn are fitted on top of it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,28 +14,20 @@ from alignment import device as devices
 from alignment.artifact import Alignment, AlignmentCard
 from alignment.embeddings import MODALITIES, EmbeddingSet, HoldOut, Modality, Rows
 from alignment.errors import FitError
-from alignment.metrics import Cosine, Metric
+from alignment.metrics import BANK, Cosine, LearnedMetric, Metric, Nnn, bank_name
 from alignment.projections import METHODS, ROUNDING, Fitter, Projection
 from alignment.recall import Codes, Ranks, group_codes, ranks, recall_at
+from alignment.train import Side, train
 from alignment.vectors import FloatArray, faults, unit
+
+if TYPE_CHECKING:
+    import torch
 
 KS = (1, 5, 10)
 # A validation fold need not be larger than this to tell candidates apart; it bounds the time of a large fit.
 VALIDATION_GROUPS = 2_000
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """Embeddings of one modality with their groups as codes that are common to both sides: (n, d), (n,)."""
-
-    vectors: FloatArray
-    groups: Codes
-
-    def where(self, mask: npt.NDArray[np.bool_]) -> "Side":
-        """Keep the rows where `mask` (n,) is true."""
-        return Side(self.vectors[mask], self.groups[mask])
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +54,22 @@ class Labelled:
             rows_y.append(np.resize(y, longest))
         return self.image.vectors[np.concatenate(rows_x)], self.text.vectors[np.concatenate(rows_y)]
 
-    def ranks(self, projections: tuple[Projection, Projection], metric: Metric) -> tuple[Ranks, Ranks]:
-        """Rank both ways: text to image, image to text; a row that cannot be projected ranks last."""
+    def project(self, projections: tuple[Projection, Projection]) -> "Labelled":
+        """Align both sides; a row that cannot be becomes NaN."""
         image, text = (
-            projection.unchecked(side.vectors)
+            Side(projection.unchecked(side.vectors), side.groups)
             for projection, side in zip(projections, (self.image, self.text), strict=True)
         )
-        t2i = ranks(text, image, self.text.groups, self.image.groups, metric=metric)
-        i2t = ranks(image, text, self.image.groups, self.text.groups, metric=metric)
+        return Labelled(image, text)
+
+    def ranks(self, metrics: Mapping[Modality, Metric]) -> tuple[Ranks, Ranks]:
+        """Rank aligned sides both ways, text to image and image to text, under the metric of what is searched.
+
+        A row that could not be aligned ranks last.
+        """
+        image, text = self.image, self.text
+        t2i = ranks(text.vectors, image.vectors, text.groups, image.groups, metric=metrics["image"])
+        i2t = ranks(image.vectors, text.vectors, image.groups, text.groups, metric=metrics["text"])
         return t2i, i2t
 
 
@@ -86,11 +89,12 @@ def fit(
     Args:
         sets: embedding sets made by the same encoders; their rows are joined.
         method: one of `METHODS`, or `auto` for the best of all.
-        metrics: candidates are chosen under the first, held-out recall is reported under each.
+        metrics: candidates are chosen under the first that has nothing to learn, or else under cosine; those that
+            have are then fitted on the aligned training pairs; held-out recall is reported under each.
         hold_out: groups that take no part in the fit or the choice.
         folds: parts of the cross-validation; groups are never split.
         seed: of the folds.
-        device: where the matrices are decomposed.
+        device: where the matrices are decomposed and metrics are trained.
         progress: called with a line at each step.
 
     Raises:
@@ -112,10 +116,19 @@ def fit(
             )
     place = devices.resolve(device)
     names = list(METHODS) if method == "auto" else [method]
-    scores = cross_validate(training, names, metrics[0], folds=folds, seed=seed, device=place, progress=progress)
+    chosen_under = next(
+        (metric for metric in metrics if not _learners([metric]) and not isinstance(metric, Nnn)), Cosine()
+    )
+    scores = cross_validate(training, names, chosen_under, folds=folds, seed=seed, device=place, progress=progress)
     best = max(scores, key=lambda candidate: candidate.score)
     progress(f"best: {best.method} {best.hyperparameters}, validation recall {best.score:.3f}")
     projections = Fitter(best.method, *training.pairs(), place).fit(best.hyperparameters)
+    weights = _fit_metrics(metrics, training.project(projections), seed=seed, device=place, progress=progress)
+    held_out = test.project(projections)
+    recalls = {
+        str(metric): recall_table(held_out.ranks({m: metric.bind(weights, m) for m in MODALITIES}))
+        for metric in metrics
+    }
     return Alignment(
         AlignmentCard(
             encoders=encoders,
@@ -125,11 +138,36 @@ def fit(
             sets=[s.card.fingerprint for s in sets],
             pairs=len(training.pairs()[0]),
             hold_out=hold_out,
-            held_out_recall={str(metric): recall_table(test.ranks(projections, metric)) for metric in metrics},
+            held_out_recall=recalls,
             candidates=[candidate.to_json() for candidate in scores],
         ),
         dict(zip(MODALITIES, projections, strict=True)),
+        weights,
     )
+
+
+def _learners(metrics: Sequence[Metric]) -> list[LearnedMetric]:
+    """The metrics to train, also those that a hubness correction stands on."""
+    bases = [metric.base if isinstance(metric, Nnn) else metric for metric in metrics]
+    return [metric for metric in dict.fromkeys(bases) if isinstance(metric, LearnedMetric)]
+
+
+def _fit_metrics(
+    metrics: Sequence[Metric], training: Labelled, *, seed: int, device: "torch.device", progress: Progress
+) -> dict[str, npt.NDArray[Any]]:
+    """Fit what the metrics need on aligned training pairs, by the names that `Metric.bind` asks for."""
+    image, text = (
+        side.where(np.asarray(np.isfinite(side.vectors).all(axis=1))) for side in (training.image, training.text)
+    )
+    weights: dict[str, npt.NDArray[Any]] = {}
+    for metric in _learners(metrics):
+        weights |= train(metric, image, text, seed=seed, device=device, progress=progress).weights()
+    if any(isinstance(metric, Nnn) for metric in metrics):
+        rng = np.random.default_rng(seed)
+        for modality, side in zip(MODALITIES, (image, text), strict=True):
+            chosen = np.sort(rng.permutation(len(side.vectors))[:BANK])
+            weights[bank_name(modality)] = side.vectors[chosen]
+    return weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +215,7 @@ def cross_validate(
             fitter = Fitter(name, *training.only(np.setdiff1d(groups, part)).pairs(), device)
             progress(f"{name}: {len(candidates)} candidates, fold {fold + 1} of {folds}")
             for i, hyperparameters in enumerate(candidates):
-                both = validation.ranks(fitter.fit(hyperparameters), metric)
+                both = validation.project(fitter.fit(hyperparameters)).ranks(dict.fromkeys(MODALITIES, metric))
                 totals[i] += np.mean([recall_at(r, k) for r in both for k in KS])
         results += [
             Candidate(name, dict(hyperparameters), float(total / folds))

@@ -42,17 +42,21 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True)
-class Aligned:
-    """Aligned vectors (n, d) of one modality with the codes of their groups (n,)."""
+class Side:
+    """Vectors of one modality (n, d) with the codes of their groups (n,), which are common to both modalities."""
 
     vectors: FloatArray
     groups: Codes
 
+    def where(self, mask: npt.NDArray[np.bool_]) -> "Side":
+        """Keep the rows where `mask` (n,) is true."""
+        return Side(self.vectors[mask], self.groups[mask])
+
 
 def train(
     metric: LearnedMetric,
-    image: Aligned,
-    text: Aligned,
+    image: Side,
+    text: Side,
     *,
     training: Training = Training(),
     seed: int = 0,
@@ -110,7 +114,7 @@ def train(
 
 
 def _batches(
-    groups: Codes, image: Aligned, text: Aligned, size: int, rng: np.random.Generator
+    groups: Codes, image: Side, text: Side, size: int, rng: np.random.Generator
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
     """Yield rows of images and of texts, one of each for every group of a batch; groups and their items shuffled."""
     chosen = [_one_of_each(side.groups, groups, rng) for side in (image, text)]
@@ -129,10 +133,9 @@ def _one_of_each(codes: Codes, groups: Codes, rng: np.random.Generator) -> npt.N
     return rows
 
 
-def _validate(metric: LearnedMetric, image: Aligned, text: Aligned, groups: Codes) -> float:
+def _validate(metric: LearnedMetric, image: Side, text: Side, groups: Codes) -> float:
     """Mean Recall@1/5/10 of both directions among the items of `groups`."""
-    kept = [np.isin(side.groups, groups) for side in (image, text)]
-    x, y = (Aligned(s.vectors[rows], s.groups[rows]) for s, rows in zip((image, text), kept, strict=True))
+    x, y = (side.where(np.isin(side.groups, groups)) for side in (image, text))
     both = (
         ranks(y.vectors, x.vectors, y.groups, x.groups, metric=metric),
         ranks(x.vectors, y.vectors, x.groups, y.groups, metric=metric),

@@ -4,7 +4,8 @@ Three things are measured for each direction: what production gets (the index as
 the same gallery gives (mean reciprocal rank and median rank come from it), and how much of the exact answer the index
 finds over the whole collection, without a filter. Recall@K is the share of queries with a relevant item among the
 first K; relevant means of the same group. Among equal scores the irrelevant item counts as the better one, so ties
-never flatter.
+never flatter. Where Qdrant's order is not the metric's own, exact search is the metric itself over every vector read
+back, so that what candidates and rescoring lose shows as the index's loss.
 """
 
 import operator
@@ -13,12 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from alignment.embeddings import EmbeddingSet, Modality, Rows
+from alignment.metrics import Guarantee, Rescored
 from alignment.recall import (
     Estimate,
     Ranks,
@@ -28,13 +30,14 @@ from alignment.recall import (
     group_codes,
 )
 from alignment.vectors import FloatArray, faults
+from connector.candidates import ALIGNED, Finder, Ranked, Scored, unpacked
 from connector.errors import MismatchError, RequirementError
 from connector.models import MeasureRow
 from connector.progress import Advance
 from connector.provenance import Provenance, Run
 from connector.push import HELD_OUT, point_id
 from connector.release import Release, require_encoder
-from connector.store import CollectionInfo, Hit, Store
+from connector.store import CollectionInfo, Store
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
@@ -59,6 +62,7 @@ MEASURES = (
     "index.recall@{k}",
     "index.recall@{k}.p5",
     "index.recall@{k}.min",
+    "certified",
 )
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -205,20 +209,22 @@ def audit(
         direction: _relevant(sides[asking], sides[asked], release, store, gallery)
         for direction, (asking, asked) in DIRECTIONS.items()
     }
-    if not any(counts.any() for counts in relevant.values()):
+    if not any(found.counts.any() for found in relevant.values()):
         raise MismatchError(
             f"no pair of embedding set {embedding_set.path} is in the {gallery} gallery of release {release.name}; "
             "name the set that was pushed into it, or one that shares its groups"
         )
+    finder = Finder(release, store)
     for direction, (asking, asked) in DIRECTIONS.items():
         size = store.count(release.name, filter=_with_vector(asked, condition))
         result.gallery[asked] = size
-        probe = _Probe(release, store, asked, condition, ks, depth, size)
+        probe = _Probe(finder, asked, condition, ks, depth, size)
         rows = sides[asking]
-        result.without_relevant[direction] = int((relevant[direction] == 0).sum())
-        outcome = probe.ask(rows, advance)
+        counts = relevant[direction].counts
+        result.without_relevant[direction] = int((counts == 0).sum())
+        outcome = probe.ask(rows, relevant[direction], advance)
         result.measures.extend(
-            _measures(direction, outcome, rows.groups, relevant=relevant[direction], gallery=size, ks=ks, seed=seed)
+            _measures(direction, outcome, rows.groups, relevant=counts, gallery=size, ks=ks, seed=seed)
         )
     for requirement in requirements:
         result.failures.extend((requirement, failed) for failed in requirement.failures(result.measures))
@@ -239,6 +245,7 @@ def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
             "depth": result.depth,
             "points": result.info.points,
             "indexed": result.info.indexed,
+            "guarantee": result.release.guarantee.value,
             "without_relevant": result.without_relevant,
             "failed_requirements": sorted({requirement.text for requirement, _ in result.failures}),
         },
@@ -251,76 +258,144 @@ def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
 
 @dataclass(slots=True)
 class _Outcome:
-    """Ranks of all queries through the index and through exact search, and the index's recall by query and k."""
+    """What became of all queries of a direction.
+
+    Attributes:
+        live, exact: ranks through the index and through exact search.
+        fidelity: the index's recall by k and query.
+        certified: whether each result was certified; empty where the metric's guarantee needs no proof or allows none.
+    """
 
     live: Ranks
     exact: Ranks
     fidelity: dict[int, npt.NDArray[np.float64]]
+    certified: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class _Probe:
     """Asks one modality of a release."""
 
-    release: Release
-    store: Store
+    finder: Finder
     asked: Modality
     condition: "Filter | None"
     ks: Sequence[int]
     depth: int
     size: int
 
-    def ask(self, rows: Rows, advance: Advance) -> _Outcome:
-        live, exact = [], []
+    @property
+    def shallow(self) -> int:
+        """Hits to ask for: one more than the longest list shows whether a tie goes on beyond its end.
+
+        Production asks for k at a time; asking for many more would make the index look better than it serves.
+        """
+        return self.ks[-1] + 1
+
+    def ask(self, rows: Rows, relevant: "Relevant", advance: Advance) -> _Outcome:
+        aligned = self.finder.release.alignment.project(rows.modality, rows.vectors)
+        live, certified = [], []
         fidelity: dict[int, list[float]] = {k: [] for k in self.ks}
-        # One more than the longest list shows whether a tie goes on beyond its end. Production asks for k at a time;
-        # asking for many more would make the index look better than it serves.
-        shallow = self.ks[-1] + 1
-        deep = max(shallow, self.depth)
-        for groups, vectors in _batches(rows):
-            queries = self.release.lowering.query(self.release.alignment.project(rows.modality, vectors))
-            served = self._search(queries, shallow, self.condition, exact=False)
-            truth = self._search(queries, deep, self.condition, exact=True)
-            for query, group, got, best in zip(queries, groups, served, truth, strict=True):
-                live.append(self._rank(query, group, got, shallow))
-                exact.append(self._rank(query, group, best, deep))
+        exact: list[float] = []
+        truth = None if self.finder.release.guarantee is Guarantee.EXACT else self._reference(rows, aligned, relevant)
+        for start in range(0, len(aligned), BATCH_QUERIES):
+            batch = slice(start, start + BATCH_QUERIES)
+            groups, queries = rows.groups[batch], aligned[batch]
+            served = self._find(queries, self.shallow, self.condition, exact=False)
+            certified += [float(answer.certified) for answer in served if answer.certified is not None]
+            live += [self._rank(*asked, self.shallow) for asked in zip(queries, groups, served, strict=True)]
             if self.condition is not None:
                 # Qdrant searches a small filtered part exhaustively; what the index finds shows without a filter.
-                served = self._search(queries, shallow, None, exact=False)
-                truth = self._search(queries, shallow, None, exact=True)
-            for got, best in zip(served, truth, strict=True):
+                served = self._find(queries, self.shallow, None, exact=False)
+            if truth is None:
+                exact += self._exact_ranks(queries, groups)
+                bars = self._bars(self._find(queries, self.shallow, None, exact=True))
+            else:
+                exact += truth.ranks[batch].tolist()
+                bars = truth.bars[batch]
+            for got, bar in zip(served, bars, strict=True):
                 for k in self.ks:
-                    fidelity[k].append(self._fidelity(got, best, k))
+                    fidelity[k].append(self._fidelity(got.hits[:k], bar[:k]))
             advance(len(groups))
-        return _Outcome(np.array(live), np.array(exact), {k: np.array(v) for k, v in fidelity.items()})
-
-    def _search(
-        self, queries: npt.NDArray[np.floating], k: int, condition: "Filter | None", *, exact: bool
-    ) -> list[list[Hit]]:
-        return self.store.search(
-            self.release.name, self.asked, queries, k, filter=condition, exact=exact, with_payload=["group"]
+        return _Outcome(
+            np.array(live), np.array(exact), {k: np.array(v) for k, v in fidelity.items()}, np.array(certified)
         )
 
-    def _rank(self, query: npt.NDArray[np.floating], group: str, hits: Sequence[Hit], limit: int) -> float:
+    def _find(
+        self, queries: npt.NDArray[np.floating], k: int, condition: "Filter | None", *, exact: bool
+    ) -> list[Ranked]:
+        return self.finder.find(self.asked, queries, k, filter=condition, exact=exact, with_payload=["group"])
+
+    def _exact_ranks(self, queries: FloatArray, groups: Sequence[str]) -> list[float]:
+        deep = max(self.shallow, self.depth)
+        found = self._find(queries, deep, self.condition, exact=True)
+        return [self._rank(*asked, deep) for asked in zip(queries, groups, found, strict=True)]
+
+    def _rank(self, query: npt.NDArray[np.floating], group: str, answer: Ranked, limit: int) -> float:
         """Rank the best relevant hit; irrelevant ones of the same score stand before it."""
-        best = next((hit.raw_score for hit in hits if hit.payload["group"] == group), None)
+        hits = answer.hits
+        best = next((hit.score for hit in hits if hit.payload["group"] == group), None)
         if best is None:
             return np.inf
-        if hits[-1].raw_score == best and len(hits) == limit < self.size:
+        if hits[-1].score == best and len(hits) == limit < self.size:
             # The tie may go on beyond the list. How many of it are irrelevant, a list of nothing else says.
-            (hits,) = self._search(query[None], limit, _without_group(group, self.condition), exact=True)
-        score = self.release.lowering.score
-        before = [hit for hit in hits if score(hit.raw_score) >= score(best) and hit.payload["group"] != group]
+            hits = self._find(query[None], limit, _without_group(group, self.condition), exact=True)[0].hits
+        before = [hit for hit in hits if hit.score >= best and hit.payload["group"] != group]
         return len(before) + 1.0 if len(before) < limit else np.inf
 
-    def _fidelity(self, got: Sequence[Hit], best: Sequence[Hit], k: int) -> float:
+    def _bars(self, answers: Sequence[Ranked]) -> npt.NDArray[np.float64]:
+        """Scores of the exact lists, best first, (n, shallow); lists that end earlier are filled with NaN."""
+        bars = np.full((len(answers), self.shallow), np.nan)
+        for row, answer in enumerate(answers):
+            bars[row, : len(answer.hits)] = [hit.score for hit in answer.hits]
+        return bars
+
+    def _fidelity(self, got: Sequence[Scored], bar: npt.NDArray[np.float64]) -> float:
         """Share of the exact top k that the index found; a hit as good as the k-th counts, whatever its id."""
-        if not best:
+        best = bar[~np.isnan(bar)]
+        if not len(best):
             return 1.0
-        score = self.release.lowering.score
-        wanted = min(k, len(best))
-        bar = score(best[wanted - 1].raw_score)
-        return sum(1 for hit in got[:k] if score(hit.raw_score) >= bar) / wanted
+        return sum(1 for hit in got if hit.score >= _less(best[-1])) / len(best)
+
+    def _reference(self, rows: Rows, aligned: FloatArray, relevant: "Relevant") -> "_Truth":
+        """Score every query against every point with the metric itself, over the vectors that the points carry.
+
+        What is held are the queries, one page of points and the best scores: (n, d), (page, d), (n, shallow).
+        """
+        lowering = self.finder.release.lowerings[self.asked]
+        assert isinstance(lowering, Rescored)
+        metric = lowering.metric
+        best = np.full(len(aligned), -np.inf)
+        for row, group in enumerate(rows.groups):
+            if texts := relevant.vectors.get(group):
+                best[row] = metric.score(aligned[row : row + 1], unpacked(texts)).max()
+        floor = np.where(np.isfinite(best), _less(best), np.inf)  # rounding never puts a relevant item first
+        before = np.zeros(len(aligned))
+        bars = np.full((len(aligned), self.shallow), -np.inf)
+        wanted = np.array(rows.groups, object)
+        for page in self.finder.store.scroll(self.finder.release.name, filter=_with_vector(self.asked, None)):
+            scores = metric.score(aligned, unpacked([record.payload[ALIGNED] for record in page]))  # (n, c)
+            groups = np.array([record.payload["group"] for record in page], object)
+            inside = [self.condition is None or record.payload.get("split") == HELD_OUT for record in page]
+            rivals = np.array(inside)[None] & (groups[None] != wanted[:, None])  # (n, c)
+            before += ((scores >= floor[:, None]) & rivals).sum(axis=1)
+            joined = np.concatenate([bars, scores], axis=1)
+            bars = -np.sort(-joined, axis=1)[:, : self.shallow]
+        ranks = np.where(np.isfinite(best) & (before < max(self.shallow, self.depth)), before + 1, np.inf)
+        bars[np.isinf(bars)] = np.nan
+        return _Truth(ranks, bars)
+
+
+@dataclass(frozen=True, slots=True)
+class _Truth:
+    """What the metric itself says: exact ranks (n,) and the best scores of each query (n, shallow), best first."""
+
+    ranks: Ranks
+    bars: npt.NDArray[np.float64]
+
+
+def _less(scores: Any) -> Any:
+    """A score that differs from `scores` by no more than float32 rounds."""
+    return scores - 1e-6 * np.maximum(1.0, np.abs(scores))
 
 
 def _measures(
@@ -355,6 +430,8 @@ def _measures(
         yield estimated(f"index.recall@{k}", shares)
         yield Measure(direction, f"index.recall@{k}.p5", float(np.percentile(shares, 5)), queries=n)
         yield Measure(direction, f"index.recall@{k}.min", float(shares.min()), queries=n)
+    if len(outcome.certified) == n:
+        yield estimated("certified", outcome.certified)
 
 
 def _labelled(release: Release, embedding_set: EmbeddingSet, modality: Modality, scope: Scope) -> Rows:
@@ -374,8 +451,21 @@ def _labelled(release: Release, embedding_set: EmbeddingSet, modality: Modality,
     return rows.take(np.flatnonzero(kept).tolist())
 
 
-def _relevant(asking: Rows, asked: Rows, release: Release, store: Store, gallery: Scope) -> npt.NDArray[np.int64]:
-    """Count for each query how many of its relevant items are in the gallery: (n,)."""
+@dataclass(frozen=True, slots=True)
+class Relevant:
+    """The items of the gallery that are relevant to a direction's queries.
+
+    Attributes:
+        counts: how many each query has, (n,).
+        vectors: their packed aligned vectors by group, where the points carry them.
+    """
+
+    counts: npt.NDArray[np.int64]
+    vectors: dict[str, list[str]]
+
+
+def _relevant(asking: Rows, asked: Rows, release: Release, store: Store, gallery: Scope) -> Relevant:
+    """Look up which items of the audited set are in the gallery and relevant."""
     wanted = set(asking.groups)
     ids = {
         point_id(asked.modality, key): group
@@ -383,18 +473,15 @@ def _relevant(asking: Rows, asked: Rows, release: Release, store: Store, gallery
         if group in wanted
     }
     counts: Counter[str] = Counter()
+    vectors: dict[str, list[str]] = {}
     remaining = iter(ids)
     while batch := list(islice(remaining, 1000)):
         for found in store.retrieve(release.name, batch):
             if gallery == "all" or found.payload.get("split") == gallery:
                 counts[ids[found.id]] += 1
-    return np.array([counts[group] for group in asking.groups], np.int64)
-
-
-def _batches(rows: Rows) -> Iterator[tuple[list[str], FloatArray]]:
-    for start in range(0, len(rows), BATCH_QUERIES):
-        end = start + BATCH_QUERIES
-        yield rows.groups[start:end], rows.vectors[start:end]
+                if packed_vector := found.payload.get(ALIGNED):
+                    vectors.setdefault(ids[found.id], []).append(packed_vector)
+    return Relevant(np.array([counts[group] for group in asking.groups], np.int64), vectors)
 
 
 def _only_held_out() -> "Filter":

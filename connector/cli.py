@@ -18,6 +18,7 @@ from connector.progress import say
 from connector.render import (
     audit_document,
     found_rows,
+    how_sure,
     print_audit,
     print_json,
     print_rejects,
@@ -37,7 +38,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 FAILED, USAGE, REQUIREMENT, REJECTED, INTERRUPTED = 1, 2, 3, 4, 130
 # What only the command line can be wrong about.
 USAGE_ERRORS = (FilterError, MetricError, RequirementError, SettingsError)
-METRIC_HELP = "How aligned vectors are compared: cosine, dot, euclid or manhattan."
+METRIC_HELP = (
+    "How aligned vectors are compared: cosine, dot, euclid, manhattan, chi2, kl-query-item, kl-item-query, js, hellinger, "
+    "w1, bilinear, mol or mlp, with parameters as in 'chi2(map=split)'; 'dot+nnn' corrects hubness."
+)
 PAYLOAD_KINDS = ("keyword", "integer", "float", "bool")
 
 
@@ -171,7 +175,7 @@ def encode(
     default=["cosine"],
     show_default=True,
     metavar="METRIC",
-    help=METRIC_HELP + " Candidates are chosen under the first.",
+    help=METRIC_HELP + " Candidates are chosen under the first that has nothing to learn.",
 )
 @click.option(
     "--holdout",
@@ -268,12 +272,19 @@ def ingest(
 @click.option("--target", type=click.Choice(["image", "text"]), help="Modality to find.  [default: the other one]")
 @click.option("--filter", "filter_json", metavar="JSON", help="Qdrant filter on the payload.")
 @click.option("--exact", is_flag=True, help="Compare with every item instead of walking the index.")
+@click.option(
+    "--candidates",
+    "budget",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Most candidates to fetch under a metric that rescores.  [default: the metric's own budget]",
+)
 @click.option("--html", "page", type=click.Path(path_type=Path), help="Write a contact sheet with the pictures.")
 @json_option
 @home_options
 def search(
     collection: str, query: str, k: int, metric: str | None, target: Any, filter_json: str | None, exact: bool,
-    page: Path | None, as_json: bool, **where: Any,
+    budget: int | None, page: Path | None, as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
     """Search COLLECTION with QUERY: a text, or the path of an image (known by its suffix)."""
     from connector.items import IMAGE_SUFFIXES
@@ -281,24 +292,28 @@ def search(
     from connector.store import parse_filter
 
     condition = parse_filter(filter_json) if filter_json is not None else None
+    options: dict[str, Any] = {"filter": condition, "exact": exact, "budget": budget}
     is_image = Path(query).suffix.lower() in IMAGE_SUFFIXES
     with _home(where) as home:
         retriever = home.retriever(collection, metric)
         if is_image:
-            (found,) = retriever.search_images([Path(query)], k, target=target or "text", filter=condition, exact=exact)
+            (answer,) = retriever.search_images([Path(query)], k, target=target or "text", **options)
         else:
-            (found,) = retriever.search_texts([query], k, target=target or "image", filter=condition, exact=exact)
-        name = str(retriever.release.metric)
+            (answer,) = retriever.search_texts([query], k, target=target or "image", **options)
+        name, guarantee = str(retriever.release.metric), retriever.guarantee
+    title = f"under {name}, {how_sure(guarantee, answer)}"
     if page:
         asked = Path(query) if is_image else query
-        write_contact_sheet(page, f"{collection}: {query}", f"{len(found)} best under {name}", [Answered(asked, found)])
+        write_contact_sheet(page, f"{collection}: {query}", f"{len(answer)} best {title}", [Answered(asked, answer)])
         say(f"wrote {page}")
     if as_json:
-        print_json(
-            {"collection": collection, "metric": name, "query": query, "found": [item._asdict() for item in found]}
-        )
+        document = {
+            "collection": collection, "metric": name, "guarantee": guarantee, "certified": answer.certified,
+            "candidates": answer.candidates, "query": query, "found": [item._asdict() for item in answer],
+        }  # fmt: skip
+        print_json(document)
     else:
-        print_table(found_rows(found), f"{collection} under {name}")
+        print_table(found_rows(answer), f"{collection} {title}")
 
 
 @cli.command()

@@ -142,7 +142,7 @@ class Home:
             alignment = fit(
                 [self.embedding_set(s) for s in sets],
                 method=method,
-                metrics=[parse(metric) for metric in metrics],
+                metrics=list(dict.fromkeys(parse(metric) for metric in metrics)),
                 hold_out=hold_out,
                 folds=folds,
                 seed=seed,
@@ -266,7 +266,7 @@ class Home:
         with self.provenance.run("audit", parameters) as run:
             required = [auditing.Requirement.parse(text) for text in requirements]
             embedding_set = self.embedding_set(pairs)
-            release = open_release(self.provenance, self.store, collection, metric)
+            release = open_release(self.provenance, self.store, collection, metric, device=self.settings.device)
             with progress(f"audit {release.name}", None, "queries") as advance:
                 found = auditing.audit(
                     release, self.store, embedding_set, requirements=required, advance=advance, **options
@@ -277,4 +277,4 @@ class Home:
         return Result(run.id, run.counts, found)
 
     def _metrics(self, alignment: Alignment, names: Sequence[str]) -> list[Metric]:
-        return [parse(name) for name in dict.fromkeys(names or alignment.card.metrics)]
+        return list(dict.fromkeys(parse(name) for name in names or alignment.card.metrics))

@@ -15,7 +15,7 @@ from connector.errors import CorpusError
 from connector.items import LONGEST_FIELD, Corpus, Item, Reject, printable
 
 # What the connector writes into every payload itself.
-RESERVED = frozenset(("modality", "content_sha256", "split"))
+RESERVED = frozenset(("modality", "content_sha256", "split", "aligned"))
 MOST_CAPTIONS = 1000  # of one key; more in a row means that the key column is not a key
 
 

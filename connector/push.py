@@ -13,14 +13,24 @@ from uuid import UUID, uuid5
 
 from alignment.artifact import Alignment
 from alignment.embeddings import MODALITIES, EmbeddingSet, Modality, Rows
-from alignment.metrics import Metric
+from alignment.metrics import Guarantee, Lowering, Metric
 from alignment.vectors import FloatArray, faults
+from connector.candidates import ALIGNED, packed
 from connector.errors import MismatchError
 from connector.items import Reject
 from connector.models import ReleaseRow, now
 from connector.progress import Advance
 from connector.provenance import Provenance, Run
-from connector.release import METADATA, Release, chain, make_live, physical_name, require_chain, require_encoder
+from connector.release import (
+    METADATA,
+    Release,
+    chain,
+    lower,
+    make_live,
+    physical_name,
+    require_chain,
+    require_encoder,
+)
 from connector.store import CollectionConfig, PayloadKind, Points, Store, VectorConfig
 
 NAMESPACE = UUID("6f1d3f0e-6c86-5a49-9d0c-0f3d8a7c1b52")
@@ -88,6 +98,8 @@ def push(
     Counts `written`, `unchanged` and `rejected` in `run`, over all releases. Running it again writes nothing.
 
     Raises:
+        MetricError: the alignment holds no parameters for a metric.
+        VectorError: a metric cannot take the aligned vectors, such as signed ones under `chi2(map=l1)`.
         MismatchError: the set's encoders are not the alignment's, a collection of that name was written with
             something else or with other settings than those that are asked for, or the collection's exact count is
             not what the ledger says.
@@ -98,17 +110,19 @@ def push(
     asked: dict[str, Any] = {"payload_indexes": dict(payload_indexes or {})}
     if indexing_threshold is not None:
         asked["indexing_threshold"] = indexing_threshold
+    lowered = [(metric, lower(alignment, metric)) for metric in metrics]  # all of them, before anything is written
     releases = [
         _begin(
             alignment,
             metric,
+            lowerings,
             alignment_id=alignment_id,
             collection=collection,
             asked=asked,
             store=store,
             provenance=provenance,
         )
-        for metric in metrics
+        for metric, lowerings in lowered
     ]
     targets = [_Target(r, _ledger(r, set_id, store, provenance)) for r in releases]
     indexes = {
@@ -124,6 +138,7 @@ def push(
 def _begin(
     alignment: Alignment,
     metric: Metric,
+    lowerings: Mapping[Modality, Lowering],
     *,
     alignment_id: int,
     collection: str,
@@ -132,7 +147,7 @@ def _begin(
     provenance: Provenance,
 ) -> Release:
     """Find or create the release: the row in SQL first, then the collection."""
-    lowering = metric.lower(alignment.dim)
+    lowering = lowerings["image"]
     name = physical_name(collection, metric, alignment)
     expected = chain(alignment, metric, lowering)
     store_url = provenance.stored(store.url)
@@ -179,7 +194,7 @@ def _begin(
         row = provenance.save(row)
     elif row.settings:
         _require_settings(row, asked)
-    return Release(row, alignment, metric, lowering)
+    return Release(row, alignment, metric, lowerings)
 
 
 def _require_settings(row: ReleaseRow, asked: dict[str, Any]) -> None:
@@ -249,8 +264,12 @@ class _Writer:
             if refused:  # an older point of a row that can no longer be written would be found for what it was
                 self.store.delete(target.release.name, refused)
             if ids:
-                stored = target.release.lowering.item(vectors)
-                self.store.upsert(target.release.name, Points(rows.modality, ids, stored, payloads))
+                lowering = target.release.lowerings[rows.modality]
+                stored = lowering.item(vectors)
+                written = payloads
+                if lowering.guarantee is not Guarantee.EXACT:  # what rescoring needs
+                    written = [{**p, ALIGNED: packed(v)} for p, v in zip(payloads, vectors, strict=True)]
+                self.store.upsert(target.release.name, Points(rows.modality, ids, stored, written))
             target.pending[place] = (digest, len(ids))
             self.run.counts["written"] += len(ids)
         return len(ids) * len(targets)

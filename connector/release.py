@@ -12,12 +12,13 @@ Names, for a collection `emoji` under `cosine` and an alignment with fingerprint
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from alignment.artifact import Alignment
-from alignment.embeddings import EncoderCard, Modality
-from alignment.metrics import Lowering, Metric, parse
+from alignment.embeddings import MODALITIES, EncoderCard, Modality
+from alignment.metrics import Guarantee, Lowering, Metric, parse
 from connector.errors import CollectionNotFoundError, MismatchError
 from connector.models import ReleaseRow
 from connector.provenance import Provenance
@@ -30,17 +31,35 @@ DEFAULT_METRIC = "cosine"
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A release that was checked: its row in SQL, its alignment, its metric and how Qdrant computes it."""
+    """A release that was checked: its row in SQL, its alignment, its metric and how Qdrant computes it.
+
+    Attributes:
+        lowerings: by the modality of the items; they differ where a metric learned something of each.
+    """
 
     row: ReleaseRow
     alignment: Alignment
     metric: Metric
-    lowering: Lowering
+    lowerings: Mapping[Modality, Lowering]
 
     @property
     def name(self) -> str:
         """The physical collection."""
         return self.row.physical_name
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What is known of the order in which Qdrant finds items."""
+        return self.lowerings["image"].guarantee
+
+
+def lower(alignment: Alignment, metric: Metric, *, device: str = "auto") -> dict[Modality, Lowering]:
+    """Lower `metric` with what `alignment` holds for it, by the modality of the items.
+
+    Raises:
+        MetricError: the alignment holds no parameters for it.
+    """
+    return {m: alignment.metric(metric, m, device=device).lower(alignment.dim) for m in MODALITIES}
 
 
 def alias_name(collection: str, metric: Metric) -> str:
@@ -70,7 +89,7 @@ def chain(alignment: Alignment, metric: Metric, lowering: Lowering) -> dict[str,
             "distance": lowering.distance.value,
             "dim": lowering.dim,
             "version": lowering.version,
-            "exact": lowering.exact,
+            "guarantee": lowering.guarantee.value,
         },
     }
 
@@ -104,14 +123,17 @@ def require_encoder(alignment: Alignment, modality: Modality, found: EncoderCard
         )
 
 
-def open_release(provenance: Provenance, store: Store, collection: str, metric: str | None = None) -> Release:
+def open_release(
+    provenance: Provenance, store: Store, collection: str, metric: str | None = None, *, device: str = "auto"
+) -> Release:
     """Open the live release of `collection` under `metric` and check its chain.
 
     Args:
         provenance: where releases are recorded.
         store: where their collections are.
         collection: what people say, `emoji`.
-        metric: as printed; where it is left out, the only metric there is, or cosine.
+        metric: as printed, or with some of its parameters; where it is left out, the only metric there is, or cosine.
+        device: where a learned metric computes.
 
     Raises:
         CollectionNotFoundError: no live release.
@@ -120,19 +142,18 @@ def open_release(provenance: Provenance, store: Store, collection: str, metric: 
     checked_name(collection, "collection")
     rows = provenance.releases(store_url=provenance.stored(store.url), collection=collection, state="live")
     metrics = {row.metric: row for row in rows}
-    if metric is not None:
-        parse(metric)
-    chosen = metric or (next(iter(metrics)) if len(metrics) == 1 else DEFAULT_METRIC)
+    asked = None if metric is None else str(parse(metric))
+    chosen = asked or (next(iter(metrics)) if len(metrics) == 1 else DEFAULT_METRIC)
     if chosen not in metrics:
         known = sorted({f"{row.collection} ({row.metric})" for row in provenance.releases(state="live")})
         raise CollectionNotFoundError(
             f"no live release of collection {collection!r} under {chosen}; there are: {', '.join(known) or 'none'}; "
             "make one with `modalign push`"
         )
-    return checked(provenance, store, metrics[chosen])
+    return checked(provenance, store, metrics[chosen], device=device)
 
 
-def checked(provenance: Provenance, store: Store, row: ReleaseRow) -> Release:
+def checked(provenance: Provenance, store: Store, row: ReleaseRow, *, device: str = "auto") -> Release:
     """Load what a release needs and check that it belongs together."""
     recorded = provenance.alignment(row.alignment_id)
     alignment = Alignment.load(provenance.located(recorded.path))
@@ -149,7 +170,8 @@ def checked(provenance: Provenance, store: Store, row: ReleaseRow) -> Release:
                 f"{in_card}; restore the one that was changed"
             )
     metric = parse(row.metric)
-    lowering = metric.lower(alignment.dim)
+    lowerings = lower(alignment, metric, device=device)
+    lowering = lowerings["image"]
     ours = (lowering.distance.value, lowering.dim, lowering.version)
     if (theirs := (row.distance, row.dim, row.lowering_version)) != ours:
         raise MismatchError(
@@ -157,7 +179,7 @@ def checked(provenance: Provenance, store: Store, row: ReleaseRow) -> Release:
             "push into a new collection"
         )
     require_chain(store, row.physical_name, chain(alignment, metric, lowering))
-    return Release(row, alignment, metric, lowering)
+    return Release(row, alignment, metric, lowerings)
 
 
 def make_live(provenance: Provenance, store: Store, releases: list[Release]) -> bool:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from connector.audit import Audit
     from connector.home import Result
     from connector.release import Release
-    from connector.search import Found
+    from connector.search import Answer, Found
 
 
 def print_json(document: Any) -> None:
@@ -47,6 +47,18 @@ def print_releases(result: "Result", as_json: bool) -> None:
     else:
         counts = ", ".join(f"{count} {name}" for name, count in result.counts.items() if count)
         print_table(rows, f"run {result.run}: {counts}")
+
+
+def how_sure(guarantee: str, answer: "Answer") -> str:
+    """Say in words how good a search result is."""
+    if answer.certified is None:
+        proof = ""
+    elif answer.certified:
+        proof = ": nothing better was left out of what the index holds"
+    else:
+        proof = ": not proved within the candidate budget"
+    rescored = f", {answer.candidates} candidates rescored" if answer.candidates else ""
+    return f"{guarantee}{proof}{rescored}"
 
 
 def found_rows(found: Sequence["Found"]) -> Iterator[dict[str, Any]]:

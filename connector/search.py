@@ -1,6 +1,6 @@
 """Production search: a text or an image in, items of the other modality out, with the metric's own score."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,18 +10,34 @@ from PIL import Image
 
 from alignment import device as devices
 from alignment.embeddings import Modality
+from alignment.metrics import OTHER, Guarantee
+from connector.candidates import Finder
 from connector.encoders import Encoder, load_encoder
 from connector.errors import ConnectorError, MismatchError
 from connector.images import ImageRejectedError, decode, read_image, upright_rgb
 from connector.items import printable
 from connector.provenance import Provenance
 from connector.release import Release, open_release, require_encoder
-from connector.store import Hit, Store
+from connector.store import Store
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
-OTHER: dict[Modality, Modality] = {"image": "text", "text": "image"}
+
+class Answer(list["Found"]):
+    """What was found for one query, best first.
+
+    Attributes:
+        certified: True where it is proved that no better item was left out, False where that could not be proved
+            within the candidate budget, None where the metric's guarantee needs no proof or allows none: see
+            `Retriever.guarantee`. The proof trusts the index: only an exact search has seen every item.
+        candidates: how many items the metric itself has scored; 0 where Qdrant's order is the metric's own.
+    """
+
+    def __init__(self, found: Iterable["Found"], *, certified: bool | None, candidates: int):
+        super().__init__(found)
+        self.certified = certified
+        self.candidates = candidates
 
 
 class Found(NamedTuple):
@@ -53,7 +69,7 @@ class Retriever:
 
     def __init__(self, release: Release, store: Store, *, device: str = "auto"):
         self.release = release
-        self._store = store
+        self._finder = Finder(release, store)
         self._device = device
         self._encoders: dict[Modality, Encoder] = {}
 
@@ -62,7 +78,12 @@ class Retriever:
         cls, provenance: Provenance, store: Store, collection: str, metric: str | None = None, *, device: str = "auto"
     ) -> "Retriever":
         """Open the live release of `collection` and check its chain; see `open_release` for what is refused."""
-        return cls(open_release(provenance, store, collection, metric), store, device=device)
+        return cls(open_release(provenance, store, collection, metric, device=device), store, device=device)
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """How good the search is: `exact`, `certified`, `bounded` or `measured`; see docs/metrics.md."""
+        return self.release.guarantee
 
     def search_texts(
         self,
@@ -72,13 +93,23 @@ class Retriever:
         target: Modality = "image",
         filter: "Filter | None" = None,
         exact: bool = False,
-    ) -> list[list[Found]]:
-        """Find the `k` best items of modality `target` for each text."""
+        budget: int | None = None,
+    ) -> list[Answer]:
+        """Find the `k` best items of modality `target` for each text.
+
+        Args:
+            texts: queries.
+            k: how many to find.
+            target: modality to find.
+            filter: only items that match it.
+            exact: compare with every item instead of walking the index.
+            budget: how many candidates to rescore at most, for metrics that Qdrant cannot order by itself.
+        """
         for text in texts:
             if not text.strip() or text != printable(text):
                 raise ConnectorError(f"expected a text of Unicode to search for, got {printable(text)!r}")
         X = self._encoder("text").encode("text", texts)
-        return self._search("text", X, k, target=target, filter=filter, exact=exact)
+        return self._search("text", X, k, target=target, filter=filter, exact=exact, budget=budget)
 
     def search_images(
         self,
@@ -88,7 +119,8 @@ class Retriever:
         target: Modality = "text",
         filter: "Filter | None" = None,
         exact: bool = False,
-    ) -> list[list[Found]]:
+        budget: int | None = None,
+    ) -> list[Answer]:
         """Find the `k` best items of modality `target` for each image or image file.
 
         Raises:
@@ -96,7 +128,7 @@ class Retriever:
         """
         loaded = [upright_rgb(image) if isinstance(image, Image.Image) else load_picture(image) for image in images]
         X = self._encoder("image").encode("image", loaded)
-        return self._search("image", X, k, target=target, filter=filter, exact=exact)
+        return self._search("image", X, k, target=target, filter=filter, exact=exact, budget=budget)
 
     def search_embeddings(
         self,
@@ -108,7 +140,8 @@ class Retriever:
         target: Modality | None = None,
         filter: "Filter | None" = None,
         exact: bool = False,
-    ) -> list[list[Found]]:
+        budget: int | None = None,
+    ) -> list[Answer]:
         """Find the `k` best items for each raw embedding of `X` (n, d), made by the encoder of fingerprint `encoder`.
 
         Raises:
@@ -121,7 +154,7 @@ class Retriever:
                 f"release {self.release.name} takes {modality} embeddings of {expected}, got embeddings of an encoder "
                 f"with fingerprint {encoder[:12]}; encode with the first, or push for the second"
             )
-        return self._search(modality, X, k, target=target or OTHER[modality], filter=filter, exact=exact)
+        return self._search(modality, X, k, target=target or OTHER[modality], filter=filter, exact=exact, budget=budget)
 
     def _search(
         self,
@@ -132,20 +165,25 @@ class Retriever:
         target: Modality,
         filter: "Filter | None",
         exact: bool,
-    ) -> list[list[Found]]:
+        budget: int | None,
+    ) -> list[Answer]:
         if k < 1:
             raise ConnectorError(f"expected k of at least 1, got {k}")
         if not len(X):
             return []
-        lowering = self.release.lowering
-        queries = lowering.query(self.release.alignment.project(modality, X))
-        answers = self._store.search(self.release.name, target, queries, k, filter=filter, exact=exact)
-        return [[self._found(hit, target) for hit in hits] for hits in answers]
-
-    def _found(self, hit: Hit, target: Modality) -> Found:
-        payload = hit.payload
-        score = self.release.lowering.score(hit.raw_score)
-        return Found(payload["key"], payload["group"], target, score, hit.raw_score, payload)
+        aligned = self.release.alignment.project(modality, X)
+        ranked = self._finder.find(target, aligned, k, filter=filter, exact=exact, budget=budget)
+        return [
+            Answer(
+                (
+                    Found(hit.payload["key"], hit.payload["group"], target, hit.score, hit.raw_score, hit.payload)
+                    for hit in answer.hits
+                ),
+                certified=answer.certified,
+                candidates=answer.candidates,
+            )
+            for answer in ranked
+        ]
 
     def _encoder(self, modality: Modality) -> Encoder:
         if modality not in self._encoders:

@@ -55,7 +55,7 @@ class Divergence(Metric):
             self._require_distributions(np.asarray((X < 0).any(axis=1)), "a negative value")
             E = X
         total = E.sum(axis=1, keepdims=True)  # (n, 1)
-        self._require_distributions(~(total[:, 0] > 0), "no value above zero")
+        self._require_distributions(total[:, 0] <= 0, "no value above zero")  # NaN stays NaN
         P: Vectors = E / total
         return P
 
@@ -330,25 +330,35 @@ class KullbackItemQuery(Kullback):
         return (q.log() @ x.T - (x * x.log()).sum(dim=1)) / q.shape[1]
 
     def lower(self, dim: int) -> Lowering:
-        """Item `[x, -sum x ln x]`, query `[ln q, 1]`, Dot."""
+        """Item `[x - u, -sum x ln x]`, query `[ln q, 1]` with u uniform, Dot; a constant of the query is added."""
         return ItemQueryLowering(Distance.DOT, self.width(dim) + 1, metric=self)
 
 
 @dataclass(frozen=True, slots=True)
 class ItemQueryLowering(Lowering):
-    """`-KL(x || q) = <x, ln q> - sum x ln x`, relative to the uniform distribution, which keeps numbers small."""
+    """`-KL(x || q) = <x, ln q> - sum x ln x`, relative to the uniform distribution u.
+
+    Qdrant links items by their products with each other. So items are D (x - u), which are large and differ in all
+    directions, and queries are small: with x beside an entropy of many times its length, every item would be linked to
+    those of the highest entropy, and a walk along the graph would end there.
+    """
 
     metric: Kullback = KullbackItemQuery()
 
     def item(self, X: Vectors) -> Vectors:
-        """`[x, -sum x ln(D x)]`, (n, D + 1)."""
+        """`[D x - 1, -sum x ln(D x)]`, (n, D + 1)."""
         R = self.metric.relative(X.astype(np.float64))
-        return np.column_stack([R / R.shape[1], -(R * np.log(R)).mean(axis=1)]).astype(np.float32)
+        return np.column_stack([R - 1, -(R * np.log(R)).mean(axis=1)]).astype(np.float32)
 
     def query(self, X: Vectors) -> Vectors:
-        """`[ln(D q), 1]`, (n, D + 1)."""
-        R = self.metric.relative(X.astype(np.float64))
-        return np.column_stack([np.log(R), np.ones(len(R))]).astype(np.float32)
+        """`[ln(D q) / D, 1]`, (n, D + 1)."""
+        L = np.log(self.metric.relative(X.astype(np.float64)))
+        return np.column_stack([L / L.shape[1], np.ones(len(L))]).astype(np.float32)
+
+    def offset(self, X: Vectors) -> Scores:
+        """`sum ln(D q) / D`, (n,)."""
+        offset: Scores = np.log(self.metric.relative(X.astype(np.float64))).mean(axis=1)
+        return offset
 
 
 def _relative(p: Vectors, m: Vectors) -> Vectors:

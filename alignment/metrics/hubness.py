@@ -59,7 +59,7 @@ class Nnn(Metric):
         lowering = base.lower(2)
         return (lowering.distance, lowering.guarantee) == (Distance.DOT, Guarantee.EXACT) and not isinstance(base, Nnn)
 
-    def bind(self, weights: Weights, items: Modality, device: str = "cpu") -> Self:
+    def bind(self, weights: Weights, items: Modality, device: str = "auto") -> Self:
         """Take the reference queries for items of one modality."""
         bank = weights.get(bank_name(OTHER[items]))
         if bank is None:

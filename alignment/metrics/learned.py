@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from alignment import device as devices
 from alignment.errors import MetricError
 from alignment.metrics.lowering import Distance, Guarantee, Lowering, Rescored, Scores, Vectors
 from alignment.metrics.metric import Metric, Modality, Weights, refuse
@@ -49,7 +50,7 @@ class LearnedMetric(Metric):
         state = self._trained().state_dict()
         return {f"{self}/{name}": tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
 
-    def bind(self, weights: Weights, items: Modality, device: str = "cpu") -> Self:
+    def bind(self, weights: Weights, items: Modality, device: str = "auto") -> Self:
         """Put the weights in; queries and items may be of either modality."""
         import torch
 
@@ -58,11 +59,11 @@ class LearnedMetric(Metric):
         if not own:
             raise missing(self)
         try:
-            module = self.build(int(own["dim"]))
+            module = self.build(int(own["dim"].item()))
             module.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in own.items()})
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise MetricError(f"the weights of metric {self} are damaged ({error}); fit the alignment again") from error
-        return replace(self, module=module.to(device).eval())
+        return replace(self, module=module.to(devices.resolve(device)).eval())
 
     def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
         """Scores (n, m) that gradients flow through."""
@@ -81,7 +82,7 @@ class LearnedMetric(Metric):
         if dtype == np.float64:
             module = deepcopy(module).double()
         device = module.dim.device
-        Q, X = (torch.from_numpy(np.ascontiguousarray(side, dtype)).to(device) for side in (queries, items))
+        Q, X = (torch.from_numpy(np.array(side, dtype, order="C")).to(device) for side in (queries, items))
         columns = max(1, min(len(X), FLOATS_AT_ONCE // module.floats_per_pair))
         rows = max(1, FLOATS_AT_ONCE // (module.floats_per_pair * columns))
         scores = np.empty((len(Q), len(X)), dtype)
@@ -89,7 +90,8 @@ class LearnedMetric(Metric):
             for i in range(0, len(Q), rows):
                 for j in range(0, len(X), columns):
                     scores[i : i + rows, j : j + columns] = module(Q[i : i + rows], X[j : j + columns]).cpu().numpy()
-        if not np.isfinite(scores).all():
+        sound = [np.isfinite(side).all(axis=1) for side in (queries, items)]  # NaN in, NaN out
+        if not np.isfinite(scores[np.ix_(*sound)]).all():
             raise MetricError(
                 f"metric {self} gives scores that are not finite: its weights have diverged or are damaged; fit the "
                 "alignment again"
@@ -112,7 +114,7 @@ class LearnedMetric(Metric):
 
         module = self._trained()
         with torch.inference_mode():
-            tensor = torch.from_numpy(np.ascontiguousarray(X, np.float32)).to(module.dim.device)
+            tensor = torch.from_numpy(np.array(X, np.float32, order="C")).to(module.dim.device)
             result: Vectors = part(module, tensor).cpu().numpy()
         return result
 

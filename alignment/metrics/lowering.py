@@ -76,7 +76,7 @@ class Lowering:
         return (raw if self.distance.higher_is_better else -raw) + offset
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rescored(Lowering):
     """A lowering that finds candidates; the metric itself, over their aligned vectors, orders them.
 
@@ -86,7 +86,7 @@ class Rescored(Lowering):
         budget: how many it fetches at most, unless told otherwise.
     """
 
-    metric: "Metric | None" = None
+    metric: "Metric"
     page: ClassVar[int]
     budget: ClassVar[int]
 
@@ -96,6 +96,5 @@ class Rescored(Lowering):
 
     def rescore(self, query: Vectors, items: Vectors) -> Scores:
         """Score one aligned `query` (d,) against the aligned vectors of its candidates (c, d): (c,)."""
-        assert self.metric is not None
         scores: Scores = self.metric.score(query[None], items)[0]
         return scores

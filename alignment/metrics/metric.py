@@ -54,7 +54,7 @@ class Metric(ABC):
     def lower(self, dim: int) -> Lowering:
         """Express this metric over aligned vectors of dimension `dim` in what Qdrant can index."""
 
-    def bind(self, weights: Weights, items: Modality, device: str = "cpu") -> Self:
+    def bind(self, weights: Weights, items: Modality, device: str = "auto") -> Self:
         """Return this metric with what was learned for it, ready to compare with items of one modality.
 
         Args:

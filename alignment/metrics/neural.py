@@ -19,7 +19,7 @@ class LearnedModule(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.register_buffer("dim", torch.tensor(dim))
+        self.register_buffer("dim", torch.tensor([dim]))
 
 
 class BilinearModule(LearnedModule):

@@ -1,0 +1,194 @@
+"""Search under any metric: Qdrant finds, and where its order is not the metric's own, the metric orders.
+
+A metric that lowers exactly is one search. Under the others every point carries its aligned vector in its payload:
+candidates are fetched in Qdrant's order, page after page, and rescored from those, until the lowering's bound proves
+that no item left can enter the first k, or until the budget ends.
+"""
+
+from base64 import b64decode, b64encode
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment.embeddings import Modality
+from alignment.metrics import Lowering, Rescored
+from connector.errors import ConnectorError
+from connector.release import Release
+from connector.store import Hit, Payload, Store
+
+if TYPE_CHECKING:
+    from qdrant_client.models import Filter
+
+ALIGNED = "aligned"
+GROWTH = 4
+MARGIN = 1.25
+
+
+class Scored(NamedTuple):
+    """A point that was found: the metric's own score, higher is better, and Qdrant's raw score."""
+
+    id: str
+    score: float
+    raw_score: float
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """What was found for one query, best first.
+
+    Attributes:
+        certified: whether it is proved that nothing better was left out, as far as the index found what it was asked
+            for: with an exact search without reservation. None where nothing can be proved.
+        candidates: how many items were rescored; 0 where Qdrant's order is the metric's own.
+    """
+
+    hits: list[Scored]
+    certified: bool | None
+    candidates: int
+
+
+def packed(vector: npt.NDArray[np.floating]) -> str:
+    """Pack an aligned vector (d,) into the text that a payload carries: float32, little-endian, base64."""
+    return b64encode(np.ascontiguousarray(vector, "<f4").tobytes()).decode()
+
+
+def unpacked(texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Unpack aligned vectors (n, d)."""
+    return np.frombuffer(b"".join(map(b64decode, texts)), "<f4").reshape(len(texts), -1)
+
+
+class Finder:
+    """Searches one release with aligned vectors.
+
+    It remembers how many candidates its last certificates took, so that one page mostly does for the next query.
+    """
+
+    def __init__(self, release: Release, store: Store):
+        self.release = release
+        self.store = store
+        self._needed: dict[tuple[Modality, int], int] = {}
+
+    def find(
+        self,
+        target: Modality,
+        aligned: npt.NDArray[np.floating],
+        k: int,
+        *,
+        filter: "Filter | None" = None,
+        exact: bool = False,
+        budget: int | None = None,
+        with_payload: bool | Sequence[str] = True,
+    ) -> list[Ranked]:
+        """Find the `k` best items of modality `target` for each of the aligned queries (n, d), n of at least 1.
+
+        Args:
+            target: modality of the items.
+            aligned: queries in the shared space.
+            k: how many to find.
+            filter: only items that match it.
+            exact: let Qdrant compare with every point instead of walking its index.
+            budget: how many candidates to fetch for a query at most; by default the lowering's own budget.
+            with_payload: whether hits carry their payload, or which fields of it.
+
+        Raises:
+            ConnectorError: the budget is below `k`.
+        """
+        lowering = self.release.lowerings[target]
+        if budget is not None and budget < k:
+            raise ConnectorError(f"expected a candidate budget of at least k, {k}, got {budget}; raise it or lower k")
+        queries = lowering.query(aligned)
+        if not isinstance(lowering, Rescored):
+            found = self.store.search(
+                self.release.name, target, queries, k, filter=filter, exact=exact, with_payload=with_payload
+            )
+            return _own_scores(lowering, aligned, found)
+        rescoring = [_Rescoring(lowering, query, k) for query in aligned]
+        longest = max(k, lowering.budget) if budget is None else budget
+        page = min(max(lowering.page, 2 * k, round(MARGIN * self._needed.get((target, k), 0))), longest)
+        open_rows = list(range(len(queries)))
+        while open_rows:
+            found = self.store.search(
+                self.release.name, target, queries[open_rows], page, filter=filter, exact=exact, with_payload=[ALIGNED]
+            )
+            open_rows = [
+                row for row, hits in zip(open_rows, found, strict=True) if not rescoring[row].complete(hits, page)
+            ]
+            if page == longest:
+                break
+            page = min(GROWTH * page, longest)
+        self._needed[target, k] = max(each.needed for each in rescoring)
+        return self._with_payloads([each.answer() for each in rescoring], with_payload)
+
+    def _with_payloads(self, answers: list[Ranked], with_payload: bool | Sequence[str]) -> list[Ranked]:
+        """Fetch the payloads of those that were chosen: candidates come with their vectors alone."""
+        if with_payload is False:
+            return answers
+        ids = list({hit.id for answer in answers for hit in answer.hits})
+        payloads: dict[str, Payload] = {}
+        for record in self.store.retrieve(self.release.name, ids) if ids else ():
+            payload = {name: value for name, value in record.payload.items() if name != ALIGNED}
+            if with_payload is not True:
+                payload = {name: payload[name] for name in with_payload if name in payload}
+            payloads[record.id] = payload
+        for answer in answers:  # what was deleted meanwhile is no hit
+            answer.hits[:] = [hit._replace(payload=payloads[hit.id]) for hit in answer.hits if hit.id in payloads]
+        return answers
+
+
+def _own_scores(lowering: Lowering, aligned: npt.NDArray[np.floating], found: list[list[Hit]]) -> list[Ranked]:
+    offsets = lowering.offset(aligned)
+    shifts = [0.0] * len(found) if offsets is None else offsets.tolist()
+    score = lowering.score
+    return [
+        Ranked([Scored(hit.id, score(hit.raw_score, shift), hit.raw_score, hit.payload) for hit in hits], None, 0)
+        for hits, shift in zip(found, shifts, strict=True)
+    ]
+
+
+@dataclass(slots=True)
+class _Rescoring:
+    """The candidates of one query, and whether they are proved to hold the first k."""
+
+    lowering: Rescored
+    query: npt.NDArray[np.floating]
+    k: int
+    seen: dict[str, tuple[float, float]] = field(default_factory=dict)
+    certified: bool = False
+    needed: int = 0
+
+    def complete(self, hits: Sequence[Hit], page: int) -> bool:
+        """Rescore what is new among `hits`, the best `page` in Qdrant's order; say whether nothing is left to fetch."""
+        new = [hit for hit in hits if hit.id not in self.seen]
+        if new:
+            vectors = unpacked([hit.payload[ALIGNED] for hit in new])
+            scores = self.lowering.rescore(self.query, vectors).tolist()
+            self.seen.update({hit.id: (s, hit.raw_score) for hit, s in zip(new, scores, strict=True)})
+        self.needed = len(hits)
+        if len(hits) < page:  # everything that matches was seen
+            self.certified = True
+        elif self.bounded:
+            kth = np.partition([score for score, _ in self.seen.values()], -self.k)[-self.k]
+            self.needed = bisect_left(hits, True, key=lambda hit: self._proves(hit.raw_score, kth))
+            self.certified = self.needed < len(hits)
+        return self.certified
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the lowering has a bound at all."""
+        return self.lowering.bound(0.0) is not None
+
+    def _proves(self, raw: float, kth: float) -> bool:
+        """Whether no item with a raw score no better than `raw` scores above `kth`."""
+        bound = self.lowering.bound(raw)
+        return bound is not None and bound <= kth
+
+    def answer(self) -> Ranked:
+        """The first k by the metric's own score."""
+        best = sorted(self.seen.items(), key=lambda item: -item[1][0])[: self.k]
+        certified = self.certified if self.certified or self.bounded else None
+        return Ranked([Scored(id_, score, raw, {}) for id_, (score, raw) in best], certified, len(self.seen))
