@@ -77,6 +77,7 @@ def push_options(command: F) -> F:
         click.option("--metric", "metrics", multiple=True, metavar="METRIC", help=METRIC_HELP + " Repeat for several releases.  [default: the alignment's]"),
         click.option("--payload-index", "indexes", multiple=True, metavar="FIELD=KIND", help=f"Index a payload field of a new collection for filters; KIND is one of {', '.join(PAYLOAD_KINDS)}."),
         click.option("--indexing-threshold", type=click.IntRange(1), metavar="KB", help="Build an HNSW graph from this many kB of vectors; below, search is exact brute force. Fixed when a collection is created.  [default: Qdrant's, 10000]"),
+        click.option("--quantization", type=click.Choice(["scalar"]), help="Search a compressed copy of the vectors, then rescore what was found. Fixed when a collection is created."),
     ]  # fmt: skip
     return _with(command, options)
 
@@ -226,7 +227,7 @@ def fit(
 @home_options
 def push(
     name: str, collection: str, alignment: str, metrics: tuple[str, ...], indexes: tuple[str, ...],
-    indexing_threshold: int | None, max_rejects: int, as_json: bool, **where: Any,
+    indexing_threshold: int | None, quantization: Any, max_rejects: int, as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
     """Push an embedding set through an alignment into Qdrant, one release per metric, and make them live.
 
@@ -236,7 +237,7 @@ def push(
     with _home(where) as home:
         result = home.push(
             name, collection, alignment, metrics=metrics, payload_indexes=payload_indexes,
-            indexing_threshold=indexing_threshold,
+            indexing_threshold=indexing_threshold, quantization=quantization,
         )  # fmt: skip
     print_releases(result, as_json)
     _exit_for_rejects(result, max_rejects)
@@ -251,14 +252,14 @@ def push(
 @home_options
 def ingest(
     corpus: Path, collection: str, alignment: str, metrics: tuple[str, ...], indexes: tuple[str, ...],
-    indexing_threshold: int | None, name: str | None, max_rejects: int, as_json: bool, **where: Any,
+    indexing_threshold: int | None, quantization: Any, name: str | None, max_rejects: int, as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
     """Encode CORPUS with the alignment's encoders and push it: one command that can be killed and repeated."""
     payload_indexes = _payload_indexes(indexes)
     with _home(where) as home:
         result = home.ingest(
             corpus, collection, alignment, name=name, metrics=metrics, payload_indexes=payload_indexes,
-            indexing_threshold=indexing_threshold,
+            indexing_threshold=indexing_threshold, quantization=quantization,
         )  # fmt: skip
     print_releases(result, as_json)
     _exit_for_rejects(result, max_rejects)

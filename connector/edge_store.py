@@ -25,7 +25,7 @@ from alignment.embeddings import write_durably
 from alignment.metrics import Distance
 from connector.edge_filter import to_edge
 from connector.errors import CollectionNotFoundError, StoreBusyError, StoreError
-from connector.store import CollectionConfig, CollectionInfo, Hit, Points, Record, Store, VectorConfig
+from connector.store import OVERSAMPLING, CollectionConfig, CollectionInfo, Hit, Points, Record, Store, VectorConfig
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
@@ -214,7 +214,7 @@ class EdgeStore(Store):
         """Search for each of the queries."""
         shard = self._shard(name)
         condition = to_edge(filter)
-        parameters = edge.SearchParams(exact=exact)
+        parameters = edge.SearchParams(exact=exact, quantization=_QUANTIZED_SEARCH)
         fields = with_payload if isinstance(with_payload, bool) else list(with_payload)
         requests = [
             edge.QueryRequest(
@@ -286,6 +286,8 @@ class EdgeStore(Store):
         self._commit(self._collections, {**self._aliases, **aliases})
 
 
+_QUANTIZATION = {"scalar": edge.ScalarQuantizationConfig(edge.ScalarType.Int8, always_ram=True)}
+_QUANTIZED_SEARCH = edge.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
 _SCHEMA = {
     "keyword": edge.PayloadSchemaType.Keyword,
     "integer": edge.PayloadSchemaType.Integer,
@@ -309,6 +311,7 @@ def _edge_config(config: CollectionConfig) -> edge.EdgeConfig:
             m=config.m, ef_construct=config.ef_construct, full_scan_threshold=config.indexing_threshold
         ),
         optimizers=edge.EdgeOptimizersConfig(indexing_threshold=config.indexing_threshold),
+        quantization_config=_QUANTIZATION[config.quantization] if config.quantization else None,
     )
 
 

@@ -31,7 +31,7 @@ from connector.push import push
 from connector.release import Release, open_release, require_encoder
 from connector.search import Retriever
 from connector.settings import Settings, checked_name
-from connector.store import PayloadKind, Store, open_store
+from connector.store import PayloadKind, Quantization, Store, open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +165,7 @@ class Home:
         metrics: Sequence[str] = (),
         payload_indexes: Mapping[str, PayloadKind] | None = None,
         indexing_threshold: int | None = None,
+        quantization: Quantization | None = None,
     ) -> Result:
         """Push the embedding set `name` into `collection`, one release a metric; default: the alignment's metrics."""
         parameters = {"set": name, "into": collection, "alignment": alignment, "metrics": list(metrics)}
@@ -180,6 +181,7 @@ class Home:
                 metrics=self._metrics(loaded, metrics),
                 payload_indexes=payload_indexes,
                 indexing_threshold=indexing_threshold,
+                quantization=quantization,
             )
         return Result(run.id, run.counts, made)
 
@@ -216,6 +218,7 @@ class Home:
         metrics: Sequence[str] = (),
         payload_indexes: Mapping[str, PayloadKind] | None = None,
         indexing_threshold: int | None = None,
+        quantization: Quantization | None = None,
     ) -> Result:
         """Encode a corpus with the alignment's own encoders and push it, in one run.
 
@@ -243,6 +246,7 @@ class Home:
                 metrics=chosen,
                 payload_indexes=payload_indexes,
                 indexing_threshold=indexing_threshold,
+                quantization=quantization,
             )
         return Result(run.id, run.counts, releases)
 

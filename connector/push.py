@@ -31,7 +31,7 @@ from connector.release import (
     require_chain,
     require_encoder,
 )
-from connector.store import CollectionConfig, PayloadKind, Points, Store, VectorConfig
+from connector.store import CollectionConfig, PayloadKind, Points, Quantization, Store, VectorConfig
 
 NAMESPACE = UUID("6f1d3f0e-6c86-5a49-9d0c-0f3d8a7c1b52")
 BATCH_POINTS = 512
@@ -91,6 +91,7 @@ def push(
     run: Run,
     payload_indexes: Mapping[str, PayloadKind] | None = None,
     indexing_threshold: int | None = None,
+    quantization: Quantization | None = None,
     advance: Advance = lambda count: None,
 ) -> list[Release]:
     """Write `embedding_set` into one release per metric, verify them and make them live.
@@ -110,6 +111,8 @@ def push(
     asked: dict[str, Any] = {"payload_indexes": dict(payload_indexes or {})}
     if indexing_threshold is not None:
         asked["indexing_threshold"] = indexing_threshold
+    if quantization is not None:
+        asked["quantization"] = quantization
     lowered = [(metric, lower(alignment, metric)) for metric in metrics]  # all of them, before anything is written
     releases = [
         _begin(
@@ -202,10 +205,10 @@ def _require_settings(row: ReleaseRow, asked: dict[str, Any]) -> None:
     found = {**row.settings, "payload_indexes": dict(row.settings["payload_indexes"])}
     wanted = {**found, **asked, "payload_indexes": {**found["payload_indexes"], **asked["payload_indexes"]}}
     for name, value in wanted.items():
-        if found[name] != value:
+        if found.get(name) != value:
             raise MismatchError(
-                f"collection {row.physical_name} was created with {name} {found[name]}, asked for {value}; push into a "
-                "new collection, or leave that option out"
+                f"collection {row.physical_name} was created with {name} {found.get(name)}, asked for {value}; push "
+                "into a new collection, or leave that option out"
             )
 
 

@@ -18,7 +18,7 @@ from qdrant_client.http.exceptions import ApiException, ResponseHandlingExceptio
 from alignment.metrics import Distance
 from connector.errors import CollectionNotFoundError, SettingsError, StoreError, StoreUnavailableError
 from connector.settings import redacted
-from connector.store import CollectionConfig, CollectionInfo, Hit, Points, Record, Store, VectorConfig
+from connector.store import OVERSAMPLING, CollectionConfig, CollectionInfo, Hit, Points, Record, Store, VectorConfig
 
 T = TypeVar("T")
 
@@ -132,6 +132,7 @@ class QdrantStore(Store):
                 m=config.m, ef_construct=config.ef_construct, full_scan_threshold=max(10, config.indexing_threshold)
             ),
             optimizers_config=models.OptimizersConfigDiff(indexing_threshold=config.indexing_threshold),
+            quantization_config=_QUANTIZATION[config.quantization] if config.quantization else None,
             metadata=dict(config.metadata),
         )
         try:
@@ -217,7 +218,7 @@ class QdrantStore(Store):
                 using=vector_name,
                 filter=filter,
                 limit=k,
-                params=models.SearchParams(exact=exact),
+                params=models.SearchParams(exact=exact, quantization=_QUANTIZED_SEARCH),
                 with_payload=fields,
             )
             for query in queries.tolist()
@@ -296,6 +297,16 @@ class QdrantStore(Store):
     def _change_aliases(self, actions: Sequence[models.AliasOperations]) -> None:
         self._known_vectors.clear()
         self._call(self._client.update_collection_aliases, change_aliases_operations=list(actions))
+
+
+_QUANTIZATION = {
+    "scalar": models.ScalarQuantization(
+        scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
+    )
+}
+
+
+_QUANTIZED_SEARCH = models.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
 
 
 def _delete_alias(alias: str) -> models.DeleteAliasOperation:

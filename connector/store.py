@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 
 Payload = dict[str, Any]
 PayloadKind = Literal["keyword", "integer", "float", "bool"]
+Quantization = Literal["scalar"]
 
 
 # Qdrant's own default, in kB of vectors: below, brute force is as fast as a graph.
 INDEXING_THRESHOLD = 10_000
+# How many times k a search takes from quantized vectors, to rescore them with the vectors themselves.
+OVERSAMPLING = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,8 @@ class CollectionConfig:
         m, ef_construct: of the HNSW graph.
         indexing_threshold: kB of vectors in a segment from which a graph is built and used; below, search is
             exact brute force.
+        quantization: keep a compressed copy of the vectors in memory and walk the index over that: `scalar` has a byte
+            for each float32. What is found is rescored with the vectors themselves.
     """
 
     vectors: Mapping[str, VectorConfig]
@@ -58,6 +63,7 @@ class CollectionConfig:
     m: int = 16
     ef_construct: int = 100
     indexing_threshold: int = INDEXING_THRESHOLD
+    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,10 @@ def parse(text: str) -> Metric:
         metric = with_parameters(METRICS[name], given)
         if not correction:
             return metric
-        return with_parameters(Nnn(metric), arguments(f"nnn{rest}")[1])
+        name, given = arguments(Nnn.name + rest)
+        if name != Nnn.name:
+            raise ValueError(text)
+        return with_parameters(Nnn(metric), given)
     except (KeyError, ValueError) as error:
         if isinstance(error, MetricError):
             raise

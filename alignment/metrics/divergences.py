@@ -14,7 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment.errors import VectorError
-from alignment.metrics.lowering import Distance, Guarantee, Lowering, Rescored, Scores, Vectors
+from alignment.metrics.lowering import (
+    FLOAT32_ROUNDS,
+    SPREAD,
+    Distance,
+    Guarantee,
+    Lowering,
+    Rescored,
+    Scores,
+    Vectors,
+    with_column,
+)
 from alignment.metrics.metric import Metric, pairwise, refuse
 
 if TYPE_CHECKING:
@@ -138,7 +148,7 @@ class ChiSquare(Divergence):
 
         def compare(q: Vectors, x: Vectors) -> Scores:
             total = q + x  # (c, D)
-            ratio = np.divide((q - x) ** 2, total, out=np.zeros_like(total), where=total > 0)
+            ratio = np.divide((q - x) ** 2, total, out=np.zeros_like(total), where=total != 0)  # NaN stays NaN
             scores: Scores = -ratio.sum(axis=1)
             return scores
 
@@ -171,11 +181,13 @@ class JensenShannon(Divergence):
         """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""
 
         def compare(q: Vectors, x: Vectors) -> Scores:
-            m = (q + x) / 2  # (c, D)
-            scores: Scores = -(_relative(q, m) + _relative(x, m)) / 2
+            total = q + x  # (c, D)
+            scores: Scores = -(_relative(q, total) + _relative(x, total)) / 2
             return scores
 
-        return pairwise(self.distributions(queries), self.distributions(items), compare)
+        # Terms of the first order cancel: in float32 that leaves noise of 1e-7, more than close vectors are apart.
+        P, Q = (self.distributions(side.astype(np.float64)) for side in (items, queries))
+        return pairwise(Q, P, compare).astype(np.result_type(queries, items))
 
     def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
         """The same from tensors; holds n x m x D numbers."""
@@ -221,7 +233,7 @@ class CertifiedLowering(Rescored):
 
     def bound(self, tail: float) -> float:
         """What an item at distance `tail` scores at best, with more than float32 rounds to spare."""
-        nearest = max(0.0, tail * (1 - 1e-5) - 1e-6)
+        nearest = max(0.0, tail * (1 - 1e-5 - self.dim * FLOAT32_ROUNDS) - 1e-6)
         return -self.least * nearest**2
 
 
@@ -287,22 +299,29 @@ class KullbackQueryItem(Kullback):
 
 @dataclass(frozen=True, slots=True)
 class QueryItemLowering(Lowering):
-    """`-KL(q || x) = <q, ln x> - sum q ln q`, relative to the uniform distribution, which keeps numbers small."""
+    """`-KL(q || x) = <q, ln x> - sum q ln q`, relative to the uniform distribution, which keeps numbers small.
+
+    Items and queries are scaled alike, because quantization has one scale for both.
+    """
 
     metric: Kullback = KullbackQueryItem()
 
     def item(self, X: Vectors) -> Vectors:
-        """`ln(D x)`, (n, D)."""
-        return np.log(self.metric.relative(X.astype(np.float64))).astype(np.float32)
+        """`ln(D x) / sqrt(D)`, (n, D)."""
+        R = self.metric.relative(X.astype(np.float64))
+        stored: Vectors = (np.log(R) / np.sqrt(R.shape[1])).astype(np.float32)
+        return stored
 
     def query(self, X: Vectors) -> Vectors:
-        """`q`, (n, D)."""
-        return (self.metric.relative(X.astype(np.float64)) / self.dim).astype(np.float32)
+        """`sqrt(D) q`, (n, D)."""
+        R = self.metric.relative(X.astype(np.float64))
+        asked: Vectors = (R / np.sqrt(R.shape[1])).astype(np.float32)
+        return asked
 
     def offset(self, X: Vectors) -> Scores:
         """`-sum q ln(D q)`, (n,)."""
-        Q = self.metric.relative(X.astype(np.float64))
-        offset: Scores = -(Q * np.log(Q)).mean(axis=1)
+        R = self.metric.relative(X.astype(np.float64))
+        offset: Scores = -(R * np.log(R)).mean(axis=1)
         return offset
 
 
@@ -331,29 +350,29 @@ class KullbackItemQuery(Kullback):
 
     def lower(self, dim: int) -> Lowering:
         """Item `[x - u, -sum x ln x]`, query `[ln q, 1]` with u uniform, Dot; a constant of the query is added."""
-        return ItemQueryLowering(Distance.DOT, self.width(dim) + 1, metric=self)
+        return ItemQueryLowering(Distance.DOT, self.width(dim) + SPREAD, metric=self)
 
 
 @dataclass(frozen=True, slots=True)
 class ItemQueryLowering(Lowering):
     """`-KL(x || q) = <x, ln q> - sum x ln x`, relative to the uniform distribution u.
 
-    Qdrant links items by their products with each other. So items are D (x - u), which are large and differ in all
-    directions, and queries are small: with x beside an entropy of many times its length, every item would be linked to
-    those of the highest entropy, and a walk along the graph would end there.
+    Qdrant links items by their products with each other. With x as it is, of length 1 / sqrt(D) beside an entropy of
+    about 1, every item would be linked to those of the highest entropy, and a walk along the graph would end there. So
+    items are `sqrt(D) (x - u)`, which are longer and differ in all directions.
     """
 
     metric: Kullback = KullbackItemQuery()
 
     def item(self, X: Vectors) -> Vectors:
-        """`[D x - 1, -sum x ln(D x)]`, (n, D + 1)."""
+        """`[sqrt(D) x - 1 / sqrt(D), -sum x ln(D x)]`, (n, D + SPREAD)."""
         R = self.metric.relative(X.astype(np.float64))
-        return np.column_stack([R - 1, -(R * np.log(R)).mean(axis=1)]).astype(np.float32)
+        return with_column((R - 1) / np.sqrt(R.shape[1]), -(R * np.log(R)).mean(axis=1))
 
     def query(self, X: Vectors) -> Vectors:
-        """`[ln(D q) / D, 1]`, (n, D + 1)."""
+        """`[ln(D q) / sqrt(D), 1]`, (n, D + SPREAD)."""
         L = np.log(self.metric.relative(X.astype(np.float64)))
-        return np.column_stack([L / L.shape[1], np.ones(len(L))]).astype(np.float32)
+        return with_column(L / np.sqrt(L.shape[1]), np.ones(len(L)))
 
     def offset(self, X: Vectors) -> Scores:
         """`sum ln(D q) / D`, (n,)."""
@@ -361,15 +380,14 @@ class ItemQueryLowering(Lowering):
         return offset
 
 
-def _relative(p: Vectors, m: Vectors) -> Vectors:
-    """KL(p, m) by row, `sum p ln(p / m)`, where 0 ln 0 is 0."""
-    p, m = np.broadcast_arrays(p, m)
-    ratio = np.divide(p, m, out=np.ones_like(m), where=p > 0)
-    relative: Vectors = (p * np.log(ratio)).sum(axis=1)
+def _relative(p: Vectors, total: Vectors) -> Vectors:
+    """KL(p, total / 2) by row, `sum p ln(2 p / total)`, where 0 ln 0 is 0: half of the least number would be 0."""
+    share = np.divide(p, total, out=np.full_like(total, 0.5), where=p != 0)
+    relative: Vectors = (p * np.log(2 * share)).sum(axis=1)
     return relative
 
 
 def safe_root(P: "Tensor") -> "Tensor":
     """Square root with gradient 0, instead of infinite, where P is 0."""
-    present = P > 0
-    return P.masked_fill(~present, 1.0).sqrt() * present
+    absent = P == 0
+    return P.masked_fill(absent, 1.0).sqrt().masked_fill(absent, 0.0)

@@ -7,7 +7,7 @@ import numpy as np
 
 from alignment.errors import MetricError
 from alignment.metrics.learned import missing
-from alignment.metrics.lowering import Distance, Guarantee, Lowering, Scores, Vectors
+from alignment.metrics.lowering import SPREAD, Distance, Guarantee, Lowering, Scores, Vectors, with_column
 from alignment.metrics.metric import Metric, Modality, Weights
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Nnn(Metric):
         """`alpha * mean of the k largest s(r, x)`, (m,)."""
         if self.bank is None:
             raise missing(self)
-        bias = np.empty(len(items), np.result_type(items, self.bank))
+        bias = np.empty(len(items), items.dtype)
         for start in range(0, len(items), ITEMS_AT_ONCE):
             scores = self.base.score(self.bank.astype(items.dtype), items[start : start + ITEMS_AT_ONCE])  # (r, c)
             nearest = np.partition(scores, len(scores) - self.k, axis=0)[len(scores) - self.k :]  # (k, c)
@@ -96,7 +96,7 @@ class Nnn(Metric):
     def lower(self, dim: int) -> Lowering:
         """Item `[x, -bias]`, query `[q, 1]`, Dot."""
         base = self.base.lower(dim)
-        return BiasedLowering(Distance.DOT, base.dim + 1, version=base.version, metric=self, base=base)
+        return BiasedLowering(Distance.DOT, base.dim + SPREAD, version=base.version, metric=self, base=base)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +107,13 @@ class BiasedLowering(Lowering):
     base: Lowering = field(default_factory=lambda: Lowering(Distance.DOT, 1))
 
     def item(self, X: Vectors) -> Vectors:
-        """(n, D + 1)."""
+        """(n, D + SPREAD)."""
         bias = self.metric.bias(X.astype(np.float64))
-        return np.column_stack([self.base.item(X), -bias]).astype(np.float32)
+        return with_column(self.base.item(X), -bias)
 
     def query(self, X: Vectors) -> Vectors:
-        """(n, D + 1)."""
-        return np.column_stack([self.base.query(X), np.ones(len(X))]).astype(np.float32)
+        """(n, D + SPREAD)."""
+        return with_column(self.base.query(X), np.ones(len(X)))
 
     def offset(self, X: Vectors) -> Scores | None:
         """What the other lowering adds."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from alignment import device as devices
 from alignment.errors import MetricError
-from alignment.metrics.lowering import Distance, Guarantee, Lowering, Rescored, Scores, Vectors
+from alignment.metrics.lowering import FLOAT32_ROUNDS, Distance, Guarantee, Lowering, Rescored, Scores, Vectors
 from alignment.metrics.metric import Metric, Modality, Weights, refuse
 
 if TYPE_CHECKING:
@@ -59,7 +59,11 @@ class LearnedMetric(Metric):
         if not own:
             raise missing(self)
         try:
-            module = self.build(int(own["dim"].item()))
+            if (dim := int(own["dim"].item())) < 1:
+                raise ValueError(f"dim is {dim}")
+            if unsound := [name for name, tensor in own.items() if not np.isfinite(tensor).all()]:
+                raise ValueError(f"not finite: {', '.join(unsound)}")
+            module = self.build(dim)
             module.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in own.items()})
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise MetricError(f"the weights of metric {self} are damaged ({error}); fit the alignment again") from error
@@ -222,7 +226,7 @@ class MixtureLowering(Rescored):
 
     def bound(self, tail: float) -> float:
         """The last raw score plus what the gates can add, by more than float32 rounds."""
-        return tail + 2 * float(np.tanh(self._mixture.sway / 2)) + 1e-5
+        return tail + 2 * float(np.tanh(self._mixture.sway / 2)) + 1e-5 + self.dim * FLOAT32_ROUNDS
 
 
 @dataclass(frozen=True, slots=True)

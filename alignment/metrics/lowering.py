@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 Scores = npt.NDArray[np.floating]
 Vectors = npt.NDArray[np.floating]
 
+# How far, at most, each addition of float32 rounds, relative to the sum: sums of d terms may be wrong by d times that.
+FLOAT32_ROUNDS = 2.0**-24
+
+
+# Columns that one number beside a vector is spread over.
+SPREAD = 16
+
 
 class Distance(StrEnum):
     """The comparisons that Qdrant indexes natively, by Qdrant's own names."""
@@ -98,3 +105,17 @@ class Rescored(Lowering):
         """Score one aligned `query` (d,) against the aligned vectors of its candidates (c, d): (c,)."""
         scores: Scores = self.metric.score(query[None], items)[0]
         return scores
+
+
+def with_column(X: Vectors, column: Vectors) -> Vectors:
+    """Put a `column` (n,) beside vectors (n, d), spread evenly: (n, d + SPREAD) float32.
+
+    Between two results, products of the columns add up to what they were: `<[X, a], [Y, b]> = <X, Y> + a b`. In one
+    column a number would dwarf the coordinates beside it, and quantization, which has one scale for all, would lose
+    those.
+
+    >>> with_column(np.zeros((1, 1)), np.array([3.0])) @ with_column(np.zeros((1, 1)), np.array([2.0])).T
+    array([[6.]], dtype=float32)
+    """
+    spread = np.repeat(column[:, None] / np.sqrt(SPREAD), SPREAD, axis=1)
+    return np.concatenate([X, spread], axis=1).astype(np.float32)

@@ -101,7 +101,8 @@ def with_parameters(metric: M, given: Mapping[str, str]) -> M:
     Raises:
         MetricError: it has no such parameter, or not with such a value.
     """
-    known = {field.name: type(getattr(metric, field.name)) for field in fields(metric) if field.compare}
+    own = {field.name: getattr(metric, field.name) for field in fields(metric) if field.compare}
+    known = {name: type(value) for name, value in own.items() if not isinstance(value, Metric)}
     values = {}
     for name, value in given.items():
         try:

@@ -62,7 +62,7 @@ class MixtureModule(LearnedModule):
         self.floats_per_pair = 4 * pairs + self.hidden
         start = torch.zeros(dim, components, size)
         for component in range(components):
-            chosen = torch.arange(component, dim, components)[:size]
+            chosen = torch.arange(dim)[component::components][:size]
             start[chosen, component, torch.arange(len(chosen))] = 1.0
         noise = 0.01 / dim**0.5
         self.query = nn.Parameter(start.flatten(1) + noise * torch.randn(dim, components * size))
