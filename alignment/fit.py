@@ -123,7 +123,11 @@ def fit(
     best = max(scores, key=lambda candidate: candidate.score)
     progress(f"best: {best.method} {best.hyperparameters}, validation recall {best.score:.3f}")
     projections = Fitter(best.method, *training.pairs(), place).fit(best.hyperparameters)
-    weights = _fit_metrics(metrics, training.project(projections), seed=seed, device=place, progress=progress)
+    aligned = training.project(projections)
+    image, text = (
+        side.where(np.asarray(np.isfinite(side.vectors).all(axis=1))) for side in (aligned.image, aligned.text)
+    )
+    weights = fit_metrics(metrics, image, text, seed=seed, device=place, progress=progress)
     held_out = test.project(projections)
     recalls = {
         str(metric): recall_table(held_out.ranks({m: metric.bind(weights, m) for m in MODALITIES}))
@@ -152,13 +156,16 @@ def _learners(metrics: Sequence[Metric]) -> list[LearnedMetric]:
     return [metric for metric in dict.fromkeys(bases) if isinstance(metric, LearnedMetric)]
 
 
-def _fit_metrics(
-    metrics: Sequence[Metric], training: Labelled, *, seed: int, device: "torch.device", progress: Progress
+def fit_metrics(
+    metrics: Sequence[Metric],
+    image: Side,
+    text: Side,
+    *,
+    seed: int,
+    device: "torch.device",
+    progress: Progress = lambda line: None,
 ) -> dict[str, npt.NDArray[Any]]:
-    """Fit what the metrics need on aligned training pairs, by the names that `Metric.bind` asks for."""
-    image, text = (
-        side.where(np.asarray(np.isfinite(side.vectors).all(axis=1))) for side in (training.image, training.text)
-    )
+    """Fit what the metrics need on aligned training items, by the names that `Metric.bind` asks for."""
     weights: dict[str, npt.NDArray[Any]] = {}
     for metric in _learners(metrics):
         weights |= train(metric, image, text, seed=seed, device=device, progress=progress).weights()

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,23 +42,21 @@ def write_set(path: Path, count: int) -> FloatArray:
     return X
 
 
+def card(**changes: Any) -> AlignmentCard:
+    """The card of an alignment that nobody fitted."""
+    plain = AlignmentCard(
+        encoders=ENCODERS, method="bench", hyperparameters={}, metrics=["cosine"], sets=[], pairs=0, hold_out=HoldOut(),
+        held_out_recall={}, candidates=[],
+    )  # fmt: skip
+    return replace(plain, **changes)
+
+
 def alignment() -> Alignment:
     """An alignment with a dense projection of each modality."""
     rng = np.random.default_rng(1)
     rotation = np.linalg.qr(rng.standard_normal((DIM, DIM)))[0].astype(np.float32)
     projection = Projection(DIM, np.zeros(DIM, np.float32), rotation)
-    card = AlignmentCard(
-        encoders=ENCODERS,
-        method="bench",
-        hyperparameters={},
-        metrics=["cosine"],
-        sets=[],
-        pairs=0,
-        hold_out=HoldOut(),
-        held_out_recall={},
-        candidates=[],
-    )
-    return Alignment(card, {"image": projection, "text": projection})
+    return Alignment(card(), {"image": projection, "text": projection})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,223 @@
+"""Every metric served from Qdrant Edge: what it finds, what it proves, what it costs beside native cosine.
+
+Two corpora: the emoji of the demo, and 100k vectors of dimension 256 that are drawn with the mean and the covariance
+of the aligned emoji, images and captions jointly, so that a query has its own image as a real caption has.
+`python -m bench.metrics` prints the tables; docs/metrics-figures.md keeps them.
+"""
+
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from alignment.artifact import Alignment
+from alignment.embeddings import EmbeddingSet, Modality, Rows, SetWriter
+from alignment.fit import fit_metrics
+from alignment.metrics import Metric, Nnn, parse
+from alignment.projections import Projection
+from alignment.recall import group_codes, top_k
+from alignment.train import Side
+from alignment.vectors import FloatArray, unit
+from bench.corpus import DIM, ENCODERS, SHARD, card
+from bench.figure import Figure
+from connector.demo import ENCODERS as DEMO_ENCODERS
+from connector.demo import SERVED, write_emoji
+from connector.home import Home
+from connector.provenance import upgrade
+from connector.search import Answer, Retriever
+from connector.settings import Settings
+
+POINTS, QUERIES, TIMED, K = 100_000, 200, 60, 10
+NATIVE = "cosine"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What was measured of one metric; times and sizes are ratios to native cosine in the same store."""
+
+    metric: str
+    guarantee: str
+    recall: dict[bool, float]  # by whether the search was exact
+    certified: dict[bool, float | None]
+    candidates: dict[bool, float]
+    latency: dict[bool, float]
+    size: float
+    push: float
+
+
+def figures() -> list[Figure]:
+    """Measure, print the tables, and compare the larger corpus with the targets."""
+    found = []
+    synthetic, emoji = measure()
+    for title, rows in (("synthetic", synthetic), ("emoji", emoji)):
+        print(f"\n{title}\n\n{table(rows)}\n", flush=True)
+    for row in synthetic:
+        if row.guarantee == "exact":
+            found.append(Figure(f"{row.metric}, exact search, recall of the true top {K}", row.recall[True], 1.0))
+        if row.guarantee == "certified":
+            found.append(Figure(f"{row.metric}, exact search, recall of the true top {K}", row.recall[True], 1.0))
+            found.append(Figure(f"{row.metric}, exact search, share certified", row.certified[True] or 0.0, 0.99))
+            found.append(Figure(f"{row.metric}, exact search, latency / cosine", row.latency[True], 4.0, at_most=True))
+        if row.guarantee == "bounded":
+            found.append(Figure(f"{row.metric}, exact search, recall of the true top {K}", row.recall[True], 0.99))
+            found.append(Figure(f"{row.metric}, exact search, latency / cosine", row.latency[True], 6.0, at_most=True))
+        if row.guarantee != "measured":
+            found.append(Figure(f"{row.metric}, default HNSW, recall of the true top {K}", row.recall[False], 0.98))
+    return found
+
+
+def measure() -> tuple[list[Served], list[Served]]:
+    """Measure every metric on both corpora."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        settings = Settings.load(home=directory / "home", database_url=f"sqlite:///{directory / 'modalign.db'}")
+        upgrade(settings.database_url)
+        with Home(settings) as home:
+            home.encode(write_emoji(directory / "emoji"), "emoji", DEMO_ENCODERS)
+            home.fit(["emoji"], "emoji", metrics=SERVED, method="rcca")
+            embedding_set, alignment = home.embedding_set("emoji"), home.alignment("emoji")
+            synthetic(directory, alignment, embedding_set)
+            drawn = _serve(home, "synthetic", directory / "queries.npy", indexing_threshold=None)
+            texts = embedding_set.load("text")
+            held_out = alignment.card.hold_out.held_out(texts.groups)
+            np.save(directory / "captions.npy", texts.vectors[held_out][:QUERIES])
+            real = _serve(home, "emoji", directory / "captions.npy", indexing_threshold=100)
+    return drawn, real
+
+
+def synthetic(directory: Path, alignment: Alignment, embedding_set: EmbeddingSet) -> None:
+    """Write a set of 100k images, queries, and an alignment that changes neither but knows every metric.
+
+    The first 256 directions of a canonical correlation analysis are the strongest; learned metrics are fitted on the
+    real pairs in those.
+    """
+    rows = {m: embedding_set.load(m) for m in ("image", "text")}
+    codes = group_codes(rows["image"].groups, rows["text"].groups)
+    sides = [unit(alignment.project(m, rows[m].vectors)[:, :DIM]) for m in ("image", "text")]
+    metrics = [parse(name) for name in SERVED]
+    weights = fit_metrics(
+        metrics,
+        *(Side(vectors, groups) for vectors, groups in zip(sides, codes, strict=True)),
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    paired = np.concatenate([sides[0][np.argsort(codes[0])], sides[1][np.argsort(codes[1])]], axis=1)
+    images, texts = drawn_like(paired.astype(np.float64), POINTS)
+    np.save(directory / "queries.npy", texts[:QUERIES])
+    home = directory / "home"
+    with SetWriter(home / "sets" / "synthetic", corpus="bench", encoders=ENCODERS) as writer:
+        for start in range(0, POINTS, SHARD):
+            part = images[start : start + SHARD]
+            keys = [f"{row}" for row in range(start, start + len(part))]
+            writer.append(Rows("image", keys, keys, ["0" * 64] * len(keys), ["{}"] * len(keys), part))
+        writer.finish()
+    plain: dict[Modality, Projection] = {"image": Projection(DIM), "text": Projection(DIM)}
+    Alignment(card(), plain, weights).save(home / "alignments" / "synthetic")
+
+
+def drawn_like(pairs: npt.NDArray[np.float64], count: int, seed: int = 0) -> tuple[FloatArray, FloatArray]:
+    """Draw `count` pairs of unit vectors with the mean and covariance of `pairs` (n, 2 d): two times (count, d)."""
+    values, directions = np.linalg.eigh(np.cov(pairs.T))
+    factor = directions * np.sqrt(values.clip(min=0))
+    drawn = np.random.default_rng(seed).standard_normal((count, len(values))) @ factor.T + pairs.mean(axis=0)
+    half = pairs.shape[1] // 2
+    return unit(drawn[:, :half]), unit(drawn[:, half:])
+
+
+def _serve(home: Home, name: str, queries: Path, *, indexing_threshold: int | None) -> list[Served]:
+    """Push the set `name` under every metric and measure the releases."""
+    alignment, embedding_set = home.alignment(name), home.embedding_set(name)
+    seconds = {}
+    for metric in SERVED:
+        started = time.perf_counter()
+        home.push(name, name, name, metrics=[metric], indexing_threshold=indexing_threshold)
+        seconds[metric] = time.perf_counter() - started
+    asked = np.load(queries)
+    texts, images = alignment.project("text", asked), embedding_set.load("image")
+    items, keys = alignment.project("image", images.vectors), np.array(images.keys, object)
+    native = home.retriever(name, NATIVE)
+    sizes = {metric: _size(home, home.retriever(name, metric).release.name) for metric in SERVED}
+    rows = []
+    for metric in SERVED:
+        retriever = home.retriever(name, metric)
+        truth = _truth(alignment.metric(parse(metric), "image"), texts, items, keys)
+        fields: dict[str, dict[bool, float]] = {"recall": {}, "candidates": {}, "latency": {}}
+        certified: dict[bool, float | None] = {}
+        for exact in (True, False):
+            answers = [_ask(retriever, query, exact=exact) for query in asked]
+            shares = [
+                len({found.key for found in answer} & best) / K for answer, best in zip(answers, truth, strict=True)
+            ]
+            fields["recall"][exact] = float(np.mean(shares))
+            fields["candidates"][exact] = statistics.median(answer.candidates for answer in answers)
+            proved = [answer.certified for answer in answers]
+            certified[exact] = None if None in proved else float(np.mean([bool(p) for p in proved]))
+            fields["latency"][exact] = _latency(retriever, native, asked, exact=exact)
+        rows.append(
+            Served(
+                metric, retriever.guarantee.value, fields["recall"], certified, fields["candidates"],
+                fields["latency"], sizes[metric] / sizes[NATIVE], seconds[metric] / seconds[NATIVE],
+            )
+        )  # fmt: skip
+        print(f"{name}: {rows[-1]}", flush=True)
+    return rows
+
+
+def _ask(retriever: Retriever, query: FloatArray, *, exact: bool) -> Answer:
+    encoder = retriever.release.alignment.card.encoders["text"].fingerprint
+    return retriever.search_embeddings("text", query[None], K, encoder=encoder, exact=exact)[0]
+
+
+def _latency(retriever: Retriever, native: Retriever, asked: FloatArray, *, exact: bool) -> float:
+    """Ratio of median latencies; the two take turns, on different queries."""
+    durations: tuple[list[float], list[float]] = ([], [])
+    for turn in range(min(TIMED, len(asked))):
+        for each, row, seconds in ((retriever, turn, durations[0]), (native, turn - TIMED // 2, durations[1])):
+            started = time.perf_counter()
+            _ask(each, asked[row], exact=exact)
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(durations[0]) / statistics.median(durations[1])
+
+
+def _truth(metric: Metric, queries: FloatArray, items: FloatArray, keys: npt.NDArray[np.object_]) -> list[set[str]]:
+    """The keys of the true top K by brute force."""
+    if isinstance(metric, Nnn):  # the bias of an item is worth computing once
+        scores = metric.base.score(queries, items) - metric.bias(items)
+        best = np.argpartition(-scores, K - 1, axis=1)[:, :K]
+    else:
+        best, _ = top_k(queries, items, K, metric=metric)
+    return [set(keys[row]) for row in best]
+
+
+def _size(home: Home, collection: str) -> int:
+    """Bytes on disk."""
+    root = home.settings.home / "qdrant" / "collections" / collection
+    return sum(path.stat().st_blocks * 512 for path in root.rglob("*") if path.is_file())
+
+
+def table(rows: list[Served]) -> str:
+    """Lay the rows out in Markdown."""
+    names = (
+        "metric", "guarantee", "recall, exact", "recall, HNSW", "certified, exact", "certified, HNSW",
+        "candidates, exact", "latency, exact", "latency, HNSW", "size", "push",
+    )  # fmt: skip
+    lines = [" | ".join(names), " | ".join("---" for _ in names)]
+    for row in rows:
+        proved = ["" if row.certified[exact] is None else f"{row.certified[exact]:.3f}" for exact in (True, False)]
+        cells = [
+            row.metric, row.guarantee, f"{row.recall[True]:.3f}", f"{row.recall[False]:.3f}", *proved,
+            f"{row.candidates[True]:.0f}", f"{row.latency[True]:.2f} ×", f"{row.latency[False]:.2f} ×",
+            f"{row.size:.2f} ×", f"{row.push:.2f} ×",
+        ]  # fmt: skip
+        lines.append(" | ".join(cells))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+if __name__ == "__main__":
+    for figure in figures():
+        print(figure)
