@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("startup", "search", "push", "memory", "quality")
+NAMES = ("startup", "search", "push", "memory", "quality", "metrics")
 
 for name in sys.argv[1:] or NAMES:
     if name not in NAMES:
