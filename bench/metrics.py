@@ -8,6 +8,8 @@ of the aligned emoji, images and captions jointly, so that a query has its own i
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,19 +77,26 @@ def measure() -> tuple[list[Served], list[Served]]:
     """Measure every metric on both corpora."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        settings = Settings.load(home=directory / "home", database_url=f"sqlite:///{directory / 'modalign.db'}")
-        upgrade(settings.database_url)
-        with Home(settings) as home:
-            home.encode(write_emoji(directory / "emoji"), "emoji", DEMO_ENCODERS)
-            home.fit(["emoji"], "emoji", metrics=SERVED, method="rcca")
+        with prepared(directory) as home:
             embedding_set, alignment = home.embedding_set("emoji"), home.alignment("emoji")
-            synthetic(directory, alignment, embedding_set)
             drawn = _serve(home, "synthetic", directory / "queries.npy", indexing_threshold=None)
             texts = embedding_set.load("text")
             held_out = alignment.card.hold_out.held_out(texts.groups)
             np.save(directory / "captions.npy", texts.vectors[held_out][:QUERIES])
             real = _serve(home, "emoji", directory / "captions.npy", indexing_threshold=100)
     return drawn, real
+
+
+@contextmanager
+def prepared(directory: Path) -> Iterator[Home]:
+    """Make a home with both corpora encoded and fitted."""
+    settings = Settings.load(home=directory / "home", database_url=f"sqlite:///{directory / 'modalign.db'}")
+    upgrade(settings.database_url)
+    with Home(settings) as home:
+        home.encode(write_emoji(directory / "emoji"), "emoji", DEMO_ENCODERS)
+        home.fit(["emoji"], "emoji", metrics=SERVED, method="rcca")
+        synthetic(directory, home.alignment("emoji"), home.embedding_set("emoji"))
+        yield home
 
 
 def synthetic(directory: Path, alignment: Alignment, embedding_set: EmbeddingSet) -> None:
