@@ -435,7 +435,7 @@ def rejects(run: int | None, as_json: bool, **where: Any) -> None:
 @json_option
 @home_options
 def demo(as_json: bool, **where: Any) -> None:
-    """Show the whole way on 1,707 emoji: encode, fit, push under every metric, search, audit. Takes two minutes.
+    """Show the whole way on 1,707 emoji: encode, fit, push under every metric, search, audit. Takes three minutes.
 
     Needs the extra packages of `pip install 'modalign[demo]'`, and no network, server or GPU.
     """
@@ -450,7 +450,7 @@ def demo(as_json: bool, **where: Any) -> None:
         return
     shown = [
         {
-            name.replace("recall@", "R@"): value.replace("-to-", " → ") if name == "direction" else value
+            name.replace("recall@", "R@"): value.replace("-to-", " → ") if isinstance(value, str) else round(value, 3)
             for name, value in row.items()
             if name != "queries"
         }

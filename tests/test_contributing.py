@@ -1,0 +1,52 @@
+"""The worked example of CONTRIBUTING.md: a metric that is added as it says is served as any other."""
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import correlation
+
+from alignment.metrics import METRICS, Metric, parse
+from connector.search import Retriever
+from tests.world import COLLECTION, alignment, cards, embedded, latent, opened_world, pairs
+
+TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Metric:
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "class Correlation" in block)
+    module = ModuleType("worked_example")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(code, "CONTRIBUTING.md", "exec"), module.__dict__)
+    metric: Metric = module.Correlation()
+    monkeypatch.setitem(METRICS, metric.name, metric)
+    return metric
+
+
+def test_it_is_what_it_says(example: Metric, rng: np.random.Generator) -> None:
+    queries, items = rng.standard_normal((4, 9)), rng.standard_normal((6, 9))
+    expected = [[1.0 - correlation(q, x) for x in items] for q in queries]
+    np.testing.assert_allclose(example.score(queries, items), expected, rtol=1e-12)
+    similarity = example.similarity(torch.from_numpy(queries), torch.from_numpy(items))
+    np.testing.assert_allclose(similarity.numpy(), expected, rtol=1e-12)
+    assert parse("correlation") == example
+
+
+def test_it_is_served(example: Metric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened_world("edge", tmp_path, monkeypatch) as world:
+        world.alignment()
+        images, texts = pairs(30, noise=0.3)
+        world.push(world.set("s", images, texts), metrics=["correlation"])
+        retriever = Retriever.open(world.provenance, world.store, COLLECTION)
+        X = embedded("text", latent(5, seed=9), noise=0.2)
+        found = retriever.search_embeddings("text", X, 4, encoder=cards()["text"].fingerprint, exact=True)
+        expected = example.score(alignment().project("text", X), alignment().project("image", images.vectors))
+        for answer, row in zip(found, expected, strict=True):
+            best = np.argsort(-row)[:4]
+            assert [item.key for item in answer] == [str(number) for number in best]
+            np.testing.assert_allclose([item.score for item in answer], row[best], atol=1e-6)
