@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment.embeddings import Modality
-from alignment.metrics import Lowering, Rescored
+from alignment.metrics import Lowering, Metric, MetricError, Rescored
 from connector.errors import ConnectorError
 from connector.release import Release
 from connector.store import Hit, Payload, Store
@@ -62,6 +62,15 @@ def unpacked(texts: Sequence[str]) -> npt.NDArray[np.float32]:
     return np.frombuffer(b"".join(map(b64decode, texts)), "<f4").reshape(len(texts), -1)
 
 
+def require_finite(metric: Metric, lowered: npt.NDArray[np.floating]) -> None:
+    """Raise a `MetricError` if sound aligned vectors were lowered to something that is not finite."""
+    if not np.isfinite(lowered).all():
+        raise MetricError(
+            f"metric {metric} gives vectors that are not finite: its weights have diverged or are damaged; fit the "
+            "alignment again"
+        )
+
+
 class Finder:
     """Searches one release with aligned vectors.
 
@@ -97,11 +106,13 @@ class Finder:
 
         Raises:
             ConnectorError: the budget is below `k`.
+            MetricError: a learned metric gives something that is not finite.
         """
         lowering = self.release.lowerings[target]
         if budget is not None and budget < k:
             raise ConnectorError(f"expected a candidate budget of at least k, {k}, got {budget}; raise it or lower k")
         queries = lowering.query(aligned)
+        require_finite(self.release.metric, queries)
         if not isinstance(lowering, Rescored):
             found = self.store.search(
                 self.release.name, target, queries, k, filter=filter, exact=exact, with_payload=with_payload

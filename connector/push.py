@@ -15,7 +15,7 @@ from alignment.artifact import Alignment
 from alignment.embeddings import MODALITIES, EmbeddingSet, Modality, Rows
 from alignment.metrics import Guarantee, Lowering, Metric
 from alignment.vectors import FloatArray, faults
-from connector.candidates import ALIGNED, packed
+from connector.candidates import ALIGNED, packed, require_finite
 from connector.errors import MismatchError
 from connector.items import Reject
 from connector.models import ReleaseRow, now
@@ -99,7 +99,7 @@ def push(
     Counts `written`, `unchanged` and `rejected` in `run`, over all releases. Running it again writes nothing.
 
     Raises:
-        MetricError: the alignment holds no parameters for a metric.
+        MetricError: the alignment holds no parameters for a metric, or some that have diverged.
         VectorError: a metric cannot take the aligned vectors, such as signed ones under `chi2(map=l1)`.
         MismatchError: the set's encoders are not the alignment's, a collection of that name was written with
             something else or with other settings than those that are asked for, or the collection's exact count is
@@ -269,6 +269,7 @@ class _Writer:
             if ids:
                 lowering = target.release.lowerings[rows.modality]
                 stored = lowering.item(vectors)
+                require_finite(target.release.metric, stored)
                 written = payloads
                 if lowering.guarantee is not Guarantee.EXACT:  # what rescoring needs
                     written = [{**p, ALIGNED: packed(v)} for p, v in zip(payloads, vectors, strict=True)]

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -22,9 +23,9 @@ from sqlalchemy import select
 
 from alignment.artifact import Alignment, AlignmentCard
 from alignment.embeddings import MODALITIES, EmbeddingSet, EncoderCard, HoldOut, Modality, Rows, SetWriter
-from alignment.metrics import Metric, parse
+from alignment.metrics import METRICS, LearnedMetric, Lowering, Metric, Nnn, bank_name, parse
 from alignment.projections import Projection
-from alignment.vectors import FloatArray
+from alignment.vectors import FloatArray, unit
 from connector import qdrant_store
 from connector.edge_store import EdgeStore
 from connector.models import BatchRow, ReleaseRow
@@ -32,12 +33,20 @@ from connector.provenance import Provenance, upgrade
 from connector.push import push
 from connector.qdrant_store import QdrantStore
 from connector.release import Release
-from connector.store import PayloadKind, Store
+from connector.store import PayloadKind, Quantization, Store
 from tests.fakes import IMAGE_DIM, TEXT_DIM, FakeImageEncoder, FakeTextEncoder
 
 LATENT = 6
 COLLECTION = "things"
 DIMS: dict[Modality, int] = {"image": IMAGE_DIM, "text": TEXT_DIM}
+# Every metric that can be pushed, as it prints: also the hubness correction on each that it can stand on.
+ALL = [
+    *map(str, METRICS.values()),
+    *(str(Nnn(metric)) for metric in METRICS.values() if Nnn.applies(metric)),
+]
+# One of each guarantee, and a correction.
+SOME = ["cosine", "chi2", "mol", "mlp", "dot+nnn"]
+BANK = 200
 # The client's own imitation of a server says that it has no index.
 KINDS = [
     "edge",
@@ -110,13 +119,31 @@ def write_set(
     return EmbeddingSet.open(path)
 
 
-def alignment(*, turn: int = 0, hold_out: HoldOut = HoldOut(), mean: float = 0.0) -> Alignment:
-    """The alignment that takes both encoders back to the latent coordinates.
+@cache
+def learned() -> dict[str, npt.NDArray[Any]]:
+    """Weights for every metric that needs some: each as it starts, and a little beside that."""
+    rng, weights = np.random.default_rng(11), {}
+    for number, metric in enumerate(METRICS.values()):
+        if isinstance(metric, LearnedMetric):
+            for name, tensor in metric.start(LATENT, seed=number).weights().items():
+                weights[name] = tensor
+                if np.issubdtype(tensor.dtype, np.floating):
+                    weights[name] = (tensor + 0.1 * rng.standard_normal(tensor.shape)).astype(np.float32)
+    for modality in MODALITIES:
+        weights[bank_name(modality)] = unit(rng.standard_normal((BANK, LATENT)) + 0.5)
+    return weights
+
+
+def alignment(
+    *, turn: int = 0, hold_out: HoldOut = HoldOut(), mean: float = 0.0, weights: Mapping[str, Any] | None = None
+) -> Alignment:
+    """The alignment that takes both encoders back to the latent coordinates, with weights for every metric.
 
     Args:
         turn: another number gives another alignment: the shared space is turned.
         hold_out: which groups count as never seen.
         mean: length of the training mean, which lies along the first latent coordinate.
+        weights: other weights of metrics.
     """
     rotation = np.linalg.qr(np.random.default_rng(turn).standard_normal((LATENT, LATENT)))[0]
     projections = {
@@ -127,7 +154,7 @@ def alignment(*, turn: int = 0, hold_out: HoldOut = HoldOut(), mean: float = 0.0
         encoders=cards(), method="written", hyperparameters={"turn": turn}, metrics=["cosine"], sets=[], pairs=0,
         hold_out=hold_out, held_out_recall={}, candidates=[],
     )  # fmt: skip
-    return Alignment(card, projections)
+    return Alignment(card, projections, learned() if weights is None else weights)
 
 
 @dataclass
@@ -166,6 +193,7 @@ class World:
         collection: str = COLLECTION,
         payload_indexes: Mapping[str, PayloadKind] | None = None,
         indexing_threshold: int | None = None,
+        quantization: Quantization | None = None,
     ) -> Pushed:
         path = self.home / "alignments" / alignment_name
         loaded = Alignment.load(path)
@@ -182,6 +210,7 @@ class World:
                 run=run,
                 payload_indexes=payload_indexes,
                 indexing_threshold=indexing_threshold,
+                quantization=quantization,
             )
         return Pushed(releases, run.counts, run.id)
 
@@ -297,9 +326,18 @@ class Calls:
         return len(self.arguments)
 
 
-def scores(metric: Metric, queries: FloatArray, items: FloatArray) -> npt.NDArray[np.float64]:
+def scores(
+    metric: Metric, queries: npt.NDArray[np.floating], items: npt.NDArray[np.floating]
+) -> npt.NDArray[np.float64]:
     """The reference in float64: (n, m), higher is better."""
     return np.asarray(metric.score(queries.astype(np.float64), items.astype(np.float64)), np.float64)
+
+
+def raw_scores(lowering: Lowering, queries: FloatArray, items: FloatArray) -> npt.NDArray[np.float64]:
+    """What Qdrant says of lowered vectors, in float64: (n, m); a distance under Euclid and Manhattan."""
+    Q, X = lowering.query(queries).astype(np.float64), lowering.item(items).astype(np.float64)
+    native = scores(METRICS[lowering.distance.lower()], Q, X)
+    return native if lowering.distance.higher_is_better else -native
 
 
 def only(alignment: Alignment, **changes: Any) -> Alignment:

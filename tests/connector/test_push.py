@@ -11,23 +11,28 @@ import pytest
 
 from alignment.artifact import Alignment
 from alignment.embeddings import MODALITIES, EmbeddingSet, EncoderCard, HoldOut, Modality
-from alignment.metrics import METRICS
+from alignment.errors import MetricError, VectorError
+from alignment.metrics import METRICS, Distance, Guarantee, parse
 from alignment.projections import Projection
 from connector import push as pushing
-from connector.errors import MismatchError, StoreUnavailableError
-from connector.release import METADATA, Release, chain, open_release
+from connector.candidates import ALIGNED, unpacked
+from connector.errors import CollectionNotFoundError, MismatchError, StoreUnavailableError
+from connector.release import METADATA, Release, alias_name, chain, open_release
 from connector.store import CollectionConfig, PayloadKind, Points, VectorConfig, parse_filter
 from tests.world import (
+    ALL,
     COLLECTION,
     DIMS,
     KINDS,
     LATENT,
+    SOME,
     Calls,
     World,
     alignment,
     cards,
     embedded,
     latent,
+    learned,
     maps,
     only,
     opened_world,
@@ -43,7 +48,6 @@ from tests.world import (
 NAMESPACE = UUID(
     "6f1d3f0e-6c86-5a49-9d0c-0f3d8a7c1b52"
 )  # never to be changed: every id of every collection hangs on it
-ALL = list(METRICS)
 
 
 @pytest.fixture(params=KINDS)
@@ -108,13 +112,31 @@ class TestWhatIsWritten:
 
     @pytest.mark.parametrize("metric", ALL)
     def test_vectors_are_the_alignments_projection_lowered(self, world: World, metric: str) -> None:
-        parts = pairs(20, noise=0.1)
+        parts, ours = pairs(20, noise=0.1), alignment()
         (release,) = world.push(world.set("s", *parts), metrics=[metric]).releases
         for part in parts:
+            lowering = ours.metric(parse(metric), items=part.modality).lower(LATENT)
+            aligned = ours.project(part.modality, part.vectors)
             keys, _, found = vectors_of(world.store, release.name, part.modality)
-            ours = release.lowering.item(alignment().project(part.modality, part.vectors))
-            np.testing.assert_allclose(found, ours[[part.keys.index(key) for key in keys]], atol=1e-6)
-            np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-6)
+            order = [part.keys.index(key) for key in keys]
+            assert found.shape == (20, lowering.dim)
+            np.testing.assert_allclose(found, lowering.item(aligned)[order], atol=1e-6)
+            if lowering.distance is Distance.COSINE:
+                np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-6)
+
+    @pytest.mark.parametrize("metric", ALL)
+    def test_what_is_rescored_carries_its_aligned_vector(self, world: World, metric: str) -> None:
+        parts, ours = pairs(6), alignment()
+        (release,) = world.push(world.set("s", *parts), metrics=[metric]).releases
+        assert release.guarantee is ours.metric(parse(metric), items="image").lower(LATENT).guarantee
+        for part in parts:
+            aligned = ours.project(part.modality, part.vectors)
+            found = stored(world.store, release.name, part.modality)
+            payloads = [found[point(part.modality, key)][1] for key in part.keys]
+            if release.guarantee is Guarantee.EXACT:
+                assert not any(ALIGNED in payload for payload in payloads)
+            else:
+                np.testing.assert_array_equal(unpacked([payload[ALIGNED] for payload in payloads]), aligned)
 
     def test_the_chain_is_the_same_in_collection_sql_and_artifact(self, world: World) -> None:
         (release,) = world.push(world.set("s", *pairs(4)), metrics=["euclid"]).releases
@@ -125,7 +147,7 @@ class TestWhatIsWritten:
             "text_encoder": {"spec": "fake-text:small", "fingerprint": cards()["text"].fingerprint},
             "alignment": ours.fingerprint,
             "metric": "euclid",
-            "lowering": {"distance": "Euclid", "dim": LATENT, "version": 1, "exact": True},
+            "lowering": {"distance": "Euclid", "dim": LATENT, "version": 1, "guarantee": "exact"},
         }
         (row,) = world.provenance.releases()
         recorded = world.provenance.alignment(row.alignment_id)
@@ -166,7 +188,7 @@ class TestWhatIsWritten:
     def test_the_live_alias_names_the_collection(self, world: World) -> None:
         releases = world.push(world.set("s", *pairs(4)), metrics=ALL).releases
         assert world.store.aliases() == {
-            f"{COLLECTION}.{metric}": r.name for metric, r in zip(ALL, releases, strict=True)
+            alias_name(COLLECTION, parse(metric)): r.name for metric, r in zip(ALL, releases, strict=True)
         }
         assert {state for state, _ in world.states().values()} == {"live"}
 
@@ -188,10 +210,10 @@ class TestWhatIsWritten:
 
         embedding_set = world.set("s", *pairs(10))
         monkeypatch.setattr(Projection, "unchecked", spied)
-        pushed = world.push(embedding_set, metrics=ALL)
+        pushed = world.push(embedding_set, metrics=SOME)
         assert seen == [4, 4, 2, 4, 4, 2]
-        assert pushed.counts == {"written": 20 * len(ALL)}
-        assert [world.store.count(release.name) for release in pushed.releases] == [20] * len(ALL)
+        assert pushed.counts == {"written": 20 * len(SOME)}
+        assert [world.store.count(release.name) for release in pushed.releases] == [20] * len(SOME)
 
     def test_payload_indexes_are_recorded_with_the_release(self, world: World) -> None:
         (release,) = world.push(world.set("s", *pairs(3)), payload_indexes={"number": "integer"}).releases
@@ -205,12 +227,12 @@ class TestAgain:
         self, world: World, small_batches: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         embedding_set = world.set("s", *pairs(10))
-        world.push(embedding_set, metrics=ALL)
+        world.push(embedding_set, metrics=SOME)
         before, rows_before = world.snapshot(), [row.updated_at for row in world.provenance.releases()]
         upserts, switches = (Calls(monkeypatch, world.store, method) for method in ("upsert", "set_aliases"))
-        again = world.push(embedding_set, metrics=ALL)
+        again = world.push(embedding_set, metrics=SOME)
         assert (len(upserts), len(switches)) == (0, 0)
-        assert again.counts == {"unchanged": 20 * len(ALL)}
+        assert again.counts == {"unchanged": 20 * len(SOME)}
         assert world.snapshot() == before
         assert [row.updated_at for row in world.provenance.releases()] == rows_before
 
@@ -318,7 +340,7 @@ class TestTexts:
         return world.set("s", rows("image", embedded("image", latent(len(payloads))), payloads=payloads))
 
     def found(self, world: World, release: Release, condition: str) -> list[str]:
-        query = release.lowering.query(latent(1).astype(np.float32))
+        query = release.lowerings["image"].query(latent(1).astype(np.float32))
         asked = parse_filter(f'{{"must": [{condition}]}}')
         (hits,) = world.store.search(release.name, "image", query, 10, filter=asked)
         return sorted(hit.payload["key"] for hit in hits)
@@ -512,8 +534,10 @@ class TestRefused:
         embedding_set = world.set("s", *pairs(4))
         (release,) = world.push(embedding_set).releases
         config = CollectionConfig(
-            {m: VectorConfig(LATENT, release.lowering.distance) for m in MODALITIES},
-            metadata={METADATA: {**chain(release.alignment, release.metric, release.lowering), "metric": "dot"}},
+            {m: VectorConfig(LATENT, release.lowerings[m].distance) for m in MODALITIES},
+            metadata={
+                METADATA: {**chain(release.alignment, release.metric, release.lowerings["image"]), "metric": "dot"}
+            },
         )
         world.store.drop(release.name)
         world.store.create(release.name, config)
@@ -528,6 +552,103 @@ class TestRefused:
         world.store.create(name, CollectionConfig({"image": VectorConfig(3, METRICS["dot"].lower(3).distance)}))
         with pytest.raises(MismatchError, match="was written with image_encoder nothing, expected fake-image:small"):
             world.push(embedding_set)
+
+
+class TestMetrics:
+    """A metric that cannot be pushed says so, and what to do; nothing of it becomes live."""
+
+    @pytest.mark.parametrize(
+        ("metric", "remedy"),
+        [
+            ("bilinear", "bilinear(rank=16,blocks=8)"), ("mol(size=3)", "mol(components=4,size=3,sway=0.1)"),
+            ("mlp", "mlp(hidden=64)"), ("dot+nnn", "dot+nnn(k=128,alpha=0.75)"),
+            ("bilinear+nnn", "bilinear(rank=16,blocks=8)+nnn(k=128,alpha=0.75)"),
+        ],
+    )  # fmt: skip
+    def test_one_without_parameters_in_the_alignment(self, world: World, metric: str, remedy: str) -> None:
+        """Of several metrics none is begun."""
+        world.alignment("plain", weights={})
+        embedding_set = world.set("s", *pairs(4))
+        with pytest.raises(MetricError) as caught:
+            world.push(embedding_set, "plain", metrics=["cosine", metric, "dot"])
+        assert str(caught.value) == (
+            f"the alignment holds no parameters for metric {remedy}; fit one with `modalign fit --metric '{remedy}'`"
+        )
+        assert world.store.collections() == []
+        assert world.provenance.releases() == []
+        (run,) = world.provenance.runs(1)
+        assert run.outcome == "failed"
+
+    def test_a_bank_that_is_too_small(self, world: World) -> None:
+        embedding_set = world.set("s", *pairs(4))
+        with pytest.raises(MetricError, match="the alignment holds 200 reference queries, choose a lower k"):
+            world.push(embedding_set, metrics=["cosine", "dot+nnn(k=201)"])
+        assert world.store.collections() == []
+        assert len(world.push(embedding_set, metrics=["dot+nnn(k=200)"]).releases) == 1
+
+    def test_vectors_that_have_no_distribution(self, world: World, small_batches: None) -> None:
+        """Half of the aligned vectors have a negative coordinate: the map says so, instead of clipping them."""
+        embedding_set = world.set("s", *pairs(10))
+        for metric in ("chi2(map=l1)", "kl-query-item(map=l1)", "hellinger(map=l1)"):
+            with pytest.raises(
+                VectorError, match=r"\(map=l1.*with a negative value, .* use map=split, which takes any"
+            ):
+                world.push(embedding_set, metrics=[metric])
+            (run,) = world.provenance.runs(1)
+            assert run.outcome == "failed"
+        assert world.store.aliases() == {}
+        assert {state for state, _ in world.states().values()} == {"building"}
+        with pytest.raises(CollectionNotFoundError):
+            open_release(world.provenance, world.store, COLLECTION, "chi2(map=l1)")
+        pushed = world.push(embedding_set, metrics=["chi2"])
+        assert pushed.counts == {"written": 20}
+        assert open_release(world.provenance, world.store, COLLECTION, "chi2").row.state == "live"
+
+    def test_vectors_that_are_distributions_already(self, world: World) -> None:
+        """With an alignment that leaves them where they are, histograms are what `l1` is for."""
+        histograms = np.abs(latent(12)) + 0.01
+        projections = {m: Projection(d, None, maps()[m].T.copy()) for m, d in DIMS.items()}
+        Alignment(alignment().card, projections).save(world.home / "alignments" / "plain")
+        parts = [rows(m, embedded(m, histograms)) for m in MODALITIES]
+        (release,) = world.push(world.set("s", *parts), "plain", metrics=["chi2(map=l1)"]).releases
+        assert release.row.state == "live"
+        assert world.store.count(release.name) == 24
+
+    def test_weights_that_have_diverged(self, world: World) -> None:
+        """Every number of them is finite, and what they make of an item is not."""
+        name = "mol(components=4,size=64,sway=0.1)/item"
+        weights = {**learned(), name: np.full_like(learned()[name], 3e38)}
+        world.alignment("diverged", weights=weights)
+        with pytest.raises(MetricError, match=r"metric mol\(.*\) gives vectors that are not finite: .* fit the alignm"):
+            world.push(world.set("s", *pairs(4)), "diverged", metrics=["mol"])
+        assert world.store.aliases() == {}
+
+    @pytest.mark.parametrize("metric", ["chi2", "mlp"])
+    def test_a_release_of_a_collection_without_the_vectors_that_are_rescored(self, world: World, metric: str) -> None:
+        """One that was written under another guarantee is not written into."""
+        embedding_set = world.set("s", *pairs(4))
+        (release,) = world.push(embedding_set, metrics=[metric]).releases
+        lowering = release.lowerings["image"]
+        expected = chain(release.alignment, release.metric, lowering)
+        expected["lowering"] = {**expected["lowering"], "guarantee": "exact"}
+        vector = VectorConfig(lowering.dim, lowering.distance)
+        world.store.drop(release.name)
+        world.store.create(
+            release.name, CollectionConfig(dict.fromkeys(MODALITIES, vector), metadata={METADATA: expected})
+        )
+        with pytest.raises(
+            MismatchError, match=r"was written with lowering .*'guarantee': 'exact'.* push .* into a new"
+        ):
+            world.push(embedding_set, metrics=[metric])
+
+    def test_one_release_for_each_printed_form(self, world: World) -> None:
+        pushed = world.push(world.set("s", *pairs(4)), metrics=["chi2(map=softmax)", "chi2", "js"])
+        assert [release.row.metric for release in pushed.releases] == [
+            "chi2(map=softmax)", "chi2(map=split)", "js(map=split)",
+        ]  # fmt: skip
+        assert sorted(world.store.aliases()) == [
+            f"{COLLECTION}.{name}" for name in ("chi2-map-softmax", "chi2-map-split", "js-map-split")
+        ]
 
 
 class TestBehindTheLedgersBack:

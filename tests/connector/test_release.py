@@ -1,6 +1,7 @@
 """Releases: names, the chain that opening one checks, and which one is live."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,14 +16,14 @@ from sqlalchemy import update
 
 from alignment.embeddings import MODALITIES, Modality
 from alignment.errors import AlignmentError, MetricError
-from alignment.metrics import METRICS, Cosine, Lowering, Metric, parse
+from alignment.metrics import METRICS, Cosine, Guarantee, Lowering, Metric, parse
 from connector.edge_store import EdgeStore
 from connector.errors import CollectionNotFoundError, MismatchError, StoreUnavailableError
 from connector.models import EncoderRow, ReleaseRow
 from connector.release import METADATA, Release, alias_name, make_live, open_release, physical_name
 from connector.settings import checked_name
 from connector.store import CollectionConfig, Points, VectorConfig
-from tests.world import COLLECTION, KINDS, Calls, World, alignment, cards, opened_world, pairs
+from tests.world import ALL, COLLECTION, KINDS, SOME, Calls, World, alignment, cards, opened_world, pairs
 
 
 @pytest.fixture(params=KINDS)
@@ -44,7 +45,8 @@ def rewritten(world: World, release: Release, change: Callable[[dict[str, Any]],
     """Put a collection with edited metadata in the place of a release's."""
     chain = dict(world.store.describe(release.name).metadata[METADATA])
     change(chain)
-    vector = VectorConfig(release.lowering.dim, release.lowering.distance)
+    lowering = release.lowerings["image"]
+    vector = VectorConfig(lowering.dim, lowering.distance)
     world.store.drop(release.name)
     config = CollectionConfig({"image": vector, "text": vector}, metadata={METADATA: chain})
     world.store.create(release.name, config)
@@ -64,8 +66,15 @@ class TestNames:
     @pytest.mark.parametrize("metric", METRICS.values(), ids=str)
     def test_alias_and_collection_are_named_after_metric_and_alignment(self, metric: Metric) -> None:
         ours = alignment()
-        assert alias_name("emoji", metric) == f"emoji.{metric}"
-        assert physical_name("emoji", metric, ours) == f"emoji.{metric}.{ours.fingerprint[:8]}"
+        name = alias_name("emoji", metric)
+        assert re.fullmatch(rf"emoji\.{metric.name}(-[a-z]+(-[a-z0-9]+)+)?", name)
+        assert physical_name("emoji", metric, ours) == f"{name}.{ours.fingerprint[:8]}"
+
+    def test_no_two_metrics_have_the_same_name(self) -> None:
+        assert len({alias_name("emoji", parse(metric)) for metric in ALL}) == len(ALL)
+        assert alias_name("emoji", parse("dot")) == "emoji.dot"
+        assert alias_name("emoji", parse("mol")) == "emoji.mol-components-4-size-64-sway-0-1"
+        assert alias_name("emoji", parse("dot+nnn")) == "emoji.dot-nnn-k-128-alpha-0-75"
 
     @given(st.text(min_size=1, max_size=20))
     def test_any_metric_gives_a_name_that_a_directory_can_have(self, text: str) -> None:
@@ -80,7 +89,7 @@ class TestOpening:
     def test_the_only_metric_there_is_needs_no_name(self, world: World) -> None:
         (pushed,) = push(world, "euclid")
         found = opened(world)
-        assert (found.name, found.metric, found.lowering) == (pushed.name, METRICS["euclid"], pushed.lowering)
+        assert (found.name, found.metric, found.lowerings) == (pushed.name, METRICS["euclid"], pushed.lowerings)
         assert found.alignment.fingerprint == alignment().fingerprint
 
     def test_of_several_metrics_cosine_is_the_default(self, world: World) -> None:
@@ -151,7 +160,7 @@ class TestOpening:
             ("metric", "dot"),
             ("image_encoder", {"spec": "fake-image:small", "fingerprint": "0" * 64}),
             ("text_encoder", {"spec": "fake-text:large", "fingerprint": "0" * 64}),
-            ("lowering", {"distance": "Cosine", "dim": 6, "version": 2, "exact": True}),
+            ("lowering", {"distance": "Cosine", "dim": 6, "version": 2, "guarantee": "exact"}),
         ],
     )
     def test_edited_metadata_is_refused(self, world: World, link: str, edited: Any) -> None:
@@ -183,6 +192,29 @@ class TestOpening:
         monkeypatch.setattr(Cosine, "lower", newer)
         with pytest.raises(MismatchError, match=r"lowering \('Cosine', 6, 1\), this modalign lowers cosine to"):
             opened(world)
+
+    @pytest.mark.parametrize("metric", SOME)
+    def test_a_guarantee_that_changed_is_refused(
+        self, world: World, metric: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The points were written for another way to search: without the vectors that are rescored, or with them."""
+        push(world, metric)
+        lowering = opened(world, metric).lowerings["image"]
+        other = Guarantee.EXACT if lowering.guarantee is not Guarantee.EXACT else Guarantee.MEASURED
+        monkeypatch.setattr(type(lowering), "guarantee", other)
+        with pytest.raises(
+            MismatchError,
+            match=rf"was written with lowering .*, expected .*'guarantee': '{other}'.* push .* into a new collection",
+        ):
+            opened(world, metric)
+
+    @pytest.mark.parametrize("metric", ["bilinear", "mlp", "dot+nnn"])
+    def test_weights_that_are_gone_make_another_alignment(self, world: World, metric: str) -> None:
+        push(world, metric)
+        shutil.rmtree(world.home / "alignments" / "a")
+        alignment(weights={}).save(world.home / "alignments" / "a")
+        with pytest.raises(MismatchError, match=r"was written with alignment a .*, its directory now holds"):
+            opened(world, metric)
 
     @pytest.mark.parametrize(("column", "value"), [("metric", "dot"), ("dim", 7), ("distance", "Dot")])
     def test_an_edited_row_is_refused(self, world: World, column: str, value: Any) -> None:
@@ -293,9 +325,9 @@ class TestLive:
 
     def test_all_aliases_are_switched_at_one_moment(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         switches = Calls(monkeypatch, world.store, "set_aliases")
-        releases = push(world, *METRICS)
+        releases = push(world, *ALL)
         assert [arguments for (arguments,) in switches.arguments] == [
-            {f"{COLLECTION}.{metric}": r.name for metric, r in zip(METRICS, releases, strict=True)}
+            {alias_name(COLLECTION, parse(metric)): r.name for metric, r in zip(ALL, releases, strict=True)}
         ]
 
     def test_the_old_release_serves_until_the_new_one_is_verified(
