@@ -147,9 +147,8 @@ class ChiSquare(Divergence):
         """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""
 
         def compare(q: Vectors, x: Vectors) -> Scores:
-            total = q + x  # (c, D)
-            ratio = np.divide((q - x) ** 2, total, out=np.zeros_like(total), where=total != 0)  # NaN stays NaN
-            scores: Scores = -ratio.sum(axis=1)
+            total = np.maximum(q + x, np.finfo(x.dtype).tiny)  # (c, D); a mask would cost ten times as much
+            scores: Scores = -((q - x) ** 2 / total).sum(axis=1)
             return scores
 
         return pairwise(self.distributions(queries), self.distributions(items), compare)
@@ -381,9 +380,9 @@ class ItemQueryLowering(Lowering):
 
 
 def _relative(p: Vectors, total: Vectors) -> Vectors:
-    """KL(p, total / 2) by row, `sum p ln(2 p / total)`, where 0 ln 0 is 0: half of the least number would be 0."""
-    share = np.divide(p, total, out=np.full_like(total, 0.5), where=p != 0)
-    relative: Vectors = (p * np.log(2 * share)).sum(axis=1)
+    """KL(p, total / 2) by row, `sum p ln(2 p / total)`, where 0 ln 0 is 0."""
+    tiny = np.finfo(total.dtype).tiny  # instead of masks, which would cost ten times as much
+    relative: Vectors = (p * np.log(np.maximum(2 * p / np.maximum(total, tiny), tiny))).sum(axis=1)
     return relative
 
 
