@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from alignment.errors import FitError
 from alignment.metrics import LearnedMetric
 from alignment.recall import Codes, ranks, recall_at
 from alignment.vectors import FloatArray
@@ -15,6 +16,10 @@ from alignment.vectors import FloatArray
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+
+# Two groups to tell from each other, and one to validate on.
+FEWEST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,9 @@ def train(
 
     A batch holds one image and one text of each of its groups, so items of the same group are never negatives. What
     the metric was before training is one of the states to choose from.
+
+    Raises:
+        FitError: fewer than three groups have both an image and a text.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -83,6 +91,11 @@ def train(
         lr=training.learning_rate,
     )
     groups = rng.permutation(np.intersect1d(image.groups, text.groups))
+    if len(groups) < FEWEST:
+        raise FitError(
+            f"metric {metric}: expected at least {FEWEST} groups with both images and texts to train on, got "
+            f"{len(groups)}; encode more pairs, or choose a metric that learns nothing"
+        )
     validated = max(1, min(training.validation_groups, round(training.validation * len(groups))))
     held, fitted = groups[:validated], groups[validated:]
     best_score, best, since = _validate(started, image, text, held), deepcopy(module.state_dict()), 0
