@@ -62,8 +62,10 @@ MEASURES = (
     "index.recall@{k}",
     "index.recall@{k}.p5",
     "index.recall@{k}.min",
-    "certified",
 )
+# Under the metrics whose search can be proved complete there is one more: the share of searches that were.
+CERTIFIED = "certified"
+PROVABLE = (Guarantee.CERTIFIED, Guarantee.BOUNDED)
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -196,8 +198,11 @@ def audit(
     ks = sorted(set(ks))
     if not ks or ks[0] < 1:
         raise RequirementError(f"expected every k of at least 1, got {ks}")
+    names = [name.format(k=k) for name in MEASURES for k in ks]
+    if release.guarantee in PROVABLE:
+        names.append(CERTIFIED)
     for requirement in requirements:
-        requirement.require_known([name.format(k=k) for name in MEASURES for k in ks])
+        requirement.require_known(names)
     for modality, card in embedding_set.card.encoders.items():
         require_encoder(release.alignment, modality, card, f"embedding set {embedding_set.path}")
     condition = _only_held_out() if gallery == HELD_OUT else None
@@ -263,7 +268,8 @@ class _Outcome:
     Attributes:
         live, exact: ranks through the index and through exact search.
         fidelity: the index's recall by k and query.
-        certified: whether each result was certified; empty where the metric's guarantee needs no proof or allows none.
+        certified: whether each result without a filter was certified; empty where the metric's guarantee needs no proof
+            or allows none.
     """
 
     live: Ranks
@@ -301,11 +307,12 @@ class _Probe:
             batch = slice(start, start + BATCH_QUERIES)
             groups, queries = rows.groups[batch], aligned[batch]
             served = self._find(queries, self.shallow, self.condition, exact=False)
-            certified += [float(answer.certified) for answer in served if answer.certified is not None]
             live += [self._rank(*asked, self.shallow) for asked in zip(queries, groups, served, strict=True)]
             if self.condition is not None:
                 # Qdrant searches a small filtered part exhaustively; what the index finds shows without a filter.
                 served = self._find(queries, self.shallow, None, exact=False)
+            if self.finder.release.guarantee in PROVABLE:
+                certified += [float(answer.certified is True) for answer in served]
             if truth is None:
                 exact += self._exact_ranks(queries, groups)
                 bars = self._bars(self._find(queries, self.shallow, None, exact=True))
@@ -336,10 +343,12 @@ class _Probe:
         best = next((hit.score for hit in hits if hit.payload["group"] == group), None)
         if best is None:
             return np.inf
-        if hits[-1].score == best and len(hits) == limit < self.size:
+        # Rescoring rounds by where a candidate stands in its batch: equal items may come out apart.
+        tied = best if self.finder.release.guarantee is Guarantee.EXACT else _less(best)
+        if hits[-1].score >= tied and len(hits) == limit < self.size:
             # The tie may go on beyond the list. How many of it are irrelevant, a list of nothing else says.
             hits = self._find(query[None], limit, _without_group(group, self.condition), exact=True)[0].hits
-        before = [hit for hit in hits if hit.score >= best and hit.payload["group"] != group]
+        before = [hit for hit in hits if hit.score >= tied and hit.payload["group"] != group]
         return len(before) + 1.0 if len(before) < limit else np.inf
 
     def _bars(self, answers: Sequence[Ranked]) -> npt.NDArray[np.float64]:
@@ -430,8 +439,8 @@ def _measures(
         yield estimated(f"index.recall@{k}", shares)
         yield Measure(direction, f"index.recall@{k}.p5", float(np.percentile(shares, 5)), queries=n)
         yield Measure(direction, f"index.recall@{k}.min", float(shares.min()), queries=n)
-    if len(outcome.certified) == n:
-        yield estimated("certified", outcome.certified)
+    if len(outcome.certified):
+        yield estimated(CERTIFIED, outcome.certified)
 
 
 def _labelled(release: Release, embedding_set: EmbeddingSet, modality: Modality, scope: Scope) -> Rows:

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 from sqlalchemy.engine import make_url
 
@@ -25,6 +26,12 @@ ROOT = Path(__file__).parent.parent
 # Machines that run tests are busy: a deadline would fail on their load, not on the code.
 settings.register_profile("modalign", deadline=None)
 settings.load_profile("modalign")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """What tests compute is so small that threads would only wait for each other."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
