@@ -98,7 +98,8 @@ def fit(
         progress: called with a line at each step.
 
     Raises:
-        FitError: too few groups with both modalities, unusable vectors, or no method that applies.
+        FitError: too few groups with both modalities, too few vectors for a hubness correction, unusable vectors,
+            or no method that applies.
     """
     if method != "auto" and method not in METHODS:
         raise FitError(f"unknown method {method!r}; expected auto or one of {', '.join(METHODS)}")
@@ -114,6 +115,7 @@ def fit(
             raise FitError(
                 f"the {modality} vectors to fit on all have the same direction; check the encoder and the data"
             )
+    _require_references(metrics, training)
     place = devices.resolve(device)
     names = list(METHODS) if method == "auto" else [method]
     chosen_under = next(
@@ -148,6 +150,18 @@ def fit(
         dict(zip(MODALITIES, projections, strict=True)),
         weights,
     )
+
+
+def _require_references(metrics: Sequence[Metric], training: Labelled) -> None:
+    """Refuse a hubness correction over more reference queries than there are, before anything takes time."""
+    available = min(len(training.image.vectors), len(training.text.vectors), BANK)
+    for metric in metrics:
+        if isinstance(metric, Nnn) and metric.k > available:
+            raise FitError(
+                f"metric {metric}: expected at least {metric.k} training vectors of each modality as reference "
+                f"queries, got {available}; add data, lower --holdout, or choose a lower k as in "
+                f"{metric.base}+nnn(k={max(1, available // 2)})"
+            )
 
 
 def _learners(metrics: Sequence[Metric]) -> list[LearnedMetric]:

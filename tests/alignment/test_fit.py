@@ -10,12 +10,13 @@ import pytest
 from alignment import fit as fitting
 from alignment.artifact import Alignment
 from alignment.device import resolve
-from alignment.embeddings import EmbeddingSet, HoldOut
-from alignment.errors import FitError
-from alignment.fit import KS, Labelled, Side, cross_validate, fit, recall_table
-from alignment.metrics import METRICS, Cosine, Euclid
+from alignment.embeddings import MODALITIES, EmbeddingSet, HoldOut
+from alignment.errors import FitError, MetricError, VectorError
+from alignment.fit import KS, Labelled, cross_validate, fit, recall_table
+from alignment.metrics import BANK, METRICS, Cosine, Euclid, LearnedMetric, Metric, bank_name, parse
 from alignment.projections import METHODS, Fitter, Projection
 from alignment.recall import group_codes, ranks, recall_at
+from alignment.train import Side
 from alignment.vectors import unit
 from connector.images import decode
 from tests.fakes import FakeImageEncoder, FakeTextEncoder, fake_pairs, fake_rows, fake_set
@@ -127,13 +128,15 @@ def test_the_best_candidate_is_taken_and_fitted_on_all_training_pairs(rng: np.ra
 def test_held_out_recall_is_that_of_the_held_out_items(rng: np.random.Generator, tmp_path: Path) -> None:
     X, Y = linear_pair(rng, 120, noise=0.6)
     hold_out = HoldOut(0.4, 3)
-    metrics = list(METRICS.values())
+    metrics = [parse(text) for text in (*METRICS, "dot+nnn(k=16)", "mlp(hidden=3)", "bilinear(rank=2)+nnn(k=5)")]
     alignment = fit([pair_set(tmp_path / "s", X, Y)], hold_out=hold_out, metrics=metrics, device="cpu")
     held = hold_out.held_out([str(i) for i in range(120)])
     image, text = alignment.project("image", X[held]), alignment.project("text", Y[held])
     codes = np.arange(held.sum())
     for metric in metrics:
-        t2i, i2t = ranks(text, image, codes, codes, metric=metric), ranks(image, text, codes, codes, metric=metric)
+        of_images, of_texts = (alignment.metric(metric, items=modality) for modality in MODALITIES)
+        t2i = ranks(text, image, codes, codes, metric=of_images)
+        i2t = ranks(image, text, codes, codes, metric=of_texts)
         for k in KS:
             expected = [recall_at(t2i, k), recall_at(i2t, k)]
             assert recalls(alignment, k, str(metric)) == pytest.approx(expected, abs=1e-6)
@@ -198,6 +201,7 @@ def test_no_group_ever_leaks(rng: np.random.Generator, tmp_path: Path, monkeypat
     X, Y = linear_pair(rng, n)
     group_of = {side[i].astype(np.float32).tobytes(): group for side in (X, Y) for i, group in enumerate(groups)}
     fitted: list[set[str]] = []
+    projected: list[set[str]] = []
     judged: list[set[str]] = []
 
     class Watched(Fitter):
@@ -205,14 +209,19 @@ def test_no_group_ever_leaks(rng: np.random.Generator, tmp_path: Path, monkeypat
             super().__init__(method, sides[0], sides[1], resolve("cpu"))
             fitted.append({group_of[row.tobytes()] for side in sides[:2] for row in side})
 
-    original = Labelled.ranks
+    original_project, original_ranks = Labelled.project, Labelled.ranks
+
+    def project(self: Labelled, *args: object) -> object:
+        projected.append({group_of[row.tobytes()] for side in (self.image, self.text) for row in side.vectors})
+        return original_project(self, *args)  # type: ignore[arg-type]
 
     def watched(self: Labelled, *args: object) -> object:
-        judged.append({group_of[row.tobytes()] for side in (self.image, self.text) for row in side.vectors})
+        judged.append(projected[-1])
         assert not judged[-1] & fitted[-1]
-        return original(self, *args)  # type: ignore[arg-type]
+        return original_ranks(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fitting, "Fitter", Watched)
+    monkeypatch.setattr(Labelled, "project", project)
     monkeypatch.setattr(Labelled, "ranks", watched)
     hold_out = HoldOut(0.3)
     fit([pair_set(tmp_path / "s", X, Y, groups)], method="procrustes", hold_out=hold_out, folds=3, device="cpu")
@@ -271,18 +280,28 @@ def test_only_keeps_both_sides_of_the_groups_asked_for() -> None:
 def test_ranks_are_given_both_ways(rng: np.random.Generator) -> None:
     X = rng.standard_normal((8, 4))
     both = labelled(X, X + 0.8 * rng.standard_normal(X.shape), list("aabbccdd"), list("abcdabcd"))
-    t2i, i2t = both.ranks((Projection(4), Projection(4)), Euclid())
+    t2i, i2t = both.project((Projection(4), Projection(4))).ranks(dict.fromkeys(MODALITIES, Euclid()))
     image, text = unit(both.image.vectors), unit(both.text.vectors)
     assert t2i.tolist() == ranks(text, image, both.text.groups, both.image.groups, metric=Euclid()).tolist()
     assert i2t.tolist() == ranks(image, text, both.image.groups, both.text.groups, metric=Euclid()).tolist()
 
 
+def test_each_direction_is_ranked_under_the_metric_of_its_items(rng: np.random.Generator) -> None:
+    X = rng.standard_normal((8, 4))
+    both = labelled(X, X + 0.8 * rng.standard_normal(X.shape), list("abcdefgh"), list("abcdefgh"))
+    t2i, i2t = both.ranks({"image": Euclid(), "text": parse("dot")})
+    image, text = both.image, both.text
+    assert t2i.tolist() == ranks(text.vectors, image.vectors, text.groups, image.groups, metric=Euclid()).tolist()
+    assert i2t.tolist() == ranks(image.vectors, text.vectors, image.groups, text.groups, metric=parse("dot")).tolist()
+
+
 @pytest.mark.parametrize("metric", METRICS.values(), ids=str)
-def test_a_row_that_cannot_be_projected_ranks_last(metric: Cosine, rng: np.random.Generator) -> None:
+def test_a_row_that_cannot_be_projected_ranks_last(metric: Metric, rng: np.random.Generator) -> None:
     X = rng.standard_normal((6, 3))
     both = labelled(X, X, list("abcdef"), list("abcdef"))
     mean = unit(X[:1])[0]  # the first image has no direction of its own
-    t2i, i2t = both.ranks((Projection(3, mean), Projection(3)), metric)
+    ready = metric.start(3, 0) if isinstance(metric, LearnedMetric) else metric
+    t2i, i2t = both.project((Projection(3, mean), Projection(3))).ranks(dict.fromkeys(MODALITIES, ready))
     assert t2i[0] == i2t[0] == 6
 
 
@@ -309,7 +328,118 @@ def test_a_validation_score_is_the_mean_recall_over_folds_and_directions(rng: np
     assert 0 < candidate.score < 1
 
 
+# Metrics that learn
+
+
+@pytest.mark.parametrize(
+    ("metrics", "chosen"),
+    [
+        (("cosine",), "cosine"), (("manhattan", "cosine"), "manhattan"), (("mlp", "chi2", "dot"), "chi2(map=split)"),
+        (("dot+nnn(k=8)", "bilinear", "euclid"), "euclid"), (("bilinear", "dot+nnn(k=8)"), "cosine"), ((), "cosine"),
+    ],
+)  # fmt: skip
+def test_candidates_are_chosen_under_the_first_metric_that_learns_nothing(
+    metrics: Sequence[str], chosen: str, rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def watched(training: Labelled, methods: Sequence[str], metric: Metric, **options: object) -> object:
+        asked.append(str(metric))
+        return cross_validate(training, methods, metric, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fitting, "cross_validate", watched)
+    made = pair_set(tmp_path / "s", *linear_pair(rng, 60))
+    card = fit([made], metrics=[parse(text) for text in metrics], method="procrustes", device="cpu").card
+    assert asked == [chosen]
+    assert card.metrics == list(card.held_out_recall) == [str(parse(text)) for text in metrics]
+
+
+def test_metrics_learn_from_aligned_training_pairs_alone(
+    rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, Y = linear_pair(rng, 90, noise=0.3)
+    sides: list[Side] = []
+    original = fitting.fit_metrics
+
+    def watched(metrics: object, image: Side, text: Side, **options: object) -> object:
+        sides.extend((image, text))
+        return original(metrics, image, text, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fitting, "fit_metrics", watched)
+    metrics = [parse("mlp(hidden=2)"), parse("dot+nnn(k=8)")]
+    alignment = fit([pair_set(tmp_path / "s", X, Y)], metrics=metrics, method="ridge", device="cpu")
+    held = HoldOut().held_out([str(i) for i in range(90)])
+    for modality, raw, side in zip(MODALITIES, (X, Y), sides, strict=True):
+        expected = alignment.project(modality, raw[~held])
+        np.testing.assert_allclose(rows_sorted(side.vectors), rows_sorted(expected), atol=1e-6)
+        bank = alignment.weights[bank_name(modality)]
+        np.testing.assert_array_equal(rows_sorted(bank), rows_sorted(side.vectors))
+    assert set(alignment.weights) == {
+        *(f"mlp(hidden=2)/{name}" for name in parse("mlp(hidden=2)").start(2, 0).module.state_dict()),  # type: ignore[attr-defined]
+        "nnn/image", "nnn/text",
+    }  # fmt: skip
+
+
+def rows_sorted(X: Matrix) -> Matrix:
+    return X[np.lexsort(X.T)]
+
+
+def test_a_bank_is_a_sample_of_the_training_vectors(
+    rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "BANK", 20)
+    made = pair_set(tmp_path / "s", *linear_pair(rng, 90))
+    banks = [
+        fit([made], metrics=[parse("dot+nnn(k=8)")], method="ridge", seed=seed, device="cpu").weights["nnn/image"]
+        for seed in (1, 1, 2)
+    ]
+    assert [len(np.unique(bank, axis=0)) for bank in banks] == [20] * 3
+    np.testing.assert_array_equal(banks[0], banks[1])
+    assert not np.array_equal(banks[0], banks[2])
+    assert BANK >= 1024
+
+
+def test_a_metric_that_is_only_corrected_is_learned_too(rng: np.random.Generator, tmp_path: Path) -> None:
+    made = pair_set(tmp_path / "s", *linear_pair(rng, 60))
+    corrected = parse("bilinear(rank=2,blocks=2)+nnn(k=8)")
+    alignment = fit([made], metrics=[corrected], method="ridge", device="cpu")
+    assert {name.partition("/")[0] for name in alignment.weights} == {"bilinear(rank=2,blocks=2)", "nnn"}
+    alignment.metric(corrected, items="image")
+    alignment.metric(parse("bilinear(rank=2,blocks=2)"), items="text")
+    with pytest.raises(MetricError, match=r"no parameters for metric bilinear\(rank=3,blocks=2\); fit one with"):
+        alignment.metric(parse("bilinear(rank=3,blocks=2)"), items="text")
+
+
+def test_metrics_change_neither_the_projections_nor_the_choice(rng: np.random.Generator, tmp_path: Path) -> None:
+    made = pair_set(tmp_path / "s", *linear_pair(rng, 60))
+    plain = fit([made], device="cpu")
+    learned = fit([made], metrics=[Cosine(), parse("bilinear"), parse("dot+nnn(k=8)")], device="cpu")
+    assert learned.card.candidates == plain.card.candidates
+    X = made.load("image").vectors
+    np.testing.assert_array_equal(learned.project("image", X), plain.project("image", X))
+    assert learned.fingerprint != plain.fingerprint
+    assert plain.weights == {}
+
+
 # What cannot be fitted
+
+
+def test_a_hubness_correction_needs_enough_reference_queries(
+    rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so before anything is fitted, with a k that would do."""
+    monkeypatch.setattr(fitting, "cross_validate", None)
+    made = pair_set(tmp_path / "s", *linear_pair(rng, 60))
+    kept = 60 - int(HoldOut().held_out([str(i) for i in range(60)]).sum())
+    message = rf"at least 128 training vectors .* got {kept}; .* a lower k as in dot\+nnn\(k={kept // 2}\)"
+    with pytest.raises(FitError, match=message):
+        fit([made], metrics=[Cosine(), parse("dot+nnn")], device="cpu")
+
+
+def test_vectors_with_signs_are_no_histograms(rng: np.random.Generator, tmp_path: Path) -> None:
+    made = pair_set(tmp_path / "s", *linear_pair(rng, 60))
+    with pytest.raises(VectorError, match=r"metric chi2\(map=l1\): .* with a negative value, .* use map=split"):
+        fit([made], metrics=[parse("chi2(map=l1)")], device="cpu")
 
 
 def test_an_unknown_method_is_refused_with_those_that_exist(rng: np.random.Generator, tmp_path: Path) -> None:

@@ -151,9 +151,9 @@ class TestEqualsTheReference:
             if release.guarantee in (Guarantee.CERTIFIED, Guarantee.BOUNDED):  # fewer than the first page
                 expected["certified"] = 1.0
             assert values(found, direction) == expected
-            assert 0 < expected["recall@10"]
+            assert expected["recall@10"] > 0
             if not isinstance(release.metric, Perceptron):  # which nothing was learned for
-                assert 0 < expected["recall@3"]
+                assert expected["recall@3"] > 0
                 assert expected["recall@1"] < expected["recall@10"]
             assert {m.queries for m in found.measures if m.direction == direction} == {len(truth)}
             estimate = bootstrap_mean((truth <= 3).astype(float), query_codes, seed=5)
