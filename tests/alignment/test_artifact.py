@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import pytest
 import safetensors.numpy
 
 from alignment.artifact import WEIGHTS, Alignment, AlignmentCard, library_versions
-from alignment.embeddings import CARD, EncoderCard, HoldOut
-from alignment.errors import AlignmentError, VectorError
+from alignment.embeddings import CARD, MODALITIES, EncoderCard, HoldOut
+from alignment.errors import AlignmentError, MetricError, VectorError
+from alignment.metrics import METRICS, LearnedMetric, bank_name, parse
 from alignment.projections import Projection
 
 
@@ -252,3 +254,112 @@ def test_projections_end_in_the_dimension_of_the_alignment() -> None:
         assert Z.shape == (dim, 3)
         assert Z.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(Z, axis=1), 1, rtol=1e-6)
+
+
+# What metrics have learned
+
+LEARNERS = [METRICS["bilinear"], parse("mol(components=2,size=2)"), parse("mlp(hidden=3)")]
+
+
+def learned() -> dict[str, Any]:
+    weights: dict[str, Any] = {}
+    for metric in LEARNERS:
+        assert isinstance(metric, LearnedMetric)
+        weights |= metric.start(3, seed=1).weights()
+    rng = np.random.default_rng(0)
+    return {**weights, **{bank_name(m): rng.standard_normal((9, 3)).astype(np.float32) for m in MODALITIES}}
+
+
+def with_weights(weights: Any = None) -> Alignment:
+    return replace(alignment(), weights=learned() if weights is None else weights)
+
+
+def test_weights_load_as_they_were_saved(tmp_path: Path) -> None:
+    saved = with_weights()
+    saved.save(tmp_path / "a")
+    loaded = Alignment.load(tmp_path / "a")
+    assert loaded.fingerprint == saved.fingerprint
+    assert loaded.weights.keys() == saved.weights.keys()
+    for name, tensor in saved.weights.items():
+        assert same_arrays(tensor, loaded.weights[name])
+    tensors = safetensors.numpy.load_file(tmp_path / "a" / WEIGHTS)
+    assert set(tensors) == {
+        "image.mean", "image.weight", "text.mean", "text.weight", *(f"metric/{name}" for name in saved.weights),
+    }  # fmt: skip
+    Q, X = (np.random.default_rng(seed).standard_normal((4, 3)) for seed in (1, 2))
+    for metric in [*LEARNERS, parse("dot+nnn(k=9)"), parse("bilinear+nnn(k=3)")]:
+        for modality in MODALITIES:
+            one, other = (a.metric(metric, items=modality, device="cpu") for a in (saved, loaded))
+            np.testing.assert_array_equal(one.score(Q, X), other.score(Q, X))
+
+
+def test_a_metric_that_learns_nothing_is_ready_as_it_is() -> None:
+    for metric in (METRICS["cosine"], METRICS["chi2"]):
+        assert alignment().metric(metric, items="image") == metric
+
+
+def test_a_metric_that_was_not_learned_says_how_to_get_it() -> None:
+    one = with_weights()
+    for text in ("mlp", "mol", "bilinear(rank=2)", "mlp(hidden=4)"):
+        metric = parse(text)
+        message = f"metric {metric}; fit one with `modalign fit --metric '{metric}'`"
+        with pytest.raises(MetricError, match=re.escape(message)):
+            one.metric(metric, items="image")
+    with pytest.raises(MetricError, match="holds 9 reference queries, choose a lower k"):
+        one.metric(parse("dot+nnn(k=10)"), items="image")
+
+
+def test_weights_are_part_of_the_fingerprint() -> None:
+    base = learned()
+    bilinear = "bilinear(rank=16,blocks=8)/left"
+    nudged = base[bilinear].copy()
+    nudged[0, 0] = np.nextafter(nudged[0, 0], np.float32(np.inf))
+    found = [
+        {},
+        base,
+        {**base, bilinear: nudged},
+        {**base, bilinear: base[bilinear].T.copy()},
+        {**base, bilinear: base[bilinear].astype(np.float64)},
+        {**base, "nnn/image": base["nnn/text"], "nnn/text": base["nnn/image"]},
+        {name: tensor for name, tensor in base.items() if name != "nnn/image"},
+        {name.replace("mlp(hidden=3)", "mlp(hidden=4)"): tensor for name, tensor in base.items()},
+    ]
+    assert len({with_weights(weights).fingerprint for weights in found}) == len(found)
+    assert with_weights(dict(reversed(base.items()))).fingerprint == with_weights().fingerprint
+    turned = {name: np.asfortranarray(tensor) for name, tensor in base.items()}
+    assert with_weights(turned).fingerprint == with_weights().fingerprint
+    assert with_weights({}).fingerprint == alignment().fingerprint
+
+
+@pytest.mark.parametrize(
+    "name", ["metric/bilinear(rank=16,blocks=8)/left", "metric/mlp(hidden=3)/dim", "metric/nnn/image"]
+)
+@pytest.mark.parametrize("change", ["value", "gone", "type", "renamed"])
+def test_weights_of_metrics_that_were_changed_are_refused(name: str, change: str, tmp_path: Path) -> None:
+    with_weights().save(tmp_path / "a")
+    tensors = safetensors.numpy.load_file(tmp_path / "a" / WEIGHTS)
+    tensor = tensors.pop(name)
+    if change == "value":
+        tensor.flat[0] += 1
+        tensors[name] = tensor
+    elif change == "type":
+        tensors[name] = tensor.astype(np.float16)
+    elif change == "renamed":
+        tensors[f"{name}2"] = tensor
+    safetensors.numpy.save_file(tensors, tmp_path / "a" / WEIGHTS)
+    with pytest.raises(AlignmentError, match=r"card or weights were changed: fit it again"):
+        Alignment.load(tmp_path / "a")
+
+
+def test_a_weights_file_with_metrics_that_was_damaged_is_refused(tmp_path: Path) -> None:
+    with_weights().save(tmp_path / "a")
+    content = (tmp_path / "a" / WEIGHTS).read_bytes()
+    for length in (0, 100, len(content) // 2, len(content) - 1):
+        (tmp_path / "a" / WEIGHTS).write_bytes(content[:length])
+        with pytest.raises(AlignmentError, match="is damaged"):
+            Alignment.load(tmp_path / "a")
+    flipped = bytearray(content)
+    flipped[-1] ^= 1
+    (tmp_path / "a" / WEIGHTS).write_bytes(bytes(flipped))
+    with pytest.raises(AlignmentError, match="card or weights were changed"):
+        Alignment.load(tmp_path / "a")
