@@ -28,7 +28,7 @@ from connector.items import Corpus
 from connector.progress import progress, say
 from connector.provenance import Provenance, Run
 from connector.push import push
-from connector.release import Release, open_release, require_encoder
+from connector.release import Release, lower, open_release, require_encoder
 from connector.search import Retriever
 from connector.settings import Settings, checked_name
 from connector.store import PayloadKind, Quantization, Store, open_store
@@ -232,6 +232,8 @@ class Home:
             checked_name(collection, "collection")
             opened, loaded = open_corpus(corpus), self.alignment(alignment)
             chosen = self._metrics(loaded, metrics)
+            for metric in chosen:  # what cannot be pushed is known before anything is encoded
+                lower(loaded, metric)
             specs = {modality: card.spec for modality, card in loaded.card.encoders.items()}
             encoders = load_encoders(specs, devices.resolve(self.settings.device))
             for modality, encoder in encoders.items():

@@ -306,6 +306,117 @@ class TestJson:
             assert done(*arguments, "--home", shared).out.strip()
 
 
+SERVED = ["chi2(map=split)", "js(map=split)", "mlp(hidden=4)", "dot+nnn(k=8,alpha=0.75)", "cosine"]
+
+
+@pytest.fixture(scope="module")
+def many(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with releases under metrics of every guarantee but `bounded`."""
+    home = shutil.copytree(shared, tmp_path_factory.mktemp("many") / "home")
+    options = [f"--metric={metric}" for metric in ("cosine", "mlp(hidden=4)", "dot+nnn(k=8)")]
+    done("fit", "pairs", "--alignment", "m", "--method", "ridge", *options, "--home", home)
+    asked = [f"--metric={metric}" for metric in ("chi2(map=split)", "js", "mlp(hidden=4)", "dot+nnn(k=8)", "cosine")]
+    pushed = done("push", "pairs", "--into", "many", "--alignment", "m", *asked, "--json", "--home", home).document
+    assert [release["metric"] for release in pushed["releases"]] == SERVED
+    assert {(release["state"], release["points"]) for release in pushed["releases"]} == {("live", 2 * N)}
+    assert pushed["counts"] == {"written": 2 * N * len(SERVED)}
+    return home
+
+
+class TestMetrics:
+    @pytest.mark.parametrize(
+        ("metric", "printed", "guarantee", "certified", "candidates"),
+        [
+            ("chi2", "chi2(map=split)", "certified", True, N),
+            ("chi2(map=split)", "chi2(map=split)", "certified", True, N),
+            ("js", "js(map=split)", "certified", True, N),
+            ("mlp(hidden=4)", "mlp(hidden=4)", "measured", True, N),  # everything was seen
+            ("dot+nnn(k=8)", "dot+nnn(k=8,alpha=0.75)", "exact", None, 0),
+            ("cosine", "cosine", "exact", None, 0),
+        ],
+    )
+    def test_search_says_how_good_it_is(
+        self, many: Path, metric: str, printed: str, guarantee: str, certified: bool | None, candidates: int
+    ) -> None:
+        arguments = ("search", "many", "red lime", "-k", 3, "--metric", metric, "--home", many)
+        document = done(*arguments, "--json").document
+        said = {name: document[name] for name in ("metric", "guarantee", "certified", "candidates")}
+        assert said == {"metric": printed, "guarantee": guarantee, "certified": certified, "candidates": candidates}
+        assert [set(item) for item in document["found"]] == [
+            {"key", "group", "modality", "score", "raw_score", "payload"}
+        ] * 3
+        assert not any("aligned" in item["payload"] for item in document["found"])
+        title = done(*arguments).out.splitlines()[0]
+        proof = ": nothing better was left out of what the index holds, 60 candidates rescored" if certified else ""
+        assert title == f"many under {printed}, {guarantee}{proof}"
+
+    def test_candidates_are_an_option(self, many: Path) -> None:
+        arguments = ("search", "many", "red lime", "-k", 3, "--candidates", 5, "--home", many)
+        for metric, certified, proof in (
+            ("chi2", False, ": not proved within the candidate budget"), ("mlp(hidden=4)", None, ""),
+        ):  # fmt: skip
+            document = done(*arguments, "--metric", metric, "--json").document
+            assert (document["certified"], document["candidates"], len(document["found"])) == (certified, 5, 3)
+            title = done(*arguments, "--metric", metric).out.splitlines()[0]
+            assert title.endswith(f"{proof}, 5 candidates rescored")
+        for metric in SERVED:
+            ended = modalign(*arguments, "--metric", metric, "-k", 6)
+            assert "expected a candidate budget of at least k, 6, got 5; raise it or lower k" in ended.error
+
+    def test_the_page_says_it_too(self, many: Path, tmp_path: Path) -> None:
+        page = tmp_path / "page.html"
+        done("search", "many", "red lime", "-k", 3, "--metric", "js", "--html", page, "--home", many)
+        assert "3 best under js(map=split), certified: nothing better was left out" in page.read_text(encoding="utf-8")
+
+    def test_a_certificate_is_audited_and_can_be_required(self, many: Path) -> None:
+        arguments = ("audit", "many", "--pairs", "pairs", "--require", "certified>=0.99", "--json", "--home", many)
+        for metric in ("chi2", "js"):
+            document = done(*arguments, "--metric", metric).document
+            found = [measure for measure in document["measures"] if measure["name"] == "certified"]
+            assert [(m["value"], m["low"], m["high"]) for m in found] == [(1.0, 1.0, 1.0)] * 2
+            assert document["metric"] == f"{metric}(map=split)"
+        for metric in ("mlp(hidden=4)", "cosine", "dot+nnn(k=8)"):
+            ended = modalign(*arguments, "--metric", metric)
+            assert (ended.code, "names no measure of this audit" in ended.error) == (2, True)
+            plain = done("audit", "many", "--pairs", "pairs", "--metric", metric, "--json", "--home", many).document
+            assert "certified" not in {measure["name"] for measure in plain["measures"]}
+
+    def test_histograms_are_asked_for(self, home: Path) -> None:
+        """Aligned vectors have signs: nothing becomes live, and another map works."""
+        arguments = ("push", "pairs", "--into", "new", "--alignment", "a", "--home", home)
+        ended = modalign(*arguments, "--metric", "chi2(map=l1)")
+        assert re.search(r"metric chi2\(map=l1\): .* with a negative value, .* use map=split", ended.error)
+        (run,) = done("status", "-n", 1, "--json", "--home", home).document["runs"]
+        assert (run["command"], run["outcome"]) == ("push", "failed")
+        assert "no live release" in modalign("search", "new", "red", "--metric", "chi2(map=l1)", "--home", home).error
+        done(*arguments, "--metric", "chi2")
+        assert done("search", "new", "red", "--json", "--home", home).document["metric"] == "chi2(map=split)"
+
+    def test_what_cannot_be_pushed_is_known_before_anything_is_encoded(self, home: Path, corpus: Path) -> None:
+        arguments = ("ingest", corpus, "--into", "new", "--alignment", "a", "--metric", "cosine", "--metric", "mlp")
+        assert "holds no parameters for metric mlp(hidden=64)" in modalign(*arguments, "--home", home).error
+        assert not (home / "sets" / "new").exists()
+        assert [r["collection"] for r in done("status", "--json", "--home", home).document["releases"]] == ["things"]
+
+    def test_the_remedy_that_is_named_works(self, home: Path) -> None:
+        error = modalign("push", "pairs", "--into", "new", "--alignment", "a", "--metric", "mlp", "--home", home).error
+        match = re.search(r"`modalign fit --metric '([^']*)'`", error)
+        assert match
+        arguments = ("--alignment", "b", "--metric", match[1], "--home", home)
+        done("fit", "pairs", "--method", "ridge", *arguments)
+        done("push", "pairs", "--into", "new", *arguments)
+
+    def test_a_set_that_was_encoded_with_a_reserved_column(self, home: Path, tmp_path: Path) -> None:
+        rows = [{"key": "a", "caption": "red", "aligned": "x"}, {"key": "b", "caption": "lime"}]
+        manifest = write_manifest(tmp_path / "m.jsonl", [], *rows)
+        ended = modalign("ingest", manifest, "--into", "new", "--alignment", "a", "--json", "--home", home)
+        assert (ended.code, ended.document["counts"]["written"]) == (4, 1)
+        (reject,) = done("rejects", "--json", "--home", home).document["rejects"]
+        assert (reject["reason"], reject["key"], reject["detail"]) == (
+            "payload-name-reserved", "a", "rename the columns aligned",
+        )  # fmt: skip
+
+
 class TestExitCodes:
     """Through a process of their own, because that is what scripts see."""
 
@@ -492,6 +603,19 @@ BAD: list[tuple[str, str | Callable[[Path], Sequence[object]], str]] = [
     ("no such set to push", "push nothing --into bad --alignment a", "is not an embedding set"),
     ("no such alignment", "push pairs --into bad --alignment nothing", "is not an alignment"),
     ("unknown metric to push", "push pairs --into bad --alignment a --metric hamming", "unknown metric 'hamming'"),
+    ("metric that was not fitted", "push pairs --into bad --alignment a --metric mlp",
+     r"holds no parameters for metric mlp\(hidden=64\); fit one with `modalign fit --metric 'mlp\(hidden=64\)'`"),
+    ("one of several that was not fitted", "push pairs --into bad --alignment a --metric cosine --metric dot+nnn",
+     r"holds no parameters for metric dot\+nnn\(k=128,alpha=0\.75\); fit one with"),
+    ("metric that was not fitted to ingest", "ingest {corpus} --into bad --alignment a --metric cosine --metric mol",
+     r"holds no parameters for metric mol\(components=4,size=64,sway=0\.1\); fit one with"),
+    ("metric with an unknown map", "push pairs --into bad --alignment a --metric chi2(map=cube)", "expected map to be"),
+    ("metric with an unknown parameter", "search things red --metric chi2(size=3)", "no parameter 'size'; it has map"),
+    ("correction of what is no product", "fit pairs --alignment bad --metric chi2+nnn", "lowers exactly to Dot"),
+    ("correction by too many", "fit pairs --alignment bad --metric dot+nnn", "at least 128 training vectors of each"),
+    ("metric that was not pushed", "search things red --metric mlp", r"under mlp\(hidden=64\); there are: things"),
+    ("metric that was not pushed to audit", "audit things --pairs pairs --metric mol", r"no live .* under mol\("),
+    ("budget below k", "search things red --candidates 9", "candidate budget of at least k, 10, got 9"),
     ("no such corpus to ingest", "ingest /no/such.jsonl --into bad --alignment a", "does not exist"),
     ("no alignment to ingest with", "ingest {corpus} --into bad --alignment nothing", "is not an alignment"),
     ("unknown collection", "search nothing red", "no live release of collection 'nothing'"),
@@ -510,6 +634,7 @@ BAD: list[tuple[str, str | Callable[[Path], Sequence[object]], str]] = [
     ("no pairs", "audit things --pairs nothing", "is not an embedding set"),
     ("requirement that cannot be read", "audit things --pairs pairs --require recall", "expected MEASURE>=NUMBER"),
     ("requirement on nothing", "audit things --pairs pairs --require recall@7>=1", "names no measure"),
+    ("requirement on a proof of what is exact", "audit things --pairs pairs --require certified>=0.9", "no measure"),
     ("list of no length", "audit things --pairs pairs --k 0", "expected every k of at least 1"),
     ("store of no kind", "search things red --qdrant-url ftp://host", "expected edge:DIRECTORY or http"),
     ("database of no kind", "status --database-url nonsense://host/db", "expected an SQLAlchemy URL such as"),
@@ -526,7 +651,8 @@ BAD: list[tuple[str, str | Callable[[Path], Sequence[object]], str]] = [
 
 # What the command line itself says wrong is a usage error; what it names and is not there, or broken, is a failure.
 COMMAND_LINE = re.compile(
-    r"unknown metric|filter is|does not take this filter|asks for nothing|requirement '|expected every k"
+    r"unknown metric|no parameters for|expected map|no parameter '|exactly to Dot"
+    r"|filter is|does not take this filter|asks for nothing|requirement '|expected every k"
     r"|expected edge:|got neither|(set|alignment|collection) name '"
 )
 
@@ -549,6 +675,7 @@ def test_bad_input_ends_in_one_clear_line(
     ("arguments", "message"),
     [
         ("search things red -k 0", "Invalid value for '-k'"),
+        ("search things red --candidates 0", "Invalid value for '--candidates'"),
         ("audit things --pairs pairs --k one", "expected numbers such as 1,5,10, got 'one'"),
         ("push pairs --into x --alignment a --payload-index year", "expected FIELD=KIND"),
         ("push pairs --into x --alignment a --payload-index year=date", "expected FIELD=KIND"),
