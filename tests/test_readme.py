@@ -2,14 +2,16 @@
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import emoji
 import pytest
 from click.testing import CliRunner
 
+from alignment.metrics import METRICS
+from connector import demo
 from connector.cli import cli
-from connector.demo import run_demo
 from connector.settings import Settings
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -21,14 +23,15 @@ EVERY = 13  # of the 1,707 emoji
 
 
 @pytest.fixture(scope="module")
-def where(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def where(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory with a demo-home of a few emoji, among them the one that the README names."""
     directory = tmp_path_factory.mktemp("readme")
     few = dict(list(emoji.EMOJI_DATA.items())[::EVERY]) | {"🐶": emoji.EMOJI_DATA["🐶"]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(emoji, "EMOJI_DATA", few)
-        run_demo(Settings.load(home=directory / "demo-home"))
-    return directory
+        patch.setattr(demo, "SERVED", [*METRICS, "dot+nnn(k=64)"])  # which so few have enough reference queries for
+        demo.run_demo(Settings.load(home=directory / "demo-home"))
+        yield directory
 
 
 def test_the_readme_shows_every_command() -> None:
@@ -51,5 +54,6 @@ def test_the_python_example_works(
     (example,) = [block for language, block in BLOCKS if language == "python"]
     exec(compile(example, "README.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert all(line.count("(") == 3 for line in lines[:2])
+    assert re.fullmatch(r"-\d\.\d+(e-\d+)? True", lines[2])
