@@ -154,7 +154,8 @@ def _serve(home: Home, name: str, queries: Path, *, indexing_threshold: int | No
     rows = []
     for metric in SERVED:
         retriever = home.retriever(name, metric)
-        bars = _kth(alignment.metric(parse(metric), "image"), texts, items) - 1e-6  # ties, and what float32 rounds
+        bars = _kth(alignment.metric(parse(metric), "image"), texts, items)
+        bars = bars - 1e-6 * np.maximum(1.0, np.abs(bars))  # ties, and what float32 rounds
         fields: dict[str, dict[bool, float]] = {"recall": {}, "candidates": {}, "latency": {}}
         certified: dict[bool, float | None] = {}
         for exact in (True, False):

@@ -49,12 +49,12 @@ def print_releases(result: "Result", as_json: bool) -> None:
         print_table(rows, f"run {result.run}: {counts}")
 
 
-def how_sure(guarantee: str, answer: "Answer") -> str:
+def how_sure(guarantee: str, answer: "Answer", *, exact: bool) -> str:
     """Say in words how good a search result is."""
     if answer.certified is None:
         proof = ""
     elif answer.certified:
-        proof = ": nothing better was left out of what the index holds"
+        proof = ": nothing better is there" if exact else ": nothing better along the graph, --exact would prove it"
     else:
         proof = ": not proved within the candidate budget"
     rescored = f", {answer.candidates} candidates rescored" if answer.candidates else ""

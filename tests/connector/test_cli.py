@@ -346,9 +346,11 @@ class TestMetrics:
             {"key", "group", "modality", "score", "raw_score", "payload"}
         ] * 3
         assert not any("aligned" in item["payload"] for item in document["found"])
-        title = done(*arguments).out.splitlines()[0]
-        proof = ": nothing better was left out of what the index holds, 60 candidates rescored" if certified else ""
-        assert title == f"many under {printed}, {guarantee}{proof}"
+        assert document["exact"] is False
+        for options, words in (((), "along the graph, --exact would prove it"), (("--exact",), "is there")):
+            title = done(*arguments, *options).out.splitlines()[0]
+            proof = f": nothing better {words}, 60 candidates rescored" if certified else ""
+            assert title == f"many under {printed}, {guarantee}{proof}"
 
     def test_candidates_are_an_option(self, many: Path) -> None:
         arguments = ("search", "many", "red lime", "-k", 3, "--candidates", 5, "--home", many)
@@ -366,7 +368,9 @@ class TestMetrics:
     def test_the_page_says_it_too(self, many: Path, tmp_path: Path) -> None:
         page = tmp_path / "page.html"
         done("search", "many", "red lime", "-k", 3, "--metric", "js", "--html", page, "--home", many)
-        assert "3 best under js(map=split), certified: nothing better was left out" in page.read_text(encoding="utf-8")
+        assert "3 best under js(map=split), certified: nothing better along the graph" in page.read_text(
+            encoding="utf-8"
+        )
 
     def test_a_certificate_is_audited_and_can_be_required(self, many: Path) -> None:
         arguments = ("audit", "many", "--pairs", "pairs", "--require", "certified>=0.99", "--json", "--home", many)
