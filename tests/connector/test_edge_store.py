@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -21,7 +22,7 @@ from alignment.metrics import Distance
 from connector import edge_store
 from connector.edge_store import SPARE_BYTES, EdgeStore
 from connector.errors import StoreBusyError, StoreError
-from connector.store import CollectionConfig, Points, VectorConfig
+from connector.store import CollectionConfig, Points, Quantization, VectorConfig
 
 N, DIM = 100, 4
 LAYOUT = CollectionConfig(
@@ -135,9 +136,10 @@ class TestReopening:
             [hits] = store.search("live", "v", batch().vectors[42:43], 1)
             assert (hits[0].id, hits[0].raw_score, hits[0].payload) == (ids(N)[42], 0.0, {"number": 42})
 
-    def test_the_layout_survives_whole(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("quantization", [None, "scalar"])
+    def test_the_layout_survives_whole(self, tmp_path: Path, quantization: Quantization | None) -> None:
         with EdgeStore(tmp_path) as store:
-            store.create("c", LAYOUT)
+            store.create("c", replace(LAYOUT, quantization=quantization))
         raw = registry(tmp_path)["collections"]["c"]
         assert raw == {
             "vectors": {"v": {"dim": DIM, "distance": "Euclid"}, "w": {"dim": 3, "distance": "Cosine"}},
@@ -146,10 +148,21 @@ class TestReopening:
             "m": 8,
             "ef_construct": 50,
             "indexing_threshold": 123,
+            "quantization": quantization,
         }
         with EdgeStore(tmp_path) as store:
             store.set_aliases({})  # writes what was read
         assert registry(tmp_path)["collections"]["c"] == raw
+
+    def test_a_registry_from_before_there_was_quantization_opens(self, tmp_path: Path) -> None:
+        with EdgeStore(tmp_path) as store:
+            store.create("c", LAYOUT)
+            store.upsert("c", batch())
+        raw = registry(tmp_path)
+        del raw["collections"]["c"]["quantization"]
+        (tmp_path / "registry.json").write_text(json.dumps(raw), encoding="utf-8")
+        with EdgeStore(tmp_path) as store:
+            assert store.count("c") == N
 
     def test_a_dropped_collection_stays_dropped(self, tmp_path: Path) -> None:
         with EdgeStore(tmp_path) as store:

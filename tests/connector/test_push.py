@@ -434,6 +434,22 @@ class TestRefused:
         with pytest.raises(MismatchError, match=r"was created with payload_indexes .*'n': 'integer'.*'n': 'keyword'"):
             world.push(embedding_set, payload_indexes={"n": "keyword"})
 
+    def test_quantization_that_a_collection_was_not_created_with(self, world: World) -> None:
+        embedding_set = world.set("s", *pairs(5))
+        (release,) = world.push(embedding_set).releases
+        with pytest.raises(
+            MismatchError, match="was created with quantization None, asked for scalar; push into a new"
+        ):
+            world.push(embedding_set, quantization="scalar")
+        settings = {name: value for name, value in release.row.settings.items() if name != "quantization"}
+        release.row.settings = settings  # as of a release from before there was such a setting
+        world.provenance.save(release.row)
+        assert world.push(embedding_set).counts == {"unchanged": 10}
+        with pytest.raises(MismatchError, match="was created with quantization None, asked for scalar"):
+            world.push(embedding_set, quantization="scalar")
+        world.push(embedding_set, collection="small", quantization="scalar")
+        world.push(embedding_set, collection="small")  # asks for nothing
+
     def test_bad_vectors_are_rejects_on_every_run_and_the_rest_is_written(self, world: World) -> None:
         world.alignment("centred", mean=0.5)
         mean = 0.5 * maps()["text"][0]
