@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment.embeddings import EmbeddingSet, Modality, Rows
-from alignment.metrics import Guarantee, Rescored
+from alignment.metrics import Guarantee, Metric, Rescored
 from alignment.recall import (
     Estimate,
     Ranks,
@@ -214,7 +214,7 @@ def audit(
         direction: _relevant(sides[asking], sides[asked], release, store, gallery)
         for direction, (asking, asked) in DIRECTIONS.items()
     }
-    if not any(found.counts.any() for found in relevant.values()):
+    if not any(counts.any() for counts in relevant.values()):
         raise MismatchError(
             f"no pair of embedding set {embedding_set.path} is in the {gallery} gallery of release {release.name}; "
             "name the set that was pushed into it, or one that shares its groups"
@@ -225,9 +225,9 @@ def audit(
         result.gallery[asked] = size
         probe = _Probe(finder, asked, condition, ks, depth, size)
         rows = sides[asking]
-        counts = relevant[direction].counts
+        counts = relevant[direction]
         result.without_relevant[direction] = int((counts == 0).sum())
-        outcome = probe.ask(rows, relevant[direction], advance)
+        outcome = probe.ask(rows, advance)
         result.measures.extend(
             _measures(direction, outcome, rows.groups, relevant=counts, gallery=size, ks=ks, seed=seed)
         )
@@ -297,12 +297,12 @@ class _Probe:
         """
         return self.ks[-1] + 1
 
-    def ask(self, rows: Rows, relevant: "Relevant", advance: Advance) -> _Outcome:
+    def ask(self, rows: Rows, advance: Advance) -> _Outcome:
         aligned = self.finder.release.alignment.project(rows.modality, rows.vectors)
         live, certified = [], []
         fidelity: dict[int, list[float]] = {k: [] for k in self.ks}
         exact: list[float] = []
-        truth = None if self.finder.release.guarantee is Guarantee.EXACT else self._reference(rows, aligned, relevant)
+        truth = None if self.finder.release.guarantee is Guarantee.EXACT else self._reference(rows, aligned)
         for start in range(0, len(aligned), BATCH_QUERIES):
             batch = slice(start, start + BATCH_QUERIES)
             groups, queries = rows.groups[batch], aligned[batch]
@@ -344,7 +344,7 @@ class _Probe:
         if best is None:
             return np.inf
         # Rescoring rounds by where a candidate stands in its batch: equal items may come out apart.
-        tied = best if self.finder.release.guarantee is Guarantee.EXACT else _less(best)
+        tied = best if self.finder.release.guarantee is Guarantee.EXACT else self._less(best)
         if hits[-1].score >= tied and len(hits) == limit < self.size:
             # The tie may go on beyond the list. How many of it are irrelevant, a list of nothing else says.
             hits = self._find(query[None], limit, _without_group(group, self.condition), exact=True)[0].hits
@@ -363,9 +363,15 @@ class _Probe:
         best = bar[~np.isnan(bar)]
         if not len(best):
             return 1.0
-        return sum(1 for hit in got if hit.score >= _less(best[-1])) / len(best)
+        return sum(1 for hit in got if hit.score >= self._less(best[-1])) / len(best)
 
-    def _reference(self, rows: Rows, aligned: FloatArray, relevant: "Relevant") -> "_Truth":
+    def _less(self, scores: Any) -> Any:
+        """Scores that differ from `scores` by no more than float32 rounds."""
+        lowering = self.finder.release.lowerings[self.asked]
+        magnitude = lowering.magnitude if isinstance(lowering, Rescored) else 0.0
+        return scores - 1e-6 * np.maximum(magnitude, np.abs(scores))
+
+    def _reference(self, rows: Rows, aligned: FloatArray) -> "_Truth":
         """Score every query against every point with the metric itself, over the vectors that the points carry.
 
         What is held are the queries, one page of points and the best scores: (n, d), (page, d), (n, shallow).
@@ -373,25 +379,35 @@ class _Probe:
         lowering = self.finder.release.lowerings[self.asked]
         assert isinstance(lowering, Rescored)
         metric = lowering.metric
+        wanted = np.array(rows.groups, object)
         best = np.full(len(aligned), -np.inf)
-        for row, group in enumerate(rows.groups):
-            if texts := relevant.vectors.get(group):
-                best[row] = metric.score(aligned[row : row + 1], unpacked(texts)).max()
-        floor = np.where(np.isfinite(best), _less(best), np.inf)  # rounding never puts a relevant item first
+        for scores, groups, inside in self._scored(metric, aligned):
+            mine = inside & (groups[None] == wanted[:, None])  # (n, c)
+            best = np.maximum(best, np.where(mine, scores, -np.inf).max(axis=1))
+        floor = np.where(np.isfinite(best), self._less(best), np.inf)  # rounding never puts a relevant item first
         before = np.zeros(len(aligned))
         bars = np.full((len(aligned), self.shallow), -np.inf)
-        wanted = np.array(rows.groups, object)
-        for page in self.finder.store.scroll(self.finder.release.name, filter=_with_vector(self.asked, None)):
-            scores = metric.score(aligned, unpacked([record.payload[ALIGNED] for record in page]))  # (n, c)
-            groups = np.array([record.payload["group"] for record in page], object)
-            inside = [self.condition is None or record.payload.get("split") == HELD_OUT for record in page]
-            rivals = np.array(inside)[None] & (groups[None] != wanted[:, None])  # (n, c)
+        for scores, groups, inside in self._scored(metric, aligned):
+            rivals = inside & (groups[None] != wanted[:, None])  # (n, c)
             before += ((scores >= floor[:, None]) & rivals).sum(axis=1)
             joined = np.concatenate([bars, scores], axis=1)
             bars = -np.sort(-joined, axis=1)[:, : self.shallow]
         ranks = np.where(np.isfinite(best) & (before < max(self.shallow, self.depth)), before + 1, np.inf)
         bars[np.isinf(bars)] = np.nan
         return _Truth(ranks, bars)
+
+    def _scored(
+        self, metric: Metric, aligned: FloatArray
+    ) -> Iterator[tuple[npt.NDArray[np.floating], npt.NDArray[np.object_], npt.NDArray[np.bool_]]]:
+        """Score the queries (n, d) against every point, a page at a time.
+
+        Yields scores (n, c), the groups of the points (c,), and whether they are in the gallery (c,).
+        """
+        for page in self.finder.store.scroll(self.finder.release.name, filter=_with_vector(self.asked, None)):
+            scores = metric.score(aligned, unpacked([record.payload[ALIGNED] for record in page]))
+            groups = np.array([record.payload["group"] for record in page], object)
+            inside = [self.condition is None or record.payload.get("split") == HELD_OUT for record in page]
+            yield scores, groups, np.array(inside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,11 +416,6 @@ class _Truth:
 
     ranks: Ranks
     bars: npt.NDArray[np.float64]
-
-
-def _less(scores: Any) -> Any:
-    """A score that differs from `scores` by no more than float32 rounds."""
-    return scores - 1e-6 * np.maximum(1.0, np.abs(scores))
 
 
 def _measures(
@@ -460,21 +471,8 @@ def _labelled(release: Release, embedding_set: EmbeddingSet, modality: Modality,
     return rows.take(np.flatnonzero(kept).tolist())
 
 
-@dataclass(frozen=True, slots=True)
-class Relevant:
-    """The items of the gallery that are relevant to a direction's queries.
-
-    Attributes:
-        counts: how many each query has, (n,).
-        vectors: their packed aligned vectors by group, where the points carry them.
-    """
-
-    counts: npt.NDArray[np.int64]
-    vectors: dict[str, list[str]]
-
-
-def _relevant(asking: Rows, asked: Rows, release: Release, store: Store, gallery: Scope) -> Relevant:
-    """Look up which items of the audited set are in the gallery and relevant."""
+def _relevant(asking: Rows, asked: Rows, release: Release, store: Store, gallery: Scope) -> npt.NDArray[np.int64]:
+    """Count for each query how many items of the audited set are relevant and in the gallery: (n,)."""
     wanted = set(asking.groups)
     ids = {
         point_id(asked.modality, key): group
@@ -482,15 +480,12 @@ def _relevant(asking: Rows, asked: Rows, release: Release, store: Store, gallery
         if group in wanted
     }
     counts: Counter[str] = Counter()
-    vectors: dict[str, list[str]] = {}
     remaining = iter(ids)
     while batch := list(islice(remaining, 1000)):
         for found in store.retrieve(release.name, batch):
             if gallery == "all" or found.payload.get("split") == gallery:
                 counts[ids[found.id]] += 1
-                if packed_vector := found.payload.get(ALIGNED):
-                    vectors.setdefault(ids[found.id], []).append(packed_vector)
-    return Relevant(np.array([counts[group] for group in asking.groups], np.int64), vectors)
+    return np.array([counts[group] for group in asking.groups], np.int64)
 
 
 def _only_held_out() -> "Filter":

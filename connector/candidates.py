@@ -9,6 +9,7 @@ from base64 import b64decode, b64encode
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median_high
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 ALIGNED = "aligned"
 GROWTH = 4
 MARGIN = 1.25
+# Bounds of what is held: queries whose candidates are open at once, and hits of one answer of the store.
+QUERIES_AT_ONCE = 64
+HITS_AT_ONCE = 1 << 15
 
 
 class Scored(NamedTuple):
@@ -118,22 +122,47 @@ class Finder:
                 self.release.name, target, queries, k, filter=filter, exact=exact, with_payload=with_payload
             )
             return _own_scores(lowering, aligned, found)
-        rescoring = [_Rescoring(lowering, query, k) for query in aligned]
-        longest = max(k, lowering.budget) if budget is None else budget
-        page = min(max(lowering.page, 2 * k, round(MARGIN * self._needed.get((target, k), 0))), longest)
-        open_rows = list(range(len(queries)))
-        while open_rows:
-            found = self.store.search(
-                self.release.name, target, queries[open_rows], page, filter=filter, exact=exact, with_payload=[ALIGNED]
-            )
-            open_rows = [
-                row for row, hits in zip(open_rows, found, strict=True) if not rescoring[row].complete(hits, page)
-            ]
+        answers: list[Ranked] = []
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            part = slice(start, start + QUERIES_AT_ONCE)
+            rescoring = [_Rescoring(lowering, query, k) for query in aligned[part]]
+            self._complete(rescoring, queries[part], target, k, budget=budget, filter=filter, exact=exact)
+            answers += self._with_payloads([each.answer() for each in rescoring], with_payload)
+        return answers
+
+    def _complete(
+        self,
+        rescoring: "Sequence[_Rescoring]",
+        queries: npt.NDArray[np.floating],
+        target: Modality,
+        k: int,
+        *,
+        budget: int | None,
+        filter: "Filter | None",
+        exact: bool,
+    ) -> None:
+        """Fetch and rescore candidates, in growing pages, until every query is certified or the budget ends."""
+        first = rescoring[0]
+        longest = max(k, first.lowering.budget) if budget is None else budget
+        page = longest  # without a bound nothing can end the search earlier
+        if first.bounded:
+            expected = round(MARGIN * self._needed.get((target, k), 0))
+            page = min(max(first.lowering.page, 2 * k, expected), longest)
+        unfinished = list(range(len(rescoring)))
+        while unfinished:
+            left = []
+            together = max(1, HITS_AT_ONCE // page)
+            for start in range(0, len(unfinished), together):
+                rows = unfinished[start : start + together]
+                found = self.store.search(
+                    self.release.name, target, queries[rows], page, filter=filter, exact=exact, with_payload=[ALIGNED]
+                )
+                left += [row for row, hits in zip(rows, found, strict=True) if not rescoring[row].complete(hits, page)]
             if page == longest:
                 break
-            page = min(GROWTH * page, longest)
-        self._needed[target, k] = max(each.needed for each in rescoring)
-        return self._with_payloads([each.answer() for each in rescoring], with_payload)
+            unfinished, page = left, min(GROWTH * page, longest)
+        # Not the most: one hard query would have the next ones fetch as much.
+        self._needed[target, k] = median_high(each.needed for each in rescoring)
 
     def _with_payloads(self, answers: list[Ranked], with_payload: bool | Sequence[str]) -> list[Ranked]:
         """Fetch the payloads of those that were chosen: candidates come with their vectors alone."""

@@ -113,7 +113,9 @@ def push(
         asked["indexing_threshold"] = indexing_threshold
     if quantization is not None:
         asked["quantization"] = quantization
-    lowered = [(metric, lower(alignment, metric)) for metric in metrics]  # all of them, before anything is written
+    lowered = [
+        (metric, lower(alignment, metric)) for metric in dict.fromkeys(metrics)
+    ]  # all of them, before anything is written
     releases = [
         _begin(
             alignment,

@@ -68,7 +68,8 @@ def alias_name(collection: str, metric: Metric) -> str:
     >>> alias_name("emoji", parse("cosine"))
     'emoji.cosine'
     """
-    return f"{collection}.{re.sub('[^A-Za-z0-9]+', '-', str(metric)).strip('-')}"
+    printed = re.sub(r"(?<=\de)\+", "", str(metric))  # 1e+20, which must not end like 1e-20
+    return f"{collection}.{re.sub('[^A-Za-z0-9]+', '-', printed).strip('-')}"
 
 
 def physical_name(collection: str, metric: Metric, alignment: Alignment) -> str:

@@ -89,6 +89,7 @@ def audit_document(result: "Result") -> dict[str, Any]:
         "run": result.run,
         "collection": found.release.name,
         "metric": str(found.release.metric),
+        "guarantee": found.release.guarantee,
         "verdict": found.verdict,
         "queries": found.queries,
         "gallery": found.gallery_scope,

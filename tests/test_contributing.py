@@ -1,6 +1,8 @@
 """The worked example of CONTRIBUTING.md: a metric that is added as it says is served as any other."""
 
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +28,24 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Metric:
     metric: Metric = module.Correlation()
     monkeypatch.setitem(METRICS, metric.name, metric)
     return metric
+
+
+def test_it_can_be_added_where_the_steps_say(tmp_path: Path) -> None:
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "class Correlation" in block)
+    package = Path(__file__).parent.parent / "alignment"
+    shutil.copytree(package, tmp_path / "alignment", ignore=shutil.ignore_patterns("__pycache__"))
+    metrics = tmp_path / "alignment" / "metrics"
+    (metrics / "correlation.py").write_text(code, encoding="utf-8")
+    init = (metrics / "__init__.py").read_text(encoding="utf-8")
+    added = init.replace("Perceptron(),\n", "Perceptron(), Correlation(),\n").replace(
+        "from alignment.metrics.divergences", "from alignment.metrics.correlation import Correlation\n"
+        "from alignment.metrics.divergences", 1,
+    )  # fmt: skip
+    assert added.count("Correlation") == 2
+    (metrics / "__init__.py").write_text(added, encoding="utf-8")
+    program = "from alignment.metrics import parse; print(parse('correlation'))"
+    found = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (found.stdout, found.stderr) == ("correlation\n", "")
 
 
 def test_it_is_what_it_says(example: Metric, rng: np.random.Generator) -> None:

@@ -220,6 +220,7 @@ class CertifiedLowering(Rescored):
     guarantee: ClassVar[Guarantee] = Guarantee.CERTIFIED
     page: ClassVar[int] = 128
     budget: ClassVar[int] = 8192
+    magnitude: ClassVar[float] = 0.0
 
     def item(self, X: Vectors) -> Vectors:
         """`sqrt(p / 2)`, (n, D)."""
@@ -241,7 +242,7 @@ class Kullback(Divergence):
     """What both directions of the Kullback-Leibler divergence share.
 
     Attributes:
-        smoothing: share of the uniform distribution that every distribution is mixed with, above 0 and below 1:
+        smoothing: share of the uniform distribution that every distribution is mixed with, from 1e-6 to below 1:
             without it one empty coordinate makes the divergence infinite.
     """
 
@@ -249,8 +250,8 @@ class Kullback(Divergence):
 
     def __post_init__(self) -> None:
         Divergence.__post_init__(self)
-        if not 0 < self.smoothing < 1:
-            raise refuse(self, "smoothing", "above 0 and below 1")
+        if not 1e-6 <= self.smoothing < 1:
+            raise refuse(self, "smoothing", "of at least 1e-6 and below 1")
 
     def relative(self, X: Vectors) -> Vectors:
         """Smoothed distributions as multiples of the uniform one, D p: (n, D), each has mean 1."""

@@ -17,6 +17,8 @@ OTHER: dict[Modality, Modality] = {"image": "text", "text": "image"}
 # Reference queries that an alignment keeps for each modality: enough for a stable mean of the nearest 128.
 BANK = 8192
 ITEMS_AT_ONCE = 1024
+# Raised when the column itself changes; the version of what it stands beside counts on top.
+OWN_VERSION = 1
 
 
 def bank_name(modality: Modality) -> str:
@@ -96,7 +98,9 @@ class Nnn(Metric):
     def lower(self, dim: int) -> Lowering:
         """Item `[x, -bias]`, query `[q, 1]`, Dot."""
         base = self.base.lower(dim)
-        return BiasedLowering(Distance.DOT, base.dim + SPREAD, version=base.version, metric=self, base=base)
+        return BiasedLowering(
+            Distance.DOT, base.dim + SPREAD, version=base.version + OWN_VERSION - 1, metric=self, base=base
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Numbers that scoring holds at once: 2^24 float32 are 64 MiB.
 FLOATS_AT_ONCE = 1 << 24
+LARGEST, WIDEST_SWAY = 65_536, 50.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +110,8 @@ class LearnedMetric(Metric):
 
     def _require_counts(self, *names: str) -> None:
         for name in names:
-            if getattr(self, name) < 1:
-                raise refuse(self, name, "of at least 1")
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise refuse(self, name, f"from 1 to {LARGEST}")
 
     def computed(self, part: "Callable[[Any, Tensor], Tensor]", X: Vectors) -> Vectors:
         """Apply `part`, a function of the module and of a tensor, to vectors (n, d)."""
@@ -185,8 +186,9 @@ class MixtureOfLogits(LearnedMetric):
 
     def __post_init__(self) -> None:
         self._require_counts("components", "size")
-        if not 0 <= self.sway < np.inf:
-            raise refuse(self, "sway", "of at least 0")
+        if not 0 <= self.sway <= WIDEST_SWAY:
+            raise refuse(self, "sway", f"from 0 to {WIDEST_SWAY:g}")
+        object.__setattr__(self, "sway", abs(self.sway))  # -0.0 would print as another metric
 
     def build(self, dim: int) -> "MixtureModule":
         """Component a holds every k-th coordinate from a on."""

@@ -91,11 +91,13 @@ class Rescored(Lowering):
         metric: what orders them.
         page: how many candidates a search fetches at first.
         budget: how many it fetches at most, unless told otherwise.
+        magnitude: of the numbers that a score is made of, where it may itself be smaller than what they round to.
     """
 
     metric: "Metric"
     page: ClassVar[int]
     budget: ClassVar[int]
+    magnitude: ClassVar[float] = 1.0
 
     def bound(self, tail: float) -> float | None:
         """Return a score that no item exceeds whose raw score is no better than `tail`; None: nothing is known."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from alignment.metrics import METRICS, Cosine, Dot, Metric
+from alignment.metrics import METRICS, Cosine, Dot, LearnedMetric, Metric
 from alignment.recall import (
     Codes,
     Estimate,
@@ -20,7 +20,9 @@ from alignment.recall import (
     top_k,
 )
 
-every_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=str)
+DIM = 5
+EVERY = [m.start(DIM, seed=3) if isinstance(m, LearnedMetric) else m for m in METRICS.values()]
+every_metric = pytest.mark.parametrize("metric", EVERY, ids=str)
 Matrix = npt.NDArray[np.floating]
 Data = tuple[Matrix, Matrix, Codes, Codes]
 
@@ -104,7 +106,7 @@ def test_relevant_items_that_are_tied_do_not_push_one_another_down() -> None:
 @pytest.mark.parametrize("side", ["query", "item"])
 def test_a_vector_without_a_score_ranks_last(metric: Metric, side: str, rng: np.random.Generator) -> None:
     """A vector that cannot be projected is NaN: its own group is found last, and nobody else gains by it."""
-    X = rng.standard_normal((6, 4))
+    X = rng.standard_normal((6, DIM))
     queries, items = X.copy(), X.copy()
     (queries if side == "query" else items)[2] = np.nan
     found = ranks(queries, items, np.arange(6), np.arange(6), metric=metric)

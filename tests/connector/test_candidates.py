@@ -384,7 +384,7 @@ class TestPages:
 
     def test_it_remembers_how_many_were_needed(self) -> None:
         finder, brute = self.brute()
-        Q = unit(random(40, 2))
+        Q = np.repeat(unit(random(1, 2)), 40, axis=0)
         first = finder.find("image", Q, 3)
         assert len(brute.pages) > 1
         brute.pages.clear()
