@@ -334,7 +334,7 @@ def test_no_proof_is_wrong(text: str, vectors: npt.NDArray[np.float64], k: int, 
                 if answer.certified:
                     assert_best(answer, row, k)
                 else:
-                    assert answer.candidates == budget <= len(X)  # of as many as there are, more may be left
+                    assert budget <= answer.candidates <= len(X)  # more than a page where pages break ties otherwise
 
 
 @pytest.mark.usefixtures("small_pages")
