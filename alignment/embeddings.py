@@ -37,6 +37,9 @@ FORMAT = 1
 # Everything of a row but its vector, which is 90% of the bytes.
 IDENTITY = ["key", "group", "content_sha256", "payload"]
 
+# Most shards that a sample is read from.
+SAMPLED_SHARDS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class EncoderCard:
@@ -219,6 +222,16 @@ class EmbeddingSet:
             for start in range(0, len(rows), size):
                 yield shard.name, start, rows.take(range(start, min(start + size, len(rows))))
 
+    def sample(self, modality: Modality, count: int) -> Rows:
+        """Read some rows of `modality`, about `count` in all, spread evenly over the set; few shards are read."""
+        shards = self.shards(modality)
+        shards = [shards[place] for place in _spread(len(shards), SAMPLED_SHARDS)]
+        parts = []
+        for shard in shards:
+            rows = read_shard(shard, modality)
+            parts.append(rows.take(_spread(len(rows), -(-count // len(shards)))))
+        return Rows.concatenate(parts)
+
     def load(self, modality: Modality) -> Rows:
         """Read every row of `modality` into memory.
 
@@ -359,6 +372,11 @@ class HoldOut:
         salt = f"{self.seed}\0".encode()
         draws = [int.from_bytes(hashlib.sha256(salt + group.encode()).digest()[:8]) / 2**64 for group in groups]
         return np.array(draws, dtype=np.float64) < self.fraction
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Return at most `most` of the numbers below `count`, evenly spread."""
+    return list(range(0, count, -(-count // most))) if count else []
 
 
 def shard_paths(directory: Path, modality: Modality) -> list[Path]:

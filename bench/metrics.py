@@ -35,6 +35,7 @@ from connector.search import Answer, Retriever
 from connector.settings import Settings
 
 POINTS, QUERIES, TIMED, K = 100_000, 200, 60, 10
+CAPTIONS = 2000  # that the set holds, other ones than the queries
 NATIVE = "cosine"
 
 
@@ -124,6 +125,9 @@ def synthetic(directory: Path, alignment: Alignment, embedding_set: EmbeddingSet
             part = images[start : start + SHARD]
             keys = [f"{row}" for row in range(start, start + len(part))]
             writer.append(Rows("image", keys, keys, ["0" * 64] * len(keys), ["{}"] * len(keys), part))
+        captions = texts[-CAPTIONS:]
+        keys = [f"{row}" for row in range(POINTS - CAPTIONS, POINTS)]
+        writer.append(Rows("text", keys, keys, ["0" * 64] * len(keys), ["{}"] * len(keys), captions))
         writer.finish()
     plain: dict[Modality, Projection] = {"image": Projection(DIM), "text": Projection(DIM)}
     Alignment(card(), plain, weights).save(home / "alignments" / "synthetic")

@@ -14,13 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from alignment.embeddings import EmbeddingSet, Modality, Rows
-from alignment.metrics import Guarantee, Metric, Rescored
+from alignment.metrics import Guarantee, Lowering, Metric, Rescored
 from alignment.recall import (
     Estimate,
     Ranks,
@@ -30,7 +30,7 @@ from alignment.recall import (
     group_codes,
 )
 from alignment.vectors import FloatArray, faults
-from connector.candidates import ALIGNED, Finder, Ranked, Scored, unpacked
+from connector.candidates import ALIGNED, Finder, Ranked, found_share, unpacked
 from connector.errors import MismatchError, RequirementError
 from connector.models import MeasureRow
 from connector.progress import Advance
@@ -297,6 +297,11 @@ class _Probe:
         """
         return self.ks[-1] + 1
 
+    @property
+    def lowering(self) -> Lowering:
+        """How Qdrant computes the metric over the items that are asked for."""
+        return self.finder.release.lowerings[self.asked]
+
     def ask(self, rows: Rows, advance: Advance) -> _Outcome:
         aligned = self.finder.release.alignment.project(rows.modality, rows.vectors)
         live, certified = [], []
@@ -321,7 +326,7 @@ class _Probe:
                 bars = truth.bars[batch]
             for got, bar in zip(served, bars, strict=True):
                 for k in self.ks:
-                    fidelity[k].append(self._fidelity(got.hits[:k], bar[:k]))
+                    fidelity[k].append(found_share(self.lowering, got.hits[:k], bar[:k][~np.isnan(bar[:k])]))
             advance(len(groups))
         return _Outcome(
             np.array(live), np.array(exact), {k: np.array(v) for k, v in fidelity.items()}, np.array(certified)
@@ -344,7 +349,7 @@ class _Probe:
         if best is None:
             return np.inf
         # Rescoring rounds by where a candidate stands in its batch: equal items may come out apart.
-        tied = best if self.finder.release.guarantee is Guarantee.EXACT else self._less(best)
+        tied = best if self.finder.release.guarantee is Guarantee.EXACT else self.lowering.tied(best)
         if hits[-1].score >= tied and len(hits) == limit < self.size:
             # The tie may go on beyond the list. How many of it are irrelevant, a list of nothing else says.
             hits = self._find(query[None], limit, _without_group(group, self.condition), exact=True)[0].hits
@@ -358,33 +363,19 @@ class _Probe:
             bars[row, : len(answer.hits)] = [hit.score for hit in answer.hits]
         return bars
 
-    def _fidelity(self, got: Sequence[Scored], bar: npt.NDArray[np.float64]) -> float:
-        """Share of the exact top k that the index found; a hit as good as the k-th counts, whatever its id."""
-        best = bar[~np.isnan(bar)]
-        if not len(best):
-            return 1.0
-        return sum(1 for hit in got if hit.score >= self._less(best[-1])) / len(best)
-
-    def _less(self, scores: Any) -> Any:
-        """Scores that differ from `scores` by no more than float32 rounds."""
-        lowering = self.finder.release.lowerings[self.asked]
-        magnitude = lowering.magnitude if isinstance(lowering, Rescored) else 0.0
-        return scores - 1e-6 * np.maximum(magnitude, np.abs(scores))
-
     def _reference(self, rows: Rows, aligned: FloatArray) -> "_Truth":
         """Score every query against every point with the metric itself, over the vectors that the points carry.
 
         What is held are the queries, one page of points and the best scores: (n, d), (page, d), (n, shallow).
         """
-        lowering = self.finder.release.lowerings[self.asked]
-        assert isinstance(lowering, Rescored)
-        metric = lowering.metric
+        assert isinstance(self.lowering, Rescored)
+        metric = self.lowering.metric
         wanted = np.array(rows.groups, object)
         best = np.full(len(aligned), -np.inf)
         for scores, groups, inside in self._scored(metric, aligned):
             mine = inside & (groups[None] == wanted[:, None])  # (n, c)
             best = np.maximum(best, np.where(mine, scores, -np.inf).max(axis=1))
-        floor = np.where(np.isfinite(best), self._less(best), np.inf)  # rounding never puts a relevant item first
+        floor = np.where(np.isfinite(best), self.lowering.tied(best), np.inf)  # rounding never flatters
         before = np.zeros(len(aligned))
         bars = np.full((len(aligned), self.shallow), -np.inf)
         for scores, groups, inside in self._scored(metric, aligned):

@@ -5,11 +5,11 @@ candidates are fetched in Qdrant's order, page after page, and rescored from tho
 that no item left can enter the first k, or until the budget ends.
 """
 
-from base64 import b64decode, b64encode
+from binascii import a2b_base64, b2a_base64
 from bisect import bisect_left
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import median_high
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
 ALIGNED = "aligned"
-GROWTH = 4
-MARGIN = 1.25
+# Pages: each is so many times the last one, and the first as long as did for so many of the latest queries.
+GROWTH = 2
+ENOUGH = 0.9
+REMEMBERED = 64
 # Bounds of what is held: queries whose candidates are open at once, and hits of one answer of the store.
 QUERIES_AT_ONCE = 64
 HITS_AT_ONCE = 1 << 15
@@ -58,12 +60,22 @@ class Ranked:
 
 def packed(vector: npt.NDArray[np.floating]) -> str:
     """Pack an aligned vector (d,) into the text that a payload carries: float32, little-endian, base64."""
-    return b64encode(np.ascontiguousarray(vector, "<f4").tobytes()).decode()
+    return b2a_base64(np.ascontiguousarray(vector, "<f4").tobytes(), newline=False).decode()
 
 
 def unpacked(texts: Sequence[str]) -> npt.NDArray[np.float32]:
     """Unpack aligned vectors (n, d)."""
-    return np.frombuffer(b"".join(map(b64decode, texts)), "<f4").reshape(len(texts), -1)
+    return np.frombuffer(b"".join(map(a2b_base64, texts)), "<f4").reshape(len(texts), -1)
+
+
+def found_share(lowering: Lowering, got: Sequence[Scored], best: npt.NDArray[np.floating]) -> float:
+    """Share of the exact first k that were found, from their scores (k,), best first.
+
+    A hit as good as the k-th counts, whatever its id. Where there is nothing to find, all of it was.
+    """
+    if not len(best):
+        return 1.0
+    return float((np.array([hit.score for hit in got]) >= lowering.tied(best[-1])).sum() / len(best))
 
 
 def require_finite(metric: Metric, lowered: npt.NDArray[np.floating]) -> None:
@@ -78,13 +90,17 @@ def require_finite(metric: Metric, lowered: npt.NDArray[np.floating]) -> None:
 class Finder:
     """Searches one release with aligned vectors.
 
-    It remembers how many candidates its last certificates took, so that one page mostly does for the next query.
+    It remembers how many candidates its latest certificates took, so that one page mostly does for the next query.
+
+    Attributes:
+        ef: how far it walks the graph; None: as far as Qdrant does.
     """
 
     def __init__(self, release: Release, store: Store):
         self.release = release
         self.store = store
-        self._needed: dict[tuple[Modality, int], int] = {}
+        self.ef = release.hnsw_ef
+        self._needed: defaultdict[tuple[Modality, int], deque[int]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
 
     def find(
         self,
@@ -119,7 +135,7 @@ class Finder:
         require_finite(self.release.metric, queries)
         if not isinstance(lowering, Rescored):
             found = self.store.search(
-                self.release.name, target, queries, k, filter=filter, exact=exact, with_payload=with_payload
+                self.release.name, target, queries, k, filter=filter, exact=exact, ef=self.ef, with_payload=with_payload
             )
             return _own_scores(lowering, aligned, found)
         answers: list[Ranked] = []
@@ -146,8 +162,7 @@ class Finder:
         longest = max(k, first.lowering.budget) if budget is None else budget
         page = longest  # without a bound nothing can end the search earlier
         if first.bounded:
-            expected = round(MARGIN * self._needed.get((target, k), 0))
-            page = min(max(first.lowering.page, 2 * k, expected), longest)
+            page = min(max(first.lowering.page, 2 * k, self._expected(target, k)), longest)
         unfinished = list(range(len(rescoring)))
         while unfinished:
             left = []
@@ -155,14 +170,25 @@ class Finder:
             for start in range(0, len(unfinished), together):
                 rows = unfinished[start : start + together]
                 found = self.store.search(
-                    self.release.name, target, queries[rows], page, filter=filter, exact=exact, with_payload=[ALIGNED]
+                    self.release.name,
+                    target,
+                    queries[rows],
+                    page,
+                    filter=filter,
+                    exact=exact,
+                    ef=self.ef,
+                    with_payload=[ALIGNED],
                 )
                 left += [row for row, hits in zip(rows, found, strict=True) if not rescoring[row].complete(hits, page)]
             if page == longest:
                 break
             unfinished, page = left, min(GROWTH * page, longest)
-        # Not the most: one hard query would have the next ones fetch as much.
-        self._needed[target, k] = median_high(each.needed for each in rescoring)
+        self._needed[target, k].extend(each.needed for each in rescoring)
+
+    def _expected(self, target: Modality, k: int) -> int:
+        """Length of a page that does for most queries. Not for all: a hard one would have the others fetch as much."""
+        latest = sorted(self._needed[target, k])
+        return latest[int(ENOUGH * (len(latest) - 1))] + 1 if latest else 0
 
     def _with_payloads(self, answers: list[Ranked], with_payload: bool | Sequence[str]) -> list[Ranked]:
         """Fetch the payloads of those that were chosen: candidates come with their vectors alone."""

@@ -383,6 +383,7 @@ def status(limit: int, as_json: bool, **where: Any) -> None:
         releases = [
             {
                 "collection": row.collection, "metric": row.metric, "state": row.state, "points": row.points,
+                "hnsw_ef": row.settings.get("hnsw_ef"), "hnsw_recall": row.settings.get("hnsw_recall"),
                 "physical_name": row.physical_name, "store": row.store_url,
             }
             for row in home.provenance.releases()

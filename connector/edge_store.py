@@ -209,12 +209,13 @@ class EdgeStore(Store):
         *,
         filter: "Filter | None" = None,
         exact: bool = False,
+        ef: int | None = None,
         with_payload: bool | Sequence[str] = True,
     ) -> list[list[Hit]]:
         """Search for each of the queries."""
         shard = self._shard(name)
         condition = to_edge(filter)
-        parameters = edge.SearchParams(exact=exact, quantization=_QUANTIZED_SEARCH)
+        parameters = edge.SearchParams(exact=exact, hnsw_ef=ef, quantization=_QUANTIZED_SEARCH)
         fields = with_payload if isinstance(with_payload, bool) else list(with_payload)
         requests = [
             edge.QueryRequest(

@@ -32,6 +32,7 @@ from connector.release import (
     require_encoder,
 )
 from connector.store import CollectionConfig, PayloadKind, Points, Quantization, Store, VectorConfig
+from connector.tuning import sample, tune
 
 NAMESPACE = UUID("6f1d3f0e-6c86-5a49-9d0c-0f3d8a7c1b52")
 BATCH_POINTS = 512
@@ -67,6 +68,7 @@ class _Target:
     ledger: dict[Place, Written]
     pending: dict[Place, Written] = field(default_factory=dict)
     met: set[Place] = field(default_factory=set)
+    changed: bool = False
 
 
 def point_id(modality: Modality, key: str) -> str:
@@ -134,8 +136,8 @@ def push(
         field: kind for release in releases for field, kind in release.row.settings.get("payload_indexes", {}).items()
     }
     _Writer(embedding_set, alignment, set_id, store, provenance, run, indexes).write(targets, advance)
-    for release in releases:
-        _verify(release, store, provenance)
+    for target in targets:
+        _verify(target, embedding_set, store, provenance)
     make_live(provenance, store, releases)
     return releases
 
@@ -214,6 +216,11 @@ def _require_settings(row: ReleaseRow, asked: dict[str, Any]) -> None:
             )
 
 
+def _layout(row: ReleaseRow) -> dict[str, Any]:
+    """Return how the collection was laid out, without what was tuned since."""
+    return {name: value for name, value in row.settings.items() if name not in ("hnsw_ef", "hnsw_recall")}
+
+
 def _ledger(release: Release, set_id: int, store: Store, provenance: Provenance) -> dict[Place, Written]:
     """Return what of the set is written; nothing, where points have vanished behind the ledger's back."""
     ledger = provenance.ledger(release.row.id, set_id)
@@ -277,6 +284,7 @@ class _Writer:
                     written = [{**p, ALIGNED: packed(v)} for p, v in zip(payloads, vectors, strict=True)]
                 self.store.upsert(target.release.name, Points(rows.modality, ids, stored, written))
             target.pending[place] = (digest, len(ids))
+            target.changed = True
             self.run.counts["written"] += len(ids)
         return len(ids) * len(targets)
 
@@ -366,8 +374,9 @@ KINDS: dict[PayloadKind, Callable[[str], Any]] = {
 }
 
 
-def _verify(release: Release, store: Store, provenance: Provenance) -> None:
-    """Build the index and compare the exact count with the ledger; a release that passes is ready."""
+def _verify(target: _Target, embedding_set: EmbeddingSet, store: Store, provenance: Provenance) -> None:
+    """Build the index and compare the exact count with the ledger; a release that passes is tuned and ready."""
+    release = target.release
     info = store.ready(release.name)
     expected = provenance.ledger_points(release.row.id)
     if info.points != expected:
@@ -376,7 +385,10 @@ def _verify(release: Release, store: Store, provenance: Provenance) -> None:
             "were pushed into it share keys, or points were changed by someone else: push its other sets again, or "
             "all of them into a new collection"
         )
-    if release.row.state == "building" or release.row.points != expected:
+    if target.changed or release.row.state == "building" or release.row.points != expected:
+        tuned = tune(release, store, sample(embedding_set, release)) if info.indexed else None
+        found = {"hnsw_ef": tuned.hnsw_ef, "hnsw_recall": tuned.recall} if tuned else {}
+        release.row.settings = {**_layout(release.row), **found}
         release.row.state = "live" if release.row.state == "live" else "ready"
         release.row.points = expected
         provenance.save(release.row)

@@ -208,6 +208,7 @@ class QdrantStore(Store):
         *,
         filter: models.Filter | None = None,
         exact: bool = False,
+        ef: int | None = None,
         with_payload: bool | Sequence[str] = True,
     ) -> list[list[Hit]]:
         """Search for each of the queries in one request."""
@@ -218,7 +219,7 @@ class QdrantStore(Store):
                 using=vector_name,
                 filter=filter,
                 limit=k,
-                params=models.SearchParams(exact=exact, quantization=_QUANTIZED_SEARCH),
+                params=models.SearchParams(exact=exact, hnsw_ef=ef, quantization=_QUANTIZED_SEARCH),
                 with_payload=fields,
             )
             for query in queries.tolist()

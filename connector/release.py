@@ -52,6 +52,11 @@ class Release:
         """What is known of the order in which Qdrant finds items."""
         return self.lowerings["image"].guarantee
 
+    @property
+    def hnsw_ef(self) -> int | None:
+        """How far searches walk the graph of this release, as `connector.tuning` found; None: as far as Qdrant does."""
+        return self.row.settings.get("hnsw_ef")
+
 
 def lower(alignment: Alignment, metric: Metric, *, device: str = "auto") -> dict[Modality, Lowering]:
     """Lower `metric` with what `alignment` holds for it, by the modality of the items.

@@ -38,7 +38,8 @@ def print_releases(result: "Result", as_json: bool) -> None:
     rows = [
         {
             "collection": release.row.collection, "metric": release.row.metric, "state": release.row.state,
-            "points": release.row.points, "physical_name": release.name,
+            "points": release.row.points, "physical_name": release.name, "hnsw_ef": release.row.settings.get("hnsw_ef"),
+            "hnsw_recall": release.row.settings.get("hnsw_recall"),
         }
         for release in releases
     ]  # fmt: skip

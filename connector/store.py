@@ -187,6 +187,7 @@ class Store(ABC):
         *,
         filter: "Filter | None" = None,
         exact: bool = False,
+        ef: int | None = None,
         with_payload: bool | Sequence[str] = True,
     ) -> list[list[Hit]]:
         """Search for each of the queries (n, d): up to `k` hits each, best first.
@@ -198,6 +199,7 @@ class Store(ABC):
             k: how many hits.
             filter: only points that match it.
             exact: compare with every point instead of walking the graph.
+            ef: how many of the points that it met a walk goes on from; None: Qdrant's default, `ef_construct`.
             with_payload: whether hits carry their payload, or which fields of it.
         """
 

@@ -60,14 +60,21 @@ class Divergence(Metric):
         if self.map == "softmax":
             E = np.exp(X - X.max(axis=1, keepdims=True, initial=-np.inf))
         elif self.map == "split":
-            E = np.concatenate([np.maximum(X, 0), np.maximum(-X, 0)], axis=1)
+            E = np.empty((len(X), 2 * X.shape[1]), X.dtype)
+            np.maximum(X, 0, out=E[:, : X.shape[1]])
+            np.maximum(-X, 0, out=E[:, X.shape[1] :])
         else:
             self._require_distributions(np.asarray((X < 0).any(axis=1)), "a negative value")
             E = X
         total = E.sum(axis=1, keepdims=True)  # (n, 1)
         self._require_distributions(total[:, 0] <= 0, "no value above zero")  # NaN stays NaN
-        P: Vectors = E / total
+        P: Vectors = np.divide(E, total, out=None if E is X else E)
         return P
+
+    def half_roots(self, X: Vectors) -> Vectors:
+        """Return `sqrt(p / 2)` of vectors (n, d), between which Euclid is the Hellinger distance: (n, D) float32."""
+        roots: Vectors = np.sqrt(self.distributions(X.astype(np.float64)) / 2).astype(np.float32)
+        return roots
 
     def _require_distributions(self, bad: npt.NDArray[np.bool_], what: str) -> None:
         if bad.any():
@@ -124,11 +131,11 @@ class RootLowering(Lowering):
 
     def item(self, X: Vectors) -> Vectors:
         """(n, D)."""
-        return np.sqrt(self.metric.distributions(X.astype(np.float64)) / 2).astype(np.float32)
+        return self.metric.half_roots(X)
 
     def query(self, X: Vectors) -> Vectors:
         """(n, D)."""
-        return self.item(X)
+        return self.metric.half_roots(X)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +232,7 @@ class CertifiedLowering(Rescored):
     def item(self, X: Vectors) -> Vectors:
         """`sqrt(p / 2)`, (n, D)."""
         assert isinstance(self.metric, Divergence)
-        return np.sqrt(self.metric.distributions(X.astype(np.float64)) / 2).astype(np.float32)
+        return self.metric.half_roots(X)
 
     def query(self, X: Vectors) -> Vectors:
         """`sqrt(q / 2)`, (n, D)."""
@@ -294,22 +301,29 @@ class KullbackQueryItem(Kullback):
 
     def lower(self, dim: int) -> Lowering:
         """Item `ln x`, query `q`, Dot; the query's own entropy is added to the score."""
-        return QueryItemLowering(Distance.DOT, self.width(dim), metric=self)
+        return QueryItemLowering(Distance.DOT, self.width(dim), version=2, metric=self)
 
 
 @dataclass(frozen=True, slots=True)
 class QueryItemLowering(Lowering):
     """`-KL(q || x) = <q, ln x> - sum q ln q`, relative to the uniform distribution, which keeps numbers small.
 
-    Items and queries are scaled alike, because quantization has one scale for both.
+    Items and queries are scaled alike, because quantization has one scale for both. A constant `c` is taken from the
+    logarithms of all items, which changes no order. Under the map `split` half the coordinates are empty in every
+    item; around their middle items point in all directions, and a walk along the graph finds more.
     """
 
     metric: Kullback = KullbackQueryItem()
 
+    @property
+    def middle(self) -> float:
+        """`c`: halfway between the logarithms of an empty coordinate and of an average one."""
+        return float(np.log(self.metric.smoothing)) / 2 if self.metric.map == "split" else 0.0
+
     def item(self, X: Vectors) -> Vectors:
-        """`ln(D x) / sqrt(D)`, (n, D)."""
+        """`(ln(D x) - c) / sqrt(D)`, (n, D)."""
         R = self.metric.relative(X.astype(np.float64))
-        stored: Vectors = (np.log(R) / np.sqrt(R.shape[1])).astype(np.float32)
+        stored: Vectors = ((np.log(R) - self.middle) / np.sqrt(R.shape[1])).astype(np.float32)
         return stored
 
     def query(self, X: Vectors) -> Vectors:
@@ -319,9 +333,9 @@ class QueryItemLowering(Lowering):
         return asked
 
     def offset(self, X: Vectors) -> Scores:
-        """`-sum q ln(D q)`, (n,)."""
+        """`c - sum q ln(D q)`, (n,)."""
         R = self.metric.relative(X.astype(np.float64))
-        offset: Scores = -(R * np.log(R)).mean(axis=1)
+        offset: Scores = self.middle - (R * np.log(R)).mean(axis=1)
         return offset
 
 
@@ -350,29 +364,36 @@ class KullbackItemQuery(Kullback):
 
     def lower(self, dim: int) -> Lowering:
         """Item `[x - u, -sum x ln x]`, query `[ln q, 1]` with u uniform, Dot; a constant of the query is added."""
-        return ItemQueryLowering(Distance.DOT, self.width(dim) + SPREAD, metric=self)
+        return ItemQueryLowering(Distance.DOT, self.width(dim) + 2 * SPREAD, version=2, metric=self)
+
+
+# Squared length of a stored item. Of distributions with more peaks than this has room for only the graph suffers.
+SQUARED_LENGTH = 8.0
 
 
 @dataclass(frozen=True, slots=True)
 class ItemQueryLowering(Lowering):
     """`-KL(x || q) = <x, ln q> - sum x ln x`, relative to the uniform distribution u.
 
-    Qdrant links items by their products with each other. With x as it is, of length 1 / sqrt(D) beside an entropy of
-    about 1, every item would be linked to those of the highest entropy, and a walk along the graph would end there. So
-    items are `sqrt(D) (x - u)`, which are longer and differ in all directions.
+    Qdrant links items by their products with each other, and those of items with peaks are the largest, though queries
+    want items without. So another column brings all items to one length, where the largest products are those of the
+    nearest items; queries are 0 there (the reduction of Bachrach et al. 2014).
     """
 
     metric: Kullback = KullbackItemQuery()
 
     def item(self, X: Vectors) -> Vectors:
-        """`[sqrt(D) x - 1 / sqrt(D), -sum x ln(D x)]`, (n, D + SPREAD)."""
+        """`[sqrt(D) x - 1 / sqrt(D), -sum x ln(D x), what is left of the length]`, (n, D + 2 SPREAD)."""
         R = self.metric.relative(X.astype(np.float64))
-        return with_column((R - 1) / np.sqrt(R.shape[1]), -(R * np.log(R)).mean(axis=1))
+        scored = with_column((R - 1) / np.sqrt(R.shape[1]), -(R * np.log(R)).mean(axis=1))
+        left = SQUARED_LENGTH - (scored.astype(np.float64) ** 2).sum(axis=1)
+        return with_column(scored, np.sqrt(np.maximum(left, 0)))
 
     def query(self, X: Vectors) -> Vectors:
-        """`[ln(D q) / sqrt(D), 1]`, (n, D + SPREAD)."""
+        """`[ln(D q) / sqrt(D), 1, 0]`, (n, D + 2 SPREAD)."""
         L = np.log(self.metric.relative(X.astype(np.float64)))
-        return with_column(L / np.sqrt(L.shape[1]), np.ones(len(L)))
+        scored = with_column(L / np.sqrt(L.shape[1]), np.ones(len(L)))
+        return with_column(scored, np.zeros(len(L)))
 
     def offset(self, X: Vectors) -> Scores:
         """`sum ln(D q) / D`, (n,)."""

@@ -65,6 +65,7 @@ class Lowering:
     dim: int
     version: int = 1
     guarantee: ClassVar[Guarantee] = Guarantee.EXACT
+    magnitude: ClassVar[float] = 0.0
 
     def item(self, X: Vectors) -> Vectors:
         """Turn aligned vectors (n, d) into the vectors to store (n, dim)."""
@@ -81,6 +82,11 @@ class Lowering:
     def score(self, raw: float, offset: float = 0.0) -> float:
         """Turn Qdrant's raw score into the metric's own score, where higher is always better."""
         return (raw if self.distance.higher_is_better else -raw) + offset
+
+    def tied(self, scores: Scores | float) -> Scores:
+        """Return the lowest scores that are as good as `scores`, as far as float32 can tell."""
+        lowest: Scores = scores - 1e-6 * np.maximum(self.magnitude, np.abs(scores))
+        return lowest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,8 @@ from scipy.special import rel_entr, softmax
 from alignment.errors import VectorError
 from alignment.metrics import METRICS, ChiSquare, Hellinger, JensenShannon, Metric, Rescored, parse
 from alignment.metrics import metric as metric_module
-from alignment.metrics.divergences import MAPS, Divergence, Kullback
+from alignment.metrics.divergences import MAPS, SQUARED_LENGTH, Divergence, Kullback
+from alignment.metrics.lowering import SPREAD
 from alignment.vectors import unit
 
 Matrix = npt.NDArray[np.floating]
@@ -166,6 +167,21 @@ def test_smoothing_mixes_with_the_uniform_distribution(name: str, smoothing: flo
     expected = rel_entr(a, b).sum() if name == "kl-query-item" else rel_entr(b, a).sum()
     np.testing.assert_allclose(metric.score(q[None], x[None]), -expected, rtol=1e-12)
     np.testing.assert_allclose(metric.relative(q[None]), 3 * a[None], rtol=1e-14)
+
+
+def test_items_of_kullback_have_one_length_that_queries_do_not_see(rng: np.random.Generator) -> None:
+    """The largest products of items are then those of the nearest, and a walk along the graph goes the right way."""
+    metric = parse("kl-item-query")
+    lowering, X = metric.lower(64), unit(rng.standard_normal((40, 64)))
+    items, queries = lowering.item(X).astype(np.float64), lowering.query(X)
+    np.testing.assert_allclose((items**2).sum(axis=1), SQUARED_LENGTH, rtol=1e-5)
+    assert not queries[:, -SPREAD:].any()
+    peaked = lowering.item(np.eye(64)[:1])  # longer than that: the column is empty, the score is right all the same
+    assert not peaked[:, -SPREAD:].any()
+    offset = lowering.offset(X)
+    assert offset is not None
+    raw = queries.astype(np.float64) @ peaked[0]
+    np.testing.assert_allclose(raw + offset, metric.score(X.astype(np.float64), np.eye(64)[:1])[:, 0], rtol=1e-5)
 
 
 def test_chunks_of_items_do_not_matter(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:

