@@ -29,6 +29,7 @@ ALIGNED = "aligned"
 GROWTH = 2
 ENOUGH = 0.9
 REMEMBERED = 64
+RESCORED_AT_ONCE = 256
 # Bounds of what is held: queries whose candidates are open at once, and hits of one answer of the store.
 QUERIES_AT_ONCE = 64
 HITS_AT_ONCE = 1 << 15
@@ -229,19 +230,25 @@ class _Rescoring:
 
     def complete(self, hits: Sequence[Hit], page: int) -> bool:
         """Rescore what is new among `hits`, the best `page` in Qdrant's order; say whether nothing is left to fetch."""
-        new = [hit for hit in hits if hit.id not in self.seen]
-        if new:
-            vectors = unpacked([hit.payload[ALIGNED] for hit in new])
-            scores = self.lowering.rescore(self.query, vectors).tolist()
-            self.seen.update({hit.id: (s, hit.raw_score) for hit, s in zip(new, scores, strict=True)})
         self.needed = len(hits)
+        for start in range(0, len(hits), RESCORED_AT_ONCE):
+            part = hits[start : start + RESCORED_AT_ONCE]
+            self._rescore([hit for hit in part if hit.id not in self.seen])
+            if self.bounded and len(self.seen) >= self.k:
+                kth = np.partition([score for score, _ in self.seen.values()], -self.k)[-self.k]
+                if self._proves(part[-1].raw_score, kth):
+                    self.needed = bisect_left(hits, True, key=lambda hit: self._proves(hit.raw_score, kth))
+                    self.certified = True
+                    break
         if len(hits) < page:  # everything that matches was seen
             self.certified = True
-        elif self.bounded:
-            kth = np.partition([score for score, _ in self.seen.values()], -self.k)[-self.k]
-            self.needed = bisect_left(hits, True, key=lambda hit: self._proves(hit.raw_score, kth))
-            self.certified = self.needed < len(hits)
         return self.certified
+
+    def _rescore(self, hits: Sequence[Hit]) -> None:
+        if hits:
+            vectors = unpacked([hit.payload[ALIGNED] for hit in hits])
+            scores = self.lowering.rescore(self.query, vectors).tolist()
+            self.seen.update({hit.id: (s, hit.raw_score) for hit, s in zip(hits, scores, strict=True)})
 
     @property
     def bounded(self) -> bool:
