@@ -109,7 +109,8 @@ def push(
     Counts `written`, `unchanged` and `rejected` in `run`, over all releases. Running it again writes nothing.
 
     Raises:
-        MetricError: the alignment holds no parameters for a metric, or some that have diverged.
+        MetricError: the alignment holds no parameters for a metric.
+        WeightsError: those that it holds are damaged or have diverged.
         VectorError: a metric cannot take the aligned vectors, such as signed ones under `chi2(map=l1)`.
         MismatchError: the set's encoders are not the alignment's, a collection of that name was written with
             something else or with other settings than those that are asked for, or the collection's exact count is

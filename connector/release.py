@@ -58,6 +58,7 @@ def lower(alignment: Alignment, metric: Metric, *, device: str = "auto") -> dict
 
     Raises:
         MetricError: the alignment holds no parameters for it.
+        WeightsError: those that it holds are damaged.
     """
     return {m: alignment.metric(metric, m, device=device).lower(alignment.dim) for m in MODALITIES}
 

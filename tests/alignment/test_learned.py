@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment.errors import MetricError
+from alignment.errors import MetricError, WeightsError
 from alignment.metrics import METRICS, Bilinear, Cosine, LearnedMetric, MixtureOfLogits, Perceptron, Rescored, learned
 from alignment.vectors import unit
 
@@ -144,7 +144,7 @@ def test_scores_that_are_not_finite_are_an_error(
     started = metric.start(10, seed=0)
     with torch.no_grad():
         dict(started.module.named_parameters())[parameter].view(-1)[0] = value
-    with pytest.raises(MetricError) as caught:
+    with pytest.raises(WeightsError) as caught:
         started.score(vectors(rng, 30), vectors(rng, 30))
     assert str(caught.value) == (
         f"metric {metric} gives scores that are not finite: its weights have diverged or are damaged; fit the "
@@ -157,7 +157,7 @@ def test_scores_that_overflow_are_an_error_in_single_precision(rng: np.random.Ge
     with torch.no_grad():
         started.module.blocks.fill_(3e38)
     q = np.ones((1, 10), np.float32)
-    with pytest.raises(MetricError, match="not finite"):
+    with pytest.raises(WeightsError, match="not finite"):
         started.score(q, q)
     assert np.isfinite(started.score(q.astype(np.float64), q)).all()
 
@@ -234,7 +234,7 @@ DAMAGES: dict[str, Damage] = {
 def test_damaged_weights_are_refused(metric: LearnedMetric, damage: Damage) -> None:
     weights = metric.start(10, seed=0).weights()
     damage(weights, str(metric))
-    with pytest.raises(MetricError) as caught:
+    with pytest.raises(WeightsError) as caught:
         metric.bind(weights, items="image", device="cpu")
     assert str(caught.value).startswith(f"the weights of metric {metric} are damaged (")
     assert str(caught.value).endswith("); fit the alignment again")

@@ -24,6 +24,7 @@ from PIL import Image
 
 from alignment.artifact import Alignment
 from alignment.embeddings import EmbeddingSet, EncoderCard
+from alignment.metrics import MixtureOfLogits
 from alignment.projections import Projection
 from connector import cli, encoders, qdrant_store
 from connector.edge_store import EdgeStore
@@ -395,6 +396,23 @@ class TestMetrics:
         assert "no live release" in modalign("search", "new", "red", "--metric", "chi2(map=l1)", "--home", home).error
         done(*arguments, "--metric", "chi2")
         assert done("search", "new", "red", "--json", "--home", home).document["metric"] == "chi2(map=split)"
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [(3e38, "gives vectors that are not finite: its weights have diverged"), (np.nan, "are damaged (not finite: ")],
+    )
+    def test_weights_that_are_damaged_are_a_failure(self, home: Path, value: float, message: str) -> None:
+        """Only a metric that cannot be meant is a wrong use of the command line."""
+        sound = Alignment.load(home / "alignments" / "a")
+        metric = MixtureOfLogits()
+        weights = metric.start(sound.dim, seed=0).weights()
+        weights[f"{metric}/item"].fill(value)
+        replace(sound, weights=weights).save(home / "alignments" / "b")
+        arguments = ("push", "pairs", "--into", "new", "--alignment", "b", "--home", home, "--metric")
+        ended = modalign(*arguments, "mol")
+        assert (ended.code, message in ended.error) == (1, True)
+        ended = modalign(*arguments, "mol(size=3)")
+        assert (ended.code, "holds no parameters for metric mol(" in ended.error) == (2, True)
 
     def test_what_cannot_be_pushed_is_known_before_anything_is_encoded(self, home: Path, corpus: Path) -> None:
         arguments = ("ingest", corpus, "--into", "new", "--alignment", "a", "--metric", "cosine", "--metric", "mlp")

@@ -13,7 +13,7 @@ import pytest
 
 from alignment.artifact import Alignment
 from alignment.embeddings import MODALITIES, EmbeddingSet, EncoderCard, HoldOut, Modality
-from alignment.errors import MetricError, VectorError
+from alignment.errors import MetricError, VectorError, WeightsError
 from alignment.metrics import METRICS, Distance, Guarantee, parse
 from alignment.projections import Projection
 from connector import push as pushing
@@ -734,7 +734,7 @@ class TestMetrics:
         name = "mol(components=4,size=64,sway=0.1)/item"
         weights = {**learned(), name: np.full_like(learned()[name], 3e38)}
         world.alignment("diverged", weights=weights)
-        with pytest.raises(MetricError, match=r"metric mol\(.*\) gives vectors that are not finite: .* fit the alignm"):
+        with pytest.raises(WeightsError, match=r"metric mol\(.*\) gives vectors that are not finite: .* fit the align"):
             world.push(world.set("s", *pairs(4)), "diverged", metrics=["mol"])
         assert (world.store.collections(), world.states()) == ([], {})
 

@@ -12,7 +12,7 @@ from PIL import Image
 from qdrant_client import models
 
 from alignment.embeddings import MODALITIES, Modality
-from alignment.errors import MetricError, VectorError
+from alignment.errors import VectorError, WeightsError
 from alignment.metrics import OTHER, Guarantee, parse
 from alignment.vectors import FloatArray
 from connector.candidates import ALIGNED
@@ -233,7 +233,7 @@ class TestRefused:
         opened = Retriever.open(world.provenance, world.store, COLLECTION, metric)
         release = replace(opened.release, alignment=broken, lowerings=lower(broken, parse(metric)))
         with pytest.raises(
-            MetricError, match=rf"metric {re.escape(printed)} gives .* not finite: .* fit the alignment"
+            WeightsError, match=rf"metric {re.escape(printed)} gives .* not finite: .* fit the alignment"
         ):
             asked(Retriever(release, world.store), "text", raw("text"))
 
