@@ -183,7 +183,7 @@ class TestMetrics:
         assert str(opened.release.metric) == opened.release.row.metric == "chi2(map=split)"
 
     def test_other_parameters_are_another_metric(self, world: World) -> None:
-        with pytest.raises(CollectionNotFoundError, match=r"under chi2\(map=softmax\); there are: .*chi2\(map=split\)"):
+        with pytest.raises(CollectionNotFoundError, match=r"under chi2\(map=softmax\); it has .*chi2\(map=split\)"):
             Retriever.open(world.provenance, world.store, COLLECTION, "chi2(map=softmax)")
 
     def test_the_devices_of_a_learned_metric(self, world: World) -> None:
