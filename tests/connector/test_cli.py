@@ -348,6 +348,7 @@ class TestMetrics:
         ] * 3
         assert not any("aligned" in item["payload"] for item in document["found"])
         assert document["exact"] is False
+        assert done(*arguments, "--exact", "--json").document["exact"] is True
         for options, words in (((), "along the graph, --exact would prove it"), (("--exact",), "is there")):
             title = done(*arguments, *options).out.splitlines()[0]
             proof = f": nothing better {words}, 60 candidates rescored" if certified else ""

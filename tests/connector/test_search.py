@@ -120,6 +120,10 @@ class TestTheMetricsTopK:
                 exact = guarantee is Guarantee.EXACT
                 assert (answer.certified, answer.candidates) == ((None, 0) if exact else (True, N))
 
+    def test_an_answer_says_whether_every_item_was_compared(self, some: Retriever) -> None:
+        for options, exact in (({}, False), ({"exact": False}, False), ({"exact": True}, True)):
+            assert {answer.exact for answer in asked(some, "text", raw("text"), **options)} == {exact}
+
     def test_the_other_modality_is_the_default_target(self, some: Retriever) -> None:
         for modality in MODALITIES:
             (hits,) = asked(some, modality, raw(modality, 1))
