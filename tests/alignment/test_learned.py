@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alignment.embeddings import MODALITIES
 from alignment.errors import MetricError, WeightsError
 from alignment.metrics import METRICS, Bilinear, Cosine, LearnedMetric, MixtureOfLogits, Perceptron, Rescored, learned
 from alignment.vectors import unit
@@ -86,6 +87,22 @@ def test_any_dimension_will_do(metric: LearnedMetric, dim: int, rng: np.random.G
 
 
 # Scores
+
+
+def test_one_bilinear_form_serves_both_directions(rng: np.random.Generator) -> None:
+    """The query stands left of the same W, whatever its modality: the other direction is the transposed W."""
+    metric = Bilinear(rank=2, blocks=2)
+    weights = perturbed(metric, 10).weights()
+    images, texts = (metric.bind(weights, items=items, device="cpu") for items in MODALITIES)
+    W = images.module.matrix().detach().double().numpy()
+    t, i = vectors(rng, 5).astype(np.float64), vectors(rng, 6).astype(np.float64)
+    np.testing.assert_allclose(images.score(t, i), t @ W @ i.T, atol=1e-6)
+    np.testing.assert_allclose(texts.score(i, t), (t @ W.T @ i.T).T, atol=1e-6)
+    assert np.abs(images.score(t, i) - texts.score(i, t).T).max() > 0.1
+    for bound in (images, texts):
+        lowering = bound.lower(10)
+        np.testing.assert_array_equal(lowering.item(i), i)
+        np.testing.assert_allclose(lowering.query(t), t @ W, atol=1e-6)
 
 
 @every_learned
