@@ -94,6 +94,7 @@ class Alignment:
 
         Raises:
             MetricError: it needs weights that this alignment does not hold.
+            WeightsError: they are damaged.
         """
         return metric.bind(self.weights, items, device)
 

@@ -3,7 +3,8 @@
 ModalignError
 ├── EmbeddingSetError     a directory is no embedding set, or its content is damaged
 ├── VectorError           vectors that are NaN, infinite, zero or of another dimension
-├── MetricError           an unknown metric
+├── MetricError           a metric that there is not, or not with these parameters or this alignment
+├── WeightsError          learned weights that are damaged or have diverged
 ├── FitError              data from which nothing can be fitted
 ├── AlignmentError        a directory is no alignment, or is damaged
 ├── DeviceError           the device that was asked for is not there
@@ -24,7 +25,11 @@ class VectorError(ModalignError, ValueError):
 
 
 class MetricError(ModalignError, ValueError):
-    """A metric that does not exist."""
+    """A metric that does not exist, or that an alignment holds nothing for."""
+
+
+class WeightsError(ModalignError):
+    """The weights of a learned metric are damaged or have diverged."""
 
 
 class FitError(ModalignError, ValueError):

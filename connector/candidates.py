@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment.embeddings import Modality
-from alignment.metrics import Lowering, Metric, MetricError, Rescored
+from alignment.errors import WeightsError
+from alignment.metrics import Lowering, Metric, Rescored
 from connector.errors import ConnectorError
 from connector.release import Release
 from connector.store import Hit, Payload, Store
@@ -80,9 +81,9 @@ def found_share(lowering: Lowering, got: Sequence[Scored], best: npt.NDArray[np.
 
 
 def require_finite(metric: Metric, lowered: npt.NDArray[np.floating]) -> None:
-    """Raise a `MetricError` if sound aligned vectors were lowered to something that is not finite."""
+    """Raise a `WeightsError` if sound aligned vectors were lowered to something that is not finite."""
     if not np.isfinite(lowered).all():
-        raise MetricError(
+        raise WeightsError(
             f"metric {metric} gives vectors that are not finite: its weights have diverged or are damaged; fit the "
             "alignment again"
         )
@@ -127,7 +128,7 @@ class Finder:
 
         Raises:
             ConnectorError: the budget is below `k`.
-            MetricError: a learned metric gives something that is not finite.
+            WeightsError: a learned metric gives something that is not finite.
         """
         lowering = self.release.lowerings[target]
         if budget is not None and budget < k:

@@ -302,7 +302,7 @@ def search(
         else:
             (answer,) = retriever.search_texts([query], k, target=target or "image", **options)
         name, guarantee = str(retriever.release.metric), retriever.guarantee
-    title = f"under {name}, {how_sure(guarantee, answer, exact=exact)}"
+    title = f"under {name}, {how_sure(guarantee, answer)}"
     if page:
         asked = Path(query) if is_image else query
         write_contact_sheet(page, f"{collection}: {query}", f"{len(answer)} best {title}", [Answered(asked, answer)])
@@ -310,7 +310,8 @@ def search(
     if as_json:
         document = {
             "collection": collection, "metric": name, "guarantee": guarantee, "certified": answer.certified,
-            "candidates": answer.candidates, "exact": exact, "query": query, "found": [item._asdict() for item in answer],
+            "candidates": answer.candidates, "exact": answer.exact, "query": query,
+            "found": [item._asdict() for item in answer],
         }  # fmt: skip
         print_json(document)
     else:

@@ -260,6 +260,12 @@ class Provenance:
         with self.session() as session:
             session.execute(delete(BatchRow).where(BatchRow.release_id == release_id))
 
+    def forget_release(self, release_id: int) -> None:
+        """Remove a release that was never audited, with its ledger."""
+        with self.session() as session:
+            session.execute(delete(BatchRow).where(BatchRow.release_id == release_id))
+            session.execute(delete(ReleaseRow).where(ReleaseRow.id == release_id))
+
     def record_audit(
         self, *, run_id: int, release_id: int, set_id: int, verdict: str, settings: dict[str, Any],
         measures: Sequence[MeasureRow],

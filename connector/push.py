@@ -2,21 +2,26 @@
 
 The order of things makes every crash harmless: rows are validated, written, made durable in the store, and only then
 entered in the ledger. What the ledger holds is not written again; what it does not hold is, under the same ids.
+
+A push that is refused, because its vectors cannot be lowered say, takes back the releases that it made and wrote
+nothing into. One that is killed, or loses a database, leaves them as `building`, and the next push goes on with them.
 """
 
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from uuid import UUID, uuid5
 
 from alignment.artifact import Alignment
 from alignment.embeddings import MODALITIES, EmbeddingSet, Modality, Rows
+from alignment.errors import ModalignError
 from alignment.metrics import Guarantee, Lowering, Metric
 from alignment.vectors import FloatArray, faults
 from connector.candidates import ALIGNED, packed, require_finite
-from connector.errors import MismatchError
+from connector.errors import MismatchError, ProvenanceError, StoreError
 from connector.items import Reject
 from connector.models import ReleaseRow, now
 from connector.progress import Advance
@@ -62,10 +67,15 @@ Written = tuple[str, int]
 
 @dataclass(slots=True)
 class _Target:
-    """A release while it is being written."""
+    """A release while it is being written.
+
+    Attributes:
+        new: whether this push made both its row and its collection.
+    """
 
     release: Release
-    ledger: dict[Place, Written]
+    new: bool
+    ledger: dict[Place, Written] = field(default_factory=dict)
     pending: dict[Place, Written] = field(default_factory=dict)
     met: set[Place] = field(default_factory=set)
     changed: bool = False
@@ -101,7 +111,8 @@ def push(
     Counts `written`, `unchanged` and `rejected` in `run`, over all releases. Running it again writes nothing.
 
     Raises:
-        MetricError: the alignment holds no parameters for a metric, or some that have diverged.
+        MetricError: the alignment holds no parameters for a metric.
+        WeightsError: those that it holds are damaged or have diverged.
         VectorError: a metric cannot take the aligned vectors, such as signed ones under `chi2(map=l1)`.
         MismatchError: the set's encoders are not the alignment's, a collection of that name was written with
             something else or with other settings than those that are asked for, or the collection's exact count is
@@ -118,26 +129,32 @@ def push(
     lowered = [
         (metric, lower(alignment, metric)) for metric in dict.fromkeys(metrics)
     ]  # all of them, before anything is written
-    releases = [
-        _begin(
-            alignment,
-            metric,
-            lowerings,
-            alignment_id=alignment_id,
-            collection=collection,
-            asked=asked,
-            store=store,
-            provenance=provenance,
-        )
-        for metric, lowerings in lowered
-    ]
-    targets = [_Target(r, _ledger(r, set_id, store, provenance)) for r in releases]
-    indexes = {
-        field: kind for release in releases for field, kind in release.row.settings.get("payload_indexes", {}).items()
-    }
-    _Writer(embedding_set, alignment, set_id, store, provenance, run, indexes).write(targets, advance)
-    for target in targets:
-        _verify(target, embedding_set, store, provenance)
+    targets: list[_Target] = []
+    try:
+        for metric, lowerings in lowered:
+            target = _begin(
+                alignment,
+                metric,
+                lowerings,
+                alignment_id=alignment_id,
+                collection=collection,
+                asked=asked,
+                store=store,
+                provenance=provenance,
+            )
+            targets.append(target)
+        releases = [target.release for target in targets]
+        for target in targets:
+            target.ledger = _ledger(target.release, set_id, store, provenance)
+        indexes = {field: kind for r in releases for field, kind in r.row.settings.get("payload_indexes", {}).items()}
+        _Writer(embedding_set, alignment, set_id, store, provenance, run, indexes).write(targets, advance)
+        for target in targets:
+            _verify(target, embedding_set, store, provenance)
+    except (StoreError, ProvenanceError):
+        raise
+    except ModalignError:
+        _take_back(targets, store, provenance)
+        raise
     make_live(provenance, store, releases)
     return releases
 
@@ -152,7 +169,7 @@ def _begin(
     asked: dict[str, Any],
     store: Store,
     provenance: Provenance,
-) -> Release:
+) -> _Target:
     """Find or create the release: the row in SQL first, then the collection."""
     lowering = lowerings["image"]
     name = physical_name(collection, metric, alignment)
@@ -162,6 +179,7 @@ def _begin(
     if existing:
         require_chain(store, name, expected)
     rows = provenance.releases(store_url=store_url, physical_name=name)
+    new = not existing and not rows
     if rows:
         row = rows[0]
     else:
@@ -201,7 +219,16 @@ def _begin(
         row = provenance.save(row)
     elif row.settings:
         _require_settings(row, asked)
-    return Release(row, alignment, metric, lowerings)
+    return _Target(Release(row, alignment, metric, lowerings), new)
+
+
+def _take_back(targets: Sequence[_Target], store: Store, provenance: Provenance) -> None:
+    """Remove the new releases that hold no point: the collection first, then the row in SQL."""
+    with suppress(StoreError, ProvenanceError):  # what stays is harmless, and why the push was refused must be heard
+        for target in targets:
+            if target.new and not store.count(target.release.name):
+                store.drop(target.release.name)
+                provenance.forget_release(target.release.row.id)
 
 
 def _require_settings(row: ReleaseRow, asked: dict[str, Any]) -> None:
@@ -269,18 +296,18 @@ class _Writer:
         sound, vectors, payloads = self._project(place, rows)
         ids = [point_id(rows.modality, key) for key in sound.keys]
         refused = [point_id(rows.modality, key) for key in set(rows.keys) - set(sound.keys)]
+        lowered = []
         for target in targets:
             if target.ledger.get(place) == (digest, len(ids)):
                 self.run.counts["unchanged"] += len(ids)
-                continue
+            else:
+                lowered.append((target, _lowered(target.release, rows.modality, vectors)))
+        for target, stored in lowered:  # no release is written to unless all can be
             if refused:  # an older point of a row that can no longer be written would be found for what it was
                 self.store.delete(target.release.name, refused)
             if ids:
-                lowering = target.release.lowerings[rows.modality]
-                stored = lowering.item(vectors)
-                require_finite(target.release.metric, stored)
                 written = payloads
-                if lowering.guarantee is not Guarantee.EXACT:  # what rescoring needs
+                if target.release.guarantee is not Guarantee.EXACT:  # what rescoring needs
                     written = [{**p, ALIGNED: packed(v)} for p, v in zip(payloads, vectors, strict=True)]
                 self.store.upsert(target.release.name, Points(rows.modality, ids, stored, written))
             target.pending[place] = (digest, len(ids))
@@ -336,6 +363,13 @@ class _Writer:
                 self.store.flush(target.release.name)
                 self.provenance.write_ledger(target.release.row.id, self.set_id, self.run.id, target.pending)
                 target.pending = {}
+
+
+def _lowered(release: Release, modality: Modality, vectors: FloatArray) -> FloatArray:
+    """Return what of aligned vectors (n, d) is stored, (n, D)."""
+    stored = release.lowerings[modality].item(vectors)
+    require_finite(release.metric, stored)
+    return stored
 
 
 def _typed(payload: dict[str, Any], indexes: Mapping[str, PayloadKind]) -> dict[str, Any]:

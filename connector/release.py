@@ -63,6 +63,7 @@ def lower(alignment: Alignment, metric: Metric, *, device: str = "auto") -> dict
 
     Raises:
         MetricError: the alignment holds no parameters for it.
+        WeightsError: those that it holds are damaged.
     """
     return {m: alignment.metric(metric, m, device=device).lower(alignment.dim) for m in MODALITIES}
 
@@ -146,15 +147,21 @@ def open_release(
         MismatchError: SQL, collection and alignment do not belong together.
     """
     checked_name(collection, "collection")
-    rows = provenance.releases(store_url=provenance.stored(store.url), collection=collection, state="live")
+    store_url = provenance.stored(store.url)
+    rows = provenance.releases(store_url=store_url, collection=collection, state="live")
     metrics = {row.metric: row for row in rows}
     asked = None if metric is None else str(parse(metric))
     chosen = asked or (next(iter(metrics)) if len(metrics) == 1 else DEFAULT_METRIC)
     if chosen not in metrics:
-        known = sorted({f"{row.collection} ({row.metric})" for row in provenance.releases(state="live")})
+        if metrics:
+            raise CollectionNotFoundError(
+                f"no live release of collection {collection!r} under {chosen}; it has {', '.join(sorted(metrics))}; "
+                "name one of these, or make one with `modalign push`"
+            )
+        known = sorted({row.collection for row in provenance.releases(store_url=store_url, state="live")})
         raise CollectionNotFoundError(
-            f"no live release of collection {collection!r} under {chosen}; there are: {', '.join(known) or 'none'}; "
-            "make one with `modalign push`"
+            f"no live release of collection {collection!r}; this store has {', '.join(known) or 'none'}; make one with "
+            "`modalign push`"
         )
     return checked(provenance, store, metrics[chosen], device=device)
 

@@ -50,14 +50,16 @@ def print_releases(result: "Result", as_json: bool) -> None:
         print_table(rows, f"run {result.run}: {counts}")
 
 
-def how_sure(guarantee: str, answer: "Answer", *, exact: bool) -> str:
+def how_sure(guarantee: str, answer: "Answer") -> str:
     """Say in words how good a search result is."""
     if answer.certified is None:
         proof = ""
-    elif answer.certified:
-        proof = ": nothing better is there" if exact else ": nothing better along the graph, --exact would prove it"
-    else:
+    elif not answer.certified:
         proof = ": not proved within the candidate budget"
+    elif answer.exact:
+        proof = ": nothing better is there"
+    else:
+        proof = ": nothing better along the graph, --exact would prove it"
     rescored = f", {answer.candidates} candidates rescored" if answer.candidates else ""
     return f"{guarantee}{proof}{rescored}"
 

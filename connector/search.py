@@ -32,12 +32,14 @@ class Answer(list["Found"]):
             within the candidate budget, None where the metric's guarantee needs no proof or allows none: see
             `Retriever.guarantee`. The proof trusts the index: only an exact search has seen every item.
         candidates: how many items the metric itself has scored; 0 where Qdrant's order is the metric's own.
+        exact: whether every item was compared, as was asked for, instead of those that the index led to.
     """
 
-    def __init__(self, found: Iterable["Found"], *, certified: bool | None, candidates: int):
+    def __init__(self, found: Iterable["Found"], *, certified: bool | None, candidates: int, exact: bool):
         super().__init__(found)
         self.certified = certified
         self.candidates = candidates
+        self.exact = exact
 
 
 class Found(NamedTuple):
@@ -181,6 +183,7 @@ class Retriever:
                 ),
                 certified=answer.certified,
                 candidates=answer.candidates,
+                exact=exact,
             )
             for answer in ranked
         ]

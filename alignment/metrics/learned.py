@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment import device as devices
-from alignment.errors import MetricError
+from alignment.errors import MetricError, WeightsError
 from alignment.metrics.lowering import FLOAT32_ROUNDS, Distance, Guarantee, Lowering, Rescored, Scores, Vectors
 from alignment.metrics.metric import Metric, Modality, Weights, refuse
 
@@ -67,7 +67,9 @@ class LearnedMetric(Metric):
             module = self.build(dim)
             module.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in own.items()})
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise MetricError(f"the weights of metric {self} are damaged ({error}); fit the alignment again") from error
+            raise WeightsError(
+                f"the weights of metric {self} are damaged ({error}); fit the alignment again"
+            ) from error
         return replace(self, module=module.to(devices.resolve(device)).eval())
 
     def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
@@ -79,7 +81,8 @@ class LearnedMetric(Metric):
         """Scores (n, m) of `queries` (n, d) and `items` (m, d), in chunks, on the device of the weights.
 
         Raises:
-            MetricError: it has no weights, or gives scores that are not finite.
+            MetricError: it has no weights.
+            WeightsError: it gives scores that are not finite.
         """
         import torch
 
@@ -97,7 +100,7 @@ class LearnedMetric(Metric):
                     scores[i : i + rows, j : j + columns] = module(Q[i : i + rows], X[j : j + columns]).cpu().numpy()
         sound = [np.isfinite(side).all(axis=1) for side in (queries, items)]  # NaN in, NaN out
         if not np.isfinite(scores[np.ix_(*sound)]).all():
-            raise MetricError(
+            raise WeightsError(
                 f"metric {self} gives scores that are not finite: its weights have diverged or are damaged; fit the "
                 "alignment again"
             )

@@ -64,6 +64,7 @@ class Metric(ABC):
 
         Raises:
             MetricError: it needs weights that are not there.
+            WeightsError: they are damaged.
         """
         return self
 

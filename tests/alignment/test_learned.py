@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment.errors import MetricError
+from alignment.embeddings import MODALITIES
+from alignment.errors import MetricError, WeightsError
 from alignment.metrics import METRICS, Bilinear, Cosine, LearnedMetric, MixtureOfLogits, Perceptron, Rescored, learned
 from alignment.vectors import unit
 
@@ -88,6 +89,22 @@ def test_any_dimension_will_do(metric: LearnedMetric, dim: int, rng: np.random.G
 # Scores
 
 
+def test_one_bilinear_form_serves_both_directions(rng: np.random.Generator) -> None:
+    """The query stands left of the same W, whatever its modality: the other direction is the transposed W."""
+    metric = Bilinear(rank=2, blocks=2)
+    weights = perturbed(metric, 10).weights()
+    images, texts = (metric.bind(weights, items=items, device="cpu") for items in MODALITIES)
+    W = images.module.matrix().detach().double().numpy()
+    t, i = vectors(rng, 5).astype(np.float64), vectors(rng, 6).astype(np.float64)
+    np.testing.assert_allclose(images.score(t, i), t @ W @ i.T, atol=1e-6)
+    np.testing.assert_allclose(texts.score(i, t), (t @ W.T @ i.T).T, atol=1e-6)
+    assert np.abs(images.score(t, i) - texts.score(i, t).T).max() > 0.1
+    for bound in (images, texts):
+        lowering = bound.lower(10)
+        np.testing.assert_array_equal(lowering.item(i), i)
+        np.testing.assert_allclose(lowering.query(t), t @ W, atol=1e-6)
+
+
 @every_learned
 @pytest.mark.parametrize("floats", [1, 200, 700, 5000])
 def test_the_size_of_chunks_does_not_matter(
@@ -144,7 +161,7 @@ def test_scores_that_are_not_finite_are_an_error(
     started = metric.start(10, seed=0)
     with torch.no_grad():
         dict(started.module.named_parameters())[parameter].view(-1)[0] = value
-    with pytest.raises(MetricError) as caught:
+    with pytest.raises(WeightsError) as caught:
         started.score(vectors(rng, 30), vectors(rng, 30))
     assert str(caught.value) == (
         f"metric {metric} gives scores that are not finite: its weights have diverged or are damaged; fit the "
@@ -157,7 +174,7 @@ def test_scores_that_overflow_are_an_error_in_single_precision(rng: np.random.Ge
     with torch.no_grad():
         started.module.blocks.fill_(3e38)
     q = np.ones((1, 10), np.float32)
-    with pytest.raises(MetricError, match="not finite"):
+    with pytest.raises(WeightsError, match="not finite"):
         started.score(q, q)
     assert np.isfinite(started.score(q.astype(np.float64), q)).all()
 
@@ -234,7 +251,7 @@ DAMAGES: dict[str, Damage] = {
 def test_damaged_weights_are_refused(metric: LearnedMetric, damage: Damage) -> None:
     weights = metric.start(10, seed=0).weights()
     damage(weights, str(metric))
-    with pytest.raises(MetricError) as caught:
+    with pytest.raises(WeightsError) as caught:
         metric.bind(weights, items="image", device="cpu")
     assert str(caught.value).startswith(f"the weights of metric {metric} are damaged (")
     assert str(caught.value).endswith("); fit the alignment again")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignment import train as train_module
-from alignment.errors import FitError, MetricError
+from alignment.errors import FitError, WeightsError
 from alignment.metrics import METRICS, Bilinear, Cosine, LearnedMetric, Metric, MixtureOfLogits, Perceptron
 from alignment.recall import ranks, recall_at
 from alignment.train import Side, Training, _batches, train
@@ -300,5 +300,5 @@ def test_fewer_groups_are_refused(groups: int, rng: np.random.Generator) -> None
 
 def test_weights_that_run_away_are_an_error_not_a_metric(rng: np.random.Generator) -> None:
     training = replace(QUICK, learning_rate=1e30, batch=10)
-    with pytest.raises(MetricError, match="its weights have diverged"):
+    with pytest.raises(WeightsError, match="its weights have diverged"):
         train(SMALL["bilinear"], *pairs(rng, 40), training=training, device=CPU)

@@ -24,6 +24,7 @@ from PIL import Image
 
 from alignment.artifact import Alignment
 from alignment.embeddings import EmbeddingSet, EncoderCard
+from alignment.metrics import MixtureOfLogits
 from alignment.projections import Projection
 from connector import cli, encoders, qdrant_store
 from connector.edge_store import EdgeStore
@@ -347,6 +348,7 @@ class TestMetrics:
         ] * 3
         assert not any("aligned" in item["payload"] for item in document["found"])
         assert document["exact"] is False
+        assert done(*arguments, "--exact", "--json").document["exact"] is True
         for options, words in (((), "along the graph, --exact would prove it"), (("--exact",), "is there")):
             title = done(*arguments, *options).out.splitlines()[0]
             proof = f": nothing better {words}, 60 candidates rescored" if certified else ""
@@ -395,6 +397,23 @@ class TestMetrics:
         assert "no live release" in modalign("search", "new", "red", "--metric", "chi2(map=l1)", "--home", home).error
         done(*arguments, "--metric", "chi2")
         assert done("search", "new", "red", "--json", "--home", home).document["metric"] == "chi2(map=split)"
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [(3e38, "gives vectors that are not finite: its weights have diverged"), (np.nan, "are damaged (not finite: ")],
+    )
+    def test_weights_that_are_damaged_are_a_failure(self, home: Path, value: float, message: str) -> None:
+        """Only a metric that cannot be meant is a wrong use of the command line."""
+        sound = Alignment.load(home / "alignments" / "a")
+        metric = MixtureOfLogits()
+        weights = metric.start(sound.dim, seed=0).weights()
+        weights[f"{metric}/item"].fill(value)
+        replace(sound, weights=weights).save(home / "alignments" / "b")
+        arguments = ("push", "pairs", "--into", "new", "--alignment", "b", "--home", home, "--metric")
+        ended = modalign(*arguments, "mol")
+        assert (ended.code, message in ended.error) == (1, True)
+        ended = modalign(*arguments, "mol(size=3)")
+        assert (ended.code, "holds no parameters for metric mol(" in ended.error) == (2, True)
 
     def test_what_cannot_be_pushed_is_known_before_anything_is_encoded(self, home: Path, corpus: Path) -> None:
         arguments = ("ingest", corpus, "--into", "new", "--alignment", "a", "--metric", "cosine", "--metric", "mlp")
@@ -617,14 +636,14 @@ BAD: list[tuple[str, str | Callable[[Path], Sequence[object]], str]] = [
     ("metric with an unknown parameter", "search things red --metric chi2(size=3)", "no parameter 'size'; it has map"),
     ("correction of what is no product", "fit pairs --alignment bad --metric chi2+nnn", "lowers exactly to Dot"),
     ("correction by too many", "fit pairs --alignment bad --metric dot+nnn", "at least 128 training vectors of each"),
-    ("metric that was not pushed", "search things red --metric mlp", r"under mlp\(hidden=64\); there are: things"),
+    ("metric that was not pushed", "search things red --metric mlp", r"under mlp\(hidden=64\); it has cosine"),
     ("metric that was not pushed to audit", "audit things --pairs pairs --metric mol", r"no live .* under mol\("),
     ("budget below k", "search things red --candidates 9", "candidate budget of at least k, 10, got 9"),
     ("no such corpus to ingest", "ingest /no/such.jsonl --into bad --alignment a", "does not exist"),
     ("no alignment to ingest with", "ingest {corpus} --into bad --alignment nothing", "is not an alignment"),
-    ("unknown collection", "search nothing red", "no live release of collection 'nothing'"),
+    ("unknown collection", "search nothing red", "'nothing'; this store has things"),
     ("unknown metric", "search things red --metric hamming", "unknown metric 'hamming'"),
-    ("metric without a release", "search things red --metric dot", r"under dot; there are: things \(cosine\)"),
+    ("metric without a release", "search things red --metric dot", "under dot; it has cosine"),
     ("filter that is no JSON", "search things red --filter {{", "filter is no JSON"),
     ("filter that is none", 'search things red --filter {{"must":[{{"foo":1}}]}}', "filter is not valid at must"),
     ("filter that is a list", "search things red --filter [1]", "filter is not valid"),

@@ -2,16 +2,18 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 from uuid import UUID, uuid5
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from alignment.artifact import Alignment
 from alignment.embeddings import MODALITIES, EmbeddingSet, EncoderCard, HoldOut, Modality
-from alignment.errors import MetricError, VectorError
+from alignment.errors import MetricError, VectorError, WeightsError
 from alignment.metrics import METRICS, Distance, Guarantee, parse
 from alignment.projections import Projection
 from connector import push as pushing
@@ -570,6 +572,104 @@ class TestRefused:
             world.push(embedding_set)
 
 
+class TestWhatARefusalLeaves:
+    """A push that is refused leaves nothing new behind, and everything that was there."""
+
+    @pytest.fixture
+    def histograms(self, world: World) -> npt.NDArray[np.floating]:
+        """What `l1` takes (12, LATENT), with an alignment `plain` that leaves it where it is."""
+        projections = {m: Projection(d, None, maps()[m].T.copy()) for m, d in DIMS.items()}
+        Alignment(alignment().card, projections, learned()).save(world.home / "alignments" / "plain")
+        return np.abs(latent(12)) + 0.01
+
+    def set(self, world: World, points: npt.NDArray[np.floating], prefix: str = "") -> EmbeddingSet:
+        keys = [f"{prefix}{number}" for number in range(len(points))]
+        return world.set(f"s{prefix}", *(rows(m, embedded(m, points), keys=keys) for m in MODALITIES))
+
+    def refused(self, world: World, embedding_set: EmbeddingSet, *metrics: str) -> None:
+        with pytest.raises(VectorError, match="with a negative value"):
+            world.push(embedding_set, "plain", metrics=metrics)
+
+    def test_new_releases_of_several_metrics(self, world: World, histograms: npt.NDArray[np.floating]) -> None:
+        self.refused(world, self.set(world, -histograms), "cosine", "js(map=l1)", "mol")
+        assert (world.store.collections(), world.states()) == ([], {})
+        world.push(self.set(world, histograms), "plain", metrics=["cosine", "js(map=l1)", "mol"])
+        assert set(world.states().values()) == {("live", 24)}
+
+    def test_a_new_release_beside_one_with_other_settings(self, world: World) -> None:
+        embedding_set = world.set("s", *pairs(4))
+        world.push(embedding_set, metrics=["dot"])
+        before = world.snapshot()
+        with pytest.raises(MismatchError, match="was created with quantization None"):
+            world.push(embedding_set, metrics=["cosine", "dot"], quantization="scalar")
+        assert world.snapshot() == before
+
+    def test_a_live_release(self, world: World, histograms: npt.NDArray[np.floating]) -> None:
+        world.push(self.set(world, histograms), "plain", metrics=["js(map=l1)"])
+        before = world.snapshot()
+        self.refused(world, self.set(world, -histograms, "other"), "cosine", "js(map=l1)")
+        assert world.snapshot() == before
+
+    def test_a_release_that_is_written_in_part(
+        self, world: World, histograms: npt.NDArray[np.floating], small_batches: None
+    ) -> None:
+        """Whether the ledger knows of its points already, or not yet."""
+        for first, (points, lines) in {5: (4, 0), 11: (8, 0)}.items():
+            some = histograms.copy()
+            some[first:] *= -1
+            self.refused(world, self.set(world, some), "js(map=l1)")
+            (name,) = world.store.collections()
+            assert (world.store.count(name), len(world.ledger()), world.states()) == (
+                points, lines, {name: ("building", 0)},
+            )  # fmt: skip
+        world.push(self.set(world, histograms), "plain", metrics=["js(map=l1)"])
+        assert world.states() == {name: ("live", 24)}
+
+    def test_a_release_that_an_earlier_push_began(
+        self, world: World, histograms: npt.NDArray[np.floating], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patched:
+            Calls(patched, world.store, "create").fail(0, StoreUnavailableError("now"), after=True)
+            with pytest.raises(StoreUnavailableError):
+                world.push(self.set(world, histograms), "plain", metrics=["js(map=l1)"])
+        before = world.snapshot()
+        assert set(world.states().values()) == {("building", 0)}
+        self.refused(world, self.set(world, -histograms), "js(map=l1)")
+        assert world.snapshot() == before
+
+    def test_a_collection_that_sql_has_lost(self, world: World, histograms: npt.NDArray[np.floating]) -> None:
+        (release,) = world.push(self.set(world, histograms), "plain", metrics=["js(map=l1)"]).releases
+        world.provenance.forget_release(release.row.id)
+        before = world.snapshot()["collections"]
+        self.refused(world, self.set(world, -histograms), "js(map=l1)")
+        assert world.snapshot()["collections"] == before
+
+    @pytest.mark.parametrize("method", ["count", "drop"])
+    def test_a_store_that_fails_meanwhile(
+        self,
+        world: World,
+        histograms: npt.NDArray[np.floating],
+        monkeypatch: pytest.MonkeyPatch,
+        method: str,
+    ) -> None:
+        """The refusal is what is raised, and what stays is as harmless as after a kill."""
+        number = {"count": 1, "drop": 0}[method]
+        with monkeypatch.context() as patched:
+            Calls(patched, world.store, method).fail(number, StoreUnavailableError("now"))
+            self.refused(world, self.set(world, -histograms), "js(map=l1)")
+        assert set(world.states().values()) == {("building", 0)}
+        world.push(self.set(world, histograms), "plain", metrics=["js(map=l1)"])
+        assert set(world.states().values()) == {("live", 24)}
+
+    @pytest.mark.parametrize("metric", ALL)
+    def test_a_set_of_which_nothing_can_be_written(self, world: World, metric: str) -> None:
+        """Every row is rejected, which is no error."""
+        parts = [replace(part, payloads=["no JSON"] * 3) for part in pairs(3)]
+        pushed = world.push(world.set("s", *parts), metrics=[metric])
+        assert pushed.counts == {"rejected": 6, "written": 0}
+        assert set(world.states().values()) == {("live", 0)}
+
+
 class TestMetrics:
     """A metric that cannot be pushed says so, and what to do; nothing of it becomes live."""
 
@@ -612,8 +712,7 @@ class TestMetrics:
                 world.push(embedding_set, metrics=[metric])
             (run,) = world.provenance.runs(1)
             assert run.outcome == "failed"
-        assert world.store.aliases() == {}
-        assert {state for state, _ in world.states().values()} == {"building"}
+            assert (world.store.collections(), world.states()) == ([], {})
         with pytest.raises(CollectionNotFoundError):
             open_release(world.provenance, world.store, COLLECTION, "chi2(map=l1)")
         pushed = world.push(embedding_set, metrics=["chi2"])
@@ -635,9 +734,9 @@ class TestMetrics:
         name = "mol(components=4,size=64,sway=0.1)/item"
         weights = {**learned(), name: np.full_like(learned()[name], 3e38)}
         world.alignment("diverged", weights=weights)
-        with pytest.raises(MetricError, match=r"metric mol\(.*\) gives vectors that are not finite: .* fit the alignm"):
+        with pytest.raises(WeightsError, match=r"metric mol\(.*\) gives vectors that are not finite: .* fit the align"):
             world.push(world.set("s", *pairs(4)), "diverged", metrics=["mol"])
-        assert world.store.aliases() == {}
+        assert (world.store.collections(), world.states()) == ([], {})
 
     @pytest.mark.parametrize("metric", ["chi2", "mlp"])
     def test_a_release_of_a_collection_without_the_vectors_that_are_rescored(self, world: World, metric: str) -> None:

@@ -99,18 +99,25 @@ class TestOpening:
 
     def test_several_metrics_without_cosine_need_a_name(self, world: World) -> None:
         push(world, "euclid", "dot")
-        with pytest.raises(
-            CollectionNotFoundError, match=r"under cosine; there are: things \(dot\), things \(euclid\)"
-        ):
+        world.push(world.set("s", *pairs(5)), metrics=["js"], collection="other")
+        with pytest.raises(CollectionNotFoundError) as caught:
             opened(world)
+        assert str(caught.value) == (
+            "no live release of collection 'things' under cosine; it has dot, euclid; name one of these, or make one "
+            "with `modalign push`"
+        )
 
     def test_a_collection_that_does_not_exist(self, world: World) -> None:
-        push(world)
-        with pytest.raises(CollectionNotFoundError, match=r"'nothing' under cosine; there are: things \(cosine\)"):
-            open_release(world.provenance, world.store, "nothing")
+        push(world, "cosine", "dot")
+        world.push(world.set("s", *pairs(5)), collection="other")
+        with pytest.raises(CollectionNotFoundError) as caught:
+            open_release(world.provenance, world.store, "nothing", "dot")
+        assert str(caught.value) == (
+            "no live release of collection 'nothing'; this store has other, things; make one with `modalign push`"
+        )
 
     def test_nothing_at_all(self, world: World) -> None:
-        with pytest.raises(CollectionNotFoundError, match="there are: none; make one with `modalign push`"):
+        with pytest.raises(CollectionNotFoundError, match="this store has none; make one with `modalign push`"):
             opened(world)
 
     def test_an_unknown_metric(self, world: World) -> None:
@@ -121,7 +128,7 @@ class TestOpening:
     def test_a_release_of_another_store_is_not_opened(self, world: World, tmp_path: Path) -> None:
         push(world)
         world.store.url = "http://elsewhere"
-        with pytest.raises(CollectionNotFoundError):
+        with pytest.raises(CollectionNotFoundError, match="'things'; this store has none"):
             opened(world)
 
     def test_a_release_that_is_not_live_is_not_opened(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from qdrant_client import models
 
 from alignment.embeddings import MODALITIES, Modality
-from alignment.errors import MetricError, VectorError
+from alignment.errors import VectorError, WeightsError
 from alignment.metrics import OTHER, Guarantee, parse
 from alignment.vectors import FloatArray
 from connector.candidates import ALIGNED
@@ -120,6 +120,10 @@ class TestTheMetricsTopK:
                 exact = guarantee is Guarantee.EXACT
                 assert (answer.certified, answer.candidates) == ((None, 0) if exact else (True, N))
 
+    def test_an_answer_says_whether_every_item_was_compared(self, some: Retriever) -> None:
+        for options, exact in (({}, False), ({"exact": False}, False), ({"exact": True}, True)):
+            assert {answer.exact for answer in asked(some, "text", raw("text"), **options)} == {exact}
+
     def test_the_other_modality_is_the_default_target(self, some: Retriever) -> None:
         for modality in MODALITIES:
             (hits,) = asked(some, modality, raw(modality, 1))
@@ -183,7 +187,7 @@ class TestMetrics:
         assert str(opened.release.metric) == opened.release.row.metric == "chi2(map=split)"
 
     def test_other_parameters_are_another_metric(self, world: World) -> None:
-        with pytest.raises(CollectionNotFoundError, match=r"under chi2\(map=softmax\); there are: .*chi2\(map=split\)"):
+        with pytest.raises(CollectionNotFoundError, match=r"under chi2\(map=softmax\); it has .*chi2\(map=split\)"):
             Retriever.open(world.provenance, world.store, COLLECTION, "chi2(map=softmax)")
 
     def test_the_devices_of_a_learned_metric(self, world: World) -> None:
@@ -233,7 +237,7 @@ class TestRefused:
         opened = Retriever.open(world.provenance, world.store, COLLECTION, metric)
         release = replace(opened.release, alignment=broken, lowerings=lower(broken, parse(metric)))
         with pytest.raises(
-            MetricError, match=rf"metric {re.escape(printed)} gives .* not finite: .* fit the alignment"
+            WeightsError, match=rf"metric {re.escape(printed)} gives .* not finite: .* fit the alignment"
         ):
             asked(Retriever(release, world.store), "text", raw("text"))
 
