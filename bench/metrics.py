@@ -34,7 +34,7 @@ from connector.provenance import upgrade
 from connector.search import Answer, Retriever
 from connector.settings import Settings
 
-POINTS, QUERIES, TIMED, K = 100_000, 200, 60, 10
+POINTS, QUERIES, TIMED, K = 100_000, 200, 200, 10
 CAPTIONS = 2000  # that the set holds, other ones than the queries
 NATIVE = "cosine"
 
@@ -46,6 +46,7 @@ class Served:
     metric: str
     guarantee: str
     recall: dict[bool, float]  # by whether the search was exact
+    hnsw_ef: int | None
     certified: dict[bool, float | None]
     candidates: dict[bool, float]
     latency: dict[bool, float]
@@ -172,8 +173,9 @@ def _serve(home: Home, name: str, queries: Path, *, indexing_threshold: int | No
             fields["latency"][exact] = _latency(retriever, native, asked, exact=exact)
         rows.append(
             Served(
-                metric, retriever.guarantee.value, fields["recall"], certified, fields["candidates"],
-                fields["latency"], sizes[metric] / sizes[NATIVE], seconds[metric] / seconds[NATIVE],
+                metric, retriever.guarantee.value, fields["recall"], retriever.release.hnsw_ef, certified,
+                fields["candidates"], fields["latency"],
+                sizes[metric] / sizes[NATIVE], seconds[metric] / seconds[NATIVE],
             )
         )  # fmt: skip
         print(f"{name}: {rows[-1]}", flush=True)
@@ -213,15 +215,15 @@ def _size(home: Home, collection: str) -> int:
 def table(rows: list[Served]) -> str:
     """Lay the rows out in Markdown."""
     names = (
-        "metric", "guarantee", "recall, exact", "recall, HNSW", "certified, exact", "certified, HNSW",
+        "metric", "guarantee", "recall, exact", "recall, HNSW", "hnsw_ef", "certified, exact", "certified, HNSW",
         "candidates, exact", "latency, exact", "latency, HNSW", "size", "push",
     )  # fmt: skip
     lines = [" | ".join(names), " | ".join("---" for _ in names)]
     for row in rows:
         proved = ["" if row.certified[exact] is None else f"{row.certified[exact]:.3f}" for exact in (True, False)]
         cells = [
-            row.metric, row.guarantee, f"{row.recall[True]:.3f}", f"{row.recall[False]:.3f}", *proved,
-            f"{row.candidates[True]:.0f}", f"{row.latency[True]:.2f} ×", f"{row.latency[False]:.2f} ×",
+            row.metric, row.guarantee, f"{row.recall[True]:.3f}", f"{row.recall[False]:.3f}", str(row.hnsw_ef or ""),
+            *proved, f"{row.candidates[True]:.0f}", f"{row.latency[True]:.2f} ×", f"{row.latency[False]:.2f} ×",
             f"{row.size:.2f} ×", f"{row.push:.2f} ×",
         ]  # fmt: skip
         lines.append(" | ".join(cells))

@@ -230,7 +230,7 @@ class TestJson:
             "releases": [
                 {
                     "collection": "things", "metric": metric, "state": "live", "points": 2 * N,
-                    "physical_name": f"things.{metric}.{fingerprint}",
+                    "physical_name": f"things.{metric}.{fingerprint}", "hnsw_ef": None, "hnsw_recall": None,
                 }
                 for metric in ("cosine", "dot")
             ],
