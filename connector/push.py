@@ -45,6 +45,8 @@ FLUSH_POINTS = 16_384
 OWN_INDEXES: Mapping[str, PayloadKind] = {"key": "keyword", "group": "keyword", "split": "keyword"}
 HELD_OUT: Literal["held-out"] = "held-out"
 FITTED = "fitted"
+UNTUNED = "untuned"
+TUNED = ("hnsw_ef", "hnsw_recall", UNTUNED)
 
 
 class _WrongKindError(ValueError):
@@ -149,7 +151,7 @@ def push(
         indexes = {field: kind for r in releases for field, kind in r.row.settings.get("payload_indexes", {}).items()}
         _Writer(embedding_set, alignment, set_id, store, provenance, run, indexes).write(targets, advance)
         for target in targets:
-            _verify(target, embedding_set, store, provenance)
+            _verify(target, embedding_set, set_id, store, provenance)
     except (StoreError, ProvenanceError):
         raise
     except ModalignError:
@@ -217,7 +219,7 @@ def _begin(
         row.settings = {name: value for name, value in asdict(layout).items() if name not in ("metadata", "vectors")}
         row.state = "building"
         row = provenance.save(row)
-    elif row.settings:
+    elif layout_of(row):
         _require_settings(row, asked)
     return _Target(Release(row, alignment, metric, lowerings), new)
 
@@ -233,7 +235,8 @@ def _take_back(targets: Sequence[_Target], store: Store, provenance: Provenance)
 
 def _require_settings(row: ReleaseRow, asked: dict[str, Any]) -> None:
     """Refuse settings that an existing collection does not have: it was laid out when it was created."""
-    found = {**row.settings, "payload_indexes": dict(row.settings["payload_indexes"])}
+    layout = layout_of(row)
+    found = {**layout, "payload_indexes": dict(layout["payload_indexes"])}
     wanted = {**found, **asked, "payload_indexes": {**found["payload_indexes"], **asked["payload_indexes"]}}
     for name, value in wanted.items():
         if found.get(name) != value:
@@ -243,9 +246,9 @@ def _require_settings(row: ReleaseRow, asked: dict[str, Any]) -> None:
             )
 
 
-def _layout(row: ReleaseRow) -> dict[str, Any]:
-    """Return how the collection was laid out, without what was tuned since."""
-    return {name: value for name, value in row.settings.items() if name not in ("hnsw_ef", "hnsw_recall")}
+def layout_of(row: ReleaseRow) -> dict[str, Any]:
+    """Return how the collection was laid out, without what was tuned since; empty where SQL has lost it."""
+    return {name: value for name, value in row.settings.items() if name not in TUNED}
 
 
 def _ledger(release: Release, set_id: int, store: Store, provenance: Provenance) -> dict[Place, Written]:
@@ -310,8 +313,11 @@ class _Writer:
                 if target.release.guarantee is not Guarantee.EXACT:  # what rescoring needs
                     written = [{**p, ALIGNED: packed(v)} for p, v in zip(payloads, vectors, strict=True)]
                 self.store.upsert(target.release.name, Points(rows.modality, ids, stored, written))
+            if not target.changed:  # known before the ledger knows: whoever goes on after a crash has to tune
+                target.changed = True
+                target.release.row.settings = {**target.release.row.settings, UNTUNED: True}
+                self.provenance.save(target.release.row)
             target.pending[place] = (digest, len(ids))
-            target.changed = True
             self.run.counts["written"] += len(ids)
         return len(ids) * len(targets)
 
@@ -367,8 +373,10 @@ class _Writer:
 
 def _lowered(release: Release, modality: Modality, vectors: FloatArray) -> FloatArray:
     """Return what of aligned vectors (n, d) is stored, (n, D)."""
-    stored = release.lowerings[modality].item(vectors)
+    lowering = release.lowerings[modality]
+    stored = lowering.item(vectors)
     require_finite(release.metric, stored)
+    require_finite(release.metric, lowering.query(vectors[:1]))  # weights that only queries meet
     return stored
 
 
@@ -408,7 +416,7 @@ KINDS: dict[PayloadKind, Callable[[str], Any]] = {
 }
 
 
-def _verify(target: _Target, embedding_set: EmbeddingSet, store: Store, provenance: Provenance) -> None:
+def _verify(target: _Target, embedding_set: EmbeddingSet, set_id: int, store: Store, provenance: Provenance) -> None:
     """Build the index and compare the exact count with the ledger; a release that passes is tuned and ready."""
     release = target.release
     info = store.ready(release.name)
@@ -419,10 +427,15 @@ def _verify(target: _Target, embedding_set: EmbeddingSet, store: Store, provenan
             "were pushed into it share keys, or points were changed by someone else: push its other sets again, or "
             "all of them into a new collection"
         )
-    if target.changed or release.row.state == "building" or release.row.points != expected:
-        tuned = tune(release, store, sample(embedding_set, release)) if info.indexed else None
-        found = {"hnsw_ef": tuned.hnsw_ef, "hnsw_recall": tuned.recall} if tuned else {}
-        release.row.settings = {**_layout(release.row), **found}
+    untuned = UNTUNED in release.row.settings or (info.indexed and release.hnsw_ef is None)
+    if untuned or release.row.state == "building" or release.row.points != expected:
+        found = {}
+        if info.indexed:
+            # What asks for a part of the release says nothing of the rest: then the walk only grows.
+            whole = sum(points for _, points in provenance.ledger(release.row.id, set_id).values()) == expected
+            tuned = tune(release, store, sample(embedding_set, release), known=None if whole else release.tuned)
+            found = {"hnsw_ef": tuned.hnsw_ef, "hnsw_recall": tuned.recall} if tuned else {}
+        release.row.settings = {**layout_of(release.row), **found}
         release.row.state = "live" if release.row.state == "live" else "ready"
         release.row.points = expected
         provenance.save(release.row)

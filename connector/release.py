@@ -30,6 +30,14 @@ DEFAULT_METRIC = "cosine"
 
 
 @dataclass(frozen=True, slots=True)
+class Tuned:
+    """A walk along the graph, and the share of the exact first ten that it finds where it finds least."""
+
+    hnsw_ef: int
+    recall: float
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """A release that was checked: its row in SQL, its alignment, its metric and how Qdrant computes it.
 
@@ -53,9 +61,15 @@ class Release:
         return self.lowerings["image"].guarantee
 
     @property
+    def tuned(self) -> Tuned | None:
+        """How far searches walk the graph of this release, as `connector.tuning` found."""
+        settings = self.row.settings
+        return Tuned(settings["hnsw_ef"], settings["hnsw_recall"]) if "hnsw_ef" in settings else None
+
+    @property
     def hnsw_ef(self) -> int | None:
-        """How far searches walk the graph of this release, as `connector.tuning` found; None: as far as Qdrant does."""
-        return self.row.settings.get("hnsw_ef")
+        """`hnsw_ef` of searches; None: Qdrant's own."""
+        return self.tuned.hnsw_ef if self.tuned else None
 
 
 def lower(alignment: Alignment, metric: Metric, *, device: str = "auto") -> dict[Modality, Lowering]:

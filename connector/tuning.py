@@ -6,7 +6,6 @@ one finds half in another. So after a push a sample of the set asks both ways, a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from alignment.embeddings import EmbeddingSet, Modality
 from alignment.metrics import OTHER
 from alignment.vectors import FloatArray, faults
 from connector.candidates import Finder, found_share
-from connector.release import Release
+from connector.release import Release, Tuned
 from connector.store import Store
 
 # Lengths of walks that are tried, and the share of the exact first K that has to be found. Audits and production ask
@@ -23,14 +22,6 @@ WIDTHS = (128, 256, 512, 1024, 2048, 4096)
 ENOUGH = 0.99
 K = 10
 SAMPLE = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """A walk along the graph and the share of the exact first K that it finds in the modality where it finds least."""
-
-    hnsw_ef: int
-    recall: float
 
 
 def sample(embedding_set: EmbeddingSet, release: Release) -> dict[Modality, FloatArray]:
@@ -49,10 +40,18 @@ def sample(embedding_set: EmbeddingSet, release: Release) -> dict[Modality, Floa
     return {target: queries for target, queries in drawn.items() if len(queries)}
 
 
-def tune(release: Release, store: Store, queries: Mapping[Modality, FloatArray]) -> Tuned | None:
-    """Find the shortest walk that is enough for every modality; None without queries.
+def tune(
+    release: Release, store: Store, queries: Mapping[Modality, FloatArray], *, known: Tuned | None = None
+) -> Tuned | None:
+    """Find the shortest walk that is enough for every modality; without queries, what is known.
 
     Where not even the longest is, that is the answer, and its recall says what it misses.
+
+    Args:
+        release: what to search.
+        store: where it is.
+        queries: aligned vectors (n, d) by the modality to find.
+        known: a walk that is needed already; the answer is no shorter and claims no more.
     """
     finder = Finder(release, store)
     bars = {
@@ -62,8 +61,8 @@ def tune(release: Release, store: Store, queries: Mapping[Modality, FloatArray])
         ]
         for target, asked in queries.items()
     }
-    tuned = None
-    for finder.ef in WIDTHS:
+    tuned, least = known, known.hnsw_ef if known else 0
+    for finder.ef in [width for width in WIDTHS if width >= least]:
         shares = []
         for target, asked in queries.items():
             found = finder.find(target, asked, K, with_payload=False)
@@ -71,6 +70,8 @@ def tune(release: Release, store: Store, queries: Mapping[Modality, FloatArray])
             shares.append(float(np.mean([found_share(release.lowerings[target], got.hits, bar) for got, bar in pairs])))
         if shares:
             tuned = Tuned(finder.ef, min(shares))
-            if tuned.recall >= ENOUGH:
+            if known and known.hnsw_ef == tuned.hnsw_ef:
+                tuned = min(known, tuned, key=lambda each: each.recall)
+            if min(shares) >= ENOUGH:
                 break
     return tuned

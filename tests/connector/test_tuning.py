@@ -3,17 +3,20 @@
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from alignment.metrics import OTHER
 from alignment.vectors import FloatArray, unit
+from connector import push as pushing
 from connector.candidates import Finder
 from connector.edge_store import EdgeStore
+from connector.release import Tuned
 from connector.search import Retriever
 from connector.store import Hit, Store
-from connector.tuning import ENOUGH, SAMPLE, WIDTHS, Tuned, sample, tune
+from connector.tuning import ENOUGH, SAMPLE, WIDTHS, sample, tune
 from tests.connector.test_candidates import DIM, Brute, a_release, random
 from tests.world import Calls, World, alignment, embedded, latent, maps, opened_world, pairs, rows
 
@@ -74,7 +77,27 @@ def test_the_modality_that_is_found_worst_decides() -> None:
 
 
 def test_nothing_to_ask_with_tunes_nothing() -> None:
+    known = Tuned(512, 0.99)
     assert tune(a_release("cosine"), cast(Store, None), {}) is None
+    assert tune(a_release("cosine"), cast(Store, None), {}, known=known) == known
+
+
+@pytest.mark.parametrize(
+    ("enough", "known", "expected"),
+    [
+        (WIDTHS[0], Tuned(WIDTHS[2], 0.991), Tuned(WIDTHS[2], 0.991)),
+        (WIDTHS[3], Tuned(WIDTHS[2], 0.991), Tuned(WIDTHS[3], 1.0)),
+        (WIDTHS[-1] + 1, Tuned(WIDTHS[-1], 0.97), Tuned(WIDTHS[-1], 0.9)),
+        (WIDTHS[0], Tuned(WIDTHS[-1], 0.8), Tuned(WIDTHS[-1], 0.8)),
+    ],
+)
+def test_what_is_known_is_neither_shortened_nor_flattered(enough: int, known: Tuned, expected: Tuned) -> None:
+    release = a_release("cosine")
+    store = cast(Store, Walked(Brute.of(release, unit(random(400, 1))), enough))
+    found = tune(release, store, {"image": unit(random(30, 2))}, known=known)
+    assert found is not None
+    assert found.hnsw_ef == expected.hnsw_ef
+    assert found.recall == pytest.approx(expected.recall)
 
 
 def test_queries_are_aligned_vectors_of_the_other_modality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +154,49 @@ class TestPush:
         assert not searches
         world.push(world.set("s", *self.hard(2510)))
         assert searches
+
+    def test_a_set_that_is_a_part_of_the_release_only_lengthens_the_walk(self, world: World) -> None:
+        world.push(world.set("s", *self.hard()), indexing_threshold=1)
+        (row,) = world.provenance.releases()
+        row.settings = {**row.settings, "hnsw_ef": 1024, "hnsw_recall": 0.992}
+        world.provenance.save(row)
+        few = embedded("image", latent(3, 5))
+        (release,) = world.push(world.set("t", rows("image", few, keys=["x", "y", "z"]))).releases
+        assert release.tuned == Tuned(1024, 0.992)
+        world.push(world.set("s", *self.hard(2510)))  # neither does what is now one of two sets
+        assert world.provenance.releases()[0].settings["hnsw_ef"] == 1024
+
+    def test_a_crash_while_tuning_is_made_up_for(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also where vectors were replaced in place, which changes no count."""
+        world.push(world.set("s", *self.hard()), indexing_threshold=1)
+        other = [rows("image", embedded("image", latent(2500, 9))), self.hard()[1]]
+        with monkeypatch.context() as patched:
+            patched.setattr(pushing, "tune", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                world.push(world.set("s", *other))
+        searches = Calls(monkeypatch, world.store, "search")
+        assert world.push(world.set("s", *other)).counts == {"unchanged": 2600}
+        assert searches
+        asked = len(searches)
+        world.push(world.set("s", *other))
+        assert len(searches) == asked
+
+    def test_a_release_from_before_there_was_tuning_is_tuned(self, world: World) -> None:
+        world.push(world.set("s", *self.hard()), indexing_threshold=1)
+        (row,) = world.provenance.releases()
+        row.settings = {name: value for name, value in row.settings.items() if not name.startswith("hnsw_")}
+        world.provenance.save(row)
+        (release,) = world.push(world.set("s", *self.hard())).releases
+        assert release.hnsw_ef in WIDTHS
+
+    def test_a_collection_that_sql_has_lost_is_tuned_and_pushed_again(self, world: World) -> None:
+        embedding_set = world.set("s", *self.hard())
+        world.push(embedding_set, indexing_threshold=1)
+        (row,) = world.provenance.releases()
+        row.settings = {}  # what is known of a collection that was found again
+        world.provenance.save(row)
+        assert world.push(embedding_set).releases[0].hnsw_ef in WIDTHS
+        assert world.push(embedding_set).counts == {"unchanged": 2600}
 
     def test_without_a_graph_there_is_nothing_to_tune(self, world: World) -> None:
         (release,) = world.push(world.set("s", *self.hard(200))).releases
