@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from alignment.embeddings import CARD, MODALITIES, EncoderCard, HoldOut, Modality, sync_directory, write_durably
 from alignment.errors import AlignmentError
+from alignment.lifts import LIFTS
 from alignment.metrics import Metric
 from alignment.projections import Projection
 from alignment.vectors import FloatArray
@@ -107,11 +108,9 @@ class Alignment:
         sha = hashlib.sha256(f"{self.card.hold_out}\n".encode())
         for modality in MODALITIES:
             sha.update(f"{modality} {self.card.encoders[modality].fingerprint}\n".encode())
-            projection = self.projections[modality]
-            for name, tensor in (("mean", projection.mean), ("weight", projection.weight)):
-                if tensor is not None:
-                    sha.update(f"{name} {tensor.shape}\n".encode())
-                    sha.update(np.ascontiguousarray(tensor).data)
+            for name, tensor in self.projections[modality].tensors().items():
+                sha.update(f"{name} {tensor.shape}\n".encode())
+                sha.update(np.ascontiguousarray(tensor).data)
         for name, tensor in sorted(self.weights.items()):
             sha.update(f"{name} {tensor.shape} {tensor.dtype}\n".encode())
             sha.update(np.ascontiguousarray(tensor).tobytes())
@@ -139,8 +138,7 @@ class Alignment:
         projections = {
             f"{modality}.{name}": np.ascontiguousarray(tensor)
             for modality, projection in self.projections.items()
-            for name, tensor in (("mean", projection.mean), ("weight", projection.weight))
-            if tensor is not None
+            for name, tensor in projection.tensors().items()
         }
         learned = {f"{LEARNED}{name}": np.ascontiguousarray(tensor) for name, tensor in self.weights.items()}
         return {**projections, **learned}
@@ -173,7 +171,7 @@ class Alignment:
             card = AlignmentCard(**raw)
             weights = {n.removeprefix(LEARNED): tensor for n, tensor in tensors.items() if n.startswith(LEARNED)}
             loaded = cls(card, {m: _projection(m, card, tensors) for m in MODALITIES}, weights)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise AlignmentError(f"{path / CARD} is damaged ({error!r}); fit it again") from error
         if loaded.fingerprint != fingerprint or loaded.dim != dim:
             raise AlignmentError(
@@ -184,8 +182,16 @@ class Alignment:
 
 
 def _projection(modality: Modality, card: AlignmentCard, tensors: dict[str, Any]) -> Projection:
-    dim = card.encoders[modality].dim
+    dim, prefix = card.encoders[modality].dim, f"{modality}.lift."
     mean, weight = tensors.get(f"{modality}.mean"), tensors.get(f"{modality}.weight")
-    if any(tensor is not None and len(tensor) != dim for tensor in (mean, weight)):
+    lifted: dict[str, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            kind, _, own = name.removeprefix(prefix).partition(".")
+            lifted.setdefault(kind, {})[own] = tensor
+    (lift,) = [*(LIFTS[kind].of(held) for kind, held in lifted.items())] or (None,)
+    taken, given = (dim, dim) if lift is None else lift.dims
+    lengths = [(mean, dim), (weight, given)]
+    if taken != dim or any(tensor is not None and len(tensor) != length for tensor, length in lengths):
         raise TypeError(f"{modality} weights of another dimension than the {dim} of {card.encoders[modality].spec}")
-    return Projection(dim, mean, weight)
+    return Projection(dim, mean, weight, lift)

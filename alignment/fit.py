@@ -15,10 +15,10 @@ from alignment.artifact import Alignment, AlignmentCard
 from alignment.embeddings import MODALITIES, EmbeddingSet, HoldOut, Modality, Rows
 from alignment.errors import FitError
 from alignment.metrics import BANK, Cosine, LearnedMetric, Metric, Nnn, bank_name
-from alignment.projections import METHODS, ROUNDING, Fitter, Projection
+from alignment.projections import METHODS, Fitter, Projection
 from alignment.recall import Codes, Ranks, group_codes, ranks, recall_at
 from alignment.train import Side, train
-from alignment.vectors import FloatArray, faults, unit
+from alignment.vectors import ROUNDING, FloatArray, faults, unit
 
 if TYPE_CHECKING:
     import torch

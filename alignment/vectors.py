@@ -7,6 +7,9 @@ from alignment.errors import VectorError
 
 FloatArray = npt.NDArray[np.float32]
 
+# How far float32 may move a unit vector in the arithmetic of a projection.
+ROUNDING = 4 * float(np.finfo(np.float32).eps)
+
 NOT_FINITE = "vector-not-finite"
 ZERO = "vector-zero"
 

@@ -168,7 +168,7 @@ def encode(
 @cli.command()
 @click.argument("sets", nargs=-1, required=True, metavar="SET...")
 @click.option("--alignment", "name", required=True, metavar="NAME", help="Alignment to make.")
-@click.option("--method", default="auto", show_default=True, help="auto, identity, procrustes, ridge or rcca.")
+@click.option("--method", default="auto", show_default=True, help="auto, identity, procrustes, ridge, rcca or kcca.")
 @click.option(
     "--metric",
     "metrics",

@@ -322,7 +322,7 @@ def test_the_shrinkages_belong_to_their_sides(rng: np.random.Generator) -> None:
 def test_a_spectrum_rebuilds_the_matrix_it_came_from(case: Any, rng: np.random.Generator) -> None:
     Z = case(rng)[0]
     Z = Z - Z.mean(axis=0)
-    spectrum = Spectrum(*tensors(Z))
+    spectrum = Spectrum(*tensors(Z.T @ Z))
     V, values = array(spectrum.vectors), array(spectrum.values)
     np.testing.assert_allclose((V * values) @ V.T, Z.T @ Z, atol=1e-9)
     np.testing.assert_allclose(V.T @ V, np.eye(spectrum.rank), atol=1e-10)
