@@ -247,11 +247,15 @@ def canonical(
 class KernelCCA(Method):
     """Regularised canonical correlation analysis of Gaussian kernel features (Hardoon, Szedmak and Shawe-Taylor 2004).
 
-    Features are the Nyström approximation on at most `LANDMARKS` training pairs, evenly spread, and exact below
-    that many. Memory is bounded by the landmarks, whatever the number of pairs.
+    Features are the Nyström approximation on at most `LANDMARKS` training pairs, and exact below that many; their
+    covariances are those of at most `PAIRS`. Both are evenly spread, so time and memory are bounded.
     """
 
     name = "kcca"
+
+    def __init__(self, X: "Tensor", Y: "Tensor"):
+        step = -(-len(X) // PAIRS)
+        super().__init__(X[::step], Y[::step])
 
     @classmethod
     def candidates(cls, d_x: int, d_y: int) -> list[Hyperparameters]:
@@ -300,6 +304,7 @@ class KernelCCA(Method):
 
 
 LANDMARKS = 2048
+PAIRS = 1 << 16
 COMPONENTS = 512
 BLOCK_ROWS = 8192
 # Eigenvalues of the kernel matrix below this share of the largest are noise of the arithmetic.

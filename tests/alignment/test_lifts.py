@@ -118,6 +118,17 @@ def test_more_pairs_than_landmarks_are_approximated(rng: np.random.Generator, mo
     assert min(agree) > 0.9
 
 
+def test_of_many_pairs_some_are_enough(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projections, "PAIRS", 100)
+    X, Y = a_pair(rng, 301)
+    hyperparameters = {"gamma": 2.0, "shrinkage": 0.3, "components": 4}
+    means = [unit(Z).mean(axis=0) for Z in (X, Y)]
+    sides = [torch.from_numpy(unit(Z) - mean).double() for Z, mean in zip((X, Y), means, strict=True)]
+    some = KernelCCA(*(Z[::4] for Z in sides)).solve(hyperparameters)
+    for every, few in zip(KernelCCA(*sides).solve(hyperparameters), some, strict=True):
+        torch.testing.assert_close(every, few)
+
+
 def lifted_alignment(rng: np.random.Generator) -> Alignment:
     base = alignment()
     weight = rng.standard_normal((6, 3)).astype(np.float32)
