@@ -3,7 +3,8 @@
 Metrics that have something to learn are fitted on top of it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 KS = (1, 5, 10)
 # A validation fold need not be larger than this to tell candidates apart; it bounds the time of a large fit.
 VALIDATION_GROUPS = 2_000
+# Candidates that go on to the next fold at least.
+FEWEST = 8
 
 Progress = Callable[[str], None]
 
@@ -82,6 +85,7 @@ def fit(
     folds: int = 4,
     seed: int = 0,
     device: str = "auto",
+    budget: float | None = None,
     progress: Progress = lambda line: None,
 ) -> Alignment:
     """Fit the best alignment of `sets`.
@@ -95,6 +99,7 @@ def fit(
         folds: parts of the cross-validation; groups are never split.
         seed: of the folds.
         device: where the matrices are decomposed and metrics are trained.
+        budget: seconds after which no further candidate is begun, so that what is chosen depends on the machine.
         progress: called with a line at each step.
 
     Raises:
@@ -121,8 +126,10 @@ def fit(
     chosen_under = next(
         (metric for metric in metrics if not _learners([metric]) and not isinstance(metric, Nnn)), Cosine()
     )
-    scores = cross_validate(training, names, chosen_under, folds=folds, seed=seed, device=place, progress=progress)
-    best = max(scores, key=lambda candidate: candidate.score)
+    scores = cross_validate(
+        training, names, chosen_under, folds=folds, seed=seed, device=place, budget=budget, progress=progress
+    )
+    best = best_of(scores)
     progress(f"best: {best.method} {best.hyperparameters}, validation recall {best.score:.3f}")
     projections = Fitter(best.method, *training.pairs(), place).fit(best.hyperparameters)
     aligned = training.project(projections)
@@ -193,15 +200,26 @@ def fit_metrics(
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A method with hyperparameters and its validation score: mean of Recall@1/5/10 over directions and folds."""
+    """A method with hyperparameters and how it validated.
+
+    Attributes:
+        score: mean of Recall@1/5/10 over both directions and the folds that it took part in.
+        folds: how many those are; losers are dropped early.
+    """
 
     method: str
     hyperparameters: dict[str, Any]
     score: float
+    folds: int
 
     def to_json(self) -> dict[str, Any]:
         """Lay out for the alignment's card."""
-        return {"method": self.method, **self.hyperparameters, "score": round(self.score, 6)}
+        return {"method": self.method, **self.hyperparameters, "score": round(self.score, 6), "folds": self.folds}
+
+
+def best_of(candidates: Iterable[Candidate]) -> Candidate:
+    """Return the best of those that were validated on the most folds."""
+    return max(candidates, key=lambda candidate: (candidate.folds, candidate.score))
 
 
 def cross_validate(
@@ -212,9 +230,16 @@ def cross_validate(
     folds: int,
     seed: int,
     device: Any,
+    budget: float | None = None,
     progress: Progress = lambda line: None,
 ) -> list[Candidate]:
-    """Score every candidate of `methods` on held-out folds of whole groups."""
+    """Score the candidates of `methods` on held-out folds of whole groups.
+
+    After every fold the better third goes on, at least `FEWEST`, and the best of every method whatever it scores.
+    With a `budget` in seconds no candidate is begun when it has passed; a fold that is cut off counts for nothing,
+    unless it is the first.
+    """
+    started = time.monotonic()
     groups = np.unique(training.image.groups)
     if folds < 2 or len(groups) < 2 * folds:
         raise FitError(
@@ -222,31 +247,51 @@ def cross_validate(
             f"texts, got {len(groups)}; add data or lower --folds or --holdout"
         )
     shuffled = np.random.default_rng(seed).permutation(groups)
-    parts = np.array_split(shuffled, folds)
-    d_x, d_y = training.image.vectors.shape[1], training.text.vectors.shape[1]
-    results = []
-    for name in methods:
-        candidates = METHODS[name].candidates(d_x, d_y)
-        if not candidates:
-            progress(f"{name}: does not apply to dimensions {d_x} and {d_y}")
-            continue
-        totals = np.zeros(len(candidates))
-        for fold, part in enumerate(parts):
-            validation = training.only(part[:VALIDATION_GROUPS])
-            fitter = Fitter(name, *training.only(np.setdiff1d(groups, part)).pairs(), device)
-            progress(f"{name}: {len(candidates)} candidates, fold {fold + 1} of {folds}")
-            for i, hyperparameters in enumerate(candidates):
-                both = validation.project(fitter.fit(hyperparameters)).ranks(dict.fromkeys(MODALITIES, metric))
-                totals[i] += np.mean([recall_at(r, k) for r in both for k in KS])
-        results += [
-            Candidate(name, dict(hyperparameters), float(total / folds))
-            for hyperparameters, total in zip(candidates, totals, strict=True)
-        ]
-    if not results:
+    dims = training.image.vectors.shape[1], training.text.vectors.shape[1]
+    racing = {name: METHODS[name].candidates(*dims) for name in methods}
+    for name in [name for name, candidates in racing.items() if not candidates]:
+        progress(f"{name}: does not apply to dimensions {dims[0]} and {dims[1]}")
+        del racing[name]
+    if not racing:
         raise FitError(
-            f"method {', '.join(methods)} does not apply to spaces of dimension {d_x} and {d_y}; choose another"
+            f"method {', '.join(methods)} does not apply to spaces of dimension {dims[0]} and {dims[1]}; choose another"
         )
-    return results
+    results: dict[tuple[Any, ...], Candidate] = {}
+    for fold, part in enumerate(np.array_split(shuffled, folds)):
+        validation, fitting = training.only(part[:VALIDATION_GROUPS]), training.only(np.setdiff1d(groups, part))
+        scored: dict[tuple[Any, ...], Candidate] = {}
+        for name, candidates in racing.items():
+            if scored and _passed(started, budget):
+                break
+            progress(f"{name}: {len(candidates)} candidates, fold {fold + 1} of {folds}")
+            fitter = Fitter(name, *fitting.pairs(), device)
+            for hyperparameters in candidates:
+                if scored and _passed(started, budget):
+                    break
+                both = validation.project(fitter.fit(hyperparameters)).ranks(dict.fromkeys(MODALITIES, metric))
+                found = float(np.mean([recall_at(r, k) for r in both for k in KS]))
+                key = (name, *hyperparameters.values())
+                mean = (fold * results[key].score + found) / (fold + 1) if fold else found
+                scored[key] = Candidate(name, dict(hyperparameters), mean, fold + 1)
+        if len(scored) < sum(map(len, racing.values())):
+            progress(f"the budget has passed in fold {fold + 1} of {folds} with {len(scored)} candidates validated")
+            return list((results or scored).values())
+        results |= scored
+        kept = _survivors(list(scored.values()))
+        racing = {name: [c.hyperparameters for c in kept if c.method == name] for name in racing}
+    return list(results.values())
+
+
+def _passed(started: float, budget: float | None) -> bool:
+    return budget is not None and time.monotonic() - started > budget
+
+
+def _survivors(scored: Sequence[Candidate]) -> list[Candidate]:
+    """Keep the better third, at least `FEWEST`, and the best of every method; in the order that they came in."""
+    ranked = sorted(scored, key=lambda candidate: -candidate.score)
+    kept = ranked[: max(FEWEST, len(ranked) // 3)]
+    kept += [best_of(c for c in scored if c.method == name) for name in {c.method for c in scored}]
+    return [candidate for candidate in scored if any(candidate is each for each in kept)]
 
 
 def recall_table(both: tuple[Ranks, Ranks]) -> dict[str, dict[str, float]]:

@@ -24,7 +24,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
 from alignment.embeddings import MODALITIES
-from alignment.fit import KS, Labelled, cross_validate
+from alignment.fit import KS, Labelled, best_of, cross_validate
 from alignment.metrics import Cosine
 from alignment.projections import METHODS, Fitter
 from alignment.recall import group_codes, recall_at
@@ -102,7 +102,7 @@ def _manifest(directory: Path, items: Iterator[tuple[Path, str]]) -> Path:
     rows = []
     for number, (picture, caption) in enumerate(items):
         shutil.copyfile(picture, directory / f"{number}.png")
-        rows.append({"image": f"{number}.png", "caption": caption, "group": caption})
+        rows.append({"key": f"{number}", "image": f"{number}.png", "caption": caption, "group": caption})
     manifest = directory / "manifest.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return manifest
@@ -126,8 +126,8 @@ def measure(data: Labelled) -> list[Row]:
         held = round(HELD_OUT * len(groups))
         test, training = data.only(shuffled[:held]), data.only(shuffled[held:])
         scores = cross_validate(training, list(METHODS), Cosine(), folds=FOLDS, seed=seed, device=CPU)
-        scores.sort(key=lambda candidate: candidate.score)
-        best = {candidate.method: candidate for candidate in scores} | {"auto": scores[-1]}
+        best = {name: best_of(s for s in scores if s.method == name) for name in {s.method for s in scores}}
+        best["auto"] = best_of(scores)
         for name, candidate in best.items():
             fitted = Fitter(candidate.method, *training.pairs(), CPU).fit(candidate.hyperparameters)
             recalls.setdefault(name, []).append(_recalls(test.project(fitted)))

@@ -3,6 +3,7 @@
 Imports inside the commands keep `modalign --help` fast: numpy, torch, SQLAlchemy and the databases load when used.
 """
 
+import re
 import shutil
 import sys
 import textwrap
@@ -43,6 +44,16 @@ METRIC_HELP = (
     "w1, bilinear, mol or mlp, with parameters as in 'chi2(map=split)'; 'dot+nnn' corrects hubness."
 )
 PAYLOAD_KINDS = ("keyword", "integer", "float", "bool")
+
+
+def seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Read a time such as `90s`, `10m` or `2h`."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", value)
+    if match is None or not float(match[1]):
+        raise click.BadParameter(f"expected a time above zero such as 90s, 10m or 2h, got {value!r}")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def home_options(command: F) -> F:
@@ -189,19 +200,26 @@ def encode(
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the hold-out and the folds."
 )
+@click.option(
+    "--budget",
+    callback=seconds,
+    metavar="TIME",
+    help="Begin no further candidate after so long, such as 90s, 10m or 2h.  [default: try them all]",
+)
 @json_option
 @home_options
 def fit(
     sets: tuple[str, ...], name: str, method: str, metrics: tuple[str, ...], holdout: float, folds: int, seed: int,
-    as_json: bool, **where: Any,
+    budget: float | None, as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
     """Fit an alignment on embedding sets that hold pairs of images and texts."""
     from alignment.embeddings import HoldOut
 
     with _home(where) as home:
         result = home.fit(
-            sets, name, method=method, metrics=metrics, hold_out=HoldOut(holdout, seed), folds=folds, seed=seed
-        )
+            sets, name, method=method, metrics=metrics, hold_out=HoldOut(holdout, seed), folds=folds, seed=seed,
+            budget=budget,
+        )  # fmt: skip
     alignment: Alignment = result.made
     card = alignment.card
     document = {

@@ -129,12 +129,13 @@ class Home:
         hold_out: HoldOut = HoldOut(),
         folds: int = 4,
         seed: int = 0,
+        budget: float | None = None,
     ) -> Result:
         """Fit the alignment `name` on embedding sets."""
         path = self.settings.alignment_path(name)
         parameters = {
             "sets": list(sets), "alignment": name, "method": method, "metrics": list(metrics),
-            "holdout": hold_out.fraction, "folds": folds, "seed": seed,
+            "holdout": hold_out.fraction, "folds": folds, "seed": seed, "budget": budget,
         }  # fmt: skip
         with self.provenance.run("fit", parameters) as run:
             if path.exists():
@@ -147,6 +148,7 @@ class Home:
                 folds=folds,
                 seed=seed,
                 device=self.settings.device,
+                budget=budget,
                 progress=say,
             )
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from alignment.artifact import Alignment
 from alignment.device import resolve
 from alignment.embeddings import MODALITIES, EmbeddingSet, HoldOut
 from alignment.errors import FitError, MetricError, VectorError
-from alignment.fit import KS, Labelled, cross_validate, fit, recall_table
+from alignment.fit import KS, Labelled, best_of, cross_validate, fit, recall_table
 from alignment.metrics import BANK, METRICS, Cosine, Euclid, LearnedMetric, Metric, bank_name, parse
 from alignment.projections import METHODS, Fitter, Projection
 from alignment.recall import group_codes, ranks, recall_at
@@ -114,7 +115,8 @@ def test_the_best_candidate_is_taken_and_fitted_on_all_training_pairs(rng: np.ra
     alignment = fit([pair_set(tmp_path / "s", X, Y)], device="cpu")
     card = alignment.card
     best = max(candidate["score"] for candidate in card.candidates)
-    assert {"method": card.method, **card.hyperparameters, "score": best} in card.candidates
+    chosen = {"method": card.method, **card.hyperparameters}
+    assert any(chosen.items() <= candidate.items() and candidate["folds"] == 4 for candidate in card.candidates)
     assert best > min(candidate["score"] for candidate in card.candidates)
     kept = ~HoldOut().held_out([str(i) for i in range(80)])
     order = sorted(np.flatnonzero(kept), key=str)
@@ -329,6 +331,57 @@ def test_a_validation_score_is_the_mean_recall_over_folds_and_directions(rng: np
 
 
 # Metrics that learn
+
+
+def racers(rng: np.random.Generator) -> Labelled:
+    n = 60
+    X, Y = linear_pair(rng, n)
+    return labelled(X, Y, [str(i) for i in range(n)], [str(i) for i in range(n)])
+
+
+def test_losers_are_dropped_early_and_every_method_reaches_the_end(rng: np.random.Generator) -> None:
+    names = [name for name in METHODS if name != "identity"]
+    found = cross_validate(racers(rng), names, Cosine(), folds=4, seed=0, device=resolve("cpu"))
+    assert len(found) == sum(len(METHODS[name].candidates(9, 7)) for name in names)
+    by_folds = Counter(candidate.folds for candidate in found)
+    assert by_folds.keys() <= {1, 2, 3, 4}
+    assert by_folds[1] >= len(found) / 2
+    assert {c.method for c in found if c.folds == 4} == set(names)
+    assert best_of(found).folds == 4
+    assert best_of(found).score == max(c.score for c in found if c.folds == 4)
+    first = [c for c in found if c.folds == 1]
+    assert max(c.score for c in first) <= max(c.score for c in found)
+
+
+def test_a_score_is_the_mean_over_the_folds_that_a_candidate_took_part_in(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = iter([0.5, 0.1, 0.9, 0.2, 0.4, 0.3] * 6)
+    monkeypatch.setattr(fitting, "FEWEST", 2)
+    monkeypatch.setattr(METHODS["procrustes"], "candidates", lambda *dims: [{"components": d} for d in (1, 2, 3)])
+    monkeypatch.setattr(fitting, "recall_at", lambda *_: next(given))
+    found = cross_validate(racers(rng), ["procrustes"], Cosine(), folds=2, seed=0, device=resolve("cpu"))
+    assert [(c.hyperparameters["components"], c.folds) for c in found if c.folds == 2] != []
+    assert all(0.1 <= c.score <= 0.9 for c in found)
+    assert sorted(c.folds for c in found) == [1, 2, 2]
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 18])
+def test_a_budget_ends_the_search_after_the_candidate_under_way(
+    after: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first fold counts as far as it got; a later one that is cut off does not."""
+    clock = iter(range(10_000))
+    monkeypatch.setattr("alignment.fit.time.monotonic", lambda: float(next(clock)))
+    lines: list[str] = []
+    found = cross_validate(
+        racers(rng), ["ridge"], Cosine(), folds=4, seed=0, device=resolve("cpu"), budget=after + 0.5,
+        progress=lines.append,
+    )  # fmt: skip
+    assert len(found) == (14 if after == 18 else after + 1)
+    assert {candidate.folds for candidate in found} == {1}
+    assert "the budget has passed in fold" in lines[-1]
+    assert best_of(found).score == max(candidate.score for candidate in found)
 
 
 @pytest.mark.parametrize(
