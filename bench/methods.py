@@ -126,7 +126,9 @@ def measure(data: Labelled) -> list[Row]:
         held = round(HELD_OUT * len(groups))
         test, training = data.only(shuffled[:held]), data.only(shuffled[held:])
         scores = cross_validate(training, list(METHODS), Cosine(), folds=FOLDS, seed=seed, device=CPU)
-        best = {name: best_of(s for s in scores if s.method == name) for name in {s.method for s in scores}}
+        best = {
+            name: best_of(s for s in scores if s.method == name) for name in dict.fromkeys(s.method for s in scores)
+        }
         best["auto"] = best_of(scores)
         for name, candidate in best.items():
             fitted = Fitter(candidate.method, *training.pairs(), CPU).fit(candidate.hyperparameters)

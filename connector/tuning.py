@@ -27,14 +27,17 @@ SAMPLE = 64
 def sample(embedding_set: EmbeddingSet, release: Release) -> dict[Modality, FloatArray]:
     """Draw aligned queries (n, d) for each modality that can be searched: vectors of the other one.
 
-    Of a set with one modality they are its own vectors, which are the easier queries.
+    Those that the fit never saw come first: the others lie close to their partners, which makes them easy to find. Of
+    a set with one modality they are its own vectors, which are the easiest queries.
     """
-    counts = embedding_set.card.counts
+    counts, hold_out = embedding_set.card.counts, release.alignment.card.hold_out
     drawn: dict[Modality, FloatArray] = {}
     for target in OTHER:
         if counts.get(target):
             asking = OTHER[target] if counts.get(OTHER[target]) else target
-            X = embedding_set.sample(asking, SAMPLE).vectors
+            rows = embedding_set.sample(asking, round(SAMPLE / hold_out.fraction))
+            unseen_first = np.argsort(~hold_out.held_out(rows.groups), kind="stable")
+            X = rows.vectors[unseen_first[:SAMPLE]]
             X = release.alignment.projections[asking].unchecked(np.delete(X, list(faults(X)), axis=0))
             drawn[target] = np.delete(X, list(faults(X)), axis=0)
     return {target: queries for target, queries in drawn.items() if len(queries)}

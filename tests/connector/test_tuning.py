@@ -111,6 +111,9 @@ def test_queries_are_aligned_vectors_of_the_other_modality(tmp_path: Path, monke
             assert 0.8 * SAMPLE <= len(queries) <= SAMPLE
             aligned = alignment().project(OTHER[target], sound[target].vectors)
             assert {query.tobytes() for query in queries} <= {row.tobytes() for row in aligned}
+            held = alignment().card.hold_out.held_out(sound[target].groups)
+            unseen = {row.tobytes() for row in aligned[held]}
+            assert sum(query.tobytes() in unseen for query in queries) > 0.4 * len(queries)  # of a quarter of all
         (own,) = sample(world.set("t", image), a_release("cosine")).items()
         assert own[0] == "image"
 
