@@ -44,6 +44,7 @@ class AlignmentCard:
         metrics: what it was fitted for; candidates were chosen under the first that has nothing to learn.
         sets: fingerprints of the embedding sets it was fitted on.
         pairs: number of training pairs.
+        training: settings of the training, and the weights of its losses under each metric; empty for closed forms.
         hold_out: which groups the fit never saw.
         held_out_recall: Recall@1/5/10 on those, by metric and direction, in [0, 1].
         candidates: everything that was tried, with its validation score.
@@ -58,6 +59,7 @@ class AlignmentCard:
     hold_out: HoldOut
     held_out_recall: dict[str, dict[str, dict[str, float]]]
     candidates: list[dict[str, Any]]
+    training: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=library_versions)
     format: int = FORMAT
 

@@ -1,11 +1,11 @@
-"""Embedding sets in, the best closed-form alignment out, chosen by grouped cross-validation on Recall@K.
+"""Embedding sets in, the best alignment out, chosen by grouped cross-validation on Recall@K.
 
-Metrics that have something to learn are fitted on top of it.
+Metrics that have something to learn are fitted on top of it, or jointly with it.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,65 +15,26 @@ from alignment import device as devices
 from alignment.artifact import Alignment, AlignmentCard
 from alignment.embeddings import MODALITIES, EmbeddingSet, HoldOut, Modality, Rows
 from alignment.errors import FitError
+from alignment.labelled import Labelled, Side
+from alignment.methods import HEAD_NAMES, METHODS, Fitter, Projections, Task, candidates, fewest_groups, refined
 from alignment.metrics import BANK, Cosine, LearnedMetric, Metric, Nnn, bank_name
-from alignment.projections import METHODS, Fitter, Projection
-from alignment.recall import Codes, Ranks, group_codes, ranks, recall_at
-from alignment.train import Side, train
-from alignment.vectors import ROUNDING, FloatArray, faults, unit
+from alignment.recall import Ranks, group_codes, recall_at
+from alignment.train import KS, Model, Training, split, train
+from alignment.vectors import ROUNDING, faults, unit
 
 if TYPE_CHECKING:
     import torch
 
-KS = (1, 5, 10)
 # A validation fold need not be larger than this to tell candidates apart; it bounds the time of a large fit.
 VALIDATION_GROUPS = 2_000
 # Candidates that go on to the next fold at least.
 FEWEST = 8
+# Learned metrics have few weights, and learn from more and smaller steps.
+LEARNED: Mapping[str, Any] = {"batch": 128}
+# The residual that is trained jointly with the metrics.
+JOINT: Mapping[str, Any] = {"rank": 128, "learning_rate": 3e-4}
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """Images and texts that share groups: what alignments are fitted and judged on."""
-
-    image: Side
-    text: Side
-
-    def only(self, groups: Codes) -> "Labelled":
-        """Keep the items of these groups."""
-        return Labelled(*(side.where(np.isin(side.groups, groups)) for side in (self.image, self.text)))
-
-    def pairs(self) -> tuple[FloatArray, FloatArray]:
-        """Pair images and texts within each group: X (n, d_image), Y (n, d_text).
-
-        A group of a images and b texts gives max(a, b) pairs: the shorter side is used again from its start. So
-        every item takes part, and a group that is a class label does not give a x b pairs.
-        """
-        rows_x, rows_y = [], []
-        for x, y in zip(_by_group(self.image.groups), _by_group(self.text.groups), strict=True):
-            longest = max(len(x), len(y))
-            rows_x.append(np.resize(x, longest))
-            rows_y.append(np.resize(y, longest))
-        return self.image.vectors[np.concatenate(rows_x)], self.text.vectors[np.concatenate(rows_y)]
-
-    def project(self, projections: tuple[Projection, Projection]) -> "Labelled":
-        """Align both sides; a row that cannot be becomes NaN."""
-        image, text = (
-            Side(projection.unchecked(side.vectors), side.groups)
-            for projection, side in zip(projections, (self.image, self.text), strict=True)
-        )
-        return Labelled(image, text)
-
-    def ranks(self, metrics: Mapping[Modality, Metric]) -> tuple[Ranks, Ranks]:
-        """Rank aligned sides both ways, text to image and image to text, under the metric of what is searched.
-
-        A row that could not be aligned ranks last.
-        """
-        image, text = self.image, self.text
-        t2i = ranks(text.vectors, image.vectors, text.groups, image.groups, metric=metrics["image"])
-        i2t = ranks(image.vectors, text.vectors, image.groups, text.groups, metric=metrics["text"])
-        return t2i, i2t
 
 
 def fit(
@@ -86,6 +47,8 @@ def fit(
     seed: int = 0,
     device: str = "auto",
     budget: float | None = None,
+    joint: bool = False,
+    training: Mapping[str, Any] | None = None,
     progress: Progress = lambda line: None,
 ) -> Alignment:
     """Fit the best alignment of `sets`.
@@ -93,50 +56,63 @@ def fit(
     Args:
         sets: embedding sets made by the same encoders; their rows are joined.
         method: one of `METHODS`, or `auto` for the best of all.
-        metrics: candidates are chosen under the first that has nothing to learn, or else under cosine; those that
-            have are then fitted on the aligned training pairs; held-out recall is reported under each.
+        metrics: candidates are chosen, and heads trained, under the first that has nothing to learn, or else under
+            cosine; those that have are then fitted on the aligned training pairs; held-out recall is reported under
+            each.
         hold_out: groups that take no part in the fit or the choice.
         folds: parts of the cross-validation; groups are never split.
         seed: of the folds.
         device: where the matrices are decomposed and metrics are trained.
         budget: seconds after which no further candidate is begun, so that what is chosen depends on the machine.
+        joint: choose under all metrics that learn nothing, and then train a residual on what was chosen together with
+            the metrics that learn, under the mean of the losses of all: one projection that serves every metric.
+        training: settings of `Training` that stand above those of the candidates.
         progress: called with a line at each step.
 
     Raises:
         FitError: too few groups with both modalities, too few vectors for a hubness correction, unusable vectors,
             or no method that applies.
     """
+    given = dict(training or {})
+    Training().with_values(given)  # refuses what there is not, before anything takes time
     if method != "auto" and method not in METHODS:
         raise FitError(f"unknown method {method!r}; expected auto or one of {', '.join(METHODS)}")
     encoders = _common_encoders(sets)
     rows = {m: Rows.concatenate([s.load(m) for s in sets]) for m in MODALITIES}
-    training, test, unpaired = _split(rows, hold_out)
+    known, test, unpaired = _split(rows, hold_out)
     progress(
-        f"{len(np.unique(training.image.groups))} groups to fit on, {len(np.unique(test.image.groups))} held out, "
+        f"{len(known.groups)} groups to fit on, {len(np.unique(test.image.groups))} held out, "
         f"{unpaired} items without a partner left out"
     )
-    for modality, side in (("image", training.image), ("text", training.text)):
+    for modality, side in (("image", known.image), ("text", known.text)):
         if (np.ptp(unit(side.vectors), axis=0) <= ROUNDING).all():
             raise FitError(
                 f"the {modality} vectors to fit on all have the same direction; check the encoder and the data"
             )
-    _require_references(metrics, training)
+    _require_references(metrics, known)
     place = devices.resolve(device)
-    names = list(METHODS) if method == "auto" else [method]
-    chosen_under = next(
-        (metric for metric in metrics if not _learners([metric]) and not isinstance(metric, Nnn)), Cosine()
-    )
-    scores = cross_validate(
-        training, names, chosen_under, folds=folds, seed=seed, device=place, budget=budget, progress=progress
-    )
+    names = [method]
+    if method == "auto":
+        names = [name for name in METHODS if len(known.groups) >= fewest_groups(name)]
+        for name in METHODS:
+            if name not in names:
+                progress(f"{name}: enters from {fewest_groups(name):,} groups on; try it with --method {name}")
+    fixed = [metric for metric in metrics if not _learners([metric]) and not isinstance(metric, Nnn)] or [Cosine()]
+    task = Task(fixed if joint else fixed[:1], given, seed)
+    scores = cross_validate(known, names, task, folds=folds, device=place, budget=budget, progress=progress)
     best = best_of(scores)
     progress(f"best: {best.method} {best.hyperparameters}, validation recall {best.score:.3f}")
-    projections = Fitter(best.method, *training.pairs(), place).fit(best.hyperparameters)
-    aligned = training.project(projections)
-    image, text = (
-        side.where(np.asarray(np.isfinite(side.vectors).all(axis=1))) for side in (aligned.image, aligned.text)
-    )
-    weights = fit_metrics(metrics, image, text, seed=seed, device=place, progress=progress)
+    started = replace(task, progress=progress)
+    projections = Fitter(best.method, known, place, started).fit(best.hyperparameters)
+    trained: dict[str, Any] = {}
+    learned: list[LearnedMetric] = []
+    if best.method in HEAD_NAMES:
+        trained = asdict(task.training(best.hyperparameters)) | _terms(task.metrics)
+    if joint:
+        together = replace(started, metrics=[*fixed, *_learners(metrics)])
+        projections, learned = _jointly(best, known, place, together)
+        trained = asdict(together.training(JOINT)) | _terms(together.metrics)
+    weights = fit_metrics(metrics, known.project(projections).sound(), learned, task=started, device=place)
     held_out = test.project(projections)
     recalls = {
         str(metric): recall_table(held_out.ranks({m: metric.bind(weights, m) for m in MODALITIES}))
@@ -149,8 +125,9 @@ def fit(
             hyperparameters=best.hyperparameters,
             metrics=[str(metric) for metric in metrics],
             sets=[s.card.fingerprint for s in sets],
-            pairs=len(training.pairs()[0]),
+            pairs=len(known.pairs()[0]),
             hold_out=hold_out,
+            training=trained,
             held_out_recall=recalls,
             candidates=[candidate.to_json() for candidate in scores],
         ),
@@ -179,23 +156,62 @@ def _learners(metrics: Sequence[Metric]) -> list[LearnedMetric]:
 
 def fit_metrics(
     metrics: Sequence[Metric],
-    image: Side,
-    text: Side,
+    aligned: Labelled,
+    learned: Sequence[LearnedMetric] = (),
     *,
-    seed: int,
+    task: Task,
     device: "torch.device",
-    progress: Progress = lambda line: None,
 ) -> dict[str, npt.NDArray[Any]]:
-    """Fit what the metrics need on aligned training items, by the names that `Metric.bind` asks for."""
+    """Fit what the metrics need on aligned training items, by the names that `Metric.bind` asks for.
+
+    Args:
+        learned: metrics that have been trained already.
+    """
     weights: dict[str, npt.NDArray[Any]] = {}
     for metric in _learners(metrics):
-        weights |= train(metric, image, text, seed=seed, device=device, progress=progress).weights()
+        done = next((m for m in learned if m == metric), None) or fit_learned(metric, aligned, task, device)
+        weights |= done.weights()
     if any(isinstance(metric, Nnn) for metric in metrics):
-        rng = np.random.default_rng(seed)
-        for modality, side in zip(MODALITIES, (image, text), strict=True):
+        rng = np.random.default_rng(task.seed)
+        for modality, side in zip(MODALITIES, (aligned.image, aligned.text), strict=True):
             chosen = np.sort(rng.permutation(len(side.vectors))[:BANK])
             weights[bank_name(modality)] = side.vectors[chosen]
     return weights
+
+
+def fit_learned(metric: LearnedMetric, aligned: Labelled, task: Task, device: "torch.device") -> LearnedMetric:
+    """Train one metric on aligned items; return it with the weights that validated best."""
+    started = metric.start(aligned.image.vectors.shape[1], task.seed)
+    training = task.training(LEARNED)
+    fitted, held = split(aligned, training, np.random.default_rng(task.seed))
+    train(
+        Model([started]), aligned, fitted, held, training=training, seed=task.seed, device=device,
+        deadline=task.deadline, progress=task.progress,
+    )  # fmt: skip
+    return started
+
+
+def _jointly(
+    best: "Candidate", known: Labelled, device: "torch.device", task: Task
+) -> tuple[Projections, list[LearnedMetric]]:
+    """Train a residual on what was chosen, together with the metrics that learn."""
+    from alignment.heads import Residual
+
+    quiet = replace(task, progress=lambda line: None)
+    result = refined(
+        lambda data: Fitter(best.method, data, device, quiet).fit(best.hyperparameters),
+        lambda start: Residual.begin(start, JOINT),
+        known,
+        device,
+        task.training(JOINT),
+        task,
+    )
+    return result.projections, [metric for metric in result.metrics if isinstance(metric, LearnedMetric)]
+
+
+def _terms(metrics: Sequence[Metric]) -> dict[str, Any]:
+    """Weights of the losses under each metric, as a card records them."""
+    return {"metrics": {str(metric): 1 / len(metrics) for metric in metrics}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,33 +239,32 @@ def best_of(candidates: Iterable[Candidate]) -> Candidate:
 
 
 def cross_validate(
-    training: Labelled,
+    data: Labelled,
     methods: Sequence[str],
-    metric: Metric,
+    task: Task,
     *,
     folds: int,
-    seed: int,
     device: Any,
     budget: float | None = None,
     progress: Progress = lambda line: None,
 ) -> list[Candidate]:
-    """Score the candidates of `methods` on held-out folds of whole groups.
+    """Score the candidates of `methods` on held-out folds of whole groups, by the mean under the task's metrics.
 
-    After every fold the better third goes on, at least `FEWEST`, and the best of every method whatever it scores.
-    With a `budget` in seconds no candidate is begun when it has passed; a fold that is cut off counts for nothing,
-    unless it is the first.
+    After every fold the better third goes on, at least `FEWEST`. With a `budget` in seconds no candidate is begun when
+    it has passed; a fold that is cut off counts for nothing, unless it is the first. Ctrl-C is a budget that passes.
     """
     started = time.monotonic()
-    groups = np.unique(training.image.groups)
+    task = replace(task, deadline=None if budget is None else started + budget)
+    groups = data.groups
     if folds < 2 or len(groups) < 2 * folds:
         raise FitError(
             f"cross-validation in {folds} folds needs at least {max(4, 2 * folds)} groups that hold both images and "
             f"texts, got {len(groups)}; add data or lower --folds or --holdout"
         )
-    shuffled = np.random.default_rng(seed).permutation(groups)
-    dims = training.image.vectors.shape[1], training.text.vectors.shape[1]
-    racing = {name: METHODS[name].candidates(*dims) for name in methods}
-    for name in [name for name, candidates in racing.items() if not candidates]:
+    shuffled = np.random.default_rng(task.seed).permutation(groups)
+    dims = data.image.vectors.shape[1], data.text.vectors.shape[1]
+    racing = {name: candidates(name, *dims) for name in methods}
+    for name in [name for name, entered in racing.items() if not entered]:
         progress(f"{name}: does not apply to dimensions {dims[0]} and {dims[1]}")
         del racing[name]
     if not racing:
@@ -258,28 +273,56 @@ def cross_validate(
         )
     results: dict[tuple[Any, ...], Candidate] = {}
     for fold, part in enumerate(np.array_split(shuffled, folds)):
-        validation, fitting = training.only(part[:VALIDATION_GROUPS]), training.only(np.setdiff1d(groups, part))
+        validation, fitting = data.only(part[:VALIDATION_GROUPS]), data.only(np.setdiff1d(groups, part))
         scored: dict[tuple[Any, ...], Candidate] = {}
-        for name, candidates in racing.items():
-            if scored and _passed(started, budget):
-                break
-            progress(f"{name}: {len(candidates)} candidates, fold {fold + 1} of {folds}")
-            fitter = Fitter(name, *fitting.pairs(), device)
-            for hyperparameters in candidates:
+        stopped = "the budget has passed"
+        try:
+            what = f"fold {fold + 1} of {folds}"
+            for name, hyperparameters, fitter in _runners(racing, fitting, device, task, progress, what):
                 if scored and _passed(started, budget):
                     break
-                both = validation.project(fitter.fit(hyperparameters)).ranks(dict.fromkeys(MODALITIES, metric))
-                found = float(np.mean([recall_at(r, k) for r in both for k in KS]))
+                projections = fitter.fit(hyperparameters)
+                if fitter.interrupted:
+                    raise KeyboardInterrupt
+                aligned = validation.project(projections)
+                found = float(np.mean([_score(aligned, metric) for metric in task.metrics]))
                 key = (name, *hyperparameters.values())
                 mean = (fold * results[key].score + found) / (fold + 1) if fold else found
                 scored[key] = Candidate(name, dict(hyperparameters), mean, fold + 1)
+        except KeyboardInterrupt:
+            if not scored and not results:
+                raise
+            stopped = "interrupted"
         if len(scored) < sum(map(len, racing.values())):
-            progress(f"the budget has passed in fold {fold + 1} of {folds} with {len(scored)} candidates validated")
-            return list((results or scored).values())
+            kept = results or scored
+            progress(f"{stopped} in fold {fold + 1} of {folds}: going on with the best of {len(kept)} candidates")
+            return list(kept.values())
         results |= scored
-        kept = _survivors(list(scored.values()))
-        racing = {name: [c.hyperparameters for c in kept if c.method == name] for name in racing}
+        survivors = _survivors(list(scored.values()))
+        racing = {name: [c.hyperparameters for c in survivors if c.method == name] for name in racing}
     return list(results.values())
+
+
+def _runners(
+    racing: Mapping[str, Sequence[Mapping[str, Any]]],
+    fitting: Labelled,
+    device: Any,
+    task: Task,
+    progress: Progress,
+    fold: str,
+) -> Iterator[tuple[str, Mapping[str, Any], Fitter]]:
+    """Yield every candidate with what fits it."""
+    for name, entered in racing.items():
+        if entered:
+            progress(f"{name}: {len(entered)} candidates, {fold}")
+            fitter = Fitter(name, fitting, device, task)
+            for hyperparameters in entered:
+                yield name, hyperparameters, fitter
+
+
+def _score(aligned: Labelled, metric: Metric) -> float:
+    both = aligned.ranks(dict.fromkeys(MODALITIES, metric))
+    return float(np.mean([recall_at(side, k) for side in both for k in KS]))
 
 
 def _passed(started: float, budget: float | None) -> bool:
@@ -287,10 +330,9 @@ def _passed(started: float, budget: float | None) -> bool:
 
 
 def _survivors(scored: Sequence[Candidate]) -> list[Candidate]:
-    """Keep the better third, at least `FEWEST`, and the best of every method; in the order that they came in."""
+    """Keep the better third, at least `FEWEST`, in the order that they came in."""
     ranked = sorted(scored, key=lambda candidate: -candidate.score)
     kept = ranked[: max(FEWEST, len(ranked) // 3)]
-    kept += [best_of(c for c in scored if c.method == name) for name in {c.method for c in scored}]
     return [candidate for candidate in scored if any(candidate is each for each in kept)]
 
 
@@ -341,10 +383,3 @@ def _split(rows: dict[Modality, Rows], hold_out: HoldOut) -> tuple[Labelled, Lab
             f"and {len(test_groups)} are held out; both must be above zero: add data or change --holdout"
         )
     return everything.only(training_groups), everything.only(test_groups), unpaired
-
-
-def _by_group(groups: Codes) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield the row numbers of each group, groups ascending."""
-    order = np.argsort(groups, kind="stable")
-    _, starts = np.unique(groups[order], return_index=True)
-    yield from np.split(order, starts[1:])

@@ -1,7 +1,7 @@
 """Lifts: what a projection may do to a centred vector before its weight, so that it need not be linear.
 
-A lift is a value that holds float32 tensors and nothing else: it is saved with the alignment, and counts in its
-fingerprint.
+A lift is a value that holds float32 arrays and nothing else: it is saved with the alignment, and counts in its
+fingerprint. What it computes is written once, in torch: heads are trained through it, and exported graphs hold it.
 """
 
 from abc import ABC, abstractmethod
@@ -18,9 +18,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Lift(ABC):
-    """Features of vectors."""
+    """Features of vectors.
 
+    Attributes:
+        parameters: everything it holds, by name, float32.
+    """
+
+    parameters: Mapping[str, FloatArray]
     name: ClassVar[str]
 
     @property
@@ -28,16 +34,28 @@ class Lift(ABC):
     def dims(self) -> tuple[int, int]:
         """Dimensions of a vector and of its features."""
 
+    @staticmethod
     @abstractmethod
-    def __call__(self, Z: FloatArray) -> FloatArray:
-        """Features (n, m) of vectors (n, d); a row that has none is NaN."""
+    def features(p: "Mapping[str, Tensor]", Z: "Tensor", *, dropout: float = 0.0) -> "Tensor":
+        """Features (n, m) of centred vectors (n, d) for the parameters `p`; gradients flow through both.
 
-    @abstractmethod
-    def tensors(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Everything it holds, by name."""
+        Args:
+            p: like `parameters`.
+            Z: vectors that have a direction.
+            dropout: share of hidden numbers set to zero, in training, where the lift has hidden numbers.
+        """
+
+    def __call__(self, Z: FloatArray) -> FloatArray:
+        """Features (n, m) of vectors (n, d); NaN for a row without a direction."""
+        import torch  # here, because a linear projection needs none
+
+        with torch.inference_mode():
+            tensors = {name: torch.from_numpy(np.array(array)) for name, array in self.parameters.items()}
+            lifted: FloatArray = self.features(tensors, torch.from_numpy(np.ascontiguousarray(Z))).numpy()
+        lifted[np.einsum("nd,nd->n", Z, Z, dtype=np.float64) <= ROUNDING**2] = np.nan
+        return lifted
 
     @classmethod
-    @abstractmethod
     def of(cls, tensors: Mapping[str, npt.NDArray[Any]]) -> Self:
         """Build it again.
 
@@ -45,59 +63,131 @@ class Lift(ABC):
             KeyError: a tensor is missing.
             TypeError: tensors do not fit together.
         """
+        lift = cls({name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()})
+        try:
+            d, m = lift.dims
+            fits = lift(np.ones((1, d), np.float32)).shape == (1, m)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise TypeError(f"the tensors of lift {cls.name} do not fit together: {error}") from error
+        if not fits:
+            raise TypeError(f"the tensors of lift {cls.name} do not fit together")
+        return lift
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class GaussianKernel(Lift):
     """`exp(-gamma (1 - cos(z, l)))` for every landmark l, less the mean of it over the training vectors.
 
     Between unit vectors that is the Gaussian kernel `exp(-gamma |z - l|^2 / 2)`. With a weight from `KernelCCA` this is
     the Nyström approximation (Williams and Seeger 2001), exact where every training vector is a landmark.
 
-    Attributes:
-        landmarks: unit vectors (m, d).
-        mean: (m,).
-        gamma: (1,), positive.
+    Parameters: landmarks, unit vectors (m, d); mean (m,); gamma (1,), positive.
     """
 
-    landmarks: FloatArray
-    mean: FloatArray
-    gamma: FloatArray
     name: ClassVar[str] = "gaussian-kernel"
 
     @property
     def dims(self) -> tuple[int, int]:
         """d and m."""
-        m, d = self.landmarks.shape
+        m, d = self.parameters["landmarks"].shape
         return d, m
 
-    def __call__(self, Z: FloatArray) -> FloatArray:
-        """Centred kernel values (n, m); NaN for a vector without a direction."""
-        norms = np.sqrt(np.einsum("nd,nd->n", Z, Z, dtype=np.float64))  # (n,)
-        norms[norms <= ROUNDING] = np.nan
-        K: FloatArray = (Z / norms[:, None].astype(np.float32)) @ self.landmarks.T  # (n, m)
-        K -= 1
-        K *= self.gamma
-        np.exp(K, out=K)
-        K -= self.mean
-        return K
-
-    def tensors(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Landmarks, mean and gamma."""
-        return {"landmarks": self.landmarks, "mean": self.mean, "gamma": self.gamma}
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, npt.NDArray[Any]]) -> Self:
-        """Build it again."""
-        landmarks, mean, gamma = (tensors[name] for name in ("landmarks", "mean", "gamma"))
-        if landmarks.ndim != 2 or mean.shape != landmarks.shape[:1] or gamma.shape != (1,):
-            raise TypeError(f"landmarks {landmarks.shape}, mean {mean.shape} and gamma {gamma.shape} do not fit")
-        return cls(landmarks, mean, gamma)
+    @staticmethod
+    def features(p: "Mapping[str, Tensor]", Z: "Tensor", *, dropout: float = 0.0) -> "Tensor":
+        """Centred kernel values."""
+        return gaussian(_unit(Z), p["landmarks"], p["gamma"]) - p["mean"]
 
 
-def gaussian(Z: "Tensor", landmarks: "Tensor", gamma: float) -> "Tensor":
+class Anchors(Lift):
+    """`max(cos(z, a), 0)^power` for the `kept` nearest anchors a, and 0 for the others: relative representations.
+
+    Norelli et al. 2023 (ASIF, arXiv 2210.01738). Anchors of the two modalities are pairs, so features of both stand in
+    one space without anything being trained.
+
+    Parameters: anchors, unit vectors (m, d); kept (1,), a whole number; power (1,).
+    """
+
+    name: ClassVar[str] = "anchors"
+
+    @property
+    def dims(self) -> tuple[int, int]:
+        """d and m."""
+        m, d = self.parameters["anchors"].shape
+        return d, m
+
+    @staticmethod
+    def features(p: "Mapping[str, Tensor]", Z: "Tensor", *, dropout: float = 0.0) -> "Tensor":
+        """Sparse similarities; equal ones at the threshold are all kept."""
+        similarities = (_unit(Z) @ p["anchors"].T).relu()
+        least = similarities.topk(int(p["kept"]), dim=1).values[:, -1:]
+        return (similarities * (similarities >= least)) ** p["power"]
+
+
+class ResidualMlp(Lift):
+    """A linear map to the width w, and blocks `z + narrow(gelu(wide(norm(z))))` on it, w -> 4 w -> w.
+
+    The head of FuseMix (Vouitsis et al. 2024, arXiv 2312.10144).
+
+    Parameters: first.weight (d, w), first.bias; for each block b from 0: b.norm.weight, b.norm.bias, b.wide.weight,
+    b.wide.bias, b.narrow.weight, b.narrow.bias.
+    """
+
+    name: ClassVar[str] = "residual-mlp"
+
+    @property
+    def dims(self) -> tuple[int, int]:
+        """d and w."""
+        d, w = self.parameters["first.weight"].shape
+        return d, w
+
+    @staticmethod
+    def features(p: "Mapping[str, Tensor]", Z: "Tensor", *, dropout: float = 0.0) -> "Tensor":
+        """What the last block gives."""
+        from torch.nn import functional as F
+
+        Z = Z @ p["first.weight"] + p["first.bias"]
+        for b in range((len(p) - 2) // 6):
+            H = F.layer_norm(Z, Z.shape[1:], p[f"{b}.norm.weight"], p[f"{b}.norm.bias"])
+            H = F.gelu(H @ p[f"{b}.wide.weight"] + p[f"{b}.wide.bias"])
+            H = F.dropout(H, dropout, training=dropout > 0) @ p[f"{b}.narrow.weight"] + p[f"{b}.narrow.bias"]
+            Z = Z + F.dropout(H, dropout, training=dropout > 0)
+        return Z
+
+
+class StarGlu(Lift):
+    """`relu6(norm(z) F1 + b1) * (norm(z) F2 + b2)`: the head of SAIL (Zhang et al. 2025, arXiv 2412.04616).
+
+    Parameters: norm.weight, norm.bias (d,); gate.weight, value.weight (d, m); gate.bias, value.bias (m,).
+    """
+
+    name: ClassVar[str] = "star-glu"
+
+    @property
+    def dims(self) -> tuple[int, int]:
+        """d and m."""
+        d, m = self.parameters["gate.weight"].shape
+        return d, m
+
+    @staticmethod
+    def features(p: "Mapping[str, Tensor]", Z: "Tensor", *, dropout: float = 0.0) -> "Tensor":
+        """The gated values."""
+        from torch.nn import functional as F
+
+        Z = F.layer_norm(Z, Z.shape[1:], p["norm.weight"], p["norm.bias"])
+        H = F.relu6(Z @ p["gate.weight"] + p["gate.bias"]) * (Z @ p["value.weight"] + p["value.bias"])
+        return F.dropout(H, dropout, training=dropout > 0)
+
+
+def gaussian(Z: "Tensor", landmarks: "Tensor", gamma: "Tensor | float") -> "Tensor":
     """Kernel values (n, m) of unit vectors (n, d) and landmarks (m, d)."""
-    return ((Z @ landmarks.T - 1) * gamma).exp()
+    values: Tensor = ((Z @ landmarks.T - 1) * gamma).exp()
+    return values
 
 
-LIFTS: dict[str, type[Lift]] = {lift.name: lift for lift in (GaussianKernel,)}
+def _unit(Z: "Tensor") -> "Tensor":
+    import torch
+
+    unit: Tensor = Z / Z.norm(dim=1, keepdim=True).clamp(min=torch.finfo(Z.dtype).tiny)
+    return unit
+
+
+LIFTS: dict[str, type[Lift]] = {lift.name: lift for lift in (GaussianKernel, Anchors, ResidualMlp, StarGlu)}

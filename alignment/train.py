@@ -1,139 +1,488 @@
-"""The training loop of learned metrics: symmetric InfoNCE over aligned embeddings, the best validated state kept."""
+"""The training loop: heads, learned metrics, or both together, on images and texts that share groups.
 
-from collections.abc import Callable, Iterator
+A batch holds one image and one text of each of its groups, so items of one group are never negatives. Its logits are
+computed some rows at a time, and gradients are exact: those of the projected vectors are gathered first, and then
+taken back through the heads at once (Gao et al. 2021, arXiv 2101.06983). Under torch's launcher every process takes
+its share of the rows of each batch against the items of all.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from alignment.errors import FitError
-from alignment.metrics import LearnedMetric
-from alignment.recall import Codes, ranks, recall_at
+from alignment.errors import FitError, WeightsError
+from alignment.labelled import Labelled
+from alignment.metrics import Cosine, LearnedMetric, Metric
+from alignment.recall import Codes, recall_at
 from alignment.vectors import FloatArray
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from alignment.heads import Head
 
+LOSSES = ("infonce", "siglip", "hinge")
+KS = (1, 5, 10)
 # Two groups to tell from each other, and one to validate on.
 FEWEST = 3
+# Of the scores that are held at once, with what their gradients need: 2^24 float32 are 64 MiB.
+LOGITS_AT_ONCE = 1 << 24
+# Share of a device's free memory that embeddings may take; what does not fit streams from the host.
+RESIDENT = 0.5
+# SigLIP starts with this bias (Zhai et al. 2023).
+SIGLIP_BIAS = -10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How a learned metric is trained.
+    """How heads and learned metrics are trained.
 
     Attributes:
+        loss: `infonce`, `siglip` or `hinge`; see `alignment.losses`.
         batch: groups of a batch, each with one image and one text; all of a batch are told from each other.
         epochs: passes over the groups, at most.
         patience: epochs without a better validation after which training ends.
-        learning_rate, weight_decay: of AdamW.
-        temperature: that scores are divided by at the start; it is learned with the rest (Radford et al. 2021).
+        learning_rate, weight_decay: of AdamW; the rate rises over the first steps and falls as a cosine.
+        warm_up: share of the steps in which it rises.
+        clip: longest gradient.
+        temperature: that scores are divided by at the start, in units of cosine; it is learned with the rest.
+        margin: of the hinge, in units of cosine.
+        semi_hard: share of the epochs in which the hinge takes semi-hard negatives, before the hardest.
+        late_recall: share of the epochs, the last ones, that train on the smooth Recall@k instead.
+        structure: weight of the STRUCTURE regulariser, which rises over the first steps as the rate does.
+        dropout: share of numbers that a head sets to zero; see each head.
+        mix: pairs are mixed with shares from Beta(mix, mix), the same for image and text; 0: they are not.
         validation: share of the groups that the training is validated on.
         validation_groups: at most so many of them.
     """
 
-    batch: int = 128
+    loss: str = "infonce"
+    batch: int = 512
     epochs: int = 40
     patience: int = 6
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
+    warm_up: float = 0.05
+    clip: float = 1.0
     temperature: float = 0.05
+    margin: float = 0.2
+    semi_hard: float = 0.3
+    late_recall: float = 0.0
+    structure: float = 0.0
+    dropout: float = 0.0
+    mix: float = 0.0
     validation: float = 0.15
     validation_groups: int = 2_000
 
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise FitError(f"training: expected loss to be one of {', '.join(LOSSES)}, got {self.loss!r}")
+        for name, least, most in (
+            ("batch", 2, 1 << 20), ("epochs", 0, 1 << 20), ("patience", 1, 1 << 20), ("learning_rate", 0, 1e30),
+            ("weight_decay", 0, 1e3), ("warm_up", 0, 1), ("clip", 1e-9, 1e9), ("temperature", 1e-3, 1e3),
+            ("margin", 0, 2), ("semi_hard", 0, 1), ("late_recall", 0, 1), ("structure", 0, 1e6), ("dropout", 0, 0.99),
+            ("mix", 0, 1e3), ("validation", 0, 0.9), ("validation_groups", 1, 1 << 30),
+        ):  # fmt: skip
+            if not least <= getattr(self, name) <= most:
+                raise FitError(f"training: expected {name} from {least:g} to {most:g}, got {getattr(self, name)}")
+
+    def with_values(self, given: Mapping[str, Any]) -> "Training":
+        """Replace some values; texts are read as the types of the fields.
+
+        Raises:
+            FitError: there is no such field, or not with such a value.
+        """
+        types = {field.name: type(getattr(self, field.name)) for field in fields(self)}
+        values = {}
+        for name, value in given.items():
+            if name not in types:
+                raise FitError(f"training has no setting {name!r}; it has {', '.join(types)}")
+            try:
+                values[name] = types[name](value)
+            except ValueError:
+                raise FitError(f"training: expected {name} to be {types[name].__name__}, got {value!r}") from None
+        return replace(self, **values)
+
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """Vectors of one modality (n, d) with the codes of their groups (n,), which are common to both modalities."""
+class Trained:
+    """What a training gave; the model holds its best state.
 
-    vectors: FloatArray
-    groups: Codes
+    Attributes:
+        score: its validation, mean Recall@1/5/10 of both directions and all metrics.
+        before: that of the model as it started.
+        epoch: after how many epochs it was reached; 0: before training.
+        interrupted: Ctrl-C ended it.
+    """
 
-    def where(self, mask: npt.NDArray[np.bool_]) -> "Side":
-        """Keep the rows where `mask` (n,) is true."""
-        return Side(self.vectors[mask], self.groups[mask])
+    score: float
+    before: float
+    epoch: int
+    interrupted: bool
+
+
+class Model:
+    """What is trained together: a head for each modality, or vectors as they are, and the metrics that compare them.
+
+    Args:
+        heads: of images and of texts, which take unit vectors less the mean; None where vectors are aligned already.
+        means: what is taken off, (d,); None: nothing.
+        metrics: those with something to learn are started.
+        weights: of the losses under the metrics.
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[Metric],
+        heads: "tuple[Head, Head] | None" = None,
+        means: tuple[FloatArray | None, FloatArray | None] = (None, None),
+        weights: Sequence[float] | None = None,
+    ):
+        from torch import nn
+
+        self.metrics, self.heads, self.means = list(metrics), heads, means
+        self.weights = [1 / len(metrics)] * len(metrics) if weights is None else list(weights)
+        learned = [metric.module for metric in metrics if isinstance(metric, LearnedMetric)]
+        self.module = nn.ModuleList([*(heads or ()), *learned])
+
+    @property
+    def name(self) -> str:
+        """What progress calls it."""
+        return ", ".join([*(dict.fromkeys(head.name for head in self.heads or ())), *map(str, self.metrics)])
+
+    def validate(self, data: Labelled) -> float:
+        """Mean Recall@1/5/10 of both directions and all metrics."""
+        aligned = data
+        if self.heads is not None:
+            image, text = (head.projection(mean) for head, mean in zip(self.heads, self.means, strict=True))
+            aligned = data.project((image, text))
+        found = [aligned.ranks({"image": metric, "text": metric}) for metric in self.metrics]
+        return float(np.mean([recall_at(side, k) for both in found for side in both for k in KS]))
+
+
+def split(data: Labelled, training: Training, rng: np.random.Generator) -> tuple[Codes, Codes]:
+    """Return the groups to train on and those to validate on, both shuffled."""
+    groups = rng.permutation(data.groups)
+    if len(groups) < FEWEST:
+        raise FitError(
+            f"expected at least {FEWEST} groups with both images and texts to train on, got {len(groups)}; encode "
+            "more pairs, or choose a method and a metric that train nothing"
+        )
+    validated = max(1, min(training.validation_groups, round(training.validation * len(groups))))
+    return groups[validated:], groups[:validated]
 
 
 def train(
-    metric: LearnedMetric,
-    image: Side,
-    text: Side,
+    model: Model,
+    data: Labelled,
+    fitted: Codes,
+    held: Codes | None,
     *,
     training: Training = Training(),
     seed: int = 0,
     device: "torch.device",
+    deadline: float | None = None,
     progress: Callable[[str], None] = lambda line: None,
-) -> LearnedMetric:
-    """Fit `metric` on aligned images and texts of the same groups; return it with the weights that validated best.
+) -> Trained:
+    """Train `model` on the groups `fitted`, and leave it in the state that validated best on the groups `held`.
 
-    A batch holds one image and one text of each of its groups, so items of the same group are never negatives. What
-    the metric was before training is one of the states to choose from.
+    What it was before training is one of the states to choose from. Without `held` it trains for all epochs and keeps
+    the last state. A loss that is not finite ends the training, as `deadline` (of `time.monotonic`) and Ctrl-C do.
 
     Raises:
-        FitError: fewer than three groups have both an image and a text.
+        FitError: the device has too little memory for a batch.
     """
     import torch
-    from torch.nn.functional import cross_entropy
 
-    rng = np.random.default_rng(seed)
-    started = metric.start(image.vectors.shape[1], seed)
-    module = started.module.to(device)
-    scale = torch.nn.Parameter(torch.tensor(-np.log(training.temperature), dtype=torch.float32, device=device))
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": module.parameters(), "weight_decay": training.weight_decay},
-            {"params": [scale], "weight_decay": 0.0},
-        ],
-        lr=training.learning_rate,
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return _Loop(model, data, training, device, seed).run(fitted, held, deadline, progress)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise _too_large(training, device) from error
+        except RuntimeError as error:
+            if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+                raise
+            raise _too_large(training, device) from error
+
+
+def _too_large(training: Training, device: "torch.device") -> FitError:
+    return FitError(
+        f"{device} has too little memory for a batch of {training.batch} groups; lower it with --training "
+        f"batch={max(2, training.batch // 2)}, or choose a narrower head or --device cpu"
     )
-    groups = rng.permutation(np.intersect1d(image.groups, text.groups))
-    if len(groups) < FEWEST:
-        raise FitError(
-            f"metric {metric}: expected at least {FEWEST} groups with both images and texts to train on, got "
-            f"{len(groups)}; encode more pairs, or choose a metric that learns nothing"
+
+
+class _Loop:
+    """One training, with what it learns beside the model: a temperature and a bias for each metric."""
+
+    def __init__(self, model: Model, data: Labelled, training: Training, device: "torch.device", seed: int):
+        import torch
+
+        self.model, self.data, self.training, self.device = model, data, training, device
+        self.rank, self.processes = _processes()
+        self.rng = np.random.default_rng(seed)
+        model.module.to(device)
+        sides = zip((data.image, data.text), model.means, strict=True)
+        self.rows = [Rows(side.vectors, mean, device) for side, mean in sides]
+        count = len(model.metrics)
+        self.log_scales = torch.nn.Parameter(torch.full((count,), -math.log(training.temperature), device=device))
+        self.biases = torch.nn.Parameter(torch.full((count,), SIGLIP_BIAS, device=device))
+        self.units: list[float] = []  # of each metric's scores, where cosine has 1
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": model.module.parameters(), "weight_decay": training.weight_decay},
+                {"params": [self.log_scales, self.biases], "weight_decay": 0.0},
+            ],
+            lr=training.learning_rate,
         )
-    validated = max(1, min(training.validation_groups, round(training.validation * len(groups))))
-    held, fitted = groups[:validated], groups[validated:]
-    best_score, best, since = _validate(started, image, text, held), deepcopy(module.state_dict()), 0
-    progress(f"{metric}: validation recall {best_score:.3f} before training")
-    sides = [torch.from_numpy(side.vectors).to(device) for side in (image, text)]
-    epoch = 0
-    while since < training.patience and epoch < training.epochs:
-        epoch += 1
-        module.train()
-        for rows in _batches(fitted, image, text, training.batch, rng):
-            x, y = (side[torch.from_numpy(chosen).to(device)] for side, chosen in zip(sides, rows, strict=True))
-            target = torch.arange(len(x), device=device)
-            factor = scale.exp().clamp(max=100.0)
-            loss: Tensor = (
-                cross_entropy(factor * started.similarity(y, x), target)
-                + cross_entropy(factor * started.similarity(x, y), target)
-            ) / 2
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        module.eval()
-        score, since = _validate(started, image, text, held), since + 1
-        if score > best_score:
-            best_score, best, since = score, deepcopy(module.state_dict()), 0
-    progress(f"{metric}: validation recall {best_score:.3f} after {epoch} epochs")
-    module.load_state_dict(best)
-    module.eval()
-    return started
+
+    def run(
+        self, fitted: Codes, held: Codes | None, deadline: float | None, progress: Callable[[str], None]
+    ) -> Trained:
+        training, model = self.training, self.model
+        validated = None if held is None else self.data.only(held)
+        before = 0.0 if validated is None else self._validated(validated)
+        best, best_epoch, epoch, since, interrupted = before, 0, 0, 0, False
+        state = deepcopy(model.module.state_dict())
+        if validated is not None:
+            progress(f"{model.name}: validation recall {before:.3f} before training")
+        rounds = max(1, round(max(len(self.data.image.groups), len(self.data.text.groups)) / len(self.data.groups)))
+        steps = max(1, training.epochs * rounds * -(-len(fitted) // training.batch))
+        step, reason = 0, ""
+        try:
+            while epoch < training.epochs and since < training.patience and not reason:
+                epoch += 1
+                model.module.train()
+                total = 0.0
+                for rows in (rows for _ in range(rounds) for rows in _batches(fitted, self.data, training, self.rng)):
+                    total = self._step(rows, step, steps, epoch)
+                    step += 1
+                    if not math.isfinite(total):
+                        reason = f"the loss is {total}: training stops, and the best state so far is kept; try a lower "
+                        reason += "learning_rate"
+                    elif deadline is not None and time.monotonic() > deadline:
+                        reason = "the budget has passed: training stops, and the best state so far is kept"
+                    if reason:
+                        break
+                model.module.eval()
+                if validated is None or not math.isfinite(total):
+                    continue
+                score, since = self._validated(validated), since + 1
+                progress(f"{model.name}: epoch {epoch}, loss {total:.3f}, validation recall {score:.3f}")
+                if score > best:
+                    best, best_epoch, since, state = score, epoch, 0, deepcopy(model.module.state_dict())
+        except KeyboardInterrupt:
+            interrupted, reason = True, "interrupted: the best state so far is kept"
+        if reason:
+            progress(f"{model.name}: {reason}")
+        if validated is None and not reason:
+            state = deepcopy(model.module.state_dict())
+        model.module.load_state_dict(state)
+        model.module.eval()
+        if validated is not None:
+            progress(f"{model.name}: validation recall {best:.3f} after {best_epoch} of {epoch} epochs")
+        return Trained(best, before, best_epoch, interrupted)
+
+    def _validated(self, data: Labelled) -> float:
+        """Validate in the first process, and tell the others."""
+        import torch
+
+        score = 0.0
+        if self.rank == 0:
+            try:
+                score = self.model.validate(data)
+            except WeightsError:  # a metric whose weights have diverged is no state to keep
+                score = -1.0
+        if self.processes > 1:
+            shared = torch.tensor([score], dtype=torch.float64, device=self.device)
+            torch.distributed.broadcast(shared, 0)
+            score = float(shared)
+        return score
+
+    def _step(self, rows: "Batch", step: int, steps: int, epoch: int) -> float:
+        """Take one step; return the loss of the batch."""
+        import torch
+
+        training = self.training
+        share = min(1.0, (step + 1) / max(1.0, training.warm_up * steps))
+        rate = training.learning_rate * share * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=False)
+        own = _share(len(rows[0]), self.rank, self.processes)
+        mixed = self._mixing(len(rows[0]))
+        if mixed is None:
+            raw = [side(chosen[own], self.device) for side, chosen in zip(self.rows, rows, strict=True)]
+        else:
+            raw = [side(chosen, self.device) for side, chosen in zip(self.rows, rows, strict=True)]
+            raw = [(mixed.share * Z + (1 - mixed.share) * Z[mixed.partner])[own] for Z in raw]
+        cast = torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda")
+        with cast:
+            projected = [self._project(number, Z) for number, Z in enumerate(raw)]
+        image, text = (self._gathered(Z, len(rows[0])) for Z in projected)
+        with cast:
+            total = self._backward(image, text, own, epoch)
+            if training.structure:
+                total += self._keep_structure(raw, (image, text), own, training.structure * share)
+        gradients = [self._summed(Z.grad)[own] for Z in (image, text) if Z.grad is not None]
+        trained = [Z for Z in projected if Z.requires_grad]
+        if trained:
+            torch.autograd.backward(trained, [g.to(Z.dtype) for Z, g in zip(trained, gradients, strict=True)])
+        parameters = [*self.model.module.parameters(), self.log_scales, self.biases]
+        for parameter in parameters:
+            if parameter.grad is not None:
+                self._summed(parameter.grad)
+        torch.nn.utils.clip_grad_norm_(parameters, training.clip)
+        if self.processes > 1:
+            shared = torch.tensor([total], dtype=torch.float64, device=self.device)
+            total = float(self._summed(shared))
+        self.optimizer.step()
+        return total
+
+    def _project(self, number: int, Z: "Tensor") -> "Tensor":
+        from torch.nn.functional import normalize
+
+        if self.model.heads is None:
+            return Z
+        return normalize(self.model.heads[number](Z, self.training.dropout).float(), dim=1)
+
+    def _gathered(self, Z: "Tensor", size: int) -> "Tensor":
+        """Vectors of the whole batch (size, d), as a leaf that gradients gather in."""
+        import torch
+
+        own = Z.detach()
+        if self.processes > 1:
+            shares = [_share(size, rank, self.processes) for rank in range(self.processes)]
+            parts = [own.new_empty(share.stop - share.start, own.shape[1]) for share in shares]
+            torch.distributed.all_gather(parts, own.contiguous())
+            own = torch.cat(parts)
+        return own.clone().requires_grad_(self.model.heads is not None)
+
+    def _summed(self, tensor: "Tensor") -> "Tensor":
+        if self.processes > 1:
+            import torch
+
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def _backward(self, image: "Tensor", text: "Tensor", own: slice, epoch: int) -> float:
+        """Add up the gradients of the loss of this process's queries, in both directions, under all metrics."""
+        import torch
+
+        size, total = len(image), 0.0
+        targets = torch.arange(size, device=self.device)[own]
+        if not self.units:
+            self.units = [_unit_of(metric, image, text) for metric in self.model.metrics]
+        for number, (metric, weight) in enumerate(zip(self.model.metrics, self.model.weights, strict=True)):
+            floats = metric.floats_per_pair(image.shape[1])
+            chunk = max(1, LOGITS_AT_ONCE // (size * floats))
+            if metric.symmetric and chunk >= size and self.processes == 1:
+                S = metric.similarity(text, image).float()
+                loss = (self._loss(S, targets, number, epoch) + self._loss(S.T, targets, number, epoch)).sum()
+                total += self._descend(loss * weight / (2 * size))
+                continue
+            for queries, items in ((text, image), (image, text)):
+                for wanted in torch.split(targets, chunk):
+                    S = metric.similarity(queries[wanted], items).float()
+                    total += self._descend(self._loss(S, wanted, number, epoch).sum() * weight / (2 * size))
+        return total
+
+    def _descend(self, loss: "Tensor") -> float:
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    def _loss(self, S: "Tensor", target: "Tensor", number: int, epoch: int) -> "Tensor":
+        """Losses (c,) of similarities (c, B) in the units of cosine."""
+        from alignment import losses
+
+        training, S = self.training, S / self.units[number]
+        scale = self.log_scales[number].exp().clamp(max=100.0)
+        if epoch > training.epochs * (1 - training.late_recall):
+            return losses.recall_surrogate(S, target, training.temperature / 5)
+        if training.loss == "infonce":
+            return losses.info_nce(S, target, scale)
+        if training.loss == "siglip":
+            return losses.siglip(S, target, scale, self.biases[number])
+        return losses.hinge(S, target, training.margin, hardest=epoch > training.semi_hard * training.epochs)
+
+    def _keep_structure(
+        self, raw: "list[Tensor]", projected: "tuple[Tensor, Tensor]", own: slice, weight: float
+    ) -> float:
+        """Add the gradients of the STRUCTURE regulariser over this process's rows."""
+        import torch
+        from torch.nn.functional import normalize
+
+        from alignment.losses import structure
+
+        total = 0.0
+        for before, after in zip(raw, projected, strict=True):
+            plain = normalize(self._gathered(before, len(after)).detach(), dim=1)
+            chunk = max(1, LOGITS_AT_ONCE // len(after))
+            for wanted in torch.split(torch.arange(len(after), device=self.device)[own], chunk):
+                loss = structure(plain[wanted] @ plain.T, after[wanted] @ after.T, self.training.temperature)
+                total += self._descend(loss.sum() * weight / (2 * len(after)))
+        return total
+
+    def _mixing(self, size: int) -> "Mixing | None":
+        import torch
+
+        if not self.training.mix:
+            return None
+        share = self.rng.beta(self.training.mix, self.training.mix, (size, 1)).astype(np.float32)
+        partner = self.rng.permutation(size)
+        return Mixing(*(torch.from_numpy(part).to(self.device) for part in (share, partner)))
 
 
-def _batches(
-    groups: Codes, image: Side, text: Side, size: int, rng: np.random.Generator
-) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+@dataclass(frozen=True, slots=True)
+class Mixing:
+    """Shares (n, 1) of the pairs of a batch, and the rows that they are mixed with (n,)."""
+
+    share: Any
+    partner: Any
+
+
+class Rows:
+    """Unit vectors less their mean, some rows at a time, on the device where they fit and from the host where not."""
+
+    def __init__(self, vectors: FloatArray, mean: FloatArray | None, device: "torch.device"):
+        import torch
+
+        self._mean = None if mean is None else torch.from_numpy(mean).to(device)
+        self._vectors = torch.from_numpy(np.ascontiguousarray(vectors, np.float32))
+        self.resident = device.type != "cuda" or vectors.nbytes < RESIDENT * torch.cuda.mem_get_info(device)[0]
+        if self.resident:
+            self._vectors = self._vectors.to(device)
+
+    def __call__(self, rows: npt.NDArray[np.int64], device: "torch.device") -> "Tensor":
+        """Rows (c, d) on `device`."""
+        import torch
+        from torch.nn.functional import normalize
+
+        if self.resident:
+            chosen = self._vectors[torch.from_numpy(rows).to(device)]
+        else:
+            chosen = self._vectors[torch.from_numpy(rows)].pin_memory().to(device, non_blocking=True)
+        Z = normalize(chosen, dim=1)
+        return Z if self._mean is None else Z - self._mean
+
+
+Batch = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+def _batches(groups: Codes, data: Labelled, training: Training, rng: np.random.Generator) -> Iterator[Batch]:
     """Yield rows of images and of texts, one of each for every group of a batch; groups and their items shuffled."""
-    chosen = [_one_of_each(side.groups, groups, rng) for side in (image, text)]
+    chosen = [_one_of_each(side.groups, groups, rng) for side in (data.image, data.text)]
     order = rng.permutation(len(groups))
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
+    for start in range(0, len(order), training.batch):
+        rows = order[start : start + training.batch]
         if len(rows) > 1:
             yield chosen[0][rows], chosen[1][rows]
 
@@ -146,11 +495,27 @@ def _one_of_each(codes: Codes, groups: Codes, rng: np.random.Generator) -> npt.N
     return rows
 
 
-def _validate(metric: LearnedMetric, image: Side, text: Side, groups: Codes) -> float:
-    """Mean Recall@1/5/10 of both directions among the items of `groups`."""
-    x, y = (side.where(np.isin(side.groups, groups)) for side in (image, text))
-    both = (
-        ranks(y.vectors, x.vectors, y.groups, x.groups, metric=metric),
-        ranks(x.vectors, y.vectors, x.groups, y.groups, metric=metric),
-    )
-    return float(np.mean([recall_at(r, k) for r in both for k in (1, 5, 10)]))
+def _unit_of(metric: Metric, image: "Tensor", text: "Tensor") -> float:
+    """Spread of the scores of a metric over that of cosine, so that a temperature means the same for all."""
+    import torch
+
+    if isinstance(metric, LearnedMetric):
+        return 1.0
+    with torch.no_grad():
+        some = slice(0, 128)
+        spread, cosine = (float(m.similarity(text[some], image[some]).float().std()) for m in (metric, Cosine()))
+    return spread / cosine if spread > 0 and cosine > 0 else 1.0
+
+
+def _processes() -> tuple[int, int]:
+    """Number of this process, and how many train together."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _share(size: int, rank: int, processes: int) -> slice:
+    """Rows of a batch that a process computes."""
+    return slice(size * rank // processes, size * (rank + 1) // processes)

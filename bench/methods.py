@@ -24,11 +24,12 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
 from alignment.embeddings import MODALITIES
-from alignment.fit import KS, Labelled, best_of, cross_validate
+from alignment.fit import best_of, cross_validate
+from alignment.labelled import Labelled, Side
+from alignment.methods import METHODS, Fitter, Task
 from alignment.metrics import Cosine
-from alignment.projections import METHODS, Fitter
 from alignment.recall import group_codes, recall_at
-from alignment.train import Side
+from alignment.train import KS
 from alignment.vectors import FloatArray, unit
 from bench.figure import Figure
 from connector.demo import ENCODERS, write_emoji
@@ -125,13 +126,13 @@ def measure(data: Labelled) -> list[Row]:
         shuffled = np.random.default_rng(seed).permutation(groups)
         held = round(HELD_OUT * len(groups))
         test, training = data.only(shuffled[:held]), data.only(shuffled[held:])
-        scores = cross_validate(training, list(METHODS), Cosine(), folds=FOLDS, seed=seed, device=CPU)
+        scores = cross_validate(training, list(METHODS), Task(seed=seed), folds=FOLDS, device=CPU)
         best = {
             name: best_of(s for s in scores if s.method == name) for name in dict.fromkeys(s.method for s in scores)
         }
         best["auto"] = best_of(scores)
         for name, candidate in best.items():
-            fitted = Fitter(candidate.method, *training.pairs(), CPU).fit(candidate.hyperparameters)
+            fitted = Fitter(candidate.method, training, CPU).fit(candidate.hyperparameters)
             recalls.setdefault(name, []).append(_recalls(test.project(fitted)))
             method = {"method": candidate.method} if name == "auto" else {}
             chosen.setdefault(name, method | dict(candidate.hyperparameters))

@@ -20,10 +20,11 @@ import torch
 from alignment.artifact import Alignment
 from alignment.embeddings import EmbeddingSet, Modality, Rows, SetWriter
 from alignment.fit import fit_metrics
+from alignment.labelled import Labelled, Side
+from alignment.methods import Task
 from alignment.metrics import Metric, Nnn, parse
 from alignment.projections import Projection
 from alignment.recall import group_codes, top_k
-from alignment.train import Side
 from alignment.vectors import FloatArray, unit
 from bench.corpus import DIM, ENCODERS, SHARD, card
 from bench.figure import Figure
@@ -111,12 +112,8 @@ def synthetic(directory: Path, alignment: Alignment, embedding_set: EmbeddingSet
     codes = group_codes(rows["image"].groups, rows["text"].groups)
     sides = [unit(alignment.project(m, rows[m].vectors)[:, :DIM]) for m in ("image", "text")]
     metrics = [parse(name) for name in SERVED]
-    weights = fit_metrics(
-        metrics,
-        *(Side(vectors, groups) for vectors, groups in zip(sides, codes, strict=True)),
-        seed=0,
-        device=torch.device("cpu"),
-    )
+    aligned = Labelled(*(Side(vectors, groups) for vectors, groups in zip(sides, codes, strict=True)))
+    weights = fit_metrics(metrics, aligned, task=Task(), device=torch.device("cpu"))
     paired = np.concatenate([sides[0][np.argsort(codes[0])], sides[1][np.argsort(codes[1])]], axis=1)
     images, texts = drawn_like(paired.astype(np.float64), POINTS)
     np.save(directory / "queries.npy", texts[:QUERIES])

@@ -179,7 +179,12 @@ def encode(
 @cli.command()
 @click.argument("sets", nargs=-1, required=True, metavar="SET...")
 @click.option("--alignment", "name", required=True, metavar="NAME", help="Alignment to make.")
-@click.option("--method", default="auto", show_default=True, help="auto, identity, procrustes, ridge, rcca or kcca.")
+@click.option(
+    "--method",
+    default="auto",
+    show_default=True,
+    help="auto, a closed form (identity, procrustes, ridge, rcca, kcca, asif) or a trained head (linear, residual, fusemix, star-glu).",
+)
 @click.option(
     "--metric",
     "metrics",
@@ -206,11 +211,19 @@ def encode(
     metavar="TIME",
     help="Begin no further candidate after so long, such as 90s, 10m or 2h.  [default: try them all]",
 )
+@click.option("--joint", is_flag=True, help="Choose under all metrics, and train one projection with all of them.")
+@click.option(
+    "--training",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Setting of the training loop, for example loss=hinge, batch=4096 or structure=10. May be repeated.",
+)
 @json_option
 @home_options
 def fit(
     sets: tuple[str, ...], name: str, method: str, metrics: tuple[str, ...], holdout: float, folds: int, seed: int,
-    budget: float | None, as_json: bool, **where: Any,
+    budget: float | None, joint: bool, settings: tuple[str, ...], as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
     """Fit an alignment on embedding sets that hold pairs of images and texts."""
     from alignment.embeddings import HoldOut
@@ -218,7 +231,7 @@ def fit(
     with _home(where) as home:
         result = home.fit(
             sets, name, method=method, metrics=metrics, hold_out=HoldOut(holdout, seed), folds=folds, seed=seed,
-            budget=budget,
+            budget=budget, joint=joint, training=_assignments(settings, "--training"),
         )  # fmt: skip
     alignment: Alignment = result.made
     card = alignment.card
@@ -522,6 +535,16 @@ def _home(where: Mapping[str, Any]) -> "Home":
     from connector.home import Home
 
     return Home(_settings(where))
+
+
+def _assignments(texts: Iterable[str], option: str) -> dict[str, str]:
+    given = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not name or not sign:
+            raise click.BadParameter(f"expected NAME=VALUE, got {text!r}", param_hint=option)
+        given[name] = value
+    return given
 
 
 def _payload_indexes(indexes: Iterable[str]) -> dict[str, Any]:

@@ -130,12 +130,15 @@ class Home:
         folds: int = 4,
         seed: int = 0,
         budget: float | None = None,
+        joint: bool = False,
+        training: Mapping[str, str] | None = None,
     ) -> Result:
         """Fit the alignment `name` on embedding sets."""
         path = self.settings.alignment_path(name)
         parameters = {
             "sets": list(sets), "alignment": name, "method": method, "metrics": list(metrics),
             "holdout": hold_out.fraction, "folds": folds, "seed": seed, "budget": budget,
+            "joint": joint, "training": dict(training or {}),
         }  # fmt: skip
         with self.provenance.run("fit", parameters) as run:
             if path.exists():
@@ -149,6 +152,8 @@ class Home:
                 seed=seed,
                 device=self.settings.device,
                 budget=budget,
+                joint=joint,
+                training=training,
                 progress=say,
             )
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -103,6 +103,7 @@ class Hellinger(Divergence):
     """
 
     name: ClassVar[str] = "hellinger"
+    symmetric: ClassVar[bool] = True
 
     def score(self, queries: Vectors, items: Vectors) -> Scores:
         """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""
@@ -149,6 +150,11 @@ class ChiSquare(Divergence):
     """
 
     name: ClassVar[str] = "chi2"
+    symmetric: ClassVar[bool] = True
+
+    def floats_per_pair(self, dim: int) -> int:
+        """All coordinates of a pair stand beside each other."""
+        return 8 * self.width(dim)
 
     def score(self, queries: Vectors, items: Vectors) -> Scores:
         """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""
@@ -182,6 +188,11 @@ class JensenShannon(Divergence):
     """
 
     name: ClassVar[str] = "js"
+    symmetric: ClassVar[bool] = True
+
+    def floats_per_pair(self, dim: int) -> int:
+        """All coordinates of a pair stand beside each other."""
+        return 8 * self.width(dim)
 
     def score(self, queries: Vectors, items: Vectors) -> Scores:
         """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""

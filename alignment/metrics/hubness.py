@@ -55,6 +55,10 @@ class Nnn(Metric):
     def __str__(self) -> str:
         return f"{self.base}+nnn(k={self.k},alpha={self.alpha})"
 
+    def floats_per_pair(self, dim: int) -> int:
+        """As the metric that it stands on."""
+        return self.base.floats_per_pair(dim)
+
     @staticmethod
     def applies(base: Metric) -> bool:
         """Whether `base` lowers exactly to Dot."""

@@ -34,6 +34,10 @@ class LearnedMetric(Metric):
 
     module: Any = field(default=None, compare=False, repr=False, kw_only=True)
 
+    def floats_per_pair(self, dim: int) -> int:
+        """What its module holds."""
+        return int(self._trained().floats_per_pair)
+
     @abstractmethod
     def build(self, dim: int) -> "LearnedModule":
         """Make the untrained module over aligned vectors of dimension `dim`."""

@@ -38,9 +38,14 @@ class Metric(ABC):
     """
 
     name: ClassVar[str]
+    symmetric: ClassVar[bool] = False  # whether queries and items may change places
 
     def __str__(self) -> str:
         return self.name + printed(self)
+
+    def floats_per_pair(self, dim: int) -> int:
+        """How many numbers `similarity` holds for a pair of vectors of dimension `dim`, about."""
+        return 1
 
     @abstractmethod
     def score(self, queries: Vectors, items: Vectors) -> Scores:

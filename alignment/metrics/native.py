@@ -21,6 +21,7 @@ class Cosine(Metric):
     """
 
     name: ClassVar[str] = "cosine"
+    symmetric: ClassVar[bool] = True
 
     def score(self, queries: Vectors, items: Vectors) -> Scores:
         """Scores (n, m) of unnormalised `queries` (n, d) and `items` (m, d)."""
@@ -49,6 +50,7 @@ class Dot(Metric):
     """
 
     name: ClassVar[str] = "dot"
+    symmetric: ClassVar[bool] = True
 
     def score(self, queries: Vectors, items: Vectors) -> Scores:
         """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""
@@ -72,6 +74,7 @@ class Euclid(Metric):
     """
 
     name: ClassVar[str] = "euclid"
+    symmetric: ClassVar[bool] = True
 
     def score(self, queries: Vectors, items: Vectors) -> Scores:
         """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""
@@ -95,6 +98,7 @@ class Manhattan(Metric):
     """
 
     name: ClassVar[str] = "manhattan"
+    symmetric: ClassVar[bool] = True
 
     def score(self, queries: Vectors, items: Vectors) -> Scores:
         """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""
@@ -121,6 +125,7 @@ class Wasserstein1(Metric):
     """
 
     name: ClassVar[str] = "w1"
+    symmetric: ClassVar[bool] = True
 
     def score(self, queries: Vectors, items: Vectors) -> Scores:
         """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""

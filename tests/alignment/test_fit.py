@@ -13,11 +13,13 @@ from alignment.artifact import Alignment
 from alignment.device import resolve
 from alignment.embeddings import MODALITIES, EmbeddingSet, HoldOut
 from alignment.errors import FitError, MetricError, VectorError
-from alignment.fit import KS, Labelled, best_of, cross_validate, fit, recall_table
+from alignment.fit import best_of, cross_validate, fit, recall_table
+from alignment.labelled import Labelled, Side
+from alignment.methods import METHODS, Fitter, Task, candidates
 from alignment.metrics import BANK, METRICS, Cosine, Euclid, LearnedMetric, Metric, bank_name, parse
-from alignment.projections import METHODS, Fitter, Projection
+from alignment.projections import Projection
 from alignment.recall import group_codes, ranks, recall_at
-from alignment.train import Side
+from alignment.train import KS
 from alignment.vectors import unit
 from connector.images import decode
 from tests.fakes import FakeImageEncoder, FakeTextEncoder, fake_pairs, fake_rows, fake_set
@@ -107,7 +109,7 @@ def test_a_method_that_is_named_is_the_only_one_tried(method: str, rng: np.rando
     card = fit([made], method=method, device="cpu").card
     assert card.method == method
     assert {candidate["method"] for candidate in card.candidates} == {method}
-    assert len(card.candidates) == len(METHODS[method].candidates(9, 9))
+    assert len(card.candidates) == len(candidates(method, 9, 9))
 
 
 def test_the_best_candidate_is_taken_and_fitted_on_all_training_pairs(rng: np.random.Generator, tmp_path: Path) -> None:
@@ -121,7 +123,7 @@ def test_the_best_candidate_is_taken_and_fitted_on_all_training_pairs(rng: np.ra
     kept = ~HoldOut().held_out([str(i) for i in range(80)])
     order = sorted(np.flatnonzero(kept), key=str)
     sides = [np.asarray(side[order], np.float32) for side in (X, Y)]
-    expected = Fitter(card.method, sides[0], sides[1], resolve("cpu")).fit(card.hyperparameters)
+    expected = Fitter(card.method, paired(*sides), resolve("cpu")).fit(card.hyperparameters)
     for found, wanted, side in zip(alignment.projections.values(), expected, (X, Y), strict=True):
         np.testing.assert_allclose(found(side), wanted(side), atol=1e-4)
     assert card.pairs == kept.sum()

@@ -11,12 +11,15 @@ import scipy.linalg
 import torch
 from sklearn.metrics.pairwise import rbf_kernel
 
-from alignment import projections
+from alignment import closed_forms
 from alignment.artifact import WEIGHTS, Alignment
 from alignment.errors import AlignmentError
 from alignment.lifts import GaussianKernel
-from alignment.projections import Fitter, KernelCCA, Projection
+from alignment.closed_forms import KernelCCA
+from alignment.methods import Fitter
+from alignment.projections import Projection
 from alignment.vectors import unit
+from tests.alignment.pairs import paired
 from tests.alignment.test_artifact import alignment
 
 Matrix = npt.NDArray[np.floating]
@@ -25,7 +28,7 @@ CPU = torch.device("cpu")
 
 def kernel(rng: np.random.Generator, m: int = 6, d: int = 5, gamma: float = 2.0) -> GaussianKernel:
     landmarks, mean = unit(rng.standard_normal((m, d))), rng.uniform(0, 1, m).astype(np.float32)
-    return GaussianKernel(landmarks, mean, np.array([gamma], np.float32))
+    return GaussianKernel({"landmarks": landmarks, "mean": mean, "gamma": np.array([gamma], np.float32)})
 
 
 def a_pair(rng: np.random.Generator, n: int = 40) -> tuple[Matrix, Matrix]:
@@ -78,7 +81,7 @@ def dual(X: Matrix, Y: Matrix, gamma: float, shrinkage: float) -> npt.NDArray[np
 def test_correlations_are_those_of_the_dual_problem(
     gamma: float, shrinkage: float, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(projections, "FLOOR", 1e-13)
+    monkeypatch.setattr(closed_forms, "FLOOR", 1e-13)
     X, Y = a_pair(rng)
     sides = [torch.from_numpy(unit(Z).astype(np.float64)) for Z in (X, Y)]
     model = KernelCCA(*(Z - Z.mean(dim=0) for Z in sides))
@@ -90,7 +93,7 @@ def test_it_joins_what_no_linear_map_joins(rng: np.random.Generator) -> None:
     X, Y = a_pair(rng, 400)
 
     def found(method: str, hyperparameters: dict[str, Any]) -> float:
-        image, text = Fitter(method, X[:300], Y[:300], CPU).fit(hyperparameters)
+        image, text = Fitter(method, paired(X[:300], Y[:300]), CPU).fit(hyperparameters)
         scores = text(Y[300:]) @ image(X[300:]).T
         better = (scores > np.diag(scores)[:, None]).sum(axis=1)
         return float((better < 10).mean())  # Recall@10
@@ -102,10 +105,10 @@ def test_it_joins_what_no_linear_map_joins(rng: np.random.Generator) -> None:
 
 def test_more_pairs_than_landmarks_are_approximated(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     X, Y = a_pair(rng, 300)
-    exact = Fitter("kcca", X, Y, CPU).fit({"gamma": 2.0, "shrinkage": 0.3, "components": 4})
-    monkeypatch.setattr(projections, "LANDMARKS", 90)
-    monkeypatch.setattr(projections, "BLOCK_ROWS", 64)
-    fitted = Fitter("kcca", X, Y, CPU).fit({"gamma": 2.0, "shrinkage": 0.3, "components": 4})
+    exact = Fitter("kcca", paired(X, Y), CPU).fit({"gamma": 2.0, "shrinkage": 0.3, "components": 4})
+    monkeypatch.setattr(closed_forms, "LANDMARKS", 90)
+    monkeypatch.setattr(closed_forms, "BLOCK_ROWS", 64)
+    fitted = Fitter("kcca", paired(X, Y), CPU).fit({"gamma": 2.0, "shrinkage": 0.3, "components": 4})
     for near, far in zip(fitted, exact, strict=True):
         assert near.lift is not None
         assert near.lift.dims == (5, 75)  # every fourth of 300
@@ -119,7 +122,7 @@ def test_more_pairs_than_landmarks_are_approximated(rng: np.random.Generator, mo
 
 
 def test_of_many_pairs_some_are_enough(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projections, "PAIRS", 100)
+    monkeypatch.setattr(closed_forms, "PAIRS", 100)
     X, Y = a_pair(rng, 301)
     hyperparameters = {"gamma": 2.0, "shrinkage": 0.3, "components": 4}
     means = [unit(Z).mean(axis=0) for Z in (X, Y)]

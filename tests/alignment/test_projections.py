@@ -11,13 +11,15 @@ from sklearn.cross_decomposition import CCA
 from sklearn.linear_model import Ridge as SklearnRidge
 
 from alignment.errors import VectorError
-from alignment.projections import METHODS, Fitter, Identity, Procrustes, Projection, RegularisedCCA, Ridge, Spectrum
+from alignment.closed_forms import CLOSED_FORMS, Identity, Procrustes, RegularisedCCA, Ridge, Spectrum
+from alignment.methods import Fitter
+from alignment.projections import Projection
 from alignment.vectors import unit
 
 Matrix = npt.NDArray[np.floating]
 CPU = torch.device("cpu")
 
-every_method = pytest.mark.parametrize("name", METHODS)
+every_method = pytest.mark.parametrize("name", CLOSED_FORMS)
 
 
 def centred(rng: np.random.Generator, n: int, d: int) -> Matrix:
@@ -90,8 +92,8 @@ every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name
 @every_case
 def test_every_candidate_maps_both_sides_into_one_space(name: str, case: Any, rng: np.random.Generator) -> None:
     X, Y = (side.astype(np.float32) for side in case(rng))
-    candidates = METHODS[name].candidates(X.shape[1], Y.shape[1])
-    fitter = Fitter(name, X, Y, CPU)
+    candidates = CLOSED_FORMS[name].candidates(X.shape[1], Y.shape[1])
+    fitter = Fitter(name, paired(X, Y), CPU)
     for hyperparameters in candidates:
         image, text = fitter.fit(hyperparameters)
         assert (image.in_dim, text.in_dim) == (X.shape[1], Y.shape[1])
@@ -109,8 +111,8 @@ def test_every_candidate_maps_both_sides_into_one_space(name: str, case: Any, rn
 @every_method
 def test_fitting_again_gives_the_same_bits(name: str, rng: np.random.Generator) -> None:
     X, Y = (side.astype(np.float32) for side in same_dimension(rng))
-    for hyperparameters in METHODS[name].candidates(6, 6)[:4]:
-        one, other = (Fitter(name, X, Y, CPU).fit(hyperparameters) for _ in range(2))
+    for hyperparameters in CLOSED_FORMS[name].candidates(6, 6)[:4]:
+        one, other = (Fitter(name, paired(X, Y), CPU).fit(hyperparameters) for _ in range(2))
         for a, b in zip(one, other, strict=True):
             assert (a.mean is None) == (b.mean is None)
             assert a.mean is None or b.mean is None or a.mean.tobytes() == b.mean.tobytes()
@@ -120,8 +122,8 @@ def test_fitting_again_gives_the_same_bits(name: str, rng: np.random.Generator) 
 @every_method
 def test_the_order_in_which_candidates_are_tried_does_not_matter(name: str, rng: np.random.Generator) -> None:
     X, Y = (side.astype(np.float32) for side in plenty(rng))
-    candidates = METHODS[name].candidates(9, 7)
-    forth, back = Fitter(name, X, Y, CPU), Fitter(name, X, Y, CPU)
+    candidates = CLOSED_FORMS[name].candidates(9, 7)
+    forth, back = Fitter(name, paired(X, Y), CPU), Fitter(name, paired(X, Y), CPU)
     one = [forth.fit(candidate) for candidate in candidates]
     other = [back.fit(candidate) for candidate in reversed(candidates)][::-1]
     for a, b in zip(one, other, strict=True):
@@ -132,9 +134,9 @@ def test_the_order_in_which_candidates_are_tried_does_not_matter(name: str, rng:
 @every_method
 def test_the_scale_of_the_input_does_not_matter(name: str, rng: np.random.Generator) -> None:
     X, Y = (side.astype(np.float32) for side in same_dimension(rng))
-    for hyperparameters in METHODS[name].candidates(6, 6)[:3]:
-        one = Fitter(name, X, Y, CPU).fit(hyperparameters)
-        other = Fitter(name, (X * 8).astype(np.float32), (Y / 4).astype(np.float32), CPU).fit(hyperparameters)
+    for hyperparameters in CLOSED_FORMS[name].candidates(6, 6)[:3]:
+        one = Fitter(name, paired(X, Y), CPU).fit(hyperparameters)
+        other = Fitter(name, paired(X * 8, Y / 4), CPU).fit(hyperparameters)
         for p, q, side in zip(one, other, (X, Y), strict=True):
             np.testing.assert_allclose(q(side * 16), p(side), atol=1e-6)
 
@@ -142,7 +144,7 @@ def test_the_scale_of_the_input_does_not_matter(name: str, rng: np.random.Genera
 @every_method
 @pytest.mark.parametrize(("d_x", "d_y"), [(1, 1), (1, 9), (3, 2), (8, 8), (768, 384)])
 def test_candidates_are_json_and_no_two_are_the_same(name: str, d_x: int, d_y: int) -> None:
-    candidates = [sorted(candidate.items()) for candidate in METHODS[name].candidates(d_x, d_y)]
+    candidates = [sorted(candidate.items()) for candidate in CLOSED_FORMS[name].candidates(d_x, d_y)]
     assert all(isinstance(value, (str, int, float)) for candidate in candidates for _, value in candidate)
     assert len({tuple(candidate) for candidate in candidates}) == len(candidates)
     assert candidates or (name == "identity" and d_x != d_y)
@@ -157,7 +159,7 @@ def test_a_planted_rotation_is_found(name: str, rng: np.random.Generator) -> Non
     new = rng.standard_normal((50, 6)).astype(np.float32)
     best = max(
         float((image(new) * text(new @ R)).sum(axis=1).min())
-        for image, text in map(Fitter(name, X, Y, CPU).fit, METHODS[name].candidates(6, 6))
+        for image, text in map(Fitter(name, paired(X, Y), CPU).fit, CLOSED_FORMS[name].candidates(6, 6))
     )
     assert best > 0.99 if name != "identity" else best < 0.9
 
@@ -172,7 +174,7 @@ def test_identity_applies_where_the_dimensions_agree(d_x: int, d_y: int, expecte
 
 def test_identity_changes_nothing_but_the_length(rng: np.random.Generator) -> None:
     X, Y = (rng.standard_normal((9, 4)).astype(np.float32) + 5 for _ in range(2))
-    image, text = Fitter("identity", X, Y, CPU).fit({})
+    image, text = Fitter("identity", paired(X, Y), CPU).fit({})
     assert (image.mean, image.weight, text.mean, text.weight) == (None, None, None, None)
     np.testing.assert_allclose(image(X), unit(X), atol=1e-7)
     np.testing.assert_allclose(text(Y), unit(Y), atol=1e-7)

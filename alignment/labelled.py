@@ -1,0 +1,86 @@
+"""Images and texts that share groups: what alignments are fitted and judged on."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment.embeddings import Modality
+from alignment.metrics import Metric
+from alignment.projections import Projection
+from alignment.recall import Codes, Ranks, ranks
+from alignment.vectors import FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Vectors of one modality (n, d) with the codes of their groups (n,), which are common to both modalities."""
+
+    vectors: FloatArray
+    groups: Codes
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> "Side":
+        """Keep the rows where `mask` (n,) is true."""
+        return Side(self.vectors[mask], self.groups[mask])
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Images and texts with their groups."""
+
+    image: Side
+    text: Side
+
+    @property
+    def groups(self) -> Codes:
+        """Groups that hold both, ascending."""
+        return np.intersect1d(self.image.groups, self.text.groups)
+
+    def only(self, groups: Codes) -> "Labelled":
+        """Keep the items of these groups."""
+        return Labelled(*(side.where(np.isin(side.groups, groups)) for side in (self.image, self.text)))
+
+    def pairs(self) -> tuple[FloatArray, FloatArray]:
+        """Pair images and texts within each group: X (n, d_image), Y (n, d_text).
+
+        A group of a images and b texts gives max(a, b) pairs: the shorter side is used again from its start. So
+        every item takes part, and a group that is a class label does not give a x b pairs.
+        """
+        rows_x, rows_y = [], []
+        for x, y in zip(_by_group(self.image.groups), _by_group(self.text.groups), strict=True):
+            longest = max(len(x), len(y))
+            rows_x.append(np.resize(x, longest))
+            rows_y.append(np.resize(y, longest))
+        return self.image.vectors[np.concatenate(rows_x)], self.text.vectors[np.concatenate(rows_y)]
+
+    def project(self, projections: tuple[Projection, Projection]) -> "Labelled":
+        """Align both sides; a row that cannot be becomes NaN."""
+        image, text = (
+            Side(projection.unchecked(side.vectors), side.groups)
+            for projection, side in zip(projections, (self.image, self.text), strict=True)
+        )
+        return Labelled(image, text)
+
+    def sound(self) -> "Labelled":
+        """Leave out the rows that could not be aligned."""
+        return Labelled(
+            *(side.where(np.asarray(np.isfinite(side.vectors).all(axis=1))) for side in (self.image, self.text))
+        )
+
+    def ranks(self, metrics: Mapping[Modality, Metric]) -> tuple[Ranks, Ranks]:
+        """Rank aligned sides both ways, text to image and image to text, under the metric of what is searched.
+
+        A row that could not be aligned ranks last.
+        """
+        image, text = self.image, self.text
+        t2i = ranks(text.vectors, image.vectors, text.groups, image.groups, metric=metrics["image"])
+        i2t = ranks(image.vectors, text.vectors, image.groups, text.groups, metric=metrics["text"])
+        return t2i, i2t
+
+
+def _by_group(groups: Codes) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the row numbers of each group, groups ascending."""
+    order = np.argsort(groups, kind="stable")
+    _, starts = np.unique(groups[order], return_index=True)
+    yield from np.split(order, starts[1:])
