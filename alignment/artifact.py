@@ -110,7 +110,7 @@ class Alignment:
         sha = hashlib.sha256(f"{self.card.hold_out}\n".encode())
         for modality in MODALITIES:
             sha.update(f"{modality} {self.card.encoders[modality].fingerprint}\n".encode())
-            for name, tensor in self.projections[modality].tensors().items():
+            for name, tensor in sorted(self.projections[modality].tensors().items()):
                 sha.update(f"{name} {tensor.shape}\n".encode())
                 sha.update(np.ascontiguousarray(tensor).data)
         for name, tensor in sorted(self.weights.items()):

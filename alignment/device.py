@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from alignment.errors import DeviceError
+from alignment.processes import launched, local_number
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,7 @@ def resolve(device: str = "auto") -> "torch.device":
 
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda", local_number()) if launched() > 1 else torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         resolved = torch.device(device)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment import device as devices
+from alignment import processes
 from alignment.artifact import Alignment, AlignmentCard
 from alignment.embeddings import MODALITIES, EmbeddingSet, HoldOut, Modality, Rows
 from alignment.errors import FitError
@@ -75,6 +76,10 @@ def fit(
     """
     given = dict(training or {})
     Training().with_values(given)  # refuses what there is not, before anything takes time
+    if budget is not None and processes.launched() > 1:
+        raise FitError(
+            "several processes cannot share a --budget, because each has its own clock; leave it out or name a --method"
+        )
     if method != "auto" and method not in METHODS:
         raise FitError(f"unknown method {method!r}; expected auto or one of {', '.join(METHODS)}")
     encoders = _common_encoders(sets)
@@ -285,7 +290,7 @@ def cross_validate(
                 if fitter.interrupted:
                     raise KeyboardInterrupt
                 aligned = validation.project(projections)
-                found = float(np.mean([_score(aligned, metric) for metric in task.metrics]))
+                found = processes.agreed(float(np.mean([_score(aligned, metric) for metric in task.metrics])))
                 key = (name, *hyperparameters.values())
                 mean = (fold * results[key].score + found) / (fold + 1) if fold else found
                 scored[key] = Candidate(name, dict(hyperparameters), mean, fold + 1)

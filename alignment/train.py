@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from alignment import processes
 from alignment.errors import FitError, WeightsError
 from alignment.labelled import Labelled
 from alignment.metrics import Cosine, LearnedMetric, Metric
@@ -227,9 +228,12 @@ class _Loop:
         import torch
 
         self.model, self.data, self.training, self.device = model, data, training, device
-        self.rank, self.processes = _processes()
+        self.number, self.processes = processes.place()
         self.rng = np.random.default_rng(seed)
         model.module.to(device)
+        if self.processes > 1:  # closed forms may differ in the last bits
+            for tensor in (*model.module.parameters(), *model.module.buffers()):
+                torch.distributed.broadcast(tensor.data, 0)
         sides = zip((data.image, data.text), model.means, strict=True)
         self.rows = [Rows(side.vectors, mean, device) for side, mean in sides]
         count = len(model.metrics)
@@ -293,19 +297,13 @@ class _Loop:
 
     def _validated(self, data: Labelled) -> float:
         """Validate in the first process, and tell the others."""
-        import torch
-
         score = 0.0
-        if self.rank == 0:
+        if self.number == 0:
             try:
                 score = self.model.validate(data)
             except WeightsError:  # a metric whose weights have diverged is no state to keep
                 score = -1.0
-        if self.processes > 1:
-            shared = torch.tensor([score], dtype=torch.float64, device=self.device)
-            torch.distributed.broadcast(shared, 0)
-            score = float(shared)
-        return score
+        return processes.agreed(score)
 
     def _step(self, rows: "Batch", step: int, steps: int, epoch: int) -> float:
         """Take one step; return the loss of the batch."""
@@ -317,7 +315,7 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=False)
-        own = _share(len(rows[0]), self.rank, self.processes)
+        own = processes.shares(len(rows[0]))[self.number]
         mixed = self._mixing(len(rows[0]))
         if mixed is None:
             raw = [side(chosen[own], self.device) for side, chosen in zip(self.rows, rows, strict=True)]
@@ -332,18 +330,17 @@ class _Loop:
             total = self._backward(image, text, own, epoch)
             if training.structure:
                 total += self._keep_structure(raw, (image, text), own, training.structure * share)
-        gradients = [self._summed(Z.grad)[own] for Z in (image, text) if Z.grad is not None]
+        gradients = [processes.summed(Z.grad)[own] for Z in (image, text) if Z.grad is not None]
         trained = [Z for Z in projected if Z.requires_grad]
         if trained:
             torch.autograd.backward(trained, [g.to(Z.dtype) for Z, g in zip(trained, gradients, strict=True)])
         parameters = [*self.model.module.parameters(), self.log_scales, self.biases]
         for parameter in parameters:
             if parameter.grad is not None:
-                self._summed(parameter.grad)
+                processes.summed(parameter.grad)
         torch.nn.utils.clip_grad_norm_(parameters, training.clip)
         if self.processes > 1:
-            shared = torch.tensor([total], dtype=torch.float64, device=self.device)
-            total = float(self._summed(shared))
+            total = float(processes.summed(torch.tensor([total], device=self.device)))
         self.optimizer.step()
         return total
 
@@ -356,22 +353,7 @@ class _Loop:
 
     def _gathered(self, Z: "Tensor", size: int) -> "Tensor":
         """Vectors of the whole batch (size, d), as a leaf that gradients gather in."""
-        import torch
-
-        own = Z.detach()
-        if self.processes > 1:
-            shares = [_share(size, rank, self.processes) for rank in range(self.processes)]
-            parts = [own.new_empty(share.stop - share.start, own.shape[1]) for share in shares]
-            torch.distributed.all_gather(parts, own.contiguous())
-            own = torch.cat(parts)
-        return own.clone().requires_grad_(self.model.heads is not None)
-
-    def _summed(self, tensor: "Tensor") -> "Tensor":
-        if self.processes > 1:
-            import torch
-
-            torch.distributed.all_reduce(tensor)
-        return tensor
+        return processes.gathered(Z.detach(), size).clone().requires_grad_(self.model.heads is not None)
 
     def _backward(self, image: "Tensor", text: "Tensor", own: slice, epoch: int) -> float:
         """Add up the gradients of the loss of this process's queries, in both directions, under all metrics."""
@@ -505,17 +487,3 @@ def _unit_of(metric: Metric, image: "Tensor", text: "Tensor") -> float:
         some = slice(0, 128)
         spread, cosine = (float(m.similarity(text[some], image[some]).float().std()) for m in (metric, Cosine()))
     return spread / cosine if spread > 0 and cosine > 0 else 1.0
-
-
-def _processes() -> tuple[int, int]:
-    """Number of this process, and how many train together."""
-    import torch
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
-
-
-def _share(size: int, rank: int, processes: int) -> slice:
-    """Rows of a batch that a process computes."""
-    return slice(size * rank // processes, size * (rank + 1) // processes)

@@ -225,7 +225,11 @@ def fit(
     sets: tuple[str, ...], name: str, method: str, metrics: tuple[str, ...], holdout: float, folds: int, seed: int,
     budget: float | None, joint: bool, settings: tuple[str, ...], as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
-    """Fit an alignment on embedding sets that hold pairs of images and texts."""
+    """Fit an alignment on embedding sets that hold pairs of images and texts.
+
+    Under torch's launcher, heads train in several processes: torchrun --nproc-per-node 4 --no-python modalign fit ...
+    """
+    from alignment import processes
     from alignment.embeddings import HoldOut
 
     with _home(where) as home:
@@ -233,6 +237,8 @@ def fit(
             sets, name, method=method, metrics=metrics, hold_out=HoldOut(holdout, seed), folds=folds, seed=seed,
             budget=budget, joint=joint, training=_assignments(settings, "--training"),
         )  # fmt: skip
+    if processes.number():  # the first process of a launcher speaks for all
+        return
     alignment: Alignment = result.made
     card = alignment.card
     document = {

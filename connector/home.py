@@ -19,6 +19,7 @@ from alignment.embeddings import Dtype, EmbeddingSet, HoldOut, Modality, SetWrit
 from alignment.errors import AlignmentError
 from alignment.fit import fit
 from alignment.metrics import Metric, parse
+from alignment.processes import joined
 from connector import audit as auditing
 from connector.corpus import open_corpus
 from connector.encode import BATCH_ITEMS, SHARD_ROWS, encode
@@ -134,28 +135,26 @@ class Home:
         training: Mapping[str, str] | None = None,
     ) -> Result:
         """Fit the alignment `name` on embedding sets."""
+        chosen: dict[str, Any] = {
+            "method": method, "metrics": list(dict.fromkeys(parse(metric) for metric in metrics)), "hold_out": hold_out,
+            "folds": folds, "seed": seed, "device": self.settings.device, "budget": budget, "joint": joint,
+            "training": dict(training or {}),
+        }  # fmt: skip
+        with joined() as number:
+            if number:  # the first process records and writes
+                return Result(0, {}, fit([self.embedding_set(s) for s in sets], **chosen))
+            return self._fit(sets, name, chosen)
+
+    def _fit(self, sets: Sequence[str], name: str, chosen: Mapping[str, Any]) -> Result:
         path = self.settings.alignment_path(name)
         parameters = {
-            "sets": list(sets), "alignment": name, "method": method, "metrics": list(metrics),
-            "holdout": hold_out.fraction, "folds": folds, "seed": seed, "budget": budget,
-            "joint": joint, "training": dict(training or {}),
+            "sets": list(sets), "alignment": name, **chosen,
+            "metrics": list(map(str, chosen["metrics"])), "hold_out": chosen["hold_out"].fraction,
         }  # fmt: skip
         with self.provenance.run("fit", parameters) as run:
             if path.exists():
                 raise AlignmentError(f"alignment {name} exists at {path}; name another one with --alignment")
-            alignment = fit(
-                [self.embedding_set(s) for s in sets],
-                method=method,
-                metrics=list(dict.fromkeys(parse(metric) for metric in metrics)),
-                hold_out=hold_out,
-                folds=folds,
-                seed=seed,
-                device=self.settings.device,
-                budget=budget,
-                joint=joint,
-                training=training,
-                progress=say,
-            )
+            alignment = fit([self.embedding_set(s) for s in sets], **chosen, progress=say)
             path.parent.mkdir(parents=True, exist_ok=True)
             alignment.save(path)
             self.provenance.record_alignment(name, path, alignment)

@@ -3,13 +3,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from alignment import fit as fitting
+from alignment import heads
 from alignment.artifact import Alignment
+from alignment.closed_forms import CLOSED_FORMS
 from alignment.device import resolve
 from alignment.embeddings import MODALITIES, EmbeddingSet, HoldOut
 from alignment.errors import FitError, MetricError, VectorError
@@ -22,6 +25,7 @@ from alignment.recall import group_codes, ranks, recall_at
 from alignment.train import KS
 from alignment.vectors import unit
 from connector.images import decode
+from tests.alignment.pairs import paired
 from tests.fakes import FakeImageEncoder, FakeTextEncoder, fake_pairs, fake_rows, fake_set
 
 Matrix = npt.NDArray[np.floating]
@@ -55,14 +59,23 @@ def labelled(X: Matrix, Y: Matrix, x: Sequence[str], y: Sequence[str]) -> Labell
     return Labelled(Side(X.astype(np.float32), codes[0]), Side(Y.astype(np.float32), codes[1]))
 
 
+@pytest.fixture(autouse=True)
+def narrow_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deep heads are as wide as this data deserves."""
+    short = {"learning_rate": 0.01, "components": 16, "width": 16, "blocks": 1, "epochs": 25}
+    for head in (heads.FuseMix, heads.StarGluHead):
+        monkeypatch.setattr(head, "candidates", lambda *dims: [short])
+
+
 # What a fit finds
 
 
 @pytest.mark.parametrize("method", ["auto", *(name for name in METHODS if name != "identity")])
 def test_a_planted_alignment_is_found(method: str, rng: np.random.Generator, tmp_path: Path) -> None:
     alignment = fit([pair_set(tmp_path / "s", *linear_pair(rng, 300))], method=method, device="cpu")
-    assert min(recalls(alignment, 1)) > 0.9
-    assert min(recalls(alignment, 10)) > 0.99
+    deep = method in ("fusemix", "star-glu")  # a few seconds of training; chance is 0.02 and 0.16
+    assert min(recalls(alignment, 1)) > (0.5 if deep else 0.9)
+    assert min(recalls(alignment, 10)) > (0.9 if deep else 0.99)
 
 
 def test_images_and_captions_are_aligned(tmp_path: Path) -> None:
@@ -97,8 +110,10 @@ def test_identity_is_not_tried_between_different_dimensions(rng: np.random.Gener
     made = pair_set(tmp_path / "s", *linear_pair(rng, 60))
     lines: list[str] = []
     alignment = fit([made], device="cpu", progress=lines.append)
-    assert {candidate["method"] for candidate in alignment.card.candidates} == METHODS.keys() - {"identity"}
+    tried = {candidate["method"] for candidate in alignment.card.candidates}
+    assert tried == set(METHODS) - {"identity", "fusemix", "star-glu"}
     assert "identity: does not apply to dimensions 9 and 7" in lines
+    assert "fusemix: enters from 10,000 groups on; try it with --method fusemix" in lines
     with pytest.raises(FitError, match=r"method identity does not apply to spaces of dimension 9 and 7"):
         fit([made], method="identity", device="cpu")
 
@@ -123,7 +138,7 @@ def test_the_best_candidate_is_taken_and_fitted_on_all_training_pairs(rng: np.ra
     kept = ~HoldOut().held_out([str(i) for i in range(80)])
     order = sorted(np.flatnonzero(kept), key=str)
     sides = [np.asarray(side[order], np.float32) for side in (X, Y)]
-    expected = Fitter(card.method, paired(*sides), resolve("cpu")).fit(card.hyperparameters)
+    expected = Fitter(card.method, paired(sides[0], sides[1]), resolve("cpu")).fit(card.hyperparameters)
     for found, wanted, side in zip(alignment.projections.values(), expected, (X, Y), strict=True):
         np.testing.assert_allclose(found(side), wanted(side), atol=1e-4)
     assert card.pairs == kept.sum()
@@ -209,9 +224,9 @@ def test_no_group_ever_leaks(rng: np.random.Generator, tmp_path: Path, monkeypat
     judged: list[set[str]] = []
 
     class Watched(Fitter):
-        def __init__(self, method: str, *sides: npt.NDArray[np.float32], device: object = None) -> None:
-            super().__init__(method, sides[0], sides[1], resolve("cpu"))
-            fitted.append({group_of[row.tobytes()] for side in sides[:2] for row in side})
+        def __init__(self, method: str, data: Labelled, *options: Any) -> None:
+            super().__init__(method, data, *options)
+            fitted.append({group_of[row.tobytes()] for side in (data.image, data.text) for row in side.vectors})
 
     original_project, original_ranks = Labelled.project, Labelled.ranks
 
@@ -321,7 +336,7 @@ def test_a_validation_score_is_the_mean_recall_over_folds_and_directions(rng: np
     n = 24
     X, Y = (rng.standard_normal((n, 5)) for _ in range(2))
     both = labelled(X, X + Y, [f"{i:02d}" for i in range(n)], [f"{i:02d}" for i in range(n)])
-    [candidate] = cross_validate(both, ["identity"], Cosine(), folds=4, seed=9, device=resolve("cpu"))
+    [candidate] = cross_validate(both, ["identity"], Task(seed=9), folds=4, device=resolve("cpu"))
     found = []
     for part in np.array_split(np.random.default_rng(9).permutation(n), 4):
         scores = unit(both.text.vectors[part]) @ unit(both.image.vectors[part]).T
@@ -341,14 +356,13 @@ def racers(rng: np.random.Generator) -> Labelled:
     return labelled(X, Y, [str(i) for i in range(n)], [str(i) for i in range(n)])
 
 
-def test_losers_are_dropped_early_and_every_method_reaches_the_end(rng: np.random.Generator) -> None:
+def test_losers_are_dropped_early(rng: np.random.Generator) -> None:
     names = [name for name in METHODS if name != "identity"]
-    found = cross_validate(racers(rng), names, Cosine(), folds=4, seed=0, device=resolve("cpu"))
-    assert len(found) == sum(len(METHODS[name].candidates(9, 7)) for name in names)
+    found = cross_validate(racers(rng), names, Task(), folds=4, device=resolve("cpu"))
+    assert len(found) == sum(len(candidates(name, 9, 7)) for name in names)
     by_folds = Counter(candidate.folds for candidate in found)
     assert by_folds.keys() <= {1, 2, 3, 4}
     assert by_folds[1] >= len(found) / 2
-    assert {c.method for c in found if c.folds == 4} == set(names)
     assert best_of(found).folds == 4
     assert best_of(found).score == max(c.score for c in found if c.folds == 4)
     first = [c for c in found if c.folds == 1]
@@ -360,9 +374,9 @@ def test_a_score_is_the_mean_over_the_folds_that_a_candidate_took_part_in(
 ) -> None:
     given = iter([0.5, 0.1, 0.9, 0.2, 0.4, 0.3] * 6)
     monkeypatch.setattr(fitting, "FEWEST", 2)
-    monkeypatch.setattr(METHODS["procrustes"], "candidates", lambda *dims: [{"components": d} for d in (1, 2, 3)])
+    monkeypatch.setattr(CLOSED_FORMS["procrustes"], "candidates", lambda *dims: [{"components": d} for d in (1, 2, 3)])
     monkeypatch.setattr(fitting, "recall_at", lambda *_: next(given))
-    found = cross_validate(racers(rng), ["procrustes"], Cosine(), folds=2, seed=0, device=resolve("cpu"))
+    found = cross_validate(racers(rng), ["procrustes"], Task(), folds=2, device=resolve("cpu"))
     assert [(c.hyperparameters["components"], c.folds) for c in found if c.folds == 2] != []
     assert all(0.1 <= c.score <= 0.9 for c in found)
     assert sorted(c.folds for c in found) == [1, 2, 2]
@@ -377,7 +391,7 @@ def test_a_budget_ends_the_search_after_the_candidate_under_way(
     monkeypatch.setattr("alignment.fit.time.monotonic", lambda: float(next(clock)))
     lines: list[str] = []
     found = cross_validate(
-        racers(rng), ["ridge"], Cosine(), folds=4, seed=0, device=resolve("cpu"), budget=after + 0.5,
+        racers(rng), ["ridge"], Task(), folds=4, device=resolve("cpu"), budget=after + 0.5,
         progress=lines.append,
     )  # fmt: skip
     assert len(found) == (14 if after == 18 else after + 1)
@@ -398,9 +412,9 @@ def test_candidates_are_chosen_under_the_first_metric_that_learns_nothing(
 ) -> None:
     asked: list[str] = []
 
-    def watched(training: Labelled, methods: Sequence[str], metric: Metric, **options: object) -> object:
-        asked.append(str(metric))
-        return cross_validate(training, methods, metric, **options)  # type: ignore[arg-type]
+    def watched(data: Labelled, methods: Sequence[str], task: Task, **options: Any) -> object:
+        asked.extend(map(str, task.metrics))
+        return cross_validate(data, methods, task, **options)
 
     monkeypatch.setattr(fitting, "cross_validate", watched)
     made = pair_set(tmp_path / "s", *linear_pair(rng, 60))
@@ -416,9 +430,9 @@ def test_metrics_learn_from_aligned_training_pairs_alone(
     sides: list[Side] = []
     original = fitting.fit_metrics
 
-    def watched(metrics: object, image: Side, text: Side, **options: object) -> object:
-        sides.extend((image, text))
-        return original(metrics, image, text, **options)  # type: ignore[arg-type]
+    def watched(metrics: Sequence[Metric], aligned: Labelled, *rest: Any, **options: Any) -> object:
+        sides.extend((aligned.image, aligned.text))
+        return original(metrics, aligned, *rest, **options)
 
     monkeypatch.setattr(fitting, "fit_metrics", watched)
     metrics = [parse("mlp(hidden=2)"), parse("dot+nnn(k=8)")]

@@ -13,9 +13,9 @@ from sklearn.metrics.pairwise import rbf_kernel
 
 from alignment import closed_forms
 from alignment.artifact import WEIGHTS, Alignment
+from alignment.closed_forms import KernelCCA
 from alignment.errors import AlignmentError
 from alignment.lifts import GaussianKernel
-from alignment.closed_forms import KernelCCA
 from alignment.methods import Fitter
 from alignment.projections import Projection
 from alignment.vectors import unit
@@ -41,7 +41,7 @@ def a_pair(rng: np.random.Generator, n: int = 40) -> tuple[Matrix, Matrix]:
 
 def test_the_kernel_is_that_of_scikit_learn(rng: np.random.Generator) -> None:
     lift, Z = kernel(rng), 3 * rng.standard_normal((9, 5)).astype(np.float32)
-    expected = rbf_kernel(unit(Z), lift.landmarks, gamma=1.0) - lift.mean
+    expected = rbf_kernel(unit(Z), lift.parameters["landmarks"], gamma=1.0) - lift.parameters["mean"]
     np.testing.assert_allclose(lift(Z), expected, atol=1e-6)
     assert lift(Z).dtype == np.float32
     assert lift.dims == (5, 6)
@@ -147,7 +147,7 @@ def test_a_lift_is_saved_and_counts_in_the_fingerprint(tmp_path: Path, rng: np.r
     assert saved.fingerprint == loaded.fingerprint
     lift = saved.projections["image"].lift
     assert isinstance(lift, GaussianKernel)
-    wider = GaussianKernel(lift.landmarks, lift.mean, lift.gamma + 1)
+    wider = GaussianKernel({**lift.parameters, "gamma": lift.parameters["gamma"] + 1})
     image = saved.projections["image"]
     other = Projection(5, image.mean, image.weight, wider)
     assert Alignment(saved.card, {**saved.projections, "image": other}).fingerprint != saved.fingerprint

@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from sklearn.cross_decomposition import CCA
 from sklearn.linear_model import Ridge as SklearnRidge
 
-from alignment.errors import VectorError
 from alignment.closed_forms import CLOSED_FORMS, Identity, Procrustes, RegularisedCCA, Ridge, Spectrum
+from alignment.errors import VectorError
 from alignment.methods import Fitter
 from alignment.projections import Projection
 from alignment.vectors import unit
+from tests.alignment.pairs import paired
 
 Matrix = npt.NDArray[np.floating]
+
 CPU = torch.device("cpu")
 
 every_method = pytest.mark.parametrize("name", CLOSED_FORMS)
@@ -104,7 +106,8 @@ def test_every_candidate_maps_both_sides_into_one_space(name: str, case: Any, rn
             fresh = rng.standard_normal((5, projection.in_dim)).astype(np.float32)
             Z = projection.unchecked(np.concatenate([side, fresh]))
             sound = np.isfinite(Z).all(axis=1)
-            assert sound.sum() >= len(Z) - 1  # a training vector may stand on the mean
+            # A training vector may stand on the mean, and one that is new may be near no anchor where there are two.
+            assert sound.sum() >= len(Z) - (2 if name == "asif" else 1)
             np.testing.assert_allclose(np.linalg.norm(Z[sound], axis=1), 1.0, rtol=1e-5)
 
 
