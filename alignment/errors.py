@@ -6,6 +6,7 @@ ModalignError
 ├── MetricError           a metric that there is not, or not with these parameters or this alignment
 ├── WeightsError          learned weights that are damaged or have diverged
 ├── FitError              data from which nothing can be fitted
+├── TrainingError         a setting of the training loop that there is not, or not with such a value
 ├── AlignmentError        a directory is no alignment, or is damaged
 ├── DeviceError           the device that was asked for is not there
 └── ConnectorError        corpora and databases: see connector.errors
@@ -34,6 +35,10 @@ class WeightsError(ModalignError):
 
 class FitError(ModalignError, ValueError):
     """Training data from which no alignment can be fitted."""
+
+
+class TrainingError(ModalignError, ValueError):
+    """A setting of the training loop that does not exist, or not with such a value."""
 
 
 class AlignmentError(ModalignError):

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment import processes
-from alignment.errors import FitError, WeightsError
+from alignment.errors import FitError, TrainingError, WeightsError
 from alignment.labelled import Labelled
 from alignment.metrics import Cosine, LearnedMetric, Metric
 from alignment.recall import Codes, recall_at
@@ -84,7 +84,7 @@ class Training:
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
-            raise FitError(f"training: expected loss to be one of {', '.join(LOSSES)}, got {self.loss!r}")
+            raise TrainingError(f"training: expected loss to be one of {', '.join(LOSSES)}, got {self.loss!r}")
         for name, least, most in (
             ("batch", 2, 1 << 20), ("epochs", 0, 1 << 20), ("patience", 1, 1 << 20), ("learning_rate", 0, 1e30),
             ("weight_decay", 0, 1e3), ("warm_up", 0, 1), ("clip", 1e-9, 1e9), ("temperature", 1e-3, 1e3),
@@ -92,23 +92,23 @@ class Training:
             ("mix", 0, 1e3), ("validation", 0, 0.9), ("validation_groups", 1, 1 << 30),
         ):  # fmt: skip
             if not least <= getattr(self, name) <= most:
-                raise FitError(f"training: expected {name} from {least:g} to {most:g}, got {getattr(self, name)}")
+                raise TrainingError(f"training: expected {name} from {least:g} to {most:g}, got {getattr(self, name)}")
 
     def with_values(self, given: Mapping[str, Any]) -> "Training":
         """Replace some values; texts are read as the types of the fields.
 
         Raises:
-            FitError: there is no such field, or not with such a value.
+            TrainingError: there is no such field, or not with such a value.
         """
         types = {field.name: type(getattr(self, field.name)) for field in fields(self)}
         values = {}
         for name, value in given.items():
             if name not in types:
-                raise FitError(f"training has no setting {name!r}; it has {', '.join(types)}")
+                raise TrainingError(f"training has no setting {name!r}; it has {', '.join(types)}")
             try:
                 values[name] = types[name](value)
             except ValueError:
-                raise FitError(f"training: expected {name} to be {types[name].__name__}, got {value!r}") from None
+                raise TrainingError(f"training: expected {name} to be {types[name].__name__}, got {value!r}") from None
         return replace(self, **values)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from alignment.errors import MetricError, ModalignError
+from alignment.errors import MetricError, ModalignError, TrainingError
 from connector.errors import FilterError, RequirementError, SettingsError
 from connector.progress import say
 from connector.render import (
@@ -38,7 +38,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 FAILED, USAGE, REQUIREMENT, REJECTED, INTERRUPTED = 1, 2, 3, 4, 130
 # What only the command line can be wrong about.
-USAGE_ERRORS = (FilterError, MetricError, RequirementError, SettingsError)
+USAGE_ERRORS = (FilterError, MetricError, RequirementError, SettingsError, TrainingError)
 METRIC_HELP = (
     "How aligned vectors are compared: cosine, dot, euclid, manhattan, chi2, kl-query-item, kl-item-query, js, hellinger, "
     "w1, bilinear, mol or mlp, with parameters as in 'chi2(map=split)'; 'dot+nnn' corrects hubness."

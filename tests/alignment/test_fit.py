@@ -15,7 +15,7 @@ from alignment.artifact import Alignment
 from alignment.closed_forms import CLOSED_FORMS
 from alignment.device import resolve
 from alignment.embeddings import MODALITIES, EmbeddingSet, HoldOut
-from alignment.errors import FitError, MetricError, VectorError
+from alignment.errors import FitError, MetricError, TrainingError, VectorError
 from alignment.fit import best_of, cross_validate, fit, recall_table
 from alignment.labelled import Labelled, Side
 from alignment.methods import METHODS, Fitter, Task, candidates
@@ -583,3 +583,110 @@ def test_vectors_that_are_all_the_same_are_refused(side: str, rng: np.random.Gen
     (X if side == "image" else Y)[:] = 0.7
     with pytest.raises(FitError, match=rf"the {side} vectors to fit on all have the same direction"):
         fit([pair_set(tmp_path / "s", X, Y)], device="cpu")
+
+
+# Training, jointly and not
+
+
+JOINTLY = ["cosine", "chi2", "bilinear(rank=2,blocks=2)", "dot+nnn(k=5)"]
+
+
+def test_one_projection_is_trained_for_every_metric(rng: np.random.Generator, tmp_path: Path) -> None:
+    made = pair_set(tmp_path / "s", *linear_pair(rng, 200, noise=0.5))
+    metrics = [parse(text) for text in JOINTLY]
+    lines: list[str] = []
+    settings = {"epochs": 4, "batch": 40, "learning_rate": 0.003}
+    joint = fit(
+        [made], metrics=metrics, method="ridge", joint=True, training=settings, device="cpu", progress=lines.append
+    )
+    apart = fit([made], metrics=metrics, method="ridge", training=settings, device="cpu")
+    assert any(
+        line.startswith("residual, cosine, chi2(map=split), bilinear(rank=2,blocks=2): epoch 1") for line in lines
+    )
+    assert joint.card.method == apart.card.method == "ridge"
+    assert joint.card.training["metrics"] == dict.fromkeys(map(str, metrics[:3]), 1 / 3)
+    assert (joint.card.training["epochs"], joint.card.training["loss"]) == (4, "infonce")
+    assert apart.card.training == {}
+    assert set(joint.weights) == set(apart.weights)
+    for metric in metrics:
+        found, without = (np.mean(recalls(a, 10, str(metric))) for a in (joint, apart))
+        assert found > without - 0.1
+    joint.save(tmp_path / "joint")
+    assert Alignment.load(tmp_path / "joint").fingerprint == joint.fingerprint
+
+
+def test_a_joint_fit_is_chosen_under_all_metrics_that_learn_nothing(
+    rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def watched(data: Labelled, methods: Sequence[str], task: Task, **options: Any) -> object:
+        asked.append([str(metric) for metric in task.metrics])
+        return cross_validate(data, methods, task, **options)
+
+    monkeypatch.setattr(fitting, "cross_validate", watched)
+    made = pair_set(tmp_path / "s", *linear_pair(rng, 60))
+    metrics = [parse(text) for text in ("mlp(hidden=2)", "euclid", "js")]
+    fit([made], metrics=metrics, method="procrustes", joint=True, training={"epochs": 1}, device="cpu")
+    assert asked == [["euclid", "js(map=split)"]]
+
+
+def test_the_card_holds_the_training_of_a_head(rng: np.random.Generator, tmp_path: Path) -> None:
+    made = pair_set(tmp_path / "s", *linear_pair(rng, 60))
+    card = fit([made], method="linear", training={"epochs": "2", "loss": "hinge"}, device="cpu").card
+    assert (card.method, card.training["epochs"], card.training["loss"]) == ("linear", 2, "hinge")
+    assert card.training["metrics"] == {"cosine": 1.0}
+
+
+def test_settings_are_refused_before_anything_takes_time(rng: np.random.Generator, tmp_path: Path) -> None:
+    made = pair_set(tmp_path / "s", *linear_pair(rng, 60))
+    lines: list[str] = []
+    with pytest.raises(TrainingError, match="training has no setting 'rate'"):
+        fit([made], training={"rate": 1}, device="cpu", progress=lines.append)
+    assert lines == []
+
+
+@pytest.mark.parametrize("after", [0, 2, 7])
+def test_an_interrupt_goes_on_with_the_best_so_far(
+    after: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = iter(range(1000))
+    original = Fitter.fit
+
+    def fit_one(self: Fitter, hyperparameters: Any) -> Any:
+        if next(seen) == after:
+            raise KeyboardInterrupt
+        return original(self, hyperparameters)
+
+    monkeypatch.setattr(Fitter, "fit", fit_one)
+    lines: list[str] = []
+    arguments: Any = (racers(rng), ["procrustes"], Task())
+    if not after:
+        with pytest.raises(KeyboardInterrupt):  # there is nothing to go on with
+            cross_validate(*arguments, folds=4, device=resolve("cpu"), progress=lines.append)
+        return
+    found = cross_validate(*arguments, folds=4, device=resolve("cpu"), progress=lines.append)
+    assert lines[-1].startswith("interrupted in fold ")
+    assert len(found) == min(after, len(candidates("procrustes", 9, 7)))
+
+
+def test_an_interrupted_training_ends_the_choice(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Fitter, hyperparameters: Any) -> Any:
+        projections = original(self, hyperparameters)
+        self.interrupted = self._method == "linear"
+        return projections
+
+    original = Fitter.fit
+    monkeypatch.setattr(Fitter, "fit", interrupted)
+    task = Task(given={"epochs": 1})
+    found = cross_validate(racers(rng), ["ridge", "linear"], task, folds=4, device=resolve("cpu"))
+    assert {candidate.method for candidate in found} == {"ridge"}
+
+
+def test_several_processes_share_no_budget(
+    rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    made = pair_set(tmp_path / "s", *linear_pair(rng, 60))
+    with pytest.raises(FitError, match="several processes cannot share a --budget"):
+        fit([made], budget=1.0, device="cpu")

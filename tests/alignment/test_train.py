@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from alignment import losses
 from alignment import train as train_module
-from alignment.errors import FitError
+from alignment.errors import FitError, TrainingError
 from alignment.heads import Head, Linear
 from alignment.labelled import Labelled, Side
 from alignment.metrics import (
@@ -565,5 +565,5 @@ def test_fewer_groups_are_refused(groups: int, rng: np.random.Generator) -> None
     ],
 )
 def test_settings_that_make_no_sense_are_refused(given: dict[str, str], message: str) -> None:
-    with pytest.raises(FitError, match=message):
+    with pytest.raises(TrainingError, match=message):
         Training().with_values(given)

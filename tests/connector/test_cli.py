@@ -220,6 +220,28 @@ class TestJson:
         assert document["held_out_recall"] == made.card.held_out_recall
         assert list(document["held_out_recall"]) == ["dot", "euclid"]
 
+    def test_fit_jointly(self, home: Path) -> None:
+        arguments = ("fit", "pairs", "--alignment", "b", "--method", "ridge", "--metric", "cosine", "--metric", "js")
+        options = ("--joint", "--training", "epochs=2", "--training", "loss=hinge", "--json", "--home", home)
+        document = done(*arguments, *options).document
+        card = Alignment.load(home / "alignments" / "b").card
+        assert card.training["metrics"] == {"cosine": 0.5, "js(map=split)": 0.5}
+        assert (card.training["epochs"], card.training["loss"]) == (2, "hinge")
+        assert list(document["held_out_recall"]) == ["cosine", "js(map=split)"]
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ("epochs", "expected NAME=VALUE, got 'epochs'"),
+            ("epochs=x", "training: expected epochs to be int, got 'x'"),
+            ("speed=2", "training has no setting 'speed'"),
+        ],
+    )
+    def test_a_setting_of_the_training_that_makes_no_sense(self, home: Path, given: str, message: str) -> None:
+        refused = modalign("fit", "pairs", "--alignment", "b", "--training", given, "--home", home)
+        assert message in refused.error
+        assert refused.code == 2
+
     def test_push(self, home: Path) -> None:
         arguments = ("push", "pairs", "--into", "things", "--alignment", "a", "--metric", "cosine", "--metric", "dot")
         document = done(*arguments, "--json", "--home", home).document
