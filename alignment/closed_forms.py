@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from alignment.lifts import Anchors, GaussianKernel, Lift, gaussian
+from alignment.pairs import BLOCK_ROWS, Pairs
 from alignment.vectors import FloatArray
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ Hyperparameters = Mapping[str, Any]
 LANDMARKS = 2048
 PAIRS = 1 << 16
 COMPONENTS = 512
-BLOCK_ROWS = 8192
 # Eigenvalues of the kernel matrix below this share of the largest are noise of the arithmetic.
 FLOOR = 1e-6
 
@@ -32,23 +32,23 @@ class ClosedForm(ABC):
     """A way to fit a pair of projections, decomposed for one set of pairs.
 
     Args of the constructor:
-        X, Y: n pairs as centred unit vectors, (n, d_x) and (n, d_y), float64.
+        pairs: what to fit on; the products of its matrices are computed once for all methods.
     """
 
     name: ClassVar[str]
     centres: ClassVar[bool] = True
     fewest_groups: ClassVar[int] = 0
 
-    def __init__(self, X: "Tensor", Y: "Tensor"):
-        self.X, self.Y = X, Y
+    def __init__(self, pairs: Pairs):
+        self.pairs = pairs
 
     @cached_property
     def _spectra(self) -> "tuple[Spectrum, Spectrum]":
-        return Spectrum(self.X.T @ self.X), Spectrum(self.Y.T @ self.Y)
+        return Spectrum(self.pairs.products[0]), Spectrum(self.pairs.products[1])
 
-    @cached_property
+    @property
     def _cross(self) -> "Tensor":
-        return self.X.T @ self.Y  # (d_x, d_y)
+        return self.pairs.products[2]  # (d_x, d_y)
 
     @classmethod
     @abstractmethod
@@ -184,10 +184,6 @@ class KernelCCA(ClosedForm):
 
     name = "kcca"
 
-    def __init__(self, X: "Tensor", Y: "Tensor"):
-        step = -(-len(X) // PAIRS)
-        super().__init__(X[::step], Y[::step])
-
     @classmethod
     def candidates(cls, d_x: int, d_y: int) -> list[Hyperparameters]:
         """Widths of the kernels, shrinkages and dimensions."""
@@ -201,7 +197,7 @@ class KernelCCA(ClosedForm):
     def _features(self, gamma: float) -> "tuple[tuple[_Features, _Features], Tensor]":
         """Features of both sides and their cross-covariance; the last answer is kept."""
         if getattr(self, "_last_gamma", None) != gamma:
-            sides = [_Features(Z, gamma) for Z in (self.X, self.Y)]
+            sides = [_Features(Z, gamma) for Z in self.pairs.spread(PAIRS)]
             cross = sides[0].whitener.new_zeros(sides[0].whitener.shape[1], sides[1].whitener.shape[1])
             for p, q in zip(sides[0].blocks(), sides[1].blocks(), strict=True):
                 cross += p.T @ q
@@ -249,16 +245,11 @@ class Asif(ClosedForm):
 
     def lifts(self, hyperparameters: Hyperparameters) -> tuple[Lift, Lift]:
         """The anchors of both sides."""
-        anchors = [Z[_landmarks(Z)] / Z[_landmarks(Z)].norm(dim=1, keepdim=True) for Z in (self.X, self.Y)]
+        anchors = [Z / Z.norm(dim=1, keepdim=True) for Z in self.pairs.spread(LANDMARKS)]
         kept = min(hyperparameters["kept"], len(anchors[0]))
         numbers = {"kept": np.array([kept], np.float32), "power": np.array([hyperparameters["power"]], np.float32)}
         image, text = (Anchors({"anchors": array_of(side), **numbers}) for side in anchors)
         return image, text
-
-
-def _landmarks(Z: "Tensor") -> slice:
-    """At most `LANDMARKS` rows, evenly spread."""
-    return slice(0, None, -(-len(Z) // LANDMARKS))
 
 
 class _Features:
@@ -274,7 +265,7 @@ class _Features:
 
         norms = Z.norm(dim=1, keepdim=True).clamp(min=torch.finfo(Z.dtype).tiny)
         self._Z, self._gamma = Z / norms, gamma
-        self._landmarks = self._Z[_landmarks(Z)]  # (m, d)
+        self._landmarks = self._Z[:: -(-len(Z) // LANDMARKS)]  # (m, d)
         values, vectors = torch.linalg.eigh(gaussian(self._landmarks, self._landmarks, gamma))  # ascending
         kept = values > FLOOR * values[-1]
         self.whitener = vectors[:, kept] / values[kept].sqrt()

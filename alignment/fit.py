@@ -17,7 +17,7 @@ from alignment.artifact import Alignment, AlignmentCard
 from alignment.embeddings import MODALITIES, EmbeddingSet, HoldOut, Modality, Rows
 from alignment.errors import FitError
 from alignment.labelled import Labelled, Side
-from alignment.methods import HEAD_NAMES, METHODS, Fitter, Projections, Task, candidates, fewest_groups, refined
+from alignment.methods import HEAD_NAMES, METHODS, Fitter, Projections, Task, candidates, fewest_groups, paired, refined
 from alignment.metrics import BANK, Cosine, LearnedMetric, Metric, Nnn, bank_name
 from alignment.recall import Ranks, group_codes, recall_at
 from alignment.train import KS, Model, Training, split, train
@@ -130,7 +130,7 @@ def fit(
             hyperparameters=best.hyperparameters,
             metrics=[str(metric) for metric in metrics],
             sets=[s.card.fingerprint for s in sets],
-            pairs=len(known.pairs()[0]),
+            pairs=len(known.pair_rows()[0]),
             hold_out=hold_out,
             training=trained,
             held_out_recall=recalls,
@@ -317,10 +317,11 @@ def _runners(
     fold: str,
 ) -> Iterator[tuple[str, Mapping[str, Any], Fitter]]:
     """Yield every candidate with what fits it."""
+    pairs = paired(fitting, device)
     for name, entered in racing.items():
         if entered:
             progress(f"{name}: {len(entered)} candidates, {fold}")
-            fitter = Fitter(name, fitting, device, task)
+            fitter = Fitter(name, fitting, device, task, pairs)
             for hyperparameters in entered:
                 yield name, hyperparameters, fitter
 

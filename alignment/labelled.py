@@ -1,6 +1,6 @@
 """Images and texts that share groups: what alignments are fitted and judged on."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,8 @@ from alignment.metrics import Metric
 from alignment.projections import Projection
 from alignment.recall import Codes, Ranks, ranks
 from alignment.vectors import FloatArray
+
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +49,20 @@ class Labelled:
         A group of a images and b texts gives max(a, b) pairs: the shorter side is used again from its start. So
         every item takes part, and a group that is a class label does not give a x b pairs.
         """
-        rows_x, rows_y = [], []
-        for x, y in zip(_by_group(self.image.groups), _by_group(self.text.groups), strict=True):
-            longest = max(len(x), len(y))
-            rows_x.append(np.resize(x, longest))
-            rows_y.append(np.resize(y, longest))
-        return self.image.vectors[np.concatenate(rows_x)], self.text.vectors[np.concatenate(rows_y)]
+        rows_x, rows_y = self.pair_rows()
+        return self.image.vectors[rows_x], self.text.vectors[rows_y]
+
+    def pair_rows(self) -> tuple[Rows, Rows]:
+        """Return the rows of the pairs, (n,) of images and (n,) of texts; every group must have both."""
+        found = [np.unique(side.groups, return_counts=True) for side in (self.image, self.text)]
+        longest = np.maximum(found[0][1], found[1][1])  # (g,)
+        group = np.repeat(np.arange(len(longest)), longest)  # (n,)
+        place = np.arange(len(group)) - np.repeat(np.cumsum(longest) - longest, longest)  # (n,), within the group
+        rows = []
+        for side, (_codes, counts) in zip((self.image, self.text), found, strict=True):
+            order = np.argsort(side.groups, kind="stable")
+            rows.append(order[(np.cumsum(counts) - counts)[group] + place % counts[group]])
+        return rows[0], rows[1]
 
     def project(self, projections: tuple[Projection, Projection]) -> "Labelled":
         """Align both sides; a row that cannot be becomes NaN."""
@@ -77,10 +87,3 @@ class Labelled:
         t2i = ranks(text.vectors, image.vectors, text.groups, image.groups, metric=metrics["image"])
         i2t = ranks(image.vectors, text.vectors, image.groups, text.groups, metric=metrics["text"])
         return t2i, i2t
-
-
-def _by_group(groups: Codes) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield the row numbers of each group, groups ascending."""
-    order = np.argsort(groups, kind="stable")
-    _, starts = np.unique(groups[order], return_index=True)
-    yield from np.split(order, starts[1:])

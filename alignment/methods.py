@@ -10,9 +10,9 @@ import numpy as np
 from alignment.closed_forms import CLOSED_FORMS, ClosedForm, Hyperparameters, array_of
 from alignment.labelled import Labelled
 from alignment.metrics import Cosine, LearnedMetric, Metric
+from alignment.pairs import Pairs
 from alignment.projections import Projection
 from alignment.train import Model, Trained, Training, split, train
-from alignment.vectors import FloatArray, unit
 
 if TYPE_CHECKING:
     import torch
@@ -89,8 +89,10 @@ class Fitter:
         interrupted: Ctrl-C ended the last training, and what was fitted is the best so far.
     """
 
-    def __init__(self, method: str, data: Labelled, device: "torch.device", task: Task = Task()):
-        self._method, self._data, self._device, self._task = method, data, device, task
+    def __init__(
+        self, method: str, data: Labelled, device: "torch.device", task: Task = Task(), pairs: Pairs | None = None
+    ):
+        self._method, self._data, self._device, self._task, self._pairs = method, data, device, task, pairs
         self._closed: _Closed | None = None
         self.interrupted = False
 
@@ -102,7 +104,7 @@ class Fitter:
         """
         if self._method in CLOSED_FORMS:
             if self._closed is None:
-                self._closed = _Closed(CLOSED_FORMS[self._method], self._data, self._device)
+                self._closed = _Closed(CLOSED_FORMS[self._method], self._data, self._device, self._pairs)
             return self._closed.fit(hyperparameters)
         head = _head(self._method)
         result = refined(
@@ -120,25 +122,27 @@ class Fitter:
 class _Closed:
     """A closed form on the pairs of training data."""
 
-    def __init__(self, kind: type[ClosedForm], data: Labelled, device: "torch.device"):
-        import torch
-
-        # Apple's GPU has no float64, and float32 loses the small eigenvalues: there the closed forms run on the CPU.
-        place = torch.device("cpu") if device.type == "mps" else device
-        sides = [torch.from_numpy(unit(side)).to(place, torch.float64) for side in data.pairs()]
-        self._means = [side.mean(dim=0) if kind.centres else None for side in sides]
-        centred = [side if mean is None else side - mean for side, mean in zip(sides, self._means, strict=True)]
-        self._solver = kind(*centred)
-        self._dims = [side.shape[1] for side in sides]
+    def __init__(self, kind: type[ClosedForm], data: Labelled, device: "torch.device", pairs: Pairs | None = None):
+        shared = pairs if kind.centres else None
+        self._solver = kind(shared or paired(data, device, centred=kind.centres))
 
     def fit(self, hyperparameters: Hyperparameters) -> Projections:
         weights, lifts = self._solver.solve(hyperparameters), self._solver.lifts(hyperparameters)
-        held = [[None if t is None else array_of(t) for t in side] for side in zip(self._means, weights, strict=True)]
+        means = self._solver.pairs.means or (None, None)
+        held = [[None if t is None else array_of(t) for t in side] for side in zip(means, weights, strict=True)]
         image, text = (
             Projection(dim, mean, weight, lift)
-            for dim, (mean, weight), lift in zip(self._dims, held, lifts, strict=True)
+            for dim, (mean, weight), lift in zip(self._solver.pairs.dims, held, lifts, strict=True)
         )
         return image, text
+
+
+def paired(data: Labelled, device: "torch.device", *, centred: bool = True) -> Pairs:
+    """Return the pairs of `data` where closed forms decompose them."""
+    import torch
+
+    # Apple's GPU has no float64, and float32 loses the small eigenvalues: there the closed forms run on the CPU.
+    return Pairs.of(data, torch.device("cpu") if device.type == "mps" else device, centred=centred)
 
 
 def refined(
@@ -199,9 +203,9 @@ def refined(
 def _start(hyperparameters: Hyperparameters, data: Labelled, device: "torch.device") -> Projections:
     name = hyperparameters.get("start")
     if name is None:  # only its dimensions and its means count
-        means: list[FloatArray] = [unit(side).mean(axis=0) for side in data.pairs()]
-        sides = (data.image.vectors, data.text.vectors)
-        image, text = (Projection(side.shape[1], mean) for side, mean in zip(sides, means, strict=True))
+        pairs = paired(data, device)
+        assert pairs.means is not None
+        image, text = (Projection(dim, array_of(mean)) for dim, mean in zip(pairs.dims, pairs.means, strict=True))
         return image, text
     return _Closed(CLOSED_FORMS[name], data, device).fit(STARTS[name])
 

@@ -10,13 +10,15 @@ import safetensors.numpy
 import scipy.linalg
 import torch
 from sklearn.metrics.pairwise import rbf_kernel
+from torch import nn
 
-from alignment import closed_forms
+from alignment import closed_forms, projections
 from alignment.artifact import WEIGHTS, Alignment
 from alignment.closed_forms import KernelCCA
 from alignment.errors import AlignmentError
-from alignment.lifts import GaussianKernel
+from alignment.lifts import LIFTS, Anchors, GaussianKernel, ResidualMlp, StarGlu
 from alignment.methods import Fitter
+from alignment.pairs import Pairs
 from alignment.projections import Projection
 from alignment.vectors import unit
 from tests.alignment.pairs import paired
@@ -83,8 +85,7 @@ def test_correlations_are_those_of_the_dual_problem(
 ) -> None:
     monkeypatch.setattr(closed_forms, "FLOOR", 1e-13)
     X, Y = a_pair(rng)
-    sides = [torch.from_numpy(unit(Z).astype(np.float64)) for Z in (X, Y)]
-    model = KernelCCA(*(Z - Z.mean(dim=0) for Z in sides))
+    model = KernelCCA(Pairs.of(paired(X, Y), CPU))
     correlations = model._canonical(gamma, shrinkage)[2].numpy()
     np.testing.assert_allclose(correlations[:8], dual(X, Y, gamma, shrinkage), rtol=1e-4)
 
@@ -125,10 +126,10 @@ def test_of_many_pairs_some_are_enough(rng: np.random.Generator, monkeypatch: py
     monkeypatch.setattr(closed_forms, "PAIRS", 100)
     X, Y = a_pair(rng, 301)
     hyperparameters = {"gamma": 2.0, "shrinkage": 0.3, "components": 4}
-    means = [unit(Z).mean(axis=0) for Z in (X, Y)]
-    sides = [torch.from_numpy(unit(Z) - mean).double() for Z, mean in zip((X, Y), means, strict=True)]
-    some = KernelCCA(*(Z[::4] for Z in sides)).solve(hyperparameters)
-    for every, few in zip(KernelCCA(*sides).solve(hyperparameters), some, strict=True):
+    everything, some = Pairs.of(paired(X, Y), CPU), Pairs.of(paired(X[::4], Y[::4]), CPU)
+    some.means = everything.means
+    expected = KernelCCA(some).solve(hyperparameters)
+    for every, few in zip(KernelCCA(everything).solve(hyperparameters), expected, strict=True):
         torch.testing.assert_close(every, few)
 
 
@@ -169,3 +170,83 @@ def test_a_damaged_lift_is_refused(harm: str, tmp_path: Path, rng: np.random.Gen
     safetensors.numpy.save_file(tensors, tmp_path / "a" / WEIGHTS)
     with pytest.raises(AlignmentError, match="fit it again"):
         Alignment.load(tmp_path / "a")
+
+
+# The other lifts, against loops and torch's own modules
+
+
+def test_anchors_keep_the_nearest(rng: np.random.Generator) -> None:
+    anchors, Z = unit(rng.standard_normal((7, 5))), rng.standard_normal((9, 5)).astype(np.float32)
+    lift = Anchors({"anchors": anchors, "kept": np.array([3], np.float32), "power": np.array([2.5], np.float32)})
+    assert lift.dims == (5, 7)
+    for row, features in zip(unit(Z), lift(Z), strict=True):
+        cosines = np.maximum(anchors @ row, 0)
+        nearest = np.argsort(-cosines)[:3]
+        expected = np.zeros(7)
+        expected[nearest] = cosines[nearest] ** 2.5
+        np.testing.assert_allclose(features, expected, atol=1e-6)
+
+
+def test_a_residual_mlp_is_torchs(rng: np.random.Generator) -> None:
+    torch.manual_seed(0)
+    first, blocks = nn.Linear(5, 8), [(nn.LayerNorm(8), nn.Linear(8, 32), nn.Linear(32, 8)) for _ in range(2)]
+    named = {"first.weight": first.weight.T, "first.bias": first.bias}
+    for b, (norm, wide, narrow) in enumerate(blocks):
+        nn.init.normal_(norm.weight)
+        named |= {f"{b}.norm.weight": norm.weight, f"{b}.norm.bias": norm.bias}
+        for name, layer in (("wide", wide), ("narrow", narrow)):
+            named |= {f"{b}.{name}.weight": layer.weight.T, f"{b}.{name}.bias": layer.bias}
+    lift = ResidualMlp({name: tensor.detach().numpy().copy() for name, tensor in named.items()})
+    Z = torch.from_numpy(rng.standard_normal((6, 5)).astype(np.float32))
+    with torch.no_grad():
+        H = first(Z)
+        for norm, wide, narrow in blocks:
+            H = H + narrow(nn.functional.gelu(wide(norm(H))))
+    assert lift.dims == (5, 8)
+    np.testing.assert_allclose(lift(Z.numpy()), H.numpy(), atol=1e-5)
+
+
+def test_a_gated_layer_is_torchs(rng: np.random.Generator) -> None:
+    torch.manual_seed(0)
+    norm, gate, value = nn.LayerNorm(5), nn.Linear(5, 12), nn.Linear(5, 12)
+    named: dict[str, torch.Tensor] = {"norm.weight": norm.weight, "norm.bias": norm.bias}
+    for name, layer in (("gate", gate), ("value", value)):
+        named |= {f"{name}.weight": layer.weight.T, f"{name}.bias": layer.bias}
+    lift = StarGlu({name: tensor.detach().numpy().copy() for name, tensor in named.items()})
+    Z = torch.from_numpy(rng.standard_normal((6, 5)).astype(np.float32))
+    with torch.no_grad():
+        expected = nn.functional.relu6(gate(norm(Z))) * value(norm(Z))
+    assert lift.dims == (5, 12)
+    np.testing.assert_allclose(lift(Z.numpy()), expected.numpy(), atol=1e-5)
+
+
+def test_dropout_is_for_training_alone(rng: np.random.Generator) -> None:
+    lift = StarGlu.of({
+        "norm.weight": np.ones(4), "norm.bias": np.zeros(4), "gate.weight": np.ones((4, 300)),
+        "gate.bias": np.ones(300), "value.weight": np.ones((4, 300)), "value.bias": np.ones(300),
+    })  # fmt: skip
+    p = {name: torch.from_numpy(array) for name, array in lift.parameters.items()}
+    Z = torch.from_numpy(rng.standard_normal((2, 4)).astype(np.float32))
+    dropped = StarGlu.features(p, Z, dropout=0.5)
+    assert 0.2 < float((dropped == 0).float().mean()) < 0.8
+    assert (lift(Z.numpy()) != 0).all()
+
+
+def test_many_rows_are_lifted_some_at_a_time(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    projection = Projection(5, None, rng.standard_normal((6, 3)).astype(np.float32), kernel(rng))
+    X = rng.standard_normal((10, 5))
+    whole = projection(X)
+    monkeypatch.setattr(projections, "LIFTED_ROWS", 3)
+    np.testing.assert_allclose(projection(X), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LIFTS)
+def test_tensors_that_do_not_fit_are_refused(name: str, rng: np.random.Generator) -> None:
+    with pytest.raises(KeyError):
+        LIFTS[name].of({})
+    sizes = {"landmarks": (6, 5), "mean": (4,), "gamma": (1,), "anchors": (6, 5), "kept": (1,), "power": (2,)}
+    sizes |= {"first.weight": (5, 8), "first.bias": (7,)}
+    sizes |= {"gate.weight": (5, 3), "gate.bias": (3,), "value.weight": (5, 2), "value.bias": (2,)}
+    sizes |= {"norm.weight": (5,), "norm.bias": (5,)}
+    with pytest.raises(TypeError, match=f"the tensors of lift {name} do not fit together"):
+        LIFTS[name].of({part: np.ones(size, np.float32) for part, size in sizes.items()})

@@ -13,6 +13,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from alignment.closed_forms import CLOSED_FORMS, Identity, Procrustes, RegularisedCCA, Ridge, Spectrum
 from alignment.errors import VectorError
 from alignment.methods import Fitter
+from alignment.pairs import Pairs
 from alignment.projections import Projection
 from alignment.vectors import unit
 from tests.alignment.pairs import paired
@@ -31,6 +32,18 @@ def centred(rng: np.random.Generator, n: int, d: int) -> Matrix:
 
 def tensors(*sides: Matrix) -> list[torch.Tensor]:
     return [torch.from_numpy(np.asarray(side, np.float64)) for side in sides]
+
+
+class Given(Pairs):
+    """Pairs whose sides are neither centred nor scaled: the equations hold for any."""
+
+    def __init__(self, X: Matrix, Y: Matrix):
+        rows = np.arange(len(X))
+        super().__init__(X.astype(np.float32), Y.astype(np.float32), (rows, rows), CPU, centred=False)
+        self._given = tensors(X, Y)
+
+    def _block(self, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._given[0][part], self._given[1][part]
 
 
 def array(tensor: torch.Tensor | None) -> Matrix:
@@ -189,7 +202,7 @@ def test_identity_changes_nothing_but_the_length(rng: np.random.Generator) -> No
 def test_procrustes_equals_scipy_in_equal_dimensions(rng: np.random.Generator) -> None:
     X, Y = centred(rng, 60, 5), centred(rng, 60, 5)
     R, _ = scipy.linalg.orthogonal_procrustes(X, Y)
-    W_x, W_y = Procrustes(*tensors(X, Y)).solve({"components": 5})
+    W_x, W_y = Procrustes(Given(X, Y)).solve({"components": 5})
     # Both sides end on the axes of Y; back on the axes of the data, the map is the one of SciPy.
     np.testing.assert_allclose(array(W_x) @ array(W_y).T, R, atol=1e-10)
 
@@ -199,17 +212,17 @@ def test_procrustes_on_components_equals_scipy_on_components(rng: np.random.Gene
     P_x = np.linalg.svd(X, full_matrices=False)[2][:3].T
     P_y = np.linalg.svd(Y, full_matrices=False)[2][:3].T
     R, _ = scipy.linalg.orthogonal_procrustes(X @ P_x, Y @ P_y)
-    W_x, W_y = Procrustes(*tensors(X, Y)).solve({"components": 3})
+    W_x, W_y = Procrustes(Given(X, Y)).solve({"components": 3})
     np.testing.assert_allclose(array(W_x) @ array(W_y).T, P_x @ R @ P_y.T, atol=1e-10)
 
 
 def test_procrustes_weights_are_orthonormal(rng: np.random.Generator) -> None:
-    for weight in Procrustes(*tensors(centred(rng, 40, 8), centred(rng, 40, 6))).solve({"components": 4}):
+    for weight in Procrustes(Given(centred(rng, 40, 8), centred(rng, 40, 6))).solve({"components": 4}):
         np.testing.assert_allclose(array(weight).T @ array(weight), np.eye(4), atol=1e-12)
 
 
 def test_procrustes_keeps_no_more_components_than_the_data_has(rng: np.random.Generator) -> None:
-    W_x, W_y = Procrustes(*tensors(centred(rng, 4, 8), centred(rng, 4, 6))).solve({"components": 6})
+    W_x, W_y = Procrustes(Given(centred(rng, 4, 8), centred(rng, 4, 6))).solve({"components": 6})
     assert W_x.shape == (8, 3)  # four centred points span three dimensions
     assert W_y.shape == (6, 3)
 
@@ -221,7 +234,7 @@ def test_procrustes_keeps_no_more_components_than_the_data_has(rng: np.random.Ge
 @pytest.mark.parametrize("n", [60, 5])
 def test_ridge_equals_sklearn(penalty: float, n: int, rng: np.random.Generator) -> None:
     X, Y = centred(rng, n, 8), centred(rng, n, 6)
-    model = Ridge(*tensors(X, Y))
+    model = Ridge(Given(X, Y))
     to_text, kept = model.solve({"target": "text", "penalty": penalty})
     reference = SklearnRidge(alpha=penalty * np.trace(X.T @ X) / 8, fit_intercept=False).fit(X, Y)
     np.testing.assert_allclose(array(to_text), reference.coef_.T, atol=1e-9)
@@ -234,15 +247,15 @@ def test_ridge_equals_sklearn(penalty: float, n: int, rng: np.random.Generator) 
 
 def test_ridge_solves_its_normal_equations(rng: np.random.Generator) -> None:
     X, Y = centred(rng, 40, 8), centred(rng, 40, 6)
-    W = array(Ridge(*tensors(X, Y)).solve({"target": "text", "penalty": 0.3})[0])
+    W = array(Ridge(Given(X, Y)).solve({"target": "text", "penalty": 0.3})[0])
     penalty = 0.3 * np.linalg.eigvalsh(X.T @ X).mean()
     np.testing.assert_allclose((X.T @ X + penalty * np.eye(8)) @ W, X.T @ Y, atol=1e-9)
 
 
 def test_a_penalty_means_the_same_when_every_pair_is_there_twice(rng: np.random.Generator) -> None:
     X, Y = centred(rng, 40, 8), centred(rng, 40, 6)
-    once = Ridge(*tensors(X, Y)).solve({"target": "text", "penalty": 0.3})[0]
-    twice = Ridge(*tensors(np.tile(X, (2, 1)), np.tile(Y, (2, 1)))).solve({"target": "text", "penalty": 0.3})[0]
+    once = Ridge(Given(X, Y)).solve({"target": "text", "penalty": 0.3})[0]
+    twice = Ridge(Given(np.tile(X, (2, 1)), np.tile(Y, (2, 1)))).solve({"target": "text", "penalty": 0.3})[0]
     np.testing.assert_allclose(array(once), array(twice), atol=1e-10)
 
 
@@ -250,7 +263,7 @@ def test_a_penalty_means_the_same_when_every_pair_is_there_twice(rng: np.random.
 
 
 def rcca(X: Matrix, Y: Matrix, r_x: float, r_y: float, components: int, power: float = 0.0) -> tuple[Matrix, Matrix]:
-    W_x, W_y = RegularisedCCA(*tensors(X, Y)).solve(
+    W_x, W_y = RegularisedCCA(Given(X, Y)).solve(
         {"shrinkage_image": r_x, "shrinkage_text": r_y, "components": components, "power": power}
     )
     return array(W_x), array(W_y)
