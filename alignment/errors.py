@@ -8,6 +8,7 @@ ModalignError
 ├── FitError              data from which nothing can be fitted
 ├── TrainingError         a setting of the training loop that there is not, or not with such a value
 ├── AlignmentError        a directory is no alignment, or is damaged
+├── ExportError           graphs that cannot be written: packages are missing, or a directory is in the way
 ├── DeviceError           the device that was asked for is not there
 └── ConnectorError        corpora and databases: see connector.errors
 """
@@ -47,3 +48,7 @@ class AlignmentError(ModalignError):
 
 class DeviceError(ModalignError):
     """A device was asked for by name and is not available."""
+
+
+class ExportError(ModalignError):
+    """An alignment cannot be exported: packages are missing, the directory is taken, or a graph would be wrong."""

@@ -50,10 +50,15 @@ class Lift(ABC):
         import torch  # here, because a linear projection needs none
 
         with torch.inference_mode():
-            tensors = {name: torch.from_numpy(np.array(array)) for name, array in self.parameters.items()}
-            lifted: FloatArray = self.features(tensors, torch.from_numpy(np.ascontiguousarray(Z))).numpy()
-        lifted[np.einsum("nd,nd->n", Z, Z, dtype=np.float64) <= ROUNDING**2] = np.nan
+            lifted: FloatArray = self.lifted(torch.from_numpy(np.ascontiguousarray(Z))).numpy()
         return lifted
+
+    def lifted(self, Z: "Tensor") -> "Tensor":
+        """The same of a tensor."""
+        import torch
+
+        lifted = self.features({name: torch.tensor(array) for name, array in self.parameters.items()}, Z)
+        return lifted.masked_fill(Z.double().norm(dim=1, keepdim=True) <= ROUNDING, torch.nan)
 
     @classmethod
     def of(cls, tensors: Mapping[str, npt.NDArray[Any]]) -> Self:

@@ -1,6 +1,7 @@
 """Projections into the shared space: `unit(lift(unit(x) - mean) @ weight)`."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +9,9 @@ import numpy.typing as npt
 from alignment.errors import VectorError
 from alignment.lifts import Lift
 from alignment.vectors import ROUNDING, FloatArray, require_sound, unit
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Rows that are lifted at once: features are wider than vectors.
 LIFTED_ROWS = 1 << 14
@@ -85,4 +89,19 @@ class Projection:
         norms = np.sqrt(np.einsum("nd,nd->n", Z, Z, dtype=np.float64))  # (n,)
         norms[norms <= self._shortest] = np.nan
         projected: FloatArray = np.divide(Z, norms[:, None], dtype=np.float32, casting="unsafe")
+        return projected
+
+    def unchecked_tensor(self, X: "Tensor") -> "Tensor":
+        """`unchecked` of a tensor (n, d_in) float32, for exported graphs."""
+        import torch  # here, because a linear projection of arrays needs none
+
+        Z = X / X.double().norm(dim=1, keepdim=True).float()
+        if self.mean is not None:
+            Z = Z - torch.tensor(self.mean)
+        if self.lift is not None:
+            Z = self.lift.lifted(Z)
+        if self.weight is not None:
+            Z = Z @ torch.tensor(self.weight)
+        norms = Z.double().norm(dim=1, keepdim=True)  # (n, 1)
+        projected: Tensor = Z / norms.masked_fill(norms <= self._shortest, torch.nan).float()
         return projected

@@ -62,7 +62,7 @@ def _layouts(directory: Path, metric: MixtureOfLogits, X: Any, Q: Any) -> tuple[
     lowering = metric.lower(DIM)
     G = lowering.item(X).reshape(-1, count, size)
     mixed = lowering.query(Q)
-    F = metric.computed(lambda module, T: module.query_components(T), Q)
+    F = metric.computed(metric.trained().query_components, Q)
     dot = edge.Distance.Dot
     many = edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim)
     named = _shard(

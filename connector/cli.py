@@ -30,6 +30,7 @@ from connector.render import (
 
 if TYPE_CHECKING:
     from alignment.artifact import Alignment
+    from alignment.export import Graph
     from connector.audit import Audit
     from connector.home import Home, Result
     from connector.settings import Settings
@@ -353,6 +354,41 @@ def search(
         print_json(document)
     else:
         print_table(found_rows(answer), f"{collection} {title}")
+
+
+@cli.command()
+@click.argument("alignment")
+@click.option("--metric", required=True, metavar="METRIC", help=METRIC_HELP)
+@click.option(
+    "--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Directory to write; new, or empty."
+)
+@click.option(
+    "--collection",
+    metavar="COLLECTION",
+    help="Whose live release will be asked: its name and its hnsw_ef then stand in the requests.",
+)
+@json_option
+@home_options
+def export(
+    alignment: str, metric: str, to: Path, collection: str | None, as_json: bool, **where: Any
+) -> None:  # fmt: skip
+    """Write ALIGNMENT under a metric as ONNX graphs, so that a service in any language queries without modalign.
+
+    DIR then holds a graph for queries and one for items of either modality, from the raw embedding of the encoder to
+    the vector that Qdrant is asked with or stores; request.json, the requests to send and what their scores mean; and
+    example.py, both at work with onnxruntime and plain HTTP: python DIR/example.py TEXTS.npy QDRANT-URL.
+
+    Every graph is compared with modalign before anything is written. Needs `pip install 'modalign[export]'`.
+    """
+    with _home(where) as home:
+        result = home.export(alignment, metric, to, collection=collection)
+    graphs: list[Graph] = result.made
+    rows = [{"graph": g.name, "outputs": ", ".join(g.outputs), "difference": g.difference} for g in graphs]
+    if as_json:
+        print_json({"run": result.run, "directory": str(to), "graphs": rows})
+        return
+    shown = [{**row, "difference": f"{row['difference']:.1e}"} for row in rows]
+    print_table(shown, f"{to}: {alignment} under {metric}, and how far each graph is from what modalign computes")
 
 
 @cli.command()

@@ -8,7 +8,7 @@ Every method that changes something is a run in SQL, with its counts and its out
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +24,7 @@ from connector import audit as auditing
 from connector.corpus import open_corpus
 from connector.encode import BATCH_ITEMS, SHARD_ROWS, encode
 from connector.encoders import Encoder, load_encoders
-from connector.errors import SettingsError
+from connector.errors import MismatchError, SettingsError
 from connector.items import Corpus
 from connector.progress import progress, say
 from connector.provenance import Provenance, Run
@@ -261,6 +261,32 @@ class Home:
     def retriever(self, collection: str, metric: str | None = None) -> Retriever:
         """Open the live release of `collection` for searching."""
         return Retriever.open(self.provenance, self.store, collection, metric, device=self.settings.device)
+
+    def export(self, alignment: str, metric: str, to: Path | str, *, collection: str | None = None) -> Result:
+        """Write what a service needs to query `alignment` under `metric` without modalign into the new directory `to`.
+
+        Args:
+            alignment: name of the alignment.
+            metric: as printed, or with some of its parameters.
+            to: a directory that does not exist, or is empty.
+            collection: whose live release will be asked; its name and its `hnsw_ef` then stand in the requests.
+        """
+        from connector.export import Target, write  # loads torch
+
+        parameters = {"alignment": alignment, "metric": metric, "to": str(to), "collection": collection}
+        with self.provenance.run("export", parameters) as run:
+            target = Target(alignment, self.alignment(alignment), parse(metric))
+            if collection is not None:
+                release = open_release(self.provenance, self.store, collection, metric, device="cpu")
+                if release.alignment.fingerprint != target.alignment.fingerprint:
+                    raise MismatchError(
+                        f"release {release.name} was written with alignment {release.alignment.fingerprint[:12]}, "
+                        f"{alignment} is {target.alignment.fingerprint[:12]}; export the first, or push with the second"
+                    )
+                target = replace(target, collection=collection, hnsw_ef=release.hnsw_ef)
+            graphs = write(Path(to), target)
+            run.counts["graphs"] = len(graphs)
+        return Result(run.id, run.counts, graphs)
 
     def audit(
         self,

@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy.spatial.distance import correlation
 
+from alignment.export import export
 from alignment.metrics import METRICS, Metric, parse
 from connector.search import Retriever
 from tests.world import COLLECTION, alignment, cards, embedded, latent, opened_world, pairs
@@ -55,6 +56,10 @@ def test_it_is_what_it_says(example: Metric, rng: np.random.Generator) -> None:
     similarity = example.similarity(torch.from_numpy(queries), torch.from_numpy(items))
     np.testing.assert_allclose(similarity.numpy(), expected, rtol=1e-12)
     assert parse("correlation") == example
+
+
+def test_it_is_exported(example: Metric) -> None:
+    assert all(graph.difference < 1e-5 for graph in export(alignment(), example))
 
 
 def test_it_is_served(example: Metric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ l1         z / sum z, with D = d, for vectors that are histograms already: one w
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from alignment.metrics.lowering import (
     Scores,
     Vectors,
     with_column,
+    with_column_tensor,
 )
 from alignment.metrics.metric import Metric, pairwise, refuse
 
@@ -93,6 +94,15 @@ class Divergence(Metric):
         E = torch.cat([X.relu(), (-X).relu()], dim=1) if self.map == "split" else X.relu()
         return E / E.sum(dim=1, keepdim=True).clamp(min=torch.finfo(X.dtype).tiny)
 
+    def distributions_tensor(self, X: "Tensor") -> "Tensor":
+        """Map tensors (n, d), none of them zero, like `distributions`, in float64; what that refuses becomes NaN."""
+        P = self.densities(X.double())
+        return P.masked_fill((X < 0).any(dim=1, keepdim=True), float("nan")) if self.map == "l1" else P
+
+    def half_roots_tensor(self, X: "Tensor") -> "Tensor":
+        """`half_roots` of tensors."""
+        return (self.distributions_tensor(X) / 2).sqrt().float()
+
 
 @dataclass(frozen=True, slots=True)
 class Hellinger(Divergence):
@@ -137,6 +147,14 @@ class RootLowering(Lowering):
     def query(self, X: Vectors) -> Vectors:
         """(n, D)."""
         return self.metric.half_roots(X)
+
+    def item_tensor(self, X: "Tensor") -> "Tensor":
+        """(n, D)."""
+        return self.metric.half_roots_tensor(X)
+
+    def query_tensor(self, X: "Tensor") -> "Tensor":
+        """(n, D)."""
+        return self.metric.half_roots_tensor(X)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +267,15 @@ class CertifiedLowering(Rescored):
         """`sqrt(q / 2)`, (n, D)."""
         return self.item(X)
 
+    def item_tensor(self, X: "Tensor") -> "Tensor":
+        """(n, D)."""
+        assert isinstance(self.metric, Divergence)
+        return self.metric.half_roots_tensor(X)
+
+    def query_tensor(self, X: "Tensor") -> "Tensor":
+        """(n, D)."""
+        return self.item_tensor(X)
+
     def bound(self, tail: float) -> float:
         """What an item at distance `tail` scores at best, with more than float32 rounds to spare."""
         nearest = max(0.0, tail * (1 - 1e-5 - self.dim * FLOAT32_ROUNDS) - 1e-6)
@@ -273,13 +300,20 @@ class Kullback(Divergence):
 
     def relative(self, X: Vectors) -> Vectors:
         """Smoothed distributions as multiples of the uniform one, D p: (n, D), each has mean 1."""
-        P = self.distributions(X)
-        relative: Vectors = (1 - self.smoothing) * P.shape[1] * P + self.smoothing
+        relative: Vectors = self._smoothed(self.distributions(X))
         return relative
 
     def relative_densities(self, X: "Tensor") -> "Tensor":
-        """The same from tensors."""
-        P = self.densities(X)
+        """The same from tensors; what cannot be mapped counts as empty."""
+        relative: Tensor = self._smoothed(self.densities(X))
+        return relative
+
+    def relative_tensor(self, X: "Tensor") -> "Tensor":
+        """The same from tensors none of which is zero, in float64; what `relative` refuses becomes NaN."""
+        relative: Tensor = self._smoothed(self.distributions_tensor(X))
+        return relative
+
+    def _smoothed(self, P: Any) -> Any:
         return (1 - self.smoothing) * P.shape[1] * P + self.smoothing
 
     @abstractmethod
@@ -349,6 +383,23 @@ class QueryItemLowering(Lowering):
         offset: Scores = self.middle - (R * np.log(R)).mean(axis=1)
         return offset
 
+    def item_tensor(self, X: "Tensor") -> "Tensor":
+        """(n, D)."""
+        R = self.metric.relative_tensor(X)
+        stored: Tensor = (R.log() - self.middle) / self.dim**0.5
+        return stored.float()
+
+    def query_tensor(self, X: "Tensor") -> "Tensor":
+        """(n, D)."""
+        asked: Tensor = self.metric.relative_tensor(X) / self.dim**0.5
+        return asked.float()
+
+    def offset_tensor(self, X: "Tensor") -> "Tensor":
+        """(n,)."""
+        R = self.metric.relative_tensor(X)
+        offset: Tensor = self.middle - (R * R.log()).mean(dim=1)
+        return offset.float()
+
 
 @dataclass(frozen=True, slots=True)
 class KullbackItemQuery(Kullback):
@@ -410,6 +461,23 @@ class ItemQueryLowering(Lowering):
         """`sum ln(D q) / D`, (n,)."""
         offset: Scores = np.log(self.metric.relative(X.astype(np.float64))).mean(axis=1)
         return offset
+
+    def item_tensor(self, X: "Tensor") -> "Tensor":
+        """(n, D + 2 SPREAD)."""
+        R = self.metric.relative_tensor(X)
+        scored = with_column_tensor((R - 1) / R.shape[1] ** 0.5, -(R * R.log()).mean(dim=1))
+        left = SQUARED_LENGTH - scored.double().square().sum(dim=1)
+        return with_column_tensor(scored, left.clamp(min=0).sqrt())
+
+    def query_tensor(self, X: "Tensor") -> "Tensor":
+        """(n, D + 2 SPREAD)."""
+        L = self.metric.relative_tensor(X).log()
+        scored = with_column_tensor(L / L.shape[1] ** 0.5, L.new_ones(L.shape[0]))
+        return with_column_tensor(scored, L.new_zeros(L.shape[0]))
+
+    def offset_tensor(self, X: "Tensor") -> "Tensor":
+        """(n,)."""
+        return self.metric.relative_tensor(X).log().mean(dim=1).float()
 
 
 def _relative(p: Vectors, total: Vectors) -> Vectors:

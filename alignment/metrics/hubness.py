@@ -7,7 +7,16 @@ import numpy as np
 
 from alignment.errors import MetricError
 from alignment.metrics.learned import missing
-from alignment.metrics.lowering import SPREAD, Distance, Guarantee, Lowering, Scores, Vectors, with_column
+from alignment.metrics.lowering import (
+    SPREAD,
+    Distance,
+    Guarantee,
+    Lowering,
+    Scores,
+    Vectors,
+    with_column,
+    with_column_tensor,
+)
 from alignment.metrics.metric import Metric, Modality, Weights
 
 if TYPE_CHECKING:
@@ -91,13 +100,16 @@ class Nnn(Metric):
 
     def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
         """The same from tensors."""
+        return self.base.similarity(queries, items) - self.bias_tensor(items)
+
+    def bias_tensor(self, items: "Tensor") -> "Tensor":
+        """`bias` of tensors, (m,)."""
         import torch
 
         if self.bank is None:
             raise missing(self)
         bank = torch.as_tensor(self.bank, dtype=items.dtype, device=items.device)
-        bias = self.base.similarity(bank, items).topk(self.k, dim=0).values.mean(dim=0)  # (m,)
-        return self.base.similarity(queries, items) - self.alpha * bias
+        return self.alpha * self.base.similarity(bank, items).topk(self.k, dim=0).values.mean(dim=0)
 
     def lower(self, dim: int) -> Lowering:
         """Item `[x, -bias]`, query `[q, 1]`, Dot."""
@@ -126,3 +138,15 @@ class BiasedLowering(Lowering):
     def offset(self, X: Vectors) -> Scores | None:
         """What the other lowering adds."""
         return self.base.offset(X)
+
+    def item_tensor(self, X: "Tensor") -> "Tensor":
+        """(n, D + SPREAD)."""
+        return with_column_tensor(self.base.item_tensor(X), -self.metric.bias_tensor(X))
+
+    def query_tensor(self, X: "Tensor") -> "Tensor":
+        """(n, D + SPREAD)."""
+        return with_column_tensor(self.base.query_tensor(X), X.new_ones(X.shape[0]))
+
+    def offset_tensor(self, X: "Tensor") -> "Tensor | None":
+        """What the other lowering adds."""
+        return self.base.offset_tensor(X)

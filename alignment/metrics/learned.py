@@ -36,7 +36,7 @@ class LearnedMetric(Metric):
 
     def floats_per_pair(self, dim: int) -> int:
         """What its module holds."""
-        return int(self._trained().floats_per_pair)
+        return int(self.trained().floats_per_pair)
 
     @abstractmethod
     def build(self, dim: int) -> "LearnedModule":
@@ -52,7 +52,7 @@ class LearnedMetric(Metric):
 
     def weights(self) -> dict[str, npt.NDArray[Any]]:
         """Return what `bind` needs, by `str(metric)/tensor`."""
-        state = self._trained().state_dict()
+        state = self.trained().state_dict()
         return {f"{self}/{name}": tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
 
     def bind(self, weights: Weights, items: Modality, device: str = "auto") -> Self:
@@ -78,7 +78,7 @@ class LearnedMetric(Metric):
 
     def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
         """Scores (n, m) that gradients flow through."""
-        scores: Tensor = self._trained()(queries, items)
+        scores: Tensor = self.trained()(queries, items)
         return scores
 
     def score(self, queries: Vectors, items: Vectors) -> Scores:
@@ -90,7 +90,7 @@ class LearnedMetric(Metric):
         """
         import torch
 
-        module, dtype = self._trained(), np.result_type(queries, items)
+        module, dtype = self.trained(), np.result_type(queries, items)
         if dtype == np.float64:
             module = deepcopy(module).double()
         device = module.dim.device
@@ -110,7 +110,12 @@ class LearnedMetric(Metric):
             )
         return scores
 
-    def _trained(self) -> Any:
+    def trained(self) -> Any:
+        """The module.
+
+        Raises:
+            MetricError: it has no weights.
+        """
         if self.module is None:
             raise missing(self)
         return self.module
@@ -120,14 +125,13 @@ class LearnedMetric(Metric):
             if not 1 <= getattr(self, name) <= LARGEST:
                 raise refuse(self, name, f"from 1 to {LARGEST}")
 
-    def computed(self, part: "Callable[[Any, Tensor], Tensor]", X: Vectors) -> Vectors:
-        """Apply `part`, a function of the module and of a tensor, to vectors (n, d)."""
+    def computed(self, part: "Callable[[Tensor], Tensor]", X: Vectors) -> Vectors:
+        """Apply `part`, a function of a tensor on the device of the weights, to vectors (n, d)."""
         import torch
 
-        module = self._trained()
         with torch.inference_mode():
-            tensor = torch.from_numpy(np.array(X, np.float32, order="C")).to(module.dim.device)
-            result: Vectors = part(module, tensor).cpu().numpy()
+            tensor = torch.from_numpy(np.array(X, np.float32, order="C")).to(self.trained().dim.device)
+            result: Vectors = part(tensor).cpu().numpy()
         return result
 
 
@@ -173,7 +177,12 @@ class BilinearLowering(Lowering):
 
     def query(self, X: Vectors) -> Vectors:
         """(n, d)."""
-        return self.metric.computed(lambda module, Q: Q @ module.matrix(), X)
+        return self.metric.computed(self.query_tensor, X)
+
+    def query_tensor(self, X: "Tensor") -> "Tensor":
+        """(n, d)."""
+        asked: Tensor = X @ self.metric.trained().matrix()
+        return asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,11 +236,21 @@ class MixtureLowering(Rescored):
 
     def item(self, X: Vectors) -> Vectors:
         """g, (n, components * size)."""
-        return self._mixture.computed(lambda module, T: module.item_components(T).flatten(1), X)
+        return self._mixture.computed(self.item_tensor, X)
 
     def query(self, X: Vectors) -> Vectors:
         """(n, components * size)."""
-        return self._mixture.computed(lambda module, T: module.mixed_query(T).flatten(1), X)
+        return self._mixture.computed(self.query_tensor, X)
+
+    def item_tensor(self, X: "Tensor") -> "Tensor":
+        """g, (n, components * size)."""
+        components: Tensor = self._mixture.trained().item_components(X)
+        return components.flatten(1)
+
+    def query_tensor(self, X: "Tensor") -> "Tensor":
+        """(n, components * size)."""
+        mixed: Tensor = self._mixture.trained().mixed_query(X)
+        return mixed.flatten(1)
 
     def bound(self, tail: float) -> float:
         """The last raw score plus what the gates can add, by more than float32 rounds."""

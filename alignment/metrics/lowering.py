@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from alignment.metrics.metric import Metric
 
 Scores = npt.NDArray[np.floating]
@@ -79,6 +81,18 @@ class Lowering:
         """Return what is added to every score of a query, (n,); None: nothing."""
         return None
 
+    def item_tensor(self, X: "Tensor") -> "Tensor":
+        """`item` in an exported graph: of tensors, with NaN instead of an error. `len(X)` would be a constant there."""
+        return X
+
+    def query_tensor(self, X: "Tensor") -> "Tensor":
+        """`query` in an exported graph."""
+        return X
+
+    def offset_tensor(self, X: "Tensor") -> "Tensor | None":
+        """`offset` in an exported graph."""
+        return None
+
     def score(self, raw: float, offset: float = 0.0) -> float:
         """Turn Qdrant's raw score into the metric's own score, where higher is always better."""
         return (raw if self.distance.higher_is_better else -raw) + offset
@@ -127,3 +141,11 @@ def with_column(X: Vectors, column: Vectors) -> Vectors:
     """
     spread = np.repeat(column[:, None] / np.sqrt(SPREAD), SPREAD, axis=1)
     return np.concatenate([X, spread], axis=1).astype(np.float32)
+
+
+def with_column_tensor(X: "Tensor", column: "Tensor") -> "Tensor":
+    """`with_column` of tensors."""
+    import torch  # here, because the other lowerings need none
+
+    spread = (column[:, None] / SPREAD**0.5).expand(-1, SPREAD)
+    return torch.cat([X, spread], dim=1).float()

@@ -155,6 +155,14 @@ class SortedLowering(Lowering):
         """(n, d), ascending."""
         return self.item(X)
 
+    def item_tensor(self, X: "Tensor") -> "Tensor":
+        """(n, d), ascending."""
+        return X.sort(dim=1).values / self.dim
+
+    def query_tensor(self, X: "Tensor") -> "Tensor":
+        """(n, d), ascending."""
+        return self.item_tensor(X)
+
 
 def _negated_distance(queries: Vectors, items: Vectors, distance: str) -> Scores:
     from scipy.spatial.distance import cdist  # here, because scipy takes as long to import as all of `--help`

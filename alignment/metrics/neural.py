@@ -76,15 +76,15 @@ class MixtureModule(LearnedModule):
 
     def query_components(self, X: Tensor) -> Tensor:
         """f, (n, components, size)."""
-        return normalize((X @ self.query).view(len(X), self.components, self.size), dim=2)
+        return normalize((X @ self.query).view(X.shape[0], self.components, self.size), dim=2)
 
     def item_components(self, X: Tensor) -> Tensor:
         """g, (m, components, size)."""
-        return normalize((X @ self.item).view(len(X), self.components, self.size), dim=2)
+        return normalize((X @ self.item).view(X.shape[0], self.components, self.size), dim=2)
 
     def mixed_query(self, X: Tensor) -> Tensor:
         """What the components of an item are weighed with where it does not move the gates: (n, components, size)."""
-        gates = self.gate_query(X).softmax(dim=1).view(len(X), self.components, self.components)  # (n, a, b)
+        gates = self.gate_query(X).softmax(dim=1).view(X.shape[0], self.components, self.components)  # (n, a, b)
         return torch.einsum("nab,nas->nbs", gates, self.query_components(X))
 
     def forward(self, queries: Tensor, items: Tensor) -> Tensor:
