@@ -14,14 +14,17 @@ from torch.nn import functional as F
 SURROGATE_KS = (1, 2, 4, 8, 16)
 
 
-def info_nce(S: Tensor, target: Tensor, scale: Tensor) -> Tensor:
-    """`-log softmax(scale * S)[target]` (van den Oord et al. 2018; symmetric, as in CLIP, Radford et al. 2021)."""
-    return F.cross_entropy(scale * S, target, reduction="none")
+def info_nce(S: Tensor, target: Tensor) -> Tensor:
+    """`-log softmax(S)[target]` of scaled similarities (van den Oord et al. 2018; CLIP, Radford et al. 2021)."""
+    return F.cross_entropy(S, target, reduction="none")
 
 
-def siglip(S: Tensor, target: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """`sum_j -log sigmoid(z_j (scale * S_j + bias))`, z 1 for the target and -1 for the others (Zhai et al. 2023)."""
-    logits = scale * S + bias
+def siglip(S: Tensor, target: Tensor, bias: Tensor) -> Tensor:
+    """`sum_j -log sigmoid(z_j (S_j + bias))` of scaled similarities, z 1 for the target and -1 for the others.
+
+    Zhai et al. 2023.
+    """
+    logits = S + bias
     wanted = logits.gather(1, target[:, None]).squeeze(1)  # (c,)
     return F.softplus(logits).sum(dim=1) - wanted  # softplus(x) - x = softplus(-x), for the target
 

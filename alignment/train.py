@@ -367,13 +367,13 @@ class _Loop:
             floats = metric.floats_per_pair(image.shape[1])
             chunk = max(1, LOGITS_AT_ONCE // (size * floats))
             if metric.symmetric and chunk >= size and self.processes == 1:
-                S = metric.similarity(text, image).float()
+                S = self._scaled(metric.similarity(text, image), number, epoch)
                 loss = (self._loss(S, targets, number, epoch) + self._loss(S.T, targets, number, epoch)).sum()
                 total += self._descend(loss * weight / (2 * size))
                 continue
             for queries, items in ((text, image), (image, text)):
                 for wanted in torch.split(targets, chunk):
-                    S = metric.similarity(queries[wanted], items).float()
+                    S = self._scaled(metric.similarity(queries[wanted], items), number, epoch)
                     total += self._descend(self._loss(S, wanted, number, epoch).sum() * weight / (2 * size))
         return total
 
@@ -381,18 +381,27 @@ class _Loop:
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
+    def _scaled(self, S: "Tensor", number: int, epoch: int) -> "Tensor":
+        """Similarities in the units of cosine, over the temperature where the loss has one."""
+        factor = 1 / self.units[number]
+        if self.training.loss in ("infonce", "siglip") and not self._late(epoch):
+            return S.float() * (factor * self.log_scales[number].exp().clamp(max=100.0))
+        return S.float() * factor
+
+    def _late(self, epoch: int) -> bool:
+        return epoch > self.training.epochs * (1 - self.training.late_recall)
+
     def _loss(self, S: "Tensor", target: "Tensor", number: int, epoch: int) -> "Tensor":
-        """Losses (c,) of similarities (c, B) in the units of cosine."""
+        """Losses (c,) of scaled similarities (c, B)."""
         from alignment import losses
 
-        training, S = self.training, S / self.units[number]
-        scale = self.log_scales[number].exp().clamp(max=100.0)
-        if epoch > training.epochs * (1 - training.late_recall):
+        training = self.training
+        if self._late(epoch):
             return losses.recall_surrogate(S, target, training.temperature / 5)
         if training.loss == "infonce":
-            return losses.info_nce(S, target, scale)
+            return losses.info_nce(S, target)
         if training.loss == "siglip":
-            return losses.siglip(S, target, scale, self.biases[number])
+            return losses.siglip(S, target, self.biases[number])
         return losses.hinge(S, target, training.margin, hardest=epoch > training.semi_hard * training.epochs)
 
     def _keep_structure(

@@ -16,8 +16,8 @@ Scores = npt.NDArray[np.float64]
 SCALE, BIAS, MARGIN, TEMPERATURE = torch.tensor(7.0), torch.tensor(-3.0), 0.2, 0.05
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "infonce": lambda S, t: info_nce(S, t, SCALE),
-    "siglip": lambda S, t: siglip(S, t, SCALE, BIAS),
+    "infonce": lambda S, t: info_nce(SCALE * S, t),
+    "siglip": lambda S, t: siglip(SCALE * S, t, BIAS),
     "semi-hard": lambda S, t: hinge(S, t, MARGIN, hardest=False),
     "hardest": lambda S, t: hinge(S, t, MARGIN, hardest=True),
     "recall": lambda S, t: recall_surrogate(S, t, TEMPERATURE),
