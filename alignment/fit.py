@@ -82,18 +82,14 @@ def fit(
         )
     if method != "auto" and method not in METHODS:
         raise FitError(f"unknown method {method!r}; expected auto or one of {', '.join(METHODS)}")
-    encoders = _common_encoders(sets)
+    encoders = common_encoders(sets)
     rows = {m: Rows.concatenate([s.load(m) for s in sets]) for m in MODALITIES}
-    known, test, unpaired = _split(rows, hold_out)
+    known, test, unpaired = split_rows(rows, hold_out)
     progress(
         f"{len(known.groups)} groups to fit on, {len(np.unique(test.image.groups))} held out, "
         f"{unpaired} items without a partner left out"
     )
-    for modality, side in (("image", known.image), ("text", known.text)):
-        if (np.ptp(unit(side.vectors), axis=0) <= ROUNDING).all():
-            raise FitError(
-                f"the {modality} vectors to fit on all have the same direction; check the encoder and the data"
-            )
+    require_directions(known)
     _require_references(metrics, known)
     place = devices.resolve(device)
     names = [method]
@@ -139,6 +135,15 @@ def fit(
         dict(zip(MODALITIES, projections, strict=True)),
         weights,
     )
+
+
+def require_directions(training: Labelled) -> None:
+    """Refuse vectors that are all alike: there is nothing in them to align."""
+    for modality, side in (("image", training.image), ("text", training.text)):
+        if (np.ptp(unit(side.vectors), axis=0) <= ROUNDING).all():
+            raise FitError(
+                f"the {modality} vectors to fit on all have the same direction; check the encoder and the data"
+            )
 
 
 def _require_references(metrics: Sequence[Metric], training: Labelled) -> None:
@@ -350,7 +355,8 @@ def recall_table(both: tuple[Ranks, Ranks]) -> dict[str, dict[str, float]]:
     }
 
 
-def _common_encoders(sets: Sequence[EmbeddingSet]) -> dict[Modality, Any]:
+def common_encoders(sets: Sequence[EmbeddingSet]) -> dict[Modality, Any]:
+    """Return the cards of the encoders that made all of `sets`, or refuse sets that are not of one pair."""
     if not sets:
         raise FitError("expected at least one embedding set, got none")
     first = sets[0]
@@ -366,7 +372,7 @@ def _common_encoders(sets: Sequence[EmbeddingSet]) -> dict[Modality, Any]:
     return dict(first.card.encoders)
 
 
-def _split(rows: dict[Modality, Rows], hold_out: HoldOut) -> tuple[Labelled, Labelled, int]:
+def split_rows(rows: dict[Modality, Rows], hold_out: HoldOut) -> tuple[Labelled, Labelled, int]:
     """Split into training and test by group; items without a partner of the other modality are counted."""
     sides = {}
     codes = dict(zip(MODALITIES, group_codes(*(rows[m].groups for m in MODALITIES)), strict=True))

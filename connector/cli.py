@@ -3,6 +3,7 @@
 Imports inside the commands keep `modalign --help` fast: numpy, torch, SQLAlchemy and the databases load when used.
 """
 
+import json
 import re
 import shutil
 import sys
@@ -21,6 +22,7 @@ from connector.render import (
     found_rows,
     how_sure,
     print_audit,
+    print_guidelines,
     print_json,
     print_rejects,
     print_releases,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from alignment.artifact import Alignment
     from alignment.export import Graph
     from connector.audit import Audit
-    from connector.home import Home, Result
+    from connector.home import Compared, Home, Result
     from connector.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -90,6 +92,16 @@ def push_options(command: F) -> F:
         click.option("--payload-index", "indexes", multiple=True, metavar="FIELD=KIND", help=f"Index a payload field of a new collection for filters; KIND is one of {', '.join(PAYLOAD_KINDS)}."),
         click.option("--indexing-threshold", type=click.IntRange(1), metavar="KB", help="Build an HNSW graph from this many kB of vectors; below, search is exact brute force. Fixed when a collection is created.  [default: Qdrant's, 10000]"),
         click.option("--quantization", type=click.Choice(["scalar"]), help="Search a compressed copy of the vectors, then rescore what was found. Fixed when a collection is created."),
+    ]  # fmt: skip
+    return _with(command, options)
+
+
+def holdout_options(command: F) -> F:
+    """Add what `fit` and `compare` share: which groups are held out, and how the others are folded."""
+    options = [
+        click.option("--holdout", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.25, show_default=True, help="Share of the groups that the fit never sees."),
+        click.option("--folds", type=click.IntRange(2), default=4, show_default=True, help="Folds of the cross-validation."),
+        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the hold-out and the folds."),
     ]  # fmt: skip
     return _with(command, options)
 
@@ -195,17 +207,7 @@ def encode(
     metavar="METRIC",
     help=METRIC_HELP + " Candidates are chosen under the first that has nothing to learn.",
 )
-@click.option(
-    "--holdout",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.25,
-    show_default=True,
-    help="Share of the groups that the fit never sees.",
-)
-@click.option("--folds", type=click.IntRange(2), default=4, show_default=True, help="Folds of the cross-validation.")
-@click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the hold-out and the folds."
-)
+@holdout_options
 @click.option(
     "--budget",
     callback=seconds,
@@ -255,6 +257,67 @@ def fit(
         for direction, values in directions.items()
     ]
     print_table(rows, f"alignment {name}: {card.method} {card.hyperparameters}, on held-out groups")
+
+
+@cli.command()
+@click.argument("sets", nargs=-1, required=True, metavar="SET...")
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="METHOD",
+    help="Method to compare, as for fit. May be repeated.  [default: those that fit tries by itself]",
+)
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="METRIC",
+    help=METRIC_HELP
+    + " May be repeated; hyperparameters are chosen under the first that has nothing to learn.  [default: cosine, manhattan, chi2, kl-query-item, dot+nnn, bilinear]",
+)
+@holdout_options
+@click.option(
+    "--budget",
+    callback=seconds,
+    metavar="TIME",
+    help="Begin nothing more after so long, such as 90s, 10m or 2h; cheap methods come first, and what is missing is said.  [default: try them all]",
+)
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="New directory for the report.  [default: reports/compare-RUN in the home]",
+)
+@json_option
+@home_options
+def compare(
+    sets: tuple[str, ...], methods: tuple[str, ...], metrics: tuple[str, ...], holdout: float, folds: int, seed: int,
+    budget: float | None, to: Path | None, as_json: bool, **where: Any,
+) -> None:  # fmt: skip
+    """Compare encoder pairs, methods and metrics on your data, and say what to take.
+
+    Sets of the same encoders are joined; sets of different encoders are compared on the groups that they have in
+    common. The report is a page with pictures, compare.html, and a document for machines, compare.json.
+    """
+    from alignment.embeddings import HoldOut
+    from connector.comparison import DOCUMENT, PAGE, table
+
+    with _home(where) as home:
+        result = home.compare(
+            sets, methods=methods, metrics=metrics, hold_out=HoldOut(holdout, seed), folds=folds, seed=seed,
+            budget=budget, to=to,
+        )  # fmt: skip
+    made: Compared = result.made
+    say(f"wrote {_shortest(made.directory / PAGE)}")
+    if as_json:
+        print_json({"run": result.run, **json.loads((made.directory / DOCUMENT).read_text(encoding="utf-8"))})
+        return
+    comparison = made.comparison
+    print_table(
+        table(comparison), f"{comparison.test_groups:,} held-out groups, mean of both directions, 95% intervals"
+    )
+    print_guidelines(made.advice.guidelines)
 
 
 @cli.command()

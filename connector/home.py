@@ -15,12 +15,15 @@ from typing import Any, Self
 
 from alignment import device as devices
 from alignment.artifact import Alignment
+from alignment.compare import METRICS, Comparison, compare
 from alignment.embeddings import Dtype, EmbeddingSet, HoldOut, Modality, SetWriter
 from alignment.errors import AlignmentError
 from alignment.fit import fit
+from alignment.guidelines import Advice, advise
 from alignment.metrics import Metric, parse
 from alignment.processes import joined
 from connector import audit as auditing
+from connector.comparison import claim, write_comparison
 from connector.corpus import open_corpus
 from connector.encode import BATCH_ITEMS, SHARD_ROWS, encode
 from connector.encoders import Encoder, load_encoders
@@ -42,6 +45,15 @@ class Result:
     run: int
     counts: Mapping[str, int]
     made: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A comparison with what it advises, and the directory of its files."""
+
+    comparison: Comparison
+    advice: Advice
+    directory: Path
 
 
 class Home:
@@ -161,6 +173,54 @@ class Home:
             run.counts["pairs"] = alignment.card.pairs
             run.counts["candidates"] = len(alignment.card.candidates)
         return Result(run.id, run.counts, alignment)
+
+    def compare(
+        self,
+        sets: Sequence[str],
+        *,
+        methods: Sequence[str] = (),
+        metrics: Sequence[str] = (),
+        hold_out: HoldOut = HoldOut(),
+        folds: int = 4,
+        seed: int = 0,
+        budget: float | None = None,
+        to: Path | None = None,
+    ) -> Result:
+        """Compare encoder pairs, methods and metrics on embedding sets, and write a report into the directory `to`.
+
+        The report of run 7 stands in `reports/compare-7` of the home unless told otherwise.
+        """
+        parameters = {
+            "sets": list(sets), "methods": list(methods), "metrics": list(metrics), "holdout": hold_out.fraction,
+            "folds": folds, "seed": seed, "budget": budget, "to": None if to is None else str(to),
+        }  # fmt: skip
+        with self.provenance.run("compare", parameters) as run:
+            parsed = [parse(metric) for metric in metrics] or METRICS
+            opened = [self.embedding_set(name) for name in dict.fromkeys(sets)]
+            directory = to or self.settings.home / "reports" / f"compare-{run.id}"
+            claim(directory)
+            try:
+                comparison = compare(
+                    opened,
+                    methods=methods,
+                    metrics=parsed,
+                    hold_out=hold_out,
+                    folds=folds,
+                    seed=seed,
+                    device=self.settings.device,
+                    budget=budget,
+                    progress=say,
+                )
+                advice = advise(comparison)
+                write_comparison(directory, comparison, advice)
+            except BaseException:
+                if not any(directory.iterdir()):  # so that the same command can be run again
+                    directory.rmdir()
+                raise
+            run.counts["fits"] = len(comparison.fitted)
+            run.counts["rows"] = sum(len(fitted.rows) for fitted in comparison.fitted)
+            run.counts["not_run"] = len(comparison.not_run)
+        return Result(run.id, run.counts, Compared(comparison, advice, directory))
 
     def push(
         self,

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 from connector.progress import say
 
 if TYPE_CHECKING:
+    from alignment.guidelines import Guideline
     from connector.audit import Audit
     from connector.home import Result
     from connector.release import Release
@@ -132,6 +134,13 @@ def print_audit(found: "Audit") -> None:
     for direction, count in found.without_relevant.items():
         if count:
             say(f"{direction}: {count} queries have no relevant item in the gallery and count as misses")
+
+
+def print_guidelines(guidelines: Sequence["Guideline"]) -> None:
+    """Print what a comparison says on stdout, a paragraph each with what it rests on."""
+    for guideline in guidelines:
+        click.echo(textwrap.fill(f"{guideline.topic}: {guideline.says}", 110, subsequent_indent="  "))
+        click.echo(textwrap.fill(f"({guideline.rests_on})", 110, initial_indent="  ", subsequent_indent="  ") + "\n")
 
 
 def print_table(rows: Iterable[Mapping[str, Any]], title: str) -> None:

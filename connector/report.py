@@ -31,15 +31,18 @@ class Answered:
         return isinstance(self.query, Path)
 
 
+def templates() -> Environment:
+    """What pages and pictures are written by: everything is escaped, and nothing may be missing."""
+    return Environment(loader=PackageLoader("connector"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+
+
 def write_contact_sheet(path: Path, title: str, subtitle: str, answers: Sequence[Answered]) -> None:
     """Write a page with the pictures that searches were asked with and found.
 
     Raises:
         ConnectorError: the page cannot be written.
     """
-    environment = Environment(
-        loader=PackageLoader("connector"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+    environment = templates()
     environment.filters["thumbnail"] = thumbnail
     page = environment.get_template("contact_sheet.html").render(title=title, subtitle=subtitle, answers=answers)
     try:
