@@ -1,21 +1,310 @@
-"""Recall@10 of the demo."""
+"""Quality of alignments on real corpora: every method and every metric over grouped splits, beside independent code.
+
+The emoji of the demo are always there. Two more corpora are used where they are installed:
+
+    apt-get install tuxpaint-stamps-default     photographs and drawings with English names
+    npm install emoji-datasource-google         the emoji of another designer, under ./node_modules
+
+Where both emoji are, alignments fitted on the one are tested on the other too. `python -m bench.quality` prints the
+tables, `python -m bench.quality stamps` those of one corpus; docs/alignment-figures.md keeps them.
+"""
 
 import json
-import subprocess
-import sysconfig
+import shutil
+import sys
 import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import resvg_py
+import torch
+from cca_zoo.linear import RidgeCCA
+from scipy.linalg import orthogonal_procrustes
+from sklearn.cross_decomposition import CCA
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+
+from alignment.embeddings import MODALITIES, EmbeddingSet
+from alignment.fit import best_of, cross_validate, fit_metrics
+from alignment.heads import HEADS
+from alignment.labelled import Labelled, Side
+from alignment.methods import METHODS, Fitter, Task, fewest_groups
+from alignment.metrics import Cosine, Metric, parse
+from alignment.recall import group_codes, recall_at
+from alignment.train import KS
+from alignment.vectors import FloatArray, unit
 from bench.figure import Figure
+from connector.demo import ENCODERS, write_emoji
+from connector.home import Home
+from connector.provenance import upgrade
+from connector.settings import Settings
+
+SPLITS, FOLDS, HELD_OUT = 5, 2, 0.25
+CPU = torch.device("cpu")
+STAMPS = Path("/usr/share/tuxpaint/stamps")
+GOOGLE = Path("node_modules/emoji-datasource-google")
+NAMES = ("emoji", "stamps", "emoji-google", "emoji to emoji-google")
+# Euclid and dot order unit vectors as cosine does.
+PLAIN = ("cosine", "manhattan", "chi2", "js", "hellinger", "kl-query-item", "kl-item-query", "w1", "dot+nnn")
+LEARNED = ("bilinear", "mol", "mlp")
+# What the literature of frozen encoders recommends, as far as it is among the methods.
+PUBLISHED = ("procrustes", "ridge", "rcca", "asif", "linear", "fusemix", "star-glu")
 
 
-def figures() -> list[Figure]:
-    """Run the demo in a home of its own."""
-    modalign = str(Path(sysconfig.get_path("scripts")) / "modalign")
-    with tempfile.TemporaryDirectory() as home:
-        done = subprocess.run([modalign, "demo", "--home", home, "--json"], check=True, capture_output=True, text=True)
-    rows = json.loads(done.stdout)["table"]
-    (row,) = (r for r in rows if (r["metric"], r["direction"]) == ("cosine", "text-to-image"))
-    asked = f"{row['queries']} held-out captions, chance {row['chance@10']}"
-    what = f"demo, text-to-image Recall@10 under cosine, {asked}"
-    return [Figure(what, row["recall@10"], 0.5)]
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """What to fit on and what to test on: the same, or two renderings of the same groups."""
+
+    name: str
+    fitted: Labelled
+    tested: Labelled
+
+
+@dataclass(slots=True)
+class Row:
+    """Recall@1/5/10 by metric, means of both directions, one triple a split; and what was chosen in the first split."""
+
+    recalls: dict[str, list[list[float]]] = field(default_factory=dict)
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+
+    def at_10(self, metric: str = "cosine") -> npt.NDArray[np.float64]:
+        """Recall@10 of every split."""
+        return np.array(self.recalls[metric])[:, -1]
+
+
+def figures(names: Sequence[str] = NAMES) -> list[Figure]:
+    """Measure every corpus that is here, and print its tables."""
+    found = []
+    for corpus in corpora(names):
+        rows = measure(corpus)
+        groups = len(np.intersect1d(corpus.fitted.groups, corpus.tested.groups))
+        print(f"\n### {corpus.name}: {groups:,} groups, {len(corpus.tested.image.groups):,} images\n")
+        print(f"{by_method(rows)}\n\n{by_metric(rows)}\n", flush=True)
+        best = max((name for name in PUBLISHED if name in rows), key=lambda name: rows[name].at_10().mean())
+        gain = rows["auto"].at_10() - rows[best].at_10()
+        found.append(Figure(f"{corpus.name}: Recall@10 of auto over {best}, the best published", gain.mean(), 0.03))
+        for ours, (theirs, _run) in INDEPENDENT.items():
+            gain = rows[ours].at_10() - rows[theirs].at_10()
+            found.append(Figure(f"{corpus.name}: Recall@10 of {ours} over {theirs}", gain.mean(), -0.005))
+    return found
+
+
+def corpora(names: Sequence[str]) -> Iterator[Corpus]:
+    """Encode what is installed."""
+    with tempfile.TemporaryDirectory() as directory:
+        settings = Settings.load(home=directory, database_url=f"sqlite:///{directory}/modalign.db")
+        upgrade(settings.database_url)
+        with Home(settings) as home:
+            sets: dict[str, EmbeddingSet] = {}
+            if "emoji" in names or "emoji to emoji-google" in names:
+                sets["emoji"] = home.encode(write_emoji(settings.home / "emoji"), "emoji", ENCODERS).made
+            for name, place, items in (("stamps", STAMPS, _stamps), ("emoji-google", GOOGLE, _google)):
+                if not place.exists():
+                    print(f"{name}: not installed, {place} is not there")
+                elif any(name in wanted for wanted in names):
+                    manifest = _manifest(settings.home / name, items())
+                    sets[name] = home.encode(manifest, name, ENCODERS).made
+            for name in names:
+                first, _, second = name.partition(" to ")
+                if {first, second or first} <= sets.keys():
+                    fitted, tested = labelled([sets[first], sets[second or first]])
+                    yield Corpus(name, fitted, tested)
+
+
+def labelled(sets: Sequence[EmbeddingSet]) -> list[Labelled]:
+    """Number the groups of some sets alike."""
+    rows = [made.load(modality) for made in sets for modality in MODALITIES]
+    sides = [
+        Side(part.vectors, codes)
+        for part, codes in zip(rows, group_codes(*(part.groups for part in rows)), strict=True)
+    ]
+    return [Labelled(*sides[start : start + 2]) for start in range(0, len(sides), 2)]
+
+
+def _stamps() -> Iterator[tuple[Path, str, str]]:
+    """Pictures with the first line of their text, which is English; a drawing beside a photograph of its name too."""
+    for text in sorted(STAMPS.rglob("*.txt")):
+        caption = text.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0].strip()
+        for picture in (text.with_suffix(suffix) for suffix in (".png", ".svg")):
+            if caption and picture.exists():
+                yield picture, caption, caption
+
+
+def _google() -> Iterator[tuple[Path, str, str]]:
+    for emoji in json.loads((GOOGLE / "emoji.json").read_text(encoding="utf-8")):
+        picture = GOOGLE / "img" / "google" / "64" / emoji["image"]
+        if emoji["name"] and picture.exists():
+            names = ", ".join([emoji["name"].lower(), *emoji["short_names"]]).replace("_", " ")
+            yield picture, names, emoji["unified"].upper()
+
+
+def _manifest(directory: Path, items: Iterator[tuple[Path, str, str]]) -> Path:
+    """Copy the pictures beside a manifest: one that points elsewhere is refused."""
+    directory.mkdir()
+    rows = []
+    for number, (picture, caption, group) in enumerate(items):
+        image = directory / f"{number}.png"
+        if picture.suffix == ".svg":
+            image.write_bytes(bytes(resvg_py.svg_to_bytes(svg_path=str(picture), width=224, background="white")))
+        else:
+            shutil.copyfile(picture, image)
+        rows.append({"key": f"{number}", "image": image.name, "caption": caption, "group": group})
+    manifest = directory / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return manifest
+
+
+def measure(corpus: Corpus) -> dict[str, Row]:
+    """Choose the hyperparameters of every method by cross-validation within each split, and test them outside."""
+    rows: dict[str, Row] = {}
+    groups = np.intersect1d(corpus.fitted.groups, corpus.tested.groups)
+    for seed in range(SPLITS):
+        shuffled = np.random.default_rng(seed).permutation(groups)
+        held = round(HELD_OUT * len(groups))
+        test, known = corpus.tested.only(shuffled[:held]), corpus.fitted.only(shuffled[held:])
+        task = Task(seed=seed)
+        racing = [name for name in METHODS if len(known.groups) >= fewest_groups(name)]
+        scores = cross_validate(known, racing, task, folds=FOLDS, device=CPU)
+        best = {name: best_of(s for s in scores if s.method == name) for name in {s.method for s in scores}}
+        chosen: dict[str, tuple[str, Mapping[str, Any]]] = {
+            name: (name, best[name].hyperparameters) for name in METHODS if name in best
+        }
+        for name in METHODS:  # heads that are made for more data, as they are published but for their size
+            if name not in racing:
+                chosen[name] = (name, HEADS[name].candidates(*_dims(known))[0])
+        chosen["auto"] = (best_of(scores).method, best_of(scores).hyperparameters)
+        for name, (method, hyperparameters) in chosen.items():
+            row = rows.setdefault(name, Row(chosen={"method": method, **hyperparameters}))
+            projections = Fitter(method, known, CPU, task).fit(hyperparameters)
+            metrics = [parse(text) for text in (*PLAIN, *(LEARNED if name == "auto" else ()))]
+            weights = fit_metrics(metrics, known.project(projections).sound(), task=task, device=CPU)
+            aligned = test.project(projections)
+            for metric in metrics:
+                row.recalls.setdefault(str(metric), []).append(_recalls(aligned, metric, weights))
+            if name in INDEPENDENT:
+                label, run = INDEPENDENT[name]
+                theirs = rows.setdefault(label, Row(chosen=hyperparameters))
+                theirs.recalls.setdefault("cosine", []).append(
+                    _recalls(run(known, test, hyperparameters), Cosine(), {})
+                )
+        print(f"{corpus.name}: split {seed + 1} of {SPLITS}", file=sys.stderr, flush=True)
+    return rows
+
+
+def _dims(data: Labelled) -> tuple[int, int]:
+    return data.image.vectors.shape[1], data.text.vectors.shape[1]
+
+
+def _recalls(aligned: Labelled, metric: Metric, weights: Mapping[str, Any]) -> list[float]:
+    both = aligned.ranks({modality: metric.bind(weights, modality) for modality in MODALITIES})
+    return [float(np.mean([recall_at(side, k) for side in both])) for k in KS]
+
+
+# The same methods from elsewhere, with the hyperparameters that were chosen for ours
+
+
+def _centred(training: Labelled) -> tuple[list[FloatArray], list[FloatArray]]:
+    sides = [unit(side) for side in training.pairs()]
+    means = [side.mean(axis=0) for side in sides]
+    return [side - mean for side, mean in zip(sides, means, strict=True)], means
+
+
+def _tested(test: Labelled, means: list[FloatArray]) -> list[FloatArray]:
+    return [unit(side.vectors) - mean for side, mean in zip((test.image, test.text), means, strict=True)]
+
+
+def _aligned(test: Labelled, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Labelled:
+    return Labelled(Side(unit(x), test.image.groups), Side(unit(y), test.text.groups))
+
+
+def sklearn_ridge(training: Labelled, test: Labelled, chosen: Mapping[str, Any]) -> Labelled:
+    """The same penalty with scikit-learn."""
+    (X, Y), means = _centred(training)
+    x, y = _tested(test, means)
+    source, target = (X, Y) if chosen["target"] == "text" else (Y, X)
+    penalty = chosen["penalty"] * float(np.mean(np.sum(source.astype(np.float64) ** 2, axis=0)))
+    model = Ridge(alpha=penalty, fit_intercept=False).fit(source, target)
+    return _aligned(test, *((model.predict(x), y) if chosen["target"] == "text" else (x, model.predict(y))))
+
+
+def scipy_procrustes(training: Labelled, test: Labelled, chosen: Mapping[str, Any]) -> Labelled:
+    """The same components with scikit-learn and scipy."""
+    sides, means = _centred(training)
+    axes = [PCA(chosen["components"], svd_solver="full").fit(side).components_.T for side in sides]
+    rotation, _scale = orthogonal_procrustes(sides[0] @ axes[0], sides[1] @ axes[1])
+    x, y = _tested(test, means)
+    return _aligned(test, x @ axes[0] @ rotation, y @ axes[1])
+
+
+def zoo_cca(training: Labelled, test: Labelled, chosen: Mapping[str, Any]) -> Labelled:
+    """The same shrinkages and components with cca-zoo, which has no power of the correlations."""
+    sides, means = _centred(training)
+    shares = []
+    for side, name in zip(sides, ("shrinkage_image", "shrinkage_text"), strict=True):
+        penalty = chosen[name] * float(np.mean(np.sum(side.astype(np.float64) ** 2, axis=0))) / (len(side) - 1)
+        shares.append(penalty / (1 + penalty))  # it shrinks a covariance C to (1 - c) C + c I
+    model = RidgeCCA(chosen["components"], center=False, shrinkage=shares).fit(
+        [side.astype(np.float64) for side in sides]
+    )
+    x, y = (side @ weight for side, weight in zip(_tested(test, means), model.weights_, strict=True))
+    return _aligned(test, x, y)
+
+
+def sklearn_cca(training: Labelled, test: Labelled, chosen: Mapping[str, Any]) -> Labelled:
+    """Canonical correlations without shrinkage, on principal components instead, with scikit-learn."""
+    sides, means = _centred(training)
+    axes = [PCA(128, svd_solver="full").fit(side).components_.T for side in sides]
+    X, Y = (side @ axis for side, axis in zip(sides, axes, strict=True))
+    model = CCA(64, scale=False, max_iter=2000).fit(X, Y)
+    x, y = (side @ axis for side, axis in zip(_tested(test, means), axes, strict=True))
+    return _aligned(test, x @ model.x_rotations_, y @ model.y_rotations_)
+
+
+Independent = Callable[[Labelled, Labelled, Mapping[str, Any]], Labelled]
+INDEPENDENT: dict[str, tuple[str, Independent]] = {
+    "ridge": ("scikit-learn ridge", sklearn_ridge),
+    "procrustes": ("scipy procrustes", scipy_procrustes),
+    "rcca": ("cca-zoo ridge CCA", zoo_cca),
+    "kcca": ("scikit-learn PCA and CCA", sklearn_cca),
+}
+
+
+# Tables
+
+
+def by_method(rows: Mapping[str, Row]) -> str:
+    """Recall@1/5/10 under cosine, mean and standard deviation over the splits."""
+    lines = [["method", *(f"Recall@{k}" for k in KS), "in the first split"]]
+    for name, row in rows.items():
+        values = np.array(row.recalls["cosine"])  # (splits, 3)
+        cells = [f"{m:.3f} ± {s:.3f}" for m, s in zip(values.mean(axis=0), values.std(axis=0), strict=True)]
+        settings = [str(v) if n == "method" else f"{n} {v}" for n, v in row.chosen.items() if v != name]
+        lines.append([name, *cells, ", ".join(settings)])
+    return _markdown(lines)
+
+
+def by_metric(rows: Mapping[str, Row]) -> str:
+    """Recall@10 of every method under every metric."""
+    metrics = [str(parse(text)) for text in (*PLAIN, *LEARNED)]
+    lines = [["Recall@10", *(metric.partition("(")[0] + ("+nnn" if "+nnn" in metric else "") for metric in metrics)]]
+    for name, row in rows.items():
+        if len(row.recalls) > 1:
+            cells = [
+                f"{row.at_10(m).mean():.3f} ± {row.at_10(m).std():.3f}" if m in row.recalls else "" for m in metrics
+            ]
+            lines.append([name, *cells])
+    return _markdown(lines)
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    head, *rest = (f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([head, "| " + " | ".join(["---"] * len(lines[0])) + " |", *rest])
+
+
+if __name__ == "__main__":
+    for figure in figures(sys.argv[1:] or NAMES):
+        print(figure)
