@@ -367,13 +367,13 @@ class _Loop:
             floats = metric.floats_per_pair(image.shape[1])
             chunk = max(1, LOGITS_AT_ONCE // (size * floats))
             if metric.symmetric and chunk >= size and self.processes == 1:
-                S = self._scaled(metric.similarity(text, image), number, epoch)
+                S = self._scaled(_differentiable(metric, text, image), number, epoch)
                 loss = (self._loss(S, targets, number, epoch) + self._loss(S.T, targets, number, epoch)).sum()
                 total += self._descend(loss * weight / (2 * size))
                 continue
             for queries, items in ((text, image), (image, text)):
                 for wanted in torch.split(targets, chunk):
-                    S = self._scaled(metric.similarity(queries[wanted], items), number, epoch)
+                    S = self._scaled(_differentiable(metric, queries[wanted], items), number, epoch)
                     total += self._descend(self._loss(S, wanted, number, epoch).sum() * weight / (2 * size))
         return total
 
@@ -484,6 +484,16 @@ def _one_of_each(codes: Codes, groups: Codes, rng: np.random.Generator) -> npt.N
     found, first = np.unique(codes[shuffled], return_index=True)
     rows: npt.NDArray[np.int64] = shuffled[first[np.searchsorted(found, groups)]]
     return rows
+
+
+def _differentiable(metric: Metric, queries: "Tensor", items: "Tensor") -> "Tensor":
+    S = metric.similarity(queries, items)
+    if not S.requires_grad:
+        raise FitError(
+            f"metric {metric}: its similarity has no gradient, and nothing can be trained under it; compute it with "
+            "differentiable operations of torch, or choose a closed form by --method"
+        )
+    return S
 
 
 def _unit_of(metric: Metric, image: "Tensor", text: "Tensor") -> float:

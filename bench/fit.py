@@ -1,8 +1,12 @@
 """Speed of fitting: closed forms beside the products and decompositions that they need, training beside a plain loop.
 
-Everything is drawn: 100,000 pairs of a latent vector of 128 dimensions, 1024 and 384 wide, under noise.
+Everything is drawn: 100,000 pairs of a latent vector of 128 dimensions, 1024 and 384 wide, under noise. Where there is
+an NVIDIA GPU it also trains on a million pairs in batches of 32,768, beside the card's own matrix products.
 """
 
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +33,7 @@ RCCA = {"shrinkage_image": 1.0, "shrinkage_text": 1.0, "components": 256, "power
 # Components that scikit-learn is asked for: it finds one after the other, and ours finds all at once.
 SKLEARN_COMPONENTS, SKLEARN_PAIRS = 4, 20_000
 BATCHES = {256: 12_800, 1024: 20_480, 4096: 16_384}  # pairs of each
+LARGE_BATCH, MANY_PAIRS, OUT = 32_768, 1_000_000, 256
 
 
 def figures() -> list[Figure]:
@@ -66,6 +71,14 @@ def figures() -> list[Figure]:
         print(f"training at batch {batch}: {rates['ours']:,.0f} pairs/s, plain loop {rates['plain']:,.0f} pairs/s")
         found.append(Figure(f"pairs/s of training a linear head at batch {batch}, over a plain loop",
                             rates["ours"] / rates["plain"], 0.8))  # fmt: skip
+    small, large = (peak_in_child(batch) for batch in (1024, LARGE_BATCH))
+    logits = LARGE_BATCH**2 * 4 / 2**20
+    print(f"peak memory of training: {small:.0f} MiB at batch 1,024, {large:.0f} MiB at batch {LARGE_BATCH:,}")
+    what = f"memory that a batch of {LARGE_BATCH:,} adds, over one matrix of its logits ({logits:.0f} MiB)"
+    found.append(Figure(what, (large - small) / logits, 0.25, at_most=True))
+    if torch.cuda.is_available():
+        what = f"share of the GPU's matrix rate in training on {MANY_PAIRS:,} pairs at batch {LARGE_BATCH:,}"
+        found.append(Figure(what, gpu_share(torch.device("cuda"), MANY_PAIRS, LARGE_BATCH), 0.25))
     return found
 
 
@@ -110,22 +123,60 @@ def training_rates(data: Labelled, batch: int, pairs: int) -> dict[str, float]:
     chosen = data.only(np.arange(pairs))
     training = Training(batch=batch, epochs=1, patience=1)
 
-    def heads() -> tuple[Linear, Linear]:
-        torch.manual_seed(0)
-        image, text = (Linear(torch.randn(dim, 256) / dim**0.5) for dim in (D_X, D_Y))
-        return image, text
-
-    def ours() -> None:
-        model = Model([Cosine()], heads())
-        train(model, chosen, chosen.groups, None, training=training, device=CPU)
-
-    seconds = alternating({"ours": ours, "plain": partial(plain, chosen, heads, training)})
+    seconds = alternating({
+        "ours": partial(ours, chosen, training, CPU),
+        "plain": partial(plain, chosen, training),
+    })  # fmt: skip
     return {name: pairs / time for name, time in seconds.items()}
 
 
-def plain(data: Labelled, heads: Callable[[], tuple[Linear, Linear]], training: Training) -> None:
+def heads(data: Labelled) -> tuple[Linear, Linear]:
+    """Random linear heads to the same space."""
+    torch.manual_seed(0)
+    dims = (side.vectors.shape[1] for side in (data.image, data.text))
+    image, text = (Linear(torch.randn(dim, OUT) / dim**0.5) for dim in dims)
+    return image, text
+
+
+def ours(data: Labelled, training: Training, device: torch.device) -> None:
+    """Train without validation."""
+    train(Model([Cosine()], heads(data)), data, data.groups, None, training=training, device=device)
+
+
+def peak_in_child(batch: int) -> float:
+    """Peak memory in MiB of a process that takes a step."""
+    command = [sys.executable, "-m", "bench.fit", str(batch)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def peak(batch: int) -> float:
+    """Train on as many pairs as a large batch holds; return this process's peak memory in MiB."""
+    X, Y = draw(LARGE_BATCH)
+    data = Labelled(Side(X, np.arange(LARGE_BATCH)), Side(Y, np.arange(LARGE_BATCH)))
+    ours(data.only(np.arange(LARGE_BATCH)), Training(batch=batch, epochs=1, patience=1), CPU)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def gpu_share(device: torch.device, pairs: int, batch: int) -> float:
+    """Floating-point operations per second that training needs, over those of a large product in bfloat16."""
+    rng = np.random.default_rng(0)
+    X, Y = (rng.standard_normal((pairs, D_X), np.float32) for _ in range(2))
+    data = Labelled(Side(X, np.arange(pairs)), Side(Y, np.arange(pairs)))
+    training = Training(batch=batch, epochs=1, patience=1)
+    A = torch.randn(8192, 8192, dtype=torch.bfloat16, device=device)
+    seconds = alternating({
+        "product": lambda: float((A @ A)[0, 0]),  # reading a number waits for the device
+        "training": partial(ours, data, training, device),
+    })  # fmt: skip
+    # Logits, and from them the gradients of both sides; each head, and from it the gradient of its weight.
+    needed = pairs * (3 * 2 * batch * OUT + 2 * 2 * 2 * D_X * OUT)
+    print(f"training on {device}: {pairs / seconds['training']:,.0f} pairs/s at batch {batch:,}")
+    return (needed / seconds["training"]) / (2 * 8192**3 / seconds["product"])
+
+
+def plain(data: Labelled, training: Training) -> None:
     """One epoch with the loss of open_clip: one matrix of logits, cross-entropy along both sides."""
-    image, text = heads()
+    image, text = heads(data)
     X, Y = (normalize(torch.from_numpy(side.vectors), dim=1) for side in (data.image, data.text))
     scale = torch.nn.Parameter(torch.tensor(3.0))
     optimizer = torch.optim.AdamW([*image.parameters(), *text.parameters(), scale], lr=training.learning_rate)
@@ -139,5 +190,4 @@ def plain(data: Labelled, heads: Callable[[], tuple[Linear, Linear]], training: 
 
 
 if __name__ == "__main__":
-    for figure in figures():
-        print(figure)
+    print(peak(int(sys.argv[1])))

@@ -522,6 +522,21 @@ def test_too_little_memory_says_what_to_lower(
         train_model(Model([SMALL["bilinear"].start(DIM, 0)]), data, data.groups, None, training=QUICK, device=CPU)
 
 
+class Rounded(Cosine):
+    """A metric whose author computed it outside torch."""
+
+    def similarity(self, queries: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.score(queries.detach().numpy(), items.detach().numpy()))
+
+
+def test_a_metric_without_gradient_is_refused(rng: np.random.Generator) -> None:
+    data = Labelled(*pairs(rng, 40))
+    heads = Linear(torch.eye(DIM)), Linear(torch.eye(DIM))
+    fitted, held = split(data, QUICK, rng)
+    with pytest.raises(FitError, match=r"metric cosine: its similarity has no gradient.*--method"):
+        train_model(Model([Rounded()], heads), data, fitted, held, training=QUICK, device=CPU)
+
+
 def test_other_errors_are_not_taken_for_that(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     def step(*_: Any) -> float:
         raise RuntimeError("shape mismatch")
