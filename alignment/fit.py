@@ -103,6 +103,9 @@ def fit(
     scores = cross_validate(known, names, task, folds=folds, device=place, budget=budget, progress=progress)
     best = best_of(scores)
     progress(f"best: {best.method} {best.hyperparameters}, validation recall {best.score:.3f}")
+    if others := [score for score in scores if score.method != best.method]:
+        other = best_of(others)
+        progress(f"best of the other methods: {other.method}, {other.score:.3f} over {other.folds} of {best.folds} folds")
     started = replace(task, progress=progress)
     projections = Fitter(best.method, known, place, started).fit(best.hyperparameters)
     trained: dict[str, Any] = {}

@@ -129,9 +129,15 @@ def test_a_method_that_is_named_is_the_only_one_tried(method: str, rng: np.rando
 
 def test_the_best_candidate_is_taken_and_fitted_on_all_training_pairs(rng: np.random.Generator, tmp_path: Path) -> None:
     X, Y = linear_pair(rng, 80, noise=0.5)
-    alignment = fit([pair_set(tmp_path / "s", X, Y)], device="cpu")
+    lines: list[str] = []
+    alignment = fit([pair_set(tmp_path / "s", X, Y)], device="cpu", progress=lines.append)
     card = alignment.card
     best = max(candidate["score"] for candidate in card.candidates)
+    others = [c for c in card.candidates if c["method"] != card.method]
+    longest = max(c["folds"] for c in others)
+    other = max((c for c in others if c["folds"] == longest), key=lambda c: float(c["score"]))
+    said = f"best of the other methods: {other['method']}, {other['score']:.3f} over {longest} of 4 folds"
+    assert said in lines
     chosen = {"method": card.method, **card.hyperparameters}
     assert any(chosen.items() <= candidate.items() and candidate["folds"] == 4 for candidate in card.candidates)
     assert best > min(candidate["score"] for candidate in card.candidates)
