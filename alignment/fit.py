@@ -105,7 +105,8 @@ def fit(
     progress(f"best: {best.method} {best.hyperparameters}, validation recall {best.score:.3f}")
     if others := [score for score in scores if score.method != best.method]:
         other = best_of(others)
-        progress(f"best of the other methods: {other.method}, {other.score:.3f} over {other.folds} of {best.folds} folds")
+        compared = f"over {other.folds} of {best.folds} folds"
+        progress(f"best of the other methods: {other.method}, {other.score:.3f} {compared}")
     started = replace(task, progress=progress)
     projections = Fitter(best.method, known, place, started).fit(best.hyperparameters)
     trained: dict[str, Any] = {}
