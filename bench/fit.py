@@ -38,6 +38,7 @@ LARGE_BATCH, MANY_PAIRS, OUT = 32_768, 1_000_000, 256
 
 def figures() -> list[Figure]:
     """Measure closed forms, then training."""
+    small, large = (peak_in_child(batch) for batch in (1024, LARGE_BATCH))  # a child's peak starts at its parent's
     X, Y = draw(PAIRS)
     data = Labelled(Side(X, np.arange(PAIRS)), Side(Y, np.arange(PAIRS)))
     measured = alternating({
@@ -71,7 +72,6 @@ def figures() -> list[Figure]:
         print(f"training at batch {batch}: {rates['ours']:,.0f} pairs/s, plain loop {rates['plain']:,.0f} pairs/s")
         found.append(Figure(f"pairs/s of training a linear head at batch {batch}, over a plain loop",
                             rates["ours"] / rates["plain"], 0.8))  # fmt: skip
-    small, large = (peak_in_child(batch) for batch in (1024, LARGE_BATCH))
     logits = LARGE_BATCH**2 * 4 / 2**20
     print(f"peak memory of training: {small:.0f} MiB at batch 1,024, {large:.0f} MiB at batch {LARGE_BATCH:,}")
     what = f"memory that a batch of {LARGE_BATCH:,} adds, over one matrix of its logits ({logits:.0f} MiB)"
