@@ -5,7 +5,6 @@ A directory with `card.json` (everything needed to rebuild and to check) and `we
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -17,7 +16,7 @@ import numpy.typing as npt
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from alignment.embeddings import CARD, MODALITIES, EncoderCard, HoldOut, Modality, sync_directory, write_durably
+from alignment.embeddings import CARD, MODALITIES, EncoderCard, HoldOut, Modality, new_directory, write_durably
 from alignment.errors import AlignmentError
 from alignment.lifts import LIFTS
 from alignment.metrics import Metric
@@ -47,6 +46,7 @@ class AlignmentCard:
         training: settings of the training, and the weights of its losses under each metric; empty for closed forms.
         hold_out: which groups the fit never saw.
         held_out_recall: Recall@1/5/10 on those, by metric and direction, in [0, 1].
+        held_out_groups: how many of them it was measured on.
         candidates: everything that was tried, with its validation score.
     """
 
@@ -59,6 +59,7 @@ class AlignmentCard:
     hold_out: HoldOut
     held_out_recall: dict[str, dict[str, dict[str, float]]]
     candidates: list[dict[str, Any]]
+    held_out_groups: int = 0
     training: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=library_versions)
     format: int = FORMAT
@@ -124,17 +125,13 @@ class Alignment:
         Raises:
             AlignmentError: `path` exists.
         """
-        path = Path(path)
-        if path.exists():
-            raise AlignmentError(f"{path} exists; name another alignment, or remove it first")
-        building = path.with_name(f".{path.name}.tmp")
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-        write_durably(building / WEIGHTS, safetensors.numpy.save(self._tensors()))
         card = {**asdict(self.card), "dim": self.dim, "fingerprint": self.fingerprint}
-        write_durably(building / CARD, (json.dumps(card, indent=2) + "\n").encode())
-        building.rename(path)
-        sync_directory(path.parent)
+        try:
+            with new_directory(Path(path)) as building:
+                write_durably(building / WEIGHTS, safetensors.numpy.save(self._tensors()))
+                write_durably(building / CARD, (json.dumps(card, indent=2) + "\n").encode())
+        except FileExistsError:
+            raise AlignmentError(f"{path} exists; name another alignment, or remove it first") from None
 
     def _tensors(self) -> dict[str, npt.NDArray[Any]]:
         projections = {
@@ -156,8 +153,12 @@ class Alignment:
         try:
             raw = json.loads((path / CARD).read_text(encoding="utf-8"))
             tensors = safetensors.numpy.load_file(path / WEIGHTS)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise AlignmentError(f"{path} is not an alignment ({error}); make one with `modalign fit`") from None
+        except (FileNotFoundError, NotADirectoryError):
+            known = sorted(found.parent.name for found in path.parent.glob(f"[!.]*/{CARD}"))
+            raise AlignmentError(
+                f"{path} is not an alignment; {path.parent} holds {', '.join(known) or 'none'}; make one with "
+                "`modalign fit`"
+            ) from None
         except (ValueError, SafetensorError) as error:
             raise AlignmentError(f"alignment {path} is damaged ({error}); fit it again") from error
         try:

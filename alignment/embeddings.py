@@ -9,15 +9,19 @@ An embedding set is a directory:
 A shard appears by atomic rename after it is durable, so a killed writer leaves whole shards only.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +31,9 @@ from filelock import FileLock, Timeout
 
 from alignment.errors import EmbeddingSetError, VectorError
 from alignment.vectors import FloatArray
+
+# Directories under construction; one that nobody has touched for so long was left by a process that was killed.
+BUILDING, ABANDONED_SECONDS = ".tmp", 3600
 
 Modality = Literal["image", "text"]
 MODALITIES: tuple[Modality, ...] = ("image", "text")
@@ -425,6 +432,42 @@ def write_durably(path: Path, content: Any) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     sync_directory(path.parent)
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Yield a directory to fill, which becomes `path` as a whole when the block ends, and nothing when it raises.
+
+    Of several that make the same one the first wins, and the others are refused.
+
+    Raises:
+        FileExistsError: `path` is there, and no empty directory.
+    """
+    path = path.absolute()
+    _require_free(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*{BUILDING}"):
+        if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+    building = path.with_name(f".{path.name}.{uuid4().hex}{BUILDING}")
+    building.mkdir()
+    try:
+        yield building
+        _require_free(path)
+        if path.exists():
+            path.rmdir()  # an empty one, which not every system replaces
+        building.rename(path)
+    except BaseException as error:
+        shutil.rmtree(building, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise FileExistsError(path) from None
+        raise
+    sync_directory(path.parent)
+
+
+def _require_free(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(path)
 
 
 def sync_directory(path: Path) -> None:

@@ -8,7 +8,10 @@ Further outputs, where the metric needs them: `offset` (n,), which is added to e
 (n, dim), from which a metric that rescores computes its score. A row that modalign refuses is NaN in every output.
 """
 
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +26,7 @@ from alignment.embeddings import MODALITIES, Modality
 from alignment.errors import ExportError, VectorError
 from alignment.metrics import Lowering, Metric, Rescored
 from alignment.projections import Projection
+from alignment.vectors import LARGEST_SQUARE, SMALLEST_SQUARE
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -77,7 +81,10 @@ def export(alignment: Alignment, metric: Metric) -> list[Graph]:
 def require_packages() -> None:
     """Raise an `ExportError` if what writes and runs graphs is not installed."""
     if absent := [name for name in PACKAGES if find_spec(name) is None]:
-        raise ExportError(f"an export needs the packages {', '.join(absent)}; pip install 'modalign[export]'")
+        raise ExportError(
+            f"an export needs the packages {', '.join(absent)}; they are the extra `export` of modalign: "
+            "pip install -e '.[export]' in its directory"
+        )
 
 
 class _Module(nn.Module):
@@ -98,8 +105,10 @@ class _Module(nn.Module):
                 outputs[OFFSET] = offset[:, None]
         if isinstance(self.lowering, Rescored):
             outputs[ALIGNED] = aligned
+        norms = embedding.double().square().sum(dim=1, keepdim=True).sqrt()  # (n, 1)
+        unsound = ~(norms < LARGEST_SQUARE**0.5) | (norms < SMALLEST_SQUARE**0.5)  # as in `alignment.vectors.faults`
         # Sorting, ReLU and the like lose a NaN in some runtimes: it is put back where it came from.
-        refused = (aligned.sum(dim=1, keepdim=True) + outputs[VECTOR].sum(dim=1, keepdim=True)).isnan()  # (n, 1)
+        refused = (aligned.sum(dim=1, keepdim=True) + outputs[VECTOR].sum(dim=1, keepdim=True)).isnan() | unsound
         outputs = {name: output.masked_fill(refused, torch.nan) for name, output in outputs.items()}
         return {name: output[:, 0] if name == OFFSET else output for name, output in outputs.items()}
 
@@ -111,7 +120,7 @@ def graph(alignment: Alignment, metric: Metric, modality: Modality, side: Side) 
     lowerings = {m: alignment.metric(metric, m, device="cpu").lower(alignment.dim) for m in MODALITIES}
     module = _Module(projection, lowerings[modality], side).eval()
     probes = np.random.default_rng(0).standard_normal((PROBES, projection.in_dim)).astype(np.float32)
-    with torch.no_grad():
+    with torch.no_grad(), _uninterrupted():
         names = list(module(torch.from_numpy(probes)))
         program = torch.onnx.export(
             module, (torch.from_numpy(probes[:TRACED]),), None, dynamo=True, verbose=False, external_data=False,
@@ -137,6 +146,22 @@ def graph(alignment: Alignment, metric: Metric, modality: Modality, side: Side) 
             f"expected at most {TOLERANCE:.0e}; its lowering needs {needed}, see CONTRIBUTING.md"
         )
     return Graph(modality, side, onnx, outputs, difference)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait until the block ends: torch's exporter turns it into errors of its own, or loses it."""
+    if threading.current_thread() is not threading.main_thread():  # where Python hands signals to
+        yield
+        return
+    met: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: met.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if met:
+        raise KeyboardInterrupt
 
 
 def _session(onnx: bytes) -> "InferenceSession":

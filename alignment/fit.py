@@ -20,7 +20,7 @@ from alignment.labelled import Labelled, Side
 from alignment.methods import HEAD_NAMES, METHODS, Fitter, Projections, Task, candidates, fewest_groups, paired, refined
 from alignment.metrics import BANK, Cosine, LearnedMetric, Metric, Nnn, bank_name
 from alignment.recall import Ranks, group_codes, recall_at
-from alignment.train import KS, Model, Training, split, train
+from alignment.train import KS, Model, Training, has_gradient, split, train
 from alignment.vectors import ROUNDING, faults, unit
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # A validation fold need not be larger than this to tell candidates apart; it bounds the time of a large fit.
 VALIDATION_GROUPS = 2_000
+# Groups to report recall on, at most: ranking is quadratic, and some metrics cost hundreds of times what cosine does.
+HELD_OUT_GROUPS = 2_000
 # Candidates that go on to the next fold at least.
 FEWEST = 8
 # Learned metrics have few weights, and learn from more and smaller steps.
@@ -80,6 +82,8 @@ def fit(
         raise FitError(
             "several processes cannot share a --budget, because each has its own clock; leave it out or name a --method"
         )
+    if budget is not None and not budget > 0:
+        raise FitError(f"expected a budget above zero seconds, got {budget}")
     if method != "auto" and method not in METHODS:
         raise FitError(f"unknown method {method!r}; expected auto or one of {', '.join(METHODS)}")
     encoders = common_encoders(sets)
@@ -92,13 +96,8 @@ def fit(
     require_directions(known)
     _require_references(metrics, known)
     place = devices.resolve(device)
-    names = [method]
-    if method == "auto":
-        names = [name for name in METHODS if len(known.groups) >= fewest_groups(name)]
-        for name in METHODS:
-            if name not in names:
-                progress(f"{name}: enters from {fewest_groups(name):,} groups on; try it with --method {name}")
     fixed = [metric for metric in metrics if not _learners([metric]) and not isinstance(metric, Nnn)] or [Cosine()]
+    names = _entering(known, fixed, progress) if method == "auto" else [method]
     task = Task(fixed if joint else fixed[:1], given, seed)
     scores = cross_validate(known, names, task, folds=folds, device=place, budget=budget, progress=progress)
     best = best_of(scores)
@@ -118,7 +117,11 @@ def fit(
         projections, learned = _jointly(best, known, place, together)
         trained = asdict(together.training(JOINT)) | _terms(together.metrics)
     weights = fit_metrics(metrics, known.project(projections).sound(), learned, task=started, device=place)
-    held_out = test.project(projections)
+    asked = np.random.default_rng(seed).permutation(test.groups)[:HELD_OUT_GROUPS]
+    if len(asked) < len(test.groups):
+        share = f"{len(asked):,} of {len(test.groups):,} held-out groups"
+        progress(f"recall is measured on {share}; an audit asks with all of them")
+    held_out = test.only(asked).project(projections)
     recalls = {
         str(metric): recall_table(held_out.ranks({m: metric.bind(weights, m) for m in MODALITIES}))
         for metric in metrics
@@ -134,11 +137,25 @@ def fit(
             hold_out=hold_out,
             training=trained,
             held_out_recall=recalls,
+            held_out_groups=len(asked),
             candidates=[candidate.to_json() for candidate in scores],
         ),
         dict(zip(MODALITIES, projections, strict=True)),
         weights,
     )
+
+
+def _entering(known: Labelled, metrics: Sequence[Metric], progress: Progress) -> list[str]:
+    """The methods that `auto` tries: those that have enough groups, and a gradient if they need one."""
+    names = [name for name in METHODS if len(known.groups) >= fewest_groups(name)]
+    for name in METHODS:
+        if name not in names:
+            progress(f"{name}: enters from {fewest_groups(name):,} groups on; try it with --method {name}")
+    without = [metric for metric in metrics if not has_gradient(metric)]
+    if without:
+        progress(f"metric {without[0]} has no gradient: trained heads are left out")
+        names = [name for name in names if name not in HEAD_NAMES]
+    return names
 
 
 def require_directions(training: Labelled) -> None:
@@ -270,9 +287,11 @@ def cross_validate(
     started = time.monotonic()
     task = replace(task, deadline=None if budget is None else started + budget)
     groups = data.groups
-    if folds < 2 or len(groups) < 2 * folds:
+    if folds < 2:
+        raise FitError(f"expected at least 2 folds, got {folds}")
+    if len(groups) < 2 * folds:
         raise FitError(
-            f"cross-validation in {folds} folds needs at least {max(4, 2 * folds)} groups that hold both images and "
+            f"cross-validation in {folds} folds needs at least {2 * folds} groups that hold both images and "
             f"texts, got {len(groups)}; add data or lower --folds or --holdout"
         )
     shuffled = np.random.default_rng(task.seed).permutation(groups)
@@ -296,13 +315,15 @@ def cross_validate(
                 if scored and _passed(started, budget):
                     break
                 projections = fitter.fit(hyperparameters)
-                if fitter.interrupted:
+                if fitter.interrupted and (scored or results):
                     raise KeyboardInterrupt
                 aligned = validation.project(projections)
                 found = processes.agreed(float(np.mean([_score(aligned, metric) for metric in task.metrics])))
                 key = (name, *hyperparameters.values())
                 mean = (fold * results[key].score + found) / (fold + 1) if fold else found
                 scored[key] = Candidate(name, dict(hyperparameters), mean, fold + 1)
+                if fitter.interrupted:  # the only one there is, as far as it came
+                    raise KeyboardInterrupt
         except KeyboardInterrupt:
             if not scored and not results:
                 raise

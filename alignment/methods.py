@@ -194,9 +194,10 @@ def refined(
         everything = np.concatenate([fitted, held])
         shortened = training.with_values({"epochs": trained.epoch})
         again, learned, second = run(everything, None, shortened)
-        if not second.interrupted:
+        if second.complete:
             return Refined(again, learned, interrupted=False)
-        return Refined(projections, metrics, interrupted=True)
+        task.progress("that was cut short: what was trained on some of the groups is kept")
+        return Refined(projections, metrics, second.interrupted)
     return Refined(projections, metrics, trained.interrupted)
 
 

@@ -37,6 +37,8 @@ FEWEST = 3
 LOGITS_AT_ONCE = 1 << 24
 # Share of a device's free memory that embeddings may take; what does not fit streams from the host.
 RESIDENT = 0.5
+# The lowest temperature, as in CLIP (Radford et al. 2021): below, training becomes unstable.
+COLDEST = 0.01
 # SigLIP starts with this bias (Zhai et al. 2023).
 SIGLIP_BIAS = -10.0
 
@@ -87,7 +89,7 @@ class Training:
             raise TrainingError(f"training: expected loss to be one of {', '.join(LOSSES)}, got {self.loss!r}")
         for name, least, most in (
             ("batch", 2, 1 << 20), ("epochs", 0, 1 << 20), ("patience", 1, 1 << 20), ("learning_rate", 0, 1e30),
-            ("weight_decay", 0, 1e3), ("warm_up", 0, 1), ("clip", 1e-9, 1e9), ("temperature", 1e-3, 1e3),
+            ("weight_decay", 0, 1e3), ("warm_up", 0, 1), ("clip", 1e-9, 1e9), ("temperature", COLDEST, 1e3),
             ("margin", 0, 2), ("semi_hard", 0, 1), ("late_recall", 0, 1), ("structure", 0, 1e6), ("dropout", 0, 0.99),
             ("mix", 0, 1e3), ("validation", 0, 0.9), ("validation_groups", 1, 1 << 30),
         ):  # fmt: skip
@@ -107,7 +109,7 @@ class Training:
                 raise TrainingError(f"training has no setting {name!r}; it has {', '.join(types)}")
             try:
                 values[name] = types[name](value)
-            except ValueError:
+            except (ValueError, TypeError, OverflowError):
                 raise TrainingError(f"training: expected {name} to be {types[name].__name__}, got {value!r}") from None
         return replace(self, **values)
 
@@ -121,12 +123,14 @@ class Trained:
         before: that of the model as it started.
         epoch: after how many epochs it was reached; 0: before training.
         interrupted: Ctrl-C ended it.
+        complete: nothing cut it short: no interrupt, no deadline, no loss that is not finite.
     """
 
     score: float
     before: float
     epoch: int
     interrupted: bool
+    complete: bool
 
 
 class Model:
@@ -203,7 +207,7 @@ def train(
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + (processes.number() << 32))  # each process drops other numbers of its own rows
         try:
             return _Loop(model, data, training, device, seed).run(fitted, held, deadline, progress)
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -285,15 +289,22 @@ class _Loop:
                     best, best_epoch, since, state = score, epoch, 0, deepcopy(model.module.state_dict())
         except KeyboardInterrupt:
             interrupted, reason = True, "interrupted: the best state so far is kept"
+        if validated is None and not reason:
+            state, reason = self._last(state)
         if reason:
             progress(f"{model.name}: {reason}")
-        if validated is None and not reason:
-            state = deepcopy(model.module.state_dict())
         model.module.load_state_dict(state)
         model.module.eval()
         if validated is not None:
             progress(f"{model.name}: validation recall {best:.3f} after {best_epoch} of {epoch} epochs")
-        return Trained(best, before, best_epoch, interrupted)
+        return Trained(best, before, best_epoch, interrupted, complete=not reason)
+
+    def _last(self, before: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        """The state that training ended in, or that from before it and why."""
+        module = self.model.module
+        if all(bool(parameter.isfinite().all()) for parameter in module.parameters()):
+            return deepcopy(module.state_dict()), ""
+        return before, "the weights are no longer finite: those from before training are kept"
 
     def _validated(self, data: Labelled) -> float:
         """Validate in the first process, and tell the others."""
@@ -342,6 +353,8 @@ class _Loop:
         if self.processes > 1:
             total = float(processes.summed(torch.tensor([total], device=self.device)))
         self.optimizer.step()
+        with torch.no_grad():
+            self.log_scales.clamp_(max=-math.log(COLDEST))
         return total
 
     def _project(self, number: int, Z: "Tensor") -> "Tensor":
@@ -385,7 +398,7 @@ class _Loop:
         """Similarities in the units of cosine, over the temperature where the loss has one."""
         factor = 1 / self.units[number]
         if self.training.loss in ("infonce", "siglip") and not self._late(epoch):
-            return S.float() * (factor * self.log_scales[number].exp().clamp(max=100.0))
+            return S.float() * (factor * self.log_scales[number].exp())
         return S.float() * factor
 
     def _late(self, epoch: int) -> bool:
@@ -484,6 +497,14 @@ def _one_of_each(codes: Codes, groups: Codes, rng: np.random.Generator) -> npt.N
     found, first = np.unique(codes[shuffled], return_index=True)
     rows: npt.NDArray[np.int64] = shuffled[first[np.searchsorted(found, groups)]]
     return rows
+
+
+def has_gradient(metric: Metric) -> bool:
+    """Whether anything can be trained under a metric that learns nothing itself."""
+    import torch
+
+    X = torch.eye(2, 8, requires_grad=True)
+    return metric.similarity(X, X).requires_grad
 
 
 def _differentiable(metric: Metric, queries: "Tensor", items: "Tensor") -> "Tensor":

@@ -441,7 +441,7 @@ def export(
     the vector that Qdrant is asked with or stores; request.json, the requests to send and what their scores mean; and
     example.py, both at work with onnxruntime and plain HTTP: python DIR/example.py TEXTS.npy QDRANT-URL.
 
-    Every graph is compared with modalign before anything is written. Needs `pip install 'modalign[export]'`.
+    Every graph is compared with modalign before anything is written. Needs the extra `export`.
     """
     with _home(where) as home:
         result = home.export(alignment, metric, to, collection=collection)
@@ -616,7 +616,7 @@ def main() -> NoReturn:
         error.show()
         sys.exit(USAGE)
     except (click.Abort, KeyboardInterrupt):
-        say("interrupted; nothing is half written: run the same command again, it goes on where it was")
+        say("interrupted; nothing is half written: run the same command again")
         sys.exit(INTERRUPTED)
     except ModalignError as error:
         say(f"modalign: {error}")
@@ -678,3 +678,7 @@ def _shortest(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
+
+
+if __name__ == "__main__":  # python -m connector.cli
+    main()

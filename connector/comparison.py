@@ -19,15 +19,17 @@ DOCUMENT, PAGE, HEAT_MAP, CURVES = "compare.json", "compare.html", "heatmap.svg"
 
 
 def claim(directory: Path) -> None:
-    """Make the directory to write into, before anything takes time.
+    """Make the directory to write into, or take an empty one, before anything takes time.
 
     Raises:
-        ConnectorError: it exists, or cannot be made.
+        ConnectorError: something stands there, or it cannot be made.
     """
     try:
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise ConnectorError(f"{directory} is not empty; name another directory with --to, or remove it")
     except FileExistsError:
-        raise ConnectorError(f"{directory} exists; name another directory with --to, or remove it") from None
+        raise ConnectorError(f"{directory} is a file; name another directory with --to, or remove it") from None
     except OSError as error:
         raise ConnectorError(f"directory {directory} cannot be made: {error}") from error
 

@@ -6,7 +6,6 @@ example.py      both at work: connector.export_example
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.artifact import Alignment
-from alignment.embeddings import MODALITIES, Modality, sync_directory, write_durably
+from alignment.embeddings import MODALITIES, Modality, new_directory, write_durably
 from alignment.errors import ExportError
 from alignment.export import ALIGNED, BATCH, INPUT, OFFSET, OPSET, Graph, export
 from alignment.metrics import OTHER, Guarantee, Metric, Rescored
@@ -26,8 +25,9 @@ FORMAT = 1
 LIMIT = 10
 
 REFUSED = (
-    "A row that modalign refuses is NaN in every output: an embedding that is NaN, infinite, zero or equal to the "
-    "training mean, or that the metric takes for no distribution. JSON has no NaN: look for it before you send."
+    "A row that modalign refuses is NaN in every output: an embedding that is NaN, infinite, zero, of a norm that is "
+    "no float32, or equal to the training mean, or that the metric takes for no distribution. JSON has no NaN: look "
+    "for it before you send."
 )
 GUARANTEES = {
     Guarantee.EXACT: "Qdrant's order is the metric's own, as far as the index finds what it is asked for.",
@@ -66,12 +66,6 @@ class Target:
     hnsw_ef: int | None = None
 
 
-def require_free(path: Path) -> None:
-    """Raise an `ExportError` unless `path` is an empty directory or nothing."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ExportError(f"{path} exists and is not an empty directory; export to another one, or remove it first")
-
-
 def write(path: Path, target: Target) -> list[Graph]:
     """Write the directory `path`, complete or not at all; return its graphs.
 
@@ -79,21 +73,18 @@ def write(path: Path, target: Target) -> list[Graph]:
         ExportError: `path` is taken, packages are missing, or a graph computes something else than modalign.
         MetricError: the alignment holds no parameters for the metric.
     """
-    path = path.resolve()
-    require_free(path)
-    graphs = export(target.alignment, target.metric)
-    document = json.dumps(describe(target, graphs), indent=2, allow_nan=False) + "\n"
-    building = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    for graph in graphs:
-        write_durably(building / graph.name, graph.onnx)
-    write_durably(building / REQUEST, document.encode())
-    write_durably(building / EXAMPLE, Path(__file__).with_name("export_example.py").read_bytes())
-    if path.exists():
-        path.rmdir()  # an empty one, which not every system replaces
-    building.rename(path)
-    sync_directory(path.parent)
+    try:
+        with new_directory(path.resolve()) as building:
+            graphs = export(target.alignment, target.metric)
+            document = json.dumps(describe(target, graphs), indent=2, allow_nan=False) + "\n"
+            for graph in graphs:
+                write_durably(building / graph.name, graph.onnx)
+            write_durably(building / REQUEST, document.encode())
+            write_durably(building / EXAMPLE, Path(__file__).with_name("export_example.py").read_bytes())
+    except FileExistsError:
+        raise ExportError(
+            f"{path} exists and is not an empty directory; export to another one, or remove it first"
+        ) from None
     return graphs
 
 

@@ -14,6 +14,8 @@ def main() -> None:
     """Print id, score and payload of what is found for each row; `request.json` says what a score means."""
     spec = json.loads(Path(__file__).with_name("request.json").read_text(encoding="utf-8"))
     request = spec["requests"]["text-to-image"]
+    if len(sys.argv) != 3 + ("{collection}" in request["path"]):  # exported without --collection it has to be named
+        sys.exit(__doc__)
     url = sys.argv[2].rstrip("/") + request["path"].format(collection=sys.argv[-1])
     headers = {"Content-Type": "application/json", "api-key": os.environ.get("QDRANT_API_KEY", "")}
     graph = onnxruntime.InferenceSession(Path(__file__).with_name(request["graph"]))

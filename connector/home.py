@@ -7,11 +7,14 @@
 Every method that changes something is a run in SQL, with its counts and its outcome, also when it fails.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
+
+from filelock import FileLock, Timeout
 
 from alignment import device as devices
 from alignment.artifact import Alignment
@@ -54,6 +57,22 @@ class Compared:
     comparison: Comparison
     advice: Advice
     directory: Path
+
+
+@contextmanager
+def _sole_fit(name: str, path: Path) -> Iterator[None]:
+    """Refuse an alignment that is there or under way, before anything takes time."""
+    lock = FileLock(path.with_name(f".{name}.fit.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise AlignmentError(
+            f"another process is fitting alignment {name}; wait for it, or name another one with --alignment"
+        ) from None
+    with lock:
+        if path.exists():
+            raise AlignmentError(f"alignment {name} exists at {path}; name another one with --alignment")
+        yield
 
 
 class Home:
@@ -163,11 +182,9 @@ class Home:
             "sets": list(sets), "alignment": name, **chosen,
             "metrics": list(map(str, chosen["metrics"])), "hold_out": chosen["hold_out"].fraction,
         }  # fmt: skip
-        with self.provenance.run("fit", parameters) as run:
-            if path.exists():
-                raise AlignmentError(f"alignment {name} exists at {path}; name another one with --alignment")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self.provenance.run("fit", parameters) as run, _sole_fit(name, path):
             alignment = fit([self.embedding_set(s) for s in sets], **chosen, progress=say)
-            path.parent.mkdir(parents=True, exist_ok=True)
             alignment.save(path)
             self.provenance.record_alignment(name, path, alignment)
             run.counts["pairs"] = alignment.card.pairs

@@ -1,6 +1,8 @@
 import json
+import os
 import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,14 +105,33 @@ def test_an_alignment_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "a" / CARD).read_bytes() == before
 
 
+def test_of_several_that_save_one_name_the_first_wins(tmp_path: Path) -> None:
+    made = [alignment(pairs=number) for number in range(1, 9)]
+
+    def save(one: Alignment) -> bool:
+        try:
+            one.save(tmp_path / "a")
+        except AlignmentError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(len(made)) as threads:
+        saved = list(threads.map(save, made))
+    assert saved.count(True) == 1
+    assert Alignment.load(tmp_path / "a").card.pairs == made[saved.index(True)].card.pairs
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_what_a_killed_save_left_is_in_nobodys_way(tmp_path: Path) -> None:
-    (tmp_path / ".a.tmp").mkdir()
-    (tmp_path / ".a.tmp" / "half").write_bytes(b"...")
+    for name in (".a.old.tmp", ".a.new.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_bytes(b"...")
+    os.utime(tmp_path / ".a.old.tmp", (0, 0))
     with pytest.raises(AlignmentError, match="is not an alignment"):
         Alignment.load(tmp_path / "a")
     alignment().save(tmp_path / "a")
     assert sorted(file.name for file in (tmp_path / "a").iterdir()) == [CARD, WEIGHTS]
-    assert not (tmp_path / ".a.tmp").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"a", ".a.new.tmp"}  # which may be another save's
 
 
 def test_a_fingerprint_is_that_of_encoders_and_weights_alone() -> None:

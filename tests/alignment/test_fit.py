@@ -18,11 +18,11 @@ from alignment.embeddings import MODALITIES, EmbeddingSet, HoldOut
 from alignment.errors import FitError, MetricError, TrainingError, VectorError
 from alignment.fit import best_of, cross_validate, fit, recall_table
 from alignment.labelled import Labelled, Side
-from alignment.methods import METHODS, Fitter, Task, candidates
+from alignment.methods import HEAD_NAMES, METHODS, Fitter, Task, candidates
 from alignment.metrics import BANK, METRICS, Cosine, Euclid, LearnedMetric, Metric, bank_name, parse
 from alignment.projections import Projection
 from alignment.recall import group_codes, ranks, recall_at
-from alignment.train import KS
+from alignment.train import KS, train
 from alignment.vectors import unit
 from connector.images import decode
 from tests.alignment.pairs import paired
@@ -553,7 +553,8 @@ def test_both_parts_must_hold_something(
 @pytest.mark.parametrize("folds", [0, 1, 40])
 def test_folds_need_groups(folds: int, rng: np.random.Generator, tmp_path: Path) -> None:
     made = pair_set(tmp_path / "s", *linear_pair(rng, 60))
-    with pytest.raises(FitError, match=rf"cross-validation in {folds} folds needs at least {max(4, 2 * folds)} groups"):
+    needed = rf"cross-validation in {folds} folds needs at least {2 * folds} groups"
+    with pytest.raises(FitError, match=needed if folds > 1 else f"expected at least 2 folds, got {folds}"):
         fit([made], folds=folds, device="cpu")
 
 
@@ -687,6 +688,81 @@ def test_an_interrupted_training_ends_the_choice(rng: np.random.Generator, monke
     task = Task(given={"epochs": 1})
     found = cross_validate(racers(rng), ["ridge", "linear"], task, folds=4, device=resolve("cpu"))
     assert {candidate.method for candidate in found} == {"ridge"}
+
+
+def test_an_interrupt_keeps_the_only_training_there_is(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Fitter, hyperparameters: Any) -> Any:
+        projections = original(self, hyperparameters)
+        self.interrupted = True
+        return projections
+
+    original = Fitter.fit
+    monkeypatch.setattr(Fitter, "fit", interrupted)
+    lines: list[str] = []
+    (only,) = cross_validate(
+        racers(rng), ["linear"], Task(given={"epochs": 1}), folds=4, device=resolve("cpu"), progress=lines.append
+    )
+    assert (only.method, only.folds) == ("linear", 1)
+    assert lines[-1] == "interrupted in fold 1 of 4: going on with the best of 1 candidates"
+
+
+@pytest.mark.parametrize("cut", ["deadline", "diverged"])
+def test_a_refit_that_is_cut_short_is_not_taken(
+    cut: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = racers(rng)
+    whole = Fitter("linear", data, resolve("cpu"), Task(given={"epochs": 3, "validation": 0.3}))
+    fitted_once: list[Any] = []
+
+    def second_is_cut(*arguments: Any, **options: Any) -> Any:
+        if fitted_once:
+            if cut == "deadline":
+                options["deadline"] = 0.0
+            else:
+                options["training"] = replace(options["training"], learning_rate=1e30)
+        trained = original(*arguments, **options)
+        fitted_once.append([head.projection(None).weight for head in arguments[0].heads])
+        return trained if len(fitted_once) > 1 else replace(trained, epoch=2)  # so that there is something to refit
+
+    original = train
+    monkeypatch.setattr("alignment.methods.train", second_is_cut)
+    projections = whole.fit(candidates("linear", 9, 7)[0])
+    assert len(fitted_once) == 2
+    for projection, weight in zip(projections, fitted_once[0], strict=True):
+        np.testing.assert_array_equal(projection.weight, weight)
+
+
+def test_heads_are_left_out_under_a_metric_without_gradient(rng: np.random.Generator, tmp_path: Path) -> None:
+    class Outside(Cosine):
+        def similarity(self, queries: Any, items: Any) -> Any:
+            return super().similarity(queries, items).detach()
+
+    made = pair_set(tmp_path / "s", *linear_pair(rng, 60))
+    lines: list[str] = []
+    card = fit([made], metrics=[Outside()], device="cpu", progress=lines.append).card
+    assert "metric cosine has no gradient: trained heads are left out" in lines
+    assert not {candidate["method"] for candidate in card.candidates} & set(HEAD_NAMES)
+
+
+def test_recall_is_reported_on_a_bounded_number_of_groups(
+    rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = pair_set(tmp_path / "s", *linear_pair(rng, 100))
+    whole = fit([made], method="ridge", device="cpu").card
+    monkeypatch.setattr(fitting, "HELD_OUT_GROUPS", 7)
+    lines: list[str] = []
+    part = fit([made], method="ridge", device="cpu", progress=lines.append).card
+    assert part.held_out_groups == 7 < whole.held_out_groups
+    assert any(line.startswith(f"recall is measured on 7 of {whole.held_out_groups} held-out groups") for line in lines)
+    assert part.candidates == whole.candidates
+
+
+@pytest.mark.parametrize("budget", [0.0, -1.0, float("nan")])
+def test_a_budget_is_above_zero(budget: float, rng: np.random.Generator, tmp_path: Path) -> None:
+    with pytest.raises(FitError, match="expected a budget above zero"):
+        fit([pair_set(tmp_path / "s", *linear_pair(rng, 60))], budget=budget, device="cpu")
 
 
 def test_several_processes_share_no_budget(

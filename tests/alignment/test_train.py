@@ -448,6 +448,19 @@ def test_a_temperature_means_the_same_under_every_metric(rng: np.random.Generato
             assert scores.std() == pytest.approx(float(spread), rel=1e-4)
 
 
+def test_the_temperature_is_learned_and_never_below_its_floor(rng: np.random.Generator) -> None:
+    data = Labelled(*pairs(rng, 40))
+    training = replace(QUICK, temperature=0.01)
+    loop = _Loop(Model([Cosine()], (Linear(torch.eye(DIM)), Linear(torch.eye(DIM)))), data, training, CPU, 0)
+    for step in range(3):
+        loop._step((np.arange(40), np.arange(40)), step, 10, 1)
+        assert loop.log_scales.grad is not None
+        assert float(loop.log_scales.grad.abs()) > 0
+        assert float(loop.log_scales.detach().exp()) <= 100.0 * (1 + 1e-6)
+    with pytest.raises(TrainingError, match=r"expected temperature from 0\.01"):
+        Training(temperature=0.009)
+
+
 # What ends a training
 
 

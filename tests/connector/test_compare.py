@@ -156,8 +156,15 @@ def test_a_directory_that_exists_is_refused_before_anything_is_fitted(home: Path
     (tmp_path / "mine.txt").write_text("mine")
     ended = modalign("compare", "small", "--to", tmp_path, "--home", home)
     assert ended.code == 1
-    assert "exists; name another directory with --to" in ended.error
+    assert "is not empty; name another directory with --to" in ended.error
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_empty_directory_is_taken(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()  # as a run leaves it that was killed
+    quick = ("--method", "ridge", "--metric", "cosine", "--folds", 2)
+    done("compare", "small", *quick, "--to", tmp_path / "r", "--home", home)
+    assert (tmp_path / "r" / "compare.html").exists()
 
 
 def test_a_failure_leaves_no_directory(home: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from alignment.errors import ExportError
 from alignment.metrics import OTHER, parse
 from connector import export
 from connector.errors import CollectionNotFoundError, MismatchError
-from connector.export import GUARANTEES, Target, require_free, write
+from connector.export import GUARANTEES, Target, write
 from connector.home import Home
 from connector.release import alias_name
 from connector.search import Retriever
@@ -255,13 +255,13 @@ def test_what_cannot_be_exported(
 def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("kept")
     with pytest.raises(ExportError, match="not an empty directory"):
-        require_free(tmp_path / "out")
+        write(tmp_path / "out", Target("a", alignment(), parse("cosine")))
 
 
 def test_missing_packages_are_named(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setattr(graphs, "find_spec", lambda name: None)
     ended = modalign("export", "a", "--metric", "cosine", "--to", tmp_path / "out", "--home", shared)
-    assert "needs the packages onnx, onnxscript, onnxruntime; pip install 'modalign[export]'" in ended.error
+    assert "needs the packages onnx, onnxscript, onnxruntime; they are the extra `export` of modalign" in ended.error
     assert not (tmp_path / "out").exists()
 
 
