@@ -627,13 +627,13 @@ def test_the_first_item_does_not_read_the_whole_file(
     if suffix == ".parquet":
         columns = {name: [record[name] for record in records] for name in ("key", "caption")}
         pq.write_table(pa.table(columns), path, row_group_size=1000, use_dictionary=False)
-        original = manifest._records
+        original = manifest.records
 
         def watched(batch: pa.RecordBatch) -> list[Any]:
             batches.append(batch.num_rows)
             return original(batch)
 
-        monkeypatch.setattr(manifest, "_records", watched)
+        monkeypatch.setattr(manifest, "records", watched)
     else:
         WRITERS[suffix](path, records)
 
