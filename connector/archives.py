@@ -10,7 +10,7 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
@@ -26,6 +26,7 @@ LONGEST_END = 1 << 24  # bytes after the end of an archive that are looked at
 MOST_SHARDS = 1_000_000
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
+BROKEN = ("archive-damaged", "archive-unreadable")
 TEXTS = (".txt", ".caption")
 METADATA = ".json"
 
@@ -140,12 +141,19 @@ class Sample:
 
 
 def samples(archive: Path, before: int) -> Iterator[Row | Reject]:
-    """Yield the samples of an archive, numbered on from `before`, and what is wrong with it."""
+    """Yield the samples of an archive, numbered on from `before`, and what is wrong with it.
+
+    The sample that an archive breaks off in is refused.
+    """
     sample: Sample | None = None
     position = before
     for member in members(archive):
         if isinstance(member, Reject):
-            yield Reject(member.source, position, member.stage, member.reason, member.detail, member.key)
+            key = None
+            if member.reason in BROKEN and sample:  # who knows what else belonged to it
+                yield from sample.faults
+                key, sample = printable(sample.key), None
+            yield replace(member, position=position, key=key)
             continue
         if sample is None or member.key != sample.key:
             if sample:
