@@ -140,6 +140,9 @@ class Home:
             encoders = {m: ImportedEncoder(by.removeprefix("imported:"), dims[m]) for m, by in made_by.items()}
             made = self._encode(opened, name, encoders, run, dtype=dtype)
             run.counts["imported"] = run.counts.pop("encoded", 0)
+            # What an earlier import took of the other modality was not looked for.
+            others = sum(count for modality, count in made.card.counts.items() if modality not in made_by)
+            run.counts["no_longer_in_corpus"] -= others
         return Result(run.id, run.counts, made)
 
     def _encode(

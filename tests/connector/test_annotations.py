@@ -209,8 +209,8 @@ def test_images_may_lie_elsewhere(make: Make, tmp_path: Path) -> None:
 @every_kind
 def test_images_that_are_nowhere_are_asked_for(make: Make, tmp_path: Path) -> None:
     path = make(tmp_path)
-    for image in tmp_path.rglob("1.jpg"):
-        image.unlink()
+    for file in tmp_path.rglob("1.jpg"):
+        file.unlink()
     with pytest.raises(CorpusError, match=r"such as 1.jpg, .*name their folder with --images"):
         list(open_corpus(path))
     [image, _] = open_corpus(path, images=tmp_path / "none")  # named, so each is refused when it is not there

@@ -87,7 +87,7 @@ class TestSamples:
         write(tmp_path / "x-0.tar", *sample("a"))
         found = list(open_corpus(tmp_path / "x-{0..1}.tar"))
         assert (keys(found), reasons(found)) == (["a", "a#0"], [("archive-missing", None)])
-        with pytest.raises(CorpusError, match="expected archives ending in .tar, .tar.gz, .tgz, found none"):
+        with pytest.raises(CorpusError, match=r"expected archives ending in \.tar, \.tar\.gz, \.tgz, found none"):
             list(open_corpus(tmp_path / "y-{0..1}.tar"))
 
     def test_a_range_of_nothing_or_of_too_much(self) -> None:
@@ -267,7 +267,13 @@ class TestImg2Dataset:
             stem = f"{number:05d}"
             members = []
             for key, caption in arrived.items():
-                told = {"key": key, "caption": caption, "status": "success", "error_message": None, "exif": "{}"}
+                told: dict[str, Any] = {"key": key, "caption": caption, "status": "success", "exif": "{}"}
+                    "key": key,
+                    "caption": caption,
+                    "status": "success",
+                    "error_message": None,
+                    "exif": "{}",
+                }
                 told |= {"url": f"http://x/{key}", "width": 8, "sha256": "00"}
                 members += [(f"{key}.jpg", PICTURE), (f"{key}.txt", caption.encode())]
                 members += [(f"{key}.json", json.dumps(told).encode())]
@@ -279,7 +285,7 @@ class TestImg2Dataset:
                 for name, content in members:
                     (folder / stem / name).write_bytes(content)
             if table is not None:
-                columns = {"key": [*table], "status": [s for s, _ in table.values()]}
+                columns: dict[str, Any] = {"key": [*table], "status": [s for s, _ in table.values()]}
                 columns |= {
                     "error_message": [e for _, e in table.values()],
                     "url": ["http://me:pw@x/?t=1"] * len(table),
