@@ -41,7 +41,7 @@ class Img2Dataset(Manifest):
         """Read the number of downloads from the tables; None where one is missing."""
         try:
             return sum(int(pq.read_metadata(self._table(shard)).num_rows) for shard in self._shards())
-        except (OSError, pa.ArrowException):
+        except (OSError, ValueError, pa.ArrowException):
             return None  # iterating says what is wrong and where
 
     def rows(self) -> Iterator[Row | Reject]:

@@ -183,10 +183,7 @@ class Parquet(Manifest):
 
     def _file(self) -> Any:
         opened(self.path).close()
-        try:
-            return pq.ParquetFile(self.path)
-        except (OSError, pa.ArrowException) as error:
-            raise CorpusError(f"{self.path} is not a Parquet file: {error}") from error
+        return parquet_file(self.path)
 
 
 class RowError(ValueError):
@@ -355,6 +352,20 @@ def listed(path: Path) -> list[Path]:
         return list(path.iterdir())
     except OSError:
         return []
+
+
+def parquet_file(path: Path) -> Any:
+    """Open a Parquet file whose columns have names.
+
+    Raises:
+        CorpusError: it is none.
+    """
+    try:
+        file = pq.ParquetFile(path)
+        _ = file.schema_arrow.names  # decodes them
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise CorpusError(f"{path} is not a Parquet file: {error}") from error
+    return file
 
 
 def opened(path: Path) -> Any:

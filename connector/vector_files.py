@@ -14,13 +14,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from alignment.embeddings import MODALITIES, Modality
 from alignment.vectors import FloatArray, faults
 from connector.errors import CorpusError
 from connector.items import Corpus, Item, Reject, Vector, printable
-from connector.manifest import RowError, records, require_key, require_storable, text_field, without_collisions
+from connector.manifest import (
+    RowError,
+    parquet_file,
+    records,
+    require_key,
+    require_storable,
+    text_field,
+    without_collisions,
+)
 
 BATCH_ROWS = 1024
 FOLDERS: Mapping[Modality, str] = {"image": "img_emb", "text": "text_emb"}  # of clip-retrieval
@@ -38,7 +45,7 @@ class Part:
 
     def schema(self) -> pa.Schema:
         """Return the columns of the table."""
-        with _table(self.table) as file:
+        with parquet_file(self.table) as file:
             return file.schema_arrow
 
     def rows(self) -> int:
@@ -47,7 +54,7 @@ class Part:
         Raises:
             CorpusError: an array has another number of rows.
         """
-        with _table(self.table) as file:
+        with parquet_file(self.table) as file:
             count = int(file.metadata.num_rows)
         for path in self.arrays.values():
             if (found := len(_array(path))) != count:
@@ -59,7 +66,7 @@ class Part:
         if modality in self.arrays:
             return int(_array(self.arrays[modality]).shape[1])
         column = self.columns[modality]
-        with _table(self.table) as file:
+        with parquet_file(self.table) as file:
             kind = file.schema_arrow.field(column).type
             if pa.types.is_fixed_size_list(kind):
                 return int(kind.list_size)
@@ -72,7 +79,7 @@ class Part:
         """Yield records with their vectors, which are of these dimensions."""
         arrays = {modality: _array(path) for modality, path in self.arrays.items()}
         start = 0
-        with _table(self.table) as file:
+        with parquet_file(self.table) as file:
             for batch in file.iter_batches(BATCH_ROWS):
                 stop = start + batch.num_rows
                 vectors = {m: _Vectors.of(array[start:stop]) for m, array in arrays.items()}
@@ -341,15 +348,8 @@ def _array(path: Path) -> npt.NDArray[np.floating]:
     try:
         # Maps the file, and takes no objects, which would have to be unpickled.
         array = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy reads the header as Python source, and raises whatever that does
         raise CorpusError(f"{path} is no array of numpy, or was cut off: {error}") from error
     if array.ndim != 2 or array.dtype.kind != "f" or not array.shape[1]:
         raise CorpusError(f"{path}: expected vectors (n, d) of floats, got {array.dtype} {array.shape}")
     return array
-
-
-def _table(path: Path) -> Any:
-    try:
-        return pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        raise CorpusError(f"{path} is not a Parquet file: {error}") from error

@@ -268,13 +268,7 @@ class TestImg2Dataset:
             members = []
             for key, caption in arrived.items():
                 told: dict[str, Any] = {"key": key, "caption": caption, "status": "success", "exif": "{}"}
-                    "key": key,
-                    "caption": caption,
-                    "status": "success",
-                    "error_message": None,
-                    "exif": "{}",
-                }
-                told |= {"url": f"http://x/{key}", "width": 8, "sha256": "00"}
+                told |= {"error_message": None, "url": f"http://x/{key}", "width": 8, "sha256": "00"}
                 members += [(f"{key}.jpg", PICTURE), (f"{key}.txt", caption.encode())]
                 members += [(f"{key}.json", json.dumps(told).encode())]
             folder.mkdir(exist_ok=True)
@@ -322,16 +316,20 @@ class TestImg2Dataset:
         assert (keys(found), reasons(found)) == (["000", "000#0", "100", "100#0"], [("shard-unfinished", None)])
         assert opened.total() is None
 
-    @pytest.mark.parametrize("damage", ["cut", "columns", "types"])
+    @pytest.mark.parametrize("damage", ["cut", "columns", "types", "names"])
     def test_a_table_that_cannot_be_read(self, damage: str, shard: Callable[..., Path]) -> None:
         folder = shard(0, {"000": "one"}, {"000": ("success", None)})
         table = folder / "00000.parquet"
         if damage == "cut":
             table.write_bytes(table.read_bytes()[:-9])
+        elif damage == "names":
+            table.write_bytes(table.read_bytes().replace(b"error_message", b"e\xff" + b"r" * 11))
         else:
             pq.write_table(pa.table({"key": ["001"]} | ({"status": [7]} if damage == "types" else {})), table)
-        found = list(open_corpus(folder))
+        opened = open_corpus(folder)
+        found = list(opened)
         assert keys(found) == ["000", "000#0"]
+        assert opened.total() == (1 if damage in ("columns", "types") else None)
         expected = ("download-failed", "001") if damage == "types" else ("shard-table-unreadable", None)
         assert reasons(found) == [expected]
 

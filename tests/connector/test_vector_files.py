@@ -233,6 +233,16 @@ class TestErrors:
                     list(open_vectors(tmp_path / "v.npy", ["image"]))
             (tmp_path / name).write_bytes(content)
 
+    def test_headers_that_are_no_text(self, X: Vectors, tmp_path: Path) -> None:
+        np.save(tmp_path / "v.npy", X)
+        parquet(tmp_path / "v.parquet", key=[str(n) for n in range(N)])
+        for name, sound, damaged in (("v.npy", b"'shape': (", b"'shape': {"), ("v.parquet", b"key", b"k\xffy")):
+            content = (tmp_path / name).read_bytes()
+            (tmp_path / name).write_bytes(content.replace(sound, damaged))
+            with pytest.raises(CorpusError, match=f"{name} is no"):
+                list(open_vectors(tmp_path / "v.npy", ["image"]))
+            (tmp_path / name).write_bytes(content)
+
     def test_columns_have_to_be_named_where_there_are_several(self, X: Vectors, Y: Vectors, tmp_path: Path) -> None:
         path = parquet(tmp_path / "t.parquet", key=list(range(N)), x=lists(X), y=lists(Y), tokens=[[1, 2]] * N)
         with pytest.raises(CorpusError, match=r"its vector columns: x, y; name them with --image-vectors"):
