@@ -250,7 +250,7 @@ class _Index:
                 modality TEXT, key TEXT, content TEXT, description BLOB, shard TEXT, row INTEGER,
                 PRIMARY KEY (modality, key)
             ) WITHOUT ROWID;
-            CREATE INDEX by_content ON standing (modality, content);
+            CREATE INDEX by_content ON standing (modality, content, shard, row);
             CREATE TABLE superseded (modality TEXT, shard TEXT, row INTEGER);
             CREATE TABLE met (modality TEXT, key TEXT, PRIMARY KEY (modality, key)) WITHOUT ROWID;
             """
