@@ -96,6 +96,15 @@ def push_options(command: F) -> F:
     return _with(command, options)
 
 
+def corpus_options(command: F) -> F:
+    """Add what `encode` and `ingest` share: how a corpus is read, where that is not plain."""
+    options = [
+        click.option("--format", metavar="FORMAT", help="How to read CORPUS: jsonl, csv, parquet, folder, coco, karpathy, flickr, webdataset or img2dataset.  [default: what it looks like]"),
+        click.option("--images", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the images that a coco, karpathy or flickr file names.  [default: the usual ones beside it]"),
+    ]  # fmt: skip
+    return _with(command, options)
+
+
 def holdout_options(command: F) -> F:
     """Add what `fit` and `compare` share: which groups are held out, and how the others are folded."""
     options = [
@@ -166,27 +175,78 @@ def upgrade(**where: Any) -> None:
     show_default=True,
     help="Rows of a shard; a kill loses at most one.",
 )
+@corpus_options
 @rejects_option
 @json_option
 @home_options
 def encode(
     corpus: Path, name: str, image_encoder: str | None, text_encoder: str | None, dtype: Any, batch_size: int,
-    shard_size: int, max_rejects: int, as_json: bool, **where: Any,
+    shard_size: int, format: str | None, images: Path | None, max_rejects: int, as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
     """Encode CORPUS, a JSONL, CSV, TSV or Parquet manifest or a folder of images, into an embedding set.
 
     A manifest has the columns key and image or caption, and group, if several items describe the same thing; all
-    else becomes payload. A folder has captions in .txt files of the images' stems, one a line.
+    else becomes payload. A folder has captions in .txt files of the images' stems, one a line. COCO, Karpathy and
+    Flickr annotations, WebDataset archives (also 'train-{0000..0099}.tar') and img2dataset's folders are read too:
+    docs/corpora.md.
 
     Run it again after a kill or a change of the corpus: what stands in the set is not encoded again.
     """
     specs: dict[Any, str] = {"image": image_encoder or "", "text": text_encoder or ""}
     given = {modality: spec for modality, spec in specs.items() if spec}
     with _home(where) as home:
-        result = home.encode(corpus, name, given, dtype=dtype, batch_items=batch_size, shard_rows=shard_size)
-    card = result.made.card
-    print_result(result, {"set": name, **card.counts, "fingerprint": card.fingerprint}, as_json)
-    _exit_for_rejects(result, max_rejects)
+        result = home.encode(
+            corpus, name, given, format=format, images=images, dtype=dtype, batch_items=batch_size,
+            shard_rows=shard_size,
+        )  # fmt: skip
+    _print_set(name, result, max_rejects, as_json)
+
+
+@cli.command("import")
+@click.argument("vectors", type=click.Path(path_type=Path))
+@click.option("--set", "name", required=True, metavar="NAME", help="Embedding set to write.")
+@click.option("--image-encoder", metavar="NAME", help="What made the image vectors; kept as imported:NAME.")
+@click.option("--text-encoder", metavar="NAME", help="What made the text vectors; kept as imported:NAME.")
+@click.option("--image-vectors", metavar="COLUMN", help="Column of a Parquet file.  [default: its only vector column]")
+@click.option("--text-vectors", metavar="COLUMN", help="Column of a Parquet file.  [default: its only vector column]")
+@click.option(
+    "--metadata",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Parquet file with the rows of a .npy.  [default: the one of its name]",
+)
+@click.option("--key", metavar="COLUMN", help="Column that names the rows for ever.  [default: key or image_path]")
+@click.option(
+    "--group", metavar="COLUMN", help="Column of what describes the same thing.  [default: group, or the key]"
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Type of the stored vectors.",
+)
+@rejects_option
+@json_option
+@home_options
+def import_(
+    vectors: Path, name: str, image_encoder: str | None, text_encoder: str | None, image_vectors: str | None,
+    text_vectors: str | None, metadata: Path | None, key: str | None, group: str | None, dtype: Any, max_rejects: int,
+    as_json: bool, **where: Any,
+) -> None:  # fmt: skip
+    """Take VECTORS that were computed elsewhere into an embedding set, without encoding anything.
+
+    VECTORS is a folder that clip-retrieval wrote, a .npy with a Parquet file of its rows, or a Parquet file, or a
+    folder of these, with a vector column. No model comes with them: searching takes vectors too, from Python.
+    """
+    encoders: dict[Any, str] = {"image": image_encoder or "", "text": text_encoder or ""}
+    columns: dict[Any, str] = {"image": image_vectors or "", "text": text_vectors or ""}
+    with _home(where) as home:
+        result = home.import_vectors(
+            vectors, name, {m: encoder for m, encoder in encoders.items() if encoder}, dtype=dtype,
+            columns={m: column for m, column in columns.items() if column}, metadata=metadata, key=key, group=group,
+        )  # fmt: skip
+    _print_set(name, result, max_rejects, as_json)
 
 
 @cli.command()
@@ -348,19 +408,21 @@ def push(
 @click.argument("corpus", type=click.Path(path_type=Path))
 @push_options
 @click.option("--set", "name", metavar="NAME", help="Embedding set to keep.  [default: like the collection]")
+@corpus_options
 @rejects_option
 @json_option
 @home_options
 def ingest(
     corpus: Path, collection: str, alignment: str, metrics: tuple[str, ...], indexes: tuple[str, ...],
-    indexing_threshold: int | None, quantization: Any, name: str | None, max_rejects: int, as_json: bool, **where: Any,
+    indexing_threshold: int | None, quantization: Any, name: str | None, format: str | None,
+    images: Path | None, max_rejects: int, as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
     """Encode CORPUS with the alignment's encoders and push it: one command that can be killed and repeated."""
     payload_indexes = _payload_indexes(indexes)
     with _home(where) as home:
         result = home.ingest(
-            corpus, collection, alignment, name=name, metrics=metrics, payload_indexes=payload_indexes,
-            indexing_threshold=indexing_threshold, quantization=quantization,
+            corpus, collection, alignment, name=name, format=format, images=images, metrics=metrics,
+            payload_indexes=payload_indexes, indexing_threshold=indexing_threshold, quantization=quantization,
         )  # fmt: skip
     print_releases(result, as_json)
     _exit_for_rejects(result, max_rejects)
@@ -663,6 +725,12 @@ def _payload_indexes(indexes: Iterable[str]) -> dict[str, Any]:
             )
         parsed[field] = kind
     return parsed
+
+
+def _print_set(name: str, result: "Result", max_rejects: int, as_json: bool) -> None:
+    card = result.made.card
+    print_result(result, {"set": name, **card.counts, "fingerprint": card.fingerprint}, as_json)
+    _exit_for_rejects(result, max_rejects)
 
 
 def _exit_for_rejects(result: "Result", allowed: int) -> None:

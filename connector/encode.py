@@ -22,7 +22,7 @@ from alignment.vectors import FloatArray, faults
 from connector.encoders import Encoder
 from connector.errors import CorpusError
 from connector.images import ImageRejectedError, decode, read_image
-from connector.items import Corpus, Item, Reject
+from connector.items import Corpus, Item, Reject, Vector
 from connector.progress import Advance
 from connector.provenance import Run
 
@@ -89,6 +89,9 @@ def _read(entry: Item | Reject, encoders: Mapping[Modality, Encoder], index: "_I
         return None
     if isinstance(entry.content, str):
         return _Content(hashlib.sha256(entry.content.encode()).hexdigest())
+    if isinstance(entry.content, Vector):
+        values = entry.content.values
+        return _Content(hashlib.sha256(values).hexdigest(), np.frombuffer(values, "<f4"))
     try:
         file = read_image(entry.content)
     except ImageRejectedError as error:
@@ -247,7 +250,7 @@ class _Index:
                 modality TEXT, key TEXT, content TEXT, description BLOB, shard TEXT, row INTEGER,
                 PRIMARY KEY (modality, key)
             ) WITHOUT ROWID;
-            CREATE INDEX by_content ON standing (modality, content);
+            CREATE INDEX by_content ON standing (modality, content, shard, row);
             CREATE TABLE superseded (modality TEXT, shard TEXT, row INTEGER);
             CREATE TABLE met (modality TEXT, key TEXT, PRIMARY KEY (modality, key)) WITHOUT ROWID;
             """

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from alignment.embeddings import EncoderCard, Modality
+from alignment.embeddings import MODALITIES, EncoderCard, Modality
 from alignment.vectors import FloatArray
 from connector.errors import EncoderError
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 GROUP = "modalign.encoders"
+IMPORTED = "imported"
 
 
 class Encoder(ABC):
@@ -208,6 +209,32 @@ class SentenceTransformersEncoder(Encoder):
         return embedded
 
 
+class ImportedEncoder(Encoder):
+    """What made embeddings elsewhere, as far as whoever imports them says: `imported:NAME`. It cannot encode anything.
+
+    The fingerprint follows from the name and the dimension alone, because no weights are there to be hashed: it ties
+    vectors that were imported under one name together, and never equals that of a model that can be loaded.
+    """
+
+    scheme = IMPORTED
+    modalities = MODALITIES
+
+    def __init__(self, name: str, dim: int):
+        import torch
+
+        super().__init__(name, torch.device("cpu"))
+        if not name.strip() or not name.isprintable():
+            raise EncoderError(f"expected a name of the encoder that made the vectors, got {name!r}")
+        self.fingerprint = hashlib.sha256(f"{IMPORTED}\n{name}\n{dim}".encode()).hexdigest()
+        self.dim = dim
+
+    def forward(self, modality: Modality, prepared: Sequence[Any]) -> "torch.Tensor":
+        """Return the vectors that were prepared elsewhere."""
+        import torch
+
+        return torch.from_numpy(np.stack(prepared).astype(np.float32))
+
+
 def load_encoder(spec: str, device: "torch.device") -> Encoder:
     """Load the encoder that `spec` names.
 
@@ -215,6 +242,11 @@ def load_encoder(spec: str, device: "torch.device") -> Encoder:
         EncoderError: no such scheme or model, or its weights cannot be had.
     """
     scheme, _, name = spec.partition(":")
+    if scheme == IMPORTED:
+        raise EncoderError(
+            f"encoder {spec} is only the name of what made imported vectors, and no model that can be loaded; encode "
+            "the query where those were made and search with its vector: Retriever.search_embeddings"
+        )
     known = {point.name: point for point in entry_points(group=GROUP)}
     if scheme not in known or not name:
         raise EncoderError(

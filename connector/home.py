@@ -29,7 +29,7 @@ from connector import audit as auditing
 from connector.comparison import claim, write_comparison
 from connector.corpus import open_corpus
 from connector.encode import BATCH_ITEMS, SHARD_ROWS, encode
-from connector.encoders import Encoder, load_encoders
+from connector.encoders import Encoder, ImportedEncoder, load_encoders
 from connector.errors import MismatchError, SettingsError
 from connector.items import Corpus
 from connector.progress import progress, say
@@ -39,6 +39,7 @@ from connector.release import Release, lower, open_release, require_encoder
 from connector.search import Retriever
 from connector.settings import Settings, checked_name
 from connector.store import PayloadKind, Quantization, Store, open_store
+from connector.vector_files import open_vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,20 +114,54 @@ class Home:
         name: str,
         specs: Mapping[Modality, str],
         *,
+        format: str | None = None,
+        images: Path | None = None,
         dtype: Dtype = "float32",
         batch_items: int = BATCH_ITEMS,
         shard_rows: int = SHARD_ROWS,
     ) -> Result:
-        """Encode the corpus at the path `corpus` into the embedding set `name`, with an encoder spec a modality."""
+        """Encode the corpus at the path `corpus` into the embedding set `name`, with an encoder spec a modality.
+
+        `format` and `images` say how it is read, where that is not plain: see `connector.corpus.open_corpus`.
+        """
         if not specs:
             raise SettingsError("expected --image-encoder, --text-encoder or both, got neither")
-        parameters = {"corpus": str(corpus), "set": name, "encoders": dict(specs), "dtype": dtype}
+        parameters = {
+            "corpus": str(corpus), "format": format, "images": images and str(images), "set": name,
+            "encoders": dict(specs), "dtype": dtype,
+        }  # fmt: skip
         with self.provenance.run("encode", parameters) as run:
-            opened = open_corpus(corpus)
+            opened = open_corpus(corpus, format=format, images=images)
             encoders = load_encoders(specs, devices.resolve(self.settings.device))
             made = self._encode(
                 opened, name, encoders, run, dtype=dtype, batch_items=batch_items, shard_rows=shard_rows
             )
+        return Result(run.id, run.counts, made)
+
+    def import_vectors(
+        self, vectors: Path | str, name: str, made_by: Mapping[Modality, str], *, dtype: Dtype = "float32", **how: Any
+    ) -> Result:
+        """Take vectors that were computed elsewhere into the embedding set `name`.
+
+        Args:
+            vectors: path of the files; `connector.vector_files.open_vectors` says which, and what `how` may be.
+            name: of the embedding set.
+            made_by: a name of the encoder that made them, a modality. Whoever imports vouches for it: the set, and
+                every alignment that is fitted on it, say `imported:NAME`.
+            dtype: type of the stored vectors.
+        """
+        if not made_by:
+            raise SettingsError("expected --image-encoder, --text-encoder or both, got neither")
+        parameters = {"vectors": str(vectors), "set": name, "encoders": dict(made_by), "dtype": dtype, **how}
+        with self.provenance.run("import", parameters) as run:
+            opened = open_vectors(vectors, list(made_by), **how)
+            dims = opened.dims()
+            encoders = {m: ImportedEncoder(by.removeprefix("imported:"), dims[m]) for m, by in made_by.items()}
+            made = self._encode(opened, name, encoders, run, dtype=dtype)
+            run.counts["imported"] = run.counts.pop("encoded", 0)
+            # What an earlier import took of the other modality was not looked for.
+            others = sum(count for modality, count in made.card.counts.items() if modality not in made_by)
+            run.counts["no_longer_in_corpus"] -= others
         return Result(run.id, run.counts, made)
 
     def _encode(
@@ -298,6 +333,8 @@ class Home:
         alignment: str,
         *,
         name: str | None = None,
+        format: str | None = None,
+        images: Path | None = None,
         metrics: Sequence[str] = (),
         payload_indexes: Mapping[str, PayloadKind] | None = None,
         indexing_threshold: int | None = None,
@@ -308,12 +345,12 @@ class Home:
         The embedding set is called `name`, or like the collection.
         """
         parameters = {
-            "corpus": str(corpus), "set": name or collection, "into": collection, "alignment": alignment,
-            "metrics": list(metrics),
+            "corpus": str(corpus), "format": format, "images": images and str(images), "set": name or collection,
+            "into": collection, "alignment": alignment, "metrics": list(metrics),
         }  # fmt: skip
         with self.provenance.run("ingest", parameters) as run:
             checked_name(collection, "collection")
-            opened, loaded = open_corpus(corpus), self.alignment(alignment)
+            opened, loaded = open_corpus(corpus, format=format, images=images), self.alignment(alignment)
             chosen = self._metrics(loaded, metrics)
             for metric in chosen:  # what cannot be pushed is known before anything is encoded
                 lower(loaded, metric)

@@ -28,24 +28,28 @@ class ImageRejectedError(Exception):
         self.reason = reason
 
 
-def read_image(path: Path) -> bytes:
-    """Read an image file.
+def read_image(image: Path | bytes) -> bytes:
+    """Read an image file; one out of an archive has been read already.
 
     Raises:
         ImageRejectedError: missing, no regular file, unreadable, empty or larger than `MAX_BYTES`.
     """
+    content = image if isinstance(image, bytes) else _read_file(image)
+    if not content:
+        raise ImageRejectedError("image-empty", f"{'it' if isinstance(image, bytes) else image} has no content")
+    return content
+
+
+def _read_file(path: Path) -> bytes:
     try:
         if not path.is_file():
             reason = "image-missing" if not path.exists() else "image-not-a-file"
             raise ImageRejectedError(reason, f"expected an image file at {path}")
         if (size := path.stat().st_size) > MAX_BYTES:
             raise ImageRejectedError("image-too-large", f"{size} bytes, at most {MAX_BYTES} are read")
-        content = path.read_bytes()
+        return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL byte
         raise ImageRejectedError("image-unreadable", str(error)) from error
-    if not content:
-        raise ImageRejectedError("image-empty", f"{path} has no content")
-    return content
 
 
 def decode(content: bytes) -> Image.Image:

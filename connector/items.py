@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from alignment.embeddings import Modality
 
@@ -16,18 +16,25 @@ LONGEST_FIELD = 1 << 24  # characters: a caption beyond 16 MiB is a broken file
 
 
 @dataclass(frozen=True, slots=True)
+class Vector:
+    """A raw embedding that was computed elsewhere: its d values as float32, little-endian."""
+
+    values: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """One image or one caption.
 
     Attributes:
-        content: path of the image, or the caption itself.
+        content: path of the image or the bytes of its file, the caption itself, or an embedding of either.
         source, position: the file and the row (from 1) it comes from.
     """
 
     modality: Modality
     key: str
     group: str
-    content: Path | str
+    content: Path | bytes | str | Vector
     payload: Mapping[str, Any]
     source: str
     position: int
@@ -54,17 +61,28 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Corpus(ABC):
-    """A stream of items from files. Iterating again reads again."""
+    """A stream of items from files. Iterating again reads again.
+
+    Attributes:
+        format: the name by which people ask for it.
+    """
+
+    format: ClassVar[str]
 
     path: Path
+
+    @classmethod
+    def fits(cls, path: Path) -> bool:
+        """Whether what lies at `path` looks like this format, by its name and its first bytes; unless said, nothing."""
+        return False
 
     @abstractmethod
     def __iter__(self) -> Iterator[Item | Reject]:
         """Yield items and rejects in the order of the files."""
 
     @abstractmethod
-    def total(self) -> int:
-        """Return the number of rows, for a progress bar; positions run up to it."""
+    def total(self) -> int | None:
+        """Return the number of rows, for a progress bar; positions run up to it. None: counting costs a whole read."""
 
 
 def printable(text: str) -> str:

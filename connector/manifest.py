@@ -16,15 +16,23 @@ from connector.items import LONGEST_FIELD, Corpus, Item, Reject, printable
 
 # What the connector writes into every payload itself.
 RESERVED = frozenset(("modality", "content_sha256", "split", "aligned"))
+OWN_NAMES = RESERVED | {"key", "group", "image", "caption"}
 MOST_CAPTIONS = 1000  # of one key; more in a row means that the key column is not a key
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a manifest as it was read, before anything is believed of it."""
+    """A row of a manifest as it was read, before anything is believed of it.
+
+    Attributes:
+        source: the file that it stands in; None: the corpus itself.
+        picture: the image, where it is no file of its own.
+    """
 
     position: int
     fields: Mapping[str, Any]
+    source: Path | None = None
+    picture: bytes | None = None
 
 
 class Manifest(Corpus):
@@ -47,9 +55,9 @@ class Manifest(Corpus):
                     yield from read.items()
                 else:
                     yield from read.items(after=entry)
-            except _RowError as error:
+            except RowError as error:
                 key = printable(str(row.fields.get("key") or "")) or None
-                yield Reject(str(self.path), row.position, "read", error.reason, str(error), key)
+                yield Reject(str(row.source or self.path), row.position, "read", error.reason, str(error), key)
             else:
                 entry = read.joined(entry)
 
@@ -57,9 +65,16 @@ class Manifest(Corpus):
 class JsonLines(Manifest):
     """A JSONL manifest: one JSON object a line."""
 
+    format = "jsonl"
+
+    @classmethod
+    def fits(cls, path: Path) -> bool:
+        """Judge by the suffix."""
+        return path.suffix.lower() in (".jsonl", ".ndjson")
+
     def rows(self) -> Iterator[Row | Reject]:
         """Yield the lines that hold a JSON object; blank lines mean nothing."""
-        with _opened(self.path) as file:
+        with opened(self.path) as file:
             for position, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
@@ -74,12 +89,19 @@ class JsonLines(Manifest):
 
     def total(self) -> int:
         """Count the lines."""
-        with _opened(self.path) as file:
+        with opened(self.path) as file:
             return sum(1 for _ in file)
 
 
 class Csv(Manifest):
     """A CSV manifest (a TSV by its suffix) with a header."""
+
+    format = "csv"
+
+    @classmethod
+    def fits(cls, path: Path) -> bool:
+        """Judge by the suffix, and leave tables that begin like those of Flickr to their reader."""
+        return path.suffix.lower() in (".csv", ".tsv") and not beginning(path).startswith(b"image_name|")
 
     def rows(self) -> Iterator[Row | Reject]:
         """Yield the records; an empty field is a missing one."""
@@ -123,13 +145,20 @@ class Csv(Manifest):
         return "excel-tab" if self.path.suffix.lower() == ".tsv" else "excel"
 
     def _text(self) -> Any:
-        _opened(self.path).close()
+        opened(self.path).close()
         # Bytes that are no UTF-8 pass as surrogates, so that only their own row is refused.
         return self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 class Parquet(Manifest):
     """A Parquet manifest."""
+
+    format = "parquet"
+
+    @classmethod
+    def fits(cls, path: Path) -> bool:
+        """Judge by the suffix."""
+        return path.suffix.lower() in (".parquet",)
 
     def rows(self) -> Iterator[Row | Reject]:
         """Yield the rows; a null is a missing field."""
@@ -138,7 +167,7 @@ class Parquet(Manifest):
             position = 0
             try:
                 for batch in file.iter_batches(batch_size=1024):
-                    for record in _records(batch):
+                    for record in records(batch):
                         position += 1
                         if isinstance(record, Exception):
                             yield Reject(str(self.path), position, "read", "row-unreadable", str(record))
@@ -153,14 +182,11 @@ class Parquet(Manifest):
             return int(file.metadata.num_rows)
 
     def _file(self) -> Any:
-        _opened(self.path).close()
-        try:
-            return pq.ParquetFile(self.path)
-        except (OSError, pa.ArrowException) as error:
-            raise CorpusError(f"{self.path} is not a Parquet file: {error}") from error
+        opened(self.path).close()
+        return parquet_file(self.path)
 
 
-class _RowError(ValueError):
+class RowError(ValueError):
     """A row that cannot be used: the reason as a name, the message for people."""
 
     def __init__(self, reason: str, detail: str):
@@ -178,56 +204,44 @@ class _Entry:
     group: str
     image: str | None
     resolved: Path | None
+    picture: bytes | None
     captions: tuple[str, ...]
     payload: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_row(cls, manifest: Path, row: Row) -> "_Entry":
         fields = dict(row.fields)
-        key = _text(fields, "key")
-        if not key:
-            raise _RowError("key-missing", "expected a value under 'key', which names the row for ever")
-        image = _text(fields, "image")
+        key = require_key(fields)
+        image = text_field(fields, "image")
         captions = fields.pop("caption", None)
         captions = [] if captions is None else captions if isinstance(captions, list) else [captions]
         if len(captions) > MOST_CAPTIONS:
-            raise _RowError("key-duplicate", f"key {key!r} has more than {MOST_CAPTIONS} captions")
+            raise RowError("key-duplicate", f"key {key!r} has more than {MOST_CAPTIONS} captions")
         if any(not isinstance(caption, str) or len(caption) > LONGEST_FIELD for caption in captions):
-            raise _RowError("caption-not-text", "expected 'caption' to be a text or a list of texts")
+            raise RowError("caption-not-text", "expected 'caption' to be a text or a list of texts")
         captions = tuple(filter(None, map(str.strip, captions)))
         if not image and not captions:
-            raise _RowError("row-without-image-or-caption", "expected an image, a caption or both")
-        group = _text(fields, "group") or key
-        if taken := RESERVED & fields.keys():
-            raise _RowError("payload-name-reserved", f"rename the columns {', '.join(sorted(taken))}")
-        try:
-            json.dumps(fields, allow_nan=False)
-            for fault in _unstorable(fields):
-                raise ValueError(fault)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise _RowError("payload-not-json", f"payload cannot be stored: {error}") from error
-        for fault in _unstorable([key, group, image, *captions]):
-            raise _RowError("row-unreadable", fault)
-        try:
-            json.dumps([str(manifest), key, group, image, captions, fields], ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise _RowError("row-unreadable", f"text that is not valid Unicode: {error}") from error
+            raise RowError("row-without-image-or-caption", "expected an image, a caption or both")
+        group = text_field(fields, "group") or key
+        source = row.source or manifest
+        require_storable([str(source), key, group, image, *captions], fields)
         resolved = manifest.parent / image if image else None
-        return cls(str(manifest), row.position, key, group, image, resolved, captions, fields)
+        return cls(str(source), row.position, key, group, image, resolved, row.picture, captions, fields)
 
     def items(self, after: "_Entry | None" = None) -> Iterator[Item]:
         """Yield the image, unless an earlier row has, and the captions, counting on."""
         if after and ((self.image and after.image and self.image != after.image) or self.group != after.group):
-            raise _RowError("key-duplicate", f"key {self.key!r} stands in the row before with another image or group")
+            raise RowError("key-duplicate", f"key {self.key!r} stands in the row before with another image or group")
         if after and set(self.captions) & set(after.captions):
-            raise _RowError("key-duplicate", f"key {self.key!r} stands in an earlier row with the same caption")
+            raise RowError("key-duplicate", f"key {self.key!r} stands in an earlier row with the same caption")
         if after and len(after.captions) + len(self.captions) > MOST_CAPTIONS:
-            raise _RowError("key-duplicate", f"key {self.key!r} has more than {MOST_CAPTIONS} captions")
+            raise RowError("key-duplicate", f"key {self.key!r} has more than {MOST_CAPTIONS} captions")
         if after and not self.captions:
-            raise _RowError("key-duplicate", f"key {self.key!r} stands in the row before")
+            raise RowError("key-duplicate", f"key {self.key!r} stands in the row before")
         if self.resolved and not (after and after.image):
             payload = {"image": str(self.resolved), **self.payload}
-            yield Item("image", self.key, self.group, self.resolved, payload, self.source, self.position)
+            content = self.resolved if self.picture is None else self.picture
+            yield Item("image", self.key, self.group, content, payload, self.source, self.position)
         for number, caption in enumerate(self.captions, start=len(after.captions) if after else 0):
             payload = {"caption": caption, **self.payload}
             key = f"{self.key}#{number}"
@@ -239,17 +253,51 @@ class _Entry:
             return self
         return _Entry(
             self.source, self.position, self.key, self.group, earlier.image or self.image,
-            earlier.resolved or self.resolved, earlier.captions + self.captions, self.payload,
+            earlier.resolved or self.resolved, None, earlier.captions + self.captions, self.payload,
         )  # fmt: skip
 
 
-def _text(fields: dict[str, Any], name: str) -> str | None:
+def require_key(fields: dict[str, Any]) -> str:
+    """Take the key out of the fields of a row."""
+    if key := text_field(fields, "key"):
+        return key
+    raise RowError("key-missing", "expected a value under 'key', which names the row for ever")
+
+
+def text_field(fields: dict[str, Any], name: str) -> str | None:
+    """Take a text, or an integer as one, out of the fields of a row; None where it is missing or empty."""
     value = fields.pop(name, None)
     if value is None or isinstance(value, str):
         return value or None
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise _RowError(f"{name}-not-text", f"expected '{name}' to be a text, got {type(value).__name__}")
+    raise RowError(f"{name}-not-text", f"expected '{name}' to be a text, got {type(value).__name__}")
+
+
+def require_storable(texts: Sequence[str | None], payload: Mapping[str, Any]) -> None:
+    """Raise a `RowError` if a database could not hold these texts or this payload."""
+    if taken := RESERVED & payload.keys():
+        raise RowError("payload-name-reserved", f"rename the columns {', '.join(sorted(taken))}")
+    try:
+        json.dumps(payload, allow_nan=False)
+        for fault in _unstorable(payload):
+            raise ValueError(fault)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RowError("payload-not-json", f"payload cannot be stored: {error}") from error
+    for fault in _unstorable(texts):
+        raise RowError("row-unreadable", fault)
+    try:
+        json.dumps([texts, payload], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise RowError("row-unreadable", f"text that is not valid Unicode: {error}") from error
+
+
+def without_collisions(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the fields whose names modalign uses for something else: `split` becomes `corpus_split`.
+
+    For formats whose files nobody wants to edit; a manifest of one's own is refused instead.
+    """
+    return {f"corpus_{name}" if name in OWN_NAMES else name: value for name, value in fields.items()}
 
 
 def _unstorable(value: Any) -> Iterator[str]:
@@ -267,16 +315,16 @@ def _unstorable(value: Any) -> Iterator[str]:
         yield "a NUL character in a text"
 
 
-def _records(batch: pa.RecordBatch) -> list[Any]:
+def records(batch: pa.RecordBatch) -> list[Any]:
     """Turn a batch into a dictionary a row, or an exception for a row that holds what Python cannot."""
     try:
-        records: list[Any] = batch.to_pylist()
+        found: list[Any] = batch.to_pylist()
     except (ValueError, OverflowError) as error:
         if batch.num_rows == 1:
             return [error]
         half = batch.num_rows // 2
-        return _records(batch.slice(0, half)) + _records(batch.slice(half))
-    return records
+        return records(batch.slice(0, half)) + records(batch.slice(half))
+    return found
 
 
 def _require_columns(path: Path, names: Sequence[str]) -> None:
@@ -289,7 +337,39 @@ def _require_columns(path: Path, names: Sequence[str]) -> None:
         raise CorpusError(f"manifest {path}: the columns {', '.join(sorted(twice))} stand there twice; rename one")
 
 
-def _opened(path: Path) -> Any:
+def beginning(path: Path) -> bytes:
+    """Return the first 64 kB of a file; nothing where there is none."""
+    try:
+        with path.open("rb") as file:
+            return file.read(1 << 16)
+    except OSError:
+        return b""
+
+
+def listed(path: Path) -> list[Path]:
+    """Return what lies in a directory; nothing where it may not be read."""
+    try:
+        return list(path.iterdir())
+    except OSError:
+        return []
+
+
+def parquet_file(path: Path) -> Any:
+    """Open a Parquet file whose columns have names.
+
+    Raises:
+        CorpusError: it is none.
+    """
+    try:
+        file = pq.ParquetFile(path)
+        _ = file.schema_arrow.names  # decodes them
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise CorpusError(f"{path} is not a Parquet file: {error}") from error
+    return file
+
+
+def opened(path: Path) -> Any:
+    """Open a file of a corpus for reading its bytes."""
     try:
         return path.open("rb")
     except OSError as error:

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from typing import Any
 
 import click
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -612,6 +615,53 @@ class TestBadCorpora:
         assert "1 image vectors cannot be used, the first is key '2': vector-not-finite" in refused.error
 
 
+class TestFormats:
+    """Corpora that are no manifest, and vectors."""
+
+    def archive(self, directory: Path, count: int) -> Path:
+        path = directory / "shard-00.tar"
+        with tarfile.open(path, "w") as tar:
+            for pair in fake_pairs(directory, count, seed=2):
+                tar.add(pair.image, f"{pair.key}.png")
+                (directory / "caption").write_text(pair.captions[0])
+                tar.add(directory / "caption", f"{pair.key}.txt")
+            tar.add(pair.image, "../outside.png")
+        return path
+
+    def test_an_archive_is_encoded_and_ingested(self, home: Path, tmp_path: Path) -> None:
+        self.archive(tmp_path, 5)
+        pattern = tmp_path / "shard-{00..00}.tar"
+        ended = modalign("encode", pattern, "--set", "tar", *SPECS, "--json", "--home", home)
+        assert (ended.code, ended.document["counts"]["encoded"], ended.document["image"]) == (4, 10, 5)
+        (refused,) = done("rejects", "--json", "--home", home).document["rejects"]
+        assert (refused["reason"], refused["source"]) == ("member-unsafe-name", str(tmp_path / "shard-00.tar"))
+        options = ("--set", "tar", "--into", "new", "--alignment", "a", "--format", "webdataset", "--json")
+        ended = modalign("ingest", tmp_path / "shard-00.tar", *options, "--max-rejects", 1, "--home", home)
+        assert (ended.code, ended.document["counts"]["unchanged"], ended.document["counts"]["written"]) == (0, 10, 10)
+
+    def test_annotations_with_their_images_elsewhere(self, home: Path, tmp_path: Path) -> None:
+        pairs = fake_pairs(tmp_path / "far", 4, seed=3)
+        lines = [f"{pair.image.name}#0\t{pair.captions[0]}\n" for pair in pairs]
+        (tmp_path / "x.token").write_text("".join(lines) + "gone.png#0\tred\n")
+        arguments = ("encode", tmp_path / "x.token", "--set", "token", *SPECS, "--json", "--home", home)
+        assert "name their folder with --images" in modalign(*arguments).error
+        ended = modalign(*arguments, "--images", tmp_path / "far")
+        assert (ended.code, ended.document["image"], ended.document["text"]) == (4, 4, 5)
+        (refused,) = done("rejects", "--json", "--home", home).document["rejects"]
+        assert (refused["reason"], refused["key"]) == ("image-missing", "gone.png")
+
+    def test_vectors_are_imported(self, home: Path, tmp_path: Path) -> None:
+        np.save(tmp_path / "v.npy", np.array([[1.0, 2], [0, 0], [3, 4]], np.float16))
+        pq.write_table(pa.table({"key": ["a", "b", "c"]}), tmp_path / "v.parquet")
+        arguments = ("import", tmp_path / "v.npy", "--set", "v", "--image-encoder", "mine", "--json", "--home", home)
+        ended = modalign(*arguments)
+        assert (ended.code, ended.document["counts"]["imported"], ended.document["image"]) == (4, 2, 2)
+        assert modalign(*arguments, "--max-rejects", 1).document["counts"]["unchanged"] == 2
+        (refused,) = done("rejects", "--json", "--home", home).document["rejects"]
+        assert (refused["reason"], refused["key"], refused["position"]) == ("vector-zero", "b", 2)
+        assert EmbeddingSet.open(home / "sets" / "v").card.encoders["image"].spec == "imported:mine"
+
+
 def empty_manifest(directory: Path) -> list[object]:
     (directory / "m.jsonl").touch()
     return ["encode", directory / "m.jsonl", "--set", "bad", *SPECS]
@@ -633,6 +683,12 @@ BAD: list[tuple[str, str | Callable[[Path], Sequence[object]], str]] = [
     ("manifest without columns", headless_csv, "expected the columns key and image or caption"),
     ("no corpus", "encode /no/such/corpus.jsonl --set bad --text-encoder fake-text:small", "does not exist"),
     ("corpus of no kind", f"encode {__file__} --set bad --text-encoder fake-text:small", r"got \.py"),
+    ("unknown format", "encode {corpus} --set bad --text-encoder fake-text:small --format xml", "unknown format 'xml'"),
+    ("images of a manifest", "ingest {corpus} --into bad --alignment a --images x", "says itself where its images are"),
+    ("vectors that are none", "import {corpus} --set bad --text-encoder mine", r"expected a \.npy, a \.parquet"),
+    ("no vectors", "import /no/such.npy --set bad --text-encoder mine", "do not exist"),
+    ("vectors of nobody", "import {corpus} --set bad", "expected --image-encoder, --text-encoder or both, got neither"),
+    ("an imported encoder to load", "encode {corpus} --set bad --text-encoder imported:x", "no model that can be"),
     ("no encoder", "encode {corpus} --set bad", "expected --image-encoder, --text-encoder or both, got neither"),
     ("unknown scheme", "encode {corpus} --set bad --text-encoder fake:1", "unknown encoder 'fake:1'; expected"),
     ("encoder without a name", "encode {corpus} --set bad --text-encoder fake-text", "expected SCHEME:NAME"),
@@ -698,7 +754,7 @@ BAD: list[tuple[str, str | Callable[[Path], Sequence[object]], str]] = [
 COMMAND_LINE = re.compile(
     r"unknown metric|no parameters for|expected map|no parameter '|exactly to Dot"
     r"|filter is|does not take this filter|asks for nothing|requirement '|expected every k"
-    r"|expected edge:|got neither|(set|alignment|collection) name '"
+    r"|expected edge:|got neither|unknown format|says itself where|(set|alignment|collection) name '"
 )
 
 

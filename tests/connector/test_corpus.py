@@ -3,6 +3,7 @@ import io
 import json
 import os
 import signal
+import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import astuple
 from datetime import UTC, datetime
@@ -15,10 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from connector import corpus, manifest
-from connector.corpus import READERS, Folder, open_corpus
-from connector.errors import CorpusError
+from connector.corpus import FORMATS, READERS, Folder, open_corpus
+from connector.errors import CorpusError, SettingsError
+from connector.images import decode, read_image
 from connector.items import IMAGE_SUFFIXES, Corpus, Item, Reject
 from connector.manifest import RESERVED
 from tests.fakes import fake_pairs, write_manifest
@@ -268,6 +271,240 @@ def test_deep_nesting_is_refused(tmp_path: Path) -> None:
     found = read(jsonl(tmp_path, '{"key": "a", "caption": "c", "deep": ' + deep + "}", {"key": "b", "caption": "c"}))
     assert reasons(found) == [(1, "row-unreadable")]
     assert [item.key for item in items(found)] == ["b#0"]
+
+
+# Every format, from one content: images a.png, b.png and c.png, with the captions of CAPTIONS
+
+
+CAPTIONS = {"a": ['a dog, "running"', "a hound"], "b": ["zwei Katzen \N{CAT FACE}"], "c": ["a boat"]}
+
+
+def pictures(directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(CAPTIONS):
+        Image.new("RGB", (4, 4), (50 * number, 9, 9)).save(directory / f"{name}.png")
+
+
+def sample_rows(directory: Path) -> Records:
+    pictures(directory / "images")
+    return [
+        {"key": name, "image": f"images/{name}.png", "caption": caption}
+        for name, captions in CAPTIONS.items()
+        for caption in captions
+    ]
+
+
+def sample_manifest(suffix: str) -> Callable[[Path], Path]:
+    def write(directory: Path) -> Path:
+        return made(directory, suffix, sample_rows(directory))
+
+    return write
+
+
+def sample_folder(directory: Path) -> Path:
+    pictures(directory / "photos")
+    for name, captions in CAPTIONS.items():
+        (directory / "photos" / f"{name}.txt").write_text("\n".join(captions), encoding="utf-8")
+    return directory / "photos"
+
+
+def sample_coco(directory: Path) -> Path:
+    pictures(directory / "val2017")
+    (directory / "annotations").mkdir()
+    path = directory / "annotations" / "captions_val2017.json"
+    images = [{"id": n, "file_name": f"{name}.png", "height": 4} for n, name in enumerate(CAPTIONS)]
+    told = [(n, caption) for n, captions in enumerate(CAPTIONS.values()) for caption in captions]
+    annotations = [{"id": 90 - n, "image_id": image, "caption": text} for n, (image, text) in enumerate(told)]
+    path.write_text(json.dumps({"info": {}, "images": images, "annotations": annotations}))
+    return path
+
+
+def sample_karpathy(directory: Path) -> Path:
+    pictures(directory / "val2014")
+    images = [
+        {"filepath": "val2014", "filename": f"{name}.png", "imgid": n, "split": "restval", "cocoid": n,
+         "sentids": [1], "sentences": [{"tokens": ["x"], "raw": text} for text in captions]}
+        for n, (name, captions) in enumerate(CAPTIONS.items())
+    ]  # fmt: skip
+    (directory / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+    return directory / "dataset_coco.json"
+
+
+def sample_flickr(directory: Path) -> Path:
+    pictures(directory / "flickr30k-images")
+    lines = [f"{name}.png#{n}\t{text}" for name, captions in CAPTIONS.items() for n, text in enumerate(captions)]
+    (directory / "results.token").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return directory / "results.token"
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as tar:
+        for name, content in members:
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            tar.addfile(header, io.BytesIO(content))
+    return path
+
+
+def sample_members(directory: Path, captions: Mapping[str, list[str]] = CAPTIONS) -> Iterator[tuple[str, bytes]]:
+    pictures(directory / "pictures")
+    for name, texts in captions.items():
+        yield f"{name}.png", (directory / "pictures" / f"{name}.png").read_bytes()
+        yield f"{name}.json", json.dumps({"caption": texts, "width": 4}).encode()
+
+
+def sample_webdataset(directory: Path) -> Path:
+    return write_tar(directory / "samples.tar", sample_members(directory))
+
+
+def sample_img2dataset(directory: Path) -> Path:
+    folder = directory / "downloaded"
+    folder.mkdir()
+    write_tar(folder / "00000.tar", sample_members(directory))
+    table = {"key": [*CAPTIONS], "status": ["success"] * 3, "url": ["http://x/y"] * 3, "error_message": [None] * 3}
+    pq.write_table(pa.table(table), folder / "00000.parquet")
+    (folder / "00000_stats.json").write_text("{}")
+    return folder
+
+
+SAMPLES: dict[str, Callable[[Path], Path]] = {
+    "jsonl": sample_manifest(".jsonl"),
+    "csv": sample_manifest(".csv"),
+    "parquet": sample_manifest(".parquet"),
+    "folder": sample_folder,
+    "coco": sample_coco,
+    "karpathy": sample_karpathy,
+    "flickr": sample_flickr,
+    "webdataset": sample_webdataset,
+    "img2dataset": sample_img2dataset,
+}
+every_format = pytest.mark.parametrize("format", FORMATS)
+ONE_FILE = ["jsonl", "csv", "parquet", "coco", "karpathy", "flickr", "webdataset"]
+
+
+def test_every_format_is_tested() -> None:
+    assert SAMPLES.keys() == FORMATS.keys()
+
+
+@every_format
+def test_every_format_is_recognised_and_says_the_same(format: str, tmp_path: Path) -> None:
+    path = SAMPLES[format](tmp_path)
+    opened = open_corpus(path)
+    assert opened.format == format
+    assert opened == open_corpus(path, format=format)
+    found = list(opened)
+    assert rejects(found) == []
+    images = [item for item in items(found) if item.modality == "image"]
+    texts = [item for item in items(found) if item.modality == "text"]
+    expected = [Image.new("RGB", (4, 4), (50 * n, 9, 9)).tobytes() for n in range(3)]
+    contents = [item.content for item in images]
+    assert [decode(read_image(c)).tobytes() for c in contents if isinstance(c, (Path, bytes))] == expected
+    assert [[text.content for text in texts if text.group == image.group] for image in images] == [*CAPTIONS.values()]
+    assert [text.key for text in texts[:2]] == [f"{images[0].key}#0", f"{images[0].key}#1"]
+    assert [text.payload["caption"] for text in texts] == [text.content for text in texts]
+    assert all(isinstance(image.payload["image"], str) for image in images)
+
+
+@every_format
+def test_every_format_is_read_again_alike_and_counts_up(format: str, tmp_path: Path) -> None:
+    opened = open_corpus(SAMPLES[format](tmp_path))
+    found = list(opened)
+    assert found == list(opened)
+    positions = [one.position for one in found]
+    assert positions == sorted(positions)
+    assert positions[0] == 1
+    total = opened.total()
+    assert total is None or total == positions[-1]
+    for one in items(found):
+        assert not RESERVED & one.payload.keys()
+        json.dumps([one.key, one.group, one.source, dict(one.payload)], ensure_ascii=False, allow_nan=False).encode()
+
+
+@pytest.mark.parametrize("format", ONE_FILE)
+def test_a_file_that_was_cut_off_gives_a_part_of_its_items(format: str, tmp_path: Path) -> None:
+    path = SAMPLES[format](tmp_path)
+    whole, content = list(open_corpus(path)), path.read_bytes()
+    for length in sorted({0, 1, 100, 512, 1000, *range(0, len(content), max(1, len(content) // 23))}):
+        if length >= len(content):
+            continue
+        path.write_bytes(content[:length])
+        try:
+            found = list(open_corpus(path, format=format))
+        except CorpusError:
+            continue
+        if format in ("jsonl", "csv", "flickr"):  # lines have no end that could be missed, and the last may be cut
+            assert all(item in whole for item in items(found)[:-1])
+        else:
+            assert all(item in whole for item in items(found))
+            assert rejects(found) or len(found) == len(whole)
+
+
+@pytest.mark.parametrize("format", ONE_FILE)
+@given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+def test_damaged_bytes_end_in_items_rejects_or_an_error(
+    format: str, changes: list[tuple[float, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = SAMPLES[format](tmp_path_factory.mktemp(format))
+    content = bytearray(path.read_bytes())
+    for where, byte in changes:
+        content[int(where * len(content))] = byte
+    path.write_bytes(content)
+    try:
+        for one in open_corpus(path, format=format):
+            said = {name: value for name, value in zip(one.__slots__, astuple(one), strict=True) if name != "content"}
+            json.dumps(said, default=str, allow_nan=False, ensure_ascii=False).encode()
+    except CorpusError:
+        pass
+
+
+@every_format
+def test_what_is_empty_has_no_items(format: str, tmp_path: Path) -> None:
+    path = SAMPLES[format](tmp_path)
+    if path.is_dir():
+        path = tmp_path / "empty"
+        path.mkdir()
+    else:
+        path.write_bytes(b"")
+    try:
+        found = list(open_corpus(path, format=format))
+    except CorpusError:
+        return
+    assert items(found) == []
+    assert rejects(found) or format in ("jsonl", "flickr", "folder")
+
+
+def test_a_format_that_there_is_not(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="unknown format 'xml'; expected one of jsonl, csv, parquet, folder, coco"):
+        open_corpus(sample_folder(tmp_path), format="xml")
+
+
+def test_a_folder_that_may_be_read_in_two_ways_is_asked_about(tmp_path: Path) -> None:
+    folder = sample_folder(tmp_path)
+    write_tar(folder / "0.tar", sample_members(tmp_path))
+    with pytest.raises(CorpusError, match=r"may be read as folder, webdataset; say which with --format"):
+        open_corpus(folder)
+    assert open_corpus(folder, format="webdataset").format == "webdataset"
+
+
+def test_the_folder_of_coco_is_asked_about(tmp_path: Path) -> None:
+    sample_coco(tmp_path)
+    with pytest.raises(CorpusError, match=r"expected one of its annotations/captions_\*\.json, or --format folder"):
+        open_corpus(tmp_path)
+
+
+@pytest.mark.parametrize("format", ["jsonl", "folder", "webdataset", "img2dataset"])
+def test_the_images_of_a_corpus_that_holds_them_are_not_elsewhere(format: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=f"{format} says itself .* --images goes with coco, karpathy, flickr"):
+        open_corpus(SAMPLES[format](tmp_path), images=tmp_path)
+
+
+def test_vectors_are_imported_and_not_encoded(tmp_path: Path) -> None:
+    (tmp_path / "img_emb").mkdir()
+    np.save(tmp_path / "x.npy", np.ones((1, 2)))
+    for path in (tmp_path, tmp_path / "x.npy"):
+        with pytest.raises(CorpusError, match="holds vectors, no images or texts: `modalign import` takes them"):
+            open_corpus(path)
 
 
 # Keys that repeat
@@ -627,13 +864,13 @@ def test_the_first_item_does_not_read_the_whole_file(
     if suffix == ".parquet":
         columns = {name: [record[name] for record in records] for name in ("key", "caption")}
         pq.write_table(pa.table(columns), path, row_group_size=1000, use_dictionary=False)
-        original = manifest._records
+        original = manifest.records
 
         def watched(batch: pa.RecordBatch) -> list[Any]:
             batches.append(batch.num_rows)
             return original(batch)
 
-        monkeypatch.setattr(manifest, "_records", watched)
+        monkeypatch.setattr(manifest, "records", watched)
     else:
         WRITERS[suffix](path, records)
 
