@@ -22,7 +22,8 @@ from alignment.metrics import Distance
 from connector import edge_store
 from connector.edge_store import SPARE_BYTES, EdgeStore
 from connector.errors import StoreBusyError, StoreError
-from connector.store import CollectionConfig, Points, Quantization, VectorConfig
+from connector.layout import Quantization
+from connector.store import CollectionConfig, Points, VectorConfig
 
 N, DIM = 100, 4
 LAYOUT = CollectionConfig(
@@ -149,6 +150,16 @@ class TestReopening:
             "ef_construct": 50,
             "indexing_threshold": 123,
             "quantization": quantization,
+            "compression": None,
+            "oversampling": 4.0,
+            "rescore": True,
+            "datatype": "float32",
+            "vectors_on_disk": False,
+            "hnsw_on_disk": False,
+            "payload_on_disk": True,
+            "shards": None,
+            "replication_factor": 1,
+            "write_consistency_factor": 1,
         }
         with EdgeStore(tmp_path) as store:
             store.set_aliases({})  # writes what was read

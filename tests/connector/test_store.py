@@ -18,6 +18,7 @@ from alignment.vectors import FloatArray
 from connector import qdrant_store
 from connector.edge_store import EdgeStore
 from connector.errors import CollectionNotFoundError, FilterError, SettingsError, StoreError
+from connector.qdrant_connection import Connection
 from connector.qdrant_store import QdrantStore
 from connector.settings import Settings
 from connector.store import CollectionConfig, Payload, Points, Store, VectorConfig, open_store, parse_filter
@@ -39,7 +40,7 @@ def opened(kind: str, directory: Path, request: pytest.FixtureRequest) -> Store:
     if kind == "edge":
         return EdgeStore(directory / "edge")
     if kind == "memory":
-        return QdrantStore(QdrantClient(":memory:"), "http://memory")
+        return QdrantStore(Connection(QdrantClient(":memory:"), "http://memory"), uploads=1)
     url, key = request.getfixturevalue("qdrant_server")
     return QdrantStore.connect(url, api_key=key)
 
