@@ -224,16 +224,19 @@ class QdrantStore(Store):
 
     def _requests(self, points: Points) -> Iterator[range]:
         """Cut the rows of a batch into requests that are small enough."""
-        numbers = points.vectors.shape[1] * (points.vectors.itemsize if self._connection.grpc else NUMBER_BYTES)
         start, size = 0, 0
-        for row, payload in enumerate(points.payloads):
-            # An upper bound: json.dumps writes all but ASCII as escapes, which are longer than UTF-8.
-            weight = POINT_BYTES + numbers + len(json.dumps(payload))
+        for row in range(len(points.ids)):
+            weight = self._weight(points, row)
             if row > start and (size + weight > self._request_bytes or row - start == REQUEST_POINTS):
                 yield range(start, row)
                 start, size = row, 0
             size += weight
         yield range(start, len(points.ids))
+
+    def _weight(self, points: Points, row: int) -> int:
+        """Bytes of a point in a request, at most: json.dumps writes escapes, which are longer than UTF-8."""
+        number = points.vectors.itemsize if self._connection.grpc else NUMBER_BYTES
+        return POINT_BYTES + int(points.vectors.shape[1]) * number + len(json.dumps(points.payloads[row]))
 
     def _write(self, name: str, points: Points, rows: range) -> dict[int, Refusal]:
         """Write the points at `rows`, in halves if the server refuses them together; return what it refuses alone.
@@ -251,7 +254,8 @@ class QdrantStore(Store):
         except RequestTooLargeError as error:
             if len(rows) == 1:
                 return {rows[0]: Refusal("too-large", str(error))}
-            self._request_bytes = max(POINT_BYTES, self._request_bytes // 2)
+            half = sum(self._weight(points, row) for row in rows) // 2
+            self._request_bytes = min(self._request_bytes, half)  # the next batch is cut before it is sent
         except RequestRefusedError as error:
             if len(rows) == 1:
                 return {rows[0]: Refusal("refused-by-qdrant", str(error))}
