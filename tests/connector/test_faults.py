@@ -30,6 +30,7 @@ from connector.errors import (
 from connector.qdrant_connection import Patience
 from connector.qdrant_store import REQUEST_BYTES, REQUEST_POINTS, QdrantStore
 from connector.store import CollectionConfig, Points, VectorConfig
+from tests.grpc_imitation import over_grpc
 from tests.imitation import Fault, Imitation, Request, running
 from tests.world import World, pairs, stored
 
@@ -377,6 +378,84 @@ class TestEncryption:
             (tmp_path / "ca.pem").write_text(content)
         with pytest.raises(SettingsError, match=r"MODALIGN_QDRANT_CA_FILE: .*ca.pem cannot be read"):
             QdrantStore.connect(f"{scheme}://127.0.0.1:1", ca_file=tmp_path / "ca.pem")
+
+
+class TestGrpc:
+    """The other protocol: the same decisions."""
+
+    @pytest.fixture
+    def store(self, server: Imitation, monkeypatch: pytest.MonkeyPatch) -> Iterator[QdrantStore]:
+        monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
+        with over_grpc(server) as url, QdrantStore.connect(url, patience=QUICK, timeout=2) as store:
+            store.create("c", LAYOUT)
+            server.requests.clear()
+            yield store
+
+    @pytest.mark.parametrize(
+        "fault",
+        [Fault(429), Fault(429, {"Retry-After": "1"}), Fault(500), Fault(503), Fault(504), Fault(500, applied="half")],
+        ids=lambda fault: f"{fault.status} {fault.headers} {fault.applied}",
+    )
+    def test_what_passes_is_tried_again(self, server: Imitation, store: QdrantStore, fault: Fault) -> None:
+        server.fail = once(fault, lambda request: request.writes_points)
+        store.upsert("c", batch(REQUEST_POINTS + 10))
+        assert sum(request.writes_points for request in server.requests) == 3
+        assert numbers(store) == set(range(REQUEST_POINTS + 10))
+
+    def test_points_at_fault_are_named_and_the_others_written(self, server: Imitation, store: QdrantStore) -> None:
+        points = batch(50)
+        points.payloads[7]["refuse"] = True
+        with pytest.raises(PointsRefusedError) as raised:
+            store.upsert("c", points)
+        assert {row: refusal.reason for row, refusal in raised.value.refused.items()} == {7: "refused-by-qdrant"}
+        assert numbers(store) == set(range(50)) - {7}
+
+    def test_a_message_that_is_too_large_is_halved(self) -> None:
+        with (
+            running(Imitation(body_limit=20_000)) as server,
+            over_grpc(server) as url,
+            QdrantStore.connect(url, patience=QUICK) as store,
+        ):
+            store.create("c", LAYOUT)
+            store.upsert("c", batch(100, text="x" * 1000))
+            assert numbers(store) == set(range(100))
+
+    @pytest.mark.parametrize("status", [401, 403, 404, 409, 412, 501, 507])
+    def test_what_does_not_pass_is_heard_at_once(self, server: Imitation, store: QdrantStore, status: int) -> None:
+        server.fail = lambda request: Fault(status)
+        with pytest.raises(StoreError, match=store.url) as raised:
+            store.count("c")
+        assert not isinstance(raised.value, StoreUnavailableError)
+        assert isinstance(raised.value, CollectionNotFoundError) == (status == 404)
+        assert len(server.requests) == 1
+
+    def test_the_key_is_asked_for(self) -> None:
+        with running(Imitation(key=KEY)) as server, over_grpc(server) as url:
+            with QdrantStore.connect(url, api_key=KEY) as store:
+                assert store.collections() == []
+            with pytest.raises(StoreError, match=r"UNAUTHENTICATED.*MODALIGN_QDRANT_API_KEY"):
+                QdrantStore.connect(url, api_key="wrong")
+
+    def test_an_old_server(self) -> None:
+        with (
+            running(Imitation(version="1.15.5")) as server,
+            over_grpc(server) as url,
+            pytest.raises(StoreError, match=r"expected Qdrant 1\.16 or newer, got 1\.15\.5"),
+        ):
+            QdrantStore.connect(url)
+
+    def test_no_server_at_all(self) -> None:
+        with pytest.raises(StoreUnavailableError, match=r"cannot be reached.*MODALIGN_QDRANT_URL"):
+            QdrantStore.connect("grpc://127.0.0.1:1", patience=QUICK)
+
+    def test_encrypted(self, server: Imitation, tmp_path: Path) -> None:
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        with over_grpc(server, authority.issue_cert("127.0.0.1")) as url:
+            with QdrantStore.connect(url, ca_file=tmp_path / "ca.pem", patience=QUICK) as store:
+                assert store.collections() == []
+            with pytest.raises(StoreError, match=r"not trusted|cannot be reached"):
+                QdrantStore.connect(url, patience=QUICK)
 
 
 class TestAWholePush:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from connector.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from connector.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, Patience
+from connector.qdrant_connection import ATTEMPTS_TO_CONNECT, HTTP_STATUS, Connection, Patience
 from connector.qdrant_store import QdrantStore
 from connector.store import CollectionConfig, Points, VectorConfig
 
@@ -290,9 +291,40 @@ def test_every_exception_of_the_client_is_translated(store: QdrantStore, kind: t
     assert store.url in str(raised.value)
 
 
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+def test_every_status_of_grpc_is_translated(store: QdrantStore, code: grpc.StatusCode) -> None:
+    class Failed(grpc.RpcError, grpc.Call):  # type: ignore[misc]  # what a channel raises is both
+        def code(self) -> grpc.StatusCode:
+            return code
+
+        def details(self) -> str:
+            return "why"
+
+    Failed.__abstractmethods__ = frozenset()
+    with pytest.raises(StoreError, match="why") as raised:
+        store._connection.translated(raising(Failed()))
+    passing = {"UNKNOWN", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNAVAILABLE", "CANCELLED"}
+    assert isinstance(raised.value, StoreUnavailableError) == (code.name in passing)
+    assert code in HTTP_STATUS
+
+
+GRPC = [
+    kind for _, kind in inspect.getmembers(grpc, inspect.isclass)
+    if issubclass(kind, Exception) and kind.__module__ == "grpc"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", GRPC)
+def test_every_exception_of_grpc_is_translated(store: QdrantStore, kind: type[Exception]) -> None:
+    with pytest.raises(StoreError) as raised:
+        store._connection.translated(raising(kind("something")))
+    assert raised.value.__cause__ is not None
+
+
 def test_there_are_exceptions_to_translate() -> None:
     assert {kind.__name__ for kind in UPSTREAM} >= {"ApiException", "UnexpectedResponse", "QdrantException"}
     assert len(TRANSPORT) > 5
+    assert {kind.__name__ for kind in GRPC} >= {"RpcError", "FutureTimeoutError"}
 
 
 @pytest.mark.parametrize("source", [httpx.ConnectError("no"), httpx.ReadTimeout("slow"), OSError("broken pipe")])

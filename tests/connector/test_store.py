@@ -22,6 +22,7 @@ from connector.qdrant_connection import Connection
 from connector.qdrant_store import QdrantStore
 from connector.settings import Settings
 from connector.store import CollectionConfig, Payload, Points, Store, VectorConfig, open_store, parse_filter
+from tests.grpc_imitation import over_grpc
 from tests.imitation import Imitation, running
 
 # The client's own imitation of a server says that it has no index, which is why no audit runs on it.
@@ -33,9 +34,10 @@ KINDS = [
     "edge",
     pytest.param("memory", marks=IMITATION),
     pytest.param("http", marks=IMITATION),
+    pytest.param("grpc", marks=IMITATION),
     "server",
 ]
-LOCAL = ("memory", "http")  # the client's imitation, called directly and over a socket
+LOCAL = ("memory", "http", "grpc")  # the client's imitation, called directly and over sockets
 DIM = 8
 
 
@@ -46,6 +48,8 @@ def opened(kind: str, directory: Path, request: pytest.FixtureRequest) -> Store:
         return QdrantStore(Connection(QdrantClient(":memory:"), "http://memory"), uploads=1)
     if kind == "http":
         return QdrantStore.connect(request.getfixturevalue("imitation").url)
+    if kind == "grpc":
+        return QdrantStore.connect(request.getfixturevalue("grpc_url"))
     url, key = request.getfixturevalue("qdrant_server")
     return QdrantStore.connect(url, api_key=key)
 
@@ -54,6 +58,12 @@ def opened(kind: str, directory: Path, request: pytest.FixtureRequest) -> Store:
 def imitation() -> Iterator[Imitation]:
     with running(Imitation()) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def grpc_url() -> Iterator[str]:
+    with running(Imitation()) as server, over_grpc(server) as url:
+        yield url
 
 
 @pytest.fixture(params=KINDS)
