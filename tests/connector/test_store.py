@@ -36,6 +36,7 @@ KINDS = [
     pytest.param("http", marks=IMITATION),
     pytest.param("grpc", marks=IMITATION),
     "server",
+    "server over gRPC",
 ]
 LOCAL = ("memory", "http", "grpc")  # the client's imitation, called directly and over sockets
 DIM = 8
@@ -50,7 +51,7 @@ def opened(kind: str, directory: Path, request: pytest.FixtureRequest) -> Store:
         return QdrantStore.connect(request.getfixturevalue("imitation").url)
     if kind == "grpc":
         return QdrantStore.connect(request.getfixturevalue("grpc_url"))
-    url, key = request.getfixturevalue("qdrant_server")
+    url, key = request.getfixturevalue("qdrant_server" if kind == "server" else "qdrant_grpc_server")
     return QdrantStore.connect(url, api_key=key)
 
 
