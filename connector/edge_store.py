@@ -9,6 +9,7 @@ not name is what a crash left of a collection being created or dropped, and goes
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ class EdgeStore(Store):
         self.path = Path(path).absolute()
         self.url = f"edge:{self.path}"
         self._shards: dict[str, edge.EdgeShard] = {}
+        self._owner = os.getpid()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.path / ".lock")
@@ -108,6 +110,11 @@ class EdgeStore(Store):
 
     def _shard(self, name: str) -> edge.EdgeShard:
         resolved = self._resolve(name)
+        if os.getpid() != self._owner:  # the engine's threads stayed behind: it would wait for them for ever
+            raise StoreBusyError(
+                f"{self.url} was opened by the process that this one was forked from, and works in that one only; "
+                "start processes by spawning them, and open the store in one of them"
+            )
         if resolved not in self._shards:
             if not self._lock.is_locked:
                 raise StoreError(f"{self.url} is closed")

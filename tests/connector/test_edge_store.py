@@ -429,6 +429,19 @@ class TestOneOwner:
         with EdgeStore(tmp_path) as store:
             assert store.collections() == ["c"]
 
+    @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+    def test_a_forked_child_is_refused_instead_of_waiting_for_ever(self, tmp_path: Path) -> None:
+        with EdgeStore(tmp_path) as store:
+            store.create("c", LAYOUT)
+            if not (child := os.fork()):
+                try:
+                    store.count("c")
+                except StoreBusyError as error:
+                    os._exit(7 if "forked" in str(error) else 8)
+                os._exit(9)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+            assert store.count("c") == 0
+
     def test_a_second_opening_in_one_process_is_refused(self, tmp_path: Path) -> None:
         with EdgeStore(tmp_path), pytest.raises(StoreBusyError):
             EdgeStore(tmp_path)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
+from uuid import UUID
 
 import grpc
 import httpx
@@ -216,7 +217,19 @@ def test_versions_that_are_not(server: Server, found: str, monkeypatch: pytest.M
     assert raised.tb is not None  # its frames keep the client, which would close itself when it goes
 
 
-@pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
+@pytest.mark.parametrize("found", ["2.0.0", "3.1.4"])
+def test_versions_that_are_too_new(server: Server, found: str) -> None:
+    server.always(200, version(found))
+    with pytest.raises(StoreError, match=rf"expected Qdrant 1\.x, got {found}; upgrade modalign"):
+        QdrantStore.connect(server.url)
+
+
+def test_a_quantization_that_the_server_is_too_old_for(server: Server, store: QdrantStore) -> None:
+    with pytest.raises(SettingsError, match=r"quantization turbo: expected Qdrant 1\.18 or newer, .* is 1\.16"):
+        store.create("c", CollectionConfig({"v": VectorConfig(2, Distance.DOT)}, quantization="turbo"))
+    assert server.requests == []
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 200])
 def test_the_key_is_sent_and_never_shown(server: Server, status: int) -> None:
     server.always(status, b"no")
@@ -411,6 +424,49 @@ class TestProtocol:
         self.polled(server, monkeypatch, {"status": "grey"}, {"status": "green"})
         store.ready("c")
         assert server.requests.count(("PATCH", "/collections/c")) == 1
+
+    @pytest.mark.parametrize(
+        ("left", "said"),
+        [
+            ({"update_queue": {"length": 3}}, "3 updates queued, 0 points deferred"),
+            ({"update_queue": {"length": 0, "deferred_points": 9}}, "0 updates queued, 9 points deferred"),
+        ],
+    )
+    def test_green_with_updates_queued_or_points_deferred_is_not_ready(
+        self, server: Server, store: QdrantStore, monkeypatch: pytest.MonkeyPatch, left: dict[str, Any], said: str
+    ) -> None:
+        self.polled(server, monkeypatch, left, left, {"update_queue": {"length": 0, "deferred_points": 0}})
+        store.ready("c")
+        assert self.asked(server) == 2 + qdrant_store.STABLE_POLLS + 1
+        self.polled(server, monkeypatch, left)
+        monkeypatch.setattr(qdrant_store, "INDEX_SECONDS", 0.05)
+        with pytest.raises(StoreUnavailableError, match=said):
+            store.ready("c")
+
+    def test_green_with_optimizations_running_or_queued_is_not_ready(
+        self, server: Server, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.polled(server, monkeypatch, {})
+        others = server.answer
+        running = {
+            "uuid": str(UUID(int=1)),
+            "optimizer": "merge",
+            "status": "optimizing",
+            "segments": [],
+            "progress": {"name": "a"},
+        }
+        states = [(1, [running]), (2, []), (0, [running]), (0, [])]
+
+        def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes] | None:
+            if not path.endswith("/optimizations"):
+                return others(method, path)
+            queued, at_work = states.pop(0) if len(states) > 1 else states[0]
+            summary = {"queued_optimizations": queued, "queued_segments": 0, "queued_points": 0, "idle_segments": 0}
+            return 200, {}, result({"summary": summary, "running": at_work})
+
+        server.answer = answer
+        store.ready("c")
+        assert self.asked(server) == 3 + qdrant_store.STABLE_POLLS + 1
 
     def test_a_failed_optimizer_is_an_error(
         self, server: Server, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
