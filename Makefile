@@ -1,5 +1,7 @@
 # make demo   the whole way once on real images, in ./demo-home
 # make test   every test;  make lint  style and types;  make bench  the figures
+# make up     Qdrant and PostgreSQL in Docker, with QDRANT_API_KEY and POSTGRES_PASSWORD;  make down  stops them
+# make live   the tests against a real server: MODALIGN_TEST_QDRANT_URL, or one that Docker starts
 # Each makes the virtual environment in .venv when it is missing. Another Python: make PYTHON=python3.12 demo
 
 PYTHON ?= python3
@@ -7,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "modalign needs Python 3.11 or newer: make PYTHON=python3.11 ...")
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench up down live clean
 
 demo: $(VENV)/.demo
 	$(BIN)/modalign demo --home demo-home
@@ -22,6 +24,15 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench
+
+up:
+	docker compose up --detach --wait
+
+down:
+	docker compose down
+
+live: $(VENV)/.dev
+	$(BIN)/pytest tests/live tests/connector/test_store.py -k "live or server"
 
 clean:
 	rm -rf $(VENV) demo-home .mypy_cache .pytest_cache .ruff_cache

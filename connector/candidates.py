@@ -102,6 +102,7 @@ class Finder:
         self.release = release
         self.store = store
         self.ef = release.hnsw_ef
+        self._quantized = release.quantized_search
         self._needed: defaultdict[tuple[Modality, int], deque[int]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
 
     def find(
@@ -137,7 +138,15 @@ class Finder:
         require_finite(self.release.metric, queries)
         if not isinstance(lowering, Rescored):
             found = self.store.search(
-                self.release.name, target, queries, k, filter=filter, exact=exact, ef=self.ef, with_payload=with_payload
+                self.release.name,
+                target,
+                queries,
+                k,
+                filter=filter,
+                exact=exact,
+                ef=self.ef,
+                with_payload=with_payload,
+                **self._quantized,
             )
             return _own_scores(lowering, aligned, found)
         answers: list[Ranked] = []
@@ -180,6 +189,7 @@ class Finder:
                     exact=exact,
                     ef=self.ef,
                     with_payload=[ALIGNED],
+                    **self._quantized,
                 )
                 left += [row for row, hits in zip(rows, found, strict=True) if not rescoring[row].complete(hits, page)]
             if page == longest:

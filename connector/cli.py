@@ -3,6 +3,7 @@
 Imports inside the commands keep `modalign --help` fast: numpy, torch, SQLAlchemy and the databases load when used.
 """
 
+import functools
 import json
 import re
 import shutil
@@ -10,12 +11,21 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import click
 
 from alignment.errors import MetricError, ModalignError, TrainingError
 from connector.errors import FilterError, RequirementError, SettingsError
+from connector.layout import (
+    COMPRESSIONS,
+    DATATYPES,
+    FIELDS,
+    PAYLOAD_KINDS,
+    QUANTIZATIONS,
+    checked_layout,
+    read_layout,
+)
 from connector.progress import say
 from connector.render import (
     audit_document,
@@ -46,7 +56,6 @@ METRIC_HELP = (
     "How aligned vectors are compared: cosine, dot, euclid, manhattan, chi2, kl-query-item, kl-item-query, js, hellinger, "
     "w1, bilinear, mol or mlp, with parameters as in 'chi2(map=split)'; 'dot+nnn' corrects hubness."
 )
-PAYLOAD_KINDS = ("keyword", "integer", "float", "bool")
 
 
 def seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
@@ -63,7 +72,7 @@ def home_options(command: F) -> F:
     """Add the options that say where things are, and hand them over as `settings`."""
     options = [
         click.option("--home", type=click.Path(path_type=Path), help="Home directory.  [MODALIGN_HOME; ~/.modalign]"),
-        click.option("--qdrant-url", metavar="URL", help="edge:DIR or http(s)://HOST:PORT.  [MODALIGN_QDRANT_URL; edge:HOME/qdrant]"),
+        click.option("--qdrant-url", metavar="URL", help="edge:DIR, http(s)://HOST:PORT or grpc(s)://HOST:PORT.  [MODALIGN_QDRANT_URL; edge:HOME/qdrant]"),
         click.option("--database-url", metavar="URL", help="SQLAlchemy URL.  [MODALIGN_DATABASE_URL; SQLite in the home]"),
         click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [MODALIGN_DEVICE; auto]"),
     ]  # fmt: skip
@@ -89,11 +98,40 @@ def push_options(command: F) -> F:
         click.option("--into", "collection", required=True, metavar="COLLECTION", help="Collection to write into."),
         click.option("--alignment", required=True, metavar="NAME", help="Alignment to project with."),
         click.option("--metric", "metrics", multiple=True, metavar="METRIC", help=METRIC_HELP + " Repeat for several releases.  [default: the alignment's]"),
-        click.option("--payload-index", "indexes", multiple=True, metavar="FIELD=KIND", help=f"Index a payload field of a new collection for filters; KIND is one of {', '.join(PAYLOAD_KINDS)}."),
-        click.option("--indexing-threshold", type=click.IntRange(1), metavar="KB", help="Build an HNSW graph from this many kB of vectors; below, search is exact brute force. Fixed when a collection is created.  [default: Qdrant's, 10000]"),
-        click.option("--quantization", type=click.Choice(["scalar"]), help="Search a compressed copy of the vectors, then rescore what was found. Fixed when a collection is created."),
     ]  # fmt: skip
-    return _with(command, options)
+    return _with(layout_options(command), options)
+
+
+def layout_options(command: F) -> F:
+    """Add what says how new collections are laid out, and hand it over as `layout`: only what was given."""
+    options = [
+        click.option("--settings", type=click.Path(path_type=Path), metavar="FILE.toml", help="Read these settings of a collection from a file: names as below, with _ for -, and a table payload_indexes. Flags go before it."),
+        click.option("--payload-index", "payload_indexes", multiple=True, metavar="FIELD=KIND", help=f"Index a payload field of a new collection for filters; KIND is one of {', '.join(PAYLOAD_KINDS)}."),
+        click.option("--indexing-threshold", type=click.IntRange(1), metavar="KB", help="Build an HNSW graph from this many kB of vectors; below, search is exact brute force. This and all settings below are fixed when a collection is created.  [default: Qdrant's, 10000]"),
+        click.option("--m", type=click.IntRange(2), help="Links of a node of the HNSW graph.  [default: 16]"),
+        click.option("--ef-construct", type=click.IntRange(4), help="Candidates for the links of a node.  [default: 100]"),
+        click.option("--quantization", type=click.Choice(QUANTIZATIONS), help="Search a compressed copy of the vectors, then rescore what was found."),
+        click.option("--compression", metavar="HOW", help="; ".join(f"{kind}: {', '.join(how)}" for kind, how in COMPRESSIONS.items() if how) + ".  [default: the first]"),
+        click.option("--oversampling", type=click.FloatRange(1), help="How many times k a search takes from quantized vectors.  [default: 4]"),
+        click.option("--rescore/--no-rescore", default=None, help="Order those by the vectors themselves.  [default: rescore]"),
+        click.option("--datatype", type=click.Choice(DATATYPES), help="Of the stored vectors; values that it cannot hold are refused.  [default: float32]"),
+        click.option("--vectors-on-disk/--vectors-in-memory", default=None, help="Where vectors are read from.  [default: memory]"),
+        click.option("--hnsw-on-disk/--hnsw-in-memory", default=None, help="Where the graph is read from.  [default: memory]"),
+        click.option("--payload-on-disk/--payload-in-memory", default=None, help="Where payload is read from.  [default: disk]"),
+        click.option("--shards", type=click.IntRange(1), help="Into how many a collection on a server is cut.  [default: the server's]"),
+        click.option("--replication-factor", type=click.IntRange(1), help="On how many nodes of a cluster each shard stands.  [default: 1]"),
+        click.option("--write-consistency-factor", type=click.IntRange(1), help="How many replicas must confirm a write.  [default: 1]"),
+    ]  # fmt: skip
+
+    @functools.wraps(command)
+    def with_layout(*args: Any, settings: Path | None, payload_indexes: tuple[str, ...], **given: Any) -> Any:
+        layout = read_layout(settings) if settings else {}
+        layout |= {name: given.pop(name) for name in FIELDS if given.get(name) is not None}
+        layout["payload_indexes"] = layout.get("payload_indexes", {}) | _payload_indexes(payload_indexes)
+        others = {name: value for name, value in given.items() if name not in FIELDS}
+        return command(*args, layout=checked_layout(layout, "settings"), **others)
+
+    return _with(cast(F, with_layout), options)
 
 
 def corpus_options(command: F) -> F:
@@ -387,19 +425,15 @@ def compare(
 @json_option
 @home_options
 def push(
-    name: str, collection: str, alignment: str, metrics: tuple[str, ...], indexes: tuple[str, ...],
-    indexing_threshold: int | None, quantization: Any, max_rejects: int, as_json: bool, **where: Any,
+    name: str, collection: str, alignment: str, metrics: tuple[str, ...], layout: Mapping[str, Any],
+    max_rejects: int, as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
     """Push an embedding set through an alignment into Qdrant, one release per metric, and make them live.
 
     Run it again after a kill or a change of the set: only what changed is written.
     """
-    payload_indexes = _payload_indexes(indexes)
     with _home(where) as home:
-        result = home.push(
-            name, collection, alignment, metrics=metrics, payload_indexes=payload_indexes,
-            indexing_threshold=indexing_threshold, quantization=quantization,
-        )  # fmt: skip
+        result = home.push(name, collection, alignment, metrics=metrics, **layout)
     print_releases(result, as_json)
     _exit_for_rejects(result, max_rejects)
 
@@ -413,17 +447,14 @@ def push(
 @json_option
 @home_options
 def ingest(
-    corpus: Path, collection: str, alignment: str, metrics: tuple[str, ...], indexes: tuple[str, ...],
-    indexing_threshold: int | None, quantization: Any, name: str | None, format: str | None,
-    images: Path | None, max_rejects: int, as_json: bool, **where: Any,
+    corpus: Path, collection: str, alignment: str, metrics: tuple[str, ...], layout: Mapping[str, Any],
+    name: str | None, format: str | None, images: Path | None, max_rejects: int, as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
     """Encode CORPUS with the alignment's encoders and push it: one command that can be killed and repeated."""
-    payload_indexes = _payload_indexes(indexes)
     with _home(where) as home:
         result = home.ingest(
-            corpus, collection, alignment, name=name, format=format, images=images, metrics=metrics,
-            payload_indexes=payload_indexes, indexing_threshold=indexing_threshold, quantization=quantization,
-        )  # fmt: skip
+            corpus, collection, alignment, name=name, format=format, images=images, metrics=metrics, **layout
+        )
     print_releases(result, as_json)
     _exit_for_rejects(result, max_rejects)
 

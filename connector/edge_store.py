@@ -9,6 +9,7 @@ not name is what a crash left of a collection being created or dropped, and goes
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,8 +25,9 @@ from filelock import FileLock, Timeout
 from alignment.embeddings import write_durably
 from alignment.metrics import Distance
 from connector.edge_filter import to_edge
-from connector.errors import CollectionNotFoundError, StoreBusyError, StoreError
-from connector.store import OVERSAMPLING, CollectionConfig, CollectionInfo, Hit, Points, Record, Store, VectorConfig
+from connector.errors import CollectionNotFoundError, SettingsError, StoreBusyError, StoreError
+from connector.layout import COMPRESSIONS, OVERSAMPLING, Datatype, Layout
+from connector.store import CollectionConfig, CollectionInfo, Hit, Points, Record, Store, VectorConfig
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
@@ -47,6 +49,7 @@ class EdgeStore(Store):
         self.path = Path(path).absolute()
         self.url = f"edge:{self.path}"
         self._shards: dict[str, edge.EdgeShard] = {}
+        self._owner = os.getpid()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.path / ".lock")
@@ -107,6 +110,11 @@ class EdgeStore(Store):
 
     def _shard(self, name: str) -> edge.EdgeShard:
         resolved = self._resolve(name)
+        if os.getpid() != self._owner:  # the engine's threads stayed behind: it would wait for them for ever
+            raise StoreBusyError(
+                f"{self.url} was opened by the process that this one was forked from, and works in that one only; "
+                "start processes by spawning them, and open the store in one of them"
+            )
         if resolved not in self._shards:
             if not self._lock.is_locked:
                 raise StoreError(f"{self.url} is closed")
@@ -129,8 +137,18 @@ class EdgeStore(Store):
         """Return the names of all collections, sorted."""
         return sorted(self._collections)
 
+    def require_layout(self, layout: Layout) -> None:
+        """Refuse what takes several machines: the engine is one shard in this process."""
+        for field, alone in (("shards", (None, 1)), ("replication_factor", (1,)), ("write_consistency_factor", (1,))):
+            if (value := getattr(layout, field)) not in alone:
+                raise SettingsError(
+                    f"{field} {value}: Qdrant Edge is one shard in this process, with nothing to distribute it over; "
+                    "leave it out, or name a server by MODALIGN_QDRANT_URL"
+                )
+
     def create(self, name: str, config: CollectionConfig) -> None:
         """Create a collection; it exists from the moment the registry names it."""
+        self.require_layout(config)
         if name in self._collections or name in self._aliases:
             raise StoreError(f"{self.url}: collection or alias {name!r} exists")
         if not name or name in (".", "..") or FORBIDDEN & set(name):
@@ -169,6 +187,9 @@ class EdgeStore(Store):
 
     def _vectors(self, name: str) -> Mapping[str, VectorConfig]:
         return self._collections[self._resolve(name)].vectors
+
+    def _datatype(self, name: str) -> Datatype:
+        return self._collections[self._resolve(name)].datatype
 
     def _upsert(self, name: str, points: Points) -> None:
         vector_name = points.vector_name
@@ -211,11 +232,14 @@ class EdgeStore(Store):
         exact: bool = False,
         ef: int | None = None,
         with_payload: bool | Sequence[str] = True,
+        oversampling: float = OVERSAMPLING,
+        rescore: bool = True,
     ) -> list[list[Hit]]:
         """Search for each of the queries."""
         shard = self._shard(name)
         condition = to_edge(filter)
-        parameters = edge.SearchParams(exact=exact, hnsw_ef=ef, quantization=_QUANTIZED_SEARCH)
+        quantized = edge.QuantizationSearchParams(rescore=rescore, oversampling=oversampling)
+        parameters = edge.SearchParams(exact=exact, hnsw_ef=ef, quantization=quantized)
         fields = with_payload if isinstance(with_payload, bool) else list(with_payload)
         requests = [
             edge.QueryRequest(
@@ -287,8 +311,27 @@ class EdgeStore(Store):
         self._commit(self._collections, {**self._aliases, **aliases})
 
 
-_QUANTIZATION = {"scalar": edge.ScalarQuantizationConfig(edge.ScalarType.Int8, always_ram=True)}
-_QUANTIZED_SEARCH = edge.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
+# The engine's names of what layouts call `compression` and `datatype`.
+_COMPRESSION: dict[str, Any] = {
+    "one_bit": edge.BinaryQuantizationEncoding.OneBit,
+    "one_and_half_bits": edge.BinaryQuantizationEncoding.OneAndHalfBits,
+    "two_bits": edge.BinaryQuantizationEncoding.TwoBits,
+    "x4": edge.CompressionRatio.X4,
+    "x8": edge.CompressionRatio.X8,
+    "x16": edge.CompressionRatio.X16,
+    "x32": edge.CompressionRatio.X32,
+    "x64": edge.CompressionRatio.X64,
+    "bits1": edge.TurboQuantBitSize.Bits1,
+    "bits1_5": edge.TurboQuantBitSize.Bits1_5,
+    "bits2": edge.TurboQuantBitSize.Bits2,
+    "bits4": edge.TurboQuantBitSize.Bits4,
+    "bits8": edge.TurboQuantBitSize.Bits8,
+}
+_DATATYPE = {
+    "float32": edge.VectorStorageDatatype.Float32,
+    "float16": edge.VectorStorageDatatype.Float16,
+    "uint8": edge.VectorStorageDatatype.Uint8,
+}
 _SCHEMA = {
     "keyword": edge.PayloadSchemaType.Keyword,
     "integer": edge.PayloadSchemaType.Integer,
@@ -303,17 +346,40 @@ def _config(raw: dict[str, Any]) -> CollectionConfig:
 
 
 def _edge_config(config: CollectionConfig) -> edge.EdgeConfig:
+    memory = {True: edge.Memory.Cold, False: edge.Memory.Cached}
     return edge.EdgeConfig(
         vectors={
-            name: edge.EdgeVectorParams(size=vector.dim, distance=getattr(edge.Distance, vector.distance.value))
+            name: edge.EdgeVectorParams(
+                size=vector.dim,
+                distance=getattr(edge.Distance, vector.distance.value),
+                datatype=_DATATYPE[config.datatype],
+                memory=memory[config.vectors_on_disk],
+            )
             for name, vector in config.vectors.items()
         },
         hnsw_config=edge.HnswIndexConfig(
-            m=config.m, ef_construct=config.ef_construct, full_scan_threshold=config.indexing_threshold
+            m=config.m,
+            ef_construct=config.ef_construct,
+            full_scan_threshold=config.indexing_threshold,
+            memory=memory[config.hnsw_on_disk],
         ),
         optimizers=edge.EdgeOptimizersConfig(indexing_threshold=config.indexing_threshold),
-        quantization_config=_QUANTIZATION[config.quantization] if config.quantization else None,
+        quantization_config=_quantization(config),
+        payload_memory=memory[config.payload_on_disk],
     )
+
+
+def _quantization(layout: Layout) -> Any:
+    if layout.quantization is None:
+        return None
+    if layout.quantization == "scalar":
+        return edge.ScalarQuantizationConfig(edge.ScalarType.Int8, always_ram=True)
+    compression = _COMPRESSION[layout.compression or COMPRESSIONS[layout.quantization][0]]
+    if layout.quantization == "binary":
+        return edge.BinaryQuantizationConfig(always_ram=True, encoding=compression)
+    if layout.quantization == "product":
+        return edge.ProductQuantizationConfig(compression, always_ram=True)
+    return edge.TurboQuantQuantizationConfig(always_ram=True, bits=compression)
 
 
 def _record(point: Any, vector_name: str | None) -> Record:

@@ -10,11 +10,17 @@ ModalignError                       (alignment.errors)
     ├── StoreError                  Qdrant refused or failed
     │   ├── StoreUnavailableError   ... for now: unreachable, overloaded, timed out. Worth another try
     │   ├── StoreBusyError          ... because another process owns it
+    │   ├── RequestRefusedError     ... because the request is wrong (400, 422)
+    │   ├── RequestTooLargeError    ... because its body is too large (413)
+    │   ├── PointsRefusedError      ... some points of a batch; it says which and why. The others are written
     │   └── CollectionNotFoundError
     ├── FilterError                 a filter that is not valid
     ├── MismatchError               two things that must agree do not: fail closed, never a bad result
     └── RequirementError            an audit requirement that cannot be read
 """
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from alignment.errors import ModalignError
 
@@ -48,11 +54,47 @@ class StoreError(ConnectorError):
 
 
 class StoreUnavailableError(StoreError):
-    """Qdrant cannot be reached, is overloaded or timed out; trying again may help."""
+    """Qdrant cannot be reached, is overloaded or timed out; trying again may help.
+
+    Attributes:
+        retry_after: seconds that the server asks to wait; None: it does not say.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None):
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class StoreBusyError(StoreError):
     """The embedded store belongs to another process."""
+
+
+class RequestRefusedError(StoreError):
+    """Qdrant calls a request wrong. Of a batch of points, one may be at fault."""
+
+
+class RequestTooLargeError(StoreError):
+    """The body of a request is larger than the server, or a proxy before it, takes."""
+
+
+class Refusal(NamedTuple):
+    """Why one point was refused: a short name that can be counted, and what exactly was wrong, for people."""
+
+    reason: str
+    detail: str
+
+
+class PointsRefusedError(StoreError):
+    """Some points of a batch were refused; all others are written.
+
+    Attributes:
+        refused: why, by the row in the batch.
+    """
+
+    def __init__(self, where: str, refused: Mapping[int, Refusal]):
+        row, first = next(iter(sorted(refused.items())))
+        super().__init__(f"{where}: {len(refused)} points were refused, the first is row {row}: {first.detail}")
+        self.refused = dict(refused)
 
 
 class CollectionNotFoundError(StoreError):

@@ -17,8 +17,8 @@ from alignment.embeddings import MODALITIES, Modality, new_directory, write_dura
 from alignment.errors import ExportError
 from alignment.export import ALIGNED, BATCH, INPUT, OFFSET, OPSET, Graph, export
 from alignment.metrics import OTHER, Guarantee, Metric, Rescored
+from connector.layout import OVERSAMPLING
 from connector.release import alias_name, lower
-from connector.store import OVERSAMPLING
 
 REQUEST, EXAMPLE = "request.json", "example.py"
 FORMAT = 1
@@ -57,6 +57,7 @@ class Target:
         name: of the alignment.
         collection: what people say; None leaves a placeholder in the requests.
         hnsw_ef: how far searches walk the graph of the release; None: Qdrant's own.
+        oversampling, rescore: how the release is searched if it is quantized.
     """
 
     name: str
@@ -64,6 +65,8 @@ class Target:
     metric: Metric
     collection: str | None = None
     hnsw_ef: int | None = None
+    oversampling: float = OVERSAMPLING
+    rescore: bool = True
 
 
 def write(path: Path, target: Target) -> list[Graph]:
@@ -142,7 +145,11 @@ def _request(target: Target, modality: Modality, limit: int) -> dict[str, Any]:
             "query": "{vector}",
             "using": OTHER[modality],
             "limit": limit,
-            "params": {"exact": False, **walk, "quantization": {"rescore": True, "oversampling": OVERSAMPLING}},
+            "params": {
+                "exact": False,
+                **walk,
+                "quantization": {"rescore": target.rescore, "oversampling": target.oversampling},
+            },
             "with_payload": True,
         },
     }

@@ -38,7 +38,7 @@ from connector.push import push
 from connector.release import Release, lower, open_release, require_encoder
 from connector.search import Retriever
 from connector.settings import Settings, checked_name
-from connector.store import PayloadKind, Quantization, Store, open_store
+from connector.store import Store, open_store
 from connector.vector_files import open_vectors
 
 
@@ -70,10 +70,13 @@ def _sole_fit(name: str, path: Path) -> Iterator[None]:
         raise AlignmentError(
             f"another process is fitting alignment {name}; wait for it, or name another one with --alignment"
         ) from None
-    with lock:
+    try:
         if path.exists():
             raise AlignmentError(f"alignment {name} exists at {path}; name another one with --alignment")
         yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 class Home:
@@ -281,11 +284,12 @@ class Home:
         alignment: str,
         *,
         metrics: Sequence[str] = (),
-        payload_indexes: Mapping[str, PayloadKind] | None = None,
-        indexing_threshold: int | None = None,
-        quantization: Quantization | None = None,
+        **layout: Any,
     ) -> Result:
-        """Push the embedding set `name` into `collection`, one release a metric; default: the alignment's metrics."""
+        """Push the embedding set `name` into `collection`, one release a metric; default: the alignment's metrics.
+
+        `layout` are fields of `connector.layout.Layout`.
+        """
         parameters = {"set": name, "into": collection, "alignment": alignment, "metrics": list(metrics)}
         with self.provenance.run("push", parameters) as run:
             checked_name(collection, "collection")
@@ -297,9 +301,7 @@ class Home:
                 alignment_name=alignment,
                 collection=collection,
                 metrics=self._metrics(loaded, metrics),
-                payload_indexes=payload_indexes,
-                indexing_threshold=indexing_threshold,
-                quantization=quantization,
+                **layout,
             )
         return Result(run.id, run.counts, made)
 
@@ -336,13 +338,11 @@ class Home:
         format: str | None = None,
         images: Path | None = None,
         metrics: Sequence[str] = (),
-        payload_indexes: Mapping[str, PayloadKind] | None = None,
-        indexing_threshold: int | None = None,
-        quantization: Quantization | None = None,
+        **layout: Any,
     ) -> Result:
         """Encode a corpus with the alignment's own encoders and push it, in one run.
 
-        The embedding set is called `name`, or like the collection.
+        The embedding set is called `name`, or like the collection. `layout` are fields of `connector.layout.Layout`.
         """
         parameters = {
             "corpus": str(corpus), "format": format, "images": images and str(images), "set": name or collection,
@@ -366,9 +366,7 @@ class Home:
                 alignment_name=alignment,
                 collection=collection,
                 metrics=chosen,
-                payload_indexes=payload_indexes,
-                indexing_threshold=indexing_threshold,
-                quantization=quantization,
+                **layout,
             )
         return Result(run.id, run.counts, releases)
 
@@ -397,7 +395,7 @@ class Home:
                         f"release {release.name} was written with alignment {release.alignment.fingerprint[:12]}, "
                         f"{alignment} is {target.alignment.fingerprint[:12]}; export the first, or push with the second"
                     )
-                target = replace(target, collection=collection, hnsw_ef=release.hnsw_ef)
+                target = replace(target, collection=collection, hnsw_ef=release.hnsw_ef, **release.quantized_search)
             graphs = write(Path(to), target)
             run.counts["graphs"] = len(graphs)
         return Result(run.id, run.counts, graphs)

@@ -21,8 +21,9 @@ from alignment.errors import ModalignError
 from alignment.metrics import Guarantee, Lowering, Metric
 from alignment.vectors import FloatArray, faults
 from connector.candidates import ALIGNED, packed, require_finite
-from connector.errors import MismatchError, ProvenanceError, StoreError
+from connector.errors import MismatchError, PointsRefusedError, ProvenanceError, Refusal, StoreError
 from connector.items import Reject
+from connector.layout import Layout, PayloadKind, checked_layout
 from connector.models import ReleaseRow, now
 from connector.progress import Advance
 from connector.provenance import Provenance, Run
@@ -36,7 +37,7 @@ from connector.release import (
     require_chain,
     require_encoder,
 )
-from connector.store import CollectionConfig, PayloadKind, Points, Quantization, Store, VectorConfig
+from connector.store import CollectionConfig, Points, Store, VectorConfig
 from connector.tuning import sample, tune
 
 NAMESPACE = UUID("6f1d3f0e-6c86-5a49-9d0c-0f3d8a7c1b52")
@@ -103,16 +104,18 @@ def push(
     store: Store,
     provenance: Provenance,
     run: Run,
-    payload_indexes: Mapping[str, PayloadKind] | None = None,
-    indexing_threshold: int | None = None,
-    quantization: Quantization | None = None,
     advance: Advance = lambda count: None,
+    **layout: Any,
 ) -> list[Release]:
     """Write `embedding_set` into one release per metric, verify them and make them live.
 
-    Counts `written`, `unchanged` and `rejected` in `run`, over all releases. Running it again writes nothing.
+    Counts `written`, `unchanged` and `rejected` in `run`, over all releases. Running it again writes nothing but the
+    batches of which Qdrant refused points.
+
+    `layout` are fields of `connector.layout.Layout`: of new collections, and required of those that exist.
 
     Raises:
+        SettingsError: settings that cannot be meant, or that the store has not.
         MetricError: the alignment holds no parameters for a metric.
         WeightsError: those that it holds are damaged or have diverged.
         VectorError: a metric cannot take the aligned vectors, such as signed ones under `chi2(map=l1)`.
@@ -123,11 +126,8 @@ def push(
     """
     for modality, card in embedding_set.card.encoders.items():
         require_encoder(alignment, modality, card, f"embedding set {embedding_set.path}")
-    asked: dict[str, Any] = {"payload_indexes": dict(payload_indexes or {})}
-    if indexing_threshold is not None:
-        asked["indexing_threshold"] = indexing_threshold
-    if quantization is not None:
-        asked["quantization"] = quantization
+    asked = {"payload_indexes": {}, **checked_layout(layout)}
+    store.require_layout(Layout(**asked))
     lowered = [
         (metric, lower(alignment, metric)) for metric in dict.fromkeys(metrics)
     ]  # all of them, before anything is written
@@ -236,7 +236,8 @@ def _take_back(targets: Sequence[_Target], store: Store, provenance: Provenance)
 def _require_settings(row: ReleaseRow, asked: dict[str, Any]) -> None:
     """Refuse settings that an existing collection does not have: it was laid out when it was created."""
     layout = layout_of(row)
-    found = {**layout, "payload_indexes": dict(layout["payload_indexes"])}
+    # A release from before there was a setting has what collections had then, which is the default.
+    found = {**asdict(Layout()), **layout, "payload_indexes": dict(layout["payload_indexes"])}
     wanted = {**found, **asked, "payload_indexes": {**found["payload_indexes"], **asked["payload_indexes"]}}
     for name, value in wanted.items():
         if found.get(name) != value:
@@ -305,21 +306,35 @@ class _Writer:
                 self.run.counts["unchanged"] += len(ids)
             else:
                 lowered.append((target, _lowered(target.release, rows.modality, vectors)))
+        refusals: dict[int, Refusal] = {}
+        written_points = 0
         for target, stored in lowered:  # no release is written to unless all can be
             if refused:  # an older point of a row that can no longer be written would be found for what it was
                 self.store.delete(target.release.name, refused)
+            kept = len(ids)
             if ids:
                 written = payloads
                 if target.release.guarantee is not Guarantee.EXACT:  # what rescoring needs
                     written = [{**p, ALIGNED: packed(v)} for p, v in zip(payloads, vectors, strict=True)]
-                self.store.upsert(target.release.name, Points(rows.modality, ids, stored, written))
+                try:
+                    self.store.upsert(target.release.name, Points(rows.modality, ids, stored, written))
+                except PointsRefusedError as error:
+                    refusals = {**error.refused, **refusals}
+                    self.store.delete(target.release.name, [ids[row] for row in error.refused])
+                    kept -= len(error.refused)
             if not target.changed:  # known before the ledger knows: whoever goes on after a crash has to tune
                 target.changed = True
                 target.release.row.settings = {**target.release.row.settings, UNTUNED: True}
                 self.provenance.save(target.release.row)
-            target.pending[place] = (digest, len(ids))
-            self.run.counts["written"] += len(ids)
-        return len(ids) * len(targets)
+            target.pending[place] = (digest, kept)
+            self.run.counts["written"] += kept
+            written_points += kept
+        positions = {key: place[1] + row + 1 for row, key in enumerate(rows.keys)}
+        for row, refusal in sorted(refusals.items()):
+            key = sound.keys[row]
+            source = str(self.embedding_set.path / place[0])
+            self.run.reject(Reject(source, positions[key], "write", *refusal, key, rows.modality))
+        return written_points
 
     def _project(self, place: Place, rows: Rows) -> tuple[Rows, FloatArray, list[dict[str, Any]]]:
         """Return the rows that can be stored, their aligned vectors and their payloads; refuse the others."""

@@ -1,151 +1,186 @@
-"""Qdrant as a server. The only importer of qdrant_client's client."""
+"""Qdrant as a server or a cluster, over REST or gRPC."""
 
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
 
-import httpx
 import numpy as np
 import numpy.typing as npt
-import stamina
-from pydantic import ValidationError
-from qdrant_client import QdrantClient, models
-from qdrant_client.common.client_exceptions import QdrantException
-from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
+from qdrant_client import models
 
 from alignment.metrics import Distance
-from connector.errors import CollectionNotFoundError, SettingsError, StoreError, StoreUnavailableError
-from connector.settings import redacted
-from connector.store import OVERSAMPLING, CollectionConfig, CollectionInfo, Hit, Points, Record, Store, VectorConfig
-
-T = TypeVar("T")
+from connector.errors import (
+    CollectionNotFoundError,
+    PointsRefusedError,
+    Refusal,
+    RequestRefusedError,
+    RequestTooLargeError,
+    SettingsError,
+    StoreError,
+    StoreUnavailableError,
+)
+from connector.layout import COMPRESSIONS, OVERSAMPLING, Datatype, Layout
+from connector.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, Patience, connected
+from connector.settings import REQUEST_SECONDS
+from connector.store import CollectionConfig, CollectionInfo, Hit, Points, Record, Store, VectorConfig
 
 OLDEST_SERVER = (1, 16)  # collection metadata
-REQUEST_SECONDS = 60
-ATTEMPTS, LONGEST_RETRYING = 5, 60.0
+NEWEST_MAJOR = 1  # the client's; another one may mean other things by the same requests
+WITH_TURBO = (1, 18)
+# A request: so many points keep the server's threads busy, and so many bytes stay well below the 32 MB that it takes.
+REQUEST_POINTS = 128
+REQUEST_BYTES = 8 << 20
+NUMBER_BYTES = 25  # of a float32 written as JSON, at most: a sign, 17 digits, a point, an exponent, a comma
+POINT_BYTES = 128  # an id and what stands around it
+UPLOADS = 4
+# So many points that are refused for one and the same reason are no bad points: the request is wrong.
+ALIKE = 16
 INDEX_SECONDS = 3600.0
 POLL_SECONDS = 0.5
 STABLE_POLLS = 3
-TRANSIENT_STATUS = frozenset((408, 429, 500, 502, 503, 504))
 
 
 class QdrantStore(Store):
-    """A Qdrant server, through a `QdrantClient`."""
+    """A Qdrant server, through a connection.
 
-    def __init__(self, client: QdrantClient, url: str):
-        self._client = client
-        self.url = redacted(url)
-        self._known_vectors: dict[str, Mapping[str, VectorConfig]] = {}
+    Args:
+        connection: a client and its URL.
+        uploads: how many requests of one batch are under way at once.
+    """
+
+    def __init__(self, connection: Connection, *, uploads: int = UPLOADS):
+        self._connection = connection
+        self._client, self._call = connection.client, connection.call
+        self.url = self._connection.url
+        self._known: dict[str, models.CollectionInfo] = {}
+        self._request_bytes = REQUEST_BYTES
+        self._uploads = ThreadPoolExecutor(uploads, thread_name_prefix="upload")
 
     @classmethod
-    def connect(cls, url: str, *, api_key: str | None = None) -> Self:
+    def connect(
+        cls,
+        url: str,
+        *,
+        api_key: str | None = None,
+        ca_file: Path | None = None,
+        timeout: int = REQUEST_SECONDS,
+        patience: Patience = Patience(),
+        uploads: int = UPLOADS,
+    ) -> Self:
         """Connect to the server at `url`.
 
+        Args:
+            url: `http(s)://HOST:PORT` for REST, `grpc(s)://HOST:PORT` for gRPC.
+            api_key: of the server.
+            ca_file: PEM file of the authority to trust instead of the system's.
+            timeout: seconds a request may take.
+            patience: how failed requests are tried again.
+            uploads: how many requests of one batch are under way at once.
+
         Raises:
-            SettingsError: the URL cannot be meant.
-            StoreUnavailableError: it cannot be reached.
-            StoreError: it refuses the key, is older than 1.16, or is no Qdrant.
+            SettingsError: the URL, the key or the file cannot be meant.
+            StoreUnavailableError: the server cannot be reached.
+            StoreError: it refuses the key, has another version than is needed, or is no Qdrant.
         """
+        first = replace(patience, attempts=min(patience.attempts, ATTEMPTS_TO_CONNECT))
+        connection = connected(url, api_key=api_key, ca_file=ca_file, timeout=timeout, patience=first)
+        store = cls(connection, uploads=uploads)
         try:
-            client = QdrantClient(url=url, api_key=api_key, timeout=REQUEST_SECONDS, check_compatibility=False)
-        except ValueError:  # its text may hold the URL with the password in it
-            raise SettingsError(f"store {redacted(url)!r}: expected http(s)://HOST:PORT") from None
-        store = cls(client, url)
-        try:
-            store._require_version(store._call(client.info).version)
+            store._require_version(connection.call(connection.client.info).version)
         except BaseException:
-            client.close()
+            store.close()
             raise
+        connection.patience = patience
         return store
 
     def _require_version(self, found: str) -> None:
         oldest = ".".join(map(str, OLDEST_SERVER))
-        version = re.match(r"(\d+)\.(\d+)", found)
-        if version is None or tuple(map(int, version.groups())) < OLDEST_SERVER:
+        match = re.match(r"(\d+)\.(\d+)", found)
+        version = (int(match[1]), int(match[2])) if match else (0, 0)
+        if version < OLDEST_SERVER:
             raise StoreError(f"{self.url}: expected Qdrant {oldest} or newer, got {found}; upgrade the server")
-
-    def _call(self, operation: Callable[..., T], *args: Any, **options: Any) -> T:
-        """Call the client, translate its errors, and try again what may pass."""
-        for attempt in stamina.retry_context(on=StoreUnavailableError, attempts=ATTEMPTS, timeout=LONGEST_RETRYING):
-            with attempt:
-                return self._translated(operation, *args, **options)
-        raise AssertionError("unreachable: the last attempt raises")
-
-    def _translated(self, operation: Callable[..., T], *args: Any, **options: Any) -> T:
-        """The one boundary at which the client's errors become ours, most specific first."""
-        try:
-            return operation(*args, **options)
-        except UnexpectedResponse as error:
-            content = error.content.decode(errors="replace")[:500]
-            message = f"{self.url} answered {error.status_code}: {content}"
-            if error.status_code in TRANSIENT_STATUS:
-                raise StoreUnavailableError(message) from error
-            if error.status_code == 404:
-                raise CollectionNotFoundError(message) from error
-            if error.status_code in (401, 403):
-                message += "; check MODALIGN_QDRANT_API_KEY"
-            raise StoreError(message) from error
-        except (ResponseHandlingException, httpx.TransportError) as error:
-            if isinstance(error, ResponseHandlingException) and isinstance(error.source, ValidationError):
-                raise StoreError(self._no_qdrant(error)) from error
-            raise StoreUnavailableError(
-                f"{self.url} cannot be reached: {error}; check that it runs and that MODALIGN_QDRANT_URL names it"
-            ) from error
-        except QdrantException as error:
-            # 429 with the header Retry-After, and the client's complaint about one that names a date
-            raise StoreUnavailableError(f"{self.url} asks for fewer requests: {error}") from error
-        except ApiException as error:
-            raise StoreError(f"{self.url}: {error}") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, AssertionError) as error:
-            # the client asserts that an answer holds a result
-            raise StoreError(self._no_qdrant(error)) from error
-        except ValueError as error:  # the client's word for bad arguments and, in memory, for missing collections
-            if "not found" in str(error):
-                raise CollectionNotFoundError(f"{self.url}: {error}") from error
-            raise StoreError(f"{self.url}: {error}") from error
-
-    def _no_qdrant(self, error: Exception) -> str:
-        return f"{self.url} did not answer as Qdrant does ({error}); check that MODALIGN_QDRANT_URL names its HTTP port"
+        if version[0] > NEWEST_MAJOR:
+            raise StoreError(f"{self.url}: expected Qdrant {NEWEST_MAJOR}.x, got {found}; upgrade modalign")
+        self._connection.version = version
 
     def close(self) -> None:
         """Close the connection."""
+        self._uploads.shutdown()
         self._client.close()
 
     def collections(self) -> list[str]:
         """Return the names of all collections, sorted."""
         return sorted(c.name for c in self._call(self._client.get_collections).collections)
 
+    def require_layout(self, layout: Layout) -> None:
+        """Refuse what the server is too old for."""
+        version = self._connection.version
+        if layout.quantization == "turbo" and version is not None and version < WITH_TURBO:
+            needed, found = (".".join(map(str, each)) for each in (WITH_TURBO, version))
+            raise SettingsError(
+                f"quantization turbo: expected Qdrant {needed} or newer, {self.url} is {found}; upgrade the server or "
+                "choose another quantization"
+            )
+
     def create(self, name: str, config: CollectionConfig) -> None:
         """Create a collection and its payload indexes before there is data to index."""
+        self.require_layout(config)
         if self._call(self._client.collection_exists, name):
             raise StoreError(f"{self.url}: collection {name!r} exists")
-        self._call(
-            self._client.create_collection,
-            name,
-            vectors_config={
-                vector_name: models.VectorParams(size=vector.dim, distance=models.Distance(vector.distance.value))
-                for vector_name, vector in config.vectors.items()
-            },
-            hnsw_config=models.HnswConfigDiff(
-                m=config.m, ef_construct=config.ef_construct, full_scan_threshold=max(10, config.indexing_threshold)
-            ),
-            optimizers_config=models.OptimizersConfigDiff(indexing_threshold=config.indexing_threshold),
-            quantization_config=_QUANTIZATION[config.quantization] if config.quantization else None,
-            metadata=dict(config.metadata),
-        )
+        try:
+            self._call(
+                self._client.create_collection,
+                name,
+                vectors_config={
+                    vector_name: models.VectorParams(
+                        size=vector.dim,
+                        distance=models.Distance(vector.distance.value),
+                        datatype=models.Datatype(config.datatype),
+                        on_disk=config.vectors_on_disk,
+                    )
+                    for vector_name, vector in config.vectors.items()
+                },
+                hnsw_config=models.HnswConfigDiff(
+                    m=config.m,
+                    ef_construct=config.ef_construct,
+                    full_scan_threshold=max(10, config.indexing_threshold),
+                    on_disk=config.hnsw_on_disk,
+                ),
+                optimizers_config=models.OptimizersConfigDiff(indexing_threshold=config.indexing_threshold),
+                quantization_config=_quantization(config),
+                on_disk_payload=config.payload_on_disk,
+                shard_number=config.shards,
+                replication_factor=config.replication_factor,
+                write_consistency_factor=config.write_consistency_factor,
+                metadata=dict(config.metadata),
+            )
+        except StoreError:
+            if not self._is(name, config):
+                raise  # else an earlier attempt made it, and only its answer was lost
         try:
             for field, kind in config.payload_indexes.items():
                 schema = models.PayloadSchemaType(kind)
-                self._call(self._client.create_payload_index, name, field_name=field, field_schema=schema)
+                self._call(self._client.create_payload_index, name, field_name=field, field_schema=schema, wait=True)
         except BaseException:
             self.drop(name)
             raise
 
+    def _is(self, name: str, config: CollectionConfig) -> bool:
+        """Whether there is a collection with the vectors and the metadata of `config`, and without points."""
+        try:
+            info = self.describe(name)
+        except StoreError:
+            return False
+        return (info.name, info.vectors, info.metadata, info.points) == (name, config.vectors, config.metadata, 0)
+
     def drop(self, name: str) -> None:
         """Delete a collection; the server removes its aliases with it."""
-        self._known_vectors.pop(name, None)
+        self._known.pop(name, None)
         targets = [alias for alias, target in self.aliases().items() if target == name]
         if targets:
             self._change_aliases([_delete_alias(alias) for alias in targets])
@@ -165,22 +200,79 @@ class QdrantStore(Store):
         )
 
     def _vectors(self, name: str) -> Mapping[str, VectorConfig]:
-        if name not in self._known_vectors:
-            self._known_vectors[name] = _named_vectors(self._call(self._client.get_collection, name))
-        return self._known_vectors[name]
+        return _named_vectors(self._laid_out(name))
+
+    def _datatype(self, name: str) -> Datatype:
+        vectors = self._laid_out(name).config.params.vectors
+        named = list(vectors.values()) if isinstance(vectors, dict) else [vectors]
+        return _DATATYPES.get(named[0].datatype if named and named[0] else None, "float32")
+
+    def _laid_out(self, name: str) -> models.CollectionInfo:
+        if name not in self._known:
+            self._known[name] = self._call(self._client.get_collection, name)
+        return self._known[name]
 
     def _upsert(self, name: str, points: Points) -> None:
-        batch = models.Batch(
-            ids=list(points.ids),
-            vectors={points.vector_name: points.vectors.tolist()},
-            payloads=list(points.payloads),
-        )
-        result = self._call(self._client.upsert, name, points=batch, wait=True)
-        self._require_completed(result, f"write to collection {name}")
+        """Write points in several requests at once; only what the server calls completed is written."""
+        refused: dict[int, Refusal] = {}
+        for found in self._uploads.map(lambda rows: self._write(name, points, rows), self._requests(points)):
+            refused |= found
+        if len(refused) == len(points.ids) >= ALIKE and len(set(refused.values())) == 1:
+            raise RequestRefusedError(next(iter(refused.values())).detail)
+        if refused:
+            raise PointsRefusedError(f"collection {name}", refused)
 
-    def _require_completed(self, result: models.UpdateResult, what: str) -> None:
-        if result.status != models.UpdateStatus.COMPLETED:
-            raise StoreUnavailableError(f"{self.url} did not complete to {what}: {result.status.value}")
+    def _requests(self, points: Points) -> Iterator[range]:
+        """Cut the rows of a batch into requests that are small enough."""
+        start, size = 0, 0
+        for row in range(len(points.ids)):
+            weight = self._weight(points, row)
+            if row > start and (size + weight > self._request_bytes or row - start == REQUEST_POINTS):
+                yield range(start, row)
+                start, size = row, 0
+            size += weight
+        yield range(start, len(points.ids))
+
+    def _weight(self, points: Points, row: int) -> int:
+        """Bytes of a point in a request, at most: json.dumps writes escapes, which are longer than UTF-8."""
+        number = points.vectors.itemsize if self._connection.grpc else NUMBER_BYTES
+        return POINT_BYTES + int(points.vectors.shape[1]) * number + len(json.dumps(points.payloads[row]))
+
+    def _write(self, name: str, points: Points, rows: range) -> dict[int, Refusal]:
+        """Write the points at `rows`, in halves if the server refuses them together; return what it refuses alone.
+
+        Every half ends written or refused for itself, so that a point at fault takes no other with it.
+        """
+        part = points.take(rows)
+        batch = models.Batch(
+            ids=list(part.ids),
+            vectors={part.vector_name: part.vectors.tolist()},
+            payloads=list(part.payloads),
+        )
+        try:
+            self._complete(f"write to collection {name}", self._client.upsert, name, points=batch)
+        except RequestTooLargeError as error:
+            if len(rows) == 1:
+                return {rows[0]: Refusal("too-large", str(error))}
+            half = sum(self._weight(points, row) for row in rows) // 2
+            self._request_bytes = min(self._request_bytes, half)  # the next batch is cut before it is sent
+        except RequestRefusedError as error:
+            if len(rows) == 1:
+                return {rows[0]: Refusal("refused-by-qdrant", str(error))}
+        else:
+            return {}
+        middle = len(rows) // 2
+        return self._write(name, points, rows[:middle]) | self._write(name, points, rows[middle:])
+
+    def _complete(self, what: str, operation: Any, name: str, **options: Any) -> None:
+        """Change points and wait until it is done: what was only acknowledged, or timed out, may still be lost."""
+
+        def change() -> None:
+            result = operation(name, wait=True, **options)
+            if result.status != models.UpdateStatus.COMPLETED:
+                raise StoreUnavailableError(f"{self.url} did not complete to {what}: {result.status.value}")
+
+        self._call(change)
 
     def flush(self, name: str) -> None:
         """Do nothing: the server acknowledges what stands in its write-ahead log."""
@@ -190,8 +282,7 @@ class QdrantStore(Store):
         if not ids:  # the server refuses a request without points
             return
         selector = models.PointIdsList(points=list(ids))
-        result = self._call(self._client.delete, name, points_selector=selector, wait=True)
-        self._require_completed(result, f"delete from collection {name}")
+        self._complete(f"delete from collection {name}", self._client.delete, name, points_selector=selector)
 
     def retrieve(self, name: str, ids: Sequence[str], *, vector_name: str | None = None) -> list[Record]:
         """Return the points with these ids."""
@@ -210,16 +301,19 @@ class QdrantStore(Store):
         exact: bool = False,
         ef: int | None = None,
         with_payload: bool | Sequence[str] = True,
+        oversampling: float = OVERSAMPLING,
+        rescore: bool = True,
     ) -> list[list[Hit]]:
         """Search for each of the queries in one request."""
         fields = with_payload if isinstance(with_payload, bool) else list(with_payload)
+        quantized = models.QuantizationSearchParams(rescore=rescore, oversampling=oversampling)
         requests = [
             models.QueryRequest(
                 query=query,
                 using=vector_name,
                 filter=filter,
                 limit=k,
-                params=models.SearchParams(exact=exact, hnsw_ef=ef, quantization=_QUANTIZED_SEARCH),
+                params=models.SearchParams(exact=exact, hnsw_ef=ef, quantization=quantized),
                 with_payload=fields,
             )
             for query in queries.tolist()
@@ -253,14 +347,15 @@ class QdrantStore(Store):
         return self._call(self._client.count, name, count_filter=filter, exact=True).count
 
     def ready(self, name: str) -> CollectionInfo:
-        """Wait until the server has nothing left to optimise over several polls."""
+        """Wait until the server has nothing left to optimise over several polls in a row."""
         deadline = time.monotonic() + INDEX_SECONDS
         stable = 0
         while stable < STABLE_POLLS:
             info = self._call(self._client.get_collection, name)
             if info.optimizer_status != models.OptimizersStatusOneOf.OK:
                 raise StoreError(f"{self.url}: the optimizer of collection {name} failed: {info.optimizer_status}")
-            stable = stable + 1 if info.status == models.CollectionStatus.GREEN else 0
+            left = self._left(name, info)
+            stable = 0 if left else stable + 1
             if info.status == models.CollectionStatus.GREY:
                 # Grey means paused until the next update; an empty one wakes the optimizer.
                 wake = models.OptimizersConfigDiff()
@@ -268,11 +363,26 @@ class QdrantStore(Store):
             if stable < STABLE_POLLS:
                 if time.monotonic() > deadline:
                     raise StoreUnavailableError(
-                        f"{self.url}: collection {name} was not indexed within {INDEX_SECONDS:.0f} s (status "
-                        f"{info.status.value}); it goes on, run the same command again later"
+                        f"{self.url}: collection {name} was not indexed within {INDEX_SECONDS:.0f} s ({left}); it goes "
+                        "on, run the same command again later"
                     )
                 time.sleep(POLL_SECONDS)
         return self.describe(name)
+
+    def _left(self, name: str, info: models.CollectionInfo) -> str:
+        """Say what the server has still to do, as far as it tells; empty: nothing."""
+        if info.status != models.CollectionStatus.GREEN:
+            return f"status {info.status.value}"
+        if (queue := info.update_queue) and (queue.length or queue.deferred_points):
+            return f"{queue.length} updates queued, {queue.deferred_points or 0} points deferred"
+        if not self._connection.grpc:  # gRPC has no such request
+            try:
+                at_work = self._call(self._client.get_optimizations, name)
+            except (CollectionNotFoundError, NotImplementedError):  # nor has an older server, or one in memory
+                return ""
+            if at_work.running or at_work.summary.queued_optimizations:
+                return f"{len(at_work.running)} optimizations running, {at_work.summary.queued_optimizations} queued"
+        return ""
 
     def aliases(self) -> dict[str, str]:
         """Return `{alias: collection}`."""
@@ -296,18 +406,31 @@ class QdrantStore(Store):
         self._change_aliases(actions)
 
     def _change_aliases(self, actions: Sequence[models.AliasOperations]) -> None:
-        self._known_vectors.clear()
+        self._known.clear()
         self._call(self._client.update_collection_aliases, change_aliases_operations=list(actions))
 
 
-_QUANTIZATION = {
-    "scalar": models.ScalarQuantization(
-        scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
-    )
+_DATATYPES: dict[models.Datatype | None, Datatype] = {
+    models.Datatype.FLOAT16: "float16",
+    models.Datatype.UINT8: "uint8",
 }
 
 
-_QUANTIZED_SEARCH = models.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
+def _quantization(layout: Layout) -> models.QuantizationConfig | None:
+    if layout.quantization is None:
+        return None
+    if layout.quantization == "scalar":
+        scalar = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
+        return models.ScalarQuantization(scalar=scalar)
+    compression = layout.compression or COMPRESSIONS[layout.quantization][0]
+    if layout.quantization == "binary":
+        encoding = models.BinaryQuantizationEncoding(compression)
+        return models.BinaryQuantization(binary=models.BinaryQuantizationConfig(always_ram=True, encoding=encoding))
+    if layout.quantization == "product":
+        ratio = models.CompressionRatio(compression)
+        return models.ProductQuantization(product=models.ProductQuantizationConfig(always_ram=True, compression=ratio))
+    bits = models.TurboQuantBitSize(compression)
+    return models.TurboQuantization(turbo=models.TurboQuantQuantizationConfig(always_ram=True, bits=bits))
 
 
 def _delete_alias(alias: str) -> models.DeleteAliasOperation:

@@ -20,6 +20,7 @@ from alignment.artifact import Alignment
 from alignment.embeddings import MODALITIES, EncoderCard, Modality
 from alignment.metrics import Guarantee, Lowering, Metric, parse
 from connector.errors import CollectionNotFoundError, MismatchError
+from connector.layout import Layout
 from connector.models import ReleaseRow
 from connector.provenance import Provenance
 from connector.settings import checked_name
@@ -70,6 +71,11 @@ class Release:
     def hnsw_ef(self) -> int | None:
         """`hnsw_ef` of searches; None: Qdrant's own."""
         return self.tuned.hnsw_ef if self.tuned else None
+
+    @property
+    def quantized_search(self) -> dict[str, Any]:
+        """How a quantized release is searched: `oversampling` and `rescore`, as it was laid out."""
+        return {name: self.row.settings.get(name, getattr(Layout(), name)) for name in ("oversampling", "rescore")}
 
 
 def lower(alignment: Alignment, metric: Metric, *, device: str = "auto") -> dict[Modality, Lowering]:

@@ -11,6 +11,7 @@ from connector.errors import SettingsError
 
 # Up to the last @: a password may hold a slash or an @, and a text that hides too much does no harm.
 PASSWORD = re.compile(r"(://[^:/@\s]*):\S*@")
+REQUEST_SECONDS = 60
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -20,10 +21,12 @@ class Settings:
 
     Attributes:
         home: directory of embedding sets, alignments and, by default, of both databases.
-        store_url: `edge:DIR` for Qdrant Edge in this process, `http(s)://` for a server.
+        store_url: `edge:DIR` for Qdrant Edge in this process, `http(s)://` or `grpc(s)://` for a server.
         database_url: SQLAlchemy URL of the provenance database.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         api_key: of the Qdrant server; never printed, logged or stored.
+        ca_file: PEM file of the authority that signed the server's certificate; None: those that the system trusts.
+        timeout: seconds a request to the server may take.
     """
 
     home: Path
@@ -31,6 +34,8 @@ class Settings:
     database_url: str
     device: str = "auto"
     api_key: str | None = field(default=None, repr=False)
+    ca_file: Path | None = None
+    timeout: int = REQUEST_SECONDS
 
     @classmethod
     def load(
@@ -52,6 +57,8 @@ class Settings:
             ),
             device=device or environment.get("MODALIGN_DEVICE") or "auto",
             api_key=environment.get("MODALIGN_QDRANT_API_KEY") or None,
+            ca_file=Path(ca_file).expanduser() if (ca_file := environment.get("MODALIGN_QDRANT_CA_FILE")) else None,
+            timeout=_seconds(environment.get("MODALIGN_QDRANT_TIMEOUT") or str(REQUEST_SECONDS)),
         )
 
     def set_path(self, name: str) -> Path:
@@ -61,6 +68,12 @@ class Settings:
     def alignment_path(self, name: str) -> Path:
         """Directory of the alignment `name`."""
         return self.home / "alignments" / checked_name(name, "alignment")
+
+
+def _seconds(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,4}", text):
+        raise SettingsError(f"MODALIGN_QDRANT_TIMEOUT: expected whole seconds from 1 to 99999, got {text!r}")
+    return int(text)
 
 
 def checked_name(name: str, what: str) -> str:

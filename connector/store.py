@@ -8,7 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,10 @@ import numpy.typing as npt
 from alignment.errors import VectorError
 from alignment.metrics import Distance
 from alignment.vectors import ZERO, FloatArray, faults
-from connector.errors import CollectionNotFoundError, FilterError, SettingsError
+from connector.errors import CollectionNotFoundError, FilterError, PointsRefusedError, SettingsError
+from connector.layout import OVERSAMPLING, Datatype, Layout
+from connector.payloads import payload_fault
+from connector.settings import redacted
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
@@ -24,14 +27,6 @@ if TYPE_CHECKING:
     from connector.settings import Settings
 
 Payload = dict[str, Any]
-PayloadKind = Literal["keyword", "integer", "float", "bool"]
-Quantization = Literal["scalar"]
-
-
-# Qdrant's own default, in kB of vectors: below, brute force is as fast as a graph.
-INDEXING_THRESHOLD = 10_000
-# How many times k a search takes from quantized vectors, to rescore them with the vectors themselves.
-OVERSAMPLING = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,27 +38,16 @@ class VectorConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class CollectionConfig:
-    """How a collection is laid out.
+class CollectionConfig(Layout):
+    """A collection to be created: its vectors, and how they are laid out.
 
     Attributes:
         vectors: named vectors; a point carries any of them.
-        payload_indexes: payload fields to index for filters.
         metadata: JSON that is kept with the collection: the provenance chain.
-        m, ef_construct: of the HNSW graph.
-        indexing_threshold: kB of vectors in a segment from which a graph is built and used; below, search is
-            exact brute force.
-        quantization: keep a compressed copy of the vectors in memory and walk the index over that: `scalar` has a byte
-            for each float32. What is found is rescored with the vectors themselves.
     """
 
     vectors: Mapping[str, VectorConfig]
-    payload_indexes: Mapping[str, PayloadKind] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    m: int = 16
-    ef_construct: int = 100
-    indexing_threshold: int = INDEXING_THRESHOLD
-    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +74,11 @@ class Points:
     ids: Sequence[str]
     vectors: FloatArray
     payloads: Sequence[Payload]
+
+    def take(self, rows: Sequence[int]) -> "Points":
+        """Return the points at `rows`."""
+        ids, payloads = [self.ids[row] for row in rows], [self.payloads[row] for row in rows]
+        return Points(self.vector_name, ids, self.vectors[list(rows)], payloads)
 
 
 class Hit(NamedTuple):
@@ -128,11 +117,20 @@ class Store(ABC):
         """Return the names of all collections, sorted."""
 
     @abstractmethod
+    def require_layout(self, layout: Layout) -> None:
+        """Return if this store can lay out a collection so.
+
+        Raises:
+            SettingsError: it cannot; the message says which setting, and why.
+        """
+
+    @abstractmethod
     def create(self, name: str, config: CollectionConfig) -> None:
         """Create a collection with its payload indexes: whole, or not at all.
 
         Raises:
             StoreError: it exists.
+            SettingsError: this store has not what the layout asks for.
         """
 
     @abstractmethod
@@ -154,16 +152,25 @@ class Store(ABC):
         """Write points; a point of the same id is replaced. All vectors are checked before any is written.
 
         Raises:
-            VectorError: a vector of another dimension, not finite as float32, or zero under Cosine.
+            VectorError: a vector of another dimension, not finite as float32, zero under Cosine, or with values that
+                the collection's datatype cannot hold.
+            PointsRefusedError: some payloads cannot be stored, or Qdrant refuses some points; the others are written.
             CollectionNotFoundError: there is no such collection or named vector.
         """
         self._check(name, points)
-        if points.ids:
-            self._upsert(name, points)
+        refused = {row: fault for row, payload in enumerate(points.payloads) if (fault := payload_fault(payload))}
+        sound = [row for row in range(len(points.ids)) if row not in refused]
+        try:
+            if sound:
+                self._upsert(name, points.take(sound) if refused else points)
+        except PointsRefusedError as error:
+            refused |= {sound[row]: fault for row, fault in error.refused.items()}
+        if refused:
+            raise PointsRefusedError(f"collection {name}", refused)
 
     @abstractmethod
     def _upsert(self, name: str, points: Points) -> None:
-        """Write checked points."""
+        """Write checked points, at least one; raises a `PointsRefusedError` for those that Qdrant refuses."""
 
     @abstractmethod
     def flush(self, name: str) -> None:
@@ -189,6 +196,8 @@ class Store(ABC):
         exact: bool = False,
         ef: int | None = None,
         with_payload: bool | Sequence[str] = True,
+        oversampling: float = OVERSAMPLING,
+        rescore: bool = True,
     ) -> list[list[Hit]]:
         """Search for each of the queries (n, d): up to `k` hits each, best first.
 
@@ -201,6 +210,8 @@ class Store(ABC):
             exact: compare with every point instead of walking the graph.
             ef: how many of the points that it met a walk goes on from; None: Qdrant's default, `ef_construct`.
             with_payload: whether hits carry their payload, or which fields of it.
+            oversampling: of a quantized collection: how many times `k` to take from the quantized vectors.
+            rescore: of a quantized collection: order those by the vectors themselves.
         """
 
     @abstractmethod
@@ -242,6 +253,7 @@ class Store(ABC):
                 f"collection {name}: expected vectors of shape {expected} with a payload each, got "
                 f"{points.vectors.shape} with {len(points.payloads)} payloads"
             )
+        self._check_datatype(name, points)
         harmful = {
             row: reason
             for row, reason in faults(points.vectors).items()
@@ -254,9 +266,30 @@ class Store(ABC):
                 f"{config.distance}, the first is point {points.ids[row]}: {reason}"
             )
 
+    def _check_datatype(self, name: str, points: Points) -> None:
+        """Refuse what the engine would store as something else without a word."""
+        datatype = self._datatype(name)
+        if datatype == "float32":
+            return
+        if datatype == "float16":
+            held, range_ = np.abs(points.vectors) <= np.finfo(np.float16).max, "values of at most 65504"
+        else:
+            X = points.vectors
+            held, range_ = (X >= 0) & (X <= 255) & (np.floor(X) == X), "whole numbers from 0 to 255"
+        if not held.all():
+            row, column = np.argwhere(~held)[0]
+            raise VectorError(
+                f"collection {name} stores {datatype}, which holds {range_}; point {points.ids[row]} has "
+                f"{points.vectors[row, column]}: push into a new collection with another datatype"
+            )
+
     @abstractmethod
     def _vectors(self, name: str) -> Mapping[str, VectorConfig]:
         """Return the named vectors of a collection, cheaply."""
+
+    @abstractmethod
+    def _datatype(self, name: str) -> Datatype:
+        """Return the type of a collection's stored vectors, cheaply."""
 
 
 def open_store(settings: "Settings") -> Store:
@@ -271,11 +304,15 @@ def open_store(settings: "Settings") -> Store:
         from connector.edge_store import EdgeStore  # loads the engine, which a server's user need not have
 
         return EdgeStore(rest)
-    if scheme in ("http", "https") and rest.startswith("//"):
+    if scheme in ("http", "https", "grpc", "grpcs") and rest.startswith("//"):
         from connector.qdrant_store import QdrantStore  # loads the client, which takes a second
 
-        return QdrantStore.connect(settings.store_url, api_key=settings.api_key)
-    raise SettingsError(f"store {settings.store_url!r}: expected edge:DIRECTORY or http(s)://HOST:PORT")
+        return QdrantStore.connect(
+            settings.store_url, api_key=settings.api_key, ca_file=settings.ca_file, timeout=settings.timeout
+        )
+    raise SettingsError(
+        f"store {redacted(settings.store_url)!r}: expected edge:DIRECTORY, http(s)://HOST:PORT or grpc(s)://HOST:PORT"
+    )
 
 
 def parse_filter(text: str) -> "Filter":

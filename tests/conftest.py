@@ -109,6 +109,20 @@ def qdrant_server(request: pytest.FixtureRequest) -> tuple[str, str | None]:
     if docker is None or subprocess.run([docker, "info"], capture_output=True, check=False).returncode:
         pytest.skip("needs MODALIGN_TEST_QDRANT_URL, or Docker to start docker-compose.yml")
     os.environ.setdefault("POSTGRES_PASSWORD", "test")
+    for port in ("QDRANT_PORT", "QDRANT_GRPC_PORT", "POSTGRES_PORT"):
+        os.environ.setdefault(port, "0")  # whichever is free: a server may run beside the tests
     key = os.environ.setdefault("QDRANT_API_KEY", "test")
-    request.getfixturevalue("docker_services")
-    return "http://127.0.0.1:6333", key
+    services = request.getfixturevalue("docker_services")
+    return f"http://127.0.0.1:{services.port_for('qdrant', 6333)}", key
+
+
+@pytest.fixture(scope="session")
+def qdrant_grpc_server(request: pytest.FixtureRequest) -> tuple[str, str | None]:
+    """The gRPC port of the same server: its URL and its key."""
+    if os.environ.get("MODALIGN_TEST_QDRANT_URL"):
+        if url := os.environ.get("MODALIGN_TEST_QDRANT_GRPC_URL"):
+            return url, os.environ.get("MODALIGN_TEST_QDRANT_API_KEY")
+        pytest.skip("needs MODALIGN_TEST_QDRANT_GRPC_URL beside MODALIGN_TEST_QDRANT_URL")
+    _, key = request.getfixturevalue("qdrant_server")
+    services = request.getfixturevalue("docker_services")
+    return f"grpc://127.0.0.1:{services.port_for('qdrant', 6334)}", key

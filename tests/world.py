@@ -31,9 +31,10 @@ from connector.edge_store import EdgeStore
 from connector.models import BatchRow, ReleaseRow
 from connector.provenance import Provenance, upgrade
 from connector.push import push
+from connector.qdrant_connection import Connection
 from connector.qdrant_store import QdrantStore
 from connector.release import Release
-from connector.store import PayloadKind, Quantization, Store
+from connector.store import Store
 from tests.fakes import IMAGE_DIM, TEXT_DIM, FakeImageEncoder, FakeTextEncoder
 
 LATENT = 6
@@ -191,9 +192,7 @@ class World:
         *,
         metrics: Sequence[str] = ("cosine",),
         collection: str = COLLECTION,
-        payload_indexes: Mapping[str, PayloadKind] | None = None,
-        indexing_threshold: int | None = None,
-        quantization: Quantization | None = None,
+        **layout: Any,
     ) -> Pushed:
         path = self.home / "alignments" / alignment_name
         loaded = Alignment.load(path)
@@ -208,9 +207,7 @@ class World:
                 store=self.store,
                 provenance=self.provenance,
                 run=run,
-                payload_indexes=payload_indexes,
-                indexing_threshold=indexing_threshold,
-                quantization=quantization,
+                **layout,
             )
         return Pushed(releases, run.counts, run.id)
 
@@ -289,7 +286,7 @@ def opened_world(kind: str, directory: Path, monkeypatch: pytest.MonkeyPatch) ->
         store = EdgeStore(directory / "qdrant")
     else:
         monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
-        store = QdrantStore(QdrantClient(":memory:"), "http://memory")
+        store = QdrantStore(Connection(QdrantClient(":memory:"), "http://memory"), uploads=1)
     with store:
         world = World(directory, store)
         with world.provenance:

@@ -737,7 +737,7 @@ BAD: list[tuple[str, str | Callable[[Path], Sequence[object]], str]] = [
     ("requirement on nothing", "audit things --pairs pairs --require recall@7>=1", "names no measure"),
     ("requirement on a proof of what is exact", "audit things --pairs pairs --require certified>=0.9", "no measure"),
     ("list of no length", "audit things --pairs pairs --k 0", "expected every k of at least 1"),
-    ("store of no kind", "search things red --qdrant-url ftp://host", "expected edge:DIRECTORY or http"),
+    ("store of no kind", "search things red --qdrant-url ftp://host", "expected edge:DIRECTORY, http"),
     ("database of no kind", "status --database-url nonsense://host/db", "expected an SQLAlchemy URL such as"),
     *(
         (f"name {name} in {command}", f"{command} {name}", "expected 1 to 128 letters, digits")

@@ -22,7 +22,8 @@ from alignment.metrics import Distance
 from connector import edge_store
 from connector.edge_store import SPARE_BYTES, EdgeStore
 from connector.errors import StoreBusyError, StoreError
-from connector.store import CollectionConfig, Points, Quantization, VectorConfig
+from connector.layout import Quantization
+from connector.store import CollectionConfig, Points, VectorConfig
 
 N, DIM = 100, 4
 LAYOUT = CollectionConfig(
@@ -149,6 +150,16 @@ class TestReopening:
             "ef_construct": 50,
             "indexing_threshold": 123,
             "quantization": quantization,
+            "compression": None,
+            "oversampling": 4.0,
+            "rescore": True,
+            "datatype": "float32",
+            "vectors_on_disk": False,
+            "hnsw_on_disk": False,
+            "payload_on_disk": True,
+            "shards": None,
+            "replication_factor": 1,
+            "write_consistency_factor": 1,
         }
         with EdgeStore(tmp_path) as store:
             store.set_aliases({})  # writes what was read
@@ -417,6 +428,19 @@ class TestOneOwner:
         assert child.exitcode == -signal.SIGKILL
         with EdgeStore(tmp_path) as store:
             assert store.collections() == ["c"]
+
+    @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+    def test_a_forked_child_is_refused_instead_of_waiting_for_ever(self, tmp_path: Path) -> None:
+        with EdgeStore(tmp_path) as store:
+            store.create("c", LAYOUT)
+            if not (child := os.fork()):
+                try:
+                    store.count("c")
+                except StoreBusyError as error:
+                    os._exit(7 if "forked" in str(error) else 8)
+                os._exit(9)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+            assert store.count("c") == 0
 
     def test_a_second_opening_in_one_process_is_refused(self, tmp_path: Path) -> None:
         with EdgeStore(tmp_path), pytest.raises(StoreBusyError):

@@ -19,8 +19,9 @@ from alignment.projections import Projection
 from connector import push as pushing
 from connector.candidates import ALIGNED, unpacked
 from connector.errors import CollectionNotFoundError, MismatchError, StoreUnavailableError
+from connector.layout import PayloadKind
 from connector.release import METADATA, Release, alias_name, chain, open_release
-from connector.store import CollectionConfig, PayloadKind, Points, VectorConfig, parse_filter
+from connector.store import CollectionConfig, Points, VectorConfig, parse_filter
 from tests.world import (
     ALL,
     COLLECTION,

@@ -6,7 +6,9 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
+from uuid import UUID
 
+import grpc
 import httpx
 import numpy as np
 import pytest
@@ -17,14 +19,17 @@ from qdrant_client.common import client_exceptions
 from qdrant_client.http import exceptions
 
 from alignment.metrics import Distance
-from connector import qdrant_store
+from connector import qdrant_connection, qdrant_store
 from connector.errors import (
     CollectionNotFoundError,
     ConnectorError,
+    RequestRefusedError,
+    RequestTooLargeError,
     SettingsError,
     StoreError,
     StoreUnavailableError,
 )
+from connector.qdrant_connection import ATTEMPTS_TO_CONNECT, HTTP_STATUS, Connection, Patience
 from connector.qdrant_store import QdrantStore
 from connector.store import CollectionConfig, Points, VectorConfig
 
@@ -112,14 +117,14 @@ def store(server: Server) -> Iterator[QdrantStore]:
 
 
 FAILURES: dict[str, tuple[int, dict[str, str], bytes, type[StoreError], int, str]] = {
-    "bad request": (400, {}, b'{"status":{"error":"Wrong input: bad"}}', StoreError, 1, "400.*Wrong input: bad"),
+    "bad request": (400, {}, b"Wrong input: bad", RequestRefusedError, 1, "400.*Wrong input: bad"),
     "wrong key": (401, {}, b"Invalid API key", StoreError, 1, "401.*MODALIGN_QDRANT_API_KEY"),
     "not allowed": (403, {}, b"Forbidden", StoreError, 1, "403.*MODALIGN_QDRANT_API_KEY"),
     "not found": (404, {}, b"Collection c doesn't exist", CollectionNotFoundError, 1, "Collection c doesn't exist"),
     "timeout": (408, {}, b"", StoreUnavailableError, ATTEMPTS, "408"),
     "conflict": (409, {}, b"exists", StoreError, 1, "409.*exists"),
-    "too large": (413, {}, b"limit is 32 MB", StoreError, 1, "413.*32 MB"),
-    "unprocessable": (422, {}, b"dim", StoreError, 1, "422.*dim"),
+    "too large": (413, {}, b"limit is 32 MB", RequestTooLargeError, 1, "413.*32 MB"),
+    "unprocessable": (422, {}, b"dim", RequestRefusedError, 1, "422.*dim"),
     "too many": (429, {}, b"slow down", StoreUnavailableError, ATTEMPTS, "429.*slow down"),
     "too many, for a while": (429, {"Retry-After": "7"}, b"", StoreUnavailableError, ATTEMPTS, "fewer requests"),
     "too many, until a date": (
@@ -183,11 +188,12 @@ def test_what_passes_is_not_an_error(server: Server, store: QdrantStore) -> None
 
 
 def test_attempts_are_bounded_without_the_tests_help() -> None:
-    assert 1 < qdrant_store.ATTEMPTS <= 10
-    assert qdrant_store.LONGEST_RETRYING <= 120
+    assert 1 < ATTEMPTS_TO_CONNECT < Patience().attempts <= 10
+    assert Patience().longest <= 120
+    assert Patience().longest_asked <= 60
 
 
-@pytest.mark.parametrize("found", ["1.16.0", "1.16.3", "1.17.0-dev", "1.20.1", "2.0.0"])
+@pytest.mark.parametrize("found", ["1.16.0", "1.16.3", "1.17.0-dev", "1.20.1"])
 def test_versions_that_are_new_enough(server: Server, found: str) -> None:
     server.always(200, version(found))
     QdrantStore.connect(server.url).close()
@@ -203,7 +209,7 @@ def test_versions_that_are_not(server: Server, found: str, monkeypatch: pytest.M
             closed.append(found)
             super().close(grpc_grace, **options)
 
-    monkeypatch.setattr(qdrant_store, "QdrantClient", Watched)
+    monkeypatch.setattr(qdrant_connection, "QdrantClient", Watched)
     server.always(200, version(found))
     with pytest.raises(StoreError, match=rf"expected Qdrant 1\.16 or newer, got {found}") as raised:
         QdrantStore.connect(server.url)
@@ -211,7 +217,19 @@ def test_versions_that_are_not(server: Server, found: str, monkeypatch: pytest.M
     assert raised.tb is not None  # its frames keep the client, which would close itself when it goes
 
 
-@pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
+@pytest.mark.parametrize("found", ["2.0.0", "3.1.4"])
+def test_versions_that_are_too_new(server: Server, found: str) -> None:
+    server.always(200, version(found))
+    with pytest.raises(StoreError, match=rf"expected Qdrant 1\.x, got {found}; upgrade modalign"):
+        QdrantStore.connect(server.url)
+
+
+def test_a_quantization_that_the_server_is_too_old_for(server: Server, store: QdrantStore) -> None:
+    with pytest.raises(SettingsError, match=r"quantization turbo: expected Qdrant 1\.18 or newer, .* is 1\.16"):
+        store.create("c", CollectionConfig({"v": VectorConfig(2, Distance.DOT)}, quantization="turbo"))
+    assert server.requests == []
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 200])
 def test_the_key_is_sent_and_never_shown(server: Server, status: int) -> None:
     server.always(status, b"no")
@@ -280,27 +298,58 @@ def raising(error: Exception) -> Callable[[], None]:
 def test_every_exception_of_the_client_is_translated(store: QdrantStore, kind: type[Exception]) -> None:
     error = instances(kind)
     with pytest.raises(ConnectorError) as raised:
-        store._translated(raising(error))
+        store._connection.translated(raising(error))
     assert isinstance(raised.value, StoreError)
     assert raised.value.__cause__ is error
     assert store.url in str(raised.value)
 
 
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+def test_every_status_of_grpc_is_translated(store: QdrantStore, code: grpc.StatusCode) -> None:
+    class Failed(grpc.RpcError, grpc.Call):  # type: ignore[misc]  # what a channel raises is both
+        def code(self) -> grpc.StatusCode:
+            return code
+
+        def details(self) -> str:
+            return "why"
+
+    Failed.__abstractmethods__ = frozenset()
+    with pytest.raises(StoreError, match="why") as raised:
+        store._connection.translated(raising(Failed()))
+    passing = {"UNKNOWN", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNAVAILABLE", "CANCELLED"}
+    assert isinstance(raised.value, StoreUnavailableError) == (code.name in passing)
+    assert code in HTTP_STATUS
+
+
+GRPC = [
+    kind for _, kind in inspect.getmembers(grpc, inspect.isclass)
+    if issubclass(kind, Exception) and kind.__module__ == "grpc"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", GRPC)
+def test_every_exception_of_grpc_is_translated(store: QdrantStore, kind: type[Exception]) -> None:
+    with pytest.raises(StoreError) as raised:
+        store._connection.translated(raising(kind("something")))
+    assert raised.value.__cause__ is not None
+
+
 def test_there_are_exceptions_to_translate() -> None:
     assert {kind.__name__ for kind in UPSTREAM} >= {"ApiException", "UnexpectedResponse", "QdrantException"}
     assert len(TRANSPORT) > 5
+    assert {kind.__name__ for kind in GRPC} >= {"RpcError", "FutureTimeoutError"}
 
 
 @pytest.mark.parametrize("source", [httpx.ConnectError("no"), httpx.ReadTimeout("slow"), OSError("broken pipe")])
 def test_a_failure_on_the_way_may_pass(store: QdrantStore, source: Exception) -> None:
     with pytest.raises(StoreUnavailableError, match=str(source)):
-        store._translated(raising(exceptions.ResponseHandlingException(source)))
+        store._connection.translated(raising(exceptions.ResponseHandlingException(source)))
 
 
 @pytest.mark.parametrize("error", [KeyError("bug"), TypeError("bug"), AttributeError("bug")])
 def test_our_own_mistakes_are_not_disguised(store: QdrantStore, error: Exception) -> None:
     with pytest.raises(type(error)):
-        store._translated(raising(error))
+        store._connection.translated(raising(error))
 
 
 INFO: dict[str, Any] = {
@@ -349,6 +398,8 @@ class TestProtocol:
                 return 200, {}, result({"count": 1})
             if method == "PATCH":
                 return 200, {}, result(True)
+            if path.endswith("/optimizations"):
+                return 404, {}, b""
             return 200, {}, result({**INFO, **(left.pop(0) if len(left) > 1 else left[0])})
 
         server.answer = answer
@@ -373,6 +424,49 @@ class TestProtocol:
         self.polled(server, monkeypatch, {"status": "grey"}, {"status": "green"})
         store.ready("c")
         assert server.requests.count(("PATCH", "/collections/c")) == 1
+
+    @pytest.mark.parametrize(
+        ("left", "said"),
+        [
+            ({"update_queue": {"length": 3}}, "3 updates queued, 0 points deferred"),
+            ({"update_queue": {"length": 0, "deferred_points": 9}}, "0 updates queued, 9 points deferred"),
+        ],
+    )
+    def test_green_with_updates_queued_or_points_deferred_is_not_ready(
+        self, server: Server, store: QdrantStore, monkeypatch: pytest.MonkeyPatch, left: dict[str, Any], said: str
+    ) -> None:
+        self.polled(server, monkeypatch, left, left, {"update_queue": {"length": 0, "deferred_points": 0}})
+        store.ready("c")
+        assert self.asked(server) == 2 + qdrant_store.STABLE_POLLS + 1
+        self.polled(server, monkeypatch, left)
+        monkeypatch.setattr(qdrant_store, "INDEX_SECONDS", 0.05)
+        with pytest.raises(StoreUnavailableError, match=said):
+            store.ready("c")
+
+    def test_green_with_optimizations_running_or_queued_is_not_ready(
+        self, server: Server, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.polled(server, monkeypatch, {})
+        others = server.answer
+        running = {
+            "uuid": str(UUID(int=1)),
+            "optimizer": "merge",
+            "status": "optimizing",
+            "segments": [],
+            "progress": {"name": "a"},
+        }
+        states = [(1, [running]), (2, []), (0, [running]), (0, [])]
+
+        def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes] | None:
+            if not path.endswith("/optimizations"):
+                return others(method, path)
+            queued, at_work = states.pop(0) if len(states) > 1 else states[0]
+            summary = {"queued_optimizations": queued, "queued_segments": 0, "queued_points": 0, "idle_segments": 0}
+            return 200, {}, result({"summary": summary, "running": at_work})
+
+        server.answer = answer
+        store.ready("c")
+        assert self.asked(server) == 3 + qdrant_store.STABLE_POLLS + 1
 
     def test_a_failed_optimizer_is_an_error(
         self, server: Server, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
@@ -424,7 +518,7 @@ class TestProtocol:
         vectors = {"v": VectorConfig(2, Distance.MANHATTAN)}
         store.create("c", CollectionConfig(vectors, metadata={"a": 1}, m=7, ef_construct=33, indexing_threshold=44))
         sent = server.bodies[-1]
-        assert sent["vectors"]["v"] == {"size": 2, "distance": "Manhattan"}
+        assert sent["vectors"]["v"] == {"size": 2, "distance": "Manhattan", "datatype": "float32", "on_disk": False}
         assert {"m": 7, "ef_construct": 33, "full_scan_threshold": 44}.items() <= sent["hnsw_config"].items()
         assert (sent["optimizers_config"]["indexing_threshold"], sent["metadata"]) == (44, {"a": 1})
 
@@ -442,6 +536,6 @@ class TestProtocol:
 
 
 def test_a_client_of_ones_own_can_be_wrapped() -> None:
-    with QdrantStore(QdrantClient(":memory:"), f"http://me:{KEY}@host:6333/?key={KEY}") as store:
+    with QdrantStore(Connection(QdrantClient(":memory:"), f"http://me:{KEY}@host:6333/?key={KEY}")) as store:
         assert store.url == "http://me:***@host:6333/"
         assert store.collections() == []

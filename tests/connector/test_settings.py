@@ -14,6 +14,8 @@ VARIABLES = {
     "MODALIGN_DATABASE_URL": "postgresql://env/db",
     "MODALIGN_DEVICE": "cuda:1",
     "MODALIGN_QDRANT_API_KEY": "env-secret",
+    "MODALIGN_QDRANT_CA_FILE": "/env/ca.pem",
+    "MODALIGN_QDRANT_TIMEOUT": "7",
 }
 
 
@@ -32,6 +34,8 @@ def test_everything_has_a_default_under_the_home(monkeypatch: pytest.MonkeyPatch
         database_url="sqlite:////people/me/.modalign/modalign.db",
         device="auto",
         api_key=None,
+        ca_file=None,
+        timeout=60,
     )
 
 
@@ -45,7 +49,7 @@ def test_the_environment_comes_before_the_defaults(monkeypatch: pytest.MonkeyPat
     for name, value in VARIABLES.items():
         monkeypatch.setenv(name, value)
     assert Settings.load() == Settings(
-        Path("/env/home"), "https://env:6333", "postgresql://env/db", "cuda:1", "env-secret"
+        Path("/env/home"), "https://env:6333", "postgresql://env/db", "cuda:1", "env-secret", Path("/env/ca.pem"), 7
     )
 
 
@@ -53,7 +57,14 @@ def test_options_come_before_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     for name, value in VARIABLES.items():
         monkeypatch.setenv(name, value)
     loaded = Settings.load(home="/o", qdrant_url="http://o:1", database_url="sqlite:///o.db", device="cpu")
-    assert loaded == Settings(Path("/o"), "http://o:1", "sqlite:///o.db", "cpu", "env-secret")
+    assert loaded == Settings(Path("/o"), "http://o:1", "sqlite:///o.db", "cpu", "env-secret", Path("/env/ca.pem"), 7)
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-3", "2.5", "1000000"])
+def test_a_timeout_that_cannot_be_meant(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODALIGN_QDRANT_TIMEOUT", text)
+    with pytest.raises(SettingsError, match=f"MODALIGN_QDRANT_TIMEOUT: expected whole seconds .* got '{text}'"):
+        Settings.load()
 
 
 @pytest.mark.parametrize("name", VARIABLES)

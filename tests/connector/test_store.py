@@ -18,9 +18,12 @@ from alignment.vectors import FloatArray
 from connector import qdrant_store
 from connector.edge_store import EdgeStore
 from connector.errors import CollectionNotFoundError, FilterError, SettingsError, StoreError
+from connector.qdrant_connection import Connection
 from connector.qdrant_store import QdrantStore
 from connector.settings import Settings
 from connector.store import CollectionConfig, Payload, Points, Store, VectorConfig, open_store, parse_filter
+from tests.grpc_imitation import over_grpc
+from tests.imitation import Imitation, running
 
 # The client's own imitation of a server says that it has no index, which is why no audit runs on it.
 IMITATION = [
@@ -30,8 +33,12 @@ IMITATION = [
 KINDS = [
     "edge",
     pytest.param("memory", marks=IMITATION),
+    pytest.param("http", marks=IMITATION),
+    pytest.param("grpc", marks=IMITATION),
     "server",
+    "server over gRPC",
 ]
+LOCAL = ("memory", "http", "grpc")  # the client's imitation, called directly and over sockets
 DIM = 8
 
 
@@ -39,9 +46,25 @@ def opened(kind: str, directory: Path, request: pytest.FixtureRequest) -> Store:
     if kind == "edge":
         return EdgeStore(directory / "edge")
     if kind == "memory":
-        return QdrantStore(QdrantClient(":memory:"), "http://memory")
-    url, key = request.getfixturevalue("qdrant_server")
+        return QdrantStore(Connection(QdrantClient(":memory:"), "http://memory"), uploads=1)
+    if kind == "http":
+        return QdrantStore.connect(request.getfixturevalue("imitation").url)
+    if kind == "grpc":
+        return QdrantStore.connect(request.getfixturevalue("grpc_url"))
+    url, key = request.getfixturevalue("qdrant_server" if kind == "server" else "qdrant_grpc_server")
     return QdrantStore.connect(url, api_key=key)
+
+
+@pytest.fixture(scope="module")
+def imitation() -> Iterator[Imitation]:
+    with running(Imitation()) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def grpc_url() -> Iterator[str]:
+    with running(Imitation()) as server, over_grpc(server) as url:
+        yield url
 
 
 @pytest.fixture(params=KINDS)
@@ -53,7 +76,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 def store(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Store]:
-    if kind == "memory":
+    if kind in LOCAL:
         monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
     with opened(kind, tmp_path, request) as store:
         before = set(store.collections())
@@ -428,7 +451,7 @@ class TestSearching:
         store.create(name, config())
         store.upsert(name, points(normal(rng, 2)))
         # The imitation lets numpy complain, which knows no names.
-        message = "not aligned" if kind == "memory" else f"expected dim: {DIM}, got {DIM - 1}"
+        message = "not aligned" if kind in LOCAL else f"expected dim: {DIM}, got {DIM - 1}"
         with pytest.raises(StoreError, match=message):
             store.search(name, "v", normal(rng, 1)[:, :-1], 3)
 
@@ -560,7 +583,7 @@ class TestIndex:
     def test_a_graph_is_built_and_finds_what_exact_search_finds(
         self, store: Store, kind: str, name: str, distance: Distance, rng: np.random.Generator
     ) -> None:
-        if kind == "memory":
+        if kind in LOCAL:
             pytest.skip("the imitation builds no index")
         n, dim, k = 2000, 32, 10
         vectors, queries = rng.standard_normal((n, dim)), rng.standard_normal((50, dim)).astype(np.float32)
@@ -735,7 +758,7 @@ def filtered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """A store with the payloads above in two collections, NAME without and NAME-indexed with payload indexes."""
     name = f"test-{uuid4().hex[:12]}"
     with opened(request.param, tmp_path_factory.mktemp("filtered"), request) as store:
-        indexes = {} if request.param == "memory" else INDEXES  # it has none, and says so
+        indexes = {} if request.param in LOCAL else INDEXES  # it has none, and says so
         for collection, wanted in ((name, {}), (f"{name}-indexed", indexes)):
             store.create(collection, config(payload_indexes=wanted))
             store.upsert(collection, points(np.ones((7, DIM), np.float32), payloads=PAYLOADS[:7]))
@@ -885,7 +908,7 @@ class TestOpening:
 
     @pytest.mark.parametrize("url", ["", "edge:", "qdrant", "ftp://host", "http:host", "localhost:6333"])
     def test_what_names_no_store(self, tmp_path: Path, url: str) -> None:
-        with pytest.raises(SettingsError, match=r"expected edge:DIRECTORY or http\(s\)"):
+        with pytest.raises(SettingsError, match=r"expected edge:DIRECTORY, http\(s\)"):
             open_store(Settings(tmp_path, url, "sqlite://"))
 
     def test_a_server(self, tmp_path: Path, qdrant_server: tuple[str, str | None]) -> None:

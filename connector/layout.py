@@ -1,0 +1,136 @@
+"""Layouts: what a user chooses about a collection when it is created, by flags or in a TOML file."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+from connector.errors import SettingsError
+
+PayloadKind = Literal["keyword", "integer", "float", "bool"]
+Quantization = Literal["scalar", "binary", "product", "turbo"]
+Datatype = Literal["float32", "float16", "uint8"]
+
+PAYLOAD_KINDS: tuple[PayloadKind, ...] = get_args(PayloadKind)
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+DATATYPES: tuple[Datatype, ...] = get_args(Datatype)
+# How strongly each quantization can compress; the first is what it does unless told otherwise.
+COMPRESSIONS: Mapping[Quantization, tuple[str, ...]] = {
+    "scalar": (),  # a byte for each float32, always
+    "binary": ("one_bit", "one_and_half_bits", "two_bits"),
+    "product": ("x16", "x4", "x8", "x32", "x64"),
+    "turbo": ("bits4", "bits1", "bits1_5", "bits2", "bits8"),
+}
+# Qdrant's own default, in kB of vectors: below, brute force is as fast as a graph.
+INDEXING_THRESHOLD = 10_000
+# How many times k a search takes from quantized vectors, to rescore them with the vectors themselves.
+OVERSAMPLING = 4.0
+
+_LEAST = {
+    "m": 2, "ef_construct": 4, "indexing_threshold": 1, "oversampling": 1, "shards": 1, "replication_factor": 1,
+    "write_consistency_factor": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How a collection stores, indexes and distributes its points. Every field can be a key of a TOML file.
+
+    Attributes:
+        payload_indexes: payload fields to index for filters, with the kind of their values.
+        m, ef_construct: of the HNSW graph: links of a node, and how many candidates compete for them.
+        indexing_threshold: kB of vectors in a segment from which a graph is built and used; below, search is
+            exact brute force.
+        quantization: keep a compressed copy of the vectors in memory and walk the index over that.
+        compression: how strongly; one of `COMPRESSIONS`. None: the first of them.
+        oversampling: how many times k a search takes from quantized vectors before it rescores.
+        rescore: order what was found by the vectors themselves; without it, scores are those of the quantized ones.
+        datatype: of the stored vectors. Values that it cannot hold are refused, never clamped.
+        vectors_on_disk, hnsw_on_disk, payload_on_disk: read from disk when needed instead of kept in memory.
+        shards: into how many the collection is cut; None: as many as the server thinks right.
+        replication_factor: on how many nodes of a cluster each shard stands.
+        write_consistency_factor: how many replicas must confirm a write.
+
+    Raises:
+        SettingsError: settings that cannot be meant, alone or together.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid"}
+
+    payload_indexes: Mapping[str, PayloadKind] = field(default_factory=dict)
+    m: int = 16
+    ef_construct: int = 100
+    indexing_threshold: int = INDEXING_THRESHOLD
+    quantization: Quantization | None = None
+    compression: str | None = None
+    oversampling: float = OVERSAMPLING
+    rescore: bool = True
+    datatype: Datatype = "float32"
+    vectors_on_disk: bool = False
+    hnsw_on_disk: bool = False
+    payload_on_disk: bool = True
+    shards: int | None = None
+    replication_factor: int = 1
+    write_consistency_factor: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise SettingsError(f"{name}: expected at least {least}, got {value}")
+        if self.compression is not None:
+            possible = COMPRESSIONS[self.quantization] if self.quantization else ()
+            if self.compression not in possible:
+                raise SettingsError(
+                    f"compression: expected {' or '.join(possible) or 'none'} with quantization {self.quantization}, "
+                    f"got {self.compression}"
+                )
+        if self.write_consistency_factor > self.replication_factor:
+            raise SettingsError(
+                f"write_consistency_factor: expected at most the replication_factor, {self.replication_factor}, got "
+                f"{self.write_consistency_factor}; no write could ever be confirmed"
+            )
+
+
+FIELDS = tuple(field.name for field in fields(Layout))
+
+
+def checked_layout(options: Mapping[str, Any], source: str = "layout") -> dict[str, Any]:
+    """Return those of `options` that are given, that is not None, once they make a layout.
+
+    Raises:
+        SettingsError: an unknown name, a value of another type, or a layout that cannot be meant.
+
+    >>> checked_layout({"m": 32, "quantization": None})
+    {'m': 32}
+    """
+    from pydantic import TypeAdapter, ValidationError  # takes a while, and --help needs no more than FIELDS
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if unknown := sorted(given.keys() - set(FIELDS)):
+        raise SettingsError(f"{source}: unknown setting {', '.join(unknown)}; known are {', '.join(FIELDS)}")
+    try:
+        # As JSON, of which a strict reader makes a dataclass; what JSON has no word for is then a text too many.
+        TypeAdapter(Layout).validate_json(json.dumps(given, default=str))
+    except ValidationError as error:
+        wrong = [
+            ".".join(map(str, each["loc"])) + ": " * bool(each["loc"]) + each["msg"].removeprefix("Value error, ")
+            for each in error.errors()
+        ]
+        raise SettingsError(f"{source}: {'; '.join(wrong)}") from None
+    return given
+
+
+def read_layout(path: Path) -> dict[str, Any]:
+    """Read what a TOML file says of a layout: its keys are the fields of `Layout`.
+
+    Raises:
+        SettingsError: the file cannot be read, is no TOML, or says what no layout has.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read as TOML: {error}") from error
+    return checked_layout(raw, str(path))

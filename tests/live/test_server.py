@@ -1,0 +1,94 @@
+"""A real Qdrant server: what no imitation can show. The contract of stores runs there too, in test_store.py."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from qdrant_client import QdrantClient
+
+from connector.audit import audit
+from connector.errors import StoreError
+from connector.layout import COMPRESSIONS, QUANTIZATIONS
+from connector.qdrant_store import QdrantStore
+from connector.release import open_release
+from connector.search import Retriever
+from connector.settings import Settings
+from connector.store import open_store, parse_filter
+from tests.world import World, pairs
+
+pytestmark = pytest.mark.usefixtures("fake_encoders")
+
+
+def test_a_push_is_whole_repeatable_and_live(world: World, collection: str) -> None:
+    embedding_set = world.set("s", *pairs(300))
+    pushed = world.push(embedding_set, metrics=["cosine", "chi2"], collection=collection)
+    assert pushed.counts == {"written": 1200}
+    assert world.push(embedding_set, metrics=["cosine", "chi2"], collection=collection).counts == {"unchanged": 1200}
+    aliases = world.store.aliases()
+    for release in pushed.releases:
+        assert world.store.count(release.name) == 600
+        assert release.name in aliases.values()
+
+
+@pytest.mark.parametrize("quantization", [None, *QUANTIZATIONS])
+def test_a_graph_is_built_searched_and_audited(world: World, collection: str, quantization: Any) -> None:
+    embedding_set = world.set("s", *pairs(2000))
+    (release,) = world.push(
+        embedding_set, collection=collection, indexing_threshold=10, quantization=quantization
+    ).releases
+    info = world.store.describe(release.name)
+    assert info.indexed > 0
+    assert release.hnsw_ef is not None
+    found = audit(
+        open_release(world.provenance, world.store, collection, None, device="cpu"), world.store, embedding_set,
+        queries="all", gallery="all",
+    )  # fmt: skip
+    measures = {(m.name, m.direction): m.value for m in found.measures}
+    assert all(value > 0.9 for (name, _), value in measures.items() if name == "index.recall@10")
+
+
+def test_the_server_has_what_the_layout_says(
+    world: World, collection: str, qdrant_server: tuple[str, str | None]
+) -> None:
+    layout: dict[str, Any] = {
+        "m": 8, "ef_construct": 64, "indexing_threshold": 123, "quantization": "binary", "compression": "two_bits",
+        "datatype": "float16", "vectors_on_disk": True, "hnsw_on_disk": True, "payload_on_disk": True, "shards": 2,
+        "payload_indexes": {"number": "integer"},
+    }  # fmt: skip
+    assert layout["compression"] in COMPRESSIONS["binary"]
+    (release,) = world.push(world.set("s", *pairs(20)), collection=collection, **layout).releases
+    info = world.store._client.get_collection(release.name)  # type: ignore[attr-defined]
+    assert (info.config.hnsw_config.m, info.config.hnsw_config.ef_construct) == (8, 64)
+    assert info.config.optimizer_config.indexing_threshold == 123
+    assert info.config.params.shard_number == 2
+    assert info.config.params.on_disk_payload
+    assert {vector.datatype.value for vector in info.config.params.vectors.values()} == {"float16"}
+    assert info.config.quantization_config.binary.encoding == "two_bits"
+    assert info.payload_schema["number"].data_type.value == "integer"
+
+
+def test_search_finds_with_filters(world: World, collection: str) -> None:
+    world.push(world.set("s", *pairs(50)), collection=collection, payload_indexes={"number": "integer"})
+    retriever = Retriever.open(world.provenance, world.store, collection)
+    narrow = parse_filter('{"must": [{"key": "key", "match": {"value": "no such key"}}]}')
+    [found] = retriever.search_texts(["crimson crimson"], k=5)
+    assert len(found) == 5
+    assert all(hit.payload["modality"] == "image" for hit in found)
+    assert retriever.search_texts(["crimson crimson"], k=5, filter=narrow) == [[]]
+
+
+class TestCredentials:
+    def test_a_wrong_key_is_refused_at_once(self, qdrant_server: tuple[str, str | None]) -> None:
+        url, key = qdrant_server
+        if key is None:
+            pytest.skip("the server of MODALIGN_TEST_QDRANT_URL asks for no key")
+        for wrong in ("wrong", None):
+            with pytest.raises(StoreError, match=r"40[13].*MODALIGN_QDRANT_API_KEY"):
+                QdrantStore.connect(url, api_key=wrong).collections()
+
+    def test_the_settings_open_it(self, qdrant_server: tuple[str, str | None], tmp_path: Any) -> None:
+        url, key = qdrant_server
+        with open_store(Settings(tmp_path, url, "sqlite://", api_key=key)) as store:
+            assert isinstance(store, QdrantStore)
+            assert isinstance(store._client, QdrantClient)
+            assert np.all([isinstance(name, str) for name in store.collections()])
