@@ -23,7 +23,7 @@ from alignment.embeddings import MODALITIES, EmbeddingSet, Modality, Rows, SetWr
 from alignment.errors import EmbeddingSetError
 from alignment.vectors import FloatArray
 from connector.corpus import open_corpus
-from connector.encode import encode
+from connector.encode import WINDOWS_AHEAD, encode
 from connector.encoders import Encoder
 from connector.errors import CorpusError
 from connector.items import Corpus, Item, Reject
@@ -523,7 +523,7 @@ class TestMemory:
         encode_with(corpus, tmp_path / "s", {"text": Watching()})
         assert len(corpus.read) == n
         assert len(ahead) == n // BATCH
-        assert max(ahead) <= BATCH
+        assert max(ahead) <= BATCH * (WINDOWS_AHEAD + 2)  # beside those: one in hand, one being read
 
     def test_few_images_are_held(self, tmp_path: Path) -> None:
         pairs = fake_pairs(tmp_path, 60)
@@ -546,7 +546,7 @@ class TestMemory:
 
         encode_with(write_manifest(tmp_path / "c.jsonl", pairs), tmp_path / "s", {"image": Watching()})
         assert EmbeddingSet.open(tmp_path / "s").card.counts["image"] == 60
-        assert 0 < most <= 3 * BATCH
+        assert 0 < most <= (WINDOWS_AHEAD + 3) * BATCH
         assert alive == 0
 
 
