@@ -271,7 +271,7 @@ class _Sink:
         payload = json.dumps(item.payload, ensure_ascii=False, sort_keys=True)
         standing = self.index.find_key(self.modality, item.key)
         if standing and standing.matches(content.sha256, item.group, payload):
-            self.run.counts["unchanged"] += 1
+            self.run.count("unchanged", 1)
             return
         vector = self.index.find_vector(self.modality, content.sha256)
         if vector is not None:

@@ -51,22 +51,27 @@ LONGEST_DETAIL = 2000  # characters of an error or a reject's detail that are ke
 
 @dataclass(slots=True)
 class Run:
-    """One execution of a command, while it runs. Count in `counts`; hand refused items to `reject`.
+    """One execution of a command, while it runs. Hand refused items to `reject`.
 
-    Stages that overlap may call `reject` at once; what else they count has names of their own.
+    Count in `counts`, and by `count` what stages that overlap count under one name.
     """
 
     id: int
     counts: Counter[str] = field(default_factory=Counter)
     _provenance: "Provenance | None" = None
     _rejects: list[RejectRow] = field(default_factory=list)
-    _rejecting: Lock = field(default_factory=Lock)
+    _counting: Lock = field(default_factory=Lock)
+
+    def count(self, name: str, number: int) -> None:
+        """Add `number` to a count, from any thread."""
+        with self._counting:
+            self.counts[name] += number
 
     def reject(self, refused: Reject) -> None:
         """Record a refused item."""
         row = RejectRow(run_id=self.id, **asdict(refused))
         row.detail = row.detail[:LONGEST_DETAIL]
-        with self._rejecting:
+        with self._counting:
             self.counts["rejected"] += 1
             self._rejects.append(row)
             if len(self._rejects) >= REJECTS_A_COMMIT:
@@ -74,7 +79,7 @@ class Run:
 
     def flush(self) -> None:
         """Write the rejects that were collected."""
-        with self._rejecting:
+        with self._counting:
             self._write()
 
     def _write(self) -> None:

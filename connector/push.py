@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, Literal, Self
 from uuid import UUID, uuid5
@@ -82,6 +83,7 @@ class _Target:
     ledger: dict[Place, Written] = field(default_factory=dict)
     pending: dict[Place, Written] = field(default_factory=dict)
     met: set[Place] = field(default_factory=set)
+    lost: set[Place] = field(default_factory=set)
     changed: bool = False
 
 
@@ -223,7 +225,7 @@ class Push:
         writer.delete_what_left()
         for target in self.targets:
             target.ledger = _ledger(target.release, set_id, self.store, self.provenance)
-            target.pending, target.met = {}, set()
+            target.pending, target.met, target.lost = {}, set(), set()
         return writer
 
     def verify(self, embedding_set: EmbeddingSet, set_id: int) -> None:
@@ -351,6 +353,7 @@ class SetPush:
 
     def write(self, modality: Modality, shard: Path, advance: Advance = lambda count: None) -> None:
         """Write what the ledgers do not hold of a durable shard."""
+        end = 0
         for start, rows in shard_batches(shard, modality, BATCH_POINTS):
             place, written = (shard.name, start), (rows.digest(), len(rows))
             open_targets = []
@@ -358,15 +361,24 @@ class SetPush:
                 target.met.add(place)
                 # A batch with refused rows is not in the ledger as whole: they are refused again, every time.
                 if target.ledger.get(place) == written:
-                    self.run.counts["unchanged"] += len(rows)
+                    self.run.count("unchanged", len(rows))
                 else:
                     open_targets.append(target)
             if open_targets:
                 self._unflushed += self._write_batch(open_targets, place, rows, written[0])
                 if self._unflushed >= FLUSH_POINTS:
                     self._commit()
+            end = start + len(rows)
             advance(len(rows))
+        self._forget_beyond(shard.name, end)
         self._written.add(shard.name)
+
+    def _forget_beyond(self, shard: str, end: int) -> None:
+        """Have the next commit forget the ledger lines of batches that a shard has no rows for any more."""
+        first = -(-end // BATCH_POINTS) * BATCH_POINTS
+        for target in self.targets:
+            places = takewhile(target.ledger.__contains__, ((shard, start) for start in count(first, BATCH_POINTS)))
+            target.lost.update(places)
 
     def finish(
         self,
@@ -384,9 +396,15 @@ class SetPush:
             only: names of the shards to look at; None: all of them.
             advance: is told how many rows were looked at.
         """
-        self._written -= set(changed)
-        for target in self.targets:
-            target.met = {place for place in target.met if place[0] not in changed}
+        if changed:
+            self._commit()
+            self._written -= set(changed)
+            for target in self.targets:
+                target.ledger = self.provenance.ledger(target.release.row.id, self.set_id)
+                target.met = {place for place in target.met if place[0] not in changed}
+            for name in changed:
+                if not (self.path / name).exists():
+                    self._forget_beyond(name, 0)
         for modality in MODALITIES:
             for shard in embedding_set.shards(modality):
                 if shard.name not in self._written and (only is None or shard.name in only):
@@ -409,7 +427,7 @@ class SetPush:
         lowered = []
         for target in targets:
             if target.ledger.get(place) == (digest, len(ids)):
-                self.run.counts["unchanged"] += len(ids)
+                self.run.count("unchanged", len(ids))
             else:
                 lowered.append((target, _lowered(target.release, rows.modality, vectors)))
         for target, stored in lowered:  # no release is written to unless all can be
@@ -477,6 +495,11 @@ class SetPush:
     def _commit(self) -> None:
         """Make what was written durable, then say so in SQL."""
         for target in self.targets:
+            if target.lost:  # first: what a shard has lost may be among what a newer shard has gained
+                self.provenance.forget_batches(target.release.row.id, self.set_id, target.lost)
+                for place in target.lost:
+                    del target.ledger[place]
+                target.lost = set()
             if target.pending:
                 self.store.flush(target.release.name)
                 self.provenance.write_ledger(target.release.row.id, self.set_id, self.run.id, target.pending)

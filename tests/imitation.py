@@ -1,0 +1,281 @@
+"""A Qdrant server to test against: REST over a real socket, backed by the client's imitation in memory.
+
+It answers as a server does, counts requests, and fails as it is told to: `server.fail` sees every request and may
+return a `Fault`.
+"""
+
+import json
+import re
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
+
+import trustme
+from pydantic import BaseModel, ValidationError
+from qdrant_client import QdrantClient, models
+
+VERSION = "1.19.1"
+BODY_LIMIT = 32 << 20
+FORBIDDEN = frozenset('<>:"/\\|?*')
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong with one request.
+
+    Attributes:
+        status: is answered, unless the connection ends before.
+        headers: of the answer.
+        applied: whether the request is carried out before: all of it, the first half of its points, or nothing.
+        cut: end the connection: instead of an answer, or in the middle of it.
+        delay: seconds before the answer.
+    """
+
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    applied: Literal["all", "half", "nothing"] = "nothing"
+    cut: Literal["before", "middle"] | None = None
+    delay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    path: str
+    key: str | None
+    body: Any
+
+    @property
+    def writes_points(self) -> bool:
+        return self.method == "PUT" and self.path.endswith("/points")
+
+
+class RefusedError(Exception):
+    """An answer that is no success."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+class Imitation(ThreadingHTTPServer):
+    """The server. Its `data` is a client of ones own, to look behind its back."""
+
+    daemon_threads = True
+
+    def __init__(self, *, version: str = VERSION, key: str | None = None, body_limit: int = BODY_LIMIT):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.data = QdrantClient(":memory:")
+        self.version, self.key, self.body_limit = version, key, body_limit
+        self.requests: list[Request] = []
+        self.fail: Callable[[Request], Fault | None] = lambda request: None
+        self.lock = threading.Lock()  # the data are no server's
+        self.scheme = "http"
+
+    def encrypt(self, certificate: trustme.LeafCert) -> None:
+        """Speak TLS with this certificate."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate.configure_cert(context)
+        self.socket = context.wrap_socket(self.socket, server_side=True)
+        self.scheme = "https"
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of connections that end early: they are what is tested."""
+
+    def check_payload(self, point: dict[str, Any]) -> None:
+        """Refuse a payload that says so, as strict mode would."""
+        if point.get("refuse"):
+            raise RefusedError(400, f"Wrong input: payload of number {point.get('number')} is refused")
+
+    def carry_out(self, request: Request, *, half: bool = False) -> Any:
+        for (method, pattern), operation in ROUTES.items():
+            if method == request.method and (match := re.fullmatch(pattern, request.path)):
+                with self.lock:
+                    try:
+                        return operation(
+                            self, *map(unquote, match.groups()), body=halved(request) if half else request.body
+                        )
+                    except ValidationError as error:
+                        raise RefusedError(422, str(error)) from None
+                    except ValueError as error:
+                        raise RefusedError(404 if "not found" in str(error) else 400, f"Wrong input: {error}") from None
+        raise RefusedError(404, "")
+
+
+def halved(request: Request) -> Any:
+    """The body of a write with the first half of its points."""
+    batch = request.body["batch"]
+    half = len(batch["ids"]) // 2
+    vectors = {name: rows[:half] for name, rows in batch["vectors"].items()}
+    return {"batch": {"ids": batch["ids"][:half], "vectors": vectors, "payloads": batch["payloads"][:half]}}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Imitation
+    timeout = 10
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _handle(self) -> None:
+        self.close_connection = True
+        length = int(self.headers.get("content-length", 0))
+        raw = self.rfile.read(length)
+        body = json.loads(raw) if raw else None
+        request = Request(self.command, urlsplit(self.path).path, self.headers.get("api-key"), body)
+        self.server.requests.append(request)
+        fault = self.server.fail(request) or Fault(applied="all")
+        answer: Any = None
+        status = fault.status
+        try:
+            if self.server.key is not None and request.key != self.server.key:
+                raise RefusedError(401, "Must provide an API key")
+            if length > self.server.body_limit:
+                raise RefusedError(413, "Payload reached size limit")
+            if fault.applied != "nothing":
+                answer = self.server.carry_out(request, half=fault.applied == "half")
+        except RefusedError as refused:
+            status, answer = refused.status, {"status": {"error": str(refused)}}
+        time.sleep(fault.delay)
+        if fault.cut == "before":
+            return self._reset()
+        content = json.dumps(answer).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), "Connection": "close", **fault.headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if fault.cut == "middle":
+            self.wfile.write(content[: len(content) // 2])
+            return self._reset()
+        self.wfile.write(content)
+        return None
+
+    def _reset(self) -> None:
+        """End the connection so that the other side is told of a reset."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+
+    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _handle  # noqa: N815  http.server's names
+
+
+def answer(result: Any) -> dict[str, Any]:
+    """What Qdrant wraps its results in."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, BaseModel):
+            return value.model_dump(mode="json", exclude_none=True)
+        return [plain(each) for each in value] if isinstance(value, list) else value
+
+    return {"result": plain(result), "status": "ok", "time": 0.0}
+
+
+def root(server: Imitation, body: Any) -> Any:
+    return {"title": "qdrant - vector search engine", "version": server.version}
+
+
+def create(server: Imitation, name: str, body: Any) -> Any:
+    asked = models.CreateCollection.model_validate(body)
+    if server.data.collection_exists(name):
+        raise RefusedError(409, f"Wrong input: Collection `{name}` already exists!")
+    if FORBIDDEN & set(name):
+        raise RefusedError(
+            422, f"Validation error: collection name {name!r} cannot contain {' '.join(sorted(FORBIDDEN))}"
+        )
+    if any(vector.size < 1 for vector in (asked.vectors or {}).values()):  # type: ignore[union-attr]
+        raise RefusedError(422, "Validation error: vectors.size: value 0 invalid, must be 1 or larger")
+    server.data.create_collection(name, vectors_config=asked.vectors, metadata=asked.metadata)
+    return answer(result=True)
+
+
+def describe(server: Imitation, name: str, body: Any) -> Any:
+    aliases = {each.alias_name: each.collection_name for each in server.data.get_aliases().aliases}
+    return answer(server.data.get_collection(aliases.get(name, name)))
+
+
+def upsert(server: Imitation, name: str, body: Any) -> Any:
+    batch = models.PointsBatch.model_validate(body).batch
+    for payload in batch.payloads or []:
+        server.check_payload(payload or {})
+    return answer(server.data.upsert(name, points=batch))
+
+
+def delete(server: Imitation, name: str, body: Any) -> Any:
+    return answer(server.data.delete(name, points_selector=models.PointIdsList.model_validate(body)))
+
+
+def retrieve(server: Imitation, name: str, body: Any) -> Any:
+    found = server.data.retrieve(
+        name, ids=body["ids"], with_payload=body["with_payload"], with_vectors=body["with_vector"]
+    )
+    return answer(found)
+
+
+def query(server: Imitation, name: str, body: Any) -> Any:
+    searches = models.QueryRequestBatch.model_validate(body).searches
+    return answer(server.data.query_batch_points(name, requests=searches))
+
+
+def scroll(server: Imitation, name: str, body: Any) -> Any:
+    asked = models.ScrollRequest.model_validate(body)
+    points, offset = server.data.scroll(
+        name, scroll_filter=asked.filter, limit=asked.limit or 10, offset=asked.offset,
+        with_payload=bool(asked.with_payload), with_vectors=asked.with_vector or False,
+    )  # fmt: skip
+    return answer({"points": answer(points)["result"], "next_page_offset": offset})
+
+
+def count(server: Imitation, name: str, body: Any) -> Any:
+    asked = models.CountRequest.model_validate(body)
+    return answer(server.data.count(name, count_filter=asked.filter, exact=True))
+
+
+def change_aliases(server: Imitation, body: Any) -> Any:
+    actions = models.ChangeAliasesOperation.model_validate(body).actions
+    return answer(server.data.update_collection_aliases(change_aliases_operations=actions))
+
+
+COLLECTION = r"/collections/([^/]+)"
+ROUTES: dict[tuple[str, str], Callable[..., Any]] = {
+    ("GET", "/"): root,
+    ("GET", "/collections"): lambda server, body: answer(server.data.get_collections()),
+    ("GET", "/aliases"): lambda server, body: answer(server.data.get_aliases()),
+    ("POST", "/collections/aliases"): change_aliases,
+    ("GET", f"{COLLECTION}/exists"): lambda server, name, body: answer({"exists": server.data.collection_exists(name)}),
+    ("PUT", COLLECTION): create,
+    ("GET", COLLECTION): describe,
+    ("PATCH", COLLECTION): lambda server, name, body: answer(result=True),
+    ("DELETE", COLLECTION): lambda server, name, body: answer(server.data.delete_collection(name)),
+    ("PUT", f"{COLLECTION}/index"): lambda server, name, body: answer({"operation_id": 0, "status": "completed"}),
+    ("PUT", f"{COLLECTION}/points"): upsert,
+    ("POST", f"{COLLECTION}/points"): retrieve,
+    ("POST", f"{COLLECTION}/points/delete"): delete,
+    ("POST", f"{COLLECTION}/points/query/batch"): query,
+    ("POST", f"{COLLECTION}/points/scroll"): scroll,
+    ("POST", f"{COLLECTION}/points/count"): count,
+}
+
+
+@contextmanager
+def running(server: Imitation) -> Iterator[Imitation]:
+    """Serve in a thread."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join(10)
+        server.server_close()
+        server.data.close()
