@@ -150,19 +150,24 @@ class Deletion:
 
     def _write_anew(self, row: ReleaseRow) -> None:
         """Bring the ledger of a release up to date with the shards that have lost rows."""
-        push: Push | None = None
-        for embedding_set_row in self.provenance.sets_in([row.id]):
-            ledger = self.provenance.ledger(row.id, embedding_set_row.id)
-            outdated = {shard for (shard, _), (digest, _) in ledger.items() if digest == OUTDATED}
-            if outdated and SetCard.read(self._path(embedding_set_row)).complete:
-                embedding_set = EmbeddingSet.open(self._path(embedding_set_row))
-                push = push or Push.into(
-                    checked(self.provenance, self.store, row), self.store, self.provenance, self.run
-                )
-                push.open(embedding_set.path, embedding_set_row.id).finish(embedding_set, only=outdated)
-                written = embedding_set, embedding_set_row.id
-        if push:
-            push.verify(*written)
+        outdated = {s.id: self._outdated(row, s) for s in self.provenance.sets_in([row.id])}
+        if not any(outdated.values()) and row.points == self.provenance.ledger_points(row.id):
+            return
+        sets = self.provenance.sets_in([row.id])
+        if not all(self._is_complete(s) for s in sets):  # whoever completes a set pushes it
+            return
+        push = Push.into(checked(self.provenance, self.store, row), self.store, self.provenance, self.run)
+        for written in sets:
+            embedding_set = EmbeddingSet.open(self._path(written))
+            push.open(embedding_set.path, written.id).finish(embedding_set, only=outdated[written.id])
+        push.verify(embedding_set, written.id)
+
+    def _is_complete(self, row: EmbeddingSetRow) -> bool:
+        return (self._path(row) / CARD).is_file() and SetCard.read(self._path(row)).complete
+
+    def _outdated(self, row: ReleaseRow, embedding_set: EmbeddingSetRow) -> set[str]:
+        ledger = self.provenance.ledger(row.id, embedding_set.id)
+        return {shard for (shard, _), (digest, _) in ledger.items() if digest == OUTDATED}
 
 
 def _standing(writer: SetWriter, asked: Collection[Item]) -> Iterator[tuple[Modality, Path, dict[int, Item]]]:

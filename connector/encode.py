@@ -363,7 +363,7 @@ class _Index:
                 modality TEXT, key TEXT, content TEXT, description BLOB, shard TEXT, row INTEGER,
                 PRIMARY KEY (modality, key)
             ) WITHOUT ROWID;
-            CREATE INDEX by_content ON standing (modality, content);
+            CREATE INDEX by_content ON standing (modality, content, shard, row);
             CREATE TABLE superseded (modality TEXT, shard TEXT, row INTEGER);
             CREATE TABLE met (modality TEXT, key TEXT, PRIMARY KEY (modality, key)) WITHOUT ROWID;
             """
@@ -411,12 +411,16 @@ class _Index:
 
     def knows(self, modality: Modality, content_sha256: str) -> bool:
         """Whether a vector of this content stands in the set; safe to call from several threads."""
-        query = "SELECT 1 FROM standing WHERE modality = ? AND content = ?"
+        query = "SELECT 1 FROM standing INDEXED BY by_content WHERE modality = ? AND content = ?"
         return self._database.execute(query, (modality, content_sha256)).fetchone() is not None
 
     def find_vector(self, modality: Modality, content_sha256: str) -> FloatArray | None:
         """Return the vector (d,) of this content, if it stands in the set."""
-        query = "SELECT shard, row FROM standing WHERE modality = ? AND content = ? ORDER BY shard, row LIMIT 1"
+        # Left to itself, SQLite takes the primary key and reads every row of the modality.
+        query = """
+            SELECT shard, row FROM standing INDEXED BY by_content WHERE modality = ? AND content = ?
+            ORDER BY shard, row LIMIT 1
+        """
         found = self._database.execute(query, (modality, content_sha256)).fetchone()
         if found is None:
             return None

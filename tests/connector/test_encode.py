@@ -23,12 +23,12 @@ from alignment.embeddings import MODALITIES, EmbeddingSet, Modality, Rows, SetWr
 from alignment.errors import EmbeddingSetError
 from alignment.vectors import FloatArray
 from connector.corpus import open_corpus
-from connector.encode import WINDOWS_AHEAD, encode
+from connector.encode import WINDOWS_AHEAD, _Index, encode
 from connector.encoders import Encoder
 from connector.errors import CorpusError
 from connector.items import Corpus, Item, Reject
 from connector.provenance import Provenance, Run
-from tests.fakes import NAN_WORD, FakeImageEncoder, FakeTextEncoder, Pair, fake_pairs, write_manifest
+from tests.fakes import NAN_WORD, FakeImageEncoder, FakeTextEncoder, Pair, fake_pairs, fake_rows, write_manifest
 
 BATCH, SHARD = 4, 10
 Encoders = Mapping[Modality, Encoder]
@@ -548,6 +548,21 @@ class TestMemory:
         assert EmbeddingSet.open(tmp_path / "s").card.counts["image"] == 60
         assert 0 < most <= (WINDOWS_AHEAD + 3) * BATCH
         assert alive == 0
+
+
+def test_a_look_into_the_index_costs_the_same_in_a_large_set(tmp_path: Path) -> None:
+    """SQLite's own count of instructions, by tens: what is linear here makes an encode quadratic."""
+    with SetWriter(tmp_path / "s", corpus="c", encoders={"text": FakeTextEncoder().card}) as writer:
+        writer.append(fake_rows("text", np.ones((5000, 10), np.float32)))
+        index = _Index(writer)
+    tens: list[int] = []
+    index._database.set_progress_handler(lambda: tens.append(1) or 0, 10)  # type: ignore[func-returns-value]
+    assert index.find_vector("text", "0" * 64) is None
+    assert not index.knows("text", "0" * 64)
+    assert index.find_key("text", "unknown") is None
+    assert index.first_time("text", "unknown")
+    assert len(tens) < 20
+    index.close()
 
 
 class Neighbourly(FakeImageEncoder):
