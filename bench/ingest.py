@@ -3,6 +3,7 @@
 The encoder multiplies matrices for as long as it is told to, without the interpreter's lock, as real models do.
 """
 
+import math
 import random
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from alignment.metrics import Cosine
 from bench.corpus import DIM, ENCODERS, Captions, alignment
 from bench.figure import Figure
 from connector.edge_store import EdgeStore
-from connector.encode import encode
+from connector.encode import SHARD_ROWS, encode
 from connector.encoders import Encoder
 from connector.ingest import Ingest
 from connector.provenance import Provenance, upgrade
@@ -28,7 +29,7 @@ from connector.push import FLUSH_POINTS, push
 
 ITEMS = 20_000
 KILLS, KILLED_ITEMS, SEED = 50, 8_000, 20240229
-KILL_AT = 0.9  # of the items
+RESUMED, KILL_AT = 40_000, 0.9  # of the items
 NO_GRAPH = 10_000_000  # kB: a graph is the engine's work, and comes after everything was written
 
 
@@ -205,19 +206,18 @@ def kills() -> Figure:
 
 def resume() -> Figure:
     """Time of the run after a kill at 90% of the items against a whole run, start-up of the process left out."""
-    item_seconds = 5e-4
+    item_seconds = 1e-3
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-        whole = ingested(Path(one), ITEMS, item_seconds)
-        process = start(Path(other), ITEMS, item_seconds)
-        shard = Path(other, "set", f"text-{int(ITEMS * KILL_AT) // 1024 - 1:06d}.parquet")
+        whole = ingested(Path(one), RESUMED, item_seconds)
+        process = start(Path(other), RESUMED, item_seconds)
+        shard = Path(other, "set", f"text-{math.ceil(RESUMED * KILL_AT / SHARD_ROWS) - 1:06d}.parquet")
         while not shard.exists() and process.poll() is None:
             time.sleep(0.005)
         process.kill()
         process.wait()
-        again = ingested(Path(other), ITEMS, item_seconds)
-    what = (
-        f"ingest {ITEMS:,} items again after a kill at {KILL_AT:.0%}, time / a whole run ({again:.1f} s, {whole:.1f} s)"
-    )
+        again = ingested(Path(other), RESUMED, item_seconds)
+    detail = f"{again:.1f} s, {whole:.1f} s"
+    what = f"ingest {RESUMED:,} items again after a kill at {KILL_AT:.0%}, time / a whole run ({detail})"
     return Figure(what, again / whole, 0.15, at_most=True)
 
 
@@ -226,7 +226,6 @@ def figures() -> Iterator[Figure]:
     # 2,000 items a second is a small model on a good GPU
     yield overlap("encoder slower", 5e-4)
     yield overlap("encoder as fast as the engine", 1e-4)
-    yield overlap("encoder for nothing", 0.0)
     yield ledger()
     yield resume()
     yield kills()

@@ -1,11 +1,16 @@
 """Work that overlaps: iterators that run ahead of their reader in threads of their own, and stop together."""
 
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from threading import Condition, Thread
 from typing import Self, TypeVar
 
 T = TypeVar("T")
+
+# A stage that comes back from a model or a file asks for the interpreter, and gets it after so many seconds. Python's
+# own 5 ms are longer than most of an encoder's operations: it would wait more than it works.
+SWITCH_SECONDS = 0.0005
 
 
 class _StoppedError(Exception):
@@ -25,9 +30,12 @@ class Pipeline:
         self._threads: list[Thread] = []
 
     def __enter__(self) -> Self:
+        self._switching = sys.getswitchinterval()
+        sys.setswitchinterval(min(self._switching, SWITCH_SECONDS))
         return self
 
     def __exit__(self, *_: object) -> None:
+        sys.setswitchinterval(self._switching)
         with self._changed:
             self._stopped = True
             self._changed.notify_all()

@@ -9,6 +9,7 @@ nothing into. One that is killed, or loses a database, leaves them as `building`
 
 import json
 import math
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -44,6 +45,7 @@ from connector.tuning import sample, tune
 NAMESPACE = UUID("6f1d3f0e-6c86-5a49-9d0c-0f3d8a7c1b52")
 BATCH_POINTS = 512
 FLUSH_POINTS = 16_384
+FLUSH_SECONDS = 2.0  # a slow encoder has its points in the ledger before there are so many
 DELETIONS = 1024  # points that are deleted at a time
 OWN_INDEXES: Mapping[str, PayloadKind] = {"key": "keyword", "group": "keyword", "split": "keyword"}
 HELD_OUT: Literal["held-out"] = "held-out"
@@ -350,6 +352,7 @@ class SetPush:
     _written: set[str] = field(default_factory=set)
     _refused: set[tuple[Modality, str]] = field(default_factory=set)
     _unflushed: int = 0
+    _committed: float = field(default_factory=time.monotonic)
 
     def write(self, modality: Modality, shard: Path, advance: Advance = lambda count: None) -> None:
         """Write what the ledgers do not hold of a durable shard."""
@@ -366,7 +369,7 @@ class SetPush:
                     open_targets.append(target)
             if open_targets:
                 self._unflushed += self._write_batch(open_targets, place, rows, written[0])
-                if self._unflushed >= FLUSH_POINTS:
+                if self._unflushed >= FLUSH_POINTS or time.monotonic() - self._committed >= FLUSH_SECONDS:
                     self._commit()
             end = start + len(rows)
             advance(len(rows))
@@ -506,6 +509,7 @@ class SetPush:
                 target.ledger.update(target.pending)
                 target.pending = {}
         self._unflushed = 0
+        self._committed = time.monotonic()
 
 
 def delete_what_left(provenance: Provenance, store: Store, row: ReleaseRow, set_id: int) -> int:

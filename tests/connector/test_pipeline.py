@@ -1,5 +1,6 @@
 """Stages that run ahead: in order, bounded, and stopped together, whatever ends them."""
 
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -17,9 +18,9 @@ def counting(to: int, made: list[int]) -> Generator[int, None, None]:
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
-    before = threading.active_count()
+    before = threading.active_count(), sys.getswitchinterval()
     yield
-    assert threading.active_count() == before
+    assert (threading.active_count(), sys.getswitchinterval()) == before
 
 
 def test_values_come_in_their_order() -> None:
