@@ -91,6 +91,8 @@ class Encoding:
         batch_items: int = BATCH_ITEMS,
         shard_rows: int = SHARD_ROWS,
         advance: Advance = lambda count: None,
+        *,
+        may_be_empty: bool = False,
     ):
         self.unread = 0
         self._corpus = corpus
@@ -100,6 +102,7 @@ class Encoding:
         self._batch_items = batch_items
         self._shard_rows = shard_rows
         self._advance = advance
+        self._may_be_empty = may_be_empty
         self._written: list[Shard] = []
 
     def __enter__(self) -> Self:
@@ -116,7 +119,7 @@ class Encoding:
         """Encode what the set does not hold, reading ahead in a stage of `pipeline`.
 
         Raises:
-            CorpusError: the corpus holds not a single item or reject.
+            CorpusError: the corpus holds not a single item or reject, and is no part of another.
         """
         sinks = {
             m: _Sink(m, e, self._writer, self._index, self._run, self._batch_items, self._shard_rows, self._written)
@@ -131,7 +134,7 @@ class Encoding:
             self._advance(reached - position)
             position = reached
             yield from self._made()
-        if not seen_any:
+        if not seen_any and not self._may_be_empty:
             raise CorpusError(f"corpus {self._corpus.path} is empty: expected at least one image or caption")
         for sink in sinks.values():
             sink.close()

@@ -24,7 +24,7 @@ from alignment.metrics import Metric
 from connector.claims import BEGIN, Claims
 from connector.encode import BATCH_ITEMS, SHARD_ROWS, Encoding, Shard
 from connector.encoders import Encoder
-from connector.errors import MismatchError, ProvenanceError, StoreError
+from connector.errors import CorpusError, MismatchError, ProvenanceError, StoreError
 from connector.items import Corpus, Item, Reject
 from connector.pipeline import Pipeline
 from connector.progress import progress, say
@@ -149,6 +149,8 @@ class Ingest:
                 # Any part stands for all: items are dealt out by a hash.
                 sets = [EmbeddingSet.open(self._part_path(n + 1, claims.parts)) for n in range(claims.parts)]
                 largest = max(sets, key=lambda opened: sum(opened.card.counts.values()))
+                if not any(largest.card.counts.values()):
+                    raise CorpusError(f"corpus {self.corpus.path} gave no rows in any of its {claims.parts} parts")
                 push.verify(largest, self.provenance.record_set(largest))
             make_live(self.provenance, self.store, push.releases)
         except (StoreError, ProvenanceError):
@@ -196,7 +198,16 @@ class Ingest:
             set_id = self.provenance.record_set(EmbeddingSet(path, writer.card))
             written = push.open(path, set_id)
             with (
-                Encoding(corpus, writer, self.encoders, self.run, BATCH_ITEMS, SHARD_ROWS, advance) as encoding,
+                Encoding(
+                    corpus,
+                    writer,
+                    self.encoders,
+                    self.run,
+                    BATCH_ITEMS,
+                    SHARD_ROWS,
+                    advance,
+                    may_be_empty=isinstance(corpus, Part),
+                ) as encoding,
                 Pipeline() as pipeline,
             ):
                 standing = [Shard(m, shard, additive=True) for m in MODALITIES for shard in shard_paths(path, m)]

@@ -19,7 +19,7 @@ from connector import push as pushing
 from connector.corpus import open_corpus
 from connector.delete import Deletion, Doomed
 from connector.encoders import Encoder
-from connector.errors import CollectionNotFoundError, MismatchError, ProvenanceError, StoreUnavailableError
+from connector.errors import CollectionNotFoundError, CorpusError, MismatchError, ProvenanceError, StoreUnavailableError
 from connector.ingest import Confirm, Ingest, Part
 from connector.items import Corpus, Item, Reject
 from connector.provenance import Provenance, Run
@@ -544,6 +544,17 @@ class TestParts:
         assert bench.world.states() == whole.world.states()
         assert set(bench.sets()) == {f"{SET}.part-{number}-of-3" for number in (1, 2, 3)}
         assert bench.ingest(parts=3).counts == {"unchanged": 2 * 3 * N}
+
+    def test_parts_may_be_empty_but_not_all_of_them(self, make: Callable[..., Bench]) -> None:
+        bench = make()
+        bench.write(bench.pairs[:1])
+        assert bench.ingest(parts=9).counts["written"] == 3
+        nothing = make(name="nothing")
+        nothing.write([])
+        with pytest.raises(CorpusError, match="no rows in any of its 2 parts"):
+            nothing.ingest(parts=2)
+        nothing.write(nothing.pairs)
+        assert nothing.ingest(parts=2).counts["written"] == 3 * N
 
     def test_nothing_is_live_before_all_are_done(
         self, make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
