@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from alignment.errors import EmbeddingSetError, VectorError
+from alignment.errors import EmbeddingSetError, SetBusyError, VectorError
 from alignment.vectors import FloatArray
 
 # Directories under construction; one that nobody has touched for so long was left by a process that was killed.
@@ -222,12 +222,18 @@ class EmbeddingSet:
         """Return the shard files of `modality`, oldest first."""
         return shard_paths(self.path, modality)
 
+    def rows(self) -> int:
+        """Count the rows of a set that may be incomplete."""
+        if self.card.complete:
+            return sum(self.card.counts.values())
+        encoders = self.card.encoders
+        return sum(shard_rows(shard, encoders[m].dim) for m in encoders for shard in self.shards(m))
+
     def batches(self, modality: Modality, size: int) -> Iterator[tuple[str, int, Rows]]:
         """Yield `(shard file name, first row, rows)` of `modality`, at most `size` rows at a time."""
         for shard in self.shards(modality):
-            rows = read_shard(shard, modality)
-            for start in range(0, len(rows), size):
-                yield shard.name, start, rows.take(range(start, min(start + size, len(rows))))
+            for start, rows in shard_batches(shard, modality, size):
+                yield shard.name, start, rows
 
     def sample(self, modality: Modality, count: int) -> Rows:
         """Read some rows of `modality`, about `count` in all, spread evenly over the set; few shards are read."""
@@ -275,7 +281,7 @@ class SetWriter:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise EmbeddingSetError(
+            raise SetBusyError(
                 f"embedding set {self.path} is being written by another process; wait for it or stop it"
             ) from None
         try:
@@ -410,6 +416,13 @@ def shard_rows(path: Path, dim: int) -> int:
 def read_shard(path: Path, modality: Modality) -> Rows:
     """Read a whole shard."""
     return Rows.from_arrow(modality, _read(path, [*IDENTITY, "vector"]))
+
+
+def shard_batches(path: Path, modality: Modality, size: int) -> Iterator[tuple[int, Rows]]:
+    """Yield `(first row, rows)` of a shard, at most `size` rows at a time."""
+    rows = read_shard(path, modality)
+    for start in range(0, len(rows), size):
+        yield start, rows.take(range(start, min(start + size, len(rows))))
 
 
 def write_shard(path: Path, rows: Rows, dtype: Dtype) -> None:

@@ -2,6 +2,7 @@
 
 ModalignError
 ├── EmbeddingSetError     a directory is no embedding set, or its content is damaged
+│   └── SetBusyError      ... because another process is writing it
 ├── VectorError           vectors that are NaN, infinite, zero or of another dimension
 ├── MetricError           a metric that there is not, or not with these parameters or this alignment
 ├── WeightsError          learned weights that are damaged or have diverged
@@ -20,6 +21,10 @@ class ModalignError(Exception):
 
 class EmbeddingSetError(ModalignError):
     """A directory is not an embedding set, is incomplete, or holds other data than its card says."""
+
+
+class SetBusyError(EmbeddingSetError):
+    """Another process is writing the embedding set."""
 
 
 class VectorError(ModalignError, ValueError):

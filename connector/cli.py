@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
@@ -41,6 +42,8 @@ from connector.render import (
 )
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from alignment.artifact import Alignment
     from alignment.export import Graph
     from connector.audit import Audit
@@ -90,6 +93,11 @@ def rejects_option(command: F) -> F:
     return _with(
         command, [click.option("--max-rejects", type=click.IntRange(0), default=0, show_default=True, help=text)]
     )
+
+
+def yes_option(command: F) -> F:
+    """Add `--yes`."""
+    return _with(command, [click.option("--yes", is_flag=True, help="Delete without asking.")])
 
 
 def push_options(command: F) -> F:
@@ -443,20 +451,73 @@ def push(
 @push_options
 @click.option("--set", "name", metavar="NAME", help="Embedding set to keep.  [default: like the collection]")
 @corpus_options
+@click.option(
+    "--parts",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    help="Divide the corpus into N parts and take one after the other: run the same command in several processes, on one machine or many, which share the parts out in SQL.",
+)
+@click.option("--prune", is_flag=True, help="Delete what has left the corpus, after saying how many and asking.")
+@yes_option
 @rejects_option
 @json_option
 @home_options
 def ingest(
     corpus: Path, collection: str, alignment: str, metrics: tuple[str, ...], layout: Mapping[str, Any],
-    name: str | None, format: str | None, images: Path | None, max_rejects: int, as_json: bool, **where: Any,
+    name: str | None, format: str | None, images: Path | None, parts: int | None, prune: bool, yes: bool,
+    max_rejects: int, as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
     """Encode CORPUS with the alignment's encoders and push it: one command that can be killed and repeated."""
+    confirm = _confirmation("--prune", yes) if prune else None
+    if prune and parts and not yes:
+        raise click.UsageError("--prune with --parts asks nobody: add --yes")
     with _home(where) as home:
         result = home.ingest(
-            corpus, collection, alignment, name=name, format=format, images=images, metrics=metrics, **layout
-        )
+            corpus, collection, alignment, name=name, format=format, images=images, metrics=metrics, parts=parts,
+            prune=None if confirm is None else lambda gone: confirm(f"delete {gone} items that have left the corpus?"),
+            **layout,
+        )  # fmt: skip
     print_releases(result, as_json)
     _exit_for_rejects(result, max_rejects)
+
+
+@cli.command()
+@click.argument("collection")
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    metavar="KEY",
+    help="Key of an item: of an image, or of a caption, KEY#0. May be repeated.",
+)
+@click.option("--filter", "filter_json", metavar="JSON", help="Qdrant filter on the payload: every item that matches.")
+@click.option("--modality", type=click.Choice(["image", "text"]), help="Only items of this modality.  [default: both]")
+@yes_option
+@json_option
+@home_options
+def delete(
+    collection: str, keys: tuple[str, ...], filter_json: str | None, modality: Any, yes: bool, as_json: bool,
+    **where: Any,
+) -> None:  # fmt: skip
+    """Delete items from every release of COLLECTION and from their embedding sets, after saying how many and asking.
+
+    Other collections that hold items of these sets lose them too. A corpus that still has an item brings it back when
+    it is ingested again; a push does not. Run it again after a kill: it finishes.
+    """
+    from connector.store import parse_filter
+
+    if not keys and filter_json is None:
+        raise click.UsageError("expected --key or --filter, got neither")
+    confirm = _confirmation("modalign delete", yes)
+    condition = parse_filter(filter_json) if filter_json is not None else None
+    with _home(where) as home:
+        result = home.delete(
+            collection, keys=keys, filter=condition, modalities=[modality] if modality else ["image", "text"],
+            confirm=lambda doomed: confirm(f"delete {doomed}?"),
+        )  # fmt: skip
+    if not result.made:
+        say("nothing was deleted")
+    print_result(result, {"collection": collection, "deleted": result.counts["deleted"]}, as_json)
 
 
 @cli.command()
@@ -608,12 +669,18 @@ def audit(
 @json_option
 @home_options
 def status(limit: int, as_json: bool, **where: Any) -> None:
-    """Show releases and the last runs."""
+    """Show releases, how far they lag behind their embedding sets, ingests in parts that go on, and the last runs.
+
+    The lag is the number of rows of the sets that a release does not hold, those that it refused among them.
+    """
     with _home(where) as home:
+        lag = home.lag()
         releases = [
             {
                 "collection": row.collection, "metric": row.metric, "state": row.state, "points": row.points,
                 "hnsw_ef": row.settings.get("hnsw_ef"), "hnsw_recall": row.settings.get("hnsw_recall"),
+                "lag": lag[row.id].rows if row.id in lag else None,
+                "lag_since": _minute(lag[row.id].since) if row.id in lag else None,
                 "physical_name": row.physical_name, "store": row.store_url,
             }
             for row in home.provenance.releases()
@@ -627,11 +694,14 @@ def status(limit: int, as_json: bool, **where: Any) -> None:
             }
             for row in home.provenance.runs(limit)
         ]  # fmt: skip
+        parts = home.provenance.ingests_in_parts()
     if as_json:
-        print_json({"releases": releases, "runs": runs})
+        print_json({"releases": releases, "ingests_in_parts": parts, "runs": runs})
         return
     shown = [{name: value for name, value in release.items() if name != "store"} for release in releases]
     print_table(shown, "releases")
+    if parts:
+        print_table(parts, "ingests in parts that are not finished")
     for run in runs:
         run["started"] = str(run["started"])[:16].replace("T", " ")
         run["error"] = textwrap.shorten(str(run["error"]), 60)
@@ -640,10 +710,28 @@ def status(limit: int, as_json: bool, **where: Any) -> None:
 
 @cli.command()
 @click.argument("run", type=click.IntRange(1, 2**31 - 1), required=False)
+@click.option("--by-reason", is_flag=True, help="Count them by stage and reason.")
+@click.option(
+    "--export",
+    "to",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="FILE",
+    help="Write them as JSONL into FILE; - is stdout.",
+)
+@click.option(
+    "--retry",
+    is_flag=True,
+    help="Run the command of RUN again: what stands in the set costs a hash, what was refused is tried again.",
+)
+@rejects_option
 @json_option
 @home_options
-def rejects(run: int | None, as_json: bool, **where: Any) -> None:
+def rejects(
+    run: int | None, by_reason: bool, to: Path | None, retry: bool, max_rejects: int, as_json: bool, **where: Any
+) -> None:
     """List the items that RUN refused, with the reasons; without RUN, the last run that refused any."""
+    if by_reason + (to is not None) + retry > 1:
+        raise click.UsageError("--by-reason, --export and --retry exclude each other")
     with _home(where) as home:
         number = run if run is not None else home.provenance.last_run_with_rejects()
         refused = home.provenance.rejects(number) if number is not None else []
@@ -654,10 +742,26 @@ def rejects(run: int | None, as_json: bool, **where: Any) -> None:
             }
             for row in refused
         ]  # fmt: skip
-    if as_json:
-        print_json({"run": number, "rejects": rows})
+        if retry and number is not None:
+            result = home.retry(number)
+            print_result(result, {"retried": number, "refused_then": len(rows)}, as_json)
+            _exit_for_rejects(result, max_rejects)
+            return
+    counted = Counter((str(row["stage"]), str(row["reason"])) for row in rows)
+    counts = [{"stage": stage, "reason": reason, "count": n} for (stage, reason), n in counted.most_common()]
+    if to is not None:
+        lines = "".join(json.dumps({"run": number, **row}, ensure_ascii=False) + "\n" for row in rows)
+        if str(to) == "-":
+            click.echo(lines, nl=False)
+        else:
+            to.write_text(lines, encoding="utf-8")
+            say(f"wrote {len(rows)} rejects to {to}")
+    elif as_json:
+        print_json({"run": number, **({"by_reason": counts} if by_reason else {"rejects": rows})})
     elif number is None:
         print_table([], "no run has refused anything")
+    elif by_reason:
+        print_table(counts, f"rejects of run {number} by reason")
     else:
         print_rejects(rows, number)
 
@@ -723,6 +827,19 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
+def _confirmation(what: str, yes: bool) -> Callable[[str], bool]:
+    """Return how to ask whether to delete; without a terminal there is nobody to ask."""
+    if not yes and not sys.stdin.isatty():
+        raise click.UsageError(f"{what} deletes only what somebody agrees to: add --yes, or run it in a terminal")
+
+    def confirm(question: str) -> bool:
+        if yes:
+            say(question.removesuffix("?"))
+        return yes or click.confirm(question, err=True)
+
+    return confirm
+
+
 def _settings(where: Mapping[str, Any]) -> "Settings":
     from connector.settings import Settings
 
@@ -770,6 +887,10 @@ def _exit_for_rejects(result: "Result", allowed: int) -> None:
         say(f"{refused} rejected; see `modalign rejects {result.run}`")
     if refused > allowed:
         sys.exit(REJECTED)
+
+
+def _minute(moment: "datetime | None") -> str | None:
+    return moment.isoformat(timespec="minutes") if moment else None
 
 
 def _shortest(path: Path) -> str:

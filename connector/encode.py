@@ -7,13 +7,12 @@ shards already, and so cuts the same batches and the same shards as an undisturb
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -23,12 +22,16 @@ from connector.encoders import Encoder
 from connector.errors import CorpusError
 from connector.images import ImageRejectedError, decode, read_image
 from connector.items import Corpus, Item, Reject, Vector
+from connector.pipeline import Pipeline
 from connector.progress import Advance
 from connector.provenance import Run
 
 SHARD_ROWS = 1024
 BATCH_ITEMS = 32
 DECODING_THREADS = 4
+WINDOWS_AHEAD = 2  # of `batch_items` entries: prepared images are 600 kB each
+
+Bury = Callable[[Modality, str, list[str]], None]
 
 
 def encode(
@@ -41,33 +44,166 @@ def encode(
     shard_rows: int = SHARD_ROWS,
     advance: Advance = lambda count: None,
 ) -> None:
-    """Encode `corpus` with `encoders` into the set that `writer` has open.
-
-    Counts `encoded`, `reused`, `unchanged`, `rejected` in `run`, `left_out` for items of a modality without an
-    encoder, and `no_longer_in_corpus` for rows that stay in the set although the corpus has lost them.
+    """Encode `corpus` with `encoders` into the set that `writer` has open: a whole `Encoding`.
 
     Raises:
         CorpusError: the corpus holds not a single item or reject.
     """
-    with closing(_Index(writer)) as index, ThreadPoolExecutor(DECODING_THREADS) as threads:
-        sinks = {m: _Sink(m, e, writer, index, run, batch_items, shard_rows) for m, e in encoders.items()}
-        stream = iter(corpus)
+    with (
+        Encoding(corpus, writer, encoders, run, batch_items, shard_rows, advance) as encoding,
+        Pipeline() as pipeline,
+    ):
+        for _ in encoding.shards(pipeline):
+            pass
+        encoding.finish()
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A shard that has become durable.
+
+    Attributes:
+        additive: whether all its keys are new to the set. Otherwise older shards still hold rows of these keys, until
+            `Encoding.finish` drops them.
+    """
+
+    modality: Modality
+    path: Path
+    additive: bool
+
+
+class Encoding:
+    """One pass over a corpus: take its `shards` as they become durable, then `finish` it. Use as a context manager.
+
+    Counts `encoded`, `reused`, `unchanged`, `rejected` in `run`, `left_out` for items of a modality without an
+    encoder, and `no_longer_in_corpus` for rows that stay in the set although the corpus has lost them.
+
+    Attributes:
+        unread: rows of the corpus that could not be read. What they were, nobody knows.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        writer: SetWriter,
+        encoders: Mapping[Modality, Encoder],
+        run: Run,
+        batch_items: int = BATCH_ITEMS,
+        shard_rows: int = SHARD_ROWS,
+        advance: Advance = lambda count: None,
+        *,
+        may_be_empty: bool = False,
+    ):
+        self.unread = 0
+        self._corpus = corpus
+        self._writer = writer
+        self._encoders = encoders
+        self._run = run
+        self._batch_items = batch_items
+        self._shard_rows = shard_rows
+        self._advance = advance
+        self._may_be_empty = may_be_empty
+        self._written: list[Shard] = []
+
+    def __enter__(self) -> Self:
+        self._index = _Index(self._writer)
+        if self._drop({}):  # left by an encode that was killed; whoever writes the standing shards writes each key once
+            self._index.close()
+            self._index = _Index(self._writer)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._index.close()
+
+    def shards(self, pipeline: Pipeline) -> Generator[Shard, None, None]:
+        """Encode what the set does not hold, reading ahead in a stage of `pipeline`.
+
+        Raises:
+            CorpusError: the corpus holds not a single item or reject, and is no part of another.
+        """
+        sinks = {
+            m: _Sink(m, e, self._writer, self._index, self._run, self._batch_items, self._shard_rows, self._written)
+            for m, e in self._encoders.items()
+        }
         seen_any, position = False, 0
-        while window := list(islice(stream, batch_items)):
+        for window in pipeline.ahead(self._windows(), WINDOWS_AHEAD):
             seen_any = True
-            # Images are read and prepared by threads, but join their batch in the order of the corpus.
-            for entry, content in zip(window, threads.map(lambda e: _read(e, encoders, index), window), strict=True):
-                _take(entry, content, sinks, index, run)
-            reached = max(position, window[-1].position)
-            advance(reached - position)
+            for entry, content in window:
+                self._take(entry, content, sinks)
+            reached = max(position, window[-1][0].position)
+            self._advance(reached - position)
             position = reached
-        if not seen_any:
-            raise CorpusError(f"corpus {corpus.path} is empty: expected at least one image or caption")
+            yield from self._made()
+        if not seen_any and not self._may_be_empty:
+            raise CorpusError(f"corpus {self._corpus.path} is empty: expected at least one image or caption")
         for sink in sinks.values():
             sink.close()
-        index.drop_superseded(writer)
-        run.counts["no_longer_in_corpus"] = index.unseen()
-    writer.finish()
+        yield from self._made()
+
+    def _made(self) -> Iterator[Shard]:
+        made = self._written.copy()
+        self._written.clear()
+        return iter(made)
+
+    def _windows(self) -> Generator["_Window", None, None]:
+        """Read, hash and prepare a window of the corpus at a time, in its order, by several threads."""
+        with ThreadPoolExecutor(DECODING_THREADS) as threads:
+            stream = iter(self._corpus)
+            while window := list(islice(stream, self._batch_items)):
+                contents = threads.map(lambda entry: _read(entry, self._encoders, self._index), window)
+                yield list(zip(window, contents, strict=True))
+
+    def gone(self) -> int:
+        """Count the rows of the set whose items this pass has not met."""
+        return self._index.unseen()
+
+    def finish(self, bury: "Bury | None" = None) -> set[str]:
+        """Drop superseded rows, and complete the set. Call it when nobody reads the shards any more.
+
+        Args:
+            bury: drop the rows whose items this pass has not met too. It is told the modality, the shard and the keys
+                before they go.
+
+        Returns:
+            Names of the shards that are no longer what they were.
+        """
+        doomed: dict[tuple[Modality, str], dict[int, str]] = {}
+        if bury:
+            for modality, shard, keys in self._index.unseen_rows():
+                doomed[modality, shard] = keys
+                bury(modality, shard, list(keys.values()))
+                self._run.counts["pruned"] += len(keys)
+        else:
+            self._run.counts["no_longer_in_corpus"] = self.gone()
+        changed = self._drop(doomed)
+        self._writer.finish()
+        return changed
+
+    def _drop(self, doomed: Mapping[tuple[Modality, str], Collection[int]]) -> set[str]:
+        """Rewrite the shards that hold superseded or doomed rows without them; return their names."""
+        superseded = self._index.superseded()
+        for modality, shard in sorted(superseded.keys() | doomed.keys()):
+            rows = superseded.get((modality, shard), set()) | set(doomed.get((modality, shard), ()))
+            self._writer.drop(self._writer.path / shard, modality, rows)
+        return {shard for _, shard in superseded.keys() | doomed.keys()}
+
+    def _take(
+        self, entry: Item | Reject, content: "_Content | Reject | None", sinks: Mapping[Modality, "_Sink"]
+    ) -> None:
+        """Route one entry of the corpus to where it belongs."""
+        if isinstance(entry, Reject):
+            self.unread += 1
+            self._run.reject(entry)
+        elif entry.modality not in sinks:
+            self._index.first_time(entry.modality, entry.key)  # it is in the corpus, whatever this pass makes of it
+            self._run.counts["left_out"] += 1
+        elif not self._index.first_time(entry.modality, entry.key):
+            detail = f"{entry.modality} key {entry.key!r} came before in this corpus; keys must be unique"
+            self._run.reject(_refused(entry, "read", "key-duplicate", detail))
+        elif isinstance(content, Reject):
+            self._run.reject(content)
+        elif content is not None:
+            sinks[entry.modality].take(entry, content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,30 +249,11 @@ def _prepare(item: Item, content: _Content, encoder: Encoder) -> _Content | Reje
         return _refused(item, "encode", "preprocessing-failed", f"{type(error).__name__}: {error}")
 
 
-def _take(
-    entry: Item | Reject,
-    content: _Content | Reject | None,
-    sinks: Mapping[Modality, "_Sink"],
-    index: "_Index",
-    run: Run,
-) -> None:
-    """Route one entry of the corpus to where it belongs."""
-    if isinstance(entry, Reject):
-        run.reject(entry)
-    elif entry.modality not in sinks:
-        index.first_time(entry.modality, entry.key)  # it is in the corpus, whatever this pass makes of it
-        run.counts["left_out"] += 1
-    elif not index.first_time(entry.modality, entry.key):
-        detail = f"{entry.modality} key {entry.key!r} came before in this corpus; keys must be unique"
-        run.reject(_refused(entry, "read", "key-duplicate", detail))
-    elif isinstance(content, Reject):
-        run.reject(content)
-    elif content is not None:
-        sinks[entry.modality].take(entry, content)
-
-
 def _refused(item: Item, stage: str, reason: str, detail: str) -> Reject:
     return Reject(item.source, item.position, stage, reason, detail, item.key, item.modality)
+
+
+_Window = list[tuple[Item | Reject, _Content | Reject | None]]
 
 
 @dataclass(slots=True)
@@ -150,6 +267,7 @@ class _Sink:
     run: Run
     batch_items: int
     shard_rows: int
+    written: list[Shard]
     _batch: list[tuple[Item, _Content]] = field(default_factory=list)
     _known: dict[int, FloatArray] = field(default_factory=dict)
     _rows: list[Rows] = field(default_factory=list)
@@ -159,7 +277,7 @@ class _Sink:
         payload = json.dumps(item.payload, ensure_ascii=False, sort_keys=True)
         standing = self.index.find_key(self.modality, item.key)
         if standing and standing.matches(content.sha256, item.group, payload):
-            self.run.counts["unchanged"] += 1
+            self.run.count("unchanged", 1)
             return
         vector = self.index.find_vector(self.modality, content.sha256)
         if vector is not None:
@@ -206,7 +324,8 @@ class _Sink:
         rows = [part for part in self._rows if len(part)]
         if rows:
             joined = Rows.concatenate(rows)
-            self.index.add(self.writer.append(joined), joined)
+            shard = self.writer.append(joined)
+            self.written.append(Shard(self.modality, shard, self.index.add(shard, joined)))
         self._rows = []
 
 
@@ -262,14 +381,17 @@ class _Index:
                 identity = zip(*(table.column(name).to_pylist() for name in IDENTITY), strict=True)
                 self._insert(modality, shard.name, list(identity))
 
-    def add(self, shard: Path, rows: Rows) -> None:
-        """Take in a shard that was just written; rows of the same keys in older shards are superseded."""
-        identity = zip(rows.keys, rows.groups, rows.content_sha256, rows.payloads, strict=True)
-        self._insert(rows.modality, shard.name, list(identity))
+    def add(self, shard: Path, rows: Rows) -> bool:
+        """Take in a shard that was just written; return whether all its keys are new.
 
-    def _insert(self, modality: Modality, shard: str, identity: Sequence[tuple[str, str, str, str]]) -> None:
+        Rows of the same keys in older shards are superseded.
+        """
+        identity = zip(rows.keys, rows.groups, rows.content_sha256, rows.payloads, strict=True)
+        return self._insert(rows.modality, shard.name, list(identity))
+
+    def _insert(self, modality: Modality, shard: str, identity: Sequence[tuple[str, str, str, str]]) -> bool:
         self._database.execute("BEGIN")
-        self._database.executemany(
+        superseding = self._database.executemany(
             "INSERT INTO superseded SELECT modality, shard, row FROM standing WHERE modality = ? AND key = ?",
             ((modality, key) for key, *_ in identity),
         )
@@ -281,6 +403,7 @@ class _Index:
             ),
         )
         self._database.execute("COMMIT")
+        return superseding.rowcount == 0
 
     def first_time(self, modality: Modality, key: str) -> bool:
         """Note that this pass meets `key`; False if it has met it before."""
@@ -294,12 +417,16 @@ class _Index:
 
     def knows(self, modality: Modality, content_sha256: str) -> bool:
         """Whether a vector of this content stands in the set; safe to call from several threads."""
-        query = "SELECT 1 FROM standing WHERE modality = ? AND content = ?"
+        query = "SELECT 1 FROM standing INDEXED BY by_content WHERE modality = ? AND content = ?"
         return self._database.execute(query, (modality, content_sha256)).fetchone() is not None
 
     def find_vector(self, modality: Modality, content_sha256: str) -> FloatArray | None:
         """Return the vector (d,) of this content, if it stands in the set."""
-        query = "SELECT shard, row FROM standing WHERE modality = ? AND content = ? ORDER BY shard, row LIMIT 1"
+        # Left to itself, SQLite takes the primary key and reads every row of the modality.
+        query = """
+            SELECT shard, row FROM standing INDEXED BY by_content WHERE modality = ? AND content = ?
+            ORDER BY shard, row LIMIT 1
+        """
         found = self._database.execute(query, (modality, content_sha256)).fetchone()
         if found is None:
             return None
@@ -309,20 +436,25 @@ class _Index:
         vector: FloatArray = self._cached[1][row].copy()
         return vector
 
-    def drop_superseded(self, writer: SetWriter) -> None:
-        """Rewrite the shards that hold superseded rows without them."""
-        for modality, shard, rows in self._superseded():
-            writer.drop(self._directory / shard, modality, rows)
-
-    def _superseded(self) -> Iterator[tuple[Modality, str, set[int]]]:
+    def superseded(self) -> dict[tuple[Modality, str], set[int]]:
+        """Return the rows of every shard that newer rows of the same keys supersede."""
         query = "SELECT modality, shard, group_concat(row) FROM superseded GROUP BY modality, shard"
-        for modality, shard, rows in self._database.execute(query):
-            yield modality, shard, set(map(int, rows.split(",")))
+        return {(m, shard): set(map(int, rows.split(","))) for m, shard, rows in self._database.execute(query)}
 
     def unseen(self) -> int:
         """Count the rows whose keys this pass has not met."""
         query = "SELECT count(*) FROM standing LEFT JOIN met USING (modality, key) WHERE met.key IS NULL"
         return int(self._database.execute(query).fetchone()[0])
+
+    def unseen_rows(self) -> Iterator[tuple[Modality, str, dict[int, str]]]:
+        """Yield modality, shard and keys by row of what this pass has not met, a shard at a time."""
+        query = """
+            SELECT modality, shard, row, key FROM standing LEFT JOIN met USING (modality, key)
+            WHERE met.key IS NULL ORDER BY modality, shard, row
+        """
+        rows = self._database.execute(query)
+        for (modality, shard), of_shard in groupby(rows, key=lambda found: (found[0], found[1])):
+            yield modality, shard, {row: key for _, _, row, key in of_shard}
 
     def close(self) -> None:
         """Remove the index."""

@@ -6,7 +6,8 @@ ModalignError                       (alignment.errors)
     ├── CorpusError                 a corpus that cannot be read at all; single rows become rejects instead
     ├── EncoderError                an encoder that does not exist, cannot be loaded, or is the wrong one
     ├── ProvenanceError             the SQL database
-    │   └── NotMigratedError        ... has no tables yet, or older ones: run `modalign db upgrade`
+    │   ├── NotMigratedError        ... has no tables yet, or older ones: run `modalign db upgrade`
+    │   └── ClaimLostError          ... says that another process has taken over a part
     ├── StoreError                  Qdrant refused or failed
     │   ├── StoreUnavailableError   ... for now: unreachable, overloaded, timed out. Worth another try
     │   ├── StoreBusyError          ... because another process owns it
@@ -47,6 +48,10 @@ class ProvenanceError(ConnectorError):
 
 class NotMigratedError(ProvenanceError):
     """The SQL database has no tables or older ones; the message names the command that mends it."""
+
+
+class ClaimLostError(ProvenanceError):
+    """Another process has taken over a part of an ingest that this one was working on."""
 
 
 class StoreError(ConnectorError):

@@ -7,20 +7,21 @@
 Every method that changes something is a run in SQL, with its counts and its outcome, also when it fails.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from filelock import FileLock, Timeout
 
 from alignment import device as devices
 from alignment.artifact import Alignment
 from alignment.compare import METRICS, Comparison, compare
-from alignment.embeddings import Dtype, EmbeddingSet, HoldOut, Modality, SetWriter
-from alignment.errors import AlignmentError
+from alignment.embeddings import MODALITIES, Dtype, EmbeddingSet, HoldOut, Modality, SetCard, SetWriter
+from alignment.errors import AlignmentError, EmbeddingSetError
 from alignment.fit import fit
 from alignment.guidelines import Advice, advise
 from alignment.metrics import Metric, parse
@@ -28,10 +29,13 @@ from alignment.processes import joined
 from connector import audit as auditing
 from connector.comparison import claim, write_comparison
 from connector.corpus import open_corpus
+from connector.delete import Deletion, Doomed
 from connector.encode import BATCH_ITEMS, SHARD_ROWS, encode
 from connector.encoders import Encoder, ImportedEncoder, load_encoders
-from connector.errors import MismatchError, SettingsError
+from connector.errors import CorpusError, MismatchError, SettingsError
+from connector.ingest import Confirm, Ingest
 from connector.items import Corpus
+from connector.models import ReleaseRow
 from connector.progress import progress, say
 from connector.provenance import Provenance, Run
 from connector.push import push
@@ -41,6 +45,9 @@ from connector.settings import Settings, checked_name
 from connector.store import Store, open_store
 from connector.vector_files import open_vectors
 
+if TYPE_CHECKING:
+    from qdrant_client.models import Filter
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -49,6 +56,13 @@ class Result:
     run: int
     counts: Mapping[str, int]
     made: Any = None
+
+
+class Lag(NamedTuple):
+    """Rows of embedding sets that a release does not hold, refused ones among them, and since when at the earliest."""
+
+    rows: int
+    since: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +144,8 @@ class Home:
         if not specs:
             raise SettingsError("expected --image-encoder, --text-encoder or both, got neither")
         parameters = {
-            "corpus": str(corpus), "format": format, "images": images and str(images), "set": name,
-            "encoders": dict(specs), "dtype": dtype,
+            "corpus": str(Path(corpus).absolute()), "format": format, "images": images and str(Path(images).absolute()),
+            "set": name, "encoders": dict(specs), "dtype": dtype,
         }  # fmt: skip
         with self.provenance.run("encode", parameters) as run:
             opened = open_corpus(corpus, format=format, images=images)
@@ -290,7 +304,9 @@ class Home:
 
         `layout` are fields of `connector.layout.Layout`.
         """
-        parameters = {"set": name, "into": collection, "alignment": alignment, "metrics": list(metrics)}
+        parameters = {
+            "set": name, "into": collection, "alignment": alignment, "metrics": list(metrics), "layout": layout
+        }  # fmt: skip
         with self.provenance.run("push", parameters) as run:
             checked_name(collection, "collection")
             loaded = self.alignment(alignment)
@@ -338,15 +354,27 @@ class Home:
         format: str | None = None,
         images: Path | None = None,
         metrics: Sequence[str] = (),
+        parts: int | None = None,
+        prune: Confirm | None = None,
         **layout: Any,
     ) -> Result:
         """Encode a corpus with the alignment's own encoders and push it, in one run.
 
-        The embedding set is called `name`, or like the collection. `layout` are fields of `connector.layout.Layout`.
+        Args:
+            corpus: its path.
+            collection: what to write into.
+            alignment: what to project with.
+            name: of the embedding set; that of the collection where it is left out.
+            format, images: how the corpus is read, where that is not plain; see `connector.corpus.open_corpus`.
+            metrics: one release each; the alignment's where they are left out.
+            parts: into how many parts the corpus is divided, for several processes that run this at once.
+            prune: delete what has left the corpus, if the answer to how many items that is, is yes.
+            layout: fields of `connector.layout.Layout`, of new collections.
         """
         parameters = {
-            "corpus": str(corpus), "format": format, "images": images and str(images), "set": name or collection,
-            "into": collection, "alignment": alignment, "metrics": list(metrics),
+            "corpus": str(Path(corpus).absolute()), "format": format, "images": images and str(Path(images).absolute()),
+            "set": name or collection, "into": collection, "alignment": alignment, "metrics": list(metrics),
+            "layout": layout, "parts": parts,
         }  # fmt: skip
         with self.provenance.run("ingest", parameters) as run:
             checked_name(collection, "collection")
@@ -358,17 +386,100 @@ class Home:
             encoders = load_encoders(specs, devices.resolve(self.settings.device))
             for modality, encoder in encoders.items():
                 require_encoder(loaded, modality, encoder.card, f"the encoder that {encoder.spec} loads now")
-            made = self._encode(opened, name or collection, encoders, run)
-            releases = self._push(
-                made,
+            path = self.settings.alignment_path(alignment)
+            ingest = Ingest(
+                opened,
+                self.settings.set_path(name or collection),
+                encoders,
                 loaded,
+                self.provenance.record_alignment(alignment, path, loaded),
+                collection,
+                chosen,
+                self.store,
+                self.provenance,
                 run,
-                alignment_name=alignment,
-                collection=collection,
-                metrics=chosen,
-                **layout,
+                layout,
+                prune,
             )
+            releases = ingest.whole() if parts is None else ingest.in_parts(parts)
+            if kept := run.counts["not_pruned"]:
+                raise CorpusError(
+                    f"{kept} items of the embedding set were not met in the corpus, but some of its rows could not be "
+                    f"read, which may be these: all else is done, these are kept; see `modalign rejects {run.id}`, "
+                    "mend the rows and run the same command again, or leave --prune out"
+                )
         return Result(run.id, run.counts, releases)
+
+    def delete(
+        self,
+        collection: str,
+        *,
+        keys: Sequence[str] = (),
+        filter: "Filter | None" = None,
+        modalities: Sequence[Modality] = MODALITIES,
+        confirm: Callable[[Doomed], bool] = lambda doomed: True,
+    ) -> Result:
+        """Delete items from every release of `collection` and from their embedding sets.
+
+        What other collections have of these sets goes too. The result's `made` says whether `confirm` agreed.
+        """
+        parameters = {
+            "collection": collection, "keys": list(keys), "modalities": list(modalities),
+            "filter": None if filter is None else filter.model_dump(mode="json", exclude_none=True),
+        }  # fmt: skip
+        with self.provenance.run("delete", parameters) as run:
+            checked_name(collection, "collection")
+            deletion = Deletion(collection, self.store, self.provenance, run)
+            agreed = deletion.delete(keys=keys, filter=filter, modalities=modalities, confirm=confirm)
+        return Result(run.id, run.counts, agreed)
+
+    def retry(self, run: int) -> Result:
+        """Run an encode, a push or an ingest again, as it was run: what it refused is tried again.
+
+        Raises:
+            SettingsError: the run was of another command, or of a modalign that did not record enough.
+            ProvenanceError: there is no such run.
+        """
+        row = self.provenance.recorded_run(run)
+        given = dict(row.parameters)
+        try:
+            match row.command:
+                case "encode":
+                    return self.encode(
+                        given["corpus"], given["set"], given["encoders"], dtype=given["dtype"], format=given["format"],
+                        images=given["images"] and Path(given["images"]),
+                    )  # fmt: skip
+                case "push":
+                    return self.push(
+                        given["set"], given["into"], given["alignment"], metrics=given["metrics"], **given["layout"]
+                    )
+                case "ingest":
+                    return self.ingest(
+                        given["corpus"], given["into"], given["alignment"], name=given["set"], format=given["format"],
+                        images=given["images"] and Path(given["images"]), metrics=given["metrics"],
+                        parts=given["parts"], **given["layout"],
+                    )  # fmt: skip
+        except KeyError as error:
+            raise SettingsError(f"run {run} did not record its {error}; run its command again by hand") from None
+        raise SettingsError(f"run {run} is of `modalign {row.command}`; only encode, push and ingest are tried again")
+
+    def lag(self) -> dict[int, Lag]:
+        """Return by release, retired ones left out, how many rows of its embedding sets it does not hold."""
+        return {row.id: self._lag(row) for row in self.provenance.releases() if row.state != "retired"}
+
+    def _lag(self, row: ReleaseRow) -> Lag:
+        behind, since = 0, None
+        for embedding_set in self.provenance.sets_in([row.id]):
+            path = self.provenance.located(embedding_set.path)
+            try:
+                rows = EmbeddingSet(path, SetCard.read(path)).rows()
+            except EmbeddingSetError:  # on another machine: what SQL remembers of it
+                rows = embedding_set.image_count + embedding_set.text_count
+            missing = rows - sum(points for _, points in self.provenance.ledger(row.id, embedding_set.id).values())
+            if missing > 0:
+                behind += missing
+                since = min(filter(None, (since, embedding_set.updated_at)))
+        return Lag(behind, since)
 
     def retriever(self, collection: str, metric: str | None = None) -> Retriever:
         """Open the live release of `collection` for searching."""

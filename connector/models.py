@@ -1,4 +1,4 @@
-"""What SQL remembers: encoders, embedding sets, alignments, releases, runs, batches, rejects, audits, measures.
+"""What SQL remembers: encoders, embedding sets, alignments, releases, runs and their work, audits, measures.
 
 Only the migrations create these tables; a test proves that models and migrations are equal.
 """
@@ -164,6 +164,35 @@ class BatchRow(Base):
     points: Mapped[int]
     digest: Mapped[str] = mapped_column(String(64))
     written_at: Mapped[datetime]
+
+
+class DeletionRow(Base):
+    """A row that left an embedding set, whose point is still to be deleted from a release."""
+
+    __tablename__ = "deletion"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    release_id: Mapped[int] = mapped_column(ForeignKey("release.id"), index=True)
+    embedding_set_id: Mapped[int] = mapped_column(ForeignKey("embedding_set.id"))
+    modality: Mapped[str] = mapped_column(String(8))
+    key: Mapped[str] = mapped_column(AnyText)
+
+
+class ClaimRow(Base):
+    """A step of an ingest in parts, and the run that has claimed it.
+
+    A claim ends with its run, or when nothing was heard of it for `connector.claims.LEASE`.
+    """
+
+    __tablename__ = "claim"
+    __table_args__ = (UniqueConstraint("work", "step"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    work: Mapped[str] = mapped_column(String(64))
+    step: Mapped[int]
+    run_id: Mapped[int | None] = mapped_column(ForeignKey("run.id"))
+    done: Mapped[bool]
+    heard_at: Mapped[datetime | None]
 
 
 class RejectRow(Base):

@@ -5,18 +5,19 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from threading import Lock
+from typing import Any, Self, cast
 
 from alembic import command as alembic
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Engine, create_engine, delete, event, func, select, update
+from sqlalchemy import Engine, case, create_engine, delete, event, func, select, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -30,6 +31,8 @@ from connector.models import (
     AlignmentRow,
     AuditRow,
     BatchRow,
+    ClaimRow,
+    DeletionRow,
     EmbeddingSetRow,
     EncoderRow,
     MeasureRow,
@@ -42,29 +45,44 @@ from connector.settings import PASSWORD, redacted
 
 STARTED = now()  # of this process, as good as
 REJECTS_A_COMMIT = 256
+OUTDATED = ""  # the digest of a batch that has to be written anew
 LONGEST_DETAIL = 2000  # characters of an error or a reject's detail that are kept
 
 
 @dataclass(slots=True)
 class Run:
-    """One execution of a command, while it runs. Count in `counts`; hand refused items to `reject`."""
+    """One execution of a command, while it runs. Hand refused items to `reject`.
+
+    Count in `counts`, and by `count` what stages that overlap count under one name.
+    """
 
     id: int
     counts: Counter[str] = field(default_factory=Counter)
     _provenance: "Provenance | None" = None
     _rejects: list[RejectRow] = field(default_factory=list)
+    _counting: Lock = field(default_factory=Lock)
+
+    def count(self, name: str, number: int) -> None:
+        """Add `number` to a count, from any thread."""
+        with self._counting:
+            self.counts[name] += number
 
     def reject(self, refused: Reject) -> None:
         """Record a refused item."""
-        self.counts["rejected"] += 1
         row = RejectRow(run_id=self.id, **asdict(refused))
         row.detail = row.detail[:LONGEST_DETAIL]
-        self._rejects.append(row)
-        if len(self._rejects) >= REJECTS_A_COMMIT:
-            self.flush()
+        with self._counting:
+            self.counts["rejected"] += 1
+            self._rejects.append(row)
+            if len(self._rejects) >= REJECTS_A_COMMIT:
+                self._write()
 
     def flush(self) -> None:
         """Write the rejects that were collected."""
+        with self._counting:
+            self._write()
+
+    def _write(self) -> None:
         if self._rejects and self._provenance:
             with self._provenance.session() as session:
                 session.add_all(self._rejects)
@@ -138,10 +156,7 @@ class Provenance:
         """Record one execution of `command`: its parameters, its counts and how it ended, also when it raises."""
         host, pid = platform.node(), os.getpid()
         with self.session() as session:
-            for other in session.scalars(select(RunRow).where(RunRow.outcome == "running", RunRow.host == host)):
-                # Containers give every process the same number: a run of ours that is older than we are is not ours.
-                if not _alive(other.pid) or (other.pid == pid and other.started_at < STARTED):
-                    other.outcome, other.finished_at = "killed", now()
+            mark_killed(session)
             row = RunRow(
                 command=command,
                 parameters=json.loads(json.dumps(parameters, default=str)),
@@ -158,7 +173,8 @@ class Provenance:
             yield run
         except BaseException as error:
             stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
-            self._finish(run, "interrupted" if stopped else "failed", f"{type(error).__name__}: {error}")
+            with suppress(ProvenanceError):  # where SQL is what failed, the next run on this host says killed
+                self._finish(run, "interrupted" if stopped else "failed", f"{type(error).__name__}: {error}")
             raise
         self._finish(run, "done", None)
 
@@ -176,10 +192,11 @@ class Provenance:
             encoders = {m: _encoder_id(session, m, c) for m, c in card.encoders.items()}
             row = session.scalars(select(EmbeddingSetRow).where(EmbeddingSetRow.path == path)).one_or_none()
             row = row or EmbeddingSetRow(path=path)
+            if row.fingerprint != card.fingerprint:
+                row.updated_at = now()
             row.name, row.corpus, row.fingerprint = card.name, card.corpus, card.fingerprint
             row.image_encoder_id, row.text_encoder_id = encoders.get("image"), encoders.get("text")
             row.image_count, row.text_count = card.counts.get("image", 0), card.counts.get("text", 0)
-            row.updated_at = now()
             session.add(row)
         return row.id
 
@@ -250,19 +267,62 @@ class Provenance:
                 for (shard, start), (digest, points) in batches.items()
             )  # fmt: skip
 
+    def bury(self, set_id: int, modality: Modality, shard: str, keys: Iterable[str], also: Iterable[int] = ()) -> None:
+        """Note that rows leave a shard: releases have to delete their points and to write the rest of it anew.
+
+        Those are all that the set was written into, and the releases `also`. The ledger lines of the shard stay, and
+        say that nothing is written.
+        """
+        of_set = BatchRow.embedding_set_id == set_id
+        with self.session() as session:
+            releases = {*session.scalars(select(BatchRow.release_id).where(of_set).distinct()), *also}
+            session.execute(update(BatchRow).where(of_set, BatchRow.shard == shard).values(points=0, digest=OUTDATED))
+            session.add_all(
+                DeletionRow(release_id=release_id, embedding_set_id=set_id, modality=modality, key=key)
+                for key in keys
+                for release_id in sorted(releases)
+            )
+
+    def deletions(self, release_id: int, set_id: int, limit: int) -> dict[int, tuple[Modality, str]]:
+        """Return points that a release has yet to delete: `{number: (modality, key)}`, at most `limit` of them."""
+        query = select(DeletionRow).where(DeletionRow.release_id == release_id, DeletionRow.embedding_set_id == set_id)
+        with self.session() as session:
+            rows = session.scalars(query.order_by(DeletionRow.id).limit(limit))
+            return {row.id: (cast(Modality, row.modality), row.key) for row in rows}
+
+    def forget_deletions(self, numbers: Iterable[int]) -> None:
+        """Remove deletions that are durable in the store."""
+        with self.session() as session:
+            session.execute(delete(DeletionRow).where(DeletionRow.id.in_(list(numbers))))
+
+    def sets_in(self, release_ids: Iterable[int]) -> list[EmbeddingSetRow]:
+        """Return the embedding sets that were written into any of these releases."""
+        inside = select(BatchRow.embedding_set_id).where(BatchRow.release_id.in_(list(release_ids)))
+        with self.session() as session:
+            query = select(EmbeddingSetRow).where(EmbeddingSetRow.id.in_(inside)).order_by(EmbeddingSetRow.id)
+            return list(session.scalars(query))
+
+    def releases_of(self, set_id: int) -> list[ReleaseRow]:
+        """Return the releases that an embedding set was written into."""
+        inside = select(BatchRow.release_id).where(BatchRow.embedding_set_id == set_id)
+        with self.session() as session:
+            return list(session.scalars(select(ReleaseRow).where(ReleaseRow.id.in_(inside)).order_by(ReleaseRow.id)))
+
     def forget_batches(self, release_id: int, set_id: int, places: Iterable[tuple[str, int]]) -> None:
         """Remove ledger lines of rows that are no longer in the embedding set."""
         with self.session() as session:
             _forget(session, release_id, set_id, list(places))
 
     def forget_ledger(self, release_id: int) -> None:
-        """Empty the ledger of a release, so that everything is written again."""
+        """Empty the ledger of a release whose collection is new, so that everything is written again."""
         with self.session() as session:
+            session.execute(delete(DeletionRow).where(DeletionRow.release_id == release_id))
             session.execute(delete(BatchRow).where(BatchRow.release_id == release_id))
 
     def forget_release(self, release_id: int) -> None:
         """Remove a release that was never audited, with its ledger."""
         with self.session() as session:
+            session.execute(delete(DeletionRow).where(DeletionRow.release_id == release_id))
             session.execute(delete(BatchRow).where(BatchRow.release_id == release_id))
             session.execute(delete(ReleaseRow).where(ReleaseRow.id == release_id))
 
@@ -288,15 +348,34 @@ class Provenance:
         with self.session() as session:
             return list(session.scalars(select(RunRow).order_by(RunRow.id.desc()).limit(limit)))
 
+    def ingests_in_parts(self) -> list[dict[str, int]]:
+        """Return of every ingest in parts that is not finished how many steps are done, claimed and open."""
+        done = func.sum(case((ClaimRow.done, 1), else_=0))
+        claimed = func.sum(case((ClaimRow.run_id.is_not(None), 1), else_=0))
+        with self.session() as session:
+            rows = session.execute(select(func.count(), done, claimed).group_by(ClaimRow.work).order_by(ClaimRow.work))
+            return [{"steps": n, "done": d, "claimed": c, "open": n - d - c} for n, d, c in rows]
+
+    def recorded_run(self, run_id: int) -> RunRow:
+        """Return a run.
+
+        Raises:
+            ProvenanceError: there is no such run.
+        """
+        with self.session() as session:
+            row = session.get(RunRow, run_id)
+        if row is None:
+            raise ProvenanceError(f"there is no run {run_id}; `modalign status` lists the runs")
+        return row
+
     def rejects(self, run_id: int) -> list[RejectRow]:
         """Return the items that a run refused, in the order in which it met them.
 
         Raises:
             ProvenanceError: there is no such run.
         """
+        self.recorded_run(run_id)
         with self.session() as session:
-            if session.get(RunRow, run_id) is None:
-                raise ProvenanceError(f"there is no run {run_id}; `modalign status` lists the runs")
             return list(session.scalars(select(RejectRow).where(RejectRow.run_id == run_id).order_by(RejectRow.id)))
 
     def last_run_with_rejects(self) -> int | None:
@@ -351,7 +430,8 @@ def _engine(url: str) -> Engine:
             raise ValueError("write an @ in the password as %40")
         if parsed.drivername in ("postgresql", "postgres"):  # psycopg 3 is the driver that our extra installs
             parsed = parsed.set(drivername="postgresql+psycopg")
-        engine = create_engine(parsed)
+        # A connection that a restarted server or a firewall has cut is noticed, and replaced, before it is used.
+        engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
     except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
         raise ProvenanceError(
             f"database {redacted(url)}: expected an SQLAlchemy URL such as sqlite:///PATH or "
@@ -397,6 +477,15 @@ def _encoder_id(session: Session, modality: Modality, card: EncoderCard) -> int:
         session.add(row)
         session.flush()
     return row.id
+
+
+def mark_killed(session: Session) -> None:
+    """Say of the runs on this host whose process has gone that they were killed."""
+    host, pid = platform.node(), os.getpid()
+    for other in session.scalars(select(RunRow).where(RunRow.outcome == "running", RunRow.host == host)):
+        # Containers give every process the same number: a run of ours that is older than we are is not ours.
+        if not _alive(other.pid) or (other.pid == pid and other.started_at < STARTED):
+            other.outcome, other.finished_at = "killed", now()
 
 
 def _forget(session: Session, release_id: int, set_id: int, places: list[tuple[str, int]]) -> None:

@@ -9,14 +9,17 @@ nothing into. One that is killed, or loses a database, leaves them as `building`
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from itertools import count, takewhile
+from pathlib import Path
+from typing import Any, Literal, Self
 from uuid import UUID, uuid5
 
 from alignment.artifact import Alignment
-from alignment.embeddings import MODALITIES, EmbeddingSet, Modality, Rows
+from alignment.embeddings import MODALITIES, EmbeddingSet, Modality, Rows, shard_batches
 from alignment.errors import ModalignError
 from alignment.metrics import Guarantee, Lowering, Metric
 from alignment.vectors import FloatArray, faults
@@ -43,6 +46,8 @@ from connector.tuning import sample, tune
 NAMESPACE = UUID("6f1d3f0e-6c86-5a49-9d0c-0f3d8a7c1b52")
 BATCH_POINTS = 512
 FLUSH_POINTS = 16_384
+FLUSH_SECONDS = 2.0  # a slow encoder has its points in the ledger before there are so many
+DELETIONS = 1024  # points that are deleted at a time
 OWN_INDEXES: Mapping[str, PayloadKind] = {"key": "keyword", "group": "keyword", "split": "keyword"}
 HELD_OUT: Literal["held-out"] = "held-out"
 FITTED = "fitted"
@@ -81,6 +86,7 @@ class _Target:
     ledger: dict[Place, Written] = field(default_factory=dict)
     pending: dict[Place, Written] = field(default_factory=dict)
     met: set[Place] = field(default_factory=set)
+    lost: set[Place] = field(default_factory=set)
     changed: bool = False
 
 
@@ -126,6 +132,43 @@ def push(
     """
     for modality, card in embedding_set.card.encoders.items():
         require_encoder(alignment, modality, card, f"embedding set {embedding_set.path}")
+    with pushing(
+        alignment,
+        alignment_id=alignment_id,
+        collection=collection,
+        metrics=metrics,
+        store=store,
+        provenance=provenance,
+        run=run,
+        **layout,
+    ) as begun:
+        begun.open(embedding_set.path, set_id).finish(embedding_set, advance=advance)
+        begun.verify(embedding_set, set_id)
+    make_live(provenance, store, begun.releases)
+    return begun.releases
+
+
+@contextmanager
+def pushing(
+    alignment: Alignment,
+    *,
+    alignment_id: int,
+    collection: str,
+    metrics: Sequence[Metric],
+    store: Store,
+    provenance: Provenance,
+    run: Run,
+    shared: bool = False,
+    **layout: Any,
+) -> Iterator["Push"]:
+    """Find or create one release per metric, and take the new ones back if the block is refused before it wrote.
+
+    Args:
+        shared: other processes may have begun with these releases, so that an empty collection is no leftover.
+        layout: fields of `connector.layout.Layout`, of new collections.
+
+    Raises: as `push`.
+    """
     asked = {"payload_indexes": {}, **checked_layout(layout)}
     store.require_layout(Layout(**asked))
     lowered = [
@@ -143,22 +186,51 @@ def push(
                 asked=asked,
                 store=store,
                 provenance=provenance,
+                shared=shared,
             )
             targets.append(target)
-        releases = [target.release for target in targets]
-        for target in targets:
-            target.ledger = _ledger(target.release, set_id, store, provenance)
-        indexes = {field: kind for r in releases for field, kind in r.row.settings.get("payload_indexes", {}).items()}
-        _Writer(embedding_set, alignment, set_id, store, provenance, run, indexes).write(targets, advance)
-        for target in targets:
-            _verify(target, embedding_set, set_id, store, provenance)
+        yield Push(alignment, targets, store, provenance, run)
     except (StoreError, ProvenanceError):
         raise
     except ModalignError:
-        _take_back(targets, store, provenance)
+        if not shared:
+            _take_back(targets, store, provenance)
         raise
-    make_live(provenance, store, releases)
-    return releases
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """Releases that are being written: open an embedding set, write and finish it, maybe another one, then verify."""
+
+    alignment: Alignment
+    targets: list[_Target]
+    store: Store
+    provenance: Provenance
+    run: Run
+
+    @classmethod
+    def into(cls, release: Release, store: Store, provenance: Provenance, run: Run) -> Self:
+        """Go on writing into a release that exists."""
+        return cls(release.alignment, [_Target(release, new=False)], store, provenance, run)
+
+    @property
+    def releases(self) -> list[Release]:
+        """What is being written."""
+        return [target.release for target in self.targets]
+
+    def open(self, path: Path, set_id: int) -> "SetPush":
+        """Begin to write the embedding set at `path`, which may still be growing."""
+        writer = SetPush(path, self.alignment, set_id, self.store, self.provenance, self.run, self.targets)
+        writer.delete_what_left()
+        for target in self.targets:
+            target.ledger = _ledger(target.release, set_id, self.store, self.provenance)
+            target.pending, target.met, target.lost = {}, set(), set()
+        return writer
+
+    def verify(self, embedding_set: EmbeddingSet, set_id: int) -> None:
+        """Verify the releases after the last set was written, tuning them with items of `embedding_set`."""
+        for target in self.targets:
+            _verify(target, embedding_set, set_id, self.store, self.provenance)
 
 
 def _begin(
@@ -171,6 +243,7 @@ def _begin(
     asked: dict[str, Any],
     store: Store,
     provenance: Provenance,
+    shared: bool,
 ) -> _Target:
     """Find or create the release: the row in SQL first, then the collection."""
     lowering = lowerings["image"]
@@ -204,6 +277,7 @@ def _begin(
     if (
         existing
         and row.state == "building"
+        and not (shared and layout_of(row))
         and not provenance.ledger_points(row.id)
         and (rows or not store.count(name))
     ):
@@ -255,46 +329,97 @@ def layout_of(row: ReleaseRow) -> dict[str, Any]:
 def _ledger(release: Release, set_id: int, store: Store, provenance: Provenance) -> dict[Place, Written]:
     """Return what of the set is written; nothing, where points have vanished behind the ledger's back."""
     ledger = provenance.ledger(release.row.id, set_id)
-    if store.count(release.name) < provenance.ledger_points(release.row.id):
+    expected = provenance.ledger_points(release.row.id)  # before the count, which others may be adding to
+    if store.count(release.name) < expected:
         provenance.forget_batches(release.row.id, set_id, ledger)
         return {}
     return ledger
 
 
-@dataclass(frozen=True, slots=True)
-class _Writer:
-    embedding_set: EmbeddingSet
+@dataclass(slots=True)
+class SetPush:
+    """One embedding set while it is written into the releases of a `Push`: each shard, then whatever is left."""
+
+    path: Path
     alignment: Alignment
     set_id: int
     store: Store
     provenance: Provenance
     run: Run
-    indexes: Mapping[str, PayloadKind]
+    targets: Sequence[_Target]
+    _written: set[str] = field(default_factory=set)
+    _refused: set[tuple[Modality, str]] = field(default_factory=set)
+    _unflushed: int = 0
+    _committed: float = field(default_factory=time.monotonic)
 
-    def write(self, targets: Sequence[_Target], advance: Advance) -> None:
-        """Write what the ledgers do not hold."""
-        unflushed = 0
+    def write(self, modality: Modality, shard: Path, advance: Advance = lambda count: None) -> None:
+        """Write what the ledgers do not hold of a durable shard."""
+        end = 0
+        for start, rows in shard_batches(shard, modality, BATCH_POINTS):
+            place, written = (shard.name, start), (rows.digest(), len(rows))
+            open_targets = []
+            for target in self.targets:
+                target.met.add(place)
+                # A batch with refused rows is not in the ledger as whole: they are refused again, every time.
+                if target.ledger.get(place) == written:
+                    self.run.count("unchanged", len(rows))
+                else:
+                    open_targets.append(target)
+            if open_targets:
+                self._unflushed += self._write_batch(open_targets, place, rows, written[0])
+                if self._unflushed >= FLUSH_POINTS or time.monotonic() - self._committed >= FLUSH_SECONDS:
+                    self._commit()
+            end = start + len(rows)
+            advance(len(rows))
+        self._forget_beyond(shard.name, end)
+        self._written.add(shard.name)
+
+    def _forget_beyond(self, shard: str, end: int) -> None:
+        """Have the next commit forget the ledger lines of batches that a shard has no rows for any more."""
+        first = -(-end // BATCH_POINTS) * BATCH_POINTS
+        for target in self.targets:
+            places = takewhile(target.ledger.__contains__, ((shard, start) for start in count(first, BATCH_POINTS)))
+            target.lost.update(places)
+
+    def finish(
+        self,
+        embedding_set: EmbeddingSet,
+        *,
+        changed: Collection[str] = (),
+        only: Collection[str] | None = None,
+        advance: Advance = lambda count: None,
+    ) -> None:
+        """Write the shards that were not written yet, and forget the ledger lines of rows that the set has lost.
+
+        Args:
+            embedding_set: the set, complete now.
+            changed: names of shards that are no longer what was written.
+            only: names of the shards to look at; None: all of them.
+            advance: is told how many rows were looked at.
+        """
+        if changed:
+            self._commit()
+            self._written -= set(changed)
+            for target in self.targets:
+                target.ledger = self.provenance.ledger(target.release.row.id, self.set_id)
+                target.met = {place for place in target.met if place[0] not in changed}
+            for name in changed:
+                if not (self.path / name).exists():
+                    self._forget_beyond(name, 0)
         for modality in MODALITIES:
-            for shard, start, rows in self.embedding_set.batches(modality, BATCH_POINTS):
-                place, written = (shard, start), (rows.digest(), len(rows))
-                open_targets = []
-                for target in targets:
-                    target.met.add(place)
-                    # A batch with refused rows is not in the ledger as whole: they are refused again, every time.
-                    if target.ledger.get(place) == written:
-                        self.run.counts["unchanged"] += len(rows)
-                    else:
-                        open_targets.append(target)
-                if open_targets:
-                    unflushed += self._write_batch(open_targets, place, rows, written[0])
-                    if unflushed >= FLUSH_POINTS:
-                        self._commit(targets)
-                        unflushed = 0
-                advance(len(rows))
-        self._commit(targets)
-        for target in targets:
-            if gone := target.ledger.keys() - target.met:
-                self.provenance.forget_batches(target.release.row.id, self.set_id, gone)
+            for shard in embedding_set.shards(modality):
+                if shard.name not in self._written and (only is None or shard.name in only):
+                    self.write(modality, shard, advance)
+        self._commit()
+        for target in self.targets:
+            lost = {place for place in target.ledger.keys() - target.met if only is None or place[0] in only}
+            if lost:
+                self.provenance.forget_batches(target.release.row.id, self.set_id, lost)
+
+    def delete_what_left(self) -> None:
+        """Delete the points of rows that left the set since it was last written, as SQL remembers them."""
+        for target in self.targets:
+            delete_what_left(self.provenance, self.store, target.release.row, self.set_id)
 
     def _write_batch(self, targets: Sequence[_Target], place: Place, rows: Rows, digest: str) -> int:
         sound, vectors, payloads = self._project(place, rows)
@@ -303,7 +428,7 @@ class _Writer:
         lowered = []
         for target in targets:
             if target.ledger.get(place) == (digest, len(ids)):
-                self.run.counts["unchanged"] += len(ids)
+                self.run.count("unchanged", len(ids))
             else:
                 lowered.append((target, _lowered(target.release, rows.modality, vectors)))
         refusals: dict[int, Refusal] = {}
@@ -327,25 +452,30 @@ class _Writer:
                 target.release.row.settings = {**target.release.row.settings, UNTUNED: True}
                 self.provenance.save(target.release.row)
             target.pending[place] = (digest, kept)
-            self.run.counts["written"] += kept
+            self.run.count("written", kept)
             written_points += kept
         positions = {key: place[1] + row + 1 for row, key in enumerate(rows.keys)}
         for row, refusal in sorted(refusals.items()):
             key = sound.keys[row]
-            source = str(self.embedding_set.path / place[0])
-            self.run.reject(Reject(source, positions[key], "write", *refusal, key, rows.modality))
+            if (rows.modality, key) not in self._refused:
+                self._refused.add((rows.modality, key))
+                source = str(self.path / place[0])
+                self.run.reject(Reject(source, positions[key], "write", *refusal, key, rows.modality))
         return written_points
 
     def _project(self, place: Place, rows: Rows) -> tuple[Rows, FloatArray, list[dict[str, Any]]]:
         """Return the rows that can be stored, their aligned vectors and their payloads; refuse the others."""
         refused = {row: (reason, "the embedding cannot be aligned") for row, reason in faults(rows.vectors).items()}
+        indexes = {
+            f: kind for t in self.targets for f, kind in layout_of(t.release.row).get("payload_indexes", {}).items()
+        }
         payloads = []
         for row, text in enumerate(rows.payloads):
             try:
                 payload = PAYLOAD.decode(text)
                 if not isinstance(payload, dict):
                     raise ValueError(f"expected a JSON object, got {type(payload).__name__}")
-                payloads.append(_typed(payload, self.indexes))
+                payloads.append(_typed(payload, indexes))
             except _WrongKindError as error:
                 payloads.append({})
                 refused[row] = (f"payload-not-{error.kind}", str(error))
@@ -361,8 +491,10 @@ class _Writer:
             kept = [row for row in range(len(sound)) if sound[row] not in refused]
             sound, vectors = [sound[row] for row in kept], vectors[kept]
             for row, (reason, detail) in sorted(refused.items()):
-                source, position = str(self.embedding_set.path / place[0]), place[1] + row + 1
-                self.run.reject(Reject(source, position, "write", reason, detail, rows.keys[row], rows.modality))
+                source, position = str(self.path / place[0]), place[1] + row + 1
+                if (item := (rows.modality, rows.keys[row])) not in self._refused:  # by its shard as it was before
+                    self._refused.add(item)
+                    self.run.reject(Reject(source, position, "write", reason, detail, rows.keys[row], rows.modality))
         held_out = self.alignment.card.hold_out.held_out([rows.groups[row] for row in sound])
         described = [
             {
@@ -377,13 +509,32 @@ class _Writer:
         ]
         return (rows.take(sound) if refused else rows), vectors, described
 
-    def _commit(self, targets: Sequence[_Target]) -> None:
+    def _commit(self) -> None:
         """Make what was written durable, then say so in SQL."""
-        for target in targets:
+        for target in self.targets:
+            if target.lost:  # first: what a shard has lost may be among what a newer shard has gained
+                self.provenance.forget_batches(target.release.row.id, self.set_id, target.lost)
+                for place in target.lost:
+                    del target.ledger[place]
+                target.lost = set()
             if target.pending:
                 self.store.flush(target.release.name)
                 self.provenance.write_ledger(target.release.row.id, self.set_id, self.run.id, target.pending)
+                target.ledger.update(target.pending)
                 target.pending = {}
+        self._unflushed = 0
+        self._committed = time.monotonic()
+
+
+def delete_what_left(provenance: Provenance, store: Store, row: ReleaseRow, set_id: int) -> int:
+    """Delete from a collection the points of rows that left an embedding set, as SQL remembers them; count them."""
+    count = 0
+    while left := provenance.deletions(row.id, set_id, DELETIONS):
+        store.delete(row.physical_name, [point_id(modality, key) for modality, key in left.values()])
+        store.flush(row.physical_name)
+        provenance.forget_deletions(left)
+        count += len(left)
+    return count
 
 
 def _lowered(release: Release, modality: Modality, vectors: FloatArray) -> FloatArray:

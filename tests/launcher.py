@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.embeddings import SetWriter
-from connector import cli, encoders, push
+from connector import cli, encoders, ingest, push
 from connector.edge_store import EdgeStore
 from connector.home import Home
 from connector.provenance import Provenance
@@ -56,6 +56,8 @@ def main(arguments: Sequence[str]) -> None:
     defaults = Home._encode.__kwdefaults__
     assert defaults is not None
     defaults.update(shard_rows=SHARD_ROWS, batch_items=4)
+    setattr(ingest, "SHARD_ROWS", SHARD_ROWS)  # noqa: B010  nor these
+    setattr(ingest, "BATCH_ITEMS", 4)  # noqa: B010
     sys.argv = ["modalign", *rest]
     cli.main()
 

@@ -972,3 +972,130 @@ def test_a_contact_sheet_is_written_on_request(shared: Path, tmp_path: Path) -> 
     assert page.read_text().count("data:image/jpeg;base64,") == 4
     blocked = modalign("search", "things", "red", "--html", tmp_path, "--home", shared)
     assert "cannot be written" in blocked.error
+
+
+class TestRejectsCommand:
+    @pytest.fixture
+    def refused(self, home: Path, tmp_path: Path) -> tuple[Path, int]:
+        """A home with an ingest that refused two images, and the number of that run."""
+        rows = [{"key": f"x{number}", "image": f"none-{number}.png"} for number in range(2)]
+        manifest = write_manifest(tmp_path / "m.jsonl", fake_pairs(tmp_path, 4, seed=1), *rows)
+        ended = modalign("ingest", manifest, "--into", "new", "--alignment", "a", "--json", "--home", home)
+        assert ended.code == 4
+        return home, ended.document["run"]
+
+    def test_counted_by_reason(self, refused: tuple[Path, int]) -> None:
+        home, run = refused
+        document = done("rejects", run, "--by-reason", "--json", "--home", home).document
+        assert document == {"run": run, "by_reason": [{"stage": "read", "reason": "image-missing", "count": 2}]}
+        assert "image-missing" in done("rejects", "--by-reason", "--home", home).out
+
+    def test_exported(self, refused: tuple[Path, int], tmp_path: Path) -> None:
+        home, run = refused
+        done("rejects", run, "--export", tmp_path / "r.jsonl", "--home", home)
+        printed = done("rejects", run, "--export", "-", "--home", home).out
+        assert (tmp_path / "r.jsonl").read_text() == printed
+        lines = [json.loads(line) for line in printed.splitlines()]
+        assert [(line["run"], line["key"], line["position"]) for line in lines] == [(run, "x0", 5), (run, "x1", 6)]
+
+    def test_tried_again(self, refused: tuple[Path, int], tmp_path: Path) -> None:
+        home, run = refused
+        Image.new("RGB", (8, 8), "red").save(tmp_path / "none-0.png")
+        ended = modalign("rejects", run, "--retry", "--json", "--home", home)
+        counts = ended.document["counts"]
+        assert (ended.code, counts["encoded"], counts["rejected"]) == (4, 1, 1)
+        Image.new("RGB", (8, 8), "blue").save(tmp_path / "none-1.png")
+        assert done("rejects", run, "--retry", "--home", home)
+        assert done("status", "--json", "--home", home).document["releases"][-1]["points"] == 10
+
+    def test_a_run_that_cannot_be_tried_again(self, home: Path) -> None:
+        fit = next(r["run"] for r in done("status", "--json", "--home", home).document["runs"] if r["command"] == "fit")
+        ended = modalign("rejects", fit, "--retry", "--home", home)
+        assert (ended.code, "is of `modalign fit`" in ended.err) == (2, True)
+
+    def test_one_thing_at_a_time(self, unbroken: Path) -> None:
+        assert "exclude each other" in modalign("rejects", "--retry", "--by-reason", "--home", unbroken).error
+
+
+class TestDeleting:
+    def test_nobody_is_there_to_ask(self, unbroken: Path, corpus: Path) -> None:
+        for words in (
+            ("delete", "things", "--key", "s0-00001"),
+            ("ingest", corpus, "--into", "things", "--alignment", "a", "--prune"),
+        ):
+            ended = modalign(*words, "--home", unbroken)
+            assert (ended.code, "add --yes" in ended.error) == (2, True)
+
+    def test_parts_ask_nobody(self, unbroken: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+        words = ("ingest", corpus, "--into", "things", "--alignment", "a", "--prune", "--parts", 2)
+        assert "add --yes" in modalign(*words, "--home", unbroken).error
+
+    @pytest.mark.parametrize(("answer", "left"), [(True, N - 1), (False, N)])
+    def test_on_a_terminal_it_asks(self, home: Path, monkeypatch: pytest.MonkeyPatch, answer: bool, left: int) -> None:
+        asked: list[str] = []
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+
+        def confirm(question: str, **_: Any) -> bool:
+            asked.append(question)
+            return answer
+
+        monkeypatch.setattr(click, "confirm", confirm)
+        ended = done("delete", "things", "--key", "s0-00001", "--home", home)
+        assert asked == ["delete 1 items, from the embedding sets: pairs; from the collections: things?"]
+        assert ("nothing was deleted" in ended.err) is not answer
+        assert EmbeddingSet.open(home / "sets" / "pairs").card.counts["image"] == left
+
+    def test_by_filter_with_yes(self, home: Path) -> None:
+        condition = '{"must": [{"key": "group", "match": {"value": "s0-00002"}}]}'
+        words = ("delete", "things", "--filter", condition, "--yes", "--json", "--home", home)
+        assert done(*words).document["deleted"] == 2
+        assert done(*words).document["deleted"] == 0
+
+    def test_neither_key_nor_filter(self, unbroken: Path) -> None:
+        assert "expected --key or --filter" in modalign("delete", "things", "--yes", "--home", unbroken).error
+
+    def test_pruning_keeps_what_a_broken_row_may_be(self, home: Path, tmp_path: Path) -> None:
+        found = fake_pairs(tmp_path, 6, seed=1)
+        words = ("--into", "new", "--alignment", "a", "--prune", "--yes", "--home", home)
+        done("ingest", write_manifest(tmp_path / "m.jsonl", found), *words)
+        manifest = write_manifest(tmp_path / "m.jsonl", found[:4], {"image": "no key"})
+        ended = modalign("ingest", manifest, *words)
+        assert (ended.code, "4 items of the embedding set were not met" in ended.error) == (1, True)
+        done("ingest", write_manifest(tmp_path / "m.jsonl", found[:4]), *words)
+        assert EmbeddingSet.open(home / "sets" / "new").card.counts == {"image": 4, "text": 4}
+
+
+def test_status_shows_how_far_a_release_lags(home: Path, corpus: Path, tmp_path: Path) -> None:
+    found = fake_pairs(tmp_path, 3, seed=5)
+    (release,) = done("status", "--json", "--home", home).document["releases"]
+    assert (release["lag"], release["lag_since"]) == (0, None)
+    done("encode", write_manifest(tmp_path / "m.jsonl", found), "--set", "pairs", *SPECS, "--home", home)
+    (release,) = done("status", "--json", "--home", home).document["releases"]
+    assert release["lag"] == 6
+    assert release["lag_since"] is not None
+
+
+FAILING: dict[tuple[str, ...], str] = {
+    ("db", "upgrade"): "db upgrade --database-url sqlite:////no/such/directory/x.db",
+    ("encode",): "encode /no/such/corpus.jsonl --set bad --text-encoder fake-text:small",
+    ("fit",): "fit nothing --alignment b",
+    ("compare",): "compare nothing",
+    ("push",): "push nothing --into things --alignment a",
+    ("ingest",): "ingest /no/such/corpus.jsonl --into things --alignment a",
+    ("delete",): "delete nothing --key a --yes",
+    ("search",): "search nothing red",
+    ("export",): "export nothing --metric cosine --to bad",
+    ("audit",): "audit nothing --pairs pairs",
+    ("status",): "status --database-url sqlite:////no/such/directory/x.db",
+    ("rejects",): "rejects 4711",
+    ("demo",): "demo --device cuda:99",
+}
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_no_command_that_fails_ends_with_0(unbroken: Path, words: tuple[str, ...], tmp_path: Path) -> None:
+    home = tmp_path if words == ("demo",) else unbroken
+    (tmp_path / "file").touch()
+    arguments = FAILING[words].replace("/no/such/directory", str(tmp_path / "file")).split()
+    assert modalign(*arguments, "--home", home).code in (1, 2)

@@ -128,7 +128,7 @@ class TestMigrations:
             assert provenance.runs(10) == []
 
     def test_a_database_that_was_never_upgraded(self, database_url: str) -> None:
-        with pytest.raises(NotMigratedError, match=r"migration 0001, found none; run `modalign db upgrade`"):
+        with pytest.raises(NotMigratedError, match=r"migration 0002, found none; run `modalign db upgrade`"):
             Provenance.open(database_url)
 
     def test_opening_creates_no_file(self, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ class TestMigrations:
     def test_a_database_of_another_version(self, provenance: Provenance) -> None:
         with provenance.session() as session:
             session.execute(text("UPDATE alembic_version SET version_num = 'ffff'"))
-        with pytest.raises(NotMigratedError, match=r"migration 0001, found ffff; run `modalign db upgrade`"):
+        with pytest.raises(NotMigratedError, match=r"migration 0002, found ffff; run `modalign db upgrade`"):
             Provenance.open(provenance.url)
 
     def test_a_database_of_an_unknown_version_is_not_upgraded(self, provenance: Provenance) -> None:
