@@ -889,7 +889,7 @@ class TestDatabases:
             patched.setattr(os, "fsync", full)
             assert "No space left on device" in modalign(*arguments).error
         (run,) = done("status", "-n", 1, "--json", "--home", home).document["runs"]
-        assert (run["outcome"], run["error"]) == ("failed", "OSError: [Errno 28] No space left on device")
+        assert (run["outcome"], run["error"].endswith("[Errno 28] No space left on device")) == ("failed", True)
         assert done(*arguments, "--json").document["counts"]["written"] == 2 * N
 
     def test_upgrading_again_changes_nothing(self, home: Path) -> None:
