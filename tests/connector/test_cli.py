@@ -926,7 +926,7 @@ class TestSecrets:
 
     @pytest.fixture(autouse=True)
     def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(qdrant_store, "ATTEMPTS", 1)
+        monkeypatch.setattr(qdrant_store, "ATTEMPTS_TO_CONNECT", 1)
         monkeypatch.setenv("MODALIGN_QDRANT_API_KEY", KEY)
 
     @pytest.mark.parametrize(

@@ -27,12 +27,16 @@ from connector.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from connector.home import Home
+from connector.provenance import upgrade
 from connector.qdrant_connection import Patience
 from connector.qdrant_store import REQUEST_BYTES, REQUEST_POINTS, QdrantStore
+from connector.settings import Settings
 from connector.store import CollectionConfig, Points, VectorConfig
+from tests.fakes import fake_pairs, write_manifest
 from tests.grpc_imitation import over_grpc
 from tests.imitation import Fault, Imitation, Request, running
-from tests.world import World, pairs, stored
+from tests.world import World, alignment, pairs, stored
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant:UserWarning"),
@@ -458,10 +462,25 @@ class TestGrpc:
                 QdrantStore.connect(url, patience=QUICK)
 
 
+class Storm:
+    """Fails 30% of the requests, each in a way that passes."""
+
+    def __init__(self, seed: int):
+        self.failed = 0
+        self._chance = random.Random(seed)
+        self._lock = threading.Lock()
+
+    def __call__(self, request: Request) -> Fault | None:
+        with self._lock:
+            if self._chance.random() >= 0.3:
+                return None
+            self.failed += 1
+            fault = self._chance.choice(tuple(PASSING.values()))
+        return Fault(fault.status) if fault.applied == "half" and not request.writes_points else fault
+
+
 class TestAWholePush:
     """With 30% of all requests failing at random, everything ends written once, and SQL says so."""
-
-    KINDS = tuple(PASSING.values())
 
     @pytest.mark.parametrize("seed", [1, 2, 3])
     def test_it_ends_complete_and_correct(
@@ -469,15 +488,7 @@ class TestAWholePush:
     ) -> None:
         monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
         monkeypatch.setattr(qdrant_store, "REQUEST_POINTS", 8)
-        chance, lock, failed = random.Random(seed), threading.Lock(), [0]
-
-        def sometimes(request: Request) -> Fault | None:
-            with lock:
-                if chance.random() >= 0.3:
-                    return None
-                failed[0] += 1
-                fault = chance.choice(self.KINDS)
-            return Fault(fault.status) if fault.applied == "half" and not request.writes_points else fault
+        storm = Storm(seed)
 
         snapshots = []
         for part in ("calm", "stormy"):
@@ -489,7 +500,7 @@ class TestAWholePush:
                         world.alignment()
                         embedding_set = world.set("s", *pairs(300))
                         if part == "stormy":
-                            imitation.fail = sometimes
+                            imitation.fail = storm
                         pushed = world.push(embedding_set, metrics=["cosine", "chi2"])
                         imitation.fail = lambda request: None
                         assert pushed.counts == {"written": 1200}
@@ -497,7 +508,7 @@ class TestAWholePush:
                         snapshots.append(world.snapshot())
                         for release in pushed.releases:
                             assert len(stored(store, release.name, "image")) == 600
-        assert failed[0] > 50
+        assert storm.failed > 50
         assert snapshots[0] == snapshots[1]
 
     def test_rows_that_qdrant_refuses_become_rejects_on_every_run(
@@ -523,3 +534,23 @@ class TestAWholePush:
                     assert {key for _, key, _ in refused} <= bad
                     assert pushed.counts["rejected"] == len(refused) > 0
                     assert store.count("things.cosine") == 40 - len(refused)
+
+    @pytest.mark.usefixtures("fake_encoders")
+    def test_an_ingest_from_the_corpus_on_ends_complete(
+        self, server: Imitation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
+        manifest = write_manifest(tmp_path / "m.jsonl", fake_pairs(tmp_path, 40))
+        home = tmp_path / "home"
+        alignment().save(home / "alignments" / "a")
+        settings = Settings.load(home=home, qdrant_url=server.url)
+        upgrade(settings.database_url)
+        server.fail = Storm(4)
+        with stamina.set_testing(True, attempts=30), Home(settings) as opened:
+            result = opened.ingest(manifest, "things", "a", metrics=["cosine"])
+        server.fail = lambda request: None
+        assert result.counts["written"] == 80
+        assert server.data.count("things.cosine").count == 80
+        with Home(settings) as opened:
+            assert opened.ingest(manifest, "things", "a").counts["unchanged"] == 160  # items, and points
+            assert opened.provenance.ledger_points(opened.provenance.releases()[0].id) == 80
