@@ -14,8 +14,9 @@ OLDEST := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "modalign n
 demo: $(VENV)/.demo
 	$(BIN)/modalign demo --home demo-home
 
+# Files go to as many processes as there are cores, of one thread each: more threads than cores wait for each other.
 test: $(VENV)/.dev
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -44,7 +44,7 @@ class Part(Corpus):
     """The items of a corpus whose keys hash to `number` (from 1) of `of`; all parts together are the corpus.
 
     >>> [Part.number_of("image-7", 4), Part.number_of("image-8", 4)]
-    [2, 3]
+    [1, 4]
     """
 
     corpus: Corpus

@@ -16,6 +16,8 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
+import stamina
+
 from alignment.embeddings import SetWriter
 from connector import cli, encoders, ingest, push
 from connector.edge_store import EdgeStore
@@ -58,6 +60,7 @@ def main(arguments: Sequence[str]) -> None:
     defaults.update(shard_rows=SHARD_ROWS, batch_items=4)
     setattr(ingest, "SHARD_ROWS", SHARD_ROWS)  # noqa: B010  nor these
     setattr(ingest, "BATCH_ITEMS", 4)  # noqa: B010
+    stamina.set_testing(True, attempts=3)  # a server that went away stays away
     sys.argv = ["modalign", *rest]
     cli.main()
 

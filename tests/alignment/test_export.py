@@ -206,6 +206,7 @@ def test_a_graph_is_what_the_checker_of_onnx_takes() -> None:
 
 
 def test_an_interrupt_waits_for_the_graph_under_way() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs tests in the background has it ignored
     reached: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         interrupted_in_the_middle(reached)

@@ -1009,7 +1009,8 @@ class TestRejectsCommand:
         assert done("status", "--json", "--home", home).document["releases"][-1]["points"] == 10
 
     def test_a_run_that_cannot_be_tried_again(self, home: Path) -> None:
-        fit = next(r["run"] for r in done("status", "--json", "--home", home).document["runs"] if r["command"] == "fit")
+        runs = done("status", "-n", 1000, "--json", "--home", home).document["runs"]
+        fit = next(run["run"] for run in runs if run["command"] == "fit")
         ended = modalign("rejects", fit, "--retry", "--home", home)
         assert (ended.code, "is of `modalign fit`" in ended.err) == (2, True)
 
@@ -1079,6 +1080,7 @@ def test_status_shows_how_far_a_release_lags(home: Path, corpus: Path, tmp_path:
 FAILING: dict[tuple[str, ...], str] = {
     ("db", "upgrade"): "db upgrade --database-url sqlite:////no/such/directory/x.db",
     ("encode",): "encode /no/such/corpus.jsonl --set bad --text-encoder fake-text:small",
+    ("import",): "import /no/such/vectors.npy --set bad --text-encoder me",
     ("fit",): "fit nothing --alignment b",
     ("compare",): "compare nothing",
     ("push",): "push nothing --into things --alignment a",
