@@ -3,65 +3,49 @@
 The order of things makes every crash harmless: rows are validated, written, made durable in the store, and only then
 entered in the ledger. What the ledger holds is not written again; what it does not hold is, under the same ids.
 
+What arrives reaches every release of the collection that is not retired: the set's other metrics, and the shadow of a
+new alignment beside the live release of the old one, each through its own alignment and with its own ledger.
+
 A push that is refused, because its vectors cannot be lowered say, takes back the releases that it made and wrote
 nothing into. One that is killed, or loses a database, leaves them as `building`, and the next push goes on with them.
 """
 
-import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
-from uuid import UUID, uuid5
+from typing import Any
 
 from alignment.artifact import Alignment
 from alignment.embeddings import MODALITIES, EmbeddingSet, Modality, Rows
 from alignment.errors import ModalignError
-from alignment.metrics import Guarantee, Lowering, Metric
-from alignment.vectors import FloatArray, faults
-from connector.candidates import ALIGNED, packed, require_finite
-from connector.errors import MismatchError, ProvenanceError, StoreError
+from alignment.metrics import Lowering, Metric
+from connector.errors import MismatchError, ProvenanceError, StoreBusyError, StoreError, StoreUnavailableError
 from connector.items import Reject
 from connector.models import ReleaseRow, now
-from connector.progress import Advance
+from connector.point_ids import PointIds
+from connector.points import Projected, lowered, point_id, project
+from connector.progress import Advance, say
 from connector.provenance import Provenance, Run
 from connector.release import (
     METADATA,
     Release,
     chain,
+    checked,
     lower,
     make_live,
     physical_name,
     require_chain,
     require_encoder,
+    require_row,
 )
-from connector.store import CollectionConfig, PayloadKind, Points, Quantization, Store, VectorConfig
+from connector.store import CollectionConfig, PayloadKind, Quantization, Store, VectorConfig
 from connector.tuning import sample, tune
 
-NAMESPACE = UUID("6f1d3f0e-6c86-5a49-9d0c-0f3d8a7c1b52")
 BATCH_POINTS = 512
 FLUSH_POINTS = 16_384
 OWN_INDEXES: Mapping[str, PayloadKind] = {"key": "keyword", "group": "keyword", "split": "keyword"}
-HELD_OUT: Literal["held-out"] = "held-out"
-FITTED = "fitted"
 UNTUNED = "untuned"
 TUNED = ("hnsw_ef", "hnsw_recall", UNTUNED)
-
-
-class _WrongKindError(ValueError):
-    """A payload text that cannot be read as the kind that its field is indexed as."""
-
-    def __init__(self, field: str, text: str, kind: PayloadKind):
-        super().__init__(f"{field} is indexed as {kind}, got the text {text!r}")
-        self.kind = kind
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
-
-
-PAYLOAD = json.JSONDecoder(parse_constant=_refuse_constant)
 
 Place = tuple[str, int]
 Written = tuple[str, int]
@@ -73,23 +57,22 @@ class _Target:
 
     Attributes:
         new: whether this push made both its row and its collection.
+        named: whether this push is for it; the collection's other releases take what arrives, no more.
     """
 
     release: Release
     new: bool
+    named: bool = True
     ledger: dict[Place, Written] = field(default_factory=dict)
     pending: dict[Place, Written] = field(default_factory=dict)
     met: set[Place] = field(default_factory=set)
     changed: bool = False
 
-
-def point_id(modality: Modality, key: str) -> str:
-    """Return the id of an item's point: a UUIDv5 of modality and key, so that a rerun overwrites, never duplicates.
-
-    >>> point_id("image", "1F436") == point_id("image", "1F436") != point_id("text", "1F436")
-    True
-    """
-    return str(uuid5(NAMESPACE, f"{modality}\0{key}"))
+    @property
+    def indexes(self) -> Mapping[str, PayloadKind]:
+        """Its payload fields and the kinds that they are indexed as."""
+        indexes: Mapping[str, PayloadKind] = self.release.row.settings.get("payload_indexes", {})
+        return indexes
 
 
 def push(
@@ -108,7 +91,11 @@ def push(
     quantization: Quantization | None = None,
     advance: Advance = lambda count: None,
 ) -> list[Release]:
-    """Write `embedding_set` into one release per metric, verify them and make them live.
+    """Write `embedding_set` into one release per metric and verify them; return these.
+
+    A release becomes live if nothing else is under its alias; otherwise it is `ready`, a shadow that an audit and
+    `connector.lifecycle.promote` make live. The set is written into the collection's other releases too, unless they
+    are retired; one that cannot take it is named on stderr and left as it is.
 
     Counts `written`, `unchanged` and `rejected` in `run`, over all releases. Running it again writes nothing.
 
@@ -146,12 +133,12 @@ def push(
             )
             targets.append(target)
         releases = [target.release for target in targets]
+        targets += _others(embedding_set, collection, targets, store, provenance)
+        embedding_set = _write(embedding_set, set_id, targets, store, provenance, run, advance)
         for target in targets:
-            target.ledger = _ledger(target.release, set_id, store, provenance)
-        indexes = {field: kind for r in releases for field, kind in r.row.settings.get("payload_indexes", {}).items()}
-        _Writer(embedding_set, alignment, set_id, store, provenance, run, indexes).write(targets, advance)
-        for target in targets:
-            _verify(target, embedding_set, set_id, store, provenance)
+            # What another push builds is whole when that push says so, whatever this one has added.
+            if target.named or target.release.row.state != "building":
+                _verify(target, embedding_set, set_id, store, provenance)
     except (StoreError, ProvenanceError):
         raise
     except ModalignError:
@@ -184,6 +171,10 @@ def _begin(
     new = not existing and not rows
     if rows:
         row = rows[0]
+        require_row(row, metric, lowering)
+        if row.state == "retired":  # or half dropped: it comes back
+            row.state, row.drop_begun_at, row.dropped_at = "building", None, None
+            row = provenance.save(row)
     else:
         row = provenance.save(
             ReleaseRow(
@@ -224,6 +215,28 @@ def _begin(
     return _Target(Release(row, alignment, metric, lowerings), new)
 
 
+def _others(
+    embedding_set: EmbeddingSet, collection: str, targets: Sequence[_Target], store: Store, provenance: Provenance
+) -> list[_Target]:
+    """Open the collection's other releases that are not retired; say which of them cannot take the set, and why."""
+    named = {target.release.name for target in targets}
+    found = []
+    for row in provenance.releases(store_url=provenance.stored(store.url), collection=collection):
+        if row.state == "retired" or row.physical_name in named:
+            continue
+        try:
+            release = checked(provenance, store, row)
+            for modality, card in embedding_set.card.encoders.items():
+                require_encoder(release.alignment, modality, card, f"embedding set {embedding_set.path}")
+        except (StoreUnavailableError, StoreBusyError, ProvenanceError):
+            raise
+        except ModalignError as error:
+            say(f"release {row.physical_name} ({row.state}) does not get this: {error}")
+        else:
+            found.append(_Target(release, new=False, named=False))
+    return found
+
+
 def _take_back(targets: Sequence[_Target], store: Store, provenance: Provenance) -> None:
     """Remove the new releases that hold no point: the collection first, then the row in SQL."""
     with suppress(StoreError, ProvenanceError):  # what stays is harmless, and why the push was refused must be heard
@@ -260,15 +273,56 @@ def _ledger(release: Release, set_id: int, store: Store, provenance: Provenance)
     return ledger
 
 
+def _write(
+    embedding_set: EmbeddingSet,
+    set_id: int,
+    targets: Sequence[_Target],
+    store: Store,
+    provenance: Provenance,
+    run: Run,
+    advance: Advance,
+) -> EmbeddingSet:
+    """Write what the ledgers do not hold, and once more what another process changed in the set meanwhile.
+
+    The other one writes into the same releases; what it deleted from them this push may have written again.
+    """
+    with PointIds() as written:
+        changed = False
+        while True:
+            for target in targets:
+                target.ledger, target.met = _ledger(target.release, set_id, store, provenance), set()
+            _Writer(embedding_set, set_id, store, provenance, run, written).write(targets, advance)
+            present = EmbeddingSet.open(embedding_set.path)
+            if present.card.fingerprint == embedding_set.card.fingerprint:
+                break
+            embedding_set, changed, advance = present, True, lambda count: None
+            provenance.record_set(embedding_set)
+        if changed:
+            _delete_gone(written, embedding_set, targets, store)
+    return embedding_set
+
+
+def _delete_gone(written: PointIds, embedding_set: EmbeddingSet, targets: Sequence[_Target], store: Store) -> None:
+    """Delete the points that were written of rows that are in the set no more."""
+    with PointIds() as held:
+        for modality in MODALITIES:
+            for _, _, rows in embedding_set.batches(modality, BATCH_POINTS):
+                held.add([point_id(modality, key) for key in rows.keys])
+        for batch in written.without(held):
+            for target in targets:
+                store.delete(target.release.name, batch)
+    for target in targets:
+        store.flush(target.release.name)
+
+
 @dataclass(frozen=True, slots=True)
 class _Writer:
     embedding_set: EmbeddingSet
-    alignment: Alignment
     set_id: int
     store: Store
     provenance: Provenance
     run: Run
-    indexes: Mapping[str, PayloadKind]
+    written: PointIds
 
     def write(self, targets: Sequence[_Target], advance: Advance) -> None:
         """Write what the ledgers do not hold."""
@@ -296,71 +350,47 @@ class _Writer:
                 self.provenance.forget_batches(target.release.row.id, self.set_id, gone)
 
     def _write_batch(self, targets: Sequence[_Target], place: Place, rows: Rows, digest: str) -> int:
-        sound, vectors, payloads = self._project(place, rows)
-        ids = [point_id(rows.modality, key) for key in sound.keys]
-        refused = [point_id(rows.modality, key) for key in set(rows.keys) - set(sound.keys)]
-        lowered = []
-        for target in targets:
-            if target.ledger.get(place) == (digest, len(ids)):
-                self.run.counts["unchanged"] += len(ids)
+        known: list[tuple[_Target, Projected]] = []
+        projections = [(target, self._project(target, rows, known)) for target in targets]
+        self._reject(place, rows, [projected for _, projected in known])
+        batches = []
+        for target, projected in projections:
+            if target.ledger.get(place) == (digest, len(projected.rows)):
+                self.run.counts["unchanged"] += len(projected.rows)
             else:
-                lowered.append((target, _lowered(target.release, rows.modality, vectors)))
-        for target, stored in lowered:  # no release is written to unless all can be
-            if refused:  # an older point of a row that can no longer be written would be found for what it was
-                self.store.delete(target.release.name, refused)
-            if ids:
-                written = payloads
-                if target.release.guarantee is not Guarantee.EXACT:  # what rescoring needs
-                    written = [{**p, ALIGNED: packed(v)} for p, v in zip(payloads, vectors, strict=True)]
-                self.store.upsert(target.release.name, Points(rows.modality, ids, stored, written))
+                batches.append((target, projected, lowered(target.release, projected)))
+        for target, projected, points in batches:  # no release is written to unless all can be
+            if projected.refused:  # an older point of what can be written no more would be found for what it was
+                kept = set(projected.rows.keys)
+                gone = [point_id(rows.modality, key) for key in rows.keys if key not in kept]
+                self.store.delete(target.release.name, gone)
+            if points.ids:
+                self.written.add(points.ids)
+                self.store.upsert(target.release.name, points)
             if not target.changed:  # known before the ledger knows: whoever goes on after a crash has to tune
                 target.changed = True
                 target.release.row.settings = {**target.release.row.settings, UNTUNED: True}
                 self.provenance.save(target.release.row)
-            target.pending[place] = (digest, len(ids))
-            self.run.counts["written"] += len(ids)
-        return len(ids) * len(targets)
+            target.pending[place] = (digest, len(points.ids))
+            self.run.counts["written"] += len(points.ids)
+        return sum(len(points.ids) for _, _, points in batches)
 
-    def _project(self, place: Place, rows: Rows) -> tuple[Rows, FloatArray, list[dict[str, Any]]]:
-        """Return the rows that can be stored, their aligned vectors and their payloads; refuse the others."""
-        refused = {row: (reason, "the embedding cannot be aligned") for row, reason in faults(rows.vectors).items()}
-        payloads = []
-        for row, text in enumerate(rows.payloads):
-            try:
-                payload = PAYLOAD.decode(text)
-                if not isinstance(payload, dict):
-                    raise ValueError(f"expected a JSON object, got {type(payload).__name__}")
-                payloads.append(_typed(payload, self.indexes))
-            except _WrongKindError as error:
-                payloads.append({})
-                refused[row] = (f"payload-not-{error.kind}", str(error))
-            except ValueError as error:
-                payloads.append({})
-                refused[row] = ("payload-not-json", str(error))
-        projection = self.alignment.projections[rows.modality]
-        sound = [row for row in range(len(rows)) if row not in refused]
-        vectors = projection.unchecked(rows.vectors[sound])
-        for row, reason in faults(vectors).items():
-            refused[sound[row]] = (reason, "the embedding equals the training mean")
-        if refused:
-            kept = [row for row in range(len(sound)) if sound[row] not in refused]
-            sound, vectors = [sound[row] for row in kept], vectors[kept]
-            for row, (reason, detail) in sorted(refused.items()):
-                source, position = str(self.embedding_set.path / place[0]), place[1] + row + 1
-                self.run.reject(Reject(source, position, "write", reason, detail, rows.keys[row], rows.modality))
-        held_out = self.alignment.card.hold_out.held_out([rows.groups[row] for row in sound])
-        described = [
-            {
-                **payloads[row],
-                "key": rows.keys[row],
-                "group": rows.groups[row],
-                "modality": rows.modality,
-                "content_sha256": rows.content_sha256[row],
-                "split": HELD_OUT if held else FITTED,
-            }
-            for row, held in zip(sound, held_out, strict=True)
-        ]
-        return (rows.take(sound) if refused else rows), vectors, described
+    def _project(self, target: _Target, rows: Rows, known: list[tuple[_Target, Projected]]) -> Projected:
+        """Project rows for a target, once for all targets that share an alignment and the kinds of their indexes."""
+        for other, projected in known:
+            same = other.release.alignment.fingerprint == target.release.alignment.fingerprint
+            if same and other.indexes == target.indexes:
+                return projected
+        projected = project(target.release.alignment, rows, target.indexes)
+        known.append((target, projected))
+        return projected
+
+    def _reject(self, place: Place, rows: Rows, projections: Sequence[Projected]) -> None:
+        """Record what was refused, once for each reason, however many releases refused it."""
+        refused = {(row, *why): None for projected in projections for row, why in projected.refused.items()}
+        for row, reason, detail in sorted(refused):
+            source, position = str(self.embedding_set.path / place[0]), place[1] + row + 1
+            self.run.reject(Reject(source, position, "write", reason, detail, rows.keys[row], rows.modality))
 
     def _commit(self, targets: Sequence[_Target]) -> None:
         """Make what was written durable, then say so in SQL."""
@@ -369,51 +399,6 @@ class _Writer:
                 self.store.flush(target.release.name)
                 self.provenance.write_ledger(target.release.row.id, self.set_id, self.run.id, target.pending)
                 target.pending = {}
-
-
-def _lowered(release: Release, modality: Modality, vectors: FloatArray) -> FloatArray:
-    """Return what of aligned vectors (n, d) is stored, (n, D)."""
-    lowering = release.lowerings[modality]
-    stored = lowering.item(vectors)
-    require_finite(release.metric, stored)
-    require_finite(release.metric, lowering.query(vectors[:1]))  # weights that only queries meet
-    return stored
-
-
-def _typed(payload: dict[str, Any], indexes: Mapping[str, PayloadKind]) -> dict[str, Any]:
-    """Read texts as the kind that their field is indexed as: a CSV holds nothing but texts, and no filter finds those.
-
-    Raises:
-        _WrongKindError: a text is not of that kind.
-    """
-    for name, kind in indexes.items():
-        if isinstance(text := payload.get(name), str):
-            try:
-                payload[name] = KINDS[kind](text)
-            except (KeyError, ValueError):
-                raise _WrongKindError(name, text, kind) from None
-    return payload
-
-
-def _finite(text: str) -> float:
-    if "_" in text or not math.isfinite(value := float(text)):
-        raise ValueError
-    return value
-
-
-def _whole(text: str) -> int:
-    # Qdrant's integers have 64 bits, and Python reads 1_000 as a number where nobody else does.
-    if "_" in text or not -(1 << 63) <= (value := int(text)) < 1 << 63:
-        raise ValueError
-    return value
-
-
-KINDS: dict[PayloadKind, Callable[[str], Any]] = {
-    "keyword": str,
-    "integer": _whole,
-    "float": _finite,
-    "bool": lambda text: {"true": True, "false": False}[text.lower()],
-}
 
 
 def _verify(target: _Target, embedding_set: EmbeddingSet, set_id: int, store: Store, provenance: Provenance) -> None:
