@@ -229,26 +229,22 @@ class Lifecycle:
         if found is None:
             return None, f"release {row.physical_name} was never audited"
         audit, run = found
-        then, points, now_points = audit.settings, audit.settings.get("points"), self.store.count(row.physical_name)
+        then, points = audit.settings, self.store.count(row.physical_name)
         undone = self.provenance.promotions(kind=ROLLBACK, previous_id=row.id)
-        later = {
-            "was written to": self.provenance.last_write(row.id),
-            "was rolled back": undone[-1].begun_at if undone else None,
-        }
-        reasons = [
-            (audit.verdict == "measured", "required nothing"),
-            (audit.verdict == "failed", f"has failed: {', '.join(then.get('failed_requirements', []))}"),
-            *(
-                (bool(at and at >= run.started_at), f"began {run.started_at:%F %T}, the release {what} {at:%F %T}")
-                for what, at in later.items()
-            ),
-            (points != now_points, f"saw {points} points, it holds {now_points}"),
-            (
-                then.get("served_with") != row.settings,
-                f"searched with {then.get('served_with')}, production would with {row.settings}",
-            ),
-        ]
-        refusal = next((reason for holds, reason in reasons if holds), None)
+        written, rolled_back = self.provenance.last_write(row.id), undone[-1].begun_at if undone else None
+        refusal = None
+        if audit.verdict == "measured":
+            refusal = "required nothing"
+        elif audit.verdict == "failed":
+            refusal = f"has failed: {', '.join(then.get('failed_requirements', []))}"
+        elif written and written >= run.started_at:
+            refusal = f"began {run.started_at:%F %T}, the release was written to {written:%F %T}"
+        elif rolled_back and rolled_back >= run.started_at:
+            refusal = f"began {run.started_at:%F %T}, the release was rolled back {rolled_back:%F %T}"
+        elif then.get("points") != points:
+            refusal = f"saw {then.get('points')} points, it holds {points}"
+        elif then.get("served_with") != row.settings:
+            refusal = f"searched with {then.get('served_with')}, production would with {row.settings}"
         said = f"release {row.physical_name}: its newest audit, of run {run.id}, {refusal}"
         return audit, said if refusal else None
 

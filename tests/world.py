@@ -297,9 +297,9 @@ def opened_world(kind: str, directory: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 class Calls:
-    """Counts the calls of a store's method and, where told to, lets one of them fail."""
+    """Counts the calls of a method of a store or a database and, where told to, lets one of them fail."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, store: Store, method: str):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, store: Store | Provenance, method: str):
         self.arguments: list[tuple[Any, ...]] = []
         self.failing: int | None = None
         self.error: BaseException | None = None
