@@ -67,9 +67,10 @@ class Lifecycle:
         checked_name(self.collection, "collection")
         rows = [row for row in self.provenance.releases(**self._place()) if row.dropped_at is None]
         if not rows:
+            elsewhere = ", ".join(sorted({r.store_url for r in self.provenance.releases(collection=self.collection)}))
             raise CollectionNotFoundError(
-                f"no release of collection {self.collection!r} in the store {self._place()['store_url']}; make one "
-                "with `modalign push`"
+                f"no release of collection {self.collection!r} in the store {self._place()['store_url']}"
+                f"{f', SQL has it in {elsewhere}' if elsewhere else ''}; make one with `modalign push`"
             )
         return rows
 

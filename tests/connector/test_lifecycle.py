@@ -202,6 +202,7 @@ class TestGate:
         assert "--force --reason" in str(caught.value)
         assert (world.snapshot(), promotions(world)) == before
         (switched,) = promote(world, forced=FORCED)
+        assert switched.refused
         assert switched.refused in str(caught.value)
         assert promotions(world)[-1] == (
             "promote", shadows[0].name, live[0].name, None, FORCED.by, FORCED.reason, True,
