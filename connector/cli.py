@@ -130,8 +130,8 @@ def cli() -> None:
     A corpus is encoded once into an embedding set; an alignment is fitted on embedding sets; a release is one
     alignment under one metric in one Qdrant collection; search and audit read releases; SQL remembers everything.
 
-    Start with `modalign demo`. Exit codes: 0 done, 1 failed, 2 usage, 3 an audit's requirement was not met, 4 done
-    but more items were rejected than --max-rejects allows, 130 interrupted.
+    Start with `modalign demo`. Exit codes: 0 done, 1 failed, 2 usage, 3 an audit's requirement was not met or no audit
+    allows a promotion, 4 done but more items were rejected than --max-rejects allows, 130 interrupted.
     """
 
 
@@ -814,7 +814,7 @@ def _require_yes(question: str, yes: bool) -> None:
         raise click.UsageError(f"{question} There is no terminal to ask: repeat the command with --yes")
     if not click.confirm(question, err=True):
         say("nothing was deleted")
-        raise click.exceptions.Exit(FAILED)
+        sys.exit(FAILED)
 
 
 def _print_switched(result: "Result", as_json: bool) -> None:

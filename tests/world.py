@@ -6,9 +6,11 @@ down instead of fitted. Encoder cards are those of the fake encoders, so that te
 
 import hashlib
 import json
+import sqlite3
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -166,6 +168,15 @@ class Pushed:
     run: int
 
 
+@cache
+def migrated() -> bytes:
+    """An empty database with all tables: migrating one takes longer than most tests."""
+    with tempfile.TemporaryDirectory() as directory:
+        upgrade(f"sqlite:///{directory}/modalign.db")
+        with closing(sqlite3.connect(f"{directory}/modalign.db")) as connection:
+            return connection.serialize()
+
+
 class World:
     """A home with a database beside a store."""
 
@@ -173,7 +184,7 @@ class World:
         self.home = home
         self.store = store
         self.url = f"sqlite:///{home / 'modalign.db'}"
-        upgrade(self.url)
+        (home / "modalign.db").write_bytes(migrated())
         self.provenance = Provenance.open(self.url, home=home)
 
     def set(self, name: str, *parts: Rows, encoders: Mapping[Modality, EncoderCard] | None = None) -> EmbeddingSet:
