@@ -136,8 +136,7 @@ def push(
         targets += _others(embedding_set, collection, targets, store, provenance)
         embedding_set = _write(embedding_set, set_id, targets, store, provenance, run, advance)
         for target in targets:
-            # What another push builds is whole when that push says so, whatever this one has added.
-            if target.named or target.release.row.state != "building":
+            if target.named:
                 _verify(target, embedding_set, set_id, store, provenance)
     except (StoreError, ProvenanceError):
         raise
@@ -145,6 +144,10 @@ def push(
         _take_back(targets, store, provenance)
         raise
     make_live(provenance, store, releases)
+    for target in targets:
+        # What another push builds is whole when that push says so, whatever this one has added.
+        if not target.named and target.release.row.state != "building":
+            _verify(target, embedding_set, set_id, store, provenance)
     return releases
 
 

@@ -6,14 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from alignment.embeddings import MODALITIES, EmbeddingSet, EncoderCard, Modality, Rows
 from connector import push as pushing
-from connector.errors import StoreUnavailableError
+from connector.errors import MismatchError, StoreUnavailableError
 from connector.points import point_id
 from connector.store import Points
-from tests.world import COLLECTION, KINDS, Calls, World, alignment, cards, only, opened_world, pairs, stored
+from tests.world import COLLECTION, KINDS, Calls, World, alignment, cards, only, opened_world, pairs, points_of, stored
 
 
 @pytest.fixture(params=KINDS)
@@ -131,6 +132,15 @@ def test_what_does_not_belong_together_any_more_is_named(world: World, capsys: p
     world.push(world.set("more", *pairs(3, seed=4, prefix="more-")))
     assert f"release {shadow.name} (ready) does not get this: " in capsys.readouterr().err
     assert sorted(world.states().values()) == [("live", 16), ("ready", 10)]
+
+
+def test_a_shadow_with_foreign_points_fails_the_push_and_production_has_it(world: World) -> None:
+    world.push(world.set("s", *pairs(5)))
+    (shadow,) = world.push(world.set("s", *pairs(5)), "b").releases
+    world.store.upsert(shadow.name, Points("image", points_of(1), np.ones((1, 6), np.float32), [{}]))
+    with pytest.raises(MismatchError, match=f"collection {shadow.name} holds 17 points, the ledger says 16"):
+        world.push(world.set("more", *pairs(3, seed=4, prefix="more-")), metrics=["cosine", "dot"])
+    assert sorted(world.states().values()) == [("live", 6), ("live", 16), ("ready", 10)]
 
 
 def test_retired_releases_get_nothing(world: World) -> None:
