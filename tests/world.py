@@ -185,7 +185,8 @@ class World:
         self.home = home
         self.store = store
         self.url = f"sqlite:///{home / 'modalign.db'}"
-        (home / "modalign.db").write_bytes(migrated())
+        if not (home / "modalign.db").exists():
+            (home / "modalign.db").write_bytes(migrated())
         self.provenance = Provenance.open(self.url, home=home)
 
     def set(self, name: str, *parts: Rows, encoders: Mapping[Modality, EncoderCard] | None = None) -> EmbeddingSet:
