@@ -1,4 +1,4 @@
-"""Recall@K audits of a live release, through its store, against the labels of held-out pairs.
+"""Recall@K audits of a release, through its store, against the labels of held-out pairs.
 
 Three things are measured for each direction: what production gets (the index as it serves), what exact search over
 the same gallery gives (mean reciprocal rank and median rank come from it), and how much of the exact answer the index
@@ -33,9 +33,9 @@ from alignment.vectors import FloatArray, faults
 from connector.candidates import ALIGNED, Finder, Ranked, found_share, unpacked
 from connector.errors import MismatchError, RequirementError
 from connector.models import MeasureRow
+from connector.points import HELD_OUT, point_id
 from connector.progress import Advance
 from connector.provenance import Provenance, Run
-from connector.push import HELD_OUT, point_id
 from connector.release import Release, require_encoder
 from connector.store import CollectionInfo, Store
 
@@ -249,6 +249,7 @@ def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
             "gallery_size": result.gallery,
             "depth": result.depth,
             "points": result.info.points,
+            "served_with": result.release.row.settings,
             "indexed": result.info.indexed,
             "guarantee": result.release.guarantee.value,
             "without_relevant": result.without_relevant,

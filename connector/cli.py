@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 import click
 
 from alignment.errors import MetricError, ModalignError, TrainingError
-from connector.errors import FilterError, RequirementError, SettingsError
+from connector.errors import FilterError, GateError, RequirementError, SettingsError
 from connector.layout import (
     COMPRESSIONS,
     DATATYPES,
@@ -39,6 +39,10 @@ from connector.render import (
     print_releases,
     print_result,
     print_table,
+    reconciled_examples,
+    reconciled_rows,
+    say_shadows,
+    switched_rows,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
     from alignment.export import Graph
     from connector.audit import Audit
     from connector.home import Compared, Home, Result
+    from connector.reconcile import Reconciled
     from connector.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -97,7 +102,7 @@ def rejects_option(command: F) -> F:
 
 def yes_option(command: F) -> F:
     """Add `--yes`."""
-    return _with(command, [click.option("--yes", is_flag=True, help="Delete without asking.")])
+    return _with(command, [click.option("--yes", is_flag=True, help="Do not ask before deleting anything.")])
 
 
 def push_options(command: F) -> F:
@@ -175,8 +180,8 @@ def cli() -> None:
     A corpus is encoded once into an embedding set; an alignment is fitted on embedding sets; a release is one
     alignment under one metric in one Qdrant collection; search and audit read releases; SQL remembers everything.
 
-    Start with `modalign demo`. Exit codes: 0 done, 1 failed, 2 usage, 3 an audit's requirement was not met, 4 done
-    but more items were rejected than --max-rejects allows, 130 interrupted.
+    Start with `modalign demo`. Exit codes: 0 done, 1 failed, 2 usage, 3 an audit's requirement was not met or no audit
+    allows a promotion, 4 done but more items were rejected than --max-rejects allows, 130 interrupted.
     """
 
 
@@ -436,13 +441,17 @@ def push(
     name: str, collection: str, alignment: str, metrics: tuple[str, ...], layout: Mapping[str, Any],
     max_rejects: int, as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
-    """Push an embedding set through an alignment into Qdrant, one release per metric, and make them live.
+    """Push an embedding set through an alignment into Qdrant, one release per metric.
+
+    The first release of a collection under a metric is live at once. Another alignment's is a shadow beside it, until
+    it is audited and promoted; meanwhile what is pushed with either reaches both.
 
     Run it again after a kill or a change of the set: only what changed is written.
     """
     with _home(where) as home:
         result = home.push(name, collection, alignment, metrics=metrics, **layout)
     print_releases(result, as_json)
+    say_shadows(result)
     _exit_for_rejects(result, max_rejects)
 
 
@@ -478,6 +487,7 @@ def ingest(
             **layout,
         )  # fmt: skip
     print_releases(result, as_json)
+    say_shadows(result)
     _exit_for_rejects(result, max_rejects)
 
 
@@ -518,6 +528,8 @@ def delete(
     if not result.made:
         say("nothing was deleted")
     print_result(result, {"collection": collection, "deleted": result.counts["deleted"]}, as_json)
+    if not result.made:
+        sys.exit(FAILED)
 
 
 @cli.command()
@@ -612,6 +624,14 @@ def export(
 @click.argument("collection")
 @click.option("--pairs", required=True, metavar="SET", help="Embedding set with the labelled pairs.")
 @click.option("--metric", metavar="METRIC", help=METRIC_HELP + "  [default: the only one there is, or cosine]")
+@click.option(
+    "--release",
+    "which",
+    default="live",
+    show_default=True,
+    metavar="RELEASE",
+    help="live; ready, the shadow of the newest alignment; or a release's own name, as status shows it.",
+)
 @click.option("--k", "ks", default="1,5,10", show_default=True, metavar="K,K,...", help="Lengths of the result lists.")
 @click.option(
     "--require",
@@ -638,18 +658,18 @@ def export(
 @json_option
 @home_options
 def audit(
-    collection: str, pairs: str, metric: str | None, ks: str, requirements: tuple[str, ...], queries: str,
+    collection: str, pairs: str, metric: str | None, which: str, ks: str, requirements: tuple[str, ...], queries: str,
     gallery: str, seed: int, as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
-    """Measure Recall@K of a live release in both directions, against the labels of pairs that the fit never saw."""
+    """Measure Recall@K of a release in both directions, against the labels of pairs that the fit never saw."""
     try:
         lengths = [int(part) for part in ks.split(",")]
     except ValueError:
         raise click.BadParameter(f"expected numbers such as 1,5,10, got {ks!r}", param_hint="--k") from None
     with _home(where) as home:
         result = home.audit(
-            collection, pairs, metric=metric, requirements=requirements, ks=lengths, queries=queries, gallery=gallery,
-            seed=seed,
+            collection, pairs, metric=metric, which=which, requirements=requirements, ks=lengths, queries=queries,
+            gallery=gallery, seed=seed,
         )  # fmt: skip
     found: Audit = result.made
     if as_json:
@@ -663,17 +683,118 @@ def audit(
 
 
 @cli.command()
+@click.argument("collection")
+@click.option("--metric", "metrics", multiple=True, metavar="METRIC", help=METRIC_HELP + "  [default: all]")
 @click.option(
-    "-n", "limit", type=click.IntRange(1, 1_000_000), default=10, show_default=True, help="How many runs to show."
+    "--release",
+    "names",
+    multiple=True,
+    metavar="RELEASE",
+    help="This ready release. May be repeated.  [default: those of the newest alignment]",
+)
+@click.option("--force", is_flag=True, help="Promote whatever the audits say; who did and why is recorded.")
+@click.option("--reason", metavar="TEXT", help="Why it is forced.")
+@json_option
+@home_options
+def promote(
+    collection: str, metrics: tuple[str, ...], names: tuple[str, ...], force: bool, reason: str | None, as_json: bool,
+    **where: Any,
+) -> None:  # fmt: skip
+    """Make the ready releases of COLLECTION live, in place of those that are: one switch for all metrics.
+
+    They are verified first: exact counts against SQL, and a sample of vectors and payloads against the embedding sets.
+    The newest audit of each must have passed its requirements, and nothing may have been written since; otherwise the
+    exit code is 3. Run it again after a crash: it finishes what it began. What was live is retired, and `rollback`
+    brings it back.
+    """
+    if force != bool(reason and reason.strip()):
+        raise click.UsageError("expected --force together with --reason TEXT, or neither")
+    with _home(where) as home:
+        result = home.promote(collection, metrics=metrics, names=names, reason=reason)
+    for switched in result.made:
+        if switched.refused:
+            say(f"forced by {switched.promotion.forced_by}: {switched.refused}")
+    _print_switched(result, as_json)
+
+
+@cli.command()
+@click.argument("collection")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="METRIC",
+    help=METRIC_HELP + "  [default: all that the last promotion switched]",
 )
 @json_option
 @home_options
-def status(limit: int, as_json: bool, **where: Any) -> None:
-    """Show releases, how far they lag behind their embedding sets, ingests in parts that go on, and the last runs.
+def rollback(collection: str, metrics: tuple[str, ...], as_json: bool, **where: Any) -> None:
+    """Undo the last promotion of COLLECTION: what was live before is live again.
 
-    The lag is the number of rows of the sets that a release does not hold, those that it refused among them.
+    It is verified first. What was pushed since the promotion it has not got: push the embedding sets with its alignment
+    again. Run it again after a crash: it finishes what it began.
     """
     with _home(where) as home:
+        result = home.rollback(collection, metrics=metrics)
+    for switched in result.made:
+        for lacking in switched.lacks:
+            say(lacking)
+    _print_switched(result, as_json)
+
+
+@cli.command()
+@click.argument("collection")
+@click.option(
+    "--release", "names", multiple=True, metavar="RELEASE", help="This release, as status names it. May be repeated."
+)
+@click.option("--retired", is_flag=True, help="All retired releases.")
+@yes_option
+@json_option
+@home_options
+def drop(
+    collection: str, names: tuple[str, ...], retired: bool, yes: bool, as_json: bool, **where: Any
+) -> None:  # fmt: skip
+    """Drop releases of COLLECTION that are not live, with their points; embedding sets and alignments stay."""
+    with _home(where) as home:
+        doomed = home.droppable(collection, names=names, retired=retired)
+        for name, returned_to in doomed.items():
+            say(f"{name}{': a rollback would return to it' if returned_to else ''}")
+        if doomed and not _confirmation("modalign drop", yes)(f"drop {len(doomed)} releases of {collection}?"):
+            say("nothing was dropped")
+            sys.exit(FAILED)
+        result = home.drop(collection, list(doomed)) if doomed else None
+    if as_json:
+        print_json({"run": result.run if result else None, "dropped": list(doomed)})
+    else:
+        print_table([{"dropped": name} for name in doomed], f"{collection}")
+
+
+@cli.command()
+@click.argument("collection", required=False)
+@click.option(
+    "-n", "limit", type=click.IntRange(1, 1_000_000), default=10, show_default=True, help="How many runs to show."
+)
+@click.option(
+    "--verify", is_flag=True, help="Reconcile SQL, collections and embedding sets; exit with 1 if they differ."
+)
+@click.option("--repair", is_flag=True, help="Also mend collections and SQL from the embedding sets, and verify again.")
+@yes_option
+@json_option
+@home_options
+def status(
+    collection: str | None, limit: int, verify: bool, repair: bool, yes: bool, as_json: bool, **where: Any
+) -> None:  # fmt: skip
+    """Show releases, of COLLECTION or all, what is to be done about them, ingests in parts, and the last runs.
+
+    The lag is the number of rows of the embedding sets that a release does not hold, those that it refused among them.
+
+    With --verify everything that live and ready releases should hold is computed again from the embedding sets and
+    compared with what they hold: missing, differing and orphaned points, all payloads, vectors of a sample.
+    """
+    from connector.lifecycle import pending
+
+    with _home(where) as home:
+        reconciled = _reconciled(home, collection, repair, yes) if verify or repair else None
         lag = home.lag()
         releases = [
             {
@@ -681,9 +802,10 @@ def status(limit: int, as_json: bool, **where: Any) -> None:
                 "hnsw_ef": row.settings.get("hnsw_ef"), "hnsw_recall": row.settings.get("hnsw_recall"),
                 "lag": lag[row.id].rows if row.id in lag else None,
                 "lag_since": _minute(lag[row.id].since) if row.id in lag else None,
-                "physical_name": row.physical_name, "store": row.store_url,
+                "physical_name": row.physical_name, "store": row.store_url, "pending": pending(home.provenance, row),
             }
-            for row in home.provenance.releases()
+            for row in home.provenance.releases(**({"collection": collection} if collection else {}))
+            if row.dropped_at is None
         ]  # fmt: skip
         runs = [
             {
@@ -695,17 +817,33 @@ def status(limit: int, as_json: bool, **where: Any) -> None:
             for row in home.provenance.runs(limit)
         ]  # fmt: skip
         parts = home.provenance.ingests_in_parts()
+    sound = reconciled is None or all(found.sound for found in reconciled)
     if as_json:
-        print_json({"releases": releases, "ingests_in_parts": parts, "runs": runs})
-        return
-    shown = [{name: value for name, value in release.items() if name != "store"} for release in releases]
+        document: dict[str, Any] = {"releases": releases, "ingests_in_parts": parts, "runs": runs}
+        if reconciled is not None:
+            document |= {"verified": reconciled_rows(reconciled), "examples": reconciled_examples(reconciled)}
+        print_json(document)
+        sys.exit(0 if sound else FAILED)
+    shown = [
+        {name: value for name, value in release.items() if name not in ("store", "pending")} for release in releases
+    ]
     print_table(shown, "releases")
+    for release in releases:
+        if release["pending"]:
+            click.echo(f"{release['physical_name']}: {release['pending']}")
+    if reconciled is not None:
+        print_table(reconciled_rows(reconciled), "verified against SQL and embedding sets")
+        for name, kinds in reconciled_examples(reconciled).items():
+            for kind, examples in kinds.items():
+                say(f"{name}: {kind}, for example {', '.join(examples)}")
     if parts:
         print_table(parts, "ingests in parts that are not finished")
     for run in runs:
         run["started"] = str(run["started"])[:16].replace("T", " ")
         run["error"] = textwrap.shorten(str(run["error"]), 60)
     print_table(runs, "runs (times are UTC; --json has errors in full)")
+    if not sound:
+        sys.exit(FAILED)
 
 
 @cli.command()
@@ -817,7 +955,7 @@ def main() -> NoReturn:
         sys.exit(INTERRUPTED)
     except ModalignError as error:
         say(f"modalign: {error}")
-        sys.exit(USAGE if isinstance(error, USAGE_ERRORS) else FAILED)
+        sys.exit(USAGE if isinstance(error, USAGE_ERRORS) else REQUIREMENT if isinstance(error, GateError) else FAILED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(FAILED)
@@ -879,6 +1017,28 @@ def _print_set(name: str, result: "Result", max_rejects: int, as_json: bool) -> 
     card = result.made.card
     print_result(result, {"set": name, **card.counts, "fingerprint": card.fingerprint}, as_json)
     _exit_for_rejects(result, max_rejects)
+
+
+def _print_switched(result: "Result", as_json: bool) -> None:
+    rows = switched_rows(result)
+    if as_json:
+        print_json({"run": result.run, "switched": rows})
+    elif rows:
+        print_table(rows, f"run {result.run}")
+    else:
+        print_table([], f"run {result.run}: everything that was asked for is live already")
+
+
+def _reconciled(home: "Home", collection: str | None, repair: bool, yes: bool) -> "list[Reconciled]":
+    found = home.verify(collection)
+    if not repair or all(each.sound for each in found):
+        return found
+    orphans = sum(each.orphans.count for each in found)
+    agreed = orphans > 0 and _confirmation("--repair", yes)(f"delete {orphans} points that no embedding set holds?")
+    if orphans and not agreed:
+        say("nothing was deleted")
+    made: list[Reconciled] = home.repair(collection, delete_orphans=agreed).made
+    return made
 
 
 def _exit_for_rejects(result: "Result", allowed: int) -> None:

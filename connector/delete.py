@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from alignment.embeddings import CARD, MODALITIES, EmbeddingSet, Modality, SetCard, SetWriter
 from connector.errors import CollectionNotFoundError
 from connector.models import EmbeddingSetRow, ReleaseRow
+from connector.points import point_id
 from connector.provenance import OUTDATED, Provenance, Run
-from connector.push import Push, delete_what_left, point_id
+from connector.push import Push, delete_what_left
 from connector.release import checked
 from connector.store import Store
 

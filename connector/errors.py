@@ -17,6 +17,7 @@ ModalignError                       (alignment.errors)
     │   └── CollectionNotFoundError
     ├── FilterError                 a filter that is not valid
     ├── MismatchError               two things that must agree do not: fail closed, never a bad result
+    ├── GateError                   a promotion that no audit allows
     └── RequirementError            an audit requirement that cannot be read
 """
 
@@ -112,6 +113,10 @@ class FilterError(ConnectorError, ValueError):
 
 class MismatchError(ConnectorError):
     """Two things that must agree do not: encoder, alignment, metric, lowering, counts."""
+
+
+class GateError(ConnectorError):
+    """A promotion that no audit allows: the newest is missing, failed, or of something else than would go live."""
 
 
 class RequirementError(ConnectorError, ValueError):

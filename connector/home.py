@@ -7,6 +7,9 @@
 Every method that changes something is a run in SQL, with its counts and its outcome, also when it fails.
 """
 
+import getpass
+import os
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,11 +38,13 @@ from connector.encoders import Encoder, ImportedEncoder, load_encoders
 from connector.errors import CorpusError, MismatchError, SettingsError
 from connector.ingest import Confirm, Ingest
 from connector.items import Corpus
+from connector.lifecycle import PROMOTE, ROLLBACK, Forced, Lifecycle
 from connector.models import ReleaseRow
 from connector.progress import progress, say
 from connector.provenance import Provenance, Run
 from connector.push import push
-from connector.release import Release, lower, open_release, require_encoder
+from connector.reconcile import Reconciled, reconcile
+from connector.release import LIVE, READY, Release, checked, lower, open_release, require_encoder
 from connector.search import Retriever
 from connector.settings import Settings, checked_name
 from connector.store import Store, open_store
@@ -481,6 +486,70 @@ class Home:
                 since = min(filter(None, (since, embedding_set.updated_at)))
         return Lag(behind, since)
 
+    def promote(
+        self, collection: str, *, metrics: Sequence[str] = (), names: Sequence[str] = (), reason: str | None = None
+    ) -> Result:
+        """Make ready releases live, if their audits allow it or a `reason` is given; see `connector.lifecycle`."""
+        parameters = {"collection": collection, "metrics": list(metrics), "releases": list(names), "reason": reason}
+        forced = None if reason is None else Forced(_person(), reason)
+        with self.provenance.run(PROMOTE, parameters) as run:
+            switched = self._lifecycle(collection).promote(run.id, metrics=metrics, names=names, forced=forced)
+            run.counts["promoted"] = len(switched)
+        return Result(run.id, run.counts, switched)
+
+    def rollback(self, collection: str, *, metrics: Sequence[str] = ()) -> Result:
+        """Undo the last promotion of `collection`."""
+        with self.provenance.run(ROLLBACK, {"collection": collection, "metrics": list(metrics)}) as run:
+            switched = self._lifecycle(collection).rollback(run.id, metrics=metrics)
+            run.counts["rolled_back"] = len(switched)
+        return Result(run.id, run.counts, switched)
+
+    def droppable(self, collection: str, *, names: Sequence[str] = (), retired: bool = False) -> dict[str, bool]:
+        """Say which releases `drop` would drop, and of each whether it is what a rollback would return to."""
+        lifecycle = self._lifecycle(collection)
+        rows = lifecycle.droppable(names=names, retired=retired)
+        return {row.physical_name: lifecycle.returns_to(row) for row in rows}
+
+    def drop(self, collection: str, names: Sequence[str]) -> Result:
+        """Drop releases of `collection` by name; never the live one."""
+        with self.provenance.run("drop", {"collection": collection, "releases": list(names)}) as run:
+            lifecycle = self._lifecycle(collection)
+            rows = lifecycle.droppable(names=names)
+            lifecycle.drop(rows)
+            run.counts["dropped"] = len(rows)
+        return Result(run.id, run.counts, rows)
+
+    def verify(self, collection: str | None = None) -> list[Reconciled]:
+        """Reconcile the live and ready releases, of `collection` or of all, with SQL and the embedding sets."""
+        return [self._reconcile(release) for release in self._written(collection)]
+
+    def repair(self, collection: str | None = None, *, delete_orphans: bool = False) -> Result:
+        """Mend those releases from their embedding sets; what it made is what `verify` finds afterwards."""
+        with self.provenance.run("repair", {"collection": collection, "delete_orphans": delete_orphans}) as run:
+            for release in self._written(collection):
+                self._reconcile(release, mend=run, delete_orphans=delete_orphans)
+            found = self.verify(collection)
+        return Result(run.id, run.counts, found)
+
+    def _written(self, collection: str | None) -> list[Release]:
+        """Open the releases that every push reaches and that are complete."""
+        where = {"collection": collection} if collection else {}
+        rows = self.provenance.releases(store_url=self.provenance.stored(self.store.url), **where)
+        if collection and not rows:
+            self._lifecycle(collection).rows()  # which says what is wrong
+        return [
+            checked(self.provenance, self.store, row, device=self.settings.device)
+            for row in rows
+            if row.state in (LIVE, READY)
+        ]
+
+    def _reconcile(self, release: Release, **options: Any) -> Reconciled:
+        with progress(f"verify {release.name}", release.row.points, "rows") as advance:
+            return reconcile(release, self.store, self.provenance, advance=advance, **options)
+
+    def _lifecycle(self, collection: str) -> Lifecycle:
+        return Lifecycle(self.provenance, self.store, collection, device=self.settings.device)
+
     def retriever(self, collection: str, metric: str | None = None) -> Retriever:
         """Open the live release of `collection` for searching."""
         return Retriever.open(self.provenance, self.store, collection, metric, device=self.settings.device)
@@ -517,17 +586,24 @@ class Home:
         pairs: str,
         *,
         metric: str | None = None,
+        which: str = LIVE,
         requirements: Sequence[str] = (),
         **options: Any,
     ) -> Result:
-        """Audit the live release of `collection` with the pairs of an embedding set; see `connector.audit.audit`."""
+        """Audit a release of `collection` with the pairs of an embedding set; see `connector.audit.audit`.
+
+        `which` is `live`, `ready` or the name of a physical collection.
+        """
         parameters = {
-            "collection": collection, "pairs": pairs, "metric": metric, "require": list(requirements), **options
+            "collection": collection, "pairs": pairs, "metric": metric, "release": which,
+            "require": list(requirements), **options,
         }  # fmt: skip
         with self.provenance.run("audit", parameters) as run:
             required = [auditing.Requirement.parse(text) for text in requirements]
             embedding_set = self.embedding_set(pairs)
-            release = open_release(self.provenance, self.store, collection, metric, device=self.settings.device)
+            release = open_release(
+                self.provenance, self.store, collection, metric, which=which, device=self.settings.device
+            )
             with progress(f"audit {release.name}", None, "queries") as advance:
                 found = auditing.audit(
                     release, self.store, embedding_set, requirements=required, advance=advance, **options
@@ -539,3 +615,12 @@ class Home:
 
     def _metrics(self, alignment: Alignment, names: Sequence[str]) -> list[Metric]:
         return list(dict.fromkeys(parse(name) for name in names or alignment.card.metrics))
+
+
+def _person() -> str:
+    """Return user@host of this process."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        user = str(os.getuid())
+    return f"{user}@{platform.node()}"

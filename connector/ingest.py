@@ -30,7 +30,7 @@ from connector.pipeline import Pipeline
 from connector.progress import progress, say
 from connector.provenance import Provenance, Run
 from connector.push import Push, pushing
-from connector.release import Release, make_live
+from connector.release import Release
 from connector.store import Store
 
 SHARDS_AHEAD = 2
@@ -94,10 +94,10 @@ class Ingest:
     def whole(self) -> list[Release]:
         """Ingest the corpus in this process."""
         with self._pushing() as push:
-            self._require_partition(push.releases, {self.path.name})
+            self._require_partition(push.reached, {self.path.name})
             embedding_set, set_id = self._write(push, self.corpus, self.path)
             push.verify(embedding_set, set_id)
-        make_live(self.provenance, self.store, push.releases)
+        push.make_live(embedding_set, set_id)
         return push.releases
 
     def in_parts(self, parts: int) -> list[Release]:
@@ -135,7 +135,7 @@ class Ingest:
             if step == BEGIN:
                 with self._pushing() as push:
                     paths = [self._part_path(number + 1, claims.parts) for number in range(claims.parts)]
-                    self._require_partition(push.releases, {path.name for path in paths})
+                    self._require_partition(push.reached, {path.name for path in paths})
             elif step == claims.finish:
                 self._finish(claims)
             else:
@@ -151,8 +151,9 @@ class Ingest:
                 largest = max(sets, key=lambda opened: sum(opened.card.counts.values()))
                 if not any(largest.card.counts.values()):
                     raise CorpusError(f"corpus {self.corpus.path} gave no rows in any of its {claims.parts} parts")
-                push.verify(largest, self.provenance.record_set(largest))
-            make_live(self.provenance, self.store, push.releases)
+                set_id = self.provenance.record_set(largest)
+                push.verify(largest, set_id)
+            push.make_live(largest, set_id)
         except (StoreError, ProvenanceError):
             raise
         except ModalignError:
@@ -177,6 +178,7 @@ class Ingest:
         return pushing(
             self.alignment,
             alignment_id=self.alignment_id,
+            encoders={modality: encoder.card for modality, encoder in self.encoders.items()},
             collection=self.collection,
             metrics=self.metrics,
             store=self.store,
@@ -234,5 +236,5 @@ class Ingest:
             return None
         if not self.prune(gone):
             return None
-        releases = [release.row.id for release in push.releases]
+        releases = [release.row.id for release in push.reached]
         return lambda modality, shard, keys: self.provenance.bury(set_id, modality, shard, keys, releases)

@@ -1,4 +1,4 @@
-"""What SQL remembers: encoders, embedding sets, alignments, releases, runs and their work, audits, measures.
+"""What SQL remembers: encoders, sets, alignments, releases and promotions, runs and their work, audits and measures.
 
 Only the migrations create these tables; a test proves that models and migrations are equal.
 """
@@ -110,6 +110,9 @@ class ReleaseRow(Base):
     """One alignment under one metric in one physical collection of one store.
 
     States: `building` until verified, `ready` when complete, `live` when the alias names it, `retired` after that.
+
+    A release that is dropped is retired, and stays as what audits and promotions refer to: `drop_begun_at` says since
+    when its collection may be gone, `dropped_at` since when it is.
     """
 
     __tablename__ = "release"
@@ -129,6 +132,8 @@ class ReleaseRow(Base):
     points: Mapped[int]
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
+    drop_begun_at: Mapped[datetime | None]
+    dropped_at: Mapped[datetime | None]
 
 
 class RunRow(Base):
@@ -239,3 +244,31 @@ class MeasureRow(Base):
     low: Mapped[float | None]
     high: Mapped[float | None]
     queries: Mapped[int]
+
+
+class PromotionRow(Base):
+    """An alias that goes from one release to another: written before it does, finished after.
+
+    Attributes:
+        kind: `promote`, or `rollback`, which undoes one.
+        release_id: what the alias names from then on.
+        previous_id: what it named before; none for the first.
+        audit_id: the audit that allowed a promotion; none for a rollback, and where it was forced.
+        forced_by: user@host who promoted without one, for `reason`.
+    """
+
+    __tablename__ = "promotion"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    store_url: Mapped[str] = mapped_column(String(512))
+    collection: Mapped[str] = mapped_column(String(128), index=True)
+    metric: Mapped[str] = mapped_column(String(128))
+    release_id: Mapped[int] = mapped_column(ForeignKey("release.id"))
+    previous_id: Mapped[int | None] = mapped_column(ForeignKey("release.id"))
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"))
+    audit_id: Mapped[int | None] = mapped_column(ForeignKey("audit.id"))
+    forced_by: Mapped[str | None] = mapped_column(AnyText)
+    reason: Mapped[str | None] = mapped_column(AnyText)
+    begun_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]

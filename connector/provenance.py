@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
@@ -17,10 +18,10 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Engine, case, create_engine, delete, event, func, select, update
+from sqlalchemy import Engine, and_, case, create_engine, delete, event, func, select, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 import migrations
 from alignment.artifact import Alignment
@@ -36,6 +37,7 @@ from connector.models import (
     EmbeddingSetRow,
     EncoderRow,
     MeasureRow,
+    PromotionRow,
     RejectRow,
     ReleaseRow,
     RunRow,
@@ -228,6 +230,15 @@ class Provenance:
                 "text": session.get_one(EncoderRow, alignment.text_encoder_id),
             }
 
+    def set_encoders(self, embedding_set: EmbeddingSetRow) -> dict[Modality, EncoderRow]:
+        """Return the encoders that an embedding set was recorded with."""
+        ids: dict[Modality, int | None] = {
+            "image": embedding_set.image_encoder_id,
+            "text": embedding_set.text_encoder_id,
+        }
+        with self.session() as session:
+            return {m: session.get_one(EncoderRow, number) for m, number in ids.items() if number is not None}
+
     def releases(self, **where: Any) -> list[ReleaseRow]:
         """Return the releases whose columns have these values, newest last."""
         with self.session() as session:
@@ -296,7 +307,7 @@ class Provenance:
             session.execute(delete(DeletionRow).where(DeletionRow.id.in_(list(numbers))))
 
     def sets_in(self, release_ids: Iterable[int]) -> list[EmbeddingSetRow]:
-        """Return the embedding sets that were written into any of these releases."""
+        """Return the embedding sets that the ledgers of any of these releases name, oldest first."""
         inside = select(BatchRow.embedding_set_id).where(BatchRow.release_id.in_(list(release_ids)))
         with self.session() as session:
             query = select(EmbeddingSetRow).where(EmbeddingSetRow.id.in_(inside)).order_by(EmbeddingSetRow.id)
@@ -318,6 +329,26 @@ class Provenance:
         with self.session() as session:
             session.execute(delete(DeletionRow).where(DeletionRow.release_id == release_id))
             session.execute(delete(BatchRow).where(BatchRow.release_id == release_id))
+
+    def ledger_without(self, release_id: int, set_id: int, other_id: int) -> int:
+        """Count the points of a set that one release holds, by its ledger, and the release `other_id` does not."""
+        theirs = aliased(BatchRow)
+        same = and_(
+            theirs.release_id == other_id,
+            theirs.embedding_set_id == set_id,
+            theirs.shard == BatchRow.shard,
+            theirs.start == BatchRow.start,
+            theirs.digest == BatchRow.digest,
+        )
+        query = select(func.coalesce(func.sum(BatchRow.points), 0)).outerjoin(theirs, same)
+        query = query.where(BatchRow.release_id == release_id, BatchRow.embedding_set_id == set_id, theirs.id.is_(None))
+        with self.session() as session:
+            return int(session.scalar(query) or 0)
+
+    def last_write(self, release_id: int) -> datetime | None:
+        """Return when the ledger of a release got its newest line."""
+        with self.session() as session:
+            return session.scalar(select(func.max(BatchRow.written_at)).where(BatchRow.release_id == release_id))
 
     def forget_release(self, release_id: int) -> None:
         """Remove a release that was never audited, with its ledger."""
@@ -342,6 +373,55 @@ class Provenance:
                 measure.audit_id = audit.id
             session.add_all(measures)
         return audit.id
+
+    def last_audit(self, release_id: int) -> tuple[AuditRow, RunRow] | None:
+        """Return the newest audit of a release, with its run."""
+        query = select(AuditRow, RunRow).join(RunRow, AuditRow.run_id == RunRow.id)
+        query = query.where(AuditRow.release_id == release_id).order_by(AuditRow.id.desc()).limit(1)
+        with self.session() as session:
+            found = session.execute(query).one_or_none()
+        return (found[0], found[1]) if found else None
+
+    def promotions(self, **where: Any) -> list[PromotionRow]:
+        """Return the promotions whose columns have these values, newest last."""
+        with self.session() as session:
+            return list(session.scalars(select(PromotionRow).filter_by(**where).order_by(PromotionRow.id)))
+
+    def unfinished_promotions(self, **where: Any) -> list[PromotionRow]:
+        """Return those of the promotions that were begun and not finished."""
+        return self.promotions(finished_at=None, **where)
+
+    def begin_promotions(self, promotions: Sequence[PromotionRow]) -> None:
+        """Record what is going to be live, before any alias names it."""
+        with self.session() as session:
+            session.add_all(promotions)
+
+    def finish_promotions(self, promotions: Sequence[PromotionRow]) -> None:
+        """Record that the aliases name the new releases: these are live, what was live before is retired."""
+        with self.session() as session:
+            for promotion in promotions:
+                place = {name: getattr(promotion, name) for name in ("store_url", "collection", "metric")}
+                live = session.scalars(select(ReleaseRow).filter_by(**place, state="live"))
+                for row in (*live, session.get_one(ReleaseRow, promotion.release_id)):
+                    row.state = "live" if row.id == promotion.release_id else "retired"
+                    row.updated_at = now()
+                session.merge(promotion).finished_at = now()
+
+    def begin_drop(self, release_id: int) -> None:
+        """Record that a release is going to be dropped, before its collection is: it is retired from now on."""
+        values = {"state": "retired", "drop_begun_at": now(), "updated_at": now()}
+        with self.session() as session:
+            session.execute(update(ReleaseRow).where(ReleaseRow.id == release_id).values(**values))
+
+    def finish_drop(self, release_id: int) -> None:
+        """Record that the collection of a release is gone, and forget what it held."""
+        promoted = (PromotionRow.release_id == release_id, PromotionRow.finished_at.is_(None))
+        with self.session() as session:
+            session.execute(delete(DeletionRow).where(DeletionRow.release_id == release_id))
+            session.execute(delete(BatchRow).where(BatchRow.release_id == release_id))
+            session.execute(delete(PromotionRow).where(*promoted))  # begun, and never had an effect
+            values = {"points": 0, "dropped_at": now(), "updated_at": now()}
+            session.execute(update(ReleaseRow).where(ReleaseRow.id == release_id).values(**values))
 
     def runs(self, limit: int) -> list[RunRow]:
         """Return the newest runs, newest first."""

@@ -3,71 +3,64 @@
 The order of things makes every crash harmless: rows are validated, written, made durable in the store, and only then
 entered in the ledger. What the ledger holds is not written again; what it does not hold is, under the same ids.
 
+What arrives reaches every release of the collection that is not retired: the set's other metrics, and the shadow of a
+new alignment beside the live release of the old one, each through its own alignment and with its own ledger.
+
 A push that is refused, because its vectors cannot be lowered say, takes back the releases that it made and wrote
 nothing into. One that is killed, or loses a database, leaves them as `building`, and the next push goes on with them.
 """
 
-import json
-import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import count, takewhile
 from pathlib import Path
-from typing import Any, Literal, Self
-from uuid import UUID, uuid5
+from typing import Any, Self
 
 from alignment.artifact import Alignment
-from alignment.embeddings import MODALITIES, EmbeddingSet, Modality, Rows, shard_batches
+from alignment.embeddings import MODALITIES, EmbeddingSet, EncoderCard, Modality, Rows, shard_batches
 from alignment.errors import ModalignError
-from alignment.metrics import Guarantee, Lowering, Metric
-from alignment.vectors import FloatArray, faults
-from connector.candidates import ALIGNED, packed, require_finite
-from connector.errors import MismatchError, PointsRefusedError, ProvenanceError, Refusal, StoreError
+from alignment.metrics import Lowering, Metric
+from connector.errors import (
+    MismatchError,
+    PointsRefusedError,
+    ProvenanceError,
+    Refusal,
+    StoreBusyError,
+    StoreError,
+    StoreUnavailableError,
+)
 from connector.items import Reject
 from connector.layout import Layout, PayloadKind, checked_layout
 from connector.models import ReleaseRow, now
-from connector.progress import Advance
+from connector.point_ids import PointIds
+from connector.points import Projected, lowered, point_id, project
+from connector.progress import Advance, say
 from connector.provenance import Provenance, Run
 from connector.release import (
     METADATA,
     Release,
     chain,
+    checked,
     lower,
     make_live,
     physical_name,
     require_chain,
     require_encoder,
+    require_row,
 )
-from connector.store import CollectionConfig, Points, Store, VectorConfig
+from connector.store import CollectionConfig, Store, VectorConfig
 from connector.tuning import sample, tune
 
-NAMESPACE = UUID("6f1d3f0e-6c86-5a49-9d0c-0f3d8a7c1b52")
 BATCH_POINTS = 512
 FLUSH_POINTS = 16_384
 FLUSH_SECONDS = 2.0  # a slow encoder has its points in the ledger before there are so many
 DELETIONS = 1024  # points that are deleted at a time
 OWN_INDEXES: Mapping[str, PayloadKind] = {"key": "keyword", "group": "keyword", "split": "keyword"}
-HELD_OUT: Literal["held-out"] = "held-out"
-FITTED = "fitted"
 UNTUNED = "untuned"
 TUNED = ("hnsw_ef", "hnsw_recall", UNTUNED)
 
-
-class _WrongKindError(ValueError):
-    """A payload text that cannot be read as the kind that its field is indexed as."""
-
-    def __init__(self, field: str, text: str, kind: PayloadKind):
-        super().__init__(f"{field} is indexed as {kind}, got the text {text!r}")
-        self.kind = kind
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
-
-
-PAYLOAD = json.JSONDecoder(parse_constant=_refuse_constant)
 
 Place = tuple[str, int]
 Written = tuple[str, int]
@@ -79,24 +72,23 @@ class _Target:
 
     Attributes:
         new: whether this push made both its row and its collection.
+        named: whether this push is for it; the collection's other releases take what arrives, no more.
     """
 
     release: Release
     new: bool
+    named: bool = True
     ledger: dict[Place, Written] = field(default_factory=dict)
     pending: dict[Place, Written] = field(default_factory=dict)
     met: set[Place] = field(default_factory=set)
     lost: set[Place] = field(default_factory=set)
     changed: bool = False
 
-
-def point_id(modality: Modality, key: str) -> str:
-    """Return the id of an item's point: a UUIDv5 of modality and key, so that a rerun overwrites, never duplicates.
-
-    >>> point_id("image", "1F436") == point_id("image", "1F436") != point_id("text", "1F436")
-    True
-    """
-    return str(uuid5(NAMESPACE, f"{modality}\0{key}"))
+    @property
+    def indexes(self) -> Mapping[str, PayloadKind]:
+        """Its payload fields and the kinds that they are indexed as."""
+        indexes: Mapping[str, PayloadKind] = self.release.row.settings.get("payload_indexes", {})
+        return indexes
 
 
 def push(
@@ -113,7 +105,11 @@ def push(
     advance: Advance = lambda count: None,
     **layout: Any,
 ) -> list[Release]:
-    """Write `embedding_set` into one release per metric, verify them and make them live.
+    """Write `embedding_set` into one release per metric and verify them; return these.
+
+    A release becomes live if nothing else is under its alias; otherwise it is `ready`, a shadow that an audit and
+    `connector.lifecycle.promote` make live. The set is written into the collection's other releases too, unless they
+    are retired; one that cannot take it is named on stderr and left as it is.
 
     Counts `written`, `unchanged` and `rejected` in `run`, over all releases. Running it again writes nothing but the
     batches of which Qdrant refused points.
@@ -135,6 +131,7 @@ def push(
     with pushing(
         alignment,
         alignment_id=alignment_id,
+        encoders=embedding_set.card.encoders,
         collection=collection,
         metrics=metrics,
         store=store,
@@ -142,9 +139,9 @@ def push(
         run=run,
         **layout,
     ) as begun:
-        begun.open(embedding_set.path, set_id).finish(embedding_set, advance=advance)
+        embedding_set = begun.write(embedding_set, set_id, advance)
         begun.verify(embedding_set, set_id)
-    make_live(provenance, store, begun.releases)
+    begun.make_live(embedding_set, set_id)
     return begun.releases
 
 
@@ -153,6 +150,7 @@ def pushing(
     alignment: Alignment,
     *,
     alignment_id: int,
+    encoders: Mapping[Modality, EncoderCard],
     collection: str,
     metrics: Sequence[Metric],
     store: Store,
@@ -164,6 +162,8 @@ def pushing(
     """Find or create one release per metric, and take the new ones back if the block is refused before it wrote.
 
     Args:
+        encoders: of the embedding sets that will be written; other releases of the collection take these too, if their
+            alignments were fitted for the same.
         shared: other processes may have begun with these releases, so that an empty collection is no leftover.
         layout: fields of `connector.layout.Layout`, of new collections.
 
@@ -171,12 +171,10 @@ def pushing(
     """
     asked = {"payload_indexes": {}, **checked_layout(layout)}
     store.require_layout(Layout(**asked))
-    lowered = [
-        (metric, lower(alignment, metric)) for metric in dict.fromkeys(metrics)
-    ]  # all of them, before anything is written
+    lowerings_of = {metric: lower(alignment, metric) for metric in metrics}  # all of them, before anything is written
     targets: list[_Target] = []
     try:
-        for metric, lowerings in lowered:
+        for metric, lowerings in lowerings_of.items():
             target = _begin(
                 alignment,
                 metric,
@@ -189,7 +187,8 @@ def pushing(
                 shared=shared,
             )
             targets.append(target)
-        yield Push(alignment, targets, store, provenance, run)
+        targets += _others(encoders, collection, targets, store, provenance)
+        yield Push(targets, store, provenance, run)
     except (StoreError, ProvenanceError):
         raise
     except ModalignError:
@@ -202,7 +201,6 @@ def pushing(
 class Push:
     """Releases that are being written: open an embedding set, write and finish it, maybe another one, then verify."""
 
-    alignment: Alignment
     targets: list[_Target]
     store: Store
     provenance: Provenance
@@ -211,26 +209,55 @@ class Push:
     @classmethod
     def into(cls, release: Release, store: Store, provenance: Provenance, run: Run) -> Self:
         """Go on writing into a release that exists."""
-        return cls(release.alignment, [_Target(release, new=False)], store, provenance, run)
+        return cls([_Target(release, new=False)], store, provenance, run)
 
     @property
     def releases(self) -> list[Release]:
-        """What is being written."""
+        """What this push is for."""
+        return [target.release for target in self.targets if target.named]
+
+    @property
+    def reached(self) -> list[Release]:
+        """What is being written: the collection's other releases too."""
         return [target.release for target in self.targets]
 
-    def open(self, path: Path, set_id: int) -> "SetPush":
-        """Begin to write the embedding set at `path`, which may still be growing."""
-        writer = SetPush(path, self.alignment, set_id, self.store, self.provenance, self.run, self.targets)
-        writer.delete_what_left()
-        for target in self.targets:
-            target.ledger = _ledger(target.release, set_id, self.store, self.provenance)
-            target.pending, target.met, target.lost = {}, set(), set()
+    def open(self, path: Path, set_id: int, ids: PointIds | None = None) -> "SetPush":
+        """Begin to write the embedding set at `path`, which may still be growing; note written points in `ids`."""
+        writer = SetPush(path, set_id, self.store, self.provenance, self.run, self.targets, ids)
+        writer.begin()
         return writer
+
+    def write(self, embedding_set: EmbeddingSet, set_id: int, advance: Advance) -> EmbeddingSet:
+        """Write a set, and once more what another process changes in it meanwhile; return it as it is then.
+
+        The other one writes into the same releases; what it deleted from them this push may have written again.
+        """
+        with PointIds() as written:
+            writer = self.open(embedding_set.path, set_id, written)
+            writer.finish(embedding_set, advance=advance)
+            changed = False
+            while (present := EmbeddingSet.open(embedding_set.path)).card.fingerprint != embedding_set.card.fingerprint:
+                embedding_set, changed = present, True
+                self.provenance.record_set(embedding_set)
+                writer.begin()
+                writer.finish(embedding_set)
+            if changed:
+                writer.delete_gone(embedding_set, written)
+        return embedding_set
 
     def verify(self, embedding_set: EmbeddingSet, set_id: int) -> None:
         """Verify the releases after the last set was written, tuning them with items of `embedding_set`."""
         for target in self.targets:
-            _verify(target, embedding_set, set_id, self.store, self.provenance)
+            if target.named:
+                _verify(target, embedding_set, set_id, self.store, self.provenance)
+
+    def make_live(self, embedding_set: EmbeddingSet, set_id: int) -> None:
+        """Make the releases live whose aliases are free; then verify the collection's other releases."""
+        make_live(self.provenance, self.store, self.releases)
+        for target in self.targets:
+            # What another push builds is whole when that push says so, whatever this one has added.
+            if not target.named and target.release.row.state != "building":
+                _verify(target, embedding_set, set_id, self.store, self.provenance)
 
 
 def _begin(
@@ -257,6 +284,10 @@ def _begin(
     new = not existing and not rows
     if rows:
         row = rows[0]
+        require_row(row, metric, lowering)
+        if row.state == "retired":  # or half dropped: it comes back
+            row.state, row.drop_begun_at, row.dropped_at = "building", None, None
+            row = provenance.save(row)
     else:
         row = provenance.save(
             ReleaseRow(
@@ -296,6 +327,32 @@ def _begin(
     elif layout_of(row):
         _require_settings(row, asked)
     return _Target(Release(row, alignment, metric, lowerings), new)
+
+
+def _others(
+    encoders: Mapping[Modality, EncoderCard],
+    collection: str,
+    targets: Sequence[_Target],
+    store: Store,
+    provenance: Provenance,
+) -> list[_Target]:
+    """Open the collection's other releases that are not retired; say which of them cannot take such sets, and why."""
+    named = {target.release.name for target in targets}
+    found = []
+    for row in provenance.releases(store_url=provenance.stored(store.url), collection=collection):
+        if row.state == "retired" or row.physical_name in named:
+            continue
+        try:
+            release = checked(provenance, store, row)
+            for modality, card in encoders.items():
+                require_encoder(release.alignment, modality, card, "the embedding set")
+        except (StoreUnavailableError, StoreBusyError, ProvenanceError):
+            raise
+        except ModalignError as error:
+            say(f"release {row.physical_name} ({row.state}) does not get this: {error}")
+        else:
+            found.append(_Target(release, new=False, named=False))
+    return found
 
 
 def _take_back(targets: Sequence[_Target], store: Store, provenance: Provenance) -> None:
@@ -341,16 +398,24 @@ class SetPush:
     """One embedding set while it is written into the releases of a `Push`: each shard, then whatever is left."""
 
     path: Path
-    alignment: Alignment
     set_id: int
     store: Store
     provenance: Provenance
     run: Run
     targets: Sequence[_Target]
+    ids: PointIds | None = None
     _written: set[str] = field(default_factory=set)
-    _refused: set[tuple[Modality, str]] = field(default_factory=set)
+    _refused: set[tuple[Modality, str, str]] = field(default_factory=set)
     _unflushed: int = 0
     _committed: float = field(default_factory=time.monotonic)
+
+    def begin(self) -> None:
+        """Delete what left the set since it was last written, and look up what the ledgers hold of it."""
+        self.delete_what_left()
+        self._written.clear()
+        for target in self.targets:
+            target.ledger = _ledger(target.release, self.set_id, self.store, self.provenance)
+            target.pending, target.met, target.lost = {}, set(), set()
 
     def write(self, modality: Modality, shard: Path, advance: Advance = lambda count: None) -> None:
         """Write what the ledgers do not hold of a durable shard."""
@@ -421,31 +486,51 @@ class SetPush:
         for target in self.targets:
             delete_what_left(self.provenance, self.store, target.release.row, self.set_id)
 
+    def delete_gone(self, embedding_set: EmbeddingSet, written: PointIds) -> None:
+        """Delete the points that were written of rows that are in the set no more."""
+        with PointIds() as held:
+            for modality in MODALITIES:
+                for _, _, rows in embedding_set.batches(modality, BATCH_POINTS):
+                    held.add([point_id(modality, key) for key in rows.keys])
+            for batch in written.without(held):
+                for target in self.targets:
+                    self.store.delete(target.release.name, batch)
+        for target in self.targets:
+            self.store.flush(target.release.name)
+
     def _write_batch(self, targets: Sequence[_Target], place: Place, rows: Rows, digest: str) -> int:
-        sound, vectors, payloads = self._project(place, rows)
-        ids = [point_id(rows.modality, key) for key in sound.keys]
-        refused = [point_id(rows.modality, key) for key in set(rows.keys) - set(sound.keys)]
-        lowered = []
+        # Once for all targets that share an alignment and the kinds of their indexes.
+        known: dict[tuple[int, frozenset[tuple[str, PayloadKind]]], Projected] = {}
+        projections = []
         for target in targets:
-            if target.ledger.get(place) == (digest, len(ids)):
-                self.run.count("unchanged", len(ids))
+            shared = (target.release.row.alignment_id, frozenset(target.indexes.items()))
+            if shared not in known:
+                known[shared] = project(target.release.alignment, rows, target.indexes)
+            projections.append((target, known[shared]))
+        for projected in known.values():
+            self._reject(place, rows, projected.refused)
+        batches = []
+        for target, projected in projections:
+            if target.ledger.get(place) == (digest, len(projected.rows)):
+                self.run.count("unchanged", len(projected.rows))
             else:
-                lowered.append((target, _lowered(target.release, rows.modality, vectors)))
+                batches.append((target, projected, lowered(target.release, projected)))
+        numbers = {key: row for row, key in enumerate(rows.keys)}
         refusals: dict[int, Refusal] = {}
-        written_points = 0
-        for target, stored in lowered:  # no release is written to unless all can be
-            if refused:  # an older point of a row that can no longer be written would be found for what it was
-                self.store.delete(target.release.name, refused)
-            kept = len(ids)
-            if ids:
-                written = payloads
-                if target.release.guarantee is not Guarantee.EXACT:  # what rescoring needs
-                    written = [{**p, ALIGNED: packed(v)} for p, v in zip(payloads, vectors, strict=True)]
+        written = 0
+        for target, projected, points in batches:  # no release is written to unless all can be
+            if projected.refused:  # an older point of what can be written no more would be found for what it was
+                gone = [point_id(rows.modality, rows.keys[row]) for row in projected.refused]
+                self.store.delete(target.release.name, gone)
+            kept = len(points.ids)
+            if points.ids:
+                if self.ids:
+                    self.ids.add(points.ids)
                 try:
-                    self.store.upsert(target.release.name, Points(rows.modality, ids, stored, written))
+                    self.store.upsert(target.release.name, points)
                 except PointsRefusedError as error:
-                    refusals = {**error.refused, **refusals}
-                    self.store.delete(target.release.name, [ids[row] for row in error.refused])
+                    refusals = {numbers[projected.rows.keys[row]]: why for row, why in error.refused.items()} | refusals
+                    self.store.delete(target.release.name, [points.ids[row] for row in error.refused])
                     kept -= len(error.refused)
             if not target.changed:  # known before the ledger knows: whoever goes on after a crash has to tune
                 target.changed = True
@@ -453,61 +538,17 @@ class SetPush:
                 self.provenance.save(target.release.row)
             target.pending[place] = (digest, kept)
             self.run.count("written", kept)
-            written_points += kept
-        positions = {key: place[1] + row + 1 for row, key in enumerate(rows.keys)}
-        for row, refusal in sorted(refusals.items()):
-            key = sound.keys[row]
-            if (rows.modality, key) not in self._refused:
-                self._refused.add((rows.modality, key))
-                source = str(self.path / place[0])
-                self.run.reject(Reject(source, positions[key], "write", *refusal, key, rows.modality))
-        return written_points
+            written += kept
+        self._reject(place, rows, refusals)
+        return written
 
-    def _project(self, place: Place, rows: Rows) -> tuple[Rows, FloatArray, list[dict[str, Any]]]:
-        """Return the rows that can be stored, their aligned vectors and their payloads; refuse the others."""
-        refused = {row: (reason, "the embedding cannot be aligned") for row, reason in faults(rows.vectors).items()}
-        indexes = {
-            f: kind for t in self.targets for f, kind in layout_of(t.release.row).get("payload_indexes", {}).items()
-        }
-        payloads = []
-        for row, text in enumerate(rows.payloads):
-            try:
-                payload = PAYLOAD.decode(text)
-                if not isinstance(payload, dict):
-                    raise ValueError(f"expected a JSON object, got {type(payload).__name__}")
-                payloads.append(_typed(payload, indexes))
-            except _WrongKindError as error:
-                payloads.append({})
-                refused[row] = (f"payload-not-{error.kind}", str(error))
-            except ValueError as error:
-                payloads.append({})
-                refused[row] = ("payload-not-json", str(error))
-        projection = self.alignment.projections[rows.modality]
-        sound = [row for row in range(len(rows)) if row not in refused]
-        vectors = projection.unchecked(rows.vectors[sound])
-        for row, reason in faults(vectors).items():
-            refused[sound[row]] = (reason, "the embedding equals the training mean")
-        if refused:
-            kept = [row for row in range(len(sound)) if sound[row] not in refused]
-            sound, vectors = [sound[row] for row in kept], vectors[kept]
-            for row, (reason, detail) in sorted(refused.items()):
+    def _reject(self, place: Place, rows: Rows, refused: Mapping[int, tuple[str, str]]) -> None:
+        """Record what was refused, once for each reason: by however many releases, in however many shards."""
+        for row, (reason, detail) in sorted(refused.items()):
+            if (why := (rows.modality, rows.keys[row], reason)) not in self._refused:
+                self._refused.add(why)
                 source, position = str(self.path / place[0]), place[1] + row + 1
-                if (item := (rows.modality, rows.keys[row])) not in self._refused:  # by its shard as it was before
-                    self._refused.add(item)
-                    self.run.reject(Reject(source, position, "write", reason, detail, rows.keys[row], rows.modality))
-        held_out = self.alignment.card.hold_out.held_out([rows.groups[row] for row in sound])
-        described = [
-            {
-                **payloads[row],
-                "key": rows.keys[row],
-                "group": rows.groups[row],
-                "modality": rows.modality,
-                "content_sha256": rows.content_sha256[row],
-                "split": HELD_OUT if held else FITTED,
-            }
-            for row, held in zip(sound, held_out, strict=True)
-        ]
-        return (rows.take(sound) if refused else rows), vectors, described
+                self.run.reject(Reject(source, position, "write", reason, detail, rows.keys[row], rows.modality))
 
     def _commit(self) -> None:
         """Make what was written durable, then say so in SQL."""
@@ -537,51 +578,6 @@ def delete_what_left(provenance: Provenance, store: Store, row: ReleaseRow, set_
     return count
 
 
-def _lowered(release: Release, modality: Modality, vectors: FloatArray) -> FloatArray:
-    """Return what of aligned vectors (n, d) is stored, (n, D)."""
-    lowering = release.lowerings[modality]
-    stored = lowering.item(vectors)
-    require_finite(release.metric, stored)
-    require_finite(release.metric, lowering.query(vectors[:1]))  # weights that only queries meet
-    return stored
-
-
-def _typed(payload: dict[str, Any], indexes: Mapping[str, PayloadKind]) -> dict[str, Any]:
-    """Read texts as the kind that their field is indexed as: a CSV holds nothing but texts, and no filter finds those.
-
-    Raises:
-        _WrongKindError: a text is not of that kind.
-    """
-    for name, kind in indexes.items():
-        if isinstance(text := payload.get(name), str):
-            try:
-                payload[name] = KINDS[kind](text)
-            except (KeyError, ValueError):
-                raise _WrongKindError(name, text, kind) from None
-    return payload
-
-
-def _finite(text: str) -> float:
-    if "_" in text or not math.isfinite(value := float(text)):
-        raise ValueError
-    return value
-
-
-def _whole(text: str) -> int:
-    # Qdrant's integers have 64 bits, and Python reads 1_000 as a number where nobody else does.
-    if "_" in text or not -(1 << 63) <= (value := int(text)) < 1 << 63:
-        raise ValueError
-    return value
-
-
-KINDS: dict[PayloadKind, Callable[[str], Any]] = {
-    "keyword": str,
-    "integer": _whole,
-    "float": _finite,
-    "bool": lambda text: {"true": True, "false": False}[text.lower()],
-}
-
-
 def _verify(target: _Target, embedding_set: EmbeddingSet, set_id: int, store: Store, provenance: Provenance) -> None:
     """Build the index and compare the exact count with the ledger; a release that passes is tuned and ready."""
     release = target.release
@@ -602,6 +598,7 @@ def _verify(target: _Target, embedding_set: EmbeddingSet, set_id: int, store: St
             tuned = tune(release, store, sample(embedding_set, release), known=None if whole else release.tuned)
             found = {"hnsw_ef": tuned.hnsw_ef, "hnsw_recall": tuned.recall} if tuned else {}
         release.row.settings = {**layout_of(release.row), **found}
-        release.row.state = "live" if release.row.state == "live" else "ready"
+        if release.row.state == "building":
+            release.row.state = "ready"
         release.row.points = expected
         provenance.save(release.row)

@@ -12,7 +12,7 @@ Names, for a collection `emoji` under `cosine` and an alignment with fingerprint
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from connector.settings import checked_name
 from connector.store import Store
 
 METADATA = "modalign"
+LIVE, READY = "live", "ready"
 DEFAULT_METRIC = "cosine"
 
 
@@ -150,40 +151,74 @@ def require_encoder(alignment: Alignment, modality: Modality, found: EncoderCard
         )
 
 
+def require_row(row: ReleaseRow, metric: Metric, lowering: Lowering) -> None:
+    """Raise a `MismatchError` that names both sides if SQL recorded a release under another metric or lowering."""
+    ours = (str(metric), lowering.distance.value, lowering.dim, lowering.version)
+    if (theirs := (row.metric, row.distance, row.dim, row.lowering_version)) != ours:
+        raise MismatchError(
+            f"SQL recorded release {row.physical_name} with metric and lowering {theirs}, this modalign has {ours}; "
+            "push into a new collection"
+        )
+
+
 def open_release(
-    provenance: Provenance, store: Store, collection: str, metric: str | None = None, *, device: str = "auto"
+    provenance: Provenance,
+    store: Store,
+    collection: str,
+    metric: str | None = None,
+    *,
+    which: str = LIVE,
+    device: str = "auto",
 ) -> Release:
-    """Open the live release of `collection` under `metric` and check its chain.
+    """Open a release of `collection` under `metric` and check its chain.
 
     Args:
         provenance: where releases are recorded.
         store: where their collections are.
         collection: what people say, `emoji`.
         metric: as printed, or with some of its parameters; where it is left out, the only metric there is, or cosine.
+        which: `live`; `ready`, the shadow of the newest alignment; or the name of a physical collection.
         device: where a learned metric computes.
 
     Raises:
-        CollectionNotFoundError: no live release.
+        CollectionNotFoundError: no such release.
         MismatchError: SQL, collection and alignment do not belong together.
     """
     checked_name(collection, "collection")
     store_url = provenance.stored(store.url)
-    rows = provenance.releases(store_url=store_url, collection=collection, state="live")
+    rows = provenance.releases(store_url=store_url, collection=collection)
+    if which in (LIVE, READY):
+        rows = newest(row for row in rows if row.state == which)
+        what = f"no {which} release of collection {collection!r}"
+    else:
+        rows = [row for row in rows if row.physical_name == which and row.state != "building" and not row.dropped_at]
+        what = f"no finished release {which} of collection {collection!r}"
     metrics = {row.metric: row for row in rows}
     asked = None if metric is None else str(parse(metric))
     chosen = asked or (next(iter(metrics)) if len(metrics) == 1 else DEFAULT_METRIC)
     if chosen not in metrics:
         if metrics:
             raise CollectionNotFoundError(
-                f"no live release of collection {collection!r} under {chosen}; it has {', '.join(sorted(metrics))}; "
-                "name one of these, or make one with `modalign push`"
+                f"{what} under {chosen}; it has {', '.join(sorted(metrics))}; name one of these, or make one with "
+                "`modalign push`"
             )
         known = sorted({row.collection for row in provenance.releases(store_url=store_url, state="live")})
+        elsewhere = sorted({row.store_url for row in provenance.releases(collection=collection, state="live")})
+        other = f" (SQL has it in the store {', '.join(elsewhere)})" if elsewhere and which == LIVE else ""
         raise CollectionNotFoundError(
-            f"no live release of collection {collection!r}; this store has {', '.join(known) or 'none'}; make one with "
-            "`modalign push`"
+            f"{what}; this store{f', {store_url},' if other else ''} has {', '.join(known) or 'none'}{other}; make one "
+            "with `modalign push`"
         )
     return checked(provenance, store, metrics[chosen], device=device)
+
+
+def newest(rows: Iterable[ReleaseRow]) -> list[ReleaseRow]:
+    """Return, of releases of one state, those of the newest alignment under each metric, in their order."""
+    by_metric: dict[str, ReleaseRow] = {}
+    for row in rows:
+        if row.metric not in by_metric or by_metric[row.metric].alignment_id <= row.alignment_id:
+            by_metric[row.metric] = row
+    return list(by_metric.values())
 
 
 def checked(provenance: Provenance, store: Store, row: ReleaseRow, *, device: str = "auto") -> Release:
@@ -205,36 +240,42 @@ def checked(provenance: Provenance, store: Store, row: ReleaseRow, *, device: st
     metric = parse(row.metric)
     lowerings = lower(alignment, metric, device=device)
     lowering = lowerings["image"]
-    ours = (lowering.distance.value, lowering.dim, lowering.version)
-    if (theirs := (row.distance, row.dim, row.lowering_version)) != ours:
-        raise MismatchError(
-            f"release {row.physical_name} was written with lowering {theirs}, this modalign lowers {metric} to {ours}; "
-            "push into a new collection"
-        )
+    require_row(row, metric, lowering)
     require_chain(store, row.physical_name, chain(alignment, metric, lowering))
     return Release(row, alignment, metric, lowerings)
 
 
-def make_live(provenance: Provenance, store: Store, releases: list[Release]) -> bool:
-    """Let the aliases name these releases, all at one moment; what they named before is retired.
+def make_live(provenance: Provenance, store: Store, releases: Sequence[Release]) -> bool:
+    """Let the aliases that name nothing else name these releases, all at one moment.
 
-    Returns whether anything changed. A crash between alias and SQL is mended by calling this again.
+    A release that is live has its alias restored. Where another release is live, or a promotion is under way, nothing
+    changes: that is what `connector.lifecycle` is for. Returns whether anything did. A crash between alias and SQL is
+    mended by calling this again.
     """
-    wanted = {alias_name(r.row.collection, r.metric): r.name for r in releases}
     current = store.aliases()
-    if changed := {alias: name for alias, name in wanted.items() if current.get(alias) != name}:
+    wanted = {
+        alias_name(release.row.collection, release.metric): release
+        for release in releases
+        if _is_alone(provenance, release, current)
+    }
+    if changed := {alias: release.name for alias, release in wanted.items() if current.get(alias) != release.name}:
         store.set_aliases(changed)
-    for release in releases:
-        row = release.row
-        same = {"store_url": row.store_url, "collection": row.collection, "metric": row.metric, "state": "live"}
-        for other in provenance.releases(**same):
-            if other.id != row.id:
-                other.state = "retired"
-                provenance.save(other)
-        if row.state != "live":
-            row.state = "live"
-            provenance.save(row)
+    for release in wanted.values():
+        if release.row.state != LIVE:
+            release.row.state = LIVE
+            provenance.save(release.row)
     return bool(changed)
+
+
+def _is_alone(provenance: Provenance, release: Release, aliases: Mapping[str, str]) -> bool:
+    row = release.row
+    place = {"store_url": row.store_url, "collection": row.collection}
+    if any(p.metric == row.metric for p in provenance.unfinished_promotions(**place)):
+        return False
+    if row.state == LIVE:
+        return True
+    named = aliases.get(alias_name(row.collection, release.metric), release.name)
+    return named == release.name and not provenance.releases(**place, metric=row.metric, state=LIVE)
 
 
 def _printed(value: Any) -> str:

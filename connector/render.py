@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from alignment.guidelines import Guideline
     from connector.audit import Audit
     from connector.home import Result
+    from connector.reconcile import Reconciled
     from connector.release import Release
     from connector.search import Answer, Found
 
@@ -50,6 +51,55 @@ def print_releases(result: "Result", as_json: bool) -> None:
     else:
         counts = ", ".join(f"{count} {name}" for name, count in result.counts.items() if count)
         print_table(rows, f"run {result.run}: {counts}")
+
+
+def say_shadows(result: "Result") -> None:
+    """Say what to do next with releases that were not made live, because another one is."""
+    for release in result.made:
+        row = release.row
+        if row.state == "ready":
+            say(
+                f"{release.name} is ready beside what is live of {row.collection} under {row.metric}: run `modalign "
+                f"audit {row.collection} --release {release.name} --pairs SET --require CONDITION`, then `modalign "
+                f"promote {row.collection}`"
+            )
+
+
+def switched_rows(result: "Result") -> list[dict[str, Any]]:
+    """Lay out what a promotion or a rollback switched."""
+    return [
+        {
+            "collection": each.row.collection, "metric": each.row.metric, "live": each.row.physical_name,
+            "before": each.previous.physical_name if each.previous else None, "audit": each.promotion.audit_id,
+            "forced_by": each.promotion.forced_by,
+        }
+        for each in result.made
+    ]  # fmt: skip
+
+
+def reconciled_rows(found: Iterable["Reconciled"]) -> list[dict[str, Any]]:
+    """Lay out what reconciliations found, a release a row."""
+    return [
+        {
+            "release": each.name, "sound": each.sound, "points": each.points, "ledger": each.recorded,
+            "embedding_sets": each.held, "missing": each.missing.count, "differing": each.differing.count,
+            "orphans": each.orphans.count, "unrecorded": each.unrecorded.count, "vectors_compared": each.vectors,
+        }
+        for each in found
+    ]  # fmt: skip
+
+
+def reconciled_examples(found: Iterable["Reconciled"]) -> dict[str, dict[str, list[str]]]:
+    """Name a few of the items that differ, by release and kind."""
+    return {
+        each.name: {
+            kind: getattr(each, kind).examples
+            for kind in ("missing", "differing", "orphans", "unrecorded")
+            if getattr(each, kind).count
+        }
+        for each in found
+        if not each.sound
+    }
 
 
 def how_sure(guarantee: str, answer: "Answer") -> str:

@@ -6,9 +6,11 @@ down instead of fitted. Encoder cards are those of the fake encoders, so that te
 
 import hashlib
 import json
+import sqlite3
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -167,6 +169,15 @@ class Pushed:
     run: int
 
 
+@cache
+def migrated() -> bytes:
+    """An empty database with all tables: migrating one takes longer than most tests."""
+    with tempfile.TemporaryDirectory() as directory:
+        upgrade(f"sqlite:///{directory}/modalign.db")
+        with closing(sqlite3.connect(f"{directory}/modalign.db")) as connection:
+            return connection.serialize()
+
+
 class World:
     """A home with a database beside a store."""
 
@@ -174,7 +185,8 @@ class World:
         self.home = home
         self.store = store
         self.url = f"sqlite:///{home / 'modalign.db'}"
-        upgrade(self.url)
+        if not (home / "modalign.db").exists():
+            (home / "modalign.db").write_bytes(migrated())
         self.provenance = Provenance.open(self.url, home=home)
 
     def set(self, name: str, *parts: Rows, encoders: Mapping[Modality, EncoderCard] | None = None) -> EmbeddingSet:
@@ -294,9 +306,9 @@ def opened_world(kind: str, directory: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 class Calls:
-    """Counts the calls of a store's method and, where told to, lets one of them fail."""
+    """Counts the calls of a method of a store or a database and, where told to, lets one of them fail."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, store: Store, method: str):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, store: Store | Provenance, method: str):
         self.arguments: list[tuple[Any, ...]] = []
         self.failing: int | None = None
         self.error: BaseException | None = None

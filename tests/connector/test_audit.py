@@ -28,7 +28,7 @@ from connector.candidates import Finder, Ranked
 from connector.edge_store import EdgeStore
 from connector.errors import MismatchError, RequirementError
 from connector.models import AuditRow, MeasureRow
-from connector.push import point_id
+from connector.points import point_id
 from connector.release import Release
 from connector.store import Hit, Store
 from tests.world import (

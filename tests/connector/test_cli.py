@@ -31,8 +31,10 @@ from alignment.metrics import MixtureOfLogits
 from alignment.projections import Projection
 from connector import cli, encoders, qdrant_store
 from connector.edge_store import EdgeStore
+from connector.provenance import Provenance
+from connector.store import Points
 from tests.fakes import NAN_WORD, fake_entry_points, fake_pairs, write_manifest
-from tests.world import cards, pairs, write_set
+from tests.world import cards, pairs, points_of, write_set
 
 ROOT = Path(__file__).parents[2]
 N = 60
@@ -347,6 +349,130 @@ def many(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert {(release["state"], release["points"]) for release in pushed["releases"]} == {("live", 2 * N)}
     assert pushed["counts"] == {"written": 2 * N * len(SERVED)}
     return home
+
+
+def releases(home: Path) -> dict[str, str]:
+    """The release of each alignment under cosine, by the alignment's name."""
+    paths = sorted((home / "alignments").iterdir())
+    return {path.name: f"things.cosine.{Alignment.load(path).fingerprint[:8]}" for path in paths}
+
+
+@pytest.fixture(scope="module")
+def beside(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a shadow of another alignment beside the live release."""
+    home = shutil.copytree(shared, tmp_path_factory.mktemp("beside") / "home")
+    done("fit", "pairs", "--alignment", "b", "--method", "procrustes", "--home", home)
+    ended = done("push", "pairs", "--into", "things", "--alignment", "b", "--home", home)
+    name = releases(home)["b"]
+    assert ended.err.splitlines()[-1] == (
+        f"{name} is ready beside what is live of things under cosine: run `modalign audit things --release {name} "
+        "--pairs SET --require CONDITION`, then `modalign promote things`"
+    )
+    return home
+
+
+class TestReleases:
+    """From a shadow to a live release and back, as whoever is on call does it."""
+
+    @pytest.fixture
+    def home(self, beside: Path, tmp_path: Path) -> Path:
+        return shutil.copytree(beside, tmp_path / "home")
+
+    def states(self, home: Path) -> dict[str, tuple[str, str]]:
+        document = done("status", "--json", "--home", home).document
+        return {release["physical_name"]: (release["state"], release["pending"]) for release in document["releases"]}
+
+    def audit(self, home: Path, requirement: str = "recall@10>0", release: str = "ready") -> Ended:
+        options = ("--pairs", "pairs", "--release", release, "--require", requirement, "--json", "--home", home)
+        return modalign("audit", "things", *options)
+
+    def test_audit_promote_rollback_drop(self, home: Path) -> None:
+        old, new = releases(home).values()
+        assert self.states(home) == {
+            old: ("live", ""),
+            new: (
+                "ready",
+                f"a shadow: run `modalign audit things --release {new}`, then `modalign promote things`",
+            ),
+        }
+        refused = modalign("promote", "things", "--home", home)
+        assert (refused.code, refused.out) == (3, "")
+        assert refused.err.startswith(f"modalign: release {new} was never audited; audit with `modalign audit ")
+        assert self.audit(home, "recall@1>1").code == 3
+        refused = modalign("promote", "things", "--home", home)
+        assert (refused.code, "has failed: recall@1>1" in refused.err) == (3, True)
+        assert self.audit(home).document["collection"] == new
+        switched = done("promote", "things", "--json", "--home", home).document["switched"]
+        (line,) = switched
+        assert (line["live"], line["before"], line["forced_by"]) == (new, old, None)
+        assert line["audit"] is not None
+        assert self.states(home) == {old: ("retired", ""), new: ("live", "")}
+        again = done("promote", "things", "--home", home)
+        assert "everything that was asked for is live already" in again.out
+        assert done("rollback", "things", "--json", "--home", home).document["switched"][0]["live"] == old
+        assert self.states(home) == {old: ("live", ""), new: ("retired", "")}
+        ended = modalign("drop", "things", "--retired", "--home", home)
+        assert (ended.code, "modalign drop deletes only what somebody agrees to: add --yes" in ended.err) == (2, True)
+        document = done("drop", "things", "--retired", "--yes", "--json", "--home", home).document
+        assert document["dropped"] == [new]
+        assert self.states(home) == {old: ("live", "")}
+        assert done("drop", "things", "--retired", "--json", "--home", home).document == {"run": None, "dropped": []}
+        commands = [run["command"] for run in done("status", "--json", "--home", home).document["runs"]]
+        assert commands[:6] == ["drop", "rollback", "promote", "promote", "audit", "promote"]
+
+    def test_who_forces_says_why(self, home: Path) -> None:
+        for options in (("--force",), ("--reason", "it burns"), ("--force", "--reason", " ")):
+            ended = modalign("promote", "things", *options, "--home", home)
+            assert (ended.code, "expected --force together with --reason TEXT" in ended.err) == (2, True)
+        ended = done("promote", "things", "--force", "--reason", "it burns", "--json", "--home", home)
+        (switched,) = ended.document["switched"]
+        person = switched["forced_by"]
+        assert re.fullmatch(r"[^@]+@.+", person)
+        assert f"forced by {person}: release {releases(home)['b']} was never audited" in ended.err
+        with Provenance.open(f"sqlite:///{home / 'modalign.db'}") as provenance:
+            (promotion,) = provenance.promotions()
+        assert (promotion.forced_by, promotion.reason) == (person, "it burns")
+
+    def test_the_live_one_is_not_dropped(self, home: Path) -> None:
+        ended = modalign("drop", "things", "--release", releases(home)["a"], "--yes", "--home", home)
+        assert "is live: things.cosine names it" in ended.error
+
+    @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1)])
+    def test_dropping_asks(self, home: Path, monkeypatch: pytest.MonkeyPatch, answer: str, code: int) -> None:
+        terminal = StringIO(answer)
+        monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+        monkeypatch.setattr(sys, "stdin", terminal)
+        shadow = releases(home)["b"]
+        ended = modalign("drop", "things", "--release", shadow, "--home", home)
+        assert (ended.code, "drop 1 releases of things?" in ended.err) == (code, True)
+        assert (shadow in self.states(home)) == bool(code)
+
+    def test_verify_and_repair(self, home: Path) -> None:
+        names = releases(home)
+        document = done("status", "things", "--verify", "--json", "--home", home).document
+        assert {each["release"]: each["sound"] for each in document["verified"]} == dict.fromkeys(names.values(), True)
+        with EdgeStore(home / "qdrant") as store:
+            gone = next(record for page in store.scroll(names["b"]) for record in page)
+            vector = np.ones((1, store.describe(names["a"]).vectors["image"].dim), np.float32)
+            store.delete(names["b"], [gone.id])
+            store.upsert(names["a"], Points("image", points_of(1), vector, [{}]))
+        ended = modalign("status", "--verify", "--json", "--home", home)
+        found = {each["release"]: (each["missing"], each["orphans"]) for each in ended.document["verified"]}
+        assert (ended.code, found) == (1, {names["a"]: (0, 1), names["b"]: (1, 0)})
+        assert ended.document["examples"] == {
+            names["a"]: {"orphans": points_of(1)},
+            names["b"]: {"missing": [f"{gone.payload['modality']}:{gone.payload['key']}"]},
+        }
+        shown = modalign("status", "things", "--verify", "--home", home)
+        assert (shown.code, f"{names['a']}: orphans, for example {points_of(1)[0]}" in shown.err) == (1, True)
+        ended = modalign("status", "things", "--repair", "--home", home)
+        assert (ended.code, "--repair deletes only what somebody agrees to: add --yes" in ended.err) == (2, True)
+        done("status", "things", "--repair", "--yes", "--home", home)
+        assert done("status", "--verify", "--json", "--home", home).document["examples"] == {}
+
+    def test_verifying_what_is_not_there(self, home: Path) -> None:
+        ended = modalign("status", "nothing", "--verify", "--home", home)
+        assert "no release of collection 'nothing' in the store edge:qdrant" in ended.error
 
 
 class TestMetrics:
@@ -1042,7 +1168,8 @@ class TestDeleting:
             return answer
 
         monkeypatch.setattr(click, "confirm", confirm)
-        ended = done("delete", "things", "--key", "s0-00001", "--home", home)
+        ended = modalign("delete", "things", "--key", "s0-00001", "--home", home)
+        assert ended.code == int(not answer)
         assert asked == ["delete 1 items, from the embedding sets: pairs; from the collections: things?"]
         assert ("nothing was deleted" in ended.err) is not answer
         assert EmbeddingSet.open(home / "sets" / "pairs").card.counts["image"] == left

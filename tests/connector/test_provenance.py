@@ -32,6 +32,7 @@ from connector.models import (
     EmbeddingSetRow,
     EncoderRow,
     MeasureRow,
+    PromotionRow,
     RejectRow,
     ReleaseRow,
     RunRow,
@@ -128,7 +129,7 @@ class TestMigrations:
             assert provenance.runs(10) == []
 
     def test_a_database_that_was_never_upgraded(self, database_url: str) -> None:
-        with pytest.raises(NotMigratedError, match=r"migration 0002, found none; run `modalign db upgrade`"):
+        with pytest.raises(NotMigratedError, match=r"migration \d{4}, found none; run `modalign db upgrade`"):
             Provenance.open(database_url)
 
     def test_opening_creates_no_file(self, tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ class TestMigrations:
     def test_a_database_of_another_version(self, provenance: Provenance) -> None:
         with provenance.session() as session:
             session.execute(text("UPDATE alembic_version SET version_num = 'ffff'"))
-        with pytest.raises(NotMigratedError, match=r"migration 0002, found ffff; run `modalign db upgrade`"):
+        with pytest.raises(NotMigratedError, match=r"migration \d{4}, found ffff; run `modalign db upgrade`"):
             Provenance.open(provenance.url)
 
     def test_a_database_of_an_unknown_version_is_not_upgraded(self, provenance: Provenance) -> None:
@@ -553,6 +554,85 @@ class TestAudits:
                 run_id=run.id, release_id=released.id, set_id=set_id, verdict="failed", settings={}, measures=twice
             )
         assert (count(provenance, AuditRow), count(provenance, MeasureRow)) == (0, 0)
+
+
+class TestPromotions:
+    def begun(self, provenance: Provenance, run: int, row: ReleaseRow, previous: ReleaseRow | None) -> PromotionRow:
+        promotion = PromotionRow(
+            kind="promote", store_url=row.store_url, collection=row.collection, metric=row.metric, release_id=row.id,
+            previous_id=previous.id if previous else None, run_id=run, begun_at=datetime(2024, 5, 1, tzinfo=UTC),
+        )  # fmt: skip
+        provenance.begin_promotions([promotion])
+        return promotion
+
+    def test_one_is_begun_and_finished(self, provenance: Provenance) -> None:
+        old, new = release(provenance, "c.1", state="live"), release(provenance, "c.2", state="ready")
+        other = release(provenance, "c.3", state="live", metric="dot")
+        with provenance.run("promote", {}) as run:
+            promotion = self.begun(provenance, run.id, new, old)
+            assert [found.id for found in provenance.unfinished_promotions(collection="c")] == [promotion.id]
+            assert {row.id: row.state for row in provenance.releases()} == {
+                old.id: "live", new.id: "ready", other.id: "live",
+            }  # fmt: skip
+            for _ in range(2):
+                provenance.finish_promotions([promotion])
+                assert {row.id: row.state for row in provenance.releases()} == {
+                    old.id: "retired", new.id: "live", other.id: "live",
+                }  # fmt: skip
+        assert provenance.unfinished_promotions() == []
+        (found,) = provenance.promotions(release_id=new.id)
+        assert found.finished_at is not None
+        assert found.finished_at > found.begun_at
+
+    def test_one_without_a_previous_release(self, provenance: Provenance) -> None:
+        new = release(provenance, state="ready")
+        with provenance.run("promote", {}) as run:
+            provenance.finish_promotions([self.begun(provenance, run.id, new, None)])
+        assert [row.state for row in provenance.releases()] == ["live"]
+
+    def test_a_drop_forgets_what_was_held_and_keeps_the_release(self, provenance: Provenance, tmp_path: Path) -> None:
+        dropped, set_id = release(provenance, state="ready"), provenance.record_set(embedding_set(tmp_path / "s"))
+        with provenance.run("push", {}) as run:
+            provenance.write_ledger(dropped.id, set_id, run.id, {("image-000000.parquet", 0): ("d", 3)})
+            self.begun(provenance, run.id, dropped, None)
+        provenance.begin_drop(dropped.id)
+        (row,) = provenance.releases()
+        assert (row.state, row.drop_begun_at is None, row.dropped_at) == ("retired", False, None)
+        assert provenance.ledger_points(dropped.id) == 3
+        provenance.finish_drop(dropped.id)
+        (row,) = provenance.releases()
+        assert (row.state, row.points, row.dropped_at is None) == ("retired", 0, False)
+        assert (provenance.ledger_points(dropped.id), provenance.promotions()) == (0, [])
+
+    def test_what_one_release_holds_and_another_does_not(self, provenance: Provenance, tmp_path: Path) -> None:
+        first, second = release(provenance, "c.1"), release(provenance, "c.2")
+        set_id = provenance.record_set(embedding_set(tmp_path / "s"))
+        assert (provenance.last_write(first.id), provenance.sets_in([first.id])) == (None, [])
+        with provenance.run("push", {}) as run:
+            lines = {("shard", 0): ("same", 5), ("shard", 5): ("another", 7), ("shard", 12): ("more", 2)}
+            provenance.write_ledger(first.id, set_id, run.id, lines)
+            provenance.write_ledger(
+                second.id, set_id, run.id, {("shard", 0): ("same", 5), ("shard", 5): ("otherwise", 7)}
+            )
+        assert provenance.ledger_without(first.id, set_id, second.id) == 9
+        assert provenance.ledger_without(second.id, set_id, first.id) == 7
+        assert [row.id for row in provenance.sets_in([second.id])] == [set_id]
+        assert set(provenance.set_encoders(provenance.sets_in([second.id])[0])) == {"image", "text"}
+        written = provenance.last_write(first.id)
+        assert written is not None
+        assert provenance.runs(1)[0].started_at <= written
+
+    def test_the_newest_audit(self, provenance: Provenance, tmp_path: Path) -> None:
+        audited, set_id = release(provenance), provenance.record_set(embedding_set(tmp_path / "s"))
+        assert provenance.last_audit(audited.id) is None
+        for verdict in ("passed", "failed"):
+            with provenance.run("audit", {}) as run:
+                provenance.record_audit(
+                    run_id=run.id, release_id=audited.id, set_id=set_id, verdict=verdict, settings={}, measures=[]
+                )
+        found = provenance.last_audit(audited.id)
+        assert found is not None
+        assert (found[0].verdict, found[1].id) == ("failed", run.id)
 
 
 class TestTypes:

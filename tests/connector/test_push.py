@@ -480,7 +480,8 @@ class TestRefused:
             assert details["4"] == ("the embedding equals the training mean", 5, "write")
             assert details["1"] == ("the embedding cannot be aligned", 2, "write")
         # The same row is no reject where the mean is another.
-        assert ("text", "4", "vector-not-finite") not in world.reasons(world.push(embedding_set, "centred").run)
+        elsewhere = world.push(embedding_set, "centred", collection="other")
+        assert ("text", "4", "vector-not-finite") not in world.reasons(elsewhere.run)
 
     def test_a_batch_with_refused_rows_is_not_written_again(
         self, world: World, small_batches: None, monkeypatch: pytest.MonkeyPatch

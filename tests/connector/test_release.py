@@ -128,7 +128,7 @@ class TestOpening:
     def test_a_release_of_another_store_is_not_opened(self, world: World, tmp_path: Path) -> None:
         push(world)
         world.store.url = "http://elsewhere"
-        with pytest.raises(CollectionNotFoundError, match="'things'; this store has none"):
+        with pytest.raises(CollectionNotFoundError, match="'things'; this store, http://elsewhere, has none"):
             opened(world)
 
     def test_a_release_that_is_not_live_is_not_opened(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +197,7 @@ class TestOpening:
             return replace(original(self, dim), version=2)
 
         monkeypatch.setattr(Cosine, "lower", newer)
-        with pytest.raises(MismatchError, match=r"lowering \('Cosine', 6, 1\), this modalign lowers cosine to"):
+        with pytest.raises(MismatchError, match=r"6, 1\), this modalign has \('cosine', 'Cosine', 6, 2\)"):
             opened(world)
 
     @pytest.mark.parametrize("metric", SOME)
@@ -295,7 +295,7 @@ class TestRegistry:
 
 
 class TestLive:
-    def test_a_second_alignment_takes_over_and_the_first_is_retired(
+    def test_a_second_alignment_is_a_shadow_beside_the_first(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (first,) = push(world)
@@ -303,32 +303,50 @@ class TestLive:
         switches = Calls(monkeypatch, world.store, "set_aliases")
         (second,) = world.push(world.set("s", *pairs(5)), "b").releases
         assert first.name != second.name
-        assert [arguments for (arguments,) in switches.arguments] == [{f"{COLLECTION}.cosine": second.name}]
-        assert world.store.aliases() == {f"{COLLECTION}.cosine": second.name}
-        assert world.states() == {first.name: ("retired", 10), second.name: ("live", 10)}
-        assert opened(world).alignment.fingerprint == alignment(turn=1).fingerprint
-        assert world.store.count(first.name) == 10
+        assert len(switches) == 0
+        assert world.store.aliases() == {f"{COLLECTION}.cosine": first.name}
+        assert world.states() == {first.name: ("live", 10), second.name: ("ready", 10)}
+        assert opened(world).name == first.name
+        for which in ("ready", second.name):
+            shadow = open_release(world.provenance, world.store, COLLECTION, which=which)
+            assert shadow.alignment.fingerprint == alignment(turn=1).fingerprint
 
-    def test_the_first_comes_back_when_it_is_pushed_again(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_newest_shadow_is_the_ready_one(self, world: World) -> None:
+        push(world)
+        names = []
+        for turn in (1, 2):
+            world.alignment(f"turn-{turn}", turn=turn)
+            names += [r.name for r in world.push(world.set("s", *pairs(5)), f"turn-{turn}").releases]
+        assert open_release(world.provenance, world.store, COLLECTION, which="ready").name == names[1]
+        assert open_release(world.provenance, world.store, COLLECTION, which=names[0]).name == names[0]
+
+    def test_a_shadow_that_is_not_there(self, world: World) -> None:
+        push(world)
+        with pytest.raises(CollectionNotFoundError, match="no ready release of collection 'things'; this store has"):
+            open_release(world.provenance, world.store, COLLECTION, which="ready")
+        with pytest.raises(CollectionNotFoundError, match="no finished release nothing of collection"):
+            open_release(world.provenance, world.store, COLLECTION, which="nothing")
+
+    def test_an_alias_that_vanished_goes_to_nobody_else(self, world: World) -> None:
+        """A shadow that nobody audited does not go live because someone deleted a collection."""
         (first,) = push(world)
+        world.store.drop(first.name)
         world.alignment("b", turn=1)
         (second,) = world.push(world.set("s", *pairs(5)), "b").releases
-        upserts = Calls(monkeypatch, world.store, "upsert")
+        assert world.states() == {first.name: ("live", 10), second.name: ("ready", 10)}
+        assert world.store.aliases() == {}
         push(world)
-        assert len(upserts) == 0
         assert world.store.aliases() == {f"{COLLECTION}.cosine": first.name}
-        assert world.states() == {first.name: ("live", 10), second.name: ("retired", 10)}
-        assert opened(world).alignment.fingerprint == alignment().fingerprint
 
     def test_other_metrics_and_collections_stay_live(self, world: World) -> None:
         push(world, "cosine", "dot")
         other = world.push(world.set("s", *pairs(5)), collection="other").releases[0]
         world.alignment("b", turn=1)
-        world.push(world.set("s", *pairs(5)), "b", metrics=["cosine"])
+        (shadow,) = world.push(world.set("s", *pairs(5)), "b", metrics=["cosine"]).releases
         live = {(row.collection, row.metric) for row in world.provenance.releases(state="live")}
         assert live == {(COLLECTION, "cosine"), (COLLECTION, "dot"), ("other", "cosine")}
         assert world.store.aliases()["other.cosine"] == other.name
-        assert [row.metric for row in world.provenance.releases(state="retired")] == ["cosine"]
+        assert [row.physical_name for row in world.provenance.releases(state="ready")] == [shadow.name]
 
     def test_all_aliases_are_switched_at_one_moment(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         switches = Calls(monkeypatch, world.store, "set_aliases")
@@ -337,34 +355,29 @@ class TestLive:
             {alias_name(COLLECTION, parse(metric)): r.name for metric, r in zip(ALL, releases, strict=True)}
         ]
 
-    def test_the_old_release_serves_until_the_new_one_is_verified(
-        self, world: World, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_shadow_that_is_not_verified_is_not_ready(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         (first,) = push(world)
         world.alignment("b", turn=1)
-        embedding_set = world.set("s", *pairs(5))
+        embedding_set, name = world.set("s", *pairs(5)), physical_name(COLLECTION, parse("cosine"), alignment(turn=1))
         with monkeypatch.context() as patched:
             Calls(patched, world.store, "ready").fail(0, StoreUnavailableError("now"))
             with pytest.raises(StoreUnavailableError):
                 world.push(embedding_set, "b")
-            assert opened(world).name == first.name
-            assert world.store.aliases() == {f"{COLLECTION}.cosine": first.name}
+        assert world.states() == {first.name: ("live", 10), name: ("building", 0)}
         foreign = Points("image", ["00000000-0000-0000-0000-000000000001"], np.ones((1, 6), np.float32), [{}])
-        world.store.upsert(physical_name(COLLECTION, parse("cosine"), alignment(turn=1)), foreign)
+        world.store.upsert(name, foreign)
         with pytest.raises(MismatchError):
             world.push(embedding_set, "b")
-        assert opened(world).name == first.name
+        assert world.states() == {first.name: ("live", 10), name: ("building", 0)}
 
     def test_a_crash_between_alias_and_sql_is_mended(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        (first,) = push(world)
-        world.alignment("b", turn=1)
         with monkeypatch.context() as patched:
             Calls(patched, world.store, "set_aliases").fail(0, StoreUnavailableError("now"), after=True)
             with pytest.raises(StoreUnavailableError):
-                world.push(world.set("s", *pairs(5)), "b")
-        (second,) = world.push(world.set("s", *pairs(5)), "b").releases
-        assert world.states() == {first.name: ("retired", 10), second.name: ("live", 10)}
-        assert world.store.aliases() == {f"{COLLECTION}.cosine": second.name}
+                push(world)
+        (first,) = push(world)
+        assert world.states() == {first.name: ("live", 10)}
+        assert world.store.aliases() == {f"{COLLECTION}.cosine": first.name}
 
     def test_making_live_again_changes_nothing(self, world: World) -> None:
         releases = push(world)

@@ -1,0 +1,77 @@
+"""Sets of point ids that do not fit into memory."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Self
+from uuid import UUID
+
+import numpy as np
+import numpy.typing as npt
+
+ID_BYTES = 16
+AT_ONCE = 4096
+
+
+class PointIds:
+    """Point ids (UUIDs) in a temporary file, 16 bytes each: add all of them first, then ask. A context manager.
+
+    >>> with PointIds() as ids, PointIds() as others:
+    ...     ids.add(["00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-000000000002"])
+    ...     others.add(["00000000-0000-0000-0000-000000000002"])
+    ...     list(ids.without(others))
+    [['00000000-0000-0000-0000-000000000001']]
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  closed when this is
+        self._count = 0
+        self._sorted: npt.NDArray[np.bytes_] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sorted = None
+        self._file.close()
+
+    def add(self, ids: Sequence[str]) -> None:
+        """Add ids; one that is added again counts once."""
+        self._file.seek(0, 2)
+        self._file.write(b"".join(UUID(id_).bytes for id_ in ids))
+        self._count += len(ids)
+        self._sorted = None
+
+    def without(self, others: "PointIds") -> Iterator[list[str]]:
+        """Yield the ids that are not among `others`, in batches."""
+        ids = self._in_order()
+        for start in range(0, len(ids), AT_ONCE):
+            batch = np.unique(ids[start : start + AT_ONCE])
+            if len(missing := batch[~others._holds(batch)]):
+                yield [_printed(id_) for id_ in missing]
+
+    def missing(self, ids: Sequence[str]) -> list[str]:
+        """Return those of `ids` that are not in here, in their order."""
+        packed = np.array([UUID(id_).bytes for id_ in ids], f"S{ID_BYTES}")
+        return [id_ for id_, held in zip(ids, self._holds(packed), strict=True) if not held]
+
+    def _holds(self, packed: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bool_]:
+        ids = self._in_order()
+        if not len(ids):
+            return np.zeros(len(packed), bool)
+        places = np.minimum(np.searchsorted(ids, packed), len(ids) - 1)
+        held: npt.NDArray[np.bool_] = ids[places] == packed
+        return held
+
+    def _in_order(self) -> npt.NDArray[np.bytes_]:
+        """Sort the file in place; the system keeps of it in memory what there is room for."""
+        if self._sorted is None:
+            self._file.flush()
+            if not self._count:
+                return np.empty(0, f"S{ID_BYTES}")
+            self._sorted = np.memmap(self._file, f"S{ID_BYTES}", "r+", shape=(self._count,))
+            self._sorted.sort()
+        return self._sorted
+
+
+def _printed(packed: bytes) -> str:
+    return str(UUID(bytes=packed.ljust(ID_BYTES, b"\0")))  # numpy takes zeros at the end for padding

@@ -1,0 +1,322 @@
+"""Reconcile a release: SQL's ledger, the collection, and the embedding sets that were pushed into it.
+
+What a release should hold follows from its embedding sets and its alignment, so it is computed again, batch by batch,
+and compared with what the collection holds. Memory does not grow with the release: ids wait in a temporary file.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment.embeddings import MODALITIES, EmbeddingSet, Rows, read_shard
+from alignment.metrics import Distance
+from alignment.vectors import FloatArray
+from connector.candidates import ALIGNED, unpacked
+from connector.errors import MismatchError
+from connector.models import EmbeddingSetRow
+from connector.point_ids import PointIds
+from connector.points import lowered, point_id, project
+from connector.progress import Advance
+from connector.provenance import Provenance, Run
+from connector.push import BATCH_POINTS, Place, Written
+from connector.release import Release
+from connector.store import Payload, Points, Record, Store
+
+# Keys that are shown of each kind of difference.
+EXAMPLES = 5
+# Vectors that are compared in a reconciliation, about: their payloads are compared all.
+VECTORS = 2048
+# What a verification reads of each modality of a set: a few rows of a batch in each of a few shards.
+SHARDS, ROWS = 16, 16
+# How far apart vectors may lie that were computed from the same numbers, relative to their length. A float32 matrix
+# product rounds by how many rows it has. Collections of a smaller datatype round what they store.
+TOLERANCE = {"float32": 1e-4, "float16": 2e-3, "uint8": 1e-1}
+
+
+@dataclass(slots=True)
+class Difference:
+    """Points that differ in one way: how many, and the items of a few of them."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, names: Sequence[str]) -> None:
+        """Count points, by the names of their items."""
+        self.count += len(names)
+        self.examples += names[: EXAMPLES - len(self.examples)]
+
+
+@dataclass(slots=True)
+class Reconciled:
+    """What a reconciliation found.
+
+    Attributes:
+        name: physical collection.
+        points: points in the collection.
+        recorded: points that the ledger says it holds.
+        held: points that the embedding sets say it should hold.
+        vectors: how many vectors were compared; payloads are compared all.
+        missing, differing: points that the collection lacks, or holds with another vector or payload.
+        orphans: points of no row of any embedding set.
+        unrecorded: batches of rows that the ledger does not know, or knows otherwise, and its lines of batches that are
+            no more.
+    """
+
+    name: str
+    points: int = 0
+    recorded: int = 0
+    held: int = 0
+    vectors: int = 0
+    missing: Difference = field(default_factory=Difference)
+    differing: Difference = field(default_factory=Difference)
+    orphans: Difference = field(default_factory=Difference)
+    unrecorded: Difference = field(default_factory=Difference)
+
+    @property
+    def sound(self) -> bool:
+        """Whether SQL, collection and embedding sets agree."""
+        found = (self.missing, self.differing, self.orphans, self.unrecorded)
+        return not any(difference.count for difference in found) and self.points == self.recorded == self.held
+
+
+def verify(release: Release, store: Store, provenance: Provenance, *, seed: int) -> int:
+    """Check that a release is complete and holds what it should; return how many points were read back.
+
+    Its index is built, its exact count is the ledger's, and of a sample drawn with `seed` vectors and payloads equal
+    what follows from the embedding sets now. Rows that changed in a set since they were pushed are not compared.
+
+    Raises:
+        MismatchError: something differs.
+        EmbeddingSetError: a set that was pushed into it is not there.
+    """
+    recorded, found = provenance.ledger_points(release.row.id), store.ready(release.name).points
+    if found != recorded:
+        raise MismatchError(
+            f"collection {release.name} holds {found} points, the ledger says {recorded}; run `modalign status "
+            f"{release.row.collection} --verify`"
+        )
+    rng = np.random.default_rng(seed)
+    compared = 0
+    for row in provenance.sets_in([release.row.id]):
+        ledger, embedding_set = provenance.ledger(release.row.id, row.id), _opened(row, provenance)
+        before = compared
+        for _, rows in _drawn(embedding_set, ledger, rng):
+            batch = _compare(release, store, rows, np.ones(len(rows), bool))
+            for what, numbers in (("lacks", batch.missing), ("holds something else than", batch.differing)):
+                if numbers:
+                    raise MismatchError(
+                        f"collection {release.name} {what} {', '.join(batch.names(numbers)[:EXAMPLES])} of embedding "
+                        f"set {embedding_set.path}; run `modalign status {release.row.collection} --verify --repair`"
+                    )
+            compared += len(batch.points.ids)
+        if compared == before and any(points for _, points in ledger.values()):
+            raise MismatchError(
+                f"embedding set {embedding_set.path} holds nothing of what was pushed into release {release.name}; "
+                "push it again"
+            )
+    return compared
+
+
+def reconcile(
+    release: Release,
+    store: Store,
+    provenance: Provenance,
+    *,
+    seed: int = 0,
+    mend: Run | None = None,
+    delete_orphans: bool = False,
+    advance: Advance = lambda count: None,
+) -> Reconciled:
+    """Compare everything that a release should hold with what it holds, and what SQL says.
+
+    Args:
+        release: what to reconcile.
+        store: where it is.
+        provenance: where its ledger is.
+        seed: of the vectors that are compared.
+        mend: the run in which missing and differing points are written again from the embedding sets, and the ledger
+            after them. It counts `mended` and `deleted`. What is returned is what was found before.
+        delete_orphans: delete points of no row of any embedding set, when mending.
+        advance: called with the number of rows compared since.
+
+    Raises:
+        EmbeddingSetError: a set that was pushed into the release is not there: what it held would be taken for orphans.
+    """
+    found = Reconciled(release.name, points=store.count(release.name))
+    found.recorded = provenance.ledger_points(release.row.id)
+    rng = np.random.default_rng(seed)
+    with PointIds() as held:
+        for row in provenance.sets_in([release.row.id]):
+            pass_ = _Pass(release, store, provenance, row, found, held, rng, mend)
+            pass_.over(_opened(row, provenance), advance)
+        for page in store.scroll(release.name):
+            strays = set(held.missing([record.id for record in page]))
+            found.orphans.add([_of_payload(record) for record in page if record.id in strays])
+            if mend and delete_orphans and strays:
+                store.delete(release.name, sorted(strays))
+                mend.counts["deleted"] += len(strays)
+    if mend:
+        store.flush(release.name)
+        store.ready(release.name)
+        release.row.points = provenance.ledger_points(release.row.id)
+        provenance.save(release.row)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """One embedding set against the release that it was pushed into."""
+
+    release: Release
+    store: Store
+    provenance: Provenance
+    row: EmbeddingSetRow
+    found: Reconciled
+    held: PointIds
+    rng: np.random.Generator
+    mend: Run | None
+
+    def over(self, embedding_set: EmbeddingSet, advance: Advance) -> None:
+        """Compare every batch, and write again what is not as it should be."""
+        ledger = self.provenance.ledger(self.release.row.id, self.row.id)
+        share = min(1.0, VECTORS / max(1, sum(embedding_set.card.counts.values())))
+        met: set[Place] = set()
+        for modality in MODALITIES:
+            for shard, start, rows in embedding_set.batches(modality, BATCH_POINTS):
+                place, digest = (shard, start), rows.digest()
+                met.add(place)
+                batch = _compare(self.release, self.store, rows, self.rng.random(len(rows)) < share)
+                written = len(batch.points.ids) - len(batch.missing)
+                if ledger.get(place) == (digest, written):
+                    batch.missing.clear()  # Qdrant would not have these: they are rejects of the push that tried
+                due = (digest, written + len(batch.missing))
+                self._note(batch, due[1])
+                if ledger.get(place) != due:
+                    self.found.unrecorded.add([f"{shard}:{start}"])
+                if self.mend:
+                    self._mend(self.mend, batch, place, due, ledger.get(place))
+                advance(len(rows))
+        gone = ledger.keys() - met
+        self.found.unrecorded.add([f"{shard}:{start}" for shard, start in sorted(gone)])
+        if self.mend and gone:
+            self.provenance.forget_batches(self.release.row.id, self.row.id, gone)
+
+    def _note(self, batch: "_Batch", held: int) -> None:
+        self.held.add(batch.points.ids)
+        self.found.held += held
+        self.found.vectors += batch.vectors
+        self.found.missing.add(batch.names(batch.missing))
+        self.found.differing.add(batch.names(batch.differing))
+
+    def _mend(self, run: Run, batch: "_Batch", place: Place, due: Written, recorded: Written | None) -> None:
+        """Write points first, and make them durable; then the line of the ledger."""
+        if wrong := batch.missing + batch.differing:
+            points = batch.points
+            ids, payloads = [points.ids[row] for row in wrong], [points.payloads[row] for row in wrong]
+            self.store.upsert(self.release.name, Points(points.vector_name, ids, points.vectors[wrong], payloads))
+            run.counts["mended"] += len(wrong)
+        if due != recorded:
+            self.store.flush(self.release.name)
+            self.provenance.write_ledger(self.release.row.id, self.row.id, run.id, {place: due})
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Some rows, as points, and the numbers of those that the collection lacks or holds otherwise.
+
+    Attributes:
+        keys: of the points' items.
+        vectors: how many vectors were compared.
+    """
+
+    points: Points
+    keys: Sequence[str]
+    missing: list[int]
+    differing: list[int]
+    vectors: int
+
+    def names(self, numbers: Sequence[int]) -> list[str]:
+        """Name items: `image:1F436`."""
+        return [f"{self.points.vector_name}:{self.keys[number]}" for number in numbers]
+
+
+def _compare(release: Release, store: Store, rows: Rows, drawn: npt.NDArray[np.bool_]) -> _Batch:
+    """Compare rows with their points: all payloads, and the vectors of the rows that were drawn (n,)."""
+    projected = project(release.alignment, rows, release.row.settings.get("payload_indexes", {}))
+    points = lowered(release, projected)
+    chosen = {key for key, is_drawn in zip(rows.keys, drawn, strict=True) if is_drawn}
+    with_vector = {id_ for id_, key in zip(points.ids, projected.rows.keys, strict=True) if key in chosen}
+    others = [id_ for id_ in points.ids if id_ not in with_vector]
+    stored: dict[str, Record] = {}
+    if others:
+        stored |= {record.id: record for record in store.retrieve(release.name, others)}
+    if with_vector:
+        found = store.retrieve(release.name, sorted(with_vector), vector_name=rows.modality)
+        stored |= {record.id: record for record in found}
+    datatype = release.row.settings.get("datatype") or "float32"
+    cosine = release.lowerings[rows.modality].distance is Distance.COSINE
+    missing, differing = [], []
+    for number, id_ in enumerate(points.ids):
+        record = stored.get(id_)
+        if record is None:
+            missing.append(number)
+        elif not _same_payload(points.payloads[number], record.payload) or (
+            id_ in with_vector and not _close(points.vectors[number], record.vector, cosine, TOLERANCE[datatype])
+        ):
+            differing.append(number)
+    return _Batch(points, projected.rows.keys, missing, differing, len(with_vector))
+
+
+def _same_payload(expected: Payload, stored: Payload) -> bool:
+    if ALIGNED not in expected:
+        return expected == stored
+    if not isinstance(stored.get(ALIGNED), str):
+        return False
+    rest, theirs = ({name: value for name, value in p.items() if name != ALIGNED} for p in (expected, stored))
+    if rest != theirs:
+        return False
+    if expected[ALIGNED] == stored[ALIGNED]:
+        return True
+    try:
+        ours, found = unpacked([expected[ALIGNED]])[0], unpacked([stored[ALIGNED]])[0]
+    except ValueError:  # what stands there is no vector
+        return False
+    return _close(ours, found, False, TOLERANCE["float32"])
+
+
+def _close(expected: FloatArray, stored: FloatArray | None, cosine: bool, tolerance: float) -> bool:
+    """Compare vectors (d,); under cosine Qdrant keeps the direction alone."""
+    if stored is None or stored.shape != expected.shape:
+        return False
+    length = np.linalg.norm(expected)
+    if cosine:
+        expected, length = expected / length, np.float32(1)
+    return bool(np.linalg.norm(expected - stored) <= tolerance * max(float(length), 1e-12))
+
+
+def _drawn(
+    embedding_set: EmbeddingSet, ledger: dict[Place, Written], rng: np.random.Generator
+) -> Iterator[tuple[Place, Rows]]:
+    """Draw rows whose batch is in the ledger as it is now: a few of a batch in each of a few shards."""
+    for modality in MODALITIES:
+        shards = embedding_set.shards(modality)
+        for number in rng.permutation(len(shards))[:SHARDS]:
+            rows = read_shard(shards[number], modality)
+            start = int(rng.integers(-(-len(rows) // BATCH_POINTS))) * BATCH_POINTS
+            batch = rows.take(range(start, min(start + BATCH_POINTS, len(rows))))
+            place = (shards[number].name, start)
+            if place in ledger and ledger[place][0] == batch.digest():
+                yield place, batch.take(np.sort(rng.permutation(len(batch))[:ROWS]).tolist())
+
+
+def _opened(row: EmbeddingSetRow, provenance: Provenance) -> EmbeddingSet:
+    return EmbeddingSet.open(provenance.located(row.path))
+
+
+def _of_payload(record: Record) -> str:
+    """Name a stored point by its item, or by its id where its payload does not say."""
+    modality, key = record.payload.get("modality"), record.payload.get("key")
+    known = isinstance(key, str) and modality in MODALITIES and point_id(modality, key) == record.id
+    return f"{modality}:{key}" if known else record.id
