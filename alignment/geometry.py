@@ -37,6 +37,7 @@ FEWEST_GROUPS = 20
 # Points a side of the permutation test, which solves as many transports as there are permutations.
 PERMUTED = 250
 KS = (1, 5, 10)
+SIGNIFICANT = 0.05
 BLOCK_ROWS = 64
 # Every metric with nothing to learn; the dot product of unit vectors is their cosine.
 CLASSICAL = tuple(m for m in METRICS.values() if not isinstance(m, LearnedMetric | Dot))
@@ -69,8 +70,8 @@ class Geometry:
         p: permutation p-value of the gap, in (0, 1].
         sliced, bures: the sliced distance and that of the Gaussians with the same means and shrunk covariances.
         pairs: by metric.
-        alignment: mean squared distance of pairs, in [0, 4]; lower is better.
-        uniformity: by modality, `log mean exp(-2 |x - y|^2)` in [-8, 0]; lower is more spread out.
+        alignment_loss: mean squared distance of pairs, in [0, 4]; lower is better.
+        uniformity_loss: by modality, `log mean exp(-2 |x - y|^2)` in [-8, 0]; lower is more spread out.
         hubness: by direction, skewness of how often an item is among the 10 nearest of the queries; 0 is none.
         mutual_neighbours: share of an image's 10 nearest images that are of the groups of its text's 10 nearest texts.
         chance_neighbours: the same of a random order.
@@ -89,8 +90,8 @@ class Geometry:
     sliced: Distance
     bures: Distance
     pairs: dict[str, PairDistance]
-    alignment: float
-    uniformity: dict[Modality, float]
+    alignment_loss: float
+    uniformity_loss: dict[Modality, float]
     hubness: dict[str, float]
     mutual_neighbours: float
     chance_neighbours: float
@@ -100,6 +101,25 @@ class Geometry:
     dim: int
     seed: int
     settings: dict[str, Any]
+
+    @property
+    def meaning(self) -> str:
+        """What the gap says, and what is found nevertheless, in words."""
+        if self.p > SIGNIFICANT:
+            gap = f"Images and texts cannot be told apart as clouds (p = {self.p:.3f})."
+        else:
+            shift = self.gap.debiased - self.gap.centred.debiased
+            gap = (
+                f"Images and texts lie {self.gap.debiased:.3f} further apart than samples of one modality do "
+                f"(p = {self.p:.3f}); moving one onto the other would close {max(0.0, shift):.3f} of it."
+            )
+        recalls = " and ".join(
+            f"{named['recall@10'].value:.3f} {direction}" for direction, named in self.recall.items()
+        )
+        return (
+            f"{gap} Recall@10 among {self.items['image']} images and {self.items['text']} texts is {recalls}: only "
+            "that says what a search finds, whatever the gap is."
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Lay out for JSON."""
@@ -144,8 +164,8 @@ def geometry(aligned: Labelled, *, seed: int = 0, metrics: Sequence[Metric] = CL
         sliced=Distance.of(halves.squares_of(sliced_squared(seed))),
         bures=Distance.of(halves.squares_of(bures_squared)),
         pairs={str(metric): pair_distance(X, Y, metric) for metric in metrics},
-        alignment=float(((X - Y) ** 2).sum(axis=1, dtype=np.float64).mean()),
-        uniformity={"image": uniformity(X), "text": uniformity(Y)},
+        alignment_loss=float(((X - Y) ** 2).sum(axis=1, dtype=np.float64).mean()),
+        uniformity_loss={"image": uniformity(X), "text": uniformity(Y)},
         hubness=dict(zip(DIRECTIONS, (hubness(Y, X), hubness(X, Y)), strict=True)),
         mutual_neighbours=mutual_neighbours(X, Y),
         chance_neighbours=NEIGHBOURS / (len(X) - 1),

@@ -121,7 +121,7 @@ def test_pairs_make_recall_and_not_the_gap(rng: np.random.Generator) -> None:
         assert right.recall[direction]["recall@10"].value > 0.95
         assert wrong.recall[direction]["recall@10"].value < 0.1
         assert right.chance[direction]["recall@10"] == pytest.approx(10 / 300)
-    assert right.alignment < 0.5 < 1.5 < wrong.alignment
+    assert right.alignment_loss < 0.5 < 1.5 < wrong.alignment_loss
     assert right.mutual_neighbours > 0.5 > 0.1 > wrong.mutual_neighbours
     assert right.pairs["cosine"].separation > 3 > 0.5 > abs(wrong.pairs["cosine"].separation)
 
@@ -129,7 +129,7 @@ def test_pairs_make_recall_and_not_the_gap(rng: np.random.Generator) -> None:
 def test_alignment_is_twice_the_cosine_distance(rng: np.random.Generator) -> None:
     X = units(rng, 100)
     found = geometry(paired(X, near(rng, X, 0.5)), metrics=ONE)
-    assert found.alignment == pytest.approx(2 * found.pairs["cosine"].pair, rel=1e-5)
+    assert found.alignment_loss == pytest.approx(2 * found.pairs["cosine"].pair, rel=1e-5)
 
 
 def test_modalities_that_lie_apart_have_a_significant_gap(rng: np.random.Generator) -> None:
@@ -146,7 +146,7 @@ def test_a_length_is_no_difference(rng: np.random.Generator) -> None:
     X = units(rng, 60)
     long = geometry(paired(X, 7 * near(rng, X)), metrics=ONE)
     assert long.settings["normalisation"] == "unit"
-    assert long.alignment < 1
+    assert long.alignment_loss < 1
 
 
 def test_equal_seeds_give_equal_numbers_that_json_can_hold(rng: np.random.Generator) -> None:
