@@ -7,6 +7,7 @@ ModalignError
 ├── WeightsError          learned weights that are damaged or have diverged
 ├── FitError              data from which nothing can be fitted
 ├── GapError              embeddings whose modality gap cannot be measured
+├── MeasureError          a measure that there is not, or of no queries
 ├── TrainingError         a setting of the training loop that there is not, or not with such a value
 ├── AlignmentError        a directory is no alignment, or is damaged
 ├── ExportError           graphs that cannot be written: packages are missing, or a directory is in the way
@@ -41,6 +42,10 @@ class FitError(ModalignError, ValueError):
 
 class GapError(ModalignError, ValueError):
     """Embeddings whose modality gap cannot be measured: of two spaces, or of too few groups."""
+
+
+class MeasureError(ModalignError, ValueError):
+    """A measure that does not exist, or queries that nothing can be measured of."""
 
 
 class TrainingError(ModalignError, ValueError):
