@@ -133,8 +133,20 @@ def top_k(
     *,
     metric: Metric,
     chunk_scores: int = CHUNK_SCORES,
+    device: str | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.floating]]:
-    """Find the `k` best items of every query by brute force: indices and scores, both (n, min(k, m)), best first."""
+    """Find the `k` best items of every query by brute force: indices and scores, both (n, min(k, m)), best first.
+
+    Args:
+        queries: aligned vectors (n, d).
+        items: aligned vectors (m, d).
+        k: how many.
+        metric: how they are compared.
+        chunk_scores: how many scores are held at once.
+        device: of torch, where `metric.similarity` computes and all items have to fit; `metric.score` without one.
+    """
+    if device is not None:
+        return _top_k_on(device, queries, items, k, metric=metric, chunk_scores=chunk_scores)
     k = min(k, len(items))
     step = max(1, chunk_scores // max(1, len(items)))
     indices = [np.empty((0, k), dtype=np.int64)]
@@ -146,6 +158,31 @@ def top_k(
         indices.append(np.take_along_axis(nearest, order, axis=1))
         values.append(np.take_along_axis(scores, indices[-1], axis=1))
     return np.concatenate(indices), np.concatenate(values)
+
+
+def _top_k_on(
+    device: str,
+    queries: npt.NDArray[np.floating],
+    items: npt.NDArray[np.floating],
+    k: int,
+    *,
+    metric: Metric,
+    chunk_scores: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.floating]]:
+    import torch  # here, because it takes a second to import
+
+    k, step = min(k, len(items)), max(1, chunk_scores // max(1, len(items)))
+    indices = np.empty((len(queries), k), dtype=np.int64)
+    values = np.empty((len(queries), k), dtype=np.result_type(queries, items))
+    with torch.inference_mode():
+        its = torch.from_numpy(items).to(device)
+        for start in range(0, len(queries), step):
+            rows = slice(start, start + step)
+            scores = metric.similarity(torch.from_numpy(queries[rows]).to(device), its)  # (c, m)
+            # NaN, the best to torch, has to come last.
+            best = scores.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).topk(k, dim=1)
+            indices[rows], values[rows] = best.indices.cpu().numpy(), best.values.cpu().numpy()
+    return indices, values
 
 
 def recall_at(ranks: Ranks, k: int) -> float:

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("startup", "search", "push", "memory", "demo", "quality", "fit", "metrics", "mol_layout")
+NAMES = ("startup", "search", "push", "memory", "demo", "quality", "fit", "metrics", "mol_layout", "audit")
 
 for name in sys.argv[1:] or NAMES:
     if name not in NAMES:
