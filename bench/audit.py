@@ -1,8 +1,8 @@
 """Recall@K of a whole benchmark against CLIP_benchmark and ir-measures on the same vectors, and exact top-k on a GPU.
 
 Each side runs in a process of its own, on one thread, from the vectors to the recalls; both must give the same.
-CLIP_benchmark holds all scores, and a one-hot vector of every hit. ir-measures takes scores as dictionaries; those of all
-queries would fill a machine, so it is given a twenty-fifth of the captions and compared on these.
+CLIP_benchmark holds all scores, and a one-hot vector of every hit. ir-measures takes scores as dictionaries; those of
+all queries would fill a machine, so it is given a twenty-fifth of the captions and compared on these.
 """
 
 import importlib.util
