@@ -7,6 +7,8 @@ ModalignError
 ├── MetricError           a metric that there is not, or not with these parameters or this alignment
 ├── WeightsError          learned weights that are damaged or have diverged
 ├── FitError              data from which nothing can be fitted
+├── GapError              embeddings whose modality gap cannot be measured
+├── MeasureError          a measure that there is not, or of no queries
 ├── TrainingError         a setting of the training loop that there is not, or not with such a value
 ├── AlignmentError        a directory is no alignment, or is damaged
 ├── ExportError           graphs that cannot be written: packages are missing, or a directory is in the way
@@ -41,6 +43,14 @@ class WeightsError(ModalignError):
 
 class FitError(ModalignError, ValueError):
     """Training data from which no alignment can be fitted."""
+
+
+class GapError(ModalignError, ValueError):
+    """Embeddings whose modality gap cannot be measured: of two spaces, or of too few groups."""
+
+
+class MeasureError(ModalignError, ValueError):
+    """A measure that does not exist, or queries that nothing can be measured of."""
 
 
 class TrainingError(ModalignError, ValueError):

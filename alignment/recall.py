@@ -65,6 +65,67 @@ def ranks(
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class RelevantRanks:
+    """Where the relevant items of every query stand.
+
+    Attributes:
+        ranks: of all relevant items, those of a query together and ascending (t,); infinity for one that was not found.
+        counts: how many of them each query has (n,), also 0.
+    """
+
+    ranks: Ranks
+    counts: Codes
+
+    @property
+    def owners(self) -> Codes:
+        """Number of the query that each rank belongs to (t,)."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    @property
+    def best(self) -> Ranks:
+        """Ranks of the best relevant items (n,); infinity where no item is relevant."""
+        best = np.full(len(self.counts), np.inf)
+        has = self.counts > 0
+        best[has] = self.ranks[(np.cumsum(self.counts) - self.counts)[has]]
+        return best
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> "RelevantRanks":
+        """Keep the queries where `mask` (n,) is true."""
+        return RelevantRanks(self.ranks[mask[self.owners]], self.counts[mask])
+
+
+def relevant_ranks(
+    queries: npt.NDArray[np.floating],
+    items: npt.NDArray[np.floating],
+    query_groups: Codes,
+    item_groups: Codes,
+    *,
+    metric: Metric,
+    chunk_scores: int = CHUNK_SCORES,
+) -> RelevantRanks:
+    """Rank every relevant item of every query exactly, in the memory of a chunk and of the ranks themselves.
+
+    Takes what `ranks` takes, and its `best` is what that returns: irrelevant items of the same score stand before a
+    relevant one, and before one without a score.
+    """
+    step = max(1, chunk_scores // max(1, len(items)))
+    found, counts = [np.empty(0)], np.zeros(len(queries), dtype=np.int64)
+    for start in range(0, len(queries), step):
+        rows = slice(start, start + step)
+        scores = metric.score(queries[rows], items)  # (c, m)
+        relevant = query_groups[rows, None] == item_groups[None, :]  # (c, m)
+        scores[relevant & np.isnan(scores)] = -np.inf
+        counts[rows] = relevant.sum(axis=1)
+        ascending = np.sort(scores, axis=1)  # NaN of irrelevant items stand last, which is best
+        for row, its, mask in zip(ascending, scores, relevant, strict=True):
+            own = np.sort(its[mask])[::-1]  # best first
+            at_least = len(row) - np.searchsorted(row, own, side="left")  # items, relevant ones among them
+            own_at_least = len(own) - np.searchsorted(own[::-1], own, side="left")
+            found.append(at_least - own_at_least + np.arange(1.0, len(own) + 1))
+    return RelevantRanks(np.concatenate(found), counts)
+
+
 def top_k(
     queries: npt.NDArray[np.floating],
     items: npt.NDArray[np.floating],
@@ -72,8 +133,20 @@ def top_k(
     *,
     metric: Metric,
     chunk_scores: int = CHUNK_SCORES,
+    device: str | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.floating]]:
-    """Find the `k` best items of every query by brute force: indices and scores, both (n, min(k, m)), best first."""
+    """Find the `k` best items of every query by brute force: indices and scores, both (n, min(k, m)), best first.
+
+    Args:
+        queries: aligned vectors (n, d).
+        items: aligned vectors (m, d).
+        k: how many.
+        metric: how they are compared.
+        chunk_scores: how many scores are held at once.
+        device: of torch, where `metric.similarity` computes and all items have to fit; `metric.score` without one.
+    """
+    if device is not None:
+        return _top_k_on(device, queries, items, k, metric=metric, chunk_scores=chunk_scores)
     k = min(k, len(items))
     step = max(1, chunk_scores // max(1, len(items)))
     indices = [np.empty((0, k), dtype=np.int64)]
@@ -85,6 +158,31 @@ def top_k(
         indices.append(np.take_along_axis(nearest, order, axis=1))
         values.append(np.take_along_axis(scores, indices[-1], axis=1))
     return np.concatenate(indices), np.concatenate(values)
+
+
+def _top_k_on(
+    device: str,
+    queries: npt.NDArray[np.floating],
+    items: npt.NDArray[np.floating],
+    k: int,
+    *,
+    metric: Metric,
+    chunk_scores: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.floating]]:
+    import torch  # here, because it takes a second to import
+
+    k, step = min(k, len(items)), max(1, chunk_scores // max(1, len(items)))
+    indices = np.empty((len(queries), k), dtype=np.int64)
+    values = np.empty((len(queries), k), dtype=np.result_type(queries, items))
+    with torch.inference_mode():
+        its = torch.from_numpy(items).to(device)
+        for start in range(0, len(queries), step):
+            rows = slice(start, start + step)
+            scores = metric.similarity(torch.from_numpy(queries[rows]).to(device), its)  # (c, m)
+            # NaN, the best to torch, has to come last.
+            best = scores.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).topk(k, dim=1)
+            indices[rows], values[rows] = best.indices.cpu().numpy(), best.values.cpu().numpy()
+    return indices, values
 
 
 def recall_at(ranks: Ranks, k: int) -> float:

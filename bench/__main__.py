@@ -3,7 +3,9 @@
 import importlib
 import sys
 
-NAMES = ("startup", "search", "push", "ingest", "memory", "demo", "quality", "fit", "metrics", "mol_layout")
+NAMES = (
+    "startup", "search", "push", "ingest", "memory", "demo", "quality", "fit", "metrics", "mol_layout", "audit",
+)  # fmt: skip
 
 for name in sys.argv[1:] or NAMES:
     if name not in NAMES:

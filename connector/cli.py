@@ -33,6 +33,7 @@ from connector.render import (
     found_rows,
     how_sure,
     print_audit,
+    print_geometry,
     print_guidelines,
     print_json,
     print_rejects,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
     from alignment.artifact import Alignment
     from alignment.export import Graph
+    from alignment.geometry import Geometry
     from connector.audit import Audit
     from connector.home import Compared, Home, Result
     from connector.reconcile import Reconciled
@@ -618,6 +620,47 @@ def export(
         return
     shown = [{**row, "difference": f"{row['difference']:.1e}"} for row in rows]
     print_table(shown, f"{to}: {alignment} under {metric}, and how far each graph is from what modalign computes")
+
+
+@cli.command()
+@click.argument("name", metavar="SET")
+@click.option(
+    "--alignment",
+    metavar="NAME",
+    help="Align the vectors first.  [default: as the encoders made them, where both modalities have one dimension]",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Of the sample and of everything random.",
+)
+@click.option(
+    "--sample",
+    type=click.IntRange(20),
+    default=2000,
+    show_default=True,
+    help="Held-out groups to draw, at most. Above 4,000 the transport is approximate.",
+)
+@json_option
+@home_options
+def gap(name: str, alignment: str | None, seed: int, sample: int, as_json: bool, **where: Any) -> None:
+    """Measure the modality gap of an embedding set on groups that the fit never saw, with Recall@K beside it.
+
+    How far images and texts lie apart as clouds, with what chance gives, and how pairs lie to each other: docs/audits.md
+    explains every number.
+    """
+    with _home(where) as home:
+        result = home.gap(name, alignment=alignment, seed=seed, sample=sample)
+    found: Geometry = result.made
+    if as_json:
+        print_json(
+            {"run": result.run, "set": name, "alignment": alignment, **found.to_json(), "meaning": found.meaning}
+        )
+    else:
+        space = "as encoded" if alignment is None else f"aligned by {alignment}"
+        print_geometry(found, f"{name} {space}: {found.groups} held-out groups, {found.gap.n} a half, seed {seed}")
 
 
 @cli.command()

@@ -26,6 +26,7 @@ from alignment.compare import METRICS, Comparison, compare
 from alignment.embeddings import MODALITIES, Dtype, EmbeddingSet, HoldOut, Modality, SetCard, SetWriter
 from alignment.errors import AlignmentError, EmbeddingSetError
 from alignment.fit import fit
+from alignment.geometry import SAMPLE, geometry, sampled
 from alignment.guidelines import Advice, advise
 from alignment.metrics import Metric, parse
 from alignment.processes import joined
@@ -295,6 +296,35 @@ class Home:
             run.counts["rows"] = sum(len(fitted.rows) for fitted in comparison.fitted)
             run.counts["not_run"] = len(comparison.not_run)
         return Result(run.id, run.counts, Compared(comparison, advice, directory))
+
+    def gap(self, name: str, *, alignment: str | None = None, seed: int = 0, sample: int = SAMPLE) -> Result:
+        """Measure the geometry of held-out groups of the embedding set `name`, with Recall@K beside it.
+
+        Args:
+            name: of the set.
+            alignment: what its vectors are aligned with; they stay as encoded, in one space, where none is named.
+            seed: of the sample and of everything random.
+            sample: groups to draw, at most.
+
+        Raises:
+            MismatchError: the alignment was fitted for other encoders.
+            GapError: two spaces, or too few groups.
+        """
+        parameters = {"set": name, "alignment": alignment, "seed": seed, "sample": sample}
+        with self.provenance.run("gap", parameters) as run:
+            embedding_set, hold_out = self.embedding_set(name), HoldOut()
+            loaded = None if alignment is None else self.alignment(alignment)
+            if loaded is not None:
+                hold_out = loaded.card.hold_out
+                for modality, card in embedding_set.card.encoders.items():
+                    require_encoder(loaded, modality, card, f"embedding set {embedding_set.path}")
+            drawn = sampled(embedding_set, hold_out, groups=sample, seed=seed)
+            if loaded is not None:
+                drawn = drawn.project((loaded.projections["image"], loaded.projections["text"]))
+            found = geometry(drawn, seed=seed)
+            run.counts["groups"] = found.groups
+            run.counts["left_out"] = found.left_out
+        return Result(run.id, run.counts, found)
 
     def push(
         self,

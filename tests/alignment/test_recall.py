@@ -312,3 +312,19 @@ def test_codes_do_not_depend_on_the_order_of_the_rows() -> None:
     one, other = group_codes(["b", "a", "c"]), group_codes(["c", "b", "a"])
     assert one[0].tolist() == [1, 0, 2]
     assert other[0].tolist() == [2, 1, 0]
+
+
+@every_metric
+def test_top_k_on_a_device_is_that_of_the_reference(metric: Metric, rng: np.random.Generator) -> None:
+    queries, items = (rng.standard_normal((n, DIM), dtype=np.float32) for n in (40, 30))
+    indices, values = top_k(queries, items, 7, metric=metric)
+    for chunk in (1, 70, 10_000):
+        on_device = top_k(queries, items, 7, metric=metric, device="cpu", chunk_scores=chunk)
+        np.testing.assert_array_equal(on_device[0], indices)
+        np.testing.assert_allclose(on_device[1], values, rtol=1e-4, atol=1e-5)
+
+
+def test_on_a_device_too_a_pair_without_a_score_comes_last() -> None:
+    queries, items = np.ones((1, 2)), np.array([[np.nan, 0.0], [1.0, 1.0], [-1.0, 0.0]])
+    for device in (None, "cpu"):
+        assert top_k(queries, items, 9, metric=Dot(), device=device)[0].tolist() == [[1, 2, 0]]

@@ -1,0 +1,205 @@
+"""How far apart two samples of vectors lie as clouds: transport and its cheaper relatives, with what chance gives.
+
+Every distance here is a root, in the unit of the vectors, and every sample is too small for the space it lives in: two
+samples of one distribution in 512 dimensions are nearly as far apart as two of different ones. So a distance between
+modalities is never returned without the same distance between disjoint halves of each modality, its nulls.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+Matrix = npt.NDArray[np.floating]
+Floats = npt.NDArray[np.float64]
+Squared = Callable[[Matrix, Matrix], float]
+Solver = Literal["exact", "sinkhorn"]
+
+# Points of a sample up to which transport is solved exactly: a quarter of a second and 32 MB of costs.
+EXACT_MOST = 2_000
+# Entropy of the solver for larger samples, as a share of the mean cost. Less takes thousands of iterations.
+ENTROPY = 0.05
+ITERATIONS, TOLERANCE = 2_000, 1e-6
+BLOCK_ROWS = 512
+PROJECTIONS = 500
+PERMUTATIONS = 199
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """A distance between images and texts beside the same distance within each modality.
+
+    Attributes:
+        raw: between samples of the two modalities, with all that it has from the size of the samples.
+        image_null, text_null: between disjoint samples of one modality, of the same size: what no gap at all gives.
+        excess: `raw^2 - (image_null^2 + text_null^2) / 2`; below 0 where the modalities are nearer than chance.
+        debiased: root of `excess`; 0 where that is below 0.
+    """
+
+    raw: float
+    image_null: float
+    text_null: float
+    excess: float
+    debiased: float
+
+    @classmethod
+    def of(cls, squares: Floats) -> Self:
+        """Take the roots of `squares_of` (3,)."""
+        across, image, text = (float(square) for square in squares)
+        excess = across - (image + text) / 2
+        raw, image_null, text_null, debiased = np.sqrt(np.maximum([across, image, text, excess], 0.0))
+        return cls(float(raw), float(image_null), float(text_null), excess, float(debiased))
+
+
+@dataclass(frozen=True, slots=True)
+class Halves:
+    """Two disjoint samples of each modality, (n, d) each.
+
+    No group is in two samples that are compared: an image is nearer to its own text than to a text of its kind, and
+    would make a gap smaller than it is.
+    """
+
+    images: tuple[Matrix, Matrix]
+    texts: tuple[Matrix, Matrix]
+
+    def squares_of(self, squared: Squared) -> Floats:
+        """Compare images with texts (both ways, the mean), images with images and texts with texts: (3,)."""
+        (a, b), (c, d) = self.images, self.texts
+        return np.array([(squared(a, d) + squared(b, c)) / 2, squared(a, b), squared(c, d)])
+
+
+def solver_for(n: int) -> Solver:
+    """Name the solver of samples of `n` points."""
+    return "exact" if n <= EXACT_MOST else "sinkhorn"
+
+
+def wasserstein_squared(X: Matrix, Y: Matrix) -> float:
+    """Squared Wasserstein-2 distance of two samples (n, d) of equal size, each point weighing 1 / n.
+
+    `W2^2 = min over assignments s of mean |x_i - y_s(i)|^2`: of equal samples an optimal plan is an assignment
+    (Birkhoff), so up to `EXACT_MOST` points it is solved exactly by `scipy.optimize.linear_sum_assignment`, which gives
+    the value of POT's `ot.emd2` in a third of its time. Beyond, POT's Sinkhorn in blocks of rows gives the cost of the
+    entropic plan, which is above the exact one; the nulls are solved alike, so that most of that is taken off again.
+
+    >>> wasserstein_squared(np.array([[0.0], [1.0]]), np.array([[3.0], [2.0]]))
+    4.0
+    """
+    if solver_for(len(X)) == "sinkhorn":
+        return _entropic_squared(X, Y)
+    from scipy.optimize import linear_sum_assignment  # here, because scipy takes as long to import as all of `--help`
+
+    costs = _squared_distances(X, Y)
+    return float(costs[linear_sum_assignment(costs)].mean())
+
+
+def _squared_distances(X: Matrix, Y: Matrix) -> Floats:
+    """`|x_i - y_j|^2` (n, m) in float64."""
+    X, Y = X.astype(np.float64), Y.astype(np.float64)
+    squares: Floats = (X**2).sum(axis=1)[:, None] + (Y**2).sum(axis=1)[None, :] - 2 * X @ Y.T
+    return np.maximum(squares, 0.0)
+
+
+def _entropic_squared(X: Matrix, Y: Matrix) -> float:
+    """Transport cost of the entropic plan, without ever holding an n x n matrix."""
+    import ot  # here, because it takes a second to import
+
+    X, Y = X.astype(np.float64), Y.astype(np.float64)
+    spread = (X**2).sum(axis=1).mean() + (Y**2).sum(axis=1).mean() - 2 * X.mean(axis=0) @ Y.mean(axis=0)
+    solved = ot.solve_sample(
+        X, Y, reg=ENTROPY * spread, lazy=True, batch_size=BLOCK_ROWS, max_iter=ITERATIONS, tol=TOLERANCE
+    )
+    total = 0.0
+    for start in range(0, len(X), BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        total += float((solved.lazy_plan[rows] * _squared_distances(X[rows], Y)).sum())
+    return total
+
+
+def centroid_squared(X: Matrix, Y: Matrix) -> float:
+    """Squared distance of the means of two samples (n, d).
+
+    It is what centring both samples takes off `W2^2`, whatever the samples are.
+
+    >>> centroid_squared(np.array([[0.0], [2.0]]), np.array([[4.0]]))
+    9.0
+    """
+    return float(((X.mean(axis=0, dtype=np.float64) - Y.mean(axis=0, dtype=np.float64)) ** 2).sum())
+
+
+def sliced_squared(seed: int, projections: int = PROJECTIONS) -> Squared:
+    """Return the squared sliced Wasserstein-2 distance: mean of `W2^2` along random directions (Bonneel et al. 2015).
+
+    The signal shrinks with the dimension: a shift by `s` gives `s^2 / d` on average.
+    """
+
+    def squared(X: Matrix, Y: Matrix) -> float:
+        import ot  # here, because it takes a second to import
+
+        return (
+            float(
+                ot.sliced_wasserstein_distance(
+                    X.astype(np.float64), Y.astype(np.float64), n_projections=projections, seed=seed
+                )
+            )
+            ** 2
+        )
+
+    return squared
+
+
+def bures_squared(X: Matrix, Y: Matrix) -> float:
+    """Squared Wasserstein-2 distance of the Gaussians with the means and covariances of two samples (n, d).
+
+    `|m - n|^2 + tr(A) + tr(B) - 2 tr((A^1/2 B A^1/2)^1/2)`. Covariances are shrunk by Ledoit and Wolf: of plain ones,
+    two samples of 1,000 in 512 dimensions of one distribution are .337 apart.
+    """
+    A, B = shrunk_covariance(X)[0], shrunk_covariance(Y)[0]
+    # The singular values of A^1/2 B^1/2 are the eigenvalues of (A^1/2 B A^1/2)^1/2.
+    cross = np.linalg.svd(_root(A) @ _root(B), compute_uv=False).sum()
+    return max(0.0, centroid_squared(X, Y) + float(np.trace(A) + np.trace(B) - 2 * cross))
+
+
+def shrunk_covariance(X: Matrix) -> tuple[Floats, float]:
+    """Shrink the covariance of a sample (n, d) towards a multiple of the identity: (d, d) and the share of the latter.
+
+    Ledoit and Wolf, A well-conditioned estimator for large-dimensional covariance matrices (2004): the share in [0, 1]
+    is the one that is optimal in mean square as n and d grow together.
+    """
+    Z = X.astype(np.float64) - X.mean(axis=0, dtype=np.float64)
+    n, d = Z.shape
+    plain = Z.T @ Z / n
+    target = float(np.trace(plain)) / d
+    away = float((plain**2).sum()) - d * target**2  # squared Frobenius distance of `plain` from the target
+    noise = (float(((Z**2).sum(axis=1) ** 2).mean()) - float((plain**2).sum())) / n
+    share = 1.0 if away <= 0 else min(1.0, max(0.0, noise) / away)
+    return (1 - share) * plain + share * target * np.eye(d), share
+
+
+def _root(covariance: Floats) -> Floats:
+    values, vectors = np.linalg.eigh(covariance)
+    root: Floats = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    return root
+
+
+def permutation_p(X: Matrix, Y: Matrix, *, seed: int = 0, permutations: int = PERMUTATIONS) -> float:
+    """Say how often points (n, d) and (n, d) that are dealt out anew are as far apart as `X` and `Y` are.
+
+    `p = (1 + #{W2 of a deal >= W2(X, Y)}) / (1 + permutations)`, in (0, 1]: uniform where both samples come from one
+    distribution, never below `1 / (1 + permutations)`. The points must be independent: no image beside its own text.
+    """
+    from scipy.optimize import linear_sum_assignment  # here, because scipy takes as long to import as all of `--help`
+
+    pool = np.concatenate([X, Y])
+    costs = _squared_distances(pool, pool)
+    rng = np.random.default_rng(seed)
+
+    def apart(order: npt.NDArray[np.int64]) -> float:
+        dealt = costs[np.ix_(order[: len(X)], order[len(X) :])]
+        return float(dealt[linear_sum_assignment(dealt)].sum())
+
+    observed = apart(np.arange(len(pool)))
+    # A deal that is the observed one but for its order may come out apart in the last digit.
+    bar = observed - 1e-9 * abs(observed)
+    return (1 + sum(apart(rng.permutation(len(pool))) >= bar for _ in range(permutations))) / (1 + permutations)
