@@ -109,6 +109,7 @@ class Home:
     def __init__(self, settings: Settings):
         self.settings = settings
         self.provenance = Provenance.open(settings.database_url, home=settings.home)
+        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)  # for its owner alone, where it is new
 
     def __enter__(self) -> Self:
         return self

@@ -468,7 +468,7 @@ def upgrade(url: str, revision: str = "head") -> None:
     """Create or upgrade the tables of the database at `url`."""
     if path := _sqlite_path(url):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # for its owner alone, where it is new
         except OSError as error:
             raise ProvenanceError(f"database {redacted(url)}: its directory cannot be made: {error}") from error
     with _translated(url):
