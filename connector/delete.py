@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from alignment.embeddings import CARD, MODALITIES, EmbeddingSet, Modality, SetCard, SetWriter
-from connector.errors import CollectionNotFoundError
+from alignment.errors import AlignmentError
+from connector.errors import CollectionNotFoundError, MismatchError
 from connector.models import EmbeddingSetRow, ReleaseRow
 from connector.points import point_id
+from connector.progress import say
 from connector.provenance import OUTDATED, Provenance, Run
 from connector.push import Push, delete_what_left
 from connector.release import checked
@@ -89,7 +91,7 @@ class Deletion:
             self.store.flush(row.physical_name)
             for embedding_set in sets:
                 delete_what_left(self.provenance, self.store, row, embedding_set.id)
-            if row.state in ("ready", "live"):
+            if row.state != "building":
                 self._write_anew(row)
         self.run.counts["deleted"] = len(found)
         return True
@@ -157,7 +159,14 @@ class Deletion:
         sets = self.provenance.sets_in([row.id])
         if not all(self._is_complete(s) for s in sets):  # whoever completes a set pushes it
             return
-        push = Push.into(checked(self.provenance, self.store, row), self.store, self.provenance, self.run)
+        try:
+            release = checked(self.provenance, self.store, row)
+        except (AlignmentError, MismatchError) as error:
+            if row.state != "retired":
+                raise
+            say(f"release {row.physical_name} (retired) has lost the points, and no rollback returns to it: {error}")
+            return
+        push = Push.into(release, self.store, self.provenance, self.run)
         for written in sets:
             embedding_set = EmbeddingSet.open(self._path(written))
             push.open(embedding_set.path, written.id).finish(embedding_set, only=outdated[written.id])

@@ -237,4 +237,6 @@ class Ingest:
         if not self.prune(gone):
             return None
         releases = [release.row.id for release in push.reached]
-        return lambda modality, shard, keys: self.provenance.bury(set_id, modality, shard, keys, releases)
+        return lambda modality, shard, keys: self.provenance.bury(
+            set_id, modality, shard, keys, releases, retired=False
+        )

@@ -278,16 +278,32 @@ class Provenance:
                 for (shard, start), (digest, points) in batches.items()
             )  # fmt: skip
 
-    def bury(self, set_id: int, modality: Modality, shard: str, keys: Iterable[str], also: Iterable[int] = ()) -> None:
+    def bury(
+        self, set_id: int, modality: Modality, shard: str, keys: Iterable[str], also: Iterable[int] = (), *,
+        retired: bool = True,
+    ) -> None:  # fmt: skip
         """Note that rows leave a shard: releases have to delete their points and to write the rest of it anew.
 
         Those are all that the set was written into, and the releases `also`. The ledger lines of the shard stay, and
         say that nothing is written.
+
+        Args:
+            set_id: the embedding set.
+            modality: of the shard.
+            shard: its name.
+            keys: of the items whose rows leave it.
+            also: releases that the ledger may not know yet.
+            retired: whether retired releases are written to now. Where not, their ledger lines stay as they are, so
+                that a rollback finds what it expects, until they are written to again.
         """
         of_set = BatchRow.embedding_set_id == set_id
         with self.session() as session:
             releases = {*session.scalars(select(BatchRow.release_id).where(of_set).distinct()), *also}
-            session.execute(update(BatchRow).where(of_set, BatchRow.shard == shard).values(points=0, digest=OUTDATED))
+            outdated = update(BatchRow).where(of_set, BatchRow.shard == shard)
+            if not retired:
+                at_rest = select(ReleaseRow.id).where(ReleaseRow.state == "retired")
+                outdated = outdated.where(BatchRow.release_id.not_in(at_rest))
+            session.execute(outdated.values(points=0, digest=OUTDATED))
             session.add_all(
                 DeletionRow(release_id=release_id, embedding_set_id=set_id, modality=modality, key=key)
                 for key in keys

@@ -16,6 +16,7 @@ from alignment.metrics import parse
 from alignment.vectors import FloatArray
 from connector import ingest as ingesting
 from connector import push as pushing
+from connector import reconcile
 from connector.corpus import open_corpus
 from connector.delete import Deletion, Doomed
 from connector.encoders import Encoder
@@ -23,6 +24,7 @@ from connector.errors import CollectionNotFoundError, CorpusError, MismatchError
 from connector.ingest import Confirm, Ingest, Part
 from connector.items import Corpus, Item, Reject
 from connector.provenance import Provenance, Run
+from connector.release import checked
 from connector.store import parse_filter
 from tests.fakes import FakeImageEncoder, FakeTextEncoder, Pair, fake_pairs, write_manifest
 from tests.world import COLLECTION, KINDS, Calls, World, opened_world, stored
@@ -144,6 +146,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingesting, "SHARD_ROWS", 8)
     monkeypatch.setattr(ingesting, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(pushing, "BATCH_POINTS", 4)
+    monkeypatch.setattr(reconcile, "BATCH_POINTS", 4)
     monkeypatch.setattr(pushing, "FLUSH_POINTS", 8)
 
 
@@ -420,6 +423,57 @@ class TestPrune:
         assert bench.everything() == undisturbed.everything()
 
 
+class TestShadows:
+    """What arrives and what leaves reaches the live release and its shadow, each through its own alignment."""
+
+    def require_fresh(self, bench: Bench, live: str, shadow: str) -> None:
+        """Both hold what pushing the sets into new collections gives, and SQL says so."""
+        points, states = bench.points(), bench.world.states()
+        assert (states[live][0], states[shadow][0]) == ("live", "ready")
+        for name, turn in {live: "a", shadow: "b"}.items():
+            for path in sorted(path for path in (bench.world.home / "sets").iterdir() if path.is_dir()):
+                pushed = bench.world.push(EmbeddingSet.open(path), turn, collection=f"fresh-{len(states)}-{turn}")
+            (fresh,) = pushed.releases
+            assert points[name] == bench.points()[fresh.name]
+            assert states[name][1] == bench.world.states()[fresh.name][1]
+
+    @pytest.mark.parametrize("parts", [None, 2])
+    def test_a_shadow_takes_part_in_everything(self, make: Callable[..., Bench], parts: int | None) -> None:
+        bench = make()
+        bench.write(bench.pairs[:-2])
+        bench.ingest(parts=parts)
+        bench.world.alignment("b", turn=1)
+        for path in sorted(path for path in (bench.world.home / "sets").iterdir() if path.is_dir()):
+            bench.world.push(EmbeddingSet.open(path), "b")
+        live, shadow = (row.physical_name for row in bench.world.provenance.releases())
+        bench.write(bench.pairs[2:])
+        done = bench.ingest(parts=parts, prune=lambda gone: True)
+        assert (done.counts["encoded"], done.counts["pruned"]) == (6, 6)
+        self.require_fresh(bench, live, shadow)
+        assert bench.delete(keys=[bench.pairs[5].key]).counts["deleted"] == 1
+        self.require_fresh(bench, live, shadow)
+        world = bench.world
+        for name in (live, shadow):
+            (row,) = world.provenance.releases(physical_name=name)
+            reconcile.verify(checked(world.provenance, world.store, row), world.store, world.provenance, seed=0)
+
+    def test_what_is_pruned_leaves_a_way_back(self, make: Callable[..., Bench]) -> None:
+        """A retired release stays what SQL says that it is, until its alignment is pushed again."""
+        bench = make()
+        bench.ingest()
+        bench.world.alignment("b", turn=1)
+        (retired,) = bench.world.push(EmbeddingSet.open(bench.world.home / "sets" / SET), "b").releases
+        retired.row.state = "retired"
+        bench.world.provenance.save(retired.row)
+        bench.write(bench.pairs[2:])
+        bench.ingest(prune=lambda gone: True)
+        assert bench.world.states()[retired.name] == ("retired", 3 * N)
+        reconcile.verify(retired, bench.world.store, bench.world.provenance, seed=0)
+        bench.world.push(EmbeddingSet.open(bench.world.home / "sets" / SET), "b")
+        assert sorted(bench.world.states().values()) == [("live", 3 * N - 6), ("ready", 3 * N - 6)]
+        assert bench.everything()
+
+
 class TestDelete:
     def test_by_key(self, bench: Bench) -> None:
         bench.ingest(metrics=["cosine", "chi2"])
@@ -481,13 +535,15 @@ class TestDelete:
         bench.ingest()
         bench.world.alignment("b", turn=1)
         embedding_set = EmbeddingSet.open(bench.world.home / "sets" / SET)
-        bench.world.push(embedding_set, "b")
+        (retired,) = bench.world.push(embedding_set, "b").releases
+        retired.row.state = "retired"
+        bench.world.provenance.save(retired.row)
         bench.world.push(embedding_set, collection="beside")
         assert sorted(state for state, _ in bench.world.states().values()) == ["live", "live", "retired"]
         bench.delete(keys=[bench.pairs[0].key])
         assert {bench.world.store.count(name) for name in bench.world.store.collections()} == {3 * N - 1}
-        bench.world.push(EmbeddingSet.open(embedding_set.path), "a")
-        assert {points for _, points in bench.world.states().values()} == {3 * N - 1}
+        assert sorted(bench.world.states().values()) == [("live", 3 * N - 1)] * 2 + [("retired", 3 * N - 1)]
+        reconcile.verify(retired, bench.world.store, bench.world.provenance, seed=0)  # a rollback may return to it
 
     @pytest.mark.parametrize("by", ["key", "filter"])
     @pytest.mark.parametrize(
