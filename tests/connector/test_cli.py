@@ -1135,7 +1135,8 @@ class TestRejectsCommand:
         assert done("status", "--json", "--home", home).document["releases"][-1]["points"] == 10
 
     def test_a_run_that_cannot_be_tried_again(self, home: Path) -> None:
-        fit = next(r["run"] for r in done("status", "--json", "--home", home).document["runs"] if r["command"] == "fit")
+        runs = done("status", "-n", 100, "--json", "--home", home).document["runs"]
+        fit = next(r["run"] for r in runs if r["command"] == "fit")
         ended = modalign("rejects", fit, "--retry", "--home", home)
         assert (ended.code, "is of `modalign fit`" in ended.err) == (2, True)
 
@@ -1211,6 +1212,7 @@ FAILING: dict[tuple[str, ...], str] = {
     ("push",): "push nothing --into things --alignment a",
     ("ingest",): "ingest /no/such/corpus.jsonl --into things --alignment a",
     ("delete",): "delete nothing --key a --yes",
+    ("import",): "import /no/such --set s --image-encoder i --text-encoder t",
     ("promote",): "promote nothing",
     ("rollback",): "rollback nothing",
     ("drop",): "drop nothing --retired --yes",
