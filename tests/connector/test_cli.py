@@ -1213,6 +1213,7 @@ FAILING: dict[tuple[str, ...], str] = {
     ("push",): "push nothing --into things --alignment a",
     ("ingest",): "ingest /no/such/corpus.jsonl --into things --alignment a",
     ("delete",): "delete nothing --key a --yes",
+    ("import",): "import /no/such --set s --image-encoder i --text-encoder t",
     ("promote",): "promote nothing",
     ("rollback",): "rollback nothing",
     ("drop",): "drop nothing --retired --yes",
