@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("startup", "search", "push", "ingest", "memory", "demo", "quality", "fit", "metrics", "mol_layout")
+NAMES = ("startup", "search", "push", "peers", "ingest", "memory", "demo", "quality", "fit", "metrics", "mol_layout")
 
 for name in sys.argv[1:] or NAMES:
     if name not in NAMES:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import qdrant_edge as edge
 
-from alignment.embeddings import MODALITIES
+from alignment.embeddings import MODALITIES, EmbeddingSet
 from alignment.metrics import Cosine
 from bench.corpus import DIM, alignment, write_set
 from bench.figure import Figure
@@ -22,8 +22,8 @@ TARGET = 0.7
 BATCH = 512
 
 
-def bare(directory: Path, home: Home) -> tuple[float, float]:
-    """Seconds to load and to index 100k ready-made points with the same layout, ids, vectors and payloads."""
+def bare(directory: Path) -> tuple[float, float]:
+    """Seconds to load and to index ready-made points with the same layout, ids, vectors and payloads."""
     with EdgeStore(directory / "pushed") as store:
         (name,) = store.collections()
         points = []
@@ -58,16 +58,14 @@ def bare(directory: Path, home: Home) -> tuple[float, float]:
     return loaded - started, indexed - loaded
 
 
-def pushed(directory: Path, home: Home) -> tuple[float, float]:
-    """Seconds that `push` spends before the index is built, and in building it."""
-    from alignment.embeddings import EmbeddingSet
-
+def pushed(directory: Path, home: Home, store: Store, collection: str = "bench") -> tuple[float, float]:
+    """Seconds that `push` spends around building the index, and in building it."""
     aligned = alignment()
     aligned.save(directory / "alignment")
     embedding_set = EmbeddingSet.open(directory / "set")
     provenance = home.provenance
     marks: list[float] = []
-    with EdgeStore(directory / "pushed") as store, provenance.run("bench", {}) as run:
+    with provenance.run("bench", {}) as run:
         started = time.perf_counter()
         set_id = provenance.record_set(embedding_set)
         alignment_id = provenance.record_alignment("bench", directory / "alignment", aligned)
@@ -77,7 +75,7 @@ def pushed(directory: Path, home: Home) -> tuple[float, float]:
             aligned,
             set_id=set_id,
             alignment_id=alignment_id,
-            collection="bench",
+            collection=collection,
             metrics=[Cosine()],
             store=store,
             provenance=provenance,
@@ -108,8 +106,9 @@ def figures() -> list[Figure]:
         upgrade(settings.database_url)
         write_set(directory / "set", POINTS)
         with Home(settings) as home:
-            our_load, our_index = pushed(directory, home)
-            bare_load, bare_index = bare(directory, home)
+            with EdgeStore(directory / "pushed") as store:
+                our_load, our_index = pushed(directory, home, store)
+            bare_load, bare_index = bare(directory)
     what = f"push {POINTS:,} x {DIM}, rate / bare engine with ready-made points"
     return [
         Figure(f"{what}, index included", (bare_load + bare_index) / (our_load + our_index), TARGET),
