@@ -3,6 +3,7 @@
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import qdrant_edge as edge
 
@@ -58,8 +59,8 @@ def bare(directory: Path) -> tuple[float, float]:
     return loaded - started, indexed - loaded
 
 
-def pushed(directory: Path, home: Home, store: Store, collection: str = "bench") -> tuple[float, float]:
-    """Seconds that `push` spends around building the index, and in building it."""
+def pushed(directory: Path, home: Home, store: Store, collection: str = "bench", **layout: Any) -> tuple[float, float]:
+    """Seconds that `push` spends around building the index, and in building it; `layout` is as `push` takes it."""
     aligned = alignment()
     aligned.save(directory / "alignment")
     embedding_set = EmbeddingSet.open(directory / "set")
@@ -80,6 +81,7 @@ def pushed(directory: Path, home: Home, store: Store, collection: str = "bench")
             store=store,
             provenance=provenance,
             run=run,
+            **layout,
         )
         ended = time.perf_counter()
     return marks[0] - started + ended - marks[1], marks[1] - marks[0]
