@@ -2,9 +2,8 @@
 
 The packages reach Qdrant through its client: a server, or an imitation in memory. The embedded engine is closed to
 them, so modalign is measured both embedded and over the same client in memory. Everyone keeps his own defaults. What
-the packages write stands ready as their documents, with vectors as lists; modalign reads a set from disk, projects it,
-keeps a ledger, and counts at the end. Nobody builds a graph, which is the engine's
-work. They take turns, and the best of them counts.
+the packages write stands ready as their documents, with vectors as lists; modalign reads a set from disk, projects it
+and keeps a ledger. Nobody builds a graph, which is the engine's work. They take turns, and the best of them counts.
 """
 
 import os
