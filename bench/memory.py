@@ -1,7 +1,8 @@
-"""Peak memory of encode and push with ten times the items.
+"""Peak memory of encode and push with a hundred times the items.
 
 The embedded engine keeps its collections in this process: ids and payload indexes in memory, vectors in mapped files.
-So push is measured twice: modalign alone, with a store that discards, and together with the engine.
+So push is measured twice: modalign alone, with a store that discards, and together with the engine, with ten times the
+items.
 """
 
 import resource
@@ -12,12 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from alignment.embeddings import EmbeddingSet, Modality, SetWriter
 from alignment.metrics import Cosine
-from bench.corpus import DIM, ENCODERS, Captions, alignment, write_set
+from bench.corpus import DIM, ENCODERS, Captions, alignment
 from bench.figure import Figure
 from connector.edge_store import EdgeStore
 from connector.encode import encode
@@ -26,7 +26,8 @@ from connector.provenance import Provenance, upgrade
 from connector.push import push
 from connector.store import Points
 
-SMALL, LARGE = 10_000, 100_000
+SMALL = 10_000
+LARGE = {"encode": 1_000_000, "push": 1_000_000, "push into the embedded engine": 100_000}
 
 
 class BenchEncoder(Encoder):
@@ -52,11 +53,10 @@ class DiscardingStore(EdgeStore):
 
 
 def measure(what: str, count: int, directory: Path) -> float:
-    """Run `what` over `count` items; return this process's peak memory in MiB."""
-    if what == "write":
-        write_set(directory / "set", count)
-        return 0.0
-    url = f"sqlite:///{directory / 'modalign.db'}"
+    """Run `what` over `count` items; return this process's peak memory in MiB. What is pushed was encoded before."""
+    place = directory / what
+    place.mkdir()
+    url = f"sqlite:///{place / 'modalign.db'}"
     upgrade(url)
     with Provenance.open(url) as provenance, provenance.run("bench", {}) as run:
         if what == "encode":
@@ -67,14 +67,14 @@ def measure(what: str, count: int, directory: Path) -> float:
         else:
             embedding_set = EmbeddingSet.open(directory / "set")
             aligned = alignment()
-            aligned.save(directory / "alignment")
+            aligned.save(place / "alignment")
             kind = DiscardingStore if what == "push" else EdgeStore
-            with kind(directory / "store") as store:
+            with kind(place / "store") as store:
                 push(
                     embedding_set,
                     aligned,
                     set_id=provenance.record_set(embedding_set),
-                    alignment_id=provenance.record_alignment("bench", directory / "alignment", aligned),
+                    alignment_id=provenance.record_alignment("bench", place / "alignment", aligned),
                     collection="bench",
                     metrics=[Cosine()],
                     store=store,
@@ -87,18 +87,19 @@ def measure(what: str, count: int, directory: Path) -> float:
 
 def figures() -> list[Figure]:
     """Measure each size in a process of its own."""
+    peaks = {}
+    for count in sorted({SMALL, *LARGE.values()}):
+        with tempfile.TemporaryDirectory() as name:
+            for what, large in LARGE.items():
+                if what == "encode" or count in (SMALL, large):
+                    peaks[what, count] = _in_child(what, count, name)
     found = []
-    for what in ("encode", "push", "push into the embedded engine"):
-        peaks = []
-        for count in (SMALL, LARGE):
-            with tempfile.TemporaryDirectory() as name:
-                if what != "encode":
-                    _in_child("write", count, name)
-                peaks.append(_in_child(what, count, name))
-        detail = f"{peaks[0]:.0f} MiB, {peaks[1]:.0f} MiB"
-        ratio = float(np.divide(peaks[1], peaks[0]))
-        title = f"{what}, peak memory with {LARGE:,} items / with {SMALL:,} ({detail})"
-        found.append(Figure(title, ratio, 1.1, at_most=True))
+    for what, large in LARGE.items():
+        small_peak, large_peak = peaks[what, SMALL], peaks[what, large]
+        title = (
+            f"{what}, peak memory with {large:,} items / with {SMALL:,} ({large_peak:.0f} MiB, {small_peak:.0f} MiB)"
+        )
+        found.append(Figure(title, large_peak / small_peak, 1.1, at_most=True))
     return found
 
 

@@ -1207,8 +1207,8 @@ def test_status_shows_how_far_a_release_lags(home: Path, corpus: Path, tmp_path:
 FAILING: dict[tuple[str, ...], str] = {
     ("db", "upgrade"): "db upgrade --database-url sqlite:////no/such/directory/x.db",
     ("encode",): "encode /no/such/corpus.jsonl --set bad --text-encoder fake-text:small",
-    ("import",): "import /no/such/vectors.npy --set bad --text-encoder me",
     ("fit",): "fit nothing --alignment b",
+    ("gap",): "gap nothing",
     ("compare",): "compare nothing",
     ("push",): "push nothing --into things --alignment a",
     ("ingest",): "ingest /no/such/corpus.jsonl --into things --alignment a",
