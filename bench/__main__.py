@@ -4,7 +4,8 @@ import importlib
 import sys
 
 NAMES = (
-    "startup", "search", "push", "peers", "ingest", "memory", "demo", "quality", "fit", "metrics", "mol_layout", "audit",
+    "startup", "search", "push", "peers", "ingest", "memory", "demo", "quality", "fit", "metrics", "mol_layout",
+    "audit",
 )  # fmt: skip
 
 for name in sys.argv[1:] or NAMES:
