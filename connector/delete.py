@@ -48,6 +48,7 @@ class Deletion:
 
     Raises:
         CollectionNotFoundError: there is no release of that collection.
+        MismatchError: an embedding set that was pushed into it is not on this disk.
     """
 
     collection: str
@@ -68,7 +69,12 @@ class Deletion:
         Counts `deleted` items and `rows` of embedding sets in the run.
         """
         rows = self._releases()
-        sets = [s for s in self.provenance.sets_in(r.id for r in rows) if (self._path(s) / CARD).is_file()]
+        sets = self.provenance.sets_in(r.id for r in rows)
+        if gone := [s for s in sets if not (self._path(s) / CARD).is_file()]:
+            raise MismatchError(
+                f"embedding set {gone[0].name} of collection {self.collection} is not at {self._path(gone[0])}: what "
+                "is deleted would come back with it; bring it here, or run this where it is"
+            )
         asked = {(modality, key) for key in keys for modality in modalities} | self._matching(rows, filter, modalities)
         concerned = {row.id: row for s in sets for row in self.provenance.releases_of(s.id) if self._is_here(row)}
         concerned |= {row.id: row for row in rows}
@@ -157,8 +163,6 @@ class Deletion:
         if not any(outdated.values()) and row.points == self.provenance.ledger_points(row.id):
             return
         sets = self.provenance.sets_in([row.id])
-        if not all(self._is_complete(s) for s in sets):  # whoever completes a set pushes it
-            return
         try:
             release = checked(self.provenance, self.store, row)
         except (AlignmentError, MismatchError) as error:
@@ -167,10 +171,12 @@ class Deletion:
             say(f"release {row.physical_name} (retired) has lost the points, and no rollback returns to it: {error}")
             return
         push = Push.into(release, self.store, self.provenance, self.run)
-        for written in sets:
+        complete = [each for each in sets if self._is_complete(each)]
+        for written in complete:
             embedding_set = EmbeddingSet.open(self._path(written))
             push.open(embedding_set.path, written.id).finish(embedding_set, only=outdated[written.id])
-        push.verify(embedding_set, written.id)
+        if complete == sets:  # else whoever completes the others pushes them, and verifies
+            push.verify(embedding_set, written.id)
 
     def _is_complete(self, row: EmbeddingSetRow) -> bool:
         return (self._path(row) / CARD).is_file() and SetCard.read(self._path(row)).complete

@@ -134,7 +134,7 @@ class Lifecycle:
             MismatchError: it is not what it should be: nothing is switched.
         """
         rows = {row.id: row for row in self.rows()}
-        if begun := self._begun(ROLLBACK):
+        if begun := self._begun(ROLLBACK) or self._unreported(metrics):
             return self._switch(begun, run_id)
         last = self._last_promotions(rows.values(), metrics)
         back = []
@@ -202,6 +202,15 @@ class Lifecycle:
                 f"{begun[0].kind} {self.collection}` first"
             )
         return begun
+
+    def _unreported(self, metrics: Sequence[str]) -> list[PromotionRow]:
+        """Return the last switch if it was a rollback whose run never ended: repeated, it must not go back further."""
+        made = self.provenance.promotions(**self._place())
+        last = [promotion for promotion in made if promotion.run_id == made[-1].run_id]
+        asked = {str(parse(metric)) for metric in metrics}
+        if not last or last[0].kind != ROLLBACK or (asked and asked != {promotion.metric for promotion in last}):
+            return []
+        return last if self.provenance.recorded_run(last[0].run_id).outcome != "done" else []
 
     def _verify(self, row: ReleaseRow, seed: int) -> None:
         release = checked(self.provenance, self.store, row, device=self.device)
@@ -293,7 +302,7 @@ class Lifecycle:
                 self._verify(row, run_id)
         if changed:
             self.store.set_aliases({alias: row.physical_name for alias, row in changed.items()})
-        self.provenance.finish_promotions(promotions)
+        self.provenance.finish_promotions(promotions, run_id)
         after = {row.id: row for row in self.provenance.releases(**self._place())}
         switched = []
         for promotion in promotions:

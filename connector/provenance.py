@@ -412,8 +412,8 @@ class Provenance:
         with self.session() as session:
             session.add_all(promotions)
 
-    def finish_promotions(self, promotions: Sequence[PromotionRow]) -> None:
-        """Record that the aliases name the new releases: these are live, what was live before is retired."""
+    def finish_promotions(self, promotions: Sequence[PromotionRow], run_id: int) -> None:
+        """Record that the aliases name the new releases, and by which run: these are live, what was live is retired."""
         with self.session() as session:
             for promotion in promotions:
                 place = {name: getattr(promotion, name) for name in ("store_url", "collection", "metric")}
@@ -421,7 +421,8 @@ class Provenance:
                 for row in (*live, session.get_one(ReleaseRow, promotion.release_id)):
                     row.state = "live" if row.id == promotion.release_id else "retired"
                     row.updated_at = now()
-                session.merge(promotion).finished_at = now()
+                merged = session.merge(promotion)
+                merged.finished_at, merged.run_id = now(), run_id
 
     def begin_drop(self, release_id: int) -> None:
         """Record that a release is going to be dropped, before its collection is: it is retired from now on."""

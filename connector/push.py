@@ -585,9 +585,10 @@ def _verify(target: _Target, embedding_set: EmbeddingSet, set_id: int, store: St
     expected = provenance.ledger_points(release.row.id)
     if info.points != expected:
         raise MismatchError(
-            f"collection {release.name} holds {info.points} points, the ledger says {expected}; embedding sets that "
-            "were pushed into it share keys, or points were changed by someone else: push its other sets again, or "
-            "all of them into a new collection"
+            f"collection {release.name} holds {info.points} points, the ledger says {expected}; either another push "
+            "or ingest into it is under way or was killed: let it end or run it again, and then this; or sets that "
+            "were pushed into it share keys, or points were changed by someone else: `modalign status --verify` says "
+            "which"
         )
     untuned = UNTUNED in release.row.settings or (info.indexed and release.hnsw_ef is None)
     if untuned or release.row.state == "building" or release.row.points != expected:

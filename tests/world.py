@@ -185,6 +185,7 @@ class World:
         self.home = home
         self.store = store
         self.url = f"sqlite:///{home / 'modalign.db'}"
+        home.mkdir(parents=True, exist_ok=True)
         if not (home / "modalign.db").exists():
             (home / "modalign.db").write_bytes(migrated())
         self.provenance = Provenance.open(self.url, home=home)

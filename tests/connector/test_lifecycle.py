@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alignment.embeddings import MODALITIES
+from alignment.embeddings import MODALITIES, EmbeddingSet
 from alignment.errors import EmbeddingSetError
 from connector.errors import CollectionNotFoundError, GateError, MismatchError, SettingsError
 from connector.lifecycle import Forced, Lifecycle, Switched, pending
@@ -467,12 +467,26 @@ class TestCrashes:
         promote(world, forced=FORCED)
         killed(world, monkeypatch, step, lambda: rollback(world))
         self.require_pending(world, "rollback", live, step)
-        if step != STEPS[-1]:
-            rollback(world)
+        rollback(world)
         assert world.store.aliases() == {f"{COLLECTION}.cosine": live[0].name}
         assert states(world, *live, *shadows) == ["live", "retired"]
         assert [line[0] for line in promotions(world)] == ["promote", "rollback"]
         assert all(line[-1] for line in promotions(world))
+
+    @pytest.mark.parametrize("step", STEPS, ids=str)
+    def test_a_rollback_that_is_repeated_goes_back_once(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str, bool]
+    ) -> None:
+        (first,), (second,) = shadowed(world)
+        promote(world, forced=FORCED)
+        world.alignment("c", turn=2)
+        (third,) = world.push(EmbeddingSet.open(world.home / "sets" / "s"), "c", metrics=["cosine"]).releases
+        promote(world, forced=FORCED)
+        killed(world, monkeypatch, step, lambda: rollback(world))
+        rollback(world)
+        assert states(world, first, second, third) == ["retired", "live", "retired"]
+        rollback(world)
+        assert states(world, first, second, third) == ["live", "retired", "retired"]
 
     @pytest.mark.parametrize("after", [False, True])
     @pytest.mark.parametrize(

@@ -575,7 +575,7 @@ class TestPromotions:
                 old.id: "live", new.id: "ready", other.id: "live",
             }  # fmt: skip
             for _ in range(2):
-                provenance.finish_promotions([promotion])
+                provenance.finish_promotions([promotion], run.id)
                 assert {row.id: row.state for row in provenance.releases()} == {
                     old.id: "retired", new.id: "live", other.id: "live",
                 }  # fmt: skip
@@ -587,7 +587,7 @@ class TestPromotions:
     def test_one_without_a_previous_release(self, provenance: Provenance) -> None:
         new = release(provenance, state="ready")
         with provenance.run("promote", {}) as run:
-            provenance.finish_promotions([self.begun(provenance, run.id, new, None)])
+            provenance.finish_promotions([self.begun(provenance, run.id, new, None)], run.id)
         assert [row.state for row in provenance.releases()] == ["live"]
 
     def test_a_drop_forgets_what_was_held_and_keeps_the_release(self, provenance: Provenance, tmp_path: Path) -> None:

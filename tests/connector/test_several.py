@@ -83,13 +83,12 @@ class TestParts:
         """Every part is written, whoever dies, and the release goes live once."""
         upgrade(database_url)
         command = ingesting(home, corpus, database_url, "--parts", "5", "--qdrant-url", server.url)
-        started = []
-        for number in range(3):
-            each = runner(processes, tmp_path, f"process-{number}")
-            death = ("--signal", "SIGKILL", "--after", "append:1") if number == 0 else ()
-            started.append((each, each.start(*death, *command)))
-        codes = [each.finish(process) for each, process in started]
-        assert codes == [-signal.SIGKILL, 0, 0], started[1][0].errors + started[2][0].errors
+        killed = runner(processes, tmp_path, "killed")
+        assert killed.run("--signal", "SIGKILL", "--after", "append:1", *command) == -signal.SIGKILL, killed.errors
+        others = [runner(processes, tmp_path, f"other-{number}") for number in range(2)]
+        started = [each.start(*command) for each in others]
+        codes = [each.finish(process) for each, process in zip(others, started, strict=True)]
+        assert codes == [0, 0], others[0].errors + others[1].errors
         with QdrantStore.connect(server.url) as store:
             expect_complete(store, database_url, home)
         assert sum(request.path == "/collections/aliases" for request in server.requests) == 1
