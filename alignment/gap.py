@@ -9,11 +9,12 @@ import numpy as np
 
 from alignment.labelled import Labelled, Side
 from alignment.recall import Codes
-from alignment.transport import Distance, Halves, Solver, centroid_squared, solver_for, wasserstein_squared
+from alignment.transport import Distance, Halves, centroid_squared, in_blocks, points_matched, wasserstein_squared
 from alignment.vectors import FloatArray
 
 # Points of a half, where the gap is one number of many.
 MOST = 500
+SOLVER = "linear_sum_assignment"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +26,16 @@ class Gap(Distance):
         centred: the same distance after every sample has been moved to its own mean: what no shift would close.
         n: points of a half.
         seed: of the halves.
-        solver: of the transport, see `wasserstein_squared`.
+        matched: points that transport matched at once; fewer than n where a half was cut into blocks, see `in_blocks`.
+        solver: of the transport, by its name in SciPy.
     """
 
     centroid: float
     centred: Distance
     n: int
     seed: int
-    solver: Solver
+    matched: int
+    solver: str = SOLVER
 
 
 def modality_gap(aligned: Labelled, *, seed: int = 0, most: int = MOST) -> Gap | None:
@@ -43,16 +46,16 @@ def modality_gap(aligned: Labelled, *, seed: int = 0, most: int = MOST) -> Gap |
 
 def gap_of(halves: Halves, *, seed: int) -> Gap:
     """Measure the gap of halves that were drawn with `seed`."""
-    squares = halves.squares_of(wasserstein_squared)
+    squares = halves.squares_of(in_blocks(wasserstein_squared))
     images, texts = np.concatenate(halves.images), np.concatenate(halves.texts)
     n = len(halves.images[0])
     return Gap(
         **asdict(Distance.of(squares)),
         centroid=float(np.sqrt(centroid_squared(images, texts))),
-        centred=Distance.of(squares - halves.squares_of(centroid_squared)),
+        centred=Distance.of(squares - halves.squares_of(in_blocks(centroid_squared))),
         n=n,
         seed=seed,
-        solver=solver_for(n),
+        matched=points_matched(n),
     )
 
 

@@ -129,7 +129,7 @@ class Geometry:
 def geometry(aligned: Labelled, *, seed: int = 0, metrics: Sequence[Metric] = CLASSICAL) -> Geometry:
     """Measure images and texts of one space, as unit vectors.
 
-    Memory is bounded by a quarter of the squared number of groups up to 4,000 of them, and by their number beyond.
+    Memory grows with the number of groups and not with its square.
 
     Args:
         aligned: vectors of both modalities; a row that is NaN, infinite or zero is left out and counted.

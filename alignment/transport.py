@@ -7,7 +7,7 @@ modalities is never returned without the same distance between disjoint halves o
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +15,9 @@ import numpy.typing as npt
 Matrix = npt.NDArray[np.floating]
 Floats = npt.NDArray[np.float64]
 Squared = Callable[[Matrix, Matrix], float]
-Solver = Literal["exact", "sinkhorn"]
 
-# Points of a sample up to which transport is solved exactly: a quarter of a second and 32 MB of costs.
+# Points that are matched at once: a quarter of a second and 32 MB of costs.
 EXACT_MOST = 2_000
-# Entropy of the solver for larger samples, as a share of the mean cost. Less takes thousands of iterations.
-ENTROPY = 0.05
-ITERATIONS, TOLERANCE = 2_000, 1e-6
-BLOCK_ROWS = 512
 PROJECTIONS = 500
 PERMUTATIONS = 199
 
@@ -70,24 +65,39 @@ class Halves:
         return np.array([(squared(a, d) + squared(b, c)) / 2, squared(a, b), squared(c, d)])
 
 
-def solver_for(n: int) -> Solver:
-    """Name the solver of samples of `n` points."""
-    return "exact" if n <= EXACT_MOST else "sinkhorn"
+def points_matched(n: int) -> int:
+    """How many points of a sample of `n` are matched at once."""
+    return -(-n // _blocks(n))
+
+
+def _blocks(n: int) -> int:
+    return -(-n // EXACT_MOST)
+
+
+def in_blocks(squared: Squared) -> Squared:
+    """Return the mean of `squared` over blocks of both samples, of at most `EXACT_MOST` points and alike but for one.
+
+    The mean of so many transports (Fatras et al., Learning with minibatch Wasserstein, 2020) has what a block has from
+    its size, and so have its nulls. It takes the memory of a block and the time of the blocks, and is exact in each.
+    """
+
+    def mean(X: Matrix, Y: Matrix) -> float:
+        parts = list(zip(np.array_split(X, _blocks(len(X))), np.array_split(Y, _blocks(len(Y))), strict=True))
+        return sum(len(x) * squared(x, y) for x, y in parts) / len(X)
+
+    return mean
 
 
 def wasserstein_squared(X: Matrix, Y: Matrix) -> float:
     """Squared Wasserstein-2 distance of two samples (n, d) of equal size, each point weighing 1 / n.
 
     `W2^2 = min over assignments s of mean |x_i - y_s(i)|^2`: of equal samples an optimal plan is an assignment
-    (Birkhoff), so up to `EXACT_MOST` points it is solved exactly by `scipy.optimize.linear_sum_assignment`, which gives
-    the value of POT's `ot.emd2` in a third of its time. Beyond, POT's Sinkhorn in blocks of rows gives the cost of the
-    entropic plan, which is above the exact one; the nulls are solved alike, so that most of that is taken off again.
+    (Birkhoff). `scipy.optimize.linear_sum_assignment` solves it exactly, with the value of POT's `ot.emd2` in a third
+    of its time; it takes n x n costs, so larger samples go `in_blocks`.
 
     >>> wasserstein_squared(np.array([[0.0], [1.0]]), np.array([[3.0], [2.0]]))
     4.0
     """
-    if solver_for(len(X)) == "sinkhorn":
-        return _entropic_squared(X, Y)
     from scipy.optimize import linear_sum_assignment  # here, because scipy takes as long to import as all of `--help`
 
     costs = _squared_distances(X, Y)
@@ -99,22 +109,6 @@ def _squared_distances(X: Matrix, Y: Matrix) -> Floats:
     X, Y = X.astype(np.float64), Y.astype(np.float64)
     squares: Floats = (X**2).sum(axis=1)[:, None] + (Y**2).sum(axis=1)[None, :] - 2 * X @ Y.T
     return np.maximum(squares, 0.0)
-
-
-def _entropic_squared(X: Matrix, Y: Matrix) -> float:
-    """Transport cost of the entropic plan, without ever holding an n x n matrix."""
-    import ot  # here, because it takes a second to import
-
-    X, Y = X.astype(np.float64), Y.astype(np.float64)
-    spread = (X**2).sum(axis=1).mean() + (Y**2).sum(axis=1).mean() - 2 * X.mean(axis=0) @ Y.mean(axis=0)
-    solved = ot.solve_sample(
-        X, Y, reg=ENTROPY * spread, lazy=True, batch_size=BLOCK_ROWS, max_iter=ITERATIONS, tol=TOLERANCE
-    )
-    total = 0.0
-    for start in range(0, len(X), BLOCK_ROWS):
-        rows = slice(start, start + BLOCK_ROWS)
-        total += float((solved.lazy_plan[rows] * _squared_distances(X[rows], Y)).sum())
-    return total
 
 
 def centroid_squared(X: Matrix, Y: Matrix) -> float:

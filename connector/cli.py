@@ -641,7 +641,7 @@ def export(
     type=click.IntRange(20),
     default=2000,
     show_default=True,
-    help="Held-out groups to draw, at most. Above 4,000 the transport is approximate.",
+    help="Held-out groups to draw, at most.",
 )
 @json_option
 @home_options

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from alignment.artifact import WEIGHTS, Alignment, AlignmentCard, library_versions
-from alignment.embeddings import CARD, MODALITIES, EncoderCard, HoldOut
+from alignment.embeddings import CARD, MODALITIES, EncoderCard, HoldOut, new_directory
 from alignment.errors import AlignmentError, MetricError, VectorError
 from alignment.metrics import METRICS, LearnedMetric, bank_name, parse
 from alignment.projections import Projection
@@ -120,6 +120,17 @@ def test_of_several_that_save_one_name_the_first_wins(tmp_path: Path) -> None:
     assert saved.count(True) == 1
     assert Alignment.load(tmp_path / "a").card.pairs == made[saved.index(True)].card.pairs
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_directory_that_another_process_finishes_meanwhile_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / ".a.0.tmp"  # listed, and renamed before it is looked at
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "glob", lambda *_: iter([gone]))
+        with new_directory(tmp_path / "a") as building:
+            (building / "file").touch()
+    assert (tmp_path / "a" / "file").exists()
 
 
 def test_what_a_killed_save_left_is_in_nobodys_way(tmp_path: Path) -> None:

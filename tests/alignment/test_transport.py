@@ -12,7 +12,9 @@ from alignment.transport import (
     Halves,
     bures_squared,
     centroid_squared,
+    in_blocks,
     permutation_p,
+    points_matched,
     shrunk_covariance,
     sliced_squared,
     wasserstein_squared,
@@ -58,30 +60,31 @@ def test_centring_takes_off_what_lies_between_the_centroids(rng: np.random.Gener
     assert wasserstein_squared(X, Y) - centroid_squared(X, Y) == pytest.approx(centred, rel=1e-9)
 
 
-# The solver of large samples
+# Samples that are too large to be matched at once
 
 
-def test_the_entropic_solver_is_above_and_its_debiased_value_is_near(
+def test_large_samples_are_matched_in_blocks(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, Y = rng.standard_normal((2, 250, 5))
+    monkeypatch.setattr(transport, "EXACT_MOST", 100)
+    cuts = [(0, 84), (84, 167), (167, 250)]
+    expected = sum((b - a) * wasserstein_squared(X[a:b], Y[a:b]) for a, b in cuts) / 250
+    assert in_blocks(wasserstein_squared)(X, Y) == pytest.approx(expected, rel=1e-12)
+    assert [points_matched(n) for n in (2, 100, 101, 250, 300)] == [2, 100, 51, 84, 100]
+
+
+def test_blocks_feign_what_samples_of_their_size_do_and_their_debiased_value_is_near(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    samples = halves(rng, 400, shift=1.5)
-    exact = Distance.of(samples.squares_of(wasserstein_squared))
-    monkeypatch.setattr(transport, "EXACT_MOST", 100)
-    entropic = Distance.of(samples.squares_of(wasserstein_squared))
-    assert entropic.raw > exact.raw
-    assert entropic.image_null > exact.image_null
-    assert entropic.debiased == pytest.approx(exact.debiased, rel=0.1)
-    assert gap_of(samples, seed=0).solver == "sinkhorn"
-
-
-def test_the_entropic_cost_is_that_of_pots_whole_plan(
-    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    X, Y = rng.standard_normal((2, 700, 5))  # more than a block of rows
-    monkeypatch.setattr(transport, "EXACT_MOST", 100)
-    costs = ot.dist(X, Y)
-    plan = ot.sinkhorn([], [], costs, reg=transport.ENTROPY * costs.mean(), stopThr=1e-9, numItermax=5000)
-    assert wasserstein_squared(X, Y) == pytest.approx(float((plan * costs).sum()), rel=1e-4)
+    samples = halves(rng, 600, shift=1.5)
+    whole = gap_of(samples, seed=0)
+    monkeypatch.setattr(transport, "EXACT_MOST", 150)
+    cut = gap_of(samples, seed=0)
+    assert (whole.n, whole.matched, cut.n, cut.matched) == (600, 600, 600, 150)
+    assert cut.raw > whole.raw
+    assert cut.image_null == pytest.approx(gap_of(halves(rng, 150), seed=0).image_null, rel=0.02)
+    assert cut.debiased == pytest.approx(whole.debiased, rel=0.05)
+    assert cut.debiased == pytest.approx(1.5, rel=0.1)
+    assert cut.centred.debiased < 0.5
 
 
 # Gaussians
