@@ -940,7 +940,7 @@ def rejects(
     elif as_json:
         print_json({"run": number, **({"by_reason": counts} if by_reason else {"rejects": rows})})
     elif number is None:
-        say("no run has refused anything")
+        click.echo("no run has refused anything")
     elif by_reason:
         print_table(counts, f"rejects of run {number} by reason")
     else:

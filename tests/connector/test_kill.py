@@ -241,7 +241,7 @@ class TestIngest:
         assert everything(home) == ingested.made
         assert outcomes(home) == [("ingest", "killed"), ("ingest", "done")]
 
-    @pytest.mark.parametrize("share", moments(12, seed=2), ids="{:.0%}".format)
+    @pytest.mark.parametrize("share", moments(50, seed=2), ids="{:.0%}".format)
     def test_killed_at_a_moment(
         self, runner: Runner, home: Path, corpus: Path, ingested: Undisturbed, share: float
     ) -> None:

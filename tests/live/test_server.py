@@ -1,5 +1,6 @@
 """A real Qdrant server: what no imitation can show. The contract of stores runs there too, in test_store.py."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,14 @@ from qdrant_client import QdrantClient
 
 from connector.audit import audit
 from connector.errors import StoreError
+from connector.home import Home
 from connector.layout import COMPRESSIONS, QUANTIZATIONS
 from connector.qdrant_store import QdrantStore
 from connector.release import open_release
 from connector.search import Retriever
 from connector.settings import Settings
 from connector.store import open_store, parse_filter
+from tests.fakes import fake_pairs, write_manifest
 from tests.world import World, pairs
 
 pytestmark = pytest.mark.usefixtures("fake_encoders")
@@ -28,6 +31,22 @@ def test_a_push_is_whole_repeatable_and_live(world: World, collection: str) -> N
     for release in pushed.releases:
         assert world.store.count(release.name) == 600
         assert release.name in aliases.values()
+
+
+def test_an_ingest_is_whole_repeatable_and_live(world: World, collection: str, tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m.jsonl", fake_pairs(tmp_path, 40))
+    settings = Settings(world.home, world.store.url, world.url)
+    with Home(settings) as home:
+        home.__dict__["store"] = world.store  # the one that the protocol under test has opened
+        ingested = home.ingest(manifest, collection, "a", metrics=["cosine", "chi2"])
+        assert ingested.counts["written"] == 160
+        again = home.ingest(manifest, collection, "a", metrics=["cosine", "chi2"])
+        assert (again.counts["written"], again.counts["encoded"]) == (0, 0)
+        aliases = home.store.aliases()
+        for release in ingested.made:
+            assert home.store.count(release.name) == 80
+            assert release.name in aliases.values()
+        del home.__dict__["store"]  # which the fixture closes
 
 
 @pytest.mark.parametrize("quantization", [None, *QUANTIZATIONS])
