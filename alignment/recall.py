@@ -238,15 +238,27 @@ def bootstrap_mean(
 
     Queries of one group (five captions of one image) are not independent, so groups are drawn, not queries.
     """
+    (estimate,) = bootstrap_means(values[:, None], groups, seed=seed, replicates=replicates)
+    return estimate
+
+
+def bootstrap_means(
+    values: npt.NDArray[np.floating], groups: Codes, *, seed: int = 0, replicates: int = 1000
+) -> list[Estimate]:
+    """Estimate the means of the columns of `values` (n, m) as `bootstrap_mean` does, all from the same draws."""
     _, codes = np.unique(groups, return_inverse=True)
-    sums, sizes = np.bincount(codes, weights=values), np.bincount(codes)  # (g,), (g,)
+    sizes = np.bincount(codes).astype(np.float64)  # (g,)
+    sums = np.stack([np.bincount(codes, weights=column) for column in values.T], axis=1)  # (g, m)
     rng = np.random.default_rng(seed)
-    means = np.empty(replicates)
+    means = np.empty((replicates, values.shape[1]))
     for replicate in range(replicates):
-        drawn = rng.integers(len(sums), size=len(sums))
-        means[replicate] = sums[drawn].sum() / sizes[drawn].sum()
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Estimate(float(np.mean(values)), float(low), float(high))
+        times = np.bincount(rng.integers(len(sizes), size=len(sizes)), minlength=len(sizes)).astype(np.float64)
+        means[replicate] = times @ sums / (times @ sizes)
+    lows, highs = np.percentile(means, [2.5, 97.5], axis=0)
+    averages = values.mean(axis=0)
+    return [
+        Estimate(float(value), float(low), float(high)) for value, low, high in zip(averages, lows, highs, strict=True)
+    ]
 
 
 def bootstrap_median(values: Ranks, groups: Codes, *, seed: int = 0, replicates: int = 1000) -> Estimate:

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -113,6 +113,7 @@ class Finder:
         *,
         filter: "Filter | None" = None,
         exact: bool = False,
+        quantized: bool = True,
         budget: int | None = None,
         with_payload: bool | Sequence[str] = True,
     ) -> list[Ranked]:
@@ -124,6 +125,7 @@ class Finder:
             k: how many to find.
             filter: only items that match it.
             exact: let Qdrant compare with every point instead of walking its index.
+            quantized: let it walk over quantized vectors, where the release has some, as production does.
             budget: how many candidates to fetch for a query at most; by default the lowering's own budget.
             with_payload: whether hits carry their payload, or which fields of it.
 
@@ -146,6 +148,7 @@ class Finder:
                 exact=exact,
                 ef=self.ef,
                 with_payload=with_payload,
+                quantized=quantized,
                 **self._quantized,
             )
             return _own_scores(lowering, aligned, found)
@@ -153,7 +156,8 @@ class Finder:
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             part = slice(start, start + QUERIES_AT_ONCE)
             rescoring = [_Rescoring(lowering, query, k) for query in aligned[part]]
-            self._complete(rescoring, queries[part], target, k, budget=budget, filter=filter, exact=exact)
+            asked = {"filter": filter, "exact": exact, "quantized": quantized}
+            self._complete(rescoring, queries[part], target, k, budget=budget, **asked)
             answers += self._with_payloads([each.answer() for each in rescoring], with_payload)
         return answers
 
@@ -165,8 +169,7 @@ class Finder:
         k: int,
         *,
         budget: int | None,
-        filter: "Filter | None",
-        exact: bool,
+        **asked: Any,
     ) -> None:
         """Fetch and rescore candidates, in growing pages, until every query is certified or the budget ends."""
         first = rescoring[0]
@@ -185,10 +188,9 @@ class Finder:
                     target,
                     queries[rows],
                     page,
-                    filter=filter,
-                    exact=exact,
                     ef=self.ef,
                     with_payload=[ALIGNED],
+                    **asked,
                     **self._quantized,
                 )
                 left += [row for row, hits in zip(rows, found, strict=True) if not rescoring[row].complete(hits, page)]

@@ -29,10 +29,8 @@ from connector.layout import (
 )
 from connector.progress import say
 from connector.render import (
-    audit_document,
     found_rows,
     how_sure,
-    print_audit,
     print_geometry,
     print_guidelines,
     print_json,
@@ -665,7 +663,7 @@ def gap(name: str, alignment: str | None, seed: int, sample: int, as_json: bool,
 
 @cli.command()
 @click.argument("collection")
-@click.option("--pairs", required=True, metavar="SET", help="Embedding set with the labelled pairs.")
+@click.option("--pairs", metavar="SET", help="Embedding set with the labelled pairs.  [required, but for --history]")
 @click.option("--metric", metavar="METRIC", help=METRIC_HELP + "  [default: the only one there is, or cosine]")
 @click.option(
     "--release",
@@ -681,48 +679,139 @@ def gap(name: str, alignment: str | None, seed: int, sample: int, as_json: bool,
     "requirements",
     multiple=True,
     metavar="CONDITION",
-    help="For example 'recall@10>=0.4'; exit with 3 if it is not met. May be repeated.",
+    help="For example 'recall@10>=0.4', 'index:fidelity@10>=0.98' or, with --against, 'recall@10 drop<=0.02'; exit "
+    "with 3 if it is not met. May be repeated.",
+)
+@click.option(
+    "--against",
+    metavar="AUDIT",
+    help="Compare with an earlier audit, query by query: last, of this release; live, of the live release; or a number "
+    "that --history shows.",
 )
 @click.option(
     "--queries",
     type=click.Choice(["held-out", "all"]),
-    default="held-out",
-    show_default=True,
-    help="Which items to ask with.",
+    help="Which items to ask with.  [default: held-out]",
 )
 @click.option(
     "--gallery",
     type=click.Choice(["held-out", "all"]),
-    default="held-out",
-    show_default=True,
-    help="Which points to search among.",
+    help="Which points to search among.  [default: held-out]",
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the bootstrap.")
+@click.option(
+    "--protocol",
+    metavar="NAME",
+    help="coco-5k, coco-1k or flickr30k: ask and search as this benchmark does; SET is its whole test split.",
+)
+@click.option(
+    "--filter",
+    "filters",
+    multiple=True,
+    metavar="NAME=JSON",
+    help="Also search within a Qdrant filter, as a stage of that name. May be repeated.",
+)
+@click.option(
+    "--by", multiple=True, metavar="FIELD", help="Also measure the queries of each value of a payload field apart."
+)
+@click.option(
+    "--sample", type=click.IntRange(1), metavar="N", help="Ask with N queries of each modality.  [default: all]"
+)
+@click.option("--rate", type=float, metavar="QPS", help="Ask at most so many queries a second.  [default: no limit]")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the sample and the intervals."
+)
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a page for people, which needs no network.",
+)
+@click.option(
+    "--prometheus",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the measures for Prometheus' text file collector.",
+)
+@click.option(
+    "--jsonl",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Append the audit as one line of JSON.",
+)
+@click.option("--history", "past", is_flag=True, help="Show the audits that were made, instead of making one.")
+@click.option(
+    "-n", "limit", type=click.IntRange(1, 10_000), default=30, show_default=True, help="How many of the history."
+)
 @json_option
 @home_options
 def audit(
-    collection: str, pairs: str, metric: str | None, which: str, ks: str, requirements: tuple[str, ...], queries: str,
-    gallery: str, seed: int, as_json: bool, **where: Any,
+    collection: str, pairs: str | None, metric: str | None, which: str, ks: str, requirements: tuple[str, ...],
+    against: str | None, queries: str | None, gallery: str | None, protocol: str | None, filters: tuple[str, ...],
+    by: tuple[str, ...], sample: int | None, rate: float | None, seed: int, report: Path | None,
+    prometheus: Path | None, jsonl: Path | None, past: bool, limit: int, as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
-    """Measure Recall@K of a release in both directions, against the labels of pairs that the fit never saw."""
+    """Measure a release against the labels of pairs that the fit never saw, and say which stage loses what.
+
+    Recall@K in both directions; what the lowering, the index, quantization and filters lose of it; the modality gap. A
+    release that does not hold what it should is broken: nothing of it is measured, and the exit code is 3.
+    """
+    if past:
+        _print_history(collection, metric, limit, as_json, report, where)
+        return
+    if pairs is None:
+        raise click.UsageError("expected --pairs SET, or --history")
+    if protocol and (queries or gallery):
+        raise click.UsageError("--protocol says what is asked and searched: leave --queries and --gallery out")
     try:
         lengths = [int(part) for part in ks.split(",")]
     except ValueError:
         raise click.BadParameter(f"expected numbers such as 1,5,10, got {ks!r}", param_hint="--k") from None
+    named = dict(_name_and_filter(text) for text in filters)
+    if len(named) < len(filters):
+        raise click.BadParameter("expected a name of its own for each", param_hint="--filter")
     with _home(where) as home:
         result = home.audit(
-            collection, pairs, metric=metric, which=which, requirements=requirements, ks=lengths, queries=queries,
-            gallery=gallery, seed=seed,
+            collection, pairs, metric=metric, which=which, requirements=requirements, against=against, ks=lengths,
+            queries=queries or "held-out", gallery=gallery or "held-out", protocol=protocol, filters=named, by=by,
+            sample=sample, rate=rate, seed=seed,
         )  # fmt: skip
+    from connector import audit_output as output  # loads numpy
+
     found: Audit = result.made
+    if prometheus:
+        output.write_prometheus(prometheus, result)
+    if jsonl:
+        output.append_line(jsonl, result)
     if as_json:
-        print_json(audit_document(result))
+        print_json(output.document(result))
     else:
-        print_audit(found)
-    for requirement, measure in found.failures:
-        say(f"not met: {requirement.text}: {measure.direction} {measure.name} is {measure.value:.4f}")
-    if found.failures:
+        output.print_audit(found)
+    if found.broken:
+        say(f"broken: {found.broken}")
+    for failure in found.failures:
+        say(f"not met: {failure.requirement.text}: {failure.why}")
+    if found.broken or found.failures:
         sys.exit(REQUIREMENT)
+
+
+def _name_and_filter(text: str) -> tuple[str, str]:
+    name, equals, condition = text.partition("=")
+    if not (name.strip() and equals):
+        raise click.BadParameter(f"expected NAME=JSON, got {text!r}", param_hint="--filter")
+    return name.strip(), condition
+
+
+def _print_history(
+    collection: str, metric: str | None, limit: int, as_json: bool, report: Path | None, where: dict[str, Any]
+) -> None:
+    from connector import audit_output as output  # loads numpy
+
+    with _home(where) as home:
+        moments = home.audits(collection, metric=metric, limit=limit)
+    if as_json:
+        print_json(output.history_document(moments))
+    else:
+        output.print_history(moments, 10)
 
 
 @cli.command()

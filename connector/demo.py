@@ -44,7 +44,7 @@ class Demo:
             for direction in DIRECTIONS:
                 values = {f"recall@{k}": audit.measure(direction, f"recall@{k}").value for k in KS}
                 chance = audit.measure(direction, f"chance.recall@{KS[-1]}").value
-                index = audit.measure(direction, f"index.recall@{KS[-1]}").value
+                index = audit.measure(direction, f"fidelity@{KS[-1]}").value
                 queries = audit.measure(direction, "mrr").queries
                 yield {
                     "metric": metric,

@@ -182,7 +182,15 @@ class EdgeStore(Store):
         resolved = self._resolve(name)
         config, info = self._collections[resolved], self._shard(resolved).info()
         return CollectionInfo(
-            resolved, config.vectors, config.metadata, self.count(resolved), int(info.indexed_vectors_count)
+            resolved,
+            config.vectors,
+            config.metadata,
+            self.count(resolved),
+            int(info.indexed_vectors_count),
+            payload_indexes=sorted(info.payload_schema),
+            m=config.m,
+            ef_construct=config.ef_construct,
+            quantization=config.quantization,
         )
 
     def _vectors(self, name: str) -> Mapping[str, VectorConfig]:
@@ -232,14 +240,15 @@ class EdgeStore(Store):
         exact: bool = False,
         ef: int | None = None,
         with_payload: bool | Sequence[str] = True,
+        quantized: bool = True,
         oversampling: float = OVERSAMPLING,
         rescore: bool = True,
     ) -> list[list[Hit]]:
         """Search for each of the queries."""
         shard = self._shard(name)
         condition = to_edge(filter)
-        quantized = edge.QuantizationSearchParams(rescore=rescore, oversampling=oversampling)
-        parameters = edge.SearchParams(exact=exact, hnsw_ef=ef, quantization=quantized)
+        quantization = edge.QuantizationSearchParams(ignore=not quantized, rescore=rescore, oversampling=oversampling)
+        parameters = edge.SearchParams(exact=exact, hnsw_ef=ef, quantization=quantization)
         fields = with_payload if isinstance(with_payload, bool) else list(with_payload)
         requests = [
             edge.QueryRequest(

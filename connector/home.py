@@ -30,13 +30,15 @@ from alignment.geometry import SAMPLE, geometry, sampled
 from alignment.guidelines import Advice, advise
 from alignment.metrics import Metric, parse
 from alignment.processes import joined
-from connector import audit as auditing
+from connector.audit import DIRECTIONS, Audit, Plan, record
+from connector.auditor import audit
 from connector.comparison import claim, write_comparison
 from connector.corpus import open_corpus
 from connector.delete import Deletion, Doomed
+from connector.drift import Moment, earlier, history
 from connector.encode import BATCH_ITEMS, SHARD_ROWS, encode
 from connector.encoders import Encoder, ImportedEncoder, load_encoders
-from connector.errors import CorpusError, MismatchError, SettingsError
+from connector.errors import CollectionNotFoundError, CorpusError, MismatchError, SettingsError
 from connector.ingest import Confirm, Ingest
 from connector.items import Corpus
 from connector.lifecycle import PROMOTE, ROLLBACK, Forced, Lifecycle
@@ -44,8 +46,9 @@ from connector.models import ReleaseRow
 from connector.progress import progress, say
 from connector.provenance import Provenance, Run
 from connector.push import push
-from connector.reconcile import Reconciled, reconcile
-from connector.release import LIVE, READY, Release, checked, lower, open_release, require_encoder
+from connector.reconcile import Reconciled, reconcile, verify
+from connector.release import LIVE, READY, Release, checked, lower, named, open_release, require_encoder
+from connector.requirements import Requirement
 from connector.search import Retriever
 from connector.settings import Settings, checked_name
 from connector.store import Store, open_store
@@ -619,30 +622,71 @@ class Home:
         metric: str | None = None,
         which: str = LIVE,
         requirements: Sequence[str] = (),
+        against: str | None = None,
         **options: Any,
     ) -> Result:
-        """Audit a release of `collection` with the pairs of an embedding set; see `connector.audit.audit`.
+        """Audit a release of `collection` with the pairs of an embedding set; nothing in the store is changed.
 
-        `which` is `live`, `ready` or the name of a physical collection.
+        A release whose parts do not belong together, or that does not hold what it should, is `broken`: nothing of it
+        is measured.
+
+        Args:
+            collection: what people say.
+            pairs: name of the embedding set.
+            metric: of the release.
+            which: `live`, `ready` or the name of a physical collection.
+            requirements: what the measures have to meet; see `connector.requirements`.
+            against: the audit that drops are measured from: `last`, `live` or the number of one.
+            **options: see `connector.audit.Plan`.
         """
         parameters = {
             "collection": collection, "pairs": pairs, "metric": metric, "release": which,
             "require": list(requirements), **options,
         }  # fmt: skip
         with self.provenance.run("audit", parameters) as run:
-            required = [auditing.Requirement.parse(text) for text in requirements]
+            plan, required = Plan(**options), [Requirement.parse(text) for text in requirements]
             embedding_set = self.embedding_set(pairs)
-            release = open_release(
-                self.provenance, self.store, collection, metric, which=which, device=self.settings.device
-            )
-            with progress(f"audit {release.name}", None, "queries") as advance:
-                found = auditing.audit(
-                    release, self.store, embedding_set, requirements=required, advance=advance, **options
-                )
-            auditing.record(found, self.provenance, run, self.provenance.record_set(embedding_set))
-            run.counts["queries"] = sum({m.direction: m.queries for m in found.measures}.values())
+            row = named(self.provenance, self.store, collection, metric, which=which)
+            before = earlier(self.provenance, row, against, plan, pairs) if against else None
+            found = self._intact(row, plan, pairs, required=bool(required))
+            if found.broken is None:
+                release, verified = found.release, found.verified
+                assert release is not None
+                with progress(f"audit {row.physical_name}", None, "queries") as advance:
+                    found = audit(
+                        release, self.store, embedding_set, plan, pairs=pairs, requirements=required, before=before,
+                        advance=advance,
+                    )  # fmt: skip
+                found.verified = verified
+            found.number = record(found, self.provenance, run, self.provenance.record_set(embedding_set))
+            run.counts["queries"] = sum(found.queries_of(direction) for direction in DIRECTIONS)
             run.counts["failed_requirements"] = len(found.failures)
         return Result(run.id, run.counts, found)
+
+    def _intact(self, row: ReleaseRow, plan: Plan, pairs: str, *, required: bool) -> Audit:
+        """Check that a release belongs together and holds what it should, before anything is measured."""
+        found = Audit(row, plan, pairs, required=required)
+        writers = self.provenance.writers()
+        try:
+            found.release = checked(self.provenance, self.store, row, device=self.settings.device)
+            found.verified = verify(found.release, self.store, self.provenance, seed=plan.seed, counts=not writers)
+        except (MismatchError, CollectionNotFoundError, AlignmentError, EmbeddingSetError) as error:
+            found.broken = str(error)
+        return found
+
+    def audits(self, collection: str, *, metric: str | None = None, limit: int = 30) -> list[Moment]:
+        """Return the newest audits of the releases of `collection`, oldest first.
+
+        Raises:
+            CollectionNotFoundError: there never was such a release.
+        """
+        chosen = {"metric": str(parse(metric))} if metric else {}
+        rows = self.provenance.releases(
+            store_url=self.provenance.stored(self.store.url), collection=collection, **chosen
+        )
+        if not rows:
+            raise CollectionNotFoundError(f"no release of collection {collection!r} was ever made here")
+        return history(self.provenance, rows, limit=limit)
 
     def _metrics(self, alignment: Alignment, names: Sequence[str]) -> list[Metric]:
         return list(dict.fromkeys(parse(name) for name in names or alignment.card.metrics))

@@ -214,6 +214,7 @@ class Lifecycle:
 
     def _verify(self, row: ReleaseRow, seed: int) -> None:
         release = checked(self.provenance, self.store, row, device=self.device)
+        self.store.ready(release.name)
         verify(release, self.store, self.provenance, seed=seed)
 
     def _lacking(self, row: ReleaseRow, other: ReleaseRow) -> list[str]:
@@ -245,6 +246,8 @@ class Lifecycle:
         refusal = None
         if audit.verdict == "measured":
             refusal = "required nothing"
+        elif audit.verdict == "broken":
+            refusal = f"found it broken: {then.get('broken')}"
         elif audit.verdict == "failed":
             refusal = f"has failed: {', '.join(then.get('failed_requirements', []))}"
         elif written and written >= run.started_at:

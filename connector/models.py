@@ -217,7 +217,7 @@ class RejectRow(Base):
 
 
 class AuditRow(Base):
-    """A verdict on a release: `passed`, `failed`, or `measured` where nothing was required."""
+    """A verdict on a release: `passed`, `failed`, `measured` where nothing was required, or `broken`."""
 
     __tablename__ = "audit"
 
@@ -231,19 +231,34 @@ class AuditRow(Base):
 
 
 class MeasureRow(Base):
-    """One number of an audit, with its 95% interval where it has one."""
+    """One number of an audit, with its 95% interval where it has one.
+
+    Attributes:
+        part: a stage of the search, or a stratum of the queries; empty: the whole.
+    """
 
     __tablename__ = "measure"
-    __table_args__ = (UniqueConstraint("audit_id", "direction", "name"),)
+    __table_args__ = (UniqueConstraint("audit_id", "direction", "part", "name"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     audit_id: Mapped[int] = mapped_column(ForeignKey("audit.id"))
     direction: Mapped[str] = mapped_column(String(16))
+    part: Mapped[str] = mapped_column(AnyText)
     name: Mapped[str] = mapped_column(String(64))
     value: Mapped[float]
     low: Mapped[float | None]
     high: Mapped[float | None]
     queries: Mapped[int]
+
+
+class PerQueryRow(Base):
+    """What one direction of an audit has of each query, as Parquet: later audits are compared query by query."""
+
+    __tablename__ = "per_query"
+
+    audit_id: Mapped[int] = mapped_column(ForeignKey("audit.id"), primary_key=True)
+    direction: Mapped[str] = mapped_column(String(16), primary_key=True)
+    data: Mapped[bytes]
 
 
 class PromotionRow(Base):

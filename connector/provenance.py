@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session, aliased
 import migrations
 from alignment.artifact import Alignment
 from alignment.embeddings import EmbeddingSet, EncoderCard, Modality
-from connector.errors import NotMigratedError, ProvenanceError
+from connector.errors import NotMigratedError, ProvenanceError, RequirementError
 from connector.items import Reject
 from connector.models import (
     AlignmentRow,
@@ -37,6 +37,7 @@ from connector.models import (
     EmbeddingSetRow,
     EncoderRow,
     MeasureRow,
+    PerQueryRow,
     PromotionRow,
     RejectRow,
     ReleaseRow,
@@ -48,6 +49,8 @@ from connector.settings import PASSWORD, redacted
 STARTED = now()  # of this process, as good as
 REJECTS_A_COMMIT = 256
 OUTDATED = ""  # the digest of a batch that has to be written anew
+# Commands that write into releases.
+WRITING = ("push", "ingest", "delete", "repair")
 LONGEST_DETAIL = 2000  # characters of an error or a reject's detail that are kept
 
 
@@ -375,9 +378,9 @@ class Provenance:
 
     def record_audit(
         self, *, run_id: int, release_id: int, set_id: int, verdict: str, settings: dict[str, Any],
-        measures: Sequence[MeasureRow],
+        measures: Sequence[MeasureRow], per_query: Mapping[str, bytes],
     ) -> int:  # fmt: skip
-        """Record an audit with its measures; return its row."""
+        """Record an audit with its measures and what it has of each query, by direction; return its row."""
         audit = AuditRow(
             run_id=run_id, release_id=release_id, embedding_set_id=set_id, verdict=verdict, settings=settings,
             created_at=now(),
@@ -388,7 +391,50 @@ class Provenance:
             for measure in measures:
                 measure.audit_id = audit.id
             session.add_all(measures)
+            session.add_all(
+                PerQueryRow(audit_id=audit.id, direction=direction, data=data) for direction, data in per_query.items()
+            )
         return audit.id
+
+    def audit(self, number: int) -> AuditRow:
+        """Return an audit.
+
+        Raises:
+            RequirementError: there is none of this number.
+        """
+        with self.session() as session:
+            row = session.get(AuditRow, number)
+        if row is None:
+            raise RequirementError(f"there is no audit {number}; `modalign audit COLLECTION --history` lists them")
+        return row
+
+    def audits(self, release_ids: Sequence[int]) -> list[AuditRow]:
+        """Return the audits of releases, oldest first."""
+        with self.session() as session:
+            query = select(AuditRow).where(AuditRow.release_id.in_(release_ids)).order_by(AuditRow.id)
+            return list(session.scalars(query))
+
+    def measures(self, audit_ids: Sequence[int]) -> dict[int, list[MeasureRow]]:
+        """Return the measures of audits, by audit."""
+        found: dict[int, list[MeasureRow]] = {}
+        with self.session() as session:
+            query = select(MeasureRow).where(MeasureRow.audit_id.in_(audit_ids)).order_by(MeasureRow.id)
+            for measure in session.scalars(query):
+                found.setdefault(measure.audit_id, []).append(measure)
+        return found
+
+    def per_query(self, audit_id: int) -> dict[str, bytes]:
+        """Return what an audit has of each query, by direction."""
+        with self.session() as session:
+            rows = session.scalars(select(PerQueryRow).where(PerQueryRow.audit_id == audit_id))
+            return {row.direction: row.data for row in rows}
+
+    def writers(self) -> list[int]:
+        """Return the runs that are writing into releases now, as far as their hosts tell."""
+        with self.session() as session:
+            mark_killed(session)
+            query = select(RunRow.id).where(RunRow.outcome == "running", RunRow.command.in_(WRITING))
+            return list(session.scalars(query.order_by(RunRow.id)))
 
     def last_audit(self, release_id: int) -> tuple[AuditRow, RunRow] | None:
         """Return the newest audit of a release, with its run."""

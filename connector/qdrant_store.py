@@ -197,6 +197,11 @@ class QdrantStore(Store):
             info.config.metadata or {},
             self.count(resolved),
             info.indexed_vectors_count or 0,
+            payload_indexes=sorted(info.payload_schema),
+            m=info.config.hnsw_config.m,
+            ef_construct=info.config.hnsw_config.ef_construct,
+            quantization=_quantization_name(info.config.quantization_config),
+            status=info.status.value,
         )
 
     def _vectors(self, name: str) -> Mapping[str, VectorConfig]:
@@ -301,19 +306,20 @@ class QdrantStore(Store):
         exact: bool = False,
         ef: int | None = None,
         with_payload: bool | Sequence[str] = True,
+        quantized: bool = True,
         oversampling: float = OVERSAMPLING,
         rescore: bool = True,
     ) -> list[list[Hit]]:
         """Search for each of the queries in one request."""
         fields = with_payload if isinstance(with_payload, bool) else list(with_payload)
-        quantized = models.QuantizationSearchParams(rescore=rescore, oversampling=oversampling)
+        quantization = models.QuantizationSearchParams(ignore=not quantized, rescore=rescore, oversampling=oversampling)
         requests = [
             models.QueryRequest(
                 query=query,
                 using=vector_name,
                 filter=filter,
                 limit=k,
-                params=models.SearchParams(exact=exact, hnsw_ef=ef, quantization=quantized),
+                params=models.SearchParams(exact=exact, hnsw_ef=ef, quantization=quantization),
                 with_payload=fields,
             )
             for query in queries.tolist()
@@ -414,6 +420,11 @@ _DATATYPES: dict[models.Datatype | None, Datatype] = {
     models.Datatype.FLOAT16: "float16",
     models.Datatype.UINT8: "uint8",
 }
+
+
+def _quantization_name(config: models.QuantizationConfig | None) -> str | None:
+    """Name a quantization as layouts do: its configuration has one field, of that name."""
+    return None if config is None else next(iter(type(config).model_fields))
 
 
 def _quantization(layout: Layout) -> models.QuantizationConfig | None:

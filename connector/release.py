@@ -184,6 +184,17 @@ def open_release(
         CollectionNotFoundError: no such release.
         MismatchError: SQL, collection and alignment do not belong together.
     """
+    return checked(provenance, store, named(provenance, store, collection, metric, which=which), device=device)
+
+
+def named(
+    provenance: Provenance, store: Store, collection: str, metric: str | None = None, *, which: str = LIVE
+) -> ReleaseRow:
+    """Return what SQL says of the release that `open_release` would open.
+
+    Raises:
+        CollectionNotFoundError: no such release.
+    """
     checked_name(collection, "collection")
     store_url = provenance.stored(store.url)
     rows = provenance.releases(store_url=store_url, collection=collection)
@@ -209,7 +220,7 @@ def open_release(
             f"{what}; this store{f', {store_url},' if other else ''} has {', '.join(known) or 'none'}{other}; make one "
             "with `modalign push`"
         )
-    return checked(provenance, store, metrics[chosen], device=device)
+    return metrics[chosen]
 
 
 def newest(rows: Iterable[ReleaseRow]) -> list[ReleaseRow]:

@@ -4,7 +4,6 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from alignment.geometry import Geometry
     from alignment.guidelines import Guideline
     from alignment.transport import Distance
-    from connector.audit import Audit
     from connector.home import Result
     from connector.reconcile import Reconciled
     from connector.release import Release
@@ -137,55 +135,6 @@ def print_rejects(rows: Sequence[Mapping[str, Any]], run: int) -> None:
         columns = ("position", "key", "modality", "reason", "detail")
         of_source = [{name: row[name] for name in columns} for row in rows if row["source"] == source]
         print_table(of_source, f"rejects of run {run} in {source}")
-
-
-def audit_document(result: "Result") -> dict[str, Any]:
-    """Lay an audit out as JSON; a number that is infinite becomes null."""
-    found: Audit = result.made
-    return {
-        "run": result.run,
-        "collection": found.release.name,
-        "metric": str(found.release.metric),
-        "guarantee": found.release.guarantee,
-        "verdict": found.verdict,
-        "queries": found.queries,
-        "gallery": found.gallery_scope,
-        "gallery_size": found.gallery,
-        "points": found.info.points,
-        "indexed": found.info.indexed,
-        "without_relevant": found.without_relevant,
-        "measures": [
-            {**asdict(m), "value": _finite(m.value), "low": _finite(m.low), "high": _finite(m.high)}
-            for m in found.measures
-        ],
-        "not_met": [
-            {"requirement": r.text, "direction": m.direction, "measure": m.name, "value": _finite(m.value)}
-            for r, m in found.failures
-        ],
-    }  # fmt: skip
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and value < float("inf") else None  # JSON knows no infinity
-
-
-def print_audit(found: "Audit") -> None:
-    """Print an audit as a table, a measure a row."""
-    names = dict.fromkeys(measure.name for measure in found.measures)
-    rows = []
-    for name in names:
-        row: dict[str, Any] = {"measure": name}
-        for measure in found.measures:
-            if measure.name == name:
-                interval = f"  [{measure.low:.3f}, {measure.high:.3f}]" if measure.low is not None else ""
-                row[measure.direction] = f"{measure.value:.3f}{interval}"
-        rows.append(row)
-    served = f"{found.info.indexed} indexed" if found.info.indexed else "not ANN: no graph, every search is exact"
-    sizes = ", ".join(f"{size} {modality}s" for modality, size in found.gallery.items())
-    print_table(rows, f"{found.release.name}: {found.verdict}; {found.gallery_scope} gallery of {sizes}; {served}")
-    for direction, count in found.without_relevant.items():
-        if count:
-            say(f"{direction}: {count} queries have no relevant item in the gallery and count as misses")
 
 
 def print_guidelines(guidelines: Sequence["Guideline"]) -> None:

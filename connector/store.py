@@ -57,6 +57,10 @@ class CollectionInfo:
     Attributes:
         points: exact number of points.
         indexed: vectors in an HNSW graph; 0 means that search is exact brute force.
+        payload_indexes: payload fields that filters have an index for.
+        m, ef_construct: of the graph.
+        quantization: of the copy that searches walk over, by its name in a layout; None: there is none.
+        status: in the words of the engine.
     """
 
     name: str
@@ -64,6 +68,11 @@ class CollectionInfo:
     metadata: Mapping[str, Any]
     points: int
     indexed: int
+    payload_indexes: Sequence[str] = ()
+    m: int | None = None
+    ef_construct: int | None = None
+    quantization: str | None = None
+    status: str = "green"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +205,7 @@ class Store(ABC):
         exact: bool = False,
         ef: int | None = None,
         with_payload: bool | Sequence[str] = True,
+        quantized: bool = True,
         oversampling: float = OVERSAMPLING,
         rescore: bool = True,
     ) -> list[list[Hit]]:
@@ -210,6 +220,7 @@ class Store(ABC):
             exact: compare with every point instead of walking the graph.
             ef: how many of the points that it met a walk goes on from; None: Qdrant's default, `ef_construct`.
             with_payload: whether hits carry their payload, or which fields of it.
+            quantized: walk over the quantized vectors, where the collection has some.
             oversampling: of a quantized collection: how many times `k` to take from the quantized vectors.
             rescore: of a quantized collection: order those by the vectors themselves.
         """

@@ -1,0 +1,632 @@
+"""Audits of a release, through its store, against the labels of held-out pairs. Nothing in the store is changed.
+
+Every query goes through the stages of a search over the whole collection, so that what is lost shows where it is lost,
+and through the gallery that the alignment's card speaks of, for a Recall@K that compares with it. A query without any
+relevant item counts as a miss. Among equal scores the irrelevant item stands first: ties never flatter.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from alignment.embeddings import MODALITIES, EmbeddingSet, Modality, Rows
+from alignment.errors import GapError
+from alignment.gap import one_each
+from alignment.geometry import SAMPLE, geometry
+from alignment.labelled import Labelled, Side
+from alignment.measures import Measure as Kind
+from alignment.measures import by_stratum
+from alignment.metrics import Guarantee
+from alignment.protocols import PROTOCOLS
+from alignment.recall import (
+    Codes,
+    Estimate,
+    Ranks,
+    RelevantRanks,
+    bootstrap_means,
+    bootstrap_median,
+    chance_recall_at,
+    group_codes,
+)
+from alignment.vectors import FloatArray, faults, unit
+from connector.audit import (
+    BOTH,
+    DIRECTIONS,
+    Audit,
+    Fidelity,
+    Measure,
+    Plan,
+    Plane,
+    Point,
+    Scope,
+    StageFound,
+    Worst,
+    as_value,
+)
+from connector.candidates import Finder
+from connector.drift import Earlier, PerQuery, Values, drifts
+from connector.errors import MismatchError, SettingsError
+from connector.galleries import Asked, Everything, Folds, HeldOut, by_protocol
+from connector.points import HELD_OUT, point_id
+from connector.progress import Advance
+from connector.reference import Truth, truth
+from connector.release import Release, require_encoder
+from connector.requirements import Requirement, failures, require_known
+from connector.stages import (
+    FILTER,
+    INDEX,
+    REFERENCE,
+    TIMED_QUERIES,
+    Answers,
+    Asker,
+    ExactRefusedError,
+    Stage,
+    stages,
+)
+from connector.store import Record, Store, parse_filter
+
+if TYPE_CHECKING:
+    from qdrant_client.models import Filter
+
+PROVABLE = (Guarantee.CERTIFIED, Guarantee.BOUNDED)
+CERTIFIED = "certified"
+CURVE = (1, 2, 3, 5, 10, 20, 30, 50, 100)
+# Groups whose vectors are kept for the gap, and pairs that are drawn in the plane.
+GAP_GROUPS = SAMPLE // 2
+PLANE_PAIRS = 250
+WORST_QUERIES, WORST_HITS, WORST_EXPECTED = 6, 5, 3
+# Values of a payload field that are measured apart, those of the most queries; the rest are counted.
+STRATA = 50
+GAP_MEASURES = (
+    "gap", "gap.raw", "gap.p", "gap.centroid", "gap.centred", "sliced", "bures", "mutual_neighbours",
+)  # fmt: skip
+TAIL = ("p5", "least", "below90")
+LATENCIES = ("latency.p50", "latency.p95", "latency.p99")
+OTHERS = "(other values)"
+EXACT = "exact search within it"
+REFERENCE_STAGE = Stage(REFERENCE, "")
+# Part and name of a measure. What a stage loses is none: it is told with the stage.
+Place = tuple[str, str]
+MEDIAN: Place = ("", "median_rank")
+LOST = "lost"
+
+
+def audit(
+    release: Release,
+    store: Store,
+    embedding_set: EmbeddingSet,
+    plan: Plan,
+    *,
+    pairs: str,
+    requirements: Sequence[Requirement] = (),
+    before: Earlier | None = None,
+    advance: Advance = lambda count: None,
+) -> Audit:
+    """Audit `release` with the labelled pairs of `embedding_set`.
+
+    Args:
+        release: an open release.
+        store: where it is.
+        embedding_set: pairs, encoded with the encoders of the release.
+        plan: how to ask.
+        pairs: name of the set.
+        requirements: what the measures have to meet.
+        before: the audit that drops are measured from.
+        advance: called with the number of queries done since, each in each stage.
+
+    Raises:
+        MismatchError: the set was encoded with other encoders, holds nothing to query with, or none of its pairs is
+            in the gallery.
+        RequirementError: a requirement names no measure.
+        FilterError: a filter that is not valid, or matches nothing.
+        SettingsError: a payload field that no query has.
+        MeasureError: the set is not of the protocol's shape.
+    """
+    for modality, card in embedding_set.card.encoders.items():
+        require_encoder(release.alignment, modality, card, f"embedding set {embedding_set.path}")
+    result = Audit(release.row, plan, pairs, release=release, required=bool(requirements))
+    result.info = store.describe(release.name)
+    filters = {FILTER + name: parse_filter(text) for name, text in plan.filters.items()}
+    rows = {modality: embedding_set.load(modality) for modality in MODALITIES}
+    asked = _asked(release, embedding_set, rows, plan)
+    strata = _strata(asked, plan)
+    search = stages(release.guarantee, quantized=result.info.quantization is not None)
+    known = list(_known(plan, release, search, filters, strata))
+    require_known(requirements, known, against=before is not None)
+    finder, pace = Finder(release, store), _Pace(plan.rate)
+    _Auditor(release, store, plan, result, rows, asked, search, filters, strata, advance, finder, pace).run()
+    if before is not None:
+        also = [(each.part, each.name) for each in requirements if each.is_drop]
+        result.drifts = drifts(before, result.per_query, also, seed=plan.seed)
+    result.failures = failures(requirements, result.measures, result.drifts)
+    return result
+
+
+@dataclass(slots=True)
+class _Pace:
+    """Lets at most `rate` queries a second pass."""
+
+    rate: float | None
+    _next: float = 0.0
+
+    def __call__(self, queries: int) -> None:
+        if self.rate is None:
+            return
+        time.sleep(max(0.0, self._next - time.monotonic()))
+        self._next = max(self._next, time.monotonic()) + queries / self.rate
+
+
+@dataclass(slots=True)
+class _Auditor:
+    """One audit under way."""
+
+    release: Release
+    store: Store
+    plan: Plan
+    result: Audit
+    rows: Mapping[Modality, Rows]
+    asked: Mapping[Modality, Asked]
+    search: list[Stage]
+    filters: "Mapping[str, Filter]"
+    strata: Mapping[Modality, Mapping[str, Sequence[str | None]]]
+    advance: Advance
+    finder: Finder
+    pace: _Pace
+    kept: dict[str, FloatArray] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Ask everything, and write what is found into the result."""
+        keep = self._gap_sample()
+        truths = {direction: self._truth(direction, keep[asked]) for direction, (_, asked) in DIRECTIONS.items()}
+        if not any(found.gallery.counts.any() for found in truths.values()):
+            where = f"protocol {self.plan.protocol}" if self.plan.protocol else f"{self.plan.gallery} gallery"
+            raise MismatchError(
+                f"no pair of embedding set {self.result.pairs} is in the {where} of release {self.release.name}; "
+                "name the set that was pushed into it, or one that shares its groups"
+            )
+        self._facts()
+        for direction, found in truths.items():
+            self._direction(direction, found)
+        self._geometry(keep)
+
+    def _truth(self, direction: str, keep: Collection[str]) -> Truth:
+        asking, target = DIRECTIONS[direction]
+        asked = self.asked[asking]
+        found = truth(
+            self.release.lowerings[target], asked, self._aligned(asked.rows), self.plan.ks[-1] + 1,
+            lambda: self._pages(target), keep=keep,
+        )  # fmt: skip
+        self.kept |= found.kept
+        self.result.gallery[target] = int(found.sizes.sum())
+        self.result.without_relevant[direction] = int((found.gallery.counts == 0).sum())
+        return found
+
+    def _pages(self, target: Modality, condition: "Filter | None" = None) -> Iterator[list[Record]]:
+        vector_name = target if self.release.guarantee is Guarantee.EXACT else None  # else payloads carry vectors
+        for page in self.store.scroll(
+            self.release.name, vector_name=vector_name, filter=_with_vector(target, condition)
+        ):
+            self.pace(1)
+            yield page
+
+    def _aligned(self, rows: Rows) -> FloatArray:
+        return self.release.alignment.project(rows.modality, rows.vectors)
+
+    def _facts(self) -> None:
+        """Say what of the collection is not as production needs it."""
+        info, says = self.result.info, self.result.findings
+        assert info is not None
+        if not info.indexed:
+            says.append("Not ANN: no vector is in a graph, so every search compares with everything.")
+        elif info.indexed < info.points:
+            left = info.points - info.indexed
+            says.append(f"{left} of {info.points} vectors are in no graph and are searched exactly.")
+        if info.status != "green":
+            says.append(f"The collection's status is {info.status}, not green: its index is still being built.")
+        if info.quantization and not self.release.quantized_search["rescore"]:
+            says.append(f"Quantization {info.quantization} without rescoring: scores are those of quantized vectors.")
+        for name in self.release.row.settings.get("payload_indexes", {}):
+            if name not in info.payload_indexes:
+                says.append(f"Payload field {name} was laid out with an index and has none.")
+        for stage, condition in self.filters.items():
+            for name in sorted(_fields(condition.model_dump(exclude_none=True)) - set(info.payload_indexes)):
+                says.append(f"{stage}: payload field {name} is not indexed, so every filtered search reads payloads.")
+
+    def _direction(self, direction: str, found: Truth) -> None:
+        asking, target = DIRECTIONS[direction]
+        asked = self.asked[asking]
+        aligned, (codes,) = self._aligned(asked.rows), group_codes(asked.rows.groups)
+        asker = Asker(self.finder, target, self.plan.ks[-1] + 1, self.pace)
+        self._without_exact(direction, asker, aligned[:1])
+        given = {
+            stage.name: asker.ask(stage, aligned, asked.rows.groups, found.whole.counts, advance=self.advance)
+            for stage in self.search
+        }
+        last = given[self.search[-1].name]
+        served = last if asked.gallery.is_whole else self._in_gallery(asker, asked, found, aligned)
+        columns = dict(self._headline(found, served.ranks, last, asker))
+        columns |= self._staged(found, given, asker)
+        estimates = self._estimated(columns, codes)
+        lost = {part: estimates.pop((part, LOST)) for part, name in columns if name == LOST}
+        values = {place: column for place, column in columns.items() if place[1] != LOST}
+        self.result.per_query[direction] = PerQuery(asked.rows.keys, asked.rows.groups, values)
+        self._note_headline(direction, found, values, estimates, asked)
+        self._note_curve(direction, found, codes)
+        timed = aligned[np.random.default_rng(self.plan.seed).permutation(len(aligned))[:TIMED_QUERIES]]
+        without = int((found.whole.counts == 0).sum())
+        for stage in [REFERENCE_STAGE, *self.search]:
+            self._note(
+                StageFound(
+                    direction, stage.name, stage.against or None, len(asked), without,
+                    {k: estimates[stage.name, f"recall@{k}"] for k in self.plan.ks},
+                    {k: _fidelity(values[stage.name, f"fidelity@{k}"], estimates[stage.name, f"fidelity@{k}"])
+                     for k in self.plan.ks if stage.against},
+                    lost.get(stage.name),
+                    asker.latency(stage, timed) if stage.against else None,
+                )
+            )  # fmt: skip
+        for name, condition in self.filters.items():
+            self._filtered(direction, name, condition, asker, aligned, codes, timed)
+        self._note_strata(direction, served.ranks, codes)
+        self._note_worst(direction, last, found)
+
+    def _without_exact(self, direction: str, asker: Asker, query: FloatArray) -> None:
+        """Leave out the stages that the store refuses; the walk is then compared with the reference."""
+        try:
+            asker.ask(self.search[0], query, [""], np.zeros(1, np.int64))
+        except ExactRefusedError as error:
+            asker.exact = False
+            for stage in self.search:
+                if stage.exact:
+                    self._note(StageFound(direction, stage.name, stage.against, why_not=str(error)))
+            self.result.findings.append(f"{direction}: exact search was not measured: {error}")
+            self.search = [replace(s, against=REFERENCE) if s.name == INDEX else s for s in self.search if not s.exact]
+
+    def _headline(
+        self, found: Truth, served: RelevantRanks, last: Answers, asker: Asker
+    ) -> Iterator[tuple[Place, Values]]:
+        """Yield what the whole search gives each query: in the gallery, and the fidelity over everything."""
+        for prefix, ranks in (("", served), ("exact.", found.gallery)):
+            for name in ("recall", "found", "ndcg"):
+                for k in self.plan.ks:
+                    yield ("", f"{prefix}{name}@{k}"), Kind(name, k).per_query(ranks)
+        for name in ("mrr", "r_precision", "median_rank"):
+            yield ("", name), Kind(name).per_query(found.gallery)
+        for k in self.plan.ks:
+            yield ("", f"fidelity@{k}"), last.fidelity(found.best, k, asker.lowering.tied)
+        if self.release.guarantee in PROVABLE:
+            yield ("", CERTIFIED), last.certified
+
+    def _staged(self, found: Truth, given: Mapping[str, Answers], asker: Asker) -> Iterator[tuple[Place, Values]]:
+        """Yield what each stage gives each query, over everything, and what it loses."""
+        recalls = {REFERENCE: self._recalls(found.whole)}
+        for k, recall in recalls[REFERENCE].items():
+            yield (REFERENCE, f"recall@{k}"), recall
+        for stage in self.search:
+            answers = given[stage.name]
+            best = found.best if stage.against == REFERENCE else given[stage.against].best
+            recalls[stage.name] = self._recalls(answers.ranks)
+            for k, recall in recalls[stage.name].items():
+                yield (stage.name, f"recall@{k}"), recall
+                yield (stage.name, f"fidelity@{k}"), answers.fidelity(best, k, asker.lowering.tied)
+            yield (stage.name, LOST), recalls[stage.against][self.plan.k] - recalls[stage.name][self.plan.k]
+
+    def _recalls(self, ranks: RelevantRanks) -> dict[int, Values]:
+        return {k: Kind("recall", k).per_query(ranks) for k in self.plan.ks}
+
+    def _estimated(self, columns: Mapping[Place, Values], codes: Codes) -> dict[Place, Estimate]:
+        """Sum up columns (n,), all from the same draws of groups."""
+        means = [place for place in columns if place != MEDIAN]
+        matrix = np.stack([columns[place] for place in means], axis=1)
+        estimates = dict(zip(means, bootstrap_means(matrix, codes, seed=self.plan.seed), strict=True))
+        if MEDIAN in columns:
+            estimates[MEDIAN] = bootstrap_median(columns[MEDIAN], codes, seed=self.plan.seed)
+        return estimates
+
+    def _note_headline(
+        self, direction: str, found: Truth, values: Mapping[Place, Values], estimates: Mapping[Place, Estimate],
+        asked: Asked,
+    ) -> None:  # fmt: skip
+        n, measures = len(asked), self.result.measures
+        for (part, name), column in values.items():
+            if part:
+                continue
+            e = estimates[part, name]
+            measures.append(Measure(direction, name, e.value, e.low, e.high, n))
+            if name.startswith("fidelity@"):
+                its = _fidelity(column, e)
+                measures += [Measure(direction, f"{name}.{end}", getattr(its, end), queries=n) for end in TAIL]
+        sizes = found.sizes[asked.parts]
+        for k in self.plan.ks:
+            chances = [
+                (
+                    chance_recall_at(k, found.gallery.counts[sizes == size], int(size)) if size else 0.0,
+                    (sizes == size).sum(),
+                )
+                for size in np.unique(sizes)
+            ]
+            chance = sum(value * count for value, count in chances) / n
+            measures.append(Measure(direction, f"chance.recall@{k}", float(chance), queries=n))
+
+    def _note_curve(self, direction: str, found: Truth, codes: Codes) -> None:
+        ks = [k for k in sorted({*CURVE, *self.plan.ks}) if k <= max(1, int(found.sizes.max()))]
+        hits = np.stack([(found.gallery.best <= k).astype(np.float64) for k in ks], axis=1)
+        estimates = bootstrap_means(hits, codes, seed=self.plan.seed)
+        self.result.curve[direction] = dict(zip(ks, estimates, strict=True))
+
+    def _note(self, stage: StageFound) -> None:
+        self.result.stages.append(stage)
+        self.result.measures += stage.measures()
+
+    def _in_gallery(self, asker: Asker, asked: Asked, found: Truth, aligned: FloatArray) -> Answers:
+        """Ask as production does, within each query's part of the gallery."""
+        last, counts, n = self.search[-1], found.gallery.counts, len(asked)
+        scores, certified = np.full((n, asker.depth), np.nan), np.full(n, np.nan)
+        ranks: list[Ranks] = [np.empty(0)] * n
+        for part in range(asked.gallery.parts()):
+            chosen = np.flatnonzero(asked.parts == part)
+            stage = replace(last, condition=asked.gallery.condition(part))
+            ids = len(asked.gallery.ids[part]) if isinstance(asked.gallery, Folds) else 0
+            groups = [asked.rows.groups[row] for row in chosen]
+            answers = asker.ask(stage, aligned[chosen], groups, counts[chosen], ids=ids, advance=self.advance)
+            scores[chosen], certified[chosen] = answers.scores, answers.certified
+            for row, its in zip(chosen, np.split(answers.ranks.ranks, np.cumsum(counts[chosen])[:-1]), strict=True):
+                ranks[row] = its
+        return Answers(RelevantRanks(np.concatenate(ranks), counts), scores, certified)
+
+    def _filtered(
+        self, direction: str, name: str, condition: "Filter", asker: Asker, aligned: FloatArray, codes: Codes,
+        timed: FloatArray,
+    ) -> None:  # fmt: skip
+        """Ask within a filter, as production does and exactly: the walk along a graph may find less there."""
+        asking, target = DIRECTIONS[direction]
+        groups = Counter(r.payload["group"] for page in self._pages(target, condition) for r in page)
+        if not groups:
+            self._note(StageFound(direction, name, EXACT, why_not=f"the filter matches no {target}"))
+            return
+        if not asker.exact:
+            self._note(StageFound(direction, name, EXACT, why_not="exact search is refused"))
+            return
+        rows = self.asked[asking].rows
+        relevant = np.array([groups[group] for group in rows.groups], np.int64)
+        within = replace(self.search[-1], name=name, against=EXACT, condition=condition)
+        exact = asker.ask(replace(within, exact=True), aligned, rows.groups, relevant, advance=self.advance)
+        served = asker.ask(within, aligned, rows.groups, relevant, advance=self.advance)
+        fidelities = {("", f"fidelity@{k}"): served.fidelity(exact.best, k, asker.lowering.tied) for k in self.plan.ks}
+        fidelity = self._estimated(fidelities, codes)
+        found = relevant > 0
+        recalls: dict[Place, Values] = {}
+        if found.any():
+            of_exact, of_served = self._recalls(exact.ranks.where(found)), self._recalls(served.ranks.where(found))
+            recalls = {("", f"recall@{k}"): recall for k, recall in of_served.items()}
+            recalls["", LOST] = of_exact[self.plan.k] - of_served[self.plan.k]
+        recall = self._estimated(recalls, codes[found]) if recalls else {}
+        self._note(
+            StageFound(
+                direction, name, EXACT, int(found.sum()), int((~found).sum()),
+                {k: recall["", f"recall@{k}"] for k in self.plan.ks if recall},
+                {k: _fidelity(fidelities["", f"fidelity@{k}"], fidelity["", f"fidelity@{k}"]) for k in self.plan.ks},
+                recall.get(("", LOST)),
+                asker.latency(within, timed),
+            )
+        )  # fmt: skip
+
+    def _note_strata(self, direction: str, served: RelevantRanks, codes: Codes) -> None:
+        """Measure the queries of each value of a payload field apart, those without a value beside them."""
+        for name, of_query in self.strata[DIRECTIONS[direction][0]].items():
+            for k in self.plan.ks:
+                for value, its in by_stratum(Kind("recall", k), served, codes, of_query, seed=self.plan.seed).items():
+                    part, e = _stratum(name, value), its.estimate
+                    self.result.measures.append(
+                        Measure(direction, f"recall@{k}", e.value, e.low, e.high, its.queries, part)
+                    )
+
+    def _note_worst(self, direction: str, last: Answers, found: Truth) -> None:
+        """Keep the queries whose best relevant item comes last, of those that have one."""
+        asking, target = DIRECTIONS[direction]
+        asked, ranks = self.asked[asking].rows, last.ranks.best
+        order = np.lexsort((-found.whole.best, -ranks))
+        rows = [row for row in order if found.whole.counts[row] and ranks[row] > 1][:WORST_QUERIES]
+        if not rows:
+            return
+        queries = self._aligned(asked.take(rows))
+        lists = self.finder.find(target, queries, WORST_HITS, quantized=self.search[-1].quantized)
+        partners: dict[str, list[str]] = {}
+        for key, group in zip(self.rows[target].keys, self.rows[target].groups, strict=True):
+            partners.setdefault(group, []).append(point_id(target, key))
+        for row, got in zip(rows, lists, strict=True):
+            group = asked.groups[row]
+            hits = [_point(hit.payload, group, hit.score) for hit in got.hits]
+            its = self.store.retrieve(self.release.name, partners.get(group, [])[:WORST_EXPECTED])
+            expected = [_point(record.payload, group) for record in its]
+            query = Point(asked.keys[row], {"group": group, **json.loads(asked.payloads[row])})
+            self.result.worst.append(Worst(direction, query, float(found.whole.best[row]), hits, expected))
+
+    def _gap_sample(self) -> dict[Modality, dict[str, str]]:
+        """Draw groups of the queries that have both modalities; return the ids of their points with their groups."""
+        both = sorted(set(self.asked["image"].rows.groups) & set(self.asked["text"].rows.groups))
+        order = np.random.default_rng(self.plan.seed).permutation(len(both))[:GAP_GROUPS]
+        drawn = {both[place] for place in order}
+        return {
+            m: {
+                point_id(m, key): group
+                for key, group in zip(self.rows[m].keys, self.rows[m].groups, strict=True)
+                if group in drawn
+            }
+            for m in MODALITIES
+        }
+
+    def _geometry(self, keep: Mapping[Modality, Mapping[str, str]]) -> None:
+        """Measure the gap of vectors that were read back, where there are enough of them."""
+        ids = {m: [id_ for id_ in keep[m] if id_ in self.kept] for m in MODALITIES}
+        codes = group_codes(*([keep[m][id_] for id_ in ids[m]] for m in MODALITIES))
+        aligned, space = self._read_back(ids)
+        self.result.geometry_of = space
+        try:
+            if not all(len(vectors) for vectors in aligned):
+                raise GapError("no group of the queries has both an image and a text in the collection")
+            labelled = Labelled(*(Side(vectors, of) for vectors, of in zip(aligned, codes, strict=True)))
+            found = geometry(labelled, seed=self.plan.seed)
+        except GapError as error:
+            self.result.geometry_of = f"not measured: {error}"
+            self.result.findings.append(f"The modality gap was not measured: {error}.")
+            return
+        self.result.geometry = found
+        gap = found.gap
+        values = (
+            gap.debiased, gap.raw, found.p, gap.centroid, gap.centred.debiased, found.sliced.debiased,
+            found.bures.debiased, found.mutual_neighbours,
+        )  # fmt: skip
+        self.result.measures += [
+            Measure(BOTH, name, value, queries=found.groups) for name, value in zip(GAP_MEASURES, values, strict=True)
+        ]
+        self.result.measures += [
+            Measure(direction, "hubness", value, queries=found.groups) for direction, value in found.hubness.items()
+        ]
+        names = sorted({group for m in MODALITIES for group in keep[m].values()})
+        self.result.plane = _plane(labelled, names)
+
+    def _read_back(self, ids: Mapping[Modality, Sequence[str]]) -> tuple[list[FloatArray], str]:
+        """Return the vectors of points, and what they are: aligned, or as the metric's lowering stores them."""
+        vectors = [
+            np.stack([self.kept[i] for i in ids[m]]) if ids[m] else np.empty((0, 1), np.float32) for m in MODALITIES
+        ]
+        if self.release.guarantee is not Guarantee.EXACT:
+            return vectors, "aligned vectors"
+        dim, probe = self.release.alignment.dim, self._aligned(self.asked["image"].rows)[:4]
+        lowered = self.release.lowerings["image"].item(probe)[:, :dim]
+        if lowered.shape == probe.shape and np.allclose(unit(lowered), unit(probe), atol=1e-6):
+            return [each[:, :dim] for each in vectors], "aligned vectors"
+        return vectors, f"vectors as {self.release.metric} stores them"
+
+
+def _asked(
+    release: Release, embedding_set: EmbeddingSet, rows: Mapping[Modality, Rows], plan: Plan
+) -> dict[Modality, Asked]:
+    """Lay out the queries of each modality."""
+    asked: dict[Modality, Asked] = {}
+    if plan.protocol is not None:
+        for modality in MODALITIES:
+            bad = len(rows[modality]) - len(_sound(release, rows[modality]))
+            if bad:
+                raise MismatchError(
+                    f"protocol {plan.protocol}: {bad} {modality} embeddings of {embedding_set.path} cannot be aligned; "
+                    "encode them again"
+                )
+        asked = by_protocol(PROTOCOLS[plan.protocol], rows["image"], rows["text"])
+    else:
+        gallery = HeldOut() if plan.gallery == HELD_OUT else Everything()
+        for modality in MODALITIES:
+            labelled = _labelled(release, embedding_set, rows[modality], plan.queries)
+            asked[modality] = Asked(labelled, np.zeros(len(labelled), np.int64), gallery)
+    if plan.sample is not None:
+        for modality, each in asked.items():
+            drawn = np.random.default_rng(plan.seed).permutation(len(each))[: plan.sample]
+            asked[modality] = each.take(np.sort(drawn))
+    return asked
+
+
+def _labelled(release: Release, embedding_set: EmbeddingSet, rows: Rows, scope: Scope) -> Rows:
+    """Choose the rows to query with; rows that cannot be queried with were refused when they were pushed."""
+    kept = _sound(release, rows)
+    if scope == HELD_OUT:
+        kept = kept[release.alignment.card.hold_out.held_out([rows.groups[row] for row in kept])]
+    if not len(kept):
+        raise MismatchError(
+            f"embedding set {embedding_set.path} holds no {scope} {rows.modality} rows to audit with; encode more "
+            "pairs, or audit with --queries all"
+        )
+    return rows.take(kept.tolist())
+
+
+def _sound(release: Release, rows: Rows) -> Codes:
+    """Return the numbers of the rows that can be aligned."""
+    kept = np.ones(len(rows), bool)
+    kept[list(faults(rows.vectors))] = False
+    sound = np.flatnonzero(kept)
+    projected = release.alignment.projections[rows.modality].unchecked(rows.vectors[sound])
+    return np.delete(sound, list(faults(projected)))
+
+
+def _strata(asked: Mapping[Modality, Asked], plan: Plan) -> dict[Modality, dict[str, list[str | None]]]:
+    """Return the value of each field for each query, those of too few queries to be shown apart as one."""
+    payloads = {m: [json.loads(text) for text in each.rows.payloads] for m, each in asked.items()}
+    strata: dict[Modality, dict[str, list[str | None]]] = {m: {} for m in asked}
+    for name in plan.by:
+        if not any(name in payload for each in payloads.values() for payload in each):
+            known = sorted({key for each in payloads.values() for payload in each for key in payload})
+            raise SettingsError(f"by: no query has a payload field {name!r}; they have {', '.join(known) or 'none'}")
+        for modality, each in payloads.items():
+            values = [as_value(payload, name) for payload in each]
+            if any(value is not None for value in values):
+                most = {value for value, _ in Counter(values).most_common(STRATA)}
+                strata[modality][name] = [value if value in most else OTHERS for value in values]
+    return strata
+
+
+def _stratum(name: str, value: object) -> str:
+    return f"{name} missing" if value is None else f"{name}={value}"
+
+
+def _known(
+    plan: Plan,
+    release: Release,
+    search: Sequence[Stage],
+    filters: Iterable[str],
+    strata: Mapping[Modality, Mapping[str, Sequence[str | None]]],
+) -> Iterator[tuple[str, str, str]]:
+    """Yield direction, part and name of every measure that this audit can have, before it begins."""
+    tails = [f"fidelity@{k}{end}" for k in plan.ks for end in ("", *(f".{end}" for end in TAIL))]
+    recalls = [f"recall@{k}" for k in plan.ks]
+    for direction, (asking, _) in DIRECTIONS.items():
+        whole = [f"{p}{name}@{k}" for p in ("", "exact.") for name in ("recall", "found", "ndcg") for k in plan.ks]
+        whole += ["mrr", "r_precision", "median_rank", *tails, *(f"chance.{recall}" for recall in recalls), "hubness"]
+        if release.guarantee in PROVABLE:
+            whole.append(CERTIFIED)
+        yield from ((direction, "", name) for name in whole)
+        yield from ((direction, REFERENCE, name) for name in recalls)
+        for part in (*(stage.name for stage in search), *filters):
+            yield from ((direction, part, name) for name in (*recalls, *tails, *LATENCIES))
+        for name, values in strata[asking].items():
+            yield from ((direction, _stratum(name, value), recall) for value in set(values) for recall in recalls)
+    yield from ((BOTH, "", name) for name in GAP_MEASURES)
+
+
+def _fidelity(shares: Values, mean: Estimate) -> Fidelity:
+    return Fidelity(mean, float(np.percentile(shares, 5)), float(shares.min()), float((shares < 0.9).mean()))
+
+
+def _point(payload: Mapping[str, Any], group: str, score: float | None = None) -> Point:
+    return Point(str(payload.get("key")), dict(payload), payload.get("group") == group, score)
+
+
+def _fields(condition: Any) -> set[str]:
+    """Return the payload fields that a filter, as JSON, reads, wherever they stand in it."""
+    if isinstance(condition, Mapping):
+        own = {condition["key"]} if isinstance(condition.get("key"), str) else set()
+        return own.union(*map(_fields, condition.values()))
+    return set().union(*map(_fields, condition)) if isinstance(condition, list) else set()
+
+
+def _plane(labelled: Labelled, names: Sequence[str]) -> Plane:
+    """Lay a few pairs on the two axes along which images and texts together vary most."""
+    groups = labelled.groups[:: -(-len(labelled.groups) // PLANE_PAIRS)]
+    X, Y = (unit(one_each(side, groups)) for side in (labelled.image, labelled.text))
+    both = np.concatenate([X, Y]).astype(np.float64)
+    centred = both - both.mean(axis=0)
+    _, lengths, axes = np.linalg.svd(centred, full_matrices=False)
+    placed = centred @ axes[:2].T
+    shares = lengths**2 / (lengths**2).sum()
+    images, texts = ([(float(x), float(y)) for x, y in part] for part in (placed[: len(groups)], placed[len(groups) :]))
+    return Plane([names[group] for group in groups], images, texts, (float(shares[0]), float(shares[1])))
+
+
+def _with_vector(modality: Modality, condition: "Filter | None") -> "Filter":
+    from qdrant_client.models import Filter, HasVectorCondition  # takes a second to import
+
+    return Filter(must=[HasVectorCondition(has_vector=modality), *([condition] if condition else [])])

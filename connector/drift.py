@@ -1,0 +1,219 @@
+"""What has become of a release's measures since an earlier audit, and their history."""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alignment.errors import MeasureError
+from alignment.measures import Asked, Change, change
+from alignment.measures import Measure as Kind
+from connector.errors import RequirementError
+from connector.models import AuditRow, MeasureRow, ReleaseRow
+from connector.provenance import Provenance
+from connector.release import LIVE
+
+if TYPE_CHECKING:
+    from connector.audit import Plan
+
+LAST = "last"
+# Measures that are compared whatever is required, at every K.
+COMPARED = ("recall", "exact.recall", "fidelity", "mrr", "median_rank")
+LOWER_IS_BETTER = "median_rank"
+
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class PerQuery:
+    """What one direction of an audit has of each query: its key, its group, and its measures (n,) by part and name."""
+
+    keys: Sequence[str]
+    groups: Sequence[str]
+    values: Mapping[tuple[str, str], Values]
+
+    def packed(self) -> bytes:
+        """Pack as Parquet, which keeps every digit."""
+        columns = {f"{part}\0{name}": values for (part, name), values in self.values.items()}
+        table = pa.table({"key": list(self.keys), "group": list(self.groups), **columns})
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        return buffer.getvalue()
+
+    @classmethod
+    def unpacked(cls, data: bytes) -> "PerQuery":
+        """Unpack what `packed` gave."""
+        table = pq.read_table(io.BytesIO(data))
+        values = {}
+        for column in table.column_names[2:]:
+            part, _, name = column.partition("\0")
+            values[part, name] = table[column].to_numpy()
+        return cls(table["key"].to_pylist(), table["group"].to_pylist(), values)
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What has become of one measure since the audit with the number `audit`."""
+
+    direction: str
+    part: str
+    name: str
+    audit: int
+    change: Change
+
+    @property
+    def value(self) -> float:
+        """How far it has dropped: how much worse it has become, where that is more than chance; else 0."""
+        if not self.change.significant:
+            return 0.0
+        difference = self.change.difference.value
+        return max(0.0, difference if self.name == LOWER_IS_BETTER else -difference)
+
+    @property
+    def in_words(self) -> str:
+        """The two values and the interval of the difference."""
+        c = self.change
+        label = f"{self.part} {self.name}" if self.part else self.name
+        return (
+            f"{self.direction} {label} was {c.before:.4f} in audit {self.audit} and is {c.after:.4f}: "
+            f"{c.difference.value:+.4f} [{c.difference.low:+.4f}, {c.difference.high:+.4f}] over {c.queries} queries"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """An earlier audit, with what it has of each query by direction."""
+
+    number: int
+    asked: Mapping[str, PerQuery]
+
+
+def earlier(provenance: Provenance, row: ReleaseRow, against: str, plan: "Plan", pairs: str) -> Earlier:
+    """Return the audit to compare with.
+
+    Args:
+        provenance: where audits are recorded.
+        row: the release that will be audited.
+        against: `last`, the newest audit of this release; `live`, the newest of the live release under its metric; or
+            the number of an audit.
+        plan: how it will be asked: the other one must have been asked alike.
+        pairs: name of the embedding set that it will be asked with.
+
+    Raises:
+        RequirementError: there is no such audit, or it was asked otherwise.
+    """
+    if against in (LAST, LIVE):
+        audits = provenance.audits([row.id] if against == LAST else _live(provenance, row))
+        audits = [audit for audit in audits if audit.verdict != "broken"]
+        alike = [audit for audit in audits if _asked(audit) == _planned(plan, pairs)]
+        what = f"release {row.physical_name}" if against == LAST else f"the live release of {row.collection}"
+        if not alike:
+            others = sorted({_printed(_asked(audit)) for audit in audits})
+            but = f"; it has audits of {' and '.join(others)}, which cannot be compared" if others else ""
+            raise RequirementError(
+                f"{what} has no earlier audit of {_printed(_planned(plan, pairs))}{but}; audit it once without "
+                "--against"
+            )
+        chosen = alike[-1]
+    else:
+        chosen = provenance.audit(_number(against))
+        if chosen.verdict == "broken":
+            raise RequirementError(f"audit {chosen.id} found its release broken and measured nothing; name another")
+        if (theirs := _asked(chosen)) != (ours := _planned(plan, pairs)):
+            raise RequirementError(
+                f"audit {chosen.id} is of {_printed(theirs)}, this one would be of {_printed(ours)}; they cannot be "
+                "compared"
+            )
+    return Earlier(chosen.id, {d: PerQuery.unpacked(data) for d, data in provenance.per_query(chosen.id).items()})
+
+
+def _number(against: str) -> int:
+    if not (against.isascii() and against.isdecimal()):
+        raise RequirementError(f"against: expected last, live or the number of an audit, got {against!r}")
+    return int(against)
+
+
+def _live(provenance: Provenance, row: ReleaseRow) -> list[int]:
+    rows = provenance.releases(store_url=row.store_url, collection=row.collection, metric=row.metric, state=LIVE)
+    if not rows:
+        raise RequirementError(f"collection {row.collection} has no live release under {row.metric} to compare with")
+    return [live.id for live in rows]
+
+
+def _planned(plan: "Plan", pairs: str) -> dict[str, Any]:
+    return {"pairs": pairs, **plan.compared_by}
+
+
+def _asked(audit: AuditRow) -> dict[str, Any]:
+    then = audit.settings
+    if then.get("protocol"):
+        return {"pairs": then.get("pairs"), "protocol": then["protocol"]}
+    return {"pairs": then.get("pairs"), "queries": then.get("queries"), "gallery": then.get("gallery")}
+
+
+def _printed(asked: Mapping[str, Any]) -> str:
+    rest = ", ".join(f"{name} {value}" for name, value in asked.items() if name != "pairs")
+    return f"{asked['pairs']} ({rest})"
+
+
+def drifts(
+    before: Earlier, now: Mapping[str, PerQuery], also: Iterable[tuple[str, str]] = (), *, seed: int = 0
+) -> list[Drift]:
+    """Compare over the queries that both audits asked.
+
+    Args:
+        before: the earlier audit.
+        now: this one, by direction.
+        also: measures, by part and name, that are compared beside those that always are.
+        seed: of the bootstrap.
+
+    Raises:
+        RequirementError: the audits share no query.
+    """
+    found, wanted = [], set(also)
+    for direction, asked in now.items():
+        then = before.asked[direction]
+        for (part, name), values in asked.values.items():
+            always = not part and name.partition("@")[0] in COMPARED
+            if (part, name) not in then.values or not (always or (part, name) in wanted):
+                continue
+            old = Asked(then.keys, then.groups, then.values[part, name])
+            try:
+                kind = Kind(LOWER_IS_BETTER if name == LOWER_IS_BETTER else "mrr")  # a median, or a mean
+                became = change(kind, old, Asked(asked.keys, asked.groups, values), seed=seed)
+            except MeasureError as error:
+                raise RequirementError(f"audit {before.number} cannot be compared: {error}") from None
+            found.append(Drift(direction, part, name, before.number, became))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One audit of a history."""
+
+    audit: int
+    release: str
+    verdict: str
+    at: datetime
+    asked: str
+    measures: Sequence[MeasureRow]
+
+
+def history(provenance: Provenance, rows: Sequence[ReleaseRow], *, limit: int) -> list[Moment]:
+    """Return the newest audits of releases, oldest first."""
+    names = {row.id: row.physical_name for row in rows}
+    audits = provenance.audits(list(names))[-limit:]
+    measures = provenance.measures([audit.id for audit in audits])
+    return [
+        Moment(
+            audit.id, names[audit.release_id], audit.verdict, audit.created_at, _printed(_asked(audit)),
+            measures.get(audit.id, []),
+        )
+        for audit in audits
+    ]  # fmt: skip

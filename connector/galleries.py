@@ -1,0 +1,136 @@
+"""What the queries of an audit search among: the held-out points, everything, or the folds of a benchmark protocol."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment.embeddings import Modality, Rows
+from alignment.protocols import Protocol
+from alignment.recall import Codes, group_codes
+from connector.points import HELD_OUT, point_id
+from connector.store import Record
+
+if TYPE_CHECKING:
+    from qdrant_client.models import Filter
+
+NOWHERE = -1
+
+
+class Gallery(ABC):
+    """Points that are searched, in parts: each query searches one part, and each point is in one part or in none."""
+
+    @abstractmethod
+    def parts(self) -> int:
+        """How many parts there are."""
+
+    @abstractmethod
+    def condition(self, part: int) -> "Filter | None":
+        """What the points of a part match; None: everything does."""
+
+    @abstractmethod
+    def placed(self, records: Sequence[Record]) -> Codes:
+        """Return the part of each point (n,), `NOWHERE` for those that are not searched."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything is searched."""
+        return False
+
+
+class Everything(Gallery):
+    """All points."""
+
+    is_whole = True
+
+    def parts(self) -> int:
+        """One."""
+        return 1
+
+    def condition(self, part: int) -> "Filter | None":
+        """None."""
+        return None
+
+    def placed(self, records: Sequence[Record]) -> Codes:
+        """Every point is in it."""
+        return np.zeros(len(records), np.int64)
+
+
+class HeldOut(Gallery):
+    """The points that no fit saw: what the recalls of an alignment's card are about."""
+
+    def parts(self) -> int:
+        """One."""
+        return 1
+
+    def condition(self, part: int) -> "Filter | None":
+        """Points say so in their payload."""
+        from qdrant_client.models import FieldCondition, Filter, MatchValue  # takes a second to import
+
+        return Filter(must=[FieldCondition(key="split", match=MatchValue(value=HELD_OUT))])
+
+    def placed(self, records: Sequence[Record]) -> Codes:
+        """By the payload."""
+        return np.array([0 if record.payload.get("split") == HELD_OUT else NOWHERE for record in records], np.int64)
+
+
+@dataclass(frozen=True)
+class Folds(Gallery):
+    """The folds of a benchmark protocol, by the ids of their points."""
+
+    ids: Sequence[Sequence[str]]
+
+    def parts(self) -> int:
+        """As many as the protocol has folds."""
+        return len(self.ids)
+
+    def condition(self, part: int) -> "Filter | None":
+        """Points are named: no payload says in which fold they are."""
+        from qdrant_client.models import Filter, HasIdCondition  # takes a second to import
+
+        return Filter(must=[HasIdCondition(has_id=list(self.ids[part]))])
+
+    @cached_property
+    def _part_of(self) -> Mapping[str, int]:
+        return {id_: part for part, ids in enumerate(self.ids) for id_ in ids}
+
+    def placed(self, records: Sequence[Record]) -> Codes:
+        """By id."""
+        return np.array([self._part_of.get(record.id, NOWHERE) for record in records], np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Queries of one modality, the part of the gallery that each of them searches (n,), and that gallery."""
+
+    rows: Rows
+    parts: Codes
+    gallery: Gallery
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, chosen: npt.NDArray[np.int64]) -> "Asked":
+        """Keep the queries with these numbers."""
+        return Asked(self.rows.take(chosen.tolist()), self.parts[chosen], self.gallery)
+
+
+def by_protocol(protocol: Protocol, images: Rows, texts: Rows) -> dict[Modality, Asked]:
+    """Lay out a test split as a protocol wants it: queries by their modality, among the folds of the other one.
+
+    Raises:
+        MeasureError: the data is not of the protocol's shape.
+    """
+    folds = protocol.split(*group_codes(images.groups, texts.groups))
+    rows = {"image": images, "text": texts}
+    chosen = {"image": [fold.images for fold in folds], "text": [fold.texts for fold in folds]}
+    laid_out: dict[Modality, Asked] = {}
+    for asking, asked in (("image", "text"), ("text", "image")):
+        ids = [[point_id(asked, rows[asked].keys[row]) for row in part] for part in chosen[asked]]  # type: ignore[arg-type]
+        parts = np.repeat(np.arange(len(folds)), [len(part) for part in chosen[asking]])
+        laid_out[asking] = Asked(rows[asking].take(np.concatenate(chosen[asking]).tolist()), parts, Folds(ids))  # type: ignore[index]
+    return laid_out

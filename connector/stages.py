@@ -1,0 +1,267 @@
+"""The stages of a search, each asked the same queries, so that what one loses shows against the one before it.
+
+reference       the metric itself over the vectors read back: what encoders and projections can do
+lowering        Qdrant's exact search in its own order: what it makes of the metric
+rescoring       the same with candidates rescored by the metric, where its order is not Qdrant's
+index           the graph, walked as production walks it, over the vectors themselves
+quantization    the graph over quantized vectors with oversampling and rescoring, as it was laid out
+filter:NAME     all of it within a filter, against exact search within that filter
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment.embeddings import Modality
+from alignment.metrics import Guarantee, Rescored
+from alignment.recall import Codes, RelevantRanks
+from alignment.vectors import FloatArray
+from connector.candidates import ALIGNED, Finder, Scored, unpacked
+from connector.errors import StoreError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from qdrant_client.models import Filter
+
+REFERENCE, LOWERING, RESCORING, INDEX, QUANTIZATION = "reference", "lowering", "rescoring", "index", "quantization"
+FILTER = "filter:"
+BATCH_QUERIES = 64
+# Ids that the filter of a protocol names, in the requests of one batch.
+IDS_AT_ONCE = 100_000
+TIMED_QUERIES = 100
+
+Scores = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long searches take that are asked one at a time, in milliseconds, percentiles of `queries` of them."""
+
+    p50: float
+    p95: float
+    p99: float
+    queries: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> "Latency":
+        """Sum up."""
+        p50, p95, p99 = np.percentile(np.array(seconds) * 1000, [50, 95, 99])
+        return cls(float(p50), float(p95), float(p99), len(seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A way to search.
+
+    Attributes:
+        against: the stage whose answers it should give.
+        exact: compare with every point.
+        quantized: walk over quantized vectors.
+        rescored: let the metric order candidates; else Qdrant's own order stands.
+        condition: search within.
+    """
+
+    name: str
+    against: str
+    exact: bool = False
+    quantized: bool = False
+    rescored: bool = True
+    condition: "Filter | None" = None
+
+
+def stages(guarantee: Guarantee, *, quantized: bool) -> list[Stage]:
+    """The stages of a release after the reference, in the order of a search; the last is what production gets."""
+    exact = [Stage(LOWERING, REFERENCE, exact=True, rescored=False)]
+    if guarantee is not Guarantee.EXACT:
+        exact.append(Stage(RESCORING, REFERENCE, exact=True))
+    walks = [Stage(INDEX, exact[-1].name)]
+    if quantized:
+        walks.append(Stage(QUANTIZATION, INDEX, quantized=True))
+    return exact + walks
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a stage gives n queries.
+
+    Attributes:
+        ranks: where relevant items stand; infinity for those beyond what was asked for.
+        scores: of the metric, of what was found (n, depth), in the order of the answers; NaN where there is less.
+        certified: whether each answer is proved complete (n,); NaN where nothing can be proved.
+    """
+
+    ranks: RelevantRanks
+    scores: Scores
+    certified: npt.NDArray[np.float64]
+
+    def fidelity(self, best: Scores, k: int, tied: Callable[[Scores], Scores]) -> npt.NDArray[np.float64]:
+        """Share of the first `k` of a list with the scores `best` (n, depth) that was found (n,).
+
+        What scores as high as the k-th counts, whichever it is; of an empty list everything was found.
+        """
+        expected = (~np.isnan(best[:, :k])).sum(axis=1)  # (n,)
+        last = best[np.arange(len(best)), np.maximum(expected, 1) - 1]
+        found = (self.scores[:, :k] >= tied(last)[:, None]).sum(axis=1)
+        return np.where(expected > 0, np.minimum(found, expected) / np.maximum(expected, 1), 1.0)
+
+    @property
+    def best(self) -> Scores:
+        """The scores, best first, NaN last."""
+        ordered: Scores = -np.sort(-self.scores, axis=1)
+        return ordered
+
+
+class ExactRefusedError(StoreError):
+    """The store refuses exact search, as a server in strict mode may; the message is its own."""
+
+
+class Asker:
+    """Asks a release for one modality.
+
+    Args:
+        finder: searches it.
+        target: modality of the items.
+        depth: length of the lists. Production asks for k at a time: asking for many more than the longest k would make
+            the index look better than it serves, and one more shows whether a tie goes on beyond the end.
+        pace: called with the number of queries before they are asked.
+
+    Attributes:
+        exact: whether the store answers exact searches; where not, ties that go on beyond a list are counted along the
+            graph.
+    """
+
+    def __init__(self, finder: Finder, target: Modality, depth: int, pace: Callable[[int], None]):
+        self.finder = finder
+        self.target = target
+        self.depth = depth
+        self.lowering = finder.release.lowerings[target]
+        self.exact = True
+        self._pace = pace
+
+    def ask(
+        self,
+        stage: Stage,
+        aligned: FloatArray,
+        groups: Sequence[str],
+        relevant: Codes,
+        *,
+        ids: int = 0,
+        advance: Callable[[int], None] = lambda count: None,
+    ) -> Answers:
+        """Ask with every query.
+
+        Args:
+            stage: how.
+            aligned: queries (n, d).
+            groups: what is relevant to each of them.
+            relevant: how many such points there are to find for each (n,).
+            ids: how many points the stage's condition names.
+            advance: called with the number of queries done since.
+
+        Raises:
+            ExactRefusedError: the stage is exact, and the store refuses that.
+        """
+        found: list[float] = []
+        scores = np.full((len(aligned), self.depth), np.nan)
+        certified = np.full(len(aligned), np.nan)
+        step = max(1, min(BATCH_QUERIES, IDS_AT_ONCE // max(1, ids)))
+        for start in range(0, len(aligned), step):
+            batch = aligned[start : start + step]
+            answers = self._lists(stage, batch)
+            for number, answer in enumerate(answers, start):
+                found += self._ranks(stage, aligned[number], groups[number], answer, int(relevant[number]))
+                scores[number, : len(answer.hits)] = answer.scores
+                if answer.certified is not None:
+                    certified[number] = answer.certified
+            advance(len(batch))
+        return Answers(RelevantRanks(np.array(found), relevant), scores, certified)
+
+    def latency(self, stage: Stage, aligned: FloatArray) -> Latency:
+        """Time single queries (n, d), the first few of them as a warm-up."""
+        seconds = []
+        for query in np.concatenate([aligned[:3], aligned]):
+            self._pace(1)
+            started = time.perf_counter()
+            self._asked(stage, query[None])
+            seconds.append(time.perf_counter() - started)
+        return Latency.of(seconds[min(3, len(aligned)) :])
+
+    def _lists(self, stage: Stage, queries: FloatArray) -> "list[_List]":
+        self._pace(len(queries))
+        return self._asked(stage, queries)
+
+    def _asked(self, stage: Stage, queries: FloatArray) -> "list[_List]":
+        asked: dict[str, Any] = {"filter": stage.condition, "exact": stage.exact, "quantized": stage.quantized}
+        try:
+            if not stage.rescored and isinstance(self.lowering, Rescored):
+                return self._own_order(self.lowering, queries, asked)
+            found = self.finder.find(self.target, queries, self.depth, with_payload=["group"], **asked)
+        except StoreUnavailableError:
+            raise
+        except StoreError as error:
+            if stage.exact:
+                raise ExactRefusedError(str(error)) from error
+            raise
+        return [_List(each.hits, [hit.score for hit in each.hits], each.certified) for each in found]
+
+    def _own_order(self, lowering: Rescored, queries: FloatArray, asked: dict[str, Any]) -> "list[_List]":
+        """Search in Qdrant's order; the metric only says what the answers are worth."""
+        finder, lists = self.finder, []
+        found = finder.store.search(
+            finder.release.name, self.target, lowering.query(queries), self.depth, ef=finder.ef,
+            with_payload=["group", ALIGNED], **asked,
+        )  # fmt: skip
+        sign = 1.0 if lowering.distance.higher_is_better else -1.0
+        for query, hits in zip(queries, found, strict=True):
+            worth = lowering.rescore(query, unpacked([hit.payload[ALIGNED] for hit in hits])).tolist() if hits else []
+            own = [Scored(hit.id, sign * hit.raw_score, hit.raw_score, hit.payload) for hit in hits]
+            lists.append(_List(own, worth, None))
+        return lists
+
+    def _ranks(self, stage: Stage, query: FloatArray, group: str, answer: "_List", relevant: int) -> list[float]:
+        """Rank the relevant hits, ascending; irrelevant ones of the same score stand before them."""
+        hits = answer.hits
+        its = [hit.score for hit in hits if hit.payload["group"] == group]
+        rivals = np.array([hit.score for hit in hits if hit.payload["group"] != group])
+        # Rescoring rounds by where a candidate stands in its batch: equal items may come out apart.
+        exact = self.finder.release.guarantee is Guarantee.EXACT or not stage.rescored
+        floors = np.array(its) if exact else self.lowering.tied(np.array(its))
+        more = len(hits) == self.depth
+        if its and more and hits[-1].score >= floors.min():
+            # The tie may go on beyond the list. How many of it are irrelevant, a list of nothing else says.
+            rivals = self._rivals(stage, query, group, rivals)
+        ranks = []
+        for place, floor in enumerate(floors[:relevant]):
+            before = int((rivals >= floor).sum())
+            ranks.append(before + place + 1.0 if before < self.depth else np.inf)
+        return [*ranks, *[np.inf] * (relevant - len(ranks))]
+
+    def _rivals(self, stage: Stage, query: FloatArray, group: str, known: Scores) -> Scores:
+        if not stage.rescored and isinstance(self.lowering, Rescored):
+            return np.append(known, np.full(self.depth, np.inf))  # pessimistic: this order serves nobody
+        condition = _without_group(group, stage.condition)
+        self._pace(1)
+        (found,) = self.finder.find(
+            self.target, query[None], self.depth, filter=condition, exact=self.exact,
+            quantized=stage.quantized, with_payload=False,
+        )  # fmt: skip
+        return np.array([hit.score for hit in found.hits])
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    """What one query got: hits with the scores that they are ordered by, and the metric's own scores."""
+
+    hits: list[Scored]
+    scores: list[float]
+    certified: bool | None
+
+
+def _without_group(group: str, condition: "Filter | None") -> "Filter":
+    from qdrant_client.models import FieldCondition, Filter, MatchValue  # takes a second to import
+
+    unwanted = FieldCondition(key="group", match=MatchValue(value=group))
+    return Filter(must=[condition] if condition else None, must_not=[unwanted])
