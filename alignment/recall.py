@@ -255,7 +255,7 @@ def bootstrap_means(
         times = np.bincount(rng.integers(len(sizes), size=len(sizes)), minlength=len(sizes)).astype(np.float64)
         means[replicate] = times @ sums / (times @ sizes)
     lows, highs = np.percentile(means, [2.5, 97.5], axis=0)
-    averages = values.mean(axis=0)
+    averages = [column.mean() for column in np.ascontiguousarray(values.T)]  # the same digits as of one alone
     return [
         Estimate(float(value), float(low), float(high)) for value, low, high in zip(averages, lows, highs, strict=True)
     ]

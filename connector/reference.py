@@ -39,7 +39,8 @@ class Truth:
     Attributes:
         whole: where the relevant items of each of n queries stand among all points.
         gallery: the same among the query's part of the gallery.
-        best: scores of the best points of all (n, depth), best first; NaN where there are fewer.
+        best: scores of the best points of all (n, depth), best first; NaN where there are fewer. Without the offset of
+            a lowering: it is the same for all points, and would hide what the scores round to.
         sizes: how many points the parts of the gallery hold (parts,).
         kept: vectors that were asked for, by id: aligned ones where points carry them, as they are stored where not.
     """
@@ -149,9 +150,7 @@ class _Pass:
     def _score(self, aligned: FloatArray, items: FloatArray) -> Scores:
         if isinstance(self.lowering, Rescored):
             return self.lowering.metric.score(aligned, items)
-        scores = NATIVE[self.lowering.distance].score(self.lowering.query(aligned), items)
-        offset = self.lowering.offset(aligned)
-        return scores if offset is None else scores + offset[:, None]
+        return NATIVE[self.lowering.distance].score(self.lowering.query(aligned), items)
 
 
 class _Relevant:

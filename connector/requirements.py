@@ -100,9 +100,11 @@ def require_known(requirements: Iterable[Requirement], known: Sequence[tuple[str
     """
     for requirement in requirements:
         if not any(requirement.speaks_of(*measure) for measure in known):
-            names = dict.fromkeys(f"{part}:{name}" if part else name for _, part, name in known)
+            whole = dict.fromkeys(name for _, part, name in known if not part)
+            parts = dict.fromkeys(part for _, part, _ in known if part)
             raise RequirementError(
-                f"requirement {requirement.text!r} names no measure of this audit; it has {', '.join(names)}"
+                f"requirement {requirement.text!r} names no measure of this audit; it has {', '.join(whole)}; and "
+                f"PART:recall@K, PART:fidelity@K and PART:latency.p50 of {', '.join(parts)}, strata with recall alone"
             )
         if requirement.is_drop and not against:
             raise RequirementError(

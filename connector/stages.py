@@ -31,6 +31,8 @@ FILTER = "filter:"
 BATCH_QUERIES = 64
 # Ids that the filter of a protocol names, in the requests of one batch.
 IDS_AT_ONCE = 100_000
+# Engines add float32 in other orders than the reference: nearer scores, as a share of the best, are one score.
+ROUNDING = 1e-5
 TIMED_QUERIES = 100
 
 Scores = npt.NDArray[np.floating]
@@ -89,7 +91,8 @@ class Answers:
 
     Attributes:
         ranks: where relevant items stand; infinity for those beyond what was asked for.
-        scores: of the metric, of what was found (n, depth), in the order of the answers; NaN where there is less.
+        scores: of the metric, of what was found (n, depth), in the order of the answers; NaN where there is less. As
+            in `connector.reference.Truth`, without the offset of a lowering.
         certified: whether each answer is proved complete (n,); NaN where nothing can be proved.
     """
 
@@ -104,7 +107,9 @@ class Answers:
         """
         expected = (~np.isnan(best[:, :k])).sum(axis=1)  # (n,)
         last = best[np.arange(len(best)), np.maximum(expected, 1) - 1]
-        found = (self.scores[:, :k] >= tied(last)[:, None]).sum(axis=1)
+        size = np.abs(np.nan_to_num(best[:, :k])).max(axis=1)
+        floors = np.fmin(tied(last), last - ROUNDING * size)
+        found = (self.scores[:, :k] >= floors[:, None]).sum(axis=1)
         return np.where(expected > 0, np.minimum(found, expected) / np.maximum(expected, 1), 1.0)
 
     @property
@@ -205,7 +210,10 @@ class Asker:
             if stage.exact:
                 raise ExactRefusedError(str(error)) from error
             raise
-        return [_List(each.hits, [hit.score for hit in each.hits], each.certified) for each in found]
+        if self.finder.release.guarantee is not Guarantee.EXACT:
+            return [_List(each.hits, [hit.score for hit in each.hits], each.certified) for each in found]
+        score = self.lowering.score
+        return [_List(each.hits, [score(hit.raw_score) for hit in each.hits], None) for each in found]
 
     def _own_order(self, lowering: Rescored, queries: FloatArray, asked: dict[str, Any]) -> "list[_List]":
         """Search in Qdrant's order; the metric only says what the answers are worth."""
@@ -214,10 +222,9 @@ class Asker:
             finder.release.name, self.target, lowering.query(queries), self.depth, ef=finder.ef,
             with_payload=["group", ALIGNED], **asked,
         )  # fmt: skip
-        sign = 1.0 if lowering.distance.higher_is_better else -1.0
         for query, hits in zip(queries, found, strict=True):
             worth = lowering.rescore(query, unpacked([hit.payload[ALIGNED] for hit in hits])).tolist() if hits else []
-            own = [Scored(hit.id, sign * hit.raw_score, hit.raw_score, hit.payload) for hit in hits]
+            own = [Scored(hit.id, lowering.score(hit.raw_score), hit.raw_score, hit.payload) for hit in hits]
             lists.append(_List(own, worth, None))
         return lists
 

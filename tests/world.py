@@ -28,14 +28,18 @@ from alignment.embeddings import MODALITIES, EmbeddingSet, EncoderCard, HoldOut,
 from alignment.metrics import METRICS, LearnedMetric, Lowering, Metric, Nnn, bank_name, parse
 from alignment.projections import Projection
 from alignment.vectors import FloatArray, unit
-from connector import qdrant_store
+from connector import auditor, qdrant_store
+from connector.audit import Audit, Plan
+from connector.drift import Earlier
 from connector.edge_store import EdgeStore
 from connector.models import BatchRow, ReleaseRow
+from connector.progress import Advance
 from connector.provenance import Provenance, upgrade
 from connector.push import push
 from connector.qdrant_connection import Connection
 from connector.qdrant_store import QdrantStore
 from connector.release import Release
+from connector.requirements import Requirement
 from connector.store import Store
 from tests.fakes import IMAGE_DIM, TEXT_DIM, FakeImageEncoder, FakeTextEncoder
 
@@ -284,6 +288,23 @@ def vectors_of(store: Store, name: str, modality: Modality) -> tuple[list[str], 
         [r.payload["group"] for r in found],
         np.stack([r.vector for r in found if r.vector is not None]),
     )
+
+
+def audit(
+    release: Release,
+    store: Store,
+    embedding_set: EmbeddingSet,
+    *,
+    requirements: Sequence[Requirement] = (),
+    before: Earlier | None = None,
+    advance: Advance = lambda count: None,
+    **asked: Any,
+) -> Audit:
+    """Audit a release with the plan that `asked` describes."""
+    return auditor.audit(
+        release, store, embedding_set, Plan(**asked), pairs=embedding_set.path.name, requirements=requirements,
+        before=before, advance=advance,
+    )  # fmt: skip
 
 
 def points_of(n: int) -> list[str]:

@@ -12,7 +12,6 @@ from sqlalchemy import update
 
 from alignment.embeddings import EmbeddingSet, EncoderCard
 from connector import search
-from connector.audit import audit
 from connector.encoders import Encoder
 from connector.errors import CollectionNotFoundError, MismatchError
 from connector.lifecycle import Forced, Lifecycle
@@ -21,7 +20,7 @@ from connector.release import METADATA, Release, open_release
 from connector.search import Retriever
 from connector.store import CollectionConfig, VectorConfig
 from tests.fakes import TEXT_DIM
-from tests.world import COLLECTION, World, alignment, cards, only, opened_world, pairs
+from tests.world import COLLECTION, World, alignment, audit, cards, only, opened_world, pairs
 
 
 class TextEncoder(Encoder):
@@ -77,7 +76,7 @@ def query(world: World) -> None:
 
 
 def audited(world: World) -> None:
-    audit(live(world), world.store, EmbeddingSet.open(world.home / "sets" / "s"), depth=10)
+    audit(live(world), world.store, EmbeddingSet.open(world.home / "sets" / "s"))
 
 
 def promote(world: World) -> None:

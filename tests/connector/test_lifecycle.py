@@ -50,7 +50,7 @@ def audited(world: World, *releases: Release, verdict: str = "passed", **changes
         with world.provenance.run("audit", {}) as run:
             world.provenance.record_audit(
                 run_id=run.id, release_id=row.id, set_id=embedding_set.id, verdict=verdict,
-                settings={**settings, **changes}, measures=[],
+                settings={**settings, **changes}, measures=[], per_query={},
             )  # fmt: skip
 
 

@@ -531,9 +531,10 @@ class TestAudits:
                 set_id=set_id,
                 verdict="passed",
                 settings={"k": [1, 5], "indexed": 100},
+                per_query={"t": b"packed"},
                 measures=[
-                    MeasureRow(direction="text->image", name="recall@5", value=1 / 3, low=0.1, high=0.9, queries=77),
-                    MeasureRow(direction="text->image", name="ann@5", value=1.0, low=None, high=None, queries=77),
+                    MeasureRow(direction="t", part="", name="recall@5", value=1 / 3, low=0.1, high=0.9, queries=77),
+                    MeasureRow(direction="t", part="index", name="recall@5", value=1.0, low=None, high=None, queries=7),
                 ],
             )
         with provenance.session() as session:
@@ -541,17 +542,24 @@ class TestAudits:
             measures = session.scalars(select(MeasureRow).order_by(MeasureRow.id)).all()
         assert (audit.run_id, audit.release_id, audit.embedding_set_id) == (run.id, released.id, set_id)
         assert (audit.verdict, audit.settings) == ("passed", {"k": [1, 5], "indexed": 100})
-        assert [(m.audit_id, m.name, m.value, m.low, m.high, m.queries) for m in measures] == [
-            (audit_id, "recall@5", 1 / 3, 0.1, 0.9, 77),
-            (audit_id, "ann@5", 1.0, None, None, 77),
+        assert [(m.audit_id, m.part, m.name, m.value, m.low, m.high, m.queries) for m in measures] == [
+            (audit_id, "", "recall@5", 1 / 3, 0.1, 0.9, 77),
+            (audit_id, "index", "recall@5", 1.0, None, None, 7),
         ]
+        assert provenance.per_query(audit_id) == {"t": b"packed"}
 
     def test_one_with_a_measure_that_is_refused_is_not_recorded(self, provenance: Provenance, tmp_path: Path) -> None:
         released, set_id = release(provenance), provenance.record_set(embedding_set(tmp_path / "s"))
-        twice = [MeasureRow(direction="d", name="n", value=v, queries=1) for v in (0.1, 0.2)]
+        twice = [MeasureRow(direction="d", part="", name="n", value=v, queries=1) for v in (0.1, 0.2)]
         with provenance.run("audit", {}) as run, pytest.raises(ProvenanceError, match=r"(?i)unique"):
             provenance.record_audit(
-                run_id=run.id, release_id=released.id, set_id=set_id, verdict="failed", settings={}, measures=twice
+                run_id=run.id,
+                release_id=released.id,
+                set_id=set_id,
+                verdict="failed",
+                settings={},
+                measures=twice,
+                per_query={},
             )
         assert (count(provenance, AuditRow), count(provenance, MeasureRow)) == (0, 0)
 
@@ -628,7 +636,13 @@ class TestPromotions:
         for verdict in ("passed", "failed"):
             with provenance.run("audit", {}) as run:
                 provenance.record_audit(
-                    run_id=run.id, release_id=audited.id, set_id=set_id, verdict=verdict, settings={}, measures=[]
+                    run_id=run.id,
+                    release_id=audited.id,
+                    set_id=set_id,
+                    verdict=verdict,
+                    settings={},
+                    measures=[],
+                    per_query={},
                 )
         found = provenance.last_audit(audited.id)
         assert found is not None
@@ -677,7 +691,7 @@ class TestIntegrity:
     @pytest.mark.parametrize(
         "row",
         [
-            lambda: MeasureRow(audit_id=99, direction="d", name="n", value=1.0, queries=1),
+            lambda: MeasureRow(audit_id=99, direction="d", part="", name="n", value=1.0, queries=1),
             lambda: RejectRow(run_id=99, source="s", position=1, stage="read", reason="r", detail="d"),
             lambda: AlignmentRow(
                 name="a", fingerprint="f", path="p", method="m", dim=1, image_encoder_id=99, text_encoder_id=99,
