@@ -1,8 +1,8 @@
 """The truth of an audit: the metric itself, over the vectors that the store gives back, all of them.
 
-Two passes over the points, a page at a time: the first scores what is relevant and keeps the best scores, the second
-counts what stands before. What is held are the queries, a page, a block of scores, and a number for each relevant pair:
-never queries times points.
+Two passes over the points, a page at a time: the first scores relevant pairs, the second all, and counts what stands
+before those. What is held are the queries, a page, a block of scores, and a number for each relevant pair: never
+queries times points.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -82,28 +82,25 @@ def truth(
         keep: ids of points whose vectors to keep.
         chunk_scores: how many scores are held at once.
     """
-    codes = {group: code for code, group in enumerate(dict.fromkeys(asked.rows.groups))}
-    wanted = np.array([codes[group] for group in asked.rows.groups], np.int64)  # (n,)
-    pass_ = _Pass(lowering, aligned, wanted, asked.parts, codes, asked, chunk_scores)
+    scorer = _Scorer(lowering, asked, aligned, chunk_scores)
     best = np.full((len(aligned), depth), -np.inf)
     sizes, kept, relevant = np.zeros(asked.gallery.parts(), np.int64), {}, _Relevant(len(aligned))
     for page in pages():
-        items = vectors_of(lowering, page)
+        items, placed = vectors_of(lowering, page), asked.gallery.placed(page)
         wishes = [number for number, record in enumerate(page) if record.id in keep]
         kept.update({page[number].id: items[number].copy() for number in wishes})
-        for block in pass_.blocks(page, items):
-            relevant.add(block)
+        sizes += np.bincount(placed[placed != NOWHERE], minlength=len(sizes))
+        for pairs in scorer.relevant_pairs(page, items, placed):
+            relevant.add(*pairs)
+    relevant.close()
+    for page in pages():
+        for block in scorer.blocks(page, vectors_of(lowering, page)):
+            relevant.count_before(block, is_whole=asked.gallery.is_whole)
             top = block.scores
             if top.shape[1] > depth:
                 top = -np.partition(-top, depth - 1, axis=1)[:, :depth]
             joined = np.concatenate([best[block.rows], top], axis=1)
             best[block.rows] = -np.sort(-joined, axis=1)[:, :depth]
-        placed = asked.gallery.placed(page)
-        sizes += np.bincount(placed[placed != NOWHERE], minlength=len(sizes))
-    relevant.close(lowering)
-    for page in pages():
-        for block in pass_.blocks(page, vectors_of(lowering, page)):
-            relevant.count_before(block, is_whole=asked.gallery.is_whole)
     best[np.isneginf(best)] = np.nan
     return Truth(*relevant.ranks(is_whole=asked.gallery.is_whole), best, sizes, kept)
 
@@ -122,35 +119,56 @@ class _Block:
     inside: Mask
 
 
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """Scores pages, a block of queries at a time. Both passes see the same blocks, so equal scores come out equal."""
+class _Scorer:
+    """Scores pages against all queries."""
 
-    lowering: Lowering
-    aligned: FloatArray
-    wanted: Codes
-    parts: Codes
-    codes: dict[str, int]
-    asked: Asked
-    chunk_scores: int
+    def __init__(self, lowering: Lowering, asked: Asked, aligned: FloatArray, chunk_scores: int):
+        self._lowering, self._asked, self._aligned, self._chunk_scores = lowering, asked, aligned, chunk_scores
+        self._queries = aligned if isinstance(lowering, Rescored) else lowering.query(aligned)
+        self._of: dict[str, list[int]] = {}  # queries by their group
+        for number, group in enumerate(asked.rows.groups):
+            self._of.setdefault(group, []).append(number)
+        codes = {group: code for code, group in enumerate(self._of)}
+        self._codes, self._wanted = codes, np.array([codes[group] for group in asked.rows.groups], np.int64)  # (n,)
+
+    def relevant_pairs(
+        self, page: Sequence[Record], items: FloatArray, placed: Codes
+    ) -> Iterator[tuple[Codes, Scores, Scores, Mask]]:
+        """Yield numbers of queries, their scores with relevant points of a page, floors of those, and who is inside."""
+        its: dict[str, list[int]] = {}
+        for number, record in enumerate(page):
+            if record.payload["group"] in self._of:
+                its.setdefault(record.payload["group"], []).append(number)
+        for group, columns in its.items():
+            rows = np.array(self._of[group])
+            scores = self._score(self._queries[rows], items[columns])  # (c, m)
+            floors = self._floors(scores, self._queries[rows], items[columns])
+            inside = self._asked.parts[rows, None] == placed[columns]
+            yield np.repeat(rows, len(columns)), scores.ravel(), floors.ravel(), inside.ravel()
 
     def blocks(self, page: Sequence[Record], items: FloatArray) -> Iterator[_Block]:
-        groups = np.array([self.codes.get(record.payload["group"], NOWHERE) for record in page], np.int64)
-        placed = self.asked.gallery.placed(page)
-        step = max(1, self.chunk_scores // len(page))
-        for start in range(0, len(self.aligned), step):
+        """Yield all scores of a page, as many queries at once as there may be."""
+        groups = np.array([self._codes.get(record.payload["group"], NOWHERE) for record in page], np.int64)
+        placed = self._asked.gallery.placed(page)
+        step = max(1, self._chunk_scores // len(page))
+        for start in range(0, len(self._queries), step):
             rows = slice(start, start + step)
-            yield _Block(
-                rows,
-                self._score(self.aligned[rows], items),
-                self.wanted[rows, None] == groups,
-                self.parts[rows, None] == placed,
-            )
+            relevant, inside = self._wanted[rows, None] == groups, self._asked.parts[rows, None] == placed
+            yield _Block(rows, self._score(self._queries[rows], items), relevant, inside)
 
-    def _score(self, aligned: FloatArray, items: FloatArray) -> Scores:
-        if isinstance(self.lowering, Rescored):
-            return self.lowering.metric.score(aligned, items)
-        return NATIVE[self.lowering.distance].score(self.lowering.query(aligned), items)
+    def _score(self, queries: FloatArray, items: FloatArray) -> Scores:
+        if isinstance(self._lowering, Rescored):
+            return self._lowering.metric.score(queries, items)
+        return NATIVE[self._lowering.distance].score(queries, items)
+
+    def _floors(self, scores: Scores, queries: FloatArray, items: FloatArray) -> Scores:
+        """The lowest scores that may be the same but for rounding, which depends on how many are computed at once."""
+        floors = self._lowering.tied(scores)
+        if self._lowering.distance is not Distance.DOT or isinstance(self._lowering, Rescored):
+            return floors
+        sizes = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(items, axis=1)
+        lowest: Scores = np.minimum(floors, scores - 1e-6 * sizes)  # products may cancel
+        return lowest
 
 
 class _Relevant:
@@ -158,19 +176,18 @@ class _Relevant:
 
     def __init__(self, n: int):
         self._n = n
-        self._found: list[tuple[Codes, Scores, Mask]] = [(np.empty(0, np.int64), np.empty(0), np.empty(0, bool))]
+        empty = np.empty(0)
+        self._found: list[tuple[Codes, Scores, Scores, Mask]] = [(empty.astype(int), empty, empty, empty.astype(bool))]
 
-    def add(self, block: _Block) -> None:
-        """Remember the relevant pairs of a block."""
-        rows, columns = np.nonzero(block.relevant)
-        self._found.append((rows + block.rows.start, block.scores[rows, columns], block.inside[rows, columns]))
+    def add(self, queries: Codes, scores: Scores, floors: Scores, inside: Mask) -> None:
+        """Remember relevant pairs."""
+        self._found.append((queries, scores, floors, inside))
 
-    def close(self, lowering: Lowering) -> None:
+    def close(self) -> None:
         """Put pairs in order, those of a query together and the best first."""
-        queries, scores, inside = (np.concatenate(parts) for parts in zip(*self._found, strict=True))
+        queries, scores, floors, inside = (np.concatenate(parts) for parts in zip(*self._found, strict=True))
         order = np.lexsort((-scores, queries))
-        self._queries, self._inside = queries[order], inside[order]
-        self._floors = lowering.tied(scores[order])  # (t,), rounding never flatters
+        self._queries, self._inside, self._floors = queries[order], inside[order], floors[order]
         self._counts = np.bincount(queries, minlength=self._n)
         self._first = np.cumsum(self._counts) - self._counts
         self._before, self._before_inside = np.zeros(len(order), np.int64), np.zeros(len(order), np.int64)
