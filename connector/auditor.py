@@ -15,14 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignment.embeddings import MODALITIES, EmbeddingSet, Modality, Rows
-from alignment.errors import GapError
-from alignment.gap import one_each
-from alignment.geometry import SAMPLE, geometry
-from alignment.labelled import Labelled, Side
 from alignment.measures import Measure as Kind
-from alignment.measures import by_stratum
 from alignment.metrics import Guarantee
-from alignment.protocols import PROTOCOLS
 from alignment.recall import (
     Codes,
     Estimate,
@@ -33,7 +27,7 @@ from alignment.recall import (
     chance_recall_at,
     group_codes,
 )
-from alignment.vectors import FloatArray, faults, unit
+from alignment.vectors import FloatArray
 from connector.audit import (
     BOTH,
     DIRECTIONS,
@@ -41,22 +35,20 @@ from connector.audit import (
     Fidelity,
     Measure,
     Plan,
-    Plane,
     Point,
-    Scope,
     StageFound,
     Worst,
-    as_value,
 )
 from connector.candidates import Finder
 from connector.drift import Earlier, PerQuery, Values, drifts
-from connector.errors import MismatchError, SettingsError
-from connector.galleries import Asked, Everything, Folds, HeldOut, by_protocol
-from connector.points import HELD_OUT, point_id
+from connector.errors import MismatchError
+from connector.galleries import Asked, Folds, lay_out
+from connector.points import point_id
 from connector.progress import Advance
 from connector.reference import Truth, truth
 from connector.release import Release, require_encoder
 from connector.requirements import Requirement, failures, require_known
+from connector.space import GAP_MEASURES, draw, measure_space
 from connector.stages import (
     FILTER,
     INDEX,
@@ -69,6 +61,7 @@ from connector.stages import (
     stages,
 )
 from connector.store import Record, Store, parse_filter
+from connector.strata import Strata, measured, strata, stratum
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
@@ -76,18 +69,9 @@ if TYPE_CHECKING:
 PROVABLE = (Guarantee.CERTIFIED, Guarantee.BOUNDED)
 CERTIFIED = "certified"
 CURVE = (1, 2, 3, 5, 10, 20, 30, 50, 100)
-# Groups whose vectors are kept for the gap, and pairs that are drawn in the plane.
-GAP_GROUPS = SAMPLE // 2
-PLANE_PAIRS = 250
 WORST_QUERIES, WORST_HITS, WORST_EXPECTED = 6, 5, 3
-# Values of a payload field that are measured apart, those of the most queries; the rest are counted.
-STRATA = 50
-GAP_MEASURES = (
-    "gap", "gap.raw", "gap.p", "gap.centroid", "gap.centred", "sliced", "bures", "mutual_neighbours",
-)  # fmt: skip
 TAIL = ("p5", "least", "below90")
 LATENCIES = ("latency.p50", "latency.p95", "latency.p99")
-OTHERS = "(other values)"
 EXACT = "exact search within it"
 REFERENCE_STAGE = Stage(REFERENCE, "")
 # Part and name of a measure. What a stage loses is none: it is told with the stage.
@@ -133,13 +117,13 @@ def audit(
     result.info = store.describe(release.name)
     filters = {FILTER + name: parse_filter(text) for name, text in plan.filters.items()}
     rows = {modality: embedding_set.load(modality) for modality in MODALITIES}
-    asked = _asked(release, embedding_set, rows, plan)
-    strata = _strata(asked, plan)
+    asked = lay_out(release, embedding_set, rows, plan)
+    apart = strata(asked, plan)
     search = stages(release.guarantee, quantized=result.info.quantization is not None)
-    known = list(_known(plan, release, search, filters, strata))
+    known = list(_known(plan, release, search, filters, apart))
     require_known(requirements, known, against=before is not None)
     finder, pace = Finder(release, store), _Pace(plan.rate)
-    _Auditor(release, store, plan, result, rows, asked, search, filters, strata, advance, finder, pace).run()
+    _Auditor(release, store, plan, result, rows, asked, search, filters, apart, advance, finder, pace).run()
     if before is not None:
         also = [(each.part, each.name) for each in requirements if each.is_drop]
         result.drifts = drifts(before, result.per_query, also, seed=plan.seed)
@@ -173,7 +157,7 @@ class _Auditor:
     asked: Mapping[Modality, Asked]
     search: list[Stage]
     filters: "Mapping[str, Filter]"
-    strata: Mapping[Modality, Mapping[str, Sequence[str | None]]]
+    strata: Strata
     advance: Advance
     finder: Finder
     pace: _Pace
@@ -181,8 +165,8 @@ class _Auditor:
 
     def run(self) -> None:
         """Ask everything, and write what is found into the result."""
-        keep = self._gap_sample()
-        truths = {direction: self._truth(direction, keep[asked]) for direction, (_, asked) in DIRECTIONS.items()}
+        drawn = draw(self.asked, self.rows, seed=self.plan.seed)
+        truths = {direction: self._truth(direction, drawn[asked]) for direction, (_, asked) in DIRECTIONS.items()}
         if not any(found.gallery.counts.any() for found in truths.values()):
             where = f"protocol {self.plan.protocol}" if self.plan.protocol else f"{self.plan.gallery} gallery"
             raise MismatchError(
@@ -192,7 +176,8 @@ class _Auditor:
         self._facts()
         for direction, found in truths.items():
             self._direction(direction, found)
-        self._geometry(keep)
+        probe = self._aligned(self.asked["image"].rows)[:4]
+        measure_space(self.result, self.release, drawn, self.kept, probe)
 
     def _truth(self, direction: str, keep: Collection[str]) -> Truth:
         asking, target = DIRECTIONS[direction]
@@ -272,7 +257,7 @@ class _Auditor:
             )  # fmt: skip
         for name, condition in self.filters.items():
             self._filtered(direction, name, condition, asker, aligned, codes, timed)
-        self._note_strata(direction, served.ranks, codes)
+        self.result.measures += measured(direction, served.ranks, codes, self.strata, self.plan.ks, seed=self.plan.seed)
         self._note_worst(direction, last, found)
 
     def _without_exact(self, direction: str, asker: Asker, query: FloatArray) -> None:
@@ -416,16 +401,6 @@ class _Auditor:
             )
         )  # fmt: skip
 
-    def _note_strata(self, direction: str, served: RelevantRanks, codes: Codes) -> None:
-        """Measure the queries of each value of a payload field apart, those without a value beside them."""
-        for name, of_query in self.strata[DIRECTIONS[direction][0]].items():
-            for k in self.plan.ks:
-                for value, its in by_stratum(Kind("recall", k), served, codes, of_query, seed=self.plan.seed).items():
-                    part, e = _stratum(name, value), its.estimate
-                    self.result.measures.append(
-                        Measure(direction, f"recall@{k}", e.value, e.low, e.high, its.queries, part)
-                    )
-
     def _note_worst(self, direction: str, last: Answers, found: Truth) -> None:
         """Keep the queries whose best relevant item comes last, of those that have one."""
         asking, target = DIRECTIONS[direction]
@@ -447,138 +422,13 @@ class _Auditor:
             query = Point(asked.keys[row], {"group": group, **json.loads(asked.payloads[row])})
             self.result.worst.append(Worst(direction, query, float(found.whole.best[row]), hits, expected))
 
-    def _gap_sample(self) -> dict[Modality, dict[str, str]]:
-        """Draw groups of the queries that have both modalities; return the ids of their points with their groups."""
-        both = sorted(set(self.asked["image"].rows.groups) & set(self.asked["text"].rows.groups))
-        order = np.random.default_rng(self.plan.seed).permutation(len(both))[:GAP_GROUPS]
-        drawn = {both[place] for place in order}
-        return {
-            m: {
-                point_id(m, key): group
-                for key, group in zip(self.rows[m].keys, self.rows[m].groups, strict=True)
-                if group in drawn
-            }
-            for m in MODALITIES
-        }
-
-    def _geometry(self, keep: Mapping[Modality, Mapping[str, str]]) -> None:
-        """Measure the gap of vectors that were read back, where there are enough of them."""
-        ids = {m: [id_ for id_ in keep[m] if id_ in self.kept] for m in MODALITIES}
-        codes = group_codes(*([keep[m][id_] for id_ in ids[m]] for m in MODALITIES))
-        aligned, space = self._read_back(ids)
-        self.result.geometry_of = space
-        try:
-            if not all(len(vectors) for vectors in aligned):
-                raise GapError("no group of the queries has both an image and a text in the collection")
-            labelled = Labelled(*(Side(vectors, of) for vectors, of in zip(aligned, codes, strict=True)))
-            found = geometry(labelled, seed=self.plan.seed)
-        except GapError as error:
-            self.result.geometry_of = f"not measured: {error}"
-            self.result.findings.append(f"The modality gap was not measured: {error}.")
-            return
-        self.result.geometry = found
-        gap = found.gap
-        values = (
-            gap.debiased, gap.raw, found.p, gap.centroid, gap.centred.debiased, found.sliced.debiased,
-            found.bures.debiased, found.mutual_neighbours,
-        )  # fmt: skip
-        self.result.measures += [
-            Measure(BOTH, name, value, queries=found.groups) for name, value in zip(GAP_MEASURES, values, strict=True)
-        ]
-        self.result.measures += [
-            Measure(direction, "hubness", value, queries=found.groups) for direction, value in found.hubness.items()
-        ]
-        names = sorted({group for m in MODALITIES for group in keep[m].values()})
-        self.result.plane = _plane(labelled, names)
-
-    def _read_back(self, ids: Mapping[Modality, Sequence[str]]) -> tuple[list[FloatArray], str]:
-        """Return the vectors of points, and what they are: aligned, or as the metric's lowering stores them."""
-        vectors = [
-            np.stack([self.kept[i] for i in ids[m]]) if ids[m] else np.empty((0, 1), np.float32) for m in MODALITIES
-        ]
-        if self.release.guarantee is not Guarantee.EXACT:
-            return vectors, "aligned vectors"
-        dim, probe = self.release.alignment.dim, self._aligned(self.asked["image"].rows)[:4]
-        lowered = self.release.lowerings["image"].item(probe)[:, :dim]
-        if lowered.shape == probe.shape and np.allclose(unit(lowered), unit(probe), atol=1e-6):
-            return [each[:, :dim] for each in vectors], "aligned vectors"
-        return vectors, f"vectors as {self.release.metric} stores them"
-
-
-def _asked(
-    release: Release, embedding_set: EmbeddingSet, rows: Mapping[Modality, Rows], plan: Plan
-) -> dict[Modality, Asked]:
-    """Lay out the queries of each modality."""
-    asked: dict[Modality, Asked] = {}
-    if plan.protocol is not None:
-        for modality in MODALITIES:
-            bad = len(rows[modality]) - len(_sound(release, rows[modality]))
-            if bad:
-                raise MismatchError(
-                    f"protocol {plan.protocol}: {bad} {modality} embeddings of {embedding_set.path} cannot be aligned; "
-                    "encode them again"
-                )
-        asked = by_protocol(PROTOCOLS[plan.protocol], rows["image"], rows["text"])
-    else:
-        gallery = HeldOut() if plan.gallery == HELD_OUT else Everything()
-        for modality in MODALITIES:
-            labelled = _labelled(release, embedding_set, rows[modality], plan.queries)
-            asked[modality] = Asked(labelled, np.zeros(len(labelled), np.int64), gallery)
-    if plan.sample is not None:
-        for modality, each in asked.items():
-            drawn = np.random.default_rng(plan.seed).permutation(len(each))[: plan.sample]
-            asked[modality] = each.take(np.sort(drawn))
-    return asked
-
-
-def _labelled(release: Release, embedding_set: EmbeddingSet, rows: Rows, scope: Scope) -> Rows:
-    """Choose the rows to query with; rows that cannot be queried with were refused when they were pushed."""
-    kept = _sound(release, rows)
-    if scope == HELD_OUT:
-        kept = kept[release.alignment.card.hold_out.held_out([rows.groups[row] for row in kept])]
-    if not len(kept):
-        raise MismatchError(
-            f"embedding set {embedding_set.path} holds no {scope} {rows.modality} rows to audit with; encode more "
-            "pairs, or audit with --queries all"
-        )
-    return rows.take(kept.tolist())
-
-
-def _sound(release: Release, rows: Rows) -> Codes:
-    """Return the numbers of the rows that can be aligned."""
-    kept = np.ones(len(rows), bool)
-    kept[list(faults(rows.vectors))] = False
-    sound = np.flatnonzero(kept)
-    projected = release.alignment.projections[rows.modality].unchecked(rows.vectors[sound])
-    return np.delete(sound, list(faults(projected)))
-
-
-def _strata(asked: Mapping[Modality, Asked], plan: Plan) -> dict[Modality, dict[str, list[str | None]]]:
-    """Return the value of each field for each query, those of too few queries to be shown apart as one."""
-    payloads = {m: [json.loads(text) for text in each.rows.payloads] for m, each in asked.items()}
-    strata: dict[Modality, dict[str, list[str | None]]] = {m: {} for m in asked}
-    for name in plan.by:
-        if not any(name in payload for each in payloads.values() for payload in each):
-            known = sorted({key for each in payloads.values() for payload in each for key in payload})
-            raise SettingsError(f"by: no query has a payload field {name!r}; they have {', '.join(known) or 'none'}")
-        for modality, each in payloads.items():
-            values = [as_value(payload, name) for payload in each]
-            if any(value is not None for value in values):
-                most = {value for value, _ in Counter(values).most_common(STRATA)}
-                strata[modality][name] = [value if value in most else OTHERS for value in values]
-    return strata
-
-
-def _stratum(name: str, value: object) -> str:
-    return f"{name} missing" if value is None else f"{name}={value}"
-
 
 def _known(
     plan: Plan,
     release: Release,
     search: Sequence[Stage],
     filters: Iterable[str],
-    strata: Mapping[Modality, Mapping[str, Sequence[str | None]]],
+    strata: Strata,
 ) -> Iterator[tuple[str, str, str]]:
     """Yield direction, part and name of every measure that this audit can have, before it begins."""
     tails = [f"fidelity@{k}{end}" for k in plan.ks for end in ("", *(f".{end}" for end in TAIL))]
@@ -593,7 +443,7 @@ def _known(
         for part in (*(stage.name for stage in search), *filters):
             yield from ((direction, part, name) for name in (*recalls, *tails, *LATENCIES))
         for name, values in strata[asking].items():
-            yield from ((direction, _stratum(name, value), recall) for value in set(values) for recall in recalls)
+            yield from ((direction, stratum(name, value), recall) for value in set(values) for recall in recalls)
     yield from ((BOTH, "", name) for name in GAP_MEASURES)
 
 
@@ -611,19 +461,6 @@ def _fields(condition: Any) -> set[str]:
         own = {condition["key"]} if isinstance(condition.get("key"), str) else set()
         return own.union(*map(_fields, condition.values()))
     return set().union(*map(_fields, condition)) if isinstance(condition, list) else set()
-
-
-def _plane(labelled: Labelled, names: Sequence[str]) -> Plane:
-    """Lay a few pairs on the two axes along which images and texts together vary most."""
-    groups = labelled.groups[:: -(-len(labelled.groups) // PLANE_PAIRS)]
-    X, Y = (unit(one_each(side, groups)) for side in (labelled.image, labelled.text))
-    both = np.concatenate([X, Y]).astype(np.float64)
-    centred = both - both.mean(axis=0)
-    _, lengths, axes = np.linalg.svd(centred, full_matrices=False)
-    placed = centred @ axes[:2].T
-    shares = lengths**2 / (lengths**2).sum()
-    images, texts = ([(float(x), float(y)) for x, y in part] for part in (placed[: len(groups)], placed[len(groups) :]))
-    return Plane([names[group] for group in groups], images, texts, (float(shares[0]), float(shares[1])))
 
 
 def _with_vector(modality: Modality, condition: "Filter | None") -> "Filter":

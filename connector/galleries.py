@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from alignment.embeddings import Modality, Rows
-from alignment.protocols import Protocol
+from alignment.embeddings import MODALITIES, EmbeddingSet, Modality, Rows
+from alignment.protocols import PROTOCOLS, Protocol
 from alignment.recall import Codes, group_codes
+from alignment.vectors import faults
+from connector.errors import MismatchError
 from connector.points import HELD_OUT, point_id
+from connector.release import Release
 from connector.store import Record
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
+
+    from connector.audit import Plan, Scope
 
 NOWHERE = -1
 
@@ -134,3 +139,56 @@ def by_protocol(protocol: Protocol, images: Rows, texts: Rows) -> dict[Modality,
         parts = np.repeat(np.arange(len(folds)), [len(part) for part in chosen[asking]])
         laid_out[asking] = Asked(rows[asking].take(np.concatenate(chosen[asking]).tolist()), parts, Folds(ids))  # type: ignore[index]
     return laid_out
+
+
+def lay_out(
+    release: Release, embedding_set: EmbeddingSet, rows: Mapping[Modality, Rows], plan: "Plan"
+) -> dict[Modality, Asked]:
+    """Lay out the queries of each modality as `plan` says, with what they search.
+
+    Raises:
+        MismatchError: the set holds nothing to query with.
+        MeasureError: it is not of the protocol's shape.
+    """
+    asked: dict[Modality, Asked] = {}
+    if plan.protocol is not None:
+        for modality in MODALITIES:
+            bad = len(rows[modality]) - len(_sound(release, rows[modality]))
+            if bad:
+                raise MismatchError(
+                    f"protocol {plan.protocol}: {bad} {modality} embeddings of {embedding_set.path} cannot be aligned; "
+                    "encode them again"
+                )
+        asked = by_protocol(PROTOCOLS[plan.protocol], rows["image"], rows["text"])
+    else:
+        gallery = HeldOut() if plan.gallery == HELD_OUT else Everything()
+        for modality in MODALITIES:
+            labelled = _labelled(release, embedding_set, rows[modality], plan.queries)
+            asked[modality] = Asked(labelled, np.zeros(len(labelled), np.int64), gallery)
+    if plan.sample is not None:
+        for modality, each in asked.items():
+            drawn = np.random.default_rng(plan.seed).permutation(len(each))[: plan.sample]
+            asked[modality] = each.take(np.sort(drawn))
+    return asked
+
+
+def _labelled(release: Release, embedding_set: EmbeddingSet, rows: Rows, scope: "Scope") -> Rows:
+    """Choose the rows to query with; rows that cannot be queried with were refused when they were pushed."""
+    kept = _sound(release, rows)
+    if scope == HELD_OUT:
+        kept = kept[release.alignment.card.hold_out.held_out([rows.groups[row] for row in kept])]
+    if not len(kept):
+        raise MismatchError(
+            f"embedding set {embedding_set.path} holds no {scope} {rows.modality} rows to audit with; encode more "
+            "pairs, or audit with --queries all"
+        )
+    return rows.take(kept.tolist())
+
+
+def _sound(release: Release, rows: Rows) -> Codes:
+    """Return the numbers of the rows that can be aligned."""
+    kept = np.ones(len(rows), bool)
+    kept[list(faults(rows.vectors))] = False
+    sound = np.flatnonzero(kept)
+    projected = release.alignment.projections[rows.modality].unchecked(rows.vectors[sound])
+    return np.delete(sound, list(faults(projected)))

@@ -1,0 +1,60 @@
+"""Queries apart: the values of a payload field, each measured for itself."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from alignment.embeddings import Modality
+from alignment.measures import Measure as Kind
+from alignment.measures import by_stratum
+from alignment.recall import Codes, RelevantRanks
+from connector.audit import DIRECTIONS, Measure, Plan, as_value
+from connector.errors import SettingsError
+from connector.galleries import Asked
+
+# Values of a payload field that are measured apart, those of the most queries; the rest are measured together.
+STRATA = 50
+OTHERS = "(other values)"
+
+# The value of each field for each query, by modality and field.
+Strata = Mapping[Modality, Mapping[str, Sequence[str | None]]]
+
+
+def strata(asked: Mapping[Modality, Asked], plan: Plan) -> Strata:
+    """Return the value of each field of `plan.by` for each query, those of too few queries to be shown apart as one.
+
+    Raises:
+        SettingsError: no query has such a field.
+    """
+    payloads = {m: [json.loads(text) for text in each.rows.payloads] for m, each in asked.items()}
+    found: dict[Modality, dict[str, list[str | None]]] = {m: {} for m in asked}
+    for name in plan.by:
+        if not any(name in payload for each in payloads.values() for payload in each):
+            known = sorted({key for each in payloads.values() for payload in each for key in payload})
+            raise SettingsError(f"by: no query has a payload field {name!r}; they have {', '.join(known) or 'none'}")
+        for modality, each in payloads.items():
+            values = [as_value(payload, name) for payload in each]
+            if any(value is not None for value in values):
+                most = {value for value, _ in Counter(values).most_common(STRATA)}
+                found[modality][name] = [value if value in most else OTHERS for value in values]
+    return found
+
+
+def stratum(name: str, value: object) -> str:
+    """Name the part of an audit that a value is."""
+    return f"{name} missing" if value is None else f"{name}={value}"
+
+
+def measured(
+    direction: str, served: RelevantRanks, codes: Codes, strata: Strata, ks: Sequence[int], *, seed: int
+) -> list[Measure]:
+    """Measure the queries (n,) of each value apart, those without a value beside them."""
+    found = []
+    for name, of_query in strata[DIRECTIONS[direction][0]].items():
+        for k in ks:
+            for value, its in by_stratum(Kind("recall", k), served, codes, of_query, seed=seed).items():
+                e = its.estimate
+                found.append(
+                    Measure(direction, f"recall@{k}", e.value, e.low, e.high, its.queries, stratum(name, value))
+                )
+    return found
