@@ -17,7 +17,7 @@ from connector.models import MeasureRow, ReleaseRow
 from connector.points import HELD_OUT
 from connector.provenance import Provenance, Run
 from connector.release import Release
-from connector.stages import Latency
+from connector.stages import INDEX, QUANTIZATION, Latency
 from connector.store import CollectionInfo, Payload
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ DIRECTIONS: dict[str, tuple[Modality, Modality]] = {
 }
 BOTH = "both"
 PASSED, FAILED, MEASURED, BROKEN = "passed", "failed", "measured", "broken"
-# A stage is blamed where it finds less than this share of what the stage before finds, or where what it loses of
-# Recall@K is more than chance and more than the margin.
+# A stage is blamed where it finds less than this share of what the stage before finds; where what it loses of Recall@K
+# is more than chance and more than the margin; and the last one where it finds less than when `hnsw_ef` was chosen.
 FAITHFUL = 0.95
 MARGIN = 0.01
 
@@ -288,8 +288,15 @@ class Audit:
     def _is_lossy(self, stage: StageFound) -> bool:
         if stage.against is None or stage.why_not:
             return False
-        unfaithful = bool(stage.fidelity) and stage.fidelity[self.plan.k].mean.value < FAITHFUL
+        mean = stage.fidelity[self.plan.k].mean if stage.fidelity else None
+        unfaithful = mean is not None and (mean.value < FAITHFUL or mean.high < self._promised(stage) - MARGIN)
         return unfaithful or (stage.lost is not None and stage.lost.low > 0 and stage.lost.value > MARGIN)
+
+    def _promised(self, stage: StageFound) -> float:
+        """What the last stage of a search found when `hnsw_ef` was chosen; of others nothing was measured then."""
+        tuned = self.release.tuned if self.release else None
+        quantized = self.info is not None and self.info.quantization is not None
+        return tuned.recall if tuned and stage.name == (QUANTIZATION if quantized else INDEX) else 0.0
 
     @property
     def in_words(self) -> list[str]:
@@ -302,7 +309,12 @@ class Audit:
             says += [f"Not met: {failure.requirement.text}: {failure.why}." for failure in self.failures]
         for stage in self.blamed:
             fidelity = f"finds {stage.fidelity[k].mean.value:.1%} of the first {k} of {stage.against}"
-            lost = f", which costs {stage.lost.value:.3f} of Recall@{k}" if stage.lost else ""
+            if promised := self._promised(stage):
+                fidelity += f" ({promised:.1%} when hnsw_ef was chosen)"
+            lost = ""
+            if stage.lost:
+                costs = stage.lost.low > 0
+                lost = f", which costs {stage.lost.value:.3f} of Recall@{k}" if costs else f"; Recall@{k} bears it"
             says.append(f"{stage.direction}: {stage.name} {fidelity}{lost}.")
         if not self.blamed:
             says.append("No stage of the search loses more than it may.")

@@ -119,18 +119,37 @@ def print_audit(found: Audit) -> None:
     sizes = ", ".join(f"{size} {modality}s" for modality, size in found.gallery.items())
     among = f"protocol {found.plan.protocol}" if found.plan.protocol else f"{found.plan.gallery} gallery"
     print_table(_whole(found), f"{title}; {among} of {sizes}")
-    print_table(map(_stage_row, found.stages), "stages of a search over the whole collection")
+    for direction in DIRECTIONS:
+        its = [stage for stage in found.stages if stage.direction == direction]
+        print_table(map(_stage_row, its), f"stages of a search, {direction}, over the whole collection")
     strata = [m for m in found.measures if "=" in m.part or m.part.endswith(" missing")]
     if strata:
         parts = dict.fromkeys(m.part for m in strata)
         print_table((_stratum_row(found, part) for part in parts), "queries apart")
     if found.drifts:
         print_table(map(_drift_row, found.drifts), f"since audit {found.drifts[0].audit}")
+    for stage in found.stages:
+        if stage.why_not:
+            click.echo(f"{stage.direction}: {stage.name} was not measured: {stage.why_not}.")
+    click.echo(_facts(found))
     for sentence in found.in_words:
         click.echo(sentence)
     for direction, count in found.without_relevant.items():
         if count:
             click.echo(f"{direction}: {count} queries have no relevant item in the gallery and count as misses.")
+
+
+def _facts(found: Audit) -> str:
+    """Say what the collection is like."""
+    info, release = found.info, found.release
+    assert info is not None
+    assert release is not None
+    walk = f"ef {release.hnsw_ef}" if release.hnsw_ef else "Qdrant's own ef"
+    quantized = f", {info.quantization} quantization" if info.quantization else ""
+    return (
+        f"{info.points:,} points, {info.indexed:,} vectors in a graph (m {info.m}, ef_construct {info.ef_construct}, "
+        f"{walk}){quantized}, status {info.status}; {found.verified:,} points read back are what was pushed."
+    )
 
 
 def _whole(found: Audit) -> Iterator[dict[str, str]]:
@@ -153,9 +172,9 @@ def _printed(value: float, low: float | None, high: float | None) -> str:
 
 
 def _stage_row(stage: StageFound) -> dict[str, str]:
-    row = {"direction": stage.direction, "stage": stage.name}
+    row = {"stage": stage.name}
     if stage.why_not:
-        return row | {"fidelity": f"not measured: {stage.why_not}"}
+        return row  # the reason is a sentence, and stands below
     for k, recall in stage.recall.items():
         row[f"R@{k}"] = f"{recall.value:.3f}"
     row["lost"] = "" if stage.lost is None else _estimate(stage.lost)
@@ -168,7 +187,6 @@ def _stage_row(stage: StageFound) -> dict[str, str]:
         row["ms p50/p95/p99"] = "/".join(
             f"{value:.1f}" for value in (stage.latency.p50, stage.latency.p95, stage.latency.p99)
         )
-    row["against"] = stage.against or ""
     return row
 
 

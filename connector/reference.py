@@ -59,6 +59,23 @@ def vectors_of(lowering: Lowering, page: Sequence[Record]) -> FloatArray:
     return np.stack([record.vector for record in page if record.vector is not None])
 
 
+def own_scores(lowering: Lowering, aligned: FloatArray, items: FloatArray) -> Scores:
+    """Score aligned queries (n, d) against what `vectors_of` returned (m, d): (n, m), higher is better.
+
+    The offset of a lowering is left out: it is the same for all items of a query.
+    """
+    return _score(lowering, _asking(lowering, aligned), items)
+
+
+def _asking(lowering: Lowering, aligned: FloatArray) -> FloatArray:
+    return aligned if isinstance(lowering, Rescored) else lowering.query(aligned)
+
+
+def _score(lowering: Lowering, queries: FloatArray, items: FloatArray) -> Scores:
+    metric = lowering.metric if isinstance(lowering, Rescored) else NATIVE[lowering.distance]
+    return metric.score(queries, items)
+
+
 def truth(
     lowering: Lowering,
     asked: Asked,
@@ -124,7 +141,7 @@ class _Scorer:
 
     def __init__(self, lowering: Lowering, asked: Asked, aligned: FloatArray, chunk_scores: int):
         self._lowering, self._asked, self._aligned, self._chunk_scores = lowering, asked, aligned, chunk_scores
-        self._queries = aligned if isinstance(lowering, Rescored) else lowering.query(aligned)
+        self._queries = _asking(lowering, aligned)
         self._of: dict[str, list[int]] = {}  # queries by their group
         for number, group in enumerate(asked.rows.groups):
             self._of.setdefault(group, []).append(number)
@@ -141,7 +158,7 @@ class _Scorer:
                 its.setdefault(record.payload["group"], []).append(number)
         for group, columns in its.items():
             rows = np.array(self._of[group])
-            scores = self._score(self._queries[rows], items[columns])  # (c, m)
+            scores = _score(self._lowering, self._queries[rows], items[columns])  # (c, m)
             floors = self._floors(scores, self._queries[rows], items[columns])
             inside = self._asked.parts[rows, None] == placed[columns]
             yield np.repeat(rows, len(columns)), scores.ravel(), floors.ravel(), inside.ravel()
@@ -154,12 +171,7 @@ class _Scorer:
         for start in range(0, len(self._queries), step):
             rows = slice(start, start + step)
             relevant, inside = self._wanted[rows, None] == groups, self._asked.parts[rows, None] == placed
-            yield _Block(rows, self._score(self._queries[rows], items), relevant, inside)
-
-    def _score(self, queries: FloatArray, items: FloatArray) -> Scores:
-        if isinstance(self._lowering, Rescored):
-            return self._lowering.metric.score(queries, items)
-        return NATIVE[self._lowering.distance].score(queries, items)
+            yield _Block(rows, _score(self._lowering, self._queries[rows], items), relevant, inside)
 
     def _floors(self, scores: Scores, queries: FloatArray, items: FloatArray) -> Scores:
         """The lowest scores that may be the same but for rounding, which depends on how many are computed at once."""

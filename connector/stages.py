@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment.embeddings import Modality
-from alignment.metrics import Guarantee, Rescored
+from alignment.metrics import Guarantee
 from alignment.recall import Codes, RelevantRanks
 from alignment.vectors import FloatArray
-from connector.candidates import ALIGNED, Finder, Scored, unpacked
+from connector.candidates import Finder, Ranked, Scored
 from connector.errors import StoreError, StoreUnavailableError
+from connector.reference import own_scores, vectors_of
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
@@ -196,36 +197,58 @@ class Asker:
 
     def _lists(self, stage: Stage, queries: FloatArray) -> "list[_List]":
         self._pace(len(queries))
-        return self._asked(stage, queries)
+        found = self._asked(stage, queries)
+        if self._is_own_order(stage) or self._is_coarse(stage):
+            return self._worth(queries, found)
+        if self.finder.release.guarantee is not Guarantee.EXACT:
+            return [_List(each.hits, [hit.score for hit in each.hits], each.certified) for each in found]
+        score = self.lowering.score
+        return [_List(each.hits, [score(hit.raw_score) for hit in each.hits], None) for each in found]
 
-    def _asked(self, stage: Stage, queries: FloatArray) -> "list[_List]":
-        asked: dict[str, Any] = {"filter": stage.condition, "exact": stage.exact, "quantized": stage.quantized}
+    def _is_own_order(self, stage: Stage) -> bool:
+        """Whether Qdrant's order is not that of the metric, and stands."""
+        return not stage.rescored and self.finder.release.guarantee is not Guarantee.EXACT
+
+    def _is_coarse(self, stage: Stage) -> bool:
+        """Whether scores are those of quantized vectors."""
+        release = self.finder.release
+        return stage.quantized and not release.quantized_search["rescore"] and release.guarantee is Guarantee.EXACT
+
+    def _asked(self, stage: Stage, queries: FloatArray) -> list[Ranked]:
+        asked: dict[str, Any] = {
+            "filter": stage.condition, "exact": stage.exact, "quantized": stage.quantized, "with_payload": ["group"]
+        }  # fmt: skip
+        finder, lowering = self.finder, self.lowering
         try:
-            if not stage.rescored and isinstance(self.lowering, Rescored):
-                return self._own_order(self.lowering, queries, asked)
-            found = self.finder.find(self.target, queries, self.depth, with_payload=["group"], **asked)
+            if self._is_own_order(stage):
+                lowered = lowering.query(queries)
+                lists = finder.store.search(
+                    finder.release.name, self.target, lowered, self.depth, ef=finder.ef, **asked
+                )
+                return [
+                    Ranked([Scored(h.id, lowering.score(h.raw_score), h.raw_score, h.payload) for h in hits], None, 0)
+                    for hits in lists
+                ]
+            return finder.find(self.target, queries, self.depth, **asked)
         except StoreUnavailableError:
             raise
         except StoreError as error:
             if stage.exact:
                 raise ExactRefusedError(str(error)) from error
             raise
-        if self.finder.release.guarantee is not Guarantee.EXACT:
-            return [_List(each.hits, [hit.score for hit in each.hits], each.certified) for each in found]
-        score = self.lowering.score
-        return [_List(each.hits, [score(hit.raw_score) for hit in each.hits], None) for each in found]
 
-    def _own_order(self, lowering: Rescored, queries: FloatArray, asked: dict[str, Any]) -> "list[_List]":
-        """Search in Qdrant's order; the metric only says what the answers are worth."""
-        finder, lists = self.finder, []
-        found = finder.store.search(
-            finder.release.name, self.target, lowering.query(queries), self.depth, ef=finder.ef,
-            with_payload=["group", ALIGNED], **asked,
-        )  # fmt: skip
-        for query, hits in zip(queries, found, strict=True):
-            worth = lowering.rescore(query, unpacked([hit.payload[ALIGNED] for hit in hits])).tolist() if hits else []
-            own = [Scored(hit.id, lowering.score(hit.raw_score), hit.raw_score, hit.payload) for hit in hits]
-            lists.append(_List(own, worth, None))
+    def _worth(self, queries: FloatArray, found: Sequence[Ranked]) -> "list[_List]":
+        """Score what was found by the metric, from the vectors themselves: the order of the hits stays."""
+        finder, exact = self.finder, self.finder.release.guarantee is Guarantee.EXACT
+        ids = list({hit.id for each in found for hit in each.hits})
+        records = finder.store.retrieve(finder.release.name, ids, vector_name=self.target if exact else None)
+        vectors = dict(zip((record.id for record in records), vectors_of(self.lowering, records), strict=True))
+        lists = []
+        for query, each in zip(queries, found, strict=True):
+            hits = [hit for hit in each.hits if hit.id in vectors]  # the others were deleted meanwhile
+            items = np.stack([vectors[hit.id] for hit in hits]) if hits else np.empty((0, len(query)), np.float32)
+            scores = own_scores(self.lowering, query[None], items)[0].tolist() if hits else []
+            lists.append(_List(hits, scores, each.certified))
         return lists
 
     def _ranks(self, stage: Stage, query: FloatArray, group: str, answer: "_List", relevant: int) -> list[float]:
@@ -234,7 +257,7 @@ class Asker:
         its = [hit.score for hit in hits if hit.payload["group"] == group]
         rivals = np.array([hit.score for hit in hits if hit.payload["group"] != group])
         # Rescoring rounds by where a candidate stands in its batch: equal items may come out apart.
-        exact = self.finder.release.guarantee is Guarantee.EXACT or not stage.rescored
+        exact = self.finder.release.guarantee is Guarantee.EXACT or self._is_own_order(stage)
         floors = np.array(its) if exact else self.lowering.tied(np.array(its))
         more = len(hits) == self.depth
         if its and more and hits[-1].score >= floors.min():
@@ -247,12 +270,12 @@ class Asker:
         return [*ranks, *[np.inf] * (relevant - len(ranks))]
 
     def _rivals(self, stage: Stage, query: FloatArray, group: str, known: Scores) -> Scores:
-        if not stage.rescored and isinstance(self.lowering, Rescored):
+        if self._is_own_order(stage):
             return np.append(known, np.full(self.depth, np.inf))  # pessimistic: this order serves nobody
         condition = _without_group(group, stage.condition)
         self._pace(1)
         (found,) = self.finder.find(
-            self.target, query[None], self.depth, filter=condition, exact=self.exact,
+            self.target, query[None], self.depth, filter=condition, exact=self.exact and not self._is_coarse(stage),
             quantized=stage.quantized, with_payload=False,
         )  # fmt: skip
         return np.array([hit.score for hit in found.hits])

@@ -1,0 +1,175 @@
+"""One thing at a time is damaged behind modalign's back: each audit names the stage that lost it, or what is broken."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from alignment.embeddings import EncoderCard, Modality, Rows
+from connector.audit import Audit
+from connector.edge_store import EdgeStore
+from connector.home import Home
+from connector.models import ReleaseRow
+from connector.provenance import Provenance, upgrade
+from connector.settings import Settings
+from connector.store import Points
+from tests.connector.test_cli import modalign
+from tests.world import rows, write_set
+
+N, LATENT = 1500, 48
+DIMS: dict[Modality, int] = {"image": 192, "text": 160}
+COLORS = ("red", "green", "blue")
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home like the demo's: real graphs, `plain` over the vectors and `coarse` over binary ones."""
+    home = tmp_path_factory.mktemp("healthy")
+    settings = Settings.load(home=home)
+    upgrade(settings.database_url)
+    cards = {m: EncoderCard(f"fake:{m}", "ab" * 32, dim) for m, dim in DIMS.items()}
+    for name, seed in (("pairs", 0), ("others", 1)):
+        write_set(home / "sets" / name, [embedded(m, seed) for m in DIMS], cards)
+    with Home(settings) as opened:
+        for name in ("pairs", "others"):
+            opened.fit([name], f"of-{name}", method="ridge", metrics=["cosine"])
+        graph: dict[str, Any] = {"indexing_threshold": 100, "m": 6, "ef_construct": 32}
+        opened.push("pairs", "plain", "of-pairs", **graph)
+        opened.push("pairs", "coarse", "of-pairs", quantization="binary", oversampling=24.0, **graph)
+        for collection in ("plain", "coarse"):
+            assert opened.audit(collection, "pairs").made.blamed == []
+    return home
+
+
+def embedded(modality: Modality, seed: int) -> Rows:
+    """`N` things as one modality shows them: linear in what they are, with noise."""
+    things = np.random.default_rng(seed).standard_normal((N, LATENT))
+    rng = np.random.default_rng(DIMS[modality])
+    shown = things @ rng.standard_normal((LATENT, DIMS[modality]))
+    shown += 6.0 * rng.standard_normal(shown.shape)
+    return rows(modality, shown, payloads=[{"color": COLORS[number % 3]} for number in range(N)])
+
+
+@pytest.fixture
+def home(healthy: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage. Nothing in it says where it is, so a copy is as good as the original."""
+    return shutil.copytree(healthy, tmp_path / "home")
+
+
+def audited(home: Path, collection: str = "plain", **options: Any) -> Audit:
+    with Home(Settings.load(home=home)) as opened:
+        found: Audit = opened.audit(collection, "pairs", **options).made
+    return found
+
+
+def blamed(found: Audit) -> set[str]:
+    assert found.verdict == "measured"
+    return {stage.name for stage in found.blamed}
+
+
+@contextmanager
+def collection_of(home: Path, collection: str = "plain") -> Iterator[tuple[EdgeStore, str]]:
+    """The store, and the physical name of a collection."""
+    with EdgeStore(home / "qdrant") as store:
+        (name,) = [name for name in store.collections() if name.startswith(collection)]
+        yield store, name
+
+
+def change_settings(home: Path, collection: str, **settings: Any) -> None:
+    """Change what SQL says that a release is searched with."""
+    with Provenance.open(f"sqlite:///{home / 'modalign.db'}", home=home) as provenance, provenance.session() as session:
+        row = session.query(ReleaseRow).filter_by(collection=collection).one()
+        row.settings = {**row.settings, **settings}
+        session.commit()
+
+
+def test_a_healthy_release_is_not_blamed(home: Path) -> None:
+    for collection in ("plain", "coarse"):
+        found = audited(home, collection)
+        assert blamed(found) == set()
+        assert found.in_words == ["No stage of the search loses more than it may."]
+
+
+def test_a_tenth_of_the_vectors_shuffled(home: Path) -> None:
+    with collection_of(home) as (store, name):
+        records = [r for page in store.scroll(name, vector_name="image") for r in page if r.vector is not None]
+        chosen = np.random.default_rng(0).permutation(len(records))[: len(records) // 10]
+        vectors = np.stack([records[row].vector for row in np.roll(chosen, 1)])
+        its = [records[row] for row in chosen]
+        store.upsert(name, Points("image", [r.id for r in its], vectors, [r.payload for r in its]))
+        store.flush(name)
+    found = audited(home)
+    assert found.verdict == "broken"
+    assert found.measures == []
+    assert "vector" in str(found.broken)
+
+
+def test_points_deleted(home: Path) -> None:
+    with collection_of(home) as (store, name):
+        store.delete(name, [record.id for page in store.scroll(name) for record in page][:3])
+    found = audited(home)
+    assert found.verdict == "broken"
+    assert f"holds {2 * N - 3} points, the ledger says {2 * N}" in str(found.broken)
+
+
+def test_an_alignment_directory_swapped(home: Path) -> None:
+    shutil.rmtree(home / "alignments" / "of-pairs")
+    shutil.copytree(home / "alignments" / "of-others", home / "alignments" / "of-pairs")
+    found = audited(home)
+    assert found.verdict == "broken"
+    assert "alignment" in str(found.broken)
+
+
+def test_an_alignment_directory_gone(home: Path) -> None:
+    shutil.rmtree(home / "alignments" / "of-pairs")
+    assert audited(home).verdict == "broken"
+
+
+def test_a_collection_gone(home: Path) -> None:
+    with collection_of(home) as (store, name):
+        store.drop(name)
+    assert audited(home).verdict == "broken"
+
+
+def test_a_wrong_ef(home: Path) -> None:
+    change_settings(home, "plain", hnsw_ef=1)
+    found = audited(home)
+    assert blamed(found) == {"index"}
+    assert "when hnsw_ef was chosen" in found.in_words[0]
+
+
+def test_binary_quantization_without_rescoring(home: Path) -> None:
+    change_settings(home, "coarse", rescore=False)
+    found = audited(home, "coarse")
+    assert blamed(found) == {"quantization"}
+    assert found.in_words[-1] == "Quantization binary without rescoring: scores are those of quantized vectors."
+
+
+def test_a_filter_whose_field_is_not_indexed(home: Path) -> None:
+    condition = json.dumps({"must": [{"key": "color", "match": {"value": "red"}}]})
+    found = audited(home, filters={"red": condition})
+    assert "filter:red: payload field color is not indexed, so every filtered search reads payloads." in found.in_words
+    stages = [stage for stage in found.stages if stage.name == "filter:red"]
+    assert len(stages) == 2
+    for stage in stages:
+        assert stage.queries + stage.without_relevant == found.queries_of(stage.direction)
+
+
+def test_each_ends_with_its_exit_code(home: Path) -> None:
+    """Broken and failed end with 3 and say why in a line; measured does not."""
+    change_settings(home, "plain", hnsw_ef=1)
+    asked = ("audit", "plain", "--pairs", "pairs", "--home", home)
+    assert modalign(*asked).code == 0
+    failed = modalign(*asked, "--require", "index:fidelity@10>=0.999")
+    assert failed.code == 3
+    assert "not met: index:fidelity@10>=0.999: text-to-image index fidelity@10 is 0." in failed.err
+    with collection_of(home) as (store, name):
+        store.delete(name, [next(store.scroll(name))[0].id])
+    broken = modalign(*asked)
+    assert broken.code == 3
+    assert f"broken: collection {name} holds {2 * N - 1} points, the ledger says {2 * N}" in broken.err
