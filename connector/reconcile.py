@@ -28,8 +28,8 @@ from connector.store import Payload, Points, Record, Store
 EXAMPLES = 5
 # Vectors that are compared in a reconciliation, about: their payloads are compared all.
 VECTORS = 2048
-# What a verification reads of each modality of a set: a few rows of a batch in each of a few shards.
-SHARDS, ROWS = 16, 16
+# What a verification reads of each modality of a set: some rows of a batch in each of a few shards.
+SHARDS, ROWS = 16, 128
 # How far apart vectors may lie that were computed from the same numbers, relative to their length. A float32 matrix
 # product rounds by how many rows it has. Collections of a smaller datatype round what they store.
 TOLERANCE = {"float32": 1e-4, "float16": 2e-3, "uint8": 1e-1}
