@@ -28,6 +28,7 @@ from connector.layout import (
     read_layout,
 )
 from connector.progress import say
+from connector.redaction import redacted, without_secrets
 from connector.render import (
     found_rows,
     how_sure,
@@ -195,7 +196,6 @@ def db() -> None:
 def upgrade(**where: Any) -> None:
     """Create or upgrade the tables; run it once for a new home and after every update of modalign."""
     from connector.provenance import upgrade as upgrade_database
-    from connector.settings import redacted
 
     settings = _settings(where)
     upgrade_database(settings.database_url)
@@ -1086,7 +1086,7 @@ def main() -> NoReturn:
         say("interrupted; nothing is half written: run the same command again")
         sys.exit(INTERRUPTED)
     except ModalignError as error:
-        say(f"modalign: {error}")
+        say(f"modalign: {without_secrets(str(error))}")
         sys.exit(USAGE if isinstance(error, USAGE_ERRORS) else REQUIREMENT if isinstance(error, GateError) else FAILED)
     except BrokenPipeError:
         sys.stderr.close()

@@ -19,7 +19,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Engine, and_, case, create_engine, delete, event, func, select, update
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session, aliased
 
@@ -44,7 +44,7 @@ from connector.models import (
     RunRow,
     now,
 )
-from connector.settings import PASSWORD, redacted
+from connector.redaction import redacted, without_secrets
 
 STARTED = now()  # of this process, as good as
 REJECTS_A_COMMIT = 256
@@ -186,7 +186,7 @@ class Provenance:
     def _finish(self, run: Run, outcome: str, error: str | None) -> None:
         run.flush()
         values = {"outcome": outcome, "counts": dict(run.counts), "finished_at": now()}
-        values["error"] = without_passwords(error)[:LONGEST_DETAIL] if error else None
+        values["error"] = without_secrets(error)[:LONGEST_DETAIL] if error else None
         with self.session() as session:
             session.execute(update(RunRow).where(RunRow.id == run.id).values(**values))
 
@@ -557,18 +557,9 @@ def alembic_config(url: str) -> Config:
     return config
 
 
-def without_passwords(text: str) -> str:
-    """Return `text` with the passwords of the URLs in it blotted out.
-
-    >>> without_passwords("cannot reach http://me:secret@db:6333/")
-    'cannot reach http://me:***@db:6333/'
-    """
-    return PASSWORD.sub(r"\1:***@", text)
-
-
 def _engine(url: str) -> Engine:
     try:
-        parsed = make_url(url)
+        parsed = _parsed(url)
         if "@" in (parsed.host or ""):  # drivers would print the half of the password that they take for the host
             raise ValueError("write an @ in the password as %40")
         if parsed.drivername in ("postgresql", "postgres"):  # psycopg 3 is the driver that our extra installs
@@ -576,13 +567,21 @@ def _engine(url: str) -> Engine:
         # A connection that a restarted server or a firewall has cut is noticed, and replaced, before it is used.
         engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
     except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
+        why = without_secrets(" ".join(str(error).split()))
         raise ProvenanceError(
             f"database {redacted(url)}: expected an SQLAlchemy URL such as sqlite:///PATH or "
-            f"postgresql://USER@HOST/NAME (with the extra `postgres`); {without_passwords(str(error))}"
+            f"postgresql://USER@HOST/NAME (with the extra `postgres`); {why}"
         ) from None
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _harden_sqlite)
     return engine
+
+
+def _parsed(url: str) -> URL:
+    try:
+        return make_url(url)
+    except ValueError:  # it quotes what stands where the port should, which may be a password
+        raise ValueError("the port is no number") from None
 
 
 def _harden_sqlite(connection: Any, _: object) -> None:
@@ -607,7 +606,7 @@ def _translated(url: str) -> Iterator[None]:
     except SQLAlchemyError as error:
         cause = " ".join(str(error.orig if isinstance(error, DBAPIError) else error).split())
         raise ProvenanceError(
-            f"database {redacted(url)}: {without_passwords(cause)}; check that it runs and that "
+            f"database {redacted(url)}: {without_secrets(cause)}; check that it runs and that "
             "MODALIGN_DATABASE_URL names it"
         ) from error
 

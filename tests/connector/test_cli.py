@@ -1061,6 +1061,9 @@ class TestSecrets:
             f"http://me:{SECRET}@127.0.0.1:1",
             f"https://me:{SECRET}@127.0.0.1:1/x?api_key={KEY}",
             f"http://me:{SECRET}@:x",
+            "https://s3cret.token@127.0.0.1:1",
+            f"grpc://127.0.0.1:1?token={KEY}",
+            f"127.0.0.1:1/?api-key={KEY}",
         ],
     )
     @pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
@@ -1076,6 +1079,9 @@ class TestSecrets:
         [
             f"postgresql://me:{SECRET}@127.0.0.1:1/db", f"nonsense://me:{SECRET}@127.0.0.1/db",
             f"postgresql://me:{SECRET}@127.0.0.1:port/db", f"postgresql://me:{SECRET}@127.0.0.1:1/db?password={SECRET}",
+            f"postgresql://me@127.0.0.1:1/db?sslpassword={SECRET}", f"postgresql://me@127.0.0.1:1/db?api_key={KEY}",
+            f"postgresql://me@127.0.0.1:1/db?passfile=/{SECRET}",
+            f"sqlite://me:{SECRET}@/x.db", f"postgresql://me:{SECRET}",
         ],
     )  # fmt: skip
     @pytest.mark.parametrize("arguments", [("status",), ("db", "upgrade")], ids=" ".join)
