@@ -548,8 +548,9 @@ class Home:
         """Drop releases of `collection` by name; never the live one."""
         with self.provenance.run("drop", {"collection": collection, "releases": list(names)}) as run:
             lifecycle = self._lifecycle(collection)
-            rows = lifecycle.droppable(names=names)
-            lifecycle.drop(rows)
+            with lifecycle.alone(run.id):
+                rows = lifecycle.droppable(names=names)
+                lifecycle.drop(rows)
             run.counts["dropped"] = len(rows)
         return Result(run.id, run.counts, rows)
 

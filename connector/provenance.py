@@ -22,6 +22,7 @@ from sqlalchemy import Engine, and_, case, create_engine, delete, event, func, s
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm.attributes import set_committed_value
 
 import migrations
 from alignment.artifact import Alignment
@@ -248,10 +249,23 @@ class Provenance:
             return list(session.scalars(select(ReleaseRow).filter_by(**where).order_by(ReleaseRow.id)))
 
     def save(self, row: ReleaseRow) -> ReleaseRow:
-        """Insert or update a release."""
+        """Insert a release, or write all of it."""
         row.updated_at = now()
         with self.session() as session:
             return session.merge(row)
+
+    def change(self, row: ReleaseRow, **values: Any) -> None:
+        """Change these columns of a release, and none that another process may have changed; read all into `row`."""
+        with self.session() as session:
+            session.execute(update(ReleaseRow).where(ReleaseRow.id == row.id).values(**values, updated_at=now()))
+        self.refresh(row)
+
+    def refresh(self, row: ReleaseRow) -> None:
+        """Read a release again, as it is now."""
+        with self.session() as session:
+            present = session.get_one(ReleaseRow, row.id)
+        for column in ReleaseRow.__table__.columns:
+            set_committed_value(row, column.key, getattr(present, column.key))
 
     def ledger(self, release_id: int, set_id: int) -> dict[tuple[str, int], tuple[str, int]]:
         """Return what is written: `{(shard, start): (digest, points)}`."""
@@ -496,7 +510,8 @@ class Provenance:
         done = func.sum(case((ClaimRow.done, 1), else_=0))
         claimed = func.sum(case((ClaimRow.run_id.is_not(None), 1), else_=0))
         with self.session() as session:
-            rows = session.execute(select(func.count(), done, claimed).group_by(ClaimRow.work).order_by(ClaimRow.work))
+            query = select(func.count(), done, claimed).where(ClaimRow.step >= 0)
+            rows = session.execute(query.group_by(ClaimRow.work).order_by(ClaimRow.work))
             return [{"steps": n, "done": d, "claimed": c, "open": n - d - c} for n, d, c in rows]
 
     def recorded_run(self, run_id: int) -> RunRow:

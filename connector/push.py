@@ -22,6 +22,7 @@ from alignment.artifact import Alignment
 from alignment.embeddings import MODALITIES, EmbeddingSet, EncoderCard, Modality, Rows, shard_batches
 from alignment.errors import ModalignError
 from alignment.metrics import Lowering, Metric
+from connector.claims import switching
 from connector.errors import (
     MismatchError,
     PointsRefusedError,
@@ -40,9 +41,11 @@ from connector.progress import Advance, say
 from connector.provenance import Provenance, Run
 from connector.release import (
     METADATA,
+    READY,
     Release,
     chain,
     checked,
+    due,
     lower,
     make_live,
     physical_name,
@@ -253,7 +256,10 @@ class Push:
 
     def make_live(self, embedding_set: EmbeddingSet, set_id: int) -> None:
         """Make the releases live whose aliases are free; then verify the collection's other releases."""
-        make_live(self.provenance, self.store, self.releases)
+        if due(self.provenance, self.store, self.releases):  # otherwise there is nobody to wait for
+            place = self.provenance.stored(self.store.url), self.releases[0].row.collection
+            with switching(self.provenance, *place, self.run.id):
+                make_live(self.provenance, self.store, self.releases)
         for target in self.targets:
             # What another push builds is whole when that push says so, whatever this one has added.
             if not target.named and target.release.row.state != "building":
@@ -286,8 +292,7 @@ def _begin(
         row = rows[0]
         require_row(row, metric, lowering)
         if row.state == "retired":  # or half dropped: it comes back
-            row.state, row.drop_begun_at, row.dropped_at = "building", None, None
-            row = provenance.save(row)
+            provenance.change(row, state="building", drop_begun_at=None, dropped_at=None)
     else:
         row = provenance.save(
             ReleaseRow(
@@ -321,9 +326,8 @@ def _begin(
         layout = CollectionConfig(dict.fromkeys(MODALITIES, vector), metadata={METADATA: expected}, **settings)
         provenance.forget_ledger(row.id)
         store.create(name, layout)
-        row.settings = {name: value for name, value in asdict(layout).items() if name not in ("metadata", "vectors")}
-        row.state = "building"
-        row = provenance.save(row)
+        settings = {name: value for name, value in asdict(layout).items() if name not in ("metadata", "vectors")}
+        provenance.change(row, settings=settings, state="building")
     elif layout_of(row):
         _require_settings(row, asked)
     return _Target(Release(row, alignment, metric, lowerings), new)
@@ -534,8 +538,8 @@ class SetPush:
                     kept -= len(error.refused)
             if not target.changed:  # known before the ledger knows: whoever goes on after a crash has to tune
                 target.changed = True
-                target.release.row.settings = {**target.release.row.settings, UNTUNED: True}
-                self.provenance.save(target.release.row)
+                row = target.release.row
+                self.provenance.change(row, settings={**row.settings, UNTUNED: True})
             target.pending[place] = (digest, kept)
             self.run.count("written", kept)
             written += kept
@@ -598,8 +602,6 @@ def _verify(target: _Target, embedding_set: EmbeddingSet, set_id: int, store: St
             whole = sum(points for _, points in provenance.ledger(release.row.id, set_id).values()) == expected
             tuned = tune(release, store, sample(embedding_set, release), known=None if whole else release.tuned)
             found = {"hnsw_ef": tuned.hnsw_ef, "hnsw_recall": tuned.recall} if tuned else {}
-        release.row.settings = {**layout_of(release.row), **found}
+        provenance.change(release.row, settings={**layout_of(release.row), **found}, points=expected)
         if release.row.state == "building":
-            release.row.state = "ready"
-        release.row.points = expected
-        provenance.save(release.row)
+            provenance.change(release.row, state=READY)

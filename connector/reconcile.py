@@ -161,8 +161,7 @@ def reconcile(
     if mend:
         store.flush(release.name)
         store.ready(release.name)
-        release.row.points = provenance.ledger_points(release.row.id)
-        provenance.save(release.row)
+        provenance.change(release.row, points=provenance.ledger_points(release.row.id))
     return found
 
 

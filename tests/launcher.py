@@ -36,7 +36,7 @@ POINTS: Mapping[str, tuple[type, str]] = {
     "write_ledger": (Provenance, "write_ledger"),
     "ready": (EdgeStore, "ready"),
     "set_aliases": (EdgeStore, "set_aliases"),
-    "save": (Provenance, "save"),
+    "change": (Provenance, "change"),
 }
 
 
