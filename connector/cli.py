@@ -948,7 +948,8 @@ def status(
     The lag is the number of rows of the embedding sets that a release does not hold, those that it refused among them.
 
     With --verify everything that live and ready releases should hold is computed again from the embedding sets and
-    compared with what they hold: missing, differing and orphaned points, all payloads, vectors of a sample.
+    compared with what they hold: missing, differing and orphaned points, all payloads, vectors of a sample. A release
+    that cannot be compared, because its alignment is gone say, is named with the reason, and the others are verified.
     """
     from connector.lifecycle import pending
 
@@ -991,7 +992,11 @@ def status(
         if release["pending"]:
             click.echo(f"{release['physical_name']}: {release['pending']}")
     if reconciled is not None:
-        print_table(reconciled_rows(reconciled), "verified against SQL and embedding sets")
+        rows = [{name: value for name, value in row.items() if name != "broken"} for row in reconciled_rows(reconciled)]
+        print_table(rows, "verified against SQL and embedding sets")
+        for each in reconciled:
+            if each.broken is not None:
+                click.echo(f"{each.name}: broken: {each.broken}")
         for name, kinds in reconciled_examples(reconciled).items():
             for kind, examples in kinds.items():
                 say(f"{name}: {kind}, for example {', '.join(examples)}")

@@ -62,6 +62,7 @@ class Reconciled:
         orphans: points of no row of any embedding set.
         unrecorded: batches of rows that the ledger does not know, or knows otherwise, and its lines of batches that are
             no more.
+        broken: why nothing could be compared, where its parts are gone or do not belong together.
     """
 
     name: str
@@ -73,10 +74,13 @@ class Reconciled:
     differing: Difference = field(default_factory=Difference)
     orphans: Difference = field(default_factory=Difference)
     unrecorded: Difference = field(default_factory=Difference)
+    broken: str | None = None
 
     @property
     def sound(self) -> bool:
         """Whether SQL, collection and embedding sets agree."""
+        if self.broken is not None:
+            return False
         found = (self.missing, self.differing, self.orphans, self.unrecorded)
         return not any(difference.count for difference in found) and self.points == self.recorded == self.held
 
