@@ -20,8 +20,8 @@ from connector.point_ids import PointIds
 from connector.points import lowered, point_id, project
 from connector.progress import Advance
 from connector.provenance import Provenance, Run
-from connector.push import BATCH_POINTS, Place, Written
 from connector.release import Release
+from connector.set_push import BATCH_POINTS, Place, Written
 from connector.store import Payload, Points, Record, Store
 
 # Keys that are shown of each kind of difference.
