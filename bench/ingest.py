@@ -25,7 +25,8 @@ from connector.encode import SHARD_ROWS, encode
 from connector.encoders import Encoder
 from connector.ingest import Ingest
 from connector.provenance import Provenance, upgrade
-from connector.push import FLUSH_POINTS, push
+from connector.push import push
+from connector.set_push import FLUSH_POINTS
 
 ITEMS = 20_000
 KILLS, KILLED_ITEMS, SEED = 50, 8_000, 20240229

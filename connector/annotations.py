@@ -16,6 +16,7 @@ from typing import Any
 
 from connector.errors import CorpusError
 from connector.items import Reject, printable
+from connector.lines import LineTooLongError, bounded_lines, count_lines
 from connector.manifest import Manifest, Row, beginning, opened, without_collisions
 
 FOLDERS = (
@@ -229,12 +230,15 @@ class FlickrTokens(Annotations):
     def total(self) -> int:
         """Count the lines."""
         with opened(self.path) as file:
-            return sum(1 for _ in file)
+            return count_lines(file)
 
     def _lines(self) -> Iterator[Captioned | Reject]:
         split = _by_mark
         with opened(self.path) as file:
-            for position, raw in enumerate(file, start=1):
+            for position, raw in enumerate(bounded_lines(file), start=1):
+                if isinstance(raw, LineTooLongError):
+                    yield self.refused(position, "line-too-long", str(raw))
+                    continue
                 try:
                     line = raw.decode("utf-8-sig" if position == 1 else "utf-8").strip("\r\n")
                     if position == 1 and (found := _HEADS.get(line.replace(" ", ""))):

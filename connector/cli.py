@@ -5,6 +5,7 @@ Imports inside the commands keep `modalign --help` fast: numpy, torch, SQLAlchem
 
 import functools
 import json
+import math
 import re
 import shutil
 import sys
@@ -19,6 +20,7 @@ import click
 from alignment.errors import MetricError, ModalignError, TrainingError
 from connector.errors import FilterError, GateError, RequirementError, SettingsError
 from connector.layout import (
+    BOUNDS,
     COMPRESSIONS,
     DATATYPES,
     FIELDS,
@@ -28,6 +30,7 @@ from connector.layout import (
     read_layout,
 )
 from connector.progress import say
+from connector.redaction import redacted, without_secrets
 from connector.render import (
     found_rows,
     how_sure,
@@ -76,6 +79,31 @@ def seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> fl
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
+class WholeRange(click.IntRange):
+    """Whole numbers between bounds, which are named to whoever gives something else."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read one."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"expected a whole number in the range {self._describe_range()}, got {value!r}.", param, ctx)
+
+
+class NumberRange(click.FloatRange):
+    """Numbers between bounds, which are named to whoever gives something else, NaN among it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read one."""
+        try:
+            number = super().convert(value, param, ctx)
+        except click.BadParameter:
+            number = math.nan
+        if math.isnan(number):
+            self.fail(f"expected a number in the range {self._describe_range()}, got {value!r}.", param, ctx)
+        return number
+
+
 def home_options(command: F) -> F:
     """Add the options that say where things are, and hand them over as `settings`."""
     options = [
@@ -120,20 +148,20 @@ def layout_options(command: F) -> F:
     options = [
         click.option("--settings", type=click.Path(path_type=Path), metavar="FILE.toml", help="Read these settings of a collection from a file: names as below, with _ for -, and a table payload_indexes. Flags go before it."),
         click.option("--payload-index", "payload_indexes", multiple=True, metavar="FIELD=KIND", help=f"Index a payload field of a new collection for filters; KIND is one of {', '.join(PAYLOAD_KINDS)}."),
-        click.option("--indexing-threshold", type=click.IntRange(1), metavar="KB", help="Build an HNSW graph from this many kB of vectors; below, search is exact brute force. This and all settings below are fixed when a collection is created.  [default: Qdrant's, 10000]"),
-        click.option("--m", type=click.IntRange(2), help="Links of a node of the HNSW graph.  [default: 16]"),
-        click.option("--ef-construct", type=click.IntRange(4), help="Candidates for the links of a node.  [default: 100]"),
+        click.option("--indexing-threshold", type=WholeRange(*BOUNDS["indexing_threshold"]), metavar="KB", help="Build an HNSW graph from this many kB of vectors; below, search is exact brute force. This and all settings below are fixed when a collection is created.  [default: Qdrant's, 10000]"),
+        click.option("--m", type=WholeRange(*BOUNDS["m"]), help="Links of a node of the HNSW graph.  [default: 16]"),
+        click.option("--ef-construct", type=WholeRange(*BOUNDS["ef_construct"]), help="Candidates for the links of a node.  [default: 100]"),
         click.option("--quantization", type=click.Choice(QUANTIZATIONS), help="Search a compressed copy of the vectors, then rescore what was found."),
         click.option("--compression", metavar="HOW", help="; ".join(f"{kind}: {', '.join(how)}" for kind, how in COMPRESSIONS.items() if how) + ".  [default: the first]"),
-        click.option("--oversampling", type=click.FloatRange(1), help="How many times k a search takes from quantized vectors.  [default: 4]"),
+        click.option("--oversampling", type=NumberRange(*BOUNDS["oversampling"]), help="How many times k a search takes from quantized vectors.  [default: 4]"),
         click.option("--rescore/--no-rescore", default=None, help="Order those by the vectors themselves.  [default: rescore]"),
         click.option("--datatype", type=click.Choice(DATATYPES), help="Of the stored vectors; values that it cannot hold are refused.  [default: float32]"),
         click.option("--vectors-on-disk/--vectors-in-memory", default=None, help="Where vectors are read from.  [default: memory]"),
         click.option("--hnsw-on-disk/--hnsw-in-memory", default=None, help="Where the graph is read from.  [default: memory]"),
         click.option("--payload-on-disk/--payload-in-memory", default=None, help="Where payload is read from.  [default: disk]"),
-        click.option("--shards", type=click.IntRange(1), help="Into how many a collection on a server is cut.  [default: the server's]"),
-        click.option("--replication-factor", type=click.IntRange(1), help="On how many nodes of a cluster each shard stands.  [default: 1]"),
-        click.option("--write-consistency-factor", type=click.IntRange(1), help="How many replicas must confirm a write.  [default: 1]"),
+        click.option("--shards", type=WholeRange(*BOUNDS["shards"]), help="Into how many a collection on a server is cut.  [default: the server's]"),
+        click.option("--replication-factor", type=WholeRange(*BOUNDS["replication_factor"]), help="On how many nodes of a cluster each shard stands.  [default: 1]"),
+        click.option("--write-consistency-factor", type=WholeRange(*BOUNDS["write_consistency_factor"]), help="How many replicas must confirm a write.  [default: 1]"),
     ]  # fmt: skip
 
     @functools.wraps(command)
@@ -159,8 +187,8 @@ def corpus_options(command: F) -> F:
 def holdout_options(command: F) -> F:
     """Add what `fit` and `compare` share: which groups are held out, and how the others are folded."""
     options = [
-        click.option("--holdout", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.25, show_default=True, help="Share of the groups that the fit never sees."),
-        click.option("--folds", type=click.IntRange(2), default=4, show_default=True, help="Folds of the cross-validation."),
+        click.option("--holdout", type=NumberRange(0, 1, min_open=True, max_open=True), default=0.25, show_default=True, help="Share of the groups that the fit never sees."),
+        click.option("--folds", type=WholeRange(2), default=4, show_default=True, help="Folds of the cross-validation."),
         click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the hold-out and the folds."),
     ]  # fmt: skip
     return _with(command, options)
@@ -195,7 +223,6 @@ def db() -> None:
 def upgrade(**where: Any) -> None:
     """Create or upgrade the tables; run it once for a new home and after every update of modalign."""
     from connector.provenance import upgrade as upgrade_database
-    from connector.settings import redacted
 
     settings = _settings(where)
     upgrade_database(settings.database_url)
@@ -921,7 +948,8 @@ def status(
     The lag is the number of rows of the embedding sets that a release does not hold, those that it refused among them.
 
     With --verify everything that live and ready releases should hold is computed again from the embedding sets and
-    compared with what they hold: missing, differing and orphaned points, all payloads, vectors of a sample.
+    compared with what they hold: missing, differing and orphaned points, all payloads, vectors of a sample. A release
+    that cannot be compared, because its alignment is gone say, is named with the reason, and the others are verified.
     """
     from connector.lifecycle import pending
 
@@ -964,7 +992,11 @@ def status(
         if release["pending"]:
             click.echo(f"{release['physical_name']}: {release['pending']}")
     if reconciled is not None:
-        print_table(reconciled_rows(reconciled), "verified against SQL and embedding sets")
+        rows = [{name: value for name, value in row.items() if name != "broken"} for row in reconciled_rows(reconciled)]
+        print_table(rows, "verified against SQL and embedding sets")
+        for each in reconciled:
+            if each.broken is not None:
+                click.echo(f"{each.name}: broken: {each.broken}")
         for name, kinds in reconciled_examples(reconciled).items():
             for kind, examples in kinds.items():
                 say(f"{name}: {kind}, for example {', '.join(examples)}")
@@ -1086,7 +1118,7 @@ def main() -> NoReturn:
         say("interrupted; nothing is half written: run the same command again")
         sys.exit(INTERRUPTED)
     except ModalignError as error:
-        say(f"modalign: {error}")
+        say(f"modalign: {without_secrets(str(error))}")
         sys.exit(USAGE if isinstance(error, USAGE_ERRORS) else REQUIREMENT if isinstance(error, GateError) else FAILED)
     except BrokenPipeError:
         sys.stderr.close()

@@ -19,8 +19,9 @@ from connector.models import EmbeddingSetRow, ReleaseRow
 from connector.points import point_id
 from connector.progress import say
 from connector.provenance import OUTDATED, Provenance, Run
-from connector.push import Push, delete_what_left
+from connector.push import Push
 from connector.release import checked
+from connector.set_push import delete_what_left
 from connector.store import Store
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ ModalignError                       (alignment.errors)
     ├── EncoderError                an encoder that does not exist, cannot be loaded, or is the wrong one
     ├── ProvenanceError             the SQL database
     │   ├── NotMigratedError        ... has no tables yet, or older ones: run `modalign db upgrade`
-    │   └── ClaimLostError          ... says that another process has taken over a part
+    │   ├── ClaimLostError          ... says that another process has taken over what this one was at
+    │   └── ClaimHeldError          ... says that another process is at it
     ├── StoreError                  Qdrant refused or failed
     │   ├── StoreUnavailableError   ... for now: unreachable, overloaded, timed out. Worth another try
     │   ├── StoreBusyError          ... because another process owns it
@@ -53,6 +54,10 @@ class NotMigratedError(ProvenanceError):
 
 class ClaimLostError(ProvenanceError):
     """Another process has taken over a part of an ingest that this one was working on."""
+
+
+class ClaimHeldError(ProvenanceError):
+    """Another process is switching the releases of a collection; it was waited for, and is not done."""
 
 
 class StoreError(ConnectorError):

@@ -24,7 +24,7 @@ from alignment import device as devices
 from alignment.artifact import Alignment
 from alignment.compare import METRICS, Comparison, compare
 from alignment.embeddings import MODALITIES, Dtype, EmbeddingSet, HoldOut, Modality, SetCard, SetWriter
-from alignment.errors import AlignmentError, EmbeddingSetError
+from alignment.errors import AlignmentError, EmbeddingSetError, ModalignError
 from alignment.fit import fit
 from alignment.geometry import SAMPLE, geometry, sampled
 from alignment.guidelines import Advice, advise
@@ -38,7 +38,15 @@ from connector.delete import Deletion, Doomed
 from connector.drift import Moment, earlier, history
 from connector.encode import BATCH_ITEMS, SHARD_ROWS, encode
 from connector.encoders import Encoder, ImportedEncoder, load_encoders
-from connector.errors import CollectionNotFoundError, CorpusError, MismatchError, SettingsError
+from connector.errors import (
+    CollectionNotFoundError,
+    CorpusError,
+    MismatchError,
+    ProvenanceError,
+    SettingsError,
+    StoreBusyError,
+    StoreUnavailableError,
+)
 from connector.ingest import Confirm, Ingest
 from connector.items import Corpus
 from connector.lifecycle import PROMOTE, ROLLBACK, Forced, Lifecycle
@@ -548,38 +556,44 @@ class Home:
         """Drop releases of `collection` by name; never the live one."""
         with self.provenance.run("drop", {"collection": collection, "releases": list(names)}) as run:
             lifecycle = self._lifecycle(collection)
-            rows = lifecycle.droppable(names=names)
-            lifecycle.drop(rows)
+            with lifecycle.alone(run.id):
+                rows = lifecycle.droppable(names=names)
+                lifecycle.drop(rows)
             run.counts["dropped"] = len(rows)
         return Result(run.id, run.counts, rows)
 
     def verify(self, collection: str | None = None) -> list[Reconciled]:
-        """Reconcile the live and ready releases, of `collection` or of all, with SQL and the embedding sets."""
-        return [self._reconcile(release) for release in self._written(collection)]
+        """Reconcile the live and ready releases, of `collection` or of all, with SQL and the embedding sets.
+
+        One whose parts are gone or do not belong together is `broken`, and the others are reconciled all the same.
+        """
+        return [self._reconcile(row) for row in self._written(collection)]
 
     def repair(self, collection: str | None = None, *, delete_orphans: bool = False) -> Result:
         """Mend those releases from their embedding sets; what it made is what `verify` finds afterwards."""
         with self.provenance.run("repair", {"collection": collection, "delete_orphans": delete_orphans}) as run:
-            for release in self._written(collection):
-                self._reconcile(release, mend=run, delete_orphans=delete_orphans)
+            for row in self._written(collection):
+                self._reconcile(row, mend=run, delete_orphans=delete_orphans)
             found = self.verify(collection)
         return Result(run.id, run.counts, found)
 
-    def _written(self, collection: str | None) -> list[Release]:
-        """Open the releases that every push reaches and that are complete."""
+    def _written(self, collection: str | None) -> list[ReleaseRow]:
+        """Return the releases that every push reaches and that are complete."""
         where = {"collection": collection} if collection else {}
         rows = self.provenance.releases(store_url=self.provenance.stored(self.store.url), **where)
         if collection and not rows:
             self._lifecycle(collection).rows()  # which says what is wrong
-        return [
-            checked(self.provenance, self.store, row, device=self.settings.device)
-            for row in rows
-            if row.state in (LIVE, READY)
-        ]
+        return [row for row in rows if row.state in (LIVE, READY)]
 
-    def _reconcile(self, release: Release, **options: Any) -> Reconciled:
-        with progress(f"verify {release.name}", release.row.points, "rows") as advance:
-            return reconcile(release, self.store, self.provenance, advance=advance, **options)
+    def _reconcile(self, row: ReleaseRow, **options: Any) -> Reconciled:
+        try:
+            release = checked(self.provenance, self.store, row, device=self.settings.device)
+            with progress(f"verify {release.name}", row.points, "rows") as advance:
+                return reconcile(release, self.store, self.provenance, advance=advance, **options)
+        except (StoreUnavailableError, StoreBusyError, ProvenanceError):  # which is nothing that the release has
+            raise
+        except ModalignError as error:
+            return Reconciled(row.physical_name, broken=str(error))
 
     def _lifecycle(self, collection: str) -> Lifecycle:
         return Lifecycle(self.provenance, self.store, collection, device=self.settings.device)

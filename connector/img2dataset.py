@@ -16,7 +16,7 @@ from connector.archives import METADATA, TEXTS, Sample, samples
 from connector.errors import CorpusError
 from connector.items import IMAGE_SUFFIXES, LONGEST_FIELD, Reject, printable
 from connector.manifest import Manifest, Row, listed, records
-from connector.settings import redacted
+from connector.redaction import redacted, without_secrets
 
 SUCCESS = "success"
 # What img2dataset says of a download, which the rejects say.
@@ -142,5 +142,5 @@ def _failure(table: Path, position: int, record: Any) -> Reject:
     named = isinstance(status, str) and re.fullmatch(r"[a-z_]{1,40}", status)
     reason = status.replace("_", "-") if isinstance(status, str) and named else "download-failed"
     address = redacted(url) if isinstance(url := record.get("url"), str) else "(no URL)"
-    detail = printable(f"{record.get('error_message') or status}: {address}")
+    detail = printable(f"{without_secrets(str(record.get('error_message') or status))}: {address}")
     return Reject(str(table), position, "read", reason, detail, key, "image")

@@ -28,9 +28,10 @@ INDEXING_THRESHOLD = 10_000
 # How many times k a search takes from quantized vectors, to rescore them with the vectors themselves.
 OVERSAMPLING = 4.0
 
-_LEAST = {
-    "m": 2, "ef_construct": 4, "indexing_threshold": 1, "oversampling": 1, "shards": 1, "replication_factor": 1,
-    "write_consistency_factor": 1,
+# Least and most. What is beyond, engines take for a mistake at best and for an order to take all memory at worst.
+BOUNDS: Mapping[str, tuple[int, int]] = {
+    "m": (2, 1024), "ef_construct": (4, 100_000), "indexing_threshold": (1, 2**31 - 1), "oversampling": (1, 1000),
+    "shards": (1, 10_000), "replication_factor": (1, 1000), "write_consistency_factor": (1, 1000),
 }  # fmt: skip
 
 
@@ -76,10 +77,10 @@ class Layout:
     write_consistency_factor: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
+        for name, (least, most) in BOUNDS.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise SettingsError(f"{name}: expected at least {least}, got {value}")
+            if value is not None and not least <= value <= most:  # NaN is not, either
+                raise SettingsError(f"{name}: expected {least} to {most}, got {value}")
         if self.compression is not None:
             possible = COMPRESSIONS[self.quantization] if self.quantization else ()
             if self.compression not in possible:
@@ -131,6 +132,6 @@ def read_layout(path: Path) -> dict[str, Any]:
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # also a number of 5000 digits
         raise SettingsError(f"{path} cannot be read as TOML: {error}") from error
     return checked_layout(raw, str(path))

@@ -4,12 +4,16 @@ Promoting and rolling back are the same three steps, in an order in which a cras
 says what is going to be live, one request switches the aliases of all metrics, SQL says that it is done. What was
 begun and not finished, `pending` names, and the same command finishes it. So is dropping: SQL first says that a release
 is going, then its collection goes, then SQL forgets what it held.
+
+One process at a time does any of it to a collection: what it reads stays true until it is done.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from alignment.metrics import parse
+from connector.claims import Held, switching
 from connector.errors import CollectionNotFoundError, GateError, MismatchError, SettingsError
 from connector.models import AuditRow, PromotionRow, ReleaseRow, now
 from connector.provenance import Provenance
@@ -74,6 +78,11 @@ class Lifecycle:
             )
         return rows
 
+    def alone(self, run_id: int, *, patience: float | None = None) -> AbstractContextManager[Held]:
+        """Keep others from promoting, rolling back and dropping here meanwhile; see `connector.claims.switching`."""
+        store_url = self._place()["store_url"]
+        return switching(self.provenance, store_url, self.collection, run_id, patience=patience)
+
     def promote(
         self, run_id: int, *, metrics: Sequence[str] = (), names: Sequence[str] = (), forced: Forced | None = None
     ) -> list[Switched]:
@@ -92,35 +101,38 @@ class Lifecycle:
             CollectionNotFoundError: no such release, or none that is ready.
             MismatchError: a release is not what it should be, or lacks what the live one holds: nothing is switched.
             GateError: an audit does not allow it, and nobody forces it: nothing is switched.
+            ClaimHeldError: another process is promoting, rolling back or dropping here.
         """
-        rows = self.rows()
-        if begun := self._begun(PROMOTE):
-            return self._switch(begun, run_id)
-        chosen = _ready(rows, metrics, names, self.collection)
-        if not chosen:
-            return []
-        live = {row.metric: row for row in rows if row.state == LIVE}
-        for row in chosen:
-            self._verify(row, run_id)
-            if row.metric in live and (lacking := self._lacking(row, live[row.metric])):
-                raise MismatchError("; ".join(lacking))
-        promotions, refused = [], {}
-        for row in chosen:
-            audit, refusal = self._gate(row)
-            if refusal:
-                refused[row.id] = refusal
-            promotion = self._promotion(PROMOTE, run_id, row, live.get(row.metric))
-            promotion.audit_id = audit.id if audit and not refusal else None
-            if refusal and forced:
-                promotion.forced_by, promotion.reason = forced.by, forced.reason
-            promotions.append(promotion)
-        if refused and not forced:
-            raise GateError(
-                "; ".join(refused.values()) + "; audit with `modalign audit --release ready --require CONDITION`, or "
-                "promote with --force --reason TEXT"
-            )
-        self.provenance.begin_promotions(promotions)
-        return self._switch(promotions, run_id, refused)
+        with self.alone(run_id) as held:
+            rows = self.rows()
+            if begun := self._begun(PROMOTE):
+                return self._switch(begun, run_id, held)
+            chosen = _ready(rows, metrics, names, self.collection)
+            if not chosen:
+                return []
+            live = {row.metric: row for row in rows if row.state == LIVE}
+            for row in chosen:
+                self._verify(row, run_id)
+                if row.metric in live and (lacking := self._lacking(row, live[row.metric])):
+                    raise MismatchError("; ".join(lacking))
+            promotions, refused = [], {}
+            for row in chosen:
+                audit, refusal = self._gate(row)
+                if refusal:
+                    refused[row.id] = refusal
+                promotion = self._promotion(PROMOTE, run_id, row, live.get(row.metric))
+                promotion.audit_id = audit.id if audit and not refusal else None
+                if refusal and forced:
+                    promotion.forced_by, promotion.reason = forced.by, forced.reason
+                promotions.append(promotion)
+            if refused and not forced:
+                raise GateError(
+                    f"{'; '.join(refused.values())}; audit with `modalign audit --release ready --require CONDITION`, "
+                    "or promote with --force --reason TEXT"
+                )
+            held.renew()
+            self.provenance.begin_promotions(promotions)
+            return self._switch(promotions, run_id, held, refused)
 
     def rollback(self, run_id: int, *, metrics: Sequence[str] = ()) -> list[Switched]:
         """Undo the last promotion: the releases that were live before it are live again, the promoted ones retired.
@@ -132,23 +144,27 @@ class Lifecycle:
         Raises:
             CollectionNotFoundError: nothing was promoted, or what was live before is dropped.
             MismatchError: it is not what it should be: nothing is switched.
+            ClaimHeldError: another process is promoting, rolling back or dropping here.
         """
-        rows = {row.id: row for row in self.rows()}
-        if begun := self._begun(ROLLBACK) or self._unreported(metrics):
-            return self._switch(begun, run_id)
-        last = self._last_promotions(rows.values(), metrics)
-        back = []
-        for promotion in last:
-            previous = rows.get(promotion.previous_id or 0)
-            if previous is None or previous.drop_begun_at:
-                raise CollectionNotFoundError(
-                    f"release {rows[promotion.release_id].physical_name} replaced one that was dropped since; push "
-                    "with that alignment again, and promote it"
-                )
-            self._verify(previous, run_id)
-            back.append(self._promotion(ROLLBACK, run_id, previous, rows[promotion.release_id]))
-        self.provenance.begin_promotions(back)
-        return self._switch(back, run_id)
+        # Two that ask for the same at one moment do not mean to go back twice: no waiting for one's turn.
+        with self.alone(run_id, patience=0) as held:
+            rows = {row.id: row for row in self.rows()}
+            if begun := self._begun(ROLLBACK) or self._unreported(metrics):
+                return self._switch(begun, run_id, held)
+            last = self._last_promotions(rows.values(), metrics)
+            back = []
+            for promotion in last:
+                previous = rows.get(promotion.previous_id or 0)
+                if previous is None or previous.drop_begun_at:
+                    raise CollectionNotFoundError(
+                        f"release {rows[promotion.release_id].physical_name} replaced one that was dropped since; push "
+                        "with that alignment again, and promote it"
+                    )
+                self._verify(previous, run_id)
+                back.append(self._promotion(ROLLBACK, run_id, previous, rows[promotion.release_id]))
+            held.renew()
+            self.provenance.begin_promotions(back)
+            return self._switch(back, run_id, held)
 
     def droppable(self, *, names: Sequence[str] = (), retired: bool = False) -> list[ReleaseRow]:
         """Return the releases with these names, or all that are retired.
@@ -175,7 +191,7 @@ class Lifecycle:
         return chosen
 
     def drop(self, rows: Sequence[ReleaseRow]) -> None:
-        """Drop releases with their collections; see `droppable`."""
+        """Drop releases with their collections; see `droppable`, and ask it while you are `alone`."""
         for row in rows:
             self.provenance.begin_drop(row.id)
             self.store.drop(row.physical_name)
@@ -293,7 +309,7 @@ class Lifecycle:
         return [promotion for promotion in last if promotion.run_id == newest]
 
     def _switch(
-        self, promotions: Sequence[PromotionRow], run_id: int, refused: dict[int, str] | None = None
+        self, promotions: Sequence[PromotionRow], run_id: int, held: Held, refused: dict[int, str] | None = None
     ) -> list[Switched]:
         """Let the aliases name the releases, then say so in SQL. Doing it again does no harm."""
         rows = {row.id: row for row in self.provenance.releases(**self._place())}
@@ -303,6 +319,7 @@ class Lifecycle:
         for row in changed.values():
             if promotions[0].run_id != run_id:  # begun by a run before this one: much may have happened since
                 self._verify(row, run_id)
+        held.renew()
         if changed:
             self.store.set_aliases({alias: row.physical_name for alias, row in changed.items()})
         self.provenance.finish_promotions(promotions, run_id)

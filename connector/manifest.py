@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from connector.errors import CorpusError
 from connector.items import LONGEST_FIELD, Corpus, Item, Reject, printable
+from connector.lines import LineTooLongError, RecordLines, bounded_lines, count_lines
 
 # What the connector writes into every payload itself.
 RESERVED = frozenset(("modality", "content_sha256", "split", "aligned"))
@@ -75,7 +76,10 @@ class JsonLines(Manifest):
     def rows(self) -> Iterator[Row | Reject]:
         """Yield the lines that hold a JSON object; blank lines mean nothing."""
         with opened(self.path) as file:
-            for position, line in enumerate(file, start=1):
+            for position, line in enumerate(bounded_lines(file), start=1):
+                if isinstance(line, LineTooLongError):
+                    yield Reject(str(self.path), position, "read", "line-too-long", str(line))
+                    continue
                 if not line.strip():
                     continue
                 try:
@@ -90,7 +94,7 @@ class JsonLines(Manifest):
     def total(self) -> int:
         """Count the lines."""
         with opened(self.path) as file:
-            return sum(1 for _ in file)
+            return count_lines(file)
 
 
 class Csv(Manifest):
@@ -105,40 +109,42 @@ class Csv(Manifest):
 
     def rows(self) -> Iterator[Row | Reject]:
         """Yield the records; an empty field is a missing one."""
-        csv.field_size_limit(LONGEST_FIELD)
-        with self._text() as file:
-            reader = csv.DictReader(file, dialect=self._dialect)
-            try:
-                _require_columns(self.path, reader.fieldnames or [])
-            except csv.Error as error:
-                raise CorpusError(f"manifest {self.path}: the header cannot be read: {error}") from error
-            position = 0
-            records = iter(reader)
-            while True:
-                position += 1
-                try:
-                    record = next(records)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    yield Reject(str(self.path), position, "read", "row-unreadable", str(error))
-                    continue
-                if None in record or None in record.values():
-                    yield Reject(
-                        str(self.path), position, "read", "row-unreadable",
-                        f"expected {len(reader.fieldnames or [])} fields as in the header",
-                    )  # fmt: skip
-                    continue
-                yield Row(position, {name: value for name, value in record.items() if value != ""})
+        records = self._records()
+        header = next(records, [])
+        if isinstance(header, Exception):
+            raise CorpusError(f"manifest {self.path}: the header cannot be read: {header}") from header
+        _require_columns(self.path, header)
+        for position, record in enumerate(records, start=1):
+            if isinstance(record, Exception):
+                reason = "line-too-long" if isinstance(record, LineTooLongError) else "row-unreadable"
+                yield Reject(str(self.path), position, "read", reason, str(record))
+            elif len(record) != len(header):
+                detail = f"expected {len(header)} fields as in the header, got {len(record)}"
+                yield Reject(str(self.path), position, "read", "row-unreadable", detail)
+            else:
+                yield Row(position, {name: value for name, value in zip(header, record, strict=True) if value != ""})
 
     def total(self) -> int:
         """Count the records."""
+        return max(0, sum(1 for _ in self._records()) - 1)
+
+    def _records(self) -> Iterator[list[str] | Exception]:
+        """Yield the header and the records, and an error in place of one that cannot be read."""
         csv.field_size_limit(LONGEST_FIELD)
-        try:
-            with self._text() as file:
-                return max(0, sum(1 for record in csv.reader(file, self._dialect) if record) - 1)
-        except csv.Error:
-            return 0  # iterating says what is wrong and where
+        with self._text() as file:
+            lines = RecordLines(file)
+            reader = csv.reader(lines, self._dialect)
+            while True:
+                lines.begin()
+                try:
+                    record = next(reader)
+                except StopIteration:
+                    return
+                except (csv.Error, LineTooLongError) as error:
+                    yield error
+                else:
+                    if record:
+                        yield record
 
     @property
     def _dialect(self) -> str:

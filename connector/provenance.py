@@ -19,9 +19,10 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Engine, and_, case, create_engine, delete, event, func, select, update
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm.attributes import set_committed_value
 
 import migrations
 from alignment.artifact import Alignment
@@ -44,7 +45,7 @@ from connector.models import (
     RunRow,
     now,
 )
-from connector.settings import PASSWORD, redacted
+from connector.redaction import redacted, without_secrets
 
 STARTED = now()  # of this process, as good as
 REJECTS_A_COMMIT = 256
@@ -186,7 +187,7 @@ class Provenance:
     def _finish(self, run: Run, outcome: str, error: str | None) -> None:
         run.flush()
         values = {"outcome": outcome, "counts": dict(run.counts), "finished_at": now()}
-        values["error"] = without_passwords(error)[:LONGEST_DETAIL] if error else None
+        values["error"] = without_secrets(error)[:LONGEST_DETAIL] if error else None
         with self.session() as session:
             session.execute(update(RunRow).where(RunRow.id == run.id).values(**values))
 
@@ -248,10 +249,23 @@ class Provenance:
             return list(session.scalars(select(ReleaseRow).filter_by(**where).order_by(ReleaseRow.id)))
 
     def save(self, row: ReleaseRow) -> ReleaseRow:
-        """Insert or update a release."""
+        """Insert a release, or write all of it."""
         row.updated_at = now()
         with self.session() as session:
             return session.merge(row)
+
+    def change(self, row: ReleaseRow, **values: Any) -> None:
+        """Change these columns of a release, and none that another process may have changed; read all into `row`."""
+        with self.session() as session:
+            session.execute(update(ReleaseRow).where(ReleaseRow.id == row.id).values(**values, updated_at=now()))
+        self.refresh(row)
+
+    def refresh(self, row: ReleaseRow) -> None:
+        """Read a release again, as it is now."""
+        with self.session() as session:
+            present = session.get_one(ReleaseRow, row.id)
+        for column in ReleaseRow.__table__.columns:
+            set_committed_value(row, column.key, getattr(present, column.key))
 
     def ledger(self, release_id: int, set_id: int) -> dict[tuple[str, int], tuple[str, int]]:
         """Return what is written: `{(shard, start): (digest, points)}`."""
@@ -496,7 +510,8 @@ class Provenance:
         done = func.sum(case((ClaimRow.done, 1), else_=0))
         claimed = func.sum(case((ClaimRow.run_id.is_not(None), 1), else_=0))
         with self.session() as session:
-            rows = session.execute(select(func.count(), done, claimed).group_by(ClaimRow.work).order_by(ClaimRow.work))
+            query = select(func.count(), done, claimed).where(ClaimRow.step >= 0)
+            rows = session.execute(query.group_by(ClaimRow.work).order_by(ClaimRow.work))
             return [{"steps": n, "done": d, "claimed": c, "open": n - d - c} for n, d, c in rows]
 
     def recorded_run(self, run_id: int) -> RunRow:
@@ -557,18 +572,9 @@ def alembic_config(url: str) -> Config:
     return config
 
 
-def without_passwords(text: str) -> str:
-    """Return `text` with the passwords of the URLs in it blotted out.
-
-    >>> without_passwords("cannot reach http://me:secret@db:6333/")
-    'cannot reach http://me:***@db:6333/'
-    """
-    return PASSWORD.sub(r"\1:***@", text)
-
-
 def _engine(url: str) -> Engine:
     try:
-        parsed = make_url(url)
+        parsed = _parsed(url)
         if "@" in (parsed.host or ""):  # drivers would print the half of the password that they take for the host
             raise ValueError("write an @ in the password as %40")
         if parsed.drivername in ("postgresql", "postgres"):  # psycopg 3 is the driver that our extra installs
@@ -576,13 +582,21 @@ def _engine(url: str) -> Engine:
         # A connection that a restarted server or a firewall has cut is noticed, and replaced, before it is used.
         engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
     except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
+        why = without_secrets(" ".join(str(error).split()))
         raise ProvenanceError(
             f"database {redacted(url)}: expected an SQLAlchemy URL such as sqlite:///PATH or "
-            f"postgresql://USER@HOST/NAME (with the extra `postgres`); {without_passwords(str(error))}"
+            f"postgresql://USER@HOST/NAME (with the extra `postgres`); {why}"
         ) from None
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _harden_sqlite)
     return engine
+
+
+def _parsed(url: str) -> URL:
+    try:
+        return make_url(url)
+    except ValueError:  # it quotes what stands where the port should, which may be a password
+        raise ValueError("the port is no number") from None
 
 
 def _harden_sqlite(connection: Any, _: object) -> None:
@@ -607,7 +621,7 @@ def _translated(url: str) -> Iterator[None]:
     except SQLAlchemyError as error:
         cause = " ".join(str(error.orig if isinstance(error, DBAPIError) else error).split())
         raise ProvenanceError(
-            f"database {redacted(url)}: {without_passwords(cause)}; check that it runs and that "
+            f"database {redacted(url)}: {without_secrets(cause)}; check that it runs and that "
             "MODALIGN_DATABASE_URL names it"
         ) from error
 

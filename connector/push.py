@@ -1,7 +1,6 @@
 """Push an embedding set through an alignment into releases: one per metric, in one projection pass.
 
-The order of things makes every crash harmless: rows are validated, written, made durable in the store, and only then
-entered in the ledger. What the ledger holds is not written again; what it does not hold is, under the same ids.
+How a set is written, and why a crash does no harm, `connector.set_push` says.
 
 What arrives reaches every release of the collection that is not retired: the set's other metrics, and the shadow of a
 new alignment beside the live release of the old one, each through its own alignment and with its own ledger.
@@ -10,39 +9,36 @@ A push that is refused, because its vectors cannot be lowered say, takes back th
 nothing into. One that is killed, or loses a database, leaves them as `building`, and the next push goes on with them.
 """
 
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from itertools import count, takewhile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from alignment.artifact import Alignment
-from alignment.embeddings import MODALITIES, EmbeddingSet, EncoderCard, Modality, Rows, shard_batches
+from alignment.embeddings import MODALITIES, EmbeddingSet, EncoderCard, Modality
 from alignment.errors import ModalignError
 from alignment.metrics import Lowering, Metric
+from connector.claims import switching
 from connector.errors import (
     MismatchError,
-    PointsRefusedError,
     ProvenanceError,
-    Refusal,
     StoreBusyError,
     StoreError,
     StoreUnavailableError,
 )
-from connector.items import Reject
 from connector.layout import Layout, PayloadKind, checked_layout
 from connector.models import ReleaseRow, now
 from connector.point_ids import PointIds
-from connector.points import Projected, lowered, point_id, project
 from connector.progress import Advance, say
 from connector.provenance import Provenance, Run
 from connector.release import (
     METADATA,
+    READY,
     Release,
     chain,
     checked,
+    due,
     lower,
     make_live,
     physical_name,
@@ -50,45 +46,12 @@ from connector.release import (
     require_encoder,
     require_row,
 )
+from connector.set_push import UNTUNED, SetPush, Target
 from connector.store import CollectionConfig, Store, VectorConfig
 from connector.tuning import sample, tune
 
-BATCH_POINTS = 512
-FLUSH_POINTS = 16_384
-FLUSH_SECONDS = 2.0  # a slow encoder has its points in the ledger before there are so many
-DELETIONS = 1024  # points that are deleted at a time
 OWN_INDEXES: Mapping[str, PayloadKind] = {"key": "keyword", "group": "keyword", "split": "keyword"}
-UNTUNED = "untuned"
 TUNED = ("hnsw_ef", "hnsw_recall", UNTUNED)
-
-
-Place = tuple[str, int]
-Written = tuple[str, int]
-
-
-@dataclass(slots=True)
-class _Target:
-    """A release while it is being written.
-
-    Attributes:
-        new: whether this push made both its row and its collection.
-        named: whether this push is for it; the collection's other releases take what arrives, no more.
-    """
-
-    release: Release
-    new: bool
-    named: bool = True
-    ledger: dict[Place, Written] = field(default_factory=dict)
-    pending: dict[Place, Written] = field(default_factory=dict)
-    met: set[Place] = field(default_factory=set)
-    lost: set[Place] = field(default_factory=set)
-    changed: bool = False
-
-    @property
-    def indexes(self) -> Mapping[str, PayloadKind]:
-        """Its payload fields and the kinds that they are indexed as."""
-        indexes: Mapping[str, PayloadKind] = self.release.row.settings.get("payload_indexes", {})
-        return indexes
 
 
 def push(
@@ -172,7 +135,7 @@ def pushing(
     asked = {"payload_indexes": {}, **checked_layout(layout)}
     store.require_layout(Layout(**asked))
     lowerings_of = {metric: lower(alignment, metric) for metric in metrics}  # all of them, before anything is written
-    targets: list[_Target] = []
+    targets: list[Target] = []
     try:
         for metric, lowerings in lowerings_of.items():
             target = _begin(
@@ -201,7 +164,7 @@ def pushing(
 class Push:
     """Releases that are being written: open an embedding set, write and finish it, maybe another one, then verify."""
 
-    targets: list[_Target]
+    targets: list[Target]
     store: Store
     provenance: Provenance
     run: Run
@@ -209,7 +172,7 @@ class Push:
     @classmethod
     def into(cls, release: Release, store: Store, provenance: Provenance, run: Run) -> Self:
         """Go on writing into a release that exists."""
-        return cls([_Target(release, new=False)], store, provenance, run)
+        return cls([Target(release, new=False)], store, provenance, run)
 
     @property
     def releases(self) -> list[Release]:
@@ -221,7 +184,7 @@ class Push:
         """What is being written: the collection's other releases too."""
         return [target.release for target in self.targets]
 
-    def open(self, path: Path, set_id: int, ids: PointIds | None = None) -> "SetPush":
+    def open(self, path: Path, set_id: int, ids: PointIds | None = None) -> SetPush:
         """Begin to write the embedding set at `path`, which may still be growing; note written points in `ids`."""
         writer = SetPush(path, set_id, self.store, self.provenance, self.run, self.targets, ids)
         writer.begin()
@@ -253,7 +216,10 @@ class Push:
 
     def make_live(self, embedding_set: EmbeddingSet, set_id: int) -> None:
         """Make the releases live whose aliases are free; then verify the collection's other releases."""
-        make_live(self.provenance, self.store, self.releases)
+        if due(self.provenance, self.store, self.releases):  # otherwise there is nobody to wait for
+            place = self.provenance.stored(self.store.url), self.releases[0].row.collection
+            with switching(self.provenance, *place, self.run.id):
+                make_live(self.provenance, self.store, self.releases)
         for target in self.targets:
             # What another push builds is whole when that push says so, whatever this one has added.
             if not target.named and target.release.row.state != "building":
@@ -271,7 +237,7 @@ def _begin(
     store: Store,
     provenance: Provenance,
     shared: bool,
-) -> _Target:
+) -> Target:
     """Find or create the release: the row in SQL first, then the collection."""
     lowering = lowerings["image"]
     name = physical_name(collection, metric, alignment)
@@ -286,8 +252,7 @@ def _begin(
         row = rows[0]
         require_row(row, metric, lowering)
         if row.state == "retired":  # or half dropped: it comes back
-            row.state, row.drop_begun_at, row.dropped_at = "building", None, None
-            row = provenance.save(row)
+            provenance.change(row, state="building", drop_begun_at=None, dropped_at=None)
     else:
         row = provenance.save(
             ReleaseRow(
@@ -321,21 +286,20 @@ def _begin(
         layout = CollectionConfig(dict.fromkeys(MODALITIES, vector), metadata={METADATA: expected}, **settings)
         provenance.forget_ledger(row.id)
         store.create(name, layout)
-        row.settings = {name: value for name, value in asdict(layout).items() if name not in ("metadata", "vectors")}
-        row.state = "building"
-        row = provenance.save(row)
+        settings = {name: value for name, value in asdict(layout).items() if name not in ("metadata", "vectors")}
+        provenance.change(row, settings=settings, state="building")
     elif layout_of(row):
         _require_settings(row, asked)
-    return _Target(Release(row, alignment, metric, lowerings), new)
+    return Target(Release(row, alignment, metric, lowerings), new)
 
 
 def _others(
     encoders: Mapping[Modality, EncoderCard],
     collection: str,
-    targets: Sequence[_Target],
+    targets: Sequence[Target],
     store: Store,
     provenance: Provenance,
-) -> list[_Target]:
+) -> list[Target]:
     """Open the collection's other releases that are not retired; say which of them cannot take such sets, and why."""
     named = {target.release.name for target in targets}
     found = []
@@ -351,11 +315,11 @@ def _others(
         except ModalignError as error:
             say(f"release {row.physical_name} ({row.state}) does not get this: {error}")
         else:
-            found.append(_Target(release, new=False, named=False))
+            found.append(Target(release, new=False, named=False))
     return found
 
 
-def _take_back(targets: Sequence[_Target], store: Store, provenance: Provenance) -> None:
+def _take_back(targets: Sequence[Target], store: Store, provenance: Provenance) -> None:
     """Remove the new releases that hold no point: the collection first, then the row in SQL."""
     with suppress(StoreError, ProvenanceError):  # what stays is harmless, and why the push was refused must be heard
         for target in targets:
@@ -383,202 +347,7 @@ def layout_of(row: ReleaseRow) -> dict[str, Any]:
     return {name: value for name, value in row.settings.items() if name not in TUNED}
 
 
-def _ledger(release: Release, set_id: int, store: Store, provenance: Provenance) -> dict[Place, Written]:
-    """Return what of the set is written; nothing, where points have vanished behind the ledger's back."""
-    ledger = provenance.ledger(release.row.id, set_id)
-    expected = provenance.ledger_points(release.row.id)  # before the count, which others may be adding to
-    if store.count(release.name) < expected:
-        provenance.forget_batches(release.row.id, set_id, ledger)
-        return {}
-    return ledger
-
-
-@dataclass(slots=True)
-class SetPush:
-    """One embedding set while it is written into the releases of a `Push`: each shard, then whatever is left."""
-
-    path: Path
-    set_id: int
-    store: Store
-    provenance: Provenance
-    run: Run
-    targets: Sequence[_Target]
-    ids: PointIds | None = None
-    _written: set[str] = field(default_factory=set)
-    _refused: set[tuple[Modality, str, str]] = field(default_factory=set)
-    _unflushed: int = 0
-    _committed: float = field(default_factory=time.monotonic)
-
-    def begin(self) -> None:
-        """Delete what left the set since it was last written, and look up what the ledgers hold of it."""
-        self.delete_what_left()
-        self._written.clear()
-        for target in self.targets:
-            target.ledger = _ledger(target.release, self.set_id, self.store, self.provenance)
-            target.pending, target.met, target.lost = {}, set(), set()
-
-    def write(self, modality: Modality, shard: Path, advance: Advance = lambda count: None) -> None:
-        """Write what the ledgers do not hold of a durable shard."""
-        end = 0
-        for start, rows in shard_batches(shard, modality, BATCH_POINTS):
-            place, written = (shard.name, start), (rows.digest(), len(rows))
-            open_targets = []
-            for target in self.targets:
-                target.met.add(place)
-                # A batch with refused rows is not in the ledger as whole: they are refused again, every time.
-                if target.ledger.get(place) == written:
-                    self.run.count("unchanged", len(rows))
-                else:
-                    open_targets.append(target)
-            if open_targets:
-                self._unflushed += self._write_batch(open_targets, place, rows, written[0])
-                if self._unflushed >= FLUSH_POINTS or time.monotonic() - self._committed >= FLUSH_SECONDS:
-                    self._commit()
-            end = start + len(rows)
-            advance(len(rows))
-        self._forget_beyond(shard.name, end)
-        self._written.add(shard.name)
-
-    def _forget_beyond(self, shard: str, end: int) -> None:
-        """Have the next commit forget the ledger lines of batches that a shard has no rows for any more."""
-        first = -(-end // BATCH_POINTS) * BATCH_POINTS
-        for target in self.targets:
-            places = takewhile(target.ledger.__contains__, ((shard, start) for start in count(first, BATCH_POINTS)))
-            target.lost.update(places)
-
-    def finish(
-        self,
-        embedding_set: EmbeddingSet,
-        *,
-        changed: Collection[str] = (),
-        only: Collection[str] | None = None,
-        advance: Advance = lambda count: None,
-    ) -> None:
-        """Write the shards that were not written yet, and forget the ledger lines of rows that the set has lost.
-
-        Args:
-            embedding_set: the set, complete now.
-            changed: names of shards that are no longer what was written.
-            only: names of the shards to look at; None: all of them.
-            advance: is told how many rows were looked at.
-        """
-        if changed:
-            self._commit()
-            self._written -= set(changed)
-            for target in self.targets:
-                target.ledger = self.provenance.ledger(target.release.row.id, self.set_id)
-                target.met = {place for place in target.met if place[0] not in changed}
-            for name in changed:
-                if not (self.path / name).exists():
-                    self._forget_beyond(name, 0)
-        for modality in MODALITIES:
-            for shard in embedding_set.shards(modality):
-                if shard.name not in self._written and (only is None or shard.name in only):
-                    self.write(modality, shard, advance)
-        self._commit()
-        for target in self.targets:
-            lost = {place for place in target.ledger.keys() - target.met if only is None or place[0] in only}
-            if lost:
-                self.provenance.forget_batches(target.release.row.id, self.set_id, lost)
-
-    def delete_what_left(self) -> None:
-        """Delete the points of rows that left the set since it was last written, as SQL remembers them."""
-        for target in self.targets:
-            delete_what_left(self.provenance, self.store, target.release.row, self.set_id)
-
-    def delete_gone(self, embedding_set: EmbeddingSet, written: PointIds) -> None:
-        """Delete the points that were written of rows that are in the set no more."""
-        with PointIds() as held:
-            for modality in MODALITIES:
-                for _, _, rows in embedding_set.batches(modality, BATCH_POINTS):
-                    held.add([point_id(modality, key) for key in rows.keys])
-            for batch in written.without(held):
-                for target in self.targets:
-                    self.store.delete(target.release.name, batch)
-        for target in self.targets:
-            self.store.flush(target.release.name)
-
-    def _write_batch(self, targets: Sequence[_Target], place: Place, rows: Rows, digest: str) -> int:
-        # Once for all targets that share an alignment and the kinds of their indexes.
-        known: dict[tuple[int, frozenset[tuple[str, PayloadKind]]], Projected] = {}
-        projections = []
-        for target in targets:
-            shared = (target.release.row.alignment_id, frozenset(target.indexes.items()))
-            if shared not in known:
-                known[shared] = project(target.release.alignment, rows, target.indexes)
-            projections.append((target, known[shared]))
-        for projected in known.values():
-            self._reject(place, rows, projected.refused)
-        batches = []
-        for target, projected in projections:
-            if target.ledger.get(place) == (digest, len(projected.rows)):
-                self.run.count("unchanged", len(projected.rows))
-            else:
-                batches.append((target, projected, lowered(target.release, projected)))
-        numbers = {key: row for row, key in enumerate(rows.keys)}
-        refusals: dict[int, Refusal] = {}
-        written = 0
-        for target, projected, points in batches:  # no release is written to unless all can be
-            if projected.refused:  # an older point of what can be written no more would be found for what it was
-                gone = [point_id(rows.modality, rows.keys[row]) for row in projected.refused]
-                self.store.delete(target.release.name, gone)
-            kept = len(points.ids)
-            if points.ids:
-                if self.ids:
-                    self.ids.add(points.ids)
-                try:
-                    self.store.upsert(target.release.name, points)
-                except PointsRefusedError as error:
-                    refusals = {numbers[projected.rows.keys[row]]: why for row, why in error.refused.items()} | refusals
-                    self.store.delete(target.release.name, [points.ids[row] for row in error.refused])
-                    kept -= len(error.refused)
-            if not target.changed:  # known before the ledger knows: whoever goes on after a crash has to tune
-                target.changed = True
-                target.release.row.settings = {**target.release.row.settings, UNTUNED: True}
-                self.provenance.save(target.release.row)
-            target.pending[place] = (digest, kept)
-            self.run.count("written", kept)
-            written += kept
-        self._reject(place, rows, refusals)
-        return written
-
-    def _reject(self, place: Place, rows: Rows, refused: Mapping[int, tuple[str, str]]) -> None:
-        """Record what was refused, once for each reason: by however many releases, in however many shards."""
-        for row, (reason, detail) in sorted(refused.items()):
-            if (why := (rows.modality, rows.keys[row], reason)) not in self._refused:
-                self._refused.add(why)
-                source, position = str(self.path / place[0]), place[1] + row + 1
-                self.run.reject(Reject(source, position, "write", reason, detail, rows.keys[row], rows.modality))
-
-    def _commit(self) -> None:
-        """Make what was written durable, then say so in SQL."""
-        for target in self.targets:
-            if target.lost:  # first: what a shard has lost may be among what a newer shard has gained
-                self.provenance.forget_batches(target.release.row.id, self.set_id, target.lost)
-                for place in target.lost:
-                    del target.ledger[place]
-                target.lost = set()
-            if target.pending:
-                self.store.flush(target.release.name)
-                self.provenance.write_ledger(target.release.row.id, self.set_id, self.run.id, target.pending)
-                target.ledger.update(target.pending)
-                target.pending = {}
-        self._unflushed = 0
-        self._committed = time.monotonic()
-
-
-def delete_what_left(provenance: Provenance, store: Store, row: ReleaseRow, set_id: int) -> int:
-    """Delete from a collection the points of rows that left an embedding set, as SQL remembers them; count them."""
-    count = 0
-    while left := provenance.deletions(row.id, set_id, DELETIONS):
-        store.delete(row.physical_name, [point_id(modality, key) for modality, key in left.values()])
-        store.flush(row.physical_name)
-        provenance.forget_deletions(left)
-        count += len(left)
-    return count
-
-
-def _verify(target: _Target, embedding_set: EmbeddingSet, set_id: int, store: Store, provenance: Provenance) -> None:
+def _verify(target: Target, embedding_set: EmbeddingSet, set_id: int, store: Store, provenance: Provenance) -> None:
     """Build the index and compare the exact count with the ledger; a release that passes is tuned and ready."""
     release = target.release
     info = store.ready(release.name)
@@ -598,8 +367,6 @@ def _verify(target: _Target, embedding_set: EmbeddingSet, set_id: int, store: St
             whole = sum(points for _, points in provenance.ledger(release.row.id, set_id).values()) == expected
             tuned = tune(release, store, sample(embedding_set, release), known=None if whole else release.tuned)
             found = {"hnsw_ef": tuned.hnsw_ef, "hnsw_recall": tuned.recall} if tuned else {}
-        release.row.settings = {**layout_of(release.row), **found}
+        provenance.change(release.row, settings={**layout_of(release.row), **found}, points=expected)
         if release.row.state == "building":
-            release.row.state = "ready"
-        release.row.points = expected
-        provenance.save(release.row)
+            provenance.change(release.row, state=READY)

@@ -33,7 +33,8 @@ from connector.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from connector.settings import REQUEST_SECONDS, redacted
+from connector.redaction import redacted, without_secrets
+from connector.settings import REQUEST_SECONDS
 
 T = TypeVar("T")
 
@@ -233,7 +234,7 @@ class Connection:
         """Take the secrets out of a message: a proxy may send back what it was sent."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return text
+        return without_secrets(text)
 
 
 def connected(
@@ -274,7 +275,9 @@ def connected(
         raise
     except ValueError:  # its text may hold the URL with the password in it
         raise SettingsError(f"store {redacted(url)!r}: expected http(s)://HOST:PORT or grpc(s)://HOST:PORT") from None
-    return Connection(client, url, patience=patience, secrets=tuple(filter(None, (api_key, password))))
+    token = parts.username if parts.password is None else None  # https://TOKEN@host
+    secrets = (api_key, password, parts.password, token, unquote(token or ""))
+    return Connection(client, url, patience=patience, secrets=tuple(dict.fromkeys(filter(None, secrets))))
 
 
 def _grpc(host: str, port: int, encrypted: bool, ca_file: Path | None) -> dict[str, Any]:

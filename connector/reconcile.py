@@ -20,8 +20,8 @@ from connector.point_ids import PointIds
 from connector.points import lowered, point_id, project
 from connector.progress import Advance
 from connector.provenance import Provenance, Run
-from connector.push import BATCH_POINTS, Place, Written
 from connector.release import Release
+from connector.set_push import BATCH_POINTS, Place, Written
 from connector.store import Payload, Points, Record, Store
 
 # Keys that are shown of each kind of difference.
@@ -62,6 +62,7 @@ class Reconciled:
         orphans: points of no row of any embedding set.
         unrecorded: batches of rows that the ledger does not know, or knows otherwise, and its lines of batches that are
             no more.
+        broken: why nothing could be compared, where its parts are gone or do not belong together.
     """
 
     name: str
@@ -73,10 +74,13 @@ class Reconciled:
     differing: Difference = field(default_factory=Difference)
     orphans: Difference = field(default_factory=Difference)
     unrecorded: Difference = field(default_factory=Difference)
+    broken: str | None = None
 
     @property
     def sound(self) -> bool:
         """Whether SQL, collection and embedding sets agree."""
+        if self.broken is not None:
+            return False
         found = (self.missing, self.differing, self.orphans, self.unrecorded)
         return not any(difference.count for difference in found) and self.points == self.recorded == self.held
 
@@ -161,8 +165,7 @@ def reconcile(
     if mend:
         store.flush(release.name)
         store.ready(release.name)
-        release.row.points = provenance.ledger_points(release.row.id)
-        provenance.save(release.row)
+        provenance.change(release.row, points=provenance.ledger_points(release.row.id))
     return found
 
 

@@ -256,6 +256,19 @@ def checked(provenance: Provenance, store: Store, row: ReleaseRow, *, device: st
     return Release(row, alignment, metric, lowerings)
 
 
+def due(provenance: Provenance, store: Store, releases: Sequence[Release]) -> dict[str, Release]:
+    """Return, by alias, which of these releases `make_live` would make live: nothing else is, and they are not yet."""
+    current = store.aliases()
+    found = {}
+    for release in releases:
+        provenance.refresh(release.row)  # a promotion may have come since it was opened
+        alias = alias_name(release.row.collection, release.metric)
+        is_live = release.row.state == LIVE and current.get(alias) == release.name
+        if not is_live and _is_alone(provenance, release, current):
+            found[alias] = release
+    return found
+
+
 def make_live(provenance: Provenance, store: Store, releases: Sequence[Release]) -> bool:
     """Let the aliases that name nothing else name these releases, all at one moment.
 
@@ -263,18 +276,11 @@ def make_live(provenance: Provenance, store: Store, releases: Sequence[Release])
     changes: that is what `connector.lifecycle` is for. Returns whether anything did. A crash between alias and SQL is
     mended by calling this again.
     """
-    current = store.aliases()
-    wanted = {
-        alias_name(release.row.collection, release.metric): release
-        for release in releases
-        if _is_alone(provenance, release, current)
-    }
+    wanted, current = due(provenance, store, releases), store.aliases()
     if changed := {alias: release.name for alias, release in wanted.items() if current.get(alias) != release.name}:
         store.set_aliases(changed)
     for release in wanted.values():
-        if release.row.state != LIVE:
-            release.row.state = LIVE
-            provenance.save(release.row)
+        provenance.change(release.row, state=LIVE)
     return bool(changed)
 
 

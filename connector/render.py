@@ -78,15 +78,17 @@ def switched_rows(result: "Result") -> list[dict[str, Any]]:
 
 
 def reconciled_rows(found: Iterable["Reconciled"]) -> list[dict[str, Any]]:
-    """Lay out what reconciliations found, a release a row."""
-    return [
-        {
-            "release": each.name, "sound": each.sound, "points": each.points, "ledger": each.recorded,
-            "embedding_sets": each.held, "missing": each.missing.count, "differing": each.differing.count,
-            "orphans": each.orphans.count, "unrecorded": each.unrecorded.count, "vectors_compared": each.vectors,
-        }
-        for each in found
-    ]  # fmt: skip
+    """Lay out what reconciliations found, a release a row; without numbers where nothing could be compared."""
+    rows = []
+    for each in found:
+        numbers = {
+            "points": each.points, "ledger": each.recorded, "embedding_sets": each.held, "missing": each.missing.count,
+            "differing": each.differing.count, "orphans": each.orphans.count, "unrecorded": each.unrecorded.count,
+            "vectors_compared": each.vectors,
+        }  # fmt: skip
+        known = numbers if each.broken is None else dict.fromkeys(numbers)
+        rows.append({"release": each.name, "sound": each.sound, **known, "broken": each.broken})
+    return rows
 
 
 def reconciled_examples(found: Iterable["Reconciled"]) -> dict[str, dict[str, list[str]]]:

@@ -2,15 +2,13 @@
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlsplit, urlunsplit
 
 from connector.errors import SettingsError
+from connector.redaction import redacted
 
-# Up to the last @: a password may hold a slash or an @, and a text that hides too much does no harm.
-PASSWORD = re.compile(r"(://[^:/@\s]*):\S*@")
 REQUEST_SECONDS = 60
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -36,6 +34,12 @@ class Settings:
     api_key: str | None = field(default=None, repr=False)
     ca_file: Path | None = None
     timeout: int = REQUEST_SECONDS
+
+    def __repr__(self) -> str:
+        """Name every field but the key, and no secret that stands in a URL."""
+        shown = {field.name: getattr(self, field.name) for field in fields(self) if field.repr}
+        shown |= {name: redacted(shown[name]) for name in ("store_url", "database_url")}
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     @classmethod
     def load(
@@ -90,23 +94,3 @@ def checked_name(name: str, what: str) -> str:
             f"{what} name {name!r}: expected 1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit"
         )
     return name
-
-
-def redacted(url: str) -> str:
-    """Return `url` without its password and query, fit for logs, SQL and metadata.
-
-    >>> redacted("postgresql://me:secret@db:5432/modalign")
-    'postgresql://me:***@db:5432/modalign'
-    """
-    if url.startswith(("edge:", "sqlite:")):
-        return url
-    try:
-        parts = urlsplit(PASSWORD.sub(r"\1:***@", url))
-    except ValueError:
-        return "(an unreadable URL)"
-    rest = parts.path + parts.query + parts.fragment
-    if "@" in rest or ("://" not in url and "=" in rest):  # then the password may be anywhere
-        return "(an unreadable URL)"
-    user, at, host = parts.netloc.rpartition("@")
-    name = user.partition(":")[0] + (":***" if ":" in user else "")
-    return urlunsplit((parts.scheme, f"{name}{at}{host}", parts.path, "", ""))

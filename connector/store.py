@@ -19,7 +19,7 @@ from alignment.vectors import ZERO, FloatArray, faults
 from connector.errors import CollectionNotFoundError, FilterError, PointsRefusedError, SettingsError
 from connector.layout import OVERSAMPLING, Datatype, Layout
 from connector.payloads import payload_fault
-from connector.settings import redacted
+from connector.redaction import redacted
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter

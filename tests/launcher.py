@@ -19,7 +19,7 @@ from typing import Any
 import stamina
 
 from alignment.embeddings import SetWriter
-from connector import cli, encoders, ingest, push
+from connector import cli, encoders, ingest, set_push
 from connector.edge_store import EdgeStore
 from connector.home import Home
 from connector.provenance import Provenance
@@ -36,7 +36,7 @@ POINTS: Mapping[str, tuple[type, str]] = {
     "write_ledger": (Provenance, "write_ledger"),
     "ready": (EdgeStore, "ready"),
     "set_aliases": (EdgeStore, "set_aliases"),
-    "save": (Provenance, "save"),
+    "change": (Provenance, "change"),
 }
 
 
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> None:
             point, _, number = options[when].partition(":")
             _arm(point, int(number), signal.Signals[options["--signal"]], after=when == "--after")
     setattr(encoders, "entry_points", _entry_points)  # noqa: B010  the module does not export it
-    push.BATCH_POINTS, push.FLUSH_POINTS = BATCH_POINTS, FLUSH_POINTS
+    set_push.BATCH_POINTS, set_push.FLUSH_POINTS = BATCH_POINTS, FLUSH_POINTS
     defaults = Home._encode.__kwdefaults__
     assert defaults is not None
     defaults.update(shard_rows=SHARD_ROWS, batch_items=4)

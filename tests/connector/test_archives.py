@@ -304,7 +304,7 @@ class TestImg2Dataset:
         first, failed = found[1], next(one for one in found if isinstance(one, Reject))
         assert isinstance(first, Item)
         assert first.payload == {"caption": "one", "url": "http://x/000", "width": 8, "sha256": "00"}
-        assert failed.detail == "HTTP Error 404: http://me:***@x/"
+        assert failed.detail == "HTTP Error 404: http://***@x/"
         assert failed.source == str(folder / "00000.parquet")
         assert [one.position for one in found] == [1, 1, 2, 2, 3, 4, 5, 5, 6]
         assert opened.total() == 6

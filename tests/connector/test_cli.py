@@ -31,6 +31,7 @@ from alignment.metrics import MixtureOfLogits
 from alignment.projections import Projection
 from connector import cli, encoders, qdrant_store
 from connector.edge_store import EdgeStore
+from connector.errors import StoreUnavailableError
 from connector.provenance import Provenance
 from connector.store import Points
 from tests.fakes import NAN_WORD, fake_entry_points, fake_pairs, write_manifest
@@ -472,6 +473,41 @@ class TestReleases:
         assert (ended.code, "--repair deletes only what somebody agrees to: add --yes" in ended.err) == (2, True)
         done("status", "things", "--repair", "--yes", "--home", home)
         assert done("status", "--verify", "--json", "--home", home).document["examples"] == {}
+
+    def test_what_is_broken_keeps_nobody_from_verifying_and_mending_the_others(self, home: Path) -> None:
+        names = releases(home)
+        with EdgeStore(home / "qdrant") as store:
+            gone = next(record for page in store.scroll(names["b"]) for record in page)
+            store.delete(names["b"], [gone.id])
+        (home / "alignments" / "a").rename(home / "elsewhere")
+        ended = modalign("status", "--verify", "--json", "--home", home)
+        first, second = ended.document["verified"]
+        assert (ended.code, first["release"], first["sound"], first["points"]) == (1, names["a"], False, None)
+        assert str(home / "alignments" / "a") in first["broken"]
+        assert (second["release"], second["missing"], second["broken"]) == (names["b"], 1, None)
+        shown = modalign("status", "--verify", "--home", home)
+        assert (shown.code, f"{names['a']}: broken: {first['broken']}" in shown.out) == (1, True)
+        assert f"{names['b']}: missing, for example" in shown.err
+        ended = modalign("status", "--repair", "--yes", "--json", "--home", home)
+        assert (ended.code, [row["sound"] for row in ended.document["verified"]]) == (1, [False, True])
+        (home / "elsewhere").rename(home / "alignments" / "a")
+        (home / "sets" / "pairs").rename(home / "elsewhere")
+        ended = modalign("status", "--verify", "--json", "--home", home)
+        assert ended.code == 1
+        assert all(str(home / "sets" / "pairs") in row["broken"] for row in ended.document["verified"])
+        (home / "elsewhere").rename(home / "sets" / "pairs")
+        assert [row["broken"] for row in done("status", "--verify", "--json", "--home", home).document["verified"]] == [
+            None, None,
+        ]  # fmt: skip
+
+    def test_a_store_that_does_not_answer_is_no_release_that_is_broken(
+        self, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def describe(*_: object) -> None:
+            raise StoreUnavailableError("not now")
+
+        monkeypatch.setattr(EdgeStore, "describe", describe)
+        assert modalign("status", "--verify", "--home", home).error == "modalign: not now"
 
     def test_verifying_what_is_not_there(self, home: Path) -> None:
         ended = modalign("status", "nothing", "--verify", "--home", home)
@@ -1064,6 +1100,9 @@ class TestSecrets:
             f"http://me:{SECRET}@127.0.0.1:1",
             f"https://me:{SECRET}@127.0.0.1:1/x?api_key={KEY}",
             f"http://me:{SECRET}@:x",
+            "https://s3cret.token@127.0.0.1:1",
+            f"grpc://127.0.0.1:1?token={KEY}",
+            f"127.0.0.1:1/?api-key={KEY}",
         ],
     )
     @pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
@@ -1079,6 +1118,9 @@ class TestSecrets:
         [
             f"postgresql://me:{SECRET}@127.0.0.1:1/db", f"nonsense://me:{SECRET}@127.0.0.1/db",
             f"postgresql://me:{SECRET}@127.0.0.1:port/db", f"postgresql://me:{SECRET}@127.0.0.1:1/db?password={SECRET}",
+            f"postgresql://me@127.0.0.1:1/db?sslpassword={SECRET}", f"postgresql://me@127.0.0.1:1/db?api_key={KEY}",
+            f"postgresql://me@127.0.0.1:1/db?passfile=/{SECRET}",
+            f"sqlite://me:{SECRET}@/x.db", f"postgresql://me:{SECRET}",
         ],
     )  # fmt: skip
     @pytest.mark.parametrize("arguments", [("status",), ("db", "upgrade")], ids=" ".join)

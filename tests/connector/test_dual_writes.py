@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from alignment.embeddings import MODALITIES, EmbeddingSet, EncoderCard, Modality, Rows
-from connector import push as pushing
+from connector import set_push as pushing
 from connector.errors import MismatchError, StoreUnavailableError
 from connector.points import point_id
 from connector.store import Points

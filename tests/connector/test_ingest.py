@@ -15,8 +15,8 @@ from alignment.embeddings import MODALITIES, EmbeddingSet, Modality, SetWriter
 from alignment.metrics import parse
 from alignment.vectors import FloatArray
 from connector import ingest as ingesting
-from connector import push as pushing
 from connector import reconcile
+from connector import set_push as pushing
 from connector.corpus import open_corpus
 from connector.delete import Deletion, Doomed
 from connector.encoders import Encoder

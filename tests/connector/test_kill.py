@@ -204,7 +204,7 @@ INGEST_POINTS = [
     ("--before", "ready:1"),
     ("--before", "set_aliases:0"),
     ("--after", "set_aliases:0"),
-    ("--after", "save:4"),
+    ("--after", "change:3"),
 ]
 
 

@@ -15,7 +15,7 @@ from alignment.vectors import FloatArray
 from connector import cli
 from connector.edge_store import EdgeStore
 from connector.errors import MismatchError, PointsRefusedError, SettingsError
-from connector.layout import COMPRESSIONS, FIELDS, Layout, checked_layout, read_layout
+from connector.layout import BOUNDS, COMPRESSIONS, FIELDS, Layout, checked_layout, read_layout
 from connector.store import CollectionConfig, Points, VectorConfig
 from tests.world import World, opened_world, pairs
 
@@ -60,8 +60,17 @@ class TestReading:
             ("m = true", "m: .*valid integer"),
             ("m = 2.5", "m: .*integer"),
             ("m = 1979-05-27", "m: .*valid integer"),
-            ("m = 1", "m: expected at least 2, got 1"),
-            ("oversampling = 0.5", "oversampling: expected at least 1, got 0.5"),
+            ("m = 1", "m: expected 2 to 1024, got 1"),
+            ("oversampling = 0.5", "oversampling: expected 1 to 1000, got 0.5"),
+            ("oversampling = nan", "oversampling: expected 1 to 1000, got nan"),
+            ("oversampling = inf", "oversampling: expected 1 to 1000, got inf"),
+            ("oversampling = 1e308", r"oversampling: expected 1 to 1000, got 1e\+308"),
+            ("oversampling = -1", "oversampling: expected 1 to 1000, got -1"),
+            ("m = 1e20", "m: .*integer"),
+            ("m = 100000000000000000000", "m: expected 2 to 1024, got 100000000000000000000"),
+            (f"m = {'9' * 5000}", "cannot be read as TOML"),
+            ("ef_construct = -1", "ef_construct: expected 4 to 100000, got -1"),
+            ("shards = 4294967297", "shards: expected 1 to 10000, got 4294967297"),
             ("quantization = 'octonary'", "quantization: .*'scalar', 'binary', 'product' or 'turbo'"),
             ("compression = 'x8'", "compression: expected none with quantization None, got x8"),
             ("quantization = 'scalar'\ncompression = 'x8'", "expected none with quantization scalar"),
@@ -125,6 +134,51 @@ class TestFlags:
         (tmp_path / "l.toml").write_text("quantization = 'product'\ncompression = 'x8'\n")
         with pytest.raises(SettingsError, match="settings: compression: expected bits4"):
             self.given("--settings", str(tmp_path / "l.toml"), "--quantization", "turbo")
+
+    @pytest.mark.parametrize("name", BOUNDS)
+    @pytest.mark.parametrize(
+        "value", ["nan", "inf", "-inf", "1e308", "1e20", "-1", "0.5", "0", "1" + "0" * 20, "9" * 5000, "", "ten"]
+    )
+    def test_a_number_that_cannot_be_meant(self, name: str, value: str) -> None:
+        option, (least, most) = "--" + name.replace("_", "-"), BOUNDS[name]
+        result = CliRunner().invoke(cli.cli, ["push", "s", "--into", "c", "--alignment", "a", option, value])
+        assert result.exit_code == 2
+        last = result.output.splitlines()[-1]
+        assert option in last
+        assert value in last
+        assert f"{least}<=x<={most}" in last
+
+    @pytest.mark.parametrize("value", ["nan", "0", "1", "-1", "inf", "half"])
+    def test_a_share_that_cannot_be_meant(self, value: str) -> None:
+        result = CliRunner().invoke(cli.cli, ["fit", "s", "--alignment", "a", "--holdout", value])
+        assert result.exit_code == 2
+        assert f"expected a number in the range 0<x<1, got '{value}'" in result.output
+
+    @pytest.mark.parametrize("name", BOUNDS)
+    def test_the_bounds_themselves_can_be_meant(self, name: str) -> None:
+        least, most = BOUNDS[name]
+        others: dict[str, Any] = {"replication_factor": most} if name == "write_consistency_factor" else {}
+        for meant in (least, most):
+            Layout(**{**others, name: meant})
+        for value in (least - 1, most + 1, float("nan"), float("inf"), -float("inf")):
+            with pytest.raises(SettingsError, match=f"^{name}: expected {least} to {most}, got {value}$"):
+                Layout(**{**others, name: value})
+
+    def test_nothing_is_created_for_what_cannot_be_meant(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with opened_world("edge", tmp_path, monkeypatch) as world:
+            world.alignment()
+            embedding_set = world.set("s", *pairs(6))
+            wrong: list[dict[str, Any]] = [
+                {"oversampling": float("nan")},
+                {"m": 10**20},
+                {"ef_construct": -1},
+                {"shards": 0},
+            ]
+            for options in wrong:
+                with pytest.raises(SettingsError, match="expected"):
+                    world.push(embedding_set, **options)
+            assert world.store.collections() == []
+            assert world.provenance.releases() == []
 
     @pytest.mark.parametrize("command", ["push", "ingest"])
     def test_both_commands_have_them(self, command: str) -> None:

@@ -16,7 +16,7 @@ from alignment.embeddings import MODALITIES, EmbeddingSet, EncoderCard, HoldOut,
 from alignment.errors import MetricError, VectorError, WeightsError
 from alignment.metrics import METRICS, Distance, Guarantee, parse
 from alignment.projections import Projection
-from connector import push as pushing
+from connector import set_push as pushing
 from connector.candidates import ALIGNED, unpacked
 from connector.errors import CollectionNotFoundError, MismatchError, StoreUnavailableError
 from connector.layout import PayloadKind

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from alignment.embeddings import EmbeddingSet
 from alignment.errors import EmbeddingSetError
-from connector import push as pushing
 from connector import reconcile as reconciling
+from connector import set_push as pushing
 from connector.point_ids import PointIds
 from connector.points import point_id
 from connector.reconcile import Reconciled, reconcile

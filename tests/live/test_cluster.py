@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from connector import push as pushing
+from connector import set_push as pushing
 from connector.home import Home
 from connector.provenance import upgrade
 from connector.qdrant_store import QdrantStore
