@@ -181,7 +181,7 @@ def _history(found: Audit, origin: Origin) -> dict[str, Any]:
 
 
 def _stratified(found: Audit, field: str) -> Iterator[str]:
-    """Draw recall by the value of one payload field, those of the most queries first, for each direction that has it."""
+    """Draw recall by the value of one payload field, those of the most queries first, for each direction."""
     k, stages = found.plan.k, {stage.name for stage in found.stages}
     for direction, (asking, _) in DIRECTIONS.items():
         its = [
