@@ -303,10 +303,16 @@ class Audit:
         """The verdict, why, and which stage loses what, a sentence each."""
         if self.broken is not None:
             return [f"Broken: {self.broken}."]
-        k, says = self.plan.k, []
+        says = []
         if self.required:
             says.append("Passed: every requirement is met." if not self.failures else "Failed.")
             says += [f"Not met: {failure.requirement.text}: {failure.why}." for failure in self.failures]
+        return says + self.remarks
+
+    @property
+    def remarks(self) -> list[str]:
+        """Which stage loses what, and what else is not as it should be, a sentence each."""
+        k, says = self.plan.k, []
         for stage in self.blamed:
             fidelity = f"finds {stage.fidelity[k].mean.value:.1%} of the first {k} of {stage.against}"
             if promised := self._promised(stage):

@@ -800,7 +800,7 @@ def audit(
         result = home.audit(
             collection, pairs, metric=metric, which=which, requirements=requirements, against=against, ks=lengths,
             queries=queries or "held-out", gallery=gallery or "held-out", protocol=protocol, filters=named, by=by,
-            sample=sample, rate=rate, seed=seed,
+            sample=sample, rate=rate, seed=seed, report=report,
         )  # fmt: skip
     from connector import audit_output as output  # loads numpy
 
@@ -809,6 +809,7 @@ def audit(
         output.write_prometheus(prometheus, result)
     if jsonl:
         output.append_line(jsonl, result)
+    _say_page(report)
     if as_json:
         print_json(output.document(result))
     else:
@@ -828,13 +829,22 @@ def _name_and_filter(text: str) -> tuple[str, str]:
     return name.strip(), condition
 
 
+def _say_page(report: Path | None) -> None:
+    if report:
+        say(f"wrote {report}")
+
+
 def _print_history(
     collection: str, metric: str | None, limit: int, as_json: bool, report: Path | None, where: dict[str, Any]
 ) -> None:
     from connector import audit_output as output  # loads numpy
+    from connector.history_page import write_history_page
 
     with _home(where) as home:
         moments = home.audits(collection, metric=metric, limit=limit)
+    if report:
+        write_history_page(report, collection, moments)
+    _say_page(report)
     if as_json:
         print_json(output.history_document(moments))
     else:

@@ -199,6 +199,7 @@ class Moment:
 
     audit: int
     release: str
+    metric: str
     verdict: str
     at: datetime
     asked: str
@@ -207,13 +208,13 @@ class Moment:
 
 def history(provenance: Provenance, rows: Sequence[ReleaseRow], *, limit: int) -> list[Moment]:
     """Return the newest audits of releases, oldest first."""
-    names = {row.id: row.physical_name for row in rows}
-    audits = provenance.audits(list(names))[-limit:]
+    of = {row.id: row for row in rows}
+    audits = provenance.audits(list(of))[-limit:]
     measures = provenance.measures([audit.id for audit in audits])
     return [
         Moment(
-            audit.id, names[audit.release_id], audit.verdict, audit.created_at, _printed(_asked(audit)),
-            measures.get(audit.id, []),
+            audit.id, of[audit.release_id].physical_name, of[audit.release_id].metric, audit.verdict, audit.created_at,
+            _printed(_asked(audit)), measures.get(audit.id, []),
         )
         for audit in audits
     ]  # fmt: skip

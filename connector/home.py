@@ -31,6 +31,7 @@ from alignment.guidelines import Advice, advise
 from alignment.metrics import Metric, parse
 from alignment.processes import joined
 from connector.audit import DIRECTIONS, Audit, Plan, record
+from connector.audit_page import write_audit_page
 from connector.auditor import audit
 from connector.comparison import claim, write_comparison
 from connector.corpus import open_corpus
@@ -51,11 +52,13 @@ from connector.ingest import Confirm, Ingest
 from connector.items import Corpus
 from connector.lifecycle import PROMOTE, ROLLBACK, Forced, Lifecycle
 from connector.models import ReleaseRow
+from connector.origin import Origin
 from connector.progress import progress, say
 from connector.provenance import Provenance, Run
 from connector.push import push
 from connector.reconcile import Reconciled, reconcile, verify
 from connector.release import LIVE, READY, Release, checked, lower, named, open_release, require_encoder
+from connector.report import claim_page
 from connector.requirements import Requirement
 from connector.search import Retriever
 from connector.settings import Settings, checked_name
@@ -64,6 +67,9 @@ from connector.vector_files import open_vectors
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
+
+# Audits that the page of one looks back on.
+MOMENTS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -637,6 +643,7 @@ class Home:
         which: str = LIVE,
         requirements: Sequence[str] = (),
         against: str | None = None,
+        report: Path | None = None,
         **options: Any,
     ) -> Result:
         """Audit a release of `collection` with the pairs of an embedding set; nothing in the store is changed.
@@ -651,6 +658,7 @@ class Home:
             which: `live`, `ready` or the name of a physical collection.
             requirements: what the measures have to meet; see `connector.requirements`.
             against: the audit that drops are measured from: `last`, `live` or the number of one.
+            report: the page to write, whatever the verdict is.
             **options: see `connector.audit.Plan`.
         """
         parameters = {
@@ -658,6 +666,8 @@ class Home:
             "require": list(requirements), **options,
         }  # fmt: skip
         with self.provenance.run("audit", parameters) as run:
+            if report is not None:
+                claim_page(report)
             plan, required = Plan(**options), [Requirement.parse(text) for text in requirements]
             embedding_set = self.embedding_set(pairs)
             row = named(self.provenance, self.store, collection, metric, which=which)
@@ -675,7 +685,20 @@ class Home:
             found.number = record(found, self.provenance, run, self.provenance.record_set(embedding_set))
             run.counts["queries"] = sum(found.queries_of(direction) for direction in DIRECTIONS)
             run.counts["failed_requirements"] = len(found.failures)
+        if report is not None:
+            write_audit_page(report, found, self._origin(found, embedding_set, requirements, run.id))
         return Result(run.id, run.counts, found)
+
+    def _origin(self, found: Audit, pairs: EmbeddingSet, requirements: Sequence[str], run: int) -> Origin:
+        """Return what the page of an audit says beside what it found."""
+        row = found.row
+        alignment = self.provenance.alignment(row.alignment_id)
+        moments = self.audits(row.collection, metric=row.metric, limit=MOMENTS)
+        return Origin(
+            store=row.store_url, alignment=alignment, encoders=self.provenance.encoders(alignment), pairs=pairs,
+            requirements=requirements, run=run, moments=moments,
+            at=next(moment.at for moment in moments if moment.audit == found.number),
+        )  # fmt: skip
 
     def _intact(self, row: ReleaseRow, plan: Plan, pairs: str, *, required: bool) -> Audit:
         """Check that a release belongs together and holds what it should, before anything is measured."""

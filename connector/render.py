@@ -148,13 +148,13 @@ def print_guidelines(guidelines: Sequence["Guideline"]) -> None:
 
 def print_geometry(found: "Geometry", title: str) -> None:
     """Print a geometry as a table, recalls first, and say in a sentence what it means."""
-    print_table(_geometry_rows(found), title)
+    print_table(geometry_rows(found), title)
     click.echo(textwrap.fill(found.meaning, 110))
     if found.left_out:
         say(f"{found.left_out} items could not be aligned and are left out")
 
 
-def _geometry_rows(found: "Geometry") -> Iterator[dict[str, str]]:
+def geometry_rows(found: "Geometry") -> Iterator[dict[str, str]]:
     """Yield each measure with what it is compared with."""
 
     def row(name: str, value: str, beside: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
@@ -36,6 +37,35 @@ def templates() -> Environment:
     return Environment(loader=PackageLoader("connector"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
 
+def claim_page(path: Path) -> None:
+    """Make sure that a page can be written, before anything takes time.
+
+    Raises:
+        ConnectorError: it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError("a directory stands there")
+        with TemporaryFile(dir=path.parent):  # only that tells of read-only disks and of access lists
+            pass
+    except OSError as error:
+        raise ConnectorError(f"page {path} cannot be written: {error}; name another file") from error
+
+
+def write_page(path: Path, html: str) -> None:
+    """Write a page, in place of an older one as a whole.
+
+    Raises:
+        ConnectorError: the page cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, html.encode(errors="backslashreplace"))  # names of files may be no Unicode
+    except OSError as error:
+        raise ConnectorError(f"page {path} cannot be written: {error}") from error
+
+
 def write_contact_sheet(path: Path, title: str, subtitle: str, answers: Sequence[Answered]) -> None:
     """Write a page with the pictures that searches were asked with and found.
 
@@ -44,12 +74,8 @@ def write_contact_sheet(path: Path, title: str, subtitle: str, answers: Sequence
     """
     environment = templates()
     environment.filters["thumbnail"] = thumbnail
-    page = environment.get_template("contact_sheet.html").render(title=title, subtitle=subtitle, answers=answers)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, page.encode())
-    except OSError as error:
-        raise ConnectorError(f"page {path} cannot be written: {error}") from error
+    template = environment.get_template("contact_sheet.html")
+    write_page(path, template.render(title=title, subtitle=subtitle, answers=answers))
 
 
 def thumbnail(path: str | Path | None) -> str | None:
@@ -57,9 +83,18 @@ def thumbnail(path: str | Path | None) -> str | None:
     if path is None:
         return None
     try:
-        image = decode(read_image(Path(path)))
+        return small_picture(Path(path))
     except ImageRejectedError:
         return None
+
+
+def small_picture(path: Path) -> str:
+    """Return a small picture of an image file as a data URL.
+
+    Raises:
+        ImageRejectedError: it is gone or broken.
+    """
+    image = decode(read_image(path))
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
