@@ -232,7 +232,7 @@ class _Auditor:
         values = {place: column for place, column in columns.items() if place[1] != LOST}
         self.result.per_query[direction] = PerQuery(asked.rows.keys, asked.rows.groups, values)
         self._note_headline(direction, found, values, estimates, asked)
-        self._note_curve(direction, found, codes)
+        self._note_curve(direction, found, asked, codes)
         timed = aligned[np.random.default_rng(self.plan.seed).permutation(len(aligned))[:TIMED_QUERIES]]
         without = int((found.whole.counts == 0).sum())
         for stage in [REFERENCE_STAGE, *self.search]:
@@ -317,23 +317,16 @@ class _Auditor:
             if name.startswith("fidelity@"):
                 its = _fidelity(column, e)
                 measures += [Measure(direction, f"{name}.{end}", getattr(its, end), queries=n) for end in TAIL]
-        sizes = found.sizes[asked.parts]
-        for k in self.plan.ks:
-            chances = [
-                (
-                    chance_recall_at(k, found.gallery.counts[sizes == size], int(size)) if size else 0.0,
-                    (sizes == size).sum(),
-                )
-                for size in np.unique(sizes)
-            ]
-            chance = sum(value * count for value, count in chances) / n
-            measures.append(Measure(direction, f"chance.recall@{k}", float(chance), queries=n))
+        measures += [
+            Measure(direction, f"chance.recall@{k}", _chance(k, found, asked), queries=n) for k in self.plan.ks
+        ]
 
-    def _note_curve(self, direction: str, found: Truth, codes: Codes) -> None:
+    def _note_curve(self, direction: str, found: Truth, asked: Asked, codes: Codes) -> None:
         ks = [k for k in sorted({*CURVE, *self.plan.ks}) if k <= max(1, int(found.sizes.max()))]
         hits = np.stack([(found.gallery.best <= k).astype(np.float64) for k in ks], axis=1)
         estimates = bootstrap_means(hits, codes, seed=self.plan.seed)
         self.result.curve[direction] = dict(zip(ks, estimates, strict=True))
+        self.result.chance[direction] = {k: _chance(k, found, asked) for k in ks}
 
     def _note(self, stage: StageFound) -> None:
         self.result.stages.append(stage)
@@ -436,6 +429,17 @@ def _known(
         for name, values in strata[asking].items():
             yield from ((direction, stratum(name, value), recall) for value in set(values) for recall in recalls)
     yield from ((BOTH, "", name) for name in GAP_MEASURES)
+
+
+def _chance(k: int, found: Truth, asked: Asked) -> float:
+    """Recall@K of a random order, each query in its own part of the gallery."""
+    sizes = found.sizes[asked.parts]  # (n,)
+    total = sum(
+        chance_recall_at(k, found.gallery.counts[sizes == size], int(size)) * (sizes == size).sum()
+        for size in np.unique(sizes)
+        if size
+    )
+    return float(total / len(asked))
 
 
 def _fidelity(shares: Values, mean: Estimate) -> Fidelity:
