@@ -1,124 +1,28 @@
-"""What an audit is: how it asks, and what it found, as values that print, compare and are recorded in SQL.
+"""What an audit found, as values that print, compare and are recorded in SQL.
 
 `connector.auditor` makes one. docs/audits.md explains every number.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-from alignment.embeddings import Modality
 from alignment.geometry import Geometry
-from alignment.protocols import PROTOCOLS
 from alignment.recall import Estimate
-from connector.errors import RequirementError, SettingsError
+from connector.drift import Drift, PerQuery
 from connector.models import MeasureRow, ReleaseRow
-from connector.points import HELD_OUT
+from connector.plan import Measure, Plan
 from connector.provenance import Provenance, Run
 from connector.release import Release
+from connector.requirements import Failure
 from connector.stages import INDEX, QUANTIZATION, Latency
 from connector.store import CollectionInfo, Payload
 
-if TYPE_CHECKING:
-    from connector.drift import Drift, PerQuery
-    from connector.requirements import Failure
-
-Scope = Literal["held-out", "all"]
-KS = (1, 5, 10)
-# Where one length of list has to do.
-K = 10
-DIRECTIONS: dict[str, tuple[Modality, Modality]] = {
-    "text-to-image": ("text", "image"),
-    "image-to-text": ("image", "text"),
-}
-BOTH = "both"
 PASSED, FAILED, MEASURED, BROKEN = "passed", "failed", "measured", "broken"
 # A stage is blamed where it finds less than this share of what the stage before finds; where what it loses of Recall@K
 # is more than chance and more than the margin; and the last one where it finds less than when `hnsw_ef` was chosen.
 FAITHFUL = 0.95
 MARGIN = 0.01
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """How an audit asks.
-
-    Attributes:
-        ks: lengths of the result lists, ascending.
-        queries: ask with held-out items of the set, or with all of it (which flatters: the fit saw the rest).
-        gallery: search among the held-out points, which is comparable with the alignment's card, or among all.
-        protocol: one of `alignment.protocols`, which says itself what is asked and searched.
-        filters: Qdrant filters as JSON by the names of their stages.
-        by: payload fields of the queries whose values are measured apart.
-        sample: how many queries of each modality to draw at most; None: all.
-        seed: of the sample and of everything random.
-        rate: queries a second at most; None: as fast as it goes.
-
-    Raises:
-        RequirementError, SettingsError: something that cannot be meant.
-    """
-
-    ks: Sequence[int] = KS
-    queries: Scope = HELD_OUT
-    gallery: Scope = HELD_OUT
-    protocol: str | None = None
-    filters: Mapping[str, str] = field(default_factory=dict)
-    by: Sequence[str] = ()
-    sample: int | None = None
-    seed: int = 0
-    rate: float | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "ks", tuple(sorted(set(self.ks))))
-        if not self.ks or self.ks[0] < 1:
-            raise RequirementError(f"expected every k of at least 1, got {list(self.ks)}")
-        if self.protocol is not None and self.protocol not in PROTOCOLS:
-            raise SettingsError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {self.protocol!r}")
-        if self.sample is not None and self.sample < 1:
-            raise SettingsError(f"sample: expected at least 1 query, got {self.sample}")
-        if self.rate is not None and not 0 < self.rate < float("inf"):
-            raise SettingsError(f"rate: expected more than 0 queries a second, got {self.rate}")
-
-    @property
-    def k(self) -> int:
-        """The length of list where one has to do."""
-        return K if K in self.ks else self.ks[-1]
-
-    @property
-    def compared_by(self) -> dict[str, Any]:
-        """What must be equal of two audits that are compared, beside the set of pairs."""
-        if self.protocol is not None:
-            return {"protocol": self.protocol}
-        return {"queries": self.queries, "gallery": self.gallery}
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """One number of an audit: `recall@10` of a direction, with its 95% interval where it has one.
-
-    Attributes:
-        part: of the audit: a stage of the search, or a stratum such as `language=de`; empty: the whole.
-    """
-
-    direction: str
-    name: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-    queries: int = 0
-    part: str = ""
-
-    @property
-    def label(self) -> str:
-        """Its part and name."""
-        return f"{self.part} {self.name}" if self.part else self.name
-
-    @property
-    def in_words(self) -> str:
-        """Its value and interval."""
-        interval = f" [{self.low:.4f}, {self.high:.4f}]" if self.low is not None and self.high is not None else ""
-        return f"{self.direction} {self.label} is {self.value:.4f}{interval}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,10 +159,10 @@ class Audit:
     geometry_of: str = ""
     plane: Plane | None = None
     worst: list[Worst] = field(default_factory=list)
-    per_query: "dict[str, PerQuery]" = field(default_factory=dict)
+    per_query: dict[str, PerQuery] = field(default_factory=dict)
     verified: int = 0
-    drifts: "list[Drift]" = field(default_factory=list)
-    failures: "list[Failure]" = field(default_factory=list)
+    drifts: list[Drift] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     required: bool = False
     number: int = 0
 
@@ -377,9 +281,3 @@ def _stage(stage: StageFound) -> dict[str, Any]:
         "direction": stage.direction, "stage": stage.name, "against": stage.against, "lost": lost,
         "without_relevant": stage.without_relevant, "why_not": stage.why_not,
     }  # fmt: skip
-
-
-def as_value(payload: Payload, name: str) -> str | None:
-    """Return the value of a payload field as a text that names a stratum; None where there is none."""
-    value = payload.get(name)
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -12,14 +12,15 @@ import click
 
 from alignment.embeddings import write_durably
 from alignment.recall import Estimate
-from connector.audit import BROKEN, DIRECTIONS, Audit, StageFound
+from connector.audit import BROKEN, Audit, StageFound
 from connector.errors import ConnectorError
 from connector.models import now
+from connector.plan import DIRECTIONS
 from connector.render import print_table
 
 if TYPE_CHECKING:
     from connector.drift import Drift, Moment
-    from connector.home import Result
+    from connector.result import Result
 
 # Measures of the whole that the table shows, in its order; {k} is each K.
 SHOWN = (

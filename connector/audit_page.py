@@ -5,11 +5,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from connector.audit import BROKEN, DIRECTIONS, FAILED, MEASURED, PASSED, Audit
+from connector.audit import BROKEN, FAILED, MEASURED, PASSED, Audit
 from connector.audit_output import SHOWN
 from connector.charts import Bar, Line, Mark, bars, lines, scatter, waterfall
 from connector.glossary import ARROWS, FILTERS, called, number, sentence, within
 from connector.origin import Origin, asked_how, chain
+from connector.plan import DIRECTIONS
 from connector.points import HELD_OUT
 from connector.render import geometry_rows
 from connector.report import templates, write_page

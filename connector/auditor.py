@@ -28,21 +28,12 @@ from alignment.recall import (
     group_codes,
 )
 from alignment.vectors import FloatArray
-from connector.audit import (
-    BOTH,
-    DIRECTIONS,
-    Audit,
-    Fidelity,
-    Measure,
-    Plan,
-    Point,
-    StageFound,
-    Worst,
-)
+from connector.audit import Audit, Fidelity, Point, StageFound, Worst
 from connector.candidates import Finder
 from connector.drift import Earlier, PerQuery, Values, drifts
 from connector.errors import MismatchError
 from connector.galleries import Asked, Folds, lay_out
+from connector.plan import BOTH, DIRECTIONS, Measure, Plan
 from connector.points import point_id
 from connector.progress import Advance
 from connector.reference import Truth, truth

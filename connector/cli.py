@@ -54,8 +54,9 @@ if TYPE_CHECKING:
     from alignment.export import Graph
     from alignment.geometry import Geometry
     from connector.audit import Audit
-    from connector.home import Compared, Home, Result
+    from connector.home import Compared, Home
     from connector.reconcile import Reconciled
+    from connector.result import Result
     from connector.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])

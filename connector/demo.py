@@ -9,9 +9,10 @@ from typing import Any
 
 from alignment.embeddings import EmbeddingSet, HoldOut, Modality, write_durably
 from alignment.metrics import METRICS
-from connector.audit import DIRECTIONS, KS, Audit
+from connector.audit import Audit
 from connector.errors import ConnectorError
 from connector.home import Home
+from connector.plan import DIRECTIONS, KS
 from connector.progress import progress, say
 from connector.provenance import upgrade
 from connector.report import Answered, write_contact_sheet

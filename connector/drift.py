@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,9 @@ from alignment.measures import Asked, Change, change
 from alignment.measures import Measure as Kind
 from connector.errors import RequirementError
 from connector.models import AuditRow, MeasureRow, ReleaseRow
+from connector.plan import Plan
 from connector.provenance import Provenance
 from connector.release import LIVE
-
-if TYPE_CHECKING:
-    from connector.audit import Plan
 
 LAST = "last"
 # Measures that are compared whatever is required, at every K.
@@ -94,7 +92,7 @@ class Earlier:
     asked: Mapping[str, PerQuery]
 
 
-def earlier(provenance: Provenance, row: ReleaseRow, against: str, plan: "Plan", pairs: str) -> Earlier:
+def earlier(provenance: Provenance, row: ReleaseRow, against: str, plan: Plan, pairs: str) -> Earlier:
     """Return the audit to compare with.
 
     Args:
@@ -146,7 +144,7 @@ def _live(provenance: Provenance, row: ReleaseRow) -> list[int]:
     return [live.id for live in rows]
 
 
-def _planned(plan: "Plan", pairs: str) -> dict[str, Any]:
+def _planned(plan: Plan, pairs: str) -> dict[str, Any]:
     return {"pairs": pairs, **plan.compared_by}
 
 

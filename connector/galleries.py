@@ -14,14 +14,13 @@ from alignment.protocols import PROTOCOLS, Protocol
 from alignment.recall import Codes, group_codes
 from alignment.vectors import faults
 from connector.errors import MismatchError
+from connector.plan import Plan, Scope
 from connector.points import HELD_OUT, point_id
 from connector.release import Release
 from connector.store import Record
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
-
-    from connector.audit import Plan, Scope
 
 NOWHERE = -1
 
@@ -142,7 +141,7 @@ def by_protocol(protocol: Protocol, images: Rows, texts: Rows) -> dict[Modality,
 
 
 def lay_out(
-    release: Release, embedding_set: EmbeddingSet, rows: Mapping[Modality, Rows], plan: "Plan"
+    release: Release, embedding_set: EmbeddingSet, rows: Mapping[Modality, Rows], plan: Plan
 ) -> dict[Modality, Asked]:
     """Lay out the queries of each modality as `plan` says, with what they search.
 
@@ -172,7 +171,7 @@ def lay_out(
     return asked
 
 
-def _labelled(release: Release, embedding_set: EmbeddingSet, rows: Rows, scope: "Scope") -> Rows:
+def _labelled(release: Release, embedding_set: EmbeddingSet, rows: Rows, scope: Scope) -> Rows:
     """Choose the rows to query with; rows that cannot be queried with were refused when they were pushed."""
     kept = _sound(release, rows)
     if scope == HELD_OUT:

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from connector.audit import BOTH, DIRECTIONS, K
 from connector.audit_page import STAGES
 from connector.drift import Moment
 from connector.glossary import ARROWS, FILTERS
+from connector.plan import BOTH, DIRECTIONS, K
 from connector.report import templates, write_page
 from connector.stages import FILTER
 from connector.trends import trend

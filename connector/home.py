@@ -30,7 +30,7 @@ from alignment.geometry import SAMPLE, geometry, sampled
 from alignment.guidelines import Advice, advise
 from alignment.metrics import Metric, parse
 from alignment.processes import joined
-from connector.audit import DIRECTIONS, Audit, Plan, record
+from connector.audit import Audit, record
 from connector.audit_page import write_audit_page
 from connector.auditor import audit
 from connector.comparison import claim, write_comparison
@@ -53,6 +53,7 @@ from connector.items import Corpus
 from connector.lifecycle import PROMOTE, ROLLBACK, Forced, Lifecycle
 from connector.models import ReleaseRow
 from connector.origin import Origin
+from connector.plan import DIRECTIONS, Plan
 from connector.progress import progress, say
 from connector.provenance import Provenance, Run
 from connector.push import push
@@ -60,6 +61,7 @@ from connector.reconcile import Reconciled, reconcile, verify
 from connector.release import LIVE, READY, Release, checked, lower, named, open_release, require_encoder
 from connector.report import claim_page
 from connector.requirements import Requirement
+from connector.result import Result
 from connector.search import Retriever
 from connector.settings import Settings, checked_name
 from connector.store import Store, open_store
@@ -70,15 +72,6 @@ if TYPE_CHECKING:
 
 # Audits that the page of one looks back on.
 MOMENTS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """How a run ended: its number in SQL, its counts, and what it made."""
-
-    run: int
-    counts: Mapping[str, int]
-    made: Any = None
 
 
 class Lag(NamedTuple):

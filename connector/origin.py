@@ -11,7 +11,7 @@ from connector.audit import Audit
 from connector.drift import Moment
 from connector.glossary import minute
 from connector.models import AlignmentRow, EncoderRow
-from connector.settings import redacted
+from connector.redaction import redacted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from alignment.geometry import Geometry
     from alignment.guidelines import Guideline
     from alignment.transport import Distance
-    from connector.home import Result
     from connector.reconcile import Reconciled
     from connector.release import Release
+    from connector.result import Result
     from connector.search import Answer, Found
 
 

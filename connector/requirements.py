@@ -10,13 +10,10 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from connector.drift import Drift
 from connector.errors import RequirementError
-
-if TYPE_CHECKING:
-    from connector.audit import Measure
-    from connector.drift import Drift
+from connector.plan import Measure
 
 GRAMMAR = re.compile(
     r"\s*(?:(?P<prefix>.+):)?(?P<name>[a-z_]+(?:\.[a-z_]+)*(?:@\d+)?(?:\.[a-z0-9_]+)*)\s*(?P<drop>\sdrop\s*)?"
@@ -114,7 +111,7 @@ def require_known(requirements: Iterable[Requirement], known: Sequence[tuple[str
 
 
 def failures(
-    requirements: Iterable[Requirement], measures: Sequence["Measure"], drifts: Sequence["Drift"]
+    requirements: Iterable[Requirement], measures: Sequence[Measure], drifts: Sequence[Drift]
 ) -> list[Failure]:
     """Return the requirements that are not met, for each direction that does not; one of nothing measured is not."""
     found = []
@@ -128,7 +125,7 @@ def failures(
     return found
 
 
-def _failure(requirement: Requirement, its: "Measure | Drift") -> Failure | None:
+def _failure(requirement: Requirement, its: Measure | Drift) -> Failure | None:
     value = its.value
     if COMPARISONS[requirement.comparison](value, requirement.bound):
         return None

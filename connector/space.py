@@ -12,8 +12,9 @@ from alignment.labelled import Labelled, Side
 from alignment.metrics import Guarantee
 from alignment.recall import group_codes
 from alignment.vectors import FloatArray, unit
-from connector.audit import BOTH, Audit, Measure, Plane
+from connector.audit import Audit, Plane
 from connector.galleries import Asked
+from connector.plan import BOTH, Measure
 from connector.points import point_id
 from connector.release import Release
 

@@ -8,9 +8,10 @@ from alignment.embeddings import Modality
 from alignment.measures import Measure as Kind
 from alignment.measures import by_stratum
 from alignment.recall import Codes, RelevantRanks
-from connector.audit import DIRECTIONS, Measure, Plan, as_value
 from connector.errors import SettingsError
 from connector.galleries import Asked
+from connector.plan import DIRECTIONS, Measure, Plan
+from connector.store import Payload
 
 # Values of a payload field that are measured apart, those of the most queries; the rest are measured together.
 STRATA = 50
@@ -33,7 +34,7 @@ def strata(asked: Mapping[Modality, Asked], plan: Plan) -> Strata:
             known = sorted({key for each in payloads.values() for payload in each for key in payload})
             raise SettingsError(f"by: no query has a payload field {name!r}; they have {', '.join(known) or 'none'}")
         for modality, each in payloads.items():
-            values = [as_value(payload, name) for payload in each]
+            values = [_as_value(payload, name) for payload in each]
             if any(value is not None for value in values):
                 most = {value for value, _ in Counter(values).most_common(STRATA)}
                 found[modality][name] = [value if value in most else OTHERS for value in values]
@@ -58,3 +59,9 @@ def measured(
                     Measure(direction, f"recall@{k}", e.value, e.low, e.high, its.queries, stratum(name, value))
                 )
     return found
+
+
+def _as_value(payload: Payload, name: str) -> str | None:
+    """Return the value of a payload field as a text that names a stratum; None where there is none."""
+    value = payload.get(name)
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from connector.audit import BOTH
 from connector.charts import Line, Mark, lines, spread
 from connector.drift import Moment
 from connector.glossary import called
+from connector.plan import BOTH
 
 SHARES = ("recall", "found", "ndcg", "mrr", "r_precision", "fidelity", "certified", "mutual_neighbours")
 TICKS = 6

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from alignment.embeddings import Modality
-from connector.audit import DIRECTIONS, Point, Worst
+from connector.audit import Point, Worst
 from connector.images import ImageRejectedError
+from connector.plan import DIRECTIONS
 from connector.report import small_picture
 
 # Characters of a text, and bytes of all pictures of a page.

@@ -29,10 +29,11 @@ from alignment.metrics import METRICS, LearnedMetric, Lowering, Metric, Nnn, ban
 from alignment.projections import Projection
 from alignment.vectors import FloatArray, unit
 from connector import auditor, qdrant_store
-from connector.audit import Audit, Plan
+from connector.audit import Audit
 from connector.drift import Earlier
 from connector.edge_store import EdgeStore
 from connector.models import BatchRow, ReleaseRow
+from connector.plan import Plan
 from connector.progress import Advance
 from connector.provenance import Provenance, upgrade
 from connector.push import push

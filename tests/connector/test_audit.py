@@ -24,11 +24,12 @@ from alignment.recall import (
     relevant_ranks,
 )
 from connector import stages as staged
-from connector.audit import DIRECTIONS, Audit, Measure, record
+from connector.audit import Audit, record
 from connector.candidates import Finder, Ranked
 from connector.edge_store import EdgeStore
 from connector.errors import MismatchError, RequirementError
 from connector.models import AuditRow, MeasureRow
+from connector.plan import DIRECTIONS, Measure
 from connector.points import point_id
 from connector.release import Release
 from connector.requirements import Requirement

@@ -13,13 +13,14 @@ from PIL import Image
 
 from alignment.recall import Estimate
 from connector import audit_page, home, report
-from connector.audit import DIRECTIONS, Audit, Point, StageFound, Worst
+from connector.audit import Audit, Point, StageFound, Worst
 from connector.audit_page import write_audit_page
 from connector.edge_store import EdgeStore
 from connector.errors import ConnectorError
 from connector.glossary import sentence
 from connector.history_page import write_history_page
 from connector.origin import Origin
+from connector.plan import DIRECTIONS
 from connector.report import THUMBNAIL, claim_page
 from connector.worst import Shown
 from tests.connector.test_cli import SPECS, Ended, done, modalign
@@ -238,7 +239,7 @@ class TestWhatStandsOnIt:
     def test_passwords_do_not(self, written: Written, tmp_path: Path) -> None:
         origin = replace(written.origin, store="https://me:s3cret@qdrant:6333/?api_key=s3cret")
         page = page_of(tmp_path, written.found, origin)
-        assert "in https://me:***@qdrant:6333/" in page.text
+        assert "in https://***@qdrant:6333/" in page.text
         assert "s3cret" not in page.html
 
 

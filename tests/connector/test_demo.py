@@ -15,10 +15,10 @@ from alignment.artifact import Alignment
 from alignment.embeddings import EmbeddingSet
 from alignment.metrics import METRICS, parse
 from connector import cli, demo
-from connector.audit import DIRECTIONS
 from connector.errors import ConnectorError
 from connector.home import Home
 from connector.models import ReleaseRow
+from connector.plan import DIRECTIONS
 from connector.settings import Settings
 
 emoji = pytest.importorskip("emoji", reason="needs the extra `demo`")
