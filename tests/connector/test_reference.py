@@ -139,7 +139,7 @@ def case(
 
 
 def same(found: RelevantRanks, expected: RelevantRanks) -> bool:
-    return found.counts.tolist() == expected.counts.tolist() and found.ranks.tolist() == expected.ranks.tolist()
+    return np.array_equal(found.counts, expected.counts) and np.array_equal(found.ranks, expected.ranks)
 
 
 class TestEqualsBruteForce:
