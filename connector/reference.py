@@ -175,10 +175,12 @@ class _Scorer:
 
     def _floors(self, scores: Scores, queries: FloatArray, items: FloatArray) -> Scores:
         """The lowest scores that may be the same but for rounding, which depends on how many are computed at once."""
-        floors = self._lowering.tied(scores)
-        if self._lowering.distance is not Distance.DOT or isinstance(self._lowering, Rescored):
+        floors, distance = self._lowering.tied(scores), self._lowering.distance
+        if isinstance(self._lowering, Rescored) or distance not in (Distance.DOT, Distance.COSINE):
             return floors
-        sizes = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(items, axis=1)
+        sizes: Scores = np.ones_like(scores)
+        if distance is Distance.DOT:
+            sizes = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(items, axis=1)
         lowest: Scores = np.minimum(floors, scores - 1e-6 * sizes)  # products may cancel
         return lowest
 
@@ -198,6 +200,7 @@ class _Relevant:
     def close(self) -> None:
         """Put pairs in order, those of a query together and the best first."""
         queries, scores, floors, inside = (np.concatenate(parts) for parts in zip(*self._found, strict=True))
+        floors = np.where(np.isnan(floors), -np.inf, floors)  # behind everything
         order = np.lexsort((-scores, queries))
         self._queries, self._inside, self._floors = queries[order], inside[order], floors[order]
         self._counts = np.bincount(queries, minlength=self._n)
