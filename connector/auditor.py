@@ -165,7 +165,9 @@ class _Auditor:
                 "name the set that was pushed into it, or one that shares its groups"
             )
         self._facts()
+        search = self.search
         for direction, found in truths.items():
+            self.search = search  # a store that refuses some of it does so in both directions
             self._direction(direction, found)
         probe = self._aligned(self.asked["image"].rows)[:4]
         measure_space(self.result, self.release, drawn, self.kept, probe)
