@@ -503,31 +503,6 @@ class TestMissing:
 
 
 class TestRequirements:
-    @pytest.mark.parametrize(
-        ("text", "expected"),
-        [
-            ("recall@10>=0.4", (None, "recall@10", ">=", 0.4)),
-            ("  mrr > .5 ", (None, "mrr", ">", 0.5)),
-            ("text-to-image:recall@1>=1", ("text-to-image", "recall@1", ">=", 1.0)),
-            ("image-to-text:median_rank<=3", ("image-to-text", "median_rank", "<=", 3.0)),
-            ("fidelity@10.p5>=9e-1", (None, "fidelity@10.p5", ">=", 0.9)),
-            ("exact.recall@5<1E0", (None, "exact.recall@5", "<", 1.0)),
-        ],
-    )
-    def test_read(self, text: str, expected: tuple[Any, ...]) -> None:
-        found = Requirement.parse(text)
-        assert (found.direction, found.name, found.comparison, found.bound) == expected
-        assert found.text == text.strip()
-
-    @pytest.mark.parametrize(
-        "text",
-        ["", "recall@10", "recall@10=0.4", "recall@10>=", ">=0.4", "recall@10>=much", "recall@10>=1e", "recall@>=1",
-         "recall@10>=0.4 and mrr>=0.1", "recall@10>=nan", "recall@10>=1..2"],
-    )  # fmt: skip
-    def test_not_read(self, text: str) -> None:
-        with pytest.raises(RequirementError, match="expected MEASURE>=NUMBER such as"):
-            Requirement.parse(text)
-
     @pytest.mark.parametrize("name", ["recall@7", "recal@10", "fidelity@10.p7", "loss", "sideways:recall@10"])
     def test_a_measure_that_is_not_measured(self, served: World, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         searches = Calls(monkeypatch, served.store, "search")
