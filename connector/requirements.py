@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from connector.drift import Drift
+from connector.drift import Drift, Earlier
 from connector.errors import RequirementError
 from connector.plan import Measure
 
@@ -87,26 +87,38 @@ class Failure:
     value: float | None
 
 
-def require_known(requirements: Iterable[Requirement], known: Sequence[tuple[str, str, str]], *, against: bool) -> None:
+def require_known(
+    requirements: Iterable[Requirement], known: Sequence[tuple[str, str, str]], before: Earlier | None
+) -> None:
     """Raise a `RequirementError` if a requirement speaks of no measure, or of a drop since nothing.
 
     Args:
         requirements: to check.
         known: direction, part and name of the measures that there will be.
-        against: whether there is an earlier audit.
+        before: the earlier audit, if there is one. It measured query by query what a drop can be bounded of.
     """
     for requirement in requirements:
-        if not any(requirement.speaks_of(*measure) for measure in known):
+        spoken_of = [measure for measure in known if requirement.speaks_of(*measure)]
+        if not spoken_of:
             whole = dict.fromkeys(name for _, part, name in known if not part)
             parts = dict.fromkeys(part for _, part, _ in known if part)
             raise RequirementError(
                 f"requirement {requirement.text!r} names no measure of this audit; it has {', '.join(whole)}; and "
                 f"PART:recall@K, PART:fidelity@K and PART:latency.p50 of {', '.join(parts)}, strata with recall alone"
             )
-        if requirement.is_drop and not against:
+        if not requirement.is_drop:
+            continue
+        if before is None:
             raise RequirementError(
                 f"requirement {requirement.text!r} bounds a drop; say since which audit with --against last, live or "
                 "the number of one"
+            )
+        kept = [(direction, *place) for direction, asked in before.asked.items() for place in asked.values]
+        if not set(kept) & set(spoken_of):
+            names = dict.fromkeys(f"{part}:{name}".lstrip(":") for _, part, name in kept)
+            raise RequirementError(
+                f"requirement {requirement.text!r} bounds a drop since audit {before.number}, which did not measure it "
+                f"query by query; it has {', '.join(names)}"
             )
 
 
