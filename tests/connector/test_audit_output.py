@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from multiprocessing.context import ForkServerContext
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,8 @@ class TestPrometheus:
         assert [each.name for each in tmp_path.iterdir()] == ["audit.prom"]  # the collector reads every *.prom
 
 
-def append_many(path: Path, found: Audit, times: int) -> None:
+def append_many(path: Path, found: Audit, times: int, together: Barrier) -> None:
+    together.wait(60)  # else the first would be done before the last has started
     for _ in range(times):
         append_line(path, result(found))
 
@@ -236,8 +238,9 @@ class TestJsonLines:
     ) -> None:
         path, writers, times = tmp_path / "audits.jsonl", 6, 20
         small = replace(found, release=None, info=None, geometry=None, worst=[], plane=None, per_query={})
+        together = processes.Barrier(writers)
         started = [
-            processes.Process(target=append_many, args=(path, replace(small, number=number), times))
+            processes.Process(target=append_many, args=(path, replace(small, number=number), times, together))
             for number in range(writers)
         ]
         for each in started:
