@@ -128,6 +128,43 @@ class TestMigrations:
         with Provenance.open(database_url) as provenance:
             assert provenance.runs(10) == []
 
+    def test_audits_survive_the_migration_that_gave_them_parts(self, database_url: str, tmp_path: Path) -> None:
+        upgrade(database_url)
+        whole = {"direction": "t", "name": "recall@5", "value": 1 / 3, "low": 0.1, "high": 0.9, "queries": 77}
+        with Provenance.open(database_url) as provenance:
+            released, set_id = release(provenance), provenance.record_set(embedding_set(tmp_path / "s"))
+            with provenance.run("audit", {}) as run:
+                audit_id = provenance.record_audit(
+                    run_id=run.id, release_id=released.id, set_id=set_id, verdict="passed", settings={"k": [5]},
+                    per_query={"t": b"packed"},
+                    measures=[MeasureRow(part=part, **whole) for part in ("", "index", "language=de")],
+                )  # fmt: skip
+        downgrade(database_url, "0003")
+        lines = "SELECT audit_id, direction, name, value, low, high, queries FROM measure"
+        with Provenance(database_url) as provenance:
+            assert "per_query" not in tables(provenance)
+            with provenance.session() as session:
+                assert [tuple(row) for row in session.execute(text(lines))] == [(audit_id, *whole.values())]
+                double = (
+                    "INSERT INTO measure (audit_id, direction, name, value, queries) VALUES (:id, 't', :name, 1, 7)"
+                )
+                session.execute(text(double), {"id": audit_id, "name": "mrr"})  # as an older modalign writes it
+                session.commit()
+            with pytest.raises(ProvenanceError, match=r"(?i)unique"), provenance.session() as session:
+                session.execute(text(double), {"id": audit_id, "name": "mrr"})
+        upgrade(database_url)
+        with Provenance.open(database_url) as provenance:
+            audit = provenance.audit(audit_id)
+            assert (audit.verdict, audit.settings, audit.release_id) == ("passed", {"k": [5]}, released.id)
+            kept = provenance.measures([audit_id])[audit_id]
+            assert sorted((m.part, m.name, m.value, m.low, m.high, m.queries) for m in kept) == [
+                ("", "mrr", 1.0, None, None, 7), ("", "recall@5", 1 / 3, 0.1, 0.9, 77),
+            ]  # fmt: skip
+            assert provenance.per_query(audit_id) == {}
+            with provenance.session() as session:  # of several parts again
+                session.add(MeasureRow(audit_id=audit_id, part="index", **whole))
+                session.commit()
+
     def test_a_database_that_was_never_upgraded(self, database_url: str) -> None:
         with pytest.raises(NotMigratedError, match=r"migration \d{4}, found none; run `modalign db upgrade`"):
             Provenance.open(database_url)
