@@ -1,6 +1,7 @@
 """Recall@K of a whole benchmark against CLIP_benchmark and ir-measures on the same vectors, and exact top-k on a GPU.
 
-Each side runs in a process of its own, on one thread, from the vectors to the recalls; both must give the same.
+Each side runs in a process of its own, on one thread, from the vectors to the recalls; both must give the same. So
+does the truth of an audit, from pages of points as a store gives them, beside what all scores at once would take.
 CLIP_benchmark holds all scores, and a one-hot vector of every hit. ir-measures takes scores as dictionaries; those of
 all queries would fill a machine, so it is given a twenty-fifth of the captions and compared on these.
 """
@@ -13,20 +14,28 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 
+from alignment.embeddings import Rows
 from alignment.metrics import Dot
 from alignment.recall import Codes, ranks, recall_at, top_k
 from alignment.vectors import FloatArray
 from bench.figure import Figure
+from connector.galleries import Asked, Everything
+from connector.reference import truth
+from connector.store import Record
 
 IMAGES, CAPTIONS, DIM = 5_000, 5, 256
 FEWER = 25
 KS = (1, 5, 10)
 BATCH = 64  # of CLIP_benchmark's own command line
+# Points and queries of the truth of an audit, and the dimension, for which a page is computed as it is asked for.
+TRUTHS = {"truth-coco": (IMAGES * CAPTIONS, IMAGES, DIM), "truth-million": (1_000_000, 10_000, 32)}
+PAGE = 1000
 # Queries and items of the search on a GPU: 8 GiB of scores.
 GPU_QUERIES, GPU_ITEMS = 8_192, 262_144
 
@@ -97,6 +106,28 @@ def by_ir_measures() -> Took:
     return took(started, [found[measure] for measure in measures])
 
 
+def true_ranks(points: int, queries: int, dim: int) -> Took:
+    """Recalls of the truth of an audit: image q is found by the points of its group, q, q + `queries` and so on."""
+    centres = np.random.default_rng(0).standard_normal((queries, dim), dtype=np.float32)
+    groups = [str(number) for number in range(queries)]
+    rows = Rows("image", groups, groups, groups, ["{}"] * queries, centres)
+    asked = Asked(rows, np.zeros(queries, np.int64), Everything())
+
+    def pages() -> Iterator[list[Record]]:
+        for start in range(0, points, PAGE):
+            of = np.arange(start, min(start + PAGE, points)) % queries
+            noise = np.random.default_rng(start + 1).standard_normal((len(of), dim), dtype=np.float32)
+            vectors = centres[of] + 6.0 * noise
+            yield [
+                Record(str(start + place), vector, {"group": groups[group]})
+                for place, (group, vector) in enumerate(zip(of, vectors, strict=True))
+            ]
+
+    started = time.perf_counter()
+    found = truth(Dot().lower(dim), asked, centres, KS[-1] + 1, pages)
+    return took(started, [recall_at(found.whole.best, k) for k in KS])
+
+
 def took(started: float, recalls: list[float]) -> Took:
     seconds = time.perf_counter() - started
     return Took(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, recalls)
@@ -107,6 +138,8 @@ SIDES: dict[str, Callable[[], Took]] = {
     "modalign-fewer": lambda: modalign(FEWER),
     "clip-benchmark": clip_benchmark,
     "ir-measures": by_ir_measures,
+    "empty": lambda: took(time.perf_counter(), []),
+    **{name: partial(true_ranks, *sizes) for name, sizes in TRUTHS.items()},
 }
 
 
@@ -119,7 +152,18 @@ def figures() -> list[Figure]:
     else:
         print("no CLIP_benchmark here: pip install --no-deps clip-benchmark", flush=True)
     found += _against("ir-measures", "modalign-fewer", f"ir-measures, a {FEWER}th of that", memory=3.0)
-    return found + _gpu()
+    return found + _truths() + _gpu()
+
+
+def _truths() -> list[Figure]:
+    """Memory of all scores as float32, by what the truth of an audit takes beside the libraries."""
+    found, libraries = [], _in_child("empty").mebibytes
+    for name, (points, queries, _) in TRUTHS.items():
+        one = _in_child(name)
+        matrix, taken = points * queries * 4 / 2**20, one.mebibytes - libraries
+        what = f"truth of {queries:,} queries among {points:,} points, memory of all scores / of the audit"
+        found.append(Figure(f"{what} ({matrix:.0f} MiB, {taken:.0f} MiB; {one.seconds:.0f} s)", matrix / taken, 2.0))
+    return found
 
 
 def _against(other: str, ours: str, what: str, *, memory: float) -> list[Figure]:

@@ -131,7 +131,7 @@ class Audit:
         without_relevant: queries whose relevant items are not in the gallery, by direction; they count as misses.
         measures: every number.
         stages: the losses of a search, by direction and in its order.
-        curve: Recall@K of exact search in the gallery, by direction and K.
+        curve: Recall@K of exact search in the gallery, by direction and K; `chance` is that of a random order.
         findings: what is not as it should be, and what was not measured, in words.
         geometry: the modality gap and its company, of vectors read back; `geometry_of` says of what, or why not.
         worst: the queries that are answered worst.
@@ -154,6 +154,7 @@ class Audit:
     measures: list[Measure] = field(default_factory=list)
     stages: list[StageFound] = field(default_factory=list)
     curve: dict[str, dict[int, Estimate]] = field(default_factory=dict)
+    chance: dict[str, dict[int, float]] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
     geometry: Geometry | None = None
     geometry_of: str = ""

@@ -72,7 +72,10 @@ def document(result: "Result") -> dict[str, Any]:
             "stages": [_stage(stage) for stage in found.stages],
             "blamed": [{"direction": stage.direction, "stage": stage.name} for stage in found.blamed],
             "curve": {
-                direction: [{"k": k, **asdict(estimate)} for k, estimate in estimates.items()]
+                direction: [
+                    {"k": k, **asdict(estimate), "chance": found.chance[direction][k]}
+                    for k, estimate in estimates.items()
+                ]
                 for direction, estimates in found.curve.items()
             },
             "geometry": found.geometry.to_json() if found.geometry else None,

@@ -132,15 +132,16 @@ def _measures(found: Audit) -> Iterator[dict[str, Any]]:
 def _curve(found: Audit, direction: str) -> str:
     estimates = found.curve[direction]
     top = math.log(max(estimates)) or 1.0
-    chances = [found.measure(direction, f"chance.recall@{k}") for k in found.plan.ks]
 
     def mark(k: int, its: Any) -> Mark:
         return Mark(place=math.log(k) / top, value=its.value, low=its.low, high=its.high,
                     says=f"Recall@{k}: {number(its.value)} {within(its)}".strip())  # fmt: skip
 
     asking, _ = DIRECTIONS[direction]
-    # Chance is known at the lengths of list that were asked for.
-    by_chance = [mark(k, its) for k, its in zip(found.plan.ks, chances, strict=True) if k <= max(estimates)]
+    by_chance = [
+        Mark(place=math.log(k) / top, value=value, says=f"Recall@{k} by chance: {number(value)}")
+        for k, value in found.chance[direction].items()
+    ]
     ks = [k for k in estimates if k in (1, 2, 5, 10, 20, 50, 100)] if len(estimates) > 6 else list(estimates)
     return lines(
         ARROWS[direction],

@@ -152,6 +152,7 @@ class _Auditor:
     advance: Advance
     finder: Finder
     pace: _Pace
+    exact: bool = True
     kept: dict[str, FloatArray] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -165,9 +166,8 @@ class _Auditor:
                 "name the set that was pushed into it, or one that shares its groups"
             )
         self._facts()
-        search = self.search
+        self._try_exact()
         for direction, found in truths.items():
-            self.search = search  # a store that refuses some of it does so in both directions
             self._direction(direction, found)
         probe = self._aligned(self.asked["image"].rows)[:4]
         measure_space(self.result, self.release, drawn, self.kept, probe)
@@ -219,8 +219,7 @@ class _Auditor:
         asking, target = DIRECTIONS[direction]
         asked = self.asked[asking]
         aligned, (codes,) = self._aligned(asked.rows), group_codes(asked.rows.groups)
-        asker = Asker(self.finder, target, self.plan.ks[-1] + 1, self.pace)
-        self._without_exact(direction, asker, aligned[:1])
+        asker = Asker(self.finder, target, self.plan.ks[-1] + 1, self.pace, exact=self.exact)
         given = {
             stage.name: asker.ask(stage, aligned, asked.rows.groups, found.whole.counts, advance=self.advance)
             for stage in self.search
@@ -234,7 +233,7 @@ class _Auditor:
         values = {place: column for place, column in columns.items() if place[1] != LOST}
         self.result.per_query[direction] = PerQuery(asked.rows.keys, asked.rows.groups, values)
         self._note_headline(direction, found, values, estimates, asked)
-        self._note_curve(direction, found, codes)
+        self._note_curve(direction, found, asked, codes)
         timed = aligned[np.random.default_rng(self.plan.seed).permutation(len(aligned))[:TIMED_QUERIES]]
         without = int((found.whole.counts == 0).sum())
         for stage in [REFERENCE_STAGE, *self.search]:
@@ -253,16 +252,20 @@ class _Auditor:
         self.result.measures += measured(direction, served.ranks, codes, self.strata, self.plan.ks, seed=self.plan.seed)
         self._note_worst(direction, last, found)
 
-    def _without_exact(self, direction: str, asker: Asker, query: FloatArray) -> None:
+    def _try_exact(self) -> None:
         """Leave out the stages that the store refuses; the walk is then compared with the reference."""
+        asking, target = next(iter(DIRECTIONS.values()))
+        asker = Asker(self.finder, target, 1, self.pace)
+        query = self._aligned(self.asked[asking].rows.take([0]))
         try:
             asker.ask(self.search[0], query, [""], np.zeros(1, np.int64))
         except ExactRefusedError as error:
-            asker.exact = False
-            for stage in self.search:
-                if stage.exact:
-                    self._note(StageFound(direction, stage.name, stage.against, why_not=str(error)))
-            self.result.findings.append(f"{direction}: exact search was not measured: {error}")
+            self.exact = False
+            for direction in DIRECTIONS:
+                for stage in self.search:
+                    if stage.exact:
+                        self._note(StageFound(direction, stage.name, stage.against, why_not=str(error)))
+            self.result.findings.append(f"The store refuses exact search, so no stage of it was measured: {error}")
             self.search = [replace(s, against=REFERENCE) if s.name == INDEX else s for s in self.search if not s.exact]
 
     def _headline(
@@ -319,23 +322,15 @@ class _Auditor:
             if name.startswith("fidelity@"):
                 its = _fidelity(column, e)
                 measures += [Measure(direction, f"{name}.{end}", getattr(its, end), queries=n) for end in TAIL]
-        sizes = found.sizes[asked.parts]
-        for k in self.plan.ks:
-            chances = [
-                (
-                    chance_recall_at(k, found.gallery.counts[sizes == size], int(size)) if size else 0.0,
-                    (sizes == size).sum(),
-                )
-                for size in np.unique(sizes)
-            ]
-            chance = sum(value * count for value, count in chances) / n
-            measures.append(Measure(direction, f"chance.recall@{k}", float(chance), queries=n))
+        chances = {k: _chance(k, found, asked) for k in self.plan.ks}
+        measures += [Measure(direction, f"chance.recall@{k}", value, queries=n) for k, value in chances.items()]
 
-    def _note_curve(self, direction: str, found: Truth, codes: Codes) -> None:
+    def _note_curve(self, direction: str, found: Truth, asked: Asked, codes: Codes) -> None:
         ks = [k for k in sorted({*CURVE, *self.plan.ks}) if k <= max(1, int(found.sizes.max()))]
         hits = np.stack([(found.gallery.best <= k).astype(np.float64) for k in ks], axis=1)
         estimates = bootstrap_means(hits, codes, seed=self.plan.seed)
         self.result.curve[direction] = dict(zip(ks, estimates, strict=True))
+        self.result.chance[direction] = {k: _chance(k, found, asked) for k in ks}
 
     def _note(self, stage: StageFound) -> None:
         self.result.stages.append(stage)
@@ -367,7 +362,7 @@ class _Auditor:
         if not groups:
             self._note(StageFound(direction, name, EXACT, why_not=f"the filter matches no {target}"))
             return
-        if not asker.exact:
+        if not self.exact:
             self._note(StageFound(direction, name, EXACT, why_not="exact search is refused"))
             return
         rows = self.asked[asking].rows
@@ -438,6 +433,17 @@ def _known(
         for name, values in strata[asking].items():
             yield from ((direction, stratum(name, value), recall) for value in set(values) for recall in recalls)
     yield from ((BOTH, "", name) for name in GAP_MEASURES)
+
+
+def _chance(k: int, found: Truth, asked: Asked) -> float:
+    """Recall@K of a random order, each query in its own part of the gallery."""
+    sizes = found.sizes[asked.parts]  # (n,)
+    total = sum(
+        chance_recall_at(k, found.gallery.counts[sizes == size], int(size)) * (sizes == size).sum()
+        for size in np.unique(sizes)
+        if size
+    )
+    return float(total / len(asked))
 
 
 def _fidelity(shares: Values, mean: Estimate) -> Fidelity:

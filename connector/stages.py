@@ -133,18 +133,18 @@ class Asker:
         depth: length of the lists. Production asks for k at a time: asking for many more than the longest k would make
             the index look better than it serves, and one more shows whether a tie goes on beyond the end.
         pace: called with the number of queries before they are asked.
-
-    Attributes:
         exact: whether the store answers exact searches; where not, ties that go on beyond a list are counted along the
             graph.
     """
 
-    def __init__(self, finder: Finder, target: Modality, depth: int, pace: Callable[[int], None]):
+    def __init__(
+        self, finder: Finder, target: Modality, depth: int, pace: Callable[[int], None], *, exact: bool = True
+    ):
         self.finder = finder
         self.target = target
         self.depth = depth
         self.lowering = finder.release.lowerings[target]
-        self.exact = True
+        self.exact = exact
         self._pace = pace
 
     def ask(

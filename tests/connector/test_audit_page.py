@@ -82,14 +82,17 @@ class Written:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_home(tmp_path_factory.mktemp("things"))
+    """A home with one audit, that no test changes."""
+    home = make_home(tmp_path_factory.mktemp("things"))
+    done(*ASK, "--home", home)
+    return home
 
 
 @pytest.fixture(scope="module")
 def written(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
     """The second audit of a release, with everything that can be asked for."""
     path, values = tmp_path_factory.mktemp("pages") / "deep" / "er" / "page.html", []
-    done(*ASK, "--home", made)
+    asked = shutil.copytree(made, tmp_path_factory.mktemp("asked") / "home")
     with pytest.MonkeyPatch.context() as patched:
 
         def write(path: Path, found: Audit, origin: Origin) -> None:
@@ -97,7 +100,7 @@ def written(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
             write_audit_page(path, found, origin)
 
         patched.setattr(home, "write_audit_page", write)
-        ended = done(*ASK, *MUCH, "--json", "--report", path, "--home", made)
+        ended = done(*ASK, *MUCH, "--json", "--report", path, "--home", asked)
     assert f"wrote {path}" in ended.err.splitlines()
     ((found, origin),) = values
     return Written(Read(path), path, ended.document, found, origin)
