@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -245,6 +246,22 @@ def history_document(moments: Sequence["Moment"]) -> list[dict[str, Any]]:
         }
         for moment in moments
     ]  # fmt: skip
+
+
+def claim(path: Path) -> None:
+    """Make sure that a file can be written, before an audit takes its time. Its directory has to be there.
+
+    Raises:
+        ConnectorError: it cannot.
+    """
+    try:
+        if path.exists():
+            with path.open("ab"):
+                pass
+        with TemporaryFile(dir=path.parent):  # only that tells of read-only disks and of access lists
+            pass
+    except OSError as error:
+        raise ConnectorError(f"{path} cannot be written: {error}; name another file") from error
 
 
 def append_line(path: Path, result: "Result") -> None:

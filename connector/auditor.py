@@ -106,13 +106,13 @@ def audit(
         require_encoder(release.alignment, modality, card, f"embedding set {embedding_set.path}")
     result = Audit(release.row, plan, pairs, release=release, required=bool(requirements))
     result.info = store.describe(release.name)
-    filters = {FILTER + name: parse_filter(text) for name, text in plan.filters.items()}
+    filters = {FILTER + name: parse_filter(text, what=f"filter {name}") for name, text in plan.filters.items()}
     rows = {modality: embedding_set.load(modality) for modality in MODALITIES}
     asked = lay_out(release, embedding_set, rows, plan)
     apart = strata(asked, plan)
     search = stages(release.guarantee, quantized=result.info.quantization is not None)
     known = list(_known(plan, release, search, filters, apart))
-    require_known(requirements, known, against=before is not None)
+    require_known(requirements, known, before)
     finder, pace = Finder(release, store), _Pace(plan.rate)
     _Auditor(release, store, plan, result, rows, asked, search, filters, apart, advance, finder, pace).run()
     if before is not None:

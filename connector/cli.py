@@ -64,6 +64,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 FAILED, USAGE, REQUIREMENT, REJECTED, INTERRUPTED = 1, 2, 3, 4, 130
 # What only the command line can be wrong about.
 USAGE_ERRORS = (FilterError, MetricError, RequirementError, SettingsError, TrainingError)
+COMMANDLINE = click.core.ParameterSource.COMMANDLINE
+HOME_OPTIONS = ("--home", "--qdrant-url", "--database-url", "--device")
 METRIC_HELP = (
     "How aligned vectors are compared: cosine, dot, euclid, manhattan, chi2, kl-query-item, kl-item-query, js, hellinger, "
     "w1, bilinear, mol or mlp, with parameters as in 'chi2(map=split)'; 'dot+nnn' corrects hubness."
@@ -783,13 +785,11 @@ def audit(
     Recall@K in both directions; what the lowering, the index, quantization and filters lose of it; the modality gap. A
     release that does not hold what it should is broken: nothing of it is measured, and the exit code is 3.
     """
+    _refuse_contradictions(_given_options())
     if past:
         _print_history(collection, metric, limit, as_json, report, where)
         return
-    if pairs is None:
-        raise click.UsageError("expected --pairs SET, or --history")
-    if protocol and (queries or gallery):
-        raise click.UsageError("--protocol says what is asked and searched: leave --queries and --gallery out")
+    assert pairs is not None
     try:
         lengths = [int(part) for part in ks.split(",")]
     except ValueError:
@@ -797,14 +797,16 @@ def audit(
     named = dict(_name_and_filter(text) for text in filters)
     if len(named) < len(filters):
         raise click.BadParameter("expected a name of its own for each", param_hint="--filter")
+    from connector import audit_output as output  # loads numpy
+
+    for path in filter(None, (prometheus, jsonl)):
+        output.claim(path)
     with _home(where) as home:
         result = home.audit(
             collection, pairs, metric=metric, which=which, requirements=requirements, against=against, ks=lengths,
             queries=queries or "held-out", gallery=gallery or "held-out", protocol=protocol, filters=named, by=by,
             sample=sample, rate=rate, seed=seed, report=report,
         )  # fmt: skip
-    from connector import audit_output as output  # loads numpy
-
     found: Audit = result.made
     if prometheus:
         output.write_prometheus(prometheus, result)
@@ -821,6 +823,29 @@ def audit(
         say(f"not met: {failure.requirement.text}: {failure.why}")
     if found.broken or found.failures:
         sys.exit(REQUIREMENT)
+
+
+def _refuse_contradictions(given: set[str]) -> None:
+    """Refuse options of an audit that are without effect, or without sense, beside each other."""
+    if "--history" in given:
+        if others := sorted(given - {"--history", "--metric", "-n", "--report", "--json", *HOME_OPTIONS}):
+            raise click.UsageError(f"--history makes no audit: leave {', '.join(others)} out")
+    elif "-n" in given:
+        raise click.UsageError("-n says how much of the --history is shown; to ask with fewer queries, give --sample")
+    elif "--pairs" not in given:
+        raise click.UsageError("expected --pairs SET, or --history")
+    elif "--protocol" in given and {"--queries", "--gallery"} & given:
+        raise click.UsageError("--protocol says what is asked and searched: leave --queries and --gallery out")
+
+
+def _given_options() -> set[str]:
+    """Return the options that were given, as people write them."""
+    context = click.get_current_context()
+    return {
+        option.opts[0]
+        for option in context.command.params
+        if isinstance(option, click.Option) and context.get_parameter_source(option.name or "") is COMMANDLINE
+    }
 
 
 def _name_and_filter(text: str) -> tuple[str, str]:
@@ -848,8 +873,10 @@ def _print_history(
     _say_page(report)
     if as_json:
         print_json(output.history_document(moments))
-    else:
+    elif moments:
         output.print_history(moments, 10)
+    else:
+        say(f"no release of {collection} was audited yet; run `modalign audit {collection} --pairs SET`")
 
 
 @cli.command()

@@ -1,6 +1,7 @@
 """What has become of a release's measures since an earlier audit, and their history."""
 
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -128,11 +129,17 @@ def earlier(provenance: Provenance, row: ReleaseRow, against: str, plan: Plan, p
                 f"audit {chosen.id} is of {_printed(theirs)}, this one would be of {_printed(ours)}; they cannot be "
                 "compared"
             )
-    return Earlier(chosen.id, {d: PerQuery.unpacked(data) for d, data in provenance.per_query(chosen.id).items()})
+    kept = provenance.per_query(chosen.id)
+    if not kept:
+        raise RequirementError(
+            f"audit {chosen.id} was made by a modalign that kept nothing of each query; audit once without --against, "
+            "and compare with that"
+        )
+    return Earlier(chosen.id, {direction: PerQuery.unpacked(data) for direction, data in kept.items()})
 
 
 def _number(against: str) -> int:
-    if not (against.isascii() and against.isdecimal()):
+    if not re.fullmatch(r"[0-9]{1,9}", against):  # databases refuse longer ones
         raise RequirementError(f"against: expected last, live or the number of an audit, got {against!r}")
     return int(against)
 

@@ -664,7 +664,7 @@ class Home:
             plan, required = Plan(**options), [Requirement.parse(text) for text in requirements]
             embedding_set = self.embedding_set(pairs)
             row = named(self.provenance, self.store, collection, metric, which=which)
-            before = earlier(self.provenance, row, against, plan, pairs) if against else None
+            before = earlier(self.provenance, row, against, plan, pairs) if against is not None else None
             found = self._intact(row, plan, pairs, required=bool(required))
             if found.broken is None:
                 release, verified = found.release, found.verified

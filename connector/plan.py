@@ -11,6 +11,10 @@ from connector.points import HELD_OUT
 
 Scope = Literal["held-out", "all"]
 KS = (1, 5, 10)
+# Every query's list stands in memory, once for each stage.
+LONGEST = 10_000
+# Fewer queries a second, and an audit would last for years.
+SLOWEST = 0.001
 # Where one length of list has to do.
 K = 10
 DIRECTIONS: dict[str, tuple[Modality, Modality]] = {
@@ -51,14 +55,14 @@ class Plan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ks", tuple(sorted(set(self.ks))))
-        if not self.ks or self.ks[0] < 1:
-            raise RequirementError(f"expected every k of at least 1, got {list(self.ks)}")
+        if not self.ks or self.ks[0] < 1 or self.ks[-1] > LONGEST:
+            raise RequirementError(f"expected every k in the range 1 to {LONGEST}, got {list(self.ks)}")
         if self.protocol is not None and self.protocol not in PROTOCOLS:
             raise SettingsError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {self.protocol!r}")
         if self.sample is not None and self.sample < 1:
             raise SettingsError(f"sample: expected at least 1 query, got {self.sample}")
-        if self.rate is not None and not 0 < self.rate < float("inf"):
-            raise SettingsError(f"rate: expected more than 0 queries a second, got {self.rate}")
+        if self.rate is not None and not SLOWEST <= self.rate < float("inf"):
+            raise SettingsError(f"rate: expected at least {SLOWEST} queries a second, got {self.rate}")
 
     @property
     def k(self) -> int:

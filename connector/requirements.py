@@ -12,10 +12,9 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from connector.drift import Drift
+from connector.drift import Drift, Earlier
 from connector.errors import RequirementError
 from connector.plan import Measure
-from connector.stages import INDEX, LOWERING, QUANTIZATION, REFERENCE, RESCORING
 
 GRAMMAR = re.compile(
     r"\s*(?:(?P<prefix>.+):)?(?P<name>[a-z_]+(?:\.[a-z_]+)*(?:@\d+)?(?:\.[a-z0-9_]+)*)\s*(?P<drop>\sdrop\s*)?"
@@ -29,9 +28,6 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
 }
 DIRECTED = ("text-to-image", "image-to-text", "both")
-# What audits keep of each query, of the whole and of stages: without it no drop can be told from chance.
-OF_EACH_QUERY = re.compile(r"(exact\.)?(recall|found|ndcg)@\d+|fidelity@\d+|mrr|r_precision|median_rank|certified")
-KEPT_PARTS = ("", REFERENCE, LOWERING, RESCORING, INDEX, QUANTIZATION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,31 +87,38 @@ class Failure:
     value: float | None
 
 
-def require_known(requirements: Iterable[Requirement], known: Sequence[tuple[str, str, str]], *, against: bool) -> None:
-    """Raise a `RequirementError` if a requirement speaks of no measure, or of a drop that cannot be told.
+def require_known(
+    requirements: Iterable[Requirement], known: Sequence[tuple[str, str, str]], before: Earlier | None
+) -> None:
+    """Raise a `RequirementError` if a requirement speaks of no measure, or of a drop since nothing.
 
     Args:
         requirements: to check.
         known: direction, part and name of the measures that there will be.
-        against: whether there is an earlier audit.
+        before: the earlier audit, if there is one. It measured query by query what a drop can be bounded of.
     """
     for requirement in requirements:
-        if not any(requirement.speaks_of(*measure) for measure in known):
+        spoken_of = [measure for measure in known if requirement.speaks_of(*measure)]
+        if not spoken_of:
             whole = dict.fromkeys(name for _, part, name in known if not part)
             parts = dict.fromkeys(part for _, part, _ in known if part)
             raise RequirementError(
                 f"requirement {requirement.text!r} names no measure of this audit; it has {', '.join(whole)}; and "
                 f"PART:recall@K, PART:fidelity@K and PART:latency.p50 of {', '.join(parts)}, strata with recall alone"
             )
-        if requirement.is_drop and not (requirement.part in KEPT_PARTS and OF_EACH_QUERY.fullmatch(requirement.name)):
-            raise RequirementError(
-                f"requirement {requirement.text!r} bounds a drop of what is not kept of each query; name recall@K, "
-                "fidelity@K or another measure of single queries, of the whole or of a stage, or bound its value"
-            )
-        if requirement.is_drop and not against:
+        if not requirement.is_drop:
+            continue
+        if before is None:
             raise RequirementError(
                 f"requirement {requirement.text!r} bounds a drop; say since which audit with --against last, live or "
                 "the number of one"
+            )
+        kept = [(direction, *place) for direction, asked in before.asked.items() for place in asked.values]
+        if not set(kept) & set(spoken_of):
+            names = dict.fromkeys(f"{part}:{name}".lstrip(":") for _, part, name in kept)
+            raise RequirementError(
+                f"requirement {requirement.text!r} bounds a drop since audit {before.number}, which did not measure it "
+                f"query by query; it has {', '.join(names)}"
             )
 
 

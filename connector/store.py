@@ -326,8 +326,8 @@ def open_store(settings: "Settings") -> Store:
     )
 
 
-def parse_filter(text: str) -> "Filter":
-    """Read a filter in Qdrant's own JSON.
+def parse_filter(text: str, *, what: str = "filter") -> "Filter":
+    """Read a filter in Qdrant's own JSON; `what` names it in errors.
 
     Raises:
         FilterError: it is no JSON or no filter.
@@ -339,9 +339,9 @@ def parse_filter(text: str) -> "Filter":
     try:
         return Filter.model_validate(json.loads(text))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise FilterError(f"filter is no JSON ({error}); expected a Qdrant filter such as {example}") from None
+        raise FilterError(f"{what} is no JSON ({error}); expected a Qdrant filter such as {example}") from None
     except ValidationError as error:
         places = sorted({".".join(map(str, e["loc"][:2])) or "(top)" for e in error.errors()})
         raise FilterError(
-            f"filter is not valid at {', '.join(places)}; expected a Qdrant filter such as {example}"
+            f"{what} is not valid at {', '.join(places)}; expected a Qdrant filter such as {example}"
         ) from None

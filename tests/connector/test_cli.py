@@ -901,7 +901,7 @@ BAD: list[tuple[str, str | Callable[[Path], Sequence[object]], str]] = [
     ("requirement that cannot be read", "audit things --pairs pairs --require recall", "expected MEASURE>=NUMBER"),
     ("requirement on nothing", "audit things --pairs pairs --require recall@7>=1", "names no measure"),
     ("requirement on a proof of what is exact", "audit things --pairs pairs --require certified>=0.9", "no measure"),
-    ("list of no length", "audit things --pairs pairs --k 0", "expected every k of at least 1"),
+    ("list of no length", "audit things --pairs pairs --k 0", "expected every k in the range 1 to 10000"),
     ("store of no kind", "search things red --qdrant-url ftp://host", "expected edge:DIRECTORY, http"),
     ("database of no kind", "status --database-url nonsense://host/db", "expected an SQLAlchemy URL such as"),
     *(
