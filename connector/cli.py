@@ -1083,7 +1083,7 @@ def rejects(
 @json_option
 @home_options
 def demo(as_json: bool, **where: Any) -> None:
-    """Show the whole way on 1,707 emoji: encode, fit, push under every metric, search, audit. Takes three minutes.
+    """Show the whole way on 1,707 emoji: encode, fit, push under every metric, search, audit. Takes some five minutes.
 
     Needs the extra packages of `pip install 'modalign[demo]'`, and no network, server or GPU.
     """

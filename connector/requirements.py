@@ -6,6 +6,7 @@ index:fidelity@10>=0.98             of one part: a stage of the search, or a str
 recall@10 drop<=0.02                not more than 0.02 worse than before, unless that may be chance
 """
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from connector.drift import Drift
 from connector.errors import RequirementError
 from connector.plan import Measure
+from connector.stages import INDEX, LOWERING, QUANTIZATION, REFERENCE, RESCORING
 
 GRAMMAR = re.compile(
     r"\s*(?:(?P<prefix>.+):)?(?P<name>[a-z_]+(?:\.[a-z_]+)*(?:@\d+)?(?:\.[a-z0-9_]+)*)\s*(?P<drop>\sdrop\s*)?"
@@ -27,6 +29,9 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
 }
 DIRECTED = ("text-to-image", "image-to-text", "both")
+# What audits keep of each query, of the whole and of stages: without it no drop can be told from chance.
+OF_EACH_QUERY = re.compile(r"(exact\.)?(recall|found|ndcg)@\d+|fidelity@\d+|mrr|r_precision|median_rank|certified")
+KEPT_PARTS = ("", REFERENCE, LOWERING, RESCORING, INDEX, QUANTIZATION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +63,8 @@ class Requirement:
         """
         match = GRAMMAR.fullmatch(text)
         try:
-            if match is None:
+            if match is None or not math.isfinite(bound := float(match["bound"])):  # 1e999 is no bound
                 raise ValueError
-            bound = float(match["bound"])
         except ValueError:
             raise RequirementError(
                 f"requirement {text!r}: expected MEASURE>=NUMBER such as recall@10>=0.4, "
@@ -88,7 +92,7 @@ class Failure:
 
 
 def require_known(requirements: Iterable[Requirement], known: Sequence[tuple[str, str, str]], *, against: bool) -> None:
-    """Raise a `RequirementError` if a requirement speaks of no measure, or of a drop since nothing.
+    """Raise a `RequirementError` if a requirement speaks of no measure, or of a drop that cannot be told.
 
     Args:
         requirements: to check.
@@ -102,6 +106,11 @@ def require_known(requirements: Iterable[Requirement], known: Sequence[tuple[str
             raise RequirementError(
                 f"requirement {requirement.text!r} names no measure of this audit; it has {', '.join(whole)}; and "
                 f"PART:recall@K, PART:fidelity@K and PART:latency.p50 of {', '.join(parts)}, strata with recall alone"
+            )
+        if requirement.is_drop and not (requirement.part in KEPT_PARTS and OF_EACH_QUERY.fullmatch(requirement.name)):
+            raise RequirementError(
+                f"requirement {requirement.text!r} bounds a drop of what is not kept of each query; name recall@K, "
+                "fidelity@K or another measure of single queries, of the whole or of a stage, or bound its value"
             )
         if requirement.is_drop and not against:
             raise RequirementError(

@@ -33,15 +33,15 @@ from connector.audit import Audit
 from connector.drift import Earlier
 from connector.edge_store import EdgeStore
 from connector.models import BatchRow, ReleaseRow
-from connector.plan import Plan
+from connector.plan import Measure, Plan
 from connector.progress import Advance
 from connector.provenance import Provenance, upgrade
 from connector.push import push
 from connector.qdrant_connection import Connection
 from connector.qdrant_store import QdrantStore
-from connector.release import Release
+from connector.release import Release, open_release
 from connector.requirements import Requirement
-from connector.store import Store
+from connector.store import Hit, Store
 from tests.fakes import IMAGE_DIM, TEXT_DIM, FakeImageEncoder, FakeTextEncoder
 
 LATENT = 6
@@ -112,6 +112,19 @@ def pairs(n: int, *, seed: int = 0, noise: float = 0.0, prefix: str = "") -> lis
         rows("image", embedded("image", points), keys=keys),
         rows("text", embedded("text", points, noise=noise, seed=seed + 1), keys=keys),
     ]
+
+
+def several(n: int, *, noise: float = 1.0) -> list[Rows]:
+    """`n` images with one to three noisy captions each."""
+    image, _ = pairs(n)
+    points, captions = latent(n), [number for number in range(n) for _ in range(1 + number % 3)]
+    text = rows(
+        "text",
+        embedded("text", points[captions], noise=noise),
+        keys=[f"{number}#{place}" for place, number in enumerate(captions)],
+        groups=[str(number) for number in captions],
+    )
+    return [image, text]
 
 
 def write_set(
@@ -308,6 +321,21 @@ def audit(
     )  # fmt: skip
 
 
+def opened(world: World, metric: str = "cosine") -> Release:
+    """The live release of the collection."""
+    return open_release(world.provenance, world.store, COLLECTION, metric)
+
+
+def the_set(world: World) -> EmbeddingSet:
+    """The set `s`."""
+    return EmbeddingSet.open(world.home / "sets" / "s")
+
+
+def steady(found: Audit) -> list[Measure]:
+    """All measures but those of a clock."""
+    return [m for m in found.measures if not m.name.startswith("latency")]
+
+
 def points_of(n: int) -> list[str]:
     """Ids that no push gives."""
     return [str(UUID(int=number + 1)) for number in range(n)]
@@ -326,6 +354,30 @@ def opened_world(kind: str, directory: Path, monkeypatch: pytest.MonkeyPatch) ->
         world = World(directory, store)
         with world.provenance:
             yield world
+
+
+class Losing(EdgeStore):
+    """A store whose searches lose the `lost` best hits of every `each`-th query, where `loses` says so of how it asks.
+
+    Args:
+        path: of the store.
+        loses: takes the options of a search.
+        lost: how many hits.
+        each: of how many queries one.
+    """
+
+    def __init__(self, path: Path, loses: Callable[[Mapping[str, Any]], bool], *, lost: int = 1, each: int = 1):
+        super().__init__(path)
+        self.loses, self.lost, self.each, self.asked = loses, lost, each, 0
+
+    def search(self, name: str, vector_name: str, queries: Any, k: int, **options: Any) -> list[list[Hit]]:
+        found = super().search(name, vector_name, queries, k, **options)
+        if self.loses(options):
+            for hits in found:
+                if self.asked % self.each == 0:
+                    del hits[: self.lost]
+                self.asked += 1
+        return found
 
 
 class Calls:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from sqlalchemy import select
 
-from alignment.embeddings import MODALITIES, EmbeddingSet, EncoderCard, HoldOut, Modality
+from alignment.embeddings import MODALITIES, EncoderCard, HoldOut, Modality
 from alignment.measures import Measure as Kind
 from alignment.metrics import Guarantee, Perceptron
 from alignment.metrics.divergences import CertifiedLowering
@@ -26,30 +26,32 @@ from alignment.recall import (
 from connector import stages as staged
 from connector.audit import Audit, record
 from connector.candidates import Finder, Ranked
-from connector.edge_store import EdgeStore
 from connector.errors import MismatchError, RequirementError
 from connector.models import AuditRow, MeasureRow
-from connector.plan import DIRECTIONS, Measure
+from connector.plan import DIRECTIONS
 from connector.points import point_id
 from connector.release import Release
 from connector.requirements import Requirement
-from connector.store import Hit, Store
 from tests.world import (
     ALL,
-    COLLECTION,
     DIMS,
     LATENT,
     SOME,
     Calls,
+    Losing,
     World,
     audit,
     cards,
     embedded,
     latent,
+    opened,
     opened_world,
     pairs,
     rows,
     scores,
+    several,
+    steady,
+    the_set,
     vectors_of,
 )
 
@@ -75,29 +77,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         opened.alignment()
         opened.push(opened.set("s", *several(N)), metrics=ALL)
         yield opened
-
-
-def several(n: int, *, noise: float = 1.0) -> list[Any]:
-    """`n` images with one to three noisy captions each."""
-    image, _ = pairs(n)
-    points, captions = latent(n), [number for number in range(n) for _ in range(1 + number % 3)]
-    text = rows(
-        "text",
-        embedded("text", points[captions], noise=noise),
-        keys=[f"{number}#{place}" for place, number in enumerate(captions)],
-        groups=[str(number) for number in captions],
-    )
-    return [image, text]
-
-
-def opened(world: World, metric: str = "cosine") -> Release:
-    from connector.release import open_release
-
-    return open_release(world.provenance, world.store, COLLECTION, metric)
-
-
-def the_set(world: World) -> EmbeddingSet:
-    return EmbeddingSet.open(world.home / "sets" / "s")
 
 
 def held(release: Release, groups: Sequence[str]) -> npt.NDArray[np.bool_]:
@@ -136,11 +115,6 @@ def of(found: Audit, direction: str, part: str) -> dict[str, float]:
     """Measures of a part, without how long it took."""
     its = [m for m in found.measures if (m.direction, m.part) == (direction, part)]
     return {m.name: m.value for m in its if not m.name.startswith("latency")}
-
-
-def steady(found: Audit) -> list[Measure]:
-    """All measures but those of a clock."""
-    return [m for m in found.measures if not m.name.startswith("latency")]
 
 
 class TestEqualsTheReference:
@@ -274,39 +248,9 @@ class TestTies:
             assert values(found, direction)["mrr"] == pytest.approx((6 + 10 / 5 + 4 / 11) / 20)
 
 
-class Lossy(EdgeStore):
-    """A store whose index loses the `lost` best hits of the first of every ten queries."""
-
-    def __init__(self, path: Path, lost: int):
-        super().__init__(path)
-        self.lost, self.asked = lost, 0
-
-    def search(self, name: str, vector_name: str, queries: Any, k: int, **options: Any) -> list[list[Hit]]:
-        found = super().search(name, vector_name, queries, k, **options)
-        if not options.get("exact"):
-            for hits in found:
-                if self.asked % 10 == 0:
-                    del hits[: self.lost]
-                self.asked += 1
-        return found
-
-
-class LossyWhere(EdgeStore):
-    """A store whose index loses the best hit of every search with a filter, or of every one without."""
-
-    def __init__(self, path: Path, *, filtered: bool):
-        super().__init__(path)
-        self.filtered = filtered
-
-    def search(self, name: str, vector_name: str, queries: Any, k: int, **options: Any) -> list[list[Hit]]:
-        found = super().search(name, vector_name, queries, k, **options)
-        loses = not options.get("exact") and (options.get("filter") is not None) == self.filtered
-        return [hits[1:] for hits in found] if loses else found
-
-
 class TestTheIndex:
     def test_what_the_index_loses_is_measured(self, tmp_path: Path) -> None:
-        store: Store = Lossy(tmp_path / "qdrant", lost=3)
+        store = Losing(tmp_path / "qdrant", lambda how: not how.get("exact"), lost=3, each=10)
         with store:
             world = World(tmp_path, store)
             world.alignment()
@@ -330,7 +274,9 @@ class TestTheIndex:
     @pytest.mark.parametrize("filtered", [False, True])
     def test_it_is_measured_without_a_filter(self, tmp_path: Path, filtered: bool, gallery: Any) -> None:
         """A small gallery that is filtered is searched exhaustively, and hides what production loses."""
-        store: Store = LossyWhere(tmp_path / "qdrant", filtered=filtered)
+        store = Losing(
+            tmp_path / "qdrant", lambda how: not how.get("exact") and (how.get("filter") is not None) == filtered
+        )
         with store:
             world = World(tmp_path, store)
             world.alignment()
@@ -557,31 +503,6 @@ class TestMissing:
 
 
 class TestRequirements:
-    @pytest.mark.parametrize(
-        ("text", "expected"),
-        [
-            ("recall@10>=0.4", (None, "recall@10", ">=", 0.4)),
-            ("  mrr > .5 ", (None, "mrr", ">", 0.5)),
-            ("text-to-image:recall@1>=1", ("text-to-image", "recall@1", ">=", 1.0)),
-            ("image-to-text:median_rank<=3", ("image-to-text", "median_rank", "<=", 3.0)),
-            ("fidelity@10.p5>=9e-1", (None, "fidelity@10.p5", ">=", 0.9)),
-            ("exact.recall@5<1E0", (None, "exact.recall@5", "<", 1.0)),
-        ],
-    )
-    def test_read(self, text: str, expected: tuple[Any, ...]) -> None:
-        found = Requirement.parse(text)
-        assert (found.direction, found.name, found.comparison, found.bound) == expected
-        assert found.text == text.strip()
-
-    @pytest.mark.parametrize(
-        "text",
-        ["", "recall@10", "recall@10=0.4", "recall@10>=", ">=0.4", "recall@10>=much", "recall@10>=1e", "recall@>=1",
-         "recall@10>=0.4 and mrr>=0.1", "recall@10>=nan", "recall@10>=1..2"],
-    )  # fmt: skip
-    def test_not_read(self, text: str) -> None:
-        with pytest.raises(RequirementError, match="expected MEASURE>=NUMBER such as"):
-            Requirement.parse(text)
-
     @pytest.mark.parametrize("name", ["recall@7", "recal@10", "fidelity@10.p7", "loss", "sideways:recall@10"])
     def test_a_measure_that_is_not_measured(self, served: World, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         searches = Calls(monkeypatch, served.store, "search")

@@ -1,0 +1,98 @@
+"""docs/audits.md explains every number that an audit can give, and its recipes can be read by what they are for."""
+
+import configparser
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+
+from connector import cli
+from connector.audit_output import SHOWN
+from connector.auditor import CERTIFIED, LATENCIES, TAIL
+from connector.requirements import Requirement
+from connector.space import GAP_MEASURES
+from connector.stages import FILTER, INDEX, LOWERING, QUANTIZATION, REFERENCE, RESCORING
+
+TEXT = (Path(__file__).parent.parent / "docs" / "audits.md").read_text(encoding="utf-8")
+AUDIT: click.Command = cli.cli.commands["audit"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.mark.parametrize("name", [*SHOWN, *GAP_MEASURES, *LATENCIES, CERTIFIED])
+def test_every_measure_is_explained(name: str) -> None:
+    assert f"`{name.format(k='K')}`" in TEXT
+
+
+@pytest.mark.parametrize("name", TAIL)
+def test_the_company_of_fidelity_is_explained(name: str) -> None:
+    assert re.search(rf"`(fidelity@K)?\.{name}`", TEXT)
+
+
+@pytest.mark.parametrize("name", [REFERENCE, LOWERING, RESCORING, INDEX, QUANTIZATION, f"{FILTER}NAME"])
+def test_every_stage_has_a_row(name: str) -> None:
+    assert re.search(rf"^\| `{name}` \|", TEXT, re.MULTILINE)
+
+
+def test_every_option_of_an_audit_is_named() -> None:
+    shared = {"--home", "--qdrant-url", "--database-url", "--device", "-h", "-n"}
+    for option in AUDIT.params:
+        if isinstance(option, click.Option) and not shared & set(option.opts):
+            assert any(f"`{name}" in TEXT or f" {name} " in TEXT for name in option.opts), option.opts
+
+
+def test_requirements_that_it_shows_can_be_read() -> None:
+    shown = re.findall(r"--require '([^']+)'", TEXT)
+    assert len(shown) > 6
+    for text in shown:
+        Requirement.parse(text)
+
+
+def lines() -> list[list[str]]:
+    """The command lines of the recipes, without the program."""
+    (cron,) = blocks("cron")
+    unit = next(block for block in blocks("ini") if "[Service]" in block)
+    manifest = next(found for found in map(yaml.safe_load, blocks("yaml")) if "kind" in found)
+    (container,) = manifest["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    made = [shlex.split(cron.split(maxsplit=5)[5]), shlex.split(read(unit)["Service"]["ExecStart"]), container["args"]]
+    return [words[words.index("audit") + 1 :] for words in made]
+
+
+def read(unit: str) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None, strict=True)
+    parser.optionxform = str  # type: ignore[assignment]
+    parser.read_string(unit)
+    return parser
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_recipes_ask_with_options_that_there_are(number: int) -> None:
+    words = [word for word in lines()[number] if not re.match(r"\d*>", word) and word != "/dev/null"]
+    words = [word for word in words if not word.endswith(".log")]
+    context = AUDIT.make_context("audit", words)
+    assert context.params["pairs"] == "shop-test"
+    for text in context.params["requirements"]:
+        Requirement.parse(text)
+
+
+def test_units_name_each_other() -> None:
+    service, timer = (read(block) for block in blocks("ini"))
+    assert service["Service"]["Type"] == "oneshot"
+    assert timer["Install"]["WantedBy"] == "timers.target"
+    assert "OnCalendar" in timer["Timer"]
+
+
+def test_rules_speak_of_metrics_that_are_written() -> None:
+    (rules,) = (found for found in map(yaml.safe_load, blocks("yaml")) if "groups" in found)
+    source = (Path(cli.__file__).parent / "audit_output.py").read_text(encoding="utf-8")
+    alerts: list[dict[str, Any]] = rules["groups"][0]["rules"]
+    assert len(alerts) == 2
+    for alert in alerts:
+        for metric in re.findall(r"modalign_\w+", alert["expr"]):
+            assert f'"{metric}"' in source
