@@ -1,41 +1,44 @@
-"""Recall@K of a whole benchmark against CLIP_benchmark and ir-measures on the same vectors, and exact top-k on a GPU.
+"""What an audit takes: its recalls beside other evaluators', the memory of its reference, the demo's audits, top-k.
 
-Each side runs in a process of its own, on one thread, from the vectors to the recalls; both must give the same. So
-does the truth of an audit, from pages of points as a store gives them, beside what all scores at once would take.
+Each side runs in a process of its own, on one thread, from the vectors to the recalls; both must give the same.
 CLIP_benchmark holds all scores, and a one-hot vector of every hit. ir-measures takes scores as dictionaries; those of
 all queries would fill a machine, so it is given a twenty-fifth of the captions and compared on these.
+
+The reference of an audit reads points page by page. Those of the larger collection are made as they are read, so
+that no side of it is ever in memory whole.
+
+The demo's home is made, or copied from MODALIGN_BENCH_HOME, and audited under every metric by the command line, as
+whoever waits for it does. docs/audits-figures.md keeps what was measured.
 """
 
 import importlib.util
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import sysconfig
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from alignment.embeddings import Rows
 from alignment.metrics import Dot
 from alignment.recall import Codes, ranks, recall_at, top_k
 from alignment.vectors import FloatArray
 from bench.figure import Figure
-from connector.galleries import Asked, Everything
-from connector.reference import truth
-from connector.store import Record
 
 IMAGES, CAPTIONS, DIM = 5_000, 5, 256
 FEWER = 25
 KS = (1, 5, 10)
 BATCH = 64  # of CLIP_benchmark's own command line
-# Points and queries of the truth of an audit, and the dimension, for which a page is computed as it is asked for.
-TRUTHS = {"truth-coco": (IMAGES * CAPTIONS, IMAGES, DIM), "truth-million": (1_000_000, 10_000, 32)}
-PAGE = 1000
+POINTS, QUERIES = 1_000_000, 10_000  # of the larger reference
+DEMO = "emoji"
 # Queries and items of the search on a GPU: 8 GiB of scores.
 GPU_QUERIES, GPU_ITEMS = 8_192, 262_144
 
@@ -106,28 +109,6 @@ def by_ir_measures() -> Took:
     return took(started, [found[measure] for measure in measures])
 
 
-def true_ranks(points: int, queries: int, dim: int) -> Took:
-    """Recalls of the truth of an audit: image q is found by the points of its group, q, q + `queries` and so on."""
-    centres = np.random.default_rng(0).standard_normal((queries, dim), dtype=np.float32)
-    groups = [str(number) for number in range(queries)]
-    rows = Rows("image", groups, groups, groups, ["{}"] * queries, centres)
-    asked = Asked(rows, np.zeros(queries, np.int64), Everything())
-
-    def pages() -> Iterator[list[Record]]:
-        for start in range(0, points, PAGE):
-            of = np.arange(start, min(start + PAGE, points)) % queries
-            noise = np.random.default_rng(start + 1).standard_normal((len(of), dim), dtype=np.float32)
-            vectors = centres[of] + 6.0 * noise
-            yield [
-                Record(str(start + place), vector, {"group": groups[group]})
-                for place, (group, vector) in enumerate(zip(of, vectors, strict=True))
-            ]
-
-    started = time.perf_counter()
-    found = truth(Dot().lower(dim), asked, centres, KS[-1] + 1, pages)
-    return took(started, [recall_at(found.whole.best, k) for k in KS])
-
-
 def took(started: float, recalls: list[float]) -> Took:
     seconds = time.perf_counter() - started
     return Took(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, recalls)
@@ -138,32 +119,20 @@ SIDES: dict[str, Callable[[], Took]] = {
     "modalign-fewer": lambda: modalign(FEWER),
     "clip-benchmark": clip_benchmark,
     "ir-measures": by_ir_measures,
-    "empty": lambda: took(time.perf_counter(), []),
-    **{name: partial(true_ranks, *sizes) for name, sizes in TRUTHS.items()},
 }
 
 
 def figures() -> list[Figure]:
     """Measure each side in a process of its own."""
     found = []
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
     size = f"{IMAGES:,} images × {IMAGES * CAPTIONS:,} captions"
     if importlib.util.find_spec("clip_benchmark"):
         found += _against("clip-benchmark", "modalign", f"CLIP_benchmark, {size}", memory=10.0)
     else:
         print("no CLIP_benchmark here: pip install --no-deps clip-benchmark", flush=True)
     found += _against("ir-measures", "modalign-fewer", f"ir-measures, a {FEWER}th of that", memory=3.0)
-    return found + _truths() + _gpu()
-
-
-def _truths() -> list[Figure]:
-    """Memory of all scores as float32, by what the truth of an audit takes beside the libraries."""
-    found, libraries = [], _in_child("empty").mebibytes
-    for name, (points, queries, _) in TRUTHS.items():
-        one = _in_child(name)
-        matrix, taken = points * queries * 4 / 2**20, one.mebibytes - libraries
-        what = f"truth of {queries:,} queries among {points:,} points, memory of all scores / of the audit"
-        found.append(Figure(f"{what} ({matrix:.0f} MiB, {taken:.0f} MiB; {one.seconds:.0f} s)", matrix / taken, 2.0))
-    return found
+    return found + _references() + _demo() + _gpu()
 
 
 def _against(other: str, ours: str, what: str, *, memory: float) -> list[Figure]:
@@ -177,9 +146,58 @@ def _against(other: str, ours: str, what: str, *, memory: float) -> list[Figure]
     ]
 
 
-def _in_child(what: str) -> Took:
+def _references() -> list[Figure]:
+    """Peak memory beside that of a matrix of all scores, once the smaller reference is known to be right."""
+    small, large = (_in_child(what, "bench.reference") for what in ("small", "large"))
+    # It puts an item that float32 cannot tell from a relevant one before that: a few queries in 10,000 lose a rank.
+    np.testing.assert_allclose(small.recalls, _in_child("modalign").recalls, atol=3e-4)
+    found = []
+    for side, n, m, target in ((small, IMAGES * CAPTIONS, IMAGES, 1.0), (large, QUERIES, POINTS, 0.1)):
+        matrix = n * m * 4 / 2**20
+        size = f"{n:,} queries × {m:,} points"
+        peaks = f"{side.mebibytes:.0f} MiB, {matrix:,.0f} MiB; {side.seconds:.0f} s"
+        what = f"reference, peak memory of the process, {size} / of a float32 matrix of the scores ({peaks})"
+        found.append(Figure(what, side.mebibytes / matrix, target, at_most=True))
+    times = POINTS * QUERIES / (IMAGES * IMAGES * CAPTIONS)
+    what = f"reference, peak memory with {times:.0f} times the scores / with {IMAGES * CAPTIONS:,} × {IMAGES:,}"
+    return [*found, Figure(what, large.mebibytes / small.mebibytes, 1.5, at_most=True)]
+
+
+def _demo() -> list[Figure]:
+    """Seconds of `modalign audit` under every metric of the demo."""
+    modalign = str(Path(sysconfig.get_path("scripts")) / "modalign")
+    found, given = [], os.environ.get("MODALIGN_BENCH_HOME")
+    with tempfile.TemporaryDirectory() as directory:
+        home = f"{directory}/home"
+        if given:
+            shutil.copytree(given, home)
+        else:
+            subprocess.run([modalign, "demo", "--home", home, "--json"], check=True, capture_output=True)
+        told = subprocess.run([modalign, "status", "--home", home, "--json"], check=True, capture_output=True)
+        status = json.loads(told.stdout)
+        for release in status["releases"]:
+            if (release["collection"], release["state"]) != (DEMO, "live"):
+                continue
+            metric, before = release["metric"], _cpu_seconds()
+            started = time.perf_counter()
+            command = [modalign, "audit", DEMO, "--pairs", DEMO, "--metric", metric, "--home", home, "--json"]
+            subprocess.run(command, check=True, capture_output=True)
+            seconds = time.perf_counter() - started
+            computed = f"{_cpu_seconds() - before:.1f} s of it computing, load {os.getloadavg()[0]:.1f}"
+            what = f"modalign audit of the demo under {metric}, seconds ({computed})"
+            found.append(Figure(what, seconds, 30, at_most=True))
+    return found
+
+
+def _cpu_seconds() -> float:
+    """Of all children so far."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return children.ru_utime + children.ru_stime
+
+
+def _in_child(what: str, module: str = "bench.audit") -> Took:
     """Measure in a new process. This one must stay small: a child's peak starts at its parent's size."""
-    command = [sys.executable, "-m", "bench.audit", what]
+    command = [sys.executable, "-m", module, what]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=one_thread)
     return Took(**json.loads(done.stdout.splitlines()[-1]))

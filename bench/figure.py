@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A measured ratio or share; `target` is a lower bound, or an upper one where `at_most`."""
+    """A measured ratio, share or time in seconds; `target` is a lower bound, or an upper one where `at_most`."""
 
     what: str
     value: float
