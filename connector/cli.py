@@ -211,8 +211,9 @@ def cli() -> None:
     A corpus is encoded once into an embedding set; an alignment is fitted on embedding sets; a release is one
     alignment under one metric in one Qdrant collection; search and audit read releases; SQL remembers everything.
 
-    Start with `modalign demo`. Exit codes: 0 done, 1 failed, 2 usage, 3 an audit's requirement was not met or no audit
-    allows a promotion, 4 done but more items were rejected than --max-rejects allows, 130 interrupted.
+    Start with `modalign demo`. Exit codes: 0 done, 1 failed, 2 usage, 3 an audit's requirement was not met, what
+    it audits is broken, or no audit allows a promotion, 4 done but more items were rejected than --max-rejects allows,
+    130 interrupted.
     """
 
 

@@ -3,22 +3,41 @@
 import configparser
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+import sqlalchemy
 import yaml
 
 from connector import cli
-from connector.audit_output import SHOWN
+from connector.audit import FAITHFUL, MARGIN, Audit
+from connector.audit_output import SHOWN, document
 from connector.auditor import CERTIFIED, LATENCIES, TAIL
+from connector.plan import Plan
+from connector.provenance import upgrade
 from connector.requirements import Requirement
+from connector.result import Result
 from connector.space import GAP_MEASURES
 from connector.stages import FILTER, INDEX, LOWERING, QUANTIZATION, REFERENCE, RESCORING
+from tests.world import audit, opened, opened_world, several, the_set
 
 TEXT = (Path(__file__).parent.parent / "docs" / "audits.md").read_text(encoding="utf-8")
 AUDIT: click.Command = cli.cli.commands["audit"]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Audit]:
+    """An audit under a metric that has every stage but quantization, and certificates."""
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        opened_world("edge", tmp_path_factory.mktemp("world"), patched) as world,
+    ):
+        world.alignment()
+        world.push(world.set("s", *several(120)), metrics=["chi2"])
+        yield audit(opened(world, "chi2"), world.store, the_set(world), queries="all")
 
 
 def blocks(language: str) -> list[str]:
@@ -28,6 +47,37 @@ def blocks(language: str) -> list[str]:
 @pytest.mark.parametrize("name", [*SHOWN, *GAP_MEASURES, *LATENCIES, CERTIFIED])
 def test_every_measure_is_explained(name: str) -> None:
     assert f"`{name.format(k='K')}`" in TEXT
+
+
+def test_every_measure_of_an_audit_is_explained(found: Audit) -> None:
+    names = {re.sub(r"@\d+", "@K", measure.name) for measure in found.measures}
+    assert names.issuperset([*GAP_MEASURES, *LATENCIES, CERTIFIED])
+    for name in names:
+        tail = re.sub(r".*@K", "", name)  # of fidelity, whose company stands in one row
+        assert f"`{name}`" in TEXT or (tail and f"`{tail}`" in TEXT), name
+
+
+def test_every_field_of_the_document_is_explained(found: Audit) -> None:
+    (table,) = re.findall(r"^\| field of `--json` .*?\n\n", TEXT, re.DOTALL | re.MULTILINE)
+    for name in document(Result(1, {}, found)):
+        assert f"`{name}`" in table, name
+
+
+def test_what_is_blamed_and_where_results_end_are_as_the_code_has_them() -> None:
+    assert f"less than {FAITHFUL:.0%} of what the stage before finds" in TEXT
+    assert f"chance and more than {MARGIN} (`FAITHFUL` and `MARGIN`" in TEXT
+    lengths = ",".join(map(str, Plan().ks))
+    assert f"`--k {lengths}`" in TEXT
+
+
+def test_the_query_can_be_asked(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'modalign.db'}"
+    upgrade(url)
+    (query,) = blocks("sql")
+    engine = sqlalchemy.create_engine(url)
+    with engine.connect() as connection:
+        assert connection.execute(sqlalchemy.text(query)).all() == []
+    engine.dispose()
 
 
 @pytest.mark.parametrize("name", TAIL)
