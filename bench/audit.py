@@ -8,7 +8,7 @@ The reference of an audit reads points page by page. Those of the larger collect
 that no side of it is ever in memory whole.
 
 The demo's home is made, or copied from MODALIGN_BENCH_HOME, and audited under every metric by the command line, as
-whoever waits for it does. docs/audits-figures.md keeps what was measured.
+whoever waits for it does.
 """
 
 import importlib.util
