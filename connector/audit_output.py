@@ -255,6 +255,8 @@ def claim(path: Path) -> None:
         ConnectorError: it cannot.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("what stands there is no file")
         if path.exists():
             with path.open("ab"):
                 pass

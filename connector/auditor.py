@@ -190,6 +190,12 @@ class _Auditor:
             self.release.name, vector_name=vector_name, filter=_with_vector(target, condition)
         ):
             self.pace(1)
+            strange = next((record.id for record in page if "group" not in record.payload), None)
+            if strange is not None:
+                raise MismatchError(
+                    f"collection {self.release.name} holds point {strange}, which has no group: modalign did not write "
+                    f"it; run `modalign status {self.release.row.collection} --verify`"
+                )
             yield page
 
     def _aligned(self, rows: Rows) -> FloatArray:

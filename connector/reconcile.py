@@ -28,8 +28,8 @@ from connector.store import Payload, Points, Record, Store
 EXAMPLES = 5
 # Vectors that are compared in a reconciliation, about: their payloads are compared all.
 VECTORS = 2048
-# What a verification reads of each modality of a set: some rows of a batch in each of a few shards.
-SHARDS, ROWS = 16, 128
+# What a verification reads of each modality of a set: some rows of each batch of a few shards.
+SHARDS, ROWS = 16, 64
 # How far apart vectors may lie that were computed from the same numbers, relative to their length. A float32 matrix
 # product rounds by how many rows it has. Collections of a smaller datatype round what they store.
 TOLERANCE = {"float32": 1e-4, "float16": 2e-3, "uint8": 1e-1}
@@ -303,16 +303,16 @@ def _close(expected: FloatArray, stored: FloatArray | None, cosine: bool, tolera
 def _drawn(
     embedding_set: EmbeddingSet, ledger: dict[Place, Written], rng: np.random.Generator
 ) -> Iterator[tuple[Place, Rows]]:
-    """Draw rows whose batch is in the ledger as it is now: a few of a batch in each of a few shards."""
+    """Draw rows whose batch is in the ledger as it is now: some of each batch of a few shards."""
     for modality in MODALITIES:
         shards = embedding_set.shards(modality)
         for number in rng.permutation(len(shards))[:SHARDS]:
             rows = read_shard(shards[number], modality)
-            start = int(rng.integers(-(-len(rows) // BATCH_POINTS))) * BATCH_POINTS
-            batch = rows.take(range(start, min(start + BATCH_POINTS, len(rows))))
-            place = (shards[number].name, start)
-            if place in ledger and ledger[place][0] == batch.digest():
-                yield place, batch.take(np.sort(rng.permutation(len(batch))[:ROWS]).tolist())
+            for start in range(0, len(rows), BATCH_POINTS):
+                batch = rows.take(range(start, min(start + BATCH_POINTS, len(rows))))
+                place = (shards[number].name, start)
+                if place in ledger and ledger[place][0] == batch.digest():
+                    yield place, batch.take(np.sort(rng.permutation(len(batch))[:ROWS]).tolist())
 
 
 def _opened(row: EmbeddingSetRow, provenance: Provenance) -> EmbeddingSet:

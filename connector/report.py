@@ -47,6 +47,8 @@ def claim_page(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError("a directory stands there")
+        if path.exists() and not path.is_file():
+            raise OSError("what stands there is no file")
         with TemporaryFile(dir=path.parent):  # only that tells of read-only disks and of access lists
             pass
     except OSError as error:
