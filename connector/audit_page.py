@@ -8,6 +8,7 @@ from typing import Any
 from connector.audit import BROKEN, FAILED, MEASURED, PASSED, Audit
 from connector.audit_output import SHOWN
 from connector.charts import Bar, Line, Mark, bars, lines, scatter, waterfall
+from connector.encoders import IMPORTED
 from connector.glossary import ARROWS, FILTERS, called, number, sentence, within
 from connector.origin import Origin, asked_how, chain
 from connector.plan import DIRECTIONS
@@ -36,7 +37,7 @@ def write_audit_page(path: Path, found: Audit, origin: Origin) -> None:
     """
     environment = templates()
     environment.filters |= FILTERS
-    shown = Shown()
+    shown = Shown(hashed=not origin.encoders["image"].spec.startswith(f"{IMPORTED}:"))
     sections = {} if found.verdict == BROKEN else _sections(found, shown)
     page = environment.get_template("audit.html").render(
         found=found, origin=origin, k=found.plan.k, arrows=ARROWS, pictures=shown, headline=_headline(found),

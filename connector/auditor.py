@@ -31,15 +31,15 @@ from alignment.vectors import FloatArray
 from connector.audit import Audit, Fidelity, Point, StageFound, Worst
 from connector.candidates import Finder
 from connector.drift import Earlier, PerQuery, Values, drifts
-from connector.errors import MismatchError
-from connector.galleries import Asked, Folds, lay_out
+from connector.errors import MismatchError, StrangePointError
+from connector.galleries import Asked, Folds, lay_out, sampled
 from connector.plan import BOTH, DIRECTIONS, Measure, Plan
 from connector.points import point_id
 from connector.progress import Advance
 from connector.reference import Truth, truth
 from connector.release import Release, require_encoder
 from connector.requirements import Requirement, failures, require_known
-from connector.space import GAP_MEASURES, draw, measure_space
+from connector.space import GAP_MEASURES, Drawn, draw, measure_space
 from connector.stages import (
     FILTER,
     INDEX,
@@ -97,6 +97,7 @@ def audit(
     Raises:
         MismatchError: the set was encoded with other encoders, holds nothing to query with, or none of its pairs is
             in the gallery.
+        StrangePointError: the collection holds what modalign did not write.
         RequirementError: a requirement names no measure.
         FilterError: a filter that is not valid, or matches nothing.
         SettingsError: a payload field that no query has.
@@ -108,13 +109,17 @@ def audit(
     result.info = store.describe(release.name)
     filters = {FILTER + name: parse_filter(text, what=f"filter {name}") for name, text in plan.filters.items()}
     rows = {modality: embedding_set.load(modality) for modality in MODALITIES}
-    asked = lay_out(release, embedding_set, rows, plan)
+    everything = lay_out(release, embedding_set, rows, plan)
+    asked, drawn = sampled(everything, plan), draw(everything, rows, seed=plan.seed)
     apart = strata(asked, plan)
     search = stages(release.guarantee, quantized=result.info.quantization is not None)
     known = list(_known(plan, release, search, filters, apart))
     require_known(requirements, known, before)
+    if before is not None:
+        now = {direction: _per_query(asked[asking]) for direction, (asking, _) in DIRECTIONS.items()}
+        result.findings += before.require_shared(now)
     finder, pace = Finder(release, store), _Pace(plan.rate)
-    _Auditor(release, store, plan, result, rows, asked, search, filters, apart, advance, finder, pace).run()
+    _Auditor(release, store, plan, result, rows, asked, drawn, search, filters, apart, advance, finder, pace).run()
     if before is not None:
         also = [(each.part, each.name) for each in requirements if each.is_drop]
         result.drifts = drifts(before, result.per_query, also, seed=plan.seed)
@@ -146,6 +151,7 @@ class _Auditor:
     result: Audit
     rows: Mapping[Modality, Rows]
     asked: Mapping[Modality, Asked]
+    drawn: Drawn
     search: list[Stage]
     filters: "Mapping[str, Filter]"
     strata: Strata
@@ -157,8 +163,7 @@ class _Auditor:
 
     def run(self) -> None:
         """Ask everything, and write what is found into the result."""
-        drawn = draw(self.asked, self.rows, seed=self.plan.seed)
-        truths = {direction: self._truth(direction, drawn[asked]) for direction, (_, asked) in DIRECTIONS.items()}
+        truths = {direction: self._truth(direction, self.drawn[asked]) for direction, (_, asked) in DIRECTIONS.items()}
         if not any(found.gallery.counts.any() for found in truths.values()):
             where = f"protocol {self.plan.protocol}" if self.plan.protocol else f"{self.plan.gallery} gallery"
             raise MismatchError(
@@ -170,7 +175,7 @@ class _Auditor:
         for direction, found in truths.items():
             self._direction(direction, found)
         probe = self._aligned(self.asked["image"].rows)[:4]
-        measure_space(self.result, self.release, drawn, self.kept, probe)
+        measure_space(self.result, self.release, self.drawn, self.kept, probe)
 
     def _truth(self, direction: str, keep: Collection[str]) -> Truth:
         asking, target = DIRECTIONS[direction]
@@ -190,12 +195,9 @@ class _Auditor:
             self.release.name, vector_name=vector_name, filter=_with_vector(target, condition)
         ):
             self.pace(1)
-            strange = next((record.id for record in page if "group" not in record.payload), None)
-            if strange is not None:
-                raise MismatchError(
-                    f"collection {self.release.name} holds point {strange}, which has no group: modalign did not write "
-                    f"it; run `modalign status {self.release.row.collection} --verify`"
-                )
+            for record in page:
+                if not isinstance(record.payload.get("group"), str):
+                    raise StrangePointError(record.id, "has no group")
             yield page
 
     def _aligned(self, rows: Rows) -> FloatArray:
@@ -237,7 +239,7 @@ class _Auditor:
         estimates = self._estimated(columns, codes)
         lost = {part: estimates.pop((part, LOST)) for part, name in columns if name == LOST}
         values = {place: column for place, column in columns.items() if place[1] != LOST}
-        self.result.per_query[direction] = PerQuery(asked.rows.keys, asked.rows.groups, values)
+        self.result.per_query[direction] = _per_query(asked, values)
         self._note_headline(direction, found, values, estimates, asked)
         self._note_curve(direction, found, asked, codes)
         timed = aligned[np.random.default_rng(self.plan.seed).permutation(len(aligned))[:TIMED_QUERIES]]
@@ -413,7 +415,8 @@ class _Auditor:
             hits = [_point(hit.payload, group, hit.score) for hit in got.hits]
             its = self.store.retrieve(self.release.name, partners.get(group, [])[:WORST_EXPECTED])
             expected = [_point(record.payload, group) for record in its]
-            query = Point(asked.keys[row], {"group": group, **json.loads(asked.payloads[row])})
+            described = {"group": group, "content_sha256": asked.content_sha256[row]}
+            query = Point(asked.keys[row], {**json.loads(asked.payloads[row]), **described})
             self.result.worst.append(Worst(direction, query, float(found.whole.best[row]), hits, expected))
 
 
@@ -441,6 +444,10 @@ def _known(
     yield from ((BOTH, "", name) for name in GAP_MEASURES)
 
 
+def _per_query(asked: Asked, values: Mapping[Place, Values] | None = None) -> PerQuery:
+    return PerQuery(asked.rows.keys, asked.rows.groups, asked.rows.content_sha256, values or {})
+
+
 def _chance(k: int, found: Truth, asked: Asked) -> float:
     """Recall@K of a random order, each query in its own part of the gallery."""
     sizes = found.sizes[asked.parts]  # (n,)
@@ -460,12 +467,21 @@ def _point(payload: Mapping[str, Any], group: str, score: float | None = None) -
     return Point(str(payload.get("key")), dict(payload), payload.get("group") == group, score)
 
 
-def _fields(condition: Any) -> set[str]:
-    """Return the payload fields that a filter, as JSON, reads, wherever they stand in it."""
-    if isinstance(condition, Mapping):
-        own = {condition["key"]} if isinstance(condition.get("key"), str) else set()
-        return own.union(*map(_fields, condition.values()))
-    return set().union(*map(_fields, condition)) if isinstance(condition, list) else set()
+def _fields(condition: Any, within: str = "") -> set[str]:
+    """Return the payload fields that a filter, as JSON, reads, by the names that Qdrant would index them under.
+
+    >>> nested = {"key": "sizes", "filter": {"must": [{"key": "unit", "match": {"value": "cm"}}]}}
+    >>> sorted(_fields({"must": [{"key": "kind", "match": {"value": "dog"}}], "should": [{"nested": nested}]}))
+    ['kind', 'sizes[].unit']
+    """
+    if isinstance(condition, list):
+        return set().union(*(_fields(each, within) for each in condition))
+    if not isinstance(condition, Mapping):
+        return set()
+    if nested := condition.get("nested"):  # of an array of objects
+        return _fields(nested["filter"], f"{within}{nested['key'].removesuffix('[]')}[].")
+    own = {within + condition["key"]} if isinstance(condition.get("key"), str) else set()
+    return own.union(*(_fields(each, within) for each in condition.values()))
 
 
 def _with_vector(modality: Modality, condition: "Filter | None") -> "Filter":

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,9 @@ import numpy.typing as npt
 from alignment.embeddings import Modality
 from alignment.errors import WeightsError
 from alignment.metrics import Lowering, Metric, Rescored
-from connector.errors import ConnectorError
+from connector.errors import ConnectorError, StrangePointError
 from connector.release import Release
-from connector.store import Hit, Payload, Store
+from connector.store import Hit, Payload, Record, Store
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
@@ -68,6 +68,23 @@ def packed(vector: npt.NDArray[np.floating]) -> str:
 def unpacked(texts: Sequence[str]) -> npt.NDArray[np.float32]:
     """Unpack aligned vectors (n, d)."""
     return np.frombuffer(b"".join(map(a2b_base64, texts)), "<f4").reshape(len(texts), -1)
+
+
+def carried(points: Sequence[Hit | Record], dim: int) -> npt.NDArray[np.float32]:
+    """Return the aligned vectors (n, dim) that points carry in their payloads.
+
+    Raises:
+        StrangePointError: one carries none, or one of another length.
+    """
+    texts = [point.payload.get(ALIGNED) for point in points]
+    length = len(packed(np.zeros(dim, np.float32)))
+    for point, text in zip(points, texts, strict=True):
+        if not isinstance(text, str) or len(text) != length:
+            raise StrangePointError(point.id, f"carries no aligned vector of {dim} dimensions")
+    try:
+        return unpacked(cast(Sequence[str], texts)).reshape(len(points), dim)
+    except ValueError:
+        raise StrangePointError(points[0].id, "or one of those read with it carries no aligned vector") from None
 
 
 def found_share(lowering: Lowering, got: Sequence[Scored], best: npt.NDArray[np.floating]) -> float:
@@ -259,7 +276,7 @@ class _Rescoring:
 
     def _rescore(self, hits: Sequence[Hit]) -> None:
         if hits:
-            vectors = unpacked([hit.payload[ALIGNED] for hit in hits])
+            vectors = carried(hits, len(self.query))
             scores = self.lowering.rescore(self.query, vectors).tolist()
             self.seen.update({hit.id: (s, hit.raw_score) for hit, s in zip(hits, scores, strict=True)})
 

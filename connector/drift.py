@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from alignment.measures import Asked, Change, change
 from alignment.measures import Measure as Kind
 from connector.errors import RequirementError
 from connector.models import AuditRow, MeasureRow, ReleaseRow
-from connector.plan import Plan
+from connector.plan import DIRECTIONS, Plan
 from connector.provenance import Provenance
 from connector.release import LIVE
 
@@ -31,29 +32,53 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class PerQuery:
-    """What one direction of an audit has of each query: its key, its group, and its measures (n,) by part and name."""
+    """What one direction of an audit has of each query.
+
+    Attributes:
+        keys, groups: of the queries.
+        contents: SHA-256 of what was asked with, by which a query that has changed since is told.
+        values: measures (n,) by part and name.
+    """
 
     keys: Sequence[str]
     groups: Sequence[str]
+    contents: Sequence[str]
     values: Mapping[tuple[str, str], Values]
+
+    def changed_from(self, other: "PerQuery") -> npt.NDArray[np.bool_]:
+        """Say of each query (n,) whether what `other` has under its key is of another group or content."""
+        theirs = dict(zip(other.keys, zip(other.groups, other.contents, strict=True), strict=True))
+        ours = zip(self.keys, zip(self.groups, self.contents, strict=True), strict=True)
+        return np.array([theirs.get(key, its) != its for key, its in ours], bool)
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> "PerQuery":
+        """Keep the queries where `mask` (n,) is true."""
+        keys, groups, contents = (list(compress(column, mask)) for column in (self.keys, self.groups, self.contents))
+        return PerQuery(keys, groups, contents, {place: column[mask] for place, column in self.values.items()})
 
     def packed(self) -> bytes:
         """Pack as Parquet, which keeps every digit."""
         columns = {f"{part}\0{name}": values for (part, name), values in self.values.items()}
-        table = pa.table({"key": list(self.keys), "group": list(self.groups), **columns})
+        names = {"key": list(self.keys), "group": list(self.groups), "content": list(self.contents)}
+        table = pa.table(names | columns)
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         return buffer.getvalue()
 
     @classmethod
     def unpacked(cls, data: bytes) -> "PerQuery":
-        """Unpack what `packed` gave."""
+        """Unpack what `packed` gave.
+
+        Raises:
+            KeyError: an older modalign packed it, which kept less of each query.
+        """
         table = pq.read_table(io.BytesIO(data))
+        keys, groups, contents = (table[name].to_pylist() for name in ("key", "group", "content"))
         values = {}
-        for column in table.column_names[2:]:
+        for column in table.column_names[3:]:
             part, _, name = column.partition("\0")
             values[part, name] = table[column].to_numpy()
-        return cls(table["key"].to_pylist(), table["group"].to_pylist(), values)
+        return cls(keys, groups, contents, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +116,28 @@ class Earlier:
 
     number: int
     asked: Mapping[str, PerQuery]
+
+    def require_shared(self, now: Mapping[str, PerQuery]) -> list[str]:
+        """Say in words which queries have changed since and will take no part in a comparison.
+
+        Raises:
+            RequirementError: there would be none left.
+        """
+        says = []
+        for direction, asked in now.items():
+            then, changed = self.asked[direction], asked.changed_from(self.asked[direction])
+            if not set(asked.where(~changed).keys) & set(then.keys):
+                raise RequirementError(
+                    f"audit {self.number} cannot be compared: {direction}, no query of it is asked again as it was; "
+                    "compare with a newer one"
+                )
+            if changed.any():
+                share = f"{changed.sum():,} of {len(asked.keys):,} queries"
+                says.append(
+                    f"{direction}: {share} have changed in their embedding set since audit {self.number} and are left "
+                    "out of what is compared with it."
+                )
+        return says
 
 
 def earlier(provenance: Provenance, row: ReleaseRow, against: str, plan: Plan, pairs: str) -> Earlier:
@@ -130,12 +177,14 @@ def earlier(provenance: Provenance, row: ReleaseRow, against: str, plan: Plan, p
                 "compared"
             )
     kept = provenance.per_query(chosen.id)
-    if not kept:
+    try:
+        asked = {direction: PerQuery.unpacked(kept[direction]) for direction in DIRECTIONS}
+    except KeyError:
         raise RequirementError(
-            f"audit {chosen.id} was made by a modalign that kept nothing of each query; audit once without --against, "
-            "and compare with that"
-        )
-    return Earlier(chosen.id, {direction: PerQuery.unpacked(data) for direction, data in kept.items()})
+            f"audit {chosen.id} was made by a modalign that kept too little of each query; audit once without "
+            "--against, and compare with that"
+        ) from None
+    return Earlier(chosen.id, asked)
 
 
 def _number(against: str) -> int:
@@ -170,7 +219,7 @@ def _printed(asked: Mapping[str, Any]) -> str:
 def drifts(
     before: Earlier, now: Mapping[str, PerQuery], also: Iterable[tuple[str, str]] = (), *, seed: int = 0
 ) -> list[Drift]:
-    """Compare over the queries that both audits asked.
+    """Compare over the queries that both audits asked: of one key, one group, and one content.
 
     Args:
         before: the earlier audit.
@@ -182,8 +231,9 @@ def drifts(
         RequirementError: the audits share no query.
     """
     found, wanted = [], set(also)
-    for direction, asked in now.items():
+    for direction, its in now.items():
         then = before.asked[direction]
+        asked, then = its.where(~its.changed_from(then)), then.where(~then.changed_from(its))
         for (part, name), values in asked.values.items():
             always = not part and name.partition("@")[0] in COMPARED
             if (part, name) not in then.values or not (always or (part, name) in wanted):

@@ -18,6 +18,7 @@ ModalignError                       (alignment.errors)
     │   └── CollectionNotFoundError
     ├── FilterError                 a filter that is not valid
     ├── MismatchError               two things that must agree do not: fail closed, never a bad result
+    │   └── StrangePointError       ... a point of a collection, and what modalign writes
     ├── GateError                   a promotion that no audit allows
     └── RequirementError            an audit requirement that cannot be read
 """
@@ -118,6 +119,16 @@ class FilterError(ConnectorError, ValueError):
 
 class MismatchError(ConnectorError):
     """Two things that must agree do not: encoder, alignment, metric, lowering, counts."""
+
+
+class StrangePointError(MismatchError):
+    """A collection holds a point that modalign did not write, or that somebody has changed since."""
+
+    def __init__(self, point: str, what: str):
+        super().__init__(
+            f"point {point} of the collection {what}: modalign did not write it, or it was changed since; "
+            "`modalign status --verify` compares all of them"
+        )
 
 
 class GateError(ConnectorError):

@@ -143,7 +143,7 @@ def by_protocol(protocol: Protocol, images: Rows, texts: Rows) -> dict[Modality,
 def lay_out(
     release: Release, embedding_set: EmbeddingSet, rows: Mapping[Modality, Rows], plan: Plan
 ) -> dict[Modality, Asked]:
-    """Lay out the queries of each modality as `plan` says, with what they search.
+    """Lay out all queries of each modality that `plan` speaks of, with what they search.
 
     Raises:
         MismatchError: the set holds nothing to query with.
@@ -164,11 +164,17 @@ def lay_out(
         for modality in MODALITIES:
             labelled = _labelled(release, embedding_set, rows[modality], plan.queries)
             asked[modality] = Asked(labelled, np.zeros(len(labelled), np.int64), gallery)
-    if plan.sample is not None:
-        for modality, each in asked.items():
-            drawn = np.random.default_rng(plan.seed).permutation(len(each))[: plan.sample]
-            asked[modality] = each.take(np.sort(drawn))
     return asked
+
+
+def sampled(asked: Mapping[Modality, Asked], plan: Plan) -> dict[Modality, Asked]:
+    """Draw as many queries of each modality as `plan` says."""
+    if plan.sample is None:
+        return dict(asked)
+    return {
+        modality: each.take(np.sort(np.random.default_rng(plan.seed).permutation(len(each))[: plan.sample]))
+        for modality, each in asked.items()
+    }
 
 
 def _labelled(release: Release, embedding_set: EmbeddingSet, rows: Rows, scope: Scope) -> Rows:

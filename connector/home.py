@@ -36,7 +36,7 @@ from connector.auditor import audit
 from connector.comparison import claim, write_comparison
 from connector.corpus import open_corpus
 from connector.delete import Deletion, Doomed
-from connector.drift import Moment, earlier, history
+from connector.drift import Earlier, Moment, earlier, history
 from connector.encode import BATCH_ITEMS, SHARD_ROWS, encode
 from connector.encoders import Encoder, ImportedEncoder, load_encoders
 from connector.errors import (
@@ -47,6 +47,7 @@ from connector.errors import (
     SettingsError,
     StoreBusyError,
     StoreUnavailableError,
+    StrangePointError,
 )
 from connector.ingest import Confirm, Ingest
 from connector.items import Corpus
@@ -665,16 +666,7 @@ class Home:
             embedding_set = self.embedding_set(pairs)
             row = named(self.provenance, self.store, collection, metric, which=which)
             before = earlier(self.provenance, row, against, plan, pairs) if against is not None else None
-            found = self._intact(row, plan, pairs, required=bool(required))
-            if found.broken is None:
-                release, verified = found.release, found.verified
-                assert release is not None
-                with progress(f"audit {row.physical_name}", None, "queries") as advance:
-                    found = audit(
-                        release, self.store, embedding_set, plan, pairs=pairs, requirements=required, before=before,
-                        advance=advance,
-                    )  # fmt: skip
-                found.verified = verified
+            found = self._measured(row, embedding_set, plan, pairs=pairs, requirements=required, before=before)
             found.number = record(found, self.provenance, run, self.provenance.record_set(embedding_set))
             run.counts["queries"] = sum(found.queries_of(direction) for direction in DIRECTIONS)
             run.counts["failed_requirements"] = len(found.failures)
@@ -693,15 +685,29 @@ class Home:
             at=next(moment.at for moment in moments if moment.audit == found.number),
         )  # fmt: skip
 
-    def _intact(self, row: ReleaseRow, plan: Plan, pairs: str, *, required: bool) -> Audit:
-        """Check that a release belongs together and holds what it should, before anything is measured."""
-        found = Audit(row, plan, pairs, required=required)
+    def _measured(
+        self, row: ReleaseRow, embedding_set: EmbeddingSet, plan: Plan, *, pairs: str,
+        requirements: Sequence[Requirement], before: Earlier | None,
+    ) -> Audit:  # fmt: skip
+        """Check that a release belongs together and holds what it should, and measure it; or say why it is broken."""
+        broken = Audit(row, plan, pairs, required=bool(requirements))
         writers = self.provenance.writers()
         try:
-            found.release = checked(self.provenance, self.store, row, device=self.settings.device)
-            found.verified = verify(found.release, self.store, self.provenance, seed=plan.seed, counts=not writers)
+            release = checked(self.provenance, self.store, row, device=self.settings.device)
+            verified = verify(release, self.store, self.provenance, seed=plan.seed, counts=not writers)
         except (MismatchError, CollectionNotFoundError, AlignmentError, EmbeddingSetError) as error:
-            found.broken = str(error)
+            broken.broken = str(error)
+            return broken
+        try:
+            with progress(f"audit {row.physical_name}", None, "queries") as advance:
+                found = audit(
+                    release, self.store, embedding_set, plan, pairs=pairs, requirements=requirements, before=before,
+                    advance=advance,
+                )  # fmt: skip
+        except StrangePointError as error:  # what else does not match is how it was asked
+            broken.broken = str(error)
+            return broken
+        found.verified, found.findings = verified.points, [*verified.in_words, *found.findings]
         return found
 
     def audits(self, collection: str, *, metric: str | None = None, limit: int = 30) -> list[Moment]:

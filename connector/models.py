@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, MetaData, String, Text, TypeDecorator, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from connector.errors import ProvenanceError
 from connector.items import printable
 
 
@@ -40,6 +41,22 @@ class AnyText(TypeDecorator[str]):
         return printable(value) if value else value
 
 
+class JsonObject(TypeDecorator[dict[str, Any]]):
+    """A JSON object."""
+
+    impl = JSON
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> dict[str, Any]:
+        """Read it; anything else was put there by somebody else."""
+        if not isinstance(value, dict):
+            raise ProvenanceError(
+                f"a column that holds JSON objects holds {value!r:.80}: it was changed behind modalign's back; restore "
+                "it from a backup"
+            )
+        return value
+
+
 def now() -> datetime:
     """Return the present time in UTC."""
     return datetime.now(UTC)
@@ -56,7 +73,7 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON}  # noqa: RUF012  SQLAlchemy's own form
+    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JsonObject}  # noqa: RUF012  SQLAlchemy's own form
 
 
 class EncoderRow(Base):

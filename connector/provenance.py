@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib.metadata import version
+from json import JSONDecodeError
 from pathlib import Path
 from threading import Lock
 from typing import Any, Self, cast
@@ -623,6 +624,11 @@ def _translated(url: str) -> Iterator[None]:
         raise ProvenanceError(
             f"database {redacted(url)}: {without_secrets(cause)}; check that it runs and that "
             "MODALIGN_DATABASE_URL names it"
+        ) from error
+    except JSONDecodeError as error:
+        raise ProvenanceError(
+            f"database {redacted(url)}: a column of JSON holds something else ({error}): it was changed behind "
+            "modalign's back; restore it from a backup"
         ) from error
 
 

@@ -35,23 +35,25 @@ from connector.provenance import Provenance, Run
 from connector.release import (
     METADATA,
     READY,
+    UNTUNED,
     Release,
     chain,
     checked,
     due,
+    layout_of,
     lower,
     make_live,
     physical_name,
     require_chain,
     require_encoder,
     require_row,
+    require_settings,
 )
-from connector.set_push import UNTUNED, SetPush, Target
+from connector.set_push import SetPush, Target
 from connector.store import CollectionConfig, Store, VectorConfig
 from connector.tuning import sample, tune
 
 OWN_INDEXES: Mapping[str, PayloadKind] = {"key": "keyword", "group": "keyword", "split": "keyword"}
-TUNED = ("hnsw_ef", "hnsw_recall", UNTUNED)
 
 
 def push(
@@ -251,6 +253,7 @@ def _begin(
     if rows:
         row = rows[0]
         require_row(row, metric, lowering)
+        require_settings(row)
         if row.state == "retired":  # or half dropped: it comes back
             provenance.change(row, state="building", drop_begun_at=None, dropped_at=None)
     else:
@@ -289,7 +292,7 @@ def _begin(
         settings = {name: value for name, value in asdict(layout).items() if name not in ("metadata", "vectors")}
         provenance.change(row, settings=settings, state="building")
     elif layout_of(row):
-        _require_settings(row, asked)
+        _require_layout(row, asked)
     return Target(Release(row, alignment, metric, lowerings), new)
 
 
@@ -328,7 +331,7 @@ def _take_back(targets: Sequence[Target], store: Store, provenance: Provenance) 
                 provenance.forget_release(target.release.row.id)
 
 
-def _require_settings(row: ReleaseRow, asked: dict[str, Any]) -> None:
+def _require_layout(row: ReleaseRow, asked: dict[str, Any]) -> None:
     """Refuse settings that an existing collection does not have: it was laid out when it was created."""
     layout = layout_of(row)
     # A release from before there was a setting has what collections had then, which is the default.
@@ -340,11 +343,6 @@ def _require_settings(row: ReleaseRow, asked: dict[str, Any]) -> None:
                 f"collection {row.physical_name} was created with {name} {found.get(name)}, asked for {value}; push "
                 "into a new collection, or leave that option out"
             )
-
-
-def layout_of(row: ReleaseRow) -> dict[str, Any]:
-    """Return how the collection was laid out, without what was tuned since; empty where SQL has lost it."""
-    return {name: value for name, value in row.settings.items() if name not in TUNED}
 
 
 def _verify(target: Target, embedding_set: EmbeddingSet, set_id: int, store: Store, provenance: Provenance) -> None:

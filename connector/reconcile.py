@@ -4,7 +4,7 @@ What a release should hold follows from its embedding sets and its alignment, so
 and compared with what the collection holds. Memory does not grow with the release: ids wait in a temporary file.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,12 +85,36 @@ class Reconciled:
         return not any(difference.count for difference in found) and self.points == self.recorded == self.held
 
 
-def verify(release: Release, store: Store, provenance: Provenance, *, seed: int, counts: bool = True) -> int:
-    """Check that a release is complete and holds what it should; return how many points were read back.
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a verification compared, all of it alike, and what it could not compare.
+
+    Attributes:
+        points: how many were read back.
+        outdated: by embedding set, how many of the batches that were looked at are not what was pushed, and how many
+            were looked at; without the sets that have none.
+    """
+
+    points: int
+    outdated: Mapping[str, tuple[int, int]]
+
+    @property
+    def in_words(self) -> list[str]:
+        """What could not be compared, a sentence for each set."""
+        return [
+            f"{outdated:,} of {looked_at:,} batches of embedding set {name} have changed since they were pushed, or "
+            f"never were: their points were not compared, and queries of them ask for what is not there. Push {name} "
+            "again."
+            for name, (outdated, looked_at) in self.outdated.items()
+        ]
+
+
+def verify(release: Release, store: Store, provenance: Provenance, *, seed: int, counts: bool = True) -> Verified:
+    """Check that a release is complete and holds what it should.
 
     Its exact count is the ledger's (with `counts`: they differ for moments while something writes), and of a sample
-    drawn with `seed` vectors and payloads equal
-    what follows from the embedding sets now. Rows that changed in a set since they were pushed are not compared.
+    drawn with `seed` vectors and payloads equal what follows from the embedding sets now. Batches that changed in a set
+    since they were pushed are counted and not compared.
 
     Raises:
         MismatchError: something differs.
@@ -103,11 +127,15 @@ def verify(release: Release, store: Store, provenance: Provenance, *, seed: int,
             f"{release.row.collection} --verify`"
         )
     rng = np.random.default_rng(seed)
-    compared = 0
+    compared, outdated = 0, {}
     for row in provenance.sets_in([release.row.id]):
         ledger, embedding_set = provenance.ledger(release.row.id, row.id), _opened(row, provenance)
-        before = compared
-        for _, rows in _drawn(embedding_set, ledger, rng):
+        before, changed, looked_at = compared, 0, 0
+        for rows in _drawn(embedding_set, ledger, rng):
+            looked_at += 1
+            if rows is None:
+                changed += 1
+                continue
             batch = _compare(release, store, rows, np.ones(len(rows), bool))
             for what, numbers in (("lacks", batch.missing), ("holds something else than", batch.differing)):
                 if numbers:
@@ -121,7 +149,9 @@ def verify(release: Release, store: Store, provenance: Provenance, *, seed: int,
                 f"embedding set {embedding_set.path} holds nothing of what was pushed into release {release.name}; "
                 "push it again"
             )
-    return compared
+        if changed:
+            outdated[row.name] = (changed, looked_at)
+    return Verified(compared, outdated)
 
 
 def reconcile(
@@ -301,18 +331,23 @@ def _close(expected: FloatArray, stored: FloatArray | None, cosine: bool, tolera
 
 
 def _drawn(
-    embedding_set: EmbeddingSet, ledger: dict[Place, Written], rng: np.random.Generator
-) -> Iterator[tuple[Place, Rows]]:
-    """Draw rows whose batch is in the ledger as it is now: some of each batch of a few shards."""
+    embedding_set: EmbeddingSet, ledger: Mapping[Place, Written], rng: np.random.Generator
+) -> Iterator[Rows | None]:
+    """Draw some rows of each batch of a few shards; None for a batch that is not in the ledger as it is, or no more."""
+    names: set[str] = set()
+    met: set[Place] = set()
     for modality in MODALITIES:
         shards = embedding_set.shards(modality)
+        names.update(shard.name for shard in shards)
         for number in rng.permutation(len(shards))[:SHARDS]:
             rows = read_shard(shards[number], modality)
             for start in range(0, len(rows), BATCH_POINTS):
                 batch = rows.take(range(start, min(start + BATCH_POINTS, len(rows))))
-                place = (shards[number].name, start)
-                if place in ledger and ledger[place][0] == batch.digest():
-                    yield place, batch.take(np.sort(rng.permutation(len(batch))[:ROWS]).tolist())
+                met.add(place := (shards[number].name, start))
+                is_known = place in ledger and ledger[place][0] == batch.digest()
+                yield batch.take(np.sort(rng.permutation(len(batch))[:ROWS]).tolist()) if is_known else None
+    read = {shard for shard, _ in met}
+    yield from (None for place in ledger if place not in met and (place[0] in read or place[0] not in names))
 
 
 def _opened(row: EmbeddingSetRow, provenance: Provenance) -> EmbeddingSet:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from alignment.metrics import METRICS, Distance, Lowering, Metric, Rescored
 from alignment.recall import CHUNK_SCORES, Codes, RelevantRanks
 from alignment.vectors import FloatArray
-from connector.candidates import ALIGNED, unpacked
+from connector.candidates import carried
 from connector.galleries import NOWHERE, Asked
 from connector.store import Record
 
@@ -52,10 +52,16 @@ class Truth:
     kept: dict[str, FloatArray]
 
 
-def vectors_of(lowering: Lowering, page: Sequence[Record]) -> FloatArray:
-    """The vectors (c, d) that the metric compares, of points that were read with their stored vectors."""
+def vectors_of(lowering: Lowering, page: Sequence[Record], dim: int) -> FloatArray:
+    """The vectors that the metric compares, of points that were read with their stored vectors.
+
+    Aligned ones (c, `dim`) where points carry them, stored ones (c, d) where not.
+
+    Raises:
+        StrangePointError: a point does not carry one.
+    """
     if isinstance(lowering, Rescored):
-        return unpacked([record.payload[ALIGNED] for record in page])
+        return carried(page, dim)
     return np.stack([record.vector for record in page if record.vector is not None])
 
 
@@ -103,7 +109,7 @@ def truth(
     best = np.full((len(aligned), depth), -np.inf)
     sizes, kept, relevant = np.zeros(asked.gallery.parts(), np.int64), {}, _Relevant(len(aligned))
     for page in pages():
-        items, placed = vectors_of(lowering, page), asked.gallery.placed(page)
+        items, placed = vectors_of(lowering, page, aligned.shape[1]), asked.gallery.placed(page)
         wishes = [number for number, record in enumerate(page) if record.id in keep]
         kept.update({page[number].id: items[number].copy() for number in wishes})
         sizes += np.bincount(placed[placed != NOWHERE], minlength=len(sizes))
@@ -111,7 +117,7 @@ def truth(
             relevant.add(*pairs)
     relevant.close()
     for page in pages():
-        for block in scorer.blocks(page, vectors_of(lowering, page)):
+        for block in scorer.blocks(page, vectors_of(lowering, page, aligned.shape[1])):
             relevant.count_before(block, is_whole=asked.gallery.is_whole)
             top = block.scores
             if top.shape[1] > depth:

@@ -19,8 +19,8 @@ from typing import Any
 from alignment.artifact import Alignment
 from alignment.embeddings import MODALITIES, EncoderCard, Modality
 from alignment.metrics import Guarantee, Lowering, Metric, parse
-from connector.errors import CollectionNotFoundError, MismatchError
-from connector.layout import Layout
+from connector.errors import CollectionNotFoundError, MismatchError, SettingsError
+from connector.layout import Layout, checked_layout
 from connector.models import ReleaseRow
 from connector.provenance import Provenance
 from connector.settings import checked_name
@@ -29,6 +29,9 @@ from connector.store import Store
 METADATA = "modalign"
 LIVE, READY = "live", "ready"
 DEFAULT_METRIC = "cosine"
+UNTUNED = "untuned"  # a setting of a release that was written to since its walk was measured
+TUNED = ("hnsw_ef", "hnsw_recall", UNTUNED)
+LONGEST_WALK = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,33 @@ def require_row(row: ReleaseRow, metric: Metric, lowering: Lowering) -> None:
         )
 
 
+def layout_of(row: ReleaseRow) -> dict[str, Any]:
+    """Return how the collection was laid out, without what was tuned since; empty where SQL has lost it."""
+    return {name: value for name, value in row.settings.items() if name not in TUNED}
+
+
+def require_settings(row: ReleaseRow) -> None:
+    """Raise a `MismatchError` if SQL holds settings of a release that cannot be meant: nobody pushed with those."""
+    ef, recall = (row.settings.get(name) for name in ("hnsw_ef", "hnsw_recall"))
+    wrong = []
+    if (ef is None) != (recall is None):
+        wrong.append(f"hnsw_ef and hnsw_recall: expected both or neither, got {ef!r} and {recall!r}")
+    elif ef is not None and not (type(ef) is int and 1 <= ef <= LONGEST_WALK):
+        wrong.append(f"hnsw_ef: expected a whole number from 1 to {LONGEST_WALK}, got {ef!r}")
+    elif recall is not None and not (type(recall) in (int, float) and 0 <= recall <= 1):
+        wrong.append(f"hnsw_recall: expected a share from 0 to 1, got {recall!r}")
+    try:
+        checked_layout(layout_of(row), "layout")
+    except SettingsError as error:
+        wrong.append(str(error))
+    if wrong:
+        raise MismatchError(
+            f"SQL holds settings of release {row.physical_name} that it was not pushed with: {'; '.join(wrong)}; "
+            f"restore column `settings` of row {row.id} of table `release`, from a backup or an earlier audit's "
+            "`served_with`"
+        )
+
+
 def open_release(
     provenance: Provenance,
     store: Store,
@@ -252,6 +282,7 @@ def checked(provenance: Provenance, store: Store, row: ReleaseRow, *, device: st
     lowerings = lower(alignment, metric, device=device)
     lowering = lowerings["image"]
     require_row(row, metric, lowering)
+    require_settings(row)
     require_chain(store, row.physical_name, chain(alignment, metric, lowering))
     return Release(row, alignment, metric, lowerings)
 

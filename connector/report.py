@@ -1,6 +1,7 @@
 """Pages that need no network: everything they show is inlined, and bounded in size."""
 
 import base64
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,13 +91,20 @@ def thumbnail(path: str | Path | None) -> str | None:
         return None
 
 
-def small_picture(path: Path) -> str:
+def small_picture(path: Path, sha256: str | None = None) -> str:
     """Return a small picture of an image file as a data URL.
 
+    Args:
+        path: of the file.
+        sha256: of the content that it is known to have had, in hexadecimal; None: not known.
+
     Raises:
-        ImageRejectedError: it is gone or broken.
+        ImageRejectedError: it is gone, broken or another one now.
     """
-    image = decode(read_image(path))
+    content = read_image(path)
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise ImageRejectedError("image-changed", f"{path} holds another content than it did")
+    image = decode(content)
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)

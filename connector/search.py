@@ -11,9 +11,9 @@ from PIL import Image
 from alignment import device as devices
 from alignment.embeddings import Modality
 from alignment.metrics import OTHER, Guarantee
-from connector.candidates import Finder
+from connector.candidates import Finder, Scored
 from connector.encoders import Encoder, load_encoder
-from connector.errors import ConnectorError, MismatchError
+from connector.errors import ConnectorError, MismatchError, StrangePointError
 from connector.images import ImageRejectedError, decode, read_image, upright_rgb
 from connector.items import printable
 from connector.provenance import Provenance
@@ -177,10 +177,7 @@ class Retriever:
         ranked = self._finder.find(target, aligned, k, filter=filter, exact=exact, budget=budget)
         return [
             Answer(
-                (
-                    Found(hit.payload["key"], hit.payload["group"], target, hit.score, hit.raw_score, hit.payload)
-                    for hit in answer.hits
-                ),
+                (_found(hit, target) for hit in answer.hits),
                 certified=answer.certified,
                 candidates=answer.candidates,
                 exact=exact,
@@ -195,6 +192,13 @@ class Retriever:
             require_encoder(self.release.alignment, modality, encoder.card, f"the encoder that {card.spec} loads now")
             self._encoders[modality] = encoder
         return self._encoders[modality]
+
+
+def _found(hit: Scored, target: Modality) -> Found:
+    try:
+        return Found(hit.payload["key"], hit.payload["group"], target, hit.score, hit.raw_score, hit.payload)
+    except KeyError as error:
+        raise StrangePointError(hit.id, f"has no {error.args[0]}") from None
 
 
 def load_picture(path: Path) -> Image.Image:

@@ -19,14 +19,13 @@ from connector.point_ids import PointIds
 from connector.points import Projected, lowered, point_id, project
 from connector.progress import Advance
 from connector.provenance import Provenance, Run
-from connector.release import Release
+from connector.release import UNTUNED, Release
 from connector.store import Store
 
 BATCH_POINTS = 512
 FLUSH_POINTS = 16_384
 FLUSH_SECONDS = 2.0  # a slow encoder has its points in the ledger before there are so many
 DELETIONS = 1024  # points that are deleted at a time
-UNTUNED = "untuned"  # a setting of a release that was written to since its walk was measured
 
 Place = tuple[str, int]
 Written = tuple[str, int]

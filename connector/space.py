@@ -32,7 +32,7 @@ Drawn = Mapping[Modality, Mapping[str, str]]
 
 
 def draw(asked: Mapping[Modality, Asked], rows: Mapping[Modality, Rows], *, seed: int) -> Drawn:
-    """Draw groups of the queries that have both modalities; return the ids of their points with their groups."""
+    """Draw groups of all queries that have both modalities; return the ids of their points with their groups."""
     both = sorted(set(asked["image"].rows.groups) & set(asked["text"].rows.groups))
     order = np.random.default_rng(seed).permutation(len(both))[:GAP_GROUPS]
     drawn = {both[place] for place in order}

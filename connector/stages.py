@@ -242,7 +242,8 @@ class Asker:
         finder, exact = self.finder, self.finder.release.guarantee is Guarantee.EXACT
         ids = list({hit.id for each in found for hit in each.hits})
         records = finder.store.retrieve(finder.release.name, ids, vector_name=self.target if exact else None)
-        vectors = dict(zip((record.id for record in records), vectors_of(self.lowering, records), strict=True))
+        read = vectors_of(self.lowering, records, queries.shape[1])
+        vectors = dict(zip((record.id for record in records), read, strict=True))
         lists = []
         for query, each in zip(queries, found, strict=True):
             hits = [hit for hit in each.hits if hit.id in vectors]  # the others were deleted meanwhile

@@ -15,7 +15,7 @@ from connector.report import small_picture
 # Characters of a text, and bytes of all pictures of a page.
 LONGEST = 280
 MOST_BYTES = 3_000_000
-REASONS = {"image-missing": "gone from disk"}
+REASONS = {"image-missing": "gone from disk", "image-changed": "changed on disk since they were embedded"}
 
 
 @dataclass(slots=True)
@@ -23,20 +23,26 @@ class Shown:
     """Pictures that were put on a page, and why others were not.
 
     Attributes:
+        hashed: whether the content hashes of items are those of image files; of imported vectors they are not.
         left: bytes that there is still room for.
         files: that were looked at; why each is not shown, where it is not.
     """
 
+    hashed: bool = True
     left: int = MOST_BYTES
     files: dict[str, str | None] = field(default_factory=dict)
     _pictures: dict[str, str] = field(default_factory=dict)
 
-    def picture(self, path: str) -> str | None:
-        """Return a small picture as a data URL, or None where `files` says why not."""
+    def picture(self, path: str, sha256: object) -> str | None:
+        """Return a small picture as a data URL, or None where `files` says why not.
+
+        A file is shown as what was embedded, so not if it holds something else now. Paths come from the collection,
+        which others may write into: what they name must not end on a page that is passed on.
+        """
         if path not in self.files:
             self.files[path] = None
             try:
-                self._pictures[path] = small_picture(Path(path))
+                self._pictures[path] = small_picture(Path(path), str(sha256) if self.hashed else None)
             except ImageRejectedError as error:
                 self.files[path] = REASONS.get(error.reason, error.reason.removeprefix("image-").replace("-", " "))
         url = self._pictures.get(path)
@@ -75,7 +81,7 @@ def _point(point: Point, modality: Modality, shown: Shown) -> dict[str, Any]:
     path = point.payload.get("image")
     if not isinstance(path, str):
         return laid | {"picture": None, "file": _cut(point.key), "why_not": "no file was recorded"}
-    picture = shown.picture(path)
+    picture = shown.picture(path, point.payload.get("content_sha256"))
     return laid | {"picture": picture, "file": _cut(Path(path).name), "why_not": shown.files[path]}
 
 

@@ -298,6 +298,8 @@ class TestFindings:
         assert steady(sampled) == steady(every)
         few = done(*ASK, "--sample", 3, "--json", "--home", home).document
         assert {m["queries"] for m in few["measures"] if m["name"] == "recall@1"} == {3}
+        # Whatever is drawn to ask with, a gap is of the same groups: else it would move with the number of queries.
+        assert few["geometry"] == every["geometry"] is not None
 
 
 def steady(document: Any) -> list[Any]:

@@ -1,5 +1,6 @@
 """Pages of audits: what stands on them and in which order, and that nothing keeps one from being written."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -19,11 +20,13 @@ from connector.edge_store import EdgeStore
 from connector.errors import ConnectorError
 from connector.glossary import sentence
 from connector.history_page import write_history_page
+from connector.models import EncoderRow
 from connector.origin import Origin
 from connector.plan import DIRECTIONS
 from connector.report import THUMBNAIL, claim_page
 from connector.worst import Shown
 from tests.connector.test_cli import SPECS, Ended, done, modalign
+from tests.connector.test_report import picture
 from tests.fakes import fake_pairs
 from tests.pages import Read
 
@@ -331,13 +334,15 @@ class TestNothingBreaksIt:
             if "image" in point.payload
         })  # fmt: skip
         contents = {path: Path(path).read_bytes() for path in files}
-        gone, broken = files[: len(files) // 2], files[len(files) // 2]
+        gone, changed = files[: len(files) // 2], files[len(files) // 2]
         try:
             for path in gone:
                 Path(path).unlink()
-            Path(broken).write_bytes(b"no image")
+            Path(changed).unlink()
+            Path(changed).symlink_to(picture(tmp_path / "private.png"))  # a good picture, and none of the corpus
             ended = done(*ASK, *MUCH, "--report", tmp_path / "gone.html", "--home", own)
         finally:
+            Path(changed).unlink()
             for path, content in contents.items():
                 Path(path).write_bytes(content)
         assert "wrote" in ended.err
@@ -346,7 +351,7 @@ class TestNothingBreaksIt:
         assert f"{len(gone) + 1} of {len(files)} image files could not be shown" in page.text
         assert f"{len(gone)} gone from disk" in page.text
         spans = page.of("span")
-        assert f"{Path(broken).name}: unidentified" in spans
+        assert f"{Path(changed).name}: changed on disk since they were embedded" in spans
         for path in gone:
             assert f"{Path(path).name}: gone from disk" in spans
 
@@ -356,18 +361,33 @@ class TestNothingBreaksIt:
         assert "found: no file was recorded" in page.of("span")
         assert "items of another embedding set" in page.text
 
+    def test_pictures_of_imported_vectors_are_shown_as_they_are(self, written: Written, tmp_path: Path) -> None:
+        """Their content is the vector: what their files held is not known."""
+        held = {"image": str(picture(tmp_path / "a.png")), "content_sha256": "0" * 64}
+        worst = Worst("text-to-image", Point("q", {}), 3.0, [Point("found", held, score=0.5)], [])
+        origin = written.origin
+        encoder = EncoderRow(modality="image", spec="imported:CLIP", fingerprint="0" * 64, dim=4)
+        for encoders, shown in ((origin.encoders, 0), ({**origin.encoders, "image": encoder}, 1)):
+            found = replace(written.found, worst=[worst])
+            assert len(page_of(tmp_path, found, replace(origin, encoders=encoders)).images()) == shown
+
     def test_its_size_is_bounded(self, written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         noise, points = np.random.default_rng(0), []
         for number in range(30):
             path = tmp_path / f"{number}.png"
             Image.fromarray(noise.integers(0, 255, (400, 400, 3), dtype=np.uint8)).save(path)
-            points.append(Point(f"k{number}", {"image": str(path), "caption": "word " * 100_000}, score=0.5))
+            held = {
+                "image": str(path),
+                "caption": "word " * 100_000,
+                "content_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            }
+            points.append(Point(f"k{number}", held, score=0.5))
         each = Worst("text-to-image", points[0], 9.0, points, points[:3])
         found = replace(written.found, worst=[each] * 3)
         whole = page_of(tmp_path, found, written.origin)
         assert max(map(len, whole.images())) < 40_000, f"a picture of {THUMBNAIL} pixels"
         assert len(whole.html) < 4_000_000
-        monkeypatch.setattr(audit_page, "Shown", lambda: Shown(left=200_000))
+        monkeypatch.setattr(audit_page, "Shown", lambda hashed: Shown(hashed, left=200_000))
         cut = page_of(tmp_path, found, written.origin)
         assert 0 < sum(map(len, cut.images())) <= 200_000
         assert "left out: the page would grow too large" in cut.text

@@ -2,8 +2,9 @@
 
 import json
 import shutil
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 
 from alignment.embeddings import EncoderCard, Modality, Rows
+from alignment.recall import Estimate
 from connector.audit import Audit
 from connector.edge_store import EdgeStore
 from connector.home import Home
 from connector.models import ReleaseRow
+from connector.points import point_id
 from connector.provenance import Provenance, upgrade
 from connector.settings import Settings
 from connector.store import Points
@@ -158,6 +161,108 @@ def test_a_filter_whose_field_is_not_indexed(home: Path) -> None:
     assert len(stages) == 2
     for stage in stages:
         assert stage.queries + stage.without_relevant == found.queries_of(stage.direction)
+
+
+def test_an_embedding_set_that_changed_since_it_was_pushed(home: Path) -> None:
+    """It is no damage of the release: what cannot be compared is said, and a drop is not blamed on the release."""
+    before = audited(home)
+    assert audited(home, against="last").drifts
+    cards = {m: EncoderCard(f"fake:{m}", "ab" * 32, dim) for m, dim in DIMS.items()}
+    parts = [embedded(m, 0) for m in DIMS]
+    asked = set(before.per_query["text-to-image"].keys)
+    late = [row for row, key in enumerate(parts[1].keys) if row >= 1024 and key in asked]
+    parts[1].vectors[late] = np.roll(parts[1].vectors[late], 1, axis=0)  # other captions under the same keys
+    for row in late:
+        parts[1].content_sha256[row] = f"new {row}"
+    write_set(home / "sets" / "pairs", parts, cards)
+    found = audited(home, against="last")
+    assert blamed(found) == set()
+    assert (
+        "1 of 6 batches of embedding set pairs have changed since they were pushed, or never were: their points were "
+        "not compared, and queries of them ask for what is not there. Push pairs again."
+    ) in found.in_words
+    assert (
+        f"text-to-image: {len(late):,} of {len(asked):,} queries have changed in their embedding set since audit 4 and "
+        "are left out of what is compared with it."
+    ) in found.in_words
+    assert found.measure("text-to-image", "recall@10").value < before.measure("text-to-image", "recall@10").value
+    for drift in found.drifts:
+        assert drift.change.difference == Estimate(0.0, 0.0, 0.0)
+        assert drift.change.queries == len(asked) - (len(late) if drift.direction == "text-to-image" else 0)
+    with Home(Settings.load(home=home)) as opened:
+        opened.push("pairs", "plain", "of-pairs")
+    assert not any("have changed since they were pushed" in says for says in audited(home).in_words)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"hnsw_ef": "far"}, "hnsw_ef: expected a whole number from 1 to 2147483647, got 'far'"),
+        ({"hnsw_ef": 0}, "got 0"),
+        ({"hnsw_ef": True}, "got True"),
+        ({"hnsw_ef": 10**30}, "got 1000000000000000000000000000000"),
+        ({"hnsw_ef": None}, "hnsw_ef and hnsw_recall: expected both or neither, got None and "),
+        ({"hnsw_recall": 2}, "hnsw_recall: expected a share from 0 to 1, got 2"),
+        ({"oversampling": "much"}, "oversampling: "),
+        ({"rescore": "yes"}, "rescore: "),
+        ({"datatype": "float8"}, "datatype: "),
+        ({"payload_indexes": ["color"]}, "payload_indexes: "),
+        ({"payload_indexes": {"color": "colour"}}, "payload_indexes.color: "),
+        ({"colour": "blue"}, "unknown setting colour"),
+    ],
+)
+def test_settings_that_cannot_be_meant(home: Path, settings: dict[str, Any], why: str) -> None:
+    change_settings(home, "plain", **settings)
+    found = audited(home)
+    assert found.verdict == "broken"
+    assert "SQL holds settings of release plain.cosine." in str(found.broken)
+    assert why in str(found.broken)
+    assert modalign("search", "plain", "--help").code == 0
+    pushed = modalign("push", "pairs", "--into", "plain", "--alignment", "of-pairs", "--home", home)
+    assert pushed.code == 1
+    assert why in " ".join(pushed.err.split())
+
+
+@pytest.mark.parametrize("text", ["{hnsw_ef: 128", "", "[1]", '"far"', "7"])
+@pytest.mark.parametrize("command", [["audit", "plain", "--pairs", "pairs"], ["status"]])
+def test_settings_that_are_no_json_object(home: Path, text: str, command: list[str]) -> None:
+    with closing(sqlite3.connect(home / "modalign.db")) as connection, connection:
+        connection.execute("UPDATE release SET settings = ?", (text,))
+    ended = modalign(*command, "--home", home)
+    assert ended.code == 1
+    assert "changed behind modalign's back; restore it from a backup" in " ".join(ended.err.split())
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize("payload", [{"group": None}, {"group": 7}, {"group": ["1"]}])
+def test_a_point_that_has_no_group(home: Path, payload: dict[str, Any]) -> None:
+    """One in 3,000, which the sample that is compared may not hold, but every query may find."""
+    with collection_of(home) as (store, name):
+        (record,) = store.retrieve(name, [point_id("image", "1499")], vector_name="image")
+        assert record.vector is not None
+        store.upsert(name, Points("image", [record.id], record.vector[None], [{**record.payload, **payload}]))
+        store.flush(name)
+    for seed in range(4):
+        found = audited(home, seed=seed)
+        assert found.verdict == "broken"
+        assert found.measures == []
+        assert record.id in str(found.broken) or "image:1499" in str(found.broken)
+
+
+@pytest.mark.parametrize("carried", [None, 7, "", "no base64!", "AAAA"])
+def test_a_point_without_its_aligned_vector(home: Path, carried: object) -> None:
+    with Home(Settings.load(home=home)) as opened:
+        opened.push("pairs", "divergence", "of-pairs", metrics=["chi2"])
+    with collection_of(home, "divergence") as (store, name):
+        (record,) = store.retrieve(name, [point_id("image", "1499")], vector_name="image")
+        assert record.vector is not None
+        payload = {**record.payload, "aligned": carried}
+        store.upsert(name, Points("image", [record.id], record.vector[None], [payload]))
+        store.flush(name)
+    for seed in range(2):
+        found = audited(home, "divergence", seed=seed)
+        assert found.verdict == "broken"
+        assert record.id in str(found.broken) or "image:1499" in str(found.broken)
 
 
 def test_each_ends_with_its_exit_code(home: Path) -> None:

@@ -1,10 +1,14 @@
 """Drift: what audits keep of each query keeps every digit, and only what is worse by more than chance is a drop."""
 
+import io
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,7 +37,7 @@ def per_query(values: npt.ArrayLike, *, name: str = "recall@1", part: str = "", 
     """One measure of queries with the keys `FIRST`, `FIRST + 1`, ..., each of a group of its own."""
     column = np.array(values, np.float64)
     keys = [str(first + number) for number in range(len(column))]
-    return PerQuery(keys, keys, {(part, name): column})
+    return PerQuery(keys, keys, keys, {(part, name): column})
 
 
 def only_drift(before: PerQuery, now: PerQuery, **options: Any) -> Drift:
@@ -51,11 +55,12 @@ class TestPerQuery:
     @given(data=st.data(), n=st.integers(0, 5), places=st.lists(st.tuples(TEXTS, TEXTS), unique=True, max_size=4))
     def test_every_digit_comes_back(self, data: st.DataObject, n: int, places: list[tuple[str, str]]) -> None:
         texts = st.lists(TEXTS, min_size=n, max_size=n)
-        keys, groups = data.draw(texts), data.draw(texts)
+        keys, groups, contents = data.draw(texts), data.draw(texts), data.draw(texts)
         numbers = st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=n, max_size=n)
         values = {place: np.array(data.draw(numbers), np.float64) for place in places}
-        back = PerQuery.unpacked(PerQuery(keys, groups, values).packed())
-        assert (list(back.keys), list(back.groups), list(back.values)) == (keys, groups, places)
+        back = PerQuery.unpacked(PerQuery(keys, groups, contents, values).packed())
+        assert (list(back.keys), list(back.groups), list(back.contents)) == (keys, groups, contents)
+        assert list(back.values) == places
         for place, column in values.items():
             assert back.values[place].dtype == np.float64
             np.testing.assert_array_equal(back.values[place], column)
@@ -106,8 +111,31 @@ class TestDrifts:
         order = np.random.default_rng(2).permutation(60)
         before = per_query(values)
         keys = [before.keys[place] for place in order]
-        now = PerQuery(keys, keys, {("", "recall@1"): values[order]})
+        now = PerQuery(keys, keys, keys, {("", "recall@1"): values[order]})
         assert only_drift(before, now).change.difference == Estimate(0.0, 0.0, 0.0)
+
+    @pytest.mark.parametrize("what", ["contents", "groups"])
+    def test_queries_that_changed_are_left_out(self, what: str) -> None:
+        """A set that was encoded anew from another corpus asks other things under the same keys."""
+        before, now = per_query([1.0] * 60), per_query([1.0] * 40 + [0.0] * 20)
+        changed: Any = {what: [*now.keys[:40], *(f"new {key}" for key in now.keys[40:])]}
+        now = replace(now, **changed)
+        found = only_drift(before, now)
+        assert found.change.difference == Estimate(0.0, 0.0, 0.0)
+        assert (found.change.queries, found.change.only_before, found.change.only_after) == (40, 0, 0)
+        earlier = Earlier(7, {DIRECTION: before})
+        assert earlier.require_shared({DIRECTION: before}) == []
+        (says,) = earlier.require_shared({DIRECTION: now})
+        assert says == (
+            "text-to-image: 20 of 60 queries have changed in their embedding set since audit 7 and are left out of "
+            "what is compared with it."
+        )
+
+    @pytest.mark.parametrize("first", [0, 5])
+    def test_it_is_known_before_anything_is_asked_that_none_is_shared(self, first: int) -> None:
+        now = replace(per_query([1.0] * 5, first=first), contents=["new"] * 5)
+        with pytest.raises(RequirementError, match=r"audit 7 cannot be compared: text-to-image, no query of it is"):
+            Earlier(7, {DIRECTION: per_query([1.0] * 5)}).require_shared({DIRECTION: now})
 
     def test_no_query_is_shared(self) -> None:
         with pytest.raises(RequirementError, match=r"audit 7 cannot be compared: .* the audits share no query"):
@@ -290,7 +318,16 @@ class TestEarlier:
 
     def test_an_audit_of_before_queries_were_kept(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Provenance, "per_query", lambda self, number: {})
-        with pytest.raises(RequirementError, match="audit 2 was made by a modalign that kept nothing of each query"):
+        with pytest.raises(RequirementError, match="audit 2 was made by a modalign that kept too little of each query"):
+            earlier(world.provenance, row_of(world), "last", PLAN, "s")
+
+    def test_an_audit_of_before_contents_were_kept(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What changed since could not be told from what did not."""
+        old = io.BytesIO()
+        pq.write_table(pa.table({"key": ["1"], "group": ["1"], "\0recall@1": [1.0]}), old)
+        kept = dict.fromkeys(DIRECTIONS, old.getvalue())
+        monkeypatch.setattr(Provenance, "per_query", lambda self, number: kept)
+        with pytest.raises(RequirementError, match="audit 2 was made by a modalign that kept too little of each query"):
             earlier(world.provenance, row_of(world), "last", PLAN, "s")
 
     def test_an_audit_compares_with_what_was_recorded(self, world: World) -> None:

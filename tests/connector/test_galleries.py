@@ -16,7 +16,7 @@ from alignment.recall import Codes
 from connector import auditor
 from connector.audit import Audit
 from connector.errors import MismatchError
-from connector.galleries import NOWHERE, Asked, Everything, Folds, Gallery, HeldOut, by_protocol, lay_out
+from connector.galleries import NOWHERE, Asked, Everything, Folds, Gallery, HeldOut, by_protocol, lay_out, sampled
 from connector.plan import DIRECTIONS, Plan
 from connector.points import HELD_OUT, point_id
 from connector.release import Release
@@ -82,7 +82,8 @@ class TestParts:
 class TestLayOut:
     def laid_out(self, world: World, release: Release, **asked: Any) -> dict[Modality, Asked]:
         embedding_set = the_set(world)
-        return lay_out(release, embedding_set, {m: embedding_set.load(m) for m in MODALITIES}, Plan(**asked))
+        plan = Plan(**asked)
+        return sampled(lay_out(release, embedding_set, {m: embedding_set.load(m) for m in MODALITIES}, plan), plan)
 
     def test_queries_are_held_out_or_all(self, world: World) -> None:
         (release,) = world.push(world.set("s", *benchmark(30))).releases

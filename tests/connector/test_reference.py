@@ -204,7 +204,7 @@ class TestEqualsBruteForce:
 
 
 def items_of(its: Case) -> FloatArray:
-    return vectors_of(its.lowering, its.records)
+    return vectors_of(its.lowering, its.records, its.queries.shape[1])
 
 
 class TestTies:

@@ -208,7 +208,7 @@ KNOWN = [
 class TestKnown:
     def known(self, text: str, *, against: bool = True) -> None:
         kept = {("", name): np.empty(0) for name in ("recall@10", "fidelity@10", "mrr")}
-        before = Earlier(7, {direction: PerQuery([], [], kept) for direction in DIRECTIONS})
+        before = Earlier(7, {direction: PerQuery([], [], [], kept) for direction in DIRECTIONS})
         require_known([Requirement.parse(text)], KNOWN, before if against else None)
 
     @pytest.mark.parametrize(
