@@ -326,7 +326,8 @@ class TestCodes:
         scopes = ("--queries", "all", "--gallery", "all")
         ask = ("audit", "things", "--pairs", "labels", *scopes, "--json", "--home", home)
         first = done(*ask).document["audit"]
-        regrouped(home, "pairs", dict.fromkeys(MODALITIES, [*texts[1:], texts[0]]))  # the collection gets wrong labels
+        wrong = [*texts[1:], texts[0]]
+        regrouped(home, "pairs", {"image": wrong, "text": wrong})  # the collection gets wrong labels
         done("push", "pairs", "--into", "things", "--alignment", "a", "--home", home)
         ended = modalign(*ask, "--against", "last", "--require", "recall@1 drop<=0.02")
         assert ended.code == 3, ended.err
