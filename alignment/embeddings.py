@@ -245,18 +245,31 @@ class EmbeddingSet:
             parts.append(rows.take(_spread(len(rows), -(-count // len(shards)))))
         return Rows.concatenate(parts)
 
+    def read(self, modality: Modality) -> Iterator[Rows]:
+        """Yield every row of `modality`, a shard at a time.
+
+        Raises:
+            EmbeddingSetError: the set holds no row of this modality.
+        """
+        if not (shards := self.shards(modality)):
+            raise EmbeddingSetError(
+                f"embedding set {self.path} holds no {modality} rows; encode a corpus that has some"
+            )
+        yield from (read_shard(shard, modality) for shard in shards)
+
     def load(self, modality: Modality) -> Rows:
         """Read every row of `modality` into memory.
 
         Raises:
             EmbeddingSetError: the set holds no row of this modality.
         """
-        parts = [read_shard(shard, modality) for shard in self.shards(modality)]
-        if not parts:
-            raise EmbeddingSetError(
-                f"embedding set {self.path} holds no {modality} rows; encode a corpus that has some"
-            )
-        return Rows.concatenate(parts)
+        return Rows.concatenate(list(self.read(modality)))
+
+    def labels(self, modality: Modality) -> Iterator[tuple[list[str], list[str]]]:
+        """Yield keys and groups of every row of `modality`, a shard at a time; vectors are not read."""
+        for shard in self.shards(modality):
+            table = _read(shard, ["key", "group"])
+            yield table.column("key").to_pylist(), table.column("group").to_pylist()
 
 
 class SetWriter:

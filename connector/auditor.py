@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alignment.embeddings import MODALITIES, EmbeddingSet, Modality, Rows
+from alignment.embeddings import EmbeddingSet, Modality, Rows
 from alignment.measures import Measure as Kind
 from alignment.metrics import Guarantee
 from alignment.recall import (
@@ -32,7 +32,7 @@ from connector.audit import Audit, Fidelity, Point, StageFound, Worst
 from connector.candidates import Finder
 from connector.drift import Earlier, PerQuery, Values, drifts
 from connector.errors import MismatchError, StrangePointError
-from connector.galleries import Asked, Folds, lay_out, sampled
+from connector.galleries import Asked, Folds, lay_out
 from connector.plan import BOTH, DIRECTIONS, Measure, Plan
 from connector.points import point_id
 from connector.progress import Advance
@@ -108,9 +108,8 @@ def audit(
     result = Audit(release.row, plan, pairs, release=release, required=bool(requirements))
     result.info = store.describe(release.name)
     filters = {FILTER + name: parse_filter(text, what=f"filter {name}") for name, text in plan.filters.items()}
-    rows = {modality: embedding_set.load(modality) for modality in MODALITIES}
-    everything = lay_out(release, embedding_set, rows, plan)
-    asked, drawn = sampled(everything, plan), draw(everything, rows, seed=plan.seed)
+    laid_out = lay_out(release, embedding_set, plan)
+    asked, drawn = laid_out.asked, draw(embedding_set, laid_out.groups, seed=plan.seed)
     apart = strata(asked, plan)
     search = stages(release.guarantee, quantized=result.info.quantization is not None)
     known = list(_known(plan, release, search, filters, apart))
@@ -118,8 +117,10 @@ def audit(
     if before is not None:
         now = {direction: _per_query(asked[asking]) for direction, (asking, _) in DIRECTIONS.items()}
         result.findings += before.require_shared(now)
-    finder, pace = Finder(release, store), _Pace(plan.rate)
-    _Auditor(release, store, plan, result, rows, asked, drawn, search, filters, apart, advance, finder, pace).run()
+    _Auditor(
+        release, store, embedding_set, plan, result, asked, drawn, search, filters, apart, advance,
+        Finder(release, store), _Pace(plan.rate),
+    ).run()  # fmt: skip
     if before is not None:
         also = [(each.part, each.name) for each in requirements if each.is_drop]
         result.drifts = drifts(before, result.per_query, also, seed=plan.seed)
@@ -147,9 +148,9 @@ class _Auditor:
 
     release: Release
     store: Store
+    pairs: EmbeddingSet
     plan: Plan
     result: Audit
-    rows: Mapping[Modality, Rows]
     asked: Mapping[Modality, Asked]
     drawn: Drawn
     search: list[Stage]
@@ -407,13 +408,15 @@ class _Auditor:
             return
         queries = self._aligned(asked.take(rows))
         lists = self.finder.find(target, queries, WORST_HITS, quantized=self.search[-1].quantized)
-        partners: dict[str, list[str]] = {}
-        for key, group in zip(self.rows[target].keys, self.rows[target].groups, strict=True):
-            partners.setdefault(group, []).append(point_id(target, key))
+        partners: dict[str, list[str]] = {asked.groups[row]: [] for row in rows}
+        for keys, groups in self.pairs.labels(target):
+            for key, group in zip(keys, groups, strict=True):
+                if group in partners:
+                    partners[group].append(point_id(target, key))
         for row, got in zip(rows, lists, strict=True):
             group = asked.groups[row]
             hits = [_point(hit.payload, group, hit.score) for hit in got.hits]
-            its = self.store.retrieve(self.release.name, partners.get(group, [])[:WORST_EXPECTED])
+            its = self.store.retrieve(self.release.name, partners[group][:WORST_EXPECTED])
             expected = [_point(record.payload, group) for record in its]
             described = {"group": group, "content_sha256": asked.content_sha256[row]}
             query = Point(asked.keys[row], {**json.loads(asked.payloads[row]), **described})

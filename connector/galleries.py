@@ -1,5 +1,6 @@
 """What the queries of an audit search among: the held-out points, everything, or the folds of a benchmark protocol."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from alignment.protocols import PROTOCOLS, Protocol
 from alignment.recall import Codes, group_codes
 from alignment.vectors import faults
 from connector.errors import MismatchError
-from connector.plan import Plan, Scope
+from connector.plan import Plan
 from connector.points import HELD_OUT, point_id
 from connector.release import Release
 from connector.store import Record
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
 NOWHERE = -1
+Lots = npt.NDArray[np.uint64]
 
 
 class Gallery(ABC):
@@ -140,54 +142,91 @@ def by_protocol(protocol: Protocol, images: Rows, texts: Rows) -> dict[Modality,
     return laid_out
 
 
-def lay_out(
-    release: Release, embedding_set: EmbeddingSet, rows: Mapping[Modality, Rows], plan: Plan
-) -> dict[Modality, Asked]:
-    """Lay out all queries of each modality that `plan` speaks of, with what they search.
+@dataclass(frozen=True, slots=True)
+class LaidOut:
+    """What an audit asks.
+
+    Attributes:
+        asked: queries by modality.
+        groups: lots of the groups (g,) of all queries that there are, drawn or not, by modality.
+    """
+
+    asked: Mapping[Modality, Asked]
+    groups: Mapping[Modality, Lots]
+
+
+def lots(names: Sequence[str], seed: int) -> Lots:
+    """Draw a lot for each of n names (n,): those with the lowest are taken.
+
+    A name has the same lot whatever else there is. So of a set that has grown the same are drawn, but for newcomers
+    with lower lots, and two audits of it share their queries.
+    """
+    salt = f"audit {seed}\0".encode()
+    return np.array([int.from_bytes(hashlib.sha256(salt + name.encode()).digest()[:8]) for name in names], np.uint64)
+
+
+def lay_out(release: Release, embedding_set: EmbeddingSet, plan: Plan) -> LaidOut:
+    """Lay out the queries of each modality as `plan` says, with what they search.
+
+    In memory are those that are asked with, a shard, and a lot for each group: not the set.
 
     Raises:
-        MismatchError: the set holds nothing to query with.
+        EmbeddingSetError: the set lacks a modality.
+        MismatchError: it holds nothing to query with.
         MeasureError: it is not of the protocol's shape.
     """
-    asked: dict[Modality, Asked] = {}
     if plan.protocol is not None:
-        for modality in MODALITIES:
-            bad = len(rows[modality]) - len(_sound(release, rows[modality]))
-            if bad:
-                raise MismatchError(
-                    f"protocol {plan.protocol}: {bad} {modality} embeddings of {embedding_set.path} cannot be aligned; "
-                    "encode them again"
-                )
-        asked = by_protocol(PROTOCOLS[plan.protocol], rows["image"], rows["text"])
-    else:
-        gallery = HeldOut() if plan.gallery == HELD_OUT else Everything()
-        for modality in MODALITIES:
-            labelled = _labelled(release, embedding_set, rows[modality], plan.queries)
-            asked[modality] = Asked(labelled, np.zeros(len(labelled), np.int64), gallery)
-    return asked
+        asked = _by_protocol(release, embedding_set, plan.protocol)
+        groups = {modality: lots(sorted(set(each.rows.groups)), plan.seed) for modality, each in asked.items()}
+        return LaidOut({m: each.take(_drawn(each.rows.keys, plan)) for m, each in asked.items()}, groups)
+    gallery, asked, groups = HeldOut() if plan.gallery == HELD_OUT else Everything(), {}, {}
+    for modality in MODALITIES:
+        rows, groups[modality] = _queries(release, embedding_set, modality, plan)
+        asked[modality] = Asked(rows, np.zeros(len(rows), np.int64), gallery)
+    return LaidOut(asked, groups)
 
 
-def sampled(asked: Mapping[Modality, Asked], plan: Plan) -> dict[Modality, Asked]:
-    """Draw as many queries of each modality as `plan` says."""
-    if plan.sample is None:
-        return dict(asked)
-    return {
-        modality: each.take(np.sort(np.random.default_rng(plan.seed).permutation(len(each))[: plan.sample]))
-        for modality, each in asked.items()
-    }
+def _by_protocol(release: Release, embedding_set: EmbeddingSet, name: str) -> dict[Modality, Asked]:
+    rows = {modality: embedding_set.load(modality) for modality in MODALITIES}
+    for modality, its in rows.items():
+        if bad := len(its) - len(_sound(release, its)):
+            raise MismatchError(
+                f"protocol {name}: {bad} {modality} embeddings of {embedding_set.path} cannot be aligned; encode them "
+                "again"
+            )
+    return by_protocol(PROTOCOLS[name], rows["image"], rows["text"])
 
 
-def _labelled(release: Release, embedding_set: EmbeddingSet, rows: Rows, scope: Scope) -> Rows:
-    """Choose the rows to query with; rows that cannot be queried with were refused when they were pushed."""
-    kept = _sound(release, rows)
-    if scope == HELD_OUT:
-        kept = kept[release.alignment.card.hold_out.held_out([rows.groups[row] for row in kept])]
-    if not len(kept):
+def _queries(release: Release, embedding_set: EmbeddingSet, modality: Modality, plan: Plan) -> tuple[Rows, Lots]:
+    """Read the rows to query with, in the order of the set, and draw lots for the groups of all that could be.
+
+    Rows that cannot be queried with were refused when they were pushed.
+    """
+    groups: list[Lots] = []
+    parts: list[Rows] = []
+    for rows in embedding_set.read(modality):
+        kept = _sound(release, rows)
+        if plan.queries == HELD_OUT:
+            kept = kept[release.alignment.card.hold_out.held_out([rows.groups[row] for row in kept])]
+        groups.append(lots(sorted({rows.groups[row] for row in kept}), plan.seed))
+        parts.append(rows.take(kept[_drawn([rows.keys[row] for row in kept], plan)].tolist()))
+        if plan.sample is not None:
+            together = Rows.concatenate(parts)
+            parts = [together.take(_drawn(together.keys, plan).tolist())]
+    found = Rows.concatenate(parts)
+    if not len(found):
         raise MismatchError(
-            f"embedding set {embedding_set.path} holds no {scope} {rows.modality} rows to audit with; encode more "
+            f"embedding set {embedding_set.path} holds no {plan.queries} {modality} rows to audit with; encode more "
             "pairs, or audit with --queries all"
         )
-    return rows.take(kept.tolist())
+    return found, np.unique(np.concatenate(groups))
+
+
+def _drawn(keys: Sequence[str], plan: Plan) -> Codes:
+    """Return the numbers of those that are drawn, in their order."""
+    if plan.sample is None or len(keys) <= plan.sample:
+        return np.arange(len(keys))
+    return np.sort(np.argsort(lots(keys, plan.seed))[: plan.sample])
 
 
 def _sound(release: Release, rows: Rows) -> Codes:

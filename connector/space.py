@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from alignment.embeddings import MODALITIES, Modality, Rows
+from alignment.embeddings import MODALITIES, EmbeddingSet, Modality
 from alignment.errors import GapError
 from alignment.gap import one_each
 from alignment.geometry import SAMPLE, geometry
@@ -13,7 +13,7 @@ from alignment.metrics import Guarantee
 from alignment.recall import group_codes
 from alignment.vectors import FloatArray, unit
 from connector.audit import Audit, Plane
-from connector.galleries import Asked
+from connector.galleries import Lots, lots
 from connector.plan import BOTH, Measure
 from connector.points import point_id
 from connector.release import Release
@@ -31,19 +31,23 @@ ALIGNED_SPACE = "aligned vectors"
 Drawn = Mapping[Modality, Mapping[str, str]]
 
 
-def draw(asked: Mapping[Modality, Asked], rows: Mapping[Modality, Rows], *, seed: int) -> Drawn:
-    """Draw groups of all queries that have both modalities; return the ids of their points with their groups."""
-    both = sorted(set(asked["image"].rows.groups) & set(asked["text"].rows.groups))
-    order = np.random.default_rng(seed).permutation(len(both))[:GAP_GROUPS]
-    drawn = {both[place] for place in order}
+def draw(embedding_set: EmbeddingSet, groups: Mapping[Modality, Lots], *, seed: int) -> Drawn:
+    """Draw groups of all queries that have both modalities; return the ids of their points with their groups.
+
+    Args:
+        embedding_set: that they are of.
+        groups: their lots, which were drawn with `seed`.
+        seed: of the lots.
+    """
+    drawn = np.intersect1d(groups["image"], groups["text"])[:GAP_GROUPS]  # the lowest
     return {
         m: {
-            point_id(m, key): group
-            for key, group in zip(rows[m].keys, rows[m].groups, strict=True)
-            if group in drawn
+            point_id(m, keys[row]): its[row]
+            for keys, its in embedding_set.labels(m)
+            for row in np.flatnonzero(np.isin(lots(its, seed), drawn))
         }
         for m in MODALITIES
-    }  # fmt: skip
+    }
 
 
 def measure_space(

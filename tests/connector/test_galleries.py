@@ -1,5 +1,6 @@
 """What queries search among: a store finds in each part what belongs there; protocols are measured as others do."""
 
+import tracemalloc
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,16 +12,19 @@ import pytest
 
 from alignment.embeddings import MODALITIES, HoldOut, Modality, Rows
 from alignment.errors import MeasureError
+from alignment.metrics import parse
 from alignment.protocols import PROTOCOLS, Protocol
 from alignment.recall import Codes
 from connector import auditor
 from connector.audit import Audit
 from connector.errors import MismatchError
-from connector.galleries import NOWHERE, Asked, Everything, Folds, Gallery, HeldOut, by_protocol, lay_out, sampled
+from connector.galleries import NOWHERE, Asked, Everything, Folds, Gallery, HeldOut, by_protocol, lay_out
+from connector.models import ReleaseRow
 from connector.plan import DIRECTIONS, Plan
 from connector.points import HELD_OUT, point_id
 from connector.release import Release
-from tests.world import World, audit, embedded, latent, opened, opened_world, pairs, rows, scores, the_set
+from connector.space import GAP_GROUPS, draw
+from tests.world import World, alignment, audit, embedded, latent, opened, opened_world, pairs, rows, scores, the_set
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it warns of what it could be installed with
@@ -82,8 +86,7 @@ class TestParts:
 class TestLayOut:
     def laid_out(self, world: World, release: Release, **asked: Any) -> dict[Modality, Asked]:
         embedding_set = the_set(world)
-        plan = Plan(**asked)
-        return sampled(lay_out(release, embedding_set, {m: embedding_set.load(m) for m in MODALITIES}, plan), plan)
+        return dict(lay_out(release, embedding_set, Plan(**asked)).asked)
 
     def test_queries_are_held_out_or_all(self, world: World) -> None:
         (release,) = world.push(world.set("s", *benchmark(30))).releases
@@ -112,6 +115,49 @@ class TestLayOut:
             assert np.array_equal(drawn[0][modality].rows.vectors, vectors)
         more = self.laid_out(world, release, queries="all", sample=10_000)
         assert {m: len(asked) for m, asked in more.items()} == {"image": 30, "text": 150}
+
+    def test_of_a_set_that_has_grown_the_same_are_drawn(self, world: World) -> None:
+        """So two audits with a sample share their queries, although the corpus grows every night."""
+        parts = benchmark(60)
+        (release,) = world.push(world.set("s", *parts)).releases
+        asked: dict[str, Any] = {"queries": "all", "sample": 20}
+        before = self.laid_out(world, release, **asked)
+        more = pairs(6, seed=4, prefix="more-")
+        world.set("s", more[0], *parts, more[1])  # in another order, too
+        after = self.laid_out(world, release, **asked)
+        for modality in MODALITIES:
+            stayed = set(before[modality].rows.keys) & set(after[modality].rows.keys)
+            new = [key for key in after[modality].rows.keys if key.startswith("more-")]
+            assert len(stayed) + len(new) == 20 == len(after[modality])
+            assert len(stayed) >= 14
+
+    def test_the_set_is_not_in_memory(self, world: World) -> None:
+        """What is asked with is, a shard or two, and a few bytes for each row, of which one takes some hundred."""
+        names = [f"{shard}-" for shard in range(8)]
+        shards = {name: pairs(2000, seed=number, prefix=name) for number, name in enumerate(names)}
+        peaks = []
+        for kept in (2, 8):
+            parts = [part for name in names[:kept] for part in shards[name]]
+            embedding_set = world.set("s", *parts)
+            release = Release(ReleaseRow(), alignment(), parse("cosine"), {})
+            tracemalloc.start()
+            laid_out = lay_out(release, embedding_set, Plan(queries="all", sample=50))
+            drawn = draw(embedding_set, laid_out.groups, seed=0)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            for modality in MODALITIES:
+                assert (len(laid_out.asked[modality]), len(drawn[modality])) == (50, GAP_GROUPS)
+        assert peaks[1] - peaks[0] < 50 * 6 * 2 * 2000
+
+    def test_groups_for_the_gap_are_those_of_both_modalities(self, world: World) -> None:
+        image, text = pairs(80)
+        embedding_set = world.set("s", image.take(range(60)), text.take(range(20, 80)), pairs(3, prefix="x")[1])
+        release = Release(ReleaseRow(), alignment(), parse("cosine"), {})
+        groups = lay_out(release, embedding_set, Plan(queries="all", sample=5)).groups
+        for modality, ids in draw(embedding_set, groups, seed=0).items():
+            assert ids == {point_id(modality, f"{number}"): f"{number}" for number in range(20, 60)}
+        for ids in draw(embedding_set, {m: its[:30] for m, its in groups.items()}, seed=0).values():
+            assert 0 < len(ids) < 40
 
     def test_a_sample_of_a_protocol_stays_in_its_folds(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(PROTOCOLS, "coco-1k", replace(PROTOCOLS["coco-1k"], images=30))
