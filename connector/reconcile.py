@@ -102,9 +102,9 @@ class Verified:
     def in_words(self) -> list[str]:
         """What could not be compared, a sentence for each set."""
         return [
-            f"{outdated:,} of {looked_at:,} batches of embedding set {name} have changed since they were pushed, or "
-            f"never were: their points were not compared, and queries of them ask for what is not there. Push {name} "
-            "again."
+            f"Embedding set {name} has changed since it was pushed, in {outdated:,} of the {looked_at:,} batches that "
+            "were looked at: their points were not compared, and queries of theirs may ask for what the collection does not "
+            "hold; push the set again."
             for name, (outdated, looked_at) in self.outdated.items()
         ]
 
