@@ -103,8 +103,8 @@ class Verified:
         """What could not be compared, a sentence for each set."""
         return [
             f"Embedding set {name} has changed since it was pushed, in {outdated:,} of the {looked_at:,} batches that "
-            "were looked at: their points were not compared, and queries of theirs may ask for what the collection does "
-            "not hold; push the set again."
+            "were looked at: their points were not compared, and queries of theirs may ask for what the collection "
+            "does not hold; push the set again."
             for name, (outdated, looked_at) in self.outdated.items()
         ]
 
