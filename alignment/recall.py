@@ -215,8 +215,12 @@ def chance_recall_at(k: int, relevant: Codes, items: int) -> float:
     0.1
     """
     draws = np.arange(min(k, items))
-    kept = np.clip(items - relevant[:, None] - draws, 0, None) / (items - draws)  # (n, min(k, items))
-    return float(np.mean(np.where(relevant > 0, 1.0 - kept.prod(axis=1), 0.0)))
+    numbers, queries = np.unique(relevant, return_counts=True)
+    chances = [
+        1.0 - (np.clip(items - number - draws, 0, None) / (items - draws)).prod() if number else 0.0
+        for number in numbers
+    ]
+    return float(np.average(chances, weights=queries))
 
 
 @dataclass(frozen=True, slots=True)

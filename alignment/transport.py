@@ -39,6 +39,11 @@ class Distance:
     excess: float
     debiased: float
 
+    @property
+    def null(self) -> float:
+        """What samples of one modality have between them: root of the mean square of both nulls."""
+        return float(np.sqrt((self.image_null**2 + self.text_null**2) / 2))
+
     @classmethod
     def of(cls, squares: Floats) -> Self:
         """Take the roots of `squares_of` (3,)."""

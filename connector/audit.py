@@ -240,7 +240,8 @@ def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
     """Write an audit to SQL; return its row."""
     plan, info = result.plan, result.info
     settings: dict[str, Any] = {
-        "pairs": result.pairs, "queries": plan.queries, "gallery": plan.gallery, "protocol": plan.protocol,
+        "pairs": result.pairs, "queries": None if plan.protocol else plan.queries,
+        "gallery": None if plan.protocol else plan.gallery, "protocol": plan.protocol,
         "ks": list(plan.ks), "filters": dict(plan.filters), "by": list(plan.by), "sample": plan.sample,
         "seed": plan.seed, "served_with": result.row.settings,
         "failed_requirements": sorted({failure.requirement.text for failure in result.failures}),

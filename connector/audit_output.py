@@ -44,8 +44,8 @@ def document(result: "Result") -> dict[str, Any]:
         "verdict": found.verdict,
         "says": found.in_words,
         "pairs": found.pairs,
-        "queries": plan.queries,
-        "gallery": plan.gallery,
+        "queries": None if plan.protocol else plan.queries,
+        "gallery": None if plan.protocol else plan.gallery,
         "protocol": plan.protocol,
         "seed": plan.seed,
         "sample": plan.sample,
@@ -214,28 +214,28 @@ def _drift_row(drift: "Drift") -> dict[str, str]:
     }  # fmt: skip
 
 
-def print_history(moments: Sequence["Moment"], k: int) -> None:
-    """Print the trend of the measures that matter, a table for each way to ask."""
-    names = [name.format(k=k) for name in TREND]
-    for asked in dict.fromkeys(moment.asked for moment in moments):
+def print_history(moments: Sequence["Moment"]) -> None:
+    """Print the trend of the measures that matter, a table for each metric and way to ask."""
+    for metric, asked in dict.fromkeys((moment.metric, moment.asked) for moment in moments):
         rows = []
         for moment in moments:
-            if moment.asked == asked:
+            if (moment.metric, moment.asked) == (metric, asked):
+                names = [name.format(k=moment.k) for name in TREND]
                 values = {
                     f"{m.name} {m.direction}".removesuffix(" both"): f"{m.value:.3f}"
                     for name in names for m in moment.measures if not m.part and m.name == name
                 }  # fmt: skip
                 rows.append({"audit": moment.audit, "at": f"{moment.at:%F %H:%M}", "release": moment.release,
                              "verdict": moment.verdict, **values})  # fmt: skip
-        print_table(rows, f"audits of {asked}")
+        print_table(rows, f"audits under {metric} of {asked}")
 
 
 def history_document(moments: Sequence["Moment"]) -> list[dict[str, Any]]:
     """Lay a history out as JSON, oldest first."""
     return [
         {
-            "audit": moment.audit, "release": moment.release, "verdict": moment.verdict, "at": moment.at.isoformat(),
-            "asked": moment.asked,
+            "audit": moment.audit, "release": moment.release, "metric": moment.metric, "verdict": moment.verdict,
+            "at": moment.at.isoformat(), "asked": moment.asked,
             "measures": [
                 _without_infinity({
                     "direction": m.direction, "part": m.part, "name": m.name, "value": m.value, "low": m.low,

@@ -8,6 +8,7 @@ from typing import Any
 from connector.audit import BROKEN, FAILED, MEASURED, PASSED, Audit
 from connector.audit_output import SHOWN
 from connector.charts import Bar, Line, Mark, bars, lines, scatter, waterfall
+from connector.drift import asked_as
 from connector.encoders import IMPORTED
 from connector.glossary import ARROWS, FILTERS, called, number, sentence, within
 from connector.origin import Origin, asked_how, chain
@@ -42,8 +43,8 @@ def write_audit_page(path: Path, found: Audit, origin: Origin) -> None:
     page = environment.get_template("audit.html").render(
         found=found, origin=origin, k=found.plan.k, arrows=ARROWS, pictures=shown, headline=_headline(found),
         asked=_asked(found), requirements=list(_requirements(found, origin.requirements)), drifts=_drifts(found),
-        changed=_changed(found), history=_history(found, origin), chain=list(chain(found, origin)),
-        settings=list(asked_how(found, origin)), **sections,
+        changed=_changed(found), shared=_shared(found), history=_history(found, origin),
+        chain=list(chain(found, origin)), settings=list(asked_how(found, origin)), **sections,
     )  # fmt: skip
     write_page(path, page)
 
@@ -63,7 +64,7 @@ def _asked(found: Audit) -> str:
     sizes = " and ".join(f"{size:,} {modality}s" for modality, size in found.gallery.items())
     asked = f"Asked with {counts} of embedding set {found.pairs}"
     if plan.protocol:
-        return f"{asked}, among {sizes}, by protocol {plan.protocol}."
+        return f"{asked}, whether the fit saw them or not, among {sizes}, by protocol {plan.protocol}."
     never = "that the fit never saw" if plan.queries == HELD_OUT else "whether the fit saw them or not"
     among = "that are held out" if plan.gallery == HELD_OUT else "of the collection"
     return f"{asked} {never}, among the {sizes} {among}."
@@ -171,15 +172,21 @@ def _changed(found: Audit) -> str:
     return f"Of {len(found.drifts)} comparisons {worse} are worse and {better} better by more than chance."
 
 
+def _shared(found: Audit) -> str:
+    """Say over how many queries audits are compared."""
+    queries = {drift.direction: drift.change.queries for drift in found.drifts}
+    return " and ".join(f"{count:,} queries {ARROWS[direction]}" for direction, count in queries.items())
+
+
 def _history(found: Audit, origin: Origin) -> dict[str, Any]:
     """The audits that were asked like this one, and pictures of what they found, where there are several."""
-    asked = next(moment.asked for moment in origin.moments if moment.audit == found.number)
-    alike = [moment for moment in origin.moments if moment.asked == asked]
+    alike, asked = origin.moments, asked_as(found.plan, found.pairs)
     measured = [moment for moment in alike if moment.verdict != BROKEN]
     if len(measured) < 2:
         return {"alike": alike, "asked": asked, "pictures": []}
-    names = (f"recall@{found.plan.k}", "gap", f"fidelity@{found.plan.k}")
-    pictures = [picture for name in names if (picture := trend(alike, name))]
+    recall = f"recall@{found.plan.k}"
+    names = (recall, "gap", f"fidelity@{found.plan.k}")
+    pictures = [picture for name in names if (picture := trend(alike, name, beside=recall))]
     return {"alike": alike, "asked": asked, "pictures": pictures}
 
 

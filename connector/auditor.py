@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignment.embeddings import EmbeddingSet, Modality, Rows
+from alignment.geometry import skewness
 from alignment.measures import Measure as Kind
 from alignment.metrics import Guarantee
 from alignment.recall import (
@@ -31,7 +32,7 @@ from alignment.vectors import FloatArray
 from connector.audit import Audit, Fidelity, Point, StageFound, Worst
 from connector.candidates import Finder
 from connector.drift import Earlier, PerQuery, Values, drifts
-from connector.errors import MismatchError, StrangePointError
+from connector.errors import MismatchError, SettingsError, StrangePointError
 from connector.galleries import Asked, Folds, lay_out
 from connector.plan import BOTH, DIRECTIONS, Measure, Plan
 from connector.points import point_id
@@ -109,10 +110,14 @@ def audit(
     result.info = store.describe(release.name)
     filters = {FILTER + name: parse_filter(text, what=f"filter {name}") for name, text in plan.filters.items()}
     laid_out = lay_out(release, embedding_set, plan)
+    result.findings += laid_out.notes
     asked, drawn = laid_out.asked, draw(embedding_set, laid_out.groups, seed=plan.seed)
     apart = strata(asked, plan)
     search = stages(release.guarantee, quantized=result.info.quantization is not None)
     known = list(_known(plan, release, search, filters, apart))
+    if len(set(known)) < len(known):
+        part = next(part for (_, part, _), times in Counter(known).items() if times > 1)
+        raise SettingsError(f"two parts of this audit would be called {part!r}; audit one field or filter at a time")
     require_known(requirements, known, before)
     if before is not None:
         now = {direction: _per_query(asked[asking]) for direction, (asking, _) in DIRECTIONS.items()}
@@ -228,7 +233,7 @@ class _Auditor:
         asking, target = DIRECTIONS[direction]
         asked = self.asked[asking]
         aligned, (codes,) = self._aligned(asked.rows), group_codes(asked.rows.groups)
-        asker = Asker(self.finder, target, self.plan.ks[-1] + 1, self.pace, exact=self.exact)
+        asker = Asker(self.finder, target, self.plan.ks[-1] + 1, self.plan.k, self.pace, exact=self.exact)
         given = {
             stage.name: asker.ask(stage, aligned, asked.rows.groups, found.whole.counts, advance=self.advance)
             for stage in self.search
@@ -242,6 +247,10 @@ class _Auditor:
         values = {place: column for place, column in columns.items() if place[1] != LOST}
         self.result.per_query[direction] = _per_query(asked, values)
         self._note_headline(direction, found, values, estimates, asked)
+        times = np.array(list(served.times.values()), np.int64)
+        never = np.zeros(max(0, int(found.sizes.sum()) - len(times)), np.int64)
+        hubness = skewness(np.concatenate([times, never]))
+        self.result.measures.append(Measure(direction, "hubness", hubness, queries=len(asked)))
         self._note_curve(direction, found, asked, codes)
         timed = aligned[np.random.default_rng(self.plan.seed).permutation(len(aligned))[:TIMED_QUERIES]]
         without = int((found.whole.counts == 0).sum())
@@ -264,7 +273,7 @@ class _Auditor:
     def _try_exact(self) -> None:
         """Leave out the stages that the store refuses; the walk is then compared with the reference."""
         asking, target = next(iter(DIRECTIONS.values()))
-        asker = Asker(self.finder, target, 1, self.pace)
+        asker = Asker(self.finder, target, 1, 1, self.pace)
         query = self._aligned(self.asked[asking].rows.take([0]))
         try:
             asker.ask(self.search[0], query, [""], np.zeros(1, np.int64))
@@ -350,6 +359,7 @@ class _Auditor:
         last, counts, n = self.search[-1], found.gallery.counts, len(asked)
         scores, certified = np.full((n, asker.depth), np.nan), np.full(n, np.nan)
         ranks: list[Ranks] = [np.empty(0)] * n
+        times = Counter[str]()
         for part in range(asked.gallery.parts()):
             chosen = np.flatnonzero(asked.parts == part)
             stage = replace(last, condition=asked.gallery.condition(part))
@@ -357,9 +367,10 @@ class _Auditor:
             groups = [asked.rows.groups[row] for row in chosen]
             answers = asker.ask(stage, aligned[chosen], groups, counts[chosen], ids=ids, advance=self.advance)
             scores[chosen], certified[chosen] = answers.scores, answers.certified
+            times += answers.times
             for row, its in zip(chosen, np.split(answers.ranks.ranks, np.cumsum(counts[chosen])[:-1]), strict=True):
                 ranks[row] = its
-        return Answers(RelevantRanks(np.concatenate(ranks), counts), scores, certified)
+        return Answers(RelevantRanks(np.concatenate(ranks), counts), scores, certified, times)
 
     def _filtered(
         self, direction: str, name: str, condition: "Filter", asker: Asker, aligned: FloatArray, codes: Codes,

@@ -81,7 +81,18 @@ def round_values(low: float, high: float, most: int) -> list[tuple[float, str]]:
     step = next(power * each for each in STEPS if power * each * most >= (high - low) * (1 - 1e-9))
     digits = max(0, -math.floor(math.log10(step) + 1e-9)) + (round(step / power, 3) == 2.5 and power <= 1)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [(number * step, f"{number * step:.{digits}f}") for number in range(first, last + 1)]
+    return [(number * step, _label(number * step, digits)) for number in range(first, last + 1)]
+
+
+def _label(value: float, digits: int) -> str:
+    """Round values that are long end in k or M.
+
+    >>> _label(0.25, 2), _label(2500.0, 0), _label(25_000.0, 0), _label(1_500_000.0, 0)
+    ('0.25', '2500', '25k', '1.5M')
+    """
+    if abs(value) < 10_000:
+        return f"{value:.{digits}f}"
+    return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k"
 
 
 def spread(
@@ -217,4 +228,5 @@ def scatter(plane: Plane) -> str:
 
 
 def _drawn(template: str, **values: Any) -> str:
-    return templates().get_template(template).render(**values)
+    title = values.pop("title")
+    return templates().get_template(template).render(**values, title=title, shown=shortened(title, 1.1 * WIDTH))

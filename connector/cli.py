@@ -689,7 +689,8 @@ def gap(name: str, alignment: str | None, seed: int, sample: int, as_json: bool,
         )
     else:
         space = "as encoded" if alignment is None else f"aligned by {alignment}"
-        print_geometry(found, f"{name} {space}: {found.groups} held-out groups, {found.gap.n} a half, seed {seed}")
+        how = f"seed {seed}, {found.settings['normalisation']} vectors, solver {found.gap.solver}"
+        print_geometry(found, f"{name} {space}: {found.groups} held-out groups, {found.gap.n} a half, {how}")
 
 
 @cli.command()
@@ -875,7 +876,7 @@ def _print_history(
     if as_json:
         print_json(output.history_document(moments))
     elif moments:
-        output.print_history(moments, 10)
+        output.print_history(moments)
     else:
         say(f"no release of {collection} was audited yet; run `modalign audit {collection} --pairs SET`")
 

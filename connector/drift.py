@@ -18,7 +18,7 @@ from alignment.measures import Asked, Change, change
 from alignment.measures import Measure as Kind
 from connector.errors import RequirementError
 from connector.models import AuditRow, MeasureRow, ReleaseRow
-from connector.plan import DIRECTIONS, Plan
+from connector.plan import DIRECTIONS, K, Plan
 from connector.provenance import Provenance
 from connector.release import LIVE
 
@@ -260,11 +260,25 @@ class Moment:
     asked: str
     measures: Sequence[MeasureRow]
 
+    @property
+    def k(self) -> int:
+        """The length of list that stands for all: 10, or the longest where that was not asked for."""
+        names = [m.name for m in self.measures if not m.part and m.name.startswith("recall@")]
+        lengths = [int(name.removeprefix("recall@")) for name in names]
+        return K if K in lengths or not lengths else max(lengths)
 
-def history(provenance: Provenance, rows: Sequence[ReleaseRow], *, limit: int) -> list[Moment]:
-    """Return the newest audits of releases, oldest first."""
+
+def asked_as(plan: Plan, pairs: str) -> str:
+    """Print what must be equal of two audits that are compared, as `Moment.asked` has it."""
+    return _printed(_planned(plan, pairs))
+
+
+def history(
+    provenance: Provenance, rows: Sequence[ReleaseRow], *, limit: int, asked: str | None = None
+) -> list[Moment]:
+    """Return the newest audits of releases, of those that were asked as `asked` says, oldest first."""
     of = {row.id: row for row in rows}
-    audits = provenance.audits(list(of))[-limit:]
+    audits = [each for each in provenance.audits(list(of)) if asked in (None, _printed(_asked(each)))][-limit:]
     measures = provenance.measures([audit.id for audit in audits])
     return [
         Moment(

@@ -1,6 +1,7 @@
 """What the queries of an audit search among: the held-out points, everything, or the folds of a benchmark protocol."""
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
 NOWHERE = -1
+# How readers of corpora call the captions of an image.
+CAPTION_KEY = re.compile(r"#(\d{1,9})$")
 Lots = npt.NDArray[np.uint64]
 
 
@@ -149,10 +152,12 @@ class LaidOut:
     Attributes:
         asked: queries by modality.
         groups: lots of the groups (g,) of all queries that there are, drawn or not, by modality.
+        notes: what about the set may keep it from what a protocol wants, in words.
     """
 
     asked: Mapping[Modality, Asked]
     groups: Mapping[Modality, Lots]
+    notes: Sequence[str] = ()
 
 
 def lots(names: Sequence[str], seed: int) -> Lots:
@@ -176,9 +181,9 @@ def lay_out(release: Release, embedding_set: EmbeddingSet, plan: Plan) -> LaidOu
         MeasureError: it is not of the protocol's shape.
     """
     if plan.protocol is not None:
-        asked = _by_protocol(release, embedding_set, plan.protocol)
+        asked, notes = _by_protocol(release, embedding_set, plan.protocol)
         groups = {modality: lots(sorted(set(each.rows.groups)), plan.seed) for modality, each in asked.items()}
-        return LaidOut({m: each.take(_drawn(each.rows.keys, plan)) for m, each in asked.items()}, groups)
+        return LaidOut({m: each.take(_drawn(each.rows.keys, plan)) for m, each in asked.items()}, groups, notes)
     gallery, asked, groups = HeldOut() if plan.gallery == HELD_OUT else Everything(), {}, {}
     for modality in MODALITIES:
         rows, groups[modality] = _queries(release, embedding_set, modality, plan)
@@ -186,7 +191,7 @@ def lay_out(release: Release, embedding_set: EmbeddingSet, plan: Plan) -> LaidOu
     return LaidOut(asked, groups)
 
 
-def _by_protocol(release: Release, embedding_set: EmbeddingSet, name: str) -> dict[Modality, Asked]:
+def _by_protocol(release: Release, embedding_set: EmbeddingSet, name: str) -> tuple[dict[Modality, Asked], list[str]]:
     rows = {modality: embedding_set.load(modality) for modality in MODALITIES}
     for modality, its in rows.items():
         if bad := len(its) - len(_sound(release, its)):
@@ -194,7 +199,23 @@ def _by_protocol(release: Release, embedding_set: EmbeddingSet, name: str) -> di
                 f"protocol {name}: {bad} {modality} embeddings of {embedding_set.path} cannot be aligned; encode them "
                 "again"
             )
-    return by_protocol(PROTOCOLS[name], rows["image"], rows["text"])
+    images, texts, protocol, notes = rows["image"], rows["text"], PROTOCOLS[name], []
+    if protocol.folds > 1 and list(dict.fromkeys(texts.groups)) != images.groups:
+        notes.append(
+            f"Images and captions of {embedding_set.path.name} come in different orders: where some were encoded "
+            f"again, they are at the end now, and the folds of {name}, which are cut in the order of the images, are "
+            "not those of the split. Encode the corpus into a new set to have them."
+        )
+    return by_protocol(protocol, images, _by_number(texts)), notes
+
+
+def _by_number(texts: Rows) -> Rows:
+    """Bring captions into the order of the numbers in their keys: one that was encoded again stands at the end."""
+    numbers = [CAPTION_KEY.search(key) for key in texts.keys]
+    if not all(numbers):
+        return texts  # keys of somebody else's making
+    order = np.argsort([int(match[1]) for match in numbers if match], kind="stable")
+    return texts.take(order.tolist())
 
 
 def _queries(release: Release, embedding_set: EmbeddingSet, modality: Modality, plan: Plan) -> tuple[Rows, Lots]:

@@ -34,7 +34,8 @@ def write_history_page(path: Path, collection: str, moments: Sequence[Moment]) -
 
 def _history(metric: str, asked: str, moments: Sequence[Moment]) -> dict[str, Any]:
     """Audits under one metric that were asked alike: a row each, and pictures of what became of their measures."""
-    k = _k(moments)
+    lengths = {moment.k for moment in moments if moment.measures}
+    k = K if K in lengths else max(lengths, default=K)
     recall, fidelity = f"recall@{k}", f"fidelity@{k}"
     laid: dict[str, Any] = {
         "metric": metric, "asked": asked, "k": k, "rows": list(_rows(moments, recall, fidelity)), "first": [],
@@ -50,15 +51,9 @@ def _history(metric: str, asked: str, moments: Sequence[Moment]) -> dict[str, An
         "others": [(name, "") for name in whole if name not in (recall, "gap") and not name.startswith("chance.")],
     }
     for place, wanted in pictures.items():
-        laid[place] = [picture for name, part in wanted if (picture := trend(moments, name, part))]
+        drawn = (trend(moments, name, part, beside=recall if place == "first" else None) for name, part in wanted)
+        laid[place] = list(filter(None, drawn))
     return laid
-
-
-def _k(moments: Sequence[Moment]) -> int:
-    """The length of list that stands for all: 10, or the longest where that was not asked for."""
-    names = {m.name for moment in moments for m in moment.measures if not m.part}
-    lengths = [int(name.removeprefix("recall@")) for name in names if name.startswith("recall@")]
-    return K if K in lengths or not lengths else max(lengths)
 
 
 def _is_stage(part: str) -> bool:

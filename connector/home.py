@@ -36,7 +36,7 @@ from connector.auditor import audit
 from connector.comparison import claim, write_comparison
 from connector.corpus import open_corpus
 from connector.delete import Deletion, Doomed
-from connector.drift import Earlier, Moment, earlier, history
+from connector.drift import Earlier, Moment, asked_as, earlier, history
 from connector.encode import BATCH_ITEMS, SHARD_ROWS, encode
 from connector.encoders import Encoder, ImportedEncoder, load_encoders
 from connector.errors import (
@@ -678,7 +678,8 @@ class Home:
         """Return what the page of an audit says beside what it found."""
         row = found.row
         alignment = self.provenance.alignment(row.alignment_id)
-        moments = self.audits(row.collection, metric=row.metric, limit=MOMENTS)
+        asked = asked_as(found.plan, found.pairs)
+        moments = self.audits(row.collection, metric=row.metric, limit=MOMENTS, asked=asked)
         return Origin(
             store=row.store_url, alignment=alignment, encoders=self.provenance.encoders(alignment), pairs=pairs,
             requirements=requirements, run=run, moments=moments,
@@ -710,8 +711,10 @@ class Home:
         found.verified, found.findings = verified.points, [*verified.in_words, *found.findings]
         return found
 
-    def audits(self, collection: str, *, metric: str | None = None, limit: int = 30) -> list[Moment]:
-        """Return the newest audits of the releases of `collection`, oldest first.
+    def audits(
+        self, collection: str, *, metric: str | None = None, limit: int = 30, asked: str | None = None
+    ) -> list[Moment]:
+        """Return the newest audits of the releases of `collection`, of those that were asked so, oldest first.
 
         Raises:
             CollectionNotFoundError: there never was such a release.
@@ -722,7 +725,7 @@ class Home:
         )
         if not rows:
             raise CollectionNotFoundError(f"no release of collection {collection!r} was ever made here")
-        return history(self.provenance, rows, limit=limit)
+        return history(self.provenance, rows, limit=limit, asked=asked)
 
     def _metrics(self, alignment: Alignment, names: Sequence[str]) -> list[Metric]:
         return list(dict.fromkeys(parse(name) for name in names or alignment.card.metrics))

@@ -13,6 +13,7 @@ MAX_BYTES = 256 << 20
 MAX_PIXELS = 100_000_000
 # Encoders scale the shorter side to their input, which makes a thread of pixels longer than any memory.
 MAX_ASPECT = 256
+ROWS_AT_ONCE = 64
 
 # What a photograph or a drawing comes in. Pillow opens more, and hands PostScript to a program that runs it.
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
@@ -109,7 +110,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Scale 16-bit, 32-bit and float grey to 8 bits; Pillow's own conversion would clip them to white."""
-    values = np.asarray(image, dtype=np.float64)
+    values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
         raise ImageRejectedError("image-broken", "pixels that are not finite")
@@ -117,5 +118,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         low, high = 0.0, 65535.0
     elif image.mode == "F" and low >= 0 and high <= 1:
         low, high = 0.0, 1.0
-    scaled = (values - low) / (high - low or 1.0) * 255.0
-    return Image.fromarray(scaled.round().astype(np.uint8))
+    scaled = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), ROWS_AT_ONCE):  # eight bytes a pixel are too many for all of a large picture
+        rows = slice(start, start + ROWS_AT_ONCE)
+        scaled[rows] = ((values[rows].astype(np.float64) - low) / (high - low or 1.0) * 255.0).round()
+    return Image.fromarray(scaled)

@@ -25,7 +25,8 @@ class Origin:
         requirements: what was required, as it was written.
         run: that made the audit.
         at: when it was recorded.
-        moments: audits of releases of the same collection under the same metric, oldest first, this one the last.
+        moments: audits of releases of the same collection under the same metric that were asked alike, oldest first,
+            this one the last.
     """
 
     store: str

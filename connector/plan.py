@@ -15,6 +15,8 @@ KS = (1, 5, 10)
 LONGEST = 10_000
 # Fewer queries a second, and an audit would last for years.
 SLOWEST = 0.001
+# Names of filters and fields stand in tables, on pages, and in an index of SQL.
+LONGEST_NAME = 100
 # Where one length of list has to do.
 K = 10
 DIRECTIONS: dict[str, tuple[Modality, Modality]] = {
@@ -61,6 +63,10 @@ class Plan:
             raise SettingsError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {self.protocol!r}")
         if self.sample is not None and self.sample < 1:
             raise SettingsError(f"sample: expected at least 1 query, got {self.sample}")
+        object.__setattr__(self, "by", tuple(dict.fromkeys(self.by)))
+        for what, names in (("by", self.by), ("filter", self.filters)):
+            if long := next((name for name in names if len(name) > LONGEST_NAME), None):
+                raise SettingsError(f"{what}: expected a name of at most {LONGEST_NAME} characters, got {len(long)}")
         if self.rate is not None and not SLOWEST <= self.rate < float("inf"):
             raise SettingsError(f"rate: expected at least {SLOWEST} queries a second, got {self.rate}")
 

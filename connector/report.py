@@ -17,6 +17,8 @@ from connector.images import ImageRejectedError, decode, read_image
 from connector.search import Found
 
 THUMBNAIL = 160  # pixels, longer side
+# Embeddings, overrides and isolates of Unicode's bidirectional algorithm, and what ends them.
+TURNING = {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,15 @@ class Answered:
 
 def templates() -> Environment:
     """What pages and pictures are written by: everything is escaped, and nothing may be missing."""
-    return Environment(loader=PackageLoader("connector"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return Environment(
+        loader=PackageLoader("connector"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        finalize=_harmless,
+    )  # fmt: skip
+
+
+def _harmless(value: object) -> object:
+    """Show characters that turn the direction of all text after them: names may hold them, numbers must be read."""
+    return value.translate(TURNING) if isinstance(value, str) else value
 
 
 def claim_page(path: Path) -> None:

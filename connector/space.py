@@ -1,5 +1,6 @@
 """The shared space of an audit, from vectors that were read back: the modality gap, and pairs in a plane."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from alignment.embeddings import MODALITIES, EmbeddingSet, Modality
 from alignment.errors import GapError
 from alignment.gap import one_each
-from alignment.geometry import SAMPLE, geometry
+from alignment.geometry import ITEMS, SAMPLE, geometry
 from alignment.labelled import Labelled, Side
 from alignment.metrics import Guarantee
 from alignment.recall import group_codes
@@ -32,22 +33,23 @@ Drawn = Mapping[Modality, Mapping[str, str]]
 
 
 def draw(embedding_set: EmbeddingSet, groups: Mapping[Modality, Lots], *, seed: int) -> Drawn:
-    """Draw groups of all queries that have both modalities; return the ids of their points with their groups.
+    """Draw groups of all queries that have both modalities; return ids of their first points, with their groups.
 
     Args:
         embedding_set: that they are of.
         groups: their lots, which were drawn with `seed`.
         seed: of the lots.
     """
-    drawn = np.intersect1d(groups["image"], groups["text"])[:GAP_GROUPS]  # the lowest
-    return {
-        m: {
-            point_id(m, keys[row]): its[row]
-            for keys, its in embedding_set.labels(m)
-            for row in np.flatnonzero(np.isin(lots(its, seed), drawn))
-        }
-        for m in MODALITIES
-    }
+    chosen = np.intersect1d(groups["image"], groups["text"])[:GAP_GROUPS]  # the lowest
+    drawn: dict[Modality, dict[str, str]] = {m: {} for m in MODALITIES}
+    for modality, ids in drawn.items():
+        times = Counter[str]()
+        for keys, its in embedding_set.labels(modality):
+            for row in np.flatnonzero(np.isin(lots(its, seed), chosen)):
+                if times[its[row]] < ITEMS:
+                    times[its[row]] += 1
+                    ids[point_id(modality, keys[row])] = its[row]
+    return drawn
 
 
 def measure_space(
@@ -85,9 +87,6 @@ def measure_space(
     )  # fmt: skip
     result.measures += [
         Measure(BOTH, name, value, queries=found.groups) for name, value in zip(GAP_MEASURES, values, strict=True)
-    ]
-    result.measures += [
-        Measure(direction, "hubness", value, queries=found.groups) for direction, value in found.hubness.items()
     ]
     result.plane = _plane(labelled, sorted({group for m in MODALITIES for group in drawn[m].values()}))
 

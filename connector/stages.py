@@ -9,6 +9,7 @@ filter:NAME     all of it within a filter, against exact search within that filt
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -95,11 +96,13 @@ class Answers:
         scores: of the metric, of what was found (n, depth), in the order of the answers; NaN where there is less. As
             in `connector.reference.Truth`, without the offset of a lowering.
         certified: whether each answer is proved complete (n,); NaN where nothing can be proved.
+        times: how often each point that was found is among the first k.
     """
 
     ranks: RelevantRanks
     scores: Scores
     certified: npt.NDArray[np.float64]
+    times: Counter[str]
 
     def fidelity(self, best: Scores, k: int, tied: Callable[[Scores], Scores]) -> npt.NDArray[np.float64]:
         """Share of the first `k` of a list with the scores `best` (n, depth) that was found (n,).
@@ -132,17 +135,19 @@ class Asker:
         target: modality of the items.
         depth: length of the lists. Production asks for k at a time: asking for many more than the longest k would make
             the index look better than it serves, and one more shows whether a tie goes on beyond the end.
+        k: of how many of the first of each list it is counted how often they are found.
         pace: called with the number of queries before they are asked.
         exact: whether the store answers exact searches; where not, ties that go on beyond a list are counted along the
             graph.
     """
 
     def __init__(
-        self, finder: Finder, target: Modality, depth: int, pace: Callable[[int], None], *, exact: bool = True
+        self, finder: Finder, target: Modality, depth: int, k: int, pace: Callable[[int], None], *, exact: bool = True
     ):
         self.finder = finder
         self.target = target
         self.depth = depth
+        self.k = k
         self.lowering = finder.release.lowerings[target]
         self.exact = exact
         self._pace = pace
@@ -171,6 +176,7 @@ class Asker:
             ExactRefusedError: the stage is exact, and the store refuses that.
         """
         found: list[float] = []
+        times = Counter[str]()
         scores = np.full((len(aligned), self.depth), np.nan)
         certified = np.full(len(aligned), np.nan)
         step = max(1, min(BATCH_QUERIES, IDS_AT_ONCE // max(1, ids)))
@@ -180,10 +186,11 @@ class Asker:
             for number, answer in enumerate(answers, start):
                 found += self._ranks(stage, aligned[number], groups[number], answer, int(relevant[number]))
                 scores[number, : len(answer.hits)] = answer.scores
+                times.update(hit.id for hit in answer.hits[: self.k])
                 if answer.certified is not None:
                     certified[number] = answer.certified
             advance(len(batch))
-        return Answers(RelevantRanks(np.array(found), relevant), scores, certified)
+        return Answers(RelevantRanks(np.array(found), relevant), scores, certified, times)
 
     def latency(self, stage: Stage, aligned: FloatArray) -> Latency:
         """Time single queries (n, d), the first few of them as a warm-up."""

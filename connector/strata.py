@@ -1,5 +1,6 @@
 """Queries apart: the values of a payload field, each measured for itself."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,12 +11,15 @@ from alignment.measures import by_stratum
 from alignment.recall import Codes, RelevantRanks
 from connector.errors import SettingsError
 from connector.galleries import Asked
+from connector.items import printable
 from connector.plan import DIRECTIONS, Measure, Plan
 from connector.store import Payload
 
 # Values of a payload field that are measured apart, those of the most queries; the rest are measured together.
 STRATA = 50
 OTHERS = "(other values)"
+# Characters of a part's name: databases index it, and PostgreSQL takes no longer ones than some thousand bytes.
+LONGEST_PART = 200
 
 # The value of each field for each query, by modality and field.
 Strata = Mapping[Modality, Mapping[str, Sequence[str | None]]]
@@ -42,8 +46,15 @@ def strata(asked: Mapping[Modality, Asked], plan: Plan) -> Strata:
 
 
 def stratum(name: str, value: object) -> str:
-    """Name the part of an audit that a value is."""
-    return f"{name} missing" if value is None else f"{name}={value}"
+    """Name the part of an audit that a value is; what is too long ends in a hash instead.
+
+    >>> stratum("language", "de"), stratum("language", None), len(stratum("text", "long " * 100))
+    ('language=de', 'language missing', 200)
+    """
+    part = printable(f"{name} missing" if value is None else f"{name}={value}")
+    if len(part) <= LONGEST_PART:
+        return part
+    return f"{part[: LONGEST_PART - 9]}…{hashlib.sha256(part.encode()).hexdigest()[:8]}"
 
 
 def measured(

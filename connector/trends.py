@@ -14,19 +14,26 @@ TICKS = 6
 KINDS = {"text-to-image": ("text", "text → image"), "image-to-text": ("image", "image → text"), BOTH: ("both", "")}
 
 
-def trend(moments: Sequence[Moment], name: str, part: str = "") -> str | None:
+def trend(moments: Sequence[Moment], name: str, part: str = "", *, beside: str | None = None) -> str | None:
     """Draw a measure over audits that were asked alike, oldest first; None where none of them has it.
 
     What is measured between modalities moves with the number of groups: only audits of as many as the newest are drawn.
+
+    Args:
+        moments: the audits.
+        name: of the measure.
+        part: of the audit that it is of.
+        beside: the recall that it is shown beside; audits that have none are left out.
     """
     last = max(1, len(moments) - 1)
-    drawn, title = [], f"{part} {called(name)}".strip()
+    drawn, title = [], f"{called(name)}, {part}" if part else called(name)
     for direction, (kind, label) in KINDS.items():
         its = [
             (number, moment, m)
             for number, moment in enumerate(moments)
             for m in moment.measures
             if (m.direction, m.part, m.name) == (direction, part, name) and math.isfinite(m.value)
+            if beside is None or any((each.part, each.name) == ("", beside) for each in moment.measures)
         ]
         if direction == BOTH and its:
             groups = its[-1][2].queries

@@ -11,6 +11,7 @@ from alignment.errors import GapError
 from alignment.geometry import (
     CLASSICAL,
     DIRECTIONS,
+    ITEMS,
     NEIGHBOURS,
     geometry,
     hubness,
@@ -62,6 +63,18 @@ def test_random_pairs_come_from_every_block(rng: np.random.Generator) -> None:
     assert found.pair < 0.5 < 1.3 < found.random
     assert found.separation > 5
     assert pair_distance(X, np.ones_like(X), parse("euclid")).separation == pytest.approx(0.0, abs=0.01)
+
+
+def test_random_pairs_are_of_all_groups_whatever_their_names(rng: np.random.Generator) -> None:
+    """Neighbouring names often mean the same kind of thing: here those of a block are nearly one point."""
+    kinds = units(rng, 10)
+    X = near(rng, kinds[np.repeat(np.arange(10), 64)], 0.02)
+    groups = np.arange(640)
+    found = geometry(Labelled(Side(X, groups), Side(X, groups)), metrics=ONE).pairs["cosine"]
+    everything = 1 - X.astype(np.float64) @ X.T
+    random = everything[~np.eye(640, dtype=bool)]
+    assert found.random == pytest.approx(random.mean(), abs=0.02)
+    assert found.separation == pytest.approx((random.mean() - np.diag(everything).mean()) / random.std(), rel=0.05)
 
 
 def test_points_that_are_all_one_are_not_separated() -> None:
@@ -225,6 +238,16 @@ def test_a_sample_does_not_depend_on_the_order_of_the_rows(rng: np.random.Genera
     np.testing.assert_array_equal(
         a.image.vectors[np.argsort(a.image.groups)], b.image.vectors[np.argsort(b.image.groups)]
     )
+
+
+def test_of_a_group_a_few_items_are_enough(rng: np.random.Generator, tmp_path: Path) -> None:
+    """A class label may have thousands."""
+    X = rng.standard_normal((300, 3))
+    groups = [f"g{i % 30}" for i in range(300)]
+    opened = fake_set(tmp_path, fake_rows("image", X, groups=groups), fake_rows("text", X[:30], groups=groups[:30]))
+    found = sampled(opened, HoldOut(0.9), groups=20)
+    assert np.bincount(found.image.groups).tolist() == [ITEMS] * 20
+    assert np.bincount(found.text.groups).tolist() == [1] * 20
 
 
 def test_a_set_of_one_modality_has_no_gap(rng: np.random.Generator, tmp_path: Path) -> None:

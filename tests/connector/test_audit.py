@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy.stats import skew
 from sqlalchemy import select
 
 from alignment.embeddings import MODALITIES, EncoderCard, HoldOut, Modality
@@ -190,6 +191,30 @@ class TestEqualsTheReference:
         asked = sum(found.measure(direction, "mrr").queries for direction in DIRECTIONS)
         assert asked == N + 2 * N
         assert sum(done) == 3 * asked  # exactly, along the index, and in the gallery
+
+
+class TestHubness:
+    """Skewness of what production finds: of every metric its own."""
+
+    @pytest.mark.parametrize("gallery", ["held-out", "all"])
+    @pytest.mark.parametrize("metric", ["cosine", "manhattan", "chi2", "mlp", "dot+nnn"])
+    def test_it_is_of_the_metric_and_of_the_gallery(self, served: World, metric: str, gallery: Any) -> None:
+        release = opened(served, metric)
+        found = audit(release, served.store, the_set(served), ks=(1, 3), queries="all", gallery=gallery)
+        for direction, (asking, asked) in DIRECTIONS.items():
+            given = the_set(served).load(asking)
+            keys, groups, _ = vectors_of(served.store, release.name, asked)
+            inside = held(release, groups) if gallery == "held-out" else np.ones(len(keys), bool)
+            pushed = the_set(served).load(asked)
+            order = [pushed.keys.index(key) for key, its in zip(keys, inside, strict=True) if its]
+            items = release.alignment.project(asked, pushed.vectors[order])
+            metric_of = release.alignment.metric(release.metric, items=asked)
+            its = scores(metric_of, release.alignment.project(asking, given.vectors), items)
+            times = np.bincount(np.argsort(-its, axis=1)[:, :3].ravel(), minlength=len(items))
+            measure = found.measure(direction, "hubness")
+            # Rescoring an unbounded metric may leave one out, and float32 may exchange two.
+            assert measure.value == pytest.approx(float(skew(times)), abs=0.05 if metric != "mlp" else 0.5)
+            assert measure.queries == len(given)
 
 
 class TestTies:

@@ -292,6 +292,25 @@ class TestFindings:
         (sentence,) = [each for each in said if each.startswith("filter:red: ")]
         assert sentence == "filter:red: payload field caption is not indexed, so every filtered search reads payloads."
 
+    def test_fields_whose_values_are_called_alike(self, home: Path) -> None:
+        """What they are called is what SQL and requirements know them by."""
+        pushed = EmbeddingSet.open(home / "sets" / "pairs")
+        parts = [pushed.load(modality) for modality in MODALITIES]
+        for part in parts:
+            part.payloads[:] = ['{"a": "b=c", "a=b": "c"}'] * len(part)
+        write_set(home / "sets" / "alike", parts, pushed.card.encoders)
+        ask = ("audit", "things", "--pairs", "alike", "--by", "a", "--home", home)
+        assert done(*ask, "--by", "a").code == 0
+        ended = modalign(*ask, "--by", "a=b")
+        assert ended.code == 2
+        assert "two parts of this audit would be called 'a=b=c'; audit one field or filter at a time" in ended.err
+
+    @pytest.mark.parametrize("option", [("--by", "f" * 101), ("--filter", f"{'f' * 101}={NO_FIELD}")])
+    def test_names_without_an_end(self, untouched: Path, option: tuple[str, str]) -> None:
+        ended = modalign(*ASK, *option, "--home", untouched)
+        assert ended.code == 2
+        assert "expected a name of at most 100 characters, got 101" in ended.err
+
     def test_a_sample_larger_than_the_set_is_all_of_it(self, home: Path) -> None:
         every = done(*ASK, "--json", "--home", home).document
         sampled = done(*ASK, "--sample", 10**9, "--json", "--home", home).document
@@ -310,6 +329,20 @@ class TestFindings:
 def steady(document: Any) -> list[Any]:
     """Measures but those of a clock."""
     return [m for m in document["measures"] if not m["name"].startswith("latency")]
+
+
+class TestTheHistory:
+    def test_each_audit_shows_its_recall_beside_its_gap(self, home: Path) -> None:
+        """Whatever lengths it asked for, and under whatever metric."""
+        done("push", "pairs", "--into", "things", "--alignment", "a", "--metric", "manhattan", "--home", home)
+        everything = ("--queries", "all", "--home", home)
+        done(*ASK, "--k", "1,5", *everything)
+        done(*ASK, "--metric", "manhattan", *everything)
+        told = done("audit", "things", "--history", "--home", home).out
+        assert "audits under manhattan of pairs (queries all, gallery held-out)" in told
+        assert "recall@5" in told
+        document = done("audit", "things", "--history", "--json", "--home", home).document
+        assert [each["metric"] for each in document] == ["cosine", "cosine", "manhattan"]
 
 
 class TestCodes:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -273,6 +274,13 @@ class TestFilesThatCannotBeWritten:
                 claim(bad)
 
 
+class TestUnderAProtocol:
+    def test_what_the_protocol_decides_is_not_claimed(self, found: Audit) -> None:
+        asked = replace(found, plan=replace(found.plan, protocol="flickr30k"))
+        written = document(Result(1, Counter(), asked))
+        assert (written["protocol"], written["queries"], written["gallery"]) == ("flickr30k", None, None)
+
+
 class TestTheHistory:
     @pytest.fixture
     def moments(self) -> list[Moment]:
@@ -291,9 +299,9 @@ class TestTheHistory:
         ]
 
     def test_a_table_for_each_way_to_ask(self, moments: list[Moment], capsys: pytest.CaptureFixture[str]) -> None:
-        print_history(moments, 10)
-        first, _, second = capsys.readouterr().out.partition("audits of t (gallery all)")
-        assert "audits of s (gallery all)" in first
+        print_history(moments)
+        first, _, second = capsys.readouterr().out.partition("audits under cosine of t (gallery all)")
+        assert "audits under cosine of s (gallery all)" in first
         rows = [line.split() for line in first.splitlines() if "things.cosine.a" in line]
         assert rows == [
             ["1", "2024-05-01", "06:30", "things.cosine.a", "passed", "0.500", "0.250"],
@@ -315,5 +323,5 @@ class TestTheHistory:
         assert written[2]["measures"] == []
 
     def test_of_nothing(self, capsys: pytest.CaptureFixture[str]) -> None:
-        print_history([], 10)
+        print_history([])
         assert (capsys.readouterr().out, history_document([])) == ("", [])

@@ -143,6 +143,23 @@ class TestTrend:
         assert "audits of 2026-01-02 to 2026-01-05" in texts(svg)
         assert trend(self.MOMENTS, "mrr") is None
 
+    def test_a_gap_is_not_drawn_without_its_recall(self) -> None:
+        svg = drawn(trend(self.MOMENTS, "gap", beside="recall@5") or "<svg/>")
+        assert not list(svg.iter("title"))
+        moments = (*self.MOMENTS[:3], moment(5, "b", measure("both", "gap", 0.3)))
+        svg = drawn(trend(moments, "gap", beside="recall@10") or "")
+        assert [title.text for title in svg.iter("title") if (title.text or "").startswith("audit ")] == [
+            "audit 2, 2026-01-03 00:00, a: 0.4000"
+        ]
+
+    def test_a_long_title_is_cut_and_keeps_the_name_of_the_measure(self) -> None:
+        part = f"filter:{'long' * 30}"
+        one = MeasureRow(direction="both", part=part, name="recall@10", value=0.5, queries=9)
+        svg = drawn(trend([moment(1, "a", one), moment(2, "a", one)], "recall@10", part) or "")
+        assert texts(svg)[0].startswith("Recall@10, filter:long")
+        assert len(texts(svg)[0]) < 80
+        assert svg.attrib["aria-label"].endswith("long, 9 groups")
+
     def test_gaps_of_other_samples_are_left_out(self) -> None:
         svg = drawn(trend(self.MOMENTS, "gap") or "")
         titles = [title.text or "" for title in svg.iter("title")]

@@ -273,6 +273,36 @@ def require_equal(found: Audit, direction: str, theirs: Mapping[str, Mapping[str
         assert 0 < expected.mean() < 1
 
 
+class TestMended:
+    """Rows that were encoded again stand at the end of their set."""
+
+    @pytest.fixture(params=["coco-1k", "flickr30k"])
+    def protocol(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+        name: str = request.param
+        monkeypatch.setitem(PROTOCOLS, name, replace(PROTOCOLS[name], images=20))
+        return name
+
+    def test_captions_keep_their_numbers(self, world: World, protocol: str) -> None:
+        (release,) = world.push(world.set("s", *benchmark(20, captions=7))).releases
+        plan = Plan(protocol=protocol)
+        before = lay_out(release, the_set(world), plan)
+        image, text = benchmark(20, captions=7)
+        again = [*(row for row in range(140) if row != 35), 35]  # of image 5, the first
+        laid_out = lay_out(release, world.set("s", image, text.take(again)), plan)
+        assert before.notes == laid_out.notes == []
+        for modality in MODALITIES:
+            assert sorted(laid_out.asked[modality].rows.keys) == sorted(before.asked[modality].rows.keys)
+            assert {key.partition("#")[2] for key in laid_out.asked["text"].rows.keys} == set("01234")
+
+    def test_folds_of_images_in_another_order_are_told(self, world: World, protocol: str) -> None:
+        (release,) = world.push(world.set("s", *benchmark(20))).releases
+        image, text = benchmark(20)
+        moved = world.set("s", image.take([*range(5), *range(6, 20), 5]), text)
+        notes = lay_out(release, moved, Plan(protocol=protocol)).notes
+        assert len(notes) == (protocol == "coco-1k")  # of one fold the order is nothing
+        assert all("come in different orders" in note and "into a new set" in note for note in notes)
+
+
 class TestProtocolsInAnAudit:
     def test_flickr30k_is_what_ir_measures_says(self, world: World) -> None:
         protocol = PROTOCOLS["flickr30k"]

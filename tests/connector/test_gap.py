@@ -53,7 +53,7 @@ def test_the_table_begins_with_recall_and_ends_with_what_it_means(home: Path) ->
     places = {name: ended.out.index(name) for name in ("recall@10 image-to-text", "gap: W2", "hubness", "Images and")}
     assert list(places.values()) == sorted(places.values())
     assert "p = 0.005" in ended.out
-    assert "only that says what a search finds" in " ".join(lines)
+    assert "only recall says what is found" in " ".join(lines)
 
 
 def test_clouds_that_cannot_be_told_apart_are_said_to_be(home: Path, rng: np.random.Generator) -> None:

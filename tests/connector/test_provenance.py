@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import random
 import signal
 import sqlite3
 from collections.abc import Callable
@@ -38,6 +39,7 @@ from connector.models import (
     RunRow,
 )
 from connector.provenance import LONGEST_DETAIL, REJECTS_A_COMMIT, Provenance, alembic_config, downgrade, upgrade
+from connector.strata import stratum
 
 IMAGE = EncoderCard("fake-image:1", hashlib.sha256(b"image").hexdigest(), 4)
 TEXT = EncoderCard("fake-text:1", hashlib.sha256(b"text").hexdigest(), 3)
@@ -586,6 +588,18 @@ class TestAudits:
             (audit_id, "index", "recall@5", 1.0, None, None, 7),
         ]
         assert provenance.per_query(audit_id) == {"t": b"packed"}
+
+    def test_the_longest_names_of_parts_can_be_indexed(self, provenance: Provenance, tmp_path: Path) -> None:
+        released, set_id = release(provenance), provenance.record_set(embedding_set(tmp_path / "s"))
+        rng = random.Random(0)  # what does not compress
+        parts = [stratum("field", "".join(chr(rng.randrange(0x20000, 0x2A000)) for _ in range(5000))) for _ in "ab"]
+        rows = [MeasureRow(direction="d", part=part, name="n", value=0.5, queries=1) for part in parts]
+        with provenance.run("audit", {}) as run:
+            number = provenance.record_audit(
+                run_id=run.id, release_id=released.id, set_id=set_id, verdict="measured", settings={}, measures=rows,
+                per_query={},
+            )  # fmt: skip
+        assert [row.part for row in provenance.measures([number])[number]] == parts
 
     def test_one_with_a_measure_that_is_refused_is_not_recorded(self, provenance: Provenance, tmp_path: Path) -> None:
         released, set_id = release(provenance), provenance.record_set(embedding_set(tmp_path / "s"))

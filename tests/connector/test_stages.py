@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,7 +98,7 @@ class TestStages:
 def answers(scores: Any) -> Answers:
     found = np.array(scores, np.float64)
     n = len(found)
-    return Answers(RelevantRanks(np.empty(0), np.zeros(n, np.int64)), found, np.full(n, np.nan))
+    return Answers(RelevantRanks(np.empty(0), np.zeros(n, np.int64)), found, np.full(n, np.nan), Counter())
 
 
 def fidelity(found: Sequence[float], best: Sequence[float], k: int) -> float:
@@ -182,7 +183,7 @@ class TestLatency:
         with losing(tmp_path, lambda how: False) as world:
             world.push(world.set("s", *pairs(12)))
             paced: list[int] = []
-            asker = Asker(Finder(opened(world), world.store), "image", 5, paced.append)
+            asker = Asker(Finder(opened(world), world.store), "image", 5, 4, paced.append)
             searches = Calls(monkeypatch, world.store, "search")
             found = asker.latency(Stage(INDEX, REFERENCE), np.eye(LATENT, dtype=np.float32)[np.arange(n) % LATENT])
         assert found.queries == n
