@@ -6,13 +6,13 @@ relevant item counts as a miss. Among equal scores the irrelevant item stands fi
 """
 
 import json
-import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from alignment.embeddings import EmbeddingSet, Modality, Rows
 from alignment.geometry import skewness
@@ -21,8 +21,6 @@ from alignment.metrics import Guarantee
 from alignment.recall import (
     Codes,
     Estimate,
-    Ranks,
-    RelevantRanks,
     bootstrap_means,
     bootstrap_median,
     chance_recall_at,
@@ -34,7 +32,7 @@ from connector.candidates import Finder
 from connector.drift import Earlier, PerQuery, Values, drifts
 from connector.errors import MismatchError, SettingsError, StrangePointError
 from connector.galleries import Asked, Folds, lay_out
-from connector.plan import BOTH, DIRECTIONS, Measure, Plan
+from connector.plan import BOTH, DIRECTIONS, LONGEST, Measure, Plan
 from connector.points import point_id
 from connector.progress import Advance
 from connector.reference import Truth, truth
@@ -49,7 +47,9 @@ from connector.stages import (
     Answers,
     Asker,
     ExactRefusedError,
+    Pace,
     Stage,
+    joined,
     stages,
 )
 from connector.store import Record, Store, parse_filter
@@ -124,27 +124,13 @@ def audit(
         result.findings += before.require_shared(now)
     _Auditor(
         release, store, embedding_set, plan, result, asked, drawn, search, filters, apart, advance,
-        Finder(release, store), _Pace(plan.rate),
+        Finder(release, store), Pace(plan.rate),
     ).run()  # fmt: skip
     if before is not None:
         also = [(each.part, each.name) for each in requirements if each.is_drop]
         result.drifts = drifts(before, result.per_query, also, seed=plan.seed)
     result.failures = failures(requirements, result.measures, result.drifts)
     return result
-
-
-@dataclass(slots=True)
-class _Pace:
-    """Lets at most `rate` queries a second pass."""
-
-    rate: float | None
-    _next: float = 0.0
-
-    def __call__(self, queries: int) -> None:
-        if self.rate is None:
-            return
-        time.sleep(max(0.0, self._next - time.monotonic()))
-        self._next = max(self._next, time.monotonic()) + queries / self.rate
 
 
 @dataclass(slots=True)
@@ -163,7 +149,7 @@ class _Auditor:
     strata: Strata
     advance: Advance
     finder: Finder
-    pace: _Pace
+    pace: Pace
     exact: bool = True
     kept: dict[str, FloatArray] = field(default_factory=dict)
 
@@ -233,21 +219,21 @@ class _Auditor:
         asking, target = DIRECTIONS[direction]
         asked = self.asked[asking]
         aligned, (codes,) = self._aligned(asked.rows), group_codes(asked.rows.groups)
-        asker = Asker(self.finder, target, self.plan.ks[-1] + 1, self.plan.k, self.pace, exact=self.exact)
+        asker = Asker(self.finder, target, self.plan.ks, self.plan.k, self._walk, self.pace, exact=self.exact)
         given = {
             stage.name: asker.ask(stage, aligned, asked.rows.groups, found.whole.counts, advance=self.advance)
             for stage in self.search
         }
         last = given[self.search[-1].name]
         served = last if asked.gallery.is_whole else self._in_gallery(asker, asked, found, aligned)
-        columns = dict(self._headline(found, served.ranks, last, asker))
+        columns = dict(self._headline(found, served, last, asker))
         columns |= self._staged(found, given, asker)
         estimates = self._estimated(columns, codes)
         lost = {part: estimates.pop((part, LOST)) for part, name in columns if name == LOST}
         values = {place: column for place, column in columns.items() if place[1] != LOST}
         self.result.per_query[direction] = _per_query(asked, values)
         self._note_headline(direction, found, values, estimates, asked)
-        times = np.array(list(served.times.values()), np.int64)
+        times = np.array(list(served[self.plan.k].times.values()), np.int64)
         never = np.zeros(max(0, int(found.sizes.sum()) - len(times)), np.int64)
         hubness = skewness(np.concatenate([times, never]))
         self.result.measures.append(Measure(direction, "hubness", hubness, queries=len(asked)))
@@ -267,13 +253,23 @@ class _Auditor:
             )  # fmt: skip
         for name, condition in self.filters.items():
             self._filtered(direction, name, condition, asker, aligned, codes, timed)
-        self.result.measures += measured(direction, served.ranks, codes, self.strata, self.plan.ks, seed=self.plan.seed)
-        self._note_worst(direction, last, found)
+        ranks = {k: answers.ranks for k, answers in served.items()}
+        self.result.measures += measured(direction, ranks, codes, self.strata, seed=self.plan.seed)
+        self._note_worst(direction, last[self.plan.ks[-1]], found)
+
+    @property
+    def _walk(self) -> int:
+        """How many candidates searches of the release keep along the graph; without a graph they look at all points."""
+        info = self.result.info
+        assert info is not None
+        if not info.indexed:
+            return info.points + LONGEST
+        return self.finder.ef or info.ef_construct or 0
 
     def _try_exact(self) -> None:
         """Leave out the stages that the store refuses; the walk is then compared with the reference."""
         asking, target = next(iter(DIRECTIONS.values()))
-        asker = Asker(self.finder, target, 1, 1, self.pace)
+        asker = Asker(self.finder, target, (1,), 1, self._walk, self.pace)
         query = self._aligned(self.asked[asking].rows.take([0]))
         try:
             asker.ask(self.search[0], query, [""], np.zeros(1, np.int64))
@@ -287,36 +283,35 @@ class _Auditor:
             self.search = [replace(s, against=REFERENCE) if s.name == INDEX else s for s in self.search if not s.exact]
 
     def _headline(
-        self, found: Truth, served: RelevantRanks, last: Answers, asker: Asker
+        self, found: Truth, served: Mapping[int, Answers], last: Mapping[int, Answers], asker: Asker
     ) -> Iterator[tuple[Place, Values]]:
         """Yield what the whole search gives each query: in the gallery, and the fidelity over everything."""
-        for prefix, ranks in (("", served), ("exact.", found.gallery)):
-            for name in ("recall", "found", "ndcg"):
-                for k in self.plan.ks:
-                    yield ("", f"{prefix}{name}@{k}"), Kind(name, k).per_query(ranks)
+        for name in ("recall", "found", "ndcg"):
+            for k in self.plan.ks:
+                yield ("", f"{name}@{k}"), Kind(name, k).per_query(served[k].ranks)
+                yield ("", f"exact.{name}@{k}"), Kind(name, k).per_query(found.gallery)
         for name in ("mrr", "r_precision", "median_rank"):
             yield ("", name), Kind(name).per_query(found.gallery)
         for k in self.plan.ks:
-            yield ("", f"fidelity@{k}"), last.fidelity(found.best, k, asker.lowering.tied)
+            yield ("", f"fidelity@{k}"), last[k].fidelity(found.best, k, asker.lowering.tied)
         if self.release.guarantee in PROVABLE:
-            yield ("", CERTIFIED), last.certified
+            yield ("", CERTIFIED), last[self.plan.k].certified
 
-    def _staged(self, found: Truth, given: Mapping[str, Answers], asker: Asker) -> Iterator[tuple[Place, Values]]:
+    def _staged(
+        self, found: Truth, given: Mapping[str, Mapping[int, Answers]], asker: Asker
+    ) -> Iterator[tuple[Place, Values]]:
         """Yield what each stage gives each query, over everything, and what it loses."""
-        recalls = {REFERENCE: self._recalls(found.whole)}
+        recalls = {REFERENCE: {k: Kind("recall", k).per_query(found.whole) for k in self.plan.ks}}
         for k, recall in recalls[REFERENCE].items():
             yield (REFERENCE, f"recall@{k}"), recall
         for stage in self.search:
             answers = given[stage.name]
-            best = found.best if stage.against == REFERENCE else given[stage.against].best
-            recalls[stage.name] = self._recalls(answers.ranks)
+            recalls[stage.name] = _recalls(answers)
             for k, recall in recalls[stage.name].items():
+                best = found.best if stage.against == REFERENCE else given[stage.against][k].best
                 yield (stage.name, f"recall@{k}"), recall
-                yield (stage.name, f"fidelity@{k}"), answers.fidelity(best, k, asker.lowering.tied)
+                yield (stage.name, f"fidelity@{k}"), answers[k].fidelity(best, k, asker.lowering.tied)
             yield (stage.name, LOST), recalls[stage.against][self.plan.k] - recalls[stage.name][self.plan.k]
-
-    def _recalls(self, ranks: RelevantRanks) -> dict[int, Values]:
-        return {k: Kind("recall", k).per_query(ranks) for k in self.plan.ks}
 
     def _estimated(self, columns: Mapping[Place, Values], codes: Codes) -> dict[Place, Estimate]:
         """Sum up columns (n,), all from the same draws of groups."""
@@ -354,23 +349,17 @@ class _Auditor:
         self.result.stages.append(stage)
         self.result.measures += stage.measures()
 
-    def _in_gallery(self, asker: Asker, asked: Asked, found: Truth, aligned: FloatArray) -> Answers:
+    def _in_gallery(self, asker: Asker, asked: Asked, found: Truth, aligned: FloatArray) -> dict[int, Answers]:
         """Ask as production does, within each query's part of the gallery."""
-        last, counts, n = self.search[-1], found.gallery.counts, len(asked)
-        scores, certified = np.full((n, asker.depth), np.nan), np.full(n, np.nan)
-        ranks: list[Ranks] = [np.empty(0)] * n
-        times = Counter[str]()
+        counts, parts = found.gallery.counts, []
         for part in range(asked.gallery.parts()):
             chosen = np.flatnonzero(asked.parts == part)
-            stage = replace(last, condition=asked.gallery.condition(part))
+            stage = replace(self.search[-1], condition=asked.gallery.condition(part))
             ids = len(asked.gallery.ids[part]) if isinstance(asked.gallery, Folds) else 0
             groups = [asked.rows.groups[row] for row in chosen]
-            answers = asker.ask(stage, aligned[chosen], groups, counts[chosen], ids=ids, advance=self.advance)
-            scores[chosen], certified[chosen] = answers.scores, answers.certified
-            times += answers.times
-            for row, its in zip(chosen, np.split(answers.ranks.ranks, np.cumsum(counts[chosen])[:-1]), strict=True):
-                ranks[row] = its
-        return Answers(RelevantRanks(np.concatenate(ranks), counts), scores, certified, times)
+            its = asker.ask(stage, aligned[chosen], groups, counts[chosen], ids=ids, advance=self.advance)
+            parts.append((chosen, its))
+        return {k: joined([(chosen, its[k]) for chosen, its in parts]) for k in self.plan.ks}
 
     def _filtered(
         self, direction: str, name: str, condition: "Filter", asker: Asker, aligned: FloatArray, codes: Codes,
@@ -390,12 +379,14 @@ class _Auditor:
         within = replace(self.search[-1], name=name, against=EXACT, condition=condition)
         exact = asker.ask(replace(within, exact=True), aligned, rows.groups, relevant, advance=self.advance)
         served = asker.ask(within, aligned, rows.groups, relevant, advance=self.advance)
-        fidelities = {("", f"fidelity@{k}"): served.fidelity(exact.best, k, asker.lowering.tied) for k in self.plan.ks}
+        fidelities = {
+            ("", f"fidelity@{k}"): served[k].fidelity(exact[k].best, k, asker.lowering.tied) for k in self.plan.ks
+        }
         fidelity = self._estimated(fidelities, codes)
         found = relevant > 0
         recalls: dict[Place, Values] = {}
         if found.any():
-            of_exact, of_served = self._recalls(exact.ranks.where(found)), self._recalls(served.ranks.where(found))
+            of_exact, of_served = _recalls(exact, found), _recalls(served, found)
             recalls = {("", f"recall@{k}"): recall for k, recall in of_served.items()}
             recalls["", LOST] = of_exact[self.plan.k] - of_served[self.plan.k]
         recall = self._estimated(recalls, codes[found]) if recalls else {}
@@ -471,6 +462,12 @@ def _chance(k: int, found: Truth, asked: Asked) -> float:
         if size
     )
     return float(total / len(asked))
+
+
+def _recalls(answers: Mapping[int, Answers], found: npt.NDArray[np.bool_] | None = None) -> dict[int, Values]:
+    """Recall@K of each query, of those in `found` alone where it is given."""
+    kept = {k: its.ranks if found is None else its.ranks.where(found) for k, its in answers.items()}
+    return {k: Kind("recall", k).per_query(ranks) for k, ranks in kept.items()}
 
 
 def _fidelity(shares: Values, mean: Estimate) -> Fidelity:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment.embeddings import Modality
-from alignment.metrics import Guarantee
+from alignment.metrics import Guarantee, Rescored
 from alignment.recall import Codes, RelevantRanks
 from alignment.vectors import FloatArray
 from connector.candidates import Finder, Ranked, Scored
@@ -38,6 +38,26 @@ ROUNDING = 1e-5
 TIMED_QUERIES = 100
 
 Scores = npt.NDArray[np.floating]
+
+
+@dataclass(slots=True)
+class Pace:
+    """Lets at most `rate` queries a second pass."""
+
+    rate: float | None
+    _next: float = 0.0
+
+    def __call__(self, queries: int) -> None:
+        """Wait until so many may pass."""
+        if self.rate is None:
+            return
+        time.sleep(max(0.0, self._next - time.monotonic()))
+        self._next = max(self._next, time.monotonic()) + queries / self.rate
+
+    @property
+    def together(self) -> int:
+        """How many may pass at once: those of a tenth of a second."""
+        return BATCH_QUERIES if self.rate is None else max(1, int(self.rate / 10))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +143,21 @@ class Answers:
         return ordered
 
 
+def joined(parts: Sequence[tuple[Codes, Answers]]) -> Answers:
+    """Join what was asked with some of n queries each, by their numbers, into what all were given."""
+    order = np.concatenate([chosen for chosen, _ in parts])  # (n,)
+    places = np.argsort(order)
+    counts = np.concatenate([its.ranks.counts for _, its in parts])
+    ranks = np.concatenate([its.ranks.ranks for _, its in parts])
+    lists = np.split(ranks, np.cumsum(counts)[:-1])
+    return Answers(
+        RelevantRanks(np.concatenate([lists[place] for place in places]), counts[places]),
+        np.concatenate([its.scores for _, its in parts])[places],
+        np.concatenate([its.certified for _, its in parts])[places],
+        sum((its.times for _, its in parts), Counter[str]()),
+    )
+
+
 class ExactRefusedError(StoreError):
     """The store refuses exact search, as a server in strict mode may; the message is its own."""
 
@@ -133,21 +168,30 @@ class Asker:
     Args:
         finder: searches it.
         target: modality of the items.
-        depth: length of the lists. Production asks for k at a time: asking for many more than the longest k would make
-            the index look better than it serves, and one more shows whether a tie goes on beyond the end.
+        ks: lengths of the lists, ascending.
         k: of how many of the first of each list it is counted how often they are found.
+        walk: how many candidates a search keeps along the graph.
         pace: called with the number of queries before they are asked.
         exact: whether the store answers exact searches; where not, ties that go on beyond a list are counted along the
             graph.
     """
 
     def __init__(
-        self, finder: Finder, target: Modality, depth: int, k: int, pace: Callable[[int], None], *, exact: bool = True
+        self,
+        finder: Finder,
+        target: Modality,
+        ks: Sequence[int],
+        k: int,
+        walk: int,
+        pace: Pace,
+        *,
+        exact: bool = True,
     ):
         self.finder = finder
         self.target = target
-        self.depth = depth
+        self.ks = ks
         self.k = k
+        self.walk = walk
         self.lowering = finder.release.lowerings[target]
         self.exact = exact
         self._pace = pace
@@ -161,8 +205,11 @@ class Asker:
         *,
         ids: int = 0,
         advance: Callable[[int], None] = lambda count: None,
-    ) -> Answers:
-        """Ask with every query.
+    ) -> dict[int, Answers]:
+        """Ask with every query, for lists of each length.
+
+        Production asks for k at a time. Where a search for more walks further than one for less, asking once for all
+        would make the shorter lists look better than they are served, so each is asked for by itself.
 
         Args:
             stage: how.
@@ -175,16 +222,41 @@ class Asker:
         Raises:
             ExactRefusedError: the stage is exact, and the store refuses that.
         """
+        asked = (stage, aligned, groups, relevant, ids, advance)
+        longest = self.ks[-1] + 1  # one more shows whether a tie goes on beyond the end
+        if self._walks_alike(stage, longest):
+            return dict.fromkeys(self.ks, self._answers(longest, *asked))
+        return {k: self._answers(k, *asked) for k in self.ks}
+
+    def _walks_alike(self, stage: Stage, longest: int) -> bool:
+        """Whether a search for fewer finds what one for `longest` begins with."""
+        if stage.exact:
+            return True
+        if isinstance(self.lowering, Rescored):  # which fetches more candidates than are asked for
+            return 2 * longest <= self.lowering.page
+        # A quantized search takes so many times what it is asked for.
+        return not stage.quantized and longest <= self.walk
+
+    def _answers(
+        self,
+        depth: int,
+        stage: Stage,
+        aligned: FloatArray,
+        groups: Sequence[str],
+        relevant: Codes,
+        ids: int,
+        advance: Callable[[int], None],
+    ) -> Answers:
         found: list[float] = []
         times = Counter[str]()
-        scores = np.full((len(aligned), self.depth), np.nan)
+        scores = np.full((len(aligned), depth), np.nan)
         certified = np.full(len(aligned), np.nan)
-        step = max(1, min(BATCH_QUERIES, IDS_AT_ONCE // max(1, ids)))
+        step = max(1, min(BATCH_QUERIES, self._pace.together, IDS_AT_ONCE // max(1, ids)))
         for start in range(0, len(aligned), step):
             batch = aligned[start : start + step]
-            answers = self._lists(stage, batch)
+            answers = self._lists(stage, batch, depth)
             for number, answer in enumerate(answers, start):
-                found += self._ranks(stage, aligned[number], groups[number], answer, int(relevant[number]))
+                found += self._ranks(stage, aligned[number], groups[number], answer, int(relevant[number]), depth)
                 scores[number, : len(answer.hits)] = answer.scores
                 times.update(hit.id for hit in answer.hits[: self.k])
                 if answer.certified is not None:
@@ -198,13 +270,13 @@ class Asker:
         for query in np.concatenate([aligned[:3], aligned]):
             self._pace(1)
             started = time.perf_counter()
-            self._asked(stage, query[None])
+            self._asked(stage, query[None], self.k)
             seconds.append(time.perf_counter() - started)
         return Latency.of(seconds[min(3, len(aligned)) :])
 
-    def _lists(self, stage: Stage, queries: FloatArray) -> "list[_List]":
+    def _lists(self, stage: Stage, queries: FloatArray, depth: int) -> "list[_List]":
         self._pace(len(queries))
-        found = self._asked(stage, queries)
+        found = self._asked(stage, queries, depth)
         if self._is_own_order(stage) or self._is_coarse(stage):
             return self._worth(queries, found)
         if self.finder.release.guarantee is not Guarantee.EXACT:
@@ -221,7 +293,7 @@ class Asker:
         release = self.finder.release
         return stage.quantized and not release.quantized_search["rescore"] and release.guarantee is Guarantee.EXACT
 
-    def _asked(self, stage: Stage, queries: FloatArray) -> list[Ranked]:
+    def _asked(self, stage: Stage, queries: FloatArray, depth: int) -> list[Ranked]:
         asked: dict[str, Any] = {
             "filter": stage.condition, "exact": stage.exact, "quantized": stage.quantized, "with_payload": ["group"]
         }  # fmt: skip
@@ -229,14 +301,12 @@ class Asker:
         try:
             if self._is_own_order(stage):
                 lowered = lowering.query(queries)
-                lists = finder.store.search(
-                    finder.release.name, self.target, lowered, self.depth, ef=finder.ef, **asked
-                )
+                lists = finder.store.search(finder.release.name, self.target, lowered, depth, ef=finder.ef, **asked)
                 return [
                     Ranked([Scored(h.id, lowering.score(h.raw_score), h.raw_score, h.payload) for h in hits], None, 0)
                     for hits in lists
                 ]
-            return finder.find(self.target, queries, self.depth, **asked)
+            return finder.find(self.target, queries, depth, **asked)
         except StoreUnavailableError:
             raise
         except StoreError as error:
@@ -259,34 +329,40 @@ class Asker:
             lists.append(_List(hits, scores, each.certified))
         return lists
 
-    def _ranks(self, stage: Stage, query: FloatArray, group: str, answer: "_List", relevant: int) -> list[float]:
+    def _ranks(
+        self, stage: Stage, query: FloatArray, group: str, answer: "_List", relevant: int, depth: int
+    ) -> list[float]:
         """Rank the relevant hits, ascending; irrelevant ones of the same score stand before them."""
         hits = answer.hits
-        its = [hit.score for hit in hits if hit.payload["group"] == group]
+        its = np.array([hit.score for hit in hits if hit.payload["group"] == group])
         rivals = np.array([hit.score for hit in hits if hit.payload["group"] != group])
-        # Rescoring rounds by where a candidate stands in its batch: equal items may come out apart.
-        exact = self.finder.release.guarantee is Guarantee.EXACT or self._is_own_order(stage)
-        floors = np.array(its) if exact else self.lowering.tied(np.array(its))
-        more = len(hits) == self.depth
-        if its and more and hits[-1].score >= floors.min():
-            # The tie may go on beyond the list. How many of it are irrelevant, a list of nothing else says.
-            rivals = self._rivals(stage, query, group, rivals)
+        # Equal items may come out apart: a projection rounds by where a row stands in its batch, and so does rescoring.
+        floors = self.lowering.tied(its)
+        ends_tied = np.zeros(len(its), bool)  # the tie may go on beyond the list
+        beyond: Scores = np.empty(0)
+        if len(its) and len(hits) == depth:
+            ends_tied = floors <= hits[-1].score
+            if ends_tied.any() and not self._is_own_order(stage):
+                beyond = self._beyond(stage, query, group, {hit.id for hit in hits}, depth)
         ranks = []
-        for place, floor in enumerate(floors[:relevant]):
+        for place, (own, floor) in enumerate(zip(its[:relevant], floors, strict=False)):
             before = int((rivals >= floor).sum())
-            ranks.append(before + place + 1.0 if before < self.depth else np.inf)
+            if ends_tied[place]:
+                # What is better and was not found stands before it in another stage, not in this one.
+                tied = int(((beyond >= floor) & (beyond <= own + (own - floor))).sum())
+                before += depth if self._is_own_order(stage) else tied  # that order serves nobody
+            ranks.append(before + place + 1.0 if before < depth else np.inf)
         return [*ranks, *[np.inf] * (relevant - len(ranks))]
 
-    def _rivals(self, stage: Stage, query: FloatArray, group: str, known: Scores) -> Scores:
-        if self._is_own_order(stage):
-            return np.append(known, np.full(self.depth, np.inf))  # pessimistic: this order serves nobody
+    def _beyond(self, stage: Stage, query: FloatArray, group: str, known: set[str], depth: int) -> Scores:
+        """Scores of irrelevant points that are not in the list, which a list of nothing else shows."""
         condition = _without_group(group, stage.condition)
         self._pace(1)
         (found,) = self.finder.find(
-            self.target, query[None], self.depth, filter=condition, exact=self.exact and not self._is_coarse(stage),
+            self.target, query[None], depth, filter=condition, exact=self.exact and not self._is_coarse(stage),
             quantized=stage.quantized, with_payload=False,
         )  # fmt: skip
-        return np.array([hit.score for hit in found.hits])
+        return np.array([hit.score for hit in found.hits if hit.id not in known])
 
 
 @dataclass(frozen=True, slots=True)

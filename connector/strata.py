@@ -58,13 +58,13 @@ def stratum(name: str, value: object) -> str:
 
 
 def measured(
-    direction: str, served: RelevantRanks, codes: Codes, strata: Strata, ks: Sequence[int], *, seed: int
+    direction: str, served: Mapping[int, RelevantRanks], codes: Codes, strata: Strata, *, seed: int
 ) -> list[Measure]:
-    """Measure the queries (n,) of each value apart, those without a value beside them."""
+    """Measure the queries (n,) of each value apart, by the lists of each length, those without a value beside them."""
     found = []
     for name, of_query in strata[DIRECTIONS[direction][0]].items():
-        for k in ks:
-            for value, its in by_stratum(Kind("recall", k), served, codes, of_query, seed=seed).items():
+        for k, ranks in served.items():
+            for value, its in by_stratum(Kind("recall", k), ranks, codes, of_query, seed=seed).items():
                 e = its.estimate
                 found.append(
                     Measure(direction, f"recall@{k}", e.value, e.low, e.high, its.queries, stratum(name, value))

@@ -371,12 +371,14 @@ class Losing(EdgeStore):
         self.loses, self.lost, self.each, self.asked = loses, lost, each, 0
 
     def search(self, name: str, vector_name: str, queries: Any, k: int, **options: Any) -> list[list[Hit]]:
-        found = super().search(name, vector_name, queries, k, **options)
-        if self.loses(options):
-            for hits in found:
-                if self.asked % self.each == 0:
-                    del hits[: self.lost]
-                self.asked += 1
+        if not self.loses(options):
+            return super().search(name, vector_name, queries, k, **options)
+        found = super().search(name, vector_name, queries, k + self.lost, **options)
+        for hits in found:
+            if self.asked % self.each == 0:
+                del hits[: self.lost]
+            del hits[k:]
+            self.asked += 1
         return found
 
 

@@ -35,6 +35,7 @@ from connector.stages import (
     Answers,
     Asker,
     Latency,
+    Pace,
     Stage,
     stages,
 )
@@ -93,6 +94,17 @@ class TestStages:
         assert [stage.exact for stage in found] == [stage.name in (LOWERING, RESCORING) for stage in found]
         # The last is what production asks for: a walk, quantized where the release is, and rescored.
         assert (found[-1].exact, found[-1].quantized, found[-1].rescored) == (False, quantized, True)
+
+
+class Noted(Pace):
+    """Waits for nobody, and notes how many were asked at once."""
+
+    def __init__(self, asked: list[int]):
+        super().__init__(None)
+        self.asked = asked
+
+    def __call__(self, queries: int) -> None:
+        self.asked.append(queries)
 
 
 def answers(scores: Any) -> Answers:
@@ -183,7 +195,7 @@ class TestLatency:
         with losing(tmp_path, lambda how: False) as world:
             world.push(world.set("s", *pairs(12)))
             paced: list[int] = []
-            asker = Asker(Finder(opened(world), world.store), "image", 5, 4, paced.append)
+            asker = Asker(Finder(opened(world), world.store), "image", (1, 4), 4, 100, Noted(paced))
             searches = Calls(monkeypatch, world.store, "search")
             found = asker.latency(Stage(INDEX, REFERENCE), np.eye(LATENT, dtype=np.float32)[np.arange(n) % LATENT])
         assert found.queries == n
