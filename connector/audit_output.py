@@ -18,6 +18,7 @@ from connector.errors import ConnectorError
 from connector.models import now
 from connector.plan import DIRECTIONS
 from connector.render import print_table
+from connector.stages import FILTER
 
 if TYPE_CHECKING:
     from connector.drift import Drift, Moment
@@ -180,6 +181,8 @@ def _stage_row(stage: StageFound) -> dict[str, str]:
     row = {"stage": stage.name}
     if stage.why_not:
         return row  # the reason is a sentence, and stands below
+    if stage.name.startswith(FILTER):
+        row["stage"] += f" ({stage.queries:,} queries with something to find)"
     for k, recall in stage.recall.items():
         row[f"R@{k}"] = f"{recall.value:.3f}"
     row["lost"] = "" if stage.lost is None else _estimate(stage.lost)

@@ -65,6 +65,8 @@ WORST_QUERIES, WORST_HITS, WORST_EXPECTED = 6, 5, 3
 TAIL = ("p5", "least", "below90")
 LATENCIES = ("latency.p50", "latency.p95", "latency.p99")
 EXACT = "exact search within it"
+# Of fewer groups an interval is too narrow to be relied on.
+FEW_GROUPS = 20
 REFERENCE_STAGE = Stage(REFERENCE, "")
 # Part and name of a measure. What a stage loses is none: it is told with the stage.
 Place = tuple[str, str]
@@ -100,7 +102,7 @@ def audit(
             in the gallery.
         StrangePointError: the collection holds what modalign did not write.
         RequirementError: a requirement names no measure.
-        FilterError: a filter that is not valid, or matches nothing.
+        FilterError: a filter that is not valid.
         SettingsError: a payload field that no query has.
         MeasureError: the set is not of the protocol's shape.
     """
@@ -163,6 +165,12 @@ class _Auditor:
                 "name the set that was pushed into it, or one that shares its groups"
             )
         self._facts()
+        for modality, asked in self.asked.items():
+            if (groups := len(set(asked.rows.groups))) < FEW_GROUPS:
+                self.result.findings.append(
+                    f"The {modality} queries are of {groups} groups: intervals of so few are too narrow, and changes "
+                    "seem to be more than chance too easily."
+                )
         self._try_exact()
         for direction, found in truths.items():
             self._direction(direction, found)
@@ -208,7 +216,12 @@ class _Auditor:
             says.append(f"The collection's status is {info.status}, not green: its index is still being built.")
         if info.quantization and not self.release.quantized_search["rescore"]:
             says.append(f"Quantization {info.quantization} without rescoring: scores are those of quantized vectors.")
-        for name in self.release.row.settings.get("payload_indexes", {}):
+        laid_out = self.release.row.settings
+        for name in ("m", "ef_construct", "quantization"):
+            recorded, present = laid_out.get(name), getattr(info, name)
+            if recorded != present and (name == "quantization" or None not in (recorded, present)):
+                says.append(f"SQL says that the collection was laid out with {name} {recorded}, it has {present}.")
+        for name in laid_out.get("payload_indexes", {}):
             if name not in info.payload_indexes:
                 says.append(f"Payload field {name} was laid out with an index and has none.")
         for stage, condition in self.filters.items():

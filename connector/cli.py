@@ -743,14 +743,21 @@ def gap(name: str, alignment: str | None, seed: int, sample: int, as_json: bool,
     help="Also search within a Qdrant filter, as a stage of that name. May be repeated.",
 )
 @click.option(
-    "--by", multiple=True, metavar="FIELD", help="Also measure the queries of each value of a payload field apart."
+    "--by",
+    multiple=True,
+    metavar="FIELD",
+    help="Also measure the queries of each value of a payload field apart. May be repeated.",
 )
 @click.option(
     "--sample", type=click.IntRange(1), metavar="N", help="Ask with N queries of each modality.  [default: all]"
 )
 @click.option("--rate", type=float, metavar="QPS", help="Ask at most so many queries a second.  [default: no limit]")
 @click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the sample and the intervals."
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Of the sample, the points that are read back, the gap and the intervals.",
 )
 @click.option(
     "--report",
@@ -801,6 +808,7 @@ def audit(
         raise click.BadParameter("expected a name of its own for each", param_hint="--filter")
     from connector import audit_output as output  # loads numpy
 
+    _refuse_files(report, prometheus, jsonl)
     for path in filter(None, (prometheus, jsonl)):
         output.claim(path)
     with _home(where) as home:
@@ -838,6 +846,16 @@ def _refuse_contradictions(given: set[str]) -> None:
         raise click.UsageError("expected --pairs SET, or --history")
     elif "--protocol" in given and {"--queries", "--gallery"} & given:
         raise click.UsageError("--protocol says what is asked and searched: leave --queries and --gallery out")
+
+
+def _refuse_files(report: Path | None, prometheus: Path | None, jsonl: Path | None) -> None:
+    written = [path.absolute() for path in (report, prometheus, jsonl) if path is not None]
+    if len(set(written)) < len(written):
+        raise click.UsageError("--report, --prometheus and --jsonl write files of their own: name one for each")
+    if prometheus is not None and prometheus.suffix != ".prom":
+        raise click.BadParameter(
+            f"the collector reads files that end in .prom, got {prometheus.name}", param_hint="--prometheus"
+        )
 
 
 def _given_options() -> set[str]:

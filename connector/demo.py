@@ -52,7 +52,7 @@ class Demo:
                     "direction": direction,
                     **{name: round(value, 4) for name, value in values.items()},
                     f"chance@{KS[-1]}": round(chance, 4),
-                    f"index@{KS[-1]}": round(index, 4),
+                    f"fidelity@{KS[-1]}": round(index, 4),
                     "queries": queries,
                 }
 

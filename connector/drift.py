@@ -26,6 +26,8 @@ LAST = "last"
 # Measures that are compared whatever is required, at every K.
 COMPARED = ("recall", "exact.recall", "fidelity", "mrr", "median_rank")
 LOWER_IS_BETTER = "median_rank"
+# Share of the queries that has to be compared, or it is said.
+ENOUGH = 0.9
 
 Values = npt.NDArray[np.float64]
 
@@ -131,6 +133,12 @@ class Earlier:
                     f"audit {self.number} cannot be compared: {direction}, no query of it is asked again as it was; "
                     "compare with a newer one"
                 )
+            shared = len(set(asked.where(~changed).keys) & set(then.keys))
+            if shared < ENOUGH * len(asked.keys):
+                says.append(
+                    f"{direction}: audit {self.number} asked only {shared:,} of these {len(asked.keys):,} queries; a "
+                    "drop that so few do not show may be there."
+                )
             if changed.any():
                 share = f"{changed.sum():,} of {len(asked.keys):,} queries"
                 says.append(
@@ -156,8 +164,9 @@ def earlier(provenance: Provenance, row: ReleaseRow, against: str, plan: Plan, p
     """
     if against in (LAST, LIVE):
         audits = provenance.audits([row.id] if against == LAST else _live(provenance, row))
-        audits = [audit for audit in audits if audit.verdict != "broken"]
+        audits = [audit for audit in audits if audit.verdict != "broken" and not _has_dropped(audit)]
         alike = [audit for audit in audits if _asked(audit) == _planned(plan, pairs)]
+        alike = [audit for audit in alike if _covers(audit, plan)] or alike
         what = f"release {row.physical_name}" if against == LAST else f"the live release of {row.collection}"
         if not alike:
             others = sorted({_printed(_asked(audit)) for audit in audits})
@@ -187,6 +196,17 @@ def earlier(provenance: Provenance, row: ReleaseRow, against: str, plan: Plan, p
     return Earlier(chosen.id, asked)
 
 
+def _has_dropped(audit: AuditRow) -> bool:
+    """Whether it found a drop that it should not have: as a baseline it would pass what it failed."""
+    return any(re.search(r"\sdrop\s*<", text) for text in audit.settings.get("failed_requirements", []))
+
+
+def _covers(audit: AuditRow, plan: Plan) -> bool:
+    """Whether it asked all that `plan` asks, but for what is new."""
+    sample, seed = audit.settings.get("sample"), audit.settings.get("seed")
+    return sample is None or (plan.sample is not None and seed == plan.seed and sample >= plan.sample)
+
+
 def _number(against: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", against):  # databases refuse longer ones
         raise RequirementError(f"against: expected last, live or the number of an audit, got {against!r}")
@@ -209,6 +229,15 @@ def _asked(audit: AuditRow) -> dict[str, Any]:
     if then.get("protocol"):
         return {"pairs": then.get("pairs"), "protocol": then["protocol"]}
     return {"pairs": then.get("pairs"), "queries": then.get("queries"), "gallery": then.get("gallery")}
+
+
+def _told(audit: AuditRow) -> str:
+    return _printed(_asked(audit) | _drawn(audit.settings.get("sample"), audit.settings.get("seed", 0)))
+
+
+def _drawn(sample: int | None, seed: int) -> dict[str, Any]:
+    """What was drawn, where that is not everything: other queries have other recalls, and a seed other halves."""
+    return ({} if sample is None else {"sample": sample}) | ({} if not seed else {"seed": seed})
 
 
 def _printed(asked: Mapping[str, Any]) -> str:
@@ -269,8 +298,8 @@ class Moment:
 
 
 def asked_as(plan: Plan, pairs: str) -> str:
-    """Print what must be equal of two audits that are compared, as `Moment.asked` has it."""
-    return _printed(_planned(plan, pairs))
+    """Print how an audit is asked, as `Moment.asked` has it: trends are of audits that were asked alike."""
+    return _printed(_planned(plan, pairs) | _drawn(plan.sample, plan.seed))
 
 
 def history(
@@ -278,12 +307,12 @@ def history(
 ) -> list[Moment]:
     """Return the newest audits of releases, of those that were asked as `asked` says, oldest first."""
     of = {row.id: row for row in rows}
-    audits = [each for each in provenance.audits(list(of)) if asked in (None, _printed(_asked(each)))][-limit:]
+    audits = [each for each in provenance.audits(list(of)) if asked in (None, _told(each))][-limit:]
     measures = provenance.measures([audit.id for audit in audits])
     return [
         Moment(
             audit.id, of[audit.release_id].physical_name, of[audit.release_id].metric, audit.verdict, audit.created_at,
-            _printed(_asked(audit)), measures.get(audit.id, []),
+            _told(audit), measures.get(audit.id, []),
         )
         for audit in audits
     ]  # fmt: skip

@@ -196,7 +196,8 @@ class EdgeStore(Store):
     def _vectors(self, name: str) -> Mapping[str, VectorConfig]:
         return self._collections[self._resolve(name)].vectors
 
-    def _datatype(self, name: str) -> Datatype:
+    def datatype(self, name: str) -> Datatype:
+        """Return the type of a collection's stored vectors, cheaply."""
         return self._collections[self._resolve(name)].datatype
 
     def _upsert(self, name: str, points: Points) -> None:

@@ -65,7 +65,7 @@ from connector.requirements import Requirement
 from connector.result import Result
 from connector.search import Retriever
 from connector.settings import Settings, checked_name
-from connector.store import Store, open_store
+from connector.store import Store, open_store, url_of
 from connector.vector_files import open_vectors
 
 if TYPE_CHECKING:
@@ -692,7 +692,7 @@ class Home:
     ) -> Audit:  # fmt: skip
         """Check that a release belongs together and holds what it should, and measure it; or say why it is broken."""
         broken = Audit(row, plan, pairs, required=bool(requirements))
-        writers = self.provenance.writers()
+        writers = self.provenance.writers(row.collection)
         try:
             release = checked(self.provenance, self.store, row, device=self.settings.device)
             verified = verify(release, self.store, self.provenance, seed=plan.seed, counts=not writers)
@@ -708,7 +708,12 @@ class Home:
         except StrangePointError as error:  # what else does not match is how it was asked
             broken.broken = str(error)
             return broken
-        found.verified, found.findings = verified.points, [*verified.in_words, *found.findings]
+        uncounted = [
+            f"Its points were not counted against SQL, because run {writer.id}, `modalign {writer.command}` on host "
+            f"{writer.host}, writes since {writer.started_at:%F %T} UTC and has not ended."
+            for writer in writers[:1]
+        ]
+        found.verified, found.findings = verified.points, [*uncounted, *verified.in_words, *found.findings]
         return found
 
     def audits(
@@ -720,9 +725,9 @@ class Home:
             CollectionNotFoundError: there never was such a release.
         """
         chosen = {"metric": str(parse(metric))} if metric else {}
-        rows = self.provenance.releases(
-            store_url=self.provenance.stored(self.store.url), collection=collection, **chosen
-        )
+        # A history is in SQL alone: whoever has the store open does not keep it from being read.
+        store_url = self.provenance.stored(url_of(self.settings))
+        rows = self.provenance.releases(store_url=store_url, collection=collection, **chosen)
         if not rows:
             raise CollectionNotFoundError(f"no release of collection {collection!r} was ever made here")
         return history(self.provenance, rows, limit=limit, asked=asked)

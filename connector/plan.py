@@ -7,6 +7,7 @@ from typing import Any, Literal
 from alignment.embeddings import Modality
 from alignment.protocols import PROTOCOLS
 from connector.errors import RequirementError, SettingsError
+from connector.items import printable
 from connector.points import HELD_OUT
 
 Scope = Literal["held-out", "all"]
@@ -65,8 +66,13 @@ class Plan:
             raise SettingsError(f"sample: expected at least 1 query, got {self.sample}")
         object.__setattr__(self, "by", tuple(dict.fromkeys(self.by)))
         for what, names in (("by", self.by), ("filter", self.filters)):
-            if long := next((name for name in names if len(name) > LONGEST_NAME), None):
-                raise SettingsError(f"{what}: expected a name of at most {LONGEST_NAME} characters, got {len(long)}")
+            for name in names:
+                if len(name) > LONGEST_NAME:
+                    raise SettingsError(
+                        f"{what}: expected a name of at most {LONGEST_NAME} characters, got {len(name)}"
+                    )
+                if name != printable(name):
+                    raise SettingsError(f"{what}: expected a name of Unicode, got {printable(name)}")
         if self.rate is not None and not SLOWEST <= self.rate < float("inf"):
             raise SettingsError(f"rate: expected at least {SLOWEST} queries a second, got {self.rate}")
 

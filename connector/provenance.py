@@ -444,12 +444,15 @@ class Provenance:
             rows = session.scalars(select(PerQueryRow).where(PerQueryRow.audit_id == audit_id))
             return {row.direction: row.data for row in rows}
 
-    def writers(self) -> list[int]:
-        """Return the runs that are writing into releases now, as far as their hosts tell."""
+    def writers(self, collection: str) -> list[RunRow]:
+        """Return the runs that are writing into releases of `collection` now, as far as their hosts tell."""
         with self.session() as session:
             mark_killed(session)
-            query = select(RunRow.id).where(RunRow.outcome == "running", RunRow.command.in_(WRITING))
-            return list(session.scalars(query.order_by(RunRow.id)))
+            query = select(RunRow).where(RunRow.outcome == "running", RunRow.command.in_(WRITING))
+            running = list(session.scalars(query.order_by(RunRow.id)))
+        written = {row.id: row.parameters.get("into", row.parameters.get("collection")) for row in running}
+        # What is deleted from an embedding set leaves all collections that it was pushed into.
+        return [row for row in running if row.command == "delete" or written[row.id] in (None, collection)]
 
     def last_audit(self, release_id: int) -> tuple[AuditRow, RunRow] | None:
         """Return the newest audit of a release, with its run."""

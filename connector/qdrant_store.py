@@ -207,7 +207,8 @@ class QdrantStore(Store):
     def _vectors(self, name: str) -> Mapping[str, VectorConfig]:
         return _named_vectors(self._laid_out(name))
 
-    def _datatype(self, name: str) -> Datatype:
+    def datatype(self, name: str) -> Datatype:
+        """Return the type of a collection's stored vectors, cheaply."""
         vectors = self._laid_out(name).config.params.vectors
         named = list(vectors.values()) if isinstance(vectors, dict) else [vectors]
         return _DATATYPES.get(named[0].datatype if named and named[0] else None, "float32")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from alignment.embeddings import MODALITIES, EmbeddingSet, Rows, read_shard
+from alignment.embeddings import MODALITIES, EmbeddingSet, Rows, SetCard, read_shard
 from alignment.metrics import Distance
 from alignment.vectors import FloatArray
 from connector.candidates import ALIGNED, unpacked
@@ -93,18 +93,24 @@ class Verified:
         points: how many were read back.
         outdated: by embedding set, how many of the batches that were looked at are not what was pushed, and how many
             were looked at; without the sets that have none.
+        unfinished: embedding sets that are being encoded, or whose encode was interrupted.
     """
 
     points: int
     outdated: Mapping[str, tuple[int, int]]
+    unfinished: Sequence[str] = ()
 
     @property
     def in_words(self) -> list[str]:
         """What could not be compared, a sentence for each set."""
-        return [
+        unfinished = [
+            f"Embedding set {name} is being encoded, or its encode was interrupted: its points were not compared."
+            for name in self.unfinished
+        ]
+        return unfinished + [
             f"Embedding set {name} has changed since it was pushed, in {outdated:,} of the {looked_at:,} batches that "
-            "were looked at: their points were not compared, and queries of theirs may ask for what the collection "
-            "does not hold; push the set again."
+            "were looked at: points of rows that changed were not compared, and queries of these ask for what the "
+            "collection does not hold; push the set again."
             for name, (outdated, looked_at) in self.outdated.items()
         ]
 
@@ -113,8 +119,9 @@ def verify(release: Release, store: Store, provenance: Provenance, *, seed: int,
     """Check that a release is complete and holds what it should.
 
     Its exact count is the ledger's (with `counts`: they differ for moments while something writes), and of a sample
-    drawn with `seed` vectors and payloads equal what follows from the embedding sets now. Batches that changed in a set
-    since they were pushed are counted and not compared.
+    drawn with `seed` vectors and payloads equal what follows from the embedding sets now. What changed in a set since
+    it was pushed says nothing of the release, and is counted: rows that the collection holds otherwise, or not yet, in
+    batches that the ledger does not know as they are.
 
     Raises:
         MismatchError: something differs.
@@ -127,31 +134,31 @@ def verify(release: Release, store: Store, provenance: Provenance, *, seed: int,
             f"{release.row.collection} --verify`"
         )
     rng = np.random.default_rng(seed)
-    compared, outdated = 0, {}
+    compared, outdated, unfinished = 0, {}, []
     for row in provenance.sets_in([release.row.id]):
-        ledger, embedding_set = provenance.ledger(release.row.id, row.id), _opened(row, provenance)
-        before, changed, looked_at = compared, 0, 0
-        for rows in _drawn(embedding_set, ledger, rng):
+        path = provenance.located(row.path)
+        if not SetCard.read(path).complete:
+            unfinished.append(row.name)
+            continue
+        ledger, embedding_set = provenance.ledger(release.row.id, row.id), EmbeddingSet.open(path)
+        changed, looked_at = 0, 0
+        for rows, is_known in _drawn(embedding_set, ledger, rng):
             looked_at += 1
-            if rows is None:
-                changed += 1
+            changed += not is_known
+            if not len(rows):
                 continue
             batch = _compare(release, store, rows, np.ones(len(rows), bool))
-            for what, numbers in (("lacks", batch.missing), ("holds something else than", batch.differing)):
-                if numbers:
+            gone = {*batch.missing, *batch.unlike} if not is_known else set()
+            for what, its in (("lacks", batch.missing), ("holds something else than", batch.differing)):
+                if numbers := [number for number in its if number not in gone]:
                     raise MismatchError(
                         f"collection {release.name} {what} {', '.join(batch.names(numbers)[:EXAMPLES])} of embedding "
                         f"set {embedding_set.path}; run `modalign status {release.row.collection} --verify --repair`"
                     )
-            compared += len(batch.points.ids)
-        if compared == before and any(points for _, points in ledger.values()):
-            raise MismatchError(
-                f"embedding set {embedding_set.path} holds nothing of what was pushed into release {release.name}; "
-                "push it again"
-            )
+            compared += len(batch.points.ids) - len(gone)
         if changed:
             outdated[row.name] = (changed, looked_at)
-    return Verified(compared, outdated)
+    return Verified(compared, outdated, unfinished)
 
 
 def reconcile(
@@ -262,6 +269,7 @@ class _Batch:
 
     Attributes:
         keys: of the points' items.
+        unlike: those of the differing whose payload is another one: their content, group or fields have changed.
         vectors: how many vectors were compared.
     """
 
@@ -269,6 +277,7 @@ class _Batch:
     keys: Sequence[str]
     missing: list[int]
     differing: list[int]
+    unlike: list[int]
     vectors: int
 
     def names(self, numbers: Sequence[int]) -> list[str]:
@@ -289,30 +298,35 @@ def _compare(release: Release, store: Store, rows: Rows, drawn: npt.NDArray[np.b
     if with_vector:
         found = store.retrieve(release.name, sorted(with_vector), vector_name=rows.modality)
         stored |= {record.id: record for record in found}
-    datatype = release.row.settings.get("datatype") or "float32"
+    tolerance = TOLERANCE[store.datatype(release.name)]
     cosine = release.lowerings[rows.modality].distance is Distance.COSINE
-    missing, differing = [], []
+    missing: list[int] = []
+    differing: list[int] = []
+    unlike: list[int] = []
     for number, id_ in enumerate(points.ids):
-        record = stored.get(id_)
+        record, expected = stored.get(id_), points.payloads[number]
         if record is None:
             missing.append(number)
-        elif not _same_payload(points.payloads[number], record.payload) or (
-            id_ in with_vector and not _close(points.vectors[number], record.vector, cosine, TOLERANCE[datatype])
+        elif _described(expected) != _described(record.payload):
+            differing.append(number)
+            unlike.append(number)
+        elif not _same_aligned(expected, record.payload) or (
+            id_ in with_vector and not _close(points.vectors[number], record.vector, cosine, tolerance)
         ):
             differing.append(number)
-    return _Batch(points, projected.rows.keys, missing, differing, len(with_vector))
+    return _Batch(points, projected.rows.keys, missing, differing, unlike, len(with_vector))
 
 
-def _same_payload(expected: Payload, stored: Payload) -> bool:
-    if ALIGNED not in expected:
-        return expected == stored
-    if not isinstance(stored.get(ALIGNED), str):
-        return False
-    rest, theirs = ({name: value for name, value in p.items() if name != ALIGNED} for p in (expected, stored))
-    if rest != theirs:
-        return False
-    if expected[ALIGNED] == stored[ALIGNED]:
+def _described(payload: Payload) -> Payload:
+    """What a payload says of its item."""
+    return {name: value for name, value in payload.items() if name != ALIGNED}
+
+
+def _same_aligned(expected: Payload, stored: Payload) -> bool:
+    if expected.get(ALIGNED) == stored.get(ALIGNED):
         return True
+    if ALIGNED not in expected or not isinstance(stored.get(ALIGNED), str):
+        return False
     try:
         ours, found = unpacked([expected[ALIGNED]])[0], unpacked([stored[ALIGNED]])[0]
     except ValueError:  # what stands there is no vector
@@ -332,8 +346,8 @@ def _close(expected: FloatArray, stored: FloatArray | None, cosine: bool, tolera
 
 def _drawn(
     embedding_set: EmbeddingSet, ledger: Mapping[Place, Written], rng: np.random.Generator
-) -> Iterator[Rows | None]:
-    """Draw some rows of each batch of a few shards; None for a batch that is not in the ledger as it is, or no more."""
+) -> Iterator[tuple[Rows, bool]]:
+    """Draw some rows of each batch of a few shards, none of one that is no more; say whether the ledger knows them."""
     names: set[str] = set()
     met: set[Place] = set()
     for modality in MODALITIES:
@@ -345,9 +359,11 @@ def _drawn(
                 batch = rows.take(range(start, min(start + BATCH_POINTS, len(rows))))
                 met.add(place := (shards[number].name, start))
                 is_known = place in ledger and ledger[place][0] == batch.digest()
-                yield batch.take(np.sort(rng.permutation(len(batch))[:ROWS]).tolist()) if is_known else None
+                yield batch.take(np.sort(rng.permutation(len(batch))[:ROWS]).tolist()), is_known
     read = {shard for shard, _ in met}
-    yield from (None for place in ledger if place not in met and (place[0] in read or place[0] not in names))
+    for place in ledger:
+        if place not in met and (place[0] in read or place[0] not in names):
+            yield batch.take([]), False
 
 
 def _opened(row: EmbeddingSetRow, provenance: Provenance) -> EmbeddingSet:

@@ -107,7 +107,8 @@ def reconciled_examples(found: Iterable["Reconciled"]) -> dict[str, dict[str, li
 def how_sure(guarantee: str, answer: "Answer") -> str:
     """Say in words how good a search result is."""
     if answer.certified is None:
-        proof = ""
+        along = guarantee == "exact" and not answer.exact
+        proof = " order, found along the graph: --exact compares with everything" if along else ""
     elif not answer.certified:
         proof = ": not proved within the candidate budget"
     elif answer.exact:

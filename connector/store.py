@@ -8,6 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -279,7 +280,7 @@ class Store(ABC):
 
     def _check_datatype(self, name: str, points: Points) -> None:
         """Refuse what the engine would store as something else without a word."""
-        datatype = self._datatype(name)
+        datatype = self.datatype(name)
         if datatype == "float32":
             return
         if datatype == "float16":
@@ -299,7 +300,7 @@ class Store(ABC):
         """Return the named vectors of a collection, cheaply."""
 
     @abstractmethod
-    def _datatype(self, name: str) -> Datatype:
+    def datatype(self, name: str) -> Datatype:
         """Return the type of a collection's stored vectors, cheaply."""
 
 
@@ -324,6 +325,12 @@ def open_store(settings: "Settings") -> Store:
     raise SettingsError(
         f"store {redacted(settings.store_url)!r}: expected edge:DIRECTORY, http(s)://HOST:PORT or grpc(s)://HOST:PORT"
     )
+
+
+def url_of(settings: "Settings") -> str:
+    """Return the URL that the store of these settings has, without opening it."""
+    scheme, _, rest = settings.store_url.partition(":")
+    return f"edge:{Path(rest).absolute()}" if scheme == "edge" else redacted(settings.store_url)
 
 
 def parse_filter(text: str, *, what: str = "filter") -> "Filter":

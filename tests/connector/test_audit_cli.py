@@ -122,7 +122,7 @@ class TestAskedWrongly:
         ids=lambda each: " ".join(each)[:40] if isinstance(each, list) else "",
     )  # fmt: skip
     def test_options(self, untouched: Path, tmp_path: Path, options: Sequence[str], message: str) -> None:
-        files = {f"--{name}": tmp_path / name for name in ("report", "prometheus", "jsonl")}
+        files = {f"--{name.partition('.')[0]}": tmp_path / name for name in ("report", "prometheus.prom", "jsonl")}
         ended = modalign(*ASK, *options, *(each for pair in files.items() for each in pair), "--home", untouched)
         assert message in ended.error
         assert ended.code == 2
@@ -152,7 +152,7 @@ class TestAskedWrongly:
     @pytest.mark.parametrize("option", ["--prometheus", "--jsonl"])
     def test_a_file_that_cannot_be_written_is_found_first(self, untouched: Path, tmp_path: Path, option: str) -> None:
         (tmp_path / "file").touch()
-        for path in (tmp_path / "no" / "such", tmp_path / "file" / "below"):
+        for path in (tmp_path / "no" / "such.prom", tmp_path / "file" / "below.prom"):
             ended = modalign(*ASK, option, path, "--home", untouched)
             assert ended.code == 1
             assert ended.error.startswith(f"modalign: {path} cannot be written: ")
@@ -331,7 +331,76 @@ def steady(document: Any) -> list[Any]:
     return [m for m in document["measures"] if not m["name"].startswith("latency")]
 
 
+class TestFiles:
+    def test_one_file_for_two(self, untouched: Path, tmp_path: Path) -> None:
+        one = tmp_path / "a.prom"
+        ended = modalign(*ASK, "--report", one, "--prometheus", one, "--home", untouched)
+        assert (ended.code, one.exists()) == (2, False)
+        assert "write files of their own" in ended.err
+
+    def test_what_the_collector_would_not_read(self, untouched: Path, tmp_path: Path) -> None:
+        ended = modalign(*ASK, "--prometheus", tmp_path / "a.txt", "--home", untouched)
+        assert ended.code == 2
+        assert "the collector reads files that end in .prom, got a.txt" in ended.err
+
+    def test_a_name_that_is_no_unicode(self, untouched: Path) -> None:
+        ended = modalign(*ASK, "--filter", "\udcff={}", "--home", untouched)
+        assert (ended.code, "Traceback" in ended.err) == (2, False)
+        assert "filter: expected a name of Unicode" in ended.err
+
+
+class TestTheBaseline:
+    """Of drops: what `last` is."""
+
+    def against(self, home: Path, *asked: object) -> set[int]:
+        ended = modalign(*ASK, "--queries", "all", "--against", "last", *asked, "--json", "--home", home)
+        return {drift["against"] for drift in ended.document["drifts"]}
+
+    def test_an_audit_that_asked_less_is_none_where_another_asked_all(self, home: Path) -> None:
+        everything = (*ASK, "--queries", "all", "--json", "--home", home)
+        whole = done(*everything).document["audit"]
+        few = done(*everything, "--sample", 3).document["audit"]
+        done(*everything, "--sample", 5, "--seed", 9)
+        assert self.against(home) == {whole}
+        assert self.against(home, "--sample", 2) == {few + 2}, "the newest that asked all of these"
+        assert self.against(home, "--sample", 5, "--seed", 9) == {few + 2}, "what asked two is none"
+
+    def test_an_audit_that_found_a_drop_is_none(self, home: Path) -> None:
+        """Else the alarm would end itself the night after."""
+        first = done(*ASK, "--queries", "all", "--json", "--home", home).document["audit"]
+        texts = EmbeddingSet.open(home / "sets" / "pairs").load("text").groups
+        labels = {"image": texts, "text": texts}
+        regrouped(home, "labels", labels)
+        ask = ("audit", "things", "--pairs", "labels", "--queries", "all", "--gallery", "all", "--json", "--home", home)
+        first = done(*ask).document["audit"]
+        wrong = [*texts[1:], texts[0]]
+        regrouped(home, "pairs", {"image": wrong, "text": wrong})
+        done("push", "pairs", "--into", "things", "--alignment", "a", "--home", home)
+        for _ in range(2):
+            ended = modalign(*ask, "--against", "last", "--require", "recall@1 drop<=0.02")
+            assert ended.code == 3
+            assert {drift["against"] for drift in ended.document["drifts"]} == {first}
+
+    def test_that_few_queries_were_shared_is_said(self, home: Path) -> None:
+        number = done(*ASK, "--queries", "all", "--sample", 3, "--json", "--home", home).document["audit"]
+        ended = done(*ASK, "--queries", "all", "--against", number, "--json", "--home", home)
+        assert f"text-to-image: audit {number} asked only 3 of these {N} queries; " in " ".join(ended.document["says"])
+
+
 class TestTheHistory:
+    def test_a_store_that_another_process_has_open(self, home: Path) -> None:
+        """It is in SQL alone."""
+        with EdgeStore(home / "qdrant"):
+            assert len(done("audit", "things", "--history", "--json", "--home", home).document) == 1
+
+    def test_samples_and_seeds_stand_apart(self, home: Path) -> None:
+        done(*ASK, "--sample", 3, "--seed", 7, "--home", home)
+        document = done("audit", "things", "--history", "--json", "--home", home).document
+        assert [each["asked"] for each in document] == [
+            "pairs (queries held-out, gallery held-out)",
+            "pairs (queries held-out, gallery held-out, sample 3, seed 7)",
+        ]
+
     def test_each_audit_shows_its_recall_beside_its_gap(self, home: Path) -> None:
         """Whatever lengths it asked for, and under whatever metric."""
         done("push", "pairs", "--into", "things", "--alignment", "a", "--metric", "manhattan", "--home", home)
@@ -415,12 +484,12 @@ class TestCodes:
             (name,) = store.collections()
             page = next(iter(store.scroll(name)))
             store.delete(name, [record.id for record in page[:3]])
-        files = [f"--{kind}={tmp_path / kind}" for kind in ("report", "prometheus", "jsonl")]
+        files = [f"--{kind.partition('.')[0]}={tmp_path / kind}" for kind in ("report", "prometheus.prom", "jsonl")]
         ended = modalign(*ASK, "--require", "recall@1>=0", *files, "--json", "--home", home)
         assert (ended.code, ended.document["verdict"], ended.document["measures"]) == (3, "broken", [])
         assert ended.err.splitlines()[-1] == f"broken: {ended.document['broken']}"
         assert audits(home)[0][-1] == (2, "broken")
         assert json.loads((tmp_path / "jsonl").read_text())["verdict"] == "broken"
-        assert 'verdict="broken"} 1.0' in (tmp_path / "prometheus").read_text()
+        assert 'verdict="broken"} 1.0' in (tmp_path / "prometheus.prom").read_text()
         refused = modalign(*ASK, "--against", "2", "--home", home)
         assert refused.error == "modalign: audit 2 found its release broken and measured nothing; name another"

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import pytest
 from alignment.embeddings import EncoderCard, Modality, Rows
 from alignment.recall import Estimate
 from connector.audit import Audit
+from connector.candidates import Finder
 from connector.edge_store import EdgeStore
 from connector.home import Home
-from connector.models import ReleaseRow
+from connector.models import ReleaseRow, RunRow
 from connector.points import point_id
 from connector.provenance import Provenance, upgrade
 from connector.settings import Settings
@@ -178,8 +180,9 @@ def test_an_embedding_set_that_changed_since_it_was_pushed(home: Path) -> None:
     found = audited(home, against="last")
     assert blamed(found) == set()
     assert (
-        "Embedding set pairs has changed since it was pushed, in 1 of the 6 batches that were looked at: their points "
-        "were not compared, and queries of theirs may ask for what the collection does not hold; push the set again."
+        "Embedding set pairs has changed since it was pushed, in 1 of the 6 batches that were looked at: points of "
+        "rows that changed were not compared, and queries of these ask for what the collection does not hold; push the "
+        "set again."
     ) in found.in_words
     assert (
         f"text-to-image: {len(late):,} of {len(asked):,} queries have changed in their embedding set since audit 4 and "
@@ -192,6 +195,107 @@ def test_an_embedding_set_that_changed_since_it_was_pushed(home: Path) -> None:
     with Home(Settings.load(home=home)) as opened:
         opened.push("pairs", "plain", "of-pairs")
     assert not any("changed since it was pushed" in says for says in audited(home).in_words)
+
+
+@pytest.mark.parametrize("ks", [(1, 5, 10), (10, 100), (1, 5, 10, 200)])
+def test_a_longer_list_hides_no_wrong_ef(home: Path, ks: tuple[int, ...]) -> None:
+    """Each list is as long as production asks for: a search for 200 walks as far as 200."""
+    change_settings(home, "plain", hnsw_ef=1)
+    found = audited(home, ks=ks)
+    assert blamed(found) == {"index"}
+    with Home(Settings.load(home=home)) as opened:
+        release = opened.retriever("plain").release
+        finder = Finder(release, opened.store)
+        texts = opened.embedding_set("pairs").load("text")
+        held = np.flatnonzero(release.alignment.card.hold_out.held_out(texts.groups))
+        aligned = release.alignment.project("text", texts.vectors[held])
+        asked = [finder.find("image", aligned, 10, exact=exact) for exact in (True, False)]
+    pairs = zip(*asked, strict=True)
+    real = np.mean([len({h.id for h in a.hits} & {h.id for h in b.hits}) / 10 for a, b in pairs])
+    assert found.measure("text-to-image", "fidelity@10", "index").value == pytest.approx(real, abs=1e-6)
+
+
+def test_quantization_is_measured_as_far_as_production_oversamples(home: Path) -> None:
+    change_settings(home, "coarse", oversampling=1.0)
+    longer, one = (audited(home, "coarse", ks=ks) for ks in ((1, 5, 10, 100), (1,)))
+    for direction in ("text-to-image", "image-to-text"):
+        place = (direction, "fidelity@1", "quantization")
+        assert longer.measure(*place).value == one.measure(*place).value < 0.9
+
+
+def test_a_small_edit_of_a_small_set(tmp_path: Path) -> None:
+    """One row of the one batch that there is has changed: all others are compared, and damage to those is found."""
+    home = tmp_path / "home"
+    upgrade(Settings.load(home=home).database_url)
+    cards = {m: EncoderCard(f"fake:{m}", "ab" * 32, dim) for m, dim in DIMS.items()}
+    parts = [embedded(m, 0).take(range(200)) for m in DIMS]
+    write_set(home / "sets" / "pairs", parts, cards)
+    with Home(Settings.load(home=home)) as opened:
+        opened.fit(["pairs"], "of-pairs", method="ridge", metrics=["cosine"])
+        opened.push("pairs", "plain", "of-pairs")
+    for part in parts:
+        part.content_sha256[3] = "new"
+        part.vectors[3] *= -1
+    write_set(home / "sets" / "pairs", parts, cards)
+    found = audited(home)
+    assert found.verdict == "measured"
+    assert 100 < found.verified < 2 * 64 + 1
+    assert any("in 2 of the 2 batches that were looked at" in says for says in found.in_words)
+    with collection_of(home) as (store, name):
+        records = [r for page in store.scroll(name, vector_name="image") for r in page if r.vector is not None]
+        vectors = np.stack([record.vector for record in records if record.vector is not None])
+        ids, payloads = [record.id for record in records], [record.payload for record in records]
+        store.upsert(name, Points("image", ids, np.roll(vectors, 1, axis=0), payloads))
+    assert "holds something else than image:" in str(audited(home).broken)
+
+
+def test_a_set_that_is_being_encoded(home: Path) -> None:
+    cards = {m: EncoderCard(f"fake:{m}", "ab" * 32, dim) for m, dim in DIMS.items()}
+    more = [embedded(m, 1).take(range(50)) for m in DIMS]
+    for part in more:
+        part.keys[:] = [f"more-{key}" for key in part.keys]
+    write_set(home / "sets" / "more", more, cards)
+    with Home(Settings.load(home=home)) as opened:
+        opened.push("more", "plain", "of-pairs")
+    card = home / "sets" / "more" / "card.json"
+    card.write_text(card.read_text().replace('"complete": true', '"complete": false'))
+    found = audited(home)
+    assert found.verdict == "measured"
+    assert found.in_words[-1] == (
+        "Embedding set more is being encoded, or its encode was interrupted: its points were not compared."
+    )
+
+
+@pytest.mark.parametrize(("into", "counted"), [("plain", False), ("elsewhere", True)])
+def test_a_push_that_has_not_ended(home: Path, into: str, counted: bool) -> None:
+    """Of a host that is gone nobody says that it was killed: it is named, and of other collections it is nothing."""
+    with Provenance.open(f"sqlite:///{home / 'modalign.db'}", home=home) as provenance, provenance.session() as session:
+        session.add(RunRow(
+            command="push", parameters={"into": into}, outcome="running", counts={}, host="pod-7f6d", pid=1,
+            version="0", started_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        ))  # fmt: skip
+        session.commit()
+    says = audited(home).in_words
+    said = [each for each in says if each.startswith("Its points were not counted")]
+    assert len(said) == (not counted)
+    if said:
+        assert "`modalign push` on host pod-7f6d, writes since 2026-01-02 03:04:05 UTC and has not ended." in said[0]
+
+
+def test_settings_that_the_collection_does_not_have(home: Path) -> None:
+    change_settings(home, "plain", m=4, quantization="binary", datatype="uint8")
+    found = audited(home)
+    assert [says for says in found.in_words if says.startswith("SQL says")] == [
+        "SQL says that the collection was laid out with m 4, it has 6.",
+        "SQL says that the collection was laid out with quantization binary, it has None.",
+    ]
+    with collection_of(home) as (store, name):  # and what its vectors may differ by is the collection's own
+        records = [r for page in store.scroll(name, vector_name="image") for r in page if r.vector is not None]
+        vectors = np.stack([record.vector for record in records if record.vector is not None])
+        noise = np.random.default_rng(0).standard_normal(vectors.shape).astype(np.float32)
+        moved = vectors + 0.05 * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+        store.upsert(name, Points("image", [r.id for r in records], moved, [r.payload for r in records]))
+    assert audited(home).verdict == "broken"
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_the_whole_way_and_again(
         audit = first.audits[row["metric"]]
         assert row["recall@10"] == round(audit.measure(row["direction"], "recall@10").value, 4)
         assert row["chance@10"] == round(audit.measure(row["direction"], "chance.recall@10").value, 4)
-        assert row["index@10"] == 1.0  # so few are all seen
+        assert row["fidelity@10"] == 1.0  # so few are all seen
         assert row["queries"] == audit.gallery["image"] == audit.gallery["text"] > 0
     # On unit vectors these three order alike.
     for metric in ("dot", "euclid"):

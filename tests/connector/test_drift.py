@@ -125,7 +125,10 @@ class TestDrifts:
         assert (found.change.queries, found.change.only_before, found.change.only_after) == (40, 0, 0)
         earlier = Earlier(7, {DIRECTION: before})
         assert earlier.require_shared({DIRECTION: before}) == []
-        (says,) = earlier.require_shared({DIRECTION: now})
+        few, says = earlier.require_shared({DIRECTION: now})
+        assert few == (
+            "text-to-image: audit 7 asked only 40 of these 60 queries; a drop that so few do not show may be there."
+        )
         assert says == (
             "text-to-image: 20 of 60 queries have changed in their embedding set since audit 7 and are left out of "
             "what is compared with it."
