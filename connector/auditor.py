@@ -232,7 +232,9 @@ class _Auditor:
         asking, target = DIRECTIONS[direction]
         asked = self.asked[asking]
         aligned, (codes,) = self._aligned(asked.rows), group_codes(asked.rows.groups)
-        asker = Asker(self.finder, target, self.plan.ks, self.plan.k, self._walk, self.pace, exact=self.exact)
+        asker = Asker(
+            self.finder, target, self.plan.ks, self.plan.k, self._walk, found.largest, self.pace, exact=self.exact
+        )
         given = {
             stage.name: asker.ask(stage, aligned, asked.rows.groups, found.whole.counts, advance=self.advance)
             for stage in self.search
@@ -282,7 +284,7 @@ class _Auditor:
     def _try_exact(self) -> None:
         """Leave out the stages that the store refuses; the walk is then compared with the reference."""
         asking, target = next(iter(DIRECTIONS.values()))
-        asker = Asker(self.finder, target, (1,), 1, self._walk, self.pace)
+        asker = Asker(self.finder, target, (1,), 1, self._walk, 0.0, self.pace)
         query = self._aligned(self.asked[asking].rows.take([0]))
         try:
             asker.ask(self.search[0], query, [""], np.zeros(1, np.int64))

@@ -43,6 +43,7 @@ class Truth:
             a lowering: it is the same for all points, and would hide what the scores round to.
         sizes: how many points the parts of the gallery hold (parts,).
         kept: vectors that were asked for, by id: aligned ones where points carry them, as they are stored where not.
+        largest: size of the largest point, as `sizes_of` has it.
     """
 
     whole: RelevantRanks
@@ -50,6 +51,7 @@ class Truth:
     best: Scores
     sizes: Codes
     kept: dict[str, FloatArray]
+    largest: float
 
 
 def vectors_of(lowering: Lowering, page: Sequence[Record], dim: int) -> FloatArray:
@@ -82,6 +84,25 @@ def _score(lowering: Lowering, queries: FloatArray, items: FloatArray) -> Scores
     return metric.score(queries, items)
 
 
+def sizes_of(lowering: Lowering, vectors: FloatArray) -> Scores:
+    """Lengths of vectors (n,), in the norm of the distance that compares them."""
+    sizes: Scores = np.linalg.norm(vectors, ord=1 if lowering.distance is Distance.MANHATTAN else 2, axis=1)
+    return sizes
+
+
+def floors_of(lowering: Lowering, scores: Scores, queries: Scores, items: Scores) -> Scores:
+    """The lowest scores that may be the same but for rounding, of queries and items of these sizes.
+
+    Products and differences cancel: what they are made of rounds by more than they are themselves.
+    """
+    floors = lowering.tied(scores)
+    if isinstance(lowering, Rescored):
+        return floors
+    sizes = {Distance.COSINE: np.ones(1), Distance.DOT: queries * items}.get(lowering.distance, queries + items)
+    lowest: Scores = np.minimum(floors, scores - 1e-6 * sizes)
+    return lowest
+
+
 def truth(
     lowering: Lowering,
     asked: Asked,
@@ -107,9 +128,11 @@ def truth(
     """
     scorer = _Scorer(lowering, asked, aligned, chunk_scores)
     best = np.full((len(aligned), depth), -np.inf)
+    largest = 0.0
     sizes, kept, relevant = np.zeros(asked.gallery.parts(), np.int64), {}, _Relevant(len(aligned))
     for page in pages():
         items, placed = vectors_of(lowering, page, aligned.shape[1]), asked.gallery.placed(page)
+        largest = max(largest, float(np.nan_to_num(sizes_of(lowering, items)).max(initial=0.0)))
         wishes = [number for number, record in enumerate(page) if record.id in keep]
         kept.update({page[number].id: items[number].copy() for number in wishes})
         sizes += np.bincount(placed[placed != NOWHERE], minlength=len(sizes))
@@ -125,7 +148,7 @@ def truth(
             joined = np.concatenate([best[block.rows], top], axis=1)
             best[block.rows] = -np.sort(-joined, axis=1)[:, :depth]
     best[np.isneginf(best)] = np.nan
-    return Truth(*relevant.ranks(is_whole=asked.gallery.is_whole), best, sizes, kept)
+    return Truth(*relevant.ranks(is_whole=asked.gallery.is_whole), best, sizes, kept, largest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,14 +204,8 @@ class _Scorer:
 
     def _floors(self, scores: Scores, queries: FloatArray, items: FloatArray) -> Scores:
         """The lowest scores that may be the same but for rounding, which depends on how many are computed at once."""
-        floors, distance = self._lowering.tied(scores), self._lowering.distance
-        if isinstance(self._lowering, Rescored) or distance not in (Distance.DOT, Distance.COSINE):
-            return floors
-        sizes: Scores = np.ones_like(scores)
-        if distance is Distance.DOT:
-            sizes = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(items, axis=1)
-        lowest: Scores = np.minimum(floors, scores - 1e-6 * sizes)  # products may cancel
-        return lowest
+        its, theirs = sizes_of(self._lowering, items), sizes_of(self._lowering, queries)[:, None]
+        return floors_of(self._lowering, scores, theirs, its)
 
 
 class _Relevant:

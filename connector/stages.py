@@ -23,7 +23,7 @@ from alignment.recall import Codes, RelevantRanks
 from alignment.vectors import FloatArray
 from connector.candidates import Finder, Ranked, Scored
 from connector.errors import StoreError, StoreUnavailableError
-from connector.reference import own_scores, vectors_of
+from connector.reference import floors_of, own_scores, sizes_of, vectors_of
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
@@ -171,6 +171,7 @@ class Asker:
         ks: lengths of the lists, ascending.
         k: of how many of the first of each list it is counted how often they are found.
         walk: how many candidates a search keeps along the graph.
+        largest: size of the largest point, which scores round by.
         pace: called with the number of queries before they are asked.
         exact: whether the store answers exact searches; where not, ties that go on beyond a list are counted along the
             graph.
@@ -183,6 +184,7 @@ class Asker:
         ks: Sequence[int],
         k: int,
         walk: int,
+        largest: float,
         pace: Pace,
         *,
         exact: bool = True,
@@ -192,6 +194,7 @@ class Asker:
         self.ks = ks
         self.k = k
         self.walk = walk
+        self.largest = largest
         self.lowering = finder.release.lowerings[target]
         self.exact = exact
         self._pace = pace
@@ -337,7 +340,8 @@ class Asker:
         its = np.array([hit.score for hit in hits if hit.payload["group"] == group])
         rivals = np.array([hit.score for hit in hits if hit.payload["group"] != group])
         # Equal items may come out apart: a projection rounds by where a row stands in its batch, and so does rescoring.
-        floors = self.lowering.tied(its)
+        size = sizes_of(self.lowering, self.lowering.query(query[None]))
+        floors = floors_of(self.lowering, its, size, np.full(1, self.largest))
         ends_tied = np.zeros(len(its), bool)  # the tie may go on beyond the list
         beyond: Scores = np.empty(0)
         if len(its) and len(hits) == depth:

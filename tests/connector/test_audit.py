@@ -33,6 +33,7 @@ from connector.plan import DIRECTIONS
 from connector.points import point_id
 from connector.release import Release
 from connector.requirements import Requirement
+from connector.store import Points
 from tests.world import (
     ALL,
     DIMS,
@@ -258,6 +259,28 @@ class TestTies:
             assert values(found, direction)["recall@1"] == 1.0
             assert values(found, direction)["exact.recall@1"] == 1.0
             assert values(found, direction)["median_rank"] == 1.0
+
+    @pytest.mark.parametrize("metric", ["cosine", "euclid", "manhattan", "dot"])
+    def test_copies_that_round_apart_are_copies(self, world: World, metric: str) -> None:
+        """A projection rounds by where a row stands in its batch: equal captions are stored a last bit apart."""
+        points = latent(6)[np.repeat(np.arange(6), 30)]
+        copies = [f"{number}" for number in range(len(points))]
+        (image, text) = (rows(m, embedded(m, points), keys=copies) for m in MODALITIES)
+        (release,) = world.push(world.set("s", image, text), metrics=[metric]).releases
+        for modality in MODALITIES:
+            records = [
+                record for page in world.store.scroll(release.name, vector_name=modality) for record in page
+                if record.vector is not None
+            ]  # fmt: skip
+            stored = np.stack([record.vector for record in records if record.vector is not None])
+            apart = np.random.default_rng(0).choice([-1e-7, 0.0, 1e-7], stored.shape).astype(np.float32)
+            world.store.upsert(
+                release.name, Points(modality, [r.id for r in records], stored + apart, [r.payload for r in records])
+            )
+        found = audit(release, world.store, the_set(world), ks=(1, 5, 10), queries="all", gallery="all")
+        for direction in DIRECTIONS:
+            for name in ("recall", "exact.recall"):
+                assert [found.measure(direction, f"{name}@{k}").value for k in (1, 5, 10)] == [0.0, 0.0, 0.0]
 
     def test_right_and_wrong_copies_beyond_the_list(self, world: World) -> None:
         """Ten right and four wrong items of one score: the right one is fifth."""

@@ -195,7 +195,7 @@ class TestLatency:
         with losing(tmp_path, lambda how: False) as world:
             world.push(world.set("s", *pairs(12)))
             paced: list[int] = []
-            asker = Asker(Finder(opened(world), world.store), "image", (1, 4), 4, 100, Noted(paced))
+            asker = Asker(Finder(opened(world), world.store), "image", (1, 4), 4, 100, 1.0, Noted(paced))
             searches = Calls(monkeypatch, world.store, "search")
             found = asker.latency(Stage(INDEX, REFERENCE), np.eye(LATENT, dtype=np.float32)[np.arange(n) % LATENT])
         assert found.queries == n
