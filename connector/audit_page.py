@@ -94,6 +94,7 @@ def _sections(found: Audit, shown: Shown) -> dict[str, Any]:
         "waterfalls": [waterfall(ARROWS[d], its, plan.k) for d, its in search.items()],
         "filters": [waterfall(f"{ARROWS[d]}, within filters", its, plan.k) for d, its in filters.items() if its],
         "served": {d: its[-1].name for d, its in search.items()},
+        "served_stages": {stage.name for its in search.values() for stage in its},
         "measures": list(_measures(found)),
         "curves": [_curve(found, direction) for direction in found.curve],
         "geometry_rows": list(geometry_rows(found.geometry)) if found.geometry else [],

@@ -827,10 +827,11 @@ def audit(
         print_json(output.document(result))
     else:
         output.print_audit(found)
-    if found.broken:
-        say(f"broken: {found.broken}")
-    for failure in found.failures:
-        say(f"not met: {failure.requirement.text}: {failure.why}")
+    if as_json or not sys.stdout.isatty():  # who sees the table has read it there
+        if found.broken:
+            say(f"broken: {found.broken}")
+        for failure in found.failures:
+            say(f"not met: {failure.requirement.text}: {failure.why}")
     if found.broken or found.failures:
         sys.exit(REQUIREMENT)
 
