@@ -131,6 +131,8 @@ def audit(
     if before is not None:
         also = [(each.part, each.name) for each in requirements if each.is_drop]
         result.drifts = drifts(before, result.per_query, also, seed=plan.seed)
+        if grown := before.grown(result.gallery):
+            result.findings.append(grown)
     result.failures = failures(requirements, result.measures, result.drifts)
     return result
 
@@ -424,6 +426,7 @@ class _Auditor:
         if not rows:
             return
         queries = self._aligned(asked.take(rows))
+        self.pace(len(rows))
         lists = self.finder.find(target, queries, WORST_HITS, quantized=self.search[-1].quantized)
         partners: dict[str, list[str]] = {asked.groups[row]: [] for row in rows}
         for keys, groups in self.pairs.labels(target):

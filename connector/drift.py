@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import compress
 from typing import Any
@@ -28,6 +28,8 @@ COMPARED = ("recall", "exact.recall", "fidelity", "mrr", "median_rank")
 LOWER_IS_BETTER = "median_rank"
 # Share of the queries that has to be compared, or it is said.
 ENOUGH = 0.9
+# Share by which a gallery may change before that is said.
+GROWTH = 0.05
 
 Values = npt.NDArray[np.float64]
 
@@ -114,10 +116,23 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """An earlier audit, with what it has of each query by direction."""
+    """An earlier audit, with what it has of each query by direction, and how many items it searched by modality."""
 
     number: int
     asked: Mapping[str, PerQuery]
+    gallery: Mapping[str, int] = field(default_factory=dict)
+
+    def grown(self, gallery: Mapping[str, int]) -> str | None:
+        """Say that the gallery is of another size now, where it is: recall falls as it grows."""
+        if all(abs(gallery[m] - size) <= GROWTH * size for m, size in self.gallery.items()):
+            return None
+        then, now = (
+            " and ".join(f"{size:,} {modality}s" for modality, size in sizes.items())
+            for sizes in (self.gallery, gallery)
+        )
+        return (
+            f"The gallery has grown or shrunk since audit {self.number}, from {then} to {now}: that alone moves recall."
+        )
 
     def require_shared(self, now: Mapping[str, PerQuery]) -> list[str]:
         """Say in words which queries have changed since and will take no part in a comparison.
@@ -193,7 +208,7 @@ def earlier(provenance: Provenance, row: ReleaseRow, against: str, plan: Plan, p
             f"audit {chosen.id} was made by a modalign that kept too little of each query; audit once without "
             "--against, and compare with that"
         ) from None
-    return Earlier(chosen.id, asked)
+    return Earlier(chosen.id, asked, chosen.settings.get("gallery_size", {}))
 
 
 def _has_dropped(audit: AuditRow) -> bool:

@@ -134,6 +134,13 @@ class TestDrifts:
             "what is compared with it."
         )
 
+    @pytest.mark.parametrize(("images", "said"), [(100, False), (104, False), (120, True), (80, True)])
+    def test_a_gallery_of_another_size_is_told(self, images: int, said: bool) -> None:
+        says = Earlier(7, {}, {"image": 100, "text": 500}).grown({"image": images, "text": 500})
+        assert (says is not None) == said
+        if says:
+            assert f"since audit 7, from 100 images and 500 texts to {images} images and 500 texts" in says
+
     @pytest.mark.parametrize("first", [0, 5])
     def test_it_is_known_before_anything_is_asked_that_none_is_shared(self, first: int) -> None:
         now = replace(per_query([1.0] * 5, first=first), contents=["new"] * 5)
