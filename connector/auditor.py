@@ -31,6 +31,7 @@ from connector.audit import Audit, Fidelity, Point, StageFound, Worst
 from connector.candidates import Finder
 from connector.drift import Earlier, PerQuery, Values, drifts
 from connector.errors import MismatchError, SettingsError, StrangePointError
+from connector.facts import too_few, wrong_with
 from connector.galleries import Asked, Folds, lay_out
 from connector.plan import BOTH, DIRECTIONS, LONGEST, Measure, Plan
 from connector.points import point_id
@@ -65,8 +66,6 @@ WORST_QUERIES, WORST_HITS, WORST_EXPECTED = 6, 5, 3
 TAIL = ("p5", "least", "below90")
 LATENCIES = ("latency.p50", "latency.p95", "latency.p99")
 EXACT = "exact search within it"
-# Of fewer groups an interval is too narrow to be relied on.
-FEW_GROUPS = 20
 REFERENCE_STAGE = Stage(REFERENCE, "")
 # Part and name of a measure. What a stage loses is none: it is told with the stage.
 Place = tuple[str, str]
@@ -166,13 +165,10 @@ class _Auditor:
                 f"no pair of embedding set {self.result.pairs} is in the {where} of release {self.release.name}; "
                 "name the set that was pushed into it, or one that shares its groups"
             )
-        self._facts()
-        for modality, asked in self.asked.items():
-            if (groups := len(set(asked.rows.groups))) < FEW_GROUPS:
-                self.result.findings.append(
-                    f"The {modality} queries are of {groups} groups: intervals of so few are too narrow, and changes "
-                    "seem to be more than chance too easily."
-                )
+        assert self.result.info is not None
+        groups = {modality: len(set(asked.rows.groups)) for modality, asked in self.asked.items()}
+        self.result.findings += wrong_with(self.result.info, self.release, self.filters)
+        self.result.findings += too_few(groups)
         self._try_exact()
         for direction, found in truths.items():
             self._direction(direction, found)
@@ -204,31 +200,6 @@ class _Auditor:
 
     def _aligned(self, rows: Rows) -> FloatArray:
         return self.release.alignment.project(rows.modality, rows.vectors)
-
-    def _facts(self) -> None:
-        """Say what of the collection is not as production needs it."""
-        info, says = self.result.info, self.result.findings
-        assert info is not None
-        if not info.indexed:
-            says.append("Not ANN: no vector is in a graph, so every search compares with everything.")
-        elif info.indexed < info.points:
-            left = info.points - info.indexed
-            says.append(f"{left} of {info.points} vectors are in no graph and are searched exactly.")
-        if info.status != "green":
-            says.append(f"The collection's status is {info.status}, not green: its index is still being built.")
-        if info.quantization and not self.release.quantized_search["rescore"]:
-            says.append(f"Quantization {info.quantization} without rescoring: scores are those of quantized vectors.")
-        laid_out = self.release.row.settings
-        for name in ("m", "ef_construct", "quantization"):
-            recorded, present = laid_out.get(name), getattr(info, name)
-            if recorded != present and (name == "quantization" or None not in (recorded, present)):
-                says.append(f"SQL says that the collection was laid out with {name} {recorded}, it has {present}.")
-        for name in laid_out.get("payload_indexes", {}):
-            if name not in info.payload_indexes:
-                says.append(f"Payload field {name} was laid out with an index and has none.")
-        for stage, condition in self.filters.items():
-            for name in sorted(_fields(condition.model_dump(exclude_none=True)) - set(info.payload_indexes)):
-                says.append(f"{stage}: payload field {name} is not indexed, so every filtered search reads payloads.")
 
     def _direction(self, direction: str, found: Truth) -> None:
         asking, target = DIRECTIONS[direction]
@@ -494,23 +465,6 @@ def _fidelity(shares: Values, mean: Estimate) -> Fidelity:
 
 def _point(payload: Mapping[str, Any], group: str, score: float | None = None) -> Point:
     return Point(str(payload.get("key")), dict(payload), payload.get("group") == group, score)
-
-
-def _fields(condition: Any, within: str = "") -> set[str]:
-    """Return the payload fields that a filter, as JSON, reads, by the names that Qdrant would index them under.
-
-    >>> nested = {"key": "sizes", "filter": {"must": [{"key": "unit", "match": {"value": "cm"}}]}}
-    >>> sorted(_fields({"must": [{"key": "kind", "match": {"value": "dog"}}], "should": [{"nested": nested}]}))
-    ['kind', 'sizes[].unit']
-    """
-    if isinstance(condition, list):
-        return set().union(*(_fields(each, within) for each in condition))
-    if not isinstance(condition, Mapping):
-        return set()
-    if nested := condition.get("nested"):  # of an array of objects
-        return _fields(nested["filter"], f"{within}{nested['key'].removesuffix('[]')}[].")
-    own = {within + condition["key"]} if isinstance(condition.get("key"), str) else set()
-    return own.union(*(_fields(each, within) for each in condition.values()))
 
 
 def _with_vector(modality: Modality, condition: "Filter | None") -> "Filter":
