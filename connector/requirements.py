@@ -27,6 +27,8 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
+# Parts that are named where one is asked for that is not there: of strata there may be many.
+SHOWN = 12
 DIRECTED = ("text-to-image", "image-to-text", "both")
 
 
@@ -101,10 +103,12 @@ def require_known(
         spoken_of = [measure for measure in known if requirement.speaks_of(*measure)]
         if not spoken_of:
             whole = dict.fromkeys(name for _, part, name in known if not part)
-            parts = dict.fromkeys(part for _, part, _ in known if part)
+            parts = list(dict.fromkeys(part for _, part, _ in known if part))
+            more = f" and {len(parts) - SHOWN} more" if len(parts) > SHOWN else ""
             raise RequirementError(
                 f"requirement {requirement.text!r} names no measure of this audit; it has {', '.join(whole)}; and "
-                f"PART:recall@K, PART:fidelity@K and PART:latency.p50 of {', '.join(parts)}, strata with recall alone"
+                f"PART:recall@K, PART:fidelity@K and PART:latency.p50 of {', '.join(parts[:SHOWN])}{more}, strata with "
+                "recall alone"
             )
         if not requirement.is_drop:
             continue
