@@ -299,7 +299,7 @@ class TestAnnounced:
         assert {(m.direction, m.part, m.name) for m in found.measures} < set(known)
         # Too few groups for a gap, and a filter that matches nothing.
         assert {part or name.partition(".")[0] for _, part, name in missing} == {
-            "gap", "sliced", "bures", "mutual_neighbours", "hubness", "filter:nothing"
+            "gap", "sliced", "bures", "mutual_neighbours", "filter:nothing"
         }  # fmt: skip
 
 
