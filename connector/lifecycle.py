@@ -231,7 +231,12 @@ class Lifecycle:
     def _verify(self, row: ReleaseRow, seed: int) -> None:
         release = checked(self.provenance, self.store, row, device=self.device)
         self.store.ready(release.name)
-        verify(release, self.store, self.provenance, seed=seed)
+        verified = verify(release, self.store, self.provenance, seed=seed)
+        if row.points and not verified.points:
+            raise MismatchError(
+                f"the embedding sets hold nothing of what was pushed into release {release.name} any more, so it cannot "
+                "be verified; push them again"
+            )
 
     def _lacking(self, row: ReleaseRow, other: ReleaseRow) -> list[str]:
         """Say what a release lacks that another one holds, of the embedding sets that it could hold."""

@@ -267,7 +267,7 @@ BROKEN: Sequence[tuple[Callable[[World, Release], object], type[Exception], str]
     (another_payload, MismatchError, r"holds something else than text:2 of embedding set .* --repair"),
     (foreign_point, MismatchError, r"holds 13 points, the ledger says 12"),
     (no_set, EmbeddingSetError, "is not an embedding set"),
-    (another_set, MismatchError, "holds nothing of what was pushed into release .*; push it again"),
+    (another_set, MismatchError, "hold nothing of what was pushed into release .*; push them again"),
     (another_alignment, MismatchError, "was written with alignment b .*, its directory now holds"),
 ]
 
