@@ -234,8 +234,8 @@ class Lifecycle:
         verified = verify(release, self.store, self.provenance, seed=seed)
         if row.points and not verified.points:
             raise MismatchError(
-                f"the embedding sets hold nothing of what was pushed into release {release.name} any more, so it cannot "
-                "be verified; push them again"
+                f"the embedding sets hold nothing of what was pushed into release {release.name} any more, so it "
+                "cannot be verified; push them again"
             )
 
     def _lacking(self, row: ReleaseRow, other: ReleaseRow) -> list[str]:
