@@ -369,7 +369,11 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, rng: np.random.Gene
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         for name, front in (("one", []), ("two", launcher)):
             command = [sys.executable, *front, str(script), mix, name]
-            done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=240)
+            for _ in range(3):
+                done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=240)
+                # torch aborts one process in some ten while it leaves, when everything has been written.
+                if done.returncode == 0 or "terminate called without an active exception" not in done.stderr:
+                    break
             assert done.returncode == 0, done.stderr[-3000:]
         one, first, second = (np.load(tmp_path / f"{name}.npy") for name in ("one-0", "two-0", "two-1"))
         np.testing.assert_array_equal(first, second)
