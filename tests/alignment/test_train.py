@@ -365,12 +365,13 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, rng: np.random.Gene
         )
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    waited: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 240}
     for mix in ("0", "1"):
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         for name, front in (("one", []), ("two", launcher)):
             command = [sys.executable, *front, str(script), mix, name]
             for _ in range(3):
-                done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=240)
+                done = subprocess.run(command, check=False, env=environment, **waited)
                 # torch aborts one process in some ten while it leaves, when everything has been written.
                 if done.returncode == 0 or "terminate called without an active exception" not in done.stderr:
                     break
