@@ -143,12 +143,12 @@ class Earlier:
         says = []
         for direction, asked in now.items():
             then, changed = self.asked[direction], asked.changed_from(self.asked[direction])
-            if not set(asked.where(~changed).keys) & set(then.keys):
+            shared = len(set(asked.where(~changed).keys) & set(then.keys))
+            if not shared:
                 raise RequirementError(
                     f"audit {self.number} cannot be compared: {direction}, no query of it is asked again as it was; "
                     "compare with a newer one"
                 )
-            shared = len(set(asked.where(~changed).keys) & set(then.keys))
             if shared < ENOUGH * len(asked.keys):
                 says.append(
                     f"{direction}: audit {self.number} asked only {shared:,} of these {len(asked.keys):,} queries; a "

@@ -145,7 +145,7 @@ def verify(release: Release, store: Store, provenance: Provenance, *, seed: int,
         for rows, is_known in _drawn(embedding_set, ledger, rng):
             looked_at += 1
             changed += not is_known
-            if not len(rows):
+            if rows is None:
                 continue
             batch = _compare(release, store, rows, np.ones(len(rows), bool))
             gone = {*batch.missing, *batch.unlike} if not is_known else set()
@@ -346,8 +346,8 @@ def _close(expected: FloatArray, stored: FloatArray | None, cosine: bool, tolera
 
 def _drawn(
     embedding_set: EmbeddingSet, ledger: Mapping[Place, Written], rng: np.random.Generator
-) -> Iterator[tuple[Rows, bool]]:
-    """Draw some rows of each batch of a few shards, none of one that is no more; say whether the ledger knows them."""
+) -> Iterator[tuple[Rows | None, bool]]:
+    """Draw some rows of each batch of a few shards, None of one that is no more; say whether the ledger knows them."""
     names: set[str] = set()
     met: set[Place] = set()
     for modality in MODALITIES:
@@ -363,7 +363,7 @@ def _drawn(
     read = {shard for shard, _ in met}
     for place in ledger:
         if place not in met and (place[0] in read or place[0] not in names):
-            yield batch.take([]), False
+            yield None, False
 
 
 def _opened(row: EmbeddingSetRow, provenance: Provenance) -> EmbeddingSet:

@@ -257,9 +257,10 @@ class Asker:
         step = max(1, min(BATCH_QUERIES, self._pace.together, IDS_AT_ONCE // max(1, ids)))
         for start in range(0, len(aligned), step):
             batch = aligned[start : start + step]
-            answers = self._lists(stage, batch, depth)
+            answers, sizes = self._lists(stage, batch, depth), self._sizes(batch)
             for number, answer in enumerate(answers, start):
-                found += self._ranks(stage, aligned[number], groups[number], answer, int(relevant[number]), depth)
+                size, its = sizes[number - start], int(relevant[number])
+                found += self._ranks(stage, aligned[number], size, groups[number], answer, its, depth)
                 scores[number, : len(answer.hits)] = answer.scores
                 times.update(hit.id for hit in answer.hits[: self.k])
                 if answer.certified is not None:
@@ -332,16 +333,21 @@ class Asker:
             lists.append(_List(hits, scores, each.certified))
         return lists
 
+    def _sizes(self, queries: FloatArray) -> Scores:
+        """Sizes (n,) that scores of aligned queries round by; what rescores has a bound of its own."""
+        if isinstance(self.lowering, Rescored):
+            return np.zeros(len(queries))
+        return sizes_of(self.lowering, self.lowering.query(queries))
+
     def _ranks(
-        self, stage: Stage, query: FloatArray, group: str, answer: "_List", relevant: int, depth: int
+        self, stage: Stage, query: FloatArray, size: float, group: str, answer: "_List", relevant: int, depth: int
     ) -> list[float]:
         """Rank the relevant hits, ascending; irrelevant ones of the same score stand before them."""
         hits = answer.hits
         its = np.array([hit.score for hit in hits if hit.payload["group"] == group])
         rivals = np.array([hit.score for hit in hits if hit.payload["group"] != group])
         # Equal items may come out apart: a projection rounds by where a row stands in its batch, and so does rescoring.
-        size = sizes_of(self.lowering, self.lowering.query(query[None]))
-        floors = floors_of(self.lowering, its, size, np.full(1, self.largest))
+        floors = floors_of(self.lowering, its, np.full(1, size), np.full(1, self.largest))
         ends_tied = np.zeros(len(its), bool)  # the tie may go on beyond the list
         beyond: Scores = np.empty(0)
         if len(its) and len(hits) == depth:

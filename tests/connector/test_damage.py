@@ -249,6 +249,21 @@ def test_a_small_edit_of_a_small_set(tmp_path: Path) -> None:
     assert "holds something else than image:" in str(audited(home).broken)
 
 
+def test_a_set_that_has_lost_all_its_rows(home: Path) -> None:
+    """Nothing of it can be compared, and that is said; what is asked with is another one."""
+    cards = {m: EncoderCard(f"fake:{m}", "ab" * 32, dim) for m, dim in DIMS.items()}
+    more = [embedded(m, 1).take(range(50)) for m in DIMS]
+    for part in more:
+        part.keys[:] = [f"more-{key}" for key in part.keys]
+    write_set(home / "sets" / "more", more, cards)
+    with Home(Settings.load(home=home)) as opened:
+        opened.push("more", "plain", "of-pairs")
+    write_set(home / "sets" / "more", [], cards)
+    found = audited(home)
+    assert found.verdict == "measured"
+    assert any("Embedding set more has changed since it was pushed, in 2 of the 2 batches" in s for s in found.in_words)
+
+
 def test_a_set_that_is_being_encoded(home: Path) -> None:
     cards = {m: EncoderCard(f"fake:{m}", "ab" * 32, dim) for m, dim in DIMS.items()}
     more = [embedded(m, 1).take(range(50)) for m in DIMS]
