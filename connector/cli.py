@@ -1153,7 +1153,7 @@ def demo(as_json: bool, **where: Any) -> None:
         for row in rows
     ]
     queries = rows[0]["queries"]
-    print_table(shown, f"Recall@K on held-out pairs ({queries} queries each way), chance and index beside it")
+    print_table(shown, f"Recall@K on held-out pairs ({queries} queries each way), chance and fidelity beside it")
     say("cosine, dot and euclid agree: they order unit vectors alike")
     modalign = "modalign" if shutil.which("modalign") else _shortest(Path(sys.argv[0]))
     option = "" if where["home"] is None else f" --home {where['home']}"
