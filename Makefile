@@ -33,7 +33,7 @@ down:
 	docker compose down
 
 live: $(VENV)/.dev
-	$(BIN)/pytest tests/live tests/connector/test_store.py -k "live or server"
+	$(BIN)/pytest tests/live tests/connector/stores/test_contract.py -k "live or server"
 
 clean:
 	rm -rf $(VENV) demo-home .mypy_cache .pytest_cache .ruff_cache

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from alignment.distributed import launched, local_number
 from alignment.errors import DeviceError
-from alignment.processes import launched, local_number
 
 if TYPE_CHECKING:
     import torch

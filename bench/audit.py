@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from alignment.metrics import Dot
-from alignment.recall import Codes, ranks, recall_at, top_k
+from alignment.retrieval.ranks import Codes, ranks, recall_at, top_k
 from alignment.vectors import FloatArray
 from bench.figure import Figure
 

@@ -8,11 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from alignment.artifact import Alignment, AlignmentCard
-from alignment.embeddings import EncoderCard, HoldOut, Modality, Rows, SetWriter
-from alignment.projections import Projection
+from alignment.modality import Modality
+from alignment.model.alignment import Alignment, AlignmentCard
+from alignment.model.projections import Projection
+from alignment.sets.cards import EncoderCard
+from alignment.sets.hold_out import HoldOut
+from alignment.sets.rows import Rows
+from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray
-from connector.items import Corpus, Item, Reject
+from connector.corpora.items import Corpus, Item
+from connector.rejects import Reject
 
 DIM = 256
 SHARD = 4096

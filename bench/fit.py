@@ -17,12 +17,13 @@ import torch
 from sklearn.cross_decomposition import CCA
 from torch.nn.functional import cross_entropy, normalize
 
-from alignment.heads import Linear
-from alignment.labelled import Labelled, Side
-from alignment.methods import Fitter, paired
+from alignment.fitting.heads import Linear
+from alignment.fitting.methods import Fitter, paired
+from alignment.fitting.pairs import BLOCK_ROWS
+from alignment.fitting.trainer import Model, train
+from alignment.fitting.training import Training
 from alignment.metrics import Cosine
-from alignment.pairs import BLOCK_ROWS
-from alignment.train import Model, Training, train
+from alignment.retrieval.grouped import Labelled, Side
 from alignment.vectors import FloatArray
 from bench.figure import Figure
 

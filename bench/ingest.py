@@ -16,17 +16,20 @@ from typing import Any
 
 import torch
 
-from alignment.embeddings import MODALITIES, EmbeddingSet, Modality, SetWriter
 from alignment.metrics import Cosine
+from alignment.modality import MODALITIES, Modality
+from alignment.sets.embedding_set import EmbeddingSet
+from alignment.sets.writer import SetWriter
 from bench.corpus import DIM, ENCODERS, Captions, alignment
 from bench.figure import Figure
-from connector.edge_store import EdgeStore
-from connector.encode import SHARD_ROWS, encode
-from connector.encoders import Encoder
-from connector.ingest import Ingest
-from connector.provenance import Provenance, upgrade
-from connector.push import push
-from connector.set_push import FLUSH_POINTS
+from connector.encoding.encode import SHARD_ROWS, encode
+from connector.encoding.encoders import Encoder
+from connector.provenance.database import upgrade
+from connector.provenance.recorder import Provenance
+from connector.push.batches import FLUSH_POINTS
+from connector.push.ingest import Ingest
+from connector.push.session import push
+from connector.stores.edge import EdgeStore
 
 ITEMS = 20_000
 KILLS, KILLED_ITEMS, SEED = 50, 8_000, 20240229

@@ -15,16 +15,19 @@ from typing import Any
 
 import torch
 
-from alignment.embeddings import EmbeddingSet, Modality, SetWriter
 from alignment.metrics import Cosine
+from alignment.modality import Modality
+from alignment.sets.embedding_set import EmbeddingSet
+from alignment.sets.writer import SetWriter
 from bench.corpus import DIM, ENCODERS, Captions, alignment
 from bench.figure import Figure
-from connector.edge_store import EdgeStore
-from connector.encode import encode
-from connector.encoders import Encoder
-from connector.provenance import Provenance, upgrade
-from connector.push import push
-from connector.store import Points
+from connector.encoding.encode import encode
+from connector.encoding.encoders import Encoder
+from connector.provenance.database import upgrade
+from connector.provenance.recorder import Provenance
+from connector.push.session import push
+from connector.stores.contract import Points
+from connector.stores.edge import EdgeStore
 
 SMALL = 10_000
 LARGE = {"encode": 1_000_000, "push": 1_000_000, "push into the embedded engine": 100_000}

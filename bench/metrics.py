@@ -17,22 +17,25 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from alignment.artifact import Alignment
-from alignment.embeddings import EmbeddingSet, Modality, Rows, SetWriter
-from alignment.fit import fit_metrics
-from alignment.labelled import Labelled, Side
-from alignment.methods import Task
+from alignment.fitting.fit import fit_metrics
+from alignment.fitting.methods import Task
 from alignment.metrics import Metric, Nnn, parse
-from alignment.projections import Projection
-from alignment.recall import group_codes, top_k
+from alignment.modality import Modality
+from alignment.model.alignment import Alignment
+from alignment.model.projections import Projection
+from alignment.retrieval.grouped import Labelled, Side
+from alignment.retrieval.ranks import group_codes, top_k
+from alignment.sets.embedding_set import EmbeddingSet
+from alignment.sets.rows import Rows
+from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray, unit
 from bench.corpus import DIM, ENCODERS, SHARD, card
 from bench.figure import Figure
-from connector.demo import ENCODERS as DEMO_ENCODERS
-from connector.demo import SERVED, write_emoji
+from connector.demo.emoji import ENCODERS as DEMO_ENCODERS
+from connector.demo.emoji import SERVED, write_emoji
 from connector.home import Home
-from connector.provenance import upgrade
-from connector.search import Answer, Retriever
+from connector.provenance.database import upgrade
+from connector.search.retriever import Answer, Retriever
 from connector.settings import Settings
 
 POINTS, QUERIES, TIMED, K = 100_000, 200, 200, 10

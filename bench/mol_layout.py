@@ -16,7 +16,7 @@ import numpy as np
 import qdrant_edge as edge
 
 from alignment.metrics import MixtureOfLogits, parse
-from alignment.recall import top_k
+from alignment.retrieval.ranks import top_k
 from bench.corpus import DIM
 from bench.figure import Figure
 from bench.metrics import POINTS, QUERIES, TIMED, K, prepared

@@ -17,18 +17,18 @@ from uuid import uuid4
 
 from qdrant_client import QdrantClient, models
 
-from alignment.embeddings import MODALITIES
+from alignment.modality import MODALITIES
 from bench.corpus import DIM, vectors, write_set
 from bench.figure import Figure
 from bench.ingest import NO_GRAPH
 from bench.push import TARGET, bare, pushed
-from connector.edge_store import EdgeStore
 from connector.home import Home
-from connector.provenance import upgrade
-from connector.push import OWN_INDEXES
-from connector.qdrant_connection import Connection
-from connector.qdrant_store import REQUEST_POINTS, UPLOADS, QdrantStore
+from connector.provenance.database import upgrade
+from connector.push.session import OWN_INDEXES
 from connector.settings import Settings
+from connector.stores.edge import EdgeStore
+from connector.stores.qdrant import REQUEST_POINTS, UPLOADS, QdrantStore
+from connector.stores.qdrant_connection import Connection
 
 POINTS = 20_000
 TURNS = 3

@@ -7,16 +7,17 @@ from typing import Any
 
 import qdrant_edge as edge
 
-from alignment.embeddings import MODALITIES, EmbeddingSet
 from alignment.metrics import Cosine
+from alignment.modality import MODALITIES
+from alignment.sets.embedding_set import EmbeddingSet
 from bench.corpus import DIM, alignment, write_set
 from bench.figure import Figure
-from connector.edge_store import EdgeStore
 from connector.home import Home
-from connector.provenance import upgrade
-from connector.push import OWN_INDEXES, push
+from connector.provenance.database import upgrade
+from connector.push.session import OWN_INDEXES, push
 from connector.settings import Settings
-from connector.store import Store
+from connector.stores.contract import Store
+from connector.stores.edge import EdgeStore
 
 POINTS = 100_000
 TARGET = 0.7

@@ -28,19 +28,20 @@ from sklearn.cross_decomposition import CCA
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
-from alignment.embeddings import MODALITIES, EmbeddingSet
-from alignment.fit import best_of, cross_validate, fit_metrics
-from alignment.heads import HEADS
-from alignment.labelled import Labelled, Side
-from alignment.methods import METHODS, Fitter, Task, fewest_groups
+from alignment.fitting.cross_validation import best_of, cross_validate
+from alignment.fitting.fit import fit_metrics
+from alignment.fitting.heads import HEADS
+from alignment.fitting.methods import METHODS, Fitter, Task, fewest_groups
 from alignment.metrics import Cosine, Metric, parse
-from alignment.recall import group_codes, recall_at
-from alignment.train import KS
+from alignment.modality import MODALITIES
+from alignment.retrieval.grouped import Labelled, Side
+from alignment.retrieval.ranks import KS, group_codes, recall_at
+from alignment.sets.embedding_set import EmbeddingSet
 from alignment.vectors import FloatArray, unit
 from bench.figure import Figure
-from connector.demo import ENCODERS, write_emoji
+from connector.demo.emoji import ENCODERS, write_emoji
 from connector.home import Home
-from connector.provenance import upgrade
+from connector.provenance.database import upgrade
 from connector.settings import Settings
 
 SPLITS, FOLDS, HELD_OUT = 5, 2, 0.25

@@ -12,14 +12,14 @@ from dataclasses import asdict
 
 import numpy as np
 
-from alignment.embeddings import Rows
 from alignment.metrics import Cosine
-from alignment.recall import recall_at
+from alignment.retrieval.ranks import recall_at
+from alignment.sets.rows import Rows
 from alignment.vectors import FloatArray
 from bench.audit import IMAGES, KS, POINTS, QUERIES, Took, data, took
-from connector.galleries import Asked, Everything
-from connector.reference import Truth, truth
-from connector.store import Record
+from connector.audits.galleries import Asked, Everything
+from connector.audits.reference import Truth, truth
+from connector.stores.contract import Record
 
 DIM = 64  # of the larger one
 PAGE = 1_000  # points that a store gives at once

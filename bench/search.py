@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import qdrant_edge as edge
 
-from alignment.embeddings import EmbeddingSet
 from alignment.metrics import Cosine
+from alignment.sets.embedding_set import EmbeddingSet
 from bench.corpus import DIM, ENCODERS, alignment, vectors, write_set
 from bench.figure import Figure
-from connector.edge_store import EdgeStore
-from connector.provenance import Provenance, upgrade
-from connector.push import push
-from connector.release import open_release
-from connector.search import Retriever
+from connector.provenance.database import upgrade
+from connector.provenance.recorder import Provenance
+from connector.push.session import push
+from connector.releases.release import open_release
+from connector.search.retriever import Retriever
+from connector.stores.edge import EdgeStore
 
 POINTS = 20_000
 QUERIES = 1_000

@@ -13,32 +13,38 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from filelock import FileLock, Timeout
 
 from alignment import device as devices
-from alignment.artifact import Alignment
-from alignment.compare import METRICS, Comparison, compare
-from alignment.embeddings import MODALITIES, Dtype, EmbeddingSet, HoldOut, Modality, SetCard, SetWriter
+from alignment.comparison.compare import METRICS, Comparison, compare
+from alignment.comparison.guidelines import Advice, advise
+from alignment.distributed import joined
 from alignment.errors import AlignmentError, EmbeddingSetError, ModalignError
-from alignment.fit import fit
-from alignment.geometry import SAMPLE, geometry, sampled
-from alignment.guidelines import Advice, advise
+from alignment.fitting.fit import fit
+from alignment.geometry.geometry import SAMPLE, geometry, sampled
 from alignment.metrics import Metric, parse
-from alignment.processes import joined
-from connector.audit import Audit, record
-from connector.audit_page import write_audit_page
-from connector.auditor import audit
-from connector.comparison import claim, write_comparison
-from connector.corpus import open_corpus
-from connector.delete import Deletion, Doomed
-from connector.drift import Earlier, Moment, asked_as, earlier, history
-from connector.encode import BATCH_ITEMS, SHARD_ROWS, encode
-from connector.encoders import Encoder, ImportedEncoder, load_encoders
+from alignment.modality import MODALITIES, Modality
+from alignment.model.alignment import Alignment
+from alignment.sets.cards import Dtype, SetCard
+from alignment.sets.embedding_set import EmbeddingSet
+from alignment.sets.hold_out import HoldOut
+from alignment.sets.writer import SetWriter
+from connector.audits.auditor import audit
+from connector.audits.baseline import Earlier, earlier
+from connector.audits.history import Moment, asked_as, history
+from connector.audits.plan import DIRECTIONS, Plan
+from connector.audits.recording import record
+from connector.audits.requirements import Requirement
+from connector.audits.result import Audit
+from connector.corpora.formats import open_corpus
+from connector.corpora.items import Corpus
+from connector.corpora.vector_files import open_vectors
+from connector.encoding.encode import BATCH_ITEMS, SHARD_ROWS, encode
+from connector.encoding.encoders import Encoder, ImportedEncoder, load_encoders
 from connector.errors import (
     CollectionNotFoundError,
     CorpusError,
@@ -49,37 +55,32 @@ from connector.errors import (
     StoreUnavailableError,
     StrangePointError,
 )
-from connector.ingest import Confirm, Ingest
-from connector.items import Corpus
-from connector.lifecycle import PROMOTE, ROLLBACK, Forced, Lifecycle
-from connector.models import ReleaseRow
-from connector.origin import Origin
-from connector.plan import DIRECTIONS, Plan
 from connector.progress import progress, say
-from connector.provenance import Provenance, Run
-from connector.push import push
-from connector.reconcile import Reconciled, reconcile, verify
-from connector.release import LIVE, READY, Release, checked, lower, named, open_release, require_encoder
-from connector.report import claim_page
-from connector.requirements import Requirement
-from connector.result import Result
-from connector.search import Retriever
+from connector.provenance.recorder import Provenance
+from connector.provenance.runs import Result, Run
+from connector.provenance.tables import ReleaseRow
+from connector.push.delete import Deletion, Doomed
+from connector.push.ingest import Confirm, Ingest
+from connector.push.session import push
+from connector.releases.chain import require_encoder
+from connector.releases.lag import Lag
+from connector.releases.promotion import PROMOTE, ROLLBACK, Forced, Lifecycle
+from connector.releases.reconcile import Reconciled, reconcile, verify
+from connector.releases.release import LIVE, READY, Release, checked, lower, named, open_release
+from connector.reports.audit_context import Origin
+from connector.reports.audit_page import write_audit_page
+from connector.reports.compare_report import claim, write_comparison
+from connector.reports.pages import claim_page
+from connector.search.retriever import Retriever
 from connector.settings import Settings, checked_name
-from connector.store import Store, open_store, url_of
-from connector.vector_files import open_vectors
+from connector.stores.contract import Store
+from connector.stores.opening import open_store, url_of
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
 # Audits that the page of one looks back on.
 MOMENTS = 100
-
-
-class Lag(NamedTuple):
-    """Rows of embedding sets that a release does not hold, refused ones among them, and since when at the earliest."""
-
-    rows: int
-    since: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ class Home:
     ) -> Result:
         """Encode the corpus at the path `corpus` into the embedding set `name`, with an encoder spec a modality.
 
-        `format` and `images` say how it is read, where that is not plain: see `connector.corpus.open_corpus`.
+        `format` and `images` say how it is read, where that is not plain: see `connector.corpora.formats.open_corpus`.
         """
         if not specs:
             raise SettingsError("expected --image-encoder, --text-encoder or both, got neither")
@@ -179,7 +180,7 @@ class Home:
         """Take vectors that were computed elsewhere into the embedding set `name`.
 
         Args:
-            vectors: path of the files; `connector.vector_files.open_vectors` says which, and what `how` may be.
+            vectors: path of the files; `connector.corpora.vector_files.open_vectors` says which, and what `how` may be.
             name: of the embedding set.
             made_by: a name of the encoder that made them, a modality. Whoever imports vouches for it: the set, and
                 every alignment that is fitted on it, say `imported:NAME`.
@@ -349,7 +350,7 @@ class Home:
     ) -> Result:
         """Push the embedding set `name` into `collection`, one release a metric; default: the alignment's metrics.
 
-        `layout` are fields of `connector.layout.Layout`.
+        `layout` are fields of `connector.stores.layout.Layout`.
         """
         parameters = {
             "set": name, "into": collection, "alignment": alignment, "metrics": list(metrics), "layout": layout
@@ -412,11 +413,11 @@ class Home:
             collection: what to write into.
             alignment: what to project with.
             name: of the embedding set; that of the collection where it is left out.
-            format, images: how the corpus is read, where that is not plain; see `connector.corpus.open_corpus`.
+            format, images: how the corpus is read, where that is not plain; see `connector.corpora.formats.open_corpus`.
             metrics: one release each; the alignment's where they are left out.
             parts: into how many parts the corpus is divided, for several processes that run this at once.
             prune: delete what has left the corpus, if the answer to how many items that is, is yes.
-            layout: fields of `connector.layout.Layout`, of new collections.
+            layout: fields of `connector.stores.layout.Layout`, of new collections.
         """
         parameters = {
             "corpus": str(Path(corpus).absolute()), "format": format, "images": images and str(Path(images).absolute()),
@@ -531,7 +532,7 @@ class Home:
     def promote(
         self, collection: str, *, metrics: Sequence[str] = (), names: Sequence[str] = (), reason: str | None = None
     ) -> Result:
-        """Make ready releases live, if their audits allow it or a `reason` is given; see `connector.lifecycle`."""
+        """Make ready releases live, if their audits allow it or a `reason` is given; see `connector.releases.promotion`."""
         parameters = {"collection": collection, "metrics": list(metrics), "releases": list(names), "reason": reason}
         forced = None if reason is None else Forced(_person(), reason)
         with self.provenance.run(PROMOTE, parameters) as run:
@@ -611,7 +612,7 @@ class Home:
             to: a directory that does not exist, or is empty.
             collection: whose live release will be asked; its name and its `hnsw_ef` then stand in the requests.
         """
-        from connector.export import Target, write  # loads torch
+        from connector.search.export import Target, write  # loads torch
 
         parameters = {"alignment": alignment, "metric": metric, "to": str(to), "collection": collection}
         with self.provenance.run("export", parameters) as run:
@@ -650,10 +651,10 @@ class Home:
             pairs: name of the embedding set.
             metric: of the release.
             which: `live`, `ready` or the name of a physical collection.
-            requirements: what the measures have to meet; see `connector.requirements`.
+            requirements: what the measures have to meet; see `connector.audits.requirements`.
             against: the audit that drops are measured from: `last`, `live` or the number of one.
             report: the page to write, whatever the verdict is.
-            **options: see `connector.audit.Plan`.
+            **options: see `connector.audits.result.Plan`.
         """
         parameters = {
             "collection": collection, "pairs": pairs, "metric": metric, "release": which,

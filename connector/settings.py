@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from connector.errors import SettingsError
-from connector.redaction import redacted
+from connector.safe_text import redacted
 
 REQUEST_SECONDS = 60
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

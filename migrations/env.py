@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from connector.models import Base
+from connector.provenance.tables import Base
 
 engine = context.config.attributes["engine"]
 try:

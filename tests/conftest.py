@@ -17,9 +17,10 @@ import torch
 from hypothesis import settings
 from sqlalchemy.engine import make_url
 
-from connector import encoders
-from connector.provenance import Provenance, upgrade
-from tests.fakes import fake_entry_points
+from connector.encoding import encoders
+from connector.provenance.database import upgrade
+from connector.provenance.recorder import Provenance
+from tests.support.fakes import fake_entry_points
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,7 +50,9 @@ def fake_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
 def processes() -> ForkServerContext:
     """Child processes that start at once, and are no forks of this one, which the engine would not survive."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["connector.edge_store", "connector.encode", "connector.provenance", "torch"])
+    context.set_forkserver_preload(
+        ["connector.stores.edge", "connector.encoding.encode", "connector.provenance.recorder", "torch"]
+    )
     return context
 
 

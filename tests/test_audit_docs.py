@@ -12,17 +12,18 @@ import pytest
 import sqlalchemy
 import yaml
 
-from connector import cli
-from connector.audit import FAITHFUL, MARGIN, Audit
-from connector.audit_output import SHOWN, document
-from connector.auditor import CERTIFIED, LATENCIES, TAIL
-from connector.plan import Plan
-from connector.provenance import upgrade
-from connector.requirements import Requirement
-from connector.result import Result
-from connector.space import GAP_MEASURES
-from connector.stages import FILTER, INDEX, LOWERING, QUANTIZATION, REFERENCE, RESCORING
-from tests.world import audit, opened, opened_world, several, the_set
+from connector.audits.auditor import CERTIFIED, LATENCIES, TAIL
+from connector.audits.geometry import GAP_MEASURES
+from connector.audits.plan import Plan
+from connector.audits.requirements import Requirement
+from connector.audits.result import FAITHFUL, MARGIN, Audit
+from connector.audits.stages import FILTER, INDEX, LOWERING, QUANTIZATION, REFERENCE, RESCORING
+from connector.cli import main as cli
+from connector.provenance.database import upgrade
+from connector.provenance.runs import Result
+from connector.reports.audit_json import document
+from connector.reports.glossary import SHOWN
+from tests.support.world import audit, opened, opened_world, several, the_set
 
 TEXT = (Path(__file__).parent.parent / "docs" / "audits.md").read_text(encoding="utf-8")
 AUDIT: click.Command = cli.cli.commands["audit"]
@@ -140,7 +141,7 @@ def test_units_name_each_other() -> None:
 
 def test_rules_speak_of_metrics_that_are_written() -> None:
     (rules,) = (found for found in map(yaml.safe_load, blocks("yaml")) if "groups" in found)
-    source = (Path(cli.__file__).parent / "audit_output.py").read_text(encoding="utf-8")
+    source = (Path(cli.__file__).parent / "../reports/audit_json.py").read_text(encoding="utf-8")
     alerts: list[dict[str, Any]] = rules["groups"][0]["rules"]
     assert len(alerts) == 2
     for alert in alerts:

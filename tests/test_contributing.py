@@ -12,10 +12,10 @@ import pytest
 import torch
 from scipy.spatial.distance import correlation
 
-from alignment.export import export
 from alignment.metrics import METRICS, Metric, parse
-from connector.search import Retriever
-from tests.world import COLLECTION, alignment, cards, embedded, latent, opened_world, pairs
+from alignment.model.onnx_export import export
+from connector.search.retriever import Retriever
+from tests.support.world import COLLECTION, alignment, cards, embedded, latent, opened_world, pairs
 
 TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
 

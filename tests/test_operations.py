@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 from connector.home import Home
-from connector.provenance import upgrade
+from connector.provenance.database import upgrade
 from connector.settings import Settings
 
 ROOT = Path(__file__).parent.parent

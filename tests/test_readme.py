@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from alignment.metrics import METRICS
-from connector import demo
-from connector.cli import cli
+from connector.cli.group import cli
+from connector.demo import emoji as demo
 from connector.settings import Settings
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

@@ -12,12 +12,14 @@ on the command line. Adding one is one class: CONTRIBUTING.md has the steps.
 """
 
 from alignment.errors import MetricError
-from alignment.metrics.divergences import ChiSquare, Hellinger, JensenShannon, KullbackItemQuery, KullbackQueryItem
-from alignment.metrics.hubness import BANK, OTHER, Nnn, bank_name
+from alignment.metrics.divergences import ChiSquare, Hellinger, JensenShannon
+from alignment.metrics.hubness import BANK, Nnn, bank_name
+from alignment.metrics.kullback_leibler import KullbackItemQuery, KullbackQueryItem
 from alignment.metrics.learned import Bilinear, LearnedMetric, MixtureOfLogits, Perceptron
-from alignment.metrics.lowering import Distance, Guarantee, Lowering, Rescored
+from alignment.metrics.lowering import Distance, Guarantee, Lowering
 from alignment.metrics.metric import Metric, arguments, with_parameters
 from alignment.metrics.native import Cosine, Dot, Euclid, Manhattan, Wasserstein1
+from alignment.metrics.rescored import Rescored
 
 # Every metric by its name, with its default parameters.
 METRICS: dict[str, Metric] = {
@@ -56,7 +58,7 @@ def parse(text: str) -> Metric:
 
 
 __all__ = [
-    "BANK", "METRICS", "OTHER", "Bilinear", "ChiSquare", "Cosine", "Distance", "Dot", "Euclid", "Guarantee",
+    "BANK", "METRICS", "Bilinear", "ChiSquare", "Cosine", "Distance", "Dot", "Euclid", "Guarantee",
     "Hellinger", "JensenShannon", "KullbackItemQuery", "KullbackQueryItem", "LearnedMetric", "Lowering", "Manhattan",
     "Metric", "MetricError", "MixtureOfLogits", "Nnn", "Perceptron", "Rescored", "Wasserstein1", "bank_name", "parse",
 ]  # fmt: skip

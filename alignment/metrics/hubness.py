@@ -17,12 +17,11 @@ from alignment.metrics.lowering import (
     with_column,
     with_column_tensor,
 )
-from alignment.metrics.metric import Metric, Modality, Weights
+from alignment.metrics.metric import Metric, Weights
+from alignment.modality import OTHER, Modality
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-OTHER: dict[Modality, Modality] = {"image": "text", "text": "image"}
 # Reference queries that an alignment keeps for each modality: enough for a stable mean of the nearest 128.
 BANK = 8192
 ITEMS_AT_ONCE = 1024

@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from alignment import device as devices
 from alignment.errors import MetricError, WeightsError
-from alignment.metrics.lowering import FLOAT32_ROUNDS, Distance, Guarantee, Lowering, Rescored, Scores, Vectors
-from alignment.metrics.metric import Metric, Modality, Weights, refuse
+from alignment.metrics.lowering import FLOAT32_ROUNDS, Distance, Guarantee, Lowering, Scores, Vectors
+from alignment.metrics.metric import Metric, Weights, refuse
+from alignment.metrics.rescored import Rescored
+from alignment.modality import Modality
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,6 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from alignment.metrics.metric import Metric
 
 Scores = npt.NDArray[np.floating]
 Vectors = npt.NDArray[np.floating]
@@ -101,32 +100,6 @@ class Lowering:
         """Return the lowest scores that are as good as `scores`, as far as float32 can tell."""
         lowest: Scores = scores - 1e-6 * np.maximum(self.magnitude, np.abs(scores))
         return lowest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rescored(Lowering):
-    """A lowering that finds candidates; the metric itself, over their aligned vectors, orders them.
-
-    Attributes:
-        metric: what orders them.
-        page: how many candidates a search fetches at first.
-        budget: how many it fetches at most, unless told otherwise.
-        magnitude: of the numbers that a score is made of, where it may itself be smaller than what they round to.
-    """
-
-    metric: "Metric"
-    page: ClassVar[int]
-    budget: ClassVar[int]
-    magnitude: ClassVar[float] = 1.0
-
-    def bound(self, tail: float) -> float | None:
-        """Return a score that no item exceeds whose raw score is no better than `tail`; None: nothing is known."""
-        return None
-
-    def rescore(self, query: Vectors, items: Vectors) -> Scores:
-        """Score one aligned `query` (d,) against the aligned vectors of its candidates (c, d): (c,)."""
-        scores: Scores = self.metric.score(query[None], items)[0]
-        return scores
 
 
 def with_column(X: Vectors, column: Vectors) -> Vectors:

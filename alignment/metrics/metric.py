@@ -11,17 +11,16 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
 from alignment.errors import MetricError
 from alignment.metrics.lowering import Lowering, Scores, Vectors
+from alignment.modality import Modality
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Modality = Literal["image", "text"]
 Weights = Mapping[str, Vectors]
 M = TypeVar("M", bound="Metric")
 

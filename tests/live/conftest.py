@@ -11,9 +11,9 @@ from uuid import uuid4
 import pytest
 from pytest_docker.plugin import get_docker_services
 
-from connector.qdrant_store import QdrantStore
+from connector.stores.qdrant import QdrantStore
 from tests.conftest import ROOT
-from tests.world import World
+from tests.support.world import World
 
 NODES = ("qdrant-1", "qdrant-2", "qdrant-3")
 

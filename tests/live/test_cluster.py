@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from connector import set_push as pushing
 from connector.home import Home
-from connector.provenance import upgrade
-from connector.qdrant_store import QdrantStore
+from connector.provenance.database import upgrade
+from connector.push import batches as pushing
 from connector.settings import Settings
-from tests.fakes import fake_pairs, write_manifest
+from connector.stores.qdrant import QdrantStore
 from tests.live.conftest import Cluster
-from tests.world import alignment
+from tests.support.fakes import fake_pairs, write_manifest
+from tests.support.world import alignment
 
 N = 1000
 

@@ -9,14 +9,15 @@ from qdrant_client import QdrantClient
 
 from connector.errors import StoreError
 from connector.home import Home
-from connector.layout import COMPRESSIONS, QUANTIZATIONS
-from connector.qdrant_store import QdrantStore
-from connector.release import open_release
-from connector.search import Retriever
+from connector.releases.release import open_release
+from connector.search.retriever import Retriever
 from connector.settings import Settings
-from connector.store import open_store, parse_filter
-from tests.fakes import fake_pairs, write_manifest
-from tests.world import World, audit, pairs
+from connector.stores.filters import parse_filter
+from connector.stores.layout import COMPRESSIONS, QUANTIZATIONS
+from connector.stores.opening import open_store
+from connector.stores.qdrant import QdrantStore
+from tests.support.fakes import fake_pairs, write_manifest
+from tests.support.world import World, audit, pairs
 
 pytestmark = pytest.mark.usefixtures("fake_encoders")
 

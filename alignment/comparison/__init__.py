@@ -1,0 +1,1 @@
+"""Compare encoder pairs, methods and metrics, and say what to choose."""

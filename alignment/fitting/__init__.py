@@ -1,0 +1,1 @@
+"""Fit an alignment: closed forms, trained heads, cross-validation."""

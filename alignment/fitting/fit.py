@@ -1,0 +1,292 @@
+"""Embedding sets in, the best alignment out, chosen by grouped cross-validation on Recall@K.
+
+Metrics that have something to learn are fitted on top of it, or jointly with it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment import device as devices
+from alignment import distributed as processes
+from alignment.errors import FitError
+from alignment.fitting.cross_validation import Candidate, Progress, best_of, cross_validate
+from alignment.fitting.methods import HEAD_NAMES, METHODS, Fitter, Projections, Task, fewest_groups, refined
+from alignment.fitting.trainer import Model, has_gradient, split, train
+from alignment.fitting.training import Training
+from alignment.metrics import BANK, Cosine, LearnedMetric, Metric, Nnn, bank_name
+from alignment.modality import MODALITIES, Modality
+from alignment.model.alignment import Alignment, AlignmentCard
+from alignment.retrieval.grouped import Labelled, Side
+from alignment.retrieval.ranks import KS, Ranks, group_codes, recall_at
+from alignment.sets.embedding_set import EmbeddingSet
+from alignment.sets.hold_out import HoldOut
+from alignment.sets.rows import Rows
+from alignment.vectors import ROUNDING, faults, unit
+
+if TYPE_CHECKING:
+    import torch
+# Groups to report recall on, at most: ranking is quadratic, and some metrics cost hundreds of times what cosine does.
+HELD_OUT_GROUPS = 2_000
+# Learned metrics have few weights, and learn from more and smaller steps.
+LEARNED: Mapping[str, Any] = {"batch": 128}
+# The residual that is trained jointly with the metrics.
+JOINT: Mapping[str, Any] = {"rank": 128, "learning_rate": 3e-4}
+
+
+def fit(
+    sets: Sequence[EmbeddingSet],
+    *,
+    method: str = "auto",
+    metrics: Sequence[Metric] = (Cosine(),),
+    hold_out: HoldOut = HoldOut(),
+    folds: int = 4,
+    seed: int = 0,
+    device: str = "auto",
+    budget: float | None = None,
+    joint: bool = False,
+    training: Mapping[str, Any] | None = None,
+    progress: Progress = lambda line: None,
+) -> Alignment:
+    """Fit the best alignment of `sets`.
+
+    Args:
+        sets: embedding sets made by the same encoders; their rows are joined.
+        method: one of `METHODS`, or `auto` for the best of all.
+        metrics: candidates are chosen, and heads trained, under the first that has nothing to learn, or else under
+            cosine; those that have are then fitted on the aligned training pairs; held-out recall is reported under
+            each.
+        hold_out: groups that take no part in the fit or the choice.
+        folds: parts of the cross-validation; groups are never split.
+        seed: of the folds.
+        device: where the matrices are decomposed and metrics are trained.
+        budget: seconds after which no further candidate is begun, so that what is chosen depends on the machine.
+        joint: choose under all metrics that learn nothing, and then train a residual on what was chosen together with
+            the metrics that learn, under the mean of the losses of all: one projection that serves every metric.
+        training: settings of `Training` that stand above those of the candidates.
+        progress: called with a line at each step.
+
+    Raises:
+        FitError: too few groups with both modalities, too few vectors for a hubness correction, unusable vectors,
+            or no method that applies.
+    """
+    given = dict(training or {})
+    Training().with_values(given)  # refuses what there is not, before anything takes time
+    if budget is not None and processes.launched() > 1:
+        raise FitError(
+            "several processes cannot share a --budget, because each has its own clock; leave it out or name a --method"
+        )
+    if budget is not None and not budget > 0:
+        raise FitError(f"expected a budget above zero seconds, got {budget}")
+    if method != "auto" and method not in METHODS:
+        raise FitError(f"unknown method {method!r}; expected auto or one of {', '.join(METHODS)}")
+    encoders = common_encoders(sets)
+    rows = {m: Rows.concatenate([s.load(m) for s in sets]) for m in MODALITIES}
+    known, test, unpaired = split_rows(rows, hold_out)
+    progress(
+        f"{len(known.groups)} groups to fit on, {len(np.unique(test.image.groups))} held out, "
+        f"{unpaired} items without a partner left out"
+    )
+    require_directions(known)
+    _require_references(metrics, known)
+    place = devices.resolve(device)
+    fixed = [metric for metric in metrics if not _learners([metric]) and not isinstance(metric, Nnn)] or [Cosine()]
+    names = _entering(known, fixed, progress) if method == "auto" else [method]
+    task = Task(fixed if joint else fixed[:1], given, seed)
+    scores = cross_validate(known, names, task, folds=folds, device=place, budget=budget, progress=progress)
+    best = best_of(scores)
+    progress(f"best: {best.method} {best.hyperparameters}, validation recall {best.score:.3f}")
+    if others := [score for score in scores if score.method != best.method]:
+        other = best_of(others)
+        compared = f"over {other.folds} of {best.folds} folds"
+        progress(f"best of the other methods: {other.method}, {other.score:.3f} {compared}")
+    started = replace(task, progress=progress)
+    projections = Fitter(best.method, known, place, started).fit(best.hyperparameters)
+    trained: dict[str, Any] = {}
+    learned: list[LearnedMetric] = []
+    if best.method in HEAD_NAMES:
+        trained = asdict(task.training(best.hyperparameters)) | _terms(task.metrics)
+    if joint:
+        together = replace(started, metrics=[*fixed, *_learners(metrics)])
+        projections, learned = _jointly(best, known, place, together)
+        trained = asdict(together.training(JOINT)) | _terms(together.metrics)
+    weights = fit_metrics(metrics, known.project(projections).sound(), learned, task=started, device=place)
+    asked = np.random.default_rng(seed).permutation(test.groups)[:HELD_OUT_GROUPS]
+    if len(asked) < len(test.groups):
+        share = f"{len(asked):,} of {len(test.groups):,} held-out groups"
+        progress(f"recall is measured on {share}; an audit asks with all of them")
+    held_out = test.only(asked).project(projections)
+    recalls = {
+        str(metric): recall_table(held_out.ranks({m: metric.bind(weights, m) for m in MODALITIES}))
+        for metric in metrics
+    }
+    return Alignment(
+        AlignmentCard(
+            encoders=encoders,
+            method=best.method,
+            hyperparameters=best.hyperparameters,
+            metrics=[str(metric) for metric in metrics],
+            sets=[s.card.fingerprint for s in sets],
+            pairs=len(known.pair_rows()[0]),
+            hold_out=hold_out,
+            training=trained,
+            held_out_recall=recalls,
+            held_out_groups=len(asked),
+            candidates=[candidate.to_json() for candidate in scores],
+        ),
+        dict(zip(MODALITIES, projections, strict=True)),
+        weights,
+    )
+
+
+def _entering(known: Labelled, metrics: Sequence[Metric], progress: Progress) -> list[str]:
+    """The methods that `auto` tries: those that have enough groups, and a gradient if they need one."""
+    names = [name for name in METHODS if len(known.groups) >= fewest_groups(name)]
+    for name in METHODS:
+        if name not in names:
+            progress(f"{name}: enters from {fewest_groups(name):,} groups on; try it with --method {name}")
+    without = [metric for metric in metrics if not has_gradient(metric)]
+    if without:
+        progress(f"metric {without[0]} has no gradient: trained heads are left out")
+        names = [name for name in names if name not in HEAD_NAMES]
+    return names
+
+
+def require_directions(training: Labelled) -> None:
+    """Refuse vectors that are all alike: there is nothing in them to align."""
+    for modality, side in (("image", training.image), ("text", training.text)):
+        if (np.ptp(unit(side.vectors), axis=0) <= ROUNDING).all():
+            raise FitError(
+                f"the {modality} vectors to fit on all have the same direction; check the encoder and the data"
+            )
+
+
+def _require_references(metrics: Sequence[Metric], training: Labelled) -> None:
+    """Refuse a hubness correction over more reference queries than there are, before anything takes time."""
+    available = min(len(training.image.vectors), len(training.text.vectors), BANK)
+    for metric in metrics:
+        if isinstance(metric, Nnn) and metric.k > available:
+            raise FitError(
+                f"metric {metric}: expected at least {metric.k} training vectors of each modality as reference "
+                f"queries, got {available}; add data, lower --holdout, or choose a lower k as in "
+                f"{metric.base}+nnn(k={max(1, available // 2)})"
+            )
+
+
+def _learners(metrics: Sequence[Metric]) -> list[LearnedMetric]:
+    """The metrics to train, also those that a hubness correction stands on."""
+    bases = [metric.base if isinstance(metric, Nnn) else metric for metric in metrics]
+    return [metric for metric in dict.fromkeys(bases) if isinstance(metric, LearnedMetric)]
+
+
+def fit_metrics(
+    metrics: Sequence[Metric],
+    aligned: Labelled,
+    learned: Sequence[LearnedMetric] = (),
+    *,
+    task: Task,
+    device: "torch.device",
+) -> dict[str, npt.NDArray[Any]]:
+    """Fit what the metrics need on aligned training items, by the names that `Metric.bind` asks for.
+
+    Args:
+        learned: metrics that have been trained already.
+    """
+    weights: dict[str, npt.NDArray[Any]] = {}
+    for metric in _learners(metrics):
+        done = next((m for m in learned if m == metric), None) or fit_learned(metric, aligned, task, device)
+        weights |= done.weights()
+    if any(isinstance(metric, Nnn) for metric in metrics):
+        rng = np.random.default_rng(task.seed)
+        for modality, side in zip(MODALITIES, (aligned.image, aligned.text), strict=True):
+            chosen = np.sort(rng.permutation(len(side.vectors))[:BANK])
+            weights[bank_name(modality)] = side.vectors[chosen]
+    return weights
+
+
+def fit_learned(metric: LearnedMetric, aligned: Labelled, task: Task, device: "torch.device") -> LearnedMetric:
+    """Train one metric on aligned items; return it with the weights that validated best."""
+    started = metric.start(aligned.image.vectors.shape[1], task.seed)
+    training = task.training(LEARNED)
+    fitted, held = split(aligned, training, np.random.default_rng(task.seed))
+    train(
+        Model([started]), aligned, fitted, held, training=training, seed=task.seed, device=device,
+        deadline=task.deadline, progress=task.progress,
+    )  # fmt: skip
+    return started
+
+
+def _jointly(
+    best: "Candidate", known: Labelled, device: "torch.device", task: Task
+) -> tuple[Projections, list[LearnedMetric]]:
+    """Train a residual on what was chosen, together with the metrics that learn."""
+    from alignment.fitting.heads import Residual
+
+    quiet = replace(task, progress=lambda line: None)
+    result = refined(
+        lambda data: Fitter(best.method, data, device, quiet).fit(best.hyperparameters),
+        lambda start: Residual.begin(start, JOINT),
+        known,
+        device,
+        task.training(JOINT),
+        task,
+    )
+    return result.projections, [metric for metric in result.metrics if isinstance(metric, LearnedMetric)]
+
+
+def _terms(metrics: Sequence[Metric]) -> dict[str, Any]:
+    """Weights of the losses under each metric, as a card records them."""
+    return {"metrics": {str(metric): 1 / len(metrics) for metric in metrics}}
+
+
+def recall_table(both: tuple[Ranks, Ranks]) -> dict[str, dict[str, float]]:
+    """Recall@1/5/10 of both directions, by name."""
+    return {
+        direction: {f"recall@{k}": round(recall_at(side, k), 6) for k in KS}
+        for direction, side in zip(("text-to-image", "image-to-text"), both, strict=True)
+    }
+
+
+def common_encoders(sets: Sequence[EmbeddingSet]) -> dict[Modality, Any]:
+    """Return the cards of the encoders that made all of `sets`, or refuse sets that are not of one pair."""
+    if not sets:
+        raise FitError("expected at least one embedding set, got none")
+    first = sets[0]
+    for modality in MODALITIES:
+        if modality not in first.card.encoders:
+            raise FitError(f"embedding set {first.path} holds no {modality} vectors; encode with --{modality}-encoder")
+        for other in sets[1:]:
+            if (theirs := other.card.encoders.get(modality)) != (ours := first.card.encoders[modality]):
+                raise FitError(
+                    f"embedding sets of different {modality} encoders cannot be fitted together: {first.path} has "
+                    f"{ours}, {other.path} has {theirs}"
+                )
+    return dict(first.card.encoders)
+
+
+def split_rows(rows: dict[Modality, Rows], hold_out: HoldOut) -> tuple[Labelled, Labelled, int]:
+    """Split into training and test by group; items without a partner of the other modality are counted."""
+    sides = {}
+    codes = dict(zip(MODALITIES, group_codes(*(rows[m].groups for m in MODALITIES)), strict=True))
+    for modality in MODALITIES:
+        if found := faults(rows[modality].vectors):
+            row, reason = next(iter(found.items()))
+            raise FitError(
+                f"{len(found)} {modality} vectors cannot be used, the first is key "
+                f"{rows[modality].keys[row]!r}: {reason}; encode those items again or remove them"
+            )
+        sides[modality] = Side(rows[modality].vectors, codes[modality])
+    everything = Labelled(sides["image"], sides["text"])
+    paired = np.intersect1d(codes["image"], codes["text"])
+    unpaired = sum(int((~np.isin(codes[m], paired)).sum()) for m in MODALITIES)
+    held = np.unique(codes["image"][hold_out.held_out(rows["image"].groups)])
+    training_groups, test_groups = np.setdiff1d(paired, held), np.intersect1d(paired, held)
+    if not len(test_groups) or not len(training_groups):
+        raise FitError(
+            f"of {len(paired)} groups that hold both images and texts, {len(training_groups)} are left to fit on "
+            f"and {len(test_groups)} are held out; both must be above zero: add data or change --holdout"
+        )
+    return everything.only(training_groups), everything.only(test_groups), unpaired

@@ -1,0 +1,222 @@
+"""Every method of fitting projections by its name, closed forms and trained heads alike."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from alignment.fitting.closed_forms import CLOSED_FORMS, ClosedForm, Hyperparameters, array_of
+from alignment.fitting.pairs import Pairs
+from alignment.fitting.trainer import Model, Trained, split, train
+from alignment.fitting.training import Training
+from alignment.metrics import Cosine, LearnedMetric, Metric
+from alignment.model.projections import Projection
+from alignment.retrieval.grouped import Labelled
+
+if TYPE_CHECKING:
+    import torch
+
+    from alignment.fitting.heads import Head
+
+Projections = tuple[Projection, Projection]
+
+# Names of the trained heads; their classes need torch, and come when one is used.
+HEAD_NAMES = ("linear", "residual", "fusemix", "star-glu")
+METHODS = (*CLOSED_FORMS, *HEAD_NAMES)
+# The closed forms that heads start from, as they are good on most corpora.
+STARTS: Mapping[str, Hyperparameters] = {
+    "identity": {},
+    "rcca": {"shrinkage_image": 1.0, "shrinkage_text": 1.0, "components": 256, "power": 0.5},
+    "kcca": {"gamma": 2.0, "shrinkage": 1.0, "components": 512},
+}
+# A head that was validated on a larger share of the groups than this is trained again on all of them.
+REFIT = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a method is fitted for.
+
+    Attributes:
+        metrics: heads are trained under these, with equal weights.
+        given: settings of `Training` that stand above those of a candidate.
+        seed: of batches and random weights.
+        deadline: of `time.monotonic`, when training ends.
+        progress: called with a line at each step of a training.
+    """
+
+    metrics: Sequence[Metric] = (Cosine(),)
+    given: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    deadline: float | None = None
+    progress: Callable[[str], None] = lambda line: None
+
+    def training(self, hyperparameters: Hyperparameters) -> Training:
+        """Settings of the training of a candidate."""
+        known = {f.name for f in fields(Training)}
+        return Training().with_values({n: v for n, v in hyperparameters.items() if n in known} | dict(self.given))
+
+
+def fewest_groups(method: str) -> int:
+    """How many groups a method needs to enter where it is not named."""
+    return _kind(method).fewest_groups
+
+
+def candidates(method: str, d_x: int, d_y: int) -> list[Hyperparameters]:
+    """Hyperparameters worth trying on spaces of these dimensions; none where the method does not apply."""
+    return _kind(method).candidates(d_x, d_y)
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """What a training gave.
+
+    Attributes:
+        metrics: those of the task; the ones that learn have their weights.
+        interrupted: Ctrl-C ended it, and this is the best so far.
+    """
+
+    projections: Projections
+    metrics: Sequence[Metric]
+    interrupted: bool
+
+
+class Fitter:
+    """A method bound to training data: fits projections for any hyperparameters.
+
+    Attributes:
+        interrupted: Ctrl-C ended the last training, and what was fitted is the best so far.
+    """
+
+    def __init__(
+        self, method: str, data: Labelled, device: "torch.device", task: Task = Task(), pairs: Pairs | None = None
+    ):
+        self._method, self._data, self._device, self._task, self._pairs = method, data, device, task, pairs
+        self._closed: _Closed | None = None
+        self.interrupted = False
+
+    def fit(self, hyperparameters: Hyperparameters) -> Projections:
+        """Return the image and the text projection for these hyperparameters.
+
+        Raises:
+            FitError: too few groups to train on, or too little memory on the device.
+        """
+        if self._method in CLOSED_FORMS:
+            if self._closed is None:
+                self._closed = _Closed(CLOSED_FORMS[self._method], self._data, self._device, self._pairs)
+            return self._closed.fit(hyperparameters)
+        head = _head(self._method)
+        result = refined(
+            lambda data: _start(hyperparameters, data, self._device),
+            lambda start: head.begin(start, hyperparameters),
+            self._data,
+            self._device,
+            self._task.training(hyperparameters),
+            self._task,
+        )
+        self.interrupted = result.interrupted
+        return result.projections
+
+
+class _Closed:
+    """A closed form on the pairs of training data."""
+
+    def __init__(self, kind: type[ClosedForm], data: Labelled, device: "torch.device", pairs: Pairs | None = None):
+        shared = pairs if kind.centres else None
+        self._solver = kind(shared or paired(data, device, centred=kind.centres))
+
+    def fit(self, hyperparameters: Hyperparameters) -> Projections:
+        weights, lifts = self._solver.solve(hyperparameters), self._solver.lifts(hyperparameters)
+        means = self._solver.pairs.means or (None, None)
+        held = [[None if t is None else array_of(t) for t in side] for side in zip(means, weights, strict=True)]
+        image, text = (
+            Projection(dim, mean, weight, lift)
+            for dim, (mean, weight), lift in zip(self._solver.pairs.dims, held, lifts, strict=True)
+        )
+        return image, text
+
+
+def paired(data: Labelled, device: "torch.device", *, centred: bool = True) -> Pairs:
+    """Return the pairs of `data` where closed forms decompose them."""
+    import torch
+
+    # Apple's GPU has no float64, and float32 loses the small eigenvalues: there the closed forms run on the CPU.
+    return Pairs.of(data, torch.device("cpu") if device.type == "mps" else device, centred=centred)
+
+
+def refined(
+    start: Callable[[Labelled], Projections],
+    begin: "Callable[[Projection], Head]",
+    data: Labelled,
+    device: "torch.device",
+    training: Training,
+    task: Task,
+) -> Refined:
+    """Train heads, and the metrics of the task that learn, from a start; return both as they validated best.
+
+    A start knows the groups that it was fitted on, and so would look better on them than it is: for validation it is
+    fitted without them. Where they are more than `REFIT` of all, start and heads are fitted once more on all groups,
+    for as many epochs as were best.
+
+    Args:
+        start: fits the start on some data.
+        begin: makes a head for one modality of it.
+    """
+    rng = np.random.default_rng(task.seed)
+    fitted, held = split(data, training, rng)
+
+    def run(groups: Any, validated: Any, training: Training) -> tuple[Projections, list[Metric], Trained]:
+        import torch
+
+        known = data.only(groups)
+        projections = start(known)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(task.seed)
+            heads = begin(projections[0]), begin(projections[1])
+        metrics = [
+            m.start(projections[0].out_dim, task.seed) if isinstance(m, LearnedMetric) else m for m in task.metrics
+        ]
+        means = projections[0].mean, projections[1].mean
+        model = Model(metrics, heads, means)
+        trained = train(
+            model, data, groups, validated, training=training, seed=task.seed, device=device, deadline=task.deadline,
+            progress=task.progress,
+        )  # fmt: skip
+        model.module.to("cpu")
+        image, text = (head.projection(mean) for head, mean in zip(heads, means, strict=True))
+        return (image, text), metrics, trained
+
+    projections, metrics, trained = run(fitted, held, training)
+    passed = task.deadline is not None and time.monotonic() > task.deadline
+    if len(held) > REFIT * len(data.groups) and not passed and not trained.interrupted:
+        task.progress(f"trained again on all {len(data.groups)} groups, for {trained.epoch} epochs")
+        everything = np.concatenate([fitted, held])
+        shortened = training.with_values({"epochs": trained.epoch})
+        again, learned, second = run(everything, None, shortened)
+        if second.complete:
+            return Refined(again, learned, interrupted=False)
+        task.progress("that was cut short: what was trained on some of the groups is kept")
+        return Refined(projections, metrics, second.interrupted)
+    return Refined(projections, metrics, trained.interrupted)
+
+
+def _start(hyperparameters: Hyperparameters, data: Labelled, device: "torch.device") -> Projections:
+    name = hyperparameters.get("start")
+    if name is None:  # only its dimensions and its means count
+        pairs = paired(data, device)
+        assert pairs.means is not None
+        image, text = (Projection(dim, array_of(mean)) for dim, mean in zip(pairs.dims, pairs.means, strict=True))
+        return image, text
+    return _Closed(CLOSED_FORMS[name], data, device).fit(STARTS[name])
+
+
+def _head(method: str) -> "type[Head]":
+    from alignment.fitting.heads import HEADS
+
+    return HEADS[method]
+
+
+def _kind(method: str) -> "type[ClosedForm] | type[Head]":
+    return CLOSED_FORMS[method] if method in CLOSED_FORMS else _head(method)

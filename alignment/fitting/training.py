@@ -1,0 +1,82 @@
+"""Settings of the training loop."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from alignment.errors import TrainingError
+
+LOSSES = ("infonce", "siglip", "hinge")
+# The lowest temperature, as in CLIP (Radford et al. 2021): below, training becomes unstable.
+COLDEST = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How heads and learned metrics are trained.
+
+    Attributes:
+        loss: `infonce`, `siglip` or `hinge`; see `alignment.fitting.losses`.
+        batch: groups of a batch, each with one image and one text; all of a batch are told from each other.
+        epochs: passes over the groups, at most.
+        patience: epochs without a better validation after which training ends.
+        learning_rate, weight_decay: of AdamW; the rate rises over the first steps and falls as a cosine.
+        warm_up: share of the steps in which it rises.
+        clip: longest gradient.
+        temperature: that scores are divided by at the start, in units of cosine; it is learned with the rest.
+        margin: of the hinge, in units of cosine.
+        semi_hard: share of the epochs in which the hinge takes semi-hard negatives, before the hardest.
+        late_recall: share of the epochs, the last ones, that train on the smooth Recall@k instead.
+        structure: weight of the STRUCTURE regulariser, which rises over the first steps as the rate does.
+        dropout: share of numbers that a head sets to zero; see each head.
+        mix: pairs are mixed with shares from Beta(mix, mix), the same for image and text; 0: they are not.
+        validation: share of the groups that the training is validated on.
+        validation_groups: at most so many of them.
+    """
+
+    loss: str = "infonce"
+    batch: int = 512
+    epochs: int = 40
+    patience: int = 6
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warm_up: float = 0.05
+    clip: float = 1.0
+    temperature: float = 0.05
+    margin: float = 0.2
+    semi_hard: float = 0.3
+    late_recall: float = 0.0
+    structure: float = 0.0
+    dropout: float = 0.0
+    mix: float = 0.0
+    validation: float = 0.15
+    validation_groups: int = 2_000
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise TrainingError(f"training: expected loss to be one of {', '.join(LOSSES)}, got {self.loss!r}")
+        for name, least, most in (
+            ("batch", 2, 1 << 20), ("epochs", 0, 1 << 20), ("patience", 1, 1 << 20), ("learning_rate", 0, 1e30),
+            ("weight_decay", 0, 1e3), ("warm_up", 0, 1), ("clip", 1e-9, 1e9), ("temperature", COLDEST, 1e3),
+            ("margin", 0, 2), ("semi_hard", 0, 1), ("late_recall", 0, 1), ("structure", 0, 1e6), ("dropout", 0, 0.99),
+            ("mix", 0, 1e3), ("validation", 0, 0.9), ("validation_groups", 1, 1 << 30),
+        ):  # fmt: skip
+            if not least <= getattr(self, name) <= most:
+                raise TrainingError(f"training: expected {name} from {least:g} to {most:g}, got {getattr(self, name)}")
+
+    def with_values(self, given: Mapping[str, Any]) -> "Training":
+        """Replace some values; texts are read as the types of the fields.
+
+        Raises:
+            TrainingError: there is no such field, or not with such a value.
+        """
+        types = {field.name: type(getattr(self, field.name)) for field in fields(self)}
+        values = {}
+        for name, value in given.items():
+            if name not in types:
+                raise TrainingError(f"training has no setting {name!r}; it has {', '.join(types)}")
+            try:
+                values[name] = types[name](value)
+            except (ValueError, TypeError, OverflowError):
+                raise TrainingError(f"training: expected {name} to be {types[name].__name__}, got {value!r}") from None
+        return replace(self, **values)

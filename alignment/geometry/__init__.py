@@ -1,0 +1,1 @@
+"""How images and texts lie to each other: modality gap, optimal transport, hubness."""

@@ -1,0 +1,85 @@
+"""The modality gap: how far aligned images and texts lie apart as clouds, whatever pairs with what.
+
+It ignores what pairs with what, and can be 0 where nothing is found: `alignment.geometry.geometry` puts Recall@K beside it.
+"""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from alignment.geometry.transport import (
+    Distance,
+    Halves,
+    centroid_squared,
+    in_blocks,
+    points_matched,
+    wasserstein_squared,
+)
+from alignment.retrieval.grouped import Labelled, Side
+from alignment.retrieval.ranks import Codes
+from alignment.vectors import FloatArray
+
+# Points of a half, where the gap is one number of many.
+MOST = 500
+SOLVER = "linear_sum_assignment"
+
+
+@dataclass(frozen=True, slots=True)
+class Gap(Distance):
+    """The Wasserstein-2 distance of images and texts; unit vectors are at most 2 apart, and 0 is no gap.
+
+    Attributes:
+        centroid: distance of the mean image from the mean text, over all groups of both halves.
+        centred: the same distance after every sample has been moved to its own mean: what no shift would close.
+        n: points of a half.
+        seed: of the halves.
+        matched: points that transport matched at once; fewer than n where a half was cut into blocks, see `in_blocks`.
+        solver: of the transport, by its name in SciPy.
+    """
+
+    centroid: float
+    centred: Distance
+    n: int
+    seed: int
+    matched: int
+    solver: str = SOLVER
+
+
+def modality_gap(aligned: Labelled, *, seed: int = 0, most: int = MOST) -> Gap | None:
+    """Measure the gap of aligned unit vectors on at most `most` points a half. None of fewer than four groups."""
+    halves = halves_of(aligned, seed=seed, most=most)
+    return None if halves is None else gap_of(halves, seed=seed)
+
+
+def gap_of(halves: Halves, *, seed: int) -> Gap:
+    """Measure the gap of halves that were drawn with `seed`."""
+    squares = halves.squares_of(in_blocks(wasserstein_squared))
+    images, texts = np.concatenate(halves.images), np.concatenate(halves.texts)
+    n = len(halves.images[0])
+    return Gap(
+        **asdict(Distance.of(squares)),
+        centroid=float(np.sqrt(centroid_squared(images, texts))),
+        centred=Distance.of(squares - halves.squares_of(in_blocks(centroid_squared))),
+        n=n,
+        seed=seed,
+        matched=points_matched(n),
+    )
+
+
+def halves_of(aligned: Labelled, *, seed: int, most: int) -> Halves | None:
+    """Draw two disjoint samples of at most `most` groups, one image and one text of each; None of under four groups."""
+    sound = aligned.sound()
+    groups = np.random.default_rng(seed).permutation(sound.groups)
+    n = min(most, len(groups) // 2)
+    if n < 2:
+        return None
+    first, second = groups[:n], groups[n : 2 * n]
+    images, texts = ((one_each(side, first), one_each(side, second)) for side in (sound.image, sound.text))
+    return Halves(images, texts)
+
+
+def one_each(side: Side, groups: Codes) -> FloatArray:
+    """The first vector of every group (n, d)."""
+    order = np.argsort(side.groups, kind="stable")
+    chosen: FloatArray = side.vectors[order[np.searchsorted(side.groups[order], groups)]]
+    return chosen

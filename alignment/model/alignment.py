@@ -1,0 +1,203 @@
+"""The alignment: what a fit returns, what stands on disk, what identifies it.
+
+A directory with `card.json` (everything needed to rebuild and to check) and `weights.safetensors`.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from alignment.durable import new_directory, write_durably
+from alignment.errors import AlignmentError
+from alignment.metrics import Metric
+from alignment.modality import MODALITIES, Modality
+from alignment.model.feature_maps import LIFTS
+from alignment.model.projections import Projection
+from alignment.sets.cards import CARD, EncoderCard
+from alignment.sets.hold_out import HoldOut
+from alignment.vectors import FloatArray
+
+WEIGHTS = "weights.safetensors"
+LEARNED = "metric/"
+FORMAT = 1
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries whose numbers end up in an alignment."""
+    return {name: version(name) for name in ("modalign", "torch", "numpy")}
+
+
+@dataclass(frozen=True, slots=True)
+class AlignmentCard:
+    """What an alignment is and where it comes from.
+
+    Attributes:
+        encoders: the two encoders whose embeddings it takes, and no others.
+        method, hyperparameters: how it was fitted.
+        metrics: what it was fitted for; candidates were chosen under the first that has nothing to learn.
+        sets: fingerprints of the embedding sets it was fitted on.
+        pairs: number of training pairs.
+        training: settings of the training, and the weights of its losses under each metric; empty for closed forms.
+        hold_out: which groups the fit never saw.
+        held_out_recall: Recall@1/5/10 on those, by metric and direction, in [0, 1].
+        held_out_groups: how many of them it was measured on.
+        candidates: everything that was tried, with its validation score.
+    """
+
+    encoders: dict[Modality, EncoderCard]
+    method: str
+    hyperparameters: dict[str, Any]
+    metrics: list[str]
+    sets: list[str]
+    pairs: int
+    hold_out: HoldOut
+    held_out_recall: dict[str, dict[str, dict[str, float]]]
+    candidates: list[dict[str, Any]]
+    held_out_groups: int = 0
+    training: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=library_versions)
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # compare fingerprints
+class Alignment:
+    """One projection a modality into one shared space, and what its metrics have learned there.
+
+    alignment = Alignment.load("alignments/emoji")
+    vectors = alignment.project("text", embeddings)  # (n, 384) raw -> (n, dim) unit
+
+    Attributes:
+        weights: of learned metrics and of hubness corrections, by `str(metric)/tensor`; see `Metric.bind`.
+    """
+
+    card: AlignmentCard
+    projections: Mapping[Modality, Projection]
+    weights: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the shared space."""
+        return self.projections["image"].out_dim
+
+    def project(self, modality: Modality, X: npt.NDArray[np.floating]) -> FloatArray:
+        """Project raw embeddings (n, d) of `modality` to unit vectors (n, dim) float32.
+
+        Raises:
+            VectorError: another dimension than the encoder's, or rows that are NaN, infinite or zero.
+        """
+        return self.projections[modality](X)
+
+    def metric(self, metric: Metric, items: Modality, *, device: str = "auto") -> Metric:
+        """Return `metric` with what this alignment holds for it, ready to score items of one modality.
+
+        Raises:
+            MetricError: it needs weights that this alignment does not hold.
+            WeightsError: they are damaged.
+        """
+        return metric.bind(self.weights, items, device)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the encoders' fingerprints, the hold-out and all weights.
+
+        Equal where `project` is equal and the same groups are unseen, which is what releases and audits rely on.
+        """
+        sha = hashlib.sha256(f"{self.card.hold_out}\n".encode())
+        for modality in MODALITIES:
+            sha.update(f"{modality} {self.card.encoders[modality].fingerprint}\n".encode())
+            for name, tensor in sorted(self.projections[modality].tensors().items()):
+                sha.update(f"{name} {tensor.shape}\n".encode())
+                sha.update(np.ascontiguousarray(tensor).data)
+        for name, tensor in sorted(self.weights.items()):
+            sha.update(f"{name} {tensor.shape} {tensor.dtype}\n".encode())
+            sha.update(np.ascontiguousarray(tensor).tobytes())
+        return sha.hexdigest()
+
+    def save(self, path: Path | str) -> None:
+        """Write the alignment as the new directory `path`: complete or not at all.
+
+        Raises:
+            AlignmentError: `path` exists.
+        """
+        card = {**asdict(self.card), "dim": self.dim, "fingerprint": self.fingerprint}
+        try:
+            with new_directory(Path(path)) as building:
+                write_durably(building / WEIGHTS, safetensors.numpy.save(self._tensors()))
+                write_durably(building / CARD, (json.dumps(card, indent=2) + "\n").encode())
+        except FileExistsError:
+            raise AlignmentError(f"{path} exists; name another alignment, or remove it first") from None
+
+    def _tensors(self) -> dict[str, npt.NDArray[Any]]:
+        projections = {
+            f"{modality}.{name}": np.ascontiguousarray(tensor)
+            for modality, projection in self.projections.items()
+            for name, tensor in projection.tensors().items()
+        }
+        learned = {f"{LEARNED}{name}": np.ascontiguousarray(tensor) for name, tensor in self.weights.items()}
+        return {**projections, **learned}
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Load the alignment in the directory `path` and check that it is the one its card was written for.
+
+        Raises:
+            AlignmentError: no alignment, of another format, or card and weights do not belong together.
+        """
+        path = Path(path)
+        try:
+            raw = json.loads((path / CARD).read_text(encoding="utf-8"))
+            tensors = safetensors.numpy.load_file(path / WEIGHTS)
+        except (FileNotFoundError, NotADirectoryError):
+            known = sorted(found.parent.name for found in path.parent.glob(f"[!.]*/{CARD}"))
+            raise AlignmentError(
+                f"{path} is not an alignment; {path.parent} holds {', '.join(known) or 'none'}; make one with "
+                "`modalign fit`"
+            ) from None
+        except (ValueError, SafetensorError) as error:
+            raise AlignmentError(f"alignment {path} is damaged ({error}); fit it again") from error
+        try:
+            if raw["format"] != FORMAT:
+                raise AlignmentError(
+                    f"{path}: expected an alignment of format {FORMAT}, got format {raw['format']}; fit it again"
+                )
+            fingerprint, dim = raw.pop("fingerprint"), raw.pop("dim")
+            if missing := AlignmentCard.__dataclass_fields__.keys() - raw.keys():
+                raise KeyError(*sorted(missing))
+            raw["encoders"] = {m: EncoderCard(**card) for m, card in raw["encoders"].items()}
+            raw["hold_out"] = HoldOut(**raw["hold_out"])
+            card = AlignmentCard(**raw)
+            weights = {n.removeprefix(LEARNED): tensor for n, tensor in tensors.items() if n.startswith(LEARNED)}
+            loaded = cls(card, {m: _projection(m, card, tensors) for m in MODALITIES}, weights)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise AlignmentError(f"{path / CARD} is damaged ({error!r}); fit it again") from error
+        if loaded.fingerprint != fingerprint or loaded.dim != dim:
+            raise AlignmentError(
+                f"alignment {path}: the card was written for fingerprint {fingerprint[:12]}, the weights give "
+                f"{loaded.fingerprint[:12]}; card or weights were changed: fit it again"
+            )
+        return loaded
+
+
+def _projection(modality: Modality, card: AlignmentCard, tensors: dict[str, Any]) -> Projection:
+    dim, prefix = card.encoders[modality].dim, f"{modality}.lift."
+    mean, weight = tensors.get(f"{modality}.mean"), tensors.get(f"{modality}.weight")
+    lifted: dict[str, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            kind, _, own = name.removeprefix(prefix).partition(".")
+            lifted.setdefault(kind, {})[own] = tensor
+    (lift,) = [*(LIFTS[kind].of(held) for kind, held in lifted.items())] or (None,)
+    taken, given = (dim, dim) if lift is None else lift.dims
+    lengths = [(mean, dim), (weight, given)]
+    if taken != dim or any(tensor is not None and len(tensor) != length for tensor, length in lengths):
+        raise TypeError(f"{modality} weights of another dimension than the {dim} of {card.encoders[modality].spec}")
+    return Projection(dim, mean, weight, lift)

@@ -1,0 +1,206 @@
+"""Exported graphs: ONNX from the raw embedding of an encoder to what Qdrant stores or is asked with.
+
+    image-query.onnx    embedding (n, d_in) of an image -> vector (n, D) to ask with
+    image-item.onnx     embedding (n, d_in) of an image -> vector (n, D) to store
+    text-query.onnx, text-item.onnx
+
+Further outputs, where the metric needs them: `offset` (n,), which is added to every score of a query, and `aligned`
+(n, dim), from which a metric that rescores computes its score. A row that modalign refuses is NaN in every output.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from alignment.errors import ExportError, VectorError
+from alignment.metrics import Lowering, Metric, Rescored
+from alignment.modality import MODALITIES, Modality
+from alignment.model.alignment import Alignment
+from alignment.model.projections import Projection
+from alignment.vectors import LARGEST_SQUARE, SMALLEST_SQUARE
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+Side = Literal["query", "item"]
+SIDES: tuple[Side, ...] = ("query", "item")
+# torch writes graphs through the first two.
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+INPUT, VECTOR, OFFSET, ALIGNED, BATCH = "embedding", "vector", "offset", "aligned", "batch"
+# The oldest version of ONNX that has everything a lift needs: old runtimes can read it.
+OPSET = 18
+# Embeddings that every graph is compared with modalign on, and how far it may be from that, relative to a vector's
+# length. Square roots of coordinates that are nearly zero turn a rounding of 1e-7 into 1e-4.
+PROBES = 16
+# Rows that it is made with: others than it is compared on, so that their number cannot have become a constant.
+TRACED = 3
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A graph that was compared with modalign.
+
+    Attributes:
+        onnx: the file.
+        outputs: shape of each output by name; the batch is the dimension `batch`.
+        difference: the largest, of a row to what modalign computes, relative to the length of the row.
+    """
+
+    modality: Modality
+    side: Side
+    onnx: bytes
+    outputs: Mapping[str, tuple[str | int, ...]]
+    difference: float
+
+    @property
+    def name(self) -> str:
+        """Its file."""
+        return f"{self.modality}-{self.side}.onnx"
+
+
+def export(alignment: Alignment, metric: Metric) -> list[Graph]:
+    """Return the graphs of both modalities and sides, each compared with `alignment` itself.
+
+    Raises:
+        MetricError: the alignment holds no parameters for the metric.
+        ExportError: packages are missing, or a graph computes something else than modalign.
+    """
+    return [graph(alignment, metric, modality, side) for modality in MODALITIES for side in SIDES]
+
+
+def require_packages() -> None:
+    """Raise an `ExportError` if what writes and runs graphs is not installed."""
+    if absent := [name for name in PACKAGES if find_spec(name) is None]:
+        raise ExportError(
+            f"an export needs the packages {', '.join(absent)}; they are the extra `export` of modalign: "
+            "pip install -e '.[export]' in its directory"
+        )
+
+
+class _Module(nn.Module):
+    """One side of a lowering behind a projection."""
+
+    def __init__(self, projection: Projection, lowering: Lowering, side: Side):
+        super().__init__()
+        self.projection, self.lowering, self.side = projection, lowering, side
+
+    def forward(self, embedding: Tensor) -> dict[str, Tensor]:
+        aligned = self.projection.unchecked_tensor(embedding)
+        if self.side == "item":
+            outputs = {VECTOR: self.lowering.item_tensor(aligned)}
+        else:
+            outputs = {VECTOR: self.lowering.query_tensor(aligned)}
+            offset = self.lowering.offset_tensor(aligned)
+            if offset is not None:
+                outputs[OFFSET] = offset[:, None]
+        if isinstance(self.lowering, Rescored):
+            outputs[ALIGNED] = aligned
+        norms = embedding.double().square().sum(dim=1, keepdim=True).sqrt()  # (n, 1)
+        unsound = ~(norms < LARGEST_SQUARE**0.5) | (norms < SMALLEST_SQUARE**0.5)  # as in `alignment.vectors.faults`
+        # Sorting, ReLU and the like lose a NaN in some runtimes: it is put back where it came from.
+        refused = (aligned.sum(dim=1, keepdim=True) + outputs[VECTOR].sum(dim=1, keepdim=True)).isnan() | unsound
+        outputs = {name: output.masked_fill(refused, torch.nan) for name, output in outputs.items()}
+        return {name: output[:, 0] if name == OFFSET else output for name, output in outputs.items()}
+
+
+def graph(alignment: Alignment, metric: Metric, modality: Modality, side: Side) -> Graph:
+    """Return one graph; see `export`."""
+    require_packages()
+    projection = alignment.projections[modality]
+    lowerings = {m: alignment.metric(metric, m, device="cpu").lower(alignment.dim) for m in MODALITIES}
+    module = _Module(projection, lowerings[modality], side).eval()
+    probes = np.random.default_rng(0).standard_normal((PROBES, projection.in_dim)).astype(np.float32)
+    with torch.no_grad(), _uninterrupted():
+        names = list(module(torch.from_numpy(probes)))
+        program = torch.onnx.export(
+            module, (torch.from_numpy(probes[:TRACED]),), None, dynamo=True, verbose=False, external_data=False,
+            opset_version=OPSET, input_names=[INPUT], output_names=names,
+            dynamic_shapes=({0: torch.export.Dim(BATCH, min=0)},),
+        )  # fmt: skip
+    assert program is not None  # which only the old exporter returns
+    onnx = program.model_proto.SerializeToString()
+    session = _session(onnx)
+    outputs: dict[str, tuple[str | int, ...]] = {o.name: tuple(o.shape) for o in session.get_outputs()}
+    if any(shape[0] != BATCH for shape in outputs.values()):
+        raise ExportError(
+            f"the {side} graph of {modality} under {metric} takes {TRACED} rows and no others; its lowering must not "
+            "depend on len(X), X.shape[0] is the same without becoming a constant"
+        )
+    # A query is asked with against items of either modality, and there is one graph for both.
+    against = MODALITIES if side == "query" else (modality,)
+    difference = max(_difference(session, projection, lowerings[m], side, probes) for m in against)
+    if difference > TOLERANCE:
+        needed = "item_tensor" if side == "item" else "query_tensor and offset_tensor"
+        raise ExportError(
+            f"the {side} graph of {modality} under {metric} is {difference:.1e} away from what modalign computes, "
+            f"expected at most {TOLERANCE:.0e}; its lowering needs {needed}, see CONTRIBUTING.md"
+        )
+    return Graph(modality, side, onnx, outputs, difference)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait until the block ends: torch's exporter turns it into errors of its own, or loses it."""
+    if threading.current_thread() is not threading.main_thread():  # where Python hands signals to
+        yield
+        return
+    met: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: met.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if met:
+        raise KeyboardInterrupt
+
+
+def _session(onnx: bytes) -> "InferenceSession":
+    from onnxruntime import InferenceSession  # here, because it is an extra package
+
+    return InferenceSession(onnx, providers=["CPUExecutionProvider"])
+
+
+def _difference(
+    session: "InferenceSession", projection: Projection, lowering: Lowering, side: Side, X: npt.NDArray[np.float32]
+) -> float:
+    """The largest difference of a row, relative to its length; infinite where only one of the two has a number."""
+    names = [output.name for output in session.get_outputs()]
+    largest = 0.0
+    for x, *outputs in zip(X, *session.run(names, {INPUT: X}), strict=True):
+        expected = _expected(projection, lowering, side, x)
+        if not expected and all(np.isnan(output).all() for output in outputs):
+            continue
+        if expected.keys() != set(names):
+            return np.inf
+        for name, output in zip(names, outputs, strict=True):
+            length = np.linalg.norm(output) if output.ndim else 1.0  # an offset is compared as it is
+            off = float(np.linalg.norm(output - expected[name]) / length)
+            largest = max(largest, off if np.isfinite(off) else np.inf)
+    return largest
+
+
+def _expected(
+    projection: Projection, lowering: Lowering, side: Side, x: npt.NDArray[np.float32]
+) -> dict[str, npt.NDArray[np.floating]]:
+    """What modalign computes of one embedding (d_in,), by the names of a graph's outputs; nothing if it refuses it."""
+    try:
+        aligned = projection(x[None])
+        outputs = {VECTOR: lowering.item(aligned) if side == "item" else lowering.query(aligned)}
+    except VectorError:
+        return {}
+    offset = lowering.offset(aligned) if side == "query" else None
+    if offset is not None:
+        outputs[OFFSET] = offset
+    if isinstance(lowering, Rescored):
+        outputs[ALIGNED] = aligned
+    return {name: output[0] for name, output in outputs.items()}

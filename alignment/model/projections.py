@@ -1,0 +1,107 @@
+"""Projections into the shared space: `unit(lift(unit(x) - mean) @ weight)`."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment.errors import VectorError
+from alignment.model.feature_maps import Lift
+from alignment.vectors import ROUNDING, FloatArray, require_sound, unit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Rows that are lifted at once: features are wider than vectors.
+LIFTED_ROWS = 1 << 14
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Projection:
+    """A map from one encoder's space into the shared space.
+
+    Attributes:
+        mean: (d_in,) float32, subtracted from the unit vectors; None leaves them where they are.
+        weight: (d_in, d_out) float32, or (m, d_out) after a lift to m features; None keeps the space.
+        lift: what stands between the two; None where the projection is linear.
+    """
+
+    in_dim: int
+    mean: FloatArray | None = None
+    weight: FloatArray | None = None
+    lift: Lift | None = None
+    _shortest: float = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        size = 1.0 if self.weight is None else float(np.linalg.norm(self.weight))
+        object.__setattr__(self, "_shortest", ROUNDING * size)  # once, because a weight is larger than a query
+
+    @property
+    def out_dim(self) -> int:
+        """Dimension of the shared space."""
+        if self.weight is not None:
+            return int(self.weight.shape[1])
+        return self.in_dim if self.lift is None else self.lift.dims[1]
+
+    def tensors(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Everything it holds, by name."""
+        named = {"mean": self.mean, "weight": self.weight}
+        lifted = (
+            {}
+            if self.lift is None
+            else {f"lift.{self.lift.name}.{name}": tensor for name, tensor in self.lift.parameters.items()}
+        )
+        return {name: tensor for name, tensor in named.items() if tensor is not None} | lifted
+
+    def __call__(self, X: npt.NDArray[np.floating]) -> FloatArray:
+        """Project raw embeddings (n, d_in) to unit vectors (n, d_out) float32.
+
+        Raises:
+            VectorError: another dimension, or rows that are NaN, infinite, zero, or that this projection maps to
+                zero (a vector that equals the training mean).
+        """
+        if X.ndim != 2 or X.shape[1] != self.in_dim:
+            raise VectorError(
+                f"expected vectors of shape (n, {self.in_dim}), got {X.shape}; they come from another encoder"
+            )
+        require_sound(X, "vectors to project")
+        projected = self.unchecked(X)
+        require_sound(projected, "projected vectors")
+        return projected
+
+    def unchecked(self, X: npt.NDArray[np.floating]) -> FloatArray:
+        """Project sound vectors (n, d_in) of the right dimension; a row that maps to zero comes back as NaN.
+
+        Rounding moves a unit vector by `ROUNDING`, and its projection by that times the size of the weight: what is
+        no longer than this has no direction of its own, and counts as zero.
+        """
+        if self.lift is not None and len(X) > LIFTED_ROWS:
+            blocks = [self.unchecked(X[start : start + LIFTED_ROWS]) for start in range(0, len(X), LIFTED_ROWS)]
+            return np.concatenate(blocks)
+        Z = unit(X)
+        if self.mean is not None:
+            Z -= self.mean
+        if self.lift is not None:
+            Z = self.lift(Z)
+        if self.weight is not None:
+            Z = Z @ self.weight
+        norms = np.sqrt(np.einsum("nd,nd->n", Z, Z, dtype=np.float64))  # (n,)
+        norms[norms <= self._shortest] = np.nan
+        projected: FloatArray = np.divide(Z, norms[:, None], dtype=np.float32, casting="unsafe")
+        return projected
+
+    def unchecked_tensor(self, X: "Tensor") -> "Tensor":
+        """`unchecked` of a tensor (n, d_in) float32, for exported graphs."""
+        import torch  # here, because a linear projection of arrays needs none
+
+        Z = X / X.double().norm(dim=1, keepdim=True).float()
+        if self.mean is not None:
+            Z = Z - torch.tensor(self.mean)
+        if self.lift is not None:
+            Z = self.lift.lifted(Z)
+        if self.weight is not None:
+            Z = Z @ torch.tensor(self.weight)
+        norms = Z.double().norm(dim=1, keepdim=True)  # (n, 1)
+        projected: Tensor = Z / norms.masked_fill(norms <= self._shortest, torch.nan).float()
+        return projected

@@ -1,0 +1,1 @@
+"""Retrieval measures: ranks, Recall@K, bootstrap intervals, protocols."""

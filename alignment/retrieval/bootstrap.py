@@ -1,0 +1,68 @@
+"""Bootstrap intervals over groups."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment.retrieval.ranks import Codes, Ranks
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over queries with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def bootstrap_mean(
+    values: npt.NDArray[np.floating], groups: Codes, *, seed: int = 0, replicates: int = 1000
+) -> Estimate:
+    """Estimate the mean of `values` (n,) with a 95% percentile interval, by resampling whole groups.
+
+    Queries of one group (five captions of one image) are not independent, so groups are drawn, not queries.
+    """
+    (estimate,) = bootstrap_means(values[:, None], groups, seed=seed, replicates=replicates)
+    return estimate
+
+
+def bootstrap_means(
+    values: npt.NDArray[np.floating], groups: Codes, *, seed: int = 0, replicates: int = 1000
+) -> list[Estimate]:
+    """Estimate the means of the columns of `values` (n, m) as `bootstrap_mean` does, all from the same draws."""
+    _, codes = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(codes).astype(np.float64)  # (g,)
+    sums = np.stack([np.bincount(codes, weights=column) for column in values.T], axis=1)  # (g, m)
+    rng = np.random.default_rng(seed)
+    means = np.empty((replicates, values.shape[1]))
+    for replicate in range(replicates):
+        times = np.bincount(rng.integers(len(sizes), size=len(sizes)), minlength=len(sizes)).astype(np.float64)
+        means[replicate] = times @ sums / (times @ sizes)
+    lows, highs = np.percentile(means, [2.5, 97.5], axis=0)
+    averages = [column.mean() for column in np.ascontiguousarray(values.T)]  # the same digits as of one alone
+    return [
+        Estimate(float(value), float(low), float(high)) for value, low, high in zip(averages, lows, highs, strict=True)
+    ]
+
+
+def bootstrap_median(values: Ranks, groups: Codes, *, seed: int = 0, replicates: int = 1000) -> Estimate:
+    """Estimate the median of `values` (n,), infinity included, with a 95% interval from resampled whole groups.
+
+    Of an even number of values it is the lower middle one, so that it needs no mean with infinity.
+    """
+    order = np.argsort(values, kind="stable")
+    _, codes = np.unique(groups, return_inverse=True)
+    ascending, number = values[order], int(codes.max()) + 1
+    rng = np.random.default_rng(seed)
+    medians = np.empty(replicates)
+    for replicate in range(replicates):
+        drawn = np.bincount(rng.integers(number, size=number), minlength=number)  # (g,)
+        reached = np.cumsum(drawn[codes[order]])  # (n,)
+        medians[replicate] = ascending[np.searchsorted(reached, reached[-1] / 2)]
+    low, high = np.quantile(medians, [0.025, 0.975], method="inverted_cdf")
+    return Estimate(float(ascending[(len(values) - 1) // 2]), float(low), float(high))

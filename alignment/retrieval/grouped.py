@@ -1,0 +1,89 @@
+"""Images and texts that share groups: what alignments are fitted and judged on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment.metrics import Metric
+from alignment.modality import Modality
+from alignment.model.projections import Projection
+from alignment.retrieval.ranks import Codes, Ranks, ranks
+from alignment.vectors import FloatArray
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Vectors of one modality (n, d) with the codes of their groups (n,), which are common to both modalities."""
+
+    vectors: FloatArray
+    groups: Codes
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> "Side":
+        """Keep the rows where `mask` (n,) is true."""
+        return Side(self.vectors[mask], self.groups[mask])
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Images and texts with their groups."""
+
+    image: Side
+    text: Side
+
+    @property
+    def groups(self) -> Codes:
+        """Groups that hold both, ascending."""
+        return np.intersect1d(self.image.groups, self.text.groups)
+
+    def only(self, groups: Codes) -> "Labelled":
+        """Keep the items of these groups."""
+        return Labelled(*(side.where(np.isin(side.groups, groups)) for side in (self.image, self.text)))
+
+    def pairs(self) -> tuple[FloatArray, FloatArray]:
+        """Pair images and texts within each group: X (n, d_image), Y (n, d_text).
+
+        A group of a images and b texts gives max(a, b) pairs: the shorter side is used again from its start. So
+        every item takes part, and a group that is a class label does not give a x b pairs.
+        """
+        rows_x, rows_y = self.pair_rows()
+        return self.image.vectors[rows_x], self.text.vectors[rows_y]
+
+    def pair_rows(self) -> tuple[Rows, Rows]:
+        """Return the rows of the pairs, (n,) of images and (n,) of texts; every group must have both."""
+        found = [np.unique(side.groups, return_counts=True) for side in (self.image, self.text)]
+        longest = np.maximum(found[0][1], found[1][1])  # (g,)
+        group = np.repeat(np.arange(len(longest)), longest)  # (n,)
+        place = np.arange(len(group)) - np.repeat(np.cumsum(longest) - longest, longest)  # (n,), within the group
+        rows = []
+        for side, (_codes, counts) in zip((self.image, self.text), found, strict=True):
+            order = np.argsort(side.groups, kind="stable")
+            rows.append(order[(np.cumsum(counts) - counts)[group] + place % counts[group]])
+        return rows[0], rows[1]
+
+    def project(self, projections: tuple[Projection, Projection]) -> "Labelled":
+        """Align both sides; a row that cannot be becomes NaN."""
+        image, text = (
+            Side(projection.unchecked(side.vectors), side.groups)
+            for projection, side in zip(projections, (self.image, self.text), strict=True)
+        )
+        return Labelled(image, text)
+
+    def sound(self) -> "Labelled":
+        """Leave out the rows that could not be aligned."""
+        return Labelled(
+            *(side.where(np.asarray(np.isfinite(side.vectors).all(axis=1))) for side in (self.image, self.text))
+        )
+
+    def ranks(self, metrics: Mapping[Modality, Metric]) -> tuple[Ranks, Ranks]:
+        """Rank aligned sides both ways, text to image and image to text, under the metric of what is searched.
+
+        A row that could not be aligned ranks last.
+        """
+        image, text = self.image, self.text
+        t2i = ranks(text.vectors, image.vectors, text.groups, image.groups, metric=metrics["image"])
+        i2t = ranks(image.vectors, text.vectors, image.groups, text.groups, metric=metrics["text"])
+        return t2i, i2t

@@ -1,0 +1,1 @@
+"""Embedding sets on disk: a card and Parquet shards."""

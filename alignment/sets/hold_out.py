@@ -1,0 +1,28 @@
+"""Which groups are held out."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class HoldOut:
+    """Which groups are held out from a fit: decided by a hash of the group alone.
+
+    So a group stays on its side when the corpus grows, in every embedding set, without a list of names.
+
+    >>> HoldOut(fraction=0.5).held_out(["a", "b", "c", "d"])
+    array([ True, False,  True,  True])
+    """
+
+    fraction: float = 0.25
+    seed: int = 0
+
+    def held_out(self, groups: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Say for each of n groups whether it is held out: (n,) bool."""
+        salt = f"{self.seed}\0".encode()
+        draws = [int.from_bytes(hashlib.sha256(salt + group.encode()).digest()[:8]) / 2**64 for group in groups]
+        return np.array(draws, dtype=np.float64) < self.fraction

@@ -1,0 +1,85 @@
+"""Parquet shards of an embedding set."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alignment.durable import write_durably
+from alignment.errors import EmbeddingSetError
+from alignment.modality import Modality
+from alignment.sets.cards import Dtype
+from alignment.sets.rows import IDENTITY, Rows
+
+
+def shard_paths(directory: Path, modality: Modality) -> list[Path]:
+    """Return the shard files of `modality` in `directory`, oldest first."""
+    return sorted(directory.glob(f"{modality}-*.parquet"))
+
+
+def shard_rows(path: Path, dim: int) -> int:
+    """Return the number of rows of a shard with vectors of dimension `dim`, from its footer."""
+    try:
+        with pq.ParquetFile(path) as file:
+            rows, layout = int(file.metadata.num_rows), file.schema_arrow
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, error) from error
+    vector = layout.field("vector").type if "vector" in layout.names else None
+    if vector is not None and pa.types.is_fixed_size_list(vector) and vector.list_size != dim:
+        raise EmbeddingSetError(
+            f"shard {path}: expected vectors of dimension {dim}, as the card says, got {vector.list_size}; encode the "
+            "corpus into a new set"
+        )
+    return rows
+
+
+def read_shard(path: Path, modality: Modality) -> Rows:
+    """Read a whole shard."""
+    return Rows.from_arrow(modality, _read(path, [*IDENTITY, "vector"]))
+
+
+def shard_batches(path: Path, modality: Modality, size: int) -> Iterator[tuple[int, Rows]]:
+    """Yield `(first row, rows)` of a shard, at most `size` rows at a time."""
+    rows = read_shard(path, modality)
+    for start in range(0, len(rows), size):
+        yield start, rows.take(range(start, min(start + size, len(rows))))
+
+
+def write_shard(path: Path, rows: Rows, dtype: Dtype) -> None:
+    """Write `rows` to `path`: complete and durable, or not at all."""
+    sink = pa.BufferOutputStream()
+    # Embeddings are noise to a compressor; text compresses well.
+    compression = {**dict.fromkeys(IDENTITY, "zstd"), "vector.list.element": "none"}
+    pq.write_table(
+        rows.to_arrow(dtype), sink, compression=compression, use_dictionary=["group"], write_page_checksum=True
+    )
+    write_durably(path, sink.getvalue())
+
+
+def _read(path: Path, columns: list[str]) -> pa.Table:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            types = {field.name: field.type for field in file.schema_arrow}
+            if missing := {*IDENTITY, "vector"} - types.keys():
+                raise EmbeddingSetError(
+                    f"{path} is no shard of an embedding set: it has no column {', '.join(sorted(missing))}"
+                )
+            vectors = types.pop("vector")
+            numbers = pa.types.is_fixed_size_list(vectors) and pa.types.is_floating(vectors.value_type)
+            if not numbers or not all(types[name] == pa.string() for name in IDENTITY):
+                raise EmbeddingSetError(f"{path} is no shard of an embedding set: a column is of another type")
+            table = file.read(columns=columns)
+            if gaps := [name for name in columns if table.column(name).null_count]:
+                raise EmbeddingSetError(
+                    f"{path} is no shard of an embedding set: {', '.join(gaps)} of some rows is null"
+                )
+            return table
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> EmbeddingSetError:
+    return EmbeddingSetError(
+        f"shard {path} cannot be read ({error}); delete it and run the same `modalign encode` again"
+    )

@@ -1,0 +1,126 @@
+"""Writing an embedding set, one durable shard at a time."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+import pyarrow as pa
+from filelock import FileLock, Timeout
+
+from alignment.errors import EmbeddingSetError, SetBusyError
+from alignment.modality import MODALITIES, Modality
+from alignment.sets.cards import CARD, Dtype, EncoderCard, SetCard
+from alignment.sets.rows import IDENTITY, Rows
+from alignment.sets.shards import _read, read_shard, shard_paths, write_shard
+
+
+class SetWriter:
+    """An embedding set, opened for writing by one process.
+
+    Use as a context manager. Rows are appended as whole shards; a row whose key stands in a newer shard too is
+    superseded, and leaves its shard with `drop`. `finish` makes the set complete.
+
+    Attributes:
+        path: directory of the set.
+        card: what stands in its card now.
+    """
+
+    def __init__(self, path: Path, *, corpus: str, encoders: Mapping[Modality, EncoderCard], dtype: Dtype = "float32"):
+        self.path = path
+        self.card = SetCard(path.name, corpus, dict(encoders), dtype)
+        self._made = False
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"))
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise SetBusyError(
+                f"embedding set {self.path} is being written by another process; wait for it or stop it"
+            ) from None
+        try:
+            self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is not None and self._made and [entry.name for entry in self.path.iterdir()] == [CARD]:
+                shutil.rmtree(self.path)  # a set that never got a row is none
+        finally:
+            self._lock.release()
+
+    def _open(self) -> None:
+        leftovers = set(self.path.glob("*.tmp"))  # of a writer that was killed, maybe before its first card
+        if self.path.exists() and (not self.path.is_dir() or set(self.path.iterdir()) - leftovers):
+            self._reopen(SetCard.read(self.path))
+        else:
+            self.path.mkdir(exist_ok=True)
+            self.card.write(self.path)
+            self._made = True
+        for leftover in leftovers:
+            leftover.unlink(missing_ok=True)
+
+    def _reopen(self, existing: SetCard) -> None:
+        if existing.dtype != self.card.dtype:
+            raise EmbeddingSetError(
+                f"embedding set {self.path} stores {existing.dtype}, asked for {self.card.dtype}; "
+                "name another --set or keep the type"
+            )
+        for modality in MODALITIES:
+            old, new = existing.encoders.get(modality), self.card.encoders.get(modality)
+            if old and new and old != new:
+                raise EmbeddingSetError(
+                    f"embedding set {self.path} holds {modality} vectors of {old}, asked to add vectors of {new}; "
+                    "vectors of two encoders cannot be mixed: name another --set"
+                )
+        self.card = replace(existing, corpus=self.card.corpus, encoders={**existing.encoders, **self.card.encoders})
+
+    def append(self, rows: Rows) -> Path:
+        """Write `rows` as a new shard: durable and visible when this returns."""
+        if self.card.complete:
+            self.card = replace(self.card, complete=False, fingerprint="")
+        self.card.write(self.path)
+        existing = shard_paths(self.path, rows.modality)
+        number = int(existing[-1].stem.rpartition("-")[2]) + 1 if existing else 0
+        path = self.path / f"{rows.modality}-{number:06d}.parquet"
+        write_shard(path, rows, self.card.dtype)
+        return path
+
+    def drop(self, shard: Path, modality: Modality, rows: set[int]) -> None:
+        """Rewrite `shard` without the rows with these numbers; the file goes when no row is left."""
+        table = read_shard(shard, modality)
+        kept = [row for row in range(len(table)) if row not in rows]
+        if kept:
+            write_shard(shard, table.take(kept), self.card.dtype)
+        else:
+            shard.unlink()
+
+    def finish(self) -> None:
+        """Count and fingerprint what is there and mark the set complete; changes nothing if nothing changed."""
+        counts: dict[Modality, int] = {}
+        total = int.from_bytes(hashlib.sha256(repr(sorted(self.card.encoders.items())).encode()).digest())
+        for modality in MODALITIES:
+            counts[modality] = 0
+            for _, identity in self.identities(modality):
+                for row in zip(*identity.to_pydict().values(), strict=True):
+                    digest = hashlib.sha256(json.dumps([modality, *row]).encode()).digest()
+                    # A sum does not depend on the order of the rows, which tells a set's history, not its content.
+                    total = (total + int.from_bytes(digest)) % 2**256
+                    counts[modality] += 1
+        finished = replace(self.card, counts=counts, complete=True, fingerprint=f"{total:064x}")
+        if finished != SetCard.read(self.path):
+            finished.write(self.path)
+        self.card = finished
+
+    def identities(self, modality: Modality) -> Iterator[tuple[Path, pa.Table]]:
+        """Yield every shard of `modality` with its columns except the vectors, oldest first."""
+        for shard in shard_paths(self.path, modality):
+            yield shard, _read(shard, IDENTITY)

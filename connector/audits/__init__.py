@@ -1,0 +1,1 @@
+"""Audits: ask a live release labelled queries, measure each stage, compare, decide."""

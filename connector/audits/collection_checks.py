@@ -1,0 +1,70 @@
+"""What of a collection and of the queries is not as an audit, or production, needs it: sentences beside measures."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from alignment.modality import Modality
+from connector.releases.release import Release
+from connector.stores.contract import CollectionInfo
+
+if TYPE_CHECKING:
+    from qdrant_client.models import Filter
+
+# Of fewer groups an interval is too narrow to be relied on.
+FEW_GROUPS = 20
+
+
+def wrong_with(info: CollectionInfo, release: Release, filters: "Mapping[str, Filter]") -> Iterator[str]:
+    """Yield what of a collection is not as production needs it, or not as SQL says.
+
+    Args:
+        info: the collection as it is.
+        release: that it holds.
+        filters: that are searched within, by the names of their stages.
+    """
+    if not info.indexed:
+        yield "Not ANN: no vector is in a graph, so every search compares with everything."
+    elif info.indexed < info.points:
+        yield f"{info.points - info.indexed} of {info.points} vectors are in no graph and are searched exactly."
+    if info.status != "green":
+        yield f"The collection's status is {info.status}, not green: its index is still being built."
+    if info.quantization and not release.quantized_search["rescore"]:
+        yield f"Quantization {info.quantization} without rescoring: scores are those of quantized vectors."
+    laid_out = release.row.settings
+    for name in ("m", "ef_construct", "quantization"):
+        recorded, present = laid_out.get(name), getattr(info, name)
+        if recorded != present and (name == "quantization" or None not in (recorded, present)):
+            yield f"SQL says that the collection was laid out with {name} {recorded}, it has {present}."
+    for name in laid_out.get("payload_indexes", {}):
+        if name not in info.payload_indexes:
+            yield f"Payload field {name} was laid out with an index and has none."
+    for stage, condition in filters.items():
+        for name in sorted(fields_of(condition.model_dump(exclude_none=True)) - set(info.payload_indexes)):
+            yield f"{stage}: payload field {name} is not indexed, so every filtered search reads payloads."
+
+
+def too_few(groups: Mapping[Modality, int]) -> Iterator[str]:
+    """Yield what cannot be relied on because queries are of so few groups, by their modality."""
+    for modality, count in groups.items():
+        if count < FEW_GROUPS:
+            yield (
+                f"The {modality} queries are of {count} groups: intervals of so few are too narrow, and changes seem "
+                "to be more than chance too easily."
+            )
+
+
+def fields_of(condition: Any, within: str = "") -> set[str]:
+    """Return the payload fields that a filter, as JSON, reads, by the names that Qdrant would index them under.
+
+    >>> nested = {"key": "sizes", "filter": {"must": [{"key": "unit", "match": {"value": "cm"}}]}}
+    >>> sorted(fields_of({"must": [{"key": "kind", "match": {"value": "dog"}}], "should": [{"nested": nested}]}))
+    ['kind', 'sizes[].unit']
+    """
+    if isinstance(condition, list):
+        return set().union(*(fields_of(each, within) for each in condition))
+    if not isinstance(condition, Mapping):
+        return set()
+    if nested := condition.get("nested"):  # of an array of objects
+        return fields_of(nested["filter"], f"{within}{nested['key'].removesuffix('[]')}[].")
+    own = {within + condition["key"]} if isinstance(condition.get("key"), str) else set()
+    return own.union(*(fields_of(each, within) for each in condition.values()))

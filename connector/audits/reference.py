@@ -1,0 +1,265 @@
+"""The truth of an audit: the metric itself, over the vectors that the store gives back, all of them.
+
+Two passes over the points, a page at a time: the first scores relevant pairs, the second all, and counts what stands
+before those. What is held are the queries, a page, a block of scores, and a number for each relevant pair: never
+queries times points.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment.metrics import METRICS, Distance, Lowering, Metric, Rescored
+from alignment.retrieval.ranks import CHUNK_SCORES, Codes, RelevantRanks
+from alignment.vectors import FloatArray
+from connector.audits.galleries import NOWHERE, Asked
+from connector.releases.aligned_payload import carried
+from connector.stores.contract import Record
+
+# Of more relevant items a query, what stands before them is counted in sorted scores instead of one after the other.
+FEW = 16
+NATIVE: dict[Distance, Metric] = {
+    Distance.COSINE: METRICS["cosine"],
+    Distance.DOT: METRICS["dot"],
+    Distance.EUCLID: METRICS["euclid"],
+    Distance.MANHATTAN: METRICS["manhattan"],
+}
+
+Scores = npt.NDArray[np.floating]
+Mask = npt.NDArray[np.bool_]
+Pages = Callable[[], Iterator[list[Record]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What exact search by the metric itself finds.
+
+    Attributes:
+        whole: where the relevant items of each of n queries stand among all points.
+        gallery: the same among the query's part of the gallery.
+        best: scores of the best points of all (n, depth), best first; NaN where there are fewer. Without the offset of
+            a lowering: it is the same for all points, and would hide what the scores round to.
+        sizes: how many points the parts of the gallery hold (parts,).
+        kept: vectors that were asked for, by id: aligned ones where points carry them, as they are stored where not.
+        largest: size of the largest point, as `sizes_of` has it.
+    """
+
+    whole: RelevantRanks
+    gallery: RelevantRanks
+    best: Scores
+    sizes: Codes
+    kept: dict[str, FloatArray]
+    largest: float
+
+
+def vectors_of(lowering: Lowering, page: Sequence[Record], dim: int) -> FloatArray:
+    """The vectors that the metric compares, of points that were read with their stored vectors.
+
+    Aligned ones (c, `dim`) where points carry them, stored ones (c, d) where not.
+
+    Raises:
+        StrangePointError: a point does not carry one.
+    """
+    if isinstance(lowering, Rescored):
+        return carried(page, dim)
+    return np.stack([record.vector for record in page if record.vector is not None])
+
+
+def own_scores(lowering: Lowering, aligned: FloatArray, items: FloatArray) -> Scores:
+    """Score aligned queries (n, d) against what `vectors_of` returned (m, d): (n, m), higher is better.
+
+    The offset of a lowering is left out: it is the same for all items of a query.
+    """
+    return _score(lowering, _asking(lowering, aligned), items)
+
+
+def _asking(lowering: Lowering, aligned: FloatArray) -> FloatArray:
+    return aligned if isinstance(lowering, Rescored) else lowering.query(aligned)
+
+
+def _score(lowering: Lowering, queries: FloatArray, items: FloatArray) -> Scores:
+    metric = lowering.metric if isinstance(lowering, Rescored) else NATIVE[lowering.distance]
+    return metric.score(queries, items)
+
+
+def sizes_of(lowering: Lowering, vectors: FloatArray) -> Scores:
+    """Lengths of vectors (n,), in the norm of the distance that compares them."""
+    sizes: Scores = np.linalg.norm(vectors, ord=1 if lowering.distance is Distance.MANHATTAN else 2, axis=1)
+    return sizes
+
+
+def floors_of(lowering: Lowering, scores: Scores, queries: Scores, items: Scores) -> Scores:
+    """The lowest scores that may be the same but for rounding, of queries and items of these sizes.
+
+    Products and differences cancel: what they are made of rounds by more than they are themselves.
+    """
+    floors = lowering.tied(scores)
+    if isinstance(lowering, Rescored):
+        return floors
+    sizes = {Distance.COSINE: np.ones(1), Distance.DOT: queries * items}.get(lowering.distance, queries + items)
+    lowest: Scores = np.minimum(floors, scores - 1e-6 * sizes)
+    return lowest
+
+
+def truth(
+    lowering: Lowering,
+    asked: Asked,
+    aligned: FloatArray,
+    depth: int,
+    pages: Pages,
+    *,
+    keep: Collection[str] = (),
+    chunk_scores: int = CHUNK_SCORES,
+) -> Truth:
+    """Rank the relevant points of every query exactly.
+
+    Irrelevant points whose score float32 cannot tell from that of a relevant one stand before it.
+
+    Args:
+        lowering: of the points that are asked for.
+        asked: n queries of the other modality.
+        aligned: their vectors (n, d).
+        depth: how many of the best scores to keep.
+        pages: reads all points of the modality with their vectors, a page at a time; called twice.
+        keep: ids of points whose vectors to keep.
+        chunk_scores: how many scores are held at once.
+    """
+    scorer = _Scorer(lowering, asked, aligned, chunk_scores)
+    best = np.full((len(aligned), depth), -np.inf)
+    largest = 0.0
+    sizes, kept, relevant = np.zeros(asked.gallery.parts(), np.int64), {}, _Relevant(len(aligned))
+    for page in pages():
+        items, placed = vectors_of(lowering, page, aligned.shape[1]), asked.gallery.placed(page)
+        largest = max(largest, float(np.nan_to_num(sizes_of(lowering, items)).max(initial=0.0)))
+        wishes = [number for number, record in enumerate(page) if record.id in keep]
+        kept.update({page[number].id: items[number].copy() for number in wishes})
+        sizes += np.bincount(placed[placed != NOWHERE], minlength=len(sizes))
+        for pairs in scorer.relevant_pairs(page, items, placed):
+            relevant.add(*pairs)
+    relevant.close()
+    for page in pages():
+        for block in scorer.blocks(page, vectors_of(lowering, page, aligned.shape[1])):
+            relevant.count_before(block, is_whole=asked.gallery.is_whole)
+            top = block.scores
+            if top.shape[1] > depth:
+                top = -np.partition(-top, depth - 1, axis=1)[:, :depth]
+            joined = np.concatenate([best[block.rows], top], axis=1)
+            best[block.rows] = -np.sort(-joined, axis=1)[:, :depth]
+    best[np.isneginf(best)] = np.nan
+    return Truth(*relevant.ranks(is_whole=asked.gallery.is_whole), best, sizes, kept, largest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Scores (c, m) of some queries against a page, whether pairs are relevant, and whether they are in the gallery.
+
+    Attributes:
+        rows: numbers of the queries.
+    """
+
+    rows: slice
+    scores: Scores
+    relevant: Mask
+    inside: Mask
+
+
+class _Scorer:
+    """Scores pages against all queries."""
+
+    def __init__(self, lowering: Lowering, asked: Asked, aligned: FloatArray, chunk_scores: int):
+        self._lowering, self._asked, self._aligned, self._chunk_scores = lowering, asked, aligned, chunk_scores
+        self._queries = _asking(lowering, aligned)
+        self._of: dict[str, list[int]] = {}  # queries by their group
+        for number, group in enumerate(asked.rows.groups):
+            self._of.setdefault(group, []).append(number)
+        codes = {group: code for code, group in enumerate(self._of)}
+        self._codes, self._wanted = codes, np.array([codes[group] for group in asked.rows.groups], np.int64)  # (n,)
+
+    def relevant_pairs(
+        self, page: Sequence[Record], items: FloatArray, placed: Codes
+    ) -> Iterator[tuple[Codes, Scores, Scores, Mask]]:
+        """Yield numbers of queries, their scores with relevant points of a page, floors of those, and who is inside."""
+        its: dict[str, list[int]] = {}
+        for number, record in enumerate(page):
+            if record.payload["group"] in self._of:
+                its.setdefault(record.payload["group"], []).append(number)
+        for group, columns in its.items():
+            rows = np.array(self._of[group])
+            scores = _score(self._lowering, self._queries[rows], items[columns])  # (c, m)
+            floors = self._floors(scores, self._queries[rows], items[columns])
+            inside = self._asked.parts[rows, None] == placed[columns]
+            yield np.repeat(rows, len(columns)), scores.ravel(), floors.ravel(), inside.ravel()
+
+    def blocks(self, page: Sequence[Record], items: FloatArray) -> Iterator[_Block]:
+        """Yield all scores of a page, as many queries at once as there may be."""
+        groups = np.array([self._codes.get(record.payload["group"], NOWHERE) for record in page], np.int64)
+        placed = self._asked.gallery.placed(page)
+        step = max(1, self._chunk_scores // len(page))
+        for start in range(0, len(self._queries), step):
+            rows = slice(start, start + step)
+            relevant, inside = self._wanted[rows, None] == groups, self._asked.parts[rows, None] == placed
+            yield _Block(rows, _score(self._lowering, self._queries[rows], items), relevant, inside)
+
+    def _floors(self, scores: Scores, queries: FloatArray, items: FloatArray) -> Scores:
+        """The lowest scores that may be the same but for rounding, which depends on how many are computed at once."""
+        its, theirs = sizes_of(self._lowering, items), sizes_of(self._lowering, queries)[:, None]
+        return floors_of(self._lowering, scores, theirs, its)
+
+
+class _Relevant:
+    """The relevant pairs of n queries, and how many irrelevant points stand before each."""
+
+    def __init__(self, n: int):
+        self._n = n
+        empty = np.empty(0)
+        self._found: list[tuple[Codes, Scores, Scores, Mask]] = [(empty.astype(int), empty, empty, empty.astype(bool))]
+
+    def add(self, queries: Codes, scores: Scores, floors: Scores, inside: Mask) -> None:
+        """Remember relevant pairs."""
+        self._found.append((queries, scores, floors, inside))
+
+    def close(self) -> None:
+        """Put pairs in order, those of a query together and the best first."""
+        queries, scores, floors, inside = (np.concatenate(parts) for parts in zip(*self._found, strict=True))
+        floors = np.where(np.isnan(floors), -np.inf, floors)  # behind everything
+        order = np.lexsort((-scores, queries))
+        self._queries, self._inside, self._floors = queries[order], inside[order], floors[order]
+        self._counts = np.bincount(queries, minlength=self._n)
+        self._first = np.cumsum(self._counts) - self._counts
+        self._before, self._before_inside = np.zeros(len(order), np.int64), np.zeros(len(order), np.int64)
+
+    def count_before(self, block: _Block, *, is_whole: bool) -> None:
+        """Count the irrelevant points of a block that score as high as the relevant ones of their query."""
+        counts = self._counts[block.rows]
+        for place in range(min(FEW, int(counts.max(initial=0)))):
+            has = np.flatnonzero(counts > place)
+            pairs = self._first[block.rows][has] + place
+            ahead = ~(block.scores[has] < self._floors[pairs, None]) & ~block.relevant[has]
+            self._before[pairs] += ahead.sum(axis=1)
+            if not is_whole:
+                self._before_inside[pairs] += (ahead & block.inside[has]).sum(axis=1)
+        for row in np.flatnonzero(counts > FEW):
+            first = self._first[block.rows][row]
+            pairs = np.arange(first + FEW, first + counts[row])
+            rivals = ~block.relevant[row]
+            self._before[pairs] += _at_least(block.scores[row, rivals], self._floors[pairs])
+            if not is_whole:
+                within = block.scores[row, rivals & block.inside[row]]
+                self._before_inside[pairs] += _at_least(within, self._floors[pairs])
+
+    def ranks(self, *, is_whole: bool) -> tuple[RelevantRanks, RelevantRanks]:
+        """Ranks among all points, and among the gallery."""
+        among_all = self._ranked(self._before, np.ones(len(self._before), bool))
+        return among_all, among_all if is_whole else self._ranked(self._before_inside, self._inside)
+
+    def _ranked(self, before: Codes, mask: Mask) -> RelevantRanks:
+        counts = np.bincount(self._queries[mask], minlength=self._n)
+        place = np.arange(mask.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return RelevantRanks(before[mask] + place + 1.0, counts)
+
+
+def _at_least(scores: Scores, floors: Scores) -> Codes:
+    """How many of the scores (m,) are no worse than each floor (t,); what is no number is best."""
+    return len(scores) - np.searchsorted(np.sort(scores), floors, side="left")

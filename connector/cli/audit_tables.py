@@ -1,0 +1,134 @@
+"""Audits as tables."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from alignment.retrieval.bootstrap import Estimate
+from connector.audits.plan import DIRECTIONS
+from connector.audits.result import BROKEN, Audit, StageFound
+from connector.audits.stages import FILTER
+from connector.cli.tables import print_table
+from connector.reports.glossary import SHOWN, TREND
+
+if TYPE_CHECKING:
+    from connector.audits.baseline import Drift
+    from connector.audits.history import Moment
+
+
+def print_audit(found: Audit) -> None:
+    """Print the verdict in words, the measures of the whole, the stages, and the strata."""
+    title = f"{found.row.physical_name}: {found.verdict}"
+    if found.verdict == BROKEN:
+        click.echo(f"{title}\n  {found.broken}")
+        return
+    sizes = ", ".join(f"{size} {modality}s" for modality, size in found.gallery.items())
+    among = f"protocol {found.plan.protocol}" if found.plan.protocol else f"{found.plan.gallery} gallery"
+    print_table(_whole(found), f"{title}; {among} of {sizes}")
+    for direction in DIRECTIONS:
+        its = [stage for stage in found.stages if stage.direction == direction]
+        print_table(map(_stage_row, its), f"stages of a search, {direction}, over the whole collection")
+    strata = [m for m in found.measures if "=" in m.part or m.part.endswith(" missing")]
+    if strata:
+        parts = dict.fromkeys(m.part for m in strata)
+        print_table((_stratum_row(found, part) for part in parts), "queries apart")
+    if found.drifts:
+        print_table(map(_drift_row, found.drifts), f"since audit {found.drifts[0].audit}")
+    for stage in found.stages:
+        if stage.why_not:
+            click.echo(f"{stage.direction}: {stage.name} was not measured: {stage.why_not}.")
+    click.echo(_facts(found))
+    for sentence in found.in_words:
+        click.echo(sentence)
+    for direction, count in found.without_relevant.items():
+        if count:
+            click.echo(f"{direction}: {count} queries have no relevant item in the gallery and count as misses.")
+
+
+def _facts(found: Audit) -> str:
+    """Say what the collection is like."""
+    info, release = found.info, found.release
+    assert info is not None
+    assert release is not None
+    walk = f"ef {release.hnsw_ef}" if release.hnsw_ef else "Qdrant's own ef"
+    quantized = f", {info.quantization} quantization" if info.quantization else ""
+    return (
+        f"{info.points:,} points, {info.indexed:,} vectors in a graph (m {info.m}, ef_construct {info.ef_construct}, "
+        f"{walk}){quantized}, status {info.status}; {found.verified:,} points read back are what was pushed."
+    )
+
+
+def _whole(found: Audit) -> Iterator[dict[str, str]]:
+    """Yield a measure a row."""
+    present = {(m.direction, m.name): m for m in found.measures if not m.part}
+    ks = found.plan.ks
+    names = [name.format(k=k) for name in SHOWN for k in (ks if "{k}" in name else ks[:1])]
+    for name in names:
+        its = {direction: present[direction, name] for direction in DIRECTIONS if (direction, name) in present}
+        if its:
+            yield {"measure": name} | {direction: _printed(m.value, m.low, m.high) for direction, m in its.items()}
+    if found.geometry:
+        gap = found.geometry.gap.debiased
+        yield {"measure": "gap", **dict.fromkeys(DIRECTIONS, f"{gap:.3f} (p = {found.geometry.p:.3f})")}
+
+
+def _printed(value: float, low: float | None, high: float | None) -> str:
+    interval = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
+    return f"{value:.3f}{interval}"
+
+
+def _stage_row(stage: StageFound) -> dict[str, str]:
+    row = {"stage": stage.name}
+    if stage.why_not:
+        return row  # the reason is a sentence, and stands below
+    if stage.name.startswith(FILTER):
+        row["stage"] += f" ({stage.queries:,} queries with something to find)"
+    for k, recall in stage.recall.items():
+        row[f"R@{k}"] = f"{recall.value:.3f}"
+    row["lost"] = "" if stage.lost is None else _estimate(stage.lost)
+    if stage.fidelity:
+        k = max(stage.fidelity)
+        f = stage.fidelity[k]
+        row[f"fidelity@{k}"] = f"{f.mean.value:.3f}"
+        row |= {"p5": f"{f.p5:.2f}", "least": f"{f.least:.2f}", "below 0.9": f"{f.below90:.1%}"}
+    if stage.latency:
+        row["ms p50/p95/p99"] = "/".join(
+            f"{value:.1f}" for value in (stage.latency.p50, stage.latency.p95, stage.latency.p99)
+        )
+    return row
+
+
+def _estimate(estimate: Estimate) -> str:
+    return f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+
+
+def _stratum_row(found: Audit, part: str) -> dict[str, str]:
+    its = [m for m in found.measures if m.part == part and m.name == f"recall@{found.plan.k}"]
+    queries = ", ".join(str(m.queries) for m in its)
+    return {"queries of": part} | {m.direction: _printed(m.value, m.low, m.high) for m in its} | {"n": queries}
+
+
+def _drift_row(drift: "Drift") -> dict[str, str]:
+    c = drift.change
+    return {
+        "measure": f"{drift.part} {drift.name}".strip(), "direction": drift.direction, "before": f"{c.before:.4f}",
+        "now": f"{c.after:.4f}", "difference": _estimate(c.difference), "significant": "yes" if c.significant else "no",
+        "queries": str(c.queries),
+    }  # fmt: skip
+
+
+def print_history(moments: Sequence["Moment"]) -> None:
+    """Print the trend of the measures that matter, a table for each metric and way to ask."""
+    for metric, asked in dict.fromkeys((moment.metric, moment.asked) for moment in moments):
+        rows = []
+        for moment in moments:
+            if (moment.metric, moment.asked) == (metric, asked):
+                names = [name.format(k=moment.k) for name in TREND]
+                values = {
+                    f"{m.name} {m.direction}".removesuffix(" both"): f"{m.value:.3f}"
+                    for name in names for m in moment.measures if not m.part and m.name == name
+                }  # fmt: skip
+                rows.append({"audit": moment.audit, "at": f"{moment.at:%F %H:%M}", "release": moment.release,
+                             "verdict": moment.verdict, **values})  # fmt: skip
+        print_table(rows, f"audits under {metric} of {asked}")

@@ -1,0 +1,46 @@
+"""The command line: each command opens the home, calls one method and prints the result.
+
+Imports inside the commands keep `modalign --help` fast: numpy, torch, SQLAlchemy and the databases load when used.
+"""
+
+import sys
+from typing import NoReturn
+
+import click
+
+from alignment.errors import ModalignError
+from connector.cli import alignments, audits, collections, releases, runs, sets  # noqa: F401  they add their commands to the group
+from connector.cli.group import FAILED, INTERRUPTED, REQUIREMENT, USAGE, USAGE_ERRORS, cli
+from connector.errors import GateError
+from connector.progress import say
+from connector.safe_text import without_secrets
+
+__all__ = ["cli", "main"]
+
+
+def main() -> NoReturn:
+    """Run the command line and turn every way to end into its exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        say("interrupted; nothing is half written: run the same command again")
+        sys.exit(INTERRUPTED)
+    except ModalignError as error:
+        say(f"modalign: {without_secrets(str(error))}")
+        sys.exit(USAGE if isinstance(error, USAGE_ERRORS) else REQUIREMENT if isinstance(error, GateError) else FAILED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(FAILED)
+    except OSError as error:  # a full disk, a home that may not be written
+        say(f"modalign: {error}")
+        sys.exit(FAILED)
+    sys.exit(0)
+
+
+if __name__ == "__main__":  # python -m connector.cli.main
+    main()

@@ -1,0 +1,184 @@
+"""Options that commands share."""
+
+import functools
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+from connector.stores.layout import (
+    BOUNDS,
+    COMPRESSIONS,
+    DATATYPES,
+    FIELDS,
+    PAYLOAD_KINDS,
+    QUANTIZATIONS,
+    checked_layout,
+    read_layout,
+)
+
+if TYPE_CHECKING:
+    pass
+
+F = TypeVar("F", bound=Callable[..., Any])
+METRIC_HELP = (
+    "How aligned vectors are compared: cosine, dot, euclid, manhattan, chi2, kl-query-item, kl-item-query, js, hellinger, "
+    "w1, bilinear, mol or mlp, with parameters as in 'chi2(map=split)'; 'dot+nnn' corrects hubness."
+)
+
+
+def seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Read a time such as `90s`, `10m` or `2h`."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", value)
+    if match is None or not float(match[1]):
+        raise click.BadParameter(f"expected a time above zero such as 90s, 10m or 2h, got {value!r}")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+class WholeRange(click.IntRange):
+    """Whole numbers between bounds, which are named to whoever gives something else."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read one."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"expected a whole number in the range {self._describe_range()}, got {value!r}.", param, ctx)
+
+
+class NumberRange(click.FloatRange):
+    """Numbers between bounds, which are named to whoever gives something else, NaN among it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read one."""
+        try:
+            number = super().convert(value, param, ctx)
+        except click.BadParameter:
+            number = math.nan
+        if math.isnan(number):
+            self.fail(f"expected a number in the range {self._describe_range()}, got {value!r}.", param, ctx)
+        return number
+
+
+def home_options(command: F) -> F:
+    """Add the options that say where things are, and hand them over as `settings`."""
+    options = [
+        click.option("--home", type=click.Path(path_type=Path), help="Home directory.  [MODALIGN_HOME; ~/.modalign]"),
+        click.option("--qdrant-url", metavar="URL", help="edge:DIR, http(s)://HOST:PORT or grpc(s)://HOST:PORT.  [MODALIGN_QDRANT_URL; edge:HOME/qdrant]"),
+        click.option("--database-url", metavar="URL", help="SQLAlchemy URL.  [MODALIGN_DATABASE_URL; SQLite in the home]"),
+        click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [MODALIGN_DEVICE; auto]"),
+    ]  # fmt: skip
+    return _with(command, options)
+
+
+def json_option(command: F) -> F:
+    """Add `--json`."""
+    return _with(command, [click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")])
+
+
+def rejects_option(command: F) -> F:
+    """Add `--max-rejects`."""
+    text = "Exit with 4 when more items than this were rejected."
+    return _with(
+        command, [click.option("--max-rejects", type=click.IntRange(0), default=0, show_default=True, help=text)]
+    )
+
+
+def yes_option(command: F) -> F:
+    """Add `--yes`."""
+    return _with(command, [click.option("--yes", is_flag=True, help="Do not ask before deleting anything.")])
+
+
+def push_options(command: F) -> F:
+    """Add what `push` and `ingest` share."""
+    options = [
+        click.option("--into", "collection", required=True, metavar="COLLECTION", help="Collection to write into."),
+        click.option("--alignment", required=True, metavar="NAME", help="Alignment to project with."),
+        click.option("--metric", "metrics", multiple=True, metavar="METRIC", help=METRIC_HELP + " Repeat for several releases.  [default: the alignment's]"),
+    ]  # fmt: skip
+    return _with(layout_options(command), options)
+
+
+def layout_options(command: F) -> F:
+    """Add what says how new collections are laid out, and hand it over as `layout`: only what was given."""
+    options = [
+        click.option("--settings", type=click.Path(path_type=Path), metavar="FILE.toml", help="Read these settings of a collection from a file: names as below, with _ for -, and a table payload_indexes. Flags go before it."),
+        click.option("--payload-index", "payload_indexes", multiple=True, metavar="FIELD=KIND", help=f"Index a payload field of a new collection for filters; KIND is one of {', '.join(PAYLOAD_KINDS)}."),
+        click.option("--indexing-threshold", type=WholeRange(*BOUNDS["indexing_threshold"]), metavar="KB", help="Build an HNSW graph from this many kB of vectors; below, search is exact brute force. This and all settings below are fixed when a collection is created.  [default: Qdrant's, 10000]"),
+        click.option("--m", type=WholeRange(*BOUNDS["m"]), help="Links of a node of the HNSW graph.  [default: 16]"),
+        click.option("--ef-construct", type=WholeRange(*BOUNDS["ef_construct"]), help="Candidates for the links of a node.  [default: 100]"),
+        click.option("--quantization", type=click.Choice(QUANTIZATIONS), help="Search a compressed copy of the vectors, then rescore what was found."),
+        click.option("--compression", metavar="HOW", help="; ".join(f"{kind}: {', '.join(how)}" for kind, how in COMPRESSIONS.items() if how) + ".  [default: the first]"),
+        click.option("--oversampling", type=NumberRange(*BOUNDS["oversampling"]), help="How many times k a search takes from quantized vectors.  [default: 4]"),
+        click.option("--rescore/--no-rescore", default=None, help="Order those by the vectors themselves.  [default: rescore]"),
+        click.option("--datatype", type=click.Choice(DATATYPES), help="Of the stored vectors; values that it cannot hold are refused.  [default: float32]"),
+        click.option("--vectors-on-disk/--vectors-in-memory", default=None, help="Where vectors are read from.  [default: memory]"),
+        click.option("--hnsw-on-disk/--hnsw-in-memory", default=None, help="Where the graph is read from.  [default: memory]"),
+        click.option("--payload-on-disk/--payload-in-memory", default=None, help="Where payload is read from.  [default: disk]"),
+        click.option("--shards", type=WholeRange(*BOUNDS["shards"]), help="Into how many a collection on a server is cut.  [default: the server's]"),
+        click.option("--replication-factor", type=WholeRange(*BOUNDS["replication_factor"]), help="On how many nodes of a cluster each shard stands.  [default: 1]"),
+        click.option("--write-consistency-factor", type=WholeRange(*BOUNDS["write_consistency_factor"]), help="How many replicas must confirm a write.  [default: 1]"),
+    ]  # fmt: skip
+
+    @functools.wraps(command)
+    def with_layout(*args: Any, settings: Path | None, payload_indexes: tuple[str, ...], **given: Any) -> Any:
+        layout = read_layout(settings) if settings else {}
+        layout |= {name: given.pop(name) for name in FIELDS if given.get(name) is not None}
+        layout["payload_indexes"] = layout.get("payload_indexes", {}) | _payload_indexes(payload_indexes)
+        others = {name: value for name, value in given.items() if name not in FIELDS}
+        return command(*args, layout=checked_layout(layout, "settings"), **others)
+
+    return _with(cast(F, with_layout), options)
+
+
+def corpus_options(command: F) -> F:
+    """Add what `encode` and `ingest` share: how a corpus is read, where that is not plain."""
+    options = [
+        click.option("--format", metavar="FORMAT", help="How to read CORPUS: jsonl, csv, parquet, folder, coco, karpathy, flickr, webdataset or img2dataset.  [default: what it looks like]"),
+        click.option("--images", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the images that a coco, karpathy or flickr file names.  [default: the usual ones beside it]"),
+    ]  # fmt: skip
+    return _with(command, options)
+
+
+def holdout_options(command: F) -> F:
+    """Add what `fit` and `compare` share: which groups are held out, and how the others are folded."""
+    options = [
+        click.option("--holdout", type=NumberRange(0, 1, min_open=True, max_open=True), default=0.25, show_default=True, help="Share of the groups that the fit never sees."),
+        click.option("--folds", type=WholeRange(2), default=4, show_default=True, help="Folds of the cross-validation."),
+        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the hold-out and the folds."),
+    ]  # fmt: skip
+    return _with(command, options)
+
+
+def _with(command: F, options: Sequence[Callable[[F], F]]) -> F:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _assignments(texts: Iterable[str], option: str) -> dict[str, str]:
+    given = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not name or not sign:
+            raise click.BadParameter(f"expected NAME=VALUE, got {text!r}", param_hint=option)
+        given[name] = value
+    return given
+
+
+def _payload_indexes(indexes: Iterable[str]) -> dict[str, Any]:
+    parsed = {}
+    for text in indexes:
+        field, _, kind = text.partition("=")
+        if not field or kind not in PAYLOAD_KINDS:
+            raise click.BadParameter(
+                f"expected FIELD=KIND with a kind of {', '.join(PAYLOAD_KINDS)}, got {text!r}",
+                param_hint="--payload-index",
+            )
+        parsed[field] = kind
+    return parsed

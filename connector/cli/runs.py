@@ -1,0 +1,110 @@
+"""Commands on runs: rejects, demo."""
+
+import json
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from connector.cli.group import _exit_for_rejects, _home, _settings, _shortest, cli
+from connector.cli.options import home_options, json_option, rejects_option
+from connector.cli.tables import print_json, print_rejects, print_result, print_table
+from connector.progress import say
+
+
+@cli.command()
+@click.argument("run", type=click.IntRange(1, 2**31 - 1), required=False)
+@click.option("--by-reason", is_flag=True, help="Count them by stage and reason.")
+@click.option(
+    "--export",
+    "to",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="FILE",
+    help="Write them as JSONL into FILE; - is stdout.",
+)
+@click.option(
+    "--retry",
+    is_flag=True,
+    help="Run the command of RUN again: what stands in the set costs a hash, what was refused is tried again.",
+)
+@rejects_option
+@json_option
+@home_options
+def rejects(
+    run: int | None, by_reason: bool, to: Path | None, retry: bool, max_rejects: int, as_json: bool, **where: Any
+) -> None:
+    """List the items that RUN refused, with the reasons; without RUN, the last run that refused any."""
+    if by_reason + (to is not None) + retry > 1:
+        raise click.UsageError("--by-reason, --export and --retry exclude each other")
+    with _home(where) as home:
+        number = run if run is not None else home.provenance.last_run_with_rejects()
+        refused = home.provenance.rejects(number) if number is not None else []
+        rows = [
+            {
+                "stage": row.stage, "reason": row.reason, "source": row.source, "position": row.position,
+                "key": row.key, "modality": row.modality, "detail": row.detail,
+            }
+            for row in refused
+        ]  # fmt: skip
+        if retry and number is not None:
+            result = home.retry(number)
+            print_result(result, {"retried": number, "refused_then": len(rows)}, as_json)
+            _exit_for_rejects(result, max_rejects)
+            return
+    counted = Counter((str(row["stage"]), str(row["reason"])) for row in rows)
+    counts = [{"stage": stage, "reason": reason, "count": n} for (stage, reason), n in counted.most_common()]
+    if to is not None:
+        lines = "".join(json.dumps({"run": number, **row}, ensure_ascii=False) + "\n" for row in rows)
+        if str(to) == "-":
+            click.echo(lines, nl=False)
+        else:
+            to.write_text(lines, encoding="utf-8")
+            say(f"wrote {len(rows)} rejects to {to}")
+    elif as_json:
+        print_json({"run": number, **({"by_reason": counts} if by_reason else {"rejects": rows})})
+    elif number is None:
+        click.echo("no run has refused anything")
+    elif by_reason:
+        print_table(counts, f"rejects of run {number} by reason")
+    else:
+        print_rejects(rows, number)
+
+
+@cli.command()
+@json_option
+@home_options
+def demo(as_json: bool, **where: Any) -> None:
+    """Show the whole way on 1,707 emoji: encode, fit, push under every metric, search, audit. Takes some five minutes.
+
+    Needs the extra packages of `pip install 'modalign[demo]'`, and no network, server or GPU.
+    """
+    from connector.demo.emoji import run_demo
+
+    result = run_demo(_settings(where))
+    rows = list(result.rows())
+    if as_json:
+        print_json(
+            {"home": str(result.home), "page": str(result.page), "seconds": round(result.seconds, 1), "table": rows}
+        )
+        return
+    shown = [
+        {
+            name.replace("recall@", "R@"): value.replace("-to-", " → ") if isinstance(value, str) else round(value, 3)
+            for name, value in row.items()
+            if name != "queries"
+        }
+        for row in rows
+    ]
+    queries = rows[0]["queries"]
+    print_table(shown, f"Recall@K on held-out pairs ({queries} queries each way), chance and fidelity beside it")
+    say("cosine, dot and euclid agree: they order unit vectors alike")
+    modalign = "modalign" if shutil.which("modalign") else _shortest(Path(sys.argv[0]))
+    option = "" if where["home"] is None else f" --home {where['home']}"
+    example = _shortest(result.example)
+    say(f"\nLook at {result.page}\nThen try, in the home {result.home}:\n")
+    say(f"  {modalign} search emoji 'a red heart' -k 5{option}")
+    say(f"  {modalign} search emoji {example} --html found.html{option}")
+    say(f"  {modalign} audit emoji --pairs emoji --require 'recall@10>=0.4'{option}")

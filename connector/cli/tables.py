@@ -1,0 +1,188 @@
+"""Results as tables for people and as JSON for machines: documents go to stdout, everything else to stderr."""
+
+import json
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from connector.progress import say
+from connector.reports.geometry_rows import geometry_rows
+
+if TYPE_CHECKING:
+    from alignment.comparison.guidelines import Guideline
+    from alignment.geometry.geometry import Geometry
+    from connector.provenance.runs import Result
+    from connector.releases.reconcile import Reconciled
+    from connector.releases.release import Release
+    from connector.search.retriever import Answer, Found
+
+
+def print_json(document: Any) -> None:
+    """Print a document as JSON on stdout."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+
+
+def print_result(result: "Result", made: Mapping[str, Any], as_json: bool) -> None:
+    """Print how a run ended and what it made."""
+    if as_json:
+        print_json({"run": result.run, "counts": dict(result.counts), **made})
+    else:
+        counts = {name: count for name, count in result.counts.items() if count}
+        print_table([{**made, **counts}], f"run {result.run}")
+
+
+def print_releases(result: "Result", as_json: bool) -> None:
+    """Print the releases that a run wrote."""
+    releases: list[Release] = result.made
+    rows = [
+        {
+            "collection": release.row.collection, "metric": release.row.metric, "state": release.row.state,
+            "points": release.row.points, "physical_name": release.name, "hnsw_ef": release.row.settings.get("hnsw_ef"),
+            "hnsw_recall": release.row.settings.get("hnsw_recall"),
+        }
+        for release in releases
+    ]  # fmt: skip
+    if as_json:
+        print_json({"run": result.run, "counts": dict(result.counts), "releases": rows})
+    else:
+        counts = ", ".join(f"{count} {name}" for name, count in result.counts.items() if count)
+        print_table(rows, f"run {result.run}: {counts}")
+
+
+def say_shadows(result: "Result") -> None:
+    """Say what to do next with releases that were not made live, because another one is."""
+    for release in result.made:
+        row = release.row
+        if row.state == "ready":
+            say(
+                f"{release.name} is ready beside what is live of {row.collection} under {row.metric}: run `modalign "
+                f"audit {row.collection} --release {release.name} --pairs SET --require CONDITION`, then `modalign "
+                f"promote {row.collection}`"
+            )
+
+
+def switched_rows(result: "Result") -> list[dict[str, Any]]:
+    """Lay out what a promotion or a rollback switched."""
+    return [
+        {
+            "collection": each.row.collection, "metric": each.row.metric, "live": each.row.physical_name,
+            "before": each.previous.physical_name if each.previous else None, "audit": each.promotion.audit_id,
+            "forced_by": each.promotion.forced_by,
+        }
+        for each in result.made
+    ]  # fmt: skip
+
+
+def reconciled_rows(found: Iterable["Reconciled"]) -> list[dict[str, Any]]:
+    """Lay out what reconciliations found, a release a row; without numbers where nothing could be compared."""
+    rows = []
+    for each in found:
+        numbers = {
+            "points": each.points, "ledger": each.recorded, "embedding_sets": each.held, "missing": each.missing.count,
+            "differing": each.differing.count, "orphans": each.orphans.count, "unrecorded": each.unrecorded.count,
+            "vectors_compared": each.vectors,
+        }  # fmt: skip
+        known = numbers if each.broken is None else dict.fromkeys(numbers)
+        rows.append({"release": each.name, "sound": each.sound, **known, "broken": each.broken})
+    return rows
+
+
+def reconciled_examples(found: Iterable["Reconciled"]) -> dict[str, dict[str, list[str]]]:
+    """Name a few of the items that differ, by release and kind."""
+    return {
+        each.name: {
+            kind: getattr(each, kind).examples
+            for kind in ("missing", "differing", "orphans", "unrecorded")
+            if getattr(each, kind).count
+        }
+        for each in found
+        if not each.sound
+    }
+
+
+def how_sure(guarantee: str, answer: "Answer") -> str:
+    """Say in words how good a search result is."""
+    if answer.certified is None:
+        along = guarantee == "exact" and not answer.exact
+        proof = " order, found along the graph: --exact compares with everything" if along else ""
+    elif not answer.certified:
+        proof = ": not proved within the candidate budget"
+    elif answer.exact:
+        proof = ": nothing better is there"
+    else:
+        proof = ": nothing better along the graph, --exact would prove it"
+    rescored = f", {answer.candidates} candidates rescored" if answer.candidates else ""
+    return f"{guarantee}{proof}{rescored}"
+
+
+def found_rows(found: Sequence["Found"]) -> Iterator[dict[str, Any]]:
+    """Lay found items out as rows of a table."""
+    for rank, item in enumerate(found, start=1):
+        shown = item.payload.get("caption", "") if item.modality == "text" else _name(item.payload.get("image"))
+        yield {"#": rank, "score": round(item.score, 4), "key": item.key, "group": item.group, item.modality: shown}
+
+
+def _name(path: Any) -> str:
+    return Path(path).name if isinstance(path, str) else ""
+
+
+def print_rejects(rows: Sequence[Mapping[str, Any]], run: int) -> None:
+    """Print what a run refused, a table for each file."""
+    if not rows:
+        print_table([], f"rejects of run {run}")
+    for source in dict.fromkeys(row["source"] for row in rows):
+        columns = ("position", "key", "modality", "reason", "detail")
+        of_source = [{name: row[name] for name in columns} for row in rows if row["source"] == source]
+        print_table(of_source, f"rejects of run {run} in {source}")
+
+
+def print_guidelines(guidelines: Sequence["Guideline"]) -> None:
+    """Print what a comparison says on stdout, a paragraph each with what it rests on."""
+    for guideline in guidelines:
+        click.echo(textwrap.fill(f"{guideline.topic}: {guideline.says}", 110, subsequent_indent="  "))
+        click.echo(textwrap.fill(f"({guideline.rests_on})", 110, initial_indent="  ", subsequent_indent="  ") + "\n")
+
+
+def print_geometry(found: "Geometry", title: str) -> None:
+    """Print a geometry as a table, recalls first, and say in a sentence what it means."""
+    print_table(geometry_rows(found), title)
+    click.echo(textwrap.fill(found.meaning, 110))
+    if found.left_out:
+        say(f"{found.left_out} items could not be aligned and are left out")
+
+
+def print_table(rows: Iterable[Mapping[str, Any]], title: str) -> None:
+    """Print rows with common names as a table on stdout, under a title."""
+    # rich takes as long to import as all of `--help`
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    listed = list(rows)
+    # A pipe has no width; a wide one keeps a row on a line.
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console.print(Text(title, style="bold"))
+    if not listed:
+        console.print("  none")
+        return
+    columns = list(dict.fromkeys(name for row in listed for name in row))
+    table = Table(box=SIMPLE_HEAD)
+    for name in columns:
+        numeric = all(isinstance(row.get(name), (int, float)) for row in listed)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in listed:
+        table.add_row(*(_cell(row.get(name, "")) for name in columns))
+    console.print(table)
+
+
+def _cell(value: Any) -> Any:
+    from rich.text import Text
+
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return Text("" if value is None else str(value))

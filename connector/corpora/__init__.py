@@ -1,0 +1,1 @@
+"""Corpora: files in, items or rejects out. One module a format."""

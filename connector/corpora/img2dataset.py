@@ -1,0 +1,147 @@
+"""What img2dataset leaves behind: shards of samples, each with a table that says what became of every download.
+
+00000.tar  00000.parquet  00000_stats.json                      --output_format webdataset
+00000/000000000.jpg .txt .json  00000.parquet  ...              --output_format files
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from connector.corpora.items import IMAGE_SUFFIXES, LONGEST_FIELD
+from connector.corpora.manifest import Manifest, Row, listed, records
+from connector.corpora.webdataset import METADATA, TEXTS, Sample, samples
+from connector.errors import CorpusError
+from connector.rejects import Reject
+from connector.safe_text import printable, redacted, without_secrets
+
+SUCCESS = "success"
+# What img2dataset says of a download, which the rejects say.
+BOOKKEEPING = ("status", "error_message", "exif")
+
+
+class Img2Dataset(Manifest):
+    """A folder that img2dataset wrote. A download that failed is a reject with its reason."""
+
+    format = "img2dataset"
+
+    @classmethod
+    def fits(cls, path: Path) -> bool:
+        """Look for numbered shards with their tables."""
+        return path.is_dir() and any(
+            re.fullmatch(r"\d+_stats\.json", entry.name)
+            or (re.fullmatch(r"\d+\.parquet", entry.name) and _holds_samples(entry))
+            for entry in listed(path)
+        )
+
+    def total(self) -> int | None:
+        """Read the number of downloads from the tables; None where one is missing."""
+        try:
+            return sum(int(pq.read_metadata(self._table(shard)).num_rows) for shard in self._shards())
+        except (OSError, ValueError, pa.ArrowException):
+            return None  # iterating says what is wrong and where
+
+    def rows(self) -> Iterator[Row | Reject]:
+        """Yield the samples of one shard after the other, each followed by its downloads that failed."""
+        position = 0
+        for shard in self._shards():
+            arrived = set()  # keys of one shard, 10,000 unless told otherwise
+            for found in self._samples(shard, position):
+                position = found.position
+                if isinstance(found, Row):
+                    arrived.add(found.fields["key"])
+                    kept = {name: value for name, value in found.fields.items() if name not in BOOKKEEPING}
+                    yield Row(position, kept, found.source, found.picture)
+                else:
+                    yield found
+                    arrived.add(found.key)  # it came, whatever is wrong with it
+            for failed in self._failures(shard, arrived, position):
+                position = failed.position
+                yield failed
+
+    def _shards(self) -> list[str]:
+        stems = {found[1] for entry in self.path.iterdir() if (found := _SHARD.fullmatch(entry.name))}
+        if not stems:
+            raise CorpusError(f"corpus {self.path}: expected shards such as 00000.tar or 00000.parquet, found none")
+        return sorted(stems, key=lambda stem: (len(stem), stem))
+
+    def _table(self, shard: str) -> Path:
+        return self.path / f"{shard}.parquet"
+
+    def _samples(self, shard: str, before: int) -> Iterator[Row | Reject]:
+        if (archive := self.path / f"{shard}.tar").is_file():
+            yield from samples(archive, before)
+        elif (folder := self.path / shard).is_dir():
+            yield from files(folder, before)
+
+    def _failures(self, shard: str, arrived: set[Any], before: int) -> Iterator[Reject]:
+        table, position = self._table(shard), before
+        try:
+            with pq.ParquetFile(table) as file:
+                if missing := {"key", "status"} - set(file.schema_arrow.names):
+                    raise ValueError(f"no column {', '.join(sorted(missing))}")
+                wanted = [name for name in ("key", "status", "error_message", "url") if name in file.schema_arrow.names]
+                for batch in file.iter_batches(batch_size=1024, columns=wanted):
+                    for record in records(batch):
+                        key = record.get("key") if isinstance(record, dict) else None
+                        if key in arrived and record.get("status") == SUCCESS:
+                            continue
+                        position += 1
+                        yield _failure(table, position, record)
+        except FileNotFoundError:
+            detail = f"expected {table.name}, which img2dataset writes last: what failed to download is not known"
+            yield Reject(str(table), position, "read", "shard-unfinished", detail)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            yield Reject(str(table), position, "read", "shard-table-unreadable", printable(str(error)))
+
+
+def files(folder: Path, before: int) -> Iterator[Row | Reject]:
+    """Yield the samples of a folder of files, numbered on from `before`: the stem is the key."""
+    sample: Sample | None = None
+    for path in sorted(folder.iterdir(), key=lambda entry: (entry.stem, entry.suffix)):
+        kind = path.suffix.lower()
+        if not (kind in IMAGE_SUFFIXES or kind in TEXTS or kind == METADATA):
+            continue
+        if sample is None or sample.key != path.stem:
+            if sample:
+                yield from sample.found()
+            before += 1
+            sample = Sample(folder, before, path.stem)
+        if kind in IMAGE_SUFFIXES:
+            sample.take_image(path.name)
+            continue
+        try:
+            if not path.is_file():
+                raise ValueError("no regular file")
+            if (size := path.stat().st_size) > LONGEST_FIELD:
+                raise ValueError(f"{size} bytes are no caption")
+            sample.take_text(path.name, kind, path.read_bytes())
+        except (OSError, ValueError) as error:
+            sample.refuse("row-unreadable", f"{path.name}: {error}", kind)
+    if sample:
+        yield from sample.found()
+
+
+_SHARD = re.compile(r"(\d+)(?:\.tar|\.parquet|_stats\.json)?")
+
+
+def _holds_samples(table: Path) -> bool:
+    return table.with_suffix(".tar").is_file() or table.with_suffix("").is_dir()
+
+
+def _failure(table: Path, position: int, record: Any) -> Reject:
+    if isinstance(record, Exception):
+        return Reject(str(table), position, "read", "row-unreadable", str(record))
+    key, status = printable(str(record.get("key"))), record.get("status")
+    if status == SUCCESS:
+        detail = "the table says that the download succeeded, and the shard does not hold it"
+        return Reject(str(table), position, "read", "image-missing", detail, key, "image")
+    named = isinstance(status, str) and re.fullmatch(r"[a-z_]{1,40}", status)
+    reason = status.replace("_", "-") if isinstance(status, str) and named else "download-failed"
+    address = redacted(url) if isinstance(url := record.get("url"), str) else "(no URL)"
+    detail = printable(f"{without_secrets(str(record.get('error_message') or status))}: {address}")
+    return Reject(str(table), position, "read", reason, detail, key, "image")

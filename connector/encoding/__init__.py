@@ -1,0 +1,1 @@
+"""Encoders, and the pass that turns a corpus into an embedding set."""

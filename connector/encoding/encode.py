@@ -1,0 +1,469 @@
+"""Encode a corpus into an embedding set: resumable, and never the same content twice.
+
+A killed encode leaves whole shards. The next one reads the corpus from its start, passes over what stands in the
+shards already, and so cuts the same batches and the same shards as an undisturbed run would have.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from alignment.modality import MODALITIES, Modality
+from alignment.sets.rows import IDENTITY, Rows
+from alignment.sets.shards import read_shard
+from alignment.sets.writer import SetWriter
+from alignment.vectors import FloatArray, faults
+from connector.corpora.images import ImageRejectedError, decode, read_image
+from connector.corpora.items import Corpus, Item, Vector
+from connector.encoding.encoders import Encoder
+from connector.encoding.pipeline import Pipeline
+from connector.errors import CorpusError
+from connector.progress import Advance
+from connector.provenance.runs import Run
+from connector.rejects import Reject
+
+SHARD_ROWS = 1024
+BATCH_ITEMS = 32
+DECODING_THREADS = 4
+WINDOWS_AHEAD = 2  # of `batch_items` entries: prepared images are 600 kB each
+
+Bury = Callable[[Modality, str, list[str]], None]
+
+
+def encode(
+    corpus: Corpus,
+    writer: SetWriter,
+    encoders: Mapping[Modality, Encoder],
+    run: Run,
+    *,
+    batch_items: int = BATCH_ITEMS,
+    shard_rows: int = SHARD_ROWS,
+    advance: Advance = lambda count: None,
+) -> None:
+    """Encode `corpus` with `encoders` into the set that `writer` has open: a whole `Encoding`.
+
+    Raises:
+        CorpusError: the corpus holds not a single item or reject.
+    """
+    with (
+        Encoding(corpus, writer, encoders, run, batch_items, shard_rows, advance) as encoding,
+        Pipeline() as pipeline,
+    ):
+        for _ in encoding.shards(pipeline):
+            pass
+        encoding.finish()
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A shard that has become durable.
+
+    Attributes:
+        additive: whether all its keys are new to the set. Otherwise older shards still hold rows of these keys, until
+            `Encoding.finish` drops them.
+    """
+
+    modality: Modality
+    path: Path
+    additive: bool
+
+
+class Encoding:
+    """One pass over a corpus: take its `shards` as they become durable, then `finish` it. Use as a context manager.
+
+    Counts `encoded`, `reused`, `unchanged`, `rejected` in `run`, `left_out` for items of a modality without an
+    encoder, and `no_longer_in_corpus` for rows that stay in the set although the corpus has lost them.
+
+    Attributes:
+        unread: rows of the corpus that could not be read. What they were, nobody knows.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        writer: SetWriter,
+        encoders: Mapping[Modality, Encoder],
+        run: Run,
+        batch_items: int = BATCH_ITEMS,
+        shard_rows: int = SHARD_ROWS,
+        advance: Advance = lambda count: None,
+        *,
+        may_be_empty: bool = False,
+    ):
+        self.unread = 0
+        self._corpus = corpus
+        self._writer = writer
+        self._encoders = encoders
+        self._run = run
+        self._batch_items = batch_items
+        self._shard_rows = shard_rows
+        self._advance = advance
+        self._may_be_empty = may_be_empty
+        self._written: list[Shard] = []
+
+    def __enter__(self) -> Self:
+        self._index = _Index(self._writer)
+        if self._drop({}):  # left by an encode that was killed; whoever writes the standing shards writes each key once
+            self._index.close()
+            self._index = _Index(self._writer)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._index.close()
+
+    def shards(self, pipeline: Pipeline) -> Generator[Shard, None, None]:
+        """Encode what the set does not hold, reading ahead in a stage of `pipeline`.
+
+        Raises:
+            CorpusError: the corpus holds not a single item or reject, and is no part of another.
+        """
+        sinks = {
+            m: _Sink(m, e, self._writer, self._index, self._run, self._batch_items, self._shard_rows, self._written)
+            for m, e in self._encoders.items()
+        }
+        seen_any, position = False, 0
+        for window in pipeline.ahead(self._windows(), WINDOWS_AHEAD):
+            seen_any = True
+            for entry, content in window:
+                self._take(entry, content, sinks)
+            reached = max(position, window[-1][0].position)
+            self._advance(reached - position)
+            position = reached
+            yield from self._made()
+        if not seen_any and not self._may_be_empty:
+            raise CorpusError(f"corpus {self._corpus.path} is empty: expected at least one image or caption")
+        for sink in sinks.values():
+            sink.close()
+        yield from self._made()
+
+    def _made(self) -> Iterator[Shard]:
+        made = self._written.copy()
+        self._written.clear()
+        return iter(made)
+
+    def _windows(self) -> Generator["_Window", None, None]:
+        """Read, hash and prepare a window of the corpus at a time, in its order, by several threads."""
+        with ThreadPoolExecutor(DECODING_THREADS) as threads:
+            stream = iter(self._corpus)
+            while window := list(islice(stream, self._batch_items)):
+                contents = threads.map(lambda entry: _read(entry, self._encoders, self._index), window)
+                yield list(zip(window, contents, strict=True))
+
+    def gone(self) -> int:
+        """Count the rows of the set whose items this pass has not met."""
+        return self._index.unseen()
+
+    def finish(self, bury: "Bury | None" = None) -> set[str]:
+        """Drop superseded rows, and complete the set. Call it when nobody reads the shards any more.
+
+        Args:
+            bury: drop the rows whose items this pass has not met too. It is told the modality, the shard and the keys
+                before they go.
+
+        Returns:
+            Names of the shards that are no longer what they were.
+        """
+        doomed: dict[tuple[Modality, str], dict[int, str]] = {}
+        if bury:
+            for modality, shard, keys in self._index.unseen_rows():
+                doomed[modality, shard] = keys
+                bury(modality, shard, list(keys.values()))
+                self._run.counts["pruned"] += len(keys)
+        else:
+            self._run.counts["no_longer_in_corpus"] = self.gone()
+        changed = self._drop(doomed)
+        self._writer.finish()
+        return changed
+
+    def _drop(self, doomed: Mapping[tuple[Modality, str], Collection[int]]) -> set[str]:
+        """Rewrite the shards that hold superseded or doomed rows without them; return their names."""
+        superseded = self._index.superseded()
+        for modality, shard in sorted(superseded.keys() | doomed.keys()):
+            rows = superseded.get((modality, shard), set()) | set(doomed.get((modality, shard), ()))
+            self._writer.drop(self._writer.path / shard, modality, rows)
+        return {shard for _, shard in superseded.keys() | doomed.keys()}
+
+    def _take(
+        self, entry: Item | Reject, content: "_Content | Reject | None", sinks: Mapping[Modality, "_Sink"]
+    ) -> None:
+        """Route one entry of the corpus to where it belongs."""
+        if isinstance(entry, Reject):
+            self.unread += 1
+            self._run.reject(entry)
+        elif entry.modality not in sinks:
+            self._index.first_time(entry.modality, entry.key)  # it is in the corpus, whatever this pass makes of it
+            self._run.counts["left_out"] += 1
+        elif not self._index.first_time(entry.modality, entry.key):
+            detail = f"{entry.modality} key {entry.key!r} came before in this corpus; keys must be unique"
+            self._run.reject(_refused(entry, "read", "key-duplicate", detail))
+        elif isinstance(content, Reject):
+            self._run.reject(content)
+        elif content is not None:
+            sinks[entry.modality].take(entry, content)
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What an item turned out to hold: its hash and what the encoder takes, or the image file to make that of.
+
+    What has a vector in the set already is not prepared. Texts are prepared later than images, by one thread, because
+    tokenizers are not made for several.
+    """
+
+    sha256: str
+    prepared: Any = None
+    file: bytes | None = None
+
+
+def _read(entry: Item | Reject, encoders: Mapping[Modality, Encoder], index: "_Index") -> _Content | Reject | None:
+    """Read, hash and prepare one item; runs in a thread."""
+    if isinstance(entry, Reject) or entry.modality not in encoders:
+        return None
+    if isinstance(entry.content, str):
+        return _Content(hashlib.sha256(entry.content.encode()).hexdigest())
+    if isinstance(entry.content, Vector):
+        values = entry.content.values
+        return _Content(hashlib.sha256(values).hexdigest(), np.frombuffer(values, "<f4"))
+    try:
+        file = read_image(entry.content)
+    except ImageRejectedError as error:
+        return _refused(entry, "read", error.reason, str(error))
+    content = _Content(hashlib.sha256(file).hexdigest(), file=file)
+    if index.knows(entry.modality, content.sha256):
+        return content
+    return _prepare(entry, content, encoders[entry.modality])
+
+
+def _prepare(item: Item, content: _Content, encoder: Encoder) -> _Content | Reject:
+    """Decode an image and preprocess it, or a text."""
+    try:
+        loaded = item.content if isinstance(item.content, str) else decode(content.file or b"")
+        return _Content(content.sha256, encoder.prepare(item.modality, loaded))
+    except ImageRejectedError as error:
+        return _refused(item, "decode", error.reason, str(error))
+    except Exception as error:  # noqa: BLE001  preprocessing may raise anything; it ends its item, not the run
+        return _refused(item, "encode", "preprocessing-failed", f"{type(error).__name__}: {error}")
+
+
+def _refused(item: Item, stage: str, reason: str, detail: str) -> Reject:
+    return Reject(item.source, item.position, stage, reason, detail, item.key, item.modality)
+
+
+_Window = list[tuple[Item | Reject, _Content | Reject | None]]
+
+
+@dataclass(slots=True)
+class _Sink:
+    """Collects items of one modality into batches for the encoder and encoded rows into shards."""
+
+    modality: Modality
+    encoder: Encoder
+    writer: SetWriter
+    index: "_Index"
+    run: Run
+    batch_items: int
+    shard_rows: int
+    written: list[Shard]
+    _batch: list[tuple[Item, _Content]] = field(default_factory=list)
+    _known: dict[int, FloatArray] = field(default_factory=dict)
+    _rows: list[Rows] = field(default_factory=list)
+
+    def take(self, item: Item, content: _Content) -> None:
+        """Accept an item: pass over it, reuse the vector of equal content, or encode it with its batch."""
+        payload = json.dumps(item.payload, ensure_ascii=False, sort_keys=True)
+        standing = self.index.find_key(self.modality, item.key)
+        if standing and standing.matches(content.sha256, item.group, payload):
+            self.run.count("unchanged", 1)
+            return
+        vector = self.index.find_vector(self.modality, content.sha256)
+        if vector is not None:
+            self._known[len(self._batch)] = vector
+        elif content.prepared is None:
+            # A text, or an image whose only row was superseded after it had been read.
+            prepared = _prepare(item, content, self.encoder)
+            if isinstance(prepared, Reject):
+                self.run.reject(prepared)
+                return
+            content = prepared
+        self._batch.append((item, content))
+        if len(self._batch) - len(self._known) >= self.batch_items or len(self._batch) >= self.shard_rows:
+            self._encode()
+
+    def close(self) -> None:
+        """Encode and write what is left."""
+        self._encode()
+        self._write()
+
+    def _encode(self) -> None:
+        if not self._batch:
+            return
+        vectors = np.zeros((len(self._batch), self.encoder.dim), np.float32)
+        fresh = [row for row in range(len(self._batch)) if row not in self._known]
+        if fresh:
+            vectors[fresh] = self.encoder.embed(self.modality, [self._batch[row][1].prepared for row in fresh])
+        for row, vector in self._known.items():
+            vectors[row] = vector
+        broken = faults(vectors)
+        for row, reason in broken.items():
+            item = self._batch[row][0]
+            detail = f"{self.encoder.spec} gave a vector that cannot be compared"
+            self.run.reject(_refused(item, "encode", reason, detail))
+        sound = [row for row in range(len(self._batch)) if row not in broken]
+        self.run.counts["reused"] += len(self._known)
+        self.run.counts["encoded"] += len(fresh) - len(broken)
+        self._rows.append(_rows(self.modality, [self._batch[row] for row in sound], vectors[sound]))
+        self._batch, self._known = [], {}
+        if sum(map(len, self._rows)) >= self.shard_rows:
+            self._write()
+
+    def _write(self) -> None:
+        rows = [part for part in self._rows if len(part)]
+        if rows:
+            joined = Rows.concatenate(rows)
+            shard = self.writer.append(joined)
+            self.written.append(Shard(self.modality, shard, self.index.add(shard, joined)))
+        self._rows = []
+
+
+def _rows(modality: Modality, batch: Sequence[tuple[Item, _Content]], vectors: FloatArray) -> Rows:
+    return Rows(
+        modality,
+        [item.key for item, _ in batch],
+        [item.group for item, _ in batch],
+        [content.sha256 for _, content in batch],
+        [json.dumps(item.payload, ensure_ascii=False, sort_keys=True) for item, _ in batch],
+        vectors,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """A row that stands in the set."""
+
+    content_sha256: str
+    description: bytes
+
+    def matches(self, content_sha256: str, group: str, payload: str) -> bool:
+        """Whether an item is this row, unchanged."""
+        return (content_sha256, _description(group, payload)) == (self.content_sha256, self.description)
+
+
+class _Index:
+    """What stands in the set, by key and by content, and which keys this pass has met.
+
+    It lives in a temporary SQLite file that vanishes with the process: memory stays bounded at any corpus size, and
+    there is nothing to keep consistent after a kill.
+    """
+
+    def __init__(self, writer: SetWriter):
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._database.executescript(
+            """
+            PRAGMA journal_mode = OFF;
+            PRAGMA synchronous = OFF;
+            CREATE TABLE standing (
+                modality TEXT, key TEXT, content TEXT, description BLOB, shard TEXT, row INTEGER,
+                PRIMARY KEY (modality, key)
+            ) WITHOUT ROWID;
+            CREATE INDEX by_content ON standing (modality, content, shard, row);
+            CREATE TABLE superseded (modality TEXT, shard TEXT, row INTEGER);
+            CREATE TABLE met (modality TEXT, key TEXT, PRIMARY KEY (modality, key)) WITHOUT ROWID;
+            """
+        )
+        self._directory = writer.path
+        self._cached: tuple[tuple[Modality, str], FloatArray] | None = None
+        for modality in MODALITIES:
+            for shard, table in writer.identities(modality):
+                identity = zip(*(table.column(name).to_pylist() for name in IDENTITY), strict=True)
+                self._insert(modality, shard.name, list(identity))
+
+    def add(self, shard: Path, rows: Rows) -> bool:
+        """Take in a shard that was just written; return whether all its keys are new.
+
+        Rows of the same keys in older shards are superseded.
+        """
+        identity = zip(rows.keys, rows.groups, rows.content_sha256, rows.payloads, strict=True)
+        return self._insert(rows.modality, shard.name, list(identity))
+
+    def _insert(self, modality: Modality, shard: str, identity: Sequence[tuple[str, str, str, str]]) -> bool:
+        self._database.execute("BEGIN")
+        superseding = self._database.executemany(
+            "INSERT INTO superseded SELECT modality, shard, row FROM standing WHERE modality = ? AND key = ?",
+            ((modality, key) for key, *_ in identity),
+        )
+        self._database.executemany(
+            "INSERT OR REPLACE INTO standing VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                (modality, key, content, _description(group, payload), shard, row)
+                for row, (key, group, content, payload) in enumerate(identity)
+            ),
+        )
+        self._database.execute("COMMIT")
+        return superseding.rowcount == 0
+
+    def first_time(self, modality: Modality, key: str) -> bool:
+        """Note that this pass meets `key`; False if it has met it before."""
+        return bool(self._database.execute("INSERT OR IGNORE INTO met VALUES (?, ?)", (modality, key)).rowcount)
+
+    def find_key(self, modality: Modality, key: str) -> _Standing | None:
+        """Return the row of `key`."""
+        query = "SELECT content, description FROM standing WHERE modality = ? AND key = ?"
+        found = self._database.execute(query, (modality, key)).fetchone()
+        return _Standing(*found) if found else None
+
+    def knows(self, modality: Modality, content_sha256: str) -> bool:
+        """Whether a vector of this content stands in the set; safe to call from several threads."""
+        query = "SELECT 1 FROM standing INDEXED BY by_content WHERE modality = ? AND content = ?"
+        return self._database.execute(query, (modality, content_sha256)).fetchone() is not None
+
+    def find_vector(self, modality: Modality, content_sha256: str) -> FloatArray | None:
+        """Return the vector (d,) of this content, if it stands in the set."""
+        # Left to itself, SQLite takes the primary key and reads every row of the modality.
+        query = """
+            SELECT shard, row FROM standing INDEXED BY by_content WHERE modality = ? AND content = ?
+            ORDER BY shard, row LIMIT 1
+        """
+        found = self._database.execute(query, (modality, content_sha256)).fetchone()
+        if found is None:
+            return None
+        shard, row = found
+        if self._cached is None or self._cached[0] != (modality, shard):
+            self._cached = (modality, shard), read_shard(self._directory / shard, modality).vectors
+        vector: FloatArray = self._cached[1][row].copy()
+        return vector
+
+    def superseded(self) -> dict[tuple[Modality, str], set[int]]:
+        """Return the rows of every shard that newer rows of the same keys supersede."""
+        query = "SELECT modality, shard, group_concat(row) FROM superseded GROUP BY modality, shard"
+        return {(m, shard): set(map(int, rows.split(","))) for m, shard, rows in self._database.execute(query)}
+
+    def unseen(self) -> int:
+        """Count the rows whose keys this pass has not met."""
+        query = "SELECT count(*) FROM standing LEFT JOIN met USING (modality, key) WHERE met.key IS NULL"
+        return int(self._database.execute(query).fetchone()[0])
+
+    def unseen_rows(self) -> Iterator[tuple[Modality, str, dict[int, str]]]:
+        """Yield modality, shard and keys by row of what this pass has not met, a shard at a time."""
+        query = """
+            SELECT modality, shard, row, key FROM standing LEFT JOIN met USING (modality, key)
+            WHERE met.key IS NULL ORDER BY modality, shard, row
+        """
+        rows = self._database.execute(query)
+        for (modality, shard), of_shard in groupby(rows, key=lambda found: (found[0], found[1])):
+            yield modality, shard, {row: key for _, _, row, key in of_shard}
+
+    def close(self) -> None:
+        """Remove the index."""
+        self._database.close()
+
+
+def _description(group: str, payload: str) -> bytes:
+    return hashlib.sha256(json.dumps([group, payload]).encode()).digest()

@@ -1,0 +1,278 @@
+"""Encoders: frozen models that turn images or texts into raw embeddings, named by spec strings.
+
+A spec is `SCHEME:NAME`. The scheme is an entry point in the group `modalign.encoders`, the built-in ones included, so
+an encoder of your own needs a class and a line in your pyproject.toml: CONTRIBUTING.md has the steps.
+"""
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from alignment.modality import MODALITIES, Modality
+from alignment.sets.cards import EncoderCard
+from alignment.vectors import FloatArray
+from connector.errors import EncoderError
+
+if TYPE_CHECKING:
+    import torch
+
+GROUP = "modalign.encoders"
+IMPORTED = "imported"
+
+
+class Encoder(ABC):
+    """A frozen model.
+
+    Subclasses load the model in `__init__`, then call `_identify`.
+
+    Attributes:
+        scheme: first part of the spec.
+        modalities: what it encodes.
+        fingerprint: SHA-256 over weights and preprocessing; two checkpoints of one name differ.
+        dim: dimension of the embeddings.
+    """
+
+    scheme: ClassVar[str]
+    modalities: ClassVar[tuple[Modality, ...]]
+
+    def __init__(self, name: str, device: "torch.device"):
+        self.name = name
+        self.device = device
+        self.fingerprint = ""
+        self.dim = 0
+
+    @property
+    def spec(self) -> str:
+        """The spec that loads this encoder."""
+        return f"{self.scheme}:{self.name}"
+
+    @property
+    def card(self) -> EncoderCard:
+        """What identifies this encoder in embedding sets, alignments, collections and SQL."""
+        return EncoderCard(self.spec, self.fingerprint, self.dim)
+
+    def prepare(self, modality: Modality, content: Image.Image | str) -> Any:
+        """Preprocess one item on the CPU; safe to call from several threads."""
+        return content
+
+    @abstractmethod
+    def forward(self, modality: Modality, prepared: Sequence[Any]) -> "torch.Tensor":
+        """Run the model over prepared items, at least one: (n, dim)."""
+
+    def embed(self, modality: Modality, prepared: Sequence[Any]) -> FloatArray:
+        """Embed prepared items, at least one: raw embeddings (n, dim) float32, in half precision on CUDA."""
+        import torch
+
+        half = torch.autocast("cuda", torch.float16, enabled=self.device.type == "cuda")
+        with torch.inference_mode(), half:
+            return np.ascontiguousarray(self.forward(modality, prepared).float().cpu().numpy())
+
+    def encode(self, modality: Modality, contents: Sequence[Image.Image | str]) -> FloatArray:
+        """Encode RGB images or texts: raw embeddings (n, dim) float32.
+
+        Raises:
+            EncoderError: this encoder does not know the modality.
+        """
+        self.require(modality)
+        if not contents:
+            return np.empty((0, self.dim), np.float32)
+        return self.embed(modality, [self.prepare(modality, content) for content in contents])
+
+    def require(self, modality: Modality) -> None:
+        """Raise an `EncoderError` if this encoder does not know `modality`."""
+        if modality not in self.modalities:
+            raise EncoderError(f"{self.spec} encodes {' and '.join(self.modalities)}, asked for {modality}")
+
+    def _identify(self, model: "torch.nn.Module", preprocessing: str) -> None:
+        """Fill in fingerprint and dimension; call once the model is loaded."""
+        # Functions print where they lie in memory, which is another place in every process.
+        sha = hashlib.sha256(re.sub(r" at 0x[0-9a-fA-F]+", "", preprocessing).encode())
+        for name, tensor in sorted(model.state_dict().items()):
+            values = tensor.detach().cpu().contiguous()
+            sha.update(f"\n{name} {values.dtype} {tuple(values.shape)}\n".encode())
+            sha.update(values.flatten().view(_bytes()).numpy() if values.numel() else b"")
+        self.fingerprint = sha.hexdigest()
+        probe = Image.new("RGB", (32, 32)) if self.modalities[0] == "image" else "a"
+        prepared = self.prepare(self.modalities[0], probe)
+        self.dim = int(self.embed(self.modalities[0], [prepared]).shape[1])
+
+
+class OpenClipEncoder(Encoder):
+    """A vision-language model of open_clip: `open_clip:MODEL/PRETRAINED`, both modalities from one model.
+
+    PRETRAINED is a tag of open_clip or the path of a checkpoint; `open_clip:hf-hub:ORG/MODEL` has none. Captions
+    beyond the model's context length are cut there, as the model was trained.
+    """
+
+    scheme = "open_clip"
+    modalities = ("image", "text")
+
+    def __init__(self, name: str, device: "torch.device"):
+        super().__init__(name, device)
+        import open_clip  # takes seconds to import, and only this class needs it
+
+        model_name, _, pretrained = (name, "", None) if name.startswith("hf-hub:") else name.partition("/")
+        if pretrained == "":
+            raise EncoderError(
+                f"open_clip:{name}: expected open_clip:MODEL/PRETRAINED, without which weights are random"
+            )
+        self._model, _, self._preprocess = open_clip.create_model_and_transforms(
+            model_name, pretrained=pretrained, device=device
+        )
+        self._model.eval()
+        self._tokenizer = open_clip.get_tokenizer(model_name)
+        self._identify(self._model, f"{self._preprocess} {type(self._tokenizer).__name__} {model_name}")
+
+    def prepare(self, modality: Modality, content: Image.Image | str) -> Any:
+        """Resize and normalise an image; tokenise a text."""
+        return self._preprocess(content) if modality == "image" else self._tokenizer([content])[0]
+
+    def forward(self, modality: Modality, prepared: Sequence[Any]) -> "torch.Tensor":
+        """Embed without normalising."""
+        import torch
+
+        batch = torch.stack(list(prepared)).to(self.device)
+        encode = self._model.encode_image if modality == "image" else self._model.encode_text
+        features: torch.Tensor = encode(batch)
+        return features
+
+
+class TimmEncoder(Encoder):
+    """An image encoder of timm: `timm:MODEL`, with the pooled features before the classifier.
+
+    `timm:local-dir:PATH` loads a directory with `config.json` and `model.safetensors`.
+    """
+
+    scheme = "timm"
+    modalities = ("image",)
+
+    def __init__(self, name: str, device: "torch.device"):
+        super().__init__(name, device)
+        import timm  # takes seconds to import, and only this class needs it
+        from timm import data
+
+        self._model = timm.create_model(name, pretrained=True, num_classes=0).to(device).eval()
+        settings = data.resolve_model_data_config(self._model)
+        self._preprocess = data.create_transform(**settings, is_training=False)
+        self._identify(self._model, str(self._preprocess))
+
+    def prepare(self, modality: Modality, content: Image.Image | str) -> Any:
+        """Resize and normalise as the model was trained."""
+        return self._preprocess(content)
+
+    def forward(self, modality: Modality, prepared: Sequence[Any]) -> "torch.Tensor":
+        """Pooled features."""
+        import torch
+
+        features: torch.Tensor = self._model(torch.stack(list(prepared)).to(self.device))
+        return features
+
+
+class SentenceTransformersEncoder(Encoder):
+    """A text encoder of sentence-transformers: `sentence-transformers:NAME-OR-PATH`.
+
+    Texts beyond the model's maximum length are cut there, as the model was trained.
+    """
+
+    scheme = "sentence-transformers"
+    modalities = ("text",)
+
+    def __init__(self, name: str, device: "torch.device"):
+        super().__init__(name, device)
+        # takes seconds to import, and only this class needs it
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        source = self.locate(name)
+        self._model = SentenceTransformer(source, device=str(device), local_files_only=Path(source).is_dir())
+        tokenizer = self._model.tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        vocabulary = backend.to_str() if backend else repr(tokenizer)
+        self._identify(self._model, f"{self._model.max_seq_length} {self._model.prompts} {vocabulary}")
+
+    def locate(self, name: str) -> str:
+        """Turn the spec's name into what sentence-transformers loads."""
+        return name
+
+    def forward(self, modality: Modality, prepared: Sequence[Any]) -> "torch.Tensor":
+        """Embed without normalising beyond what the model itself does."""
+        embedded: torch.Tensor = self._model.encode(
+            list(prepared), batch_size=len(prepared), convert_to_tensor=True, show_progress_bar=False
+        )
+        return embedded
+
+
+class ImportedEncoder(Encoder):
+    """What made embeddings elsewhere, as far as whoever imports them says: `imported:NAME`. It cannot encode anything.
+
+    The fingerprint follows from the name and the dimension alone, because no weights are there to be hashed: it ties
+    vectors that were imported under one name together, and never equals that of a model that can be loaded.
+    """
+
+    scheme = IMPORTED
+    modalities = MODALITIES
+
+    def __init__(self, name: str, dim: int):
+        import torch
+
+        super().__init__(name, torch.device("cpu"))
+        if not name.strip() or not name.isprintable():
+            raise EncoderError(f"expected a name of the encoder that made the vectors, got {name!r}")
+        self.fingerprint = hashlib.sha256(f"{IMPORTED}\n{name}\n{dim}".encode()).hexdigest()
+        self.dim = dim
+
+    def forward(self, modality: Modality, prepared: Sequence[Any]) -> "torch.Tensor":
+        """Return the vectors that were prepared elsewhere."""
+        import torch
+
+        return torch.from_numpy(np.stack(prepared).astype(np.float32))
+
+
+def load_encoder(spec: str, device: "torch.device") -> Encoder:
+    """Load the encoder that `spec` names.
+
+    Raises:
+        EncoderError: no such scheme or model, or its weights cannot be had.
+    """
+    scheme, _, name = spec.partition(":")
+    if scheme == IMPORTED:
+        raise EncoderError(
+            f"encoder {spec} is only the name of what made imported vectors, and no model that can be loaded; encode "
+            "the query where those were made and search with its vector: Retriever.search_embeddings"
+        )
+    known = {point.name: point for point in entry_points(group=GROUP)}
+    if scheme not in known or not name:
+        raise EncoderError(
+            f"unknown encoder {spec!r}; expected SCHEME:NAME with a scheme of {', '.join(sorted(known))}"
+        )
+    try:
+        kind: type[Encoder] = known[scheme].load()
+        return kind(name, device)
+    except EncoderError:
+        raise
+    except ImportError as error:
+        raise EncoderError(f"encoder {spec} needs a package that is not installed: {error}") from error
+    except Exception as error:  # model libraries raise anything for a name they do not know or cannot download
+        raise EncoderError(f"encoder {spec} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def load_encoders(specs: Mapping[Modality, str], device: "torch.device") -> dict[Modality, Encoder]:
+    """Load an encoder a modality; one model that serves both modalities is loaded once."""
+    loaded = {spec: load_encoder(spec, device) for spec in dict.fromkeys(specs.values())}
+    for modality, spec in specs.items():
+        loaded[spec].require(modality)
+    return {modality: loaded[spec] for modality, spec in specs.items()}
+
+
+def _bytes() -> Any:
+    import torch
+
+    return torch.uint8

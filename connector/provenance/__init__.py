@@ -1,0 +1,1 @@
+"""SQL: runs, rejects, the ledger, releases, artifacts, audits, leases."""

@@ -1,0 +1,306 @@
+"""What SQL remembers: encoders, sets, alignments, releases and promotions, runs and their work, audits and measures.
+
+Only the migrations create these tables; a test proves that models and migrations are equal.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, MetaData, String, Text, TypeDecorator, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from connector.errors import ProvenanceError
+from connector.safe_text import printable
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A point in time, always with time zone UTC; SQLite would forget the zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Store as UTC."""
+        return value.astimezone(UTC) if value else None
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Read as UTC."""
+        if value is None or value.tzinfo:
+            return value and value.astimezone(UTC)  # PostgreSQL answers in the time zone of its session
+        return value.replace(tzinfo=UTC)
+
+
+class AnyText(TypeDecorator[str]):
+    """A text. What databases refuse in one, NUL and the bytes of a path that are no UTF-8, is written as an escape."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Store with escapes."""
+        return printable(value) if value else value
+
+
+class JsonObject(TypeDecorator[dict[str, Any]]):
+    """A JSON object."""
+
+    impl = JSON
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> dict[str, Any]:
+        """Read it; anything else was put there by somebody else."""
+        if not isinstance(value, dict):
+            raise ProvenanceError(
+                f"a column that holds JSON objects holds {value!r:.80}: it was changed behind modalign's back; restore "
+                "it from a backup"
+            )
+        return value
+
+
+def now() -> datetime:
+    """Return the present time in UTC."""
+    return datetime.now(UTC)
+
+
+class Base(DeclarativeBase):
+    """Base of all tables. Constraint names are fixed, so that migrations can refer to them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JsonObject}  # noqa: RUF012  SQLAlchemy's own form
+
+
+class EncoderRow(Base):
+    """A frozen model as it was used for one modality."""
+
+    __tablename__ = "encoder"
+    __table_args__ = (UniqueConstraint("modality", "fingerprint", "spec"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    modality: Mapped[str] = mapped_column(String(8))
+    spec: Mapped[str] = mapped_column(AnyText)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    dim: Mapped[int]
+
+
+class EmbeddingSetRow(Base):
+    """An embedding set as its last complete encode left it."""
+
+    __tablename__ = "embedding_set"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(128))
+    path: Mapped[str] = mapped_column(AnyText, unique=True)
+    corpus: Mapped[str] = mapped_column(AnyText)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    image_encoder_id: Mapped[int | None] = mapped_column(ForeignKey("encoder.id"))
+    text_encoder_id: Mapped[int | None] = mapped_column(ForeignKey("encoder.id"))
+    image_count: Mapped[int]
+    text_count: Mapped[int]
+    updated_at: Mapped[datetime]
+
+
+class AlignmentRow(Base):
+    """A fitted alignment. The fingerprint identifies it, the name is what people call it."""
+
+    __tablename__ = "alignment"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(128))
+    fingerprint: Mapped[str] = mapped_column(String(64), unique=True)
+    path: Mapped[str] = mapped_column(AnyText)
+    method: Mapped[str] = mapped_column(String(64))
+    dim: Mapped[int]
+    image_encoder_id: Mapped[int] = mapped_column(ForeignKey("encoder.id"))
+    text_encoder_id: Mapped[int] = mapped_column(ForeignKey("encoder.id"))
+    card: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
+class ReleaseRow(Base):
+    """One alignment under one metric in one physical collection of one store.
+
+    States: `building` until verified, `ready` when complete, `live` when the alias names it, `retired` after that.
+
+    A release that is dropped is retired, and stays as what audits and promotions refer to: `drop_begun_at` says since
+    when its collection may be gone, `dropped_at` since when it is.
+    """
+
+    __tablename__ = "release"
+    __table_args__ = (UniqueConstraint("store_url", "physical_name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    store_url: Mapped[str] = mapped_column(String(512))
+    collection: Mapped[str] = mapped_column(String(128), index=True)
+    metric: Mapped[str] = mapped_column(String(128))
+    physical_name: Mapped[str] = mapped_column(String(255))
+    alignment_id: Mapped[int] = mapped_column(ForeignKey("alignment.id"))
+    distance: Mapped[str] = mapped_column(String(16))
+    dim: Mapped[int]
+    lowering_version: Mapped[int]
+    settings: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(String(16))
+    points: Mapped[int]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    drop_begun_at: Mapped[datetime | None]
+    dropped_at: Mapped[datetime | None]
+
+
+class RunRow(Base):
+    """One execution of a command. Outcomes: running, done, failed, interrupted, killed."""
+
+    __tablename__ = "run"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    command: Mapped[str] = mapped_column(String(32))
+    parameters: Mapped[dict[str, Any]]
+    outcome: Mapped[str] = mapped_column(String(16))
+    counts: Mapped[dict[str, Any]]
+    error: Mapped[str | None] = mapped_column(AnyText)
+    host: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int]
+    version: Mapped[str] = mapped_column(String(32))
+    started_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+
+
+class BatchRow(Base):
+    """The ledger: rows of a shard that are durable in a release, and the digest of what was written."""
+
+    __tablename__ = "batch"
+    __table_args__ = (UniqueConstraint("release_id", "embedding_set_id", "shard", "start"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    release_id: Mapped[int] = mapped_column(ForeignKey("release.id"))
+    embedding_set_id: Mapped[int] = mapped_column(ForeignKey("embedding_set.id"))
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"))
+    shard: Mapped[str] = mapped_column(String(64))
+    start: Mapped[int]
+    points: Mapped[int]
+    digest: Mapped[str] = mapped_column(String(64))
+    written_at: Mapped[datetime]
+
+
+class DeletionRow(Base):
+    """A row that left an embedding set, whose point is still to be deleted from a release."""
+
+    __tablename__ = "deletion"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    release_id: Mapped[int] = mapped_column(ForeignKey("release.id"), index=True)
+    embedding_set_id: Mapped[int] = mapped_column(ForeignKey("embedding_set.id"))
+    modality: Mapped[str] = mapped_column(String(8))
+    key: Mapped[str] = mapped_column(AnyText)
+
+
+class ClaimRow(Base):
+    """A step of an ingest in parts, and the run that has claimed it.
+
+    A claim ends with its run, or when nothing was heard of it for `connector.provenance.leases.LEASE`.
+    """
+
+    __tablename__ = "claim"
+    __table_args__ = (UniqueConstraint("work", "step"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    work: Mapped[str] = mapped_column(String(64))
+    step: Mapped[int]
+    run_id: Mapped[int | None] = mapped_column(ForeignKey("run.id"))
+    done: Mapped[bool]
+    heard_at: Mapped[datetime | None]
+
+
+class RejectRow(Base):
+    """An item that a run refused, and why."""
+
+    __tablename__ = "reject"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"), index=True)
+    source: Mapped[str] = mapped_column(AnyText)
+    position: Mapped[int]
+    stage: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(String(64))
+    detail: Mapped[str] = mapped_column(AnyText)
+    key: Mapped[str | None] = mapped_column(AnyText)
+    modality: Mapped[str | None] = mapped_column(String(8))
+
+
+class AuditRow(Base):
+    """A verdict on a release: `passed`, `failed`, `measured` where nothing was required, or `broken`."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"))
+    release_id: Mapped[int] = mapped_column(ForeignKey("release.id"), index=True)
+    embedding_set_id: Mapped[int] = mapped_column(ForeignKey("embedding_set.id"))
+    verdict: Mapped[str] = mapped_column(String(16))
+    settings: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
+class MeasureRow(Base):
+    """One number of an audit, with its 95% interval where it has one.
+
+    Attributes:
+        part: a stage of the search, or a stratum of the queries; empty: the whole.
+    """
+
+    __tablename__ = "measure"
+    __table_args__ = (UniqueConstraint("audit_id", "direction", "part", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    audit_id: Mapped[int] = mapped_column(ForeignKey("audit.id"))
+    direction: Mapped[str] = mapped_column(String(16))
+    part: Mapped[str] = mapped_column(AnyText)
+    name: Mapped[str] = mapped_column(String(64))
+    value: Mapped[float]
+    low: Mapped[float | None]
+    high: Mapped[float | None]
+    queries: Mapped[int]
+
+
+class PerQueryRow(Base):
+    """What one direction of an audit has of each query, as Parquet: later audits are compared query by query."""
+
+    __tablename__ = "per_query"
+
+    audit_id: Mapped[int] = mapped_column(ForeignKey("audit.id"), primary_key=True)
+    direction: Mapped[str] = mapped_column(String(16), primary_key=True)
+    data: Mapped[bytes]
+
+
+class PromotionRow(Base):
+    """An alias that goes from one release to another: written before it does, finished after.
+
+    Attributes:
+        kind: `promote`, or `rollback`, which undoes one.
+        release_id: what the alias names from then on.
+        previous_id: what it named before; none for the first.
+        audit_id: the audit that allowed a promotion; none for a rollback, and where it was forced.
+        forced_by: user@host who promoted without one, for `reason`.
+    """
+
+    __tablename__ = "promotion"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    store_url: Mapped[str] = mapped_column(String(512))
+    collection: Mapped[str] = mapped_column(String(128), index=True)
+    metric: Mapped[str] = mapped_column(String(128))
+    release_id: Mapped[int] = mapped_column(ForeignKey("release.id"))
+    previous_id: Mapped[int | None] = mapped_column(ForeignKey("release.id"))
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"))
+    audit_id: Mapped[int | None] = mapped_column(ForeignKey("audit.id"))
+    forced_by: Mapped[str | None] = mapped_column(AnyText)
+    reason: Mapped[str | None] = mapped_column(AnyText)
+    begun_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]

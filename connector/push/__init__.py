@@ -1,0 +1,1 @@
+"""Write embedding sets into releases: push, ingest, delete."""

@@ -1,0 +1,201 @@
+"""Delete items for good: their rows from the embedding sets, their points from every release that has them.
+
+SQL is told first, row by row: which points each release has to delete, and that the ledger of these shards is out of
+date. Then the rows go, then the points, then the shards are written anew into the releases, and their ledgers agree
+again. After a kill in between the same command finishes, and so does the next push of the set.
+
+Releases in other stores, and those that are being built, take the deletions in when the set is next pushed there.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from alignment.errors import AlignmentError
+from alignment.modality import MODALITIES, Modality
+from alignment.sets.cards import CARD, SetCard
+from alignment.sets.embedding_set import EmbeddingSet
+from alignment.sets.writer import SetWriter
+from connector.errors import CollectionNotFoundError, MismatchError
+from connector.progress import say
+from connector.provenance.ledger import OUTDATED
+from connector.provenance.recorder import Provenance
+from connector.provenance.runs import Run
+from connector.provenance.tables import EmbeddingSetRow, ReleaseRow
+from connector.push.batches import delete_what_left
+from connector.push.session import Push
+from connector.releases.points import point_id
+from connector.releases.release import checked
+from connector.stores.contract import Store
+
+if TYPE_CHECKING:
+    from qdrant_client.models import Filter
+
+Item = tuple[Modality, str]
+RETRIEVED = 256  # ids a request
+
+
+class Doomed(NamedTuple):
+    """What a deletion will take away."""
+
+    items: int
+    sets: list[str]
+    collections: list[str]
+
+    def __str__(self) -> str:
+        sets, collections = ", ".join(self.sets) or "none", ", ".join(self.collections)
+        return f"{self.items} items, from the embedding sets: {sets}; from the collections: {collections}"
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """A deletion from everything that `collection` has in common with others.
+
+    Raises:
+        CollectionNotFoundError: there is no release of that collection.
+        MismatchError: an embedding set that was pushed into it is not on this disk.
+    """
+
+    collection: str
+    store: Store
+    provenance: Provenance
+    run: Run
+
+    def delete(
+        self,
+        *,
+        keys: Iterable[str] = (),
+        filter: "Filter | None" = None,
+        modalities: Sequence[Modality] = MODALITIES,
+        confirm: Callable[[Doomed], bool] = lambda doomed: True,
+    ) -> bool:
+        """Delete the items with these `keys` and those whose points match `filter`; return whether it was confirmed.
+
+        Counts `deleted` items and `rows` of embedding sets in the run.
+        """
+        rows = self._releases()
+        sets = self.provenance.sets_in(r.id for r in rows)
+        if gone := [s for s in sets if not (self._path(s) / CARD).is_file()]:
+            raise MismatchError(
+                f"embedding set {gone[0].name} of collection {self.collection} is not at {self._path(gone[0])}: what "
+                "is deleted would come back with it; bring it here, or run this where it is"
+            )
+        asked = {(modality, key) for key in keys for modality in modalities} | self._matching(rows, filter, modalities)
+        concerned = {row.id: row for s in sets for row in self.provenance.releases_of(s.id) if self._is_here(row)}
+        concerned |= {row.id: row for row in rows}
+        found = self._stored(concerned.values(), asked)
+        names = []
+        for embedding_set in sets:
+            with self._writer(embedding_set) as writer:
+                if items := {item for *_, of_shard in _standing(writer, asked) for item in of_shard.values()}:
+                    found |= items
+                    names.append(embedding_set.name)
+        doomed = Doomed(len(found), names, sorted({row.collection for row in concerned.values()}))
+        if found and not confirm(doomed):
+            return False
+        for embedding_set in sets:
+            self._drop_rows(embedding_set, asked)
+        ids = [point_id(*item) for item in sorted(found)]
+        for row in concerned.values():
+            for start in range(0, len(ids), RETRIEVED):
+                self.store.delete(row.physical_name, ids[start : start + RETRIEVED])
+            self.store.flush(row.physical_name)
+            for embedding_set in sets:
+                delete_what_left(self.provenance, self.store, row, embedding_set.id)
+            if row.state != "building":
+                self._write_anew(row)
+        self.run.counts["deleted"] = len(found)
+        return True
+
+    def _releases(self) -> list[ReleaseRow]:
+        rows = [row for row in self.provenance.releases(collection=self.collection) if self._is_here(row)]
+        if not rows:
+            raise CollectionNotFoundError(
+                f"{self.store.url} has no release of collection {self.collection!r}; `modalign status` lists them"
+            )
+        return rows
+
+    def _is_here(self, row: ReleaseRow) -> bool:
+        here = row.store_url == self.provenance.stored(self.store.url)
+        return here and row.physical_name in self.store.collections()
+
+    def _path(self, row: EmbeddingSetRow) -> Path:
+        return self.provenance.located(row.path)
+
+    def _matching(
+        self, rows: Sequence[ReleaseRow], filter: "Filter | None", modalities: Collection[Modality]
+    ) -> set[Item]:
+        """Return the items whose points match a filter in any release but the retired ones."""
+        if filter is None:
+            return set()
+        pages = (
+            page
+            for row in rows
+            if row.state != "retired"
+            for page in self.store.scroll(row.physical_name, filter=filter)
+        )
+        items = {(record.payload["modality"], record.payload["key"]) for page in pages for record in page}
+        return {item for item in items if item[0] in modalities}
+
+    def _stored(self, rows: Iterable[ReleaseRow], asked: Collection[Item]) -> set[Item]:
+        """Find which of the asked items have a point in any of these releases."""
+        by_id = {point_id(*item): item for item in asked}
+        ids = sorted(by_id)
+        return {
+            by_id[record.id]
+            for row in rows
+            for start in range(0, len(ids), RETRIEVED)
+            for record in self.store.retrieve(row.physical_name, ids[start : start + RETRIEVED])
+        }
+
+    def _writer(self, row: EmbeddingSetRow) -> SetWriter:
+        card = SetCard.read(self._path(row))
+        return SetWriter(self._path(row), corpus=card.corpus, encoders=card.encoders, dtype=card.dtype)
+
+    def _drop_rows(self, row: EmbeddingSetRow, asked: Collection[Item]) -> None:
+        with self._writer(row) as writer:
+            for modality, shard, items in _standing(writer, asked):
+                self.provenance.bury(row.id, modality, shard.name, [key for _, key in items.values()])
+                writer.drop(shard, modality, set(items))
+                self.run.counts["rows"] += len(items)
+            if writer.card.complete:  # else its encode was killed, and completes it when it is run again
+                writer.finish()
+                self.provenance.record_set(EmbeddingSet.open(writer.path))
+
+    def _write_anew(self, row: ReleaseRow) -> None:
+        """Bring the ledger of a release up to date with the shards that have lost rows."""
+        outdated = {s.id: self._outdated(row, s) for s in self.provenance.sets_in([row.id])}
+        if not any(outdated.values()) and row.points == self.provenance.ledger_points(row.id):
+            return
+        sets = self.provenance.sets_in([row.id])
+        try:
+            release = checked(self.provenance, self.store, row)
+        except (AlignmentError, MismatchError) as error:
+            if row.state != "retired":
+                raise
+            say(f"release {row.physical_name} (retired) has lost the points, and no rollback returns to it: {error}")
+            return
+        push = Push.into(release, self.store, self.provenance, self.run)
+        complete = [each for each in sets if self._is_complete(each)]
+        for written in complete:
+            embedding_set = EmbeddingSet.open(self._path(written))
+            push.open(embedding_set.path, written.id).finish(embedding_set, only=outdated[written.id])
+        if complete == sets:  # else whoever completes the others pushes them, and verifies
+            push.verify(embedding_set, written.id)
+
+    def _is_complete(self, row: EmbeddingSetRow) -> bool:
+        return (self._path(row) / CARD).is_file() and SetCard.read(self._path(row)).complete
+
+    def _outdated(self, row: ReleaseRow, embedding_set: EmbeddingSetRow) -> set[str]:
+        ledger = self.provenance.ledger(row.id, embedding_set.id)
+        return {shard for (shard, _), (digest, _) in ledger.items() if digest == OUTDATED}
+
+
+def _standing(writer: SetWriter, asked: Collection[Item]) -> Iterator[tuple[Modality, Path, dict[int, Item]]]:
+    """Yield every shard of a set that holds asked items, with these by row."""
+    for modality in MODALITIES:
+        for shard, identity in writer.identities(modality):
+            keys = identity.column("key").to_pylist()
+            if here := {row: (modality, key) for row, key in enumerate(keys) if (modality, key) in asked}:
+                yield modality, shard, here

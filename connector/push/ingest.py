@@ -1,0 +1,218 @@
+"""Ingest a corpus: encode it and push it in one, while it is being read.
+
+    reading, hashing, decoding   a thread and a pool, a few batches ahead
+    encoding                     a thread, a few shards ahead
+    projecting, writing          the thread that called
+
+A shard is durable in the embedding set before it is handed on, durable in the store before the ledger says so; so a
+kill, of any process and at any moment, leaves what the same command goes on with.
+"""
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from alignment.errors import ModalignError, SetBusyError
+from alignment.metrics import Metric
+from alignment.modality import MODALITIES, Modality
+from alignment.model.alignment import Alignment
+from alignment.sets.embedding_set import EmbeddingSet
+from alignment.sets.shards import shard_paths
+from alignment.sets.writer import SetWriter
+from connector.corpora.items import Corpus
+from connector.corpora.partition import Part
+from connector.encoding.encode import BATCH_ITEMS, SHARD_ROWS, Encoding, Shard
+from connector.encoding.encoders import Encoder
+from connector.encoding.pipeline import Pipeline
+from connector.errors import CorpusError, MismatchError, ProvenanceError, StoreError
+from connector.progress import progress, say
+from connector.provenance.leases import BEGIN, Claims
+from connector.provenance.recorder import Provenance
+from connector.provenance.runs import Run
+from connector.push.session import Push, pushing
+from connector.releases.release import Release
+from connector.stores.contract import Store
+
+SHARDS_AHEAD = 2
+POLL_SECONDS = 1.0  # between two looks at whether other processes have left something to do
+
+Confirm = Callable[[int], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Ingest:
+    """A corpus on its way into the releases of a collection.
+
+    Attributes:
+        path: directory of the embedding set; of parts, `PATH.part-1-of-N` and so on.
+        encoders: the alignment's own.
+        layout: of new collections, as `connector.push.session.push` takes it.
+        prune: delete what has left the corpus, if the answer to how many items that is, is yes. None: keep it.
+    """
+
+    corpus: Corpus
+    path: Path
+    encoders: Mapping[Modality, Encoder]
+    alignment: Alignment
+    alignment_id: int
+    collection: str
+    metrics: Sequence[Metric]
+    store: Store
+    provenance: Provenance
+    run: Run
+    layout: Mapping[str, Any] = field(default_factory=dict)
+    prune: Confirm | None = None
+
+    def whole(self) -> list[Release]:
+        """Ingest the corpus in this process."""
+        with self._pushing() as push:
+            self._require_partition(push.reached, {self.path.name})
+            embedding_set, set_id = self._write(push, self.corpus, self.path)
+            push.verify(embedding_set, set_id)
+        push.make_live(embedding_set, set_id)
+        return push.releases
+
+    def in_parts(self, parts: int) -> list[Release]:
+        """Ingest parts of the corpus until none is left, beside other processes that do the same.
+
+        The releases are verified and made live by whoever comes last; all others wait for that.
+        """
+        identity = {
+            "corpus": str(self.corpus.path), "set": self.path.name, "collection": self.collection,
+            "alignment": self.alignment.fingerprint, "metrics": sorted(map(str, self.metrics)),
+            "store": self.provenance.stored(self.store.url),
+        }  # fmt: skip
+        claims = Claims.of(self.provenance, identity, parts, self.run)
+        busy: set[int] = set()
+        waited = False
+        while left := claims.left():
+            step = claims.take(passed_over=busy)
+            if step is None:
+                if not waited:
+                    say(f"waiting for other processes, which have {len(left)} steps left")
+                busy, waited = set(), True
+                time.sleep(POLL_SECONDS)
+                continue
+            try:
+                self._step(step, claims)
+            except SetBusyError:
+                # Another process has lost its claim, but not yet noticed: its part is passed over until it has.
+                claims.give_back(step)
+                busy.add(step)
+        with self._pushing(shared=True) as push:
+            return push.releases
+
+    def _step(self, step: int, claims: Claims) -> None:
+        with claims.holding(step) as held:
+            if step == BEGIN:
+                with self._pushing() as push:
+                    paths = [self._part_path(number + 1, claims.parts) for number in range(claims.parts)]
+                    self._require_partition(push.reached, {path.name for path in paths})
+            elif step == claims.finish:
+                self._finish(claims)
+            else:
+                with self._pushing(shared=True) as push:
+                    part = Part(self.corpus.path, self.corpus, step, claims.parts)
+                    self._write(push, part, self._part_path(step, claims.parts), held.require)
+
+    def _finish(self, claims: Claims) -> None:
+        try:
+            with self._pushing(shared=True) as push:
+                # Any part stands for all: items are dealt out by a hash.
+                sets = [EmbeddingSet.open(self._part_path(n + 1, claims.parts)) for n in range(claims.parts)]
+                largest = max(sets, key=lambda opened: sum(opened.card.counts.values()))
+                if not any(largest.card.counts.values()):
+                    raise CorpusError(f"corpus {self.corpus.path} gave no rows in any of its {claims.parts} parts")
+                set_id = self.provenance.record_set(largest)
+                push.verify(largest, set_id)
+            push.make_live(largest, set_id)
+        except (StoreError, ProvenanceError):
+            raise
+        except ModalignError:
+            claims.forget()  # what is wrong may stand in any part
+            raise
+
+    def _part_path(self, number: int, of: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.part-{number}-of-{of}")
+
+    def _require_partition(self, releases: Sequence[Release], names: Collection[str]) -> None:
+        """Refuse to divide a corpus otherwise than it was: keys would stand in two sets."""
+        for row in self.provenance.sets_in(release.row.id for release in releases):
+            base, _, _ = row.name.partition(".part-")
+            if base == self.path.name and row.name not in names:
+                asked = ", ".join(sorted(names))
+                raise MismatchError(
+                    f"collection {self.collection} holds embedding set {row.name}, asked for {asked}; divide the "
+                    "corpus as before (--parts), or ingest into a new collection"
+                )
+
+    def _pushing(self, *, shared: bool = False) -> AbstractContextManager[Push]:
+        return pushing(
+            self.alignment,
+            alignment_id=self.alignment_id,
+            encoders={modality: encoder.card for modality, encoder in self.encoders.items()},
+            collection=self.collection,
+            metrics=self.metrics,
+            store=self.store,
+            provenance=self.provenance,
+            run=self.run,
+            shared=shared,
+            **self.layout,
+        )
+
+    def _write(
+        self, push: Push, corpus: Corpus, path: Path, require: Callable[[], None] = lambda: None
+    ) -> tuple[EmbeddingSet, int]:
+        """Encode `corpus` into the set at `path` and write it; return the complete set and its row."""
+        cards = {modality: encoder.card for modality, encoder in self.encoders.items()}
+        with (
+            SetWriter(path, corpus=str(corpus.path), encoders=cards) as writer,
+            progress(f"ingest {path.name}", corpus.total(), "rows") as advance,
+        ):
+            set_id = self.provenance.record_set(EmbeddingSet(path, writer.card))
+            written = push.open(path, set_id)
+            with (
+                Encoding(
+                    corpus,
+                    writer,
+                    self.encoders,
+                    self.run,
+                    BATCH_ITEMS,
+                    SHARD_ROWS,
+                    advance,
+                    may_be_empty=isinstance(corpus, Part),
+                ) as encoding,
+                Pipeline() as pipeline,
+            ):
+                standing = [Shard(m, shard, additive=True) for m in MODALITIES for shard in shard_paths(path, m)]
+                for shard in chain(standing, pipeline.ahead(encoding.shards(pipeline), SHARDS_AHEAD)):
+                    require()
+                    # One that supersedes rows waits for these to go: points that the ledger counts twice would look
+                    # to the next run as if some had vanished.
+                    if shard.additive:
+                        written.write(shard.modality, shard.path)
+                changed = encoding.finish(self._bury(encoding, push, set_id))
+            require()
+            embedding_set = EmbeddingSet.open(path)
+            self.provenance.record_set(embedding_set)
+            written.delete_what_left()
+            written.finish(embedding_set, changed=changed)
+        return embedding_set, set_id
+
+    def _bury(self, encoding: Encoding, push: Push, set_id: int) -> Callable[[Modality, str, list[str]], None] | None:
+        """Return how to bury what has left the corpus, if it is to be deleted and all of the corpus could be read."""
+        if self.prune is None or not (gone := encoding.gone()):
+            return None
+        if encoding.unread:  # one of them may be what is missing
+            self.run.counts["not_pruned"] += gone
+            return None
+        if not self.prune(gone):
+            return None
+        releases = [release.row.id for release in push.reached]
+        return lambda modality, shard, keys: self.provenance.bury(
+            set_id, modality, shard, keys, releases, retired=False
+        )

@@ -1,0 +1,64 @@
+"""Names of collections and the aliases of live releases."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from alignment.metrics import Metric
+from alignment.model.alignment import Alignment
+from connector.provenance.recorder import Provenance
+from connector.releases.release import LIVE, Release
+from connector.stores.contract import Store
+
+
+def alias_name(collection: str, metric: Metric) -> str:
+    """Return the alias under which the live release is queried.
+
+    >>> alias_name("emoji", parse("cosine"))
+    'emoji.cosine'
+    """
+    printed = re.sub(r"(?<=\de)\+", "", str(metric))  # 1e+20, which must not end like 1e-20
+    return f"{collection}.{re.sub('[^A-Za-z0-9]+', '-', printed).strip('-')}"
+
+
+def physical_name(collection: str, metric: Metric, alignment: Alignment) -> str:
+    """Return the name of the physical collection of a release."""
+    return f"{alias_name(collection, metric)}.{alignment.fingerprint[:8]}"
+
+
+def due(provenance: Provenance, store: Store, releases: Sequence[Release]) -> dict[str, Release]:
+    """Return, by alias, which of these releases `make_live` would make live: nothing else is, and they are not yet."""
+    current = store.aliases()
+    found = {}
+    for release in releases:
+        provenance.refresh(release.row)  # a promotion may have come since it was opened
+        alias = alias_name(release.row.collection, release.metric)
+        is_live = release.row.state == LIVE and current.get(alias) == release.name
+        if not is_live and _is_alone(provenance, release, current):
+            found[alias] = release
+    return found
+
+
+def make_live(provenance: Provenance, store: Store, releases: Sequence[Release]) -> bool:
+    """Let the aliases that name nothing else name these releases, all at one moment.
+
+    A release that is live has its alias restored. Where another release is live, or a promotion is under way, nothing
+    changes: that is what `connector.releases.promotion` is for. Returns whether anything did. A crash between alias and SQL is
+    mended by calling this again.
+    """
+    wanted, current = due(provenance, store, releases), store.aliases()
+    if changed := {alias: release.name for alias, release in wanted.items() if current.get(alias) != release.name}:
+        store.set_aliases(changed)
+    for release in wanted.values():
+        provenance.change(release.row, state=LIVE)
+    return bool(changed)
+
+
+def _is_alone(provenance: Provenance, release: Release, aliases: Mapping[str, str]) -> bool:
+    row = release.row
+    place = {"store_url": row.store_url, "collection": row.collection}
+    if any(p.metric == row.metric for p in provenance.unfinished_promotions(**place)):
+        return False
+    if row.state == LIVE:
+        return True
+    named = aliases.get(alias_name(row.collection, release.metric), release.name)
+    return named == release.name and not provenance.releases(**place, metric=row.metric, state=LIVE)

@@ -1,0 +1,51 @@
+"""Aligned vectors in the payload, for metrics that rescore."""
+
+from binascii import a2b_base64, b2a_base64
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment.errors import WeightsError
+from alignment.metrics import Metric
+from connector.errors import StrangePointError
+from connector.stores.contract import Hit, Record
+
+ALIGNED = "aligned"
+
+
+def packed(vector: npt.NDArray[np.floating]) -> str:
+    """Pack an aligned vector (d,) into the text that a payload carries: float32, little-endian, base64."""
+    return b2a_base64(np.ascontiguousarray(vector, "<f4").tobytes(), newline=False).decode()
+
+
+def unpacked(texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Unpack aligned vectors (n, d)."""
+    return np.frombuffer(b"".join(map(a2b_base64, texts)), "<f4").reshape(len(texts), -1)
+
+
+def carried(points: Sequence[Hit | Record], dim: int) -> npt.NDArray[np.float32]:
+    """Return the aligned vectors (n, dim) that points carry in their payloads.
+
+    Raises:
+        StrangePointError: one carries none, or one of another length.
+    """
+    texts = [point.payload.get(ALIGNED) for point in points]
+    length = len(packed(np.zeros(dim, np.float32)))
+    for point, text in zip(points, texts, strict=True):
+        if not isinstance(text, str) or len(text) != length:
+            raise StrangePointError(point.id, f"carries no aligned vector of {dim} dimensions")
+    try:
+        return unpacked(cast(Sequence[str], texts)).reshape(len(points), dim)
+    except ValueError:
+        raise StrangePointError(points[0].id, "or one of those read with it carries no aligned vector") from None
+
+
+def require_finite(metric: Metric, lowered: npt.NDArray[np.floating]) -> None:
+    """Raise a `WeightsError` if sound aligned vectors were lowered to something that is not finite."""
+    if not np.isfinite(lowered).all():
+        raise WeightsError(
+            f"metric {metric} gives vectors that are not finite: its weights have diverged or are damaged; fit the "
+            "alignment again"
+        )

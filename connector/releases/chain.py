@@ -1,0 +1,107 @@
+"""The provenance chain of a release, in collection metadata and in SQL."""
+
+from typing import Any
+
+from alignment.metrics import Lowering, Metric
+from alignment.modality import Modality
+from alignment.model.alignment import Alignment
+from alignment.sets.cards import EncoderCard
+from connector.errors import MismatchError, SettingsError
+from connector.provenance.tables import ReleaseRow
+from connector.stores.contract import Store
+from connector.stores.layout import checked_layout
+
+METADATA = "modalign"
+UNTUNED = "untuned"  # a setting of a release that was written to since its walk was measured
+TUNED = ("hnsw_ef", "hnsw_recall", UNTUNED)
+LONGEST_WALK = 2**31 - 1
+
+
+def chain(alignment: Alignment, metric: Metric, lowering: Lowering) -> dict[str, Any]:
+    """Return everything that must agree between a collection, SQL and the artifact on disk."""
+    return {
+        **{
+            f"{modality}_encoder": {"spec": card.spec, "fingerprint": card.fingerprint}
+            for modality, card in alignment.card.encoders.items()
+        },
+        "alignment": alignment.fingerprint,
+        "metric": str(metric),
+        "lowering": {
+            "distance": lowering.distance.value,
+            "dim": lowering.dim,
+            "version": lowering.version,
+            "guarantee": lowering.guarantee.value,
+        },
+    }
+
+
+def require_chain(store: Store, name: str, expected: dict[str, Any]) -> None:
+    """Raise a `MismatchError` that names both sides if the collection `name` was written for another chain."""
+    info = store.describe(name)
+    found = dict(info.metadata.get(METADATA, {}))
+    for link, ours in expected.items():
+        if (theirs := found.get(link)) != ours:
+            raise MismatchError(
+                f"collection {name} was written with {link} {_printed(theirs)}, expected {_printed(ours)}; "
+                "push the embedding set into a new collection"
+            )
+    lowering = expected["lowering"]
+    for modality, vector in info.vectors.items():
+        if (theirs := (vector.distance.value, vector.dim)) != (ours := (lowering["distance"], lowering["dim"])):
+            raise MismatchError(
+                f"collection {name} holds {modality} vectors of {theirs}, expected {ours}; "
+                "push the embedding set into a new collection"
+            )
+
+
+def require_encoder(alignment: Alignment, modality: Modality, found: EncoderCard, whose: str) -> None:
+    """Raise a `MismatchError` that names both sides if embeddings of `found` do not belong into `alignment`."""
+    expected = alignment.card.encoders[modality]
+    if (found.fingerprint, found.dim) != (expected.fingerprint, expected.dim):
+        raise MismatchError(
+            f"{whose} has {modality} vectors of {found}, the alignment was fitted for {expected}; use embeddings of "
+            "that encoder, or fit an alignment for these"
+        )
+
+
+def require_row(row: ReleaseRow, metric: Metric, lowering: Lowering) -> None:
+    """Raise a `MismatchError` that names both sides if SQL recorded a release under another metric or lowering."""
+    ours = (str(metric), lowering.distance.value, lowering.dim, lowering.version)
+    if (theirs := (row.metric, row.distance, row.dim, row.lowering_version)) != ours:
+        raise MismatchError(
+            f"SQL recorded release {row.physical_name} with metric and lowering {theirs}, this modalign has {ours}; "
+            "push into a new collection"
+        )
+
+
+def layout_of(row: ReleaseRow) -> dict[str, Any]:
+    """Return how the collection was laid out, without what was tuned since; empty where SQL has lost it."""
+    return {name: value for name, value in row.settings.items() if name not in TUNED}
+
+
+def require_settings(row: ReleaseRow) -> None:
+    """Raise a `MismatchError` if SQL holds settings of a release that cannot be meant: nobody pushed with those."""
+    ef, recall = (row.settings.get(name) for name in ("hnsw_ef", "hnsw_recall"))
+    wrong = []
+    if (ef is None) != (recall is None):
+        wrong.append(f"hnsw_ef and hnsw_recall: expected both or neither, got {ef!r} and {recall!r}")
+    elif ef is not None and not (type(ef) is int and 1 <= ef <= LONGEST_WALK):
+        wrong.append(f"hnsw_ef: expected a whole number from 1 to {LONGEST_WALK}, got {ef!r}")
+    elif recall is not None and not (type(recall) in (int, float) and 0 <= recall <= 1):
+        wrong.append(f"hnsw_recall: expected a share from 0 to 1, got {recall!r}")
+    try:
+        checked_layout(layout_of(row), "layout")
+    except SettingsError as error:
+        wrong.append(str(error))
+    if wrong:
+        raise MismatchError(
+            f"SQL holds settings of release {row.physical_name} that it was not pushed with: {'; '.join(wrong)}; "
+            f"restore column `settings` of row {row.id} of table `release`, from a backup or an earlier audit's "
+            "`served_with`"
+        )
+
+
+def _printed(value: Any) -> str:
+    if isinstance(value, dict) and "fingerprint" in value:
+        return f"{value['spec']} ({value['fingerprint'][:12]})"
+    return "nothing" if value is None else str(value)

@@ -1,0 +1,185 @@
+"""Releases: one alignment under one metric in one physical collection, and the chain that ties them together.
+
+The chain (encoders, alignment, metric, lowering) stands in the collection's metadata and in SQL, and follows from the
+alignment on disk. Whoever opens a release compares all three and refuses a difference: querying with another encoder,
+alignment or metric is an error, never a bad result.
+
+Names, for a collection `emoji` under `cosine` and an alignment with fingerprint 1a2b3c4d...:
+
+    emoji                    what people say
+    emoji.cosine             the alias that production queries; it names the live release
+    emoji.cosine.1a2b3c4d    the physical collection
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from alignment.metrics import Guarantee, Lowering, Metric, parse
+from alignment.modality import MODALITIES, Modality
+from alignment.model.alignment import Alignment
+from alignment.sets.cards import EncoderCard
+from connector.errors import CollectionNotFoundError, MismatchError
+from connector.provenance.recorder import Provenance
+from connector.provenance.tables import ReleaseRow
+from connector.releases.chain import chain, require_chain, require_row, require_settings
+from connector.settings import checked_name
+from connector.stores.contract import Store
+from connector.stores.layout import Layout
+
+LIVE, READY = "live", "ready"
+DEFAULT_METRIC = "cosine"
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """A walk along the graph, and the share of the exact first ten that it finds where it finds least."""
+
+    hnsw_ef: int
+    recall: float
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A release that was checked: its row in SQL, its alignment, its metric and how Qdrant computes it.
+
+    Attributes:
+        lowerings: by the modality of the items; they differ where a metric learned something of each.
+    """
+
+    row: ReleaseRow
+    alignment: Alignment
+    metric: Metric
+    lowerings: Mapping[Modality, Lowering]
+
+    @property
+    def name(self) -> str:
+        """The physical collection."""
+        return self.row.physical_name
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What is known of the order in which Qdrant finds items."""
+        return self.lowerings["image"].guarantee
+
+    @property
+    def tuned(self) -> Tuned | None:
+        """How far searches walk the graph of this release, as `connector.search.ef_tuning` found."""
+        settings = self.row.settings
+        return Tuned(settings["hnsw_ef"], settings["hnsw_recall"]) if "hnsw_ef" in settings else None
+
+    @property
+    def hnsw_ef(self) -> int | None:
+        """`hnsw_ef` of searches; None: Qdrant's own."""
+        return self.tuned.hnsw_ef if self.tuned else None
+
+    @property
+    def quantized_search(self) -> dict[str, Any]:
+        """How a quantized release is searched: `oversampling` and `rescore`, as it was laid out."""
+        return {name: self.row.settings.get(name, getattr(Layout(), name)) for name in ("oversampling", "rescore")}
+
+
+def lower(alignment: Alignment, metric: Metric, *, device: str = "auto") -> dict[Modality, Lowering]:
+    """Lower `metric` with what `alignment` holds for it, by the modality of the items.
+
+    Raises:
+        MetricError: the alignment holds no parameters for it.
+        WeightsError: those that it holds are damaged.
+    """
+    return {m: alignment.metric(metric, m, device=device).lower(alignment.dim) for m in MODALITIES}
+
+
+def open_release(
+    provenance: Provenance,
+    store: Store,
+    collection: str,
+    metric: str | None = None,
+    *,
+    which: str = LIVE,
+    device: str = "auto",
+) -> Release:
+    """Open a release of `collection` under `metric` and check its chain.
+
+    Args:
+        provenance: where releases are recorded.
+        store: where their collections are.
+        collection: what people say, `emoji`.
+        metric: as printed, or with some of its parameters; where it is left out, the only metric there is, or cosine.
+        which: `live`; `ready`, the shadow of the newest alignment; or the name of a physical collection.
+        device: where a learned metric computes.
+
+    Raises:
+        CollectionNotFoundError: no such release.
+        MismatchError: SQL, collection and alignment do not belong together.
+    """
+    return checked(provenance, store, named(provenance, store, collection, metric, which=which), device=device)
+
+
+def named(
+    provenance: Provenance, store: Store, collection: str, metric: str | None = None, *, which: str = LIVE
+) -> ReleaseRow:
+    """Return what SQL says of the release that `open_release` would open.
+
+    Raises:
+        CollectionNotFoundError: no such release.
+    """
+    checked_name(collection, "collection")
+    store_url = provenance.stored(store.url)
+    rows = provenance.releases(store_url=store_url, collection=collection)
+    if which in (LIVE, READY):
+        rows = newest(row for row in rows if row.state == which)
+        what = f"no {which} release of collection {collection!r}"
+    else:
+        rows = [row for row in rows if row.physical_name == which and row.state != "building" and not row.dropped_at]
+        what = f"no finished release {which} of collection {collection!r}"
+    metrics = {row.metric: row for row in rows}
+    asked = None if metric is None else str(parse(metric))
+    chosen = asked or (next(iter(metrics)) if len(metrics) == 1 else DEFAULT_METRIC)
+    if chosen not in metrics:
+        if metrics:
+            raise CollectionNotFoundError(
+                f"{what} under {chosen}; it has {', '.join(sorted(metrics))}; name one of these, or make one with "
+                "`modalign push`"
+            )
+        known = sorted({row.collection for row in provenance.releases(store_url=store_url, state="live")})
+        elsewhere = sorted({row.store_url for row in provenance.releases(collection=collection, state="live")})
+        other = f" (SQL has it in the store {', '.join(elsewhere)})" if elsewhere and which == LIVE else ""
+        raise CollectionNotFoundError(
+            f"{what}; this store{f', {store_url},' if other else ''} has {', '.join(known) or 'none'}{other}; make one "
+            "with `modalign push`"
+        )
+    return metrics[chosen]
+
+
+def newest(rows: Iterable[ReleaseRow]) -> list[ReleaseRow]:
+    """Return, of releases of one state, those of the newest alignment under each metric, in their order."""
+    by_metric: dict[str, ReleaseRow] = {}
+    for row in rows:
+        if row.metric not in by_metric or by_metric[row.metric].alignment_id <= row.alignment_id:
+            by_metric[row.metric] = row
+    return list(by_metric.values())
+
+
+def checked(provenance: Provenance, store: Store, row: ReleaseRow, *, device: str = "auto") -> Release:
+    """Load what a release needs and check that it belongs together."""
+    recorded = provenance.alignment(row.alignment_id)
+    alignment = Alignment.load(provenance.located(recorded.path))
+    if alignment.fingerprint != recorded.fingerprint:
+        raise MismatchError(
+            f"release {row.physical_name} was written with alignment {recorded.name} {recorded.fingerprint[:12]}, its "
+            f"directory now holds {alignment.fingerprint[:12]}; restore it, or push with the new one"
+        )
+    for modality, encoder in provenance.encoders(recorded).items():
+        in_sql, in_card = EncoderCard(encoder.spec, encoder.fingerprint, encoder.dim), alignment.card.encoders[modality]
+        if in_sql != in_card:
+            raise MismatchError(
+                f"SQL recorded alignment {recorded.name} with the {modality} encoder {in_sql}, its card names "
+                f"{in_card}; restore the one that was changed"
+            )
+    metric = parse(row.metric)
+    lowerings = lower(alignment, metric, device=device)
+    lowering = lowerings["image"]
+    require_row(row, metric, lowering)
+    require_settings(row)
+    require_chain(store, row.physical_name, chain(alignment, metric, lowering))
+    return Release(row, alignment, metric, lowerings)

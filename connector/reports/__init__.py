@@ -1,0 +1,1 @@
+"""Pages and files for people and machines: HTML, charts, JSON, Prometheus."""

@@ -1,0 +1,98 @@
+"""Where an audit and its release come from: what the page of an audit says at its end."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from typing import Any
+
+from alignment.modality import Modality
+from alignment.sets.embedding_set import EmbeddingSet
+from connector.audits.history import Moment
+from connector.audits.result import Audit
+from connector.provenance.tables import AlignmentRow, EncoderRow
+from connector.reports.glossary import minute
+from connector.safe_text import redacted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a page says of an audit beside what it found.
+
+    Attributes:
+        store: URL of the database.
+        alignment, encoders: of the release, as SQL has them: those of a broken one cannot be loaded.
+        pairs: the embedding set that was asked with.
+        requirements: what was required, as it was written.
+        run: that made the audit.
+        at: when it was recorded.
+        moments: audits of releases of the same collection under the same metric that were asked alike, oldest first,
+            this one the last.
+    """
+
+    store: str
+    alignment: AlignmentRow
+    encoders: Mapping[Modality, EncoderRow]
+    pairs: EmbeddingSet
+    requirements: Sequence[str]
+    run: int
+    at: datetime
+    moments: Sequence[Moment]
+
+
+def chain(found: Audit, origin: Origin) -> Iterator[tuple[str, str, str]]:
+    """Yield what the release was made of: name, value and fingerprint."""
+    row, alignment = found.row, origin.alignment
+    card: Mapping[str, Any] = alignment.card
+    for modality, encoder in origin.encoders.items():
+        yield f"{modality} encoder", f"{encoder.spec}, {encoder.dim} dimensions", encoder.fingerprint
+    fitted = f"{alignment.name}: {alignment.method}({_listed(card.get('hyperparameters', {}))})"
+    on = f"{alignment.dim} dimensions, fitted on {card.get('pairs', 0):,} pairs"
+    yield "alignment", f"{fitted}, {on}", alignment.fingerprint
+    hold_out = card.get("hold_out", {})
+    yield "held out", f"{hold_out.get('fraction', 0):.0%} of the groups, by a hash with seed {hold_out.get('seed')}", ""
+    yield "metric", row.metric, ""
+    guarantee = f", guarantee {found.release.guarantee}" if found.release else ""
+    yield "lowering", f"{row.distance} on {row.dim} dimensions, version {row.lowering_version}{guarantee}", ""
+    made = f"{row.state}, made {minute(row.created_at)}"
+    yield "collection", f"{row.physical_name} ({made}) in {redacted(origin.store)}", ""
+    yield "laid out with", _listed(row.settings), ""
+    pairs = origin.pairs.card
+    yield "pairs", f"embedding set {pairs.name}: {_listed(pairs.counts)}, of {pairs.corpus}", pairs.fingerprint
+    fitted_with = _listed(card.get("versions", {}))
+    yield "software", f"modalign {version('modalign')}" + (f"; fitted with {fitted_with}" if fitted_with else ""), ""
+
+
+def asked_how(found: Audit, origin: Origin) -> Iterator[tuple[str, str]]:
+    """Yield the settings of the audit and what the collection was like: name and value."""
+    plan, info = found.plan, found.info
+    yield "audit", f"{found.number}, run {origin.run}, {minute(origin.at)}"
+    if plan.protocol:
+        yield "protocol", plan.protocol
+    else:
+        yield "queries, gallery", f"{plan.queries}, {plan.gallery}"
+    yield "lengths of list", ", ".join(map(str, plan.ks))
+    yield "sample", "every query" if plan.sample is None else f"{plan.sample:,} queries of each modality"
+    yield "seed", str(plan.seed)
+    yield "rate", "not limited" if plan.rate is None else f"{plan.rate:g} queries a second at most"
+    for name, text in plan.filters.items():
+        yield f"filter {name}", text
+    if info is None:
+        return
+    yield "points", f"{info.points:,}, of which {found.verified} were read back and compared with the embedding sets"
+    none = "none: not ANN, every search compares with everything"
+    yield "indexed", f"{info.indexed:,} vectors in a graph" if info.indexed else none
+    ef = found.release.hnsw_ef if found.release else None
+    yield "graph", f"m {info.m}, ef_construct {info.ef_construct}, searched with ef {ef if ef else 'of Qdrant'}"
+    yield "quantization", info.quantization or "none"
+    yield "payload indexes", ", ".join(info.payload_indexes) or "none"
+    yield "status", info.status
+
+
+def _listed(values: Mapping[Any, Any]) -> str:
+    """Print settings; what was left to the database is left out."""
+
+    def printed(value: Any) -> str:
+        return f"({_listed(value)})" if isinstance(value, Mapping) else str(value)
+
+    return ", ".join(f"{name} {printed(value)}" for name, value in values.items() if value not in (None, {}))

@@ -1,0 +1,138 @@
+"""Audits as documents for machines, tables for people, a line for log shippers and a text file for Prometheus."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from connector.audits.result import Audit, StageFound
+from connector.errors import ConnectorError
+from connector.provenance.tables import now
+
+if TYPE_CHECKING:
+    from connector.audits.baseline import Drift
+    from connector.audits.history import Moment
+    from connector.provenance.runs import Result
+
+
+def document(result: "Result") -> dict[str, Any]:
+    """Lay an audit out as JSON; a number that is infinite or unknown becomes null."""
+    found: Audit = result.made
+    info, plan = found.info, found.plan
+    written: dict[str, Any] = {
+        "run": result.run,
+        "audit": found.number,
+        "collection": found.row.physical_name,
+        "metric": found.row.metric,
+        "verdict": found.verdict,
+        "says": found.in_words,
+        "pairs": found.pairs,
+        "queries": None if plan.protocol else plan.queries,
+        "gallery": None if plan.protocol else plan.gallery,
+        "protocol": plan.protocol,
+        "seed": plan.seed,
+        "sample": plan.sample,
+        "broken": found.broken,
+        "measures": [asdict(measure) for measure in found.measures],
+        "not_met": [
+            {"requirement": f.requirement.text, "direction": f.direction, "measure": f.requirement.name,
+             "part": f.requirement.part, "value": f.value, "why": f.why}
+            for f in found.failures
+        ],
+        "drifts": [_drift(drift) for drift in found.drifts],
+    }  # fmt: skip
+    if info is not None and found.release is not None:
+        written |= {
+            "guarantee": found.release.guarantee,
+            "gallery_size": found.gallery,
+            "points": info.points,
+            "indexed": info.indexed,
+            "index": {
+                "m": info.m, "ef_construct": info.ef_construct, "hnsw_ef": found.release.hnsw_ef,
+                "quantization": info.quantization, "payload_indexes": list(info.payload_indexes), "status": info.status,
+            },
+            "verified_points": found.verified,
+            "without_relevant": found.without_relevant,
+            "stages": [_stage(stage) for stage in found.stages],
+            "blamed": [{"direction": stage.direction, "stage": stage.name} for stage in found.blamed],
+            "curve": {
+                direction: [
+                    {"k": k, **asdict(estimate), "chance": found.chance[direction][k]}
+                    for k, estimate in estimates.items()
+                ]
+                for direction, estimates in found.curve.items()
+            },
+            "geometry": found.geometry.to_json() if found.geometry else None,
+            "geometry_of": found.geometry_of,
+            "worst": [asdict(worst) for worst in found.worst],
+        }  # fmt: skip
+    return dict(_without_infinity(written))
+
+
+def _stage(stage: StageFound) -> dict[str, Any]:
+    return {
+        "direction": stage.direction, "stage": stage.name, "against": stage.against,
+        "queries": stage.queries, "without_relevant": stage.without_relevant,
+        "recall": {str(k): asdict(e) for k, e in stage.recall.items()},
+        "fidelity": {str(k): asdict(f) for k, f in stage.fidelity.items()},
+        "lost": asdict(stage.lost) if stage.lost else None,
+        "latency_ms": asdict(stage.latency) if stage.latency else None, "why_not": stage.why_not,
+    }  # fmt: skip
+
+
+def _drift(drift: "Drift") -> dict[str, Any]:
+    c = drift.change
+    return {
+        "direction": drift.direction, "part": drift.part, "measure": drift.name, "against": drift.audit,
+        "before": c.before, "after": c.after, "difference": asdict(c.difference), "significant": c.significant,
+        "queries": c.queries, "only_before": c.only_before, "only_after": c.only_after,
+    }  # fmt: skip
+
+
+def _without_infinity(value: Any) -> Any:
+    """JSON knows no infinity, and no number that is none."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _without_infinity(each) for name, each in value.items()}
+    return [_without_infinity(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def history_document(moments: Sequence["Moment"]) -> list[dict[str, Any]]:
+    """Lay a history out as JSON, oldest first."""
+    return [
+        {
+            "audit": moment.audit, "release": moment.release, "metric": moment.metric, "verdict": moment.verdict,
+            "at": moment.at.isoformat(), "asked": moment.asked,
+            "measures": [
+                _without_infinity({
+                    "direction": m.direction, "part": m.part, "name": m.name, "value": m.value, "low": m.low,
+                    "high": m.high, "queries": m.queries,
+                })
+                for m in moment.measures
+            ],
+        }
+        for moment in moments
+    ]  # fmt: skip
+
+
+def append_line(path: Path, result: "Result") -> None:
+    """Append an audit as one line of JSON, without the queries that it shows as examples.
+
+    Raises:
+        ConnectorError: the file cannot be written.
+    """
+    written = {"at": now().isoformat(), **document(result)}
+    for name in ("worst", "curve", "geometry"):
+        written.pop(name, None)
+    line = json.dumps(written, ensure_ascii=False, default=str) + "\n"
+    try:
+        # One write to a file opened for appending: lines of two audits do not mix.
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        with os.fdopen(descriptor, "ab", buffering=0) as file:
+            file.write(line.encode())
+    except OSError as error:
+        raise ConnectorError(f"{path} cannot be appended to: {error}") from error

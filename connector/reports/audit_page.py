@@ -1,0 +1,204 @@
+"""The page of an audit: everything that it found, the verdict first, in one file that needs no network."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from connector.audits.history import asked_as
+from connector.audits.plan import DIRECTIONS
+from connector.audits.requirements import Requirement
+from connector.audits.result import BROKEN, FAILED, MEASURED, PASSED, Audit
+from connector.audits.stages import INDEX, LOWERING, QUANTIZATION, REFERENCE, RESCORING
+from connector.encoding.encoders import IMPORTED
+from connector.releases.points import HELD_OUT
+from connector.reports.audit_context import Origin, asked_how, chain
+from connector.reports.charts import Bar, Line, Mark, bars, lines, scatter, waterfall
+from connector.reports.geometry_rows import geometry_rows
+from connector.reports.glossary import ARROWS, FILTERS, SHOWN, called, number, sentence, within
+from connector.reports.pages import templates, write_page
+from connector.reports.trends import trend
+from connector.reports.worst_queries import Shown, shown_worst
+
+# A search in its order; what else an audit calls a stage is a filter.
+STAGES = (REFERENCE, LOWERING, RESCORING, INDEX, QUANTIZATION)
+HEADLINES = {
+    PASSED: "Passed: every requirement is met.",
+    MEASURED: "Measured: nothing was required of it.",
+    BROKEN: "Broken: this release is not what it should be.",
+}
+
+
+def write_audit_page(path: Path, found: Audit, origin: Origin) -> None:
+    """Write the page of an audit, also of one that failed or is broken.
+
+    Raises:
+        ConnectorError: the page cannot be written.
+    """
+    environment = templates()
+    environment.filters |= FILTERS
+    shown = Shown(hashed=not origin.encoders["image"].spec.startswith(f"{IMPORTED}:"))
+    sections = {} if found.verdict == BROKEN else _sections(found, shown)
+    page = environment.get_template("audit.html").render(
+        found=found, origin=origin, k=found.plan.k, arrows=ARROWS, pictures=shown, headline=_headline(found),
+        asked=_asked(found), requirements=list(_requirements(found, origin.requirements)), drifts=_drifts(found),
+        changed=_changed(found), shared=_shared(found), history=_history(found, origin),
+        chain=list(chain(found, origin)), settings=list(asked_how(found, origin)), **sections,
+    )  # fmt: skip
+    write_page(path, page)
+
+
+def _headline(found: Audit) -> str:
+    if found.verdict != FAILED:
+        return HEADLINES[found.verdict]
+    unmet = len({failure.requirement.text for failure in found.failures})
+    return f"Failed: {unmet} {'requirement is' if unmet == 1 else 'requirements are'} not met."
+
+
+def _asked(found: Audit) -> str:
+    plan = found.plan
+    if found.verdict == BROKEN:
+        return f"Nothing was measured; embedding set {found.pairs} was to ask."
+    counts = " and ".join(f"{found.queries_of(d):,} {asking}s" for d, (asking, _) in DIRECTIONS.items())
+    sizes = " and ".join(f"{size:,} {modality}s" for modality, size in found.gallery.items())
+    asked = f"Asked with {counts} of embedding set {found.pairs}"
+    if plan.protocol:
+        return f"{asked}, whether the fit saw them or not, among {sizes}, by protocol {plan.protocol}."
+    never = "that the fit never saw" if plan.queries == HELD_OUT else "whether the fit saw them or not"
+    among = "that are held out" if plan.gallery == HELD_OUT else "of the collection"
+    return f"{asked} {never}, among the {sizes} {among}."
+
+
+def _requirements(found: Audit, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield each requirement with what was found of it: what does not meet it, or everything where all does."""
+    for requirement in map(Requirement.parse, dict.fromkeys(texts)):
+        failed = [failure.why for failure in found.failures if failure.requirement == requirement]
+        its = found.drifts if requirement.is_drop else found.measures
+        met = [each.in_words for each in its if requirement.speaks_of(each.direction, each.part, each.name)]
+        yield {"text": requirement.text, "is_met": not failed, "says": failed or met}
+
+
+def _sections(found: Audit, shown: Shown) -> dict[str, Any]:
+    plan = found.plan
+    search = {
+        d: sorted(
+            (s for s in found.stages if s.direction == d and s.name in STAGES), key=lambda s: STAGES.index(s.name)
+        )
+        for d in DIRECTIONS
+    }
+    filters = {d: [s for s in found.stages if s.direction == d and s.name not in STAGES] for d in DIRECTIONS}
+    return {
+        "tiles": list(_tiles(found)),
+        "stages": {d: search[d] + filters[d] for d in DIRECTIONS},
+        "waterfalls": [waterfall(ARROWS[d], its, plan.k) for d, its in search.items()],
+        "filters": [waterfall(f"{ARROWS[d]}, within filters", its, plan.k) for d, its in filters.items() if its],
+        "served": {d: its[-1].name for d, its in search.items()},
+        "served_stages": {stage.name for its in search.values() for stage in its},
+        "measures": list(_measures(found)),
+        "curves": [_curve(found, direction) for direction in found.curve],
+        "geometry_rows": list(geometry_rows(found.geometry)) if found.geometry else [],
+        "strata": {field: list(_stratified(found, field)) for field in plan.by},
+        "plane": scatter(found.plane) if found.plane else None,
+        "worst": shown_worst(found.worst, shown),
+    }
+
+
+def _tiles(found: Audit) -> Iterator[dict[str, str]]:
+    k = found.plan.k
+    for direction, arrow in ARROWS.items():
+        its, chance = (found.measure(direction, f"{prefix}recall@{k}") for prefix in ("", "chance."))
+        small = f"{within(its)}, by chance {number(chance.value)}"
+        yield {"value": number(its.value), "name": f"Recall@{k} {arrow}", "small": small}
+    least = min((found.measure(d, f"fidelity@{k}") for d in DIRECTIONS), key=lambda m: m.value)
+    yield {
+        "value": f"{least.value:.1%}", "name": f"fidelity@{k}",
+        "small": f"{sentence(least.name)}; {ARROWS[least.direction]}, the lesser direction",
+    }  # fmt: skip
+    if found.geometry:
+        gap = found.geometry.gap.debiased
+        small = f"p = {found.geometry.p:.3f}; no verdict by itself"
+        yield {"value": number(gap), "name": "modality gap", "small": small}
+
+
+def _measures(found: Audit) -> Iterator[dict[str, Any]]:
+    """Yield a measure a row, each direction with a cell for each length of list, or with one for all."""
+    present = {(m.direction, m.name): m for m in found.measures if not m.part}
+    for general in SHOWN:
+        names = [general.format(k=k) for k in found.plan.ks] if "{k}" in general else [general]
+        its = {direction: [present.get((direction, name)) for name in names] for direction in DIRECTIONS}
+        if any(m for cells in its.values() for m in cells):
+            name = general.format(k="K")
+            yield {"name": called(name), "words": sentence(name), "its": its}
+
+
+def _curve(found: Audit, direction: str) -> str:
+    estimates = found.curve[direction]
+    top = math.log(max(estimates)) or 1.0
+
+    def mark(k: int, its: Any) -> Mark:
+        return Mark(place=math.log(k) / top, value=its.value, low=its.low, high=its.high,
+                    says=f"Recall@{k}: {number(its.value)} {within(its)}".strip())  # fmt: skip
+
+    asking, _ = DIRECTIONS[direction]
+    by_chance = [
+        Mark(place=math.log(k) / top, value=value, says=f"Recall@{k} by chance: {number(value)}")
+        for k, value in found.chance[direction].items()
+    ]
+    ks = [k for k in estimates if k in (1, 2, 5, 10, 20, 50, 100)] if len(estimates) > 6 else list(estimates)
+    return lines(
+        ARROWS[direction],
+        [Line("chance", "chance", by_chance), Line(asking, "", [mark(k, its) for k, its in estimates.items()])],
+        y=(0.0, 1.0), x_ticks=[(math.log(k) / top, str(k)) for k in ks], x_title="K, the length of the list", band=True,
+    )  # fmt: skip
+
+
+def _drifts(found: Audit) -> list[dict[str, Any]]:
+    """Lay what has changed out, a measure a row and a direction a column."""
+    names = dict.fromkeys((drift.part, drift.name) for drift in found.drifts)
+    return [
+        {"name": f"{part} {called(name)}".strip(), "measure": name,
+         "its": [next((d for d in found.drifts if (d.direction, d.part, d.name) == (direction, part, name)), None)
+                 for direction in DIRECTIONS]}
+        for part, name in names
+    ]  # fmt: skip
+
+
+def _changed(found: Audit) -> str:
+    """Say how many measures have changed by more than chance."""
+    worse = sum(drift.value > 0 for drift in found.drifts)
+    better = sum(drift.change.significant for drift in found.drifts) - worse
+    if not worse + better:
+        return f"Of {len(found.drifts)} comparisons none is a change of more than chance."
+    return f"Of {len(found.drifts)} comparisons {worse} are worse and {better} better by more than chance."
+
+
+def _shared(found: Audit) -> str:
+    """Say over how many queries audits are compared."""
+    queries = {drift.direction: drift.change.queries for drift in found.drifts}
+    return " and ".join(f"{count:,} queries {ARROWS[direction]}" for direction, count in queries.items())
+
+
+def _history(found: Audit, origin: Origin) -> dict[str, Any]:
+    """The audits that were asked like this one, and pictures of what they found, where there are several."""
+    alike, asked = origin.moments, asked_as(found.plan, found.pairs)
+    measured = [moment for moment in alike if moment.verdict != BROKEN]
+    if len(measured) < 2:
+        return {"alike": alike, "asked": asked, "pictures": []}
+    recall = f"recall@{found.plan.k}"
+    names = (recall, "gap", f"fidelity@{found.plan.k}")
+    pictures = [picture for name in names if (picture := trend(alike, name, beside=recall))]
+    return {"alike": alike, "asked": asked, "pictures": pictures}
+
+
+def _stratified(found: Audit, field: str) -> Iterator[str]:
+    """Draw recall by the value of one payload field, those of the most queries first, for each direction."""
+    k, stages = found.plan.k, {stage.name for stage in found.stages}
+    for direction, (asking, _) in DIRECTIONS.items():
+        its = [
+            Bar(m.part.removeprefix(f"{field}=").removeprefix(f"{field} "), m.value, m.low, m.high, m.queries)
+            for m in found.measures
+            if (m.direction, m.name) == (direction, f"recall@{k}") and m.part not in stages
+            and (m.part.startswith(f"{field}=") or m.part == f"{field} missing")
+        ]  # fmt: skip
+        if its:
+            yield bars(f"Recall@{k} {ARROWS[direction]}", asking, sorted(its, key=lambda bar: -bar.queries))

@@ -1,0 +1,139 @@
+"""A comparison as files: a document for machines, a page with what it says in words first, and its pictures."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from alignment.comparison.compare import Comparison, Fitted, Row
+from alignment.comparison.guidelines import Advice
+from alignment.durable import write_durably
+from connector.errors import ConnectorError
+from connector.reports.compare_charts import heat_map, learning_curves
+from connector.reports.pages import templates
+
+FORMAT = 1
+DOCUMENT, PAGE, HEAT_MAP, CURVES = "compare.json", "compare.html", "heatmap.svg", "learning-curves.svg"
+
+
+def claim(directory: Path) -> None:
+    """Make the directory to write into, or take an empty one, before anything takes time.
+
+    Raises:
+        ConnectorError: something stands there, or it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise ConnectorError(f"{directory} is not empty; name another directory with --to, or remove it")
+    except FileExistsError:
+        raise ConnectorError(f"{directory} is a file; name another directory with --to, or remove it") from None
+    except OSError as error:
+        raise ConnectorError(f"directory {directory} cannot be made: {error}") from error
+
+
+def write_comparison(directory: Path, comparison: Comparison, advice: Advice) -> None:
+    """Write everything into a directory that is there.
+
+    Raises:
+        ConnectorError: a file cannot be written.
+    """
+    written = document(comparison, advice)
+    heat, curves = heat_map(comparison, advice), learning_curves(comparison)
+    page = templates().get_template("compare.html").render(
+        written=written, comparison=comparison, advice=advice, heat=heat, curves=curves
+    )  # fmt: skip
+    files = {
+        DOCUMENT: json.dumps(written, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        HEAT_MAP: heat,
+        PAGE: page,
+    }
+    if curves is not None:
+        files[CURVES] = curves
+    for name, text in files.items():
+        try:
+            write_durably(directory / name, text.encode())
+        except OSError as error:
+            raise ConnectorError(f"{directory / name} cannot be written: {error}") from error
+
+
+def document(comparison: Comparison, advice: Advice) -> dict[str, Any]:
+    """Lay a comparison out as JSON; docs/compare.md says what each name means."""
+    return {
+        "format": FORMAT,
+        "modalign": version("modalign"),
+        "advised": {"encoders": advice.pair, "method": advice.method, "metric": advice.metric},
+        "guidelines": [asdict(guideline) for guideline in advice.guidelines],
+        "reference": comparison.reference,
+        "groups": {"training": comparison.training_groups, "held_out": comparison.test_groups},
+        "encoders": [asdict(pair) for pair in comparison.pairs],
+        "fits": [_fit(fitted) for fitted in comparison.fitted],
+        "rows": [_row(fitted, row) for fitted in comparison.fitted for row in fitted.rows],
+        "curves": [
+            {
+                "encoders": curve.pair,
+                "method": curve.method,
+                "points": [{"groups": point.groups, "recall@10": asdict(point.recall)} for point in curve.points],
+                "last_doubling": asdict(curve.last_doubling) if curve.last_doubling else None,
+                "forecast": asdict(curve.forecast) if curve.forecast else None,
+                "why_not": curve.why_not,
+            }
+            for curve in comparison.curves
+        ],
+        "not_run": [asdict(missing) for missing in comparison.not_run],
+        "settings": comparison.settings,
+        "seconds": round(comparison.seconds, 1),
+    }
+
+
+def _fit(fitted: Fitted) -> dict[str, Any]:
+    chosen = fitted.chosen
+    return {
+        "encoders": fitted.pair,
+        "method": fitted.method,
+        "hyperparameters": chosen.hyperparameters,
+        "validation": {"recall": chosen.score, "folds": chosen.folds, "candidates": fitted.candidates},
+        "choice_seconds": fitted.choice_seconds,
+        "fit_seconds": fitted.fit_seconds,
+        "multiply_adds": fitted.multiply_adds,
+        "dim": fitted.dim,
+        "gap": asdict(fitted.gap) if fitted.gap else None,
+    }
+
+
+def _row(fitted: Fitted, row: Row) -> dict[str, Any]:
+    return {
+        "encoders": fitted.pair,
+        "method": fitted.method,
+        "metric": row.metric,
+        "recall": {
+            direction: {name: asdict(estimate) for name, estimate in named.items()}
+            for direction, named in row.recalls.items()
+        },
+        "learn_seconds": row.learn_seconds,
+        "query_microseconds": row.query_microseconds,
+        "stored_floats": row.stored_floats,
+        "guarantee": row.guarantee,
+    }
+
+
+def table(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """Yield the rows that are printed: means of both directions, and what they cost."""
+    for fitted in comparison.fitted:
+        for row in fitted.rows:
+            recall, mean = row.recall, row.recalls["mean"]
+            yield {
+                **({"encoders": fitted.pair} if len(comparison.pairs) > 1 else {}),
+                "method": fitted.method,
+                "metric": row.metric.partition("(")[0],
+                "R@1": round(mean["recall@1"].value, 3),
+                "R@5": round(mean["recall@5"].value, 3),
+                "R@10": f"{recall.value:.3f} [{recall.low:.3f}, {recall.high:.3f}]",
+                "gap": round(fitted.gap.debiased, 3) if fitted.gap else None,
+                "choice s": round(fitted.choice_seconds, 1),
+                "fit s": round(fitted.fit_seconds + row.learn_seconds, 2),
+                "query µs": round(row.query_microseconds["text"]),
+                "floats": row.stored_floats,
+            }

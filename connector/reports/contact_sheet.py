@@ -1,0 +1,45 @@
+"""Contact sheets: search results with their pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from connector.corpora.images import ImageRejectedError
+from connector.reports.pages import small_picture, templates, write_page
+from connector.search.retriever import Found
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A query with what it found. `query` is a text, or the path of an image."""
+
+    query: str | Path
+    found: Sequence[Found]
+    expected: str | None = None
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the query is an image."""
+        return isinstance(self.query, Path)
+
+
+def write_contact_sheet(path: Path, title: str, subtitle: str, answers: Sequence[Answered]) -> None:
+    """Write a page with the pictures that searches were asked with and found.
+
+    Raises:
+        ConnectorError: the page cannot be written.
+    """
+    environment = templates()
+    environment.filters["thumbnail"] = thumbnail
+    template = environment.get_template("contact_sheet.html")
+    write_page(path, template.render(title=title, subtitle=subtitle, answers=answers))
+
+
+def thumbnail(path: str | Path | None) -> str | None:
+    """Return a small picture of an image file as a data URL, or None if it is gone or broken."""
+    if path is None:
+        return None
+    try:
+        return small_picture(Path(path))
+    except ImageRejectedError:
+        return None

@@ -1,0 +1,70 @@
+"""The page of a history: the trend of every measure over the audits of a collection, as pictures."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from connector.audits.history import Moment
+from connector.audits.plan import BOTH, DIRECTIONS, K
+from connector.audits.stages import FILTER
+from connector.reports.audit_page import STAGES
+from connector.reports.glossary import ARROWS, FILTERS
+from connector.reports.pages import templates, write_page
+from connector.reports.trends import trend
+
+
+def write_history_page(path: Path, collection: str, moments: Sequence[Moment]) -> None:
+    """Write the page of a history, oldest audit first.
+
+    Raises:
+        ConnectorError: the page cannot be written.
+    """
+    environment = templates()
+    environment.filters |= FILTERS
+    alike = dict.fromkeys((moment.metric, moment.asked) for moment in moments)
+    page = environment.get_template("history.html").render(
+        collection=collection, moments=moments, arrows=ARROWS,
+        histories=[
+            _history(metric, asked, [m for m in moments if (m.metric, m.asked) == (metric, asked)])
+            for metric, asked in alike
+        ],
+    )  # fmt: skip
+    write_page(path, page)
+
+
+def _history(metric: str, asked: str, moments: Sequence[Moment]) -> dict[str, Any]:
+    """Audits under one metric that were asked alike: a row each, and pictures of what became of their measures."""
+    lengths = {moment.k for moment in moments if moment.measures}
+    k = K if K in lengths else max(lengths, default=K)
+    recall, fidelity = f"recall@{k}", f"fidelity@{k}"
+    laid: dict[str, Any] = {
+        "metric": metric, "asked": asked, "k": k, "rows": list(_rows(moments, recall, fidelity)), "first": [],
+        "stages": [], "others": [],
+    }  # fmt: skip
+    if sum(bool(moment.measures) for moment in moments) < 2:
+        return laid  # no trend
+    parts = dict.fromkeys(m.part for moment in moments for m in moment.measures if _is_stage(m.part))
+    whole = dict.fromkeys(m.name for moment in moments for m in moment.measures if not m.part)
+    pictures = {
+        "first": [(name, "") for name in (recall, "gap")],
+        "stages": [(name, part) for part in parts for name in (recall, fidelity, "latency.p95")],
+        "others": [(name, "") for name in whole if name not in (recall, "gap") and not name.startswith("chance.")],
+    }
+    for place, wanted in pictures.items():
+        drawn = (trend(moments, name, part, beside=recall if place == "first" else None) for name, part in wanted)
+        laid[place] = list(filter(None, drawn))
+    return laid
+
+
+def _is_stage(part: str) -> bool:
+    return part in STAGES or part.startswith(FILTER)
+
+
+def _rows(moments: Sequence[Moment], recall: str, fidelity: str) -> Iterator[dict[str, Any]]:
+    for moment in moments:
+        found = {(m.direction, m.name): m for m in moment.measures if not m.part}
+        yield {
+            "moment": moment,
+            "its": [found.get((d, name)) for name in (recall, fidelity) for d in DIRECTIONS]
+            + [found.get((BOTH, "gap"))],
+        }

@@ -1,0 +1,70 @@
+"""The trend of a measure over audits, drawn."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from connector.audits.history import Moment
+from connector.audits.plan import BOTH
+from connector.reports.charts import Line, Mark, lines, spread
+from connector.reports.glossary import called
+
+SHARES = ("recall", "found", "ndcg", "mrr", "r_precision", "fidelity", "certified", "mutual_neighbours")
+TICKS = 6
+KINDS = {"text-to-image": ("text", "text → image"), "image-to-text": ("image", "image → text"), BOTH: ("both", "")}
+
+
+def trend(moments: Sequence[Moment], name: str, part: str = "", *, beside: str | None = None) -> str | None:
+    """Draw a measure over audits that were asked alike, oldest first; None where none of them has it.
+
+    What is measured between modalities moves with the number of groups: only audits of as many as the newest are drawn.
+
+    Args:
+        moments: the audits.
+        name: of the measure.
+        part: of the audit that it is of.
+        beside: the recall that it is shown beside; audits that have none are left out.
+    """
+    last = max(1, len(moments) - 1)
+    drawn, title = [], f"{called(name)}, {part}" if part else called(name)
+    for direction, (kind, label) in KINDS.items():
+        its = [
+            (number, moment, m)
+            for number, moment in enumerate(moments)
+            for m in moment.measures
+            if (m.direction, m.part, m.name) == (direction, part, name) and math.isfinite(m.value)
+            if beside is None or any((each.part, each.name) == ("", beside) for each in moment.measures)
+        ]
+        if direction == BOTH and its:
+            groups = its[-1][2].queries
+            its = [each for each in its if each[2].queries == groups]
+            title += f", {groups:,} groups"
+        marks = [
+            Mark(
+                place=number / last, value=m.value, low=_finite(m.low), high=_finite(m.high),
+                says=f"audit {moment.audit}, {moment.at:%F %H:%M}, {moment.release}: {m.value:.4f}",
+            )
+            for number, moment, m in its
+        ]  # fmt: skip
+        if marks:
+            drawn.append(Line(kind, label, marks))
+    if not drawn:
+        return None
+    values = [v for line in drawn for m in line.marks for v in (m.value, m.low, m.high) if v is not None]
+    is_share = name.removeprefix("exact.").removeprefix("chance.").partition("@")[0] in SHARES
+    floor = -math.inf if name == "hubness" else 0.0
+    every = math.ceil(len(moments) / TICKS)
+    numbered = [(number, moment) for number, moment in enumerate(moments) if (len(moments) - 1 - number) % every == 0]
+    return lines(
+        title,
+        drawn,
+        y=spread(values, floor=floor, ceiling=1.0 if is_share else math.inf),
+        x_ticks=[(number / last, str(moment.audit)) for number, moment in numbered],
+        x_title="audits of " + " to ".join(dict.fromkeys(f"{end.at:%F}" for end in (moments[0], moments[-1]))),
+        rules=[(n + 0.5) / last for n, (a, b) in enumerate(pairwise(moments)) if a.release != b.release],
+        crosses=[n / last for n, moment in enumerate(moments) if moment.verdict == "broken"],
+    )  # fmt: skip
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

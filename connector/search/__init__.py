@@ -1,0 +1,1 @@
+"""Search a release, tune it, export it for other languages."""

@@ -1,0 +1,157 @@
+"""Exports: a directory with which a service in any language queries a release, without modalign.
+
+*.onnx          the graphs: see alignment.model.onnx_export
+request.json    which request to send to Qdrant, and what its answer means
+example.py      both at work: connector.search.export_example
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from alignment.durable import new_directory, write_durably
+from alignment.errors import ExportError
+from alignment.metrics import Guarantee, Metric, Rescored
+from alignment.modality import MODALITIES, OTHER, Modality
+from alignment.model.alignment import Alignment
+from alignment.model.onnx_export import ALIGNED, BATCH, INPUT, OFFSET, OPSET, Graph, export
+from connector.releases.aliases import alias_name
+from connector.releases.release import lower
+from connector.stores.layout import OVERSAMPLING
+
+REQUEST, EXAMPLE = "request.json", "example.py"
+FORMAT = 1
+LIMIT = 10
+
+REFUSED = (
+    "A row that modalign refuses is NaN in every output: an embedding that is NaN, infinite, zero, of a norm that is "
+    "no float32, or equal to the training mean, or that the metric takes for no distribution. JSON has no NaN: look "
+    "for it before you send."
+)
+GUARANTEES = {
+    Guarantee.EXACT: "Qdrant's order is the metric's own, as far as the index finds what it is asked for.",
+    Guarantee.CERTIFIED: (
+        "Qdrant's order gives candidates only. Rescored, they are the best items as soon as a bound shows that no item "
+        "behind them can score higher; that bound is modalign's, and without it nothing is proved of a page."
+    ),
+    Guarantee.BOUNDED: (
+        "Qdrant's order gives candidates only. An item's score differs from Qdrant's by a bounded amount, so that "
+        "rescored candidates are often, and not always, the best items."
+    ),
+    Guarantee.MEASURED: (
+        "Qdrant's order gives candidates only, and nothing is proved of them: `modalign audit` measures what is lost."
+    ),
+}
+RESCORING = (
+    "Fetch `page` candidates or more, up to `budget`; score each with the metric itself, from the output `aligned` of "
+    "the query graph and from the candidate's payload `aligned` (base64 of float32, little-endian); order by that."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is exported: an alignment under a metric, and the release that is asked, where it is known.
+
+    Attributes:
+        name: of the alignment.
+        collection: what people say; None leaves a placeholder in the requests.
+        hnsw_ef: how far searches walk the graph of the release; None: Qdrant's own.
+        oversampling, rescore: how the release is searched if it is quantized.
+    """
+
+    name: str
+    alignment: Alignment
+    metric: Metric
+    collection: str | None = None
+    hnsw_ef: int | None = None
+    oversampling: float = OVERSAMPLING
+    rescore: bool = True
+
+
+def write(path: Path, target: Target) -> list[Graph]:
+    """Write the directory `path`, complete or not at all; return its graphs.
+
+    Raises:
+        ExportError: `path` is taken, packages are missing, or a graph computes something else than modalign.
+        MetricError: the alignment holds no parameters for the metric.
+    """
+    try:
+        with new_directory(path.resolve()) as building:
+            graphs = export(target.alignment, target.metric)
+            document = json.dumps(describe(target, graphs), indent=2, allow_nan=False) + "\n"
+            for graph in graphs:
+                write_durably(building / graph.name, graph.onnx)
+            write_durably(building / REQUEST, document.encode())
+            write_durably(building / EXAMPLE, Path(__file__).with_name("export_example.py").read_bytes())
+    except FileExistsError:
+        raise ExportError(
+            f"{path} exists and is not an empty directory; export to another one, or remove it first"
+        ) from None
+    return graphs
+
+
+def describe(target: Target, graphs: Sequence[Graph]) -> dict[str, Any]:
+    """Return everything that a service must know beside the graphs: the document `request.json`."""
+    alignment, metric = target.alignment, target.metric
+    lowering = lower(alignment, metric, device="cpu")["image"]
+    rescoring, limit = None, LIMIT
+    if isinstance(lowering, Rescored):
+        rescoring = {"field": ALIGNED, "page": lowering.page, "budget": lowering.budget, "meaning": RESCORING}
+        limit = lowering.page
+    offset = any(OFFSET in graph.outputs for graph in graphs)
+    signed = "Qdrant's score" if lowering.distance.higher_is_better else "minus Qdrant's score"
+    ordered = "What orders candidates" if rescoring else "The metric's score"
+    plus = " plus the output `offset` of the query" if offset else ""
+    meaning = f"{ordered} is {signed}{plus}; higher is better."
+    return {
+        "format": FORMAT,
+        "modalign": version("modalign"),
+        "alignment": {"name": target.name, "fingerprint": alignment.fingerprint},
+        "metric": str(metric),
+        "encoders": {
+            modality: {"spec": card.spec, "fingerprint": card.fingerprint, "dim": card.dim}
+            for modality, card in alignment.card.encoders.items()
+        },
+        "opset": OPSET,
+        "graphs": {
+            graph.name: {
+                "encoder": graph.modality,
+                "inputs": {INPUT: [BATCH, alignment.card.encoders[graph.modality].dim]},
+                "outputs": graph.outputs,
+                "dtype": "float32",
+                "difference": graph.difference,
+            }
+            for graph in graphs
+        },
+        "refused": REFUSED,
+        "vectors": {m: {"size": lowering.dim, "distance": lowering.distance} for m in MODALITIES},
+        "requests": {f"{m}-to-{OTHER[m]}": _request(target, m, limit) for m in MODALITIES},
+        "score": {"sign": 1 if lowering.distance.higher_is_better else -1, "offset": offset, "meaning": meaning},
+        "guarantee": {"name": lowering.guarantee, "meaning": GUARANTEES[lowering.guarantee]},
+        "rescoring": rescoring,
+    }
+
+
+def _request(target: Target, modality: Modality, limit: int) -> dict[str, Any]:
+    """What to send to find items of the other modality: a point carries the vector of its own, so nothing filters."""
+    alias = alias_name(target.collection or "{collection}", target.metric)
+    walk = {} if target.hnsw_ef is None else {"hnsw_ef": target.hnsw_ef}
+    return {
+        "graph": f"{modality}-query.onnx",
+        "method": "POST",
+        "path": f"/collections/{alias}/points/query",
+        "body": {
+            "query": "{vector}",
+            "using": OTHER[modality],
+            "limit": limit,
+            "params": {
+                "exact": False,
+                **walk,
+                "quantization": {"rescore": target.rescore, "oversampling": target.oversampling},
+            },
+            "with_payload": True,
+        },
+    }

@@ -1,0 +1,214 @@
+"""Production search: a text or an image in, items of the other modality out, with the metric's own score."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from alignment import device as devices
+from alignment.metrics import Guarantee
+from alignment.modality import OTHER, Modality
+from connector.corpora.images import ImageRejectedError, decode, read_image, upright_rgb
+from connector.encoding.encoders import Encoder, load_encoder
+from connector.errors import ConnectorError, MismatchError, StrangePointError
+from connector.provenance.recorder import Provenance
+from connector.releases.chain import require_encoder
+from connector.releases.release import Release, open_release
+from connector.safe_text import printable
+from connector.search.candidates import Finder, Scored
+from connector.stores.contract import Store
+
+if TYPE_CHECKING:
+    from qdrant_client.models import Filter
+
+
+class Answer(list["Found"]):
+    """What was found for one query, best first.
+
+    Attributes:
+        certified: True where it is proved that no better item was left out, False where that could not be proved
+            within the candidate budget, None where the metric's guarantee needs no proof or allows none: see
+            `Retriever.guarantee`. The proof trusts the index: only an exact search has seen every item.
+        candidates: how many items the metric itself has scored; 0 where Qdrant's order is the metric's own.
+        exact: whether every item was compared, as was asked for, instead of those that the index led to.
+    """
+
+    def __init__(self, found: Iterable["Found"], *, certified: bool | None, candidates: int, exact: bool):
+        super().__init__(found)
+        self.certified = certified
+        self.candidates = candidates
+        self.exact = exact
+
+
+class Found(NamedTuple):
+    """An item that a search found.
+
+    Attributes:
+        score: the metric's own score; higher is better under every metric.
+        raw_score: what Qdrant returned: a distance under Euclid and Manhattan.
+    """
+
+    key: str
+    group: str
+    modality: Modality
+    score: float
+    raw_score: float
+    payload: dict[str, Any]
+
+
+class Retriever:
+    """Searches one release.
+
+        with open_store(settings) as store, Provenance.open(settings.database_url, home=settings.home) as provenance:
+            retriever = Retriever.open(provenance, store, "emoji")
+            for found in retriever.search_texts(["a red car"], k=5)[0]:
+                print(found.key, found.score)
+
+    Encoders are loaded at the first query that needs them.
+    """
+
+    def __init__(self, release: Release, store: Store, *, device: str = "auto"):
+        self.release = release
+        self._finder = Finder(release, store)
+        self._device = device
+        self._encoders: dict[Modality, Encoder] = {}
+
+    @classmethod
+    def open(
+        cls, provenance: Provenance, store: Store, collection: str, metric: str | None = None, *, device: str = "auto"
+    ) -> "Retriever":
+        """Open the live release of `collection` and check its chain; see `open_release` for what is refused."""
+        return cls(open_release(provenance, store, collection, metric, device=device), store, device=device)
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """How good the search is: `exact`, `certified`, `bounded` or `measured`; see docs/metrics.md."""
+        return self.release.guarantee
+
+    def search_texts(
+        self,
+        texts: Sequence[str],
+        k: int = 10,
+        *,
+        target: Modality = "image",
+        filter: "Filter | None" = None,
+        exact: bool = False,
+        budget: int | None = None,
+    ) -> list[Answer]:
+        """Find the `k` best items of modality `target` for each text.
+
+        Args:
+            texts: queries.
+            k: how many to find.
+            target: modality to find.
+            filter: only items that match it.
+            exact: compare with every item instead of walking the index.
+            budget: how many candidates to rescore at most, for metrics that Qdrant cannot order by itself.
+        """
+        for text in texts:
+            if not text.strip() or text != printable(text):
+                raise ConnectorError(f"expected a text of Unicode to search for, got {printable(text)!r}")
+        X = self._encoder("text").encode("text", texts)
+        return self._search("text", X, k, target=target, filter=filter, exact=exact, budget=budget)
+
+    def search_images(
+        self,
+        images: Sequence[Image.Image | Path],
+        k: int = 10,
+        *,
+        target: Modality = "text",
+        filter: "Filter | None" = None,
+        exact: bool = False,
+        budget: int | None = None,
+    ) -> list[Answer]:
+        """Find the `k` best items of modality `target` for each image or image file.
+
+        Raises:
+            ConnectorError: a file is no image that can be decoded.
+        """
+        loaded = [upright_rgb(image) if isinstance(image, Image.Image) else load_picture(image) for image in images]
+        X = self._encoder("image").encode("image", loaded)
+        return self._search("image", X, k, target=target, filter=filter, exact=exact, budget=budget)
+
+    def search_embeddings(
+        self,
+        modality: Modality,
+        X: npt.NDArray[np.floating],
+        k: int = 10,
+        *,
+        encoder: str,
+        target: Modality | None = None,
+        filter: "Filter | None" = None,
+        exact: bool = False,
+        budget: int | None = None,
+    ) -> list[Answer]:
+        """Find the `k` best items for each raw embedding of `X` (n, d), made by the encoder of fingerprint `encoder`.
+
+        Raises:
+            MismatchError: the release was made for another encoder.
+            VectorError: another dimension, or vectors that are NaN, infinite or zero.
+        """
+        expected = self.release.alignment.card.encoders[modality]
+        if encoder != expected.fingerprint:
+            raise MismatchError(
+                f"release {self.release.name} takes {modality} embeddings of {expected}, got embeddings of an encoder "
+                f"with fingerprint {encoder[:12]}; encode with the first, or push for the second"
+            )
+        return self._search(modality, X, k, target=target or OTHER[modality], filter=filter, exact=exact, budget=budget)
+
+    def _search(
+        self,
+        modality: Modality,
+        X: npt.NDArray[np.floating],
+        k: int,
+        *,
+        target: Modality,
+        filter: "Filter | None",
+        exact: bool,
+        budget: int | None,
+    ) -> list[Answer]:
+        if k < 1:
+            raise ConnectorError(f"expected k of at least 1, got {k}")
+        if not len(X):
+            return []
+        aligned = self.release.alignment.project(modality, X)
+        ranked = self._finder.find(target, aligned, k, filter=filter, exact=exact, budget=budget)
+        return [
+            Answer(
+                (_found(hit, target) for hit in answer.hits),
+                certified=answer.certified,
+                candidates=answer.candidates,
+                exact=exact,
+            )
+            for answer in ranked
+        ]
+
+    def _encoder(self, modality: Modality) -> Encoder:
+        if modality not in self._encoders:
+            card = self.release.alignment.card.encoders[modality]
+            encoder = load_encoder(card.spec, devices.resolve(self._device))
+            require_encoder(self.release.alignment, modality, encoder.card, f"the encoder that {card.spec} loads now")
+            self._encoders[modality] = encoder
+        return self._encoders[modality]
+
+
+def _found(hit: Scored, target: Modality) -> Found:
+    try:
+        return Found(hit.payload["key"], hit.payload["group"], target, hit.score, hit.raw_score, hit.payload)
+    except KeyError as error:
+        raise StrangePointError(hit.id, f"has no {error.args[0]}") from None
+
+
+def load_picture(path: Path) -> Image.Image:
+    """Read and decode an image file.
+
+    Raises:
+        ConnectorError: it cannot be.
+    """
+    try:
+        return decode(read_image(path))
+    except ImageRejectedError as error:
+        raise ConnectorError(f"picture {path} cannot be used ({error.reason}): {error}") from error

@@ -1,0 +1,1 @@
+"""Stores: one contract; Qdrant Edge in the process and a Qdrant server."""

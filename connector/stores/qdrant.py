@@ -1,0 +1,460 @@
+"""Qdrant as a server or a cluster, over REST or gRPC."""
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from qdrant_client import models
+
+from alignment.metrics import Distance
+from connector.errors import (
+    CollectionNotFoundError,
+    PointsRefusedError,
+    Refusal,
+    RequestRefusedError,
+    RequestTooLargeError,
+    SettingsError,
+    StoreError,
+    StoreUnavailableError,
+)
+from connector.settings import REQUEST_SECONDS
+from connector.stores.contract import CollectionConfig, CollectionInfo, Hit, Points, Record, Store, VectorConfig
+from connector.stores.layout import COMPRESSIONS, OVERSAMPLING, Datatype, Layout
+from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, Patience, connected
+
+OLDEST_SERVER = (1, 16)  # collection metadata
+NEWEST_MAJOR = 1  # the client's; another one may mean other things by the same requests
+WITH_TURBO = (1, 18)
+# A request: so many points keep the server's threads busy, and so many bytes stay well below the 32 MB that it takes.
+REQUEST_POINTS = 128
+REQUEST_BYTES = 8 << 20
+NUMBER_BYTES = 25  # of a float32 written as JSON, at most: a sign, 17 digits, a point, an exponent, a comma
+POINT_BYTES = 128  # an id and what stands around it
+UPLOADS = 4
+# So many points that are refused for one and the same reason are no bad points: the request is wrong.
+ALIKE = 16
+INDEX_SECONDS = 3600.0
+POLL_SECONDS = 0.5
+STABLE_POLLS = 3
+
+
+class QdrantStore(Store):
+    """A Qdrant server, through a connection.
+
+    Args:
+        connection: a client and its URL.
+        uploads: how many requests of one batch are under way at once.
+    """
+
+    def __init__(self, connection: Connection, *, uploads: int = UPLOADS):
+        self._connection = connection
+        self._client, self._call = connection.client, connection.call
+        self.url = self._connection.url
+        self._known: dict[str, models.CollectionInfo] = {}
+        self._request_bytes = REQUEST_BYTES
+        self._uploads = ThreadPoolExecutor(uploads, thread_name_prefix="upload")
+
+    @classmethod
+    def connect(
+        cls,
+        url: str,
+        *,
+        api_key: str | None = None,
+        ca_file: Path | None = None,
+        timeout: int = REQUEST_SECONDS,
+        patience: Patience = Patience(),
+        uploads: int = UPLOADS,
+    ) -> Self:
+        """Connect to the server at `url`.
+
+        Args:
+            url: `http(s)://HOST:PORT` for REST, `grpc(s)://HOST:PORT` for gRPC.
+            api_key: of the server.
+            ca_file: PEM file of the authority to trust instead of the system's.
+            timeout: seconds a request may take.
+            patience: how failed requests are tried again.
+            uploads: how many requests of one batch are under way at once.
+
+        Raises:
+            SettingsError: the URL, the key or the file cannot be meant.
+            StoreUnavailableError: the server cannot be reached.
+            StoreError: it refuses the key, has another version than is needed, or is no Qdrant.
+        """
+        first = replace(patience, attempts=min(patience.attempts, ATTEMPTS_TO_CONNECT))
+        connection = connected(url, api_key=api_key, ca_file=ca_file, timeout=timeout, patience=first)
+        store = cls(connection, uploads=uploads)
+        try:
+            store._require_version(connection.call(connection.client.info).version)
+        except BaseException:
+            store.close()
+            raise
+        connection.patience = patience
+        return store
+
+    def _require_version(self, found: str) -> None:
+        oldest = ".".join(map(str, OLDEST_SERVER))
+        match = re.match(r"(\d+)\.(\d+)", found)
+        version = (int(match[1]), int(match[2])) if match else (0, 0)
+        if version < OLDEST_SERVER:
+            raise StoreError(f"{self.url}: expected Qdrant {oldest} or newer, got {found}; upgrade the server")
+        if version[0] > NEWEST_MAJOR:
+            raise StoreError(f"{self.url}: expected Qdrant {NEWEST_MAJOR}.x, got {found}; upgrade modalign")
+        self._connection.version = version
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._uploads.shutdown()
+        self._client.close()
+
+    def collections(self) -> list[str]:
+        """Return the names of all collections, sorted."""
+        return sorted(c.name for c in self._call(self._client.get_collections).collections)
+
+    def require_layout(self, layout: Layout) -> None:
+        """Refuse what the server is too old for."""
+        version = self._connection.version
+        if layout.quantization == "turbo" and version is not None and version < WITH_TURBO:
+            needed, found = (".".join(map(str, each)) for each in (WITH_TURBO, version))
+            raise SettingsError(
+                f"quantization turbo: expected Qdrant {needed} or newer, {self.url} is {found}; upgrade the server or "
+                "choose another quantization"
+            )
+
+    def create(self, name: str, config: CollectionConfig) -> None:
+        """Create a collection and its payload indexes before there is data to index."""
+        self.require_layout(config)
+        if self._call(self._client.collection_exists, name):
+            raise StoreError(f"{self.url}: collection {name!r} exists")
+        try:
+            self._call(
+                self._client.create_collection,
+                name,
+                vectors_config={
+                    vector_name: models.VectorParams(
+                        size=vector.dim,
+                        distance=models.Distance(vector.distance.value),
+                        datatype=models.Datatype(config.datatype),
+                        on_disk=config.vectors_on_disk,
+                    )
+                    for vector_name, vector in config.vectors.items()
+                },
+                hnsw_config=models.HnswConfigDiff(
+                    m=config.m,
+                    ef_construct=config.ef_construct,
+                    full_scan_threshold=max(10, config.indexing_threshold),
+                    on_disk=config.hnsw_on_disk,
+                ),
+                optimizers_config=models.OptimizersConfigDiff(indexing_threshold=config.indexing_threshold),
+                quantization_config=_quantization(config),
+                on_disk_payload=config.payload_on_disk,
+                shard_number=config.shards,
+                replication_factor=config.replication_factor,
+                write_consistency_factor=config.write_consistency_factor,
+                metadata=dict(config.metadata),
+            )
+        except StoreError:
+            if not self._is(name, config):
+                raise  # else an earlier attempt made it, and only its answer was lost
+        try:
+            for field, kind in config.payload_indexes.items():
+                schema = models.PayloadSchemaType(kind)
+                self._call(self._client.create_payload_index, name, field_name=field, field_schema=schema, wait=True)
+        except BaseException:
+            self.drop(name)
+            raise
+
+    def _is(self, name: str, config: CollectionConfig) -> bool:
+        """Whether there is a collection with the vectors and the metadata of `config`, and without points."""
+        try:
+            info = self.describe(name)
+        except StoreError:
+            return False
+        return (info.name, info.vectors, info.metadata, info.points) == (name, config.vectors, config.metadata, 0)
+
+    def drop(self, name: str) -> None:
+        """Delete a collection; the server removes its aliases with it."""
+        self._known.pop(name, None)
+        targets = [alias for alias, target in self.aliases().items() if target == name]
+        if targets:
+            self._change_aliases([_delete_alias(alias) for alias in targets])
+        if self._call(self._client.collection_exists, name):
+            self._call(self._client.delete_collection, name)
+
+    def describe(self, name: str) -> CollectionInfo:
+        """Describe a collection."""
+        resolved = self.aliases().get(name, name)
+        info = self._call(self._client.get_collection, resolved)
+        return CollectionInfo(
+            resolved,
+            _named_vectors(info),
+            info.config.metadata or {},
+            self.count(resolved),
+            info.indexed_vectors_count or 0,
+            payload_indexes=sorted(info.payload_schema),
+            m=info.config.hnsw_config.m,
+            ef_construct=info.config.hnsw_config.ef_construct,
+            quantization=_quantization_name(info.config.quantization_config),
+            status=info.status.value,
+        )
+
+    def _vectors(self, name: str) -> Mapping[str, VectorConfig]:
+        return _named_vectors(self._laid_out(name))
+
+    def datatype(self, name: str) -> Datatype:
+        """Return the type of a collection's stored vectors, cheaply."""
+        vectors = self._laid_out(name).config.params.vectors
+        named = list(vectors.values()) if isinstance(vectors, dict) else [vectors]
+        return _DATATYPES.get(named[0].datatype if named and named[0] else None, "float32")
+
+    def _laid_out(self, name: str) -> models.CollectionInfo:
+        if name not in self._known:
+            self._known[name] = self._call(self._client.get_collection, name)
+        return self._known[name]
+
+    def _upsert(self, name: str, points: Points) -> None:
+        """Write points in several requests at once; only what the server calls completed is written."""
+        refused: dict[int, Refusal] = {}
+        for found in self._uploads.map(lambda rows: self._write(name, points, rows), self._requests(points)):
+            refused |= found
+        if len(refused) == len(points.ids) >= ALIKE and len(set(refused.values())) == 1:
+            raise RequestRefusedError(next(iter(refused.values())).detail)
+        if refused:
+            raise PointsRefusedError(f"collection {name}", refused)
+
+    def _requests(self, points: Points) -> Iterator[range]:
+        """Cut the rows of a batch into requests that are small enough."""
+        start, size = 0, 0
+        for row in range(len(points.ids)):
+            weight = self._weight(points, row)
+            if row > start and (size + weight > self._request_bytes or row - start == REQUEST_POINTS):
+                yield range(start, row)
+                start, size = row, 0
+            size += weight
+        yield range(start, len(points.ids))
+
+    def _weight(self, points: Points, row: int) -> int:
+        """Bytes of a point in a request, at most: json.dumps writes escapes, which are longer than UTF-8."""
+        number = points.vectors.itemsize if self._connection.grpc else NUMBER_BYTES
+        return POINT_BYTES + int(points.vectors.shape[1]) * number + len(json.dumps(points.payloads[row]))
+
+    def _write(self, name: str, points: Points, rows: range) -> dict[int, Refusal]:
+        """Write the points at `rows`, in halves if the server refuses them together; return what it refuses alone.
+
+        Every half ends written or refused for itself, so that a point at fault takes no other with it.
+        """
+        part = points.take(rows)
+        batch = models.Batch(
+            ids=list(part.ids),
+            vectors={part.vector_name: part.vectors.tolist()},
+            payloads=list(part.payloads),
+        )
+        try:
+            self._complete(f"write to collection {name}", self._client.upsert, name, points=batch)
+        except RequestTooLargeError as error:
+            if len(rows) == 1:
+                return {rows[0]: Refusal("too-large", str(error))}
+            half = sum(self._weight(points, row) for row in rows) // 2
+            self._request_bytes = min(self._request_bytes, half)  # the next batch is cut before it is sent
+        except RequestRefusedError as error:
+            if len(rows) == 1:
+                return {rows[0]: Refusal("refused-by-qdrant", str(error))}
+        else:
+            return {}
+        middle = len(rows) // 2
+        return self._write(name, points, rows[:middle]) | self._write(name, points, rows[middle:])
+
+    def _complete(self, what: str, operation: Any, name: str, **options: Any) -> None:
+        """Change points and wait until it is done: what was only acknowledged, or timed out, may still be lost."""
+
+        def change() -> None:
+            result = operation(name, wait=True, **options)
+            if result.status != models.UpdateStatus.COMPLETED:
+                raise StoreUnavailableError(f"{self.url} did not complete to {what}: {result.status.value}")
+
+        self._call(change)
+
+    def flush(self, name: str) -> None:
+        """Do nothing: the server acknowledges what stands in its write-ahead log."""
+
+    def delete(self, name: str, ids: Sequence[str]) -> None:
+        """Delete points."""
+        if not ids:  # the server refuses a request without points
+            return
+        selector = models.PointIdsList(points=list(ids))
+        self._complete(f"delete from collection {name}", self._client.delete, name, points_selector=selector)
+
+    def retrieve(self, name: str, ids: Sequence[str], *, vector_name: str | None = None) -> list[Record]:
+        """Return the points with these ids."""
+        wanted = [vector_name] if vector_name else False
+        found = self._call(self._client.retrieve, name, list(ids), with_payload=True, with_vectors=wanted)
+        return [_record(point, vector_name) for point in found]
+
+    def search(
+        self,
+        name: str,
+        vector_name: str,
+        queries: npt.NDArray[np.floating],
+        k: int,
+        *,
+        filter: models.Filter | None = None,
+        exact: bool = False,
+        ef: int | None = None,
+        with_payload: bool | Sequence[str] = True,
+        quantized: bool = True,
+        oversampling: float = OVERSAMPLING,
+        rescore: bool = True,
+    ) -> list[list[Hit]]:
+        """Search for each of the queries in one request."""
+        fields = with_payload if isinstance(with_payload, bool) else list(with_payload)
+        quantization = models.QuantizationSearchParams(ignore=not quantized, rescore=rescore, oversampling=oversampling)
+        requests = [
+            models.QueryRequest(
+                query=query,
+                using=vector_name,
+                filter=filter,
+                limit=k,
+                params=models.SearchParams(exact=exact, hnsw_ef=ef, quantization=quantization),
+                with_payload=fields,
+            )
+            for query in queries.tolist()
+        ]
+        answers = self._call(self._client.query_batch_points, name, requests=requests)
+        return [[Hit(str(p.id), p.score, p.payload or {}) for p in answer.points] for answer in answers]
+
+    def scroll(
+        self, name: str, *, vector_name: str | None = None, filter: models.Filter | None = None, page: int = 1000
+    ) -> Iterator[list[Record]]:
+        """Yield all points in pages."""
+        offset = None
+        wanted = [vector_name] if vector_name else False
+        while True:
+            found, offset = self._call(
+                self._client.scroll,
+                name,
+                scroll_filter=filter,
+                limit=page,
+                offset=offset,
+                with_payload=True,
+                with_vectors=wanted,
+            )
+            if found:
+                yield [_record(point, vector_name) for point in found]
+            if offset is None:
+                return
+
+    def count(self, name: str, *, filter: models.Filter | None = None) -> int:
+        """Count points exactly."""
+        return self._call(self._client.count, name, count_filter=filter, exact=True).count
+
+    def ready(self, name: str) -> CollectionInfo:
+        """Wait until the server has nothing left to optimise over several polls in a row."""
+        deadline = time.monotonic() + INDEX_SECONDS
+        stable = 0
+        while stable < STABLE_POLLS:
+            info = self._call(self._client.get_collection, name)
+            if info.optimizer_status != models.OptimizersStatusOneOf.OK:
+                raise StoreError(f"{self.url}: the optimizer of collection {name} failed: {info.optimizer_status}")
+            left = self._left(name, info)
+            stable = 0 if left else stable + 1
+            if info.status == models.CollectionStatus.GREY:
+                # Grey means paused until the next update; an empty one wakes the optimizer.
+                wake = models.OptimizersConfigDiff()
+                self._call(self._client.update_collection, name, optimizers_config=wake)
+            if stable < STABLE_POLLS:
+                if time.monotonic() > deadline:
+                    raise StoreUnavailableError(
+                        f"{self.url}: collection {name} was not indexed within {INDEX_SECONDS:.0f} s ({left}); it goes "
+                        "on, run the same command again later"
+                    )
+                time.sleep(POLL_SECONDS)
+        return self.describe(name)
+
+    def _left(self, name: str, info: models.CollectionInfo) -> str:
+        """Say what the server has still to do, as far as it tells; empty: nothing."""
+        if info.status != models.CollectionStatus.GREEN:
+            return f"status {info.status.value}"
+        if (queue := info.update_queue) and (queue.length or queue.deferred_points):
+            return f"{queue.length} updates queued, {queue.deferred_points or 0} points deferred"
+        if not self._connection.grpc:  # gRPC has no such request
+            try:
+                at_work = self._call(self._client.get_optimizations, name)
+            except (CollectionNotFoundError, NotImplementedError):  # nor has an older server, or one in memory
+                return ""
+            if at_work.running or at_work.summary.queued_optimizations:
+                return f"{len(at_work.running)} optimizations running, {at_work.summary.queued_optimizations} queued"
+        return ""
+
+    def aliases(self) -> dict[str, str]:
+        """Return `{alias: collection}`."""
+        found = self._call(self._client.get_aliases).aliases
+        return {alias.alias_name: alias.collection_name for alias in found}
+
+    def set_aliases(self, aliases: Mapping[str, str]) -> None:
+        """Switch aliases in one request, which the server applies as one."""
+        existing, collections = self.aliases(), self.collections()
+        for alias, target in aliases.items():
+            if target not in collections:
+                raise CollectionNotFoundError(f"{self.url} has no collection {target!r} for alias {alias!r}")
+            if alias in collections:
+                raise StoreError(f"{self.url}: {alias!r} is a collection and cannot be an alias")
+        actions: list[models.AliasOperations] = []
+        for alias, target in aliases.items():
+            if alias in existing:
+                actions.append(_delete_alias(alias))
+            create = models.CreateAlias(collection_name=target, alias_name=alias)
+            actions.append(models.CreateAliasOperation(create_alias=create))
+        self._change_aliases(actions)
+
+    def _change_aliases(self, actions: Sequence[models.AliasOperations]) -> None:
+        self._known.clear()
+        self._call(self._client.update_collection_aliases, change_aliases_operations=list(actions))
+
+
+_DATATYPES: dict[models.Datatype | None, Datatype] = {
+    models.Datatype.FLOAT16: "float16",
+    models.Datatype.UINT8: "uint8",
+}
+
+
+def _quantization_name(config: models.QuantizationConfig | None) -> str | None:
+    """Name a quantization as layouts do: its configuration has one field, of that name."""
+    return None if config is None else next(iter(type(config).model_fields))
+
+
+def _quantization(layout: Layout) -> models.QuantizationConfig | None:
+    if layout.quantization is None:
+        return None
+    if layout.quantization == "scalar":
+        scalar = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
+        return models.ScalarQuantization(scalar=scalar)
+    compression = layout.compression or COMPRESSIONS[layout.quantization][0]
+    if layout.quantization == "binary":
+        encoding = models.BinaryQuantizationEncoding(compression)
+        return models.BinaryQuantization(binary=models.BinaryQuantizationConfig(always_ram=True, encoding=encoding))
+    if layout.quantization == "product":
+        ratio = models.CompressionRatio(compression)
+        return models.ProductQuantization(product=models.ProductQuantizationConfig(always_ram=True, compression=ratio))
+    bits = models.TurboQuantBitSize(compression)
+    return models.TurboQuantization(turbo=models.TurboQuantQuantizationConfig(always_ram=True, bits=bits))
+
+
+def _delete_alias(alias: str) -> models.DeleteAliasOperation:
+    return models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias))
+
+
+def _named_vectors(info: models.CollectionInfo) -> dict[str, VectorConfig]:
+    vectors = info.config.params.vectors
+    named = vectors if isinstance(vectors, dict) else {"": vectors} if vectors else {}
+    return {name: VectorConfig(vector.size, Distance(vector.distance.value)) for name, vector in named.items()}
+
+
+def _record(point: models.Record, vector_name: str | None) -> Record:
+    vector = point.vector.get(vector_name) if vector_name and isinstance(point.vector, dict) else None
+    return Record(str(point.id), None if vector is None else np.asarray(vector, np.float32), point.payload or {})

@@ -1,0 +1,311 @@
+"""A connection to a Qdrant server: made from a URL, patient with what passes, and in our own exceptions.
+
+The client's own retries are at once, for ever, and of whatever failed; here nothing of the client retries, and
+`Connection.call` tries again what may pass: after growing, random waits, or those that the server asks for.
+"""
+
+import json
+import math
+import ssl
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import grpc
+import httpx
+import stamina
+from pydantic import ValidationError
+from qdrant_client import QdrantClient
+from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
+
+from connector.errors import (
+    CollectionNotFoundError,
+    RequestRefusedError,
+    RequestTooLargeError,
+    SettingsError,
+    StoreError,
+    StoreUnavailableError,
+)
+from connector.safe_text import redacted, without_secrets
+from connector.settings import REQUEST_SECONDS
+
+T = TypeVar("T")
+
+GRPC_PORT = 6334
+LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
+TRANSIENT_STATUS = frozenset((408, 429, 500, 502, 503, 504))
+# What a gRPC status would be in HTTP, where every decision is made once.
+HTTP_STATUS = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.OUT_OF_RANGE: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.ALREADY_EXISTS: 409,
+    grpc.StatusCode.FAILED_PRECONDITION: 412,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.INTERNAL: 500,
+    grpc.StatusCode.UNKNOWN: 500,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.ABORTED: 503,
+    grpc.StatusCode.CANCELLED: 503,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+    grpc.StatusCode.DATA_LOSS: 507,
+}
+# Both sides of gRPC say with these words that a message is too large, under codes that mean other things as well.
+TOO_LARGE = ("message length too large", "larger than max")
+UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How a failed request is tried again. Times in seconds.
+
+    Attributes:
+        attempts: how often a request is sent, the first time included.
+        first_wait, longest_wait: before the second attempt, and the most that doubling makes of it.
+        jitter: at most so much is added to each wait, at random, so that clients do not come back together.
+        longest_asked: of a wait that the server asks for by `Retry-After`, no more than this is granted.
+        longest: no further attempt begins after so long.
+    """
+
+    attempts: int = 10
+    first_wait: float = 0.2
+    longest_wait: float = 15.0
+    jitter: float = 1.0
+    longest_asked: float = 60.0
+    longest: float = 120.0
+
+
+# A mistyped URL should be known in seconds; a server that starts has them too.
+ATTEMPTS_TO_CONNECT = 5
+
+
+class Connection:
+    """A client with its URL, its secrets and its patience.
+
+    Attributes:
+        client: the client, whose methods go through `call`.
+        url: the URL, without its password.
+        grpc: whether requests are gRPC's; REST otherwise.
+        version: of the server, such as (1, 19); None until `require_version` has asked.
+    """
+
+    def __init__(
+        self, client: QdrantClient, url: str, *, patience: Patience = Patience(), secrets: tuple[str, ...] = ()
+    ):
+        self.client = client
+        self.url = redacted(url)
+        self.grpc = url.startswith("grpc")
+        self.patience = patience
+        self.version: tuple[int, int] | None = None
+        self._secrets = secrets
+
+    def call(self, operation: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Call the client, translate its errors, and try again what may pass."""
+        patience = self.patience
+
+        def wait(error: Exception) -> bool | float:
+            if not isinstance(error, StoreUnavailableError):
+                return False
+            return True if error.retry_after is None else min(error.retry_after, patience.longest_asked)
+
+        for attempt in stamina.retry_context(
+            on=wait,
+            attempts=patience.attempts,
+            timeout=patience.longest,
+            wait_initial=patience.first_wait,
+            wait_max=patience.longest_wait,
+            wait_jitter=patience.jitter,
+        ):
+            with attempt:
+                return self.translated(operation, *args, **options)
+        raise AssertionError("unreachable: the last attempt raises")
+
+    def translated(self, operation: Callable[..., T], *args: Any, **options: Any) -> T:
+        """The one boundary at which the client's errors become ours.
+
+        The client's own error is the cause of ours, unless it would show a secret.
+        """
+        try:
+            return operation(*args, **options)
+        except StoreError:
+            raise
+        except Exception as error:
+            failure = self._translation(error)
+            if failure is None:
+                raise
+            cause = error
+        if any(secret in f"{cause} {cause!r}" for secret in self._secrets):
+            raise failure
+        raise failure from cause
+
+    def _translation(self, error: Exception) -> StoreError | None:  # noqa: PLR0911  a table of cases
+        """Return what a client's error is among ours, most specific first; None if it is no client's."""
+        match error:
+            case UnexpectedResponse():
+                content = error.content.decode(errors="replace")[:500]
+                return self._answered(error.status_code or 0, content, _seconds(error.headers.get("Retry-After")))
+            case ResponseHandlingException(source=ValidationError()):
+                return self._no_qdrant(error)
+            case ResponseHandlingException() | httpx.TransportError():
+                source = error.source if isinstance(error, ResponseHandlingException) else error
+                return self._unreachable(source)
+            case ResourceExhaustedResponse():
+                return self._overloaded(str(error), error.retry_after_s)
+            case QdrantException():  # the client's complaint about a Retry-After that is a date, which it quotes
+                return self._overloaded(str(error), _seconds(str(error).partition("integer: ")[2]))
+            case grpc.RpcError():
+                return self._rpc_failed(error)
+            case ApiException() | grpc.FutureTimeoutError() | grpc.FutureCancelledError():
+                return StoreError(self._shown(f"{self.url}: {error}"))
+            case json.JSONDecodeError() | UnicodeDecodeError() | AssertionError():
+                return self._no_qdrant(error)  # the client asserts that an answer holds a result
+            case ValueError() if "not found" in str(error):  # in memory, the client's word for missing collections
+                return CollectionNotFoundError(self._shown(f"{self.url}: {error}"))
+            case ValueError():  # the client's word for bad arguments
+                return StoreError(self._shown(f"{self.url}: {error}"))
+        return None
+
+    def _answered(
+        self, status: int, content: str, retry_after: float | None = None, *, name: str | None = None
+    ) -> StoreError:
+        """Return the error that an HTTP status means, under the name that it has in gRPC."""
+        message = self._shown(f"{self.url} answered {name or status}: {content}")
+        if status in TRANSIENT_STATUS:
+            return StoreUnavailableError(message, retry_after)
+        if status == HTTPStatus.NOT_FOUND:
+            return CollectionNotFoundError(message)
+        if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            return RequestTooLargeError(message)
+        if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
+            return RequestRefusedError(message)
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            message += "; check MODALIGN_QDRANT_API_KEY"
+        return StoreError(message)
+
+    def _rpc_failed(self, error: grpc.RpcError) -> StoreError:
+        """Return the error that a gRPC status means."""
+        code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
+        details = (error.details() if isinstance(error, grpc.Call) else "") or ""
+        if any(words in details for words in TOO_LARGE):
+            return RequestTooLargeError(self._shown(f"{self.url} answered {code.name}: {details}"))
+        if code is grpc.StatusCode.UNAVAILABLE:
+            return self._unreachable(details)
+        return self._answered(HTTP_STATUS[code], details, name=code.name)
+
+    def _unreachable(self, why: object) -> StoreError:
+        """Return the error of a request that got no answer."""
+        if UNTRUSTED in str(why):
+            return self._untrusted()
+        message = self._shown(
+            f"{self.url} cannot be reached: {why}; check that it runs, that MODALIGN_QDRANT_URL names it, and that "
+            "MODALIGN_QDRANT_TIMEOUT leaves it the time it needs"
+        )
+        never = isinstance(why, (httpx.LocalProtocolError, httpx.UnsupportedProtocol))
+        return StoreError(message) if never else StoreUnavailableError(message)
+
+    def _untrusted(self) -> StoreError:
+        return StoreError(
+            f"{self.url} has a certificate that is not trusted; name the file of the authority that signed it by "
+            "MODALIGN_QDRANT_CA_FILE"
+        )
+
+    def _overloaded(self, why: str, retry_after: float | None) -> StoreError:
+        return StoreUnavailableError(self._shown(f"{self.url} asks for fewer requests: {why}"), retry_after)
+
+    def _no_qdrant(self, error: Exception) -> StoreError:
+        return StoreError(
+            self._shown(
+                f"{self.url} did not answer as Qdrant does ({error}); check that MODALIGN_QDRANT_URL names its HTTP "
+                "port, or its gRPC port after grpc://"
+            )
+        )
+
+    def _shown(self, text: str) -> str:
+        """Take the secrets out of a message: a proxy may send back what it was sent."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return without_secrets(text)
+
+
+def connected(
+    url: str,
+    *,
+    api_key: str | None = None,
+    ca_file: Path | None = None,
+    timeout: int = REQUEST_SECONDS,
+    patience: Patience = Patience(),
+) -> Connection:
+    """Make a client for the server at `url`, which is not asked for anything yet.
+
+    A port that is missing is Qdrant's own: 6333, and 6334 for gRPC. User and password in an HTTP URL go to a proxy
+    that asks for them.
+
+    Raises:
+        SettingsError: the URL, the key or the file cannot be meant.
+    """
+    if api_key and not (api_key.isascii() and api_key.isprintable()):
+        raise SettingsError("MODALIGN_QDRANT_API_KEY: expected printable ASCII, as a header can carry; got other text")
+    try:
+        parts = urlsplit(url)
+        port, password = parts.port, unquote(parts.password or "")
+        options: dict[str, Any] = {"api_key": api_key, "timeout": timeout, "check_compatibility": False}
+        if parts.scheme in ("grpc", "grpcs"):
+            options |= _grpc(parts.hostname or "", port or GRPC_PORT, parts.scheme == "grpcs", ca_file)
+        elif parts.scheme in ("http", "https"):
+            options |= {"url": url, "verify": _trusting(ca_file)}
+            if parts.username is not None:
+                options["auth"] = (unquote(parts.username), password)
+        else:
+            raise ValueError
+        with warnings.catch_warnings():
+            if parts.hostname in LOOPBACK:  # a key that never leaves the machine needs no encryption
+                warnings.filterwarnings("ignore", "Api key is used with an insecure connection", UserWarning)
+            client = QdrantClient(**options)
+    except SettingsError:
+        raise
+    except ValueError:  # its text may hold the URL with the password in it
+        raise SettingsError(f"store {redacted(url)!r}: expected http(s)://HOST:PORT or grpc(s)://HOST:PORT") from None
+    token = parts.username if parts.password is None else None  # https://TOKEN@host
+    secrets = (api_key, password, parts.password, token, unquote(token or ""))
+    return Connection(client, url, patience=patience, secrets=tuple(dict.fromkeys(filter(None, secrets))))
+
+
+def _grpc(host: str, port: int, encrypted: bool, ca_file: Path | None) -> dict[str, Any]:
+    if not host:
+        raise ValueError
+    options: dict[str, Any] = {"host": f"[{host}]" if ":" in host else host, "grpc_port": port, "https": encrypted}
+    if encrypted and ca_file:
+        try:
+            options["grpc_options"] = {"root_certificates": ca_file.read_bytes()}
+        except OSError as error:
+            raise SettingsError(f"MODALIGN_QDRANT_CA_FILE: {ca_file} cannot be read: {error}") from error
+    return {**options, "prefer_grpc": True}
+
+
+def _trusting(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # an SSLError is one
+        raise SettingsError(f"MODALIGN_QDRANT_CA_FILE: {ca_file} cannot be read as PEM: {error}") from error
+
+
+def _seconds(text: str | None) -> float | None:
+    """Read the header Retry-After: seconds, or a date; None where it says neither."""
+    try:
+        seconds = float(text or "")
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(text or "") - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):  # no date, or one without a time zone
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None

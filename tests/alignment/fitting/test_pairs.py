@@ -1,0 +1,53 @@
+"""Pairs: what closed forms see, some rows at a time."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alignment.fitting import pairs as module
+from alignment.fitting.pairs import Pairs
+from alignment.retrieval.grouped import Labelled, Side
+from alignment.vectors import unit
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("block", [1, 4, 100])
+def test_blocks_are_the_whole(block: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK_ROWS", block)
+    image = Side(rng.standard_normal((9, 4)).astype(np.float32), np.arange(9) // 2)
+    text = Side(rng.standard_normal((5, 3)).astype(np.float32), np.arange(5))
+    data = Labelled(image, text)
+    made = Pairs.of(data, CPU)
+    X, Y = (unit(side).astype(np.float64) for side in data.pairs())
+    X, Y = X - X.mean(axis=0), Y - Y.mean(axis=0)
+    found = [torch.cat(sides).numpy() for sides in zip(*made.blocks(), strict=True)]
+    for side, expected in zip(found, (X, Y), strict=True):
+        np.testing.assert_allclose(side, expected, atol=1e-7)
+    for product, expected in zip(made.products, (X.T @ X, Y.T @ Y, X.T @ Y), strict=True):
+        np.testing.assert_allclose(product.numpy(), expected, atol=1e-6)
+    assert (len(made), made.dims) == (9, (4, 3))
+    np.testing.assert_allclose(made.spread(4)[0].numpy(), X[::3], atol=1e-7)
+    assert [len(side) for side in made.spread(100)] == [9, 9]
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 4), st.integers(1, 4))
+def test_a_pair_is_of_one_group_and_every_item_takes_part(seed: int, groups: int, images: int, texts: int) -> None:
+    rng = np.random.default_rng(seed)
+    sides = [
+        Side(
+            np.zeros((0, 1), np.float32),
+            rng.permutation(np.repeat(np.arange(groups), rng.integers(1, most + 1, groups))),
+        )
+        for most in (images, texts)
+    ]
+    data = Labelled(sides[0], sides[1])
+    x, y = data.pair_rows()
+    np.testing.assert_array_equal(data.image.groups[x], data.text.groups[y])
+    for rows, side in ((x, data.image), (y, data.text)):
+        assert set(rows.tolist()) == set(range(len(side.groups)))
+    counts = [np.bincount(side.groups) for side in sides]
+    assert len(x) == np.maximum(*counts).sum()

@@ -1,0 +1,239 @@
+"""`modalign compare` end to end: what it prints and writes, and how it ends."""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markupsafe import escape
+
+from alignment.comparison.compare import METRICS, NotRun, compare
+from alignment.comparison.guidelines import advise
+from alignment.sets.embedding_set import EmbeddingSet
+from connector.errors import ConnectorError
+from connector.reports import compare_report as comparisons
+from connector.reports.compare_charts import VIRIDIS, colour, heat_map, ink, learning_curves
+from tests.connector.cli.test_cli import Ended, done, modalign
+from tests.connector.reports.test_contact_sheet import Page
+from tests.support.fakes import fake_pairs, write_manifest
+
+N = 160
+QUICK = ["--method", "ridge", "--method", "rcca", "--metric", "cosine", "--metric", "chi2", "--folds", 2]
+FILES = {"compare.json", "compare.html", "heatmap.svg", "learning-curves.svg"}
+NAMES = ["fake-image:small + fake-text:small", "fake-image:small + fake-text:other"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with the same corpus encoded by two pairs of encoders."""
+    home, place = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("corpus")
+    corpus = write_manifest(place / "things.jsonl", fake_pairs(place, N))
+    done("db", "upgrade", "--home", home)
+    for text in ("small", "other"):
+        encoders = ["--image-encoder", "fake-image:small", "--text-encoder", f"fake-text:{text}"]
+        done("encode", corpus, "--set", text, *encoders, "--home", home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def report(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    to = tmp_path_factory.mktemp("reports") / "new" / "report"
+    done("compare", "small", "other", *QUICK, "--to", to, "--home", home)
+    return to
+
+
+@pytest.fixture(scope="module")
+def document(report: Path) -> Any:
+    def refuse(name: str) -> Any:
+        raise ValueError(f"{name} is no JSON")
+
+    return json.loads((report / "compare.json").read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def test_every_file_is_written(report: Path) -> None:
+    assert {path.name for path in report.iterdir()} == FILES
+
+
+def test_the_document_holds_the_table(document: Any) -> None:
+    assert set(document) == {
+        "format", "modalign", "advised", "guidelines", "reference", "groups", "encoders", "fits", "rows", "curves",
+        "not_run", "settings", "seconds",
+    }  # fmt: skip
+    assert [pair["name"] for pair in document["encoders"]] == NAMES
+    assert document["groups"]["training"] + document["groups"]["held_out"] == N
+    assert [(fit["method"], fit["encoders"]) for fit in document["fits"]] == [
+        (method, pair) for method in ("ridge", "rcca") for pair in NAMES
+    ]
+    assert [row["metric"] for row in document["rows"]] == ["cosine", "chi2(map=split)"] * 4
+    for row in document["rows"]:
+        for named in row["recall"].values():
+            for value in named.values():
+                assert 0 <= value["low"] <= value["value"] <= value["high"] <= 1
+        assert row["query_microseconds"].keys() == {"image", "text"}
+    for fit in document["fits"]:
+        assert fit["validation"]["folds"] == 2
+        assert {"raw", "image_null", "text_null", "debiased", "centroid", "centred", "n", "seed"} < fit["gap"].keys()
+    assert document["reference"] == "cosine"
+    topics = [guideline["topic"] for guideline in document["guidelines"]]
+    assert topics[:4] == ["in short", "encoders", "method", "metric"]
+    assert {"more data", "gap"} <= set(topics)
+    assert document["not_run"] == []
+    advised = document["advised"]
+    assert any(
+        (row["encoders"], row["method"], row["metric"]) == (advised["encoders"], advised["method"], advised["metric"])
+        for row in document["rows"]
+    )
+
+
+def test_the_page_shows_the_guidelines_first_and_loads_nothing(report: Path, document: Any) -> None:
+    text = (report / "compare.html").read_text(encoding="utf-8")
+    page = Page(text)
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object", "img")
+        assert not {"src", "srcset", "href", "action"} & attributes.keys(), tag
+    assert "url(" not in text.replace("url(#scale)", "")
+    assert "@import" not in text
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+    places = [text.index(str(escape(guideline["says"]))) for guideline in document["guidelines"]]
+    assert places == sorted(places)
+    assert places[-1] < text.index("<svg") < text.index("<table")
+    assert [tag for tag, _ in page.tags].count("svg") == 2
+
+
+def test_the_pictures_are_svg_of_their_own(report: Path, document: Any) -> None:
+    for name in ("heatmap.svg", "learning-curves.svg"):
+        root = ET.fromstring((report / name).read_text(encoding="utf-8"))
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    texts = [element.text for element in ET.parse(report / "heatmap.svg").iter("{http://www.w3.org/2000/svg}text")]
+    for row in document["rows"]:
+        assert f"{row['recall']['mean']['recall@10']['value']:.3f}" in texts
+    for label in (*NAMES, "ridge", "rcca", "cosine", "chi2"):
+        assert label in texts
+
+
+def test_pictures_stay_within_their_frame(report: Path) -> None:
+    for name in ("heatmap.svg", "learning-curves.svg"):
+        root = ET.parse(report / name).getroot()
+        width, height = float(root.attrib["width"]), float(root.attrib["height"])
+        for element in root.iter():
+            for names, most in ((("x", "x1", "x2", "cx"), width), (("y", "y1", "y2", "cy"), height)):
+                for place in (float(element.attrib[n]) for n in names if n in element.attrib):
+                    assert 0 <= place <= most, (name, element.attrib)
+
+
+def test_a_table_and_sentences_are_printed(home: Path) -> None:
+    ended = done("compare", "small", *QUICK, "--home", home)
+    (run,) = re.findall(r"wrote .*reports/compare-(\d+)/compare\.html", ended.err)
+    assert {path.name for path in (home / "reports" / f"compare-{run}").iterdir()} == FILES
+    for text in ("ridge", "rcca", "chi2", "R@10", "query µs", "in short: Take ", "method: ", "metric: ", "more data: "):
+        assert text in ended.out
+    status = done("status", "--json", "--home", home).document["runs"][0]
+    assert (status["run"], status["command"], status["outcome"]) == (int(run), "compare", "done")
+    assert status["counts"] == "2 fits, 4 rows"
+
+
+def test_json_is_the_document(home: Path, tmp_path: Path) -> None:
+    ended = done("compare", "small", *QUICK, "--to", tmp_path / "r", "--json", "--home", home)
+    written = json.loads((tmp_path / "r" / "compare.json").read_text(encoding="utf-8"))
+    found = ended.document
+    assert found.pop("run") > 0
+    assert found == written
+
+
+def test_a_budget_leaves_empty_cells_and_no_curves(home: Path, tmp_path: Path) -> None:
+    ended = done("compare", "small", *QUICK, "--budget", "0.001s", "--to", tmp_path / "r", "--home", home)
+    assert "not run: chi2(map=split) after ridge on" in " ".join(ended.out.split())
+    assert {path.name for path in (tmp_path / "r").iterdir()} == FILES - {"learning-curves.svg"}
+    assert "not run" in (tmp_path / "r" / "heatmap.svg").read_text(encoding="utf-8")
+    assert "Would more data help?" not in (tmp_path / "r" / "compare.html").read_text(encoding="utf-8")
+
+
+def test_a_directory_that_exists_is_refused_before_anything_is_fitted(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    ended = modalign("compare", "small", "--to", tmp_path, "--home", home)
+    assert ended.code == 1
+    assert "is not empty; name another directory with --to" in ended.error
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_empty_directory_is_taken(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()  # as a run leaves it that was killed
+    quick = ("--method", "ridge", "--metric", "cosine", "--folds", 2)
+    done("compare", "small", *quick, "--to", tmp_path / "r", "--home", home)
+    assert (tmp_path / "r" / "compare.html").exists()
+
+
+def test_a_failure_leaves_no_directory(home: Path, tmp_path: Path) -> None:
+    ended = modalign("compare", "small", "--method", "magic", "--to", tmp_path / "r", "--home", home)
+    assert (ended.code, "unknown method 'magic'" in ended.error) == (1, True)
+    assert not (tmp_path / "r").exists()
+    runs = done("status", "--json", "--home", home).document["runs"]
+    assert (runs[0]["command"], runs[0]["outcome"]) == ("compare", "failed")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nothing"], 1, "is not an embedding set"),
+        (["../small"], 2, "expected 1 to 128 letters"),
+        (["small", "--metric", "hamming"], 2, "unknown metric 'hamming'"),
+        (["small", "--folds", "100"], 1, "needs at least 200 groups"),
+        (["small", "--budget", "10"], 2, "expected a time above zero"),
+        ([], 2, "Missing argument 'SET...'"),
+    ],
+)
+def test_bad_input_ends_in_one_clear_line(arguments: list[str], code: int, message: str, home: Path) -> None:
+    ended: Ended = modalign("compare", *arguments, "--home", home)
+    assert ended.code == code
+    assert message in ended.error
+
+
+def test_the_help_names_the_default_metrics() -> None:
+    text = " ".join(done("compare", "--help").out.split())
+    assert ", ".join(str(metric).partition("(")[0] for metric in METRICS) in text
+
+
+def test_a_page_escapes_what_it_is_given(home: Path, tmp_path: Path) -> None:
+    made = EmbeddingSet.open(home / "sets" / "small")
+    found = compare([made], methods=["ridge"], metrics=METRICS[:1], folds=2, device="cpu")
+    script = "<script>alert('\"&')</script>" * 20
+    pairs = [replace(found.pairs[0], name=script)]
+    fitted = [replace(found.fitted[0], pair=script)]
+    curves = [replace(found.curves[0], pair=script)]
+    changed = replace(found, pairs=pairs, fitted=fitted, curves=curves, not_run=[NotRun(script, "late")])
+    comparisons.write_comparison(tmp_path, changed, advise(changed))
+    for name in FILES - {"compare.json"}:
+        assert "<script" not in (tmp_path / name).read_text(encoding="utf-8")
+
+
+def test_a_disk_that_is_full_is_said(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = EmbeddingSet.open(home / "sets" / "small")
+    found = compare([made], methods=["ridge"], metrics=METRICS[:1], folds=2, device="cpu")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(comparisons, "write_durably", full)
+    with pytest.raises(ConnectorError, match=r"compare\.json cannot be written: .*No space left"):
+        comparisons.write_comparison(tmp_path, found, advise(found))
+    assert learning_curves(replace(found, curves=[])) is None
+    assert heat_map(found, advise(found)).startswith("<svg")
+
+
+def test_text_on_every_colour_can_be_read() -> None:
+    def luminance(text: str) -> float:
+        parts = [int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    shades = [colour(share / 100) for share in range(101)]
+    assert (shades[0], shades[-1]) == (VIRIDIS[0], VIRIDIS[-1])
+    lights = [luminance(shade) for shade in shades]
+    assert lights == sorted(lights)
+    for shade, light in zip(shades, lights, strict=True):
+        contrast = 1.05 / (light + 0.05) if ink(shade) == "light" else (light + 0.05) / 0.05
+        assert contrast >= 4.5

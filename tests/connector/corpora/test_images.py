@@ -1,0 +1,340 @@
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from connector.corpora import images
+from connector.corpora.images import MAX_ASPECT, MAX_PIXELS, ImageRejectedError, decode, read_image
+from connector.corpora.items import IMAGE_SUFFIXES
+from tests.support.fakes import FakeImageEncoder
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def pixel(content: bytes, x: int = 0, y: int = 0) -> tuple[int, ...]:
+    image = decode(content)
+    assert image.mode == "RGB"
+    value = image.getpixel((x, y))
+    assert isinstance(value, tuple)
+    return value
+
+
+def rejected(content: bytes) -> str:
+    with pytest.raises(ImageRejectedError) as caught:
+        decode(content)
+    assert str(caught.value)
+    return caught.value.reason
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that promises many pixels and holds next to none."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\x00" * 1000))
+        + chunk(b"IEND", b"")
+    )
+
+
+# What is decoded, as a person sees it
+
+
+def test_every_format_is_one_that_pillow_knows() -> None:
+    Image.init()
+    assert set(images.FORMATS) <= Image.OPEN.keys()
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in images.FORMATS}
+    assert suffixes >= IMAGE_SUFFIXES
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "TGA", "ICO"])
+def test_lossless_formats_keep_their_colours(kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    image = Image.new("RGB", (16, 16), (10, 200, 30))
+    assert pixel(encoded(image, kind, **options)) == (10, 200, 30)
+    assert decode(encoded(image, kind, **options)).size == (16, 16)
+
+
+def test_a_jpeg_keeps_its_colours_nearly() -> None:
+    np.testing.assert_allclose(pixel(encoded(Image.new("RGB", (16, 16), (10, 200, 30)), "JPEG")), (10, 200, 30), atol=4)
+
+
+def test_rgb_is_left_alone() -> None:
+    values = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(np.asarray(decode(encoded(Image.fromarray(values)))), values)
+
+
+def test_a_palette_becomes_its_colours() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    assert [pixel(encoded(image), x) for x in (0, 1)] == [(255, 0, 0), (0, 0, 255)]
+
+
+@pytest.mark.parametrize("transparency", [1, b"\xff\x00"])
+def test_a_transparent_entry_of_a_palette_becomes_white(transparency: int | bytes) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    content = encoded(image, transparency=transparency)
+    assert [pixel(content, x) for x in (0, 1)] == [(255, 0, 0), (255, 255, 255)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("RGBA", (255, 0, 0, 255), (255, 0, 0)),
+        ("RGBA", (255, 0, 0, 0), (255, 255, 255)),
+        ("RGBA", (0, 0, 0, 128), (127, 127, 127)),
+        ("LA", (0, 0), (255, 255, 255)),
+        ("LA", (100, 255), (100, 100, 100)),
+        ("LA", (0, 128), (127, 127, 127)),
+        ("L", 77, (77, 77, 77)),
+        ("1", 1, (255, 255, 255)),
+        ("1", 0, (0, 0, 0)),
+        ("I;16", 0, (0, 0, 0)),
+        ("I;16", 32768, (128, 128, 128)),
+        ("I;16", 65535, (255, 255, 255)),
+    ],
+)
+def test_modes_of_png(mode: str, colour: Any, expected: tuple[int, ...]) -> None:
+    np.testing.assert_allclose(pixel(encoded(Image.new(mode, (3, 2), colour))), expected, atol=1)
+
+
+@pytest.mark.parametrize(("mode", "colour"), [("L", 9), ("RGB", (9, 8, 7))])
+def test_a_transparent_colour_becomes_white(mode: str, colour: Any) -> None:
+    assert pixel(encoded(Image.new(mode, (2, 2), colour), transparency=colour)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_a_16_bit_tiff_in_either_byte_order(byteorder: str) -> None:
+    values = np.array([[0, 16384, 32768, 65535]], f"{byteorder}u2")
+    found = np.asarray(decode(encoded(Image.fromarray(values), "TIFF")))[0, :, 0]
+    assert found.tolist() == [0, 64, 128, 255]
+
+
+def test_whole_numbers_of_32_bits_are_scaled() -> None:
+    values = np.array([[0, 32768, 65535]], np.int32)
+    assert np.asarray(decode(encoded(Image.fromarray(values), "TIFF")))[0, :, 0].tolist() == [0, 128, 255]
+    values = np.array([[-1000, 0, 1000]], np.int32)
+    assert np.asarray(decode(encoded(Image.fromarray(values), "TIFF")))[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0.0, 0.5, 1.0], [0, 128, 255]), ([0.25, 0.25, 0.25], [64, 64, 64]), ([-3.0, 1.0, 5.0], [0, 128, 255]),
+     ([300.0, 300.0, 300.0], [0, 0, 0])],
+)  # fmt: skip
+def test_floats_are_shares_or_are_stretched(values: list[float], expected: list[int]) -> None:
+    content = encoded(Image.fromarray(np.array([values], np.float32)), "TIFF")
+    assert np.asarray(decode(content))[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_pixels_that_are_not_finite_are_refused(value: float) -> None:
+    image = Image.fromarray(np.array([[0.5, value]], np.float32))
+    assert rejected(encoded(image, "TIFF")) == "image-broken"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk_is_seen_as_printed(kind: str) -> None:
+    np.testing.assert_allclose(pixel(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), kind)), (255, 0, 0), atol=4)
+    np.testing.assert_allclose(pixel(encoded(Image.new("CMYK", (8, 8), (0, 0, 0, 255)), kind)), (0, 0, 0), atol=4)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_an_animation_the_first_frame_is_seen(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    assert pixel(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)) == (255, 0, 0)
+
+
+# The corner that is red when an image of 3 x 2 with a red top left pixel is shown as its EXIF orientation says.
+@pytest.mark.parametrize(
+    ("orientation", "size", "corner"),
+    [(1, (3, 2), (0, 0)), (2, (3, 2), (2, 0)), (3, (3, 2), (2, 1)), (4, (3, 2), (0, 1)),
+     (5, (2, 3), (0, 0)), (6, (2, 3), (1, 0)), (7, (2, 3), (1, 2)), (8, (2, 3), (0, 2))],
+)  # fmt: skip
+def test_photographs_are_turned_upright(orientation: int, size: tuple[int, int], corner: tuple[int, int]) -> None:
+    image = Image.new("RGB", (3, 2), "white")
+    image.putpixel((0, 0), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(image, "PNG", exif=exif)
+    assert decode(content).size == size
+    assert pixel(content, *corner) == (255, 0, 0)
+    everything = np.asarray(decode(content)).reshape(-1, 3).tolist()
+    assert everything.count([255, 0, 0]) == 1
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [b"Exif\x00\x00garbage", b"Exif\x00\x00", b"Exif\x00\x00II*\x00\xff\xff\xff\xff",
+     b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x09",
+     b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01\x00\x00\x00\x63\x00\x00\x00\x00\x00\x00\x00"],
+)  # fmt: skip
+def test_a_photograph_with_broken_exif_is_still_a_photograph(exif: bytes) -> None:
+    content = encoded(Image.new("RGB", (8, 8), (10, 200, 30)), "JPEG", exif=exif)
+    np.testing.assert_allclose(pixel(content), (10, 200, 30), atol=4)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_a_truncated_image_is_refused(kind: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    content = encoded(Image.fromarray(noise), kind)
+    for length in (len(content) // 2, len(content) * 9 // 10):
+        assert rejected(content[:length]) in ("image-broken", "image-unidentified")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x00", b"no image at all", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7", b"\x89PNG\r\n\x1a\n",
+     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"],
+)  # fmt: skip
+def test_what_is_no_image_is_refused(content: bytes) -> None:
+    assert rejected(content) == "image-unidentified"
+
+
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(10_001, 10_000), (13_500, 13_500), (20_000, 20_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)],
+)
+def test_a_decompression_bomb_is_refused_before_it_goes_off(width: int, height: int) -> None:
+    assert rejected(png_header(width, height)) == "image-too-large"
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_a_thread_of_pixels_is_refused(upright: bool) -> None:
+    """Encoders scale the shorter side to their input, and the longer one with it."""
+    for width, height in ((MAX_ASPECT, 1), (2 * MAX_ASPECT, 2)):
+        size = (height, width) if upright else (width, height)
+        longer = (height, width + 1) if upright else (width + 1, height)
+        assert decode(encoded(Image.new("RGB", size))).size == size
+        assert rejected(encoded(Image.new("RGB", longer))) == "image-too-elongated"
+    assert MAX_ASPECT == 256
+
+
+def test_a_thread_of_pixels_is_refused_before_it_is_decoded() -> None:
+    with pytest.raises(ImageRejectedError, match="50000 x 100 pixels, at most 256 to 1 is encoded"):
+        decode(png_header(50_000, 100))
+
+
+def test_an_image_within_bounds_is_decoded_though_pillow_would_warn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
+    assert decode(encoded(Image.new("RGB", (10, 10)))).size == (10, 10)
+    monkeypatch.setattr(images, "MAX_PIXELS", 99)
+    assert rejected(encoded(Image.new("RGB", (10, 10)))) == "image-too-large"
+    assert MAX_PIXELS == 100_000_000
+
+
+@given(st.binary(max_size=200), st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"]), st.integers(0, 300))
+def test_whatever_the_bytes_are_an_image_or_a_reason_comes_back(noise: bytes, kind: str, position: int) -> None:
+    content = bytearray(encoded(Image.new("RGB", (9, 9), (1, 2, 3)), kind))
+    content[position : position + len(noise)] = noise
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            outcome = decode(bytes(content)).mode
+        except ImageRejectedError as error:
+            outcome = error.reason
+        assert outcome in ("RGB", "image-broken", "image-unidentified", "image-too-large", "image-too-elongated")
+
+
+def test_no_warning_is_given() -> None:
+    image = Image.new("P", (4, 4))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    contents = [
+        encoded(image, transparency=b"\xff\x00"),
+        encoded(image, "GIF", transparency=1),
+        encoded(Image.new("I;16", (4, 4), 3)),
+        png_header(9_600, 9_600),  # above the size at which Pillow warns, below ours
+        encoded(Image.new("RGB", (4, 4)), "TIFF")[:-3],
+        encoded(Image.new("RGB", (8, 8)), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff"),
+    ]
+    with warnings.catch_warnings(record=True) as given_:
+        warnings.simplefilter("always")
+        for content in contents:
+            try:
+                decode(content)
+            except ImageRejectedError as error:
+                assert error.reason == "image-broken"  # noqa: PT017  the warnings are what is tested
+    assert [str(warning.message) for warning in given_] == []
+
+
+def test_images_are_decoded_by_several_threads_alike() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    contents = [encoded(Image.new("RGB", (32, 32), (i, 2 * i, 3 * i))) for i in range(64)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(pixel, contents)) == [(i, 2 * i, 3 * i) for i in range(64)]
+
+
+def test_what_is_decoded_can_be_encoded() -> None:
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        assert FakeImageEncoder().encode("image", [decode(encoded(Image.new(mode, (4, 4))))]).shape == (1, 12)
+
+
+# Files
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(ImageRejectedError) as caught:
+        read_image(path)
+    return caught.value.reason
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"anything")
+    assert read_image(tmp_path / "a") == b"anything"
+
+
+def test_what_is_no_readable_file_is_refused_by_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "dangling.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "large.png").write_bytes(b"12345")
+    monkeypatch.setattr(images, "MAX_BYTES", 4)
+    assert refused(tmp_path / "empty.png") == "image-empty"
+    assert refused(tmp_path / "folder.png") == "image-not-a-file"
+    assert refused(tmp_path / "missing.png") == "image-missing"
+    assert refused(tmp_path / "dangling.png") == "image-missing"
+    assert refused(tmp_path / "loop.png") in ("image-missing", "image-unreadable")
+    assert refused(tmp_path / "large.png") == "image-too-large"
+    assert refused(tmp_path / ("x" * 300)) in ("image-missing", "image-unreadable")
+    assert refused(tmp_path / "a\x00b") in ("image-missing", "image-unreadable")
+
+
+def test_a_file_that_cannot_be_opened_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+
+    def refuse(self: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert refused(tmp_path / "a.png") == "image-unreadable"
+
+
+def test_a_device_is_no_file() -> None:
+    if not Path("/dev/zero").exists():
+        pytest.skip("there is no /dev/zero")
+    assert refused(Path("/dev/zero")) == "image-not-a-file"

@@ -1,0 +1,549 @@
+"""Promoting, rolling back and dropping releases: gated, recorded, and finished by the same command after any crash."""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from alignment.errors import EmbeddingSetError
+from alignment.modality import MODALITIES
+from alignment.sets.embedding_set import EmbeddingSet
+from connector.errors import CollectionNotFoundError, GateError, MismatchError, SettingsError
+from connector.provenance.tables import BatchRow, PromotionRow, ReleaseRow, now
+from connector.releases.points import point_id
+from connector.releases.promotion import Forced, Lifecycle, Switched, pending
+from connector.releases.release import Release, open_release
+from connector.stores.contract import Points
+from tests.support.world import COLLECTION, Calls, World, opened_world, pairs
+
+FORCED = Forced("someone@somewhere", "the live one is broken")
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with opened_world("edge", tmp_path, monkeypatch) as opened:
+        opened.alignment()
+        opened.alignment("b", turn=1)
+        yield opened
+
+
+def shadowed(world: World, *metrics: str) -> tuple[list[Release], list[Release]]:
+    """Live releases and the shadows of another alignment beside them."""
+    embedding_set = world.set("s", *pairs(6))
+    options: dict[str, Any] = {"metrics": metrics or ("cosine",)}
+    return world.push(embedding_set, **options).releases, world.push(embedding_set, "b", **options).releases
+
+
+def row_of(world: World, release: Release) -> ReleaseRow:
+    (row,) = world.provenance.releases(physical_name=release.name)
+    return row
+
+
+def audited(world: World, *releases: Release, verdict: str = "passed", **changes: Any) -> None:
+    """Record an audit as `connector.audits.recording.record` does."""
+    for release in releases:
+        row = row_of(world, release)
+        settings = {"points": row.points, "served_with": row.settings, "failed_requirements": ["recall@1>1"]}
+        (embedding_set,) = world.provenance.sets_in([row.id])
+        with world.provenance.run("audit", {}) as run:
+            world.provenance.record_audit(
+                run_id=run.id, release_id=row.id, set_id=embedding_set.id, verdict=verdict,
+                settings={**settings, **changes}, measures=[], per_query={},
+            )  # fmt: skip
+
+
+def promote(world: World, **options: Any) -> list[Switched]:
+    with world.provenance.run("promote", {}) as run:
+        return Lifecycle(world.provenance, world.store, COLLECTION).promote(run.id, **options)
+
+
+def rollback(world: World, **options: Any) -> list[Switched]:
+    with world.provenance.run("rollback", {}) as run:
+        return Lifecycle(world.provenance, world.store, COLLECTION).rollback(run.id, **options)
+
+
+def drop(world: World, **options: Any) -> None:
+    lifecycle = Lifecycle(world.provenance, world.store, COLLECTION)
+    lifecycle.drop(lifecycle.droppable(**options))
+
+
+def states(world: World, *releases: Release) -> list[str]:
+    return [row_of(world, release).state for release in releases]
+
+
+def promotions(world: World) -> list[tuple[str, str, str | None, int | None, str | None, str | None, bool]]:
+    names = {row.id: row.physical_name for row in world.provenance.releases()}
+    return [
+        (
+            p.kind, names[p.release_id], names.get(p.previous_id or 0), p.audit_id, p.forced_by, p.reason,
+            p.finished_at is not None,
+        )
+        for p in world.provenance.promotions()
+    ]  # fmt: skip
+
+
+class TestPromote:
+    def test_all_metrics_are_switched_at_one_moment_and_recorded(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        live, shadows = shadowed(world, "cosine", "dot")
+        audited(world, *shadows)
+        switches = Calls(monkeypatch, world.store, "set_aliases")
+        switched = promote(world)
+        aliases = {f"{COLLECTION}.cosine": shadows[0].name, f"{COLLECTION}.dot": shadows[1].name}
+        assert [arguments for (arguments,) in switches.arguments] == [aliases]
+        assert world.store.aliases() == aliases
+        assert states(world, *live, *shadows) == ["retired", "retired", "live", "live"]
+        assert promotions(world) == [
+            ("promote", new.name, old.name, number + 1, None, None, True)
+            for number, (old, new) in enumerate(zip(live, shadows, strict=True))
+        ]
+        assert [(s.row.physical_name, s.row.state, s.refused, s.lacks) for s in switched] == [
+            (shadow.name, "live", None, []) for shadow in shadows
+        ]
+        (first, _) = world.provenance.promotions()
+        assert first.finished_at is not None
+        assert first.begun_at <= first.finished_at <= now()
+        assert world.provenance.runs(1)[0].id == first.run_id
+        assert open_release(world.provenance, world.store, COLLECTION, "cosine").name == shadows[0].name
+
+    def test_again_changes_nothing(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        _, shadows = shadowed(world)
+        audited(world, *shadows)
+        promote(world)
+        before, switches = world.snapshot(), Calls(monkeypatch, world.store, "set_aliases")
+        assert promote(world) == promote(world, names=[shadows[0].name]) == promote(world, metrics=["cosine"]) == []
+        assert (world.snapshot(), len(switches), len(promotions(world))) == (before, 0, 1)
+
+    def test_one_metric_of_several(self, world: World) -> None:
+        live, shadows = shadowed(world, "cosine", "dot")
+        audited(world, *shadows)
+        promote(world, metrics=["dot"])
+        assert states(world, *live, *shadows) == ["live", "retired", "ready", "live"]
+
+    def test_of_several_alignments_the_newest_or_the_named(self, world: World) -> None:
+        live, older = shadowed(world)
+        world.alignment("c", turn=2)
+        newer = world.push(world.set("s", *pairs(6)), "c").releases
+        audited(world, *older, *newer)
+        promote(world)
+        assert states(world, *live, *older, *newer) == ["retired", "ready", "live"]
+        promote(world, names=[older[0].name])
+        assert states(world, *live, *older, *newer) == ["retired", "live", "retired"]
+
+    def test_what_is_not_there(self, world: World) -> None:
+        with pytest.raises(CollectionNotFoundError, match="no release of collection 'things' in the store edge:qdrant"):
+            promote(world)
+        live, _ = shadowed(world)
+        with pytest.raises(CollectionNotFoundError, match="no release 'nothing' of collection 'things'; it has things"):
+            promote(world, names=["nothing"])
+        with pytest.raises(CollectionNotFoundError, match="for each metric, got none; `modalign status things`"):
+            promote(world, metrics=["dot"])
+        drop_state(world, live[0], "building")
+        with pytest.raises(CollectionNotFoundError, match="is building, expected a ready one; push"):
+            promote(world, names=[live[0].name])
+
+    def test_a_push_after_it_goes_to_the_new_one_alone(self, world: World) -> None:
+        live, shadows = shadowed(world)
+        audited(world, *shadows)
+        promote(world)
+        world.push(world.set("more", *pairs(3, seed=4, prefix="more-")), "b")
+        assert (world.store.count(live[0].name), world.store.count(shadows[0].name)) == (12, 18)
+
+
+def drop_state(world: World, release: Release, state: str) -> None:
+    row = row_of(world, release)
+    row.state = state
+    world.provenance.save(row)
+
+
+def written_since(world: World, release: Release) -> None:
+    with world.provenance.session() as session:
+        for line in session.query(BatchRow).filter_by(release_id=release.row.id):
+            line.written_at = now()
+
+
+def rolled_back_since(world: World, release: Release) -> None:
+    promote(world)
+    rollback(world)
+    world.push(world.set("s", *pairs(6)), "b")
+
+
+class TestGate:
+    REFUSED: Sequence[tuple[dict[str, Any] | None, Callable[[World, Release], object] | None, str]] = [
+        (None, None, "was never audited"),
+        ({"verdict": "failed"}, None, r"its newest audit, of run 3, has failed: recall@1>1"),
+        ({"verdict": "measured"}, None, "required nothing"),
+        ({}, written_since, r"began 2.*, the release was written to 2"),
+        ({"points": 11}, None, "saw 11 points, it holds 12"),
+        ({"served_with": {"hnsw_ef": 64}}, None, "searched with {'hnsw_ef': 64}, production would with {"),
+        ({}, rolled_back_since, r"began 2.*, the release was rolled back 2"),
+    ]
+
+    @pytest.mark.parametrize(("audit", "after", "message"), REFUSED)
+    def test_refused_unless_forced(
+        self,
+        world: World,
+        audit: dict[str, Any] | None,
+        after: Callable[[World, Release], object] | None,
+        message: str,
+    ) -> None:
+        live, shadows = shadowed(world)
+        if audit is not None:
+            audited(world, *shadows, **audit)
+        if after:
+            after(world, shadows[0])
+        before = world.snapshot(), promotions(world)
+        with pytest.raises(GateError, match=message) as caught:
+            promote(world)
+        assert shadows[0].name in str(caught.value)
+        assert "--force --reason" in str(caught.value)
+        assert (world.snapshot(), promotions(world)) == before
+        (switched,) = promote(world, forced=FORCED)
+        assert switched.refused
+        assert switched.refused in str(caught.value)
+        assert promotions(world)[-1] == (
+            "promote", shadows[0].name, live[0].name, None, FORCED.by, FORCED.reason, True,
+        )  # fmt: skip
+        assert states(world, *live, *shadows) == ["retired", "live"]
+
+    def test_the_newest_audit_counts(self, world: World) -> None:
+        _, shadows = shadowed(world)
+        audited(world, *shadows)
+        audited(world, *shadows, verdict="failed")
+        with pytest.raises(GateError, match="has failed"):
+            promote(world)
+        audited(world, *shadows)
+        promote(world, forced=FORCED)  # which was not needed
+        assert promotions(world)[0][3:6] == (3, None, None)
+
+    def test_one_that_is_refused_holds_all_back(self, world: World) -> None:
+        live, shadows = shadowed(world, "cosine", "dot")
+        audited(world, shadows[0])
+        with pytest.raises(GateError, match=f"release {shadows[1].name} was never audited"):
+            promote(world)
+        assert states(world, *live, *shadows) == ["live", "live", "ready", "ready"]
+
+
+def another_vector(world: World, release: Release) -> None:
+    (record,) = world.store.retrieve(release.name, [point_id("image", "3")], vector_name="image")
+    turned = np.roll(np.asarray(record.vector), 1)[None]
+    world.store.upsert(release.name, Points("image", [record.id], turned, [record.payload]))
+
+
+def another_payload(world: World, release: Release) -> None:
+    (record,) = world.store.retrieve(release.name, [point_id("text", "2")], vector_name="text")
+    vector = np.asarray(record.vector)[None]
+    world.store.upsert(release.name, Points("text", [record.id], vector, [{**record.payload, "content_sha256": "0"}]))
+
+
+def foreign_point(world: World, release: Release) -> None:
+    world.store.upsert(release.name, Points("image", [point_id("image", "x")], np.ones((1, 6), np.float32), [{}]))
+
+
+def set_of_live_alone(world: World, release: Release) -> None:
+    drop_state(world, release, "retired")
+    world.push(world.set("more", *pairs(2, seed=4, prefix="more-")))
+    drop_state(world, release, "ready")
+
+
+def no_set(world: World, release: Release) -> None:
+    shutil.rmtree(world.home / "sets" / "s")
+
+
+def another_set(world: World, release: Release) -> None:
+    world.set("s", *pairs(6, seed=9))
+
+
+def another_alignment(world: World, release: Release) -> None:
+    shutil.rmtree(world.home / "alignments" / "b")
+    world.alignment("b", turn=5)
+
+
+BROKEN: Sequence[tuple[Callable[[World, Release], object], type[Exception], str]] = [
+    (another_vector, MismatchError, r"holds something else than image:3 of embedding set .*status things --verify"),
+    (another_payload, MismatchError, r"holds something else than text:2 of embedding set .* --repair"),
+    (foreign_point, MismatchError, r"holds 13 points, the ledger says 12"),
+    (no_set, EmbeddingSetError, "is not an embedding set"),
+    (another_set, MismatchError, "hold nothing of what was pushed into release .*; push them again"),
+    (another_alignment, MismatchError, "was written with alignment b .*, its directory now holds"),
+]
+
+
+class TestVerification:
+    """What no audit and no force can make up for."""
+
+    @pytest.mark.parametrize(
+        ("broken", "kind", "message"),
+        [
+            *BROKEN,
+            (
+                set_of_live_alone,
+                MismatchError,
+                r"lacks 4 points of embedding set more that things.cosine.* holds; run `modalign push more --into "
+                r"things --alignment b --metric 'cosine'`",
+            ),
+        ],
+    )
+    def test_a_promotion_is_refused(
+        self, world: World, broken: Callable[[World, Release], object], kind: type[Exception], message: str
+    ) -> None:
+        live, shadows = shadowed(world)
+        broken(world, shadows[0])
+        audited(world, *shadows)
+        with pytest.raises(kind, match=message):
+            promote(world, forced=FORCED)
+        assert states(world, *live, *shadows) == ["live", "ready"]
+        assert promotions(world) == []
+
+    @pytest.mark.parametrize(("broken", "kind", "message"), BROKEN[:3])
+    def test_a_rollback_is_refused(
+        self, world: World, broken: Callable[[World, Release], object], kind: type[Exception], message: str
+    ) -> None:
+        live, shadows = shadowed(world)
+        promote(world, forced=FORCED)
+        broken(world, live[0])
+        with pytest.raises(kind, match=message):
+            rollback(world)
+        assert states(world, *live, *shadows) == ["retired", "live"]
+
+
+class TestRollback:
+    def test_the_previous_releases_come_back(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        live, shadows = shadowed(world, "cosine", "dot")
+        before = world.snapshot()
+        promote(world, forced=FORCED)
+        switches = Calls(monkeypatch, world.store, "set_aliases")
+        rollback(world)
+        assert len(switches) == 1
+        assert world.store.aliases() == before["aliases"]
+        assert states(world, *live, *shadows) == ["live", "live", "retired", "retired"]
+        assert [line[:3] for line in promotions(world)[2:]] == [
+            ("rollback", old.name, new.name) for old, new in zip(live, shadows, strict=True)
+        ]
+        with pytest.raises(CollectionNotFoundError, match="nothing to roll back to"):
+            rollback(world)
+
+    def test_one_metric_and_then_the_rest(self, world: World) -> None:
+        live, shadows = shadowed(world, "cosine", "dot")
+        promote(world, forced=FORCED)
+        rollback(world, metrics=["dot"])
+        assert states(world, *live, *shadows) == ["retired", "live", "live", "retired"]
+        with pytest.raises(CollectionNotFoundError, match="under dot has replaced another"):
+            rollback(world, metrics=["dot"])
+        rollback(world)
+        assert states(world, *live, *shadows) == ["live", "live", "retired", "retired"]
+
+    def test_promotions_are_undone_one_after_the_other(self, world: World) -> None:
+        live, second = shadowed(world)
+        promote(world, forced=FORCED)
+        world.alignment("c", turn=2)
+        third = world.push(world.set("s", *pairs(6)), "c").releases
+        promote(world, forced=FORCED)
+        for expected in (["retired", "live", "retired"], ["live", "retired", "retired"]):
+            rollback(world)
+            assert states(world, *live, *second, *third) == expected
+
+    def test_what_arrived_since_is_named(self, world: World) -> None:
+        live, _ = shadowed(world)
+        promote(world, forced=FORCED)
+        world.push(world.set("more", *pairs(2, seed=4, prefix="more-")), "b")
+        (switched,) = rollback(world)
+        (lack,) = switched.lacks
+        assert lack.startswith(f"release {live[0].name} lacks 4 points of embedding set more that ")
+        assert lack.endswith("run `modalign push more --into things --alignment a --metric 'cosine'`")
+        world.push(world.set("more", *pairs(2, seed=4, prefix="more-")))
+        assert world.states()[live[0].name] == ("live", 16)
+
+    def test_what_was_dropped_does_not_come_back(self, world: World) -> None:
+        _, shadows = shadowed(world)
+        promote(world, forced=FORCED)
+        drop(world, retired=True)
+        with pytest.raises(CollectionNotFoundError, match=f"release {shadows[0].name} replaced one that was dropped"):
+            rollback(world)
+
+
+class TestDrop:
+    def test_retired_ones(self, world: World) -> None:
+        live, shadows = shadowed(world, "cosine", "dot")
+        promote(world, forced=FORCED)
+        drop(world, retired=True)
+        assert world.store.collections() == sorted(shadow.name for shadow in shadows)
+        assert {name for name, *_ in world.ledger()} == {shadow.name for shadow in shadows}
+        assert all(row_of(world, release).dropped_at for release in live)
+        assert [line[2] for line in promotions(world)] == [release.name for release in live]  # SQL remembers them
+        drop(world, retired=True)  # of which there are none
+
+    def test_ready_and_building_ones_by_name(self, world: World) -> None:
+        live, shadows = shadowed(world, "cosine", "dot")
+        drop_state(world, shadows[1], "building")
+        audited(world, shadows[0])
+        drop(world, names=[shadow.name for shadow in shadows])
+        assert world.store.collections() == sorted(release.name for release in live)
+
+    def test_never_the_live_one(self, world: World) -> None:
+        live, shadows = shadowed(world)
+        with pytest.raises(MismatchError, match=f"{live[0].name} is live: things.cosine names it"):
+            drop(world, names=[shadows[0].name, live[0].name])
+        world.store.set_aliases({"someone-elses": shadows[0].name})
+        with pytest.raises(MismatchError, match="is live: someone-elses names it"):
+            drop(world, names=[shadows[0].name])
+        assert world.store.collections() == sorted([live[0].name, shadows[0].name])
+
+    @pytest.mark.parametrize("options", [{}, {"names": ["x"], "retired": True}])
+    def test_what_cannot_be_meant(self, world: World, options: dict[str, Any]) -> None:
+        with pytest.raises(SettingsError, match="got neither or both"):
+            drop(world, **options)
+
+    def test_what_a_rollback_would_return_to_is_known(self, world: World) -> None:
+        live, shadows = shadowed(world)
+        promote(world, forced=FORCED)
+        lifecycle = Lifecycle(world.provenance, world.store, COLLECTION)
+        assert lifecycle.returns_to(row_of(world, live[0]))
+        assert not lifecycle.returns_to(row_of(world, shadows[0]))
+
+    def test_one_that_was_dropped_is_pushed_anew(self, world: World) -> None:
+        _, shadows = shadowed(world)
+        fresh = {m: world.snapshot()["collections"][shadows[0].name][m] for m in MODALITIES}
+        drop(world, names=[shadows[0].name])
+        assert world.push(world.set("s", *pairs(6)), "b").counts == {"written": 12, "unchanged": 12}
+        assert world.snapshot()["collections"][shadows[0].name] == fresh
+        assert (states(world, *shadows), row_of(world, shadows[0]).dropped_at) == (["ready"], None)
+
+
+class KilledError(Exception):
+    """Stands in for a process that ends."""
+
+
+STEPS = [
+    ("provenance", "begin_promotions", False),
+    ("provenance", "begin_promotions", True),
+    ("store", "set_aliases", False),
+    ("store", "set_aliases", True),
+    ("provenance", "finish_promotions", False),
+    ("provenance", "finish_promotions", True),
+]
+
+
+def killed(world: World, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str, bool], act: Callable[[], Any]) -> None:
+    place, method, after = step
+    with monkeypatch.context() as patched:
+        Calls(patched, getattr(world, place), method).fail(0, KilledError(), after=after)
+        with pytest.raises(KilledError):
+            act()
+
+
+class TestCrashes:
+    """Between every two steps: the aliases name what is whole, `status` names what to do, and the same command does."""
+
+    def require_pending(
+        self, world: World, kind: str, releases: Sequence[Release], step: tuple[str, str, bool]
+    ) -> None:
+        begun = step not in (STEPS[0], STEPS[-1])
+        for release in releases:
+            said = pending(world.provenance, row_of(world, release))
+            assert (f"not finished: run `modalign {kind} {COLLECTION}`" in said) == begun
+
+    @pytest.mark.parametrize("step", STEPS, ids=str)
+    def test_promote(self, world: World, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str, bool]) -> None:
+        live, shadows = shadowed(world, "cosine", "dot")
+        audited(world, *shadows)
+        killed(world, monkeypatch, step, lambda: promote(world))
+        self.require_pending(world, "promote", shadows, step)
+        assert set(world.store.aliases().values()) in ({r.name for r in live}, {r.name for r in shadows})
+        promote(world)
+        assert set(world.store.aliases().values()) == {release.name for release in shadows}
+        assert states(world, *live, *shadows) == ["retired", "retired", "live", "live"]
+        assert [line[:3] for line in promotions(world)] == [
+            ("promote", new.name, old.name) for old, new in zip(live, shadows, strict=True)
+        ]
+        assert all(line[-1] for line in promotions(world))
+
+    @pytest.mark.parametrize("step", STEPS, ids=str)
+    def test_rollback(self, world: World, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str, bool]) -> None:
+        live, shadows = shadowed(world)
+        promote(world, forced=FORCED)
+        killed(world, monkeypatch, step, lambda: rollback(world))
+        self.require_pending(world, "rollback", live, step)
+        rollback(world)
+        assert world.store.aliases() == {f"{COLLECTION}.cosine": live[0].name}
+        assert states(world, *live, *shadows) == ["live", "retired"]
+        assert [line[0] for line in promotions(world)] == ["promote", "rollback"]
+        assert all(line[-1] for line in promotions(world))
+
+    @pytest.mark.parametrize("step", STEPS, ids=str)
+    def test_a_rollback_that_is_repeated_goes_back_once(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str, bool]
+    ) -> None:
+        (first,), (second,) = shadowed(world)
+        promote(world, forced=FORCED)
+        world.alignment("c", turn=2)
+        (third,) = world.push(EmbeddingSet.open(world.home / "sets" / "s"), "c", metrics=["cosine"]).releases
+        promote(world, forced=FORCED)
+        killed(world, monkeypatch, step, lambda: rollback(world))
+        rollback(world)
+        assert states(world, first, second, third) == ["retired", "live", "retired"]
+        rollback(world)
+        assert states(world, first, second, third) == ["live", "retired", "retired"]
+
+    @pytest.mark.parametrize("after", [False, True])
+    @pytest.mark.parametrize(
+        ("place", "method"), [("provenance", "begin_drop"), ("store", "drop"), ("provenance", "finish_drop")]
+    )
+    def test_drop(self, world: World, monkeypatch: pytest.MonkeyPatch, place: str, method: str, after: bool) -> None:
+        live, shadows = shadowed(world)
+        name = shadows[0].name
+        killed(world, monkeypatch, (place, method, after), lambda: drop(world, names=[name]))
+        row = row_of(world, shadows[0])
+        if row.dropped_at is None:
+            begun = row.drop_begun_at is not None
+            assert (pending(world.provenance, row) == (
+                f"drop begun, not finished: run `modalign drop {COLLECTION} --release {name}`"
+            )) == begun  # fmt: skip
+            drop(world, names=[name])
+        assert world.store.collections() == [live[0].name]
+        assert {release for release, *_ in world.ledger()} == {live[0].name}
+        assert row_of(world, shadows[0]).dropped_at is not None
+
+    def test_a_promotion_that_can_no_longer_be_finished_is_dropped(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        live, shadows = shadowed(world)
+        killed(world, monkeypatch, STEPS[2], lambda: promote(world, forced=FORCED))
+        foreign_point(world, shadows[0])
+        with pytest.raises(MismatchError, match="holds 13 points"):
+            promote(world)
+        drop(world, names=[shadows[0].name])
+        assert promotions(world) == []
+        assert promote(world) == []
+        assert states(world, *live) == ["live"]
+
+    def test_the_other_command_waits(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        shadowed(world)
+        killed(world, monkeypatch, STEPS[3], lambda: promote(world, forced=FORCED))
+        with pytest.raises(MismatchError, match="a promote of collection things was begun and not finished; run"):
+            rollback(world)
+        promote(world)
+        killed(world, monkeypatch, STEPS[3], lambda: rollback(world))
+        with pytest.raises(MismatchError, match="run `modalign rollback things` first"):
+            promote(world)
+        rollback(world)
+
+    def test_a_push_meanwhile_leaves_the_aliases_alone(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        live, shadows = shadowed(world)
+        killed(world, monkeypatch, STEPS[3], lambda: promote(world, forced=FORCED))
+        world.push(world.set("s", *pairs(6)))
+        assert world.store.aliases() == {f"{COLLECTION}.cosine": shadows[0].name}
+        promote(world)
+        assert states(world, *live, *shadows) == ["retired", "live"]
+
+
+def test_promotions_refer_to_what_is_recorded(world: World) -> None:
+    shadowed(world)
+    promote(world, forced=FORCED)
+    (promotion,) = world.provenance.promotions()
+    assert isinstance(promotion, PromotionRow)
+    assert (promotion.store_url, promotion.collection, promotion.metric) == ("edge:qdrant", COLLECTION, "cosine")

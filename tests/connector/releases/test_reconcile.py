@@ -1,0 +1,223 @@
+"""SQL, collection and embedding sets are compared point by point, and mended from the embedding sets."""
+
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from alignment.errors import EmbeddingSetError
+from alignment.sets.embedding_set import EmbeddingSet
+from connector.push import batches as pushing
+from connector.releases import reconcile as reconciling
+from connector.releases.point_id_set import PointIds
+from connector.releases.points import point_id
+from connector.releases.reconcile import Reconciled, reconcile
+from connector.releases.release import open_release
+from connector.stores.contract import Points
+from tests.support.world import COLLECTION, KINDS, SOME, World, opened_world, pairs, points_of, stored
+
+
+@pytest.fixture(params=KINDS)
+def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    for module in (pushing, reconciling):
+        monkeypatch.setattr(module, "BATCH_POINTS", 4)
+    with opened_world(request.param, tmp_path, monkeypatch) as opened:
+        opened.alignment()
+        opened.push(opened.set("s", *pairs(10)), metrics=["cosine"])
+        opened.push(opened.set("more", *pairs(3, seed=4, prefix="more-")), metrics=["cosine"])
+        yield opened
+
+
+def found(world: World, metric: str = "cosine") -> Reconciled:
+    release = open_release(world.provenance, world.store, COLLECTION, metric)
+    return reconcile(release, world.store, world.provenance)
+
+
+def mended(world: World, metric: str = "cosine", *, delete_orphans: bool = True) -> dict[str, int]:
+    release = open_release(world.provenance, world.store, COLLECTION, metric)
+    with world.provenance.run("repair", {}) as run:
+        reconcile(release, world.store, world.provenance, mend=run, delete_orphans=delete_orphans)
+    return dict(run.counts)
+
+
+def counts(result: Reconciled) -> tuple[int, int, int, int]:
+    return result.missing.count, result.differing.count, result.orphans.count, result.unrecorded.count
+
+
+def name(world: World) -> str:
+    return open_release(world.provenance, world.store, COLLECTION).name
+
+
+def edit(world: World, modality: str, key: str, **payload: object) -> None:
+    (record,) = world.store.retrieve(name(world), [point_id(modality, key)], vector_name=modality)  # type: ignore[arg-type]
+    vector = np.asarray(record.vector)[None]
+    world.store.upsert(name(world), Points(modality, [record.id], vector, [{**record.payload, **payload}]))
+
+
+def another_content(world: World) -> None:
+    edit(world, "image", "3", content_sha256="0")
+
+
+def another_payload(world: World) -> None:
+    edit(world, "text", "0", extra=1)
+
+
+def turn(world: World) -> None:
+    (record,) = world.store.retrieve(name(world), [point_id("text", "4")], vector_name="text")
+    world.store.upsert(
+        name(world), Points("text", [record.id], np.roll(np.asarray(record.vector), 1)[None], [record.payload])
+    )
+
+
+def delete(world: World) -> None:
+    world.store.delete(name(world), [point_id("image", "2"), point_id("text", "more-1")])
+
+
+def stray(world: World) -> None:
+    world.store.upsert(name(world), Points("image", points_of(2), np.eye(6, dtype=np.float32)[:2], [{}, {"key": "k"}]))
+
+
+def forget(world: World) -> None:
+    row = open_release(world.provenance, world.store, COLLECTION).row
+    (embedding_set, _) = world.provenance.sets_in([row.id])
+    world.provenance.forget_batches(row.id, embedding_set.id, [("image-000000.parquet", 4)])
+
+
+def encode_more(world: World) -> None:
+    world.set("s", *pairs(10), *pairs(1, seed=8, prefix="later-"))
+
+
+BROKEN: Sequence[tuple[Callable[[World], None], tuple[int, int, int, int], dict[str, list[str]], dict[str, int]]] = [
+    (delete, (2, 0, 0, 0), {"missing": ["image:2", "text:more-1"]}, {"mended": 2}),
+    (another_content, (0, 1, 0, 0), {"differing": ["image:3"]}, {"mended": 1}),
+    (another_payload, (0, 1, 0, 0), {"differing": ["text:0"]}, {"mended": 1}),
+    (turn, (0, 1, 0, 0), {"differing": ["text:4"]}, {"mended": 1}),
+    (stray, (0, 0, 2, 0), {"orphans": points_of(2)}, {"deleted": 2}),
+    (forget, (0, 0, 0, 1), {"unrecorded": ["image-000000.parquet:4"]}, {}),
+    (
+        encode_more, (2, 0, 0, 2),
+        {
+            "missing": ["image:later-0", "text:later-0"],
+            "unrecorded": ["image-000001.parquet:0", "text-000001.parquet:0"],
+        },
+        {"mended": 2},
+    ),
+]  # fmt: skip
+
+
+class TestReconcile:
+    def test_what_was_pushed_is_sound(self, world: World) -> None:
+        result = found(world)
+        assert result.sound
+        assert (result.points, result.recorded, result.held, result.vectors) == (26, 26, 26, 26)
+
+    @pytest.mark.parametrize("metric", SOME)
+    def test_under_every_guarantee(self, world: World, metric: str) -> None:
+        world.push(world.set("s", *pairs(10)), metrics=[metric])
+        assert counts(found(world, metric)) == (0, 0, 0, 0)
+
+    @pytest.mark.parametrize(("broken", "expected", "examples", "mending"), BROKEN)
+    def test_what_differs_is_counted_named_and_mended(
+        self,
+        world: World,
+        broken: Callable[[World], None],
+        expected: tuple[int, int, int, int],
+        examples: dict[str, list[str]],
+        mending: dict[str, int],
+    ) -> None:
+        broken(world)
+        before = world.snapshot()
+        result = found(world)
+        assert (counts(result), result.sound) == (expected, False)
+        for kind, items in examples.items():
+            assert sorted(getattr(result, kind).examples) == sorted(items)
+        assert world.snapshot() == before
+        assert mended(world) == mending
+        assert found(world).sound
+        release = open_release(world.provenance, world.store, COLLECTION)
+        assert release.row.points == world.store.count(release.name)
+        for path in ("s", "more"):  # a push then has nothing left to do
+            embedding_set = EmbeddingSet.open(world.home / "sets" / path)
+            assert "written" not in world.push(embedding_set).counts
+
+    def test_orphans_stay_unless_told(self, world: World) -> None:
+        stray(world)
+        assert mended(world, delete_orphans=False) == {}
+        assert counts(found(world)) == (0, 0, 2, 0)
+
+    def test_an_aligned_vector_in_a_payload_is_compared(self, world: World) -> None:
+        (release,) = world.push(world.set("s", *pairs(10)), metrics=["chi2"]).releases
+        (one, other) = (
+            world.store.retrieve(release.name, [point_id("image", key)], vector_name="image")[0] for key in "12"
+        )
+        for aligned in (other.payload["aligned"], "bm8=", 5):
+            payload = {**one.payload, "aligned": aligned}
+            world.store.upsert(release.name, Points("image", [one.id], np.asarray(one.vector)[None], [payload]))
+            assert found(world, "chi2").differing.examples == ["image:1"]
+        mended(world, "chi2")
+        assert stored(world.store, release.name, "image")[one.id][1] == one.payload
+
+    def test_a_set_that_is_gone_makes_no_orphans(self, world: World) -> None:
+        (world.home / "sets" / "more" / "card.json").unlink()
+        with pytest.raises(EmbeddingSetError, match="more is not an embedding set"):
+            found(world)
+
+    def test_what_qdrant_refused_is_not_missing(self, world: World) -> None:
+        """A ledger line with the rows' digest and fewer points: the push that wrote it recorded the rest as rejects."""
+        row = open_release(world.provenance, world.store, COLLECTION).row
+        (embedding_set, _) = world.provenance.sets_in([row.id])
+        place = ("text-000000.parquet", 4)
+        (digest, points) = world.provenance.ledger(row.id, embedding_set.id)[place]
+        world.store.delete(name(world), [point_id("text", "5")])
+        with world.provenance.run("push", {}) as run:
+            world.provenance.write_ledger(row.id, embedding_set.id, run.id, {place: (digest, points - 1)})
+        assert found(world).sound
+
+    def test_only_some_examples_are_kept(self, world: World) -> None:
+        world.store.delete(name(world), [point_id("image", str(number)) for number in range(10)])
+        result = found(world)
+        assert (result.missing.count, len(result.missing.examples)) == (10, reconciling.EXAMPLES)
+
+
+def test_memory_does_not_grow_with_the_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = []
+    with opened_world("edge", tmp_path, monkeypatch) as world:
+        world.alignment()
+        monkeypatch.setattr(reconciling, "BATCH_POINTS", 64)
+        monkeypatch.setattr(reconciling, "VECTORS", 64)
+        for n in (500, 4000):
+            images, texts = pairs(n)
+            parts = [part.take(range(start, start + 250)) for part in (images, texts) for start in range(0, n, 250)]
+            world.push(world.set(f"s{n}", *parts), collection=f"c{n}")
+            release = open_release(world.provenance, world.store, f"c{n}")
+            tracemalloc.start()
+            result = reconcile(release, world.store, world.provenance)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            assert result.missing.count == 0
+            assert result.held == 2 * n
+    assert peaks[1] < 2 * peaks[0]
+
+
+class TestPointIds:
+    @hypothesis_settings(max_examples=30)
+    @given(st.lists(st.uuids().map(str), unique=True, max_size=40), st.data())
+    def test_like_a_set(self, ids: list[str], data: st.DataObject) -> None:
+        chosen = data.draw(st.sets(st.sampled_from(ids))) if ids else set()
+        with PointIds() as every, PointIds() as some:
+            every.add(ids)
+            some.add(sorted(chosen))
+            some.add(sorted(chosen)[:2])  # once more
+            assert some.missing(ids) == [id_ for id_ in ids if id_ not in chosen]
+            assert sorted(id_ for batch in every.without(some) for id_ in batch) == sorted(set(ids) - chosen)
+
+    def test_ids_that_end_in_zeros(self) -> None:
+        ids = ["11111111-0000-0000-0000-000000000000", "11111111-1100-0000-0000-000000000000"]
+        with PointIds() as some, PointIds() as none:
+            some.add(ids)
+            assert (some.missing(ids), list(some.without(none))) == ([], [ids])

@@ -1,0 +1,108 @@
+"""Every page in a real browser, as wide as a phone and as a desk, light, dark and on paper."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from playwright.sync_api import Browser
+
+from connector.reports.contact_sheet import Answered, write_contact_sheet
+from tests.connector.cli.test_cli import done, modalign
+from tests.connector.reports.test_audit_page import HTML, LONG, MUCH, SECTIONS, damage, make_home
+from tests.connector.reports.test_contact_sheet import found, picture
+from tests.support.pages import BROWSERS, DESK, PAPER, PHONE, browser, found_browser, look
+
+NAMES = ("passed", "failed", "rescored", "broken", "history", "nothing", "compare", "sheet")
+COLLECTION = "a-collection-with-a-name-that-is-as-long-as-names-may-well-become-where-teams-and-dates-are-in-them"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    if found_browser() is None:
+        pytest.skip(f"needs one of {', '.join(BROWSERS)}")
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A page of each kind."""
+    directory = tmp_path_factory.mktemp("pages")
+    paths = {name: directory / f"{name}.html" for name in NAMES}
+    home = make_home(directory)
+    audit = ["audit", COLLECTION, "--pairs", "pairs", "--home", home]
+    for metric in ("cosine", "chi2"):
+        options = ["--quantization", "binary", "--no-rescore", "--indexing-threshold", 1] if metric == "chi2" else []
+        done("push", "pairs", "--into", COLLECTION, "--alignment", "a", "--metric", metric, *options, "--home", home)
+    done(*audit, "--metric", "cosine")
+    done(*audit, "--metric", "cosine", *MUCH[4:], "--report", paths["passed"], "--require", "recall@10>=0.1")
+    wanted = ["--require", "recall@10>=0.999", "--require", "text-to-image:recall@10 drop<=0.01"]
+    modalign(*audit, "--metric", "cosine", *MUCH[4:], *wanted, "--k", "1,5,10,20,25", "--report", paths["failed"])
+    modalign(*audit, "--metric", "chi2", *MUCH[6:], "--report", paths["rescored"])
+    done("audit", COLLECTION, "--history", "--report", paths["history"], "--home", home)
+    done("push", "pairs", "--into", "empty", "--alignment", "a", "--home", home)
+    done("audit", "empty", "--history", "--report", paths["nothing"], "--home", home)
+    damage(home)
+    modalign(*audit, "--metric", "cosine", "--report", paths["broken"])
+    quick = ["--method", "ridge", "--method", "rcca", "--metric", "cosine", "--metric", "chi2", "--folds", 2]
+    done("compare", "pairs", *quick, "--to", directory / "compare", "--home", home)
+    (directory / "compare" / "compare.html").rename(paths["compare"])
+    image = picture(directory / "a.png")
+    answers = [
+        Answered(HTML, [found("a", image=str(image)), found(LONG), found("c", image=str(image))], "group of a"),
+        Answered(image, [found("d", "text", caption=LONG * 3), found("e", "text", caption=HTML)]),
+    ]
+    write_contact_sheet(paths["sheet"], LONG, HTML * 9, answers)
+    return paths
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("width", "print_"), [(PHONE, False), (DESK, False), (PAPER, True)])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_laid_out_whole(
+    chromium: Browser, pages: dict[str, Path], name: str, width: int, scheme: Literal["light", "dark"], print_: bool
+) -> None:
+    looked = look(chromium, pages[name], width=width, scheme=scheme, print_=print_)
+    assert looked.complaints == []
+    assert looked.console == []
+    pictures = [url for url in looked.requests if url.startswith("data:image/jpeg;base64,")]
+    assert [url for url in looked.requests if url not in pictures] == [pages[name].as_uri()]
+    if name in ("passed", "failed", "rescored"):
+        assert looked.headings == SECTIONS
+        assert pictures == [] or len(pictures) > 5
+    ground = "rgb(255, 255, 255)" if print_ else {"light": "rgb(251, 251, 250)", "dark": "rgb(20, 23, 26)"}[scheme]
+    assert looked.background == ground
+    assert looked.pdf.startswith(b"%PDF") == print_
+
+
+BAD = {
+    "scrolls sideways": "<main><p style='width: 900px'>wide</p></main>",
+    "P sticks out": "<main style='overflow: hidden'><p style='width: 900px'>wide</p></main>",
+    "P is cut": "<main><p style='overflow: hidden; width: 9px; white-space: nowrap'>a long text</p></main>",
+    "H2 has no size": "<main><h2 style='display: none'>a</h2></main>",
+    "section 1 lies on": "<main><section>a</section><section style='margin-top: -9px'>b</section></main>",
+    "text leaves its picture": "<svg width='90' height='20'><text x='80' y='15'>long</text></svg>",
+    "texts on each other": "<svg width='90' height='30'><text y='20'>one</text><text x='3' y='22'>two</text></svg>",
+    "picture not shown": "<img alt='a' width='9' height='9' src='data:image/png;base64,AAAA'>",
+    "contrast 1.6": "<main><p style='color: #cccccc; background: white'>pale</p></main>",
+}
+
+
+@pytest.mark.parametrize("complaint", BAD)
+def test_a_page_that_is_not_is_noticed(chromium: Browser, tmp_path: Path, complaint: str) -> None:
+    page = f"<!doctype html><body style='font: 16px/1.5 sans-serif'>{BAD[complaint]}"
+    (tmp_path / "bad.html").write_text(page)
+    complaints = look(chromium, tmp_path / "bad.html", width=PHONE).complaints
+    assert [each for each in complaints if each.startswith(complaint)], complaints
+    (tmp_path / "good.html").write_text("<!doctype html><body><main><p>good</p></main>")
+    assert look(chromium, tmp_path / "good.html", width=PHONE).complaints == []
+
+
+def test_what_a_page_asks_for_is_noticed(chromium: Browser, tmp_path: Path) -> None:
+    (tmp_path / "bad.html").write_text(
+        "<!doctype html><link rel='stylesheet' href='gone.css'><script>nothing()</script>"
+    )
+    looked = look(chromium, tmp_path / "bad.html", width=PHONE)
+    assert (tmp_path / "gone.css").as_uri() in looked.requests
+    assert [line for line in looked.console if "nothing is not defined" in line]

@@ -1,0 +1,219 @@
+"""Tuning: the shortest walk along the graph that finds what exact search finds."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+
+from alignment.modality import OTHER
+from alignment.vectors import FloatArray, unit
+from connector.push import session as pushing
+from connector.releases.release import Tuned
+from connector.search.candidates import Finder
+from connector.search.ef_tuning import ENOUGH, SAMPLE, WIDTHS, sample, tune
+from connector.search.retriever import Retriever
+from connector.stores.contract import Hit, Store
+from connector.stores.edge import EdgeStore
+from tests.connector.search.test_candidates import DIM, Brute, a_release, random
+from tests.support.world import Calls, World, alignment, embedded, latent, maps, opened_world, pairs, rows
+
+
+@dataclass
+class Walked:
+    """A store whose walks lose the best hit of every `each`-th query until they are `enough` long."""
+
+    store: Brute
+    enough: int
+    each: int = 1
+
+    def search(
+        self, name: str, vector: str, queries: FloatArray, k: int, *, exact: bool, ef: int | None, **options: Any
+    ) -> list[list[Hit]]:
+        found = self.store.search(name, vector, queries, k + 1, exact=True)
+        short = not exact and (ef or 0) < self.enough
+        return [hits[1:] if short and row % self.each == 0 else hits[:k] for row, hits in enumerate(found)]
+
+
+def tuned(enough: int, text: str = "cosine", each: int = 1) -> Tuned | None:
+    release = a_release(text)
+    store = Walked(Brute.of(release, unit(random(400, 1))), enough, each)
+    return tune(release, cast(Store, store), {"image": unit(random(30, 2))})
+
+
+@pytest.mark.parametrize("text", ["cosine", "euclid", "kl-query-item", "chi2", "mol", "dot+nnn"])
+@pytest.mark.parametrize("enough", WIDTHS)
+def test_it_is_the_shortest_walk_that_is_enough(text: str, enough: int) -> None:
+    assert tuned(enough, text) == Tuned(enough, 1.0)
+
+
+def test_a_query_in_thirty_may_lose_something() -> None:
+    found = tuned(WIDTHS[3], each=30)
+    assert found is not None
+    assert found.hnsw_ef == WIDTHS[0]
+    assert found.recall == pytest.approx(1 - 1 / 300)
+
+
+def test_where_no_walk_is_enough_the_longest_is_taken_and_says_what_it_misses() -> None:
+    found = tuned(WIDTHS[-1] + 1)
+    assert found is not None
+    assert found.hnsw_ef == WIDTHS[-1]
+    assert found.recall == pytest.approx(0.9)
+
+
+def test_the_modality_that_is_found_worst_decides() -> None:
+    release = a_release("cosine")
+    easy, hard = (Brute.of(release, unit(random(400, 1))) for _ in range(2))
+
+    class Both:
+        def search(self, name: str, vector: str, *args: Any, **options: Any) -> list[list[Hit]]:
+            enough = {"image": WIDTHS[1], "text": WIDTHS[2]}[vector]
+            return Walked({"image": easy, "text": hard}[vector], enough).search(name, vector, *args, **options)
+
+    asked = unit(random(10, 2))
+    assert tune(release, cast(Store, Both()), {"image": asked, "text": asked}) == Tuned(WIDTHS[2], 1.0)
+
+
+def test_nothing_to_ask_with_tunes_nothing() -> None:
+    known = Tuned(512, 0.99)
+    assert tune(a_release("cosine"), cast(Store, None), {}) is None
+    assert tune(a_release("cosine"), cast(Store, None), {}, known=known) == known
+
+
+@pytest.mark.parametrize(
+    ("enough", "known", "expected"),
+    [
+        (WIDTHS[0], Tuned(WIDTHS[2], 0.991), Tuned(WIDTHS[2], 0.991)),
+        (WIDTHS[3], Tuned(WIDTHS[2], 0.991), Tuned(WIDTHS[3], 1.0)),
+        (WIDTHS[-1] + 1, Tuned(WIDTHS[-1], 0.97), Tuned(WIDTHS[-1], 0.9)),
+        (WIDTHS[0], Tuned(WIDTHS[-1], 0.8), Tuned(WIDTHS[-1], 0.8)),
+    ],
+)
+def test_what_is_known_is_neither_shortened_nor_flattered(enough: int, known: Tuned, expected: Tuned) -> None:
+    release = a_release("cosine")
+    store = cast(Store, Walked(Brute.of(release, unit(random(400, 1))), enough))
+    found = tune(release, store, {"image": unit(random(30, 2))}, known=known)
+    assert found is not None
+    assert found.hnsw_ef == expected.hnsw_ef
+    assert found.recall == pytest.approx(expected.recall)
+
+
+def test_queries_are_aligned_vectors_of_the_other_modality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened_world("edge", tmp_path, monkeypatch) as world:
+        image, text = pairs(300)
+        text.vectors[0] = 0  # cannot be aligned
+        drawn = sample(world.set("s", image, text), a_release("cosine"))
+        sound = {"image": text.take(range(1, 300)), "text": image}
+        assert drawn.keys() == sound.keys()
+        for target, queries in drawn.items():
+            assert 0.8 * SAMPLE <= len(queries) <= SAMPLE
+            aligned = alignment().project(OTHER[target], sound[target].vectors)
+            assert {query.tobytes() for query in queries} <= {row.tobytes() for row in aligned}
+            held = alignment().card.hold_out.held_out(sound[target].groups)
+            unseen = {row.tobytes() for row in aligned[held]}
+            assert sum(query.tobytes() in unseen for query in queries) > 0.4 * len(queries)  # of a quarter of all
+        (own,) = sample(world.set("t", image), a_release("cosine")).items()
+        assert own[0] == "image"
+
+
+class TestPush:
+    @pytest.fixture
+    def world(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+        with opened_world("edge", tmp_path, monkeypatch) as opened:
+            opened.alignment()
+            yield opened
+
+    @staticmethod
+    def hard(n: int = 2500) -> list[Any]:
+        points = latent(n, 0)
+        return [rows("image", embedded("image", points)), rows("text", embedded("text", points[:100]))]
+
+    def test_a_release_with_a_graph_is_tuned_and_searches_with_that(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (release,) = world.push(world.set("s", *self.hard()), indexing_threshold=1).releases
+        (row,) = world.provenance.releases()
+        assert row.settings["hnsw_ef"] in WIDTHS
+        assert ENOUGH <= row.settings["hnsw_recall"] <= 1
+        assert release.hnsw_ef == row.settings["hnsw_ef"]
+        widths: list[Any] = []
+        original = EdgeStore.search
+
+        def spied(*args: Any, **options: Any) -> Any:
+            widths.append(options["ef"])
+            return original(*args, **options)
+
+        monkeypatch.setattr(EdgeStore, "search", spied)
+        encoder = release.alignment.card.encoders["text"].fingerprint
+        Retriever(release, world.store).search_embeddings("text", maps()["text"][:1], encoder=encoder)
+        assert widths == [release.hnsw_ef]
+
+    def test_it_is_tuned_again_when_something_was_written(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        world.push(world.set("s", *self.hard()), indexing_threshold=1)
+        searches = Calls(monkeypatch, world.store, "search")
+        world.push(world.set("s", *self.hard()), indexing_threshold=1)
+        assert not searches
+        world.push(world.set("s", *self.hard(2510)))
+        assert searches
+
+    def test_a_set_that_is_a_part_of_the_release_only_lengthens_the_walk(self, world: World) -> None:
+        world.push(world.set("s", *self.hard()), indexing_threshold=1)
+        (row,) = world.provenance.releases()
+        row.settings = {**row.settings, "hnsw_ef": 1024, "hnsw_recall": 0.992}
+        world.provenance.save(row)
+        few = embedded("image", latent(3, 5))
+        (release,) = world.push(world.set("t", rows("image", few, keys=["x", "y", "z"]))).releases
+        assert release.tuned == Tuned(1024, 0.992)
+        world.push(world.set("s", *self.hard(2510)))  # neither does what is now one of two sets
+        assert world.provenance.releases()[0].settings["hnsw_ef"] == 1024
+
+    def test_a_crash_while_tuning_is_made_up_for(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also where vectors were replaced in place, which changes no count."""
+        world.push(world.set("s", *self.hard()), indexing_threshold=1)
+        other = [rows("image", embedded("image", latent(2500, 9))), self.hard()[1]]
+        with monkeypatch.context() as patched:
+            patched.setattr(pushing, "tune", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                world.push(world.set("s", *other))
+        searches = Calls(monkeypatch, world.store, "search")
+        assert world.push(world.set("s", *other)).counts == {"unchanged": 2600}
+        assert searches
+        asked = len(searches)
+        world.push(world.set("s", *other))
+        assert len(searches) == asked
+
+    def test_a_release_from_before_there_was_tuning_is_tuned(self, world: World) -> None:
+        world.push(world.set("s", *self.hard()), indexing_threshold=1)
+        (row,) = world.provenance.releases()
+        row.settings = {name: value for name, value in row.settings.items() if not name.startswith("hnsw_")}
+        world.provenance.save(row)
+        (release,) = world.push(world.set("s", *self.hard())).releases
+        assert release.hnsw_ef in WIDTHS
+
+    def test_a_collection_that_sql_has_lost_is_tuned_and_pushed_again(self, world: World) -> None:
+        embedding_set = world.set("s", *self.hard())
+        world.push(embedding_set, indexing_threshold=1)
+        (row,) = world.provenance.releases()
+        row.settings = {}  # what is known of a collection that was found again
+        world.provenance.save(row)
+        assert world.push(embedding_set).releases[0].hnsw_ef in WIDTHS
+        assert world.push(embedding_set).counts == {"unchanged": 2600}
+
+    def test_without_a_graph_there_is_nothing_to_tune(self, world: World) -> None:
+        (release,) = world.push(world.set("s", *self.hard(200))).releases
+        assert release.hnsw_ef is None
+        assert "hnsw_ef" not in world.provenance.releases()[0].settings
+
+    def test_a_short_walk_finds_less(self, world: World) -> None:
+        (release,) = world.push(world.set("s", *self.hard(6000)), indexing_threshold=1).releases
+        finder, asked = Finder(release, world.store), unit(np.random.default_rng(3).standard_normal((50, DIM)))
+        exact = finder.find("image", asked, 10, exact=True)
+
+        def found(ef: int) -> float:
+            finder.ef = ef
+            pairs_ = zip(finder.find("image", asked, 10), exact, strict=True)
+            return float(np.mean([len({h.id for h in got.hits} & {h.id for h in best.hits}) for got, best in pairs_]))
+
+        assert found(10) < found(512)

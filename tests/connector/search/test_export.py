@@ -1,0 +1,288 @@
+"""Exported directories: with nothing but onnxruntime and plain HTTP, a service finds what a Retriever finds."""
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from onnxruntime import InferenceSession
+from qdrant_client import models
+
+from alignment.errors import ExportError
+from alignment.metrics import parse
+from alignment.modality import MODALITIES, OTHER, Modality
+from alignment.model import onnx_export as graphs
+from connector.errors import CollectionNotFoundError, MismatchError
+from connector.home import Home
+from connector.releases.aliases import alias_name
+from connector.search import export
+from connector.search.export import GUARANTEES, Target, write
+from connector.search.retriever import Retriever
+from connector.settings import Settings
+from tests.connector.cli.test_cli import corpus, done, home, modalign, shared  # noqa: F401  fixtures
+from tests.connector.stores.test_qdrant import Server, result, server  # noqa: F401  a fixture
+from tests.support.world import COLLECTION, DIMS, World, alignment, cards, embedded, latent, opened_world, pairs
+
+# One of each guarantee, of each sign, and of those with an offset.
+SERVED = ["cosine", "hellinger", "kl-item-query", "chi2", "mol", "mlp", "dot+nnn"]
+FILES = {"example.py", "request.json", *(f"{m}-{side}.onnx" for m in MODALITIES for side in ("query", "item"))}
+N, K = 40, 5
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        opened_world("edge", tmp_path_factory.mktemp("world"), patched) as opened,
+    ):
+        opened.alignment()
+        opened.push(opened.set("s", *pairs(N, noise=0.3)), metrics=SERVED)
+        yield opened
+
+
+@pytest.fixture(scope="module", params=SERVED)
+def exported(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "graphs"
+    write(path, Target("a", alignment(), parse(request.param)))
+    return path
+
+
+def spec_of(path: Path) -> Any:
+    return json.loads((path / "request.json").read_text(encoding="utf-8"))
+
+
+def run(path: Path, X: npt.NDArray[np.floating]) -> dict[str, npt.NDArray[np.float32]]:
+    session = InferenceSession(path)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"embedding": X.astype(np.float32)}), strict=True))
+
+
+def answered(world: World, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a server answers to a request: the engine's own hits."""
+    request = models.QueryRequest.model_validate(body)  # as strict as the client
+    assert request.params is not None
+    match = re.fullmatch(r"/collections/([^/]+)/points/query", path)
+    assert match
+    (hits,) = world.store.search(
+        match[1], str(request.using), np.array([body["query"]], np.float32), int(request.limit or 0),
+        exact=bool(request.params.exact), ef=request.params.hnsw_ef,
+    )  # fmt: skip
+    return [{"id": hit.id, "version": 1, "score": hit.raw_score, "payload": hit.payload} for hit in hits]
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_a_service_finds_what_a_retriever_finds(world: World, exported: Path, modality: Modality) -> None:
+    spec, X = spec_of(exported), embedded(modality, latent(3, seed=9), noise=0.2)
+    request = spec["requests"][f"{modality}-to-{OTHER[modality]}"]
+    outputs = run(exported / request["graph"], X)
+    retriever = Retriever.open(world.provenance, world.store, COLLECTION, spec["metric"])
+    expected = retriever.search_embeddings(modality, X, K, encoder=cards()[modality].fingerprint)
+    assert spec["guarantee"]["name"] == retriever.guarantee
+    ours = alignment().metric(parse(spec["metric"]), OTHER[modality], device="cpu")
+    for row, answer in enumerate(expected):
+        body = {**request["body"], "query": outputs["vector"][row].tolist()}
+        hits = answered(world, request["path"].format(collection=COLLECTION), body)
+        if spec["rescoring"]:
+            assert len(hits) == N < spec["rescoring"]["page"] == body["limit"]
+            packed = [base64.b64decode(hit["payload"]["aligned"]) for hit in hits]
+            stored = np.stack([np.frombuffer(text, "<f4") for text in packed])
+            scores = ours.score(outputs["aligned"][row : row + 1], stored)[0]
+        else:
+            offset = outputs["offset"][row] if spec["score"]["offset"] else 0.0
+            scores = np.array([spec["score"]["sign"] * hit["score"] + offset for hit in hits])
+            assert (np.diff(scores) <= 1e-6).all()
+        best = np.argsort(-scores, kind="stable")[:K]
+        assert [hits[i]["payload"]["key"] for i in best] == [found.key for found in answer]
+        np.testing.assert_allclose(scores[best], [found.score for found in answer], atol=1e-5)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_item_graphs_give_what_a_push_has_stored(world: World, exported: Path, modality: Modality) -> None:
+    spec = spec_of(exported)
+    rows = dict(zip(MODALITIES, pairs(N, noise=0.3), strict=True))[modality]
+    outputs = run(exported / f"{modality}-item.onnx", rows.vectors)
+    alias = alias_name(COLLECTION, parse(spec["metric"]))
+    records = [record for page in world.store.scroll(alias, vector_name=modality) for record in page]
+    stored = {record.payload["key"]: record for record in records if record.payload["modality"] == modality}
+    assert spec["vectors"][modality]["size"] == outputs["vector"].shape[1]
+    for row, key in enumerate(rows.keys):
+        record = stored[key]
+        assert record.vector is not None
+        np.testing.assert_allclose(outputs["vector"][row], record.vector, atol=1e-5)
+        if spec["rescoring"]:
+            aligned = np.frombuffer(base64.b64decode(record.payload["aligned"]), "<f4")
+            np.testing.assert_allclose(outputs["aligned"][row], aligned, atol=1e-6)
+
+
+def test_the_document_says_what_a_service_must_know(exported: Path) -> None:
+    spec, ours = spec_of(exported), alignment()
+    assert {path.name for path in exported.iterdir()} == FILES
+    assert spec["alignment"] == {"name": "a", "fingerprint": ours.fingerprint}
+    assert spec["encoders"]["text"] == {
+        "spec": "fake-text:small", "fingerprint": cards()["text"].fingerprint, "dim": DIMS["text"]
+    }  # fmt: skip
+    assert spec["metric"] in [str(parse(metric)) for metric in SERVED]
+    lowering = ours.metric(parse(spec["metric"]), "image", device="cpu").lower(ours.dim)
+    assert spec["vectors"]["image"] == {"size": lowering.dim, "distance": lowering.distance}
+    assert spec["guarantee"]["meaning"] == GUARANTEES[lowering.guarantee]
+    assert ("candidates only" in spec["guarantee"]["meaning"]) == (spec["rescoring"] is not None)
+    assert spec["score"]["sign"] == (1 if lowering.distance.higher_is_better else -1)
+    assert spec["score"]["offset"] == ("offset" in spec["graphs"]["text-query.onnx"]["outputs"])
+    for modality in MODALITIES:
+        graph = spec["graphs"][f"{modality}-query.onnx"]
+        assert graph["inputs"] == {"embedding": ["batch", DIMS[modality]]}
+        assert graph["outputs"]["vector"] == ["batch", lowering.dim]
+        assert graph["difference"] < 1e-5
+        request = spec["requests"][f"{modality}-to-{OTHER[modality]}"]
+        assert (request["method"], request["body"]["using"]) == ("POST", OTHER[modality])
+        assert request["path"] == f"/collections/{alias_name('{collection}', parse(spec['metric']))}/points/query"
+
+
+def example(exported: Path, *arguments: object, key: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **({"QDRANT_API_KEY": key} if key else {})}
+    return subprocess.run(
+        [sys.executable, exported / "example.py", *map(str, arguments)],
+        capture_output=True, text=True, check=False, timeout=120, env=environment,
+    )  # fmt: skip
+
+
+def test_the_example_runs_as_it_stands(
+    world: World,
+    exported: Path,
+    tmp_path: Path,
+    server: Server,  # noqa: F811  the fixture
+) -> None:
+    X = embedded("text", latent(2, seed=9), noise=0.2)
+    np.save(tmp_path / "texts.npy", np.concatenate([X[:1], np.zeros_like(X[:1]), X[1:]]))
+
+    def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+        return 200, {}, result({"points": answered(world, path, server.bodies[-1])})
+
+    server.answer = answer
+    ended = example(exported, tmp_path / "texts.npy", server.url + "/", COLLECTION, key="s3cret")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    spec = spec_of(exported)
+    alias = alias_name(COLLECTION, parse(spec["metric"]))
+    assert server.requests == [("POST", f"/collections/{alias}/points/query")] * 2
+    assert server.keys == ["s3cret"] * 2
+    first, refused, last = ([line for line in ended.stdout.splitlines() if line[:2] == f"{row} "] for row in range(3))
+    assert refused == ["1 has no direction to search in"]
+    retriever = Retriever.open(world.provenance, world.store, COLLECTION, spec["metric"])
+    expected = retriever.search_embeddings("text", X, K, encoder=cards()["text"].fingerprint)
+    for lines, found in zip([first, last], expected, strict=True):
+        printed = [line.split(" ", 3) for line in lines]
+        payloads = [json.loads(payload) for *_, payload in printed]
+        assert all(payload["modality"] == "image" and "aligned" not in payload for payload in payloads)
+        if spec["rescoring"] is None:
+            assert [payload["key"] for payload in payloads[:K]] == [item.key for item in found]
+            np.testing.assert_allclose([float(s) for _, _, s, _ in printed[:K]], [i.score for i in found], atol=1e-5)
+
+
+# From a home
+
+
+def test_a_collection_gives_its_name_and_its_walk(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    with pytest.MonkeyPatch.context() as patched, opened_world("edge", tmp_path / "home", patched) as opened:
+        opened.alignment()
+        opened.alignment("turned", turn=1)
+        (release,) = opened.push(opened.set("s", *pairs(9)), metrics=["cosine"]).releases
+        release.row.settings = {**release.row.settings, "hnsw_ef": 77, "hnsw_recall": 0.99}
+        opened.provenance.save(release.row)
+    with Home(Settings.load(home=tmp_path / "home")) as ours:
+        exported = ours.export("a", "cosine", tmp_path / "out", collection=COLLECTION)
+        request = spec_of(tmp_path / "out")["requests"]["image-to-text"]
+        assert request["path"] == f"/collections/{COLLECTION}.cosine/points/query"
+        assert request["body"]["params"]["hnsw_ef"] == 77
+        assert exported.counts == {"graphs": 4}
+        (run,) = [row for row in ours.provenance.runs(9) if row.command == "export"]
+        assert (run.id, run.outcome, run.counts) == (exported.run, "done", {"graphs": 4})
+        assert run.parameters["alignment"] == "a"
+        with pytest.raises(
+            MismatchError, match=r"was written with alignment \w{12}, turned is \w{12}; export the first"
+        ):
+            ours.export("turned", "cosine", tmp_path / "other", collection=COLLECTION)
+        with pytest.raises(CollectionNotFoundError):
+            ours.export("a", "cosine", tmp_path / "other", collection="nothing")
+        assert not (tmp_path / "other").exists()
+
+
+def test_the_command_says_what_it_wrote(home: Path, tmp_path: Path) -> None:  # noqa: F811  the fixture
+    (tmp_path / "out").mkdir()  # empty: free
+    document = done("export", "a", "--metric", "js", "--to", tmp_path / "out", "--json", "--home", home).document
+    assert {graph["graph"] for graph in document["graphs"]} == {name for name in FILES if name.endswith(".onnx")}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    where = ["--to", tmp_path / "two", "--collection", "things"]
+    assert "text-query.onnx" in done("export", "a", "--metric", "cosine", *where, "--home", home).out
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("metric", "code", "complaint"),
+    [
+        ("nothing", 2, "unknown metric 'nothing'"),
+        ("mol", 2, "the alignment holds no parameters for metric mol"),
+        ("cosine", 1, "exists and is not an empty directory; export to another one, or remove it first"),
+    ],
+)
+def test_what_cannot_be_exported(
+    shared: Path,  # noqa: F811  the fixture
+    tmp_path: Path,
+    metric: str,
+    code: int,
+    complaint: str,
+) -> None:
+    taken = tmp_path / "out"
+    if metric == "cosine":
+        taken.mkdir()
+        (taken / "mine").write_text("kept")
+    ended = modalign("export", "a", "--metric", metric, "--to", taken, "--home", shared)
+    assert ended.code == code
+    assert complaint in ended.error
+    assert [path.name for path in tmp_path.rglob("*")] == (["out", "mine"] if metric == "cosine" else [])
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("kept")
+    with pytest.raises(ExportError, match="not an empty directory"):
+        write(tmp_path / "out", Target("a", alignment(), parse("cosine")))
+
+
+def test_missing_packages_are_named(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setattr(graphs, "find_spec", lambda name: None)
+    ended = modalign("export", "a", "--metric", "cosine", "--to", tmp_path / "out", "--home", shared)
+    assert "needs the packages onnx, onnxscript, onnxruntime; they are the extra `export` of modalign" in ended.error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_nothing_and_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, path = Target("a", alignment(), parse("cosine")), tmp_path / "deep" / "out"
+    made = graphs.export(target.alignment, target.metric)
+    monkeypatch.setattr(export, "export", lambda *_: made)
+    with monkeypatch.context() as patched:
+        patched.setattr(export, "REQUEST", "no/such/place")
+        with pytest.raises(OSError, match="No such file"):
+            write(path, target)
+    assert not path.exists()
+    write(path, target)
+    assert {written.name for written in path.iterdir()} == FILES
+    assert [found.name for found in path.parent.iterdir()] == ["out"]
+
+
+def test_no_secret_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODALIGN_QDRANT_API_KEY", "s3cret")
+    with pytest.MonkeyPatch.context() as patched, opened_world("edge", tmp_path, patched) as opened:
+        opened.alignment()
+    with Home(Settings.load(home=tmp_path)) as ours:
+        ours.export("a", "cosine", tmp_path / "out")
+    assert not [path for path in (tmp_path / "out").iterdir() if b"s3cret" in path.read_bytes()]

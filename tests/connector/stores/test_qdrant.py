@@ -1,0 +1,542 @@
+"""The boundary to a server: every failure becomes the right exception, and only what may pass is tried again."""
+
+import inspect
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+from uuid import UUID
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+import stamina
+from pydantic import BaseModel, ValidationError
+from qdrant_client import QdrantClient
+from qdrant_client.common import client_exceptions
+from qdrant_client.http import exceptions
+
+from alignment.metrics import Distance
+from connector.errors import (
+    CollectionNotFoundError,
+    ConnectorError,
+    RequestRefusedError,
+    RequestTooLargeError,
+    SettingsError,
+    StoreError,
+    StoreUnavailableError,
+)
+from connector.stores import qdrant as qdrant_store
+from connector.stores import qdrant_connection
+from connector.stores.contract import CollectionConfig, Points, VectorConfig
+from connector.stores.qdrant import QdrantStore
+from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, HTTP_STATUS, Connection, Patience
+
+ATTEMPTS = 3
+KEY = "s3cret-key"
+Answer = Callable[[str, str], tuple[int, dict[str, str], bytes] | None]
+
+
+class Server(HTTPServer):
+    """Answers what `answer(method, path)` says; None closes the connection. Counts requests."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answer: Answer = lambda method, path: (200, {}, version("1.16.0"))
+        self.requests: list[tuple[str, str]] = []
+        self.keys: list[str | None] = []
+        self.bodies: list[Any] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def always(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.answer = lambda method, path: (status, {k.replace("_", "-"): v for k, v in headers.items()}, body)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    timeout = 10
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _handle(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.server.bodies.append(json.loads(body) if body else None)
+        self.server.requests.append((self.command, self.path))
+        self.server.keys.append(self.headers.get("api-key"))
+        answer = self.server.answer(self.command, self.path)
+        self.close_connection = True
+        if answer is None:
+            return
+        status, headers, body = answer
+        self.send_response(status)
+        for name, value in {"Connection": "close", "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _handle  # noqa: N815  http.server's names
+
+
+def version(number: str) -> bytes:
+    return json.dumps({"title": "qdrant - vector search engine", "version": number}).encode()
+
+
+def result(value: Any) -> bytes:
+    return json.dumps({"result": value, "status": "ok", "time": 0.0}).encode()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join(10)
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def impatient() -> Iterator[None]:
+    """Try again without waiting."""
+    with stamina.set_testing(True, attempts=ATTEMPTS):
+        yield
+
+
+@pytest.fixture
+def store(server: Server) -> Iterator[QdrantStore]:
+    """A store that has connected; whatever comes now is the server's answer to the method under test."""
+    with QdrantStore.connect(server.url) as store:
+        server.requests.clear()
+        yield store
+
+
+FAILURES: dict[str, tuple[int, dict[str, str], bytes, type[StoreError], int, str]] = {
+    "bad request": (400, {}, b"Wrong input: bad", RequestRefusedError, 1, "400.*Wrong input: bad"),
+    "wrong key": (401, {}, b"Invalid API key", StoreError, 1, "401.*MODALIGN_QDRANT_API_KEY"),
+    "not allowed": (403, {}, b"Forbidden", StoreError, 1, "403.*MODALIGN_QDRANT_API_KEY"),
+    "not found": (404, {}, b"Collection c doesn't exist", CollectionNotFoundError, 1, "Collection c doesn't exist"),
+    "timeout": (408, {}, b"", StoreUnavailableError, ATTEMPTS, "408"),
+    "conflict": (409, {}, b"exists", StoreError, 1, "409.*exists"),
+    "too large": (413, {}, b"limit is 32 MB", RequestTooLargeError, 1, "413.*32 MB"),
+    "unprocessable": (422, {}, b"dim", RequestRefusedError, 1, "422.*dim"),
+    "too many": (429, {}, b"slow down", StoreUnavailableError, ATTEMPTS, "429.*slow down"),
+    "too many, for a while": (429, {"Retry-After": "7"}, b"", StoreUnavailableError, ATTEMPTS, "fewer requests"),
+    "too many, until a date": (
+        429, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, b"", StoreUnavailableError, ATTEMPTS, "21 Oct",
+    ),
+    "failed": (500, {}, b"panic", StoreUnavailableError, ATTEMPTS, "500.*panic"),
+    "bad gateway": (502, {}, b"", StoreUnavailableError, ATTEMPTS, "502"),
+    "overloaded": (503, {}, b"", StoreUnavailableError, ATTEMPTS, "503"),
+    "gateway timeout": (504, {}, b"", StoreUnavailableError, ATTEMPTS, "504"),
+    "moved": (302, {"Location": "/login"}, b"", StoreError, 1, "302"),
+    "a web page": (200, {}, b"<html>hello</html>", StoreError, 1, "did not answer as Qdrant does"),
+    "bytes": (200, {}, b"\xff\xfe\x00\xd8", StoreError, 1, "did not answer as Qdrant does"),
+    "nothing": (200, {}, b"", StoreError, 1, "did not answer as Qdrant does"),
+    "other json": (200, {}, b'{"hello": 1}', StoreError, 1, "did not answer as Qdrant does"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_answers_become_exceptions(server: Server, store: QdrantStore, failure: str) -> None:
+    status, headers, body, expected, requests, message = FAILURES[failure]
+    server.answer = lambda method, path: (status, headers, body)
+    with pytest.raises(StoreError, match=message) as raised:
+        store.describe("c")
+    assert type(raised.value) is expected
+    assert server.url in str(raised.value)
+    assert raised.value.__cause__ is not None
+    assert len(server.requests) == requests
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_connecting_to_them_fails_alike(server: Server, failure: str) -> None:
+    status, headers, body, expected, requests, message = FAILURES[failure]
+    server.answer = lambda method, path: (status, headers, body)
+    with pytest.raises(StoreError, match=message) as raised:
+        QdrantStore.connect(server.url)
+    assert type(raised.value) is expected
+    assert len(server.requests) == requests
+
+
+def test_a_closed_connection_is_tried_again(server: Server, store: QdrantStore) -> None:
+    server.answer = lambda method, path: None
+    with pytest.raises(StoreUnavailableError, match=r"cannot be reached.*MODALIGN_QDRANT_URL"):
+        store.count("c")
+    assert len(server.requests) == ATTEMPTS
+
+
+def test_no_server_at_all() -> None:
+    server = Server()
+    server.server_close()
+    with pytest.raises(StoreUnavailableError, match=r"cannot be reached.*refused"):
+        QdrantStore.connect(server.url)
+
+
+def test_what_passes_is_not_an_error(server: Server, store: QdrantStore) -> None:
+    answers: Iterator[tuple[int, dict[str, str], bytes] | None] = iter(
+        [(503, {}, b""), None, (200, {}, result({"count": 7}))]
+    )
+    server.answer = lambda method, path: next(answers)
+    assert store.count("c") == 7
+    assert server.requests == [("POST", "/collections/c/points/count")] * 3
+
+
+def test_attempts_are_bounded_without_the_tests_help() -> None:
+    assert 1 < ATTEMPTS_TO_CONNECT < Patience().attempts <= 10
+    assert Patience().longest <= 120
+    assert Patience().longest_asked <= 60
+
+
+@pytest.mark.parametrize("found", ["1.16.0", "1.16.3", "1.17.0-dev", "1.20.1"])
+def test_versions_that_are_new_enough(server: Server, found: str) -> None:
+    server.always(200, version(found))
+    QdrantStore.connect(server.url).close()
+    assert server.requests == [("GET", "/")]
+
+
+@pytest.mark.parametrize("found", ["1.15.5", "1.9.2", "0.11.0", "weird", ""])
+def test_versions_that_are_not(server: Server, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+
+    class Watched(QdrantClient):
+        def close(self, grpc_grace: float | None = None, **options: Any) -> None:
+            closed.append(found)
+            super().close(grpc_grace, **options)
+
+    monkeypatch.setattr(qdrant_connection, "QdrantClient", Watched)
+    server.always(200, version(found))
+    with pytest.raises(StoreError, match=rf"expected Qdrant 1\.16 or newer, got {found}") as raised:
+        QdrantStore.connect(server.url)
+    assert closed == [found]
+    assert raised.tb is not None  # its frames keep the client, which would close itself when it goes
+
+
+@pytest.mark.parametrize("found", ["2.0.0", "3.1.4"])
+def test_versions_that_are_too_new(server: Server, found: str) -> None:
+    server.always(200, version(found))
+    with pytest.raises(StoreError, match=rf"expected Qdrant 1\.x, got {found}; upgrade modalign"):
+        QdrantStore.connect(server.url)
+
+
+def test_a_quantization_that_the_server_is_too_old_for(server: Server, store: QdrantStore) -> None:
+    with pytest.raises(SettingsError, match=r"quantization turbo: expected Qdrant 1\.18 or newer, .* is 1\.16"):
+        store.create("c", CollectionConfig({"v": VectorConfig(2, Distance.DOT)}, quantization="turbo"))
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 200])
+def test_the_key_is_sent_and_never_shown(server: Server, status: int) -> None:
+    server.always(status, b"no")
+    with pytest.raises(StoreError) as raised:
+        QdrantStore.connect(server.url, api_key=KEY)
+    assert set(server.keys) == {KEY}
+    error: BaseException | None = raised.value
+    while error is not None:
+        assert KEY not in str(error)
+        assert KEY not in repr(error)
+        error = error.__cause__ or error.__context__
+
+
+def test_a_password_in_the_url_is_never_shown(server: Server) -> None:
+    server.always(500)
+    with pytest.raises(StoreUnavailableError) as raised:
+        QdrantStore.connect(f"http://me:{KEY}@127.0.0.1:{server.server_port}")
+    assert KEY not in str(raised.value)
+    assert "//***@127.0.0.1" in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["http://localhost:port", "http://[::1", "https://a b", f"http://me:{KEY}@h:99999"])
+def test_urls_that_cannot_be_meant(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"expected http\(s\)://HOST:PORT") as raised:
+        QdrantStore.connect(url)
+    assert KEY not in str(raised.value)
+
+
+def instances(kind: type[Exception]) -> Exception:
+    """Make an exception of qdrant_client as the client would."""
+
+    class Strict(BaseModel):
+        number: int
+
+    if kind is exceptions.UnexpectedResponse:
+        return exceptions.UnexpectedResponse(418, "I'm a teapot", b"tea", httpx.Headers())
+    if kind is exceptions.ResponseHandlingException:
+        try:
+            Strict.model_validate({"number": "many"})
+        except ValidationError as error:
+            return exceptions.ResponseHandlingException(error)
+    if kind is client_exceptions.ResourceExhaustedResponse:
+        return client_exceptions.ResourceExhaustedResponse("slow down", 3)
+    return kind("something")
+
+
+UPSTREAM = [
+    kind
+    for module in (exceptions, client_exceptions)
+    for _, kind in inspect.getmembers(module, inspect.isclass)
+    if issubclass(kind, Exception) and kind.__module__ == module.__name__
+]
+TRANSPORT = [
+    kind for _, kind in inspect.getmembers(httpx, inspect.isclass) if issubclass(kind, httpx.TransportError)
+]  # fmt: skip
+
+
+def raising(error: Exception) -> Callable[[], None]:
+    def operation() -> None:
+        raise error
+
+    return operation
+
+
+@pytest.mark.parametrize("kind", [*UPSTREAM, *TRANSPORT])
+def test_every_exception_of_the_client_is_translated(store: QdrantStore, kind: type[Exception]) -> None:
+    error = instances(kind)
+    with pytest.raises(ConnectorError) as raised:
+        store._connection.translated(raising(error))
+    assert isinstance(raised.value, StoreError)
+    assert raised.value.__cause__ is error
+    assert store.url in str(raised.value)
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+def test_every_status_of_grpc_is_translated(store: QdrantStore, code: grpc.StatusCode) -> None:
+    class Failed(grpc.RpcError, grpc.Call):  # type: ignore[misc]  # what a channel raises is both
+        def code(self) -> grpc.StatusCode:
+            return code
+
+        def details(self) -> str:
+            return "why"
+
+    Failed.__abstractmethods__ = frozenset()
+    with pytest.raises(StoreError, match="why") as raised:
+        store._connection.translated(raising(Failed()))
+    passing = {"UNKNOWN", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNAVAILABLE", "CANCELLED"}
+    assert isinstance(raised.value, StoreUnavailableError) == (code.name in passing)
+    assert code in HTTP_STATUS
+
+
+GRPC = [
+    kind for _, kind in inspect.getmembers(grpc, inspect.isclass)
+    if issubclass(kind, Exception) and kind.__module__ == "grpc"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", GRPC)
+def test_every_exception_of_grpc_is_translated(store: QdrantStore, kind: type[Exception]) -> None:
+    with pytest.raises(StoreError) as raised:
+        store._connection.translated(raising(kind("something")))
+    assert raised.value.__cause__ is not None
+
+
+def test_there_are_exceptions_to_translate() -> None:
+    assert {kind.__name__ for kind in UPSTREAM} >= {"ApiException", "UnexpectedResponse", "QdrantException"}
+    assert len(TRANSPORT) > 5
+    assert {kind.__name__ for kind in GRPC} >= {"RpcError", "FutureTimeoutError"}
+
+
+@pytest.mark.parametrize("source", [httpx.ConnectError("no"), httpx.ReadTimeout("slow"), OSError("broken pipe")])
+def test_a_failure_on_the_way_may_pass(store: QdrantStore, source: Exception) -> None:
+    with pytest.raises(StoreUnavailableError, match=str(source)):
+        store._connection.translated(raising(exceptions.ResponseHandlingException(source)))
+
+
+@pytest.mark.parametrize("error", [KeyError("bug"), TypeError("bug"), AttributeError("bug")])
+def test_our_own_mistakes_are_not_disguised(store: QdrantStore, error: Exception) -> None:
+    with pytest.raises(type(error)):
+        store._connection.translated(raising(error))
+
+
+INFO: dict[str, Any] = {
+    "status": "green", "optimizer_status": "ok", "points_count": 1, "indexed_vectors_count": 1, "segments_count": 1,
+    "payload_schema": {},
+    "config": {
+        "params": {"vectors": {"v": {"size": 2, "distance": "Dot"}}},
+        "hnsw_config": {"m": 16, "ef_construct": 100, "full_scan_threshold": 10},
+        "optimizer_config": {
+            "deleted_threshold": 0.2, "vacuum_min_vector_number": 1000, "default_segment_number": 0,
+            "flush_interval_sec": 5,
+        },
+    },
+}  # fmt: skip
+
+
+class TestProtocol:
+    """What a real server may answer and the imitation never does."""
+
+    @pytest.mark.parametrize("status", ["acknowledged", "wait_timeout"])
+    @pytest.mark.parametrize("operation", ["upsert", "delete"])
+    def test_only_completed_counts(self, server: Server, store: QdrantStore, status: str, operation: str) -> None:
+        def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+            if "points" in path:
+                return 200, {}, result({"operation_id": 1, "status": status})
+            return 200, {}, result(INFO)
+
+        server.answer = answer
+        one = ["00000000-0000-0000-0000-000000000001"]
+        write = {
+            "upsert": lambda: store.upsert("c", Points("v", one, np.ones((1, 2), np.float32), [{}])),
+            "delete": lambda: store.delete("c", one),
+        }
+        with pytest.raises(StoreUnavailableError, match=f"did not complete.*{status}"):
+            write[operation]()
+
+    def polled(self, server: Server, monkeypatch: pytest.MonkeyPatch, *states: dict[str, Any]) -> None:
+        """Let the server pass through `states` and stay in the last."""
+        monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
+        left = list(states)
+
+        def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+            if path == "/aliases":
+                return 200, {}, result({"aliases": []})
+            if path.endswith("/count"):
+                return 200, {}, result({"count": 1})
+            if method == "PATCH":
+                return 200, {}, result(True)
+            if path.endswith("/optimizations"):
+                return 404, {}, b""
+            return 200, {}, result({**INFO, **(left.pop(0) if len(left) > 1 else left[0])})
+
+        server.answer = answer
+
+    def asked(self, server: Server) -> int:
+        return server.requests.count(("GET", "/collections/c"))
+
+    def test_ready_means_green_for_a_while(
+        self, server: Server, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        green, yellow = {"status": "green"}, {"status": "yellow"}
+        self.polled(server, monkeypatch, green, yellow, green, green, yellow, green)
+        assert store.ready("c").indexed == 1
+        # The three in a row are the sixth to the eighth; the ninth describes.
+        assert self.asked(server) == 5 + qdrant_store.STABLE_POLLS + 1
+        store.ready("c")
+        assert self.asked(server) == 5 + 2 * (qdrant_store.STABLE_POLLS + 1)
+
+    def test_a_paused_optimizer_is_woken(
+        self, server: Server, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.polled(server, monkeypatch, {"status": "grey"}, {"status": "green"})
+        store.ready("c")
+        assert server.requests.count(("PATCH", "/collections/c")) == 1
+
+    @pytest.mark.parametrize(
+        ("left", "said"),
+        [
+            ({"update_queue": {"length": 3}}, "3 updates queued, 0 points deferred"),
+            ({"update_queue": {"length": 0, "deferred_points": 9}}, "0 updates queued, 9 points deferred"),
+        ],
+    )
+    def test_green_with_updates_queued_or_points_deferred_is_not_ready(
+        self, server: Server, store: QdrantStore, monkeypatch: pytest.MonkeyPatch, left: dict[str, Any], said: str
+    ) -> None:
+        self.polled(server, monkeypatch, left, left, {"update_queue": {"length": 0, "deferred_points": 0}})
+        store.ready("c")
+        assert self.asked(server) == 2 + qdrant_store.STABLE_POLLS + 1
+        self.polled(server, monkeypatch, left)
+        monkeypatch.setattr(qdrant_store, "INDEX_SECONDS", 0.05)
+        with pytest.raises(StoreUnavailableError, match=said):
+            store.ready("c")
+
+    def test_green_with_optimizations_running_or_queued_is_not_ready(
+        self, server: Server, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.polled(server, monkeypatch, {})
+        others = server.answer
+        running = {
+            "uuid": str(UUID(int=1)),
+            "optimizer": "merge",
+            "status": "optimizing",
+            "segments": [],
+            "progress": {"name": "a"},
+        }
+        states = [(1, [running]), (2, []), (0, [running]), (0, [])]
+
+        def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes] | None:
+            if not path.endswith("/optimizations"):
+                return others(method, path)
+            queued, at_work = states.pop(0) if len(states) > 1 else states[0]
+            summary = {"queued_optimizations": queued, "queued_segments": 0, "queued_points": 0, "idle_segments": 0}
+            return 200, {}, result({"summary": summary, "running": at_work})
+
+        server.answer = answer
+        store.ready("c")
+        assert self.asked(server) == 3 + qdrant_store.STABLE_POLLS + 1
+
+    def test_a_failed_optimizer_is_an_error(
+        self, server: Server, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.polled(server, monkeypatch, {"status": "red", "optimizer_status": {"error": "disk is full"}})
+        with pytest.raises(StoreError, match=r"optimizer of collection c failed.*disk is full") as raised:
+            store.ready("c")
+        assert not isinstance(raised.value, StoreUnavailableError)
+
+    def test_an_index_that_takes_too_long(
+        self, server: Server, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.polled(server, monkeypatch, {"status": "yellow"})
+        monkeypatch.setattr(qdrant_store, "INDEX_SECONDS", 0.05)
+        with pytest.raises(StoreUnavailableError, match=r"not indexed within.*yellow"):
+            store.ready("c")
+
+    def test_a_collection_without_its_indexes_does_not_stay(self, server: Server, store: QdrantStore) -> None:
+        def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+            if path == "/aliases":
+                return 200, {}, result({"aliases": []})
+            if path.endswith("/exists"):
+                created = ("PUT", "/collections/c") in server.requests
+                return 200, {}, result({"exists": created})
+            if "/index" in path:
+                return 403, {}, b"no rights"
+            return 200, {}, result(True)
+
+        server.answer = answer
+        layout = CollectionConfig({"v": VectorConfig(2, Distance.DOT)}, payload_indexes={"a": "keyword"})
+        with pytest.raises(StoreError, match="403"):
+            store.create("c", layout)
+        assert server.requests[-1] == ("DELETE", "/collections/c")
+
+    @pytest.mark.parametrize("exact", [False, True])
+    def test_exact_search_is_asked_for(self, server: Server, store: QdrantStore, exact: bool) -> None:
+        server.always(200, result([{"points": []}, {"points": []}]))
+        assert store.search("c", "v", np.eye(2), 3, exact=exact, ef=77, with_payload=["a"]) == [[], []]
+        assert server.requests == [("POST", "/collections/c/points/query/batch")]
+        searches = server.bodies[-1]["searches"]
+        assert {search["params"]["hnsw_ef"] for search in searches} == {77}
+        assert [(s["query"]["nearest"], s["params"]["exact"], s["limit"]) for s in searches] == [
+            ([1.0, 0.0], exact, 3),
+            ([0.0, 1.0], exact, 3),
+        ]
+
+    def test_a_collection_is_laid_out_as_asked(self, server: Server, store: QdrantStore) -> None:
+        server.answer = lambda method, path: (200, {}, result({"exists": False} if path.endswith("exists") else True))
+        vectors = {"v": VectorConfig(2, Distance.MANHATTAN)}
+        store.create("c", CollectionConfig(vectors, metadata={"a": 1}, m=7, ef_construct=33, indexing_threshold=44))
+        sent = server.bodies[-1]
+        assert sent["vectors"]["v"] == {"size": 2, "distance": "Manhattan", "datatype": "float32", "on_disk": False}
+        assert {"m": 7, "ef_construct": 33, "full_scan_threshold": 44}.items() <= sent["hnsw_config"].items()
+        assert (sent["optimizers_config"]["indexing_threshold"], sent["metadata"]) == (44, {"a": 1})
+
+    def test_aliases_are_switched_in_one_request(self, server: Server, store: QdrantStore) -> None:
+        def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+            if path == "/aliases":
+                return 200, {}, result({"aliases": [{"alias_name": "a", "collection_name": "old"}]})
+            if path == "/collections":
+                return 200, {}, result({"collections": [{"name": "old"}, {"name": "new"}]})
+            return 200, {}, result(True)
+
+        server.answer = answer
+        store.set_aliases({"a": "new", "b": "new"})
+        assert server.requests.count(("POST", "/collections/aliases")) == 1
+
+
+def test_a_client_of_ones_own_can_be_wrapped() -> None:
+    with QdrantStore(Connection(QdrantClient(":memory:"), f"http://me:{KEY}@host:6333/?key={KEY}")) as store:
+        assert store.url == "http://***@host:6333/"
+        assert store.collections() == []

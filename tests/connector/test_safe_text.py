@@ -1,0 +1,167 @@
+"""No secret of a URL survives redaction, and what is harmless stays."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from connector.safe_text import redacted, without_secrets
+
+HIDDEN = "https://***@db.example/modalign connection to failed (an unreadable URL)"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql://me:secret@db:5432/modalign", "postgresql://me:***@db:5432/modalign"),
+        (
+            "postgresql+psycopg://me:secret@db/modalign?sslmode=require",
+            "postgresql+psycopg://me:***@db/modalign?sslmode=require",
+        ),
+        ("postgresql://me@db/modalign", "postgresql://me@db/modalign"),
+        ("postgresql://db/modalign?password=secret", "postgresql://db/modalign"),
+        ("postgresql://db/modalign#secret", "postgresql://db/modalign"),
+        ("https://qdrant.example:6333", "https://qdrant.example:6333"),
+        ("https://:secret@qdrant.example:6333/", "https://***@qdrant.example:6333/"),
+        ("https://me:secret@qdrant.example/x", "https://***@qdrant.example/x"),
+        ("https://secret@qdrant.example:6333", "https://***@qdrant.example:6333"),
+        ("grpcs://secret@qdrant.example", "grpcs://***@qdrant.example"),
+        ("https://q/?api_key=secret&timeout=5&token=secret", "https://q/"),
+        ("https://q/a;token=secret/x", "https://q/a;token=***"),
+        ("https://q:secret", "(an unreadable URL)"),
+        ("postgresql://me:12345678", "(an unreadable URL)"),
+        ("postgresql://db/x?sslmode=require;password=secret", "postgresql://db/x"),
+        ("postgresql://db/x?sslmode=require&sslpassword=secret&passfile=/secret", "postgresql://db/x?sslmode=require"),
+        ("postgresql://db/x?secret", "postgresql://db/x"),
+        (
+            "postgresql:///x?host=/run/postgresql&user=me&password=secret",
+            "postgresql:///x?host=/run/postgresql&user=me",
+        ),
+        ("sqlite:////home/me/x.db?password=secret&mode=ro", "sqlite:////home/me/x.db?mode=ro"),
+        ("sqlite://me:secret@/x.db", "sqlite://***@/x.db"),
+        ("sqlite+pysqlcipher://:secret@/x.db?cipher=aes", "sqlite+pysqlcipher://***@/x.db"),
+        ("https://q:6333?password=x@secret", "https://***@"),
+        ("https://q?password=x@secret", "(an unreadable URL)"),
+        ("http://[::1]:6333", "http://[::1]:6333"),
+        ("localhost:6333", "localhost:6333"),
+        ("edge:/home/me/.modalign/qdrant", "edge:/home/me/.modalign/qdrant"),
+        ("sqlite:////home/me/.modalign/modalign.db", "sqlite:////home/me/.modalign/modalign.db"),
+    ],
+)
+def test_a_url_is_shown_without_what_is_secret(url: str, expected: str) -> None:
+    assert redacted(url) == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:s3cr/et@db/x",
+        "postgresql://me:s3cr@et@db/x",
+        "postgresql://me:s3cr#et@db/x",
+        "postgresql://me:s3cr?et@db/x",
+        "postgresql://me:s3cr:et@db/x",
+        "postgresql://me:s3cr[et@db/x",
+        "postgresql://me:s3cr]et@[db/x",
+        "postgresql://me:s3cr et@db/x",
+        "POSTGRESQL://me:s3cret@db/x",
+        "postgresql://m/e:s3cret@db/x",
+        "me:s3cret@db/x",
+        "host=db password=s3cret",
+        "postgresql:me:s3cret@db/x",
+    ],
+)
+def test_no_part_of_an_odd_password_is_shown(url: str) -> None:
+    shown = redacted(url)
+    assert "s3cr" not in shown
+    assert "et@" not in shown
+
+
+SECRETS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=6).filter(
+    lambda text: not any(text in shown for shown in ("postgresql://me:***@db.example/modalign?sslmode=require", HIDDEN))
+)
+
+
+@given(SECRETS)
+def test_no_password_is_shown(password: str) -> None:
+    for url in (f"postgresql://me:{password}@db.example/modalign", f"https://me:{password}@db.example/modalign"):
+        assert password not in redacted(url)
+        assert password not in without_secrets(f"connection to {url} failed")
+
+
+NAMES = [
+    "password", "PassWord", "sslpassword", "passwd", "passfile", "sslkey", "api_key", "api-key", "apikey", "API_KEY",
+    "x-api-key", "token", "access_token", "auth_token", "key", "secret", "client_secret", "sig", "X-Amz-Signature",
+    "credential",
+]  # fmt: skip
+PLACES = [
+    "sqlite:////home/me/x.db?{}", "sqlite:///?mode=ro&{}", "postgresql://me@db.example/x?{}",
+    "postgresql+psycopg://db.example/x?sslmode=require&{}&user=me", "https://q.example:6333?{}",
+    "https://q.example/path?timeout=5&{}#top", "grpcs://q.example?{}",
+]  # fmt: skip
+
+
+@given(SECRETS.filter(lambda text: text not in "".join(PLACES)), st.sampled_from(NAMES), st.sampled_from(PLACES))
+def test_nothing_of_a_query_is_shown_that_may_be_a_secret(secret: str, name: str, place: str) -> None:
+    url = place.format(f"{name}={secret}")
+    assert secret not in redacted(url)
+
+
+TOKENS = st.from_regex(r"[A-Za-z0-9_.~%!$*+-]{8,40}", fullmatch=True).filter(lambda text: text not in HIDDEN)
+
+
+@given(TOKENS, st.sampled_from(["http", "https", "grpc", "grpcs", "ftp"]), st.sampled_from(["", ":", ":x-oauth-basic"]))
+def test_a_token_in_place_of_a_user_is_not_shown(token: str, scheme: str, password: str) -> None:
+    url = f"{scheme}://{token}{password}@q.example:6333/a"
+    assert redacted(url) == f"{scheme}://***@q.example:6333/a"
+    assert without_secrets(f"cannot reach {url}: refused") == f"cannot reach {scheme}://***@q.example:6333/a: refused"
+
+
+@given(
+    TOKENS, st.sampled_from(sorted({*NAMES} - {"sslkey"})), st.sampled_from(["?{}={}", "x?a=b&{}={}; why", "?{}='{}'"])
+)
+def test_a_message_keeps_no_secret_that_is_named(token: str, name: str, place: str) -> None:
+    assert token not in without_secrets(f"cannot reach https://q.example/{place.format(name, token)}")
+
+
+NAME = st.from_regex(r"[a-z][a-z0-9_-]{0,20}", fullmatch=True)
+HOST = st.one_of(st.from_regex(r"[a-z][a-z0-9.-]{0,20}(:[1-9][0-9]{0,3})?", fullmatch=True), st.just("[::1]:6333"))
+OPTIONS = st.sampled_from(["", "?sslmode=require", "?connect_timeout=5&application_name=modalign"])
+
+
+@given(NAME, HOST, NAME, OPTIONS)
+def test_a_harmless_url_stays_as_it_is(user: str, host: str, name: str, options: str) -> None:
+    for url in (
+        f"postgresql://{user}@{host}/{name}{options}", f"postgresql+psycopg://{host}/{name}{options}",
+        f"http://{host}", f"https://{host}/{name}", f"grpc://{host}", f"edge:/home/{user}/{name}",
+        f"edge:{name}?token=x", f"sqlite:////home/{user}/{name}.db", f"sqlite:///{name}@{user}.db?mode=ro&uri=true", "sqlite://",
+    ):  # fmt: skip
+        assert redacted(url) == url
+
+
+@given(NAME, HOST, NAME)
+def test_a_message_without_secrets_stays_as_it_is(user: str, host: str, name: str) -> None:
+    for text in (
+        f"connection to postgresql+psycopg://{user}@{host}/{name} failed: Key ({name})=(3) already exists",
+        f"cannot reach https://{host}/{name}?limit=5: timed out; mail {user}@example.org",
+        f"filter {{'key': '{name}'}}; key={name}",
+    ):
+        assert without_secrets(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://q:6333?password=x@secret", "https://q?password=x@secret", "https://sec?ret@q", "https://sec@ret@q",
+        "https://q/x?password=x@secret", "postgresql://me@db/x?password=x@secret", "postgresql://me:x?y@secret@db/x",
+        "https://me:secret@q/x?token=x@secret",
+    ],
+)  # fmt: skip
+def test_an_at_sign_in_a_secret_brings_nothing_to_light(text: str) -> None:
+    assert not re.search("sec|ret", without_secrets(f"cannot reach {text} now"))
+    assert not re.search("sec|ret", redacted(text))
+
+
+def test_a_connection_string_of_libpq_shows_no_password() -> None:
+    text = "invalid dsn: host=db password='a b\\'c' sslpassword=x%y user=me"
+    assert without_secrets(text) == "invalid dsn: host=db password=*** sslpassword=*** user=me"
