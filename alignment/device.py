@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from alignment.distributed import launched, local_number
+from alignment.distributed import local_number, world_size
 from alignment.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def resolve(device: str = "auto") -> "torch.device":
 
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", local_number()) if launched() > 1 else torch.device("cuda")
+            return torch.device("cuda", local_number()) if world_size() > 1 else torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         resolved = torch.device(device)

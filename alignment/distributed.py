@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def launched() -> int:
+def world_size() -> int:
     """How many processes torch's launcher has started, by its variable `WORLD_SIZE`; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def number() -> int:
+def rank() -> int:
     """Number of this process, by the launcher's variable `RANK`; 0 without it."""
     return int(os.environ.get("RANK", "0"))
 
@@ -30,21 +30,21 @@ def local_number() -> int:
 
 
 @contextmanager
-def joined() -> Iterator[int]:
+def process_group() -> Iterator[int]:
     """Join the processes of the launcher, and yield the number of this one, 0 where it is alone."""
-    if launched() == 1:
+    if world_size() == 1:
         yield 0
         return
     import torch
 
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield number()
+        yield rank()
     finally:
         torch.distributed.destroy_process_group()
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """Number of this process among those that have joined, and how many they are."""
     import torch
 
@@ -53,9 +53,9 @@ def place() -> tuple[int, int]:
     return 0, 1
 
 
-def agreed(value: float) -> float:
+def broadcast(value: float) -> float:
     """Return what the first process found: choices must be the same in all, and floats may differ in the last bit."""
-    if place()[1] == 1:
+    if rank_and_world_size()[1] == 1:
         return value
     import torch
 
@@ -65,35 +65,35 @@ def agreed(value: float) -> float:
     return float(shared)
 
 
-def summed(tensor: "Tensor") -> "Tensor":
+def all_reduce(tensor: "Tensor") -> "Tensor":
     """Add up a tensor over all processes, in place."""
-    if place()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         import torch
 
         torch.distributed.all_reduce(tensor)
     return tensor
 
 
-def shares(size: int) -> list[slice]:
+def rank_slices(size: int) -> list[slice]:
     """Which rows of a batch each process computes.
 
     >>> shares(7)
     [slice(0, 7, None)]
     """
-    count = place()[1]
+    count = rank_and_world_size()[1]
     return [slice(size * number // count, size * (number + 1) // count) for number in range(count)]
 
 
-def gathered(own: "Tensor", size: int) -> "Tensor":
+def all_gather(own: "Tensor", size: int) -> "Tensor":
     """Put the rows of all processes together (size, d)."""
-    if place()[1] == 1:
+    if rank_and_world_size()[1] == 1:
         return own
     import torch
 
-    parts = [own.new_empty(share.stop - share.start, own.shape[1]) for share in shares(size)]
+    parts = [own.new_empty(share.stop - share.start, own.shape[1]) for share in rank_slices(size)]
     # Parts may differ by a row, which gathering into one tensor does not allow.
     for number, part in enumerate(parts):
-        if number == place()[0]:
+        if number == rank_and_world_size()[0]:
             part.copy_(own)
         torch.distributed.broadcast(part, number)
     return torch.cat(parts)

@@ -35,7 +35,7 @@ def new_directory(path: Path) -> Iterator[Path]:
         FileExistsError: `path` is there, and no empty directory.
     """
     path = path.absolute()
-    _require_free(path)
+    _check_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*{BUILDING}"):
         with suppress(FileNotFoundError):  # whoever fills it may be ready just now
@@ -45,7 +45,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     building.mkdir()
     try:
         yield building
-        _require_free(path)
+        _check_free(path)
         if path.exists():
             path.rmdir()  # an empty one, which not every system replaces
         building.rename(path)
@@ -57,7 +57,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     sync_directory(path.parent)
 
 
-def _require_free(path: Path) -> None:
+def _check_free(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(path)
 

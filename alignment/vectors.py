@@ -17,7 +17,7 @@ LARGEST_SQUARE = float(np.finfo(np.float32).max) ** 2
 SMALLEST_SQUARE = float(np.finfo(np.float32).tiny)
 
 
-def faults(X: npt.NDArray[np.floating]) -> dict[int, str]:
+def invalid_rows(X: npt.NDArray[np.floating]) -> dict[int, str]:
     """Say which rows of `X` (n, d) cannot be aligned or stored, and why: `{row: reason}`.
 
     A row is judged after the cast to float32, the type in which it is stored: a value or a norm beyond
@@ -34,9 +34,9 @@ def faults(X: npt.NDArray[np.floating]) -> dict[int, str]:
     return {int(row): ZERO if finite[row] else NOT_FINITE for row in bad}
 
 
-def require_sound(X: npt.NDArray[np.floating], what: str) -> None:
+def check_sound(X: npt.NDArray[np.floating], what: str) -> None:
     """Raise a `VectorError` that names the first unusable rows of `X` (n, d), if there are any."""
-    if found := faults(X):
+    if found := invalid_rows(X):
         rows = ", ".join(f"row {row}: {reason}" for row, reason in list(found.items())[:3])
         raise VectorError(
             f"{what}: expected finite vectors with a norm above zero, got {len(found)} of {len(X)} that are "
@@ -44,7 +44,7 @@ def require_sound(X: npt.NDArray[np.floating], what: str) -> None:
         )
 
 
-def unit(X: npt.NDArray[np.floating]) -> FloatArray:
+def l2_normalize(X: npt.NDArray[np.floating]) -> FloatArray:
     """Scale every row of `X` (n, d) to Euclidean norm 1, as float32.
 
     >>> unit(np.array([[3.0, 4.0]]))

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from alignment.metrics import Dot
-from alignment.retrieval.ranks import Codes, ranks, recall_at, top_k
+from alignment.retrieval.ranks import IntArray, ranks, recall_at, top_k
 from alignment.vectors import FloatArray
 from bench.figure import Figure
 
@@ -52,7 +52,7 @@ class Took:
     recalls: list[float]
 
 
-def data() -> tuple[FloatArray, FloatArray, Codes]:
+def data() -> tuple[FloatArray, FloatArray, IntArray]:
     """Images, captions that find them now and then, and the images of the captions."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((IMAGES, DIM), dtype=np.float32)

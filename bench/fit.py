@@ -23,7 +23,7 @@ from alignment.fitting.pairs import BLOCK_ROWS
 from alignment.fitting.trainer import Model, train
 from alignment.fitting.training import Training
 from alignment.metrics import Cosine
-from alignment.retrieval.grouped import Labelled, Side
+from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
 from alignment.vectors import FloatArray
 from bench.figure import Figure
 
@@ -41,7 +41,7 @@ def figures() -> list[Figure]:
     """Measure closed forms, then training."""
     small, large = (peak_in_child(batch) for batch in (1024, LARGE_BATCH))  # a child's peak starts at its parent's
     X, Y = draw(PAIRS)
-    data = Labelled(Side(X, np.arange(PAIRS)), Side(Y, np.arange(PAIRS)))
+    data = GroupedEmbeddings(ModalityEmbeddings(X, np.arange(PAIRS)), ModalityEmbeddings(Y, np.arange(PAIRS)))
     measured = alternating({
         "needed by ridge": lambda: needed(X, Y, cca=False),
         "ridge": lambda: Fitter("ridge", data, CPU).fit(RIDGE),
@@ -52,7 +52,9 @@ def figures() -> list[Figure]:
     assert shared.products
     candidate = alternating({"one more": lambda: Fitter("rcca", data, CPU, pairs=shared).fit(RCCA)})["one more"]
     some = slice(0, SKLEARN_PAIRS)
-    few = Labelled(Side(X[some], np.arange(SKLEARN_PAIRS)), Side(Y[some], np.arange(SKLEARN_PAIRS)))
+    few = GroupedEmbeddings(
+        ModalityEmbeddings(X[some], np.arange(SKLEARN_PAIRS)), ModalityEmbeddings(Y[some], np.arange(SKLEARN_PAIRS))
+    )
     theirs = alternating({
         "sklearn": lambda: CCA(SKLEARN_COMPONENTS, max_iter=200, tol=1e-4).fit(X[some], Y[some]),
         "rcca": lambda: Fitter("rcca", few, CPU).fit(RCCA),
@@ -119,7 +121,7 @@ def needed(X: FloatArray, Y: FloatArray, *, cca: bool) -> None:
         torch.linalg.svd(xy, full_matrices=False)
 
 
-def training_rates(data: Labelled, batch: int, pairs: int) -> dict[str, float]:
+def training_rates(data: GroupedEmbeddings, batch: int, pairs: int) -> dict[str, float]:
     """Pairs per second of the training loop and of a plain one, both with a linear head and AdamW."""
     chosen = data.only(np.arange(pairs))
     training = Training(batch=batch, epochs=1, patience=1)
@@ -131,7 +133,7 @@ def training_rates(data: Labelled, batch: int, pairs: int) -> dict[str, float]:
     return {name: pairs / time for name, time in seconds.items()}
 
 
-def heads(data: Labelled) -> tuple[Linear, Linear]:
+def heads(data: GroupedEmbeddings) -> tuple[Linear, Linear]:
     """Random linear heads to the same space."""
     torch.manual_seed(0)
     dims = (side.vectors.shape[1] for side in (data.image, data.text))
@@ -139,7 +141,7 @@ def heads(data: Labelled) -> tuple[Linear, Linear]:
     return image, text
 
 
-def ours(data: Labelled, training: Training, device: torch.device) -> None:
+def ours(data: GroupedEmbeddings, training: Training, device: torch.device) -> None:
     """Train without validation."""
     train(Model([Cosine()], heads(data)), data, data.groups, None, training=training, device=device)
 
@@ -153,7 +155,9 @@ def peak_in_child(batch: int) -> float:
 def peak(batch: int) -> float:
     """Train on as many pairs as a large batch holds; return this process's peak memory in MiB."""
     X, Y = draw(LARGE_BATCH)
-    data = Labelled(Side(X, np.arange(LARGE_BATCH)), Side(Y, np.arange(LARGE_BATCH)))
+    data = GroupedEmbeddings(
+        ModalityEmbeddings(X, np.arange(LARGE_BATCH)), ModalityEmbeddings(Y, np.arange(LARGE_BATCH))
+    )
     ours(data.only(np.arange(LARGE_BATCH)), Training(batch=batch, epochs=1, patience=1), CPU)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -162,7 +166,7 @@ def gpu_share(device: torch.device, pairs: int, batch: int) -> float:
     """Floating-point operations per second that training needs, over those of a large product in bfloat16."""
     rng = np.random.default_rng(0)
     X, Y = (rng.standard_normal((pairs, D_X), np.float32) for _ in range(2))
-    data = Labelled(Side(X, np.arange(pairs)), Side(Y, np.arange(pairs)))
+    data = GroupedEmbeddings(ModalityEmbeddings(X, np.arange(pairs)), ModalityEmbeddings(Y, np.arange(pairs)))
     training = Training(batch=batch, epochs=1, patience=1)
     A = torch.randn(8192, 8192, dtype=torch.bfloat16, device=device)
     seconds = alternating({
@@ -175,7 +179,7 @@ def gpu_share(device: torch.device, pairs: int, batch: int) -> float:
     return (needed / seconds["training"]) / (2 * 8192**3 / seconds["product"])
 
 
-def plain(data: Labelled, training: Training) -> None:
+def plain(data: GroupedEmbeddings, training: Training) -> None:
     """One epoch with the loss of open_clip: one matrix of logits, cross-entropy along both sides."""
     image, text = heads(data)
     X, Y = (normalize(torch.from_numpy(side.vectors), dim=1) for side in (data.image, data.text))

@@ -18,24 +18,24 @@ import numpy.typing as npt
 import torch
 
 from alignment.fitting.fit import fit_metrics
-from alignment.fitting.methods import Task
+from alignment.fitting.methods import FitSpec
 from alignment.metrics import Metric, Nnn, parse
 from alignment.modality import Modality
 from alignment.model.alignment import Alignment
 from alignment.model.projections import Projection
-from alignment.retrieval.grouped import Labelled, Side
+from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
 from alignment.retrieval.ranks import group_codes, top_k
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
 from alignment.sets.writer import SetWriter
-from alignment.vectors import FloatArray, unit
+from alignment.vectors import FloatArray, l2_normalize
 from bench.corpus import DIM, ENCODERS, SHARD, card
 from bench.figure import Figure
 from connector.demo.emoji import ENCODERS as DEMO_ENCODERS
 from connector.demo.emoji import SERVED, write_emoji
 from connector.home import Home
 from connector.provenance.database import upgrade
-from connector.search.retriever import Answer, Retriever
+from connector.search.retriever import Retriever, SearchResult
 from connector.settings import Settings
 
 POINTS, QUERIES, TIMED, K = 100_000, 200, 200, 10
@@ -113,10 +113,12 @@ def synthetic(directory: Path, alignment: Alignment, embedding_set: EmbeddingSet
     """
     rows = {m: embedding_set.load(m) for m in ("image", "text")}
     codes = group_codes(rows["image"].groups, rows["text"].groups)
-    sides = [unit(alignment.project(m, rows[m].vectors)[:, :DIM]) for m in ("image", "text")]
+    sides = [l2_normalize(alignment.project(m, rows[m].vectors)[:, :DIM]) for m in ("image", "text")]
     metrics = [parse(name) for name in SERVED]
-    aligned = Labelled(*(Side(vectors, groups) for vectors, groups in zip(sides, codes, strict=True)))
-    weights = fit_metrics(metrics, aligned, task=Task(), device=torch.device("cpu"))
+    aligned = GroupedEmbeddings(
+        *(ModalityEmbeddings(vectors, groups) for vectors, groups in zip(sides, codes, strict=True))
+    )
+    weights = fit_metrics(metrics, aligned, task=FitSpec(), device=torch.device("cpu"))
     paired = np.concatenate([sides[0][np.argsort(codes[0])], sides[1][np.argsort(codes[1])]], axis=1)
     images, texts = drawn_like(paired.astype(np.float64), POINTS)
     np.save(directory / "queries.npy", texts[:QUERIES])
@@ -140,7 +142,7 @@ def drawn_like(pairs: npt.NDArray[np.float64], count: int, seed: int = 0) -> tup
     factor = directions * np.sqrt(values.clip(min=0))
     drawn = np.random.default_rng(seed).standard_normal((count, len(values))) @ factor.T + pairs.mean(axis=0)
     half = pairs.shape[1] // 2
-    return unit(drawn[:, :half]), unit(drawn[:, half:])
+    return l2_normalize(drawn[:, :half]), l2_normalize(drawn[:, half:])
 
 
 def _serve(home: Home, name: str, queries: Path, *, indexing_threshold: int | None) -> list[Served]:
@@ -182,7 +184,7 @@ def _serve(home: Home, name: str, queries: Path, *, indexing_threshold: int | No
     return rows
 
 
-def _ask(retriever: Retriever, query: FloatArray, *, exact: bool) -> Answer:
+def _ask(retriever: Retriever, query: FloatArray, *, exact: bool) -> SearchResult:
     encoder = retriever.release.alignment.card.encoders["text"].fingerprint
     return retriever.search_embeddings("text", query[None], K, encoder=encoder, exact=exact)[0]
 

@@ -31,13 +31,13 @@ from sklearn.linear_model import Ridge
 from alignment.fitting.cross_validation import best_of, cross_validate
 from alignment.fitting.fit import fit_metrics
 from alignment.fitting.heads import HEADS
-from alignment.fitting.methods import METHODS, Fitter, Task, fewest_groups
+from alignment.fitting.methods import METHODS, FitSpec, Fitter, fewest_groups
 from alignment.metrics import Cosine, Metric, parse
 from alignment.modality import MODALITIES
-from alignment.retrieval.grouped import Labelled, Side
+from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
 from alignment.retrieval.ranks import KS, group_codes, recall_at
 from alignment.sets.embedding_set import EmbeddingSet
-from alignment.vectors import FloatArray, unit
+from alignment.vectors import FloatArray, l2_normalize
 from bench.figure import Figure
 from connector.demo.emoji import ENCODERS, write_emoji
 from connector.home import Home
@@ -61,8 +61,8 @@ class Corpus:
     """What to fit on and what to test on: the same, or two renderings of the same groups."""
 
     name: str
-    fitted: Labelled
-    tested: Labelled
+    fitted: GroupedEmbeddings
+    tested: GroupedEmbeddings
 
 
 @dataclass(slots=True)
@@ -116,14 +116,14 @@ def corpora(names: Sequence[str]) -> Iterator[Corpus]:
                     yield Corpus(name, fitted, tested)
 
 
-def labelled(sets: Sequence[EmbeddingSet]) -> list[Labelled]:
+def labelled(sets: Sequence[EmbeddingSet]) -> list[GroupedEmbeddings]:
     """Number the groups of some sets alike."""
     rows = [made.load(modality) for made in sets for modality in MODALITIES]
     sides = [
-        Side(part.vectors, codes)
+        ModalityEmbeddings(part.vectors, codes)
         for part, codes in zip(rows, group_codes(*(part.groups for part in rows)), strict=True)
     ]
-    return [Labelled(*sides[start : start + 2]) for start in range(0, len(sides), 2)]
+    return [GroupedEmbeddings(*sides[start : start + 2]) for start in range(0, len(sides), 2)]
 
 
 def _stamps() -> Iterator[tuple[Path, str, str]]:
@@ -171,7 +171,7 @@ def measure(corpus: Corpus) -> dict[str, Row]:
         shuffled = np.random.default_rng(seed).permutation(groups)
         held = round(HELD_OUT * len(groups))
         test, known = corpus.tested.only(shuffled[:held]), corpus.fitted.only(shuffled[held:])
-        task = Task(seed=seed)
+        task = FitSpec(seed=seed)
         racing = [name for name in METHODS if len(known.groups) >= fewest_groups(name)]
         scores = cross_validate(known, racing, task, folds=FOLDS, device=CPU)
         best = {name: best_of(s for s in scores if s.method == name) for name in {s.method for s in scores}}
@@ -200,11 +200,11 @@ def measure(corpus: Corpus) -> dict[str, Row]:
     return rows
 
 
-def _dims(data: Labelled) -> tuple[int, int]:
+def _dims(data: GroupedEmbeddings) -> tuple[int, int]:
     return data.image.vectors.shape[1], data.text.vectors.shape[1]
 
 
-def _recalls(aligned: Labelled, metric: Metric, weights: Mapping[str, Any]) -> list[float]:
+def _recalls(aligned: GroupedEmbeddings, metric: Metric, weights: Mapping[str, Any]) -> list[float]:
     both = aligned.ranks({modality: metric.bind(weights, modality) for modality in MODALITIES})
     return [float(np.mean([recall_at(side, k) for side in both])) for k in KS]
 
@@ -212,21 +212,23 @@ def _recalls(aligned: Labelled, metric: Metric, weights: Mapping[str, Any]) -> l
 # The same methods from elsewhere, with the hyperparameters that were chosen for ours
 
 
-def _centred(training: Labelled) -> tuple[list[FloatArray], list[FloatArray]]:
-    sides = [unit(side) for side in training.pairs()]
+def _centred(training: GroupedEmbeddings) -> tuple[list[FloatArray], list[FloatArray]]:
+    sides = [l2_normalize(side) for side in training.pairs()]
     means = [side.mean(axis=0) for side in sides]
     return [side - mean for side, mean in zip(sides, means, strict=True)], means
 
 
-def _tested(test: Labelled, means: list[FloatArray]) -> list[FloatArray]:
-    return [unit(side.vectors) - mean for side, mean in zip((test.image, test.text), means, strict=True)]
+def _tested(test: GroupedEmbeddings, means: list[FloatArray]) -> list[FloatArray]:
+    return [l2_normalize(side.vectors) - mean for side, mean in zip((test.image, test.text), means, strict=True)]
 
 
-def _aligned(test: Labelled, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Labelled:
-    return Labelled(Side(unit(x), test.image.groups), Side(unit(y), test.text.groups))
+def _aligned(test: GroupedEmbeddings, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> GroupedEmbeddings:
+    return GroupedEmbeddings(
+        ModalityEmbeddings(l2_normalize(x), test.image.groups), ModalityEmbeddings(l2_normalize(y), test.text.groups)
+    )
 
 
-def sklearn_ridge(training: Labelled, test: Labelled, chosen: Mapping[str, Any]) -> Labelled:
+def sklearn_ridge(training: GroupedEmbeddings, test: GroupedEmbeddings, chosen: Mapping[str, Any]) -> GroupedEmbeddings:
     """The same penalty with scikit-learn."""
     (X, Y), means = _centred(training)
     x, y = _tested(test, means)
@@ -236,7 +238,9 @@ def sklearn_ridge(training: Labelled, test: Labelled, chosen: Mapping[str, Any])
     return _aligned(test, *((model.predict(x), y) if chosen["target"] == "text" else (x, model.predict(y))))
 
 
-def scipy_procrustes(training: Labelled, test: Labelled, chosen: Mapping[str, Any]) -> Labelled:
+def scipy_procrustes(
+    training: GroupedEmbeddings, test: GroupedEmbeddings, chosen: Mapping[str, Any]
+) -> GroupedEmbeddings:
     """The same components with scikit-learn and scipy."""
     sides, means = _centred(training)
     axes = [PCA(chosen["components"], svd_solver="full").fit(side).components_.T for side in sides]
@@ -245,7 +249,7 @@ def scipy_procrustes(training: Labelled, test: Labelled, chosen: Mapping[str, An
     return _aligned(test, x @ axes[0] @ rotation, y @ axes[1])
 
 
-def zoo_cca(training: Labelled, test: Labelled, chosen: Mapping[str, Any]) -> Labelled:
+def zoo_cca(training: GroupedEmbeddings, test: GroupedEmbeddings, chosen: Mapping[str, Any]) -> GroupedEmbeddings:
     """The same shrinkages and components with cca-zoo, which has no power of the correlations."""
     sides, means = _centred(training)
     shares = []
@@ -259,7 +263,7 @@ def zoo_cca(training: Labelled, test: Labelled, chosen: Mapping[str, Any]) -> La
     return _aligned(test, x, y)
 
 
-def sklearn_cca(training: Labelled, test: Labelled, chosen: Mapping[str, Any]) -> Labelled:
+def sklearn_cca(training: GroupedEmbeddings, test: GroupedEmbeddings, chosen: Mapping[str, Any]) -> GroupedEmbeddings:
     """Canonical correlations without shrinkage, on principal components instead, with scikit-learn."""
     sides, means = _centred(training)
     axes = [PCA(128, svd_solver="full").fit(side).components_.T for side in sides]
@@ -269,7 +273,7 @@ def sklearn_cca(training: Labelled, test: Labelled, chosen: Mapping[str, Any]) -
     return _aligned(test, x @ model.x_rotations_, y @ model.y_rotations_)
 
 
-Independent = Callable[[Labelled, Labelled, Mapping[str, Any]], Labelled]
+Independent = Callable[[GroupedEmbeddings, GroupedEmbeddings, Mapping[str, Any]], GroupedEmbeddings]
 INDEPENDENT: dict[str, tuple[str, Independent]] = {
     "ridge": ("scikit-learn ridge", sklearn_ridge),
     "procrustes": ("scipy procrustes", scipy_procrustes),

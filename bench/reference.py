@@ -17,7 +17,7 @@ from alignment.retrieval.ranks import recall_at
 from alignment.sets.rows import Rows
 from alignment.vectors import FloatArray
 from bench.audit import IMAGES, KS, POINTS, QUERIES, Took, data, took
-from connector.audits.galleries import Asked, Everything
+from connector.audits.galleries import Everything, QuerySet
 from connector.audits.reference import Truth, truth
 from connector.stores.contract import Record
 
@@ -64,7 +64,7 @@ def large() -> Took:
 
 def _reference(queries: FloatArray, groups: Sequence[str], pages: Callable[[], Iterator[list[Record]]]) -> Truth:
     names = list(groups)
-    asked = Asked(Rows("text", names, names, names, names, queries), np.zeros(len(names), np.int64), Everything())
+    asked = QuerySet(Rows("text", names, names, names, names, queries), np.zeros(len(names), np.int64), Everything())
     return truth(Cosine().lower(queries.shape[1]), asked, queries, KS[-1] + 1, pages)
 
 

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from alignment import device as devices
 from alignment.comparison.compare import METRICS, Comparison, compare
 from alignment.comparison.guidelines import Advice, advise
-from alignment.distributed import joined
+from alignment.distributed import process_group
 from alignment.errors import AlignmentError, EmbeddingSetError, ModalignError
 from alignment.fitting.fit import fit
 from alignment.geometry.geometry import SAMPLE, geometry, sampled
@@ -34,9 +34,9 @@ from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
 from alignment.sets.writer import SetWriter
 from connector.audits.auditor import audit
-from connector.audits.baseline import Earlier, earlier
-from connector.audits.history import Moment, asked_as, history
-from connector.audits.plan import DIRECTIONS, Plan
+from connector.audits.baseline import Baseline, find_baseline
+from connector.audits.history import AuditSummary, asked_as, history
+from connector.audits.plan import DIRECTIONS, AuditPlan
 from connector.audits.recording import record
 from connector.audits.requirements import Requirement
 from connector.audits.result import Audit
@@ -59,15 +59,15 @@ from connector.progress import progress, say
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Result, Run
 from connector.provenance.tables import ReleaseRow
-from connector.push.delete import Deletion, Doomed
+from connector.push.delete import Deletion, DeletionPreview
 from connector.push.ingest import Confirm, Ingest
 from connector.push.session import push
-from connector.releases.chain import require_encoder
+from connector.releases.chain import check_encoder
 from connector.releases.lag import Lag
-from connector.releases.promotion import PROMOTE, ROLLBACK, Forced, Lifecycle
-from connector.releases.reconcile import Reconciled, reconcile, verify
-from connector.releases.release import LIVE, READY, Release, checked, lower, named, open_release
-from connector.reports.audit_context import Origin
+from connector.releases.promotion import PROMOTE, ROLLBACK, Lifecycle, PromotionOverride
+from connector.releases.reconcile import ReconcileReport, reconcile, verify
+from connector.releases.release import LIVE, READY, Release, find_release_row, load_release, lower, open_release
+from connector.reports.audit_context import AuditContext
 from connector.reports.audit_page import write_audit_page
 from connector.reports.compare_report import claim, write_comparison
 from connector.reports.pages import claim_page
@@ -242,7 +242,7 @@ class Home:
             "folds": folds, "seed": seed, "device": self.settings.device, "budget": budget, "joint": joint,
             "training": dict(training or {}),
         }  # fmt: skip
-        with joined() as number:
+        with process_group() as number:
             if number:  # the first process records and writes
                 return Result(0, {}, fit([self.embedding_set(s) for s in sets], **chosen))
             return self._fit(sets, name, chosen)
@@ -330,7 +330,7 @@ class Home:
             if loaded is not None:
                 hold_out = loaded.card.hold_out
                 for modality, card in embedding_set.card.encoders.items():
-                    require_encoder(loaded, modality, card, f"embedding set {embedding_set.path}")
+                    check_encoder(loaded, modality, card, f"embedding set {embedding_set.path}")
             drawn = sampled(embedding_set, hold_out, groups=sample, seed=seed)
             if loaded is not None:
                 drawn = drawn.project((loaded.projections["image"], loaded.projections["text"]))
@@ -433,7 +433,7 @@ class Home:
             specs = {modality: card.spec for modality, card in loaded.card.encoders.items()}
             encoders = load_encoders(specs, devices.resolve(self.settings.device))
             for modality, encoder in encoders.items():
-                require_encoder(loaded, modality, encoder.card, f"the encoder that {encoder.spec} loads now")
+                check_encoder(loaded, modality, encoder.card, f"the encoder that {encoder.spec} loads now")
             path = self.settings.alignment_path(alignment)
             ingest = Ingest(
                 opened,
@@ -465,7 +465,7 @@ class Home:
         keys: Sequence[str] = (),
         filter: "Filter | None" = None,
         modalities: Sequence[Modality] = MODALITIES,
-        confirm: Callable[[Doomed], bool] = lambda doomed: True,
+        confirm: Callable[[DeletionPreview], bool] = lambda doomed: True,
     ) -> Result:
         """Delete items from every release of `collection` and from their embedding sets.
 
@@ -534,7 +534,7 @@ class Home:
     ) -> Result:
         """Make ready releases live, if their audits allow it or a `reason` is given; see `connector.releases.promotion`."""
         parameters = {"collection": collection, "metrics": list(metrics), "releases": list(names), "reason": reason}
-        forced = None if reason is None else Forced(_person(), reason)
+        forced = None if reason is None else PromotionOverride(_person(), reason)
         with self.provenance.run(PROMOTE, parameters) as run:
             switched = self._lifecycle(collection).promote(run.id, metrics=metrics, names=names, forced=forced)
             run.counts["promoted"] = len(switched)
@@ -563,7 +563,7 @@ class Home:
             run.counts["dropped"] = len(rows)
         return Result(run.id, run.counts, rows)
 
-    def verify(self, collection: str | None = None) -> list[Reconciled]:
+    def verify(self, collection: str | None = None) -> list[ReconcileReport]:
         """Reconcile the live and ready releases, of `collection` or of all, with SQL and the embedding sets.
 
         One whose parts are gone or do not belong together is `broken`, and the others are reconciled all the same.
@@ -586,15 +586,15 @@ class Home:
             self._lifecycle(collection).rows()  # which says what is wrong
         return [row for row in rows if row.state in (LIVE, READY)]
 
-    def _reconcile(self, row: ReleaseRow, **options: Any) -> Reconciled:
+    def _reconcile(self, row: ReleaseRow, **options: Any) -> ReconcileReport:
         try:
-            release = checked(self.provenance, self.store, row, device=self.settings.device)
+            release = load_release(self.provenance, self.store, row, device=self.settings.device)
             with progress(f"verify {release.name}", row.points, "rows") as advance:
                 return reconcile(release, self.store, self.provenance, advance=advance, **options)
         except (StoreUnavailableError, StoreBusyError, ProvenanceError):  # which is nothing that the release has
             raise
         except ModalignError as error:
-            return Reconciled(row.physical_name, broken=str(error))
+            return ReconcileReport(row.physical_name, broken=str(error))
 
     def _lifecycle(self, collection: str) -> Lifecycle:
         return Lifecycle(self.provenance, self.store, collection, device=self.settings.device)
@@ -612,11 +612,11 @@ class Home:
             to: a directory that does not exist, or is empty.
             collection: whose live release will be asked; its name and its `hnsw_ef` then stand in the requests.
         """
-        from connector.search.export import Target, write  # loads torch
+        from connector.search.export import ExportSpec, write  # loads torch
 
         parameters = {"alignment": alignment, "metric": metric, "to": str(to), "collection": collection}
         with self.provenance.run("export", parameters) as run:
-            target = Target(alignment, self.alignment(alignment), parse(metric))
+            target = ExportSpec(alignment, self.alignment(alignment), parse(metric))
             if collection is not None:
                 release = open_release(self.provenance, self.store, collection, metric, device="cpu")
                 if release.alignment.fingerprint != target.alignment.fingerprint:
@@ -654,7 +654,7 @@ class Home:
             requirements: what the measures have to meet; see `connector.audits.requirements`.
             against: the audit that drops are measured from: `last`, `live` or the number of one.
             report: the page to write, whatever the verdict is.
-            **options: see `connector.audits.result.Plan`.
+            **options: see `connector.audits.result.AuditPlan`.
         """
         parameters = {
             "collection": collection, "pairs": pairs, "metric": metric, "release": which,
@@ -663,10 +663,10 @@ class Home:
         with self.provenance.run("audit", parameters) as run:
             if report is not None:
                 claim_page(report)
-            plan, required = Plan(**options), [Requirement.parse(text) for text in requirements]
+            plan, required = AuditPlan(**options), [Requirement.parse(text) for text in requirements]
             embedding_set = self.embedding_set(pairs)
-            row = named(self.provenance, self.store, collection, metric, which=which)
-            before = earlier(self.provenance, row, against, plan, pairs) if against is not None else None
+            row = find_release_row(self.provenance, self.store, collection, metric, which=which)
+            before = find_baseline(self.provenance, row, against, plan, pairs) if against is not None else None
             found = self._measured(row, embedding_set, plan, pairs=pairs, requirements=required, before=before)
             found.number = record(found, self.provenance, run, self.provenance.record_set(embedding_set))
             run.counts["queries"] = sum(found.queries_of(direction) for direction in DIRECTIONS)
@@ -675,27 +675,27 @@ class Home:
             write_audit_page(report, found, self._origin(found, embedding_set, requirements, run.id))
         return Result(run.id, run.counts, found)
 
-    def _origin(self, found: Audit, pairs: EmbeddingSet, requirements: Sequence[str], run: int) -> Origin:
+    def _origin(self, found: Audit, pairs: EmbeddingSet, requirements: Sequence[str], run: int) -> AuditContext:
         """Return what the page of an audit says beside what it found."""
         row = found.row
         alignment = self.provenance.alignment(row.alignment_id)
         asked = asked_as(found.plan, found.pairs)
         moments = self.audits(row.collection, metric=row.metric, limit=MOMENTS, asked=asked)
-        return Origin(
+        return AuditContext(
             store=row.store_url, alignment=alignment, encoders=self.provenance.encoders(alignment), pairs=pairs,
             requirements=requirements, run=run, moments=moments,
             at=next(moment.at for moment in moments if moment.audit == found.number),
         )  # fmt: skip
 
     def _measured(
-        self, row: ReleaseRow, embedding_set: EmbeddingSet, plan: Plan, *, pairs: str,
-        requirements: Sequence[Requirement], before: Earlier | None,
+        self, row: ReleaseRow, embedding_set: EmbeddingSet, plan: AuditPlan, *, pairs: str,
+        requirements: Sequence[Requirement], before: Baseline | None,
     ) -> Audit:  # fmt: skip
         """Check that a release belongs together and holds what it should, and measure it; or say why it is broken."""
         broken = Audit(row, plan, pairs, required=bool(requirements))
         writers = self.provenance.writers(row.collection)
         try:
-            release = checked(self.provenance, self.store, row, device=self.settings.device)
+            release = load_release(self.provenance, self.store, row, device=self.settings.device)
             verified = verify(release, self.store, self.provenance, seed=plan.seed, counts=not writers)
         except (MismatchError, CollectionNotFoundError, AlignmentError, EmbeddingSetError) as error:
             broken.broken = str(error)
@@ -719,7 +719,7 @@ class Home:
 
     def audits(
         self, collection: str, *, metric: str | None = None, limit: int = 30, asked: str | None = None
-    ) -> list[Moment]:
+    ) -> list[AuditSummary]:
         """Return the newest audits of the releases of `collection`, of those that were asked so, oldest first.
 
         Raises:

@@ -14,7 +14,7 @@ import yaml
 
 from connector.audits.auditor import CERTIFIED, LATENCIES, TAIL
 from connector.audits.geometry import GAP_MEASURES
-from connector.audits.plan import Plan
+from connector.audits.plan import AuditPlan
 from connector.audits.requirements import Requirement
 from connector.audits.result import FAITHFUL, MARGIN, Audit
 from connector.audits.stages import FILTER, INDEX, LOWERING, QUANTIZATION, REFERENCE, RESCORING
@@ -67,7 +67,7 @@ def test_every_field_of_the_document_is_explained(found: Audit) -> None:
 def test_what_is_blamed_and_where_results_end_are_as_the_code_has_them() -> None:
     assert f"less than {FAITHFUL:.0%} of what the stage before finds" in TEXT
     assert f"chance and more than {MARGIN} (`FAITHFUL` and `MARGIN`" in TEXT
-    lengths = ",".join(map(str, Plan().ks))
+    lengths = ",".join(map(str, AuditPlan().ks))
     assert f"`--k {lengths}`" in TEXT
 
 

@@ -16,14 +16,14 @@ from alignment.comparison.learning_curve import Curve, Measure, learning_curve
 from alignment.comparison.paired_bootstrap import Floats, Hits, estimate
 from alignment.errors import FitError, MetricError, WeightsError
 from alignment.fitting.cross_validation import Candidate, best_of, cross_validate
-from alignment.fitting.fit import common_encoders, fit_metrics, require_directions, split_rows
-from alignment.fitting.methods import METHODS, Fitter, Projections, Task, candidates, fewest_groups
+from alignment.fitting.fit import check_directions, common_encoders, fit_metrics, split_rows
+from alignment.fitting.methods import METHODS, FitSpec, Fitter, Projections, candidates, fewest_groups
 from alignment.geometry.modality_gap import Gap, modality_gap
 from alignment.metrics import Cosine, LearnedMetric, Metric, Nnn, Rescored, parse
 from alignment.modality import MODALITIES, Modality
 from alignment.model.projections import Projection
 from alignment.retrieval.bootstrap import Estimate
-from alignment.retrieval.grouped import Labelled
+from alignment.retrieval.grouped import GroupedEmbeddings
 from alignment.retrieval.ranks import KS, chance_recall_at
 from alignment.sets.cards import EncoderCard
 from alignment.sets.embedding_set import EmbeddingSet
@@ -203,7 +203,7 @@ def compare(
     reference = next((m for m in metrics if not isinstance(m, LearnedMetric | Nnn)), Cosine())
     bench = _Bench(
         [reference, *(metric for metric in dict.fromkeys(metrics) if metric != reference)],
-        Task([reference], seed=seed, deadline=clock.deadline), folds, devices.resolve(device), clock, progress,
+        FitSpec([reference], seed=seed, deadline=clock.deadline), folds, devices.resolve(device), clock, progress,
     )  # fmt: skip
     entered = list(dict.fromkeys(methods)) or [name for name in METHODS if groups >= fewest_groups(name)]
     for name in entered:
@@ -232,8 +232,8 @@ class _Data:
     """An encoder pair with its training and its test groups, which have the same codes in every pair."""
 
     pair: EncoderPair
-    known: Labelled
-    test: Labelled
+    known: GroupedEmbeddings
+    test: GroupedEmbeddings
 
 
 class _Clock:
@@ -267,7 +267,13 @@ class _Bench:
     """Fits and measures, and keeps a list of what it did not."""
 
     def __init__(
-        self, metrics: list[Metric], task: Task, folds: int, device: "torch.device", clock: _Clock, progress: Progress
+        self,
+        metrics: list[Metric],
+        task: FitSpec,
+        folds: int,
+        device: "torch.device",
+        clock: _Clock,
+        progress: Progress,
     ):
         self.metrics, self.task, self.folds, self.device = metrics, task, folds, device
         self.clock, self.progress = clock, progress
@@ -321,7 +327,7 @@ class _Bench:
         return made
 
     def _row(
-        self, data: _Data, made: Fitted, projections: Projections, aligned: Labelled, metric: Metric
+        self, data: _Data, made: Fitted, projections: Projections, aligned: GroupedEmbeddings, metric: Metric
     ) -> Row | None:
         """Measure one metric; None, and said, where it cannot be. The first is measured whatever the clock says."""
         reason = self.clock.stopped() if made.rows else ""
@@ -338,7 +344,7 @@ class _Bench:
         self.not_run.append(NotRun(f"{metric} after {made.method} on {made.pair}", reason))
         return None
 
-    def _measured(self, data: _Data, projections: Projections, aligned: Labelled, metric: Metric) -> Row:
+    def _measured(self, data: _Data, projections: Projections, aligned: GroupedEmbeddings, metric: Metric) -> Row:
         started = time.monotonic()
         weights: dict[str, Any] = {}
         if isinstance(metric, LearnedMetric | Nnn):
@@ -408,7 +414,7 @@ class _Bench:
         """Fit on some groups, and see what the test groups find under the reference."""
         under = dict.fromkeys(MODALITIES, self.metrics[0])
 
-        def measure(part: Labelled) -> Hits:
+        def measure(part: GroupedEmbeddings) -> Hits:
             if reason := self.clock.stopped():
                 raise _PassedError(reason)
             task = replace(self.task, deadline=self.clock.deadline)
@@ -457,7 +463,7 @@ def _encoder_pairs(sets: Sequence[EmbeddingSet], hold_out: HoldOut, seed: int) -
             m: side.take(row for row, group in enumerate(side.groups) if group in common) for m, side in rows.items()
         }
         known, test, _unpaired = split_rows(shared, hold_out)
-        require_directions(known)
+        check_directions(known)
         asked = np.random.default_rng(seed).permutation(test.groups)[:TEST_GROUPS]
         test = test.only(asked)
         name = _name(encoders, cards)
@@ -475,7 +481,7 @@ def _name(encoders: Mapping[Modality, EncoderCard], all_of_them: Sequence[Mappin
     return " + ".join(f"{encoders[m].spec} ({encoders[m].fingerprint[:8]})" for m in MODALITIES)
 
 
-def _chance(test: Labelled) -> dict[str, float]:
+def _chance(test: GroupedEmbeddings) -> dict[str, float]:
     chances = {}
     for k in KS:
         both = []

@@ -12,7 +12,7 @@ import numpy as np
 
 from alignment.comparison.paired_bootstrap import Floats, Hits, estimate
 from alignment.retrieval.bootstrap import Estimate
-from alignment.retrieval.grouped import Labelled
+from alignment.retrieval.grouped import GroupedEmbeddings
 
 FRACTIONS = (1 / 8, 1 / 4, 1 / 2)
 # Subsamples of each size: which groups are in one matters as much as how many.
@@ -24,7 +24,7 @@ FEWEST_POINTS = 3
 # Recall@10, the last of `KS`, and the mean of both directions, the last of `Hits`.
 MEAN_AT_10 = (-1, -1)
 
-Measure = Callable[[Labelled], Hits]
+Measure = Callable[[GroupedEmbeddings], Hits]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Curve:
     why_not: str
 
 
-def subsamples(known: Labelled, seed: int) -> list[list[Labelled]]:
+def subsamples(known: GroupedEmbeddings, seed: int) -> list[list[GroupedEmbeddings]]:
     """Draw `REPEATS` subsamples of each size that is large enough, nested, smallest first."""
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(known.groups) for _ in range(REPEATS)]
@@ -83,7 +83,14 @@ def subsamples(known: Labelled, seed: int) -> list[list[Labelled]]:
 
 
 def learning_curve(
-    pair: str, method: str, known: Labelled, measure: Measure, whole: Hits, *, seed: int, replicates: int = 1000
+    pair: str,
+    method: str,
+    known: GroupedEmbeddings,
+    measure: Measure,
+    whole: Hits,
+    *,
+    seed: int,
+    replicates: int = 1000,
 ) -> Curve:
     """Fit on subsamples of the training groups and see what each finds.
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment.retrieval.bootstrap import Estimate
-from alignment.retrieval.grouped import Labelled
+from alignment.retrieval.grouped import GroupedEmbeddings
 from alignment.retrieval.ranks import KS, Ranks
 
 Floats = npt.NDArray[np.float64]
@@ -35,8 +35,8 @@ class Hits:
     asked: Floats
 
     @classmethod
-    def of(cls, both: tuple[Ranks, Ranks], data: Labelled) -> "Hits":
-        """Add up the ranks that `Labelled.ranks` gave."""
+    def of(cls, both: tuple[Ranks, Ranks], data: GroupedEmbeddings) -> "Hits":
+        """Add up the ranks that `GroupedEmbeddings.ranks` gave."""
         groups = data.groups
         found, asked = [], []
         for ranks, side in zip(both, (data.text, data.image), strict=True):

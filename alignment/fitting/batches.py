@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment.fitting.training import Training
-from alignment.retrieval.grouped import Labelled
-from alignment.retrieval.ranks import Codes
+from alignment.retrieval.grouped import GroupedEmbeddings
+from alignment.retrieval.ranks import IntArray
 from alignment.vectors import FloatArray
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ class Rows:
 Batch = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
-def _batches(groups: Codes, data: Labelled, training: Training, rng: np.random.Generator) -> Iterator[Batch]:
+def _batches(
+    groups: IntArray, data: GroupedEmbeddings, training: Training, rng: np.random.Generator
+) -> Iterator[Batch]:
     """Yield rows of images and of texts, one of each for every group of a batch; groups and their items shuffled."""
     chosen = [_one_of_each(side.groups, groups, rng) for side in (data.image, data.text)]
     order = rng.permutation(len(groups))
@@ -66,7 +68,7 @@ def _batches(groups: Codes, data: Labelled, training: Training, rng: np.random.G
             yield chosen[0][rows], chosen[1][rows]
 
 
-def _one_of_each(codes: Codes, groups: Codes, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+def _one_of_each(codes: IntArray, groups: IntArray, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """A random row for each of `groups`."""
     shuffled = rng.permutation(len(codes))
     found, first = np.unique(codes[shuffled], return_index=True)

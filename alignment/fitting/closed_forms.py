@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from alignment.fitting.pairs import BLOCK_ROWS, Pairs
-from alignment.model.feature_maps import Anchors, GaussianKernel, Lift, gaussian
+from alignment.model.feature_maps import Anchors, FeatureMap, GaussianKernel, gaussian
 from alignment.vectors import FloatArray
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class ClosedForm(ABC):
         Where there are lifts, weights are those of their features.
         """
 
-    def lifts(self, hyperparameters: Hyperparameters) -> tuple[Lift | None, Lift | None]:
+    def lifts(self, hyperparameters: Hyperparameters) -> tuple[FeatureMap | None, FeatureMap | None]:
         """Return what the weights expect before them; None: the vectors themselves."""
         return None, None
 
@@ -220,7 +220,7 @@ class KernelCCA(ClosedForm):
             W_y[:, :kept] * correlations[:kept]
         )
 
-    def lifts(self, hyperparameters: Hyperparameters) -> tuple[Lift, Lift]:
+    def lifts(self, hyperparameters: Hyperparameters) -> tuple[FeatureMap, FeatureMap]:
         """The kernels."""
         (left, right), _cross = self._features(hyperparameters["gamma"])
         return left.lift(), right.lift()
@@ -243,7 +243,7 @@ class Asif(ClosedForm):
         """The features are the shared space."""
         return None, None
 
-    def lifts(self, hyperparameters: Hyperparameters) -> tuple[Lift, Lift]:
+    def lifts(self, hyperparameters: Hyperparameters) -> tuple[FeatureMap, FeatureMap]:
         """The anchors of both sides."""
         anchors = [Z / Z.norm(dim=1, keepdim=True) for Z in self.pairs.spread(LANDMARKS)]
         kept = min(hyperparameters["kept"], len(anchors[0]))

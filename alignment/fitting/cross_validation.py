@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from alignment import distributed as processes
+from alignment import distributed
 from alignment.errors import FitError
-from alignment.fitting.methods import Fitter, Task, candidates, paired
+from alignment.fitting.methods import FitSpec, Fitter, candidates, paired
 from alignment.metrics import Metric
 from alignment.modality import MODALITIES
-from alignment.retrieval.grouped import Labelled
+from alignment.retrieval.grouped import GroupedEmbeddings
 from alignment.retrieval.ranks import KS, recall_at
 
 # A validation fold need not be larger than this to tell candidates apart; it bounds the time of a large fit.
@@ -47,9 +47,9 @@ def best_of(candidates: Iterable[Candidate]) -> Candidate:
 
 
 def cross_validate(
-    data: Labelled,
+    data: GroupedEmbeddings,
     methods: Sequence[str],
-    task: Task,
+    task: FitSpec,
     *,
     folds: int,
     device: Any,
@@ -95,7 +95,7 @@ def cross_validate(
                 if fitter.interrupted and (scored or results):
                     raise KeyboardInterrupt
                 aligned = validation.project(projections)
-                found = processes.agreed(float(np.mean([_score(aligned, metric) for metric in task.metrics])))
+                found = distributed.broadcast(float(np.mean([_score(aligned, metric) for metric in task.metrics])))
                 key = (name, *hyperparameters.values())
                 mean = (fold * results[key].score + found) / (fold + 1) if fold else found
                 scored[key] = Candidate(name, dict(hyperparameters), mean, fold + 1)
@@ -117,9 +117,9 @@ def cross_validate(
 
 def _runners(
     racing: Mapping[str, Sequence[Mapping[str, Any]]],
-    fitting: Labelled,
+    fitting: GroupedEmbeddings,
     device: Any,
-    task: Task,
+    task: FitSpec,
     progress: Progress,
     fold: str,
 ) -> Iterator[tuple[str, Mapping[str, Any], Fitter]]:
@@ -133,7 +133,7 @@ def _runners(
                 yield name, hyperparameters, fitter
 
 
-def _score(aligned: Labelled, metric: Metric) -> float:
+def _score(aligned: GroupedEmbeddings, metric: Metric) -> float:
     both = aligned.ranks(dict.fromkeys(MODALITIES, metric))
     return float(np.mean([recall_at(side, k) for side in both for k in KS]))
 

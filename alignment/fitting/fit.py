@@ -11,21 +11,21 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment import device as devices
-from alignment import distributed as processes
+from alignment import distributed
 from alignment.errors import FitError
 from alignment.fitting.cross_validation import Candidate, Progress, best_of, cross_validate
-from alignment.fitting.methods import HEAD_NAMES, METHODS, Fitter, Projections, Task, fewest_groups, refined
+from alignment.fitting.methods import HEAD_NAMES, METHODS, FitSpec, Fitter, Projections, fewest_groups, refined
 from alignment.fitting.trainer import Model, has_gradient, split, train
 from alignment.fitting.training import Training
 from alignment.metrics import BANK, Cosine, LearnedMetric, Metric, Nnn, bank_name
 from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment, AlignmentCard
-from alignment.retrieval.grouped import Labelled, Side
+from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
 from alignment.retrieval.ranks import KS, Ranks, group_codes, recall_at
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
 from alignment.sets.rows import Rows
-from alignment.vectors import ROUNDING, faults, unit
+from alignment.vectors import ROUNDING, invalid_rows, l2_normalize
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +75,7 @@ def fit(
     """
     given = dict(training or {})
     Training().with_values(given)  # refuses what there is not, before anything takes time
-    if budget is not None and processes.launched() > 1:
+    if budget is not None and distributed.world_size() > 1:
         raise FitError(
             "several processes cannot share a --budget, because each has its own clock; leave it out or name a --method"
         )
@@ -90,12 +90,12 @@ def fit(
         f"{len(known.groups)} groups to fit on, {len(np.unique(test.image.groups))} held out, "
         f"{unpaired} items without a partner left out"
     )
-    require_directions(known)
-    _require_references(metrics, known)
+    check_directions(known)
+    _check_references(metrics, known)
     place = devices.resolve(device)
     fixed = [metric for metric in metrics if not _learners([metric]) and not isinstance(metric, Nnn)] or [Cosine()]
     names = _entering(known, fixed, progress) if method == "auto" else [method]
-    task = Task(fixed if joint else fixed[:1], given, seed)
+    task = FitSpec(fixed if joint else fixed[:1], given, seed)
     scores = cross_validate(known, names, task, folds=folds, device=place, budget=budget, progress=progress)
     best = best_of(scores)
     progress(f"best: {best.method} {best.hyperparameters}, validation recall {best.score:.3f}")
@@ -142,7 +142,7 @@ def fit(
     )
 
 
-def _entering(known: Labelled, metrics: Sequence[Metric], progress: Progress) -> list[str]:
+def _entering(known: GroupedEmbeddings, metrics: Sequence[Metric], progress: Progress) -> list[str]:
     """The methods that `auto` tries: those that have enough groups, and a gradient if they need one."""
     names = [name for name in METHODS if len(known.groups) >= fewest_groups(name)]
     for name in METHODS:
@@ -155,16 +155,16 @@ def _entering(known: Labelled, metrics: Sequence[Metric], progress: Progress) ->
     return names
 
 
-def require_directions(training: Labelled) -> None:
+def check_directions(training: GroupedEmbeddings) -> None:
     """Refuse vectors that are all alike: there is nothing in them to align."""
     for modality, side in (("image", training.image), ("text", training.text)):
-        if (np.ptp(unit(side.vectors), axis=0) <= ROUNDING).all():
+        if (np.ptp(l2_normalize(side.vectors), axis=0) <= ROUNDING).all():
             raise FitError(
                 f"the {modality} vectors to fit on all have the same direction; check the encoder and the data"
             )
 
 
-def _require_references(metrics: Sequence[Metric], training: Labelled) -> None:
+def _check_references(metrics: Sequence[Metric], training: GroupedEmbeddings) -> None:
     """Refuse a hubness correction over more reference queries than there are, before anything takes time."""
     available = min(len(training.image.vectors), len(training.text.vectors), BANK)
     for metric in metrics:
@@ -184,10 +184,10 @@ def _learners(metrics: Sequence[Metric]) -> list[LearnedMetric]:
 
 def fit_metrics(
     metrics: Sequence[Metric],
-    aligned: Labelled,
+    aligned: GroupedEmbeddings,
     learned: Sequence[LearnedMetric] = (),
     *,
-    task: Task,
+    task: FitSpec,
     device: "torch.device",
 ) -> dict[str, npt.NDArray[Any]]:
     """Fit what the metrics need on aligned training items, by the names that `Metric.bind` asks for.
@@ -207,7 +207,9 @@ def fit_metrics(
     return weights
 
 
-def fit_learned(metric: LearnedMetric, aligned: Labelled, task: Task, device: "torch.device") -> LearnedMetric:
+def fit_learned(
+    metric: LearnedMetric, aligned: GroupedEmbeddings, task: FitSpec, device: "torch.device"
+) -> LearnedMetric:
     """Train one metric on aligned items; return it with the weights that validated best."""
     started = metric.start(aligned.image.vectors.shape[1], task.seed)
     training = task.training(LEARNED)
@@ -220,7 +222,7 @@ def fit_learned(metric: LearnedMetric, aligned: Labelled, task: Task, device: "t
 
 
 def _jointly(
-    best: "Candidate", known: Labelled, device: "torch.device", task: Task
+    best: "Candidate", known: GroupedEmbeddings, device: "torch.device", task: FitSpec
 ) -> tuple[Projections, list[LearnedMetric]]:
     """Train a residual on what was chosen, together with the metrics that learn."""
     from alignment.fitting.heads import Residual
@@ -267,19 +269,19 @@ def common_encoders(sets: Sequence[EmbeddingSet]) -> dict[Modality, Any]:
     return dict(first.card.encoders)
 
 
-def split_rows(rows: dict[Modality, Rows], hold_out: HoldOut) -> tuple[Labelled, Labelled, int]:
+def split_rows(rows: dict[Modality, Rows], hold_out: HoldOut) -> tuple[GroupedEmbeddings, GroupedEmbeddings, int]:
     """Split into training and test by group; items without a partner of the other modality are counted."""
     sides = {}
     codes = dict(zip(MODALITIES, group_codes(*(rows[m].groups for m in MODALITIES)), strict=True))
     for modality in MODALITIES:
-        if found := faults(rows[modality].vectors):
+        if found := invalid_rows(rows[modality].vectors):
             row, reason = next(iter(found.items()))
             raise FitError(
                 f"{len(found)} {modality} vectors cannot be used, the first is key "
                 f"{rows[modality].keys[row]!r}: {reason}; encode those items again or remove them"
             )
-        sides[modality] = Side(rows[modality].vectors, codes[modality])
-    everything = Labelled(sides["image"], sides["text"])
+        sides[modality] = ModalityEmbeddings(rows[modality].vectors, codes[modality])
+    everything = GroupedEmbeddings(sides["image"], sides["text"])
     paired = np.intersect1d(codes["image"], codes["text"])
     unpaired = sum(int((~np.isin(codes[m], paired)).sum()) for m in MODALITIES)
     held = np.unique(codes["image"][hold_out.held_out(rows["image"].groups)])

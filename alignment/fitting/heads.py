@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from alignment.fitting.closed_forms import Hyperparameters, array_of
-from alignment.model.feature_maps import Lift, ResidualMlp, StarGlu
+from alignment.model.feature_maps import FeatureMap, ResidualMlp, StarGlu
 from alignment.model.projections import Projection
 from alignment.vectors import FloatArray
 
@@ -132,7 +132,7 @@ class Residual(Head):
 class Deep(Head):
     """A lift whose parameters are trained, and a weight after it."""
 
-    lift: ClassVar[type[Lift]]
+    lift: ClassVar[type[FeatureMap]]
 
     def __init__(self, lift: Mapping[str, Tensor], weight: Tensor):
         super().__init__()

@@ -13,7 +13,7 @@ from alignment.fitting.trainer import Model, Trained, split, train
 from alignment.fitting.training import Training
 from alignment.metrics import Cosine, LearnedMetric, Metric
 from alignment.model.projections import Projection
-from alignment.retrieval.grouped import Labelled
+from alignment.retrieval.grouped import GroupedEmbeddings
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ REFIT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class FitSpec:
     """What a method is fitted for.
 
     Attributes:
@@ -91,7 +91,12 @@ class Fitter:
     """
 
     def __init__(
-        self, method: str, data: Labelled, device: "torch.device", task: Task = Task(), pairs: Pairs | None = None
+        self,
+        method: str,
+        data: GroupedEmbeddings,
+        device: "torch.device",
+        task: FitSpec = FitSpec(),
+        pairs: Pairs | None = None,
     ):
         self._method, self._data, self._device, self._task, self._pairs = method, data, device, task, pairs
         self._closed: _Closed | None = None
@@ -123,7 +128,9 @@ class Fitter:
 class _Closed:
     """A closed form on the pairs of training data."""
 
-    def __init__(self, kind: type[ClosedForm], data: Labelled, device: "torch.device", pairs: Pairs | None = None):
+    def __init__(
+        self, kind: type[ClosedForm], data: GroupedEmbeddings, device: "torch.device", pairs: Pairs | None = None
+    ):
         shared = pairs if kind.centres else None
         self._solver = kind(shared or paired(data, device, centred=kind.centres))
 
@@ -138,7 +145,7 @@ class _Closed:
         return image, text
 
 
-def paired(data: Labelled, device: "torch.device", *, centred: bool = True) -> Pairs:
+def paired(data: GroupedEmbeddings, device: "torch.device", *, centred: bool = True) -> Pairs:
     """Return the pairs of `data` where closed forms decompose them."""
     import torch
 
@@ -147,12 +154,12 @@ def paired(data: Labelled, device: "torch.device", *, centred: bool = True) -> P
 
 
 def refined(
-    start: Callable[[Labelled], Projections],
+    start: Callable[[GroupedEmbeddings], Projections],
     begin: "Callable[[Projection], Head]",
-    data: Labelled,
+    data: GroupedEmbeddings,
     device: "torch.device",
     training: Training,
-    task: Task,
+    task: FitSpec,
 ) -> Refined:
     """Train heads, and the metrics of the task that learn, from a start; return both as they validated best.
 
@@ -202,7 +209,7 @@ def refined(
     return Refined(projections, metrics, trained.interrupted)
 
 
-def _start(hyperparameters: Hyperparameters, data: Labelled, device: "torch.device") -> Projections:
+def _start(hyperparameters: Hyperparameters, data: GroupedEmbeddings, device: "torch.device") -> Projections:
     name = hyperparameters.get("start")
     if name is None:  # only its dimensions and its means count
         pairs = paired(data, device)

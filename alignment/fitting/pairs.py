@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from alignment.retrieval.grouped import Labelled
+    from alignment.retrieval.grouped import GroupedEmbeddings
 
 BLOCK_ROWS = 8192
 
@@ -47,8 +47,8 @@ class Pairs:
             self.means = sums[0] / len(self), sums[1] / len(self)
 
     @classmethod
-    def of(cls, data: "Labelled", device: "torch.device", *, centred: bool = True) -> "Pairs":
-        """Pair the items of each group; see `Labelled.pair_rows`."""
+    def of(cls, data: "GroupedEmbeddings", device: "torch.device", *, centred: bool = True) -> "Pairs":
+        """Pair the items of each group; see `GroupedEmbeddings.pair_rows`."""
         return cls(data.image.vectors, data.text.vectors, data.pair_rows(), device, centred=centred)
 
     def __len__(self) -> int:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alignment import distributed as processes
+from alignment import distributed
 from alignment.errors import FitError, WeightsError
 from alignment.fitting.batches import Batch, Mixing, Rows, _batches
 from alignment.fitting.training import COLDEST, Training
 from alignment.metrics import Cosine, LearnedMetric, Metric
-from alignment.retrieval.grouped import Labelled
-from alignment.retrieval.ranks import KS, Codes, recall_at
+from alignment.retrieval.grouped import GroupedEmbeddings
+from alignment.retrieval.ranks import KS, IntArray, recall_at
 from alignment.vectors import FloatArray
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Model:
         """What progress calls it."""
         return ", ".join([*(dict.fromkeys(head.name for head in self.heads or ())), *map(str, self.metrics)])
 
-    def validate(self, data: Labelled) -> float:
+    def validate(self, data: GroupedEmbeddings) -> float:
         """Mean Recall@1/5/10 of both directions and all metrics."""
         aligned = data
         if self.heads is not None:
@@ -95,7 +95,7 @@ class Model:
         return float(np.mean([recall_at(side, k) for both in found for side in both for k in KS]))
 
 
-def split(data: Labelled, training: Training, rng: np.random.Generator) -> tuple[Codes, Codes]:
+def split(data: GroupedEmbeddings, training: Training, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
     """Return the groups to train on and those to validate on, both shuffled."""
     groups = rng.permutation(data.groups)
     if len(groups) < FEWEST:
@@ -109,9 +109,9 @@ def split(data: Labelled, training: Training, rng: np.random.Generator) -> tuple
 
 def train(
     model: Model,
-    data: Labelled,
-    fitted: Codes,
-    held: Codes | None,
+    data: GroupedEmbeddings,
+    fitted: IntArray,
+    held: IntArray | None,
     *,
     training: Training = Training(),
     seed: int = 0,
@@ -130,9 +130,9 @@ def train(
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + (processes.number() << 32))  # each process drops other numbers of its own rows
+        torch.manual_seed(seed + (distributed.rank() << 32))  # each process drops other numbers of its own rows
         try:
-            return _Loop(model, data, training, device, seed).run(fitted, held, deadline, progress)
+            return _Trainer(model, data, training, device, seed).run(fitted, held, deadline, progress)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise _too_large(training, device) from error
         except RuntimeError as error:
@@ -148,14 +148,14 @@ def _too_large(training: Training, device: "torch.device") -> FitError:
     )
 
 
-class _Loop:
+class _Trainer:
     """One training, with what it learns beside the model: a temperature and a bias for each metric."""
 
-    def __init__(self, model: Model, data: Labelled, training: Training, device: "torch.device", seed: int):
+    def __init__(self, model: Model, data: GroupedEmbeddings, training: Training, device: "torch.device", seed: int):
         import torch
 
         self.model, self.data, self.training, self.device = model, data, training, device
-        self.number, self.processes = processes.place()
+        self.number, self.processes = distributed.rank_and_world_size()
         self.rng = np.random.default_rng(seed)
         model.module.to(device)
         if self.processes > 1:  # closed forms may differ in the last bits
@@ -176,7 +176,7 @@ class _Loop:
         )
 
     def run(
-        self, fitted: Codes, held: Codes | None, deadline: float | None, progress: Callable[[str], None]
+        self, fitted: IntArray, held: IntArray | None, deadline: float | None, progress: Callable[[str], None]
     ) -> Trained:
         training, model = self.training, self.model
         validated = None if held is None else self.data.only(held)
@@ -229,7 +229,7 @@ class _Loop:
             return deepcopy(module.state_dict()), ""
         return before, "the weights are no longer finite: those from before training are kept"
 
-    def _validated(self, data: Labelled) -> float:
+    def _validated(self, data: GroupedEmbeddings) -> float:
         """Validate in the first process, and tell the others."""
         score = 0.0
         if self.number == 0:
@@ -237,7 +237,7 @@ class _Loop:
                 score = self.model.validate(data)
             except WeightsError:  # a metric whose weights have diverged is no state to keep
                 score = -1.0
-        return processes.agreed(score)
+        return distributed.broadcast(score)
 
     def _step(self, rows: "Batch", step: int, steps: int, epoch: int) -> float:
         """Take one step; return the loss of the batch."""
@@ -249,7 +249,7 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=False)
-        own = processes.shares(len(rows[0]))[self.number]
+        own = distributed.rank_slices(len(rows[0]))[self.number]
         mixed = self._mixing(len(rows[0]))
         if mixed is None:
             raw = [side(chosen[own], self.device) for side, chosen in zip(self.rows, rows, strict=True)]
@@ -264,17 +264,17 @@ class _Loop:
             total = self._backward(image, text, own, epoch)
             if training.structure:
                 total += self._keep_structure(raw, (image, text), own, training.structure * share)
-        gradients = [processes.summed(Z.grad)[own] for Z in (image, text) if Z.grad is not None]
+        gradients = [distributed.all_reduce(Z.grad)[own] for Z in (image, text) if Z.grad is not None]
         trained = [Z for Z in projected if Z.requires_grad]
         if trained:
             torch.autograd.backward(trained, [g.to(Z.dtype) for Z, g in zip(trained, gradients, strict=True)])
         parameters = [*self.model.module.parameters(), self.log_scales, self.biases]
         for parameter in parameters:
             if parameter.grad is not None:
-                processes.summed(parameter.grad)
+                distributed.all_reduce(parameter.grad)
         torch.nn.utils.clip_grad_norm_(parameters, training.clip)
         if self.processes > 1:
-            total = float(processes.summed(torch.tensor([total], device=self.device)))
+            total = float(distributed.all_reduce(torch.tensor([total], device=self.device)))
         self.optimizer.step()
         with torch.no_grad():
             self.log_scales.clamp_(max=-math.log(COLDEST))
@@ -289,7 +289,7 @@ class _Loop:
 
     def _gathered(self, Z: "Tensor", size: int) -> "Tensor":
         """Vectors of the whole batch (size, d), as a leaf that gradients gather in."""
-        return processes.gathered(Z.detach(), size).clone().requires_grad_(self.model.heads is not None)
+        return distributed.all_gather(Z.detach(), size).clone().requires_grad_(self.model.heads is not None)
 
     def _backward(self, image: "Tensor", text: "Tensor", own: slice, epoch: int) -> float:
         """Add up the gradients of the loss of this process's queries, in both directions, under all metrics."""

@@ -25,12 +25,12 @@ from alignment.geometry.transport import (
 from alignment.metrics import METRICS, Cosine, Dot, LearnedMetric, Metric
 from alignment.modality import MODALITIES, Modality
 from alignment.retrieval.bootstrap import Estimate, bootstrap_mean
-from alignment.retrieval.grouped import Labelled, Side
+from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
 from alignment.retrieval.ranks import chance_recall_at, group_codes, ranks, top_k
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
 from alignment.sets.shards import read_shard
-from alignment.vectors import FloatArray, faults, unit
+from alignment.vectors import FloatArray, invalid_rows, l2_normalize
 
 Vectors = npt.NDArray[np.floating]
 
@@ -134,7 +134,7 @@ class Geometry:
         return asdict(self)
 
 
-def geometry(aligned: Labelled, *, seed: int = 0, metrics: Sequence[Metric] = CLASSICAL) -> Geometry:
+def geometry(aligned: GroupedEmbeddings, *, seed: int = 0, metrics: Sequence[Metric] = CLASSICAL) -> Geometry:
     """Measure images and texts of one space, as unit vectors.
 
     Memory grows with the number of items and not with its square.
@@ -154,7 +154,7 @@ def geometry(aligned: Labelled, *, seed: int = 0, metrics: Sequence[Metric] = CL
             "brings them into one"
         )
     image, text = _normalised(aligned.image), _normalised(aligned.text)
-    data = Labelled(image, text)
+    data = GroupedEmbeddings(image, text)
     data = data.only(data.groups)
     groups = data.groups
     halves = halves_of(data, seed=seed, most=len(groups))
@@ -192,7 +192,9 @@ def geometry(aligned: Labelled, *, seed: int = 0, metrics: Sequence[Metric] = CL
     )  # fmt: skip
 
 
-def sampled(embedding_set: EmbeddingSet, hold_out: HoldOut, *, groups: int = SAMPLE, seed: int = 0) -> Labelled:
+def sampled(
+    embedding_set: EmbeddingSet, hold_out: HoldOut, *, groups: int = SAMPLE, seed: int = 0
+) -> GroupedEmbeddings:
     """Read the raw vectors of some held-out groups, of the first items of each; no more than a shard of the others is
     ever in memory.
 
@@ -217,7 +219,7 @@ def sampled(embedding_set: EmbeddingSet, hold_out: HoldOut, *, groups: int = SAM
     drawn = {both[place] for place in np.random.default_rng(seed).permutation(len(both))[:groups]}
     vectors, names = zip(*(_rows_of(embedding_set, modality, drawn) for modality in MODALITIES), strict=True)
     codes = group_codes(*names)
-    return Labelled(*(Side(side, of) for side, of in zip(vectors, codes, strict=True)))
+    return GroupedEmbeddings(*(ModalityEmbeddings(side, of) for side, of in zip(vectors, codes, strict=True)))
 
 
 def _held_out(embedding_set: EmbeddingSet, modality: Modality, hold_out: HoldOut) -> set[str]:
@@ -242,14 +244,14 @@ def _rows_of(embedding_set: EmbeddingSet, modality: Modality, drawn: set[str]) -
     return np.concatenate(vectors), groups
 
 
-def _normalised(side: Side) -> Side:
+def _normalised(side: ModalityEmbeddings) -> ModalityEmbeddings:
     sound = np.ones(len(side.vectors), dtype=bool)
-    sound[list(faults(side.vectors))] = False
+    sound[list(invalid_rows(side.vectors))] = False
     kept = side.where(sound)
-    return Side(unit(kept.vectors), kept.groups)
+    return ModalityEmbeddings(l2_normalize(kept.vectors), kept.groups)
 
 
-def _recalls(data: Labelled, seed: int) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, float]]]:
+def _recalls(data: GroupedEmbeddings, seed: int) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, float]]]:
     """Recall@K of both directions with intervals, and by chance."""
     recall, chance = {}, {}
     for direction, queries, items in zip(DIRECTIONS, (data.text, data.image), (data.image, data.text), strict=True):

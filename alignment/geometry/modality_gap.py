@@ -15,8 +15,8 @@ from alignment.geometry.transport import (
     points_matched,
     wasserstein_squared,
 )
-from alignment.retrieval.grouped import Labelled, Side
-from alignment.retrieval.ranks import Codes
+from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
+from alignment.retrieval.ranks import IntArray
 from alignment.vectors import FloatArray
 
 # Points of a half, where the gap is one number of many.
@@ -45,7 +45,7 @@ class Gap(Distance):
     solver: str = SOLVER
 
 
-def modality_gap(aligned: Labelled, *, seed: int = 0, most: int = MOST) -> Gap | None:
+def modality_gap(aligned: GroupedEmbeddings, *, seed: int = 0, most: int = MOST) -> Gap | None:
     """Measure the gap of aligned unit vectors on at most `most` points a half. None of fewer than four groups."""
     halves = halves_of(aligned, seed=seed, most=most)
     return None if halves is None else gap_of(halves, seed=seed)
@@ -66,7 +66,7 @@ def gap_of(halves: Halves, *, seed: int) -> Gap:
     )
 
 
-def halves_of(aligned: Labelled, *, seed: int, most: int) -> Halves | None:
+def halves_of(aligned: GroupedEmbeddings, *, seed: int, most: int) -> Halves | None:
     """Draw two disjoint samples of at most `most` groups, one image and one text of each; None of under four groups."""
     sound = aligned.sound()
     groups = np.random.default_rng(seed).permutation(sound.groups)
@@ -78,7 +78,7 @@ def halves_of(aligned: Labelled, *, seed: int, most: int) -> Halves | None:
     return Halves(images, texts)
 
 
-def one_each(side: Side, groups: Codes) -> FloatArray:
+def one_each(side: ModalityEmbeddings, groups: IntArray) -> FloatArray:
     """The first vector of every group (n, d)."""
     order = np.argsort(side.groups, kind="stable")
     chosen: FloatArray = side.vectors[order[np.searchsorted(side.groups[order], groups)]]

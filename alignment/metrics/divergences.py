@@ -54,10 +54,10 @@ class Divergence(Metric):
             np.maximum(X, 0, out=E[:, : X.shape[1]])
             np.maximum(-X, 0, out=E[:, X.shape[1] :])
         else:
-            self._require_distributions(np.asarray((X < 0).any(axis=1)), "a negative value")
+            self._check_distributions(np.asarray((X < 0).any(axis=1)), "a negative value")
             E = X
         total = E.sum(axis=1, keepdims=True)  # (n, 1)
-        self._require_distributions(total[:, 0] <= 0, "no value above zero")  # NaN stays NaN
+        self._check_distributions(total[:, 0] <= 0, "no value above zero")  # NaN stays NaN
         P: Vectors = np.divide(E, total, out=None if E is X else E)
         return P
 
@@ -66,7 +66,7 @@ class Divergence(Metric):
         roots: Vectors = np.sqrt(self.distributions(X.astype(np.float64)) / 2).astype(np.float32)
         return roots
 
-    def _require_distributions(self, bad: npt.NDArray[np.bool_], what: str) -> None:
+    def _check_distributions(self, bad: npt.NDArray[np.bool_], what: str) -> None:
         if bad.any():
             rows = np.flatnonzero(bad)
             raise VectorError(

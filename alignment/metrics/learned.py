@@ -122,7 +122,7 @@ class LearnedMetric(Metric):
             raise missing(self)
         return self.module
 
-    def _require_counts(self, *names: str) -> None:
+    def _check_counts(self, *names: str) -> None:
         for name in names:
             if not 1 <= getattr(self, name) <= LARGEST:
                 raise refuse(self, name, f"from 1 to {LARGEST}")
@@ -158,7 +158,7 @@ class Bilinear(LearnedMetric):
     name: ClassVar[str] = "bilinear"
 
     def __post_init__(self) -> None:
-        self._require_counts("rank", "blocks")
+        self._check_counts("rank", "blocks")
 
     def build(self, dim: int) -> "BilinearModule":
         """W is the identity."""
@@ -203,7 +203,7 @@ class MixtureOfLogits(LearnedMetric):
     name: ClassVar[str] = "mol"
 
     def __post_init__(self) -> None:
-        self._require_counts("components", "size")
+        self._check_counts("components", "size")
         if not 0 <= self.sway <= WIDEST_SWAY:
             raise refuse(self, "sway", f"from 0 to {WIDEST_SWAY:g}")
         object.__setattr__(self, "sway", abs(self.sway))  # -0.0 would print as another metric
@@ -273,7 +273,7 @@ class Perceptron(LearnedMetric):
     name: ClassVar[str] = "mlp"
 
     def __post_init__(self) -> None:
-        self._require_counts("hidden")
+        self._check_counts("hidden")
 
     def build(self, dim: int) -> "LearnedModule":
         """Random weights."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Lift(ABC):
+class FeatureMap(ABC):
     """Features of vectors.
 
     Attributes:
@@ -79,7 +79,7 @@ class Lift(ABC):
         return lift
 
 
-class GaussianKernel(Lift):
+class GaussianKernel(FeatureMap):
     """`exp(-gamma (1 - cos(z, l)))` for every landmark l, less the mean of it over the training vectors.
 
     Between unit vectors that is the Gaussian kernel `exp(-gamma |z - l|^2 / 2)`. With a weight from `KernelCCA` this is
@@ -102,7 +102,7 @@ class GaussianKernel(Lift):
         return gaussian(_unit(Z), p["landmarks"], p["gamma"]) - p["mean"]
 
 
-class Anchors(Lift):
+class Anchors(FeatureMap):
     """`max(cos(z, a), 0)^power` for the `kept` nearest anchors a, and 0 for the others: relative representations.
 
     Norelli et al. 2023 (ASIF, arXiv 2210.01738). Anchors of the two modalities are pairs, so features of both stand in
@@ -127,7 +127,7 @@ class Anchors(Lift):
         return (similarities * (similarities >= least)) ** p["power"]
 
 
-class ResidualMlp(Lift):
+class ResidualMlp(FeatureMap):
     """A linear map to the width w, and blocks `z + narrow(gelu(wide(norm(z))))` on it, w -> 4 w -> w.
 
     The head of FuseMix (Vouitsis et al. 2024, arXiv 2312.10144).
@@ -158,7 +158,7 @@ class ResidualMlp(Lift):
         return Z
 
 
-class StarGlu(Lift):
+class StarGlu(FeatureMap):
     """`relu6(norm(z) F1 + b1) * (norm(z) F2 + b2)`: the head of SAIL (Zhang et al. 2025, arXiv 2412.04616).
 
     Parameters: norm.weight, norm.bias (d,); gate.weight, value.weight (d, m); gate.bias, value.bias (m,).
@@ -195,4 +195,4 @@ def _unit(Z: "Tensor") -> "Tensor":
     return unit
 
 
-LIFTS: dict[str, type[Lift]] = {lift.name: lift for lift in (GaussianKernel, Anchors, ResidualMlp, StarGlu)}
+LIFTS: dict[str, type[FeatureMap]] = {lift.name: lift for lift in (GaussianKernel, Anchors, ResidualMlp, StarGlu)}

@@ -78,7 +78,7 @@ def export(alignment: Alignment, metric: Metric) -> list[Graph]:
     return [graph(alignment, metric, modality, side) for modality in MODALITIES for side in SIDES]
 
 
-def require_packages() -> None:
+def check_packages() -> None:
     """Raise an `ExportError` if what writes and runs graphs is not installed."""
     if absent := [name for name in PACKAGES if find_spec(name) is None]:
         raise ExportError(
@@ -115,7 +115,7 @@ class _Module(nn.Module):
 
 def graph(alignment: Alignment, metric: Metric, modality: Modality, side: Side) -> Graph:
     """Return one graph; see `export`."""
-    require_packages()
+    check_packages()
     projection = alignment.projections[modality]
     lowerings = {m: alignment.metric(metric, m, device="cpu").lower(alignment.dim) for m in MODALITIES}
     module = _Module(projection, lowerings[modality], side).eval()

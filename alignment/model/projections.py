@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment.errors import VectorError
-from alignment.model.feature_maps import Lift
-from alignment.vectors import ROUNDING, FloatArray, require_sound, unit
+from alignment.model.feature_maps import FeatureMap
+from alignment.vectors import ROUNDING, FloatArray, check_sound, l2_normalize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ class Projection:
     in_dim: int
     mean: FloatArray | None = None
     weight: FloatArray | None = None
-    lift: Lift | None = None
+    lift: FeatureMap | None = None
     _shortest: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -65,9 +65,9 @@ class Projection:
             raise VectorError(
                 f"expected vectors of shape (n, {self.in_dim}), got {X.shape}; they come from another encoder"
             )
-        require_sound(X, "vectors to project")
+        check_sound(X, "vectors to project")
         projected = self.unchecked(X)
-        require_sound(projected, "projected vectors")
+        check_sound(projected, "projected vectors")
         return projected
 
     def unchecked(self, X: npt.NDArray[np.floating]) -> FloatArray:
@@ -79,7 +79,7 @@ class Projection:
         if self.lift is not None and len(X) > LIFTED_ROWS:
             blocks = [self.unchecked(X[start : start + LIFTED_ROWS]) for start in range(0, len(X), LIFTED_ROWS)]
             return np.concatenate(blocks)
-        Z = unit(X)
+        Z = l2_normalize(X)
         if self.mean is not None:
             Z -= self.mean
         if self.lift is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from alignment.retrieval.ranks import Codes, Ranks
+from alignment.retrieval.ranks import IntArray, Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Estimate:
 
 
 def bootstrap_mean(
-    values: npt.NDArray[np.floating], groups: Codes, *, seed: int = 0, replicates: int = 1000
+    values: npt.NDArray[np.floating], groups: IntArray, *, seed: int = 0, replicates: int = 1000
 ) -> Estimate:
     """Estimate the mean of `values` (n,) with a 95% percentile interval, by resampling whole groups.
 
@@ -32,7 +32,7 @@ def bootstrap_mean(
 
 
 def bootstrap_means(
-    values: npt.NDArray[np.floating], groups: Codes, *, seed: int = 0, replicates: int = 1000
+    values: npt.NDArray[np.floating], groups: IntArray, *, seed: int = 0, replicates: int = 1000
 ) -> list[Estimate]:
     """Estimate the means of the columns of `values` (n, m) as `bootstrap_mean` does, all from the same draws."""
     _, codes = np.unique(groups, return_inverse=True)
@@ -50,7 +50,7 @@ def bootstrap_means(
     ]
 
 
-def bootstrap_median(values: Ranks, groups: Codes, *, seed: int = 0, replicates: int = 1000) -> Estimate:
+def bootstrap_median(values: Ranks, groups: IntArray, *, seed: int = 0, replicates: int = 1000) -> Estimate:
     """Estimate the median of `values` (n,), infinity included, with a 95% interval from resampled whole groups.
 
     Of an even number of values it is the lower middle one, so that it needs no mean with infinity.

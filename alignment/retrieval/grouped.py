@@ -9,39 +9,39 @@ import numpy.typing as npt
 from alignment.metrics import Metric
 from alignment.modality import Modality
 from alignment.model.projections import Projection
-from alignment.retrieval.ranks import Codes, Ranks, ranks
+from alignment.retrieval.ranks import IntArray, Ranks, ranks
 from alignment.vectors import FloatArray
 
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class ModalityEmbeddings:
     """Vectors of one modality (n, d) with the codes of their groups (n,), which are common to both modalities."""
 
     vectors: FloatArray
-    groups: Codes
+    groups: IntArray
 
-    def where(self, mask: npt.NDArray[np.bool_]) -> "Side":
+    def where(self, mask: npt.NDArray[np.bool_]) -> "ModalityEmbeddings":
         """Keep the rows where `mask` (n,) is true."""
-        return Side(self.vectors[mask], self.groups[mask])
+        return ModalityEmbeddings(self.vectors[mask], self.groups[mask])
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class GroupedEmbeddings:
     """Images and texts with their groups."""
 
-    image: Side
-    text: Side
+    image: ModalityEmbeddings
+    text: ModalityEmbeddings
 
     @property
-    def groups(self) -> Codes:
+    def groups(self) -> IntArray:
         """Groups that hold both, ascending."""
         return np.intersect1d(self.image.groups, self.text.groups)
 
-    def only(self, groups: Codes) -> "Labelled":
+    def only(self, groups: IntArray) -> "GroupedEmbeddings":
         """Keep the items of these groups."""
-        return Labelled(*(side.where(np.isin(side.groups, groups)) for side in (self.image, self.text)))
+        return GroupedEmbeddings(*(side.where(np.isin(side.groups, groups)) for side in (self.image, self.text)))
 
     def pairs(self) -> tuple[FloatArray, FloatArray]:
         """Pair images and texts within each group: X (n, d_image), Y (n, d_text).
@@ -64,17 +64,17 @@ class Labelled:
             rows.append(order[(np.cumsum(counts) - counts)[group] + place % counts[group]])
         return rows[0], rows[1]
 
-    def project(self, projections: tuple[Projection, Projection]) -> "Labelled":
+    def project(self, projections: tuple[Projection, Projection]) -> "GroupedEmbeddings":
         """Align both sides; a row that cannot be becomes NaN."""
         image, text = (
-            Side(projection.unchecked(side.vectors), side.groups)
+            ModalityEmbeddings(projection.unchecked(side.vectors), side.groups)
             for projection, side in zip(projections, (self.image, self.text), strict=True)
         )
-        return Labelled(image, text)
+        return GroupedEmbeddings(image, text)
 
-    def sound(self) -> "Labelled":
+    def sound(self) -> "GroupedEmbeddings":
         """Leave out the rows that could not be aligned."""
-        return Labelled(
+        return GroupedEmbeddings(
             *(side.where(np.asarray(np.isfinite(side.vectors).all(axis=1))) for side in (self.image, self.text))
         )
 

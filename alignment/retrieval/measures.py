@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from alignment.errors import MeasureError
 from alignment.retrieval.bootstrap import Estimate, bootstrap_mean, bootstrap_median
-from alignment.retrieval.ranks import Codes, Ranks, RelevantRanks
+from alignment.retrieval.ranks import IntArray, Ranks, RelevantRanks
 
 Floats = npt.NDArray[np.float64]
 
@@ -85,7 +85,7 @@ class Measure:
         assert self.k is not None  # as the constructor has seen to
         return self.k
 
-    def estimate(self, values: Floats, groups: Codes, *, seed: int = 0) -> Estimate:
+    def estimate(self, values: Floats, groups: IntArray, *, seed: int = 0) -> Estimate:
         """Sum up queries (n,) with a 95% interval from resampled groups (n,)."""
         summed = bootstrap_median if self.name == "median_rank" else bootstrap_mean
         return summed(values, groups, seed=seed)
@@ -120,7 +120,7 @@ class Measured:
     groups: int
 
 
-def measured(measure: Measure, found: RelevantRanks, groups: Codes, *, seed: int = 0) -> Measured:
+def measured(measure: Measure, found: RelevantRanks, groups: IntArray, *, seed: int = 0) -> Measured:
     """Measure n queries, of the groups (n,).
 
     Raises:
@@ -138,7 +138,7 @@ def measured(measure: Measure, found: RelevantRanks, groups: Codes, *, seed: int
 
 
 def by_stratum(
-    measure: Measure, found: RelevantRanks, groups: Codes, values: Sequence[Hashable], *, seed: int = 0
+    measure: Measure, found: RelevantRanks, groups: IntArray, values: Sequence[Hashable], *, seed: int = 0
 ) -> dict[Hashable, Measured]:
     """Measure the queries of each payload value apart, those without a value under None; the most queries first.
 
@@ -185,7 +185,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PerQueryValues:
     """What one audit has of each query: its key, its group, and what a measure makes of it (n,)."""
 
     keys: Sequence[str]
@@ -193,7 +193,9 @@ class Asked:
     values: Floats
 
 
-def change(measure: Measure, before: Asked, after: Asked, *, seed: int = 0, replicates: int = 1000) -> Change:
+def change(
+    measure: Measure, before: PerQueryValues, after: PerQueryValues, *, seed: int = 0, replicates: int = 1000
+) -> Change:
     """Compare two audits by a paired bootstrap over the queries that both asked.
 
     Groups, those of `after`, are drawn, the same ones for both audits, so that what is hard for both blurs nothing.
@@ -231,20 +233,20 @@ def _minus(one: float, other: float) -> float:
 class _Mean:
     """The mean of values (n,) of which each group is taken some times."""
 
-    def __init__(self, values: Floats, codes: Codes):
+    def __init__(self, values: Floats, codes: IntArray):
         self._sums, self._sizes = np.bincount(codes, weights=values), np.bincount(codes)
 
-    def drawn(self, times: Codes) -> float:
+    def drawn(self, times: IntArray) -> float:
         return float(self._sums @ times / (self._sizes @ times))
 
 
 class _LowerMedian:
     """The lower median, which needs no mean with infinity."""
 
-    def __init__(self, values: Ranks, codes: Codes):
+    def __init__(self, values: Ranks, codes: IntArray):
         order = np.argsort(values, kind="stable")
         self._ascending, self._codes = values[order], codes[order]
 
-    def drawn(self, times: Codes) -> float:
+    def drawn(self, times: IntArray) -> float:
         reached = np.cumsum(times[self._codes])
         return float(self._ascending[np.searchsorted(reached, reached[-1] / 2)])

@@ -12,20 +12,20 @@ import numpy as np
 from alignment.errors import MeasureError
 from alignment.metrics import Metric
 from alignment.modality import Modality
-from alignment.retrieval.grouped import Labelled, Side
-from alignment.retrieval.ranks import Codes, RelevantRanks, relevant_ranks
+from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
+from alignment.retrieval.ranks import IntArray, RelevantRanks, relevant_ranks
 
 
 @dataclass(frozen=True, slots=True)
 class Fold:
     """Rows of images (i,) and of texts (t,) that search each other and nothing else."""
 
-    images: Codes
-    texts: Codes
+    images: IntArray
+    texts: IntArray
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class ProtocolResults:
     """What became of the queries of one direction, all folds after one another.
 
     Attributes:
@@ -35,8 +35,8 @@ class Answers:
     """
 
     ranks: RelevantRanks
-    groups: Codes
-    rows: Codes
+    groups: IntArray
+    rows: IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Protocol:
     folds: int = 1
     captions: int = 5
 
-    def split(self, images: Codes, texts: Codes) -> list[Fold]:
+    def split(self, images: IntArray, texts: IntArray) -> list[Fold]:
         """Choose and cut rows by their groups, of images (n,) and of texts (m,), in the order of the test split.
 
         Raises:
@@ -79,13 +79,13 @@ class Protocol:
         rows = np.array_split(np.arange(len(images)), self.folds)
         return [Fold(part, chosen[part].ravel()) for part in rows]
 
-    def ask(self, aligned: Labelled, metrics: Mapping[Modality, Metric]) -> dict[str, Answers]:
+    def ask(self, aligned: GroupedEmbeddings, metrics: Mapping[Modality, Metric]) -> dict[str, ProtocolResults]:
         """Search both ways under the metric of what is searched, with rows in the order of the test split.
 
         Raises:
             MeasureError: the data is not of this protocol's shape.
         """
-        parts: dict[str, list[Answers]] = {"text-to-image": [], "image-to-text": []}
+        parts: dict[str, list[ProtocolResults]] = {"text-to-image": [], "image-to-text": []}
         for fold in self.split(aligned.image.groups, aligned.text.groups):
             image, text = _taken(aligned.image, fold.images), _taken(aligned.text, fold.texts)
             parts["text-to-image"].append(_answers(text, image, fold.texts, metrics["image"]))
@@ -93,20 +93,20 @@ class Protocol:
         return {direction: _joined(answers) for direction, answers in parts.items()}
 
 
-def _taken(side: Side, rows: Codes) -> Side:
-    return Side(side.vectors[rows], side.groups[rows])
+def _taken(side: ModalityEmbeddings, rows: IntArray) -> ModalityEmbeddings:
+    return ModalityEmbeddings(side.vectors[rows], side.groups[rows])
 
 
-def _answers(queries: Side, items: Side, rows: Codes, metric: Metric) -> Answers:
+def _answers(queries: ModalityEmbeddings, items: ModalityEmbeddings, rows: IntArray, metric: Metric) -> ProtocolResults:
     ranks = relevant_ranks(queries.vectors, items.vectors, queries.groups, items.groups, metric=metric)
-    return Answers(ranks, queries.groups, rows)
+    return ProtocolResults(ranks, queries.groups, rows)
 
 
-def _joined(parts: list[Answers]) -> Answers:
+def _joined(parts: list[ProtocolResults]) -> ProtocolResults:
     ranks = RelevantRanks(
         np.concatenate([part.ranks.ranks for part in parts]), np.concatenate([part.ranks.counts for part in parts])
     )
-    return Answers(
+    return ProtocolResults(
         ranks, np.concatenate([part.groups for part in parts]), np.concatenate([part.rows for part in parts])
     )
 

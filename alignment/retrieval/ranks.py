@@ -14,13 +14,13 @@ import numpy.typing as npt
 from alignment.metrics import Metric
 
 Ranks = npt.NDArray[np.float64]
-Codes = npt.NDArray[np.int64]
+IntArray = npt.NDArray[np.int64]
 
 # Scores held at once by the chunked functions: 2^24 float32 are 64 MiB.
 CHUNK_SCORES = 1 << 24
 
 
-def group_codes(*sides: Sequence[str]) -> list[Codes]:
+def group_codes(*sides: Sequence[str]) -> list[IntArray]:
     """Number the groups of several lists alike: equal groups get equal codes.
 
     >>> [codes.tolist() for codes in group_codes(["b", "a"], ["a", "c"])]
@@ -34,8 +34,8 @@ def group_codes(*sides: Sequence[str]) -> list[Codes]:
 def ranks(
     queries: npt.NDArray[np.floating],
     items: npt.NDArray[np.floating],
-    query_groups: Codes,
-    item_groups: Codes,
+    query_groups: IntArray,
+    item_groups: IntArray,
     *,
     metric: Metric,
     chunk_scores: int = CHUNK_SCORES,
@@ -75,10 +75,10 @@ class RelevantRanks:
     """
 
     ranks: Ranks
-    counts: Codes
+    counts: IntArray
 
     @property
-    def owners(self) -> Codes:
+    def owners(self) -> IntArray:
         """Number of the query that each rank belongs to (t,)."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
@@ -98,8 +98,8 @@ class RelevantRanks:
 def relevant_ranks(
     queries: npt.NDArray[np.floating],
     items: npt.NDArray[np.floating],
-    query_groups: Codes,
-    item_groups: Codes,
+    query_groups: IntArray,
+    item_groups: IntArray,
     *,
     metric: Metric,
     chunk_scores: int = CHUNK_SCORES,
@@ -203,7 +203,7 @@ def mean_reciprocal_rank(ranks: Ranks) -> float:
     return float(np.mean(1.0 / ranks))
 
 
-def chance_recall_at(k: int, relevant: Codes, items: int) -> float:
+def chance_recall_at(k: int, relevant: IntArray, items: int) -> float:
     """Expected Recall@K of a random order: one minus the hypergeometric chance to draw no relevant item.
 
     Args:

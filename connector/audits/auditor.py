@@ -19,38 +19,38 @@ from alignment.metrics import Guarantee
 from alignment.modality import Modality
 from alignment.retrieval.bootstrap import Estimate, bootstrap_means, bootstrap_median
 from alignment.retrieval.measures import Measure as Kind
-from alignment.retrieval.ranks import Codes, chance_recall_at, group_codes
+from alignment.retrieval.ranks import IntArray, chance_recall_at, group_codes
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
 from alignment.vectors import FloatArray
-from connector.audits.baseline import Earlier, PerQuery, Values, drifts
-from connector.audits.collection_checks import too_few, wrong_with
-from connector.audits.galleries import Asked, Folds, lay_out
+from connector.audits.baseline import Baseline, PerQuery, Values, drifts
+from connector.audits.collection_checks import collection_warnings, too_few
+from connector.audits.galleries import Folds, QuerySet, lay_out
 from connector.audits.geometry import GAP_MEASURES, Drawn, draw, measure_space
-from connector.audits.plan import BOTH, DIRECTIONS, LONGEST, Measure, Plan
+from connector.audits.plan import BOTH, DIRECTIONS, LONGEST, AuditPlan, Measure
 from connector.audits.reference import Truth, truth
-from connector.audits.requirements import Requirement, failures, require_known
-from connector.audits.result import Audit, Fidelity, Point, StageFound, Worst
+from connector.audits.requirements import Requirement, check_known, failures
+from connector.audits.result import Audit, Fidelity, Point, StageFound, WorstQuery
 from connector.audits.stages import (
     FILTER,
     INDEX,
     REFERENCE,
     TIMED_QUERIES,
-    Answers,
-    Asker,
     ExactRefusedError,
-    Pace,
+    RateLimiter,
     Stage,
+    StageResults,
+    StageRunner,
     joined,
     stages,
 )
 from connector.audits.strata import Strata, measured, strata, stratum
 from connector.errors import MismatchError, SettingsError, StrangePointError
 from connector.progress import Advance
-from connector.releases.chain import require_encoder
+from connector.releases.chain import check_encoder
 from connector.releases.points import point_id
 from connector.releases.release import Release
-from connector.search.candidates import Finder
+from connector.search.candidates import CandidateSearch
 from connector.stores.contract import Record, Store
 from connector.stores.filters import parse_filter
 
@@ -75,11 +75,11 @@ def audit(
     release: Release,
     store: Store,
     embedding_set: EmbeddingSet,
-    plan: Plan,
+    plan: AuditPlan,
     *,
     pairs: str,
     requirements: Sequence[Requirement] = (),
-    before: Earlier | None = None,
+    before: Baseline | None = None,
     advance: Advance = lambda count: None,
 ) -> Audit:
     """Audit `release` with the labelled pairs of `embedding_set`.
@@ -104,7 +104,7 @@ def audit(
         MeasureError: the set is not of the protocol's shape.
     """
     for modality, card in embedding_set.card.encoders.items():
-        require_encoder(release.alignment, modality, card, f"embedding set {embedding_set.path}")
+        check_encoder(release.alignment, modality, card, f"embedding set {embedding_set.path}")
     result = Audit(release.row, plan, pairs, release=release, required=bool(requirements))
     result.info = store.describe(release.name)
     filters = {FILTER + name: parse_filter(text, what=f"filter {name}") for name, text in plan.filters.items()}
@@ -117,13 +117,13 @@ def audit(
     if len(set(known)) < len(known):
         part = next(part for (_, part, _), times in Counter(known).items() if times > 1)
         raise SettingsError(f"two parts of this audit would be called {part!r}; audit one field or filter at a time")
-    require_known(requirements, known, before)
+    check_known(requirements, known, before)
     if before is not None:
         now = {direction: _per_query(asked[asking]) for direction, (asking, _) in DIRECTIONS.items()}
-        result.findings += before.require_shared(now)
+        result.findings += before.check_shared(now)
     _Auditor(
         release, store, embedding_set, plan, result, asked, drawn, search, filters, apart, advance,
-        Finder(release, store), Pace(plan.rate),
+        CandidateSearch(release, store), RateLimiter(plan.rate),
     ).run()  # fmt: skip
     if before is not None:
         also = [(each.part, each.name) for each in requirements if each.is_drop]
@@ -141,16 +141,16 @@ class _Auditor:
     release: Release
     store: Store
     pairs: EmbeddingSet
-    plan: Plan
+    plan: AuditPlan
     result: Audit
-    asked: Mapping[Modality, Asked]
+    asked: Mapping[Modality, QuerySet]
     drawn: Drawn
     search: list[Stage]
     filters: "Mapping[str, Filter]"
     strata: Strata
     advance: Advance
-    finder: Finder
-    pace: Pace
+    finder: CandidateSearch
+    pace: RateLimiter
     exact: bool = True
     kept: dict[str, FloatArray] = field(default_factory=dict)
 
@@ -165,7 +165,7 @@ class _Auditor:
             )
         assert self.result.info is not None
         groups = {modality: len(set(asked.rows.groups)) for modality, asked in self.asked.items()}
-        self.result.findings += wrong_with(self.result.info, self.release, self.filters)
+        self.result.findings += collection_warnings(self.result.info, self.release, self.filters)
         self.result.findings += too_few(groups)
         self._try_exact()
         for direction, found in truths.items():
@@ -203,7 +203,7 @@ class _Auditor:
         asking, target = DIRECTIONS[direction]
         asked = self.asked[asking]
         aligned, (codes,) = self._aligned(asked.rows), group_codes(asked.rows.groups)
-        asker = Asker(
+        asker = StageRunner(
             self.finder, target, self.plan.ks, self.plan.k, self._walk, found.largest, self.pace, exact=self.exact
         )
         given = {
@@ -255,7 +255,7 @@ class _Auditor:
     def _try_exact(self) -> None:
         """Leave out the stages that the store refuses; the walk is then compared with the reference."""
         asking, target = next(iter(DIRECTIONS.values()))
-        asker = Asker(self.finder, target, (1,), 1, self._walk, 0.0, self.pace)
+        asker = StageRunner(self.finder, target, (1,), 1, self._walk, 0.0, self.pace)
         query = self._aligned(self.asked[asking].rows.take([0]))
         try:
             asker.ask(self.search[0], query, [""], np.zeros(1, np.int64))
@@ -269,7 +269,7 @@ class _Auditor:
             self.search = [replace(s, against=REFERENCE) if s.name == INDEX else s for s in self.search if not s.exact]
 
     def _headline(
-        self, found: Truth, served: Mapping[int, Answers], last: Mapping[int, Answers], asker: Asker
+        self, found: Truth, served: Mapping[int, StageResults], last: Mapping[int, StageResults], asker: StageRunner
     ) -> Iterator[tuple[Place, Values]]:
         """Yield what the whole search gives each query: in the gallery, and the fidelity over everything."""
         for name in ("recall", "found", "ndcg"):
@@ -284,7 +284,7 @@ class _Auditor:
             yield ("", CERTIFIED), last[self.plan.k].certified
 
     def _staged(
-        self, found: Truth, given: Mapping[str, Mapping[int, Answers]], asker: Asker
+        self, found: Truth, given: Mapping[str, Mapping[int, StageResults]], asker: StageRunner
     ) -> Iterator[tuple[Place, Values]]:
         """Yield what each stage gives each query, over everything, and what it loses."""
         recalls = {REFERENCE: {k: Kind("recall", k).per_query(found.whole) for k in self.plan.ks}}
@@ -299,7 +299,7 @@ class _Auditor:
                 yield (stage.name, f"fidelity@{k}"), answers[k].fidelity(best, k, asker.lowering.tied)
             yield (stage.name, LOST), recalls[stage.against][self.plan.k] - recalls[stage.name][self.plan.k]
 
-    def _estimated(self, columns: Mapping[Place, Values], codes: Codes) -> dict[Place, Estimate]:
+    def _estimated(self, columns: Mapping[Place, Values], codes: IntArray) -> dict[Place, Estimate]:
         """Sum up columns (n,), all from the same draws of groups."""
         means = [place for place in columns if place != MEDIAN]
         matrix = np.stack([columns[place] for place in means], axis=1)
@@ -310,7 +310,7 @@ class _Auditor:
 
     def _note_headline(
         self, direction: str, found: Truth, values: Mapping[Place, Values], estimates: Mapping[Place, Estimate],
-        asked: Asked,
+        asked: QuerySet,
     ) -> None:  # fmt: skip
         n, measures = len(asked), self.result.measures
         for (part, name), column in values.items():
@@ -324,7 +324,7 @@ class _Auditor:
         chances = {k: _chance(k, found, asked) for k in self.plan.ks}
         measures += [Measure(direction, f"chance.recall@{k}", value, queries=n) for k, value in chances.items()]
 
-    def _note_curve(self, direction: str, found: Truth, asked: Asked, codes: Codes) -> None:
+    def _note_curve(self, direction: str, found: Truth, asked: QuerySet, codes: IntArray) -> None:
         ks = [k for k in sorted({*CURVE, *self.plan.ks}) if k <= max(1, int(found.sizes.max()))]
         hits = np.stack([(found.gallery.best <= k).astype(np.float64) for k in ks], axis=1)
         estimates = bootstrap_means(hits, codes, seed=self.plan.seed)
@@ -335,7 +335,9 @@ class _Auditor:
         self.result.stages.append(stage)
         self.result.measures += stage.measures()
 
-    def _in_gallery(self, asker: Asker, asked: Asked, found: Truth, aligned: FloatArray) -> dict[int, Answers]:
+    def _in_gallery(
+        self, asker: StageRunner, asked: QuerySet, found: Truth, aligned: FloatArray
+    ) -> dict[int, StageResults]:
         """Ask as production does, within each query's part of the gallery."""
         counts, parts = found.gallery.counts, []
         for part in range(asked.gallery.parts()):
@@ -348,7 +350,7 @@ class _Auditor:
         return {k: joined([(chosen, its[k]) for chosen, its in parts]) for k in self.plan.ks}
 
     def _filtered(
-        self, direction: str, name: str, condition: "Filter", asker: Asker, aligned: FloatArray, codes: Codes,
+        self, direction: str, name: str, condition: "Filter", asker: StageRunner, aligned: FloatArray, codes: IntArray,
         timed: FloatArray,
     ) -> None:  # fmt: skip
         """Ask within a filter, as production does and exactly: the walk along a graph may find less there."""
@@ -386,7 +388,7 @@ class _Auditor:
             )
         )  # fmt: skip
 
-    def _note_worst(self, direction: str, last: Answers, found: Truth) -> None:
+    def _note_worst(self, direction: str, last: StageResults, found: Truth) -> None:
         """Keep the queries whose best relevant item comes last, of those that have one."""
         asking, target = DIRECTIONS[direction]
         asked, ranks = self.asked[asking].rows, last.ranks.best
@@ -409,11 +411,11 @@ class _Auditor:
             expected = [_point(record.payload, group) for record in its]
             described = {"group": group, "content_sha256": asked.content_sha256[row]}
             query = Point(asked.keys[row], {**json.loads(asked.payloads[row]), **described})
-            self.result.worst.append(Worst(direction, query, float(found.whole.best[row]), hits, expected))
+            self.result.worst.append(WorstQuery(direction, query, float(found.whole.best[row]), hits, expected))
 
 
 def _known(
-    plan: Plan,
+    plan: AuditPlan,
     release: Release,
     search: Sequence[Stage],
     filters: Iterable[str],
@@ -436,11 +438,11 @@ def _known(
     yield from ((BOTH, "", name) for name in GAP_MEASURES)
 
 
-def _per_query(asked: Asked, values: Mapping[Place, Values] | None = None) -> PerQuery:
+def _per_query(asked: QuerySet, values: Mapping[Place, Values] | None = None) -> PerQuery:
     return PerQuery(asked.rows.keys, asked.rows.groups, asked.rows.content_sha256, values or {})
 
 
-def _chance(k: int, found: Truth, asked: Asked) -> float:
+def _chance(k: int, found: Truth, asked: QuerySet) -> float:
     """Recall@K of a random order, each query in its own part of the gallery."""
     sizes = found.sizes[asked.parts]  # (n,)
     total = sum(
@@ -451,7 +453,7 @@ def _chance(k: int, found: Truth, asked: Asked) -> float:
     return float(total / len(asked))
 
 
-def _recalls(answers: Mapping[int, Answers], found: npt.NDArray[np.bool_] | None = None) -> dict[int, Values]:
+def _recalls(answers: Mapping[int, StageResults], found: npt.NDArray[np.bool_] | None = None) -> dict[int, Values]:
     """Recall@K of each query, of those in `found` alone where it is given."""
     kept = {k: its.ranks if found is None else its.ranks.where(found) for k, its in answers.items()}
     return {k: Kind("recall", k).per_query(ranks) for k, ranks in kept.items()}

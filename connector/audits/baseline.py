@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alignment.errors import MeasureError
-from alignment.retrieval.measures import Asked, Change, change
+from alignment.retrieval.measures import Change, PerQueryValues, change
 from alignment.retrieval.measures import Measure as Kind
 from connector.audits.history import _asked, _planned, _printed
-from connector.audits.plan import DIRECTIONS, Plan
+from connector.audits.plan import DIRECTIONS, AuditPlan
 from connector.errors import RequirementError
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import AuditRow, ReleaseRow
@@ -114,7 +114,7 @@ class Drift:
 
 
 @dataclass(frozen=True, slots=True)
-class Earlier:
+class Baseline:
     """An earlier audit, with what it has of each query by direction, and how many items it searched by modality."""
 
     number: int
@@ -133,7 +133,7 @@ class Earlier:
             f"The gallery has grown or shrunk since audit {self.number}, from {then} to {now}: that alone moves recall."
         )
 
-    def require_shared(self, now: Mapping[str, PerQuery]) -> list[str]:
+    def check_shared(self, now: Mapping[str, PerQuery]) -> list[str]:
         """Say in words which queries have changed since and will take no part in a comparison.
 
         Raises:
@@ -162,7 +162,7 @@ class Earlier:
         return says
 
 
-def earlier(provenance: Provenance, row: ReleaseRow, against: str, plan: Plan, pairs: str) -> Earlier:
+def find_baseline(provenance: Provenance, row: ReleaseRow, against: str, plan: AuditPlan, pairs: str) -> Baseline:
     """Return the audit to compare with.
 
     Args:
@@ -207,7 +207,7 @@ def earlier(provenance: Provenance, row: ReleaseRow, against: str, plan: Plan, p
             f"audit {chosen.id} was made by a modalign that kept too little of each query; audit once without "
             "--against, and compare with that"
         ) from None
-    return Earlier(chosen.id, asked, chosen.settings.get("gallery_size", {}))
+    return Baseline(chosen.id, asked, chosen.settings.get("gallery_size", {}))
 
 
 def _has_dropped(audit: AuditRow) -> bool:
@@ -215,7 +215,7 @@ def _has_dropped(audit: AuditRow) -> bool:
     return any(re.search(r"\sdrop\s*<", text) for text in audit.settings.get("failed_requirements", []))
 
 
-def _covers(audit: AuditRow, plan: Plan) -> bool:
+def _covers(audit: AuditRow, plan: AuditPlan) -> bool:
     """Whether it asked all that `plan` asks, but for what is new."""
     sample, seed = audit.settings.get("sample"), audit.settings.get("seed")
     return sample is None or (plan.sample is not None and seed == plan.seed and sample >= plan.sample)
@@ -235,7 +235,7 @@ def _live(provenance: Provenance, row: ReleaseRow) -> list[int]:
 
 
 def drifts(
-    before: Earlier, now: Mapping[str, PerQuery], also: Iterable[tuple[str, str]] = (), *, seed: int = 0
+    before: Baseline, now: Mapping[str, PerQuery], also: Iterable[tuple[str, str]] = (), *, seed: int = 0
 ) -> list[Drift]:
     """Compare over the queries that both audits asked: of one key, one group, and one content.
 
@@ -256,10 +256,10 @@ def drifts(
             always = not part and name.partition("@")[0] in COMPARED
             if (part, name) not in then.values or not (always or (part, name) in wanted):
                 continue
-            old = Asked(then.keys, then.groups, then.values[part, name])
+            old = PerQueryValues(then.keys, then.groups, then.values[part, name])
             try:
                 kind = Kind(LOWER_IS_BETTER if name == LOWER_IS_BETTER else "mrr")  # a median, or a mean
-                became = change(kind, old, Asked(asked.keys, asked.groups, values), seed=seed)
+                became = change(kind, old, PerQueryValues(asked.keys, asked.groups, values), seed=seed)
             except MeasureError as error:
                 raise RequirementError(f"audit {before.number} cannot be compared: {error}") from None
             found.append(Drift(direction, part, name, before.number, became))

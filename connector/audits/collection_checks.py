@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 FEW_GROUPS = 20
 
 
-def wrong_with(info: CollectionInfo, release: Release, filters: "Mapping[str, Filter]") -> Iterator[str]:
+def collection_warnings(info: CollectionInfo, release: Release, filters: "Mapping[str, Filter]") -> Iterator[str]:
     """Yield what of a collection is not as production needs it, or not as SQL says.
 
     Args:

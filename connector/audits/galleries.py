@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from alignment.modality import MODALITIES, Modality
 from alignment.retrieval.protocols import PROTOCOLS, Protocol
-from alignment.retrieval.ranks import Codes, group_codes
+from alignment.retrieval.ranks import IntArray, group_codes
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
-from alignment.vectors import faults
-from connector.audits.plan import Plan
+from alignment.vectors import invalid_rows
+from connector.audits.plan import AuditPlan
 from connector.errors import MismatchError
 from connector.releases.points import HELD_OUT, point_id
 from connector.releases.release import Release
@@ -26,7 +26,7 @@ from connector.stores.contract import Record
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
-NOWHERE = -1
+NOT_IN_GALLERY = -1
 # How readers of corpora call the captions of an image.
 CAPTION_KEY = re.compile(r"#(\d{1,9})$")
 Lots = npt.NDArray[np.uint64]
@@ -44,8 +44,8 @@ class Gallery(ABC):
         """What the points of a part match; None: everything does."""
 
     @abstractmethod
-    def placed(self, records: Sequence[Record]) -> Codes:
-        """Return the part of each point (n,), `NOWHERE` for those that are not searched."""
+    def placed(self, records: Sequence[Record]) -> IntArray:
+        """Return the part of each point (n,), `NOT_IN_GALLERY` for those that are not searched."""
 
     @property
     def is_whole(self) -> bool:
@@ -66,7 +66,7 @@ class Everything(Gallery):
         """None."""
         return None
 
-    def placed(self, records: Sequence[Record]) -> Codes:
+    def placed(self, records: Sequence[Record]) -> IntArray:
         """Every point is in it."""
         return np.zeros(len(records), np.int64)
 
@@ -84,9 +84,11 @@ class HeldOut(Gallery):
 
         return Filter(must=[FieldCondition(key="split", match=MatchValue(value=HELD_OUT))])
 
-    def placed(self, records: Sequence[Record]) -> Codes:
+    def placed(self, records: Sequence[Record]) -> IntArray:
         """By the payload."""
-        return np.array([0 if record.payload.get("split") == HELD_OUT else NOWHERE for record in records], np.int64)
+        return np.array(
+            [0 if record.payload.get("split") == HELD_OUT else NOT_IN_GALLERY for record in records], np.int64
+        )
 
 
 @dataclass(frozen=True)
@@ -109,28 +111,28 @@ class Folds(Gallery):
     def _part_of(self) -> Mapping[str, int]:
         return {id_: part for part, ids in enumerate(self.ids) for id_ in ids}
 
-    def placed(self, records: Sequence[Record]) -> Codes:
+    def placed(self, records: Sequence[Record]) -> IntArray:
         """By id."""
-        return np.array([self._part_of.get(record.id, NOWHERE) for record in records], np.int64)
+        return np.array([self._part_of.get(record.id, NOT_IN_GALLERY) for record in records], np.int64)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class QuerySet:
     """Queries of one modality, the part of the gallery that each of them searches (n,), and that gallery."""
 
     rows: Rows
-    parts: Codes
+    parts: IntArray
     gallery: Gallery
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, chosen: npt.NDArray[np.int64]) -> "Asked":
+    def take(self, chosen: npt.NDArray[np.int64]) -> "QuerySet":
         """Keep the queries with these numbers."""
-        return Asked(self.rows.take(chosen.tolist()), self.parts[chosen], self.gallery)
+        return QuerySet(self.rows.take(chosen.tolist()), self.parts[chosen], self.gallery)
 
 
-def by_protocol(protocol: Protocol, images: Rows, texts: Rows) -> dict[Modality, Asked]:
+def by_protocol(protocol: Protocol, images: Rows, texts: Rows) -> dict[Modality, QuerySet]:
     """Lay out a test split as a protocol wants it: queries by their modality, among the folds of the other one.
 
     Raises:
@@ -139,16 +141,16 @@ def by_protocol(protocol: Protocol, images: Rows, texts: Rows) -> dict[Modality,
     folds = protocol.split(*group_codes(images.groups, texts.groups))
     rows = {"image": images, "text": texts}
     chosen = {"image": [fold.images for fold in folds], "text": [fold.texts for fold in folds]}
-    laid_out: dict[Modality, Asked] = {}
+    laid_out: dict[Modality, QuerySet] = {}
     for asking, asked in (("image", "text"), ("text", "image")):
         ids = [[point_id(asked, rows[asked].keys[row]) for row in part] for part in chosen[asked]]  # type: ignore[arg-type]
         parts = np.repeat(np.arange(len(folds)), [len(part) for part in chosen[asking]])
-        laid_out[asking] = Asked(rows[asking].take(np.concatenate(chosen[asking]).tolist()), parts, Folds(ids))  # type: ignore[index]
+        laid_out[asking] = QuerySet(rows[asking].take(np.concatenate(chosen[asking]).tolist()), parts, Folds(ids))  # type: ignore[index]
     return laid_out
 
 
 @dataclass(frozen=True, slots=True)
-class LaidOut:
+class AuditQueries:
     """What an audit asks.
 
     Attributes:
@@ -157,12 +159,12 @@ class LaidOut:
         notes: what about the set may keep it from what a protocol wants, in words.
     """
 
-    asked: Mapping[Modality, Asked]
+    asked: Mapping[Modality, QuerySet]
     groups: Mapping[Modality, Lots]
     notes: Sequence[str] = ()
 
 
-def lots(names: Sequence[str], seed: int) -> Lots:
+def hash_draws(names: Sequence[str], seed: int) -> Lots:
     """Draw a lot for each of n names (n,): those with the lowest are taken.
 
     A name has the same lot whatever else there is. So of a set that has grown the same are drawn, but for newcomers
@@ -172,7 +174,7 @@ def lots(names: Sequence[str], seed: int) -> Lots:
     return np.array([int.from_bytes(hashlib.sha256(salt + name.encode()).digest()[:8]) for name in names], np.uint64)
 
 
-def lay_out(release: Release, embedding_set: EmbeddingSet, plan: Plan) -> LaidOut:
+def lay_out(release: Release, embedding_set: EmbeddingSet, plan: AuditPlan) -> AuditQueries:
     """Lay out the queries of each modality as `plan` says, with what they search.
 
     In memory are those that are asked with, a shard, and a lot for each group: not the set.
@@ -184,16 +186,18 @@ def lay_out(release: Release, embedding_set: EmbeddingSet, plan: Plan) -> LaidOu
     """
     if plan.protocol is not None:
         asked, notes = _by_protocol(release, embedding_set, plan.protocol)
-        groups = {modality: lots(sorted(set(each.rows.groups)), plan.seed) for modality, each in asked.items()}
-        return LaidOut({m: each.take(_drawn(each.rows.keys, plan)) for m, each in asked.items()}, groups, notes)
+        groups = {modality: hash_draws(sorted(set(each.rows.groups)), plan.seed) for modality, each in asked.items()}
+        return AuditQueries({m: each.take(_drawn(each.rows.keys, plan)) for m, each in asked.items()}, groups, notes)
     gallery, asked, groups = HeldOut() if plan.gallery == HELD_OUT else Everything(), {}, {}
     for modality in MODALITIES:
         rows, groups[modality] = _queries(release, embedding_set, modality, plan)
-        asked[modality] = Asked(rows, np.zeros(len(rows), np.int64), gallery)
-    return LaidOut(asked, groups)
+        asked[modality] = QuerySet(rows, np.zeros(len(rows), np.int64), gallery)
+    return AuditQueries(asked, groups)
 
 
-def _by_protocol(release: Release, embedding_set: EmbeddingSet, name: str) -> tuple[dict[Modality, Asked], list[str]]:
+def _by_protocol(
+    release: Release, embedding_set: EmbeddingSet, name: str
+) -> tuple[dict[Modality, QuerySet], list[str]]:
     rows = {modality: embedding_set.load(modality) for modality in MODALITIES}
     for modality, its in rows.items():
         if bad := len(its) - len(_sound(release, its)):
@@ -220,7 +224,7 @@ def _by_number(texts: Rows) -> Rows:
     return texts.take(order.tolist())
 
 
-def _queries(release: Release, embedding_set: EmbeddingSet, modality: Modality, plan: Plan) -> tuple[Rows, Lots]:
+def _queries(release: Release, embedding_set: EmbeddingSet, modality: Modality, plan: AuditPlan) -> tuple[Rows, Lots]:
     """Read the rows to query with, in the order of the set, and draw lots for the groups of all that could be.
 
     Rows that cannot be queried with were refused when they were pushed.
@@ -231,7 +235,7 @@ def _queries(release: Release, embedding_set: EmbeddingSet, modality: Modality, 
         kept = _sound(release, rows)
         if plan.queries == HELD_OUT:
             kept = kept[release.alignment.card.hold_out.held_out([rows.groups[row] for row in kept])]
-        groups.append(lots(sorted({rows.groups[row] for row in kept}), plan.seed))
+        groups.append(hash_draws(sorted({rows.groups[row] for row in kept}), plan.seed))
         parts.append(rows.take(kept[_drawn([rows.keys[row] for row in kept], plan)].tolist()))
         if plan.sample is not None:
             together = Rows.concatenate(parts)
@@ -245,17 +249,17 @@ def _queries(release: Release, embedding_set: EmbeddingSet, modality: Modality, 
     return found, np.unique(np.concatenate(groups))
 
 
-def _drawn(keys: Sequence[str], plan: Plan) -> Codes:
+def _drawn(keys: Sequence[str], plan: AuditPlan) -> IntArray:
     """Return the numbers of those that are drawn, in their order."""
     if plan.sample is None or len(keys) <= plan.sample:
         return np.arange(len(keys))
-    return np.sort(np.argsort(lots(keys, plan.seed))[: plan.sample])
+    return np.sort(np.argsort(hash_draws(keys, plan.seed))[: plan.sample])
 
 
-def _sound(release: Release, rows: Rows) -> Codes:
+def _sound(release: Release, rows: Rows) -> IntArray:
     """Return the numbers of the rows that can be aligned."""
     kept = np.ones(len(rows), bool)
-    kept[list(faults(rows.vectors))] = False
+    kept[list(invalid_rows(rows.vectors))] = False
     sound = np.flatnonzero(kept)
     projected = release.alignment.projections[rows.modality].unchecked(rows.vectors[sound])
-    return np.delete(sound, list(faults(projected)))
+    return np.delete(sound, list(invalid_rows(projected)))

@@ -10,13 +10,13 @@ from alignment.geometry.geometry import ITEMS, SAMPLE, geometry
 from alignment.geometry.modality_gap import one_each
 from alignment.metrics import Guarantee
 from alignment.modality import MODALITIES, Modality
-from alignment.retrieval.grouped import Labelled, Side
+from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
 from alignment.retrieval.ranks import group_codes
 from alignment.sets.embedding_set import EmbeddingSet
-from alignment.vectors import FloatArray, unit
-from connector.audits.galleries import Lots, lots
+from alignment.vectors import FloatArray, l2_normalize
+from connector.audits.galleries import Lots, hash_draws
 from connector.audits.plan import BOTH, Measure
-from connector.audits.result import Audit, Plane
+from connector.audits.result import Audit, PcaProjection
 from connector.releases.points import point_id
 from connector.releases.release import Release
 
@@ -46,7 +46,7 @@ def draw(embedding_set: EmbeddingSet, groups: Mapping[Modality, Lots], *, seed: 
     for modality, ids in drawn.items():
         times = Counter[str]()
         for keys, its in embedding_set.labels(modality):
-            for row in np.flatnonzero(np.isin(lots(its, seed), chosen)):
+            for row in np.flatnonzero(np.isin(hash_draws(its, seed), chosen)):
                 if times[its[row]] < ITEMS:
                     times[its[row]] += 1
                     ids[point_id(modality, keys[row])] = its[row]
@@ -74,7 +74,7 @@ def measure_space(
     try:
         if not all(len(each) for each in vectors):
             raise GapError("no group of the queries has both an image and a text in the collection")
-        labelled = Labelled(*(Side(each, of) for each, of in zip(vectors, codes, strict=True)))
+        labelled = GroupedEmbeddings(*(ModalityEmbeddings(each, of) for each, of in zip(vectors, codes, strict=True)))
         found = geometry(labelled, seed=result.plan.seed)
     except GapError as error:
         result.geometry_of = f"not measured: {error}"
@@ -97,19 +97,19 @@ def _space(release: Release, probe: FloatArray) -> str:
     if release.guarantee is not Guarantee.EXACT:
         return ALIGNED_SPACE  # payloads carry them
     lowered = release.lowerings["image"].item(probe)[:, : release.alignment.dim]
-    if lowered.shape == probe.shape and np.allclose(unit(lowered), unit(probe), atol=1e-6):
+    if lowered.shape == probe.shape and np.allclose(l2_normalize(lowered), l2_normalize(probe), atol=1e-6):
         return ALIGNED_SPACE
     return f"vectors as {release.metric} stores them"
 
 
-def _plane(labelled: Labelled, names: Sequence[str]) -> Plane:
+def _plane(labelled: GroupedEmbeddings, names: Sequence[str]) -> PcaProjection:
     """Lay a few pairs on the two axes along which images and texts together vary most."""
     groups = labelled.groups[:: -(-len(labelled.groups) // PLANE_PAIRS)]
-    X, Y = (unit(one_each(side, groups)) for side in (labelled.image, labelled.text))
+    X, Y = (l2_normalize(one_each(side, groups)) for side in (labelled.image, labelled.text))
     both = np.concatenate([X, Y]).astype(np.float64)
     centred = both - both.mean(axis=0)
     _, lengths, axes = np.linalg.svd(centred, full_matrices=False)
     placed = centred @ axes[:2].T
     shares = lengths**2 / (lengths**2).sum()
     images, texts = ([(float(x), float(y)) for x, y in part] for part in (placed[: len(groups)], placed[len(groups) :]))
-    return Plane([names[group] for group in groups], images, texts, (float(shares[0]), float(shares[1])))
+    return PcaProjection([names[group] for group in groups], images, texts, (float(shares[0]), float(shares[1])))

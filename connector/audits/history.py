@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from connector.audits.plan import K, Plan
+from connector.audits.plan import AuditPlan, K
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import AuditRow, MeasureRow, ReleaseRow
 
 
-def _planned(plan: Plan, pairs: str) -> dict[str, Any]:
+def _planned(plan: AuditPlan, pairs: str) -> dict[str, Any]:
     return {"pairs": pairs, **plan.compared_by}
 
 
@@ -36,7 +36,7 @@ def _printed(asked: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class AuditSummary:
     """One audit of a history."""
 
     audit: int
@@ -55,20 +55,20 @@ class Moment:
         return K if K in lengths or not lengths else max(lengths)
 
 
-def asked_as(plan: Plan, pairs: str) -> str:
-    """Print how an audit is asked, as `Moment.asked` has it: trends are of audits that were asked alike."""
+def asked_as(plan: AuditPlan, pairs: str) -> str:
+    """Print how an audit is asked, as `AuditSummary.asked` has it: trends are of audits that were asked alike."""
     return _printed(_planned(plan, pairs) | _drawn(plan.sample, plan.seed))
 
 
 def history(
     provenance: Provenance, rows: Sequence[ReleaseRow], *, limit: int, asked: str | None = None
-) -> list[Moment]:
+) -> list[AuditSummary]:
     """Return the newest audits of releases, of those that were asked as `asked` says, oldest first."""
     of = {row.id: row for row in rows}
     audits = [each for each in provenance.audits(list(of)) if asked in (None, _told(each))][-limit:]
     measures = provenance.measures([audit.id for audit in audits])
     return [
-        Moment(
+        AuditSummary(
             audit.id, of[audit.release_id].physical_name, of[audit.release_id].metric, audit.verdict, audit.created_at,
             _told(audit), measures.get(audit.id, []),
         )

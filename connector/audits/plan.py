@@ -28,7 +28,7 @@ BOTH = "both"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class AuditPlan:
     """How an audit asks.
 
     Attributes:

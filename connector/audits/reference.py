@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment.metrics import METRICS, Distance, Lowering, Metric, Rescored
-from alignment.retrieval.ranks import CHUNK_SCORES, Codes, RelevantRanks
+from alignment.retrieval.ranks import CHUNK_SCORES, IntArray, RelevantRanks
 from alignment.vectors import FloatArray
-from connector.audits.galleries import NOWHERE, Asked
+from connector.audits.galleries import NOT_IN_GALLERY, QuerySet
 from connector.releases.aligned_payload import carried
 from connector.stores.contract import Record
 
@@ -49,7 +49,7 @@ class Truth:
     whole: RelevantRanks
     gallery: RelevantRanks
     best: Scores
-    sizes: Codes
+    sizes: IntArray
     kept: dict[str, FloatArray]
     largest: float
 
@@ -105,7 +105,7 @@ def floors_of(lowering: Lowering, scores: Scores, queries: Scores, items: Scores
 
 def truth(
     lowering: Lowering,
-    asked: Asked,
+    asked: QuerySet,
     aligned: FloatArray,
     depth: int,
     pages: Pages,
@@ -135,7 +135,7 @@ def truth(
         largest = max(largest, float(np.nan_to_num(sizes_of(lowering, items)).max(initial=0.0)))
         wishes = [number for number, record in enumerate(page) if record.id in keep]
         kept.update({page[number].id: items[number].copy() for number in wishes})
-        sizes += np.bincount(placed[placed != NOWHERE], minlength=len(sizes))
+        sizes += np.bincount(placed[placed != NOT_IN_GALLERY], minlength=len(sizes))
         for pairs in scorer.relevant_pairs(page, items, placed):
             relevant.add(*pairs)
     relevant.close()
@@ -168,7 +168,7 @@ class _Block:
 class _Scorer:
     """Scores pages against all queries."""
 
-    def __init__(self, lowering: Lowering, asked: Asked, aligned: FloatArray, chunk_scores: int):
+    def __init__(self, lowering: Lowering, asked: QuerySet, aligned: FloatArray, chunk_scores: int):
         self._lowering, self._asked, self._aligned, self._chunk_scores = lowering, asked, aligned, chunk_scores
         self._queries = _asking(lowering, aligned)
         self._of: dict[str, list[int]] = {}  # queries by their group
@@ -178,8 +178,8 @@ class _Scorer:
         self._codes, self._wanted = codes, np.array([codes[group] for group in asked.rows.groups], np.int64)  # (n,)
 
     def relevant_pairs(
-        self, page: Sequence[Record], items: FloatArray, placed: Codes
-    ) -> Iterator[tuple[Codes, Scores, Scores, Mask]]:
+        self, page: Sequence[Record], items: FloatArray, placed: IntArray
+    ) -> Iterator[tuple[IntArray, Scores, Scores, Mask]]:
         """Yield numbers of queries, their scores with relevant points of a page, floors of those, and who is inside."""
         its: dict[str, list[int]] = {}
         for number, record in enumerate(page):
@@ -194,7 +194,7 @@ class _Scorer:
 
     def blocks(self, page: Sequence[Record], items: FloatArray) -> Iterator[_Block]:
         """Yield all scores of a page, as many queries at once as there may be."""
-        groups = np.array([self._codes.get(record.payload["group"], NOWHERE) for record in page], np.int64)
+        groups = np.array([self._codes.get(record.payload["group"], NOT_IN_GALLERY) for record in page], np.int64)
         placed = self._asked.gallery.placed(page)
         step = max(1, self._chunk_scores // len(page))
         for start in range(0, len(self._queries), step):
@@ -214,9 +214,11 @@ class _Relevant:
     def __init__(self, n: int):
         self._n = n
         empty = np.empty(0)
-        self._found: list[tuple[Codes, Scores, Scores, Mask]] = [(empty.astype(int), empty, empty, empty.astype(bool))]
+        self._found: list[tuple[IntArray, Scores, Scores, Mask]] = [
+            (empty.astype(int), empty, empty, empty.astype(bool))
+        ]
 
-    def add(self, queries: Codes, scores: Scores, floors: Scores, inside: Mask) -> None:
+    def add(self, queries: IntArray, scores: Scores, floors: Scores, inside: Mask) -> None:
         """Remember relevant pairs."""
         self._found.append((queries, scores, floors, inside))
 
@@ -254,12 +256,12 @@ class _Relevant:
         among_all = self._ranked(self._before, np.ones(len(self._before), bool))
         return among_all, among_all if is_whole else self._ranked(self._before_inside, self._inside)
 
-    def _ranked(self, before: Codes, mask: Mask) -> RelevantRanks:
+    def _ranked(self, before: IntArray, mask: Mask) -> RelevantRanks:
         counts = np.bincount(self._queries[mask], minlength=self._n)
         place = np.arange(mask.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return RelevantRanks(before[mask] + place + 1.0, counts)
 
 
-def _at_least(scores: Scores, floors: Scores) -> Codes:
+def _at_least(scores: Scores, floors: Scores) -> IntArray:
     """How many of the scores (m,) are no worse than each floor (t,); what is no number is best."""
     return len(scores) - np.searchsorted(np.sort(scores), floors, side="left")

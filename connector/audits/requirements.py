@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from connector.audits.baseline import Drift, Earlier
+from connector.audits.baseline import Baseline, Drift
 from connector.audits.plan import Measure
 from connector.errors import RequirementError
 
@@ -89,8 +89,8 @@ class Failure:
     value: float | None
 
 
-def require_known(
-    requirements: Iterable[Requirement], known: Sequence[tuple[str, str, str]], before: Earlier | None
+def check_known(
+    requirements: Iterable[Requirement], known: Sequence[tuple[str, str, str]], before: Baseline | None
 ) -> None:
     """Raise a `RequirementError` if a requirement speaks of no measure, or of a drop since nothing.
 

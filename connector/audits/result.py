@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from alignment.geometry.geometry import Geometry
 from alignment.retrieval.bootstrap import Estimate
 from connector.audits.baseline import Drift, PerQuery
-from connector.audits.plan import Measure, Plan
+from connector.audits.plan import AuditPlan, Measure
 from connector.audits.requirements import Failure
 from connector.audits.stages import INDEX, QUANTIZATION, Latency
 from connector.provenance.tables import ReleaseRow
@@ -85,7 +85,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Worst:
+class WorstQuery:
     """A query that production answers badly.
 
     Attributes:
@@ -102,7 +102,7 @@ class Worst:
 
 
 @dataclass(frozen=True, slots=True)
-class Plane:
+class PcaProjection:
     """Pairs of the shared space on its two principal axes: n groups, images (n, 2), texts (n, 2).
 
     Attributes:
@@ -142,7 +142,7 @@ class Audit:
     """
 
     row: ReleaseRow
-    plan: Plan
+    plan: AuditPlan
     pairs: str
     broken: str | None = None
     release: Release | None = None
@@ -156,8 +156,8 @@ class Audit:
     findings: list[str] = field(default_factory=list)
     geometry: Geometry | None = None
     geometry_of: str = ""
-    plane: Plane | None = None
-    worst: list[Worst] = field(default_factory=list)
+    plane: PcaProjection | None = None
+    worst: list[WorstQuery] = field(default_factory=list)
     per_query: dict[str, PerQuery] = field(default_factory=dict)
     verified: int = 0
     drifts: list[Drift] = field(default_factory=list)

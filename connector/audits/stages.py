@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 from alignment.metrics import Guarantee, Rescored
 from alignment.modality import Modality
-from alignment.retrieval.ranks import Codes, RelevantRanks
+from alignment.retrieval.ranks import IntArray, RelevantRanks
 from alignment.vectors import FloatArray
 from connector.audits.reference import floors_of, own_scores, sizes_of, vectors_of
 from connector.errors import StoreError, StoreUnavailableError
-from connector.search.candidates import Finder, Ranked, Scored
+from connector.search.candidates import CandidateSearch, RankedHits, ScoredHit
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
@@ -41,7 +41,7 @@ Scores = npt.NDArray[np.floating]
 
 
 @dataclass(slots=True)
-class Pace:
+class RateLimiter:
     """Lets at most `rate` queries a second pass."""
 
     rate: float | None
@@ -108,7 +108,7 @@ def stages(guarantee: Guarantee, *, quantized: bool) -> list[Stage]:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class StageResults:
     """What a stage gives n queries.
 
     Attributes:
@@ -143,14 +143,14 @@ class Answers:
         return ordered
 
 
-def joined(parts: Sequence[tuple[Codes, Answers]]) -> Answers:
+def joined(parts: Sequence[tuple[IntArray, StageResults]]) -> StageResults:
     """Join what was asked with some of n queries each, by their numbers, into what all were given."""
     order = np.concatenate([chosen for chosen, _ in parts])  # (n,)
     places = np.argsort(order)
     counts = np.concatenate([its.ranks.counts for _, its in parts])
     ranks = np.concatenate([its.ranks.ranks for _, its in parts])
     lists = np.split(ranks, np.cumsum(counts)[:-1])
-    return Answers(
+    return StageResults(
         RelevantRanks(np.concatenate([lists[place] for place in places]), counts[places]),
         np.concatenate([its.scores for _, its in parts])[places],
         np.concatenate([its.certified for _, its in parts])[places],
@@ -162,7 +162,7 @@ class ExactRefusedError(StoreError):
     """The store refuses exact search, as a server in strict mode may; the message is its own."""
 
 
-class Asker:
+class StageRunner:
     """Asks a release for one modality.
 
     Args:
@@ -179,13 +179,13 @@ class Asker:
 
     def __init__(
         self,
-        finder: Finder,
+        finder: CandidateSearch,
         target: Modality,
         ks: Sequence[int],
         k: int,
         walk: int,
         largest: float,
-        pace: Pace,
+        pace: RateLimiter,
         *,
         exact: bool = True,
     ):
@@ -204,11 +204,11 @@ class Asker:
         stage: Stage,
         aligned: FloatArray,
         groups: Sequence[str],
-        relevant: Codes,
+        relevant: IntArray,
         *,
         ids: int = 0,
         advance: Callable[[int], None] = lambda count: None,
-    ) -> dict[int, Answers]:
+    ) -> dict[int, StageResults]:
         """Ask with every query, for lists of each length.
 
         Production asks for k at a time. Where a search for more walks further than one for less, asking once for all
@@ -246,10 +246,10 @@ class Asker:
         stage: Stage,
         aligned: FloatArray,
         groups: Sequence[str],
-        relevant: Codes,
+        relevant: IntArray,
         ids: int,
         advance: Callable[[int], None],
-    ) -> Answers:
+    ) -> StageResults:
         found: list[float] = []
         times = Counter[str]()
         scores = np.full((len(aligned), depth), np.nan)
@@ -266,7 +266,7 @@ class Asker:
                 if answer.certified is not None:
                     certified[number] = answer.certified
             advance(len(batch))
-        return Answers(RelevantRanks(np.array(found), relevant), scores, certified, times)
+        return StageResults(RelevantRanks(np.array(found), relevant), scores, certified, times)
 
     def latency(self, stage: Stage, aligned: FloatArray) -> Latency:
         """Time single queries (n, d), the first few of them as a warm-up."""
@@ -297,7 +297,7 @@ class Asker:
         release = self.finder.release
         return stage.quantized and not release.quantized_search["rescore"] and release.guarantee is Guarantee.EXACT
 
-    def _asked(self, stage: Stage, queries: FloatArray, depth: int) -> list[Ranked]:
+    def _asked(self, stage: Stage, queries: FloatArray, depth: int) -> list[RankedHits]:
         asked: dict[str, Any] = {
             "filter": stage.condition, "exact": stage.exact, "quantized": stage.quantized, "with_payload": ["group"]
         }  # fmt: skip
@@ -307,7 +307,9 @@ class Asker:
                 lowered = lowering.query(queries)
                 lists = finder.store.search(finder.release.name, self.target, lowered, depth, ef=finder.ef, **asked)
                 return [
-                    Ranked([Scored(h.id, lowering.score(h.raw_score), h.raw_score, h.payload) for h in hits], None, 0)
+                    RankedHits(
+                        [ScoredHit(h.id, lowering.score(h.raw_score), h.raw_score, h.payload) for h in hits], None, 0
+                    )
                     for hits in lists
                 ]
             return finder.find(self.target, queries, depth, **asked)
@@ -318,7 +320,7 @@ class Asker:
                 raise ExactRefusedError(str(error)) from error
             raise
 
-    def _worth(self, queries: FloatArray, found: Sequence[Ranked]) -> "list[_List]":
+    def _worth(self, queries: FloatArray, found: Sequence[RankedHits]) -> "list[_List]":
         """Score what was found by the metric, from the vectors themselves: the order of the hits stays."""
         finder, exact = self.finder, self.finder.release.guarantee is Guarantee.EXACT
         ids = list({hit.id for each in found for hit in each.hits})
@@ -379,7 +381,7 @@ class Asker:
 class _List:
     """What one query got: hits with the scores that they are ordered by, and the metric's own scores."""
 
-    hits: list[Scored]
+    hits: list[ScoredHit]
     scores: list[float]
     certified: bool | None
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from alignment.modality import Modality
 from alignment.retrieval.measures import Measure as Kind
 from alignment.retrieval.measures import by_stratum
-from alignment.retrieval.ranks import Codes, RelevantRanks
-from connector.audits.galleries import Asked
-from connector.audits.plan import DIRECTIONS, Measure, Plan
+from alignment.retrieval.ranks import IntArray, RelevantRanks
+from connector.audits.galleries import QuerySet
+from connector.audits.plan import DIRECTIONS, AuditPlan, Measure
 from connector.errors import SettingsError
 from connector.safe_text import printable
 from connector.stores.contract import Payload
@@ -25,7 +25,7 @@ LONGEST_PART = 200
 Strata = Mapping[Modality, Mapping[str, Sequence[str | None]]]
 
 
-def strata(asked: Mapping[Modality, Asked], plan: Plan) -> Strata:
+def strata(asked: Mapping[Modality, QuerySet], plan: AuditPlan) -> Strata:
     """Return the value of each field of `plan.by` for each query, those of too few queries to be shown apart as one.
 
     Raises:
@@ -58,7 +58,7 @@ def stratum(name: str, value: object) -> str:
 
 
 def measured(
-    direction: str, served: Mapping[int, RelevantRanks], codes: Codes, strata: Strata, *, seed: int
+    direction: str, served: Mapping[int, RelevantRanks], codes: IntArray, strata: Strata, *, seed: int
 ) -> list[Measure]:
     """Measure the queries (n,) of each value apart, by the lists of each length, those without a value beside them."""
     found = []

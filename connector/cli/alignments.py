@@ -60,7 +60,7 @@ def fit(
 
     Under torch's launcher, heads train in several processes: torchrun --nproc-per-node 4 --no-python modalign fit ...
     """
-    from alignment import distributed as processes
+    from alignment import distributed
     from alignment.sets.hold_out import HoldOut
 
     with _home(where) as home:
@@ -68,7 +68,7 @@ def fit(
             sets, name, method=method, metrics=metrics, hold_out=HoldOut(holdout, seed), folds=folds, seed=seed,
             budget=budget, joint=joint, training=_assignments(settings, "--training"),
         )  # fmt: skip
-    if processes.number():  # the first process of a launcher speaks for all
+    if distributed.rank():  # the first process of a launcher speaks for all
         return
     alignment: Alignment = result.made
     card = alignment.card

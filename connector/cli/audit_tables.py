@@ -14,7 +14,7 @@ from connector.reports.glossary import SHOWN, TREND
 
 if TYPE_CHECKING:
     from connector.audits.baseline import Drift
-    from connector.audits.history import Moment
+    from connector.audits.history import AuditSummary
 
 
 def print_audit(found: Audit) -> None:
@@ -118,7 +118,7 @@ def _drift_row(drift: "Drift") -> dict[str, str]:
     }  # fmt: skip
 
 
-def print_history(moments: Sequence["Moment"]) -> None:
+def print_history(moments: Sequence["AuditSummary"]) -> None:
     """Print the trend of the measures that matter, a table for each metric and way to ask."""
     for metric, asked in dict.fromkeys((moment.metric, moment.asked) for moment in moments):
         rows = []

@@ -14,7 +14,7 @@ from connector.progress import say
 if TYPE_CHECKING:
     from connector.home import Home
     from connector.provenance.runs import Result
-    from connector.releases.reconcile import Reconciled
+    from connector.releases.reconcile import ReconcileReport
 
 
 @cli.command()
@@ -196,7 +196,7 @@ def _print_switched(result: "Result", as_json: bool) -> None:
         print_table([], f"run {result.run}: everything that was asked for is live already")
 
 
-def _reconciled(home: "Home", collection: str | None, repair: bool, yes: bool) -> "list[Reconciled]":
+def _reconciled(home: "Home", collection: str | None, repair: bool, yes: bool) -> "list[ReconcileReport]":
     found = home.verify(collection)
     if not repair or all(each.sound for each in found):
         return found
@@ -204,5 +204,5 @@ def _reconciled(home: "Home", collection: str | None, repair: bool, yes: bool) -
     agreed = orphans > 0 and _confirmation("--repair", yes)(f"delete {orphans} points that no embedding set holds?")
     if orphans and not agreed:
         say("nothing was deleted")
-    made: list[Reconciled] = home.repair(collection, delete_orphans=agreed).made
+    made: list[ReconcileReport] = home.repair(collection, delete_orphans=agreed).made
     return made

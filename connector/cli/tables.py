@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from alignment.comparison.guidelines import Guideline
     from alignment.geometry.geometry import Geometry
     from connector.provenance.runs import Result
-    from connector.releases.reconcile import Reconciled
+    from connector.releases.reconcile import ReconcileReport
     from connector.releases.release import Release
-    from connector.search.retriever import Answer, Found
+    from connector.search.retriever import SearchHit, SearchResult
 
 
 def print_json(document: Any) -> None:
@@ -77,7 +77,7 @@ def switched_rows(result: "Result") -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def reconciled_rows(found: Iterable["Reconciled"]) -> list[dict[str, Any]]:
+def reconciled_rows(found: Iterable["ReconcileReport"]) -> list[dict[str, Any]]:
     """Lay out what reconciliations found, a release a row; without numbers where nothing could be compared."""
     rows = []
     for each in found:
@@ -91,7 +91,7 @@ def reconciled_rows(found: Iterable["Reconciled"]) -> list[dict[str, Any]]:
     return rows
 
 
-def reconciled_examples(found: Iterable["Reconciled"]) -> dict[str, dict[str, list[str]]]:
+def reconciled_examples(found: Iterable["ReconcileReport"]) -> dict[str, dict[str, list[str]]]:
     """Name a few of the items that differ, by release and kind."""
     return {
         each.name: {
@@ -104,7 +104,7 @@ def reconciled_examples(found: Iterable["Reconciled"]) -> dict[str, dict[str, li
     }
 
 
-def how_sure(guarantee: str, answer: "Answer") -> str:
+def how_sure(guarantee: str, answer: "SearchResult") -> str:
     """Say in words how good a search result is."""
     if answer.certified is None:
         along = guarantee == "exact" and not answer.exact
@@ -119,7 +119,7 @@ def how_sure(guarantee: str, answer: "Answer") -> str:
     return f"{guarantee}{proof}{rescored}"
 
 
-def found_rows(found: Sequence["Found"]) -> Iterator[dict[str, Any]]:
+def found_rows(found: Sequence["SearchHit"]) -> Iterator[dict[str, Any]]:
     """Lay found items out as rows of a table."""
     for rank, item in enumerate(found, start=1):
         shown = item.payload.get("caption", "") if item.modality == "text" else _name(item.payload.get("image"))

@@ -55,7 +55,7 @@ def open_corpus(path: Path | str, *, format: str | None = None, images: Path | N
     if format is not None and format not in FORMATS:
         raise SettingsError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
     if not RANGE.search(path.name):
-        _require_there(path)
+        _check_there(path)
     reader = FORMATS[format] if format else _recognised(path)
     if images is None:
         return reader(path)
@@ -65,7 +65,7 @@ def open_corpus(path: Path | str, *, format: str | None = None, images: Path | N
     return reader(path, images.absolute())
 
 
-def _require_there(path: Path) -> None:
+def _check_there(path: Path) -> None:
     if path.is_dir():
         return
     if not path.exists():

@@ -115,7 +115,7 @@ class Csv(Manifest):
         header = next(records, [])
         if isinstance(header, Exception):
             raise CorpusError(f"manifest {self.path}: the header cannot be read: {header}") from header
-        _require_columns(self.path, header)
+        _check_columns(self.path, header)
         for position, record in enumerate(records, start=1):
             if isinstance(record, Exception):
                 reason = "line-too-long" if isinstance(record, LineTooLongError) else "row-unreadable"
@@ -171,7 +171,7 @@ class Parquet(Manifest):
     def rows(self) -> Iterator[Row | Reject]:
         """Yield the rows; a null is a missing field."""
         with self._file() as file:
-            _require_columns(self.path, file.schema_arrow.names)
+            _check_columns(self.path, file.schema_arrow.names)
             position = 0
             try:
                 for batch in file.iter_batches(batch_size=1024):
@@ -219,7 +219,7 @@ class _Entry:
     @classmethod
     def from_row(cls, manifest: Path, row: Row) -> "_Entry":
         fields = dict(row.fields)
-        key = require_key(fields)
+        key = check_key(fields)
         image = text_field(fields, "image")
         captions = fields.pop("caption", None)
         captions = [] if captions is None else captions if isinstance(captions, list) else [captions]
@@ -232,7 +232,7 @@ class _Entry:
             raise RowError("row-without-image-or-caption", "expected an image, a caption or both")
         group = text_field(fields, "group") or key
         source = row.source or manifest
-        require_storable([str(source), key, group, image, *captions], fields)
+        check_storable([str(source), key, group, image, *captions], fields)
         resolved = manifest.parent / image if image else None
         return cls(str(source), row.position, key, group, image, resolved, row.picture, captions, fields)
 
@@ -265,7 +265,7 @@ class _Entry:
         )  # fmt: skip
 
 
-def require_key(fields: dict[str, Any]) -> str:
+def check_key(fields: dict[str, Any]) -> str:
     """Take the key out of the fields of a row."""
     if key := text_field(fields, "key"):
         return key
@@ -282,7 +282,7 @@ def text_field(fields: dict[str, Any], name: str) -> str | None:
     raise RowError(f"{name}-not-text", f"expected '{name}' to be a text, got {type(value).__name__}")
 
 
-def require_storable(texts: Sequence[str | None], payload: Mapping[str, Any]) -> None:
+def check_storable(texts: Sequence[str | None], payload: Mapping[str, Any]) -> None:
     """Raise a `RowError` if a database could not hold these texts or this payload."""
     if taken := RESERVED & payload.keys():
         raise RowError("payload-name-reserved", f"rename the columns {', '.join(sorted(taken))}")
@@ -335,7 +335,7 @@ def records(batch: pa.RecordBatch) -> list[Any]:
     return found
 
 
-def _require_columns(path: Path, names: Sequence[str]) -> None:
+def _check_columns(path: Path, names: Sequence[str]) -> None:
     if "key" not in names or not {"image", "caption"} & set(names):
         raise CorpusError(
             f"manifest {path}: expected the columns key and image or caption (and group, if wanted), "

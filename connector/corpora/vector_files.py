@@ -16,14 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from alignment.modality import MODALITIES, Modality
-from alignment.vectors import FloatArray, faults
+from alignment.vectors import FloatArray, invalid_rows
 from connector.corpora.items import Corpus, Item, Vector
 from connector.corpora.manifest import (
     RowError,
+    check_key,
+    check_storable,
     parquet_file,
     records,
-    require_key,
-    require_storable,
     text_field,
     without_collisions,
 )
@@ -101,7 +101,7 @@ class _Vectors:
     def of(cls, values: npt.NDArray[np.floating], wrong: Sequence[int] = ()) -> "_Vectors":
         with np.errstate(over="ignore", invalid="ignore"):  # infinite then, and a fault
             cast = np.ascontiguousarray(values).astype("<f4")
-        return cls(cast, {**faults(cast), **dict.fromkeys(wrong, WRONG_DIMENSION)})
+        return cls(cast, {**invalid_rows(cast), **dict.fromkeys(wrong, WRONG_DIMENSION)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,10 +227,10 @@ class _Naming:
         given["caption"] = fields.pop("caption", None)
         for name in (self.key, self.group):
             fields.pop(name or "", None)
-        key = require_key(given)
+        key = check_key(given)
         group, image, caption = (text_field(given, name) for name in ("group", "image", "caption"))
         payload = without_collisions(fields)
-        require_storable([str(table), key, group, image, caption], payload)
+        check_storable([str(table), key, group, image, caption], payload)
         return _Entry(str(table), key, group or key, image, caption, payload)
 
 

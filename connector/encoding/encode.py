@@ -20,7 +20,7 @@ from alignment.modality import MODALITIES, Modality
 from alignment.sets.rows import IDENTITY, Rows
 from alignment.sets.shards import read_shard
 from alignment.sets.writer import SetWriter
-from alignment.vectors import FloatArray, faults
+from alignment.vectors import FloatArray, invalid_rows
 from connector.corpora.images import ImageRejectedError, decode, read_image
 from connector.corpora.items import Corpus, Item, Vector
 from connector.encoding.encoders import Encoder
@@ -161,7 +161,7 @@ class Encoding:
         """Count the rows of the set whose items this pass has not met."""
         return self._index.unseen()
 
-    def finish(self, bury: "Bury | None" = None) -> set[str]:
+    def finish(self, add_tombstones: "Bury | None" = None) -> set[str]:
         """Drop superseded rows, and complete the set. Call it when nobody reads the shards any more.
 
         Args:
@@ -172,10 +172,10 @@ class Encoding:
             Names of the shards that are no longer what they were.
         """
         doomed: dict[tuple[Modality, str], dict[int, str]] = {}
-        if bury:
+        if add_tombstones:
             for modality, shard, keys in self._index.unseen_rows():
                 doomed[modality, shard] = keys
-                bury(modality, shard, list(keys.values()))
+                add_tombstones(modality, shard, list(keys.values()))
                 self._run.counts["pruned"] += len(keys)
         else:
             self._run.counts["no_longer_in_corpus"] = self.gone()
@@ -311,7 +311,7 @@ class _Sink:
             vectors[fresh] = self.encoder.embed(self.modality, [self._batch[row][1].prepared for row in fresh])
         for row, vector in self._known.items():
             vectors[row] = vector
-        broken = faults(vectors)
+        broken = invalid_rows(vectors)
         for row, reason in broken.items():
             item = self._batch[row][0]
             detail = f"{self.encoder.spec} gave a vector that cannot be compared"

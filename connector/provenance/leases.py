@@ -39,7 +39,7 @@ BEGIN = 0
 ALONE = -1  # the one step of what is no ingest
 
 
-class Held:
+class Lease:
     """A claim while its process lives: a thread says so in SQL again and again."""
 
     def __init__(self, provenance: Provenance, work: str, step: int, run_id: int):
@@ -147,12 +147,12 @@ class Claims:
             return row.step
 
     @contextmanager
-    def holding(self, step: int) -> Iterator[Held]:
+    def holding(self, step: int) -> Iterator[Lease]:
         """Be heard of while the block works on a claimed step, and note that it is done when the block ends well.
 
         After the last step nothing is left to remember: the same ingest begins anew when it is run again.
         """
-        held = Held(self.provenance, self.work, step, self.run.id)
+        held = Lease(self.provenance, self.work, step, self.run.id)
         try:
             yield held
         finally:
@@ -186,9 +186,9 @@ class Claims:
 
 
 @contextmanager
-def switching(
+def promotion_lock(
     provenance: Provenance, store_url: str, collection: str, run_id: int, *, patience: float | None = None
-) -> Iterator[Held]:
+) -> Iterator[Lease]:
     """Let nobody else change which releases of a collection are live, or drop any, while the block does.
 
     Whoever is at it is waited for, `patience` or else `PATIENCE` seconds at most. What the block is going to change it
@@ -210,7 +210,7 @@ def switching(
             say(f"{who}; waiting for it")
             told = True
         time.sleep(POLL)
-    held = Held(provenance, work, ALONE, run_id)
+    held = Lease(provenance, work, ALONE, run_id)
     try:
         yield held
     finally:

@@ -21,5 +21,5 @@ def _forget(session: Session, release_id: int, set_id: int, places: list[tuple[s
 
 
 BATCH_POINTS = 512
-Place = tuple[str, int]
-Written = tuple[str, int]
+BatchKey = tuple[str, int]
+LedgerEntry = tuple[str, int]

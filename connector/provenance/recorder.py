@@ -244,7 +244,7 @@ class Provenance:
                 for (shard, start), (digest, points) in batches.items()
             )  # fmt: skip
 
-    def bury(
+    def add_tombstones(
         self, set_id: int, modality: Modality, shard: str, keys: Iterable[str], also: Iterable[int] = (), *,
         retired: bool = True,
     ) -> None:  # fmt: skip
@@ -283,7 +283,7 @@ class Provenance:
             rows = session.scalars(query.order_by(DeletionRow.id).limit(limit))
             return {row.id: (cast(Modality, row.modality), row.key) for row in rows}
 
-    def forget_deletions(self, numbers: Iterable[int]) -> None:
+    def remove_tombstones(self, numbers: Iterable[int]) -> None:
         """Remove deletions that are durable in the store."""
         with self.session() as session:
             session.execute(delete(DeletionRow).where(DeletionRow.id.in_(list(numbers))))

@@ -16,12 +16,12 @@ from alignment.sets.rows import Rows
 from alignment.sets.shards import shard_batches
 from connector.errors import PointsRefusedError, Refusal
 from connector.progress import Advance
-from connector.provenance.ledger import BATCH_POINTS, Place, Written
+from connector.provenance.ledger import BATCH_POINTS, BatchKey, LedgerEntry
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import ReleaseRow
 from connector.rejects import Reject
-from connector.releases.chain import UNTUNED
+from connector.releases.chain import NEEDS_TUNING
 from connector.releases.point_id_set import PointIds
 from connector.releases.points import Projected, lowered, point_id, project
 from connector.releases.release import Release
@@ -34,7 +34,7 @@ DELETIONS = 1024  # points that are deleted at a time
 
 
 @dataclass(slots=True)
-class Target:
+class ReleaseWriter:
     """A release while it is being written.
 
     Attributes:
@@ -45,10 +45,10 @@ class Target:
     release: Release
     new: bool
     named: bool = True
-    ledger: dict[Place, Written] = field(default_factory=dict)
-    pending: dict[Place, Written] = field(default_factory=dict)
-    met: set[Place] = field(default_factory=set)
-    lost: set[Place] = field(default_factory=set)
+    ledger: dict[BatchKey, LedgerEntry] = field(default_factory=dict)
+    pending: dict[BatchKey, LedgerEntry] = field(default_factory=dict)
+    met: set[BatchKey] = field(default_factory=set)
+    lost: set[BatchKey] = field(default_factory=set)
     changed: bool = False
 
     @property
@@ -59,15 +59,15 @@ class Target:
 
 
 @dataclass(slots=True)
-class SetPush:
-    """One embedding set while it is written into the releases of a `Push`: each shard, then whatever is left."""
+class BatchWriter:
+    """One embedding set while it is written into the releases of a `PushSession`: each shard, then whatever is left."""
 
     path: Path
     set_id: int
     store: Store
     provenance: Provenance
     run: Run
-    targets: Sequence[Target]
+    targets: Sequence[ReleaseWriter]
     ids: PointIds | None = None
     _written: set[str] = field(default_factory=set)
     _refused: set[tuple[Modality, str, str]] = field(default_factory=set)
@@ -149,7 +149,7 @@ class SetPush:
     def delete_what_left(self) -> None:
         """Delete the points of rows that left the set since it was last written, as SQL remembers them."""
         for target in self.targets:
-            delete_what_left(self.provenance, self.store, target.release.row, self.set_id)
+            apply_tombstones(self.provenance, self.store, target.release.row, self.set_id)
 
     def delete_gone(self, embedding_set: EmbeddingSet, written: PointIds) -> None:
         """Delete the points that were written of rows that are in the set no more."""
@@ -163,7 +163,7 @@ class SetPush:
         for target in self.targets:
             self.store.flush(target.release.name)
 
-    def _write_batch(self, targets: Sequence[Target], place: Place, rows: Rows, digest: str) -> int:
+    def _write_batch(self, targets: Sequence[ReleaseWriter], place: BatchKey, rows: Rows, digest: str) -> int:
         # Once for all targets that share an alignment and the kinds of their indexes.
         known: dict[tuple[int, frozenset[tuple[str, PayloadKind]]], Projected] = {}
         projections = []
@@ -200,14 +200,14 @@ class SetPush:
             if not target.changed:  # known before the ledger knows: whoever goes on after a crash has to tune
                 target.changed = True
                 row = target.release.row
-                self.provenance.change(row, settings={**row.settings, UNTUNED: True})
+                self.provenance.change(row, settings={**row.settings, NEEDS_TUNING: True})
             target.pending[place] = (digest, kept)
             self.run.count("written", kept)
             written += kept
         self._reject(place, rows, refusals)
         return written
 
-    def _reject(self, place: Place, rows: Rows, refused: Mapping[int, tuple[str, str]]) -> None:
+    def _reject(self, place: BatchKey, rows: Rows, refused: Mapping[int, tuple[str, str]]) -> None:
         """Record what was refused, once for each reason: by however many releases, in however many shards."""
         for row, (reason, detail) in sorted(refused.items()):
             if (why := (rows.modality, rows.keys[row], reason)) not in self._refused:
@@ -232,18 +232,18 @@ class SetPush:
         self._committed = time.monotonic()
 
 
-def delete_what_left(provenance: Provenance, store: Store, row: ReleaseRow, set_id: int) -> int:
+def apply_tombstones(provenance: Provenance, store: Store, row: ReleaseRow, set_id: int) -> int:
     """Delete from a collection the points of rows that left an embedding set, as SQL remembers them; count them."""
     count = 0
     while left := provenance.deletions(row.id, set_id, DELETIONS):
         store.delete(row.physical_name, [point_id(modality, key) for modality, key in left.values()])
         store.flush(row.physical_name)
-        provenance.forget_deletions(left)
+        provenance.remove_tombstones(left)
         count += len(left)
     return count
 
 
-def _ledger(release: Release, set_id: int, store: Store, provenance: Provenance) -> dict[Place, Written]:
+def _ledger(release: Release, set_id: int, store: Store, provenance: Provenance) -> dict[BatchKey, LedgerEntry]:
     """Return what of the set is written; nothing, where points have vanished behind the ledger's back."""
     ledger = provenance.ledger(release.row.id, set_id)
     expected = provenance.ledger_points(release.row.id)  # before the count, which others may be adding to

@@ -23,10 +23,10 @@ from connector.provenance.ledger import OUTDATED
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import EmbeddingSetRow, ReleaseRow
-from connector.push.batches import delete_what_left
-from connector.push.session import Push
+from connector.push.batches import apply_tombstones
+from connector.push.session import PushSession
 from connector.releases.points import point_id
-from connector.releases.release import checked
+from connector.releases.release import load_release
 from connector.stores.contract import Store
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ Item = tuple[Modality, str]
 RETRIEVED = 256  # ids a request
 
 
-class Doomed(NamedTuple):
+class DeletionPreview(NamedTuple):
     """What a deletion will take away."""
 
     items: int
@@ -68,7 +68,7 @@ class Deletion:
         keys: Iterable[str] = (),
         filter: "Filter | None" = None,
         modalities: Sequence[Modality] = MODALITIES,
-        confirm: Callable[[Doomed], bool] = lambda doomed: True,
+        confirm: Callable[[DeletionPreview], bool] = lambda doomed: True,
     ) -> bool:
         """Delete the items with these `keys` and those whose points match `filter`; return whether it was confirmed.
 
@@ -91,7 +91,7 @@ class Deletion:
                 if items := {item for *_, of_shard in _standing(writer, asked) for item in of_shard.values()}:
                     found |= items
                     names.append(embedding_set.name)
-        doomed = Doomed(len(found), names, sorted({row.collection for row in concerned.values()}))
+        doomed = DeletionPreview(len(found), names, sorted({row.collection for row in concerned.values()}))
         if found and not confirm(doomed):
             return False
         for embedding_set in sets:
@@ -102,7 +102,7 @@ class Deletion:
                 self.store.delete(row.physical_name, ids[start : start + RETRIEVED])
             self.store.flush(row.physical_name)
             for embedding_set in sets:
-                delete_what_left(self.provenance, self.store, row, embedding_set.id)
+                apply_tombstones(self.provenance, self.store, row, embedding_set.id)
             if row.state != "building":
                 self._write_anew(row)
         self.run.counts["deleted"] = len(found)
@@ -156,7 +156,7 @@ class Deletion:
     def _drop_rows(self, row: EmbeddingSetRow, asked: Collection[Item]) -> None:
         with self._writer(row) as writer:
             for modality, shard, items in _standing(writer, asked):
-                self.provenance.bury(row.id, modality, shard.name, [key for _, key in items.values()])
+                self.provenance.add_tombstones(row.id, modality, shard.name, [key for _, key in items.values()])
                 writer.drop(shard, modality, set(items))
                 self.run.counts["rows"] += len(items)
             if writer.card.complete:  # else its encode was killed, and completes it when it is run again
@@ -170,13 +170,13 @@ class Deletion:
             return
         sets = self.provenance.sets_in([row.id])
         try:
-            release = checked(self.provenance, self.store, row)
+            release = load_release(self.provenance, self.store, row)
         except (AlignmentError, MismatchError) as error:
             if row.state != "retired":
                 raise
             say(f"release {row.physical_name} (retired) has lost the points, and no rollback returns to it: {error}")
             return
-        push = Push.into(release, self.store, self.provenance, self.run)
+        push = PushSession.into(release, self.store, self.provenance, self.run)
         complete = [each for each in sets if self._is_complete(each)]
         for written in complete:
             embedding_set = EmbeddingSet.open(self._path(written))

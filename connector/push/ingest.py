@@ -33,7 +33,7 @@ from connector.progress import progress, say
 from connector.provenance.leases import BEGIN, Claims
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
-from connector.push.session import Push, pushing
+from connector.push.session import PushSession, push_session
 from connector.releases.release import Release
 from connector.stores.contract import Store
 
@@ -70,7 +70,7 @@ class Ingest:
     def whole(self) -> list[Release]:
         """Ingest the corpus in this process."""
         with self._pushing() as push:
-            self._require_partition(push.reached, {self.path.name})
+            self._check_partition(push.reached, {self.path.name})
             embedding_set, set_id = self._write(push, self.corpus, self.path)
             push.verify(embedding_set, set_id)
         push.make_live(embedding_set, set_id)
@@ -111,7 +111,7 @@ class Ingest:
             if step == BEGIN:
                 with self._pushing() as push:
                     paths = [self._part_path(number + 1, claims.parts) for number in range(claims.parts)]
-                    self._require_partition(push.reached, {path.name for path in paths})
+                    self._check_partition(push.reached, {path.name for path in paths})
             elif step == claims.finish:
                 self._finish(claims)
             else:
@@ -139,7 +139,7 @@ class Ingest:
     def _part_path(self, number: int, of: int) -> Path:
         return self.path.with_name(f"{self.path.name}.part-{number}-of-{of}")
 
-    def _require_partition(self, releases: Sequence[Release], names: Collection[str]) -> None:
+    def _check_partition(self, releases: Sequence[Release], names: Collection[str]) -> None:
         """Refuse to divide a corpus otherwise than it was: keys would stand in two sets."""
         for row in self.provenance.sets_in(release.row.id for release in releases):
             base, _, _ = row.name.partition(".part-")
@@ -150,8 +150,8 @@ class Ingest:
                     "corpus as before (--parts), or ingest into a new collection"
                 )
 
-    def _pushing(self, *, shared: bool = False) -> AbstractContextManager[Push]:
-        return pushing(
+    def _pushing(self, *, shared: bool = False) -> AbstractContextManager[PushSession]:
+        return push_session(
             self.alignment,
             alignment_id=self.alignment_id,
             encoders={modality: encoder.card for modality, encoder in self.encoders.items()},
@@ -165,7 +165,7 @@ class Ingest:
         )
 
     def _write(
-        self, push: Push, corpus: Corpus, path: Path, require: Callable[[], None] = lambda: None
+        self, push: PushSession, corpus: Corpus, path: Path, require: Callable[[], None] = lambda: None
     ) -> tuple[EmbeddingSet, int]:
         """Encode `corpus` into the set at `path` and write it; return the complete set and its row."""
         cards = {modality: encoder.card for modality, encoder in self.encoders.items()}
@@ -203,7 +203,9 @@ class Ingest:
             written.finish(embedding_set, changed=changed)
         return embedding_set, set_id
 
-    def _bury(self, encoding: Encoding, push: Push, set_id: int) -> Callable[[Modality, str, list[str]], None] | None:
+    def _bury(
+        self, encoding: Encoding, push: PushSession, set_id: int
+    ) -> Callable[[Modality, str, list[str]], None] | None:
         """Return how to bury what has left the corpus, if it is to be deleted and all of the corpus could be read."""
         if self.prune is None or not (gone := encoding.gone()):
             return None
@@ -213,6 +215,6 @@ class Ingest:
         if not self.prune(gone):
             return None
         releases = [release.row.id for release in push.reached]
-        return lambda modality, shard, keys: self.provenance.bury(
+        return lambda modality, shard, keys: self.provenance.add_tombstones(
             set_id, modality, shard, keys, releases, retired=False
         )

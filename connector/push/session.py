@@ -23,24 +23,24 @@ from alignment.sets.cards import EncoderCard
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.errors import MismatchError, ProvenanceError, StoreBusyError, StoreError, StoreUnavailableError
 from connector.progress import Advance, say
-from connector.provenance.leases import switching
+from connector.provenance.leases import promotion_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import ReleaseRow, now
-from connector.push.batches import SetPush, Target
-from connector.releases.aliases import due, make_live, physical_name
+from connector.push.batches import BatchWriter, ReleaseWriter
+from connector.releases.aliases import make_live, physical_name, to_go_live
 from connector.releases.chain import (
     METADATA,
-    UNTUNED,
+    NEEDS_TUNING,
     chain,
+    check_chain,
+    check_encoder,
+    check_row,
+    check_settings,
     layout_of,
-    require_chain,
-    require_encoder,
-    require_row,
-    require_settings,
 )
 from connector.releases.point_id_set import PointIds
-from connector.releases.release import READY, Release, checked, lower
+from connector.releases.release import READY, Release, load_release, lower
 from connector.search.ef_tuning import sample, tune
 from connector.stores.contract import CollectionConfig, Store, VectorConfig
 from connector.stores.layout import Layout, PayloadKind, checked_layout
@@ -84,8 +84,8 @@ def push(
         StoreError, ProvenanceError: a database refused or failed; run the same command again.
     """
     for modality, card in embedding_set.card.encoders.items():
-        require_encoder(alignment, modality, card, f"embedding set {embedding_set.path}")
-    with pushing(
+        check_encoder(alignment, modality, card, f"embedding set {embedding_set.path}")
+    with push_session(
         alignment,
         alignment_id=alignment_id,
         encoders=embedding_set.card.encoders,
@@ -103,7 +103,7 @@ def push(
 
 
 @contextmanager
-def pushing(
+def push_session(
     alignment: Alignment,
     *,
     alignment_id: int,
@@ -115,7 +115,7 @@ def pushing(
     run: Run,
     shared: bool = False,
     **layout: Any,
-) -> Iterator["Push"]:
+) -> Iterator["PushSession"]:
     """Find or create one release per metric, and take the new ones back if the block is refused before it wrote.
 
     Args:
@@ -127,9 +127,9 @@ def pushing(
     Raises: as `push`.
     """
     asked = {"payload_indexes": {}, **checked_layout(layout)}
-    store.require_layout(Layout(**asked))
+    store.check_layout(Layout(**asked))
     lowerings_of = {metric: lower(alignment, metric) for metric in metrics}  # all of them, before anything is written
-    targets: list[Target] = []
+    targets: list[ReleaseWriter] = []
     try:
         for metric, lowerings in lowerings_of.items():
             target = _begin(
@@ -145,7 +145,7 @@ def pushing(
             )
             targets.append(target)
         targets += _others(encoders, collection, targets, store, provenance)
-        yield Push(targets, store, provenance, run)
+        yield PushSession(targets, store, provenance, run)
     except (StoreError, ProvenanceError):
         raise
     except ModalignError:
@@ -155,10 +155,10 @@ def pushing(
 
 
 @dataclass(frozen=True, slots=True)
-class Push:
+class PushSession:
     """Releases that are being written: open an embedding set, write and finish it, maybe another one, then verify."""
 
-    targets: list[Target]
+    targets: list[ReleaseWriter]
     store: Store
     provenance: Provenance
     run: Run
@@ -166,7 +166,7 @@ class Push:
     @classmethod
     def into(cls, release: Release, store: Store, provenance: Provenance, run: Run) -> Self:
         """Go on writing into a release that exists."""
-        return cls([Target(release, new=False)], store, provenance, run)
+        return cls([ReleaseWriter(release, new=False)], store, provenance, run)
 
     @property
     def releases(self) -> list[Release]:
@@ -178,9 +178,9 @@ class Push:
         """What is being written: the collection's other releases too."""
         return [target.release for target in self.targets]
 
-    def open(self, path: Path, set_id: int, ids: PointIds | None = None) -> SetPush:
+    def open(self, path: Path, set_id: int, ids: PointIds | None = None) -> BatchWriter:
         """Begin to write the embedding set at `path`, which may still be growing; note written points in `ids`."""
-        writer = SetPush(path, set_id, self.store, self.provenance, self.run, self.targets, ids)
+        writer = BatchWriter(path, set_id, self.store, self.provenance, self.run, self.targets, ids)
         writer.begin()
         return writer
 
@@ -210,9 +210,9 @@ class Push:
 
     def make_live(self, embedding_set: EmbeddingSet, set_id: int) -> None:
         """Make the releases live whose aliases are free; then verify the collection's other releases."""
-        if due(self.provenance, self.store, self.releases):  # otherwise there is nobody to wait for
+        if to_go_live(self.provenance, self.store, self.releases):  # otherwise there is nobody to wait for
             place = self.provenance.stored(self.store.url), self.releases[0].row.collection
-            with switching(self.provenance, *place, self.run.id):
+            with promotion_lock(self.provenance, *place, self.run.id):
                 make_live(self.provenance, self.store, self.releases)
         for target in self.targets:
             # What another push builds is whole when that push says so, whatever this one has added.
@@ -231,7 +231,7 @@ def _begin(
     store: Store,
     provenance: Provenance,
     shared: bool,
-) -> Target:
+) -> ReleaseWriter:
     """Find or create the release: the row in SQL first, then the collection."""
     lowering = lowerings["image"]
     name = physical_name(collection, metric, alignment)
@@ -239,13 +239,13 @@ def _begin(
     store_url = provenance.stored(store.url)
     existing = name in store.collections()
     if existing:
-        require_chain(store, name, expected)
+        check_chain(store, name, expected)
     rows = provenance.releases(store_url=store_url, physical_name=name)
     new = not existing and not rows
     if rows:
         row = rows[0]
-        require_row(row, metric, lowering)
-        require_settings(row)
+        check_row(row, metric, lowering)
+        check_settings(row)
         if row.state == "retired":  # or half dropped: it comes back
             provenance.change(row, state="building", drop_begun_at=None, dropped_at=None)
     else:
@@ -284,17 +284,17 @@ def _begin(
         settings = {name: value for name, value in asdict(layout).items() if name not in ("metadata", "vectors")}
         provenance.change(row, settings=settings, state="building")
     elif layout_of(row):
-        _require_layout(row, asked)
-    return Target(Release(row, alignment, metric, lowerings), new)
+        _check_layout(row, asked)
+    return ReleaseWriter(Release(row, alignment, metric, lowerings), new)
 
 
 def _others(
     encoders: Mapping[Modality, EncoderCard],
     collection: str,
-    targets: Sequence[Target],
+    targets: Sequence[ReleaseWriter],
     store: Store,
     provenance: Provenance,
-) -> list[Target]:
+) -> list[ReleaseWriter]:
     """Open the collection's other releases that are not retired; say which of them cannot take such sets, and why."""
     named = {target.release.name for target in targets}
     found = []
@@ -302,19 +302,19 @@ def _others(
         if row.state == "retired" or row.physical_name in named:
             continue
         try:
-            release = checked(provenance, store, row)
+            release = load_release(provenance, store, row)
             for modality, card in encoders.items():
-                require_encoder(release.alignment, modality, card, "the embedding set")
+                check_encoder(release.alignment, modality, card, "the embedding set")
         except (StoreUnavailableError, StoreBusyError, ProvenanceError):
             raise
         except ModalignError as error:
             say(f"release {row.physical_name} ({row.state}) does not get this: {error}")
         else:
-            found.append(Target(release, new=False, named=False))
+            found.append(ReleaseWriter(release, new=False, named=False))
     return found
 
 
-def _take_back(targets: Sequence[Target], store: Store, provenance: Provenance) -> None:
+def _take_back(targets: Sequence[ReleaseWriter], store: Store, provenance: Provenance) -> None:
     """Remove the new releases that hold no point: the collection first, then the row in SQL."""
     with suppress(StoreError, ProvenanceError):  # what stays is harmless, and why the push was refused must be heard
         for target in targets:
@@ -323,7 +323,7 @@ def _take_back(targets: Sequence[Target], store: Store, provenance: Provenance) 
                 provenance.forget_release(target.release.row.id)
 
 
-def _require_layout(row: ReleaseRow, asked: dict[str, Any]) -> None:
+def _check_layout(row: ReleaseRow, asked: dict[str, Any]) -> None:
     """Refuse settings that an existing collection does not have: it was laid out when it was created."""
     layout = layout_of(row)
     # A release from before there was a setting has what collections had then, which is the default.
@@ -337,7 +337,9 @@ def _require_layout(row: ReleaseRow, asked: dict[str, Any]) -> None:
             )
 
 
-def _verify(target: Target, embedding_set: EmbeddingSet, set_id: int, store: Store, provenance: Provenance) -> None:
+def _verify(
+    target: ReleaseWriter, embedding_set: EmbeddingSet, set_id: int, store: Store, provenance: Provenance
+) -> None:
     """Build the index and compare the exact count with the ledger; a release that passes is tuned and ready."""
     release = target.release
     info = store.ready(release.name)
@@ -349,7 +351,7 @@ def _verify(target: Target, embedding_set: EmbeddingSet, set_id: int, store: Sto
             "were pushed into it share keys, or points were changed by someone else: `modalign status --verify` says "
             "which"
         )
-    untuned = UNTUNED in release.row.settings or (info.indexed and release.hnsw_ef is None)
+    untuned = NEEDS_TUNING in release.row.settings or (info.indexed and release.hnsw_ef is None)
     if untuned or release.row.state == "building" or release.row.points != expected:
         found = {}
         if info.indexed:

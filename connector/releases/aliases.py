@@ -25,7 +25,7 @@ def physical_name(collection: str, metric: Metric, alignment: Alignment) -> str:
     return f"{alias_name(collection, metric)}.{alignment.fingerprint[:8]}"
 
 
-def due(provenance: Provenance, store: Store, releases: Sequence[Release]) -> dict[str, Release]:
+def to_go_live(provenance: Provenance, store: Store, releases: Sequence[Release]) -> dict[str, Release]:
     """Return, by alias, which of these releases `make_live` would make live: nothing else is, and they are not yet."""
     current = store.aliases()
     found = {}
@@ -45,7 +45,7 @@ def make_live(provenance: Provenance, store: Store, releases: Sequence[Release])
     changes: that is what `connector.releases.promotion` is for. Returns whether anything did. A crash between alias and SQL is
     mended by calling this again.
     """
-    wanted, current = due(provenance, store, releases), store.aliases()
+    wanted, current = to_go_live(provenance, store, releases), store.aliases()
     if changed := {alias: release.name for alias, release in wanted.items() if current.get(alias) != release.name}:
         store.set_aliases(changed)
     for release in wanted.values():

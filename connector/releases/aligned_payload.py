@@ -42,7 +42,7 @@ def carried(points: Sequence[Hit | Record], dim: int) -> npt.NDArray[np.float32]
         raise StrangePointError(points[0].id, "or one of those read with it carries no aligned vector") from None
 
 
-def require_finite(metric: Metric, lowered: npt.NDArray[np.floating]) -> None:
+def check_finite(metric: Metric, lowered: npt.NDArray[np.floating]) -> None:
     """Raise a `WeightsError` if sound aligned vectors were lowered to something that is not finite."""
     if not np.isfinite(lowered).all():
         raise WeightsError(

@@ -12,9 +12,9 @@ from connector.stores.contract import Store
 from connector.stores.layout import checked_layout
 
 METADATA = "modalign"
-UNTUNED = "untuned"  # a setting of a release that was written to since its walk was measured
-TUNED = ("hnsw_ef", "hnsw_recall", UNTUNED)
-LONGEST_WALK = 2**31 - 1
+NEEDS_TUNING = "untuned"  # a setting of a release that was written to since its walk was measured
+TUNED = ("hnsw_ef", "hnsw_recall", NEEDS_TUNING)
+MAX_EF = 2**31 - 1
 
 
 def chain(alignment: Alignment, metric: Metric, lowering: Lowering) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def chain(alignment: Alignment, metric: Metric, lowering: Lowering) -> dict[str,
     }
 
 
-def require_chain(store: Store, name: str, expected: dict[str, Any]) -> None:
+def check_chain(store: Store, name: str, expected: dict[str, Any]) -> None:
     """Raise a `MismatchError` that names both sides if the collection `name` was written for another chain."""
     info = store.describe(name)
     found = dict(info.metadata.get(METADATA, {}))
@@ -54,7 +54,7 @@ def require_chain(store: Store, name: str, expected: dict[str, Any]) -> None:
             )
 
 
-def require_encoder(alignment: Alignment, modality: Modality, found: EncoderCard, whose: str) -> None:
+def check_encoder(alignment: Alignment, modality: Modality, found: EncoderCard, whose: str) -> None:
     """Raise a `MismatchError` that names both sides if embeddings of `found` do not belong into `alignment`."""
     expected = alignment.card.encoders[modality]
     if (found.fingerprint, found.dim) != (expected.fingerprint, expected.dim):
@@ -64,7 +64,7 @@ def require_encoder(alignment: Alignment, modality: Modality, found: EncoderCard
         )
 
 
-def require_row(row: ReleaseRow, metric: Metric, lowering: Lowering) -> None:
+def check_row(row: ReleaseRow, metric: Metric, lowering: Lowering) -> None:
     """Raise a `MismatchError` that names both sides if SQL recorded a release under another metric or lowering."""
     ours = (str(metric), lowering.distance.value, lowering.dim, lowering.version)
     if (theirs := (row.metric, row.distance, row.dim, row.lowering_version)) != ours:
@@ -79,14 +79,14 @@ def layout_of(row: ReleaseRow) -> dict[str, Any]:
     return {name: value for name, value in row.settings.items() if name not in TUNED}
 
 
-def require_settings(row: ReleaseRow) -> None:
+def check_settings(row: ReleaseRow) -> None:
     """Raise a `MismatchError` if SQL holds settings of a release that cannot be meant: nobody pushed with those."""
     ef, recall = (row.settings.get(name) for name in ("hnsw_ef", "hnsw_recall"))
     wrong = []
     if (ef is None) != (recall is None):
         wrong.append(f"hnsw_ef and hnsw_recall: expected both or neither, got {ef!r} and {recall!r}")
-    elif ef is not None and not (type(ef) is int and 1 <= ef <= LONGEST_WALK):
-        wrong.append(f"hnsw_ef: expected a whole number from 1 to {LONGEST_WALK}, got {ef!r}")
+    elif ef is not None and not (type(ef) is int and 1 <= ef <= MAX_EF):
+        wrong.append(f"hnsw_ef: expected a whole number from 1 to {MAX_EF}, got {ef!r}")
     elif recall is not None and not (type(recall) in (int, float) and 0 <= recall <= 1):
         wrong.append(f"hnsw_recall: expected a share from 0 to 1, got {recall!r}")
     try:

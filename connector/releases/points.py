@@ -11,8 +11,8 @@ from alignment.metrics import Guarantee
 from alignment.modality import Modality
 from alignment.model.alignment import Alignment
 from alignment.sets.rows import Rows
-from alignment.vectors import FloatArray, faults
-from connector.releases.aligned_payload import ALIGNED, packed, require_finite
+from alignment.vectors import FloatArray, invalid_rows
+from connector.releases.aligned_payload import ALIGNED, check_finite, packed
 from connector.releases.release import Release
 from connector.stores.contract import Payload, Points
 from connector.stores.layout import PayloadKind
@@ -71,7 +71,7 @@ def project(alignment: Alignment, rows: Rows, indexes: Mapping[str, PayloadKind]
         rows: of one modality, with vectors of its encoder.
         indexes: how payload fields are indexed: texts in them are read as that kind.
     """
-    refused = {row: (reason, "the embedding cannot be aligned") for row, reason in faults(rows.vectors).items()}
+    refused = {row: (reason, "the embedding cannot be aligned") for row, reason in invalid_rows(rows.vectors).items()}
     payloads = []
     for row, text in enumerate(rows.payloads):
         try:
@@ -87,7 +87,7 @@ def project(alignment: Alignment, rows: Rows, indexes: Mapping[str, PayloadKind]
             refused[row] = ("payload-not-json", str(error))
     sound = [row for row in range(len(rows)) if row not in refused]
     vectors = alignment.projections[rows.modality].unchecked(rows.vectors[sound])
-    for row, reason in faults(vectors).items():
+    for row, reason in invalid_rows(vectors).items():
         refused[sound[row]] = (reason, "the embedding equals the training mean")
     if refused:
         kept = [row for row in range(len(sound)) if sound[row] not in refused]
@@ -117,8 +117,8 @@ def lowered(release: Release, projected: Projected) -> Points:
     rows, vectors, payloads = projected.rows, projected.vectors, projected.payloads
     lowering = release.lowerings[rows.modality]
     stored = lowering.item(vectors)
-    require_finite(release.metric, stored)
-    require_finite(release.metric, lowering.query(vectors[:1]))  # weights that only queries meet
+    check_finite(release.metric, stored)
+    check_finite(release.metric, lowering.query(vectors[:1]))  # weights that only queries meet
     if release.guarantee is not Guarantee.EXACT:  # what rescoring needs
         payloads = [{**p, ALIGNED: packed(v)} for p, v in zip(payloads, vectors, strict=True)]
     return Points(rows.modality, [point_id(rows.modality, key) for key in rows.keys], stored, payloads)

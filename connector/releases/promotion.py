@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from alignment.metrics import parse
 from connector.errors import CollectionNotFoundError, GateError, MismatchError, SettingsError
-from connector.provenance.leases import Held, switching
+from connector.provenance.leases import Lease, promotion_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import AuditRow, PromotionRow, ReleaseRow, now
 from connector.releases.aliases import alias_name
 from connector.releases.reconcile import verify
-from connector.releases.release import LIVE, READY, checked
+from connector.releases.release import LIVE, READY, load_release
 from connector.settings import checked_name
 from connector.stores.contract import Store
 
@@ -27,7 +27,7 @@ PROMOTE, ROLLBACK = "promote", "rollback"
 
 
 @dataclass(frozen=True, slots=True)
-class Forced:
+class PromotionOverride:
     """Who promotes without the audit that it takes, and why."""
 
     by: str
@@ -35,7 +35,7 @@ class Forced:
 
 
 @dataclass(frozen=True, slots=True)
-class Switched:
+class AliasSwitch:
     """An alias that names another release now.
 
     Attributes:
@@ -79,14 +79,19 @@ class Lifecycle:
             )
         return rows
 
-    def alone(self, run_id: int, *, patience: float | None = None) -> AbstractContextManager[Held]:
-        """Keep others from promoting, rolling back and dropping here meanwhile; see `connector.provenance.leases.switching`."""
+    def alone(self, run_id: int, *, patience: float | None = None) -> AbstractContextManager[Lease]:
+        """Keep others from promoting, rolling back and dropping here meanwhile; see `connector.provenance.leases.promotion_lock`."""
         store_url = self._place()["store_url"]
-        return switching(self.provenance, store_url, self.collection, run_id, patience=patience)
+        return promotion_lock(self.provenance, store_url, self.collection, run_id, patience=patience)
 
     def promote(
-        self, run_id: int, *, metrics: Sequence[str] = (), names: Sequence[str] = (), forced: Forced | None = None
-    ) -> list[Switched]:
+        self,
+        run_id: int,
+        *,
+        metrics: Sequence[str] = (),
+        names: Sequence[str] = (),
+        forced: PromotionOverride | None = None,
+    ) -> list[AliasSwitch]:
         """Make the ready releases of the newest alignment live, all at one moment; the releases before are retired.
 
         Each is verified first, and its newest audit has to allow it. A promotion that was begun and not finished is
@@ -135,7 +140,7 @@ class Lifecycle:
             self.provenance.begin_promotions(promotions)
             return self._switch(promotions, run_id, held, refused)
 
-    def rollback(self, run_id: int, *, metrics: Sequence[str] = ()) -> list[Switched]:
+    def rollback(self, run_id: int, *, metrics: Sequence[str] = ()) -> list[AliasSwitch]:
         """Undo the last promotion: the releases that were live before it are live again, the promoted ones retired.
 
         Args:
@@ -230,7 +235,7 @@ class Lifecycle:
         return last if self.provenance.recorded_run(last[0].run_id).outcome != "done" else []
 
     def _verify(self, row: ReleaseRow, seed: int) -> None:
-        release = checked(self.provenance, self.store, row, device=self.device)
+        release = load_release(self.provenance, self.store, row, device=self.device)
         self.store.ready(release.name)
         verified = verify(release, self.store, self.provenance, seed=seed)
         if row.points and not verified.points:
@@ -315,8 +320,8 @@ class Lifecycle:
         return [promotion for promotion in last if promotion.run_id == newest]
 
     def _switch(
-        self, promotions: Sequence[PromotionRow], run_id: int, held: Held, refused: dict[int, str] | None = None
-    ) -> list[Switched]:
+        self, promotions: Sequence[PromotionRow], run_id: int, held: Lease, refused: dict[int, str] | None = None
+    ) -> list[AliasSwitch]:
         """Let the aliases name the releases, then say so in SQL. Doing it again does no harm."""
         rows = {row.id: row for row in self.provenance.releases(**self._place())}
         wanted = {alias_name(p.collection, parse(p.metric)): rows[p.release_id] for p in promotions}
@@ -334,7 +339,7 @@ class Lifecycle:
         for promotion in promotions:
             row, previous = after[promotion.release_id], after.get(promotion.previous_id or 0)
             lacks = self._lacking(row, previous) if previous else []
-            switched.append(Switched(promotion, row, previous, (refused or {}).get(row.id), lacks))
+            switched.append(AliasSwitch(promotion, row, previous, (refused or {}).get(row.id), lacks))
         return switched
 
 

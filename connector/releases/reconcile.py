@@ -19,7 +19,7 @@ from alignment.sets.shards import read_shard
 from alignment.vectors import FloatArray
 from connector.errors import MismatchError
 from connector.progress import Advance
-from connector.provenance.ledger import BATCH_POINTS, Place, Written
+from connector.provenance.ledger import BATCH_POINTS, BatchKey, LedgerEntry
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import EmbeddingSetRow
@@ -54,7 +54,7 @@ class Difference:
 
 
 @dataclass(slots=True)
-class Reconciled:
+class ReconcileReport:
     """What a reconciliation found.
 
     Attributes:
@@ -91,7 +91,7 @@ class Reconciled:
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
+class VerifyReport:
     """What a verification compared, all of it alike, and what it could not compare.
 
     Attributes:
@@ -120,7 +120,7 @@ class Verified:
         ]
 
 
-def verify(release: Release, store: Store, provenance: Provenance, *, seed: int, counts: bool = True) -> Verified:
+def verify(release: Release, store: Store, provenance: Provenance, *, seed: int, counts: bool = True) -> VerifyReport:
     """Check that a release is complete and holds what it should.
 
     Its exact count is the ledger's (with `counts`: they differ for moments while something writes), and of a sample
@@ -163,7 +163,7 @@ def verify(release: Release, store: Store, provenance: Provenance, *, seed: int,
             compared += len(batch.points.ids) - len(gone)
         if changed:
             outdated[row.name] = (changed, looked_at)
-    return Verified(compared, outdated, unfinished)
+    return VerifyReport(compared, outdated, unfinished)
 
 
 def reconcile(
@@ -175,7 +175,7 @@ def reconcile(
     mend: Run | None = None,
     delete_orphans: bool = False,
     advance: Advance = lambda count: None,
-) -> Reconciled:
+) -> ReconcileReport:
     """Compare everything that a release should hold with what it holds, and what SQL says.
 
     Args:
@@ -191,7 +191,7 @@ def reconcile(
     Raises:
         EmbeddingSetError: a set that was pushed into the release is not there: what it held would be taken for orphans.
     """
-    found = Reconciled(release.name, points=store.count(release.name))
+    found = ReconcileReport(release.name, points=store.count(release.name))
     found.recorded = provenance.ledger_points(release.row.id)
     rng = np.random.default_rng(seed)
     with PointIds() as held:
@@ -219,7 +219,7 @@ class _Pass:
     store: Store
     provenance: Provenance
     row: EmbeddingSetRow
-    found: Reconciled
+    found: ReconcileReport
     held: PointIds
     rng: np.random.Generator
     mend: Run | None
@@ -228,7 +228,7 @@ class _Pass:
         """Compare every batch, and write again what is not as it should be."""
         ledger = self.provenance.ledger(self.release.row.id, self.row.id)
         share = min(1.0, VECTORS / max(1, sum(embedding_set.card.counts.values())))
-        met: set[Place] = set()
+        met: set[BatchKey] = set()
         for modality in MODALITIES:
             for shard, start, rows in embedding_set.batches(modality, BATCH_POINTS):
                 place, digest = (shard, start), rows.digest()
@@ -256,7 +256,7 @@ class _Pass:
         self.found.missing.add(batch.names(batch.missing))
         self.found.differing.add(batch.names(batch.differing))
 
-    def _mend(self, run: Run, batch: "_Batch", place: Place, due: Written, recorded: Written | None) -> None:
+    def _mend(self, run: Run, batch: "_Batch", place: BatchKey, due: LedgerEntry, recorded: LedgerEntry | None) -> None:
         """Write points first, and make them durable; then the line of the ledger."""
         if wrong := batch.missing + batch.differing:
             points = batch.points
@@ -350,11 +350,11 @@ def _close(expected: FloatArray, stored: FloatArray | None, cosine: bool, tolera
 
 
 def _drawn(
-    embedding_set: EmbeddingSet, ledger: Mapping[Place, Written], rng: np.random.Generator
+    embedding_set: EmbeddingSet, ledger: Mapping[BatchKey, LedgerEntry], rng: np.random.Generator
 ) -> Iterator[tuple[Rows | None, bool]]:
     """Draw some rows of each batch of a few shards, None of one that is no more; say whether the ledger knows them."""
     names: set[str] = set()
-    met: set[Place] = set()
+    met: set[BatchKey] = set()
     for modality in MODALITIES:
         shards = embedding_set.shards(modality)
         names.update(shard.name for shard in shards)

@@ -22,7 +22,7 @@ from alignment.sets.cards import EncoderCard
 from connector.errors import CollectionNotFoundError, MismatchError
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import ReleaseRow
-from connector.releases.chain import chain, require_chain, require_row, require_settings
+from connector.releases.chain import chain, check_chain, check_row, check_settings
 from connector.settings import checked_name
 from connector.stores.contract import Store
 from connector.stores.layout import Layout
@@ -32,7 +32,7 @@ DEFAULT_METRIC = "cosine"
 
 
 @dataclass(frozen=True, slots=True)
-class Tuned:
+class EfTuning:
     """A walk along the graph, and the share of the exact first ten that it finds where it finds least."""
 
     hnsw_ef: int
@@ -63,10 +63,10 @@ class Release:
         return self.lowerings["image"].guarantee
 
     @property
-    def tuned(self) -> Tuned | None:
+    def tuned(self) -> EfTuning | None:
         """How far searches walk the graph of this release, as `connector.search.ef_tuning` found."""
         settings = self.row.settings
-        return Tuned(settings["hnsw_ef"], settings["hnsw_recall"]) if "hnsw_ef" in settings else None
+        return EfTuning(settings["hnsw_ef"], settings["hnsw_recall"]) if "hnsw_ef" in settings else None
 
     @property
     def hnsw_ef(self) -> int | None:
@@ -112,10 +112,12 @@ def open_release(
         CollectionNotFoundError: no such release.
         MismatchError: SQL, collection and alignment do not belong together.
     """
-    return checked(provenance, store, named(provenance, store, collection, metric, which=which), device=device)
+    return load_release(
+        provenance, store, find_release_row(provenance, store, collection, metric, which=which), device=device
+    )
 
 
-def named(
+def find_release_row(
     provenance: Provenance, store: Store, collection: str, metric: str | None = None, *, which: str = LIVE
 ) -> ReleaseRow:
     """Return what SQL says of the release that `open_release` would open.
@@ -160,7 +162,7 @@ def newest(rows: Iterable[ReleaseRow]) -> list[ReleaseRow]:
     return list(by_metric.values())
 
 
-def checked(provenance: Provenance, store: Store, row: ReleaseRow, *, device: str = "auto") -> Release:
+def load_release(provenance: Provenance, store: Store, row: ReleaseRow, *, device: str = "auto") -> Release:
     """Load what a release needs and check that it belongs together."""
     recorded = provenance.alignment(row.alignment_id)
     alignment = Alignment.load(provenance.located(recorded.path))
@@ -179,7 +181,7 @@ def checked(provenance: Provenance, store: Store, row: ReleaseRow, *, device: st
     metric = parse(row.metric)
     lowerings = lower(alignment, metric, device=device)
     lowering = lowerings["image"]
-    require_row(row, metric, lowering)
-    require_settings(row)
-    require_chain(store, row.physical_name, chain(alignment, metric, lowering))
+    check_row(row, metric, lowering)
+    check_settings(row)
+    check_chain(store, row.physical_name, chain(alignment, metric, lowering))
     return Release(row, alignment, metric, lowerings)

@@ -8,7 +8,7 @@ from typing import Any
 
 from alignment.modality import Modality
 from alignment.sets.embedding_set import EmbeddingSet
-from connector.audits.history import Moment
+from connector.audits.history import AuditSummary
 from connector.audits.result import Audit
 from connector.provenance.tables import AlignmentRow, EncoderRow
 from connector.reports.glossary import minute
@@ -16,7 +16,7 @@ from connector.safe_text import redacted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
+class AuditContext:
     """What a page says of an audit beside what it found.
 
     Attributes:
@@ -37,10 +37,10 @@ class Origin:
     requirements: Sequence[str]
     run: int
     at: datetime
-    moments: Sequence[Moment]
+    moments: Sequence[AuditSummary]
 
 
-def chain(found: Audit, origin: Origin) -> Iterator[tuple[str, str, str]]:
+def chain(found: Audit, origin: AuditContext) -> Iterator[tuple[str, str, str]]:
     """Yield what the release was made of: name, value and fingerprint."""
     row, alignment = found.row, origin.alignment
     card: Mapping[str, Any] = alignment.card
@@ -63,7 +63,7 @@ def chain(found: Audit, origin: Origin) -> Iterator[tuple[str, str, str]]:
     yield "software", f"modalign {version('modalign')}" + (f"; fitted with {fitted_with}" if fitted_with else ""), ""
 
 
-def asked_how(found: Audit, origin: Origin) -> Iterator[tuple[str, str]]:
+def asked_how(found: Audit, origin: AuditContext) -> Iterator[tuple[str, str]]:
     """Yield the settings of the audit and what the collection was like: name and value."""
     plan, info = found.plan, found.info
     yield "audit", f"{found.number}, run {origin.run}, {minute(origin.at)}"

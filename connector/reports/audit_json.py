@@ -14,7 +14,7 @@ from connector.provenance.tables import now
 
 if TYPE_CHECKING:
     from connector.audits.baseline import Drift
-    from connector.audits.history import Moment
+    from connector.audits.history import AuditSummary
     from connector.provenance.runs import Result
 
 
@@ -101,7 +101,7 @@ def _without_infinity(value: Any) -> Any:
     return [_without_infinity(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def history_document(moments: Sequence["Moment"]) -> list[dict[str, Any]]:
+def history_document(moments: Sequence["AuditSummary"]) -> list[dict[str, Any]]:
     """Lay a history out as JSON, oldest first."""
     return [
         {

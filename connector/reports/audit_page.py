@@ -12,7 +12,7 @@ from connector.audits.result import BROKEN, FAILED, MEASURED, PASSED, Audit
 from connector.audits.stages import INDEX, LOWERING, QUANTIZATION, REFERENCE, RESCORING
 from connector.encoding.encoders import IMPORTED
 from connector.releases.points import HELD_OUT
-from connector.reports.audit_context import Origin, asked_how, chain
+from connector.reports.audit_context import AuditContext, asked_how, chain
 from connector.reports.charts import Bar, Line, Mark, bars, lines, scatter, waterfall
 from connector.reports.geometry_rows import geometry_rows
 from connector.reports.glossary import ARROWS, FILTERS, SHOWN, called, number, sentence, within
@@ -29,7 +29,7 @@ HEADLINES = {
 }
 
 
-def write_audit_page(path: Path, found: Audit, origin: Origin) -> None:
+def write_audit_page(path: Path, found: Audit, origin: AuditContext) -> None:
     """Write the page of an audit, also of one that failed or is broken.
 
     Raises:
@@ -178,7 +178,7 @@ def _shared(found: Audit) -> str:
     return " and ".join(f"{count:,} queries {ARROWS[direction]}" for direction, count in queries.items())
 
 
-def _history(found: Audit, origin: Origin) -> dict[str, Any]:
+def _history(found: Audit, origin: AuditContext) -> dict[str, Any]:
     """The audits that were asked like this one, and pictures of what they found, where there are several."""
     alike, asked = origin.moments, asked_as(found.plan, found.pairs)
     measured = [moment for moment in alike if moment.verdict != BROKEN]

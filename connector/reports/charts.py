@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from connector.audits.result import Plane, StageFound
+from connector.audits.result import PcaProjection, StageFound
 from connector.reports.glossary import kind_of, signed
 from connector.reports.pages import templates
 
@@ -204,7 +204,7 @@ def bars(title: str, kind: str, drawn: Sequence[Bar]) -> str:
     )  # fmt: skip
 
 
-def scatter(plane: Plane) -> str:
+def scatter(plane: PcaProjection) -> str:
     """Images and texts of the shared space, each pair joined."""
     xs, ys = zip(*plane.images, *plane.texts, strict=True)
     # One scale for both axes: distances along them compare.

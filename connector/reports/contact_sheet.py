@@ -6,7 +6,7 @@ from pathlib import Path
 
 from connector.corpora.images import ImageRejectedError
 from connector.reports.pages import small_picture, templates, write_page
-from connector.search.retriever import Found
+from connector.search.retriever import SearchHit
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,7 @@ class Answered:
     """A query with what it found. `query` is a text, or the path of an image."""
 
     query: str | Path
-    found: Sequence[Found]
+    found: Sequence[SearchHit]
     expected: str | None = None
 
     @property

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from connector.audits.history import Moment
+from connector.audits.history import AuditSummary
 from connector.audits.plan import BOTH, DIRECTIONS, K
 from connector.audits.stages import FILTER
 from connector.reports.audit_page import STAGES
@@ -13,7 +13,7 @@ from connector.reports.pages import templates, write_page
 from connector.reports.trends import trend
 
 
-def write_history_page(path: Path, collection: str, moments: Sequence[Moment]) -> None:
+def write_history_page(path: Path, collection: str, moments: Sequence[AuditSummary]) -> None:
     """Write the page of a history, oldest audit first.
 
     Raises:
@@ -32,7 +32,7 @@ def write_history_page(path: Path, collection: str, moments: Sequence[Moment]) -
     write_page(path, page)
 
 
-def _history(metric: str, asked: str, moments: Sequence[Moment]) -> dict[str, Any]:
+def _history(metric: str, asked: str, moments: Sequence[AuditSummary]) -> dict[str, Any]:
     """Audits under one metric that were asked alike: a row each, and pictures of what became of their measures."""
     lengths = {moment.k for moment in moments if moment.measures}
     k = K if K in lengths else max(lengths, default=K)
@@ -60,7 +60,7 @@ def _is_stage(part: str) -> bool:
     return part in STAGES or part.startswith(FILTER)
 
 
-def _rows(moments: Sequence[Moment], recall: str, fidelity: str) -> Iterator[dict[str, Any]]:
+def _rows(moments: Sequence[AuditSummary], recall: str, fidelity: str) -> Iterator[dict[str, Any]]:
     for moment in moments:
         found = {(m.direction, m.name): m for m in moment.measures if not m.part}
         yield {

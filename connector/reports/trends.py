@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from connector.audits.history import Moment
+from connector.audits.history import AuditSummary
 from connector.audits.plan import BOTH
 from connector.reports.charts import Line, Mark, lines, spread
 from connector.reports.glossary import called
@@ -14,7 +14,7 @@ TICKS = 6
 KINDS = {"text-to-image": ("text", "text → image"), "image-to-text": ("image", "image → text"), BOTH: ("both", "")}
 
 
-def trend(moments: Sequence[Moment], name: str, part: str = "", *, beside: str | None = None) -> str | None:
+def trend(moments: Sequence[AuditSummary], name: str, part: str = "", *, beside: str | None = None) -> str | None:
     """Draw a measure over audits that were asked alike, oldest first; None where none of them has it.
 
     What is measured between modalities moves with the number of groups: only audits of as many as the newest are drawn.

@@ -8,7 +8,7 @@ from typing import Any
 
 from alignment.modality import Modality
 from connector.audits.plan import DIRECTIONS
-from connector.audits.result import Point, Worst
+from connector.audits.result import Point, WorstQuery
 from connector.corpora.images import ImageRejectedError
 from connector.reports.pages import small_picture
 
@@ -60,7 +60,7 @@ class Shown:
         return Counter(reason for reason in self.files.values() if reason)
 
 
-def shown_worst(worst: Sequence[Worst], shown: Shown) -> dict[str, list[dict[str, Any]]]:
+def shown_worst(worst: Sequence[WorstQuery], shown: Shown) -> dict[str, list[dict[str, Any]]]:
     """Lay the worst queries out by direction."""
     laid: dict[str, list[dict[str, Any]]] = {direction: [] for direction in DIRECTIONS}
     for each in worst:

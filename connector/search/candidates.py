@@ -17,7 +17,7 @@ import numpy.typing as npt
 from alignment.metrics import Lowering, Rescored
 from alignment.modality import Modality
 from connector.errors import ConnectorError
-from connector.releases.aligned_payload import ALIGNED, carried, require_finite
+from connector.releases.aligned_payload import ALIGNED, carried, check_finite
 from connector.releases.release import Release
 from connector.stores.contract import Hit, Payload, Store
 
@@ -33,7 +33,7 @@ QUERIES_AT_ONCE = 64
 HITS_AT_ONCE = 1 << 15
 
 
-class Scored(NamedTuple):
+class ScoredHit(NamedTuple):
     """A point that was found: the metric's own score, higher is better, and Qdrant's raw score."""
 
     id: str
@@ -43,7 +43,7 @@ class Scored(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
+class RankedHits:
     """What was found for one query, best first.
 
     Attributes:
@@ -52,12 +52,12 @@ class Ranked:
         candidates: how many items were rescored; 0 where Qdrant's order is the metric's own.
     """
 
-    hits: list[Scored]
+    hits: list[ScoredHit]
     certified: bool | None
     candidates: int
 
 
-def found_share(lowering: Lowering, got: Sequence[Scored], best: npt.NDArray[np.floating]) -> float:
+def found_share(lowering: Lowering, got: Sequence[ScoredHit], best: npt.NDArray[np.floating]) -> float:
     """Share of the exact first k that were found, from their scores (k,), best first.
 
     A hit as good as the k-th counts, whatever its id. Where there is nothing to find, all of it was.
@@ -67,7 +67,7 @@ def found_share(lowering: Lowering, got: Sequence[Scored], best: npt.NDArray[np.
     return float((np.array([hit.score for hit in got]) >= lowering.tied(best[-1])).sum() / len(best))
 
 
-class Finder:
+class CandidateSearch:
     """Searches one release with aligned vectors.
 
     It remembers how many candidates its latest certificates took, so that one page mostly does for the next query.
@@ -94,7 +94,7 @@ class Finder:
         quantized: bool = True,
         budget: int | None = None,
         with_payload: bool | Sequence[str] = True,
-    ) -> list[Ranked]:
+    ) -> list[RankedHits]:
         """Find the `k` best items of modality `target` for each of the aligned queries (n, d), n of at least 1.
 
         Args:
@@ -115,7 +115,7 @@ class Finder:
         if budget is not None and budget < k:
             raise ConnectorError(f"expected a candidate budget of at least k, {k}, got {budget}; raise it or lower k")
         queries = lowering.query(aligned)
-        require_finite(self.release.metric, queries)
+        check_finite(self.release.metric, queries)
         if not isinstance(lowering, Rescored):
             found = self.store.search(
                 self.release.name,
@@ -130,7 +130,7 @@ class Finder:
                 **self._quantized,
             )
             return _own_scores(lowering, aligned, found)
-        answers: list[Ranked] = []
+        answers: list[RankedHits] = []
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             part = slice(start, start + QUERIES_AT_ONCE)
             rescoring = [_Rescoring(lowering, query, k) for query in aligned[part]]
@@ -182,7 +182,7 @@ class Finder:
         latest = sorted(self._needed[target, k])
         return latest[int(ENOUGH * (len(latest) - 1))] + 1 if latest else 0
 
-    def _with_payloads(self, answers: list[Ranked], with_payload: bool | Sequence[str]) -> list[Ranked]:
+    def _with_payloads(self, answers: list[RankedHits], with_payload: bool | Sequence[str]) -> list[RankedHits]:
         """Fetch the payloads of those that were chosen: candidates come with their vectors alone."""
         if with_payload is False:
             return answers
@@ -198,12 +198,14 @@ class Finder:
         return answers
 
 
-def _own_scores(lowering: Lowering, aligned: npt.NDArray[np.floating], found: list[list[Hit]]) -> list[Ranked]:
+def _own_scores(lowering: Lowering, aligned: npt.NDArray[np.floating], found: list[list[Hit]]) -> list[RankedHits]:
     offsets = lowering.offset(aligned)
     shifts = [0.0] * len(found) if offsets is None else offsets.tolist()
     score = lowering.score
     return [
-        Ranked([Scored(hit.id, score(hit.raw_score, shift), hit.raw_score, hit.payload) for hit in hits], None, 0)
+        RankedHits(
+            [ScoredHit(hit.id, score(hit.raw_score, shift), hit.raw_score, hit.payload) for hit in hits], None, 0
+        )
         for hits, shift in zip(found, shifts, strict=True)
     ]
 
@@ -251,8 +253,8 @@ class _Rescoring:
         bound = self.lowering.bound(raw)
         return bound is not None and bound <= kth
 
-    def answer(self) -> Ranked:
+    def answer(self) -> RankedHits:
         """The first k by the metric's own score."""
         best = sorted(self.seen.items(), key=lambda item: -item[1][0])[: self.k]
         certified = self.certified if self.certified or self.bounded else None
-        return Ranked([Scored(id_, score, raw, {}) for id_, (score, raw) in best], certified, len(self.seen))
+        return RankedHits([ScoredHit(id_, score, raw, {}) for id_, (score, raw) in best], certified, len(self.seen))

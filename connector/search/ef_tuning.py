@@ -11,9 +11,9 @@ import numpy as np
 
 from alignment.modality import OTHER, Modality
 from alignment.sets.embedding_set import EmbeddingSet
-from alignment.vectors import FloatArray, faults
-from connector.releases.release import Release, Tuned
-from connector.search.candidates import Finder, found_share
+from alignment.vectors import FloatArray, invalid_rows
+from connector.releases.release import EfTuning, Release
+from connector.search.candidates import CandidateSearch, found_share
 from connector.stores.contract import Store
 
 # Lengths of walks that are tried, and the share of the exact first K that has to be found. Audits and production ask
@@ -38,14 +38,14 @@ def sample(embedding_set: EmbeddingSet, release: Release) -> dict[Modality, Floa
             rows = embedding_set.sample(asking, round(SAMPLE / hold_out.fraction))
             unseen_first = np.argsort(~hold_out.held_out(rows.groups), kind="stable")
             X = rows.vectors[unseen_first[:SAMPLE]]
-            X = release.alignment.projections[asking].unchecked(np.delete(X, list(faults(X)), axis=0))
-            drawn[target] = np.delete(X, list(faults(X)), axis=0)
+            X = release.alignment.projections[asking].unchecked(np.delete(X, list(invalid_rows(X)), axis=0))
+            drawn[target] = np.delete(X, list(invalid_rows(X)), axis=0)
     return {target: queries for target, queries in drawn.items() if len(queries)}
 
 
 def tune(
-    release: Release, store: Store, queries: Mapping[Modality, FloatArray], *, known: Tuned | None = None
-) -> Tuned | None:
+    release: Release, store: Store, queries: Mapping[Modality, FloatArray], *, known: EfTuning | None = None
+) -> EfTuning | None:
     """Find the shortest walk that is enough for every modality; without queries, what is known.
 
     Where not even the longest is, that is the answer, and its recall says what it misses.
@@ -56,7 +56,7 @@ def tune(
         queries: aligned vectors (n, d) by the modality to find.
         known: a walk that is needed already; the answer is no shorter and claims no more.
     """
-    finder = Finder(release, store)
+    finder = CandidateSearch(release, store)
     bars = {
         target: [
             np.array([hit.score for hit in best.hits])
@@ -72,7 +72,7 @@ def tune(
             pairs = zip(found, bars[target], strict=True)
             shares.append(float(np.mean([found_share(release.lowerings[target], got.hits, bar) for got, bar in pairs])))
         if shares:
-            tuned = Tuned(finder.ef, min(shares))
+            tuned = EfTuning(finder.ef, min(shares))
             if known and known.hnsw_ef == tuned.hnsw_ef:
                 tuned = min(known, tuned, key=lambda each: each.recall)
             if min(shares) >= ENOUGH:

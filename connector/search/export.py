@@ -52,7 +52,7 @@ RESCORING = (
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ExportSpec:
     """What is exported: an alignment under a metric, and the release that is asked, where it is known.
 
     Attributes:
@@ -71,7 +71,7 @@ class Target:
     rescore: bool = True
 
 
-def write(path: Path, target: Target) -> list[Graph]:
+def write(path: Path, target: ExportSpec) -> list[Graph]:
     """Write the directory `path`, complete or not at all; return its graphs.
 
     Raises:
@@ -93,7 +93,7 @@ def write(path: Path, target: Target) -> list[Graph]:
     return graphs
 
 
-def describe(target: Target, graphs: Sequence[Graph]) -> dict[str, Any]:
+def describe(target: ExportSpec, graphs: Sequence[Graph]) -> dict[str, Any]:
     """Return everything that a service must know beside the graphs: the document `request.json`."""
     alignment, metric = target.alignment, target.metric
     lowering = lower(alignment, metric, device="cpu")["image"]
@@ -135,7 +135,7 @@ def describe(target: Target, graphs: Sequence[Graph]) -> dict[str, Any]:
     }
 
 
-def _request(target: Target, modality: Modality, limit: int) -> dict[str, Any]:
+def _request(target: ExportSpec, modality: Modality, limit: int) -> dict[str, Any]:
     """What to send to find items of the other modality: a point carries the vector of its own, so nothing filters."""
     alias = alias_name(target.collection or "{collection}", target.metric)
     walk = {} if target.hnsw_ef is None else {"hnsw_ef": target.hnsw_ef}

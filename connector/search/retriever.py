@@ -15,17 +15,17 @@ from connector.corpora.images import ImageRejectedError, decode, read_image, upr
 from connector.encoding.encoders import Encoder, load_encoder
 from connector.errors import ConnectorError, MismatchError, StrangePointError
 from connector.provenance.recorder import Provenance
-from connector.releases.chain import require_encoder
+from connector.releases.chain import check_encoder
 from connector.releases.release import Release, open_release
 from connector.safe_text import printable
-from connector.search.candidates import Finder, Scored
+from connector.search.candidates import CandidateSearch, ScoredHit
 from connector.stores.contract import Store
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
 
-class Answer(list["Found"]):
+class SearchResult(list["SearchHit"]):
     """What was found for one query, best first.
 
     Attributes:
@@ -36,14 +36,14 @@ class Answer(list["Found"]):
         exact: whether every item was compared, as was asked for, instead of those that the index led to.
     """
 
-    def __init__(self, found: Iterable["Found"], *, certified: bool | None, candidates: int, exact: bool):
+    def __init__(self, found: Iterable["SearchHit"], *, certified: bool | None, candidates: int, exact: bool):
         super().__init__(found)
         self.certified = certified
         self.candidates = candidates
         self.exact = exact
 
 
-class Found(NamedTuple):
+class SearchHit(NamedTuple):
     """An item that a search found.
 
     Attributes:
@@ -72,7 +72,7 @@ class Retriever:
 
     def __init__(self, release: Release, store: Store, *, device: str = "auto"):
         self.release = release
-        self._finder = Finder(release, store)
+        self._finder = CandidateSearch(release, store)
         self._device = device
         self._encoders: dict[Modality, Encoder] = {}
 
@@ -97,7 +97,7 @@ class Retriever:
         filter: "Filter | None" = None,
         exact: bool = False,
         budget: int | None = None,
-    ) -> list[Answer]:
+    ) -> list[SearchResult]:
         """Find the `k` best items of modality `target` for each text.
 
         Args:
@@ -123,7 +123,7 @@ class Retriever:
         filter: "Filter | None" = None,
         exact: bool = False,
         budget: int | None = None,
-    ) -> list[Answer]:
+    ) -> list[SearchResult]:
         """Find the `k` best items of modality `target` for each image or image file.
 
         Raises:
@@ -144,7 +144,7 @@ class Retriever:
         filter: "Filter | None" = None,
         exact: bool = False,
         budget: int | None = None,
-    ) -> list[Answer]:
+    ) -> list[SearchResult]:
         """Find the `k` best items for each raw embedding of `X` (n, d), made by the encoder of fingerprint `encoder`.
 
         Raises:
@@ -169,7 +169,7 @@ class Retriever:
         filter: "Filter | None",
         exact: bool,
         budget: int | None,
-    ) -> list[Answer]:
+    ) -> list[SearchResult]:
         if k < 1:
             raise ConnectorError(f"expected k of at least 1, got {k}")
         if not len(X):
@@ -177,7 +177,7 @@ class Retriever:
         aligned = self.release.alignment.project(modality, X)
         ranked = self._finder.find(target, aligned, k, filter=filter, exact=exact, budget=budget)
         return [
-            Answer(
+            SearchResult(
                 (_found(hit, target) for hit in answer.hits),
                 certified=answer.certified,
                 candidates=answer.candidates,
@@ -190,14 +190,14 @@ class Retriever:
         if modality not in self._encoders:
             card = self.release.alignment.card.encoders[modality]
             encoder = load_encoder(card.spec, devices.resolve(self._device))
-            require_encoder(self.release.alignment, modality, encoder.card, f"the encoder that {card.spec} loads now")
+            check_encoder(self.release.alignment, modality, encoder.card, f"the encoder that {card.spec} loads now")
             self._encoders[modality] = encoder
         return self._encoders[modality]
 
 
-def _found(hit: Scored, target: Modality) -> Found:
+def _found(hit: ScoredHit, target: Modality) -> SearchHit:
     try:
-        return Found(hit.payload["key"], hit.payload["group"], target, hit.score, hit.raw_score, hit.payload)
+        return SearchHit(hit.payload["key"], hit.payload["group"], target, hit.score, hit.raw_score, hit.payload)
     except KeyError as error:
         raise StrangePointError(hit.id, f"has no {error.args[0]}") from None
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from alignment.errors import VectorError
 from alignment.metrics import Distance
-from alignment.vectors import ZERO, FloatArray, faults
+from alignment.vectors import ZERO, FloatArray, invalid_rows
 from connector.errors import CollectionNotFoundError, PointsRefusedError
 from connector.stores.layout import OVERSAMPLING, Datatype, Layout
 from connector.stores.payload_checks import payload_fault
@@ -123,7 +123,7 @@ class Store(ABC):
         """Return the names of all collections, sorted."""
 
     @abstractmethod
-    def require_layout(self, layout: Layout) -> None:
+    def check_layout(self, layout: Layout) -> None:
         """Return if this store can lay out a collection so.
 
         Raises:
@@ -264,7 +264,7 @@ class Store(ABC):
         self._check_datatype(name, points)
         harmful = {
             row: reason
-            for row, reason in faults(points.vectors).items()
+            for row, reason in invalid_rows(points.vectors).items()
             if reason != ZERO or config.distance is Distance.COSINE
         }
         if harmful:

@@ -94,7 +94,7 @@ class EdgeStore(Store):
             write_durably(self.path / REGISTRY, (json.dumps(raw, indent=2) + "\n").encode())
         self._collections, self._aliases = collections, aliases
 
-    def _require_space(self) -> None:
+    def _check_space(self) -> None:
         if (free := shutil.disk_usage(self.path).free) < SPARE_BYTES:
             raise StoreError(
                 f"{self.path} has {free >> 20} MiB of disk left, Qdrant Edge needs {SPARE_BYTES >> 20} MiB to spare; "
@@ -137,7 +137,7 @@ class EdgeStore(Store):
         """Return the names of all collections, sorted."""
         return sorted(self._collections)
 
-    def require_layout(self, layout: Layout) -> None:
+    def check_layout(self, layout: Layout) -> None:
         """Refuse what takes several machines: the engine is one shard in this process."""
         for field, alone in (("shards", (None, 1)), ("replication_factor", (1,)), ("write_consistency_factor", (1,))):
             if (value := getattr(layout, field)) not in alone:
@@ -148,12 +148,12 @@ class EdgeStore(Store):
 
     def create(self, name: str, config: CollectionConfig) -> None:
         """Create a collection; it exists from the moment the registry names it."""
-        self.require_layout(config)
+        self.check_layout(config)
         if name in self._collections or name in self._aliases:
             raise StoreError(f"{self.url}: collection or alias {name!r} exists")
         if not name or name in (".", "..") or FORBIDDEN & set(name):
             raise StoreError(f"{self.url}: {name!r} cannot name a collection, which is a directory here")
-        self._require_space()
+        self._check_space()
         home = self._home(name)
         with _translated(f"create collection {name}"):
             shutil.rmtree(home, ignore_errors=True)
@@ -203,7 +203,7 @@ class EdgeStore(Store):
     def _upsert(self, name: str, points: Points) -> None:
         vector_name = points.vector_name
         shard = self._shard(name)
-        self._require_space()
+        self._check_space()
         with _translated(f"write to collection {name}"):
             batch = [
                 edge.Point(id_, {vector_name: vector}, payload)
@@ -300,7 +300,7 @@ class EdgeStore(Store):
     def ready(self, name: str) -> CollectionInfo:
         """Build the graph in this thread; the engine has no background optimizer."""
         shard = self._shard(name)
-        self._require_space()
+        self._check_space()
         with _translated(f"index collection {name}"):
             while shard.optimize():
                 pass

@@ -27,7 +27,7 @@ from connector.errors import (
 from connector.settings import REQUEST_SECONDS
 from connector.stores.contract import CollectionConfig, CollectionInfo, Hit, Points, Record, Store, VectorConfig
 from connector.stores.layout import COMPRESSIONS, OVERSAMPLING, Datatype, Layout
-from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, Patience, connected
+from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, RetryPolicy, connected
 
 OLDEST_SERVER = (1, 16)  # collection metadata
 NEWEST_MAJOR = 1  # the client's; another one may mean other things by the same requests
@@ -69,7 +69,7 @@ class QdrantStore(Store):
         api_key: str | None = None,
         ca_file: Path | None = None,
         timeout: int = REQUEST_SECONDS,
-        patience: Patience = Patience(),
+        patience: RetryPolicy = RetryPolicy(),
         uploads: int = UPLOADS,
     ) -> Self:
         """Connect to the server at `url`.
@@ -91,14 +91,14 @@ class QdrantStore(Store):
         connection = connected(url, api_key=api_key, ca_file=ca_file, timeout=timeout, patience=first)
         store = cls(connection, uploads=uploads)
         try:
-            store._require_version(connection.call(connection.client.info).version)
+            store._check_version(connection.call(connection.client.info).version)
         except BaseException:
             store.close()
             raise
         connection.patience = patience
         return store
 
-    def _require_version(self, found: str) -> None:
+    def _check_version(self, found: str) -> None:
         oldest = ".".join(map(str, OLDEST_SERVER))
         match = re.match(r"(\d+)\.(\d+)", found)
         version = (int(match[1]), int(match[2])) if match else (0, 0)
@@ -117,7 +117,7 @@ class QdrantStore(Store):
         """Return the names of all collections, sorted."""
         return sorted(c.name for c in self._call(self._client.get_collections).collections)
 
-    def require_layout(self, layout: Layout) -> None:
+    def check_layout(self, layout: Layout) -> None:
         """Refuse what the server is too old for."""
         version = self._connection.version
         if layout.quantization == "turbo" and version is not None and version < WITH_TURBO:
@@ -129,7 +129,7 @@ class QdrantStore(Store):
 
     def create(self, name: str, config: CollectionConfig) -> None:
         """Create a collection and its payload indexes before there is data to index."""
-        self.require_layout(config)
+        self.check_layout(config)
         if self._call(self._client.collection_exists, name):
             raise StoreError(f"{self.url}: collection {name!r} exists")
         try:

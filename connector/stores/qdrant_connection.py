@@ -66,7 +66,7 @@ UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """How a failed request is tried again. Times in seconds.
 
     Attributes:
@@ -78,10 +78,10 @@ class Patience:
     """
 
     attempts: int = 10
-    first_wait: float = 0.2
-    longest_wait: float = 15.0
+    initial_backoff: float = 0.2
+    max_backoff: float = 15.0
     jitter: float = 1.0
-    longest_asked: float = 60.0
+    max_retry_after: float = 60.0
     longest: float = 120.0
 
 
@@ -100,7 +100,7 @@ class Connection:
     """
 
     def __init__(
-        self, client: QdrantClient, url: str, *, patience: Patience = Patience(), secrets: tuple[str, ...] = ()
+        self, client: QdrantClient, url: str, *, patience: RetryPolicy = RetryPolicy(), secrets: tuple[str, ...] = ()
     ):
         self.client = client
         self.url = redacted(url)
@@ -116,14 +116,14 @@ class Connection:
         def wait(error: Exception) -> bool | float:
             if not isinstance(error, StoreUnavailableError):
                 return False
-            return True if error.retry_after is None else min(error.retry_after, patience.longest_asked)
+            return True if error.retry_after is None else min(error.retry_after, patience.max_retry_after)
 
         for attempt in stamina.retry_context(
             on=wait,
             attempts=patience.attempts,
             timeout=patience.longest,
-            wait_initial=patience.first_wait,
-            wait_max=patience.longest_wait,
+            wait_initial=patience.initial_backoff,
+            wait_max=patience.max_backoff,
             wait_jitter=patience.jitter,
         ):
             with attempt:
@@ -243,7 +243,7 @@ def connected(
     api_key: str | None = None,
     ca_file: Path | None = None,
     timeout: int = REQUEST_SECONDS,
-    patience: Patience = Patience(),
+    patience: RetryPolicy = RetryPolicy(),
 ) -> Connection:
     """Make a client for the server at `url`, which is not asked for anything yet.
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from alignment.errors import ModalignError, VectorError
-from alignment.vectors import NOT_FINITE, ZERO, faults, require_sound, unit
+from alignment.vectors import NOT_FINITE, ZERO, check_sound, invalid_rows, l2_normalize
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=6)
 VALUES = st.floats(width=32, allow_nan=True, allow_infinity=True)
@@ -29,23 +29,23 @@ MATRICES: st.SearchStrategy[npt.NDArray[np.floating]] = st.one_of(
     ],
 )
 def test_an_unusable_row_is_named_with_its_reason(row: list[float], reason: str) -> None:
-    assert faults(np.array([[1.0, 2.0], row, [3.0, 4.0]])) == {1: reason}
+    assert invalid_rows(np.array([[1.0, 2.0], row, [3.0, 4.0]])) == {1: reason}
 
 
 def test_sound_rows_have_no_fault() -> None:
-    assert faults(np.array([[1.0, 0.0], [-1e-18, 0.0], [2e38, -2e38]])) == {}
-    assert faults(np.empty((0, 5))) == {}
+    assert invalid_rows(np.array([[1.0, 0.0], [-1e-18, 0.0], [2e38, -2e38]])) == {}
+    assert invalid_rows(np.empty((0, 5))) == {}
 
 
 def test_integers_and_halves_are_judged_too() -> None:
-    assert faults(np.array([[0, 0], [1, 0]], dtype=np.float16)) == {0: ZERO}
-    assert faults(np.array([[np.inf, 0], [1, 0]], dtype=np.float16)) == {0: NOT_FINITE}
+    assert invalid_rows(np.array([[0, 0], [1, 0]], dtype=np.float16)) == {0: ZERO}
+    assert invalid_rows(np.array([[np.inf, 0], [1, 0]], dtype=np.float16)) == {0: NOT_FINITE}
 
 
 @given(MATRICES)
 def test_every_row_is_either_at_fault_or_becomes_a_unit_vector(X: npt.NDArray[np.floating]) -> None:
-    sound = [row for row in range(len(X)) if row not in faults(X)]
-    Z = unit(X[sound])
+    sound = [row for row in range(len(X)) if row not in invalid_rows(X)]
+    Z = l2_normalize(X[sound])
     assert Z.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(Z.astype(np.float64), axis=1), 1.0, rtol=1e-6)
     exact = X[sound].astype(np.float64)
@@ -61,31 +61,31 @@ def test_faults_agrees_with_a_row_by_row_reading(X: npt.NDArray[np.floating]) ->
             expected[i] = NOT_FINITE
         elif sum(squares) < 2.0**-126:
             expected[i] = ZERO
-    assert faults(X) == expected
+    assert invalid_rows(X) == expected
 
 
 @pytest.mark.parametrize("scale", [1e-15, 1.0, 1e30, 2e38])
 def test_unit_does_not_depend_on_the_scale(scale: float) -> None:
     """The square of 1e30 is infinite as float32."""
     X = np.array([[0.3, -0.4, 1.2]], np.float32) * np.float32(scale)
-    np.testing.assert_allclose(unit(X), [[3 / 13, -4 / 13, 12 / 13]], rtol=1e-6)
+    np.testing.assert_allclose(l2_normalize(X), [[3 / 13, -4 / 13, 12 / 13]], rtol=1e-6)
 
 
 def test_unit_leaves_its_input_alone() -> None:
     X = np.array([[3.0, 4.0]], np.float32)
-    unit(X)[0, 0] = 9
+    l2_normalize(X)[0, 0] = 9
     assert X.tolist() == [[3.0, 4.0]]
 
 
 def test_require_sound_passes_sound_rows() -> None:
-    require_sound(np.ones((3, 2)), "vectors")
+    check_sound(np.ones((3, 2)), "vectors")
 
 
 def test_require_sound_names_what_how_many_and_which() -> None:
     X = np.ones((6, 2))
     X[[1, 2, 3, 4]] = np.nan
     with pytest.raises(VectorError) as caught:
-        require_sound(X, "queries")
+        check_sound(X, "queries")
     message = str(caught.value)
     assert message.startswith("queries: ")
     assert "4 of 6" in message

@@ -32,10 +32,10 @@ from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
 from alignment.sets.rows import Rows
 from alignment.sets.writer import SetWriter
-from alignment.vectors import FloatArray, unit
+from alignment.vectors import FloatArray, l2_normalize
 from connector.audits import auditor
-from connector.audits.baseline import Earlier
-from connector.audits.plan import Measure, Plan
+from connector.audits.baseline import Baseline
+from connector.audits.plan import AuditPlan, Measure
 from connector.audits.requirements import Requirement
 from connector.audits.result import Audit
 from connector.progress import Advance
@@ -158,7 +158,7 @@ def learned() -> dict[str, npt.NDArray[Any]]:
                 if np.issubdtype(tensor.dtype, np.floating):
                     weights[name] = (tensor + 0.1 * rng.standard_normal(tensor.shape)).astype(np.float32)
     for modality in MODALITIES:
-        weights[bank_name(modality)] = unit(rng.standard_normal((BANK, LATENT)) + 0.5)
+        weights[bank_name(modality)] = l2_normalize(rng.standard_normal((BANK, LATENT)) + 0.5)
     return weights
 
 
@@ -317,13 +317,13 @@ def audit(
     embedding_set: EmbeddingSet,
     *,
     requirements: Sequence[Requirement] = (),
-    before: Earlier | None = None,
+    before: Baseline | None = None,
     advance: Advance = lambda count: None,
     **asked: Any,
 ) -> Audit:
     """Audit a release with the plan that `asked` describes."""
     return auditor.audit(
-        release, store, embedding_set, Plan(**asked), pairs=embedding_set.path.name, requirements=requirements,
+        release, store, embedding_set, AuditPlan(**asked), pairs=embedding_set.path.name, requirements=requirements,
         before=before, advance=advance,
     )  # fmt: skip
 

@@ -21,11 +21,11 @@ from alignment.metrics import Cosine, parse
 from alignment.modality import MODALITIES
 from alignment.model.projections import Projection
 from alignment.retrieval.bootstrap import bootstrap_mean
-from alignment.retrieval.grouped import Labelled
+from alignment.retrieval.grouped import GroupedEmbeddings
 from alignment.retrieval.ranks import recall_at
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
-from alignment.vectors import unit
+from alignment.vectors import l2_normalize
 from tests.support.fakes import fake_rows, fake_set
 from tests.support.pairs import paired
 
@@ -150,7 +150,7 @@ def test_no_test_group_takes_part_in_choice_or_fit(
     seen: list[set[int]] = []
     original = Fitter
 
-    def watched(method: str, data: Labelled, *rest: Any) -> Any:
+    def watched(method: str, data: GroupedEmbeddings, *rest: Any) -> Any:
         seen.append(set(data.groups.tolist()))
         return original(method, data, *rest)
 
@@ -456,7 +456,7 @@ def test_a_curve_of_one_size_has_no_last_doubling(rng: np.random.Generator) -> N
 
 def test_a_gap_is_what_lies_between_two_clouds(rng: np.random.Generator) -> None:
     """Science's own trap: in many dimensions two samples of one distribution are far from each other."""
-    X, Y = (unit(rng.standard_normal((800, 128))) for _ in MODALITIES)
+    X, Y = (l2_normalize(rng.standard_normal((800, 128))) for _ in MODALITIES)
     none = modality_gap(paired(X, Y))
     assert none is not None
     assert none.raw > 1.0
@@ -471,7 +471,7 @@ def test_a_gap_is_what_lies_between_two_clouds(rng: np.random.Generator) -> None
 
 
 def test_a_gap_does_not_see_what_pairs_with_what(rng: np.random.Generator) -> None:
-    X = unit(rng.standard_normal((600, 32)))
+    X = l2_normalize(rng.standard_normal((600, 32)))
     same, shuffled = modality_gap(paired(X, X), most=200), modality_gap(paired(X, rng.permutation(X)), most=200)
     assert same is not None
     assert shuffled is not None
@@ -480,4 +480,7 @@ def test_a_gap_does_not_see_what_pairs_with_what(rng: np.random.Generator) -> No
 
 
 def test_three_groups_have_no_gap(rng: np.random.Generator) -> None:
-    assert modality_gap(paired(unit(rng.standard_normal((3, 4))), unit(rng.standard_normal((3, 4))))) is None
+    assert (
+        modality_gap(paired(l2_normalize(rng.standard_normal((3, 4))), l2_normalize(rng.standard_normal((3, 4)))))
+        is None
+    )

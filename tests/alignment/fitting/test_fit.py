@@ -16,17 +16,17 @@ from alignment.fitting import heads
 from alignment.fitting.closed_forms import CLOSED_FORMS
 from alignment.fitting.cross_validation import best_of, cross_validate
 from alignment.fitting.fit import fit, recall_table
-from alignment.fitting.methods import HEAD_NAMES, METHODS, Fitter, Task, candidates
+from alignment.fitting.methods import HEAD_NAMES, METHODS, FitSpec, Fitter, candidates
 from alignment.fitting.trainer import train
 from alignment.metrics import BANK, METRICS, Cosine, Euclid, LearnedMetric, Metric, bank_name, parse
 from alignment.modality import MODALITIES
 from alignment.model.alignment import Alignment
 from alignment.model.projections import Projection
-from alignment.retrieval.grouped import Labelled, Side
+from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
 from alignment.retrieval.ranks import KS, group_codes, ranks, recall_at
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
-from alignment.vectors import unit
+from alignment.vectors import l2_normalize
 from connector.corpora.images import decode
 from tests.support.fakes import FakeImageEncoder, FakeTextEncoder, fake_pairs, fake_rows, fake_set
 from tests.support.pairs import paired
@@ -57,9 +57,11 @@ def recalls(alignment: Alignment, k: int, metric: str = "cosine") -> list[float]
     return [table[direction][f"recall@{k}"] for direction in ("text-to-image", "image-to-text")]
 
 
-def labelled(X: Matrix, Y: Matrix, x: Sequence[str], y: Sequence[str]) -> Labelled:
+def labelled(X: Matrix, Y: Matrix, x: Sequence[str], y: Sequence[str]) -> GroupedEmbeddings:
     codes = group_codes(x, y)
-    return Labelled(Side(X.astype(np.float32), codes[0]), Side(Y.astype(np.float32), codes[1]))
+    return GroupedEmbeddings(
+        ModalityEmbeddings(X.astype(np.float32), codes[0]), ModalityEmbeddings(Y.astype(np.float32), codes[1])
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -233,24 +235,24 @@ def test_no_group_ever_leaks(rng: np.random.Generator, tmp_path: Path, monkeypat
     judged: list[set[str]] = []
 
     class Watched(Fitter):
-        def __init__(self, method: str, data: Labelled, *options: Any) -> None:
+        def __init__(self, method: str, data: GroupedEmbeddings, *options: Any) -> None:
             super().__init__(method, data, *options)
             fitted.append({group_of[row.tobytes()] for side in (data.image, data.text) for row in side.vectors})
 
-    original_project, original_ranks = Labelled.project, Labelled.ranks
+    original_project, original_ranks = GroupedEmbeddings.project, GroupedEmbeddings.ranks
 
-    def project(self: Labelled, *args: object) -> object:
+    def project(self: GroupedEmbeddings, *args: object) -> object:
         projected.append({group_of[row.tobytes()] for side in (self.image, self.text) for row in side.vectors})
         return original_project(self, *args)  # type: ignore[arg-type]
 
-    def watched(self: Labelled, *args: object) -> object:
+    def watched(self: GroupedEmbeddings, *args: object) -> object:
         judged.append(projected[-1])
         assert not judged[-1] & fitted[-1]
         return original_ranks(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fitting, "Fitter", Watched)
-    monkeypatch.setattr(Labelled, "project", project)
-    monkeypatch.setattr(Labelled, "ranks", watched)
+    monkeypatch.setattr(GroupedEmbeddings, "project", project)
+    monkeypatch.setattr(GroupedEmbeddings, "ranks", watched)
     hold_out = HoldOut(0.3)
     fit([pair_set(tmp_path / "s", X, Y, groups)], method="procrustes", hold_out=hold_out, folds=3, device="cpu")
     held = {group for group, out in zip(groups, hold_out.held_out(groups), strict=True) if out}
@@ -309,7 +311,7 @@ def test_ranks_are_given_both_ways(rng: np.random.Generator) -> None:
     X = rng.standard_normal((8, 4))
     both = labelled(X, X + 0.8 * rng.standard_normal(X.shape), list("aabbccdd"), list("abcdabcd"))
     t2i, i2t = both.project((Projection(4), Projection(4))).ranks(dict.fromkeys(MODALITIES, Euclid()))
-    image, text = unit(both.image.vectors), unit(both.text.vectors)
+    image, text = l2_normalize(both.image.vectors), l2_normalize(both.text.vectors)
     assert t2i.tolist() == ranks(text, image, both.text.groups, both.image.groups, metric=Euclid()).tolist()
     assert i2t.tolist() == ranks(image, text, both.image.groups, both.text.groups, metric=Euclid()).tolist()
 
@@ -327,7 +329,7 @@ def test_each_direction_is_ranked_under_the_metric_of_its_items(rng: np.random.G
 def test_a_row_that_cannot_be_projected_ranks_last(metric: Metric, rng: np.random.Generator) -> None:
     X = rng.standard_normal((6, 3))
     both = labelled(X, X, list("abcdef"), list("abcdef"))
-    mean = unit(X[:1])[0]  # the first image has no direction of its own
+    mean = l2_normalize(X[:1])[0]  # the first image has no direction of its own
     ready = metric.start(3, 0) if isinstance(metric, LearnedMetric) else metric
     t2i, i2t = both.project((Projection(3, mean), Projection(3))).ranks(dict.fromkeys(MODALITIES, ready))
     assert t2i[0] == i2t[0] == 6
@@ -345,10 +347,10 @@ def test_a_validation_score_is_the_mean_recall_over_folds_and_directions(rng: np
     n = 24
     X, Y = (rng.standard_normal((n, 5)) for _ in range(2))
     both = labelled(X, X + Y, [f"{i:02d}" for i in range(n)], [f"{i:02d}" for i in range(n)])
-    [candidate] = cross_validate(both, ["identity"], Task(seed=9), folds=4, device=resolve("cpu"))
+    [candidate] = cross_validate(both, ["identity"], FitSpec(seed=9), folds=4, device=resolve("cpu"))
     found = []
     for part in np.array_split(np.random.default_rng(9).permutation(n), 4):
-        scores = unit(both.text.vectors[part]) @ unit(both.image.vectors[part]).T
+        scores = l2_normalize(both.text.vectors[part]) @ l2_normalize(both.image.vectors[part]).T
         for matrix in (scores, scores.T):
             place = (matrix >= np.diag(matrix)[:, None]).sum(axis=1)
             found += [(place <= k).mean() for k in KS]
@@ -359,7 +361,7 @@ def test_a_validation_score_is_the_mean_recall_over_folds_and_directions(rng: np
 # Metrics that learn
 
 
-def racers(rng: np.random.Generator) -> Labelled:
+def racers(rng: np.random.Generator) -> GroupedEmbeddings:
     n = 60
     X, Y = linear_pair(rng, n)
     return labelled(X, Y, [str(i) for i in range(n)], [str(i) for i in range(n)])
@@ -367,7 +369,7 @@ def racers(rng: np.random.Generator) -> Labelled:
 
 def test_losers_are_dropped_early(rng: np.random.Generator) -> None:
     names = [name for name in METHODS if name != "identity"]
-    found = cross_validate(racers(rng), names, Task(), folds=4, device=resolve("cpu"))
+    found = cross_validate(racers(rng), names, FitSpec(), folds=4, device=resolve("cpu"))
     assert len(found) == sum(len(candidates(name, 9, 7)) for name in names)
     by_folds = Counter(candidate.folds for candidate in found)
     assert by_folds.keys() <= {1, 2, 3, 4}
@@ -385,7 +387,7 @@ def test_a_score_is_the_mean_over_the_folds_that_a_candidate_took_part_in(
     monkeypatch.setattr(fitting, "FEWEST", 2)
     monkeypatch.setattr(CLOSED_FORMS["procrustes"], "candidates", lambda *dims: [{"components": d} for d in (1, 2, 3)])
     monkeypatch.setattr(fitting, "recall_at", lambda *_: next(given))
-    found = cross_validate(racers(rng), ["procrustes"], Task(), folds=2, device=resolve("cpu"))
+    found = cross_validate(racers(rng), ["procrustes"], FitSpec(), folds=2, device=resolve("cpu"))
     assert [(c.hyperparameters["components"], c.folds) for c in found if c.folds == 2] != []
     assert all(0.1 <= c.score <= 0.9 for c in found)
     assert sorted(c.folds for c in found) == [1, 2, 2]
@@ -400,7 +402,7 @@ def test_a_budget_ends_the_search_after_the_candidate_under_way(
     monkeypatch.setattr("alignment.fitting.fit.time.monotonic", lambda: float(next(clock)))
     lines: list[str] = []
     found = cross_validate(
-        racers(rng), ["ridge"], Task(), folds=4, device=resolve("cpu"), budget=after + 0.5,
+        racers(rng), ["ridge"], FitSpec(), folds=4, device=resolve("cpu"), budget=after + 0.5,
         progress=lines.append,
     )  # fmt: skip
     assert len(found) == (14 if after == 18 else after + 1)
@@ -421,7 +423,7 @@ def test_candidates_are_chosen_under_the_first_metric_that_learns_nothing(
 ) -> None:
     asked: list[str] = []
 
-    def watched(data: Labelled, methods: Sequence[str], task: Task, **options: Any) -> object:
+    def watched(data: GroupedEmbeddings, methods: Sequence[str], task: FitSpec, **options: Any) -> object:
         asked.extend(map(str, task.metrics))
         return cross_validate(data, methods, task, **options)
 
@@ -436,10 +438,10 @@ def test_metrics_learn_from_aligned_training_pairs_alone(
     rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     X, Y = linear_pair(rng, 90, noise=0.3)
-    sides: list[Side] = []
+    sides: list[ModalityEmbeddings] = []
     original = fitting.fit_metrics
 
-    def watched(metrics: Sequence[Metric], aligned: Labelled, *rest: Any, **options: Any) -> object:
+    def watched(metrics: Sequence[Metric], aligned: GroupedEmbeddings, *rest: Any, **options: Any) -> object:
         sides.extend((aligned.image, aligned.text))
         return original(metrics, aligned, *rest, **options)
 
@@ -630,7 +632,7 @@ def test_a_joint_fit_is_chosen_under_all_metrics_that_learn_nothing(
 ) -> None:
     asked: list[list[str]] = []
 
-    def watched(data: Labelled, methods: Sequence[str], task: Task, **options: Any) -> object:
+    def watched(data: GroupedEmbeddings, methods: Sequence[str], task: FitSpec, **options: Any) -> object:
         asked.append([str(metric) for metric in task.metrics])
         return cross_validate(data, methods, task, **options)
 
@@ -670,7 +672,7 @@ def test_an_interrupt_goes_on_with_the_best_so_far(
 
     monkeypatch.setattr(Fitter, "fit", fit_one)
     lines: list[str] = []
-    arguments: Any = (racers(rng), ["procrustes"], Task())
+    arguments: Any = (racers(rng), ["procrustes"], FitSpec())
     if not after:
         with pytest.raises(KeyboardInterrupt):  # there is nothing to go on with
             cross_validate(*arguments, folds=4, device=resolve("cpu"), progress=lines.append)
@@ -688,7 +690,7 @@ def test_an_interrupted_training_ends_the_choice(rng: np.random.Generator, monke
 
     original = Fitter.fit
     monkeypatch.setattr(Fitter, "fit", interrupted)
-    task = Task(given={"epochs": 1})
+    task = FitSpec(given={"epochs": 1})
     found = cross_validate(racers(rng), ["ridge", "linear"], task, folds=4, device=resolve("cpu"))
     assert {candidate.method for candidate in found} == {"ridge"}
 
@@ -705,7 +707,7 @@ def test_an_interrupt_keeps_the_only_training_there_is(
     monkeypatch.setattr(Fitter, "fit", interrupted)
     lines: list[str] = []
     (only,) = cross_validate(
-        racers(rng), ["linear"], Task(given={"epochs": 1}), folds=4, device=resolve("cpu"), progress=lines.append
+        racers(rng), ["linear"], FitSpec(given={"epochs": 1}), folds=4, device=resolve("cpu"), progress=lines.append
     )
     assert (only.method, only.folds) == ("linear", 1)
     assert lines[-1] == "interrupted in fold 1 of 4: going on with the best of 1 candidates"
@@ -716,7 +718,7 @@ def test_a_refit_that_is_cut_short_is_not_taken(
     cut: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = racers(rng)
-    whole = Fitter("linear", data, resolve("cpu"), Task(given={"epochs": 3, "validation": 0.3}))
+    whole = Fitter("linear", data, resolve("cpu"), FitSpec(given={"epochs": 3, "validation": 0.3}))
     fitted_once: list[Any] = []
 
     def second_is_cut(*arguments: Any, **options: Any) -> Any:

@@ -11,12 +11,12 @@ import torch
 from alignment.fitting import methods
 from alignment.fitting import trainer as training_loop
 from alignment.fitting.heads import HEADS, FuseMix, Head, Linear, Residual, StarGluHead
-from alignment.fitting.methods import HEAD_NAMES, METHODS, Fitter, Task
+from alignment.fitting.methods import HEAD_NAMES, METHODS, FitSpec, Fitter
 from alignment.metrics import Cosine, parse
 from alignment.model.projections import Projection
-from alignment.retrieval.grouped import Labelled
+from alignment.retrieval.grouped import GroupedEmbeddings
 from alignment.retrieval.ranks import recall_at
-from alignment.vectors import unit
+from alignment.vectors import l2_normalize
 from tests.support.pairs import paired
 
 CPU = torch.device("cpu")
@@ -51,13 +51,13 @@ def small_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "STARTS", starts)
 
 
-def views(rng: np.random.Generator, n: int = 80, noise: float = 0.3) -> Labelled:
+def views(rng: np.random.Generator, n: int = 80, noise: float = 0.3) -> GroupedEmbeddings:
     Z = rng.standard_normal((n, 6))
     sides = [Z @ rng.standard_normal((6, d)) + noise * rng.standard_normal((n, d)) for d in (9, 7)]
     return paired(sides[0], sides[1])
 
 
-def begun(name: str, data: Labelled) -> tuple[Head, Projection]:
+def begun(name: str, data: GroupedEmbeddings) -> tuple[Head, Projection]:
     closed = NARROW[name].get("start")
     start = Projection(9, np.zeros(9, np.float32))
     if closed:
@@ -81,8 +81,8 @@ def test_a_head_freezes_to_what_it_computes(name: str, rng: np.random.Generator)
     frozen = head.projection(start.mean)
     X = data.image.vectors
     with torch.no_grad():
-        Z = head(torch.from_numpy(unit(X) - (0 if start.mean is None else start.mean)))
-    np.testing.assert_allclose(frozen(X), unit(Z.numpy()), atol=2e-5)
+        Z = head(torch.from_numpy(l2_normalize(X) - (0 if start.mean is None else start.mean)))
+    np.testing.assert_allclose(frozen(X), l2_normalize(Z.numpy()), atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["linear", "residual"])
@@ -110,7 +110,7 @@ def test_a_head_is_fitted_like_any_method(name: str, rng: np.random.Generator) -
     assert (image.in_dim, text.in_dim) == (9, 7)
     assert image.out_dim == text.out_dim
     again = Fitter(name, data, CPU).fit(NARROW[name])
-    other = Fitter(name, data, CPU, Task(seed=1)).fit(NARROW[name])
+    other = Fitter(name, data, CPU, FitSpec(seed=1)).fit(NARROW[name])
     for projection, same, different in zip((image, text), again, other, strict=True):
         for key, tensor in projection.tensors().items():
             assert tensor.dtype == np.float32
@@ -126,7 +126,7 @@ def test_training_beats_the_start(name: str, rng: np.random.Generator) -> None:
     hyperparameters = NARROW[name] | {"epochs": 40, "learning_rate": 0.01, "dropout": 0.0, "batch": 100, "mix": 0.0}
 
     def recall(epochs: int) -> float:
-        projections = Fitter(name, data, CPU, Task(given={"epochs": epochs})).fit(hyperparameters)
+        projections = Fitter(name, data, CPU, FitSpec(given={"epochs": epochs})).fit(hyperparameters)
         both = new.project(projections).ranks({"image": Cosine(), "text": Cosine()})
         return float(np.mean([recall_at(side, 10) for side in both]))
 
@@ -143,11 +143,11 @@ def test_a_start_never_saw_what_its_training_is_validated_on(
     splits: list[tuple[Any, Any]] = []
     original_start, original_train = methods._start, training_loop.train
 
-    def start(hyperparameters: Any, data: Labelled, device: Any) -> Any:
+    def start(hyperparameters: Any, data: GroupedEmbeddings, device: Any) -> Any:
         starts.append(set(data.groups.tolist()))
         return original_start(hyperparameters, data, device)
 
-    def train(model: Any, data: Labelled, fitted: Any, held: Any, **options: Any) -> Any:
+    def train(model: Any, data: GroupedEmbeddings, fitted: Any, held: Any, **options: Any) -> Any:
         splits.append((set(fitted.tolist()), None if held is None else set(held.tolist())))
         return original_train(model, data, fitted, held, **options)
 
@@ -166,12 +166,12 @@ def test_many_groups_are_not_trained_twice(rng: np.random.Generator, monkeypatch
     trained: list[Any] = []
     original = training_loop.train
     monkeypatch.setattr(methods, "train", lambda *a, **o: trained.append(1) or original(*a, **o))  # type: ignore[func-returns-value]
-    Fitter("linear", views(rng), CPU, Task(given={"validation_groups": 3})).fit(NARROW["linear"])
+    Fitter("linear", views(rng), CPU, FitSpec(given={"validation_groups": 3})).fit(NARROW["linear"])
     assert len(trained) == 1  # 3 of 80 are less than a twentieth
 
 
 def test_settings_that_are_given_stand_above_those_of_a_candidate() -> None:
-    task = Task(given={"learning_rate": "0.5", "loss": "hinge"})
+    task = FitSpec(given={"learning_rate": "0.5", "loss": "hinge"})
     training = task.training({"start": "rcca", "learning_rate": 1e-3, "dropout": 0.25})
     assert (training.learning_rate, training.loss, training.dropout) == (0.5, "hinge", 0.25)
 
@@ -179,7 +179,7 @@ def test_settings_that_are_given_stand_above_those_of_a_candidate() -> None:
 @pytest.mark.parametrize("metric", ["chi2", "manhattan", "kl-query-item", "w1", "bilinear(rank=2,blocks=2)"])
 def test_a_head_is_trained_under_any_metric(metric: str, rng: np.random.Generator) -> None:
     lines: list[str] = []
-    task = Task((parse(metric),), {"batch": 20}, progress=lines.append)
+    task = FitSpec((parse(metric),), {"batch": 20}, progress=lines.append)
     image, text = Fitter("linear", views(rng, 40), CPU, task).fit(NARROW["linear"])
     assert image.out_dim == text.out_dim == 6
     assert any(f"linear, {parse(metric)}: epoch 1, loss" in line for line in lines)
@@ -195,4 +195,4 @@ def test_a_gated_layer_is_as_wide_as_its_factor() -> None:
 def test_a_linear_head_of_the_identity_is_a_square(rng: np.random.Generator) -> None:
     head = Linear.begin(Projection(4), {})
     X = rng.standard_normal((5, 4)).astype(np.float32)
-    np.testing.assert_allclose(head.projection(None)(X), unit(X), atol=1e-6)
+    np.testing.assert_allclose(head.projection(None)(X), l2_normalize(X), atol=1e-6)

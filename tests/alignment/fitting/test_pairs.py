@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from alignment.fitting import pairs as module
 from alignment.fitting.pairs import Pairs
-from alignment.retrieval.grouped import Labelled, Side
-from alignment.vectors import unit
+from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
+from alignment.vectors import l2_normalize
 
 CPU = torch.device("cpu")
 
@@ -17,11 +17,11 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("block", [1, 4, 100])
 def test_blocks_are_the_whole(block: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK_ROWS", block)
-    image = Side(rng.standard_normal((9, 4)).astype(np.float32), np.arange(9) // 2)
-    text = Side(rng.standard_normal((5, 3)).astype(np.float32), np.arange(5))
-    data = Labelled(image, text)
+    image = ModalityEmbeddings(rng.standard_normal((9, 4)).astype(np.float32), np.arange(9) // 2)
+    text = ModalityEmbeddings(rng.standard_normal((5, 3)).astype(np.float32), np.arange(5))
+    data = GroupedEmbeddings(image, text)
     made = Pairs.of(data, CPU)
-    X, Y = (unit(side).astype(np.float64) for side in data.pairs())
+    X, Y = (l2_normalize(side).astype(np.float64) for side in data.pairs())
     X, Y = X - X.mean(axis=0), Y - Y.mean(axis=0)
     found = [torch.cat(sides).numpy() for sides in zip(*made.blocks(), strict=True)]
     for side, expected in zip(found, (X, Y), strict=True):
@@ -38,13 +38,13 @@ def test_blocks_are_the_whole(block: int, rng: np.random.Generator, monkeypatch:
 def test_a_pair_is_of_one_group_and_every_item_takes_part(seed: int, groups: int, images: int, texts: int) -> None:
     rng = np.random.default_rng(seed)
     sides = [
-        Side(
+        ModalityEmbeddings(
             np.zeros((0, 1), np.float32),
             rng.permutation(np.repeat(np.arange(groups), rng.integers(1, most + 1, groups))),
         )
         for most in (images, texts)
     ]
-    data = Labelled(sides[0], sides[1])
+    data = GroupedEmbeddings(sides[0], sides[1])
     x, y = data.pair_rows()
     np.testing.assert_array_equal(data.image.groups[x], data.text.groups[y])
     for rows, side in ((x, data.image), (y, data.text)):

@@ -20,7 +20,7 @@ from alignment.fitting import losses
 from alignment.fitting import trainer as train_module
 from alignment.fitting.batches import Rows, _batches
 from alignment.fitting.heads import Head, Linear
-from alignment.fitting.trainer import Model, _Loop, _unit_of, split
+from alignment.fitting.trainer import Model, _Trainer, _unit_of, split
 from alignment.fitting.trainer import train as train_model
 from alignment.fitting.training import LOSSES, Training
 from alignment.metrics import (  # fmt: skip
@@ -35,9 +35,9 @@ from alignment.metrics import (  # fmt: skip
     MixtureOfLogits,
     Perceptron,
 )
-from alignment.retrieval.grouped import Labelled, Side
+from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
 from alignment.retrieval.ranks import ranks, recall_at
-from alignment.vectors import unit
+from alignment.vectors import l2_normalize
 
 CPU = torch.device("cpu")
 DIM = 16
@@ -61,7 +61,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def pairs(rng: np.random.Generator, groups: int, *, captions: int = 1, first: int = 0) -> tuple[Side, Side]:
+def pairs(
+    rng: np.random.Generator, groups: int, *, captions: int = 1, first: int = 0
+) -> tuple[ModalityEmbeddings, ModalityEmbeddings]:
     """Images and texts that say the same, but texts have neighbouring coordinates swapped: cosine is at chance."""
     Z = rng.standard_normal((groups, DIM))
     X = Z + 0.1 * rng.standard_normal(Z.shape)
@@ -69,10 +71,12 @@ def pairs(rng: np.random.Generator, groups: int, *, captions: int = 1, first: in
     Y = Y + 0.1 * rng.standard_normal(Y.shape)
     swapped = Y.reshape(len(Y), -1, 2)[:, :, ::-1].reshape(len(Y), DIM)
     codes = first + np.arange(groups)
-    return Side(unit(X), codes), Side(unit(swapped), np.repeat(codes, captions))
+    return ModalityEmbeddings(l2_normalize(X), codes), ModalityEmbeddings(
+        l2_normalize(swapped), np.repeat(codes, captions)
+    )
 
 
-def recall_at_1(metric: Metric, image: Side, text: Side) -> float:
+def recall_at_1(metric: Metric, image: ModalityEmbeddings, text: ModalityEmbeddings) -> float:
     both = (
         ranks(text.vectors, image.vectors, text.groups, image.groups, metric=metric),
         ranks(image.vectors, text.vectors, image.groups, text.groups, metric=metric),
@@ -81,10 +85,16 @@ def recall_at_1(metric: Metric, image: Side, text: Side) -> float:
 
 
 def train(
-    metric: LearnedMetric, image: Side, text: Side, *, training: Training = Training(), seed: int = 0, **options: Any
+    metric: LearnedMetric,
+    image: ModalityEmbeddings,
+    text: ModalityEmbeddings,
+    *,
+    training: Training = Training(),
+    seed: int = 0,
+    **options: Any,
 ) -> LearnedMetric:
     """Train one metric on vectors that are aligned."""
-    data = Labelled(image, text)
+    data = GroupedEmbeddings(image, text)
     fitted, held = split(data, training, np.random.default_rng(seed))
     started = metric.start(image.vectors.shape[1], seed)
     train_model(Model([started]), data, fitted, held, training=training, seed=seed, **options)
@@ -149,7 +159,7 @@ def validations(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seen: list[float] = []
     validate = Model.validate
 
-    def watched(self: Model, data: Labelled) -> float:
+    def watched(self: Model, data: GroupedEmbeddings) -> float:
         seen.append(validate(self, data))
         return seen[-1]
 
@@ -161,7 +171,7 @@ def validations(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_the_state_that_validated_best_is_kept(
     learning_rate: float, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    data = Labelled(*pairs(rng, 120))
+    data = GroupedEmbeddings(*pairs(rng, 120))
     training = replace(QUICK, learning_rate=learning_rate, epochs=6, batch=30)
     fitted, held = split(data, training, rng)
     model = Model([SMALL["bilinear"].start(DIM, 0)])
@@ -178,7 +188,7 @@ def test_what_was_there_before_is_kept_where_training_makes_it_worse(
     Z = rng.standard_normal((80, DIM))
     metric = SMALL["bilinear"]
     seen = validations(monkeypatch)
-    sides = [Side(unit(Z), np.arange(80)) for _ in range(2)]
+    sides = [ModalityEmbeddings(l2_normalize(Z), np.arange(80)) for _ in range(2)]
     trained = train(metric, *sides, training=replace(QUICK, learning_rate=1.0), seed=3, device=CPU)
     assert seen[0] == 1.0 > min(seen[1:])
     assert weights(trained) == weights(metric.start(DIM, 3))
@@ -199,7 +209,7 @@ def test_training_ends_after_its_epochs_or_its_patience(
 
 
 def test_validation_is_the_mean_of_six_recalls_under_every_metric(rng: np.random.Generator) -> None:
-    data = Labelled(*pairs(rng, 40, captions=2))
+    data = GroupedEmbeddings(*pairs(rng, 40, captions=2))
     metrics = [Cosine(), Euclid(), ChiSquare()]
     found = []
     for metric in metrics:
@@ -218,9 +228,9 @@ def test_no_group_is_both_validated_and_trained_on(
 ) -> None:
     image, text = pairs(rng, groups)
     more_images, more_texts = pairs(rng, 3, first=500)[0], pairs(rng, 4, first=600)[1]  # without a partner
-    data = Labelled(
+    data = GroupedEmbeddings(
         *(
-            Side(np.concatenate([a.vectors, b.vectors]), np.concatenate([a.groups, b.groups]))
+            ModalityEmbeddings(np.concatenate([a.vectors, b.vectors]), np.concatenate([a.groups, b.groups]))
             for a, b in ((image, more_images), (text, more_texts))
         )
     )
@@ -240,12 +250,14 @@ def test_a_batch_holds_one_image_and_one_text_of_each_of_its_groups(
     """So no two of a batch are of one group: nothing is told from what it belongs to."""
     rng = np.random.default_rng(seed)
     image, text = (
-        Side(np.zeros((0, 1), np.float32), rng.permutation(np.repeat(np.arange(groups + 2), rng.integers(1, most + 1))))
+        ModalityEmbeddings(
+            np.zeros((0, 1), np.float32), rng.permutation(np.repeat(np.arange(groups + 2), rng.integers(1, most + 1)))
+        )
         for most in (images, captions)
     )
     fitted = rng.permutation(groups)
     seen: list[int] = []
-    for x, y in _batches(fitted, Labelled(image, text), Training(batch=size), rng):
+    for x, y in _batches(fitted, GroupedEmbeddings(image, text), Training(batch=size), rng):
         assert 2 <= len(x) <= size
         np.testing.assert_array_equal(image.groups[x], text.groups[y])
         assert len(set(image.groups[x])) == len(x)
@@ -257,10 +269,10 @@ def test_a_batch_holds_one_image_and_one_text_of_each_of_its_groups(
 
 def test_over_epochs_every_caption_is_drawn_about_as_often(rng: np.random.Generator) -> None:
     codes = rng.permutation(np.repeat(np.arange(10), 4))
-    side = Side(np.zeros((40, 1), np.float32), codes)
+    side = ModalityEmbeddings(np.zeros((40, 1), np.float32), codes)
     drawn = np.zeros((2, 40))
     for _ in range(400):
-        for x, y in _batches(np.arange(10), Labelled(side, side), Training(batch=5), rng):
+        for x, y in _batches(np.arange(10), GroupedEmbeddings(side, side), Training(batch=5), rng):
             drawn[0, x] += 1
             drawn[1, y] += 1
     assert (drawn.sum(axis=1) == 400 * 10).all()
@@ -269,9 +281,12 @@ def test_over_epochs_every_caption_is_drawn_about_as_often(rng: np.random.Genera
 
 
 def test_groups_are_batched_anew_every_epoch(rng: np.random.Generator) -> None:
-    side = Side(np.zeros((30, 1), np.float32), np.arange(30))
+    side = ModalityEmbeddings(np.zeros((30, 1), np.float32), np.arange(30))
     first, second = (
-        {frozenset(x.tolist()) for x, _ in _batches(np.arange(30), Labelled(side, side), Training(batch=10), rng)}
+        {
+            frozenset(x.tolist())
+            for x, _ in _batches(np.arange(30), GroupedEmbeddings(side, side), Training(batch=10), rng)
+        }
         for _ in range(2)
     )
     assert len(first) == len(second) == 3
@@ -281,17 +296,17 @@ def test_groups_are_batched_anew_every_epoch(rng: np.random.Generator) -> None:
 # Gradients
 
 
-def heads(data: Labelled, seed: int = 0) -> tuple[Head, Head]:
+def heads(data: GroupedEmbeddings, seed: int = 0) -> tuple[Head, Head]:
     torch.manual_seed(seed)
     image, text = (Linear(0.1 * torch.randn(side.vectors.shape[1], 6)) for side in (data.image, data.text))
     return image, text
 
 
-def one_step(data: Labelled, metrics: list[Metric], training: Training) -> list[npt.NDArray[np.float32]]:
+def one_step(data: GroupedEmbeddings, metrics: list[Metric], training: Training) -> list[npt.NDArray[np.float32]]:
     """Gradients of the first batch, before they are clipped."""
     started = [m.start(6, 0) if isinstance(m, LearnedMetric) else m for m in metrics]
     model = Model(started, heads(data))
-    loop = _Loop(model, data, replace(training, clip=1e9), CPU, 0)
+    loop = _Trainer(model, data, replace(training, clip=1e9), CPU, 0)
     (batch,) = _batches(data.groups, data, training, np.random.default_rng(0))
     loop._step(batch, 0, 10, 1)
     parameters = [*model.module.parameters(), loop.log_scales, loop.biases]
@@ -313,7 +328,7 @@ METRIC_SETS: list[list[Metric]] = [
 def test_gradients_of_chunks_are_those_of_the_whole_batch(
     metrics: list[Metric], loss: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    data = Labelled(*pairs(rng, 23))
+    data = GroupedEmbeddings(*pairs(rng, 23))
     training = Training(loss=loss, batch=23, structure=3.0, warm_up=0.0)
     whole = one_step(data, metrics, training)
     for at_once in (1, 23 * 5):
@@ -324,7 +339,7 @@ def test_gradients_of_chunks_are_those_of_the_whole_batch(
 
 def test_gradients_are_those_of_the_plain_loss(rng: np.random.Generator) -> None:
     """Symmetric InfoNCE as it is usually written, in one graph."""
-    data = Labelled(*pairs(rng, 23))
+    data = GroupedEmbeddings(*pairs(rng, 23))
     found = one_step(data, [Cosine()], Training(batch=23))
     (rows,) = _batches(data.groups, data, Training(batch=23), np.random.default_rng(0))
     image, text = heads(data)
@@ -388,17 +403,19 @@ def test_rows_stream_from_the_host_as_from_the_device(rng: np.random.Generator) 
     vectors, mean = rng.standard_normal((9, 4)).astype(np.float32), np.full(4, 0.1, np.float32)
     rows = Rows(vectors, mean, CPU)
     chosen = np.array([3, 3, 8])
-    np.testing.assert_allclose(rows(chosen, CPU), unit(vectors[chosen]) - mean, atol=1e-6)
+    np.testing.assert_allclose(rows(chosen, CPU), l2_normalize(vectors[chosen]) - mean, atol=1e-6)
     if torch.cuda.is_available():
         rows.resident = False
         rows._vectors = rows._vectors.cpu()
-        np.testing.assert_allclose(rows(chosen, torch.device("cuda")).cpu(), unit(vectors[chosen]) - mean, atol=1e-6)
+        np.testing.assert_allclose(
+            rows(chosen, torch.device("cuda")).cpu(), l2_normalize(vectors[chosen]) - mean, atol=1e-6
+        )
 
 
 # Schedules
 
 
-def rates(training: Training, data: Labelled, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def rates(training: Training, data: GroupedEmbeddings, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Learning rates of all steps."""
     seen: list[float] = []
     step = torch.optim.AdamW.step
@@ -415,7 +432,7 @@ def rates(training: Training, data: Labelled, monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_rate_rises_and_falls_as_a_cosine(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training(batch=10, epochs=20, learning_rate=0.1, warm_up=0.2)
-    found = rates(training, Labelled(*pairs(rng, 50)), monkeypatch)
+    found = rates(training, GroupedEmbeddings(*pairs(rng, 50)), monkeypatch)
     assert len(found) == 100
     expected = [0.1 * min(1, (s + 1) / 20) * 0.5 * (1 + np.cos(np.pi * s / 100)) for s in range(100)]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -425,7 +442,7 @@ def test_an_epoch_draws_as_often_as_there_are_captions(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = Training(batch=10, epochs=2)
-    assert len(rates(training, Labelled(*pairs(rng, 20, captions=5)), monkeypatch)) == 2 * 2 * 5
+    assert len(rates(training, GroupedEmbeddings(*pairs(rng, 20, captions=5)), monkeypatch)) == 2 * 2 * 5
 
 
 def test_the_last_epochs_can_train_on_recall(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,7 +455,7 @@ def test_the_last_epochs_can_train_on_recall(rng: np.random.Generator, monkeypat
             return original(*arguments, **options)
 
         monkeypatch.setattr(losses, name, watched)
-    data = Labelled(*pairs(rng, 20))
+    data = GroupedEmbeddings(*pairs(rng, 20))
     rates(Training(batch=20, epochs=4, late_recall=0.25), data, monkeypatch)
     assert used == ["info_nce"] * 6 + ["recall_surrogate"] * 2
     used.clear()
@@ -457,9 +474,9 @@ def test_a_temperature_means_the_same_under_every_metric(rng: np.random.Generato
 
 
 def test_the_temperature_is_learned_and_never_below_its_floor(rng: np.random.Generator) -> None:
-    data = Labelled(*pairs(rng, 40))
+    data = GroupedEmbeddings(*pairs(rng, 40))
     training = replace(QUICK, temperature=0.01)
-    loop = _Loop(Model([Cosine()], (Linear(torch.eye(DIM)), Linear(torch.eye(DIM)))), data, training, CPU, 0)
+    loop = _Trainer(Model([Cosine()], (Linear(torch.eye(DIM)), Linear(torch.eye(DIM)))), data, training, CPU, 0)
     for step in range(3):
         loop._step((np.arange(40), np.arange(40)), step, 10, 1)
         assert loop.log_scales.grad is not None
@@ -473,7 +490,7 @@ def test_the_temperature_is_learned_and_never_below_its_floor(rng: np.random.Gen
 
 
 def test_a_loss_that_diverges_ends_it_with_the_best_state(rng: np.random.Generator) -> None:
-    data = Labelled(*pairs(rng, 40))
+    data = GroupedEmbeddings(*pairs(rng, 40))
     model = Model([SMALL["bilinear"].start(DIM, 0)])
     before = [p.detach().clone() for p in model.module.parameters()]
     lines: list[str] = []
@@ -491,18 +508,18 @@ def test_a_loss_that_diverges_ends_it_with_the_best_state(rng: np.random.Generat
 def test_an_interrupt_keeps_the_best_state(
     validated: bool, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = Labelled(*pairs(rng, 60))
+    data = GroupedEmbeddings(*pairs(rng, 60))
     model = Model([SMALL["bilinear"].start(DIM, 0)])
     start = [p.detach().clone() for p in model.module.parameters()]
     steps = iter(range(1_000))
-    original = _Loop._step
+    original = _Trainer._step
 
-    def step(self: _Loop, *arguments: Any) -> float:
+    def step(self: _Trainer, *arguments: Any) -> float:
         if next(steps) == 7:
             raise KeyboardInterrupt
         return original(self, *arguments)
 
-    monkeypatch.setattr(_Loop, "_step", step)
+    monkeypatch.setattr(_Trainer, "_step", step)
     lines: list[str] = []
     held = data.groups[:10] if validated else None
     training = replace(QUICK, batch=10)
@@ -517,7 +534,7 @@ def test_an_interrupt_keeps_the_best_state(
 
 
 def test_a_deadline_ends_it(rng: np.random.Generator) -> None:
-    data = Labelled(*pairs(rng, 60))
+    data = GroupedEmbeddings(*pairs(rng, 60))
     model, lines = Model([SMALL["bilinear"].start(DIM, 0)]), list[str]()
     result = train_model(
         model, data, data.groups[10:], data.groups[:10], training=QUICK, device=CPU, deadline=0.0, progress=lines.append
@@ -535,8 +552,8 @@ def test_too_little_memory_says_what_to_lower(
     def step(*_: Any) -> float:
         raise error
 
-    monkeypatch.setattr(_Loop, "_step", step)
-    data = Labelled(*pairs(rng, 20))
+    monkeypatch.setattr(_Trainer, "_step", step)
+    data = GroupedEmbeddings(*pairs(rng, 20))
     with pytest.raises(
         FitError, match=r"cpu has too little memory for a batch of 50 groups; lower it with --training b"
     ):
@@ -551,7 +568,7 @@ class Rounded(Cosine):
 
 
 def test_a_metric_without_gradient_is_refused(rng: np.random.Generator) -> None:
-    data = Labelled(*pairs(rng, 40))
+    data = GroupedEmbeddings(*pairs(rng, 40))
     heads = Linear(torch.eye(DIM)), Linear(torch.eye(DIM))
     fitted, held = split(data, QUICK, rng)
     with pytest.raises(FitError, match=r"metric cosine: its similarity has no gradient.*--method"):
@@ -562,8 +579,8 @@ def test_other_errors_are_not_taken_for_that(rng: np.random.Generator, monkeypat
     def step(*_: Any) -> float:
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr(_Loop, "_step", step)
-    data = Labelled(*pairs(rng, 20))
+    monkeypatch.setattr(_Trainer, "_step", step)
+    data = GroupedEmbeddings(*pairs(rng, 20))
     with pytest.raises(RuntimeError, match="shape mismatch"):
         train_model(Model([SMALL["bilinear"].start(DIM, 0)]), data, data.groups, None, training=QUICK, device=CPU)
 
@@ -583,7 +600,9 @@ def test_three_groups_are_enough(metric: LearnedMetric, groups: int, rng: np.ran
 def test_fewer_groups_are_refused(groups: int, rng: np.random.Generator) -> None:
     image, text = (side.where(side.groups < groups) for side in pairs(rng, 3, captions=5))
     more = pairs(rng, 9, first=100)[0]  # images without a text do not count
-    image = Side(np.concatenate([image.vectors, more.vectors]), np.concatenate([image.groups, more.groups]))
+    image = ModalityEmbeddings(
+        np.concatenate([image.vectors, more.vectors]), np.concatenate([image.groups, more.groups])
+    )
     with pytest.raises(
         FitError, match=f"expected at least 3 groups with both images and texts to train on, got {groups}"
     ):

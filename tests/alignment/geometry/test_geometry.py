@@ -20,10 +20,10 @@ from alignment.geometry.geometry import (
     uniformity,
 )
 from alignment.metrics import Cosine, Metric, parse
-from alignment.retrieval.grouped import Labelled, Side
+from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
 from alignment.retrieval.ranks import group_codes
 from alignment.sets.hold_out import HoldOut
-from alignment.vectors import FloatArray, unit
+from alignment.vectors import FloatArray, l2_normalize
 from tests.support.fakes import fake_rows, fake_set
 from tests.support.pairs import paired
 
@@ -31,11 +31,11 @@ ONE = [Cosine()]
 
 
 def units(rng: np.random.Generator, n: int, d: int = 16) -> FloatArray:
-    return unit(rng.standard_normal((n, d)))
+    return l2_normalize(rng.standard_normal((n, d)))
 
 
 def near(rng: np.random.Generator, X: FloatArray, noise: float = 0.1) -> FloatArray:
-    return unit(X + noise * rng.standard_normal(X.shape))
+    return l2_normalize(X + noise * rng.standard_normal(X.shape))
 
 
 # Single measures
@@ -70,7 +70,9 @@ def test_random_pairs_are_of_all_groups_whatever_their_names(rng: np.random.Gene
     kinds = units(rng, 10)
     X = near(rng, kinds[np.repeat(np.arange(10), 64)], 0.02)
     groups = np.arange(640)
-    found = geometry(Labelled(Side(X, groups), Side(X, groups)), metrics=ONE).pairs["cosine"]
+    found = geometry(
+        GroupedEmbeddings(ModalityEmbeddings(X, groups), ModalityEmbeddings(X, groups)), metrics=ONE
+    ).pairs["cosine"]
     everything = 1 - X.astype(np.float64) @ X.T
     random = everything[~np.eye(640, dtype=bool)]
     assert found.random == pytest.approx(random.mean(), abs=0.02)
@@ -97,9 +99,9 @@ def test_hubness_is_the_skewness_of_occurrences(rng: np.random.Generator) -> Non
 
 def test_a_hub_shows(rng: np.random.Generator) -> None:
     X = units(rng, 300, d=64)
-    Y = unit(X + np.eye(64)[0] * 3.0)  # all texts lie around one point: a few of them are found by everybody
+    Y = l2_normalize(X + np.eye(64)[0] * 3.0)  # all texts lie around one point: a few of them are found by everybody
     assert hubness(X, X) < 1.5
-    assert hubness(unit(X - 0.5 * Y.mean(axis=0)), X) > 2.0
+    assert hubness(l2_normalize(X - 0.5 * Y.mean(axis=0)), X) > 2.0
 
 
 def test_mutual_neighbours_are_counted_over_spaces_of_any_dimensions(rng: np.random.Generator) -> None:
@@ -147,7 +149,7 @@ def test_alignment_is_twice_the_cosine_distance(rng: np.random.Generator) -> Non
 
 def test_modalities_that_lie_apart_have_a_significant_gap(rng: np.random.Generator) -> None:
     X = units(rng, 200)
-    there = geometry(paired(X, unit(X + np.eye(16)[0])), metrics=ONE)
+    there = geometry(paired(X, l2_normalize(X + np.eye(16)[0])), metrics=ONE)
     assert (there.p, there.gap.centred.debiased < there.gap.debiased) == (0.005, True)
     assert there.gap.debiased == pytest.approx(there.gap.centroid, rel=0.2)
     assert there.sliced.debiased == pytest.approx(there.gap.centroid / 4, rel=0.3)  # the root of 16 dimensions
@@ -182,7 +184,9 @@ def test_recall_is_asked_with_every_caption_and_the_rest_with_one_a_group(rng: n
     X = units(rng, 30)
     Y = near(rng, np.repeat(X, 3, axis=0))
     codes = np.arange(30)
-    found = geometry(Labelled(Side(X, codes), Side(Y, np.repeat(codes, 3))), metrics=ONE)
+    found = geometry(
+        GroupedEmbeddings(ModalityEmbeddings(X, codes), ModalityEmbeddings(Y, np.repeat(codes, 3))), metrics=ONE
+    )
     assert found.items == {"image": 30, "text": 90}
     assert (found.groups, found.gap.n) == (30, 15)
 

@@ -19,7 +19,7 @@ from alignment.geometry.transport import (
     sliced_squared,
     wasserstein_squared,
 )
-from alignment.vectors import unit
+from alignment.vectors import l2_normalize
 from tests.support.pairs import paired
 
 DIM = 24
@@ -121,7 +121,7 @@ def test_equal_points_have_no_covariance(rng: np.random.Generator) -> None:
 
 
 def test_shrinkage_takes_off_most_of_what_a_small_sample_feigns(rng: np.random.Generator) -> None:
-    X, Y = unit(rng.standard_normal((600, 256))), unit(rng.standard_normal((600, 256)))
+    X, Y = l2_normalize(rng.standard_normal((600, 256))), l2_normalize(rng.standard_normal((600, 256)))
     plain = ot.gaussian.empirical_bures_wasserstein_distance(X.astype(np.float64), Y.astype(np.float64))
     assert np.sqrt(bures_squared(X, Y)) < float(plain) / 3
 
@@ -202,7 +202,7 @@ def test_points_that_are_all_one_are_never_apart() -> None:
 
 def test_halves_share_no_group(rng: np.random.Generator) -> None:
     """Pairs that are equal would have a distance of 0, were an image compared with its own text."""
-    X = unit(rng.standard_normal((60, 16)))
+    X = l2_normalize(rng.standard_normal((60, 16)))
     found = modality_gap(paired(X, X))
     assert found is not None
     assert found.raw == pytest.approx(found.image_null, abs=0.1)

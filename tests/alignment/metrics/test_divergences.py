@@ -17,7 +17,7 @@ from alignment.metrics import metric as metric_module
 from alignment.metrics.divergences import MAPS, Divergence
 from alignment.metrics.kullback_leibler import SQUARED_LENGTH, Kullback
 from alignment.metrics.lowering import SPREAD
-from alignment.vectors import unit
+from alignment.vectors import l2_normalize
 
 Matrix = npt.NDArray[np.floating]
 
@@ -27,7 +27,7 @@ every_certificate = pytest.mark.parametrize("metric", [m for m in EVERY if isins
 
 
 def signed(metric: Divergence, X: Matrix) -> npt.NDArray[np.float32]:
-    return unit(np.abs(X) if metric.map == "l1" else X)
+    return l2_normalize(np.abs(X) if metric.map == "l1" else X)
 
 
 # From vectors to distributions
@@ -54,7 +54,7 @@ def test_split_loses_nothing_of_a_vector_but_its_length(rng: np.random.Generator
     z = rng.standard_normal((4, 6))
     P = ChiSquare().distributions(z)
     back = P[:, :6] - P[:, 6:]
-    np.testing.assert_allclose(back / np.linalg.norm(back, axis=1, keepdims=True), unit(z), atol=1e-7)
+    np.testing.assert_allclose(back / np.linalg.norm(back, axis=1, keepdims=True), l2_normalize(z), atol=1e-7)
 
 
 @every_divergence
@@ -173,7 +173,7 @@ def test_smoothing_mixes_with_the_uniform_distribution(name: str, smoothing: flo
 def test_items_of_kullback_have_one_length_that_queries_do_not_see(rng: np.random.Generator) -> None:
     """The largest products of items are then those of the nearest, and a walk along the graph goes the right way."""
     metric = parse("kl-item-query")
-    lowering, X = metric.lower(64), unit(rng.standard_normal((40, 64)))
+    lowering, X = metric.lower(64), l2_normalize(rng.standard_normal((40, 64)))
     items, queries = lowering.item(X).astype(np.float64), lowering.query(X)
     np.testing.assert_allclose((items**2).sum(axis=1), SQUARED_LENGTH, rtol=1e-5)
     assert not queries[:, -SPREAD:].any()
@@ -295,7 +295,7 @@ def test_the_certificate_survives_the_crudest_sum(name: str, rng: np.random.Gene
     for _ in range(60):
         q, x = np.zeros(4096), np.zeros(4096)
         q[: rng.integers(1, 4096)], x[rng.integers(0, 4096) :] = 1.0, 1.0
-        query, item = unit(q[None]), unit(x[None])
+        query, item = l2_normalize(q[None]), l2_normalize(x[None])
         squares = (lowering.query(query)[0] - lowering.item(item)[0]) ** 2
         bound = lowering.bound(float(np.sqrt(np.cumsum(squares, dtype=np.float32)[-1])))
         assert bound is not None
@@ -306,7 +306,7 @@ def test_the_certificate_survives_the_crudest_sum(name: str, rng: np.random.Gene
 @pytest.mark.parametrize("apart", [1e-2, 1e-4, 1e-5])
 def test_jensen_shannon_of_close_float32_vectors_is_no_noise(apart: float, rng: np.random.Generator) -> None:
     """Its terms cancel: in float32 a divergence of 1e-8 would be wrong by more than itself."""
-    X = unit(rng.standard_normal(32) + apart * rng.standard_normal((40, 32)))
+    X = l2_normalize(rng.standard_normal(32) + apart * rng.standard_normal((40, 32)))
     exact = JensenShannon().score(X[:1].astype(np.float64), X[1:].astype(np.float64))
     np.testing.assert_allclose(JensenShannon().score(X[:1], X[1:]), exact, rtol=1e-6)
 

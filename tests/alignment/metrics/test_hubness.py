@@ -7,7 +7,7 @@ import pytest
 from alignment.errors import MetricError
 from alignment.metrics import BANK, METRICS, Bilinear, Cosine, Dot, Nnn, bank_name, hubness, parse
 from alignment.modality import OTHER, Modality
-from alignment.vectors import unit
+from alignment.vectors import l2_normalize
 
 Matrix = npt.NDArray[np.floating]
 BASES = [metric for metric in METRICS.values() if Nnn.applies(metric)]
@@ -16,7 +16,7 @@ every_base = pytest.mark.parametrize("base", BASES, ids=str)
 
 
 def vectors(rng: np.random.Generator, n: int, dim: int = 8) -> npt.NDArray[np.float32]:
-    return unit(rng.standard_normal((n, dim)))
+    return l2_normalize(rng.standard_normal((n, dim)))
 
 
 def banks(rng: np.random.Generator, n: int = 20) -> dict[str, Matrix]:
@@ -50,9 +50,9 @@ def test_a_hub_loses_what_it_wins_by_being_near_to_everything(rng: np.random.Gen
     """Every query has its own item, but noise; one item points where all queries do, and would be the first of all."""
     common = 6 * np.eye(1, 24)
     own = rng.standard_normal((60, 24))
-    queries = unit(own + common + 0.3 * rng.standard_normal((60, 24)))
-    references = unit(rng.standard_normal((200, 24)) + common)
-    items = unit(np.concatenate([own, common]))
+    queries = l2_normalize(own + common + 0.3 * rng.standard_normal((60, 24)))
+    references = l2_normalize(rng.standard_normal((200, 24)) + common)
+    items = l2_normalize(np.concatenate([own, common]))
     plain = Dot().score(queries, items)
     metric = Nnn(Dot(), k=10, alpha=0.75).bind({"nnn/text": references}, items="image")
     corrected = metric.score(queries, items)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from alignment.errors import MetricError, WeightsError
 from alignment.metrics import METRICS, Bilinear, Cosine, LearnedMetric, MixtureOfLogits, Perceptron, Rescored, learned
 from alignment.modality import MODALITIES
-from alignment.vectors import unit
+from alignment.vectors import l2_normalize
 
 Matrix = npt.NDArray[np.floating]
 
@@ -21,7 +21,7 @@ every_learned = pytest.mark.parametrize("metric", LEARNED, ids=str)
 
 
 def vectors(rng: np.random.Generator, n: int, dim: int = 10) -> npt.NDArray[np.float32]:
-    return unit(rng.standard_normal((n, dim)))
+    return l2_normalize(rng.standard_normal((n, dim)))
 
 
 def perturbed(metric: Any, dim: int, seed: int = 1, noise: float = 0.4) -> Any:
@@ -270,7 +270,10 @@ def test_items_move_a_mixture_by_no_more_than_sway_allows(
     """|score - raw| <= 2 tanh(sway / 2), whatever was learned."""
     metric = perturbed(MixtureOfLogits(components=components, size=size, sway=sway), 6, seed, noise)
     rng = np.random.default_rng(seed)
-    q, x = unit(rng.standard_normal((5, 6))), unit(rng.standard_normal((7, 6)) * (rng.random((7, 6)) < 0.6) + 1e-3)
+    q, x = (
+        l2_normalize(rng.standard_normal((5, 6))),
+        l2_normalize(rng.standard_normal((7, 6)) * (rng.random((7, 6)) < 0.6) + 1e-3),
+    )
     lowering = metric.lower(6)
     assert isinstance(lowering, Rescored)
     raw = lowering.query(q) @ lowering.item(x).T

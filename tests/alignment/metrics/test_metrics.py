@@ -22,7 +22,7 @@ from alignment.errors import MetricError
 from alignment.metrics import METRICS, Distance, Guarantee, LearnedMetric, Lowering, Metric, Nnn, Rescored, parse
 from alignment.metrics.divergences import MAPS
 from alignment.metrics.lowering import FLOAT32_ROUNDS, SPREAD
-from alignment.vectors import faults, unit
+from alignment.vectors import invalid_rows, l2_normalize
 
 Matrix = npt.NDArray[np.floating]
 Vector = npt.NDArray[np.float64]
@@ -45,7 +45,9 @@ def ready(metric: Metric, dim: int = DIM, noise: float = 0.3) -> Any:
     """The metric, able to score: with weights away from where they start, and with reference queries."""
     rng = np.random.default_rng(17)
     if isinstance(metric, Nnn):
-        bank = unit(np.abs(rng.standard_normal((9, dim))) if nonnegative(metric) else rng.standard_normal((9, dim)))
+        bank = l2_normalize(
+            np.abs(rng.standard_normal((9, dim))) if nonnegative(metric) else rng.standard_normal((9, dim))
+        )
         return replace(metric, base=ready(metric.base, dim), bank=bank)
     if isinstance(metric, LearnedMetric):
         started = metric.start(dim, seed=5)
@@ -293,7 +295,7 @@ def test_scores_from_tensors_are_the_same(
 
 def corners() -> dict[str, Vector]:
     rng = np.random.default_rng(3)
-    X = unit(np.abs(rng.standard_normal((4, DIM)))).astype(np.float64)
+    X = l2_normalize(np.abs(rng.standard_normal((4, DIM)))).astype(np.float64)
     half = X.copy()
     half[:, ::2] = 0.0
     return {
@@ -341,7 +343,7 @@ def native(distance_: Distance, asked: Matrix, stored: Matrix) -> npt.NDArray[np
     """What Qdrant answers, in float32: https://qdrant.tech/documentation/concepts/collections/."""
     q, x = asked[:, None].astype(np.float32), stored[None].astype(np.float32)
     if distance_ == Distance.COSINE:
-        q, x = (unit(side.reshape(-1, side.shape[-1])).reshape(side.shape) for side in (q, x))
+        q, x = (l2_normalize(side.reshape(-1, side.shape[-1])).reshape(side.shape) for side in (q, x))
     if distance_ in (Distance.COSINE, Distance.DOT):
         raw = (q * x).sum(axis=2)
     else:
@@ -404,7 +406,7 @@ def flat(rng: np.random.Generator) -> Matrix:
 
 
 VALUES = st.one_of(st.floats(-1, 1, width=32), st.sampled_from([0.0, 1.0, -1.0, 1e-3, -1e-8, 1e-20, 1e-38, 1e-45]))
-drawn = arrays(np.float32, (9, DIM), elements=VALUES).map(lambda X: np.delete(X, list(faults(X)), axis=0))
+drawn = arrays(np.float32, (9, DIM), elements=VALUES).map(lambda X: np.delete(X, list(invalid_rows(X)), axis=0))
 made = st.tuples(
     st.sampled_from([plain, sparse, duplicated, one_hot, nearly_equal, wide, flat]), st.integers(0, 2**32 - 1)
 ).map(lambda kind: kind[0](np.random.default_rng(kind[1])))
@@ -412,7 +414,7 @@ made = st.tuples(
 
 def hard_sets(metric: Metric, X: Matrix) -> tuple[Matrix, Matrix]:
     """Unit float32 queries and items, some of which are queries as well."""
-    X = unit(np.abs(X) if nonnegative(metric) else X)
+    X = l2_normalize(np.abs(X) if nonnegative(metric) else X)
     return X[: len(X) // 2], X[len(X) // 3 :]
 
 
@@ -709,7 +711,7 @@ PINNED = {
 def probe(metric: Metric) -> tuple[int, float]:
     """The version of a metric's lowering and one number that depends on all that it stores and asks with."""
     lowering = metric.lower(DIM)
-    X = unit(np.cos(np.arange(3 * DIM).reshape(3, DIM) ** 2))
+    X = l2_normalize(np.cos(np.arange(3 * DIM).reshape(3, DIM) ** 2))
     parts = [lowering.item(X), lowering.query(X)]
     offset = lowering.offset(X)
     weights = [np.cos(np.arange(part.size)).reshape(part.shape) for part in parts]

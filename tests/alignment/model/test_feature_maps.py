@@ -21,7 +21,7 @@ from alignment.model import projections
 from alignment.model.alignment import WEIGHTS, Alignment
 from alignment.model.feature_maps import LIFTS, Anchors, GaussianKernel, ResidualMlp, StarGlu
 from alignment.model.projections import Projection
-from alignment.vectors import unit
+from alignment.vectors import l2_normalize
 from tests.alignment.model.test_alignment import alignment
 from tests.support.pairs import paired
 
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def kernel(rng: np.random.Generator, m: int = 6, d: int = 5, gamma: float = 2.0) -> GaussianKernel:
-    landmarks, mean = unit(rng.standard_normal((m, d))), rng.uniform(0, 1, m).astype(np.float32)
+    landmarks, mean = l2_normalize(rng.standard_normal((m, d))), rng.uniform(0, 1, m).astype(np.float32)
     return GaussianKernel({"landmarks": landmarks, "mean": mean, "gamma": np.array([gamma], np.float32)})
 
 
@@ -44,7 +44,7 @@ def a_pair(rng: np.random.Generator, n: int = 40) -> tuple[Matrix, Matrix]:
 
 def test_the_kernel_is_that_of_scikit_learn(rng: np.random.Generator) -> None:
     lift, Z = kernel(rng), 3 * rng.standard_normal((9, 5)).astype(np.float32)
-    expected = rbf_kernel(unit(Z), lift.parameters["landmarks"], gamma=1.0) - lift.parameters["mean"]
+    expected = rbf_kernel(l2_normalize(Z), lift.parameters["landmarks"], gamma=1.0) - lift.parameters["mean"]
     np.testing.assert_allclose(lift(Z), expected, atol=1e-6)
     assert lift(Z).dtype == np.float32
     assert lift.dims == (5, 6)
@@ -59,18 +59,18 @@ def test_a_projection_lifts_between_the_mean_and_the_weight(rng: np.random.Gener
     lift, mean = kernel(rng), (0.1 * rng.standard_normal(5)).astype(np.float32)
     weight = rng.standard_normal((6, 3)).astype(np.float32)
     projection, X = Projection(5, mean, weight, lift), rng.standard_normal((7, 5))
-    np.testing.assert_allclose(projection(X), unit(lift(unit(X) - mean) @ weight), atol=1e-6)
+    np.testing.assert_allclose(projection(X), l2_normalize(lift(l2_normalize(X) - mean) @ weight), atol=1e-6)
     assert (projection.in_dim, projection.out_dim) == (5, 3)
     assert Projection(5, mean, None, lift).out_dim == 6
-    equal_to_the_mean = Projection(5, unit(X[:1])[0], weight, lift).unchecked(X[:1])
+    equal_to_the_mean = Projection(5, l2_normalize(X[:1])[0], weight, lift).unchecked(X[:1])
     assert np.isnan(equal_to_the_mean).all()
 
 
 def dual(X: Matrix, Y: Matrix, gamma: float, shrinkage: float) -> npt.NDArray[np.float64]:
     """Canonical correlations of kernels, from the eigenproblem in the coefficients of the training pairs."""
     sides = []
-    for Z in (unit(X).astype(np.float64), unit(Y).astype(np.float64)):
-        K = rbf_kernel(unit(Z - Z.mean(axis=0)).astype(np.float64), gamma=gamma / 2)
+    for Z in (l2_normalize(X).astype(np.float64), l2_normalize(Y).astype(np.float64)):
+        K = rbf_kernel(l2_normalize(Z - Z.mean(axis=0)).astype(np.float64), gamma=gamma / 2)
         H = np.eye(len(K)) - 1 / len(K)
         sides.append(H @ K @ H)
     n = len(X)
@@ -117,7 +117,9 @@ def test_more_pairs_than_landmarks_are_approximated(rng: np.random.Generator, mo
         assert far.lift is not None
         assert far.lift.dims == (5, 300)
     agree = [
-        np.abs(np.linalg.svd(unit(near(Z) - near(Z).mean(0)).T @ unit(far(Z) - far(Z).mean(0)) / len(Z))[1]).sum()
+        np.abs(
+            np.linalg.svd(l2_normalize(near(Z) - near(Z).mean(0)).T @ l2_normalize(far(Z) - far(Z).mean(0)) / len(Z))[1]
+        ).sum()
         for near, far, Z in zip(fitted, exact, (X, Y), strict=True)
     ]
     assert min(agree) > 0.9
@@ -177,10 +179,10 @@ def test_a_damaged_lift_is_refused(harm: str, tmp_path: Path, rng: np.random.Gen
 
 
 def test_anchors_keep_the_nearest(rng: np.random.Generator) -> None:
-    anchors, Z = unit(rng.standard_normal((7, 5))), rng.standard_normal((9, 5)).astype(np.float32)
+    anchors, Z = l2_normalize(rng.standard_normal((7, 5))), rng.standard_normal((9, 5)).astype(np.float32)
     lift = Anchors({"anchors": anchors, "kept": np.array([3], np.float32), "power": np.array([2.5], np.float32)})
     assert lift.dims == (5, 7)
-    for row, features in zip(unit(Z), lift(Z), strict=True):
+    for row, features in zip(l2_normalize(Z), lift(Z), strict=True):
         cosines = np.maximum(anchors @ row, 0)
         nearest = np.argsort(-cosines)[:3]
         expected = np.zeros(7)

@@ -19,10 +19,10 @@ from alignment.metrics.divergences import MAPS, Divergence
 from alignment.modality import MODALITIES, OTHER, Modality
 from alignment.model import onnx_export as export
 from alignment.model.alignment import Alignment
-from alignment.model.feature_maps import LIFTS, Anchors, GaussianKernel, Lift, ResidualMlp, StarGlu
+from alignment.model.feature_maps import LIFTS, Anchors, FeatureMap, GaussianKernel, ResidualMlp, StarGlu
 from alignment.model.onnx_export import SIDES, Graph, Side, graph
 from alignment.model.projections import Projection
-from alignment.vectors import unit
+from alignment.vectors import l2_normalize
 from tests.support.world import ALL, DIMS, LATENT, alignment
 
 Matrix = npt.NDArray[np.float32]
@@ -53,7 +53,7 @@ def reference(ours: Alignment, metric: Metric, modality: Modality, side: Side, X
     return outputs | ({"aligned": aligned} if isinstance(lowering, Rescored) else {})
 
 
-def require_equal(found: Outputs, expected: Mapping[str, Any]) -> None:
+def check_equal(found: Outputs, expected: Mapping[str, Any]) -> None:
     assert found.keys() == expected.keys()
     for name, output in found.items():
         assert output.dtype == np.float32
@@ -90,7 +90,7 @@ def test_every_metric_has_graphs_of_both_sides(text: str) -> None:
             assert {name: output.shape[1:] for name, output in found.items()} == {
                 name: shape[1:] for name, shape in made.outputs.items()
             }
-            require_equal(found, reference(ours, metric, made.modality, made.side, X))
+            check_equal(found, reference(ours, metric, made.modality, made.side, X))
 
 
 def test_an_export_holds_both_modalities_and_sides() -> None:
@@ -99,7 +99,7 @@ def test_an_export_holds_both_modalities_and_sides() -> None:
     assert [made.name for made in graphs] == [f"{m}-{side}.onnx" for m in MODALITIES for side in SIDES]
     for made in graphs:
         X = embeddings(made.modality)
-        require_equal(run(made, X), reference(ours, metric, made.modality, made.side, X))
+        check_equal(run(made, X), reference(ours, metric, made.modality, made.side, X))
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -107,7 +107,7 @@ def test_an_export_holds_both_modalities_and_sides() -> None:
 def test_every_map_has_graphs(metric: Divergence, side: Side) -> None:
     ours, X = nonnegative(), np.abs(embeddings("text"))
     made = graph(ours, metric, "text", side)
-    require_equal(run(made, X), reference(ours, metric, "text", side, X))
+    check_equal(run(made, X), reference(ours, metric, "text", side, X))
     if metric.map == "l1":  # which modalign refuses if a single value is negative
         mixed = np.concatenate([X[:1], -X[:1], X[1:2]])
         for name, output in run(made, mixed).items():
@@ -118,13 +118,13 @@ def test_every_map_has_graphs(metric: Divergence, side: Side) -> None:
 def test_parameters_of_a_metric_count(side: Side) -> None:
     ours, X = alignment(), embeddings("image")
     metric = parse("kl-query-item(smoothing=0.4)+nnn(k=7,alpha=0.3)")
-    require_equal(run(graph(ours, metric, "image", side), X), reference(ours, metric, "image", side, X))
+    check_equal(run(graph(ours, metric, "image", side), X), reference(ours, metric, "image", side, X))
 
 
 # Projections
 
 
-def lifts(d: int) -> dict[str, Lift]:
+def lifts(d: int) -> dict[str, FeatureMap]:
     """One of each kind, of vectors of dimension d, with numbers that matter everywhere."""
     rng = np.random.default_rng(8)
 
@@ -144,8 +144,8 @@ def lifts(d: int) -> dict[str, Lift]:
     }  # fmt: skip
     kept, power, gamma = (np.array([value], np.float32) for value in (4, 3, 2))
     return {
-        "gaussian-kernel": GaussianKernel({"landmarks": unit(normal(m, d)), "mean": normal(m), "gamma": gamma}),
-        "anchors": Anchors({"anchors": unit(normal(m, d)), "kept": kept, "power": power}),
+        "gaussian-kernel": GaussianKernel({"landmarks": l2_normalize(normal(m, d)), "mean": normal(m), "gamma": gamma}),
+        "anchors": Anchors({"anchors": l2_normalize(normal(m, d)), "kept": kept, "power": power}),
         "residual-mlp": ResidualMlp(mlp),
         "star-glu": StarGlu(glu),
     }
@@ -167,9 +167,9 @@ def test_every_lift_is_exported(name: str) -> None:
     ours = through(Projection(d, mean, weight, lift))
     made = graph(ours, parse("cosine"), "text", "query")
     for n in (7, 1, 0):
-        require_equal(run(made, X[:n]), {"vector": ours.project("text", X[:n])})
+        check_equal(run(made, X[:n]), {"vector": ours.project("text", X[:n])})
     X[2] = 5 * mean / np.linalg.norm(mean)  # the mean itself, where it has length 1
-    centred = through(Projection(d, unit(mean[None])[0], weight, lift))
+    centred = through(Projection(d, l2_normalize(mean[None])[0], weight, lift))
     found = run(graph(centred, parse("cosine"), "text", "query"), X)["vector"]
     assert np.isnan(found).all(axis=1).tolist() == [row == 2 for row in range(7)]
 
@@ -178,13 +178,13 @@ def test_the_identity_changes_nothing_but_the_length() -> None:
     X, d = embeddings("text"), DIMS["text"]
     ours = replace(alignment(), projections={m: Projection(d) for m in MODALITIES})
     for side in SIDES:
-        require_equal(run(graph(ours, parse("cosine"), "text", side), X), {"vector": unit(X)})
+        check_equal(run(graph(ours, parse("cosine"), "text", side), X), {"vector": l2_normalize(X)})
 
 
 @pytest.mark.parametrize("text", ["cosine", "w1", "chi2", "kl-item-query", "mol"])
 def test_what_modalign_refuses_is_nan(text: str) -> None:
     d = DIMS["text"]
-    mean = unit(np.random.default_rng(4).standard_normal((1, d)))[0]
+    mean = l2_normalize(np.random.default_rng(4).standard_normal((1, d)))[0]
     ours = through(Projection(d, mean, alignment().projections["text"].weight))
     X = embeddings("text", 8)
     X[1], X[2], X[3, 0], X[4, -1] = 0.0, 3 * mean, np.nan, np.inf

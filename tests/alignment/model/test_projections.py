@@ -15,7 +15,7 @@ from alignment.fitting.closed_forms import CLOSED_FORMS, Identity, Procrustes, R
 from alignment.fitting.methods import Fitter
 from alignment.fitting.pairs import Pairs
 from alignment.model.projections import Projection
-from alignment.vectors import unit
+from alignment.vectors import l2_normalize
 from tests.support.pairs import paired
 
 Matrix = npt.NDArray[np.floating]
@@ -192,8 +192,8 @@ def test_identity_changes_nothing_but_the_length(rng: np.random.Generator) -> No
     X, Y = (rng.standard_normal((9, 4)).astype(np.float32) + 5 for _ in range(2))
     image, text = Fitter("identity", paired(X, Y), CPU).fit({})
     assert (image.mean, image.weight, text.mean, text.weight) == (None, None, None, None)
-    np.testing.assert_allclose(image(X), unit(X), atol=1e-7)
-    np.testing.assert_allclose(text(Y), unit(Y), atol=1e-7)
+    np.testing.assert_allclose(image(X), l2_normalize(X), atol=1e-7)
+    np.testing.assert_allclose(text(Y), l2_normalize(Y), atol=1e-7)
 
 
 # Procrustes
@@ -383,7 +383,7 @@ def test_rows_are_projected_independently(seed: int, n: int) -> None:
 
 
 def test_a_projection_leaves_its_input_alone(rng: np.random.Generator) -> None:
-    X = unit(rng.standard_normal((4, 5)))
+    X = l2_normalize(rng.standard_normal((4, 5)))
     before = X.copy()
     projection(rng)(X)
     np.testing.assert_array_equal(X, before)
@@ -411,7 +411,7 @@ def test_unusable_rows_are_refused_by_number(value: float, reason: str, rng: np.
 
 
 def test_a_row_that_equals_the_mean_has_no_direction(rng: np.random.Generator) -> None:
-    mean = unit(rng.standard_normal((1, 5)))[0]
+    mean = l2_normalize(rng.standard_normal((1, 5)))[0]
     P = Projection(5, mean, rng.standard_normal((5, 3)).astype(np.float32))
     X = np.stack([mean * 2, -mean])
     assert np.isnan(P.unchecked(X)).all(axis=1).tolist() == [True, False]

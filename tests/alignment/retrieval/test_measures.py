@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from alignment.errors import MeasureError
 from alignment.metrics import Cosine, Dot
-from alignment.retrieval.measures import Asked, Measure, by_stratum, change, measured
-from alignment.retrieval.ranks import Codes, RelevantRanks, ranks, relevant_ranks
+from alignment.retrieval.measures import Measure, PerQueryValues, by_stratum, change, measured
+from alignment.retrieval.ranks import IntArray, RelevantRanks, ranks, relevant_ranks
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its providers warn of syntax that Python will refuse some day
@@ -23,12 +23,12 @@ EVERY += [Measure("r_precision"), Measure("mrr"), Measure("median_rank")]
 THEIRS = {"recall": "Success@{}", "found": "R@{}", "ndcg": "nDCG@{}", "r_precision": "Rprec", "mrr": "RR"}
 
 
-def ranked(scores: Matrix, query_groups: Codes, item_groups: Codes) -> RelevantRanks:
+def ranked(scores: Matrix, query_groups: IntArray, item_groups: IntArray) -> RelevantRanks:
     """Ranks from a matrix of scores."""
     return relevant_ranks(scores, np.eye(scores.shape[1]), query_groups, item_groups, metric=Dot())
 
 
-def theirs(measure: Measure, scores: Matrix, query_groups: Codes, item_groups: Codes) -> list[float]:
+def theirs(measure: Measure, scores: Matrix, query_groups: IntArray, item_groups: IntArray) -> list[float]:
     """What ir-measures makes of the same scores, by query."""
     run = {f"q{q}": {f"d{d}": float(score) for d, score in enumerate(row)} for q, row in enumerate(scores)}
     qrels = {
@@ -39,9 +39,9 @@ def theirs(measure: Measure, scores: Matrix, query_groups: Codes, item_groups: C
     return [by_query[f"q{q}"] for q in range(len(scores))]
 
 
-def asked(values: list[float], keys: str = "", groups: str = "") -> Asked:
+def asked(values: list[float], keys: str = "", groups: str = "") -> PerQueryValues:
     names = list(keys) if keys else [f"q{i}" for i in range(len(values))]
-    return Asked(names, list(groups) if groups else names, np.array(values))
+    return PerQueryValues(names, list(groups) if groups else names, np.array(values))
 
 
 # As values
@@ -218,7 +218,13 @@ def test_no_change_is_significant_in_about_5_of_100() -> None:
         shared = rng.random(50).repeat(2)
         one, two = ((rng.random(100) < shared).astype(np.float64) for _ in range(2))
         keys = [str(i) for i in range(100)]
-        result = change(Measure("mrr"), Asked(keys, groups, one), Asked(keys, groups, two), seed=seed, replicates=300)
+        result = change(
+            Measure("mrr"),
+            PerQueryValues(keys, groups, one),
+            PerQueryValues(keys, groups, two),
+            seed=seed,
+            replicates=300,
+        )
         wrong += result.significant
     assert wrong / 200 < 0.12
 

@@ -8,10 +8,10 @@ import pytest
 from alignment.errors import MeasureError
 from alignment.metrics import Dot, Metric
 from alignment.modality import Modality
-from alignment.retrieval.grouped import Labelled, Side
+from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
 from alignment.retrieval.measures import Measure, measured
 from alignment.retrieval.protocols import PROTOCOLS, Protocol
-from alignment.retrieval.ranks import Codes
+from alignment.retrieval.ranks import IntArray
 from alignment.vectors import FloatArray
 
 with warnings.catch_warnings():
@@ -26,15 +26,18 @@ DEEP = 20  # more than the longest K of any comparison
 SMALL = Protocol("small", images=6, folds=3, captions=2)
 
 
-def benchmark(rng: np.random.Generator, images: int) -> Labelled:
+def benchmark(rng: np.random.Generator, images: int) -> GroupedEmbeddings:
     """Images with five captions each that find them now and then."""
     X = rng.standard_normal((images, DIM))
     groups = np.repeat(np.arange(images), 5)
     Y = X[groups] + 1.3 * rng.standard_normal((5 * images, DIM))
-    return Labelled(Side(X.astype(np.float32), np.arange(images, dtype=np.int64)), Side(Y.astype(np.float32), groups))
+    return GroupedEmbeddings(
+        ModalityEmbeddings(X.astype(np.float32), np.arange(images, dtype=np.int64)),
+        ModalityEmbeddings(Y.astype(np.float32), groups),
+    )
 
 
-def nearest(queries: FloatArray, items: FloatArray, parts: Codes) -> Iterator[list[int]]:
+def nearest(queries: FloatArray, items: FloatArray, parts: IntArray) -> Iterator[list[int]]:
     """For every query the best `DEEP` items of each part, all parts together, best first: by sorting, no modalign."""
     by_part = [np.flatnonzero(parts == part) for part in np.unique(parts)]
     for start in range(0, len(queries), 500):
@@ -44,7 +47,7 @@ def nearest(queries: FloatArray, items: FloatArray, parts: Codes) -> Iterator[li
             yield kept[np.argsort(-row[kept])].tolist()
 
 
-def ours(protocol: Protocol, data: Labelled, measure: Measure) -> dict[str, float]:
+def ours(protocol: Protocol, data: GroupedEmbeddings, measure: Measure) -> dict[str, float]:
     return {
         direction: measured(measure, answers.ranks, answers.groups).estimate.value
         for direction, answers in protocol.ask(data, BOTH).items()
@@ -52,7 +55,7 @@ def ours(protocol: Protocol, data: Labelled, measure: Measure) -> dict[str, floa
 
 
 @pytest.fixture(scope="module")
-def coco() -> tuple[Labelled, Any, dict[str, dict[int, list[int]]]]:
+def coco() -> tuple[GroupedEmbeddings, Any, dict[str, dict[int, list[int]]]]:
     """Rankings of the shape of COCO's 5k test split, with the ids and the relevance files of eccv-caption."""
     evaluator = eccv_caption.Metrics()
     captions = evaluator.coco_ids.tolist()
@@ -72,12 +75,16 @@ def coco() -> tuple[Labelled, Any, dict[str, dict[int, list[int]]]]:
             caption: [images[i] for i in found] for caption, found in zip(captions, nearest(Y, X, folds), strict=True)
         },
     }
-    return Labelled(Side(X, np.arange(len(images))), Side(Y, groups)), evaluator, retrieved
+    return (
+        GroupedEmbeddings(ModalityEmbeddings(X, np.arange(len(images))), ModalityEmbeddings(Y, groups)),
+        evaluator,
+        retrieved,
+    )
 
 
 @pytest.mark.parametrize("name", ["coco-5k", "coco-1k"])
 def test_coco_is_measured_as_eccv_caption_measures_it(
-    name: str, coco: tuple[Labelled, Any, dict[str, dict[int, list[int]]]]
+    name: str, coco: tuple[GroupedEmbeddings, Any, dict[str, dict[int, list[int]]]]
 ) -> None:
     data, evaluator, retrieved = coco
     theirs = evaluator.coco_5k_recalls if name == "coco-5k" else evaluator.coco_1k_recalls
@@ -120,7 +127,9 @@ def test_any_of_five_captions_counts_and_each_of_them_asks() -> None:
     captions = np.repeat(eye[::-1], 5, axis=0)
     captions[4], captions[9] = eye[0], eye[1]
     protocol = Protocol("two", images=2)
-    data = Labelled(Side(eye, np.arange(2)), Side(captions, np.repeat(np.arange(2), 5)))
+    data = GroupedEmbeddings(
+        ModalityEmbeddings(eye, np.arange(2)), ModalityEmbeddings(captions, np.repeat(np.arange(2), 5))
+    )
     recall, found = Measure("recall", 5), Measure("found", 5)
     assert ours(protocol, data, recall) == {"text-to-image": 1.0, "image-to-text": 1.0}
     assert ours(protocol, data, Measure("recall", 1))["text-to-image"] == 0.2
@@ -133,11 +142,15 @@ def test_folds_are_consecutive_and_search_only_themselves() -> None:
     assert [fold.images.tolist() for fold in folds] == [[0, 1], [2, 3], [4, 5]]
     assert [fold.texts.tolist() for fold in folds] == [[5, 6, 4, 7], [3, 8, 2, 9], [1, 10, 0, 11]]
     eye = np.eye(6, dtype=np.float32)
-    answers = SMALL.ask(Labelled(Side(eye[images], images), Side(eye[texts], texts)), BOTH)
+    answers = SMALL.ask(
+        GroupedEmbeddings(ModalityEmbeddings(eye[images], images), ModalityEmbeddings(eye[texts], texts)), BOTH
+    )
     assert answers["image-to-text"].ranks.counts.tolist() == [2] * 6
     assert answers["text-to-image"].rows.tolist() == [5, 6, 4, 7, 3, 8, 2, 9, 1, 10, 0, 11]
     assert answers["text-to-image"].groups.tolist() == texts[answers["text-to-image"].rows].tolist()
-    nothing = SMALL.ask(Labelled(Side(0 * eye, images), Side(0 * eye[texts], texts)), BOTH)
+    nothing = SMALL.ask(
+        GroupedEmbeddings(ModalityEmbeddings(0 * eye, images), ModalityEmbeddings(0 * eye[texts], texts)), BOTH
+    )
     assert nothing["text-to-image"].ranks.best.tolist() == [2.0] * 12  # the one other image of the fold is tied
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from alignment.metrics import METRICS, Cosine, Dot, LearnedMetric, Metric
 from alignment.retrieval.bootstrap import Estimate, bootstrap_mean, bootstrap_median
 from alignment.retrieval.ranks import (
-    Codes,
+    IntArray,
     chance_recall_at,
     group_codes,
     mean_reciprocal_rank,
@@ -22,7 +22,7 @@ DIM = 5
 EVERY = [m.start(DIM, seed=3) if isinstance(m, LearnedMetric) else m for m in METRICS.values()]
 every_metric = pytest.mark.parametrize("metric", EVERY, ids=str)
 Matrix = npt.NDArray[np.floating]
-Data = tuple[Matrix, Matrix, Codes, Codes]
+Data = tuple[Matrix, Matrix, IntArray, IntArray]
 
 
 def data(rng: np.random.Generator, n: int = 40, m: int = 30, groups: int = 12) -> Data:
@@ -34,7 +34,7 @@ def data(rng: np.random.Generator, n: int = 40, m: int = 30, groups: int = 12) -
     )
 
 
-def brute_ranks(scores: Matrix, query_groups: Codes, item_groups: Codes) -> list[float]:
+def brute_ranks(scores: Matrix, query_groups: IntArray, item_groups: IntArray) -> list[float]:
     """Sort each query's items, irrelevant ones first among equals, and walk down to the first relevant one."""
     found = []
     for row, group in zip(scores, query_groups, strict=True):
@@ -233,7 +233,7 @@ def test_one_group_has_no_spread() -> None:
     assert bootstrap_mean(np.array([0.0, 1.0]), np.array([4, 4])) == Estimate(0.5, 0.5, 0.5)
 
 
-def brute_median(values: npt.NDArray[np.float64], groups: Codes, seed: int, replicates: int) -> Estimate:
+def brute_median(values: npt.NDArray[np.float64], groups: IntArray, seed: int, replicates: int) -> Estimate:
     """Lay the values of the drawn groups out, group by group, sort them and take the lower middle one."""
     names, draws = np.unique(groups), np.random.default_rng(seed)
     medians = []

@@ -35,7 +35,7 @@ from connector.errors import MismatchError, RequirementError
 from connector.provenance.tables import AuditRow, MeasureRow
 from connector.releases.points import point_id
 from connector.releases.release import Release
-from connector.search.candidates import Finder, Ranked
+from connector.search.candidates import CandidateSearch, RankedHits
 from connector.stores.contract import Points
 from tests.support.world import (
     ALL,
@@ -355,12 +355,12 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Ranked]]:
+def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[RankedHits]]:
     """What an audit is served through the index, by the modality that it asks for."""
-    found: dict[str, list[Ranked]] = {"image": [], "text": []}
-    original = Finder.find
+    found: dict[str, list[RankedHits]] = {"image": [], "text": []}
+    original = CandidateSearch.find
 
-    def spied(self: Finder, target: Modality, *args: Any, **options: Any) -> list[Ranked]:
+    def spied(self: CandidateSearch, target: Modality, *args: Any, **options: Any) -> list[RankedHits]:
         result = original(self, target, *args, **options)
         # Not the single queries that are timed, nor the worst ones that are shown.
         whole = len(args[0]) > 1 and options.get("with_payload") == ["group"]
@@ -368,7 +368,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Ranked]]:
             found[target] += result
         return result
 
-    monkeypatch.setattr(Finder, "find", spied)
+    monkeypatch.setattr(CandidateSearch, "find", spied)
     return found
 
 
@@ -377,7 +377,7 @@ class TestCandidates:
     @pytest.mark.parametrize("gallery", ["held-out", "all"])
     @pytest.mark.parametrize("metric", RESCORED)
     def test_what_candidates_lose_is_the_indexs_loss(
-        self, served: World, metric: str, gallery: Any, answers: dict[Modality, list[Ranked]]
+        self, served: World, metric: str, gallery: Any, answers: dict[Modality, list[RankedHits]]
     ) -> None:
         """Exact measures are the metric's own over all vectors; the index is measured against those."""
         release = opened(served, metric)

@@ -17,18 +17,18 @@ from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.measures import Change
 from alignment.retrieval.measures import Measure as Kind
 from alignment.sets.embedding_set import EmbeddingSet
-from connector.audits.baseline import Drift, Earlier, PerQuery, drifts, earlier
+from connector.audits.baseline import Baseline, Drift, PerQuery, drifts, find_baseline
 from connector.audits.history import history
-from connector.audits.plan import DIRECTIONS, Plan
+from connector.audits.plan import DIRECTIONS, AuditPlan
 from connector.audits.recording import record
-from connector.audits.requirements import Requirement, failures, require_known
+from connector.audits.requirements import Requirement, check_known, failures
 from connector.errors import RequirementError
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import MeasureRow, ReleaseRow
 from connector.releases.release import open_release
 from tests.support.world import COLLECTION, World, audit, opened_world, pairs
 
-PLAN = Plan()
+PLAN = AuditPlan()
 N = 40
 DIRECTION = "text-to-image"
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
@@ -42,7 +42,7 @@ def per_query(values: npt.ArrayLike, *, name: str = "recall@1", part: str = "", 
 
 
 def only_drift(before: PerQuery, now: PerQuery, **options: Any) -> Drift:
-    (found,) = drifts(Earlier(7, {DIRECTION: before}), {DIRECTION: now}, **options)
+    (found,) = drifts(Baseline(7, {DIRECTION: before}), {DIRECTION: now}, **options)
     return found
 
 
@@ -124,9 +124,9 @@ class TestDrifts:
         found = only_drift(before, now)
         assert found.change.difference == Estimate(0.0, 0.0, 0.0)
         assert (found.change.queries, found.change.only_before, found.change.only_after) == (40, 0, 0)
-        earlier = Earlier(7, {DIRECTION: before})
-        assert earlier.require_shared({DIRECTION: before}) == []
-        few, says = earlier.require_shared({DIRECTION: now})
+        earlier = Baseline(7, {DIRECTION: before})
+        assert earlier.check_shared({DIRECTION: before}) == []
+        few, says = earlier.check_shared({DIRECTION: now})
         assert few == (
             "text-to-image: audit 7 asked only 40 of these 60 queries; a drop that so few do not show may be there."
         )
@@ -137,7 +137,7 @@ class TestDrifts:
 
     @pytest.mark.parametrize(("images", "said"), [(100, False), (104, False), (120, True), (80, True)])
     def test_a_gallery_of_another_size_is_told(self, images: int, said: bool) -> None:
-        says = Earlier(7, {}, {"image": 100, "text": 500}).grown({"image": images, "text": 500})
+        says = Baseline(7, {}, {"image": 100, "text": 500}).grown({"image": images, "text": 500})
         assert (says is not None) == said
         if says:
             assert f"since audit 7, from 100 images and 500 texts to {images} images and 500 texts" in says
@@ -146,7 +146,7 @@ class TestDrifts:
     def test_it_is_known_before_anything_is_asked_that_none_is_shared(self, first: int) -> None:
         now = replace(per_query([1.0] * 5, first=first), contents=["new"] * 5)
         with pytest.raises(RequirementError, match=r"audit 7 cannot be compared: text-to-image, no query of it is"):
-            Earlier(7, {DIRECTION: per_query([1.0] * 5)}).require_shared({DIRECTION: now})
+            Baseline(7, {DIRECTION: per_query([1.0] * 5)}).check_shared({DIRECTION: now})
 
     def test_no_query_is_shared(self) -> None:
         with pytest.raises(RequirementError, match=r"audit 7 cannot be compared: .* the audits share no query"):
@@ -159,13 +159,13 @@ class TestDrifts:
     )  # fmt: skip
     def test_what_is_compared_without_being_asked_for(self, name: str, is_compared: bool) -> None:
         its = per_query([1.0] * 5, name=name)
-        before = Earlier(7, {DIRECTION: its})
+        before = Baseline(7, {DIRECTION: its})
         assert [each.name for each in drifts(before, {DIRECTION: its})] == [name] * is_compared
         assert [each.name for each in drifts(before, {DIRECTION: its}, [("", name)])] == [name]
 
     def test_parts_are_compared_when_they_are_asked_for(self) -> None:
         its = per_query([1.0] * 5, part="index")
-        before = Earlier(7, {DIRECTION: its})
+        before = Baseline(7, {DIRECTION: its})
         assert drifts(before, {DIRECTION: its}) == []
         (found,) = drifts(before, {DIRECTION: its}, [("index", "recall@1")])
         assert (found.part, found.in_words) == (
@@ -174,7 +174,7 @@ class TestDrifts:
         )  # fmt: skip
 
     def test_what_was_not_measured_before_is_left_out(self) -> None:
-        assert drifts(Earlier(7, {DIRECTION: per_query([1.0])}), {DIRECTION: per_query([1.0], name="recall@5")}) == []
+        assert drifts(Baseline(7, {DIRECTION: per_query([1.0])}), {DIRECTION: per_query([1.0], name="recall@5")}) == []
 
     def test_the_seed_decides(self) -> None:
         rng = np.random.default_rng(4)
@@ -240,10 +240,10 @@ class TestTheRequirement:
     @pytest.mark.parametrize("text", ["gap drop<=0.1", "image-to-text:recall@1 drop<=0.1", "recall@5 drop<=0.1"])
     def test_of_what_is_not_kept_of_each_query(self, text: str) -> None:
         known = [(d, "", name) for d in DIRECTIONS for name in ("recall@1", "recall@5")] + [("both", "", "gap")]
-        before = Earlier(7, {DIRECTION: per_query([1.0])})
+        before = Baseline(7, {DIRECTION: per_query([1.0])})
         with pytest.raises(RequirementError, match="since audit 7, which did not measure it query by query; it has"):
-            require_known([Requirement.parse(text)], known, before)
-        require_known([Requirement.parse("recall@1 drop<=0.1"), Requirement.parse("recall@5>=0")], known, before)
+            check_known([Requirement.parse(text)], known, before)
+        check_known([Requirement.parse("recall@1 drop<=0.1"), Requirement.parse("recall@5>=0")], known, before)
 
 
 @pytest.fixture(scope="module")
@@ -281,12 +281,12 @@ class TestEarlier:
         ("against", "plan", "name", "number"),
         [
             ("last", PLAN, "s", 2), ("live", PLAN, "s", 2), ("1", PLAN, "s", 1), ("02", PLAN, "s", 2),
-            ("last", Plan(gallery="all"), "s", 3), ("3", Plan(gallery="all"), "s", 3), ("last", PLAN, "t", 4),
-            ("last", Plan(ks=(3,), sample=2, seed=9, by=["x"], rate=1.0), "s", 2),
+            ("last", AuditPlan(gallery="all"), "s", 3), ("3", AuditPlan(gallery="all"), "s", 3), ("last", PLAN, "t", 4),
+            ("last", AuditPlan(ks=(3,), sample=2, seed=9, by=["x"], rate=1.0), "s", 2),
         ],
     )  # fmt: skip
-    def test_which_it_is(self, world: World, against: str, plan: Plan, name: str, number: int) -> None:
-        found = earlier(world.provenance, row_of(world), against, plan, name)
+    def test_which_it_is(self, world: World, against: str, plan: AuditPlan, name: str, number: int) -> None:
+        found = find_baseline(world.provenance, row_of(world), against, plan, name)
         assert found.number == number
         assert set(found.asked) == set(DIRECTIONS)
         assert ("index", "recall@1") in found.asked[DIRECTION].values
@@ -295,13 +295,13 @@ class TestEarlier:
     @pytest.mark.parametrize(
         ("against", "plan", "name", "message"),
         [
-            ("2", Plan(queries="all"), "s",
+            ("2", AuditPlan(queries="all"), "s",
              r"audit 2 is of s \(queries held-out, gallery held-out\), this one would be of s \(queries all, gallery "
              r"held-out\); they cannot be compared"),
-            ("2", Plan(gallery="all"), "s", r"would be of s \(queries held-out, gallery all\)"),
+            ("2", AuditPlan(gallery="all"), "s", r"would be of s \(queries held-out, gallery all\)"),
             ("2", PLAN, "t", r"audit 2 is of s \(.*\), this one would be of t \(queries held-out, gallery held-out\)"),
-            ("2", Plan(protocol="coco-1k"), "s", r"audit 2 is of s \(.*\), this one would be of s \(protocol coco-1k"),
-            ("last", Plan(queries="all"), "s",
+            ("2", AuditPlan(protocol="coco-1k"), "s", r"audit 2 is of s \(.*\), this one would be of s \(protocol coco-1k"),
+            ("last", AuditPlan(queries="all"), "s",
              r"has no earlier audit of s \(queries all, gallery held-out\); it has audits of s \(queries held-out, "
              r"gallery all\) and s \(queries held-out, gallery held-out\) and t \(.*\), which cannot be compared; "
              "audit it once without --against"),
@@ -312,25 +312,25 @@ class TestEarlier:
               for text in ("", "Last", "-1", "1.0", "²", "1 ", "9" * 10, "9" * 5000)),
         ],
     )  # fmt: skip
-    def test_refused(self, world: World, against: str, plan: Plan, name: str, message: str) -> None:
+    def test_refused(self, world: World, against: str, plan: AuditPlan, name: str, message: str) -> None:
         with pytest.raises(RequirementError, match=message):
-            earlier(world.provenance, row_of(world), against, plan, name)
+            find_baseline(world.provenance, row_of(world), against, plan, name)
 
     @pytest.mark.parametrize(("against", "what"), [("last", "release things.dot"), ("live", "the live release of")])
     def test_there_is_none(self, world: World, against: str, what: str) -> None:
         message = rf"{what}.* has no earlier audit of s \(.*\); audit it once without --against$"
         with pytest.raises(RequirementError, match=message):
-            earlier(world.provenance, row_of(world, "dot"), against, PLAN, "s")
+            find_baseline(world.provenance, row_of(world, "dot"), against, PLAN, "s")
 
     def test_there_is_no_live_release(self, world: World) -> None:
         row = ReleaseRow(store_url=row_of(world).store_url, collection="others", metric="cosine")
         with pytest.raises(RequirementError, match="collection others has no live release under cosine to compare"):
-            earlier(world.provenance, row, "live", PLAN, "s")
+            find_baseline(world.provenance, row, "live", PLAN, "s")
 
     def test_an_audit_of_before_queries_were_kept(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Provenance, "per_query", lambda self, number: {})
         with pytest.raises(RequirementError, match="audit 2 was made by a modalign that kept too little of each query"):
-            earlier(world.provenance, row_of(world), "last", PLAN, "s")
+            find_baseline(world.provenance, row_of(world), "last", PLAN, "s")
 
     def test_an_audit_of_before_contents_were_kept(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         """What changed since could not be told from what did not."""
@@ -339,10 +339,10 @@ class TestEarlier:
         kept = dict.fromkeys(DIRECTIONS, old.getvalue())
         monkeypatch.setattr(Provenance, "per_query", lambda self, number: kept)
         with pytest.raises(RequirementError, match="audit 2 was made by a modalign that kept too little of each query"):
-            earlier(world.provenance, row_of(world), "last", PLAN, "s")
+            find_baseline(world.provenance, row_of(world), "last", PLAN, "s")
 
     def test_an_audit_compares_with_what_was_recorded(self, world: World) -> None:
-        before = earlier(world.provenance, row_of(world), "last", PLAN, "s")
+        before = find_baseline(world.provenance, row_of(world), "last", PLAN, "s")
         release = open_release(world.provenance, world.store, COLLECTION, "cosine")
         found = audit(release, world.store, EmbeddingSet.open(world.home / "sets" / "s"), ks=(1,), before=before)
         assert {(d.direction, d.name) for d in found.drifts} == {

@@ -22,7 +22,7 @@ from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import ReleaseRow, RunRow
 from connector.releases.points import point_id
-from connector.search.candidates import Finder
+from connector.search.candidates import CandidateSearch
 from connector.settings import Settings
 from connector.stores.contract import Points
 from connector.stores.edge import EdgeStore
@@ -208,7 +208,7 @@ def test_a_longer_list_hides_no_wrong_ef(home: Path, ks: tuple[int, ...]) -> Non
     assert blamed(found) == {"index"}
     with Home(Settings.load(home=home)) as opened:
         release = opened.retriever("plain").release
-        finder = Finder(release, opened.store)
+        finder = CandidateSearch(release, opened.store)
         texts = opened.embedding_set("pairs").load("text")
         held = np.flatnonzero(release.alignment.card.hold_out.held_out(texts.groups))
         aligned = release.alignment.project("text", texts.vectors[held])

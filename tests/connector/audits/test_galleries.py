@@ -14,13 +14,22 @@ from alignment.errors import MeasureError
 from alignment.metrics import parse
 from alignment.modality import MODALITIES, Modality
 from alignment.retrieval.protocols import PROTOCOLS, Protocol
-from alignment.retrieval.ranks import Codes
+from alignment.retrieval.ranks import IntArray
 from alignment.sets.hold_out import HoldOut
 from alignment.sets.rows import Rows
 from connector.audits import auditor
-from connector.audits.galleries import NOWHERE, Asked, Everything, Folds, Gallery, HeldOut, by_protocol, lay_out
+from connector.audits.galleries import (
+    NOT_IN_GALLERY,
+    Everything,
+    Folds,
+    Gallery,
+    HeldOut,
+    QuerySet,
+    by_protocol,
+    lay_out,
+)
 from connector.audits.geometry import GAP_GROUPS, draw
-from connector.audits.plan import DIRECTIONS, Plan
+from connector.audits.plan import DIRECTIONS, AuditPlan
 from connector.audits.result import Audit
 from connector.errors import MismatchError
 from connector.provenance.tables import ReleaseRow
@@ -93,14 +102,14 @@ class TestParts:
         assert gallery.is_whole == (kind == "everything")
         held = [r.id for r in records if r.payload["split"] == HELD_OUT]
         assert sizes == {"everything": [40], "held-out": [len(held)], "folds": [7, 20, 0, 1]}[kind]
-        assert (placed == NOWHERE).sum() == 40 - sum(sizes)
+        assert (placed == NOT_IN_GALLERY).sum() == 40 - sum(sizes)
         assert 0 < len(held) < 40
 
 
 class TestLayOut:
-    def laid_out(self, world: World, release: Release, **asked: Any) -> dict[Modality, Asked]:
+    def laid_out(self, world: World, release: Release, **asked: Any) -> dict[Modality, QuerySet]:
         embedding_set = the_set(world)
-        return dict(lay_out(release, embedding_set, Plan(**asked)).asked)
+        return dict(lay_out(release, embedding_set, AuditPlan(**asked)).asked)
 
     def test_queries_are_held_out_or_all(self, world: World) -> None:
         (release,) = world.push(world.set("s", *benchmark(30))).releases
@@ -155,7 +164,7 @@ class TestLayOut:
             embedding_set = world.set("s", *parts)
             release = Release(ReleaseRow(), alignment(), parse("cosine"), {})
             tracemalloc.start()
-            laid_out = lay_out(release, embedding_set, Plan(queries="all", sample=50))
+            laid_out = lay_out(release, embedding_set, AuditPlan(queries="all", sample=50))
             drawn = draw(embedding_set, laid_out.groups, seed=0)
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
@@ -167,7 +176,7 @@ class TestLayOut:
         image, text = pairs(80)
         embedding_set = world.set("s", image.take(range(60)), text.take(range(20, 80)), pairs(3, prefix="x")[1])
         release = Release(ReleaseRow(), alignment(), parse("cosine"), {})
-        groups = lay_out(release, embedding_set, Plan(queries="all", sample=5)).groups
+        groups = lay_out(release, embedding_set, AuditPlan(queries="all", sample=5)).groups
         for modality, ids in draw(embedding_set, groups, seed=0).items():
             assert ids == {point_id(modality, f"{number}"): f"{number}" for number in range(20, 60)}
         for ids in draw(embedding_set, {m: its[:30] for m, its in groups.items()}, seed=0).values():
@@ -204,7 +213,7 @@ class TestLayOut:
             self.laid_out(world, release)
 
 
-def numbered(modality: Modality, groups: Codes) -> Rows:
+def numbered(modality: Modality, groups: IntArray) -> Rows:
     """Rows of these groups, without anything else."""
     keys, n = [f"{place}" for place in range(len(groups))], len(groups)
     vectors = np.zeros((n, 1), np.float32)
@@ -233,7 +242,7 @@ class TestByProtocol:
             first.setdefault(group, []).append(key)
         chosen = [key for group in image_groups for key in first[f"g{group}"][:5]]
         assert found_by.rows.keys == chosen
-        searched: list[tuple[Asked, Modality, Sequence[str]]] = [
+        searched: list[tuple[QuerySet, Modality, Sequence[str]]] = [
             (asked, "text", chosen), (found_by, "image", images.keys)
         ]  # fmt: skip
         for its, modality, keys in searched:
@@ -275,7 +284,7 @@ def evaluated(world: World, release: Release, direction: str, fold_of: Sequence[
     return found
 
 
-def require_equal(found: Audit, direction: str, theirs: Mapping[str, Mapping[str, float]]) -> None:
+def check_equal(found: Audit, direction: str, theirs: Mapping[str, Mapping[str, float]]) -> None:
     """Every measure of every query is theirs, and so are the means, to the last digit."""
     its = found.per_query[direction]
     for name, by_query in theirs.items():
@@ -298,7 +307,7 @@ class TestMended:
 
     def test_captions_keep_their_numbers(self, world: World, protocol: str) -> None:
         (release,) = world.push(world.set("s", *benchmark(20, captions=7))).releases
-        plan = Plan(protocol=protocol)
+        plan = AuditPlan(protocol=protocol)
         before = lay_out(release, the_set(world), plan)
         image, text = benchmark(20, captions=7)
         again = [*(row for row in range(140) if row != 35), 35]  # of image 5, the first
@@ -312,7 +321,7 @@ class TestMended:
         (release,) = world.push(world.set("s", *benchmark(20))).releases
         image, text = benchmark(20)
         moved = world.set("s", image.take([*range(5), *range(6, 20), 5]), text)
-        notes = lay_out(release, moved, Plan(protocol=protocol)).notes
+        notes = lay_out(release, moved, AuditPlan(protocol=protocol)).notes
         assert len(notes) == (protocol == "coco-1k")  # of one fold the order is nothing
         assert all("come in different orders" in note and "into a new set" in note for note in notes)
 
@@ -326,7 +335,7 @@ class TestProtocolsInAnAudit:
         assert found.without_relevant == {"text-to-image": 0, "image-to-text": 0}
         assert [found.queries_of(direction) for direction in DIRECTIONS] == [5000, 1000]
         for direction in DIRECTIONS:
-            require_equal(found, direction, evaluated(world, release, direction, [0] * 1000))
+            check_equal(found, direction, evaluated(world, release, direction, [0] * 1000))
         assert found.measure("text-to-image", "chance.recall@5").value == pytest.approx(5 / 1000)
         missed = np.prod([1 - 5 / (5000 - drawn) for drawn in range(10)])
         assert found.measure("image-to-text", "chance.recall@10").value == pytest.approx(1 - missed)
@@ -344,7 +353,7 @@ class TestProtocolsInAnAudit:
         assert found.gallery == {"image": images, "text": 5 * images}
         for direction in DIRECTIONS:
             theirs = evaluated(world, release, direction, [image // fold for image in range(images)])
-            require_equal(found, direction, theirs)
+            check_equal(found, direction, theirs)
             for name, by_query in theirs.items():
                 of_folds = [
                     np.mean([value for key, value in by_query.items() if int(key.partition("#")[0]) // fold == part])

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from alignment.metrics import Distance, Guarantee, Lowering, Metric, Rescored, parse
 from alignment.retrieval.ranks import RelevantRanks, top_k
-from alignment.vectors import FloatArray, unit
-from connector.audits.galleries import NOWHERE, Asked, Everything, Folds, Gallery, HeldOut
+from alignment.vectors import FloatArray, l2_normalize
+from connector.audits.galleries import NOT_IN_GALLERY, Everything, Folds, Gallery, HeldOut, QuerySet
 from connector.audits.reference import FEW, NATIVE, Truth, own_scores, truth, vectors_of
 from connector.releases.aligned_payload import ALIGNED, packed
 from connector.releases.points import HELD_OUT
@@ -41,7 +41,7 @@ class Case:
 
     metric: Metric
     lowering: Lowering
-    asked: Asked
+    asked: QuerySet
     queries: FloatArray
     distinct: FloatArray
     kinds: npt.NDArray[np.int64]
@@ -93,7 +93,7 @@ class Case:
 def stored(lowering: Lowering, X: FloatArray) -> FloatArray:
     """What a store holds of aligned vectors (n, d)."""
     lowered = lowering.item(X).astype(np.float32)
-    return unit(lowered) if lowering.distance is Distance.COSINE else lowered
+    return l2_normalize(lowered) if lowering.distance is Distance.COSINE else lowered
 
 
 def case(
@@ -119,7 +119,7 @@ def case(
     ids, held = points_of(m), rng.random(m) < 0.5
     placed = {
         "everything": np.zeros(m, np.int64),
-        "held-out": np.where(held, 0, NOWHERE),
+        "held-out": np.where(held, 0, NOT_IN_GALLERY),
         "folds": rng.integers(-1, PARTS, size=m),  # -1 is nowhere
     }[gallery]
     galleries: dict[str, Gallery] = {
@@ -134,7 +134,7 @@ def case(
         carried = isinstance(lowering, Rescored)
         payload |= {ALIGNED: packed(X[kind])} if carried else {}
         records.append(Record(ids[number], None if carried else vectors[kind], payload))
-    asked = Asked(rows("text", Q, groups=asks), parts, galleries[gallery])
+    asked = QuerySet(rows("text", Q, groups=asks), parts, galleries[gallery])
     return Case(metric, lowering, asked, Q, X, kinds, its, placed, records)
 
 

@@ -16,9 +16,9 @@ from alignment.retrieval.measures import Measure as Kind
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
 from connector.audits import auditor
-from connector.audits.baseline import Drift, Earlier, PerQuery
+from connector.audits.baseline import Baseline, Drift, PerQuery
 from connector.audits.plan import BOTH, DIRECTIONS, Measure
-from connector.audits.requirements import DIRECTED, Failure, Requirement, failures, require_known
+from connector.audits.requirements import DIRECTED, Failure, Requirement, check_known, failures
 from connector.audits.result import Audit
 from connector.audits.stages import INDEX
 from connector.errors import RequirementError
@@ -210,8 +210,8 @@ KNOWN = [
 class TestKnown:
     def known(self, text: str, *, against: bool = True) -> None:
         kept = {("", name): np.empty(0) for name in ("recall@10", "fidelity@10", "mrr")}
-        before = Earlier(7, {direction: PerQuery([], [], [], kept) for direction in DIRECTIONS})
-        require_known([Requirement.parse(text)], KNOWN, before if against else None)
+        before = Baseline(7, {direction: PerQuery([], [], [], kept) for direction in DIRECTIONS})
+        check_known([Requirement.parse(text)], KNOWN, before if against else None)
 
     @pytest.mark.parametrize(
         "text",
@@ -265,7 +265,7 @@ class TestAnnounced:
     ) -> tuple[Audit, list[tuple[str, str, str]]]:
         """Audit, and return what was announced beside what was found."""
         said: list[list[tuple[str, str, str]]] = []
-        monkeypatch.setattr(auditor, "require_known", lambda requirements, known, before: said.append(known))
+        monkeypatch.setattr(auditor, "check_known", lambda requirements, known, before: said.append(known))
         release = open_release(world.provenance, world.store, collection, metric)
         embedding_set = EmbeddingSet.open(world.home / "sets" / ("s" if collection == COLLECTION else "t"))
         found = audit(release, world.store, embedding_set, ks=(1, 4), **asked)

@@ -29,15 +29,15 @@ from connector.audits.stages import (
     REFERENCE,
     RESCORING,
     ROUNDING,
-    Answers,
-    Asker,
     Latency,
-    Pace,
+    RateLimiter,
     Stage,
+    StageResults,
+    StageRunner,
     stages,
 )
 from connector.errors import StoreError, StoreUnavailableError
-from connector.search.candidates import Finder
+from connector.search.candidates import CandidateSearch
 from connector.stores.contract import Hit
 from connector.stores.edge import EdgeStore
 from tests.support.world import (
@@ -96,7 +96,7 @@ class TestStages:
         assert (found[-1].exact, found[-1].quantized, found[-1].rescored) == (False, quantized, True)
 
 
-class Noted(Pace):
+class Noted(RateLimiter):
     """Waits for nobody, and notes how many were asked at once."""
 
     def __init__(self, asked: list[int]):
@@ -107,10 +107,10 @@ class Noted(Pace):
         self.asked.append(queries)
 
 
-def answers(scores: Any) -> Answers:
+def answers(scores: Any) -> StageResults:
     found = np.array(scores, np.float64)
     n = len(found)
-    return Answers(RelevantRanks(np.empty(0), np.zeros(n, np.int64)), found, np.full(n, np.nan), Counter())
+    return StageResults(RelevantRanks(np.empty(0), np.zeros(n, np.int64)), found, np.full(n, np.nan), Counter())
 
 
 def fidelity(found: Sequence[float], best: Sequence[float], k: int) -> float:
@@ -195,7 +195,7 @@ class TestLatency:
         with losing(tmp_path, lambda how: False) as world:
             world.push(world.set("s", *pairs(12)))
             paced: list[int] = []
-            asker = Asker(Finder(opened(world), world.store), "image", (1, 4), 4, 100, 1.0, Noted(paced))
+            asker = StageRunner(CandidateSearch(opened(world), world.store), "image", (1, 4), 4, 100, 1.0, Noted(paced))
             searches = Calls(monkeypatch, world.store, "search")
             found = asker.latency(Stage(INDEX, REFERENCE), np.eye(LATENT, dtype=np.float32)[np.arange(n) % LATENT])
         assert found.queries == n

@@ -23,7 +23,7 @@ from connector.errors import CorpusError
 from connector.rejects import Reject
 
 PICTURE = b"the bytes of a picture"
-Found = list[Item | Reject]
+SearchHit = list[Item | Reject]
 
 
 def header(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:

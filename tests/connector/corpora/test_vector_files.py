@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as arrays
 from alignment.modality import Modality
 from alignment.sets.cards import EncoderCard
 from alignment.sets.embedding_set import EmbeddingSet
-from alignment.vectors import faults
+from alignment.vectors import invalid_rows
 from connector.corpora.items import Item, Vector
 from connector.corpora.vector_files import open_vectors
 from connector.encoding.encoders import ImportedEncoder, load_encoder
@@ -29,7 +29,7 @@ from connector.rejects import Reject
 from connector.settings import Settings
 
 N, DIM, TEXT_DIM = 7, 4, 3
-Found = list[Item | Reject]
+SearchHit = list[Item | Reject]
 Vectors = npt.NDArray[Any]
 
 
@@ -59,7 +59,7 @@ def parquet(path: Path, **columns: Any) -> Path:
     return path
 
 
-def vectors_of(found: Found, modality: Modality) -> dict[str, list[float]]:
+def vectors_of(found: SearchHit, modality: Modality) -> dict[str, list[float]]:
     return {
         item.key: np.frombuffer(item.content.values, "<f4").tolist()
         for item in found
@@ -67,7 +67,7 @@ def vectors_of(found: Found, modality: Modality) -> dict[str, list[float]]:
     }
 
 
-def reasons(found: Found) -> list[tuple[int, str, str | None]]:
+def reasons(found: SearchHit) -> list[tuple[int, str, str | None]]:
     return [(one.position, one.reason, one.key) for one in found if isinstance(one, Reject)]
 
 
@@ -286,7 +286,7 @@ def test_every_row_is_a_vector_or_a_reject(tmp_path: Path, X: Vectors) -> None:
     path = parquet(tmp_path / "t.parquet", key=list(range(len(X))), v=lists(X))
     found = list(open_vectors(path, ["image"]))
     assert [one.position for one in found] == list(range(1, len(X) + 1))
-    wrong = faults(X.astype(np.float32))
+    wrong = invalid_rows(X.astype(np.float32))
     assert {position - 1: reason for position, reason, _ in reasons(found)} == wrong
     assert list(vectors_of(found, "image").values()) == [row.tolist() for n, row in enumerate(X) if n not in wrong]
 

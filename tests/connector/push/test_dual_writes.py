@@ -64,7 +64,7 @@ def contents(world: World, name: str) -> Any:
     return {m: stored(world.store, name, m) for m in MODALITIES}, ledger
 
 
-def require_fresh(world: World) -> None:
+def check_fresh(world: World) -> None:
     """Both releases hold what pushing the set for the first time gives, and SQL says so."""
     for name, turn in {"a": 0, "b": 1}.items():
         ours = f"{COLLECTION}.cosine.{alignment(turn=turn).fingerprint[:8]}"
@@ -83,7 +83,7 @@ def test_while_a_shadow_waits(world: World, by: str) -> None:
     assert [release.alignment.fingerprint for release in pushed.releases] == [
         alignment(turn="ab".index(by)).fingerprint
     ]
-    require_fresh(world)
+    check_fresh(world)
 
 
 @pytest.mark.parametrize("number", [0, 2, 5])
@@ -105,7 +105,7 @@ def test_while_a_shadow_is_built(world: World, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(world.store, "upsert", upsert)
     world.push(first, "b")
     assert written > 100
-    require_fresh(world)
+    check_fresh(world)
 
 
 def test_a_shadow_that_was_not_written_to_the_end_stays_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

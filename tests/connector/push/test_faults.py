@@ -32,7 +32,7 @@ from connector.settings import Settings
 from connector.stores import qdrant as qdrant_store
 from connector.stores.contract import CollectionConfig, Points, VectorConfig
 from connector.stores.qdrant import REQUEST_BYTES, REQUEST_POINTS, QdrantStore
-from connector.stores.qdrant_connection import Patience
+from connector.stores.qdrant_connection import RetryPolicy
 from tests.support.fakes import fake_pairs, write_manifest
 from tests.support.grpc_imitation import over_grpc
 from tests.support.imitation import Fault, Imitation, Request, running
@@ -47,7 +47,7 @@ DIM = 4
 KEY = "s3cret-key"
 LAYOUT = CollectionConfig({"v": VectorConfig(DIM, Distance.EUCLID)})
 # As stubborn as in production, without the waits.
-QUICK = Patience(first_wait=0.0, longest_wait=0.0, jitter=0.0, longest_asked=0.01)
+QUICK = RetryPolicy(initial_backoff=0.0, max_backoff=0.0, jitter=0.0, max_retry_after=0.01)
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ class TestWhatPasses:
 
         stamina.instrumentation.set_on_retry_hooks([watch])
         try:
-            with QdrantStore.connect(server.url, patience=Patience(first_wait=0.5, jitter=0.25)) as store:
+            with QdrantStore.connect(server.url, patience=RetryPolicy(initial_backoff=0.5, jitter=0.25)) as store:
                 server.fail = once(Fault(status, {"Retry-After": asked}))
                 store.collections()
         finally:
@@ -303,7 +303,7 @@ class TestRequests:
 
     def test_the_timeout_is_the_one_that_was_set(self, server: Imitation) -> None:
         server.fail = lambda request: Fault(applied="all", delay=1.3) if request.path == "/collections" else None
-        few = Patience(attempts=1)
+        few = RetryPolicy(attempts=1)
         with (
             QdrantStore.connect(server.url, patience=few, timeout=1) as store,
             pytest.raises(StoreUnavailableError, match=r"timed out.*MODALIGN_QDRANT_TIMEOUT"),
@@ -493,7 +493,9 @@ class TestAWholePush:
         snapshots = []
         for part in ("calm", "stormy"):
             with running(Imitation()) as imitation:
-                stubborn = Patience(attempts=30, first_wait=0.0, longest_wait=0.0, jitter=0.0, longest_asked=0.0)
+                stubborn = RetryPolicy(
+                    attempts=30, initial_backoff=0.0, max_backoff=0.0, jitter=0.0, max_retry_after=0.0
+                )
                 with QdrantStore.connect(imitation.url, patience=stubborn) as store:
                     world = World(tmp_path / part, store)
                     with world.provenance:

@@ -25,11 +25,11 @@ from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.push import batches as pushing
 from connector.push import ingest as ingesting
-from connector.push.delete import Deletion, Doomed
+from connector.push.delete import Deletion, DeletionPreview
 from connector.push.ingest import Confirm, Ingest
 from connector.rejects import Reject
 from connector.releases import reconcile
-from connector.releases.release import checked
+from connector.releases.release import load_release
 from connector.stores.filters import parse_filter
 from tests.support.fakes import FakeImageEncoder, FakeTextEncoder, Pair, fake_pairs, write_manifest
 from tests.support.world import COLLECTION, KINDS, Calls, World, opened_world, stored
@@ -409,7 +409,7 @@ class TestPrune:
         [
             ("provenance", "bury", 0), ("provenance", "bury", 1), ("writer", "drop", 0), ("writer", "drop", 1),
             ("writer", "finish", 0), ("store", "delete", 0), ("store", "flush", 0),
-            ("provenance", "forget_deletions", 0), ("store", "upsert", 0), ("provenance", "write_ledger", 0),
+            ("provenance", "remove_tombstones", 0), ("store", "upsert", 0), ("provenance", "write_ledger", 0),
         ],
     )  # fmt: skip
     def test_a_failure_anywhere_is_mended_by_the_next_run(
@@ -431,7 +431,7 @@ class TestPrune:
 class TestShadows:
     """What arrives and what leaves reaches the live release and its shadow, each through its own alignment."""
 
-    def require_fresh(self, bench: Bench, live: str, shadow: str) -> None:
+    def check_fresh(self, bench: Bench, live: str, shadow: str) -> None:
         """Both hold what pushing the sets into new collections gives, and SQL says so."""
         points, states = bench.points(), bench.world.states()
         assert (states[live][0], states[shadow][0]) == ("live", "ready")
@@ -454,13 +454,13 @@ class TestShadows:
         bench.write(bench.pairs[2:])
         done = bench.ingest(parts=parts, prune=lambda gone: True)
         assert (done.counts["encoded"], done.counts["pruned"]) == (6, 6)
-        self.require_fresh(bench, live, shadow)
+        self.check_fresh(bench, live, shadow)
         assert bench.delete(keys=[bench.pairs[5].key]).counts["deleted"] == 1
-        self.require_fresh(bench, live, shadow)
+        self.check_fresh(bench, live, shadow)
         world = bench.world
         for name in (live, shadow):
             (row,) = world.provenance.releases(physical_name=name)
-            reconcile.verify(checked(world.provenance, world.store, row), world.store, world.provenance, seed=0)
+            reconcile.verify(load_release(world.provenance, world.store, row), world.store, world.provenance, seed=0)
 
     def test_what_is_pruned_leaves_a_way_back(self, make: Callable[..., Bench]) -> None:
         """A retired release stays what SQL says that it is, until its alignment is pushed again."""
@@ -483,14 +483,14 @@ class TestDelete:
     def test_by_key(self, bench: Bench) -> None:
         bench.ingest(metrics=["cosine", "chi2"])
         key = bench.pairs[7].key
-        said: list[Doomed] = []
+        said: list[DeletionPreview] = []
 
-        def agree(doomed: Doomed) -> bool:
+        def agree(doomed: DeletionPreview) -> bool:
             said.append(doomed)
             return True
 
         run = bench.delete(keys=[key, f"{key}#1", "unknown"], confirm=agree)
-        assert said == [Doomed(2, [SET], [COLLECTION])]
+        assert said == [DeletionPreview(2, [SET], [COLLECTION])]
         assert (run.counts["deleted"], run.counts["rows"]) == (2, 2)
         sets, points, written, _, states = bench.everything()
         assert sets[SET][1] == {"image": N - 1, "text": 2 * N - 1}
@@ -556,7 +556,7 @@ class TestDelete:
         [
             ("provenance", "bury", 0), ("provenance", "bury", 1), ("writer", "drop", 0), ("writer", "drop", 1),
             ("writer", "finish", 0), ("provenance", "record_set", 0), ("store", "delete", 0), ("store", "flush", 0),
-            ("store", "delete", 1), ("provenance", "forget_deletions", 0), ("store", "upsert", 0),
+            ("store", "delete", 1), ("provenance", "remove_tombstones", 0), ("store", "upsert", 0),
             ("provenance", "write_ledger", 0), ("store", "ready", 0),
         ],
     )  # fmt: skip

@@ -16,7 +16,7 @@ from connector.encoding.encoders import Encoder
 from connector.errors import CollectionNotFoundError, MismatchError
 from connector.provenance.tables import EncoderRow, ReleaseRow
 from connector.releases.chain import METADATA
-from connector.releases.promotion import Forced, Lifecycle
+from connector.releases.promotion import Lifecycle, PromotionOverride
 from connector.releases.release import Release, open_release
 from connector.search import retriever as search
 from connector.search.retriever import Retriever
@@ -83,7 +83,7 @@ def audited(world: World) -> None:
 
 def promote(world: World) -> None:
     with world.provenance.run("promote", {}) as run:
-        forced = Forced("someone@somewhere", "no reason is good enough")
+        forced = PromotionOverride("someone@somewhere", "no reason is good enough")
         Lifecycle(world.provenance, world.store, COLLECTION).promote(run.id, forced=forced)
 
 

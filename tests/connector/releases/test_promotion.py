@@ -14,12 +14,12 @@ from alignment.sets.embedding_set import EmbeddingSet
 from connector.errors import CollectionNotFoundError, GateError, MismatchError, SettingsError
 from connector.provenance.tables import BatchRow, PromotionRow, ReleaseRow, now
 from connector.releases.points import point_id
-from connector.releases.promotion import Forced, Lifecycle, Switched, pending
+from connector.releases.promotion import AliasSwitch, Lifecycle, PromotionOverride, pending
 from connector.releases.release import Release, open_release
 from connector.stores.contract import Points
 from tests.support.world import COLLECTION, Calls, World, opened_world, pairs
 
-FORCED = Forced("someone@somewhere", "the live one is broken")
+FORCED = PromotionOverride("someone@somewhere", "the live one is broken")
 
 
 @pytest.fixture
@@ -55,12 +55,12 @@ def audited(world: World, *releases: Release, verdict: str = "passed", **changes
             )  # fmt: skip
 
 
-def promote(world: World, **options: Any) -> list[Switched]:
+def promote(world: World, **options: Any) -> list[AliasSwitch]:
     with world.provenance.run("promote", {}) as run:
         return Lifecycle(world.provenance, world.store, COLLECTION).promote(run.id, **options)
 
 
-def rollback(world: World, **options: Any) -> list[Switched]:
+def rollback(world: World, **options: Any) -> list[AliasSwitch]:
     with world.provenance.run("rollback", {}) as run:
         return Lifecycle(world.provenance, world.store, COLLECTION).rollback(run.id, **options)
 
@@ -439,9 +439,7 @@ def killed(world: World, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str, 
 class TestCrashes:
     """Between every two steps: the aliases name what is whole, `status` names what to do, and the same command does."""
 
-    def require_pending(
-        self, world: World, kind: str, releases: Sequence[Release], step: tuple[str, str, bool]
-    ) -> None:
+    def check_pending(self, world: World, kind: str, releases: Sequence[Release], step: tuple[str, str, bool]) -> None:
         begun = step not in (STEPS[0], STEPS[-1])
         for release in releases:
             said = pending(world.provenance, row_of(world, release))
@@ -452,7 +450,7 @@ class TestCrashes:
         live, shadows = shadowed(world, "cosine", "dot")
         audited(world, *shadows)
         killed(world, monkeypatch, step, lambda: promote(world))
-        self.require_pending(world, "promote", shadows, step)
+        self.check_pending(world, "promote", shadows, step)
         assert set(world.store.aliases().values()) in ({r.name for r in live}, {r.name for r in shadows})
         promote(world)
         assert set(world.store.aliases().values()) == {release.name for release in shadows}
@@ -467,7 +465,7 @@ class TestCrashes:
         live, shadows = shadowed(world)
         promote(world, forced=FORCED)
         killed(world, monkeypatch, step, lambda: rollback(world))
-        self.require_pending(world, "rollback", live, step)
+        self.check_pending(world, "rollback", live, step)
         rollback(world)
         assert world.store.aliases() == {f"{COLLECTION}.cosine": live[0].name}
         assert states(world, *live, *shadows) == ["live", "retired"]

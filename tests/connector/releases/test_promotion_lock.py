@@ -14,16 +14,16 @@ from sqlalchemy import select, update
 
 from connector.errors import ClaimHeldError, ClaimLostError
 from connector.provenance import leases as claims
-from connector.provenance.leases import switching
+from connector.provenance.leases import promotion_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import ClaimRow, RunRow, now
-from connector.releases.promotion import Forced, Lifecycle
+from connector.releases.promotion import Lifecycle, PromotionOverride
 from connector.stores.qdrant import QdrantStore
 from tests.connector.push.test_kill import Runner
 from tests.support.imitation import Fault, Imitation, Request, running
 from tests.support.world import COLLECTION, KINDS, World, opened_world, pairs
 
-FORCED = Forced("me", "why not")
+FORCED = PromotionOverride("me", "why not")
 SECONDS = 60.0
 
 
@@ -39,18 +39,18 @@ def started(provenance: Provenance, command: str = "promote", **changes: Any) ->
 class TestSwitching:
     def test_another_one_is_told_who_is_at_it(self, provenance: Provenance) -> None:
         first, second = started(provenance), started(provenance)
-        with switching(provenance, "s", "things", first):
+        with promotion_lock(provenance, "s", "things", first):
             with (
                 pytest.raises(
                     ClaimHeldError, match=rf"run {first}, a promote on .*, is changing .* of things are live"
                 ),
-                switching(provenance, "s", "things", second, patience=0),
+                promotion_lock(provenance, "s", "things", second, patience=0),
             ):
                 raise AssertionError("both are at it")
             for other in (("s", "others"), ("t", "things")):
-                with switching(provenance, *other, second, patience=0):
+                with promotion_lock(provenance, *other, second, patience=0):
                     pass
-        with switching(provenance, "s", "things", second, patience=0):
+        with promotion_lock(provenance, "s", "things", second, patience=0):
             pass
 
     def test_it_waits_and_says_so(self, provenance: Provenance, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,11 +58,11 @@ class TestSwitching:
         order: list[str] = []
 
         def follow() -> None:
-            with switching(provenance, "s", "things", second):
+            with promotion_lock(provenance, "s", "things", second):
                 order.append("second")
 
         thread = threading.Thread(target=follow)
-        with switching(provenance, "s", "things", first):
+        with promotion_lock(provenance, "s", "things", first):
             thread.start()
             thread.join(3 * claims.POLL)
             assert thread.is_alive()
@@ -74,9 +74,9 @@ class TestSwitching:
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
     def test_it_is_free_after_a_failure(self, provenance: Provenance, error: type[BaseException]) -> None:
         first, second = started(provenance), started(provenance)
-        with pytest.raises(error), switching(provenance, "s", "things", first):
+        with pytest.raises(error), promotion_lock(provenance, "s", "things", first):
             raise error
-        with switching(provenance, "s", "things", second, patience=0):
+        with promotion_lock(provenance, "s", "things", second, patience=0):
             pass
 
     @pytest.mark.parametrize(
@@ -84,22 +84,22 @@ class TestSwitching:
     )
     def test_what_a_dead_process_was_at_is_free(self, provenance: Provenance, values: dict[str, Any]) -> None:
         first, second = started(provenance), started(provenance)
-        dead = switching(provenance, "s", "things", first)
+        dead = promotion_lock(provenance, "s", "things", first)
         dead.__enter__()
         with provenance.session() as session:
             session.execute(update(RunRow).where(RunRow.id == first).values(**values))
-        with switching(provenance, "s", "things", second, patience=0):
+        with promotion_lock(provenance, "s", "things", second, patience=0):
             pass
         dead.__exit__(None, None, None)
 
     def test_whoever_was_stopped_for_long_finds_out_before_it_acts(self, provenance: Provenance) -> None:
         first, second = started(provenance, host="elsewhere"), started(provenance)
-        with switching(provenance, "s", "things", first) as held:
+        with promotion_lock(provenance, "s", "things", first) as held:
             held.renew()
             long_ago = now() - timedelta(seconds=claims.LEASE + 5)
             with provenance.session() as session:
                 session.execute(update(ClaimRow).values(heard_at=long_ago))
-            with switching(provenance, "s", "things", second, patience=0):
+            with promotion_lock(provenance, "s", "things", second, patience=0):
                 with pytest.raises(ClaimLostError, match="nothing was heard of this process"):
                     held.renew()
                 held.forget()  # is not what the other one holds
@@ -107,7 +107,7 @@ class TestSwitching:
                     assert session.scalars(select(ClaimRow.run_id)).all() == [second]
 
     def test_it_is_no_ingest_in_parts(self, provenance: Provenance) -> None:
-        with switching(provenance, "s", "things", started(provenance)):
+        with promotion_lock(provenance, "s", "things", started(provenance)):
             assert provenance.ingests_in_parts() == []
 
 
@@ -145,13 +145,13 @@ class TestPushes:
         monkeypatch.setattr(claims, "PATIENCE", 0.0)
         place = world.provenance.stored(world.store.url), COLLECTION
         with (
-            switching(world.provenance, *place, started(world.provenance)),
+            promotion_lock(world.provenance, *place, started(world.provenance)),
             pytest.raises(ClaimHeldError, match="is changing which releases of things are live"),
         ):
             world.push(world.set("s", *pairs(6)))
         assert world.store.aliases() == {}
         (live,) = world.push(world.set("s", *pairs(6))).releases
-        with switching(world.provenance, *place, started(world.provenance)):
+        with promotion_lock(world.provenance, *place, started(world.provenance)):
             world.push(world.set("s", *pairs(7)))  # is live: there is nothing to wait for
         assert world.states() == {live.name: ("live", 14)}
 

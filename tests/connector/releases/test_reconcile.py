@@ -16,7 +16,7 @@ from connector.push import batches as pushing
 from connector.releases import reconcile as reconciling
 from connector.releases.point_id_set import PointIds
 from connector.releases.points import point_id
-from connector.releases.reconcile import Reconciled, reconcile
+from connector.releases.reconcile import ReconcileReport, reconcile
 from connector.releases.release import open_release
 from connector.stores.contract import Points
 from tests.support.world import COLLECTION, KINDS, SOME, World, opened_world, pairs, points_of, stored
@@ -33,7 +33,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         yield opened
 
 
-def found(world: World, metric: str = "cosine") -> Reconciled:
+def found(world: World, metric: str = "cosine") -> ReconcileReport:
     release = open_release(world.provenance, world.store, COLLECTION, metric)
     return reconcile(release, world.store, world.provenance)
 
@@ -45,7 +45,7 @@ def mended(world: World, metric: str = "cosine", *, delete_orphans: bool = True)
     return dict(run.counts)
 
 
-def counts(result: Reconciled) -> tuple[int, int, int, int]:
+def counts(result: ReconcileReport) -> tuple[int, int, int, int]:
     return result.missing.count, result.differing.count, result.orphans.count, result.unrecorded.count
 
 

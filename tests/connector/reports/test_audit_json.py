@@ -19,7 +19,7 @@ from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.measures import Change
 from alignment.retrieval.measures import Measure as Kind
 from connector.audits.baseline import Drift
-from connector.audits.history import Moment
+from connector.audits.history import AuditSummary
 from connector.audits.plan import DIRECTIONS, Measure
 from connector.audits.requirements import Requirement
 from connector.audits.result import Audit
@@ -34,7 +34,7 @@ from tests.support.world import World, audit, opened_world, pairs
 
 N = 40
 ODD = 'lang="de\\x\nfr"'
-NOWHERE = '{"must": [{"key": "nowhere", "match": {"value": 1}}]}'
+NOT_IN_GALLERY = '{"must": [{"key": "nowhere", "match": {"value": 1}}]}'
 REQUIREMENT = Requirement.parse("text-to-image:recall@5>=2")
 
 
@@ -62,7 +62,7 @@ def made(world: World) -> Audit:
     embedding_set = world.set("s", *parts)
     found = audit(
         release, world.store, embedding_set, ks=(1, 5), queries="all", gallery="all", by=["kind"],
-        filters={"none": NOWHERE}, requirements=[REQUIREMENT],
+        filters={"none": NOT_IN_GALLERY}, requirements=[REQUIREMENT],
     )  # fmt: skip
     found.number, found.verified = 7, 2 * N
     found.drifts = [drift(2.0, math.inf)]
@@ -279,14 +279,14 @@ class TestUnderAProtocol:
 
 class TestTheHistory:
     @pytest.fixture
-    def moments(self) -> list[Moment]:
-        def moment(number: int, verdict: str, asked: str, *values: tuple[str, str, float]) -> Moment:
+    def moments(self) -> list[AuditSummary]:
+        def moment(number: int, verdict: str, asked: str, *values: tuple[str, str, float]) -> AuditSummary:
             measures = [
                 MeasureRow(direction=d, part=p, name=n, value=v, low=-math.inf, high=None, queries=9)
                 for d, (p, n), v in ((d, ("", n), v) for d, n, v in values)
             ]
             at = datetime(2024, 5, number, 6, 30, tzinfo=UTC)
-            return Moment(number, "things.cosine.a", "cosine", verdict, at, asked, measures)
+            return AuditSummary(number, "things.cosine.a", "cosine", verdict, at, asked, measures)
 
         return [
             moment(1, "passed", "s (gallery all)", ("text-to-image", "recall@10", 0.5), ("both", "gap", 0.25)),
@@ -294,7 +294,7 @@ class TestTheHistory:
             moment(3, "broken", "s (gallery all)"),
         ]
 
-    def test_a_table_for_each_way_to_ask(self, moments: list[Moment], capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_table_for_each_way_to_ask(self, moments: list[AuditSummary], capsys: pytest.CaptureFixture[str]) -> None:
         print_history(moments)
         first, _, second = capsys.readouterr().out.partition("audits under cosine of t (gallery all)")
         assert "audits under cosine of s (gallery all)" in first
@@ -307,7 +307,7 @@ class TestTheHistory:
             assert column in first
         assert "2024-05-02" in second
 
-    def test_json_is_strict(self, moments: list[Moment]) -> None:
+    def test_json_is_strict(self, moments: list[AuditSummary]) -> None:
         written = strict(json.dumps(history_document(moments), allow_nan=False))
         assert [(each["audit"], each["verdict"]) for each in written] == [(1, "passed"), (2, "measured"), (3, "broken")]
         assert written[0]["at"] == "2024-05-01T06:30:00+00:00"

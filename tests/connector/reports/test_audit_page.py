@@ -15,12 +15,12 @@ from PIL import Image
 from alignment.retrieval.bootstrap import Estimate
 from connector import home
 from connector.audits.plan import DIRECTIONS
-from connector.audits.result import Audit, Point, StageFound, Worst
+from connector.audits.result import Audit, Point, StageFound, WorstQuery
 from connector.errors import ConnectorError
 from connector.provenance.tables import EncoderRow
 from connector.reports import audit_page
 from connector.reports import pages as report
-from connector.reports.audit_context import Origin
+from connector.reports.audit_context import AuditContext
 from connector.reports.audit_page import write_audit_page
 from connector.reports.glossary import sentence
 from connector.reports.history_page import write_history_page
@@ -75,14 +75,14 @@ def damage(made: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Written:
+class LedgerEntry:
     """A page, with what the same audit printed as JSON and the values that the page was made of."""
 
     page: Read
     path: Path
     document: Any
     found: Audit
-    origin: Origin
+    origin: AuditContext
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +94,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def written(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
+def written(made: Path, tmp_path_factory: pytest.TempPathFactory) -> LedgerEntry:
     """The second audit of a release, with everything that can be asked for."""
     path, values = tmp_path_factory.mktemp("pages") / "deep" / "er" / "page.html", []
     asked = shutil.copytree(made, tmp_path_factory.mktemp("asked") / "home")
     with pytest.MonkeyPatch.context() as patched:
 
-        def write(path: Path, found: Audit, origin: Origin) -> None:
+        def write(path: Path, found: Audit, origin: AuditContext) -> None:
             values.append((found, origin))
             write_audit_page(path, found, origin)
 
@@ -108,7 +108,7 @@ def written(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
         ended = done(*ASK, *MUCH, "--json", "--report", path, "--home", asked)
     assert f"wrote {path}" in ended.err.splitlines()
     ((found, origin),) = values
-    return Written(Read(path), path, ended.document, found, origin)
+    return LedgerEntry(Read(path), path, ended.document, found, origin)
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def own(made: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made, tmp_path / "home")
 
 
-def page_of(path: Path, found: Audit, origin: Origin) -> Read:
+def page_of(path: Path, found: Audit, origin: AuditContext) -> Read:
     write_audit_page(path / "page.html", found, origin)
     return Read(path / "page.html")
 
@@ -127,7 +127,7 @@ def interval(its: Any) -> str:
 
 
 class TestWhatStandsOnIt:
-    def test_sections_in_their_order_the_verdict_first(self, written: Written) -> None:
+    def test_sections_in_their_order_the_verdict_first(self, written: LedgerEntry) -> None:
         assert written.page.of("h2") == SECTIONS
         assert written.page.of("h1") == ["Passed: every requirement is met."]
         assert written.page.of("title")[0] == f"things: audit {written.found.number}, passed"
@@ -140,7 +140,7 @@ class TestWhatStandsOnIt:
             how = written.page.html.partition(f"<h2>{name}</h2>")[2].partition("</section>")[0]
             assert 'class="how"' in how, f"{name} does not say how it is read"
 
-    def test_what_was_required_and_what_was_found_of_it(self, written: Written) -> None:
+    def test_what_was_required_and_what_was_found_of_it(self, written: LedgerEntry) -> None:
         (first, second) = [text for text in written.page.of("li") if text.startswith("recall@10")]
         for direction in DIRECTIONS:
             (measure,) = [
@@ -151,7 +151,7 @@ class TestWhatStandsOnIt:
         for sentence_ in written.found.remarks:
             assert sentence_ in written.page.of("li")
 
-    def test_every_change_since_the_earlier_audit(self, written: Written) -> None:
+    def test_every_change_since_the_earlier_audit(self, written: LedgerEntry) -> None:
         assert "Since audit 1" in written.page.of("h3")
         drifts = written.document["drifts"]
         assert {drift["measure"] for drift in drifts} >= {
@@ -170,7 +170,7 @@ class TestWhatStandsOnIt:
         ]
         assert f"Of {len(drifts)} comparisons none is a change of more than chance." in written.page.text
 
-    def test_the_stages_with_all_their_numbers(self, written: Written) -> None:
+    def test_the_stages_with_all_their_numbers(self, written: LedgerEntry) -> None:
         stages = [stage for stage in written.document["stages"] if stage["direction"] == "text-to-image"]
         assert [stage["stage"] for stage in stages] == [
             "reference",
@@ -193,7 +193,7 @@ class TestWhatStandsOnIt:
             assert cells[9] == f"{latency['p50']:.1f} / {latency['p95']:.1f} / {latency['p99']:.1f}"
         assert "not measured: the filter matches no image" in written.page.text
 
-    def test_both_directions_side_by_side(self, written: Written) -> None:
+    def test_both_directions_side_by_side(self, written: LedgerEntry) -> None:
         measures = {(m["direction"], m["name"]): m for m in written.document["measures"] if not m["part"]}
         for name, called in (("recall", "Recall@K"), ("exact.recall", "exact Recall@K"), ("ndcg", "nDCG@K")):
             expected = [interval(measures[direction, f"{name}@{k}"]) for direction in DIRECTIONS for k in (1, 5, 10)]
@@ -207,10 +207,10 @@ class TestWhatStandsOnIt:
         ranks = [f"{measures[direction, 'median_rank']['value']:.0f}" for direction in DIRECTIONS]
         assert [cell.split()[0] for cell in written.page.last_row("median rank")[1:]] == ranks
 
-    def test_every_measure_is_explained(self, written: Written) -> None:
+    def test_every_measure_is_explained(self, written: LedgerEntry) -> None:
         assert [m.name for m in written.found.measures if not m.part and not sentence(m.name)] == []
 
-    def test_the_gap_with_what_it_depends_on(self, written: Written) -> None:
+    def test_the_gap_with_what_it_depends_on(self, written: LedgerEntry) -> None:
         geometry = written.found.geometry
         assert geometry is not None
         assert written.page.row("gap: W2, debiased")[1] == f"{geometry.gap.debiased:.3f}"
@@ -220,7 +220,7 @@ class TestWhatStandsOnIt:
         for said in (f"n = {geometry.groups} groups", "seed 0", geometry.gap.solver, "unit vectors"):
             assert said in written.page.text
 
-    def test_strata_by_value(self, written: Written) -> None:
+    def test_strata_by_value(self, written: LedgerEntry) -> None:
         its = [m for m in written.document["measures"] if m["part"].startswith("kind=") and m["name"] == "recall@10"]
         assert {m["part"] for m in its} == {f"kind={value}" for value in KINDS}
         texts = written.page.of("text")
@@ -230,7 +230,7 @@ class TestWhatStandsOnIt:
         for value in KINDS:
             assert titles.count(value) == 2, "once for each direction, in full"
 
-    def test_where_it_comes_from(self, written: Written) -> None:
+    def test_where_it_comes_from(self, written: LedgerEntry) -> None:
         row, alignment = written.found.row, written.origin.alignment
         card = written.origin.pairs.card
         for fingerprint in (
@@ -244,7 +244,7 @@ class TestWhatStandsOnIt:
         ):  # fmt: skip
             assert said in written.page.text
 
-    def test_passwords_do_not(self, written: Written, tmp_path: Path) -> None:
+    def test_passwords_do_not(self, written: LedgerEntry, tmp_path: Path) -> None:
         origin = replace(written.origin, store="https://me:s3cret@qdrant:6333/?api_key=s3cret")
         page = page_of(tmp_path, written.found, origin)
         assert "in https://***@qdrant:6333/" in page.text
@@ -262,7 +262,7 @@ class TestHistory:
         assert "the only audit of things under cosine that asked in this way" in page.text
         assert page.of("h1") == ["Measured: nothing was required of it."]
 
-    def test_of_several_recall_beside_the_gap(self, written: Written) -> None:
+    def test_of_several_recall_beside_the_gap(self, written: LedgerEntry) -> None:
         names = [attributes["aria-label"] for tag, attributes in written.page.tags if tag == "svg"]
         place = names.index("Recall@10")
         groups = written.found.geometry.groups if written.found.geometry else 0
@@ -312,13 +312,13 @@ def filters(history: Any) -> int:
 
 
 class TestNothingBreaksIt:
-    def test_everything_that_came_from_a_corpus_is_escaped(self, written: Written) -> None:
+    def test_everything_that_came_from_a_corpus_is_escaped(self, written: LedgerEntry) -> None:
         assert HTML in written.page.text
         assert not {tag for tag, _ in written.page.tags} & {"i", "s", "script", "a", "link", "iframe", "form"}
         assert not any(name.startswith("on") for _, attributes in written.page.tags for name in attributes)
         assert "<b onclick" not in written.page.html
 
-    def test_it_needs_no_network_and_runs_nothing(self, written: Written) -> None:
+    def test_it_needs_no_network_and_runs_nothing(self, written: LedgerEntry) -> None:
         policies = [attributes["content"] for tag, attributes in written.page.tags if "http-equiv" in attributes]
         assert policies == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
         assert "://" not in written.page.html
@@ -327,7 +327,7 @@ class TestNothingBreaksIt:
         assert all(url.startswith("data:image/jpeg;base64,") for url in written.page.images())
         assert written.page.images(), "the worst answers show pictures"
 
-    def test_images_that_are_gone_are_named_and_counted(self, written: Written, own: Path, tmp_path: Path) -> None:
+    def test_images_that_are_gone_are_named_and_counted(self, written: LedgerEntry, own: Path, tmp_path: Path) -> None:
         shown = len(written.page.images())
         files = sorted({
             point.payload["image"]
@@ -357,23 +357,23 @@ class TestNothingBreaksIt:
         for path in gone:
             assert f"{Path(path).name}: gone from disk" in spans
 
-    def test_an_image_without_a_file_is_named(self, written: Written, tmp_path: Path) -> None:
-        nothing = Worst("text-to-image", Point("q", {}), 3.0, [Point("found", {}, score=0.5)], [])
+    def test_an_image_without_a_file_is_named(self, written: LedgerEntry, tmp_path: Path) -> None:
+        nothing = WorstQuery("text-to-image", Point("q", {}), 3.0, [Point("found", {}, score=0.5)], [])
         page = page_of(tmp_path, replace(written.found, worst=[nothing]), written.origin)
         assert "found: no file was recorded" in page.of("span")
         assert "items of another embedding set" in page.text
 
-    def test_pictures_of_imported_vectors_are_shown_as_they_are(self, written: Written, tmp_path: Path) -> None:
+    def test_pictures_of_imported_vectors_are_shown_as_they_are(self, written: LedgerEntry, tmp_path: Path) -> None:
         """Their content is the vector: what their files held is not known."""
         held = {"image": str(picture(tmp_path / "a.png")), "content_sha256": "0" * 64}
-        worst = Worst("text-to-image", Point("q", {}), 3.0, [Point("found", held, score=0.5)], [])
+        worst = WorstQuery("text-to-image", Point("q", {}), 3.0, [Point("found", held, score=0.5)], [])
         origin = written.origin
         encoder = EncoderRow(modality="image", spec="imported:CLIP", fingerprint="0" * 64, dim=4)
         for encoders, shown in ((origin.encoders, 0), ({**origin.encoders, "image": encoder}, 1)):
             found = replace(written.found, worst=[worst])
             assert len(page_of(tmp_path, found, replace(origin, encoders=encoders)).images()) == shown
 
-    def test_its_size_is_bounded(self, written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_its_size_is_bounded(self, written: LedgerEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         noise, points = np.random.default_rng(0), []
         for number in range(30):
             path = tmp_path / f"{number}.png"
@@ -384,7 +384,7 @@ class TestNothingBreaksIt:
                 "content_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             }
             points.append(Point(f"k{number}", held, score=0.5))
-        each = Worst("text-to-image", points[0], 9.0, points, points[:3])
+        each = WorstQuery("text-to-image", points[0], 9.0, points, points[:3])
         found = replace(written.found, worst=[each] * 3)
         whole = page_of(tmp_path, found, written.origin)
         assert max(map(len, whole.images())) < 40_000, f"a picture of {THUMBNAIL} pixels"
@@ -395,7 +395,7 @@ class TestNothingBreaksIt:
         assert "left out: the page would grow too large" in cut.text
         assert len(cut.html) < 1_000_000
 
-    def test_what_could_not_be_measured_is_said(self, written: Written, tmp_path: Path) -> None:
+    def test_what_could_not_be_measured_is_said(self, written: LedgerEntry, tmp_path: Path) -> None:
         refused = [
             StageFound(stage.direction, stage.name, stage.against, why_not="exact search is refused")
             if stage.name == "lowering"
@@ -421,7 +421,7 @@ class TestNothingBreaksIt:
         names = [row[0].split()[0] for row in page.rows if row and row[0].split()[:1] in (["reference"], ["lowering"])]
         assert names == ["reference", "lowering"] * 2, "in the order of a search, whichever was noted first"
 
-    def test_a_change_that_is_more_than_chance_is_marked(self, written: Written, tmp_path: Path) -> None:
+    def test_a_change_that_is_more_than_chance_is_marked(self, written: LedgerEntry, tmp_path: Path) -> None:
         drifts = [
             replace(d, change=replace(d.change, difference=Estimate(-0.25, -0.3, -0.2)))
             if d.name in ("recall@10", "median_rank")
@@ -475,7 +475,7 @@ class TestTheFile:
         assert (tmp_path / "old.html").read_text() == "old"
 
     def test_an_older_page_stays_until_a_whole_one_replaces_it(
-        self, written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, written: LedgerEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         path = tmp_path / "page.html"
         path.write_text("old")

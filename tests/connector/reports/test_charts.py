@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from alignment.retrieval.bootstrap import Estimate
-from connector.audits.history import Moment
-from connector.audits.result import Plane, StageFound
+from connector.audits.history import AuditSummary
+from connector.audits.result import PcaProjection, StageFound
 from connector.provenance.tables import MeasureRow
 from connector.reports.charts import Bar, Line, Mark, bars, lines, scatter, waterfall
 from connector.reports.trends import trend
@@ -103,7 +103,7 @@ def test_lines_stand_where_their_values_are() -> None:
 
 
 def test_the_plane_has_one_scale_two_shapes_and_a_line_for_each_pair() -> None:
-    plane = Plane(["a", "b"], [(0.0, 0.0), (2.0, 0.0)], [(0.0, 1.0), (2.0, 1.0)], (0.4, 0.125))
+    plane = PcaProjection(["a", "b"], [(0.0, 0.0), (2.0, 0.0)], [(0.0, 1.0), (2.0, 1.0)], (0.4, 0.125))
     svg = drawn(scatter(plane))
     squares = [(float(e.attrib["x"]), float(e.attrib["y"])) for e in list(svg.iter("rect")) if e.get("width") == "5"]
     circles = [(float(e.attrib["cx"]), float(e.attrib["cy"])) for e in svg.iter("circle") if e.get("r") == "2.8"]
@@ -116,9 +116,9 @@ def test_the_plane_has_one_scale_two_shapes_and_a_line_for_each_pair() -> None:
     assert "second axis: 12.5% of the variance" in texts(svg)
 
 
-def moment(number: int, release: str, *measures: MeasureRow) -> Moment:
+def moment(number: int, release: str, *measures: MeasureRow) -> AuditSummary:
     at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=number)
-    return Moment(number, release, "cosine", "measured" if measures else "broken", at, "pairs", measures)
+    return AuditSummary(number, release, "cosine", "measured" if measures else "broken", at, "pairs", measures)
 
 
 def measure(direction: str, name: str, value: float, queries: int = 100) -> MeasureRow:

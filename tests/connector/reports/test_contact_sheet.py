@@ -15,7 +15,7 @@ from alignment.modality import Modality
 from connector.errors import ConnectorError
 from connector.reports.contact_sheet import Answered, thumbnail, write_contact_sheet
 from connector.reports.pages import THUMBNAIL
-from connector.search.retriever import Found
+from connector.search.retriever import SearchHit
 
 SCRIPT = "<script>alert('\"&')</script>"
 
@@ -40,8 +40,8 @@ class Page(HTMLParser):
         return [attributes["src"] or "" for tag, attributes in self.tags if tag == "img"]
 
 
-def found(key: str, modality: Modality = "image", score: float = 0.5, **payload: Any) -> Found:
-    return Found(key, f"group of {key}", modality, score, score, dict(payload))
+def found(key: str, modality: Modality = "image", score: float = 0.5, **payload: Any) -> SearchHit:
+    return SearchHit(key, f"group of {key}", modality, score, score, dict(payload))
 
 
 def picture(path: Path, size: tuple[int, int] = (400, 200), mode: str = "RGB") -> Path:

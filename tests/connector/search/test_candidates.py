@@ -18,12 +18,12 @@ from alignment.metrics import Guarantee, LearnedMetric, Metric, Rescored, parse
 from alignment.metrics.divergences import CertifiedLowering
 from alignment.metrics.learned import CosineCandidates, MixtureLowering
 from alignment.modality import MODALITIES
-from alignment.vectors import FloatArray, unit
+from alignment.vectors import FloatArray, l2_normalize
 from connector.errors import ConnectorError
 from connector.provenance.tables import ReleaseRow, now
 from connector.releases.aligned_payload import ALIGNED, packed, unpacked
 from connector.releases.release import Release
-from connector.search.candidates import GROWTH, Finder, Ranked
+from connector.search.candidates import GROWTH, CandidateSearch, RankedHits
 from connector.stores.contract import CollectionConfig, Hit, Points, Record, Store, VectorConfig
 from tests.support.world import ALL, KINDS, LATENT, Calls, alignment, opened_world, points_of, raw_scores, scores
 
@@ -95,7 +95,7 @@ def points(release: Release, X: FloatArray) -> Points:
     return Points("image", points_of(len(X)), lowering.item(X), payloads)
 
 
-def filled(store: Store, text: str, X: FloatArray, **settings: Any) -> Finder:
+def filled(store: Store, text: str, X: FloatArray, **settings: Any) -> CandidateSearch:
     """A finder over a collection of images."""
     release = a_release(text)
     lowering = release.lowerings["image"]
@@ -104,7 +104,7 @@ def filled(store: Store, text: str, X: FloatArray, **settings: Any) -> Finder:
     store.create(NAME, CollectionConfig(dict.fromkeys(MODALITIES, vector), metadata={}, **settings))
     store.upsert(NAME, points(release, X))
     store.ready(NAME)
-    return Finder(release, store)
+    return CandidateSearch(release, store)
 
 
 @dataclass
@@ -145,12 +145,12 @@ class Brute:
         return [Record(id_, None, dict(self.payloads[number[id_]])) for id_ in ids]
 
 
-def numbers(answer: Ranked) -> list[int]:
+def numbers(answer: RankedHits) -> list[int]:
     """Row numbers of what was found."""
     return [UUID(hit.id).int - 1 for hit in answer.hits]
 
 
-def assert_best(answer: Ranked, row: npt.NDArray[np.float64], k: int, tolerance: float = ROUNDING) -> None:
+def assert_best(answer: RankedHits, row: npt.NDArray[np.float64], k: int, tolerance: float = ROUNDING) -> None:
     """Assert that `answer` is the best `k` of the reference scores `row` (m,), ties aside."""
     found = numbers(answer)
     assert len(set(found)) == len(found) == min(k, len(row))
@@ -158,7 +158,7 @@ def assert_best(answer: Ranked, row: npt.NDArray[np.float64], k: int, tolerance:
     np.testing.assert_allclose([hit.score for hit in answer.hits], row[found], rtol=0, atol=tolerance)
 
 
-def reference(finder: Finder, Q: FloatArray, X: FloatArray) -> npt.NDArray[np.float64]:
+def reference(finder: CandidateSearch, Q: FloatArray, X: FloatArray) -> npt.NDArray[np.float64]:
     """The alignment's own metric in float64: (n, m)."""
     return scores(alignment().metric(parse(str(finder.release.metric)), items="image"), Q, X)
 
@@ -184,8 +184,8 @@ class TestOrder:
 
     @pytest.mark.parametrize("text", ALL)
     def test_is_the_references(self, store: Store, text: str) -> None:
-        X = unit(np.concatenate([make(40, 1) for make in DATA.values()]))
-        Q = unit(np.concatenate([make(5, 2) for make in DATA.values()]))
+        X = l2_normalize(np.concatenate([make(40, 1) for make in DATA.values()]))
+        Q = l2_normalize(np.concatenate([make(5, 2) for make in DATA.values()]))
         Q = np.concatenate([Q, X[::40]])  # and what is there
         finder = filled(store, text, X)
         expected = reference(finder, Q, X)
@@ -205,7 +205,7 @@ class TestProofs:
     @pytest.mark.parametrize("text", ["chi2", "chi2(map=softmax)", "js", "mol"])
     @pytest.mark.usefixtures("small_pages")
     def test_what_is_certified_is_complete(self, store: Store, text: str, data: str) -> None:
-        X, Q = unit(DATA[data](self.N, 1)), unit(DATA[data](12, 2))
+        X, Q = l2_normalize(DATA[data](self.N, 1)), l2_normalize(DATA[data](12, 2))
         finder = filled(store, text, X)
         expected = reference(finder, Q, X)
         for budget in (16, 64, self.N + 1):
@@ -221,15 +221,15 @@ class TestProofs:
     @pytest.mark.parametrize(("text", "data"), [("chi2", "random"), ("js", "random"), ("js", "sparse")])
     @pytest.mark.usefixtures("small_pages")
     def test_it_mostly_needs_few_candidates(self, store: Store, text: str, data: str) -> None:
-        finder = filled(store, text, unit(DATA[data](self.N, 1)))
-        found = finder.find("image", unit(DATA[data](12, 2)), 3, exact=True)
+        finder = filled(store, text, l2_normalize(DATA[data](self.N, 1)))
+        found = finder.find("image", l2_normalize(DATA[data](12, 2)), 3, exact=True)
         assert {answer.certified for answer in found} == {True}
         assert np.median([answer.candidates for answer in found]) <= self.N / 4
 
     @pytest.mark.usefixtures("small_pages")
     def test_a_budget_that_ends_first_proves_nothing(self, store: Store) -> None:
         """What is found is the best of those that were seen."""
-        X, Q = unit(duplicated(self.N, 1)), unit(random(6, 2))
+        X, Q = l2_normalize(duplicated(self.N, 1)), l2_normalize(random(6, 2))
         finder = filled(store, "chi2", X)
         for answer in finder.find("image", Q, 8, exact=True, budget=8):  # thirty of each: the next is as good
             assert (answer.certified, answer.candidates, len(answer.hits)) == (False, 8, 8)
@@ -238,9 +238,9 @@ class TestProofs:
     @pytest.mark.usefixtures("small_pages")
     def test_a_mixture_that_no_item_sways_is_certified_at_once(self) -> None:
         release = a_release("mol(components=2,size=3,sway=0.0)", seed=4)
-        X, Q = unit(random(self.N, 1)), unit(random(10, 2))
+        X, Q = l2_normalize(random(self.N, 1)), l2_normalize(random(10, 2))
         brute = Brute.of(release, X)
-        found = Finder(release, cast(Store, brute)).find("image", Q, 3)
+        found = CandidateSearch(release, cast(Store, brute)).find("image", Q, 3)
         lowering = release.lowerings["image"]
         assert isinstance(lowering, Rescored)
         for answer, row in zip(found, scores(lowering.metric, Q, X), strict=True):
@@ -250,7 +250,7 @@ class TestProofs:
 
     @pytest.mark.usefixtures("small_pages")
     def test_of_a_measured_metric_nothing_is_proved(self, store: Store) -> None:
-        X, Q = unit(random(self.N, 1)), unit(random(6, 2))
+        X, Q = l2_normalize(random(self.N, 1)), l2_normalize(random(6, 2))
         finder = filled(store, "mlp", X)
         for budget in (20, None):
             for answer in finder.find("image", Q, 5, exact=True, budget=budget):
@@ -264,7 +264,7 @@ class TestProofs:
     @pytest.mark.parametrize("text", RESCORED)
     @pytest.mark.usefixtures("small_pages")
     def test_a_filter_that_leaves_few_is_seen_whole(self, store: Store, text: str) -> None:
-        X, Q = unit(random(self.N, 1)), unit(random(4, 2))
+        X, Q = l2_normalize(random(self.N, 1)), l2_normalize(random(4, 2))
         finder = filled(store, text, X)
         condition = models.Filter(must=[models.FieldCondition(key="group", match=models.MatchValue(value="3"))])
         for exact in (True, False):
@@ -277,9 +277,9 @@ class TestProofs:
     @pytest.mark.usefixtures("small_pages")
     def test_under_approximate_search_it_is_relative_to_the_index(self, text: str) -> None:
         """What the index never finds is not missed by the proof; exact search finds it."""
-        release, X, Q = a_release(text), unit(random(self.N, 1)), unit(random(10, 2))
+        release, X, Q = a_release(text), l2_normalize(random(self.N, 1)), l2_normalize(random(10, 2))
         brute = Brute.of(release, X)
-        finder = Finder(release, cast(Store, brute))
+        finder = CandidateSearch(release, cast(Store, brute))
         best = reference(finder, Q, X).argmax(axis=1)
         brute.lost = set(best.tolist())
         for answer, number in zip(finder.find("image", Q, 1, exact=False), best, strict=True):
@@ -294,7 +294,7 @@ class TestProofs:
         """Through HNSW, what is certified is nearly always complete: the index alone may lose something."""
         monkeypatch.setattr(CertifiedLowering, "page", 16)
         monkeypatch.setattr(MixtureLowering, "page", 16)
-        X, Q = unit(random(1500, 1)), unit(random(20, 2))
+        X, Q = l2_normalize(random(1500, 1)), l2_normalize(random(20, 2))
         with opened_world("edge", tmp_path, monkeypatch) as world:
             finder = filled(world.store, text, X, indexing_threshold=1)
             assert world.store.describe(NAME).indexed > 0
@@ -322,12 +322,12 @@ VECTORS = arrays.arrays(
 @example(vectors=np.repeat(np.eye(DIM), 4, axis=0), k=4, page=1, budget=24)
 def test_no_proof_is_wrong(text: str, vectors: npt.NDArray[np.float64], k: int, page: int, budget: int) -> None:
     vectors = np.where(np.abs(vectors).max(axis=1, keepdims=True) < 1e-9, 1.0, vectors)  # no alignment gives zeros
-    X, Q = unit(vectors[4:]), unit(vectors[:4])
+    X, Q = l2_normalize(vectors[4:]), l2_normalize(vectors[:4])
     release = a_release(text)
     brute = Brute.of(release, X)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(type(release.lowerings["image"]), "page", page)
-        finder = Finder(release, cast(Store, brute))
+        finder = CandidateSearch(release, cast(Store, brute))
         for _ in range(2):  # the second time it remembers
             found = finder.find("image", Q, k, budget=budget)
             for answer, row in zip(found, reference(finder, Q, X), strict=True):
@@ -342,35 +342,37 @@ def test_no_proof_is_wrong(text: str, vectors: npt.NDArray[np.float64], k: int, 
 class TestPages:
     N = 300
 
-    def brute(self, text: str = "chi2", data: str = "random") -> tuple[Finder, Brute]:
+    def brute(self, text: str = "chi2", data: str = "random") -> tuple[CandidateSearch, Brute]:
         release = a_release(text)
-        brute = Brute.of(release, unit(DATA[data](self.N, 1)))
-        return Finder(release, cast(Store, brute)), brute
+        brute = Brute.of(release, l2_normalize(DATA[data](self.N, 1)))
+        return CandidateSearch(release, cast(Store, brute)), brute
 
     def test_they_grow_to_the_budget(self) -> None:
         finder, brute = self.brute(data="duplicated")
-        finder.find("image", unit(random(3, 2)), 2, budget=50)
+        finder.find("image", l2_normalize(random(3, 2)), 2, budget=50)
         sizes = [page for _, page in brute.pages]
         assert sizes == [8, 8 * GROWTH, 8 * GROWTH**2, 50]
         brute.pages.clear()
-        Finder(finder.release, finder.store).find("image", unit(random(3, 2)), 2)
+        CandidateSearch(finder.release, finder.store).find("image", l2_normalize(random(3, 2)), 2)
         assert [page for _, page in brute.pages] == [8, 16, 32, 64]
 
     def test_the_first_holds_twice_k(self) -> None:
         finder, brute = self.brute()
-        finder.find("image", unit(random(1, 2)), 20)
+        finder.find("image", l2_normalize(random(1, 2)), 20)
         assert brute.pages[0] == (1, 40)
         brute.pages.clear()
-        finder.find("image", unit(random(1, 2)), 100)  # more than half of the budget, which k may exceed as well
+        finder.find(
+            "image", l2_normalize(random(1, 2)), 100
+        )  # more than half of the budget, which k may exceed as well
         assert brute.pages[0] == (1, 128)
         brute.pages.clear()
-        found = finder.find("image", unit(random(1, 2)), 200)
+        found = finder.find("image", l2_normalize(random(1, 2)), 200)
         assert [page for _, page in brute.pages] == [200]
         assert len(found[0].hits) == 200
 
     def test_only_queries_that_are_not_proved_go_on(self) -> None:
         finder, brute = self.brute()
-        found = finder.find("image", unit(random(40, 2)), 3)
+        found = finder.find("image", l2_normalize(random(40, 2)), 3)
         asked = [queries for queries, _ in brute.pages]
         assert asked == sorted(asked, reverse=True)
         assert 0 < asked[1] < asked[0] == 40
@@ -378,14 +380,14 @@ class TestPages:
 
     def test_a_query_that_is_equal_to_items_needs_one_page(self) -> None:
         finder, brute = self.brute()
-        X = unit(random(self.N, 1))
+        X = l2_normalize(random(self.N, 1))
         for answer, number in zip(finder.find("image", X[:5], 1), range(5), strict=True):
             assert (numbers(answer), answer.certified) == ([number], True)
         assert [page for _, page in brute.pages] == [8]
 
     def test_it_remembers_how_many_were_needed(self) -> None:
         finder, brute = self.brute()
-        Q = np.repeat(unit(random(1, 2)), 40, axis=0)
+        Q = np.repeat(l2_normalize(random(1, 2)), 40, axis=0)
         first = finder.find("image", Q, 3)
         assert len(brute.pages) > 1
         brute.pages.clear()
@@ -402,11 +404,11 @@ class TestPages:
     def test_it_forgets_a_query_that_needed_everything(self) -> None:
         """One outlier does not make every later search expensive."""
         finder, brute = self.brute()
-        Q = unit(random(40, 2))
+        Q = l2_normalize(random(40, 2))
         finder.find("image", Q, 3)
-        finder.find("image", unit(random(self.N, 1))[:1], 3)
+        finder.find("image", l2_normalize(random(self.N, 1))[:1], 3)
         brute.pages.clear()
-        finder.find("image", unit(random(self.N, 1))[:1], 3)
+        finder.find("image", l2_normalize(random(self.N, 1))[:1], 3)
         assert brute.pages[0][1] < 128
 
     def test_a_measured_metric_fetches_its_page_once(self) -> None:
@@ -415,7 +417,7 @@ class TestPages:
             patched.setattr(CosineCandidates, "page", 40)
             patched.setattr(CosineCandidates, "budget", 40)
             for _ in range(2):
-                for answer in finder.find("image", unit(random(3, 2)), 5):
+                for answer in finder.find("image", l2_normalize(random(3, 2)), 5):
                     assert answer.candidates == 40
         assert brute.pages == [(3, 40), (3, 40)]
 
@@ -424,24 +426,24 @@ class TestPages:
     def test_a_budget_below_k_is_refused(self, text: str, budget: int) -> None:
         finder, brute = self.brute(text)
         with pytest.raises(ConnectorError, match=f"expected a candidate budget of at least k, 5, got {budget}; raise"):
-            finder.find("image", unit(random(3, 2)), 5, budget=budget)
+            finder.find("image", l2_normalize(random(3, 2)), 5, budget=budget)
         assert brute.pages == []
 
     def test_through_a_store_too(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-        finder = filled(store, "chi2", unit(duplicated(self.N, 1)))
+        finder = filled(store, "chi2", l2_normalize(duplicated(self.N, 1)))
         searches, fetches = (Calls(monkeypatch, store, method) for method in ("search", "retrieve"))
-        finder.find("image", unit(random(3, 2)), 2, exact=True)
+        finder.find("image", l2_normalize(random(3, 2)), 2, exact=True)
         assert [k for *_, k in searches.arguments] == [8, 16, 32, 64]
         assert len(fetches) == 1
-        finder.find("image", unit(random(3, 2)), 2, exact=True, with_payload=False)
+        finder.find("image", l2_normalize(random(3, 2)), 2, exact=True, with_payload=False)
         assert len(fetches) == 1
 
 
 class TestPayloads:
     @pytest.mark.parametrize("text", ["dot", "chi2", "mlp"])
     def test_they_are_those_of_what_was_chosen(self, store: Store, text: str) -> None:
-        finder = filled(store, text, unit(random(30, 1)))
-        Q = unit(random(4, 2))
+        finder = filled(store, text, l2_normalize(random(30, 1)))
+        Q = l2_normalize(random(4, 2))
 
         def payloads(**options: Any) -> list[dict[str, Any]]:
             found = finder.find("image", Q, 3, exact=True, **options)
@@ -457,8 +459,8 @@ class TestPayloads:
         assert payloads(with_payload=False) == [{}] * 12
 
     def test_the_vector_is_never_among_them(self, store: Store) -> None:
-        finder = filled(store, "js", unit(random(30, 1)))
-        (answer,) = finder.find("image", unit(random(1, 2)), 3, with_payload=[ALIGNED, "number"])
+        finder = filled(store, "js", l2_normalize(random(30, 1)))
+        (answer,) = finder.find("image", l2_normalize(random(1, 2)), 3, with_payload=[ALIGNED, "number"])
         assert {frozenset(hit.payload) for hit in answer.hits} == {frozenset(("number",))}
 
     @pytest.mark.parametrize("text", ["chi2", "mlp"])
@@ -466,7 +468,7 @@ class TestPayloads:
         self, store: Store, text: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Between its candidates and their payloads, the best one goes."""
-        finder, Q = filled(store, text, unit(random(30, 1))), unit(random(2, 2))
+        finder, Q = filled(store, text, l2_normalize(random(30, 1))), l2_normalize(random(2, 2))
         whole = finder.find("image", Q, 3)
         original = store.retrieve
 
@@ -483,9 +485,9 @@ class TestPayloads:
         assert len(found[0].hits) == 2
 
     def test_what_everything_was_deleted_of_finds_nothing(self, store: Store) -> None:
-        finder = filled(store, "chi2", unit(random(5, 1)))
+        finder = filled(store, "chi2", l2_normalize(random(5, 1)))
         store.delete(NAME, points_of(5))
-        for answer in finder.find("image", unit(random(2, 2)), 3):
+        for answer in finder.find("image", l2_normalize(random(2, 2)), 3):
             assert (answer.hits, answer.certified, answer.candidates) == ([], True, 0)
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from alignment.modality import OTHER
-from alignment.vectors import FloatArray, unit
+from alignment.vectors import FloatArray, l2_normalize
 from connector.push import session as pushing
-from connector.releases.release import Tuned
-from connector.search.candidates import Finder
+from connector.releases.release import EfTuning
+from connector.search.candidates import CandidateSearch
 from connector.search.ef_tuning import ENOUGH, SAMPLE, WIDTHS, sample, tune
 from connector.search.retriever import Retriever
 from connector.stores.contract import Hit, Store
@@ -37,16 +37,16 @@ class Walked:
         return [hits[1:] if short and row % self.each == 0 else hits[:k] for row, hits in enumerate(found)]
 
 
-def tuned(enough: int, text: str = "cosine", each: int = 1) -> Tuned | None:
+def tuned(enough: int, text: str = "cosine", each: int = 1) -> EfTuning | None:
     release = a_release(text)
-    store = Walked(Brute.of(release, unit(random(400, 1))), enough, each)
-    return tune(release, cast(Store, store), {"image": unit(random(30, 2))})
+    store = Walked(Brute.of(release, l2_normalize(random(400, 1))), enough, each)
+    return tune(release, cast(Store, store), {"image": l2_normalize(random(30, 2))})
 
 
 @pytest.mark.parametrize("text", ["cosine", "euclid", "kl-query-item", "chi2", "mol", "dot+nnn"])
 @pytest.mark.parametrize("enough", WIDTHS)
 def test_it_is_the_shortest_walk_that_is_enough(text: str, enough: int) -> None:
-    assert tuned(enough, text) == Tuned(enough, 1.0)
+    assert tuned(enough, text) == EfTuning(enough, 1.0)
 
 
 def test_a_query_in_thirty_may_lose_something() -> None:
@@ -65,19 +65,19 @@ def test_where_no_walk_is_enough_the_longest_is_taken_and_says_what_it_misses() 
 
 def test_the_modality_that_is_found_worst_decides() -> None:
     release = a_release("cosine")
-    easy, hard = (Brute.of(release, unit(random(400, 1))) for _ in range(2))
+    easy, hard = (Brute.of(release, l2_normalize(random(400, 1))) for _ in range(2))
 
     class Both:
         def search(self, name: str, vector: str, *args: Any, **options: Any) -> list[list[Hit]]:
             enough = {"image": WIDTHS[1], "text": WIDTHS[2]}[vector]
             return Walked({"image": easy, "text": hard}[vector], enough).search(name, vector, *args, **options)
 
-    asked = unit(random(10, 2))
-    assert tune(release, cast(Store, Both()), {"image": asked, "text": asked}) == Tuned(WIDTHS[2], 1.0)
+    asked = l2_normalize(random(10, 2))
+    assert tune(release, cast(Store, Both()), {"image": asked, "text": asked}) == EfTuning(WIDTHS[2], 1.0)
 
 
 def test_nothing_to_ask_with_tunes_nothing() -> None:
-    known = Tuned(512, 0.99)
+    known = EfTuning(512, 0.99)
     assert tune(a_release("cosine"), cast(Store, None), {}) is None
     assert tune(a_release("cosine"), cast(Store, None), {}, known=known) == known
 
@@ -85,16 +85,16 @@ def test_nothing_to_ask_with_tunes_nothing() -> None:
 @pytest.mark.parametrize(
     ("enough", "known", "expected"),
     [
-        (WIDTHS[0], Tuned(WIDTHS[2], 0.991), Tuned(WIDTHS[2], 0.991)),
-        (WIDTHS[3], Tuned(WIDTHS[2], 0.991), Tuned(WIDTHS[3], 1.0)),
-        (WIDTHS[-1] + 1, Tuned(WIDTHS[-1], 0.97), Tuned(WIDTHS[-1], 0.9)),
-        (WIDTHS[0], Tuned(WIDTHS[-1], 0.8), Tuned(WIDTHS[-1], 0.8)),
+        (WIDTHS[0], EfTuning(WIDTHS[2], 0.991), EfTuning(WIDTHS[2], 0.991)),
+        (WIDTHS[3], EfTuning(WIDTHS[2], 0.991), EfTuning(WIDTHS[3], 1.0)),
+        (WIDTHS[-1] + 1, EfTuning(WIDTHS[-1], 0.97), EfTuning(WIDTHS[-1], 0.9)),
+        (WIDTHS[0], EfTuning(WIDTHS[-1], 0.8), EfTuning(WIDTHS[-1], 0.8)),
     ],
 )
-def test_what_is_known_is_neither_shortened_nor_flattered(enough: int, known: Tuned, expected: Tuned) -> None:
+def test_what_is_known_is_neither_shortened_nor_flattered(enough: int, known: EfTuning, expected: EfTuning) -> None:
     release = a_release("cosine")
-    store = cast(Store, Walked(Brute.of(release, unit(random(400, 1))), enough))
-    found = tune(release, store, {"image": unit(random(30, 2))}, known=known)
+    store = cast(Store, Walked(Brute.of(release, l2_normalize(random(400, 1))), enough))
+    found = tune(release, store, {"image": l2_normalize(random(30, 2))}, known=known)
     assert found is not None
     assert found.hnsw_ef == expected.hnsw_ef
     assert found.recall == pytest.approx(expected.recall)
@@ -165,7 +165,7 @@ class TestPush:
         world.provenance.save(row)
         few = embedded("image", latent(3, 5))
         (release,) = world.push(world.set("t", rows("image", few, keys=["x", "y", "z"]))).releases
-        assert release.tuned == Tuned(1024, 0.992)
+        assert release.tuned == EfTuning(1024, 0.992)
         world.push(world.set("s", *self.hard(2510)))  # neither does what is now one of two sets
         assert world.provenance.releases()[0].settings["hnsw_ef"] == 1024
 
@@ -208,7 +208,10 @@ class TestPush:
 
     def test_a_short_walk_finds_less(self, world: World) -> None:
         (release,) = world.push(world.set("s", *self.hard(6000)), indexing_threshold=1).releases
-        finder, asked = Finder(release, world.store), unit(np.random.default_rng(3).standard_normal((50, DIM)))
+        finder, asked = (
+            CandidateSearch(release, world.store),
+            l2_normalize(np.random.default_rng(3).standard_normal((50, DIM))),
+        )
         exact = finder.find("image", asked, 10, exact=True)
 
         def found(ef: int) -> float:

@@ -24,7 +24,7 @@ from connector.errors import CollectionNotFoundError, MismatchError
 from connector.home import Home
 from connector.releases.aliases import alias_name
 from connector.search import export
-from connector.search.export import GUARANTEES, Target, write
+from connector.search.export import GUARANTEES, ExportSpec, write
 from connector.search.retriever import Retriever
 from connector.settings import Settings
 from tests.connector.cli.test_cli import corpus, done, home, modalign, shared  # noqa: F401  fixtures
@@ -51,7 +51,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture(scope="module", params=SERVED)
 def exported(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "graphs"
-    write(path, Target("a", alignment(), parse(request.param)))
+    write(path, ExportSpec("a", alignment(), parse(request.param)))
     return path
 
 
@@ -255,7 +255,7 @@ def test_what_cannot_be_exported(
 def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("kept")
     with pytest.raises(ExportError, match="not an empty directory"):
-        write(tmp_path / "out", Target("a", alignment(), parse("cosine")))
+        write(tmp_path / "out", ExportSpec("a", alignment(), parse("cosine")))
 
 
 def test_missing_packages_are_named(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
@@ -266,7 +266,7 @@ def test_missing_packages_are_named(shared: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_a_full_disk_leaves_nothing_and_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target, path = Target("a", alignment(), parse("cosine")), tmp_path / "deep" / "out"
+    target, path = ExportSpec("a", alignment(), parse("cosine")), tmp_path / "deep" / "out"
     made = graphs.export(target.alignment, target.metric)
     monkeypatch.setattr(export, "export", lambda *_: made)
     with monkeypatch.context() as patched:

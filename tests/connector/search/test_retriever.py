@@ -18,7 +18,7 @@ from alignment.vectors import FloatArray
 from connector.errors import CollectionNotFoundError, ConnectorError, EncoderError, MismatchError
 from connector.releases.aligned_payload import ALIGNED
 from connector.releases.release import lower
-from connector.search.retriever import Answer, Retriever
+from connector.search.retriever import Retriever, SearchResult
 from connector.stores.filters import parse_filter
 from tests.support.fakes import NAN_WORD, FakeImageEncoder, FakeTextEncoder
 from tests.support.world import (
@@ -71,7 +71,9 @@ def raw(modality: Modality, n: int = 7) -> FloatArray:
     return embedded(modality, latent(n, seed=99), noise=0.2)
 
 
-def asked(retriever: Retriever, modality: Modality, X: FloatArray, k: int = 10, **options: object) -> list[Answer]:
+def asked(
+    retriever: Retriever, modality: Modality, X: FloatArray, k: int = 10, **options: object
+) -> list[SearchResult]:
     return retriever.search_embeddings(modality, X, k, encoder=cards()[modality].fingerprint, **options)  # type: ignore[arg-type]
 
 

@@ -32,11 +32,11 @@ from connector.stores import qdrant as qdrant_store
 from connector.stores import qdrant_connection
 from connector.stores.contract import CollectionConfig, Points, VectorConfig
 from connector.stores.qdrant import QdrantStore
-from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, HTTP_STATUS, Connection, Patience
+from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, HTTP_STATUS, Connection, RetryPolicy
 
 ATTEMPTS = 3
 KEY = "s3cret-key"
-Answer = Callable[[str, str], tuple[int, dict[str, str], bytes] | None]
+SearchResult = Callable[[str, str], tuple[int, dict[str, str], bytes] | None]
 
 
 class Server(HTTPServer):
@@ -44,7 +44,7 @@ class Server(HTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.answer: Answer = lambda method, path: (200, {}, version("1.16.0"))
+        self.answer: SearchResult = lambda method, path: (200, {}, version("1.16.0"))
         self.requests: list[tuple[str, str]] = []
         self.keys: list[str | None] = []
         self.bodies: list[Any] = []
@@ -189,9 +189,9 @@ def test_what_passes_is_not_an_error(server: Server, store: QdrantStore) -> None
 
 
 def test_attempts_are_bounded_without_the_tests_help() -> None:
-    assert 1 < ATTEMPTS_TO_CONNECT < Patience().attempts <= 10
-    assert Patience().longest <= 120
-    assert Patience().longest_asked <= 60
+    assert 1 < ATTEMPTS_TO_CONNECT < RetryPolicy().attempts <= 10
+    assert RetryPolicy().longest <= 120
+    assert RetryPolicy().max_retry_after <= 60
 
 
 @pytest.mark.parametrize("found", ["1.16.0", "1.16.3", "1.17.0-dev", "1.20.1"])
