@@ -16,9 +16,30 @@ ModalignError
 └── ConnectorError        corpora and databases: see connector.errors
 """
 
+import re
+
 
 class ModalignError(Exception):
-    """Base of every error that modalign raises on purpose; `except ModalignError` catches them all."""
+    """Base of every error that modalign raises on purpose; `except ModalignError` catches them all.
+
+    Attributes:
+        code: a short name for programs, such as `embedding-set`. It stays when the sentence is reworded. Each class
+            has its own; an error may carry a narrower one.
+
+    >>> EmbeddingSetError("expected a card").code
+    'embedding-set'
+    """
+
+    code = "modalign"
+
+    def __init__(self, *args: object, code: str | None = None):
+        super().__init__(*args)
+        if code is not None:
+            self.code = code
+
+    def __init_subclass__(cls, **options: object):
+        super().__init_subclass__(**options)
+        cls.code = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__.removesuffix("Error")).lower()
 
 
 class EmbeddingSetError(ModalignError):

@@ -4,9 +4,19 @@ import importlib
 import sys
 
 NAMES = (
-    "startup", "search", "push", "peers", "ingest", "memory", "demo", "quality", "fit", "metrics", "mol_layout",
+    "startup",
+    "search",
+    "push",
+    "peers",
+    "ingest",
+    "memory",
+    "demo",
+    "quality",
+    "fit",
+    "metrics",
+    "mol_layout",
     "audit",
-)  # fmt: skip
+)
 
 for name in sys.argv[1:] or NAMES:
     if name not in NAMES:

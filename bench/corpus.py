@@ -50,10 +50,16 @@ def write_set(path: Path, count: int) -> FloatArray:
 def card(**changes: Any) -> AlignmentCard:
     """The card of an alignment that nobody fitted."""
     plain = AlignmentCard(
-        encoders=ENCODERS, method="bench", hyperparameters={}, metrics=["cosine"], sets=[], pairs=0,
+        encoders=ENCODERS,
+        method="bench",
+        hyperparameters={},
+        metrics=["cosine"],
+        sets=[],
+        pairs=0,
         hold_out=HoldOut(),
-        held_out_recall={}, candidates=[],
-    )  # fmt: skip
+        held_out_recall={},
+        candidates=[],
+    )
     return replace(plain, **changes)
 
 

@@ -42,12 +42,14 @@ def figures() -> list[Figure]:
     small, large = (peak_in_child(batch) for batch in (1024, LARGE_BATCH))  # a child's peak starts at its parent's
     X, Y = draw(PAIRS)
     data = GroupedEmbeddings(ModalityEmbeddings(X, np.arange(PAIRS)), ModalityEmbeddings(Y, np.arange(PAIRS)))
-    measured = alternating({
-        "needed by ridge": lambda: needed(X, Y, cca=False),
-        "ridge": lambda: Fitter("ridge", data, CPU).fit(RIDGE),
-        "needed by rcca": lambda: needed(X, Y, cca=True),
-        "rcca": lambda: Fitter("rcca", data, CPU).fit(RCCA),
-    })  # fmt: skip
+    measured = alternating(
+        {
+            "needed by ridge": lambda: needed(X, Y, cca=False),
+            "ridge": lambda: Fitter("ridge", data, CPU).fit(RIDGE),
+            "needed by rcca": lambda: needed(X, Y, cca=True),
+            "rcca": lambda: Fitter("rcca", data, CPU).fit(RCCA),
+        }
+    )
     shared = paired(data, CPU)
     assert shared.products
     candidate = alternating({"one more": lambda: Fitter("rcca", data, CPU, pairs=shared).fit(RCCA)})["one more"]
@@ -55,26 +57,38 @@ def figures() -> list[Figure]:
     few = GroupedEmbeddings(
         ModalityEmbeddings(X[some], np.arange(SKLEARN_PAIRS)), ModalityEmbeddings(Y[some], np.arange(SKLEARN_PAIRS))
     )
-    theirs = alternating({
-        "sklearn": lambda: CCA(SKLEARN_COMPONENTS, max_iter=200, tol=1e-4).fit(X[some], Y[some]),
-        "rcca": lambda: Fitter("rcca", few, CPU).fit(RCCA),
-    }, rounds=1)  # fmt: skip
+    theirs = alternating(
+        {
+            "sklearn": lambda: CCA(SKLEARN_COMPONENTS, max_iter=200, tol=1e-4).fit(X[some], Y[some]),
+            "rcca": lambda: Fitter("rcca", few, CPU).fit(RCCA),
+        },
+        rounds=1,
+    )
     for name, seconds in measured.items():
         print(f"{name}: {seconds:.2f} s")
     print(f"rcca with the products shared, as in a cross-validation: {candidate:.2f} s")
     size = f"{PAIRS:,} x {D_X} against {D_Y}"
     found = [
-        Figure(f"time of {name} on {size}, over the products and decompositions it needs",
-               measured[name] / measured[f"needed by {name}"], 2.0, at_most=True)
+        Figure(
+            f"time of {name} on {size}, over the products and decompositions it needs",
+            measured[name] / measured[f"needed by {name}"],
+            2.0,
+            at_most=True,
+        )
         for name in ("ridge", "rcca")
-    ]  # fmt: skip
+    ]
     what = f"times faster than scikit-learn's CCA of {SKLEARN_COMPONENTS} components on {SKLEARN_PAIRS:,} pairs"
     found.append(Figure(f"rcca of all components, {what}", theirs["sklearn"] / theirs["rcca"], 10.0))
     for batch, pairs in BATCHES.items():
         rates = training_rates(data, batch, pairs)
         print(f"training at batch {batch}: {rates['ours']:,.0f} pairs/s, plain loop {rates['plain']:,.0f} pairs/s")
-        found.append(Figure(f"pairs/s of training a linear head at batch {batch}, over a plain loop",
-                            rates["ours"] / rates["plain"], 0.8))  # fmt: skip
+        found.append(
+            Figure(
+                f"pairs/s of training a linear head at batch {batch}, over a plain loop",
+                rates["ours"] / rates["plain"],
+                0.8,
+            )
+        )
     logits = LARGE_BATCH**2 * 4 / 2**20
     print(f"peak memory of training: {small:.0f} MiB at batch 1,024, {large:.0f} MiB at batch {LARGE_BATCH:,}")
     what = f"memory that a batch of {LARGE_BATCH:,} adds, over one matrix of its logits ({logits:.0f} MiB)"
@@ -126,10 +140,12 @@ def training_rates(data: GroupedEmbeddings, batch: int, pairs: int) -> dict[str,
     chosen = data.only(np.arange(pairs))
     training = Training(batch=batch, epochs=1, patience=1)
 
-    seconds = alternating({
-        "ours": partial(ours, chosen, training, CPU),
-        "plain": partial(plain, chosen, training),
-    })  # fmt: skip
+    seconds = alternating(
+        {
+            "ours": partial(ours, chosen, training, CPU),
+            "plain": partial(plain, chosen, training),
+        }
+    )
     return {name: pairs / time for name, time in seconds.items()}
 
 
@@ -169,10 +185,12 @@ def gpu_share(device: torch.device, pairs: int, batch: int) -> float:
     data = GroupedEmbeddings(ModalityEmbeddings(X, np.arange(pairs)), ModalityEmbeddings(Y, np.arange(pairs)))
     training = Training(batch=batch, epochs=1, patience=1)
     A = torch.randn(8192, 8192, dtype=torch.bfloat16, device=device)
-    seconds = alternating({
-        "product": lambda: float((A @ A)[0, 0]),  # reading a number waits for the device
-        "training": partial(ours, data, training, device),
-    })  # fmt: skip
+    seconds = alternating(
+        {
+            "product": lambda: float((A @ A)[0, 0]),  # reading a number waits for the device
+            "training": partial(ours, data, training, device),
+        }
+    )
     # Logits, and from them the gradients of both sides; each head, and from it the gradient of its weight.
     needed = pairs * (3 * 2 * batch * OUT + 2 * 2 * 2 * D_X * OUT)
     print(f"training on {device}: {pairs / seconds['training']:,.0f} pairs/s at batch {batch:,}")

@@ -175,11 +175,17 @@ def _serve(home: Home, name: str, queries: Path, *, indexing_threshold: int | No
             fields["latency"][exact] = _latency(retriever, native, asked, exact=exact)
         rows.append(
             Served(
-                metric, retriever.guarantee.value, fields["recall"], retriever.release.hnsw_ef, certified,
-                fields["candidates"], fields["latency"],
-                sizes[metric] / sizes[NATIVE], seconds[metric] / seconds[NATIVE],
+                metric,
+                retriever.guarantee.value,
+                fields["recall"],
+                retriever.release.hnsw_ef,
+                certified,
+                fields["candidates"],
+                fields["latency"],
+                sizes[metric] / sizes[NATIVE],
+                seconds[metric] / seconds[NATIVE],
             )
-        )  # fmt: skip
+        )
         print(f"{name}: {rows[-1]}", flush=True)
     return rows
 
@@ -217,17 +223,35 @@ def _size(home: Home, collection: str) -> int:
 def table(rows: list[Served]) -> str:
     """Lay the rows out in Markdown."""
     names = (
-        "metric", "guarantee", "recall, exact", "recall, HNSW", "hnsw_ef", "certified, exact", "certified, HNSW",
-        "candidates, exact", "latency, exact", "latency, HNSW", "size", "push",
-    )  # fmt: skip
+        "metric",
+        "guarantee",
+        "recall, exact",
+        "recall, HNSW",
+        "hnsw_ef",
+        "certified, exact",
+        "certified, HNSW",
+        "candidates, exact",
+        "latency, exact",
+        "latency, HNSW",
+        "size",
+        "push",
+    )
     lines = [" | ".join(names), " | ".join("---" for _ in names)]
     for row in rows:
         proved = ["" if row.certified[exact] is None else f"{row.certified[exact]:.3f}" for exact in (True, False)]
         cells = [
-            row.metric, row.guarantee, f"{row.recall[True]:.3f}", f"{row.recall[False]:.3f}", str(row.hnsw_ef or ""),
-            *proved, f"{row.candidates[True]:.0f}", f"{row.latency[True]:.2f} ×", f"{row.latency[False]:.2f} ×",
-            f"{row.size:.2f} ×", f"{row.push:.2f} ×",
-        ]  # fmt: skip
+            row.metric,
+            row.guarantee,
+            f"{row.recall[True]:.3f}",
+            f"{row.recall[False]:.3f}",
+            str(row.hnsw_ef or ""),
+            *proved,
+            f"{row.candidates[True]:.0f}",
+            f"{row.latency[True]:.2f} ×",
+            f"{row.latency[False]:.2f} ×",
+            f"{row.size:.2f} ×",
+            f"{row.push:.2f} ×",
+        ]
         lines.append(" | ".join(cells))
     return "\n".join(f"| {line} |" for line in lines)
 

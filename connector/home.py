@@ -163,9 +163,13 @@ class Home:
         if not specs:
             raise SettingsError("expected --image-encoder, --text-encoder or both, got neither")
         parameters = {
-            "corpus": str(Path(corpus).absolute()), "format": format, "images": images and str(Path(images).absolute()),
-            "set": name, "encoders": dict(specs), "dtype": dtype,
-        }  # fmt: skip
+            "corpus": str(Path(corpus).absolute()),
+            "format": format,
+            "images": images and str(Path(images).absolute()),
+            "set": name,
+            "encoders": dict(specs),
+            "dtype": dtype,
+        }
         with self.provenance.run("encode", parameters) as run:
             opened = open_corpus(corpus, format=format, images=images)
             encoders = load_encoders(specs, devices.resolve(self.settings.device))
@@ -238,10 +242,16 @@ class Home:
     ) -> Result:
         """Fit the alignment `name` on embedding sets."""
         chosen: dict[str, Any] = {
-            "method": method, "metrics": list(dict.fromkeys(parse(metric) for metric in metrics)), "hold_out": hold_out,
-            "folds": folds, "seed": seed, "device": self.settings.device, "budget": budget, "joint": joint,
+            "method": method,
+            "metrics": list(dict.fromkeys(parse(metric) for metric in metrics)),
+            "hold_out": hold_out,
+            "folds": folds,
+            "seed": seed,
+            "device": self.settings.device,
+            "budget": budget,
+            "joint": joint,
             "training": dict(training or {}),
-        }  # fmt: skip
+        }
         with process_group() as number:
             if number:  # the first process records and writes
                 return Result(0, {}, fit([self.embedding_set(s) for s in sets], **chosen))
@@ -250,9 +260,12 @@ class Home:
     def _fit(self, sets: Sequence[str], name: str, chosen: Mapping[str, Any]) -> Result:
         path = self.settings.alignment_path(name)
         parameters = {
-            "sets": list(sets), "alignment": name, **chosen,
-            "metrics": list(map(str, chosen["metrics"])), "hold_out": chosen["hold_out"].fraction,
-        }  # fmt: skip
+            "sets": list(sets),
+            "alignment": name,
+            **chosen,
+            "metrics": list(map(str, chosen["metrics"])),
+            "hold_out": chosen["hold_out"].fraction,
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         with self.provenance.run("fit", parameters) as run, _sole_fit(name, path):
             alignment = fit([self.embedding_set(s) for s in sets], **chosen, progress=say)
@@ -279,9 +292,15 @@ class Home:
         The report of run 7 stands in `reports/compare-7` of the home unless told otherwise.
         """
         parameters = {
-            "sets": list(sets), "methods": list(methods), "metrics": list(metrics), "holdout": hold_out.fraction,
-            "folds": folds, "seed": seed, "budget": budget, "to": None if to is None else str(to),
-        }  # fmt: skip
+            "sets": list(sets),
+            "methods": list(methods),
+            "metrics": list(metrics),
+            "holdout": hold_out.fraction,
+            "folds": folds,
+            "seed": seed,
+            "budget": budget,
+            "to": None if to is None else str(to),
+        }
         with self.provenance.run("compare", parameters) as run:
             parsed = [parse(metric) for metric in metrics] or METRICS
             opened = [self.embedding_set(name) for name in dict.fromkeys(sets)]
@@ -353,8 +372,12 @@ class Home:
         `layout` are fields of `connector.stores.layout.Layout`.
         """
         parameters = {
-            "set": name, "into": collection, "alignment": alignment, "metrics": list(metrics), "layout": layout
-        }  # fmt: skip
+            "set": name,
+            "into": collection,
+            "alignment": alignment,
+            "metrics": list(metrics),
+            "layout": layout,
+        }
         with self.provenance.run("push", parameters) as run:
             checked_name(collection, "collection")
             loaded = self.alignment(alignment)
@@ -420,10 +443,16 @@ class Home:
             layout: fields of `connector.stores.layout.Layout`, of new collections.
         """
         parameters = {
-            "corpus": str(Path(corpus).absolute()), "format": format, "images": images and str(Path(images).absolute()),
-            "set": name or collection, "into": collection, "alignment": alignment, "metrics": list(metrics),
-            "layout": layout, "parts": parts,
-        }  # fmt: skip
+            "corpus": str(Path(corpus).absolute()),
+            "format": format,
+            "images": images and str(Path(images).absolute()),
+            "set": name or collection,
+            "into": collection,
+            "alignment": alignment,
+            "metrics": list(metrics),
+            "layout": layout,
+            "parts": parts,
+        }
         with self.provenance.run("ingest", parameters) as run:
             checked_name(collection, "collection")
             opened, loaded = open_corpus(corpus, format=format, images=images), self.alignment(alignment)
@@ -472,9 +501,11 @@ class Home:
         What other collections have of these sets goes too. The result's `made` says whether `confirm` agreed.
         """
         parameters = {
-            "collection": collection, "keys": list(keys), "modalities": list(modalities),
+            "collection": collection,
+            "keys": list(keys),
+            "modalities": list(modalities),
             "filter": None if filter is None else filter.model_dump(mode="json", exclude_none=True),
-        }  # fmt: skip
+        }
         with self.provenance.run("delete", parameters) as run:
             checked_name(collection, "collection")
             deletion = Deletion(collection, self.store, self.provenance, run)
@@ -494,19 +525,29 @@ class Home:
             match row.command:
                 case "encode":
                     return self.encode(
-                        given["corpus"], given["set"], given["encoders"], dtype=given["dtype"], format=given["format"],
+                        given["corpus"],
+                        given["set"],
+                        given["encoders"],
+                        dtype=given["dtype"],
+                        format=given["format"],
                         images=given["images"] and Path(given["images"]),
-                    )  # fmt: skip
+                    )
                 case "push":
                     return self.push(
                         given["set"], given["into"], given["alignment"], metrics=given["metrics"], **given["layout"]
                     )
                 case "ingest":
                     return self.ingest(
-                        given["corpus"], given["into"], given["alignment"], name=given["set"], format=given["format"],
-                        images=given["images"] and Path(given["images"]), metrics=given["metrics"],
-                        parts=given["parts"], **given["layout"],
-                    )  # fmt: skip
+                        given["corpus"],
+                        given["into"],
+                        given["alignment"],
+                        name=given["set"],
+                        format=given["format"],
+                        images=given["images"] and Path(given["images"]),
+                        metrics=given["metrics"],
+                        parts=given["parts"],
+                        **given["layout"],
+                    )
         except KeyError as error:
             raise SettingsError(f"run {run} did not record its {error}; run its command again by hand") from None
         raise SettingsError(f"run {run} is of `modalign {row.command}`; only encode, push and ingest are tried again")
@@ -657,9 +698,13 @@ class Home:
             **options: see `connector.audits.result.AuditPlan`.
         """
         parameters = {
-            "collection": collection, "pairs": pairs, "metric": metric, "release": which,
-            "require": list(requirements), **options,
-        }  # fmt: skip
+            "collection": collection,
+            "pairs": pairs,
+            "metric": metric,
+            "release": which,
+            "require": list(requirements),
+            **options,
+        }
         with self.provenance.run("audit", parameters) as run:
             if report is not None:
                 claim_page(report)
@@ -682,15 +727,26 @@ class Home:
         asked = asked_as(found.plan, found.pairs)
         moments = self.audits(row.collection, metric=row.metric, limit=MOMENTS, asked=asked)
         return AuditContext(
-            store=row.store_url, alignment=alignment, encoders=self.provenance.encoders(alignment), pairs=pairs,
-            requirements=requirements, run=run, moments=moments,
+            store=row.store_url,
+            alignment=alignment,
+            encoders=self.provenance.encoders(alignment),
+            pairs=pairs,
+            requirements=requirements,
+            run=run,
+            moments=moments,
             at=next(moment.at for moment in moments if moment.audit == found.number),
-        )  # fmt: skip
+        )
 
     def _measured(
-        self, row: ReleaseRow, embedding_set: EmbeddingSet, plan: AuditPlan, *, pairs: str,
-        requirements: Sequence[Requirement], before: Baseline | None,
-    ) -> Audit:  # fmt: skip
+        self,
+        row: ReleaseRow,
+        embedding_set: EmbeddingSet,
+        plan: AuditPlan,
+        *,
+        pairs: str,
+        requirements: Sequence[Requirement],
+        before: Baseline | None,
+    ) -> Audit:
         """Check that a release belongs together and holds what it should, and measure it; or say why it is broken."""
         broken = Audit(row, plan, pairs, required=bool(requirements))
         writers = self.provenance.writers(row.collection)
@@ -703,9 +759,15 @@ class Home:
         try:
             with progress(f"audit {row.physical_name}", None, "queries") as advance:
                 found = audit(
-                    release, self.store, embedding_set, plan, pairs=pairs, requirements=requirements, before=before,
+                    release,
+                    self.store,
+                    embedding_set,
+                    plan,
+                    pairs=pairs,
+                    requirements=requirements,
+                    before=before,
                     advance=advance,
-                )  # fmt: skip
+                )
         except StrangePointError as error:  # what else does not match is how it was asked
             broken.broken = str(error)
             return broken

@@ -12,12 +12,34 @@ DATABASES = ("postgresql", "postgres")
 # What a database URL may ask for after its question mark that is no secret.
 HARMLESS = frozenset(
     (
-        "application_name", "cache", "channel_binding", "check_same_thread", "client_encoding", "connect_timeout",
-        "dbname", "gssencmode", "host", "hostaddr", "immutable", "isolation_level", "keepalives", "keepalives_count",
-        "keepalives_idle", "keepalives_interval", "mode", "nolock", "port", "sslmode", "sslrootcert", "timeout",
-        "target_session_attrs", "uri", "user", "vfs",
+        "application_name",
+        "cache",
+        "channel_binding",
+        "check_same_thread",
+        "client_encoding",
+        "connect_timeout",
+        "dbname",
+        "gssencmode",
+        "host",
+        "hostaddr",
+        "immutable",
+        "isolation_level",
+        "keepalives",
+        "keepalives_count",
+        "keepalives_idle",
+        "keepalives_interval",
+        "mode",
+        "nolock",
+        "port",
+        "sslmode",
+        "sslrootcert",
+        "timeout",
+        "target_session_attrs",
+        "uri",
+        "user",
+        "vfs",
     )
-)  # fmt: skip
+)
 
 # Up to the last @: a password may hold a slash or an @. Where a ? or # stands before that, it may as well belong to the
 # query, and nothing after it is shown either.

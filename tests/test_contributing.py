@@ -39,9 +39,10 @@ def test_it_can_be_added_where_the_steps_say(tmp_path: Path) -> None:
     (metrics / "correlation.py").write_text(code, encoding="utf-8")
     init = (metrics / "__init__.py").read_text(encoding="utf-8")
     added = init.replace("Perceptron(),\n", "Perceptron(), Correlation(),\n").replace(
-        "from alignment.metrics.divergences", "from alignment.metrics.correlation import Correlation\n"
-        "from alignment.metrics.divergences", 1,
-    )  # fmt: skip
+        "from alignment.metrics.divergences",
+        "from alignment.metrics.correlation import Correlation\nfrom alignment.metrics.divergences",
+        1,
+    )
     assert added.count("Correlation") == 2
     (metrics / "__init__.py").write_text(added, encoding="utf-8")
     program = "from alignment.metrics import parse; print(parse('correlation'))"

@@ -203,8 +203,12 @@ def compare(
     reference = next((m for m in metrics if not isinstance(m, LearnedMetric | Nnn)), Cosine())
     bench = _Bench(
         [reference, *(metric for metric in dict.fromkeys(metrics) if metric != reference)],
-        FitSpec([reference], seed=seed, deadline=clock.deadline), folds, devices.resolve(device), clock, progress,
-    )  # fmt: skip
+        FitSpec([reference], seed=seed, deadline=clock.deadline),
+        folds,
+        devices.resolve(device),
+        clock,
+        progress,
+    )
     entered = list(dict.fromkeys(methods)) or [name for name in METHODS if groups >= fewest_groups(name)]
     for name in entered:
         for each in data:
@@ -218,13 +222,25 @@ def compare(
             )
     curves = list(bench.curves(data))
     settings = {
-        "methods": entered, "hold_out": {"fraction": hold_out.fraction, "seed": hold_out.seed}, "folds": folds,
-        "seed": seed, "device": str(bench.device), "budget": budget,
-    }  # fmt: skip
+        "methods": entered,
+        "hold_out": {"fraction": hold_out.fraction, "seed": hold_out.seed},
+        "folds": folds,
+        "seed": seed,
+        "device": str(bench.device),
+        "budget": budget,
+    }
     return Comparison(
-        [each.pair for each in data], str(reference), [str(metric) for metric in bench.metrics], settings, groups,
-        tested, bench.fitted, curves, bench.not_run, time.monotonic() - started,
-    )  # fmt: skip
+        [each.pair for each in data],
+        str(reference),
+        [str(metric) for metric in bench.metrics],
+        settings,
+        groups,
+        tested,
+        bench.fitted,
+        curves,
+        bench.not_run,
+        time.monotonic() - started,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,10 +333,17 @@ class _Bench:
         aligned = data.test.project(projections)
         gap = modality_gap(aligned, seed=self.task.seed)
         made = Fitted(
-            data.pair.name, method, chosen, len(scores), decided - started, fitted - decided,
-            {m: multiply_adds(p) for m, p in zip(MODALITIES, projections, strict=True)}, projections[0].out_dim, gap,
+            data.pair.name,
+            method,
+            chosen,
+            len(scores),
+            decided - started,
+            fitted - decided,
+            {m: multiply_adds(p) for m, p in zip(MODALITIES, projections, strict=True)},
+            projections[0].out_dim,
+            gap,
             [],
-        )  # fmt: skip
+        )
         for metric in self.metrics:
             if row := self._row(data, made, projections, aligned, metric):
                 made.rows.append(row)
@@ -361,10 +384,15 @@ class _Bench:
         dim = projections[0].out_dim
         lowering = bound["image"].lower(dim)
         return Row(
-            str(metric), recalls, learned, self._query_microseconds(data, projections, bound),
-            lowering.dim + (dim if isinstance(lowering, Rescored) else 0), str(lowering.guarantee), hits,
+            str(metric),
+            recalls,
+            learned,
+            self._query_microseconds(data, projections, bound),
+            lowering.dim + (dim if isinstance(lowering, Rescored) else 0),
+            str(lowering.guarantee),
+            hits,
             samples[:, -1, -1],
-        )  # fmt: skip
+        )
 
     def _query_microseconds(
         self, data: _Data, projections: Projections, bound: Mapping[Modality, Metric]

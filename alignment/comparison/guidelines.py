@@ -49,9 +49,15 @@ def advise(comparison: Comparison) -> Advice:
     fitted, method = _method(comparison, pair)
     row, metric = _metric(comparison, fitted)
     guidelines = [
-        _short(comparison, fitted, row), *encoders, method, metric, *_identity(comparison, fitted),
-        *(_data(comparison, curve) for curve in comparison.curves), _gap(comparison), *_missing(comparison),
-    ]  # fmt: skip
+        _short(comparison, fitted, row),
+        *encoders,
+        method,
+        metric,
+        *_identity(comparison, fitted),
+        *(_data(comparison, curve) for curve in comparison.curves),
+        _gap(comparison),
+        *_missing(comparison),
+    ]
     return Advice(pair, fitted.method, row.metric, guidelines)
 
 

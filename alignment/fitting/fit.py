@@ -215,9 +215,16 @@ def fit_learned(
     training = task.training(LEARNED)
     fitted, held = split(aligned, training, np.random.default_rng(task.seed))
     train(
-        Model([started]), aligned, fitted, held, training=training, seed=task.seed, device=device,
-        deadline=task.deadline, progress=task.progress,
-    )  # fmt: skip
+        Model([started]),
+        aligned,
+        fitted,
+        held,
+        training=training,
+        seed=task.seed,
+        device=device,
+        deadline=task.deadline,
+        progress=task.progress,
+    )
     return started
 
 

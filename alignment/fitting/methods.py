@@ -188,9 +188,16 @@ def refined(
         means = projections[0].mean, projections[1].mean
         model = Model(metrics, heads, means)
         trained = train(
-            model, data, groups, validated, training=training, seed=task.seed, device=device, deadline=task.deadline,
+            model,
+            data,
+            groups,
+            validated,
+            training=training,
+            seed=task.seed,
+            device=device,
+            deadline=task.deadline,
             progress=task.progress,
-        )  # fmt: skip
+        )
         model.module.to("cpu")
         image, text = (head.projection(mean) for head, mean in zip(heads, means, strict=True))
         return (image, text), metrics, trained

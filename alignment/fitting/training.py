@@ -56,11 +56,23 @@ class Training:
         if self.loss not in LOSSES:
             raise TrainingError(f"training: expected loss to be one of {', '.join(LOSSES)}, got {self.loss!r}")
         for name, least, most in (
-            ("batch", 2, 1 << 20), ("epochs", 0, 1 << 20), ("patience", 1, 1 << 20), ("learning_rate", 0, 1e30),
-            ("weight_decay", 0, 1e3), ("warm_up", 0, 1), ("clip", 1e-9, 1e9), ("temperature", COLDEST, 1e3),
-            ("margin", 0, 2), ("semi_hard", 0, 1), ("late_recall", 0, 1), ("structure", 0, 1e6), ("dropout", 0, 0.99),
-            ("mix", 0, 1e3), ("validation", 0, 0.9), ("validation_groups", 1, 1 << 30),
-        ):  # fmt: skip
+            ("batch", 2, 1 << 20),
+            ("epochs", 0, 1 << 20),
+            ("patience", 1, 1 << 20),
+            ("learning_rate", 0, 1e30),
+            ("weight_decay", 0, 1e3),
+            ("warm_up", 0, 1),
+            ("clip", 1e-9, 1e9),
+            ("temperature", COLDEST, 1e3),
+            ("margin", 0, 2),
+            ("semi_hard", 0, 1),
+            ("late_recall", 0, 1),
+            ("structure", 0, 1e6),
+            ("dropout", 0, 0.99),
+            ("mix", 0, 1e3),
+            ("validation", 0, 0.9),
+            ("validation_groups", 1, 1 << 30),
+        ):
             if not least <= getattr(self, name) <= most:
                 raise TrainingError(f"training: expected {name} from {least:g} to {most:g}, got {getattr(self, name)}")
 

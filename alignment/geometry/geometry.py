@@ -185,11 +185,17 @@ def geometry(aligned: GroupedEmbeddings, *, seed: int = 0, metrics: Sequence[Met
         dim=dims[0],
         seed=seed,
         settings={
-            "order": 2, "cost": "squared Euclidean", "normalisation": "unit", "recall_metric": str(Cosine()),
-            "permutations": PERMUTATIONS, "permuted": min(PERMUTED, len(halves.images[0])), "projections": PROJECTIONS,
-            "shrinkage": "Ledoit-Wolf", "neighbours": NEIGHBOURS,
+            "order": 2,
+            "cost": "squared Euclidean",
+            "normalisation": "unit",
+            "recall_metric": str(Cosine()),
+            "permutations": PERMUTATIONS,
+            "permuted": min(PERMUTED, len(halves.images[0])),
+            "projections": PROJECTIONS,
+            "shrinkage": "Ledoit-Wolf",
+            "neighbours": NEIGHBOURS,
         },
-    )  # fmt: skip
+    )
 
 
 def sampled(

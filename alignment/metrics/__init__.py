@@ -25,10 +25,21 @@ from alignment.metrics.rescored import Rescored
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Cosine(), Dot(), Euclid(), Manhattan(), ChiSquare(), KullbackQueryItem(), KullbackItemQuery(), JensenShannon(),
-        Hellinger(), Wasserstein1(), Bilinear(), MixtureOfLogits(), Perceptron(),
+        Cosine(),
+        Dot(),
+        Euclid(),
+        Manhattan(),
+        ChiSquare(),
+        KullbackQueryItem(),
+        KullbackItemQuery(),
+        JensenShannon(),
+        Hellinger(),
+        Wasserstein1(),
+        Bilinear(),
+        MixtureOfLogits(),
+        Perceptron(),
     )
-}  # fmt: skip
+}
 CORRECTION = "+nnn"
 
 
@@ -58,7 +69,29 @@ def parse(text: str) -> Metric:
 
 
 __all__ = [
-    "BANK", "METRICS", "Bilinear", "ChiSquare", "Cosine", "Distance", "Dot", "Euclid", "Guarantee",
-    "Hellinger", "JensenShannon", "KullbackItemQuery", "KullbackQueryItem", "LearnedMetric", "Lowering", "Manhattan",
-    "Metric", "MetricError", "MixtureOfLogits", "Nnn", "Perceptron", "Rescored", "Wasserstein1", "bank_name", "parse",
-]  # fmt: skip
+    "BANK",
+    "METRICS",
+    "Bilinear",
+    "ChiSquare",
+    "Cosine",
+    "Distance",
+    "Dot",
+    "Euclid",
+    "Guarantee",
+    "Hellinger",
+    "JensenShannon",
+    "KullbackItemQuery",
+    "KullbackQueryItem",
+    "LearnedMetric",
+    "Lowering",
+    "Manhattan",
+    "Metric",
+    "MetricError",
+    "MixtureOfLogits",
+    "Nnn",
+    "Perceptron",
+    "Rescored",
+    "Wasserstein1",
+    "bank_name",
+    "parse",
+]

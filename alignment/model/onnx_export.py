@@ -123,10 +123,17 @@ def graph(alignment: Alignment, metric: Metric, modality: Modality, side: Side) 
     with torch.no_grad(), _uninterrupted():
         names = list(module(torch.from_numpy(probes)))
         program = torch.onnx.export(
-            module, (torch.from_numpy(probes[:TRACED]),), None, dynamo=True, verbose=False, external_data=False,
-            opset_version=OPSET, input_names=[INPUT], output_names=names,
+            module,
+            (torch.from_numpy(probes[:TRACED]),),
+            None,
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=names,
             dynamic_shapes=({0: torch.export.Dim(BATCH, min=0)},),
-        )  # fmt: skip
+        )
     assert program is not None  # which only the old exporter returns
     onnx = program.model_proto.SerializeToString()
     session = _session(onnx)

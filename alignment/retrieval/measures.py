@@ -220,9 +220,14 @@ def change(
     low, high = np.quantile(differences, [0.025, 0.975], method="inverted_cdf")
     value_before, value_after = of_old.drawn(once), of_new.drawn(once)
     return Change(
-        measure, value_before, value_after, Estimate(_minus(value_after, value_before), float(low), float(high)),
-        len(pairs), len(before.keys) - len(pairs), len(after.keys) - len(pairs),
-    )  # fmt: skip
+        measure,
+        value_before,
+        value_after,
+        Estimate(_minus(value_after, value_before), float(low), float(high)),
+        len(pairs),
+        len(before.keys) - len(pairs),
+        len(after.keys) - len(pairs),
+    )
 
 
 def _minus(one: float, other: float) -> float:

@@ -122,9 +122,20 @@ def audit(
         now = {direction: _per_query(asked[asking]) for direction, (asking, _) in DIRECTIONS.items()}
         result.findings += before.check_shared(now)
     _Auditor(
-        release, store, embedding_set, plan, result, asked, drawn, search, filters, apart, advance,
-        CandidateSearch(release, store), RateLimiter(plan.rate),
-    ).run()  # fmt: skip
+        release,
+        store,
+        embedding_set,
+        plan,
+        result,
+        asked,
+        drawn,
+        search,
+        filters,
+        apart,
+        advance,
+        CandidateSearch(release, store),
+        RateLimiter(plan.rate),
+    ).run()
     if before is not None:
         also = [(each.part, each.name) for each in requirements if each.is_drop]
         result.drifts = drifts(before, result.per_query, also, seed=plan.seed)
@@ -177,9 +188,13 @@ class _Auditor:
         asking, target = DIRECTIONS[direction]
         asked = self.asked[asking]
         found = truth(
-            self.release.lowerings[target], asked, self._aligned(asked.rows), self.plan.ks[-1] + 1,
-            lambda: self._pages(target), keep=keep,
-        )  # fmt: skip
+            self.release.lowerings[target],
+            asked,
+            self._aligned(asked.rows),
+            self.plan.ks[-1] + 1,
+            lambda: self._pages(target),
+            keep=keep,
+        )
         self.kept |= found.kept
         self.result.gallery[target] = int(found.sizes.sum())
         self.result.without_relevant[direction] = int((found.gallery.counts == 0).sum())
@@ -229,14 +244,21 @@ class _Auditor:
         for stage in [REFERENCE_STAGE, *self.search]:
             self._note(
                 StageFound(
-                    direction, stage.name, stage.against or None, len(asked), without,
+                    direction,
+                    stage.name,
+                    stage.against or None,
+                    len(asked),
+                    without,
                     {k: estimates[stage.name, f"recall@{k}"] for k in self.plan.ks},
-                    {k: _fidelity(values[stage.name, f"fidelity@{k}"], estimates[stage.name, f"fidelity@{k}"])
-                     for k in self.plan.ks if stage.against},
+                    {
+                        k: _fidelity(values[stage.name, f"fidelity@{k}"], estimates[stage.name, f"fidelity@{k}"])
+                        for k in self.plan.ks
+                        if stage.against
+                    },
                     lost.get(stage.name),
                     asker.latency(stage, timed) if stage.against else None,
                 )
-            )  # fmt: skip
+            )
         for name, condition in self.filters.items():
             self._filtered(direction, name, condition, asker, aligned, codes, timed)
         ranks = {k: answers.ranks for k, answers in served.items()}
@@ -309,9 +331,13 @@ class _Auditor:
         return estimates
 
     def _note_headline(
-        self, direction: str, found: Truth, values: Mapping[Place, Values], estimates: Mapping[Place, Estimate],
+        self,
+        direction: str,
+        found: Truth,
+        values: Mapping[Place, Values],
+        estimates: Mapping[Place, Estimate],
         asked: QuerySet,
-    ) -> None:  # fmt: skip
+    ) -> None:
         n, measures = len(asked), self.result.measures
         for (part, name), column in values.items():
             if part:
@@ -350,9 +376,15 @@ class _Auditor:
         return {k: joined([(chosen, its[k]) for chosen, its in parts]) for k in self.plan.ks}
 
     def _filtered(
-        self, direction: str, name: str, condition: "Filter", asker: StageRunner, aligned: FloatArray, codes: IntArray,
+        self,
+        direction: str,
+        name: str,
+        condition: "Filter",
+        asker: StageRunner,
+        aligned: FloatArray,
+        codes: IntArray,
         timed: FloatArray,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Ask within a filter, as production does and exactly: the walk along a graph may find less there."""
         asking, target = DIRECTIONS[direction]
         groups = Counter(r.payload["group"] for page in self._pages(target, condition) for r in page)
@@ -380,13 +412,17 @@ class _Auditor:
         recall = self._estimated(recalls, codes[found]) if recalls else {}
         self._note(
             StageFound(
-                direction, name, EXACT, int(found.sum()), int((~found).sum()),
+                direction,
+                name,
+                EXACT,
+                int(found.sum()),
+                int((~found).sum()),
                 {k: recall["", f"recall@{k}"] for k in self.plan.ks if recall},
                 {k: _fidelity(fidelities["", f"fidelity@{k}"], fidelity["", f"fidelity@{k}"]) for k in self.plan.ks},
                 recall.get(("", LOST)),
                 asker.latency(within, timed),
             )
-        )  # fmt: skip
+        )
 
     def _note_worst(self, direction: str, last: StageResults, found: Truth) -> None:
         """Keep the queries whose best relevant item comes last, of those that have one."""

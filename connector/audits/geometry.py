@@ -24,8 +24,15 @@ from connector.releases.release import Release
 GAP_GROUPS = SAMPLE // 2
 PLANE_PAIRS = 250
 GAP_MEASURES = (
-    "gap", "gap.raw", "gap.p", "gap.centroid", "gap.centred", "sliced", "bures", "mutual_neighbours",
-)  # fmt: skip
+    "gap",
+    "gap.raw",
+    "gap.p",
+    "gap.centroid",
+    "gap.centred",
+    "sliced",
+    "bures",
+    "mutual_neighbours",
+)
 
 ALIGNED_SPACE = "aligned vectors"
 
@@ -83,9 +90,15 @@ def measure_space(
     result.geometry = found
     gap = found.gap
     values = (
-        gap.debiased, gap.raw, found.p, gap.centroid, gap.centred.debiased, found.sliced.debiased, found.bures.debiased,
+        gap.debiased,
+        gap.raw,
+        found.p,
+        gap.centroid,
+        gap.centred.debiased,
+        found.sliced.debiased,
+        found.bures.debiased,
         found.mutual_neighbours,
-    )  # fmt: skip
+    )
     result.measures += [
         Measure(BOTH, name, value, queries=found.groups) for name, value in zip(GAP_MEASURES, values, strict=True)
     ]

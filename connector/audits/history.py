@@ -69,8 +69,13 @@ def history(
     measures = provenance.measures([audit.id for audit in audits])
     return [
         AuditSummary(
-            audit.id, of[audit.release_id].physical_name, of[audit.release_id].metric, audit.verdict, audit.created_at,
-            _told(audit), measures.get(audit.id, []),
+            audit.id,
+            of[audit.release_id].physical_name,
+            of[audit.release_id].metric,
+            audit.verdict,
+            audit.created_at,
+            _told(audit),
+            measures.get(audit.id, []),
         )
         for audit in audits
-    ]  # fmt: skip
+    ]

@@ -13,23 +13,38 @@ def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
     """Write an audit to SQL; return its row."""
     plan, info = result.plan, result.info
     settings: dict[str, Any] = {
-        "pairs": result.pairs, "queries": None if plan.protocol else plan.queries,
-        "gallery": None if plan.protocol else plan.gallery, "protocol": plan.protocol,
-        "ks": list(plan.ks), "filters": dict(plan.filters), "by": list(plan.by), "sample": plan.sample,
-        "seed": plan.seed, "served_with": result.row.settings,
+        "pairs": result.pairs,
+        "queries": None if plan.protocol else plan.queries,
+        "gallery": None if plan.protocol else plan.gallery,
+        "protocol": plan.protocol,
+        "ks": list(plan.ks),
+        "filters": dict(plan.filters),
+        "by": list(plan.by),
+        "sample": plan.sample,
+        "seed": plan.seed,
+        "served_with": result.row.settings,
         "failed_requirements": sorted({failure.requirement.text for failure in result.failures}),
-    }  # fmt: skip
+    }
     if result.broken is not None:
         settings["broken"] = result.broken
     if info is not None and result.release is not None:
         settings |= {
-            "gallery_size": result.gallery, "without_relevant": result.without_relevant, "points": info.points,
-            "indexed": info.indexed, "guarantee": result.release.guarantee.value, "verified": result.verified,
-            "collection": {"m": info.m, "ef_construct": info.ef_construct, "quantization": info.quantization,
-                           "payload_indexes": list(info.payload_indexes), "status": info.status},
+            "gallery_size": result.gallery,
+            "without_relevant": result.without_relevant,
+            "points": info.points,
+            "indexed": info.indexed,
+            "guarantee": result.release.guarantee.value,
+            "verified": result.verified,
+            "collection": {
+                "m": info.m,
+                "ef_construct": info.ef_construct,
+                "quantization": info.quantization,
+                "payload_indexes": list(info.payload_indexes),
+                "status": info.status,
+            },
             "findings": result.findings,
             "stages": [_stage(stage) for stage in result.stages],
-        }  # fmt: skip
+        }
     if result.drifts:
         settings["against"] = result.drifts[0].audit
     return provenance.record_audit(
@@ -40,19 +55,28 @@ def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
         settings=settings,
         measures=[
             MeasureRow(
-                direction=m.direction, part=m.part, name=m.name, value=m.value, low=m.low, high=m.high,
+                direction=m.direction,
+                part=m.part,
+                name=m.name,
+                value=m.value,
+                low=m.low,
+                high=m.high,
                 queries=m.queries,
             )
             for m in result.measures
         ],
         per_query={direction: asked.packed() for direction, asked in result.per_query.items()},
-    )  # fmt: skip
+    )
 
 
 def _stage(stage: StageFound) -> dict[str, Any]:
     """Lay out what the measures do not say of a stage."""
     lost = asdict(stage.lost) if stage.lost else None
     return {
-        "direction": stage.direction, "stage": stage.name, "against": stage.against, "lost": lost,
-        "without_relevant": stage.without_relevant, "why_not": stage.why_not,
-    }  # fmt: skip
+        "direction": stage.direction,
+        "stage": stage.name,
+        "against": stage.against,
+        "lost": lost,
+        "without_relevant": stage.without_relevant,
+        "why_not": stage.why_not,
+    }

@@ -299,8 +299,11 @@ class StageRunner:
 
     def _asked(self, stage: Stage, queries: FloatArray, depth: int) -> list[RankedHits]:
         asked: dict[str, Any] = {
-            "filter": stage.condition, "exact": stage.exact, "quantized": stage.quantized, "with_payload": ["group"]
-        }  # fmt: skip
+            "filter": stage.condition,
+            "exact": stage.exact,
+            "quantized": stage.quantized,
+            "with_payload": ["group"],
+        }
         finder, lowering = self.finder, self.lowering
         try:
             if self._is_own_order(stage):
@@ -371,9 +374,14 @@ class StageRunner:
         condition = _without_group(group, stage.condition)
         self._pace(1)
         (found,) = self.finder.find(
-            self.target, query[None], depth, filter=condition, exact=self.exact and not self._is_coarse(stage),
-            quantized=stage.quantized, with_payload=False,
-        )  # fmt: skip
+            self.target,
+            query[None],
+            depth,
+            filter=condition,
+            exact=self.exact and not self._is_coarse(stage),
+            quantized=stage.quantized,
+            with_payload=False,
+        )
         return np.array([hit.score for hit in found.hits if hit.id not in known])
 
 

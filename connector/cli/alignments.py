@@ -53,9 +53,19 @@ if TYPE_CHECKING:
 @json_option
 @home_options
 def fit(
-    sets: tuple[str, ...], name: str, method: str, metrics: tuple[str, ...], holdout: float, folds: int, seed: int,
-    budget: float | None, joint: bool, settings: tuple[str, ...], as_json: bool, **where: Any,
-) -> None:  # fmt: skip
+    sets: tuple[str, ...],
+    name: str,
+    method: str,
+    metrics: tuple[str, ...],
+    holdout: float,
+    folds: int,
+    seed: int,
+    budget: float | None,
+    joint: bool,
+    settings: tuple[str, ...],
+    as_json: bool,
+    **where: Any,
+) -> None:
     """Fit an alignment on embedding sets that hold pairs of images and texts.
 
     Under torch's launcher, heads train in several processes: torchrun --nproc-per-node 4 --no-python modalign fit ...
@@ -65,17 +75,29 @@ def fit(
 
     with _home(where) as home:
         result = home.fit(
-            sets, name, method=method, metrics=metrics, hold_out=HoldOut(holdout, seed), folds=folds, seed=seed,
-            budget=budget, joint=joint, training=_assignments(settings, "--training"),
-        )  # fmt: skip
+            sets,
+            name,
+            method=method,
+            metrics=metrics,
+            hold_out=HoldOut(holdout, seed),
+            folds=folds,
+            seed=seed,
+            budget=budget,
+            joint=joint,
+            training=_assignments(settings, "--training"),
+        )
     if distributed.rank():  # the first process of a launcher speaks for all
         return
     alignment: Alignment = result.made
     card = alignment.card
     document = {
-        "alignment": name, "fingerprint": alignment.fingerprint, "method": card.method, "dim": alignment.dim,
-        "hyperparameters": card.hyperparameters, "held_out_recall": card.held_out_recall,
-    }  # fmt: skip
+        "alignment": name,
+        "fingerprint": alignment.fingerprint,
+        "method": card.method,
+        "dim": alignment.dim,
+        "hyperparameters": card.hyperparameters,
+        "held_out_recall": card.held_out_recall,
+    }
     if as_json:
         print_json({"run": result.run, **document})
         return
@@ -120,9 +142,17 @@ def fit(
 @json_option
 @home_options
 def compare(
-    sets: tuple[str, ...], methods: tuple[str, ...], metrics: tuple[str, ...], holdout: float, folds: int, seed: int,
-    budget: float | None, to: Path | None, as_json: bool, **where: Any,
-) -> None:  # fmt: skip
+    sets: tuple[str, ...],
+    methods: tuple[str, ...],
+    metrics: tuple[str, ...],
+    holdout: float,
+    folds: int,
+    seed: int,
+    budget: float | None,
+    to: Path | None,
+    as_json: bool,
+    **where: Any,
+) -> None:
     """Compare encoder pairs, methods and metrics on your data, and say what to take.
 
     Sets of the same encoders are joined; sets of different encoders are compared on the groups that they have in
@@ -133,9 +163,15 @@ def compare(
 
     with _home(where) as home:
         result = home.compare(
-            sets, methods=methods, metrics=metrics, hold_out=HoldOut(holdout, seed), folds=folds, seed=seed,
-            budget=budget, to=to,
-        )  # fmt: skip
+            sets,
+            methods=methods,
+            metrics=metrics,
+            hold_out=HoldOut(holdout, seed),
+            folds=folds,
+            seed=seed,
+            budget=budget,
+            to=to,
+        )
     made: Compared = result.made
     say(f"wrote {_shortest(made.directory / PAGE)}")
     if as_json:
@@ -161,9 +197,7 @@ def compare(
 )
 @json_option
 @home_options
-def export(
-    alignment: str, metric: str, to: Path, collection: str | None, as_json: bool, **where: Any
-) -> None:  # fmt: skip
+def export(alignment: str, metric: str, to: Path, collection: str | None, as_json: bool, **where: Any) -> None:
     """Write ALIGNMENT under a metric as ONNX graphs, so that a service in any language queries without modalign.
 
     DIR then holds a graph for queries and one for items of either modality, from the raw embedding of the encoder to

@@ -112,10 +112,14 @@ def _stratum_row(found: Audit, part: str) -> dict[str, str]:
 def _drift_row(drift: "Drift") -> dict[str, str]:
     c = drift.change
     return {
-        "measure": f"{drift.part} {drift.name}".strip(), "direction": drift.direction, "before": f"{c.before:.4f}",
-        "now": f"{c.after:.4f}", "difference": _estimate(c.difference), "significant": "yes" if c.significant else "no",
+        "measure": f"{drift.part} {drift.name}".strip(),
+        "direction": drift.direction,
+        "before": f"{c.before:.4f}",
+        "now": f"{c.after:.4f}",
+        "difference": _estimate(c.difference),
+        "significant": "yes" if c.significant else "no",
         "queries": str(c.queries),
-    }  # fmt: skip
+    }
 
 
 def print_history(moments: Sequence["AuditSummary"]) -> None:
@@ -127,8 +131,17 @@ def print_history(moments: Sequence["AuditSummary"]) -> None:
                 names = [name.format(k=moment.k) for name in TREND]
                 values = {
                     f"{m.name} {m.direction}".removesuffix(" both"): f"{m.value:.3f}"
-                    for name in names for m in moment.measures if not m.part and m.name == name
-                }  # fmt: skip
-                rows.append({"audit": moment.audit, "at": f"{moment.at:%F %H:%M}", "release": moment.release,
-                             "verdict": moment.verdict, **values})  # fmt: skip
+                    for name in names
+                    for m in moment.measures
+                    if not m.part and m.name == name
+                }
+                rows.append(
+                    {
+                        "audit": moment.audit,
+                        "at": f"{moment.at:%F %H:%M}",
+                        "release": moment.release,
+                        "verdict": moment.verdict,
+                        **values,
+                    }
+                )
         print_table(rows, f"audits under {metric} of {asked}")

@@ -109,11 +109,29 @@ HOME_OPTIONS = ("--home", "--qdrant-url", "--database-url", "--device")
 @json_option
 @home_options
 def audit(
-    collection: str, pairs: str | None, metric: str | None, which: str, ks: str, requirements: tuple[str, ...],
-    against: str | None, queries: str | None, gallery: str | None, protocol: str | None, filters: tuple[str, ...],
-    by: tuple[str, ...], sample: int | None, rate: float | None, seed: int, report: Path | None,
-    prometheus: Path | None, jsonl: Path | None, past: bool, limit: int, as_json: bool, **where: Any,
-) -> None:  # fmt: skip
+    collection: str,
+    pairs: str | None,
+    metric: str | None,
+    which: str,
+    ks: str,
+    requirements: tuple[str, ...],
+    against: str | None,
+    queries: str | None,
+    gallery: str | None,
+    protocol: str | None,
+    filters: tuple[str, ...],
+    by: tuple[str, ...],
+    sample: int | None,
+    rate: float | None,
+    seed: int,
+    report: Path | None,
+    prometheus: Path | None,
+    jsonl: Path | None,
+    past: bool,
+    limit: int,
+    as_json: bool,
+    **where: Any,
+) -> None:
     """Measure a release against the labels of pairs that the fit never saw, and say which stage loses what.
 
     Recall@K in both directions; what the lowering, the index, quantization and filters lose of it; the modality gap. A
@@ -141,10 +159,23 @@ def audit(
         claim(path)
     with _home(where) as home:
         result = home.audit(
-            collection, pairs, metric=metric, which=which, requirements=requirements, against=against, ks=lengths,
-            queries=queries or "held-out", gallery=gallery or "held-out", protocol=protocol, filters=named, by=by,
-            sample=sample, rate=rate, seed=seed, report=report,
-        )  # fmt: skip
+            collection,
+            pairs,
+            metric=metric,
+            which=which,
+            requirements=requirements,
+            against=against,
+            ks=lengths,
+            queries=queries or "held-out",
+            gallery=gallery or "held-out",
+            protocol=protocol,
+            filters=named,
+            by=by,
+            sample=sample,
+            rate=rate,
+            seed=seed,
+            report=report,
+        )
     found: Audit = result.made
     if prometheus:
         write_prometheus(prometheus, result)

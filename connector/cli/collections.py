@@ -36,9 +36,15 @@ from connector.progress import say
 @json_option
 @home_options
 def push(
-    name: str, collection: str, alignment: str, metrics: tuple[str, ...], layout: Mapping[str, Any],
-    max_rejects: int, as_json: bool, **where: Any,
-) -> None:  # fmt: skip
+    name: str,
+    collection: str,
+    alignment: str,
+    metrics: tuple[str, ...],
+    layout: Mapping[str, Any],
+    max_rejects: int,
+    as_json: bool,
+    **where: Any,
+) -> None:
     """Push an embedding set through an alignment into Qdrant, one release per metric.
 
     The first release of a collection under a metric is live at once. Another alignment's is a shadow beside it, until
@@ -70,20 +76,38 @@ def push(
 @json_option
 @home_options
 def ingest(
-    corpus: Path, collection: str, alignment: str, metrics: tuple[str, ...], layout: Mapping[str, Any],
-    name: str | None, format: str | None, images: Path | None, parts: int | None, prune: bool, yes: bool,
-    max_rejects: int, as_json: bool, **where: Any,
-) -> None:  # fmt: skip
+    corpus: Path,
+    collection: str,
+    alignment: str,
+    metrics: tuple[str, ...],
+    layout: Mapping[str, Any],
+    name: str | None,
+    format: str | None,
+    images: Path | None,
+    parts: int | None,
+    prune: bool,
+    yes: bool,
+    max_rejects: int,
+    as_json: bool,
+    **where: Any,
+) -> None:
     """Encode CORPUS with the alignment's encoders and push it: one command that can be killed and repeated."""
     confirm = _confirmation("--prune", yes) if prune else None
     if prune and parts and not yes:
         raise click.UsageError("--prune with --parts asks nobody: add --yes")
     with _home(where) as home:
         result = home.ingest(
-            corpus, collection, alignment, name=name, format=format, images=images, metrics=metrics, parts=parts,
+            corpus,
+            collection,
+            alignment,
+            name=name,
+            format=format,
+            images=images,
+            metrics=metrics,
+            parts=parts,
             prune=None if confirm is None else lambda gone: confirm(f"delete {gone} items that have left the corpus?"),
             **layout,
-        )  # fmt: skip
+        )
     print_releases(result, as_json)
     say_shadows(result)
     _exit_for_rejects(result, max_rejects)
@@ -104,9 +128,14 @@ def ingest(
 @json_option
 @home_options
 def delete(
-    collection: str, keys: tuple[str, ...], filter_json: str | None, modality: Any, yes: bool, as_json: bool,
+    collection: str,
+    keys: tuple[str, ...],
+    filter_json: str | None,
+    modality: Any,
+    yes: bool,
+    as_json: bool,
     **where: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Delete items from every release of COLLECTION and from their embedding sets, after saying how many and asking.
 
     Other collections that hold items of these sets lose them too. A corpus that still has an item brings it back when
@@ -120,9 +149,12 @@ def delete(
     condition = parse_filter(filter_json) if filter_json is not None else None
     with _home(where) as home:
         result = home.delete(
-            collection, keys=keys, filter=condition, modalities=[modality] if modality else ["image", "text"],
+            collection,
+            keys=keys,
+            filter=condition,
+            modalities=[modality] if modality else ["image", "text"],
             confirm=lambda doomed: confirm(f"delete {doomed}?"),
-        )  # fmt: skip
+        )
     if not result.made:
         say("nothing was deleted")
     print_result(result, {"collection": collection, "deleted": result.counts["deleted"]}, as_json)
@@ -149,9 +181,18 @@ def delete(
 @json_option
 @home_options
 def search(
-    collection: str, query: str, k: int, metric: str | None, target: Any, filter_json: str | None, exact: bool,
-    budget: int | None, page: Path | None, as_json: bool, **where: Any,
-) -> None:  # fmt: skip
+    collection: str,
+    query: str,
+    k: int,
+    metric: str | None,
+    target: Any,
+    filter_json: str | None,
+    exact: bool,
+    budget: int | None,
+    page: Path | None,
+    as_json: bool,
+    **where: Any,
+) -> None:
     """Search COLLECTION with QUERY: a text, or the path of an image (known by its suffix)."""
     from connector.corpora.items import IMAGE_SUFFIXES
     from connector.reports.contact_sheet import Answered, write_contact_sheet
@@ -174,10 +215,15 @@ def search(
         say(f"wrote {page}")
     if as_json:
         document = {
-            "collection": collection, "metric": name, "guarantee": guarantee, "certified": answer.certified,
-            "candidates": answer.candidates, "exact": answer.exact, "query": query,
+            "collection": collection,
+            "metric": name,
+            "guarantee": guarantee,
+            "certified": answer.certified,
+            "candidates": answer.candidates,
+            "exact": answer.exact,
+            "query": query,
             "found": [item._asdict() for item in answer],
-        }  # fmt: skip
+        }
         print_json(document)
     else:
         print_table(found_rows(answer), f"{collection} {title}")

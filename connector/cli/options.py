@@ -69,10 +69,16 @@ def home_options(command: F) -> F:
     """Add the options that say where things are, and hand them over as `settings`."""
     options = [
         click.option("--home", type=click.Path(path_type=Path), help="Home directory.  [MODALIGN_HOME; ~/.modalign]"),
-        click.option("--qdrant-url", metavar="URL", help="edge:DIR, http(s)://HOST:PORT or grpc(s)://HOST:PORT.  [MODALIGN_QDRANT_URL; edge:HOME/qdrant]"),
-        click.option("--database-url", metavar="URL", help="SQLAlchemy URL.  [MODALIGN_DATABASE_URL; SQLite in the home]"),
+        click.option(
+            "--qdrant-url",
+            metavar="URL",
+            help="edge:DIR, http(s)://HOST:PORT or grpc(s)://HOST:PORT.  [MODALIGN_QDRANT_URL; edge:HOME/qdrant]",
+        ),
+        click.option(
+            "--database-url", metavar="URL", help="SQLAlchemy URL.  [MODALIGN_DATABASE_URL; SQLite in the home]"
+        ),
         click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [MODALIGN_DEVICE; auto]"),
-    ]  # fmt: skip
+    ]
     return _with(command, options)
 
 
@@ -99,31 +105,96 @@ def push_options(command: F) -> F:
     options = [
         click.option("--into", "collection", required=True, metavar="COLLECTION", help="Collection to write into."),
         click.option("--alignment", required=True, metavar="NAME", help="Alignment to project with."),
-        click.option("--metric", "metrics", multiple=True, metavar="METRIC", help=METRIC_HELP + " Repeat for several releases.  [default: the alignment's]"),
-    ]  # fmt: skip
+        click.option(
+            "--metric",
+            "metrics",
+            multiple=True,
+            metavar="METRIC",
+            help=METRIC_HELP + " Repeat for several releases.  [default: the alignment's]",
+        ),
+    ]
     return _with(layout_options(command), options)
 
 
 def layout_options(command: F) -> F:
     """Add what says how new collections are laid out, and hand it over as `layout`: only what was given."""
     options = [
-        click.option("--settings", type=click.Path(path_type=Path), metavar="FILE.toml", help="Read these settings of a collection from a file: names as below, with _ for -, and a table payload_indexes. Flags go before it."),
-        click.option("--payload-index", "payload_indexes", multiple=True, metavar="FIELD=KIND", help=f"Index a payload field of a new collection for filters; KIND is one of {', '.join(PAYLOAD_KINDS)}."),
-        click.option("--indexing-threshold", type=WholeRange(*BOUNDS["indexing_threshold"]), metavar="KB", help="Build an HNSW graph from this many kB of vectors; below, search is exact brute force. This and all settings below are fixed when a collection is created.  [default: Qdrant's, 10000]"),
+        click.option(
+            "--settings",
+            type=click.Path(path_type=Path),
+            metavar="FILE.toml",
+            help="Read these settings of a collection from a file: names as below, with _ for -, and a table payload_indexes. Flags go before it.",
+        ),
+        click.option(
+            "--payload-index",
+            "payload_indexes",
+            multiple=True,
+            metavar="FIELD=KIND",
+            help=f"Index a payload field of a new collection for filters; KIND is one of {', '.join(PAYLOAD_KINDS)}.",
+        ),
+        click.option(
+            "--indexing-threshold",
+            type=WholeRange(*BOUNDS["indexing_threshold"]),
+            metavar="KB",
+            help="Build an HNSW graph from this many kB of vectors; below, search is exact brute force. This and all settings below are fixed when a collection is created.  [default: Qdrant's, 10000]",
+        ),
         click.option("--m", type=WholeRange(*BOUNDS["m"]), help="Links of a node of the HNSW graph.  [default: 16]"),
-        click.option("--ef-construct", type=WholeRange(*BOUNDS["ef_construct"]), help="Candidates for the links of a node.  [default: 100]"),
-        click.option("--quantization", type=click.Choice(QUANTIZATIONS), help="Search a compressed copy of the vectors, then rescore what was found."),
-        click.option("--compression", metavar="HOW", help="; ".join(f"{kind}: {', '.join(how)}" for kind, how in COMPRESSIONS.items() if how) + ".  [default: the first]"),
-        click.option("--oversampling", type=NumberRange(*BOUNDS["oversampling"]), help="How many times k a search takes from quantized vectors.  [default: 4]"),
-        click.option("--rescore/--no-rescore", default=None, help="Order those by the vectors themselves.  [default: rescore]"),
-        click.option("--datatype", type=click.Choice(DATATYPES), help="Of the stored vectors; values that it cannot hold are refused.  [default: float32]"),
-        click.option("--vectors-on-disk/--vectors-in-memory", default=None, help="Where vectors are read from.  [default: memory]"),
-        click.option("--hnsw-on-disk/--hnsw-in-memory", default=None, help="Where the graph is read from.  [default: memory]"),
-        click.option("--payload-on-disk/--payload-in-memory", default=None, help="Where payload is read from.  [default: disk]"),
-        click.option("--shards", type=WholeRange(*BOUNDS["shards"]), help="Into how many a collection on a server is cut.  [default: the server's]"),
-        click.option("--replication-factor", type=WholeRange(*BOUNDS["replication_factor"]), help="On how many nodes of a cluster each shard stands.  [default: 1]"),
-        click.option("--write-consistency-factor", type=WholeRange(*BOUNDS["write_consistency_factor"]), help="How many replicas must confirm a write.  [default: 1]"),
-    ]  # fmt: skip
+        click.option(
+            "--ef-construct",
+            type=WholeRange(*BOUNDS["ef_construct"]),
+            help="Candidates for the links of a node.  [default: 100]",
+        ),
+        click.option(
+            "--quantization",
+            type=click.Choice(QUANTIZATIONS),
+            help="Search a compressed copy of the vectors, then rescore what was found.",
+        ),
+        click.option(
+            "--compression",
+            metavar="HOW",
+            help="; ".join(f"{kind}: {', '.join(how)}" for kind, how in COMPRESSIONS.items() if how)
+            + ".  [default: the first]",
+        ),
+        click.option(
+            "--oversampling",
+            type=NumberRange(*BOUNDS["oversampling"]),
+            help="How many times k a search takes from quantized vectors.  [default: 4]",
+        ),
+        click.option(
+            "--rescore/--no-rescore", default=None, help="Order those by the vectors themselves.  [default: rescore]"
+        ),
+        click.option(
+            "--datatype",
+            type=click.Choice(DATATYPES),
+            help="Of the stored vectors; values that it cannot hold are refused.  [default: float32]",
+        ),
+        click.option(
+            "--vectors-on-disk/--vectors-in-memory",
+            default=None,
+            help="Where vectors are read from.  [default: memory]",
+        ),
+        click.option(
+            "--hnsw-on-disk/--hnsw-in-memory", default=None, help="Where the graph is read from.  [default: memory]"
+        ),
+        click.option(
+            "--payload-on-disk/--payload-in-memory", default=None, help="Where payload is read from.  [default: disk]"
+        ),
+        click.option(
+            "--shards",
+            type=WholeRange(*BOUNDS["shards"]),
+            help="Into how many a collection on a server is cut.  [default: the server's]",
+        ),
+        click.option(
+            "--replication-factor",
+            type=WholeRange(*BOUNDS["replication_factor"]),
+            help="On how many nodes of a cluster each shard stands.  [default: 1]",
+        ),
+        click.option(
+            "--write-consistency-factor",
+            type=WholeRange(*BOUNDS["write_consistency_factor"]),
+            help="How many replicas must confirm a write.  [default: 1]",
+        ),
+    ]
 
     @functools.wraps(command)
     def with_layout(*args: Any, settings: Path | None, payload_indexes: tuple[str, ...], **given: Any) -> Any:
@@ -139,19 +210,42 @@ def layout_options(command: F) -> F:
 def corpus_options(command: F) -> F:
     """Add what `encode` and `ingest` share: how a corpus is read, where that is not plain."""
     options = [
-        click.option("--format", metavar="FORMAT", help="How to read CORPUS: jsonl, csv, parquet, folder, coco, karpathy, flickr, webdataset or img2dataset.  [default: what it looks like]"),
-        click.option("--images", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the images that a coco, karpathy or flickr file names.  [default: the usual ones beside it]"),
-    ]  # fmt: skip
+        click.option(
+            "--format",
+            metavar="FORMAT",
+            help="How to read CORPUS: jsonl, csv, parquet, folder, coco, karpathy, flickr, webdataset or img2dataset.  [default: what it looks like]",
+        ),
+        click.option(
+            "--images",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="Folder of the images that a coco, karpathy or flickr file names.  [default: the usual ones beside it]",
+        ),
+    ]
     return _with(command, options)
 
 
 def holdout_options(command: F) -> F:
     """Add what `fit` and `compare` share: which groups are held out, and how the others are folded."""
     options = [
-        click.option("--holdout", type=NumberRange(0, 1, min_open=True, max_open=True), default=0.25, show_default=True, help="Share of the groups that the fit never sees."),
-        click.option("--folds", type=WholeRange(2), default=4, show_default=True, help="Folds of the cross-validation."),
-        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the hold-out and the folds."),
-    ]  # fmt: skip
+        click.option(
+            "--holdout",
+            type=NumberRange(0, 1, min_open=True, max_open=True),
+            default=0.25,
+            show_default=True,
+            help="Share of the groups that the fit never sees.",
+        ),
+        click.option(
+            "--folds", type=WholeRange(2), default=4, show_default=True, help="Folds of the cross-validation."
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**32 - 1),
+            default=0,
+            show_default=True,
+            help="Of the hold-out and the folds.",
+        ),
+    ]
     return _with(command, options)
 
 

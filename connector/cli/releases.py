@@ -32,9 +32,14 @@ if TYPE_CHECKING:
 @json_option
 @home_options
 def promote(
-    collection: str, metrics: tuple[str, ...], names: tuple[str, ...], force: bool, reason: str | None, as_json: bool,
+    collection: str,
+    metrics: tuple[str, ...],
+    names: tuple[str, ...],
+    force: bool,
+    reason: str | None,
+    as_json: bool,
     **where: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Make the ready releases of COLLECTION live, in place of those that are: one switch for all metrics.
 
     They are verified first: exact counts against SQL, and a sample of vectors and payloads against the embedding sets.
@@ -86,9 +91,7 @@ def rollback(collection: str, metrics: tuple[str, ...], as_json: bool, **where: 
 @yes_option
 @json_option
 @home_options
-def drop(
-    collection: str, names: tuple[str, ...], retired: bool, yes: bool, as_json: bool, **where: Any
-) -> None:  # fmt: skip
+def drop(collection: str, names: tuple[str, ...], retired: bool, yes: bool, as_json: bool, **where: Any) -> None:
     """Drop releases of COLLECTION that are not live, with their points; embedding sets and alignments stay."""
     with _home(where) as home:
         doomed = home.droppable(collection, names=names, retired=retired)
@@ -118,7 +121,7 @@ def drop(
 @home_options
 def status(
     collection: str | None, limit: int, verify: bool, repair: bool, yes: bool, as_json: bool, **where: Any
-) -> None:  # fmt: skip
+) -> None:
     """Show releases, of COLLECTION or all, what is to be done about them, ingests in parts, and the last runs.
 
     The lag is the number of rows of the embedding sets that a release does not hold, those that it refused among them.
@@ -134,24 +137,32 @@ def status(
         lag = home.lag()
         releases = [
             {
-                "collection": row.collection, "metric": row.metric, "state": row.state, "points": row.points,
-                "hnsw_ef": row.settings.get("hnsw_ef"), "hnsw_recall": row.settings.get("hnsw_recall"),
+                "collection": row.collection,
+                "metric": row.metric,
+                "state": row.state,
+                "points": row.points,
+                "hnsw_ef": row.settings.get("hnsw_ef"),
+                "hnsw_recall": row.settings.get("hnsw_recall"),
                 "lag": lag[row.id].rows if row.id in lag else None,
                 "lag_since": _minute(lag[row.id].since) if row.id in lag else None,
-                "physical_name": row.physical_name, "store": row.store_url, "pending": pending(home.provenance, row),
+                "physical_name": row.physical_name,
+                "store": row.store_url,
+                "pending": pending(home.provenance, row),
             }
             for row in home.provenance.releases(**({"collection": collection} if collection else {}))
             if row.dropped_at is None
-        ]  # fmt: skip
+        ]
         runs = [
             {
-                "run": row.id, "command": row.command, "outcome": row.outcome,
+                "run": row.id,
+                "command": row.command,
+                "outcome": row.outcome,
                 "started": row.started_at.isoformat(timespec="seconds"),
                 "counts": ", ".join(f"{count} {name}" for name, count in row.counts.items() if count),
                 "error": row.error or "",
             }
             for row in home.provenance.runs(limit)
-        ]  # fmt: skip
+        ]
         parts = home.provenance.ingests_in_parts()
     sound = reconciled is None or all(found.sound for found in reconciled)
     if as_json:

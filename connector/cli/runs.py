@@ -44,11 +44,16 @@ def rejects(
         refused = home.provenance.rejects(number) if number is not None else []
         rows = [
             {
-                "stage": row.stage, "reason": row.reason, "source": row.source, "position": row.position,
-                "key": row.key, "modality": row.modality, "detail": row.detail,
+                "stage": row.stage,
+                "reason": row.reason,
+                "source": row.source,
+                "position": row.position,
+                "key": row.key,
+                "modality": row.modality,
+                "detail": row.detail,
             }
             for row in refused
-        ]  # fmt: skip
+        ]
         if retry and number is not None:
             result = home.retry(number)
             print_result(result, {"retried": number, "refused_then": len(rows)}, as_json)

@@ -43,9 +43,19 @@ if TYPE_CHECKING:
 @json_option
 @home_options
 def encode(
-    corpus: Path, name: str, image_encoder: str | None, text_encoder: str | None, dtype: Any, batch_size: int,
-    shard_size: int, format: str | None, images: Path | None, max_rejects: int, as_json: bool, **where: Any,
-) -> None:  # fmt: skip
+    corpus: Path,
+    name: str,
+    image_encoder: str | None,
+    text_encoder: str | None,
+    dtype: Any,
+    batch_size: int,
+    shard_size: int,
+    format: str | None,
+    images: Path | None,
+    max_rejects: int,
+    as_json: bool,
+    **where: Any,
+) -> None:
     """Encode CORPUS, a JSONL, CSV, TSV or Parquet manifest or a folder of images, into an embedding set.
 
     A manifest has the columns key and image or caption, and group, if several items describe the same thing; all
@@ -59,9 +69,15 @@ def encode(
     given = {modality: spec for modality, spec in specs.items() if spec}
     with _home(where) as home:
         result = home.encode(
-            corpus, name, given, format=format, images=images, dtype=dtype, batch_items=batch_size,
+            corpus,
+            name,
+            given,
+            format=format,
+            images=images,
+            dtype=dtype,
+            batch_items=batch_size,
             shard_rows=shard_size,
-        )  # fmt: skip
+        )
     _print_set(name, result, max_rejects, as_json)
 
 
@@ -93,10 +109,20 @@ def encode(
 @json_option
 @home_options
 def import_(
-    vectors: Path, name: str, image_encoder: str | None, text_encoder: str | None, image_vectors: str | None,
-    text_vectors: str | None, metadata: Path | None, key: str | None, group: str | None, dtype: Any, max_rejects: int,
-    as_json: bool, **where: Any,
-) -> None:  # fmt: skip
+    vectors: Path,
+    name: str,
+    image_encoder: str | None,
+    text_encoder: str | None,
+    image_vectors: str | None,
+    text_vectors: str | None,
+    metadata: Path | None,
+    key: str | None,
+    group: str | None,
+    dtype: Any,
+    max_rejects: int,
+    as_json: bool,
+    **where: Any,
+) -> None:
     """Take VECTORS that were computed elsewhere into an embedding set, without encoding anything.
 
     VECTORS is a folder that clip-retrieval wrote, a .npy with a Parquet file of its rows, or a Parquet file, or a
@@ -106,9 +132,15 @@ def import_(
     columns: dict[Any, str] = {"image": image_vectors or "", "text": text_vectors or ""}
     with _home(where) as home:
         result = home.import_vectors(
-            vectors, name, {m: encoder for m, encoder in encoders.items() if encoder}, dtype=dtype,
-            columns={m: column for m, column in columns.items() if column}, metadata=metadata, key=key, group=group,
-        )  # fmt: skip
+            vectors,
+            name,
+            {m: encoder for m, encoder in encoders.items() if encoder},
+            dtype=dtype,
+            columns={m: column for m, column in columns.items() if column},
+            metadata=metadata,
+            key=key,
+            group=group,
+        )
     _print_set(name, result, max_rejects, as_json)
 
 

@@ -40,12 +40,16 @@ def print_releases(result: "Result", as_json: bool) -> None:
     releases: list[Release] = result.made
     rows = [
         {
-            "collection": release.row.collection, "metric": release.row.metric, "state": release.row.state,
-            "points": release.row.points, "physical_name": release.name, "hnsw_ef": release.row.settings.get("hnsw_ef"),
+            "collection": release.row.collection,
+            "metric": release.row.metric,
+            "state": release.row.state,
+            "points": release.row.points,
+            "physical_name": release.name,
+            "hnsw_ef": release.row.settings.get("hnsw_ef"),
             "hnsw_recall": release.row.settings.get("hnsw_recall"),
         }
         for release in releases
-    ]  # fmt: skip
+    ]
     if as_json:
         print_json({"run": result.run, "counts": dict(result.counts), "releases": rows})
     else:
@@ -69,12 +73,15 @@ def switched_rows(result: "Result") -> list[dict[str, Any]]:
     """Lay out what a promotion or a rollback switched."""
     return [
         {
-            "collection": each.row.collection, "metric": each.row.metric, "live": each.row.physical_name,
-            "before": each.previous.physical_name if each.previous else None, "audit": each.promotion.audit_id,
+            "collection": each.row.collection,
+            "metric": each.row.metric,
+            "live": each.row.physical_name,
+            "before": each.previous.physical_name if each.previous else None,
+            "audit": each.promotion.audit_id,
             "forced_by": each.promotion.forced_by,
         }
         for each in result.made
-    ]  # fmt: skip
+    ]
 
 
 def reconciled_rows(found: Iterable["ReconcileReport"]) -> list[dict[str, Any]]:
@@ -82,10 +89,15 @@ def reconciled_rows(found: Iterable["ReconcileReport"]) -> list[dict[str, Any]]:
     rows = []
     for each in found:
         numbers = {
-            "points": each.points, "ledger": each.recorded, "embedding_sets": each.held, "missing": each.missing.count,
-            "differing": each.differing.count, "orphans": each.orphans.count, "unrecorded": each.unrecorded.count,
+            "points": each.points,
+            "ledger": each.recorded,
+            "embedding_sets": each.held,
+            "missing": each.missing.count,
+            "differing": each.differing.count,
+            "orphans": each.orphans.count,
+            "unrecorded": each.unrecorded.count,
             "vectors_compared": each.vectors,
-        }  # fmt: skip
+        }
         known = numbers if each.broken is None else dict.fromkeys(numbers)
         rows.append({"release": each.name, "sound": each.sound, **known, "broken": each.broken})
     return rows

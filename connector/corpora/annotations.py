@@ -21,9 +21,14 @@ from connector.rejects import Reject
 from connector.safe_text import printable
 
 FOLDERS = (
-    "images", "Images", "flickr30k-images", "flickr30k_images", "flickr30k_images/flickr30k_images",
-    "Flicker8k_Dataset", "Flickr8k_Dataset",
-)  # fmt: skip
+    "images",
+    "Images",
+    "flickr30k-images",
+    "flickr30k_images",
+    "flickr30k_images/flickr30k_images",
+    "Flicker8k_Dataset",
+    "Flickr8k_Dataset",
+)
 PROBED = 100  # images of a corpus that are looked for in each of these
 
 Captioned = tuple[int, str, str]  # position, name of the image, caption

@@ -75,6 +75,9 @@ class Folder(Corpus):
             yield from ((image, captions.get(image.stem)) for image in images)
             for stem in sorted(captions.keys() - {image.stem for image in images}):
                 yield Reject(
-                    printable(str(captions[stem])), 0, "read", "caption-without-image",
+                    printable(str(captions[stem])),
+                    0,
+                    "read",
+                    "caption-without-image",
                     f"expected an image of the same stem beside {printable(captions[stem].name)}",
-                )  # fmt: skip
+                )

@@ -260,9 +260,16 @@ class _Entry:
         if earlier is None:
             return self
         return _Entry(
-            self.source, self.position, self.key, self.group, earlier.image or self.image,
-            earlier.resolved or self.resolved, None, earlier.captions + self.captions, self.payload,
-        )  # fmt: skip
+            self.source,
+            self.position,
+            self.key,
+            self.group,
+            earlier.image or self.image,
+            earlier.resolved or self.resolved,
+            None,
+            earlier.captions + self.captions,
+            self.payload,
+        )
 
 
 def check_key(fields: dict[str, Any]) -> str:

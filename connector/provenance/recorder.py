@@ -238,16 +238,28 @@ class Provenance:
             _forget(session, release_id, set_id, places)
             session.add_all(
                 BatchRow(
-                    release_id=release_id, embedding_set_id=set_id, run_id=run_id, shard=shard, start=start,
-                    points=points, digest=digest, written_at=now(),
+                    release_id=release_id,
+                    embedding_set_id=set_id,
+                    run_id=run_id,
+                    shard=shard,
+                    start=start,
+                    points=points,
+                    digest=digest,
+                    written_at=now(),
                 )
                 for (shard, start), (digest, points) in batches.items()
-            )  # fmt: skip
+            )
 
     def add_tombstones(
-        self, set_id: int, modality: Modality, shard: str, keys: Iterable[str], also: Iterable[int] = (), *,
+        self,
+        set_id: int,
+        modality: Modality,
+        shard: str,
+        keys: Iterable[str],
+        also: Iterable[int] = (),
+        *,
         retired: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Note that rows leave a shard: releases have to delete their points and to write the rest of it anew.
 
         Those are all that the set was written into, and the releases `also`. The ledger lines of the shard stay, and
@@ -340,14 +352,25 @@ class Provenance:
             session.execute(delete(ReleaseRow).where(ReleaseRow.id == release_id))
 
     def record_audit(
-        self, *, run_id: int, release_id: int, set_id: int, verdict: str, settings: dict[str, Any],
-        measures: Sequence[MeasureRow], per_query: Mapping[str, bytes],
-    ) -> int:  # fmt: skip
+        self,
+        *,
+        run_id: int,
+        release_id: int,
+        set_id: int,
+        verdict: str,
+        settings: dict[str, Any],
+        measures: Sequence[MeasureRow],
+        per_query: Mapping[str, bytes],
+    ) -> int:
         """Record an audit with its measures and what it has of each query, by direction; return its row."""
         audit = AuditRow(
-            run_id=run_id, release_id=release_id, embedding_set_id=set_id, verdict=verdict, settings=settings,
+            run_id=run_id,
+            release_id=release_id,
+            embedding_set_id=set_id,
+            verdict=verdict,
+            settings=settings,
             created_at=now(),
-        )  # fmt: skip
+        )
         with self.session() as session:
             session.add(audit)
             session.flush()

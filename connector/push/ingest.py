@@ -82,10 +82,13 @@ class Ingest:
         The releases are verified and made live by whoever comes last; all others wait for that.
         """
         identity = {
-            "corpus": str(self.corpus.path), "set": self.path.name, "collection": self.collection,
-            "alignment": self.alignment.fingerprint, "metrics": sorted(map(str, self.metrics)),
+            "corpus": str(self.corpus.path),
+            "set": self.path.name,
+            "collection": self.collection,
+            "alignment": self.alignment.fingerprint,
+            "metrics": sorted(map(str, self.metrics)),
             "store": self.provenance.stored(self.store.url),
-        }  # fmt: skip
+        }
         claims = Claims.of(self.provenance, identity, parts, self.run)
         busy: set[int] = set()
         waited = False

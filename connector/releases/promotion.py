@@ -290,9 +290,14 @@ class Lifecycle:
 
     def _promotion(self, kind: str, run_id: int, row: ReleaseRow, previous: ReleaseRow | None) -> PromotionRow:
         return PromotionRow(
-            **self._place(), kind=kind, metric=row.metric, release_id=row.id,
-            previous_id=previous.id if previous else None, run_id=run_id, begun_at=now(),
-        )  # fmt: skip
+            **self._place(),
+            kind=kind,
+            metric=row.metric,
+            release_id=row.id,
+            previous_id=previous.id if previous else None,
+            run_id=run_id,
+            begun_at=now(),
+        )
 
     def _last_promotions(
         self, rows: Iterable[ReleaseRow], metrics: Sequence[str], *, required: bool = True

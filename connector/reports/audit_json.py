@@ -38,12 +38,18 @@ def document(result: "Result") -> dict[str, Any]:
         "broken": found.broken,
         "measures": [asdict(measure) for measure in found.measures],
         "not_met": [
-            {"requirement": f.requirement.text, "direction": f.direction, "measure": f.requirement.name,
-             "part": f.requirement.part, "value": f.value, "why": f.why}
+            {
+                "requirement": f.requirement.text,
+                "direction": f.direction,
+                "measure": f.requirement.name,
+                "part": f.requirement.part,
+                "value": f.value,
+                "why": f.why,
+            }
             for f in found.failures
         ],
         "drifts": [_drift(drift) for drift in found.drifts],
-    }  # fmt: skip
+    }
     if info is not None and found.release is not None:
         written |= {
             "guarantee": found.release.guarantee,
@@ -51,8 +57,12 @@ def document(result: "Result") -> dict[str, Any]:
             "points": info.points,
             "indexed": info.indexed,
             "index": {
-                "m": info.m, "ef_construct": info.ef_construct, "hnsw_ef": found.release.hnsw_ef,
-                "quantization": info.quantization, "payload_indexes": list(info.payload_indexes), "status": info.status,
+                "m": info.m,
+                "ef_construct": info.ef_construct,
+                "hnsw_ef": found.release.hnsw_ef,
+                "quantization": info.quantization,
+                "payload_indexes": list(info.payload_indexes),
+                "status": info.status,
             },
             "verified_points": found.verified,
             "without_relevant": found.without_relevant,
@@ -68,28 +78,40 @@ def document(result: "Result") -> dict[str, Any]:
             "geometry": found.geometry.to_json() if found.geometry else None,
             "geometry_of": found.geometry_of,
             "worst": [asdict(worst) for worst in found.worst],
-        }  # fmt: skip
+        }
     return dict(_without_infinity(written))
 
 
 def _stage(stage: StageFound) -> dict[str, Any]:
     return {
-        "direction": stage.direction, "stage": stage.name, "against": stage.against,
-        "queries": stage.queries, "without_relevant": stage.without_relevant,
+        "direction": stage.direction,
+        "stage": stage.name,
+        "against": stage.against,
+        "queries": stage.queries,
+        "without_relevant": stage.without_relevant,
         "recall": {str(k): asdict(e) for k, e in stage.recall.items()},
         "fidelity": {str(k): asdict(f) for k, f in stage.fidelity.items()},
         "lost": asdict(stage.lost) if stage.lost else None,
-        "latency_ms": asdict(stage.latency) if stage.latency else None, "why_not": stage.why_not,
-    }  # fmt: skip
+        "latency_ms": asdict(stage.latency) if stage.latency else None,
+        "why_not": stage.why_not,
+    }
 
 
 def _drift(drift: "Drift") -> dict[str, Any]:
     c = drift.change
     return {
-        "direction": drift.direction, "part": drift.part, "measure": drift.name, "against": drift.audit,
-        "before": c.before, "after": c.after, "difference": asdict(c.difference), "significant": c.significant,
-        "queries": c.queries, "only_before": c.only_before, "only_after": c.only_after,
-    }  # fmt: skip
+        "direction": drift.direction,
+        "part": drift.part,
+        "measure": drift.name,
+        "against": drift.audit,
+        "before": c.before,
+        "after": c.after,
+        "difference": asdict(c.difference),
+        "significant": c.significant,
+        "queries": c.queries,
+        "only_before": c.only_before,
+        "only_after": c.only_after,
+    }
 
 
 def _without_infinity(value: Any) -> Any:
@@ -105,18 +127,29 @@ def history_document(moments: Sequence["AuditSummary"]) -> list[dict[str, Any]]:
     """Lay a history out as JSON, oldest first."""
     return [
         {
-            "audit": moment.audit, "release": moment.release, "metric": moment.metric, "verdict": moment.verdict,
-            "at": moment.at.isoformat(), "asked": moment.asked,
+            "audit": moment.audit,
+            "release": moment.release,
+            "metric": moment.metric,
+            "verdict": moment.verdict,
+            "at": moment.at.isoformat(),
+            "asked": moment.asked,
             "measures": [
-                _without_infinity({
-                    "direction": m.direction, "part": m.part, "name": m.name, "value": m.value, "low": m.low,
-                    "high": m.high, "queries": m.queries,
-                })
+                _without_infinity(
+                    {
+                        "direction": m.direction,
+                        "part": m.part,
+                        "name": m.name,
+                        "value": m.value,
+                        "low": m.low,
+                        "high": m.high,
+                        "queries": m.queries,
+                    }
+                )
                 for m in moment.measures
             ],
         }
         for moment in moments
-    ]  # fmt: skip
+    ]
 
 
 def append_line(path: Path, result: "Result") -> None:

@@ -40,11 +40,22 @@ def write_audit_page(path: Path, found: Audit, origin: AuditContext) -> None:
     shown = Shown(hashed=not origin.encoders["image"].spec.startswith(f"{IMPORTED}:"))
     sections = {} if found.verdict == BROKEN else _sections(found, shown)
     page = environment.get_template("audit.html").render(
-        found=found, origin=origin, k=found.plan.k, arrows=ARROWS, pictures=shown, headline=_headline(found),
-        asked=_asked(found), requirements=list(_requirements(found, origin.requirements)), drifts=_drifts(found),
-        changed=_changed(found), shared=_shared(found), history=_history(found, origin),
-        chain=list(chain(found, origin)), settings=list(asked_how(found, origin)), **sections,
-    )  # fmt: skip
+        found=found,
+        origin=origin,
+        k=found.plan.k,
+        arrows=ARROWS,
+        pictures=shown,
+        headline=_headline(found),
+        asked=_asked(found),
+        requirements=list(_requirements(found, origin.requirements)),
+        drifts=_drifts(found),
+        changed=_changed(found),
+        shared=_shared(found),
+        history=_history(found, origin),
+        chain=list(chain(found, origin)),
+        settings=list(asked_how(found, origin)),
+        **sections,
+    )
     write_page(path, page)
 
 
@@ -111,9 +122,10 @@ def _tiles(found: Audit) -> Iterator[dict[str, str]]:
         yield {"value": number(its.value), "name": f"Recall@{k} {arrow}", "small": small}
     least = min((found.measure(d, f"fidelity@{k}") for d in DIRECTIONS), key=lambda m: m.value)
     yield {
-        "value": f"{least.value:.1%}", "name": f"fidelity@{k}",
+        "value": f"{least.value:.1%}",
+        "name": f"fidelity@{k}",
         "small": f"{sentence(least.name)}; {ARROWS[least.direction]}, the lesser direction",
-    }  # fmt: skip
+    }
     if found.geometry:
         gap = found.geometry.gap.debiased
         small = f"p = {found.geometry.p:.3f}; no verdict by itself"
@@ -136,8 +148,13 @@ def _curve(found: Audit, direction: str) -> str:
     top = math.log(max(estimates)) or 1.0
 
     def mark(k: int, its: Any) -> Mark:
-        return Mark(place=math.log(k) / top, value=its.value, low=its.low, high=its.high,
-                    says=f"Recall@{k}: {number(its.value)} {within(its)}".strip())  # fmt: skip
+        return Mark(
+            place=math.log(k) / top,
+            value=its.value,
+            low=its.low,
+            high=its.high,
+            says=f"Recall@{k}: {number(its.value)} {within(its)}".strip(),
+        )
 
     asking, _ = DIRECTIONS[direction]
     by_chance = [
@@ -148,19 +165,27 @@ def _curve(found: Audit, direction: str) -> str:
     return lines(
         ARROWS[direction],
         [Line("chance", "chance", by_chance), Line(asking, "", [mark(k, its) for k, its in estimates.items()])],
-        y=(0.0, 1.0), x_ticks=[(math.log(k) / top, str(k)) for k in ks], x_title="K, the length of the list", band=True,
-    )  # fmt: skip
+        y=(0.0, 1.0),
+        x_ticks=[(math.log(k) / top, str(k)) for k in ks],
+        x_title="K, the length of the list",
+        band=True,
+    )
 
 
 def _drifts(found: Audit) -> list[dict[str, Any]]:
     """Lay what has changed out, a measure a row and a direction a column."""
     names = dict.fromkeys((drift.part, drift.name) for drift in found.drifts)
     return [
-        {"name": f"{part} {called(name)}".strip(), "measure": name,
-         "its": [next((d for d in found.drifts if (d.direction, d.part, d.name) == (direction, part, name)), None)
-                 for direction in DIRECTIONS]}
+        {
+            "name": f"{part} {called(name)}".strip(),
+            "measure": name,
+            "its": [
+                next((d for d in found.drifts if (d.direction, d.part, d.name) == (direction, part, name)), None)
+                for direction in DIRECTIONS
+            ],
+        }
         for part, name in names
-    ]  # fmt: skip
+    ]
 
 
 def _changed(found: Audit) -> str:
@@ -197,8 +222,9 @@ def _stratified(found: Audit, field: str) -> Iterator[str]:
         its = [
             Bar(m.part.removeprefix(f"{field}=").removeprefix(f"{field} "), m.value, m.low, m.high, m.queries)
             for m in found.measures
-            if (m.direction, m.name) == (direction, f"recall@{k}") and m.part not in stages
+            if (m.direction, m.name) == (direction, f"recall@{k}")
+            and m.part not in stages
             and (m.part.startswith(f"{field}=") or m.part == f"{field} missing")
-        ]  # fmt: skip
+        ]
         if its:
             yield bars(f"Recall@{k} {ARROWS[direction]}", asking, sorted(its, key=lambda bar: -bar.queries))

@@ -141,17 +141,33 @@ def lines(
     for number, line in enumerate(drawn):
         aside = 0 if band else 6 * number  # so that bars do not hide each other
         marks = [
-            {"x": round(across(m.place) + aside, 1), "y": up(m.value), "low": None if m.low is None else up(m.low),
-             "high": None if m.high is None else up(m.high), "says": m.says}
+            {
+                "x": round(across(m.place) + aside, 1),
+                "y": up(m.value),
+                "low": None if m.low is None else up(m.low),
+                "high": None if m.high is None else up(m.high),
+                "says": m.says,
+            }
             for m in line.marks
-        ]  # fmt: skip
+        ]
         series.append({"kind": line.kind, "label": line.label, "marks": marks})
     return _drawn(
-        "lines.svg", title=title, width=WIDTH, height=bottom + 44, left=LEFT, right=RIGHT, top=TOP, bottom=bottom,
-        series=series, band=band, y_ticks=up.ticks(), x_title=x_title,
+        "lines.svg",
+        title=title,
+        width=WIDTH,
+        height=bottom + 44,
+        left=LEFT,
+        right=RIGHT,
+        top=TOP,
+        bottom=bottom,
+        series=series,
+        band=band,
+        y_ticks=up.ticks(),
+        x_title=x_title,
         x_ticks=[{"at": across(place), "label": label} for place, label in x_ticks],
-        rules=[across(place) for place in rules], crosses=[across(place) for place in crosses],
-    )  # fmt: skip
+        rules=[across(place) for place in rules],
+        crosses=[across(place) for place in crosses],
+    )
 
 
 def waterfall(title: str, stages: Sequence[StageFound], k: int) -> str:
@@ -179,9 +195,18 @@ def waterfall(title: str, stages: Sequence[StageFound], k: int) -> str:
         places[stage.name] = (axis(level), y)
     bottom = TOP + ROW * len(rows)
     return _drawn(
-        "waterfall.svg", title=title, width=WIDTH, height=bottom + 30, name=NAME, bottom=bottom, top=TOP - 6, rows=rows,
-        ticks=axis.ticks(4), right=BAR_RIGHT, k=k,
-    )  # fmt: skip
+        "waterfall.svg",
+        title=title,
+        width=WIDTH,
+        height=bottom + 30,
+        name=NAME,
+        bottom=bottom,
+        top=TOP - 6,
+        rows=rows,
+        ticks=axis.ticks(4),
+        right=BAR_RIGHT,
+        k=k,
+    )
 
 
 def _ends(stage: StageFound) -> tuple[float, float]:
@@ -193,15 +218,31 @@ def bars(title: str, kind: str, drawn: Sequence[Bar]) -> str:
     """A bar a value, from 0, with its interval."""
     axis = Axis(0.0, max(0.1, *(bar.value if bar.high is None else bar.high for bar in drawn)), NAME + 6, BAR_RIGHT)
     rows = [
-        {"name": shortened(bar.name, NAME + 24), "full": bar.name, "y": TOP + ROW * (number + 0.5),
-         "end": axis(bar.value), "bar": bar, "low": None if bar.low is None else axis(bar.low),
-         "high": None if bar.high is None else axis(bar.high)}
+        {
+            "name": shortened(bar.name, NAME + 24),
+            "full": bar.name,
+            "y": TOP + ROW * (number + 0.5),
+            "end": axis(bar.value),
+            "bar": bar,
+            "low": None if bar.low is None else axis(bar.low),
+            "high": None if bar.high is None else axis(bar.high),
+        }
         for number, bar in enumerate(drawn)
-    ]  # fmt: skip
+    ]
     return _drawn(
-        "bars.svg", title=title, kind=kind, width=WIDTH, height=TOP + ROW * len(rows) + 30, name=NAME, start=NAME + 6,
-        bottom=TOP + ROW * len(rows), top=TOP - 6, rows=rows, ticks=axis.ticks(4), right=BAR_RIGHT,
-    )  # fmt: skip
+        "bars.svg",
+        title=title,
+        kind=kind,
+        width=WIDTH,
+        height=TOP + ROW * len(rows) + 30,
+        name=NAME,
+        start=NAME + 6,
+        bottom=TOP + ROW * len(rows),
+        top=TOP - 6,
+        rows=rows,
+        ticks=axis.ticks(4),
+        right=BAR_RIGHT,
+    )
 
 
 def scatter(plane: PcaProjection) -> str:
@@ -221,9 +262,18 @@ def scatter(plane: PcaProjection) -> str:
     pairs = [(placed(image), placed(text)) for image, text in zip(plane.images, plane.texts, strict=True)]
     first, second = (f"{share:.1%}" for share in plane.explained)
     return _drawn(
-        "scatter.svg", title=f"{len(pairs)} pairs of the shared space", width=WIDTH, height=bottom + 32,
-        left=LEFT, right=RIGHT, top=TOP, bottom=bottom, pairs=pairs, first=first, second=second,
-    )  # fmt: skip
+        "scatter.svg",
+        title=f"{len(pairs)} pairs of the shared space",
+        width=WIDTH,
+        height=bottom + 32,
+        left=LEFT,
+        right=RIGHT,
+        top=TOP,
+        bottom=bottom,
+        pairs=pairs,
+        first=first,
+        second=second,
+    )
 
 
 def _drawn(template: str, **values: Any) -> str:

@@ -13,9 +13,18 @@ from connector.reports.pages import templates
 
 # Viridis (Smith and van der Walt 2015), which is perceptually uniform and keeps its order for the colour-blind.
 VIRIDIS = (
-    "#440154", "#482475", "#414487", "#355f8d", "#2a788e", "#21918c", "#22a884", "#44bf70", "#7ad151", "#bddf26",
+    "#440154",
+    "#482475",
+    "#414487",
+    "#355f8d",
+    "#2a788e",
+    "#21918c",
+    "#22a884",
+    "#44bf70",
+    "#7ad151",
+    "#bddf26",
     "#fde725",
-)  # fmt: skip
+)
 LEFT, ROW, CELL, HEADER = 128, 44, 92, 30
 NARROWEST = 560
 PLOT_LEFT, PLOT_TOP, PLOT_WIDTH, PLOT_HEIGHT = 64, 76, 520, 260
@@ -46,14 +55,20 @@ def heat_map(comparison: Comparison, advice: Advice) -> str:
         .render(
             title="Recall@10 by method and metric",
             subtitle=f"mean of both directions on {comparison.test_groups:,} held-out groups, with 95% intervals",
-            width=width, height=y + 52, left=LEFT, cell_width=cell_width, row_height=ROW, columns_y=80, groups=groups,
+            width=width,
+            height=y + 52,
+            left=LEFT,
+            cell_width=cell_width,
+            row_height=ROW,
+            columns_y=80,
+            groups=groups,
             columns=[
                 {"x": LEFT + cell_width * (number + 0.5) - 2, "label": label, "name": name}
                 for number, (label, name) in enumerate(zip(names, comparison.metrics, strict=True))
             ],
             scale={"colours": VIRIDIS, "low": low, "high": high, "y": y + 14},
         )
-    )  # fmt: skip
+    )
 
 
 def _cells(
@@ -65,9 +80,13 @@ def _cells(
         if row := fitted.row(metric):
             background = colour((row.recall.value - low) / (high - low))
             cell |= {
-                "value": row.recall.value, "low": row.recall.low, "high": row.recall.high, "colour": background,
-                "ink": ink(background), "taken": metric == taken,
-            }  # fmt: skip
+                "value": row.recall.value,
+                "low": row.recall.low,
+                "high": row.recall.high,
+                "colour": background,
+                "ink": ink(background),
+                "taken": metric == taken,
+            }
         cells.append(cell)
     return cells
 
@@ -103,12 +122,17 @@ def learning_curves(comparison: Comparison) -> str | None:
         .render(
             title="Recall@10 with fewer groups to fit on",
             subtitle=shortened(curves[0].pair, PLOT_LEFT + PLOT_WIDTH),
-            width=math.ceil(PLOT_LEFT + PLOT_WIDTH + 24 + CHARACTER * max(widest, 7)), height=bottom + 60,
-            left=PLOT_LEFT, right=PLOT_LEFT + PLOT_WIDTH, bottom=bottom, curves=series, chance={"y": y(chance)},
+            width=math.ceil(PLOT_LEFT + PLOT_WIDTH + 24 + CHARACTER * max(widest, 7)),
+            height=bottom + 60,
+            left=PLOT_LEFT,
+            right=PLOT_LEFT + PLOT_WIDTH,
+            bottom=bottom,
+            curves=series,
+            chance={"y": y(chance)},
             y_ticks=[{"y": y(tick), "label": f"{tick:.1f}"} for tick in ticks],
             x_ticks=[{"x": x(size), "label": f"{size:,}"} for size in sizes],
         )
-    )  # fmt: skip
+    )
 
 
 def _series(curve: Curve, number: int, x: Any, y: Any) -> dict[str, Any]:

@@ -42,9 +42,11 @@ def write_comparison(directory: Path, comparison: Comparison, advice: Advice) ->
     """
     written = document(comparison, advice)
     heat, curves = heat_map(comparison, advice), learning_curves(comparison)
-    page = templates().get_template("compare.html").render(
-        written=written, comparison=comparison, advice=advice, heat=heat, curves=curves
-    )  # fmt: skip
+    page = (
+        templates()
+        .get_template("compare.html")
+        .render(written=written, comparison=comparison, advice=advice, heat=heat, curves=curves)
+    )
     files = {
         DOCUMENT: json.dumps(written, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
         HEAT_MAP: heat,

@@ -34,8 +34,11 @@ SENTENCES = {
     "mutual_neighbours": "near images whose texts are near each other too",
 }
 NAMES = {
-    "mrr": "MRR", "r_precision": "R-precision", "median_rank": "median rank", "mutual_neighbours": "mutual neighbours",
-}  # fmt: skip
+    "mrr": "MRR",
+    "r_precision": "R-precision",
+    "median_rank": "median rank",
+    "mutual_neighbours": "mutual neighbours",
+}
 ARROWS = {"text-to-image": "text → image", "image-to-text": "image → text"}
 MEDIAN_RANK = "median_rank"
 SHORT = {"recall": "Recall", "ndcg": "nDCG"}
@@ -108,14 +111,28 @@ def minute(at: datetime) -> str:
 
 
 FILTERS = {
-    "number": number, "within": within, "signed": signed, "loss": loss, "kind_of": kind_of, "minute": minute,
-}  # fmt: skip
+    "number": number,
+    "within": within,
+    "signed": signed,
+    "loss": loss,
+    "kind_of": kind_of,
+    "minute": minute,
+}
 
 
 # Measures of the whole that the table shows, in its order; {k} is each K.
 SHOWN = (
-    "recall@{k}", "exact.recall@{k}", "chance.recall@{k}", "found@{k}", "ndcg@{k}", "mrr", "r_precision", "median_rank",
-    "fidelity@{k}", "certified", "hubness",
-)  # fmt: skip
+    "recall@{k}",
+    "exact.recall@{k}",
+    "chance.recall@{k}",
+    "found@{k}",
+    "ndcg@{k}",
+    "mrr",
+    "r_precision",
+    "median_rank",
+    "fidelity@{k}",
+    "certified",
+    "hubness",
+)
 # Measures of a history that are shown unless others are named.
 TREND = ("recall@{k}", "fidelity@{k}", "gap")

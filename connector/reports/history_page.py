@@ -23,12 +23,14 @@ def write_history_page(path: Path, collection: str, moments: Sequence[AuditSumma
     environment.filters |= FILTERS
     alike = dict.fromkeys((moment.metric, moment.asked) for moment in moments)
     page = environment.get_template("history.html").render(
-        collection=collection, moments=moments, arrows=ARROWS,
+        collection=collection,
+        moments=moments,
+        arrows=ARROWS,
         histories=[
             _history(metric, asked, [m for m in moments if (m.metric, m.asked) == (metric, asked)])
             for metric, asked in alike
         ],
-    )  # fmt: skip
+    )
     write_page(path, page)
 
 
@@ -38,9 +40,14 @@ def _history(metric: str, asked: str, moments: Sequence[AuditSummary]) -> dict[s
     k = K if K in lengths else max(lengths, default=K)
     recall, fidelity = f"recall@{k}", f"fidelity@{k}"
     laid: dict[str, Any] = {
-        "metric": metric, "asked": asked, "k": k, "rows": list(_rows(moments, recall, fidelity)), "first": [],
-        "stages": [], "others": [],
-    }  # fmt: skip
+        "metric": metric,
+        "asked": asked,
+        "k": k,
+        "rows": list(_rows(moments, recall, fidelity)),
+        "first": [],
+        "stages": [],
+        "others": [],
+    }
     if sum(bool(moment.measures) for moment in moments) < 2:
         return laid  # no trend
     parts = dict.fromkeys(m.part for moment in moments for m in moment.measures if _is_stage(m.part))

@@ -21,9 +21,12 @@ TURNING = {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x
 def templates() -> Environment:
     """What pages and pictures are written by: everything is escaped, and nothing may be missing."""
     return Environment(
-        loader=PackageLoader("connector.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("connector.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         finalize=_harmless,
-    )  # fmt: skip
+    )
 
 
 def _harmless(value: object) -> object:

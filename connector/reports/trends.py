@@ -41,11 +41,14 @@ def trend(moments: Sequence[AuditSummary], name: str, part: str = "", *, beside:
             title += f", {groups:,} groups"
         marks = [
             Mark(
-                place=number / last, value=m.value, low=_finite(m.low), high=_finite(m.high),
+                place=number / last,
+                value=m.value,
+                low=_finite(m.low),
+                high=_finite(m.high),
                 says=f"audit {moment.audit}, {moment.at:%F %H:%M}, {moment.release}: {m.value:.4f}",
             )
             for number, moment, m in its
-        ]  # fmt: skip
+        ]
         if marks:
             drawn.append(Line(kind, label, marks))
     if not drawn:
@@ -63,7 +66,7 @@ def trend(moments: Sequence[AuditSummary], name: str, part: str = "", *, beside:
         x_title="audits of " + " to ".join(dict.fromkeys(f"{end.at:%F}" for end in (moments[0], moments[-1]))),
         rules=[(n + 0.5) / last for n, (a, b) in enumerate(pairwise(moments)) if a.release != b.release],
         crosses=[n / last for n, moment in enumerate(moments) if moment.verdict == "broken"],
-    )  # fmt: skip
+    )
 
 
 def _finite(value: float | None) -> float | None:

@@ -65,12 +65,14 @@ def shown_worst(worst: Sequence[WorstQuery], shown: Shown) -> dict[str, list[dic
     laid: dict[str, list[dict[str, Any]]] = {direction: [] for direction in DIRECTIONS}
     for each in worst:
         asking, target = DIRECTIONS[each.direction]
-        laid[each.direction].append({
-            "query": _point(each.query, asking, shown),
-            "rank": each.rank,
-            "found": [_point(point, target, shown) for point in each.found],
-            "expected": [_point(point, target, shown) for point in each.expected],
-        })  # fmt: skip
+        laid[each.direction].append(
+            {
+                "query": _point(each.query, asking, shown),
+                "rank": each.rank,
+                "found": [_point(point, target, shown) for point in each.found],
+                "expected": [_point(point, target, shown) for point in each.expected],
+            }
+        )
     return laid
 
 

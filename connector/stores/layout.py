@@ -30,9 +30,14 @@ OVERSAMPLING = 4.0
 
 # Least and most. What is beyond, engines take for a mistake at best and for an order to take all memory at worst.
 BOUNDS: Mapping[str, tuple[int, int]] = {
-    "m": (2, 1024), "ef_construct": (4, 100_000), "indexing_threshold": (1, 2**31 - 1), "oversampling": (1, 1000),
-    "shards": (1, 10_000), "replication_factor": (1, 1000), "write_consistency_factor": (1, 1000),
-}  # fmt: skip
+    "m": (2, 1024),
+    "ef_construct": (4, 100_000),
+    "indexing_threshold": (1, 2**31 - 1),
+    "oversampling": (1, 1000),
+    "shards": (1, 10_000),
+    "replication_factor": (1, 1000),
+    "write_consistency_factor": (1, 1000),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,15 +90,36 @@ def test_no_password_is_shown(password: str) -> None:
 
 
 NAMES = [
-    "password", "PassWord", "sslpassword", "passwd", "passfile", "sslkey", "api_key", "api-key", "apikey", "API_KEY",
-    "x-api-key", "token", "access_token", "auth_token", "key", "secret", "client_secret", "sig", "X-Amz-Signature",
+    "password",
+    "PassWord",
+    "sslpassword",
+    "passwd",
+    "passfile",
+    "sslkey",
+    "api_key",
+    "api-key",
+    "apikey",
+    "API_KEY",
+    "x-api-key",
+    "token",
+    "access_token",
+    "auth_token",
+    "key",
+    "secret",
+    "client_secret",
+    "sig",
+    "X-Amz-Signature",
     "credential",
-]  # fmt: skip
+]
 PLACES = [
-    "sqlite:////home/me/x.db?{}", "sqlite:///?mode=ro&{}", "postgresql://me@db.example/x?{}",
-    "postgresql+psycopg://db.example/x?sslmode=require&{}&user=me", "https://q.example:6333?{}",
-    "https://q.example/path?timeout=5&{}#top", "grpcs://q.example?{}",
-]  # fmt: skip
+    "sqlite:////home/me/x.db?{}",
+    "sqlite:///?mode=ro&{}",
+    "postgresql://me@db.example/x?{}",
+    "postgresql+psycopg://db.example/x?sslmode=require&{}&user=me",
+    "https://q.example:6333?{}",
+    "https://q.example/path?timeout=5&{}#top",
+    "grpcs://q.example?{}",
+]
 
 
 @given(SECRETS.filter(lambda text: text not in "".join(PLACES)), st.sampled_from(NAMES), st.sampled_from(PLACES))
@@ -132,10 +153,17 @@ OPTIONS = st.sampled_from(["", "?sslmode=require", "?connect_timeout=5&applicati
 @given(NAME, HOST, NAME, OPTIONS)
 def test_a_harmless_url_stays_as_it_is(user: str, host: str, name: str, options: str) -> None:
     for url in (
-        f"postgresql://{user}@{host}/{name}{options}", f"postgresql+psycopg://{host}/{name}{options}",
-        f"http://{host}", f"https://{host}/{name}", f"grpc://{host}", f"edge:/home/{user}/{name}",
-        f"edge:{name}?token=x", f"sqlite:////home/{user}/{name}.db", f"sqlite:///{name}@{user}.db?mode=ro&uri=true", "sqlite://",
-    ):  # fmt: skip
+        f"postgresql://{user}@{host}/{name}{options}",
+        f"postgresql+psycopg://{host}/{name}{options}",
+        f"http://{host}",
+        f"https://{host}/{name}",
+        f"grpc://{host}",
+        f"edge:/home/{user}/{name}",
+        f"edge:{name}?token=x",
+        f"sqlite:////home/{user}/{name}.db",
+        f"sqlite:///{name}@{user}.db?mode=ro&uri=true",
+        "sqlite://",
+    ):
         assert redacted(url) == url
 
 
@@ -152,11 +180,16 @@ def test_a_message_without_secrets_stays_as_it_is(user: str, host: str, name: st
 @pytest.mark.parametrize(
     "text",
     [
-        "https://q:6333?password=x@secret", "https://q?password=x@secret", "https://sec?ret@q", "https://sec@ret@q",
-        "https://q/x?password=x@secret", "postgresql://me@db/x?password=x@secret", "postgresql://me:x?y@secret@db/x",
+        "https://q:6333?password=x@secret",
+        "https://q?password=x@secret",
+        "https://sec?ret@q",
+        "https://sec@ret@q",
+        "https://q/x?password=x@secret",
+        "postgresql://me@db/x?password=x@secret",
+        "postgresql://me:x?y@secret@db/x",
         "https://me:secret@q/x?token=x@secret",
     ],
-)  # fmt: skip
+)
 def test_an_at_sign_in_a_secret_brings_nothing_to_light(text: str) -> None:
     assert not re.search("sec|ret", without_secrets(f"cannot reach {text} now"))
     assert not re.search("sec|ret", redacted(text))

@@ -59,9 +59,12 @@ def test_a_graph_is_built_searched_and_audited(world: World, collection: str, qu
     assert info.indexed > 0
     assert release.hnsw_ef is not None
     found = audit(
-        open_release(world.provenance, world.store, collection, None, device="cpu"), world.store, embedding_set,
-        queries="all", gallery="all",
-    )  # fmt: skip
+        open_release(world.provenance, world.store, collection, None, device="cpu"),
+        world.store,
+        embedding_set,
+        queries="all",
+        gallery="all",
+    )
     measures = {(m.name, m.direction): m.value for m in found.measures if not m.part}
     assert all(value > 0.9 for (name, _), value in measures.items() if name == "fidelity@10")
 
@@ -70,10 +73,18 @@ def test_the_server_has_what_the_layout_says(
     world: World, collection: str, qdrant_server: tuple[str, str | None]
 ) -> None:
     layout: dict[str, Any] = {
-        "m": 8, "ef_construct": 64, "indexing_threshold": 123, "quantization": "binary", "compression": "two_bits",
-        "datatype": "float16", "vectors_on_disk": True, "hnsw_on_disk": True, "payload_on_disk": True, "shards": 2,
+        "m": 8,
+        "ef_construct": 64,
+        "indexing_threshold": 123,
+        "quantization": "binary",
+        "compression": "two_bits",
+        "datatype": "float16",
+        "vectors_on_disk": True,
+        "hnsw_on_disk": True,
+        "payload_on_disk": True,
+        "shards": 2,
         "payload_indexes": {"number": "integer"},
-    }  # fmt: skip
+    }
     assert layout["compression"] in COMPRESSIONS["binary"]
     (release,) = world.push(world.set("s", *pairs(20)), collection=collection, **layout).releases
     info = world.store._client.get_collection(release.name)  # type: ignore[attr-defined]

@@ -230,9 +230,13 @@ def query(server: Imitation, name: str, body: Any) -> Any:
 def scroll(server: Imitation, name: str, body: Any) -> Any:
     asked = models.ScrollRequest.model_validate(body)
     points, offset = server.data.scroll(
-        name, scroll_filter=asked.filter, limit=asked.limit or 10, offset=asked.offset,
-        with_payload=bool(asked.with_payload), with_vectors=asked.with_vector or False,
-    )  # fmt: skip
+        name,
+        scroll_filter=asked.filter,
+        limit=asked.limit or 10,
+        offset=asked.offset,
+        with_payload=bool(asked.with_payload),
+        with_vectors=asked.with_vector or False,
+    )
     return answer({"points": answer(points)["result"], "next_page_offset": offset})
 
 

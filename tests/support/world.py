@@ -179,9 +179,16 @@ def alignment(
         for m, d in DIMS.items()
     }
     card = AlignmentCard(
-        encoders=cards(), method="written", hyperparameters={"turn": turn}, metrics=["cosine"], sets=[], pairs=0,
-        hold_out=hold_out, held_out_recall={}, candidates=[],
-    )  # fmt: skip
+        encoders=cards(),
+        method="written",
+        hyperparameters={"turn": turn},
+        metrics=["cosine"],
+        sets=[],
+        pairs=0,
+        hold_out=hold_out,
+        held_out_recall={},
+        candidates=[],
+    )
     return Alignment(card, projections, learned() if weights is None else weights)
 
 
@@ -271,9 +278,11 @@ class World:
             for name in self.store.collections()
         }
         return {
-            "collections": collections, "aliases": self.store.aliases(), "ledger": self.ledger(),
+            "collections": collections,
+            "aliases": self.store.aliases(),
+            "ledger": self.ledger(),
             "states": self.states(),
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,9 +332,15 @@ def audit(
 ) -> Audit:
     """Audit a release with the plan that `asked` describes."""
     return auditor.audit(
-        release, store, embedding_set, AuditPlan(**asked), pairs=embedding_set.path.name, requirements=requirements,
-        before=before, advance=advance,
-    )  # fmt: skip
+        release,
+        store,
+        embedding_set,
+        AuditPlan(**asked),
+        pairs=embedding_set.path.name,
+        requirements=requirements,
+        before=before,
+        advance=advance,
+    )
 
 
 def opened(world: World, metric: str = "cosine") -> Release:

@@ -206,10 +206,12 @@ def test_a_budget_that_has_passed_leaves_a_list(rng: np.random.Generator, tmp_pa
     assert [(each.pair[0], each.method) for each in found.fitted] == [("a", "ridge")]
     assert [row.metric for row in found.fitted[0].rows] == ["cosine"]
     assert [missing.what for missing in found.not_run] == [
-        "chi2(map=split) after ridge on a-image:1 + a-text:1", "ridge on b-image:1 + b-text:1",
-        "rcca on a-image:1 + a-text:1", "rcca on b-image:1 + b-text:1",
+        "chi2(map=split) after ridge on a-image:1 + a-text:1",
+        "ridge on b-image:1 + b-text:1",
+        "rcca on a-image:1 + a-text:1",
+        "rcca on b-image:1 + b-text:1",
         "learning curve of ridge on a-image:1 + a-text:1",
-    ]  # fmt: skip
+    ]
     assert {missing.reason for missing in found.not_run} == {"its share of the budget of 1e-06 s had passed"}
     text = said(found, "not run")
     assert "learning curve of ridge on a-image:1 + a-text:1: its share of the budget of 1e-06 s had passed." in text

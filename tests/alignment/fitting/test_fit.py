@@ -402,9 +402,14 @@ def test_a_budget_ends_the_search_after_the_candidate_under_way(
     monkeypatch.setattr("alignment.fitting.fit.time.monotonic", lambda: float(next(clock)))
     lines: list[str] = []
     found = cross_validate(
-        racers(rng), ["ridge"], FitSpec(), folds=4, device=resolve("cpu"), budget=after + 0.5,
+        racers(rng),
+        ["ridge"],
+        FitSpec(),
+        folds=4,
+        device=resolve("cpu"),
+        budget=after + 0.5,
         progress=lines.append,
-    )  # fmt: skip
+    )
     assert len(found) == (14 if after == 18 else after + 1)
     assert {candidate.folds for candidate in found} == {1}
     assert "the budget has passed in fold" in lines[-1]
@@ -414,10 +419,14 @@ def test_a_budget_ends_the_search_after_the_candidate_under_way(
 @pytest.mark.parametrize(
     ("metrics", "chosen"),
     [
-        (("cosine",), "cosine"), (("manhattan", "cosine"), "manhattan"), (("mlp", "chi2", "dot"), "chi2(map=split)"),
-        (("dot+nnn(k=8)", "bilinear", "euclid"), "euclid"), (("bilinear", "dot+nnn(k=8)"), "cosine"), ((), "cosine"),
+        (("cosine",), "cosine"),
+        (("manhattan", "cosine"), "manhattan"),
+        (("mlp", "chi2", "dot"), "chi2(map=split)"),
+        (("dot+nnn(k=8)", "bilinear", "euclid"), "euclid"),
+        (("bilinear", "dot+nnn(k=8)"), "cosine"),
+        ((), "cosine"),
     ],
-)  # fmt: skip
+)
 def test_candidates_are_chosen_under_the_first_metric_that_learns_nothing(
     metrics: Sequence[str], chosen: str, rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -456,8 +465,9 @@ def test_metrics_learn_from_aligned_training_pairs_alone(
         np.testing.assert_array_equal(rows_sorted(bank), rows_sorted(side.vectors))
     assert set(alignment.weights) == {
         *(f"mlp(hidden=2)/{name}" for name in parse("mlp(hidden=2)").start(2, 0).module.state_dict()),  # type: ignore[attr-defined]
-        "nnn/image", "nnn/text",
-    }  # fmt: skip
+        "nnn/image",
+        "nnn/text",
+    }
 
 
 def rows_sorted(X: Matrix) -> Matrix:

@@ -23,7 +23,7 @@ from alignment.fitting.heads import Head, Linear
 from alignment.fitting.trainer import Model, _Trainer, _unit_of, split
 from alignment.fitting.trainer import train as train_model
 from alignment.fitting.training import LOSSES, Training
-from alignment.metrics import (  # fmt: skip
+from alignment.metrics import (
     METRICS,
     Bilinear,
     ChiSquare,

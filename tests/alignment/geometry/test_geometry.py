@@ -173,9 +173,16 @@ def test_equal_seeds_give_equal_numbers_that_json_can_hold(rng: np.random.Genera
     assert one.gap != other.gap
     found = json.loads(written)
     assert found["settings"] == {
-        "order": 2, "cost": "squared Euclidean", "normalisation": "unit", "recall_metric": "cosine",
-        "permutations": 199, "permuted": 30, "projections": 500, "shrinkage": "Ledoit-Wolf", "neighbours": NEIGHBOURS,
-    }  # fmt: skip
+        "order": 2,
+        "cost": "squared Euclidean",
+        "normalisation": "unit",
+        "recall_metric": "cosine",
+        "permutations": 199,
+        "permuted": 30,
+        "projections": 500,
+        "shrinkage": "Ledoit-Wolf",
+        "neighbours": NEIGHBOURS,
+    }
     assert found["gap"]["solver"] == "linear_sum_assignment"
     assert (found["gap"]["n"], found["gap"]["matched"], found["seed"], found["groups"]) == (30, 30, 3, 60)
 

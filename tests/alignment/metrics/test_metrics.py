@@ -176,9 +176,10 @@ def test_every_metric_has_a_reference() -> None:
 
 def test_every_metric_that_lowers_to_dot_is_tested_with_hubness_taken_off() -> None:
     assert {str(m.base) for m in EVERY if isinstance(m, Nnn)} == {
-        "dot", *(f"kl-{way}(map={map_},smoothing=0.1)" for way in ("query-item", "item-query") for map_ in MAPS),
+        "dot",
+        *(f"kl-{way}(map={map_},smoothing=0.1)" for way in ("query-item", "item-query") for map_ in MAPS),
         "bilinear(rank=16,blocks=8)",
-    }  # fmt: skip
+    }
 
 
 @every_metric
@@ -676,11 +677,28 @@ def test_parameters_that_do_not_exist_are_refused_by_name(text: str, message: st
 @pytest.mark.parametrize(
     "text",
     [
-        "", "Cosine", " cosine", "cosine ", "cosine)", "cosine(", "chi2(map)", "chi2(map=)", "chi2(map=split,)",
-        "chi2(map=split,map=split)", "chi2(map=split)x", "chi2(map=(split))", "nnn", "+nnn", "dot+nnn+nnn",
-        "dot+nnnx", "dot+nnn-2(k=3)", "dot+nnn(k=3)x", "dot+", "dot+qb",
+        "",
+        "Cosine",
+        " cosine",
+        "cosine ",
+        "cosine)",
+        "cosine(",
+        "chi2(map)",
+        "chi2(map=)",
+        "chi2(map=split,)",
+        "chi2(map=split,map=split)",
+        "chi2(map=split)x",
+        "chi2(map=(split))",
+        "nnn",
+        "+nnn",
+        "dot+nnn+nnn",
+        "dot+nnnx",
+        "dot+nnn-2(k=3)",
+        "dot+nnn(k=3)x",
+        "dot+",
+        "dot+qb",
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_read_is_an_unknown_metric(text: str) -> None:
     with pytest.raises(MetricError, match=r"^unknown metric "):
         parse(text)

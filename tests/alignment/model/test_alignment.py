@@ -83,8 +83,11 @@ def test_a_directory_holds_the_card_and_safetensors_and_nothing_else(tmp_path: P
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
     tensors = safetensors.numpy.load_file(tmp_path / "a" / WEIGHTS)
     assert {name: t.shape for name, t in tensors.items()} == {
-        "image.mean": (5,), "image.weight": (5, 3), "text.mean": (4,), "text.weight": (4, 3),
-    }  # fmt: skip
+        "image.mean": (5,),
+        "image.weight": (5, 3),
+        "text.mean": (4,),
+        "text.weight": (4, 3),
+    }
     with pytest.raises(pickle.UnpicklingError):
         pickle.loads((tmp_path / "a" / WEIGHTS).read_bytes())
 
@@ -319,8 +322,12 @@ def test_weights_load_as_they_were_saved(tmp_path: Path) -> None:
         assert same_arrays(tensor, loaded.weights[name])
     tensors = safetensors.numpy.load_file(tmp_path / "a" / WEIGHTS)
     assert set(tensors) == {
-        "image.mean", "image.weight", "text.mean", "text.weight", *(f"metric/{name}" for name in saved.weights),
-    }  # fmt: skip
+        "image.mean",
+        "image.weight",
+        "text.mean",
+        "text.weight",
+        *(f"metric/{name}" for name in saved.weights),
+    }
     Q, X = (np.random.default_rng(seed).standard_normal((4, 3)) for seed in (1, 2))
     for metric in [*LEARNERS, parse("dot+nnn(k=9)"), parse("bilinear+nnn(k=3)")]:
         for modality in MODALITIES:

@@ -224,10 +224,16 @@ def test_a_gated_layer_is_torchs(rng: np.random.Generator) -> None:
 
 
 def test_dropout_is_for_training_alone(rng: np.random.Generator) -> None:
-    lift = StarGlu.of({
-        "norm.weight": np.ones(4), "norm.bias": np.zeros(4), "gate.weight": np.ones((4, 300)),
-        "gate.bias": np.ones(300), "value.weight": np.ones((4, 300)), "value.bias": np.ones(300),
-    })  # fmt: skip
+    lift = StarGlu.of(
+        {
+            "norm.weight": np.ones(4),
+            "norm.bias": np.zeros(4),
+            "gate.weight": np.ones((4, 300)),
+            "gate.bias": np.ones(300),
+            "value.weight": np.ones((4, 300)),
+            "value.bias": np.ones(300),
+        }
+    )
     p = {name: torch.from_numpy(array) for name, array in lift.parameters.items()}
     Z = torch.from_numpy(rng.standard_normal((2, 4)).astype(np.float32))
     dropped = StarGlu.features(p, Z, dropout=0.5)

@@ -135,13 +135,21 @@ def lifts(d: int) -> dict[str, FeatureMap]:
     mlp: dict[str, Matrix] = {"first.weight": normal(d, w), "first.bias": normal(w)}
     for b in range(2):
         mlp |= {
-            f"{b}.norm.weight": normal(w), f"{b}.norm.bias": normal(w), f"{b}.wide.weight": normal(w, 4 * w),
-            f"{b}.wide.bias": normal(4 * w), f"{b}.narrow.weight": normal(4 * w, w), f"{b}.narrow.bias": normal(w),
-        }  # fmt: skip
+            f"{b}.norm.weight": normal(w),
+            f"{b}.norm.bias": normal(w),
+            f"{b}.wide.weight": normal(w, 4 * w),
+            f"{b}.wide.bias": normal(4 * w),
+            f"{b}.narrow.weight": normal(4 * w, w),
+            f"{b}.narrow.bias": normal(w),
+        }
     glu = {
-        "norm.weight": normal(d), "norm.bias": normal(d), "gate.weight": normal(d, m), "value.weight": normal(d, m),
-        "gate.bias": normal(m), "value.bias": normal(m),
-    }  # fmt: skip
+        "norm.weight": normal(d),
+        "norm.bias": normal(d),
+        "gate.weight": normal(d, m),
+        "value.weight": normal(d, m),
+        "gate.bias": normal(m),
+        "value.bias": normal(m),
+    }
     kept, power, gamma = (np.array([value], np.float32) for value in (4, 3, 2))
     return {
         "gaussian-kernel": GaussianKernel({"landmarks": l2_normalize(normal(m, d)), "mean": normal(m), "gamma": gamma}),

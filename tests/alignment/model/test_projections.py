@@ -94,9 +94,15 @@ def one_dimension(rng: np.random.Generator) -> tuple[Matrix, Matrix]:
 
 
 CASES = [
-    plenty, same_dimension, fewer_pairs_than_dimensions, two_pairs, duplicated_columns, constant_columns,
-    repeated_pairs, one_dimension,
-]  # fmt: skip
+    plenty,
+    same_dimension,
+    fewer_pairs_than_dimensions,
+    two_pairs,
+    duplicated_columns,
+    constant_columns,
+    repeated_pairs,
+    one_dimension,
+]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 
 

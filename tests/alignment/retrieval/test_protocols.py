@@ -110,9 +110,15 @@ def test_flickr30k_is_measured_as_ir_measures_measures_it(rng: np.random.Generat
         qrels = {
             f"{q}": {f"{d}": 1 for d in np.flatnonzero(items.groups == group)} for q, group in enumerate(queries.groups)
         }
-        for mine, name in ((f"{ours}@{k}", f"{theirs}@{k}") for k in KS for ours, theirs in (
-            ("recall", "Success"), ("found", "R"), ("ndcg", "nDCG"),
-        )):  # fmt: skip
+        for mine, name in (
+            (f"{ours}@{k}", f"{theirs}@{k}")
+            for k in KS
+            for ours, theirs in (
+                ("recall", "Success"),
+                ("found", "R"),
+                ("ndcg", "nDCG"),
+            )
+        ):
             by_query = {
                 metric.query_id: metric.value
                 for metric in ir_measures.iter_calc([ir_measures.parse_measure(name)], qrels, run)
@@ -181,5 +187,7 @@ def test_data_of_another_shape_is_refused(images: Any, texts: Any, message: str)
 
 def test_the_presets_are_those_of_the_papers() -> None:
     assert {name: (p.images, p.folds, p.captions) for name, p in PROTOCOLS.items()} == {
-        "coco-5k": (5000, 1, 5), "coco-1k": (5000, 5, 5), "flickr30k": (1000, 1, 5),
-    }  # fmt: skip
+        "coco-5k": (5000, 1, 5),
+        "coco-1k": (5000, 5, 5),
+        "flickr30k": (1000, 1, 5),
+    }

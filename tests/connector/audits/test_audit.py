@@ -128,9 +128,10 @@ class TestEqualsTheReference:
         [
             *((metric, "all", "held-out") for metric in ALL),
             *((metric, scope, scope) for metric in SOME for scope in ("held-out", "all")),
-            ("cosine", "held-out", "all"), ("mlp", "held-out", "all"),
+            ("cosine", "held-out", "all"),
+            ("mlp", "held-out", "all"),
         ],
-    )  # fmt: skip
+    )
     def test_every_measure_to_the_last_digit(self, served: World, metric: str, queries: Any, gallery: Any) -> None:
         release = opened(served, metric)
         found = audit(release, served.store, the_set(served), ks=(1, 3, 10), queries=queries, gallery=gallery, seed=5)
@@ -272,9 +273,11 @@ class TestTies:
         (release,) = world.push(world.set("s", image, text), metrics=[metric]).releases
         for modality in MODALITIES:
             records = [
-                record for page in world.store.scroll(release.name, vector_name=modality) for record in page
+                record
+                for page in world.store.scroll(release.name, vector_name=modality)
+                for record in page
                 if record.vector is not None
-            ]  # fmt: skip
+            ]
             stored = np.stack([record.vector for record in records if record.vector is not None])
             apart = np.random.default_rng(0).choice([-1e-7, 0.0, 1e-7], stored.shape).astype(np.float32)
             world.store.upsert(
@@ -486,9 +489,14 @@ class TestMissing:
         (release,) = world.push(world.set("s", image, text)).releases
         world.store.delete(release.name, [point_id("image", str(n)) for n in range(8)])
         found = audit(
-            release, world.store, the_set(world), ks=(1,), queries="all", gallery="all",
+            release,
+            world.store,
+            the_set(world),
+            ks=(1,),
+            queries="all",
+            gallery="all",
             requirements=[Requirement.parse("median_rank<=5")],
-        )  # fmt: skip
+        )
         assert found.measure("text-to-image", "median_rank").value == np.inf
         assert [(f.direction, f.requirement.name) for f in found.failures] == [("text-to-image", "median_rank")]
 

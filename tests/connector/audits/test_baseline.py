@@ -154,9 +154,16 @@ class TestDrifts:
 
     @pytest.mark.parametrize(
         ("name", "is_compared"),
-        [("recall@7", True), ("exact.recall@1", True), ("fidelity@3", True), ("mrr", True), ("median_rank", True),
-         ("ndcg@5", False), ("certified", False)],
-    )  # fmt: skip
+        [
+            ("recall@7", True),
+            ("exact.recall@1", True),
+            ("fidelity@3", True),
+            ("mrr", True),
+            ("median_rank", True),
+            ("ndcg@5", False),
+            ("certified", False),
+        ],
+    )
     def test_what_is_compared_without_being_asked_for(self, name: str, is_compared: bool) -> None:
         its = per_query([1.0] * 5, name=name)
         before = Baseline(7, {DIRECTION: its})
@@ -169,9 +176,10 @@ class TestDrifts:
         assert drifts(before, {DIRECTION: its}) == []
         (found,) = drifts(before, {DIRECTION: its}, [("index", "recall@1")])
         assert (found.part, found.in_words) == (
-            "index", "text-to-image index recall@1 was 1.0000 in audit 7 and is 1.0000: +0.0000 [+0.0000, +0.0000] "
+            "index",
+            "text-to-image index recall@1 was 1.0000 in audit 7 and is 1.0000: +0.0000 [+0.0000, +0.0000] "
             "over 5 queries",
-        )  # fmt: skip
+        )
 
     def test_what_was_not_measured_before_is_left_out(self) -> None:
         assert drifts(Baseline(7, {DIRECTION: per_query([1.0])}), {DIRECTION: per_query([1.0], name="recall@5")}) == []
@@ -280,11 +288,16 @@ class TestEarlier:
     @pytest.mark.parametrize(
         ("against", "plan", "name", "number"),
         [
-            ("last", PLAN, "s", 2), ("live", PLAN, "s", 2), ("1", PLAN, "s", 1), ("02", PLAN, "s", 2),
-            ("last", AuditPlan(gallery="all"), "s", 3), ("3", AuditPlan(gallery="all"), "s", 3), ("last", PLAN, "t", 4),
+            ("last", PLAN, "s", 2),
+            ("live", PLAN, "s", 2),
+            ("1", PLAN, "s", 1),
+            ("02", PLAN, "s", 2),
+            ("last", AuditPlan(gallery="all"), "s", 3),
+            ("3", AuditPlan(gallery="all"), "s", 3),
+            ("last", PLAN, "t", 4),
             ("last", AuditPlan(ks=(3,), sample=2, seed=9, by=["x"], rate=1.0), "s", 2),
         ],
-    )  # fmt: skip
+    )
     def test_which_it_is(self, world: World, against: str, plan: AuditPlan, name: str, number: int) -> None:
         found = find_baseline(world.provenance, row_of(world), against, plan, name)
         assert found.number == number
@@ -295,23 +308,38 @@ class TestEarlier:
     @pytest.mark.parametrize(
         ("against", "plan", "name", "message"),
         [
-            ("2", AuditPlan(queries="all"), "s",
-             r"audit 2 is of s \(queries held-out, gallery held-out\), this one would be of s \(queries all, gallery "
-             r"held-out\); they cannot be compared"),
+            (
+                "2",
+                AuditPlan(queries="all"),
+                "s",
+                r"audit 2 is of s \(queries held-out, gallery held-out\), this one would be of s \(queries all, gallery "
+                r"held-out\); they cannot be compared",
+            ),
             ("2", AuditPlan(gallery="all"), "s", r"would be of s \(queries held-out, gallery all\)"),
             ("2", PLAN, "t", r"audit 2 is of s \(.*\), this one would be of t \(queries held-out, gallery held-out\)"),
-            ("2", AuditPlan(protocol="coco-1k"), "s", r"audit 2 is of s \(.*\), this one would be of s \(protocol coco-1k"),
-            ("last", AuditPlan(queries="all"), "s",
-             r"has no earlier audit of s \(queries all, gallery held-out\); it has audits of s \(queries held-out, "
-             r"gallery all\) and s \(queries held-out, gallery held-out\) and t \(.*\), which cannot be compared; "
-             "audit it once without --against"),
+            (
+                "2",
+                AuditPlan(protocol="coco-1k"),
+                "s",
+                r"audit 2 is of s \(.*\), this one would be of s \(protocol coco-1k",
+            ),
+            (
+                "last",
+                AuditPlan(queries="all"),
+                "s",
+                r"has no earlier audit of s \(queries all, gallery held-out\); it has audits of s \(queries held-out, "
+                r"gallery all\) and s \(queries held-out, gallery held-out\) and t \(.*\), which cannot be compared; "
+                "audit it once without --against",
+            ),
             ("live", PLAN, "u", r"the live release of things has no earlier audit of u \(queries held-out, gallery "),
             ("5", PLAN, "s", "audit 5 found its release broken and measured nothing; name another"),
             ("6", PLAN, "s", "there is no audit 6; `modalign audit COLLECTION --history` lists them"),
-            *((text, PLAN, "s", "expected last, live or the number of an audit, got ")
-              for text in ("", "Last", "-1", "1.0", "²", "1 ", "9" * 10, "9" * 5000)),
+            *(
+                (text, PLAN, "s", "expected last, live or the number of an audit, got ")
+                for text in ("", "Last", "-1", "1.0", "²", "1 ", "9" * 10, "9" * 5000)
+            ),
         ],
-    )  # fmt: skip
+    )
     def test_refused(self, world: World, against: str, plan: AuditPlan, name: str, message: str) -> None:
         with pytest.raises(RequirementError, match=message):
             find_baseline(world.provenance, row_of(world), against, plan, name)
@@ -362,9 +390,10 @@ class TestHistory:
         assert [moment.verdict for moment in moments] == ["measured"] * 4 + ["broken"]
         assert [moment.at for moment in moments] == sorted(moment.at for moment in moments)
         assert [moment.asked for moment in moments[1:4]] == [
-            "s (queries held-out, gallery held-out)", "s (queries held-out, gallery all)",
+            "s (queries held-out, gallery held-out)",
+            "s (queries held-out, gallery all)",
             "t (queries held-out, gallery held-out)",
-        ]  # fmt: skip
+        ]
         assert {(moment.release, moment.metric) for moment in moments} == {(row_of(world).physical_name, "cosine")}
 
     @pytest.mark.parametrize(("limit", "expected"), [(1, [5]), (3, [3, 4, 5]), (5, [1, 2, 3, 4, 5])])

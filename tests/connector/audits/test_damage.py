@@ -287,10 +287,18 @@ def test_a_set_that_is_being_encoded(home: Path) -> None:
 def test_a_push_that_has_not_ended(home: Path, into: str, counted: bool) -> None:
     """Of a host that is gone nobody says that it was killed: it is named, and of other collections it is nothing."""
     with Provenance.open(f"sqlite:///{home / 'modalign.db'}", home=home) as provenance, provenance.session() as session:
-        session.add(RunRow(
-            command="push", parameters={"into": into}, outcome="running", counts={}, host="pod-7f6d", pid=1,
-            version="0", started_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
-        ))  # fmt: skip
+        session.add(
+            RunRow(
+                command="push",
+                parameters={"into": into},
+                outcome="running",
+                counts={},
+                host="pod-7f6d",
+                pid=1,
+                version="0",
+                started_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+            )
+        )
         session.commit()
     says = audited(home).in_words
     said = [each for each in says if each.startswith("Its points were not counted")]

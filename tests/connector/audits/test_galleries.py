@@ -89,8 +89,10 @@ class TestParts:
         (release,) = world.push(world.set("s", *pairs(40))).releases
         ids = [point_id(modality, f"{number}") for number in range(40)]
         galleries: Mapping[str, Gallery] = {
-            "everything": Everything(), "held-out": HeldOut(), "folds": Folds([ids[:7], ids[20:], [], [ids[10]]]),
-        }  # fmt: skip
+            "everything": Everything(),
+            "held-out": HeldOut(),
+            "folds": Folds([ids[:7], ids[20:], [], [ids[10]]]),
+        }
         gallery = galleries[kind]
         records = [r for page in world.store.scroll(release.name, page=9) for r in page if r.id in set(ids)]
         placed = gallery.placed(records)
@@ -243,8 +245,9 @@ class TestByProtocol:
         chosen = [key for group in image_groups for key in first[f"g{group}"][:5]]
         assert found_by.rows.keys == chosen
         searched: list[tuple[QuerySet, Modality, Sequence[str]]] = [
-            (asked, "text", chosen), (found_by, "image", images.keys)
-        ]  # fmt: skip
+            (asked, "text", chosen),
+            (found_by, "image", images.keys),
+        ]
         for its, modality, keys in searched:
             gallery = its.gallery
             assert isinstance(gallery, Folds)
@@ -275,8 +278,9 @@ def evaluated(world: World, release: Release, direction: str, fold_of: Sequence[
         run[key] = {f"{item}": -float(place) for place, item in enumerate(order)}
     names = {
         **{f"{name}@{k}": f"{theirs}@{k}" for name, theirs in EVALUATORS.items() for k in KS},
-        "mrr": "RR", "r_precision": "Rprec",
-    }  # fmt: skip
+        "mrr": "RR",
+        "r_precision": "Rprec",
+    }
     parsed = {ir_measures.parse_measure(theirs): name for name, theirs in names.items()}
     found: dict[str, dict[str, float]] = {name: {} for name in names}
     for metric in ir_measures.iter_calc(list(parsed), qrels, run):

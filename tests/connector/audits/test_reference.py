@@ -123,9 +123,10 @@ def case(
         "folds": rng.integers(-1, PARTS, size=m),  # -1 is nowhere
     }[gallery]
     galleries: dict[str, Gallery] = {
-        "everything": Everything(), "held-out": HeldOut(),
+        "everything": Everything(),
+        "held-out": HeldOut(),
         "folds": Folds([[ids[i] for i in np.flatnonzero(placed == part)] for part in range(PARTS)]),
-    }  # fmt: skip
+    }
     parts = rng.integers(galleries[gallery].parts(), size=n)
     vectors = stored(lowering, X)
     records = []
@@ -185,9 +186,12 @@ class TestEqualsBruteForce:
         names = [f"class {number}" for number in range(3)]
         rng = np.random.default_rng(5)
         its = case(
-            text, gallery, m=200, groups=[names[k] for k in rng.integers(3, size=200)],
+            text,
+            gallery,
+            m=200,
+            groups=[names[k] for k in rng.integers(3, size=200)],
             asking=[names[k] for k in rng.integers(3, size=N)],
-        )  # fmt: skip
+        )
         found = its.found(page=37)
         assert found.whole.counts.min() > 2 * FEW
         assert same(found.whole, its.brute())
@@ -238,9 +242,13 @@ def test_a_point_without_a_score_never_flatters(text: str, few: bool, gallery: s
     names = [f"g{number}" for number in range(20 if few else 2)]
     rng, n = np.random.default_rng(3), 8
     its = case(
-        text, gallery, m=120, groups=[str(name) for name in rng.choice(names, size=120)],
-        asking=[str(name) for name in rng.choice(names, size=n)], n=n,
-    )  # fmt: skip
+        text,
+        gallery,
+        m=120,
+        groups=[str(name) for name in rng.choice(names, size=120)],
+        asking=[str(name) for name in rng.choice(names, size=n)],
+        n=n,
+    )
     clean, broken = its.brute(its.inside), its.without_score(range(0, 120, 9))
     found, expected = broken.found(page=50), broken.brute(broken.inside)
     assert same(found.whole, broken.brute())

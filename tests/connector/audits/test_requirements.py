@@ -26,15 +26,44 @@ from connector.releases.release import open_release
 from tests.support.world import COLLECTION, SOME, World, audit, embedded, latent, opened_world, rows
 
 NAMES = [
-    "recall@10", "found@1", "ndcg@100", "exact.recall@5", "chance.recall@5", "mrr", "r_precision", "median_rank",
-    "fidelity@10", "fidelity@10.p5", "fidelity@10.least", "fidelity@10.below90", "latency.p99", "certified", "hubness",
-    "gap", "gap.raw", "mutual_neighbours",
-]  # fmt: skip
+    "recall@10",
+    "found@1",
+    "ndcg@100",
+    "exact.recall@5",
+    "chance.recall@5",
+    "mrr",
+    "r_precision",
+    "median_rank",
+    "fidelity@10",
+    "fidelity@10.p5",
+    "fidelity@10.least",
+    "fidelity@10.below90",
+    "latency.p99",
+    "certified",
+    "hubness",
+    "gap",
+    "gap.raw",
+    "mutual_neighbours",
+]
 PARTS = [
-    "", INDEX, "filter:red cars", "filter:a:b=c", "language=de", "language missing", "url=http://host:6333/a?b=c@d",
-    "price=>5", "price=<= 5", "note=recall@10>=0.4", "note=recall@10 drop", "emoji=🚗", "lines=a\nb",
-    "text-to-images=x", 'tags=["a", "b:c"]', "a:b missing", "number=-1.5e3",
-]  # fmt: skip
+    "",
+    INDEX,
+    "filter:red cars",
+    "filter:a:b=c",
+    "language=de",
+    "language missing",
+    "url=http://host:6333/a?b=c@d",
+    "price=>5",
+    "price=<= 5",
+    "note=recall@10>=0.4",
+    "note=recall@10 drop",
+    "emoji=🚗",
+    "lines=a\nb",
+    "text-to-images=x",
+    'tags=["a", "b:c"]',
+    "a:b missing",
+    "number=-1.5e3",
+]
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 
 
@@ -67,9 +96,13 @@ class TestRead:
         assert r.text == text.strip()
 
     @given(
-        st.sampled_from([None, *DIRECTED]), st.sampled_from(PARTS), st.sampled_from(NAMES),
-        st.sampled_from([">=", "<=", ">", "<"]), numbers, st.sampled_from(["", " ", "  "]),
-    )  # fmt: skip
+        st.sampled_from([None, *DIRECTED]),
+        st.sampled_from(PARTS),
+        st.sampled_from(NAMES),
+        st.sampled_from([">=", "<=", ">", "<"]),
+        numbers,
+        st.sampled_from(["", " ", "  "]),
+    )
     def test_every_part_name_and_number_comes_back(
         self, direction: str | None, part: str, name: str, comparison: str, bound: float, space: str
     ) -> None:
@@ -98,11 +131,32 @@ class TestRead:
 
     @pytest.mark.parametrize(
         "text",
-        ["", "recall@10", "recall@10=0.4", "recall@10>=", ">=0.4", "recall@10>=much", "recall@10>=1e", "recall@>=1",
-         "recall@10>=0.4 and mrr>=0.1", "recall@10>=nan", "recall@10>=inf", "recall@10<=-inf", "recall@10>=1e999",
-         "recall@10<=-1e999", "recall@10>=1..2", "recall@10 drop", "recall@10drop<=0.1", "recall@10 drops<=0.1",
-         "recall@10 drop<=1e999", "index fidelity@10>=1", "Recall@10>=0.1", "recall@10=>0.1", "recall@1 0>=1"],
-    )  # fmt: skip
+        [
+            "",
+            "recall@10",
+            "recall@10=0.4",
+            "recall@10>=",
+            ">=0.4",
+            "recall@10>=much",
+            "recall@10>=1e",
+            "recall@>=1",
+            "recall@10>=0.4 and mrr>=0.1",
+            "recall@10>=nan",
+            "recall@10>=inf",
+            "recall@10<=-inf",
+            "recall@10>=1e999",
+            "recall@10<=-1e999",
+            "recall@10>=1..2",
+            "recall@10 drop",
+            "recall@10drop<=0.1",
+            "recall@10 drops<=0.1",
+            "recall@10 drop<=1e999",
+            "index fidelity@10>=1",
+            "Recall@10>=0.1",
+            "recall@10=>0.1",
+            "recall@1 0>=1",
+        ],
+    )
     def test_what_cannot_be_read(self, text: str) -> None:
         with pytest.raises(RequirementError, match="expected MEASURE>=NUMBER such as"):
             Requirement.parse(text)
@@ -215,9 +269,18 @@ class TestKnown:
 
     @pytest.mark.parametrize(
         "text",
-        ["recall@7>=0", "recal@10>=0", "fidelity@10.p7>=0", "loss>=0", "sideways:recall@10>=0", "graph:recall@10>=0",
-         "both:recall@10>=0", "text-to-image:both:recall@10>=0", "language=de:recall@10>=0"],
-    )  # fmt: skip
+        [
+            "recall@7>=0",
+            "recal@10>=0",
+            "fidelity@10.p7>=0",
+            "loss>=0",
+            "sideways:recall@10>=0",
+            "graph:recall@10>=0",
+            "both:recall@10>=0",
+            "text-to-image:both:recall@10>=0",
+            "language=de:recall@10>=0",
+        ],
+    )
     def test_an_unknown_measure_is_refused_with_those_there_are(self, text: str) -> None:
         with pytest.raises(
             RequirementError, match="names no measure of this audit; it has recall@10, found@1, ndcg@100"
@@ -280,9 +343,15 @@ class TestAnnounced:
     ) -> None:
         few = '{"must": [{"key": "number", "range": {"lt": 9}}]}'
         found, known = self.announced(
-            world, metric, monkeypatch, collection, queries="all", gallery="all", by=["color", "half"],
+            world,
+            metric,
+            monkeypatch,
+            collection,
+            queries="all",
+            gallery="all",
+            by=["color", "half"],
             filters={"few": few, "or else": few},
-        )  # fmt: skip
+        )
         measured = [(m.direction, m.part, m.name) for m in found.measures]
         assert sorted(measured) == sorted(known)
         assert len(set(measured)) == len(measured)
@@ -301,14 +370,16 @@ class TestAnnounced:
         assert {(m.direction, m.part, m.name) for m in found.measures} < set(known)
         # Too few groups for a gap, and a filter that matches nothing.
         assert {part or name.partition(".")[0] for _, part, name in missing} == {
-            "gap", "sliced", "bures", "mutual_neighbours", "filter:nothing"
-        }  # fmt: skip
+            "gap",
+            "sliced",
+            "bures",
+            "mutual_neighbours",
+            "filter:nothing",
+        }
 
 
 def parts() -> list[Rows]:
     """Pairs with a color each, and every other one with a half."""
-    payloads = [
-        {"number": n, "color": ["red", "blue"][n % 2], **({"half": n % 4} if n % 2 else {})} for n in range(40)
-    ]  # fmt: skip
+    payloads = [{"number": n, "color": ["red", "blue"][n % 2], **({"half": n % 4} if n % 2 else {})} for n in range(40)]
     points = latent(40)
     return [rows(m, embedded(m, points), payloads=payloads) for m in MODALITIES]

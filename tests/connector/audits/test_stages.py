@@ -259,7 +259,7 @@ ONE_LOSES: list[tuple[str, str, str | None, Callable[[Mapping[str, Any]], bool],
     ("quantized vectors", "cosine", "scalar", lambda how: is_plain(how) and how["quantized"], QUANTIZATION),
     ("a filter", "cosine", None, is_filtered, "filter:some"),
     ("a filter of a quantized one", "cosine", "scalar", is_filtered, "filter:some"),
-]  # fmt: skip
+]
 
 
 class TestBlame:
@@ -282,9 +282,10 @@ class TestBlame:
         )
         assert ("No stage of the search loses more than it may." in found.in_words) == (stage is None)
         for its in of(found, stage) if stage else ():
-            assert its.against == {
-                LOWERING: REFERENCE, INDEX: LOWERING, QUANTIZATION: INDEX, "filter:some": EXACT
-            }[str(stage)]  # fmt: skip
+            assert (
+                its.against
+                == {LOWERING: REFERENCE, INDEX: LOWERING, QUANTIZATION: INDEX, "filter:some": EXACT}[str(stage)]
+            )
             # Of each list the best is gone, and without noise that is the right one.
             assert its.fidelity[5].mean.value == pytest.approx(0.8)
             assert its.fidelity[1].mean.value == its.fidelity[1].least == 0.0
@@ -395,9 +396,7 @@ class TestRefused:
     ) -> None:
         layout = {"quantization": quantization} if quantization else {}
         with self.world(tmp_path, several(N), Strict, metrics=[metric], **layout) as (world, before):
-            found = audit(
-                opened(world, metric), world.store, the_set(world), filters={"some": SOME_NUMBERS}, **WHOLE
-            )  # fmt: skip
+            found = audit(opened(world, metric), world.store, the_set(world), filters={"some": SOME_NUMBERS}, **WHOLE)
         refused = [LOWERING] if found.release and found.release.guarantee is Guarantee.EXACT else [LOWERING, RESCORING]
         why = "Exact search is disabled by strict mode"
         for name in refused:

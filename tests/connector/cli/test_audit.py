@@ -103,8 +103,10 @@ class TestAskedWrongly:
             (["--require", "recall@1 drop>=0.1"], "expected drop<=NUMBER of at least 0"),
             (["--require", "recall@1 drop<=-0.1"], "expected drop<=NUMBER of at least 0"),
             (["--require", "recall@1 drop<=0.1"], "say since which audit with --against last, live or the number"),
-            (["--require", "mutual_neighbours drop<=0.1", "--against", "1"],
-             "since audit 1, which did not measure it query by query; it has recall@1, "),
+            (
+                ["--require", "mutual_neighbours drop<=0.1", "--against", "1"],
+                "since audit 1, which did not measure it query by query; it has recall@1, ",
+            ),
             (["--k", "3", "--require", "recall@3 drop<=0.1", "--against", "1"], "since audit 1, which did not"),
             (["--filter", "only a name"], "expected NAME=JSON, got 'only a name'"),
             (["--filter", '={"must": []}'], "expected NAME=JSON, got "),
@@ -121,7 +123,7 @@ class TestAskedWrongly:
             (["-n", "3"], "-n says how much of the --history is shown; to ask with fewer queries, give --sample"),
         ],
         ids=lambda each: " ".join(each)[:40] if isinstance(each, list) else "",
-    )  # fmt: skip
+    )
     def test_options(self, untouched: Path, tmp_path: Path, options: Sequence[str], message: str) -> None:
         files = {f"--{name.partition('.')[0]}": tmp_path / name for name in ("report", "prometheus.prom", "jsonl")}
         ended = modalign(*ASK, *options, *(each for pair in files.items() for each in pair), "--home", untouched)

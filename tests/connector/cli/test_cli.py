@@ -205,9 +205,13 @@ class TestJson:
         document = done("encode", corpus, "--set", "again", *SPECS, "--json", "--home", home).document
         card = EmbeddingSet.open(home / "sets" / "again").card
         assert document == {
-            "run": 4, "counts": {"encoded": 2 * N, "reused": 0, "no_longer_in_corpus": 0}, "set": "again",
-            "image": N, "text": N, "fingerprint": card.fingerprint,
-        }  # fmt: skip
+            "run": 4,
+            "counts": {"encoded": 2 * N, "reused": 0, "no_longer_in_corpus": 0},
+            "set": "again",
+            "image": N,
+            "text": N,
+            "fingerprint": card.fingerprint,
+        }
 
     def test_fit(self, home: Path) -> None:
         arguments = (
@@ -260,12 +264,17 @@ class TestJson:
             "counts": {"unchanged": 2 * N, "written": 2 * N},
             "releases": [
                 {
-                    "collection": "things", "metric": metric, "state": "live", "points": 2 * N,
-                    "physical_name": f"things.{metric}.{fingerprint}", "hnsw_ef": None, "hnsw_recall": None,
+                    "collection": "things",
+                    "metric": metric,
+                    "state": "live",
+                    "points": 2 * N,
+                    "physical_name": f"things.{metric}.{fingerprint}",
+                    "hnsw_ef": None,
+                    "hnsw_recall": None,
                 }
                 for metric in ("cosine", "dot")
             ],
-        }  # fmt: skip
+        }
 
     def test_ingest(self, home: Path, corpus: Path) -> None:
         document = done("ingest", corpus, "--into", "new", "--alignment", "a", "--json", "--home", home).document
@@ -500,8 +509,9 @@ class TestReleases:
         assert all(str(home / "sets" / "pairs") in row["broken"] for row in ended.document["verified"])
         (home / "elsewhere").rename(home / "sets" / "pairs")
         assert [row["broken"] for row in done("status", "--verify", "--json", "--home", home).document["verified"]] == [
-            None, None,
-        ]  # fmt: skip
+            None,
+            None,
+        ]
 
     def test_a_store_that_does_not_answer_is_no_release_that_is_broken(
         self, home: Path, monkeypatch: pytest.MonkeyPatch
@@ -551,8 +561,9 @@ class TestMetrics:
     def test_candidates_are_an_option(self, many: Path) -> None:
         arguments = ("search", "many", "red lime", "-k", 3, "--candidates", 5, "--home", many)
         for metric, certified, proof in (
-            ("chi2", False, ": not proved within the candidate budget"), ("mlp(hidden=4)", None, ""),
-        ):  # fmt: skip
+            ("chi2", False, ": not proved within the candidate budget"),
+            ("mlp(hidden=4)", None, ""),
+        ):
             document = done(*arguments, "--metric", metric, "--json").document
             assert (document["certified"], document["candidates"], len(document["found"])) == (certified, 5, 3)
             title = done(*arguments, "--metric", metric).out.splitlines()[0]
@@ -630,8 +641,10 @@ class TestMetrics:
         assert (ended.code, ended.document["counts"]["written"]) == (4, 1)
         (reject,) = done("rejects", "--json", "--home", home).document["rejects"]
         assert (reject["reason"], reject["key"], reject["detail"]) == (
-            "payload-name-reserved", "a", "rename the columns aligned",
-        )  # fmt: skip
+            "payload-name-reserved",
+            "a",
+            "rename the columns aligned",
+        )
 
 
 class TestExitCodes:
@@ -787,8 +800,9 @@ class TestBadCorpora:
             assert (ended.code, ended.document["counts"]["rejected"]) == (4, 2)
             found = done("rejects", "--json", "--home", home).document["rejects"]
             assert [(r["modality"], r["key"], r["reason"]) for r in found] == [
-                ("image", "2", "vector-not-finite"), ("text", "5", "vector-zero"),
-            ]  # fmt: skip
+                ("image", "2", "vector-not-finite"),
+                ("text", "5", "vector-zero"),
+            ]
             assert [r["points"] for r in ended.document["releases"]] == [18]
         refused = modalign("fit", "made", "--alignment", "b", "--home", home)
         assert "1 image vectors cannot be used, the first is key '2': vector-not-finite" in refused.error
@@ -883,12 +897,21 @@ BAD: list[tuple[str, str | Callable[[Path], Sequence[object]], str]] = [
     ("no such set to push", "push nothing --into bad --alignment a", "is not an embedding set"),
     ("no such alignment", "push pairs --into bad --alignment nothing", "is not an alignment"),
     ("unknown metric to push", "push pairs --into bad --alignment a --metric hamming", "unknown metric 'hamming'"),
-    ("metric that was not fitted", "push pairs --into bad --alignment a --metric mlp",
-     r"holds no parameters for metric mlp\(hidden=64\); fit one with `modalign fit --metric 'mlp\(hidden=64\)'`"),
-    ("one of several that was not fitted", "push pairs --into bad --alignment a --metric cosine --metric dot+nnn",
-     r"holds no parameters for metric dot\+nnn\(k=128,alpha=0\.75\); fit one with"),
-    ("metric that was not fitted to ingest", "ingest {corpus} --into bad --alignment a --metric cosine --metric mol",
-     r"holds no parameters for metric mol\(components=4,size=64,sway=0\.1\); fit one with"),
+    (
+        "metric that was not fitted",
+        "push pairs --into bad --alignment a --metric mlp",
+        r"holds no parameters for metric mlp\(hidden=64\); fit one with `modalign fit --metric 'mlp\(hidden=64\)'`",
+    ),
+    (
+        "one of several that was not fitted",
+        "push pairs --into bad --alignment a --metric cosine --metric dot+nnn",
+        r"holds no parameters for metric dot\+nnn\(k=128,alpha=0\.75\); fit one with",
+    ),
+    (
+        "metric that was not fitted to ingest",
+        "ingest {corpus} --into bad --alignment a --metric cosine --metric mol",
+        r"holds no parameters for metric mol\(components=4,size=64,sway=0\.1\); fit one with",
+    ),
     ("metric with an unknown map", "push pairs --into bad --alignment a --metric chi2(map=cube)", "expected map to be"),
     ("metric with an unknown parameter", "search things red --metric chi2(size=3)", "no parameter 'size'; it has map"),
     ("correction of what is no product", "fit pairs --alignment bad --metric chi2+nnn", "lowers exactly to Dot"),
@@ -920,13 +943,20 @@ BAD: list[tuple[str, str | Callable[[Path], Sequence[object]], str]] = [
     ("database of no kind", "status --database-url nonsense://host/db", "expected an SQLAlchemy URL such as"),
     *(
         (f"name {name} in {command}", f"{command} {name}", "expected 1 to 128 letters, digits")
-        for command in ("encode {corpus} --text-encoder fake-text:small --set", "fit pairs --alignment",
-                        "fit", "push pairs --alignment a --into", "push pairs --into bad --alignment",
-                        "push --into bad --alignment a", "ingest {corpus} --alignment a --into",
-                        "ingest {corpus} --into bad --alignment a --set", "audit things --pairs")
+        for command in (
+            "encode {corpus} --text-encoder fake-text:small --set",
+            "fit pairs --alignment",
+            "fit",
+            "push pairs --alignment a --into",
+            "push pairs --into bad --alignment",
+            "push --into bad --alignment a",
+            "ingest {corpus} --alignment a --into",
+            "ingest {corpus} --into bad --alignment a --set",
+            "audit things --pairs",
+        )
         for name in ("../escape", ".hidden", "a/b")
     ),
-]  # fmt: skip
+]
 
 
 # What the command line itself says wrong is a usage error; what it names and is not there, or broken, is a failure.
@@ -1130,13 +1160,17 @@ class TestSecrets:
     @pytest.mark.parametrize(
         "url",
         [
-            f"postgresql://me:{SECRET}@127.0.0.1:1/db", f"nonsense://me:{SECRET}@127.0.0.1/db",
-            f"postgresql://me:{SECRET}@127.0.0.1:port/db", f"postgresql://me:{SECRET}@127.0.0.1:1/db?password={SECRET}",
-            f"postgresql://me@127.0.0.1:1/db?sslpassword={SECRET}", f"postgresql://me@127.0.0.1:1/db?api_key={KEY}",
+            f"postgresql://me:{SECRET}@127.0.0.1:1/db",
+            f"nonsense://me:{SECRET}@127.0.0.1/db",
+            f"postgresql://me:{SECRET}@127.0.0.1:port/db",
+            f"postgresql://me:{SECRET}@127.0.0.1:1/db?password={SECRET}",
+            f"postgresql://me@127.0.0.1:1/db?sslpassword={SECRET}",
+            f"postgresql://me@127.0.0.1:1/db?api_key={KEY}",
             f"postgresql://me@127.0.0.1:1/db?passfile=/{SECRET}",
-            f"sqlite://me:{SECRET}@/x.db", f"postgresql://me:{SECRET}",
+            f"sqlite://me:{SECRET}@/x.db",
+            f"postgresql://me:{SECRET}",
         ],
-    )  # fmt: skip
+    )
     @pytest.mark.parametrize("arguments", [("status",), ("db", "upgrade")], ids=" ".join)
     def test_of_the_database(self, home: Path, url: str, arguments: tuple[str, ...]) -> None:
         ended = modalign(*arguments, "--database-url", url, "--home", home)

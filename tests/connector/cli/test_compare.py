@@ -59,9 +59,20 @@ def test_every_file_is_written(report: Path) -> None:
 
 def test_the_document_holds_the_table(document: Any) -> None:
     assert set(document) == {
-        "format", "modalign", "advised", "guidelines", "reference", "groups", "encoders", "fits", "rows", "curves",
-        "not_run", "settings", "seconds",
-    }  # fmt: skip
+        "format",
+        "modalign",
+        "advised",
+        "guidelines",
+        "reference",
+        "groups",
+        "encoders",
+        "fits",
+        "rows",
+        "curves",
+        "not_run",
+        "settings",
+        "seconds",
+    }
     assert [pair["name"] for pair in document["encoders"]] == NAMES
     assert document["groups"]["training"] + document["groups"]["held_out"] == N
     assert [(fit["method"], fit["encoders"]) for fit in document["fits"]] == [

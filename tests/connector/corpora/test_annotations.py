@@ -58,8 +58,11 @@ class TestCoco:
         assert isinstance(first, Item)
         assert (first.key, first.group, first.content) == ("391895", "391895", tmp_path / "val2017" / "1.jpg")
         assert dict(first.payload) == {
-            "image": str(first.content), "license": 3, "corpus_split": "x", "coco_url": "http://x/1.jpg"
-        }  # fmt: skip
+            "image": str(first.content),
+            "license": 3,
+            "corpus_split": "x",
+            "coco_url": "http://x/1.jpg",
+        }
         assert list(captions(found).values()) == ["caption 9", "caption 4", "caption 7", "caption 1", "caption 2"]
 
     @pytest.mark.parametrize(
@@ -177,11 +180,14 @@ class TestFlickr:
             ("x.token", b"1.jpg#0\tone\n../3.jpg#0\tup\n2.jpg#0\ttwo\n", (2, "path-unsafe", "../3.jpg")),
             ("x.token", b"1.jpg#0\tone\n1.jpg#1\tone\n2.jpg#0\ttwo\n", (2, "key-duplicate", "1.jpg")),
             # as it stands in the file that everybody has
-            ("x.csv", b"image_name| comment_number| comment\n1.jpg| 0| one\n2.jpg| 4   A dog .\n2.jpg| 0| two\n",
-             (3, "row-unreadable", None)),
+            (
+                "x.csv",
+                b"image_name| comment_number| comment\n1.jpg| 0| one\n2.jpg| 4   A dog .\n2.jpg| 0| two\n",
+                (3, "row-unreadable", None),
+            ),
             ("x.txt", b"image,caption\n1.jpg,one\n2.jpg,a,b\n2.jpg,two\n", (3, "row-unreadable", None)),
         ],
-    )  # fmt: skip
+    )
     def test_a_line_that_cannot_be_used(self, name: str, lines: bytes, refused: Any, tmp_path: Path) -> None:
         found = list(open_corpus(flickr(tmp_path, lines, name)))
         assert reasons(found) == [refused]

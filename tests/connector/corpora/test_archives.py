@@ -59,9 +59,14 @@ class TestSamples:
     def test_members_of_one_name_are_a_sample(self, tmp_path: Path) -> None:
         told = {"caption": "unused", "width": 7, "split": "train", "key": "a/1", "image": "x"}
         path = write(
-            tmp_path / "x.tar", header("a", kind=tarfile.DIRTYPE), ("./a/1.JPG", PICTURE), ("./a/1.txt", b" a dog \n"),
-            ("./a/1.json", json.dumps(told).encode()), ("./a/1.cls", b"3"), ("./a/1.seg.png", b"mask"),
-        )  # fmt: skip
+            tmp_path / "x.tar",
+            header("a", kind=tarfile.DIRTYPE),
+            ("./a/1.JPG", PICTURE),
+            ("./a/1.txt", b" a dog \n"),
+            ("./a/1.json", json.dumps(told).encode()),
+            ("./a/1.cls", b"3"),
+            ("./a/1.seg.png", b"mask"),
+        )
         payload = {"width": 7, "corpus_split": "train", "corpus_image": "x"}
         assert list(open_corpus(path)) == [
             Item("image", "a/1", "a/1", PICTURE, {"image": f"{path}/a/1.JPG", **payload}, str(path), 1),
@@ -80,8 +85,13 @@ class TestSamples:
             write(tmp_path / f"x-{shard:02d}.tar", *sample(f"{shard}a"), *sample(f"{shard}b"))
         found = list(open_corpus(tmp_path / name))
         assert [item.key for item in found if isinstance(item, Item) and item.modality == "image"] == [
-            "0a", "0b", "1a", "1b", "2a", "2b",
-        ]  # fmt: skip
+            "0a",
+            "0b",
+            "1a",
+            "1b",
+            "2a",
+            "2b",
+        ]
         assert [one.position for one in found][::2] == [1, 2, 3, 4, 5, 6]
 
     def test_a_shard_that_is_missing_is_said(self, tmp_path: Path) -> None:
@@ -293,9 +303,16 @@ class TestImg2Dataset:
 
     def test_what_came_and_what_failed(self, shard: Callable[..., Path]) -> None:
         ok = ("success", None)
-        shard(0, {"000": "one", "002": "three"}, {
-            "000": ok, "001": ("failed_to_download", "HTTP Error 404"), "002": ok, "003": ("failed_to_resize", "small"),
-        })  # fmt: skip
+        shard(
+            0,
+            {"000": "one", "002": "three"},
+            {
+                "000": ok,
+                "001": ("failed_to_download", "HTTP Error 404"),
+                "002": ok,
+                "003": ("failed_to_resize", "small"),
+            },
+        )
         folder = shard(1, {"100": "four"}, {"100": ok, "101": ok})
         opened = open_corpus(folder)
         found = list(opened)

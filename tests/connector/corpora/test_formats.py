@@ -126,32 +126,50 @@ def test_the_same_content_gives_the_same_items(suffix: str, tmp_path: Path) -> N
         suffix,
         [
             {"key": "a", "image": "images/a.png", "caption": "first", "group": "g", "topic": "cats"},
-            {"key": "a", "image": "images/a.png", "caption": "second, \"quoted\"\tand\nbroken", "group": "g"},
+            {"key": "a", "image": "images/a.png", "caption": 'second, "quoted"\tand\nbroken', "group": "g"},
             {"key": "b", "image": "images/b.png", "topic": "dogs"},
             {"key": "c", "caption": "  a text without an image \N{CAT FACE} "},
         ],
-    )  # fmt: skip
+    )
     source, a = str(path), str(tmp_path / "images/a.png")
     second = 'second, "quoted"\tand\nbroken'
     assert [astuple(item) for item in items(read(path))] == [
         ("image", "a", "g", Path(a), {"image": a, "topic": "cats"}, source, 1),
         ("text", "a#0", "g", "first", {"caption": "first", "topic": "cats"}, source, 1),
         ("text", "a#1", "g", second, {"caption": second}, source, 2),
-        ("image", "b", "b", tmp_path / "images/b.png",
-         {"image": str(tmp_path / "images/b.png"), "topic": "dogs"}, source, 3),
-        ("text", "c#0", "c", "a text without an image \N{CAT FACE}",
-         {"caption": "a text without an image \N{CAT FACE}"}, source, 4),
-    ]  # fmt: skip
+        (
+            "image",
+            "b",
+            "b",
+            tmp_path / "images/b.png",
+            {"image": str(tmp_path / "images/b.png"), "topic": "dogs"},
+            source,
+            3,
+        ),
+        (
+            "text",
+            "c#0",
+            "c",
+            "a text without an image \N{CAT FACE}",
+            {"caption": "a text without an image \N{CAT FACE}"},
+            source,
+            4,
+        ),
+    ]
     assert rejects(read(path)) == []
     assert open_corpus(path).total() == 4
 
 
 @typed_reader
 def test_a_list_of_captions_is_one_item_each(suffix: str, tmp_path: Path) -> None:
-    path = made(tmp_path, suffix, [
-        {"key": "a", "image": "a.png", "caption": ["one", "", "  ", "two"]},
-        {"key": "b", "image": "b.png", "caption": []},
-    ])  # fmt: skip
+    path = made(
+        tmp_path,
+        suffix,
+        [
+            {"key": "a", "image": "a.png", "caption": ["one", "", "  ", "two"]},
+            {"key": "b", "image": "b.png", "caption": []},
+        ],
+    )
     assert [(i.key, i.content) for i in items(read(path)) if i.modality == "text"] == [("a#0", "one"), ("a#1", "two")]
     assert rejects(read(path)) == []
 
@@ -327,10 +345,17 @@ def sample_coco(directory: Path) -> Path:
 def sample_karpathy(directory: Path) -> Path:
     pictures(directory / "val2014")
     images = [
-        {"filepath": "val2014", "filename": f"{name}.png", "imgid": n, "split": "restval", "cocoid": n,
-         "sentids": [1], "sentences": [{"tokens": ["x"], "raw": text} for text in captions]}
+        {
+            "filepath": "val2014",
+            "filename": f"{name}.png",
+            "imgid": n,
+            "split": "restval",
+            "cocoid": n,
+            "sentids": [1],
+            "sentences": [{"tokens": ["x"], "raw": text} for text in captions],
+        }
         for n, (name, captions) in enumerate(CAPTIONS.items())
-    ]  # fmt: skip
+    ]
     (directory / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
     return directory / "dataset_coco.json"
 
@@ -521,9 +546,14 @@ def test_consecutive_rows_add_captions_to_one_image(suffix: str, tmp_path: Path)
     rows += [{"key": "b", "image": "b.png", "caption": "caption 0"}]
     found = read(made(tmp_path, suffix, rows))
     assert [(item.modality, item.key, item.position) for item in items(found)] == [
-        ("image", "a", 1), ("text", "a#0", 1), ("text", "a#1", 2), ("text", "a#2", 3), ("text", "a#3", 4),
-        ("image", "b", 5), ("text", "b#0", 5),
-    ]  # fmt: skip
+        ("image", "a", 1),
+        ("text", "a#0", 1),
+        ("text", "a#1", 2),
+        ("text", "a#2", 3),
+        ("text", "a#3", 4),
+        ("image", "b", 5),
+        ("text", "b#0", 5),
+    ]
     assert rejects(found) == []
 
 
@@ -608,10 +638,22 @@ def test_blank_lines_mean_nothing_but_count_as_lines(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b"{", b"[1]", b"null", b'"key"', b"key,caption", b'{"key": "a" "caption": "c"}', b"\x00", b"\xff\xfe{",
-     b'{"key": "\xff", "caption": "c"}', b'{"key": "\\ud800", "caption": "c"}', b'{"key": "a", "caption": "\\udfff"}',
-     b'{"key": "a", "caption": "c", "x": "\\ud800"}', b'{"key": "a", "caption": "c", "\\ud800": 1}'],
-)  # fmt: skip
+    [
+        b"{",
+        b"[1]",
+        b"null",
+        b'"key"',
+        b"key,caption",
+        b'{"key": "a" "caption": "c"}',
+        b"\x00",
+        b"\xff\xfe{",
+        b'{"key": "\xff", "caption": "c"}',
+        b'{"key": "\\ud800", "caption": "c"}',
+        b'{"key": "a", "caption": "\\udfff"}',
+        b'{"key": "a", "caption": "c", "x": "\\ud800"}',
+        b'{"key": "a", "caption": "c", "\\ud800": 1}',
+    ],
+)
 def test_a_line_that_is_no_json_object_in_utf8_is_refused_alone(line: bytes, tmp_path: Path) -> None:
     found = read(jsonl(tmp_path, {"key": "a", "caption": "c"}, line, {"key": "b", "caption": "c"}))
     assert [item.key for item in items(found)] == ["a#0", "b#0"]
@@ -983,11 +1025,18 @@ def test_a_folder_is_its_images_with_the_lines_beside_them(tmp_path: Path) -> No
         ("image", "b.jpg", "b.jpg", tmp_path / "b.jpg", {"image": f"{path}/b.jpg"}, f"{path}/b.jpg", 2),
         ("text", "b.jpg#0", "b.jpg", "one", {"caption": "one"}, f"{path}/b.txt", 2),
         ("text", "b.jpg#1", "b.jpg", "two", {"caption": "two"}, f"{path}/b.txt", 2),
-        ("image", "sub/c.webp", "sub/c.webp", tmp_path / "sub/c.webp", {"image": f"{path}/sub/c.webp"},
-         f"{path}/sub/c.webp", 3),
+        (
+            "image",
+            "sub/c.webp",
+            "sub/c.webp",
+            tmp_path / "sub/c.webp",
+            {"image": f"{path}/sub/c.webp"},
+            f"{path}/sub/c.webp",
+            3,
+        ),
         ("text", "sub/c.webp#0", "sub/c.webp", "one", {"caption": "one"}, f"{path}/sub/c.txt", 3),
         ("text", "sub/c.webp#1", "sub/c.webp", "two", {"caption": "two"}, f"{path}/sub/c.txt", 3),
-    ]  # fmt: skip
+    ]
     assert rejects(opened) == []
     assert opened.total() == 3
 
@@ -1087,8 +1136,12 @@ def test_links_in_a_circle_end(links: dict[str, str], tmp_path: Path) -> None:
         (tmp_path / link).symlink_to(tmp_path / target)
     found = read(tmp_path)
     assert {item.content.name for item in items(found) if isinstance(item.content, Path)} == {
-        "top.png", "a.png", "b.png", "c.png", "s.png",
-    }  # fmt: skip
+        "top.png",
+        "a.png",
+        "b.png",
+        "c.png",
+        "s.png",
+    }
     assert {reject.reason for reject in rejects(found)} == {"folder-unreadable"}
     assert len(found) < 40
 

@@ -138,9 +138,13 @@ def test_whole_numbers_of_32_bits_are_scaled() -> None:
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [([0.0, 0.5, 1.0], [0, 128, 255]), ([0.25, 0.25, 0.25], [64, 64, 64]), ([-3.0, 1.0, 5.0], [0, 128, 255]),
-     ([300.0, 300.0, 300.0], [0, 0, 0])],
-)  # fmt: skip
+    [
+        ([0.0, 0.5, 1.0], [0, 128, 255]),
+        ([0.25, 0.25, 0.25], [64, 64, 64]),
+        ([-3.0, 1.0, 5.0], [0, 128, 255]),
+        ([300.0, 300.0, 300.0], [0, 0, 0]),
+    ],
+)
 def test_floats_are_shares_or_are_stretched(values: list[float], expected: list[int]) -> None:
     content = encoded(Image.fromarray(np.array([values], np.float32)), "TIFF")
     assert np.asarray(decode(content))[0, :, 0].tolist() == expected
@@ -168,9 +172,17 @@ def test_of_an_animation_the_first_frame_is_seen(kind: str) -> None:
 # The corner that is red when an image of 3 x 2 with a red top left pixel is shown as its EXIF orientation says.
 @pytest.mark.parametrize(
     ("orientation", "size", "corner"),
-    [(1, (3, 2), (0, 0)), (2, (3, 2), (2, 0)), (3, (3, 2), (2, 1)), (4, (3, 2), (0, 1)),
-     (5, (2, 3), (0, 0)), (6, (2, 3), (1, 0)), (7, (2, 3), (1, 2)), (8, (2, 3), (0, 2))],
-)  # fmt: skip
+    [
+        (1, (3, 2), (0, 0)),
+        (2, (3, 2), (2, 0)),
+        (3, (3, 2), (2, 1)),
+        (4, (3, 2), (0, 1)),
+        (5, (2, 3), (0, 0)),
+        (6, (2, 3), (1, 0)),
+        (7, (2, 3), (1, 2)),
+        (8, (2, 3), (0, 2)),
+    ],
+)
 def test_photographs_are_turned_upright(orientation: int, size: tuple[int, int], corner: tuple[int, int]) -> None:
     image = Image.new("RGB", (3, 2), "white")
     image.putpixel((0, 0), (255, 0, 0))
@@ -185,10 +197,14 @@ def test_photographs_are_turned_upright(orientation: int, size: tuple[int, int],
 
 @pytest.mark.parametrize(
     "exif",
-    [b"Exif\x00\x00garbage", b"Exif\x00\x00", b"Exif\x00\x00II*\x00\xff\xff\xff\xff",
-     b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x09",
-     b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01\x00\x00\x00\x63\x00\x00\x00\x00\x00\x00\x00"],
-)  # fmt: skip
+    [
+        b"Exif\x00\x00garbage",
+        b"Exif\x00\x00",
+        b"Exif\x00\x00II*\x00\xff\xff\xff\xff",
+        b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x09",
+        b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01\x00\x00\x00\x63\x00\x00\x00\x00\x00\x00\x00",
+    ],
+)
 def test_a_photograph_with_broken_exif_is_still_a_photograph(exif: bytes) -> None:
     content = encoded(Image.new("RGB", (8, 8), (10, 200, 30)), "JPEG", exif=exif)
     np.testing.assert_allclose(pixel(content), (10, 200, 30), atol=4)
@@ -207,9 +223,16 @@ def test_a_truncated_image_is_refused(kind: str) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\x00", b"no image at all", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7", b"\x89PNG\r\n\x1a\n",
-     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"],
-)  # fmt: skip
+    [
+        b"",
+        b"\x00",
+        b"no image at all",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%PDF-1.7",
+        b"\x89PNG\r\n\x1a\n",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
+    ],
+)
 def test_what_is_no_image_is_refused(content: bytes) -> None:
     assert rejected(content) == "image-unidentified"
 

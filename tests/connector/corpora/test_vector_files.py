@@ -142,8 +142,10 @@ class TestRows:
         X[1], X[3, 0], X[5, 2] = 0, np.nan, np.inf
         found = list(open_vectors(clip_retrieval(tmp_path, X, X), ["image"]))
         assert reasons(found) == [
-            (2, "vector-zero", "1.jpg"), (4, "vector-not-finite", "3.jpg"), (6, "vector-not-finite", "5.jpg")
-        ]  # fmt: skip
+            (2, "vector-zero", "1.jpg"),
+            (4, "vector-not-finite", "3.jpg"),
+            (6, "vector-not-finite", "5.jpg"),
+        ]
         assert len(vectors_of(found, "image")) == N - 3
 
     def test_vectors_of_another_dimension(self, tmp_path: Path) -> None:
@@ -152,8 +154,12 @@ class TestRows:
         assert vectors_of(found, "text") == {"a#0": [1, 2], "g#0": [3, 4]}
         wrong = "vector-dimension"
         assert reasons(found) == [
-            (2, wrong, "b#0"), (3, wrong, "c#0"), (4, wrong, "d#0"), (5, wrong, "e#0"), (6, "vector-not-finite", "f#0")
-        ]  # fmt: skip
+            (2, wrong, "b#0"),
+            (3, wrong, "c#0"),
+            (4, wrong, "d#0"),
+            (5, wrong, "e#0"),
+            (6, "vector-not-finite", "f#0"),
+        ]
 
     def test_doubles_beyond_single_precision(self, tmp_path: Path) -> None:
         np.save(tmp_path / "v.npy", np.array([[1e300, 1.0], [1.0, 1.0]]))

@@ -424,8 +424,10 @@ class TestRefused:
             file.write("{broken\n")
         done = run_encode(manifest, tmp_path / "s")
         assert [reason for _, _, reason in done.rejects] == [
-            "key-missing", "row-without-image-or-caption", "row-unreadable",
-        ]  # fmt: skip
+            "key-missing",
+            "row-without-image-or-caption",
+            "row-unreadable",
+        ]
         assert done.counts == {"encoded": 15, "rejected": 3}
 
     def test_an_image_that_breaks_keeps_its_old_row(self, manifest: Path, pairs: list[Pair], tmp_path: Path) -> None:

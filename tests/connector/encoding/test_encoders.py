@@ -39,11 +39,15 @@ def open_clip_checkpoint(directory: Path, seed: int) -> Path:
 
     if "modalign-tiny" not in open_clip.list_models():
         config = directory / "modalign-tiny.json"
-        config.write_text(json.dumps({
-            "embed_dim": 16,
-            "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-            "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-        }))  # fmt: skip
+        config.write_text(
+            json.dumps(
+                {
+                    "embed_dim": 16,
+                    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+                    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+                }
+            )
+        )
         open_clip.add_model_config(config)
     torch.manual_seed(seed)
     path = directory / f"open-clip-{seed}.pt"
@@ -68,9 +72,13 @@ def sentence_directory(directory: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     path = directory / f"bert-{seed}"
     config = BertConfig(
-        vocab_size=len(VOCABULARY), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        vocab_size=len(VOCABULARY),
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
         max_position_embeddings=16,
-    )  # fmt: skip
+    )
     BertModel(config).save_pretrained(path)
     (path / "vocab.txt").write_text("\n".join(VOCABULARY))
     BertTokenizer(str(path / "vocab.txt")).save_pretrained(path)
@@ -363,8 +371,9 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_pair_of_encoders_is_loaded_by_modality() -> None:
     loaded = load_encoders({"image": "fake-image:x", "text": "fake-text:y"}, CPU)
     assert {modality: encoder.spec for modality, encoder in loaded.items()} == {
-        "image": "fake-image:x", "text": "fake-text:y",
-    }  # fmt: skip
+        "image": "fake-image:x",
+        "text": "fake-text:y",
+    }
 
 
 def test_one_model_for_both_modalities_is_loaded_once(models_directory: Path) -> None:

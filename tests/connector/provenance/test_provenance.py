@@ -81,10 +81,19 @@ def alignment(seed: int = 0, **changes: Any) -> Alignment:
 def release(provenance: Provenance, physical_name: str = "c.cosine.1", **changes: Any) -> ReleaseRow:
     alignment_id = provenance.record_alignment("a", Path("alignments/a"), alignment())
     values: dict[str, Any] = {
-        "store_url": "edge:qdrant", "collection": "c", "metric": "cosine", "physical_name": physical_name,
-        "alignment_id": alignment_id, "distance": "Cosine", "dim": 2, "lowering_version": 1, "settings": {"m": 16},
-        "state": "building", "points": 0, "created_at": datetime(2024, 5, 1, tzinfo=UTC),
-    }  # fmt: skip
+        "store_url": "edge:qdrant",
+        "collection": "c",
+        "metric": "cosine",
+        "physical_name": physical_name,
+        "alignment_id": alignment_id,
+        "distance": "Cosine",
+        "dim": 2,
+        "lowering_version": 1,
+        "settings": {"m": 16},
+        "state": "building",
+        "points": 0,
+        "created_at": datetime(2024, 5, 1, tzinfo=UTC),
+    }
     return provenance.save(ReleaseRow(**{**values, **changes}))
 
 
@@ -142,10 +151,14 @@ class TestMigrations:
             released, set_id = release(provenance), provenance.record_set(embedding_set(tmp_path / "s"))
             with provenance.run("audit", {}) as run:
                 audit_id = provenance.record_audit(
-                    run_id=run.id, release_id=released.id, set_id=set_id, verdict="passed", settings={"k": [5]},
+                    run_id=run.id,
+                    release_id=released.id,
+                    set_id=set_id,
+                    verdict="passed",
+                    settings={"k": [5]},
                     per_query={"t": b"packed"},
                     measures=[MeasureRow(part=part, **whole) for part in ("", "index", "language=de")],
-                )  # fmt: skip
+                )
         downgrade(database_url, "0003")
         lines = "SELECT audit_id, direction, name, value, low, high, queries FROM measure"
         with Provenance(database_url) as provenance:
@@ -165,8 +178,9 @@ class TestMigrations:
             assert (audit.verdict, audit.settings, audit.release_id) == ("passed", {"k": [5]}, released.id)
             kept = provenance.measures([audit_id])[audit_id]
             assert sorted((m.part, m.name, m.value, m.low, m.high, m.queries) for m in kept) == [
-                ("", "mrr", 1.0, None, None, 7), ("", "recall@5", 1 / 3, 0.1, 0.9, 77),
-            ]  # fmt: skip
+                ("", "mrr", 1.0, None, None, 7),
+                ("", "recall@5", 1 / 3, 0.1, 0.9, 77),
+            ]
             assert provenance.per_query(audit_id) == {}
             with provenance.session() as session:  # of several parts again
                 session.add(MeasureRow(audit_id=audit_id, part="index", **whole))
@@ -431,8 +445,10 @@ class TestLedger:
             provenance.write_ledger(written, set_id, run, {("a", 0): ("old", 5), ("a", 5): ("keep", 1)})
         provenance.write_ledger(first, set_id, run, {("a", 0): ("new", 4), ("b", 0): ("more", 2)})
         assert provenance.ledger(first, set_id) == {
-            ("a", 0): ("new", 4), ("a", 5): ("keep", 1), ("b", 0): ("more", 2),
-        }  # fmt: skip
+            ("a", 0): ("new", 4),
+            ("a", 5): ("keep", 1),
+            ("b", 0): ("more", 2),
+        }
         assert provenance.ledger_points(first) == 7
         assert provenance.ledger(second, set_id) == {("a", 0): ("old", 5), ("a", 5): ("keep", 1)}
 
@@ -601,9 +617,14 @@ class TestAudits:
         rows = [MeasureRow(direction="d", part=part, name="n", value=0.5, queries=1) for part in parts]
         with provenance.run("audit", {}) as run:
             number = provenance.record_audit(
-                run_id=run.id, release_id=released.id, set_id=set_id, verdict="measured", settings={}, measures=rows,
+                run_id=run.id,
+                release_id=released.id,
+                set_id=set_id,
+                verdict="measured",
+                settings={},
+                measures=rows,
                 per_query={},
-            )  # fmt: skip
+            )
         assert [row.part for row in provenance.measures([number])[number]] == parts
 
     def test_one_with_a_measure_that_is_refused_is_not_recorded(self, provenance: Provenance, tmp_path: Path) -> None:
@@ -625,9 +646,15 @@ class TestAudits:
 class TestPromotions:
     def begun(self, provenance: Provenance, run: int, row: ReleaseRow, previous: ReleaseRow | None) -> PromotionRow:
         promotion = PromotionRow(
-            kind="promote", store_url=row.store_url, collection=row.collection, metric=row.metric, release_id=row.id,
-            previous_id=previous.id if previous else None, run_id=run, begun_at=datetime(2024, 5, 1, tzinfo=UTC),
-        )  # fmt: skip
+            kind="promote",
+            store_url=row.store_url,
+            collection=row.collection,
+            metric=row.metric,
+            release_id=row.id,
+            previous_id=previous.id if previous else None,
+            run_id=run,
+            begun_at=datetime(2024, 5, 1, tzinfo=UTC),
+        )
         provenance.begin_promotions([promotion])
         return promotion
 
@@ -638,13 +665,17 @@ class TestPromotions:
             promotion = self.begun(provenance, run.id, new, old)
             assert [found.id for found in provenance.unfinished_promotions(collection="c")] == [promotion.id]
             assert {row.id: row.state for row in provenance.releases()} == {
-                old.id: "live", new.id: "ready", other.id: "live",
-            }  # fmt: skip
+                old.id: "live",
+                new.id: "ready",
+                other.id: "live",
+            }
             for _ in range(2):
                 provenance.finish_promotions([promotion], run.id)
                 assert {row.id: row.state for row in provenance.releases()} == {
-                    old.id: "retired", new.id: "live", other.id: "live",
-                }  # fmt: skip
+                    old.id: "retired",
+                    new.id: "live",
+                    other.id: "live",
+                }
         assert provenance.unfinished_promotions() == []
         (found,) = provenance.promotions(release_id=new.id)
         assert found.finished_at is not None
@@ -752,12 +783,19 @@ class TestIntegrity:
             lambda: MeasureRow(audit_id=99, direction="d", part="", name="n", value=1.0, queries=1),
             lambda: RejectRow(run_id=99, source="s", position=1, stage="read", reason="r", detail="d"),
             lambda: AlignmentRow(
-                name="a", fingerprint="f", path="p", method="m", dim=1, image_encoder_id=99, text_encoder_id=99,
-                card={}, created_at=datetime.now(UTC),
+                name="a",
+                fingerprint="f",
+                path="p",
+                method="m",
+                dim=1,
+                image_encoder_id=99,
+                text_encoder_id=99,
+                card={},
+                created_at=datetime.now(UTC),
             ),
         ],
         ids=["measure", "reject", "alignment"],
-    )  # fmt: skip
+    )
     def test_rows_belong_to_rows(self, provenance: Provenance, row: Callable[[], Base]) -> None:
         def add() -> None:
             with provenance.session() as session:

@@ -260,9 +260,12 @@ def arm(
 ) -> None:
     """Let call `number` of a method fail, once."""
     owner: Any = {
-        "store": bench.world.store, "provenance": Provenance, "writer": SetWriter, "encoder": Encoder,
+        "store": bench.world.store,
+        "provenance": Provenance,
+        "writer": SetWriter,
+        "encoder": Encoder,
         "corpus": type(open_corpus(bench.manifest)),
-    }[where]  # fmt: skip
+    }[where]
     plain, calls = getattr(owner, method), iter(range(1 << 30))
 
     def iterated(self: Any) -> Iterator[Item | Reject]:
@@ -282,9 +285,14 @@ def arm(
 class TestFailures:
     @pytest.mark.parametrize(("where", "method", "number", "kind"), FAILURES)
     def test_it_is_raised_as_itself_and_the_next_run_ends_as_an_undisturbed_one(
-        self, make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, where: str, method: str, number: int,
+        self,
+        make: Callable[..., Bench],
+        monkeypatch: pytest.MonkeyPatch,
+        where: str,
+        method: str,
+        number: int,
         kind: type[BaseException],
-    ) -> None:  # fmt: skip
+    ) -> None:
         undisturbed, bench = make(name="undisturbed"), make()
         undisturbed.ingest()
         error, threads = kind("the very same"), threading.active_count()
@@ -407,11 +415,18 @@ class TestPrune:
     @pytest.mark.parametrize(
         ("where", "method", "number"),
         [
-            ("provenance", "bury", 0), ("provenance", "bury", 1), ("writer", "drop", 0), ("writer", "drop", 1),
-            ("writer", "finish", 0), ("store", "delete", 0), ("store", "flush", 0),
-            ("provenance", "remove_tombstones", 0), ("store", "upsert", 0), ("provenance", "write_ledger", 0),
+            ("provenance", "bury", 0),
+            ("provenance", "bury", 1),
+            ("writer", "drop", 0),
+            ("writer", "drop", 1),
+            ("writer", "finish", 0),
+            ("store", "delete", 0),
+            ("store", "flush", 0),
+            ("provenance", "remove_tombstones", 0),
+            ("store", "upsert", 0),
+            ("provenance", "write_ledger", 0),
         ],
-    )  # fmt: skip
+    )
     def test_a_failure_anywhere_is_mended_by_the_next_run(
         self, make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, where: str, method: str, number: int
     ) -> None:
@@ -554,12 +569,21 @@ class TestDelete:
     @pytest.mark.parametrize(
         ("where", "method", "number"),
         [
-            ("provenance", "bury", 0), ("provenance", "bury", 1), ("writer", "drop", 0), ("writer", "drop", 1),
-            ("writer", "finish", 0), ("provenance", "record_set", 0), ("store", "delete", 0), ("store", "flush", 0),
-            ("store", "delete", 1), ("provenance", "remove_tombstones", 0), ("store", "upsert", 0),
-            ("provenance", "write_ledger", 0), ("store", "ready", 0),
+            ("provenance", "bury", 0),
+            ("provenance", "bury", 1),
+            ("writer", "drop", 0),
+            ("writer", "drop", 1),
+            ("writer", "finish", 0),
+            ("provenance", "record_set", 0),
+            ("store", "delete", 0),
+            ("store", "flush", 0),
+            ("store", "delete", 1),
+            ("provenance", "remove_tombstones", 0),
+            ("store", "upsert", 0),
+            ("provenance", "write_ledger", 0),
+            ("store", "ready", 0),
         ],
-    )  # fmt: skip
+    )
     def test_a_failure_anywhere_is_mended_by_the_same_command(
         self, make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, by: str, where: str, method: str, number: int
     ) -> None:

@@ -227,8 +227,11 @@ class TestWhatIsWritten:
     def test_payload_indexes_are_recorded_with_the_release(self, world: World) -> None:
         (release,) = world.push(world.set("s", *pairs(3)), payload_indexes={"number": "integer"}).releases
         assert release.row.settings["payload_indexes"] == {
-            "key": "keyword", "group": "keyword", "split": "keyword", "number": "integer",
-        }  # fmt: skip
+            "key": "keyword",
+            "group": "keyword",
+            "split": "keyword",
+            "number": "integer",
+        }
 
 
 class TestAgain:
@@ -298,9 +301,11 @@ class TestAgain:
         world.push(world.set("s", image.take(range(4)), moved, text))
         places = sorted((shard, start) for _, shard, start in world.ledger())
         assert places == [
-            ("image-000000.parquet", 0), ("image-000001.parquet", 0),
-            ("text-000000.parquet", 0), ("text-000000.parquet", 4),
-        ]  # fmt: skip
+            ("image-000000.parquet", 0),
+            ("image-000001.parquet", 0),
+            ("text-000000.parquet", 0),
+            ("text-000000.parquet", 4),
+        ]
 
     def test_two_sets_live_in_one_collection(self, world: World) -> None:
         first, second = world.set("first", *pairs(5)), world.set("second", *pairs(4, seed=3, prefix="second-"))
@@ -330,8 +335,11 @@ class TestTexts:
     """A CSV holds texts alone: a field is what its index says that it is."""
 
     INDEXES: ClassVar[dict[str, PayloadKind]] = {
-        "year": "integer", "price": "float", "sold": "bool", "size": "keyword",
-    }  # fmt: skip
+        "year": "integer",
+        "price": "float",
+        "sold": "bool",
+        "size": "keyword",
+    }
     ROWS: ClassVar[list[dict[str, str]]] = [
         {"year": "1999", "price": "-0.5", "sold": "true", "size": "42", "note": "7"},
         {"year": "-3", "price": "1e3", "sold": "False", "size": "true", "note": "7"},
@@ -385,8 +393,9 @@ class TestTexts:
 
     def test_what_has_a_type_keeps_it(self, world: World) -> None:
         payloads: list[dict[str, Any]] = [
-            {"year": 3, "price": 4, "sold": True, "size": 5}, {"year": 1.5, "sold": None, "size": ["1", "2"]},
-        ]  # fmt: skip
+            {"year": 3, "price": 4, "sold": True, "size": 5},
+            {"year": 1.5, "sold": None, "size": ["1", "2"]},
+        ]
         pushed = world.push(self.given(world, payloads), payload_indexes=self.INDEXES)
         written = stored(world.store, pushed.releases[0].name, "image")
         for number, expected in enumerate(payloads):
@@ -480,8 +489,9 @@ class TestRefused:
             assert world.reasons(pushed.run) == expected
             assert pushed.counts["rejected"] == 4
             assert set(stored(world.store, release.name, "text")) == {
-                *(point("image", str(n)) for n in range(8)), *(point("text", str(n)) for n in (0, 2, 5, 7)),
-            }  # fmt: skip
+                *(point("image", str(n)) for n in range(8)),
+                *(point("text", str(n)) for n in (0, 2, 5, 7)),
+            }
             details = {r.key: (r.detail, r.position, r.stage) for r in world.provenance.rejects(pushed.run)}
             assert details["4"] == ("the embedding equals the training mean", 5, "write")
             assert details["1"] == ("the embedding cannot be aligned", 2, "write")
@@ -503,9 +513,15 @@ class TestRefused:
         again = world.push(embedded, metrics=["cosine", "euclid"])
         assert again.counts == {"unchanged": 2 * 17, "rejected": 3}
         assert [len(calls) for calls in writing] == [0, 0, 0]
-        assert world.reasons(again.run) == world.reasons(first.run) == [
-            ("image", "2", "vector-not-finite"), ("text", "5", "payload-not-json"), ("text", "9", "vector-zero"),
-        ]  # fmt: skip
+        assert (
+            world.reasons(again.run)
+            == world.reasons(first.run)
+            == [
+                ("image", "2", "vector-not-finite"),
+                ("text", "5", "payload-not-json"),
+                ("text", "9", "vector-zero"),
+            ]
+        )
         assert world.snapshot() == before
 
     @pytest.mark.parametrize("broken", ['{"a": NaN}', '{"a": -Infinity}', "{", ""])
@@ -628,8 +644,10 @@ class TestWhatARefusalLeaves:
             self.refused(world, self.set(world, some), "js(map=l1)")
             (name,) = world.store.collections()
             assert (world.store.count(name), len(world.ledger()), world.states()) == (
-                points, lines, {name: ("building", 0)},
-            )  # fmt: skip
+                points,
+                lines,
+                {name: ("building", 0)},
+            )
         world.push(self.set(world, histograms), "plain", metrics=["js(map=l1)"])
         assert world.states() == {name: ("live", 24)}
 
@@ -684,11 +702,13 @@ class TestMetrics:
     @pytest.mark.parametrize(
         ("metric", "remedy"),
         [
-            ("bilinear", "bilinear(rank=16,blocks=8)"), ("mol(size=3)", "mol(components=4,size=3,sway=0.1)"),
-            ("mlp", "mlp(hidden=64)"), ("dot+nnn", "dot+nnn(k=128,alpha=0.75)"),
+            ("bilinear", "bilinear(rank=16,blocks=8)"),
+            ("mol(size=3)", "mol(components=4,size=3,sway=0.1)"),
+            ("mlp", "mlp(hidden=64)"),
+            ("dot+nnn", "dot+nnn(k=128,alpha=0.75)"),
             ("bilinear+nnn", "bilinear(rank=16,blocks=8)+nnn(k=128,alpha=0.75)"),
         ],
-    )  # fmt: skip
+    )
     def test_one_without_parameters_in_the_alignment(self, world: World, metric: str, remedy: str) -> None:
         """Of several metrics none is begun."""
         world.alignment("plain", weights={})
@@ -767,8 +787,10 @@ class TestMetrics:
     def test_one_release_for_each_printed_form(self, world: World) -> None:
         pushed = world.push(world.set("s", *pairs(4)), metrics=["chi2(map=softmax)", "chi2", "js"])
         assert [release.row.metric for release in pushed.releases] == [
-            "chi2(map=softmax)", "chi2(map=split)", "js(map=split)",
-        ]  # fmt: skip
+            "chi2(map=softmax)",
+            "chi2(map=split)",
+            "js(map=split)",
+        ]
         assert sorted(world.store.aliases()) == [
             f"{COLLECTION}.{name}" for name in ("chi2-map-softmax", "chi2-map-split", "js-map-split")
         ]

@@ -78,9 +78,14 @@ def expect_complete(store: Store, database: str, home: Path) -> None:
 @IMITATION
 class TestParts:
     def test_three_processes_of_which_one_is_killed(
-        self, processes: ForkServerContext, tmp_path: Path, home: Path, corpus: Path, server: Imitation,
+        self,
+        processes: ForkServerContext,
+        tmp_path: Path,
+        home: Path,
+        corpus: Path,
+        server: Imitation,
         database_url: str,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Every part is written, whoever dies, and the release goes live once."""
         upgrade(database_url)
         command = ingesting(home, corpus, database_url, "--parts", "5", "--qdrant-url", server.url)

@@ -87,9 +87,7 @@ def promote(world: World) -> None:
         Lifecycle(world.provenance, world.store, COLLECTION).promote(run.id, forced=forced)
 
 
-OPERATIONS: dict[str, Callable[[World], None]] = {
-    "write": write, "query": query, "audit": audited, "promote": promote
-}  # fmt: skip
+OPERATIONS: dict[str, Callable[[World], None]] = {"write": write, "query": query, "audit": audited, "promote": promote}
 # What is broken, and the two sides that the message has to name.
 Sides = tuple[str, str]
 

@@ -50,9 +50,14 @@ def audited(world: World, *releases: Release, verdict: str = "passed", **changes
         (embedding_set,) = world.provenance.sets_in([row.id])
         with world.provenance.run("audit", {}) as run:
             world.provenance.record_audit(
-                run_id=run.id, release_id=row.id, set_id=embedding_set.id, verdict=verdict,
-                settings={**settings, **changes}, measures=[], per_query={},
-            )  # fmt: skip
+                run_id=run.id,
+                release_id=row.id,
+                set_id=embedding_set.id,
+                verdict=verdict,
+                settings={**settings, **changes},
+                measures=[],
+                per_query={},
+            )
 
 
 def promote(world: World, **options: Any) -> list[AliasSwitch]:
@@ -78,11 +83,16 @@ def promotions(world: World) -> list[tuple[str, str, str | None, int | None, str
     names = {row.id: row.physical_name for row in world.provenance.releases()}
     return [
         (
-            p.kind, names[p.release_id], names.get(p.previous_id or 0), p.audit_id, p.forced_by, p.reason,
+            p.kind,
+            names[p.release_id],
+            names.get(p.previous_id or 0),
+            p.audit_id,
+            p.forced_by,
+            p.reason,
             p.finished_at is not None,
         )
         for p in world.provenance.promotions()
-    ]  # fmt: skip
+    ]
 
 
 class TestPromote:
@@ -206,8 +216,14 @@ class TestGate:
         assert switched.refused
         assert switched.refused in str(caught.value)
         assert promotions(world)[-1] == (
-            "promote", shadows[0].name, live[0].name, None, FORCED.by, FORCED.reason, True,
-        )  # fmt: skip
+            "promote",
+            shadows[0].name,
+            live[0].name,
+            None,
+            FORCED.by,
+            FORCED.reason,
+            True,
+        )
         assert states(world, *live, *shadows) == ["retired", "live"]
 
     def test_the_newest_audit_counts(self, world: World) -> None:
@@ -498,9 +514,10 @@ class TestCrashes:
         row = row_of(world, shadows[0])
         if row.dropped_at is None:
             begun = row.drop_begun_at is not None
-            assert (pending(world.provenance, row) == (
-                f"drop begun, not finished: run `modalign drop {COLLECTION} --release {name}`"
-            )) == begun  # fmt: skip
+            assert (
+                pending(world.provenance, row)
+                == (f"drop begun, not finished: run `modalign drop {COLLECTION} --release {name}`")
+            ) == begun
             drop(world, names=[name])
         assert world.store.collections() == [live[0].name]
         assert {release for release, *_ in world.ledger()} == {live[0].name}

@@ -210,9 +210,14 @@ class TestTwoProcesses:
         assert world.store.aliases() == {f"{COLLECTION}.cosine": name}
 
     def test_two_promotions_come_one_after_the_other(
-        self, processes: ForkServerContext, tmp_path: Path, world: World, server: Imitation, names: list[str],
+        self,
+        processes: ForkServerContext,
+        tmp_path: Path,
+        world: World,
+        server: Imitation,
+        names: list[str],
         stopped: tuple[threading.Event, threading.Event],
-    ) -> None:  # fmt: skip
+    ) -> None:
         reached, go = stopped
         one, two = Runner(processes, tmp_path / "one"), Runner(processes, tmp_path / "two")
         first = one.start(*self.promoting(world, server, names[1]))
@@ -223,14 +228,20 @@ class TestTwoProcesses:
         go.set()
         assert (one.finish(first), two.finish(second)) == (0, 0), one.errors + two.errors
         assert self.history(world) == [
-            ("promote", names[1], names[0], True), ("promote", names[2], names[1], True),
-        ]  # fmt: skip
+            ("promote", names[1], names[0], True),
+            ("promote", names[2], names[1], True),
+        ]
         self.expect_live(world, names[2])
 
     def test_a_rollback_is_told_of_the_promotion(
-        self, processes: ForkServerContext, tmp_path: Path, world: World, server: Imitation, names: list[str],
+        self,
+        processes: ForkServerContext,
+        tmp_path: Path,
+        world: World,
+        server: Imitation,
+        names: list[str],
         stopped: tuple[threading.Event, threading.Event],
-    ) -> None:  # fmt: skip
+    ) -> None:
         with world.provenance.run("promote", {}) as run:
             Lifecycle(world.provenance, world.store, COLLECTION).promote(run.id, names=[names[2]], forced=FORCED)
         reached, go = stopped
@@ -246,13 +257,19 @@ class TestTwoProcesses:
         assert two.run(*back) == 0, two.errors
         self.expect_live(world, names[2])
         assert self.history(world)[1:] == [
-            ("promote", names[1], names[2], True), ("rollback", names[2], names[1], True),
-        ]  # fmt: skip
+            ("promote", names[1], names[2], True),
+            ("rollback", names[2], names[1], True),
+        ]
 
     def test_one_that_is_killed_is_not_waited_for(
-        self, processes: ForkServerContext, tmp_path: Path, world: World, server: Imitation, names: list[str],
+        self,
+        processes: ForkServerContext,
+        tmp_path: Path,
+        world: World,
+        server: Imitation,
+        names: list[str],
         stopped: tuple[threading.Event, threading.Event],
-    ) -> None:  # fmt: skip
+    ) -> None:
         reached, go = stopped
         one, two = Runner(processes, tmp_path / "one"), Runner(processes, tmp_path / "two")
         first = one.start(*self.promoting(world, server, names[1]))

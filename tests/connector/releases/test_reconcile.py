@@ -100,14 +100,15 @@ BROKEN: Sequence[tuple[Callable[[World], None], tuple[int, int, int, int], dict[
     (stray, (0, 0, 2, 0), {"orphans": points_of(2)}, {"deleted": 2}),
     (forget, (0, 0, 0, 1), {"unrecorded": ["image-000000.parquet:4"]}, {}),
     (
-        encode_more, (2, 0, 0, 2),
+        encode_more,
+        (2, 0, 0, 2),
         {
             "missing": ["image:later-0", "text:later-0"],
             "unrecorded": ["image-000001.parquet:0", "text-000001.parquet:0"],
         },
         {"mended": 2},
     ),
-]  # fmt: skip
+]
 
 
 class TestReconcile:

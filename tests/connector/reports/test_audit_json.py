@@ -61,9 +61,16 @@ def made(world: World) -> Audit:
     (release,) = world.push(world.set("s", *parts)).releases
     embedding_set = world.set("s", *parts)
     found = audit(
-        release, world.store, embedding_set, ks=(1, 5), queries="all", gallery="all", by=["kind"],
-        filters={"none": NOT_IN_GALLERY}, requirements=[REQUIREMENT],
-    )  # fmt: skip
+        release,
+        world.store,
+        embedding_set,
+        ks=(1, 5),
+        queries="all",
+        gallery="all",
+        by=["kind"],
+        filters={"none": NOT_IN_GALLERY},
+        requirements=[REQUIREMENT],
+    )
     found.number, found.verified = 7, 2 * N
     found.drifts = [drift(2.0, math.inf)]
     found.measures += [Measure("text-to-image", "hubness", math.nan), Measure("both", "gap", math.inf, -math.inf, 1.0)]
@@ -99,8 +106,14 @@ class TestTheDocument:
     def test_what_it_says(self, found: Audit) -> None:
         written = document(result(found))
         said = {
-            "run": 5, "audit": 7, "verdict": "failed", "pairs": "s", "queries": "all", "gallery": "all", "sample": None,
-        }  # fmt: skip
+            "run": 5,
+            "audit": 7,
+            "verdict": "failed",
+            "pairs": "s",
+            "queries": "all",
+            "gallery": "all",
+            "sample": None,
+        }
         assert {name: written[name] for name in said} == said
         (failed,) = written["not_met"]
         value = found.measure("text-to-image", "recall@5").value
@@ -312,9 +325,14 @@ class TestTheHistory:
         assert [(each["audit"], each["verdict"]) for each in written] == [(1, "passed"), (2, "measured"), (3, "broken")]
         assert written[0]["at"] == "2024-05-01T06:30:00+00:00"
         assert written[0]["measures"][0] == {
-            "direction": "text-to-image", "part": "", "name": "recall@10", "value": 0.5, "low": None, "high": None,
+            "direction": "text-to-image",
+            "part": "",
+            "name": "recall@10",
+            "value": 0.5,
+            "low": None,
+            "high": None,
             "queries": 9,
-        }  # fmt: skip
+        }
         assert written[1]["measures"][0]["value"] is None
         assert written[2]["measures"] == []
 

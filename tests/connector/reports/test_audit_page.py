@@ -38,14 +38,31 @@ LONG = "donaudampfschifffahrt" * 6
 KINDS = (f"<i>{HTML}</i>", LONG, "plain")
 ASK = ["audit", "things", "--pairs", "pairs"]
 MUCH = [
-    "--require", "recall@10>=0.1", "--require", "recall@10 drop<=0.5", "--against", "last", "--by", "kind",
-    "--filter", 'some<s>={"must": [{"key": "split", "match": {"value": "held-out"}}]}',
-    "--filter", 'none={"must": [{"key": "split", "match": {"value": "nowhere"}}]}',
-]  # fmt: skip
+    "--require",
+    "recall@10>=0.1",
+    "--require",
+    "recall@10 drop<=0.5",
+    "--against",
+    "last",
+    "--by",
+    "kind",
+    "--filter",
+    'some<s>={"must": [{"key": "split", "match": {"value": "held-out"}}]}',
+    "--filter",
+    'none={"must": [{"key": "split", "match": {"value": "nowhere"}}]}',
+]
 SECTIONS = [
-    "Where recall is lost", "Both directions", "Recall over the length of the list", "History", "The modality gap",
-    "By kind of query", "The shared space", "The worst answers", "Where it comes from", "How it was asked",
-]  # fmt: skip
+    "Where recall is lost",
+    "Both directions",
+    "Recall over the length of the list",
+    "History",
+    "The modality gap",
+    "By kind of query",
+    "The shared space",
+    "The worst answers",
+    "Where it comes from",
+    "How it was asked",
+]
 
 
 def make_home(directory: Path) -> Path:
@@ -186,9 +203,11 @@ class TestWhatStandsOnIt:
             assert cells[1:4] == [interval(stage["recall"][str(k)]) for k in (1, 5, 10)]
             assert cells[4] == f"{stage['lost']['value']:.3f} {stage['lost']['low']:.3f} to {stage['lost']['high']:.3f}"
             assert cells[5:9] == [
-                interval(fidelity["mean"]), f"{fidelity['p5']:.2f}", f"{fidelity['least']:.2f}",
+                interval(fidelity["mean"]),
+                f"{fidelity['p5']:.2f}",
+                f"{fidelity['least']:.2f}",
                 f"{100 * fidelity['below90']:.1f}%",
-            ]  # fmt: skip
+            ]
             latency = stage["latency_ms"]
             assert cells[9] == f"{latency['p50']:.1f} / {latency['p95']:.1f} / {latency['p99']:.1f}"
         assert "not measured: the filter matches no image" in written.page.text
@@ -234,14 +253,25 @@ class TestWhatStandsOnIt:
         row, alignment = written.found.row, written.origin.alignment
         card = written.origin.pairs.card
         for fingerprint in (
-            alignment.fingerprint, card.fingerprint, *(each.fingerprint for each in written.origin.encoders.values()),
-        ):  # fmt: skip
+            alignment.fingerprint,
+            card.fingerprint,
+            *(each.fingerprint for each in written.origin.encoders.values()),
+        ):
             assert fingerprint in written.page.of("code")
         for said in (
-            "fake-image:small", "fake-text:small", "a: ridge(", row.physical_name, row.metric, "guarantee exact",
-            "modalign 0.1.0", f"{written.found.number}, run {written.origin.run}, ", "every query", "not limited",
-            '{"must": [{"key": "split", "match": {"value": "nowhere"}}]}', "none: not ANN",
-        ):  # fmt: skip
+            "fake-image:small",
+            "fake-text:small",
+            "a: ridge(",
+            row.physical_name,
+            row.metric,
+            "guarantee exact",
+            "modalign 0.1.0",
+            f"{written.found.number}, run {written.origin.run}, ",
+            "every query",
+            "not limited",
+            '{"must": [{"key": "split", "match": {"value": "nowhere"}}]}',
+            "none: not ANN",
+        ):
             assert said in written.page.text
 
     def test_passwords_do_not(self, written: LedgerEntry, tmp_path: Path) -> None:
@@ -329,12 +359,14 @@ class TestNothingBreaksIt:
 
     def test_images_that_are_gone_are_named_and_counted(self, written: LedgerEntry, own: Path, tmp_path: Path) -> None:
         shown = len(written.page.images())
-        files = sorted({
-            point.payload["image"]
-            for each in written.found.worst
-            for point in (each.query, *each.found, *each.expected)
-            if "image" in point.payload
-        })  # fmt: skip
+        files = sorted(
+            {
+                point.payload["image"]
+                for each in written.found.worst
+                for point in (each.query, *each.found, *each.expected)
+                if "image" in point.payload
+            }
+        )
         contents = {path: Path(path).read_bytes() for path in files}
         gone, changed = files[: len(files) // 2], files[len(files) // 2]
         try:
@@ -407,9 +439,15 @@ class TestNothingBreaksIt:
             for m in written.found.measures
         ]
         found = replace(
-            written.found, stages=refused, measures=measures, geometry=None, plane=None, worst=[],
-            geometry_of="not measured: too few groups", without_relevant={"text-to-image": 7, "image-to-text": 0},
-        )  # fmt: skip
+            written.found,
+            stages=refused,
+            measures=measures,
+            geometry=None,
+            plane=None,
+            worst=[],
+            geometry_of="not measured: too few groups",
+            without_relevant={"text-to-image": 7, "image-to-text": 0},
+        )
         page = page_of(tmp_path, found, written.origin)
         assert page.of("h2") == SECTIONS
         assert "not measured: exact search is refused" in page.text

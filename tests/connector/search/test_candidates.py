@@ -64,8 +64,11 @@ def adversarial(n: int, seed: int) -> npt.NDArray[np.floating]:
 
 
 DATA: Mapping[str, Callable[[int, int], npt.NDArray[np.floating]]] = {
-    "random": random, "sparse": sparse, "duplicated": duplicated, "adversarial": adversarial,
-}  # fmt: skip
+    "random": random,
+    "sparse": sparse,
+    "duplicated": duplicated,
+    "adversarial": adversarial,
+}
 
 
 def a_release(text: str, **changes: Any) -> Release:
@@ -79,10 +82,19 @@ def a_release(text: str, **changes: Any) -> Release:
         lowerings = {m: ours.metric(metric, items=m).lower(DIM) for m in MODALITIES}
     lowering = lowerings["image"]
     row = ReleaseRow(
-        store_url="", collection=NAME, metric=str(metric), physical_name=NAME, alignment_id=0,
-        distance=lowering.distance.value, dim=lowering.dim, lowering_version=lowering.version, settings={},
-        state="live", points=0, created_at=now(),
-    )  # fmt: skip
+        store_url="",
+        collection=NAME,
+        metric=str(metric),
+        physical_name=NAME,
+        alignment_id=0,
+        distance=lowering.distance.value,
+        dim=lowering.dim,
+        lowering_version=lowering.version,
+        settings={},
+        state="live",
+        points=0,
+        created_at=now(),
+    )
     return Release(row, ours, metric, lowerings)
 
 

@@ -72,9 +72,13 @@ def answered(world: World, path: str, body: dict[str, Any]) -> list[dict[str, An
     match = re.fullmatch(r"/collections/([^/]+)/points/query", path)
     assert match
     (hits,) = world.store.search(
-        match[1], str(request.using), np.array([body["query"]], np.float32), int(request.limit or 0),
-        exact=bool(request.params.exact), ef=request.params.hnsw_ef,
-    )  # fmt: skip
+        match[1],
+        str(request.using),
+        np.array([body["query"]], np.float32),
+        int(request.limit or 0),
+        exact=bool(request.params.exact),
+        ef=request.params.hnsw_ef,
+    )
     return [{"id": hit.id, "version": 1, "score": hit.raw_score, "payload": hit.payload} for hit in hits]
 
 
@@ -127,8 +131,10 @@ def test_the_document_says_what_a_service_must_know(exported: Path) -> None:
     assert {path.name for path in exported.iterdir()} == FILES
     assert spec["alignment"] == {"name": "a", "fingerprint": ours.fingerprint}
     assert spec["encoders"]["text"] == {
-        "spec": "fake-text:small", "fingerprint": cards()["text"].fingerprint, "dim": DIMS["text"]
-    }  # fmt: skip
+        "spec": "fake-text:small",
+        "fingerprint": cards()["text"].fingerprint,
+        "dim": DIMS["text"],
+    }
     assert spec["metric"] in [str(parse(metric)) for metric in SERVED]
     lowering = ours.metric(parse(spec["metric"]), "image", device="cpu").lower(ours.dim)
     assert spec["vectors"]["image"] == {"size": lowering.dim, "distance": lowering.distance}
@@ -150,8 +156,12 @@ def example(exported: Path, *arguments: object, key: str | None = None) -> subpr
     environment = {**os.environ, **({"QDRANT_API_KEY": key} if key else {})}
     return subprocess.run(
         [sys.executable, exported / "example.py", *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=120, env=environment,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=environment,
+    )
 
 
 def test_the_example_runs_as_it_stands(

@@ -606,15 +606,34 @@ class TestIndex:
 
 PAYLOADS: list[Payload] = [
     {
-        "lang": "en", "n": 0, "f": 0.5, "ok": True, "tags": ["a", "b"], "at": "2024-01-01T00:00:00Z",
-        "place": {"lon": 13.4, "lat": 52.5}, "size": {"w": 1}, "parts": [{"kind": "x", "n": 1}, {"kind": "y", "n": 2}],
+        "lang": "en",
+        "n": 0,
+        "f": 0.5,
+        "ok": True,
+        "tags": ["a", "b"],
+        "at": "2024-01-01T00:00:00Z",
+        "place": {"lon": 13.4, "lat": 52.5},
+        "size": {"w": 1},
+        "parts": [{"kind": "x", "n": 1}, {"kind": "y", "n": 2}],
     },
     {
-        "lang": "de", "n": 1, "f": 1.5, "ok": False, "tags": ["b"], "at": "2024-06-01T12:00:00+02:00",
-        "place": {"lon": 2.35, "lat": 48.85}, "parts": [{"kind": "x", "n": 2}],
+        "lang": "de",
+        "n": 1,
+        "f": 1.5,
+        "ok": False,
+        "tags": ["b"],
+        "at": "2024-06-01T12:00:00+02:00",
+        "place": {"lon": 2.35, "lat": 48.85},
+        "parts": [{"kind": "x", "n": 2}],
     },
     {
-        "lang": "fr", "n": 2, "f": -1.0, "ok": True, "tags": [], "at": "2025-01-01", "parts": [],
+        "lang": "fr",
+        "n": 2,
+        "f": -1.0,
+        "ok": True,
+        "tags": [],
+        "at": "2025-01-01",
+        "parts": [],
         "place": {"lon": -74.0, "lat": 40.7},
     },
     {"lang": None, "n": None, "ok": None, "tags": None},
@@ -622,7 +641,7 @@ PAYLOADS: list[Payload] = [
     {"lang": ["en", "de"], "n": [5, 6], "ok": [True, False], "tags": ["c", "d", "e"]},
     {"lang": "EN", "n": 1, "f": 1, "ok": 1, "one": 1},
     {"lang": "1", "n": -3, "f": 1e10, "ok": "true", "size": {"w": 2}},
-]  # fmt: skip
+]
 
 
 def field(key: str, **condition: Any) -> models.FieldCondition:

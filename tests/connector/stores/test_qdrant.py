@@ -129,7 +129,12 @@ FAILURES: dict[str, tuple[int, dict[str, str], bytes, type[StoreError], int, str
     "too many": (429, {}, b"slow down", StoreUnavailableError, ATTEMPTS, "429.*slow down"),
     "too many, for a while": (429, {"Retry-After": "7"}, b"", StoreUnavailableError, ATTEMPTS, "fewer requests"),
     "too many, until a date": (
-        429, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, b"", StoreUnavailableError, ATTEMPTS, "21 Oct",
+        429,
+        {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"},
+        b"",
+        StoreUnavailableError,
+        ATTEMPTS,
+        "21 Oct",
     ),
     "failed": (500, {}, b"panic", StoreUnavailableError, ATTEMPTS, "500.*panic"),
     "bad gateway": (502, {}, b"", StoreUnavailableError, ATTEMPTS, "502"),
@@ -140,7 +145,7 @@ FAILURES: dict[str, tuple[int, dict[str, str], bytes, type[StoreError], int, str
     "bytes": (200, {}, b"\xff\xfe\x00\xd8", StoreError, 1, "did not answer as Qdrant does"),
     "nothing": (200, {}, b"", StoreError, 1, "did not answer as Qdrant does"),
     "other json": (200, {}, b'{"hello": 1}', StoreError, 1, "did not answer as Qdrant does"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("failure", FAILURES)
@@ -283,9 +288,7 @@ UPSTREAM = [
     for _, kind in inspect.getmembers(module, inspect.isclass)
     if issubclass(kind, Exception) and kind.__module__ == module.__name__
 ]
-TRANSPORT = [
-    kind for _, kind in inspect.getmembers(httpx, inspect.isclass) if issubclass(kind, httpx.TransportError)
-]  # fmt: skip
+TRANSPORT = [kind for _, kind in inspect.getmembers(httpx, inspect.isclass) if issubclass(kind, httpx.TransportError)]
 
 
 def raising(error: Exception) -> Callable[[], None]:
@@ -323,9 +326,10 @@ def test_every_status_of_grpc_is_translated(store: QdrantStore, code: grpc.Statu
 
 
 GRPC = [
-    kind for _, kind in inspect.getmembers(grpc, inspect.isclass)
+    kind
+    for _, kind in inspect.getmembers(grpc, inspect.isclass)
     if issubclass(kind, Exception) and kind.__module__ == "grpc"
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("kind", GRPC)
@@ -354,17 +358,23 @@ def test_our_own_mistakes_are_not_disguised(store: QdrantStore, error: Exception
 
 
 INFO: dict[str, Any] = {
-    "status": "green", "optimizer_status": "ok", "points_count": 1, "indexed_vectors_count": 1, "segments_count": 1,
+    "status": "green",
+    "optimizer_status": "ok",
+    "points_count": 1,
+    "indexed_vectors_count": 1,
+    "segments_count": 1,
     "payload_schema": {},
     "config": {
         "params": {"vectors": {"v": {"size": 2, "distance": "Dot"}}},
         "hnsw_config": {"m": 16, "ef_construct": 100, "full_scan_threshold": 10},
         "optimizer_config": {
-            "deleted_threshold": 0.2, "vacuum_min_vector_number": 1000, "default_segment_number": 0,
+            "deleted_threshold": 0.2,
+            "vacuum_min_vector_number": 1000,
+            "default_segment_number": 0,
             "flush_interval_sec": 5,
         },
     },
-}  # fmt: skip
+}
 
 
 class TestProtocol:
