@@ -1,5 +1,5 @@
 # make demo   the whole way once on real images, in ./demo-home
-# make test   every test;  make lint  style and types;  make bench  the figures
+# make test   every test;  make lint  style, imports and types;  make bench  the figures
 # make up     Qdrant and PostgreSQL in Docker, with QDRANT_API_KEY and POSTGRES_PASSWORD;  make down  stops them
 # make live   the tests against a real server: MODALIGN_TEST_QDRANT_URL, or one that Docker starts
 # Each makes the virtual environment in .venv when it is missing. Another Python: make PYTHON=python3.12 demo
@@ -21,6 +21,8 @@ test: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/deptry .
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev

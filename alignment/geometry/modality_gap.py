@@ -1,6 +1,7 @@
 """The modality gap: how far aligned images and texts lie apart as clouds, whatever pairs with what.
 
-It ignores what pairs with what, and can be 0 where nothing is found: `alignment.geometry.geometry` puts Recall@K beside it.
+It ignores what pairs with what, and can be 0 where nothing is found: `alignment.geometry.geometry` puts Recall@K
+beside it.
 """
 
 from dataclasses import asdict, dataclass
