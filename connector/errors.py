@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from alignment.errors import ModalignError
+from connector.rejects import Reason
 
 
 class ConnectorError(ModalignError):
@@ -92,7 +93,7 @@ class RequestTooLargeError(StoreError):
 class Refusal(NamedTuple):
     """Why one point was refused: a short name that can be counted, and what exactly was wrong, for people."""
 
-    reason: str
+    reason: Reason
     detail: str
 
 

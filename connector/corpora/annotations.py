@@ -17,7 +17,7 @@ from typing import Any
 from connector.corpora.bounded_lines import LineTooLongError, bounded_lines, count_lines
 from connector.corpora.manifest import Manifest, Row, beginning, opened, without_collisions
 from connector.errors import CorpusError
-from connector.rejects import Reject
+from connector.rejects import Reason, Reject
 from connector.safe_text import printable
 
 FOLDERS = (
@@ -63,7 +63,7 @@ class Annotations(Manifest):
             f"above, or in {', '.join((*usual, *FOLDERS))} there; name their folder with --images"
         )
 
-    def refused(self, position: int, reason: str, detail: str, key: Any = None) -> Reject:
+    def refused(self, position: int, reason: Reason, detail: str, key: Any = None) -> Reject:
         """Return the reject of a record of this file."""
         known = printable(str(key)) if isinstance(key, (str, int)) and key != "" else None
         return Reject(str(self.path), position, "read", reason, printable(detail), known)
@@ -71,7 +71,7 @@ class Annotations(Manifest):
     def row(self, position: int, key: Any, folder: Path, name: str, fields: Mapping[str, Any]) -> Row | Reject:
         """Return the row of the image `name` in `folder`."""
         if leads_out(name):
-            return self.refused(position, "path-unsafe", f"image {name!r} lies outside of {folder}", key)
+            return self.refused(position, Reason.PATH_UNSAFE, f"image {name!r} lies outside of {folder}", key)
         return Row(position, {"key": key, "image": str(folder / name), **fields})
 
 
@@ -133,11 +133,11 @@ class CocoCaptions(JsonAnnotations):
         met = set()
         for position, record in enumerate(images, start=1):
             if not _named(record, "file_name") or not _is_id(record.get("id")):
-                yield self.refused(position, "row-unreadable", "expected an image with an id and a file_name")
+                yield self.refused(position, Reason.ROW_UNREADABLE, "expected an image with an id and a file_name")
                 continue
             key = record["id"]
             if key in met:
-                yield self.refused(position, "key-duplicate", f"image id {key!r} stands in an earlier record", key)
+                yield self.refused(position, Reason.KEY_DUPLICATE, f"image id {key!r} stands in an earlier record", key)
                 continue
             met.add(key)
             rest = {name: value for name, value in record.items() if name not in ("id", "file_name")}
@@ -159,11 +159,13 @@ class CocoCaptions(JsonAnnotations):
             caption, image, name = fields.get("caption"), fields.get("image_id"), fields.get("id")
             which = f"annotation {number}"
             if not isinstance(caption, str) or not caption.strip():
-                yield self.refused(0, "caption-not-text", f"{which}: expected a caption", image)
+                yield self.refused(0, Reason.CAPTION_NOT_TEXT, f"{which}: expected a caption", image)
             elif not _is_id(image) or image not in known:
-                yield self.refused(0, "caption-without-image", f"{which}: there is no image of id {image!r}", image)
+                yield self.refused(
+                    0, Reason.CAPTION_WITHOUT_IMAGE, f"{which}: there is no image of id {image!r}", image
+                )
             elif _is_id(name) and name in met:
-                yield self.refused(0, "key-duplicate", f"{which}: id {name!r} stands in an earlier one", image)
+                yield self.refused(0, Reason.KEY_DUPLICATE, f"{which}: id {name!r} stands in an earlier one", image)
             else:
                 if _is_id(name):
                     met.add(name)
@@ -190,12 +192,12 @@ class Karpathy(JsonAnnotations):
         folder = self.folder(_name(record) for record in images if _named(record, "filename"))
         for position, record in enumerate(images, start=1):
             if not _named(record, "filename"):
-                yield self.refused(position, "row-unreadable", "expected an image with a filename")
+                yield self.refused(position, Reason.ROW_UNREADABLE, "expected an image with a filename")
                 continue
             key = record.get("cocoid", record["filename"])
             sentences = record.get("sentences")
             if not isinstance(sentences, list) or not all(_named(sentence, "raw") for sentence in sentences):
-                yield self.refused(position, "caption-not-text", "expected sentences, each with its raw text", key)
+                yield self.refused(position, Reason.CAPTION_NOT_TEXT, "expected sentences, each with its raw text", key)
                 continue
             rest = {name: record[name] for name in ("split", "imgid", "cocoid") if name in record}
             fields = {**without_collisions(rest), "caption": [sentence["raw"] for sentence in sentences]}
@@ -243,7 +245,7 @@ class FlickrTokens(Annotations):
         with opened(self.path) as file:
             for position, raw in enumerate(bounded_lines(file), start=1):
                 if isinstance(raw, LineTooLongError):
-                    yield self.refused(position, "line-too-long", str(raw))
+                    yield self.refused(position, Reason.LINE_TOO_LONG, str(raw))
                     continue
                 try:
                     line = raw.decode("utf-8-sig" if position == 1 else "utf-8").strip("\r\n")
@@ -252,7 +254,7 @@ class FlickrTokens(Annotations):
                     elif line.strip():
                         yield position, *split(line)
                 except (ValueError, csv.Error) as error:
-                    yield self.refused(position, "row-unreadable", str(error))
+                    yield self.refused(position, Reason.ROW_UNREADABLE, str(error))
 
 
 def leads_out(name: str) -> bool:

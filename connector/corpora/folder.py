@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from connector.corpora.items import IMAGE_SUFFIXES, LONGEST_FIELD, Corpus, Item
-from connector.rejects import Reject
+from connector.rejects import Reason, Reject
 from connector.safe_text import printable
 
 
@@ -32,7 +32,7 @@ class Folder(Corpus):
             str(image).encode()
         except UnicodeEncodeError as error:
             source, detail = printable(str(image)), f"rename the file: {error}"
-            yield Reject(source, position, "read", "path-not-unicode", detail)
+            yield Reject(source, position, "read", Reason.PATH_NOT_UNICODE, detail)
             return
         key = image.relative_to(self.path).as_posix()
         yield Item("image", key, key, image, {"image": str(image)}, str(image), position)
@@ -46,7 +46,7 @@ class Folder(Corpus):
             if "\0" in (text := captions.read_text(encoding="utf-8-sig")):
                 raise ValueError("a NUL character in a text")
         except (OSError, ValueError) as error:
-            yield Reject(str(captions), position, "read", "row-unreadable", str(error), key, "text")
+            yield Reject(str(captions), position, "read", Reason.ROW_UNREADABLE, str(error), key, "text")
             return
         for number, caption in enumerate(filter(None, map(str.strip, text.split("\n")))):
             payload = {"caption": caption}
@@ -66,7 +66,7 @@ class Folder(Corpus):
                     raise OSError("a link to a folder that holds it")
                 entries = sorted(directory.iterdir(), key=lambda entry: entry.name)
             except OSError as error:
-                yield Reject(printable(str(directory)), 0, "read", "folder-unreadable", str(error))
+                yield Reject(printable(str(directory)), 0, "read", Reason.FOLDER_UNREADABLE, str(error))
                 continue
             stack += [(entry, above | {here}) for entry in reversed(entries) if entry.is_dir()]
             files = [entry for entry in entries if not entry.is_dir()]
@@ -78,6 +78,6 @@ class Folder(Corpus):
                     printable(str(captions[stem])),
                     0,
                     "read",
-                    "caption-without-image",
+                    Reason.CAPTION_WITHOUT_IMAGE,
                     f"expected an image of the same stem beside {printable(captions[stem].name)}",
                 )

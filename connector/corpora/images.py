@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from connector.rejects import Reason
+
 # A file beyond this is no photograph, and a picture beyond this decompresses to more than 300 MB.
 MAX_BYTES = 256 << 20
 MAX_PIXELS = 100_000_000
@@ -24,7 +26,7 @@ _BOMB_WARNING = threading.Lock()
 class ImageRejectedError(Exception):
     """An image that cannot be used. `reason` is a short name that can be counted."""
 
-    def __init__(self, reason: str, detail: str):
+    def __init__(self, reason: Reason, detail: str):
         super().__init__(detail)
         self.reason = reason
 
@@ -37,20 +39,20 @@ def read_image(image: Path | bytes) -> bytes:
     """
     content = image if isinstance(image, bytes) else _read_file(image)
     if not content:
-        raise ImageRejectedError("image-empty", f"{'it' if isinstance(image, bytes) else image} has no content")
+        raise ImageRejectedError(Reason.IMAGE_EMPTY, f"{'it' if isinstance(image, bytes) else image} has no content")
     return content
 
 
 def _read_file(path: Path) -> bytes:
     try:
         if not path.is_file():
-            reason = "image-missing" if not path.exists() else "image-not-a-file"
+            reason = Reason.IMAGE_MISSING if not path.exists() else Reason.IMAGE_NOT_A_FILE
             raise ImageRejectedError(reason, f"expected an image file at {path}")
         if (size := path.stat().st_size) > MAX_BYTES:
-            raise ImageRejectedError("image-too-large", f"{size} bytes, at most {MAX_BYTES} are read")
+            raise ImageRejectedError(Reason.IMAGE_TOO_LARGE, f"{size} bytes, at most {MAX_BYTES} are read")
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL byte
-        raise ImageRejectedError("image-unreadable", str(error)) from error
+        raise ImageRejectedError(Reason.IMAGE_UNREADABLE, str(error)) from error
 
 
 def decode(content: bytes) -> Image.Image:
@@ -63,22 +65,23 @@ def decode(content: bytes) -> Image.Image:
         image = _open(content)
         if image.width * image.height > MAX_PIXELS:
             raise ImageRejectedError(
-                "image-too-large", f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are decoded"
+                Reason.IMAGE_TOO_LARGE, f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are decoded"
             )
         if max(image.size) > MAX_ASPECT * min(image.size):
             raise ImageRejectedError(
-                "image-too-elongated", f"{image.width} x {image.height} pixels, at most {MAX_ASPECT} to 1 is encoded"
+                Reason.IMAGE_TOO_ELONGATED,
+                f"{image.width} x {image.height} pixels, at most {MAX_ASPECT} to 1 is encoded",
             )
         image.load()
         return upright_rgb(image)
     except ImageRejectedError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageRejectedError("image-unidentified", "the content is in no known image format") from error
+        raise ImageRejectedError(Reason.IMAGE_UNIDENTIFIED, "the content is in no known image format") from error
     except Image.DecompressionBombError as error:
-        raise ImageRejectedError("image-too-large", str(error)) from error
+        raise ImageRejectedError(Reason.IMAGE_TOO_LARGE, str(error)) from error
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
-        raise ImageRejectedError("image-broken", f"{type(error).__name__}: {error}") from error
+        raise ImageRejectedError(Reason.IMAGE_BROKEN, f"{type(error).__name__}: {error}") from error
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -113,7 +116,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
-        raise ImageRejectedError("image-broken", "pixels that are not finite")
+        raise ImageRejectedError(Reason.IMAGE_BROKEN, "pixels that are not finite")
     if image.mode != "F" and low >= 0 and high <= 65535:
         low, high = 0.0, 65535.0
     elif image.mode == "F" and low >= 0 and high <= 1:

@@ -16,7 +16,7 @@ from connector.corpora.items import IMAGE_SUFFIXES, LONGEST_FIELD
 from connector.corpora.manifest import Manifest, Row, listed, records
 from connector.corpora.webdataset import METADATA, TEXTS, Sample, samples
 from connector.errors import CorpusError
-from connector.rejects import Reject
+from connector.rejects import Reason, Reject
 from connector.safe_text import printable, redacted, without_secrets
 
 SUCCESS = "success"
@@ -94,9 +94,9 @@ class Img2Dataset(Manifest):
                         yield _failure(table, position, record)
         except FileNotFoundError:
             detail = f"expected {table.name}, which img2dataset writes last: what failed to download is not known"
-            yield Reject(str(table), position, "read", "shard-unfinished", detail)
+            yield Reject(str(table), position, "read", Reason.SHARD_UNFINISHED, detail)
         except (OSError, ValueError, pa.ArrowException) as error:
-            yield Reject(str(table), position, "read", "shard-table-unreadable", printable(str(error)))
+            yield Reject(str(table), position, "read", Reason.SHARD_TABLE_UNREADABLE, printable(str(error)))
 
 
 def files(folder: Path, before: int) -> Iterator[Row | Reject]:
@@ -121,11 +121,13 @@ def files(folder: Path, before: int) -> Iterator[Row | Reject]:
                 raise ValueError(f"{size} bytes are no caption")
             sample.take_text(path.name, kind, path.read_bytes())
         except (OSError, ValueError) as error:
-            sample.refuse("row-unreadable", f"{path.name}: {error}", kind)
+            sample.refuse(Reason.ROW_UNREADABLE, f"{path.name}: {error}", kind)
     if sample:
         yield from sample.found()
 
 
+# What img2dataset says of an image that it could not fetch or scale. Other words of its stand in the detail.
+FAILURES = {"failed_to_download": Reason.FAILED_TO_DOWNLOAD, "failed_to_resize": Reason.FAILED_TO_RESIZE}
 _SHARD = re.compile(r"(\d+)(?:\.tar|\.parquet|_stats\.json)?")
 
 
@@ -135,13 +137,12 @@ def _holds_samples(table: Path) -> bool:
 
 def _failure(table: Path, position: int, record: Any) -> Reject:
     if isinstance(record, Exception):
-        return Reject(str(table), position, "read", "row-unreadable", str(record))
+        return Reject(str(table), position, "read", Reason.ROW_UNREADABLE, str(record))
     key, status = printable(str(record.get("key"))), record.get("status")
     if status == SUCCESS:
         detail = "the table says that the download succeeded, and the shard does not hold it"
-        return Reject(str(table), position, "read", "image-missing", detail, key, "image")
-    named = isinstance(status, str) and re.fullmatch(r"[a-z_]{1,40}", status)
-    reason = status.replace("_", "-") if isinstance(status, str) and named else "download-failed"
+        return Reject(str(table), position, "read", Reason.IMAGE_MISSING, detail, key, "image")
+    reason = FAILURES.get(str(status), Reason.DOWNLOAD_FAILED)
     address = redacted(url) if isinstance(url := record.get("url"), str) else "(no URL)"
     detail = printable(f"{without_secrets(str(record.get('error_message') or status))}: {address}")
     return Reject(str(table), position, "read", reason, detail, key, "image")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from connector.corpora.bounded_lines import LineTooLongError, RecordLines, bounded_lines, count_lines
 from connector.corpora.items import LONGEST_FIELD, Corpus, Item
 from connector.errors import CorpusError
-from connector.rejects import Reject
+from connector.rejects import Reason, Reject
 from connector.safe_text import printable
 
 # What the connector writes into every payload itself.
@@ -80,7 +80,7 @@ class JsonLines(Manifest):
         with opened(self.path) as file:
             for position, line in enumerate(bounded_lines(file), start=1):
                 if isinstance(line, LineTooLongError):
-                    yield Reject(str(self.path), position, "read", "line-too-long", str(line))
+                    yield Reject(str(self.path), position, "read", Reason.LINE_TOO_LONG, str(line))
                     continue
                 if not line.strip():
                     continue
@@ -89,7 +89,7 @@ class JsonLines(Manifest):
                     if not isinstance(fields, dict):
                         raise ValueError(f"expected a JSON object, got {type(fields).__name__}")
                 except (ValueError, RecursionError) as error:
-                    yield Reject(str(self.path), position, "read", "row-unreadable", str(error))
+                    yield Reject(str(self.path), position, "read", Reason.ROW_UNREADABLE, str(error))
                 else:
                     yield Row(position, fields)
 
@@ -118,11 +118,11 @@ class Csv(Manifest):
         _check_columns(self.path, header)
         for position, record in enumerate(records, start=1):
             if isinstance(record, Exception):
-                reason = "line-too-long" if isinstance(record, LineTooLongError) else "row-unreadable"
+                reason = Reason.LINE_TOO_LONG if isinstance(record, LineTooLongError) else Reason.ROW_UNREADABLE
                 yield Reject(str(self.path), position, "read", reason, str(record))
             elif len(record) != len(header):
                 detail = f"expected {len(header)} fields as in the header, got {len(record)}"
-                yield Reject(str(self.path), position, "read", "row-unreadable", detail)
+                yield Reject(str(self.path), position, "read", Reason.ROW_UNREADABLE, detail)
             else:
                 yield Row(position, {name: value for name, value in zip(header, record, strict=True) if value != ""})
 
@@ -178,11 +178,11 @@ class Parquet(Manifest):
                     for record in records(batch):
                         position += 1
                         if isinstance(record, Exception):
-                            yield Reject(str(self.path), position, "read", "row-unreadable", str(record))
+                            yield Reject(str(self.path), position, "read", Reason.ROW_UNREADABLE, str(record))
                         else:
                             yield Row(position, {k: v for k, v in record.items() if v is not None})
             except (OSError, pa.ArrowException) as error:
-                yield Reject(str(self.path), position + 1, "read", "file-truncated", str(error))
+                yield Reject(str(self.path), position + 1, "read", Reason.FILE_TRUNCATED, str(error))
 
     def total(self) -> int:
         """Read the count from the footer."""
@@ -197,7 +197,7 @@ class Parquet(Manifest):
 class RowError(ValueError):
     """A row that cannot be used: the reason as a name, the message for people."""
 
-    def __init__(self, reason: str, detail: str):
+    def __init__(self, reason: Reason, detail: str):
         super().__init__(detail)
         self.reason = reason
 
@@ -224,12 +224,12 @@ class _Entry:
         captions = fields.pop("caption", None)
         captions = [] if captions is None else captions if isinstance(captions, list) else [captions]
         if len(captions) > MOST_CAPTIONS:
-            raise RowError("key-duplicate", f"key {key!r} has more than {MOST_CAPTIONS} captions")
+            raise RowError(Reason.KEY_DUPLICATE, f"key {key!r} has more than {MOST_CAPTIONS} captions")
         if any(not isinstance(caption, str) or len(caption) > LONGEST_FIELD for caption in captions):
-            raise RowError("caption-not-text", "expected 'caption' to be a text or a list of texts")
+            raise RowError(Reason.CAPTION_NOT_TEXT, "expected 'caption' to be a text or a list of texts")
         captions = tuple(filter(None, map(str.strip, captions)))
         if not image and not captions:
-            raise RowError("row-without-image-or-caption", "expected an image, a caption or both")
+            raise RowError(Reason.ROW_WITHOUT_IMAGE_OR_CAPTION, "expected an image, a caption or both")
         group = text_field(fields, "group") or key
         source = row.source or manifest
         check_storable([str(source), key, group, image, *captions], fields)
@@ -239,13 +239,15 @@ class _Entry:
     def items(self, after: "_Entry | None" = None) -> Iterator[Item]:
         """Yield the image, unless an earlier row has, and the captions, counting on."""
         if after and ((self.image and after.image and self.image != after.image) or self.group != after.group):
-            raise RowError("key-duplicate", f"key {self.key!r} stands in the row before with another image or group")
+            raise RowError(
+                Reason.KEY_DUPLICATE, f"key {self.key!r} stands in the row before with another image or group"
+            )
         if after and set(self.captions) & set(after.captions):
-            raise RowError("key-duplicate", f"key {self.key!r} stands in an earlier row with the same caption")
+            raise RowError(Reason.KEY_DUPLICATE, f"key {self.key!r} stands in an earlier row with the same caption")
         if after and len(after.captions) + len(self.captions) > MOST_CAPTIONS:
-            raise RowError("key-duplicate", f"key {self.key!r} has more than {MOST_CAPTIONS} captions")
+            raise RowError(Reason.KEY_DUPLICATE, f"key {self.key!r} has more than {MOST_CAPTIONS} captions")
         if after and not self.captions:
-            raise RowError("key-duplicate", f"key {self.key!r} stands in the row before")
+            raise RowError(Reason.KEY_DUPLICATE, f"key {self.key!r} stands in the row before")
         if self.resolved and not (after and after.image):
             payload = {"image": str(self.resolved), **self.payload}
             content = self.resolved if self.picture is None else self.picture
@@ -276,7 +278,7 @@ def check_key(fields: dict[str, Any]) -> str:
     """Take the key out of the fields of a row."""
     if key := text_field(fields, "key"):
         return key
-    raise RowError("key-missing", "expected a value under 'key', which names the row for ever")
+    raise RowError(Reason.KEY_MISSING, "expected a value under 'key', which names the row for ever")
 
 
 def text_field(fields: dict[str, Any], name: str) -> str | None:
@@ -286,25 +288,25 @@ def text_field(fields: dict[str, Any], name: str) -> str | None:
         return value or None
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise RowError(f"{name}-not-text", f"expected '{name}' to be a text, got {type(value).__name__}")
+    raise RowError(Reason(f"{name}-not-text"), f"expected '{name}' to be a text, got {type(value).__name__}")
 
 
 def check_storable(texts: Sequence[str | None], payload: Mapping[str, Any]) -> None:
     """Raise a `RowError` if a database could not hold these texts or this payload."""
     if taken := RESERVED & payload.keys():
-        raise RowError("payload-name-reserved", f"rename the columns {', '.join(sorted(taken))}")
+        raise RowError(Reason.PAYLOAD_NAME_RESERVED, f"rename the columns {', '.join(sorted(taken))}")
     try:
         json.dumps(payload, allow_nan=False)
         for fault in _unstorable(payload):
             raise ValueError(fault)
     except (TypeError, ValueError, RecursionError) as error:
-        raise RowError("payload-not-json", f"payload cannot be stored: {error}") from error
+        raise RowError(Reason.PAYLOAD_NOT_JSON, f"payload cannot be stored: {error}") from error
     for fault in _unstorable(texts):
-        raise RowError("row-unreadable", fault)
+        raise RowError(Reason.ROW_UNREADABLE, fault)
     try:
         json.dumps([texts, payload], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise RowError("row-unreadable", f"text that is not valid Unicode: {error}") from error
+        raise RowError(Reason.ROW_UNREADABLE, f"text that is not valid Unicode: {error}") from error
 
 
 def without_collisions(fields: Mapping[str, Any]) -> dict[str, Any]:

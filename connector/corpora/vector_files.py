@@ -28,13 +28,13 @@ from connector.corpora.manifest import (
     without_collisions,
 )
 from connector.errors import CorpusError
-from connector.rejects import Reject
+from connector.rejects import Reason, Reject
 from connector.safe_text import printable
 
 BATCH_ROWS = 1024
 FOLDERS: Mapping[Modality, str] = {"image": "img_emb", "text": "text_emb"}  # of clip-retrieval
 KEYS = ("key", "image_path")
-WRONG_DIMENSION = "vector-dimension"
+WRONG_DIMENSION = Reason.VECTOR_DIMENSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ class VectorFiles(Corpus):
                             for modality in self.modalities:
                                 yield from entry.found(modality, vectors[modality], row, number, position)
             except (OSError, pa.ArrowException) as error:
-                yield Reject(str(part.table), position + 1, "read", "file-truncated", str(error))
+                yield Reject(str(part.table), position + 1, "read", Reason.FILE_TRUNCATED, str(error))
                 return  # the rows of the parts behind it would get other positions
 
 
@@ -190,7 +190,7 @@ class _Entry:
         key = self.key if modality == "image" else f"{self.key}#{number}"
         if reason := vectors.faults.get(row):
             detail = "expected a finite vector with a norm above zero, of the dimension of the others"
-            yield Reject(self.source, position, "read", reason, detail, key, modality)
+            yield Reject(self.source, position, "read", Reason(reason), detail, key, modality)
         elif modality == "text" or not number:  # further rows of a key bring further captions of its image
             name, text = ("image", self.image) if modality == "image" else ("caption", self.caption)
             payload = {name: text, **self.payload} if text else self.payload
@@ -220,7 +220,7 @@ class _Naming:
     def entry(self, table: Path, record: Any) -> _Entry:
         """Read a record; raises a `RowError` if it cannot be used."""
         if isinstance(record, Exception):
-            raise RowError("row-unreadable", str(record))
+            raise RowError(Reason.ROW_UNREADABLE, str(record))
         fields = {name: value for name, value in record.items() if value is not None}
         given = {"key": fields.get(self.key), "group": fields.get(self.group) if self.group else None}
         given["image"] = fields.pop("image", None) or fields.pop("image_path", None)

@@ -18,7 +18,7 @@ from connector.corpora.annotations import leads_out
 from connector.corpora.items import IMAGE_SUFFIXES, LONGEST_FIELD
 from connector.corpora.manifest import Manifest, Row, listed, without_collisions
 from connector.errors import CorpusError
-from connector.rejects import Reject
+from connector.rejects import Reason, Reject
 from connector.safe_text import printable
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -28,7 +28,7 @@ LONGEST_END = 1 << 24  # bytes after the end of an archive that are looked at
 MOST_SHARDS = 1_000_000
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
-BROKEN = ("archive-damaged", "archive-unreadable")
+BROKEN = (Reason.ARCHIVE_DAMAGED, Reason.ARCHIVE_UNREADABLE)
 TEXTS = (".txt", ".caption")
 METADATA = ".json"
 
@@ -57,7 +57,7 @@ class WebDataset(Manifest):
         position = 0
         for archive in self.shards():
             if not archive.is_file():
-                yield Reject(str(archive), position, "read", "archive-missing", "expected an archive here")
+                yield Reject(str(archive), position, "read", Reason.ARCHIVE_MISSING, "expected an archive here")
                 continue
             for found in samples(archive, position):
                 yield found
@@ -96,7 +96,7 @@ class Sample:
     fields: Mapping[str, Any] = field(default_factory=dict)
     faults: list[Reject] = field(default_factory=list)
 
-    def refuse(self, reason: str, detail: str, kind: str) -> None:
+    def refuse(self, reason: Reason, detail: str, kind: str) -> None:
         """Refuse a member of the kind `kind`; what else the sample holds is kept."""
         modality: Any = "image" if kind in IMAGE_SUFFIXES else "text" if kind in TEXTS else None
         source, key = str(self.source), printable(self.key)
@@ -105,7 +105,7 @@ class Sample:
     def take_image(self, name: str, content: bytes | None = None) -> None:
         """Take the image with the path `name` under the source."""
         if self.image:
-            self.refuse("image-duplicate", f"{name} is the second image of this key", ".png")
+            self.refuse(Reason.IMAGE_DUPLICATE, f"{name} is the second image of this key", ".png")
         else:
             self.image, self.picture = str(self.source / name), content
 
@@ -121,11 +121,11 @@ class Sample:
             elif "\0" in text:
                 raise ValueError("a NUL character in a text")
             elif self.caption:
-                self.refuse("caption-duplicate", f"{name} is the second caption of this key", kind)
+                self.refuse(Reason.CAPTION_DUPLICATE, f"{name} is the second caption of this key", kind)
             else:
                 self.caption = text.strip()
         except (ValueError, RecursionError) as error:
-            self.refuse("row-unreadable", f"{name}: {error}", kind)
+            self.refuse(Reason.ROW_UNREADABLE, f"{name}: {error}", kind)
 
     def found(self) -> Iterator[Row | Reject]:
         """Yield what was refused, then the row."""
@@ -163,7 +163,7 @@ def samples(archive: Path, before: int) -> Iterator[Row | Reject]:
             position += 1
             sample = Sample(archive, position, member.key)
         if member.content is None:
-            sample.refuse("member-too-large", f"{member.name} has {member.size} bytes", member.kind)
+            sample.refuse(Reason.MEMBER_TOO_LARGE, f"{member.name} has {member.size} bytes", member.kind)
         elif member.kind in IMAGE_SUFFIXES:
             sample.take_image(member.name, member.content)
         else:
@@ -193,7 +193,7 @@ def members(archive: Path) -> Iterator[Member | Reject]:
     """Yield the members of an archive that samples are made of, and a reject for what is not as it should be."""
     number = 0
 
-    def refused(reason: str, detail: str) -> Reject:
+    def refused(reason: Reason, detail: str) -> Reject:
         return Reject(str(archive), number, "read", reason, printable(detail))
 
     try:
@@ -217,11 +217,11 @@ def members(archive: Path) -> Iterator[Member | Reject]:
                     content = reader.read()
                 yield Member(str(path), str(path.with_name(stem)), kind, header.size, content)
             if left := _after(tar.fileobj):
-                yield refused("archive-trailing-data", f"{left} after the end of the archive, which are not read")
+                yield refused(Reason.ARCHIVE_TRAILING_DATA, f"{left} after the end of the archive, which are not read")
     except OSError as error:
-        yield refused("archive-unreadable", f"after {number} members: {error}")
+        yield refused(Reason.ARCHIVE_UNREADABLE, f"after {number} members: {error}")
     except Exception as error:  # noqa: BLE001  tarfile and zlib raise whatever a damaged archive makes them raise
-        yield refused("archive-damaged", f"after {number} members: {type(error).__name__}: {error}")
+        yield refused(Reason.ARCHIVE_DAMAGED, f"after {number} members: {type(error).__name__}: {error}")
 
 
 class _Header(tarfile.TarInfo):
@@ -280,13 +280,13 @@ def _stream(archive: Path) -> Any:
     return gzip.open(archive) if archive.name.lower().endswith(SUFFIXES[1:]) else archive.open("rb")
 
 
-def _refusal(header: tarfile.TarInfo) -> str | None:
+def _refusal(header: tarfile.TarInfo) -> Reason | None:
     if leads_out(header.name):
-        return "member-unsafe-name"
+        return Reason.MEMBER_UNSAFE_NAME
     if not header.isreg() or header.issparse():
-        return "member-not-a-file"
+        return Reason.MEMBER_NOT_A_FILE
     if header.name != header.name.encode("utf-8", "replace").decode() or "\0" in header.name:
-        return "path-not-unicode"
+        return Reason.PATH_NOT_UNICODE
     return None
 
 

@@ -28,7 +28,7 @@ from connector.encoding.pipeline import Pipeline
 from connector.errors import CorpusError
 from connector.progress import Advance
 from connector.provenance.runs import Run
-from connector.rejects import Reject
+from connector.rejects import Reason, Reject, Stage
 
 SHARD_ROWS = 1024
 BATCH_ITEMS = 32
@@ -203,7 +203,7 @@ class Encoding:
             self._run.counts["left_out"] += 1
         elif not self._index.first_time(entry.modality, entry.key):
             detail = f"{entry.modality} key {entry.key!r} came before in this corpus; keys must be unique"
-            self._run.reject(_refused(entry, "read", "key-duplicate", detail))
+            self._run.reject(_refused(entry, "read", Reason.KEY_DUPLICATE, detail))
         elif isinstance(content, Reject):
             self._run.reject(content)
         elif content is not None:
@@ -250,10 +250,10 @@ def _prepare(item: Item, content: _Content, encoder: Encoder) -> _Content | Reje
     except ImageRejectedError as error:
         return _refused(item, "decode", error.reason, str(error))
     except Exception as error:  # noqa: BLE001  preprocessing may raise anything; it ends its item, not the run
-        return _refused(item, "encode", "preprocessing-failed", f"{type(error).__name__}: {error}")
+        return _refused(item, "encode", Reason.PREPROCESSING_FAILED, f"{type(error).__name__}: {error}")
 
 
-def _refused(item: Item, stage: str, reason: str, detail: str) -> Reject:
+def _refused(item: Item, stage: Stage, reason: Reason, detail: str) -> Reject:
     return Reject(item.source, item.position, stage, reason, detail, item.key, item.modality)
 
 
@@ -315,7 +315,7 @@ class _Sink:
         for row, reason in broken.items():
             item = self._batch[row][0]
             detail = f"{self.encoder.spec} gave a vector that cannot be compared"
-            self.run.reject(_refused(item, "encode", reason, detail))
+            self.run.reject(_refused(item, "encode", Reason(reason), detail))
         sound = [row for row in range(len(self._batch)) if row not in broken]
         self.run.counts["reused"] += len(self._known)
         self.run.counts["encoded"] += len(fresh) - len(broken)

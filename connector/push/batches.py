@@ -20,7 +20,7 @@ from connector.provenance.ledger import BATCH_POINTS, BatchKey, LedgerEntry
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import ReleaseRow
-from connector.rejects import Reject
+from connector.rejects import Reason, Reject
 from connector.releases.chain import NEEDS_TUNING
 from connector.releases.point_id_set import PointIds
 from connector.releases.points import Projected, lowered, point_id, project
@@ -207,7 +207,7 @@ class BatchWriter:
         self._reject(place, rows, refusals)
         return written
 
-    def _reject(self, place: BatchKey, rows: Rows, refused: Mapping[int, tuple[str, str]]) -> None:
+    def _reject(self, place: BatchKey, rows: Rows, refused: Mapping[int, tuple[Reason, str]]) -> None:
         """Record what was refused, once for each reason: by however many releases, in however many shards."""
         for row, (reason, detail) in sorted(refused.items()):
             if (why := (rows.modality, rows.keys[row], reason)) not in self._refused:

@@ -12,6 +12,7 @@ from alignment.modality import Modality
 from alignment.model.alignment import Alignment
 from alignment.sets.rows import Rows
 from alignment.vectors import FloatArray, invalid_rows
+from connector.rejects import Reason
 from connector.releases.aligned_payload import ALIGNED, check_finite, packed
 from connector.releases.release import Release
 from connector.stores.contract import Payload, Points
@@ -51,7 +52,7 @@ class Projected:
     rows: Rows
     vectors: FloatArray
     payloads: list[Payload]
-    refused: dict[int, tuple[str, str]]
+    refused: dict[int, tuple[Reason, str]]
 
 
 def point_id(modality: Modality, key: str) -> str:
@@ -71,7 +72,9 @@ def project(alignment: Alignment, rows: Rows, indexes: Mapping[str, PayloadKind]
         rows: of one modality, with vectors of its encoder.
         indexes: how payload fields are indexed: texts in them are read as that kind.
     """
-    refused = {row: (reason, "the embedding cannot be aligned") for row, reason in invalid_rows(rows.vectors).items()}
+    refused = {
+        row: (Reason(reason), "the embedding cannot be aligned") for row, reason in invalid_rows(rows.vectors).items()
+    }
     payloads = []
     for row, text in enumerate(rows.payloads):
         try:
@@ -81,14 +84,14 @@ def project(alignment: Alignment, rows: Rows, indexes: Mapping[str, PayloadKind]
             payloads.append(_typed(payload, indexes))
         except _WrongKindError as error:
             payloads.append({})
-            refused[row] = (f"payload-not-{error.kind}", str(error))
+            refused[row] = (Reason(f"payload-not-{error.kind}"), str(error))
         except ValueError as error:
             payloads.append({})
-            refused[row] = ("payload-not-json", str(error))
+            refused[row] = (Reason.PAYLOAD_NOT_JSON, str(error))
     sound = [row for row in range(len(rows)) if row not in refused]
     vectors = alignment.projections[rows.modality].unchecked(rows.vectors[sound])
     for row, reason in invalid_rows(vectors).items():
-        refused[sound[row]] = (reason, "the embedding equals the training mean")
+        refused[sound[row]] = (Reason(reason), "the embedding equals the training mean")
     if refused:
         kept = [row for row in range(len(sound)) if sound[row] not in refused]
         sound, vectors = [sound[row] for row in kept], vectors[kept]

@@ -12,6 +12,7 @@ from PIL import Image
 from alignment.durable import write_durably
 from connector.corpora.images import ImageRejectedError, decode, read_image
 from connector.errors import ConnectorError
+from connector.rejects import Reason
 
 THUMBNAIL = 160  # pixels, longer side
 # Embeddings, overrides and isolates of Unicode's bidirectional algorithm, and what ends them.
@@ -77,7 +78,7 @@ def small_picture(path: Path, sha256: str | None = None) -> str:
     """
     content = read_image(path)
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise ImageRejectedError("image-changed", f"{path} holds another content than it did")
+        raise ImageRejectedError(Reason.IMAGE_CHANGED, f"{path} holds another content than it did")
     image = decode(content)
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -24,6 +24,7 @@ from connector.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from connector.rejects import Reason
 from connector.settings import REQUEST_SECONDS
 from connector.stores.contract import CollectionConfig, CollectionInfo, Hit, Points, Record, Store, VectorConfig
 from connector.stores.layout import COMPRESSIONS, OVERSAMPLING, Datatype, Layout
@@ -259,12 +260,12 @@ class QdrantStore(Store):
             self._complete(f"write to collection {name}", self._client.upsert, name, points=batch)
         except RequestTooLargeError as error:
             if len(rows) == 1:
-                return {rows[0]: Refusal("too-large", str(error))}
+                return {rows[0]: Refusal(Reason.TOO_LARGE, str(error))}
             half = sum(self._weight(points, row) for row in rows) // 2
             self._request_bytes = min(self._request_bytes, half)  # the next batch is cut before it is sent
         except RequestRefusedError as error:
             if len(rows) == 1:
-                return {rows[0]: Refusal("refused-by-qdrant", str(error))}
+                return {rows[0]: Refusal(Reason.REFUSED_BY_QDRANT, str(error))}
         else:
             return {}
         middle = len(rows) // 2

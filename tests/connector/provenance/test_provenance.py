@@ -44,7 +44,7 @@ from connector.provenance.tables import (
     ReleaseRow,
     RunRow,
 )
-from connector.rejects import Reject
+from connector.rejects import Reason, Reject
 
 IMAGE = EncoderCard("fake-image:1", hashlib.sha256(b"image").hexdigest(), 4)
 TEXT = EncoderCard("fake-text:1", hashlib.sha256(b"text").hexdigest(), 3)
@@ -293,7 +293,7 @@ class TestRuns:
         def work() -> None:
             with provenance.run("encode", {}) as run:
                 run.counts["encoded"] += 2
-                run.reject(Reject("a", 1, "read", "r", "d"))
+                run.reject(Reject("a", 1, "read", Reason.KEY_MISSING, "d"))
                 raise error
 
         with pytest.raises(type(error)):
@@ -387,12 +387,12 @@ class TestRejects:
         n = REJECTS_A_COMMIT + 10
         with provenance.run("encode", {}) as run:
             for i in range(n):
-                run.reject(Reject("m.jsonl", i, "decode", "image-broken", f"number {i}", f"k{i}", "image"))
+                run.reject(Reject("m.jsonl", i, "decode", Reason.IMAGE_BROKEN, f"number {i}", f"k{i}", "image"))
             assert count(provenance, RejectRow) == REJECTS_A_COMMIT
         rows = provenance.rejects(run.id)
         assert [(row.position, row.key, row.detail) for row in rows] == [(i, f"k{i}", f"number {i}") for i in range(n)]
         assert {(r.source, r.stage, r.reason, r.modality) for r in rows} == {
-            ("m.jsonl", "decode", "image-broken", "image")
+            ("m.jsonl", "decode", Reason.IMAGE_BROKEN, "image")
         }
         with pytest.raises(ProvenanceError, match=r"there is no run 99; `modalign status` lists the runs"):
             provenance.rejects(99)
@@ -400,8 +400,8 @@ class TestRejects:
 
     def test_they_survive_names_that_no_database_takes(self, provenance: Provenance) -> None:
         with provenance.run("encode", {}) as run:
-            run.reject(Reject(ODD, 1, "read", "image-missing", f"nothing at {ODD}", ODD, "image"))
-            run.reject(Reject("ü", 2, "read", "row-unreadable", "d" * 9999))
+            run.reject(Reject(ODD, 1, "read", Reason.IMAGE_MISSING, f"nothing at {ODD}", ODD, "image"))
+            run.reject(Reject("ü", 2, "read", Reason.ROW_UNREADABLE, "d" * 9999))
         odd, plain = provenance.rejects(run.id)
         assert (odd.source, odd.key, odd.detail) == (ESCAPED, ESCAPED, f"nothing at {ESCAPED}")
         assert (plain.source, plain.key, plain.modality) == ("ü", None, None)
@@ -410,7 +410,7 @@ class TestRejects:
     def test_the_last_run_that_has_some(self, provenance: Provenance) -> None:
         assert provenance.last_run_with_rejects() is None
         with provenance.run("encode", {}) as first:
-            first.reject(Reject("a", 1, "read", "r", "d"))
+            first.reject(Reject("a", 1, "read", Reason.KEY_MISSING, "d"))
         with provenance.run("encode", {}):
             pass
         assert provenance.last_run_with_rejects() == first.id
