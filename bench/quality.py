@@ -102,13 +102,13 @@ def corpora(names: Sequence[str]) -> Iterator[Corpus]:
         with Home(settings) as home:
             sets: dict[str, EmbeddingSet] = {}
             if "emoji" in names or "emoji to emoji-google" in names:
-                sets["emoji"] = home.encode(write_emoji(settings.home / "emoji"), "emoji", ENCODERS).made
+                sets["emoji"] = home.encode(write_emoji(settings.home / "emoji"), "emoji", ENCODERS).value
             for name, place, items in (("stamps", STAMPS, _stamps), ("emoji-google", GOOGLE, _google)):
                 if not place.exists():
                     print(f"{name}: not installed, {place} is not there")
                 elif any(name in wanted for wanted in names):
                     manifest = _manifest(settings.home / name, items())
-                    sets[name] = home.encode(manifest, name, ENCODERS).made
+                    sets[name] = home.encode(manifest, name, ENCODERS).value
             for name in names:
                 first, _, second = name.partition(" to ")
                 if {first, second or first} <= sets.keys():

@@ -25,7 +25,7 @@ from alignment.comparison.guidelines import Advice, advise
 from alignment.distributed import process_group
 from alignment.errors import AlignmentError, EmbeddingSetError, ModalignError
 from alignment.fitting.fit import fit
-from alignment.geometry.geometry import SAMPLE, geometry, sampled
+from alignment.geometry.geometry import SAMPLE, Geometry, geometry, sampled
 from alignment.metrics import Metric, parse
 from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment
@@ -57,14 +57,14 @@ from connector.errors import (
 )
 from connector.progress import progress, say
 from connector.provenance.recorder import Provenance
-from connector.provenance.runs import Result, Run
+from connector.provenance.runs import RunResult, Run
 from connector.provenance.tables import ReleaseRow
 from connector.push.delete import Deletion, DeletionPreview
 from connector.push.ingest import Confirm, Ingest
 from connector.push.session import push
 from connector.releases.chain import check_encoder
 from connector.releases.lag import Lag
-from connector.releases.promotion import PROMOTE, ROLLBACK, Lifecycle, PromotionOverride
+from connector.releases.promotion import PROMOTE, ROLLBACK, AliasSwitch, Lifecycle, PromotionOverride
 from connector.releases.reconcile import ReconcileReport, reconcile, verify
 from connector.releases.release import LIVE, READY, Release, find_release_row, load_release, lower, open_release
 from connector.reports.audit_context import AuditContext
@@ -78,6 +78,8 @@ from connector.stores.opening import open_store, url_of
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
+
+    from alignment.model.onnx_export import Graph
 
 # Audits that the page of one looks back on.
 MOMENTS = 100
@@ -155,7 +157,7 @@ class Home:
         dtype: Dtype = "float32",
         batch_items: int = BATCH_ITEMS,
         shard_rows: int = SHARD_ROWS,
-    ) -> Result:
+    ) -> RunResult[EmbeddingSet]:
         """Encode the corpus at the path `corpus` into the embedding set `name`, with an encoder spec a modality.
 
         `format` and `images` say how it is read, where that is not plain: see `connector.corpora.formats.open_corpus`.
@@ -176,11 +178,11 @@ class Home:
             made = self._encode(
                 opened, name, encoders, run, dtype=dtype, batch_items=batch_items, shard_rows=shard_rows
             )
-        return Result(run.id, run.counts, made)
+        return RunResult(run.id, run.counts, made)
 
     def import_vectors(
         self, vectors: Path | str, name: str, made_by: Mapping[Modality, str], *, dtype: Dtype = "float32", **how: Any
-    ) -> Result:
+    ) -> RunResult[EmbeddingSet]:
         """Take vectors that were computed elsewhere into the embedding set `name`.
 
         Args:
@@ -202,7 +204,7 @@ class Home:
             # What an earlier import took of the other modality was not looked for.
             others = sum(count for modality, count in made.card.counts.items() if modality not in made_by)
             run.counts["no_longer_in_corpus"] -= others
-        return Result(run.id, run.counts, made)
+        return RunResult(run.id, run.counts, made)
 
     def _encode(
         self,
@@ -239,7 +241,7 @@ class Home:
         budget: float | None = None,
         joint: bool = False,
         training: Mapping[str, str] | None = None,
-    ) -> Result:
+    ) -> RunResult[Alignment]:
         """Fit the alignment `name` on embedding sets."""
         chosen: dict[str, Any] = {
             "method": method,
@@ -254,10 +256,10 @@ class Home:
         }
         with process_group() as number:
             if number:  # the first process records and writes
-                return Result(0, {}, fit([self.embedding_set(s) for s in sets], **chosen))
+                return RunResult(0, {}, fit([self.embedding_set(s) for s in sets], **chosen))
             return self._fit(sets, name, chosen)
 
-    def _fit(self, sets: Sequence[str], name: str, chosen: Mapping[str, Any]) -> Result:
+    def _fit(self, sets: Sequence[str], name: str, chosen: Mapping[str, Any]) -> RunResult[Alignment]:
         path = self.settings.alignment_path(name)
         parameters = {
             "sets": list(sets),
@@ -273,7 +275,7 @@ class Home:
             self.provenance.record_alignment(name, path, alignment)
             run.counts["pairs"] = alignment.card.pairs
             run.counts["candidates"] = len(alignment.card.candidates)
-        return Result(run.id, run.counts, alignment)
+        return RunResult(run.id, run.counts, alignment)
 
     def compare(
         self,
@@ -286,7 +288,7 @@ class Home:
         seed: int = 0,
         budget: float | None = None,
         to: Path | None = None,
-    ) -> Result:
+    ) -> RunResult[Compared]:
         """Compare encoder pairs, methods and metrics on embedding sets, and write a report into the directory `to`.
 
         The report of run 7 stands in `reports/compare-7` of the home unless told otherwise.
@@ -327,9 +329,11 @@ class Home:
             run.counts["fits"] = len(comparison.fitted)
             run.counts["rows"] = sum(len(fitted.rows) for fitted in comparison.fitted)
             run.counts["not_run"] = len(comparison.not_run)
-        return Result(run.id, run.counts, Compared(comparison, advice, directory))
+        return RunResult(run.id, run.counts, Compared(comparison, advice, directory))
 
-    def gap(self, name: str, *, alignment: str | None = None, seed: int = 0, sample: int = SAMPLE) -> Result:
+    def gap(
+        self, name: str, *, alignment: str | None = None, seed: int = 0, sample: int = SAMPLE
+    ) -> RunResult[Geometry]:
         """Measure the geometry of held-out groups of the embedding set `name`, with Recall@K beside it.
 
         Args:
@@ -353,10 +357,10 @@ class Home:
             drawn = sampled(embedding_set, hold_out, groups=sample, seed=seed)
             if loaded is not None:
                 drawn = drawn.project((loaded.projections["image"], loaded.projections["text"]))
-            found = geometry(drawn, seed=seed)
-            run.counts["groups"] = found.groups
-            run.counts["left_out"] = found.left_out
-        return Result(run.id, run.counts, found)
+            measured = geometry(drawn, seed=seed)
+            run.counts["groups"] = measured.groups
+            run.counts["left_out"] = measured.left_out
+        return RunResult(run.id, run.counts, measured)
 
     def push(
         self,
@@ -366,7 +370,7 @@ class Home:
         *,
         metrics: Sequence[str] = (),
         **layout: Any,
-    ) -> Result:
+    ) -> RunResult[list[Release]]:
         """Push the embedding set `name` into `collection`, one release a metric; default: the alignment's metrics.
 
         `layout` are fields of `connector.stores.layout.Layout`.
@@ -390,7 +394,7 @@ class Home:
                 metrics=self._metrics(loaded, metrics),
                 **layout,
             )
-        return Result(run.id, run.counts, made)
+        return RunResult(run.id, run.counts, made)
 
     def _push(
         self,
@@ -428,7 +432,7 @@ class Home:
         parts: int | None = None,
         prune: Confirm | None = None,
         **layout: Any,
-    ) -> Result:
+    ) -> RunResult[list[Release]]:
         """Encode a corpus with the alignment's own encoders and push it, in one run.
 
         Args:
@@ -485,7 +489,7 @@ class Home:
                     f"read, which may be these: all else is done, these are kept; see `modalign rejects {run.id}`, "
                     "mend the rows and run the same command again, or leave --prune out"
                 )
-        return Result(run.id, run.counts, releases)
+        return RunResult(run.id, run.counts, releases)
 
     def delete(
         self,
@@ -495,7 +499,7 @@ class Home:
         filter: "Filter | None" = None,
         modalities: Sequence[Modality] = MODALITIES,
         confirm: Callable[[DeletionPreview], bool] = lambda doomed: True,
-    ) -> Result:
+    ) -> RunResult[bool]:
         """Delete items from every release of `collection` and from their embedding sets.
 
         What other collections have of these sets goes too. The result's `made` says whether `confirm` agreed.
@@ -510,9 +514,9 @@ class Home:
             checked_name(collection, "collection")
             deletion = Deletion(collection, self.store, self.provenance, run)
             agreed = deletion.delete(keys=keys, filter=filter, modalities=modalities, confirm=confirm)
-        return Result(run.id, run.counts, agreed)
+        return RunResult(run.id, run.counts, agreed)
 
-    def retry(self, run: int) -> Result:
+    def retry(self, run: int) -> RunResult[EmbeddingSet | list[Release]]:
         """Run an encode, a push or an ingest again, as it was run: what it refused is tried again.
 
         Raises:
@@ -572,21 +576,21 @@ class Home:
 
     def promote(
         self, collection: str, *, metrics: Sequence[str] = (), names: Sequence[str] = (), reason: str | None = None
-    ) -> Result:
+    ) -> RunResult[list[AliasSwitch]]:
         """Make ready releases live, if their audits allow it or a `reason` is given; see `connector.releases.promotion`."""
         parameters = {"collection": collection, "metrics": list(metrics), "releases": list(names), "reason": reason}
         forced = None if reason is None else PromotionOverride(_person(), reason)
         with self.provenance.run(PROMOTE, parameters) as run:
             switched = self._lifecycle(collection).promote(run.id, metrics=metrics, names=names, forced=forced)
             run.counts["promoted"] = len(switched)
-        return Result(run.id, run.counts, switched)
+        return RunResult(run.id, run.counts, switched)
 
-    def rollback(self, collection: str, *, metrics: Sequence[str] = ()) -> Result:
+    def rollback(self, collection: str, *, metrics: Sequence[str] = ()) -> RunResult[list[AliasSwitch]]:
         """Undo the last promotion of `collection`."""
         with self.provenance.run(ROLLBACK, {"collection": collection, "metrics": list(metrics)}) as run:
             switched = self._lifecycle(collection).rollback(run.id, metrics=metrics)
             run.counts["rolled_back"] = len(switched)
-        return Result(run.id, run.counts, switched)
+        return RunResult(run.id, run.counts, switched)
 
     def droppable(self, collection: str, *, names: Sequence[str] = (), retired: bool = False) -> dict[str, bool]:
         """Say which releases `drop` would drop, and of each whether it is what a rollback would return to."""
@@ -594,7 +598,7 @@ class Home:
         rows = lifecycle.droppable(names=names, retired=retired)
         return {row.physical_name: lifecycle.returns_to(row) for row in rows}
 
-    def drop(self, collection: str, names: Sequence[str]) -> Result:
+    def drop(self, collection: str, names: Sequence[str]) -> RunResult[list[ReleaseRow]]:
         """Drop releases of `collection` by name; never the live one."""
         with self.provenance.run("drop", {"collection": collection, "releases": list(names)}) as run:
             lifecycle = self._lifecycle(collection)
@@ -602,7 +606,7 @@ class Home:
                 rows = lifecycle.droppable(names=names)
                 lifecycle.drop(rows)
             run.counts["dropped"] = len(rows)
-        return Result(run.id, run.counts, rows)
+        return RunResult(run.id, run.counts, rows)
 
     def verify(self, collection: str | None = None) -> list[ReconcileReport]:
         """Reconcile the live and ready releases, of `collection` or of all, with SQL and the embedding sets.
@@ -611,13 +615,15 @@ class Home:
         """
         return [self._reconcile(row) for row in self._written(collection)]
 
-    def repair(self, collection: str | None = None, *, delete_orphans: bool = False) -> Result:
+    def repair(
+        self, collection: str | None = None, *, delete_orphans: bool = False
+    ) -> RunResult[list[ReconcileReport]]:
         """Mend those releases from their embedding sets; what it made is what `verify` finds afterwards."""
         with self.provenance.run("repair", {"collection": collection, "delete_orphans": delete_orphans}) as run:
             for row in self._written(collection):
                 self._reconcile(row, mend=run, delete_orphans=delete_orphans)
             found = self.verify(collection)
-        return Result(run.id, run.counts, found)
+        return RunResult(run.id, run.counts, found)
 
     def _written(self, collection: str | None) -> list[ReleaseRow]:
         """Return the releases that every push reaches and that are complete."""
@@ -644,7 +650,9 @@ class Home:
         """Open the live release of `collection` for searching."""
         return Retriever.open(self.provenance, self.store, collection, metric, device=self.settings.device)
 
-    def export(self, alignment: str, metric: str, to: Path | str, *, collection: str | None = None) -> Result:
+    def export(
+        self, alignment: str, metric: str, to: Path | str, *, collection: str | None = None
+    ) -> "RunResult[list[Graph]]":
         """Write what a service needs to query `alignment` under `metric` without modalign into the new directory `to`.
 
         Args:
@@ -668,7 +676,7 @@ class Home:
                 target = replace(target, collection=collection, hnsw_ef=release.hnsw_ef, **release.quantized_search)
             graphs = write(Path(to), target)
             run.counts["graphs"] = len(graphs)
-        return Result(run.id, run.counts, graphs)
+        return RunResult(run.id, run.counts, graphs)
 
     def audit(
         self,
@@ -681,7 +689,7 @@ class Home:
         against: str | None = None,
         report: Path | None = None,
         **options: Any,
-    ) -> Result:
+    ) -> RunResult[Audit]:
         """Audit a release of `collection` with the pairs of an embedding set; nothing in the store is changed.
 
         A release whose parts do not belong together, or that does not hold what it should, is `broken`: nothing of it
@@ -718,7 +726,7 @@ class Home:
             run.counts["failed_requirements"] = len(found.failures)
         if report is not None:
             write_audit_page(report, found, self._origin(found, embedding_set, requirements, run.id))
-        return Result(run.id, run.counts, found)
+        return RunResult(run.id, run.counts, found)
 
     def _origin(self, found: Audit, pairs: EmbeddingSet, requirements: Sequence[str], run: int) -> AuditContext:
         """Return what the page of an audit says beside what it found."""

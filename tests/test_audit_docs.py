@@ -20,7 +20,7 @@ from connector.audits.result import FAITHFUL, MARGIN, Audit
 from connector.audits.stages import FILTER, INDEX, LOWERING, QUANTIZATION, REFERENCE, RESCORING
 from connector.cli import main as cli
 from connector.provenance.database import upgrade
-from connector.provenance.runs import Result
+from connector.provenance.runs import RunResult
 from connector.reports.audit_json import document
 from connector.reports.glossary import SHOWN
 from tests.support.world import audit, opened, opened_world, several, the_set
@@ -60,7 +60,7 @@ def test_every_measure_of_an_audit_is_explained(found: Audit) -> None:
 
 def test_every_field_of_the_document_is_explained(found: Audit) -> None:
     (table,) = re.findall(r"^\| field of `--json` .*?\n\n", TEXT, re.DOTALL | re.MULTILINE)
-    for name in document(Result(1, {}, found)):
+    for name in document(RunResult(1, {}, found)):
         assert f"`{name}`" in table, name
 
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -10,11 +10,6 @@ from connector.cli.group import _home, _shortest, cli
 from connector.cli.options import METRIC_HELP, _assignments, holdout_options, home_options, json_option, seconds
 from connector.cli.tables import print_guidelines, print_json, print_table
 from connector.progress import say
-
-if TYPE_CHECKING:
-    from alignment.model.alignment import Alignment
-    from alignment.model.onnx_export import Graph
-    from connector.home import Compared
 
 
 @cli.command()
@@ -88,7 +83,7 @@ def fit(
         )
     if distributed.rank():  # the first process of a launcher speaks for all
         return
-    alignment: Alignment = result.made
+    alignment = result.value
     card = alignment.card
     document = {
         "alignment": name,
@@ -172,7 +167,7 @@ def compare(
             budget=budget,
             to=to,
         )
-    made: Compared = result.made
+    made = result.value
     say(f"wrote {_shortest(made.directory / PAGE)}")
     if as_json:
         print_json({"run": result.run, **json.loads((made.directory / DOCUMENT).read_text(encoding="utf-8"))})
@@ -208,8 +203,7 @@ def export(alignment: str, metric: str, to: Path, collection: str | None, as_jso
     """
     with _home(where) as home:
         result = home.export(alignment, metric, to, collection=collection)
-    graphs: list[Graph] = result.made
-    rows = [{"graph": g.name, "outputs": ", ".join(g.outputs), "difference": g.difference} for g in graphs]
+    rows = [{"graph": g.name, "outputs": ", ".join(g.outputs), "difference": g.difference} for g in result.value]
     if as_json:
         print_json({"run": result.run, "directory": str(to), "graphs": rows})
         return

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -10,9 +10,6 @@ from connector.cli.group import REQUIREMENT, _home, cli
 from connector.cli.options import METRIC_HELP, home_options, json_option
 from connector.cli.tables import print_json
 from connector.progress import say
-
-if TYPE_CHECKING:
-    from connector.audits.result import Audit
 
 COMMANDLINE = click.core.ParameterSource.COMMANDLINE
 HOME_OPTIONS = ("--home", "--qdrant-url", "--database-url", "--device")
@@ -176,7 +173,7 @@ def audit(
             seed=seed,
             report=report,
         )
-    found: Audit = result.made
+    found = result.value
     if prometheus:
         write_prometheus(prometheus, result)
     if jsonl:

@@ -155,10 +155,10 @@ def delete(
             modalities=[modality] if modality else ["image", "text"],
             confirm=lambda doomed: confirm(f"delete {doomed}?"),
         )
-    if not result.made:
+    if not result.value:
         say("nothing was deleted")
     print_result(result, {"collection": collection, "deleted": result.counts["deleted"]}, as_json)
-    if not result.made:
+    if not result.value:
         sys.exit(FAILED)
 
 

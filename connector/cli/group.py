@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from connector.home import Home
-    from connector.provenance.runs import Result
+    from connector.provenance.runs import RunResult
     from connector.settings import Settings
 
 FAILED, USAGE, REQUIREMENT, REJECTED, INTERRUPTED = 1, 2, 3, 4, 130
@@ -80,7 +80,7 @@ def _home(where: Mapping[str, Any]) -> "Home":
     return Home(_settings(where))
 
 
-def _exit_for_rejects(result: "Result", allowed: int) -> None:
+def _exit_for_rejects(result: "RunResult[object]", allowed: int) -> None:
     refused = result.counts.get("rejected", 0)
     if refused:
         say(f"{refused} rejected; see `modalign rejects {result.run}`")

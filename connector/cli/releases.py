@@ -13,7 +13,8 @@ from connector.progress import say
 
 if TYPE_CHECKING:
     from connector.home import Home
-    from connector.provenance.runs import Result
+    from connector.provenance.runs import RunResult
+    from connector.releases.promotion import AliasSwitch
     from connector.releases.reconcile import ReconcileReport
 
 
@@ -51,7 +52,7 @@ def promote(
         raise click.UsageError("expected --force together with --reason TEXT, or neither")
     with _home(where) as home:
         result = home.promote(collection, metrics=metrics, names=names, reason=reason)
-    for switched in result.made:
+    for switched in result.value:
         if switched.refused:
             say(f"forced by {switched.promotion.forced_by}: {switched.refused}")
     _print_switched(result, as_json)
@@ -76,7 +77,7 @@ def rollback(collection: str, metrics: tuple[str, ...], as_json: bool, **where: 
     """
     with _home(where) as home:
         result = home.rollback(collection, metrics=metrics)
-    for switched in result.made:
+    for switched in result.value:
         for lacking in switched.lacks:
             say(lacking)
     _print_switched(result, as_json)
@@ -197,7 +198,7 @@ def status(
         sys.exit(FAILED)
 
 
-def _print_switched(result: "Result", as_json: bool) -> None:
+def _print_switched(result: "RunResult[list[AliasSwitch]]", as_json: bool) -> None:
     rows = switched_rows(result)
     if as_json:
         print_json({"run": result.run, "switched": rows})
@@ -215,5 +216,4 @@ def _reconciled(home: "Home", collection: str | None, repair: bool, yes: bool) -
     agreed = orphans > 0 and _confirmation("--repair", yes)(f"delete {orphans} points that no embedding set holds?")
     if orphans and not agreed:
         say("nothing was deleted")
-    made: list[ReconcileReport] = home.repair(collection, delete_orphans=agreed).made
-    return made
+    return home.repair(collection, delete_orphans=agreed).value

@@ -10,8 +10,8 @@ from connector.cli.options import corpus_options, home_options, json_option, rej
 from connector.cli.tables import print_geometry, print_json, print_result
 
 if TYPE_CHECKING:
-    from alignment.geometry.geometry import Geometry
-    from connector.provenance.runs import Result
+    from alignment.sets.embedding_set import EmbeddingSet
+    from connector.provenance.runs import RunResult
 
 
 @cli.command()
@@ -175,7 +175,7 @@ def gap(name: str, alignment: str | None, seed: int, sample: int, as_json: bool,
     """
     with _home(where) as home:
         result = home.gap(name, alignment=alignment, seed=seed, sample=sample)
-    found: Geometry = result.made
+    found = result.value
     if as_json:
         print_json(
             {"run": result.run, "set": name, "alignment": alignment, **found.to_json(), "meaning": found.meaning}
@@ -186,7 +186,9 @@ def gap(name: str, alignment: str | None, seed: int, sample: int, as_json: bool,
         print_geometry(found, f"{name} {space}: {found.groups} held-out groups, {found.gap.n} a half, {how}")
 
 
-def _print_set(name: str, result: "Result", max_rejects: int, as_json: bool) -> None:
-    card = result.made.card
-    print_result(result, {"set": name, **card.counts, "fingerprint": card.fingerprint}, as_json)
+def _print_set(name: str, result: "RunResult[EmbeddingSet]", max_rejects: int, as_json: bool) -> None:
+    card = result.value.card
+    print_result(
+        result, {"set": name, **{str(m): n for m, n in card.counts.items()}, "fingerprint": card.fingerprint}, as_json
+    )
     _exit_for_rejects(result, max_rejects)

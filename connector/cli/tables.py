@@ -15,7 +15,8 @@ from connector.reports.geometry_rows import geometry_rows
 if TYPE_CHECKING:
     from alignment.comparison.guidelines import Guideline
     from alignment.geometry.geometry import Geometry
-    from connector.provenance.runs import Result
+    from connector.provenance.runs import RunResult
+    from connector.releases.promotion import AliasSwitch
     from connector.releases.reconcile import ReconcileReport
     from connector.releases.release import Release
     from connector.search.retriever import SearchHit, SearchResult
@@ -26,7 +27,7 @@ def print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
 
 
-def print_result(result: "Result", made: Mapping[str, Any], as_json: bool) -> None:
+def print_result(result: "RunResult[object]", made: Mapping[str, Any], as_json: bool) -> None:
     """Print how a run ended and what it made."""
     if as_json:
         print_json({"run": result.run, "counts": dict(result.counts), **made})
@@ -35,9 +36,8 @@ def print_result(result: "Result", made: Mapping[str, Any], as_json: bool) -> No
         print_table([{**made, **counts}], f"run {result.run}")
 
 
-def print_releases(result: "Result", as_json: bool) -> None:
+def print_releases(result: "RunResult[list[Release]]", as_json: bool) -> None:
     """Print the releases that a run wrote."""
-    releases: list[Release] = result.made
     rows = [
         {
             "collection": release.row.collection,
@@ -48,7 +48,7 @@ def print_releases(result: "Result", as_json: bool) -> None:
             "hnsw_ef": release.row.settings.get("hnsw_ef"),
             "hnsw_recall": release.row.settings.get("hnsw_recall"),
         }
-        for release in releases
+        for release in result.value
     ]
     if as_json:
         print_json({"run": result.run, "counts": dict(result.counts), "releases": rows})
@@ -57,9 +57,9 @@ def print_releases(result: "Result", as_json: bool) -> None:
         print_table(rows, f"run {result.run}: {counts}")
 
 
-def say_shadows(result: "Result") -> None:
+def say_shadows(result: "RunResult[list[Release]]") -> None:
     """Say what to do next with releases that were not made live, because another one is."""
-    for release in result.made:
+    for release in result.value:
         row = release.row
         if row.state == "ready":
             say(
@@ -69,7 +69,7 @@ def say_shadows(result: "Result") -> None:
             )
 
 
-def switched_rows(result: "Result") -> list[dict[str, Any]]:
+def switched_rows(result: "RunResult[list[AliasSwitch]]") -> list[dict[str, Any]]:
     """Lay out what a promotion or a rollback switched."""
     return [
         {
@@ -80,7 +80,7 @@ def switched_rows(result: "Result") -> list[dict[str, Any]]:
             "audit": each.promotion.audit_id,
             "forced_by": each.promotion.forced_by,
         }
-        for each in result.made
+        for each in result.value
     ]
 
 

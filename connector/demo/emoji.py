@@ -73,7 +73,7 @@ def run_demo(settings: Settings) -> Demo:
     manifest = write_emoji(settings.home / "corpora" / NAME)
     with Home(settings) as home:
         say(f"3. Encode it once: images with {ENCODERS['image']}, captions with {ENCODERS['text']}, nothing in common")
-        embedding_set: EmbeddingSet = home.encode(manifest, NAME, ENCODERS).made
+        embedding_set = home.encode(manifest, NAME, ENCODERS).value
         say("4. Fit an alignment on three quarters of the pairs; the rest is held out")
         if not settings.alignment_path(NAME).exists():
             home.fit([NAME], NAME, metrics=SERVED)
@@ -88,7 +88,7 @@ def run_demo(settings: Settings) -> Demo:
         page = settings.home / "demo.html"
         example = _write_page(home, embedding_set, alignment.card.hold_out, page)
         say("7. Audit every release against the labels of the held-out pairs")
-        audits = {metric: home.audit(NAME, NAME, metric=metric).made for metric in SERVED}
+        audits = {metric: home.audit(NAME, NAME, metric=metric).value for metric in SERVED}
     return Demo(settings.home, audits, page, time.monotonic() - started, example)
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from connector.provenance.recorder import Provenance
 
 
+T_co = TypeVar("T_co", covariant=True)
+
+
 @dataclass(frozen=True, slots=True)
-class Result:
-    """How a run ended: its number in SQL, its counts, and what it made."""
+class RunResult(Generic[T_co]):
+    """What a run that ended well gives back: its number in SQL, its counts, and its value."""
 
     run: int
     counts: Mapping[str, int]
-    made: Any = None
+    value: T_co
 
 
 STARTED = now()  # of this process, as good as

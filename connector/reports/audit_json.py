@@ -15,12 +15,12 @@ from connector.provenance.tables import now
 if TYPE_CHECKING:
     from connector.audits.baseline import Drift
     from connector.audits.history import AuditSummary
-    from connector.provenance.runs import Result
+    from connector.provenance.runs import RunResult
 
 
-def document(result: "Result") -> dict[str, Any]:
+def document(result: "RunResult[Audit]") -> dict[str, Any]:
     """Lay an audit out as JSON; a number that is infinite or unknown becomes null."""
-    found: Audit = result.made
+    found = result.value
     info, plan = found.info, found.plan
     written: dict[str, Any] = {
         "run": result.run,
@@ -152,7 +152,7 @@ def history_document(moments: Sequence["AuditSummary"]) -> list[dict[str, Any]]:
     ]
 
 
-def append_line(path: Path, result: "Result") -> None:
+def append_line(path: Path, result: "RunResult[Audit]") -> None:
     """Append an audit as one line of JSON, without the queries that it shows as examples.
 
     Raises:

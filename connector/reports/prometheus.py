@@ -8,10 +8,10 @@ from connector.audits.result import Audit
 from connector.errors import ConnectorError
 
 if TYPE_CHECKING:
-    from connector.provenance.runs import Result
+    from connector.provenance.runs import RunResult
 
 
-def write_prometheus(path: Path, result: "Result") -> None:
+def write_prometheus(path: Path, result: "RunResult[Audit]") -> None:
     """Write an audit for the text file collector of Prometheus' node exporter: the file is replaced at once.
 
     Raises:
@@ -19,7 +19,7 @@ def write_prometheus(path: Path, result: "Result") -> None:
     """
     from prometheus_client import CollectorRegistry, Gauge, generate_latest  # nothing else of the command needs it
 
-    found: Audit = result.made
+    found = result.value
     registry = CollectorRegistry()
     release = {"collection": found.row.collection, "metric": found.row.metric, "release": found.row.physical_name}
     verdict = Gauge(

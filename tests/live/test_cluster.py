@@ -40,7 +40,7 @@ def test_a_node_stops_during_an_ingest_and_comes_back(
         monkeypatch.setattr(home.store, "upsert", stopping)
         ingested = home.ingest(manifest, collection, "a", metrics=["cosine"], **copies)
         assert ingested.counts["written"] == 2 * N
-        (release,) = ingested.made
+        (release,) = ingested.value
         assert home.store.count(release.name) == 2 * N
         cluster.compose("start --wait qdrant-3")
         assert home.store.ready(release.name).points == 2 * N

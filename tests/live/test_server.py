@@ -43,7 +43,7 @@ def test_an_ingest_is_whole_repeatable_and_live(world: World, collection: str, t
         again = home.ingest(manifest, collection, "a", metrics=["cosine", "chi2"])
         assert (again.counts["written"], again.counts["encoded"]) == (0, 0)
         aliases = home.store.aliases()
-        for release in ingested.made:
+        for release in ingested.value:
             assert home.store.count(release.name) == 80
             assert release.name in aliases.values()
         del home.__dict__["store"]  # which the fixture closes

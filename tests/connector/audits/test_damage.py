@@ -50,7 +50,7 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         opened.push("pairs", "plain", "of-pairs", **graph)
         opened.push("pairs", "coarse", "of-pairs", quantization="binary", oversampling=24.0, **graph)
         for collection in ("plain", "coarse"):
-            assert opened.audit(collection, "pairs").made.blamed == []
+            assert opened.audit(collection, "pairs").value.blamed == []
     return home
 
 
@@ -71,8 +71,7 @@ def home(healthy: Path, tmp_path: Path) -> Path:
 
 def audited(home: Path, collection: str = "plain", **options: Any) -> Audit:
     with Home(Settings.load(home=home)) as opened:
-        found: Audit = opened.audit(collection, "pairs", **options).made
-    return found
+        return opened.audit(collection, "pairs", **options).value
 
 
 def blamed(found: Audit) -> set[str]:

@@ -327,7 +327,7 @@ class TestImport:
         assert json.loads(opened.load("text").payloads[0]) == {"caption": "text 0"}
 
     def test_again_changes_nothing_and_a_change_is_taken(self, home: Home, vectors: Path) -> None:
-        before = home.import_vectors(vectors, "s", {"image": "a"}).made.card
+        before = home.import_vectors(vectors, "s", {"image": "a"}).value.card
         assert home.import_vectors(vectors, "s", {"image": "a"}).counts["unchanged"] == 60
         assert home.embedding_set("s").card == before
         path = vectors / "img_emb" / "img_emb_0.npy"

@@ -25,7 +25,7 @@ from connector.audits.requirements import Requirement
 from connector.audits.result import Audit
 from connector.cli.audit_tables import print_audit, print_history
 from connector.errors import ConnectorError
-from connector.provenance.runs import Result
+from connector.provenance.runs import RunResult
 from connector.provenance.tables import MeasureRow
 from connector.reports.audit_json import append_line, document, history_document
 from connector.reports.pages import claim
@@ -84,8 +84,8 @@ def strict(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-def result(found: Audit) -> Result:
-    return Result(5, {}, found)
+def result(found: Audit) -> RunResult[Audit]:
+    return RunResult(5, {}, found)
 
 
 def broken(found: Audit) -> Audit:
@@ -286,7 +286,7 @@ class TestFilesThatCannotBeWritten:
 class TestUnderAProtocol:
     def test_what_the_protocol_decides_is_not_claimed(self, found: Audit) -> None:
         asked = replace(found, plan=replace(found.plan, protocol="flickr30k"))
-        written = document(Result(1, Counter(), asked))
+        written = document(RunResult(1, Counter(), asked))
         assert (written["protocol"], written["queries"], written["gallery"]) == ("flickr30k", None, None)
 
 
