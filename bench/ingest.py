@@ -25,6 +25,7 @@ from bench.figure import Figure
 from connector.encoding.encode import SHARD_ROWS, encode
 from connector.encoding.encoders import Encoder
 from connector.provenance.database import upgrade
+from connector.provenance.ledger import Ledger
 from connector.provenance.recorder import Provenance
 from connector.push.batches import FLUSH_POINTS
 from connector.push.ingest import Ingest
@@ -74,7 +75,7 @@ def opened(directory: Path) -> Iterator[Provenance]:
 
 def encoded(directory: Path, items: int, item_seconds: float) -> float:
     """Seconds to encode alone."""
-    with opened(directory) as provenance, provenance.run("bench", {}) as run:
+    with opened(directory) as provenance, provenance.runs.start("bench", {}) as run:
         started = time.perf_counter()
         with SetWriter(directory / "set", corpus="bench", encoders={"text": ENCODERS["text"]}) as writer:
             encode(Captions(directory, items), writer, {"text": WorkingEncoder.of(item_seconds)}, run)
@@ -84,13 +85,17 @@ def encoded(directory: Path, items: int, item_seconds: float) -> float:
 def pushed(directory: Path) -> float:
     """Seconds to push alone what was encoded."""
     embedding_set, aligned = EmbeddingSet.open(directory / "set"), alignment()
-    with opened(directory) as provenance, EdgeStore(directory / "store") as store, provenance.run("bench", {}) as run:
+    with (
+        opened(directory) as provenance,
+        EdgeStore(directory / "store") as store,
+        provenance.runs.start("bench", {}) as run,
+    ):
         started = time.perf_counter()
         push(
             embedding_set,
             aligned,
-            set_id=provenance.record_set(embedding_set),
-            alignment_id=provenance.record_alignment("bench", directory / "alignment", aligned),
+            set_id=provenance.artifacts.record_set(embedding_set),
+            alignment_id=provenance.artifacts.record_alignment("bench", directory / "alignment", aligned),
             collection="bench",
             metrics=[Cosine()],
             store=store,
@@ -104,14 +109,18 @@ def pushed(directory: Path) -> float:
 def ingested(directory: Path, items: int, item_seconds: float) -> float:
     """Seconds to ingest."""
     aligned = alignment()
-    with opened(directory) as provenance, EdgeStore(directory / "store") as store, provenance.run("bench", {}) as run:
+    with (
+        opened(directory) as provenance,
+        EdgeStore(directory / "store") as store,
+        provenance.runs.start("bench", {}) as run,
+    ):
         started = time.perf_counter()
         Ingest(
             Captions(directory, items),
             directory / "set",
             {"text": WorkingEncoder.of(item_seconds)},
             aligned,
-            provenance.record_alignment("bench", directory / "alignment", aligned),
+            provenance.artifacts.record_alignment("bench", directory / "alignment", aligned),
             "bench",
             [Cosine()],
             store,
@@ -147,17 +156,17 @@ def ledger() -> Figure:
 
         return call
 
-    names = ("write_ledger", "ledger", "ledger_points", "forget_batches", "deletions")
-    plain = {name: getattr(Provenance, name) for name in names}
+    names = ("write", "entries", "points", "remove", "tombstones")
+    plain = {name: getattr(Ledger, name) for name in names}
     with tempfile.TemporaryDirectory() as directory:
         encoded(Path(directory), ITEMS, 0.0)
         try:
             for name, method in plain.items():
-                setattr(Provenance, name, timed(method))
+                setattr(Ledger, name, timed(method))
             seconds = pushed(Path(directory))
         finally:
             for name, method in plain.items():
-                setattr(Provenance, name, method)
+                setattr(Ledger, name, method)
     detail = f"{spent:.2f} of {seconds:.1f} s, a commit each {FLUSH_POINTS:,} points"
     what = f"push {ITEMS:,} items, time in the ledger / all ({detail})"
     return Figure(what, spent / seconds, 0.1, at_most=True)
@@ -167,15 +176,15 @@ def held(directory: Path) -> tuple[Any, ...]:
     """Everything that an ingest leaves: set, points, ledger, release, alias."""
     card = EmbeddingSet.open(directory / "set").card
     with opened(directory) as provenance, EdgeStore(directory / "store") as store:
-        (row,) = provenance.releases()
+        (row,) = provenance.releases.find()
         points = {
             (modality, record.id, None if record.vector is None else record.vector.tobytes())
             for modality in MODALITIES
             for page in store.scroll(row.physical_name, vector_name=modality)
             for record in page
         }
-        (found,) = provenance.sets_in([row.id])
-        lines = provenance.ledger(row.id, found.id)
+        (found,) = provenance.ledger.sets_in([row.id])
+        lines = provenance.ledger.entries(row.id, found.id)
         return card.fingerprint, card.counts, points, lines, row.state, row.points, store.aliases()
 
 

@@ -61,7 +61,7 @@ def measure(what: str, count: int, directory: Path) -> float:
     place.mkdir()
     url = f"sqlite:///{place / 'modalign.db'}"
     upgrade(url)
-    with Provenance.open(url) as provenance, provenance.run("bench", {}) as run:
+    with Provenance.open(url) as provenance, provenance.runs.start("bench", {}) as run:
         if what == "encode":
             encoder = BenchEncoder("text", torch.device("cpu"))
             encoder.dim, encoder.fingerprint = DIM, "1" * 64
@@ -76,8 +76,8 @@ def measure(what: str, count: int, directory: Path) -> float:
                 push(
                     embedding_set,
                     aligned,
-                    set_id=provenance.record_set(embedding_set),
-                    alignment_id=provenance.record_alignment("bench", place / "alignment", aligned),
+                    set_id=provenance.artifacts.record_set(embedding_set),
+                    alignment_id=provenance.artifacts.record_alignment("bench", place / "alignment", aligned),
                     collection="bench",
                     metrics=[Cosine()],
                     store=store,

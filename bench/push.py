@@ -70,10 +70,10 @@ def pushed(directory: Path, home: Home, store: Store, collection: str = "bench",
     embedding_set = EmbeddingSet.open(directory / "set")
     provenance = home.provenance
     marks: list[float] = []
-    with provenance.run("bench", {}) as run:
+    with provenance.runs.start("bench", {}) as run:
         started = time.perf_counter()
-        set_id = provenance.record_set(embedding_set)
-        alignment_id = provenance.record_alignment("bench", directory / "alignment", aligned)
+        set_id = provenance.artifacts.record_set(embedding_set)
+        alignment_id = provenance.artifacts.record_alignment("bench", directory / "alignment", aligned)
         _mark_index(store, marks)
         push(
             embedding_set,

@@ -38,13 +38,13 @@ def figures() -> list[Figure]:
         with (
             Provenance.open(url) as provenance,
             EdgeStore(directory / "store") as store,
-            provenance.run("bench", {}) as run,
+            provenance.runs.start("bench", {}) as run,
         ):
             push(
                 embedding_set,
                 aligned,
-                set_id=provenance.record_set(embedding_set),
-                alignment_id=provenance.record_alignment("bench", directory / "alignment", aligned),
+                set_id=provenance.artifacts.record_set(embedding_set),
+                alignment_id=provenance.artifacts.record_alignment("bench", directory / "alignment", aligned),
                 collection="bench",
                 metrics=[Cosine()],
                 store=store,

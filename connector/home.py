@@ -57,7 +57,7 @@ from connector.errors import (
 )
 from connector.progress import progress, say
 from connector.provenance.recorder import Provenance
-from connector.provenance.runs import RunResult, Run
+from connector.provenance.runs import Run, RunResult
 from connector.provenance.tables import ReleaseRow
 from connector.push.delete import Deletion, DeletionPreview
 from connector.push.ingest import Confirm, Ingest
@@ -172,7 +172,7 @@ class Home:
             "encoders": dict(specs),
             "dtype": dtype,
         }
-        with self.provenance.run("encode", parameters) as run:
+        with self.provenance.runs.start("encode", parameters) as run:
             opened = open_corpus(corpus, format=format, images=images)
             encoders = load_encoders(specs, devices.resolve(self.settings.device))
             made = self._encode(
@@ -195,7 +195,7 @@ class Home:
         if not made_by:
             raise SettingsError("expected --image-encoder, --text-encoder or both, got neither")
         parameters = {"vectors": str(vectors), "set": name, "encoders": dict(made_by), "dtype": dtype, **how}
-        with self.provenance.run("import", parameters) as run:
+        with self.provenance.runs.start("import", parameters) as run:
             opened = open_vectors(vectors, list(made_by), **how)
             dims = opened.dims()
             encoders = {m: ImportedEncoder(by.removeprefix("imported:"), dims[m]) for m, by in made_by.items()}
@@ -225,7 +225,7 @@ class Home:
         ):
             encode(corpus, writer, encoders, run, batch_items=batch_items, shard_rows=shard_rows, advance=advance)
         made = EmbeddingSet.open(path)
-        self.provenance.record_set(made)
+        self.provenance.artifacts.record_set(made)
         return made
 
     def fit(
@@ -269,10 +269,10 @@ class Home:
             "hold_out": chosen["hold_out"].fraction,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self.provenance.run("fit", parameters) as run, _sole_fit(name, path):
+        with self.provenance.runs.start("fit", parameters) as run, _sole_fit(name, path):
             alignment = fit([self.embedding_set(s) for s in sets], **chosen, progress=say)
             alignment.save(path)
-            self.provenance.record_alignment(name, path, alignment)
+            self.provenance.artifacts.record_alignment(name, path, alignment)
             run.counts["pairs"] = alignment.card.pairs
             run.counts["candidates"] = len(alignment.card.candidates)
         return RunResult(run.id, run.counts, alignment)
@@ -303,7 +303,7 @@ class Home:
             "budget": budget,
             "to": None if to is None else str(to),
         }
-        with self.provenance.run("compare", parameters) as run:
+        with self.provenance.runs.start("compare", parameters) as run:
             parsed = [parse(metric) for metric in metrics] or METRICS
             opened = [self.embedding_set(name) for name in dict.fromkeys(sets)]
             directory = to or self.settings.home / "reports" / f"compare-{run.id}"
@@ -347,7 +347,7 @@ class Home:
             GapError: two spaces, or too few groups.
         """
         parameters = {"set": name, "alignment": alignment, "seed": seed, "sample": sample}
-        with self.provenance.run("gap", parameters) as run:
+        with self.provenance.runs.start("gap", parameters) as run:
             embedding_set, hold_out = self.embedding_set(name), HoldOut()
             loaded = None if alignment is None else self.alignment(alignment)
             if loaded is not None:
@@ -382,7 +382,7 @@ class Home:
             "metrics": list(metrics),
             "layout": layout,
         }
-        with self.provenance.run("push", parameters) as run:
+        with self.provenance.runs.start("push", parameters) as run:
             checked_name(collection, "collection")
             loaded = self.alignment(alignment)
             made = self._push(
@@ -410,8 +410,8 @@ class Home:
             return push(
                 embedding_set,
                 alignment,
-                set_id=self.provenance.record_set(embedding_set),
-                alignment_id=self.provenance.record_alignment(alignment_name, path, alignment),
+                set_id=self.provenance.artifacts.record_set(embedding_set),
+                alignment_id=self.provenance.artifacts.record_alignment(alignment_name, path, alignment),
                 store=self.store,
                 provenance=self.provenance,
                 run=run,
@@ -457,7 +457,7 @@ class Home:
             "layout": layout,
             "parts": parts,
         }
-        with self.provenance.run("ingest", parameters) as run:
+        with self.provenance.runs.start("ingest", parameters) as run:
             checked_name(collection, "collection")
             opened, loaded = open_corpus(corpus, format=format, images=images), self.alignment(alignment)
             chosen = self._metrics(loaded, metrics)
@@ -473,7 +473,7 @@ class Home:
                 self.settings.set_path(name or collection),
                 encoders,
                 loaded,
-                self.provenance.record_alignment(alignment, path, loaded),
+                self.provenance.artifacts.record_alignment(alignment, path, loaded),
                 collection,
                 chosen,
                 self.store,
@@ -510,7 +510,7 @@ class Home:
             "modalities": list(modalities),
             "filter": None if filter is None else filter.model_dump(mode="json", exclude_none=True),
         }
-        with self.provenance.run("delete", parameters) as run:
+        with self.provenance.runs.start("delete", parameters) as run:
             checked_name(collection, "collection")
             deletion = Deletion(collection, self.store, self.provenance, run)
             agreed = deletion.delete(keys=keys, filter=filter, modalities=modalities, confirm=confirm)
@@ -523,7 +523,7 @@ class Home:
             SettingsError: the run was of another command, or of a modalign that did not record enough.
             ProvenanceError: there is no such run.
         """
-        row = self.provenance.recorded_run(run)
+        row = self.provenance.runs.get(run)
         given = dict(row.parameters)
         try:
             match row.command:
@@ -558,17 +558,19 @@ class Home:
 
     def lag(self) -> dict[int, Lag]:
         """Return by release, retired ones left out, how many rows of its embedding sets it does not hold."""
-        return {row.id: self._lag(row) for row in self.provenance.releases() if row.state != "retired"}
+        return {row.id: self._lag(row) for row in self.provenance.releases.find() if row.state != "retired"}
 
     def _lag(self, row: ReleaseRow) -> Lag:
         behind, since = 0, None
-        for embedding_set in self.provenance.sets_in([row.id]):
-            path = self.provenance.located(embedding_set.path)
+        for embedding_set in self.provenance.ledger.sets_in([row.id]):
+            path = self.provenance.database.located(embedding_set.path)
             try:
                 rows = EmbeddingSet(path, SetCard.read(path)).rows()
             except EmbeddingSetError:  # on another machine: what SQL remembers of it
                 rows = embedding_set.image_count + embedding_set.text_count
-            missing = rows - sum(points for _, points in self.provenance.ledger(row.id, embedding_set.id).values())
+            missing = rows - sum(
+                points for _, points in self.provenance.ledger.entries(row.id, embedding_set.id).values()
+            )
             if missing > 0:
                 behind += missing
                 since = min(filter(None, (since, embedding_set.updated_at)))
@@ -580,14 +582,14 @@ class Home:
         """Make ready releases live, if their audits allow it or a `reason` is given; see `connector.releases.promotion`."""
         parameters = {"collection": collection, "metrics": list(metrics), "releases": list(names), "reason": reason}
         forced = None if reason is None else PromotionOverride(_person(), reason)
-        with self.provenance.run(PROMOTE, parameters) as run:
+        with self.provenance.runs.start(PROMOTE, parameters) as run:
             switched = self._lifecycle(collection).promote(run.id, metrics=metrics, names=names, forced=forced)
             run.counts["promoted"] = len(switched)
         return RunResult(run.id, run.counts, switched)
 
     def rollback(self, collection: str, *, metrics: Sequence[str] = ()) -> RunResult[list[AliasSwitch]]:
         """Undo the last promotion of `collection`."""
-        with self.provenance.run(ROLLBACK, {"collection": collection, "metrics": list(metrics)}) as run:
+        with self.provenance.runs.start(ROLLBACK, {"collection": collection, "metrics": list(metrics)}) as run:
             switched = self._lifecycle(collection).rollback(run.id, metrics=metrics)
             run.counts["rolled_back"] = len(switched)
         return RunResult(run.id, run.counts, switched)
@@ -600,7 +602,7 @@ class Home:
 
     def drop(self, collection: str, names: Sequence[str]) -> RunResult[list[ReleaseRow]]:
         """Drop releases of `collection` by name; never the live one."""
-        with self.provenance.run("drop", {"collection": collection, "releases": list(names)}) as run:
+        with self.provenance.runs.start("drop", {"collection": collection, "releases": list(names)}) as run:
             lifecycle = self._lifecycle(collection)
             with lifecycle.alone(run.id):
                 rows = lifecycle.droppable(names=names)
@@ -619,7 +621,7 @@ class Home:
         self, collection: str | None = None, *, delete_orphans: bool = False
     ) -> RunResult[list[ReconcileReport]]:
         """Mend those releases from their embedding sets; what it made is what `verify` finds afterwards."""
-        with self.provenance.run("repair", {"collection": collection, "delete_orphans": delete_orphans}) as run:
+        with self.provenance.runs.start("repair", {"collection": collection, "delete_orphans": delete_orphans}) as run:
             for row in self._written(collection):
                 self._reconcile(row, mend=run, delete_orphans=delete_orphans)
             found = self.verify(collection)
@@ -628,7 +630,7 @@ class Home:
     def _written(self, collection: str | None) -> list[ReleaseRow]:
         """Return the releases that every push reaches and that are complete."""
         where = {"collection": collection} if collection else {}
-        rows = self.provenance.releases(store_url=self.provenance.stored(self.store.url), **where)
+        rows = self.provenance.releases.find(store_url=self.provenance.database.stored(self.store.url), **where)
         if collection and not rows:
             self._lifecycle(collection).rows()  # which says what is wrong
         return [row for row in rows if row.state in (LIVE, READY)]
@@ -664,7 +666,7 @@ class Home:
         from connector.search.export import ExportSpec, write  # loads torch
 
         parameters = {"alignment": alignment, "metric": metric, "to": str(to), "collection": collection}
-        with self.provenance.run("export", parameters) as run:
+        with self.provenance.runs.start("export", parameters) as run:
             target = ExportSpec(alignment, self.alignment(alignment), parse(metric))
             if collection is not None:
                 release = open_release(self.provenance, self.store, collection, metric, device="cpu")
@@ -713,7 +715,7 @@ class Home:
             "require": list(requirements),
             **options,
         }
-        with self.provenance.run("audit", parameters) as run:
+        with self.provenance.runs.start("audit", parameters) as run:
             if report is not None:
                 claim_page(report)
             plan, required = AuditPlan(**options), [Requirement.parse(text) for text in requirements]
@@ -721,7 +723,7 @@ class Home:
             row = find_release_row(self.provenance, self.store, collection, metric, which=which)
             before = find_baseline(self.provenance, row, against, plan, pairs) if against is not None else None
             found = self._measured(row, embedding_set, plan, pairs=pairs, requirements=required, before=before)
-            found.number = record(found, self.provenance, run, self.provenance.record_set(embedding_set))
+            found.number = record(found, self.provenance, run, self.provenance.artifacts.record_set(embedding_set))
             run.counts["queries"] = sum(found.queries_of(direction) for direction in DIRECTIONS)
             run.counts["failed_requirements"] = len(found.failures)
         if report is not None:
@@ -731,13 +733,13 @@ class Home:
     def _origin(self, found: Audit, pairs: EmbeddingSet, requirements: Sequence[str], run: int) -> AuditContext:
         """Return what the page of an audit says beside what it found."""
         row = found.row
-        alignment = self.provenance.alignment(row.alignment_id)
+        alignment = self.provenance.artifacts.alignment(row.alignment_id)
         asked = asked_as(found.plan, found.pairs)
         moments = self.audits(row.collection, metric=row.metric, limit=MOMENTS, asked=asked)
         return AuditContext(
             store=row.store_url,
             alignment=alignment,
-            encoders=self.provenance.encoders(alignment),
+            encoders=self.provenance.artifacts.encoders(alignment),
             pairs=pairs,
             requirements=requirements,
             run=run,
@@ -757,7 +759,7 @@ class Home:
     ) -> Audit:
         """Check that a release belongs together and holds what it should, and measure it; or say why it is broken."""
         broken = Audit(row, plan, pairs, required=bool(requirements))
-        writers = self.provenance.writers(row.collection)
+        writers = self.provenance.runs.writers(row.collection)
         try:
             release = load_release(self.provenance, self.store, row, device=self.settings.device)
             verified = verify(release, self.store, self.provenance, seed=plan.seed, counts=not writers)
@@ -797,8 +799,8 @@ class Home:
         """
         chosen = {"metric": str(parse(metric))} if metric else {}
         # A history is in SQL alone: whoever has the store open does not keep it from being read.
-        store_url = self.provenance.stored(url_of(self.settings))
-        rows = self.provenance.releases(store_url=store_url, collection=collection, **chosen)
+        store_url = self.provenance.database.stored(url_of(self.settings))
+        rows = self.provenance.releases.find(store_url=store_url, collection=collection, **chosen)
         if not rows:
             raise CollectionNotFoundError(f"no release of collection {collection!r} was ever made here")
         return history(self.provenance, rows, limit=limit, asked=asked)

@@ -177,7 +177,7 @@ def find_baseline(provenance: Provenance, row: ReleaseRow, against: str, plan: A
         RequirementError: there is no such audit, or it was asked otherwise.
     """
     if against in (LAST, LIVE):
-        audits = provenance.audits([row.id] if against == LAST else _live(provenance, row))
+        audits = provenance.audits.of([row.id] if against == LAST else _live(provenance, row))
         audits = [audit for audit in audits if audit.verdict != "broken" and not _has_dropped(audit)]
         alike = [audit for audit in audits if _asked(audit) == _planned(plan, pairs)]
         alike = [audit for audit in alike if _covers(audit, plan)] or alike
@@ -191,7 +191,7 @@ def find_baseline(provenance: Provenance, row: ReleaseRow, against: str, plan: A
             )
         chosen = alike[-1]
     else:
-        chosen = provenance.audit(_number(against))
+        chosen = provenance.audits.get(_number(against))
         if chosen.verdict == "broken":
             raise RequirementError(f"audit {chosen.id} found its release broken and measured nothing; name another")
         if (theirs := _asked(chosen)) != (ours := _planned(plan, pairs)):
@@ -199,7 +199,7 @@ def find_baseline(provenance: Provenance, row: ReleaseRow, against: str, plan: A
                 f"audit {chosen.id} is of {_printed(theirs)}, this one would be of {_printed(ours)}; they cannot be "
                 "compared"
             )
-    kept = provenance.per_query(chosen.id)
+    kept = provenance.audits.per_query(chosen.id)
     try:
         asked = {direction: PerQuery.unpacked(kept[direction]) for direction in DIRECTIONS}
     except KeyError:
@@ -228,7 +228,7 @@ def _number(against: str) -> int:
 
 
 def _live(provenance: Provenance, row: ReleaseRow) -> list[int]:
-    rows = provenance.releases(store_url=row.store_url, collection=row.collection, metric=row.metric, state=LIVE)
+    rows = provenance.releases.find(store_url=row.store_url, collection=row.collection, metric=row.metric, state=LIVE)
     if not rows:
         raise RequirementError(f"collection {row.collection} has no live release under {row.metric} to compare with")
     return [live.id for live in rows]

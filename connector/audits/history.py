@@ -65,8 +65,8 @@ def history(
 ) -> list[AuditSummary]:
     """Return the newest audits of releases, of those that were asked as `asked` says, oldest first."""
     of = {row.id: row for row in rows}
-    audits = [each for each in provenance.audits(list(of)) if asked in (None, _told(each))][-limit:]
-    measures = provenance.measures([audit.id for audit in audits])
+    audits = [each for each in provenance.audits.of(list(of)) if asked in (None, _told(each))][-limit:]
+    measures = provenance.audits.measures([audit.id for audit in audits])
     return [
         AuditSummary(
             audit.id,

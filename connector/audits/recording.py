@@ -47,7 +47,7 @@ def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
         }
     if result.drifts:
         settings["against"] = result.drifts[0].audit
-    return provenance.record_audit(
+    return provenance.audits.record(
         run_id=run.id,
         release_id=result.row.id,
         set_id=set_id,

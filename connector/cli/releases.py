@@ -150,7 +150,7 @@ def status(
                 "store": row.store_url,
                 "pending": pending(home.provenance, row),
             }
-            for row in home.provenance.releases(**({"collection": collection} if collection else {}))
+            for row in home.provenance.releases.find(**({"collection": collection} if collection else {}))
             if row.dropped_at is None
         ]
         runs = [
@@ -162,9 +162,9 @@ def status(
                 "counts": ", ".join(f"{count} {name}" for name, count in row.counts.items() if count),
                 "error": row.error or "",
             }
-            for row in home.provenance.runs(limit)
+            for row in home.provenance.runs.newest(limit)
         ]
-        parts = home.provenance.ingests_in_parts()
+        parts = home.provenance.runs.ingests_in_parts()
     sound = reconciled is None or all(found.sound for found in reconciled)
     if as_json:
         document: dict[str, Any] = {"releases": releases, "ingests_in_parts": parts, "runs": runs}

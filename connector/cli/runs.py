@@ -40,8 +40,8 @@ def rejects(
     if by_reason + (to is not None) + retry > 1:
         raise click.UsageError("--by-reason, --export and --retry exclude each other")
     with _home(where) as home:
-        number = run if run is not None else home.provenance.last_run_with_rejects()
-        refused = home.provenance.rejects(number) if number is not None else []
+        number = run if run is not None else home.provenance.runs.last_with_rejects()
+        refused = home.provenance.runs.rejects(number) if number is not None else []
         rows = [
             {
                 "stage": row.stage,

@@ -66,7 +66,7 @@ class Lease:
             ClaimLostError: another process has taken it over.
             ProvenanceError: the database could not be told.
         """
-        with self._provenance.session() as session:
+        with self._provenance.database.session() as session:
             heard = session.execute(update(ClaimRow).where(*self._mine).values(heard_at=_moment(session)))
         if not heard.rowcount:  # type: ignore[attr-defined]  # what an UPDATE returns has it
             what = f"step {self.step} was" if self.step != ALONE else "what this process was at has been"
@@ -77,7 +77,7 @@ class Lease:
 
     def forget(self) -> None:
         """Take the claim away, if it is still this process's."""
-        with self._provenance.session() as session:
+        with self._provenance.database.session() as session:
             session.execute(delete(ClaimRow).where(*self._mine))
 
     def require(self) -> None:
@@ -161,18 +161,18 @@ class Claims:
         if step == self.finish:
             self.forget()
             return
-        with self.provenance.session() as session:
+        with self.provenance.database.session() as session:
             session.execute(update(ClaimRow).where(*held._mine).values(done=True, run_id=None))
 
     def give_back(self, step: int) -> None:
         """Let others have a step that was claimed."""
         mine = (ClaimRow.work == self.work, ClaimRow.step == step, ClaimRow.run_id == self.run.id)
-        with self.provenance.session() as session:
+        with self.provenance.database.session() as session:
             session.execute(update(ClaimRow).where(*mine).values(run_id=None))
 
     def left(self) -> list[int]:
         """Return the steps that are not done; none once somebody has finished."""
-        with self.provenance.session() as session:
+        with self.provenance.database.session() as session:
             return self._left(session)
 
     def _left(self, session: Session) -> list[int]:
@@ -181,7 +181,7 @@ class Claims:
 
     def forget(self) -> None:
         """Forget what is done: the same ingest begins anew when it is run again."""
-        with self.provenance.session() as session:
+        with self.provenance.database.session() as session:
             session.execute(delete(ClaimRow).where(ClaimRow.work == self.work))
 
 
@@ -239,7 +239,7 @@ def _taken(provenance: Provenance, work: str, run_id: int) -> RunRow | None:
 @contextmanager
 def _exclusive(provenance: Provenance) -> Iterator[Session]:
     """Open a transaction that, on SQLite, nobody else writes beside."""
-    with provenance.session() as session:
+    with provenance.database.session() as session:
         if session.get_bind().dialect.name == "sqlite":
             session.execute(text("BEGIN IMMEDIATE"))
         yield session

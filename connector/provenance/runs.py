@@ -1,21 +1,29 @@
-"""Runs: one execution of a command, its counts, its rejects and what it gives back."""
+"""Runs: one execution of a command, its counts, its rejects and how it ended."""
 
+import json
 import os
 import platform
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from threading import Lock
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import case, func, select, update
 from sqlalchemy.orm import Session
 
-from connector.provenance.tables import RejectRow, RunRow, now
+from connector.errors import ProvenanceError
+from connector.provenance.database import Database
+from connector.provenance.tables import ClaimRow, RejectRow, RunRow, now
 from connector.rejects import Reject
+from connector.safe_text import without_secrets
 
-if TYPE_CHECKING:
-    from connector.provenance.recorder import Provenance
+PROCESS_STARTED_AT = now()  # close enough: this module is imported early
+REJECTS_A_COMMIT = 256
+WRITING_COMMANDS = ("push", "ingest", "delete", "repair")  # those that write into releases
+MAX_DETAIL_CHARACTERS = 2000  # of an error or a reject's detail; longer ones are cut
 
 
 T_co = TypeVar("T_co", covariant=True)
@@ -30,59 +38,143 @@ class RunResult(Generic[T_co]):
     value: T_co
 
 
-STARTED = now()  # of this process, as good as
-REJECTS_A_COMMIT = 256
-# Commands that write into releases.
-WRITING = ("push", "ingest", "delete", "repair")
-LONGEST_DETAIL = 2000  # characters of an error or a reject's detail that are kept
-
-
 @dataclass(slots=True)
 class Run:
     """One execution of a command, while it runs. Hand refused items to `reject`.
 
-    Count in `counts`, and by `count` what stages that overlap count under one name.
+    Count in `counts`; use `count` where several threads count under one name.
     """
 
     id: int
     counts: Counter[str] = field(default_factory=Counter)
-    _provenance: "Provenance | None" = None
+    _database: Database | None = None
     _rejects: list[RejectRow] = field(default_factory=list)
-    _counting: Lock = field(default_factory=Lock)
+    _lock: Lock = field(default_factory=Lock)
 
     def count(self, name: str, number: int) -> None:
         """Add `number` to a count, from any thread."""
-        with self._counting:
+        with self._lock:
             self.counts[name] += number
 
     def reject(self, refused: Reject) -> None:
         """Record a refused item."""
         row = RejectRow(run_id=self.id, **asdict(refused))
-        row.detail = row.detail[:LONGEST_DETAIL]
-        with self._counting:
+        row.detail = row.detail[:MAX_DETAIL_CHARACTERS]
+        with self._lock:
             self.counts["rejected"] += 1
             self._rejects.append(row)
             if len(self._rejects) >= REJECTS_A_COMMIT:
-                self._write()
+                self._write_rejects()
 
     def flush(self) -> None:
-        """Write the rejects that were collected."""
-        with self._counting:
-            self._write()
+        """Write the collected rejects to SQL."""
+        with self._lock:
+            self._write_rejects()
 
-    def _write(self) -> None:
-        if self._rejects and self._provenance:
-            with self._provenance.session() as session:
+    def _write_rejects(self) -> None:
+        if self._rejects and self._database:
+            with self._database.session() as session:
                 session.add_all(self._rejects)
             self._rejects = []
 
 
+class Runs:
+    """The runs and their rejects in SQL."""
+
+    def __init__(self, database: Database):
+        self._database = database
+
+    @contextmanager
+    def start(self, command: str, parameters: Mapping[str, Any]) -> Iterator[Run]:
+        """Record one execution of `command`: its parameters, its counts and how it ended, also when it raises."""
+        with self._database.session() as session:
+            mark_killed(session)
+            row = RunRow(
+                command=command,
+                parameters=json.loads(json.dumps(parameters, default=str)),
+                outcome="running",
+                counts={},
+                host=platform.node(),
+                pid=os.getpid(),
+                version=version("modalign"),
+                started_at=now(),
+            )
+            session.add(row)
+        run = Run(row.id, _database=self._database)
+        try:
+            yield run
+        except BaseException as error:
+            stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+            with suppress(ProvenanceError):  # if SQL itself failed, the next run on this host marks this one killed
+                self._finish(run, "interrupted" if stopped else "failed", f"{type(error).__name__}: {error}")
+            raise
+        self._finish(run, "done", None)
+
+    def _finish(self, run: Run, outcome: str, error: str | None) -> None:
+        run.flush()
+        values = {"outcome": outcome, "counts": dict(run.counts), "finished_at": now()}
+        values["error"] = without_secrets(error)[:MAX_DETAIL_CHARACTERS] if error else None
+        with self._database.session() as session:
+            session.execute(update(RunRow).where(RunRow.id == run.id).values(**values))
+
+    def newest(self, limit: int) -> list[RunRow]:
+        """Return the newest runs, newest first."""
+        with self._database.session() as session:
+            return list(session.scalars(select(RunRow).order_by(RunRow.id.desc()).limit(limit)))
+
+    def get(self, run_id: int) -> RunRow:
+        """Return a run.
+
+        Raises:
+            ProvenanceError: there is no such run.
+        """
+        with self._database.session() as session:
+            row = session.get(RunRow, run_id)
+        if row is None:
+            raise ProvenanceError(f"there is no run {run_id}; `modalign status` lists the runs")
+        return row
+
+    def rejects(self, run_id: int) -> list[RejectRow]:
+        """Return the items that a run refused, in the order in which it met them.
+
+        Raises:
+            ProvenanceError: there is no such run.
+        """
+        self.get(run_id)
+        with self._database.session() as session:
+            return list(session.scalars(select(RejectRow).where(RejectRow.run_id == run_id).order_by(RejectRow.id)))
+
+    def last_with_rejects(self) -> int | None:
+        """Return the number of the newest run that refused an item."""
+        with self._database.session() as session:
+            return session.scalar(select(func.max(RejectRow.run_id)))
+
+    def writers(self, collection: str) -> list[RunRow]:
+        """Return the runs that are writing into releases of `collection` now, as far as their hosts report."""
+        with self._database.session() as session:
+            mark_killed(session)
+            query = select(RunRow).where(RunRow.outcome == "running", RunRow.command.in_(WRITING_COMMANDS))
+            running = list(session.scalars(query.order_by(RunRow.id)))
+        targets = {row.id: row.parameters.get("into", row.parameters.get("collection")) for row in running}
+        # A deletion from an embedding set reaches all collections that the set was pushed into.
+        return [row for row in running if row.command == "delete" or targets[row.id] in (None, collection)]
+
+    def ingests_in_parts(self) -> list[dict[str, int]]:
+        """Count the steps of each unfinished ingest in parts: all, done, claimed and open."""
+        done = func.sum(case((ClaimRow.done, 1), else_=0))
+        claimed = func.sum(case((ClaimRow.run_id.is_not(None), 1), else_=0))
+        with self._database.session() as session:
+            query = select(func.count(), done, claimed).where(ClaimRow.step >= 0)
+            rows = session.execute(query.group_by(ClaimRow.work).order_by(ClaimRow.work))
+            return [{"steps": n, "done": d, "claimed": c, "open": n - d - c} for n, d, c in rows]
+
+
 def mark_killed(session: Session) -> None:
-    """Say of the runs on this host whose process has gone that they were killed."""
+    """Mark the runs on this host whose process is gone as killed."""
     host, pid = platform.node(), os.getpid()
     for other in session.scalars(select(RunRow).where(RunRow.outcome == "running", RunRow.host == host)):
-        # Containers give every process the same number: a run of ours that is older than we are is not ours.
-        if not _alive(other.pid) or (other.pid == pid and other.started_at < STARTED):
+        # In containers every process may have the same number: a run older than this process is another one's.
+        if not _alive(other.pid) or (other.pid == pid and other.started_at < PROCESS_STARTED_AT):
             other.outcome, other.finished_at = "killed", now()
 
 

@@ -131,7 +131,7 @@ class BatchWriter:
             self._commit()
             self._written -= set(changed)
             for target in self.targets:
-                target.ledger = self.provenance.ledger(target.release.row.id, self.set_id)
+                target.ledger = self.provenance.ledger.entries(target.release.row.id, self.set_id)
                 target.met = {place for place in target.met if place[0] not in changed}
             for name in changed:
                 if not (self.path / name).exists():
@@ -144,7 +144,7 @@ class BatchWriter:
         for target in self.targets:
             lost = {place for place in target.ledger.keys() - target.met if only is None or place[0] in only}
             if lost:
-                self.provenance.forget_batches(target.release.row.id, self.set_id, lost)
+                self.provenance.ledger.remove(target.release.row.id, self.set_id, lost)
 
     def delete_what_left(self) -> None:
         """Delete the points of rows that left the set since it was last written, as SQL remembers them."""
@@ -200,7 +200,7 @@ class BatchWriter:
             if not target.changed:  # known before the ledger knows: whoever goes on after a crash has to tune
                 target.changed = True
                 row = target.release.row
-                self.provenance.change(row, settings={**row.settings, NEEDS_TUNING: True})
+                self.provenance.releases.change(row, settings={**row.settings, NEEDS_TUNING: True})
             target.pending[place] = (digest, kept)
             self.run.count("written", kept)
             written += kept
@@ -219,13 +219,13 @@ class BatchWriter:
         """Make what was written durable, then say so in SQL."""
         for target in self.targets:
             if target.lost:  # first: what a shard has lost may be among what a newer shard has gained
-                self.provenance.forget_batches(target.release.row.id, self.set_id, target.lost)
+                self.provenance.ledger.remove(target.release.row.id, self.set_id, target.lost)
                 for place in target.lost:
                     del target.ledger[place]
                 target.lost = set()
             if target.pending:
                 self.store.flush(target.release.name)
-                self.provenance.write_ledger(target.release.row.id, self.set_id, self.run.id, target.pending)
+                self.provenance.ledger.write(target.release.row.id, self.set_id, self.run.id, target.pending)
                 target.ledger.update(target.pending)
                 target.pending = {}
         self._unflushed = 0
@@ -235,19 +235,19 @@ class BatchWriter:
 def apply_tombstones(provenance: Provenance, store: Store, row: ReleaseRow, set_id: int) -> int:
     """Delete from a collection the points of rows that left an embedding set, as SQL remembers them; count them."""
     count = 0
-    while left := provenance.deletions(row.id, set_id, DELETIONS):
+    while left := provenance.ledger.tombstones(row.id, set_id, DELETIONS):
         store.delete(row.physical_name, [point_id(modality, key) for modality, key in left.values()])
         store.flush(row.physical_name)
-        provenance.remove_tombstones(left)
+        provenance.ledger.remove_tombstones(left)
         count += len(left)
     return count
 
 
 def _ledger(release: Release, set_id: int, store: Store, provenance: Provenance) -> dict[BatchKey, LedgerEntry]:
     """Return what of the set is written; nothing, where points have vanished behind the ledger's back."""
-    ledger = provenance.ledger(release.row.id, set_id)
-    expected = provenance.ledger_points(release.row.id)  # before the count, which others may be adding to
+    ledger = provenance.ledger.entries(release.row.id, set_id)
+    expected = provenance.ledger.points(release.row.id)  # before the count, which others may be adding to
     if store.count(release.name) < expected:
-        provenance.forget_batches(release.row.id, set_id, ledger)
+        provenance.ledger.remove(release.row.id, set_id, ledger)
         return {}
     return ledger

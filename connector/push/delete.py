@@ -75,14 +75,16 @@ class Deletion:
         Counts `deleted` items and `rows` of embedding sets in the run.
         """
         rows = self._releases()
-        sets = self.provenance.sets_in(r.id for r in rows)
+        sets = self.provenance.ledger.sets_in(r.id for r in rows)
         if gone := [s for s in sets if not (self._path(s) / CARD).is_file()]:
             raise MismatchError(
                 f"embedding set {gone[0].name} of collection {self.collection} is not at {self._path(gone[0])}: what "
                 "is deleted would come back with it; bring it here, or run this where it is"
             )
         asked = {(modality, key) for key in keys for modality in modalities} | self._matching(rows, filter, modalities)
-        concerned = {row.id: row for s in sets for row in self.provenance.releases_of(s.id) if self._is_here(row)}
+        concerned = {
+            row.id: row for s in sets for row in self.provenance.ledger.releases_of(s.id) if self._is_here(row)
+        }
         concerned |= {row.id: row for row in rows}
         found = self._stored(concerned.values(), asked)
         names = []
@@ -109,7 +111,7 @@ class Deletion:
         return True
 
     def _releases(self) -> list[ReleaseRow]:
-        rows = [row for row in self.provenance.releases(collection=self.collection) if self._is_here(row)]
+        rows = [row for row in self.provenance.releases.find(collection=self.collection) if self._is_here(row)]
         if not rows:
             raise CollectionNotFoundError(
                 f"{self.store.url} has no release of collection {self.collection!r}; `modalign status` lists them"
@@ -117,11 +119,11 @@ class Deletion:
         return rows
 
     def _is_here(self, row: ReleaseRow) -> bool:
-        here = row.store_url == self.provenance.stored(self.store.url)
+        here = row.store_url == self.provenance.database.stored(self.store.url)
         return here and row.physical_name in self.store.collections()
 
     def _path(self, row: EmbeddingSetRow) -> Path:
-        return self.provenance.located(row.path)
+        return self.provenance.database.located(row.path)
 
     def _matching(
         self, rows: Sequence[ReleaseRow], filter: "Filter | None", modalities: Collection[Modality]
@@ -156,19 +158,19 @@ class Deletion:
     def _drop_rows(self, row: EmbeddingSetRow, asked: Collection[Item]) -> None:
         with self._writer(row) as writer:
             for modality, shard, items in _standing(writer, asked):
-                self.provenance.add_tombstones(row.id, modality, shard.name, [key for _, key in items.values()])
+                self.provenance.ledger.add_tombstones(row.id, modality, shard.name, [key for _, key in items.values()])
                 writer.drop(shard, modality, set(items))
                 self.run.counts["rows"] += len(items)
             if writer.card.complete:  # else its encode was killed, and completes it when it is run again
                 writer.finish()
-                self.provenance.record_set(EmbeddingSet.open(writer.path))
+                self.provenance.artifacts.record_set(EmbeddingSet.open(writer.path))
 
     def _write_anew(self, row: ReleaseRow) -> None:
         """Bring the ledger of a release up to date with the shards that have lost rows."""
-        outdated = {s.id: self._outdated(row, s) for s in self.provenance.sets_in([row.id])}
-        if not any(outdated.values()) and row.points == self.provenance.ledger_points(row.id):
+        outdated = {s.id: self._outdated(row, s) for s in self.provenance.ledger.sets_in([row.id])}
+        if not any(outdated.values()) and row.points == self.provenance.ledger.points(row.id):
             return
-        sets = self.provenance.sets_in([row.id])
+        sets = self.provenance.ledger.sets_in([row.id])
         try:
             release = load_release(self.provenance, self.store, row)
         except (AlignmentError, MismatchError) as error:
@@ -188,7 +190,7 @@ class Deletion:
         return (self._path(row) / CARD).is_file() and SetCard.read(self._path(row)).complete
 
     def _outdated(self, row: ReleaseRow, embedding_set: EmbeddingSetRow) -> set[str]:
-        ledger = self.provenance.ledger(row.id, embedding_set.id)
+        ledger = self.provenance.ledger.entries(row.id, embedding_set.id)
         return {shard for (shard, _), (digest, _) in ledger.items() if digest == OUTDATED}
 
 

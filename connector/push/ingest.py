@@ -87,7 +87,7 @@ class Ingest:
             "collection": self.collection,
             "alignment": self.alignment.fingerprint,
             "metrics": sorted(map(str, self.metrics)),
-            "store": self.provenance.stored(self.store.url),
+            "store": self.provenance.database.stored(self.store.url),
         }
         claims = Claims.of(self.provenance, identity, parts, self.run)
         busy: set[int] = set()
@@ -130,7 +130,7 @@ class Ingest:
                 largest = max(sets, key=lambda opened: sum(opened.card.counts.values()))
                 if not any(largest.card.counts.values()):
                     raise CorpusError(f"corpus {self.corpus.path} gave no rows in any of its {claims.parts} parts")
-                set_id = self.provenance.record_set(largest)
+                set_id = self.provenance.artifacts.record_set(largest)
                 push.verify(largest, set_id)
             push.make_live(largest, set_id)
         except (StoreError, ProvenanceError):
@@ -144,7 +144,7 @@ class Ingest:
 
     def _check_partition(self, releases: Sequence[Release], names: Collection[str]) -> None:
         """Refuse to divide a corpus otherwise than it was: keys would stand in two sets."""
-        for row in self.provenance.sets_in(release.row.id for release in releases):
+        for row in self.provenance.ledger.sets_in(release.row.id for release in releases):
             base, _, _ = row.name.partition(".part-")
             if base == self.path.name and row.name not in names:
                 asked = ", ".join(sorted(names))
@@ -176,7 +176,7 @@ class Ingest:
             SetWriter(path, corpus=str(corpus.path), encoders=cards) as writer,
             progress(f"ingest {path.name}", corpus.total(), "rows") as advance,
         ):
-            set_id = self.provenance.record_set(EmbeddingSet(path, writer.card))
+            set_id = self.provenance.artifacts.record_set(EmbeddingSet(path, writer.card))
             written = push.open(path, set_id)
             with (
                 Encoding(
@@ -201,7 +201,7 @@ class Ingest:
                 changed = encoding.finish(self._bury(encoding, push, set_id))
             require()
             embedding_set = EmbeddingSet.open(path)
-            self.provenance.record_set(embedding_set)
+            self.provenance.artifacts.record_set(embedding_set)
             written.delete_what_left()
             written.finish(embedding_set, changed=changed)
         return embedding_set, set_id
@@ -218,6 +218,6 @@ class Ingest:
         if not self.prune(gone):
             return None
         releases = [release.row.id for release in push.reached]
-        return lambda modality, shard, keys: self.provenance.add_tombstones(
+        return lambda modality, shard, keys: self.provenance.ledger.add_tombstones(
             set_id, modality, shard, keys, releases, retired=False
         )

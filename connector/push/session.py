@@ -195,7 +195,7 @@ class PushSession:
             changed = False
             while (present := EmbeddingSet.open(embedding_set.path)).card.fingerprint != embedding_set.card.fingerprint:
                 embedding_set, changed = present, True
-                self.provenance.record_set(embedding_set)
+                self.provenance.artifacts.record_set(embedding_set)
                 writer.begin()
                 writer.finish(embedding_set)
             if changed:
@@ -211,7 +211,7 @@ class PushSession:
     def make_live(self, embedding_set: EmbeddingSet, set_id: int) -> None:
         """Make the releases live whose aliases are free; then verify the collection's other releases."""
         if to_go_live(self.provenance, self.store, self.releases):  # otherwise there is nobody to wait for
-            place = self.provenance.stored(self.store.url), self.releases[0].row.collection
+            place = self.provenance.database.stored(self.store.url), self.releases[0].row.collection
             with promotion_lock(self.provenance, *place, self.run.id):
                 make_live(self.provenance, self.store, self.releases)
         for target in self.targets:
@@ -236,20 +236,20 @@ def _begin(
     lowering = lowerings["image"]
     name = physical_name(collection, metric, alignment)
     expected = chain(alignment, metric, lowering)
-    store_url = provenance.stored(store.url)
+    store_url = provenance.database.stored(store.url)
     existing = name in store.collections()
     if existing:
         check_chain(store, name, expected)
-    rows = provenance.releases(store_url=store_url, physical_name=name)
+    rows = provenance.releases.find(store_url=store_url, physical_name=name)
     new = not existing and not rows
     if rows:
         row = rows[0]
         check_row(row, metric, lowering)
         check_settings(row)
         if row.state == "retired":  # or half dropped: it comes back
-            provenance.change(row, state="building", drop_begun_at=None, dropped_at=None)
+            provenance.releases.change(row, state="building", drop_begun_at=None, dropped_at=None)
     else:
-        row = provenance.save(
+        row = provenance.releases.save(
             ReleaseRow(
                 store_url=store_url,
                 collection=collection,
@@ -269,7 +269,7 @@ def _begin(
         existing
         and row.state == "building"
         and not (shared and layout_of(row))
-        and not provenance.ledger_points(row.id)
+        and not provenance.ledger.points(row.id)
         and (rows or not store.count(name))
     ):
         # A crash may have left it without its payload indexes. A full one that SQL has lost may be live, and stays.
@@ -279,10 +279,10 @@ def _begin(
         vector = VectorConfig(lowering.dim, lowering.distance)
         settings = {**asked, "payload_indexes": {**OWN_INDEXES, **asked["payload_indexes"]}}
         layout = CollectionConfig(dict.fromkeys(MODALITIES, vector), metadata={METADATA: expected}, **settings)
-        provenance.forget_ledger(row.id)
+        provenance.ledger.clear(row.id)
         store.create(name, layout)
         settings = {name: value for name, value in asdict(layout).items() if name not in ("metadata", "vectors")}
-        provenance.change(row, settings=settings, state="building")
+        provenance.releases.change(row, settings=settings, state="building")
     elif layout_of(row):
         _check_layout(row, asked)
     return ReleaseWriter(Release(row, alignment, metric, lowerings), new)
@@ -298,7 +298,7 @@ def _others(
     """Open the collection's other releases that are not retired; say which of them cannot take such sets, and why."""
     named = {target.release.name for target in targets}
     found = []
-    for row in provenance.releases(store_url=provenance.stored(store.url), collection=collection):
+    for row in provenance.releases.find(store_url=provenance.database.stored(store.url), collection=collection):
         if row.state == "retired" or row.physical_name in named:
             continue
         try:
@@ -320,7 +320,7 @@ def _take_back(targets: Sequence[ReleaseWriter], store: Store, provenance: Prove
         for target in targets:
             if target.new and not store.count(target.release.name):
                 store.drop(target.release.name)
-                provenance.forget_release(target.release.row.id)
+                provenance.releases.delete(target.release.row.id)
 
 
 def _check_layout(row: ReleaseRow, asked: dict[str, Any]) -> None:
@@ -343,7 +343,7 @@ def _verify(
     """Build the index and compare the exact count with the ledger; a release that passes is tuned and ready."""
     release = target.release
     info = store.ready(release.name)
-    expected = provenance.ledger_points(release.row.id)
+    expected = provenance.ledger.points(release.row.id)
     if info.points != expected:
         raise MismatchError(
             f"collection {release.name} holds {info.points} points, the ledger says {expected}; either another push "
@@ -356,9 +356,9 @@ def _verify(
         found = {}
         if info.indexed:
             # What asks for a part of the release says nothing of the rest: then the walk only grows.
-            whole = sum(points for _, points in provenance.ledger(release.row.id, set_id).values()) == expected
+            whole = sum(points for _, points in provenance.ledger.entries(release.row.id, set_id).values()) == expected
             tuned = tune(release, store, sample(embedding_set, release), known=None if whole else release.tuned)
             found = {"hnsw_ef": tuned.hnsw_ef, "hnsw_recall": tuned.recall} if tuned else {}
-        provenance.change(release.row, settings={**layout_of(release.row), **found}, points=expected)
+        provenance.releases.change(release.row, settings={**layout_of(release.row), **found}, points=expected)
         if release.row.state == "building":
-            provenance.change(release.row, state=READY)
+            provenance.releases.change(release.row, state=READY)

@@ -30,7 +30,7 @@ def to_go_live(provenance: Provenance, store: Store, releases: Sequence[Release]
     current = store.aliases()
     found = {}
     for release in releases:
-        provenance.refresh(release.row)  # a promotion may have come since it was opened
+        provenance.releases.refresh(release.row)  # a promotion may have come since it was opened
         alias = alias_name(release.row.collection, release.metric)
         is_live = release.row.state == LIVE and current.get(alias) == release.name
         if not is_live and _is_alone(provenance, release, current):
@@ -49,16 +49,16 @@ def make_live(provenance: Provenance, store: Store, releases: Sequence[Release])
     if changed := {alias: release.name for alias, release in wanted.items() if current.get(alias) != release.name}:
         store.set_aliases(changed)
     for release in wanted.values():
-        provenance.change(release.row, state=LIVE)
+        provenance.releases.change(release.row, state=LIVE)
     return bool(changed)
 
 
 def _is_alone(provenance: Provenance, release: Release, aliases: Mapping[str, str]) -> bool:
     row = release.row
     place = {"store_url": row.store_url, "collection": row.collection}
-    if any(p.metric == row.metric for p in provenance.unfinished_promotions(**place)):
+    if any(p.metric == row.metric for p in provenance.releases.unfinished_promotions(**place)):
         return False
     if row.state == LIVE:
         return True
     named = aliases.get(alias_name(row.collection, release.metric), release.name)
-    return named == release.name and not provenance.releases(**place, metric=row.metric, state=LIVE)
+    return named == release.name and not provenance.releases.find(**place, metric=row.metric, state=LIVE)

@@ -70,9 +70,11 @@ class Lifecycle:
             CollectionNotFoundError: there are none.
         """
         checked_name(self.collection, "collection")
-        rows = [row for row in self.provenance.releases(**self._place()) if row.dropped_at is None]
+        rows = [row for row in self.provenance.releases.find(**self._place()) if row.dropped_at is None]
         if not rows:
-            elsewhere = ", ".join(sorted({r.store_url for r in self.provenance.releases(collection=self.collection)}))
+            elsewhere = ", ".join(
+                sorted({r.store_url for r in self.provenance.releases.find(collection=self.collection)})
+            )
             raise CollectionNotFoundError(
                 f"no release of collection {self.collection!r} in the store {self._place()['store_url']}"
                 f"{f', SQL has it in {elsewhere}' if elsewhere else ''}; make one with `modalign push`"
@@ -137,7 +139,7 @@ class Lifecycle:
                     "or promote with --force --reason TEXT"
                 )
             held.renew()
-            self.provenance.begin_promotions(promotions)
+            self.provenance.releases.begin_promotions(promotions)
             return self._switch(promotions, run_id, held, refused)
 
     def rollback(self, run_id: int, *, metrics: Sequence[str] = ()) -> list[AliasSwitch]:
@@ -169,7 +171,7 @@ class Lifecycle:
                 self._verify(previous, run_id)
                 back.append(self._promotion(ROLLBACK, run_id, previous, rows[promotion.release_id]))
             held.renew()
-            self.provenance.begin_promotions(back)
+            self.provenance.releases.begin_promotions(back)
             return self._switch(back, run_id, held)
 
     def droppable(self, *, names: Sequence[str] = (), retired: bool = False) -> list[ReleaseRow]:
@@ -199,9 +201,9 @@ class Lifecycle:
     def drop(self, rows: Sequence[ReleaseRow]) -> None:
         """Drop releases with their collections; see `droppable`, and ask it while you are `alone`."""
         for row in rows:
-            self.provenance.begin_drop(row.id)
+            self.provenance.releases.begin_drop(row.id)
             self.store.drop(row.physical_name)
-            self.provenance.finish_drop(row.id)
+            self.provenance.releases.finish_drop(row.id)
 
     def returns_to(self, row: ReleaseRow) -> bool:
         """Say whether a rollback would make this release live."""
@@ -209,7 +211,7 @@ class Lifecycle:
         return any(promotion.previous_id == row.id for promotion in last)
 
     def _place(self) -> dict[str, str]:
-        return {"store_url": self.provenance.stored(self.store.url), "collection": self.collection}
+        return {"store_url": self.provenance.database.stored(self.store.url), "collection": self.collection}
 
     def _begun(self, kind: str) -> list[PromotionRow]:
         """Return what was begun of this kind and not finished.
@@ -217,7 +219,7 @@ class Lifecycle:
         Raises:
             MismatchError: something of the other kind was.
         """
-        begun = self.provenance.unfinished_promotions(**self._place())
+        begun = self.provenance.releases.unfinished_promotions(**self._place())
         if begun and begun[0].kind != kind:
             raise MismatchError(
                 f"a {begun[0].kind} of collection {self.collection} was begun and not finished; run `modalign "
@@ -227,12 +229,12 @@ class Lifecycle:
 
     def _unreported(self, metrics: Sequence[str]) -> list[PromotionRow]:
         """Return the last switch if it was a rollback whose run never ended: repeated, it must not go back further."""
-        made = self.provenance.promotions(**self._place())
+        made = self.provenance.releases.promotions(**self._place())
         last = [promotion for promotion in made if promotion.run_id == made[-1].run_id]
         asked = {str(parse(metric)) for metric in metrics}
         if not last or last[0].kind != ROLLBACK or (asked and asked != {promotion.metric for promotion in last}):
             return []
-        return last if self.provenance.recorded_run(last[0].run_id).outcome != "done" else []
+        return last if self.provenance.runs.get(last[0].run_id).outcome != "done" else []
 
     def _verify(self, row: ReleaseRow, seed: int) -> None:
         release = load_release(self.provenance, self.store, row, device=self.device)
@@ -246,14 +248,14 @@ class Lifecycle:
 
     def _lacking(self, row: ReleaseRow, other: ReleaseRow) -> list[str]:
         """Say what a release lacks that another one holds, of the embedding sets that it could hold."""
-        alignment = self.provenance.alignment(row.alignment_id)
-        expected = {m: encoder.fingerprint for m, encoder in self.provenance.encoders(alignment).items()}
+        alignment = self.provenance.artifacts.alignment(row.alignment_id)
+        expected = {m: encoder.fingerprint for m, encoder in self.provenance.artifacts.encoders(alignment).items()}
         found = []
-        for embedding_set in self.provenance.sets_in([other.id]):
-            encoders = self.provenance.set_encoders(embedding_set)
+        for embedding_set in self.provenance.ledger.sets_in([other.id]):
+            encoders = self.provenance.artifacts.encoders(embedding_set)
             if any(encoder.fingerprint != expected[modality] for modality, encoder in encoders.items()):
                 continue  # of other encoders: no point of it can be in here
-            if points := self.provenance.ledger_without(other.id, embedding_set.id, row.id):
+            if points := self.provenance.ledger.points_beyond(other.id, embedding_set.id, row.id):
                 found.append(
                     f"release {row.physical_name} lacks {points} points of embedding set {embedding_set.name} that "
                     f"{other.physical_name} holds; run `modalign push {embedding_set.name} --into {self.collection} "
@@ -263,13 +265,16 @@ class Lifecycle:
 
     def _gate(self, row: ReleaseRow) -> tuple[AuditRow | None, str | None]:
         """Return the newest audit of a release, and why it does not allow a promotion."""
-        found = self.provenance.last_audit(row.id)
+        found = self.provenance.audits.newest(row.id)
         if found is None:
             return None, f"release {row.physical_name} was never audited"
         audit, run = found
         then, points = audit.settings, self.store.count(row.physical_name)
-        undone = self.provenance.promotions(kind=ROLLBACK, previous_id=row.id)
-        written, rolled_back = self.provenance.last_write(row.id), undone[-1].begun_at if undone else None
+        undone = self.provenance.releases.promotions(kind=ROLLBACK, previous_id=row.id)
+        written, rolled_back = (
+            self.provenance.ledger.last_write(row.id),
+            undone[-1].begun_at if undone else None,
+        )
         refusal = None
         if audit.verdict == "measured":
             refusal = "required nothing"
@@ -309,7 +314,7 @@ class Lifecycle:
             promotions[-1]
             for row in live
             if row.metric in asked or not asked
-            if (promotions := self.provenance.promotions(kind=PROMOTE, release_id=row.id))
+            if (promotions := self.provenance.releases.promotions(kind=PROMOTE, release_id=row.id))
             if promotions[-1].previous_id is not None
         ]
         missing = asked - {promotion.metric for promotion in last}
@@ -328,7 +333,7 @@ class Lifecycle:
         self, promotions: Sequence[PromotionRow], run_id: int, held: Lease, refused: dict[int, str] | None = None
     ) -> list[AliasSwitch]:
         """Let the aliases name the releases, then say so in SQL. Doing it again does no harm."""
-        rows = {row.id: row for row in self.provenance.releases(**self._place())}
+        rows = {row.id: row for row in self.provenance.releases.find(**self._place())}
         wanted = {alias_name(p.collection, parse(p.metric)): rows[p.release_id] for p in promotions}
         current = self.store.aliases()
         changed = {alias: row for alias, row in wanted.items() if current.get(alias) != row.physical_name}
@@ -338,8 +343,8 @@ class Lifecycle:
         held.renew()
         if changed:
             self.store.set_aliases({alias: row.physical_name for alias, row in changed.items()})
-        self.provenance.finish_promotions(promotions, run_id)
-        after = {row.id: row for row in self.provenance.releases(**self._place())}
+        self.provenance.releases.finish_promotions(promotions, run_id)
+        after = {row.id: row for row in self.provenance.releases.find(**self._place())}
         switched = []
         for promotion in promotions:
             row, previous = after[promotion.release_id], after.get(promotion.previous_id or 0)
@@ -351,7 +356,7 @@ class Lifecycle:
 def pending(provenance: Provenance, row: ReleaseRow) -> str:
     """Say what is still to be done about a release, and the command that does it; empty where nothing is."""
     place = {"store_url": row.store_url, "collection": row.collection, "metric": row.metric}
-    for promotion in provenance.unfinished_promotions(**place):
+    for promotion in provenance.releases.unfinished_promotions(**place):
         if promotion.release_id == row.id:
             return (
                 f"{promotion.kind} begun by run {promotion.run_id}, not finished: run `modalign {promotion.kind} "

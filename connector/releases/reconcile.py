@@ -132,7 +132,7 @@ def verify(release: Release, store: Store, provenance: Provenance, *, seed: int,
         MismatchError: something differs.
         EmbeddingSetError: a set that was pushed into it is not there.
     """
-    recorded, found = provenance.ledger_points(release.row.id), store.count(release.name)
+    recorded, found = provenance.ledger.points(release.row.id), store.count(release.name)
     if counts and found != recorded:
         raise MismatchError(
             f"collection {release.name} holds {found} points, the ledger says {recorded}; run `modalign status "
@@ -140,12 +140,12 @@ def verify(release: Release, store: Store, provenance: Provenance, *, seed: int,
         )
     rng = np.random.default_rng(seed)
     compared, outdated, unfinished = 0, {}, []
-    for row in provenance.sets_in([release.row.id]):
-        path = provenance.located(row.path)
+    for row in provenance.ledger.sets_in([release.row.id]):
+        path = provenance.database.located(row.path)
         if not SetCard.read(path).complete:
             unfinished.append(row.name)
             continue
-        ledger, embedding_set = provenance.ledger(release.row.id, row.id), EmbeddingSet.open(path)
+        ledger, embedding_set = provenance.ledger.entries(release.row.id, row.id), EmbeddingSet.open(path)
         changed, looked_at = 0, 0
         for rows, is_known in _drawn(embedding_set, ledger, rng):
             looked_at += 1
@@ -192,10 +192,10 @@ def reconcile(
         EmbeddingSetError: a set that was pushed into the release is not there: what it held would be taken for orphans.
     """
     found = ReconcileReport(release.name, points=store.count(release.name))
-    found.recorded = provenance.ledger_points(release.row.id)
+    found.recorded = provenance.ledger.points(release.row.id)
     rng = np.random.default_rng(seed)
     with PointIds() as held:
-        for row in provenance.sets_in([release.row.id]):
+        for row in provenance.ledger.sets_in([release.row.id]):
             pass_ = _Pass(release, store, provenance, row, found, held, rng, mend)
             pass_.over(_opened(row, provenance), advance)
         for page in store.scroll(release.name):
@@ -207,7 +207,7 @@ def reconcile(
     if mend:
         store.flush(release.name)
         store.ready(release.name)
-        provenance.change(release.row, points=provenance.ledger_points(release.row.id))
+        provenance.releases.change(release.row, points=provenance.ledger.points(release.row.id))
     return found
 
 
@@ -226,7 +226,7 @@ class _Pass:
 
     def over(self, embedding_set: EmbeddingSet, advance: Advance) -> None:
         """Compare every batch, and write again what is not as it should be."""
-        ledger = self.provenance.ledger(self.release.row.id, self.row.id)
+        ledger = self.provenance.ledger.entries(self.release.row.id, self.row.id)
         share = min(1.0, VECTORS / max(1, sum(embedding_set.card.counts.values())))
         met: set[BatchKey] = set()
         for modality in MODALITIES:
@@ -247,7 +247,7 @@ class _Pass:
         gone = ledger.keys() - met
         self.found.unrecorded.add([f"{shard}:{start}" for shard, start in sorted(gone)])
         if self.mend and gone:
-            self.provenance.forget_batches(self.release.row.id, self.row.id, gone)
+            self.provenance.ledger.remove(self.release.row.id, self.row.id, gone)
 
     def _note(self, batch: "_Batch", held: int) -> None:
         self.held.add(batch.points.ids)
@@ -265,7 +265,7 @@ class _Pass:
             run.counts["mended"] += len(wrong)
         if due != recorded:
             self.store.flush(self.release.name)
-            self.provenance.write_ledger(self.release.row.id, self.row.id, run.id, {place: due})
+            self.provenance.ledger.write(self.release.row.id, self.row.id, run.id, {place: due})
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +372,7 @@ def _drawn(
 
 
 def _opened(row: EmbeddingSetRow, provenance: Provenance) -> EmbeddingSet:
-    return EmbeddingSet.open(provenance.located(row.path))
+    return EmbeddingSet.open(provenance.database.located(row.path))
 
 
 def _of_payload(record: Record) -> str:

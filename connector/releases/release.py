@@ -126,8 +126,8 @@ def find_release_row(
         CollectionNotFoundError: no such release.
     """
     checked_name(collection, "collection")
-    store_url = provenance.stored(store.url)
-    rows = provenance.releases(store_url=store_url, collection=collection)
+    store_url = provenance.database.stored(store.url)
+    rows = provenance.releases.find(store_url=store_url, collection=collection)
     if which in (LIVE, READY):
         rows = newest(row for row in rows if row.state == which)
         what = f"no {which} release of collection {collection!r}"
@@ -143,8 +143,8 @@ def find_release_row(
                 f"{what} under {chosen}; it has {', '.join(sorted(metrics))}; name one of these, or make one with "
                 "`modalign push`"
             )
-        known = sorted({row.collection for row in provenance.releases(store_url=store_url, state="live")})
-        elsewhere = sorted({row.store_url for row in provenance.releases(collection=collection, state="live")})
+        known = sorted({row.collection for row in provenance.releases.find(store_url=store_url, state="live")})
+        elsewhere = sorted({row.store_url for row in provenance.releases.find(collection=collection, state="live")})
         other = f" (SQL has it in the store {', '.join(elsewhere)})" if elsewhere and which == LIVE else ""
         raise CollectionNotFoundError(
             f"{what}; this store{f', {store_url},' if other else ''} has {', '.join(known) or 'none'}{other}; make one "
@@ -164,14 +164,14 @@ def newest(rows: Iterable[ReleaseRow]) -> list[ReleaseRow]:
 
 def load_release(provenance: Provenance, store: Store, row: ReleaseRow, *, device: str = "auto") -> Release:
     """Load what a release needs and check that it belongs together."""
-    recorded = provenance.alignment(row.alignment_id)
-    alignment = Alignment.load(provenance.located(recorded.path))
+    recorded = provenance.artifacts.alignment(row.alignment_id)
+    alignment = Alignment.load(provenance.database.located(recorded.path))
     if alignment.fingerprint != recorded.fingerprint:
         raise MismatchError(
             f"release {row.physical_name} was written with alignment {recorded.name} {recorded.fingerprint[:12]}, its "
             f"directory now holds {alignment.fingerprint[:12]}; restore it, or push with the new one"
         )
-    for modality, encoder in provenance.encoders(recorded).items():
+    for modality, encoder in provenance.artifacts.encoders(recorded).items():
         in_sql, in_card = EncoderCard(encoder.spec, encoder.fingerprint, encoder.dim), alignment.card.encoders[modality]
         if in_sql != in_card:
             raise MismatchError(

@@ -22,7 +22,9 @@ from alignment.sets.writer import SetWriter
 from connector.cli import main as cli
 from connector.encoding import encoders
 from connector.home import Home
-from connector.provenance.recorder import Provenance
+from connector.provenance.artifacts import Artifacts
+from connector.provenance.ledger import Ledger
+from connector.provenance.releases import Releases
 from connector.push import batches as set_push
 from connector.push import ingest
 from connector.stores.contract import Store
@@ -32,14 +34,14 @@ SHARD_ROWS, BATCH_POINTS, FLUSH_POINTS = 16, 8, 16
 POINTS: Mapping[str, tuple[type, str]] = {
     "append": (SetWriter, "append"),
     "finish": (SetWriter, "finish"),
-    "record_set": (Provenance, "record_set"),
+    "record_set": (Artifacts, "record_set"),
     "create": (EdgeStore, "create"),
     "upsert": (Store, "upsert"),
     "flush": (EdgeStore, "flush"),
-    "write_ledger": (Provenance, "write_ledger"),
+    "write_ledger": (Ledger, "write"),
     "ready": (EdgeStore, "ready"),
     "set_aliases": (EdgeStore, "set_aliases"),
-    "change": (Provenance, "change"),
+    "change": (Releases, "change"),
 }
 
 

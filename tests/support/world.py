@@ -41,6 +41,7 @@ from connector.audits.result import Audit
 from connector.progress import Advance
 from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance
+from connector.provenance.releases import Releases
 from connector.provenance.tables import BatchRow, ReleaseRow
 from connector.push.session import push
 from connector.releases.release import Release, open_release
@@ -241,12 +242,12 @@ class World:
     ) -> Pushed:
         path = self.home / "alignments" / alignment_name
         loaded = Alignment.load(path)
-        with self.provenance.run("push", {}) as run:
+        with self.provenance.runs.start("push", {}) as run:
             releases = push(
                 embedding_set,
                 loaded,
-                set_id=self.provenance.record_set(embedding_set),
-                alignment_id=self.provenance.record_alignment(alignment_name, path, loaded),
+                set_id=self.provenance.artifacts.record_set(embedding_set),
+                alignment_id=self.provenance.artifacts.record_alignment(alignment_name, path, loaded),
                 collection=collection,
                 metrics=[parse(metric) for metric in metrics],
                 store=self.store,
@@ -259,17 +260,17 @@ class World:
     def ledger(self) -> dict[tuple[str, str, int], tuple[int, str]]:
         """Every line: `{(physical collection, shard, start): (points, digest)}`."""
         query = select(ReleaseRow.physical_name, BatchRow.shard, BatchRow.start, BatchRow.points, BatchRow.digest)
-        with self.provenance.session() as session:
+        with self.provenance.database.session() as session:
             lines = session.execute(query.join(BatchRow, BatchRow.release_id == ReleaseRow.id)).all()
         return {(name, shard, start): (points, digest) for name, shard, start, points, digest in lines}
 
     def states(self) -> dict[str, tuple[str, int]]:
         """`{physical collection: (state, points)}`."""
-        return {row.physical_name: (row.state, row.points) for row in self.provenance.releases()}
+        return {row.physical_name: (row.state, row.points) for row in self.provenance.releases.find()}
 
     def reasons(self, run: int) -> list[tuple[str | None, str | None, str]]:
         """Modality, key and reason of what `run` refused, sorted."""
-        return sorted((r.modality, r.key, r.reason) for r in self.provenance.rejects(run))
+        return sorted((r.modality, r.key, r.reason) for r in self.provenance.runs.rejects(run))
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that pushes leave behind, but for the numbers of runs and the times."""
@@ -407,7 +408,7 @@ class Losing(EdgeStore):
 class Calls:
     """Counts the calls of a method of a store or a database and, where told to, lets one of them fail."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, store: Store | Provenance, method: str):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, store: Store | Releases, method: str):
         self.arguments: list[tuple[Any, ...]] = []
         self.failing: int | None = None
         self.error: BaseException | None = None

@@ -600,10 +600,10 @@ class TestRecord:
         (release,) = world.push(world.set("s", *several(N))).releases
         world.store.delete(release.name, [point_id("image", str(n)) for n in range(missing)])
         required = [Requirement.parse("recall@1>=0.01"), Requirement.parse("median_rank<=2000")]
-        with world.provenance.run("audit", {}) as run:
+        with world.provenance.runs.start("audit", {}) as run:
             found = audit(release, world.store, the_set(world), requirements=required, queries="all", gallery="all")
-            number = record(found, world.provenance, run, world.provenance.record_set(the_set(world)))
-        with world.provenance.session() as session:
+            number = record(found, world.provenance, run, world.provenance.artifacts.record_set(the_set(world)))
+        with world.provenance.database.session() as session:
             row = session.get_one(AuditRow, number)
             stored = session.scalars(select(MeasureRow).where(MeasureRow.audit_id == number)).all()
         assert {(m.direction, m.part, m.name): (m.value, m.low, m.high, m.queries) for m in stored} == {

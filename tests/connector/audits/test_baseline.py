@@ -23,7 +23,7 @@ from connector.audits.plan import DIRECTIONS, AuditPlan
 from connector.audits.recording import record
 from connector.audits.requirements import Requirement, check_known, failures
 from connector.errors import RequirementError
-from connector.provenance.recorder import Provenance
+from connector.provenance.audits import Audits
 from connector.provenance.tables import MeasureRow, ReleaseRow
 from connector.releases.release import open_release
 from tests.support.world import COLLECTION, World, audit, opened_world, pairs
@@ -275,12 +275,12 @@ def recorded(world: World, *, pairs: str = "s", broken: str | None = None, metri
     embedding_set = EmbeddingSet.open(world.home / "sets" / pairs)
     found = audit(release, world.store, embedding_set, ks=(1,), **asked)
     found.broken = broken
-    with world.provenance.run("audit", {}) as run:
-        return record(found, world.provenance, run, world.provenance.record_set(embedding_set))
+    with world.provenance.runs.start("audit", {}) as run:
+        return record(found, world.provenance, run, world.provenance.artifacts.record_set(embedding_set))
 
 
 def row_of(world: World, metric: str = "cosine") -> ReleaseRow:
-    (row,) = world.provenance.releases(collection=COLLECTION, metric=metric)
+    (row,) = world.provenance.releases.find(collection=COLLECTION, metric=metric)
     return row
 
 
@@ -356,7 +356,7 @@ class TestEarlier:
             find_baseline(world.provenance, row, "live", PLAN, "s")
 
     def test_an_audit_of_before_queries_were_kept(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(Provenance, "per_query", lambda self, number: {})
+        monkeypatch.setattr(Audits, "per_query", lambda self, number: {})
         with pytest.raises(RequirementError, match="audit 2 was made by a modalign that kept too little of each query"):
             find_baseline(world.provenance, row_of(world), "last", PLAN, "s")
 
@@ -365,7 +365,7 @@ class TestEarlier:
         old = io.BytesIO()
         pq.write_table(pa.table({"key": ["1"], "group": ["1"], "\0recall@1": [1.0]}), old)
         kept = dict.fromkeys(DIRECTIONS, old.getvalue())
-        monkeypatch.setattr(Provenance, "per_query", lambda self, number: kept)
+        monkeypatch.setattr(Audits, "per_query", lambda self, number: kept)
         with pytest.raises(RequirementError, match="audit 2 was made by a modalign that kept too little of each query"):
             find_baseline(world.provenance, row_of(world), "last", PLAN, "s")
 

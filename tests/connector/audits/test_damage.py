@@ -89,7 +89,10 @@ def collection_of(home: Path, collection: str = "plain") -> Iterator[tuple[EdgeS
 
 def change_settings(home: Path, collection: str, **settings: Any) -> None:
     """Change what SQL says that a release is searched with."""
-    with Provenance.open(f"sqlite:///{home / 'modalign.db'}", home=home) as provenance, provenance.session() as session:
+    with (
+        Provenance.open(f"sqlite:///{home / 'modalign.db'}", home=home) as provenance,
+        provenance.database.session() as session,
+    ):
         row = session.query(ReleaseRow).filter_by(collection=collection).one()
         row.settings = {**row.settings, **settings}
         session.commit()
@@ -285,7 +288,10 @@ def test_a_set_that_is_being_encoded(home: Path) -> None:
 @pytest.mark.parametrize(("into", "counted"), [("plain", False), ("elsewhere", True)])
 def test_a_push_that_has_not_ended(home: Path, into: str, counted: bool) -> None:
     """Of a host that is gone nobody says that it was killed: it is named, and of other collections it is nothing."""
-    with Provenance.open(f"sqlite:///{home / 'modalign.db'}", home=home) as provenance, provenance.session() as session:
+    with (
+        Provenance.open(f"sqlite:///{home / 'modalign.db'}", home=home) as provenance,
+        provenance.database.session() as session,
+    ):
         session.add(
             RunRow(
                 command="push",

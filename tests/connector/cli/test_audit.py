@@ -55,7 +55,10 @@ def untouched(shared: Path) -> Iterator[Path]:
 
 def audits(home: Path) -> Any:
     """What SQL has of audits: their numbers and verdicts, and how many lines belong to them."""
-    with Provenance.open(f"sqlite:///{home / 'modalign.db'}", home=home) as provenance, provenance.session() as session:
+    with (
+        Provenance.open(f"sqlite:///{home / 'modalign.db'}", home=home) as provenance,
+        provenance.database.session() as session,
+    ):
         rows = [(row.id, row.verdict) for row in session.scalars(select(AuditRow))]
         return rows, *(len(session.scalars(select(table)).all()) for table in (MeasureRow, PerQueryRow))
 
@@ -212,7 +215,7 @@ class TestWhatIsThere:
 
     def test_a_release_that_is_still_building(self, home: Path) -> None:
         database = Provenance.open(f"sqlite:///{home / 'modalign.db'}", home=home)
-        with database as provenance, provenance.session() as session:
+        with database as provenance, provenance.database.session() as session:
             row = session.scalars(select(ReleaseRow)).one()
             row.state, name = "building", row.physical_name
             session.commit()

@@ -446,7 +446,7 @@ class TestReleases:
         assert re.fullmatch(r"[^@]+@.+", person)
         assert f"forced by {person}: release {releases(home)['b']} was never audited" in ended.err
         with Provenance.open(f"sqlite:///{home / 'modalign.db'}") as provenance:
-            (promotion,) = provenance.promotions()
+            (promotion,) = provenance.releases.promotions()
         assert (promotion.forced_by, promotion.reason) == (person, "it burns")
 
     def test_the_live_one_is_not_dropped(self, home: Path) -> None:

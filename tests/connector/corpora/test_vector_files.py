@@ -351,7 +351,7 @@ class TestImport:
         path = parquet(tmp_path / "t.parquet", key=["a", "b", "a"], v=lists(np.eye(3)))
         result = home.import_vectors(path, "s", {"image": "x"})
         assert (result.counts["imported"], result.counts["rejected"]) == (2, 1)
-        assert [row.reason for row in home.provenance.rejects(result.run)] == ["key-duplicate"]
+        assert [row.reason for row in home.provenance.runs.rejects(result.run)] == ["key-duplicate"]
 
     def test_it_is_fitted_pushed_and_searched_with_vectors_alone(self, home: Home, vectors: Path) -> None:
         home.import_vectors(vectors, "s", {"image": "a", "text": "b"})

@@ -118,13 +118,13 @@ def state(settings: Settings) -> dict[str, Any]:
             },
             "counts": {name: home.store.count(name) for name in home.store.collections()},
             "aliases": home.store.aliases(),
-            "releases": [(r.physical_name, r.state, r.updated_at) for r in home.provenance.releases()],
+            "releases": [(r.physical_name, r.state, r.updated_at) for r in home.provenance.releases.find()],
         }
 
 
 def releases_of(settings: Settings) -> list[ReleaseRow]:
     with Home(settings) as home:
-        return home.provenance.releases(state="live")
+        return home.provenance.releases.find(state="live")
 
 
 def test_the_whole_way_and_again(
@@ -172,8 +172,8 @@ def test_the_whole_way_and_again(
     assert document["page"] == str(first.page)
     assert state(settings) == before
     with Home(settings) as home:
-        runs = {(run.command, run.outcome) for run in home.provenance.runs(100)}
-        pushes = [run.counts for run in home.provenance.runs(100) if run.command == "push"]
+        runs = {(run.command, run.outcome) for run in home.provenance.runs.newest(100)}
+        pushes = [run.counts for run in home.provenance.runs.newest(100) if run.command == "push"]
     assert {outcome for _, outcome in runs} == {"done"}
     assert pushes == [{"unchanged": 2 * N * len(SERVED)}, {"written": 2 * N * len(SERVED)}]
 

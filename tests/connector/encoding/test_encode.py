@@ -453,15 +453,15 @@ class TestRefused:
         manifest = write_manifest(tmp_path / "corpus.jsonl", pairs[:2], bad)
         encoders: Encoders = {"image": FakeImageEncoder()}
         with (
-            provenance.run("encode", {}) as run,
+            provenance.runs.start("encode", {}) as run,
             SetWriter(tmp_path / "s", corpus="c", encoders={"image": encoders["image"].card}) as writer,
         ):
             encode(open_corpus(manifest), writer, encoders, run)
-        [row] = provenance.rejects(run.id)
+        [row] = provenance.runs.rejects(run.id)
         assert (row.source, row.position, row.key, row.modality) == (str(manifest), 3, "bad", "image")
         assert (row.stage, row.reason) == ("read", "image-missing")
         assert str(tmp_path / "missing.png") in row.detail
-        assert provenance.runs(1)[0].counts["rejected"] == 1
+        assert provenance.runs.newest(1)[0].counts["rejected"] == 1
 
 
 class TestEmpty:

@@ -18,16 +18,16 @@ WHAT = {"corpus": "c", "collection": "things"}
 
 def opened(provenance: Provenance, parts: int = 3, *, host: str | None = None) -> Claims:
     """Claims of a run that goes on, on this host or on another one."""
-    with provenance.run("ingest", {}) as run:
+    with provenance.runs.start("ingest", {}) as run:
         pass
     values = {"outcome": "running"} | ({"host": host} if host else {})
-    with provenance.session() as session:
+    with provenance.database.session() as session:
         session.execute(update(RunRow).where(RunRow.id == run.id).values(**values))
     return Claims.of(provenance, WHAT, parts, Run(run.id))
 
 
 def end(provenance: Provenance, claims: Claims, outcome: str = "failed") -> None:
-    with provenance.session() as session:
+    with provenance.database.session() as session:
         session.execute(update(RunRow).where(RunRow.id == claims.run.id).values(outcome=outcome))
 
 
@@ -57,7 +57,7 @@ def test_the_end_is_claimed_when_all_parts_are_done(provenance: Provenance) -> N
     assert [do(first), do(first), do(first)] == [0, 1, 2]
     assert first.take() == 3
     assert second.take() is None
-    assert provenance.ingests_in_parts() == [{"steps": 5, "done": 3, "claimed": 1, "open": 1}]
+    assert provenance.runs.ingests_in_parts() == [{"steps": 5, "done": 3, "claimed": 1, "open": 1}]
 
 
 def test_what_a_run_held_when_it_ended_is_free(provenance: Provenance) -> None:
@@ -70,10 +70,10 @@ def test_what_a_run_held_when_it_ended_is_free(provenance: Provenance) -> None:
 def test_what_a_process_of_this_host_held_when_it_was_killed_is_free(provenance: Provenance) -> None:
     first, second = opened(provenance), opened(provenance)
     assert first.take() == 0
-    with provenance.session() as session:
+    with provenance.database.session() as session:
         session.execute(update(RunRow).where(RunRow.id == first.run.id).values(pid=2**22 + 1))
     assert second.take() == 0
-    with provenance.session() as session:
+    with provenance.database.session() as session:
         assert session.get_one(RunRow, first.run.id).outcome == "killed"
 
 
@@ -84,7 +84,7 @@ def test_what_nothing_was_heard_of_is_free_and_whoever_had_it_is_told(
     assert first.take() == 0
     assert second.take() is None
     long_ago = now() - timedelta(seconds=claiming.LEASE + 60)
-    with provenance.session() as session:
+    with provenance.database.session() as session:
         session.execute(update(ClaimRow).values(heard_at=long_ago))
     assert second.take() == 0
     monkeypatch.setattr(claiming, "LEASE", 0.04)
@@ -102,13 +102,13 @@ def test_what_nothing_was_heard_of_is_free_and_whoever_had_it_is_told(
 def test_a_process_is_heard_of_while_it_works(provenance: Provenance, monkeypatch: pytest.MonkeyPatch) -> None:
     claims = opened(provenance)
     assert claims.take() == 0
-    with provenance.session() as session:
+    with provenance.database.session() as session:
         session.execute(update(ClaimRow).values(heard_at=now() - timedelta(days=1)))
     monkeypatch.setattr(claiming, "LEASE", 0.04)
     with claims.holding(0) as held:
         for _ in range(1000):
             held._over.wait(0.01)
-            with provenance.session() as session:
+            with provenance.database.session() as session:
                 heard = session.scalars(select(ClaimRow.heard_at).where(ClaimRow.step == 0)).one()
             if heard is not None and heard > now() - timedelta(minutes=1):
                 break

@@ -28,9 +28,9 @@ from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
 from connector.audits.strata import stratum
 from connector.errors import NotMigratedError, ProvenanceError
-from connector.provenance.database import alembic_config, downgrade, upgrade
+from connector.provenance.database import Database, alembic_config, downgrade, upgrade
 from connector.provenance.recorder import Provenance
-from connector.provenance.runs import LONGEST_DETAIL, REJECTS_A_COMMIT
+from connector.provenance.runs import MAX_DETAIL_CHARACTERS, REJECTS_A_COMMIT
 from connector.provenance.tables import (
     AlignmentRow,
     AuditRow,
@@ -79,7 +79,7 @@ def alignment(seed: int = 0, **changes: Any) -> Alignment:
 
 
 def release(provenance: Provenance, physical_name: str = "c.cosine.1", **changes: Any) -> ReleaseRow:
-    alignment_id = provenance.record_alignment("a", Path("alignments/a"), alignment())
+    alignment_id = provenance.artifacts.record_alignment("a", Path("alignments/a"), alignment())
     values: dict[str, Any] = {
         "store_url": "edge:qdrant",
         "collection": "c",
@@ -94,63 +94,63 @@ def release(provenance: Provenance, physical_name: str = "c.cosine.1", **changes
         "points": 0,
         "created_at": datetime(2024, 5, 1, tzinfo=UTC),
     }
-    return provenance.save(ReleaseRow(**{**values, **changes}))
+    return provenance.releases.save(ReleaseRow(**{**values, **changes}))
 
 
 def count(provenance: Provenance, table: type[Base]) -> int:
-    with provenance.session() as session:
+    with provenance.database.session() as session:
         return len(session.scalars(select(table)).all())
 
 
 def tables(provenance: Provenance) -> set[str]:
-    return set(inspect(provenance._engine).get_table_names())
+    return set(inspect(provenance.database.engine).get_table_names())
 
 
 class TestMigrations:
     def test_models_equal_migrations(self, database_url: str) -> None:
         upgrade(database_url)
         command.check(alembic_config(database_url))
-        with Provenance(database_url) as provenance, provenance._engine.connect() as connection:
+        with Provenance(Database(database_url)) as provenance, provenance.database.engine.connect() as connection:
             context = MigrationContext.configure(connection, opts={"compare_type": True})
             assert compare_metadata(context, Base.metadata) == []
 
     def test_a_model_that_no_migration_knows_would_be_noticed(self, database_url: str) -> None:
         upgrade(database_url)
-        with Provenance(database_url) as provenance:
-            with provenance.session() as session:
+        with Provenance(Database(database_url)) as provenance:
+            with provenance.database.session() as session:
                 session.execute(text("ALTER TABLE measure DROP COLUMN queries"))
-            with provenance._engine.connect() as connection:
+            with provenance.database.engine.connect() as connection:
                 found = compare_metadata(MigrationContext.configure(connection), Base.metadata)
         assert [(what, table) for what, _, table, *_ in found] == [("add_column", "measure")]
 
     def test_upgrading_twice_changes_nothing(self, database_url: str) -> None:
         upgrade(database_url)
-        with Provenance.open(database_url) as provenance, provenance.run("encode", {}):
+        with Provenance.open(database_url) as provenance, provenance.runs.start("encode", {}):
             pass
         upgrade(database_url)
         with Provenance.open(database_url) as provenance:
-            assert [run.command for run in provenance.runs(10)] == ["encode"]
+            assert [run.command for run in provenance.runs.newest(10)] == ["encode"]
 
     def test_down_to_nothing_and_up_again(self, database_url: str) -> None:
         upgrade(database_url)
-        with Provenance(database_url) as provenance:
+        with Provenance(Database(database_url)) as provenance:
             assert tables(provenance) == {*Base.metadata.tables, "alembic_version"}
         downgrade(database_url, "base")
-        with Provenance(database_url) as provenance:
+        with Provenance(Database(database_url)) as provenance:
             assert tables(provenance) == {"alembic_version"}
         with pytest.raises(NotMigratedError):
             Provenance.open(database_url)
         upgrade(database_url)
         with Provenance.open(database_url) as provenance:
-            assert provenance.runs(10) == []
+            assert provenance.runs.newest(10) == []
 
     def test_audits_survive_the_migration_that_gave_them_parts(self, database_url: str, tmp_path: Path) -> None:
         upgrade(database_url)
         whole = {"direction": "t", "name": "recall@5", "value": 1 / 3, "low": 0.1, "high": 0.9, "queries": 77}
         with Provenance.open(database_url) as provenance:
-            released, set_id = release(provenance), provenance.record_set(embedding_set(tmp_path / "s"))
-            with provenance.run("audit", {}) as run:
-                audit_id = provenance.record_audit(
+            released, set_id = release(provenance), provenance.artifacts.record_set(embedding_set(tmp_path / "s"))
+            with provenance.runs.start("audit", {}) as run:
+                audit_id = provenance.audits.record(
                     run_id=run.id,
                     release_id=released.id,
                     set_id=set_id,
@@ -161,28 +161,28 @@ class TestMigrations:
                 )
         downgrade(database_url, "0003")
         lines = "SELECT audit_id, direction, name, value, low, high, queries FROM measure"
-        with Provenance(database_url) as provenance:
+        with Provenance(Database(database_url)) as provenance:
             assert "per_query" not in tables(provenance)
-            with provenance.session() as session:
+            with provenance.database.session() as session:
                 assert [tuple(row) for row in session.execute(text(lines))] == [(audit_id, *whole.values())]
                 double = (
                     "INSERT INTO measure (audit_id, direction, name, value, queries) VALUES (:id, 't', :name, 1, 7)"
                 )
                 session.execute(text(double), {"id": audit_id, "name": "mrr"})  # as an older modalign writes it
                 session.commit()
-            with pytest.raises(ProvenanceError, match=r"(?i)unique"), provenance.session() as session:
+            with pytest.raises(ProvenanceError, match=r"(?i)unique"), provenance.database.session() as session:
                 session.execute(text(double), {"id": audit_id, "name": "mrr"})
         upgrade(database_url)
         with Provenance.open(database_url) as provenance:
-            audit = provenance.audit(audit_id)
+            audit = provenance.audits.get(audit_id)
             assert (audit.verdict, audit.settings, audit.release_id) == ("passed", {"k": [5]}, released.id)
-            kept = provenance.measures([audit_id])[audit_id]
+            kept = provenance.audits.measures([audit_id])[audit_id]
             assert sorted((m.part, m.name, m.value, m.low, m.high, m.queries) for m in kept) == [
                 ("", "mrr", 1.0, None, None, 7),
                 ("", "recall@5", 1 / 3, 0.1, 0.9, 77),
             ]
-            assert provenance.per_query(audit_id) == {}
-            with provenance.session() as session:  # of several parts again
+            assert provenance.audits.per_query(audit_id) == {}
+            with provenance.database.session() as session:  # of several parts again
                 session.add(MeasureRow(audit_id=audit_id, part="index", **whole))
                 session.commit()
 
@@ -196,21 +196,21 @@ class TestMigrations:
         assert list(tmp_path.iterdir()) == []
 
     def test_a_database_of_another_version(self, provenance: Provenance) -> None:
-        with provenance.session() as session:
+        with provenance.database.session() as session:
             session.execute(text("UPDATE alembic_version SET version_num = 'ffff'"))
         with pytest.raises(NotMigratedError, match=r"migration \d{4}, found ffff; run `modalign db upgrade`"):
-            Provenance.open(provenance.url)
+            Provenance.open(provenance.database.url)
 
     def test_a_database_of_an_unknown_version_is_not_upgraded(self, provenance: Provenance) -> None:
-        with provenance.run("encode", {}):
+        with provenance.runs.start("encode", {}):
             pass
-        with provenance.session() as session:
+        with provenance.database.session() as session:
             session.execute(text("UPDATE alembic_version SET version_num = 'ffff'"))
         with pytest.raises(ProvenanceError, match=r"'ffff'; it was made by a newer modalign, or is not modalign's"):
-            upgrade(provenance.url)
-        with provenance.session() as session:
+            upgrade(provenance.database.url)
+        with provenance.database.session() as session:
             assert session.scalars(text("SELECT version_num FROM alembic_version")).all() == ["ffff"]
-        assert [run.command for run in provenance.runs(10)] == ["encode"]
+        assert [run.command for run in provenance.runs.newest(10)] == ["encode"]
 
 
 class TestUnreachable:
@@ -258,7 +258,7 @@ class TestUnreachable:
 
 
 def encode_until_killed(url: str, started: Connection) -> None:
-    with Provenance.open(url) as provenance, provenance.run("encode", {"set": "s"}):
+    with Provenance.open(url) as provenance, provenance.runs.start("encode", {"set": "s"}):
         started.send(os.getpid())
         signal.pause()
 
@@ -266,11 +266,11 @@ def encode_until_killed(url: str, started: Connection) -> None:
 class TestRuns:
     def test_done(self, provenance: Provenance) -> None:
         before = datetime.now(UTC)
-        with provenance.run("push", {"collection": "c", "k": 3, "path": Path("a/b"), "none": None}) as run:
+        with provenance.runs.start("push", {"collection": "c", "k": 3, "path": Path("a/b"), "none": None}) as run:
             run.counts["written"] += 7
-            [running] = provenance.runs(1)
+            [running] = provenance.runs.newest(1)
             assert (running.outcome, running.finished_at, running.counts) == ("running", None, {})
-        [row] = provenance.runs(10)
+        [row] = provenance.runs.newest(10)
         assert (row.id, row.command, row.outcome, row.error) == (run.id, "push", "done", None)
         assert row.parameters == {"collection": "c", "k": 3, "path": "a/b", "none": None}
         assert row.counts == {"written": 7}
@@ -291,39 +291,39 @@ class TestRuns:
         self, provenance: Provenance, error: BaseException, outcome: str
     ) -> None:
         def work() -> None:
-            with provenance.run("encode", {}) as run:
+            with provenance.runs.start("encode", {}) as run:
                 run.counts["encoded"] += 2
                 run.reject(Reject("a", 1, "read", Reason.KEY_MISSING, "d"))
                 raise error
 
         with pytest.raises(type(error)):
             work()
-        [row] = provenance.runs(10)
+        [row] = provenance.runs.newest(10)
         assert (row.outcome, row.error) == (outcome, f"{type(error).__name__}: {error}")
         assert row.counts == {"encoded": 2, "rejected": 1}
         assert row.finished_at is not None
-        assert len(provenance.rejects(row.id)) == 1
+        assert len(provenance.runs.rejects(row.id)) == 1
 
     def test_an_error_holds_no_password_and_is_cut(self, provenance: Provenance) -> None:
         def work() -> None:
-            with provenance.run("push", {}):
+            with provenance.runs.start("push", {}):
                 raise OSError("cannot reach http://me:s3cret@db:6333/ " + "x" * 5000)
 
         with pytest.raises(OSError, match="s3cret"):
             work()
-        [row] = provenance.runs(1)
+        [row] = provenance.runs.newest(1)
         assert row.error is not None
         assert row.error.startswith("OSError: cannot reach http://***@db:6333/ xxx")
-        assert len(row.error) == LONGEST_DETAIL
+        assert len(row.error) == MAX_DETAIL_CHARACTERS
 
     def test_an_error_that_no_database_takes_does_not_hide_itself(self, provenance: Provenance) -> None:
         def work() -> None:
-            with provenance.run("encode", {"path": ODD}):
+            with provenance.runs.start("encode", {"path": ODD}):
                 raise OSError(f"cannot read {ODD}")
 
         with pytest.raises(OSError, match="cannot read caf"):
             work()
-        [row] = provenance.runs(1)
+        [row] = provenance.runs.newest(1)
         assert (row.outcome, row.error) == ("failed", f"OSError: cannot read {ESCAPED}")
         assert row.parameters == {"path": ODD}
 
@@ -331,89 +331,92 @@ class TestRuns:
         self, provenance: Provenance, processes: ForkServerContext
     ) -> None:
         ours, theirs = processes.Pipe()
-        child = processes.Process(target=encode_until_killed, args=(provenance.url, theirs), daemon=True)
+        child = processes.Process(target=encode_until_killed, args=(provenance.database.url, theirs), daemon=True)
         child.start()
         assert ours.poll(60)
         pid = ours.recv()
-        with provenance.run("push", {}):
+        with provenance.runs.start("push", {}):
             pass
         # While it lives it is running, whoever starts.
-        assert {run.pid: run.outcome for run in provenance.runs(10)} == {pid: "running", os.getpid(): "done"}
+        assert {run.pid: run.outcome for run in provenance.runs.newest(10)} == {
+            pid: "running",
+            os.getpid(): "done",
+        }
         child.kill()
         child.join(60)
         assert child.exitcode == -signal.SIGKILL
-        with provenance.run("push", {}):
+        with provenance.runs.start("push", {}):
             pass
-        killed = provenance.runs(10)[-1]
+        killed = provenance.runs.newest(10)[-1]
         assert (killed.pid, killed.outcome, killed.error, killed.counts) == (pid, "killed", None, {})
         assert killed.finished_at is not None
-        assert [run.outcome for run in provenance.runs(10)] == ["done", "done", "killed"]
+        assert [run.outcome for run in provenance.runs.newest(10)] == ["done", "done", "killed"]
 
     def test_one_of_an_earlier_process_of_the_same_number_was_killed(self, provenance: Provenance) -> None:
         """In a container every process may be number 1."""
-        with provenance.run("encode", {}) as run:
+        with provenance.runs.start("encode", {}) as run:
             pass
-        with provenance.session() as session:
+        with provenance.database.session() as session:
             row = session.get_one(RunRow, run.id)
             row.outcome, row.started_at = "running", row.started_at - timedelta(days=1)
-        with provenance.run("encode", {}):
+        with provenance.runs.start("encode", {}):
             pass
-        assert [row.outcome for row in provenance.runs(10)] == ["done", "killed"]
+        assert [row.outcome for row in provenance.runs.newest(10)] == ["done", "killed"]
 
     def test_one_on_another_host_is_left_alone(self, provenance: Provenance) -> None:
-        with provenance.run("encode", {}) as run:
+        with provenance.runs.start("encode", {}) as run:
             pass
-        with provenance.session() as session:
+        with provenance.database.session() as session:
             row = session.get_one(RunRow, run.id)
             row.outcome, row.host, row.pid = "running", "elsewhere", 2**22 + 1
-        with provenance.run("encode", {}):
+        with provenance.runs.start("encode", {}):
             pass
-        assert [row.outcome for row in provenance.runs(10)] == ["done", "running"]
+        assert [row.outcome for row in provenance.runs.newest(10)] == ["done", "running"]
 
     def test_two_at_once_in_one_process(self, provenance: Provenance) -> None:
-        with provenance.run("audit", {}), provenance.run("push", {}):
-            assert [row.outcome for row in provenance.runs(10)] == ["running", "running"]
-        assert [row.outcome for row in provenance.runs(10)] == ["done", "done"]
+        with provenance.runs.start("audit", {}), provenance.runs.start("push", {}):
+            assert [row.outcome for row in provenance.runs.newest(10)] == ["running", "running"]
+        assert [row.outcome for row in provenance.runs.newest(10)] == ["done", "done"]
 
     def test_the_newest_come_first(self, provenance: Provenance) -> None:
         for name in ("a", "b", "c"):
-            with provenance.run(name, {}):
+            with provenance.runs.start(name, {}):
                 pass
-        assert [run.command for run in provenance.runs(2)] == ["c", "b"]
+        assert [run.command for run in provenance.runs.newest(2)] == ["c", "b"]
 
 
 class TestRejects:
     def test_they_come_back_in_their_order(self, provenance: Provenance) -> None:
         n = REJECTS_A_COMMIT + 10
-        with provenance.run("encode", {}) as run:
+        with provenance.runs.start("encode", {}) as run:
             for i in range(n):
                 run.reject(Reject("m.jsonl", i, "decode", Reason.IMAGE_BROKEN, f"number {i}", f"k{i}", "image"))
             assert count(provenance, RejectRow) == REJECTS_A_COMMIT
-        rows = provenance.rejects(run.id)
+        rows = provenance.runs.rejects(run.id)
         assert [(row.position, row.key, row.detail) for row in rows] == [(i, f"k{i}", f"number {i}") for i in range(n)]
         assert {(r.source, r.stage, r.reason, r.modality) for r in rows} == {
             ("m.jsonl", "decode", Reason.IMAGE_BROKEN, "image")
         }
         with pytest.raises(ProvenanceError, match=r"there is no run 99; `modalign status` lists the runs"):
-            provenance.rejects(99)
-        assert provenance.runs(1)[0].counts == {"rejected": n}
+            provenance.runs.rejects(99)
+        assert provenance.runs.newest(1)[0].counts == {"rejected": n}
 
     def test_they_survive_names_that_no_database_takes(self, provenance: Provenance) -> None:
-        with provenance.run("encode", {}) as run:
+        with provenance.runs.start("encode", {}) as run:
             run.reject(Reject(ODD, 1, "read", Reason.IMAGE_MISSING, f"nothing at {ODD}", ODD, "image"))
             run.reject(Reject("ü", 2, "read", Reason.ROW_UNREADABLE, "d" * 9999))
-        odd, plain = provenance.rejects(run.id)
+        odd, plain = provenance.runs.rejects(run.id)
         assert (odd.source, odd.key, odd.detail) == (ESCAPED, ESCAPED, f"nothing at {ESCAPED}")
         assert (plain.source, plain.key, plain.modality) == ("ü", None, None)
-        assert plain.detail == "d" * LONGEST_DETAIL
+        assert plain.detail == "d" * MAX_DETAIL_CHARACTERS
 
     def test_the_last_run_that_has_some(self, provenance: Provenance) -> None:
-        assert provenance.last_run_with_rejects() is None
-        with provenance.run("encode", {}) as first:
+        assert provenance.runs.last_with_rejects() is None
+        with provenance.runs.start("encode", {}) as first:
             first.reject(Reject("a", 1, "read", Reason.KEY_MISSING, "d"))
-        with provenance.run("encode", {}):
+        with provenance.runs.start("encode", {}):
             pass
-        assert provenance.last_run_with_rejects() == first.id
+        assert provenance.runs.last_with_rejects() == first.id
 
 
 class TestLedger:
@@ -421,56 +424,56 @@ class TestLedger:
     def places(self, provenance: Provenance, tmp_path: Path) -> tuple[int, int, int, int]:
         """Two releases, a set and a run."""
         first, second = release(provenance), release(provenance, "c.cosine.2")
-        set_id = provenance.record_set(embedding_set(tmp_path / "s"))
-        with provenance.run("push", {}) as run:
+        set_id = provenance.artifacts.record_set(embedding_set(tmp_path / "s"))
+        with provenance.runs.start("push", {}) as run:
             pass
         return first.id, second.id, set_id, run.id
 
     def test_what_is_written_is_read(self, provenance: Provenance, places: tuple[int, int, int, int]) -> None:
         first, second, set_id, run = places
         batches = {("image-0", 0): ("d0", 256), ("image-0", 256): ("d1", 10), ("text-0", 0): ("d2", 7)}
-        provenance.write_ledger(first, set_id, run, batches)
-        assert provenance.ledger(first, set_id) == batches
-        assert provenance.ledger(second, set_id) == {}
-        assert provenance.ledger_points(first) == 273
-        assert provenance.ledger_points(second) == 0
-        provenance.write_ledger(first, set_id, run, {})
-        assert provenance.ledger(first, set_id) == batches
+        provenance.ledger.write(first, set_id, run, batches)
+        assert provenance.ledger.entries(first, set_id) == batches
+        assert provenance.ledger.entries(second, set_id) == {}
+        assert provenance.ledger.points(first) == 273
+        assert provenance.ledger.points(second) == 0
+        provenance.ledger.write(first, set_id, run, {})
+        assert provenance.ledger.entries(first, set_id) == batches
 
     def test_a_batch_replaces_what_stood_at_its_place(
         self, provenance: Provenance, places: tuple[int, int, int, int]
     ) -> None:
         first, second, set_id, run = places
         for written in (first, second):
-            provenance.write_ledger(written, set_id, run, {("a", 0): ("old", 5), ("a", 5): ("keep", 1)})
-        provenance.write_ledger(first, set_id, run, {("a", 0): ("new", 4), ("b", 0): ("more", 2)})
-        assert provenance.ledger(first, set_id) == {
+            provenance.ledger.write(written, set_id, run, {("a", 0): ("old", 5), ("a", 5): ("keep", 1)})
+        provenance.ledger.write(first, set_id, run, {("a", 0): ("new", 4), ("b", 0): ("more", 2)})
+        assert provenance.ledger.entries(first, set_id) == {
             ("a", 0): ("new", 4),
             ("a", 5): ("keep", 1),
             ("b", 0): ("more", 2),
         }
-        assert provenance.ledger_points(first) == 7
-        assert provenance.ledger(second, set_id) == {("a", 0): ("old", 5), ("a", 5): ("keep", 1)}
+        assert provenance.ledger.points(first) == 7
+        assert provenance.ledger.entries(second, set_id) == {("a", 0): ("old", 5), ("a", 5): ("keep", 1)}
 
     def test_batches_are_forgotten_one_by_one_or_all(
         self, provenance: Provenance, places: tuple[int, int, int, int], tmp_path: Path
     ) -> None:
         first, second, set_id, run = places
-        other_set = provenance.record_set(embedding_set(tmp_path / "other"))
+        other_set = provenance.artifacts.record_set(embedding_set(tmp_path / "other"))
         for written in (first, second):
-            provenance.write_ledger(written, set_id, run, {("a", 0): ("x", 5), ("a", 5): ("y", 1)})
-        provenance.write_ledger(first, other_set, run, {("a", 0): ("z", 100)})
-        provenance.forget_batches(first, set_id, [("a", 0), ("missing", 0)])
-        assert provenance.ledger(first, set_id) == {("a", 5): ("y", 1)}
-        assert provenance.ledger_points(first) == 101
-        provenance.forget_ledger(first)
-        assert provenance.ledger(first, set_id) == provenance.ledger(first, other_set) == {}
-        assert provenance.ledger_points(second) == 6
+            provenance.ledger.write(written, set_id, run, {("a", 0): ("x", 5), ("a", 5): ("y", 1)})
+        provenance.ledger.write(first, other_set, run, {("a", 0): ("z", 100)})
+        provenance.ledger.remove(first, set_id, [("a", 0), ("missing", 0)])
+        assert provenance.ledger.entries(first, set_id) == {("a", 5): ("y", 1)}
+        assert provenance.ledger.points(first) == 101
+        provenance.ledger.clear(first)
+        assert provenance.ledger.entries(first, set_id) == provenance.ledger.entries(first, other_set) == {}
+        assert provenance.ledger.points(second) == 6
 
     def test_each_line_names_its_run(self, provenance: Provenance, places: tuple[int, int, int, int]) -> None:
         first, _, set_id, run = places
-        provenance.write_ledger(first, set_id, run, {("a", 0): ("x", 5)})
-        with provenance.session() as session:
+        provenance.ledger.write(first, set_id, run, {("a", 0): ("x", 5)})
+        with provenance.database.session() as session:
             row = session.scalars(select(BatchRow)).one()
         assert row.run_id == run
         assert datetime.now(UTC) - row.written_at < timedelta(minutes=1)
@@ -478,14 +481,14 @@ class TestLedger:
 
 class TestArtifacts:
     def test_a_set_is_recorded_once_and_updated(self, provenance: Provenance, tmp_path: Path) -> None:
-        first = provenance.record_set(embedding_set(tmp_path / "s"))
+        first = provenance.artifacts.record_set(embedding_set(tmp_path / "s"))
         only_text: dict[Modality, EncoderCard] = {"text": TEXT}
         changed = embedding_set(
             tmp_path / "s", fingerprint="2" * 64, corpus="new", encoders=only_text, counts={"text": 11}
         )
-        assert provenance.record_set(changed) == first
-        assert provenance.record_set(embedding_set(tmp_path / "t")) != first
-        with provenance.session() as session:
+        assert provenance.artifacts.record_set(changed) == first
+        assert provenance.artifacts.record_set(embedding_set(tmp_path / "t")) != first
+        with provenance.database.session() as session:
             row = session.get_one(EmbeddingSetRow, first)
             texts = session.scalars(select(EncoderRow.id).where(EncoderRow.modality == "text")).one()
         assert (row.name, row.path, row.corpus, row.fingerprint) == ("s", str(tmp_path / "s"), "new", "2" * 64)
@@ -494,17 +497,17 @@ class TestArtifacts:
 
     def test_a_set_of_a_corpus_that_no_database_can_name(self, provenance: Provenance, tmp_path: Path) -> None:
         odd = embedding_set(tmp_path / ODD, corpus=f"/data/{ODD}")
-        first = provenance.record_set(replace(odd, card=replace(odd.card, name="s")))
-        assert provenance.record_set(replace(odd, card=replace(odd.card, name="s"))) == first
-        with provenance.session() as session:
+        first = provenance.artifacts.record_set(replace(odd, card=replace(odd.card, name="s")))
+        assert provenance.artifacts.record_set(replace(odd, card=replace(odd.card, name="s"))) == first
+        with provenance.database.session() as session:
             row = session.get_one(EmbeddingSetRow, first)
         assert (row.corpus, row.path) == (f"/data/{ESCAPED}", str(tmp_path / ESCAPED))
 
     def test_an_encoder_is_recorded_once(self, provenance: Provenance, tmp_path: Path) -> None:
-        provenance.record_set(embedding_set(tmp_path / "s"))
-        provenance.record_set(embedding_set(tmp_path / "t"))
-        provenance.record_alignment("a", tmp_path / "a", alignment())
-        with provenance.session() as session:
+        provenance.artifacts.record_set(embedding_set(tmp_path / "s"))
+        provenance.artifacts.record_set(embedding_set(tmp_path / "t"))
+        provenance.artifacts.record_alignment("a", tmp_path / "a", alignment())
+        with provenance.database.session() as session:
             rows = session.scalars(select(EncoderRow).order_by(EncoderRow.modality)).all()
         assert [(row.modality, row.spec, row.fingerprint, row.dim) for row in rows] == [
             ("image", IMAGE.spec, IMAGE.fingerprint, 4),
@@ -513,21 +516,21 @@ class TestArtifacts:
 
     def test_one_model_of_two_modalities_is_two_encoders(self, provenance: Provenance, tmp_path: Path) -> None:
         both: dict[Modality, EncoderCard] = {"image": IMAGE, "text": IMAGE}
-        provenance.record_set(embedding_set(tmp_path / "s", encoders=both))
+        provenance.artifacts.record_set(embedding_set(tmp_path / "s", encoders=both))
         assert count(provenance, EncoderRow) == 2
 
     def test_an_alignment_is_recorded_once_and_updated(self, provenance: Provenance, tmp_path: Path) -> None:
-        first = provenance.record_alignment("a", tmp_path / "a", alignment())
-        created = provenance.alignment(first).created_at
-        assert provenance.record_alignment("b", tmp_path / "b", alignment(method="cca")) == first
-        assert provenance.record_alignment("c", tmp_path / "c", alignment(seed=1)) != first
-        row = provenance.alignment(first)
+        first = provenance.artifacts.record_alignment("a", tmp_path / "a", alignment())
+        created = provenance.artifacts.alignment(first).created_at
+        assert provenance.artifacts.record_alignment("b", tmp_path / "b", alignment(method="cca")) == first
+        assert provenance.artifacts.record_alignment("c", tmp_path / "c", alignment(seed=1)) != first
+        row = provenance.artifacts.alignment(first)
         assert (row.name, row.path, row.method, row.dim) == ("b", str(tmp_path / "b"), "cca", 2)
         assert (row.fingerprint, row.created_at) == (alignment().fingerprint, created)
         assert row.image_encoder_id != row.text_encoder_id
 
     def test_the_card_of_an_alignment_comes_back(self, provenance: Provenance, tmp_path: Path) -> None:
-        row = provenance.alignment(provenance.record_alignment("a", tmp_path / "a", alignment()))
+        row = provenance.artifacts.alignment(provenance.artifacts.record_alignment("a", tmp_path / "a", alignment()))
         assert row.card["encoders"]["text"] == {"spec": TEXT.spec, "fingerprint": TEXT.fingerprint, "dim": 3}
         assert row.card["hold_out"] == {"fraction": 0.25, "seed": 3}
         assert row.card["held_out_recall"] == {"cosine": {"text->image": {"1": 0.5}}}
@@ -535,22 +538,22 @@ class TestArtifacts:
 
     def test_an_unknown_alignment(self, provenance: Provenance) -> None:
         with pytest.raises(ProvenanceError):
-            provenance.alignment(12345)
+            provenance.artifacts.alignment(12345)
 
     def test_a_home_can_be_moved(self, database_url: str, tmp_path: Path) -> None:
         upgrade(database_url)
         with Provenance.open(database_url, home=tmp_path / "old") as provenance:
-            first = provenance.record_set(embedding_set(tmp_path / "old" / "sets" / "s"))
-            outside = provenance.record_set(embedding_set(tmp_path / "elsewhere"))
+            first = provenance.artifacts.record_set(embedding_set(tmp_path / "old" / "sets" / "s"))
+            outside = provenance.artifacts.record_set(embedding_set(tmp_path / "elsewhere"))
         with Provenance.open(database_url, home=tmp_path / "new") as provenance:
-            assert provenance.record_set(embedding_set(tmp_path / "new" / "sets" / "s")) == first
-            with provenance.session() as session:
+            assert provenance.artifacts.record_set(embedding_set(tmp_path / "new" / "sets" / "s")) == first
+            with provenance.database.session() as session:
                 paths = {i: session.get_one(EmbeddingSetRow, i).path for i in (first, outside)}
             assert paths == {first: "sets/s", outside: str(tmp_path / "elsewhere")}
-            assert provenance.located(paths[first]) == tmp_path / "new" / "sets" / "s"
-            assert provenance.located(paths[outside]) == tmp_path / "elsewhere"
-            assert provenance.stored(f"edge:{tmp_path / 'new' / 'qdrant'}") == "edge:qdrant"
-            assert provenance.stored("http://host:6333") == "http://host:6333"
+            assert provenance.database.located(paths[first]) == tmp_path / "new" / "sets" / "s"
+            assert provenance.database.located(paths[outside]) == tmp_path / "elsewhere"
+            assert provenance.database.stored(f"edge:{tmp_path / 'new' / 'qdrant'}") == "edge:qdrant"
+            assert provenance.database.stored("http://host:6333") == "http://host:6333"
 
 
 class TestReleases:
@@ -558,10 +561,10 @@ class TestReleases:
         first = release(provenance)
         second = release(provenance, "c.dot.1", metric="dot", state="live")
         assert first.id < second.id
-        assert [row.physical_name for row in provenance.releases()] == ["c.cosine.1", "c.dot.1"]
-        assert [row.id for row in provenance.releases(state="live", collection="c")] == [second.id]
-        assert provenance.releases(collection="other") == []
-        [row] = provenance.releases(metric="cosine")
+        assert [row.physical_name for row in provenance.releases.find()] == ["c.cosine.1", "c.dot.1"]
+        assert [row.id for row in provenance.releases.find(state="live", collection="c")] == [second.id]
+        assert provenance.releases.find(collection="other") == []
+        [row] = provenance.releases.find(metric="cosine")
         assert (row.settings, row.dim, row.points) == ({"m": 16}, 2, 0)
         assert row.created_at == datetime(2024, 5, 1, tzinfo=UTC)
 
@@ -569,8 +572,8 @@ class TestReleases:
         row = release(provenance)
         before = row.updated_at
         row.state, row.points, row.settings = "live", 42, {"m": 8, "deep": {"list": [1, None, "ü", 0.5]}}
-        provenance.save(row)
-        [found] = provenance.releases()
+        provenance.releases.save(row)
+        [found] = provenance.releases.find()
         assert (found.id, found.state, found.points) == (row.id, "live", 42)
         assert found.settings == {"m": 8, "deep": {"list": [1, None, "ü", 0.5]}}
         assert found.updated_at > before
@@ -585,9 +588,9 @@ class TestReleases:
 
 class TestAudits:
     def test_one_is_recorded_with_its_measures(self, provenance: Provenance, tmp_path: Path) -> None:
-        released, set_id = release(provenance), provenance.record_set(embedding_set(tmp_path / "s"))
-        with provenance.run("audit", {}) as run:
-            audit_id = provenance.record_audit(
+        released, set_id = release(provenance), provenance.artifacts.record_set(embedding_set(tmp_path / "s"))
+        with provenance.runs.start("audit", {}) as run:
+            audit_id = provenance.audits.record(
                 run_id=run.id,
                 release_id=released.id,
                 set_id=set_id,
@@ -599,7 +602,7 @@ class TestAudits:
                     MeasureRow(direction="t", part="index", name="recall@5", value=1.0, low=None, high=None, queries=7),
                 ],
             )
-        with provenance.session() as session:
+        with provenance.database.session() as session:
             audit = session.get_one(AuditRow, audit_id)
             measures = session.scalars(select(MeasureRow).order_by(MeasureRow.id)).all()
         assert (audit.run_id, audit.release_id, audit.embedding_set_id) == (run.id, released.id, set_id)
@@ -608,15 +611,15 @@ class TestAudits:
             (audit_id, "", "recall@5", 1 / 3, 0.1, 0.9, 77),
             (audit_id, "index", "recall@5", 1.0, None, None, 7),
         ]
-        assert provenance.per_query(audit_id) == {"t": b"packed"}
+        assert provenance.audits.per_query(audit_id) == {"t": b"packed"}
 
     def test_the_longest_names_of_parts_can_be_indexed(self, provenance: Provenance, tmp_path: Path) -> None:
-        released, set_id = release(provenance), provenance.record_set(embedding_set(tmp_path / "s"))
+        released, set_id = release(provenance), provenance.artifacts.record_set(embedding_set(tmp_path / "s"))
         rng = random.Random(0)  # what does not compress
         parts = [stratum("field", "".join(chr(rng.randrange(0x20000, 0x2A000)) for _ in range(5000))) for _ in "ab"]
         rows = [MeasureRow(direction="d", part=part, name="n", value=0.5, queries=1) for part in parts]
-        with provenance.run("audit", {}) as run:
-            number = provenance.record_audit(
+        with provenance.runs.start("audit", {}) as run:
+            number = provenance.audits.record(
                 run_id=run.id,
                 release_id=released.id,
                 set_id=set_id,
@@ -625,13 +628,13 @@ class TestAudits:
                 measures=rows,
                 per_query={},
             )
-        assert [row.part for row in provenance.measures([number])[number]] == parts
+        assert [row.part for row in provenance.audits.measures([number])[number]] == parts
 
     def test_one_with_a_measure_that_is_refused_is_not_recorded(self, provenance: Provenance, tmp_path: Path) -> None:
-        released, set_id = release(provenance), provenance.record_set(embedding_set(tmp_path / "s"))
+        released, set_id = release(provenance), provenance.artifacts.record_set(embedding_set(tmp_path / "s"))
         twice = [MeasureRow(direction="d", part="", name="n", value=v, queries=1) for v in (0.1, 0.2)]
-        with provenance.run("audit", {}) as run, pytest.raises(ProvenanceError, match=r"(?i)unique"):
-            provenance.record_audit(
+        with provenance.runs.start("audit", {}) as run, pytest.raises(ProvenanceError, match=r"(?i)unique"):
+            provenance.audits.record(
                 run_id=run.id,
                 release_id=released.id,
                 set_id=set_id,
@@ -655,76 +658,85 @@ class TestPromotions:
             run_id=run,
             begun_at=datetime(2024, 5, 1, tzinfo=UTC),
         )
-        provenance.begin_promotions([promotion])
+        provenance.releases.begin_promotions([promotion])
         return promotion
 
     def test_one_is_begun_and_finished(self, provenance: Provenance) -> None:
         old, new = release(provenance, "c.1", state="live"), release(provenance, "c.2", state="ready")
         other = release(provenance, "c.3", state="live", metric="dot")
-        with provenance.run("promote", {}) as run:
+        with provenance.runs.start("promote", {}) as run:
             promotion = self.begun(provenance, run.id, new, old)
-            assert [found.id for found in provenance.unfinished_promotions(collection="c")] == [promotion.id]
-            assert {row.id: row.state for row in provenance.releases()} == {
+            assert [found.id for found in provenance.releases.unfinished_promotions(collection="c")] == [promotion.id]
+            assert {row.id: row.state for row in provenance.releases.find()} == {
                 old.id: "live",
                 new.id: "ready",
                 other.id: "live",
             }
             for _ in range(2):
-                provenance.finish_promotions([promotion], run.id)
-                assert {row.id: row.state for row in provenance.releases()} == {
+                provenance.releases.finish_promotions([promotion], run.id)
+                assert {row.id: row.state for row in provenance.releases.find()} == {
                     old.id: "retired",
                     new.id: "live",
                     other.id: "live",
                 }
-        assert provenance.unfinished_promotions() == []
-        (found,) = provenance.promotions(release_id=new.id)
+        assert provenance.releases.unfinished_promotions() == []
+        (found,) = provenance.releases.promotions(release_id=new.id)
         assert found.finished_at is not None
         assert found.finished_at > found.begun_at
 
     def test_one_without_a_previous_release(self, provenance: Provenance) -> None:
         new = release(provenance, state="ready")
-        with provenance.run("promote", {}) as run:
-            provenance.finish_promotions([self.begun(provenance, run.id, new, None)], run.id)
-        assert [row.state for row in provenance.releases()] == ["live"]
+        with provenance.runs.start("promote", {}) as run:
+            provenance.releases.finish_promotions([self.begun(provenance, run.id, new, None)], run.id)
+        assert [row.state for row in provenance.releases.find()] == ["live"]
 
     def test_a_drop_forgets_what_was_held_and_keeps_the_release(self, provenance: Provenance, tmp_path: Path) -> None:
-        dropped, set_id = release(provenance, state="ready"), provenance.record_set(embedding_set(tmp_path / "s"))
-        with provenance.run("push", {}) as run:
-            provenance.write_ledger(dropped.id, set_id, run.id, {("image-000000.parquet", 0): ("d", 3)})
+        dropped, set_id = (
+            release(provenance, state="ready"),
+            provenance.artifacts.record_set(embedding_set(tmp_path / "s")),
+        )
+        with provenance.runs.start("push", {}) as run:
+            provenance.ledger.write(dropped.id, set_id, run.id, {("image-000000.parquet", 0): ("d", 3)})
             self.begun(provenance, run.id, dropped, None)
-        provenance.begin_drop(dropped.id)
-        (row,) = provenance.releases()
+        provenance.releases.begin_drop(dropped.id)
+        (row,) = provenance.releases.find()
         assert (row.state, row.drop_begun_at is None, row.dropped_at) == ("retired", False, None)
-        assert provenance.ledger_points(dropped.id) == 3
-        provenance.finish_drop(dropped.id)
-        (row,) = provenance.releases()
+        assert provenance.ledger.points(dropped.id) == 3
+        provenance.releases.finish_drop(dropped.id)
+        (row,) = provenance.releases.find()
         assert (row.state, row.points, row.dropped_at is None) == ("retired", 0, False)
-        assert (provenance.ledger_points(dropped.id), provenance.promotions()) == (0, [])
+        assert (provenance.ledger.points(dropped.id), provenance.releases.promotions()) == (0, [])
 
     def test_what_one_release_holds_and_another_does_not(self, provenance: Provenance, tmp_path: Path) -> None:
         first, second = release(provenance, "c.1"), release(provenance, "c.2")
-        set_id = provenance.record_set(embedding_set(tmp_path / "s"))
-        assert (provenance.last_write(first.id), provenance.sets_in([first.id])) == (None, [])
-        with provenance.run("push", {}) as run:
+        set_id = provenance.artifacts.record_set(embedding_set(tmp_path / "s"))
+        assert (provenance.ledger.last_write(first.id), provenance.ledger.sets_in([first.id])) == (
+            None,
+            [],
+        )
+        with provenance.runs.start("push", {}) as run:
             lines = {("shard", 0): ("same", 5), ("shard", 5): ("another", 7), ("shard", 12): ("more", 2)}
-            provenance.write_ledger(first.id, set_id, run.id, lines)
-            provenance.write_ledger(
+            provenance.ledger.write(first.id, set_id, run.id, lines)
+            provenance.ledger.write(
                 second.id, set_id, run.id, {("shard", 0): ("same", 5), ("shard", 5): ("otherwise", 7)}
             )
-        assert provenance.ledger_without(first.id, set_id, second.id) == 9
-        assert provenance.ledger_without(second.id, set_id, first.id) == 7
-        assert [row.id for row in provenance.sets_in([second.id])] == [set_id]
-        assert set(provenance.set_encoders(provenance.sets_in([second.id])[0])) == {"image", "text"}
-        written = provenance.last_write(first.id)
+        assert provenance.ledger.points_beyond(first.id, set_id, second.id) == 9
+        assert provenance.ledger.points_beyond(second.id, set_id, first.id) == 7
+        assert [row.id for row in provenance.ledger.sets_in([second.id])] == [set_id]
+        assert set(provenance.artifacts.encoders(provenance.ledger.sets_in([second.id])[0])) == {
+            "image",
+            "text",
+        }
+        written = provenance.ledger.last_write(first.id)
         assert written is not None
-        assert provenance.runs(1)[0].started_at <= written
+        assert provenance.runs.newest(1)[0].started_at <= written
 
     def test_the_newest_audit(self, provenance: Provenance, tmp_path: Path) -> None:
-        audited, set_id = release(provenance), provenance.record_set(embedding_set(tmp_path / "s"))
-        assert provenance.last_audit(audited.id) is None
+        audited, set_id = release(provenance), provenance.artifacts.record_set(embedding_set(tmp_path / "s"))
+        assert provenance.audits.newest(audited.id) is None
         for verdict in ("passed", "failed"):
-            with provenance.run("audit", {}) as run:
-                provenance.record_audit(
+            with provenance.runs.start("audit", {}) as run:
+                provenance.audits.record(
                     run_id=run.id,
                     release_id=audited.id,
                     set_id=set_id,
@@ -733,7 +745,7 @@ class TestPromotions:
                     measures=[],
                     per_query={},
                 )
-        found = provenance.last_audit(audited.id)
+        found = provenance.audits.newest(audited.id)
         assert found is not None
         assert (found[0].verdict, found[1].id) == ("failed", run.id)
 
@@ -743,7 +755,7 @@ class TestTypes:
     def test_times_are_utc(self, provenance: Provenance, hours: int) -> None:
         moment = datetime(2024, 2, 29, 23, 59, 59, 123456, tzinfo=timezone(timedelta(hours=hours)))
         release(provenance, created_at=moment)
-        [row] = provenance.releases()
+        [row] = provenance.releases.find()
         assert row.created_at == moment
         assert row.created_at.utcoffset() == timedelta(0)
 
@@ -751,12 +763,12 @@ class TestTypes:
         if database_url.startswith("sqlite"):
             pytest.skip("SQLite has no time zone")
         upgrade(database_url)
-        with Provenance(database_url) as provenance, provenance.session() as session:
+        with Provenance(Database(database_url)) as provenance, provenance.database.session() as session:
             name = session.connection().engine.url.database
             session.execute(text(f"ALTER DATABASE {name} SET timezone TO 'Asia/Tokyo'"))
         with Provenance.open(database_url) as provenance:
             release(provenance, created_at=datetime(2024, 5, 1, 12, tzinfo=UTC))
-            [row] = provenance.releases()
+            [row] = provenance.releases.find()
         assert row.created_at.isoformat() == "2024-05-01T12:00:00+00:00"
 
     @pytest.mark.parametrize(
@@ -764,16 +776,20 @@ class TestTypes:
         [{}, {"a": []}, {"n": 2**53, "f": 1e-9, "t": True, "null": None}, {"ü": "🖼 \\ \" '"}, {"a": {"b": [[1], {}]}}],
     )
     def test_json_comes_back_as_it_was(self, provenance: Provenance, value: dict[str, Any]) -> None:
-        with provenance.run("x", value):
+        with provenance.runs.start("x", value):
             pass
         release(provenance, settings=value)
-        assert provenance.runs(1)[0].parameters == value
-        assert provenance.releases()[0].settings == value
+        assert provenance.runs.newest(1)[0].parameters == value
+        assert provenance.releases.find()[0].settings == value
 
     def test_what_json_has_no_word_for_becomes_text(self, provenance: Provenance) -> None:
-        with provenance.run("x", {"path": Path("a"), "at": datetime(2024, 1, 1, tzinfo=UTC), "t": (1, 2)}):
+        with provenance.runs.start("x", {"path": Path("a"), "at": datetime(2024, 1, 1, tzinfo=UTC), "t": (1, 2)}):
             pass
-        assert provenance.runs(1)[0].parameters == {"path": "a", "at": "2024-01-01 00:00:00+00:00", "t": [1, 2]}
+        assert provenance.runs.newest(1)[0].parameters == {
+            "path": "a",
+            "at": "2024-01-01 00:00:00+00:00",
+            "t": [1, 2],
+        }
 
 
 class TestIntegrity:
@@ -798,7 +814,7 @@ class TestIntegrity:
     )
     def test_rows_belong_to_rows(self, provenance: Provenance, row: Callable[[], Base]) -> None:
         def add() -> None:
-            with provenance.session() as session:
+            with provenance.database.session() as session:
                 session.add(row())
 
         with pytest.raises(ProvenanceError, match=r"(?i)foreign key"):
@@ -808,7 +824,7 @@ class TestIntegrity:
         release(provenance)
 
         def delete() -> None:
-            with provenance.session() as session:
+            with provenance.database.session() as session:
                 session.execute(text("DELETE FROM alignment"))
 
         with pytest.raises(ProvenanceError, match=r"(?i)foreign key"):
@@ -817,7 +833,7 @@ class TestIntegrity:
 
     def test_a_block_that_raises_leaves_nothing(self, provenance: Provenance) -> None:
         def fail() -> None:
-            with provenance.session() as session:
+            with provenance.database.session() as session:
                 session.add(EncoderRow(modality="text", spec="s", fingerprint="f", dim=1))
                 session.flush()
                 raise ValueError("stop")
@@ -829,7 +845,7 @@ class TestIntegrity:
     def test_sqlite_survives_a_power_cut_and_lets_readers_in(self, tmp_path: Path) -> None:
         url = f"sqlite:///{tmp_path / 'x.db'}"
         upgrade(url)
-        with Provenance.open(url) as provenance, provenance.session() as session:
+        with Provenance.open(url) as provenance, provenance.database.session() as session:
             pragmas = {
                 name: session.execute(text(f"PRAGMA {name}")).scalar()
                 for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")

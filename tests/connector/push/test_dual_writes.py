@@ -53,7 +53,7 @@ def later() -> list[Rows]:
 def changed(world: World) -> EmbeddingSet:
     """Change the set, and take what has left it out of every release that is not retired, as deletions do."""
     embedding_set = world.set("s", *later())
-    for row in world.provenance.releases():
+    for row in world.provenance.releases.find():
         if row.state != "retired":
             world.store.delete(row.physical_name, [point_id(m, "7") for m in MODALITIES])
     return embedding_set
@@ -127,7 +127,7 @@ def test_what_has_other_encoders_is_named(world: World, capsys: pytest.CaptureFi
     world.push(world.set("s", *pairs(5)))
     found: dict[Modality, EncoderCard] = {**cards(), "text": replace(cards()["text"], fingerprint="0" * 64)}
     only(alignment(turn=1), encoders=found).save(world.home / "alignments" / "other")
-    (live,) = [row.physical_name for row in world.provenance.releases()]
+    (live,) = [row.physical_name for row in world.provenance.releases.find()]
     (shadow,) = world.push(world.set("t", *pairs(5), encoders=found), "other").releases
     said = capsys.readouterr().err
     assert f"release {live} (live) does not get this: the embedding set has text vectors" in said
@@ -160,7 +160,7 @@ def test_retired_releases_get_nothing(world: World) -> None:
     world.push(world.set("s", *pairs(5)))
     (shadow,) = world.push(world.set("s", *pairs(5)), "b").releases
     shadow.row.state = "retired"
-    world.provenance.save(shadow.row)
+    world.provenance.releases.save(shadow.row)
     world.push(world.set("more", *pairs(3, seed=4, prefix="more-")))
     assert world.store.count(shadow.name) == 10
     world.push(world.set("s", *pairs(5)), "b")  # which brings it back

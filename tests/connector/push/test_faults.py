@@ -555,4 +555,4 @@ class TestAWholePush:
         assert server.data.count("things.cosine").count == 80
         with Home(settings) as opened:
             assert opened.ingest(manifest, "things", "a").counts["unchanged"] == 160  # items, and points
-            assert opened.provenance.ledger_points(opened.provenance.releases()[0].id) == 80
+            assert opened.provenance.ledger.points(opened.provenance.releases.find()[0].id) == 80

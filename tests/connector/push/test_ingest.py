@@ -21,7 +21,8 @@ from connector.corpora.items import Corpus, Item
 from connector.corpora.partition import Part
 from connector.encoding.encoders import Encoder
 from connector.errors import CollectionNotFoundError, CorpusError, MismatchError, ProvenanceError, StoreUnavailableError
-from connector.provenance.recorder import Provenance
+from connector.provenance.artifacts import Artifacts
+from connector.provenance.ledger import Ledger
 from connector.provenance.runs import Run
 from connector.push import batches as pushing
 from connector.push import ingest as ingesting
@@ -84,13 +85,13 @@ class Bench:
         counting = Counting()
         path = self.world.home / "alignments" / "a"
         loaded = Alignment.load(path)
-        with self.world.provenance.run("ingest", {}) as run:
+        with self.world.provenance.runs.start("ingest", {}) as run:
             ingest = Ingest(
                 self.corpus or open_corpus(self.manifest),
                 self.world.home / "sets" / SET,
                 self.encoders or counting.encoders,
                 loaded,
-                self.world.provenance.record_alignment("a", path, loaded),
+                self.world.provenance.artifacts.record_alignment("a", path, loaded),
                 COLLECTION,
                 [parse(metric) for metric in metrics],
                 self.world.store,
@@ -105,7 +106,7 @@ class Bench:
         return Ingested({name: count for name, count in run.counts.items() if count}, counting.embedded)
 
     def delete(self, **options: Any) -> Run:
-        with self.world.provenance.run("delete", {}) as run:
+        with self.world.provenance.runs.start("delete", {}) as run:
             Deletion(COLLECTION, self.world.store, self.world.provenance, run).delete(**options)
         return run
 
@@ -125,7 +126,7 @@ class Bench:
 
     def everything(self) -> Any:
         written = sum(points for points, _ in self.world.ledger().values())
-        with self.world.provenance.session() as session:
+        with self.world.provenance.database.session() as session:
             from connector.provenance.tables import ClaimRow, DeletionRow
 
             assert not session.query(DeletionRow).count()
@@ -247,9 +248,9 @@ FAILURES: list[tuple[type | str, str, int, type[BaseException]]] = [
     ("store", "upsert", 7, KeyboardInterrupt),
     ("store", "flush", 1, StoreUnavailableError),
     ("store", "ready", 0, StoreUnavailableError),
-    ("provenance", "write_ledger", 0, ProvenanceError),
-    ("provenance", "write_ledger", 4, ProvenanceError),
-    ("provenance", "record_set", 1, ProvenanceError),
+    ("ledger", "write", 0, ProvenanceError),
+    ("ledger", "write", 4, ProvenanceError),
+    ("artifacts", "record_set", 1, ProvenanceError),
     ("writer", "append", 2, OSError),
     ("writer", "finish", 0, KeyboardInterrupt),
 ]
@@ -261,7 +262,8 @@ def arm(
     """Let call `number` of a method fail, once."""
     owner: Any = {
         "store": bench.world.store,
-        "provenance": Provenance,
+        "ledger": Ledger,
+        "artifacts": Artifacts,
         "writer": SetWriter,
         "encoder": Encoder,
         "corpus": type(open_corpus(bench.manifest)),
@@ -415,16 +417,16 @@ class TestPrune:
     @pytest.mark.parametrize(
         ("where", "method", "number"),
         [
-            ("provenance", "bury", 0),
-            ("provenance", "bury", 1),
+            ("ledger", "add_tombstones", 0),
+            ("ledger", "add_tombstones", 1),
             ("writer", "drop", 0),
             ("writer", "drop", 1),
             ("writer", "finish", 0),
             ("store", "delete", 0),
             ("store", "flush", 0),
-            ("provenance", "remove_tombstones", 0),
+            ("ledger", "remove_tombstones", 0),
             ("store", "upsert", 0),
-            ("provenance", "write_ledger", 0),
+            ("ledger", "write", 0),
         ],
     )
     def test_a_failure_anywhere_is_mended_by_the_next_run(
@@ -465,7 +467,7 @@ class TestShadows:
         bench.world.alignment("b", turn=1)
         for path in sorted(path for path in (bench.world.home / "sets").iterdir() if path.is_dir()):
             bench.world.push(EmbeddingSet.open(path), "b")
-        live, shadow = (row.physical_name for row in bench.world.provenance.releases())
+        live, shadow = (row.physical_name for row in bench.world.provenance.releases.find())
         bench.write(bench.pairs[2:])
         done = bench.ingest(parts=parts, prune=lambda gone: True)
         assert (done.counts["encoded"], done.counts["pruned"]) == (6, 6)
@@ -474,7 +476,7 @@ class TestShadows:
         self.check_fresh(bench, live, shadow)
         world = bench.world
         for name in (live, shadow):
-            (row,) = world.provenance.releases(physical_name=name)
+            (row,) = world.provenance.releases.find(physical_name=name)
             reconcile.verify(load_release(world.provenance, world.store, row), world.store, world.provenance, seed=0)
 
     def test_what_is_pruned_leaves_a_way_back(self, make: Callable[..., Bench]) -> None:
@@ -484,7 +486,7 @@ class TestShadows:
         bench.world.alignment("b", turn=1)
         (retired,) = bench.world.push(EmbeddingSet.open(bench.world.home / "sets" / SET), "b").releases
         retired.row.state = "retired"
-        bench.world.provenance.save(retired.row)
+        bench.world.provenance.releases.save(retired.row)
         bench.write(bench.pairs[2:])
         bench.ingest(prune=lambda gone: True)
         assert bench.world.states()[retired.name] == ("retired", 3 * N)
@@ -557,7 +559,7 @@ class TestDelete:
         embedding_set = EmbeddingSet.open(bench.world.home / "sets" / SET)
         (retired,) = bench.world.push(embedding_set, "b").releases
         retired.row.state = "retired"
-        bench.world.provenance.save(retired.row)
+        bench.world.provenance.releases.save(retired.row)
         bench.world.push(embedding_set, collection="beside")
         assert sorted(state for state, _ in bench.world.states().values()) == ["live", "live", "retired"]
         bench.delete(keys=[bench.pairs[0].key])
@@ -569,18 +571,18 @@ class TestDelete:
     @pytest.mark.parametrize(
         ("where", "method", "number"),
         [
-            ("provenance", "bury", 0),
-            ("provenance", "bury", 1),
+            ("ledger", "add_tombstones", 0),
+            ("ledger", "add_tombstones", 1),
             ("writer", "drop", 0),
             ("writer", "drop", 1),
             ("writer", "finish", 0),
-            ("provenance", "record_set", 0),
+            ("artifacts", "record_set", 0),
             ("store", "delete", 0),
             ("store", "flush", 0),
             ("store", "delete", 1),
-            ("provenance", "remove_tombstones", 0),
+            ("ledger", "remove_tombstones", 0),
             ("store", "upsert", 0),
-            ("provenance", "write_ledger", 0),
+            ("ledger", "write", 0),
             ("store", "ready", 0),
         ],
     )
@@ -669,7 +671,7 @@ class TestParts:
         before = bench.everything()
         with pytest.raises(MismatchError, match="divide the corpus as before"):
             bench.ingest(parts=then)
-        with bench.world.provenance.session() as session:
+        with bench.world.provenance.database.session() as session:
             from connector.provenance.tables import ClaimRow
 
             session.query(ClaimRow).delete()

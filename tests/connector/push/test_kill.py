@@ -129,7 +129,10 @@ def sets(home: Path) -> dict[str, Any]:
 
 def everything(home: Path) -> dict[str, Any]:
     """What the command has made: sets, collections, aliases, ledger and releases."""
-    with Provenance.open(f"sqlite:///{home / 'modalign.db'}", home=home) as provenance, provenance.session() as session:
+    with (
+        Provenance.open(f"sqlite:///{home / 'modalign.db'}", home=home) as provenance,
+        provenance.database.session() as session,
+    ):
         columns = (ReleaseRow.physical_name, BatchRow.shard, BatchRow.start, BatchRow.points, BatchRow.digest)
         query = select(*columns).join(BatchRow, BatchRow.release_id == ReleaseRow.id)
         ledger = sorted(map(tuple, session.execute(query)))
@@ -143,7 +146,10 @@ def everything(home: Path) -> dict[str, Any]:
 
 
 def outcomes(home: Path) -> list[tuple[str, str]]:
-    with Provenance.open(f"sqlite:///{home / 'modalign.db'}", home=home) as provenance, provenance.session() as session:
+    with (
+        Provenance.open(f"sqlite:///{home / 'modalign.db'}", home=home) as provenance,
+        provenance.database.session() as session,
+    ):
         return [(row.command, row.outcome) for row in session.scalars(select(RunRow).order_by(RunRow.id))][2:]
 
 

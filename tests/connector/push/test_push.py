@@ -158,8 +158,8 @@ class TestWhatIsWritten:
             "metric": "euclid",
             "lowering": {"distance": "Euclid", "dim": LATENT, "version": 1, "guarantee": "exact"},
         }
-        (row,) = world.provenance.releases()
-        recorded = world.provenance.alignment(row.alignment_id)
+        (row,) = world.provenance.releases.find()
+        recorded = world.provenance.artifacts.alignment(row.alignment_id)
         assert (row.metric, row.distance, row.dim, row.lowering_version) == ("euclid", "Euclid", LATENT, 1)
         assert (row.collection, row.physical_name, row.state, row.points) == (COLLECTION, release.name, "live", 8)
         assert recorded.fingerprint == metadata["alignment"]
@@ -182,7 +182,11 @@ class TestWhatIsWritten:
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         order: list[str] = []
-        for owner, method in ((world.store, "upsert"), (world.store, "flush"), (world.provenance, "write_ledger")):
+        for owner, method in (
+            (world.store, "upsert"),
+            (world.store, "flush"),
+            (world.provenance.ledger.entries, "write"),
+        ):
             original = getattr(owner, method)
 
             def noted(*args: Any, _original: Any = original, _method: str = method, **options: Any) -> Any:
@@ -192,7 +196,7 @@ class TestWhatIsWritten:
 
             monkeypatch.setattr(owner, method, noted)
         world.push(world.set("s", *pairs(20)))
-        assert order == [*["upsert"] * 4, "flush", "write_ledger"] * 2 + [*["upsert"] * 2, "flush", "write_ledger"]
+        assert order == [*["upsert"] * 4, "flush", "write"] * 2 + [*["upsert"] * 2, "flush", "write"]
 
     def test_the_live_alias_names_the_collection(self, world: World) -> None:
         releases = world.push(world.set("s", *pairs(4)), metrics=ALL).releases
@@ -240,13 +244,13 @@ class TestAgain:
     ) -> None:
         embedding_set = world.set("s", *pairs(10))
         world.push(embedding_set, metrics=SOME)
-        before, rows_before = world.snapshot(), [row.updated_at for row in world.provenance.releases()]
+        before, rows_before = world.snapshot(), [row.updated_at for row in world.provenance.releases.find()]
         upserts, switches = (Calls(monkeypatch, world.store, method) for method in ("upsert", "set_aliases"))
         again = world.push(embedding_set, metrics=SOME)
         assert (len(upserts), len(switches)) == (0, 0)
         assert again.counts == {"unchanged": 20 * len(SOME)}
         assert world.snapshot() == before
-        assert [row.updated_at for row in world.provenance.releases()] == rows_before
+        assert [row.updated_at for row in world.provenance.releases.find()] == rows_before
 
     def test_a_metric_that_is_added_later_is_the_only_one_written(
         self, world: World, monkeypatch: pytest.MonkeyPatch
@@ -428,7 +432,7 @@ class TestTexts:
         pushed = world.push(embedding_set, payload_indexes=self.INDEXES)
         (release,) = pushed.releases
         assert world.reasons(pushed.run) == [("image", "1", reason)]
-        (reject,) = world.provenance.rejects(pushed.run)
+        (reject,) = world.provenance.runs.rejects(pushed.run)
         assert reject.detail == f"{name} is indexed as {self.INDEXES[name]}, got the text {text!r}"
         assert (reject.stage, reject.position) == ("write", 2)
         assert set(stored(world.store, release.name, "image")) == {point("image", "0"), point("image", "2")}
@@ -461,7 +465,7 @@ class TestRefused:
             world.push(embedding_set, quantization="scalar")
         settings = {name: value for name, value in release.row.settings.items() if name != "quantization"}
         release.row.settings = settings  # as of a release from before there was such a setting
-        world.provenance.save(release.row)
+        world.provenance.releases.save(release.row)
         assert world.push(embedding_set).counts == {"unchanged": 10}
         with pytest.raises(MismatchError, match="was created with quantization None, asked for scalar"):
             world.push(embedding_set, quantization="scalar")
@@ -492,7 +496,7 @@ class TestRefused:
                 *(point("image", str(n)) for n in range(8)),
                 *(point("text", str(n)) for n in (0, 2, 5, 7)),
             }
-            details = {r.key: (r.detail, r.position, r.stage) for r in world.provenance.rejects(pushed.run)}
+            details = {r.key: (r.detail, r.position, r.stage) for r in world.provenance.runs.rejects(pushed.run)}
             assert details["4"] == ("the embedding equals the training mean", 5, "write")
             assert details["1"] == ("the embedding cannot be aligned", 2, "write")
         # The same row is no reject where the mean is another.
@@ -565,7 +569,7 @@ class TestRefused:
         assert "other:model (fingerprint abababababab" in str(caught.value)
         assert str(cards()[modality]) in str(caught.value)
         assert world.store.collections() == []
-        assert world.provenance.releases() == []
+        assert world.provenance.releases.find() == []
 
     def test_a_checkpoint_of_the_same_name_is_another_encoder(self, world: World) -> None:
         other = {**cards(), "image": EncoderCard("fake-image:small", "cd" * 32, DIMS["image"])}
@@ -665,7 +669,7 @@ class TestWhatARefusalLeaves:
 
     def test_a_collection_that_sql_has_lost(self, world: World, histograms: npt.NDArray[np.floating]) -> None:
         (release,) = world.push(self.set(world, histograms), "plain", metrics=["js(map=l1)"]).releases
-        world.provenance.forget_release(release.row.id)
+        world.provenance.releases.delete(release.row.id)
         before = world.snapshot()["collections"]
         self.refused(world, self.set(world, -histograms), "js(map=l1)")
         assert world.snapshot()["collections"] == before
@@ -719,8 +723,8 @@ class TestMetrics:
             f"the alignment holds no parameters for metric {remedy}; fit one with `modalign fit --metric '{remedy}'`"
         )
         assert world.store.collections() == []
-        assert world.provenance.releases() == []
-        (run,) = world.provenance.runs(1)
+        assert world.provenance.releases.find() == []
+        (run,) = world.provenance.runs.newest(1)
         assert run.outcome == "failed"
 
     def test_a_bank_that_is_too_small(self, world: World) -> None:
@@ -738,7 +742,7 @@ class TestMetrics:
                 VectorError, match=r"\(map=l1.*with a negative value, .* use map=split, which takes any"
             ):
                 world.push(embedding_set, metrics=[metric])
-            (run,) = world.provenance.runs(1)
+            (run,) = world.provenance.runs.newest(1)
             assert run.outcome == "failed"
             assert (world.store.collections(), world.states()) == ([], {})
         with pytest.raises(CollectionNotFoundError):
@@ -911,7 +915,7 @@ class TestFailures:
             calls.fail(number, StoreUnavailableError("not now"), after=after)
             with pytest.raises(StoreUnavailableError, match="not now"):
                 world.push(embedding_set, metrics=["cosine", "euclid"])
-        (run,) = world.provenance.runs(1)
+        (run,) = world.provenance.runs.newest(1)
         assert (run.outcome, run.error) == ("failed", "StoreUnavailableError: not now")
         # Nothing is live before everything is written, and the ledger never says more than the store holds.
         assert world.store.aliases() == ({} if method != "set_aliases" or not after else undisturbed["aliases"])

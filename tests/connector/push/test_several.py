@@ -64,8 +64,12 @@ def held(store: Store, database: str, home: Path) -> tuple[dict[str, Any], int, 
     """Points by collection, points that the ledger counts, and the states of the releases."""
     points = {name: {m: set(stored(store, name, m)) for m in MODALITIES} for name in store.collections()}
     with Provenance.open(database, home=home) as provenance:
-        rows = provenance.releases()
-        return points, sum(provenance.ledger_points(row.id) for row in rows), [(r.state, r.points) for r in rows]
+        rows = provenance.releases.find()
+        return (
+            points,
+            sum(provenance.ledger.points(row.id) for row in rows),
+            [(r.state, r.points) for r in rows],
+        )
 
 
 def expect_complete(store: Store, database: str, home: Path) -> None:
@@ -99,8 +103,8 @@ class TestParts:
             expect_complete(store, database_url, home)
         assert sum(request.path == "/collections/aliases" for request in server.requests) == 1
         with Provenance.open(database_url, home=home) as provenance:
-            assert sorted(run.outcome for run in provenance.runs(10)) == ["done", "done", "killed"]
-            assert provenance.ingests_in_parts() == []
+            assert sorted(run.outcome for run in provenance.runs.newest(10)) == ["done", "done", "killed"]
+            assert provenance.runs.ingests_in_parts() == []
 
     def test_the_embedded_store_says_that_it_serves_one_process(
         self, processes: ForkServerContext, tmp_path: Path, home: Path, corpus: Path

@@ -82,7 +82,7 @@ def audited(world: World) -> None:
 
 
 def promote(world: World) -> None:
-    with world.provenance.run("promote", {}) as run:
+    with world.provenance.runs.start("promote", {}) as run:
         forced = PromotionOverride("someone@somewhere", "no reason is good enough")
         Lifecycle(world.provenance, world.store, COLLECTION).promote(run.id, forced=forced)
 
@@ -100,7 +100,7 @@ def another_encoder(world: World, release: Release, operation: str, link: str, p
         patch.setattr(search, "load_encoder", lambda spec, device: found)
     elif operation == "promote":
         values = {"spec": found.card.spec, "fingerprint": found.card.fingerprint}
-        with world.provenance.session() as session:
+        with world.provenance.database.session() as session:
             session.execute(update(EncoderRow).where(EncoderRow.modality == "text").values(values))
     else:
         shutil.rmtree(world.home / "sets" / "s")
@@ -124,7 +124,7 @@ def another_metric(world: World, release: Release, operation: str, link: str, pa
 
 
 def another_lowering(world: World, release: Release, operation: str, link: str, patch: pytest.MonkeyPatch) -> Sides:
-    with world.provenance.session() as session:
+    with world.provenance.database.session() as session:
         session.execute(update(ReleaseRow).where(ReleaseRow.id == release.row.id).values(lowering_version=2))
     return "('cosine', 'Cosine', 6, 2)", "('cosine', 'Cosine', 6, 1)"
 

@@ -38,7 +38,7 @@ def shadowed(world: World, *metrics: str) -> tuple[list[Release], list[Release]]
 
 
 def row_of(world: World, release: Release) -> ReleaseRow:
-    (row,) = world.provenance.releases(physical_name=release.name)
+    (row,) = world.provenance.releases.find(physical_name=release.name)
     return row
 
 
@@ -47,9 +47,9 @@ def audited(world: World, *releases: Release, verdict: str = "passed", **changes
     for release in releases:
         row = row_of(world, release)
         settings = {"points": row.points, "served_with": row.settings, "failed_requirements": ["recall@1>1"]}
-        (embedding_set,) = world.provenance.sets_in([row.id])
-        with world.provenance.run("audit", {}) as run:
-            world.provenance.record_audit(
+        (embedding_set,) = world.provenance.ledger.sets_in([row.id])
+        with world.provenance.runs.start("audit", {}) as run:
+            world.provenance.audits.record(
                 run_id=run.id,
                 release_id=row.id,
                 set_id=embedding_set.id,
@@ -61,12 +61,12 @@ def audited(world: World, *releases: Release, verdict: str = "passed", **changes
 
 
 def promote(world: World, **options: Any) -> list[AliasSwitch]:
-    with world.provenance.run("promote", {}) as run:
+    with world.provenance.runs.start("promote", {}) as run:
         return Lifecycle(world.provenance, world.store, COLLECTION).promote(run.id, **options)
 
 
 def rollback(world: World, **options: Any) -> list[AliasSwitch]:
-    with world.provenance.run("rollback", {}) as run:
+    with world.provenance.runs.start("rollback", {}) as run:
         return Lifecycle(world.provenance, world.store, COLLECTION).rollback(run.id, **options)
 
 
@@ -80,7 +80,7 @@ def states(world: World, *releases: Release) -> list[str]:
 
 
 def promotions(world: World) -> list[tuple[str, str, str | None, int | None, str | None, str | None, bool]]:
-    names = {row.id: row.physical_name for row in world.provenance.releases()}
+    names = {row.id: row.physical_name for row in world.provenance.releases.find()}
     return [
         (
             p.kind,
@@ -91,7 +91,7 @@ def promotions(world: World) -> list[tuple[str, str, str | None, int | None, str
             p.reason,
             p.finished_at is not None,
         )
-        for p in world.provenance.promotions()
+        for p in world.provenance.releases.promotions()
     ]
 
 
@@ -114,10 +114,10 @@ class TestPromote:
         assert [(s.row.physical_name, s.row.state, s.refused, s.lacks) for s in switched] == [
             (shadow.name, "live", None, []) for shadow in shadows
         ]
-        (first, _) = world.provenance.promotions()
+        (first, _) = world.provenance.releases.promotions()
         assert first.finished_at is not None
         assert first.begun_at <= first.finished_at <= now()
-        assert world.provenance.runs(1)[0].id == first.run_id
+        assert world.provenance.runs.newest(1)[0].id == first.run_id
         assert open_release(world.provenance, world.store, COLLECTION, "cosine").name == shadows[0].name
 
     def test_again_changes_nothing(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,11 +167,11 @@ class TestPromote:
 def drop_state(world: World, release: Release, state: str) -> None:
     row = row_of(world, release)
     row.state = state
-    world.provenance.save(row)
+    world.provenance.releases.save(row)
 
 
 def written_since(world: World, release: Release) -> None:
-    with world.provenance.session() as session:
+    with world.provenance.database.session() as session:
         for line in session.query(BatchRow).filter_by(release_id=release.row.id):
             line.written_at = now()
 
@@ -435,19 +435,20 @@ class KilledError(Exception):
 
 
 STEPS = [
-    ("provenance", "begin_promotions", False),
-    ("provenance", "begin_promotions", True),
+    ("releases", "begin_promotions", False),
+    ("releases", "begin_promotions", True),
     ("store", "set_aliases", False),
     ("store", "set_aliases", True),
-    ("provenance", "finish_promotions", False),
-    ("provenance", "finish_promotions", True),
+    ("releases", "finish_promotions", False),
+    ("releases", "finish_promotions", True),
 ]
 
 
 def killed(world: World, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str, bool], act: Callable[[], Any]) -> None:
     place, method, after = step
     with monkeypatch.context() as patched:
-        Calls(patched, getattr(world, place), method).fail(0, KilledError(), after=after)
+        owner = world.store if place == "store" else world.provenance.releases
+        Calls(patched, owner, method).fail(0, KilledError(), after=after)
         with pytest.raises(KilledError):
             act()
 
@@ -505,7 +506,7 @@ class TestCrashes:
 
     @pytest.mark.parametrize("after", [False, True])
     @pytest.mark.parametrize(
-        ("place", "method"), [("provenance", "begin_drop"), ("store", "drop"), ("provenance", "finish_drop")]
+        ("place", "method"), [("releases", "begin_drop"), ("store", "drop"), ("releases", "finish_drop")]
     )
     def test_drop(self, world: World, monkeypatch: pytest.MonkeyPatch, place: str, method: str, after: bool) -> None:
         live, shadows = shadowed(world)
@@ -559,6 +560,6 @@ class TestCrashes:
 def test_promotions_refer_to_what_is_recorded(world: World) -> None:
     shadowed(world)
     promote(world, forced=FORCED)
-    (promotion,) = world.provenance.promotions()
+    (promotion,) = world.provenance.releases.promotions()
     assert isinstance(promotion, PromotionRow)
     assert (promotion.store_url, promotion.collection, promotion.metric) == ("edge:qdrant", COLLECTION, "cosine")

@@ -29,9 +29,9 @@ SECONDS = 60.0
 
 def started(provenance: Provenance, command: str = "promote", **changes: Any) -> int:
     """A run that goes on."""
-    with provenance.run(command, {}) as run:
+    with provenance.runs.start(command, {}) as run:
         pass
-    with provenance.session() as session:
+    with provenance.database.session() as session:
         session.execute(update(RunRow).where(RunRow.id == run.id).values(**{"outcome": "running"} | changes))
     return run.id
 
@@ -86,7 +86,7 @@ class TestSwitching:
         first, second = started(provenance), started(provenance)
         dead = promotion_lock(provenance, "s", "things", first)
         dead.__enter__()
-        with provenance.session() as session:
+        with provenance.database.session() as session:
             session.execute(update(RunRow).where(RunRow.id == first).values(**values))
         with promotion_lock(provenance, "s", "things", second, patience=0):
             pass
@@ -97,18 +97,18 @@ class TestSwitching:
         with promotion_lock(provenance, "s", "things", first) as held:
             held.renew()
             long_ago = now() - timedelta(seconds=claims.LEASE + 5)
-            with provenance.session() as session:
+            with provenance.database.session() as session:
                 session.execute(update(ClaimRow).values(heard_at=long_ago))
             with promotion_lock(provenance, "s", "things", second, patience=0):
                 with pytest.raises(ClaimLostError, match="nothing was heard of this process"):
                     held.renew()
                 held.forget()  # is not what the other one holds
-                with provenance.session() as session:
+                with provenance.database.session() as session:
                     assert session.scalars(select(ClaimRow.run_id)).all() == [second]
 
     def test_it_is_no_ingest_in_parts(self, provenance: Provenance) -> None:
         with promotion_lock(provenance, "s", "things", started(provenance)):
-            assert provenance.ingests_in_parts() == []
+            assert provenance.runs.ingests_in_parts() == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -130,7 +130,7 @@ class TestPushes:
 
         def promoting(*args: Any) -> None:
             if world.states()[old.name][0] == "live":
-                with world.provenance.run("promote", {}) as run:
+                with world.provenance.runs.start("promote", {}) as run:
                     lifecycle.promote(run.id, forced=FORCED)
             upsert(*args)
 
@@ -143,7 +143,7 @@ class TestPushes:
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(claims, "PATIENCE", 0.0)
-        place = world.provenance.stored(world.store.url), COLLECTION
+        place = world.provenance.database.stored(world.store.url), COLLECTION
         with (
             promotion_lock(world.provenance, *place, started(world.provenance)),
             pytest.raises(ClaimHeldError, match="is changing which releases of things are live"),
@@ -176,7 +176,7 @@ class TestTwoProcesses:
 
     @pytest.fixture
     def names(self, world: World) -> list[str]:
-        return [row.physical_name for row in world.provenance.releases()]
+        return [row.physical_name for row in world.provenance.releases.find()]
 
     @pytest.fixture
     def stopped(self, server: Imitation, names: list[str]) -> tuple[threading.Event, threading.Event]:
@@ -199,14 +199,14 @@ class TestTwoProcesses:
         return ["--home", str(world.home), "--qdrant-url", server.url]
 
     def history(self, world: World) -> list[tuple[str, str, str | None, bool]]:
-        names = {row.id: row.physical_name for row in world.provenance.releases()}
+        names = {row.id: row.physical_name for row in world.provenance.releases.find()}
         return [
             (p.kind, names[p.release_id], names.get(p.previous_id or 0), p.finished_at is not None)
-            for p in world.provenance.promotions()
+            for p in world.provenance.releases.promotions()
         ]
 
     def expect_live(self, world: World, name: str) -> None:
-        assert [row.physical_name for row in world.provenance.releases(state="live")] == [name]
+        assert [row.physical_name for row in world.provenance.releases.find(state="live")] == [name]
         assert world.store.aliases() == {f"{COLLECTION}.cosine": name}
 
     def test_two_promotions_come_one_after_the_other(
@@ -242,7 +242,7 @@ class TestTwoProcesses:
         names: list[str],
         stopped: tuple[threading.Event, threading.Event],
     ) -> None:
-        with world.provenance.run("promote", {}) as run:
+        with world.provenance.runs.start("promote", {}) as run:
             Lifecycle(world.provenance, world.store, COLLECTION).promote(run.id, names=[names[2]], forced=FORCED)
         reached, go = stopped
         one, two = Runner(processes, tmp_path / "one"), Runner(processes, tmp_path / "two")

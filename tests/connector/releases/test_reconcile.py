@@ -40,7 +40,7 @@ def found(world: World, metric: str = "cosine") -> ReconcileReport:
 
 def mended(world: World, metric: str = "cosine", *, delete_orphans: bool = True) -> dict[str, int]:
     release = open_release(world.provenance, world.store, COLLECTION, metric)
-    with world.provenance.run("repair", {}) as run:
+    with world.provenance.runs.start("repair", {}) as run:
         reconcile(release, world.store, world.provenance, mend=run, delete_orphans=delete_orphans)
     return dict(run.counts)
 
@@ -84,8 +84,8 @@ def stray(world: World) -> None:
 
 def forget(world: World) -> None:
     row = open_release(world.provenance, world.store, COLLECTION).row
-    (embedding_set, _) = world.provenance.sets_in([row.id])
-    world.provenance.forget_batches(row.id, embedding_set.id, [("image-000000.parquet", 4)])
+    (embedding_set, _) = world.provenance.ledger.sets_in([row.id])
+    world.provenance.ledger.remove(row.id, embedding_set.id, [("image-000000.parquet", 4)])
 
 
 def encode_more(world: World) -> None:
@@ -171,12 +171,12 @@ class TestReconcile:
     def test_what_qdrant_refused_is_not_missing(self, world: World) -> None:
         """A ledger line with the rows' digest and fewer points: the push that wrote it recorded the rest as rejects."""
         row = open_release(world.provenance, world.store, COLLECTION).row
-        (embedding_set, _) = world.provenance.sets_in([row.id])
+        (embedding_set, _) = world.provenance.ledger.sets_in([row.id])
         place = ("text-000000.parquet", 4)
-        (digest, points) = world.provenance.ledger(row.id, embedding_set.id)[place]
+        (digest, points) = world.provenance.ledger.entries(row.id, embedding_set.id)[place]
         world.store.delete(name(world), [point_id("text", "5")])
-        with world.provenance.run("push", {}) as run:
-            world.provenance.write_ledger(row.id, embedding_set.id, run.id, {place: (digest, points - 1)})
+        with world.provenance.runs.start("push", {}) as run:
+            world.provenance.ledger.write(row.id, embedding_set.id, run.id, {place: (digest, points - 1)})
         assert found(world).sound
 
     def test_only_some_examples_are_kept(self, world: World) -> None:

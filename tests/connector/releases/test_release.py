@@ -228,7 +228,7 @@ class TestOpening:
     @pytest.mark.parametrize(("column", "value"), [("metric", "dot"), ("dim", 7), ("distance", "Dot")])
     def test_an_edited_row_is_refused(self, world: World, column: str, value: Any) -> None:
         push(world)
-        with world.provenance.session() as session:
+        with world.provenance.database.session() as session:
             session.execute(update(ReleaseRow).values({column: value}))
         with pytest.raises(MismatchError):
             opened(world)
@@ -240,7 +240,7 @@ class TestOpening:
     ) -> None:
         push(world)
         card = cards()[modality]
-        with world.provenance.session() as session:
+        with world.provenance.database.session() as session:
             session.execute(update(EncoderRow).where(EncoderRow.modality == modality).values({column: value}))
         with pytest.raises(MismatchError, match=f"SQL recorded alignment a with the {modality} encoder") as caught:
             opened(world)
@@ -249,7 +249,7 @@ class TestOpening:
 
     def test_an_encoder_that_no_release_uses_may_be_anything(self, world: World) -> None:
         (release,) = push(world)
-        with world.provenance.session() as session:
+        with world.provenance.database.session() as session:
             session.add(EncoderRow(modality="text", fingerprint="0" * 64, spec=cards()["text"].spec, dim=99))
         assert opened(world).name == release.name
 
@@ -345,10 +345,10 @@ class TestLive:
         other = world.push(world.set("s", *pairs(5)), collection="other").releases[0]
         world.alignment("b", turn=1)
         (shadow,) = world.push(world.set("s", *pairs(5)), "b", metrics=["cosine"]).releases
-        live = {(row.collection, row.metric) for row in world.provenance.releases(state="live")}
+        live = {(row.collection, row.metric) for row in world.provenance.releases.find(state="live")}
         assert live == {(COLLECTION, "cosine"), (COLLECTION, "dot"), ("other", "cosine")}
         assert world.store.aliases()["other.cosine"] == other.name
-        assert [row.physical_name for row in world.provenance.releases(state="ready")] == [shadow.name]
+        assert [row.physical_name for row in world.provenance.releases.find(state="ready")] == [shadow.name]
 
     def test_all_aliases_are_switched_at_one_moment(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         switches = Calls(monkeypatch, world.store, "set_aliases")

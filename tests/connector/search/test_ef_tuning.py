@@ -134,7 +134,7 @@ class TestPush:
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (release,) = world.push(world.set("s", *self.hard()), indexing_threshold=1).releases
-        (row,) = world.provenance.releases()
+        (row,) = world.provenance.releases.find()
         assert row.settings["hnsw_ef"] in WIDTHS
         assert ENOUGH <= row.settings["hnsw_recall"] <= 1
         assert release.hnsw_ef == row.settings["hnsw_ef"]
@@ -160,14 +160,14 @@ class TestPush:
 
     def test_a_set_that_is_a_part_of_the_release_only_lengthens_the_walk(self, world: World) -> None:
         world.push(world.set("s", *self.hard()), indexing_threshold=1)
-        (row,) = world.provenance.releases()
+        (row,) = world.provenance.releases.find()
         row.settings = {**row.settings, "hnsw_ef": 1024, "hnsw_recall": 0.992}
-        world.provenance.save(row)
+        world.provenance.releases.save(row)
         few = embedded("image", latent(3, 5))
         (release,) = world.push(world.set("t", rows("image", few, keys=["x", "y", "z"]))).releases
         assert release.tuned == EfTuning(1024, 0.992)
         world.push(world.set("s", *self.hard(2510)))  # neither does what is now one of two sets
-        assert world.provenance.releases()[0].settings["hnsw_ef"] == 1024
+        assert world.provenance.releases.find()[0].settings["hnsw_ef"] == 1024
 
     def test_a_crash_while_tuning_is_made_up_for(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         """Also where vectors were replaced in place, which changes no count."""
@@ -186,25 +186,25 @@ class TestPush:
 
     def test_a_release_from_before_there_was_tuning_is_tuned(self, world: World) -> None:
         world.push(world.set("s", *self.hard()), indexing_threshold=1)
-        (row,) = world.provenance.releases()
+        (row,) = world.provenance.releases.find()
         row.settings = {name: value for name, value in row.settings.items() if not name.startswith("hnsw_")}
-        world.provenance.save(row)
+        world.provenance.releases.save(row)
         (release,) = world.push(world.set("s", *self.hard())).releases
         assert release.hnsw_ef in WIDTHS
 
     def test_a_collection_that_sql_has_lost_is_tuned_and_pushed_again(self, world: World) -> None:
         embedding_set = world.set("s", *self.hard())
         world.push(embedding_set, indexing_threshold=1)
-        (row,) = world.provenance.releases()
+        (row,) = world.provenance.releases.find()
         row.settings = {}  # what is known of a collection that was found again
-        world.provenance.save(row)
+        world.provenance.releases.save(row)
         assert world.push(embedding_set).releases[0].hnsw_ef in WIDTHS
         assert world.push(embedding_set).counts == {"unchanged": 2600}
 
     def test_without_a_graph_there_is_nothing_to_tune(self, world: World) -> None:
         (release,) = world.push(world.set("s", *self.hard(200))).releases
         assert release.hnsw_ef is None
-        assert "hnsw_ef" not in world.provenance.releases()[0].settings
+        assert "hnsw_ef" not in world.provenance.releases.find()[0].settings
 
     def test_a_short_walk_finds_less(self, world: World) -> None:
         (release,) = world.push(world.set("s", *self.hard(6000)), indexing_threshold=1).releases

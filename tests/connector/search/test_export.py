@@ -206,14 +206,14 @@ def test_a_collection_gives_its_name_and_its_walk(tmp_path: Path) -> None:
         opened.alignment("turned", turn=1)
         (release,) = opened.push(opened.set("s", *pairs(9)), metrics=["cosine"]).releases
         release.row.settings = {**release.row.settings, "hnsw_ef": 77, "hnsw_recall": 0.99}
-        opened.provenance.save(release.row)
+        opened.provenance.releases.save(release.row)
     with Home(Settings.load(home=tmp_path / "home")) as ours:
         exported = ours.export("a", "cosine", tmp_path / "out", collection=COLLECTION)
         request = spec_of(tmp_path / "out")["requests"]["image-to-text"]
         assert request["path"] == f"/collections/{COLLECTION}.cosine/points/query"
         assert request["body"]["params"]["hnsw_ef"] == 77
         assert exported.counts == {"graphs": 4}
-        (run,) = [row for row in ours.provenance.runs(9) if row.command == "export"]
+        (run,) = [row for row in ours.provenance.runs.newest(9) if row.command == "export"]
         assert (run.id, run.outcome, run.counts) == (exported.run, "done", {"graphs": 4})
         assert run.parameters["alignment"] == "a"
         with pytest.raises(

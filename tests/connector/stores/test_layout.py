@@ -182,7 +182,7 @@ class TestFlags:
                 with pytest.raises(SettingsError, match="expected"):
                     world.push(embedding_set, **options)
             assert world.store.collections() == []
-            assert world.provenance.releases() == []
+            assert world.provenance.releases.find() == []
 
     @pytest.mark.parametrize("command", ["push", "ingest"])
     def test_both_commands_have_them(self, command: str) -> None:
@@ -314,7 +314,7 @@ class TestPushing:
         (release,) = world.push(embedding_set).releases
         old = ("payload_indexes", "m", "ef_construct", "indexing_threshold")
         release.row.settings = {name: release.row.settings[name] for name in old}
-        world.provenance.save(release.row)
+        world.provenance.releases.save(release.row)
         world.push(embedding_set, oversampling=4.0, datatype="float32")
         with pytest.raises(MismatchError, match="was created with datatype float32, asked for float16"):
             world.push(embedding_set, datatype="float16")

@@ -1,0 +1,92 @@
+"""Releases in SQL, their promotions and their ends."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm.attributes import set_committed_value
+
+from connector.provenance.database import Database
+from connector.provenance.ledger import clear_ledger
+from connector.provenance.tables import PromotionRow, ReleaseRow, now
+
+
+class Releases:
+    """The releases and promotions in SQL."""
+
+    def __init__(self, database: Database):
+        self._database = database
+
+    def find(self, **where: Any) -> list[ReleaseRow]:
+        """Return the releases whose columns have these values, oldest first."""
+        with self._database.session() as session:
+            return list(session.scalars(select(ReleaseRow).filter_by(**where).order_by(ReleaseRow.id)))
+
+    def save(self, row: ReleaseRow) -> ReleaseRow:
+        """Insert a release, or write all its columns."""
+        row.updated_at = now()
+        with self._database.session() as session:
+            return session.merge(row)
+
+    def change(self, row: ReleaseRow, **values: Any) -> None:
+        """Write only these columns of a release, then read all of them into `row`.
+
+        Columns that another process may have changed keep what it wrote.
+        """
+        with self._database.session() as session:
+            session.execute(update(ReleaseRow).where(ReleaseRow.id == row.id).values(**values, updated_at=now()))
+        self.refresh(row)
+
+    def refresh(self, row: ReleaseRow) -> None:
+        """Read the columns of a release again, into `row`."""
+        with self._database.session() as session:
+            present = session.get_one(ReleaseRow, row.id)
+        for column in ReleaseRow.__table__.columns:
+            set_committed_value(row, column.key, getattr(present, column.key))
+
+    def delete(self, release_id: int) -> None:
+        """Delete a release that was never audited, with its ledger."""
+        with self._database.session() as session:
+            clear_ledger(session, release_id)
+            session.execute(delete(ReleaseRow).where(ReleaseRow.id == release_id))
+
+    def promotions(self, **where: Any) -> list[PromotionRow]:
+        """Return the promotions whose columns have these values, oldest first."""
+        with self._database.session() as session:
+            return list(session.scalars(select(PromotionRow).filter_by(**where).order_by(PromotionRow.id)))
+
+    def unfinished_promotions(self, **where: Any) -> list[PromotionRow]:
+        """Return those of the promotions that were started and not finished."""
+        return self.promotions(finished_at=None, **where)
+
+    def begin_promotions(self, promotions: Sequence[PromotionRow]) -> None:
+        """Record which releases are to go live, before any alias names them."""
+        with self._database.session() as session:
+            session.add_all(promotions)
+
+    def finish_promotions(self, promotions: Sequence[PromotionRow], run_id: int) -> None:
+        """Record that run `run_id` switched the aliases: the new releases are live, the old ones retired."""
+        with self._database.session() as session:
+            for promotion in promotions:
+                place = {name: getattr(promotion, name) for name in ("store_url", "collection", "metric")}
+                live = session.scalars(select(ReleaseRow).filter_by(**place, state="live"))
+                for row in (*live, session.get_one(ReleaseRow, promotion.release_id)):
+                    row.state = "live" if row.id == promotion.release_id else "retired"
+                    row.updated_at = now()
+                merged = session.merge(promotion)
+                merged.finished_at, merged.run_id = now(), run_id
+
+    def begin_drop(self, release_id: int) -> None:
+        """Record that a release is to be dropped, before its collection is: it is retired from now on."""
+        values = {"state": "retired", "drop_begun_at": now(), "updated_at": now()}
+        with self._database.session() as session:
+            session.execute(update(ReleaseRow).where(ReleaseRow.id == release_id).values(**values))
+
+    def finish_drop(self, release_id: int) -> None:
+        """Record that the collection of a release is gone, and remove its ledger."""
+        without_effect = (PromotionRow.release_id == release_id, PromotionRow.finished_at.is_(None))
+        with self._database.session() as session:
+            clear_ledger(session, release_id)
+            session.execute(delete(PromotionRow).where(*without_effect))
+            values = {"points": 0, "dropped_at": now(), "updated_at": now()}
+            session.execute(update(ReleaseRow).where(ReleaseRow.id == release_id).values(**values))
