@@ -24,7 +24,7 @@ from bench.ingest import NO_GRAPH
 from bench.push import TARGET, bare, pushed
 from connector.home import Home
 from connector.provenance.database import upgrade
-from connector.push.session import OWN_INDEXES
+from connector.push.open_releases import OWN_INDEXES
 from connector.settings import Settings
 from connector.stores.edge import EdgeStore
 from connector.stores.qdrant import REQUEST_POINTS, UPLOADS, QdrantStore

@@ -14,7 +14,8 @@ from bench.corpus import DIM, alignment, write_set
 from bench.figure import Figure
 from connector.home import Home
 from connector.provenance.database import upgrade
-from connector.push.session import OWN_INDEXES, push
+from connector.push.open_releases import OWN_INDEXES
+from connector.push.session import push
 from connector.settings import Settings
 from connector.stores.contract import Store
 from connector.stores.edge import EdgeStore

@@ -64,9 +64,20 @@ from connector.push.ingest import Confirm, Ingest
 from connector.push.session import push
 from connector.releases.chain import check_encoder
 from connector.releases.lag import Lag
-from connector.releases.promotion import PROMOTE, ROLLBACK, AliasSwitch, Lifecycle, PromotionOverride
-from connector.releases.reconcile import ReconcileReport, reconcile, verify
-from connector.releases.release import LIVE, READY, Release, find_release_row, load_release, lower, open_release
+from connector.releases.promotion import AliasSwitch, Lifecycle, PromotionOverride
+from connector.releases.reconcile import ReconcileReport, reconcile
+from connector.releases.release import (
+    LIVE,
+    PROMOTE,
+    READY,
+    ROLLBACK,
+    Release,
+    find_release_row,
+    load_release,
+    lower,
+    open_release,
+)
+from connector.releases.verify import verify
 from connector.reports.audit_context import AuditContext
 from connector.reports.audit_page import write_audit_page
 from connector.reports.compare_report import claim, write_comparison
@@ -604,7 +615,7 @@ class Home:
         """Drop releases of `collection` by name; never the live one."""
         with self.provenance.runs.start("drop", {"collection": collection, "releases": list(names)}) as run:
             lifecycle = self._lifecycle(collection)
-            with lifecycle.alone(run.id):
+            with lifecycle.exclusive(run.id):
                 rows = lifecycle.droppable(names=names)
                 lifecycle.drop(rows)
             run.counts["dropped"] = len(rows)
@@ -623,7 +634,7 @@ class Home:
         """Mend those releases from their embedding sets; what it made is what `verify` finds afterwards."""
         with self.provenance.runs.start("repair", {"collection": collection, "delete_orphans": delete_orphans}) as run:
             for row in self._written(collection):
-                self._reconcile(row, mend=run, delete_orphans=delete_orphans)
+                self._reconcile(row, repair=run, delete_orphans=delete_orphans)
             found = self.verify(collection)
         return RunResult(run.id, run.counts, found)
 

@@ -22,6 +22,9 @@ from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance
 from tests.support.fakes import fake_entry_points
 
+# Contracts are tests in support modules: their assertions shall tell values too.
+pytest.register_assert_rewrite("tests.support.store_contract", "tests.support.filter_contract")
+
 ROOT = Path(__file__).parent.parent
 
 # Machines that run tests are busy: a deadline would fail on their load, not on the code.

@@ -434,7 +434,7 @@ class _Auditor:
             return
         queries = self._aligned(asked.take(rows))
         self.pace(len(rows))
-        lists = self.finder.find(target, queries, WORST_HITS, quantized=self.search[-1].quantized)
+        lists = self.finder.search(target, queries, WORST_HITS, quantized=self.search[-1].quantized)
         partners: dict[str, list[str]] = {asked.groups[row]: [] for row in rows}
         for keys, groups in self.pairs.labels(target):
             for key, group in zip(keys, groups, strict=True):

@@ -315,7 +315,7 @@ class StageRunner:
                     )
                     for hits in lists
                 ]
-            return finder.find(self.target, queries, depth, **asked)
+            return finder.search(self.target, queries, depth, **asked)
         except StoreUnavailableError:
             raise
         except StoreError as error:
@@ -373,7 +373,7 @@ class StageRunner:
         """Scores of irrelevant points that are not in the list, which a list of nothing else shows."""
         condition = _without_group(group, stage.condition)
         self._pace(1)
-        (found,) = self.finder.find(
+        (found,) = self.finder.search(
             self.target,
             query[None],
             depth,

@@ -199,7 +199,7 @@ def search(
     from connector.stores.filters import parse_filter
 
     condition = parse_filter(filter_json) if filter_json is not None else None
-    options: dict[str, Any] = {"filter": condition, "exact": exact, "budget": budget}
+    options: dict[str, Any] = {"filter": condition, "exact": exact, "max_candidates": budget}
     is_image = Path(query).suffix.lower() in IMAGE_SUFFIXES
     with _home(where) as home:
         retriever = home.retriever(collection, metric)

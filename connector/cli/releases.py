@@ -165,7 +165,7 @@ def status(
             for row in home.provenance.runs.newest(limit)
         ]
         parts = home.provenance.runs.ingests_in_parts()
-    sound = reconciled is None or all(found.sound for found in reconciled)
+    sound = reconciled is None or all(found.consistent for found in reconciled)
     if as_json:
         document: dict[str, Any] = {"releases": releases, "ingests_in_parts": parts, "runs": runs}
         if reconciled is not None:
@@ -210,7 +210,7 @@ def _print_switched(result: "RunResult[list[AliasSwitch]]", as_json: bool) -> No
 
 def _reconciled(home: "Home", collection: str | None, repair: bool, yes: bool) -> "list[ReconcileReport]":
     found = home.verify(collection)
-    if not repair or all(each.sound for each in found):
+    if not repair or all(each.consistent for each in found):
         return found
     orphans = sum(each.orphans.count for each in found)
     agreed = orphans > 0 and _confirmation("--repair", yes)(f"delete {orphans} points that no embedding set holds?")

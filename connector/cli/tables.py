@@ -99,7 +99,7 @@ def reconciled_rows(found: Iterable["ReconcileReport"]) -> list[dict[str, Any]]:
             "vectors_compared": each.vectors,
         }
         known = numbers if each.broken is None else dict.fromkeys(numbers)
-        rows.append({"release": each.name, "sound": each.sound, **known, "broken": each.broken})
+        rows.append({"release": each.name, "sound": each.consistent, **known, "broken": each.broken})
     return rows
 
 
@@ -112,7 +112,7 @@ def reconciled_examples(found: Iterable["ReconcileReport"]) -> dict[str, dict[st
             if getattr(each, kind).count
         }
         for each in found
-        if not each.sound
+        if not each.consistent
     }
 
 

@@ -1,7 +1,13 @@
 """Write one embedding set into releases: shard by shard, batch by batch, with a ledger in SQL for each release.
 
-The order of things makes every crash harmless: rows are validated, written, made durable in the store, and only then
-entered in the ledger. What the ledger holds is not written again; what it does not hold is, under the same ids.
+Durable before said. The order of the steps makes every crash harmless:
+
+    shard      the rows are durable in the embedding set
+    points     the rows are checked, projected and written into the collection
+    flush      the points are durable in the store
+    ledger     SQL records the batch
+
+The next run skips what the ledger holds and writes everything else again, under the same point ids.
 """
 
 import time
@@ -25,26 +31,31 @@ from connector.releases.chain import NEEDS_TUNING
 from connector.releases.point_id_set import PointIds
 from connector.releases.points import Projected, lowered, point_id, project
 from connector.releases.release import Release
-from connector.stores.contract import Store
+from connector.stores.contract import Points, Store
 from connector.stores.layout import PayloadKind
 
 FLUSH_POINTS = 16_384
-FLUSH_SECONDS = 2.0  # a slow encoder has its points in the ledger before there are so many
-DELETIONS = 1024  # points that are deleted at a time
+FLUSH_SECONDS = 2.0  # a slow encoder reaches the ledger long before FLUSH_POINTS
+TOMBSTONES_AT_ONCE = 1024
 
 
 @dataclass(slots=True)
 class ReleaseWriter:
-    """A release while it is being written.
+    """The state of one release while a push writes into it.
 
     Attributes:
-        new: whether this push made both its row and its collection.
-        named: whether this push is for it; the collection's other releases take what arrives, no more.
+        new: this push made both its row and its collection.
+        requested: the push is for this release. The collection's other releases only receive the same rows.
+        ledger: what SQL records as written, by batch.
+        pending: what is written and not flushed yet.
+        met: batches that were looked at.
+        lost: batches of the ledger that the embedding set has no rows for any more.
+        changed: something was written.
     """
 
     release: Release
     new: bool
-    named: bool = True
+    requested: bool = True
     ledger: dict[BatchKey, LedgerEntry] = field(default_factory=dict)
     pending: dict[BatchKey, LedgerEntry] = field(default_factory=dict)
     met: set[BatchKey] = field(default_factory=set)
@@ -53,21 +64,25 @@ class ReleaseWriter:
 
     @property
     def indexes(self) -> Mapping[str, PayloadKind]:
-        """Its payload fields and the kinds that they are indexed as."""
+        """Indexed payload fields, each with the kind of its values."""
         indexes: Mapping[str, PayloadKind] = self.release.row.settings.get("payload_indexes", {})
         return indexes
 
 
 @dataclass(slots=True)
 class BatchWriter:
-    """One embedding set while it is written into the releases of a `PushSession`: each shard, then whatever is left."""
+    """Writes one embedding set into the releases of a `PushSession`: `begin`, `write` each shard, `finish`.
+
+    Attributes:
+        ids: collects the ids of written points, where somebody needs them.
+    """
 
     path: Path
     set_id: int
     store: Store
     provenance: Provenance
     run: Run
-    targets: Sequence[ReleaseWriter]
+    writers: Sequence[ReleaseWriter]
     ids: PointIds | None = None
     _written: set[str] = field(default_factory=set)
     _refused: set[tuple[Modality, str, str]] = field(default_factory=set)
@@ -75,41 +90,34 @@ class BatchWriter:
     _committed: float = field(default_factory=time.monotonic)
 
     def begin(self) -> None:
-        """Delete what left the set since it was last written, and look up what the ledgers hold of it."""
-        self.delete_what_left()
+        """Apply the tombstones of the set and read what the ledgers hold of it."""
+        self.apply_tombstones()
         self._written.clear()
-        for target in self.targets:
-            target.ledger = _ledger(target.release, self.set_id, self.store, self.provenance)
-            target.pending, target.met, target.lost = {}, set(), set()
+        for writer in self.writers:
+            writer.ledger = _ledger(writer.release, self.set_id, self.store, self.provenance)
+            writer.pending, writer.met, writer.lost = {}, set(), set()
 
     def write(self, modality: Modality, shard: Path, advance: Advance = lambda count: None) -> None:
-        """Write what the ledgers do not hold of a durable shard."""
+        """Write the batches of a durable shard that the ledgers do not hold."""
         end = 0
         for start, rows in shard_batches(shard, modality, BATCH_POINTS):
-            place, written = (shard.name, start), (rows.digest(), len(rows))
-            open_targets = []
-            for target in self.targets:
-                target.met.add(place)
-                # A batch with refused rows is not in the ledger as whole: they are refused again, every time.
-                if target.ledger.get(place) == written:
+            key, entry = (shard.name, start), (rows.digest(), len(rows))
+            behind = []
+            for writer in self.writers:
+                writer.met.add(key)
+                # A batch with refused rows is never entered whole: its rows are refused again on every run.
+                if writer.ledger.get(key) == entry:
                     self.run.count("unchanged", len(rows))
                 else:
-                    open_targets.append(target)
-            if open_targets:
-                self._unflushed += self._write_batch(open_targets, place, rows, written[0])
+                    behind.append(writer)
+            if behind:
+                self._unflushed += self._write_batch(behind, key, rows, entry[0])
                 if self._unflushed >= FLUSH_POINTS or time.monotonic() - self._committed >= FLUSH_SECONDS:
                     self._commit()
             end = start + len(rows)
             advance(len(rows))
         self._forget_beyond(shard.name, end)
         self._written.add(shard.name)
-
-    def _forget_beyond(self, shard: str, end: int) -> None:
-        """Have the next commit forget the ledger lines of batches that a shard has no rows for any more."""
-        first = -(-end // BATCH_POINTS) * BATCH_POINTS
-        for target in self.targets:
-            places = takewhile(target.ledger.__contains__, ((shard, start) for start in count(first, BATCH_POINTS)))
-            target.lost.update(places)
 
     def finish(
         self,
@@ -119,135 +127,166 @@ class BatchWriter:
         only: Collection[str] | None = None,
         advance: Advance = lambda count: None,
     ) -> None:
-        """Write the shards that were not written yet, and forget the ledger lines of rows that the set has lost.
+        """Write the remaining shards, then forget the ledger entries of rows that the set has lost.
 
         Args:
             embedding_set: the set, complete now.
-            changed: names of shards that are no longer what was written.
+            changed: names of shards whose content differs from what was written.
             only: names of the shards to look at; None: all of them.
-            advance: is told how many rows were looked at.
+            advance: called with the number of rows looked at since the last call.
         """
         if changed:
-            self._commit()
-            self._written -= set(changed)
-            for target in self.targets:
-                target.ledger = self.provenance.ledger.entries(target.release.row.id, self.set_id)
-                target.met = {place for place in target.met if place[0] not in changed}
-            for name in changed:
-                if not (self.path / name).exists():
-                    self._forget_beyond(name, 0)
+            self._reopen(changed)
         for modality in MODALITIES:
             for shard in embedding_set.shards(modality):
                 if shard.name not in self._written and (only is None or shard.name in only):
                     self.write(modality, shard, advance)
         self._commit()
-        for target in self.targets:
-            lost = {place for place in target.ledger.keys() - target.met if only is None or place[0] in only}
+        for writer in self.writers:
+            lost = {key for key in writer.ledger.keys() - writer.met if only is None or key[0] in only}
             if lost:
-                self.provenance.ledger.remove(target.release.row.id, self.set_id, lost)
+                self.provenance.ledger.remove(writer.release.row.id, self.set_id, lost)
 
-    def delete_what_left(self) -> None:
-        """Delete the points of rows that left the set since it was last written, as SQL remembers them."""
-        for target in self.targets:
-            apply_tombstones(self.provenance, self.store, target.release.row, self.set_id)
+    def apply_tombstones(self) -> None:
+        """Delete the points of rows that left the set since it was last written."""
+        for writer in self.writers:
+            apply_tombstones(self.provenance, self.store, writer.release.row, self.set_id)
 
     def delete_gone(self, embedding_set: EmbeddingSet, written: PointIds) -> None:
-        """Delete the points that were written of rows that are in the set no more."""
+        """Delete those of the `written` points whose rows are no longer in the set."""
         with PointIds() as held:
             for modality in MODALITIES:
                 for _, _, rows in embedding_set.batches(modality, BATCH_POINTS):
                     held.add([point_id(modality, key) for key in rows.keys])
-            for batch in written.without(held):
-                for target in self.targets:
-                    self.store.delete(target.release.name, batch)
-        for target in self.targets:
-            self.store.flush(target.release.name)
+            for ids in written.without(held):
+                for writer in self.writers:
+                    self.store.delete(writer.release.name, ids)
+        for writer in self.writers:
+            self.store.flush(writer.release.name)
 
-    def _write_batch(self, targets: Sequence[ReleaseWriter], place: BatchKey, rows: Rows, digest: str) -> int:
-        # Once for all targets that share an alignment and the kinds of their indexes.
-        known: dict[tuple[int, frozenset[tuple[str, PayloadKind]]], Projected] = {}
-        projections = []
-        for target in targets:
-            shared = (target.release.row.alignment_id, frozenset(target.indexes.items()))
-            if shared not in known:
-                known[shared] = project(target.release.alignment, rows, target.indexes)
-            projections.append((target, known[shared]))
-        for projected in known.values():
-            self._reject(place, rows, projected.refused)
+    def _reopen(self, changed: Collection[str]) -> None:
+        """Have `finish` look at these shards again; some of them may be gone."""
+        self._commit()
+        self._written -= set(changed)
+        for writer in self.writers:
+            writer.ledger = self.provenance.ledger.entries(writer.release.row.id, self.set_id)
+            writer.met = {key for key in writer.met if key[0] not in changed}
+        for shard in changed:
+            if not (self.path / shard).exists():
+                self._forget_beyond(shard, 0)
+
+    def _forget_beyond(self, shard: str, end: int) -> None:
+        """Have the next commit forget ledger entries of a shard's batches from row `end` on: it has no such rows."""
+        first = -(-end // BATCH_POINTS) * BATCH_POINTS
+        for writer in self.writers:
+            keys = takewhile(writer.ledger.__contains__, ((shard, start) for start in count(first, BATCH_POINTS)))
+            writer.lost.update(keys)
+
+    def _write_batch(self, writers: Sequence[ReleaseWriter], key: BatchKey, rows: Rows, digest: str) -> int:
+        """Write one batch into each release; return the number of points written."""
         batches = []
-        for target, projected in projections:
-            if target.ledger.get(place) == (digest, len(projected.rows)):
+        for writer, projected in self._projected(writers, key, rows):
+            if writer.ledger.get(key) == (digest, len(projected.rows)):
                 self.run.count("unchanged", len(projected.rows))
             else:
-                batches.append((target, projected, lowered(target.release, projected)))
-        numbers = {key: row for row, key in enumerate(rows.keys)}
+                batches.append((writer, projected, lowered(writer.release, projected)))
         refusals: dict[int, Refusal] = {}
         written = 0
-        for target, projected, points in batches:  # no release is written to unless all can be
-            if projected.refused:  # an older point of what can be written no more would be found for what it was
-                gone = [point_id(rows.modality, rows.keys[row]) for row in projected.refused]
-                self.store.delete(target.release.name, gone)
-            kept = len(points.ids)
-            if points.ids:
-                if self.ids:
-                    self.ids.add(points.ids)
-                try:
-                    self.store.upsert(target.release.name, points)
-                except PointsRefusedError as error:
-                    refusals = {numbers[projected.rows.keys[row]]: why for row, why in error.refused.items()} | refusals
-                    self.store.delete(target.release.name, [points.ids[row] for row in error.refused])
-                    kept -= len(error.refused)
-            if not target.changed:  # known before the ledger knows: whoever goes on after a crash has to tune
-                target.changed = True
-                row = target.release.row
-                self.provenance.releases.change(row, settings={**row.settings, NEEDS_TUNING: True})
-            target.pending[place] = (digest, kept)
+        for writer, projected, points in batches:  # lowered all: no release is written to unless all can be
+            refused = self._upsert(writer, projected, points, rows)
+            refusals = refused | refusals
+            self._needs_tuning(writer)
+            kept = len(points.ids) - len(refused)
+            writer.pending[key] = (digest, kept)
             self.run.count("written", kept)
             written += kept
-        self._reject(place, rows, refusals)
+        self._reject(key, rows, refusals)
         return written
 
-    def _reject(self, place: BatchKey, rows: Rows, refused: Mapping[int, tuple[Reason, str]]) -> None:
-        """Record what was refused, once for each reason: by however many releases, in however many shards."""
+    def _projected(
+        self, writers: Sequence[ReleaseWriter], key: BatchKey, rows: Rows
+    ) -> list[tuple[ReleaseWriter, Projected]]:
+        """Project rows once for all releases that share an alignment and the kinds of their indexes."""
+        projections: dict[tuple[int, frozenset[tuple[str, PayloadKind]]], Projected] = {}
+        of_writers = []
+        for writer in writers:
+            shared = (writer.release.row.alignment_id, frozenset(writer.indexes.items()))
+            if shared not in projections:
+                projections[shared] = project(writer.release.alignment, rows, writer.indexes)
+                self._reject(key, rows, projections[shared].refused)
+            of_writers.append((writer, projections[shared]))
+        return of_writers
+
+    def _upsert(self, writer: ReleaseWriter, projected: Projected, points: Points, rows: Rows) -> dict[int, Refusal]:
+        """Write points into one release; return what the store refuses, by row number.
+
+        An older point of a row that is refused now is deleted: a search would return its old content.
+        """
+        name = writer.release.name
+        if projected.refused:
+            self.store.delete(name, [point_id(rows.modality, rows.keys[row]) for row in projected.refused])
+        if not points.ids:
+            return {}
+        if self.ids:
+            self.ids.add(points.ids)
+        try:
+            self.store.upsert(name, points)
+        except PointsRefusedError as error:
+            self.store.delete(name, [points.ids[number] for number in error.refused])
+            row_of = {key: row for row, key in enumerate(rows.keys)}
+            return {row_of[projected.rows.keys[number]]: refusal for number, refusal in error.refused.items()}
+        return {}
+
+    def _needs_tuning(self, writer: ReleaseWriter) -> None:
+        """Record, before the ledger does, that the release changes: whoever resumes after a crash has to tune it."""
+        if not writer.changed:
+            writer.changed = True
+            row = writer.release.row
+            self.provenance.releases.change(row, settings={**row.settings, NEEDS_TUNING: True})
+
+    def _reject(self, key: BatchKey, rows: Rows, refused: Mapping[int, tuple[Reason, str]]) -> None:
+        """Record a reject once for each item and reason, however many releases and shards it is refused in."""
+        shard, start = key
         for row, (reason, detail) in sorted(refused.items()):
-            if (why := (rows.modality, rows.keys[row], reason)) not in self._refused:
-                self._refused.add(why)
-                source, position = str(self.path / place[0]), place[1] + row + 1
+            if (reject := (rows.modality, rows.keys[row], reason)) not in self._refused:
+                self._refused.add(reject)
+                source, position = str(self.path / shard), start + row + 1
                 self.run.reject(Reject(source, position, "write", reason, detail, rows.keys[row], rows.modality))
 
     def _commit(self) -> None:
-        """Make what was written durable, then say so in SQL."""
-        for target in self.targets:
-            if target.lost:  # first: what a shard has lost may be among what a newer shard has gained
-                self.provenance.ledger.remove(target.release.row.id, self.set_id, target.lost)
-                for place in target.lost:
-                    del target.ledger[place]
-                target.lost = set()
-            if target.pending:
-                self.store.flush(target.release.name)
-                self.provenance.ledger.write(target.release.row.id, self.set_id, self.run.id, target.pending)
-                target.ledger.update(target.pending)
-                target.pending = {}
+        """Flush what was written, then record it in the ledger."""
+        for writer in self.writers:
+            release_id = writer.release.row.id
+            if writer.lost:  # first: rows that a shard has lost may be in a newer shard, which is pending
+                self.provenance.ledger.remove(release_id, self.set_id, writer.lost)
+                for key in writer.lost:
+                    del writer.ledger[key]
+                writer.lost = set()
+            if writer.pending:
+                self.store.flush(writer.release.name)
+                self.provenance.ledger.write(release_id, self.set_id, self.run.id, writer.pending)
+                writer.ledger.update(writer.pending)
+                writer.pending = {}
         self._unflushed = 0
         self._committed = time.monotonic()
 
 
 def apply_tombstones(provenance: Provenance, store: Store, row: ReleaseRow, set_id: int) -> int:
-    """Delete from a collection the points of rows that left an embedding set, as SQL remembers them; count them."""
+    """Delete from a collection the points of rows that left an embedding set; return how many tombstones there were."""
     count = 0
-    while left := provenance.ledger.tombstones(row.id, set_id, DELETIONS):
-        store.delete(row.physical_name, [point_id(modality, key) for modality, key in left.values()])
+    while tombstones := provenance.ledger.tombstones(row.id, set_id, TOMBSTONES_AT_ONCE):
+        store.delete(row.physical_name, [point_id(modality, key) for modality, key in tombstones.values()])
         store.flush(row.physical_name)
-        provenance.ledger.remove_tombstones(left)
-        count += len(left)
+        provenance.ledger.remove_tombstones(tombstones)
+        count += len(tombstones)
     return count
 
 
 def _ledger(release: Release, set_id: int, store: Store, provenance: Provenance) -> dict[BatchKey, LedgerEntry]:
-    """Return what of the set is written; nothing, where points have vanished behind the ledger's back."""
+    """Return the ledger of a set; emptied if the collection holds fewer points than SQL records."""
     ledger = provenance.ledger.entries(release.row.id, set_id)
-    expected = provenance.ledger.points(release.row.id)  # before the count, which others may be adding to
-    if store.count(release.name) < expected:
+    recorded = provenance.ledger.points(release.row.id)  # before the count: other processes may be adding points
+    if store.count(release.name) < recorded:
         provenance.ledger.remove(release.row.id, set_id, ledger)
         return {}
     return ledger

@@ -1,10 +1,12 @@
 """Delete items for good: their rows from the embedding sets, their points from every release that has them.
 
-SQL is told first, row by row: which points each release has to delete, and that the ledger of these shards is out of
-date. Then the rows go, then the points, then the shards are written anew into the releases, and their ledgers agree
-again. After a kill in between the same command finishes, and so does the next push of the set.
+    1  SQL gets a tombstone for each point that a release has to delete, and marks the ledger of these shards outdated
+    2  the rows leave the embedding sets
+    3  the points leave the collections
+    4  the changed shards are written into the releases again, and the ledgers agree
 
-Releases in other stores, and those that are being built, take the deletions in when the set is next pushed there.
+After a kill in between, the same command finishes the deletion, and so does the next push of the set. Releases in other
+stores, and those that are being built, apply the tombstones when the set is next pushed there.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -37,7 +39,7 @@ RETRIEVED = 256  # ids a request
 
 
 class DeletionPreview(NamedTuple):
-    """What a deletion will take away."""
+    """What a deletion will remove."""
 
     items: int
     sets: list[str]
@@ -50,7 +52,7 @@ class DeletionPreview(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """A deletion from everything that `collection` has in common with others.
+    """A deletion from the embedding sets of `collection`, and from every collection that they were pushed into.
 
     Raises:
         CollectionNotFoundError: there is no release of that collection.
@@ -68,47 +70,57 @@ class Deletion:
         keys: Iterable[str] = (),
         filter: "Filter | None" = None,
         modalities: Sequence[Modality] = MODALITIES,
-        confirm: Callable[[DeletionPreview], bool] = lambda doomed: True,
+        confirm: Callable[[DeletionPreview], bool] = lambda preview: True,
     ) -> bool:
-        """Delete the items with these `keys` and those whose points match `filter`; return whether it was confirmed.
+        """Delete the items with these `keys` and those whose points match `filter`, once `confirm` returns True.
+
+        Returns False, and deletes nothing, if it does not. It is not asked where there is nothing to delete.
 
         Counts `deleted` items and `rows` of embedding sets in the run.
         """
         rows = self._releases()
-        sets = self.provenance.ledger.sets_in(r.id for r in rows)
-        if gone := [s for s in sets if not (self._path(s) / CARD).is_file()]:
-            raise MismatchError(
-                f"embedding set {gone[0].name} of collection {self.collection} is not at {self._path(gone[0])}: what "
-                "is deleted would come back with it; bring it here, or run this where it is"
-            )
+        sets = self.provenance.ledger.sets_in(row.id for row in rows)
+        self._check_present(sets)
         asked = {(modality, key) for key in keys for modality in modalities} | self._matching(rows, filter, modalities)
         concerned = {
             row.id: row for s in sets for row in self.provenance.ledger.releases_of(s.id) if self._is_here(row)
         }
         concerned |= {row.id: row for row in rows}
-        found = self._stored(concerned.values(), asked)
+        items = self._stored(concerned.values(), asked)
         names = []
         for embedding_set in sets:
             with self._writer(embedding_set) as writer:
-                if items := {item for *_, of_shard in _standing(writer, asked) for item in of_shard.values()}:
-                    found |= items
+                if of_set := {item for *_, of_shard in _shards_with(writer, asked) for item in of_shard.values()}:
+                    items |= of_set
                     names.append(embedding_set.name)
-        doomed = DeletionPreview(len(found), names, sorted({row.collection for row in concerned.values()}))
-        if found and not confirm(doomed):
+        preview = DeletionPreview(len(items), names, sorted({row.collection for row in concerned.values()}))
+        if items and not confirm(preview):
             return False
         for embedding_set in sets:
             self._drop_rows(embedding_set, asked)
-        ids = [point_id(*item) for item in sorted(found)]
+        ids = [point_id(*item) for item in sorted(items)]
         for row in concerned.values():
-            for start in range(0, len(ids), RETRIEVED):
-                self.store.delete(row.physical_name, ids[start : start + RETRIEVED])
-            self.store.flush(row.physical_name)
-            for embedding_set in sets:
-                apply_tombstones(self.provenance, self.store, row, embedding_set.id)
-            if row.state != "building":
-                self._write_anew(row)
-        self.run.counts["deleted"] = len(found)
+            self._drop_points(row, ids, sets)
+        self.run.counts["deleted"] = len(items)
         return True
+
+    def _check_present(self, sets: Sequence[EmbeddingSetRow]) -> None:
+        """Refuse to delete while an embedding set is elsewhere: the items would come back with it."""
+        if gone := [row for row in sets if not (self._path(row) / CARD).is_file()]:
+            raise MismatchError(
+                f"embedding set {gone[0].name} of collection {self.collection} is not at {self._path(gone[0])}, and "
+                "deleted items would come back with it; bring it here, or run this where it is"
+            )
+
+    def _drop_points(self, row: ReleaseRow, ids: Sequence[str], sets: Sequence[EmbeddingSetRow]) -> None:
+        """Delete points from a release, apply the tombstones of the sets, and bring its ledger up to date."""
+        for start in range(0, len(ids), RETRIEVED):
+            self.store.delete(row.physical_name, ids[start : start + RETRIEVED])
+        self.store.flush(row.physical_name)
+        for embedding_set in sets:
+            apply_tombstones(self.provenance, self.store, row, embedding_set.id)
+        if row.state != "building":
+            self._write_anew(row)
 
     def _releases(self) -> list[ReleaseRow]:
         rows = [row for row in self.provenance.releases.find(collection=self.collection) if self._is_here(row)]
@@ -128,7 +140,7 @@ class Deletion:
     def _matching(
         self, rows: Sequence[ReleaseRow], filter: "Filter | None", modalities: Collection[Modality]
     ) -> set[Item]:
-        """Return the items whose points match a filter in any release but the retired ones."""
+        """Return the items whose points match a filter in any release that is not retired."""
         if filter is None:
             return set()
         pages = (
@@ -141,7 +153,7 @@ class Deletion:
         return {item for item in items if item[0] in modalities}
 
     def _stored(self, rows: Iterable[ReleaseRow], asked: Collection[Item]) -> set[Item]:
-        """Find which of the asked items have a point in any of these releases."""
+        """Return those of the asked items that have a point in any of these releases."""
         by_id = {point_id(*item): item for item in asked}
         ids = sorted(by_id)
         return {
@@ -157,16 +169,16 @@ class Deletion:
 
     def _drop_rows(self, row: EmbeddingSetRow, asked: Collection[Item]) -> None:
         with self._writer(row) as writer:
-            for modality, shard, items in _standing(writer, asked):
+            for modality, shard, items in _shards_with(writer, asked):
                 self.provenance.ledger.add_tombstones(row.id, modality, shard.name, [key for _, key in items.values()])
                 writer.drop(shard, modality, set(items))
                 self.run.counts["rows"] += len(items)
-            if writer.card.complete:  # else its encode was killed, and completes it when it is run again
+            if writer.card.complete:  # an encode that was killed completes it when it is run again
                 writer.finish()
                 self.provenance.artifacts.record_set(EmbeddingSet.open(writer.path))
 
     def _write_anew(self, row: ReleaseRow) -> None:
-        """Bring the ledger of a release up to date with the shards that have lost rows."""
+        """Write the shards that have lost rows into a release again, so that its ledger agrees with them."""
         outdated = {s.id: self._outdated(row, s) for s in self.provenance.ledger.sets_in([row.id])}
         if not any(outdated.values()) and row.points == self.provenance.ledger.points(row.id):
             return
@@ -179,12 +191,12 @@ class Deletion:
             say(f"release {row.physical_name} (retired) has lost the points, and no rollback returns to it: {error}")
             return
         push = PushSession.into(release, self.store, self.provenance, self.run)
-        complete = [each for each in sets if self._is_complete(each)]
-        for written in complete:
-            embedding_set = EmbeddingSet.open(self._path(written))
-            push.open(embedding_set.path, written.id).finish(embedding_set, only=outdated[written.id])
-        if complete == sets:  # else whoever completes the others pushes them, and verifies
-            push.verify(embedding_set, written.id)
+        complete = [embedding_set for embedding_set in sets if self._is_complete(embedding_set)]
+        for set_row in complete:
+            embedding_set = EmbeddingSet.open(self._path(set_row))
+            push.open(embedding_set.path, set_row.id).finish(embedding_set, only=outdated[set_row.id])
+        if complete == sets:  # otherwise the push that completes the other sets verifies
+            push.verify(embedding_set, set_row.id)
 
     def _is_complete(self, row: EmbeddingSetRow) -> bool:
         return (self._path(row) / CARD).is_file() and SetCard.read(self._path(row)).complete
@@ -194,8 +206,8 @@ class Deletion:
         return {shard for (shard, _), (digest, _) in ledger.items() if digest == OUTDATED}
 
 
-def _standing(writer: SetWriter, asked: Collection[Item]) -> Iterator[tuple[Modality, Path, dict[int, Item]]]:
-    """Yield every shard of a set that holds asked items, with these by row."""
+def _shards_with(writer: SetWriter, asked: Collection[Item]) -> Iterator[tuple[Modality, Path, dict[int, Item]]]:
+    """Yield every shard of a set that holds asked items: modality, path, and these items by row number."""
     for modality in MODALITIES:
         for shard, identity in writer.identities(modality):
             keys = identity.column("key").to_pylist()

@@ -1,11 +1,11 @@
-"""Ingest a corpus: encode it and push it in one, while it is being read.
+"""Ingest a corpus: encode and push it in one pass, while it is being read.
 
     reading, hashing, decoding   a thread and a pool, a few batches ahead
     encoding                     a thread, a few shards ahead
-    projecting, writing          the thread that called
+    projecting, writing          the calling thread
 
-A shard is durable in the embedding set before it is handed on, durable in the store before the ledger says so; so a
-kill, of any process and at any moment, leaves what the same command goes on with.
+A shard is durable in the embedding set before it is written into the store, and durable in the store before the ledger
+records it. Any process may be killed at any moment: the same command continues from there.
 """
 
 import time
@@ -38,7 +38,7 @@ from connector.releases.release import Release
 from connector.stores.contract import Store
 
 SHARDS_AHEAD = 2
-POLL_SECONDS = 1.0  # between two looks at whether other processes have left something to do
+POLL_SECONDS = 1.0  # between two looks for steps that other processes have left
 
 Confirm = Callable[[int], bool]
 
@@ -51,7 +51,8 @@ class Ingest:
         path: directory of the embedding set; of parts, `PATH.part-1-of-N` and so on.
         encoders: the alignment's own.
         layout: of new collections, as `connector.push.session.push` takes it.
-        prune: delete what has left the corpus, if the answer to how many items that is, is yes. None: keep it.
+        prune: asked with the number of items that have left the corpus; they are deleted if it returns True. None:
+            keep them.
     """
 
     corpus: Corpus
@@ -69,7 +70,7 @@ class Ingest:
 
     def whole(self) -> list[Release]:
         """Ingest the corpus in this process."""
-        with self._pushing() as push:
+        with self._push_session() as push:
             self._check_partition(push.reached, {self.path.name})
             embedding_set, set_id = self._write(push, self.corpus, self.path)
             push.verify(embedding_set, set_id)
@@ -77,9 +78,9 @@ class Ingest:
         return push.releases
 
     def in_parts(self, parts: int) -> list[Release]:
-        """Ingest parts of the corpus until none is left, beside other processes that do the same.
+        """Ingest parts of the corpus until none is left, together with other processes that run the same command.
 
-        The releases are verified and made live by whoever comes last; all others wait for that.
+        The process that takes the last step verifies the releases and makes them live; the others wait for it.
         """
         identity = {
             "corpus": str(self.corpus.path),
@@ -103,29 +104,29 @@ class Ingest:
             try:
                 self._step(step, claims)
             except SetBusyError:
-                # Another process has lost its claim, but not yet noticed: its part is passed over until it has.
+                # Another process has lost this step and not noticed yet: pass over the step until it has.
                 claims.give_back(step)
                 busy.add(step)
-        with self._pushing(shared=True) as push:
+        with self._push_session(shared=True) as push:
             return push.releases
 
     def _step(self, step: int, claims: Claims) -> None:
-        with claims.holding(step) as held:
+        with claims.holding(step) as lease:
             if step == BEGIN:
-                with self._pushing() as push:
+                with self._push_session() as push:
                     paths = [self._part_path(number + 1, claims.parts) for number in range(claims.parts)]
                     self._check_partition(push.reached, {path.name for path in paths})
             elif step == claims.finish:
                 self._finish(claims)
             else:
-                with self._pushing(shared=True) as push:
+                with self._push_session(shared=True) as push:
                     part = Part(self.corpus.path, self.corpus, step, claims.parts)
-                    self._write(push, part, self._part_path(step, claims.parts), held.require)
+                    self._write(push, part, self._part_path(step, claims.parts), lease.require)
 
     def _finish(self, claims: Claims) -> None:
         try:
-            with self._pushing(shared=True) as push:
-                # Any part stands for all: items are dealt out by a hash.
+            with self._push_session(shared=True) as push:
+                # Any part represents all: a hash assigns items to parts.
                 sets = [EmbeddingSet.open(self._part_path(n + 1, claims.parts)) for n in range(claims.parts)]
                 largest = max(sets, key=lambda opened: sum(opened.card.counts.values()))
                 if not any(largest.card.counts.values()):
@@ -136,24 +137,24 @@ class Ingest:
         except (StoreError, ProvenanceError):
             raise
         except ModalignError:
-            claims.forget()  # what is wrong may stand in any part
+            claims.forget()  # the cause may be in any part: every step is repeated
             raise
 
     def _part_path(self, number: int, of: int) -> Path:
         return self.path.with_name(f"{self.path.name}.part-{number}-of-{of}")
 
     def _check_partition(self, releases: Sequence[Release], names: Collection[str]) -> None:
-        """Refuse to divide a corpus otherwise than it was: keys would stand in two sets."""
+        """Refuse to divide a corpus into other parts than before: keys would be in two sets."""
         for row in self.provenance.ledger.sets_in(release.row.id for release in releases):
             base, _, _ = row.name.partition(".part-")
             if base == self.path.name and row.name not in names:
-                asked = ", ".join(sorted(names))
                 raise MismatchError(
-                    f"collection {self.collection} holds embedding set {row.name}, asked for {asked}; divide the "
+                    f"collection {self.collection} holds embedding set {row.name}, asked for "
+                    f"{', '.join(sorted(names))}; divide the "
                     "corpus as before (--parts), or ingest into a new collection"
                 )
 
-    def _pushing(self, *, shared: bool = False) -> AbstractContextManager[PushSession]:
+    def _push_session(self, *, shared: bool = False) -> AbstractContextManager[PushSession]:
         return push_session(
             self.alignment,
             alignment_id=self.alignment_id,
@@ -170,14 +171,17 @@ class Ingest:
     def _write(
         self, push: PushSession, corpus: Corpus, path: Path, require: Callable[[], None] = lambda: None
     ) -> tuple[EmbeddingSet, int]:
-        """Encode `corpus` into the set at `path` and write it; return the complete set and its row."""
+        """Encode `corpus` into the set at `path` and write it; return the complete set and the id of its row.
+
+        `require` is called before every shard, and raises if this process may not go on.
+        """
         cards = {modality: encoder.card for modality, encoder in self.encoders.items()}
         with (
             SetWriter(path, corpus=str(corpus.path), encoders=cards) as writer,
             progress(f"ingest {path.name}", corpus.total(), "rows") as advance,
         ):
             set_id = self.provenance.artifacts.record_set(EmbeddingSet(path, writer.card))
-            written = push.open(path, set_id)
+            batches = push.open(path, set_id)
             with (
                 Encoding(
                     corpus,
@@ -191,28 +195,31 @@ class Ingest:
                 ) as encoding,
                 Pipeline() as pipeline,
             ):
-                standing = [Shard(m, shard, additive=True) for m in MODALITIES for shard in shard_paths(path, m)]
-                for shard in chain(standing, pipeline.ahead(encoding.shards(pipeline), SHARDS_AHEAD)):
+                present = [Shard(m, shard, additive=True) for m in MODALITIES for shard in shard_paths(path, m)]
+                for shard in chain(present, pipeline.ahead(encoding.shards(pipeline), SHARDS_AHEAD)):
                     require()
-                    # One that supersedes rows waits for these to go: points that the ledger counts twice would look
-                    # to the next run as if some had vanished.
+                    # A shard that supersedes rows waits until these are gone: counted twice in the ledger, their points
+                    # would seem to have vanished at the next run.
                     if shard.additive:
-                        written.write(shard.modality, shard.path)
-                changed = encoding.finish(self._bury(encoding, push, set_id))
+                        batches.write(shard.modality, shard.path)
+                changed = encoding.finish(self._add_tombstones(encoding, push, set_id))
             require()
             embedding_set = EmbeddingSet.open(path)
             self.provenance.artifacts.record_set(embedding_set)
-            written.delete_what_left()
-            written.finish(embedding_set, changed=changed)
+            batches.apply_tombstones()
+            batches.finish(embedding_set, changed=changed)
         return embedding_set, set_id
 
-    def _bury(
+    def _add_tombstones(
         self, encoding: Encoding, push: PushSession, set_id: int
     ) -> Callable[[Modality, str, list[str]], None] | None:
-        """Return how to bury what has left the corpus, if it is to be deleted and all of the corpus could be read."""
+        """Return a function that adds tombstones for items that left the corpus; None: keep them.
+
+        They are kept unless `prune` says otherwise, and whenever a part of the corpus could not be read.
+        """
         if self.prune is None or not (gone := encoding.gone()):
             return None
-        if encoding.unread:  # one of them may be what is missing
+        if encoding.unread:  # an item that could not be read may be one of those that seem to be gone
             self.run.counts["not_pruned"] += gone
             return None
         if not self.prune(gone):

@@ -26,24 +26,23 @@ def physical_name(collection: str, metric: Metric, alignment: Alignment) -> str:
 
 
 def to_go_live(provenance: Provenance, store: Store, releases: Sequence[Release]) -> dict[str, Release]:
-    """Return, by alias, which of these releases `make_live` would make live: nothing else is, and they are not yet."""
+    """Return, by alias, the releases that `make_live` would make live: they are not yet, and no other release is."""
     current = store.aliases()
-    found = {}
+    wanted = {}
     for release in releases:
         provenance.releases.refresh(release.row)  # a promotion may have come since it was opened
         alias = alias_name(release.row.collection, release.metric)
         is_live = release.row.state == LIVE and current.get(alias) == release.name
-        if not is_live and _is_alone(provenance, release, current):
-            found[alias] = release
-    return found
+        if not is_live and _alias_is_free(provenance, release, current):
+            wanted[alias] = release
+    return wanted
 
 
 def make_live(provenance: Provenance, store: Store, releases: Sequence[Release]) -> bool:
-    """Let the aliases that name nothing else name these releases, all at one moment.
+    """Point free aliases to these releases, in one atomic switch; return whether an alias changed.
 
-    A release that is live has its alias restored. Where another release is live, or a promotion is under way, nothing
-    changes: that is what `connector.releases.promotion` is for. Returns whether anything did. A crash between alias and SQL is
-    mended by calling this again.
+    The alias of a live release is restored. If another release is live under an alias, or a promotion is unfinished,
+    the alias stays: `connector.releases.promotion` changes it. After a crash between alias and SQL, call this again.
     """
     wanted, current = to_go_live(provenance, store, releases), store.aliases()
     if changed := {alias: release.name for alias, release in wanted.items() if current.get(alias) != release.name}:
@@ -53,7 +52,7 @@ def make_live(provenance: Provenance, store: Store, releases: Sequence[Release])
     return bool(changed)
 
 
-def _is_alone(provenance: Provenance, release: Release, aliases: Mapping[str, str]) -> bool:
+def _alias_is_free(provenance: Provenance, release: Release, aliases: Mapping[str, str]) -> bool:
     row = release.row
     place = {"store_url": row.store_url, "collection": row.collection}
     if any(p.metric == row.metric for p in provenance.releases.unfinished_promotions(**place)):

@@ -29,7 +29,7 @@ def carried(points: Sequence[Hit | Record], dim: int) -> npt.NDArray[np.float32]
     """Return the aligned vectors (n, dim) that points carry in their payloads.
 
     Raises:
-        StrangePointError: one carries none, or one of another length.
+        StrangePointError: a point carries none, or one of another length.
     """
     texts = [point.payload.get(ALIGNED) for point in points]
     length = len(packed(np.zeros(dim, np.float32)))
@@ -43,7 +43,7 @@ def carried(points: Sequence[Hit | Record], dim: int) -> npt.NDArray[np.float32]
 
 
 def check_finite(metric: Metric, lowered: npt.NDArray[np.floating]) -> None:
-    """Raise a `WeightsError` if sound aligned vectors were lowered to something that is not finite."""
+    """Raise a `WeightsError` if `metric` lowered finite aligned vectors to values that are not finite."""
     if not np.isfinite(lowered).all():
         raise WeightsError(
             f"metric {metric} gives vectors that are not finite: its weights have diverged or are damaged; fit the "

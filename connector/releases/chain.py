@@ -12,13 +12,13 @@ from connector.stores.contract import Store
 from connector.stores.layout import checked_layout
 
 METADATA = "modalign"
-NEEDS_TUNING = "untuned"  # a setting of a release that was written to since its walk was measured
+NEEDS_TUNING = "untuned"  # a setting of a release that was written to since its `hnsw_ef` was measured
 TUNED = ("hnsw_ef", "hnsw_recall", NEEDS_TUNING)
 MAX_EF = 2**31 - 1
 
 
 def chain(alignment: Alignment, metric: Metric, lowering: Lowering) -> dict[str, Any]:
-    """Return everything that must agree between a collection, SQL and the artifact on disk."""
+    """Return what must be equal in a collection's metadata, in SQL and in the alignment on disk."""
     return {
         **{
             f"{modality}_encoder": {"spec": card.spec, "fingerprint": card.fingerprint}
@@ -36,7 +36,7 @@ def chain(alignment: Alignment, metric: Metric, lowering: Lowering) -> dict[str,
 
 
 def check_chain(store: Store, name: str, expected: dict[str, Any]) -> None:
-    """Raise a `MismatchError` that names both sides if the collection `name` was written for another chain."""
+    """Raise a `MismatchError` that names both sides if the collection `name` was written with another chain."""
     info = store.describe(name)
     found = dict(info.metadata.get(METADATA, {}))
     for link, ours in expected.items():
@@ -55,7 +55,7 @@ def check_chain(store: Store, name: str, expected: dict[str, Any]) -> None:
 
 
 def check_encoder(alignment: Alignment, modality: Modality, found: EncoderCard, whose: str) -> None:
-    """Raise a `MismatchError` that names both sides if embeddings of `found` do not belong into `alignment`."""
+    """Raise a `MismatchError` that names both sides if `alignment` was fitted for another encoder than `found`."""
     expected = alignment.card.encoders[modality]
     if (found.fingerprint, found.dim) != (expected.fingerprint, expected.dim):
         raise MismatchError(
@@ -75,12 +75,12 @@ def check_row(row: ReleaseRow, metric: Metric, lowering: Lowering) -> None:
 
 
 def layout_of(row: ReleaseRow) -> dict[str, Any]:
-    """Return how the collection was laid out, without what was tuned since; empty where SQL has lost it."""
+    """Return the layout that a collection was created with, without what was tuned since; {} if SQL lost it."""
     return {name: value for name, value in row.settings.items() if name not in TUNED}
 
 
 def check_settings(row: ReleaseRow) -> None:
-    """Raise a `MismatchError` if SQL holds settings of a release that cannot be meant: nobody pushed with those."""
+    """Raise a `MismatchError` if the settings that SQL holds of a release are invalid: no push wrote them."""
     ef, recall = (row.settings.get(name) for name in ("hnsw_ef", "hnsw_recall"))
     wrong = []
     if (ef is None) != (recall is None):

@@ -1,14 +1,18 @@
-"""The lifecycle of releases after their push: promote, roll back, drop, and what is still to be done.
+"""The lifecycle of releases after their push: promote, roll back, drop, and the next step of each.
 
-Promoting and rolling back are the same three steps, in an order in which a crash between any two harms nothing: SQL
-says what is going to be live, one request switches the aliases of all metrics, SQL says that it is done. What was
-begun and not finished, `pending` names, and the same command finishes it. So is dropping: SQL first says that a release
-is going, then its collection goes, then SQL forgets what it held.
+Promotion and rollback are the same three steps. A crash between any two does no harm:
 
-One process at a time does any of it to a collection: what it reads stays true until it is done.
+    1  SQL records which releases are going to be live
+    2  one request switches the aliases of all metrics
+    3  SQL records that it is done
+
+A drop has three steps too: SQL records it, the collection goes, SQL forgets what it held. `pending` names whatever was
+begun and not finished, and the same command finishes it.
+
+One process at a time does any of this to a collection, under `Lifecycle.exclusive`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -16,19 +20,18 @@ from alignment.metrics import parse
 from connector.errors import CollectionNotFoundError, GateError, MismatchError, SettingsError
 from connector.provenance.leases import Lease, promotion_lock
 from connector.provenance.recorder import Provenance
-from connector.provenance.tables import AuditRow, PromotionRow, ReleaseRow, now
+from connector.provenance.tables import PromotionRow, ReleaseRow, now
 from connector.releases.aliases import alias_name
-from connector.releases.reconcile import verify
-from connector.releases.release import LIVE, READY, load_release
+from connector.releases.gate import newest_audit
+from connector.releases.release import LIVE, PROMOTE, READY, ROLLBACK, load_release
+from connector.releases.verify import verify
 from connector.settings import checked_name
 from connector.stores.contract import Store
-
-PROMOTE, ROLLBACK = "promote", "rollback"
 
 
 @dataclass(frozen=True, slots=True)
 class PromotionOverride:
-    """Who promotes without the audit that it takes, and why."""
+    """Who promotes a release that its audit does not allow, and why."""
 
     by: str
     reason: str
@@ -36,11 +39,11 @@ class PromotionOverride:
 
 @dataclass(frozen=True, slots=True)
 class AliasSwitch:
-    """An alias that names another release now.
+    """An alias that points to another release now.
 
     Attributes:
-        refused: why the audit did not allow it, where it was forced.
-        lacks: what the release has not got of what the one before it holds.
+        refused: why the audit did not allow it; None unless it was forced.
+        lacks: what the previous release holds and this one does not, a sentence for each embedding set.
     """
 
     promotion: PromotionRow
@@ -64,7 +67,7 @@ class Lifecycle:
     device: str = "auto"
 
     def rows(self) -> list[ReleaseRow]:
-        """Return its releases, newest last, without those that were dropped.
+        """Return its releases that were not dropped, newest last.
 
         Raises:
             CollectionNotFoundError: there are none.
@@ -81,8 +84,8 @@ class Lifecycle:
             )
         return rows
 
-    def alone(self, run_id: int, *, patience: float | None = None) -> AbstractContextManager[Lease]:
-        """Keep others from promoting, rolling back and dropping here meanwhile; see `connector.provenance.leases.promotion_lock`."""
+    def exclusive(self, run_id: int, *, patience: float | None = None) -> AbstractContextManager[Lease]:
+        """Keep other processes from promoting, rolling back and dropping here; see `promotion_lock`."""
         store_url = self._place()["store_url"]
         return promotion_lock(self.provenance, store_url, self.collection, run_id, patience=patience)
 
@@ -94,71 +97,87 @@ class Lifecycle:
         names: Sequence[str] = (),
         forced: PromotionOverride | None = None,
     ) -> list[AliasSwitch]:
-        """Make the ready releases of the newest alignment live, all at one moment; the releases before are retired.
+        """Make the ready releases of the newest alignment live, all at once, and retire the ones that were live.
 
-        Each is verified first, and its newest audit has to allow it. A promotion that was begun and not finished is
-        finished, and nothing else is. Where nothing is ready and something is live, nothing happens.
+        Each is verified first, and its newest audit has to allow it. An unfinished promotion is finished instead, and
+        nothing else happens. If nothing is ready and something is live, nothing happens.
 
         Args:
             run_id: the run that promotes.
-            metrics: of those releases, only the ones under these metrics.
+            metrics: only releases under these metrics.
             names: these releases instead, by their physical collections.
-            forced: who promotes whatever the audits say.
+            forced: promote whatever the audits say.
 
         Raises:
-            CollectionNotFoundError: no such release, or none that is ready.
-            MismatchError: a release is not what it should be, or lacks what the live one holds: nothing is switched.
-            GateError: an audit does not allow it, and nobody forces it: nothing is switched.
+            CollectionNotFoundError: there is no such release, or it is not ready.
+            MismatchError: verification of a release failed, or it lacks what the live one holds. Nothing is switched.
+            GateError: an audit does not allow it, and `forced` is None. Nothing is switched.
             ClaimHeldError: another process is promoting, rolling back or dropping here.
         """
-        with self.alone(run_id) as held:
+        with self.exclusive(run_id) as lease:
             rows = self.rows()
-            if begun := self._begun(PROMOTE):
-                return self._switch(begun, run_id, held)
+            if unfinished := self._unfinished(PROMOTE):
+                return self._switch(unfinished, run_id, lease)
             chosen = _ready(rows, metrics, names, self.collection)
             if not chosen:
                 return []
             live = {row.metric: row for row in rows if row.state == LIVE}
-            for row in chosen:
-                self._verify(row, run_id)
-                if row.metric in live and (lacking := self._lacking(row, live[row.metric])):
-                    raise MismatchError("; ".join(lacking))
-            promotions, refused = [], {}
-            for row in chosen:
-                audit, refusal = self._gate(row)
-                if refusal:
-                    refused[row.id] = refusal
-                promotion = self._promotion(PROMOTE, run_id, row, live.get(row.metric))
-                promotion.audit_id = audit.id if audit and not refusal else None
-                if refusal and forced:
-                    promotion.forced_by, promotion.reason = forced.by, forced.reason
-                promotions.append(promotion)
-            if refused and not forced:
-                raise GateError(
-                    f"{'; '.join(refused.values())}; audit with `modalign audit --release ready --require CONDITION`, "
-                    "or promote with --force --reason TEXT"
-                )
-            held.renew()
+            self._check_complete(chosen, live, run_id)
+            promotions, refused = self._allowed(chosen, live, run_id, forced)
+            lease.renew()
             self.provenance.releases.begin_promotions(promotions)
-            return self._switch(promotions, run_id, held, refused)
+            return self._switch(promotions, run_id, lease, refused)
+
+    def _check_complete(self, chosen: Sequence[ReleaseRow], live: Mapping[str, ReleaseRow], run_id: int) -> None:
+        """Verify releases, and refuse one that lacks points of the live release that it would replace."""
+        for row in chosen:
+            self._verify(row, run_id)
+            if row.metric in live and (lacking := self._lacking(row, live[row.metric])):
+                raise MismatchError("; ".join(lacking))
+
+    def _allowed(
+        self,
+        chosen: Sequence[ReleaseRow],
+        live: Mapping[str, ReleaseRow],
+        run_id: int,
+        forced: PromotionOverride | None,
+    ) -> tuple[list[PromotionRow], dict[int, str]]:
+        """Return the promotions, and by release why its audit does not allow it though it is forced."""
+        promotions, refused = [], {}
+        for row in chosen:
+            audit, refusal = newest_audit(self.provenance, self.store, row)
+            promotion = self._promotion(PROMOTE, run_id, row, live.get(row.metric))
+            if refusal:
+                refused[row.id] = refusal
+                if forced:
+                    promotion.forced_by, promotion.reason = forced.by, forced.reason
+            elif audit:
+                promotion.audit_id = audit.id
+            promotions.append(promotion)
+        if refused and not forced:
+            raise GateError(
+                f"{'; '.join(refused.values())}; audit with `modalign audit --release ready --require CONDITION`, "
+                "or promote with --force --reason TEXT"
+            )
+        return promotions, refused
 
     def rollback(self, run_id: int, *, metrics: Sequence[str] = ()) -> list[AliasSwitch]:
-        """Undo the last promotion: the releases that were live before it are live again, the promoted ones retired.
+        """Undo the last promotion: make the releases live again that it replaced, and retire the promoted ones.
 
         Args:
             run_id: the run that rolls back.
-            metrics: under these metrics alone, each to where it was before its own last promotion.
+            metrics: only under these metrics, each to before its own last promotion.
 
         Raises:
-            CollectionNotFoundError: nothing was promoted, or what was live before is dropped.
-            MismatchError: it is not what it should be: nothing is switched.
+            CollectionNotFoundError: nothing was promoted, or a release that was live before is dropped.
+            MismatchError: verification of a release failed. Nothing is switched.
             ClaimHeldError: another process is promoting, rolling back or dropping here.
         """
-        # Two that ask for the same at one moment do not mean to go back twice: no waiting for one's turn.
-        with self.alone(run_id, patience=0) as held:
+        # Two simultaneous rollbacks do not mean to go back twice: the second one fails instead of waiting.
+        with self.exclusive(run_id, patience=0) as lease:
             rows = {row.id: row for row in self.rows()}
-            if begun := self._begun(ROLLBACK) or self._unreported(metrics):
-                return self._switch(begun, run_id, held)
+            if unfinished := self._unfinished(ROLLBACK) or self._unreported(metrics):
+                return self._switch(unfinished, run_id, lease)
             last = self._last_promotions(rows.values(), metrics)
             back = []
             for promotion in last:
@@ -170,9 +189,9 @@ class Lifecycle:
                     )
                 self._verify(previous, run_id)
                 back.append(self._promotion(ROLLBACK, run_id, previous, rows[promotion.release_id]))
-            held.renew()
+            lease.renew()
             self.provenance.releases.begin_promotions(back)
-            return self._switch(back, run_id, held)
+            return self._switch(back, run_id, lease)
 
     def droppable(self, *, names: Sequence[str] = (), retired: bool = False) -> list[ReleaseRow]:
         """Return the releases with these names, or all that are retired.
@@ -180,7 +199,7 @@ class Lifecycle:
         Raises:
             CollectionNotFoundError: there is no release of such a name.
             MismatchError: a release is live, or an alias names it.
-            SettingsError: neither was asked for, or both were.
+            SettingsError: neither or both were given.
         """
         if bool(names) == retired:
             raise SettingsError("expected releases by name or all that are retired, got neither or both")
@@ -199,7 +218,7 @@ class Lifecycle:
         return chosen
 
     def drop(self, rows: Sequence[ReleaseRow]) -> None:
-        """Drop releases with their collections; see `droppable`, and ask it while you are `alone`."""
+        """Drop releases with their collections. Call `droppable` and this under one `exclusive`."""
         for row in rows:
             self.provenance.releases.begin_drop(row.id)
             self.store.drop(row.physical_name)
@@ -213,22 +232,22 @@ class Lifecycle:
     def _place(self) -> dict[str, str]:
         return {"store_url": self.provenance.database.stored(self.store.url), "collection": self.collection}
 
-    def _begun(self, kind: str) -> list[PromotionRow]:
-        """Return what was begun of this kind and not finished.
+    def _unfinished(self, kind: str) -> list[PromotionRow]:
+        """Return promotions of this kind that were begun and not finished.
 
         Raises:
-            MismatchError: something of the other kind was.
+            MismatchError: some of the other kind were.
         """
-        begun = self.provenance.releases.unfinished_promotions(**self._place())
-        if begun and begun[0].kind != kind:
+        unfinished = self.provenance.releases.unfinished_promotions(**self._place())
+        if unfinished and unfinished[0].kind != kind:
             raise MismatchError(
-                f"a {begun[0].kind} of collection {self.collection} was begun and not finished; run `modalign "
-                f"{begun[0].kind} {self.collection}` first"
+                f"a {unfinished[0].kind} of collection {self.collection} was begun and not finished; run `modalign "
+                f"{unfinished[0].kind} {self.collection}` first"
             )
-        return begun
+        return unfinished
 
     def _unreported(self, metrics: Sequence[str]) -> list[PromotionRow]:
-        """Return the last switch if it was a rollback whose run never ended: repeated, it must not go back further."""
+        """Return the last switch if it was a rollback whose run did not end: a repeat must not go back further."""
         made = self.provenance.releases.promotions(**self._place())
         last = [promotion for promotion in made if promotion.run_id == made[-1].run_id]
         asked = {str(parse(metric)) for metric in metrics}
@@ -247,51 +266,21 @@ class Lifecycle:
             )
 
     def _lacking(self, row: ReleaseRow, other: ReleaseRow) -> list[str]:
-        """Say what a release lacks that another one holds, of the embedding sets that it could hold."""
+        """Say which points of the other release this one lacks, of embedding sets that its encoders made."""
         alignment = self.provenance.artifacts.alignment(row.alignment_id)
         expected = {m: encoder.fingerprint for m, encoder in self.provenance.artifacts.encoders(alignment).items()}
-        found = []
+        lacking = []
         for embedding_set in self.provenance.ledger.sets_in([other.id]):
             encoders = self.provenance.artifacts.encoders(embedding_set)
             if any(encoder.fingerprint != expected[modality] for modality, encoder in encoders.items()):
-                continue  # of other encoders: no point of it can be in here
+                continue
             if points := self.provenance.ledger.points_beyond(other.id, embedding_set.id, row.id):
-                found.append(
+                lacking.append(
                     f"release {row.physical_name} lacks {points} points of embedding set {embedding_set.name} that "
                     f"{other.physical_name} holds; run `modalign push {embedding_set.name} --into {self.collection} "
                     f"--alignment {alignment.name} --metric '{row.metric}'`"
                 )
-        return found
-
-    def _gate(self, row: ReleaseRow) -> tuple[AuditRow | None, str | None]:
-        """Return the newest audit of a release, and why it does not allow a promotion."""
-        found = self.provenance.audits.newest(row.id)
-        if found is None:
-            return None, f"release {row.physical_name} was never audited"
-        audit, run = found
-        then, points = audit.settings, self.store.count(row.physical_name)
-        undone = self.provenance.releases.promotions(kind=ROLLBACK, previous_id=row.id)
-        written, rolled_back = (
-            self.provenance.ledger.last_write(row.id),
-            undone[-1].begun_at if undone else None,
-        )
-        refusal = None
-        if audit.verdict == "measured":
-            refusal = "required nothing"
-        elif audit.verdict == "broken":
-            refusal = f"found it broken: {then.get('broken')}"
-        elif audit.verdict == "failed":
-            refusal = f"has failed: {', '.join(then.get('failed_requirements', []))}"
-        elif written and written >= run.started_at:
-            refusal = f"began {run.started_at:%F %T}, the release was written to {written:%F %T}"
-        elif rolled_back and rolled_back >= run.started_at:
-            refusal = f"began {run.started_at:%F %T}, the release was rolled back {rolled_back:%F %T}"
-        elif then.get("points") != points:
-            refusal = f"saw {then.get('points')} points, it holds {points}"
-        elif then.get("served_with") != row.settings:
-            refusal = f"searched with {then.get('served_with')}, production would with {row.settings}"
-        said = f"release {row.physical_name}: its newest audit, of run {run.id}, {refusal}"
-        return audit, said if refusal else None
+        return lacking
 
     def _promotion(self, kind: str, run_id: int, row: ReleaseRow, previous: ReleaseRow | None) -> PromotionRow:
         return PromotionRow(
@@ -307,7 +296,7 @@ class Lifecycle:
     def _last_promotions(
         self, rows: Iterable[ReleaseRow], metrics: Sequence[str], *, required: bool = True
     ) -> list[PromotionRow]:
-        """Return what made the live releases live: of the newest run that promoted one, or under `metrics`."""
+        """Return the promotions of the live releases: those of the newest run that promoted one, or under `metrics`."""
         live = [row for row in rows if row.state == LIVE]
         asked = {str(parse(metric)) for metric in metrics}
         last = [
@@ -330,17 +319,17 @@ class Lifecycle:
         return [promotion for promotion in last if promotion.run_id == newest]
 
     def _switch(
-        self, promotions: Sequence[PromotionRow], run_id: int, held: Lease, refused: dict[int, str] | None = None
+        self, promotions: Sequence[PromotionRow], run_id: int, lease: Lease, refused: Mapping[int, str] | None = None
     ) -> list[AliasSwitch]:
-        """Let the aliases name the releases, then say so in SQL. Doing it again does no harm."""
+        """Point the aliases to the releases, then record it in SQL. Doing it twice does no harm."""
         rows = {row.id: row for row in self.provenance.releases.find(**self._place())}
         wanted = {alias_name(p.collection, parse(p.metric)): rows[p.release_id] for p in promotions}
         current = self.store.aliases()
         changed = {alias: row for alias, row in wanted.items() if current.get(alias) != row.physical_name}
         for row in changed.values():
-            if promotions[0].run_id != run_id:  # begun by a run before this one: much may have happened since
+            if promotions[0].run_id != run_id:  # begun by an earlier run: the release may have changed since
                 self._verify(row, run_id)
-        held.renew()
+        lease.renew()
         if changed:
             self.store.set_aliases({alias: row.physical_name for alias, row in changed.items()})
         self.provenance.releases.finish_promotions(promotions, run_id)
@@ -354,7 +343,7 @@ class Lifecycle:
 
 
 def pending(provenance: Provenance, row: ReleaseRow) -> str:
-    """Say what is still to be done about a release, and the command that does it; empty where nothing is."""
+    """Return the next step for a release with the command for it; empty if there is none."""
     place = {"store_url": row.store_url, "collection": row.collection, "metric": row.metric}
     for promotion in provenance.releases.unfinished_promotions(**place):
         if promotion.release_id == row.id:
@@ -377,7 +366,7 @@ def pending(provenance: Provenance, row: ReleaseRow) -> str:
 def _ready(
     rows: Sequence[ReleaseRow], metrics: Sequence[str], names: Sequence[str], collection: str
 ) -> list[ReleaseRow]:
-    """Choose what to promote; nothing where all that was asked for is live already."""
+    """Choose the releases to promote; none if all that match are live already."""
     asked = {str(parse(metric)) for metric in metrics}
     if names:
         chosen = [row for row in _named(rows, names, collection) if not asked or row.metric in asked]

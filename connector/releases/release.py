@@ -1,13 +1,13 @@
 """Releases: one alignment under one metric in one physical collection, and the chain that ties them together.
 
-The chain (encoders, alignment, metric, lowering) stands in the collection's metadata and in SQL, and follows from the
-alignment on disk. Whoever opens a release compares all three and refuses a difference: querying with another encoder,
+The chain (encoders, alignment, metric, lowering) is in the collection's metadata, in SQL, and follows from the
+alignment on disk. Opening a release compares all three and refuses a difference: querying with another encoder,
 alignment or metric is an error, never a bad result.
 
 Names, for a collection `emoji` under `cosine` and an alignment with fingerprint 1a2b3c4d...:
 
-    emoji                    what people say
-    emoji.cosine             the alias that production queries; it names the live release
+    emoji                    the name that users give
+    emoji.cosine             the alias that production queries; it points to the live release
     emoji.cosine.1a2b3c4d    the physical collection
 """
 
@@ -28,12 +28,16 @@ from connector.stores.contract import Store
 from connector.stores.layout import Layout
 
 LIVE, READY = "live", "ready"
+PROMOTE, ROLLBACK = "promote", "rollback"
 DEFAULT_METRIC = "cosine"
 
 
 @dataclass(frozen=True, slots=True)
 class EfTuning:
-    """A walk along the graph, and the share of the exact first ten that it finds where it finds least."""
+    """HNSW search with `hnsw_ef`, and its recall in [0, 1]: the share of the exact first ten that it finds.
+
+    The recall is that of the modality in which it is lower.
+    """
 
     hnsw_ef: int
     recall: float
@@ -41,10 +45,10 @@ class EfTuning:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A release that was checked: its row in SQL, its alignment, its metric and how Qdrant computes it.
+    """A release whose chain was checked: its row in SQL, its alignment, its metric and how Qdrant computes it.
 
     Attributes:
-        lowerings: by the modality of the items; they differ where a metric learned something of each.
+        lowerings: by the modality of the items; they differ if a metric learned something of each modality.
     """
 
     row: ReleaseRow
@@ -59,18 +63,18 @@ class Release:
 
     @property
     def guarantee(self) -> Guarantee:
-        """What is known of the order in which Qdrant finds items."""
+        """How Qdrant's order relates to the metric's own."""
         return self.lowerings["image"].guarantee
 
     @property
     def tuned(self) -> EfTuning | None:
-        """How far searches walk the graph of this release, as `connector.search.ef_tuning` found."""
+        """The `hnsw_ef` of this release as `connector.search.ef_tuning` measured it; None: not measured."""
         settings = self.row.settings
         return EfTuning(settings["hnsw_ef"], settings["hnsw_recall"]) if "hnsw_ef" in settings else None
 
     @property
     def hnsw_ef(self) -> int | None:
-        """`hnsw_ef` of searches; None: Qdrant's own."""
+        """`hnsw_ef` of searches; None: Qdrant's default."""
         return self.tuned.hnsw_ef if self.tuned else None
 
     @property
@@ -80,7 +84,7 @@ class Release:
 
 
 def lower(alignment: Alignment, metric: Metric, *, device: str = "auto") -> dict[Modality, Lowering]:
-    """Lower `metric` with what `alignment` holds for it, by the modality of the items.
+    """Lower `metric` with the parameters that `alignment` holds for it, by the modality of the items.
 
     Raises:
         MetricError: the alignment holds no parameters for it.
@@ -103,14 +107,14 @@ def open_release(
     Args:
         provenance: where releases are recorded.
         store: where their collections are.
-        collection: what people say, `emoji`.
-        metric: as printed, or with some of its parameters; where it is left out, the only metric there is, or cosine.
+        collection: the name that users give, `emoji`.
+        metric: as printed, or with some of its parameters; None: the only metric there is, or cosine.
         which: `live`; `ready`, the shadow of the newest alignment; or the name of a physical collection.
         device: where a learned metric computes.
 
     Raises:
         CollectionNotFoundError: no such release.
-        MismatchError: SQL, collection and alignment do not belong together.
+        MismatchError: the chains of SQL, collection and alignment differ.
     """
     return load_release(
         provenance, store, find_release_row(provenance, store, collection, metric, which=which), device=device
@@ -120,7 +124,7 @@ def open_release(
 def find_release_row(
     provenance: Provenance, store: Store, collection: str, metric: str | None = None, *, which: str = LIVE
 ) -> ReleaseRow:
-    """Return what SQL says of the release that `open_release` would open.
+    """Return the row of the release that `open_release` would open.
 
     Raises:
         CollectionNotFoundError: no such release.
@@ -154,7 +158,7 @@ def find_release_row(
 
 
 def newest(rows: Iterable[ReleaseRow]) -> list[ReleaseRow]:
-    """Return, of releases of one state, those of the newest alignment under each metric, in their order."""
+    """Keep, of releases in one state, the one of the newest alignment under each metric; their order stays."""
     by_metric: dict[str, ReleaseRow] = {}
     for row in rows:
         if row.metric not in by_metric or by_metric[row.metric].alignment_id <= row.alignment_id:
@@ -163,7 +167,11 @@ def newest(rows: Iterable[ReleaseRow]) -> list[ReleaseRow]:
 
 
 def load_release(provenance: Provenance, store: Store, row: ReleaseRow, *, device: str = "auto") -> Release:
-    """Load what a release needs and check that it belongs together."""
+    """Load the alignment of a release and check its chain against SQL and the collection.
+
+    Raises:
+        MismatchError: two of them differ; the message names both sides.
+    """
     recorded = provenance.artifacts.alignment(row.alignment_id)
     alignment = Alignment.load(provenance.database.located(recorded.path))
     if alignment.fingerprint != recorded.fingerprint:

@@ -1,1 +1,1 @@
-"""Search a release, tune it, export it for other languages."""
+"""Search a release, tune its `hnsw_ef`, export it for other languages."""

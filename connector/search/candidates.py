@@ -1,8 +1,8 @@
-"""Search under any metric: Qdrant finds, and where its order is not the metric's own, the metric orders.
+"""Search under any metric: Qdrant finds candidates, and the metric orders them where Qdrant's order is another one.
 
-A metric that lowers exactly is one search. Under the others every point carries its aligned vector in its payload:
-candidates are fetched in Qdrant's order, page after page, and rescored from those, until the lowering's bound proves
-that no item left can enter the first k, or until the budget ends.
+A metric that lowers exactly takes one search. Under the others every point carries its aligned vector in its payload.
+Candidates are fetched page by page in Qdrant's order and rescored with the metric. The search ends when the lowering's
+bound proves that no other item can enter the first k, or after `max_candidates`.
 """
 
 from bisect import bisect_left
@@ -23,18 +23,20 @@ from connector.stores.contract import Hit, Payload, Store
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
-# Pages: each is so many times the last one, and the first as long as did for so many of the latest queries.
+
+# Each page is GROWTH times the last one. The first is as long as was enough for the share ENOUGH of the REMEMBERED
+# latest queries.
 GROWTH = 2
 ENOUGH = 0.9
 REMEMBERED = 64
 RESCORED_AT_ONCE = 256
-# Bounds of what is held: queries whose candidates are open at once, and hits of one answer of the store.
+# These bound the memory: queries whose candidates are held at once, and hits of one request to the store.
 QUERIES_AT_ONCE = 64
 HITS_AT_ONCE = 1 << 15
 
 
 class ScoredHit(NamedTuple):
-    """A point that was found: the metric's own score, higher is better, and Qdrant's raw score."""
+    """A point with the metric's own score, higher is better, and Qdrant's raw score."""
 
     id: str
     score: float
@@ -44,12 +46,12 @@ class ScoredHit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RankedHits:
-    """What was found for one query, best first.
+    """The hits of one query, best first.
 
     Attributes:
-        certified: whether it is proved that nothing better was left out, as far as the index found what it was asked
-            for: with an exact search without reservation. None where nothing can be proved.
-        candidates: how many items were rescored; 0 where Qdrant's order is the metric's own.
+        certified: True if it is proved that no better item was left out. The proof trusts the index; with an exact
+            search it holds without reservation. None if the metric has no bound to prove it by.
+        candidates: number of items rescored; 0 if Qdrant's order is the metric's own.
     """
 
     hits: list[ScoredHit]
@@ -57,23 +59,25 @@ class RankedHits:
     candidates: int
 
 
-def found_share(lowering: Lowering, got: Sequence[ScoredHit], best: npt.NDArray[np.floating]) -> float:
-    """Share of the exact first k that were found, from their scores (k,), best first.
+def found_share(lowering: Lowering, hits: Sequence[ScoredHit], best: npt.NDArray[np.floating]) -> float:
+    """Return the share, in [0, 1], of the exact first k that are among `hits`.
 
-    A hit as good as the k-th counts, whatever its id. Where there is nothing to find, all of it was.
+    Args:
+        best: scores (k,) of the exact first k, best first. A hit as good as the k-th counts, whatever its id. Of an
+            empty list the share is 1.
     """
     if not len(best):
         return 1.0
-    return float((np.array([hit.score for hit in got]) >= lowering.tied(best[-1])).sum() / len(best))
+    return float((np.array([hit.score for hit in hits]) >= lowering.tied(best[-1])).sum() / len(best))
 
 
 class CandidateSearch:
     """Searches one release with aligned vectors.
 
-    It remembers how many candidates its latest certificates took, so that one page mostly does for the next query.
+    It remembers how many candidates the latest queries needed, so one page is mostly enough for the next query.
 
     Attributes:
-        ef: how far it walks the graph; None: as far as Qdrant does.
+        ef: `hnsw_ef` of its searches; None: Qdrant's default.
     """
 
     def __init__(self, release: Release, store: Store):
@@ -83,7 +87,7 @@ class CandidateSearch:
         self._quantized = release.quantized_search
         self._needed: defaultdict[tuple[Modality, int], deque[int]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
 
-    def find(
+    def search(
         self,
         target: Modality,
         aligned: npt.NDArray[np.floating],
@@ -92,32 +96,34 @@ class CandidateSearch:
         filter: "Filter | None" = None,
         exact: bool = False,
         quantized: bool = True,
-        budget: int | None = None,
+        max_candidates: int | None = None,
         with_payload: bool | Sequence[str] = True,
     ) -> list[RankedHits]:
-        """Find the `k` best items of modality `target` for each of the aligned queries (n, d), n of at least 1.
+        """Find the `k` best items of modality `target` for each query.
 
         Args:
             target: modality of the items.
-            aligned: queries in the shared space.
-            k: how many to find.
+            aligned: queries (n, d) in the shared space, n of at least 1.
+            k: hits a query.
             filter: only items that match it.
-            exact: let Qdrant compare with every point instead of walking its index.
-            quantized: let it walk over quantized vectors, where the release has some, as production does.
-            budget: how many candidates to fetch for a query at most; by default the lowering's own budget.
+            exact: compare with every point instead of searching the HNSW graph.
+            quantized: search the quantized vectors, if the release has some, as production does.
+            max_candidates: most candidates to fetch for a query; None: the lowering's own number.
             with_payload: whether hits carry their payload, or which fields of it.
 
         Raises:
-            ConnectorError: the budget is below `k`.
-            WeightsError: a learned metric gives something that is not finite.
+            ConnectorError: `max_candidates` is below `k`.
+            WeightsError: a learned metric returns numbers that are not finite.
         """
         lowering = self.release.lowerings[target]
-        if budget is not None and budget < k:
-            raise ConnectorError(f"expected a candidate budget of at least k, {k}, got {budget}; raise it or lower k")
+        if max_candidates is not None and max_candidates < k:
+            raise ConnectorError(
+                f"expected max_candidates of at least k, {k}, got {max_candidates}; raise it, or lower k"
+            )
         queries = lowering.query(aligned)
         check_finite(self.release.metric, queries)
         if not isinstance(lowering, Rescored):
-            found = self.store.search(
+            hits = self.store.search(
                 self.release.name,
                 target,
                 queries,
@@ -129,15 +135,15 @@ class CandidateSearch:
                 quantized=quantized,
                 **self._quantized,
             )
-            return _own_scores(lowering, aligned, found)
-        answers: list[RankedHits] = []
+            return _with_scores(lowering, aligned, hits)
+        results: list[RankedHits] = []
+        options = {"filter": filter, "exact": exact, "quantized": quantized}
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             part = slice(start, start + QUERIES_AT_ONCE)
             rescoring = [_Rescoring(lowering, query, k) for query in aligned[part]]
-            asked = {"filter": filter, "exact": exact, "quantized": quantized}
-            self._complete(rescoring, queries[part], target, k, budget=budget, **asked)
-            answers += self._with_payloads([each.answer() for each in rescoring], with_payload)
-        return answers
+            self._complete(rescoring, queries[part], target, k, max_candidates=max_candidates, **options)
+            results += self._with_payloads([query.ranked() for query in rescoring], with_payload)
+        return results
 
     def _complete(
         self,
@@ -146,73 +152,74 @@ class CandidateSearch:
         target: Modality,
         k: int,
         *,
-        budget: int | None,
-        **asked: Any,
+        max_candidates: int | None,
+        **options: Any,
     ) -> None:
-        """Fetch and rescore candidates, in growing pages, until every query is certified or the budget ends."""
+        """Fetch and rescore candidates in growing pages until every query is certified or has `max_candidates`."""
         first = rescoring[0]
-        longest = max(k, first.lowering.budget) if budget is None else budget
-        page = longest  # without a bound nothing can end the search earlier
+        most = max(k, first.lowering.budget) if max_candidates is None else max_candidates
+        page = most  # without a bound nothing can end the search earlier
         if first.bounded:
-            page = min(max(first.lowering.page, 2 * k, self._expected(target, k)), longest)
+            page = min(max(first.lowering.page, 2 * k, self._expected(target, k)), most)
         unfinished = list(range(len(rescoring)))
         while unfinished:
             left = []
             together = max(1, HITS_AT_ONCE // page)
             for start in range(0, len(unfinished), together):
                 rows = unfinished[start : start + together]
-                found = self.store.search(
+                pages = self.store.search(
                     self.release.name,
                     target,
                     queries[rows],
                     page,
                     ef=self.ef,
                     with_payload=[ALIGNED],
-                    **asked,
+                    **options,
                     **self._quantized,
                 )
-                left += [row for row, hits in zip(rows, found, strict=True) if not rescoring[row].complete(hits, page)]
-            if page == longest:
+                left += [row for row, hits in zip(rows, pages, strict=True) if not rescoring[row].complete(hits, page)]
+            if page == most:
                 break
-            unfinished, page = left, min(GROWTH * page, longest)
-        self._needed[target, k].extend(each.needed for each in rescoring)
+            unfinished, page = left, min(GROWTH * page, most)
+        self._needed[target, k].extend(query.needed for query in rescoring)
 
     def _expected(self, target: Modality, k: int) -> int:
-        """Length of a page that does for most queries. Not for all: a hard one would have the others fetch as much."""
+        """Return the page that is enough for most queries; for all, one hard query would make every page as long."""
         latest = sorted(self._needed[target, k])
         return latest[int(ENOUGH * (len(latest) - 1))] + 1 if latest else 0
 
-    def _with_payloads(self, answers: list[RankedHits], with_payload: bool | Sequence[str]) -> list[RankedHits]:
-        """Fetch the payloads of those that were chosen: candidates come with their vectors alone."""
+    def _with_payloads(self, results: list[RankedHits], with_payload: bool | Sequence[str]) -> list[RankedHits]:
+        """Fetch the payloads of the final hits: candidates carry nothing but their vectors."""
         if with_payload is False:
-            return answers
-        ids = list({hit.id for answer in answers for hit in answer.hits})
+            return results
+        ids = list({hit.id for result in results for hit in result.hits})
         payloads: dict[str, Payload] = {}
         for record in self.store.retrieve(self.release.name, ids) if ids else ():
             payload = {name: value for name, value in record.payload.items() if name != ALIGNED}
             if with_payload is not True:
                 payload = {name: payload[name] for name in with_payload if name in payload}
             payloads[record.id] = payload
-        for answer in answers:  # what was deleted meanwhile is no hit
-            answer.hits[:] = [hit._replace(payload=payloads[hit.id]) for hit in answer.hits if hit.id in payloads]
-        return answers
+        for result in results:  # a point that was deleted meanwhile is no hit
+            result.hits[:] = [hit._replace(payload=payloads[hit.id]) for hit in result.hits if hit.id in payloads]
+        return results
 
 
-def _own_scores(lowering: Lowering, aligned: npt.NDArray[np.floating], found: list[list[Hit]]) -> list[RankedHits]:
+def _with_scores(lowering: Lowering, aligned: npt.NDArray[np.floating], answers: list[list[Hit]]) -> list[RankedHits]:
+    """Turn Qdrant's raw scores into the metric's own."""
     offsets = lowering.offset(aligned)
-    shifts = [0.0] * len(found) if offsets is None else offsets.tolist()
+    shifts = [0.0] * len(answers) if offsets is None else offsets.tolist()
     score = lowering.score
     return [
         RankedHits(
             [ScoredHit(hit.id, score(hit.raw_score, shift), hit.raw_score, hit.payload) for hit in hits], None, 0
         )
-        for hits, shift in zip(found, shifts, strict=True)
+        for hits, shift in zip(answers, shifts, strict=True)
     ]
 
 
 @dataclass(slots=True)
 class _Rescoring:
-    """The candidates of one query, and whether they are proved to hold the first k."""
+    """The candidates of one query, and whether they provably hold the first k."""
 
     lowering: Rescored
     query: npt.NDArray[np.floating]
@@ -222,7 +229,7 @@ class _Rescoring:
     needed: int = 0
 
     def complete(self, hits: Sequence[Hit], page: int) -> bool:
-        """Rescore what is new among `hits`, the best `page` in Qdrant's order; say whether nothing is left to fetch."""
+        """Rescore the new ones among `hits`, the best `page` in Qdrant's order; return True if no more are needed."""
         self.needed = len(hits)
         for start in range(0, len(hits), RESCORED_AT_ONCE):
             part = hits[start : start + RESCORED_AT_ONCE]
@@ -233,7 +240,7 @@ class _Rescoring:
                     self.needed = bisect_left(hits, True, key=lambda hit: self._proves(hit.raw_score, kth))
                     self.certified = True
                     break
-        if len(hits) < page:  # everything that matches was seen
+        if len(hits) < page:  # every item that matches was seen
             self.certified = True
         return self.certified
 
@@ -245,7 +252,7 @@ class _Rescoring:
 
     @property
     def bounded(self) -> bool:
-        """Whether the lowering has a bound at all."""
+        """Whether the lowering has a bound."""
         return self.lowering.bound(0.0) is not None
 
     def _proves(self, raw: float, kth: float) -> bool:
@@ -253,8 +260,8 @@ class _Rescoring:
         bound = self.lowering.bound(raw)
         return bound is not None and bound <= kth
 
-    def answer(self) -> RankedHits:
-        """The first k by the metric's own score."""
+    def ranked(self) -> RankedHits:
+        """Return the first k by the metric's own score."""
         best = sorted(self.seen.items(), key=lambda item: -item[1][0])[: self.k]
         certified = self.certified if self.certified or self.bounded else None
         return RankedHits([ScoredHit(id_, score, raw, {}) for id_, (score, raw) in best], certified, len(self.seen))

@@ -1,8 +1,8 @@
-"""How far searches walk the graph: the shortest walk that finds what exact search finds.
+"""Tune `hnsw_ef`: pick the smallest one whose HNSW searches reach 99% of exact search.
 
-How hard a collection is to search along a graph shows only in its own vectors: the same walk that finds everything in
-one finds half in another. So after a push a sample of the set asks both ways, and the release keeps the smallest
-`hnsw_ef` that does. Production passes it with its queries, as `Retriever` does.
+How hard a collection is to search by its HNSW graph depends on its vectors: the same `hnsw_ef` finds everything in one
+collection and half in another. So after a push a sample of the embedding set is searched both ways, and the release
+keeps the smallest `hnsw_ef` that is enough. `Retriever` sends it with every query.
 """
 
 from collections.abc import Mapping
@@ -16,65 +16,65 @@ from connector.releases.release import EfTuning, Release
 from connector.search.candidates import CandidateSearch, found_share
 from connector.stores.contract import Store
 
-# Lengths of walks that are tried, and the share of the exact first K that has to be found. Audits and production ask
-# other queries than the sample, so it is asked for a little more than the 0.98 that they may rely on.
-WIDTHS = (128, 256, 512, 1024, 2048, 4096)
+# `hnsw_ef` to try, and the share of the exact first K to reach. Audits and production ask other queries than the
+# sample, so a little more is required than the 0.98 that they rely on.
+EFS = (128, 256, 512, 1024, 2048, 4096)
 ENOUGH = 0.99
 K = 10
 SAMPLE = 64
 
 
 def sample(embedding_set: EmbeddingSet, release: Release) -> dict[Modality, FloatArray]:
-    """Draw aligned queries (n, d) for each modality that can be searched: vectors of the other one.
+    """Draw aligned queries (n, d), n of at most `SAMPLE`, by the modality that they search.
 
-    Those that the fit never saw come first: the others lie close to their partners, which makes them easy to find. Of
-    a set with one modality they are its own vectors, which are the easiest queries.
+    Queries are vectors of the other modality. Held-out ones come first: those of the fit lie close to their partners,
+    so they are easier to find. In a set of one modality its own vectors are the queries, which are the easiest.
     """
     counts, hold_out = embedding_set.card.counts, release.alignment.card.hold_out
-    drawn: dict[Modality, FloatArray] = {}
+    queries: dict[Modality, FloatArray] = {}
     for target in OTHER:
         if counts.get(target):
-            asking = OTHER[target] if counts.get(OTHER[target]) else target
-            rows = embedding_set.sample(asking, round(SAMPLE / hold_out.fraction))
-            unseen_first = np.argsort(~hold_out.held_out(rows.groups), kind="stable")
-            X = rows.vectors[unseen_first[:SAMPLE]]
-            X = release.alignment.projections[asking].unchecked(np.delete(X, list(invalid_rows(X)), axis=0))
-            drawn[target] = np.delete(X, list(invalid_rows(X)), axis=0)
-    return {target: queries for target, queries in drawn.items() if len(queries)}
+            source = OTHER[target] if counts.get(OTHER[target]) else target
+            rows = embedding_set.sample(source, round(SAMPLE / hold_out.fraction))
+            held_out_first = np.argsort(~hold_out.held_out(rows.groups), kind="stable")
+            X = rows.vectors[held_out_first[:SAMPLE]]
+            X = release.alignment.projections[source].unchecked(np.delete(X, list(invalid_rows(X)), axis=0))
+            queries[target] = np.delete(X, list(invalid_rows(X)), axis=0)
+    return {target: X for target, X in queries.items() if len(X)}
 
 
 def tune(
     release: Release, store: Store, queries: Mapping[Modality, FloatArray], *, known: EfTuning | None = None
 ) -> EfTuning | None:
-    """Find the shortest walk that is enough for every modality; without queries, what is known.
+    """Return the smallest `hnsw_ef` that is enough for every modality; without queries, `known`.
 
-    Where not even the longest is, that is the answer, and its recall says what it misses.
+    If not even the largest is enough, it is returned, and its recall says what it misses.
 
     Args:
         release: what to search.
         store: where it is.
         queries: aligned vectors (n, d) by the modality to find.
-        known: a walk that is needed already; the answer is no shorter and claims no more.
+        known: a tuning that holds for a part of the release: the result has no smaller `hnsw_ef` and no higher recall.
     """
-    finder = CandidateSearch(release, store)
-    bars = {
+    search = CandidateSearch(release, store)
+    best_scores = {
         target: [
             np.array([hit.score for hit in best.hits])
-            for best in finder.find(target, asked, K, exact=True, with_payload=False)
+            for best in search.search(target, X, K, exact=True, with_payload=False)
         ]
-        for target, asked in queries.items()
+        for target, X in queries.items()
     }
     tuned, least = known, known.hnsw_ef if known else 0
-    for finder.ef in [width for width in WIDTHS if width >= least]:
-        shares = []
-        for target, asked in queries.items():
-            found = finder.find(target, asked, K, with_payload=False)
-            pairs = zip(found, bars[target], strict=True)
-            shares.append(float(np.mean([found_share(release.lowerings[target], got.hits, bar) for got, bar in pairs])))
-        if shares:
-            tuned = EfTuning(finder.ef, min(shares))
+    for search.ef in [ef for ef in EFS if ef >= least]:
+        recalls = []
+        for target, X in queries.items():
+            results = zip(search.search(target, X, K, with_payload=False), best_scores[target], strict=True)
+            lowering = release.lowerings[target]
+            recalls.append(float(np.mean([found_share(lowering, result.hits, best) for result, best in results])))
+        if recalls:
+            tuned = EfTuning(search.ef, min(recalls))
             if known and known.hnsw_ef == tuned.hnsw_ef:
-                tuned = min(known, tuned, key=lambda each: each.recall)
-            if min(shares) >= ENOUGH:
+                tuned = min(known, tuned, key=lambda tuning: tuning.recall)
+            if min(recalls) >= ENOUGH:
                 break
     return tuned

@@ -1,8 +1,8 @@
-"""Exports: a directory with which a service in any language queries a release, without modalign.
+"""Exports: a directory with everything that a service in any language needs to query a release without modalign.
 
 *.onnx          the graphs: see alignment.model.onnx_export
 request.json    which request to send to Qdrant, and what its answer means
-example.py      both at work: connector.search.export_example
+example.py      a program that uses both: connector.search.export_example
 """
 
 import json
@@ -53,12 +53,12 @@ RESCORING = (
 
 @dataclass(frozen=True, slots=True)
 class ExportSpec:
-    """What is exported: an alignment under a metric, and the release that is asked, where it is known.
+    """What to export: an alignment under a metric, and the release to query, if there is one.
 
     Attributes:
         name: of the alignment.
-        collection: what people say; None leaves a placeholder in the requests.
-        hnsw_ef: how far searches walk the graph of the release; None: Qdrant's own.
+        collection: None leaves a placeholder in the requests.
+        hnsw_ef: of searches; None: Qdrant's default.
         oversampling, rescore: how the release is searched if it is quantized.
     """
 
@@ -71,17 +71,17 @@ class ExportSpec:
     rescore: bool = True
 
 
-def write(path: Path, target: ExportSpec) -> list[Graph]:
-    """Write the directory `path`, complete or not at all; return its graphs.
+def write(path: Path, spec: ExportSpec) -> list[Graph]:
+    """Write the directory `path`, whole or not at all; return its graphs.
 
     Raises:
-        ExportError: `path` is taken, packages are missing, or a graph computes something else than modalign.
+        ExportError: `path` is not empty, packages are missing, or a graph's outputs differ from modalign's.
         MetricError: the alignment holds no parameters for the metric.
     """
     try:
         with new_directory(path.resolve()) as building:
-            graphs = export(target.alignment, target.metric)
-            document = json.dumps(describe(target, graphs), indent=2, allow_nan=False) + "\n"
+            graphs = export(spec.alignment, spec.metric)
+            document = json.dumps(describe(spec, graphs), indent=2, allow_nan=False) + "\n"
             for graph in graphs:
                 write_durably(building / graph.name, graph.onnx)
             write_durably(building / REQUEST, document.encode())
@@ -93,9 +93,9 @@ def write(path: Path, target: ExportSpec) -> list[Graph]:
     return graphs
 
 
-def describe(target: ExportSpec, graphs: Sequence[Graph]) -> dict[str, Any]:
-    """Return everything that a service must know beside the graphs: the document `request.json`."""
-    alignment, metric = target.alignment, target.metric
+def describe(spec: ExportSpec, graphs: Sequence[Graph]) -> dict[str, Any]:
+    """Return the document `request.json`: everything that a service must know besides the graphs."""
+    alignment, metric = spec.alignment, spec.metric
     lowering = lower(alignment, metric, device="cpu")["image"]
     rescoring, limit = None, LIMIT
     if isinstance(lowering, Rescored):
@@ -109,7 +109,7 @@ def describe(target: ExportSpec, graphs: Sequence[Graph]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "modalign": version("modalign"),
-        "alignment": {"name": target.name, "fingerprint": alignment.fingerprint},
+        "alignment": {"name": spec.name, "fingerprint": alignment.fingerprint},
         "metric": str(metric),
         "encoders": {
             modality: {"spec": card.spec, "fingerprint": card.fingerprint, "dim": card.dim}
@@ -128,17 +128,20 @@ def describe(target: ExportSpec, graphs: Sequence[Graph]) -> dict[str, Any]:
         },
         "refused": REFUSED,
         "vectors": {m: {"size": lowering.dim, "distance": lowering.distance} for m in MODALITIES},
-        "requests": {f"{m}-to-{OTHER[m]}": _request(target, m, limit) for m in MODALITIES},
+        "requests": {f"{m}-to-{OTHER[m]}": _request(spec, m, limit) for m in MODALITIES},
         "score": {"sign": 1 if lowering.distance.higher_is_better else -1, "offset": offset, "meaning": meaning},
         "guarantee": {"name": lowering.guarantee, "meaning": GUARANTEES[lowering.guarantee]},
         "rescoring": rescoring,
     }
 
 
-def _request(target: ExportSpec, modality: Modality, limit: int) -> dict[str, Any]:
-    """What to send to find items of the other modality: a point carries the vector of its own, so nothing filters."""
-    alias = alias_name(target.collection or "{collection}", target.metric)
-    walk = {} if target.hnsw_ef is None else {"hnsw_ef": target.hnsw_ef}
+def _request(spec: ExportSpec, modality: Modality, limit: int) -> dict[str, Any]:
+    """Return the request that finds items of the other modality.
+
+    It needs no filter: a point carries the vector of its own modality alone.
+    """
+    alias = alias_name(spec.collection or "{collection}", spec.metric)
+    ef = {} if spec.hnsw_ef is None else {"hnsw_ef": spec.hnsw_ef}
     return {
         "graph": f"{modality}-query.onnx",
         "method": "POST",
@@ -149,8 +152,8 @@ def _request(target: ExportSpec, modality: Modality, limit: int) -> dict[str, An
             "limit": limit,
             "params": {
                 "exact": False,
-                **walk,
-                "quantization": {"rescore": target.rescore, "oversampling": target.oversampling},
+                **ef,
+                "quantization": {"rescore": spec.rescore, "oversampling": spec.oversampling},
             },
             "with_payload": True,
         },

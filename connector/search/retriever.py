@@ -1,4 +1,4 @@
-"""Production search: a text or an image in, items of the other modality out, with the metric's own score."""
+"""Production search: texts or images in, items of the other modality out, with the metric's own score."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 
 class SearchResult(list["SearchHit"]):
-    """What was found for one query, best first.
+    """The hits of one query, best first.
 
     Attributes:
-        certified: True where it is proved that no better item was left out, False where that could not be proved
-            within the candidate budget, None where the metric's guarantee needs no proof or allows none: see
-            `Retriever.guarantee`. The proof trusts the index: only an exact search has seen every item.
-        candidates: how many items the metric itself has scored; 0 where Qdrant's order is the metric's own.
-        exact: whether every item was compared, as was asked for, instead of those that the index led to.
+        certified: True if it is proved that no better item was left out; False if that could not be proved within
+            `max_candidates`; None if the metric's guarantee needs no proof or allows none, see `Retriever.guarantee`.
+            The proof trusts the index: only an exact search sees every item.
+        candidates: number of items that the metric itself scored; 0 if Qdrant's order is the metric's own.
+        exact: every item was compared, instead of those that the index led to.
     """
 
-    def __init__(self, found: Iterable["SearchHit"], *, certified: bool | None, candidates: int, exact: bool):
-        super().__init__(found)
+    def __init__(self, hits: Iterable["SearchHit"], *, certified: bool | None, candidates: int, exact: bool):
+        super().__init__(hits)
         self.certified = certified
         self.candidates = candidates
         self.exact = exact
@@ -47,8 +47,8 @@ class SearchHit(NamedTuple):
     """An item that a search found.
 
     Attributes:
-        score: the metric's own score; higher is better under every metric.
-        raw_score: what Qdrant returned: a distance under Euclid and Manhattan.
+        score: the metric's own; higher is better under every metric.
+        raw_score: Qdrant's; a distance under Euclid and Manhattan.
     """
 
     key: str
@@ -64,15 +64,15 @@ class Retriever:
 
         with open_store(settings) as store, Provenance.open(settings.database_url, home=settings.home) as provenance:
             retriever = Retriever.open(provenance, store, "emoji")
-            for found in retriever.search_texts(["a red car"], k=5)[0]:
-                print(found.key, found.score)
+            for hit in retriever.search_texts(["a red car"], k=5)[0]:
+                print(hit.key, hit.score)
 
-    Encoders are loaded at the first query that needs them.
+    An encoder is loaded at the first query that needs it.
     """
 
     def __init__(self, release: Release, store: Store, *, device: str = "auto"):
         self.release = release
-        self._finder = CandidateSearch(release, store)
+        self._candidates = CandidateSearch(release, store)
         self._device = device
         self._encoders: dict[Modality, Encoder] = {}
 
@@ -80,7 +80,7 @@ class Retriever:
     def open(
         cls, provenance: Provenance, store: Store, collection: str, metric: str | None = None, *, device: str = "auto"
     ) -> "Retriever":
-        """Open the live release of `collection` and check its chain; see `open_release` for what is refused."""
+        """Open the live release of `collection` and check its provenance chain; raises as `open_release` does."""
         return cls(open_release(provenance, store, collection, metric, device=device), store, device=device)
 
     @property
@@ -96,23 +96,23 @@ class Retriever:
         target: Modality = "image",
         filter: "Filter | None" = None,
         exact: bool = False,
-        budget: int | None = None,
+        max_candidates: int | None = None,
     ) -> list[SearchResult]:
         """Find the `k` best items of modality `target` for each text.
 
         Args:
             texts: queries.
-            k: how many to find.
+            k: hits a query.
             target: modality to find.
             filter: only items that match it.
-            exact: compare with every item instead of walking the index.
-            budget: how many candidates to rescore at most, for metrics that Qdrant cannot order by itself.
+            exact: compare with every item instead of searching the HNSW graph.
+            max_candidates: most candidates to rescore, for metrics that Qdrant cannot order by itself.
         """
         for text in texts:
             if not text.strip() or text != printable(text):
                 raise ConnectorError(f"expected a text of Unicode to search for, got {printable(text)!r}")
         X = self._encoder("text").encode("text", texts)
-        return self._search("text", X, k, target=target, filter=filter, exact=exact, budget=budget)
+        return self._search("text", X, k, target=target, filter=filter, exact=exact, max_candidates=max_candidates)
 
     def search_images(
         self,
@@ -122,16 +122,16 @@ class Retriever:
         target: Modality = "text",
         filter: "Filter | None" = None,
         exact: bool = False,
-        budget: int | None = None,
+        max_candidates: int | None = None,
     ) -> list[SearchResult]:
         """Find the `k` best items of modality `target` for each image or image file.
 
         Raises:
-            ConnectorError: a file is no image that can be decoded.
+            ConnectorError: a file cannot be decoded as an image.
         """
         loaded = [upright_rgb(image) if isinstance(image, Image.Image) else load_picture(image) for image in images]
         X = self._encoder("image").encode("image", loaded)
-        return self._search("image", X, k, target=target, filter=filter, exact=exact, budget=budget)
+        return self._search("image", X, k, target=target, filter=filter, exact=exact, max_candidates=max_candidates)
 
     def search_embeddings(
         self,
@@ -143,7 +143,7 @@ class Retriever:
         target: Modality | None = None,
         filter: "Filter | None" = None,
         exact: bool = False,
-        budget: int | None = None,
+        max_candidates: int | None = None,
     ) -> list[SearchResult]:
         """Find the `k` best items for each raw embedding of `X` (n, d), made by the encoder of fingerprint `encoder`.
 
@@ -157,7 +157,8 @@ class Retriever:
                 f"release {self.release.name} takes {modality} embeddings of {expected}, got embeddings of an encoder "
                 f"with fingerprint {encoder[:12]}; encode with the first, or push for the second"
             )
-        return self._search(modality, X, k, target=target or OTHER[modality], filter=filter, exact=exact, budget=budget)
+        target = target or OTHER[modality]
+        return self._search(modality, X, k, target=target, filter=filter, exact=exact, max_candidates=max_candidates)
 
     def _search(
         self,
@@ -168,22 +169,22 @@ class Retriever:
         target: Modality,
         filter: "Filter | None",
         exact: bool,
-        budget: int | None,
+        max_candidates: int | None,
     ) -> list[SearchResult]:
         if k < 1:
             raise ConnectorError(f"expected k of at least 1, got {k}")
         if not len(X):
             return []
         aligned = self.release.alignment.project(modality, X)
-        ranked = self._finder.find(target, aligned, k, filter=filter, exact=exact, budget=budget)
+        ranked = self._candidates.search(target, aligned, k, filter=filter, exact=exact, max_candidates=max_candidates)
         return [
             SearchResult(
-                (_found(hit, target) for hit in answer.hits),
-                certified=answer.certified,
-                candidates=answer.candidates,
+                (_search_hit(hit, target) for hit in result.hits),
+                certified=result.certified,
+                candidates=result.candidates,
                 exact=exact,
             )
-            for answer in ranked
+            for result in ranked
         ]
 
     def _encoder(self, modality: Modality) -> Encoder:
@@ -195,7 +196,7 @@ class Retriever:
         return self._encoders[modality]
 
 
-def _found(hit: ScoredHit, target: Modality) -> SearchHit:
+def _search_hit(hit: ScoredHit, target: Modality) -> SearchHit:
     try:
         return SearchHit(hit.payload["key"], hit.payload["group"], target, hit.score, hit.raw_score, hit.payload)
     except KeyError as error:
@@ -206,7 +207,7 @@ def load_picture(path: Path) -> Image.Image:
     """Read and decode an image file.
 
     Raises:
-        ConnectorError: it cannot be.
+        ConnectorError: it cannot be read or decoded.
     """
     try:
         return decode(read_image(path))

@@ -1,7 +1,8 @@
-"""The Store contract: what modalign needs of a Qdrant collection, however it runs.
+"""The Store contract: what modalign needs of a store of collections, wherever it runs.
 
-Two implementations behave alike (one test suite runs over both): `EdgeStore`, the engine in this process, and
-`QdrantStore`, a server. A name given to a method that reads or writes may be a collection or an alias.
+`EdgeStore` (the Qdrant engine in this process) and `QdrantStore` (a server or a cluster) implement it. One test suite
+runs over every store, `tests/connector/stores/test_contract.py`. A method that reads or writes takes the name of a
+collection or of an alias.
 """
 
 from abc import ABC, abstractmethod
@@ -28,7 +29,7 @@ Payload = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class VectorConfig:
-    """A named vector: its dimension and how Qdrant compares it."""
+    """A named vector: its dimension and the distance it is compared by."""
 
     dim: int
     distance: Distance
@@ -36,10 +37,10 @@ class VectorConfig:
 
 @dataclass(frozen=True, slots=True)
 class CollectionConfig(Layout):
-    """A collection to be created: its vectors, and how they are laid out.
+    """A collection to create: its vectors and their layout.
 
     Attributes:
-        vectors: named vectors; a point carries any of them.
+        vectors: by name; a point carries any of them.
         metadata: JSON that is kept with the collection: the provenance chain.
     """
 
@@ -49,15 +50,15 @@ class CollectionConfig(Layout):
 
 @dataclass(frozen=True, slots=True)
 class CollectionInfo:
-    """What a collection is at the moment.
+    """The present state of a collection.
 
     Attributes:
         points: exact number of points.
         indexed: vectors in an HNSW graph; 0 means that search is exact brute force.
-        payload_indexes: payload fields that filters have an index for.
-        m, ef_construct: of the graph.
-        quantization: of the copy that searches walk over, by its name in a layout; None: there is none.
-        status: in the words of the engine.
+        payload_indexes: indexed payload fields.
+        m, ef_construct: of the HNSW graph.
+        quantization: of the vectors that are searched, by its name in a layout; None: there is none.
+        status: as the engine calls it.
     """
 
     name: str
@@ -88,7 +89,7 @@ class Points:
 
 
 class Hit(NamedTuple):
-    """A found point with Qdrant's raw score: a similarity under Cosine and Dot, a distance under the others."""
+    """A point with the raw score of a search: a similarity under Cosine and Dot, a distance under the others."""
 
     id: str
     raw_score: float
@@ -96,7 +97,7 @@ class Hit(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A stored point; `vector` is (d,) where it was asked for. Cosine collections store normalised vectors."""
+    """A stored point. `vector` (d,) is None unless asked for; Cosine collections store normalised vectors."""
 
     id: str
     vector: FloatArray | None
@@ -104,7 +105,11 @@ class Record(NamedTuple):
 
 
 class Store(ABC):
-    """A Qdrant, wherever it runs. Use as a context manager."""
+    """A store of collections. Use as a context manager.
+
+    Attributes:
+        url: names the store in SQL and in messages, without secrets; the same each time it is opened.
+    """
 
     url: str
 
@@ -116,7 +121,7 @@ class Store(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Make everything durable and let go of it."""
+        """Make everything durable and release all resources."""
 
     @abstractmethod
     def collections(self) -> list[str]:
@@ -124,10 +129,10 @@ class Store(ABC):
 
     @abstractmethod
     def check_layout(self, layout: Layout) -> None:
-        """Return if this store can lay out a collection so.
+        """Return if this store can create a collection with this layout.
 
         Raises:
-            SettingsError: it cannot; the message says which setting, and why.
+            SettingsError: it cannot; the message names the setting and the reason.
         """
 
     @abstractmethod
@@ -136,14 +141,14 @@ class Store(ABC):
 
         Raises:
             StoreError: it exists.
-            SettingsError: this store has not what the layout asks for.
+            SettingsError: this store does not support the layout.
         """
 
     @abstractmethod
     def drop(self, name: str) -> None:
-        """Delete a collection, its points and the aliases that name it.
+        """Delete a collection, its points and the aliases that point to it.
 
-        Nothing happens where there is none, and an alias is none.
+        No-op if the collection does not exist. Aliases are not resolved.
         """
 
     @abstractmethod
@@ -158,25 +163,30 @@ class Store(ABC):
         """Write points; a point of the same id is replaced. All vectors are checked before any is written.
 
         Raises:
-            VectorError: a vector of another dimension, not finite as float32, zero under Cosine, or with values that
-                the collection's datatype cannot hold.
-            PointsRefusedError: some payloads cannot be stored, or Qdrant refuses some points; the others are written.
+            VectorError: a vector has another dimension, is not finite as float32, is zero under Cosine, or has values
+                that the collection's datatype cannot hold.
+            PointsRefusedError: payloads that cannot be stored, or points that the engine refuses; all others are
+                written.
             CollectionNotFoundError: there is no such collection or named vector.
         """
         self._check(name, points)
         refused = {row: fault for row, payload in enumerate(points.payloads) if (fault := payload_fault(payload))}
-        sound = [row for row in range(len(points.ids)) if row not in refused]
+        valid = [row for row in range(len(points.ids)) if row not in refused]
         try:
-            if sound:
-                self._upsert(name, points.take(sound) if refused else points)
+            if valid:
+                self._upsert(name, points.take(valid) if refused else points)
         except PointsRefusedError as error:
-            refused |= {sound[row]: fault for row, fault in error.refused.items()}
+            refused |= {valid[row]: fault for row, fault in error.refused.items()}
         if refused:
             raise PointsRefusedError(f"collection {name}", refused)
 
     @abstractmethod
     def _upsert(self, name: str, points: Points) -> None:
-        """Write checked points, at least one; raises a `PointsRefusedError` for those that Qdrant refuses."""
+        """Write checked points, at least one.
+
+        Raises:
+            PointsRefusedError: the engine refuses some; all others are written.
+        """
 
     @abstractmethod
     def flush(self, name: str) -> None:
@@ -184,11 +194,11 @@ class Store(ABC):
 
     @abstractmethod
     def delete(self, name: str, ids: Sequence[str]) -> None:
-        """Delete points; unknown ids mean nothing."""
+        """Delete points; unknown ids are ignored."""
 
     @abstractmethod
     def retrieve(self, name: str, ids: Sequence[str], *, vector_name: str | None = None) -> list[Record]:
-        """Return the points with these ids, those that exist, in any order."""
+        """Return the points with these ids, in any order; unknown ids are left out."""
 
     @abstractmethod
     def search(
@@ -206,20 +216,20 @@ class Store(ABC):
         oversampling: float = OVERSAMPLING,
         rescore: bool = True,
     ) -> list[list[Hit]]:
-        """Search for each of the queries (n, d): up to `k` hits each, best first.
+        """Return up to `k` hits for each query, best first.
 
         Args:
             name: collection or alias.
-            vector_name: which vector of the points to compare with; points without it are never found.
-            queries: vectors (n, d), at least one.
-            k: how many hits.
+            vector_name: the vector of the points to compare with; points without it are never hits.
+            queries: vectors (n, d), n of at least 1.
+            k: most hits a query.
             filter: only points that match it.
-            exact: compare with every point instead of walking the graph.
-            ef: how many of the points that it met a walk goes on from; None: Qdrant's default, `ef_construct`.
+            exact: compare with every point instead of searching the HNSW graph.
+            ef: `hnsw_ef`, the candidates that HNSW search keeps; None: Qdrant's default, `ef_construct`.
             with_payload: whether hits carry their payload, or which fields of it.
-            quantized: walk over the quantized vectors, where the collection has some.
-            oversampling: of a quantized collection: how many times `k` to take from the quantized vectors.
-            rescore: of a quantized collection: order those by the vectors themselves.
+            quantized: search the quantized vectors, if the collection has some.
+            oversampling: of a quantized collection: fetch so many times `k` by the quantized vectors.
+            rescore: of a quantized collection: order these by the full vectors.
         """
 
     @abstractmethod
@@ -246,7 +256,12 @@ class Store(ABC):
 
     @abstractmethod
     def set_aliases(self, aliases: Mapping[str, str]) -> None:
-        """Let each alias name its collection: all of them at one moment, for every reader."""
+        """Point each alias to its collection, all of them at once for every reader.
+
+        Raises:
+            CollectionNotFoundError: a target is no collection. No alias changes.
+            StoreError: an alias has the name of a collection. No alias changes.
+        """
 
     def _check(self, name: str, points: Points) -> None:
         vectors = self._vectors(name)
@@ -275,17 +290,17 @@ class Store(ABC):
             )
 
     def _check_datatype(self, name: str, points: Points) -> None:
-        """Refuse what the engine would store as something else without a word."""
+        """Refuse values that the collection's datatype would silently change."""
         datatype = self.datatype(name)
         if datatype == "float32":
             return
         if datatype == "float16":
-            held, range_ = np.abs(points.vectors) <= np.finfo(np.float16).max, "values of at most 65504"
+            valid, range_ = np.abs(points.vectors) <= np.finfo(np.float16).max, "values of at most 65504"
         else:
             X = points.vectors
-            held, range_ = (X >= 0) & (X <= 255) & (np.floor(X) == X), "whole numbers from 0 to 255"
-        if not held.all():
-            row, column = np.argwhere(~held)[0]
+            valid, range_ = (X >= 0) & (X <= 255) & (np.floor(X) == X), "whole numbers from 0 to 255"
+        if not valid.all():
+            row, column = np.argwhere(~valid)[0]
             raise VectorError(
                 f"collection {name} stores {datatype}, which holds {range_}; point {points.ids[row]} has "
                 f"{points.vectors[row, column]}: push into a new collection with another datatype"
@@ -293,8 +308,8 @@ class Store(ABC):
 
     @abstractmethod
     def _vectors(self, name: str) -> Mapping[str, VectorConfig]:
-        """Return the named vectors of a collection, cheaply."""
+        """Return the named vectors of a collection; called for every batch."""
 
     @abstractmethod
     def datatype(self, name: str) -> Datatype:
-        """Return the type of a collection's stored vectors, cheaply."""
+        """Return the type of a collection's stored vectors; called for every batch."""

@@ -1,11 +1,11 @@
-"""Qdrant Edge: the real engine in this process, under a directory. It and edge_filter alone import qdrant_edge.
+"""Qdrant Edge: the Qdrant engine in this process, under a directory. It and edge_filter alone import qdrant_edge.
 
     DIR/.lock                    held while the store is open: one process at a time
     DIR/registry.json            collections (layout, metadata) and aliases, replaced atomically
     DIR/collections/NAME/        one shard of the engine
 
-The engine has no collections, aliases or metadata; the registry adds them. It is the truth: a directory that it does
-not name is what a crash left of a collection being created or dropped, and goes at the next opening.
+The engine has no collections, aliases or metadata; the registry adds them, and what it says holds. A directory that it
+does not name is what a crash left of a create or a drop, and is removed at the next opening.
 """
 
 import json
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import qdrant_edge as edge
 from filelock import FileLock, Timeout
+from typing_extensions import override
 
 from alignment.durable import write_durably
 from alignment.metrics import Distance
@@ -33,13 +34,13 @@ if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
 REGISTRY = "registry.json"
-# The engine maps its files into memory: where the disk is full it does not fail, the process is killed.
+# The engine maps its files into memory: on a full disk it does not fail, the process is killed.
 SPARE_BYTES = 128 << 20
-FORBIDDEN = frozenset('<>:"/\\|?*\0\x1f')  # what a server refuses in the name of a collection
+FORBIDDEN = frozenset('<>:"/\\|?*\0\x1f')  # in the name of a collection: as on a server
 
 
 class EdgeStore(Store):
-    """Qdrant Edge in the directory `path`, which is created where it is missing.
+    """Qdrant Edge in the directory `path`, which is created if it is missing.
 
     Raises:
         StoreBusyError: another process has it open.
@@ -110,7 +111,7 @@ class EdgeStore(Store):
 
     def _shard(self, name: str) -> edge.EdgeShard:
         resolved = self._resolve(name)
-        if os.getpid() != self._owner:  # the engine's threads stayed behind: it would wait for them for ever
+        if os.getpid() != self._owner:  # a forked child has none of the engine's threads, and would wait for ever
             raise StoreBusyError(
                 f"{self.url} was opened by the process that this one was forked from, and works in that one only; "
                 "start processes by spawning them, and open the store in one of them"
@@ -122,8 +123,9 @@ class EdgeStore(Store):
                 self._shards[resolved] = edge.EdgeShard.load(str(self._home(resolved)))
         return self._shards[resolved]
 
+    @override
     def close(self) -> None:
-        """Flush and close every collection, then let others in."""
+        """Flush and close every collection, then release the lock."""
         try:
             while self._shards:
                 name, shard = self._shards.popitem()
@@ -133,21 +135,28 @@ class EdgeStore(Store):
         finally:
             self._lock.release()
 
+    @override
     def collections(self) -> list[str]:
-        """Return the names of all collections, sorted."""
         return sorted(self._collections)
 
+    @override
     def check_layout(self, layout: Layout) -> None:
         """Refuse what takes several machines: the engine is one shard in this process."""
-        for field, alone in (("shards", (None, 1)), ("replication_factor", (1,)), ("write_consistency_factor", (1,))):
-            if (value := getattr(layout, field)) not in alone:
+        single: dict[str, tuple[int | None, ...]] = {
+            "shards": (None, 1),
+            "replication_factor": (1,),
+            "write_consistency_factor": (1,),
+        }
+        for field, allowed in single.items():
+            if (value := getattr(layout, field)) not in allowed:
                 raise SettingsError(
                     f"{field} {value}: Qdrant Edge is one shard in this process, with nothing to distribute it over; "
                     "leave it out, or name a server by MODALIGN_QDRANT_URL"
                 )
 
+    @override
     def create(self, name: str, config: CollectionConfig) -> None:
-        """Create a collection; it exists from the moment the registry names it."""
+        """Create a collection; it exists once the registry names it."""
         self.check_layout(config)
         if name in self._collections or name in self._aliases:
             raise StoreError(f"{self.url}: collection or alias {name!r} exists")
@@ -165,8 +174,9 @@ class EdgeStore(Store):
         self._commit({**self._collections, name: config}, self._aliases)
         self._shards[name] = shard
 
+    @override
     def drop(self, name: str) -> None:
-        """Delete a collection; it is gone from the moment the registry is silent about it."""
+        """Delete a collection; it is gone once the registry does not name it."""
         if name not in self._collections:
             return
         if shard := self._shards.pop(name, None):
@@ -177,8 +187,8 @@ class EdgeStore(Store):
         )
         shutil.rmtree(self._home(name))
 
+    @override
     def describe(self, name: str) -> CollectionInfo:
-        """Describe a collection."""
         resolved = self._resolve(name)
         config, info = self._collections[resolved], self._shard(resolved).info()
         return CollectionInfo(
@@ -193,13 +203,15 @@ class EdgeStore(Store):
             quantization=config.quantization,
         )
 
+    @override
     def _vectors(self, name: str) -> Mapping[str, VectorConfig]:
         return self._collections[self._resolve(name)].vectors
 
+    @override
     def datatype(self, name: str) -> Datatype:
-        """Return the type of a collection's stored vectors, cheaply."""
         return self._collections[self._resolve(name)].datatype
 
+    @override
     def _upsert(self, name: str, points: Points) -> None:
         vector_name = points.vector_name
         shard = self._shard(name)
@@ -211,25 +223,27 @@ class EdgeStore(Store):
             ]
             shard.update(edge.UpdateOperation.upsert_points(batch))
 
+    @override
     def flush(self, name: str) -> None:
         """Flush segments and write-ahead log to disk."""
         shard = self._shard(name)
         with _translated(f"flush collection {name}"):
             shard.flush()
 
+    @override
     def delete(self, name: str, ids: Sequence[str]) -> None:
-        """Delete points."""
         shard = self._shard(name)
         with _translated(f"delete from collection {name}"):
             shard.update(edge.UpdateOperation.delete_points(list(ids)))
 
+    @override
     def retrieve(self, name: str, ids: Sequence[str], *, vector_name: str | None = None) -> list[Record]:
-        """Return the points with these ids."""
         shard = self._shard(name)
         with _translated(f"read collection {name}"):
-            found = shard.retrieve(list(ids), True, [vector_name] if vector_name else False)
-        return [_record(point, vector_name) for point in found]
+            points = shard.retrieve(list(ids), True, [vector_name] if vector_name else False)
+        return [_record(point, vector_name) for point in points]
 
+    @override
     def search(
         self,
         name: str,
@@ -245,7 +259,6 @@ class EdgeStore(Store):
         oversampling: float = OVERSAMPLING,
         rescore: bool = True,
     ) -> list[list[Hit]]:
-        """Search for each of the queries."""
         shard = self._shard(name)
         condition = to_edge(filter)
         quantization = edge.QuantizationSearchParams(ignore=not quantized, rescore=rescore, oversampling=oversampling)
@@ -268,10 +281,10 @@ class EdgeStore(Store):
                 answers = shard.query_batch(edge.QueryBatchRequest(requests))
         return [[Hit(str(point.id), point.score, point.payload or {}) for point in answer] for answer in answers]
 
+    @override
     def scroll(
         self, name: str, *, vector_name: str | None = None, filter: "Filter | None" = None, page: int = 1000
     ) -> Iterator[list[Record]]:
-        """Yield all points in pages."""
         shard = self._shard(name)
         condition = to_edge(filter)
         offset = None
@@ -284,19 +297,20 @@ class EdgeStore(Store):
                 with_vector=[vector_name] if vector_name else False,
             )
             with _translated(f"read collection {name}"):
-                found, offset = shard.scroll(request)
-            if found:
-                yield [_record(point, vector_name) for point in found]
+                points, offset = shard.scroll(request)
+            if points:
+                yield [_record(point, vector_name) for point in points]
             if offset is None:
                 return
 
+    @override
     def count(self, name: str, *, filter: "Filter | None" = None) -> int:
-        """Count points exactly."""
         shard = self._shard(name)
         condition = to_edge(filter)
         with _translated(f"count collection {name}"):
             return int(shard.count(edge.CountRequest(exact=True, filter=condition)))
 
+    @override
     def ready(self, name: str) -> CollectionInfo:
         """Build the graph in this thread; the engine has no background optimizer."""
         shard = self._shard(name)
@@ -307,10 +321,11 @@ class EdgeStore(Store):
             shard.flush()
         return self.describe(name)
 
+    @override
     def aliases(self) -> dict[str, str]:
-        """Return `{alias: collection}`."""
         return dict(self._aliases)
 
+    @override
     def set_aliases(self, aliases: Mapping[str, str]) -> None:
         """Switch aliases by one replacement of the registry."""
         for alias, target in aliases.items():
@@ -399,7 +414,7 @@ def _record(point: Any, vector_name: str | None) -> Record:
 
 @contextmanager
 def _translated(what: str) -> Iterator[None]:
-    """The one boundary at which the engine's errors become ours; it raises nothing but plain exceptions."""
+    """Turn the engine's errors, which are plain exceptions, into a `StoreError`. The only place that does."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):

@@ -17,7 +17,7 @@ def to_edge(filter: "Filter | None") -> edge.Filter | None:
     """Translate a filter of qdrant_client into the engine's own classes; None stays None.
 
     Raises:
-        FilterError: it uses a condition that the engine does not have.
+        FilterError: the engine does not have one of its conditions.
     """
     if filter is None:
         return None

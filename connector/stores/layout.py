@@ -49,7 +49,7 @@ class Layout:
         m, ef_construct: of the HNSW graph: links of a node, and how many candidates compete for them.
         indexing_threshold: kB of vectors in a segment from which a graph is built and used; below, search is
             exact brute force.
-        quantization: keep a compressed copy of the vectors in memory and walk the index over that.
+        quantization: keep a compressed copy of the vectors in memory and search these.
         compression: how strongly; one of `COMPRESSIONS`. None: the first of them.
         oversampling: how many times k a search takes from quantized vectors before it rescores.
         rescore: order what was found by the vectors themselves; without it, scores are those of the quantized ones.
@@ -60,7 +60,7 @@ class Layout:
         write_consistency_factor: how many replicas must confirm a write.
 
     Raises:
-        SettingsError: settings that cannot be meant, alone or together.
+        SettingsError: a setting is invalid, alone or beside another.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid"}
@@ -107,7 +107,7 @@ def checked_layout(options: Mapping[str, Any], source: str = "layout") -> dict[s
     """Return those of `options` that are given, that is not None, once they make a layout.
 
     Raises:
-        SettingsError: an unknown name, a value of another type, or a layout that cannot be meant.
+        SettingsError: an unknown name, a value of another type, or an invalid layout.
 
     >>> checked_layout({"m": 32, "quantization": None})
     {'m': 32}

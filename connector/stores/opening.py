@@ -1,5 +1,7 @@
-"""Which store an address names."""
+"""The registry of stores: which one a URL names. To add a store, add an entry to `STORES`."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,49 @@ if TYPE_CHECKING:
     from connector.settings import Settings
 
 
+@dataclass(frozen=True, slots=True)
+class StoreKind:
+    """A kind of store.
+
+    Attributes:
+        form: how its URLs look, for people.
+        open: opens the store that the settings name; raises a `StoreError` if that fails.
+        url: the `Store.url` that the store of a URL will have, without opening it.
+    """
+
+    form: str
+    open: Callable[["Settings"], Store]
+    url: Callable[[str], str] = redacted
+
+
+def _open_edge(settings: "Settings") -> Store:
+    from connector.stores.edge import EdgeStore  # loads the engine, which users of a server need not have
+
+    return EdgeStore(settings.store_url.removeprefix("edge:"))
+
+
+def _edge_url(url: str) -> str:
+    return f"edge:{Path(url.removeprefix('edge:')).absolute()}"
+
+
+def _connect(settings: "Settings") -> Store:
+    from connector.stores.qdrant import QdrantStore  # loads the client, which takes a second
+
+    return QdrantStore.connect(
+        settings.store_url, api_key=settings.api_key, ca_file=settings.ca_file, timeout=settings.timeout
+    )
+
+
+# By how the URL begins.
+STORES: Mapping[str, StoreKind] = {
+    "edge:": StoreKind("edge:DIRECTORY", _open_edge, _edge_url),
+    "http://": StoreKind("http://HOST:PORT", _connect),
+    "https://": StoreKind("https://HOST:PORT", _connect),
+    "grpc://": StoreKind("grpc://HOST:PORT", _connect),
+    "grpcs://": StoreKind("grpcs://HOST:PORT", _connect),
+}
+
+
 def open_store(settings: "Settings") -> Store:
     """Open the store that the settings name.
 
@@ -18,23 +63,21 @@ def open_store(settings: "Settings") -> Store:
         SettingsError: the URL names no store.
         StoreError: it cannot be opened.
     """
-    scheme, _, rest = settings.store_url.partition(":")
-    if scheme == "edge" and rest:
-        from connector.stores.edge import EdgeStore  # loads the engine, which a server's user need not have
-
-        return EdgeStore(rest)
-    if scheme in ("http", "https", "grpc", "grpcs") and rest.startswith("//"):
-        from connector.stores.qdrant import QdrantStore  # loads the client, which takes a second
-
-        return QdrantStore.connect(
-            settings.store_url, api_key=settings.api_key, ca_file=settings.ca_file, timeout=settings.timeout
-        )
-    raise SettingsError(
-        f"store {redacted(settings.store_url)!r}: expected edge:DIRECTORY, http(s)://HOST:PORT or grpc(s)://HOST:PORT"
-    )
+    return _kind(settings.store_url).open(settings)
 
 
 def url_of(settings: "Settings") -> str:
-    """Return the URL that the store of these settings has, without opening it."""
-    scheme, _, rest = settings.store_url.partition(":")
-    return f"edge:{Path(rest).absolute()}" if scheme == "edge" else redacted(settings.store_url)
+    """Return the `Store.url` of the store that the settings name, without opening it.
+
+    Raises:
+        SettingsError: the URL names no store.
+    """
+    return _kind(settings.store_url).url(settings.store_url)
+
+
+def _kind(url: str) -> StoreKind:
+    for beginning, kind in STORES.items():
+        if url.startswith(beginning) and url != beginning:
+            return kind
+    forms = ", ".join(kind.form for kind in STORES.values())
+    raise SettingsError(f"store {redacted(url)!r}: expected one of {forms}")

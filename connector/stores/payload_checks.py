@@ -1,4 +1,4 @@
-"""Payloads that no Qdrant can store, or would store as something else without a word."""
+"""Payloads that Qdrant cannot store, or would silently change."""
 
 import math
 from collections.abc import Mapping

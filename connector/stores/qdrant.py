@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 from qdrant_client import models
+from typing_extensions import override
 
 from alignment.metrics import Distance
 from connector.errors import (
@@ -30,16 +31,16 @@ from connector.stores.contract import CollectionConfig, CollectionInfo, Hit, Poi
 from connector.stores.layout import COMPRESSIONS, OVERSAMPLING, Datatype, Layout
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, RetryPolicy, connected
 
-OLDEST_SERVER = (1, 16)  # collection metadata
-NEWEST_MAJOR = 1  # the client's; another one may mean other things by the same requests
+OLDEST_SERVER = (1, 16)  # the first with collection metadata
+NEWEST_MAJOR = 1  # of the client; in another version the same requests may mean something else
 WITH_TURBO = (1, 18)
-# A request: so many points keep the server's threads busy, and so many bytes stay well below the 32 MB that it takes.
+# One request: enough points to keep the server's threads busy, and bytes well below its limit of 32 MB.
 REQUEST_POINTS = 128
 REQUEST_BYTES = 8 << 20
 NUMBER_BYTES = 25  # of a float32 written as JSON, at most: a sign, 17 digits, a point, an exponent, a comma
-POINT_BYTES = 128  # an id and what stands around it
+POINT_BYTES = 128  # of an id and the JSON around it
 UPLOADS = 4
-# So many points that are refused for one and the same reason are no bad points: the request is wrong.
+# If so many points are all refused for the same reason, not the points are wrong but the request.
 ALIKE = 16
 INDEX_SECONDS = 3600.0
 POLL_SECONDS = 0.5
@@ -70,7 +71,7 @@ class QdrantStore(Store):
         api_key: str | None = None,
         ca_file: Path | None = None,
         timeout: int = REQUEST_SECONDS,
-        patience: RetryPolicy = RetryPolicy(),
+        retry: RetryPolicy = RetryPolicy(),
         uploads: int = UPLOADS,
     ) -> Self:
         """Connect to the server at `url`.
@@ -80,7 +81,7 @@ class QdrantStore(Store):
             api_key: of the server.
             ca_file: PEM file of the authority to trust instead of the system's.
             timeout: seconds a request may take.
-            patience: how failed requests are tried again.
+            retry: how failed requests are tried again.
             uploads: how many requests of one batch are under way at once.
 
         Raises:
@@ -88,15 +89,15 @@ class QdrantStore(Store):
             StoreUnavailableError: the server cannot be reached.
             StoreError: it refuses the key, has another version than is needed, or is no Qdrant.
         """
-        first = replace(patience, attempts=min(patience.attempts, ATTEMPTS_TO_CONNECT))
-        connection = connected(url, api_key=api_key, ca_file=ca_file, timeout=timeout, patience=first)
+        first = replace(retry, attempts=min(retry.attempts, ATTEMPTS_TO_CONNECT))
+        connection = connected(url, api_key=api_key, ca_file=ca_file, timeout=timeout, retry=first)
         store = cls(connection, uploads=uploads)
         try:
             store._check_version(connection.call(connection.client.info).version)
         except BaseException:
             store.close()
             raise
-        connection.patience = patience
+        connection.retry = retry
         return store
 
     def _check_version(self, found: str) -> None:
@@ -109,25 +110,27 @@ class QdrantStore(Store):
             raise StoreError(f"{self.url}: expected Qdrant {NEWEST_MAJOR}.x, got {found}; upgrade modalign")
         self._connection.version = version
 
+    @override
     def close(self) -> None:
-        """Close the connection."""
         self._uploads.shutdown()
         self._client.close()
 
+    @override
     def collections(self) -> list[str]:
-        """Return the names of all collections, sorted."""
         return sorted(c.name for c in self._call(self._client.get_collections).collections)
 
+    @override
     def check_layout(self, layout: Layout) -> None:
         """Refuse what the server is too old for."""
         version = self._connection.version
         if layout.quantization == "turbo" and version is not None and version < WITH_TURBO:
-            needed, found = (".".join(map(str, each)) for each in (WITH_TURBO, version))
+            needed, found = (".".join(map(str, numbers)) for numbers in (WITH_TURBO, version))
             raise SettingsError(
                 f"quantization turbo: expected Qdrant {needed} or newer, {self.url} is {found}; upgrade the server or "
                 "choose another quantization"
             )
 
+    @override
     def create(self, name: str, config: CollectionConfig) -> None:
         """Create a collection and its payload indexes before there is data to index."""
         self.check_layout(config)
@@ -162,7 +165,7 @@ class QdrantStore(Store):
             )
         except StoreError:
             if not self._is(name, config):
-                raise  # else an earlier attempt made it, and only its answer was lost
+                raise  # otherwise an earlier attempt created it, and only its answer was lost
         try:
             for field, kind in config.payload_indexes.items():
                 schema = models.PayloadSchemaType(kind)
@@ -172,15 +175,16 @@ class QdrantStore(Store):
             raise
 
     def _is(self, name: str, config: CollectionConfig) -> bool:
-        """Whether there is a collection with the vectors and the metadata of `config`, and without points."""
+        """Say whether the collection exists with the vectors and metadata of `config`, and has no points."""
         try:
             info = self.describe(name)
         except StoreError:
             return False
         return (info.name, info.vectors, info.metadata, info.points) == (name, config.vectors, config.metadata, 0)
 
+    @override
     def drop(self, name: str) -> None:
-        """Delete a collection; the server removes its aliases with it."""
+        """Delete the aliases of a collection, then the collection."""
         self._known.pop(name, None)
         targets = [alias for alias, target in self.aliases().items() if target == name]
         if targets:
@@ -188,8 +192,8 @@ class QdrantStore(Store):
         if self._call(self._client.collection_exists, name):
             self._call(self._client.delete_collection, name)
 
+    @override
     def describe(self, name: str) -> CollectionInfo:
-        """Describe a collection."""
         resolved = self.aliases().get(name, name)
         info = self._call(self._client.get_collection, resolved)
         return CollectionInfo(
@@ -205,11 +209,12 @@ class QdrantStore(Store):
             status=info.status.value,
         )
 
+    @override
     def _vectors(self, name: str) -> Mapping[str, VectorConfig]:
         return _named_vectors(self._laid_out(name))
 
+    @override
     def datatype(self, name: str) -> Datatype:
-        """Return the type of a collection's stored vectors, cheaply."""
         vectors = self._laid_out(name).config.params.vectors
         named = list(vectors.values()) if isinstance(vectors, dict) else [vectors]
         return _DATATYPES.get(named[0].datatype if named and named[0] else None, "float32")
@@ -219,36 +224,37 @@ class QdrantStore(Store):
             self._known[name] = self._call(self._client.get_collection, name)
         return self._known[name]
 
+    @override
     def _upsert(self, name: str, points: Points) -> None:
-        """Write points in several requests at once; only what the server calls completed is written."""
+        """Write points in several requests at once; only what the server calls completed counts as written."""
         refused: dict[int, Refusal] = {}
-        for found in self._uploads.map(lambda rows: self._write(name, points, rows), self._requests(points)):
-            refused |= found
+        for of_request in self._uploads.map(lambda rows: self._write(name, points, rows), self._requests(points)):
+            refused |= of_request
         if len(refused) == len(points.ids) >= ALIKE and len(set(refused.values())) == 1:
             raise RequestRefusedError(next(iter(refused.values())).detail)
         if refused:
             raise PointsRefusedError(f"collection {name}", refused)
 
     def _requests(self, points: Points) -> Iterator[range]:
-        """Cut the rows of a batch into requests that are small enough."""
+        """Cut the rows of a batch into requests of at most `REQUEST_POINTS` points and about `_request_bytes` bytes."""
         start, size = 0, 0
         for row in range(len(points.ids)):
-            weight = self._weight(points, row)
-            if row > start and (size + weight > self._request_bytes or row - start == REQUEST_POINTS):
+            added = self._bytes(points, row)
+            if row > start and (size + added > self._request_bytes or row - start == REQUEST_POINTS):
                 yield range(start, row)
                 start, size = row, 0
-            size += weight
+            size += added
         yield range(start, len(points.ids))
 
-    def _weight(self, points: Points, row: int) -> int:
-        """Bytes of a point in a request, at most: json.dumps writes escapes, which are longer than UTF-8."""
+    def _bytes(self, points: Points, row: int) -> int:
+        """Return the bytes of a point in a request, at most: json.dumps writes escapes, which are longer than UTF-8."""
         number = points.vectors.itemsize if self._connection.grpc else NUMBER_BYTES
         return POINT_BYTES + int(points.vectors.shape[1]) * number + len(json.dumps(points.payloads[row]))
 
     def _write(self, name: str, points: Points, rows: range) -> dict[int, Refusal]:
-        """Write the points at `rows`, in halves if the server refuses them together; return what it refuses alone.
+        """Write the points at `rows`, in halves if the server refuses the request; return the single points it refuses.
 
-        Every half ends written or refused for itself, so that a point at fault takes no other with it.
+        Each half is written or refused on its own, so a wrong point takes no other one with it.
         """
         part = points.take(rows)
         batch = models.Batch(
@@ -261,7 +267,7 @@ class QdrantStore(Store):
         except RequestTooLargeError as error:
             if len(rows) == 1:
                 return {rows[0]: Refusal(Reason.TOO_LARGE, str(error))}
-            half = sum(self._weight(points, row) for row in rows) // 2
+            half = sum(self._bytes(points, row) for row in rows) // 2
             self._request_bytes = min(self._request_bytes, half)  # the next batch is cut before it is sent
         except RequestRefusedError as error:
             if len(rows) == 1:
@@ -272,7 +278,7 @@ class QdrantStore(Store):
         return self._write(name, points, rows[:middle]) | self._write(name, points, rows[middle:])
 
     def _complete(self, what: str, operation: Any, name: str, **options: Any) -> None:
-        """Change points and wait until it is done: what was only acknowledged, or timed out, may still be lost."""
+        """Change points and wait for `completed`: a change that was only acknowledged, or timed out, may be lost."""
 
         def change() -> None:
             result = operation(name, wait=True, **options)
@@ -281,22 +287,24 @@ class QdrantStore(Store):
 
         self._call(change)
 
+    @override
     def flush(self, name: str) -> None:
-        """Do nothing: the server acknowledges what stands in its write-ahead log."""
+        """Do nothing: what the server acknowledges is in its write-ahead log."""
 
+    @override
     def delete(self, name: str, ids: Sequence[str]) -> None:
-        """Delete points."""
         if not ids:  # the server refuses a request without points
             return
         selector = models.PointIdsList(points=list(ids))
         self._complete(f"delete from collection {name}", self._client.delete, name, points_selector=selector)
 
+    @override
     def retrieve(self, name: str, ids: Sequence[str], *, vector_name: str | None = None) -> list[Record]:
-        """Return the points with these ids."""
         wanted = [vector_name] if vector_name else False
-        found = self._call(self._client.retrieve, name, list(ids), with_payload=True, with_vectors=wanted)
-        return [_record(point, vector_name) for point in found]
+        points = self._call(self._client.retrieve, name, list(ids), with_payload=True, with_vectors=wanted)
+        return [_record(point, vector_name) for point in points]
 
+    @override
     def search(
         self,
         name: str,
@@ -329,14 +337,14 @@ class QdrantStore(Store):
         answers = self._call(self._client.query_batch_points, name, requests=requests)
         return [[Hit(str(p.id), p.score, p.payload or {}) for p in answer.points] for answer in answers]
 
+    @override
     def scroll(
         self, name: str, *, vector_name: str | None = None, filter: models.Filter | None = None, page: int = 1000
     ) -> Iterator[list[Record]]:
-        """Yield all points in pages."""
         offset = None
         wanted = [vector_name] if vector_name else False
         while True:
-            found, offset = self._call(
+            points, offset = self._call(
                 self._client.scroll,
                 name,
                 scroll_filter=filter,
@@ -345,17 +353,18 @@ class QdrantStore(Store):
                 with_payload=True,
                 with_vectors=wanted,
             )
-            if found:
-                yield [_record(point, vector_name) for point in found]
+            if points:
+                yield [_record(point, vector_name) for point in points]
             if offset is None:
                 return
 
+    @override
     def count(self, name: str, *, filter: models.Filter | None = None) -> int:
-        """Count points exactly."""
         return self._call(self._client.count, name, count_filter=filter, exact=True).count
 
+    @override
     def ready(self, name: str) -> CollectionInfo:
-        """Wait until the server has nothing left to optimise over several polls in a row."""
+        """Wait until the server has nothing left to optimise in several polls in a row."""
         deadline = time.monotonic() + INDEX_SECONDS
         stable = 0
         while stable < STABLE_POLLS:
@@ -378,7 +387,7 @@ class QdrantStore(Store):
         return self.describe(name)
 
     def _left(self, name: str, info: models.CollectionInfo) -> str:
-        """Say what the server has still to do, as far as it tells; empty: nothing."""
+        """Return what the server still has to do, as far as it says; empty: nothing."""
         if info.status != models.CollectionStatus.GREEN:
             return f"status {info.status.value}"
         if (queue := info.update_queue) and (queue.length or queue.deferred_points):
@@ -386,19 +395,23 @@ class QdrantStore(Store):
         if not self._connection.grpc:  # gRPC has no such request
             try:
                 at_work = self._call(self._client.get_optimizations, name)
-            except (CollectionNotFoundError, NotImplementedError):  # nor has an older server, or one in memory
+            except (
+                CollectionNotFoundError,
+                NotImplementedError,
+            ):  # nor has an older server, or local mode
                 return ""
             if at_work.running or at_work.summary.queued_optimizations:
                 return f"{len(at_work.running)} optimizations running, {at_work.summary.queued_optimizations} queued"
         return ""
 
+    @override
     def aliases(self) -> dict[str, str]:
-        """Return `{alias: collection}`."""
-        found = self._call(self._client.get_aliases).aliases
-        return {alias.alias_name: alias.collection_name for alias in found}
+        aliases = self._call(self._client.get_aliases).aliases
+        return {alias.alias_name: alias.collection_name for alias in aliases}
 
+    @override
     def set_aliases(self, aliases: Mapping[str, str]) -> None:
-        """Switch aliases in one request, which the server applies as one."""
+        """Switch aliases in one request."""
         existing, collections = self.aliases(), self.collections()
         for alias, target in aliases.items():
             if target not in collections:

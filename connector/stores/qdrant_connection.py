@@ -1,7 +1,7 @@
-"""A connection to a Qdrant server: made from a URL, patient with what passes, and in our own exceptions.
+"""A connection to a Qdrant server: made from a URL, with our own retries and our own exceptions.
 
-The client's own retries are at once, for ever, and of whatever failed; here nothing of the client retries, and
-`Connection.call` tries again what may pass: after growing, random waits, or those that the server asks for.
+The client retries immediately, without end, and on every error. Here the client never retries: `Connection.call`
+retries transient failures, with exponential back-off and jitter or after the wait that the server asks for.
 """
 
 import json
@@ -67,14 +67,14 @@ UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How a failed request is tried again. Times in seconds.
+    """How a failed request is retried. Times are in seconds.
 
     Attributes:
         attempts: how often a request is sent, the first time included.
-        first_wait, longest_wait: before the second attempt, and the most that doubling makes of it.
-        jitter: at most so much is added to each wait, at random, so that clients do not come back together.
-        longest_asked: of a wait that the server asks for by `Retry-After`, no more than this is granted.
-        longest: no further attempt begins after so long.
+        initial_backoff, max_backoff: the wait before the second attempt, and what doubling it is capped at.
+        jitter: each wait grows by a random time up to this, so that clients do not return together.
+        max_retry_after: the longest wait that a server may ask for by `Retry-After`.
+        timeout: no attempt begins after so long.
     """
 
     attempts: int = 10
@@ -82,7 +82,7 @@ class RetryPolicy:
     max_backoff: float = 15.0
     jitter: float = 1.0
     max_retry_after: float = 60.0
-    longest: float = 120.0
+    timeout: float = 120.0
 
 
 # A mistyped URL should be known in seconds; a server that starts has them too.
@@ -90,50 +90,51 @@ ATTEMPTS_TO_CONNECT = 5
 
 
 class Connection:
-    """A client with its URL, its secrets and its patience.
+    """A client with its URL, its secrets and its retry policy.
 
     Attributes:
-        client: the client, whose methods go through `call`.
+        client: the client; call its methods through `call`.
         url: the URL, without its password.
-        grpc: whether requests are gRPC's; REST otherwise.
-        version: of the server, such as (1, 19); None until `require_version` has asked.
+        grpc: requests go over gRPC; over REST otherwise.
+        retry: how transient failures are retried.
+        version: of the server, such as (1, 19); None: unknown.
     """
 
     def __init__(
-        self, client: QdrantClient, url: str, *, patience: RetryPolicy = RetryPolicy(), secrets: tuple[str, ...] = ()
+        self, client: QdrantClient, url: str, *, retry: RetryPolicy = RetryPolicy(), secrets: tuple[str, ...] = ()
     ):
         self.client = client
         self.url = redacted(url)
         self.grpc = url.startswith("grpc")
-        self.patience = patience
+        self.retry = retry
         self.version: tuple[int, int] | None = None
         self._secrets = secrets
 
     def call(self, operation: Callable[..., T], *args: Any, **options: Any) -> T:
-        """Call the client, translate its errors, and try again what may pass."""
-        patience = self.patience
+        """Call the client, translate its errors, and retry transient ones."""
+        retry = self.retry
 
         def wait(error: Exception) -> bool | float:
             if not isinstance(error, StoreUnavailableError):
                 return False
-            return True if error.retry_after is None else min(error.retry_after, patience.max_retry_after)
+            return True if error.retry_after is None else min(error.retry_after, retry.max_retry_after)
 
         for attempt in stamina.retry_context(
             on=wait,
-            attempts=patience.attempts,
-            timeout=patience.longest,
-            wait_initial=patience.initial_backoff,
-            wait_max=patience.max_backoff,
-            wait_jitter=patience.jitter,
+            attempts=retry.attempts,
+            timeout=retry.timeout,
+            wait_initial=retry.initial_backoff,
+            wait_max=retry.max_backoff,
+            wait_jitter=retry.jitter,
         ):
             with attempt:
                 return self.translated(operation, *args, **options)
         raise AssertionError("unreachable: the last attempt raises")
 
     def translated(self, operation: Callable[..., T], *args: Any, **options: Any) -> T:
-        """The one boundary at which the client's errors become ours.
+        """Call the client once and turn its errors into a `StoreError`. The only place that does.
 
-        The client's own error is the cause of ours, unless it would show a secret.
+        The client's error is the cause of ours, unless it would show a secret.
         """
         try:
             return operation(*args, **options)
@@ -149,7 +150,7 @@ class Connection:
         raise failure from cause
 
     def _translation(self, error: Exception) -> StoreError | None:  # noqa: PLR0911  a table of cases
-        """Return what a client's error is among ours, most specific first; None if it is no client's."""
+        """Return our error for an error of the client, most specific first; None if it is not the client's."""
         match error:
             case UnexpectedResponse():
                 content = error.content.decode(errors="replace")[:500]
@@ -168,7 +169,7 @@ class Connection:
             case ApiException() | grpc.FutureTimeoutError() | grpc.FutureCancelledError():
                 return StoreError(self._shown(f"{self.url}: {error}"))
             case json.JSONDecodeError() | UnicodeDecodeError() | AssertionError():
-                return self._no_qdrant(error)  # the client asserts that an answer holds a result
+                return self._no_qdrant(error)  # the client asserts that a response holds a result
             case ValueError() if "not found" in str(error):  # in memory, the client's word for missing collections
                 return CollectionNotFoundError(self._shown(f"{self.url}: {error}"))
             case ValueError():  # the client's word for bad arguments
@@ -178,7 +179,7 @@ class Connection:
     def _answered(
         self, status: int, content: str, retry_after: float | None = None, *, name: str | None = None
     ) -> StoreError:
-        """Return the error that an HTTP status means, under the name that it has in gRPC."""
+        """Return the error for an HTTP status; `name` is the name of the status in gRPC."""
         message = self._shown(f"{self.url} answered {name or status}: {content}")
         if status in TRANSIENT_STATUS:
             return StoreUnavailableError(message, retry_after)
@@ -193,7 +194,7 @@ class Connection:
         return StoreError(message)
 
     def _rpc_failed(self, error: grpc.RpcError) -> StoreError:
-        """Return the error that a gRPC status means."""
+        """Return the error for a gRPC status."""
         code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
         details = (error.details() if isinstance(error, grpc.Call) else "") or ""
         if any(words in details for words in TOO_LARGE):
@@ -203,7 +204,7 @@ class Connection:
         return self._answered(HTTP_STATUS[code], details, name=code.name)
 
     def _unreachable(self, why: object) -> StoreError:
-        """Return the error of a request that got no answer."""
+        """Return the error for a request without a response."""
         if UNTRUSTED in str(why):
             return self._untrusted()
         message = self._shown(
@@ -231,7 +232,7 @@ class Connection:
         )
 
     def _shown(self, text: str) -> str:
-        """Take the secrets out of a message: a proxy may send back what it was sent."""
+        """Remove the secrets from a message: a proxy may echo a request."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return without_secrets(text)
@@ -243,15 +244,14 @@ def connected(
     api_key: str | None = None,
     ca_file: Path | None = None,
     timeout: int = REQUEST_SECONDS,
-    patience: RetryPolicy = RetryPolicy(),
+    retry: RetryPolicy = RetryPolicy(),
 ) -> Connection:
-    """Make a client for the server at `url`, which is not asked for anything yet.
+    """Make a client for the server at `url`; no request is sent yet.
 
-    A port that is missing is Qdrant's own: 6333, and 6334 for gRPC. User and password in an HTTP URL go to a proxy
-    that asks for them.
+    The default port is 6333, and 6334 for gRPC. User and password in an HTTP URL are sent as basic authentication.
 
     Raises:
-        SettingsError: the URL, the key or the file cannot be meant.
+        SettingsError: the URL, the key or the file is invalid.
     """
     if api_key and not (api_key.isascii() and api_key.isprintable()):
         raise SettingsError("MODALIGN_QDRANT_API_KEY: expected printable ASCII, as a header can carry; got other text")
@@ -277,7 +277,7 @@ def connected(
         raise SettingsError(f"store {redacted(url)!r}: expected http(s)://HOST:PORT or grpc(s)://HOST:PORT") from None
     token = parts.username if parts.password is None else None  # https://TOKEN@host
     secrets = (api_key, password, parts.password, token, unquote(token or ""))
-    return Connection(client, url, patience=patience, secrets=tuple(dict.fromkeys(filter(None, secrets))))
+    return Connection(client, url, retry=retry, secrets=tuple(dict.fromkeys(filter(None, secrets))))
 
 
 def _grpc(host: str, port: int, encrypted: bool, ca_file: Path | None) -> dict[str, Any]:
@@ -300,7 +300,7 @@ def _trusting(ca_file: Path | None) -> ssl.SSLContext:
 
 
 def _seconds(text: str | None) -> float | None:
-    """Read the header Retry-After: seconds, or a date; None where it says neither."""
+    """Read the header Retry-After, which holds seconds or a date; None if it is neither."""
     try:
         seconds = float(text or "")
     except ValueError:

@@ -361,7 +361,7 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[RankedHits]]:
     """What an audit is served through the index, by the modality that it asks for."""
     found: dict[str, list[RankedHits]] = {"image": [], "text": []}
-    original = CandidateSearch.find
+    original = CandidateSearch.search
 
     def spied(self: CandidateSearch, target: Modality, *args: Any, **options: Any) -> list[RankedHits]:
         result = original(self, target, *args, **options)
@@ -371,7 +371,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[RankedHits]]:
             found[target] += result
         return result
 
-    monkeypatch.setattr(CandidateSearch, "find", spied)
+    monkeypatch.setattr(CandidateSearch, "search", spied)
     return found
 
 

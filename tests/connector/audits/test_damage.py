@@ -214,7 +214,7 @@ def test_a_longer_list_hides_no_wrong_ef(home: Path, ks: tuple[int, ...]) -> Non
         texts = opened.embedding_set("pairs").load("text")
         held = np.flatnonzero(release.alignment.card.hold_out.held_out(texts.groups))
         aligned = release.alignment.project("text", texts.vectors[held])
-        asked = [finder.find("image", aligned, 10, exact=exact) for exact in (True, False)]
+        asked = [finder.search("image", aligned, 10, exact=exact) for exact in (True, False)]
     pairs = zip(*asked, strict=True)
     real = np.mean([len({h.id for h in a.hits} & {h.id for h in b.hits}) / 10 for a, b in pairs])
     assert found.measure("text-to-image", "fidelity@10", "index").value == pytest.approx(real, abs=1e-6)

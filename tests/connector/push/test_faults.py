@@ -60,7 +60,7 @@ def server() -> Iterator[Imitation]:
 def store(server: Imitation, monkeypatch: pytest.MonkeyPatch) -> Iterator[QdrantStore]:
     """A store with the empty collection `c`; requests are counted from here."""
     monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
-    with QdrantStore.connect(server.url, patience=QUICK, timeout=1) as store:
+    with QdrantStore.connect(server.url, retry=QUICK, timeout=1) as store:
         store.create("c", LAYOUT)
         store.count("c")
         server.requests.clear()
@@ -179,7 +179,7 @@ class TestWhatPasses:
 
         stamina.instrumentation.set_on_retry_hooks([watch])
         try:
-            with QdrantStore.connect(server.url, patience=RetryPolicy(initial_backoff=0.5, jitter=0.25)) as store:
+            with QdrantStore.connect(server.url, retry=RetryPolicy(initial_backoff=0.5, jitter=0.25)) as store:
                 server.fail = once(Fault(status, {"Retry-After": asked}))
                 store.collections()
         finally:
@@ -295,7 +295,7 @@ class TestRequests:
             return None
 
         server.fail = watch
-        with QdrantStore.connect(server.url, patience=QUICK, uploads=2) as store:
+        with QdrantStore.connect(server.url, retry=QUICK, uploads=2) as store:
             store.create("c", LAYOUT)
             store.upsert("c", batch(6 * REQUEST_POINTS))
             assert most == [2]
@@ -305,11 +305,11 @@ class TestRequests:
         server.fail = lambda request: Fault(applied="all", delay=1.3) if request.path == "/collections" else None
         few = RetryPolicy(attempts=1)
         with (
-            QdrantStore.connect(server.url, patience=few, timeout=1) as store,
+            QdrantStore.connect(server.url, retry=few, timeout=1) as store,
             pytest.raises(StoreUnavailableError, match=r"timed out.*MODALIGN_QDRANT_TIMEOUT"),
         ):
             store.collections()
-        with QdrantStore.connect(server.url, patience=few, timeout=5) as store:
+        with QdrantStore.connect(server.url, retry=few, timeout=5) as store:
             assert store.collections() == []
 
 
@@ -318,7 +318,7 @@ class TestSecrets:
     def test_a_key_that_a_server_sends_back_is_not_shown(self, status: int) -> None:
         with (
             running(Imitation(key=KEY)) as server,
-            QdrantStore.connect(server.url, api_key=KEY, patience=QUICK) as store,
+            QdrantStore.connect(server.url, api_key=KEY, retry=QUICK) as store,
         ):
             server.fail = lambda request: Fault(status)
             server.carry_out = lambda request, half=False: None  # type: ignore[method-assign, misc]
@@ -339,7 +339,7 @@ class TestSecrets:
     def test_a_wrong_key_is_refused_at_once(self) -> None:
         with running(Imitation(key=KEY)) as server:
             with pytest.raises(StoreError, match=r"401.*MODALIGN_QDRANT_API_KEY"):
-                QdrantStore.connect(server.url, api_key="wrong", patience=QUICK)
+                QdrantStore.connect(server.url, api_key="wrong", retry=QUICK)
             assert len(server.requests) == 1
 
     @pytest.mark.parametrize("key", ["schlüssel", "with\nnewline", "tab\there"])
@@ -365,13 +365,13 @@ class TestEncryption:
         self, encrypted: Imitation, authority: trustme.CA, tmp_path: Path
     ) -> None:
         authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-        with QdrantStore.connect(encrypted.url, api_key=KEY, ca_file=tmp_path / "ca.pem", patience=QUICK) as store:
+        with QdrantStore.connect(encrypted.url, api_key=KEY, ca_file=tmp_path / "ca.pem", retry=QUICK) as store:
             assert store.collections() == []
         assert {request.key for request in encrypted.requests} == {KEY}
 
     def test_a_certificate_that_is_not_trusted_is_refused_at_once(self, encrypted: Imitation) -> None:
         with pytest.raises(StoreError, match=r"not trusted.*MODALIGN_QDRANT_CA_FILE") as raised:
-            QdrantStore.connect(encrypted.url, api_key=KEY, patience=QUICK)
+            QdrantStore.connect(encrypted.url, api_key=KEY, retry=QUICK)
         assert not isinstance(raised.value, StoreUnavailableError)
         assert encrypted.requests == []
 
@@ -390,7 +390,7 @@ class TestGrpc:
     @pytest.fixture
     def store(self, server: Imitation, monkeypatch: pytest.MonkeyPatch) -> Iterator[QdrantStore]:
         monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
-        with over_grpc(server) as url, QdrantStore.connect(url, patience=QUICK, timeout=2) as store:
+        with over_grpc(server) as url, QdrantStore.connect(url, retry=QUICK, timeout=2) as store:
             store.create("c", LAYOUT)
             server.requests.clear()
             yield store
@@ -418,7 +418,7 @@ class TestGrpc:
         with (
             running(Imitation(body_limit=20_000)) as server,
             over_grpc(server) as url,
-            QdrantStore.connect(url, patience=QUICK) as store,
+            QdrantStore.connect(url, retry=QUICK) as store,
         ):
             store.create("c", LAYOUT)
             store.upsert("c", batch(100, text="x" * 1000))
@@ -450,16 +450,16 @@ class TestGrpc:
 
     def test_no_server_at_all(self) -> None:
         with pytest.raises(StoreUnavailableError, match=r"cannot be reached.*MODALIGN_QDRANT_URL"):
-            QdrantStore.connect("grpc://127.0.0.1:1", patience=QUICK)
+            QdrantStore.connect("grpc://127.0.0.1:1", retry=QUICK)
 
     def test_encrypted(self, server: Imitation, tmp_path: Path) -> None:
         authority = trustme.CA()
         authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
         with over_grpc(server, authority.issue_cert("127.0.0.1")) as url:
-            with QdrantStore.connect(url, ca_file=tmp_path / "ca.pem", patience=QUICK) as store:
+            with QdrantStore.connect(url, ca_file=tmp_path / "ca.pem", retry=QUICK) as store:
                 assert store.collections() == []
             with pytest.raises(StoreError, match=r"not trusted|cannot be reached"):
-                QdrantStore.connect(url, patience=QUICK)
+                QdrantStore.connect(url, retry=QUICK)
 
 
 class Storm:
@@ -496,7 +496,7 @@ class TestAWholePush:
                 stubborn = RetryPolicy(
                     attempts=30, initial_backoff=0.0, max_backoff=0.0, jitter=0.0, max_retry_after=0.0
                 )
-                with QdrantStore.connect(imitation.url, patience=stubborn) as store:
+                with QdrantStore.connect(imitation.url, retry=stubborn) as store:
                     world = World(tmp_path / part, store)
                     with world.provenance:
                         world.alignment()
@@ -517,7 +517,7 @@ class TestAWholePush:
         self, server: Imitation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
-        with QdrantStore.connect(server.url, patience=QUICK) as store:
+        with QdrantStore.connect(server.url, retry=QUICK) as store:
             world = World(tmp_path, store)
             with world.provenance:
                 world.alignment()

@@ -29,7 +29,7 @@ from connector.push import ingest as ingesting
 from connector.push.delete import Deletion, DeletionPreview
 from connector.push.ingest import Confirm, Ingest
 from connector.rejects import Reject
-from connector.releases import reconcile
+from connector.releases import verify as verification
 from connector.releases.release import load_release
 from connector.stores.filters import parse_filter
 from tests.support.fakes import FakeImageEncoder, FakeTextEncoder, Pair, fake_pairs, write_manifest
@@ -152,7 +152,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingesting, "SHARD_ROWS", 8)
     monkeypatch.setattr(ingesting, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(pushing, "BATCH_POINTS", 4)
-    monkeypatch.setattr(reconcile, "BATCH_POINTS", 4)
+    monkeypatch.setattr(verification, "BATCH_POINTS", 4)
     monkeypatch.setattr(pushing, "FLUSH_POINTS", 8)
 
 
@@ -477,7 +477,7 @@ class TestShadows:
         world = bench.world
         for name in (live, shadow):
             (row,) = world.provenance.releases.find(physical_name=name)
-            reconcile.verify(load_release(world.provenance, world.store, row), world.store, world.provenance, seed=0)
+            verification.verify(load_release(world.provenance, world.store, row), world.store, world.provenance, seed=0)
 
     def test_what_is_pruned_leaves_a_way_back(self, make: Callable[..., Bench]) -> None:
         """A retired release stays what SQL says that it is, until its alignment is pushed again."""
@@ -490,7 +490,7 @@ class TestShadows:
         bench.write(bench.pairs[2:])
         bench.ingest(prune=lambda gone: True)
         assert bench.world.states()[retired.name] == ("retired", 3 * N)
-        reconcile.verify(retired, bench.world.store, bench.world.provenance, seed=0)
+        verification.verify(retired, bench.world.store, bench.world.provenance, seed=0)
         bench.world.push(EmbeddingSet.open(bench.world.home / "sets" / SET), "b")
         assert sorted(bench.world.states().values()) == [("live", 3 * N - 6), ("ready", 3 * N - 6)]
         assert bench.everything()
@@ -565,7 +565,7 @@ class TestDelete:
         bench.delete(keys=[bench.pairs[0].key])
         assert {bench.world.store.count(name) for name in bench.world.store.collections()} == {3 * N - 1}
         assert sorted(bench.world.states().values()) == [("live", 3 * N - 1)] * 2 + [("retired", 3 * N - 1)]
-        reconcile.verify(retired, bench.world.store, bench.world.provenance, seed=0)  # a rollback may return to it
+        verification.verify(retired, bench.world.store, bench.world.provenance, seed=0)  # a rollback may return to it
 
     @pytest.mark.parametrize("by", ["key", "filter"])
     @pytest.mark.parametrize(

@@ -38,10 +38,10 @@ def found(world: World, metric: str = "cosine") -> ReconcileReport:
     return reconcile(release, world.store, world.provenance)
 
 
-def mended(world: World, metric: str = "cosine", *, delete_orphans: bool = True) -> dict[str, int]:
+def repaired(world: World, metric: str = "cosine", *, delete_orphans: bool = True) -> dict[str, int]:
     release = open_release(world.provenance, world.store, COLLECTION, metric)
     with world.provenance.runs.start("repair", {}) as run:
-        reconcile(release, world.store, world.provenance, mend=run, delete_orphans=delete_orphans)
+        reconcile(release, world.store, world.provenance, repair=run, delete_orphans=delete_orphans)
     return dict(run.counts)
 
 
@@ -93,10 +93,10 @@ def encode_more(world: World) -> None:
 
 
 BROKEN: Sequence[tuple[Callable[[World], None], tuple[int, int, int, int], dict[str, list[str]], dict[str, int]]] = [
-    (delete, (2, 0, 0, 0), {"missing": ["image:2", "text:more-1"]}, {"mended": 2}),
-    (another_content, (0, 1, 0, 0), {"differing": ["image:3"]}, {"mended": 1}),
-    (another_payload, (0, 1, 0, 0), {"differing": ["text:0"]}, {"mended": 1}),
-    (turn, (0, 1, 0, 0), {"differing": ["text:4"]}, {"mended": 1}),
+    (delete, (2, 0, 0, 0), {"missing": ["image:2", "text:more-1"]}, {"repaired": 2}),
+    (another_content, (0, 1, 0, 0), {"differing": ["image:3"]}, {"repaired": 1}),
+    (another_payload, (0, 1, 0, 0), {"differing": ["text:0"]}, {"repaired": 1}),
+    (turn, (0, 1, 0, 0), {"differing": ["text:4"]}, {"repaired": 1}),
     (stray, (0, 0, 2, 0), {"orphans": points_of(2)}, {"deleted": 2}),
     (forget, (0, 0, 0, 1), {"unrecorded": ["image-000000.parquet:4"]}, {}),
     (
@@ -106,7 +106,7 @@ BROKEN: Sequence[tuple[Callable[[World], None], tuple[int, int, int, int], dict[
             "missing": ["image:later-0", "text:later-0"],
             "unrecorded": ["image-000001.parquet:0", "text-000001.parquet:0"],
         },
-        {"mended": 2},
+        {"repaired": 2},
     ),
 ]
 
@@ -114,7 +114,7 @@ BROKEN: Sequence[tuple[Callable[[World], None], tuple[int, int, int, int], dict[
 class TestReconcile:
     def test_what_was_pushed_is_sound(self, world: World) -> None:
         result = found(world)
-        assert result.sound
+        assert result.consistent
         assert (result.points, result.recorded, result.held, result.vectors) == (26, 26, 26, 26)
 
     @pytest.mark.parametrize("metric", SOME)
@@ -123,7 +123,7 @@ class TestReconcile:
         assert counts(found(world, metric)) == (0, 0, 0, 0)
 
     @pytest.mark.parametrize(("broken", "expected", "examples", "mending"), BROKEN)
-    def test_what_differs_is_counted_named_and_mended(
+    def test_what_differs_is_counted_named_and_repaired(
         self,
         world: World,
         broken: Callable[[World], None],
@@ -134,12 +134,12 @@ class TestReconcile:
         broken(world)
         before = world.snapshot()
         result = found(world)
-        assert (counts(result), result.sound) == (expected, False)
+        assert (counts(result), result.consistent) == (expected, False)
         for kind, items in examples.items():
             assert sorted(getattr(result, kind).examples) == sorted(items)
         assert world.snapshot() == before
-        assert mended(world) == mending
-        assert found(world).sound
+        assert repaired(world) == mending
+        assert found(world).consistent
         release = open_release(world.provenance, world.store, COLLECTION)
         assert release.row.points == world.store.count(release.name)
         for path in ("s", "more"):  # a push then has nothing left to do
@@ -148,7 +148,7 @@ class TestReconcile:
 
     def test_orphans_stay_unless_told(self, world: World) -> None:
         stray(world)
-        assert mended(world, delete_orphans=False) == {}
+        assert repaired(world, delete_orphans=False) == {}
         assert counts(found(world)) == (0, 0, 2, 0)
 
     def test_an_aligned_vector_in_a_payload_is_compared(self, world: World) -> None:
@@ -160,7 +160,7 @@ class TestReconcile:
             payload = {**one.payload, "aligned": aligned}
             world.store.upsert(release.name, Points("image", [one.id], np.asarray(one.vector)[None], [payload]))
             assert found(world, "chi2").differing.examples == ["image:1"]
-        mended(world, "chi2")
+        repaired(world, "chi2")
         assert stored(world.store, release.name, "image")[one.id][1] == one.payload
 
     def test_a_set_that_is_gone_makes_no_orphans(self, world: World) -> None:
@@ -177,7 +177,7 @@ class TestReconcile:
         world.store.delete(name(world), [point_id("text", "5")])
         with world.provenance.runs.start("push", {}) as run:
             world.provenance.ledger.write(row.id, embedding_set.id, run.id, {place: (digest, points - 1)})
-        assert found(world).sound
+        assert found(world).consistent
 
     def test_only_some_examples_are_kept(self, world: World) -> None:
         world.store.delete(name(world), [point_id("image", str(number)) for number in range(10)])

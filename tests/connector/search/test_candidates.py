@@ -25,6 +25,7 @@ from connector.releases.aligned_payload import ALIGNED, packed, unpacked
 from connector.releases.release import Release
 from connector.search.candidates import GROWTH, CandidateSearch, RankedHits
 from connector.stores.contract import CollectionConfig, Hit, Points, Record, Store, VectorConfig
+from tests.support.errors import raises
 from tests.support.world import ALL, KINDS, LATENT, Calls, alignment, opened_world, points_of, raw_scores, scores
 
 DIM = LATENT
@@ -203,7 +204,7 @@ class TestOrder:
         expected = reference(finder, Q, X)
         raws = raw_scores(finder.release.lowerings["image"], Q, X)
         for k in (1, 10, 1000):
-            for answer, row, raw in zip(finder.find("image", Q, k, exact=True), expected, raws, strict=True):
+            for answer, row, raw in zip(finder.search("image", Q, k, exact=True), expected, raws, strict=True):
                 assert_best(answer, row, k)
                 np.testing.assert_allclose([hit.raw_score for hit in answer.hits], raw[numbers(answer)], atol=ROUNDING)
 
@@ -220,21 +221,25 @@ class TestProofs:
         X, Q = l2_normalize(DATA[data](self.N, 1)), l2_normalize(DATA[data](12, 2))
         finder = filled(store, text, X)
         expected = reference(finder, Q, X)
-        for budget in (16, 64, self.N + 1):
+        for max_candidates in (16, 64, self.N + 1):
             for k in (1, 5):
-                for answer, row in zip(finder.find("image", Q, k, exact=True, budget=budget), expected, strict=True):
-                    assert answer.candidates < 1.5 * budget  # a page may break ties otherwise than the one before
+                for answer, row in zip(
+                    finder.search("image", Q, k, exact=True, max_candidates=max_candidates), expected, strict=True
+                ):
+                    assert (
+                        answer.candidates < 1.5 * max_candidates
+                    )  # a page may break ties otherwise than the one before
                     if answer.certified:
                         assert_best(answer, row, k)
                     else:
                         assert answer.certified is False
-                        assert budget <= answer.candidates < self.N
+                        assert max_candidates <= answer.candidates < self.N
 
     @pytest.mark.parametrize(("text", "data"), [("chi2", "random"), ("js", "random"), ("js", "sparse")])
     @pytest.mark.usefixtures("small_pages")
     def test_it_mostly_needs_few_candidates(self, store: Store, text: str, data: str) -> None:
         finder = filled(store, text, l2_normalize(DATA[data](self.N, 1)))
-        found = finder.find("image", l2_normalize(DATA[data](12, 2)), 3, exact=True)
+        found = finder.search("image", l2_normalize(DATA[data](12, 2)), 3, exact=True)
         assert {answer.certified for answer in found} == {True}
         assert np.median([answer.candidates for answer in found]) <= self.N / 4
 
@@ -243,7 +248,7 @@ class TestProofs:
         """What is found is the best of those that were seen."""
         X, Q = l2_normalize(duplicated(self.N, 1)), l2_normalize(random(6, 2))
         finder = filled(store, "chi2", X)
-        for answer in finder.find("image", Q, 8, exact=True, budget=8):  # thirty of each: the next is as good
+        for answer in finder.search("image", Q, 8, exact=True, max_candidates=8):  # thirty of each: the next is as good
             assert (answer.certified, answer.candidates, len(answer.hits)) == (False, 8, 8)
             assert [hit.score for hit in answer.hits] == sorted((hit.score for hit in answer.hits), reverse=True)
 
@@ -252,7 +257,7 @@ class TestProofs:
         release = a_release("mol(components=2,size=3,sway=0.0)", seed=4)
         X, Q = l2_normalize(random(self.N, 1)), l2_normalize(random(10, 2))
         brute = Brute.of(release, X)
-        found = CandidateSearch(release, cast(Store, brute)).find("image", Q, 3)
+        found = CandidateSearch(release, cast(Store, brute)).search("image", Q, 3)
         lowering = release.lowerings["image"]
         assert isinstance(lowering, Rescored)
         for answer, row in zip(found, scores(lowering.metric, Q, X), strict=True):
@@ -264,11 +269,11 @@ class TestProofs:
     def test_of_a_measured_metric_nothing_is_proved(self, store: Store) -> None:
         X, Q = l2_normalize(random(self.N, 1)), l2_normalize(random(6, 2))
         finder = filled(store, "mlp", X)
-        for budget in (20, None):
-            for answer in finder.find("image", Q, 5, exact=True, budget=budget):
-                assert (answer.certified, answer.candidates) == (None, budget or 128)
+        for max_candidates in (20, None):
+            for answer in finder.search("image", Q, 5, exact=True, max_candidates=max_candidates):
+                assert (answer.certified, answer.candidates) == (None, max_candidates or 128)
         for answer, row in zip(
-            finder.find("image", Q, 5, exact=True, budget=1000), reference(finder, Q, X), strict=True
+            finder.search("image", Q, 5, exact=True, max_candidates=1000), reference(finder, Q, X), strict=True
         ):
             assert (answer.certified, answer.candidates) == (True, self.N)  # unless everything was seen
             assert_best(answer, row, 5)
@@ -280,7 +285,7 @@ class TestProofs:
         finder = filled(store, text, X)
         condition = models.Filter(must=[models.FieldCondition(key="group", match=models.MatchValue(value="3"))])
         for exact in (True, False):
-            found = finder.find("image", Q, 5, filter=condition, exact=exact)
+            found = finder.search("image", Q, 5, filter=condition, exact=exact)
             for answer, row in zip(found, reference(finder, Q, X), strict=True):
                 assert [n for n in np.argsort(-row) if n % 7 == 3][:5] == numbers(answer)
                 assert answer.certified in ((True, False) if text == "mol" else (True, None))
@@ -294,10 +299,10 @@ class TestProofs:
         finder = CandidateSearch(release, cast(Store, brute))
         best = reference(finder, Q, X).argmax(axis=1)
         brute.lost = set(best.tolist())
-        for answer, number in zip(finder.find("image", Q, 1, exact=False), best, strict=True):
+        for answer, number in zip(finder.search("image", Q, 1, exact=False), best, strict=True):
             assert answer.certified
             assert numbers(answer) != [number]
-        for answer, number in zip(finder.find("image", Q, 1, exact=True), best, strict=True):
+        for answer, number in zip(finder.search("image", Q, 1, exact=True), best, strict=True):
             assert answer.certified
             assert numbers(answer) == [number]
 
@@ -310,7 +315,7 @@ class TestProofs:
         with opened_world("edge", tmp_path, monkeypatch) as world:
             finder = filled(world.store, text, X, indexing_threshold=1)
             assert world.store.describe(NAME).indexed > 0
-            found = finder.find("image", Q, 5)
+            found = finder.search("image", Q, 5)
             expected = reference(finder, Q, X)
         shares = [
             np.mean(row[numbers(answer)] >= -np.sort(-row)[4] - ROUNDING)
@@ -329,10 +334,10 @@ VECTORS = arrays.arrays(
 
 
 @pytest.mark.parametrize("text", ["chi2", "js", "chi2(map=softmax)", "mol"])
-@given(vectors=VECTORS, k=st.integers(1, 6), page=st.integers(1, 5), budget=st.integers(6, 30))
-@example(vectors=np.ones((24, DIM)), k=1, page=1, budget=6)
-@example(vectors=np.repeat(np.eye(DIM), 4, axis=0), k=4, page=1, budget=24)
-def test_no_proof_is_wrong(text: str, vectors: npt.NDArray[np.float64], k: int, page: int, budget: int) -> None:
+@given(vectors=VECTORS, k=st.integers(1, 6), page=st.integers(1, 5), max_candidates=st.integers(6, 30))
+@example(vectors=np.ones((24, DIM)), k=1, page=1, max_candidates=6)
+@example(vectors=np.repeat(np.eye(DIM), 4, axis=0), k=4, page=1, max_candidates=24)
+def test_no_proof_is_wrong(text: str, vectors: npt.NDArray[np.float64], k: int, page: int, max_candidates: int) -> None:
     vectors = np.where(np.abs(vectors).max(axis=1, keepdims=True) < 1e-9, 1.0, vectors)  # no alignment gives zeros
     X, Q = l2_normalize(vectors[4:]), l2_normalize(vectors[:4])
     release = a_release(text)
@@ -341,13 +346,15 @@ def test_no_proof_is_wrong(text: str, vectors: npt.NDArray[np.float64], k: int, 
         patched.setattr(type(release.lowerings["image"]), "page", page)
         finder = CandidateSearch(release, cast(Store, brute))
         for _ in range(2):  # the second time it remembers
-            found = finder.find("image", Q, k, budget=budget)
+            found = finder.search("image", Q, k, max_candidates=max_candidates)
             for answer, row in zip(found, reference(finder, Q, X), strict=True):
                 assert len(answer.hits) == k
                 if answer.certified:
                     assert_best(answer, row, k)
                 else:
-                    assert budget <= answer.candidates <= len(X)  # more than a page where pages break ties otherwise
+                    assert (
+                        max_candidates <= answer.candidates <= len(X)
+                    )  # more than a page where pages break ties otherwise
 
 
 @pytest.mark.usefixtures("small_pages")
@@ -361,30 +368,30 @@ class TestPages:
 
     def test_they_grow_to_the_budget(self) -> None:
         finder, brute = self.brute(data="duplicated")
-        finder.find("image", l2_normalize(random(3, 2)), 2, budget=50)
+        finder.search("image", l2_normalize(random(3, 2)), 2, max_candidates=50)
         sizes = [page for _, page in brute.pages]
         assert sizes == [8, 8 * GROWTH, 8 * GROWTH**2, 50]
         brute.pages.clear()
-        CandidateSearch(finder.release, finder.store).find("image", l2_normalize(random(3, 2)), 2)
+        CandidateSearch(finder.release, finder.store).search("image", l2_normalize(random(3, 2)), 2)
         assert [page for _, page in brute.pages] == [8, 16, 32, 64]
 
     def test_the_first_holds_twice_k(self) -> None:
         finder, brute = self.brute()
-        finder.find("image", l2_normalize(random(1, 2)), 20)
+        finder.search("image", l2_normalize(random(1, 2)), 20)
         assert brute.pages[0] == (1, 40)
         brute.pages.clear()
-        finder.find(
+        finder.search(
             "image", l2_normalize(random(1, 2)), 100
         )  # more than half of the budget, which k may exceed as well
         assert brute.pages[0] == (1, 128)
         brute.pages.clear()
-        found = finder.find("image", l2_normalize(random(1, 2)), 200)
+        found = finder.search("image", l2_normalize(random(1, 2)), 200)
         assert [page for _, page in brute.pages] == [200]
         assert len(found[0].hits) == 200
 
     def test_only_queries_that_are_not_proved_go_on(self) -> None:
         finder, brute = self.brute()
-        found = finder.find("image", l2_normalize(random(40, 2)), 3)
+        found = finder.search("image", l2_normalize(random(40, 2)), 3)
         asked = [queries for queries, _ in brute.pages]
         assert asked == sorted(asked, reverse=True)
         assert 0 < asked[1] < asked[0] == 40
@@ -393,34 +400,34 @@ class TestPages:
     def test_a_query_that_is_equal_to_items_needs_one_page(self) -> None:
         finder, brute = self.brute()
         X = l2_normalize(random(self.N, 1))
-        for answer, number in zip(finder.find("image", X[:5], 1), range(5), strict=True):
+        for answer, number in zip(finder.search("image", X[:5], 1), range(5), strict=True):
             assert (numbers(answer), answer.certified) == ([number], True)
         assert [page for _, page in brute.pages] == [8]
 
     def test_it_remembers_how_many_were_needed(self) -> None:
         finder, brute = self.brute()
         Q = np.repeat(l2_normalize(random(1, 2)), 40, axis=0)
-        first = finder.find("image", Q, 3)
+        first = finder.search("image", Q, 3)
         assert len(brute.pages) > 1
         brute.pages.clear()
-        second = finder.find("image", Q, 3)
+        second = finder.search("image", Q, 3)
         ((queries, page),) = brute.pages
         assert queries == 40
         assert 8 < page <= max(answer.candidates for answer in first)
         assert [numbers(answer) for answer in second] == [numbers(answer) for answer in first]
         assert {answer.certified for answer in second} == {True}
         brute.pages.clear()
-        finder.find("image", Q, 1)  # another k is another memory
+        finder.search("image", Q, 1)  # another k is another memory
         assert brute.pages[0][1] == 8
 
     def test_it_forgets_a_query_that_needed_everything(self) -> None:
         """One outlier does not make every later search expensive."""
         finder, brute = self.brute()
         Q = l2_normalize(random(40, 2))
-        finder.find("image", Q, 3)
-        finder.find("image", l2_normalize(random(self.N, 1))[:1], 3)
+        finder.search("image", Q, 3)
+        finder.search("image", l2_normalize(random(self.N, 1))[:1], 3)
         brute.pages.clear()
-        finder.find("image", l2_normalize(random(self.N, 1))[:1], 3)
+        finder.search("image", l2_normalize(random(self.N, 1))[:1], 3)
         assert brute.pages[0][1] < 128
 
     def test_a_measured_metric_fetches_its_page_once(self) -> None:
@@ -429,25 +436,25 @@ class TestPages:
             patched.setattr(CosineCandidates, "page", 40)
             patched.setattr(CosineCandidates, "budget", 40)
             for _ in range(2):
-                for answer in finder.find("image", l2_normalize(random(3, 2)), 5):
+                for answer in finder.search("image", l2_normalize(random(3, 2)), 5):
                     assert answer.candidates == 40
         assert brute.pages == [(3, 40), (3, 40)]
 
     @pytest.mark.parametrize("text", ["cosine", *RESCORED])
-    @pytest.mark.parametrize("budget", [0, 1, 4])
-    def test_a_budget_below_k_is_refused(self, text: str, budget: int) -> None:
+    @pytest.mark.parametrize("max_candidates", [0, 1, 4])
+    def test_a_budget_below_k_is_refused(self, text: str, max_candidates: int) -> None:
         finder, brute = self.brute(text)
-        with pytest.raises(ConnectorError, match=f"expected a candidate budget of at least k, 5, got {budget}; raise"):
-            finder.find("image", l2_normalize(random(3, 2)), 5, budget=budget)
+        with raises(ConnectorError, "max_candidates", 5, max_candidates):
+            finder.search("image", l2_normalize(random(3, 2)), 5, max_candidates=max_candidates)
         assert brute.pages == []
 
     def test_through_a_store_too(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         finder = filled(store, "chi2", l2_normalize(duplicated(self.N, 1)))
         searches, fetches = (Calls(monkeypatch, store, method) for method in ("search", "retrieve"))
-        finder.find("image", l2_normalize(random(3, 2)), 2, exact=True)
+        finder.search("image", l2_normalize(random(3, 2)), 2, exact=True)
         assert [k for *_, k in searches.arguments] == [8, 16, 32, 64]
         assert len(fetches) == 1
-        finder.find("image", l2_normalize(random(3, 2)), 2, exact=True, with_payload=False)
+        finder.search("image", l2_normalize(random(3, 2)), 2, exact=True, with_payload=False)
         assert len(fetches) == 1
 
 
@@ -458,7 +465,7 @@ class TestPayloads:
         Q = l2_normalize(random(4, 2))
 
         def payloads(**options: Any) -> list[dict[str, Any]]:
-            found = finder.find("image", Q, 3, exact=True, **options)
+            found = finder.search("image", Q, 3, exact=True, **options)
             for answer in found:
                 for hit, number in zip(answer.hits, numbers(answer), strict=True):
                     assert hit.payload.get("number", number) == number
@@ -472,7 +479,7 @@ class TestPayloads:
 
     def test_the_vector_is_never_among_them(self, store: Store) -> None:
         finder = filled(store, "js", l2_normalize(random(30, 1)))
-        (answer,) = finder.find("image", l2_normalize(random(1, 2)), 3, with_payload=[ALIGNED, "number"])
+        (answer,) = finder.search("image", l2_normalize(random(1, 2)), 3, with_payload=[ALIGNED, "number"])
         assert {frozenset(hit.payload) for hit in answer.hits} == {frozenset(("number",))}
 
     @pytest.mark.parametrize("text", ["chi2", "mlp"])
@@ -481,7 +488,7 @@ class TestPayloads:
     ) -> None:
         """Between its candidates and their payloads, the best one goes."""
         finder, Q = filled(store, text, l2_normalize(random(30, 1))), l2_normalize(random(2, 2))
-        whole = finder.find("image", Q, 3)
+        whole = finder.search("image", Q, 3)
         original = store.retrieve
 
         def late(name: str, ids: Sequence[str], **options: Any) -> list[Record]:
@@ -489,7 +496,7 @@ class TestPayloads:
             return original(name, ids, **options)
 
         monkeypatch.setattr(store, "retrieve", late)
-        found = finder.find("image", Q, 3)
+        found = finder.search("image", Q, 3)
         gone = numbers(whole[0])[0]
         assert [numbers(answer) for answer in found] == [
             [number for number in numbers(answer) if number != gone] for answer in whole
@@ -499,7 +506,7 @@ class TestPayloads:
     def test_what_everything_was_deleted_of_finds_nothing(self, store: Store) -> None:
         finder = filled(store, "chi2", l2_normalize(random(5, 1)))
         store.delete(NAME, points_of(5))
-        for answer in finder.find("image", l2_normalize(random(2, 2)), 3):
+        for answer in finder.search("image", l2_normalize(random(2, 2)), 3):
             assert (answer.hits, answer.certified, answer.candidates) == ([], True, 0)
 
 

@@ -13,7 +13,7 @@ from alignment.vectors import FloatArray, l2_normalize
 from connector.push import session as pushing
 from connector.releases.release import EfTuning
 from connector.search.candidates import CandidateSearch
-from connector.search.ef_tuning import ENOUGH, SAMPLE, WIDTHS, sample, tune
+from connector.search.ef_tuning import EFS, ENOUGH, SAMPLE, sample, tune
 from connector.search.retriever import Retriever
 from connector.stores.contract import Hit, Store
 from connector.stores.edge import EdgeStore
@@ -44,22 +44,22 @@ def tuned(enough: int, text: str = "cosine", each: int = 1) -> EfTuning | None:
 
 
 @pytest.mark.parametrize("text", ["cosine", "euclid", "kl-query-item", "chi2", "mol", "dot+nnn"])
-@pytest.mark.parametrize("enough", WIDTHS)
+@pytest.mark.parametrize("enough", EFS)
 def test_it_is_the_shortest_walk_that_is_enough(text: str, enough: int) -> None:
     assert tuned(enough, text) == EfTuning(enough, 1.0)
 
 
 def test_a_query_in_thirty_may_lose_something() -> None:
-    found = tuned(WIDTHS[3], each=30)
+    found = tuned(EFS[3], each=30)
     assert found is not None
-    assert found.hnsw_ef == WIDTHS[0]
+    assert found.hnsw_ef == EFS[0]
     assert found.recall == pytest.approx(1 - 1 / 300)
 
 
 def test_where_no_walk_is_enough_the_longest_is_taken_and_says_what_it_misses() -> None:
-    found = tuned(WIDTHS[-1] + 1)
+    found = tuned(EFS[-1] + 1)
     assert found is not None
-    assert found.hnsw_ef == WIDTHS[-1]
+    assert found.hnsw_ef == EFS[-1]
     assert found.recall == pytest.approx(0.9)
 
 
@@ -69,11 +69,11 @@ def test_the_modality_that_is_found_worst_decides() -> None:
 
     class Both:
         def search(self, name: str, vector: str, *args: Any, **options: Any) -> list[list[Hit]]:
-            enough = {"image": WIDTHS[1], "text": WIDTHS[2]}[vector]
+            enough = {"image": EFS[1], "text": EFS[2]}[vector]
             return Walked({"image": easy, "text": hard}[vector], enough).search(name, vector, *args, **options)
 
     asked = l2_normalize(random(10, 2))
-    assert tune(release, cast(Store, Both()), {"image": asked, "text": asked}) == EfTuning(WIDTHS[2], 1.0)
+    assert tune(release, cast(Store, Both()), {"image": asked, "text": asked}) == EfTuning(EFS[2], 1.0)
 
 
 def test_nothing_to_ask_with_tunes_nothing() -> None:
@@ -85,10 +85,10 @@ def test_nothing_to_ask_with_tunes_nothing() -> None:
 @pytest.mark.parametrize(
     ("enough", "known", "expected"),
     [
-        (WIDTHS[0], EfTuning(WIDTHS[2], 0.991), EfTuning(WIDTHS[2], 0.991)),
-        (WIDTHS[3], EfTuning(WIDTHS[2], 0.991), EfTuning(WIDTHS[3], 1.0)),
-        (WIDTHS[-1] + 1, EfTuning(WIDTHS[-1], 0.97), EfTuning(WIDTHS[-1], 0.9)),
-        (WIDTHS[0], EfTuning(WIDTHS[-1], 0.8), EfTuning(WIDTHS[-1], 0.8)),
+        (EFS[0], EfTuning(EFS[2], 0.991), EfTuning(EFS[2], 0.991)),
+        (EFS[3], EfTuning(EFS[2], 0.991), EfTuning(EFS[3], 1.0)),
+        (EFS[-1] + 1, EfTuning(EFS[-1], 0.97), EfTuning(EFS[-1], 0.9)),
+        (EFS[0], EfTuning(EFS[-1], 0.8), EfTuning(EFS[-1], 0.8)),
     ],
 )
 def test_what_is_known_is_neither_shortened_nor_flattered(enough: int, known: EfTuning, expected: EfTuning) -> None:
@@ -135,7 +135,7 @@ class TestPush:
     ) -> None:
         (release,) = world.push(world.set("s", *self.hard()), indexing_threshold=1).releases
         (row,) = world.provenance.releases.find()
-        assert row.settings["hnsw_ef"] in WIDTHS
+        assert row.settings["hnsw_ef"] in EFS
         assert ENOUGH <= row.settings["hnsw_recall"] <= 1
         assert release.hnsw_ef == row.settings["hnsw_ef"]
         widths: list[Any] = []
@@ -190,7 +190,7 @@ class TestPush:
         row.settings = {name: value for name, value in row.settings.items() if not name.startswith("hnsw_")}
         world.provenance.releases.save(row)
         (release,) = world.push(world.set("s", *self.hard())).releases
-        assert release.hnsw_ef in WIDTHS
+        assert release.hnsw_ef in EFS
 
     def test_a_collection_that_sql_has_lost_is_tuned_and_pushed_again(self, world: World) -> None:
         embedding_set = world.set("s", *self.hard())
@@ -198,7 +198,7 @@ class TestPush:
         (row,) = world.provenance.releases.find()
         row.settings = {}  # what is known of a collection that was found again
         world.provenance.releases.save(row)
-        assert world.push(embedding_set).releases[0].hnsw_ef in WIDTHS
+        assert world.push(embedding_set).releases[0].hnsw_ef in EFS
         assert world.push(embedding_set).counts == {"unchanged": 2600}
 
     def test_without_a_graph_there_is_nothing_to_tune(self, world: World) -> None:
@@ -212,11 +212,11 @@ class TestPush:
             CandidateSearch(release, world.store),
             l2_normalize(np.random.default_rng(3).standard_normal((50, DIM))),
         )
-        exact = finder.find("image", asked, 10, exact=True)
+        exact = finder.search("image", asked, 10, exact=True)
 
         def found(ef: int) -> float:
             finder.ef = ef
-            pairs_ = zip(finder.find("image", asked, 10), exact, strict=True)
+            pairs_ = zip(finder.search("image", asked, 10), exact, strict=True)
             return float(np.mean([len({h.id for h in got.hits} & {h.id for h in best.hits}) for got, best in pairs_]))
 
         assert found(10) < found(512)

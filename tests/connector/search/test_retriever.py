@@ -20,6 +20,7 @@ from connector.releases.aligned_payload import ALIGNED
 from connector.releases.release import lower
 from connector.search.retriever import Retriever, SearchResult
 from connector.stores.filters import parse_filter
+from tests.support.errors import raises
 from tests.support.fakes import NAN_WORD, FakeImageEncoder, FakeTextEncoder
 from tests.support.world import (
     ALL,
@@ -224,9 +225,9 @@ def test_quantized_collections_find_the_same(tmp_path: Path, monkeypatch: pytest
 
 class TestRefused:
     def test_a_budget_below_k(self, some: Retriever) -> None:
-        with pytest.raises(ConnectorError, match="expected a candidate budget of at least k, 10, got 9; raise it or"):
-            asked(some, "text", raw("text"), 10, budget=9)
-        assert len(asked(some, "text", raw("text", 1), 10, budget=10)[0]) == 10
+        with raises(ConnectorError, "max_candidates", 10, 9):
+            asked(some, "text", raw("text"), 10, max_candidates=9)
+        assert len(asked(some, "text", raw("text", 1), 10, max_candidates=10)[0]) == 10
 
     @pytest.mark.parametrize("metric", ["bilinear", "mlp", "mol"])
     def test_scores_that_are_not_finite(self, world: World, metric: str) -> None:

@@ -195,7 +195,7 @@ def test_what_passes_is_not_an_error(server: Server, store: QdrantStore) -> None
 
 def test_attempts_are_bounded_without_the_tests_help() -> None:
     assert 1 < ATTEMPTS_TO_CONNECT < RetryPolicy().attempts <= 10
-    assert RetryPolicy().longest <= 120
+    assert RetryPolicy().timeout <= 120
     assert RetryPolicy().max_retry_after <= 60
 
 

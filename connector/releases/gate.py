@@ -1,0 +1,43 @@
+"""The gate before a promotion: the newest audit of a release has to allow it."""
+
+from connector.provenance.recorder import Provenance
+from connector.provenance.tables import AuditRow, ReleaseRow, RunRow
+from connector.releases.release import ROLLBACK
+from connector.stores.contract import Store
+
+
+def newest_audit(provenance: Provenance, store: Store, row: ReleaseRow) -> tuple[AuditRow | None, str | None]:
+    """Return the newest audit of a release and why it does not allow a promotion; None: it does."""
+    newest = provenance.audits.newest(row.id)
+    if newest is None:
+        return None, f"release {row.physical_name} was never audited"
+    audit, run = newest
+    reason = _verdict(audit) or _change_since(provenance, store, row, audit, run)
+    return audit, f"release {row.physical_name}: its newest audit, of run {run.id}, {reason}" if reason else None
+
+
+def _verdict(audit: AuditRow) -> str | None:
+    """Say why the verdict itself does not allow it."""
+    match audit.verdict:
+        case "measured":
+            return "required nothing"
+        case "broken":
+            return f"found it broken: {audit.settings.get('broken')}"
+        case "failed":
+            return f"has failed: {', '.join(audit.settings.get('failed_requirements', []))}"
+    return None
+
+
+def _change_since(provenance: Provenance, store: Store, row: ReleaseRow, audit: AuditRow, run: RunRow) -> str | None:
+    """Say what has changed in the release since the audit began."""
+    seen, points = audit.settings, store.count(row.physical_name)
+    rollbacks = provenance.releases.promotions(kind=ROLLBACK, previous_id=row.id)
+    written, rolled_back = provenance.ledger.last_write(row.id), rollbacks[-1].begun_at if rollbacks else None
+    for what, at in (("written to", written), ("rolled back", rolled_back)):
+        if at and at >= run.started_at:
+            return f"began {run.started_at:%F %T}, the release was {what} {at:%F %T}"
+    if seen.get("points") != points:
+        return f"saw {seen.get('points')} points, it holds {points}"
+    if seen.get("served_with") != row.settings:
+        return f"searched with {seen.get('served_with')}, production would with {row.settings}"
+    return None

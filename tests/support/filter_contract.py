@@ -1,0 +1,224 @@
+"""The contract for filters, as tests: every store finds the same points. Used as `StoreContract` is."""
+
+from collections.abc import Callable, Iterator
+from datetime import date, datetime, timedelta, timezone
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import pytest
+from qdrant_client import models
+
+from connector.stores.contract import Payload, Points, Store
+from connector.stores.filters import parse_filter
+from tests.support.store_contract import DIM, OpenStore, config, equals, ids, points, unique_name
+
+PAYLOADS: list[Payload] = [
+    {
+        "lang": "en",
+        "n": 0,
+        "f": 0.5,
+        "ok": True,
+        "tags": ["a", "b"],
+        "at": "2024-01-01T00:00:00Z",
+        "place": {"lon": 13.4, "lat": 52.5},
+        "size": {"w": 1},
+        "parts": [{"kind": "x", "n": 1}, {"kind": "y", "n": 2}],
+    },
+    {
+        "lang": "de",
+        "n": 1,
+        "f": 1.5,
+        "ok": False,
+        "tags": ["b"],
+        "at": "2024-06-01T12:00:00+02:00",
+        "place": {"lon": 2.35, "lat": 48.85},
+        "parts": [{"kind": "x", "n": 2}],
+    },
+    {
+        "lang": "fr",
+        "n": 2,
+        "f": -1.0,
+        "ok": True,
+        "tags": [],
+        "at": "2025-01-01",
+        "parts": [],
+        "place": {"lon": -74.0, "lat": 40.7},
+    },
+    {"lang": None, "n": None, "ok": None, "tags": None},
+    {},
+    {"lang": ["en", "de"], "n": [5, 6], "ok": [True, False], "tags": ["c", "d", "e"]},
+    {"lang": "EN", "n": 1, "f": 1, "ok": 1, "one": 1},
+    {"lang": "1", "n": -3, "f": 1e10, "ok": "true", "size": {"w": 2}},
+]
+
+
+def field(key: str, **condition: Any) -> models.FieldCondition:
+    return models.FieldCondition(key=key, **condition)
+
+
+def must(*conditions: Any) -> models.Filter:
+    return models.Filter(must=list(conditions))
+
+
+def ring(*corners: tuple[float, float]) -> models.GeoLineString:
+    return models.GeoLineString(points=[models.GeoPoint(lon=x, lat=y) for x, y in (*corners, corners[0])])
+
+
+POINT = models.GeoPoint
+FILTERS: dict[str, tuple[models.Filter, list[int]]] = {
+    "match a text": (must(equals("lang", "en")), [0, 5]),
+    "match an integer": (must(equals("n", 1)), [1, 6]),
+    "match true": (must(equals("ok", True)), [0, 2, 5]),
+    "match false": (must(equals("ok", False)), [1, 5]),
+    "match the integer 1, not true": (must(equals("ok", 1)), [6]),
+    "match the text of a number": (must(equals("lang", "1")), [7]),
+    "match any text": (must(field("lang", match=models.MatchAny(any=["en", "fr"]))), [0, 2, 5]),
+    "match any integer": (must(field("n", match=models.MatchAny(any=[1, 5]))), [1, 5, 6]),
+    "match any of none": (must(field("lang", match=models.MatchAny(any=[]))), []),
+    "match except a text": (must(field("lang", match=models.MatchExcept(**{"except": ["en"]}))), [1, 2, 5, 6, 7]),
+    "match except an integer": (must(field("n", match=models.MatchExcept(**{"except": [1]}))), [0, 2, 5, 7]),
+    "match any word": (must(field("lang", match=models.MatchTextAny(text_any="en"))), [0, 5, 6]),
+    "match a phrase": (must(field("lang", match=models.MatchPhrase(phrase="en"))), [0, 5, 6]),
+    "range of integers": (must(field("n", range=models.Range(gte=1, lt=6))), [1, 2, 5, 6]),
+    "range that holds zero": (must(field("n", range=models.Range(gte=0, lte=0))), [0]),
+    "range of floats": (must(field("f", range=models.Range(gt=0.5))), [1, 6, 7]),
+    "range of times": (
+        must(field("at", range=models.DatetimeRange(gte=datetime(2024, 6, 1, 10, tzinfo=timezone(timedelta(0)))))),
+        [1, 2],
+    ),
+    "range of times elsewhere": (
+        must(field("at", range=models.DatetimeRange(gt=datetime(2024, 6, 1, 13, tzinfo=timezone(timedelta(hours=2)))))),
+        [2],
+    ),
+    "range of times without a zone": (
+        must(field("at", range=models.DatetimeRange(gte=datetime(2024, 6, 1, 10), lt=datetime(2025, 1, 1)))),
+        [1],
+    ),
+    "range of days": (must(field("at", range=models.DatetimeRange(lte=date(2024, 6, 1)))), [0]),
+    "is empty": (must(models.IsEmptyCondition(is_empty=models.PayloadField(key="tags"))), [2, 3, 4, 6, 7]),
+    "is null": (must(models.IsNullCondition(is_null=models.PayloadField(key="tags"))), [3]),
+    "field is empty": (must(field("tags", is_empty=True)), [2, 3, 4, 6, 7]),
+    "field is not empty": (must(field("tags", is_empty=False)), [0, 1, 5]),
+    "field is null": (must(field("tags", is_null=True)), [3]),
+    "field is not null": (must(field("tags", is_null=False)), [0, 1, 2, 4, 5, 6, 7]),
+    "has id": (must(models.HasIdCondition(has_id=[ids(1)[0], ids(4)[3], ids(12)[11]])), [0, 3]),
+    "has id as UUID": (must(models.HasIdCondition(has_id=[UUID(ids(1)[0])])), [0]),
+    "has id of none": (must(models.HasIdCondition(has_id=[])), []),
+    "has vector": (must(models.HasVectorCondition(has_vector="other")), [7]),
+    "values count": (must(field("tags", values_count=models.ValuesCount(gte=2))), [0, 5]),
+    "values count of zero": (must(field("tags", values_count=models.ValuesCount(lt=1))), [2, 3, 4, 6, 7]),
+    "values count between": (must(field("lang", values_count=models.ValuesCount(gt=0, lte=1))), [0, 1, 2, 6, 7]),
+    "nested: one element fulfils all": (
+        must(
+            models.NestedCondition(nested=models.Nested(key="parts", filter=must(equals("kind", "x"), equals("n", 2))))
+        ),
+        [1],
+    ),
+    "path into elements": (must(equals("parts[].kind", "x"), equals("parts[].n", 2)), [0, 1]),
+    "path into an object": (must(equals("size.w", 1)), [0]),
+    "geo radius": (must(field("place", geo_radius=models.GeoRadius(center=POINT(lon=13, lat=52), radius=1e5))), [0]),
+    "geo box": (
+        must(
+            field(
+                "place",
+                geo_bounding_box=models.GeoBoundingBox(
+                    top_left=POINT(lon=-80, lat=50), bottom_right=POINT(lon=5, lat=40)
+                ),
+            )
+        ),
+        [1, 2],
+    ),
+    "geo polygon": (
+        must(field("place", geo_polygon=models.GeoPolygon(exterior=ring((0, 45), (20, 45), (20, 55), (0, 55))))),
+        [0, 1],
+    ),
+    "geo polygon with a hole": (
+        must(
+            field(
+                "place",
+                geo_polygon=models.GeoPolygon(
+                    exterior=ring((0, 45), (20, 45), (20, 55), (0, 55)),
+                    interiors=[ring((1, 48), (4, 48), (4, 50), (1, 50))],
+                ),
+            )
+        ),
+        [0],
+    ),
+    "should": (models.Filter(should=[equals("lang", "en"), equals("n", 1)]), [0, 1, 5, 6]),
+    "must not": (models.Filter(must_not=[equals("lang", "en")]), [1, 2, 3, 4, 6, 7]),
+    "single conditions": (models.Filter(must=equals("lang", "en"), must_not=equals("n", 5)), [0]),
+    "must, should and must not": (
+        models.Filter(
+            must=[field("n", range=models.Range(gte=0))],
+            should=[equals("lang", "en"), equals("lang", "de")],
+            must_not=[equals("ok", False)],
+        ),
+        [0],
+    ),
+    "min should": (
+        models.Filter(
+            min_should=models.MinShould(
+                conditions=[equals("lang", "en"), equals("n", 0), equals("ok", True)], min_count=2
+            )
+        ),
+        [0, 5],
+    ),
+    "filters in filters": (
+        must(
+            models.Filter(
+                should=[equals("lang", "en"), models.Filter(must_not=[field("n", range=models.Range(gte=0))])]
+            )
+        ),
+        [0, 3, 4, 5, 7],
+    ),
+    "nothing asked": (models.Filter(), list(range(8))),
+    "must nothing": (must(), list(range(8))),
+}
+NEW_MATCHES: dict[str, tuple[Callable[[], models.Filter], list[int]]] = {
+    "match a prefix": (lambda: must(field("lang", match=models.MatchPrefix(prefix="e"))), [0, 5]),
+    "match a part": (lambda: must(field("lang", match=models.MatchSubstring(substring="e"))), [0, 1, 5]),
+}
+# Qdrant indexes what filters ask for; an index must not change an answer.
+INDEXES = {"lang": "keyword", "n": "integer", "f": "float", "ok": "bool"}
+
+
+def matched(store: Store, name: str, filter: models.Filter) -> list[int]:
+    found = sorted(ids(8).index(record.id) for page in store.scroll(name, filter=filter, page=3) for record in page)
+    assert store.count(name, filter=filter) == len(found)
+    [hits] = store.search(name, "v", np.ones((1, DIM), np.float32), 10, filter=filter)
+    assert sorted(ids(8).index(hit.id) for hit in hits) == [i for i in found if i < 7]
+    return found
+
+
+class FilterContract:
+    """Filters in Qdrant's own language."""
+
+    @pytest.fixture(scope="class")
+    def filtered(self, open_store: OpenStore, builds_graphs: bool) -> Iterator[tuple[Store, str]]:
+        """A store with the payloads above in two collections, NAME without and NAME-indexed with payload indexes."""
+        name, indexes = unique_name(), INDEXES if builds_graphs else {}  # a store without an index may warn of them
+        with open_store() as store:
+            for collection, wanted in ((name, {}), (f"{name}-indexed", indexes)):
+                store.create(collection, config(payload_indexes=wanted))
+                store.upsert(collection, points(np.ones((7, DIM), np.float32), payloads=PAYLOADS[:7]))
+                store.upsert(collection, Points("other", ids(8)[7:], np.ones((1, 3), np.float32), PAYLOADS[7:]))
+            yield store, name
+            for collection in (name, f"{name}-indexed"):
+                store.drop(collection)
+
+    @pytest.mark.parametrize("what", FILTERS)
+    def test_every_store_finds_the_same(self, filtered: tuple[Store, str], what: str) -> None:
+        store, name = filtered
+        asked, expected = FILTERS[what]
+        assert matched(store, name, asked) == expected
+        assert matched(store, f"{name}-indexed", asked) == expected
+        as_json = asked.model_dump_json(exclude_none=True, by_alias=True)
+        assert matched(store, name, parse_filter(as_json)) == expected
+
+    @pytest.mark.parametrize("what", NEW_MATCHES)
+    @pytest.mark.skipif(not hasattr(models, "MatchPrefix"), reason="this qdrant-client does not know them")
+    def test_every_store_finds_the_same_prefixes(self, filtered: tuple[Store, str], what: str) -> None:
+        store, name = filtered
+        make, expected = NEW_MATCHES[what]
+        assert matched(store, name, make()) == expected
