@@ -11,8 +11,8 @@ Everything else becomes payload. Consecutive rows of one key add captions to one
 image is keyed by the row's key, captions by `KEY#0`, `KEY#1`, ...
 
 A folder is read as a corpus too: every image with the lines of the `.txt` file of the same stem as its captions.
-So are the files of benchmarks (`connector.corpora.annotations`) and of crawls (`connector.corpora.webdataset`, `connector.corpora.img2dataset`);
-docs/corpora.md describes them all.
+So are the files of benchmarks (`connector.corpora.annotations`) and of crawls (`connector.corpora.webdataset`,
+`connector.corpora.img2dataset`); docs/corpora.md describes them all.
 """
 
 from pathlib import Path
@@ -26,13 +26,6 @@ from connector.corpora.vector_files import vectors_at
 from connector.corpora.webdataset import RANGE, WebDataset
 from connector.errors import CorpusError, SettingsError
 
-READERS: dict[str, type[Corpus]] = {
-    ".jsonl": JsonLines,
-    ".ndjson": JsonLines,
-    ".csv": Csv,
-    ".tsv": Csv,
-    ".parquet": Parquet,
-}
 FORMATS: dict[str, type[Corpus]] = {
     reader.format: reader
     for reader in (JsonLines, Csv, Parquet, Folder, CocoCaptions, Karpathy, FlickrTokens, WebDataset, Img2Dataset)
@@ -91,8 +84,9 @@ def _recognised(path: Path) -> type[Corpus]:
         names = ", ".join(reader.format for reader in found)
         raise CorpusError(f"corpus {path} may be read as {names}; say which with --format")
     if not found:
+        suffixes = [suffix for reader in FORMATS.values() for suffix in reader.suffixes]
         raise CorpusError(
-            f"corpus {path}: expected a folder of images or a file ending in {', '.join(READERS)}, or another format "
+            f"corpus {path}: expected a folder of images or a file ending in {', '.join(suffixes)}, or another format "
             f"of {', '.join(FORMATS)}, got {path.suffix or 'no suffix'}"
         )
     return found[0]

@@ -46,17 +46,19 @@ class Corpus(ABC):
     """A stream of items from files. Iterating again reads again.
 
     Attributes:
-        format: the name by which people ask for it.
+        format: its name for `--format`.
+        suffixes: of files that are this format, whatever they hold; lower case.
     """
 
     format: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]] = ()
 
     path: Path
 
     @classmethod
     def fits(cls, path: Path) -> bool:
-        """Whether what lies at `path` looks like this format, by its name and its first bytes; unless said, nothing."""
-        return False
+        """Whether `path` looks like this format, by its name and its first bytes."""
+        return path.suffix.lower() in cls.suffixes
 
     @abstractmethod
     def __iter__(self) -> Iterator[Item | Reject]:

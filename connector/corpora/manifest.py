@@ -69,11 +69,7 @@ class JsonLines(Manifest):
     """A JSONL manifest: one JSON object a line."""
 
     format = "jsonl"
-
-    @classmethod
-    def fits(cls, path: Path) -> bool:
-        """Judge by the suffix."""
-        return path.suffix.lower() in (".jsonl", ".ndjson")
+    suffixes = (".jsonl", ".ndjson")
 
     def rows(self) -> Iterator[Row | Reject]:
         """Yield the lines that hold a JSON object; blank lines mean nothing."""
@@ -103,11 +99,12 @@ class Csv(Manifest):
     """A CSV manifest (a TSV by its suffix) with a header."""
 
     format = "csv"
+    suffixes = (".csv", ".tsv")
 
     @classmethod
     def fits(cls, path: Path) -> bool:
-        """Judge by the suffix, and leave tables that begin like those of Flickr to their reader."""
-        return path.suffix.lower() in (".csv", ".tsv") and not beginning(path).startswith(b"image_name|")
+        """Judge by the suffix, except for tables that begin like Flickr's, which have their own reader."""
+        return super().fits(path) and not beginning(path).startswith(b"image_name|")
 
     def rows(self) -> Iterator[Row | Reject]:
         """Yield the records; an empty field is a missing one."""
@@ -162,11 +159,7 @@ class Parquet(Manifest):
     """A Parquet manifest."""
 
     format = "parquet"
-
-    @classmethod
-    def fits(cls, path: Path) -> bool:
-        """Judge by the suffix."""
-        return path.suffix.lower() in (".parquet",)
+    suffixes = (".parquet",)
 
     def rows(self) -> Iterator[Row | Reject]:
         """Yield the rows; a null is a missing field."""

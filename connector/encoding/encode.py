@@ -6,25 +6,24 @@ shards already, and so cuts the same batches and the same shards as an undisturb
 
 import hashlib
 import json
-import sqlite3
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from alignment.modality import MODALITIES, Modality
-from alignment.sets.rows import IDENTITY, Rows
-from alignment.sets.shards import read_shard
+from alignment.modality import Modality
+from alignment.sets.rows import Rows
 from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray, invalid_rows
 from connector.corpora.images import ImageRejectedError, decode, read_image
 from connector.corpora.items import Corpus, Item, Vector
 from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
+from connector.encoding.set_index import SetIndex
 from connector.errors import CorpusError
 from connector.progress import Advance
 from connector.provenance.runs import Run
@@ -35,7 +34,7 @@ BATCH_ITEMS = 32
 DECODING_THREADS = 4
 WINDOWS_AHEAD = 2  # of `batch_items` entries: prepared images are 600 kB each
 
-Bury = Callable[[Modality, str, list[str]], None]
+AddTombstones = Callable[[Modality, str, list[str]], None]
 
 
 def encode(
@@ -110,10 +109,10 @@ class Encoding:
         self._written: list[Shard] = []
 
     def __enter__(self) -> Self:
-        self._index = _Index(self._writer)
+        self._index = SetIndex(self._writer)
         if self._drop({}):  # left by an encode that was killed; whoever writes the standing shards writes each key once
             self._index.close()
-            self._index = _Index(self._writer)
+            self._index = SetIndex(self._writer)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -161,35 +160,35 @@ class Encoding:
         """Count the rows of the set whose items this pass has not met."""
         return self._index.unseen()
 
-    def finish(self, add_tombstones: "Bury | None" = None) -> set[str]:
+    def finish(self, add_tombstones: AddTombstones | None = None) -> set[str]:
         """Drop superseded rows, and complete the set. Call it when nobody reads the shards any more.
 
         Args:
-            bury: drop the rows whose items this pass has not met too. It is told the modality, the shard and the keys
-                before they go.
+            add_tombstones: also drop rows whose items this pass has not met. Called with modality, shard and keys
+                before they go. None: keep those rows.
 
         Returns:
             Names of the shards that are no longer what they were.
         """
-        doomed: dict[tuple[Modality, str], dict[int, str]] = {}
+        pruned: dict[tuple[Modality, str], dict[int, str]] = {}
         if add_tombstones:
             for modality, shard, keys in self._index.unseen_rows():
-                doomed[modality, shard] = keys
+                pruned[modality, shard] = keys
                 add_tombstones(modality, shard, list(keys.values()))
                 self._run.counts["pruned"] += len(keys)
         else:
             self._run.counts["no_longer_in_corpus"] = self.gone()
-        changed = self._drop(doomed)
+        changed = self._drop(pruned)
         self._writer.finish()
         return changed
 
-    def _drop(self, doomed: Mapping[tuple[Modality, str], Collection[int]]) -> set[str]:
-        """Rewrite the shards that hold superseded or doomed rows without them; return their names."""
+    def _drop(self, pruned: Mapping[tuple[Modality, str], Collection[int]]) -> set[str]:
+        """Rewrite the shards that hold superseded or pruned rows without them; return their names."""
         superseded = self._index.superseded()
-        for modality, shard in sorted(superseded.keys() | doomed.keys()):
-            rows = superseded.get((modality, shard), set()) | set(doomed.get((modality, shard), ()))
+        for modality, shard in sorted(superseded.keys() | pruned.keys()):
+            rows = superseded.get((modality, shard), set()) | set(pruned.get((modality, shard), ()))
             self._writer.drop(self._writer.path / shard, modality, rows)
-        return {shard for _, shard in superseded.keys() | doomed.keys()}
+        return {shard for _, shard in superseded.keys() | pruned.keys()}
 
     def _take(
         self, entry: Item | Reject, content: "_Content | Reject | None", sinks: Mapping[Modality, "_Sink"]
@@ -223,7 +222,7 @@ class _Content:
     file: bytes | None = None
 
 
-def _read(entry: Item | Reject, encoders: Mapping[Modality, Encoder], index: "_Index") -> _Content | Reject | None:
+def _read(entry: Item | Reject, encoders: Mapping[Modality, Encoder], index: SetIndex) -> _Content | Reject | None:
     """Read, hash and prepare one item; runs in a thread."""
     if isinstance(entry, Reject) or entry.modality not in encoders:
         return None
@@ -267,7 +266,7 @@ class _Sink:
     modality: Modality
     encoder: Encoder
     writer: SetWriter
-    index: "_Index"
+    index: SetIndex
     run: Run
     batch_items: int
     shard_rows: int
@@ -342,128 +341,3 @@ def _rows(modality: Modality, batch: Sequence[tuple[Item, _Content]], vectors: F
         [json.dumps(item.payload, ensure_ascii=False, sort_keys=True) for item, _ in batch],
         vectors,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Standing:
-    """A row that stands in the set."""
-
-    content_sha256: str
-    description: bytes
-
-    def matches(self, content_sha256: str, group: str, payload: str) -> bool:
-        """Whether an item is this row, unchanged."""
-        return (content_sha256, _description(group, payload)) == (self.content_sha256, self.description)
-
-
-class _Index:
-    """What stands in the set, by key and by content, and which keys this pass has met.
-
-    It lives in a temporary SQLite file that vanishes with the process: memory stays bounded at any corpus size, and
-    there is nothing to keep consistent after a kill.
-    """
-
-    def __init__(self, writer: SetWriter):
-        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        self._database.executescript(
-            """
-            PRAGMA journal_mode = OFF;
-            PRAGMA synchronous = OFF;
-            CREATE TABLE standing (
-                modality TEXT, key TEXT, content TEXT, description BLOB, shard TEXT, row INTEGER,
-                PRIMARY KEY (modality, key)
-            ) WITHOUT ROWID;
-            CREATE INDEX by_content ON standing (modality, content, shard, row);
-            CREATE TABLE superseded (modality TEXT, shard TEXT, row INTEGER);
-            CREATE TABLE met (modality TEXT, key TEXT, PRIMARY KEY (modality, key)) WITHOUT ROWID;
-            """
-        )
-        self._directory = writer.path
-        self._cached: tuple[tuple[Modality, str], FloatArray] | None = None
-        for modality in MODALITIES:
-            for shard, table in writer.identities(modality):
-                identity = zip(*(table.column(name).to_pylist() for name in IDENTITY), strict=True)
-                self._insert(modality, shard.name, list(identity))
-
-    def add(self, shard: Path, rows: Rows) -> bool:
-        """Take in a shard that was just written; return whether all its keys are new.
-
-        Rows of the same keys in older shards are superseded.
-        """
-        identity = zip(rows.keys, rows.groups, rows.content_sha256, rows.payloads, strict=True)
-        return self._insert(rows.modality, shard.name, list(identity))
-
-    def _insert(self, modality: Modality, shard: str, identity: Sequence[tuple[str, str, str, str]]) -> bool:
-        self._database.execute("BEGIN")
-        superseding = self._database.executemany(
-            "INSERT INTO superseded SELECT modality, shard, row FROM standing WHERE modality = ? AND key = ?",
-            ((modality, key) for key, *_ in identity),
-        )
-        self._database.executemany(
-            "INSERT OR REPLACE INTO standing VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                (modality, key, content, _description(group, payload), shard, row)
-                for row, (key, group, content, payload) in enumerate(identity)
-            ),
-        )
-        self._database.execute("COMMIT")
-        return superseding.rowcount == 0
-
-    def first_time(self, modality: Modality, key: str) -> bool:
-        """Note that this pass meets `key`; False if it has met it before."""
-        return bool(self._database.execute("INSERT OR IGNORE INTO met VALUES (?, ?)", (modality, key)).rowcount)
-
-    def find_key(self, modality: Modality, key: str) -> _Standing | None:
-        """Return the row of `key`."""
-        query = "SELECT content, description FROM standing WHERE modality = ? AND key = ?"
-        found = self._database.execute(query, (modality, key)).fetchone()
-        return _Standing(*found) if found else None
-
-    def knows(self, modality: Modality, content_sha256: str) -> bool:
-        """Whether a vector of this content stands in the set; safe to call from several threads."""
-        query = "SELECT 1 FROM standing INDEXED BY by_content WHERE modality = ? AND content = ?"
-        return self._database.execute(query, (modality, content_sha256)).fetchone() is not None
-
-    def find_vector(self, modality: Modality, content_sha256: str) -> FloatArray | None:
-        """Return the vector (d,) of this content, if it stands in the set."""
-        # Left to itself, SQLite takes the primary key and reads every row of the modality.
-        query = """
-            SELECT shard, row FROM standing INDEXED BY by_content WHERE modality = ? AND content = ?
-            ORDER BY shard, row LIMIT 1
-        """
-        found = self._database.execute(query, (modality, content_sha256)).fetchone()
-        if found is None:
-            return None
-        shard, row = found
-        if self._cached is None or self._cached[0] != (modality, shard):
-            self._cached = (modality, shard), read_shard(self._directory / shard, modality).vectors
-        vector: FloatArray = self._cached[1][row].copy()
-        return vector
-
-    def superseded(self) -> dict[tuple[Modality, str], set[int]]:
-        """Return the rows of every shard that newer rows of the same keys supersede."""
-        query = "SELECT modality, shard, group_concat(row) FROM superseded GROUP BY modality, shard"
-        return {(m, shard): set(map(int, rows.split(","))) for m, shard, rows in self._database.execute(query)}
-
-    def unseen(self) -> int:
-        """Count the rows whose keys this pass has not met."""
-        query = "SELECT count(*) FROM standing LEFT JOIN met USING (modality, key) WHERE met.key IS NULL"
-        return int(self._database.execute(query).fetchone()[0])
-
-    def unseen_rows(self) -> Iterator[tuple[Modality, str, dict[int, str]]]:
-        """Yield modality, shard and keys by row of what this pass has not met, a shard at a time."""
-        query = """
-            SELECT modality, shard, row, key FROM standing LEFT JOIN met USING (modality, key)
-            WHERE met.key IS NULL ORDER BY modality, shard, row
-        """
-        rows = self._database.execute(query)
-        for (modality, shard), of_shard in groupby(rows, key=lambda found: (found[0], found[1])):
-            yield modality, shard, {row: key for _, _, row, key in of_shard}
-
-    def close(self) -> None:
-        """Remove the index."""
-        self._database.close()
-
-
-def _description(group: str, payload: str) -> bytes:
-    return hashlib.sha256(json.dumps([group, payload]).encode()).digest()

@@ -17,34 +17,34 @@ HIDDEN = "https://***@db.example/modalign connection to failed (an unreadable UR
         ("postgresql://me:secret@db:5432/modalign", "postgresql://me:***@db:5432/modalign"),
         (
             "postgresql+psycopg://me:secret@db/modalign?sslmode=require",
-            "postgresql+psycopg://me:***@db/modalign?sslmode=require",
+            "postgresql+psycopg://me:***@db/modalign",
         ),
         ("postgresql://me@db/modalign", "postgresql://me@db/modalign"),
         ("postgresql://db/modalign?password=secret", "postgresql://db/modalign"),
-        ("postgresql://db/modalign#secret", "postgresql://db/modalign"),
+        ("postgresql://db/modalign#secret", "(an unreadable URL)"),
         ("https://qdrant.example:6333", "https://qdrant.example:6333"),
         ("https://:secret@qdrant.example:6333/", "https://***@qdrant.example:6333/"),
         ("https://me:secret@qdrant.example/x", "https://***@qdrant.example/x"),
         ("https://secret@qdrant.example:6333", "https://***@qdrant.example:6333"),
         ("grpcs://secret@qdrant.example", "grpcs://***@qdrant.example"),
         ("https://q/?api_key=secret&timeout=5&token=secret", "https://q/"),
-        ("https://q/a;token=secret/x", "https://q/a;token=***"),
+        ("https://q/a;token=secret/x", "(an unreadable URL)"),
         ("https://q:secret", "(an unreadable URL)"),
         ("postgresql://me:12345678", "(an unreadable URL)"),
         ("postgresql://db/x?sslmode=require;password=secret", "postgresql://db/x"),
-        ("postgresql://db/x?sslmode=require&sslpassword=secret&passfile=/secret", "postgresql://db/x?sslmode=require"),
+        ("postgresql://db/x?sslmode=require&sslpassword=secret&passfile=/secret", "postgresql://db/x"),
         ("postgresql://db/x?secret", "postgresql://db/x"),
         (
             "postgresql:///x?host=/run/postgresql&user=me&password=secret",
-            "postgresql:///x?host=/run/postgresql&user=me",
+            "postgresql:///x",
         ),
-        ("sqlite:////home/me/x.db?password=secret&mode=ro", "sqlite:////home/me/x.db?mode=ro"),
-        ("sqlite://me:secret@/x.db", "sqlite://***@/x.db"),
-        ("sqlite+pysqlcipher://:secret@/x.db?cipher=aes", "sqlite+pysqlcipher://***@/x.db"),
-        ("https://q:6333?password=x@secret", "https://***@"),
+        ("sqlite:////home/me/x.db?password=secret&mode=ro", "sqlite:////home/me/x.db"),
+        ("sqlite://me:secret@/x.db", "sqlite://me:***@/x.db"),
+        ("sqlite+pysqlcipher://:secret@/x.db?cipher=aes", "sqlite+pysqlcipher://:***@/x.db"),
+        ("https://q:6333?password=x@secret", "(an unreadable URL)"),
         ("https://q?password=x@secret", "(an unreadable URL)"),
         ("http://[::1]:6333", "http://[::1]:6333"),
-        ("localhost:6333", "localhost:6333"),
+        ("localhost:6333", "(an unreadable URL)"),
         ("edge:/home/me/.modalign/qdrant", "edge:/home/me/.modalign/qdrant"),
         ("sqlite:////home/me/.modalign/modalign.db", "sqlite:////home/me/.modalign/modalign.db"),
     ],
@@ -78,7 +78,7 @@ def test_no_part_of_an_odd_password_is_shown(url: str) -> None:
 
 
 SECRETS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=6).filter(
-    lambda text: not any(text in shown for shown in ("postgresql://me:***@db.example/modalign?sslmode=require", HIDDEN))
+    lambda text: not any(text in shown for shown in ("postgresql://me:***@db.example/modalign", HIDDEN))
 )
 
 
@@ -147,21 +147,19 @@ def test_a_message_keeps_no_secret_that_is_named(token: str, name: str, place: s
 
 NAME = st.from_regex(r"[a-z][a-z0-9_-]{0,20}", fullmatch=True)
 HOST = st.one_of(st.from_regex(r"[a-z][a-z0-9.-]{0,20}(:[1-9][0-9]{0,3})?", fullmatch=True), st.just("[::1]:6333"))
-OPTIONS = st.sampled_from(["", "?sslmode=require", "?connect_timeout=5&application_name=modalign"])
 
 
-@given(NAME, HOST, NAME, OPTIONS)
-def test_a_harmless_url_stays_as_it_is(user: str, host: str, name: str, options: str) -> None:
+@given(NAME, HOST, NAME)
+def test_a_harmless_url_stays_as_it_is(user: str, host: str, name: str) -> None:
     for url in (
-        f"postgresql://{user}@{host}/{name}{options}",
-        f"postgresql+psycopg://{host}/{name}{options}",
+        f"postgresql://{user}@{host}/{name}",
+        f"postgresql+psycopg://{host}/{name}",
         f"http://{host}",
         f"https://{host}/{name}",
         f"grpc://{host}",
         f"edge:/home/{user}/{name}",
         f"edge:{name}?token=x",
         f"sqlite:////home/{user}/{name}.db",
-        f"sqlite:///{name}@{user}.db?mode=ro&uri=true",
         "sqlite://",
     ):
         assert redacted(url) == url
@@ -171,7 +169,7 @@ def test_a_harmless_url_stays_as_it_is(user: str, host: str, name: str, options:
 def test_a_message_without_secrets_stays_as_it_is(user: str, host: str, name: str) -> None:
     for text in (
         f"connection to postgresql+psycopg://{user}@{host}/{name} failed: Key ({name})=(3) already exists",
-        f"cannot reach https://{host}/{name}?limit=5: timed out; mail {user}@example.org",
+        f"cannot reach https://{host}/{name}: timed out; mail {user}@example.org",
         f"filter {{'key': '{name}'}}; key={name}",
     ):
         assert without_secrets(text) == text

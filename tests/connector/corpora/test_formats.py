@@ -20,10 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from connector.corpora import bounded_lines as lines
-from connector.corpora import formats as corpus
-from connector.corpora import manifest
+from connector.corpora import folder, manifest
 from connector.corpora.folder import Folder
-from connector.corpora.formats import FORMATS, READERS, open_corpus
+from connector.corpora.formats import FORMATS, open_corpus
 from connector.corpora.images import decode, read_image
 from connector.corpora.items import IMAGE_SUFFIXES, Corpus, Item
 from connector.corpora.manifest import RESERVED
@@ -62,8 +61,9 @@ WRITERS: dict[str, Callable[[Path, Records], None]] = {
     ".tsv": write_csv,
     ".parquet": write_parquet,
 }
-every_reader = pytest.mark.parametrize("suffix", READERS)
-typed_reader = pytest.mark.parametrize("suffix", [s for s in READERS if s not in (".csv", ".tsv")])
+SUFFIXES = {suffix: reader for reader in FORMATS.values() for suffix in reader.suffixes}
+every_reader = pytest.mark.parametrize("suffix", SUFFIXES)
+typed_reader = pytest.mark.parametrize("suffix", [s for s in SUFFIXES if s not in (".csv", ".tsv")])
 
 
 def read(path: Path) -> list[Item | Reject]:
@@ -116,7 +116,7 @@ no_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has
 
 
 def test_every_reader_is_tested() -> None:
-    assert WRITERS.keys() == READERS.keys()
+    assert WRITERS.keys() == SUFFIXES.keys()
 
 
 @every_reader
@@ -620,7 +620,7 @@ def test_every_row_gives_items_or_one_reject_and_keys_in_a_run_are_unique(
 # Bytes
 
 
-@pytest.mark.parametrize("suffix", [suffix for suffix in READERS if suffix != ".parquet"])
+@pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix != ".parquet"])
 def test_a_byte_order_mark_means_nothing(suffix: str, tmp_path: Path) -> None:
     path = made(tmp_path, suffix, [{"key": "a", "caption": "c"}])
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
@@ -998,7 +998,7 @@ def test_the_first_item_does_not_read_the_whole_file(
 
 @no_pipes
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("name", [*(f"manifest{suffix}" for suffix in READERS), "corpus", "corpus.png"])
+@pytest.mark.parametrize("name", [*(f"manifest{suffix}" for suffix in SUFFIXES), "corpus", "corpus.png"])
 def test_a_pipe_is_no_corpus_and_not_waited_for(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises(CorpusError, match=f"{name} is no regular file, and could not be read again after a kill"):
@@ -1096,7 +1096,7 @@ def test_captions_that_are_a_pipe_are_refused_and_not_waited_for(tmp_path: Path)
 
 
 def test_captions_of_many_megabytes_are_no_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "LONGEST_FIELD", 10)
+    monkeypatch.setattr(folder, "LONGEST_FIELD", 10)
     touch(tmp_path, "a.png")
     (tmp_path / "a.txt").write_text("x" * 11)
     assert [reject.reason for reject in rejects(read(tmp_path))] == ["row-unreadable"]
@@ -1163,4 +1163,4 @@ def test_a_folder_that_is_named_like_an_image_is_a_folder(tmp_path: Path) -> Non
 
 def test_a_corpus_is_a_value() -> None:
     assert Folder(Path("x")) == Folder(Path("x"))
-    assert all(issubclass(reader, Corpus) for reader in READERS.values())
+    assert all(issubclass(reader, Corpus) for reader in SUFFIXES.values())

@@ -28,8 +28,9 @@ from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray
 from connector.corpora.formats import open_corpus
 from connector.corpora.items import Corpus, Item
-from connector.encoding.encode import WINDOWS_AHEAD, _Index, encode
+from connector.encoding.encode import WINDOWS_AHEAD, encode
 from connector.encoding.encoders import Encoder
+from connector.encoding.set_index import SetIndex
 from connector.errors import CorpusError
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
@@ -562,7 +563,7 @@ def test_a_look_into_the_index_costs_the_same_in_a_large_set(tmp_path: Path) -> 
     """SQLite's own count of instructions, by tens: what is linear here makes an encode quadratic."""
     with SetWriter(tmp_path / "s", corpus="c", encoders={"text": FakeTextEncoder().card}) as writer:
         writer.append(fake_rows("text", np.ones((5000, 10), np.float32)))
-        index = _Index(writer)
+        index = SetIndex(writer)
     tens: list[int] = []
     index._database.set_progress_handler(lambda: tens.append(1) or 0, 10)  # type: ignore[func-returns-value]
     assert index.find_vector("text", "0" * 64) is None
@@ -787,7 +788,7 @@ def test_content_is_looked_up_and_not_searched_for(tmp_path: Path) -> None:
 
     with SetWriter(tmp_path / "s", corpus="c", encoders={"image": FakeImageEncoder().card}) as writer:
         writer.append(rows)
-        index = _Index(writer)
+        index = SetIndex(writer)
         index._database.set_progress_handler(step, 10)  # instructions of SQLite's machine
         assert index.find_vector("image", "unknown") is None
         assert index.find_vector("image", rows.content_sha256[7]) is not None
