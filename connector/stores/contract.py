@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 Payload = dict[str, Any]
+FORBIDDEN = frozenset('<>:"/\\|?*\0\x1f')  # in the name of a collection: what a Qdrant server refuses
 
 
 @dataclass(frozen=True, slots=True)

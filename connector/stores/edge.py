@@ -26,7 +26,16 @@ from typing_extensions import override
 from alignment.durable import write_durably
 from alignment.metrics import Distance
 from connector.errors import CollectionNotFoundError, SettingsError, StoreBusyError, StoreError
-from connector.stores.contract import CollectionConfig, CollectionInfo, Hit, Points, Record, Store, VectorConfig
+from connector.stores.contract import (
+    FORBIDDEN,
+    CollectionConfig,
+    CollectionInfo,
+    Hit,
+    Points,
+    Record,
+    Store,
+    VectorConfig,
+)
 from connector.stores.edge_filter import to_edge
 from connector.stores.layout import COMPRESSIONS, OVERSAMPLING, Datatype, Layout
 
@@ -36,7 +45,6 @@ if TYPE_CHECKING:
 REGISTRY = "registry.json"
 # The engine maps its files into memory: on a full disk it does not fail, the process is killed.
 SPARE_BYTES = 128 << 20
-FORBIDDEN = frozenset('<>:"/\\|?*\0\x1f')  # in the name of a collection: as on a server
 
 
 class EdgeStore(Store):

@@ -195,7 +195,8 @@ class FilterContract:
     """Filters in Qdrant's own language."""
 
     @pytest.fixture(scope="class")
-    def filtered(self, open_store: OpenStore, builds_graphs: bool) -> Iterator[tuple[Store, str]]:
+    @classmethod
+    def filtered(cls, open_store: OpenStore, builds_graphs: bool) -> Iterator[tuple[Store, str]]:
         """A store with the payloads above in two collections, NAME without and NAME-indexed with payload indexes."""
         name, indexes = unique_name(), INDEXES if builds_graphs else {}  # a store without an index may warn of them
         with open_store() as store:

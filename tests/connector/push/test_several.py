@@ -20,9 +20,9 @@ from connector.provenance.recorder import Provenance
 from connector.stores.contract import Store
 from connector.stores.edge import EdgeStore
 from connector.stores.qdrant import QdrantStore
-from tests.connector.push.test_kill import Runner
 from tests.support.fakes import fake_pairs, write_manifest
 from tests.support.imitation import Fault, Imitation, Request, running
+from tests.support.runner import Runner
 from tests.support.world import alignment, stored
 
 N = 30

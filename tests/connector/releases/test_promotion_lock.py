@@ -19,8 +19,8 @@ from connector.provenance.recorder import Provenance
 from connector.provenance.tables import ClaimRow, RunRow, now
 from connector.releases.promotion import Lifecycle, PromotionOverride
 from connector.stores.qdrant import QdrantStore
-from tests.connector.push.test_kill import Runner
 from tests.support.imitation import Fault, Imitation, Request, running
+from tests.support.runner import Runner
 from tests.support.world import COLLECTION, KINDS, World, opened_world, pairs
 
 FORCED = PromotionOverride("me", "why not")

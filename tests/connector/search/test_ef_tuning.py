@@ -1,4 +1,4 @@
-"""Tuning: the shortest walk along the graph that finds what exact search finds."""
+"""Tuning: the smallest hnsw_ef whose searches find what exact search finds."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,13 @@ from connector.search.ef_tuning import EFS, ENOUGH, SAMPLE, sample, tune
 from connector.search.retriever import Retriever
 from connector.stores.contract import Hit, Store
 from connector.stores.edge import EdgeStore
-from tests.connector.search.test_candidates import DIM, Brute, a_release, random
+from tests.support.brute_store import DIM, Brute, a_release, random
 from tests.support.world import Calls, World, alignment, embedded, latent, maps, opened_world, pairs, rows
 
 
 @dataclass
-class Walked:
-    """A store whose walks lose the best hit of every `each`-th query until they are `enough` long."""
+class Lossy:
+    """A store whose HNSW searches lose the best hit of every `each`-th query while `hnsw_ef` is below `enough`."""
 
     store: Brute
     enough: int
@@ -39,13 +39,13 @@ class Walked:
 
 def tuned(enough: int, text: str = "cosine", each: int = 1) -> EfTuning | None:
     release = a_release(text)
-    store = Walked(Brute.of(release, l2_normalize(random(400, 1))), enough, each)
+    store = Lossy(Brute.of(release, l2_normalize(random(400, 1))), enough, each)
     return tune(release, cast(Store, store), {"image": l2_normalize(random(30, 2))})
 
 
 @pytest.mark.parametrize("text", ["cosine", "euclid", "kl-query-item", "chi2", "mol", "dot+nnn"])
 @pytest.mark.parametrize("enough", EFS)
-def test_it_is_the_shortest_walk_that_is_enough(text: str, enough: int) -> None:
+def test_it_is_the_smallest_that_is_enough(text: str, enough: int) -> None:
     assert tuned(enough, text) == EfTuning(enough, 1.0)
 
 
@@ -56,7 +56,7 @@ def test_a_query_in_thirty_may_lose_something() -> None:
     assert found.recall == pytest.approx(1 - 1 / 300)
 
 
-def test_where_no_walk_is_enough_the_longest_is_taken_and_says_what_it_misses() -> None:
+def test_the_largest_is_taken_if_none_is_enough_and_says_what_it_misses() -> None:
     found = tuned(EFS[-1] + 1)
     assert found is not None
     assert found.hnsw_ef == EFS[-1]
@@ -70,7 +70,7 @@ def test_the_modality_that_is_found_worst_decides() -> None:
     class Both:
         def search(self, name: str, vector: str, *args: Any, **options: Any) -> list[list[Hit]]:
             enough = {"image": EFS[1], "text": EFS[2]}[vector]
-            return Walked({"image": easy, "text": hard}[vector], enough).search(name, vector, *args, **options)
+            return Lossy({"image": easy, "text": hard}[vector], enough).search(name, vector, *args, **options)
 
     asked = l2_normalize(random(10, 2))
     assert tune(release, cast(Store, Both()), {"image": asked, "text": asked}) == EfTuning(EFS[2], 1.0)
@@ -93,7 +93,7 @@ def test_nothing_to_ask_with_tunes_nothing() -> None:
 )
 def test_what_is_known_is_neither_shortened_nor_flattered(enough: int, known: EfTuning, expected: EfTuning) -> None:
     release = a_release("cosine")
-    store = cast(Store, Walked(Brute.of(release, l2_normalize(random(400, 1))), enough))
+    store = cast(Store, Lossy(Brute.of(release, l2_normalize(random(400, 1))), enough))
     found = tune(release, store, {"image": l2_normalize(random(30, 2))}, known=known)
     assert found is not None
     assert found.hnsw_ef == expected.hnsw_ef
@@ -158,7 +158,7 @@ class TestPush:
         world.push(world.set("s", *self.hard(2510)))
         assert searches
 
-    def test_a_set_that_is_a_part_of_the_release_only_lengthens_the_walk(self, world: World) -> None:
+    def test_a_set_that_is_a_part_of_the_release_only_raises_it(self, world: World) -> None:
         world.push(world.set("s", *self.hard()), indexing_threshold=1)
         (row,) = world.provenance.releases.find()
         row.settings = {**row.settings, "hnsw_ef": 1024, "hnsw_recall": 0.992}
@@ -206,7 +206,7 @@ class TestPush:
         assert release.hnsw_ef is None
         assert "hnsw_ef" not in world.provenance.releases.find()[0].settings
 
-    def test_a_short_walk_finds_less(self, world: World) -> None:
+    def test_a_small_ef_finds_less(self, world: World) -> None:
         (release,) = world.push(world.set("s", *self.hard(6000)), indexing_threshold=1).releases
         finder, asked = (
             CandidateSearch(release, world.store),
