@@ -7,8 +7,8 @@ ModalignError                       (alignment.errors)
     ├── EncoderError                an encoder that does not exist, cannot be loaded, or is the wrong one
     ├── ProvenanceError             the SQL database
     │   ├── NotMigratedError        ... has no tables yet, or older ones: run `modalign db upgrade`
-    │   ├── ClaimLostError          ... says that another process has taken over what this one was at
-    │   └── ClaimHeldError          ... says that another process is at it
+    │   ├── LeaseLostError          ... says that another process has taken over the step of this one
+    │   └── LeaseHeldError          ... says that another process holds the lock
     ├── StoreError                  Qdrant refused or failed
     │   ├── StoreUnavailableError   ... for now: unreachable, overloaded, timed out. Worth another try
     │   ├── StoreBusyError          ... because another process owns it
@@ -54,12 +54,12 @@ class NotMigratedError(ProvenanceError):
     """The SQL database has no tables or older ones; the message names the command that mends it."""
 
 
-class ClaimLostError(ProvenanceError):
-    """Another process has taken over a part of an ingest that this one was working on."""
+class LeaseLostError(ProvenanceError):
+    """Another process has taken over what this one was working on: a step of an ingest, or a promotion."""
 
 
-class ClaimHeldError(ProvenanceError):
-    """Another process is switching the releases of a collection; it was waited for, and is not done."""
+class LeaseHeldError(ProvenanceError):
+    """Another process is changing which releases of a collection are live, and did not end in time."""
 
 
 class StoreError(ConnectorError):

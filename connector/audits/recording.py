@@ -4,9 +4,11 @@ from dataclasses import asdict
 from typing import Any
 
 from connector.audits.result import Audit, StageFound
+from connector.audits.stages import is_stage
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import MeasureRow
+from connector.releases.chain import search_settings
 
 
 def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
@@ -22,7 +24,7 @@ def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
         "by": list(plan.by),
         "sample": plan.sample,
         "seed": plan.seed,
-        "served_with": result.row.settings,
+        "served_with": search_settings(result.row),
         "failed_requirements": sorted({failure.requirement.text for failure in result.failures}),
     }
     if result.broken is not None:
@@ -56,7 +58,8 @@ def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
         measures=[
             MeasureRow(
                 direction=m.direction,
-                part=m.part,
+                stage=m.part if is_stage(m.part) else "",
+                stratum="" if is_stage(m.part) else m.part,
                 name=m.name,
                 value=m.value,
                 low=m.low,

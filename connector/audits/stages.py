@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
 REFERENCE, LOWERING, RESCORING, INDEX, QUANTIZATION = "reference", "lowering", "rescoring", "index", "quantization"
+STAGES = (REFERENCE, LOWERING, RESCORING, INDEX, QUANTIZATION)
 FILTER = "filter:"
 BATCH_QUERIES = 64
 # Ids that the filter of a protocol names, in the requests of one batch.
@@ -38,6 +39,11 @@ ROUNDING = 1e-5
 TIMED_QUERIES = 100
 
 Scores = npt.NDArray[np.floating]
+
+
+def is_stage(part: str) -> bool:
+    """Return whether a part of an audit is a stage of the search; the others are strata of the queries."""
+    return part in STAGES or part.startswith(FILTER)
 
 
 @dataclass(slots=True)

@@ -45,8 +45,8 @@ def print_releases(result: "RunResult[list[Release]]", as_json: bool) -> None:
             "state": release.row.state,
             "points": release.row.points,
             "physical_name": release.name,
-            "hnsw_ef": release.row.settings.get("hnsw_ef"),
-            "hnsw_recall": release.row.settings.get("hnsw_recall"),
+            "hnsw_ef": release.row.hnsw_ef,
+            "hnsw_recall": release.row.hnsw_recall,
         }
         for release in result.value
     ]

@@ -1,4 +1,4 @@
-"""Claims in SQL: several processes, on one machine or many, share the steps of one ingest.
+"""Leases in SQL: several processes, on one machine or many, share the steps of one ingest.
 
 An ingest in N parts has the steps
 
@@ -6,11 +6,12 @@ An ingest in N parts has the steps
     1 ... N    the parts, in any order and at the same time
     N + 1      finish: verify the releases and make them live
 
-PostgreSQL locks the row that a process claims, and others pass over it (FOR UPDATE SKIP LOCKED). SQLite has one writer
-at a time: a claim waits until the one before is written, which is milliseconds. A claim ends with its run: on the same
-host as soon as anybody asks, from another one when nothing was heard of it for `LEASE` seconds.
+PostgreSQL locks the row that a process leases, and others skip it (FOR UPDATE SKIP LOCKED). SQLite has one writer at a
+time: a process waits until the one before has written, which takes milliseconds. A lease ends with its run. Processes
+on the same host notice that at once. Processes on other hosts notice it when the lease had no heartbeat for
+`LEASE_SECONDS`.
 
-By the same means one process at a time changes which releases of a collection are live: see `switching`.
+The same table lets one process at a time change which releases of a collection are live: see `promotion_lock`.
 """
 
 import hashlib
@@ -26,234 +27,240 @@ from typing import Any
 from sqlalchemy import delete, func, insert, or_, select, text, update
 from sqlalchemy.orm import Session
 
-from connector.errors import ClaimHeldError, ClaimLostError, ProvenanceError
+from connector.errors import LeaseHeldError, LeaseLostError, ProvenanceError
 from connector.progress import say
-from connector.provenance.recorder import Provenance
+from connector.provenance.database import Database
 from connector.provenance.runs import Run, mark_killed
-from connector.provenance.tables import ClaimRow, RunRow, UtcDateTime
+from connector.provenance.tables import PROMOTION_STEP, LeaseRow, RunRow, UtcDateTime
 
-LEASE = 120.0  # seconds; a process is heard of four times in between
-PATIENCE = 60.0  # seconds that a switch waits for another one
-POLL = 0.2
+LEASE_SECONDS = 120.0  # a process sends four heartbeats in this time
+LOCK_TIMEOUT_SECONDS = 60.0  # how long a promotion waits for another one
+POLL_SECONDS = 0.2
 BEGIN = 0
-ALONE = -1  # the one step of what is no ingest
 
 
 class Lease:
-    """A claim while its process lives: a thread says so in SQL again and again."""
+    """A lease of one step while its process lives. A thread sends heartbeats."""
 
-    def __init__(self, provenance: Provenance, work: str, step: int, run_id: int):
-        self.step = step
-        self._provenance = provenance
-        self._mine = (ClaimRow.work == work, ClaimRow.step == step, ClaimRow.run_id == run_id)
+    def __init__(self, database: Database, job: str, step: int, run_id: int):
+        self._step = step
+        self._database = database
+        self._mine = (LeaseRow.job == job, LeaseRow.step == step, LeaseRow.run_id == run_id)
         self._failure: ProvenanceError | None = None
-        self._over = Event()
-        self._thread = Thread(target=self._say, daemon=True)
+        self._closed = Event()
+        self._thread = Thread(target=self._send_heartbeats, daemon=True)
         self._thread.start()
 
-    def _say(self) -> None:
-        while not self._over.wait(LEASE / 4):
+    def _send_heartbeats(self) -> None:
+        while not self._closed.wait(LEASE_SECONDS / 4):
             try:
-                self.renew()
+                self.heartbeat()
             except ProvenanceError as error:
                 self._failure = error
                 return
 
-    def renew(self) -> None:
-        """Be heard of now; whoever was stopped for long finds out by this whether the claim is still his.
+    def heartbeat(self) -> None:
+        """Refresh the heartbeat.
 
         Raises:
-            ClaimLostError: another process has taken it over.
-            ProvenanceError: the database could not be told.
+            LeaseLostError: another process has taken the lease over, because this one was stopped for too long.
+            ProvenanceError: the database cannot be reached.
         """
-        with self._provenance.database.session() as session:
-            heard = session.execute(update(ClaimRow).where(*self._mine).values(heard_at=_moment(session)))
-        if not heard.rowcount:  # type: ignore[attr-defined]  # what an UPDATE returns has it
-            what = f"step {self.step} was" if self.step != ALONE else "what this process was at has been"
-            raise ClaimLostError(
-                f"{what} taken over, because nothing was heard of this process for {LEASE:.0f} s; run the same command "
-                "again, it takes what is left"
+        with self._database.session() as session:
+            refreshed = session.execute(update(LeaseRow).where(*self._mine).values(heartbeat_at=_database_now(session)))
+        if not refreshed.rowcount:  # type: ignore[attr-defined]  # the result of an UPDATE has it
+            what = "the promotion lock" if self._step == PROMOTION_STEP else f"step {self._step}"
+            raise LeaseLostError(
+                f"{what} was taken over by another process, because this one sent no heartbeat for "
+                f"{LEASE_SECONDS:.0f} s; run the same command again, it does what is left"
             )
 
-    def forget(self) -> None:
-        """Take the claim away, if it is still this process's."""
-        with self._provenance.database.session() as session:
-            session.execute(delete(ClaimRow).where(*self._mine))
-
-    def require(self) -> None:
-        """Raise what has ended the claim, if anything has.
+    def raise_if_lost(self) -> None:
+        """Raise what ended the lease, if anything has. Does not ask the database.
 
         Raises:
-            ClaimLostError: another process has taken it over.
-            ProvenanceError: the database could not be told.
+            LeaseLostError: another process has taken the lease over.
+            ProvenanceError: a heartbeat could not be sent.
         """
         if self._failure:
             raise self._failure
 
     def close(self) -> None:
-        """Say no more."""
-        self._over.set()
+        """Stop sending heartbeats."""
+        self._closed.set()
         self._thread.join()
+
+    def mark_done(self) -> None:
+        """Record that the step is done, if this process still holds its lease."""
+        with self._database.session() as session:
+            session.execute(update(LeaseRow).where(*self._mine).values(done=True, run_id=None))
+
+    def remove(self) -> None:
+        """Remove the row of the lease, if this process still holds it."""
+        with self._database.session() as session:
+            session.execute(delete(LeaseRow).where(*self._mine))
 
 
 @dataclass(frozen=True, slots=True)
-class Claims:
+class IngestSteps:
     """The steps of one ingest in `parts` parts, as `run` sees them."""
 
-    provenance: Provenance
-    work: str
+    database: Database
+    job: str
     parts: int
     run: Run
 
     @classmethod
-    def of(cls, provenance: Provenance, what: Mapping[str, Any], parts: int, run: Run) -> "Claims":
-        """Join the ingest that `what` identifies, or begin it: one that is not finished goes on."""
-        identity = json.dumps({**what, "parts": parts}, sort_keys=True).encode()
-        claims = cls(provenance, hashlib.sha256(identity).hexdigest(), parts, run)
-        with _alone(provenance) as session:
-            if not session.scalar(select(func.count()).where(ClaimRow.work == claims.work)):
-                steps = [{"work": claims.work, "step": step, "done": False} for step in range(parts + 2)]
-                session.execute(insert(ClaimRow), steps)
-        return claims
+    def join(cls, database: Database, identity: Mapping[str, Any], parts: int, run: Run) -> "IngestSteps":
+        """Join the ingest that `identity` names, or start it. An unfinished one goes on."""
+        steps = cls(database, _digest({**identity, "parts": parts}), parts, run)
+        with _no_new_leases(database) as session:
+            if not session.scalar(select(func.count()).where(LeaseRow.job == steps.job)):
+                rows = [{"job": steps.job, "step": step, "done": False} for step in range(parts + 2)]
+                session.execute(insert(LeaseRow), rows)
+        return steps
 
     @property
     def finish(self) -> int:
         """The last step."""
         return self.parts + 1
 
-    def take(self, passed_over: Collection[int] = ()) -> int | None:
-        """Claim a step that can be done now and that nobody has; None if there is none, but for those `passed_over`."""
-        with _exclusive(self.provenance) as session:
+    def acquire(self, skip: Collection[int] = ()) -> int | None:
+        """Lease a step that can be done now and that no process holds; None if there is none apart from `skip`."""
+        with _write_transaction(self.database) as session:
             mark_killed(session)
             session.flush()
-            moment = _moment(session)
-            left = self._left(session)
-            if BEGIN in left:
-                left = [BEGIN]
-            elif left != [self.finish]:
-                left = [step for step in left if step != self.finish]
+            moment = _database_now(session)
+            open_steps = self._open(session)
+            if BEGIN in open_steps:
+                open_steps = [BEGIN]
+            elif open_steps != [self.finish]:
+                open_steps = [step for step in open_steps if step != self.finish]
             free = or_(
-                ClaimRow.run_id.is_(None),
+                LeaseRow.run_id.is_(None),
                 RunRow.outcome != "running",
-                ClaimRow.heard_at < moment - timedelta(seconds=LEASE),
+                LeaseRow.heartbeat_at < moment - timedelta(seconds=LEASE_SECONDS),
             )
-            query = select(ClaimRow).outerjoin(RunRow, RunRow.id == ClaimRow.run_id)
-            query = query.where(ClaimRow.work == self.work, ClaimRow.step.in_(set(left) - set(passed_over)), free)
-            query = query.where(~ClaimRow.done).order_by(ClaimRow.step).limit(1)
-            row = session.scalars(query.with_for_update(skip_locked=True, of=ClaimRow)).one_or_none()
+            query = select(LeaseRow).outerjoin(RunRow, RunRow.id == LeaseRow.run_id)
+            query = query.where(LeaseRow.job == self.job, LeaseRow.step.in_(set(open_steps) - set(skip)), free)
+            query = query.where(~LeaseRow.done).order_by(LeaseRow.step).limit(1)
+            row = session.scalars(query.with_for_update(skip_locked=True, of=LeaseRow)).one_or_none()
             if row is None:
                 return None
-            row.run_id, row.heard_at = self.run.id, moment
+            row.run_id, row.heartbeat_at = self.run.id, moment
             return row.step
 
     @contextmanager
-    def holding(self, step: int) -> Iterator[Lease]:
-        """Be heard of while the block works on a claimed step, and note that it is done when the block ends well.
+    def lease(self, step: int) -> Iterator[Lease]:
+        """Send heartbeats while the block works on an acquired step. The step is done when the block ends well.
 
-        After the last step nothing is left to remember: the same ingest begins anew when it is run again.
+        After the last step the job is removed: the same ingest starts anew when it is run again.
         """
-        held = Lease(self.provenance, self.work, step, self.run.id)
+        held = Lease(self.database, self.job, step, self.run.id)
         try:
             yield held
         finally:
             held.close()
-        held.require()
+        held.raise_if_lost()
         if step == self.finish:
             self.forget()
-            return
-        with self.provenance.database.session() as session:
-            session.execute(update(ClaimRow).where(*held._mine).values(done=True, run_id=None))
+        else:
+            held.mark_done()
 
-    def give_back(self, step: int) -> None:
-        """Let others have a step that was claimed."""
-        mine = (ClaimRow.work == self.work, ClaimRow.step == step, ClaimRow.run_id == self.run.id)
-        with self.provenance.database.session() as session:
-            session.execute(update(ClaimRow).where(*mine).values(run_id=None))
+    def release(self, step: int) -> None:
+        """Let other processes acquire a step that this one has acquired."""
+        mine = (LeaseRow.job == self.job, LeaseRow.step == step, LeaseRow.run_id == self.run.id)
+        with self.database.session() as session:
+            session.execute(update(LeaseRow).where(*mine).values(run_id=None))
 
-    def left(self) -> list[int]:
-        """Return the steps that are not done; none once somebody has finished."""
-        with self.provenance.database.session() as session:
-            return self._left(session)
+    def open(self) -> list[int]:
+        """Return the steps that are not done. There are none once any process has finished the job."""
+        with self.database.session() as session:
+            return self._open(session)
 
-    def _left(self, session: Session) -> list[int]:
-        query = select(ClaimRow.step).where(ClaimRow.work == self.work, ~ClaimRow.done)
-        return list(session.scalars(query.order_by(ClaimRow.step)))
+    def _open(self, session: Session) -> list[int]:
+        query = select(LeaseRow.step).where(LeaseRow.job == self.job, ~LeaseRow.done)
+        return list(session.scalars(query.order_by(LeaseRow.step)))
 
     def forget(self) -> None:
-        """Forget what is done: the same ingest begins anew when it is run again."""
-        with self.provenance.database.session() as session:
-            session.execute(delete(ClaimRow).where(ClaimRow.work == self.work))
+        """Remove the job: the same ingest starts anew when it is run again."""
+        with self.database.session() as session:
+            session.execute(delete(LeaseRow).where(LeaseRow.job == self.job))
 
 
 @contextmanager
 def promotion_lock(
-    provenance: Provenance, store_url: str, collection: str, run_id: int, *, patience: float | None = None
+    database: Database, store_url: str, collection: str, run_id: int, *, timeout: float | None = None
 ) -> Iterator[Lease]:
-    """Let nobody else change which releases of a collection are live, or drop any, while the block does.
+    """Let no other process change which releases of a collection are live, or drop any, during the block.
 
-    Whoever is at it is waited for, `patience` or else `PATIENCE` seconds at most. What the block is going to change it
-    has to read within.
+    Waits at most `timeout` seconds, or `LOCK_TIMEOUT_SECONDS`, for a process that has the lock. Read what the block
+    changes inside the block.
 
     Raises:
-        ClaimHeldError: another process is still at it.
+        LeaseHeldError: another process still has the lock.
     """
-    what = json.dumps({"switching": collection, "store": store_url}, sort_keys=True).encode()
-    work, begun, told = hashlib.sha256(what).hexdigest(), time.monotonic(), False
-    while other := _taken(provenance, work, run_id):
+    job, started, announced = _digest({"switching": collection, "store": store_url}), time.monotonic(), False
+    while other := _holder_unless_acquired(database, job, run_id):
         who = f"run {other.id}, a {other.command} on {other.host}, is changing which releases of {collection} are live"
-        if time.monotonic() - begun >= (PATIENCE if patience is None else patience):
-            raise ClaimHeldError(
-                f"{who}: let it end, look at `modalign status {collection}`, and run the same command again if it is "
-                f"still meant; one that runs no more is passed over {LEASE:.0f} s after it was last heard of"
+        if time.monotonic() - started >= (LOCK_TIMEOUT_SECONDS if timeout is None else timeout):
+            raise LeaseHeldError(
+                f"{who}: wait until it ends, look at `modalign status {collection}`, and run the same command again if "
+                f"it is still needed; a process that died loses the lock {LEASE_SECONDS:.0f} s after its last heartbeat"
             )
-        if not told:
+        if not announced:
             say(f"{who}; waiting for it")
-            told = True
-        time.sleep(POLL)
-    held = Lease(provenance, work, ALONE, run_id)
+            announced = True
+        time.sleep(POLL_SECONDS)
+    held = Lease(database, job, PROMOTION_STEP, run_id)
     try:
         yield held
     finally:
         held.close()
-        with suppress(ProvenanceError):  # then it ends with the run, and what went wrong must be heard
-            held.forget()
+        with suppress(ProvenanceError):  # the lock ends with the run in any case; an error of the block must be seen
+            held.remove()
 
 
-def _taken(provenance: Provenance, work: str, run_id: int) -> RunRow | None:
-    """Claim `work` as a whole; return the run that has it, if one does."""
-    with _alone(provenance) as session:
+def _holder_unless_acquired(database: Database, job: str, run_id: int) -> RunRow | None:
+    """Acquire the lock `job`; return the run that holds it instead, if one does."""
+    with _no_new_leases(database) as session:
         mark_killed(session)
         session.flush()
-        moment = _moment(session)
-        row = session.scalars(select(ClaimRow).where(ClaimRow.work == work).with_for_update()).one_or_none()
+        moment = _database_now(session)
+        row = session.scalars(select(LeaseRow).where(LeaseRow.job == job).with_for_update()).one_or_none()
         if row is None:
-            session.add(ClaimRow(work=work, step=ALONE, run_id=run_id, done=False, heard_at=moment))
+            session.add(LeaseRow(job=job, step=PROMOTION_STEP, run_id=run_id, done=False, heartbeat_at=moment))
             return None
         other = session.get(RunRow, row.run_id)
-        if other and other.outcome == "running" and row.heard_at and row.heard_at >= moment - timedelta(seconds=LEASE):
+        oldest = moment - timedelta(seconds=LEASE_SECONDS)
+        if other and other.outcome == "running" and row.heartbeat_at and row.heartbeat_at >= oldest:
             return other
-        row.run_id, row.heard_at = run_id, moment
+        row.run_id, row.heartbeat_at = run_id, moment
         return None
 
 
 @contextmanager
-def _exclusive(provenance: Provenance) -> Iterator[Session]:
-    """Open a transaction that, on SQLite, nobody else writes beside."""
-    with provenance.database.session() as session:
+def _write_transaction(database: Database) -> Iterator[Session]:
+    """Open a transaction that, on SQLite, is the only writer."""
+    with database.session() as session:
         if session.get_bind().dialect.name == "sqlite":
             session.execute(text("BEGIN IMMEDIATE"))
         yield session
 
 
 @contextmanager
-def _alone(provenance: Provenance) -> Iterator[Session]:
-    """Open a transaction that no other process begins to claim anything beside."""
-    with _exclusive(provenance) as session:
+def _no_new_leases(database: Database) -> Iterator[Session]:
+    """Open a transaction during which no other process adds a lease."""
+    with _write_transaction(database) as session:
         if session.get_bind().dialect.name == "postgresql":
-            session.execute(text("LOCK TABLE claim IN SHARE ROW EXCLUSIVE MODE"))
+            session.execute(text("LOCK TABLE lease IN SHARE ROW EXCLUSIVE MODE"))
         yield session
 
 
-def _moment(session: Session) -> datetime:
+def _database_now(session: Session) -> datetime:
     """Return the time by the database's clock, which all machines share."""
     return session.scalars(select(func.current_timestamp(type_=UtcDateTime()))).one()
+
+
+def _digest(identity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session, aliased
 
 from alignment.modality import Modality
 from connector.provenance.database import Database
-from connector.provenance.tables import BatchRow, DeletionRow, EmbeddingSetRow, ReleaseRow, now
+from connector.provenance.tables import BatchRow, EmbeddingSetRow, ReleaseRow, TombstoneRow, now
 
 BATCH_POINTS = 512
 OUTDATED = ""  # the digest of a batch that must be written again
@@ -117,22 +117,24 @@ class Ledger:
                 outdated = outdated.where(BatchRow.release_id.not_in(at_rest))
             session.execute(outdated.values(points=0, digest=OUTDATED))
             session.add_all(
-                DeletionRow(release_id=release_id, embedding_set_id=set_id, modality=modality, key=key)
+                TombstoneRow(release_id=release_id, embedding_set_id=set_id, modality=modality, key=key)
                 for key in keys
                 for release_id in sorted(releases)
             )
 
     def tombstones(self, release_id: int, set_id: int, limit: int) -> dict[int, tuple[Modality, str]]:
         """Return at most `limit` points that a release has yet to delete: `{tombstone: (modality, key)}`."""
-        query = select(DeletionRow).where(DeletionRow.release_id == release_id, DeletionRow.embedding_set_id == set_id)
+        query = select(TombstoneRow).where(
+            TombstoneRow.release_id == release_id, TombstoneRow.embedding_set_id == set_id
+        )
         with self._database.session() as session:
-            rows = session.scalars(query.order_by(DeletionRow.id).limit(limit))
+            rows = session.scalars(query.order_by(TombstoneRow.id).limit(limit))
             return {row.id: (cast(Modality, row.modality), row.key) for row in rows}
 
     def remove_tombstones(self, tombstones: Iterable[int]) -> None:
         """Remove tombstones whose points are durably deleted from the store."""
         with self._database.session() as session:
-            session.execute(delete(DeletionRow).where(DeletionRow.id.in_(list(tombstones))))
+            session.execute(delete(TombstoneRow).where(TombstoneRow.id.in_(list(tombstones))))
 
     def sets_in(self, release_ids: Iterable[int]) -> list[EmbeddingSetRow]:
         """Return the embedding sets of which any of these releases has an entry, oldest first."""
@@ -150,7 +152,7 @@ class Ledger:
 
 def clear_ledger(session: Session, release_id: int) -> None:
     """Remove all entries and tombstones of a release, as part of a transaction."""
-    session.execute(delete(DeletionRow).where(DeletionRow.release_id == release_id))
+    session.execute(delete(TombstoneRow).where(TombstoneRow.release_id == release_id))
     session.execute(delete(BatchRow).where(BatchRow.release_id == release_id))
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from connector.errors import ProvenanceError
 from connector.provenance.database import Database
-from connector.provenance.tables import ClaimRow, RejectRow, RunRow, now
+from connector.provenance.tables import LeaseRow, RejectRow, RunRow, now
 from connector.rejects import Reject
 from connector.safe_text import without_secrets
 
@@ -161,11 +161,11 @@ class Runs:
 
     def ingests_in_parts(self) -> list[dict[str, int]]:
         """Count the steps of each unfinished ingest in parts: all, done, claimed and open."""
-        done = func.sum(case((ClaimRow.done, 1), else_=0))
-        claimed = func.sum(case((ClaimRow.run_id.is_not(None), 1), else_=0))
+        done = func.sum(case((LeaseRow.done, 1), else_=0))
+        claimed = func.sum(case((LeaseRow.run_id.is_not(None), 1), else_=0))
         with self._database.session() as session:
-            query = select(func.count(), done, claimed).where(ClaimRow.step >= 0)
-            rows = session.execute(query.group_by(ClaimRow.work).order_by(ClaimRow.work))
+            query = select(func.count(), done, claimed).where(LeaseRow.step >= 0)
+            rows = session.execute(query.group_by(LeaseRow.job).order_by(LeaseRow.job))
             return [{"steps": n, "done": d, "claimed": c, "open": n - d - c} for n, d, c in rows]
 
 

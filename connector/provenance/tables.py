@@ -1,4 +1,4 @@
-"""What SQL remembers: encoders, sets, alignments, releases and promotions, runs and their work, audits and measures.
+"""The tables: encoders, sets, alignments, releases and promotions, runs, the ledger, leases, audits and measures.
 
 Only the migrations create these tables; a test proves that models and migrations are equal.
 """
@@ -6,7 +6,18 @@ Only the migrations create these tables; a test proves that models and migration
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, MetaData, String, Text, TypeDecorator, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    false,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from connector.errors import ProvenanceError
@@ -14,7 +25,7 @@ from connector.safe_text import printable
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A point in time, always with time zone UTC; SQLite would forget the zone."""
+    """A point in time, always in UTC. SQLite stores no time zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -31,7 +42,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class AnyText(TypeDecorator[str]):
-    """A text. What databases refuse in one, NUL and the bytes of a path that are no UTF-8, is written as an escape."""
+    """A text. Escapes what databases refuse: NUL, and bytes of a path that are not UTF-8."""
 
     impl = Text
     cache_ok = True
@@ -48,11 +59,11 @@ class JsonObject(TypeDecorator[dict[str, Any]]):
     cache_ok = True
 
     def process_result_value(self, value: Any, dialect: Dialect) -> dict[str, Any]:
-        """Read it; anything else was put there by somebody else."""
+        """Check that it is an object."""
         if not isinstance(value, dict):
             raise ProvenanceError(
-                f"a column that holds JSON objects holds {value!r:.80}: it was changed behind modalign's back; restore "
-                "it from a backup"
+                f"a column of JSON objects holds {value!r:.80}: something other than modalign changed it; restore it "
+                "from a backup"
             )
         return value
 
@@ -128,8 +139,15 @@ class ReleaseRow(Base):
 
     States: `building` until verified, `ready` when complete, `live` when the alias names it, `retired` after that.
 
-    A release that is dropped is retired, and stays as what audits and promotions refer to: `drop_begun_at` says since
-    when its collection may be gone, `dropped_at` since when it is.
+    A dropped release is retired. Its row stays, because audits and promotions refer to it.
+
+    Attributes:
+        settings: the layout of the collection.
+        hnsw_ef: width of an HNSW search that reaches `hnsw_recall` of exact search; None: not tuned.
+        hnsw_recall: the share of the exact hits that it finds, 0 to 1.
+        needs_tuning: whether points were written since `hnsw_ef` was chosen.
+        drop_begun_at: since when the collection may be gone.
+        dropped_at: since when it is gone.
     """
 
     __tablename__ = "release"
@@ -145,6 +163,9 @@ class ReleaseRow(Base):
     dim: Mapped[int]
     lowering_version: Mapped[int]
     settings: Mapped[dict[str, Any]]
+    hnsw_ef: Mapped[int | None]
+    hnsw_recall: Mapped[float | None]
+    needs_tuning: Mapped[bool] = mapped_column(default=False, server_default=false())
     state: Mapped[str] = mapped_column(String(16))
     points: Mapped[int]
     created_at: Mapped[datetime]
@@ -172,7 +193,7 @@ class RunRow(Base):
 
 
 class BatchRow(Base):
-    """The ledger: rows of a shard that are durable in a release, and the digest of what was written."""
+    """An entry of the ledger: rows of a shard that are durable in a release, and the digest of what was written."""
 
     __tablename__ = "batch"
     __table_args__ = (UniqueConstraint("release_id", "embedding_set_id", "shard", "start"),)
@@ -188,10 +209,10 @@ class BatchRow(Base):
     written_at: Mapped[datetime]
 
 
-class DeletionRow(Base):
-    """A row that left an embedding set, whose point is still to be deleted from a release."""
+class TombstoneRow(Base):
+    """A row that left an embedding set, and whose point a release has yet to delete."""
 
-    __tablename__ = "deletion"
+    __tablename__ = "tombstone"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     release_id: Mapped[int] = mapped_column(ForeignKey("release.id"), index=True)
@@ -200,21 +221,28 @@ class DeletionRow(Base):
     key: Mapped[str] = mapped_column(AnyText)
 
 
-class ClaimRow(Base):
-    """A step of an ingest in parts, and the run that has claimed it.
+PROMOTION_STEP = -1  # the one step of a job that is a promotion lock
 
-    A claim ends with its run, or when nothing was heard of it for `connector.provenance.leases.LEASE`.
+
+class LeaseRow(Base):
+    """A step of a job, an ingest in parts or a promotion lock, and the run that holds it.
+
+    A lease ends with its run, or when it had no heartbeat for `connector.provenance.leases.LEASE_SECONDS`.
+
+    Attributes:
+        job: SHA-256 of what identifies the job.
+        step: from 0; `PROMOTION_STEP` for a promotion lock.
     """
 
-    __tablename__ = "claim"
-    __table_args__ = (UniqueConstraint("work", "step"),)
+    __tablename__ = "lease"
+    __table_args__ = (UniqueConstraint("job", "step"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    work: Mapped[str] = mapped_column(String(64))
+    job: Mapped[str] = mapped_column(String(64))
     step: Mapped[int]
     run_id: Mapped[int | None] = mapped_column(ForeignKey("run.id"))
     done: Mapped[bool]
-    heard_at: Mapped[datetime | None]
+    heartbeat_at: Mapped[datetime | None]
 
 
 class RejectRow(Base):
@@ -251,25 +279,32 @@ class MeasureRow(Base):
     """One number of an audit, with its 95% interval where it has one.
 
     Attributes:
-        part: a stage of the search, or a stratum of the queries; empty: the whole.
+        stage: of the search, such as `index`; empty: not of one stage.
+        stratum: of the queries, such as `language=de`; empty: of all queries.
     """
 
     __tablename__ = "measure"
-    __table_args__ = (UniqueConstraint("audit_id", "direction", "part", "name"),)
+    __table_args__ = (UniqueConstraint("audit_id", "direction", "stage", "stratum", "name"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     audit_id: Mapped[int] = mapped_column(ForeignKey("audit.id"))
     direction: Mapped[str] = mapped_column(String(16))
-    part: Mapped[str] = mapped_column(AnyText)
+    stage: Mapped[str] = mapped_column(AnyText, default="")
+    stratum: Mapped[str] = mapped_column(AnyText, default="")
     name: Mapped[str] = mapped_column(String(64))
     value: Mapped[float]
     low: Mapped[float | None]
     high: Mapped[float | None]
     queries: Mapped[int]
 
+    @property
+    def part(self) -> str:
+        """The part of the audit that a requirement names: a stage or a stratum; empty: the whole."""
+        return self.stage or self.stratum or ""
+
 
 class PerQueryRow(Base):
-    """What one direction of an audit has of each query, as Parquet: later audits are compared query by query."""
+    """The values of each query of one direction of an audit, as Parquet, for comparison with later audits."""
 
     __tablename__ = "per_query"
 
@@ -279,7 +314,7 @@ class PerQueryRow(Base):
 
 
 class PromotionRow(Base):
-    """An alias that goes from one release to another: written before it does, finished after.
+    """A switch of an alias from one release to another. Written before the switch, finished after it.
 
     Attributes:
         kind: `promote`, or `rollback`, which undoes one.
@@ -302,5 +337,5 @@ class PromotionRow(Base):
     audit_id: Mapped[int | None] = mapped_column(ForeignKey("audit.id"))
     forced_by: Mapped[str | None] = mapped_column(AnyText)
     reason: Mapped[str | None] = mapped_column(AnyText)
-    begun_at: Mapped[datetime]
+    started_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]

@@ -27,7 +27,6 @@ from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import ReleaseRow
 from connector.rejects import Reason, Reject
-from connector.releases.chain import NEEDS_TUNING
 from connector.releases.point_id_set import PointIds
 from connector.releases.points import Projected, lowered, point_id, project
 from connector.releases.release import Release
@@ -242,7 +241,7 @@ class BatchWriter:
         if not writer.changed:
             writer.changed = True
             row = writer.release.row
-            self.provenance.releases.change(row, settings={**row.settings, NEEDS_TUNING: True})
+            self.provenance.releases.change(row, needs_tuning=True)
 
     def _reject(self, key: BatchKey, rows: Rows, refused: Mapping[int, tuple[Reason, str]]) -> None:
         """Record a reject once for each item and reason, however many releases and shards it is refused in."""

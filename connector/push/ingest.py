@@ -30,7 +30,7 @@ from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
 from connector.errors import CorpusError, MismatchError, ProvenanceError, StoreError
 from connector.progress import progress, say
-from connector.provenance.leases import BEGIN, Claims
+from connector.provenance.leases import BEGIN, IngestSteps
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.push.session import PushSession, push_session
@@ -90,54 +90,54 @@ class Ingest:
             "metrics": sorted(map(str, self.metrics)),
             "store": self.provenance.database.stored(self.store.url),
         }
-        claims = Claims.of(self.provenance, identity, parts, self.run)
+        steps = IngestSteps.join(self.provenance.database, identity, parts, self.run)
         busy: set[int] = set()
         waited = False
-        while left := claims.left():
-            step = claims.take(passed_over=busy)
+        while open_steps := steps.open():
+            step = steps.acquire(skip=busy)
             if step is None:
                 if not waited:
-                    say(f"waiting for other processes, which have {len(left)} steps left")
+                    say(f"waiting for other processes, which have {len(open_steps)} steps left")
                 busy, waited = set(), True
                 time.sleep(POLL_SECONDS)
                 continue
             try:
-                self._step(step, claims)
+                self._step(step, steps)
             except SetBusyError:
                 # Another process has lost this step and not noticed yet: pass over the step until it has.
-                claims.give_back(step)
+                steps.release(step)
                 busy.add(step)
         with self._push_session(shared=True) as push:
             return push.releases
 
-    def _step(self, step: int, claims: Claims) -> None:
-        with claims.holding(step) as lease:
+    def _step(self, step: int, steps: IngestSteps) -> None:
+        with steps.lease(step) as lease:
             if step == BEGIN:
                 with self._push_session() as push:
-                    paths = [self._part_path(number + 1, claims.parts) for number in range(claims.parts)]
+                    paths = [self._part_path(number + 1, steps.parts) for number in range(steps.parts)]
                     self._check_partition(push.reached, {path.name for path in paths})
-            elif step == claims.finish:
-                self._finish(claims)
+            elif step == steps.finish:
+                self._finish(steps)
             else:
                 with self._push_session(shared=True) as push:
-                    part = Part(self.corpus.path, self.corpus, step, claims.parts)
-                    self._write(push, part, self._part_path(step, claims.parts), lease.require)
+                    part = Part(self.corpus.path, self.corpus, step, steps.parts)
+                    self._write(push, part, self._part_path(step, steps.parts), lease.raise_if_lost)
 
-    def _finish(self, claims: Claims) -> None:
+    def _finish(self, steps: IngestSteps) -> None:
         try:
             with self._push_session(shared=True) as push:
                 # Any part represents all: a hash assigns items to parts.
-                sets = [EmbeddingSet.open(self._part_path(n + 1, claims.parts)) for n in range(claims.parts)]
+                sets = [EmbeddingSet.open(self._part_path(n + 1, steps.parts)) for n in range(steps.parts)]
                 largest = max(sets, key=lambda opened: sum(opened.card.counts.values()))
                 if not any(largest.card.counts.values()):
-                    raise CorpusError(f"corpus {self.corpus.path} gave no rows in any of its {claims.parts} parts")
+                    raise CorpusError(f"corpus {self.corpus.path} gave no rows in any of its {steps.parts} parts")
                 set_id = self.provenance.artifacts.record_set(largest)
                 push.verify(largest, set_id)
             push.make_live(largest, set_id)
         except (StoreError, ProvenanceError):
             raise
         except ModalignError:
-            claims.forget()  # the cause may be in any part: every step is repeated
+            steps.forget()  # the cause may be in any part: every step is repeated
             raise
 
     def _part_path(self, number: int, of: int) -> Path:
@@ -169,11 +169,11 @@ class Ingest:
         )
 
     def _write(
-        self, push: PushSession, corpus: Corpus, path: Path, require: Callable[[], None] = lambda: None
+        self, push: PushSession, corpus: Corpus, path: Path, raise_if_lost: Callable[[], None] = lambda: None
     ) -> tuple[EmbeddingSet, int]:
         """Encode `corpus` into the set at `path` and write it; return the complete set and the id of its row.
 
-        `require` is called before every shard, and raises if this process may not go on.
+        `raise_if_lost` is called before every shard, and raises if this process may not go on.
         """
         cards = {modality: encoder.card for modality, encoder in self.encoders.items()}
         with (
@@ -197,13 +197,13 @@ class Ingest:
             ):
                 present = [Shard(m, shard, additive=True) for m in MODALITIES for shard in shard_paths(path, m)]
                 for shard in chain(present, pipeline.ahead(encoding.shards(pipeline), SHARDS_AHEAD)):
-                    require()
+                    raise_if_lost()
                     # A shard that supersedes rows waits until these are gone: counted twice in the ledger, their points
                     # would seem to have vanished at the next run.
                     if shard.additive:
                         batches.write(shard.modality, shard.path)
                 changed = encoding.finish(self._add_tombstones(encoding, push, set_id))
-            require()
+            raise_if_lost()
             embedding_set = EmbeddingSet.open(path)
             self.provenance.artifacts.record_set(embedding_set)
             batches.apply_tombstones()

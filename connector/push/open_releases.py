@@ -16,7 +16,7 @@ from connector.provenance.recorder import Provenance
 from connector.provenance.tables import ReleaseRow, now
 from connector.push.batches import ReleaseWriter
 from connector.releases.aliases import physical_name
-from connector.releases.chain import METADATA, chain, check_chain, check_encoder, check_row, check_settings, layout_of
+from connector.releases.chain import METADATA, chain, check_chain, check_encoder, check_row, check_settings
 from connector.releases.release import Release, load_release
 from connector.stores.contract import CollectionConfig, Store, VectorConfig
 from connector.stores.layout import Layout, PayloadKind
@@ -59,7 +59,7 @@ class ReleaseOpener:
             exists = False
         if not exists:
             self._create(row, lowering, metadata)
-        elif layout_of(row):
+        elif row.settings:
             _check_layout(row, self.layout)
         return ReleaseWriter(Release(row, self.alignment, metric, lowerings), new)
 
@@ -95,7 +95,7 @@ class ReleaseOpener:
 
         A collection with points that SQL does not know may be live, and stays.
         """
-        if row.state != "building" or (self.shared and layout_of(row)) or self.provenance.ledger.points(row.id):
+        if row.state != "building" or (self.shared and row.settings) or self.provenance.ledger.points(row.id):
             return False
         return recorded or not self.store.count(row.physical_name)
 
@@ -106,7 +106,8 @@ class ReleaseOpener:
         self.provenance.ledger.clear(row.id)
         self.store.create(row.physical_name, config)
         laid_out = {name: value for name, value in asdict(config).items() if name not in ("metadata", "vectors")}
-        self.provenance.releases.change(row, settings=laid_out, state="building")
+        tuning = {"hnsw_ef": None, "hnsw_recall": None, "needs_tuning": False}
+        self.provenance.releases.change(row, settings=laid_out, state="building", **tuning)
 
 
 def open_others(
@@ -146,7 +147,7 @@ def take_back(writers: Sequence[ReleaseWriter], store: Store, provenance: Proven
 
 def _check_layout(row: ReleaseRow, asked: Mapping[str, Any]) -> None:
     """Refuse settings that an existing collection was not created with."""
-    created = layout_of(row)
+    created = row.settings
     # A release older than a setting has what every collection had then: the default.
     created = {**asdict(Layout()), **created, "payload_indexes": dict(created["payload_indexes"])}
     wanted = {**created, **asked, "payload_indexes": {**created["payload_indexes"], **asked["payload_indexes"]}}

@@ -32,7 +32,7 @@ from connector.provenance.runs import Run
 from connector.push.batches import BatchWriter, ReleaseWriter
 from connector.push.open_releases import ReleaseOpener, open_others, take_back
 from connector.releases.aliases import make_live, to_go_live
-from connector.releases.chain import NEEDS_TUNING, check_encoder, layout_of
+from connector.releases.chain import check_encoder
 from connector.releases.point_id_set import PointIds
 from connector.releases.release import READY, Release, lower
 from connector.search.ef_tuning import sample, tune
@@ -193,7 +193,7 @@ class PushSession:
         """Make the releases live whose aliases are free; then verify the collection's other releases."""
         if to_go_live(self.provenance, self.store, self.releases):  # otherwise the lock would be waited for in vain
             store_url, collection = self.provenance.database.stored(self.store.url), self.releases[0].row.collection
-            with promotion_lock(self.provenance, store_url, collection, self.run.id):
+            with promotion_lock(self.provenance.database, store_url, collection, self.run.id):
                 make_live(self.provenance, self.store, self.releases)
         for writer in self.writers:
             # A release that another push is building is complete when that push says so.
@@ -212,14 +212,15 @@ def _verify(release: Release, embedding_set: EmbeddingSet, set_id: int, store: S
             "Otherwise embedding sets that were pushed into it share keys, or somebody else changed points: "
             "`modalign verify` names them"
         )
-    untuned = NEEDS_TUNING in release.row.settings or (info.indexed and release.hnsw_ef is None)
-    if untuned or release.row.state == "building" or release.row.points != recorded:
-        tuned = {}
+    needs_tuning = release.row.needs_tuning or (info.indexed and release.hnsw_ef is None)
+    if needs_tuning or release.row.state == "building" or release.row.points != recorded:
+        tuned = None
         if info.indexed:
             # Queries from a part of the release say nothing of the rest: then `hnsw_ef` only grows.
             whole = sum(points for _, points in provenance.ledger.entries(release.row.id, set_id).values()) == recorded
-            found = tune(release, store, sample(embedding_set, release), known=None if whole else release.tuned)
-            tuned = {"hnsw_ef": found.hnsw_ef, "hnsw_recall": found.recall} if found else {}
-        provenance.releases.change(release.row, settings={**layout_of(release.row), **tuned}, points=recorded)
+            tuned = tune(release, store, sample(embedding_set, release), known=None if whole else release.tuned)
+        ef, recall = (tuned.hnsw_ef, tuned.recall) if tuned else (None, None)
+        tuning = {"hnsw_ef": ef, "hnsw_recall": recall, "needs_tuning": False}
+        provenance.releases.change(release.row, points=recorded, **tuning)
         if release.row.state == "building":
             provenance.releases.change(release.row, state=READY)

@@ -12,8 +12,6 @@ from connector.stores.contract import Store
 from connector.stores.layout import checked_layout
 
 METADATA = "modalign"
-NEEDS_TUNING = "untuned"  # a setting of a release that was written to since its `hnsw_ef` was measured
-TUNED = ("hnsw_ef", "hnsw_recall", NEEDS_TUNING)
 MAX_EF = 2**31 - 1
 
 
@@ -74,14 +72,15 @@ def check_row(row: ReleaseRow, metric: Metric, lowering: Lowering) -> None:
         )
 
 
-def layout_of(row: ReleaseRow) -> dict[str, Any]:
-    """Return the layout that a collection was created with, without what was tuned since; {} if SQL lost it."""
-    return {name: value for name, value in row.settings.items() if name not in TUNED}
+def search_settings(row: ReleaseRow) -> dict[str, Any]:
+    """Return everything of a release that changes what a search finds: its layout and its tuning."""
+    tuning = {"hnsw_ef": row.hnsw_ef, "hnsw_recall": row.hnsw_recall, "needs_tuning": row.needs_tuning or None}
+    return {**row.settings, **{name: value for name, value in tuning.items() if value is not None}}
 
 
 def check_settings(row: ReleaseRow) -> None:
     """Raise a `MismatchError` if the settings that SQL holds of a release are invalid: no push wrote them."""
-    ef, recall = (row.settings.get(name) for name in ("hnsw_ef", "hnsw_recall"))
+    ef, recall = row.hnsw_ef, row.hnsw_recall
     wrong = []
     if (ef is None) != (recall is None):
         wrong.append(f"hnsw_ef and hnsw_recall: expected both or neither, got {ef!r} and {recall!r}")
@@ -90,14 +89,14 @@ def check_settings(row: ReleaseRow) -> None:
     elif recall is not None and not (type(recall) in (int, float) and 0 <= recall <= 1):
         wrong.append(f"hnsw_recall: expected a share from 0 to 1, got {recall!r}")
     try:
-        checked_layout(layout_of(row), "layout")
+        checked_layout(row.settings, "layout")
     except SettingsError as error:
         wrong.append(str(error))
     if wrong:
         raise MismatchError(
             f"SQL holds settings of release {row.physical_name} that it was not pushed with: {'; '.join(wrong)}; "
-            f"restore column `settings` of row {row.id} of table `release`, from a backup or an earlier audit's "
-            "`served_with`"
+            f"restore the columns `settings`, `hnsw_ef` and `hnsw_recall` of row {row.id} of table `release`, from a "
+            "backup or an earlier audit's `served_with`"
         )
 
 

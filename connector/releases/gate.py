@@ -2,6 +2,7 @@
 
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import AuditRow, ReleaseRow, RunRow
+from connector.releases.chain import search_settings
 from connector.releases.release import ROLLBACK
 from connector.stores.contract import Store
 
@@ -32,12 +33,12 @@ def _change_since(provenance: Provenance, store: Store, row: ReleaseRow, audit: 
     """Say what has changed in the release since the audit began."""
     seen, points = audit.settings, store.count(row.physical_name)
     rollbacks = provenance.releases.promotions(kind=ROLLBACK, previous_id=row.id)
-    written, rolled_back = provenance.ledger.last_write(row.id), rollbacks[-1].begun_at if rollbacks else None
+    written, rolled_back = provenance.ledger.last_write(row.id), rollbacks[-1].started_at if rollbacks else None
     for what, at in (("written to", written), ("rolled back", rolled_back)):
         if at and at >= run.started_at:
             return f"began {run.started_at:%F %T}, the release was {what} {at:%F %T}"
     if seen.get("points") != points:
         return f"saw {seen.get('points')} points, it holds {points}"
-    if seen.get("served_with") != row.settings:
-        return f"searched with {seen.get('served_with')}, production would with {row.settings}"
+    if seen.get("served_with") != (present := search_settings(row)):
+        return f"searched with {seen.get('served_with')}, production would with {present}"
     return None

@@ -84,10 +84,10 @@ class Lifecycle:
             )
         return rows
 
-    def exclusive(self, run_id: int, *, patience: float | None = None) -> AbstractContextManager[Lease]:
+    def exclusive(self, run_id: int, *, timeout: float | None = None) -> AbstractContextManager[Lease]:
         """Keep other processes from promoting, rolling back and dropping here; see `promotion_lock`."""
         store_url = self._place()["store_url"]
-        return promotion_lock(self.provenance, store_url, self.collection, run_id, patience=patience)
+        return promotion_lock(self.provenance.database, store_url, self.collection, run_id, timeout=timeout)
 
     def promote(
         self,
@@ -112,7 +112,7 @@ class Lifecycle:
             CollectionNotFoundError: there is no such release, or it is not ready.
             MismatchError: verification of a release failed, or it lacks what the live one holds. Nothing is switched.
             GateError: an audit does not allow it, and `forced` is None. Nothing is switched.
-            ClaimHeldError: another process is promoting, rolling back or dropping here.
+            LeaseHeldError: another process is promoting, rolling back or dropping here.
         """
         with self.exclusive(run_id) as lease:
             rows = self.rows()
@@ -124,7 +124,7 @@ class Lifecycle:
             live = {row.metric: row for row in rows if row.state == LIVE}
             self._check_complete(chosen, live, run_id)
             promotions, refused = self._allowed(chosen, live, run_id, forced)
-            lease.renew()
+            lease.heartbeat()
             self.provenance.releases.begin_promotions(promotions)
             return self._switch(promotions, run_id, lease, refused)
 
@@ -171,10 +171,10 @@ class Lifecycle:
         Raises:
             CollectionNotFoundError: nothing was promoted, or a release that was live before is dropped.
             MismatchError: verification of a release failed. Nothing is switched.
-            ClaimHeldError: another process is promoting, rolling back or dropping here.
+            LeaseHeldError: another process is promoting, rolling back or dropping here.
         """
         # Two simultaneous rollbacks do not mean to go back twice: the second one fails instead of waiting.
-        with self.exclusive(run_id, patience=0) as lease:
+        with self.exclusive(run_id, timeout=0) as lease:
             rows = {row.id: row for row in self.rows()}
             if unfinished := self._unfinished(ROLLBACK) or self._unreported(metrics):
                 return self._switch(unfinished, run_id, lease)
@@ -189,7 +189,7 @@ class Lifecycle:
                     )
                 self._verify(previous, run_id)
                 back.append(self._promotion(ROLLBACK, run_id, previous, rows[promotion.release_id]))
-            lease.renew()
+            lease.heartbeat()
             self.provenance.releases.begin_promotions(back)
             return self._switch(back, run_id, lease)
 
@@ -290,7 +290,7 @@ class Lifecycle:
             release_id=row.id,
             previous_id=previous.id if previous else None,
             run_id=run_id,
-            begun_at=now(),
+            started_at=now(),
         )
 
     def _last_promotions(
@@ -329,7 +329,7 @@ class Lifecycle:
         for row in changed.values():
             if promotions[0].run_id != run_id:  # begun by an earlier run: the release may have changed since
                 self._verify(row, run_id)
-        lease.renew()
+        lease.heartbeat()
         if changed:
             self.store.set_aliases({alias: row.physical_name for alias, row in changed.items()})
         self.provenance.releases.finish_promotions(promotions, run_id)

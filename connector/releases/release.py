@@ -69,8 +69,8 @@ class Release:
     @property
     def tuned(self) -> EfTuning | None:
         """The `hnsw_ef` of this release as `connector.search.ef_tuning` measured it; None: not measured."""
-        settings = self.row.settings
-        return EfTuning(settings["hnsw_ef"], settings["hnsw_recall"]) if "hnsw_ef" in settings else None
+        ef, recall = self.row.hnsw_ef, self.row.hnsw_recall
+        return EfTuning(ef, recall) if ef is not None and recall is not None else None
 
     @property
     def hnsw_ef(self) -> int | None:

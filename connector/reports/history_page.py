@@ -6,8 +6,6 @@ from typing import Any
 
 from connector.audits.history import AuditSummary
 from connector.audits.plan import BOTH, DIRECTIONS, K
-from connector.audits.stages import FILTER
-from connector.reports.audit_page import STAGES
 from connector.reports.glossary import ARROWS, FILTERS
 from connector.reports.pages import templates, write_page
 from connector.reports.trends import trend
@@ -50,7 +48,7 @@ def _history(metric: str, asked: str, moments: Sequence[AuditSummary]) -> dict[s
     }
     if sum(bool(moment.measures) for moment in moments) < 2:
         return laid  # no trend
-    parts = dict.fromkeys(m.part for moment in moments for m in moment.measures if _is_stage(m.part))
+    parts = dict.fromkeys(m.stage for moment in moments for m in moment.measures if m.stage)
     whole = dict.fromkeys(m.name for moment in moments for m in moment.measures if not m.part)
     pictures = {
         "first": [(name, "") for name in (recall, "gap")],
@@ -61,10 +59,6 @@ def _history(metric: str, asked: str, moments: Sequence[AuditSummary]) -> dict[s
         drawn = (trend(moments, name, part, beside=recall if place == "first" else None) for name, part in wanted)
         laid[place] = list(filter(None, drawn))
     return laid
-
-
-def _is_stage(part: str) -> bool:
-    return part in STAGES or part.startswith(FILTER)
 
 
 def _rows(moments: Sequence[AuditSummary], recall: str, fidelity: str) -> Iterator[dict[str, Any]]:

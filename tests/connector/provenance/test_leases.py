@@ -1,78 +1,79 @@
-"""Claims: every step once, in the right order, and none lost with its process."""
+"""IngestSteps: every step once, in the right order, and none lost with its process."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
 from sqlalchemy import select, update
 
-from connector.errors import ClaimLostError
-from connector.provenance import leases as claiming
-from connector.provenance.leases import BEGIN, Claims
+from connector.errors import LeaseLostError
+from connector.provenance import leases
+from connector.provenance.leases import BEGIN, IngestSteps
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
-from connector.provenance.tables import ClaimRow, RunRow, now
+from connector.provenance.tables import LeaseRow, RunRow, now
 
 WHAT = {"corpus": "c", "collection": "things"}
 
 
-def opened(provenance: Provenance, parts: int = 3, *, host: str | None = None) -> Claims:
-    """Claims of a run that goes on, on this host or on another one."""
+def opened(provenance: Provenance, parts: int = 3, *, host: str | None = None) -> IngestSteps:
+    """IngestSteps of a run that goes on, on this host or on another one."""
     with provenance.runs.start("ingest", {}) as run:
         pass
     values = {"outcome": "running"} | ({"host": host} if host else {})
     with provenance.database.session() as session:
         session.execute(update(RunRow).where(RunRow.id == run.id).values(**values))
-    return Claims.of(provenance, WHAT, parts, Run(run.id))
+    return IngestSteps.join(provenance.database, WHAT, parts, Run(run.id))
 
 
-def end(provenance: Provenance, claims: Claims, outcome: str = "failed") -> None:
+def end(provenance: Provenance, steps: IngestSteps, outcome: str = "failed") -> None:
     with provenance.database.session() as session:
-        session.execute(update(RunRow).where(RunRow.id == claims.run.id).values(outcome=outcome))
+        session.execute(update(RunRow).where(RunRow.id == steps.run.id).values(outcome=outcome))
 
 
-def do(claims: Claims) -> int | None:
-    step = claims.take()
+def do(steps: IngestSteps) -> int | None:
+    step = steps.acquire()
     if step is not None:
-        with claims.holding(step):
+        with steps.lease(step):
             pass
     return step
 
 
 def test_steps_come_in_order_and_the_ingest_begins_anew_after_the_last(provenance: Provenance) -> None:
-    claims = opened(provenance)
-    assert [do(claims) for _ in range(6)] == [0, 1, 2, 3, 4, None]
-    assert claims.left() == []
-    assert opened(provenance).left() == [0, 1, 2, 3, 4]
+    steps = opened(provenance)
+    assert [do(steps) for _ in range(6)] == [0, 1, 2, 3, 4, None]
+    assert steps.open() == []
+    assert opened(provenance).open() == [0, 1, 2, 3, 4]
 
 
 def test_nothing_is_claimed_before_the_beginning_is_done(provenance: Provenance) -> None:
     first, second = opened(provenance), opened(provenance)
-    assert first.take() == BEGIN
-    assert second.take() is None
+    assert first.acquire() == BEGIN
+    assert second.acquire() is None
 
 
 def test_the_end_is_claimed_when_all_parts_are_done(provenance: Provenance) -> None:
     first, second = opened(provenance), opened(provenance)
     assert [do(first), do(first), do(first)] == [0, 1, 2]
-    assert first.take() == 3
-    assert second.take() is None
+    assert first.acquire() == 3
+    assert second.acquire() is None
     assert provenance.runs.ingests_in_parts() == [{"steps": 5, "done": 3, "claimed": 1, "open": 1}]
 
 
 def test_what_a_run_held_when_it_ended_is_free(provenance: Provenance) -> None:
     first, second = opened(provenance), opened(provenance)
-    assert first.take() == 0
+    assert first.acquire() == 0
     end(provenance, first)
-    assert second.take() == 0
+    assert second.acquire() == 0
 
 
 def test_what_a_process_of_this_host_held_when_it_was_killed_is_free(provenance: Provenance) -> None:
     first, second = opened(provenance), opened(provenance)
-    assert first.take() == 0
+    assert first.acquire() == 0
     with provenance.database.session() as session:
         session.execute(update(RunRow).where(RunRow.id == first.run.id).values(pid=2**22 + 1))
-    assert second.take() == 0
+    assert second.acquire() == 0
     with provenance.database.session() as session:
         assert session.get_one(RunRow, first.run.id).outcome == "killed"
 
@@ -81,35 +82,35 @@ def test_what_nothing_was_heard_of_is_free_and_whoever_had_it_is_told(
     provenance: Provenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = opened(provenance, host="far away"), opened(provenance)
-    assert first.take() == 0
-    assert second.take() is None
-    long_ago = now() - timedelta(seconds=claiming.LEASE + 60)
+    assert first.acquire() == 0
+    assert second.acquire() is None
+    long_ago = now() - timedelta(seconds=leases.LEASE_SECONDS + 60)
     with provenance.database.session() as session:
-        session.execute(update(ClaimRow).values(heard_at=long_ago))
-    assert second.take() == 0
-    monkeypatch.setattr(claiming, "LEASE", 0.04)
+        session.execute(update(LeaseRow).values(heartbeat_at=long_ago))
+    assert second.acquire() == 0
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.04)
 
     def work() -> None:
-        with first.holding(0) as held:
+        with first.lease(0) as held:
             for _ in range(1000):
-                held._over.wait(0.01)
-                held.require()
+                time.sleep(0.01)
+                held.raise_if_lost()
 
-    with pytest.raises(ClaimLostError, match="taken over"):
+    with pytest.raises(LeaseLostError, match="taken over"):
         work()
 
 
 def test_a_process_is_heard_of_while_it_works(provenance: Provenance, monkeypatch: pytest.MonkeyPatch) -> None:
-    claims = opened(provenance)
-    assert claims.take() == 0
+    steps = opened(provenance)
+    assert steps.acquire() == 0
     with provenance.database.session() as session:
-        session.execute(update(ClaimRow).values(heard_at=now() - timedelta(days=1)))
-    monkeypatch.setattr(claiming, "LEASE", 0.04)
-    with claims.holding(0) as held:
+        session.execute(update(LeaseRow).values(heartbeat_at=now() - timedelta(days=1)))
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.04)
+    with steps.lease(0):
         for _ in range(1000):
-            held._over.wait(0.01)
+            time.sleep(0.01)
             with provenance.database.session() as session:
-                heard = session.scalars(select(ClaimRow.heard_at).where(ClaimRow.step == 0)).one()
+                heard = session.scalars(select(LeaseRow.heartbeat_at).where(LeaseRow.step == 0)).one()
             if heard is not None and heard > now() - timedelta(minutes=1):
                 break
         else:
@@ -117,11 +118,11 @@ def test_a_process_is_heard_of_while_it_works(provenance: Provenance, monkeypatc
 
 
 def test_what_is_given_back_is_free_and_can_be_passed_over(provenance: Provenance) -> None:
-    claims = opened(provenance)
-    assert do(claims) == 0
-    assert claims.take() == 1
-    claims.give_back(1)
-    assert claims.take(passed_over={1}) == 2
+    steps = opened(provenance)
+    assert do(steps) == 0
+    assert steps.acquire() == 1
+    steps.release(1)
+    assert steps.acquire(skip={1}) == 2
 
 
 def test_many_at_once_take_every_step_once(provenance: Provenance) -> None:
@@ -129,9 +130,9 @@ def test_many_at_once_take_every_step_once(provenance: Provenance) -> None:
     assert do(first) == 0
     everybody = [first, *(opened(provenance, 12) for _ in range(3))]
 
-    def take_all(claims: Claims) -> list[int]:
+    def take_all(steps: IngestSteps) -> list[int]:
         taken = []
-        while (step := claims.take()) is not None:
+        while (step := steps.acquire()) is not None:
             taken.append(step)
         return taken
 
@@ -142,4 +143,4 @@ def test_many_at_once_take_every_step_once(provenance: Provenance) -> None:
 
 def test_another_number_of_parts_is_another_ingest(provenance: Provenance) -> None:
     first, second = opened(provenance, 2), opened(provenance, 3)
-    assert first.take() == second.take() == BEGIN
+    assert first.acquire() == second.acquire() == BEGIN

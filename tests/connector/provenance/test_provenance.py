@@ -157,7 +157,7 @@ class TestMigrations:
                     verdict="passed",
                     settings={"k": [5]},
                     per_query={"t": b"packed"},
-                    measures=[MeasureRow(part=part, **whole) for part in ("", "index", "language=de")],
+                    measures=[MeasureRow(**of, **whole) for of in ({}, {"stage": "index"}, {"stratum": "language=de"})],
                 )
         downgrade(database_url, "0003")
         lines = "SELECT audit_id, direction, name, value, low, high, queries FROM measure"
@@ -177,13 +177,13 @@ class TestMigrations:
             audit = provenance.audits.get(audit_id)
             assert (audit.verdict, audit.settings, audit.release_id) == ("passed", {"k": [5]}, released.id)
             kept = provenance.audits.measures([audit_id])[audit_id]
-            assert sorted((m.part, m.name, m.value, m.low, m.high, m.queries) for m in kept) == [
-                ("", "mrr", 1.0, None, None, 7),
-                ("", "recall@5", 1 / 3, 0.1, 0.9, 77),
+            assert sorted((m.stage, m.stratum, m.name, m.value, m.low, m.high, m.queries) for m in kept) == [
+                ("", "", "mrr", 1.0, None, None, 7),
+                ("", "", "recall@5", 1 / 3, 0.1, 0.9, 77),
             ]
             assert provenance.audits.per_query(audit_id) == {}
             with provenance.database.session() as session:  # of several parts again
-                session.add(MeasureRow(audit_id=audit_id, part="index", **whole))
+                session.add(MeasureRow(audit_id=audit_id, stage="index", **whole))
                 session.commit()
 
     def test_a_database_that_was_never_upgraded(self, database_url: str) -> None:
@@ -598,8 +598,10 @@ class TestAudits:
                 settings={"k": [1, 5], "indexed": 100},
                 per_query={"t": b"packed"},
                 measures=[
-                    MeasureRow(direction="t", part="", name="recall@5", value=1 / 3, low=0.1, high=0.9, queries=77),
-                    MeasureRow(direction="t", part="index", name="recall@5", value=1.0, low=None, high=None, queries=7),
+                    MeasureRow(direction="t", name="recall@5", value=1 / 3, low=0.1, high=0.9, queries=77),
+                    MeasureRow(
+                        direction="t", stage="index", name="recall@5", value=1.0, low=None, high=None, queries=7
+                    ),
                 ],
             )
         with provenance.database.session() as session:
@@ -607,7 +609,7 @@ class TestAudits:
             measures = session.scalars(select(MeasureRow).order_by(MeasureRow.id)).all()
         assert (audit.run_id, audit.release_id, audit.embedding_set_id) == (run.id, released.id, set_id)
         assert (audit.verdict, audit.settings) == ("passed", {"k": [1, 5], "indexed": 100})
-        assert [(m.audit_id, m.part, m.name, m.value, m.low, m.high, m.queries) for m in measures] == [
+        assert [(m.audit_id, m.stage, m.name, m.value, m.low, m.high, m.queries) for m in measures] == [
             (audit_id, "", "recall@5", 1 / 3, 0.1, 0.9, 77),
             (audit_id, "index", "recall@5", 1.0, None, None, 7),
         ]
@@ -617,7 +619,7 @@ class TestAudits:
         released, set_id = release(provenance), provenance.artifacts.record_set(embedding_set(tmp_path / "s"))
         rng = random.Random(0)  # what does not compress
         parts = [stratum("field", "".join(chr(rng.randrange(0x20000, 0x2A000)) for _ in range(5000))) for _ in "ab"]
-        rows = [MeasureRow(direction="d", part=part, name="n", value=0.5, queries=1) for part in parts]
+        rows = [MeasureRow(direction="d", stratum=part, name="n", value=0.5, queries=1) for part in parts]
         with provenance.runs.start("audit", {}) as run:
             number = provenance.audits.record(
                 run_id=run.id,
@@ -628,11 +630,11 @@ class TestAudits:
                 measures=rows,
                 per_query={},
             )
-        assert [row.part for row in provenance.audits.measures([number])[number]] == parts
+        assert [row.stratum for row in provenance.audits.measures([number])[number]] == parts
 
     def test_one_with_a_measure_that_is_refused_is_not_recorded(self, provenance: Provenance, tmp_path: Path) -> None:
         released, set_id = release(provenance), provenance.artifacts.record_set(embedding_set(tmp_path / "s"))
-        twice = [MeasureRow(direction="d", part="", name="n", value=v, queries=1) for v in (0.1, 0.2)]
+        twice = [MeasureRow(direction="d", name="n", value=v, queries=1) for v in (0.1, 0.2)]
         with provenance.runs.start("audit", {}) as run, pytest.raises(ProvenanceError, match=r"(?i)unique"):
             provenance.audits.record(
                 run_id=run.id,
@@ -656,7 +658,7 @@ class TestPromotions:
             release_id=row.id,
             previous_id=previous.id if previous else None,
             run_id=run,
-            begun_at=datetime(2024, 5, 1, tzinfo=UTC),
+            started_at=datetime(2024, 5, 1, tzinfo=UTC),
         )
         provenance.releases.begin_promotions([promotion])
         return promotion
@@ -682,7 +684,7 @@ class TestPromotions:
         assert provenance.releases.unfinished_promotions() == []
         (found,) = provenance.releases.promotions(release_id=new.id)
         assert found.finished_at is not None
-        assert found.finished_at > found.begun_at
+        assert found.finished_at > found.started_at
 
     def test_one_without_a_previous_release(self, provenance: Provenance) -> None:
         new = release(provenance, state="ready")
@@ -796,7 +798,7 @@ class TestIntegrity:
     @pytest.mark.parametrize(
         "row",
         [
-            lambda: MeasureRow(audit_id=99, direction="d", part="", name="n", value=1.0, queries=1),
+            lambda: MeasureRow(audit_id=99, direction="d", name="n", value=1.0, queries=1),
             lambda: RejectRow(run_id=99, source="s", position=1, stage="read", reason="r", detail="d"),
             lambda: AlignmentRow(
                 name="a",

@@ -127,10 +127,10 @@ class Bench:
     def everything(self) -> Any:
         written = sum(points for points, _ in self.world.ledger().values())
         with self.world.provenance.database.session() as session:
-            from connector.provenance.tables import ClaimRow, DeletionRow
+            from connector.provenance.tables import LeaseRow, TombstoneRow
 
-            assert not session.query(DeletionRow).count()
-            assert not session.query(ClaimRow).count()
+            assert not session.query(TombstoneRow).count()
+            assert not session.query(LeaseRow).count()
         return self.sets(), self.points(), written, self.world.store.aliases(), self.world.states()
 
     def keys(self, modality: Modality) -> list[str]:
@@ -672,9 +672,9 @@ class TestParts:
         with pytest.raises(MismatchError, match="divide the corpus as before"):
             bench.ingest(parts=then)
         with bench.world.provenance.database.session() as session:
-            from connector.provenance.tables import ClaimRow
+            from connector.provenance.tables import LeaseRow
 
-            session.query(ClaimRow).delete()
+            session.query(LeaseRow).delete()
         assert bench.everything() == before
 
     def test_a_part_that_another_process_still_writes_is_passed_over(

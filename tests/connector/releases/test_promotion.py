@@ -13,6 +13,7 @@ from alignment.modality import MODALITIES
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.errors import CollectionNotFoundError, GateError, MismatchError, SettingsError
 from connector.provenance.tables import BatchRow, PromotionRow, ReleaseRow, now
+from connector.releases.chain import search_settings
 from connector.releases.points import point_id
 from connector.releases.promotion import AliasSwitch, Lifecycle, PromotionOverride, pending
 from connector.releases.release import Release, open_release
@@ -47,7 +48,7 @@ def audited(world: World, *releases: Release, verdict: str = "passed", **changes
     """Record an audit as `connector.audits.recording.record` does."""
     for release in releases:
         row = row_of(world, release)
-        settings = {"points": row.points, "served_with": row.settings, "failed_requirements": ["recall@1>1"]}
+        settings = {"points": row.points, "served_with": search_settings(row), "failed_requirements": ["recall@1>1"]}
         (embedding_set,) = world.provenance.ledger.sets_in([row.id])
         with world.provenance.runs.start("audit", {}) as run:
             world.provenance.audits.record(
@@ -117,7 +118,7 @@ class TestPromote:
         ]
         (first, _) = world.provenance.releases.promotions()
         assert first.finished_at is not None
-        assert first.begun_at <= first.finished_at <= now()
+        assert first.started_at <= first.finished_at <= now()
         assert world.provenance.runs.newest(1)[0].id == first.run_id
         assert open_release(world.provenance, world.store, COLLECTION, "cosine").name == shadows[0].name
 

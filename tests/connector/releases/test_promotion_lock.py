@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from connector.errors import ClaimHeldError, ClaimLostError
-from connector.provenance import leases as claims
+from connector.errors import LeaseHeldError, LeaseLostError
+from connector.provenance import leases
 from connector.provenance.leases import promotion_lock
 from connector.provenance.recorder import Provenance
-from connector.provenance.tables import ClaimRow, RunRow, now
+from connector.provenance.tables import LeaseRow, RunRow, now
 from connector.releases.promotion import Lifecycle, PromotionOverride
 from connector.stores.qdrant import QdrantStore
 from tests.support.imitation import Fault, Imitation, Request, running
@@ -39,18 +39,18 @@ def started(provenance: Provenance, command: str = "promote", **changes: Any) ->
 class TestSwitching:
     def test_another_one_is_told_who_is_at_it(self, provenance: Provenance) -> None:
         first, second = started(provenance), started(provenance)
-        with promotion_lock(provenance, "s", "things", first):
+        with promotion_lock(provenance.database, "s", "things", first):
             with (
                 pytest.raises(
-                    ClaimHeldError, match=rf"run {first}, a promote on .*, is changing .* of things are live"
+                    LeaseHeldError, match=rf"run {first}, a promote on .*, is changing .* of things are live"
                 ),
-                promotion_lock(provenance, "s", "things", second, patience=0),
+                promotion_lock(provenance.database, "s", "things", second, timeout=0),
             ):
                 raise AssertionError("both are at it")
             for other in (("s", "others"), ("t", "things")):
-                with promotion_lock(provenance, *other, second, patience=0):
+                with promotion_lock(provenance.database, *other, second, timeout=0):
                     pass
-        with promotion_lock(provenance, "s", "things", second, patience=0):
+        with promotion_lock(provenance.database, "s", "things", second, timeout=0):
             pass
 
     def test_it_waits_and_says_so(self, provenance: Provenance, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,13 +58,13 @@ class TestSwitching:
         order: list[str] = []
 
         def follow() -> None:
-            with promotion_lock(provenance, "s", "things", second):
+            with promotion_lock(provenance.database, "s", "things", second):
                 order.append("second")
 
         thread = threading.Thread(target=follow)
-        with promotion_lock(provenance, "s", "things", first):
+        with promotion_lock(provenance.database, "s", "things", first):
             thread.start()
-            thread.join(3 * claims.POLL)
+            thread.join(3 * leases.POLL_SECONDS)
             assert thread.is_alive()
             order.append("first")
         thread.join(SECONDS)
@@ -74,9 +74,9 @@ class TestSwitching:
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
     def test_it_is_free_after_a_failure(self, provenance: Provenance, error: type[BaseException]) -> None:
         first, second = started(provenance), started(provenance)
-        with pytest.raises(error), promotion_lock(provenance, "s", "things", first):
+        with pytest.raises(error), promotion_lock(provenance.database, "s", "things", first):
             raise error
-        with promotion_lock(provenance, "s", "things", second, patience=0):
+        with promotion_lock(provenance.database, "s", "things", second, timeout=0):
             pass
 
     @pytest.mark.parametrize(
@@ -84,30 +84,30 @@ class TestSwitching:
     )
     def test_what_a_dead_process_was_at_is_free(self, provenance: Provenance, values: dict[str, Any]) -> None:
         first, second = started(provenance), started(provenance)
-        dead = promotion_lock(provenance, "s", "things", first)
+        dead = promotion_lock(provenance.database, "s", "things", first)
         dead.__enter__()
         with provenance.database.session() as session:
             session.execute(update(RunRow).where(RunRow.id == first).values(**values))
-        with promotion_lock(provenance, "s", "things", second, patience=0):
+        with promotion_lock(provenance.database, "s", "things", second, timeout=0):
             pass
         dead.__exit__(None, None, None)
 
     def test_whoever_was_stopped_for_long_finds_out_before_it_acts(self, provenance: Provenance) -> None:
         first, second = started(provenance, host="elsewhere"), started(provenance)
-        with promotion_lock(provenance, "s", "things", first) as held:
-            held.renew()
-            long_ago = now() - timedelta(seconds=claims.LEASE + 5)
+        with promotion_lock(provenance.database, "s", "things", first) as held:
+            held.heartbeat()
+            long_ago = now() - timedelta(seconds=leases.LEASE_SECONDS + 5)
             with provenance.database.session() as session:
-                session.execute(update(ClaimRow).values(heard_at=long_ago))
-            with promotion_lock(provenance, "s", "things", second, patience=0):
-                with pytest.raises(ClaimLostError, match="nothing was heard of this process"):
-                    held.renew()
-                held.forget()  # is not what the other one holds
+                session.execute(update(LeaseRow).values(heartbeat_at=long_ago))
+            with promotion_lock(provenance.database, "s", "things", second, timeout=0):
+                with pytest.raises(LeaseLostError, match="the promotion lock was taken over"):
+                    held.heartbeat()
+                held.remove()  # is not what the other one holds
                 with provenance.database.session() as session:
-                    assert session.scalars(select(ClaimRow.run_id)).all() == [second]
+                    assert session.scalars(select(LeaseRow.run_id)).all() == [second]
 
     def test_it_is_no_ingest_in_parts(self, provenance: Provenance) -> None:
-        with promotion_lock(provenance, "s", "things", started(provenance)):
+        with promotion_lock(provenance.database, "s", "things", started(provenance)):
             assert provenance.runs.ingests_in_parts() == []
 
 
@@ -142,16 +142,16 @@ class TestPushes:
     def test_a_push_makes_nothing_live_while_somebody_switches(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(claims, "PATIENCE", 0.0)
+        monkeypatch.setattr(leases, "LOCK_TIMEOUT_SECONDS", 0.0)
         place = world.provenance.database.stored(world.store.url), COLLECTION
         with (
-            promotion_lock(world.provenance, *place, started(world.provenance)),
-            pytest.raises(ClaimHeldError, match="is changing which releases of things are live"),
+            promotion_lock(world.provenance.database, *place, started(world.provenance)),
+            pytest.raises(LeaseHeldError, match="is changing which releases of things are live"),
         ):
             world.push(world.set("s", *pairs(6)))
         assert world.store.aliases() == {}
         (live,) = world.push(world.set("s", *pairs(6))).releases
-        with promotion_lock(world.provenance, *place, started(world.provenance)):
+        with promotion_lock(world.provenance.database, *place, started(world.provenance)):
             world.push(world.set("s", *pairs(7)))  # is live: there is nothing to wait for
         assert world.states() == {live.name: ("live", 14)}
 
@@ -250,7 +250,7 @@ class TestTwoProcesses:
         assert reached.wait(SECONDS)
         back = ["rollback", COLLECTION, *self.where(world, server)]
         assert two.run(*back) == 1
-        assert "is changing which releases of things are live: let it end, look at `modalign status" in two.errors
+        assert "is changing which releases of things are live: wait until it ends, look at" in two.errors
         go.set()
         assert one.finish(first) == 0, one.errors
         self.expect_live(world, names[1])

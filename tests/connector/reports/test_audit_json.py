@@ -295,7 +295,7 @@ class TestTheHistory:
     def moments(self) -> list[AuditSummary]:
         def moment(number: int, verdict: str, asked: str, *values: tuple[str, str, float]) -> AuditSummary:
             measures = [
-                MeasureRow(direction=d, part=p, name=n, value=v, low=-math.inf, high=None, queries=9)
+                MeasureRow(direction=d, stage=p, name=n, value=v, low=-math.inf, high=None, queries=9)
                 for d, (p, n), v in ((d, ("", n), v) for d, n, v in values)
             ]
             at = datetime(2024, 5, number, 6, 30, tzinfo=UTC)

@@ -122,9 +122,7 @@ def moment(number: int, release: str, *measures: MeasureRow) -> AuditSummary:
 
 
 def measure(direction: str, name: str, value: float, queries: int = 100) -> MeasureRow:
-    return MeasureRow(
-        direction=direction, part="", name=name, value=value, low=value - 0.1, high=value + 0.1, queries=queries
-    )
+    return MeasureRow(direction=direction, name=name, value=value, low=value - 0.1, high=value + 0.1, queries=queries)
 
 
 class TestTrend:
@@ -154,7 +152,7 @@ class TestTrend:
 
     def test_a_long_title_is_cut_and_keeps_the_name_of_the_measure(self) -> None:
         part = f"filter:{'long' * 30}"
-        one = MeasureRow(direction="both", part=part, name="recall@10", value=0.5, queries=9)
+        one = MeasureRow(direction="both", stratum=part, name="recall@10", value=0.5, queries=9)
         svg = drawn(trend([moment(1, "a", one), moment(2, "a", one)], "recall@10", part) or "")
         assert texts(svg)[0].startswith("Recall@10, filter:long")
         assert len(texts(svg)[0]) < 80

@@ -135,9 +135,10 @@ class TestPush:
     ) -> None:
         (release,) = world.push(world.set("s", *self.hard()), indexing_threshold=1).releases
         (row,) = world.provenance.releases.find()
-        assert row.settings["hnsw_ef"] in EFS
-        assert ENOUGH <= row.settings["hnsw_recall"] <= 1
-        assert release.hnsw_ef == row.settings["hnsw_ef"]
+        assert row.hnsw_ef in EFS
+        assert row.hnsw_recall is not None
+        assert ENOUGH <= row.hnsw_recall <= 1
+        assert release.hnsw_ef == row.hnsw_ef
         widths: list[Any] = []
         original = EdgeStore.search
 
@@ -161,13 +162,13 @@ class TestPush:
     def test_a_set_that_is_a_part_of_the_release_only_raises_it(self, world: World) -> None:
         world.push(world.set("s", *self.hard()), indexing_threshold=1)
         (row,) = world.provenance.releases.find()
-        row.settings = {**row.settings, "hnsw_ef": 1024, "hnsw_recall": 0.992}
+        row.hnsw_ef, row.hnsw_recall = 1024, 0.992
         world.provenance.releases.save(row)
         few = embedded("image", latent(3, 5))
         (release,) = world.push(world.set("t", rows("image", few, keys=["x", "y", "z"]))).releases
         assert release.tuned == EfTuning(1024, 0.992)
         world.push(world.set("s", *self.hard(2510)))  # neither does what is now one of two sets
-        assert world.provenance.releases.find()[0].settings["hnsw_ef"] == 1024
+        assert world.provenance.releases.find()[0].hnsw_ef == 1024
 
     def test_a_crash_while_tuning_is_made_up_for(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         """Also where vectors were replaced in place, which changes no count."""
@@ -187,7 +188,7 @@ class TestPush:
     def test_a_release_from_before_there_was_tuning_is_tuned(self, world: World) -> None:
         world.push(world.set("s", *self.hard()), indexing_threshold=1)
         (row,) = world.provenance.releases.find()
-        row.settings = {name: value for name, value in row.settings.items() if not name.startswith("hnsw_")}
+        row.hnsw_ef = row.hnsw_recall = None
         world.provenance.releases.save(row)
         (release,) = world.push(world.set("s", *self.hard())).releases
         assert release.hnsw_ef in EFS
@@ -196,7 +197,7 @@ class TestPush:
         embedding_set = world.set("s", *self.hard())
         world.push(embedding_set, indexing_threshold=1)
         (row,) = world.provenance.releases.find()
-        row.settings = {}  # what is known of a collection that was found again
+        row.settings, row.hnsw_ef, row.hnsw_recall = {}, None, None  # as of a collection that SQL finds again
         world.provenance.releases.save(row)
         assert world.push(embedding_set).releases[0].hnsw_ef in EFS
         assert world.push(embedding_set).counts == {"unchanged": 2600}
@@ -204,7 +205,7 @@ class TestPush:
     def test_without_a_graph_there_is_nothing_to_tune(self, world: World) -> None:
         (release,) = world.push(world.set("s", *self.hard(200))).releases
         assert release.hnsw_ef is None
-        assert "hnsw_ef" not in world.provenance.releases.find()[0].settings
+        assert world.provenance.releases.find()[0].hnsw_ef is None
 
     def test_a_small_ef_finds_less(self, world: World) -> None:
         (release,) = world.push(world.set("s", *self.hard(6000)), indexing_threshold=1).releases

@@ -205,7 +205,7 @@ def test_a_collection_gives_its_name_and_its_walk(tmp_path: Path) -> None:
         opened.alignment()
         opened.alignment("turned", turn=1)
         (release,) = opened.push(opened.set("s", *pairs(9)), metrics=["cosine"]).releases
-        release.row.settings = {**release.row.settings, "hnsw_ef": 77, "hnsw_recall": 0.99}
+        release.row.hnsw_ef, release.row.hnsw_recall = 77, 0.99
         opened.provenance.releases.save(release.row)
     with Home(Settings.load(home=tmp_path / "home")) as ours:
         exported = ours.export("a", "cosine", tmp_path / "out", collection=COLLECTION)
