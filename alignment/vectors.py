@@ -23,7 +23,7 @@ def invalid_rows(X: npt.NDArray[np.floating]) -> dict[int, str]:
     A row is judged after the cast to float32, the type in which it is stored: a value or a norm beyond
     3.4e38 becomes infinite there, and one whose norm underflows becomes zero.
 
-    >>> faults(np.array([[1.0, 0.0], [np.nan, 1.0], [0.0, 0.0]]))
+    >>> invalid_rows(np.array([[1.0, 0.0], [np.nan, 1.0], [0.0, 0.0]]))
     {1: 'vector-not-finite', 2: 'vector-zero'}
     """
     with np.errstate(over="ignore", invalid="ignore"):
@@ -47,7 +47,7 @@ def check_sound(X: npt.NDArray[np.floating], what: str) -> None:
 def l2_normalize(X: npt.NDArray[np.floating]) -> FloatArray:
     """Scale every row of `X` (n, d) to Euclidean norm 1, as float32.
 
-    >>> unit(np.array([[3.0, 4.0]]))
+    >>> l2_normalize(np.array([[3.0, 4.0]]))
     array([[0.6, 0.8]], dtype=float32)
     """
     # Squares are summed in float64, because the square of a sound float32 can overflow.

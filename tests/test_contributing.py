@@ -54,8 +54,8 @@ def test_it_is_what_it_says(example: Metric, rng: np.random.Generator) -> None:
     queries, items = rng.standard_normal((4, 9)), rng.standard_normal((6, 9))
     expected = [[1.0 - correlation(q, x) for x in items] for q in queries]
     np.testing.assert_allclose(example.score(queries, items), expected, rtol=1e-12)
-    similarity = example.similarity(torch.from_numpy(queries), torch.from_numpy(items))
-    np.testing.assert_allclose(similarity.numpy(), expected, rtol=1e-12)
+    scores = example.score(torch.from_numpy(queries), torch.from_numpy(items))
+    np.testing.assert_allclose(scores, expected, rtol=1e-12)
     assert parse("correlation") == example
 
 

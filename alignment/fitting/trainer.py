@@ -373,14 +373,14 @@ def has_gradient(metric: Metric) -> bool:
     import torch
 
     X = torch.eye(2, 8, requires_grad=True)
-    return metric.similarity(X, X).requires_grad
+    return metric.score(X, X).requires_grad
 
 
 def _differentiable(metric: Metric, queries: "Tensor", items: "Tensor") -> "Tensor":
-    S = metric.similarity(queries, items)
+    S = metric.score(queries, items)
     if not S.requires_grad:
         raise FitError(
-            f"metric {metric}: its similarity has no gradient, and nothing can be trained under it; compute it with "
+            f"metric {metric}: its score has no gradient, and nothing can be trained under it; compute it with "
             "differentiable operations of torch, or choose a closed form by --method"
         )
     return S
@@ -394,5 +394,5 @@ def _unit_of(metric: Metric, image: "Tensor", text: "Tensor") -> float:
         return 1.0
     with torch.no_grad():
         some = slice(0, 128)
-        spread, cosine = (float(m.similarity(text[some], image[some]).float().std()) for m in (metric, Cosine()))
+        spread, cosine = (float(m.score(text[some], image[some]).float().std()) for m in (metric, Cosine()))
     return spread / cosine if spread > 0 and cosine > 0 else 1.0

@@ -7,20 +7,22 @@ l1         z / sum z, with D = d, for vectors that are histograms already: one w
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from array_api_compat import array_namespace, is_numpy_array
+from typing_extensions import override
 
 from alignment.errors import VectorError
-from alignment.metrics.lowering import FLOAT32_ROUNDS, Distance, Guarantee, Lowering, Scores, Vectors
-from alignment.metrics.metric import Metric, pairwise, refuse
+from alignment.metrics.arrays import Array, in_float64, negated_distance, pairwise, safe_sqrt
+from alignment.metrics.lowering import FLOAT32_ROUNDS, Distance, Guarantee, Lowering
+from alignment.metrics.metric import Metric, refuse
 from alignment.metrics.rescored import Rescored
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 MAPS = ("split", "softmax", "l1")
+# Numbers a coordinate that a comparison of all coordinates of a pair holds, about.
+PAIRWISE_COPIES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +43,37 @@ class Divergence(Metric):
         """Number of coordinates of the distributions of vectors of dimension `dim`."""
         return 2 * dim if self.map == "split" else dim
 
-    def distributions(self, X: Vectors) -> Vectors:
+    def distributions(self, X: Array) -> Array:
         """Map vectors (n, d) to distributions (n, D): non-negative, each sums to 1.
 
-        Raises:
-            VectorError: a vector has no distribution: all zero, or negative under `l1`.
-        """
-        if self.map == "softmax":
-            E = np.exp(X - X.max(axis=1, keepdims=True, initial=-np.inf))
-        elif self.map == "split":
-            E = np.empty((len(X), 2 * X.shape[1]), X.dtype)
-            np.maximum(X, 0, out=E[:, : X.shape[1]])
-            np.maximum(-X, 0, out=E[:, X.shape[1] :])
-        else:
-            self._check_distributions(np.asarray((X < 0).any(axis=1)), "a negative value")
-            E = X
-        total = E.sum(axis=1, keepdims=True)  # (n, 1)
-        self._check_distributions(total[:, 0] <= 0, "no value above zero")  # NaN stays NaN
-        P: Vectors = np.divide(E, total, out=None if E is X else E)
-        return P
+        A training step and an exported graph cannot raise: in a tensor, what has no distribution counts as zero.
 
-    def half_roots(self, X: Vectors) -> Vectors:
+        Raises:
+            VectorError: a vector of an array has no distribution: all zero, or negative under `l1`.
+        """
+        xp = array_namespace(X)
+        if self.map == "softmax":
+            E = xp.exp(X - xp.max(X, axis=1, keepdims=True))
+        elif self.map == "split":
+            E = xp.concat([xp.maximum(X, 0.0), xp.maximum(-X, 0.0)], axis=1)
+        else:
+            E = xp.maximum(X, 0.0)
+        total = xp.sum(E, axis=1, keepdims=True)  # (n, 1)
+        if is_numpy_array(X):
+            if self.map == "l1":
+                self._check_distributions(np.any(X < 0, axis=1), "a negative value")
+            self._check_distributions(total[:, 0] <= 0, "no value above zero")  # NaN stays NaN
+        return E / xp.where(total == 0, 1.0, total)
+
+    def distributions_or_nan(self, X: Array) -> Array:
+        """`distributions` in float64, as lowerings need them; of a tensor, a row that has none is NaN."""
+        xp, P = array_namespace(X), self.distributions(in_float64(X))
+        return xp.where(xp.any(X < 0, axis=1, keepdims=True), xp.nan, P) if self.map == "l1" else P
+
+    def half_roots(self, X: Array) -> Array:
         """Return `sqrt(p / 2)` of vectors (n, d), between which Euclid is the Hellinger distance: (n, D) float32."""
-        roots: Vectors = np.sqrt(self.distributions(X.astype(np.float64)) / 2).astype(np.float32)
-        return roots
+        xp = array_namespace(X)
+        return xp.astype(xp.sqrt(self.distributions_or_nan(X) / 2), xp.float32)
 
     def _check_distributions(self, bad: npt.NDArray[np.bool_], what: str) -> None:
         if bad.any():
@@ -73,24 +82,6 @@ class Divergence(Metric):
                 f"metric {self}: expected vectors that the map {self.map} turns into distributions, got {len(rows)} of "
                 f"{len(bad)} with {what}, the first is row {rows[0]}; use map=split, which takes any vector but zero"
             )
-
-    def densities(self, X: "Tensor") -> "Tensor":
-        """Map tensors (n, d) like `distributions`; what cannot be mapped becomes zero instead of an error."""
-        if self.map == "softmax":
-            return X.softmax(dim=1)
-        import torch
-
-        E = torch.cat([X.relu(), (-X).relu()], dim=1) if self.map == "split" else X.relu()
-        return E / E.sum(dim=1, keepdim=True).clamp(min=torch.finfo(X.dtype).tiny)
-
-    def distributions_tensor(self, X: "Tensor") -> "Tensor":
-        """Map tensors (n, d), none of them zero, like `distributions`, in float64; what that refuses becomes NaN."""
-        P = self.densities(X.double())
-        return P.masked_fill((X < 0).any(dim=1, keepdim=True), float("nan")) if self.map == "l1" else P
-
-    def half_roots_tensor(self, X: "Tensor") -> "Tensor":
-        """`half_roots` of tensors."""
-        return (self.distributions_tensor(X) / 2).sqrt().float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,46 +95,25 @@ class Hellinger(Divergence):
     name: ClassVar[str] = "hellinger"
     symmetric: ClassVar[bool] = True
 
-    def score(self, queries: Vectors, items: Vectors) -> Scores:
-        """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""
-        roots = np.sqrt(self.distributions(items))  # (m, D)
-        return pairwise(
-            np.sqrt(self.distributions(queries)), roots, lambda q, x: -np.sqrt(((q - x) ** 2).sum(axis=1) / 2)
-        )
+    @override
+    def score(self, queries: Array, items: Array) -> Array:
+        q, x = safe_sqrt(self.distributions(queries)), safe_sqrt(self.distributions(items))
+        return negated_distance(q, x, 2) / 2**0.5
 
-    def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
-        """The same from tensors; gradients at zero coordinates and between equal vectors are 0."""
-        from torch import cdist
-
-        q, x = safe_root(self.densities(queries)), safe_root(self.densities(items))
-        return -cdist(q, x, compute_mode="donot_use_mm_for_euclid_dist") / 2**0.5
-
+    @override
     def lower(self, dim: int) -> Lowering:
-        """`sqrt(p / 2)`, Euclid."""
         return RootLowering(Distance.EUCLID, self.width(dim), metric=self)
 
 
 @dataclass(frozen=True, slots=True)
 class RootLowering(Lowering):
-    """Stores and asks with `sqrt(p / 2)`, between which Euclid is the Hellinger distance."""
+    """Stores and queries `sqrt(p / 2)`, (n, D), between which Euclid is the Hellinger distance."""
 
     metric: Divergence = Hellinger()
 
-    def item(self, X: Vectors) -> Vectors:
-        """(n, D)."""
+    @override
+    def item(self, X: Array) -> Array:
         return self.metric.half_roots(X)
-
-    def query(self, X: Vectors) -> Vectors:
-        """(n, D)."""
-        return self.metric.half_roots(X)
-
-    def item_tensor(self, X: "Tensor") -> "Tensor":
-        """(n, D)."""
-        return self.metric.half_roots_tensor(X)
-
-    def query_tensor(self, X: "Tensor") -> "Tensor":
-        """(n, D)."""
-        return self.metric.half_roots_tensor(X)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,26 +129,19 @@ class ChiSquare(Divergence):
     name: ClassVar[str] = "chi2"
     symmetric: ClassVar[bool] = True
 
+    @override
     def floats_per_pair(self, dim: int) -> int:
-        """All coordinates of a pair stand beside each other."""
-        return 8 * self.width(dim)
+        return PAIRWISE_COPIES * self.width(dim)
 
-    def score(self, queries: Vectors, items: Vectors) -> Scores:
-        """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""
+    @override
+    def score(self, queries: Array, items: Array) -> Array:
+        xp = array_namespace(queries)
+        # Instead of a mask, which would cost ten times as much.
+        tiny = xp.finfo(queries.dtype).smallest_normal
+        P, Q = self.distributions(queries), self.distributions(items)
+        return pairwise(P, Q, lambda q, x: -xp.sum((q - x) ** 2 / xp.maximum(q + x, tiny), axis=-1))
 
-        def compare(q: Vectors, x: Vectors) -> Scores:
-            total = np.maximum(q + x, np.finfo(x.dtype).tiny)  # (c, D); a mask would cost ten times as much
-            scores: Scores = -((q - x) ** 2 / total).sum(axis=1)
-            return scores
-
-        return pairwise(self.distributions(queries), self.distributions(items), compare)
-
-    def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
-        """The same from tensors; holds n x m x D numbers."""
-        q, x = self.densities(queries)[:, None], self.densities(items)[None]
-        total = q + x  # (n, m, D)
-        return -((q - x) ** 2 / total.masked_fill(total == 0, 1.0)).sum(dim=2)
-
+    @override
     def lower(self, dim: int) -> Lowering:
         """Candidates in the order of the Hellinger distance H: `2 H^2 <= chi2 <= 4 H^2`."""
         return CertifiedLowering(Distance.EUCLID, self.width(dim), metric=self, least=2.0)
@@ -197,32 +160,22 @@ class JensenShannon(Divergence):
     name: ClassVar[str] = "js"
     symmetric: ClassVar[bool] = True
 
+    @override
     def floats_per_pair(self, dim: int) -> int:
-        """All coordinates of a pair stand beside each other."""
-        return 8 * self.width(dim)
+        return PAIRWISE_COPIES * self.width(dim)
 
-    def score(self, queries: Vectors, items: Vectors) -> Scores:
-        """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""
+    @override
+    def score(self, queries: Array, items: Array) -> Array:
         # As entropies, `H(m) - (H(p) + H(q)) / 2`: one logarithm a coordinate of a pair. They cancel, and in float32
         # that would leave noise of 1e-7, more than close vectors are apart.
-        P, Q = (self.distributions(side.astype(np.float64)) for side in (items, queries))
-        own = _information(Q)[:, None] + _information(P)[None]  # (n, m)
-        both = pairwise(Q, P, lambda q, x: _information(q + x))  # of p + q, which sums to 2
-        scores: Scores = np.minimum(both / 2 - np.log(2) - own / 2, 0.0)  # rounds to either side
-        return scores.astype(np.result_type(queries, items))
+        xp = array_namespace(queries)
+        P, Q = self.distributions(in_float64(queries)), self.distributions(in_float64(items))
+        own = _information(P)[:, None] + _information(Q)[None]  # (n, m)
+        both = pairwise(P, Q, lambda p, q: _information(p + q))  # of p + q, which sums to 2
+        scores = xp.minimum(both / 2 - np.log(2) - own / 2, 0.0)  # rounds to either side
+        return xp.astype(scores, xp.result_type(queries, items))
 
-    def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
-        """The same from tensors; holds n x m x D numbers."""
-        q, x = self.densities(queries)[:, None], self.densities(items)[None]
-        m = (q + x) / 2  # (n, m, D)
-
-        def relative(p: "Tensor") -> "Tensor":
-            present = p > 0
-            ratio = (p / m.masked_fill(m == 0, 1.0)).masked_fill(~present, 1.0)
-            return (p * ratio.log()).sum(dim=2)
-
-        return -(relative(q) + relative(x)) / 2
-
+    @override
     def lower(self, dim: int) -> Lowering:
         """Candidates in the order of the Hellinger distance H: `ln 2 H^2 <= JS <= H^2`."""
         return CertifiedLowering(Distance.EUCLID, self.width(dim), metric=self, least=float(np.log(2)))
@@ -245,40 +198,21 @@ class CertifiedLowering(Rescored):
     budget: ClassVar[int] = 8192
     magnitude: ClassVar[float] = 0.0
 
-    def item(self, X: Vectors) -> Vectors:
+    @override
+    def item(self, X: Array) -> Array:
         """`sqrt(p / 2)`, (n, D)."""
         assert isinstance(self.metric, Divergence)
         return self.metric.half_roots(X)
 
-    def query(self, X: Vectors) -> Vectors:
-        """`sqrt(q / 2)`, (n, D)."""
-        return self.item(X)
-
-    def item_tensor(self, X: "Tensor") -> "Tensor":
-        """(n, D)."""
-        assert isinstance(self.metric, Divergence)
-        return self.metric.half_roots_tensor(X)
-
-    def query_tensor(self, X: "Tensor") -> "Tensor":
-        """(n, D)."""
-        return self.item_tensor(X)
-
+    @override
     def bound(self, tail: float) -> float:
         """What an item at distance `tail` scores at best, with more than float32 rounds to spare."""
         nearest = max(0.0, tail * (1 - 1e-5 - self.dim * FLOAT32_ROUNDS) - 1e-6)
         return -self.least * nearest**2
 
 
-def _information(X: Vectors) -> Vectors:
-    """`sum x ln x` by row (n, D), where 0 ln 0 is 0: (n,)."""
-    terms = np.maximum(X, np.finfo(X.dtype).tiny)  # instead of a mask, which would cost ten times as much
-    np.log(terms, out=terms)
-    terms *= X
-    information: Vectors = terms.sum(axis=1)
-    return information
-
-
-def safe_root(P: "Tensor") -> "Tensor":
-    """Square root with gradient 0, instead of infinite, where P is 0."""
-    absent = P == 0
-    return P.masked_fill(absent, 1.0).sqrt().masked_fill(absent, 0.0)
+def _information(P: Array) -> Array:
+    """`sum p ln p` along the last axis, where 0 ln 0 is 0."""
+    xp = array_namespace(P)
+    # Instead of a mask, which would cost ten times as much.
+    return xp.sum(P * xp.log(xp.maximum(P, xp.finfo(P.dtype).smallest_normal)), axis=-1)

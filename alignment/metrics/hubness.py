@@ -1,27 +1,19 @@
 """Hubness correction as a column of the vectors that a Dot collection holds."""
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
+from array_api_compat import array_namespace, is_torch_array
+from typing_extensions import override
 
 from alignment.errors import MetricError
+from alignment.metrics.arrays import Array, mean_of_largest
 from alignment.metrics.learned import missing
-from alignment.metrics.lowering import (
-    SPREAD,
-    Distance,
-    Guarantee,
-    Lowering,
-    Scores,
-    Vectors,
-    with_column,
-    with_column_tensor,
-)
+from alignment.metrics.lowering import SPREAD, Distance, Guarantee, Lowering, with_column
 from alignment.metrics.metric import Metric, Weights
 from alignment.modality import OTHER, Modality
 
-if TYPE_CHECKING:
-    from torch import Tensor
 # Reference queries that an alignment keeps for each modality: enough for a stable mean of the nearest 128.
 BANK = 8192
 ITEMS_AT_ONCE = 1024
@@ -39,7 +31,7 @@ class Nnn(Metric):
     """Nearest-neighbour normalisation (arXiv 2410.24114): `s(q, x) - alpha * mean of the k largest s(r, x)`.
 
     The reference queries r are training vectors of the modality that the item is not of. An item that is near to many
-    queries, a hub, is taken back by as much.
+    queries, a hub, is ranked lower by as much.
 
     Attributes:
         base: a metric that lowers exactly to Dot.
@@ -63,8 +55,8 @@ class Nnn(Metric):
     def __str__(self) -> str:
         return f"{self.base}+nnn(k={self.k},alpha={self.alpha})"
 
+    @override
     def floats_per_pair(self, dim: int) -> int:
-        """As the metric that it stands on."""
         return self.base.floats_per_pair(dim)
 
     @staticmethod
@@ -73,8 +65,8 @@ class Nnn(Metric):
         lowering = base.lower(2)
         return (lowering.distance, lowering.guarantee) == (Distance.DOT, Guarantee.EXACT) and not isinstance(base, Nnn)
 
+    @override
     def bind(self, weights: Weights, items: Modality, device: str = "auto") -> Self:
-        """Take the reference queries for items of one modality."""
         bank = weights.get(bank_name(OTHER[items]))
         if bank is None:
             raise missing(self)
@@ -82,34 +74,25 @@ class Nnn(Metric):
             raise MetricError(f"metric {self}: the alignment holds {len(bank)} reference queries, choose a lower k")
         return replace(self, base=self.base.bind(weights, items, device), bank=bank)
 
-    def bias(self, items: Vectors) -> Vectors:
+    def bias(self, items: Array) -> Array:
         """`alpha * mean of the k largest s(r, x)`, (m,)."""
         if self.bank is None:
             raise missing(self)
-        bias = np.empty(len(items), items.dtype)
-        for start in range(0, len(items), ITEMS_AT_ONCE):
-            scores = self.base.score(self.bank.astype(items.dtype), items[start : start + ITEMS_AT_ONCE])  # (r, c)
-            nearest = np.partition(scores, len(scores) - self.k, axis=0)[len(scores) - self.k :]  # (k, c)
-            bias[start : start + ITEMS_AT_ONCE] = self.alpha * nearest.mean(axis=0)
-        return bias
+        xp = array_namespace(items)
+        bank = xp.asarray(self.bank, dtype=items.dtype, device=items.device)
+        if is_torch_array(items):  # all at once: an exported graph has no loops
+            return self._bias(bank, items)
+        starts = range(0, max(1, len(items)), ITEMS_AT_ONCE)
+        return np.concatenate([self._bias(bank, items[start : start + ITEMS_AT_ONCE]) for start in starts])
 
-    def score(self, queries: Vectors, items: Vectors) -> Scores:
-        """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""
+    def _bias(self, bank: Array, items: Array) -> Array:
+        return self.alpha * mean_of_largest(self.base.score(bank, items), self.k)
+
+    @override
+    def score(self, queries: Array, items: Array) -> Array:
         return self.base.score(queries, items) - self.bias(items)
 
-    def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
-        """The same from tensors."""
-        return self.base.similarity(queries, items) - self.bias_tensor(items)
-
-    def bias_tensor(self, items: "Tensor") -> "Tensor":
-        """`bias` of tensors, (m,)."""
-        import torch
-
-        if self.bank is None:
-            raise missing(self)
-        bank = torch.as_tensor(self.bank, dtype=items.dtype, device=items.device)
-        return self.alpha * self.base.similarity(bank, items).topk(self.k, dim=0).values.mean(dim=0)
-
+    @override
     def lower(self, dim: int) -> Lowering:
         """Item `[x, -bias]`, query `[q, 1]`, Dot."""
         base = self.base.lower(dim)
@@ -125,27 +108,18 @@ class BiasedLowering(Lowering):
     metric: Any = None
     base: Lowering = field(default_factory=lambda: Lowering(Distance.DOT, 1))
 
-    def item(self, X: Vectors) -> Vectors:
-        """(n, D + SPREAD)."""
-        bias = self.metric.bias(X.astype(np.float64))
+    @override
+    def item(self, X: Array) -> Array:
+        """`[item, -bias]`, (n, D + SPREAD)."""
+        # A graph computes in float32, as its weights are.
+        bias = self.metric.bias(X if is_torch_array(X) else X.astype(np.float64))
         return with_column(self.base.item(X), -bias)
 
-    def query(self, X: Vectors) -> Vectors:
-        """(n, D + SPREAD)."""
-        return with_column(self.base.query(X), np.ones(len(X)))
+    @override
+    def query(self, X: Array) -> Array:
+        """`[query, 1]`, (n, D + SPREAD)."""
+        return with_column(self.base.query(X), array_namespace(X).ones_like(X[:, 0]))
 
-    def offset(self, X: Vectors) -> Scores | None:
-        """What the other lowering adds."""
+    @override
+    def offset(self, X: Array) -> Array | None:
         return self.base.offset(X)
-
-    def item_tensor(self, X: "Tensor") -> "Tensor":
-        """(n, D + SPREAD)."""
-        return with_column_tensor(self.base.item_tensor(X), -self.metric.bias_tensor(X))
-
-    def query_tensor(self, X: "Tensor") -> "Tensor":
-        """(n, D + SPREAD)."""
-        return with_column_tensor(self.base.query_tensor(X), X.new_ones(X.shape[0]))
-
-    def offset_tensor(self, X: "Tensor") -> "Tensor | None":
-        """What the other lowering adds."""
-        return self.base.offset_tensor(X)

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
+from array_api_compat import is_torch_array
+from typing_extensions import override
 
 from alignment import device as devices
 from alignment.errors import MetricError, WeightsError
-from alignment.metrics.lowering import FLOAT32_ROUNDS, Distance, Guarantee, Lowering, Scores, Vectors
+from alignment.metrics.arrays import Array
+from alignment.metrics.lowering import FLOAT32_ROUNDS, Distance, Guarantee, Lowering
 from alignment.metrics.metric import Metric, Weights, refuse
 from alignment.metrics.rescored import Rescored
 from alignment.modality import Modality
@@ -36,8 +39,8 @@ class LearnedMetric(Metric):
 
     module: Any = field(default=None, compare=False, repr=False, kw_only=True)
 
+    @override
     def floats_per_pair(self, dim: int) -> int:
-        """What its module holds."""
         return int(self.trained().floats_per_pair)
 
     @abstractmethod
@@ -57,8 +60,8 @@ class LearnedMetric(Metric):
         state = self.trained().state_dict()
         return {f"{self}/{name}": tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
 
+    @override
     def bind(self, weights: Weights, items: Modality, device: str = "auto") -> Self:
-        """Put the weights in; queries and items may be of either modality."""
         import torch
 
         prefix = f"{self}/"
@@ -78,18 +81,18 @@ class LearnedMetric(Metric):
             ) from error
         return replace(self, module=module.to(devices.resolve(device)).eval())
 
-    def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
-        """Scores (n, m) that gradients flow through."""
-        scores: Tensor = self.trained()(queries, items)
-        return scores
+    @override
+    def score(self, queries: Array, items: Array) -> Array:
+        """Compare `queries` (n, d) with `items` (m, d): scores (n, m).
 
-    def score(self, queries: Vectors, items: Vectors) -> Scores:
-        """Scores (n, m) of `queries` (n, d) and `items` (m, d), in chunks, on the device of the weights.
+        Arrays are scored in chunks, on the device of the weights; through tensors, gradients flow.
 
         Raises:
             MetricError: it has no weights.
-            WeightsError: it gives scores that are not finite.
+            WeightsError: it gives scores that are not finite, of arrays.
         """
+        if is_torch_array(queries):
+            return self.trained()(queries, items)
         import torch
 
         module, dtype = self.trained(), np.result_type(queries, items)
@@ -127,14 +130,15 @@ class LearnedMetric(Metric):
             if not 1 <= getattr(self, name) <= LARGEST:
                 raise refuse(self, name, f"from 1 to {LARGEST}")
 
-    def computed(self, part: "Callable[[Tensor], Tensor]", X: Vectors) -> Vectors:
-        """Apply `part`, a function of a tensor on the device of the weights, to vectors (n, d)."""
+    def computed(self, part: "Callable[[Tensor], Tensor]", X: Array) -> Array:
+        """Apply `part`, a function of tensors, to vectors (n, d), an array's on the device of the weights."""
+        if is_torch_array(X):
+            return part(X)
         import torch
 
         with torch.inference_mode():
             tensor = torch.from_numpy(np.array(X, np.float32, order="C")).to(self.trained().dim.device)
-            result: Vectors = part(tensor).cpu().numpy()
-        return result
+            return part(tensor).cpu().numpy()
 
 
 def missing(metric: Metric) -> MetricError:
@@ -160,31 +164,26 @@ class Bilinear(LearnedMetric):
     def __post_init__(self) -> None:
         self._check_counts("rank", "blocks")
 
+    @override
     def build(self, dim: int) -> "BilinearModule":
-        """W is the identity."""
         from alignment.metrics.neural import BilinearModule
 
         return BilinearModule(dim, rank=self.rank, blocks=self.blocks)
 
+    @override
     def lower(self, dim: int) -> Lowering:
-        """Item x, query `W'q`, Dot."""
         return BilinearLowering(Distance.DOT, dim, metric=self)
 
 
 @dataclass(frozen=True, slots=True)
 class BilinearLowering(Lowering):
-    """Asks with `W'q`."""
+    """Stores items as they are, and queries with `W'q`."""
 
     metric: Bilinear = Bilinear()
 
-    def query(self, X: Vectors) -> Vectors:
-        """(n, d)."""
-        return self.metric.computed(self.query_tensor, X)
-
-    def query_tensor(self, X: "Tensor") -> "Tensor":
-        """(n, d)."""
-        asked: Tensor = X @ self.metric.trained().matrix()
-        return asked
+    @override
+    def query(self, X: Array) -> Array:
+        return self.metric.computed(lambda queries: queries @ self.metric.trained().matrix(), X)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,14 +207,14 @@ class MixtureOfLogits(LearnedMetric):
             raise refuse(self, "sway", f"from 0 to {WIDEST_SWAY:g}")
         object.__setattr__(self, "sway", abs(self.sway))  # -0.0 would print as another metric
 
+    @override
     def build(self, dim: int) -> "MixtureModule":
-        """Component a holds every k-th coordinate from a on."""
         from alignment.metrics.neural import MixtureModule
 
         return MixtureModule(dim, components=self.components, size=self.size, sway=self.sway)
 
+    @override
     def lower(self, dim: int) -> Lowering:
-        """Candidates by the mixture as it is for items that do not move the gates."""
         return MixtureLowering(Distance.DOT, self.components * self.size, metric=self)
 
 
@@ -236,24 +235,17 @@ class MixtureLowering(Rescored):
         assert isinstance(self.metric, MixtureOfLogits)
         return self.metric
 
-    def item(self, X: Vectors) -> Vectors:
+    @override
+    def item(self, X: Array) -> Array:
         """g, (n, components * size)."""
-        return self._mixture.computed(self.item_tensor, X)
+        return self._mixture.computed(lambda items: self._mixture.trained().item_components(items).flatten(1), X)
 
-    def query(self, X: Vectors) -> Vectors:
-        """(n, components * size)."""
-        return self._mixture.computed(self.query_tensor, X)
+    @override
+    def query(self, X: Array) -> Array:
+        """f, mixed by the gates of the query alone, (n, components * size)."""
+        return self._mixture.computed(lambda queries: self._mixture.trained().mixed_query(queries).flatten(1), X)
 
-    def item_tensor(self, X: "Tensor") -> "Tensor":
-        """g, (n, components * size)."""
-        components: Tensor = self._mixture.trained().item_components(X)
-        return components.flatten(1)
-
-    def query_tensor(self, X: "Tensor") -> "Tensor":
-        """(n, components * size)."""
-        mixed: Tensor = self._mixture.trained().mixed_query(X)
-        return mixed.flatten(1)
-
+    @override
     def bound(self, tail: float) -> float:
         """The last raw score plus what the gates can add, by more than float32 rounds."""
         return tail + 2 * float(np.tanh(self._mixture.sway / 2)) + 1e-5 + self.dim * FLOAT32_ROUNDS
@@ -275,14 +267,14 @@ class Perceptron(LearnedMetric):
     def __post_init__(self) -> None:
         self._check_counts("hidden")
 
+    @override
     def build(self, dim: int) -> "LearnedModule":
-        """Random weights."""
         from alignment.metrics.neural import PerceptronModule
 
         return PerceptronModule(dim, hidden=self.hidden)
 
+    @override
     def lower(self, dim: int) -> Lowering:
-        """Candidates by cosine."""
         return CosineCandidates(Distance.COSINE, dim, metric=self)
 
 

@@ -2,22 +2,15 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
+from array_api_compat import array_namespace
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-Scores = npt.NDArray[np.floating]
-Vectors = npt.NDArray[np.floating]
+from alignment.metrics.arrays import Array, Scores
 
 # How far, at most, each addition of float32 rounds, relative to the sum: sums of d terms may be wrong by d times that.
 FLOAT32_ROUNDS = 2.0**-24
-
-
 # Columns that one number beside a vector is spread over.
 SPREAD = 16
 
@@ -55,6 +48,8 @@ class Lowering:
     """A metric whose order Qdrant can compute itself.
 
     As it stands, this is the lowering of the metrics that Qdrant knows: vectors are stored and queried as they are.
+    `item`, `query` and `offset` take tensors too, for exported graphs. A row that they refuse in an array is NaN in a
+    tensor. They must not use `len(X)`, which a graph would hold as a constant; `X.shape[0]` is fine.
 
     Attributes:
         distance: the native distance of the collection.
@@ -68,28 +63,16 @@ class Lowering:
     guarantee: ClassVar[Guarantee] = Guarantee.EXACT
     magnitude: ClassVar[float] = 0.0
 
-    def item(self, X: Vectors) -> Vectors:
-        """Turn aligned vectors (n, d) into the vectors to store (n, dim)."""
+    def item(self, X: Array) -> Array:
+        """Turn aligned vectors (n, d) into the vectors to store (n, dim), float32."""
         return X
 
-    def query(self, X: Vectors) -> Vectors:
-        """Turn aligned vectors (n, d) into the vectors to query with (n, dim)."""
-        return X
+    def query(self, X: Array) -> Array:
+        """Turn aligned vectors (n, d) into the vectors to query with (n, dim), float32: as `item` does."""
+        return self.item(X)
 
-    def offset(self, X: Vectors) -> Scores | None:
+    def offset(self, X: Array) -> Array | None:
         """Return what is added to every score of a query, (n,); None: nothing."""
-        return None
-
-    def item_tensor(self, X: "Tensor") -> "Tensor":
-        """`item` in an exported graph: of tensors, with NaN instead of an error. `len(X)` would be a constant there."""
-        return X
-
-    def query_tensor(self, X: "Tensor") -> "Tensor":
-        """`query` in an exported graph."""
-        return X
-
-    def offset_tensor(self, X: "Tensor") -> "Tensor | None":
-        """`offset` in an exported graph."""
         return None
 
     def score(self, raw: float, offset: float = 0.0) -> float:
@@ -102,7 +85,7 @@ class Lowering:
         return lowest
 
 
-def with_column(X: Vectors, column: Vectors) -> Vectors:
+def with_column(X: Array, column: Array) -> Array:
     """Put a `column` (n,) beside vectors (n, d), spread evenly: (n, d + SPREAD) float32.
 
     Between two results, products of the columns add up to what they were: `<[X, a], [Y, b]> = <X, Y> + a b`. In one
@@ -112,13 +95,6 @@ def with_column(X: Vectors, column: Vectors) -> Vectors:
     >>> with_column(np.zeros((1, 1)), np.array([3.0])) @ with_column(np.zeros((1, 1)), np.array([2.0])).T
     array([[6.]], dtype=float32)
     """
-    spread = np.repeat(column[:, None] / np.sqrt(SPREAD), SPREAD, axis=1)
-    return np.concatenate([X, spread], axis=1).astype(np.float32)
-
-
-def with_column_tensor(X: "Tensor", column: "Tensor") -> "Tensor":
-    """`with_column` of tensors."""
-    import torch  # here, because the other lowerings need none
-
-    spread = (column[:, None] / SPREAD**0.5).expand(-1, SPREAD)
-    return torch.cat([X, spread], dim=1).float()
+    xp = array_namespace(X)
+    spread: Any = xp.astype(column / SPREAD**0.5, xp.float32)[:, None]
+    return xp.concat([xp.astype(X, xp.float32), *[spread] * SPREAD], axis=1)

@@ -9,24 +9,20 @@ Every parameter is printed, so that a later default cannot change what a recorde
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
-
-import numpy as np
+from typing import Any, ClassVar, Self, TypeVar
 
 from alignment.errors import MetricError
-from alignment.metrics.lowering import Lowering, Scores, Vectors
+from alignment.metrics.arrays import Array, Vectors
+from alignment.metrics.lowering import Lowering
 from alignment.modality import Modality
 
-if TYPE_CHECKING:
-    from torch import Tensor
 Weights = Mapping[str, Vectors]
 M = TypeVar("M", bound="Metric")
 
 WORD = r"[a-z][a-z0-9-]*"
 ARGUMENTS = re.compile(rf"({WORD})(?:\(([^()]*)\))?")
-ITEMS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +39,15 @@ class Metric(ABC):
         return self.name + printed(self)
 
     def floats_per_pair(self, dim: int) -> int:
-        """How many numbers `similarity` holds for a pair of vectors of dimension `dim`, about."""
+        """How many numbers `score` holds of tensors for a pair of vectors of dimension `dim`, about."""
         return 1
 
     @abstractmethod
-    def score(self, queries: Vectors, items: Vectors) -> Scores:
-        """Compare `queries` (n, d) with `items` (m, d): scores (n, m) in the dtype of the input. The reference."""
+    def score(self, queries: Array, items: Array) -> Array:
+        """Compare `queries` (n, d) with `items` (m, d), arrays or tensors: scores (n, m) in the dtype of the input.
 
-    @abstractmethod
-    def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
-        """Compute the same scores from tensors, to be trained with: gradients are finite everywhere."""
+        Of tensors, gradients are finite everywhere, also between equal vectors and at zero coordinates.
+        """
 
     @abstractmethod
     def lower(self, dim: int) -> Lowering:
@@ -118,15 +113,6 @@ def with_parameters(metric: M, given: Mapping[str, str]) -> M:
         except ValueError:
             raise MetricError(f"{metric.name}: expected {name} to be {known[name].__name__}, got {value!r}") from None
     return replace(metric, **values)
-
-
-def pairwise(queries: Vectors, items: Vectors, compare: Callable[[Vectors, Vectors], Scores]) -> Scores:
-    """Score queries (n, d) against items (m, d), a query and some items at a time: `compare` takes (d,) and (c, d)."""
-    scores = np.empty((len(queries), len(items)), np.result_type(queries, items))
-    for row, query in enumerate(queries):
-        for start in range(0, len(items), ITEMS_AT_ONCE):
-            scores[row, start : start + ITEMS_AT_ONCE] = compare(query, items[start : start + ITEMS_AT_ONCE])
-    return scores
 
 
 def refuse(metric: Any, name: str, expected: str) -> MetricError:

@@ -1,20 +1,22 @@
 """The metrics that Qdrant compares by itself, and one-dimensional transport, which sorting turns into one of them."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-import numpy as np
+from array_api_compat import array_namespace
+from typing_extensions import override
 
-from alignment.metrics.lowering import Distance, Lowering, Scores, Vectors
+from alignment.metrics.arrays import Array, ascending, negated_distance
+from alignment.metrics.lowering import Distance, Lowering
 from alignment.metrics.metric import Metric
 
-if TYPE_CHECKING:
-    from torch import Tensor
+# A shorter vector has no direction; as torch.nn.functional.normalize has it.
+SHORTEST = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
 class Cosine(Metric):
-    """Cosine similarity, `<q, x> / (|q| |x|)`, in [-1, 1].
+    """Cosine similarity, `<q, x> / (|q| |x|)`, in [-1, 1]; a zero vector scores 0.
 
     >>> Cosine().score(np.array([[1.0, 0.0]]), np.array([[3.0, 0.0], [0.0, 2.0]]))
     array([[1., 0.]])
@@ -23,21 +25,12 @@ class Cosine(Metric):
     name: ClassVar[str] = "cosine"
     symmetric: ClassVar[bool] = True
 
-    def score(self, queries: Vectors, items: Vectors) -> Scores:
-        """Scores (n, m) of unnormalised `queries` (n, d) and `items` (m, d)."""
-        q = queries / np.linalg.norm(queries, axis=1, keepdims=True)  # (n, d)
-        x = items / np.linalg.norm(items, axis=1, keepdims=True)  # (m, d)
-        scores: Scores = q @ x.T
-        return scores
+    @override
+    def score(self, queries: Array, items: Array) -> Array:
+        return _normalized(queries) @ _normalized(items).T
 
-    def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
-        """The same from tensors; a zero vector scores 0."""
-        from torch.nn.functional import normalize
-
-        return normalize(queries, dim=1) @ normalize(items, dim=1).T
-
+    @override
     def lower(self, dim: int) -> Lowering:
-        """Native: Qdrant normalises on write and compares by inner product."""
         return Lowering(Distance.COSINE, dim)
 
 
@@ -52,16 +45,12 @@ class Dot(Metric):
     name: ClassVar[str] = "dot"
     symmetric: ClassVar[bool] = True
 
-    def score(self, queries: Vectors, items: Vectors) -> Scores:
-        """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""
+    @override
+    def score(self, queries: Array, items: Array) -> Array:
         return queries @ items.T
 
-    def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
-        """The same from tensors."""
-        return queries @ items.T
-
+    @override
     def lower(self, dim: int) -> Lowering:
-        """Native."""
         return Lowering(Distance.DOT, dim)
 
 
@@ -76,16 +65,12 @@ class Euclid(Metric):
     name: ClassVar[str] = "euclid"
     symmetric: ClassVar[bool] = True
 
-    def score(self, queries: Vectors, items: Vectors) -> Scores:
-        """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""
-        return _negated_distance(queries, items, "euclidean")
+    @override
+    def score(self, queries: Array, items: Array) -> Array:
+        return negated_distance(queries, items, 2)
 
-    def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
-        """The same from tensors; the gradient between equal vectors is 0."""
-        return _negated_norm(queries, items, 2.0)
-
+    @override
     def lower(self, dim: int) -> Lowering:
-        """Native."""
         return Lowering(Distance.EUCLID, dim)
 
 
@@ -100,16 +85,12 @@ class Manhattan(Metric):
     name: ClassVar[str] = "manhattan"
     symmetric: ClassVar[bool] = True
 
-    def score(self, queries: Vectors, items: Vectors) -> Scores:
-        """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""
-        return _negated_distance(queries, items, "cityblock")
+    @override
+    def score(self, queries: Array, items: Array) -> Array:
+        return negated_distance(queries, items, 1)
 
-    def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
-        """The same from tensors; the gradient between equal coordinates is 0."""
-        return _negated_norm(queries, items, 1.0)
-
+    @override
     def lower(self, dim: int) -> Lowering:
-        """Native."""
         return Lowering(Distance.MANHATTAN, dim)
 
 
@@ -127,53 +108,24 @@ class Wasserstein1(Metric):
     name: ClassVar[str] = "w1"
     symmetric: ClassVar[bool] = True
 
-    def score(self, queries: Vectors, items: Vectors) -> Scores:
-        """Scores (n, m) of `queries` (n, d) and `items` (m, d)."""
-        total = _negated_distance(np.sort(queries, axis=1), np.sort(items, axis=1), "cityblock")
-        scores: Scores = total / queries.shape[1]
-        return scores
+    @override
+    def score(self, queries: Array, items: Array) -> Array:
+        return negated_distance(ascending(queries), ascending(items), 1) / queries.shape[1]
 
-    def similarity(self, queries: "Tensor", items: "Tensor") -> "Tensor":
-        """The same from tensors."""
-        return _negated_norm(queries.sort(dim=1).values, items.sort(dim=1).values, 1.0) / queries.shape[1]
-
+    @override
     def lower(self, dim: int) -> Lowering:
-        """Sorted coordinates over their number, Manhattan."""
         return SortedLowering(Distance.MANHATTAN, dim)
 
 
 @dataclass(frozen=True, slots=True)
 class SortedLowering(Lowering):
-    """Stores and asks with sorted coordinates, divided by their number."""
+    """Stores and queries ascending coordinates, divided by their number."""
 
-    def item(self, X: Vectors) -> Vectors:
-        """(n, d), ascending."""
-        ordered: Vectors = np.sort(X, axis=1) / np.float32(self.dim)
-        return ordered
-
-    def query(self, X: Vectors) -> Vectors:
-        """(n, d), ascending."""
-        return self.item(X)
-
-    def item_tensor(self, X: "Tensor") -> "Tensor":
-        """(n, d), ascending."""
-        return X.sort(dim=1).values / self.dim
-
-    def query_tensor(self, X: "Tensor") -> "Tensor":
-        """(n, d), ascending."""
-        return self.item_tensor(X)
+    @override
+    def item(self, X: Array) -> Array:
+        return ascending(X) / self.dim
 
 
-def _negated_distance(queries: Vectors, items: Vectors, distance: str) -> Scores:
-    from scipy.spatial.distance import cdist  # here, because scipy takes as long to import as all of `--help`
-
-    dtype = np.result_type(queries, items)
-    distances: Scores = cdist(queries.astype(np.float64), items.astype(np.float64), distance)
-    return -distances.astype(dtype)
-
-
-def _negated_norm(queries: "Tensor", items: "Tensor", p: float) -> "Tensor":
-    from torch import cdist
-
-    # Through a matrix product, equal vectors would come out apart, and with an infinite gradient.
-    return -cdist(queries, items, p=p, compute_mode="donot_use_mm_for_euclid_dist")
+def _normalized(X: Array) -> Array:
+    xp = array_namespace(X)
+    return X / xp.maximum(xp.linalg.vector_norm(X, axis=1, keepdims=True), SHORTEST)

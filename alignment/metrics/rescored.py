@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from alignment.metrics.lowering import Lowering, Scores, Vectors
+from alignment.metrics.arrays import Scores, Vectors
+from alignment.metrics.lowering import Lowering
 
 if TYPE_CHECKING:
     from alignment.metrics.metric import Metric

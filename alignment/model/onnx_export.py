@@ -97,16 +97,17 @@ class _Module(nn.Module):
     def forward(self, embedding: Tensor) -> dict[str, Tensor]:
         aligned = self.projection.unchecked_tensor(embedding)
         if self.side == "item":
-            outputs = {VECTOR: self.lowering.item_tensor(aligned)}
+            outputs = {VECTOR: self.lowering.item(aligned)}
         else:
-            outputs = {VECTOR: self.lowering.query_tensor(aligned)}
-            offset = self.lowering.offset_tensor(aligned)
+            outputs = {VECTOR: self.lowering.query(aligned)}
+            offset = self.lowering.offset(aligned)
             if offset is not None:
-                outputs[OFFSET] = offset[:, None]
+                outputs[OFFSET] = offset[:, None].float()
         if isinstance(self.lowering, Rescored):
             outputs[ALIGNED] = aligned
         norms = embedding.double().square().sum(dim=1, keepdim=True).sqrt()  # (n, 1)
-        unsound = ~(norms < LARGEST_SQUARE**0.5) | (norms < SMALLEST_SQUARE**0.5)  # as in `alignment.vectors.faults`
+        # As in `alignment.vectors.invalid_rows`.
+        unsound = ~(norms < LARGEST_SQUARE**0.5) | (norms < SMALLEST_SQUARE**0.5)
         # Sorting, ReLU and the like lose a NaN in some runtimes: it is put back where it came from.
         refused = (aligned.sum(dim=1, keepdim=True) + outputs[VECTOR].sum(dim=1, keepdim=True)).isnan() | unsound
         outputs = {name: output.masked_fill(refused, torch.nan) for name, output in outputs.items()}
@@ -147,10 +148,10 @@ def graph(alignment: Alignment, metric: Metric, modality: Modality, side: Side) 
     against = MODALITIES if side == "query" else (modality,)
     difference = max(_difference(session, projection, lowerings[m], side, probes) for m in against)
     if difference > TOLERANCE:
-        needed = "item_tensor" if side == "item" else "query_tensor and offset_tensor"
         raise ExportError(
             f"the {side} graph of {modality} under {metric} is {difference:.1e} away from what modalign computes, "
-            f"expected at most {TOLERANCE:.0e}; its lowering needs {needed}, see CONTRIBUTING.md"
+            f"expected at most {TOLERANCE:.0e}; its lowering must compute the same from tensors as from arrays, see "
+            "CONTRIBUTING.md"
         )
     return Graph(modality, side, onnx, outputs, difference)
 

@@ -178,7 +178,7 @@ def _top_k_on(
         its = torch.from_numpy(items).to(device)
         for start in range(0, len(queries), step):
             rows = slice(start, start + step)
-            scores = metric.similarity(torch.from_numpy(queries[rows]).to(device), its)  # (c, m)
+            scores = metric.score(torch.from_numpy(queries[rows]).to(device), its)  # (c, m)
             # NaN, the best to torch, has to come last.
             best = scores.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).topk(k, dim=1)
             indices[rows], values[rows] = best.indices.cpu().numpy(), best.values.cpu().numpy()

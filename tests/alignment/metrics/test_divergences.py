@@ -13,7 +13,7 @@ from scipy.special import rel_entr, softmax
 
 from alignment.errors import VectorError
 from alignment.metrics import METRICS, ChiSquare, Hellinger, JensenShannon, Metric, Rescored, parse
-from alignment.metrics import metric as metric_module
+from alignment.metrics import arrays as arrays_module
 from alignment.metrics.divergences import MAPS, Divergence
 from alignment.metrics.kullback_leibler import SQUARED_LENGTH, Kullback
 from alignment.metrics.lowering import SPREAD
@@ -123,7 +123,7 @@ def test_zeros_of_either_sign_are_zeros(metric: Divergence) -> None:
 @every_divergence
 def test_in_training_what_has_no_distribution_has_none(metric: Divergence) -> None:
     X = torch.tensor([[0.0, 0.0], [3.0, 1.0]], dtype=torch.float64)
-    P = metric.densities(X)
+    P = metric.distributions(X)
     expected = {"split": [0.0] * 4, "l1": [0.0] * 2, "softmax": [0.5] * 2}[metric.map]
     assert P[0].tolist() == expected
     np.testing.assert_allclose(P[1], metric.distributions(X.numpy()[1:])[0], rtol=1e-14)
@@ -188,7 +188,7 @@ def test_items_of_kullback_have_one_length_that_queries_do_not_see(rng: np.rando
 def test_chunks_of_items_do_not_matter(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
     q, x = rng.standard_normal((3, 5)), rng.standard_normal((11, 5))
     whole = {metric: metric.score(q, x) for metric in EVERY if metric.map != "l1"}
-    monkeypatch.setattr(metric_module, "ITEMS_AT_ONCE", 4)
+    monkeypatch.setattr(arrays_module, "ITEMS_AT_ONCE", 4)
     for metric, scores in whole.items():
         np.testing.assert_array_equal(metric.score(q, x), scores)
 

@@ -176,7 +176,7 @@ def test_scores_that_overflow_are_an_error_in_single_precision(rng: np.random.Ge
     q = np.ones((1, 10), np.float32)
     with pytest.raises(WeightsError, match="not finite"):
         started.score(q, q)
-    assert np.isfinite(started.score(q.astype(np.float64), q)).all()
+    assert np.isfinite(started.score(q.astype(np.float64), q.astype(np.float64))).all()
 
 
 # Weights
@@ -209,7 +209,7 @@ def test_without_weights_it_says_how_to_fit_them(metric: LearnedMetric, rng: np.
         lambda: metric.bind(others, items="image"),
         metric.weights,
         lambda: metric.score(X, X),
-        lambda: metric.similarity(torch.from_numpy(X), torch.from_numpy(X)),
+        lambda: metric.score(torch.from_numpy(X), torch.from_numpy(X)),
     ]
     if not isinstance(metric, Perceptron):  # whose lowering needs no weights
         calls.append(lambda: metric.lower(10).query(X))

@@ -278,7 +278,7 @@ def doubled(metric: Any) -> Any:
 
 def similarity(metric: Metric, queries: Matrix, items: Matrix) -> Matrix:
     q, x = torch.from_numpy(queries), torch.from_numpy(items)
-    made = (doubled(metric) if q.dtype == torch.float64 else metric).similarity(q, x)
+    made = (doubled(metric) if q.dtype == torch.float64 else metric).score(q, x)
     return np.asarray(made.detach().numpy())
 
 
@@ -322,7 +322,7 @@ def test_gradients_are_finite_where_formulas_are_not(metric: Metric, dtype: torc
     for name, side in sets.items():
         for reverse in (False, True):
             q, x = (z.clone().requires_grad_() for z in ((everything, side) if reverse else (side, everything)))
-            scores = metric.similarity(q, x)
+            scores = metric.score(q, x)
             uneven = torch.linspace(0.5, 2.0, scores.numel(), dtype=dtype).view_as(scores)
             (scores * uneven).sum().backward()
             assert q.grad is not None
@@ -334,7 +334,7 @@ def test_gradients_are_finite_where_formulas_are_not(metric: Metric, dtype: torc
 @every_metric
 def test_gradients_equal_finite_differences(metric: Metric, rng: np.random.Generator) -> None:
     q, x = (torch.from_numpy(some(metric, rng, n)).requires_grad_() for n in (2, 3))
-    assert torch.autograd.gradcheck(doubled(metric).similarity, (q, x), eps=1e-6, atol=1e-5, fast_mode=True)
+    assert torch.autograd.gradcheck(doubled(metric).score, (q, x), eps=1e-6, atol=1e-5, fast_mode=True)
 
 
 # Lowerings

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +79,7 @@ def test_chunks_bound_what_is_held_at_once(rng: np.random.Generator) -> None:
     held = []
 
     class Watched(Dot):
-        def score(self, queries: npt.NDArray[np.floating], items: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+        def score(self, queries: Any, items: Any) -> Any:
             held.append(len(queries) * len(items))
             return super().score(queries, items)
 
