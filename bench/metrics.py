@@ -35,6 +35,7 @@ from connector.demo.emoji import ENCODERS as DEMO_ENCODERS
 from connector.demo.emoji import SERVED, write_emoji
 from connector.home import Home
 from connector.provenance.database import upgrade
+from connector.requests import EncodeRequest, FitRequest, PushRequest
 from connector.search.retriever import Retriever, SearchResult
 from connector.settings import Settings
 
@@ -99,8 +100,8 @@ def prepared(directory: Path) -> Iterator[Home]:
     settings = Settings.load(home=directory / "home", database_url=f"sqlite:///{directory / 'modalign.db'}")
     upgrade(settings.database_url)
     with Home(settings) as home:
-        home.encode(write_emoji(directory / "emoji"), "emoji", DEMO_ENCODERS)
-        home.fit(["emoji"], "emoji", metrics=SERVED, method="rcca")
+        home.encode(EncodeRequest(corpus=write_emoji(directory / "emoji"), set="emoji", encoders=DEMO_ENCODERS))
+        home.fit(FitRequest(sets=["emoji"], alignment="emoji", metrics=SERVED, method="rcca"))
         synthetic(directory, home.alignment("emoji"), home.embedding_set("emoji"))
         yield home
 
@@ -149,9 +150,10 @@ def _serve(home: Home, name: str, queries: Path, *, indexing_threshold: int | No
     """Push the set `name` under every metric and measure the releases."""
     alignment, embedding_set = home.alignment(name), home.embedding_set(name)
     seconds = {}
+    layout = {"indexing_threshold": indexing_threshold}
     for metric in SERVED:
         started = time.perf_counter()
-        home.push(name, name, name, metrics=[metric], indexing_threshold=indexing_threshold)
+        home.push(PushRequest(set=name, into=name, alignment=name, metrics=[metric], layout=layout))
         seconds[metric] = time.perf_counter() - started
     asked = np.load(queries)
     texts = alignment.project("text", asked)

@@ -42,6 +42,7 @@ from bench.figure import Figure
 from connector.demo.emoji import ENCODERS, write_emoji
 from connector.home import Home
 from connector.provenance.database import upgrade
+from connector.requests import EncodeRequest
 from connector.settings import Settings
 
 SPLITS, FOLDS, HELD_OUT = 5, 2, 0.25
@@ -102,13 +103,15 @@ def corpora(names: Sequence[str]) -> Iterator[Corpus]:
         with Home(settings) as home:
             sets: dict[str, EmbeddingSet] = {}
             if "emoji" in names or "emoji to emoji-google" in names:
-                sets["emoji"] = home.encode(write_emoji(settings.home / "emoji"), "emoji", ENCODERS).value
+                sets["emoji"] = home.encode(
+                    EncodeRequest(corpus=write_emoji(settings.home / "emoji"), set="emoji", encoders=ENCODERS)
+                ).value
             for name, place, items in (("stamps", STAMPS, _stamps), ("emoji-google", GOOGLE, _google)):
                 if not place.exists():
                     print(f"{name}: not installed, {place} is not there")
                 elif any(name in wanted for wanted in names):
                     manifest = _manifest(settings.home / name, items())
-                    sets[name] = home.encode(manifest, name, ENCODERS).value
+                    sets[name] = home.encode(EncodeRequest(corpus=manifest, set=name, encoders=ENCODERS)).value
             for name in names:
                 first, _, second = name.partition(" to ")
                 if {first, second or first} <= sets.keys():

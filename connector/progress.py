@@ -1,9 +1,12 @@
-"""Progress of long work: a bar with rate and time left on a terminal, plain lines elsewhere. Always on stderr."""
+"""What is shown while a command works, on stderr: lines, and progress as a bar on a terminal or as lines elsewhere."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from typing_extensions import override
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -11,8 +14,17 @@ Advance = Callable[[int], None]
 
 
 def say(line: str) -> None:
-    """Print a line for people."""
-    print(line, file=sys.stderr, flush=True)  # noqa: T201
+    """Print a line for people on stderr. The library logs instead; the command line shows what it logs this way."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+class StderrHandler(logging.Handler):
+    """Shows log records as plain lines on stderr, wherever that is at the moment."""
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record))
 
 
 @contextmanager

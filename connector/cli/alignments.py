@@ -1,92 +1,70 @@
 """Commands on alignments: fit, compare, export."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from connector.cli.group import _home, _shortest, cli
-from connector.cli.options import METRIC_HELP, _assignments, holdout_options, home_options, json_option, seconds
+from connector.cli.group import cli, open_home, shortest
+from connector.cli.options import (
+    METHOD_HELP,
+    METRIC_HELP,
+    assignments,
+    holdout_options,
+    home_options,
+    json_option,
+    seconds,
+)
 from connector.cli.tables import print_guidelines, print_json, print_table
 from connector.progress import say
+from connector.requests import CompareRequest, ExportRequest, FitRequest, default_of
 
 
 @cli.command()
 @click.argument("sets", nargs=-1, required=True, metavar="SET...")
-@click.option("--alignment", "name", required=True, metavar="NAME", help="Alignment to make.")
-@click.option(
-    "--method",
-    default="auto",
-    show_default=True,
-    help="auto, a closed form (identity, procrustes, ridge, rcca, kcca, asif) or a trained head (linear, residual, fusemix, star-glu).",
-)
+@click.option("--alignment", required=True, metavar="NAME", help="Alignment to make.")
+@click.option("--method", default=default_of(FitRequest, "method"), show_default=True, help=f"auto, or {METHOD_HELP}.")
 @click.option(
     "--metric",
     "metrics",
     multiple=True,
-    default=["cosine"],
+    default=default_of(FitRequest, "metrics"),
     show_default=True,
     metavar="METRIC",
-    help=METRIC_HELP + " Candidates are chosen under the first that has nothing to learn.",
+    help=METRIC_HELP + " Candidates are chosen under the first metric that learns nothing.",
 )
 @holdout_options
 @click.option(
     "--budget",
     callback=seconds,
     metavar="TIME",
-    help="Begin no further candidate after so long, such as 90s, 10m or 2h.  [default: try them all]",
+    help="Start no further candidate after this time, such as 90s, 10m or 2h.  [default: try all]",
 )
 @click.option("--joint", is_flag=True, help="Choose under all metrics, and train one projection with all of them.")
 @click.option(
     "--training",
-    "settings",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Setting of the training loop, for example loss=hinge, batch=4096 or structure=10. May be repeated.",
+    help="Setting of the training loop, such as loss=hinge, batch=4096 or structure=10. May be repeated.",
 )
 @json_option
 @home_options
-def fit(
-    sets: tuple[str, ...],
-    name: str,
-    method: str,
-    metrics: tuple[str, ...],
-    holdout: float,
-    folds: int,
-    seed: int,
-    budget: float | None,
-    joint: bool,
-    settings: tuple[str, ...],
-    as_json: bool,
-    **where: Any,
-) -> None:
+def fit(training: tuple[str, ...], as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
     """Fit an alignment on embedding sets that hold pairs of images and texts.
 
-    Under torch's launcher, heads train in several processes: torchrun --nproc-per-node 4 --no-python modalign fit ...
+    Heads train in several processes under torch's launcher: torchrun --nproc-per-node 4 --no-python modalign fit ...
     """
-    from alignment import distributed
-    from alignment.sets.hold_out import HoldOut
-
-    with _home(where) as home:
-        result = home.fit(
-            sets,
-            name,
-            method=method,
-            metrics=metrics,
-            hold_out=HoldOut(holdout, seed),
-            folds=folds,
-            seed=seed,
-            budget=budget,
-            joint=joint,
-            training=_assignments(settings, "--training"),
-        )
-    if distributed.rank():  # the first process of a launcher speaks for all
+    request = FitRequest(training=assignments(training, "--training"), **given)
+    with open_home(where) as home:
+        result = home.fit(request)
+    if not result.run:  # only the first process of a launcher records and prints
         return
     alignment = result.value
     card = alignment.card
     document = {
-        "alignment": name,
+        "alignment": request.alignment,
         "fingerprint": alignment.fingerprint,
         "method": card.method,
         "dim": alignment.dim,
@@ -101,7 +79,7 @@ def fit(
         for metric, directions in card.held_out_recall.items()
         for direction, values in directions.items()
     ]
-    print_table(rows, f"alignment {name}: {card.method} {card.hyperparameters}, on held-out groups")
+    print_table(rows, f"alignment {request.alignment}: {card.method} {card.hyperparameters}, on held-out groups")
 
 
 @cli.command()
@@ -111,7 +89,7 @@ def fit(
     "methods",
     multiple=True,
     metavar="METHOD",
-    help="Method to compare, as for fit. May be repeated.  [default: those that fit tries by itself]",
+    help="Method to compare, as for fit. May be repeated.  [default: the methods of --method auto]",
 )
 @click.option(
     "--metric",
@@ -119,14 +97,14 @@ def fit(
     multiple=True,
     metavar="METRIC",
     help=METRIC_HELP
-    + " May be repeated; hyperparameters are chosen under the first that has nothing to learn.  [default: cosine, manhattan, chi2, kl-query-item, dot+nnn, bilinear]",
+    + " May be repeated. Hyperparameters are chosen under the first metric that learns nothing.  [default: cosine, manhattan, chi2, kl-query-item, dot+nnn, bilinear]",
 )
 @holdout_options
 @click.option(
     "--budget",
     callback=seconds,
     metavar="TIME",
-    help="Begin nothing more after so long, such as 90s, 10m or 2h; cheap methods come first, and what is missing is said.  [default: try them all]",
+    help="Start nothing more after this time, such as 90s, 10m or 2h. Cheap methods come first; the report names what is missing.  [default: try all]",
 )
 @click.option(
     "--to",
@@ -136,47 +114,25 @@ def fit(
 )
 @json_option
 @home_options
-def compare(
-    sets: tuple[str, ...],
-    methods: tuple[str, ...],
-    metrics: tuple[str, ...],
-    holdout: float,
-    folds: int,
-    seed: int,
-    budget: float | None,
-    to: Path | None,
-    as_json: bool,
-    **where: Any,
-) -> None:
-    """Compare encoder pairs, methods and metrics on your data, and say what to take.
+def compare(as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
+    """Compare encoder pairs, methods and metrics on your data, and advise which to use.
 
-    Sets of the same encoders are joined; sets of different encoders are compared on the groups that they have in
-    common. The report is a page with pictures, compare.html, and a document for machines, compare.json.
+    Sets of the same encoders are joined. Sets of different encoders are compared on the groups that they share. The
+    report is a page with charts, compare.html, and a document for machines, compare.json.
     """
-    from alignment.sets.hold_out import HoldOut
     from connector.reports.compare_report import DOCUMENT, PAGE, table
 
-    with _home(where) as home:
-        result = home.compare(
-            sets,
-            methods=methods,
-            metrics=metrics,
-            hold_out=HoldOut(holdout, seed),
-            folds=folds,
-            seed=seed,
-            budget=budget,
-            to=to,
-        )
-    made = result.value
-    say(f"wrote {_shortest(made.directory / PAGE)}")
+    with open_home(where) as home:
+        result = home.compare(CompareRequest(**given))
+    compared = result.value
+    comparison = compared.comparison
+    say(f"wrote {shortest(compared.directory / PAGE)}")
     if as_json:
-        print_json({"run": result.run, **json.loads((made.directory / DOCUMENT).read_text(encoding="utf-8"))})
+        print_json({"run": result.run, **json.loads((compared.directory / DOCUMENT).read_text(encoding="utf-8"))})
         return
-    comparison = made.comparison
-    print_table(
-        table(comparison), f"{comparison.test_groups:,} held-out groups, mean of both directions, 95% intervals"
-    )
-    print_guidelines(made.advice.guidelines)
+    title = f"{comparison.test_groups:,} held-out groups, mean of both directions, 95% intervals"
+    print_table(table(comparison), title)
+    print_guidelines(compared.advice.guidelines)
 
 
 @cli.command()
@@ -188,24 +144,26 @@ def compare(
 @click.option(
     "--collection",
     metavar="COLLECTION",
-    help="Whose live release will be asked: its name and its hnsw_ef then stand in the requests.",
+    help="Collection whose live release is searched: the requests then hold its name and its hnsw_ef.",
 )
 @json_option
 @home_options
-def export(alignment: str, metric: str, to: Path, collection: str | None, as_json: bool, **where: Any) -> None:
-    """Write ALIGNMENT under a metric as ONNX graphs, so that a service in any language queries without modalign.
+def export(to: Path, as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
+    """Write ALIGNMENT under a metric as ONNX graphs, so that a service in any language searches without modalign.
 
-    DIR then holds a graph for queries and one for items of either modality, from the raw embedding of the encoder to
-    the vector that Qdrant is asked with or stores; request.json, the requests to send and what their scores mean; and
-    example.py, both at work with onnxruntime and plain HTTP: python DIR/example.py TEXTS.npy QDRANT-URL.
+    DIR then holds a graph for queries and one for items of each modality. A graph takes the raw embedding of the
+    encoder and returns the vector that Qdrant stores or is searched with. request.json holds the requests to send and
+    what their scores mean. example.py shows both with onnxruntime and plain HTTP: python DIR/example.py TEXTS.npy URL.
 
     Every graph is compared with modalign before anything is written. Needs the extra `export`.
     """
-    with _home(where) as home:
-        result = home.export(alignment, metric, to, collection=collection)
+    request = ExportRequest(to=to, **given)
+    with open_home(where) as home:
+        result = home.export(request)
     rows = [{"graph": g.name, "outputs": ", ".join(g.outputs), "difference": g.difference} for g in result.value]
     if as_json:
         print_json({"run": result.run, "directory": str(to), "graphs": rows})
         return
     shown = [{**row, "difference": f"{row['difference']:.1e}"} for row in rows]
-    print_table(shown, f"{to}: {alignment} under {metric}, and how far each graph is from what modalign computes")
+    title = f"{to}: {request.alignment} under {request.metric}, with the largest difference of each graph from modalign"
+    print_table(shown, title)

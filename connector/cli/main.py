@@ -3,23 +3,30 @@
 Imports inside the commands keep `modalign --help` fast: numpy, torch, SQLAlchemy and the databases load when used.
 """
 
+import logging
 import sys
 from typing import NoReturn
 
 import click
 
-from alignment.errors import ModalignError
-from connector.cli import alignments, audits, collections, releases, runs, sets  # noqa: F401  they add their commands to the group
-from connector.cli.group import FAILED, INTERRUPTED, REQUIREMENT, USAGE, USAGE_ERRORS, cli
-from connector.errors import GateError
-from connector.progress import say
+from alignment.errors import MetricError, ModalignError, TrainingError
+from connector.cli import alignments, audits, collections, releases, runs, sets
+from connector.cli.group import FAILED, INTERRUPTED, REQUIREMENT, USAGE, cli
+from connector.errors import FilterError, GateError, RequirementError, SettingsError
+from connector.progress import StderrHandler, say
 from connector.safe_text import without_secrets
 
-__all__ = ["cli", "main"]
+# Each adds its commands to the group when it is imported.
+COMMANDS = (sets, alignments, collections, audits, releases, runs)
+# What only the command line can be wrong about.
+USAGE_ERRORS = (FilterError, MetricError, RequirementError, SettingsError, TrainingError)
 
 
 def main() -> NoReturn:
     """Run the command line and turn every way to end into its exit code."""
+    for name in ("alignment", "connector"):  # one line on stderr a message, as commands print
+        logging.getLogger(name).handlers = [StderrHandler()]
+        logging.getLogger(name).setLevel(logging.INFO)
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -31,12 +38,12 @@ def main() -> NoReturn:
         say("interrupted; nothing is half written: run the same command again")
         sys.exit(INTERRUPTED)
     except ModalignError as error:
-        say(f"modalign: {without_secrets(str(error))}")
+        say(f"modalign: {without_secrets(str(error))} [{error.code}]")
         sys.exit(USAGE if isinstance(error, USAGE_ERRORS) else REQUIREMENT if isinstance(error, GateError) else FAILED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(FAILED)
-    except OSError as error:  # a full disk, a home that may not be written
+    except OSError as error:  # a full disk, a home that cannot be written
         say(f"modalign: {error}")
         sys.exit(FAILED)
     sys.exit(0)

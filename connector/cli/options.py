@@ -5,10 +5,15 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import click
 
+from alignment.modality import Modality
+from alignment.names import CLOSED_FORMS, HEADS, METRICS
+from connector.corpora import FORMAT_NAMES
+from connector.progress import say
+from connector.requests import FitRequest, Request, default_of
 from connector.stores.layout import (
     BOUNDS,
     COMPRESSIONS,
@@ -20,14 +25,12 @@ from connector.stores.layout import (
     read_layout,
 )
 
-if TYPE_CHECKING:
-    pass
-
 F = TypeVar("F", bound=Callable[..., Any])
 METRIC_HELP = (
-    "How aligned vectors are compared: cosine, dot, euclid, manhattan, chi2, kl-query-item, kl-item-query, js, hellinger, "
-    "w1, bilinear, mol or mlp, with parameters as in 'chi2(map=split)'; 'dot+nnn' corrects hubness."
+    f"Metric that compares aligned vectors: {', '.join(METRICS)}. Parameters are given as in 'chi2(map=split)'; "
+    "'dot+nnn' corrects hubness."
 )
+METHOD_HELP = f"a closed form ({', '.join(CLOSED_FORMS)}) or a trained head ({', '.join(HEADS)})"
 
 
 def seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
@@ -65,21 +68,62 @@ class NumberRange(click.FloatRange):
         return number
 
 
+def renamed_option(old: str, new: str, name: str, **attributes: Any) -> Callable[[F], F]:
+    """Keep the old name of an option for one release, hidden, with a line on stderr.
+
+    Args:
+        old: the old name.
+        new: the option that replaces it.
+        name: parameter of the command, which both options fill.
+        **attributes: of the option `new`.
+    """
+
+    def notice(context: click.Context, option: click.Parameter, value: Any) -> Any:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            say(f"{old} is now {new}; the old name goes in the next release")
+        return value
+
+    return click.option(old, name, hidden=True, callback=notice, help=f"Old name of {new}.", **attributes)
+
+
 def home_options(command: F) -> F:
-    """Add the options that say where things are, and hand them over as `settings`."""
+    """Add the options that say where things are, and hand them over as the mapping `where`."""
     options = [
-        click.option("--home", type=click.Path(path_type=Path), help="Home directory.  [MODALIGN_HOME; ~/.modalign]"),
+        click.option(
+            "--home",
+            type=click.Path(path_type=Path),
+            envvar="MODALIGN_HOME",
+            show_envvar=True,
+            help="Home directory of sets, alignments and databases.  [default: ~/.modalign]",
+        ),
         click.option(
             "--qdrant-url",
             metavar="URL",
-            help="edge:DIR, http(s)://HOST:PORT or grpc(s)://HOST:PORT.  [MODALIGN_QDRANT_URL; edge:HOME/qdrant]",
+            envvar="MODALIGN_QDRANT_URL",
+            show_envvar=True,
+            help="edge:DIR, http(s)://HOST:PORT or grpc(s)://HOST:PORT.  [default: edge:HOME/qdrant]",
         ),
         click.option(
-            "--database-url", metavar="URL", help="SQLAlchemy URL.  [MODALIGN_DATABASE_URL; SQLite in the home]"
+            "--database-url",
+            metavar="URL",
+            envvar="MODALIGN_DATABASE_URL",
+            show_envvar=True,
+            help="SQLAlchemy URL of the provenance database.  [default: SQLite in the home]",
         ),
-        click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [MODALIGN_DEVICE; auto]"),
+        click.option(
+            "--device",
+            envvar="MODALIGN_DEVICE",
+            show_envvar=True,
+            help="auto, cpu, cuda, cuda:N or mps.  [default: auto]",
+        ),
     ]
-    return _with(command, options)
+
+    @functools.wraps(command)
+    def with_where(*args: Any, home: Path | None, **given: Any) -> Any:
+        where = {"home": home} | {name: given.pop(name) for name in ("qdrant_url", "database_url", "device")}
+        return command(*args, where=where, **given)
+
+    return _with(cast(F, with_where), options)
 
 
 def json_option(command: F) -> F:
@@ -103,7 +147,7 @@ def yes_option(command: F) -> F:
 def push_options(command: F) -> F:
     """Add what `push` and `ingest` share."""
     options = [
-        click.option("--into", "collection", required=True, metavar="COLLECTION", help="Collection to write into."),
+        click.option("--into", required=True, metavar="COLLECTION", help="Collection to write into."),
         click.option("--alignment", required=True, metavar="NAME", help="Alignment to project with."),
         click.option(
             "--metric",
@@ -120,11 +164,13 @@ def layout_options(command: F) -> F:
     """Add what says how new collections are laid out, and hand it over as `layout`: only what was given."""
     options = [
         click.option(
-            "--settings",
+            "--layout",
+            "layout_file",
             type=click.Path(path_type=Path),
             metavar="FILE.toml",
-            help="Read these settings of a collection from a file: names as below, with _ for -, and a table payload_indexes. Flags go before it.",
+            help="Read the layout of new collections from a file: the options below as keys, with _ for -, and a table payload_indexes. Options override the file.",
         ),
+        renamed_option("--settings", "--layout", "layout_file", type=click.Path(path_type=Path), metavar="FILE.toml"),
         click.option(
             "--payload-index",
             "payload_indexes",
@@ -197,12 +243,12 @@ def layout_options(command: F) -> F:
     ]
 
     @functools.wraps(command)
-    def with_layout(*args: Any, settings: Path | None, payload_indexes: tuple[str, ...], **given: Any) -> Any:
-        layout = read_layout(settings) if settings else {}
+    def with_layout(*args: Any, layout_file: Path | None, payload_indexes: tuple[str, ...], **given: Any) -> Any:
+        layout = read_layout(layout_file) if layout_file else {}
         layout |= {name: given.pop(name) for name in FIELDS if given.get(name) is not None}
         layout["payload_indexes"] = layout.get("payload_indexes", {}) | _payload_indexes(payload_indexes)
         others = {name: value for name, value in given.items() if name not in FIELDS}
-        return command(*args, layout=checked_layout(layout, "settings"), **others)
+        return command(*args, layout=checked_layout(layout, "layout"), **others)
 
     return _with(cast(F, with_layout), options)
 
@@ -213,7 +259,7 @@ def corpus_options(command: F) -> F:
         click.option(
             "--format",
             metavar="FORMAT",
-            help="How to read CORPUS: jsonl, csv, parquet, folder, coco, karpathy, flickr, webdataset or img2dataset.  [default: what it looks like]",
+            help=f"Format of CORPUS: {', '.join(FORMAT_NAMES)}.  [default: recognised]",
         ),
         click.option(
             "--images",
@@ -225,26 +271,30 @@ def corpus_options(command: F) -> F:
     return _with(command, options)
 
 
+def seed_option(request: type[Request], text: str) -> Callable[[F], F]:
+    """Add `--seed` to the command of `request`."""
+    default = default_of(request, "seed")
+    return click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=default, show_default=True, help=text)
+
+
 def holdout_options(command: F) -> F:
     """Add what `fit` and `compare` share: which groups are held out, and how the others are folded."""
     options = [
         click.option(
             "--holdout",
             type=NumberRange(0, 1, min_open=True, max_open=True),
-            default=0.25,
+            default=default_of(FitRequest, "holdout"),
             show_default=True,
             help="Share of the groups that the fit never sees.",
         ),
         click.option(
-            "--folds", type=WholeRange(2), default=4, show_default=True, help="Folds of the cross-validation."
-        ),
-        click.option(
-            "--seed",
-            type=click.IntRange(0, 2**32 - 1),
-            default=0,
+            "--folds",
+            type=WholeRange(2),
+            default=default_of(FitRequest, "folds"),
             show_default=True,
-            help="Of the hold-out and the folds.",
+            help="Folds of the cross-validation.",
         ),
+        seed_option(FitRequest, "Seed of the hold-out and the folds."),
     ]
     return _with(command, options)
 
@@ -255,7 +305,8 @@ def _with(command: F, options: Sequence[Callable[[F], F]]) -> F:
     return command
 
 
-def _assignments(texts: Iterable[str], option: str) -> dict[str, str]:
+def assignments(texts: Iterable[str], option: str) -> dict[str, str]:
+    """Read `NAME=VALUE` texts, which `option` was given."""
     given = {}
     for text in texts:
         name, sign, value = text.partition("=")
@@ -263,6 +314,12 @@ def _assignments(texts: Iterable[str], option: str) -> dict[str, str]:
             raise click.BadParameter(f"expected NAME=VALUE, got {text!r}", param_hint=option)
         given[name] = value
     return given
+
+
+def by_modality(image: str | None, text: str | None) -> dict[Modality, str]:
+    """Return what was given for each modality."""
+    given: dict[Modality, str | None] = {"image": image, "text": text}
+    return {modality: value for modality, value in given.items() if value}
 
 
 def _payload_indexes(indexes: Iterable[str]) -> dict[str, Any]:

@@ -1,21 +1,32 @@
-"""Commands on releases: promote, rollback, drop, status."""
+"""Commands on releases: promote, rollback, drop, status, verify, repair."""
 
 import sys
 import textwrap
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from connector.cli.group import FAILED, _confirmation, _home, _minute, cli
+from connector.cli.group import FAILED, cli, confirmation, minute, open_home
 from connector.cli.options import METRIC_HELP, home_options, json_option, yes_option
-from connector.cli.tables import print_json, print_table, reconciled_examples, reconciled_rows, switched_rows
+from connector.cli.tables import (
+    print_json,
+    print_reconciled,
+    print_table,
+    reconciled_examples,
+    reconciled_rows,
+    switched_rows,
+)
 from connector.progress import say
+from connector.requests import DropRequest, PromoteRequest, RepairRequest, RollbackRequest
 
 if TYPE_CHECKING:
     from connector.home import Home
     from connector.provenance.runs import RunResult
+    from connector.provenance.tables import RunRow
     from connector.releases.promotion import AliasSwitch
     from connector.releases.reconcile import ReconcileReport
+    from connector.releases.status import ReleaseStatus
 
 
 @cli.command()
@@ -23,35 +34,28 @@ if TYPE_CHECKING:
 @click.option("--metric", "metrics", multiple=True, metavar="METRIC", help=METRIC_HELP + "  [default: all]")
 @click.option(
     "--release",
-    "names",
+    "releases",
     multiple=True,
     metavar="RELEASE",
     help="This ready release. May be repeated.  [default: those of the newest alignment]",
 )
-@click.option("--force", is_flag=True, help="Promote whatever the audits say; who did and why is recorded.")
+@click.option("--force", is_flag=True, help="Promote whatever the audits say. Who forced it and why is recorded.")
 @click.option("--reason", metavar="TEXT", help="Why it is forced.")
 @json_option
 @home_options
-def promote(
-    collection: str,
-    metrics: tuple[str, ...],
-    names: tuple[str, ...],
-    force: bool,
-    reason: str | None,
-    as_json: bool,
-    **where: Any,
-) -> None:
-    """Make the ready releases of COLLECTION live, in place of those that are: one switch for all metrics.
+def promote(force: bool, reason: str | None, as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
+    """Make the ready releases of COLLECTION live, in place of the live ones: one switch for all metrics.
 
     They are verified first: exact counts against SQL, and a sample of vectors and payloads against the embedding sets.
-    The newest audit of each must have passed its requirements, and nothing may have been written since; otherwise the
-    exit code is 3. Run it again after a crash: it finishes what it began. What was live is retired, and `rollback`
-    brings it back.
+    The newest audit of each must have passed its requirements, and nothing may have been written since. Otherwise the
+    exit code is 3.
+
+    The releases that were live are retired; `rollback` brings them back. Run it again after a crash: it finishes.
     """
     if force != bool(reason and reason.strip()):
         raise click.UsageError("expected --force together with --reason TEXT, or neither")
-    with _home(where) as home:
-        result = home.promote(collection, metrics=metrics, names=names, reason=reason)
+    with open_home(where) as home:
+        result = home.promote(PromoteRequest(reason=reason, **given))
     for switched in result.value:
         if switched.refused:
             say(f"forced by {switched.promotion.forced_by}: {switched.refused}")
@@ -69,14 +73,14 @@ def promote(
 )
 @json_option
 @home_options
-def rollback(collection: str, metrics: tuple[str, ...], as_json: bool, **where: Any) -> None:
-    """Undo the last promotion of COLLECTION: what was live before is live again.
+def rollback(as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
+    """Undo the last promotion of COLLECTION: the releases that were live before it are live again.
 
-    It is verified first. What was pushed since the promotion it has not got: push the embedding sets with its alignment
-    again. Run it again after a crash: it finishes what it began.
+    They are verified first. They lack what was pushed since the promotion: push the embedding sets with their alignment
+    again. Run it again after a crash: it finishes.
     """
-    with _home(where) as home:
-        result = home.rollback(collection, metrics=metrics)
+    with open_home(where) as home:
+        result = home.rollback(RollbackRequest(**given))
     for switched in result.value:
         for lacking in switched.lacks:
             say(lacking)
@@ -92,110 +96,152 @@ def rollback(collection: str, metrics: tuple[str, ...], as_json: bool, **where: 
 @yes_option
 @json_option
 @home_options
-def drop(collection: str, names: tuple[str, ...], retired: bool, yes: bool, as_json: bool, **where: Any) -> None:
-    """Drop releases of COLLECTION that are not live, with their points; embedding sets and alignments stay."""
-    with _home(where) as home:
-        doomed = home.droppable(collection, names=names, retired=retired)
-        for name, returned_to in doomed.items():
+def drop(
+    collection: str, names: tuple[str, ...], retired: bool, yes: bool, as_json: bool, where: Mapping[str, Any]
+) -> None:
+    """Drop releases of COLLECTION that are not live, with their points. Embedding sets and alignments stay."""
+    with open_home(where) as home:
+        releases = home.droppable(collection, names=names, retired=retired)
+        for name, returned_to in releases.items():
             say(f"{name}{': a rollback would return to it' if returned_to else ''}")
-        if doomed and not _confirmation("modalign drop", yes)(f"drop {len(doomed)} releases of {collection}?"):
+        if releases and not confirmation("modalign drop", yes)(f"drop {len(releases)} releases of {collection}?"):
             say("nothing was dropped")
             sys.exit(FAILED)
-        result = home.drop(collection, list(doomed)) if doomed else None
+        result = home.drop(DropRequest(collection=collection, releases=list(releases))) if releases else None
     if as_json:
-        print_json({"run": result.run if result else None, "dropped": list(doomed)})
+        print_json({"run": result.run if result else None, "dropped": list(releases)})
     else:
-        print_table([{"dropped": name} for name in doomed], f"{collection}")
+        print_table([{"dropped": name} for name in releases], f"{collection}")
 
 
 @cli.command()
 @click.argument("collection", required=False)
-@click.option(
-    "-n", "limit", type=click.IntRange(1, 1_000_000), default=10, show_default=True, help="How many runs to show."
-)
-@click.option(
-    "--verify", is_flag=True, help="Reconcile SQL, collections and embedding sets; exit with 1 if they differ."
-)
-@click.option("--repair", is_flag=True, help="Also mend collections and SQL from the embedding sets, and verify again.")
-@yes_option
+@click.option("-n", "limit", type=click.IntRange(1, 1_000_000), default=10, show_default=True, help="Runs to show.")
+@click.option("--verify", is_flag=True, hidden=True, help="Old name of `modalign verify`.")
+@click.option("--repair", is_flag=True, hidden=True, help="Old name of `modalign repair`.")
+@click.option("--yes", is_flag=True, hidden=True, help="For --repair: do not ask before deleting anything.")
 @json_option
 @home_options
 def status(
-    collection: str | None, limit: int, verify: bool, repair: bool, yes: bool, as_json: bool, **where: Any
+    collection: str | None, limit: int, verify: bool, repair: bool, yes: bool, as_json: bool, where: Mapping[str, Any]
 ) -> None:
     """Show releases, of COLLECTION or all, what is to be done about them, ingests in parts, and the last runs.
 
-    The lag is the number of rows of the embedding sets that a release does not hold, those that it refused among them.
-
-    With --verify everything that live and ready releases should hold is computed again from the embedding sets and
-    compared with what they hold: missing, differing and orphaned points, all payloads, vectors of a sample. A release
-    that cannot be compared, because its alignment is gone say, is named with the reason, and the others are verified.
+    The lag is the number of rows of the embedding sets that a release does not hold, rejected rows among them.
     """
-    from connector.releases.promotion import pending
-
-    with _home(where) as home:
-        reconciled = _reconciled(home, collection, repair, yes) if verify or repair else None
-        lag = home.lag()
-        releases = [
-            {
-                "collection": row.collection,
-                "metric": row.metric,
-                "state": row.state,
-                "points": row.points,
-                "hnsw_ef": row.hnsw_ef,
-                "hnsw_recall": row.hnsw_recall,
-                "lag": lag[row.id].rows if row.id in lag else None,
-                "lag_since": _minute(lag[row.id].since) if row.id in lag else None,
-                "physical_name": row.physical_name,
-                "store": row.store_url,
-                "pending": pending(home.provenance, row),
-            }
-            for row in home.provenance.releases.find(**({"collection": collection} if collection else {}))
-            if row.dropped_at is None
-        ]
-        runs = [
-            {
-                "run": row.id,
-                "command": row.command,
-                "outcome": row.outcome,
-                "started": row.started_at.isoformat(timespec="seconds"),
-                "counts": ", ".join(f"{count} {name}" for name, count in row.counts.items() if count),
-                "error": row.error or "",
-            }
-            for row in home.provenance.runs.newest(limit)
-        ]
-        parts = home.provenance.runs.ingests_in_parts()
-    sound = reconciled is None or all(found.consistent for found in reconciled)
+    for given, name in ((verify, "verify"), (repair, "repair")):
+        if given:
+            say(f"--{name} is now `modalign {name}`; the old name goes in the next release")
+    with open_home(where) as home:
+        reports = _repaired(home, collection, yes) if repair else home.verify(collection) if verify else None
+        shown = home.status(collection, runs=limit)
+    releases = [_release_row(release) for release in shown.releases]
+    runs = [_run_row(run) for run in shown.runs]
     if as_json:
-        document: dict[str, Any] = {"releases": releases, "ingests_in_parts": parts, "runs": runs}
-        if reconciled is not None:
-            document |= {"verified": reconciled_rows(reconciled), "examples": reconciled_examples(reconciled)}
-        print_json(document)
-        sys.exit(0 if sound else FAILED)
-    shown = [
-        {name: value for name, value in release.items() if name not in ("store", "pending")} for release in releases
-    ]
-    print_table(shown, "releases")
-    for release in releases:
-        if release["pending"]:
-            click.echo(f"{release['physical_name']}: {release['pending']}")
-    if reconciled is not None:
-        rows = [{name: value for name, value in row.items() if name != "broken"} for row in reconciled_rows(reconciled)]
-        print_table(rows, "verified against SQL and embedding sets")
-        for each in reconciled:
-            if each.broken is not None:
-                click.echo(f"{each.name}: broken: {each.broken}")
-        for name, kinds in reconciled_examples(reconciled).items():
-            for kind, examples in kinds.items():
-                say(f"{name}: {kind}, for example {', '.join(examples)}")
-    if parts:
-        print_table(parts, "ingests in parts that are not finished")
-    for run in runs:
-        run["started"] = str(run["started"])[:16].replace("T", " ")
-        run["error"] = textwrap.shorten(str(run["error"]), 60)
-    print_table(runs, "runs (times are UTC; --json has errors in full)")
-    if not sound:
+        document = {"releases": releases, "ingests_in_parts": shown.ingests_in_parts, "runs": runs}
+        print_json(document | ({} if reports is None else _document(reports)))
+    else:
+        hidden = ("store", "pending")
+        print_table(({k: v for k, v in row.items() if k not in hidden} for row in releases), "releases")
+        for row in releases:
+            if row["pending"]:
+                click.echo(f"{row['physical_name']}: {row['pending']}")
+        if reports is not None:
+            print_reconciled(reports)
+        if shown.ingests_in_parts:
+            print_table(shown.ingests_in_parts, "ingests in parts that are not finished")
+        for row in runs:
+            row["started"] = row["started"][:16].replace("T", " ")
+            row["error"] = textwrap.shorten(row["error"], 60)
+        print_table(runs, "runs (times are UTC; --json has errors in full)")
+    _exit_for_differences(reports or [])
+
+
+@cli.command()
+@click.argument("collection", required=False)
+@json_option
+@home_options
+def verify(collection: str | None, as_json: bool, where: Mapping[str, Any]) -> None:
+    """Compare SQL, collections and embedding sets, of COLLECTION or all. Exit with 1 if they differ.
+
+    What live and ready releases should hold is computed again from the embedding sets: missing, differing and orphaned
+    points, all payloads, and a sample of vectors. A release that cannot be compared, for example because its alignment
+    is gone, is named with the reason.
+    """
+    with open_home(where) as home:
+        reports = home.verify(collection)
+    _print_reports(reports, as_json)
+
+
+@cli.command()
+@click.argument("collection", required=False)
+@yes_option
+@json_option
+@home_options
+def repair(collection: str | None, yes: bool, as_json: bool, where: Mapping[str, Any]) -> None:
+    """Verify, repair collections and SQL from the embedding sets where they differ, and verify again.
+
+    Orphans, points that no embedding set holds, are deleted after a count and a question.
+    """
+    with open_home(where) as home:
+        reports = _repaired(home, collection, yes)
+    _print_reports(reports, as_json)
+
+
+def _repaired(home: "Home", collection: str | None, yes: bool) -> "list[ReconcileReport]":
+    reports = home.verify(collection)
+    if all(report.sound for report in reports):
+        return reports
+    orphans = sum(report.orphans.count for report in reports)
+    agreed = orphans > 0 and confirmation("repair", yes)(f"delete {orphans} points that no embedding set holds?")
+    if orphans and not agreed:
+        say("nothing was deleted")
+    return home.repair(RepairRequest(collection=collection, delete_orphans=agreed)).value
+
+
+def _print_reports(reports: "Sequence[ReconcileReport]", as_json: bool) -> None:
+    if as_json:
+        print_json(_document(reports))
+    else:
+        print_reconciled(reports)
+    _exit_for_differences(reports)
+
+
+def _document(reports: "Sequence[ReconcileReport]") -> dict[str, Any]:
+    return {"verified": reconciled_rows(reports), "examples": reconciled_examples(reports)}
+
+
+def _exit_for_differences(reports: "Sequence[ReconcileReport]") -> None:
+    if not all(report.sound for report in reports):
         sys.exit(FAILED)
+
+
+def _release_row(release: "ReleaseStatus") -> dict[str, Any]:
+    row, lag = release.row, release.lag
+    return {
+        "collection": row.collection,
+        "metric": row.metric,
+        "state": row.state,
+        "points": row.points,
+        "hnsw_ef": row.settings.get("hnsw_ef"),
+        "hnsw_recall": row.settings.get("hnsw_recall"),
+        "lag": lag.rows if lag else None,
+        "lag_since": minute(lag.since) if lag else None,
+        "physical_name": row.physical_name,
+        "store": row.store_url,
+        "pending": release.pending,
+    }
+
+
+def _run_row(run: "RunRow") -> dict[str, Any]:
+    return {
+        "run": run.id,
+        "command": run.command,
+        "outcome": run.outcome,
+        "started": run.started_at.isoformat(timespec="seconds"),
+        "counts": ", ".join(f"{count} {name}" for name, count in run.counts.items() if count),
+        "error": run.error or "",
+    }
 
 
 def _print_switched(result: "RunResult[list[AliasSwitch]]", as_json: bool) -> None:
@@ -206,14 +252,3 @@ def _print_switched(result: "RunResult[list[AliasSwitch]]", as_json: bool) -> No
         print_table(rows, f"run {result.run}")
     else:
         print_table([], f"run {result.run}: everything that was asked for is live already")
-
-
-def _reconciled(home: "Home", collection: str | None, repair: bool, yes: bool) -> "list[ReconcileReport]":
-    found = home.verify(collection)
-    if not repair or all(each.consistent for each in found):
-        return found
-    orphans = sum(each.orphans.count for each in found)
-    agreed = orphans > 0 and _confirmation("--repair", yes)(f"delete {orphans} points that no embedding set holds?")
-    if orphans and not agreed:
-        say("nothing was deleted")
-    return home.repair(collection, delete_orphans=agreed).value

@@ -4,62 +4,58 @@ import json
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from connector.cli.group import _exit_for_rejects, _home, _settings, _shortest, cli
+from connector.cli.group import cli, exit_for_rejects, load_settings, open_home, shortest
 from connector.cli.options import home_options, json_option, rejects_option
 from connector.cli.tables import print_json, print_rejects, print_result, print_table
 from connector.progress import say
 
+if TYPE_CHECKING:
+    from connector.provenance.tables import RejectRow
+
 
 @cli.command()
 @click.argument("run", type=click.IntRange(1, 2**31 - 1), required=False)
-@click.option("--by-reason", is_flag=True, help="Count them by stage and reason.")
+@click.option("--by-reason", is_flag=True, help="Count the rejects by stage and reason.")
 @click.option(
     "--export",
     "to",
     type=click.Path(path_type=Path, allow_dash=True),
     metavar="FILE",
-    help="Write them as JSONL into FILE; - is stdout.",
+    help="Write the rejects as JSONL into FILE; - is stdout.",
 )
 @click.option(
-    "--retry",
-    is_flag=True,
-    help="Run the command of RUN again: what stands in the set costs a hash, what was refused is tried again.",
+    "--retry", is_flag=True, help="Run the command of RUN again: rejects are tried again, other items are skipped."
 )
 @rejects_option
 @json_option
 @home_options
 def rejects(
-    run: int | None, by_reason: bool, to: Path | None, retry: bool, max_rejects: int, as_json: bool, **where: Any
+    run: int | None,
+    by_reason: bool,
+    to: Path | None,
+    retry: bool,
+    max_rejects: int,
+    as_json: bool,
+    where: Mapping[str, Any],
 ) -> None:
-    """List the items that RUN refused, with the reasons; without RUN, the last run that refused any."""
+    """List the items that RUN rejected, with the reasons. Without RUN, take the last run that rejected any."""
     if by_reason + (to is not None) + retry > 1:
         raise click.UsageError("--by-reason, --export and --retry exclude each other")
-    with _home(where) as home:
-        number = run if run is not None else home.provenance.runs.last_with_rejects()
-        refused = home.provenance.runs.rejects(number) if number is not None else []
-        rows = [
-            {
-                "stage": row.stage,
-                "reason": row.reason,
-                "source": row.source,
-                "position": row.position,
-                "key": row.key,
-                "modality": row.modality,
-                "detail": row.detail,
-            }
-            for row in refused
-        ]
-        if retry and number is not None:
-            result = home.retry(number)
-            print_result(result, {"retried": number, "refused_then": len(rows)}, as_json)
-            _exit_for_rejects(result, max_rejects)
-            return
-    counted = Counter((str(row["stage"]), str(row["reason"])) for row in rows)
+    with open_home(where) as home:
+        rejected = home.rejects(run)
+        result = home.retry(rejected.run) if retry and rejected.run is not None else None
+    number, rows = rejected.run, [_reject_row(row) for row in rejected.rows]
+    if result is not None:
+        print_result(result, {"retried": number, "refused_then": len(rows)}, as_json)
+        exit_for_rejects(result, max_rejects)
+        return
+    counted = Counter((row["stage"], row["reason"]) for row in rows)
     counts = [{"stage": stage, "reason": reason, "count": n} for (stage, reason), n in counted.most_common()]
     if to is not None:
         lines = "".join(json.dumps({"run": number, **row}, ensure_ascii=False) + "\n" for row in rows)
@@ -71,29 +67,33 @@ def rejects(
     elif as_json:
         print_json({"run": number, **({"by_reason": counts} if by_reason else {"rejects": rows})})
     elif number is None:
-        click.echo("no run has refused anything")
+        click.echo("no run has rejected anything")
     elif by_reason:
         print_table(counts, f"rejects of run {number} by reason")
     else:
         print_rejects(rows, number)
 
 
+def _reject_row(row: "RejectRow") -> dict[str, Any]:
+    columns = ("stage", "reason", "source", "position", "key", "modality", "detail")
+    return {name: getattr(row, name) for name in columns}
+
+
 @cli.command()
 @json_option
 @home_options
-def demo(as_json: bool, **where: Any) -> None:
-    """Show the whole way on 1,707 emoji: encode, fit, push under every metric, search, audit. Takes some five minutes.
+def demo(as_json: bool, where: Mapping[str, Any]) -> None:
+    """Run everything once on 1,707 emoji: encode, fit, push under every metric, search, audit. Takes five minutes.
 
     Needs the extra packages of `pip install 'modalign[demo]'`, and no network, server or GPU.
     """
     from connector.demo.emoji import run_demo
 
-    result = run_demo(_settings(where))
+    result = run_demo(load_settings(where))
     rows = list(result.rows())
     if as_json:
-        print_json(
-            {"home": str(result.home), "page": str(result.page), "seconds": round(result.seconds, 1), "table": rows}
-        )
+        document = {"home": str(result.home), "page": str(result.page), "seconds": round(result.seconds, 1)}
+        print_json({**document, "table": rows})
         return
     shown = [
         {
@@ -106,10 +106,9 @@ def demo(as_json: bool, **where: Any) -> None:
     queries = rows[0]["queries"]
     print_table(shown, f"Recall@K on held-out pairs ({queries} queries each way), chance and fidelity beside it")
     say("cosine, dot and euclid agree: they order unit vectors alike")
-    modalign = "modalign" if shutil.which("modalign") else _shortest(Path(sys.argv[0]))
+    modalign = "modalign" if shutil.which("modalign") else shortest(Path(sys.argv[0]))
     option = "" if where["home"] is None else f" --home {where['home']}"
-    example = _shortest(result.example)
     say(f"\nLook at {result.page}\nThen try, in the home {result.home}:\n")
     say(f"  {modalign} search emoji 'a red heart' -k 5{option}")
-    say(f"  {modalign} search emoji {example} --html found.html{option}")
+    say(f"  {modalign} search emoji {shortest(result.example)} --html found.html{option}")
     say(f"  {modalign} audit emoji --pairs emoji --require 'recall@10>=0.4'{option}")

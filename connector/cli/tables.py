@@ -116,24 +116,36 @@ def reconciled_examples(found: Iterable["ReconcileReport"]) -> dict[str, dict[st
     }
 
 
-def how_sure(guarantee: str, answer: "SearchResult") -> str:
+def print_reconciled(reports: Sequence["ReconcileReport"]) -> None:
+    """Print what reconciliations found: a release a row, why one could not be compared, and a few of the items."""
+    rows = [{name: value for name, value in row.items() if name != "broken"} for row in reconciled_rows(reports)]
+    print_table(rows, "verified against SQL and embedding sets")
+    for report in reports:
+        if report.broken is not None:
+            click.echo(f"{report.name}: broken: {report.broken}")
+    for name, kinds in reconciled_examples(reports).items():
+        for kind, examples in kinds.items():
+            say(f"{name}: {kind}, for example {', '.join(examples)}")
+
+
+def result_quality(guarantee: str, answer: "SearchResult") -> str:
     """Say in words how good a search result is."""
     if answer.certified is None:
         along = guarantee == "exact" and not answer.exact
-        proof = " order, found along the graph: --exact compares with everything" if along else ""
+        proof = " order, found in the HNSW graph: --exact compares with everything" if along else ""
     elif not answer.certified:
         proof = ": not proved within the candidate budget"
     elif answer.exact:
         proof = ": nothing better is there"
     else:
-        proof = ": nothing better along the graph, --exact would prove it"
+        proof = ": nothing better in the HNSW graph, --exact would prove it"
     rescored = f", {answer.candidates} candidates rescored" if answer.candidates else ""
     return f"{guarantee}{proof}{rescored}"
 
 
-def found_rows(found: Sequence["SearchHit"]) -> Iterator[dict[str, Any]]:
+def search_rows(hits: Sequence["SearchHit"]) -> Iterator[dict[str, Any]]:
     """Lay found items out as rows of a table."""
-    for rank, item in enumerate(found, start=1):
+    for rank, item in enumerate(hits, start=1):
         shown = item.payload.get("caption", "") if item.modality == "text" else _name(item.payload.get("image"))
         yield {"#": rank, "score": round(item.score, 4), "key": item.key, "group": item.group, item.modality: shown}
 

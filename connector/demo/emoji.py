@@ -19,6 +19,7 @@ from connector.home import Home
 from connector.progress import progress, say
 from connector.provenance.database import upgrade
 from connector.reports.contact_sheet import Answered, write_contact_sheet
+from connector.requests import AuditRequest, EncodeRequest, FitRequest, PushRequest
 from connector.settings import Settings
 
 NAME = "emoji"
@@ -73,22 +74,25 @@ def run_demo(settings: Settings) -> Demo:
     manifest = write_emoji(settings.home / "corpora" / NAME)
     with Home(settings) as home:
         say(f"3. Encode it once: images with {ENCODERS['image']}, captions with {ENCODERS['text']}, nothing in common")
-        embedding_set = home.encode(manifest, NAME, ENCODERS).value
+        embedding_set = home.encode(EncodeRequest(corpus=manifest, set=NAME, encoders=ENCODERS)).value
         say("4. Fit an alignment on three quarters of the pairs; the rest is held out")
         if not settings.alignment_path(NAME).exists():
-            home.fit([NAME], NAME, metrics=SERVED)
+            home.fit(FitRequest(sets=[NAME], alignment=NAME, metrics=SERVED))
         alignment = home.alignment(NAME)
         if alignment.card.sets != [embedding_set.card.fingerprint]:
             raise ConnectorError(
                 f"the alignment in {settings.home} was fitted on another {NAME} set; remove that home and run again"
             )
         say(f"5. Push into Qdrant, one collection per metric: {', '.join(SERVED)}")
-        home.push(NAME, NAME, NAME, metrics=SERVED, indexing_threshold=INDEXING_THRESHOLD)
+        layout = {"indexing_threshold": INDEXING_THRESHOLD}
+        home.push(PushRequest(set=NAME, into=NAME, alignment=NAME, metrics=SERVED, layout=layout))
         say("6. Search in both directions, with captions and pictures that the fit never saw")
         page = settings.home / "demo.html"
         example = _write_page(home, embedding_set, alignment.card.hold_out, page)
         say("7. Audit every release against the labels of the held-out pairs")
-        audits = {metric: home.audit(NAME, NAME, metric=metric).value for metric in SERVED}
+        audits = {
+            metric: home.audit(AuditRequest(collection=NAME, pairs=NAME, metric=metric)).value for metric in SERVED
+        }
     return Demo(settings.home, audits, page, time.monotonic() - started, example)
 
 

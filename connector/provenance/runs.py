@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -36,6 +36,14 @@ class RunResult(Generic[T_co]):
     run: int
     counts: Mapping[str, int]
     value: T_co
+
+
+@dataclass(frozen=True, slots=True)
+class RunRejects:
+    """What a run refused, in the order in which it met the items; no run where none has refused anything."""
+
+    run: int | None
+    rows: Sequence[RejectRow]
 
 
 @dataclass(slots=True)

@@ -16,17 +16,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from alignment import device as devices
 from alignment.errors import ModalignError, SetBusyError
-from alignment.metrics import Metric
+from alignment.metrics import Metric, parse
 from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.shards import shard_paths
 from alignment.sets.writer import SetWriter
+from connector.corpora.formats import open_corpus
 from connector.corpora.items import Corpus
 from connector.corpora.partition import Part
 from connector.encoding.encode import BATCH_ITEMS, SHARD_ROWS, Encoding, Shard
-from connector.encoding.encoders import Encoder
+from connector.encoding.encoders import Encoder, load_encoders
 from connector.encoding.pipeline import Pipeline
 from connector.errors import CorpusError, MismatchError, ProvenanceError, StoreError
 from connector.progress import progress, say
@@ -34,13 +36,76 @@ from connector.provenance.leases import BEGIN, IngestSteps
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.push.session import PushSession, push_session
-from connector.releases.release import Release
+from connector.releases.chain import check_encoder
+from connector.releases.release import Release, lower
+from connector.requests import IngestRequest
 from connector.stores.contract import Store
 
 SHARDS_AHEAD = 2
 POLL_SECONDS = 1.0  # between two looks for steps that other processes have left
 
 Confirm = Callable[[int], bool]
+
+
+def ingest(
+    request: IngestRequest,
+    alignment: Alignment,
+    alignment_id: int,
+    *,
+    path: Path,
+    store: Store,
+    provenance: Provenance,
+    run: Run,
+    device: str = "auto",
+    prune: Confirm | None = None,
+) -> list[Release]:
+    """Ingest the corpus that `request` names, with the encoders of `alignment`; return the releases.
+
+    Args:
+        request: what to ingest, and into what.
+        alignment: what the request names.
+        alignment_id: its row in SQL.
+        path: directory of the embedding set.
+        store: where the collections are.
+        provenance: where everything is recorded.
+        run: counts, and takes the rejects.
+        device: where the encoders compute.
+        prune: asked before items that have left the corpus are deleted, with their number; None: they stay.
+
+    Raises:
+        CorpusError: items were not pruned, because rows of the corpus could not be read. All else is done.
+        MismatchError: an encoder that loads now is not the alignment's.
+    """
+    corpus = open_corpus(request.corpus, format=request.format, images=request.images)
+    metrics = list(dict.fromkeys(map(parse, request.metrics or alignment.card.metrics)))
+    for metric in metrics:  # refuse what cannot be pushed before anything is encoded
+        lower(alignment, metric)
+    specs = {modality: card.spec for modality, card in alignment.card.encoders.items()}
+    encoders = load_encoders(specs, devices.resolve(device))
+    for modality, encoder in encoders.items():
+        check_encoder(alignment, modality, encoder.card, f"the encoder that {encoder.spec} loads now")
+    begun = Ingest(
+        corpus,
+        path,
+        encoders,
+        alignment,
+        alignment_id,
+        request.into,
+        metrics,
+        store,
+        provenance,
+        run,
+        request.layout,
+        prune,
+    )
+    releases = begun.whole() if request.parts is None else begun.in_parts(request.parts)
+    if kept := run.counts["not_pruned"]:
+        raise CorpusError(
+            f"{kept} items of the embedding set were not met in the corpus, but some rows of the corpus could not be "
+            f"read and may be these items: all else is done, these are kept; see `modalign rejects {run.id}`, correct "
+            "the rows and run the same command again, or leave --prune out"
+        )
+    return releases
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,31 @@
 from datetime import datetime
 from typing import NamedTuple
 
+from alignment.errors import EmbeddingSetError
+from alignment.sets.cards import SetCard
+from alignment.sets.embedding_set import EmbeddingSet
+from connector.provenance.recorder import Provenance
+from connector.provenance.tables import ReleaseRow
+
 
 class Lag(NamedTuple):
     """Rows of embedding sets that a release does not hold, refused ones among them, and since when at the earliest."""
 
     rows: int
     since: datetime | None
+
+
+def lag_of(provenance: Provenance, row: ReleaseRow) -> Lag:
+    """Return how many rows of its embedding sets a release does not hold, by SQL's ledger."""
+    behind, since = 0, None
+    for embedding_set in provenance.ledger.sets_in([row.id]):
+        path = provenance.database.located(embedding_set.path)
+        try:
+            rows = EmbeddingSet(path, SetCard.read(path)).rows()
+        except EmbeddingSetError:  # the set is on another machine: take what SQL remembers of it
+            rows = embedding_set.image_count + embedding_set.text_count
+        missing = rows - sum(points for _, points in provenance.ledger.entries(row.id, embedding_set.id).values())
+        if missing > 0:
+            behind += missing
+            since = min(filter(None, (since, embedding_set.updated_at)))
+    return Lag(behind, since)

@@ -12,6 +12,9 @@ begun and not finished, and the same command finishes it.
 One process at a time does any of this to a collection, under `Lifecycle.exclusive`.
 """
 
+import getpass
+import os
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -35,6 +38,15 @@ class PromotionOverride:
 
     by: str
     reason: str
+
+
+def this_person() -> str:
+    """Return user@host of this process."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # the user number of a container may have no name
+        user = str(os.getuid())
+    return f"{user}@{platform.node()}"
 
 
 @dataclass(frozen=True, slots=True)

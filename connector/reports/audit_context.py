@@ -8,11 +8,15 @@ from typing import Any
 
 from alignment.modality import Modality
 from alignment.sets.embedding_set import EmbeddingSet
-from connector.audits.history import AuditSummary
+from connector.audits.history import AuditSummary, asked_as, history
 from connector.audits.result import Audit
+from connector.provenance.recorder import Provenance
 from connector.provenance.tables import AlignmentRow, EncoderRow
 from connector.reports.glossary import minute
 from connector.safe_text import redacted
+
+# Audits that the page of one looks back on.
+PAGE_AUDITS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +42,26 @@ class AuditContext:
     run: int
     at: datetime
     moments: Sequence[AuditSummary]
+
+
+def audit_context(
+    audit: Audit, pairs: EmbeddingSet, requirements: Sequence[str], run: int, provenance: Provenance
+) -> AuditContext:
+    """Return what the page of a recorded audit says beside what was measured."""
+    row = audit.row
+    alignment = provenance.artifacts.alignment(row.alignment_id)
+    rows = provenance.releases.find(store_url=row.store_url, collection=row.collection, metric=row.metric)
+    moments = history(provenance, rows, limit=PAGE_AUDITS, asked=asked_as(audit.plan, audit.pairs))
+    return AuditContext(
+        store=row.store_url,
+        alignment=alignment,
+        encoders=provenance.artifacts.encoders(alignment),
+        pairs=pairs,
+        requirements=requirements,
+        run=run,
+        moments=moments,
+        at=next(moment.at for moment in moments if moment.audit == audit.number),
+    )
 
 
 def chain(found: Audit, origin: AuditContext) -> Iterator[tuple[str, str, str]]:

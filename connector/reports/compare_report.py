@@ -1,18 +1,23 @@
 """A comparison as files: a document for machines, a page with what it says in words first, and its pictures."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from alignment.comparison.compare import Comparison, Fitted, Row
-from alignment.comparison.guidelines import Advice
+from alignment.comparison.compare import METRICS, Comparison, Fitted, Row, compare
+from alignment.comparison.guidelines import Advice, advise
 from alignment.durable import write_durably
+from alignment.metrics import parse
+from alignment.sets.embedding_set import EmbeddingSet
+from alignment.sets.hold_out import HoldOut
 from connector.errors import ConnectorError
+from connector.progress import say
 from connector.reports.compare_charts import heat_map, learning_curves
 from connector.reports.pages import templates
+from connector.requests import CompareRequest
 
 FORMAT = 1
 DOCUMENT, PAGE, HEAT_MAP, CURVES = "compare.json", "compare.html", "heatmap.svg", "learning-curves.svg"
@@ -32,6 +37,46 @@ def claim(directory: Path) -> None:
         raise ConnectorError(f"{directory} is a file; name another directory with --to, or remove it") from None
     except OSError as error:
         raise ConnectorError(f"directory {directory} cannot be made: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A comparison with what it advises, and the directory of its files."""
+
+    comparison: Comparison
+    advice: Advice
+    directory: Path
+
+
+def compare_and_report(
+    request: CompareRequest, sets: Sequence[EmbeddingSet], directory: Path, *, device: str
+) -> Compared:
+    """Compare what `request` asks for on `sets`, and write the report into `directory`.
+
+    Raises:
+        ConnectorError: the directory is taken, or a file cannot be written.
+    """
+    metrics = [parse(metric) for metric in request.metrics] or METRICS
+    claim(directory)
+    try:
+        comparison = compare(
+            sets,
+            methods=request.methods,
+            metrics=metrics,
+            hold_out=HoldOut(request.holdout, request.seed),
+            folds=request.folds,
+            seed=request.seed,
+            device=device,
+            budget=request.budget,
+            progress=say,
+        )
+        advice = advise(comparison)
+        write_comparison(directory, comparison, advice)
+    except BaseException:
+        if not any(directory.iterdir()):  # so that the same command can be run again
+            directory.rmdir()
+        raise
+    return Compared(comparison, advice, directory)
 
 
 def write_comparison(directory: Path, comparison: Comparison, advice: Advice) -> None:

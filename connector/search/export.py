@@ -6,20 +6,24 @@ example.py      a program that uses both: connector.search.export_example
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from alignment.durable import new_directory, write_durably
 from alignment.errors import ExportError
-from alignment.metrics import Guarantee, Metric, Rescored
+from alignment.metrics import Guarantee, Metric, Rescored, parse
 from alignment.modality import MODALITIES, OTHER, Modality
 from alignment.model.alignment import Alignment
 from alignment.model.onnx_export import ALIGNED, BATCH, INPUT, OFFSET, OPSET, Graph, export
+from connector.errors import MismatchError
+from connector.provenance.recorder import Provenance
 from connector.releases.aliases import alias_name
-from connector.releases.release import lower
+from connector.releases.release import lower, open_release
+from connector.requests import ExportRequest
+from connector.stores.contract import Store
 from connector.stores.layout import OVERSAMPLING
 
 REQUEST, EXAMPLE = "request.json", "example.py"
@@ -158,3 +162,30 @@ def _request(spec: ExportSpec, modality: Modality, limit: int) -> dict[str, Any]
             "with_payload": True,
         },
     }
+
+
+def export_request(
+    request: ExportRequest, alignment: Alignment, provenance: Provenance, open_store: Callable[[], Store]
+) -> list[Graph]:
+    """Write what a service needs to query `alignment` without modalign; return the graphs.
+
+    Args:
+        request: the metric, the directory, and the collection whose live release is searched.
+        alignment: the alignment that the request names.
+        provenance: where releases are recorded.
+        open_store: opens the store; called only where the request names a collection.
+
+    Raises:
+        MismatchError: the live release was written with another alignment.
+        ExportError: see `write`.
+    """
+    target = ExportSpec(request.alignment, alignment, parse(request.metric))
+    if request.collection is not None:
+        release = open_release(provenance, open_store(), request.collection, request.metric, device="cpu")
+        if release.alignment.fingerprint != alignment.fingerprint:
+            raise MismatchError(
+                f"release {release.name} was written with alignment {release.alignment.fingerprint[:12]}, "
+                f"{request.alignment} is {alignment.fingerprint[:12]}; export the first, or push with the second"
+            )
+        target = replace(target, collection=request.collection, hnsw_ef=release.hnsw_ef, **release.quantized_search)
+    return write(request.to, target)

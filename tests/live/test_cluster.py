@@ -1,5 +1,6 @@
 """A node of a cluster stops during an ingest: all points arrive, and the node catches up."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from connector.home import Home
 from connector.provenance.database import upgrade
 from connector.push import batches as pushing
+from connector.requests import IngestRequest
 from connector.settings import Settings
 from connector.stores.qdrant import QdrantStore
 from tests.live.conftest import Cluster
@@ -23,10 +25,11 @@ def test_a_node_stops_during_an_ingest_and_comes_back(
 ) -> None:
     monkeypatch.setattr(pushing, "BATCH_POINTS", 128)
     manifest = write_manifest(tmp_path / "m.jsonl", fake_pairs(tmp_path, N))
+    request = IngestRequest(corpus=manifest, into=collection, alignment="a", metrics=["cosine"])
     settings = Settings(tmp_path / "home", cluster.urls[0], f"sqlite:///{tmp_path / 'm.db'}", api_key=cluster.key)
     alignment().save(settings.alignment_path("a"))
     upgrade(settings.database_url)
-    copies: dict[str, Any] = {"shards": 3, "replication_factor": 2, "write_consistency_factor": 1}
+    copies = {"shards": 3, "replication_factor": 2, "write_consistency_factor": 1}
     with Home(settings) as home:
         upsert, written = home.store.upsert, 0
 
@@ -38,13 +41,13 @@ def test_a_node_stops_during_an_ingest_and_comes_back(
                 cluster.compose("stop qdrant-3")
 
         monkeypatch.setattr(home.store, "upsert", stopping)
-        ingested = home.ingest(manifest, collection, "a", metrics=["cosine"], **copies)
+        ingested = home.ingest(replace(request, layout=copies))
         assert ingested.counts["written"] == 2 * N
         (release,) = ingested.value
         assert home.store.count(release.name) == 2 * N
         cluster.compose("start --wait qdrant-3")
         assert home.store.ready(release.name).points == 2 * N
-        again = home.ingest(manifest, collection, "a", metrics=["cosine"])
+        again = home.ingest(request)
         assert (again.counts["written"], again.counts["encoded"]) == (0, 0)
         with QdrantStore.connect(cluster.urls[2], api_key=cluster.key) as third:
             assert third.ready(release.name).points == 2 * N

@@ -10,6 +10,7 @@ from qdrant_client import QdrantClient
 from connector.errors import StoreError
 from connector.home import Home
 from connector.releases.release import open_release
+from connector.requests import IngestRequest
 from connector.search.retriever import Retriever
 from connector.settings import Settings
 from connector.stores.filters import parse_filter
@@ -35,12 +36,13 @@ def test_a_push_is_whole_repeatable_and_live(world: World, collection: str) -> N
 
 def test_an_ingest_is_whole_repeatable_and_live(world: World, collection: str, tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path / "m.jsonl", fake_pairs(tmp_path, 40))
+    request = IngestRequest(corpus=manifest, into=collection, alignment="a", metrics=["cosine", "chi2"])
     settings = Settings(world.home, world.store.url, world.url)
     with Home(settings) as home:
         home.__dict__["store"] = world.store  # the one that the protocol under test has opened
-        ingested = home.ingest(manifest, collection, "a", metrics=["cosine", "chi2"])
+        ingested = home.ingest(request)
         assert ingested.counts["written"] == 160
-        again = home.ingest(manifest, collection, "a", metrics=["cosine", "chi2"])
+        again = home.ingest(request)
         assert (again.counts["written"], again.counts["encoded"]) == (0, 0)
         aliases = home.store.aliases()
         for release in ingested.value:

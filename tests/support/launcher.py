@@ -21,7 +21,6 @@ import stamina
 from alignment.sets.writer import SetWriter
 from connector.cli import main as cli
 from connector.encoding import encoders
-from connector.home import Home
 from connector.provenance.artifacts import Artifacts
 from connector.provenance.ledger import Ledger
 from connector.provenance.releases import Releases
@@ -61,9 +60,8 @@ def main(arguments: Sequence[str]) -> None:
     setattr(encoders, "entry_points", _entry_points)  # noqa: B010  the module does not export it
     setattr(set_push, "BATCH_POINTS", BATCH_POINTS)  # noqa: B010  the module does not export it
     set_push.FLUSH_POINTS = FLUSH_POINTS
-    defaults = Home._encode.__kwdefaults__
-    assert defaults is not None
-    defaults.update(shard_rows=SHARD_ROWS, batch_items=4)
+    if rest and rest[0] == "encode":
+        rest += ["--shard-size", str(SHARD_ROWS), "--batch-size", "4"]
     setattr(ingest, "SHARD_ROWS", SHARD_ROWS)  # noqa: B010  nor these
     setattr(ingest, "BATCH_ITEMS", 4)  # noqa: B010
     stamina.set_testing(True, attempts=3)  # a server that went away stays away

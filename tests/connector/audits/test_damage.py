@@ -22,11 +22,12 @@ from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import ReleaseRow, RunRow
 from connector.releases.points import point_id
+from connector.requests import AuditRequest, FitRequest, PushRequest
 from connector.search.candidates import CandidateSearch
 from connector.settings import Settings
 from connector.stores.contract import Points
 from connector.stores.edge import EdgeStore
-from tests.connector.cli.test_cli import modalign
+from tests.support.cli import modalign
 from tests.support.world import rows, write_set
 
 N, LATENT = 1500, 48
@@ -45,12 +46,13 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_set(home / "sets" / name, [embedded(m, seed) for m in DIMS], cards)
     with Home(settings) as opened:
         for name in ("pairs", "others"):
-            opened.fit([name], f"of-{name}", method="ridge", metrics=["cosine"])
-        graph: dict[str, Any] = {"indexing_threshold": 100, "m": 6, "ef_construct": 32}
-        opened.push("pairs", "plain", "of-pairs", **graph)
-        opened.push("pairs", "coarse", "of-pairs", quantization="binary", oversampling=24.0, **graph)
+            opened.fit(FitRequest(sets=[name], alignment=f"of-{name}", method="ridge"))
+        graph = {"indexing_threshold": 100, "m": 6, "ef_construct": 32}
+        opened.push(PushRequest(set="pairs", into="plain", alignment="of-pairs", layout=graph))
+        coarse = {"quantization": "binary", "oversampling": 24.0, **graph}
+        opened.push(PushRequest(set="pairs", into="coarse", alignment="of-pairs", layout=coarse))
         for collection in ("plain", "coarse"):
-            assert opened.audit(collection, "pairs").value.blamed == []
+            assert opened.audit(AuditRequest(collection=collection, pairs="pairs")).value.blamed == []
     return home
 
 
@@ -71,7 +73,7 @@ def home(healthy: Path, tmp_path: Path) -> Path:
 
 def audited(home: Path, collection: str = "plain", **options: Any) -> Audit:
     with Home(Settings.load(home=home)) as opened:
-        return opened.audit(collection, "pairs", **options).value
+        return opened.audit(AuditRequest(collection=collection, pairs="pairs", **options)).value
 
 
 def blamed(found: Audit) -> set[str]:
@@ -176,7 +178,7 @@ def test_a_filter_whose_field_is_not_indexed(home: Path) -> None:
 def test_an_embedding_set_that_changed_since_it_was_pushed(home: Path) -> None:
     """It is no damage of the release: what cannot be compared is said, and a drop is not blamed on the release."""
     before = audited(home)
-    assert audited(home, against="last").drifts
+    assert audited(home, baseline="last").drifts
     cards = {m: EncoderCard(f"fake:{m}", "ab" * 32, dim) for m, dim in DIMS.items()}
     parts = [embedded(m, 0) for m in DIMS]
     asked = set(before.per_query["text-to-image"].keys)
@@ -185,7 +187,7 @@ def test_an_embedding_set_that_changed_since_it_was_pushed(home: Path) -> None:
     for row in late:
         parts[1].content_sha256[row] = f"new {row}"
     write_set(home / "sets" / "pairs", parts, cards)
-    found = audited(home, against="last")
+    found = audited(home, baseline="last")
     assert blamed(found) == set()
     assert (
         "Embedding set pairs has changed since it was pushed, in 1 of the 6 batches that were looked at: points of "
@@ -201,7 +203,7 @@ def test_an_embedding_set_that_changed_since_it_was_pushed(home: Path) -> None:
         assert drift.change.difference == Estimate(0.0, 0.0, 0.0)
         assert drift.change.queries == len(asked) - (len(late) if drift.direction == "text-to-image" else 0)
     with Home(Settings.load(home=home)) as opened:
-        opened.push("pairs", "plain", "of-pairs")
+        opened.push(PushRequest(set="pairs", into="plain", alignment="of-pairs"))
     assert not any("changed since it was pushed" in says for says in audited(home).in_words)
 
 
@@ -239,8 +241,8 @@ def test_a_small_edit_of_a_small_set(tmp_path: Path) -> None:
     parts = [embedded(m, 0).take(range(200)) for m in DIMS]
     write_set(home / "sets" / "pairs", parts, cards)
     with Home(Settings.load(home=home)) as opened:
-        opened.fit(["pairs"], "of-pairs", method="ridge", metrics=["cosine"])
-        opened.push("pairs", "plain", "of-pairs")
+        opened.fit(FitRequest(sets=["pairs"], alignment="of-pairs", method="ridge"))
+        opened.push(PushRequest(set="pairs", into="plain", alignment="of-pairs"))
     for part in parts:
         part.content_sha256[3] = "new"
         part.vectors[3] *= -1
@@ -265,7 +267,7 @@ def test_a_set_that_has_lost_all_its_rows(home: Path) -> None:
         part.keys[:] = [f"more-{key}" for key in part.keys]
     write_set(home / "sets" / "more", more, cards)
     with Home(Settings.load(home=home)) as opened:
-        opened.push("more", "plain", "of-pairs")
+        opened.push(PushRequest(set="more", into="plain", alignment="of-pairs"))
     write_set(home / "sets" / "more", [], cards)
     found = audited(home)
     assert found.verdict == "measured"
@@ -279,7 +281,7 @@ def test_a_set_that_is_being_encoded(home: Path) -> None:
         part.keys[:] = [f"more-{key}" for key in part.keys]
     write_set(home / "sets" / "more", more, cards)
     with Home(Settings.load(home=home)) as opened:
-        opened.push("more", "plain", "of-pairs")
+        opened.push(PushRequest(set="more", into="plain", alignment="of-pairs"))
     card = home / "sets" / "more" / "card.json"
     card.write_text(card.read_text().replace('"complete": true', '"complete": false'))
     found = audited(home)
@@ -388,7 +390,7 @@ def test_a_point_that_has_no_group(home: Path, payload: dict[str, Any]) -> None:
 @pytest.mark.parametrize("carried", [None, 7, "", "no base64!", "AAAA"])
 def test_a_point_without_its_aligned_vector(home: Path, carried: object) -> None:
     with Home(Settings.load(home=home)) as opened:
-        opened.push("pairs", "divergence", "of-pairs", metrics=["chi2"])
+        opened.push(PushRequest(set="pairs", into="divergence", alignment="of-pairs", metrics=["chi2"]))
     with collection_of(home, "divergence") as (store, name):
         (record,) = store.retrieve(name, [point_id("image", "1499")], vector_name="image")
         assert record.vector is not None

@@ -15,7 +15,7 @@ from connector.errors import StoreError
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import AuditRow, MeasureRow, PerQueryRow, ReleaseRow
 from connector.stores.edge import EdgeStore
-from tests.connector.cli.test_cli import SPECS, N, done, modalign
+from tests.support.cli import SPECS, N, done, modalign
 from tests.support.fakes import fake_pairs, write_manifest
 from tests.support.world import write_set
 

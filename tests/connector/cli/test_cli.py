@@ -11,8 +11,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -31,90 +30,17 @@ from alignment.model.projections import Projection
 from alignment.sets.cards import EncoderCard
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.cli import main as cli
-from connector.encoding import encoders
 from connector.errors import StoreUnavailableError
 from connector.provenance.recorder import Provenance
 from connector.stores import qdrant as qdrant_store
 from connector.stores.contract import Points
 from connector.stores.edge import EdgeStore
-from tests.support.fakes import NAN_WORD, fake_entry_points, fake_pairs, write_manifest
+from tests.support.cli import SPECS, Ended, N, done, modalign
+from tests.support.fakes import NAN_WORD, fake_pairs, write_manifest
 from tests.support.world import cards, pairs, points_of, write_set
 
 ROOT = Path(__file__).parents[3]
-N = 60
-SPECS = ["--image-encoder", "fake-image:small", "--text-encoder", "fake-text:small"]
 SECRET, KEY = "s3cret/pass", "k3y-of-the-server"
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """What stands on stdout, which must be JSON and nothing else, as strict readers take it."""
-
-        def refuse(name: str) -> Any:
-            raise ValueError(f"{name} is no JSON")
-
-        return json.loads(self.out, parse_constant=refuse)
-
-    @property
-    def error(self) -> str:
-        """The one line that says what was wrong."""
-        assert self.code in (1, 2)
-        assert "Traceback" not in self.err
-        starts = ("modalign: ",) if self.code == 1 else ("modalign: ", "Error: ")
-        (line,) = [line for line in self.err.splitlines() if line.startswith(starts)]
-        assert self.err.splitlines()[-1] == line
-        assert self.out == ""
-        return line
-
-
-def modalign(*arguments: object) -> Ended:
-    """Run the command line in this process, with the fake encoders."""
-    out, err = StringIO(), StringIO()
-    with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
-        patched.setattr(encoders, "entry_points", fake_entry_points)
-        patched.setattr(sys, "argv", ["modalign", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    code = ended.value.code
-    assert isinstance(code, int)
-    return Ended(code, out.getvalue(), err.getvalue())
-
-
-def done(*arguments: object) -> Ended:
-    ended = modalign(*arguments)
-    assert ended.code == 0, ended.err
-    return ended
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("corpus")
-    return write_manifest(directory / "things.jsonl", fake_pairs(directory, N))
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """A home with a set, an alignment and a live release, that no test changes but for its runs."""
-    home = tmp_path_factory.mktemp("shared")
-    done("db", "upgrade", "--home", home)
-    done("encode", corpus, "--set", "pairs", *SPECS, "--home", home)
-    done("fit", "pairs", "--alignment", "a", "--method", "ridge", "--home", home)
-    done("push", "pairs", "--into", "things", "--alignment", "a", "--home", home)
-    return home
-
-
-@pytest.fixture
-def home(shared: Path, tmp_path: Path) -> Path:
-    """A copy of the home that a test may change."""
-    return shutil.copytree(shared, tmp_path / "home")
 
 
 def state(home: Path) -> Any:

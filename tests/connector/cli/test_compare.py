@@ -16,8 +16,8 @@ from alignment.sets.embedding_set import EmbeddingSet
 from connector.errors import ConnectorError
 from connector.reports import compare_report as comparisons
 from connector.reports.compare_charts import VIRIDIS, colour, heat_map, ink, learning_curves
-from tests.connector.cli.test_cli import Ended, done, modalign
 from tests.connector.reports.test_contact_sheet import Page
+from tests.support.cli import Ended, done, modalign
 from tests.support.fakes import fake_pairs, write_manifest
 
 N = 160

@@ -10,7 +10,7 @@ from connector.cli.group import FAILED
 from connector.cli.sets import gap
 from connector.home import Home
 from connector.settings import Settings
-from tests.connector.cli.test_cli import done, modalign
+from tests.support.cli import done, modalign
 from tests.support.fakes import fake_pairs, fake_rows, fake_set, write_manifest
 
 N = 240

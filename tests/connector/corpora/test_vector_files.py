@@ -26,6 +26,7 @@ from connector.errors import CorpusError, EncoderError, MismatchError, SettingsE
 from connector.home import Home
 from connector.provenance.database import upgrade
 from connector.rejects import Reject
+from connector.requests import FitRequest, ImportRequest, IngestRequest, PushRequest
 from connector.settings import Settings
 
 N, DIM, TEXT_DIM = 7, 4, 3
@@ -315,7 +316,7 @@ class TestImport:
 
     def test_what_is_imported_is_an_embedding_set_that_says_so(self, home: Home, vectors: Path) -> None:
         made_by: dict[Modality, str] = {"image": "my-resnet v2", "text": "my-bert"}
-        result = home.import_vectors(vectors, "s", made_by)
+        result = home.import_vectors(ImportRequest(vectors=vectors, set="s", encoders=made_by))
         assert {name: count for name, count in result.counts.items() if count} == {"imported": 120}
         opened = home.embedding_set("s")
         image = opened.card.encoders["image"]
@@ -327,14 +328,17 @@ class TestImport:
         assert json.loads(opened.load("text").payloads[0]) == {"caption": "text 0"}
 
     def test_again_changes_nothing_and_a_change_is_taken(self, home: Home, vectors: Path) -> None:
-        before = home.import_vectors(vectors, "s", {"image": "a"}).value.card
-        assert home.import_vectors(vectors, "s", {"image": "a"}).counts["unchanged"] == 60
+        before = home.import_vectors(ImportRequest(vectors=vectors, set="s", encoders={"image": "a"})).value.card
+        assert (
+            home.import_vectors(ImportRequest(vectors=vectors, set="s", encoders={"image": "a"})).counts["unchanged"]
+            == 60
+        )
         assert home.embedding_set("s").card == before
         path = vectors / "img_emb" / "img_emb_0.npy"
         X = np.load(path)
         X[3] += 1
         np.save(path, X)
-        result = home.import_vectors(vectors, "s", {"image": "a"})
+        result = home.import_vectors(ImportRequest(vectors=vectors, set="s", encoders={"image": "a"}))
         assert (result.counts["imported"], result.counts["unchanged"]) == (1, 59)
         after = home.embedding_set("s")
         assert after.card.fingerprint != before.fingerprint
@@ -342,21 +346,21 @@ class TestImport:
         np.testing.assert_array_equal(rows.vectors[rows.keys.index("3.jpg")], X[3])
 
     def test_texts_may_be_added_to_images(self, home: Home, vectors: Path) -> None:
-        home.import_vectors(vectors, "s", {"image": "a"})
-        result = home.import_vectors(vectors, "s", {"text": "b"})
+        home.import_vectors(ImportRequest(vectors=vectors, set="s", encoders={"image": "a"}))
+        result = home.import_vectors(ImportRequest(vectors=vectors, set="s", encoders={"text": "b"}))
         assert {name: count for name, count in result.counts.items() if count} == {"imported": 60}
         assert home.embedding_set("s").card.counts == {"image": 60, "text": 60}
 
     def test_keys_that_repeat_are_refused(self, home: Home, tmp_path: Path) -> None:
         path = parquet(tmp_path / "t.parquet", key=["a", "b", "a"], v=lists(np.eye(3)))
-        result = home.import_vectors(path, "s", {"image": "x"})
+        result = home.import_vectors(ImportRequest(vectors=path, set="s", encoders={"image": "x"}))
         assert (result.counts["imported"], result.counts["rejected"]) == (2, 1)
-        assert [row.reason for row in home.provenance.runs.rejects(result.run)] == ["key-duplicate"]
+        assert [row.reason for row in home.rejects(result.run).rows] == ["key-duplicate"]
 
     def test_it_is_fitted_pushed_and_searched_with_vectors_alone(self, home: Home, vectors: Path) -> None:
-        home.import_vectors(vectors, "s", {"image": "a", "text": "b"})
-        home.fit(["s"], "m", method="ridge")
-        home.push("s", "things", "m")
+        home.import_vectors(ImportRequest(vectors=vectors, set="s", encoders={"image": "a", "text": "b"}))
+        home.fit(FitRequest(sets=["s"], alignment="m", method="ridge"))
+        home.push(PushRequest(set="s", into="things", alignment="m"))
         retriever = home.retriever("things")
         query = EmbeddingSet.open(home.settings.set_path("s")).load("text").vectors[:5]
         made_by = ImportedEncoder("b", 5)
@@ -368,22 +372,22 @@ class TestImport:
             retriever.search_texts(["a dog"])
 
     def test_a_corpus_cannot_be_ingested_with_what_was_imported(self, home: Home, vectors: Path) -> None:
-        home.import_vectors(vectors, "s", {"image": "a", "text": "b"})
-        home.fit(["s"], "m", method="ridge")
+        home.import_vectors(ImportRequest(vectors=vectors, set="s", encoders={"image": "a", "text": "b"}))
+        home.fit(FitRequest(sets=["s"], alignment="m", method="ridge"))
         (vectors / "corpus.jsonl").write_text('{"key": "a", "caption": "b"}\n')
         with pytest.raises(EncoderError, match="no model that can be loaded"):
-            home.ingest(vectors / "corpus.jsonl", "things", "m")
+            home.ingest(IngestRequest(corpus=vectors / "corpus.jsonl", into="things", alignment="m"))
 
     def test_vectors_of_another_name_are_not_mixed_in(self, home: Home, vectors: Path) -> None:
-        home.import_vectors(vectors, "s", {"image": "a"})
+        home.import_vectors(ImportRequest(vectors=vectors, set="s", encoders={"image": "a"}))
         with pytest.raises(Exception, match=r"holds image vectors of imported:a .* vectors of imported:c"):
-            home.import_vectors(vectors, "s", {"image": "c"})
+            home.import_vectors(ImportRequest(vectors=vectors, set="s", encoders={"image": "c"}))
 
     def test_somebody_has_to_say_what_made_them(self, home: Home, vectors: Path) -> None:
         with pytest.raises(SettingsError, match="expected --image-encoder, --text-encoder or both"):
-            home.import_vectors(vectors, "s", {})
+            home.import_vectors(ImportRequest(vectors=vectors, set="s", encoders={}))
         with pytest.raises(EncoderError, match="expected a name of the encoder"):
-            home.import_vectors(vectors, "s", {"image": "imported:"})
+            home.import_vectors(ImportRequest(vectors=vectors, set="s", encoders={"image": "imported:"}))
 
 
 def test_an_imported_encoder_is_its_name_and_dimension() -> None:

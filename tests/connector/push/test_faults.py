@@ -28,6 +28,7 @@ from connector.errors import (
 )
 from connector.home import Home
 from connector.provenance.database import upgrade
+from connector.requests import IngestRequest
 from connector.settings import Settings
 from connector.stores import qdrant as qdrant_store
 from connector.stores.contract import CollectionConfig, Points, VectorConfig
@@ -549,10 +550,12 @@ class TestAWholePush:
         upgrade(settings.database_url)
         server.fail = Storm(4)
         with stamina.set_testing(True, attempts=30), Home(settings) as opened:
-            result = opened.ingest(manifest, "things", "a", metrics=["cosine"])
+            result = opened.ingest(IngestRequest(corpus=manifest, into="things", alignment="a", metrics=["cosine"]))
         server.fail = lambda request: None
         assert result.counts["written"] == 80
         assert server.data.count("things.cosine").count == 80
         with Home(settings) as opened:
-            assert opened.ingest(manifest, "things", "a").counts["unchanged"] == 160  # items, and points
+            assert (
+                opened.ingest(IngestRequest(corpus=manifest, into="things", alignment="a")).counts["unchanged"] == 160
+            )  # items, and points
             assert opened.provenance.ledger.points(opened.provenance.releases.find()[0].id) == 80

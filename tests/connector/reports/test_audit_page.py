@@ -27,8 +27,8 @@ from connector.reports.history_page import write_history_page
 from connector.reports.pages import THUMBNAIL, claim_page
 from connector.reports.worst_queries import Shown
 from connector.stores.edge import EdgeStore
-from tests.connector.cli.test_cli import SPECS, Ended, done, modalign
 from tests.connector.reports.test_contact_sheet import picture
+from tests.support.cli import SPECS, Ended, done, modalign
 from tests.support.fakes import fake_pairs
 from tests.support.pages import Read
 

@@ -8,9 +8,9 @@ import pytest
 from playwright.sync_api import Browser
 
 from connector.reports.contact_sheet import Answered, write_contact_sheet
-from tests.connector.cli.test_cli import done, modalign
 from tests.connector.reports.test_audit_page import HTML, LONG, MUCH, SECTIONS, damage, make_home
 from tests.connector.reports.test_contact_sheet import found, picture
+from tests.support.cli import done, modalign
 from tests.support.pages import BROWSERS, DESK, PAPER, PHONE, browser, found_browser, look
 
 NAMES = ("passed", "failed", "rescored", "broken", "history", "nothing", "compare", "sheet")

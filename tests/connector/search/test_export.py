@@ -27,8 +27,8 @@ from connector.search import export
 from connector.search.export import GUARANTEES, ExportSpec, write
 from connector.search.retriever import Retriever
 from connector.settings import Settings
-from tests.connector.cli.test_cli import corpus, done, home, modalign, shared  # noqa: F401  fixtures
 from tests.connector.stores.test_qdrant import Server, result, server  # noqa: F401  a fixture
+from tests.support.cli import done, modalign
 from tests.support.world import COLLECTION, DIMS, World, alignment, cards, embedded, latent, opened_world, pairs
 
 # One of each guarantee, of each sign, and of those with an offset.
@@ -225,7 +225,7 @@ def test_a_collection_gives_its_name_and_its_walk(tmp_path: Path) -> None:
         assert not (tmp_path / "other").exists()
 
 
-def test_the_command_says_what_it_wrote(home: Path, tmp_path: Path) -> None:  # noqa: F811  the fixture
+def test_the_command_says_what_it_wrote(home: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()  # empty: free
     document = done("export", "a", "--metric", "js", "--to", tmp_path / "out", "--json", "--home", home).document
     assert {graph["graph"] for graph in document["graphs"]} == {name for name in FILES if name.endswith(".onnx")}
@@ -246,7 +246,7 @@ def test_the_command_says_what_it_wrote(home: Path, tmp_path: Path) -> None:  # 
     ],
 )
 def test_what_cannot_be_exported(
-    shared: Path,  # noqa: F811  the fixture
+    shared: Path,
     tmp_path: Path,
     metric: str,
     code: int,
@@ -268,7 +268,7 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
         write(tmp_path / "out", ExportSpec("a", alignment(), parse("cosine")))
 
 
-def test_missing_packages_are_named(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_missing_packages_are_named(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "find_spec", lambda name: None)
     ended = modalign("export", "a", "--metric", "cosine", "--to", tmp_path / "out", "--home", shared)
     assert "needs the packages onnx, onnxscript, onnxruntime; they are the extra `export` of modalign" in ended.error

@@ -1,0 +1,111 @@
+"""One audit as a run: find the release, check that it holds what it should, measure it, record what was found."""
+
+from collections.abc import Sequence
+
+from alignment.errors import AlignmentError, EmbeddingSetError
+from alignment.sets.embedding_set import EmbeddingSet
+from connector.audits.auditor import audit
+from connector.audits.baseline import Baseline, find_baseline
+from connector.audits.plan import DIRECTIONS, AuditPlan
+from connector.audits.recording import record
+from connector.audits.requirements import Requirement
+from connector.audits.result import Audit
+from connector.errors import CollectionNotFoundError, MismatchError, StrangePointError
+from connector.progress import progress
+from connector.provenance.recorder import Provenance
+from connector.provenance.runs import Run
+from connector.provenance.tables import ReleaseRow
+from connector.releases.reconcile import verify
+from connector.releases.release import find_release_row, load_release
+from connector.requests import AuditRequest
+from connector.stores.contract import Store
+
+
+def run_audit(
+    request: AuditRequest,
+    embedding_set: EmbeddingSet,
+    store: Store,
+    provenance: Provenance,
+    run: Run,
+    *,
+    device: str = "auto",
+) -> Audit:
+    """Audit the release that `request` names with the pairs of `embedding_set`, and record the audit.
+
+    A release whose parts do not belong together, or that does not hold what it should, is `broken`: nothing of it is
+    measured. Counts `queries` and `failed_requirements` in `run`.
+    """
+    plan = AuditPlan(
+        ks=request.ks,
+        queries=request.queries,
+        gallery=request.gallery,
+        protocol=request.protocol,
+        filters=request.filters,
+        by=request.slices,
+        sample=request.sample,
+        seed=request.seed,
+        rate=request.max_qps,
+    )
+    requirements = [Requirement.parse(text) for text in request.require]
+    row = find_release_row(provenance, store, request.collection, request.metric, which=request.release)
+    before = find_baseline(provenance, row, request.baseline, plan, request.pairs) if request.baseline else None
+    result = _measure(
+        row,
+        embedding_set,
+        plan,
+        store,
+        provenance,
+        pairs=request.pairs,
+        requirements=requirements,
+        before=before,
+        device=device,
+    )
+    result.number = record(result, provenance, run, provenance.artifacts.record_set(embedding_set))
+    run.counts["queries"] = sum(result.queries_of(direction) for direction in DIRECTIONS)
+    run.counts["failed_requirements"] = len(result.failures)
+    return result
+
+
+def _measure(
+    row: ReleaseRow,
+    embedding_set: EmbeddingSet,
+    plan: AuditPlan,
+    store: Store,
+    provenance: Provenance,
+    *,
+    pairs: str,
+    requirements: Sequence[Requirement],
+    before: Baseline | None,
+    device: str,
+) -> Audit:
+    """Check that a release belongs together and holds what it should, and measure it; or say why it is broken."""
+    broken = Audit(row, plan, pairs, required=bool(requirements))
+    writers = provenance.runs.writers(row.collection)
+    try:
+        release = load_release(provenance, store, row, device=device)
+        verified = verify(release, store, provenance, seed=plan.seed, counts=not writers)
+    except (MismatchError, CollectionNotFoundError, AlignmentError, EmbeddingSetError) as error:
+        broken.broken = str(error)
+        return broken
+    try:
+        with progress(f"audit {row.physical_name}", None, "queries") as advance:
+            result = audit(
+                release,
+                store,
+                embedding_set,
+                plan,
+                pairs=pairs,
+                requirements=requirements,
+                before=before,
+                advance=advance,
+            )
+    except StrangePointError as error:  # any other mismatch is of the request, not of the release
+        broken.broken = str(error)
+        return broken
+    uncounted = [
+        f"Its points were not counted against SQL, because run {writer.id}, `modalign {writer.command}` on host "
+        f"{writer.host}, writes since {writer.started_at:%F %T} UTC and has not ended."
+        for writer in writers[:1]
+    ]
+    result.verified, result.findings = verified.points, [*uncounted, *verified.in_words, *result.findings]
+    return result

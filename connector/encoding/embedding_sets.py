@@ -1,0 +1,60 @@
+"""Embedding sets in a home: a corpus or vectors that were computed elsewhere, written, checked and recorded in SQL."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from alignment.modality import Modality
+from alignment.sets.cards import Dtype
+from alignment.sets.embedding_set import EmbeddingSet
+from alignment.sets.writer import SetWriter
+from connector.corpora.items import Corpus
+from connector.corpora.vector_files import open_vectors
+from connector.encoding.encode import BATCH_ITEMS, SHARD_ROWS, encode
+from connector.encoding.encoders import Encoder, ImportedEncoder
+from connector.progress import progress
+from connector.provenance.recorder import Provenance
+from connector.provenance.runs import Run
+from connector.requests import ImportRequest
+
+
+def encode_corpus(
+    corpus: Corpus,
+    path: Path,
+    encoders: Mapping[Modality, Encoder],
+    provenance: Provenance,
+    run: Run,
+    *,
+    dtype: Dtype = "float32",
+    batch_items: int = BATCH_ITEMS,
+    shard_rows: int = SHARD_ROWS,
+) -> EmbeddingSet:
+    """Encode `corpus` into the embedding set at `path`, and record the set."""
+    cards = {modality: encoder.card for modality, encoder in encoders.items()}
+    with (
+        SetWriter(path, corpus=str(corpus.path), encoders=cards, dtype=dtype) as writer,
+        progress(f"encode {path.name}", corpus.total(), "rows") as advance,
+    ):
+        encode(corpus, writer, encoders, run, batch_items=batch_items, shard_rows=shard_rows, advance=advance)
+    embedding_set = EmbeddingSet.open(path)
+    provenance.artifacts.record_set(embedding_set)
+    return embedding_set
+
+
+def import_vectors(request: ImportRequest, path: Path, provenance: Provenance, run: Run) -> EmbeddingSet:
+    """Take vectors that were computed elsewhere into the embedding set at `path`, and record the set."""
+    vectors = open_vectors(
+        request.vectors,
+        list(request.encoders),
+        columns=request.columns,
+        metadata=request.metadata,
+        key=request.key,
+        group=request.group,
+    )
+    dims = vectors.dims()
+    encoders = {m: ImportedEncoder(name.removeprefix("imported:"), dims[m]) for m, name in request.encoders.items()}
+    embedding_set = encode_corpus(vectors, path, encoders, provenance, run, dtype=request.dtype)
+    run.counts["imported"] = run.counts.pop("encoded", 0)
+    # Rows of the other modality come from an earlier import: this one did not look for them.
+    others = sum(count for modality, count in embedding_set.card.counts.items() if modality not in request.encoders)
+    run.counts["no_longer_in_corpus"] -= others
+    return embedding_set

@@ -1,0 +1,50 @@
+"""Reconcile all releases of a collection, or of a home."""
+
+from alignment.errors import ModalignError
+from connector.errors import ProvenanceError, StoreBusyError, StoreUnavailableError
+from connector.progress import progress
+from connector.provenance.recorder import Provenance
+from connector.provenance.runs import Run
+from connector.releases.promotion import Lifecycle
+from connector.releases.reconcile import ReconcileReport, reconcile
+from connector.releases.release import LIVE, READY, load_release
+from connector.stores.contract import Store
+
+
+def reconcile_releases(
+    provenance: Provenance,
+    store: Store,
+    collection: str | None = None,
+    *,
+    device: str = "auto",
+    mend: Run | None = None,
+    delete_orphans: bool = False,
+) -> list[ReconcileReport]:
+    """Reconcile the live and ready releases, of `collection` or of all; see `reconcile`.
+
+    A release that cannot be compared, because its alignment is gone say, is reported as `broken`.
+
+    Raises:
+        CollectionNotFoundError: there is no release of `collection`.
+        StoreUnavailableError, StoreBusyError, ProvenanceError: a database cannot be used.
+    """
+    if collection is None:
+        rows = provenance.releases.find(store_url=provenance.database.stored(store.url))
+    else:
+        rows = Lifecycle(provenance, store, collection).rows()
+    reports = []
+    for row in rows:
+        if row.state not in (LIVE, READY):
+            continue
+        try:
+            release = load_release(provenance, store, row, device=device)
+            with progress(f"verify {release.name}", row.points, "rows") as advance:
+                report = reconcile(
+                    release, store, provenance, advance=advance, mend=mend, delete_orphans=delete_orphans
+                )
+        except (StoreUnavailableError, StoreBusyError, ProvenanceError):  # not the fault of the release
+            raise
+        except ModalignError as error:
+            report = ReconcileReport(row.physical_name, broken=str(error))
+        reports.append(report)
+    return reports

@@ -1,0 +1,49 @@
+"""The status of a home: its releases, what is to be done about them, ingests in parts, and the last runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from connector.provenance.recorder import Provenance
+from connector.provenance.tables import ReleaseRow, RunRow
+from connector.releases.lag import Lag, lag_of
+from connector.releases.promotion import pending
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseStatus:
+    """A release that was not dropped.
+
+    Attributes:
+        lag: behind its embedding sets; None of a retired release, which nothing is pushed into.
+        pending: what is still to be done about it, with the command; empty where nothing is.
+    """
+
+    row: ReleaseRow
+    lag: Lag | None
+    pending: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What SQL says of a home.
+
+    Attributes:
+        releases: oldest first.
+        ingests_in_parts: of each ingest in parts that is not finished, how many steps there are, done, claimed, open.
+        runs: newest first.
+    """
+
+    releases: Sequence[ReleaseStatus]
+    ingests_in_parts: Sequence[dict[str, int]]
+    runs: Sequence[RunRow]
+
+
+def read_status(provenance: Provenance, collection: str | None = None, *, runs: int = 10) -> Status:
+    """Read the status from SQL: of the releases of `collection` or of all, with the last `runs` runs."""
+    where = {} if collection is None else {"collection": collection}
+    releases = [
+        ReleaseStatus(row, None if row.state == "retired" else lag_of(provenance, row), pending(provenance, row))
+        for row in provenance.releases.find(**where)
+        if row.dropped_at is None
+    ]
+    return Status(releases, provenance.runs.ingests_in_parts(), provenance.runs.newest(runs))

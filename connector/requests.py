@@ -1,0 +1,413 @@
+"""Requests: what a command is asked to do, as one frozen value a command.
+
+The command line builds the value, the method of `Home` takes it, SQL records its fields as the parameters of the run,
+and `modalign rejects --retry` rebuilds it from there. So the fields are named as SQL has them. Imports stay light,
+because `modalign --help` loads this module.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from alignment.modality import MODALITIES, Modality
+from connector.errors import SettingsError
+
+Scope = Literal["held-out", "all"]
+KS = (1, 5, 10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Base of all requests. Paths become absolute, so that a retry finds them from any directory.
+
+    Attributes:
+        command: name of the command in SQL.
+    """
+
+    command: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.type in (Path, Path | None) and value is not None:
+                object.__setattr__(self, entry.name, Path(value).absolute())
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What SQL records: the fields by their names."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
+        """Rebuild a request from what SQL recorded.
+
+        Fields that an older version did not record get their defaults; names that are no longer fields are ignored.
+
+        Raises:
+            SettingsError: a field without a default was not recorded.
+        """
+        names = [entry.name for entry in fields(cls)]
+        required = [e.name for e in fields(cls) if e.default is MISSING and e.default_factory is MISSING]
+        if missing := [name for name in required if name not in parameters]:
+            raise SettingsError(
+                f"expected recorded parameters {', '.join(required)} of `modalign {cls.command}`, got none for "
+                f"{', '.join(missing)}; run the command again by hand"
+            )
+        return cls(**{name: parameters[name] for name in names if name in parameters})
+
+
+def default_of(request: type[Request], name: str) -> Any:
+    """Return the default of a field, for the option of that name.
+
+    >>> default_of(FitRequest, "folds")
+    4
+    """
+    return next(entry.default for entry in fields(request) if entry.name == name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeRequest(Request):
+    """Encode a corpus into an embedding set.
+
+    Attributes:
+        corpus: file, folder or pattern of archives.
+        set: name of the embedding set.
+        encoders: spec of an encoder, by modality.
+        format, images: how to read the corpus, see `connector.corpora.formats.open_corpus`.
+        dtype: type of the stored vectors.
+        batch_size: items that the encoder takes at a time.
+        shard_size: rows of a shard.
+
+    Raises:
+        SettingsError: no encoder.
+    """
+
+    command: ClassVar[str] = "encode"
+    corpus: Path
+    set: str
+    encoders: Mapping[Modality, str]
+    format: str | None = None
+    images: Path | None = None
+    dtype: Literal["float32", "float16"] = "float32"
+    batch_size: int = 32
+    shard_size: int = 1024
+
+    def __post_init__(self) -> None:
+        Request.__post_init__(self)
+        _check_encoders(self.encoders)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportRequest(Request):
+    """Take vectors that were computed elsewhere into an embedding set.
+
+    Attributes:
+        vectors: files; `connector.corpora.vector_files.open_vectors` explains them, `columns`, `metadata`, `key` and
+            `group`.
+        set: name of the embedding set.
+        encoders: name of the encoder that made the vectors, by modality. It is recorded as `imported:NAME`, not
+            verified.
+        dtype: type of the stored vectors.
+
+    Raises:
+        SettingsError: no encoder.
+    """
+
+    command: ClassVar[str] = "import"
+    vectors: Path
+    set: str
+    encoders: Mapping[Modality, str]
+    columns: Mapping[Modality, str] = field(default_factory=dict)
+    metadata: Path | None = None
+    key: str | None = None
+    group: str | None = None
+    dtype: Literal["float32", "float16"] = "float32"
+
+    def __post_init__(self) -> None:
+        Request.__post_init__(self)
+        _check_encoders(self.encoders)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitRequest(Request):
+    """Fit an alignment on embedding sets.
+
+    Attributes:
+        sets: names of the embedding sets.
+        alignment: name of the alignment to make.
+        method: `auto` or a name of `alignment.names.METHODS`.
+        metrics: metrics to measure; candidates are chosen under the first that learns nothing.
+        holdout: share of the groups that the fit never sees, above 0 and below 1.
+        folds: of the cross-validation, at least 2.
+        seed: of the hold-out and the folds.
+        budget: seconds after which no further candidate begins; None: all are tried.
+        joint: choose under all metrics, and train one projection with all of them.
+        training: settings of the training loop by name, see `alignment.fitting.training.Training`.
+    """
+
+    command: ClassVar[str] = "fit"
+    sets: Sequence[str]
+    alignment: str
+    method: str = "auto"
+    metrics: Sequence[str] = ("cosine",)
+    holdout: float = 0.25
+    folds: int = 4
+    seed: int = 0
+    budget: float | None = None
+    joint: bool = False
+    training: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareRequest(Request):
+    """Compare encoder pairs, methods and metrics, and write a report.
+
+    Attributes:
+        sets: names of the embedding sets.
+        methods, metrics: to compare; empty: those of `alignment.comparison.compare`.
+        holdout, folds, seed, budget: as for `FitRequest`.
+        to: new directory for the report; None: `reports/compare-RUN` in the home.
+    """
+
+    command: ClassVar[str] = "compare"
+    sets: Sequence[str]
+    methods: Sequence[str] = ()
+    metrics: Sequence[str] = ()
+    holdout: float = 0.25
+    folds: int = 4
+    seed: int = 0
+    budget: float | None = None
+    to: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GapRequest(Request):
+    """Measure the modality gap of held-out groups of an embedding set.
+
+    Attributes:
+        set: name of the embedding set.
+        alignment: aligns the vectors first; None: they stay as encoded, and must share one dimension.
+        seed: of the sample and of everything random.
+        sample: most groups to draw, at least 20.
+    """
+
+    command: ClassVar[str] = "gap"
+    set: str
+    alignment: str | None = None
+    seed: int = 0
+    sample: int = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushRequest(Request):
+    """Push an embedding set into a collection, one release a metric.
+
+    Attributes:
+        set: name of the embedding set.
+        into: collection.
+        alignment: name of the alignment that projects the vectors.
+        metrics: one release each; empty: the alignment's own.
+        layout: fields of `connector.stores.layout.Layout` that were given, of new collections.
+    """
+
+    command: ClassVar[str] = "push"
+    set: str
+    into: str
+    alignment: str
+    metrics: Sequence[str] = ()
+    layout: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestRequest(Request):
+    """Encode a corpus with the encoders of an alignment and push it, in one run.
+
+    Attributes:
+        corpus, format, images: as for `EncodeRequest`.
+        set: name of the embedding set; None: that of the collection.
+        into, alignment, metrics, layout: as for `PushRequest`.
+        parts: parts of the corpus, for several processes that run this at once; None: one process takes all.
+    """
+
+    command: ClassVar[str] = "ingest"
+    corpus: Path
+    into: str
+    alignment: str
+    set: str | None = None
+    format: str | None = None
+    images: Path | None = None
+    metrics: Sequence[str] = ()
+    layout: Mapping[str, Any] = field(default_factory=dict)
+    parts: int | None = None
+
+    def __post_init__(self) -> None:
+        Request.__post_init__(self)
+        object.__setattr__(self, "set", self.set or self.into)
+
+    @property
+    def set_name(self) -> str:
+        """The name of the embedding set."""
+        return self.set or self.into
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteRequest(Request):
+    """Delete items from every release of a collection and from their embedding sets.
+
+    Attributes:
+        collection: what people say.
+        keys: of the items.
+        filter: Qdrant filter as JSON on the payload; every item that matches is deleted.
+        modalities: of the items.
+    """
+
+    command: ClassVar[str] = "delete"
+    collection: str
+    keys: Sequence[str] = ()
+    filter: str | None = None
+    modalities: Sequence[Modality] = MODALITIES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchRequest(Request):
+    """Search the live release of a collection with one text or one image. No run records it.
+
+    Attributes:
+        collection: what people say.
+        query: a text, or the path of an image, known by its suffix.
+        k: items to find.
+        metric: of the release; None: the only one there is, or cosine.
+        target: modality to find; None: the other one.
+        filter: Qdrant filter as JSON on the payload.
+        exact: compare with every item instead of searching the HNSW graph.
+        max_candidates: most candidates to rescore under a metric that rescores; None: the metric's own.
+    """
+
+    command: ClassVar[str] = "search"
+    collection: str
+    query: str
+    k: int = 10
+    metric: str | None = None
+    target: Modality | None = None
+    filter: str | None = None
+    exact: bool = False
+    max_candidates: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromoteRequest(Request):
+    """Make ready releases of a collection live.
+
+    Attributes:
+        collection: what people say.
+        metrics: only releases under these metrics; empty: all.
+        releases: these releases instead of those of the newest alignment.
+        reason: why they are promoted whatever the audits say; None: the audits must allow it.
+    """
+
+    command: ClassVar[str] = "promote"
+    collection: str
+    metrics: Sequence[str] = ()
+    releases: Sequence[str] = ()
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackRequest(Request):
+    """Undo the last promotion of a collection.
+
+    Attributes:
+        collection: what people say.
+        metrics: only these; empty: all that the last promotion switched.
+    """
+
+    command: ClassVar[str] = "rollback"
+    collection: str
+    metrics: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropRequest(Request):
+    """Drop releases of a collection by name; never the live one."""
+
+    command: ClassVar[str] = "drop"
+    collection: str
+    releases: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairRequest(Request):
+    """Repair live and ready releases from their embedding sets.
+
+    Attributes:
+        collection: of the releases; None: all.
+        delete_orphans: delete points that no embedding set holds.
+    """
+
+    command: ClassVar[str] = "repair"
+    collection: str | None = None
+    delete_orphans: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRequest(Request):
+    """Write an alignment under a metric as ONNX graphs.
+
+    Attributes:
+        alignment: name of the alignment.
+        metric: as printed, or with some of its parameters.
+        to: directory to write; new, or empty.
+        collection: whose live release is searched: its name and its `hnsw_ef` then stand in the requests.
+    """
+
+    command: ClassVar[str] = "export"
+    alignment: str
+    metric: str
+    to: Path
+    collection: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRequest(Request):
+    """Audit a release of a collection with the pairs of an embedding set.
+
+    Attributes:
+        collection: what people say.
+        pairs: name of the embedding set with the labelled pairs.
+        metric: of the release; None: the only one there is, or cosine.
+        release: `live`, `ready` or the name of a physical collection.
+        require: what the measures have to meet, see `connector.audits.requirements`.
+        baseline: the audit that drops are measured from: `last`, `live` or the number of one.
+        ks, queries, gallery, protocol, filters, slices, sample, seed, max_qps: see `connector.audits.plan.AuditPlan`.
+        report: page to write, whatever the verdict is.
+    """
+
+    command: ClassVar[str] = "audit"
+    collection: str
+    pairs: str
+    metric: str | None = None
+    release: str = "live"
+    require: Sequence[str] = ()
+    baseline: str | None = None
+    ks: Sequence[int] = KS
+    queries: Scope = "held-out"
+    gallery: Scope = "held-out"
+    protocol: str | None = None
+    filters: Mapping[str, str] = field(default_factory=dict)
+    slices: Sequence[str] = ()
+    sample: int | None = None
+    seed: int = 0
+    max_qps: float | None = None
+    report: Path | None = None
+
+
+# Commands that refuse items, and can be run again for these.
+RETRIED: Mapping[str, type[EncodeRequest | PushRequest | IngestRequest]] = {
+    request.command: request for request in (EncodeRequest, PushRequest, IngestRequest)
+}
+
+
+def _check_encoders(encoders: Mapping[Modality, str]) -> None:
+    if not encoders:
+        raise SettingsError("expected --image-encoder, --text-encoder or both, got neither")

@@ -1,0 +1,66 @@
+"""The command line in this process: how a command ended, and what it printed where."""
+
+import json
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+import pytest
+
+from connector.cli import main as cli
+from connector.encoding import encoders
+from tests.support.fakes import fake_entry_points
+
+# Items of the corpus that the shared home holds.
+N = 60
+SPECS = ["--image-encoder", "fake-image:small", "--text-encoder", "fake-text:small"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """What stands on stdout, which must be JSON and nothing else, as strict readers take it."""
+
+        def refuse(name: str) -> Any:
+            raise ValueError(f"{name} is no JSON")
+
+        return json.loads(self.out, parse_constant=refuse)
+
+    @property
+    def error(self) -> str:
+        """The one line that says what was wrong."""
+        assert self.code in (1, 2)
+        assert "Traceback" not in self.err
+        starts = ("modalign: ",) if self.code == 1 else ("modalign: ", "Error: ")
+        (line,) = [line for line in self.err.splitlines() if line.startswith(starts)]
+        assert self.err.splitlines()[-1] == line
+        assert self.out == ""
+        return line
+
+
+def modalign(*arguments: object) -> Ended:
+    """Run the command line in this process, with the fake encoders."""
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
+        patched.setattr(encoders, "entry_points", fake_entry_points)
+        patched.setattr(sys, "argv", ["modalign", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    code = ended.value.code
+    assert isinstance(code, int)
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+def done(*arguments: object) -> Ended:
+    ended = modalign(*arguments)
+    assert ended.code == 0, ended.err
+    return ended
