@@ -128,7 +128,7 @@ class StrangePointError(MismatchError):
     def __init__(self, point: str, what: str):
         super().__init__(
             f"point {point} of the collection {what}: modalign did not write it, or it was changed since; "
-            "`modalign status --verify` compares all of them"
+            "`modalign verify` compares all of them"
         )
 
 

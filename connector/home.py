@@ -279,7 +279,9 @@ class Home:
 
     def lag(self) -> dict[int, Lag]:
         """Return by release, without retired ones, how many rows of its embedding sets it does not hold."""
-        return {row.id: lag_of(self.provenance, row) for row in self.provenance.releases.find() if row.state != "retired"}
+        return {
+            row.id: lag_of(self.provenance, row) for row in self.provenance.releases.find() if row.state != "retired"
+        }
 
     def promote(self, request: PromoteRequest) -> RunResult[list[AliasSwitch]]:
         """Make ready releases live, if their audits allow it or a reason is given."""
@@ -308,7 +310,7 @@ class Home:
         """Drop releases of a collection by name; never the live one."""
         with self._run(request) as run:
             lifecycle = self._lifecycle(request.collection)
-            with lifecycle.alone(run.id):
+            with lifecycle.exclusive(run.id):
                 rows = lifecycle.droppable(names=request.releases)
                 lifecycle.drop(rows)
             run.counts["dropped"] = len(rows)
@@ -329,7 +331,7 @@ class Home:
                 self.store,
                 request.collection,
                 device=self.settings.device,
-                mend=run,
+                repair=run,
                 delete_orphans=request.delete_orphans,
             )
             reports = self.verify(request.collection)

@@ -187,7 +187,7 @@ def find_baseline(provenance: Provenance, row: ReleaseRow, against: str, plan: A
             but = f"; it has audits of {' and '.join(others)}, which cannot be compared" if others else ""
             raise RequirementError(
                 f"{what} has no earlier audit of {_printed(_planned(plan, pairs))}{but}; audit it once without "
-                "--against"
+                "--baseline"
             )
         chosen = alike[-1]
     else:
@@ -205,7 +205,7 @@ def find_baseline(provenance: Provenance, row: ReleaseRow, against: str, plan: A
     except KeyError:
         raise RequirementError(
             f"audit {chosen.id} was made by a modalign that kept too little of each query; audit once without "
-            "--against, and compare with that"
+            "--baseline, and compare with that"
         ) from None
     return Baseline(chosen.id, asked, chosen.settings.get("gallery_size", {}))
 

@@ -114,7 +114,7 @@ def check_known(
             continue
         if before is None:
             raise RequirementError(
-                f"requirement {requirement.text!r} bounds a drop; say since which audit with --against last, live or "
+                f"requirement {requirement.text!r} bounds a drop; say since which audit with --baseline last, live or "
                 "the number of one"
             )
         kept = [(direction, *place) for direction, asked in before.asked.items() for place in asked.values]

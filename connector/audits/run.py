@@ -15,8 +15,8 @@ from connector.progress import progress
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import ReleaseRow
-from connector.releases.reconcile import verify
 from connector.releases.release import find_release_row, load_release
+from connector.releases.verify import verify
 from connector.requests import AuditRequest
 from connector.stores.contract import Store
 

@@ -16,6 +16,8 @@ from connector.errors import FilterError, GateError, RequirementError, SettingsE
 from connector.progress import StderrHandler, say
 from connector.safe_text import without_secrets
 
+__all__ = ["cli", "main"]
+
 # Each adds its commands to the group when it is imported.
 COMMANDS = (sets, alignments, collections, audits, releases, runs)
 # What only the command line can be wrong about.

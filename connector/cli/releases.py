@@ -190,7 +190,7 @@ def repair(collection: str | None, yes: bool, as_json: bool, where: Mapping[str,
 
 def _repaired(home: "Home", collection: str | None, yes: bool) -> "list[ReconcileReport]":
     reports = home.verify(collection)
-    if all(report.sound for report in reports):
+    if all(report.consistent for report in reports):
         return reports
     orphans = sum(report.orphans.count for report in reports)
     agreed = orphans > 0 and confirmation("repair", yes)(f"delete {orphans} points that no embedding set holds?")
@@ -212,7 +212,7 @@ def _document(reports: "Sequence[ReconcileReport]") -> dict[str, Any]:
 
 
 def _exit_for_differences(reports: "Sequence[ReconcileReport]") -> None:
-    if not all(report.sound for report in reports):
+    if not all(report.consistent for report in reports):
         sys.exit(FAILED)
 
 

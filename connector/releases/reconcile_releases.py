@@ -17,7 +17,7 @@ def reconcile_releases(
     collection: str | None = None,
     *,
     device: str = "auto",
-    mend: Run | None = None,
+    repair: Run | None = None,
     delete_orphans: bool = False,
 ) -> list[ReconcileReport]:
     """Reconcile the live and ready releases, of `collection` or of all; see `reconcile`.
@@ -40,7 +40,7 @@ def reconcile_releases(
             release = load_release(provenance, store, row, device=device)
             with progress(f"verify {release.name}", row.points, "rows") as advance:
                 report = reconcile(
-                    release, store, provenance, advance=advance, mend=mend, delete_orphans=delete_orphans
+                    release, store, provenance, advance=advance, repair=repair, delete_orphans=delete_orphans
                 )
         except (StoreUnavailableError, StoreBusyError, ProvenanceError):  # not the fault of the release
             raise

@@ -32,7 +32,7 @@ class QueryResult:
 
 def search(retriever: Retriever, request: SearchRequest, condition: "Filter | None") -> QueryResult:
     """Search a release as `request` asks, among the points that match `condition`."""
-    options: dict[str, Any] = {"filter": condition, "exact": request.exact, "budget": request.max_candidates}
+    options: dict[str, Any] = {"filter": condition, "exact": request.exact, "max_candidates": request.max_candidates}
     query: str | Path = request.query
     if Path(request.query).suffix.lower() in IMAGE_SUFFIXES:
         query = Path(request.query)

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from connector.cli import main as cli
+from connector.cli.reference import commands
 from connector.encoding import encoders
 from tests.support.fakes import fake_entry_points
 
 # Items of the corpus that the shared home holds.
 N = 60
+COMMANDS = dict(commands())
 SPECS = ["--image-encoder", "fake-image:small", "--text-encoder", "fake-text:small"]
 
 

@@ -329,7 +329,7 @@ class TestEarlier:
                 "s",
                 r"has no earlier audit of s \(queries all, gallery held-out\); it has audits of s \(queries held-out, "
                 r"gallery all\) and s \(queries held-out, gallery held-out\) and t \(.*\), which cannot be compared; "
-                "audit it once without --against",
+                "audit it once without --baseline",
             ),
             ("live", PLAN, "u", r"the live release of things has no earlier audit of u \(queries held-out, gallery "),
             ("5", PLAN, "s", "audit 5 found its release broken and measured nothing; name another"),
@@ -346,7 +346,7 @@ class TestEarlier:
 
     @pytest.mark.parametrize(("against", "what"), [("last", "release things.dot"), ("live", "the live release of")])
     def test_there_is_none(self, world: World, against: str, what: str) -> None:
-        message = rf"{what}.* has no earlier audit of s \(.*\); audit it once without --against$"
+        message = rf"{what}.* has no earlier audit of s \(.*\); audit it once without --baseline$"
         with pytest.raises(RequirementError, match=message):
             find_baseline(world.provenance, row_of(world, "dot"), against, PLAN, "s")
 

@@ -296,7 +296,7 @@ class TestKnown:
 
     def test_a_drop_needs_an_audit_to_compare_with(self) -> None:
         self.known("recall@10 drop<=0")
-        with pytest.raises(RequirementError, match="since which audit with --against last, live or the number of one"):
+        with pytest.raises(RequirementError, match="since which audit with --baseline last, live or the number of one"):
             self.known("recall@10 drop<=0", against=False)
 
     def test_a_drop_is_bounded_of_what_is_kept_of_each_query(self) -> None:

@@ -87,38 +87,38 @@ class TestAskedWrongly:
             (["--k", "9" * 5000], "expected numbers such as 1,5,10, got '999"),
             (["--sample", "0"], "0 is not in the range x>=1"),
             (["--sample", "-1"], "-1 is not in the range x>=1"),
-            (["--rate", "0"], "rate: expected at least 0.001 queries a second, got 0.0"),
-            (["--rate", "-2"], "rate: expected at least 0.001 queries a second, got -2.0"),
-            (["--rate", "1e-320"], "rate: expected at least 0.001 queries a second, got 1e-320"),
-            (["--rate", "nan"], "rate: expected at least 0.001 queries a second, got nan"),
-            (["--rate", "inf"], "rate: expected at least 0.001 queries a second, got inf"),
-            (["--rate", "fast"], "'fast' is not a valid float"),
+            (["--max-qps", "0"], "rate: expected at least 0.001 queries a second, got 0.0"),
+            (["--max-qps", "-2"], "rate: expected at least 0.001 queries a second, got -2.0"),
+            (["--max-qps", "1e-320"], "rate: expected at least 0.001 queries a second, got 1e-320"),
+            (["--max-qps", "nan"], "rate: expected at least 0.001 queries a second, got nan"),
+            (["--max-qps", "inf"], "rate: expected at least 0.001 queries a second, got inf"),
+            (["--max-qps", "fast"], "'fast' is not a valid float"),
             (["--seed", "-1"], "-1 is not in the range"),
-            (["--against", "nonsense"], "expected last, live or the number of an audit, got 'nonsense'"),
-            (["--against", ""], "expected last, live or the number of an audit, got ''"),
-            (["--against", "-1"], "expected last, live or the number of an audit, got '-1'"),
-            (["--against", "9" * 30], "expected last, live or the number of an audit, got '999"),
-            (["--against", "999"], "there is no audit 999; `modalign audit COLLECTION --history` lists them"),
+            (["--baseline", "nonsense"], "expected last, live or the number of an audit, got 'nonsense'"),
+            (["--baseline", ""], "expected last, live or the number of an audit, got ''"),
+            (["--baseline", "-1"], "expected last, live or the number of an audit, got '-1'"),
+            (["--baseline", "9" * 30], "expected last, live or the number of an audit, got '999"),
+            (["--baseline", "999"], "there is no audit 999; `modalign audit COLLECTION --history` lists them"),
             (["--require", "recal@10>=1"], "'recal@10>=1' names no measure of this audit; it has recall@1, "),
             (["--require", "nowhere:recall@1>=1"], "names no measure of this audit"),
             (["--require", "recall@10"], "expected MEASURE>=NUMBER such as"),
             (["--require", "recall@10>=nan"], "expected MEASURE>=NUMBER such as"),
             (["--require", "recall@1 drop>=0.1"], "expected drop<=NUMBER of at least 0"),
             (["--require", "recall@1 drop<=-0.1"], "expected drop<=NUMBER of at least 0"),
-            (["--require", "recall@1 drop<=0.1"], "say since which audit with --against last, live or the number"),
+            (["--require", "recall@1 drop<=0.1"], "say since which audit with --baseline last, live or the number"),
             (
-                ["--require", "mutual_neighbours drop<=0.1", "--against", "1"],
+                ["--require", "mutual_neighbours drop<=0.1", "--baseline", "1"],
                 "since audit 1, which did not measure it query by query; it has recall@1, ",
             ),
-            (["--k", "3", "--require", "recall@3 drop<=0.1", "--against", "1"], "since audit 1, which did not"),
+            (["--k", "3", "--require", "recall@3 drop<=0.1", "--baseline", "1"], "since audit 1, which did not"),
             (["--filter", "only a name"], "expected NAME=JSON, got 'only a name'"),
             (["--filter", '={"must": []}'], "expected NAME=JSON, got "),
             (["--filter", "de=no json"], "filter de is no JSON (Expecting value"),
             (["--filter", 'de={"mus": []}'], "filter de is not valid at mus; expected a Qdrant filter such as"),
             (["--filter", "de=[]"], "filter de is not valid at (top)"),
             (["--filter", "de={}", "--filter", "de={}"], "expected a name of its own for each"),
-            (["--by", "nowhere"], "by: no query has a payload field 'nowhere'; they have caption, image"),
-            (["--by", ""], "by: no query has a payload field ''"),
+            (["--slice", "nowhere"], "by: no query has a payload field 'nowhere'; they have caption, image"),
+            (["--slice", ""], "by: no query has a payload field ''"),
             (["--protocol", "coco-6k"], "protocol: expected one of coco-5k, coco-1k, flickr30k, got 'coco-6k'"),
             (["--protocol", "coco-5k", "--queries", "all"], "leave --queries and --gallery out"),
             (["--protocol", "coco-5k", "--gallery", "held-out"], "leave --queries and --gallery out"),
@@ -139,11 +139,11 @@ class TestAskedWrongly:
         [
             (["--pairs", "pairs"], "--pairs"),
             (["--require", "recall@1>1"], "--require"),
-            (["--against", "last", "--k", "3"], "--against, --k"),
+            (["--baseline", "last", "--k", "3"], "--baseline, --k"),
             (["--k", "1,5,10"], "--k"),
             (["--release", "live"], "--release"),
             (["--prometheus", "x.prom", "--jsonl", "x.jsonl"], "--jsonl, --prometheus"),
-            (["--sample", "3", "--rate", "1", "--seed", "0"], "--rate, --sample, --seed"),
+            (["--sample", "3", "--max-qps", "1", "--seed", "0"], "--max-qps, --sample, --seed"),
         ],
     )
     def test_a_history_makes_no_audit(self, untouched: Path, options: Sequence[str], named: str) -> None:
@@ -305,13 +305,13 @@ class TestFindings:
         for part in parts:
             part.payloads[:] = ['{"a": "b=c", "a=b": "c"}'] * len(part)
         write_set(home / "sets" / "alike", parts, pushed.card.encoders)
-        ask = ("audit", "things", "--pairs", "alike", "--by", "a", "--home", home)
-        assert done(*ask, "--by", "a").code == 0
-        ended = modalign(*ask, "--by", "a=b")
+        ask = ("audit", "things", "--pairs", "alike", "--slice", "a", "--home", home)
+        assert done(*ask, "--slice", "a").code == 0
+        ended = modalign(*ask, "--slice", "a=b")
         assert ended.code == 2
         assert "two parts of this audit would be called 'a=b=c'; audit one field or filter at a time" in ended.err
 
-    @pytest.mark.parametrize("option", [("--by", "f" * 101), ("--filter", f"{'f' * 101}={NO_FIELD}")])
+    @pytest.mark.parametrize("option", [("--slice", "f" * 101), ("--filter", f"{'f' * 101}={NO_FIELD}")])
     def test_names_without_an_end(self, untouched: Path, option: tuple[str, str]) -> None:
         ended = modalign(*ASK, *option, "--home", untouched)
         assert ended.code == 2
@@ -359,7 +359,7 @@ class TestTheBaseline:
     """Of drops: what `last` is."""
 
     def against(self, home: Path, *asked: object) -> set[int]:
-        ended = modalign(*ASK, "--queries", "all", "--against", "last", *asked, "--json", "--home", home)
+        ended = modalign(*ASK, "--queries", "all", "--baseline", "last", *asked, "--json", "--home", home)
         return {drift["against"] for drift in ended.document["drifts"]}
 
     def test_an_audit_that_asked_less_is_none_where_another_asked_all(self, home: Path) -> None:
@@ -383,13 +383,13 @@ class TestTheBaseline:
         regrouped(home, "pairs", {"image": wrong, "text": wrong})
         done("push", "pairs", "--into", "things", "--alignment", "a", "--home", home)
         for _ in range(2):
-            ended = modalign(*ask, "--against", "last", "--require", "recall@1 drop<=0.02")
+            ended = modalign(*ask, "--baseline", "last", "--require", "recall@1 drop<=0.02")
             assert ended.code == 3
             assert {drift["against"] for drift in ended.document["drifts"]} == {first}
 
     def test_that_few_queries_were_shared_is_said(self, home: Path) -> None:
         number = done(*ASK, "--queries", "all", "--sample", 3, "--json", "--home", home).document["audit"]
-        ended = done(*ASK, "--queries", "all", "--against", number, "--json", "--home", home)
+        ended = done(*ASK, "--queries", "all", "--baseline", number, "--json", "--home", home)
         assert f"text-to-image: audit {number} asked only 3 of these {N} queries; " in " ".join(ended.document["says"])
 
 
@@ -437,7 +437,7 @@ class TestCodes:
         wrong = [*texts[1:], texts[0]]
         regrouped(home, "pairs", {"image": wrong, "text": wrong})  # the collection gets wrong labels
         done("push", "pairs", "--into", "things", "--alignment", "a", "--home", home)
-        ended = modalign(*ask, "--against", "last", "--require", "recall@1 drop<=0.02")
+        ended = modalign(*ask, "--baseline", "last", "--require", "recall@1 drop<=0.02")
         assert ended.code == 3, ended.err
         lines = [line for line in ended.err.splitlines() if line.startswith("not met: recall@1 drop<=0.02: ")]
         assert len(lines) == 2
@@ -451,14 +451,14 @@ class TestCodes:
         assert [f["value"] for f in ended.document["not_met"]] == [-d["difference"]["value"] for d in drifts.values()]
 
     def test_no_drop_is_met(self, home: Path) -> None:
-        ended = done(*ASK, "--against", "1", "--require", "recall@1 drop<=0", "--json", "--home", home)
+        ended = done(*ASK, "--baseline", "1", "--require", "recall@1 drop<=0", "--json", "--home", home)
         assert ended.document["verdict"] == "passed"
         assert {d["against"] for d in ended.document["drifts"]} == {1}
 
     @pytest.mark.parametrize("against", ["last", "live", "1"])
     @pytest.mark.parametrize("changed", [("--gallery", "all"), ("--queries", "all")])
     def test_an_audit_that_was_asked_otherwise(self, untouched: Path, against: str, changed: Sequence[str]) -> None:
-        ended = modalign(*ASK, *changed, "--against", against, "--home", untouched)
+        ended = modalign(*ASK, *changed, "--baseline", against, "--home", untouched)
         scope = {"queries": "held-out", "gallery": "held-out"} | {changed[0][2:]: changed[1]}
         assert ended.code == 2
         assert "pairs (queries held-out, gallery held-out)" in ended.error
@@ -466,7 +466,7 @@ class TestCodes:
         assert "compared" in ended.error
 
     def test_an_audit_of_another_protocol(self, untouched: Path) -> None:
-        ended = modalign(*ASK, "--protocol", "coco-1k", "--against", "1", "--home", untouched)
+        ended = modalign(*ASK, "--protocol", "coco-1k", "--baseline", "1", "--home", untouched)
         assert ended.code == 2
         assert ended.error == (
             "modalign: audit 1 is of pairs (queries held-out, gallery held-out), this one would be of pairs (protocol "
@@ -477,7 +477,7 @@ class TestCodes:
         done("push", "pairs", "--into", "fresh", "--alignment", "a", "--home", home)
         asked = ("audit", "fresh", "--pairs", "pairs", "--home", home)
         for against in ("last", "live"):
-            ended = modalign(*asked, "--against", against)
+            ended = modalign(*asked, "--baseline", against)
             assert ended.code == 2
             assert "has no earlier audit of pairs (queries held-out, gallery held-out); audit it once" in ended.error
         history = done("audit", "fresh", "--history", "--home", home)
@@ -497,5 +497,5 @@ class TestCodes:
         assert audits(home)[0][-1] == (2, "broken")
         assert json.loads((tmp_path / "jsonl").read_text())["verdict"] == "broken"
         assert 'verdict="broken"} 1.0' in (tmp_path / "prometheus.prom").read_text()
-        refused = modalign(*ASK, "--against", "2", "--home", home)
+        refused = modalign(*ASK, "--baseline", "2", "--home", home)
         assert refused.error == "modalign: audit 2 found its release broken and measured nothing; name another"

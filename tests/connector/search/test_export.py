@@ -23,6 +23,7 @@ from alignment.model import onnx_export as graphs
 from connector.errors import CollectionNotFoundError, MismatchError
 from connector.home import Home
 from connector.releases.aliases import alias_name
+from connector.requests import ExportRequest
 from connector.search import export
 from connector.search.export import GUARANTEES, ExportSpec, write
 from connector.search.retriever import Retriever
@@ -208,7 +209,9 @@ def test_a_collection_gives_its_name_and_its_walk(tmp_path: Path) -> None:
         release.row.hnsw_ef, release.row.hnsw_recall = 77, 0.99
         opened.provenance.releases.save(release.row)
     with Home(Settings.load(home=tmp_path / "home")) as ours:
-        exported = ours.export("a", "cosine", tmp_path / "out", collection=COLLECTION)
+        exported = ours.export(
+            ExportRequest(alignment="a", metric="cosine", to=tmp_path / "out", collection=COLLECTION)
+        )
         request = spec_of(tmp_path / "out")["requests"]["image-to-text"]
         assert request["path"] == f"/collections/{COLLECTION}.cosine/points/query"
         assert request["body"]["params"]["hnsw_ef"] == 77
@@ -219,9 +222,11 @@ def test_a_collection_gives_its_name_and_its_walk(tmp_path: Path) -> None:
         with pytest.raises(
             MismatchError, match=r"was written with alignment \w{12}, turned is \w{12}; export the first"
         ):
-            ours.export("turned", "cosine", tmp_path / "other", collection=COLLECTION)
+            ours.export(
+                ExportRequest(alignment="turned", metric="cosine", to=tmp_path / "other", collection=COLLECTION)
+            )
         with pytest.raises(CollectionNotFoundError):
-            ours.export("a", "cosine", tmp_path / "other", collection="nothing")
+            ours.export(ExportRequest(alignment="a", metric="cosine", to=tmp_path / "other", collection="nothing"))
         assert not (tmp_path / "other").exists()
 
 
@@ -294,5 +299,5 @@ def test_no_secret_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.MonkeyPatch.context() as patched, opened_world("edge", tmp_path, patched) as opened:
         opened.alignment()
     with Home(Settings.load(home=tmp_path)) as ours:
-        ours.export("a", "cosine", tmp_path / "out")
+        ours.export(ExportRequest(alignment="a", metric="cosine", to=tmp_path / "out"))
     assert not [path for path in (tmp_path / "out").iterdir() if b"s3cret" in path.read_bytes()]

@@ -127,17 +127,17 @@ class TestFlags:
             "--shards 3 --replication-factor 2 --write-consistency-factor 2 --payload-index language=keyword "
             "--payload-index year=integer"
         )
-        assert self.given(*flags.split()) == self.given("--settings", str(tmp_path / "l.toml"))
+        assert self.given(*flags.split()) == self.given("--layout", str(tmp_path / "l.toml"))
 
     def test_flags_go_before_the_file(self, tmp_path: Path) -> None:
         (tmp_path / "l.toml").write_text("m = 32\noversampling = 2\n[payload_indexes]\na = 'keyword'\nb = 'bool'\n")
-        flags = ("--settings", str(tmp_path / "l.toml"), "--m", "8", "--payload-index", "a=integer")
+        flags = ("--layout", str(tmp_path / "l.toml"), "--m", "8", "--payload-index", "a=integer")
         assert self.given(*flags) == {"m": 8, "oversampling": 2, "payload_indexes": {"a": "integer", "b": "bool"}}
 
     def test_together_they_have_to_make_sense(self, tmp_path: Path) -> None:
         (tmp_path / "l.toml").write_text("quantization = 'product'\ncompression = 'x8'\n")
         with pytest.raises(SettingsError, match="settings: compression: expected bits4"):
-            self.given("--settings", str(tmp_path / "l.toml"), "--quantization", "turbo")
+            self.given("--layout", str(tmp_path / "l.toml"), "--quantization", "turbo")
 
     @pytest.mark.parametrize("name", BOUNDS)
     @pytest.mark.parametrize(

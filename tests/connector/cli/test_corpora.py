@@ -1,0 +1,159 @@
+"""Corpora on the command line: every format, and broken ones."""
+
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from alignment.sets.embedding_set import EmbeddingSet
+from tests.support.cli import SPECS, done, modalign
+from tests.support.fakes import NAN_WORD, fake_pairs, write_manifest
+from tests.support.world import pairs, write_set
+
+
+class TestBadCorpora:
+    """Rows and files that cannot be used are named rejects; the rest is encoded."""
+
+    def rejected(self, home: Path, manifest: Path) -> list[tuple[str, str | None]]:
+        ended = modalign("encode", manifest, "--set", "bad", *SPECS, "--json", "--home", home)
+        assert ended.code == 4, ended.err
+        assert (
+            ended.err.splitlines()[-1]
+            == f"{ended.document['counts']['rejected']} rejected; see `modalign rejects {ended.document['run']}`"
+        )
+        found = done("rejects", ended.document["run"], "--json", "--home", home).document["rejects"]
+        assert EmbeddingSet.open(home / "sets" / "bad").card.counts["image"] >= 3
+        return [(reject["reason"], reject["key"]) for reject in found]
+
+    @pytest.mark.parametrize(
+        ("row", "reason"),
+        [
+            ({"key": "x"}, "row-without-image-or-caption"),
+            ({"key": "x", "image": "", "caption": " "}, "row-without-image-or-caption"),
+            ({"caption": "red"}, "key-missing"),
+            ({"key": "s1-00001", "caption": "red"}, "key-duplicate"),
+            ({"key": "x", "image": "images/none.png"}, "image-missing"),
+            ({"key": "x", "image": "images"}, "image-not-a-file"),
+            ({"key": "x", "image": "text.png"}, "image-unidentified"),
+            ({"key": "x", "image": "truncated.png"}, "image-broken"),
+            ({"key": "x", "image": "empty.png"}, "image-empty"),
+            ({"key": "x", "image": "black.png"}, "vector-zero"),
+            ({"key": "x", "image": "thread.png"}, "image-too-elongated"),
+            ({"key": "x", "caption": f"a {NAN_WORD}"}, "vector-not-finite"),
+            ({"key": "x", "caption": 3}, "caption-not-text"),
+            ({"key": "x", "caption": "red", "year": float("nan")}, "payload-not-json"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_one_bad_row(self, unbroken: Path, tmp_path: Path, row: dict[str, Any], reason: str) -> None:
+        manifest = write_manifest(tmp_path / "m.jsonl", [*fake_pairs(tmp_path, 4, seed=1)], row)
+        (tmp_path / "text.png").write_text("no picture")
+        (tmp_path / "empty.png").touch()
+        noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "whole.png")
+        (tmp_path / "truncated.png").write_bytes((tmp_path / "whole.png").read_bytes()[:1000])
+        Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
+        Image.new("RGB", (257, 1), "red").save(tmp_path / "thread.png")
+        ((found, key),) = self.rejected(unbroken, manifest)
+        assert found == reason
+        assert key is None or key.startswith(str(row.get("key")))
+
+    def test_ingest_takes_them_the_same_way(self, home: Path, tmp_path: Path) -> None:
+        manifest = write_manifest(
+            tmp_path / "m.jsonl", fake_pairs(tmp_path, 4, seed=1), {"key": "x", "image": "none.png"}
+        )
+        arguments = ("ingest", manifest, "--into", "new", "--alignment", "a", "--json", "--home", home)
+        ended = modalign(*arguments)
+        assert (ended.code, ended.document["counts"]["rejected"], ended.document["counts"]["written"]) == (4, 1, 8)
+        assert modalign(*arguments, "--max-rejects", 1).code == 0
+
+    def test_ingest_reads_the_texts_of_a_csv_as_the_kinds_of_their_indexes(self, home: Path, tmp_path: Path) -> None:
+        lines = ["red,1999,0.5,true", "lime,2007,1e2,false", "navy,MMXX,1,true", "blue,2020,,no", "green,2021,7,true"]
+        records = [f"k{number},{line}\n" for number, line in enumerate(lines)]
+        (tmp_path / "m.csv").write_text("key,caption,year,price,sold\n" + "".join(records))
+        indexes = [f"--payload-index={name}" for name in ("year=integer", "price=float", "sold=bool")]
+        arguments = ("ingest", tmp_path / "m.csv", "--into", "new", "--alignment", "a", "--json", "--home", home)
+        ended = modalign(*arguments, *indexes)
+        assert (ended.code, ended.document["counts"]["rejected"], ended.document["counts"]["written"]) == (4, 2, 3)
+        refused = done("rejects", ended.document["run"], "--json", "--home", home).document["rejects"]
+        assert [(reject["reason"], reject["key"], reject["detail"]) for reject in refused] == [
+            ("payload-not-integer", "k2#0", "year is indexed as integer, got the text 'MMXX'"),
+            ("payload-not-bool", "k3#0", "sold is indexed as bool, got the text 'no'"),
+        ]
+        for condition, expected in (
+            ('{"key": "year", "range": {"gte": 2000}}', {"k1#0": 2007, "k4#0": 2021}),
+            ('{"key": "price", "range": {"lt": 50}}', {"k0#0": 1999, "k4#0": 2021}),
+            ('{"key": "sold", "match": {"value": false}}', {"k1#0": 2007}),
+        ):
+            options = ("--target", "text", "--filter", f'{{"must": [{condition}]}}', "--json", "--home", home)
+            found = done("search", "new", "red", *options).document["found"]
+            assert {item["key"]: item["payload"]["year"] for item in found} == expected
+
+    def test_bad_vectors_of_a_set_are_rejected_by_push(self, home: Path) -> None:
+        image, text = pairs(10)
+        image.vectors[2], text.vectors[5] = np.nan, 0.0
+        write_set(home / "sets" / "made", [image, text])
+        arguments = ("push", "made", "--into", "new", "--alignment", "a", "--json", "--home", home)
+        for _ in range(2):
+            ended = modalign(*arguments)
+            assert (ended.code, ended.document["counts"]["rejected"]) == (4, 2)
+            found = done("rejects", "--json", "--home", home).document["rejects"]
+            assert [(r["modality"], r["key"], r["reason"]) for r in found] == [
+                ("image", "2", "vector-not-finite"),
+                ("text", "5", "vector-zero"),
+            ]
+            assert [r["points"] for r in ended.document["releases"]] == [18]
+        refused = modalign("fit", "made", "--alignment", "b", "--home", home)
+        assert "1 image vectors cannot be used, the first is key '2': vector-not-finite" in refused.error
+
+
+class TestFormats:
+    """Corpora that are no manifest, and vectors."""
+
+    def archive(self, directory: Path, count: int) -> Path:
+        path = directory / "shard-00.tar"
+        with tarfile.open(path, "w") as tar:
+            for pair in fake_pairs(directory, count, seed=2):
+                tar.add(pair.image, f"{pair.key}.png")
+                (directory / "caption").write_text(pair.captions[0])
+                tar.add(directory / "caption", f"{pair.key}.txt")
+            tar.add(pair.image, "../outside.png")
+        return path
+
+    def test_an_archive_is_encoded_and_ingested(self, home: Path, tmp_path: Path) -> None:
+        self.archive(tmp_path, 5)
+        pattern = tmp_path / "shard-{00..00}.tar"
+        ended = modalign("encode", pattern, "--set", "tar", *SPECS, "--json", "--home", home)
+        assert (ended.code, ended.document["counts"]["encoded"], ended.document["image"]) == (4, 10, 5)
+        (refused,) = done("rejects", "--json", "--home", home).document["rejects"]
+        assert (refused["reason"], refused["source"]) == ("member-unsafe-name", str(tmp_path / "shard-00.tar"))
+        options = ("--set", "tar", "--into", "new", "--alignment", "a", "--format", "webdataset", "--json")
+        ended = modalign("ingest", tmp_path / "shard-00.tar", *options, "--max-rejects", 1, "--home", home)
+        assert (ended.code, ended.document["counts"]["unchanged"], ended.document["counts"]["written"]) == (0, 10, 10)
+
+    def test_annotations_with_their_images_elsewhere(self, home: Path, tmp_path: Path) -> None:
+        pairs = fake_pairs(tmp_path / "far", 4, seed=3)
+        lines = [f"{pair.image.name}#0\t{pair.captions[0]}\n" for pair in pairs]
+        (tmp_path / "x.token").write_text("".join(lines) + "gone.png#0\tred\n")
+        arguments = ("encode", tmp_path / "x.token", "--set", "token", *SPECS, "--json", "--home", home)
+        assert "name their folder with --images" in modalign(*arguments).error
+        ended = modalign(*arguments, "--images", tmp_path / "far")
+        assert (ended.code, ended.document["image"], ended.document["text"]) == (4, 4, 5)
+        (refused,) = done("rejects", "--json", "--home", home).document["rejects"]
+        assert (refused["reason"], refused["key"]) == ("image-missing", "gone.png")
+
+    def test_vectors_are_imported(self, home: Path, tmp_path: Path) -> None:
+        np.save(tmp_path / "v.npy", np.array([[1.0, 2], [0, 0], [3, 4]], np.float16))
+        pq.write_table(pa.table({"key": ["a", "b", "c"]}), tmp_path / "v.parquet")
+        arguments = ("import", tmp_path / "v.npy", "--set", "v", "--image-encoder", "mine", "--json", "--home", home)
+        ended = modalign(*arguments)
+        assert (ended.code, ended.document["counts"]["imported"], ended.document["image"]) == (4, 2, 2)
+        assert modalign(*arguments, "--max-rejects", 1).document["counts"]["unchanged"] == 2
+        (refused,) = done("rejects", "--json", "--home", home).document["rejects"]
+        assert (refused["reason"], refused["key"], refused["position"]) == ("vector-zero", "b", 2)
+        assert EmbeddingSet.open(home / "sets" / "v").card.encoders["image"].spec == "imported:mine"

@@ -1,0 +1,129 @@
+"""Databases that are missing, foreign, full or in use, and their secrets."""
+
+import errno
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from connector.stores import qdrant as qdrant_store
+from connector.stores.edge import EdgeStore
+from tests.support.cli import Ended, N, done, modalign
+
+SECRET, KEY = "s3cret/pass", "k3y-of-the-server"
+
+
+class TestDatabases:
+    def test_a_database_that_was_never_upgraded(self, tmp_path: Path) -> None:
+        for arguments in (("status",), ("search", "things", "red"), ("fit", "s", "--alignment", "a")):
+            assert "run `modalign db upgrade`" in modalign(*arguments, "--home", tmp_path / "new").error
+        assert not (tmp_path / "new").exists()
+
+    def test_a_file_that_is_no_database(self, tmp_path: Path) -> None:
+        (tmp_path / "modalign.db").write_text("no database" * 100)
+        for arguments in (("status",), ("db", "upgrade")):
+            assert "file is not a database" in modalign(*arguments, "--home", tmp_path).error
+
+    def test_a_home_that_is_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "home").write_text("a file")
+        for arguments in (("status",), ("db", "upgrade")):
+            assert str(tmp_path / "home") in modalign(*arguments, "--home", tmp_path / "home").error
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_a_home_that_cannot_be_written(self, tmp_path: Path) -> None:
+        (tmp_path / "home").mkdir(mode=0o500)
+        assert str(tmp_path) in modalign("db", "upgrade", "--home", tmp_path / "home" / "new").error
+
+    def test_a_disk_that_is_full(self, home: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        arguments = ("ingest", corpus, "--into", "new", "--alignment", "a", "--home", home)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", full)
+            assert "No space left on device" in modalign(*arguments).error
+        (run,) = done("status", "-n", 1, "--json", "--home", home).document["runs"]
+        assert (run["outcome"], run["error"].endswith("[Errno 28] No space left on device")) == ("failed", True)
+        assert done(*arguments, "--json").document["counts"]["written"] == 2 * N
+
+    def test_upgrading_again_changes_nothing(self, home: Path) -> None:
+        before = done("status", "--json", "--home", home).document
+        done("db", "upgrade", "--home", home)
+        assert done("status", "--json", "--home", home).document == before
+
+    def test_a_database_of_an_unknown_version(self, home: Path) -> None:
+        with sqlite3.connect(home / "modalign.db") as database:
+            database.execute("UPDATE alembic_version SET version_num = 'ffff'")
+        database.close()
+        ended = modalign("db", "upgrade", "--home", home)
+        assert ended.code == 1
+        assert f"database sqlite:///{home}/modalign.db: " in ended.error
+        assert "'ffff'; it was made by a newer modalign, or is not modalign's" in ended.error
+        assert "found ffff" in modalign("status", "--home", home).error
+
+    def test_a_home_in_use(self, home: Path) -> None:
+        with EdgeStore(home / "qdrant"):
+            for arguments in (("search", "things", "red"), ("push", "pairs", "--into", "things", "--alignment", "a")):
+                assert "is in use by another process" in modalign(*arguments, "--home", home).error
+            assert done("status", "--home", home).code == 0  # needs no store
+        assert done("search", "things", "red", "--home", home).code == 0
+
+
+class TestSecrets:
+    """Passwords of URLs and the API key stay where they are."""
+
+    def everything(self, ended: Ended, home: Path) -> str:
+        with sqlite3.connect(home / "modalign.db") as database:
+            dump = "\n".join(database.iterdump())
+        database.close()
+        return ended.out + ended.err + dump
+
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(qdrant_store, "ATTEMPTS_TO_CONNECT", 1)
+        monkeypatch.setenv("MODALIGN_QDRANT_API_KEY", KEY)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            f"http://me:{SECRET}@127.0.0.1:1",
+            f"https://me:{SECRET}@127.0.0.1:1/x?api_key={KEY}",
+            f"http://me:{SECRET}@:x",
+            "https://s3cret.token@127.0.0.1:1",
+            f"grpc://127.0.0.1:1?token={KEY}",
+            f"127.0.0.1:1/?api-key={KEY}",
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
+    def test_of_the_store(self, home: Path, url: str) -> None:
+        for arguments in (("push", "pairs", "--into", "new", "--alignment", "a"), ("search", "things", "red")):
+            ended = modalign(*arguments, "--qdrant-url", url, "--home", home)
+            assert ended.error
+            found = self.everything(ended, home)
+            assert (SECRET in found, "s3cret" in found, KEY in found) == (False, False, False)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            f"postgresql://me:{SECRET}@127.0.0.1:1/db",
+            f"nonsense://me:{SECRET}@127.0.0.1/db",
+            f"postgresql://me:{SECRET}@127.0.0.1:port/db",
+            f"postgresql://me:{SECRET}@127.0.0.1:1/db?password={SECRET}",
+            f"postgresql://me@127.0.0.1:1/db?sslpassword={SECRET}",
+            f"postgresql://me@127.0.0.1:1/db?api_key={KEY}",
+            f"postgresql://me@127.0.0.1:1/db?passfile=/{SECRET}",
+            f"sqlite://me:{SECRET}@/x.db",
+            f"postgresql://me:{SECRET}",
+        ],
+    )
+    @pytest.mark.parametrize("arguments", [("status",), ("db", "upgrade")], ids=" ".join)
+    def test_of_the_database(self, home: Path, url: str, arguments: tuple[str, ...]) -> None:
+        ended = modalign(*arguments, "--database-url", url, "--home", home)
+        assert ended.error
+        found = self.everything(ended, home)
+        assert (SECRET in found, "s3cret" in found, KEY in found) == (False, False, False)
+
+    def test_in_what_is_said_of_a_good_database(self, tmp_path: Path) -> None:
+        ended = done("db", "upgrade", "--home", tmp_path)
+        assert "modalign.db is up to date" in ended.err

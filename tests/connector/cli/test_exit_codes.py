@@ -1,0 +1,110 @@
+"""How commands end."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import COMMANDS, SPECS, done, modalign
+from tests.support.fakes import fake_pairs, write_manifest
+
+ROOT = Path(__file__).parents[3]
+
+
+class TestExitCodes:
+    """Through a process of their own, because that is what scripts see."""
+
+    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tests.support.launcher", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+    def test_done_and_usage(self, shared: Path) -> None:
+        assert self.run("status", "--home", shared).returncode == 0
+        ended = self.run("search", "things", "--home", shared)
+        assert (ended.returncode, "Missing argument 'QUERY'" in ended.stderr) == (2, True)
+        ended = self.run("search", "things", "red", "--metric", "hamming", "--home", shared)
+        assert (ended.returncode, ended.stderr.startswith("modalign: unknown metric 'hamming'")) == (2, True)
+
+    def test_failed(self, shared: Path) -> None:
+        ended = self.run("search", "nothing", "red", "--home", shared)
+        assert ended.returncode == 1
+        assert ended.stderr.startswith("modalign: no live release of collection 'nothing'")
+        assert ended.stderr.count("\n") == 1
+
+    def test_a_requirement_that_is_not_met(self, shared: Path) -> None:
+        ended = self.run("audit", "things", "--pairs", "pairs", "--require", "recall@1>1", "--home", shared)
+        assert ended.returncode == 3
+        assert "not met: recall@1>1: text-to-image recall@1 is " in ended.stderr
+
+    def test_interrupted(self, home: Path, corpus: Path) -> None:
+        arguments = ("ingest", corpus, "--into", "new", "--alignment", "a", "--home", home)
+        ended = self.run("--signal", "SIGINT", "--before", "upsert:3", *arguments)
+        assert ended.returncode == 130
+        assert ended.stderr.splitlines()[-1].startswith("interrupted; nothing is half written")
+        assert "Traceback" not in ended.stderr
+        (run,) = done("status", "-n", 1, "--json", "--home", home).document["runs"]
+        assert (run["outcome"], run["command"]) == ("interrupted", "ingest")
+        assert done(*arguments).code == 0
+
+    def test_a_reader_that_leaves(self, shared: Path) -> None:
+        """`modalign status | head -1` is no crash."""
+        command = [
+            sys.executable,
+            "-m",
+            "tests.support.launcher",
+            "status",
+            "-n",
+            "100",
+            "--json",
+            "--home",
+            str(shared),
+        ]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            assert "Traceback" not in process.stderr.read()
+        assert process.returncode in (1, -signal.SIGPIPE)
+
+    def test_rejected(self, shared: Path, tmp_path: Path) -> None:
+        manifest = write_manifest(tmp_path / "m.jsonl", fake_pairs(tmp_path, 3), {"key": "bad"}, {"caption": "keyless"})
+        home = tmp_path / "home"
+        done("db", "upgrade", "--home", home)
+        for allowed, code in ((0, 4), (1, 4), (2, 0)):
+            arguments = ("encode", manifest, "--set", "s", *SPECS, "--max-rejects", allowed, "--home", home)
+            ended = modalign(*arguments)
+            assert (ended.code, "2 rejected; see `modalign rejects " in ended.err) == (code, True)
+
+
+FAILING: dict[tuple[str, ...], str] = {
+    ("db", "upgrade"): "db upgrade --database-url sqlite:////no/such/directory/x.db",
+    ("encode",): "encode /no/such/corpus.jsonl --set bad --text-encoder fake-text:small",
+    ("fit",): "fit nothing --alignment b",
+    ("gap",): "gap nothing",
+    ("compare",): "compare nothing",
+    ("push",): "push nothing --into things --alignment a",
+    ("ingest",): "ingest /no/such/corpus.jsonl --into things --alignment a",
+    ("delete",): "delete nothing --key a --yes",
+    ("import",): "import /no/such --set s --image-encoder i --text-encoder t",
+    ("promote",): "promote nothing",
+    ("rollback",): "rollback nothing",
+    ("drop",): "drop nothing --retired --yes",
+    ("search",): "search nothing red",
+    ("export",): "export nothing --metric cosine --to bad",
+    ("audit",): "audit nothing --pairs pairs",
+    ("verify",): "verify nothing",
+    ("repair",): "repair nothing --yes",
+    ("status",): "status --database-url sqlite:////no/such/directory/x.db",
+    ("rejects",): "rejects 4711",
+    ("demo",): "demo --device cuda:99",
+}
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_no_command_that_fails_ends_with_0(unbroken: Path, words: tuple[str, ...], tmp_path: Path) -> None:
+    home = tmp_path if words == ("demo",) else unbroken
+    (tmp_path / "file").touch()
+    arguments = FAILING[words].replace("/no/such/directory", str(tmp_path / "file")).split()
+    assert modalign(*arguments, "--home", home).code in (1, 2)

@@ -1,0 +1,87 @@
+"""Help texts: every command and option has one, fast, and docs/cli.md shows them."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from alignment import names
+from alignment.fitting.closed_forms import CLOSED_FORMS
+from alignment.fitting.heads import HEADS
+from alignment.fitting.methods import METHODS
+from alignment.metrics import METRICS
+from alignment.retrieval.protocols import PROTOCOLS
+from connector.cli import main as cli
+from connector.cli.reference import reference
+from connector.corpora import FORMAT_NAMES
+from connector.corpora.formats import FORMATS
+from tests.support.cli import COMMANDS, modalign
+
+ROOT = Path(__file__).parents[3]
+
+
+class TestHelp:
+    @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+    def test_every_command_and_option_has_a_help_text(self, words: tuple[str, ...]) -> None:
+        result = CliRunner().invoke(cli.cli, [*words, "--help"])
+        assert result.exit_code == 0
+        assert len((COMMANDS[words].help or "").split()) > 3
+        for option in COMMANDS[words].params:
+            if isinstance(option, click.Option):
+                assert option.help, option.name
+                assert len(re.sub(r"\[default:.*\]$", "", option.help).split()) > 1, option.name
+
+    def test_the_reference_in_the_docs_is_what_the_commands_print(self) -> None:
+        written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+        assert written == reference(), "run `python -m connector.cli.reference > docs/cli.md`"
+
+    def test_names_in_help_texts_are_those_of_the_registries(self) -> None:
+        assert list(names.METRICS) == list(METRICS)
+        assert (tuple(CLOSED_FORMS), tuple(HEADS)) == (names.CLOSED_FORMS, names.HEADS)
+        assert (*names.CLOSED_FORMS, *names.HEADS) == METHODS
+        assert tuple(PROTOCOLS) == names.PROTOCOLS
+        assert tuple(FORMATS) == FORMAT_NAMES
+
+    @pytest.mark.parametrize(
+        ("arguments", "notice"),
+        [
+            (("audit", "x", "--pairs", "p", "--against", "last"), "--against is now --baseline"),
+            (("audit", "x", "--pairs", "p", "--by", "a"), "--by is now --slice"),
+            (("audit", "x", "--pairs", "p", "--rate", "3"), "--rate is now --max-qps"),
+            (
+                ("push", "s", "--into", "x", "--alignment", "a", "--settings", "layout.toml"),
+                "--settings is now --layout",
+            ),
+            (("status", "--verify"), "--verify is now `modalign verify`"),
+            (("status", "--repair"), "--repair is now `modalign repair`"),
+        ],
+    )
+    def test_an_old_name_works_and_says_its_new_one(
+        self, tmp_path: Path, arguments: tuple[str, ...], notice: str
+    ) -> None:
+        ended = modalign(*arguments, "--home", tmp_path / "none")
+        assert f"{notice}; the old name goes in the next release" in ended.err.splitlines()
+        assert "No such option" not in ended.err
+
+    def test_the_groups_help_names_every_command_and_exit_code(self) -> None:
+        result = CliRunner().invoke(cli.cli, ["--help"])
+        for words in COMMANDS:
+            assert words[0] in result.output
+        for code in ("0 done", "1 failed", "2 usage", "3 an audit's requirement", "4 done", "130 interrupted"):
+            assert code in " ".join(result.output.split())
+
+    @pytest.mark.parametrize("words", [("--help",), ("encode", "--help"), ("db", "upgrade", "--help"), ("--version",)])
+    def test_help_loads_nothing_heavy(self, words: tuple[str, ...]) -> None:
+        heavy = ["numpy", "torch", "sqlalchemy", "alembic", "pyarrow", "qdrant_client", "qdrant_edge", "scipy", "rich"]
+        script = (
+            "import sys; from connector.cli import main as cli\n"
+            f"sys.argv = ['modalign', *{words!r}]\n"
+            "try: cli.main()\n"
+            f"except SystemExit as end: print([m for m in {heavy!r} if m in sys.modules], end.code, file=sys.stderr)\n"
+        )
+        ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        assert ended.stderr == "[] 0\n"

@@ -1,0 +1,189 @@
+"""Commands on releases: status, promote, rollback, drop, verify, repair."""
+
+import re
+import shutil
+import sys
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alignment.model.alignment import Alignment
+from connector.errors import StoreUnavailableError
+from connector.provenance.recorder import Provenance
+from connector.stores.contract import Points
+from connector.stores.edge import EdgeStore
+from tests.support.cli import SPECS, Ended, done, modalign
+from tests.support.fakes import fake_pairs, write_manifest
+from tests.support.world import points_of
+
+
+def releases(home: Path) -> dict[str, str]:
+    """The release of each alignment under cosine, by the alignment's name."""
+    paths = sorted((home / "alignments").iterdir())
+    return {path.name: f"things.cosine.{Alignment.load(path).fingerprint[:8]}" for path in paths}
+
+
+@pytest.fixture(scope="module")
+def beside(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a shadow of another alignment beside the live release."""
+    home = shutil.copytree(shared, tmp_path_factory.mktemp("beside") / "home")
+    done("fit", "pairs", "--alignment", "b", "--method", "procrustes", "--home", home)
+    ended = done("push", "pairs", "--into", "things", "--alignment", "b", "--home", home)
+    name = releases(home)["b"]
+    assert ended.err.splitlines()[-1] == (
+        f"{name} is ready beside what is live of things under cosine: run `modalign audit things --release {name} "
+        "--pairs SET --require CONDITION`, then `modalign promote things`"
+    )
+    return home
+
+
+class TestReleases:
+    """From a shadow to a live release and back, as whoever is on call does it."""
+
+    @pytest.fixture
+    def home(self, beside: Path, tmp_path: Path) -> Path:
+        return shutil.copytree(beside, tmp_path / "home")
+
+    def states(self, home: Path) -> dict[str, tuple[str, str]]:
+        document = done("status", "--json", "--home", home).document
+        return {release["physical_name"]: (release["state"], release["pending"]) for release in document["releases"]}
+
+    def audit(self, home: Path, requirement: str = "recall@10>0", release: str = "ready") -> Ended:
+        options = ("--pairs", "pairs", "--release", release, "--require", requirement, "--json", "--home", home)
+        return modalign("audit", "things", *options)
+
+    def test_audit_promote_rollback_drop(self, home: Path) -> None:
+        old, new = releases(home).values()
+        assert self.states(home) == {
+            old: ("live", ""),
+            new: (
+                "ready",
+                f"a shadow: run `modalign audit things --release {new}`, then `modalign promote things`",
+            ),
+        }
+        refused = modalign("promote", "things", "--home", home)
+        assert (refused.code, refused.out) == (3, "")
+        assert refused.err.startswith(f"modalign: release {new} was never audited; audit with `modalign audit ")
+        assert self.audit(home, "recall@1>1").code == 3
+        refused = modalign("promote", "things", "--home", home)
+        assert (refused.code, "has failed: recall@1>1" in refused.err) == (3, True)
+        assert self.audit(home).document["collection"] == new
+        switched = done("promote", "things", "--json", "--home", home).document["switched"]
+        (line,) = switched
+        assert (line["live"], line["before"], line["forced_by"]) == (new, old, None)
+        assert line["audit"] is not None
+        assert self.states(home) == {old: ("retired", ""), new: ("live", "")}
+        again = done("promote", "things", "--home", home)
+        assert "everything that was asked for is live already" in again.out
+        assert done("rollback", "things", "--json", "--home", home).document["switched"][0]["live"] == old
+        assert self.states(home) == {old: ("live", ""), new: ("retired", "")}
+        ended = modalign("drop", "things", "--retired", "--home", home)
+        assert (ended.code, "modalign drop deletes only what somebody agrees to: add --yes" in ended.err) == (2, True)
+        document = done("drop", "things", "--retired", "--yes", "--json", "--home", home).document
+        assert document["dropped"] == [new]
+        assert self.states(home) == {old: ("live", "")}
+        assert done("drop", "things", "--retired", "--json", "--home", home).document == {"run": None, "dropped": []}
+        commands = [run["command"] for run in done("status", "--json", "--home", home).document["runs"]]
+        assert commands[:6] == ["drop", "rollback", "promote", "promote", "audit", "promote"]
+
+    def test_who_forces_says_why(self, home: Path) -> None:
+        for options in (("--force",), ("--reason", "it burns"), ("--force", "--reason", " ")):
+            ended = modalign("promote", "things", *options, "--home", home)
+            assert (ended.code, "expected --force together with --reason TEXT" in ended.err) == (2, True)
+        ended = done("promote", "things", "--force", "--reason", "it burns", "--json", "--home", home)
+        (switched,) = ended.document["switched"]
+        person = switched["forced_by"]
+        assert re.fullmatch(r"[^@]+@.+", person)
+        assert f"forced by {person}: release {releases(home)['b']} was never audited" in ended.err
+        with Provenance.open(f"sqlite:///{home / 'modalign.db'}") as provenance:
+            (promotion,) = provenance.releases.promotions()
+        assert (promotion.forced_by, promotion.reason) == (person, "it burns")
+
+    def test_the_live_one_is_not_dropped(self, home: Path) -> None:
+        ended = modalign("drop", "things", "--release", releases(home)["a"], "--yes", "--home", home)
+        assert "is live: things.cosine names it" in ended.error
+
+    @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1)])
+    def test_dropping_asks(self, home: Path, monkeypatch: pytest.MonkeyPatch, answer: str, code: int) -> None:
+        terminal = StringIO(answer)
+        monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+        monkeypatch.setattr(sys, "stdin", terminal)
+        shadow = releases(home)["b"]
+        ended = modalign("drop", "things", "--release", shadow, "--home", home)
+        assert (ended.code, "drop 1 releases of things?" in ended.err) == (code, True)
+        assert (shadow in self.states(home)) == bool(code)
+
+    def test_verify_and_repair(self, home: Path) -> None:
+        names = releases(home)
+        document = done("verify", "things", "--json", "--home", home).document
+        assert {each["release"]: each["sound"] for each in document["verified"]} == dict.fromkeys(names.values(), True)
+        with EdgeStore(home / "qdrant") as store:
+            gone = next(record for page in store.scroll(names["b"]) for record in page)
+            vector = np.ones((1, store.describe(names["a"]).vectors["image"].dim), np.float32)
+            store.delete(names["b"], [gone.id])
+            store.upsert(names["a"], Points("image", points_of(1), vector, [{}]))
+        ended = modalign("verify", "--json", "--home", home)
+        found = {each["release"]: (each["missing"], each["orphans"]) for each in ended.document["verified"]}
+        assert (ended.code, found) == (1, {names["a"]: (0, 1), names["b"]: (1, 0)})
+        assert ended.document["examples"] == {
+            names["a"]: {"orphans": points_of(1)},
+            names["b"]: {"missing": [f"{gone.payload['modality']}:{gone.payload['key']}"]},
+        }
+        shown = modalign("verify", "things", "--home", home)
+        assert (shown.code, f"{names['a']}: orphans, for example {points_of(1)[0]}" in shown.err) == (1, True)
+        ended = modalign("repair", "things", "--home", home)
+        assert (ended.code, "add --yes" in ended.err) == (2, True)
+        done("repair", "things", "--yes", "--home", home)
+        assert done("verify", "--json", "--home", home).document["examples"] == {}
+
+    def test_what_is_broken_keeps_nobody_from_verifying_and_mending_the_others(self, home: Path) -> None:
+        names = releases(home)
+        with EdgeStore(home / "qdrant") as store:
+            gone = next(record for page in store.scroll(names["b"]) for record in page)
+            store.delete(names["b"], [gone.id])
+        (home / "alignments" / "a").rename(home / "elsewhere")
+        ended = modalign("verify", "--json", "--home", home)
+        first, second = ended.document["verified"]
+        assert (ended.code, first["release"], first["sound"], first["points"]) == (1, names["a"], False, None)
+        assert str(home / "alignments" / "a") in first["broken"]
+        assert (second["release"], second["missing"], second["broken"]) == (names["b"], 1, None)
+        shown = modalign("verify", "--home", home)
+        assert (shown.code, f"{names['a']}: broken: {first['broken']}" in shown.out) == (1, True)
+        assert f"{names['b']}: missing, for example" in shown.err
+        ended = modalign("repair", "--yes", "--json", "--home", home)
+        assert (ended.code, [row["sound"] for row in ended.document["verified"]]) == (1, [False, True])
+        (home / "elsewhere").rename(home / "alignments" / "a")
+        (home / "sets" / "pairs").rename(home / "elsewhere")
+        ended = modalign("verify", "--json", "--home", home)
+        assert ended.code == 1
+        assert all(str(home / "sets" / "pairs") in row["broken"] for row in ended.document["verified"])
+        (home / "elsewhere").rename(home / "sets" / "pairs")
+        assert [row["broken"] for row in done("verify", "--json", "--home", home).document["verified"]] == [
+            None,
+            None,
+        ]
+
+    def test_a_store_that_does_not_answer_is_no_release_that_is_broken(
+        self, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def describe(*_: object) -> None:
+            raise StoreUnavailableError("not now")
+
+        monkeypatch.setattr(EdgeStore, "describe", describe)
+        assert modalign("verify", "--home", home).error == "modalign: not now [store-unavailable]"
+
+    def test_verifying_what_is_not_there(self, home: Path) -> None:
+        ended = modalign("verify", "nothing", "--home", home)
+        assert "no release of collection 'nothing' in the store edge:qdrant" in ended.error
+
+
+def test_status_shows_how_far_a_release_lags(home: Path, corpus: Path, tmp_path: Path) -> None:
+    found = fake_pairs(tmp_path, 3, seed=5)
+    (release,) = done("status", "--json", "--home", home).document["releases"]
+    assert (release["lag"], release["lag_since"]) == (0, None)
+    done("encode", write_manifest(tmp_path / "m.jsonl", found), "--set", "pairs", *SPECS, "--home", home)
+    (release,) = done("status", "--json", "--home", home).document["releases"]
+    assert release["lag"] == 6
+    assert release["lag_since"] is not None

@@ -1,0 +1,160 @@
+"""The command `search`."""
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alignment.metrics import MixtureOfLogits
+from alignment.model.alignment import Alignment
+from tests.support.cli import N, done, modalign
+from tests.support.fakes import write_manifest
+
+SERVED = ["chi2(map=split)", "js(map=split)", "mlp(hidden=4)", "dot+nnn(k=8,alpha=0.75)", "cosine"]
+
+
+@pytest.fixture(scope="module")
+def many(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with releases under metrics of every guarantee but `bounded`."""
+    home = shutil.copytree(shared, tmp_path_factory.mktemp("many") / "home")
+    options = [f"--metric={metric}" for metric in ("cosine", "mlp(hidden=4)", "dot+nnn(k=8)")]
+    done("fit", "pairs", "--alignment", "m", "--method", "ridge", *options, "--home", home)
+    asked = [f"--metric={metric}" for metric in ("chi2(map=split)", "js", "mlp(hidden=4)", "dot+nnn(k=8)", "cosine")]
+    pushed = done("push", "pairs", "--into", "many", "--alignment", "m", *asked, "--json", "--home", home).document
+    assert [release["metric"] for release in pushed["releases"]] == SERVED
+    assert {(release["state"], release["points"]) for release in pushed["releases"]} == {("live", 2 * N)}
+    assert pushed["counts"] == {"written": 2 * N * len(SERVED)}
+    return home
+
+
+class TestMetrics:
+    @pytest.mark.parametrize(
+        ("metric", "printed", "guarantee", "certified", "candidates"),
+        [
+            ("chi2", "chi2(map=split)", "certified", True, N),
+            ("chi2(map=split)", "chi2(map=split)", "certified", True, N),
+            ("js", "js(map=split)", "certified", True, N),
+            ("mlp(hidden=4)", "mlp(hidden=4)", "measured", True, N),  # everything was seen
+            ("dot+nnn(k=8)", "dot+nnn(k=8,alpha=0.75)", "exact", None, 0),
+            ("cosine", "cosine", "exact", None, 0),
+        ],
+    )
+    def test_search_says_how_good_it_is(
+        self, many: Path, metric: str, printed: str, guarantee: str, certified: bool | None, candidates: int
+    ) -> None:
+        arguments = ("search", "many", "red lime", "-k", 3, "--metric", metric, "--home", many)
+        document = done(*arguments, "--json").document
+        said = {name: document[name] for name in ("metric", "guarantee", "certified", "candidates")}
+        assert said == {"metric": printed, "guarantee": guarantee, "certified": certified, "candidates": candidates}
+        assert [set(item) for item in document["found"]] == [
+            {"key", "group", "modality", "score", "raw_score", "payload"}
+        ] * 3
+        assert not any("aligned" in item["payload"] for item in document["found"])
+        assert document["exact"] is False
+        assert done(*arguments, "--exact", "--json").document["exact"] is True
+        for options, words in (((), "along the graph, --exact would prove it"), (("--exact",), "is there")):
+            title = done(*arguments, *options).out.splitlines()[0]
+            along = " order, found along the graph: --exact compares with everything"
+            proof = f": nothing better {words}, 60 candidates rescored" if certified else "" if options else along
+            assert title == f"many under {printed}, {guarantee}{proof}"
+
+    def test_candidates_are_an_option(self, many: Path) -> None:
+        arguments = ("search", "many", "red lime", "-k", 3, "--candidates", 5, "--home", many)
+        for metric, certified, proof in (
+            ("chi2", False, ": not proved within the candidate budget"),
+            ("mlp(hidden=4)", None, ""),
+        ):
+            document = done(*arguments, "--metric", metric, "--json").document
+            assert (document["certified"], document["candidates"], len(document["found"])) == (certified, 5, 3)
+            title = done(*arguments, "--metric", metric).out.splitlines()[0]
+            assert title.endswith(f"{proof}, 5 candidates rescored")
+        for metric in SERVED:
+            ended = modalign(*arguments, "--metric", metric, "-k", 6)
+            assert "expected a candidate budget of at least k, 6, got 5; raise it or lower k" in ended.error
+
+    def test_the_page_says_it_too(self, many: Path, tmp_path: Path) -> None:
+        page = tmp_path / "page.html"
+        done("search", "many", "red lime", "-k", 3, "--metric", "js", "--html", page, "--home", many)
+        assert "3 best under js(map=split), certified: nothing better along the graph" in page.read_text(
+            encoding="utf-8"
+        )
+
+    def test_a_certificate_is_audited_and_can_be_required(self, many: Path) -> None:
+        arguments = ("audit", "many", "--pairs", "pairs", "--require", "certified>=0.99", "--json", "--home", many)
+        for metric in ("chi2", "js"):
+            document = done(*arguments, "--metric", metric).document
+            found = [measure for measure in document["measures"] if measure["name"] == "certified"]
+            assert [(m["value"], m["low"], m["high"]) for m in found] == [(1.0, 1.0, 1.0)] * 2
+            assert document["metric"] == f"{metric}(map=split)"
+        for metric in ("mlp(hidden=4)", "cosine", "dot+nnn(k=8)"):
+            ended = modalign(*arguments, "--metric", metric)
+            assert (ended.code, "names no measure of this audit" in ended.error) == (2, True)
+            plain = done("audit", "many", "--pairs", "pairs", "--metric", metric, "--json", "--home", many).document
+            assert "certified" not in {measure["name"] for measure in plain["measures"]}
+
+    def test_histograms_are_asked_for(self, home: Path) -> None:
+        """Aligned vectors have signs: nothing becomes live, and another map works."""
+        arguments = ("push", "pairs", "--into", "new", "--alignment", "a", "--home", home)
+        ended = modalign(*arguments, "--metric", "chi2(map=l1)")
+        assert re.search(r"metric chi2\(map=l1\): .* with a negative value, .* use map=split", ended.error)
+        (run,) = done("status", "-n", 1, "--json", "--home", home).document["runs"]
+        assert (run["command"], run["outcome"]) == ("push", "failed")
+        assert "no live release" in modalign("search", "new", "red", "--metric", "chi2(map=l1)", "--home", home).error
+        done(*arguments, "--metric", "chi2")
+        assert done("search", "new", "red", "--json", "--home", home).document["metric"] == "chi2(map=split)"
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [(3e38, "gives vectors that are not finite: its weights have diverged"), (np.nan, "are damaged (not finite: ")],
+    )
+    def test_weights_that_are_damaged_are_a_failure(self, home: Path, value: float, message: str) -> None:
+        """Only a metric that cannot be meant is a wrong use of the command line."""
+        sound = Alignment.load(home / "alignments" / "a")
+        metric = MixtureOfLogits()
+        weights = metric.start(sound.dim, seed=0).weights()
+        weights[f"{metric}/item"].fill(value)
+        replace(sound, weights=weights).save(home / "alignments" / "b")
+        arguments = ("push", "pairs", "--into", "new", "--alignment", "b", "--home", home, "--metric")
+        ended = modalign(*arguments, "mol")
+        assert (ended.code, message in ended.error) == (1, True)
+        ended = modalign(*arguments, "mol(size=3)")
+        assert (ended.code, "holds no parameters for metric mol(" in ended.error) == (2, True)
+
+    def test_what_cannot_be_pushed_is_known_before_anything_is_encoded(self, home: Path, corpus: Path) -> None:
+        arguments = ("ingest", corpus, "--into", "new", "--alignment", "a", "--metric", "cosine", "--metric", "mlp")
+        assert "holds no parameters for metric mlp(hidden=64)" in modalign(*arguments, "--home", home).error
+        assert not (home / "sets" / "new").exists()
+        assert [r["collection"] for r in done("status", "--json", "--home", home).document["releases"]] == ["things"]
+
+    def test_the_remedy_that_is_named_works(self, home: Path) -> None:
+        error = modalign("push", "pairs", "--into", "new", "--alignment", "a", "--metric", "mlp", "--home", home).error
+        match = re.search(r"`modalign fit --metric '([^']*)'`", error)
+        assert match
+        arguments = ("--alignment", "b", "--metric", match[1], "--home", home)
+        done("fit", "pairs", "--method", "ridge", *arguments)
+        done("push", "pairs", "--into", "new", *arguments)
+
+    def test_a_set_that_was_encoded_with_a_reserved_column(self, home: Path, tmp_path: Path) -> None:
+        rows = [{"key": "a", "caption": "red", "aligned": "x"}, {"key": "b", "caption": "lime"}]
+        manifest = write_manifest(tmp_path / "m.jsonl", [], *rows)
+        ended = modalign("ingest", manifest, "--into", "new", "--alignment", "a", "--json", "--home", home)
+        assert (ended.code, ended.document["counts"]["written"]) == (4, 1)
+        (reject,) = done("rejects", "--json", "--home", home).document["rejects"]
+        assert (reject["reason"], reject["key"], reject["detail"]) == (
+            "payload-name-reserved",
+            "a",
+            "rename the columns aligned",
+        )
+
+
+def test_a_contact_sheet_is_written_on_request(shared: Path, tmp_path: Path) -> None:
+    page = tmp_path / "found" / "page.html"
+    ended = done("search", "things", "red lime", "-k", 4, "--html", page, "--json", "--home", shared)
+    assert len(ended.document["found"]) == 4
+    assert ended.err.splitlines()[-1] == f"wrote {page}"
+    assert page.read_text().count("data:image/jpeg;base64,") == 4
+    blocked = modalign("search", "things", "red", "--html", tmp_path, "--home", shared)
+    assert "cannot be written" in blocked.error
