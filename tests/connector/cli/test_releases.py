@@ -80,7 +80,7 @@ class TestReleases:
         assert done("rollback", "things", "--json", "--home", home).document["switched"][0]["live"] == old
         assert self.states(home) == {old: ("live", ""), new: ("retired", "")}
         ended = modalign("drop", "things", "--retired", "--home", home)
-        assert (ended.code, "modalign drop deletes only what somebody agrees to: add --yes" in ended.err) == (2, True)
+        assert (ended.code, "modalign drop asks before it deletes: add --yes" in ended.err) == (2, True)
         document = done("drop", "things", "--retired", "--yes", "--json", "--home", home).document
         assert document["dropped"] == [new]
         assert self.states(home) == {old: ("live", "")}
