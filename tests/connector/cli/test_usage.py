@@ -73,7 +73,7 @@ BAD: list[tuple[str, str | Callable[[Path], Sequence[object]], str]] = [
     ("correction by too many", "fit pairs --alignment bad --metric dot+nnn", "at least 128 training vectors of each"),
     ("metric that was not pushed", "search things red --metric mlp", r"under mlp\(hidden=64\); it has cosine"),
     ("metric that was not pushed to audit", "audit things --pairs pairs --metric mol", r"no live .* under mol\("),
-    ("budget below k", "search things red --candidates 9", "candidate budget of at least k, 10, got 9"),
+    ("budget below k", "search things red --candidates 9", "max_candidates of at least k, 10, got 9"),
     ("no such corpus to ingest", "ingest /no/such.jsonl --into bad --alignment a", "does not exist"),
     ("no alignment to ingest with", "ingest {corpus} --into bad --alignment nothing", "is not an alignment"),
     ("unknown collection", "search nothing red", "'nothing'; this store has things"),
@@ -94,7 +94,7 @@ BAD: list[tuple[str, str | Callable[[Path], Sequence[object]], str]] = [
     ("requirement on nothing", "audit things --pairs pairs --require recall@7>=1", "names no measure"),
     ("requirement on a proof of what is exact", "audit things --pairs pairs --require certified>=0.9", "no measure"),
     ("list of no length", "audit things --pairs pairs --k 0", "expected every k in the range 1 to 10000"),
-    ("store of no kind", "search things red --qdrant-url ftp://host", "expected edge:DIRECTORY, http"),
+    ("store of no kind", "search things red --qdrant-url ftp://host", "expected one of edge:DIRECTORY, http"),
     ("database of no kind", "status --database-url nonsense://host/db", "expected an SQLAlchemy URL such as"),
     *(
         (f"name {name} in {command}", f"{command} {name}", "expected 1 to 128 letters, digits")
