@@ -1,4 +1,4 @@
-"""A real Qdrant server: what no imitation can show. The contract of stores runs there too, in test_store.py."""
+"""A real Qdrant server: pushes, ingests, searches and audits. Stores keep their contract there in test_contract.py."""
 
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,10 @@ def test_the_server_has_what_the_layout_says(
     }
     assert layout["compression"] in COMPRESSIONS["binary"]
     (release,) = world.push(world.set("s", *pairs(20)), collection=collection, **layout).releases
-    info = world.store._client.get_collection(release.name)  # type: ignore[attr-defined]
+    url, key = qdrant_server
+    client = QdrantClient(url, api_key=key)
+    info: Any = client.get_collection(release.name)
+    client.close()
     assert (info.config.hnsw_config.m, info.config.hnsw_config.ef_construct) == (8, 64)
     assert info.config.optimizer_config.indexing_threshold == 123
     assert info.config.params.shard_number == 2
@@ -122,5 +125,4 @@ class TestCredentials:
         url, key = qdrant_server
         with open_store(Settings(tmp_path, url, "sqlite://", api_key=key)) as store:
             assert isinstance(store, QdrantStore)
-            assert isinstance(store._client, QdrantClient)
             assert np.all([isinstance(name, str) for name in store.collections()])

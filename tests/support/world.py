@@ -63,7 +63,7 @@ ALL = [
 # One of each guarantee, and a correction.
 SOME = ["cosine", "chi2", "mol", "mlp", "dot+nnn"]
 BANK = 200
-# The client's own imitation of a server says that it has no index.
+# The client's local mode warns that it has no index.
 KINDS = [
     "edge",
     pytest.param(
@@ -302,7 +302,7 @@ class Vector:
 
 def stored(store: Store, name: str, modality: Modality) -> dict[str, tuple[Vector | None, dict[str, Any]]]:
     """Every point of a collection: `{id: (vector of the modality, payload)}`."""
-    # The client's imitation rounds otherwise when it normalises a vector for the second time.
+    # The client's local mode rounds otherwise when it normalises a vector for the second time.
     tolerance = 0.0 if isinstance(store, EdgeStore) else 1e-6
     return {
         record.id: (None if record.vector is None else Vector(record.vector, tolerance), record.payload)
@@ -366,7 +366,7 @@ def points_of(n: int) -> list[str]:
 
 @contextmanager
 def opened_world(kind: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """A world over Qdrant Edge or over the client's imitation of a server."""
+    """A world over Qdrant Edge or over the client's local mode."""
     store: Store
     if kind == "edge":
         store = EdgeStore(directory / "qdrant")

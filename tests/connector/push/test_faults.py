@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import stamina
 import trustme
+from pytest_httpserver import HTTPServer
+from qdrant_client import QdrantClient
 from stamina.instrumentation import RetryDetails
 
 from alignment.metrics import Distance
@@ -33,10 +35,12 @@ from connector.settings import Settings
 from connector.stores import qdrant as qdrant_store
 from connector.stores.contract import CollectionConfig, Points, VectorConfig
 from connector.stores.qdrant import REQUEST_BYTES, REQUEST_POINTS, QdrantStore
-from connector.stores.qdrant_connection import RetryPolicy
+from connector.stores.qdrant_connection import Connection, RetryPolicy
+from tests.support.canned_server import CannedServer
+from tests.support.errors import raises
 from tests.support.fakes import fake_pairs, write_manifest
-from tests.support.grpc_imitation import over_grpc
-from tests.support.imitation import Fault, Imitation, Request, running
+from tests.support.faulty_grpc_server import over_grpc
+from tests.support.faulty_server import Fault, FaultyServer, Request, running
 from tests.support.world import World, alignment, pairs, stored
 
 pytestmark = [
@@ -52,13 +56,13 @@ QUICK = RetryPolicy(initial_backoff=0.0, max_backoff=0.0, jitter=0.0, max_retry_
 
 
 @pytest.fixture
-def server() -> Iterator[Imitation]:
-    with running(Imitation()) as server:
+def server() -> Iterator[FaultyServer]:
+    with running(FaultyServer()) as server:
         yield server
 
 
 @pytest.fixture
-def store(server: Imitation, monkeypatch: pytest.MonkeyPatch) -> Iterator[QdrantStore]:
+def store(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[QdrantStore]:
     """A store with the empty collection `c`; requests are counted from here."""
     monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
     with QdrantStore.connect(server.url, retry=QUICK, timeout=1) as store:
@@ -101,7 +105,7 @@ class TestWhatPasses:
     """Pitfalls 3 and 4: retried by our own policy, and a batch that is sent again is harmless."""
 
     @pytest.mark.parametrize("fault", PASSING)
-    def test_a_write_is_sent_again_until_it_is_whole(self, server: Imitation, store: QdrantStore, fault: str) -> None:
+    def test_a_write_is_retried_until_it_is_whole(self, server: FaultyServer, store: QdrantStore, fault: str) -> None:
         server.fail = once(PASSING[fault], lambda request: request.writes_points)
         points = batch(REQUEST_POINTS + 10)
         store.upsert("c", points)
@@ -109,7 +113,7 @@ class TestWhatPasses:
         assert numbers(store) == set(range(len(points.ids)))
 
     @pytest.mark.parametrize("fault", [name for name in PASSING if PASSING[name].applied != "half"])
-    def test_everything_else_is_asked_again(self, server: Imitation, store: QdrantStore, fault: str) -> None:
+    def test_everything_else_is_asked_again(self, server: FaultyServer, store: QdrantStore, fault: str) -> None:
         store.upsert("c", batch(5))
         operations: list[Callable[[], Any]] = [
             lambda: store.count("c"),
@@ -123,14 +127,16 @@ class TestWhatPasses:
             assert operation() == 5
 
     @pytest.mark.parametrize("fault", ["answer lost", "500", "reset in the middle of the answer"])
-    def test_a_collection_is_created_once(self, server: Imitation, store: QdrantStore, fault: str) -> None:
+    def test_a_collection_is_created_once(self, server: FaultyServer, store: QdrantStore, fault: str) -> None:
         asked = ("PUT", "/collections/new")
         server.fail = once(PASSING[fault], lambda request: (request.method, request.path) == asked)
         store.create("new", CollectionConfig(LAYOUT.vectors, metadata={"a": 1}))
         assert [(r.method, r.path) for r in server.requests].count(asked) == 2
         assert store.describe("new").metadata == {"a": 1}
 
-    def test_a_collection_that_another_made_meanwhile_is_not_ours(self, server: Imitation, store: QdrantStore) -> None:
+    def test_a_collection_that_another_made_meanwhile_is_not_ours(
+        self, server: FaultyServer, store: QdrantStore
+    ) -> None:
         def other_first(request: Request) -> Fault | None:
             if (
                 request.method == "PUT"
@@ -141,16 +147,16 @@ class TestWhatPasses:
             return None
 
         server.fail = other_first
-        with pytest.raises(StoreError, match=r"409.*already exists"):
+        with raises(StoreError, 409):
             store.create("new", CollectionConfig(LAYOUT.vectors, metadata={"a": 1}))
         assert store.describe("new").metadata == {"of": "another"}
 
-    def test_a_slow_answer_is_waited_for(self, server: Imitation, store: QdrantStore) -> None:
+    def test_a_slow_answer_is_waited_for(self, server: FaultyServer, store: QdrantStore) -> None:
         server.fail = once(Fault(applied="all", delay=0.3))
         assert store.count("c") == 0
         assert len(server.requests) == 1
 
-    def test_one_that_takes_longer_than_the_timeout_is_not(self, server: Imitation, store: QdrantStore) -> None:
+    def test_one_that_takes_longer_than_the_timeout_is_not(self, server: FaultyServer, store: QdrantStore) -> None:
         server.fail = once(Fault(applied="all", delay=1.5), lambda request: request.writes_points)
         began = time.monotonic()
         store.upsert("c", batch(5))
@@ -158,16 +164,16 @@ class TestWhatPasses:
         assert sum(request.writes_points for request in server.requests) == 2
         assert store.count("c") == 5
 
-    def test_what_never_passes_is_given_up(self, server: Imitation, store: QdrantStore) -> None:
+    def test_what_never_passes_is_given_up(self, server: FaultyServer, store: QdrantStore) -> None:
         server.fail = lambda request: Fault(429, {"Retry-After": "3600"})
-        with pytest.raises(StoreUnavailableError, match="fewer requests"):
+        with raises(StoreUnavailableError, server.url):
             store.count("c")
         assert len(server.requests) == QUICK.attempts
 
     @pytest.mark.parametrize("status", [429, 503])
     @pytest.mark.parametrize(("asked", "waited"), [("3", 3.0), ("3600", 60.0), ("a date", 30.0), ("nonsense", None)])
     def test_retry_after_is_honoured_and_capped(
-        self, server: Imitation, monkeypatch: pytest.MonkeyPatch, status: int, asked: str, waited: float | None
+        self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, status: int, asked: str, waited: float | None
     ) -> None:
         if asked == "a date":
             asked = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
@@ -191,7 +197,7 @@ class TestWhatPasses:
         else:
             assert wait == pytest.approx(waited, abs=2)
 
-    def test_a_write_that_only_timed_out_is_sent_again(self, server: Imitation, store: QdrantStore) -> None:
+    def test_a_write_that_only_timed_out_is_sent_again(self, server: FaultyServer, store: QdrantStore) -> None:
         """Pitfall 2: acknowledged is not completed."""
         original, answers = server.carry_out, iter(["acknowledged", "wait_timeout"])
 
@@ -210,14 +216,12 @@ class TestWhatPasses:
 class TestNarrowing:
     """Pitfall 3: a batch that is too large is halved, one that is refused is narrowed to the rows at fault."""
 
-    def test_points_at_fault_are_named_and_the_others_written(self, server: Imitation, store: QdrantStore) -> None:
+    def test_points_at_fault_are_named_and_the_others_written(self, server: FaultyServer, store: QdrantStore) -> None:
         bad = {0, 5, 127, 128, 199, 299}
         points = batch(300)
         for row in bad:
             points.payloads[row]["refuse"] = True
-        with pytest.raises(
-            PointsRefusedError, match=r"collection c: 6 points were refused, the first is row 0"
-        ) as raised:
+        with pytest.raises(PointsRefusedError, match="collection c") as raised:
             store.upsert("c", points)
         assert set(raised.value.refused) == bad
         for row, (reason, detail) in raised.value.refused.items():
@@ -226,14 +230,14 @@ class TestNarrowing:
         assert numbers(store) == set(range(300)) - bad
 
     def test_a_request_that_is_wrong_as_a_whole_is_no_fault_of_its_rows(
-        self, server: Imitation, store: QdrantStore
+        self, server: FaultyServer, store: QdrantStore
     ) -> None:
         server.fail = lambda request: Fault(400) if request.writes_points else None
-        with pytest.raises(RequestRefusedError, match="answered 400"):
+        with raises(RequestRefusedError, 400):
             store.upsert("c", batch(40))
 
     def test_a_body_that_is_too_large_is_halved_and_the_size_remembered(
-        self, server: Imitation, store: QdrantStore
+        self, server: FaultyServer, store: QdrantStore
     ) -> None:
         server.body_limit = 20_000
         store.upsert("c", batch(100, text="x" * 1000))
@@ -244,7 +248,7 @@ class TestNarrowing:
         store.upsert("c", batch(10, start=900, text="x" * 1000))
         assert len(server.requests) == 1
 
-    def test_a_point_that_is_too_large_alone_is_refused(self, server: Imitation, store: QdrantStore) -> None:
+    def test_a_point_that_is_too_large_alone_is_refused(self, server: FaultyServer, store: QdrantStore) -> None:
         server.body_limit = 20_000
         points = batch(20)
         points.payloads[7]["text"] = "x" * 30_000
@@ -254,7 +258,7 @@ class TestNarrowing:
         assert numbers(store) == set(range(20)) - {7}
 
     @pytest.mark.parametrize("status", [401, 403, 404, 409])
-    def test_other_refusals_are_heard_at_once(self, server: Imitation, store: QdrantStore, status: int) -> None:
+    def test_other_refusals_are_heard_at_once(self, server: FaultyServer, store: QdrantStore, status: int) -> None:
         server.fail = lambda request: Fault(status)
         with pytest.raises(StoreError, match=str(status)) as raised:
             store.upsert("c", batch(5))
@@ -265,24 +269,18 @@ class TestNarrowing:
 class TestRequests:
     """Pitfall 5: requests are bounded in bytes and number; timeouts are explicit."""
 
-    def test_they_are_cut_by_bytes(self, server: Imitation, store: QdrantStore, rng: np.random.Generator) -> None:
-        store.create("wide", CollectionConfig({"v": VectorConfig(4096, Distance.DOT)}))
-        sizes: list[int] = []
-        upsert = store._client.upsert
-
-        def watched(name: str, *, points: Any, **options: Any) -> Any:
-            sizes.append(len(points.model_dump_json()))
-            return upsert(name, points, **options)
-
-        store._client.upsert = watched  # type: ignore[method-assign, assignment]
+    def test_they_are_cut_by_bytes(self, server: FaultyServer, rng: np.random.Generator) -> None:
         points = batch(200, dim=4096)
         vectors = (rng.standard_normal((200, 4096)) * 1e-30).astype(np.float32)  # their exponents are written out
-        store.upsert("wide", Points("v", points.ids, vectors, points.payloads))
+        with QdrantStore.connect(server.url) as store:
+            store.create("wide", CollectionConfig({"v": VectorConfig(4096, Distance.DOT)}))
+            store.upsert("wide", Points("v", points.ids, vectors, points.payloads))
+            assert store.count("wide") == 200
+        sizes = [request.size for request in server.requests if request.writes_points]
         assert len(sizes) > 1
         assert max(sizes) <= REQUEST_BYTES
-        assert store.count("wide") == 200
 
-    def test_several_are_under_way_at_once_and_no_more_than_told(self, server: Imitation) -> None:
+    def test_several_are_under_way_at_once_and_no_more_than_told(self, server: FaultyServer) -> None:
         lock, now, most = threading.Lock(), [0], [0]
 
         def watch(request: Request) -> Fault | None:
@@ -302,12 +300,12 @@ class TestRequests:
             assert most == [2]
             assert numbers(store) == set(range(6 * REQUEST_POINTS))
 
-    def test_the_timeout_is_the_one_that_was_set(self, server: Imitation) -> None:
+    def test_the_timeout_is_the_one_that_was_set(self, server: FaultyServer) -> None:
         server.fail = lambda request: Fault(applied="all", delay=1.3) if request.path == "/collections" else None
         few = RetryPolicy(attempts=1)
         with (
             QdrantStore.connect(server.url, retry=few, timeout=1) as store,
-            pytest.raises(StoreUnavailableError, match=r"timed out.*MODALIGN_QDRANT_TIMEOUT"),
+            raises(StoreUnavailableError, "timed out", "MODALIGN_QDRANT_TIMEOUT"),
         ):
             store.collections()
         with QdrantStore.connect(server.url, retry=few, timeout=5) as store:
@@ -316,36 +314,34 @@ class TestRequests:
 
 class TestSecrets:
     @pytest.mark.parametrize("status", [400, 401, 403, 429, 500])
-    def test_a_key_that_a_server_sends_back_is_not_shown(self, status: int) -> None:
-        with (
-            running(Imitation(key=KEY)) as server,
-            QdrantStore.connect(server.url, api_key=KEY, retry=QUICK) as store,
-        ):
-            server.fail = lambda request: Fault(status)
-            server.carry_out = lambda request, half=False: None  # type: ignore[method-assign, misc]
-            answered = store._connection._answered(status, f"your key {KEY} is not known")
-            assert KEY not in str(answered)
-
-            def echoing() -> None:
-                raise ValueError(f"header {KEY}")
-
+    def test_a_key_that_a_server_sends_back_is_not_shown(self, httpserver: HTTPServer, status: int) -> None:
+        server = CannedServer(httpserver)
+        with QdrantStore.connect(server.url, api_key=KEY, retry=QUICK) as store:
+            server.always(status, f"your key {KEY} is not known".encode())
             with pytest.raises(StoreError) as raised:
-                store._connection.translated(echoing)
-            with pytest.raises(StoreError) as refused:
                 store.collections()
-            for error in (raised.value, refused.value):
-                assert KEY not in "".join(traceback.format_exception(error))
+            assert KEY not in "".join(traceback.format_exception(raised.value))
             assert KEY not in repr(store.__dict__)
 
+    def test_a_key_in_an_error_of_the_client_is_not_shown(self) -> None:
+        def echoing() -> None:
+            raise ValueError(f"header {KEY}")
+
+        connection = Connection(QdrantClient(":memory:"), "http://host", secrets=(KEY,))
+        with pytest.raises(StoreError) as raised:
+            connection.translated(echoing)
+        assert KEY not in "".join(traceback.format_exception(raised.value))
+        connection.client.close()
+
     def test_a_wrong_key_is_refused_at_once(self) -> None:
-        with running(Imitation(key=KEY)) as server:
-            with pytest.raises(StoreError, match=r"401.*MODALIGN_QDRANT_API_KEY"):
+        with running(FaultyServer(key=KEY)) as server:
+            with raises(StoreError, 401, "MODALIGN_QDRANT_API_KEY"):
                 QdrantStore.connect(server.url, api_key="wrong", retry=QUICK)
             assert len(server.requests) == 1
 
     @pytest.mark.parametrize("key", ["schlüssel", "with\nnewline", "tab\there"])
-    def test_a_key_that_no_header_can_carry(self, server: Imitation, key: str) -> None:
-        with pytest.raises(SettingsError, match="printable ASCII") as raised:
+    def test_a_key_that_no_header_can_carry(self, server: FaultyServer, key: str) -> None:
+        with pytest.raises(SettingsError, match="MODALIGN_QDRANT_API_KEY") as raised:
             QdrantStore.connect(server.url, api_key=key)
         assert key not in "".join(traceback.format_exception(raised.value))
 
@@ -356,22 +352,20 @@ class TestEncryption:
         return trustme.CA()
 
     @pytest.fixture
-    def encrypted(self, authority: trustme.CA) -> Iterator[Imitation]:
-        server = Imitation()
-        server.encrypt(authority.issue_cert("127.0.0.1"))
-        with running(server):
+    def encrypted(self, authority: trustme.CA) -> Iterator[FaultyServer]:
+        with running(FaultyServer(), authority.issue_cert("127.0.0.1")) as server:
             yield server
 
     def test_with_the_authority_that_signed_it(
-        self, encrypted: Imitation, authority: trustme.CA, tmp_path: Path
+        self, encrypted: FaultyServer, authority: trustme.CA, tmp_path: Path
     ) -> None:
         authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
         with QdrantStore.connect(encrypted.url, api_key=KEY, ca_file=tmp_path / "ca.pem", retry=QUICK) as store:
             assert store.collections() == []
         assert {request.key for request in encrypted.requests} == {KEY}
 
-    def test_a_certificate_that_is_not_trusted_is_refused_at_once(self, encrypted: Imitation) -> None:
-        with pytest.raises(StoreError, match=r"not trusted.*MODALIGN_QDRANT_CA_FILE") as raised:
+    def test_a_certificate_that_is_not_trusted_is_refused_at_once(self, encrypted: FaultyServer) -> None:
+        with pytest.raises(StoreError, match="MODALIGN_QDRANT_CA_FILE") as raised:
             QdrantStore.connect(encrypted.url, api_key=KEY, retry=QUICK)
         assert not isinstance(raised.value, StoreUnavailableError)
         assert encrypted.requests == []
@@ -381,7 +375,7 @@ class TestEncryption:
     def test_a_file_that_holds_no_certificate(self, tmp_path: Path, scheme: str, content: str | None) -> None:
         if content is not None and scheme == "https":
             (tmp_path / "ca.pem").write_text(content)
-        with pytest.raises(SettingsError, match=r"MODALIGN_QDRANT_CA_FILE: .*ca.pem cannot be read"):
+        with raises(SettingsError, "MODALIGN_QDRANT_CA_FILE", "ca.pem"):
             QdrantStore.connect(f"{scheme}://127.0.0.1:1", ca_file=tmp_path / "ca.pem")
 
 
@@ -389,7 +383,7 @@ class TestGrpc:
     """The other protocol: the same decisions."""
 
     @pytest.fixture
-    def store(self, server: Imitation, monkeypatch: pytest.MonkeyPatch) -> Iterator[QdrantStore]:
+    def store(self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[QdrantStore]:
         monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
         with over_grpc(server) as url, QdrantStore.connect(url, retry=QUICK, timeout=2) as store:
             store.create("c", LAYOUT)
@@ -401,13 +395,13 @@ class TestGrpc:
         [Fault(429), Fault(429, {"Retry-After": "1"}), Fault(500), Fault(503), Fault(504), Fault(500, applied="half")],
         ids=lambda fault: f"{fault.status} {fault.headers} {fault.applied}",
     )
-    def test_what_passes_is_tried_again(self, server: Imitation, store: QdrantStore, fault: Fault) -> None:
+    def test_what_passes_is_tried_again(self, server: FaultyServer, store: QdrantStore, fault: Fault) -> None:
         server.fail = once(fault, lambda request: request.writes_points)
         store.upsert("c", batch(REQUEST_POINTS + 10))
         assert sum(request.writes_points for request in server.requests) == 3
         assert numbers(store) == set(range(REQUEST_POINTS + 10))
 
-    def test_points_at_fault_are_named_and_the_others_written(self, server: Imitation, store: QdrantStore) -> None:
+    def test_points_at_fault_are_named_and_the_others_written(self, server: FaultyServer, store: QdrantStore) -> None:
         points = batch(50)
         points.payloads[7]["refuse"] = True
         with pytest.raises(PointsRefusedError) as raised:
@@ -417,7 +411,7 @@ class TestGrpc:
 
     def test_a_message_that_is_too_large_is_halved(self) -> None:
         with (
-            running(Imitation(body_limit=20_000)) as server,
+            running(FaultyServer(body_limit=20_000)) as server,
             over_grpc(server) as url,
             QdrantStore.connect(url, retry=QUICK) as store,
         ):
@@ -426,34 +420,34 @@ class TestGrpc:
             assert numbers(store) == set(range(100))
 
     @pytest.mark.parametrize("status", [401, 403, 404, 409, 412, 501, 507])
-    def test_what_does_not_pass_is_heard_at_once(self, server: Imitation, store: QdrantStore, status: int) -> None:
+    def test_what_does_not_pass_is_heard_at_once(self, server: FaultyServer, store: QdrantStore, status: int) -> None:
         server.fail = lambda request: Fault(status)
         with pytest.raises(StoreError, match=store.url) as raised:
-            store.count("c")
+            store.collections()
         assert not isinstance(raised.value, StoreUnavailableError)
         assert isinstance(raised.value, CollectionNotFoundError) == (status == 404)
         assert len(server.requests) == 1
 
     def test_the_key_is_asked_for(self) -> None:
-        with running(Imitation(key=KEY)) as server, over_grpc(server) as url:
+        with running(FaultyServer(key=KEY)) as server, over_grpc(server) as url:
             with QdrantStore.connect(url, api_key=KEY) as store:
                 assert store.collections() == []
-            with pytest.raises(StoreError, match=r"UNAUTHENTICATED.*MODALIGN_QDRANT_API_KEY"):
+            with raises(StoreError, "UNAUTHENTICATED", "MODALIGN_QDRANT_API_KEY"):
                 QdrantStore.connect(url, api_key="wrong")
 
     def test_an_old_server(self) -> None:
         with (
-            running(Imitation(version="1.15.5")) as server,
+            running(FaultyServer(version="1.15.5")) as server,
             over_grpc(server) as url,
-            pytest.raises(StoreError, match=r"expected Qdrant 1\.16 or newer, got 1\.15\.5"),
+            raises(StoreError, "1.16", "1.15.5"),
         ):
             QdrantStore.connect(url)
 
     def test_no_server_at_all(self) -> None:
-        with pytest.raises(StoreUnavailableError, match=r"cannot be reached.*MODALIGN_QDRANT_URL"):
+        with raises(StoreUnavailableError, "127.0.0.1:1", "MODALIGN_QDRANT_URL"):
             QdrantStore.connect("grpc://127.0.0.1:1", retry=QUICK)
 
-    def test_encrypted(self, server: Imitation, tmp_path: Path) -> None:
+    def test_encrypted(self, server: FaultyServer, tmp_path: Path) -> None:
         authority = trustme.CA()
         authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
         with over_grpc(server, authority.issue_cert("127.0.0.1")) as url:
@@ -485,7 +479,7 @@ class TestAWholePush:
 
     @pytest.mark.parametrize("seed", [1, 2, 3])
     def test_it_ends_complete_and_correct(
-        self, server: Imitation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
+        self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
     ) -> None:
         monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
         monkeypatch.setattr(qdrant_store, "REQUEST_POINTS", 8)
@@ -493,19 +487,19 @@ class TestAWholePush:
 
         snapshots = []
         for part in ("calm", "stormy"):
-            with running(Imitation()) as imitation:
+            with running(FaultyServer()) as faulty:
                 stubborn = RetryPolicy(
                     attempts=30, initial_backoff=0.0, max_backoff=0.0, jitter=0.0, max_retry_after=0.0
                 )
-                with QdrantStore.connect(imitation.url, retry=stubborn) as store:
+                with QdrantStore.connect(faulty.url, retry=stubborn) as store:
                     world = World(tmp_path / part, store)
                     with world.provenance:
                         world.alignment()
                         embedding_set = world.set("s", *pairs(300))
                         if part == "stormy":
-                            imitation.fail = storm
+                            faulty.fail = storm
                         pushed = world.push(embedding_set, metrics=["cosine", "chi2"])
-                        imitation.fail = lambda request: None
+                        faulty.fail = lambda request: None
                         assert pushed.counts == {"written": 1200}
                         assert world.push(embedding_set, metrics=["cosine", "chi2"]).counts == {"unchanged": 1200}
                         snapshots.append(world.snapshot())
@@ -515,7 +509,7 @@ class TestAWholePush:
         assert snapshots[0] == snapshots[1]
 
     def test_rows_that_qdrant_refuses_become_rejects_on_every_run(
-        self, server: Imitation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+        self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
         with QdrantStore.connect(server.url, retry=QUICK) as store:
@@ -540,7 +534,7 @@ class TestAWholePush:
 
     @pytest.mark.usefixtures("fake_encoders")
     def test_an_ingest_from_the_corpus_on_ends_complete(
-        self, server: Imitation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+        self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
         manifest = write_manifest(tmp_path / "m.jsonl", fake_pairs(tmp_path, 40))

@@ -21,7 +21,7 @@ from connector.stores.contract import Store
 from connector.stores.edge import EdgeStore
 from connector.stores.qdrant import QdrantStore
 from tests.support.fakes import fake_pairs, write_manifest
-from tests.support.imitation import Fault, Imitation, Request, running
+from tests.support.faulty_server import Fault, FaultyServer, Request, running
 from tests.support.runner import Runner
 from tests.support.world import alignment, stored
 
@@ -46,8 +46,8 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server() -> Iterator[Imitation]:
-    with running(Imitation()) as server:
+def server() -> Iterator[FaultyServer]:
+    with running(FaultyServer()) as server:
         yield server
 
 
@@ -87,7 +87,7 @@ class TestParts:
         tmp_path: Path,
         home: Path,
         corpus: Path,
-        server: Imitation,
+        server: FaultyServer,
         database_url: str,
     ) -> None:
         """Every part is written, whoever dies, and the release goes live once."""
@@ -121,7 +121,7 @@ class TestParts:
 @IMITATION
 class TestTheStoreDies:
     def test_a_server_that_is_killed_in_a_write(
-        self, processes: ForkServerContext, tmp_path: Path, home: Path, corpus: Path, server: Imitation
+        self, processes: ForkServerContext, tmp_path: Path, home: Path, corpus: Path, server: FaultyServer
     ) -> None:
         """Half of a batch is there when the server goes away; it comes back with that, and a rerun completes it."""
         database = f"sqlite:///{home / 'modalign.db'}"

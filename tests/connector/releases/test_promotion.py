@@ -147,15 +147,15 @@ class TestPromote:
         assert states(world, *live, *older, *newer) == ["retired", "live", "retired"]
 
     def test_what_is_not_there(self, world: World) -> None:
-        with pytest.raises(CollectionNotFoundError, match="no release of collection 'things' in the store edge:qdrant"):
+        with raises(CollectionNotFoundError, "'things'", "edge:qdrant"):
             promote(world)
         live, _ = shadowed(world)
-        with pytest.raises(CollectionNotFoundError, match="no release 'nothing' of collection 'things'; it has things"):
+        with raises(CollectionNotFoundError, "'nothing'", "'things'", "things.cosine"):
             promote(world, names=["nothing"])
-        with pytest.raises(CollectionNotFoundError, match="for each metric, got none; `modalign status things`"):
+        with raises(CollectionNotFoundError, "`modalign status things`"):
             promote(world, metrics=["dot"])
         drop_state(world, live[0], "building")
-        with pytest.raises(CollectionNotFoundError, match="is building, expected a ready one; push"):
+        with raises(CollectionNotFoundError, "building", "ready"):
             promote(world, names=[live[0].name])
 
     def test_a_push_after_it_goes_to_the_new_one_alone(self, world: World) -> None:
@@ -232,7 +232,7 @@ class TestGate:
         _, shadows = shadowed(world)
         audited(world, *shadows)
         audited(world, *shadows, verdict="failed")
-        with pytest.raises(GateError, match="has failed"):
+        with raises(GateError, "failed"):
             promote(world)
         audited(world, *shadows)
         promote(world, forced=FORCED)  # which was not needed
@@ -241,7 +241,7 @@ class TestGate:
     def test_one_that_is_refused_holds_all_back(self, world: World) -> None:
         live, shadows = shadowed(world, "cosine", "dot")
         audited(world, shadows[0])
-        with pytest.raises(GateError, match=f"release {shadows[1].name} was never audited"):
+        with raises(GateError, shadows[1].name):
             promote(world)
         assert states(world, *live, *shadows) == ["live", "live", "ready", "ready"]
 
@@ -351,7 +351,7 @@ class TestRollback:
         assert [line[:3] for line in promotions(world)[2:]] == [
             ("rollback", old.name, new.name) for old, new in zip(live, shadows, strict=True)
         ]
-        with pytest.raises(CollectionNotFoundError, match="nothing to roll back to"):
+        with raises(CollectionNotFoundError, COLLECTION):
             rollback(world)
 
     def test_one_metric_and_then_the_rest(self, world: World) -> None:
@@ -359,7 +359,7 @@ class TestRollback:
         promote(world, forced=FORCED)
         rollback(world, metrics=["dot"])
         assert states(world, *live, *shadows) == ["retired", "live", "live", "retired"]
-        with pytest.raises(CollectionNotFoundError, match="under dot has replaced another"):
+        with raises(CollectionNotFoundError, "dot"):
             rollback(world, metrics=["dot"])
         rollback(world)
         assert states(world, *live, *shadows) == ["live", "live", "retired", "retired"]
@@ -389,7 +389,7 @@ class TestRollback:
         _, shadows = shadowed(world)
         promote(world, forced=FORCED)
         drop(world, retired=True)
-        with pytest.raises(CollectionNotFoundError, match=f"release {shadows[0].name} replaced one that was dropped"):
+        with raises(CollectionNotFoundError, shadows[0].name):
             rollback(world)
 
 
@@ -413,16 +413,16 @@ class TestDrop:
 
     def test_never_the_live_one(self, world: World) -> None:
         live, shadows = shadowed(world)
-        with pytest.raises(MismatchError, match=f"{live[0].name} is live: things.cosine names it"):
+        with raises(MismatchError, live[0].name, "things.cosine"):
             drop(world, names=[shadows[0].name, live[0].name])
         world.store.set_aliases({"someone-elses": shadows[0].name})
-        with pytest.raises(MismatchError, match="is live: someone-elses names it"):
+        with raises(MismatchError, "someone-elses"):
             drop(world, names=[shadows[0].name])
         assert world.store.collections() == sorted([live[0].name, shadows[0].name])
 
     @pytest.mark.parametrize("options", [{}, {"names": ["x"], "retired": True}])
     def test_what_cannot_be_meant(self, world: World, options: dict[str, Any]) -> None:
-        with pytest.raises(SettingsError, match="got neither or both"):
+        with raises(SettingsError):
             drop(world, **options)
 
     def test_what_a_rollback_would_return_to_is_known(self, world: World) -> None:
@@ -541,7 +541,7 @@ class TestCrashes:
         live, shadows = shadowed(world)
         killed(world, monkeypatch, STEPS[2], lambda: promote(world, forced=FORCED))
         foreign_point(world, shadows[0])
-        with pytest.raises(MismatchError, match="holds 13 points"):
+        with raises(MismatchError, 13):
             promote(world)
         drop(world, names=[shadows[0].name])
         assert promotions(world) == []
@@ -551,11 +551,11 @@ class TestCrashes:
     def test_the_other_command_waits(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         shadowed(world)
         killed(world, monkeypatch, STEPS[3], lambda: promote(world, forced=FORCED))
-        with pytest.raises(MismatchError, match="a promote of collection things was begun and not finished; run"):
+        with raises(MismatchError, "`modalign promote things`"):
             rollback(world)
         promote(world)
         killed(world, monkeypatch, STEPS[3], lambda: rollback(world))
-        with pytest.raises(MismatchError, match="run `modalign rollback things` first"):
+        with raises(MismatchError, "`modalign rollback things`"):
             promote(world)
         rollback(world)
 

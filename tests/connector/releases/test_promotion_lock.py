@@ -19,7 +19,7 @@ from connector.provenance.recorder import Provenance
 from connector.provenance.tables import LeaseRow, RunRow, now
 from connector.releases.promotion import Lifecycle, PromotionOverride
 from connector.stores.qdrant import QdrantStore
-from tests.support.imitation import Fault, Imitation, Request, running
+from tests.support.faulty_server import Fault, FaultyServer, Request, running
 from tests.support.runner import Runner
 from tests.support.world import COLLECTION, KINDS, World, opened_world, pairs
 
@@ -161,12 +161,12 @@ class TestTwoProcesses:
     """The first one is stopped after it has read what is live, and before it has said what is going to be."""
 
     @pytest.fixture
-    def server(self) -> Iterator[Imitation]:
-        with running(Imitation()) as server:
+    def server(self) -> Iterator[FaultyServer]:
+        with running(FaultyServer()) as server:
             yield server
 
     @pytest.fixture
-    def world(self, server: Imitation, tmp_path: Path) -> Iterator[World]:
+    def world(self, server: FaultyServer, tmp_path: Path) -> Iterator[World]:
         with QdrantStore.connect(server.url) as store:
             world = World(tmp_path / "home", store)
             with world.provenance:
@@ -179,7 +179,7 @@ class TestTwoProcesses:
         return [row.physical_name for row in world.provenance.releases.find()]
 
     @pytest.fixture
-    def stopped(self, server: Imitation, names: list[str]) -> tuple[threading.Event, threading.Event]:
+    def stopped(self, server: FaultyServer, names: list[str]) -> tuple[threading.Event, threading.Event]:
         """Stops whoever counts the second release, once: `reached` says so, `go` lets it go on."""
         reached, go = threading.Event(), threading.Event()
 
@@ -192,10 +192,10 @@ class TestTwoProcesses:
         server.fail = stopping
         return reached, go
 
-    def promoting(self, world: World, server: Imitation, name: str) -> list[str]:
+    def promoting(self, world: World, server: FaultyServer, name: str) -> list[str]:
         return ["promote", COLLECTION, "--release", name, "--force", "--reason", "x", *self.where(world, server)]
 
-    def where(self, world: World, server: Imitation) -> list[str]:
+    def where(self, world: World, server: FaultyServer) -> list[str]:
         return ["--home", str(world.home), "--qdrant-url", server.url]
 
     def history(self, world: World) -> list[tuple[str, str, str | None, bool]]:
@@ -214,7 +214,7 @@ class TestTwoProcesses:
         processes: ForkServerContext,
         tmp_path: Path,
         world: World,
-        server: Imitation,
+        server: FaultyServer,
         names: list[str],
         stopped: tuple[threading.Event, threading.Event],
     ) -> None:
@@ -238,7 +238,7 @@ class TestTwoProcesses:
         processes: ForkServerContext,
         tmp_path: Path,
         world: World,
-        server: Imitation,
+        server: FaultyServer,
         names: list[str],
         stopped: tuple[threading.Event, threading.Event],
     ) -> None:
@@ -266,7 +266,7 @@ class TestTwoProcesses:
         processes: ForkServerContext,
         tmp_path: Path,
         world: World,
-        server: Imitation,
+        server: FaultyServer,
         names: list[str],
         stopped: tuple[threading.Event, threading.Event],
     ) -> None:

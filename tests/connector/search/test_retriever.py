@@ -190,7 +190,7 @@ class TestMetrics:
         assert str(opened.release.metric) == opened.release.row.metric == "chi2(map=split)"
 
     def test_other_parameters_are_another_metric(self, world: World) -> None:
-        with pytest.raises(CollectionNotFoundError, match=r"under chi2\(map=softmax\); it has .*chi2\(map=split\)"):
+        with raises(CollectionNotFoundError, "chi2(map=softmax)", "chi2(map=split)"):
             Retriever.open(world.provenance, world.store, COLLECTION, "chi2(map=softmax)")
 
     def test_the_devices_of_a_learned_metric(self, world: World) -> None:
@@ -256,7 +256,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("shape", [(2, 9), (2, 11), (10,), (1, 2, 10)])
     def test_another_dimension(self, cosine: Retriever, shape: tuple[int, ...]) -> None:
-        with pytest.raises(VectorError, match=r"expected vectors of shape \(n, 10\)"):
+        with raises(VectorError, "(n, 10)"):
             asked(cosine, "text", np.ones(shape, np.float32))
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
@@ -268,7 +268,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("k", [0, -1])
     def test_no_results(self, cosine: Retriever, k: int) -> None:
-        with pytest.raises(ConnectorError, match=f"expected k of at least 1, got {k}"):
+        with raises(ConnectorError, k):
             asked(cosine, "text", raw("text"), k)
 
 
@@ -321,20 +321,20 @@ class TestEncoders:
         path = tmp_path / "a.png"
         if content is not None:
             path.write_bytes(content)
-        with pytest.raises(ConnectorError, match=rf"a\.png cannot be used \({reason}\)"):
+        with raises(ConnectorError, "a.png", reason):
             cosine.search_images([path])
 
     def test_a_truncated_picture(self, cosine: Retriever, tmp_path: Path) -> None:
         path = tmp_path / "a.png"
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
         path.write_bytes(path.read_bytes()[:2000])
-        with pytest.raises(ConnectorError, match=r"cannot be used \(image-broken\)"):
+        with raises(ConnectorError, "image-broken"):
             cosine.search_images([path])
 
     def test_a_query_that_embeds_as_nothing(self, cosine: Retriever) -> None:
-        with pytest.raises(VectorError, match="row 1: vector-not-finite"):
+        with raises(VectorError, "row 1", "vector-not-finite"):
             cosine.search_texts(["red", NAN_WORD])
-        with pytest.raises(VectorError, match="row 0: vector-zero"):
+        with raises(VectorError, "row 0", "vector-zero"):
             cosine.search_images([Image.new("RGB", (8, 8))])
 
     def test_an_encoder_that_loads_otherwise_now(self, cosine: Retriever, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,5 +366,5 @@ class TestEncoders:
 
 
 def test_an_encoder_that_is_not_installed(cosine: Retriever) -> None:
-    with pytest.raises(EncoderError, match="unknown encoder 'fake-text:small'"):
+    with raises(EncoderError, "'fake-text:small'"):
         cosine.search_texts(["red"])

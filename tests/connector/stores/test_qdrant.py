@@ -1,10 +1,7 @@
 """The boundary to a server: every failure becomes the right exception, and only what may pass is tried again."""
 
 import inspect
-import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +11,7 @@ import numpy as np
 import pytest
 import stamina
 from pydantic import BaseModel, ValidationError
+from pytest_httpserver import HTTPServer
 from qdrant_client import QdrantClient
 from qdrant_client.common import client_exceptions
 from qdrant_client.http import exceptions
@@ -33,73 +31,16 @@ from connector.stores import qdrant_connection
 from connector.stores.contract import CollectionConfig, Points, VectorConfig
 from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, HTTP_STATUS, Connection, RetryPolicy
+from tests.support.canned_server import CannedServer, result, version
+from tests.support.errors import raises
 
 ATTEMPTS = 3
 KEY = "s3cret-key"
-SearchResult = Callable[[str, str], tuple[int, dict[str, str], bytes] | None]
-
-
-class Server(HTTPServer):
-    """Answers what `answer(method, path)` says; None closes the connection. Counts requests."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.answer: SearchResult = lambda method, path: (200, {}, version("1.16.0"))
-        self.requests: list[tuple[str, str]] = []
-        self.keys: list[str | None] = []
-        self.bodies: list[Any] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def always(self, status: int, body: bytes = b"", **headers: str) -> None:
-        self.answer = lambda method, path: (status, {k.replace("_", "-"): v for k, v in headers.items()}, body)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Server
-    timeout = 10
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def _handle(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        self.server.bodies.append(json.loads(body) if body else None)
-        self.server.requests.append((self.command, self.path))
-        self.server.keys.append(self.headers.get("api-key"))
-        answer = self.server.answer(self.command, self.path)
-        self.close_connection = True
-        if answer is None:
-            return
-        status, headers, body = answer
-        self.send_response(status)
-        for name, value in {"Connection": "close", "Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _handle  # noqa: N815  http.server's names
-
-
-def version(number: str) -> bytes:
-    return json.dumps({"title": "qdrant - vector search engine", "version": number}).encode()
-
-
-def result(value: Any) -> bytes:
-    return json.dumps({"result": value, "status": "ok", "time": 0.0}).encode()
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join(10)
-    server.server_close()
+def server(httpserver: HTTPServer) -> CannedServer:
+    return CannedServer(httpserver)
 
 
 @pytest.fixture(autouse=True)
@@ -110,11 +51,19 @@ def impatient() -> Iterator[None]:
 
 
 @pytest.fixture
-def store(server: Server) -> Iterator[QdrantStore]:
+def store(server: CannedServer) -> Iterator[QdrantStore]:
     """A store that has connected; whatever comes now is the server's answer to the method under test."""
     with QdrantStore.connect(server.url) as store:
         server.requests.clear()
         yield store
+
+
+@pytest.fixture
+def connection() -> Iterator[Connection]:
+    """A connection whose errors are translated; what fails is the operation, so it reaches no server."""
+    client = QdrantClient(":memory:")
+    yield Connection(client, "http://host:6333")
+    client.close()
 
 
 FAILURES: dict[str, tuple[int, dict[str, str], bytes, type[StoreError], int, str]] = {
@@ -149,7 +98,7 @@ FAILURES: dict[str, tuple[int, dict[str, str], bytes, type[StoreError], int, str
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_answers_become_exceptions(server: Server, store: QdrantStore, failure: str) -> None:
+def test_answers_become_exceptions(server: CannedServer, store: QdrantStore, failure: str) -> None:
     status, headers, body, expected, requests, message = FAILURES[failure]
     server.answer = lambda method, path: (status, headers, body)
     with pytest.raises(StoreError, match=message) as raised:
@@ -161,7 +110,7 @@ def test_answers_become_exceptions(server: Server, store: QdrantStore, failure: 
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_connecting_to_them_fails_alike(server: Server, failure: str) -> None:
+def test_connecting_to_them_fails_alike(server: CannedServer, failure: str) -> None:
     status, headers, body, expected, requests, message = FAILURES[failure]
     server.answer = lambda method, path: (status, headers, body)
     with pytest.raises(StoreError, match=message) as raised:
@@ -170,21 +119,19 @@ def test_connecting_to_them_fails_alike(server: Server, failure: str) -> None:
     assert len(server.requests) == requests
 
 
-def test_a_closed_connection_is_tried_again(server: Server, store: QdrantStore) -> None:
+def test_a_closed_connection_is_tried_again(server: CannedServer, store: QdrantStore) -> None:
     server.answer = lambda method, path: None
-    with pytest.raises(StoreUnavailableError, match=r"cannot be reached.*MODALIGN_QDRANT_URL"):
+    with raises(StoreUnavailableError, server.url, "MODALIGN_QDRANT_URL"):
         store.count("c")
     assert len(server.requests) == ATTEMPTS
 
 
 def test_no_server_at_all() -> None:
-    server = Server()
-    server.server_close()
     with pytest.raises(StoreUnavailableError, match=r"cannot be reached.*refused"):
-        QdrantStore.connect(server.url)
+        QdrantStore.connect("http://127.0.0.1:1")  # no port that anybody serves
 
 
-def test_what_passes_is_not_an_error(server: Server, store: QdrantStore) -> None:
+def test_what_passes_is_not_an_error(server: CannedServer, store: QdrantStore) -> None:
     answers: Iterator[tuple[int, dict[str, str], bytes] | None] = iter(
         [(503, {}, b""), None, (200, {}, result({"count": 7}))]
     )
@@ -200,14 +147,14 @@ def test_attempts_are_bounded_without_the_tests_help() -> None:
 
 
 @pytest.mark.parametrize("found", ["1.16.0", "1.16.3", "1.17.0-dev", "1.20.1"])
-def test_versions_that_are_new_enough(server: Server, found: str) -> None:
+def test_versions_that_are_new_enough(server: CannedServer, found: str) -> None:
     server.always(200, version(found))
     QdrantStore.connect(server.url).close()
     assert server.requests == [("GET", "/")]
 
 
 @pytest.mark.parametrize("found", ["1.15.5", "1.9.2", "0.11.0", "weird", ""])
-def test_versions_that_are_not(server: Server, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_that_are_not(server: CannedServer, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[str] = []
 
     class Watched(QdrantClient):
@@ -224,20 +171,20 @@ def test_versions_that_are_not(server: Server, found: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("found", ["2.0.0", "3.1.4"])
-def test_versions_that_are_too_new(server: Server, found: str) -> None:
+def test_versions_that_are_too_new(server: CannedServer, found: str) -> None:
     server.always(200, version(found))
-    with pytest.raises(StoreError, match=rf"expected Qdrant 1\.x, got {found}; upgrade modalign"):
+    with raises(StoreError, "1.x", found):
         QdrantStore.connect(server.url)
 
 
-def test_a_quantization_that_the_server_is_too_old_for(server: Server, store: QdrantStore) -> None:
-    with pytest.raises(SettingsError, match=r"quantization turbo: expected Qdrant 1\.18 or newer, .* is 1\.16"):
+def test_a_quantization_that_the_server_is_too_old_for(server: CannedServer, store: QdrantStore) -> None:
+    with raises(SettingsError, "turbo", "1.18", "1.16"):
         store.create("c", CollectionConfig({"v": VectorConfig(2, Distance.DOT)}, quantization="turbo"))
     assert server.requests == []
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 200])
-def test_the_key_is_sent_and_never_shown(server: Server, status: int) -> None:
+def test_the_key_is_sent_and_never_shown(server: CannedServer, status: int) -> None:
     server.always(status, b"no")
     with pytest.raises(StoreError) as raised:
         QdrantStore.connect(server.url, api_key=KEY)
@@ -249,10 +196,10 @@ def test_the_key_is_sent_and_never_shown(server: Server, status: int) -> None:
         error = error.__cause__ or error.__context__
 
 
-def test_a_password_in_the_url_is_never_shown(server: Server) -> None:
+def test_a_password_in_the_url_is_never_shown(server: CannedServer) -> None:
     server.always(500)
     with pytest.raises(StoreUnavailableError) as raised:
-        QdrantStore.connect(f"http://me:{KEY}@127.0.0.1:{server.server_port}")
+        QdrantStore.connect(f"http://me:{KEY}@127.0.0.1:{server.port}")
     assert KEY not in str(raised.value)
     assert "//***@127.0.0.1" in str(raised.value)
 
@@ -299,17 +246,17 @@ def raising(error: Exception) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("kind", [*UPSTREAM, *TRANSPORT])
-def test_every_exception_of_the_client_is_translated(store: QdrantStore, kind: type[Exception]) -> None:
+def test_every_exception_of_the_client_is_translated(connection: Connection, kind: type[Exception]) -> None:
     error = instances(kind)
     with pytest.raises(ConnectorError) as raised:
-        store._connection.translated(raising(error))
+        connection.translated(raising(error))
     assert isinstance(raised.value, StoreError)
     assert raised.value.__cause__ is error
-    assert store.url in str(raised.value)
+    assert connection.url in str(raised.value)
 
 
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
-def test_every_status_of_grpc_is_translated(store: QdrantStore, code: grpc.StatusCode) -> None:
+def test_every_status_of_grpc_is_translated(connection: Connection, code: grpc.StatusCode) -> None:
     class Failed(grpc.RpcError, grpc.Call):  # type: ignore[misc]  # what a channel raises is both
         def code(self) -> grpc.StatusCode:
             return code
@@ -319,7 +266,7 @@ def test_every_status_of_grpc_is_translated(store: QdrantStore, code: grpc.Statu
 
     Failed.__abstractmethods__ = frozenset()
     with pytest.raises(StoreError, match="why") as raised:
-        store._connection.translated(raising(Failed()))
+        connection.translated(raising(Failed()))
     passing = {"UNKNOWN", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNAVAILABLE", "CANCELLED"}
     assert isinstance(raised.value, StoreUnavailableError) == (code.name in passing)
     assert code in HTTP_STATUS
@@ -333,9 +280,9 @@ GRPC = [
 
 
 @pytest.mark.parametrize("kind", GRPC)
-def test_every_exception_of_grpc_is_translated(store: QdrantStore, kind: type[Exception]) -> None:
+def test_every_exception_of_grpc_is_translated(connection: Connection, kind: type[Exception]) -> None:
     with pytest.raises(StoreError) as raised:
-        store._connection.translated(raising(kind("something")))
+        connection.translated(raising(kind("something")))
     assert raised.value.__cause__ is not None
 
 
@@ -346,15 +293,15 @@ def test_there_are_exceptions_to_translate() -> None:
 
 
 @pytest.mark.parametrize("source", [httpx.ConnectError("no"), httpx.ReadTimeout("slow"), OSError("broken pipe")])
-def test_a_failure_on_the_way_may_pass(store: QdrantStore, source: Exception) -> None:
+def test_a_failure_on_the_way_may_pass(connection: Connection, source: Exception) -> None:
     with pytest.raises(StoreUnavailableError, match=str(source)):
-        store._connection.translated(raising(exceptions.ResponseHandlingException(source)))
+        connection.translated(raising(exceptions.ResponseHandlingException(source)))
 
 
 @pytest.mark.parametrize("error", [KeyError("bug"), TypeError("bug"), AttributeError("bug")])
-def test_our_own_mistakes_are_not_disguised(store: QdrantStore, error: Exception) -> None:
+def test_our_own_mistakes_are_not_disguised(connection: Connection, error: Exception) -> None:
     with pytest.raises(type(error)):
-        store._connection.translated(raising(error))
+        connection.translated(raising(error))
 
 
 INFO: dict[str, Any] = {
@@ -378,11 +325,11 @@ INFO: dict[str, Any] = {
 
 
 class TestProtocol:
-    """What a real server may answer and the imitation never does."""
+    """What a real server may answer, and only when something is wrong with it."""
 
     @pytest.mark.parametrize("status", ["acknowledged", "wait_timeout"])
     @pytest.mark.parametrize("operation", ["upsert", "delete"])
-    def test_only_completed_counts(self, server: Server, store: QdrantStore, status: str, operation: str) -> None:
+    def test_only_completed_counts(self, server: CannedServer, store: QdrantStore, status: str, operation: str) -> None:
         def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
             if "points" in path:
                 return 200, {}, result({"operation_id": 1, "status": status})
@@ -394,10 +341,10 @@ class TestProtocol:
             "upsert": lambda: store.upsert("c", Points("v", one, np.ones((1, 2), np.float32), [{}])),
             "delete": lambda: store.delete("c", one),
         }
-        with pytest.raises(StoreUnavailableError, match=f"did not complete.*{status}"):
+        with raises(StoreUnavailableError, status):
             write[operation]()
 
-    def polled(self, server: Server, monkeypatch: pytest.MonkeyPatch, *states: dict[str, Any]) -> None:
+    def polled(self, server: CannedServer, monkeypatch: pytest.MonkeyPatch, *states: dict[str, Any]) -> None:
         """Let the server pass through `states` and stay in the last."""
         monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
         left = list(states)
@@ -415,11 +362,11 @@ class TestProtocol:
 
         server.answer = answer
 
-    def asked(self, server: Server) -> int:
+    def asked(self, server: CannedServer) -> int:
         return server.requests.count(("GET", "/collections/c"))
 
     def test_ready_means_green_for_a_while(
-        self, server: Server, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
+        self, server: CannedServer, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         green, yellow = {"status": "green"}, {"status": "yellow"}
         self.polled(server, monkeypatch, green, yellow, green, green, yellow, green)
@@ -430,7 +377,7 @@ class TestProtocol:
         assert self.asked(server) == 5 + 2 * (qdrant_store.STABLE_POLLS + 1)
 
     def test_a_paused_optimizer_is_woken(
-        self, server: Server, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
+        self, server: CannedServer, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.polled(server, monkeypatch, {"status": "grey"}, {"status": "green"})
         store.ready("c")
@@ -444,7 +391,7 @@ class TestProtocol:
         ],
     )
     def test_green_with_updates_queued_or_points_deferred_is_not_ready(
-        self, server: Server, store: QdrantStore, monkeypatch: pytest.MonkeyPatch, left: dict[str, Any], said: str
+        self, server: CannedServer, store: QdrantStore, monkeypatch: pytest.MonkeyPatch, left: dict[str, Any], said: str
     ) -> None:
         self.polled(server, monkeypatch, left, left, {"update_queue": {"length": 0, "deferred_points": 0}})
         store.ready("c")
@@ -455,7 +402,7 @@ class TestProtocol:
             store.ready("c")
 
     def test_green_with_optimizations_running_or_queued_is_not_ready(
-        self, server: Server, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
+        self, server: CannedServer, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.polled(server, monkeypatch, {})
         others = server.answer
@@ -480,7 +427,7 @@ class TestProtocol:
         assert self.asked(server) == 3 + qdrant_store.STABLE_POLLS + 1
 
     def test_a_failed_optimizer_is_an_error(
-        self, server: Server, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
+        self, server: CannedServer, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.polled(server, monkeypatch, {"status": "red", "optimizer_status": {"error": "disk is full"}})
         with pytest.raises(StoreError, match=r"optimizer of collection c failed.*disk is full") as raised:
@@ -488,14 +435,14 @@ class TestProtocol:
         assert not isinstance(raised.value, StoreUnavailableError)
 
     def test_an_index_that_takes_too_long(
-        self, server: Server, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
+        self, server: CannedServer, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.polled(server, monkeypatch, {"status": "yellow"})
         monkeypatch.setattr(qdrant_store, "INDEX_SECONDS", 0.05)
         with pytest.raises(StoreUnavailableError, match=r"not indexed within.*yellow"):
             store.ready("c")
 
-    def test_a_collection_without_its_indexes_does_not_stay(self, server: Server, store: QdrantStore) -> None:
+    def test_a_collection_without_its_indexes_does_not_stay(self, server: CannedServer, store: QdrantStore) -> None:
         def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
             if path == "/aliases":
                 return 200, {}, result({"aliases": []})
@@ -513,7 +460,7 @@ class TestProtocol:
         assert server.requests[-1] == ("DELETE", "/collections/c")
 
     @pytest.mark.parametrize("exact", [False, True])
-    def test_exact_search_is_asked_for(self, server: Server, store: QdrantStore, exact: bool) -> None:
+    def test_exact_search_is_asked_for(self, server: CannedServer, store: QdrantStore, exact: bool) -> None:
         server.always(200, result([{"points": []}, {"points": []}]))
         assert store.search("c", "v", np.eye(2), 3, exact=exact, ef=77, with_payload=["a"]) == [[], []]
         assert server.requests == [("POST", "/collections/c/points/query/batch")]
@@ -524,7 +471,7 @@ class TestProtocol:
             ([0.0, 1.0], exact, 3),
         ]
 
-    def test_a_collection_is_laid_out_as_asked(self, server: Server, store: QdrantStore) -> None:
+    def test_a_collection_is_laid_out_as_asked(self, server: CannedServer, store: QdrantStore) -> None:
         server.answer = lambda method, path: (200, {}, result({"exists": False} if path.endswith("exists") else True))
         vectors = {"v": VectorConfig(2, Distance.MANHATTAN)}
         store.create("c", CollectionConfig(vectors, metadata={"a": 1}, m=7, ef_construct=33, indexing_threshold=44))
@@ -533,7 +480,7 @@ class TestProtocol:
         assert {"m": 7, "ef_construct": 33, "full_scan_threshold": 44}.items() <= sent["hnsw_config"].items()
         assert (sent["optimizers_config"]["indexing_threshold"], sent["metadata"]) == (44, {"a": 1})
 
-    def test_aliases_are_switched_in_one_request(self, server: Server, store: QdrantStore) -> None:
+    def test_aliases_are_switched_in_one_request(self, server: CannedServer, store: QdrantStore) -> None:
         def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
             if path == "/aliases":
                 return 200, {}, result({"aliases": [{"alias_name": "a", "collection_name": "old"}]})

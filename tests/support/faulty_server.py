@@ -1,26 +1,26 @@
-"""A Qdrant server to test against: REST over a real socket, backed by the client's imitation in memory.
+"""A Qdrant server that fails as it is told to: REST by pytest-httpserver, with the client's local mode for its data.
 
-It answers as a server does, counts requests, and fails as it is told to: `server.fail` sees every request and may
-return a `Fault`.
+Faults have to hit a push in the middle, and several processes have to share a server, so its answers cannot be canned.
+`server.fail` sees every request and may return a `Fault`.
 """
 
 import json
 import re
-import socket
 import ssl
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import trustme
+import werkzeug
 from pydantic import BaseModel, ValidationError
 from qdrant_client import QdrantClient, models
+
+from tests.support.canned_server import cut, serving
 
 VERSION = "1.19.1"
 BODY_LIMIT = 32 << 20
@@ -52,6 +52,7 @@ class Request:
     path: str
     key: str | None
     body: Any
+    size: int = 0  # bytes of the body over HTTP
 
     @property
     def writes_points(self) -> bool:
@@ -66,33 +67,21 @@ class RefusedError(Exception):
         self.status = status
 
 
-class Imitation(ThreadingHTTPServer):
-    """The server. Its `data` is a client of ones own, to look behind its back."""
+class FaultyServer:
+    """The server. Its `data` is a client of ones own, to look behind its back.
 
-    daemon_threads = True
+    Attributes:
+        url: once it is `running`.
+        fail: sees every request, and may return a fault.
+    """
 
     def __init__(self, *, version: str = VERSION, key: str | None = None, body_limit: int = BODY_LIMIT):
-        super().__init__(("127.0.0.1", 0), _Handler)
         self.data = QdrantClient(":memory:")
         self.version, self.key, self.body_limit = version, key, body_limit
+        self.url = ""
         self.requests: list[Request] = []
         self.fail: Callable[[Request], Fault | None] = lambda request: None
         self.lock = threading.Lock()  # the data are no server's
-        self.scheme = "http"
-
-    def encrypt(self, certificate: trustme.LeafCert) -> None:
-        """Speak TLS with this certificate."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        certificate.configure_cert(context)
-        self.socket = context.wrap_socket(self.socket, server_side=True)
-        self.scheme = "https"
-
-    @property
-    def url(self) -> str:
-        return f"{self.scheme}://127.0.0.1:{self.server_port}"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of connections that end early: they are what is tested."""
 
     def check_payload(self, point: dict[str, Any]) -> None:
         """Refuse a payload that says so, as strict mode would."""
@@ -113,6 +102,29 @@ class Imitation(ThreadingHTTPServer):
                         raise RefusedError(404 if "not found" in str(error) else 400, f"Wrong input: {error}") from None
         raise RefusedError(404, "")
 
+    def respond(self, http: werkzeug.Request) -> werkzeug.Response:
+        """Answer a request over HTTP."""
+        body = json.loads(http.data) if http.data else None
+        request = Request(http.method, http.path, http.headers.get("api-key"), body, len(http.data))
+        self.requests.append(request)
+        fault = self.fail(request) or Fault(applied="all")
+        answer: Any = None
+        status = fault.status
+        try:
+            if self.key is not None and request.key != self.key:
+                raise RefusedError(401, "Must provide an API key")
+            if request.size > self.body_limit:
+                raise RefusedError(413, "Payload reached size limit")
+            if fault.applied != "nothing":
+                answer = self.carry_out(request, half=fault.applied == "half")
+        except RefusedError as refused:
+            status, answer = refused.status, {"status": {"error": str(refused)}}
+        time.sleep(fault.delay)
+        content = json.dumps(answer).encode()
+        if fault.cut:
+            return cut(http, content, len(content) // 2 if fault.cut == "middle" else 0)
+        return werkzeug.Response(content, status, fault.headers)
+
 
 def halved(request: Request) -> Any:
     """The body of a write with the first half of its points."""
@@ -120,54 +132,6 @@ def halved(request: Request) -> Any:
     half = len(batch["ids"]) // 2
     vectors = {name: rows[:half] for name, rows in batch["vectors"].items()}
     return {"batch": {"ids": batch["ids"][:half], "vectors": vectors, "payloads": batch["payloads"][:half]}}
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Imitation
-    timeout = 10
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def _handle(self) -> None:
-        self.close_connection = True
-        length = int(self.headers.get("content-length", 0))
-        raw = self.rfile.read(length)
-        body = json.loads(raw) if raw else None
-        request = Request(self.command, urlsplit(self.path).path, self.headers.get("api-key"), body)
-        self.server.requests.append(request)
-        fault = self.server.fail(request) or Fault(applied="all")
-        answer: Any = None
-        status = fault.status
-        try:
-            if self.server.key is not None and request.key != self.server.key:
-                raise RefusedError(401, "Must provide an API key")
-            if length > self.server.body_limit:
-                raise RefusedError(413, "Payload reached size limit")
-            if fault.applied != "nothing":
-                answer = self.server.carry_out(request, half=fault.applied == "half")
-        except RefusedError as refused:
-            status, answer = refused.status, {"status": {"error": str(refused)}}
-        time.sleep(fault.delay)
-        if fault.cut == "before":
-            return self._reset()
-        content = json.dumps(answer).encode()
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), "Connection": "close", **fault.headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if fault.cut == "middle":
-            self.wfile.write(content[: len(content) // 2])
-            return self._reset()
-        self.wfile.write(content)
-        return None
-
-    def _reset(self) -> None:
-        """End the connection so that the other side is told of a reset."""
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.connection.close()
-
-    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _handle  # noqa: N815  http.server's names
 
 
 def answer(result: Any) -> dict[str, Any]:
@@ -181,11 +145,11 @@ def answer(result: Any) -> dict[str, Any]:
     return {"result": plain(result), "status": "ok", "time": 0.0}
 
 
-def root(server: Imitation, body: Any) -> Any:
+def root(server: FaultyServer, body: Any) -> Any:
     return {"title": "qdrant - vector search engine", "version": server.version}
 
 
-def create(server: Imitation, name: str, body: Any) -> Any:
+def create(server: FaultyServer, name: str, body: Any) -> Any:
     asked = models.CreateCollection.model_validate(body)
     if server.data.collection_exists(name):
         raise RefusedError(409, f"Wrong input: Collection `{name}` already exists!")
@@ -199,35 +163,35 @@ def create(server: Imitation, name: str, body: Any) -> Any:
     return answer(result=True)
 
 
-def describe(server: Imitation, name: str, body: Any) -> Any:
+def describe(server: FaultyServer, name: str, body: Any) -> Any:
     aliases = {each.alias_name: each.collection_name for each in server.data.get_aliases().aliases}
     return answer(server.data.get_collection(aliases.get(name, name)))
 
 
-def upsert(server: Imitation, name: str, body: Any) -> Any:
+def upsert(server: FaultyServer, name: str, body: Any) -> Any:
     batch = models.PointsBatch.model_validate(body).batch
     for payload in batch.payloads or []:
         server.check_payload(payload or {})
     return answer(server.data.upsert(name, points=batch))
 
 
-def delete(server: Imitation, name: str, body: Any) -> Any:
+def delete(server: FaultyServer, name: str, body: Any) -> Any:
     return answer(server.data.delete(name, points_selector=models.PointIdsList.model_validate(body)))
 
 
-def retrieve(server: Imitation, name: str, body: Any) -> Any:
+def retrieve(server: FaultyServer, name: str, body: Any) -> Any:
     found = server.data.retrieve(
         name, ids=body["ids"], with_payload=body["with_payload"], with_vectors=body["with_vector"]
     )
     return answer(found)
 
 
-def query(server: Imitation, name: str, body: Any) -> Any:
+def query(server: FaultyServer, name: str, body: Any) -> Any:
     searches = models.QueryRequestBatch.model_validate(body).searches
     return answer(server.data.query_batch_points(name, requests=searches))
 
 
-def scroll(server: Imitation, name: str, body: Any) -> Any:
+def scroll(server: FaultyServer, name: str, body: Any) -> Any:
     asked = models.ScrollRequest.model_validate(body)
     points, offset = server.data.scroll(
         name,
@@ -240,12 +204,12 @@ def scroll(server: Imitation, name: str, body: Any) -> Any:
     return answer({"points": answer(points)["result"], "next_page_offset": offset})
 
 
-def count(server: Imitation, name: str, body: Any) -> Any:
+def count(server: FaultyServer, name: str, body: Any) -> Any:
     asked = models.CountRequest.model_validate(body)
     return answer(server.data.count(name, count_filter=asked.filter, exact=True))
 
 
-def change_aliases(server: Imitation, body: Any) -> Any:
+def change_aliases(server: FaultyServer, body: Any) -> Any:
     actions = models.ChangeAliasesOperation.model_validate(body).actions
     return answer(server.data.update_collection_aliases(change_aliases_operations=actions))
 
@@ -272,14 +236,13 @@ ROUTES: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 @contextmanager
-def running(server: Imitation) -> Iterator[Imitation]:
-    """Serve in a thread."""
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+def running(server: FaultyServer, certificate: trustme.LeafCert | None = None) -> Iterator[FaultyServer]:
+    """Serve in threads, over TLS with this certificate."""
+    context = None
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate.configure_cert(context)
+    with serving(server.respond, context) as http:
+        server.url = http.url_for("").rstrip("/")
         yield server
-    finally:
-        server.shutdown()
-        thread.join(10)
-        server.server_close()
-        server.data.close()
+    server.data.close()

@@ -1,4 +1,4 @@
-"""The imitation of a Qdrant server, asked over gRPC: every call becomes the request that REST would have made."""
+"""The failing Qdrant server over gRPC: enough of it to create a collection, write points and read them back."""
 
 import time
 from collections.abc import Iterator
@@ -13,10 +13,9 @@ from pydantic import TypeAdapter
 from qdrant_client import grpc as proto
 from qdrant_client import models
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
-from qdrant_client.http.models import QueryResponse  # the other one is of an embedding library
 
 from connector.stores.qdrant_connection import HTTP_STATUS
-from tests.support.imitation import Fault, Imitation, RefusedError, Request
+from tests.support.faulty_server import Fault, FaultyServer, RefusedError, Request
 
 CODES = {422: grpc.StatusCode.INVALID_ARGUMENT} | {status: code for code, status in reversed(HTTP_STATUS.items())}
 
@@ -29,20 +28,20 @@ def place(request: Any) -> str:
 class _Asking:
     """Turns a call into a request and its failures into gRPC's."""
 
-    def __init__(self, imitation: Imitation):
-        self.imitation = imitation
+    def __init__(self, server: FaultyServer):
+        self.server = server
 
     def ask(self, context: Any, method: str, path: str, body: Any = None) -> Any:
         key = dict(context.invocation_metadata()).get("api-key")
         request = Request(method, path, key, body)
-        self.imitation.requests.append(request)
-        fault = self.imitation.fail(request) or Fault(applied="all")
+        self.server.requests.append(request)
+        fault = self.server.fail(request) or Fault(applied="all")
         try:
-            if self.imitation.key is not None and key != self.imitation.key:
+            if self.server.key is not None and key != self.server.key:
                 raise RefusedError(401, "Must provide an API key")
             answer = None
             if fault.applied != "nothing":
-                answer = self.imitation.carry_out(request, half=fault.applied == "half")
+                answer = self.server.carry_out(request, half=fault.applied == "half")
         except RefusedError as refused:
             self.abort(context, refused.status, str(refused))
         time.sleep(fault.delay)
@@ -82,25 +81,6 @@ class _Collections(_Asking, proto.CollectionsServicer):
         found = models.CollectionInfo.model_validate(self.ask(context, "GET", place(request)))
         return proto.GetCollectionInfoResponse(result=RestToGrpc.convert_collection_info(found))
 
-    def Update(self, request: Any, context: Any) -> Any:
-        self.ask(context, "PATCH", place(request))
-        return proto.CollectionOperationResponse(result=True)
-
-    def Delete(self, request: Any, context: Any) -> Any:
-        done = self.ask(context, "DELETE", place(request))
-        return proto.CollectionOperationResponse(result=done)
-
-    def ListAliases(self, request: Any, context: Any) -> Any:
-        found = self.ask(context, "GET", "/aliases")["aliases"]
-        return proto.ListAliasesResponse(
-            aliases=[RestToGrpc.convert_alias_description(models.AliasDescription(**each)) for each in found]
-        )
-
-    def UpdateAliases(self, request: Any, context: Any) -> Any:
-        actions = [GrpcToRest.convert_alias_operations(each) for each in request.actions]
-        body = models.ChangeAliasesOperation(actions=actions).model_dump(mode="json")
-        return proto.CollectionOperationResponse(result=self.ask(context, "POST", "/collections/aliases", body))
-
 
 class _Points(_Asking, proto.PointsServicer):
     def Upsert(self, request: Any, context: Any) -> Any:
@@ -119,29 +99,6 @@ class _Points(_Asking, proto.PointsServicer):
         result = models.UpdateResult.model_validate(answer)
         return proto.PointsOperationResponse(result=RestToGrpc.convert_update_result(result))
 
-    def CreateFieldIndex(self, request: Any, context: Any) -> Any:
-        return self._done(self.ask(context, "PUT", f"{place(request)}/index"))
-
-    def Delete(self, request: Any, context: Any) -> Any:
-        ids = [GrpcToRest.convert_point_id(each) for each in request.points.points.ids]
-        return self._done(
-            self.ask(
-                context,
-                "POST",
-                f"{place(request)}/points/delete",
-                {"points": ids},
-            )
-        )
-
-    def Get(self, request: Any, context: Any) -> Any:
-        body = {
-            "ids": [GrpcToRest.convert_point_id(each) for each in request.ids],
-            "with_payload": GrpcToRest.convert_with_payload_selector(request.with_payload),
-            "with_vector": GrpcToRest.convert_with_vectors_selector(request.with_vectors),
-        }
-        found = self.ask(context, "POST", f"{place(request)}/points", body)
-        return proto.GetResponse(result=self._records(found))
-
     def _records(self, found: Any) -> list[Any]:
         records = TypeAdapter(list[models.Record]).validate_python(found)
         return [
@@ -152,15 +109,6 @@ class _Points(_Asking, proto.PointsServicer):
             )
             for each in records
         ]
-
-    def QueryBatch(self, request: Any, context: Any) -> Any:
-        searches = [GrpcToRest.convert_query_points(each) for each in request.query_points]
-        body = models.QueryRequestBatch(searches=searches).model_dump(mode="json", exclude_none=True, by_alias=True)
-        answers = self.ask(context, "POST", f"{place(request)}/points/query/batch", body)
-        found = [QueryResponse.model_validate(each).points for each in answers]
-        return proto.QueryBatchResponse(
-            result=[proto.BatchResult(result=[RestToGrpc.convert_scored_point(p) for p in points]) for points in found]
-        )
 
     def Scroll(self, request: Any, context: Any) -> Any:
         asked = models.ScrollRequest(
@@ -178,21 +126,15 @@ class _Points(_Asking, proto.PointsServicer):
             next_page_offset=None if offset is None else RestToGrpc.convert_extended_point_id(offset),
         )
 
-    def Count(self, request: Any, context: Any) -> Any:
-        wanted = GrpcToRest.convert_filter(request.filter) if request.HasField("filter") else None
-        body = models.CountRequest(filter=wanted).model_dump(mode="json", exclude_none=True, by_alias=True)
-        found = self.ask(context, "POST", f"{place(request)}/points/count", body)
-        return proto.CountResponse(result=proto.CountResult(count=found["count"]))
-
 
 @contextmanager
-def over_grpc(imitation: Imitation, certificate: trustme.LeafCert | None = None) -> Iterator[str]:
-    """Serve the imitation over gRPC as well: the URL."""
+def over_grpc(faulty: FaultyServer, certificate: trustme.LeafCert | None = None) -> Iterator[str]:
+    """Serve it over gRPC as well; yield the URL."""
     with ThreadPoolExecutor(8) as threads:
-        server = grpc.server(threads, options=[("grpc.max_receive_message_length", imitation.body_limit)])
-        proto.add_QdrantServicer_to_server(_Root(imitation), server)  # type: ignore[no-untyped-call]
-        proto.add_CollectionsServicer_to_server(_Collections(imitation), server)  # type: ignore[no-untyped-call]
-        proto.add_PointsServicer_to_server(_Points(imitation), server)  # type: ignore[no-untyped-call]
+        server = grpc.server(threads, options=[("grpc.max_receive_message_length", faulty.body_limit)])
+        proto.add_QdrantServicer_to_server(_Root(faulty), server)  # type: ignore[no-untyped-call]
+        proto.add_CollectionsServicer_to_server(_Collections(faulty), server)  # type: ignore[no-untyped-call]
+        proto.add_PointsServicer_to_server(_Points(faulty), server)  # type: ignore[no-untyped-call]
         if certificate is None:
             scheme, port = "grpc", server.add_insecure_port("127.0.0.1:0")
         else:
