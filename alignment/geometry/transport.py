@@ -154,26 +154,12 @@ def bures_squared(X: Matrix, Y: Matrix) -> float:
     `|m - n|^2 + tr(A) + tr(B) - 2 tr((A^1/2 B A^1/2)^1/2)`. Covariances are shrunk by Ledoit and Wolf: of plain ones,
     two samples of 1,000 in 512 dimensions of one distribution are .337 apart.
     """
-    A, B = shrunk_covariance(X)[0], shrunk_covariance(Y)[0]
+    from sklearn.covariance import ledoit_wolf  # here, because it takes a second to import
+
+    (A, _), (B, _) = ledoit_wolf(X.astype(np.float64)), ledoit_wolf(Y.astype(np.float64))
     # The singular values of A^1/2 B^1/2 are the eigenvalues of (A^1/2 B A^1/2)^1/2.
     cross = np.linalg.svd(_root(A) @ _root(B), compute_uv=False).sum()
     return max(0.0, centroid_squared(X, Y) + float(np.trace(A) + np.trace(B) - 2 * cross))
-
-
-def shrunk_covariance(X: Matrix) -> tuple[Floats, float]:
-    """Shrink the covariance of a sample (n, d) towards a multiple of the identity: (d, d) and the share of the latter.
-
-    Ledoit and Wolf, A well-conditioned estimator for large-dimensional covariance matrices (2004): the share in [0, 1]
-    is the one that is optimal in mean square as n and d grow together.
-    """
-    Z = X.astype(np.float64) - X.mean(axis=0, dtype=np.float64)
-    n, d = Z.shape
-    plain = Z.T @ Z / n
-    target = float(np.trace(plain)) / d
-    away = float((plain**2).sum()) - d * target**2  # squared Frobenius distance of `plain` from the target
-    noise = (float(((Z**2).sum(axis=1) ** 2).mean()) - float((plain**2).sum())) / n
-    share = 1.0 if away <= 0 else min(1.0, max(0.0, noise) / away)
-    return (1 - share) * plain + share * target * np.eye(d), share
 
 
 def _root(covariance: Floats) -> Floats:
@@ -183,22 +169,30 @@ def _root(covariance: Floats) -> Floats:
 
 
 def permutation_p(X: Matrix, Y: Matrix, *, seed: int = 0, permutations: int = PERMUTATIONS) -> float:
-    """Say how often points (n, d) and (n, d) that are dealt out anew are as far apart as `X` and `Y` are.
+    """Return the p-value of a permutation test of the Wasserstein-2 distance of points (n, d) and (n, d).
 
-    `p = (1 + #{W2 of a deal >= W2(X, Y)}) / (1 + permutations)`, in (0, 1]: uniform where both samples come from one
-    distribution, never below `1 / (1 + permutations)`. The points must be independent: no image beside its own text.
+    It is the share of random divisions of all points in two that lie as far apart as `X` and `Y` do, in (0, 1]: uniform
+    where both samples come from one distribution, never below `1 / (1 + permutations)`. The points must be independent:
+    no image beside its own text.
     """
-    from scipy.optimize import linear_sum_assignment  # here, because scipy takes as long to import as all of `--help`
+    # Here, because scipy takes as long to import as all of `--help`.
+    from scipy.optimize import linear_sum_assignment
+    from scipy.stats import permutation_test
 
     pool = np.concatenate([X, Y])
     costs = _squared_distances(pool, pool)
-    rng = np.random.default_rng(seed)
 
-    def apart(order: npt.NDArray[np.int64]) -> float:
-        dealt = costs[np.ix_(order[: len(X)], order[len(X) :])]
-        return float(dealt[linear_sum_assignment(dealt)].sum())
+    def apart(x: npt.NDArray[np.int64], y: npt.NDArray[np.int64]) -> float:
+        between = costs[np.ix_(x, y)]
+        return float(between[linear_sum_assignment(between)].sum())
 
-    observed = apart(np.arange(len(pool)))
-    # A deal that is the observed one but for its order may come out apart in the last digit.
-    bar = observed - 1e-9 * abs(observed)
-    return (1 + sum(apart(rng.permutation(len(pool))) >= bar for _ in range(permutations))) / (1 + permutations)
+    numbers = np.arange(len(pool))
+    test = permutation_test(
+        (numbers[: len(X)], numbers[len(X) :]),
+        apart,
+        vectorized=False,
+        n_resamples=permutations,
+        alternative="greater",
+        rng=np.random.default_rng(seed),
+    )
+    return float(test.pvalue)
