@@ -20,7 +20,7 @@ from alignment.fitting.fit import check_directions, common_encoders, fit_metrics
 from alignment.fitting.methods import METHODS, FitSpec, Fitter, Projections, candidates, fewest_groups
 from alignment.geometry.modality_gap import Gap, modality_gap
 from alignment.metrics import Cosine, LearnedMetric, Metric, Nnn, Rescored, parse
-from alignment.modality import MODALITIES, Modality
+from alignment.modality import DIRECTIONS, MODALITIES, Modality
 from alignment.model.projections import Projection
 from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.grouped import GroupedEmbeddings
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # One of each kind: native, a distance by coordinates, divergences, a corrected and a learned one.
 METRICS = tuple(parse(name) for name in ("cosine", "manhattan", "chi2", "kl-query-item", "dot+nnn", "bilinear"))
 LINEAR = ("procrustes", "ridge", "rcca")
-DIRECTIONS = ("text-to-image", "image-to-text", "mean")
+COLUMNS = (*DIRECTIONS, "mean")
 # More held-out groups than this sharpen an interval less than they take time.
 TEST_GROUPS = 2_000
 # Share of the budget for the table; the rest is kept for the learning curves.
@@ -379,7 +379,7 @@ class _Bench:
         samples, values = hits.resampled(self.task.seed), hits.recalls()
         recalls = {
             direction: {f"recall@{k}": estimate(values[d, i], samples[:, d, i]) for i, k in enumerate(KS)}
-            for d, direction in enumerate(DIRECTIONS)
+            for d, direction in enumerate(COLUMNS)
         }
         dim = projections[0].out_dim
         lowering = bound["image"].lower(dim)

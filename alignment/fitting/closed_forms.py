@@ -1,7 +1,7 @@
 """The closed-form methods that fit projections.
 
 Every method sees unit vectors, centred on their training mean, and answers with one weight matrix a modality, and with
-a lift where it is not linear. It decomposes the training data once and solves for any number of hyperparameters,
+a feature map where it is not linear. It decomposes the training data once and solves for any number of hyperparameters,
 because that is what makes cross-validation cheap.
 """
 
@@ -59,10 +59,10 @@ class ClosedForm(ABC):
     def solve(self, hyperparameters: Hyperparameters) -> "tuple[Tensor | None, Tensor | None]":
         """Return the weights `(d_x, d_out)` and `(d_y, d_out)`, float64; None keeps a space as it is.
 
-        Where there are lifts, weights are those of their features.
+        Where there are feature maps, weights are those of their features.
         """
 
-    def lifts(self, hyperparameters: Hyperparameters) -> tuple[FeatureMap | None, FeatureMap | None]:
+    def feature_maps(self, hyperparameters: Hyperparameters) -> tuple[FeatureMap | None, FeatureMap | None]:
         """Return what the weights expect before them; None: the vectors themselves."""
         return None, None
 
@@ -220,10 +220,10 @@ class KernelCCA(ClosedForm):
             W_y[:, :kept] * correlations[:kept]
         )
 
-    def lifts(self, hyperparameters: Hyperparameters) -> tuple[FeatureMap, FeatureMap]:
+    def feature_maps(self, hyperparameters: Hyperparameters) -> tuple[FeatureMap, FeatureMap]:
         """The kernels."""
         (left, right), _cross = self._features(hyperparameters["gamma"])
-        return left.lift(), right.lift()
+        return left.feature_map(), right.feature_map()
 
 
 class Asif(ClosedForm):
@@ -243,7 +243,7 @@ class Asif(ClosedForm):
         """The features are the shared space."""
         return None, None
 
-    def lifts(self, hyperparameters: Hyperparameters) -> tuple[FeatureMap, FeatureMap]:
+    def feature_maps(self, hyperparameters: Hyperparameters) -> tuple[FeatureMap, FeatureMap]:
         """The anchors of both sides."""
         anchors = [Z / Z.norm(dim=1, keepdim=True) for Z in self.pairs.spread(LANDMARKS)]
         kept = min(hyperparameters["kept"], len(anchors[0]))
@@ -286,7 +286,7 @@ class _Features:
             features: Tensor = block @ self.whitener
             yield features
 
-    def lift(self) -> GaussianKernel:
+    def feature_map(self) -> GaussianKernel:
         """The kernel, as a projection holds it."""
         gamma = np.array([self._gamma], np.float32)
         return GaussianKernel({"landmarks": array_of(self._landmarks), "mean": array_of(self._mean), "gamma": gamma})

@@ -69,7 +69,7 @@ class Linear(Head):
     @classmethod
     def begin(cls, start: Projection, hyperparameters: Hyperparameters) -> Self:
         """The weight of a linear start."""
-        assert start.lift is None
+        assert start.feature_map is None
         weight = np.eye(start.in_dim, dtype=np.float32) if start.weight is None else start.weight
         return cls(torch.from_numpy(weight / np.linalg.norm(weight, axis=0).mean()))
 
@@ -89,7 +89,7 @@ class Residual(Head):
 
     def __init__(self, start: Projection, rank: int):
         super().__init__()
-        self.start, lift = start, start.lift
+        self.start, lift = start, start.feature_map
         dim = start.out_dim
         self._fixed: dict[str, Tensor] = {}
         if lift is not None:
@@ -114,8 +114,8 @@ class Residual(Head):
     def forward(self, Z: Tensor, dropout: float = 0.0) -> Tensor:
         """What the closed form gives, and the residual on it."""
         held = {name: getattr(self, f"fixed_{number}") for number, name in enumerate(self._fixed)}
-        if self.start.lift is not None:
-            Z = self.start.lift.features(held, Z)
+        if self.start.feature_map is not None:
+            Z = self.start.feature_map.features(held, Z)
         if "" in held:
             Z = Z @ held[""]
         Z = nn.functional.normalize(Z, dim=1)
@@ -126,13 +126,13 @@ class Residual(Head):
         residual = torch.eye(len(self.left), dtype=torch.float64) + (self.left.double() @ self.right.double()).cpu()
         before = torch.eye(len(self.left)) if self.start.weight is None else torch.from_numpy(self.start.weight)
         weight = before.double() @ residual.detach()
-        return Projection(self.start.in_dim, mean, array_of(weight), self.start.lift)
+        return Projection(self.start.in_dim, mean, array_of(weight), self.start.feature_map)
 
 
 class Deep(Head):
-    """A lift whose parameters are trained, and a weight after it."""
+    """A feature map whose parameters are trained, and a weight after it."""
 
-    lift: ClassVar[type[FeatureMap]]
+    feature_map: ClassVar[type[FeatureMap]]
 
     def __init__(self, lift: Mapping[str, Tensor], weight: Tensor):
         super().__init__()
@@ -143,12 +143,12 @@ class Deep(Head):
     def forward(self, Z: Tensor, dropout: float = 0.0) -> Tensor:
         """Lift and weigh."""
         held = dict(zip(self._names, self.lifted, strict=True))
-        return self.lift.features(held, Z, dropout=dropout) @ self.weight
+        return self.feature_map.features(held, Z, dropout=dropout) @ self.weight
 
     def projection(self, mean: FloatArray | None) -> Projection:
-        """The lift as a value."""
+        """The feature map as a value."""
         held = {name: array_of(tensor.detach()) for name, tensor in zip(self._names, self.lifted, strict=True)}
-        lift = self.lift(held)
+        lift = self.feature_map(held)
         return Projection(lift.dims[0], mean, array_of(self.weight.detach()), lift)
 
 
@@ -157,7 +157,7 @@ class FuseMix(Deep):
 
     name = "fusemix"
     fewest_groups = 10_000
-    lift = ResidualMlp
+    feature_map = ResidualMlp
 
     @classmethod
     def candidates(cls, d_x: int, d_y: int) -> list[Hyperparameters]:
@@ -182,7 +182,7 @@ class StarGluHead(Deep):
 
     name = "star-glu"
     fewest_groups = 10_000
-    lift = StarGlu
+    feature_map = StarGlu
 
     @classmethod
     def candidates(cls, d_x: int, d_y: int) -> list[Hyperparameters]:

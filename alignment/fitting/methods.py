@@ -135,12 +135,12 @@ class _Closed:
         self._solver = kind(shared or paired(data, device, centred=kind.centres))
 
     def fit(self, hyperparameters: Hyperparameters) -> Projections:
-        weights, lifts = self._solver.solve(hyperparameters), self._solver.lifts(hyperparameters)
+        weights, feature_maps = self._solver.solve(hyperparameters), self._solver.feature_maps(hyperparameters)
         means = self._solver.pairs.means or (None, None)
         held = [[None if t is None else array_of(t) for t in side] for side in zip(means, weights, strict=True)]
         image, text = (
-            Projection(dim, mean, weight, lift)
-            for dim, (mean, weight), lift in zip(self._solver.pairs.dims, held, lifts, strict=True)
+            Projection(dim, mean, weight, feature_map)
+            for dim, (mean, weight), feature_map in zip(self._solver.pairs.dims, held, feature_maps, strict=True)
         )
         return image, text
 

@@ -23,10 +23,10 @@ from alignment.geometry.transport import (
     sliced_squared,
 )
 from alignment.metrics import METRICS, Cosine, Dot, LearnedMetric, Metric
-from alignment.modality import MODALITIES, Modality
+from alignment.modality import DIRECTIONS, MODALITIES, Modality
 from alignment.retrieval.bootstrap import Estimate, bootstrap_mean
 from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
-from alignment.retrieval.ranks import chance_recall_at, group_codes, ranks, top_k
+from alignment.retrieval.ranks import KS, chance_recall_at, group_codes, ranks, top_k
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
 from alignment.sets.shards import read_shard
@@ -43,12 +43,10 @@ NEIGHBOURS = 10
 FEWEST_GROUPS = 20
 # Points a side of the permutation test, which solves as many transports as there are permutations.
 PERMUTED = 250
-KS = (1, 5, 10)
 SIGNIFICANT = 0.05
 BLOCK_ROWS = 64
 # Every metric with nothing to learn; the dot product of unit vectors is their cosine.
 CLASSICAL = tuple(m for m in METRICS.values() if not isinstance(m, LearnedMetric | Dot))
-DIRECTIONS = ("text-to-image", "image-to-text")
 
 
 @dataclass(frozen=True, slots=True)

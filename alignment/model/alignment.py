@@ -20,8 +20,8 @@ from alignment.durable import new_directory, write_durably
 from alignment.errors import AlignmentError
 from alignment.metrics import Metric
 from alignment.modality import MODALITIES, Modality
-from alignment.model.feature_maps import LIFTS
-from alignment.model.projections import Projection
+from alignment.model.feature_maps import FEATURE_MAPS
+from alignment.model.projections import MAPPED, Projection
 from alignment.sets.cards import CARD, EncoderCard
 from alignment.sets.hold_out import HoldOut
 from alignment.vectors import FloatArray
@@ -188,16 +188,16 @@ class Alignment:
 
 
 def _projection(modality: Modality, card: AlignmentCard, tensors: dict[str, Any]) -> Projection:
-    dim, prefix = card.encoders[modality].dim, f"{modality}.lift."
+    dim, prefix = card.encoders[modality].dim, f"{modality}.{MAPPED}."
     mean, weight = tensors.get(f"{modality}.mean"), tensors.get(f"{modality}.weight")
-    lifted: dict[str, dict[str, Any]] = {}
+    by_kind: dict[str, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         if name.startswith(prefix):
             kind, _, own = name.removeprefix(prefix).partition(".")
-            lifted.setdefault(kind, {})[own] = tensor
-    (lift,) = [*(LIFTS[kind].of(held) for kind, held in lifted.items())] or (None,)
-    taken, given = (dim, dim) if lift is None else lift.dims
+            by_kind.setdefault(kind, {})[own] = tensor
+    (feature_map,) = [*(FEATURE_MAPS[kind].from_tensors(held) for kind, held in by_kind.items())] or (None,)
+    taken, given = (dim, dim) if feature_map is None else feature_map.dims
     lengths = [(mean, dim), (weight, given)]
     if taken != dim or any(tensor is not None and len(tensor) != length for tensor, length in lengths):
         raise TypeError(f"{modality} weights of another dimension than the {dim} of {card.encoders[modality].spec}")
-    return Projection(dim, mean, weight, lift)
+    return Projection(dim, mean, weight, feature_map)

@@ -1,6 +1,6 @@
-"""Lifts: what a projection may do to a centred vector before its weight, so that it need not be linear.
+"""Feature maps: what a projection may do to a centred vector before its weight, so that it need not be linear.
 
-A lift is a value that holds float32 arrays and nothing else: it is saved with the alignment, and counts in its
+A feature map is a value that holds float32 arrays and nothing else: it is saved with the alignment, and counts in its
 fingerprint. What it computes is written once, in torch: heads are trained through it, and exported graphs hold it.
 """
 
@@ -42,7 +42,7 @@ class FeatureMap(ABC):
         Args:
             p: like `parameters`.
             Z: vectors that have a direction.
-            dropout: share of hidden numbers set to zero, in training, where the lift has hidden numbers.
+            dropout: share of hidden numbers set to zero, in training, where the map has hidden numbers.
         """
 
     def __call__(self, Z: FloatArray) -> FloatArray:
@@ -50,33 +50,33 @@ class FeatureMap(ABC):
         import torch  # here, because a linear projection needs none
 
         with torch.inference_mode():
-            lifted: FloatArray = self.lifted(torch.from_numpy(np.ascontiguousarray(Z))).numpy()
-        return lifted
+            features: FloatArray = self.of_tensor(torch.from_numpy(np.ascontiguousarray(Z))).numpy()
+        return features
 
-    def lifted(self, Z: "Tensor") -> "Tensor":
-        """The same of a tensor."""
+    def of_tensor(self, Z: "Tensor") -> "Tensor":
+        """Features (n, m) of a tensor (n, d); NaN for a row without a direction."""
         import torch
 
-        lifted = self.features({name: torch.tensor(array) for name, array in self.parameters.items()}, Z)
-        return lifted.masked_fill(Z.double().norm(dim=1, keepdim=True) <= ROUNDING, torch.nan)
+        features = self.features({name: torch.tensor(array) for name, array in self.parameters.items()}, Z)
+        return features.masked_fill(Z.double().norm(dim=1, keepdim=True) <= ROUNDING, torch.nan)
 
     @classmethod
-    def of(cls, tensors: Mapping[str, npt.NDArray[Any]]) -> Self:
-        """Build it again.
+    def from_tensors(cls, tensors: Mapping[str, npt.NDArray[Any]]) -> Self:
+        """Build a feature map from the `parameters` of another.
 
         Raises:
             KeyError: a tensor is missing.
             TypeError: tensors do not fit together.
         """
-        lift = cls({name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()})
+        made = cls({name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()})
         try:
-            d, m = lift.dims
-            fits = lift(np.ones((1, d), np.float32)).shape == (1, m)
+            d, m = made.dims
+            fits = made(np.ones((1, d), np.float32)).shape == (1, m)
         except (RuntimeError, ValueError, IndexError) as error:
-            raise TypeError(f"the tensors of lift {cls.name} do not fit together: {error}") from error
+            raise TypeError(f"the tensors of feature map {cls.name} do not fit together: {error}") from error
         if not fits:
-            raise TypeError(f"the tensors of lift {cls.name} do not fit together")
-        return lift
+            raise TypeError(f"the tensors of feature map {cls.name} do not fit together")
+        return made
 
 
 class GaussianKernel(FeatureMap):
@@ -99,7 +99,7 @@ class GaussianKernel(FeatureMap):
     @staticmethod
     def features(p: "Mapping[str, Tensor]", Z: "Tensor", *, dropout: float = 0.0) -> "Tensor":
         """Centred kernel values."""
-        return gaussian(_unit(Z), p["landmarks"], p["gamma"]) - p["mean"]
+        return gaussian(_normalized(Z), p["landmarks"], p["gamma"]) - p["mean"]
 
 
 class Anchors(FeatureMap):
@@ -122,7 +122,7 @@ class Anchors(FeatureMap):
     @staticmethod
     def features(p: "Mapping[str, Tensor]", Z: "Tensor", *, dropout: float = 0.0) -> "Tensor":
         """Sparse similarities; equal ones at the threshold are all kept."""
-        similarities = (_unit(Z) @ p["anchors"].T).relu()
+        similarities = (_normalized(Z) @ p["anchors"].T).relu()
         least = similarities.topk(int(p["kept"]), dim=1).values[:, -1:]
         return (similarities * (similarities >= least)) ** p["power"]
 
@@ -188,11 +188,13 @@ def gaussian(Z: "Tensor", landmarks: "Tensor", gamma: "Tensor | float") -> "Tens
     return values
 
 
-def _unit(Z: "Tensor") -> "Tensor":
+def _normalized(Z: "Tensor") -> "Tensor":
     import torch
 
-    unit: Tensor = Z / Z.norm(dim=1, keepdim=True).clamp(min=torch.finfo(Z.dtype).tiny)
-    return unit
+    normalized: Tensor = Z / Z.norm(dim=1, keepdim=True).clamp(min=torch.finfo(Z.dtype).tiny)
+    return normalized
 
 
-LIFTS: dict[str, type[FeatureMap]] = {lift.name: lift for lift in (GaussianKernel, Anchors, ResidualMlp, StarGlu)}
+FEATURE_MAPS: dict[str, type[FeatureMap]] = {
+    kind.name: kind for kind in (GaussianKernel, Anchors, ResidualMlp, StarGlu)
+}

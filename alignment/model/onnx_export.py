@@ -36,7 +36,7 @@ SIDES: tuple[Side, ...] = ("query", "item")
 # torch writes graphs through the first two.
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INPUT, VECTOR, OFFSET, ALIGNED, BATCH = "embedding", "vector", "offset", "aligned", "batch"
-# The oldest version of ONNX that has everything a lift needs: old runtimes can read it.
+# The oldest version of ONNX that has everything a feature map needs: old runtimes can read it.
 OPSET = 18
 # Embeddings that every graph is compared with modalign on, and how far it may be from that, relative to a vector's
 # length. Square roots of coordinates that are nearly zero turn a rounding of 1e-7 into 1e-4.

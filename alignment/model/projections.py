@@ -1,4 +1,4 @@
-"""Projections into the shared space: `unit(lift(unit(x) - mean) @ weight)`."""
+"""Projections into the shared space: `l2_normalize(feature_map(l2_normalize(x) - mean) @ weight)`."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,8 +13,10 @@ from alignment.vectors import ROUNDING, FloatArray, check_sound, l2_normalize
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Rows that are lifted at once: features are wider than vectors.
-LIFTED_ROWS = 1 << 14
+# Rows that are mapped at once: features are wider than vectors.
+MAPPED_ROWS = 1 << 14
+# What the tensors of feature maps are saved under, since the first release.
+MAPPED = "lift"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,14 +25,14 @@ class Projection:
 
     Attributes:
         mean: (d_in,) float32, subtracted from the unit vectors; None leaves them where they are.
-        weight: (d_in, d_out) float32, or (m, d_out) after a lift to m features; None keeps the space.
-        lift: what stands between the two; None where the projection is linear.
+        weight: (d_in, d_out) float32, or (m, d_out) after a feature map to m features; None keeps the space.
+        feature_map: what stands between the two; None where the projection is linear.
     """
 
     in_dim: int
     mean: FloatArray | None = None
     weight: FloatArray | None = None
-    lift: FeatureMap | None = None
+    feature_map: FeatureMap | None = None
     _shortest: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -42,17 +44,16 @@ class Projection:
         """Dimension of the shared space."""
         if self.weight is not None:
             return int(self.weight.shape[1])
-        return self.in_dim if self.lift is None else self.lift.dims[1]
+        return self.in_dim if self.feature_map is None else self.feature_map.dims[1]
 
     def tensors(self) -> dict[str, npt.NDArray[np.float32]]:
         """Everything it holds, by name."""
         named = {"mean": self.mean, "weight": self.weight}
-        lifted = (
-            {}
-            if self.lift is None
-            else {f"lift.{self.lift.name}.{name}": tensor for name, tensor in self.lift.parameters.items()}
-        )
-        return {name: tensor for name, tensor in named.items() if tensor is not None} | lifted
+        mapped = {}
+        if self.feature_map is not None:
+            prefix = f"{MAPPED}.{self.feature_map.name}"
+            mapped = {f"{prefix}.{name}": tensor for name, tensor in self.feature_map.parameters.items()}
+        return {name: tensor for name, tensor in named.items() if tensor is not None} | mapped
 
     def __call__(self, X: npt.NDArray[np.floating]) -> FloatArray:
         """Project raw embeddings (n, d_in) to unit vectors (n, d_out) float32.
@@ -76,14 +77,14 @@ class Projection:
         Rounding moves a unit vector by `ROUNDING`, and its projection by that times the size of the weight: what is
         no longer than this has no direction of its own, and counts as zero.
         """
-        if self.lift is not None and len(X) > LIFTED_ROWS:
-            blocks = [self.unchecked(X[start : start + LIFTED_ROWS]) for start in range(0, len(X), LIFTED_ROWS)]
+        if self.feature_map is not None and len(X) > MAPPED_ROWS:
+            blocks = [self.unchecked(X[start : start + MAPPED_ROWS]) for start in range(0, len(X), MAPPED_ROWS)]
             return np.concatenate(blocks)
         Z = l2_normalize(X)
         if self.mean is not None:
             Z -= self.mean
-        if self.lift is not None:
-            Z = self.lift(Z)
+        if self.feature_map is not None:
+            Z = self.feature_map(Z)
         if self.weight is not None:
             Z = Z @ self.weight
         norms = np.sqrt(np.einsum("nd,nd->n", Z, Z, dtype=np.float64))  # (n,)
@@ -98,8 +99,8 @@ class Projection:
         Z = X / X.double().norm(dim=1, keepdim=True).float()
         if self.mean is not None:
             Z = Z - torch.tensor(self.mean)
-        if self.lift is not None:
-            Z = self.lift.lifted(Z)
+        if self.feature_map is not None:
+            Z = self.feature_map.of_tensor(Z)
         if self.weight is not None:
             Z = Z @ torch.tensor(self.weight)
         norms = Z.double().norm(dim=1, keepdim=True)  # (n, 1)

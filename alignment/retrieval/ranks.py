@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from alignment.metrics import Metric
 
+# Lengths of result lists that Recall@K is given for.
+KS = (1, 5, 10)
 Ranks = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
@@ -221,6 +223,3 @@ def chance_recall_at(k: int, relevant: IntArray, items: int) -> float:
         for number in numbers
     ]
     return float(np.average(chances, weights=queries))
-
-
-KS = (1, 5, 10)

@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from alignment.modality import Modality
 from alignment.retrieval.protocols import PROTOCOLS
+from alignment.retrieval.ranks import KS
 from connector.errors import RequirementError, SettingsError
 from connector.releases.points import HELD_OUT
 from connector.safe_text import printable
 
 Scope = Literal["held-out", "all"]
-KS = (1, 5, 10)
 # Every query's list stands in memory, once for each stage.
 LONGEST = 10_000
 # Fewer queries a second, and an audit would last for years.
@@ -20,10 +19,6 @@ SLOWEST = 0.001
 LONGEST_NAME = 100
 # Where one length of list has to do.
 K = 10
-DIRECTIONS: dict[str, tuple[Modality, Modality]] = {
-    "text-to-image": ("text", "image"),
-    "image-to-text": ("image", "text"),
-}
 BOTH = "both"
 
 

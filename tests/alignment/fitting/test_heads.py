@@ -187,8 +187,8 @@ def test_a_head_is_trained_under_any_metric(metric: str, rng: np.random.Generato
 
 def test_a_gated_layer_is_as_wide_as_its_factor() -> None:
     head = StarGluHead.begin(Projection(4), {"width": 3, "components": 2})
-    assert head.projection(None).lift is not None
-    assert head.projection(None).lift.dims == (4, 12)  # type: ignore[union-attr]
+    assert head.projection(None).feature_map is not None
+    assert head.projection(None).feature_map.dims == (4, 12)  # type: ignore[union-attr]
     assert FuseMix.begin(Projection(4), {"width": 6, "blocks": 2, "components": 2}).projection(None).out_dim == 2
 
 

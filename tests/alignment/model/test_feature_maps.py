@@ -1,4 +1,4 @@
-"""Lifts, and the kernel method that gives them, against scikit-learn's kernel and the dual eigenproblem of scipy."""
+"""Feature maps, and the kernel method that gives them, against scikit-learn and scipy."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from alignment.fitting.methods import Fitter
 from alignment.fitting.pairs import Pairs
 from alignment.model import projections
 from alignment.model.alignment import WEIGHTS, Alignment
-from alignment.model.feature_maps import LIFTS, Anchors, GaussianKernel, ResidualMlp, StarGlu
+from alignment.model.feature_maps import FEATURE_MAPS, Anchors, GaussianKernel, ResidualMlp, StarGlu
 from alignment.model.projections import Projection
 from alignment.vectors import l2_normalize
 from tests.alignment.model.test_alignment import alignment
@@ -43,11 +43,13 @@ def a_pair(rng: np.random.Generator, n: int = 40) -> tuple[Matrix, Matrix]:
 
 
 def test_the_kernel_is_that_of_scikit_learn(rng: np.random.Generator) -> None:
-    lift, Z = kernel(rng), 3 * rng.standard_normal((9, 5)).astype(np.float32)
-    expected = rbf_kernel(l2_normalize(Z), lift.parameters["landmarks"], gamma=1.0) - lift.parameters["mean"]
-    np.testing.assert_allclose(lift(Z), expected, atol=1e-6)
-    assert lift(Z).dtype == np.float32
-    assert lift.dims == (5, 6)
+    feature_map, Z = kernel(rng), 3 * rng.standard_normal((9, 5)).astype(np.float32)
+    expected = (
+        rbf_kernel(l2_normalize(Z), feature_map.parameters["landmarks"], gamma=1.0)
+    )
+    np.testing.assert_allclose(feature_map(Z), expected - feature_map.parameters["mean"], atol=1e-6)
+    assert feature_map(Z).dtype == np.float32
+    assert feature_map.dims == (5, 6)
 
 
 def test_a_vector_without_a_direction_has_no_features(rng: np.random.Generator) -> None:
@@ -55,14 +57,14 @@ def test_a_vector_without_a_direction_has_no_features(rng: np.random.Generator) 
     assert np.isnan(kernel(rng)(Z)).all(axis=1).tolist() == [True, True, False]
 
 
-def test_a_projection_lifts_between_the_mean_and_the_weight(rng: np.random.Generator) -> None:
-    lift, mean = kernel(rng), (0.1 * rng.standard_normal(5)).astype(np.float32)
+def test_a_projection_maps_between_the_mean_and_the_weight(rng: np.random.Generator) -> None:
+    feature_map, mean = kernel(rng), (0.1 * rng.standard_normal(5)).astype(np.float32)
     weight = rng.standard_normal((6, 3)).astype(np.float32)
-    projection, X = Projection(5, mean, weight, lift), rng.standard_normal((7, 5))
-    np.testing.assert_allclose(projection(X), l2_normalize(lift(l2_normalize(X) - mean) @ weight), atol=1e-6)
+    projection, X = Projection(5, mean, weight, feature_map), rng.standard_normal((7, 5))
+    np.testing.assert_allclose(projection(X), l2_normalize(feature_map(l2_normalize(X) - mean) @ weight), atol=1e-6)
     assert (projection.in_dim, projection.out_dim) == (5, 3)
-    assert Projection(5, mean, None, lift).out_dim == 6
-    equal_to_the_mean = Projection(5, l2_normalize(X[:1])[0], weight, lift).unchecked(X[:1])
+    assert Projection(5, mean, None, feature_map).out_dim == 6
+    equal_to_the_mean = Projection(5, l2_normalize(X[:1])[0], weight, feature_map).unchecked(X[:1])
     assert np.isnan(equal_to_the_mean).all()
 
 
@@ -101,8 +103,8 @@ def test_it_joins_what_no_linear_map_joins(rng: np.random.Generator) -> None:
         return float((better < 10).mean())  # Recall@10
 
     linear = found("rcca", {"shrinkage_image": 0.1, "shrinkage_text": 0.1, "components": 5, "power": 1.0})
-    lifted = found("kcca", {"gamma": 4.0, "shrinkage": 0.1, "components": 64})
-    assert lifted > linear + 0.3
+    mapped = found("kcca", {"gamma": 4.0, "shrinkage": 0.1, "components": 64})
+    assert mapped > linear + 0.3
 
 
 def test_more_pairs_than_landmarks_are_approximated(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,10 +114,10 @@ def test_more_pairs_than_landmarks_are_approximated(rng: np.random.Generator, mo
     monkeypatch.setattr(closed_forms, "BLOCK_ROWS", 64)
     fitted = Fitter("kcca", paired(X, Y), CPU).fit({"gamma": 2.0, "shrinkage": 0.3, "components": 4})
     for near, far in zip(fitted, exact, strict=True):
-        assert near.lift is not None
-        assert near.lift.dims == (5, 75)  # every fourth of 300
-        assert far.lift is not None
-        assert far.lift.dims == (5, 300)
+        assert near.feature_map is not None
+        assert near.feature_map.dims == (5, 75)  # every fourth of 300
+        assert far.feature_map is not None
+        assert far.feature_map.dims == (5, 300)
     agree = [
         np.abs(
             np.linalg.svd(l2_normalize(near(Z) - near(Z).mean(0)).T @ l2_normalize(far(Z) - far(Z).mean(0)) / len(Z))[1]
@@ -136,7 +138,7 @@ def test_of_many_pairs_some_are_enough(rng: np.random.Generator, monkeypatch: py
         torch.testing.assert_close(every, few)
 
 
-def lifted_alignment(rng: np.random.Generator) -> Alignment:
+def kernel_alignment(rng: np.random.Generator) -> Alignment:
     base = alignment()
     weight = rng.standard_normal((6, 3)).astype(np.float32)
     image = Projection(5, base.projections["image"].mean, weight, kernel(rng))
@@ -144,14 +146,14 @@ def lifted_alignment(rng: np.random.Generator) -> Alignment:
 
 
 def test_a_lift_is_saved_and_counts_in_the_fingerprint(tmp_path: Path, rng: np.random.Generator) -> None:
-    saved = lifted_alignment(rng)
+    saved = kernel_alignment(rng)
     saved.save(tmp_path / "a")
     loaded, X = Alignment.load(tmp_path / "a"), rng.standard_normal((4, 5))
     np.testing.assert_array_equal(saved.project("image", X), loaded.project("image", X))
     assert saved.fingerprint == loaded.fingerprint
-    lift = saved.projections["image"].lift
-    assert isinstance(lift, GaussianKernel)
-    wider = GaussianKernel({**lift.parameters, "gamma": lift.parameters["gamma"] + 1})
+    feature_map = saved.projections["image"].feature_map
+    assert isinstance(feature_map, GaussianKernel)
+    wider = GaussianKernel({**feature_map.parameters, "gamma": feature_map.parameters["gamma"] + 1})
     image = saved.projections["image"]
     other = Projection(5, image.mean, image.weight, wider)
     assert Alignment(saved.card, {**saved.projections, "image": other}).fingerprint != saved.fingerprint
@@ -159,7 +161,7 @@ def test_a_lift_is_saved_and_counts_in_the_fingerprint(tmp_path: Path, rng: np.r
 
 @pytest.mark.parametrize("harm", ["missing", "shape", "unknown", "dimension"])
 def test_a_damaged_lift_is_refused(harm: str, tmp_path: Path, rng: np.random.Generator) -> None:
-    lifted_alignment(rng).save(tmp_path / "a")
+    kernel_alignment(rng).save(tmp_path / "a")
     tensors = safetensors.numpy.load_file(tmp_path / "a" / WEIGHTS)
     name = "image.lift.gaussian-kernel.landmarks"
     if harm == "missing":
@@ -175,14 +177,14 @@ def test_a_damaged_lift_is_refused(harm: str, tmp_path: Path, rng: np.random.Gen
         Alignment.load(tmp_path / "a")
 
 
-# The other lifts, against loops and torch's own modules
+# The other feature maps, against loops and torch's own modules
 
 
 def test_anchors_keep_the_nearest(rng: np.random.Generator) -> None:
     anchors, Z = l2_normalize(rng.standard_normal((7, 5))), rng.standard_normal((9, 5)).astype(np.float32)
-    lift = Anchors({"anchors": anchors, "kept": np.array([3], np.float32), "power": np.array([2.5], np.float32)})
-    assert lift.dims == (5, 7)
-    for row, features in zip(l2_normalize(Z), lift(Z), strict=True):
+    feature_map = Anchors({"anchors": anchors, "kept": np.array([3], np.float32), "power": np.array([2.5], np.float32)})
+    assert feature_map.dims == (5, 7)
+    for row, features in zip(l2_normalize(Z), feature_map(Z), strict=True):
         cosines = np.maximum(anchors @ row, 0)
         nearest = np.argsort(-cosines)[:3]
         expected = np.zeros(7)
@@ -199,14 +201,14 @@ def test_a_residual_mlp_is_torchs(rng: np.random.Generator) -> None:
         named |= {f"{b}.norm.weight": norm.weight, f"{b}.norm.bias": norm.bias}
         for name, layer in (("wide", wide), ("narrow", narrow)):
             named |= {f"{b}.{name}.weight": layer.weight.T, f"{b}.{name}.bias": layer.bias}
-    lift = ResidualMlp({name: tensor.detach().numpy().copy() for name, tensor in named.items()})
+    feature_map = ResidualMlp({name: tensor.detach().numpy().copy() for name, tensor in named.items()})
     Z = torch.from_numpy(rng.standard_normal((6, 5)).astype(np.float32))
     with torch.no_grad():
         H = first(Z)
         for norm, wide, narrow in blocks:
             H = H + narrow(nn.functional.gelu(wide(norm(H))))
-    assert lift.dims == (5, 8)
-    np.testing.assert_allclose(lift(Z.numpy()), H.numpy(), atol=1e-5)
+    assert feature_map.dims == (5, 8)
+    np.testing.assert_allclose(feature_map(Z.numpy()), H.numpy(), atol=1e-5)
 
 
 def test_a_gated_layer_is_torchs(rng: np.random.Generator) -> None:
@@ -215,16 +217,16 @@ def test_a_gated_layer_is_torchs(rng: np.random.Generator) -> None:
     named: dict[str, torch.Tensor] = {"norm.weight": norm.weight, "norm.bias": norm.bias}
     for name, layer in (("gate", gate), ("value", value)):
         named |= {f"{name}.weight": layer.weight.T, f"{name}.bias": layer.bias}
-    lift = StarGlu({name: tensor.detach().numpy().copy() for name, tensor in named.items()})
+    feature_map = StarGlu({name: tensor.detach().numpy().copy() for name, tensor in named.items()})
     Z = torch.from_numpy(rng.standard_normal((6, 5)).astype(np.float32))
     with torch.no_grad():
         expected = nn.functional.relu6(gate(norm(Z))) * value(norm(Z))
-    assert lift.dims == (5, 12)
-    np.testing.assert_allclose(lift(Z.numpy()), expected.numpy(), atol=1e-5)
+    assert feature_map.dims == (5, 12)
+    np.testing.assert_allclose(feature_map(Z.numpy()), expected.numpy(), atol=1e-5)
 
 
 def test_dropout_is_for_training_alone(rng: np.random.Generator) -> None:
-    lift = StarGlu.of(
+    feature_map = StarGlu.from_tensors(
         {
             "norm.weight": np.ones(4),
             "norm.bias": np.zeros(4),
@@ -234,28 +236,28 @@ def test_dropout_is_for_training_alone(rng: np.random.Generator) -> None:
             "value.bias": np.ones(300),
         }
     )
-    p = {name: torch.from_numpy(array) for name, array in lift.parameters.items()}
+    p = {name: torch.from_numpy(array) for name, array in feature_map.parameters.items()}
     Z = torch.from_numpy(rng.standard_normal((2, 4)).astype(np.float32))
     dropped = StarGlu.features(p, Z, dropout=0.5)
     assert 0.2 < float((dropped == 0).float().mean()) < 0.8
-    assert (lift(Z.numpy()) != 0).all()
+    assert (feature_map(Z.numpy()) != 0).all()
 
 
-def test_many_rows_are_lifted_some_at_a_time(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_rows_are_mapped_some_at_a_time(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     projection = Projection(5, None, rng.standard_normal((6, 3)).astype(np.float32), kernel(rng))
     X = rng.standard_normal((10, 5))
     whole = projection(X)
-    monkeypatch.setattr(projections, "LIFTED_ROWS", 3)
+    monkeypatch.setattr(projections, "MAPPED_ROWS", 3)
     np.testing.assert_allclose(projection(X), whole, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", LIFTS)
+@pytest.mark.parametrize("name", FEATURE_MAPS)
 def test_tensors_that_do_not_fit_are_refused(name: str, rng: np.random.Generator) -> None:
     with pytest.raises(KeyError):
-        LIFTS[name].of({})
+        FEATURE_MAPS[name].from_tensors({})
     sizes = {"landmarks": (6, 5), "mean": (4,), "gamma": (1,), "anchors": (6, 5), "kept": (1,), "power": (2,)}
     sizes |= {"first.weight": (5, 8), "first.bias": (7,)}
     sizes |= {"gate.weight": (5, 3), "gate.bias": (3,), "value.weight": (5, 2), "value.bias": (2,)}
     sizes |= {"norm.weight": (5,), "norm.bias": (5,)}
-    with pytest.raises(TypeError, match=f"the tensors of lift {name} do not fit together"):
-        LIFTS[name].of({part: np.ones(size, np.float32) for part, size in sizes.items()})
+    with pytest.raises(TypeError, match=f"the tensors of feature map {name} do not fit together"):
+        FEATURE_MAPS[name].from_tensors({part: np.ones(size, np.float32) for part, size in sizes.items()})

@@ -20,7 +20,7 @@ from alignment.metrics.divergences import MAPS, Divergence
 from alignment.modality import MODALITIES, OTHER, Modality
 from alignment.model import onnx_export as export
 from alignment.model.alignment import Alignment
-from alignment.model.feature_maps import LIFTS, Anchors, FeatureMap, GaussianKernel, ResidualMlp, StarGlu
+from alignment.model.feature_maps import FEATURE_MAPS, Anchors, FeatureMap, GaussianKernel, ResidualMlp, StarGlu
 from alignment.model.onnx_export import SIDES, Graph, Side, graph
 from alignment.model.projections import Projection
 from alignment.vectors import l2_normalize
@@ -125,7 +125,7 @@ def test_parameters_of_a_metric_count(side: Side) -> None:
 # Projections
 
 
-def lifts(d: int) -> dict[str, FeatureMap]:
+def feature_maps(d: int) -> dict[str, FeatureMap]:
     """One of each kind, of vectors of dimension d, with numbers that matter everywhere."""
     rng = np.random.default_rng(8)
 
@@ -166,19 +166,19 @@ def through(projection: Projection) -> Alignment:
     return replace(ours, projections={**ours.projections, "text": projection})
 
 
-@pytest.mark.parametrize("name", LIFTS)
+@pytest.mark.parametrize("name", FEATURE_MAPS)
 def test_every_lift_is_exported(name: str) -> None:
     d = DIMS["text"]
-    rng, lift = np.random.default_rng(2), lifts(d)[name]
+    rng, feature_map = np.random.default_rng(2), feature_maps(d)[name]
     mean = (0.1 * rng.standard_normal(d)).astype(np.float32)
-    weight = rng.standard_normal((lift.dims[1], LATENT)).astype(np.float32)
+    weight = rng.standard_normal((feature_map.dims[1], LATENT)).astype(np.float32)
     X = embeddings("text")
-    ours = through(Projection(d, mean, weight, lift))
+    ours = through(Projection(d, mean, weight, feature_map))
     made = graph(ours, parse("cosine"), "text", "query")
     for n in (7, 1, 0):
         check_equal(run(made, X[:n]), {"vector": ours.project("text", X[:n])})
     X[2] = 5 * mean / np.linalg.norm(mean)  # the mean itself, where it has length 1
-    centred = through(Projection(d, l2_normalize(mean[None])[0], weight, lift))
+    centred = through(Projection(d, l2_normalize(mean[None])[0], weight, feature_map))
     found = run(graph(centred, parse("cosine"), "text", "query"), X)["vector"]
     assert np.isnan(found).all(axis=1).tolist() == [row == 2 for row in range(7)]
 
