@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from alignment.geometry.geometry import skewness
 from alignment.metrics import Guarantee
-from alignment.modality import Modality
+from alignment.modality import DIRECTIONS, Modality
 from alignment.retrieval.bootstrap import Estimate, bootstrap_means, bootstrap_median
 from alignment.retrieval.measures import Measure as Kind
 from alignment.retrieval.ranks import IntArray, chance_recall_at, group_codes
@@ -27,7 +27,7 @@ from connector.audits.baseline import Baseline, PerQuery, Values, drifts
 from connector.audits.collection_checks import collection_warnings, too_few
 from connector.audits.galleries import Folds, QuerySet, lay_out
 from connector.audits.geometry import GAP_MEASURES, Drawn, draw, measure_space
-from connector.audits.plan import BOTH, DIRECTIONS, LONGEST, AuditPlan, Measure
+from connector.audits.plan import BOTH, LONGEST, AuditPlan, Measure
 from connector.audits.reference import Truth, truth
 from connector.audits.requirements import Requirement, check_known, failures
 from connector.audits.result import Audit, Fidelity, Point, StageFound, WorstQuery

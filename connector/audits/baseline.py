@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alignment.errors import MeasureError
+from alignment.modality import DIRECTIONS
 from alignment.retrieval.measures import Change, PerQueryValues, change
 from alignment.retrieval.measures import Measure as Kind
 from connector.audits.history import _asked, _planned, _printed
-from connector.audits.plan import DIRECTIONS, AuditPlan
+from connector.audits.plan import AuditPlan
 from connector.errors import RequirementError
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import AuditRow, ReleaseRow

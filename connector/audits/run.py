@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from alignment.errors import AlignmentError, EmbeddingSetError
+from alignment.modality import DIRECTIONS
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.audits.auditor import audit
 from connector.audits.baseline import Baseline, find_baseline
-from connector.audits.plan import DIRECTIONS, AuditPlan
+from connector.audits.plan import AuditPlan
 from connector.audits.recording import record
 from connector.audits.requirements import Requirement
 from connector.audits.result import Audit

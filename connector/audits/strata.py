@@ -5,12 +5,12 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from alignment.modality import Modality
+from alignment.modality import DIRECTIONS, Modality
 from alignment.retrieval.measures import Measure as Kind
 from alignment.retrieval.measures import by_stratum
 from alignment.retrieval.ranks import IntArray, RelevantRanks
 from connector.audits.galleries import QuerySet
-from connector.audits.plan import DIRECTIONS, AuditPlan, Measure
+from connector.audits.plan import AuditPlan, Measure
 from connector.errors import SettingsError
 from connector.safe_text import printable
 from connector.stores.contract import Payload

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from alignment.modality import DIRECTIONS
 from alignment.retrieval.bootstrap import Estimate
-from connector.audits.plan import DIRECTIONS
 from connector.audits.result import BROKEN, Audit, StageFound
 from connector.audits.stages import FILTER
 from connector.cli.tables import print_table

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignment.modality import DIRECTIONS
 from connector.audits.history import asked_as
-from connector.audits.plan import DIRECTIONS
 from connector.audits.requirements import Requirement
 from connector.audits.result import BROKEN, FAILED, MEASURED, PASSED, Audit
 from connector.audits.stages import INDEX, LOWERING, QUANTIZATION, REFERENCE, RESCORING

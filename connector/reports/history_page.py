@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignment.modality import DIRECTIONS
 from connector.audits.history import AuditSummary
-from connector.audits.plan import BOTH, DIRECTIONS, K
+from connector.audits.plan import BOTH, K
 from connector.reports.glossary import ARROWS, FILTERS
 from connector.reports.pages import templates, write_page
 from connector.reports.trends import trend

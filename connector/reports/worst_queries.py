@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignment.modality import Modality
-from connector.audits.plan import DIRECTIONS
+from alignment.modality import DIRECTIONS, Modality
 from connector.audits.result import Point, WorstQuery
 from connector.corpora.images import ImageRejectedError
 from connector.reports.pages import small_picture

@@ -9,7 +9,6 @@ from scipy.stats import skew
 from alignment.errors import GapError
 from alignment.geometry.geometry import (
     CLASSICAL,
-    DIRECTIONS,
     ITEMS,
     NEIGHBOURS,
     geometry,
@@ -20,6 +19,7 @@ from alignment.geometry.geometry import (
     uniformity,
 )
 from alignment.metrics import Cosine, Metric, parse
+from alignment.modality import DIRECTIONS
 from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
 from alignment.retrieval.ranks import group_codes
 from alignment.sets.hold_out import HoldOut

@@ -44,9 +44,7 @@ def a_pair(rng: np.random.Generator, n: int = 40) -> tuple[Matrix, Matrix]:
 
 def test_the_kernel_is_that_of_scikit_learn(rng: np.random.Generator) -> None:
     feature_map, Z = kernel(rng), 3 * rng.standard_normal((9, 5)).astype(np.float32)
-    expected = (
-        rbf_kernel(l2_normalize(Z), feature_map.parameters["landmarks"], gamma=1.0)
-    )
+    expected = rbf_kernel(l2_normalize(Z), feature_map.parameters["landmarks"], gamma=1.0)
     np.testing.assert_allclose(feature_map(Z), expected - feature_map.parameters["mean"], atol=1e-6)
     assert feature_map(Z).dtype == np.float32
     assert feature_map.dims == (5, 6)

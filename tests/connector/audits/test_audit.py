@@ -13,7 +13,7 @@ from sqlalchemy import select
 from alignment.metrics import Guarantee, Perceptron
 from alignment.metrics.divergences import CertifiedLowering
 from alignment.metrics.learned import CosineCandidates, MixtureLowering
-from alignment.modality import MODALITIES, Modality
+from alignment.modality import DIRECTIONS, MODALITIES, Modality
 from alignment.retrieval.bootstrap import bootstrap_mean
 from alignment.retrieval.measures import Measure as Kind
 from alignment.retrieval.ranks import (
@@ -27,7 +27,6 @@ from alignment.retrieval.ranks import (
 from alignment.sets.cards import EncoderCard
 from alignment.sets.hold_out import HoldOut
 from connector.audits import stages as staged
-from connector.audits.plan import DIRECTIONS
 from connector.audits.recording import record
 from connector.audits.requirements import Requirement
 from connector.audits.result import Audit

@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alignment.modality import DIRECTIONS
 from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.measures import Change
 from alignment.retrieval.measures import Measure as Kind
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.audits.baseline import Baseline, Drift, PerQuery, drifts, find_baseline
 from connector.audits.history import history
-from connector.audits.plan import DIRECTIONS, AuditPlan
+from connector.audits.plan import AuditPlan
 from connector.audits.recording import record
 from connector.audits.requirements import Requirement, check_known, failures
 from connector.errors import RequirementError

@@ -12,7 +12,7 @@ import pytest
 
 from alignment.errors import MeasureError
 from alignment.metrics import parse
-from alignment.modality import MODALITIES, Modality
+from alignment.modality import DIRECTIONS, MODALITIES, Modality
 from alignment.retrieval.protocols import PROTOCOLS, Protocol
 from alignment.retrieval.ranks import IntArray
 from alignment.sets.hold_out import HoldOut
@@ -29,7 +29,7 @@ from connector.audits.galleries import (
     lay_out,
 )
 from connector.audits.geometry import GAP_GROUPS, draw
-from connector.audits.plan import DIRECTIONS, AuditPlan
+from connector.audits.plan import AuditPlan
 from connector.audits.result import Audit
 from connector.errors import MismatchError
 from connector.provenance.tables import ReleaseRow

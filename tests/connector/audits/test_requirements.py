@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from alignment.modality import MODALITIES
+from alignment.modality import DIRECTIONS, MODALITIES
 from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.measures import Change
 from alignment.retrieval.measures import Measure as Kind
@@ -17,7 +17,7 @@ from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
 from connector.audits import auditor
 from connector.audits.baseline import Baseline, Drift, PerQuery
-from connector.audits.plan import BOTH, DIRECTIONS, Measure
+from connector.audits.plan import BOTH, Measure
 from connector.audits.requirements import DIRECTED, Failure, Requirement, check_known, failures
 from connector.audits.result import Audit
 from connector.audits.stages import INDEX

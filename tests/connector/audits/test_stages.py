@@ -17,9 +17,9 @@ from hypothesis.extra import numpy as arrays
 from alignment.metrics import Guarantee, parse
 from alignment.metrics.divergences import CertifiedLowering
 from alignment.metrics.learned import CosineCandidates, MixtureLowering
+from alignment.modality import DIRECTIONS
 from alignment.retrieval.ranks import RelevantRanks
 from connector.audits import auditor
-from connector.audits.plan import DIRECTIONS
 from connector.audits.requirements import Requirement
 from connector.audits.result import FAITHFUL, Audit, StageFound
 from connector.audits.stages import (

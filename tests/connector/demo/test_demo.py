@@ -12,9 +12,9 @@ from PIL import Image
 
 from alignment.fitting import fit
 from alignment.metrics import METRICS, parse
+from alignment.modality import DIRECTIONS
 from alignment.model.alignment import Alignment
 from alignment.sets.embedding_set import EmbeddingSet
-from connector.audits.plan import DIRECTIONS
 from connector.cli import main as cli
 from connector.demo import emoji as demo
 from connector.errors import ConnectorError

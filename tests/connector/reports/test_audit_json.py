@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from alignment.modality import DIRECTIONS
 from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.measures import Change
 from alignment.retrieval.measures import Measure as Kind
 from connector.audits.baseline import Drift
 from connector.audits.history import AuditSummary
-from connector.audits.plan import DIRECTIONS, Measure
+from connector.audits.plan import Measure
 from connector.audits.requirements import Requirement
 from connector.audits.result import Audit
 from connector.cli.audit_tables import print_audit, print_history

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from alignment.modality import DIRECTIONS
 from alignment.retrieval.bootstrap import Estimate
 from connector import home
-from connector.audits.plan import DIRECTIONS
 from connector.audits.result import Audit, Point, StageFound, WorstQuery
 from connector.errors import ConnectorError
 from connector.provenance.tables import EncoderRow
