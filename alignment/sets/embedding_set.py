@@ -18,7 +18,7 @@ from alignment.errors import EmbeddingSetError
 from alignment.modality import Modality
 from alignment.sets.cards import SetCard
 from alignment.sets.rows import Rows
-from alignment.sets.shards import _read, read_shard, shard_batches, shard_paths, shard_rows
+from alignment.sets.shards import read_columns, read_shard, shard_batches, shard_paths, shard_rows
 
 # Most shards that a sample is read from.
 SAMPLED_SHARDS = 16
@@ -106,7 +106,7 @@ class EmbeddingSet:
     def labels(self, modality: Modality) -> Iterator[tuple[list[str], list[str]]]:
         """Yield keys and groups of every row of `modality`, a shard at a time; vectors are not read."""
         for shard in self.shards(modality):
-            table = _read(shard, ["key", "group"])
+            table = read_columns(shard, ["key", "group"])
             yield table.column("key").to_pylist(), table.column("group").to_pylist()
 
 

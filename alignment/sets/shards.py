@@ -36,7 +36,7 @@ def shard_rows(path: Path, dim: int) -> int:
 
 def read_shard(path: Path, modality: Modality) -> Rows:
     """Read a whole shard."""
-    return Rows.from_arrow(modality, _read(path, [*IDENTITY, "vector"]))
+    return Rows.from_arrow(modality, read_columns(path, [*IDENTITY, "vector"]))
 
 
 def shard_batches(path: Path, modality: Modality, size: int) -> Iterator[tuple[int, Rows]]:
@@ -57,7 +57,12 @@ def write_shard(path: Path, rows: Rows, dtype: Dtype) -> None:
     write_durably(path, sink.getvalue())
 
 
-def _read(path: Path, columns: list[str]) -> pa.Table:
+def read_columns(path: Path, columns: list[str]) -> pa.Table:
+    """Read some columns of a shard; each page is verified against its checksum.
+
+    Raises:
+        EmbeddingSetError: the file is damaged, or no shard: columns are missing, of another type, or hold nulls.
+    """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             types = {field.name: field.type for field in file.schema_arrow}

@@ -15,7 +15,7 @@ from alignment.errors import EmbeddingSetError, SetBusyError
 from alignment.modality import MODALITIES, Modality
 from alignment.sets.cards import CARD, Dtype, EncoderCard, SetCard
 from alignment.sets.rows import IDENTITY, Rows
-from alignment.sets.shards import _read, read_shard, shard_paths, write_shard
+from alignment.sets.shards import read_columns, read_shard, shard_paths, write_shard
 
 
 class SetWriter:
@@ -123,4 +123,4 @@ class SetWriter:
     def identities(self, modality: Modality) -> Iterator[tuple[Path, pa.Table]]:
         """Yield every shard of `modality` with its columns except the vectors, oldest first."""
         for shard in shard_paths(self.path, modality):
-            yield shard, _read(shard, IDENTITY)
+            yield shard, read_columns(shard, IDENTITY)

@@ -22,7 +22,7 @@ from alignment.model.alignment import WEIGHTS, Alignment
 from alignment.model.feature_maps import FEATURE_MAPS, Anchors, GaussianKernel, ResidualMlp, StarGlu
 from alignment.model.projections import Projection
 from alignment.vectors import l2_normalize
-from tests.alignment.model.test_alignment import alignment
+from tests.support.alignments import alignment
 from tests.support.pairs import paired
 
 Matrix = npt.NDArray[np.floating]
