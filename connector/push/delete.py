@@ -81,23 +81,25 @@ class Deletion:
         rows = self._releases()
         sets = self.provenance.ledger.sets_in(row.id for row in rows)
         self._check_present(sets)
-        asked = {(modality, key) for key in keys for modality in modalities} | self._matching(rows, filter, modalities)
+        requested = {(modality, key) for key in keys for modality in modalities} | self._matching(
+            rows, filter, modalities
+        )
         concerned = {
             row.id: row for s in sets for row in self.provenance.ledger.releases_of(s.id) if self._is_here(row)
         }
         concerned |= {row.id: row for row in rows}
-        items = self._stored(concerned.values(), asked)
+        items = self._stored(concerned.values(), requested)
         names = []
         for embedding_set in sets:
             with self._writer(embedding_set) as writer:
-                if of_set := {item for *_, of_shard in _shards_with(writer, asked) for item in of_shard.values()}:
+                if of_set := {item for *_, of_shard in _shards_with(writer, requested) for item in of_shard.values()}:
                     items |= of_set
                     names.append(embedding_set.name)
         preview = DeletionPreview(len(items), names, sorted({row.collection for row in concerned.values()}))
         if items and not confirm(preview):
             return False
         for embedding_set in sets:
-            self._drop_rows(embedding_set, asked)
+            self._drop_rows(embedding_set, requested)
         ids = [point_id(*item) for item in sorted(items)]
         for row in concerned.values():
             self._drop_points(row, ids, sets)
@@ -152,9 +154,9 @@ class Deletion:
         items = {(record.payload["modality"], record.payload["key"]) for page in pages for record in page}
         return {item for item in items if item[0] in modalities}
 
-    def _stored(self, rows: Iterable[ReleaseRow], asked: Collection[Item]) -> set[Item]:
-        """Return those of the asked items that have a point in any of these releases."""
-        by_id = {point_id(*item): item for item in asked}
+    def _stored(self, rows: Iterable[ReleaseRow], requested: Collection[Item]) -> set[Item]:
+        """Return those of the requested items that have a point in any of these releases."""
+        by_id = {point_id(*item): item for item in requested}
         ids = sorted(by_id)
         return {
             by_id[record.id]
@@ -167,9 +169,9 @@ class Deletion:
         card = SetCard.read(self._path(row))
         return SetWriter(self._path(row), corpus=card.corpus, encoders=card.encoders, dtype=card.dtype)
 
-    def _drop_rows(self, row: EmbeddingSetRow, asked: Collection[Item]) -> None:
+    def _drop_rows(self, row: EmbeddingSetRow, requested: Collection[Item]) -> None:
         with self._writer(row) as writer:
-            for modality, shard, items in _shards_with(writer, asked):
+            for modality, shard, items in _shards_with(writer, requested):
                 self.provenance.ledger.add_tombstones(row.id, modality, shard.name, [key for _, key in items.values()])
                 writer.drop(shard, modality, set(items))
                 self.run.counts["rows"] += len(items)
@@ -206,10 +208,10 @@ class Deletion:
         return {shard for (shard, _), (digest, _) in ledger.items() if digest == OUTDATED}
 
 
-def _shards_with(writer: SetWriter, asked: Collection[Item]) -> Iterator[tuple[Modality, Path, dict[int, Item]]]:
-    """Yield every shard of a set that holds asked items: modality, path, and these items by row number."""
+def _shards_with(writer: SetWriter, requested: Collection[Item]) -> Iterator[tuple[Modality, Path, dict[int, Item]]]:
+    """Yield every shard of a set that holds requested items: modality, path, and these items by row number."""
     for modality in MODALITIES:
         for shard, identity in writer.identities(modality):
             keys = identity.column("key").to_pylist()
-            if here := {row: (modality, key) for row, key in enumerate(keys) if (modality, key) in asked}:
+            if here := {row: (modality, key) for row, key in enumerate(keys) if (modality, key) in requested}:
                 yield modality, shard, here

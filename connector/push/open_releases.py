@@ -145,12 +145,12 @@ def take_back(writers: Sequence[ReleaseWriter], store: Store, provenance: Proven
                 provenance.releases.delete(writer.release.row.id)
 
 
-def _check_layout(row: ReleaseRow, asked: Mapping[str, Any]) -> None:
+def _check_layout(row: ReleaseRow, settings: Mapping[str, Any]) -> None:
     """Refuse settings that an existing collection was not created with."""
     created = row.settings
     # A release older than a setting has what every collection had then: the default.
     created = {**asdict(Layout()), **created, "payload_indexes": dict(created["payload_indexes"])}
-    wanted = {**created, **asked, "payload_indexes": {**created["payload_indexes"], **asked["payload_indexes"]}}
+    wanted = {**created, **settings, "payload_indexes": {**created["payload_indexes"], **settings["payload_indexes"]}}
     for name, value in wanted.items():
         if created.get(name) != value:
             raise MismatchError(

@@ -117,10 +117,10 @@ def push_session(
 
     Raises: as `push`.
     """
-    asked = {"payload_indexes": {}, **checked_layout(layout)}
-    store.check_layout(Layout(**asked))
+    settings = {"payload_indexes": {}, **checked_layout(layout)}
+    store.check_layout(Layout(**settings))
     lowerings_of = {metric: lower(alignment, metric) for metric in metrics}  # all of them, before anything is written
-    opener = ReleaseOpener(alignment, alignment_id, collection, asked, store, provenance, shared)
+    opener = ReleaseOpener(alignment, alignment_id, collection, settings, store, provenance, shared)
     writers: list[ReleaseWriter] = []
     try:
         for metric, lowerings in lowerings_of.items():

@@ -36,9 +36,9 @@ def chain(alignment: Alignment, metric: Metric, lowering: Lowering) -> dict[str,
 def check_chain(store: Store, name: str, expected: dict[str, Any]) -> None:
     """Raise a `MismatchError` that names both sides if the collection `name` was written with another chain."""
     info = store.describe(name)
-    found = dict(info.metadata.get(METADATA, {}))
+    written = dict(info.metadata.get(METADATA, {}))
     for link, ours in expected.items():
-        if (theirs := found.get(link)) != ours:
+        if (theirs := written.get(link)) != ours:
             raise MismatchError(
                 f"collection {name} was written with {link} {_printed(theirs)}, expected {_printed(ours)}; "
                 "push the embedding set into a new collection"

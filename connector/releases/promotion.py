@@ -6,8 +6,8 @@ Promotion and rollback are the same three steps. A crash between any two does no
     2  one request switches the aliases of all metrics
     3  SQL records that it is done
 
-A drop has three steps too: SQL records it, the collection goes, SQL forgets what it held. `pending` names whatever was
-begun and not finished, and the same command finishes it.
+A drop has three steps too: SQL records it, the collection goes, SQL forgets what it held. `connector.releases.status`
+names whatever was begun and not finished, and the same command finishes it.
 
 One process at a time does any of this to a collection, under `Lifecycle.exclusive`.
 """
@@ -262,8 +262,12 @@ class Lifecycle:
         """Return the last switch if it was a rollback whose run did not end: a repeat must not go back further."""
         made = self.provenance.releases.promotions(**self._place())
         last = [promotion for promotion in made if promotion.run_id == made[-1].run_id]
-        asked = {str(parse(metric)) for metric in metrics}
-        if not last or last[0].kind != ROLLBACK or (asked and asked != {promotion.metric for promotion in last}):
+        of_metrics = {str(parse(metric)) for metric in metrics}
+        if (
+            not last
+            or last[0].kind != ROLLBACK
+            or (of_metrics and of_metrics != {promotion.metric for promotion in last})
+        ):
             return []
         return last if self.provenance.runs.get(last[0].run_id).outcome != "done" else []
 
@@ -310,22 +314,22 @@ class Lifecycle:
     ) -> list[PromotionRow]:
         """Return the promotions of the live releases: those of the newest run that promoted one, or under `metrics`."""
         live = [row for row in rows if row.state == LIVE]
-        asked = {str(parse(metric)) for metric in metrics}
+        of_metrics = {str(parse(metric)) for metric in metrics}
         last = [
             promotions[-1]
             for row in live
-            if row.metric in asked or not asked
+            if row.metric in of_metrics or not of_metrics
             if (promotions := self.provenance.releases.promotions(kind=PROMOTE, release_id=row.id))
             if promotions[-1].previous_id is not None
         ]
-        missing = asked - {promotion.metric for promotion in last}
+        missing = of_metrics - {promotion.metric for promotion in last}
         if required and (missing or not last):
             under = f" under {', '.join(sorted(missing))}" if missing else ""
             raise CollectionNotFoundError(
                 f"no live release of collection {self.collection!r}{under} has replaced another; there is nothing to "
                 "roll back to"
             )
-        if asked:
+        if of_metrics:
             return last
         newest = max((promotion.run_id for promotion in last), default=0)
         return [promotion for promotion in last if promotion.run_id == newest]
@@ -354,41 +358,20 @@ class Lifecycle:
         return switched
 
 
-def pending(provenance: Provenance, row: ReleaseRow) -> str:
-    """Return the next step for a release with the command for it; empty if there is none."""
-    place = {"store_url": row.store_url, "collection": row.collection, "metric": row.metric}
-    for promotion in provenance.releases.unfinished_promotions(**place):
-        if promotion.release_id == row.id:
-            return (
-                f"{promotion.kind} begun by run {promotion.run_id}, not finished: run `modalign {promotion.kind} "
-                f"{row.collection}`"
-            )
-    if row.drop_begun_at:
-        return f"drop begun, not finished: run `modalign drop {row.collection} --release {row.physical_name}`"
-    if row.state == "building":
-        return "not written to the end: push its embedding sets again"
-    if row.state == READY:
-        return (
-            f"a shadow: run `modalign audit {row.collection} --release {row.physical_name}`, then `modalign promote "
-            f"{row.collection}`"
-        )
-    return ""
-
-
 def _ready(
     rows: Sequence[ReleaseRow], metrics: Sequence[str], names: Sequence[str], collection: str
 ) -> list[ReleaseRow]:
     """Choose the releases to promote; none if all that match are live already."""
-    asked = {str(parse(metric)) for metric in metrics}
+    of_metrics = {str(parse(metric)) for metric in metrics}
     if names:
-        chosen = [row for row in _named(rows, names, collection) if not asked or row.metric in asked]
+        chosen = [row for row in _named(rows, names, collection) if not of_metrics or row.metric in of_metrics]
     else:
-        ready = [row for row in rows if row.state == READY and (not asked or row.metric in asked)]
+        ready = [row for row in rows if row.state == READY and (not of_metrics or row.metric in of_metrics)]
         newest = max((row.alignment_id for row in ready), default=0)
         chosen = [row for row in ready if row.alignment_id == newest]
         if not chosen:
-            chosen = [row for row in rows if row.state == LIVE and (not asked or row.metric in asked)]
-    if len({row.metric for row in chosen}) < max(len(chosen), len(asked), 1):
+            chosen = [row for row in rows if row.state == LIVE and (not of_metrics or row.metric in of_metrics)]
+    if len({row.metric for row in chosen}) < max(len(chosen), len(of_metrics), 1):
         raise CollectionNotFoundError(
             f"expected one ready release of collection {collection!r} for each metric, got "
             f"{', '.join(row.physical_name for row in chosen) or 'none'}; `modalign status {collection}` shows all"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import ReleaseRow, RunRow
 from connector.releases.lag import Lag, lag_of
-from connector.releases.promotion import pending
+from connector.releases.release import READY
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +47,24 @@ def read_status(provenance: Provenance, collection: str | None = None, *, runs: 
         if row.dropped_at is None
     ]
     return Status(releases, provenance.runs.ingests_in_parts(), provenance.runs.newest(runs))
+
+
+def pending(provenance: Provenance, row: ReleaseRow) -> str:
+    """Return the next step for a release with the command for it; empty if there is none."""
+    place = {"store_url": row.store_url, "collection": row.collection, "metric": row.metric}
+    for promotion in provenance.releases.unfinished_promotions(**place):
+        if promotion.release_id == row.id:
+            return (
+                f"{promotion.kind} begun by run {promotion.run_id}, not finished: run `modalign {promotion.kind} "
+                f"{row.collection}`"
+            )
+    if row.drop_begun_at:
+        return f"drop begun, not finished: run `modalign drop {row.collection} --release {row.physical_name}`"
+    if row.state == "building":
+        return "not written to the end: push its embedding sets again"
+    if row.state == READY:
+        return (
+            f"a shadow: run `modalign audit {row.collection} --release {row.physical_name}`, then `modalign promote "
+            f"{row.collection}`"
+        )
+    return ""

@@ -15,8 +15,9 @@ from connector.errors import CollectionNotFoundError, GateError, MismatchError, 
 from connector.provenance.tables import BatchRow, PromotionRow, ReleaseRow, now
 from connector.releases.chain import search_settings
 from connector.releases.points import point_id
-from connector.releases.promotion import AliasSwitch, Lifecycle, PromotionOverride, pending
+from connector.releases.promotion import AliasSwitch, Lifecycle, PromotionOverride
 from connector.releases.release import Release, open_release
+from connector.releases.status import pending
 from connector.stores.contract import Points
 from tests.support.errors import raises
 from tests.support.world import COLLECTION, Calls, World, alignment, opened_world, pairs
