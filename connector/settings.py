@@ -1,16 +1,32 @@
-"""Settings: one frozen value, and the only place that reads the environment."""
+"""Settings: one frozen value, from what is given and from the environment variables `MODALIGN_*`."""
 
-import os
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from connector.errors import SettingsError
 from connector.safe_text import redacted
 
 REQUEST_SECONDS = 60
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class _Environment(BaseSettings):
+    """What is given, then the environment variable `MODALIGN_NAME`, then the default. Empty variables count as unset."""
+
+    model_config = SettingsConfigDict(env_prefix="MODALIGN_", env_ignore_empty=True, frozen=True)
+
+    home: Path = Path("~/.modalign")
+    qdrant_url: str | None = None
+    database_url: str | None = None
+    device: str = "auto"
+    qdrant_api_key: str | None = None
+    qdrant_ca_file: Path | None = None
+    qdrant_timeout: int = Field(default=REQUEST_SECONDS, ge=1, le=99_999)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +40,7 @@ class Settings:
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         api_key: of the Qdrant server; never printed, logged or stored.
         ca_file: PEM file of the authority that signed the server's certificate; None: those that the system trusts.
-        timeout: seconds a request to the server may take.
+        timeout: seconds a request to the server may take, from 1 to 99999.
     """
 
     home: Path
@@ -50,19 +66,29 @@ class Settings:
         database_url: str | None = None,
         device: str | None = None,
     ) -> Self:
-        """Take what is given, then the `MODALIGN_*` variables, then the defaults under the home."""
-        environment = os.environ
-        place = Path(home or environment.get("MODALIGN_HOME") or "~/.modalign").expanduser().absolute()
+        """Take what is given, then the `MODALIGN_*` variables, then the defaults under the home.
+
+        Raises:
+            SettingsError: a variable is invalid.
+        """
+        given: dict[str, Any] = {"home": home, "qdrant_url": qdrant_url, "database_url": database_url, "device": device}
+        try:
+            read = _Environment(**{name: value for name, value in given.items() if value})
+        except ValidationError as error:
+            (first, *_) = error.errors(include_url=False)
+            name = str(first["loc"][0])
+            raise SettingsError(
+                f"{_Environment.model_config['env_prefix']}{name.upper()}: {first['msg']}, got {first['input']!r}"
+            ) from None
+        place = read.home.expanduser().absolute()
         return cls(
             home=place,
-            store_url=qdrant_url or environment.get("MODALIGN_QDRANT_URL") or f"edge:{place / 'qdrant'}",
-            database_url=(
-                database_url or environment.get("MODALIGN_DATABASE_URL") or f"sqlite:///{place / 'modalign.db'}"
-            ),
-            device=device or environment.get("MODALIGN_DEVICE") or "auto",
-            api_key=environment.get("MODALIGN_QDRANT_API_KEY") or None,
-            ca_file=Path(ca_file).expanduser() if (ca_file := environment.get("MODALIGN_QDRANT_CA_FILE")) else None,
-            timeout=_seconds(environment.get("MODALIGN_QDRANT_TIMEOUT") or str(REQUEST_SECONDS)),
+            store_url=read.qdrant_url or f"edge:{place / 'qdrant'}",
+            database_url=read.database_url or f"sqlite:///{place / 'modalign.db'}",
+            device=read.device,
+            api_key=read.qdrant_api_key,
+            ca_file=read.qdrant_ca_file and read.qdrant_ca_file.expanduser(),
+            timeout=read.qdrant_timeout,
         )
 
     def set_path(self, name: str) -> Path:
@@ -72,12 +98,6 @@ class Settings:
     def alignment_path(self, name: str) -> Path:
         """Directory of the alignment `name`."""
         return self.home / "alignments" / checked_name(name, "alignment")
-
-
-def _seconds(text: str) -> int:
-    if not re.fullmatch(r"[1-9][0-9]{0,4}", text):
-        raise SettingsError(f"MODALIGN_QDRANT_TIMEOUT: expected whole seconds from 1 to 99999, got {text!r}")
-    return int(text)
 
 
 def checked_name(name: str, what: str) -> str:

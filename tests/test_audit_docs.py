@@ -128,7 +128,7 @@ def test_recipes_ask_with_options_that_there_are(number: int) -> None:
     words = [word for word in words if not word.endswith(".log")]
     context = AUDIT.make_context("audit", words)
     assert context.params["pairs"] == "shop-test"
-    for text in context.params["requirements"]:
+    for text in context.params["require"]:
         Requirement.parse(text)
 
 
