@@ -16,7 +16,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class _Environment(BaseSettings):
-    """What is given, then the environment variable `MODALIGN_NAME`, then the default. Empty variables count as unset."""
+    """What is given, then the variable `MODALIGN_NAME`, then the default. An empty variable counts as unset."""
 
     model_config = SettingsConfigDict(env_prefix="MODALIGN_", env_ignore_empty=True, frozen=True)
 

@@ -189,7 +189,7 @@ def _given_options() -> set[str]:
     return {
         option.opts[-1]
         for option in context.command.params
-        if isinstance(option, click.Option) and not option.hidden
+        if isinstance(option, click.Option)
         if context.get_parameter_source(option.name or "") is COMMANDLINE
     }
 

@@ -74,16 +74,20 @@ def renamed_option(old: str, new: str, name: str, **attributes: Any) -> Callable
     Args:
         old: the old name.
         new: the option that replaces it.
-        name: parameter of the command, which both options fill.
+        name: parameter of the command, which the option `new` fills.
         **attributes: of the option `new`.
     """
 
-    def notice(context: click.Context, option: click.Parameter, value: Any) -> Any:
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            say(f"{old} is now {new}; the old name goes in the next release")
-        return value
+    own = f"old_{name}"  # the parser cannot tell two options of one name apart
 
-    return click.option(old, name, hidden=True, callback=notice, help=f"Old name of {new}.", **attributes)
+    def forward(context: click.Context, option: click.Parameter, value: Any) -> None:
+        if context.get_parameter_source(own) is click.core.ParameterSource.COMMANDLINE:
+            say(f"{old} is now {new}; the old name goes in the next release")
+            context.params[name] = value
+
+    return click.option(
+        old, own, hidden=True, expose_value=False, callback=forward, help=f"Old name of {new}.", **attributes
+    )
 
 
 def home_options(command: F) -> F:

@@ -5,8 +5,11 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
+from annotated_types import Interval
+
+from alignment.bounds import bounds_of, out_of_bounds
 from connector.errors import SettingsError
 
 PayloadKind = Literal["keyword", "integer", "float", "bool"]
@@ -27,17 +30,6 @@ COMPRESSIONS: Mapping[Quantization, tuple[str, ...]] = {
 INDEXING_THRESHOLD = 10_000
 # How many times k a search takes from quantized vectors, to rescore them with the vectors themselves.
 OVERSAMPLING = 4.0
-
-# Least and most. What is beyond, engines take for a mistake at best and for an order to take all memory at worst.
-BOUNDS: Mapping[str, tuple[int, int]] = {
-    "m": (2, 1024),
-    "ef_construct": (4, 100_000),
-    "indexing_threshold": (1, 2**31 - 1),
-    "oversampling": (1, 1000),
-    "shards": (1, 10_000),
-    "replication_factor": (1, 1000),
-    "write_consistency_factor": (1, 1000),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,27 +57,26 @@ class Layout:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid"}
 
+    # Beyond these bounds engines fail at best, and take all memory at worst.
     payload_indexes: Mapping[str, PayloadKind] = field(default_factory=dict)
-    m: int = 16
-    ef_construct: int = 100
-    indexing_threshold: int = INDEXING_THRESHOLD
+    m: Annotated[int, Interval(ge=2, le=1024)] = 16
+    ef_construct: Annotated[int, Interval(ge=4, le=100_000)] = 100
+    indexing_threshold: Annotated[int, Interval(ge=1, le=2**31 - 1)] = INDEXING_THRESHOLD
     quantization: Quantization | None = None
     compression: str | None = None
-    oversampling: float = OVERSAMPLING
+    oversampling: Annotated[float, Interval(ge=1, le=1000)] = OVERSAMPLING
     rescore: bool = True
     datatype: Datatype = "float32"
     vectors_on_disk: bool = False
     hnsw_on_disk: bool = False
     payload_on_disk: bool = True
-    shards: int | None = None
-    replication_factor: int = 1
-    write_consistency_factor: int = 1
+    shards: Annotated[int, Interval(ge=1, le=10_000)] | None = None
+    replication_factor: Annotated[int, Interval(ge=1, le=1000)] = 1
+    write_consistency_factor: Annotated[int, Interval(ge=1, le=1000)] = 1
 
     def __post_init__(self) -> None:
-        for name, (least, most) in BOUNDS.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:  # NaN is not, either
-                raise SettingsError(f"{name}: expected {least} to {most}, got {value}")
+        for wrong in out_of_bounds(self):
+            raise SettingsError(wrong)
         if self.compression is not None:
             possible = COMPRESSIONS[self.quantization] if self.quantization else ()
             if self.compression not in possible:
@@ -101,6 +92,7 @@ class Layout:
 
 
 FIELDS = tuple(field.name for field in fields(Layout))
+BOUNDS = bounds_of(Layout)
 
 
 def checked_layout(options: Mapping[str, Any], source: str = "layout") -> dict[str, Any]:
@@ -121,12 +113,17 @@ def checked_layout(options: Mapping[str, Any], source: str = "layout") -> dict[s
         # As JSON, of which a strict reader makes a dataclass; what JSON has no word for is then a text too many.
         TypeAdapter(Layout).validate_json(json.dumps(given, default=str))
     except ValidationError as error:
-        wrong = [
-            ".".join(map(str, each["loc"])) + ": " * bool(each["loc"]) + each["msg"].removeprefix("Value error, ")
-            for each in error.errors()
-        ]
-        raise SettingsError(f"{source}: {'; '.join(wrong)}") from None
+        raise SettingsError(f"{source}: {'; '.join(map(_sentence, error.errors()))}") from None
     return given
+
+
+def _sentence(error: Any) -> str:
+    """Put an error of pydantic into words: the place, what was expected, what was given."""
+    place = ".".join(map(str, error["loc"]))
+    if error["type"] in ("greater_than_equal", "less_than_equal"):
+        least, most = BOUNDS[place]
+        return f"{place}: expected {least} to {most}, got {error['input']}"
+    return (f"{place}: " if place else "") + error["msg"].removeprefix("Value error, ")
 
 
 def read_layout(path: Path) -> dict[str, Any]:

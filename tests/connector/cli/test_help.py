@@ -64,8 +64,16 @@ class TestHelp:
         self, tmp_path: Path, arguments: tuple[str, ...], notice: str
     ) -> None:
         ended = modalign(*arguments, "--home", tmp_path / "none")
-        assert f"{notice}; the old name goes in the next release" in ended.err.splitlines()
+        said = [line for line in ended.err.splitlines() if "the old name goes in the next release" in line]
+        assert said == [f"{notice}; the old name goes in the next release"]
         assert "No such option" not in ended.err
+
+    def test_a_value_under_an_old_name_arrives(self) -> None:
+        words = ["x", "--pairs", "p", "--against", "last", "--by", "a", "--slice", "b", "--rate", "3"]
+        params = COMMANDS["audit",].make_context("audit", words).params
+        assert (params["baseline"], params["slices"], params["max_qps"]) == ("last", ("a",), 3.0)
+        params = COMMANDS["audit",].make_context("audit", ["x", "--baseline", "2", "--pairs", "p"]).params
+        assert (params["baseline"], params["slices"], params["max_qps"]) == ("2", (), None)
 
     def test_the_groups_help_names_every_command_and_exit_code(self) -> None:
         result = CliRunner().invoke(cli.cli, ["--help"])

@@ -137,7 +137,7 @@ class TestFlags:
 
     def test_together_they_have_to_make_sense(self, tmp_path: Path) -> None:
         (tmp_path / "l.toml").write_text("quantization = 'product'\ncompression = 'x8'\n")
-        with pytest.raises(SettingsError, match="settings: compression: expected bits4"):
+        with pytest.raises(SettingsError, match="layout: compression: expected bits4"):
             self.given("--layout", str(tmp_path / "l.toml"), "--quantization", "turbo")
 
     @pytest.mark.parametrize("name", BOUNDS)
@@ -188,7 +188,7 @@ class TestFlags:
     @pytest.mark.parametrize("command", ["push", "ingest"])
     def test_both_commands_have_them(self, command: str) -> None:
         names = {parameter.name for parameter in cli.cli.commands[command].params}
-        assert names >= {*FIELDS, "settings"}
+        assert names >= {*FIELDS, "layout_file"}
 
 
 @pytest.fixture
