@@ -123,7 +123,7 @@ def _sentence(error: Any) -> str:
     if error["type"] in ("greater_than_equal", "less_than_equal"):
         least, most = BOUNDS[place]
         return f"{place}: expected {least} to {most}, got {error['input']}"
-    return (f"{place}: " if place else "") + error["msg"].removeprefix("Value error, ")
+    return (f"{place}: " if place else "") + str(error["msg"]).removeprefix("Value error, ")
 
 
 def read_layout(path: Path) -> dict[str, Any]:
