@@ -13,6 +13,7 @@ from connector.provenance.leases import BEGIN, IngestSteps
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import LeaseRow, RunRow, now
+from tests.support.errors import raises
 
 WHAT = {"corpus": "c", "collection": "things"}
 
@@ -91,12 +92,12 @@ def test_what_nothing_was_heard_of_is_free_and_whoever_had_it_is_told(
     monkeypatch.setattr(leases, "LEASE_SECONDS", 0.04)
 
     def work() -> None:
-        with first.lease(0) as held:
+        with first.lease(0) as lease:
             for _ in range(1000):
                 time.sleep(0.01)
-                held.raise_if_lost()
+                lease.raise_if_lost()
 
-    with pytest.raises(LeaseLostError, match="taken over"):
+    with raises(LeaseLostError, "step 0"):
         work()
 
 
