@@ -23,15 +23,13 @@ class TestUnreachable:
     @pytest.mark.parametrize("operation", [Provenance.open, upgrade])
     def test_the_password_is_never_shown(self, password: str, operation: Callable[[str], Any]) -> None:
         pytest.importorskip("psycopg", reason="needs the extra `postgres`")
-        with pytest.raises(
-            ProvenanceError, match=r"database postgresql://me:\*\*\*@127\.0\.0\.1:1/x\?connect_timeout=2: "
-        ) as raised:
+        with pytest.raises(ProvenanceError, match=r"database postgresql://me:\*\*\*@127\.0\.0\.1:1/x: ") as raised:
             operation(f"postgresql://me:{password}@127.0.0.1:1/x?connect_timeout=2")
         assert password not in str(raised.value)
         assert "cret" not in str(raised.value)
 
     def test_a_password_with_an_at_sign_is_never_shown(self) -> None:
-        with pytest.raises(ProvenanceError, match=r"postgresql://me:\*\*\*@h/x: .*%40") as raised:
+        with pytest.raises(ProvenanceError, match="%40") as raised:
             Provenance.open("postgresql://me:half@s3cret@h/x")
         assert "half" not in str(raised.value)
         assert "cret" not in str(raised.value)
