@@ -2,23 +2,21 @@
 
 import json
 import shutil
-import sys
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, MetaData, insert, inspect, select
 
-from connector.cli import main as cli
 from connector.home import Home
 from connector.provenance.database import Database, downgrade, upgrade
 from connector.provenance.tables import LeaseRow, TombstoneRow
 from connector.settings import Settings
+from tests.support.cli import modalign
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 BEFORE = "0004"
@@ -190,13 +188,9 @@ def home(unpacked: Path) -> Path:
 
 def run(home: Path, *arguments: str, code: int = 0) -> str:
     """Run a command in the home; return what it prints on stdout."""
-    printed = StringIO()
-    with pytest.MonkeyPatch.context() as patched, redirect_stdout(printed):
-        patched.setattr(sys, "argv", ["modalign", *arguments, "--home", str(home)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    assert ended.value.code == code
-    return printed.getvalue()
+    ended = modalign(*arguments, "--home", home)
+    assert ended.code == code, ended.err
+    return ended.out
 
 
 def last_counts(home: Path) -> dict[str, int]:
