@@ -6,29 +6,28 @@ cross-validation on the training groups. `alignment.comparison.guidelines` says 
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alignment import device as devices
+from alignment.comparison.encoder_pairs import PairData, encoder_pairs
 from alignment.comparison.learning_curve import Curve, Measure, learning_curve
-from alignment.comparison.paired_bootstrap import Floats, Hits, estimate
+from alignment.comparison.paired_bootstrap import Hits, estimate
+from alignment.comparison.table import Comparison, Fitted, NotRun, Row, best_validated
 from alignment.errors import FitError, MetricError, WeightsError
-from alignment.fitting.cross_validation import Candidate, best_of, cross_validate
-from alignment.fitting.fit import check_directions, common_encoders, fit_metrics, split_rows
+from alignment.fitting.cross_validation import best_of, cross_validate
+from alignment.fitting.fit import fit_metrics
 from alignment.fitting.methods import METHODS, FitSpec, Fitter, Projections, candidates, fewest_groups
-from alignment.geometry.modality_gap import Gap, modality_gap
+from alignment.geometry.modality_gap import modality_gap
 from alignment.metrics import Cosine, LearnedMetric, Metric, Nnn, Rescored, parse
 from alignment.modality import DIRECTIONS, MODALITIES, Modality
 from alignment.model.projections import Projection
-from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.grouped import GroupedEmbeddings
-from alignment.retrieval.ranks import KS, chance_recall_at
-from alignment.sets.cards import EncoderCard
+from alignment.retrieval.ranks import KS
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
-from alignment.sets.rows import Rows
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
 METRICS = tuple(parse(name) for name in ("cosine", "manhattan", "chi2", "kl-query-item", "dot+nnn", "bilinear"))
 LINEAR = ("procrustes", "ridge", "rcca")
 COLUMNS = (*DIRECTIONS, "mean")
-# More held-out groups than this sharpen an interval less than they take time.
-TEST_GROUPS = 2_000
 # Share of the budget for the table; the rest is kept for the learning curves.
 FOR_THE_TABLE = 0.8
 DOES_NOT_APPLY = "does not apply"
@@ -46,120 +43,6 @@ DOES_NOT_APPLY = "does not apply"
 TIMED, WARM_UP = 25, 3
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderPair:
-    """Two encoders that some of the sets have in common.
-
-    Attributes:
-        name: specs of the image and the text encoder.
-        sets: fingerprints of the sets that were joined.
-        training_pairs: pairs in the training groups.
-        left_out: groups that another encoder pair does not have.
-        chance: Recall@K of a random order by K, mean of both directions.
-    """
-
-    name: str
-    encoders: Mapping[Modality, EncoderCard]
-    sets: list[str]
-    training_pairs: int
-    left_out: int
-    chance: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A fitted method under one metric.
-
-    Attributes:
-        recalls: by direction, or `mean` of both, and by name such as `recall@10`; on the test groups.
-        learn_seconds: what fitting the metric took; 0 where it has nothing to learn.
-        query_microseconds: to project and lower one query of a modality, median.
-        stored_floats: numbers that are stored for an item.
-        guarantee: of the lowering, see `Guarantee`.
-        hits: what the recalls were added up from.
-        samples: Recall@10, mean of both directions, of groups drawn anew (b,).
-    """
-
-    metric: str
-    recalls: dict[str, dict[str, Estimate]]
-    learn_seconds: float
-    query_microseconds: dict[Modality, float]
-    stored_floats: int
-    guarantee: str
-    hits: Hits = field(repr=False)
-    samples: Floats = field(repr=False)
-
-    @property
-    def recall(self) -> Estimate:
-        """Recall@10, mean of both directions."""
-        return self.recalls["mean"]["recall@10"]
-
-
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """A method with its chosen hyperparameters, fitted on the training groups of an encoder pair.
-
-    Attributes:
-        chosen: how it validated; with fewer folds than were asked for, the budget cut the search short.
-        candidates: how many took part.
-        choice_seconds, fit_seconds: what the cross-validation and then the fit took.
-        multiply_adds: to project one query of a modality.
-        dim: of the shared space.
-        gap: of the aligned test groups; None of too few.
-    """
-
-    pair: str
-    method: str
-    chosen: Candidate
-    candidates: int
-    choice_seconds: float
-    fit_seconds: float
-    multiply_adds: dict[Modality, int]
-    dim: int
-    gap: Gap | None
-    rows: list[Row]
-
-    def row(self, metric: str) -> Row | None:
-        """The row of a metric, if it was run."""
-        return next((row for row in self.rows if row.metric == metric), None)
-
-
-@dataclass(frozen=True, slots=True)
-class NotRun:
-    """What is missing from the table, and why."""
-
-    what: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """The table and the learning curves.
-
-    Attributes:
-        reference: the metric that hyperparameters were chosen and methods are compared under.
-        metrics: those that were asked for, and the reference.
-        settings: what it was made with.
-        training_groups, test_groups: the same for all encoder pairs.
-        not_run: what was asked for, or would have been entered, and is not in the table.
-    """
-
-    pairs: list[EncoderPair]
-    reference: str
-    metrics: list[str]
-    settings: dict[str, Any]
-    training_groups: int
-    test_groups: int
-    fitted: list[Fitted]
-    curves: list[Curve]
-    not_run: list[NotRun]
-    seconds: float
-
-    def by_pair(self, pair: str) -> list[Fitted]:
-        """What was fitted on an encoder pair."""
-        return [fitted for fitted in self.fitted if fitted.pair == pair]
 
 
 def compare(
@@ -196,7 +79,7 @@ def compare(
     started = time.monotonic()
     if unknown := [name for name in methods if name not in METHODS]:
         raise FitError(f"unknown method {unknown[0]!r}; expected some of {', '.join(METHODS)}")
-    data = list(_encoder_pairs(sets, hold_out, seed))
+    data = list(encoder_pairs(sets, hold_out, seed))
     groups, tested = len(data[0].known.groups), len(data[0].test.groups)
     progress(f"{len(data)} encoder pairs, {groups} groups to fit on, {tested} held out to ask with")
     clock = _Clock(budget)
@@ -243,15 +126,6 @@ def compare(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Data:
-    """An encoder pair with its training and its test groups, which have the same codes in every pair."""
-
-    pair: EncoderPair
-    known: GroupedEmbeddings
-    test: GroupedEmbeddings
-
-
 class _Clock:
     """Says when to begin nothing more."""
 
@@ -296,7 +170,7 @@ class _Bench:
         self.fitted: list[Fitted] = []
         self.not_run: list[NotRun] = []
 
-    def fit(self, data: _Data, method: str) -> None:
+    def fit(self, data: PairData, method: str) -> None:
         """Choose, fit and measure a method for an encoder pair, or say why not. The first has all the time it takes."""
         what = f"{method} on {data.pair.name}"
         dims = [data.pair.encoders[modality].dim for modality in MODALITIES]
@@ -316,7 +190,7 @@ class _Bench:
         if reason:
             self.not_run.append(NotRun(what, reason))
 
-    def _fit(self, data: _Data, method: str) -> Fitted:
+    def _fit(self, data: PairData, method: str) -> Fitted:
         self.progress(f"{data.pair.name}: {method}")
         started = time.monotonic()
         scores = cross_validate(
@@ -350,7 +224,7 @@ class _Bench:
         return made
 
     def _row(
-        self, data: _Data, made: Fitted, projections: Projections, aligned: GroupedEmbeddings, metric: Metric
+        self, data: PairData, made: Fitted, projections: Projections, aligned: GroupedEmbeddings, metric: Metric
     ) -> Row | None:
         """Measure one metric; None, and said, where it cannot be. The first is measured whatever the clock says."""
         reason = self.clock.stopped() if made.rows else ""
@@ -367,7 +241,7 @@ class _Bench:
         self.not_run.append(NotRun(f"{metric} after {made.method} on {made.pair}", reason))
         return None
 
-    def _measured(self, data: _Data, projections: Projections, aligned: GroupedEmbeddings, metric: Metric) -> Row:
+    def _measured(self, data: PairData, projections: Projections, aligned: GroupedEmbeddings, metric: Metric) -> Row:
         started = time.monotonic()
         weights: dict[str, Any] = {}
         if isinstance(metric, LearnedMetric | Nnn):
@@ -395,7 +269,7 @@ class _Bench:
         )
 
     def _query_microseconds(
-        self, data: _Data, projections: Projections, bound: Mapping[Modality, Metric]
+        self, data: PairData, projections: Projections, bound: Mapping[Modality, Metric]
     ) -> dict[Modality, float]:
         """Time single queries of both modalities, which ask for items of the other one."""
         taken: dict[Modality, float] = {}
@@ -411,7 +285,7 @@ class _Bench:
             taken[modality] = 1e6 * float(np.median(times[WARM_UP:]))
         return taken
 
-    def curves(self, data: Sequence[_Data]) -> Iterator[Curve]:
+    def curves(self, data: Sequence[PairData]) -> Iterator[Curve]:
         """Yield the learning curves of what validated best of all and, before it, of the best linear closed form.
 
         Validation decides, so that the test groups have no part in what is shown.
@@ -438,7 +312,7 @@ class _Bench:
                     reason = self.clock.stopped()
             self.not_run.append(NotRun(what, reason))
 
-    def _measure(self, data: _Data, fitted: Fitted) -> Measure:
+    def _measure(self, data: PairData, fitted: Fitted) -> Measure:
         """Fit on some groups, and see what the test groups find under the reference."""
         under = dict.fromkeys(MODALITIES, self.metrics[0])
 
@@ -459,62 +333,6 @@ class _PassedError(Exception):
     """There is no time for the rest of a curve."""
 
 
-def best_validated(fitted: Sequence[Fitted]) -> Fitted:
-    """What validated best, of those that were validated on the most folds."""
-    return max(fitted, key=lambda each: (each.chosen.folds, each.chosen.score))
-
-
 def multiply_adds(projection: Projection) -> int:
     """Multiplications and additions that projecting one vector takes: the sizes of all matrices it meets."""
     return sum(tensor.size for tensor in projection.tensors().values() if tensor.ndim == 2)
-
-
-def _encoder_pairs(sets: Sequence[EmbeddingSet], hold_out: HoldOut, seed: int) -> Iterator[_Data]:
-    """Join sets of the same encoders, and split all on the groups that they have in common."""
-    by_encoders: dict[Any, list[EmbeddingSet]] = {}
-    for embedding_set in sets:
-        key = tuple(embedding_set.card.encoders.get(modality) for modality in MODALITIES)
-        by_encoders.setdefault(key, []).append(embedding_set)
-    cards = [common_encoders(joined) for joined in by_encoders.values()] or [common_encoders([])]
-    loaded = [
-        {m: Rows.concatenate([each.load(m) for each in joined]) for m in MODALITIES} for joined in by_encoders.values()
-    ]
-    whole = [set(rows["image"].groups) & set(rows["text"].groups) for rows in loaded]
-    common = set.intersection(*whole)
-    if len(loaded) > 1 and not common:
-        raise FitError(
-            f"{len(loaded)} encoder pairs are compared on the groups that all of them have, and there are none; encode "
-            "the same corpus with each, and give items that describe the same thing the same group"
-        )
-    for encoders, joined, rows, groups in zip(cards, by_encoders.values(), loaded, whole, strict=True):
-        shared = {
-            m: side.take(row for row, group in enumerate(side.groups) if group in common) for m, side in rows.items()
-        }
-        known, test, _unpaired = split_rows(shared, hold_out)
-        check_directions(known)
-        asked = np.random.default_rng(seed).permutation(test.groups)[:TEST_GROUPS]
-        test = test.only(asked)
-        name = _name(encoders, cards)
-        fingerprints = [each.card.fingerprint for each in joined]
-        pairs = len(known.pairs()[0])
-        yield _Data(EncoderPair(name, encoders, fingerprints, pairs, len(groups - common), _chance(test)), known, test)
-
-
-def _name(encoders: Mapping[Modality, EncoderCard], all_of_them: Sequence[Mapping[Modality, EncoderCard]]) -> str:
-    """Specs of both encoders, and fingerprints where two pairs have the same specs."""
-    specs = [tuple(each[m].spec for m in MODALITIES) for each in all_of_them]
-    own = tuple(encoders[m].spec for m in MODALITIES)
-    if specs.count(own) == 1:
-        return " + ".join(own)
-    return " + ".join(f"{encoders[m].spec} ({encoders[m].fingerprint[:8]})" for m in MODALITIES)
-
-
-def _chance(test: GroupedEmbeddings) -> dict[str, float]:
-    chances = {}
-    for k in KS:
-        both = []
-        for queries, items in ((test.text, test.image), (test.image, test.text)):
-            relevant = np.bincount(np.searchsorted(test.groups, items.groups), minlength=len(test.groups))
-            both.append(chance_recall_at(k, relevant[np.searchsorted(test.groups, queries.groups)], len(items.vectors)))
-        chances[f"recall@{k}"] = float(np.mean(both))
-    return chances

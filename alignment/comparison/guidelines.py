@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from alignment.comparison.compare import DOES_NOT_APPLY, Comparison, Fitted, Row, best_validated
+from alignment.comparison.compare import DOES_NOT_APPLY
 from alignment.comparison.learning_curve import REPEATS, Curve
 from alignment.comparison.paired_bootstrap import FEWEST_GROUPS, Floats, Verdict, judge
+from alignment.comparison.table import Comparison, Fitted, Row, best_validated
 from alignment.metrics import Guarantee, LearnedMetric, parse
 
 IDENTITY = "identity"

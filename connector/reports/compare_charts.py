@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from alignment.comparison.compare import Comparison, Fitted
 from alignment.comparison.guidelines import Advice
 from alignment.comparison.learning_curve import Curve, Forecast, Point
+from alignment.comparison.table import Comparison, Fitted
 from connector.reports.charts import CHARACTER, shortened
 from connector.reports.pages import templates
 

@@ -7,8 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from alignment.comparison.compare import METRICS, Comparison, Fitted, Row, compare
+from alignment.comparison.compare import METRICS, compare
 from alignment.comparison.guidelines import Advice, advise
+from alignment.comparison.table import Comparison, Fitted, Row
 from alignment.durable import write_durably
 from alignment.metrics import parse
 from alignment.sets.embedding_set import EmbeddingSet

@@ -10,10 +10,12 @@ import numpy.typing as npt
 import pytest
 
 from alignment.comparison import compare as comparing
-from alignment.comparison.compare import Comparison, NotRun, compare, multiply_adds
+from alignment.comparison import encoder_pairs
+from alignment.comparison.compare import compare, multiply_adds
 from alignment.comparison.guidelines import advise, spearman
 from alignment.comparison.learning_curve import FEWEST, Point, forecast_of, learning_curve, subsamples
 from alignment.comparison.paired_bootstrap import Hits, estimate, judge
+from alignment.comparison.table import Comparison, NotRun
 from alignment.errors import FitError
 from alignment.fitting.methods import Fitter
 from alignment.geometry.modality_gap import modality_gap
@@ -170,7 +172,7 @@ def test_no_test_group_takes_part_in_choice_or_fit(
 def test_only_so_many_held_out_groups_are_asked(
     rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparing, "TEST_GROUPS", 40)
+    monkeypatch.setattr(encoder_pairs, "TEST_GROUPS", 40)
     found = compare([as_set(tmp_path / "s", *views(rng, 300))], **FAST)
     assert found.test_groups == 40
     assert found.pairs[0].chance["recall@10"] == pytest.approx(0.25)

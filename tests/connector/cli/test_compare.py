@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from markupsafe import escape
 
-from alignment.comparison.compare import METRICS, NotRun, compare
+from alignment.comparison.compare import METRICS, compare
+from alignment.comparison.table import NotRun
 from alignment.comparison.guidelines import advise
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.errors import ConnectorError

@@ -1,0 +1,82 @@
+"""Encoder pairs: embedding sets joined by their encoders, split alike into groups to fit on and groups to test on."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from alignment.comparison.table import EncoderPair
+from alignment.errors import FitError
+from alignment.fitting.fit import check_directions, common_encoders, split_rows
+from alignment.modality import MODALITIES, Modality
+from alignment.retrieval.grouped import GroupedEmbeddings
+from alignment.retrieval.ranks import KS, chance_recall_at
+from alignment.sets.cards import EncoderCard
+from alignment.sets.embedding_set import EmbeddingSet
+from alignment.sets.hold_out import HoldOut
+from alignment.sets.rows import Rows
+
+# More held-out groups than this sharpen an interval less than they take time.
+TEST_GROUPS = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class PairData:
+    """An encoder pair with its training and its test data. Groups have the same codes in every pair."""
+
+    pair: EncoderPair
+    known: GroupedEmbeddings
+    test: GroupedEmbeddings
+
+
+def encoder_pairs(sets: Sequence[EmbeddingSet], hold_out: HoldOut, seed: int) -> Iterator[PairData]:
+    """Join sets of the same encoders, and split all on the groups that they have in common."""
+    by_encoders: dict[Any, list[EmbeddingSet]] = {}
+    for embedding_set in sets:
+        key = tuple(embedding_set.card.encoders.get(modality) for modality in MODALITIES)
+        by_encoders.setdefault(key, []).append(embedding_set)
+    cards = [common_encoders(joined) for joined in by_encoders.values()] or [common_encoders([])]
+    loaded = [
+        {m: Rows.concatenate([each.load(m) for each in joined]) for m in MODALITIES} for joined in by_encoders.values()
+    ]
+    whole = [set(rows["image"].groups) & set(rows["text"].groups) for rows in loaded]
+    common = set.intersection(*whole)
+    if len(loaded) > 1 and not common:
+        raise FitError(
+            f"{len(loaded)} encoder pairs are compared on the groups that all of them have, and there are none; encode "
+            "the same corpus with each, and give items that describe the same thing the same group"
+        )
+    for encoders, joined, rows, groups in zip(cards, by_encoders.values(), loaded, whole, strict=True):
+        shared = {
+            m: side.take(row for row, group in enumerate(side.groups) if group in common) for m, side in rows.items()
+        }
+        known, test, _unpaired = split_rows(shared, hold_out)
+        check_directions(known)
+        asked = np.random.default_rng(seed).permutation(test.groups)[:TEST_GROUPS]
+        test = test.only(asked)
+        name = _name(encoders, cards)
+        fingerprints = [each.card.fingerprint for each in joined]
+        training_pairs, left_out = len(known.pairs()[0]), len(groups - common)
+        pair = EncoderPair(name, encoders, fingerprints, training_pairs, left_out, _chance(test))
+        yield PairData(pair, known, test)
+
+
+def _name(encoders: Mapping[Modality, EncoderCard], all_of_them: Sequence[Mapping[Modality, EncoderCard]]) -> str:
+    """Specs of both encoders, and fingerprints where two pairs have the same specs."""
+    specs = [tuple(each[m].spec for m in MODALITIES) for each in all_of_them]
+    own = tuple(encoders[m].spec for m in MODALITIES)
+    if specs.count(own) == 1:
+        return " + ".join(own)
+    return " + ".join(f"{encoders[m].spec} ({encoders[m].fingerprint[:8]})" for m in MODALITIES)
+
+
+def _chance(test: GroupedEmbeddings) -> dict[str, float]:
+    chances = {}
+    for k in KS:
+        both = []
+        for queries, items in ((test.text, test.image), (test.image, test.text)):
+            relevant = np.bincount(np.searchsorted(test.groups, items.groups), minlength=len(test.groups))
+            both.append(chance_recall_at(k, relevant[np.searchsorted(test.groups, queries.groups)], len(items.vectors)))
+        chances[f"recall@{k}"] = float(np.mean(both))
+    return chances

@@ -1,0 +1,132 @@
+"""The table of a comparison: what was fitted on which encoder pair, and what each fit finds under each metric."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from alignment.comparison.learning_curve import Curve
+from alignment.comparison.paired_bootstrap import Floats, Hits
+from alignment.fitting.cross_validation import Candidate
+from alignment.geometry.modality_gap import Gap
+from alignment.modality import Modality
+from alignment.retrieval.bootstrap import Estimate
+from alignment.sets.cards import EncoderCard
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderPair:
+    """Two encoders that some of the sets have in common.
+
+    Attributes:
+        name: specs of the image and the text encoder.
+        sets: fingerprints of the sets that were joined.
+        training_pairs: pairs in the training groups.
+        left_out: groups that another encoder pair does not have.
+        chance: Recall@K of a random order by K, mean of both directions.
+    """
+
+    name: str
+    encoders: Mapping[Modality, EncoderCard]
+    sets: list[str]
+    training_pairs: int
+    left_out: int
+    chance: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A fitted method under one metric.
+
+    Attributes:
+        recalls: by direction, or `mean` of both, and by name such as `recall@10`; on the test groups.
+        learn_seconds: what fitting the metric took; 0 where it has nothing to learn.
+        query_microseconds: to project and lower one query of a modality, median.
+        stored_floats: numbers that are stored for an item.
+        guarantee: of the lowering, see `Guarantee`.
+        hits: what the recalls were added up from.
+        samples: Recall@10, mean of both directions, of groups drawn anew (b,).
+    """
+
+    metric: str
+    recalls: dict[str, dict[str, Estimate]]
+    learn_seconds: float
+    query_microseconds: dict[Modality, float]
+    stored_floats: int
+    guarantee: str
+    hits: Hits = field(repr=False)
+    samples: Floats = field(repr=False)
+
+    @property
+    def recall(self) -> Estimate:
+        """Recall@10, mean of both directions."""
+        return self.recalls["mean"]["recall@10"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A method with its chosen hyperparameters, fitted on the training groups of an encoder pair.
+
+    Attributes:
+        chosen: how it validated; with fewer folds than were asked for, the budget cut the search short.
+        candidates: how many took part.
+        choice_seconds, fit_seconds: what the cross-validation and then the fit took.
+        multiply_adds: to project one query of a modality.
+        dim: of the shared space.
+        gap: of the aligned test groups; None of too few.
+    """
+
+    pair: str
+    method: str
+    chosen: Candidate
+    candidates: int
+    choice_seconds: float
+    fit_seconds: float
+    multiply_adds: dict[Modality, int]
+    dim: int
+    gap: Gap | None
+    rows: list[Row]
+
+    def row(self, metric: str) -> Row | None:
+        """The row of a metric, if it was run."""
+        return next((row for row in self.rows if row.metric == metric), None)
+
+
+@dataclass(frozen=True, slots=True)
+class NotRun:
+    """What is missing from the table, and why."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The table and the learning curves.
+
+    Attributes:
+        reference: the metric that hyperparameters were chosen and methods are compared under.
+        metrics: those that were asked for, and the reference.
+        settings: what it was made with.
+        training_groups, test_groups: the same for all encoder pairs.
+        not_run: what was asked for, or would have been entered, and is not in the table.
+    """
+
+    pairs: list[EncoderPair]
+    reference: str
+    metrics: list[str]
+    settings: dict[str, Any]
+    training_groups: int
+    test_groups: int
+    fitted: list[Fitted]
+    curves: list[Curve]
+    not_run: list[NotRun]
+    seconds: float
+
+    def by_pair(self, pair: str) -> list[Fitted]:
+        """What was fitted on an encoder pair."""
+        return [fitted for fitted in self.fitted if fitted.pair == pair]
+
+
+def best_validated(fitted: Sequence[Fitted]) -> Fitted:
+    """What validated best, of those that were validated on the most folds."""
+    return max(fitted, key=lambda each: (each.chosen.folds, each.chosen.score))
