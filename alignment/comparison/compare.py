@@ -94,8 +94,8 @@ def compare(
     )
     entered = list(dict.fromkeys(methods)) or [name for name in METHODS if groups >= fewest_groups(name)]
     for name in entered:
-        for each in data:
-            bench.fit(each, name)
+        for pair_data in data:
+            bench.fit(pair_data, name)
     if not bench.fitted:
         raise FitError(f"nothing could be fitted: {bench.not_run[-1].what}: {bench.not_run[-1].reason}")
     for name in METHODS:
@@ -113,7 +113,7 @@ def compare(
         "budget": budget,
     }
     return Comparison(
-        [each.pair for each in data],
+        [pair_data.pair for pair_data in data],
         str(reference),
         [str(metric) for metric in bench.metrics],
         settings,
@@ -292,18 +292,18 @@ class _Bench:
         """
         self.clock.allow_curves()
         best = best_validated(self.fitted)
-        beside = [each for each in self.fitted if each.pair == best.pair and each.method in LINEAR]
-        drawn = [*([best_validated(beside)] if beside and best.method not in LINEAR else []), best]
-        (of_pair,) = (each for each in data if each.pair.name == best.pair)
-        for each in drawn:
-            what = f"learning curve of {each.method} on {each.pair}"
+        beside = [fit for fit in self.fitted if fit.pair == best.pair and fit.method in LINEAR]
+        shown = [*([best_validated(beside)] if beside and best.method not in LINEAR else []), best]
+        (of_pair,) = (pair_data for pair_data in data if pair_data.pair.name == best.pair)
+        for fit in shown:
+            what = f"learning curve of {fit.method} on {fit.pair}"
             reason = self.clock.stopped()
             if not reason:
                 self.progress(what)
                 try:
-                    measure = self._measure(of_pair, each)
-                    whole = each.rows[0].hits
-                    yield learning_curve(each.pair, each.method, of_pair.known, measure, whole, seed=self.task.seed)
+                    measure = self._measure(of_pair, fit)
+                    whole = fit.rows[0].hits
+                    yield learning_curve(fit.pair, fit.method, of_pair.known, measure, whole, seed=self.task.seed)
                     continue
                 except (FitError, _PassedError) as error:
                     reason = str(error)

@@ -38,7 +38,8 @@ def encoder_pairs(sets: Sequence[EmbeddingSet], hold_out: HoldOut, seed: int) ->
         by_encoders.setdefault(key, []).append(embedding_set)
     cards = [common_encoders(joined) for joined in by_encoders.values()] or [common_encoders([])]
     loaded = [
-        {m: Rows.concatenate([each.load(m) for each in joined]) for m in MODALITIES} for joined in by_encoders.values()
+        {m: Rows.concatenate([embedding_set.load(m) for embedding_set in joined]) for m in MODALITIES}
+        for joined in by_encoders.values()
     ]
     whole = [set(rows["image"].groups) & set(rows["text"].groups) for rows in loaded]
     common = set.intersection(*whole)
@@ -53,10 +54,10 @@ def encoder_pairs(sets: Sequence[EmbeddingSet], hold_out: HoldOut, seed: int) ->
         }
         known, test, _unpaired = split_rows(shared, hold_out)
         check_directions(known)
-        asked = np.random.default_rng(seed).permutation(test.groups)[:TEST_GROUPS]
-        test = test.only(asked)
+        tested = np.random.default_rng(seed).permutation(test.groups)[:TEST_GROUPS]
+        test = test.only(tested)
         name = _name(encoders, cards)
-        fingerprints = [each.card.fingerprint for each in joined]
+        fingerprints = [embedding_set.card.fingerprint for embedding_set in joined]
         training_pairs, left_out = len(known.pairs()[0]), len(groups - common)
         pair = EncoderPair(name, encoders, fingerprints, training_pairs, left_out, _chance(test))
         yield PairData(pair, known, test)
@@ -64,7 +65,7 @@ def encoder_pairs(sets: Sequence[EmbeddingSet], hold_out: HoldOut, seed: int) ->
 
 def _name(encoders: Mapping[Modality, EncoderCard], all_of_them: Sequence[Mapping[Modality, EncoderCard]]) -> str:
     """Specs of both encoders, and fingerprints where two pairs have the same specs."""
-    specs = [tuple(each[m].spec for m in MODALITIES) for each in all_of_them]
+    specs = [tuple(cards[m].spec for m in MODALITIES) for cards in all_of_them]
     own = tuple(encoders[m].spec for m in MODALITIES)
     if specs.count(own) == 1:
         return " + ".join(own)

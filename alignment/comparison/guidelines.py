@@ -79,17 +79,17 @@ def _encoders(comparison: Comparison) -> tuple[str, list[Guideline]]:
     """Compare what validated best for each pair, under the reference metric, over methods that no pair still lacks."""
     if len(comparison.pairs) == 1:
         return comparison.pairs[0].name, []
-    fair = [each for each in comparison.fitted if not _lacking(comparison, each.method)]
-    found = [own for pair in comparison.pairs if (own := [each for each in fair if each.pair == pair.name])]
+    fair = [fit for fit in comparison.fitted if not _lacking(comparison, fit.method)]
+    found = [own for pair in comparison.pairs if (own := [fit for fit in fair if fit.pair == pair.name])]
     if len(found) < len(comparison.pairs):
         says = "Encoder pairs cannot be compared: there is no method that was run wherever it applies."
         return best_validated(comparison.fitted).pair, [Guideline("encoders", says, "What was not run, below.")]
     best = [best_validated(own) for own in found]
-    verdict = _judged(comparison, [each.rows[0] for each in best], [each.rows[0].stored_floats for each in best])
-    names = [f"{each.pair} (with {each.method})" for each in best]
+    verdict = _judged(comparison, [fit.rows[0] for fit in best], [fit.rows[0].stored_floats for fit in best])
+    names = [f"{fit.pair} (with {fit.method})" for fit in best]
     cost = f"{best[verdict.taken].rows[0].stored_floats} numbers an item"
     rests_on = (
-        f"Each pair with what validated best of {_listed(sorted({each.method for each in fair}))}, under "
+        f"Each pair with what validated best of {_listed(sorted({fit.method for fit in fair}))}, under "
         f"{comparison.reference}. {_asked(comparison)}, the same for all pairs."
     )
     says, pair = _said(comparison, verdict, names, cost), best[verdict.taken].pair
@@ -103,7 +103,9 @@ def _encoders(comparison: Comparison) -> tuple[str, list[Guideline]]:
 def _lacking(comparison: Comparison, method: str) -> bool:
     """Whether a method that applies to an encoder pair was not run for it."""
     whats = {f"{method} on {pair.name}" for pair in comparison.pairs}
-    return any(each.what in whats and not each.reason.startswith(DOES_NOT_APPLY) for each in comparison.not_run)
+    return any(
+        missing.what in whats and not missing.reason.startswith(DOES_NOT_APPLY) for missing in comparison.not_run
+    )
 
 
 def _where(comparison: Comparison, pair: str) -> str:
@@ -114,7 +116,7 @@ def _where(comparison: Comparison, pair: str) -> str:
 def _method(comparison: Comparison, pair: str) -> tuple[Fitted, Guideline]:
     fitted = comparison.by_pair(pair)
     verdict = _judged(
-        comparison, [each.rows[0] for each in fitted], [(sum(each.multiply_adds.values()), each.dim) for each in fitted]
+        comparison, [fit.rows[0] for fit in fitted], [(sum(fit.multiply_adds.values()), fit.dim) for fit in fitted]
     )
     taken = fitted[verdict.taken]
     cost = f"{taken.multiply_adds['text']:,} multiplications to project a text"
@@ -146,7 +148,7 @@ def _cost(row: Row) -> tuple[bool, int, bool]:
 def _identity(comparison: Comparison, taken: Fitted) -> Iterator[Guideline]:
     """Say whether the vectors would do as they are."""
     fitted = comparison.by_pair(taken.pair)
-    names = [each.method for each in fitted]
+    names = [fit.method for fit in fitted]
     rests_on = _under(comparison, taken.pair)
     for missing in comparison.not_run:
         if missing.what == f"{IDENTITY} on {taken.pair}" and missing.reason.startswith(DOES_NOT_APPLY):
@@ -155,7 +157,7 @@ def _identity(comparison: Comparison, taken: Fitted) -> Iterator[Guideline]:
             )
     if IDENTITY not in names or len(names) == 1:
         return
-    verdict = _judged(comparison, [each.rows[0] for each in fitted], [0] * len(fitted))
+    verdict = _judged(comparison, [fit.rows[0] for fit in fitted], [0] * len(fitted))
     own, best = names.index(IDENTITY), next(number for number in verdict.order if names[number] != IDENTITY)
     difference = verdict.difference(best, own)
     if comparison.test_groups < FEWEST_GROUPS or difference.low <= 0 <= difference.high:
@@ -197,7 +199,7 @@ def _data(comparison: Comparison, curve: Curve) -> Guideline:
 
 def _gap(comparison: Comparison) -> Guideline:
     """Say whether gap and recall follow each other over the fits of the table."""
-    measured = [(each.gap.debiased, each.rows[0].recall.value) for each in comparison.fitted if each.gap is not None]
+    measured = [(fit.gap.debiased, fit.rows[0].recall.value) for fit in comparison.fitted if fit.gap is not None]
     rests_on = (
         f"Spearman over {len(measured)} fits (encoder pairs × methods) of the debiased W2 and Recall@10 under "
         f"{comparison.reference}. Fits share their queries, and their spaces differ in dimension."
@@ -246,10 +248,10 @@ def _missing(comparison: Comparison) -> Iterator[Guideline]:
     by_reason: dict[str, list[str]] = {}
     for missing in comparison.not_run:
         by_reason.setdefault(missing.reason, []).append(missing.what)
-    for each in comparison.fitted:
-        if each.chosen.folds < folds:
-            reason = f"hyperparameters were chosen in {each.chosen.folds} of {folds} folds"
-            by_reason.setdefault(reason, []).append(f"{each.method} on {each.pair}")
+    for fit in comparison.fitted:
+        if fit.chosen.folds < folds:
+            reason = f"hyperparameters were chosen in {fit.chosen.folds} of {folds} folds"
+            by_reason.setdefault(reason, []).append(f"{fit.method} on {fit.pair}")
     if by_reason:
         says = " ".join(f"{_listed(whats)}: {reason}." for reason, whats in by_reason.items())
         yield Guideline("not run", says, "Nothing above says what these would have found, or found with more time.")

@@ -129,4 +129,4 @@ class Comparison:
 
 def best_validated(fitted: Sequence[Fitted]) -> Fitted:
     """What validated best, of those that were validated on the most folds."""
-    return max(fitted, key=lambda each: (each.chosen.folds, each.chosen.score))
+    return max(fitted, key=lambda fit: (fit.chosen.folds, fit.chosen.score))

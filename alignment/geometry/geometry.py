@@ -220,27 +220,27 @@ def sampled(
         raise GapError(
             f"embedding set {embedding_set.path}: none of its held-out groups holds both an image and a text; add data"
         )
-    drawn = {both[place] for place in np.random.default_rng(seed).permutation(len(both))[:groups]}
-    vectors, names = zip(*(_rows_of(embedding_set, modality, drawn) for modality in MODALITIES), strict=True)
+    chosen = {both[place] for place in np.random.default_rng(seed).permutation(len(both))[:groups]}
+    vectors, names = zip(*(_rows_of(embedding_set, modality, chosen) for modality in MODALITIES), strict=True)
     codes = group_codes(*names)
     return GroupedEmbeddings(*(ModalityEmbeddings(side, of) for side, of in zip(vectors, codes, strict=True)))
 
 
 def _held_out(embedding_set: EmbeddingSet, modality: Modality, hold_out: HoldOut) -> set[str]:
-    found: set[str] = set()
+    held_out: set[str] = set()
     for _, labels in embedding_set.labels(modality):
         groups = list(set(labels))
-        found.update(group for group, held in zip(groups, hold_out.held_out(groups), strict=True) if held)
-    return found
+        held_out.update(group for group, held in zip(groups, hold_out.held_out(groups), strict=True) if held)
+    return held_out
 
 
-def _rows_of(embedding_set: EmbeddingSet, modality: Modality, drawn: set[str]) -> tuple[FloatArray, list[str]]:
+def _rows_of(embedding_set: EmbeddingSet, modality: Modality, wanted: set[str]) -> tuple[FloatArray, list[str]]:
     vectors, groups, times = [], [], Counter[str]()
     for shard in embedding_set.shards(modality):
         rows = read_shard(shard, modality)
         chosen = []
         for row, group in enumerate(rows.groups):
-            if group in drawn and times[group] < ITEMS:
+            if group in wanted and times[group] < ITEMS:
                 times[group] += 1
                 chosen.append(row)
         vectors.append(rows.vectors[chosen])
@@ -259,10 +259,10 @@ def _recalls(data: GroupedEmbeddings, seed: int) -> tuple[dict[str, dict[str, Es
     """Recall@K of both directions with intervals, and by chance."""
     recall, chance = {}, {}
     for direction, queries, items in zip(DIRECTIONS, (data.text, data.image), (data.image, data.text), strict=True):
-        found = ranks(queries.vectors, items.vectors, queries.groups, items.groups, metric=Cosine())
+        best_ranks = ranks(queries.vectors, items.vectors, queries.groups, items.groups, metric=Cosine())
         relevant = np.bincount(items.groups)[queries.groups]
         recall[direction] = {
-            f"recall@{k}": bootstrap_mean((found <= k).astype(np.float64), queries.groups, seed=seed) for k in KS
+            f"recall@{k}": bootstrap_mean((best_ranks <= k).astype(np.float64), queries.groups, seed=seed) for k in KS
         }
         chance[direction] = {f"recall@{k}": chance_recall_at(k, relevant, len(items.vectors)) for k in KS}
     return recall, chance

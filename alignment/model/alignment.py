@@ -157,7 +157,7 @@ class Alignment:
             raw = json.loads((path / CARD).read_text(encoding="utf-8"))
             tensors = safetensors.numpy.load_file(path / WEIGHTS)
         except (FileNotFoundError, NotADirectoryError):
-            known = sorted(found.parent.name for found in path.parent.glob(f"[!.]*/{CARD}"))
+            known = sorted(card_path.parent.name for card_path in path.parent.glob(f"[!.]*/{CARD}"))
             raise AlignmentError(
                 f"{path} is not an alignment; {path.parent} holds {', '.join(known) or 'none'}; make one with "
                 "`modalign fit`"

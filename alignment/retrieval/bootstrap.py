@@ -61,8 +61,8 @@ def bootstrap_median(values: Ranks, groups: IntArray, *, seed: int = 0, replicat
     rng = np.random.default_rng(seed)
     medians = np.empty(replicates)
     for replicate in range(replicates):
-        drawn = np.bincount(rng.integers(number, size=number), minlength=number)  # (g,)
-        reached = np.cumsum(drawn[codes[order]])  # (n,)
+        times = np.bincount(rng.integers(number, size=number), minlength=number)  # (g,)
+        reached = np.cumsum(times[codes[order]])  # (n,)
         medians[replicate] = ascending[np.searchsorted(reached, reached[-1] / 2)]
     low, high = np.quantile(medians, [0.025, 0.975], method="inverted_cdf")
     return Estimate(float(ascending[(len(values) - 1) // 2]), float(low), float(high))

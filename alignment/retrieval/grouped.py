@@ -54,12 +54,12 @@ class GroupedEmbeddings:
 
     def pair_rows(self) -> tuple[Rows, Rows]:
         """Return the rows of the pairs, (n,) of images and (n,) of texts; every group must have both."""
-        found = [np.unique(side.groups, return_counts=True) for side in (self.image, self.text)]
-        longest = np.maximum(found[0][1], found[1][1])  # (g,)
+        counted = [np.unique(side.groups, return_counts=True) for side in (self.image, self.text)]
+        longest = np.maximum(counted[0][1], counted[1][1])  # (g,)
         group = np.repeat(np.arange(len(longest)), longest)  # (n,)
         place = np.arange(len(group)) - np.repeat(np.cumsum(longest) - longest, longest)  # (n,), within the group
         rows = []
-        for side, (_codes, counts) in zip((self.image, self.text), found, strict=True):
+        for side, (_codes, counts) in zip((self.image, self.text), counted, strict=True):
             order = np.argsort(side.groups, kind="stable")
             rows.append(order[(np.cumsum(counts) - counts)[group] + place % counts[group]])
         return rows[0], rows[1]

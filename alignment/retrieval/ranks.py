@@ -112,7 +112,7 @@ def relevant_ranks(
     relevant one, and before one without a score.
     """
     step = max(1, chunk_scores // max(1, len(items)))
-    found, counts = [np.empty(0)], np.zeros(len(queries), dtype=np.int64)
+    parts, counts = [np.empty(0)], np.zeros(len(queries), dtype=np.int64)
     for start in range(0, len(queries), step):
         rows = slice(start, start + step)
         scores = metric.score(queries[rows], items)  # (c, m)
@@ -120,12 +120,12 @@ def relevant_ranks(
         scores[relevant & np.isnan(scores)] = -np.inf
         counts[rows] = relevant.sum(axis=1)
         ascending = np.sort(scores, axis=1)  # NaN of irrelevant items stand last, which is best
-        for row, its, mask in zip(ascending, scores, relevant, strict=True):
-            own = np.sort(its[mask])[::-1]  # best first
+        for row, row_scores, mask in zip(ascending, scores, relevant, strict=True):
+            own = np.sort(row_scores[mask])[::-1]  # best first
             at_least = len(row) - np.searchsorted(row, own, side="left")  # items, relevant ones among them
             own_at_least = len(own) - np.searchsorted(own[::-1], own, side="left")
-            found.append(at_least - own_at_least + np.arange(1.0, len(own) + 1))
-    return RelevantRanks(np.concatenate(found), counts)
+            parts.append(at_least - own_at_least + np.arange(1.0, len(own) + 1))
+    return RelevantRanks(np.concatenate(parts), counts)
 
 
 def top_k(
@@ -177,10 +177,10 @@ def _top_k_on(
     indices = np.empty((len(queries), k), dtype=np.int64)
     values = np.empty((len(queries), k), dtype=np.result_type(queries, items))
     with torch.inference_mode():
-        its = torch.from_numpy(items).to(device)
+        items_there = torch.from_numpy(items).to(device)
         for start in range(0, len(queries), step):
             rows = slice(start, start + step)
-            scores = metric.score(torch.from_numpy(queries[rows]).to(device), its)  # (c, m)
+            scores = metric.score(torch.from_numpy(queries[rows]).to(device), items_there)  # (c, m)
             # NaN, the best to torch, has to come last.
             best = scores.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).topk(k, dim=1)
             indices[rows], values[rows] = best.indices.cpu().numpy(), best.values.cpu().numpy()
