@@ -1,4 +1,4 @@
-"""Files and directories that are either whole on disk or not there."""
+"""Durable files and directories: complete on disk, or absent."""
 
 import errno
 import os
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-# Directories under construction; one that nobody has touched for so long was left by a process that was killed.
+# Suffix of temporary directories. One not modified for this long was left by a killed process.
 BUILDING, ABANDONED_SECONDS = ".tmp", 3600
 
 
 def write_durably(path: Path, content: Any) -> None:
-    """Replace the file at `path` by `content` (bytes) atomically; after a power cut it is the old or the new one."""
+    """Replace the file at `path` by `content` (bytes) atomically: after a power cut it is the old or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         file.write(content)
@@ -27,12 +27,12 @@ def write_durably(path: Path, content: Any) -> None:
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Yield a directory to fill, which becomes `path` as a whole when the block ends, and nothing when it raises.
+    """Yield a temporary directory, which is renamed to `path` when the block ends and removed when it raises.
 
-    Of several that make the same one the first wins, and the others are refused.
+    If several processes make the same directory, the first wins and the others get an error.
 
     Raises:
-        FileExistsError: `path` is there, and no empty directory.
+        FileExistsError: `path` exists and is not an empty directory.
     """
     path = path.absolute()
     _check_free(path)

@@ -1,4 +1,4 @@
-"""Rows of vectors: what makes one unusable, and how they are normalised."""
+"""Rows of vectors: which are invalid, and how to normalise them."""
 
 import numpy as np
 import numpy.typing as npt

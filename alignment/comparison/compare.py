@@ -1,7 +1,7 @@
-"""Encoder pairs × methods × metrics on one's own data: what each finds, costs and leaves apart.
+"""Compare encoder pairs × methods × metrics on your own data: recall, cost and modality gap of each.
 
-All are asked with the same held-out groups, which take part in nothing else: hyperparameters are chosen by
-cross-validation on the training groups. `alignment.comparison.guidelines` says in words what the table bears.
+All are measured on the same held-out groups, which are used for nothing else. Hyperparameters are chosen by
+cross-validation on the training groups. `alignment.comparison.guidelines` puts the table into words.
 """
 
 import time
@@ -64,13 +64,13 @@ def compare(
             have.
         methods: of `METHODS`; none: those that `auto` enters for so many groups.
         metrics: candidates are chosen, and heads trained, under the first that has nothing to learn, or else cosine,
-            which then stands in the table too.
-        hold_out: groups to ask with and search among, at most `TEST_GROUPS`.
+            which is then in the table too.
+        hold_out: groups to query with and search among, at most `TEST_GROUPS`.
         folds: of the cross-validation within the training groups.
         seed: of folds, subsamples and intervals.
         device: where methods are fitted.
-        budget: seconds after which nothing more is begun, a fifth of them for the learning curves. All encoder pairs
-            have a method before the next, dearer method has any. Ctrl-C is a budget that passes.
+        budget: seconds after which nothing new is started; a fifth is kept for the learning curves. Each method is
+            fitted for all encoder pairs before the next, more expensive one. Ctrl-C ends the budget early.
         progress: called with a line at each step.
 
     Raises:
@@ -81,7 +81,7 @@ def compare(
         raise FitError(f"unknown method {unknown[0]!r}; expected some of {', '.join(METHODS)}")
     data = list(encoder_pairs(sets, hold_out, seed))
     groups, tested = len(data[0].known.groups), len(data[0].test.groups)
-    progress(f"{len(data)} encoder pairs, {groups} groups to fit on, {tested} held out to ask with")
+    progress(f"{len(data)} encoder pairs, {groups} groups to fit on, {tested} held out for queries")
     clock = _Clock(budget)
     reference = next((m for m in metrics if not isinstance(m, LearnedMetric | Nnn)), Cosine())
     bench = _Bench(
@@ -154,7 +154,7 @@ class _Clock:
 
 
 class _Bench:
-    """Fits and measures, and keeps a list of what it did not."""
+    """Fits and measures; keeps the results and a list of what was not run."""
 
     def __init__(
         self,
@@ -288,7 +288,7 @@ class _Bench:
     def curves(self, data: Sequence[PairData]) -> Iterator[Curve]:
         """Yield the learning curves of what validated best of all and, before it, of the best linear closed form.
 
-        Validation decides, so that the test groups have no part in what is shown.
+        Validation decides which, so that the test groups have no influence on the choice.
         """
         self.clock.allow_curves()
         best = best_validated(self.fitted)

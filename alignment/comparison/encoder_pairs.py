@@ -1,4 +1,4 @@
-"""Encoder pairs: embedding sets joined by their encoders, split alike into groups to fit on and groups to test on."""
+"""Encoder pairs: embedding sets joined by their encoders, each split into the same training and test groups."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

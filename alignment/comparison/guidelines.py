@@ -1,7 +1,7 @@
-"""What a comparison says, in sentences that its intervals bear, each with what it rests on.
+"""Guidelines: the conclusions that the intervals of a comparison support, each with its evidence.
 
-One way is called better than another only under intervals that hold for all differences of its question together.
-Where they cannot be told apart that is said, and the cheaper is advised.
+One choice is called better than another only under intervals that hold simultaneously for all differences of its
+question. Where no difference can be shown, the guideline says so and advises the cheapest.
 """
 
 from collections.abc import Iterator, Sequence
@@ -141,7 +141,7 @@ def _metric(comparison: Comparison, fitted: Fitted) -> tuple[Row, Guideline]:
 
 
 def _cost(row: Row) -> tuple[bool, int, bool]:
-    """What is rescored costs more than what is not, then numbers count, then whether there is something to learn."""
+    """Order by cost: rescored metrics after exact ones, then by stored numbers, then learned metrics after others."""
     return row.guarantee != Guarantee.EXACT, row.stored_floats, isinstance(parse(row.metric), LearnedMetric)
 
 
@@ -243,7 +243,7 @@ def spearman(x: Floats, y: Floats, *, seed: int) -> tuple[float, float]:
 
 
 def _missing(comparison: Comparison) -> Iterator[Guideline]:
-    """Say what the table does not hold, and what was cut short."""
+    """Say what is missing from the table and what was cut short."""
     folds = comparison.settings["folds"]
     by_reason: dict[str, list[str]] = {}
     for missing in comparison.not_run:

@@ -1,8 +1,8 @@
-"""Learning curves: what a fit finds with a part of its training groups, and what more of them would bring.
+"""Learning curves: Recall@10 of fits on parts of the training groups, and a forecast for twice the groups.
 
-Two laws are laid through the points: the error falls as a power of the number of groups (Hestness et al. 2017,
-arXiv 1712.00409), and Recall grows by the same with every doubling. The first flattens and the second does not. Nothing
-is forecast unless the points before the last one would have forecast the last.
+Two laws are fitted to the points: the error falls as a power of the number of groups (Hestness et al. 2017,
+arXiv 1712.00409), and recall grows by a constant with every doubling. The first flattens, the second does not. There is
+no forecast unless the points before the last one would have forecast the last.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,11 +29,11 @@ Measure = Callable[[GroupedEmbeddings], Hits]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Recall@10, mean of both directions, of fits on so many groups.
+    """Recall@10, mean of both directions, of fits on `groups` groups.
 
     Attributes:
         recall: mean over the subsamples; its interval counts both the test groups and which subsample it was.
-        samples: of test groups and subsamples drawn anew (b,).
+        samples: recalls of resampled test groups and subsamples (b,).
     """
 
     groups: int
@@ -43,12 +43,12 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What twice the groups would bring.
+    """The expected gain from twice the groups.
 
     Attributes:
-        groups: how many those are.
+        groups: twice those of the training split.
         gain: of Recall@10 by the power law; the interval holds what either law gives for drawn samples.
-        recall: what is there and the gain.
+        recall: today's plus the gain.
     """
 
     groups: int
@@ -62,8 +62,8 @@ class Curve:
 
     Attributes:
         points: fewest groups first; the last is the whole training split.
-        last_doubling: what the last point has over the one before; None of a single point.
-        forecast: None where the points do not bear one, for the reason in `why_not`.
+        last_doubling: recall of the last point minus that of the one before; None of a single point.
+        forecast: None where the points do not support one, for the reason in `why_not`.
     """
 
     pair: str
@@ -92,12 +92,12 @@ def learning_curve(
     seed: int,
     replicates: int = 1000,
 ) -> Curve:
-    """Fit on subsamples of the training groups and see what each finds.
+    """Measure fits on subsamples of the training groups.
 
     Args:
-        pair, method: what is fitted, for the reader.
-        measure: fits on some groups and asks with the test groups.
-        whole: what the fit on all groups found.
+        pair, method: names for the reader.
+        measure: fits on some groups and counts the hits of the test groups.
+        whole: hits of the fit on all groups.
     """
     rng = np.random.default_rng(seed)
     points = []
@@ -122,7 +122,7 @@ def _last_doubling(points: Sequence[Point]) -> Estimate | None:
 
 
 def forecast_of(points: Sequence[Point], queries: int) -> tuple[Forecast | None, str]:
-    """Forecast one doubling, or say why the points do not bear it."""
+    """Forecast one doubling, or say why the points do not support a forecast."""
     if len(points) < FEWEST_POINTS:
         return None, f"{len(points)} sizes of at least {FEWEST} groups are too few for a law"
     floor = 0.5 / queries  # an error of 0 has no logarithm

@@ -1,7 +1,7 @@
-"""Recall of many ways to search, on the same queries: intervals of each, and of what lies between them.
+"""A paired bootstrap: intervals of the Recall@K of several methods on the same queries, and of their differences.
 
-Groups are drawn with replacement, the same ones for every way, so that a difference is not blurred by what is hard for
-all of them. A claim that one is better than another is made under intervals that hold for all differences together.
+Groups are drawn with replacement, the same for every method, so queries that are hard for all of them do not widen the
+interval of a difference. One method is called better only under intervals that hold for all differences together.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class Hits:
         return _recalls(self.found.sum(axis=2), self.asked.sum(axis=1))
 
     def resampled(self, seed: int, replicates: int = REPLICATES) -> Floats:
-        """The same of groups drawn anew (replicates, 3, 3); one seed draws the same groups for everything."""
+        """Recall@K of resampled groups, (replicates, 3, 3); one seed draws the same groups for every method."""
         rng, count = np.random.default_rng(seed), self.asked.shape[1]
         results = np.empty((replicates, 3, len(KS)))
         for replicate in range(replicates):
@@ -72,11 +72,11 @@ def estimate(value: float, samples: Floats) -> Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Which of some ways finds most, and which cannot be told from it.
+    """Which of several methods has the highest value, and which do not differ from it significantly.
 
     Attributes:
-        order: all of them by number, the best first.
-        tied: those that cannot be told from the first of `order`, itself included, in that order.
+        order: numbers of all methods, the best first.
+        tied: those that do not differ significantly from the first of `order`, itself included, in that order.
         taken: the cheapest of `tied`.
         margins: half-widths (r, r) of the intervals of all differences, which hold together in 95 of 100 samples.
     """
@@ -88,19 +88,19 @@ class Verdict:
     margins: Floats
 
     def difference(self, one: int, other: int) -> Estimate:
-        """How much more `one` finds than `other`."""
+        """How much higher the value of `one` is than that of `other`."""
         between, margin = float(self.values[one] - self.values[other]), float(self.margins[one, other])
         return Estimate(between, between - margin, between + margin)
 
 
 def judge(values: Sequence[float], samples: Sequence[Floats], costs: Sequence[Any], groups: int) -> Verdict:
-    """Compare r ways that were measured on the same groups.
+    """Compare r methods that were measured on the same groups.
 
     Args:
-        values: what each found, higher is better (r,).
-        samples: the same of groups drawn anew, by the same draws for all, (b,) each.
-        costs: what orders those that cannot be told apart.
-        groups: how many groups there are; of fewer than `FEWEST_GROUPS` nothing is told apart.
+        values: of each, higher is better (r,).
+        samples: values on resampled groups, with the same draws for all, (b,) each.
+        costs: orders those that do not differ significantly.
+        groups: number of groups; of fewer than `FEWEST_GROUPS` no difference is significant.
     """
     found, drawn = np.asarray(values, np.float64), np.asarray(samples)  # (r,), (r, b)
     margins = _margins(found, drawn) if groups >= FEWEST_GROUPS else np.full((len(found), len(found)), np.inf)

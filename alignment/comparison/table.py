@@ -44,7 +44,7 @@ class Row:
         stored_floats: numbers that are stored for an item.
         guarantee: of the lowering, see `Guarantee`.
         hits: what the recalls were added up from.
-        samples: Recall@10, mean of both directions, of groups drawn anew (b,).
+        samples: Recall@10, mean of both directions, of resampled groups (b,).
     """
 
     metric: str
@@ -106,9 +106,9 @@ class Comparison:
     Attributes:
         reference: the metric that hyperparameters were chosen and methods are compared under.
         metrics: those that were asked for, and the reference.
-        settings: what it was made with.
+        settings: arguments of `compare`.
         training_groups, test_groups: the same for all encoder pairs.
-        not_run: what was asked for, or would have been entered, and is not in the table.
+        not_run: requested or default entries that are not in the table, with the reason.
     """
 
     pairs: list[EncoderPair]

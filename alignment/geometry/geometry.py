@@ -66,11 +66,11 @@ class PairDistance:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """The geometry of images and texts in one space, and what is found in it. docs/audits.md explains every number.
+    """The geometry of images and texts in one space, with recalls. docs/audits.md explains every number.
 
     Attributes:
         recall: by direction and by name such as `recall@10`, among the items of the sample.
-        chance: recall of a random order, alike.
+        chance: recall of a random order, by the same keys.
         gap: the Wasserstein-2 distance with its nulls.
         p: permutation p-value of the gap, in (0, 1].
         sliced, bures: the sliced distance and that of the Gaussians with the same means and shrunk covariances.
@@ -109,7 +109,7 @@ class Geometry:
 
     @property
     def meaning(self) -> str:
-        """What the gap says, and what is found nevertheless, in words."""
+        """The gap and the recalls in words."""
         if self.p > SIGNIFICANT:
             gap = f"Images and texts cannot be told apart as clouds (p = {self.p:.3f})."
         else:

@@ -1,7 +1,6 @@
-"""The modality gap: how far aligned images and texts lie apart as clouds, whatever pairs with what.
+"""The modality gap: how far aligned images and texts lie apart as clouds, whatever their pairs.
 
-It ignores what pairs with what, and can be 0 where nothing is found: `alignment.geometry.geometry` puts Recall@K
-beside it.
+It ignores pairs, and can be 0 at chance Recall@K: `alignment.geometry.geometry` always gives Recall@K beside it.
 """
 
 from dataclasses import asdict, dataclass

@@ -28,7 +28,7 @@ class Distance:
 
     Attributes:
         raw: between samples of the two modalities, with all that it has from the size of the samples.
-        image_null, text_null: between disjoint samples of one modality, of the same size: what no gap at all gives.
+        image_null, text_null: between disjoint samples of one modality, of the same size: the value without any gap.
         excess: `raw^2 - (image_null^2 + text_null^2) / 2`; below 0 where the modalities are nearer than chance.
         debiased: root of `excess`; 0 where that is below 0.
     """
@@ -80,10 +80,10 @@ def _blocks(n: int) -> int:
 
 
 def in_blocks(squared: Squared) -> Squared:
-    """Return the mean of `squared` over blocks of both samples, of at most `EXACT_MOST` points and alike but for one.
+    """Return the mean of `squared` over blocks of both samples, of at most `EXACT_MOST` points each.
 
-    The mean of so many transports (Fatras et al., Learning with minibatch Wasserstein, 2020) has what a block has from
-    its size, and so have its nulls. It takes the memory of a block and the time of the blocks, and is exact in each.
+    Sizes of blocks differ by one at most. The mean (Fatras et al., Learning with minibatch Wasserstein, 2020) is biased
+    by the size of a block, and so are its nulls. Each block is solved exactly, in the memory of one.
     """
 
     def mean(X: Matrix, Y: Matrix) -> float:

@@ -1,7 +1,7 @@
 """Metrics as values: how two aligned vectors are compared, and how Qdrant is made to compare them that way.
 
-A metric prints as text and parses back, compares and hashes, so it can stand in SQL, in collection metadata and
-on the command line. Adding one is one class: CONTRIBUTING.md has the steps.
+A metric prints as text and parses back. It compares and hashes, so SQL, collection metadata and the command line can
+hold it. Adding one is one class: CONTRIBUTING.md has the steps.
 
     >>> parse("euclid")
     Euclid()

@@ -17,7 +17,7 @@ from alignment.modality import OTHER, Modality
 # Reference queries that an alignment keeps for each modality: enough for a stable mean of the nearest 128.
 BANK = 8192
 ITEMS_AT_ONCE = 1024
-# Raised when the column itself changes; the version of what it stands beside counts on top.
+# Raise this when the column itself changes; the version of the lowering beside it is added.
 OWN_VERSION = 1
 
 
@@ -35,8 +35,8 @@ class Nnn(Metric):
 
     Attributes:
         base: a metric that lowers exactly to Dot.
-        k: how many of the nearest reference queries count.
-        alpha: how much of their mean is taken off.
+        k: number of nearest reference queries.
+        alpha: share of their mean score that is subtracted.
         bank: reference queries (r, d); None in a metric that was only parsed.
     """
 

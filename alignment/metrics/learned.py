@@ -1,4 +1,4 @@
-"""Metrics with weights that were fitted on aligned embeddings. They stand in the alignment; `bind` puts them in."""
+"""Metrics whose weights are fitted on aligned embeddings. The alignment holds the weights; `bind` puts them in."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -280,7 +280,7 @@ class Perceptron(LearnedMetric):
 
 @dataclass(frozen=True, slots=True)
 class CosineCandidates(Rescored):
-    """Candidates by the cosine of aligned vectors, for a metric that nothing else is known of."""
+    """Candidates by the cosine of aligned vectors, for a metric without a bound."""
 
     guarantee: ClassVar[Guarantee] = Guarantee.MEASURED
     page: ClassVar[int] = 256

@@ -1,4 +1,4 @@
-"""Lowerings: what Qdrant stores and is asked with, so that it finds a metric's best items."""
+"""Lowerings: the vectors that Qdrant stores and is queried with to find a metric's best items."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,11 +30,11 @@ class Distance(StrEnum):
 
 
 class Guarantee(StrEnum):
-    """How good a lowering is: what is known of the order in which Qdrant returns items.
+    """What a lowering guarantees about the order in which Qdrant returns items.
 
     Exact: it is the metric's own order. The others fetch more candidates and rescore them. Certified: a bound proves,
-    usually after few candidates, that no better item is left. Bounded: there is such a bound, and often it does not
-    get there. Measured: nothing is proved; audits measure what is lost.
+    usually after few candidates, that no better item is left. Bounded: there is such a bound, and often it proves
+    nothing within the candidates fetched. Measured: there is no bound; audits measure the loss.
     """
 
     EXACT = "exact"

@@ -29,7 +29,7 @@ ARGUMENTS = re.compile(rf"({WORD})(?:\(([^()]*)\))?")
 class Metric(ABC):
     """How two aligned vectors are compared. Higher is always better: distances and divergences are negated.
 
-    Where a metric is no symmetric function, its first argument is the query, whatever the modality of that is.
+    The first argument of a metric that is not symmetric is the query, of either modality.
     """
 
     name: ClassVar[str]
@@ -54,10 +54,10 @@ class Metric(ABC):
         """Express this metric over aligned vectors of dimension `dim` in what Qdrant can index."""
 
     def bind(self, weights: Weights, items: Modality, device: str = "auto") -> Self:
-        """Return this metric with what was learned for it, ready to compare with items of one modality.
+        """Return this metric with its learned weights, ready to score items of one modality.
 
         Args:
-            weights: everything that an alignment holds for its metrics, by `str(metric)/tensor`.
+            weights: all weights that an alignment holds for its metrics, by `str(metric)/tensor`.
             items: modality of the items; queries have either.
             device: where a learned metric computes.
 

@@ -27,7 +27,7 @@ class Rescored(Lowering):
     magnitude: ClassVar[float] = 1.0
 
     def bound(self, tail: float) -> float | None:
-        """Return a score that no item exceeds whose raw score is no better than `tail`; None: nothing is known."""
+        """Return a score that no item exceeds whose raw score is no better than `tail`; None: there is no bound."""
         return None
 
     def rescore(self, query: Vectors, items: Vectors) -> Scores:

@@ -1,6 +1,6 @@
-"""The alignment: what a fit returns, what stands on disk, what identifies it.
+"""The alignment: the result of a fit, its directory on disk, and its fingerprint.
 
-A directory with `card.json` (everything needed to rebuild and to check) and `weights.safetensors`.
+The directory holds `card.json`, with everything needed to rebuild and to check it, and `weights.safetensors`.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class AlignmentCard:
     Attributes:
         encoders: the two encoders whose embeddings it takes, and no others.
         method, hyperparameters: how it was fitted.
-        metrics: what it was fitted for; candidates were chosen under the first that has nothing to learn.
+        metrics: those it was fitted for; candidates were chosen under the first that has nothing to learn.
         sets: fingerprints of the embedding sets it was fitted on.
         pairs: number of training pairs.
         training: settings of the training, and the weights of its losses under each metric; empty for closed forms.
@@ -70,7 +70,7 @@ class AlignmentCard:
 
 @dataclass(frozen=True, slots=True, eq=False)  # compare fingerprints
 class Alignment:
-    """One projection a modality into one shared space, and what its metrics have learned there.
+    """One projection a modality into one shared space, and the weights of metrics learned there.
 
     alignment = Alignment.load("alignments/emoji")
     vectors = alignment.project("text", embeddings)  # (n, 384) raw -> (n, dim) unit

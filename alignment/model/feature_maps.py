@@ -1,7 +1,7 @@
-"""Feature maps: what a projection may do to a centred vector before its weight, so that it need not be linear.
+"""Feature maps: a projection that is not linear applies one to centred vectors before its weight.
 
-A feature map is a value that holds float32 arrays and nothing else: it is saved with the alignment, and counts in its
-fingerprint. What it computes is written once, in torch: heads are trained through it, and exported graphs hold it.
+A feature map is a value that holds only float32 arrays. It is saved with the alignment and is part of its fingerprint.
+Its computation is written once, in torch: heads are trained through it, and exported graphs contain it.
 """
 
 from abc import ABC, abstractmethod

@@ -1,6 +1,6 @@
-"""Exported graphs: ONNX from the raw embedding of an encoder to what Qdrant stores or is asked with.
+"""Exported graphs: ONNX from the raw embedding of an encoder to the vector that Qdrant stores or is queried with.
 
-    image-query.onnx    embedding (n, d_in) of an image -> vector (n, D) to ask with
+    image-query.onnx    embedding (n, d_in) of an image -> vector (n, D) to query with
     image-item.onnx     embedding (n, d_in) of an image -> vector (n, D) to store
     text-query.onnx, text-item.onnx
 
@@ -144,7 +144,7 @@ def graph(alignment: Alignment, metric: Metric, modality: Modality, side: Side) 
             f"the {side} graph of {modality} under {metric} takes {TRACED} rows and no others; its lowering must not "
             "depend on len(X), X.shape[0] is the same without becoming a constant"
         )
-    # A query is asked with against items of either modality, and there is one graph for both.
+    # One query graph serves searches among items of either modality.
     against = MODALITIES if side == "query" else (modality,)
     difference = max(_difference(session, projection, lowerings[m], side, probes) for m in against)
     if difference > TOLERANCE:

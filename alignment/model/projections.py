@@ -26,7 +26,7 @@ class Projection:
     Attributes:
         mean: (d_in,) float32, subtracted from the unit vectors; None leaves them where they are.
         weight: (d_in, d_out) float32, or (m, d_out) after a feature map to m features; None keeps the space.
-        feature_map: what stands between the two; None where the projection is linear.
+        feature_map: applied between the two; None for a linear projection.
     """
 
     in_dim: int
@@ -74,8 +74,8 @@ class Projection:
     def unchecked(self, X: npt.NDArray[np.floating]) -> FloatArray:
         """Project sound vectors (n, d_in) of the right dimension; a row that maps to zero comes back as NaN.
 
-        Rounding moves a unit vector by `ROUNDING`, and its projection by that times the size of the weight: what is
-        no longer than this has no direction of its own, and counts as zero.
+        Rounding moves a unit vector by `ROUNDING`, and its projection by that times the norm of the weight. A projected
+        vector no longer than this is rounding noise, and counts as zero.
         """
         if self.feature_map is not None and len(X) > MAPPED_ROWS:
             blocks = [self.unchecked(X[start : start + MAPPED_ROWS]) for start in range(0, len(X), MAPPED_ROWS)]

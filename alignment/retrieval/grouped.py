@@ -1,4 +1,4 @@
-"""Images and texts that share groups: what alignments are fitted and judged on."""
+"""Images and texts that share groups: the data that alignments are fitted on and measured with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

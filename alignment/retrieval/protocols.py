@@ -1,4 +1,4 @@
-"""Benchmark protocols: which images and captions take part, what is searched with what, and what is averaged.
+"""Benchmark protocols: which images and captions take part, how they are searched, and how results are averaged.
 
 Numbers in papers are comparable only under one of these. Each takes five captions an image, the first five in the order
 of the rows; a caption finds its image, and an image counts as found by any of its five captions.

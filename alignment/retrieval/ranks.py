@@ -1,8 +1,8 @@
-"""Ranks and what is computed from them: Recall@K, MRR, median rank, chance, intervals.
+"""Ranks, and the measures computed from them: Recall@K, mean reciprocal rank, and chance.
 
-Relevance means: same group. A rank is that of the best relevant item. An irrelevant item with the same score, or
-without one (NaN), stands before it: ties never flatter. A query without any relevant item has rank infinity, so it
-counts as a miss and never vanishes from a mean.
+An item is relevant if it is of the query's group. A rank is that of the best relevant item. An irrelevant item with the
+same score, or without a score (NaN), counts as ranked above it, so ties never flatter. A query without a relevant item
+has rank infinity: it counts as a miss and never vanishes from a mean.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ CHUNK_SCORES = 1 << 24
 
 
 def group_codes(*sides: Sequence[str]) -> list[IntArray]:
-    """Number the groups of several lists alike: equal groups get equal codes.
+    """Number the groups of several lists: equal groups get equal codes.
 
     >>> [codes.tolist() for codes in group_codes(["b", "a"], ["a", "c"])]
     [[1, 0], [0, 2]]
@@ -108,8 +108,8 @@ def relevant_ranks(
 ) -> RelevantRanks:
     """Rank every relevant item of every query exactly, in the memory of a chunk and of the ranks themselves.
 
-    Takes what `ranks` takes, and its `best` is what that returns: irrelevant items of the same score stand before a
-    relevant one, and before one without a score.
+    The arguments are those of `ranks`, and `best` of the result equals its result. Irrelevant items of the same score
+    count as ranked above a relevant one.
     """
     step = max(1, chunk_scores // max(1, len(items)))
     parts, counts = [np.empty(0)], np.zeros(len(queries), dtype=np.int64)
@@ -145,7 +145,7 @@ def top_k(
         k: how many.
         metric: how they are compared.
         chunk_scores: how many scores are held at once.
-        device: of torch, where `metric.similarity` computes and all items have to fit; `metric.score` without one.
+        device: of torch, on which scores are computed and all items have to fit; None: numpy.
     """
     if device is not None:
         return _top_k_on(device, queries, items, k, metric=metric, chunk_scores=chunk_scores)

@@ -1,4 +1,4 @@
-"""The card of an embedding set."""
+"""Cards: what an embedding set holds, and which encoders made it."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -69,7 +69,7 @@ class SetCard:
             raw["encoders"] = {m: EncoderCard(**card) for m, card in raw["encoders"].items()}
             whole_numbers = all(isinstance(count, int) for count in raw["counts"].values())
             if not whole_numbers or not isinstance(raw["complete"], bool) or raw["dtype"] not in get_args(Dtype):
-                raise ValueError("counts, complete or dtype is not what it can be")
+                raise ValueError("counts, complete or dtype has an invalid value")
             return cls(**raw)
         except (FileNotFoundError, NotADirectoryError):
             raise EmbeddingSetError(

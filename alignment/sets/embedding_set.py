@@ -2,7 +2,7 @@
 
 An embedding set is a directory:
 
-    card.json               what was encoded with what: the last thing written, and the first thing read
+    card.json               which corpus and which encoders: written last, read first
     image-000000.parquet    rows of one modality: key, group, content_sha256, payload (JSON), vector
     text-000000.parquet     ...
 
@@ -43,7 +43,7 @@ class EmbeddingSet:
         if not card.complete:
             raise EmbeddingSetError(
                 f"embedding set {path} is incomplete: its encode was interrupted; run the same `modalign encode` "
-                "again, it goes on after the last whole shard"
+                "again, it continues after the last whole shard"
             )
         opened = cls(path, card)
         for modality, expected in card.counts.items():
@@ -52,7 +52,7 @@ class EmbeddingSet:
             if found != expected:
                 raise EmbeddingSetError(
                     f"embedding set {path}: the card promises {expected} {modality} rows, the shards hold {found}; "
-                    "run the same `modalign encode` again to mend it"
+                    "run the same `modalign encode` again to repair it"
                 )
         return opened
 

@@ -1,4 +1,4 @@
-"""Which groups are held out."""
+"""The hold-out: which groups a fit never sees."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy.typing as npt
 class HoldOut:
     """Which groups are held out from a fit: decided by a hash of the group alone.
 
-    So a group stays on its side when the corpus grows, in every embedding set, without a list of names.
+    So a group keeps its side as the corpus grows, in every embedding set, without a list of names.
 
     >>> HoldOut(fraction=0.5).held_out(["a", "b", "c", "d"])
     array([ True, False,  True,  True])

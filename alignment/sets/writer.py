@@ -21,12 +21,12 @@ from alignment.sets.shards import read_columns, read_shard, shard_paths, write_s
 class SetWriter:
     """An embedding set, opened for writing by one process.
 
-    Use as a context manager. Rows are appended as whole shards; a row whose key stands in a newer shard too is
-    superseded, and leaves its shard with `drop`. `finish` makes the set complete.
+    Use as a context manager. Rows are appended as whole shards; a row whose key is in a newer shard too is
+    superseded, and `drop` removes it. `finish` makes the set complete.
 
     Attributes:
         path: directory of the set.
-        card: what stands in its card now.
+        card: the current card.
     """
 
     def __init__(self, path: Path, *, corpus: str, encoders: Mapping[Modality, EncoderCard], dtype: Dtype = "float32"):
@@ -104,7 +104,7 @@ class SetWriter:
             shard.unlink()
 
     def finish(self) -> None:
-        """Count and fingerprint what is there and mark the set complete; changes nothing if nothing changed."""
+        """Count and fingerprint all rows and mark the set complete. No-op if nothing changed."""
         counts: dict[Modality, int] = {}
         total = int.from_bytes(hashlib.sha256(repr(sorted(self.card.encoders.items())).encode()).digest())
         for modality in MODALITIES:
