@@ -1,24 +1,24 @@
-"""The exceptions of the connector; their base and those of the training side stand in alignment.errors.
+"""The exceptions of the connector. Their base and those of the training side are in alignment.errors.
 
 ModalignError                       (alignment.errors)
 └── ConnectorError
-    ├── SettingsError               names, URLs and options that cannot be meant
-    ├── CorpusError                 a corpus that cannot be read at all; single rows become rejects instead
-    ├── EncoderError                an encoder that does not exist, cannot be loaded, or is the wrong one
+    ├── SettingsError               an invalid name, URL or option
+    ├── CorpusError                 a corpus that cannot be read at all; a bad row becomes a reject
+    ├── EncoderError                an encoder that is unknown, cannot be loaded, or is the wrong one
     ├── ProvenanceError             the SQL database
-    │   ├── NotMigratedError        ... has no tables yet, or older ones: run `modalign db upgrade`
-    │   ├── LeaseLostError          ... says that another process has taken over the step of this one
-    │   └── LeaseHeldError          ... says that another process holds the lock
+    │   ├── NotMigratedError        has no tables, or older ones: run `modalign db upgrade`
+    │   ├── LeaseLostError          another process has taken over the step of this one
+    │   └── LeaseHeldError          another process holds the lock
     ├── StoreError                  Qdrant refused or failed
-    │   ├── StoreUnavailableError   ... for now: unreachable, overloaded, timed out. Worth another try
-    │   ├── StoreBusyError          ... because another process owns it
-    │   ├── RequestRefusedError     ... because the request is wrong (400, 422)
-    │   ├── RequestTooLargeError    ... because its body is too large (413)
-    │   ├── PointsRefusedError      ... some points of a batch; it says which and why. The others are written
-    │   └── CollectionNotFoundError
-    ├── FilterError                 a filter that is not valid
-    ├── MismatchError               two things that must agree do not: fail closed, never a bad result
-    │   └── StrangePointError       ... a point of a collection, and what modalign writes
+    │   ├── StoreUnavailableError   unreachable, overloaded, timed out: try again
+    │   ├── StoreBusyError          another process owns the embedded store
+    │   ├── RequestRefusedError     the request is wrong (400, 422)
+    │   ├── RequestTooLargeError    the body of the request is too large (413)
+    │   ├── PointsRefusedError      some points of a batch are refused; the others are written
+    │   └── CollectionNotFoundError no such collection, alias or release
+    ├── FilterError                 an invalid filter
+    ├── MismatchError               two things that must agree do not
+    │   └── StrangePointError       a point that modalign did not write
     ├── GateError                   a promotion that no audit allows
     └── RequirementError            an audit requirement that cannot be read
 """
@@ -35,23 +35,23 @@ class ConnectorError(ModalignError):
 
 
 class SettingsError(ConnectorError, ValueError):
-    """A name, a URL or an option that cannot be meant."""
+    """An invalid name, URL or option."""
 
 
 class CorpusError(ConnectorError):
-    """A corpus that cannot be read at all. One bad row is no error but a reject."""
+    """A corpus that cannot be read at all. A bad row becomes a reject instead."""
 
 
 class EncoderError(ConnectorError):
-    """An encoder that does not exist, cannot be loaded, or is not the one that is needed."""
+    """An encoder that is unknown, cannot be loaded, or is not the one that is needed."""
 
 
 class ProvenanceError(ConnectorError):
-    """The SQL database cannot be reached or refused a statement."""
+    """The SQL database cannot be reached, or refuses a statement."""
 
 
 class NotMigratedError(ProvenanceError):
-    """The SQL database has no tables or older ones; the message names the command that mends it."""
+    """The SQL database has no tables or older ones; the message names the command that helps."""
 
 
 class LeaseLostError(ProvenanceError):
@@ -115,25 +115,25 @@ class CollectionNotFoundError(StoreError):
 
 
 class FilterError(ConnectorError, ValueError):
-    """A filter that is not valid, or that a store cannot evaluate."""
+    """An invalid filter, or one that a store cannot evaluate."""
 
 
 class MismatchError(ConnectorError):
-    """Two things that must agree do not: encoder, alignment, metric, lowering, counts."""
+    """Two things that must agree do not, such as encoder, alignment, metric, lowering or counts."""
 
 
 class StrangePointError(MismatchError):
-    """A collection holds a point that modalign did not write, or that somebody has changed since."""
+    """A collection holds a point that modalign did not write, or that something else changed since."""
 
     def __init__(self, point: str, what: str):
         super().__init__(
-            f"point {point} of the collection {what}: modalign did not write it, or it was changed since; "
+            f"point {point} of the collection {what}: modalign did not write it, or something else changed it since; "
             "`modalign verify` compares all of them"
         )
 
 
 class GateError(ConnectorError):
-    """A promotion that no audit allows: the newest is missing, failed, or of something else than would go live."""
+    """A promotion that no audit allows: the newest is missing, has failed, or measured something else."""
 
 
 class RequirementError(ConnectorError, ValueError):

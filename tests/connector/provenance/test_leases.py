@@ -1,4 +1,4 @@
-"""IngestSteps: every step once, in the right order, and none lost with its process."""
+"""Leases: every step is done once, in the right order, and none is lost with its process."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ WHAT = {"corpus": "c", "collection": "things"}
 
 
 def opened(provenance: Provenance, parts: int = 3, *, host: str | None = None) -> IngestSteps:
-    """IngestSteps of a run that goes on, on this host or on another one."""
+    """The steps of an ingest, seen by a run that goes on, on this host or on another one."""
     with provenance.runs.start("ingest", {}) as run:
         pass
     values = {"outcome": "running"} | ({"host": host} if host else {})
@@ -48,13 +48,13 @@ def test_steps_come_in_order_and_the_ingest_begins_anew_after_the_last(provenanc
     assert opened(provenance).open() == [0, 1, 2, 3, 4]
 
 
-def test_nothing_is_claimed_before_the_beginning_is_done(provenance: Provenance) -> None:
+def test_nothing_is_leased_before_the_first_step_is_done(provenance: Provenance) -> None:
     first, second = opened(provenance), opened(provenance)
     assert first.acquire() == BEGIN
     assert second.acquire() is None
 
 
-def test_the_end_is_claimed_when_all_parts_are_done(provenance: Provenance) -> None:
+def test_the_last_step_is_leased_when_all_parts_are_done(provenance: Provenance) -> None:
     first, second = opened(provenance), opened(provenance)
     assert [do(first), do(first), do(first)] == [0, 1, 2]
     assert first.acquire() == 3
@@ -62,14 +62,14 @@ def test_the_end_is_claimed_when_all_parts_are_done(provenance: Provenance) -> N
     assert provenance.runs.ingests_in_parts() == [{"steps": 5, "done": 3, "claimed": 1, "open": 1}]
 
 
-def test_what_a_run_held_when_it_ended_is_free(provenance: Provenance) -> None:
+def test_a_lease_ends_with_its_run(provenance: Provenance) -> None:
     first, second = opened(provenance), opened(provenance)
     assert first.acquire() == 0
     end(provenance, first)
     assert second.acquire() == 0
 
 
-def test_what_a_process_of_this_host_held_when_it_was_killed_is_free(provenance: Provenance) -> None:
+def test_a_lease_ends_with_a_killed_process_of_this_host(provenance: Provenance) -> None:
     first, second = opened(provenance), opened(provenance)
     assert first.acquire() == 0
     with provenance.database.session() as session:
@@ -79,7 +79,7 @@ def test_what_a_process_of_this_host_held_when_it_was_killed_is_free(provenance:
         assert session.get_one(RunRow, first.run.id).outcome == "killed"
 
 
-def test_what_nothing_was_heard_of_is_free_and_whoever_had_it_is_told(
+def test_a_lease_without_heartbeats_is_taken_over_and_its_process_gets_an_error(
     provenance: Provenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = opened(provenance, host="far away"), opened(provenance)
@@ -101,7 +101,7 @@ def test_what_nothing_was_heard_of_is_free_and_whoever_had_it_is_told(
         work()
 
 
-def test_a_process_is_heard_of_while_it_works(provenance: Provenance, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_sends_heartbeats_while_it_works(provenance: Provenance, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = opened(provenance)
     assert steps.acquire() == 0
     with provenance.database.session() as session:
@@ -111,14 +111,14 @@ def test_a_process_is_heard_of_while_it_works(provenance: Provenance, monkeypatc
         for _ in range(1000):
             time.sleep(0.01)
             with provenance.database.session() as session:
-                heard = session.scalars(select(LeaseRow.heartbeat_at).where(LeaseRow.step == 0)).one()
-            if heard is not None and heard > now() - timedelta(minutes=1):
+                heartbeat = session.scalars(select(LeaseRow.heartbeat_at).where(LeaseRow.step == 0)).one()
+            if heartbeat is not None and heartbeat > now() - timedelta(minutes=1):
                 break
         else:
-            pytest.fail("nothing was heard of it")
+            pytest.fail("no heartbeat")
 
 
-def test_what_is_given_back_is_free_and_can_be_passed_over(provenance: Provenance) -> None:
+def test_a_released_step_is_free_and_can_be_skipped(provenance: Provenance) -> None:
     steps = opened(provenance)
     assert do(steps) == 0
     assert steps.acquire() == 1
