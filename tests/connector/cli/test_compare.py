@@ -11,8 +11,8 @@ import pytest
 from markupsafe import escape
 
 from alignment.comparison.compare import METRICS, compare
-from alignment.comparison.table import NotRun
 from alignment.comparison.guidelines import advise
+from alignment.comparison.table import NotRun
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.errors import ConnectorError
 from connector.reports import compare_report as comparisons
