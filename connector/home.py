@@ -9,6 +9,7 @@ A method that changes something takes a request of `connector.requests`, is reco
 its outcome, also when it fails, and returns a `RunResult`.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -31,7 +32,7 @@ from connector.corpora.formats import open_corpus
 from connector.encoding.embedding_sets import encode_corpus, import_vectors
 from connector.encoding.encoders import load_encoders
 from connector.errors import CollectionNotFoundError, SettingsError
-from connector.progress import progress, say
+from connector.progress import progress
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run, RunRejects, RunResult
 from connector.provenance.tables import ReleaseRow
@@ -73,6 +74,8 @@ from connector.settings import Settings, checked_name
 from connector.stores.contract import Store
 from connector.stores.filters import parse_filter
 from connector.stores.opening import open_store, url_of
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from alignment.model.onnx_export import Graph
@@ -157,7 +160,7 @@ class Home:
                 return RunResult(0, {}, fit([self.embedding_set(name) for name in sets], **chosen))
             path = self.settings.alignment_path(request.alignment)
             with self._run(request, device=self.settings.device) as run, sole_fit(path):
-                alignment = fit([self.embedding_set(name) for name in sets], **chosen, progress=say)
+                alignment = fit([self.embedding_set(name) for name in sets], **chosen, progress=_log.info)
                 alignment.save(path)
                 self.provenance.artifacts.record_alignment(request.alignment, path, alignment)
                 run.counts["pairs"] = alignment.card.pairs

@@ -16,6 +16,7 @@ The same table lets one process at a time change which releases of a collection 
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,10 +29,11 @@ from sqlalchemy import delete, func, insert, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from connector.errors import LeaseHeldError, LeaseLostError, ProvenanceError
-from connector.progress import say
 from connector.provenance.database import Database
 from connector.provenance.runs import Run, mark_killed
 from connector.provenance.tables import PROMOTION_STEP, LeaseRow, RunRow, UtcDateTime
+
+_log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 120.0  # a process sends four heartbeats in this time
 LOCK_TIMEOUT_SECONDS = 60.0  # how long a promotion waits for another one
@@ -209,7 +211,7 @@ def promotion_lock(
                 f"it is still needed; a process that died loses the lock {LEASE_SECONDS:.0f} s after its last heartbeat"
             )
         if not announced:
-            say(f"{who}; waiting for it")
+            _log.info("%s; waiting for it", who)
             announced = True
         time.sleep(POLL_SECONDS)
     held = Lease(database, job, PROMOTION_STEP, run_id)

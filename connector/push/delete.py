@@ -9,6 +9,7 @@ After a kill in between, the same command finishes the deletion, and so does the
 stores, and those that are being built, apply the tombstones when the set is next pushed there.
 """
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,6 @@ from alignment.sets.cards import CARD, SetCard
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.writer import SetWriter
 from connector.errors import CollectionNotFoundError, MismatchError
-from connector.progress import say
 from connector.provenance.ledger import OUTDATED
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
@@ -30,6 +30,8 @@ from connector.push.session import PushSession
 from connector.releases.points import point_id
 from connector.releases.release import load_release
 from connector.stores.contract import Store
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
@@ -190,7 +192,9 @@ class Deletion:
         except (AlignmentError, MismatchError) as error:
             if row.state != "retired":
                 raise
-            say(f"release {row.physical_name} (retired) has lost the points, and no rollback returns to it: {error}")
+            _log.warning(
+                "release %s (retired) has lost the points, and no rollback returns to it: %s", row.physical_name, error
+            )
             return
         push = PushSession.into(release, self.store, self.provenance, self.run)
         complete = [embedding_set for embedding_set in sets if self._is_complete(embedding_set)]

@@ -8,6 +8,7 @@ A shard is durable in the embedding set before it is written into the store, and
 records it. Any process may be killed at any moment: the same command continues from there.
 """
 
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -31,7 +32,7 @@ from connector.encoding.encode import BATCH_ITEMS, SHARD_ROWS, Encoding, Shard
 from connector.encoding.encoders import Encoder, load_encoders
 from connector.encoding.pipeline import Pipeline
 from connector.errors import CorpusError, MismatchError, ProvenanceError, StoreError
-from connector.progress import progress, say
+from connector.progress import progress
 from connector.provenance.leases import BEGIN, IngestSteps
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
@@ -40,6 +41,8 @@ from connector.releases.chain import check_encoder
 from connector.releases.release import Release, lower
 from connector.requests import IngestRequest
 from connector.stores.contract import Store
+
+_log = logging.getLogger(__name__)
 
 SHARDS_AHEAD = 2
 POLL_SECONDS = 1.0  # between two looks for steps that other processes have left
@@ -162,7 +165,7 @@ class Ingest:
             step = steps.acquire(skip=busy)
             if step is None:
                 if not waited:
-                    say(f"waiting for other processes, which have {len(open_steps)} steps left")
+                    _log.info("waiting for other processes, which have %d steps left", len(open_steps))
                 busy, waited = set(), True
                 time.sleep(POLL_SECONDS)
                 continue

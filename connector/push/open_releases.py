@@ -1,5 +1,6 @@
 """Find or create the releases that a push writes into: the row in SQL first, then the collection."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -11,7 +12,6 @@ from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment
 from alignment.sets.cards import EncoderCard
 from connector.errors import MismatchError, ProvenanceError, StoreBusyError, StoreError, StoreUnavailableError
-from connector.progress import say
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import ReleaseRow, now
 from connector.push.batches import ReleaseWriter
@@ -20,6 +20,8 @@ from connector.releases.chain import METADATA, chain, check_chain, check_encoder
 from connector.releases.release import Release, load_release
 from connector.stores.contract import CollectionConfig, Store, VectorConfig
 from connector.stores.layout import Layout, PayloadKind
+
+_log = logging.getLogger(__name__)
 
 OWN_INDEXES: Mapping[str, PayloadKind] = {"key": "keyword", "group": "keyword", "split": "keyword"}
 
@@ -130,7 +132,7 @@ def open_others(
         except (StoreUnavailableError, StoreBusyError, ProvenanceError):
             raise
         except ModalignError as error:
-            say(f"release {row.physical_name} ({row.state}) does not get this: {error}")
+            _log.warning("release %s (%s) does not get this: %s", row.physical_name, row.state, error)
         else:
             others.append(ReleaseWriter(release, new=False, requested=False))
     return others

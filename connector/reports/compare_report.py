@@ -1,6 +1,7 @@
 """A comparison as files: a document for machines, a page with what it says in words first, and its pictures."""
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -15,10 +16,11 @@ from alignment.metrics import parse
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
 from connector.errors import ConnectorError
-from connector.progress import say
 from connector.reports.compare_charts import heat_map, learning_curves
 from connector.reports.pages import templates
 from connector.requests import CompareRequest
+
+_log = logging.getLogger(__name__)
 
 FORMAT = 1
 DOCUMENT, PAGE, HEAT_MAP, CURVES = "compare.json", "compare.html", "heatmap.svg", "learning-curves.svg"
@@ -69,7 +71,7 @@ def compare_and_report(
             seed=request.seed,
             device=device,
             budget=request.budget,
-            progress=say,
+            progress=_log.info,
         )
         advice = advise(comparison)
         write_comparison(directory, comparison, advice)

@@ -124,27 +124,28 @@ def test_a_shadow_that_was_not_written_to_the_end_stays_so(world: World, monkeyp
     assert world.states()[shadow] == ("ready", 26)
 
 
-def test_what_has_other_encoders_is_named(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_has_other_encoders_is_named(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.push(world.set("s", *pairs(5)))
     found: dict[Modality, EncoderCard] = {**cards(), "text": replace(cards()["text"], fingerprint="0" * 64)}
     only(alignment(turn=1), encoders=found).save(world.home / "alignments" / "other")
     (live,) = [row.physical_name for row in world.provenance.releases.find()]
     (shadow,) = world.push(world.set("t", *pairs(5), encoders=found), "other").releases
-    said = capsys.readouterr().err
+    said = caplog.text
     assert f"release {live} (live) does not get this: the embedding set has text vectors" in said
     assert f"{found['text']}, the alignment was fitted for {cards()['text']}" in said
+    caplog.clear()
     world.push(world.set("s", *pairs(5)))
-    assert f"release {shadow.name} (ready) does not get this: " in capsys.readouterr().err
+    assert f"release {shadow.name} (ready) does not get this: " in caplog.text
     assert (world.store.count(live), world.store.count(shadow.name)) == (10, 10)
 
 
-def test_what_does_not_belong_together_any_more_is_named(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_belong_together_any_more_is_named(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A shadow that is broken does not keep new items from production."""
     world.push(world.set("s", *pairs(5)))
     (shadow,) = world.push(world.set("s", *pairs(5)), "b").releases
     world.store.drop(shadow.name)
     world.push(world.set("more", *pairs(3, seed=4, prefix="more-")))
-    assert f"release {shadow.name} (ready) does not get this: " in capsys.readouterr().err
+    assert f"release {shadow.name} (ready) does not get this: " in caplog.text
     assert sorted(world.states().values()) == [("live", 16), ("ready", 10)]
 
 

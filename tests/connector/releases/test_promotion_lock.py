@@ -53,7 +53,8 @@ class TestSwitching:
         with promotion_lock(provenance.database, "s", "things", second, timeout=0):
             pass
 
-    def test_it_waits_and_says_so(self, provenance: Provenance, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_it_waits_and_says_so(self, provenance: Provenance, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level("INFO")
         first, second = started(provenance), started(provenance)
         order: list[str] = []
 
@@ -69,7 +70,7 @@ class TestSwitching:
             order.append("first")
         thread.join(SECONDS)
         assert order == ["first", "second"]
-        assert capsys.readouterr().err.count("waiting for it") == 1
+        assert sum("waiting for it" in message for message in caplog.messages) == 1
 
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
     def test_it_is_free_after_a_failure(self, provenance: Provenance, error: type[BaseException]) -> None:
