@@ -1,6 +1,5 @@
 """The page of an audit: everything that it found, the verdict first, in one file that needs no network."""
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from connector.audits.stages import INDEX, LOWERING, QUANTIZATION, REFERENCE, RE
 from connector.encoding.encoders import IMPORTED
 from connector.releases.points import HELD_OUT
 from connector.reports.audit_context import AuditContext, asked_how, chain
-from connector.reports.charts import Bar, Line, Mark, bars, lines, scatter, waterfall
+from connector.reports.charts import Bar, Line, bars, lines, scatter, svg, waterfall
 from connector.reports.geometry_rows import geometry_rows
 from connector.reports.glossary import ARROWS, FILTERS, SHOWN, called, number, sentence, within
 from connector.reports.pages import templates, write_page
@@ -101,15 +100,15 @@ def _sections(found: Audit, shown: Shown) -> dict[str, Any]:
     return {
         "tiles": list(_tiles(found)),
         "stages": {d: search[d] + filters[d] for d in DIRECTIONS},
-        "waterfalls": [waterfall(ARROWS[d], its, plan.k) for d, its in search.items()],
-        "filters": [waterfall(f"{ARROWS[d]}, within filters", its, plan.k) for d, its in filters.items() if its],
+        "waterfalls": [svg(waterfall(ARROWS[d], its, plan.k)) for d, its in search.items()],
+        "filters": [svg(waterfall(f"{ARROWS[d]}, within filters", its, plan.k)) for d, its in filters.items() if its],
         "served": {d: its[-1].name for d, its in search.items()},
         "served_stages": {stage.name for its in search.values() for stage in its},
         "measures": list(_measures(found)),
         "curves": [_curve(found, direction) for direction in found.curve],
         "geometry_rows": list(geometry_rows(found.geometry)) if found.geometry else [],
         "strata": {field: list(_stratified(found, field)) for field in plan.by},
-        "plane": scatter(found.plane) if found.plane else None,
+        "plane": svg(scatter(found.plane)) if found.plane else None,
         "worst": shown_worst(found.worst, shown),
     }
 
@@ -145,31 +144,30 @@ def _measures(found: Audit) -> Iterator[dict[str, Any]]:
 
 def _curve(found: Audit, direction: str) -> str:
     estimates = found.curve[direction]
-    top = math.log(max(estimates)) or 1.0
-
-    def mark(k: int, its: Any) -> Mark:
-        return Mark(
-            place=math.log(k) / top,
-            value=its.value,
-            low=its.low,
-            high=its.high,
-            says=f"Recall@{k}: {number(its.value)} {within(its)}".strip(),
-        )
-
+    by_chance = found.chance[direction]
     asking, _ = DIRECTIONS[direction]
-    by_chance = [
-        Mark(place=math.log(k) / top, value=value, says=f"Recall@{k} by chance: {number(value)}")
-        for k, value in found.chance[direction].items()
-    ]
+    values = list(estimates.values())
     ks = [k for k in estimates if k in (1, 2, 5, 10, 20, 50, 100)] if len(estimates) > 6 else list(estimates)
-    return lines(
+    figure = lines(
         ARROWS[direction],
-        [Line("chance", "chance", by_chance), Line(asking, "", [mark(k, its) for k, its in estimates.items()])],
-        y=(0.0, 1.0),
-        x_ticks=[(math.log(k) / top, str(k)) for k in ks],
+        [
+            Line("chance", "chance", list(by_chance), list(by_chance.values())),
+            Line(
+                asking,
+                "",
+                list(estimates),
+                [e.value for e in values],
+                [e.low for e in values],
+                [e.high for e in values],
+            ),
+        ],
         x_title="K, the length of the list",
+        x_ticks=[(k, str(k)) for k in ks],
+        ceiling=1.0,
         band=True,
+        log=len(estimates) > 1,
     )
+    return svg(figure)
 
 
 def _drifts(found: Audit) -> list[dict[str, Any]]:
@@ -227,4 +225,4 @@ def _stratified(found: Audit, field: str) -> Iterator[str]:
             and (m.part.startswith(f"{field}=") or m.part == f"{field} missing")
         ]
         if its:
-            yield bars(f"Recall@{k} {ARROWS[direction]}", asking, sorted(its, key=lambda bar: -bar.queries))
+            yield svg(bars(f"Recall@{k} {ARROWS[direction]}", asking, sorted(its, key=lambda bar: -bar.queries)))

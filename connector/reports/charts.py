@@ -1,46 +1,98 @@
-"""Pictures of audits as SVG that a page colours by class. Positions are pixels of a frame that the page scales."""
+"""Charts by matplotlib, as SVG inside a page: text stays text, and colours are the page's, in light, dark and print.
 
+A function of a chart returns a matplotlib `Figure`; `svg` turns it into markup.
+"""
+
+import html
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from io import StringIO
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from connector.audits.result import PcaProjection, StageFound
 from connector.reports.glossary import kind_of, signed
-from connector.reports.pages import templates
+from connector.reports.pages import TURNING
 
-# As wide as a phone is, so that its letters are still read there.
-WIDTH = 440
-LEFT, RIGHT, TOP, HEIGHT = 44, 428, 44, 180
-# Rows of a name, a bar and its numbers.
-NAME, BAR_RIGHT, ROW = 118, 304, 30
-NARROWEST = 0.05
-STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
-    """A value at a place from 0 to 1 along a line, with its interval where it has one, and what it is in words."""
-
-    place: float
-    value: float
-    low: float | None = None
-    high: float | None = None
-    says: str
+# The page's custom properties, each with what a picture that stands alone shows.
+PAGE_COLOURS = {
+    "ink": "#1b1f24",
+    "soft": "#5b6673",
+    "line": "#e2e4e8",
+    "good": "#1a7f4b",
+    "bad": "#b3261e",
+    "text": "#1f6fb4",
+    "image": "#b8500f",
+    "both": "#6b46a8",
+}
+# What matplotlib draws with instead; `svg` replaces it.
+COLOURS = {name: f"#0{number}fe0{number}" for number, name in enumerate(PAGE_COLOURS)}
+KINDS: dict[str, dict[str, Any]] = {
+    "text": {"color": COLOURS["text"], "marker": "o"},
+    "image": {"color": COLOURS["image"], "marker": "s"},
+    "both": {"color": COLOURS["both"], "marker": "D"},
+    "chance": {"color": COLOURS["soft"], "linestyle": "--", "linewidth": 1.2},
+}
+OUTCOMES = {"worse": COLOURS["bad"], "better": COLOURS["good"], "same": COLOURS["soft"]}
+WIDTH = 440  # points: as wide as a phone, so that its letters are still read there
+ROW = 30  # points of a row of a bar chart
+LONGEST_NAME, LONGEST_TITLE = 20, 60  # characters
+PIXELS_A_POINT = 1.2
+NARROWEST = 0.05  # range of an axis: differences that mean nothing do not fill a picture
+STYLE: Any = {
+    "svg.fonttype": "none",  # text as text
+    "svg.hashsalt": "modalign",  # the same picture twice is the same file
+    "text.parse_math": False,  # names may hold dollar signs
+    "font.size": 11,
+    "font.family": "sans-serif",
+    "text.color": COLOURS["ink"],
+    "axes.edgecolor": COLOURS["line"],
+    "axes.labelcolor": COLOURS["soft"],
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "grid.color": COLOURS["line"],
+    "xtick.color": COLOURS["soft"],
+    "ytick.color": COLOURS["soft"],
+    "legend.frameon": False,
+    "legend.labelcolor": COLOURS["soft"],
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What is drawn in one colour and shape: that of `text`, `image`, `both` or `chance`."""
+    """Values of one kind: `text`, `image`, `both` or `chance`, each with a colour and a marker of its own.
+
+    Attributes:
+        low, high: ends of the intervals, as long as `y`; empty: none.
+    """
 
     kind: str
     label: str
-    marks: Sequence[Mark]
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A value with its interval, what it is of, and how many queries it was measured on."""
+    """A value with its interval, what it is of, and the number of queries it was measured on."""
 
     name: str
     value: float
@@ -49,242 +101,248 @@ class Bar:
     queries: int
 
 
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """Values from `low` to `high` on pixels from `start` to `end`."""
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Let a function draw in the style of the pages."""
 
-    low: float
-    high: float
-    start: float
-    end: float
+    @wraps(draw)
+    def drawn(*args: P.args, **options: P.kwargs) -> R:
+        import matplotlib as mpl  # half a second, and only pages need it
 
-    def __call__(self, value: float) -> float:
-        """Where a value stands."""
-        share = (value - self.low) / (self.high - self.low)
-        return round(self.start + (self.end - self.start) * min(max(share, 0.0), 1.0), 1)
+        with mpl.rc_context(STYLE):
+            return draw(*args, **options)
 
-    def ticks(self, most: int = 5) -> list[dict[str, Any]]:
-        """Round values along it."""
-        return [{"at": self(value), "label": label} for value, label in round_values(self.low, self.high, most)]
+    return drawn
 
 
-def round_values(low: float, high: float, most: int) -> list[tuple[float, str]]:
-    """At most `most` steps of round values between two, with their labels.
+@styled
+def svg(figure: "Figure", css: str = "chart") -> str:
+    """Return a figure as `<svg>` of these CSS classes for a page; its label is what a screen reader says."""
+    buffer = StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=nothing, bbox_inches="tight", pad_inches=0.05)
+    drawn = buffer.getvalue()
+    drawn = drawn[drawn.index("<svg") :]
+    for name, colour in COLOURS.items():
+        drawn = drawn.replace(colour, f"var(--{name}, {PAGE_COLOURS[name]})")
+    # Ids that matplotlib counts through would be there twice on a page. Our own are classes, and titles of what is cut.
+    drawn = re.sub(r' id="[A-Za-z.0-9]+_\d+"', "", drawn)
+    drawn = re.sub(r'<g id="title:([^"]*)">', r"<g><title>\1</title>", drawn)
+    drawn = re.sub(r'<g id="([a-z-]+)">', r'<g class="\1">', drawn)
+    head, end, rest = drawn.partition(">")
+    width = float(re.findall(r'viewBox="\S+ \S+ (\S+) ', head)[0])
+    head = re.sub(r' (?:width|height|version)="[^"]*"', "", head)  # as wide as there is room for, letters of one size
+    label = html.escape(str(figure.get_label()).translate(TURNING))
+    attributes = f'class="{css}" role="img" aria-label="{label}" style="max-width: {PIXELS_A_POINT * width:.0f}px"'
+    return f"<svg {attributes}{head.removeprefix('<svg')}{end}{rest}"
 
-    >>> [label for _, label in round_values(0.0, 1.0, 5)]
-    ['0.0', '0.2', '0.4', '0.6', '0.8', '1.0']
-    >>> [label for _, label in round_values(0.512, 0.561, 5)]
-    ['0.52', '0.53', '0.54', '0.55', '0.56']
+
+@styled
+def lines(
+    title: str,
+    drawn: Sequence[Line],
+    *,
+    x_title: str,
+    x_ticks: Sequence[tuple[float, str]],
+    floor: float = 0.0,
+    ceiling: float = math.inf,
+    band: bool = False,
+    rules: Sequence[float] = (),
+    crosses: Sequence[float] = (),
+    log: bool = False,
+) -> "Figure":
+    """Draw values along something, with their intervals.
+
+    Args:
+        title: what the values are.
+        drawn: the lines.
+        x_title: what they are drawn along.
+        x_ticks: places with their labels.
+        floor, ceiling: the axis of the values ends there, at most.
+        band: draw intervals as an area, else as a bar each.
+        rules: places where something changed.
+        crosses: places where nothing could be measured.
+        log: draw places on a logarithmic axis.
     """
-    power = 10.0 ** math.floor(math.log10((high - low) / most))
-    step = next(power * each for each in STEPS if power * each * most >= (high - low) * (1 - 1e-9))
-    digits = max(0, -math.floor(math.log10(step) + 1e-9)) + (round(step / power, 3) == 2.5 and power <= 1)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [(number * step, _label(number * step, digits)) for number in range(first, last + 1)]
+    from matplotlib.transforms import offset_copy
+
+    figure, axes = _figure(title, 210)
+    for number, line in enumerate(drawn):
+        style: dict[str, Any] = {"markersize": 5, **KINDS[line.kind]}
+        if line.low and band:
+            axes.fill_between(line.x, line.low, line.high, color=style["color"], alpha=0.16, linewidth=0)
+        elif line.low:  # side by side, so that they do not hide each other
+            style["transform"] = offset_copy(axes.transData, figure, x=4 * number, units="points")
+            axes.vlines(line.x, line.low, line.high, linewidth=1.2, **{k: style[k] for k in ("color", "transform")})
+        axes.plot(line.x, line.y, label=line.label or "_", **style)
+    if log:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    places = [x for line in drawn for x in line.x] + [place for place, _ in x_ticks]
+    first, last = min(places), max(places)
+    axes.set_xlim(*((first * 0.9, last * 1.1) if log else limits((first, last), least=1.0, floor=-math.inf)))
+    axes.set_xticks([place for place, _ in x_ticks], [label for _, label in x_ticks])
+    for place in rules:
+        axes.axvline(place, color=COLOURS["soft"], linestyle=":", linewidth=1)
+    if crosses:
+        along = axes.get_xaxis_transform()
+        style = {"color": COLOURS["bad"], "markeredgewidth": 2, "gid": "cross"}
+        axes.plot(crosses, [0.05] * len(crosses), "x", transform=along, **style)
+    axes.set_xlabel(x_title)
+    axes.grid(axis="y")
+    _limit(axes, [*_values(drawn)], floor, ceiling)
+    if any(line.label for line in drawn):
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0)
+        axes.set_title(axes.get_title(loc="left"), pad=24)
+    return figure
 
 
-def _label(value: float, digits: int) -> str:
-    """Round values that are long end in k or M.
+@styled
+def waterfall(title: str, stages: Sequence[StageFound], k: int) -> "Figure":
+    """Draw Recall@`k` from stage to stage of one direction, each against the one that it names."""
+    figure, axes = _rows(title, [stage.name for stage in stages])
+    levels = {stage.name: (row, stage.recall[k].value) for row, stage in enumerate(stages) if stage.recall}
+    column, change = _column(axes, 1.03, f"R@{k}"), _column(axes, 1.32, "change")
+    ends: list[float] = []
+    for row, stage in enumerate(stages):
+        if not stage.recall:
+            why = "not measured" if stage.why_not else "nothing to find"
+            axes.text(0.02, row, why, transform=axes.get_yaxis_transform(), va="center", color=COLOURS["soft"])
+            continue
+        level = stage.recall[k].value
+        ends.append(level)
+        axes.plot([level, level], [row - 0.3, row + 0.3], color=COLOURS["ink"], linewidth=2.5)
+        column(row, f"{level:.3f}")
+        if stage.lost is None:
+            continue
+        before, kind = level + stage.lost.value, kind_of(stage.lost)
+        low, high = before - stage.lost.high, before - stage.lost.low
+        ends += [before, low, high]
+        axes.barh(row, before - level, left=level, height=0.46, color=OUTCOMES[kind], alpha=0.75, gid=f"loss-{kind}")
+        axes.plot([low, high], [row, row], color=COLOURS["ink"], linewidth=1.2)
+        change(row, signed(-stage.lost.value), color=OUTCOMES[kind], weight="bold")
+        if stage.against in levels:
+            above, value = levels[stage.against]
+            axes.plot([value, value], [above + 0.3, row - 0.3], color=COLOURS["soft"], linestyle=":", linewidth=1)
+    low, high = limits(ends or [0.0], ceiling=1.0)
+    axes.set_xlim(low, high)
+    return figure
 
-    >>> _label(0.25, 2), _label(2500.0, 0), _label(25_000.0, 0), _label(1_500_000.0, 0)
-    ('0.25', '2500', '25k', '1.5M')
-    """
-    if abs(value) < 10_000:
-        return f"{value:.{digits}f}"
-    return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k"
+
+@styled
+def bars(title: str, kind: str, drawn: Sequence[Bar]) -> "Figure":
+    """Draw a bar a value, from 0, with its interval."""
+    figure, axes = _rows(title, [bar.name for bar in drawn])
+    values, queries = _column(axes, 1.03, ""), _column(axes, 1.5, "queries", ha="right")
+    for row, bar in enumerate(drawn):
+        axes.barh(row, bar.value, height=0.5, color=KINDS[kind]["color"], alpha=0.55, gid="bar")
+        if bar.low is not None and bar.high is not None:
+            axes.plot([bar.low, bar.high], [row, row], color=COLOURS["ink"], linewidth=1.2)
+        values(row, f"{bar.value:.3f}")
+        queries(row, f"{bar.queries:,}", color=COLOURS["soft"])
+    axes.set_xlim(0, max(0.1, *(bar.value if bar.high is None else bar.high for bar in drawn)))
+    return figure
 
 
-def spread(
+@styled
+def scatter(plane: PcaProjection) -> "Figure":
+    """Draw images and texts of the shared space, each pair joined, with one scale for both axes."""
+    from matplotlib.collections import LineCollection
+
+    figure, axes = _figure(f"{len(plane.images)} pairs of the shared space", 400)
+    pairs = list(zip(plane.images, plane.texts, strict=True))
+    axes.add_collection(LineCollection(pairs, colors=COLOURS["soft"], linewidths=0.6, alpha=0.45))
+    for kind, points in (("image", plane.images), ("text", plane.texts)):
+        x, y = zip(*points, strict=True)
+        axes.scatter(x, y, 16, linewidths=0, label=kind, **KINDS[kind])
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    first, second = (f"{share:.1%}" for share in plane.explained)
+    axes.set_xlabel(f"first axis: {first} of the variance")
+    axes.set_ylabel(f"second axis: {second} of the variance")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0)
+    axes.set_title(axes.get_title(loc="left"), pad=24)
+    return figure
+
+
+def limits(
     values: Iterable[float], *, least: float = NARROWEST, floor: float = 0.0, ceiling: float = math.inf
 ) -> tuple[float, float]:
     """Return a range `(low, high)` that holds the values with a margin, not narrower than `least`.
 
-    >>> spread([0.5, 0.98], ceiling=1.0)
+    >>> limits([0.5, 0.98], ceiling=1.0)
     (0.452, 1.0)
-    >>> spread([1.0], ceiling=1.0), spread([0.0])
+    >>> limits([1.0], ceiling=1.0), limits([0.0])
     ((0.95, 1.0), (0.0, 0.05))
     """
-    found = list(values)
-    low, high = min(found), max(found)
+    known = list(values)
+    low, high = min(known), max(known)
     margin = max((high - low) * 0.1, (least - (high - low)) / 2)
     high = min(ceiling, high + margin)
     low = max(floor, min(low - margin, high - least))
     return round(low, 9), round(max(high, low + least), 9)
 
 
-def lines(
-    title: str,
-    drawn: Sequence[Line],
-    *,
-    y: tuple[float, float],
-    x_ticks: Sequence[tuple[float, str]],
-    x_title: str,
-    band: bool = False,
-    rules: Sequence[float] = (),
-    crosses: Sequence[float] = (),
-) -> str:
-    """Values along something, with their intervals.
+def shortened(text: str, most: int) -> str:
+    """Cut a text that is longer than so many characters, and take out what turns the direction of all text after it.
 
-    Args:
-        title: what the values are.
-        drawn: each with a shape of its own; `chance` has none.
-        y: range of the values.
-        x_ticks: places from 0 to 1 with their labels.
-        x_title: what they are.
-        band: draw intervals as an area, else as a bar each.
-        rules: places where something changed.
-        crosses: places where nothing could be measured.
+    >>> shortened("a long name", 8)
+    'a long …'
     """
-    bottom = TOP + HEIGHT
-    across, up = Axis(0, 1, LEFT + 12, RIGHT - 12), Axis(*y, bottom, TOP + 8)
-    series = []
-    for number, line in enumerate(drawn):
-        aside = 0 if band else 6 * number  # so that bars do not hide each other
-        marks = [
-            {
-                "x": round(across(m.place) + aside, 1),
-                "y": up(m.value),
-                "low": None if m.low is None else up(m.low),
-                "high": None if m.high is None else up(m.high),
-                "says": m.says,
-            }
-            for m in line.marks
-        ]
-        series.append({"kind": line.kind, "label": line.label, "marks": marks})
-    return _drawn(
-        "lines.svg",
-        title=title,
-        width=WIDTH,
-        height=bottom + 44,
-        left=LEFT,
-        right=RIGHT,
-        top=TOP,
-        bottom=bottom,
-        series=series,
-        band=band,
-        y_ticks=up.ticks(),
-        x_title=x_title,
-        x_ticks=[{"at": across(place), "label": label} for place, label in x_ticks],
-        rules=[across(place) for place in rules],
-        crosses=[across(place) for place in crosses],
-    )
-
-
-def waterfall(title: str, stages: Sequence[StageFound], k: int) -> str:
-    """Recall@`k` from stage to stage of one direction, each against the one that it names."""
-    levels = [s.recall[k].value for s in stages if s.recall]
-    befores = [s.recall[k].value + s.lost.value for s in stages if s.recall and s.lost]
-    ends = [s.recall[k].value + s.lost.value - end for s in stages if s.recall and s.lost for end in _ends(s)]
-    axis = Axis(*spread([*levels, *befores, *ends] or [0.0], ceiling=1.0), NAME + 6, BAR_RIGHT)
-    rows: list[dict[str, Any]] = []
-    places: dict[str, tuple[float, float]] = {}
-    for stage in stages:
-        y = TOP + ROW * (len(rows) + 0.5)
-        row: dict[str, Any] = {"name": shortened(stage.name, NAME + 24), "full": stage.name, "y": y, "why_not": None}
-        rows.append(row)
-        if not stage.recall:
-            row["why_not"] = "not measured" if stage.why_not else "nothing to find"
-            continue
-        level = stage.recall[k].value
-        row |= {"level": axis(level), "value": level, "change": None, "from": None, "since": None}
-        if stage.lost:
-            before = level + stage.lost.value
-            low, high = sorted(before - end for end in _ends(stage))
-            row |= {"from": axis(before), "low": axis(low), "high": axis(high), "kind": kind_of(stage.lost)}
-            row |= {"change": signed(-stage.lost.value), "since": places.get(stage.against or "")}
-        places[stage.name] = (axis(level), y)
-    bottom = TOP + ROW * len(rows)
-    return _drawn(
-        "waterfall.svg",
-        title=title,
-        width=WIDTH,
-        height=bottom + 30,
-        name=NAME,
-        bottom=bottom,
-        top=TOP - 6,
-        rows=rows,
-        ticks=axis.ticks(4),
-        right=BAR_RIGHT,
-        k=k,
-    )
-
-
-def _ends(stage: StageFound) -> tuple[float, float]:
-    assert stage.lost is not None
-    return stage.lost.low, stage.lost.high
-
-
-def bars(title: str, kind: str, drawn: Sequence[Bar]) -> str:
-    """A bar a value, from 0, with its interval."""
-    axis = Axis(0.0, max(0.1, *(bar.value if bar.high is None else bar.high for bar in drawn)), NAME + 6, BAR_RIGHT)
-    rows = [
-        {
-            "name": shortened(bar.name, NAME + 24),
-            "full": bar.name,
-            "y": TOP + ROW * (number + 0.5),
-            "end": axis(bar.value),
-            "bar": bar,
-            "low": None if bar.low is None else axis(bar.low),
-            "high": None if bar.high is None else axis(bar.high),
-        }
-        for number, bar in enumerate(drawn)
-    ]
-    return _drawn(
-        "bars.svg",
-        title=title,
-        kind=kind,
-        width=WIDTH,
-        height=TOP + ROW * len(rows) + 30,
-        name=NAME,
-        start=NAME + 6,
-        bottom=TOP + ROW * len(rows),
-        top=TOP - 6,
-        rows=rows,
-        ticks=axis.ticks(4),
-        right=BAR_RIGHT,
-    )
-
-
-def scatter(plane: PcaProjection) -> str:
-    """Images and texts of the shared space, each pair joined."""
-    xs, ys = zip(*plane.images, *plane.texts, strict=True)
-    # One scale for both axes: distances along them compare.
-    half = max(max(xs) - min(xs), max(ys) - min(ys)) / 2 or 1.0
-    x0, y0 = (max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2
-    side = (RIGHT - LEFT) / 2 - 8
-    bottom = TOP + 2 * side + 16
-    middle = ((LEFT + RIGHT) / 2, TOP + side + 8)
-
-    def placed(point: tuple[float, float]) -> tuple[float, float]:
-        x, y = point
-        return round(middle[0] + side * (x - x0) / half, 1), round(middle[1] - side * (y - y0) / half, 1)
-
-    pairs = [(placed(image), placed(text)) for image, text in zip(plane.images, plane.texts, strict=True)]
-    first, second = (f"{share:.1%}" for share in plane.explained)
-    return _drawn(
-        "scatter.svg",
-        title=f"{len(pairs)} pairs of the shared space",
-        width=WIDTH,
-        height=bottom + 32,
-        left=LEFT,
-        right=RIGHT,
-        top=TOP,
-        bottom=bottom,
-        pairs=pairs,
-        first=first,
-        second=second,
-    )
-
-
-def _drawn(template: str, **values: Any) -> str:
-    title = values.pop("title")
-    return templates().get_template(template).render(**values, title=title, shown=shortened(title, 1.1 * WIDTH))
-
-
-CHARACTER = 7.2  # width of one at 13 pixels, about
-
-
-def shortened(text: str, width: float) -> str:
-    """Cut a text that is wider than so many pixels."""
-    most = int(width / CHARACTER) - 4
+    text = text.translate(TURNING)
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def new_figure(label: str, height: float, width: float = WIDTH, **options: Any) -> tuple["Figure", Any]:
+    """Make a figure of `width` x `height` points with axes as `subplots` takes them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / 72, height / 72), label=label)
+    return figure, figure.subplots(**options)
+
+
+def _figure(title: str, height: float) -> tuple["Figure", "Axes"]:
+    figure, axes = new_figure(title, height)
+    axes.set_title(shortened(title, LONGEST_TITLE))
+    return figure, axes
+
+
+def _rows(title: str, names: Sequence[str]) -> tuple["Figure", "Axes"]:
+    """Make axes with a row a name, the first at the top, with room for numbers at their right."""
+    figure, axes = _figure(title, 40 + ROW * max(2, len(names)))
+    figure.subplots_adjust(left=0.3, right=0.68)
+    axes.set_yticks(range(len(names)), [shortened(name, LONGEST_NAME) for name in names])
+    for label, name in zip(axes.get_yticklabels(), names, strict=True):
+        label.set_gid(f"title:{name.translate(TURNING)}")
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0, labelcolor=COLOURS["ink"])
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    axes.locator_params(axis="x", nbins=4)
+    axes.set_title(axes.get_title(loc="left"), x=-0.6, pad=22)
+    return figure, axes
+
+
+def _column(axes: "Axes", x: float, heading: str, ha: str = "left") -> Any:
+    """Return a function that writes into a column right of the axes, whose heading it has written."""
+    axes.text(x, 1.02, heading, transform=axes.transAxes, va="bottom", ha=ha, color=COLOURS["soft"])
+
+    def write(row: int, text: str, **style: Any) -> None:
+        axes.text(x, row, text, transform=axes.get_yaxis_transform(), va="center", ha=ha, **style)
+
+    return write
+
+
+def _limit(axes: "Axes", values: Sequence[float], floor: float, ceiling: float) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    low, high = limits(values, floor=floor, ceiling=ceiling)
+    axes.set_ylim(low, high)
+    axes.locator_params(axis="y", nbins=6)
+    if high >= 10_000:
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _values(drawn: Sequence[Line]) -> Iterable[float]:
+    for line in drawn:
+        yield from (*line.y, *line.low, *line.high)

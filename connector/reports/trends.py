@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from connector.audits.history import AuditSummary
 from connector.audits.plan import BOTH
-from connector.reports.charts import Line, Mark, lines, spread
+from connector.reports.charts import Line, lines, svg
 from connector.reports.glossary import called
 
 SHARES = ("recall", "found", "ndcg", "mrr", "r_precision", "fidelity", "certified", "mutual_neighbours")
@@ -25,49 +25,41 @@ def trend(moments: Sequence[AuditSummary], name: str, part: str = "", *, beside:
         part: of the audit that it is of.
         beside: the recall that it is shown beside; audits that have none are left out.
     """
-    last = max(1, len(moments) - 1)
     drawn, title = [], f"{called(name)}, {part}" if part else called(name)
     for direction, (kind, label) in KINDS.items():
-        its = [
+        points = [
             (number, moment, m)
             for number, moment in enumerate(moments)
             for m in moment.measures
             if (m.direction, m.part, m.name) == (direction, part, name) and math.isfinite(m.value)
             if beside is None or any((each.part, each.name) == ("", beside) for each in moment.measures)
         ]
-        if direction == BOTH and its:
-            groups = its[-1][2].queries
-            its = [each for each in its if each[2].queries == groups]
+        if direction == BOTH and points:
+            groups = points[-1][2].queries
+            points = [point for point in points if point[2].queries == groups]
             title += f", {groups:,} groups"
-        marks = [
-            Mark(
-                place=number / last,
-                value=m.value,
-                low=_finite(m.low),
-                high=_finite(m.high),
-                says=f"audit {moment.audit}, {moment.at:%F %H:%M}, {moment.release}: {m.value:.4f}",
-            )
-            for number, moment, m in its
-        ]
-        if marks:
-            drawn.append(Line(kind, label, marks))
+        if points:
+            low = [_finite(m.low, m.value) for _, _, m in points]
+            high = [_finite(m.high, m.value) for _, _, m in points]
+            drawn.append(Line(kind, label, [n for n, _, _ in points], [m.value for _, _, m in points], low, high))
     if not drawn:
         return None
-    values = [v for line in drawn for m in line.marks for v in (m.value, m.low, m.high) if v is not None]
     is_share = name.removeprefix("exact.").removeprefix("chance.").partition("@")[0] in SHARES
     floor = -math.inf if name == "hubness" else 0.0
     every = math.ceil(len(moments) / TICKS)
     numbered = [(number, moment) for number, moment in enumerate(moments) if (len(moments) - 1 - number) % every == 0]
-    return lines(
+    figure = lines(
         title,
         drawn,
-        y=spread(values, floor=floor, ceiling=1.0 if is_share else math.inf),
-        x_ticks=[(number / last, str(moment.audit)) for number, moment in numbered],
         x_title="audits of " + " to ".join(dict.fromkeys(f"{end.at:%F}" for end in (moments[0], moments[-1]))),
-        rules=[(n + 0.5) / last for n, (a, b) in enumerate(pairwise(moments)) if a.release != b.release],
-        crosses=[n / last for n, moment in enumerate(moments) if moment.verdict == "broken"],
+        x_ticks=[(number, str(moment.audit)) for number, moment in numbered],
+        floor=floor,
+        ceiling=1.0 if is_share else math.inf,
+        rules=[number + 0.5 for number, (a, b) in enumerate(pairwise(moments)) if a.release != b.release],
+        crosses=[number for number, moment in enumerate(moments) if moment.verdict == "broken"],
     )
+    return svg(figure)
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _finite(value: float | None, otherwise: float) -> float:
+    return value if value is not None and math.isfinite(value) else otherwise

@@ -16,7 +16,7 @@ from alignment.comparison.table import NotRun
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.errors import ConnectorError
 from connector.reports import compare_report as comparisons
-from connector.reports.compare_charts import VIRIDIS, colour, heat_map, ink, learning_curves
+from connector.reports.compare_charts import heat_map, learning_curves
 from tests.connector.reports.test_contact_sheet import Page
 from tests.support.cli import Ended, done, modalign
 from tests.support.fakes import fake_pairs, write_manifest
@@ -106,7 +106,7 @@ def test_the_page_shows_the_guidelines_first_and_loads_nothing(report: Path, doc
     for tag, attributes in page.tags:
         assert tag not in ("script", "link", "iframe", "object", "img")
         assert not {"src", "srcset", "href", "action"} & attributes.keys(), tag
-    assert "url(" not in text.replace("url(#scale)", "")
+    assert not re.search(r"url\((?!#)", text)
     assert "@import" not in text
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
@@ -125,16 +125,6 @@ def test_the_pictures_are_svg_of_their_own(report: Path, document: Any) -> None:
         assert f"{row['recall']['mean']['recall@10']['value']:.3f}" in texts
     for label in (*NAMES, "ridge", "rcca", "cosine", "chi2"):
         assert label in texts
-
-
-def test_pictures_stay_within_their_frame(report: Path) -> None:
-    for name in ("heatmap.svg", "learning-curves.svg"):
-        root = ET.parse(report / name).getroot()
-        width, height = float(root.attrib["width"]), float(root.attrib["height"])
-        for element in root.iter():
-            for names, most in ((("x", "x1", "x2", "cx"), width), (("y", "y1", "y2", "cy"), height)):
-                for place in (float(element.attrib[n]) for n in names if n in element.attrib):
-                    assert 0 <= place <= most, (name, element.attrib)
 
 
 def test_a_table_and_sentences_are_printed(home: Path) -> None:
@@ -234,18 +224,3 @@ def test_a_disk_that_is_full_is_said(home: Path, tmp_path: Path, monkeypatch: py
         comparisons.write_comparison(tmp_path, found, advise(found))
     assert learning_curves(replace(found, curves=[])) is None
     assert heat_map(found, advise(found)).startswith("<svg")
-
-
-def test_text_on_every_colour_can_be_read() -> None:
-    def luminance(text: str) -> float:
-        parts = [int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    shades = [colour(share / 100) for share in range(101)]
-    assert (shades[0], shades[-1]) == (VIRIDIS[0], VIRIDIS[-1])
-    lights = [luminance(shade) for shade in shades]
-    assert lights == sorted(lights)
-    for shade, light in zip(shades, lights, strict=True):
-        contrast = 1.05 / (light + 0.05) if ink(shade) == "light" else (light + 0.05) / 0.05
-        assert contrast >= 4.5

@@ -1,41 +1,46 @@
-"""Pictures of audits: what is drawn stands where its value is."""
+"""Charts: what is drawn stands where its value is, and a page can colour and read it."""
 
+import re
 import xml.etree.ElementTree as ET
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import matplotlib as mpl
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from alignment.retrieval.bootstrap import Estimate
 from connector.audits.history import AuditSummary
 from connector.audits.result import PcaProjection, StageFound
 from connector.provenance.tables import MeasureRow
-from connector.reports.charts import Bar, Line, Mark, bars, lines, scatter, waterfall
+from connector.reports.charts import COLOURS, OUTCOMES, PAGE_COLOURS, Bar, Line, bars, lines, scatter, svg, waterfall
+from connector.reports.compare_charts import MAP, ink
 from connector.reports.trends import trend
 
 K = 10
+NAMES = {"svg": "http://www.w3.org/2000/svg"}
 
 
-def drawn(svg: str) -> ET.Element:
-    return ET.fromstring(svg)
+def texts(drawn: str) -> list[str]:
+    return ["".join(text.itertext()).strip() for text in ET.fromstring(drawn).iterfind(".//svg:text", NAMES)]
 
 
-def of_class(svg: ET.Element, name: str) -> list[ET.Element]:
-    return [element for element in svg.iter() if name in element.get("class", "").split()]
+def blocks(figure: Figure, gid: str) -> list[tuple[float, float]]:
+    """Where the bars of a figure begin and end, as values."""
+    found = [p for p in figure.axes[0].patches if isinstance(p, Rectangle) and str(p.get_gid()).startswith(gid)]
+    return [tuple(sorted((bar.get_x(), bar.get_x() + bar.get_width()))) for bar in found]  # type: ignore[misc]
 
 
-def texts(svg: ET.Element) -> list[str]:
-    return ["".join(text.itertext()).strip() for text in svg.iter("text")]
+def along(figure: Figure) -> list[list[float]]:
+    """The values of every line of a figure."""
+    return [np.asarray(line.get_xdata()).tolist() for line in figure.axes[0].lines]
 
 
-def axis(svg: ET.Element, begins: str, *, across: bool) -> Any:
-    """Where a value stands, from the first and the last tick of a picture."""
-    lines_ = [element.attrib["d"] for element in of_class(svg, "grid") if begins in element.attrib["d"]]
-    places = [float(line[1:].split(begins)[0].split()[0 if across else 1]) for line in lines_]
-    labels = [text for text in svg.iter("text") if text.get("text-anchor") == ("middle" if across else "end")]
-    values = [float(text.text or "") for text in labels if (text.text or "").replace(".", "").isdigit()][: len(places)]
-    scale = (places[-1] - places[0]) / (values[-1] - values[0])
-    return lambda value: places[0] + scale * (value - values[0])
+def up(figure: Figure) -> list[list[float]]:
+    """The same of the other axis."""
+    return [np.asarray(line.get_ydata()).tolist() for line in figure.axes[0].lines]
 
 
 def stage(name: str, against: str | None, recall: float, lost: Estimate | None = None) -> StageFound:
@@ -51,69 +56,86 @@ class TestWaterfall:
     )
 
     def test_blocks_reach_from_the_stage_before_to_the_stage(self) -> None:
-        svg = drawn(waterfall("w", self.STAGES, K))
-        x = axis(svg, "V", across=True)
-        blocks = of_class(svg, "loss")
-        for block, (high, low) in zip(blocks, [(0.60, 0.40), (0.60, 0.59), (0.62, 0.59)], strict=True):
-            start, width = float(block.attrib["x"]), float(block.attrib["width"])
-            assert (start, start + width) == pytest.approx((x(low), x(high)), abs=0.2)
-        whiskers = [element.attrib["d"] for element in of_class(svg, "whisker")]
-        start_of_it, _, end_of_it = whiskers[0][1:].partition("H")
-        assert (float(start_of_it.split()[0]), float(end_of_it)) == pytest.approx((x(0.35), x(0.45)), abs=0.2)
-        levels = [float(element.attrib["d"][1:].split()[0]) for element in of_class(svg, "level")]
-        assert levels == pytest.approx([x(0.60), x(0.40), x(0.59), x(0.62)], abs=0.2)
+        figure = waterfall("w", self.STAGES, K)
+        reach = [pytest.approx(ends) for ends in ((0.40, 0.60), (0.59, 0.60), (0.59, 0.62))]
+        assert blocks(figure, "loss") == reach
+        for level in (0.60, 0.40, 0.59, 0.62):
+            assert pytest.approx([level, level]) in along(figure)
+        assert pytest.approx([0.35, 0.45]) in along(figure)
 
     def test_red_is_more_than_chance(self) -> None:
-        svg = drawn(waterfall("w", self.STAGES, K))
-        assert [block.attrib["class"] for block in of_class(svg, "loss")] == ["loss worse", "loss same", "loss better"]
-        assert [text for text in texts(svg) if text[0] in "+−"] == ["−0.200", "−0.010", "+0.030"]
+        figure = waterfall("w", self.STAGES, K)
+        assert [p.get_gid() for p in figure.axes[0].patches] == ["loss-worse", "loss-same", "loss-better"]
+        assert len(set(OUTCOMES.values())) == 3
+        assert [text for text in texts(svg(figure)) if text[:1] in "+−" and text[1:]] == ["−0.200", "−0.010", "+0.030"]
 
     def test_what_was_not_measured_is_named(self) -> None:
         missing = StageFound("text-to-image", "filter:a", "exact", why_not="refused")
         nothing = StageFound("text-to-image", "filter:b", "exact", without_relevant=9)
-        svg = drawn(waterfall("w", [missing, nothing], K))
-        assert "not measured" in texts(svg)
-        assert "nothing to find" in texts(svg)
-        assert not of_class(svg, "level")
+        figure = waterfall("w", [missing, nothing], K)
+        assert {"not measured", "nothing to find"} <= set(texts(svg(figure)))
+        assert not figure.axes[0].lines
 
     def test_losses_that_are_nothing_do_not_fill_the_picture(self) -> None:
         small = [stage("reference", None, 0.5), stage("index", "reference", 0.499, Estimate(0.001, 0.0, 0.002))]
-        (block,) = of_class(drawn(waterfall("w", small, K)), "loss")
-        assert 0 < float(block.attrib["width"]) < 10
+        low, high = waterfall("w", small, K).axes[0].get_xlim()
+        assert high - low >= 0.05
 
 
 def test_bars_begin_at_0() -> None:
-    svg = drawn(bars("b", "text", [Bar("a", 0.5, 0.25, 0.75, 1200), Bar("b", 0.25, None, None, 3)]))
-    first, second = (float(element.attrib["width"]) for element in of_class(svg, "bar"))
-    assert first == pytest.approx(2 * second, abs=0.2)
-    assert len(of_class(svg, "whisker")) == 1
-    assert {"0.500", "0.250", "1,200", "3"} <= set(texts(svg))
+    figure = bars("b", "text", [Bar("a", 0.5, 0.25, 0.75, 1200), Bar("b", 0.25, None, None, 3)])
+    assert blocks(figure, "bar") == [(0, 0.5), (0, 0.25)]
+    assert along(figure) == [[0.25, 0.75]]
+    assert figure.axes[0].get_xlim() == (0, 0.75)
+    assert {"0.500", "0.250", "1,200", "3"} <= set(texts(svg(figure)))
 
 
 def test_lines_stand_where_their_values_are() -> None:
-    marks = [Mark(place=place, value=v, low=v - 0.1, high=v + 0.1, says=f"{v}") for place, v in ((0, 0.2), (1, 0.8))]
-    chance = Line("chance", "b", [Mark(place=0, value=0.1, says="")])
-    svg = drawn(lines("l", [Line("text", "a", marks), chance], y=(0, 1), x_ticks=[], x_title="x", band=True))
-    y = axis(svg, "H", across=False)
-    _, *circles = (element for element in svg.iter("circle") if element.find("title") is not None)  # after the key
-    assert [float(circle.attrib["cy"]) for circle in circles] == pytest.approx([y(0.2), y(0.8)], abs=0.2)
-    (band,) = of_class(svg, "band")
-    corners = [float(corner.split()[1]) for corner in band.attrib["d"].strip("Mz").split(" L")]
-    assert corners == pytest.approx([y(0.3), y(0.9), y(0.7), y(0.1)], abs=0.2)
+    chance = Line("chance", "b", [1, 10], [0.1, 0.2])
+    drawn = [Line("text", "a", [1, 10], [0.2, 0.8], [0.1, 0.7], [0.3, 0.9]), chance]
+    figure = lines("l", drawn, x_ticks=[(1, "1"), (10, "10")], x_title="x", band=True, ceiling=0.95)
+    assert along(figure) == [[1, 10], [1, 10]]
+    assert up(figure) == [[0.2, 0.8], [0.1, 0.2]]
+    (band,) = figure.axes[0].collections
+    ((low, high),) = ([box.y0, box.y1] for box in [band.get_datalim(figure.axes[0].transData)])
+    assert (low, high) == pytest.approx((0.1, 0.9))
+    assert figure.axes[0].get_ylim()[1] <= 0.95
 
 
 def test_the_plane_has_one_scale_two_shapes_and_a_line_for_each_pair() -> None:
-    plane = PcaProjection(["a", "b"], [(0.0, 0.0), (2.0, 0.0)], [(0.0, 1.0), (2.0, 1.0)], (0.4, 0.125))
-    svg = drawn(scatter(plane))
-    squares = [(float(e.attrib["x"]), float(e.attrib["y"])) for e in list(svg.iter("rect")) if e.get("width") == "5"]
-    circles = [(float(e.attrib["cx"]), float(e.attrib["cy"])) for e in svg.iter("circle") if e.get("r") == "2.8"]
-    assert (len(squares), len(circles)) == (2, 2)
-    across, up = squares[1][0] - squares[0][0], (squares[0][1] + 2.5) - circles[0][1]
-    assert across == pytest.approx(2 * up, abs=0.3)
-    (pairs,) = of_class(svg, "pair")
-    assert pairs.attrib["d"].count("M") == pairs.attrib["d"].count("L") == 2
-    assert "first axis: 40.0% of the variance" in texts(svg)
-    assert "second axis: 12.5% of the variance" in texts(svg)
+    figure = scatter(PcaProjection(["a", "b"], [(0.0, 0.0), (2.0, 0.0)], [(0.0, 1.0), (2.0, 1.0)], (0.4, 0.125)))
+    axes = figure.axes[0]
+    assert axes.get_aspect() == 1
+    pairs, images, captions = axes.collections
+    assert [segment.tolist() for segment in pairs.get_segments()] == [[[0, 0], [0, 1]], [[2, 0], [2, 1]]]  # type: ignore[attr-defined]
+    assert images.get_offsets().tolist() == [[0, 0], [2, 0]]  # type: ignore[union-attr]
+    assert captions.get_offsets().tolist() == [[0, 1], [2, 1]]  # type: ignore[union-attr]
+    assert {"first axis: 40.0% of the variance", "second axis: 12.5% of the variance"} <= set(texts(svg(figure)))
+
+
+def test_a_picture_takes_its_colours_from_the_page() -> None:
+    drawn = svg(bars("b", "image", [Bar("a", 0.5, 0.25, 0.75, 3)]))
+    assert f"var(--image, {PAGE_COLOURS['image']})" in drawn
+    assert not [colour for colour in COLOURS.values() if colour in drawn]
+    assert set(re.findall(r"#[0-9a-f]{6}", drawn)) <= set(PAGE_COLOURS.values())
+
+
+def test_names_that_mean_harm_stay_text() -> None:
+    name = '<b>"$x^2$&\u202e'
+    drawn = svg(bars(name, "text", [Bar(name, 0.5, None, None, 3)]))
+    assert ET.fromstring(drawn).attrib["aria-label"] == name.replace("\u202e", "\\u202e")
+    assert sum(text.startswith('<b>"$x^2$&') for text in texts(drawn)) == 2
+
+
+def test_text_on_every_colour_can_be_read() -> None:
+    def luminance(colour: Any) -> float:
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
+        return float(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+
+    for share in range(101):
+        light = luminance(mpl.colormaps[MAP](share / 100))
+        contrast = 1.05 / (light + 0.05) if ink(mpl.colormaps[MAP](share / 100)) == "#ffffff" else (light + 0.05) / 0.05
+        assert contrast >= 4.5
 
 
 def moment(number: int, release: str, *measures: MeasureRow) -> AuditSummary:
@@ -133,36 +155,39 @@ class TestTrend:
         moment(4, "b", measure("text-to-image", "recall@10", float("inf")), measure("both", "gap", 0.3)),
     )
 
-    def test_what_is_no_number_and_what_is_broken(self) -> None:
-        svg = drawn(trend(self.MOMENTS, "recall@10") or "")
-        assert len(of_class(svg, "whisker")) == 2, "two audits have a finite recall"
-        assert len(of_class(svg, "cross")) == 1
-        assert len(of_class(svg, "rule")) == 1
-        assert "audits of 2026-01-02 to 2026-01-05" in texts(svg)
+    @pytest.fixture
+    def drawn(self, monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+        """The figures behind the markup."""
+        figures: list[Figure] = []
+
+        def remember(figure: Figure) -> str:
+            figures.append(figure)
+            return svg(figure)
+
+        monkeypatch.setattr("connector.reports.trends.svg", remember)
+        return figures
+
+    def test_what_is_no_number_and_what_is_broken(self, drawn: list[Figure]) -> None:
+        shown = texts(trend(self.MOMENTS, "recall@10") or "")
+        assert "audits of 2026-01-02 to 2026-01-05" in shown
+        assert up(drawn[0])[0] == [0.5, 0.6], "two audits have a finite recall"
+        _, rule, cross = along(drawn[0])
+        assert (rule[0], cross) == (1.5, [2])
         assert trend(self.MOMENTS, "mrr") is None
 
-    def test_a_gap_is_not_drawn_without_its_recall(self) -> None:
-        svg = drawn(trend(self.MOMENTS, "gap", beside="recall@5") or "<svg/>")
-        assert not list(svg.iter("title"))
-        moments = (*self.MOMENTS[:3], moment(5, "b", measure("both", "gap", 0.3)))
-        svg = drawn(trend(moments, "gap", beside="recall@10") or "")
-        assert [title.text for title in svg.iter("title") if (title.text or "").startswith("audit ")] == [
-            "audit 2, 2026-01-03 00:00, a: 0.4000"
-        ]
+    def test_a_gap_is_not_drawn_without_its_recall(self, drawn: list[Figure]) -> None:
+        assert trend(self.MOMENTS, "gap", beside="recall@5") is None
+        trend((*self.MOMENTS[:3], moment(5, "b", measure("both", "gap", 0.3))), "gap", beside="recall@10")
+        assert up(drawn[0])[0] == [0.4]
 
     def test_a_long_title_is_cut_and_keeps_the_name_of_the_measure(self) -> None:
         part = f"filter:{'long' * 30}"
         one = MeasureRow(direction="both", stratum=part, name="recall@10", value=0.5, queries=9)
-        svg = drawn(trend([moment(1, "a", one), moment(2, "a", one)], "recall@10", part) or "")
-        assert texts(svg)[0].startswith("Recall@10, filter:long")
-        assert len(texts(svg)[0]) < 80
-        assert svg.attrib["aria-label"].endswith("long, 9 groups")
+        picture = trend([moment(1, "a", one), moment(2, "a", one)], "recall@10", part) or ""
+        (title,) = [text for text in texts(picture) if text.startswith("Recall@10, filter:long")]
+        assert len(title) < 80
+        assert ET.fromstring(picture).attrib["aria-label"].endswith("long, 9 groups")
 
-    def test_gaps_of_other_samples_are_left_out(self) -> None:
-        svg = drawn(trend(self.MOMENTS, "gap") or "")
-        titles = [title.text or "" for title in svg.iter("title")]
-        assert [title for title in titles if title.startswith("audit ")] == [
-            "audit 2, 2026-01-03 00:00, a: 0.4000",
-            "audit 4, 2026-01-05 00:00, b: 0.3000",
-        ]
-        assert texts(svg)[0] == "gap, 100 groups"
+    def test_gaps_of_other_samples_are_left_out(self, drawn: list[Figure]) -> None:
+        assert "gap, 100 groups" in texts(trend(self.MOMENTS, "gap") or "")
+        assert up(drawn[0])[0] == [0.4, 0.3]
