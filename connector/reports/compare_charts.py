@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from alignment.comparison.table import Comparison, Fitted
 from alignment.comparison.guidelines import Advice
 from alignment.comparison.learning_curve import Forecast, Point
+from alignment.comparison.table import Comparison, Fitted
 from connector.reports.charts import COLOURS, NARROWEST, limits, new_figure, shortened, styled, svg
 
 if TYPE_CHECKING:
