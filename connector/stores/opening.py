@@ -20,12 +20,12 @@ class StoreKind:
     Attributes:
         form: how its URLs look, for people.
         open: opens the store that the settings name; raises a `StoreError` if that fails.
-        url: the `Store.url` that the store of a URL will have, without opening it.
+        url: turns a URL into the `Store.url` that its store will have: without secrets, the same each time.
     """
 
     form: str
     open: Callable[["Settings"], Store]
-    url: Callable[[str], str] = redacted
+    url: Callable[[str], str]
 
 
 def _open_edge(settings: "Settings") -> Store:
@@ -49,10 +49,10 @@ def _connect(settings: "Settings") -> Store:
 # By how the URL begins.
 STORES: Mapping[str, StoreKind] = {
     "edge:": StoreKind("edge:DIRECTORY", _open_edge, _edge_url),
-    "http://": StoreKind("http://HOST:PORT", _connect),
-    "https://": StoreKind("https://HOST:PORT", _connect),
-    "grpc://": StoreKind("grpc://HOST:PORT", _connect),
-    "grpcs://": StoreKind("grpcs://HOST:PORT", _connect),
+    "http://": StoreKind("http://HOST:PORT", _connect, redacted),
+    "https://": StoreKind("https://HOST:PORT", _connect, redacted),
+    "grpc://": StoreKind("grpc://HOST:PORT", _connect, redacted),
+    "grpcs://": StoreKind("grpcs://HOST:PORT", _connect, redacted),
 }
 
 

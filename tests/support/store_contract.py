@@ -21,6 +21,7 @@ from alignment.metrics import METRICS, Distance, Metric
 from alignment.vectors import FloatArray
 from connector.errors import CollectionNotFoundError, StoreError
 from connector.stores.contract import CollectionConfig, Payload, Points, Store, VectorConfig
+from tests.support.errors import raises
 
 DIM = 8
 OpenStore = Callable[[], Store]
@@ -87,7 +88,7 @@ class CollectionsContract:
     ) -> None:
         store.create(name, config(Distance.DOT, metadata={"first": True}))
         store.upsert(name, points(normal(rng, 3)))
-        with pytest.raises(StoreError, match=f"{name}.*exists"):
+        with pytest.raises(StoreError, match=name):
             store.create(name, config(Distance.EUCLID))
         info = store.describe(name)
         assert (info.vectors["v"].distance, info.metadata, info.points) == (Distance.DOT, {"first": True}, 3)
@@ -95,7 +96,7 @@ class CollectionsContract:
     def test_creating_under_the_name_of_an_alias_is_refused(self, store: Store, name: str) -> None:
         store.create(name, config())
         store.set_aliases({f"{name}-alias": name})
-        with pytest.raises(StoreError, match=f"{name}-alias.*exists"):
+        with pytest.raises(StoreError, match=f"{name}-alias"):
             store.create(f"{name}-alias", config())
         assert f"{name}-alias" not in store.collections()
 
@@ -262,7 +263,7 @@ class ChecksContract:
         store.create(name, config(distance))
         vectors = rng.standard_normal((3, DIM))
         vectors[1, 2] = value
-        with pytest.raises(VectorError, match=f"{ids(3)[1]}: vector-{reason}"):
+        with raises(VectorError, ids(3)[1], f"vector-{reason}"):
             store.upsert(name, points(vectors))
         assert store.count(name) == 0
 
@@ -273,7 +274,7 @@ class ChecksContract:
         vectors = normal(rng, 3)
         vectors[2] = 0
         if distance is Distance.COSINE:
-            with pytest.raises(VectorError, match=f"1 of 3 .*{ids(3)[2]}: vector-zero"):
+            with raises(VectorError, "1 of 3", ids(3)[2], "vector-zero"):
                 store.upsert(name, points(vectors))
             assert store.count(name) == 0
         else:
@@ -284,26 +285,26 @@ class ChecksContract:
 
     def test_underflow_to_zero_under_cosine(self, store: Store, name: str) -> None:
         store.create(name, config(Distance.COSINE))
-        with pytest.raises(VectorError, match="vector-zero"):
+        with raises(VectorError, "vector-zero"):
             store.upsert(name, points(np.full((1, DIM), 1e-300)))
         assert store.count(name) == 0
 
     @pytest.mark.parametrize("shape", [(2, DIM - 1), (2, DIM + 1), (3, DIM), (1, DIM)])
     def test_another_shape(self, store: Store, name: str, shape: tuple[int, int]) -> None:
         store.create(name, config())
-        with pytest.raises(VectorError, match=rf"\(2, {DIM}\).*\({shape[0]}, {shape[1]}\)"):
+        with raises(VectorError, (2, DIM), shape):
             store.upsert(name, Points("v", ids(2), np.ones(shape, np.float32), [{}, {}]))
         assert store.count(name) == 0
 
     def test_payloads_that_do_not_belong_to_the_vectors(self, store: Store, name: str) -> None:
         store.create(name, config())
-        with pytest.raises(VectorError, match="1 payloads"):
+        with raises(VectorError, 1, 2):
             store.upsert(name, Points("v", ids(2), np.ones((2, DIM), np.float32), [{}]))
         assert store.count(name) == 0
 
     def test_an_unknown_vector(self, store: Store, name: str) -> None:
         store.create(name, config())
-        with pytest.raises(CollectionNotFoundError, match="'image'; it has other, v"):
+        with raises(CollectionNotFoundError, "'image'", "other, v"):
             store.upsert(name, Points("image", ids(1), np.ones((1, DIM), np.float32), [{}]))
         assert store.count(name) == 0
 

@@ -767,7 +767,7 @@ class TestMetrics:
         name = "mol(components=4,size=64,sway=0.1)/item"
         weights = {**learned(), name: np.full_like(learned()[name], 3e38)}
         world.alignment("diverged", weights=weights)
-        with pytest.raises(WeightsError, match=r"metric mol\(.*\) gives vectors that are not finite: .* fit the align"):
+        with raises(WeightsError, "metric mol("):
             world.push(world.set("s", *pairs(4)), "diverged", metrics=["mol"])
         assert (world.store.collections(), world.states()) == ([], {})
 

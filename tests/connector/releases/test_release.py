@@ -146,7 +146,7 @@ class TestOpening:
         place = world.home / "alignments" / "a"
         shutil.rmtree(place)
         alignment(turn=1).save(place)
-        with pytest.raises(MismatchError, match=r"was written with alignment a .*, its directory now holds") as caught:
+        with pytest.raises(MismatchError, match="alignment a ") as caught:
             opened(world)
         assert alignment().fingerprint[:12] in str(caught.value)
         assert alignment(turn=1).fingerprint[:12] in str(caught.value)
@@ -223,7 +223,7 @@ class TestOpening:
         push(world, metric)
         shutil.rmtree(world.home / "alignments" / "a")
         alignment(weights={}).save(world.home / "alignments" / "a")
-        with pytest.raises(MismatchError, match=r"was written with alignment a .*, its directory now holds"):
+        with raises(MismatchError, "alignment a "):
             opened(world, metric)
 
     @pytest.mark.parametrize(("column", "value"), [("metric", "dot"), ("dim", 7), ("distance", "Dot")])
@@ -243,7 +243,7 @@ class TestOpening:
         card = cards()[modality]
         with world.provenance.database.session() as session:
             session.execute(update(EncoderRow).where(EncoderRow.modality == modality).values({column: value}))
-        with pytest.raises(MismatchError, match=f"SQL recorded alignment a with the {modality} encoder") as caught:
+        with pytest.raises(MismatchError, match=f"alignment a .*{modality}") as caught:
             opened(world)
         assert str(replace(card, **{column: value})) in str(caught.value)
         assert f"its card names {card}; restore the one that was changed" in str(caught.value)

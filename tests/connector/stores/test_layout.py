@@ -91,7 +91,7 @@ class TestReading:
             read_layout(tmp_path / "l.toml")
 
     def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(SettingsError, match=r"no\.toml cannot be read"):
+        with raises(SettingsError, "no.toml"):
             read_layout(tmp_path / "no.toml")
 
     @pytest.mark.parametrize("kind", COMPRESSIONS)
@@ -137,7 +137,7 @@ class TestFlags:
 
     def test_together_they_have_to_make_sense(self, tmp_path: Path) -> None:
         (tmp_path / "l.toml").write_text("quantization = 'product'\ncompression = 'x8'\n")
-        with pytest.raises(SettingsError, match="layout: compression: expected bits4"):
+        with raises(SettingsError, "compression", "bits4"):
             self.given("--layout", str(tmp_path / "l.toml"), "--quantization", "turbo")
 
     @pytest.mark.parametrize("name", BOUNDS)
@@ -166,7 +166,7 @@ class TestFlags:
         for meant in (least, most):
             Layout(**{**others, name: meant})
         for value in (least - 1, most + 1, float("nan"), float("inf"), -float("inf")):
-            with pytest.raises(SettingsError, match=f"^{name}: expected {least} to {most}, got {value}$"):
+            with raises(SettingsError, name, least, most, value):
                 Layout(**{**others, name: value})
 
     def test_nothing_is_created_for_what_cannot_be_meant(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,7 @@ class TestFlags:
                 {"shards": 0},
             ]
             for options in wrong:
-                with pytest.raises(SettingsError, match="expected"):
+                with raises(SettingsError):
                     world.push(embedding_set, **options)
             assert world.store.collections() == []
             assert world.provenance.releases.find() == []

@@ -28,7 +28,7 @@ def test_a_url_of_each_kind_begins_as_its_form_does(beginning: str) -> None:
 @pytest.mark.parametrize("url", ["", "edge:", "http://", "qdrant", "ftp://host", "http:host", "localhost:6333"])
 def test_what_names_no_store(tmp_path: Path, url: str) -> None:
     for action in (open_store, url_of):
-        with raises(SettingsError, repr(url), *(kind.form for kind in STORES.values())):
+        with raises(SettingsError, *(kind.form for kind in STORES.values())):
             action(Settings(tmp_path, url, "sqlite://"))
 
 

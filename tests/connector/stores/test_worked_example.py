@@ -52,7 +52,7 @@ class TestFilters(FilterContract):
 
 
 def test_one_entry_adds_it(example: Callable[[str], Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = StoreKind("memory:NAME", lambda settings: example(settings.store_url.removeprefix("memory:")))
+    kind = StoreKind("memory:NAME", lambda settings: example(settings.store_url.removeprefix("memory:")), str)
     monkeypatch.setattr(opening, "STORES", {**STORES, "memory:": kind})
     settings = Settings(tmp_path, "memory:mine", "sqlite://")
     with opening.open_store(settings) as store:
