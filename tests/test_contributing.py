@@ -1,11 +1,13 @@
-"""The worked example of CONTRIBUTING.md: a metric that is added as it says is served as any other."""
+"""The worked examples of CONTRIBUTING.md: a metric and a measure that are added as it says work as any other."""
 
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,30 +15,65 @@ import torch
 from scipy.spatial.distance import correlation
 
 from alignment.metrics import METRICS, Metric, parse
+from alignment.modality import DIRECTIONS
 from alignment.model.onnx_export import export
+from connector.audits.baseline import Baseline, find_baseline
+from connector.audits.history import history
+from connector.audits.measures import MEASURES, Measure
+from connector.audits.plan import AuditPlan
+from connector.audits.recording import record
+from connector.audits.requirements import Requirement
+from connector.audits.result import Audit
+from connector.cli.audit_tables import print_audit, print_history
+from connector.provenance.runs import RunResult
+from connector.reports.audit_context import AuditContext
+from connector.reports.audit_json import document
+from connector.reports.audit_page import write_audit_page
+from connector.reports.history_page import write_history_page
+from connector.reports.prometheus import write_prometheus
 from connector.search.retriever import Retriever
-from tests.support.world import COLLECTION, alignment, cards, embedded, latent, opened_world, pairs
+from tests.support.world import (
+    COLLECTION,
+    alignment,
+    audit,
+    cards,
+    embedded,
+    latent,
+    opened,
+    opened_world,
+    pairs,
+    the_set,
+)
 
 TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> Metric:
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "class Correlation" in block)
+def code_of(marker: str) -> str:
+    """The one example that holds `marker`."""
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if marker in block)
+    return str(code)
+
+
+def executed(marker: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The example that holds `marker`, as a module."""
     module = ModuleType("worked_example")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(compile(code, "CONTRIBUTING.md", "exec"), module.__dict__)
-    metric: Metric = module.Correlation()
+    exec(compile(code_of(marker), "CONTRIBUTING.md", "exec"), module.__dict__)
+    return module
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Metric:
+    metric: Metric = executed("class Correlation", monkeypatch).Correlation()
     monkeypatch.setitem(METRICS, metric.name, metric)
     return metric
 
 
 def test_it_can_be_added_where_the_steps_say(tmp_path: Path) -> None:
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "class Correlation" in block)
     package = Path(__file__).parent.parent / "alignment"
     shutil.copytree(package, tmp_path / "alignment", ignore=shutil.ignore_patterns("__pycache__"))
     metrics = tmp_path / "alignment" / "metrics"
-    (metrics / "correlation.py").write_text(code, encoding="utf-8")
+    (metrics / "correlation.py").write_text(code_of("class Correlation"), encoding="utf-8")
     init = (metrics / "__init__.py").read_text(encoding="utf-8")
     added = init.replace("Perceptron(),\n", "Perceptron(), Correlation(),\n").replace(
         "from alignment.metrics.divergences",
@@ -76,3 +113,69 @@ def test_it_is_served(example: Metric, tmp_path: Path, monkeypatch: pytest.Monke
             best = np.argsort(-row)[:4]
             assert [item.key for item in answer] == [str(number) for number in best]
             np.testing.assert_allclose([item.score for item in answer], row[best], atol=1e-6)
+
+
+@pytest.fixture
+def measure(monkeypatch: pytest.MonkeyPatch) -> Measure:
+    measure: Measure = executed("PRECISION = Measure", monkeypatch).PRECISION
+    monkeypatch.setitem(MEASURES, measure.name, measure)
+    return measure
+
+
+@pytest.mark.usefixtures("measure")
+def test_a_measure_of_one_entry_is_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with opened_world("edge", tmp_path, monkeypatch) as world:
+        world.alignment()
+        world.push(world.set("s", *pairs(30)))
+        release, embedding_set = opened(world), the_set(world)
+        plan: dict[str, Any] = {"ks": (1, 5), "queries": "all", "gallery": "all"}
+
+        def recorded(requirement: str, baseline: Baseline | None = None) -> Audit:
+            parsed = [Requirement.parse(requirement)]
+            found = audit(release, world.store, embedding_set, requirements=parsed, baseline=baseline, **plan)
+            with world.provenance.runs.start("audit", {}) as run:
+                set_id = world.provenance.artifacts.record_set(embedding_set)
+                return replace(found, number=record(found, world.provenance, run, set_id))
+
+        first = recorded("precision@1>=1.01")
+        baseline = find_baseline(world.provenance, release.row, "last", AuditPlan(**plan), "s")
+        second = recorded("precision@5 drop<=0.1", baseline)
+        summaries = history(world.provenance, [release.row], limit=9)
+        written = RunResult(1, {}, second)
+        write_prometheus(tmp_path / "audit.prom", written)
+        print_audit(second)
+        print_history(summaries)
+        alignment_row = world.provenance.artifacts.alignment(release.row.alignment_id)
+        context = AuditContext(
+            store=world.url,
+            alignment=alignment_row,
+            encoders=world.provenance.artifacts.encoders(alignment_row),
+            pairs=embedding_set,
+            requirements=["precision@5 drop<=0.1"],
+            run=1,
+            at=summaries[-1].at,
+            moments=summaries,
+        )
+        write_audit_page(tmp_path / "audit.html", second, context)
+        write_history_page(tmp_path / "history.html", COLLECTION, summaries)
+
+    # Without noise every query finds its one relevant item first: one of the first k is right.
+    for direction in DIRECTIONS:
+        values = [second.measure(direction, f"precision@{k}").value for k in (1, 5)]
+        assert values == pytest.approx([1.0, 0.2], rel=1e-12)
+    assert [failure.requirement.name for failure in first.failures] == ["precision@1"] * 2
+    assert second.verdict == "passed"
+    assert {drift.change.difference.value for drift in second.drifts if drift.name == "precision@5"} == {0.0}
+    names = {m["name"] for m in document(written)["measures"]}
+    assert {"precision@1", "precision@5"} <= names
+    assert 'measure="precision@5"' in (tmp_path / "audit.prom").read_text(encoding="utf-8")
+    assert {m.name for m in summaries[-1].measures} >= {"precision@1", "precision@5"}
+    tables, _, history_table = capsys.readouterr().out.partition("audits under")
+    assert re.search(r"precision@5 +.*0\.200", tables)
+    assert "precision@5" in history_table
+    page, history_page = ((tmp_path / name).read_text(encoding="utf-8") for name in ("audit.html", "history.html"))
+    assert "of the first K answers, those that are right" in page
+    assert page.count("Precision@5") >= 2, "in the table of changes, and as a picture of the history"
+    assert "Precision@5" in history_page

@@ -1,176 +1,80 @@
-"""Measures of retrieval as values: what they make of the ranks of one query, and of all queries together.
+"""Measures of retrieval: what they make of the ranks of each query, and how two audits of them are compared.
 
-    recall@K      1 if any relevant item is among the first K, of every query             mean over queries
-    found@K       relevant items among the first K / relevant items                        mean
-    ndcg@K        sum of 1 / log2(1 + rank) over relevant ranks up to K / its largest value   mean
-    r_precision   relevant items among the first R / R, of a query with R relevant items   mean
-    mrr           1 / rank of the best relevant item                                       mean
-    median_rank   rank of the best relevant item                                           lower median
+recall@K      1 if any relevant item is among the first K; else 0
+found@K       relevant items among the first K / relevant items
+ndcg@K        sum of 1 / log2(1 + rank) over relevant ranks up to K / its largest possible value
+r_precision   relevant items among the first R / R, of a query with R relevant items
+mrr           1 / rank of the best relevant item
+median_rank   rank of the best relevant item; infinity where none is found
 
-`recall@K` is what papers on image and text retrieval print (Success@K elsewhere), `found@K` what recall means in
-information retrieval. All queries are in the denominator: one without any relevant item adds 0 to a mean and infinity
-to the median, and is counted in `Measured.without_relevant`.
+`recall@K` is what papers on image and text retrieval print (Success@K elsewhere). `found@K` is what recall means in
+information retrieval. A query without any relevant item counts as a miss: 0, or infinity for a rank.
 """
 
-import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from alignment.errors import MeasureError
-from alignment.retrieval.bootstrap import Estimate, bootstrap_mean, bootstrap_median
+from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.ranks import IntArray, Ranks, RelevantRanks
 
 Floats = npt.NDArray[np.float64]
 
-AT_K = ("recall", "found", "ndcg")
-WHOLE = ("r_precision", "mrr", "median_rank")
-NAME = re.compile(r"([a-z_]+)(?:@([1-9]\d{0,8}))?")
+
+def recall(relevant: RelevantRanks, k: int) -> Floats:
+    """Say of each query (n,) whether a relevant item is among the first `k`: 1 or 0."""
+    return (relevant.best <= k).astype(np.float64)
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """A measure that prints as text and parses back.
+def found(relevant: RelevantRanks, k: int) -> Floats:
+    """Return the share of each query's relevant items among the first `k` (n,), in [0, 1]."""
+    return _share_up_to(relevant, k)
 
-    >>> str(Measure.parse("ndcg@10")), Measure.parse("mrr") == Measure("mrr")
-    ('ndcg@10', True)
+
+def r_precision(relevant: RelevantRanks) -> Floats:
+    """Return the share of each query's R relevant items among the first R (n,), in [0, 1]."""
+    return _share_up_to(relevant, relevant.counts[relevant.owners])
+
+
+def reciprocal_rank(relevant: RelevantRanks) -> Floats:
+    """Return 1 / rank of each query's best relevant item (n,), in [0, 1]."""
+    return 1.0 / relevant.best
+
+
+def ndcg(relevant: RelevantRanks, k: int) -> Floats:
+    """Return the normalised discounted cumulative gain of each query's first `k` (n,), in [0, 1].
+
+    Järvelin and Kekäläinen (2002), for items that are relevant or not.
     """
-
-    name: str
-    k: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.name not in (AT_K if self.k is not None else WHOLE) or (self.k is not None and self.k < 1):
-            raise MeasureError(self._refusal(str(self)))
-
-    def __str__(self) -> str:
-        return self.name if self.k is None else f"{self.name}@{self.k}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Measure":
-        """Return the measure that prints as `text`.
-
-        Raises:
-            MeasureError: there is no such measure.
-        """
-        match = NAME.fullmatch(text)
-        if match is None:
-            raise MeasureError(cls._refusal(text))
-        return cls(match[1], int(match[2]) if match[2] else None)
-
-    @staticmethod
-    def _refusal(text: str) -> str:
-        known = ", ".join([*(f"{name}@K" for name in AT_K), *WHOLE])
-        return f"unknown measure {text!r}; expected one of {known}, with a K of at least 1"
-
-    def per_query(self, found: RelevantRanks) -> Floats:
-        """Measure every query (n,): in [0, 1] where higher is better, or a rank for `median_rank`."""
-        if self.name == "median_rank":
-            return found.best
-        if self.name == "mrr":
-            return 1.0 / found.best
-        if self.name == "recall":
-            return (found.best <= self._k).astype(np.float64)
-        if self.name == "ndcg":
-            return _ndcg(found, self._k)
-        limit = found.counts[found.owners] if self.name == "r_precision" else self._k
-        hits = np.bincount(found.owners, found.ranks <= limit, minlength=len(found.counts))
-        share: Floats = hits / np.maximum(found.counts, 1)
-        return share
-
-    @property
-    def _k(self) -> int:
-        assert self.k is not None  # as the constructor has seen to
-        return self.k
-
-    def estimate(self, values: Floats, groups: IntArray, *, seed: int = 0) -> Estimate:
-        """Sum up queries (n,) with a 95% interval from resampled groups (n,)."""
-        summed = bootstrap_median if self.name == "median_rank" else bootstrap_mean
-        return summed(values, groups, seed=seed)
-
-
-def _ndcg(found: RelevantRanks, k: int) -> Floats:
-    """Järvelin and Kekäläinen (2002), of items that are relevant or not."""
     with np.errstate(divide="ignore"):
-        gains = np.where(found.ranks <= k, 1 / np.log2(1 + found.ranks), 0.0)
-    gained = np.bincount(found.owners, gains, minlength=len(found.counts))
-    deepest = min(k, int(found.counts.max(initial=1)))
+        gains = np.where(relevant.ranks <= k, 1 / np.log2(1 + relevant.ranks), 0.0)
+    gained = np.bincount(relevant.owners, gains, minlength=len(relevant.counts))
+    deepest = min(k, int(relevant.counts.max(initial=1)))
     largest = np.cumsum(1 / np.log2(1 + np.arange(1.0, deepest + 1)))  # (deepest,)
-    normalised: Floats = gained / largest[np.clip(found.counts, 1, deepest) - 1]
+    normalised: Floats = gained / largest[np.clip(relevant.counts, 1, deepest) - 1]
     return normalised
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A measure of some queries.
-
-    Attributes:
-        estimate: with its 95% interval, which says nothing where `groups` is 1.
-        queries: how many there are; all of them are in the denominator.
-        without_relevant: how many of those have no relevant item to find; they count as misses.
-        groups: that the interval was resampled from.
-    """
-
-    measure: Measure
-    estimate: Estimate
-    queries: int
-    without_relevant: int
-    groups: int
-
-
-def measured(measure: Measure, found: RelevantRanks, groups: IntArray, *, seed: int = 0) -> Measured:
-    """Measure n queries, of the groups (n,).
-
-    Raises:
-        MeasureError: there are none.
-    """
-    if not len(found.counts):
-        raise MeasureError(f"{measure} of no queries; expected at least one")
-    return Measured(
-        measure,
-        measure.estimate(measure.per_query(found), groups, seed=seed),
-        len(found.counts),
-        int((found.counts == 0).sum()),
-        len(np.unique(groups)),
-    )
-
-
-def by_stratum(
-    measure: Measure, found: RelevantRanks, groups: IntArray, values: Sequence[Hashable], *, seed: int = 0
-) -> dict[Hashable, Measured]:
-    """Measure the queries of each payload value apart, those without a value under None; the most queries first.
-
-    Args:
-        measure: what.
-        found: n queries.
-        groups: of the queries (n,).
-        values: of a payload field, one a query.
-    """
-    places: dict[Hashable, list[int]] = {}
-    for place, value in enumerate(values):
-        places.setdefault(value, []).append(place)
-    strata = {}
-    for value, its in sorted(places.items(), key=lambda stratum: -len(stratum[1])):
-        mask = np.zeros(len(found.counts), dtype=bool)
-        mask[its] = True
-        strata[value] = measured(measure, found.where(mask), groups[mask], seed=seed)
-    return strata
+def _share_up_to(relevant: RelevantRanks, limit: int | IntArray) -> Floats:
+    hits = np.bincount(relevant.owners, relevant.ranks <= limit, minlength=len(relevant.counts))
+    share: Floats = hits / np.maximum(relevant.counts, 1)
+    return share
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a measure has become between two audits, over the queries of both.
+    """How a measure differs between two audits, over the queries of both.
 
     Attributes:
-        before, after: the measure of each.
+        before, after: the value in each audit.
         difference: `after - before` with its 95% interval.
-        queries: that both audits asked.
+        queries: how many queries both audits have.
         only_before, only_after: queries of one audit alone, which take no part.
     """
 
-    measure: Measure
     before: float
     after: float
     difference: Estimate
@@ -180,13 +84,13 @@ class Change:
 
     @property
     def significant(self) -> bool:
-        """Whether the interval of the difference leaves 0 out."""
+        """Whether the interval of the difference excludes 0."""
         return not self.difference.low <= 0 <= self.difference.high
 
 
 @dataclass(frozen=True, slots=True)
 class PerQueryValues:
-    """What one audit has of each query: its key, its group, and what a measure makes of it (n,)."""
+    """The n queries of one audit: their keys, their groups, and the value of a measure for each (n,)."""
 
     keys: Sequence[str]
     groups: Sequence[str]
@@ -194,11 +98,19 @@ class PerQueryValues:
 
 
 def change(
-    measure: Measure, before: PerQueryValues, after: PerQueryValues, *, seed: int = 0, replicates: int = 1000
+    before: PerQueryValues, after: PerQueryValues, *, is_rank: bool = False, seed: int = 0, replicates: int = 1000
 ) -> Change:
-    """Compare two audits by a paired bootstrap over the queries that both asked.
+    """Compare two audits by a paired bootstrap over the queries that both have.
 
-    Groups, those of `after`, are drawn, the same ones for both audits, so that what is hard for both blurs nothing.
+    Each replicate draws groups, those of `after`, and takes the same ones from both audits, so that queries that are
+    hard for both do not widen the interval.
+
+    Args:
+        before: the earlier audit.
+        after: the later audit.
+        is_rank: compare lower medians instead of means, because ranks may be infinite.
+        seed: of the bootstrap.
+        replicates: how many times groups are drawn.
 
     Raises:
         MeasureError: the audits share no query.
@@ -206,21 +118,20 @@ def change(
     places = {key: place for place, key in enumerate(before.keys)}
     pairs = [(places[key], place) for place, key in enumerate(after.keys) if key in places]
     if not pairs:
-        raise MeasureError(f"{measure}: the audits share no query; ask both with the same pairs")
+        raise MeasureError("the audits share no query; ask both with the same pairs")
     old, new = before.values[[a for a, _ in pairs]], after.values[[b for _, b in pairs]]  # (n,), (n,)
     codes = np.unique([after.groups[b] for _, b in pairs], return_inverse=True)[1]
-    summed = _LowerMedian if measure.name == "median_rank" else _Mean
-    of_old, of_new = summed(old, codes), summed(new, codes)
-    rng, number = np.random.default_rng(seed), int(codes.max()) + 1
+    statistic = _LowerMedian if is_rank else _Mean
+    of_old, of_new = statistic(old, codes), statistic(new, codes)
+    rng, group_count = np.random.default_rng(seed), int(codes.max()) + 1
     differences = np.empty(replicates)
     for replicate in range(replicates):
-        times = np.bincount(rng.integers(number, size=number), minlength=number)  # (g,)
-        differences[replicate] = _minus(of_new.drawn(times), of_old.drawn(times))
-    once = np.ones(number, dtype=np.int64)
+        times = np.bincount(rng.integers(group_count, size=group_count), minlength=group_count)  # (g,)
+        differences[replicate] = _minus(of_new.weighted(times), of_old.weighted(times))
+    once = np.ones(group_count, dtype=np.int64)
     low, high = np.quantile(differences, [0.025, 0.975], method="inverted_cdf")
-    value_before, value_after = of_old.drawn(once), of_new.drawn(once)
+    value_before, value_after = of_old.weighted(once), of_new.weighted(once)
     return Change(
-        measure,
         value_before,
         value_after,
         Estimate(_minus(value_after, value_before), float(low), float(high)),
@@ -231,27 +142,27 @@ def change(
 
 
 def _minus(one: float, other: float) -> float:
-    """The difference, 0 of two infinities: neither audit finds the item."""
+    """Subtract. Two infinities give 0: neither audit finds the item."""
     return 0.0 if one == other else one - other
 
 
 class _Mean:
-    """The mean of values (n,) of which each group is taken some times."""
+    """The mean of values (n,), with a weight for each group."""
 
     def __init__(self, values: Floats, codes: IntArray):
         self._sums, self._sizes = np.bincount(codes, weights=values), np.bincount(codes)
 
-    def drawn(self, times: IntArray) -> float:
+    def weighted(self, times: IntArray) -> float:
         return float(self._sums @ times / (self._sizes @ times))
 
 
 class _LowerMedian:
-    """The lower median, which needs no mean with infinity."""
+    """The lower median of values (n,), with a weight for each group. Unlike the mean it may be taken of infinities."""
 
     def __init__(self, values: Ranks, codes: IntArray):
         order = np.argsort(values, kind="stable")
         self._ascending, self._codes = values[order], codes[order]
 
-    def drawn(self, times: IntArray) -> float:
+    def weighted(self, times: IntArray) -> float:
         reached = np.cumsum(times[self._codes])
         return float(self._ascending[np.searchsorted(reached, reached[-1] / 2)])

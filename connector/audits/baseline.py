@@ -1,4 +1,4 @@
-"""What has become of a release's measures since an earlier audit, and their history."""
+"""Changes of an audit against an earlier one, its baseline, compared query by query."""
 
 import io
 import re
@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 
 from alignment.errors import MeasureError
 from alignment.modality import DIRECTIONS
-from alignment.retrieval.measures import Change, PerQueryValues, change
-from alignment.retrieval.measures import Measure as Kind
-from connector.audits.history import _asked, _planned, _printed
+from alignment.retrieval.measures import Change, Floats, PerQueryValues, change
+from connector.audits.history import comparable_as, planned_as, printed
+from connector.audits.measures import find_measure
 from connector.audits.plan import AuditPlan
 from connector.errors import RequirementError
 from connector.provenance.recorder import Provenance
@@ -23,37 +23,32 @@ from connector.provenance.tables import AuditRow, ReleaseRow
 from connector.releases.release import LIVE
 
 LAST = "last"
-# Measures that are compared whatever is required, at every K.
-COMPARED = ("recall", "exact.recall", "fidelity", "mrr", "median_rank")
-LOWER_IS_BETTER = "median_rank"
-# Share of the queries that has to be compared, or it is said.
+# If less than this share of the queries can be compared, a finding says so.
 ENOUGH = 0.9
-# Share by which a gallery may change before that is said.
+# If the gallery has grown or shrunk by more than this share, a finding says so.
 GROWTH = 0.05
-
-Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class PerQuery:
-    """What one direction of an audit has of each query.
+    """The n queries of one direction of an audit, with their values.
 
     Attributes:
         keys, groups: of the queries.
-        contents: SHA-256 of what was asked with, by which a query that has changed since is told.
-        values: measures (n,) by part and name.
+        contents: SHA-256 of the queries' content; shows which queries have changed since.
+        values: of measures (n,), by part and name.
     """
 
     keys: Sequence[str]
     groups: Sequence[str]
     contents: Sequence[str]
-    values: Mapping[tuple[str, str], Values]
+    values: Mapping[tuple[str, str], Floats]
 
     def changed_from(self, other: "PerQuery") -> npt.NDArray[np.bool_]:
-        """Say of each query (n,) whether what `other` has under its key is of another group or content."""
+        """Say of each query (n,) whether `other` has its key with another group or content."""
         theirs = dict(zip(other.keys, zip(other.groups, other.contents, strict=True), strict=True))
         ours = zip(self.keys, zip(self.groups, self.contents, strict=True), strict=True)
-        return np.array([theirs.get(key, its) != its for key, its in ours], bool)
+        return np.array([theirs.get(key, own) != own for key, own in ours], bool)
 
     def where(self, mask: npt.NDArray[np.bool_]) -> "PerQuery":
         """Keep the queries where `mask` (n,) is true."""
@@ -71,7 +66,7 @@ class PerQuery:
 
     @classmethod
     def unpacked(cls, data: bytes) -> "PerQuery":
-        """Unpack what `packed` gave.
+        """Unpack what `packed` returned.
 
         Raises:
             KeyError: an older modalign packed it, which kept less of each query.
@@ -87,7 +82,7 @@ class PerQuery:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """What has become of one measure since the audit with the number `audit`."""
+    """The change of one measure since the audit with the number `audit`."""
 
     direction: str
     part: str
@@ -97,11 +92,12 @@ class Drift:
 
     @property
     def value(self) -> float:
-        """How far it has dropped: how much worse it has become, where that is more than chance; else 0."""
+        """The drop: how much worse the measure is, where that is more than chance; else 0."""
         if not self.change.significant:
             return 0.0
+        measure, _ = find_measure(self.name)
         difference = self.change.difference.value
-        return max(0.0, difference if self.name == LOWER_IS_BETTER else -difference)
+        return max(0.0, difference if measure and measure.better == "lower" else -difference)
 
     @property
     def in_words(self) -> str:
@@ -116,14 +112,14 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """An earlier audit, with what it has of each query by direction, and how many items it searched by modality."""
+    """An earlier audit, with its queries by direction, and how many items it searched by modality."""
 
     number: int
-    asked: Mapping[str, PerQuery]
+    queries: Mapping[str, PerQuery]
     gallery: Mapping[str, int] = field(default_factory=dict)
 
-    def grown(self, gallery: Mapping[str, int]) -> str | None:
-        """Say that the gallery is of another size now, where it is: recall falls as it grows."""
+    def gallery_warning(self, gallery: Mapping[str, int]) -> str | None:
+        """Warn that the gallery has another size now, if it has: recall falls as it grows."""
         if all(abs(gallery[m] - size) <= GROWTH * size for m, size in self.gallery.items()):
             return None
         then, now = (
@@ -135,32 +131,31 @@ class Baseline:
         )
 
     def check_shared(self, now: Mapping[str, PerQuery]) -> list[str]:
-        """Say in words which queries have changed since and will take no part in a comparison.
+        """Warn about queries that cannot be compared, because they are new or have changed since.
 
         Raises:
-            RequirementError: there would be none left.
+            RequirementError: no query can be compared.
         """
-        says = []
-        for direction, asked in now.items():
-            then, changed = self.asked[direction], asked.changed_from(self.asked[direction])
-            shared = len(set(asked.where(~changed).keys) & set(then.keys))
+        warnings = []
+        for direction, ours in now.items():
+            then, changed = self.queries[direction], ours.changed_from(self.queries[direction])
+            shared = len(set(ours.where(~changed).keys) & set(then.keys))
             if not shared:
                 raise RequirementError(
-                    f"audit {self.number} cannot be compared: {direction}, no query of it is asked again as it was; "
-                    "compare with a newer one"
+                    f"audit {self.number} cannot be compared: {direction}, this audit repeats none of its queries "
+                    "unchanged; compare with a newer audit"
                 )
-            if shared < ENOUGH * len(asked.keys):
-                says.append(
-                    f"{direction}: audit {self.number} asked only {shared:,} of these {len(asked.keys):,} queries; a "
-                    "drop that so few do not show may be there."
+            if shared < ENOUGH * len(ours.keys):
+                warnings.append(
+                    f"{direction}: audit {self.number} has only {shared:,} of these {len(ours.keys):,} queries; a "
+                    "drop may be there that so few do not show."
                 )
             if changed.any():
-                share = f"{changed.sum():,} of {len(asked.keys):,} queries"
-                says.append(
-                    f"{direction}: {share} have changed in their embedding set since audit {self.number} and are left "
-                    "out of what is compared with it."
+                warnings.append(
+                    f"{direction}: {changed.sum():,} of {len(ours.keys):,} queries have changed in their embedding set "
+                    f"since audit {self.number}; the comparison leaves them out."
                 )
-        return says
+        return warnings
 
 
 def find_baseline(provenance: Provenance, row: ReleaseRow, against: str, plan: AuditPlan, pairs: str) -> Baseline:
@@ -171,53 +166,56 @@ def find_baseline(provenance: Provenance, row: ReleaseRow, against: str, plan: A
         row: the release that will be audited.
         against: `last`, the newest audit of this release; `live`, the newest of the live release under its metric; or
             the number of an audit.
-        plan: how it will be asked: the other one must have been asked alike.
-        pairs: name of the embedding set that it will be asked with.
+        plan: of the audit to come; the baseline's must agree in `AuditPlan.compared_by`.
+        pairs: name of the embedding set of the audit to come.
 
     Raises:
-        RequirementError: there is no such audit, or it was asked otherwise.
+        RequirementError: there is no such audit, or it does not compare.
     """
-    if against in (LAST, LIVE):
-        audits = provenance.audits.of([row.id] if against == LAST else _live(provenance, row))
-        audits = [audit for audit in audits if audit.verdict != "broken" and not _has_dropped(audit)]
-        alike = [audit for audit in audits if _asked(audit) == _planned(plan, pairs)]
-        alike = [audit for audit in alike if _covers(audit, plan)] or alike
-        what = f"release {row.physical_name}" if against == LAST else f"the live release of {row.collection}"
-        if not alike:
-            others = sorted({_printed(_asked(audit)) for audit in audits})
-            but = f"; it has audits of {' and '.join(others)}, which cannot be compared" if others else ""
-            raise RequirementError(
-                f"{what} has no earlier audit of {_printed(_planned(plan, pairs))}{but}; audit it once without "
-                "--baseline"
-            )
-        chosen = alike[-1]
-    else:
+    chosen = _newest(provenance, row, against, plan, pairs) if against in (LAST, LIVE) else None
+    if chosen is None:
         chosen = provenance.audits.get(_number(against))
         if chosen.verdict == "broken":
             raise RequirementError(f"audit {chosen.id} found its release broken and measured nothing; name another")
-        if (theirs := _asked(chosen)) != (ours := _planned(plan, pairs)):
+        if (theirs := comparable_as(chosen)) != (ours := planned_as(plan, pairs)):
             raise RequirementError(
-                f"audit {chosen.id} is of {_printed(theirs)}, this one would be of {_printed(ours)}; they cannot be "
+                f"audit {chosen.id} is of {printed(theirs)}, this one would be of {printed(ours)}; they cannot be "
                 "compared"
             )
     kept = provenance.audits.per_query(chosen.id)
     try:
-        asked = {direction: PerQuery.unpacked(kept[direction]) for direction in DIRECTIONS}
+        queries = {direction: PerQuery.unpacked(kept[direction]) for direction in DIRECTIONS}
     except KeyError:
         raise RequirementError(
             f"audit {chosen.id} was made by a modalign that kept too little of each query; audit once without "
             "--baseline, and compare with that"
         ) from None
-    return Baseline(chosen.id, asked, chosen.settings.get("gallery_size", {}))
+    return Baseline(chosen.id, queries, chosen.settings.get("gallery_size", {}))
+
+
+def _newest(provenance: Provenance, row: ReleaseRow, against: str, plan: AuditPlan, pairs: str) -> AuditRow:
+    """Return the newest comparable audit of this release, or of the live one; best one that covers all of the plan."""
+    audits = provenance.audits.of([row.id] if against == LAST else _live(provenance, row))
+    audits = [audit for audit in audits if audit.verdict != "broken" and not _has_dropped(audit)]
+    comparable = [audit for audit in audits if comparable_as(audit) == planned_as(plan, pairs)]
+    comparable = [audit for audit in comparable if _covers(audit, plan)] or comparable
+    if comparable:
+        return comparable[-1]
+    what = f"release {row.physical_name}" if against == LAST else f"the live release of {row.collection}"
+    others = sorted({printed(comparable_as(audit)) for audit in audits})
+    but = f"; it has audits of {' and '.join(others)}, which cannot be compared" if others else ""
+    raise RequirementError(
+        f"{what} has no earlier audit of {printed(planned_as(plan, pairs))}{but}; audit it once without --baseline"
+    )
 
 
 def _has_dropped(audit: AuditRow) -> bool:
-    """Whether it found a drop that it should not have: as a baseline it would pass what it failed."""
+    """Whether the audit failed a bound on a drop: as a baseline it would let the next audit pass that drop."""
     return any(re.search(r"\sdrop\s*<", text) for text in audit.settings.get("failed_requirements", []))
 
 
 def _covers(audit: AuditRow, plan: AuditPlan) -> bool:
-    """Whether it asked all that `plan` asks, but for what is new."""
+    """Whether the audit has every query that `plan` selects, but for new ones."""
     sample, seed = audit.settings.get("sample"), audit.settings.get("seed")
     return sample is None or (plan.sample is not None and seed == plan.seed and sample >= plan.sample)
 
@@ -236,32 +234,36 @@ def _live(provenance: Provenance, row: ReleaseRow) -> list[int]:
 
 
 def drifts(
-    before: Baseline, now: Mapping[str, PerQuery], also: Iterable[tuple[str, str]] = (), *, seed: int = 0
+    baseline: Baseline, now: Mapping[str, PerQuery], also: Iterable[tuple[str, str]] = (), *, seed: int = 0
 ) -> list[Drift]:
-    """Compare over the queries that both audits asked: of one key, one group, and one content.
+    """Compare over the queries that both audits have with the same key, group and content.
 
     Args:
-        before: the earlier audit.
-        now: this one, by direction.
-        also: measures, by part and name, that are compared beside those that always are.
+        baseline: the earlier audit.
+        now: this audit, by direction.
+        also: measures, by part and name, to compare beside those that always are.
         seed: of the bootstrap.
 
     Raises:
         RequirementError: the audits share no query.
     """
-    found, wanted = [], set(also)
-    for direction, its in now.items():
-        then = before.asked[direction]
-        asked, then = its.where(~its.changed_from(then)), then.where(~then.changed_from(its))
-        for (part, name), values in asked.values.items():
-            always = not part and name.partition("@")[0] in COMPARED
+    result, wanted = [], set(also)
+    for direction, per_query in now.items():
+        then = baseline.queries[direction]
+        ours, then = per_query.where(~per_query.changed_from(then)), then.where(~then.changed_from(per_query))
+        for (part, name), values in ours.values.items():
+            measure, _ = find_measure(name)
+            always = not part and measure is not None and measure.compared
             if (part, name) not in then.values or not (always or (part, name) in wanted):
                 continue
-            old = PerQueryValues(then.keys, then.groups, then.values[part, name])
             try:
-                kind = Kind(LOWER_IS_BETTER if name == LOWER_IS_BETTER else "mrr")  # a median, or a mean
-                became = change(kind, old, PerQueryValues(asked.keys, asked.groups, values), seed=seed)
+                changed = change(
+                    PerQueryValues(then.keys, then.groups, then.values[part, name]),
+                    PerQueryValues(ours.keys, ours.groups, values),
+                    is_rank=measure is not None and measure.is_rank,
+                    seed=seed,
+                )
             except MeasureError as error:
-                raise RequirementError(f"audit {before.number} cannot be compared: {error}") from None
-            found.append(Drift(direction, part, name, before.number, became))
-    return found
+                raise RequirementError(f"audit {baseline.number} cannot be compared: {name}: {error}") from None
+            result.append(Drift(direction, part, name, baseline.number, changed))
+    return result

@@ -43,7 +43,7 @@ def collection_warnings(info: CollectionInfo, release: Release, filters: "Mappin
             yield f"{stage}: payload field {name} is not indexed, so every filtered search reads payloads."
 
 
-def too_few(groups: Mapping[Modality, int]) -> Iterator[str]:
+def few_groups(groups: Mapping[Modality, int]) -> Iterator[str]:
     """Yield what cannot be relied on because queries are of so few groups, by their modality."""
     for modality, count in groups.items():
         if count < FEW_GROUPS:

@@ -1,4 +1,4 @@
-"""What the queries of an audit search among: the held-out points, everything, or the folds of a benchmark protocol."""
+"""The queries of an audit and what they search: held-out points, all points, or the folds of a benchmark protocol."""
 
 import hashlib
 import re
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
-from alignment.modality import MODALITIES, Modality
+from alignment.modality import MODALITIES, OTHER, Modality
 from alignment.retrieval.protocols import PROTOCOLS, Protocol
 from alignment.retrieval.ranks import IntArray, group_codes
 from alignment.sets.embedding_set import EmbeddingSet
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
 NOT_IN_GALLERY = -1
-# How readers of corpora call the captions of an image.
+# The end of a caption's key, as readers of corpora write it: the caption's number within its image.
 CAPTION_KEY = re.compile(r"#(\d{1,9})$")
-Lots = npt.NDArray[np.uint64]
+HashDraws = npt.NDArray[np.uint64]
 
 
 class Gallery(ABC):
@@ -41,7 +42,7 @@ class Gallery(ABC):
 
     @abstractmethod
     def condition(self, part: int) -> "Filter | None":
-        """What the points of a part match; None: everything does."""
+        """Return the filter that the points of a part match; None: every point does."""
 
     @abstractmethod
     def placed(self, records: Sequence[Record]) -> IntArray:
@@ -49,7 +50,7 @@ class Gallery(ABC):
 
     @property
     def is_whole(self) -> bool:
-        """Whether everything is searched."""
+        """Whether all points are searched."""
         return False
 
 
@@ -58,34 +59,34 @@ class Everything(Gallery):
 
     is_whole = True
 
+    @override
     def parts(self) -> int:
-        """One."""
         return 1
 
+    @override
     def condition(self, part: int) -> "Filter | None":
-        """None."""
         return None
 
+    @override
     def placed(self, records: Sequence[Record]) -> IntArray:
-        """Every point is in it."""
         return np.zeros(len(records), np.int64)
 
 
 class HeldOut(Gallery):
-    """The points that no fit saw: what the recalls of an alignment's card are about."""
+    """The points that no fit saw: what the recalls on an alignment's card are measured on."""
 
+    @override
     def parts(self) -> int:
-        """One."""
         return 1
 
+    @override
     def condition(self, part: int) -> "Filter | None":
-        """Points say so in their payload."""
         from qdrant_client.models import FieldCondition, Filter, MatchValue  # takes a second to import
 
         return Filter(must=[FieldCondition(key="split", match=MatchValue(value=HELD_OUT))])
 
+    @override
     def placed(self, records: Sequence[Record]) -> IntArray:
-        """By the payload."""
         return np.array(
             [0 if record.payload.get("split") == HELD_OUT else NOT_IN_GALLERY for record in records], np.int64
         )
@@ -97,22 +98,23 @@ class Folds(Gallery):
 
     ids: Sequence[Sequence[str]]
 
+    @override
     def parts(self) -> int:
-        """As many as the protocol has folds."""
         return len(self.ids)
 
+    @override
     def condition(self, part: int) -> "Filter | None":
-        """Points are named: no payload says in which fold they are."""
         from qdrant_client.models import Filter, HasIdCondition  # takes a second to import
 
+        # No payload says which fold a point is in, so the filter names the points.
         return Filter(must=[HasIdCondition(has_id=list(self.ids[part]))])
 
     @cached_property
     def _part_of(self) -> Mapping[str, int]:
         return {id_: part for part, ids in enumerate(self.ids) for id_ in ids}
 
+    @override
     def placed(self, records: Sequence[Record]) -> IntArray:
-        """By id."""
         return np.array([self._part_of.get(record.id, NOT_IN_GALLERY) for record in records], np.int64)
 
 
@@ -133,133 +135,141 @@ class QuerySet:
 
 
 def by_protocol(protocol: Protocol, images: Rows, texts: Rows) -> dict[Modality, QuerySet]:
-    """Lay out a test split as a protocol wants it: queries by their modality, among the folds of the other one.
+    """Select the queries of a test split by modality; each searches its fold of the other modality.
 
     Raises:
-        MeasureError: the data is not of the protocol's shape.
+        MeasureError: the data does not have the protocol's shape.
     """
     folds = protocol.split(*group_codes(images.groups, texts.groups))
-    rows = {"image": images, "text": texts}
-    chosen = {"image": [fold.images for fold in folds], "text": [fold.texts for fold in folds]}
-    laid_out: dict[Modality, QuerySet] = {}
-    for asking, asked in (("image", "text"), ("text", "image")):
-        ids = [[point_id(asked, rows[asked].keys[row]) for row in part] for part in chosen[asked]]  # type: ignore[arg-type]
-        parts = np.repeat(np.arange(len(folds)), [len(part) for part in chosen[asking]])
-        laid_out[asking] = QuerySet(rows[asking].take(np.concatenate(chosen[asking]).tolist()), parts, Folds(ids))  # type: ignore[index]
-    return laid_out
+    rows: dict[Modality, Rows] = {"image": images, "text": texts}
+    chosen: dict[Modality, list[IntArray]] = {
+        "image": [fold.images for fold in folds],
+        "text": [fold.texts for fold in folds],
+    }
+    sets: dict[Modality, QuerySet] = {}
+    for modality in MODALITIES:
+        target = OTHER[modality]
+        ids = [[point_id(target, rows[target].keys[row]) for row in part] for part in chosen[target]]
+        parts = np.repeat(np.arange(len(folds)), [len(part) for part in chosen[modality]])
+        sets[modality] = QuerySet(rows[modality].take(np.concatenate(chosen[modality]).tolist()), parts, Folds(ids))
+    return sets
 
 
 @dataclass(frozen=True, slots=True)
 class AuditQueries:
-    """What an audit asks.
+    """The queries of an audit.
 
     Attributes:
-        asked: queries by modality.
-        groups: lots of the groups (g,) of all queries that there are, drawn or not, by modality.
-        notes: what about the set may keep it from what a protocol wants, in words.
+        sets: queries by modality.
+        draws: hash draws of the groups (g,) of all queries before sampling, by modality.
+        warnings: what about the embedding set may not fit the protocol, in words.
     """
 
-    asked: Mapping[Modality, QuerySet]
-    groups: Mapping[Modality, Lots]
-    notes: Sequence[str] = ()
+    sets: Mapping[Modality, QuerySet]
+    draws: Mapping[Modality, HashDraws]
+    warnings: Sequence[str] = ()
 
 
-def hash_draws(names: Sequence[str], seed: int) -> Lots:
-    """Draw a lot for each of n names (n,): those with the lowest are taken.
+def hash_draws(names: Sequence[str], seed: int) -> HashDraws:
+    """Draw a number for each of n names (n,) by hash; samples take the lowest.
 
-    A name has the same lot whatever else there is. So of a set that has grown the same are drawn, but for newcomers
-    with lower lots, and two audits of it share their queries.
+    A name always has the same number. So the same seed keeps selecting the same queries as a set grows, but for
+    newcomers with lower numbers, and two audits of it share their queries.
     """
     salt = f"audit {seed}\0".encode()
     return np.array([int.from_bytes(hashlib.sha256(salt + name.encode()).digest()[:8]) for name in names], np.uint64)
 
 
 def lay_out(release: Release, embedding_set: EmbeddingSet, plan: AuditPlan) -> AuditQueries:
-    """Lay out the queries of each modality as `plan` says, with what they search.
+    """Select the queries of each modality as `plan` says, with what they search.
 
-    In memory are those that are asked with, a shard, and a lot for each group: not the set.
+    Memory holds the selected queries, a shard, and a draw for each group: never the whole set.
 
     Raises:
         EmbeddingSetError: the set lacks a modality.
-        MismatchError: it holds nothing to query with.
-        MeasureError: it is not of the protocol's shape.
+        MismatchError: the set holds no such queries.
+        MeasureError: the set does not have the protocol's shape.
     """
     if plan.protocol is not None:
-        asked, notes = _by_protocol(release, embedding_set, plan.protocol)
-        groups = {modality: hash_draws(sorted(set(each.rows.groups)), plan.seed) for modality, each in asked.items()}
-        return AuditQueries({m: each.take(_drawn(each.rows.keys, plan)) for m, each in asked.items()}, groups, notes)
-    gallery, asked, groups = HeldOut() if plan.gallery == HELD_OUT else Everything(), {}, {}
+        whole, warnings = _by_protocol(release, embedding_set, plan.protocol)
+        draws = {modality: hash_draws(sorted(set(qs.rows.groups)), plan.seed) for modality, qs in whole.items()}
+        sampled = {modality: qs.take(_sample(qs.rows.keys, plan)) for modality, qs in whole.items()}
+        return AuditQueries(sampled, draws, warnings)
+    gallery = HeldOut() if plan.gallery == HELD_OUT else Everything()
+    sets, draws = {}, {}
     for modality in MODALITIES:
-        rows, groups[modality] = _queries(release, embedding_set, modality, plan)
-        asked[modality] = QuerySet(rows, np.zeros(len(rows), np.int64), gallery)
-    return AuditQueries(asked, groups)
+        rows, draws[modality] = _queries(release, embedding_set, modality, plan)
+        sets[modality] = QuerySet(rows, np.zeros(len(rows), np.int64), gallery)
+    return AuditQueries(sets, draws)
 
 
 def _by_protocol(
     release: Release, embedding_set: EmbeddingSet, name: str
 ) -> tuple[dict[Modality, QuerySet], list[str]]:
     rows = {modality: embedding_set.load(modality) for modality in MODALITIES}
-    for modality, its in rows.items():
-        if bad := len(its) - len(_sound(release, its)):
+    for modality, loaded in rows.items():
+        if bad := len(loaded) - len(_alignable(release, loaded)):
             raise MismatchError(
                 f"protocol {name}: {bad} {modality} embeddings of {embedding_set.path} cannot be aligned; encode them "
                 "again"
             )
-    images, texts, protocol, notes = rows["image"], rows["text"], PROTOCOLS[name], []
+    images, texts, protocol, warnings = rows["image"], rows["text"], PROTOCOLS[name], []
     if protocol.folds > 1 and list(dict.fromkeys(texts.groups)) != images.groups:
-        notes.append(
-            f"Images and captions of {embedding_set.path.name} come in different orders: where some were encoded "
-            f"again, they are at the end now, and the folds of {name}, which are cut in the order of the images, are "
-            "not those of the split. Encode the corpus into a new set to have them."
+        warnings.append(
+            f"Images and captions of {embedding_set.path.name} come in different orders. Items that were encoded again "
+            f"stand at the end, so the folds of {name}, which follow the order of the images, are not those of the "
+            "split. Encode the corpus into a new set."
         )
-    return by_protocol(protocol, images, _by_number(texts)), notes
+    return by_protocol(protocol, images, _by_number(texts)), warnings
 
 
 def _by_number(texts: Rows) -> Rows:
-    """Bring captions into the order of the numbers in their keys: one that was encoded again stands at the end."""
+    """Sort captions by the numbers in their keys, because one that was encoded again stands at the end."""
     numbers = [CAPTION_KEY.search(key) for key in texts.keys]
     if not all(numbers):
-        return texts  # keys of somebody else's making
+        return texts  # keys that no reader of modalign wrote
     order = np.argsort([int(match[1]) for match in numbers if match], kind="stable")
     return texts.take(order.tolist())
 
 
-def _queries(release: Release, embedding_set: EmbeddingSet, modality: Modality, plan: AuditPlan) -> tuple[Rows, Lots]:
-    """Read the rows to query with, in the order of the set, and draw lots for the groups of all that could be.
+def _queries(
+    release: Release, embedding_set: EmbeddingSet, modality: Modality, plan: AuditPlan
+) -> tuple[Rows, HashDraws]:
+    """Read the rows to query with, in the order of the set, and return the draws of all groups before sampling.
 
-    Rows that cannot be queried with were refused when they were pushed.
+    Rows that cannot be aligned are left out: a push rejects them.
     """
-    groups: list[Lots] = []
+    draws: list[HashDraws] = []
     parts: list[Rows] = []
     for rows in embedding_set.read(modality):
-        kept = _sound(release, rows)
+        kept = _alignable(release, rows)
         if plan.queries == HELD_OUT:
             kept = kept[release.alignment.card.hold_out.held_out([rows.groups[row] for row in kept])]
-        groups.append(hash_draws(sorted({rows.groups[row] for row in kept}), plan.seed))
-        parts.append(rows.take(kept[_drawn([rows.keys[row] for row in kept], plan)].tolist()))
+        draws.append(hash_draws(sorted({rows.groups[row] for row in kept}), plan.seed))
+        parts.append(rows.take(kept[_sample([rows.keys[row] for row in kept], plan)].tolist()))
         if plan.sample is not None:
-            together = Rows.concatenate(parts)
-            parts = [together.take(_drawn(together.keys, plan).tolist())]
-    found = Rows.concatenate(parts)
-    if not len(found):
+            joined = Rows.concatenate(parts)
+            parts = [joined.take(_sample(joined.keys, plan).tolist())]
+    queries = Rows.concatenate(parts)
+    if not len(queries):
         raise MismatchError(
             f"embedding set {embedding_set.path} holds no {plan.queries} {modality} rows to audit with; encode more "
             "pairs, or audit with --queries all"
         )
-    return found, np.unique(np.concatenate(groups))
+    return queries, np.unique(np.concatenate(draws))
 
 
-def _drawn(keys: Sequence[str], plan: AuditPlan) -> IntArray:
-    """Return the numbers of those that are drawn, in their order."""
+def _sample(keys: Sequence[str], plan: AuditPlan) -> IntArray:
+    """Return the numbers of the sampled keys, ascending."""
     if plan.sample is None or len(keys) <= plan.sample:
         return np.arange(len(keys))
     return np.sort(np.argsort(hash_draws(keys, plan.seed))[: plan.sample])
 
 
-def _sound(release: Release, rows: Rows) -> IntArray:
+def _alignable(release: Release, rows: Rows) -> IntArray:
     """Return the numbers of the rows that can be aligned."""
     kept = np.ones(len(rows), bool)
     kept[list(invalid_rows(rows.vectors))] = False
-    sound = np.flatnonzero(kept)
-    projected = release.alignment.projections[rows.modality].unchecked(rows.vectors[sound])
-    return np.delete(sound, list(invalid_rows(projected)))
+    valid = np.flatnonzero(kept)
+    projected = release.alignment.projections[rows.modality].unchecked(rows.vectors[valid])
+    return np.delete(valid, list(invalid_rows(projected)))

@@ -1,4 +1,4 @@
-"""The shared space of an audit, from vectors that were read back: the modality gap, and pairs in a plane."""
+"""The shared space of an audit, from vectors that were read back: the modality gap, and a projection of pairs."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,25 +14,15 @@ from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
 from alignment.retrieval.ranks import group_codes
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.vectors import FloatArray, l2_normalize
-from connector.audits.galleries import Lots, hash_draws
-from connector.audits.plan import BOTH, Measure
-from connector.audits.result import Audit, PcaProjection
+from connector.audits.galleries import HashDraws, hash_draws
+from connector.audits.measures import of_geometry
+from connector.audits.result import PcaProjection, SpaceResult
 from connector.releases.points import point_id
 from connector.releases.release import Release
 
-# Groups whose vectors are kept for the gap, and pairs that are drawn in the plane.
+# Groups whose vectors are kept for the gap, and pairs of the projection.
 GAP_GROUPS = SAMPLE // 2
-PLANE_PAIRS = 250
-GAP_MEASURES = (
-    "gap",
-    "gap.raw",
-    "gap.p",
-    "gap.centroid",
-    "gap.centred",
-    "sliced",
-    "bures",
-    "mutual_neighbours",
-)
+PROJECTED_PAIRS = 250
 
 ALIGNED_SPACE = "aligned vectors"
 
@@ -40,73 +30,57 @@ ALIGNED_SPACE = "aligned vectors"
 Drawn = Mapping[Modality, Mapping[str, str]]
 
 
-def draw(embedding_set: EmbeddingSet, groups: Mapping[Modality, Lots], *, seed: int) -> Drawn:
-    """Draw groups of all queries that have both modalities; return ids of their first points, with their groups.
+def draw(embedding_set: EmbeddingSet, draws: Mapping[Modality, HashDraws], *, seed: int) -> Drawn:
+    """Draw groups of queries that have both modalities; return the ids of their first points, with their groups.
 
     Args:
-        embedding_set: that they are of.
-        groups: their lots, which were drawn with `seed`.
-        seed: of the lots.
+        embedding_set: of the queries.
+        draws: hash draws of their groups, made with `seed`.
+        seed: of the draws.
     """
-    chosen = np.intersect1d(groups["image"], groups["text"])[:GAP_GROUPS]  # the lowest
+    chosen = np.intersect1d(draws["image"], draws["text"])[:GAP_GROUPS]  # the lowest
     drawn: dict[Modality, dict[str, str]] = {m: {} for m in MODALITIES}
     for modality, ids in drawn.items():
         times = Counter[str]()
-        for keys, its in embedding_set.labels(modality):
-            for row in np.flatnonzero(np.isin(hash_draws(its, seed), chosen)):
-                if times[its[row]] < ITEMS:
-                    times[its[row]] += 1
-                    ids[point_id(modality, keys[row])] = its[row]
+        for keys, groups in embedding_set.labels(modality):
+            for row in np.flatnonzero(np.isin(hash_draws(groups, seed), chosen)):
+                if times[groups[row]] < ITEMS:
+                    times[groups[row]] += 1
+                    ids[point_id(modality, keys[row])] = groups[row]
     return drawn
 
 
 def measure_space(
-    result: Audit, release: Release, drawn: Drawn, kept: Mapping[str, FloatArray], probe: FloatArray
-) -> None:
-    """Write into `result` what there is to measure of the points that were drawn.
+    release: Release, drawn: Drawn, kept: Mapping[str, FloatArray], probe: FloatArray, *, seed: int
+) -> SpaceResult:
+    """Measure the shared space on the points that were drawn.
 
     Args:
-        result: of the audit.
-        release: that the points are of.
-        drawn: which they are.
+        release: of the points.
+        drawn: which points.
         kept: vectors (d,) that were read back, by id.
-        probe: a few aligned images (n, d), which tell what the store holds.
+        probe: a few aligned images (n, d); shows what the store holds.
+        seed: of everything random.
     """
     ids = {m: [id_ for id_ in drawn[m] if id_ in kept] for m in MODALITIES}
     codes = group_codes(*([drawn[m][id_] for id_ in ids[m]] for m in MODALITIES))
     vectors = [np.stack([kept[i] for i in ids[m]]) if ids[m] else np.empty((0, 1), np.float32) for m in MODALITIES]
-    result.geometry_of = _space(release, probe)
-    if result.geometry_of == ALIGNED_SPACE:
-        vectors = [each[:, : release.alignment.dim] for each in vectors]  # what follows is a correction
+    space = _space(release, probe)
+    if space == ALIGNED_SPACE:
+        vectors = [stored[:, : release.alignment.dim] for stored in vectors]  # further coordinates are a correction
     try:
-        if not all(len(each) for each in vectors):
+        if not all(len(stored) for stored in vectors):
             raise GapError("no group of the queries has both an image and a text in the collection")
-        labelled = GroupedEmbeddings(*(ModalityEmbeddings(each, of) for each, of in zip(vectors, codes, strict=True)))
-        found = geometry(labelled, seed=result.plan.seed)
+        grouped = GroupedEmbeddings(*(ModalityEmbeddings(X, own) for X, own in zip(vectors, codes, strict=True)))
+        measured = geometry(grouped, seed=seed)
     except GapError as error:
-        result.geometry_of = f"not measured: {error}"
-        result.findings.append(f"The modality gap was not measured: {error}.")
-        return
-    result.geometry = found
-    gap = found.gap
-    values = (
-        gap.debiased,
-        gap.raw,
-        found.p,
-        gap.centroid,
-        gap.centred.debiased,
-        found.sliced.debiased,
-        found.bures.debiased,
-        found.mutual_neighbours,
-    )
-    result.measures += [
-        Measure(BOTH, name, value, queries=found.groups) for name, value in zip(GAP_MEASURES, values, strict=True)
-    ]
-    result.plane = _plane(labelled, sorted({group for m in MODALITIES for group in drawn[m].values()}))
+        return SpaceResult(f"not measured: {error}", finding=f"The modality gap was not measured: {error}.")
+    names = sorted({group for m in MODALITIES for group in drawn[m].values()})
+    return SpaceResult(space, measured, _projection(grouped, names), list(of_geometry(measured)))
 
 
 def _space(release: Release, probe: FloatArray) -> str:
-    """What vectors that were read back are: aligned, or as the metric's lowering stores them."""
+    """Say what vectors that were read back are: aligned, or as the metric's lowering stores them."""
     if release.guarantee is not Guarantee.EXACT:
         return ALIGNED_SPACE  # payloads carry them
     lowered = release.lowerings["image"].item(probe)[:, : release.alignment.dim]
@@ -115,14 +89,16 @@ def _space(release: Release, probe: FloatArray) -> str:
     return f"vectors as {release.metric} stores them"
 
 
-def _plane(labelled: GroupedEmbeddings, names: Sequence[str]) -> PcaProjection:
-    """Lay a few pairs on the two axes along which images and texts together vary most."""
-    groups = labelled.groups[:: -(-len(labelled.groups) // PLANE_PAIRS)]
-    X, Y = (l2_normalize(one_each(side, groups)) for side in (labelled.image, labelled.text))
+def _projection(grouped: GroupedEmbeddings, names: Sequence[str]) -> PcaProjection:
+    """Project a few pairs onto the two principal axes of images and texts together."""
+    groups = grouped.groups[:: -(-len(grouped.groups) // PROJECTED_PAIRS)]
+    X, Y = (l2_normalize(one_each(side, groups)) for side in (grouped.image, grouped.text))
     both = np.concatenate([X, Y]).astype(np.float64)
     centred = both - both.mean(axis=0)
     _, lengths, axes = np.linalg.svd(centred, full_matrices=False)
-    placed = centred @ axes[:2].T
-    shares = lengths**2 / (lengths**2).sum()
-    images, texts = ([(float(x), float(y)) for x, y in part] for part in (placed[: len(groups)], placed[len(groups) :]))
-    return PcaProjection([names[group] for group in groups], images, texts, (float(shares[0]), float(shares[1])))
+    projected = centred @ axes[:2].T
+    images, texts = (
+        [(float(x), float(y)) for x, y in part] for part in (projected[: len(groups)], projected[len(groups) :])
+    )
+    first, second = (lengths**2 / (lengths**2).sum())[:2]
+    return PcaProjection([names[group] for group in groups], images, texts, (float(first), float(second)))

@@ -1,4 +1,4 @@
-"""How an audit asks, and what one of its numbers is."""
+"""How an audit is made: its queries, its gallery, the lengths of its lists, its filters and strata."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,34 +11,33 @@ from connector.releases.points import HELD_OUT
 from connector.safe_text import printable
 
 Scope = Literal["held-out", "all"]
-# Every query's list stands in memory, once for each stage.
+# The longest list. Every query's list is held in memory, once for each stage.
 LONGEST = 10_000
-# Fewer queries a second, and an audit would last for years.
+# The lowest rate, in queries a second. Below it an audit would last for years.
 SLOWEST = 0.001
-# Names of filters and fields stand in tables, on pages, and in an index of SQL.
+# Characters of the name of a filter or field: names stand in tables, on pages and in an index of SQL.
 LONGEST_NAME = 100
-# Where one length of list has to do.
-K = 10
-BOTH = "both"
+# The length of list that stands for all, where it is among them.
+K = KS[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditPlan:
-    """How an audit asks.
+    """How an audit is made.
 
     Attributes:
-        ks: lengths of the result lists, ascending.
-        queries: ask with held-out items of the set, or with all of it (which flatters: the fit saw the rest).
-        gallery: search among the held-out points, which is comparable with the alignment's card, or among all.
-        protocol: one of `alignment.retrieval.protocols`, which says itself what is asked and searched.
-        filters: Qdrant filters as JSON by the names of their stages.
-        by: payload fields of the queries whose values are measured apart.
+        ks: lengths of the result lists, ascending, each in the range 1 to 10,000.
+        queries: query with the held-out items of the set, or with all. All flatters: the fit saw the rest.
+        gallery: search the held-out points, which compares with the alignment's card, or all.
+        protocol: one of `alignment.retrieval.protocols`, which fixes the queries and the gallery.
+        filters: Qdrant filters as JSON, by the names of their stages.
+        by: payload fields of the queries; each value is a stratum that is measured by itself.
         sample: how many queries of each modality to draw at most; None: all.
         seed: of the sample and of everything random.
-        rate: queries a second at most; None: as fast as it goes.
+        rate: queries a second at most; None: no limit.
 
     Raises:
-        RequirementError, SettingsError: something that cannot be meant.
+        RequirementError, SettingsError: a value that is invalid.
     """
 
     ks: Sequence[int] = KS
@@ -73,40 +72,12 @@ class AuditPlan:
 
     @property
     def k(self) -> int:
-        """The length of list where one has to do."""
+        """The length of list that stands for all: 10, or the longest where 10 is not among `ks`."""
         return K if K in self.ks else self.ks[-1]
 
     @property
     def compared_by(self) -> dict[str, Any]:
-        """What must be equal of two audits that are compared, beside the set of pairs."""
+        """The settings that two audits must share to be compared, beside the set of pairs."""
         if self.protocol is not None:
             return {"protocol": self.protocol}
         return {"queries": self.queries, "gallery": self.gallery}
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """One number of an audit: `recall@10` of a direction, with its 95% interval where it has one.
-
-    Attributes:
-        part: of the audit: a stage of the search, or a stratum such as `language=de`; empty: the whole.
-    """
-
-    direction: str
-    name: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-    queries: int = 0
-    part: str = ""
-
-    @property
-    def label(self) -> str:
-        """Its part and name."""
-        return f"{self.part} {self.name}" if self.part else self.name
-
-    @property
-    def in_words(self) -> str:
-        """Its value and interval."""
-        interval = f" [{self.low:.4f}, {self.high:.4f}]" if self.low is not None and self.high is not None else ""
-        return f"{self.direction} {self.label} is {self.value:.4f}{interval}"

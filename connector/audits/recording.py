@@ -1,9 +1,9 @@
-"""Audits into SQL."""
+"""Records audits in SQL."""
 
 from dataclasses import asdict
 from typing import Any
 
-from connector.audits.result import Audit, StageFound
+from connector.audits.result import Audit, StageSummary
 from connector.audits.stages import is_stage
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
@@ -12,7 +12,7 @@ from connector.releases.chain import search_settings
 
 
 def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
-    """Write an audit to SQL; return its row."""
+    """Write an audit to SQL; return its number."""
     plan, info = result.plan, result.info
     settings: dict[str, Any] = {
         "pairs": result.pairs,
@@ -44,7 +44,7 @@ def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
                 "payload_indexes": list(info.payload_indexes),
                 "status": info.status,
             },
-            "findings": result.findings,
+            "findings": list(result.findings),
             "stages": [_stage(stage) for stage in result.stages],
         }
     if result.drifts:
@@ -68,12 +68,12 @@ def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
             )
             for m in result.measures
         ],
-        per_query={direction: asked.packed() for direction, asked in result.per_query.items()},
+        per_query={direction: queries.packed() for direction, queries in result.per_query.items()},
     )
 
 
-def _stage(stage: StageFound) -> dict[str, Any]:
-    """Lay out what the measures do not say of a stage."""
+def _stage(stage: StageSummary) -> dict[str, Any]:
+    """Return what the measures do not say of a stage."""
     lost = asdict(stage.lost) if stage.lost else None
     return {
         "direction": stage.direction,

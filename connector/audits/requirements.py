@@ -1,9 +1,9 @@
-"""What an audit has to meet: bounds on its measures, and on how far they may drop since an earlier audit.
+"""Requirements of an audit: bounds on its measures, and on how far they may drop since a baseline.
 
 recall@10>=0.4                      in both directions
-text-to-image:recall@10>=0.4        in one
+text-to-image:recall@10>=0.4        in one direction
 index:fidelity@10>=0.98             of one part: a stage of the search, or a stratum such as `language=de`
-recall@10 drop<=0.02                not more than 0.02 worse than before, unless that may be chance
+recall@10 drop<=0.02                at most 0.02 worse than the baseline; changes within chance pass
 """
 
 import math
@@ -12,8 +12,9 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from alignment.modality import DIRECTIONS
 from connector.audits.baseline import Baseline, Drift
-from connector.audits.plan import Measure
+from connector.audits.measures import BOTH, Measurement
 from connector.errors import RequirementError
 
 GRAMMAR = re.compile(
@@ -27,9 +28,8 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-# Parts that are named where one is asked for that is not there: of strata there may be many.
-SHOWN = 12
-DIRECTED = ("text-to-image", "image-to-text", "both")
+# How many parts an error lists: there may be many strata.
+LISTED_PARTS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,10 @@ class Requirement:
 
     Attributes:
         text: as it was written.
-        direction: that it speaks of; None: every one that has the measure.
-        part: of the audit: a stage or a stratum; empty: the whole.
+        direction: that it bounds; None: every direction that has the measure.
+        part: of the audit: a stage, a stratum, or "" for the whole.
         name: of the measure.
-        is_drop: whether it bounds how much worse the measure has become, instead of its value.
+        is_drop: whether it bounds how much worse the measure is than in the baseline, instead of its value.
     """
 
     text: str
@@ -54,10 +54,10 @@ class Requirement:
 
     @classmethod
     def parse(cls, text: str) -> "Requirement":
-        """Read a requirement.
+        """Parse a requirement.
 
         Raises:
-            RequirementError: it cannot be read.
+            RequirementError: the text is invalid.
         """
         match = GRAMMAR.fullmatch(text)
         try:
@@ -71,11 +71,11 @@ class Requirement:
         if match["drop"] and (match["comparison"] != "<=" or bound < 0):
             raise RequirementError(f"requirement {text!r}: expected drop<=NUMBER of at least 0, such as drop<=0.02")
         first, colon, rest = (match["prefix"] or "").partition(":")
-        direction, part = (first, rest) if first in DIRECTED else (None, first + colon + rest)
+        direction, part = (first, rest) if first in (*DIRECTIONS, BOTH) else (None, first + colon + rest)
         return cls(text.strip(), direction, part, match["name"], bool(match["drop"]), match["comparison"], bound)
 
-    def speaks_of(self, direction: str, part: str, name: str) -> bool:
-        """Whether it is a condition on this measure."""
+    def bounds(self, direction: str, part: str, name: str) -> bool:
+        """Whether it bounds this measure."""
         return self.name == name and self.part == part and self.direction in (None, direction)
 
 
@@ -90,59 +90,64 @@ class Failure:
 
 
 def check_known(
-    requirements: Iterable[Requirement], known: Sequence[tuple[str, str, str]], before: Baseline | None
+    requirements: Iterable[Requirement], known: Sequence[tuple[str, str, str]], baseline: Baseline | None
 ) -> None:
-    """Raise a `RequirementError` if a requirement speaks of no measure, or of a drop since nothing.
+    """Check that the audit to come can decide every requirement.
 
     Args:
         requirements: to check.
-        known: direction, part and name of the measures that there will be.
-        before: the earlier audit, if there is one. It measured query by query what a drop can be bounded of.
+        known: direction, part and name of the measures that the audit will have.
+        baseline: the earlier audit, if there is one.
+
+    Raises:
+        RequirementError: a requirement bounds no measure, or a drop that cannot be computed.
     """
     for requirement in requirements:
-        spoken_of = [measure for measure in known if requirement.speaks_of(*measure)]
-        if not spoken_of:
-            whole = dict.fromkeys(name for _, part, name in known if not part)
-            parts = list(dict.fromkeys(part for _, part, _ in known if part))
-            more = f" and {len(parts) - SHOWN} more" if len(parts) > SHOWN else ""
-            raise RequirementError(
-                f"requirement {requirement.text!r} names no measure of this audit; it has {', '.join(whole)}; and "
-                f"PART:recall@K, PART:fidelity@K and PART:latency.p50 of {', '.join(parts[:SHOWN])}{more}, strata with "
-                "recall alone"
-            )
+        bounded = [measure for measure in known if requirement.bounds(*measure)]
+        if not bounded:
+            raise RequirementError(_unknown(requirement, known))
         if not requirement.is_drop:
             continue
-        if before is None:
+        if baseline is None:
             raise RequirementError(
                 f"requirement {requirement.text!r} bounds a drop; say since which audit with --baseline last, live or "
                 "the number of one"
             )
-        kept = [(direction, *place) for direction, asked in before.asked.items() for place in asked.values]
-        if not set(kept) & set(spoken_of):
+        kept = [(direction, *place) for direction, queries in baseline.queries.items() for place in queries.values]
+        if not set(kept) & set(bounded):
             names = dict.fromkeys(f"{part}:{name}".lstrip(":") for _, part, name in kept)
             raise RequirementError(
-                f"requirement {requirement.text!r} bounds a drop since audit {before.number}, which did not measure it "
-                f"query by query; it has {', '.join(names)}"
+                f"requirement {requirement.text!r} bounds a drop since audit {baseline.number}, which did not measure "
+                f"it query by query; it has {', '.join(names)}"
             )
 
 
+def _unknown(requirement: Requirement, known: Sequence[tuple[str, str, str]]) -> str:
+    whole = dict.fromkeys(name for _, part, name in known if not part)
+    parts = list(dict.fromkeys(part for _, part, _ in known if part))
+    more = f" and {len(parts) - LISTED_PARTS} more" if len(parts) > LISTED_PARTS else ""
+    return (
+        f"requirement {requirement.text!r} names no measure of this audit; it has {', '.join(whole)}; and "
+        f"PART:recall@K, PART:fidelity@K and PART:latency.p50 of {', '.join(parts[:LISTED_PARTS])}{more}, strata with "
+        "recall alone"
+    )
+
+
 def failures(
-    requirements: Iterable[Requirement], measures: Sequence[Measure], drifts: Sequence[Drift]
+    requirements: Iterable[Requirement], measures: Sequence[Measurement], drifts: Sequence[Drift]
 ) -> list[Failure]:
-    """Return the requirements that are not met, for each direction that does not; one of nothing measured is not."""
-    found = []
+    """Return each requirement that is not met, once for each direction; one of nothing measured is not met."""
+    result = []
     for requirement in requirements:
-        its: Sequence[Measure | Drift] = drifts if requirement.is_drop else measures
-        spoken_of = [each for each in its if requirement.speaks_of(each.direction, each.part, each.name)]
-        if not spoken_of:
-            both = "in both audits" if requirement.is_drop else "in this audit"
-            found.append(Failure(requirement, f"it was not measured {both}", requirement.direction or "both", None))
-        found += [failure for each in spoken_of if (failure := _failure(requirement, each))]
-    return found
-
-
-def _failure(requirement: Requirement, its: Measure | Drift) -> Failure | None:
-    value = its.value
-    if COMPARISONS[requirement.comparison](value, requirement.bound):
-        return None
-    return Failure(requirement, its.in_words, its.direction, value)
+        values: Sequence[Measurement | Drift] = drifts if requirement.is_drop else measures
+        bounded = [value for value in values if requirement.bounds(value.direction, value.part, value.name)]
+        if not bounded:
+            where = "in both audits" if requirement.is_drop else "in this audit"
+            result.append(Failure(requirement, f"it was not measured {where}", requirement.direction or BOTH, None))
+        holds = COMPARISONS[requirement.comparison]
+        result += [
+            Failure(requirement, value.in_words, value.direction, value.value)
+            for value in bounded
+            if not holds(value.value, requirement.bound)
+        ]
+    return result

@@ -1,24 +1,26 @@
-"""What an audit found, as values that print, compare and are recorded in SQL.
+"""What an audit finds, as values that print, compare and are recorded in SQL.
 
-`connector.audits.auditor` makes one. docs/audits.md explains every number.
+`connector.audits.auditor` makes an `Audit`. docs/audits.md explains every number.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from alignment.geometry.geometry import Geometry
+from alignment.modality import DIRECTIONS
 from alignment.retrieval.bootstrap import Estimate
 from connector.audits.baseline import Drift, PerQuery
-from connector.audits.plan import AuditPlan, Measure
+from connector.audits.measures import Measurement
+from connector.audits.plan import AuditPlan
 from connector.audits.requirements import Failure
-from connector.audits.stages import INDEX, QUANTIZATION, Latency
+from connector.audits.stages import INDEX, LOWERING, QUANTIZATION, RESCORING, Latency
 from connector.provenance.tables import ReleaseRow
 from connector.releases.release import Release
 from connector.stores.contract import CollectionInfo, Payload
 
 PASSED, FAILED, MEASURED, BROKEN = "passed", "failed", "measured", "broken"
-# A stage is blamed where it finds less than this share of what the stage before finds; where what it loses of Recall@K
-# is more than chance and more than the margin; and the last one where it finds less than when `hnsw_ef` was chosen.
+# A stage is blamed for each of these: its fidelity is below FAITHFUL; it loses more of Recall@K than chance and MARGIN;
+# it is the last one, and its fidelity is below the recall that `hnsw_ef` was chosen for, by more than MARGIN.
 FAITHFUL = 0.95
 MARGIN = 0.01
 
@@ -34,17 +36,17 @@ class Fidelity:
 
 
 @dataclass(frozen=True, slots=True)
-class StageFound:
-    """What a stage of the search keeps of what the one before it finds, searching the whole collection.
+class StageSummary:
+    """What a stage of the search keeps of what the stage before it finds, searching the whole collection.
 
     Attributes:
         against: the stage that it is compared with; None for the reference.
-        queries: that are in the recall. Within a filter those with something to find there, elsewhere all.
-        without_relevant: queries with nothing to find; elsewhere than within a filter they count as misses.
+        queries: how many queries the recall is of: within a filter those with something to find, elsewhere all.
+        without_relevant: queries with nothing to find. Elsewhere than within a filter they count as misses.
         recall, fidelity: by K.
-        lost: Recall@K that is lost against `against`, at the plan's k, with a paired interval; negative is a gain.
+        lost: Recall@K lost against `against`, at the plan's k, with a paired interval; negative is a gain.
         latency: of single queries; None for the reference.
-        why_not: why it was not measured, where it was not.
+        why_not: why the stage was not measured; None where it was.
     """
 
     direction: str
@@ -58,20 +60,20 @@ class StageFound:
     latency: Latency | None = None
     why_not: str | None = None
 
-    def measures(self) -> Iterator[Measure]:
-        """Yield everything as measures."""
+    def measures(self) -> Iterator[Measurement]:
+        """Yield its numbers, but for `lost`."""
         for k, recall in self.recall.items():
-            yield self._measure(f"recall@{k}", recall.value, recall.low, recall.high)
+            yield self._measurement(f"recall@{k}", recall.value, recall.low, recall.high)
         for k, fidelity in self.fidelity.items():
-            yield self._measure(f"fidelity@{k}", fidelity.mean.value, fidelity.mean.low, fidelity.mean.high)
+            yield self._measurement(f"fidelity@{k}", fidelity.mean.value, fidelity.mean.low, fidelity.mean.high)
             for name in ("p5", "least", "below90"):
-                yield self._measure(f"fidelity@{k}.{name}", getattr(fidelity, name))
+                yield self._measurement(f"fidelity@{k}.{name}", getattr(fidelity, name))
         if self.latency:
             for name in ("p50", "p95", "p99"):
-                yield self._measure(f"latency.{name}", getattr(self.latency, name))
+                yield self._measurement(f"latency.{name}", getattr(self.latency, name))
 
-    def _measure(self, name: str, value: float, low: float | None = None, high: float | None = None) -> Measure:
-        return Measure(self.direction, name, value, low, high, self.queries, self.name)
+    def _measurement(self, name: str, value: float, low: float | None = None, high: float | None = None) -> Measurement:
+        return Measurement(self.direction, name, value, low, high, self.queries, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +91,9 @@ class WorstQuery:
     """A query that production answers badly.
 
     Attributes:
-        rank: of the best relevant item by exact search among everything.
-        found: what came back, best first.
-        expected: a few of what should have.
+        rank: of the best relevant item by exact search among all points.
+        found: the hits, best first.
+        expected: a few of the relevant items.
     """
 
     direction: str
@@ -115,30 +117,65 @@ class PcaProjection:
     explained: tuple[float, float]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectionResult:
+    """What an audit finds in one direction.
+
+    Attributes:
+        gallery: how many items were searched.
+        without_relevant: queries whose relevant items are not in the gallery; they count as misses.
+        measures: every number.
+        stages: the losses of a search, in its order.
+        curve: Recall@K of exact search in the gallery, by K.
+        chance: Recall@K of a random order, by the same K.
+        per_query: the values that later audits are compared with.
+        worst: the queries that are answered worst.
+    """
+
+    gallery: int
+    without_relevant: int
+    measures: Sequence[Measurement]
+    stages: Sequence[StageSummary]
+    curve: Mapping[int, Estimate]
+    chance: Mapping[int, float]
+    per_query: PerQuery
+    worst: Sequence[WorstQuery]
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceResult:
+    """The modality gap and related figures of vectors that were read back.
+
+    Attributes:
+        of: what the vectors are; or why nothing was measured, where `geometry` is None.
+        finding: the same in a sentence; None where it was measured.
+    """
+
+    of: str
+    geometry: Geometry | None = None
+    projection: PcaProjection | None = None
+    measures: Sequence[Measurement] = ()
+    finding: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Audit:
-    """What an audit found.
+    """What an audit finds.
 
     Attributes:
         row: the release in SQL.
-        plan: how it was asked, with the pairs of the embedding set `pairs`.
+        plan: how the audit was made, with the pairs of the embedding set `pairs`.
         broken: why the release fails integrity; nothing was measured then.
         release: checked; None where it is broken.
         info: the collection while it was audited.
-        gallery: items that were searched, by modality.
-        without_relevant: queries whose relevant items are not in the gallery, by direction; they count as misses.
-        measures: every number.
-        stages: the losses of a search, by direction and in its order.
-        curve: Recall@K of exact search in the gallery, by direction and K; `chance` is that of a random order.
+        directions: what was found in each direction.
+        space: what was found of both modalities together.
         findings: what is not as it should be, and what was not measured, in words.
-        geometry: the modality gap and its company, of vectors read back; `geometry_of` says of what, or why not.
-        worst: the queries that are answered worst.
-        per_query: what later audits compare with, by direction.
-        verified: points that were read back and compared with what the embedding sets say.
-        drifts: against an earlier audit.
+        verified: points that were read back and compared with the embedding sets.
+        drifts: changes against the baseline.
         failures: requirements that are not met.
-        required: whether there were any.
-        number: of the audit in SQL.
+        required: whether there were any requirements.
+        number: of the audit in SQL; 0 before it is recorded.
     """
 
     row: ReleaseRow
@@ -147,88 +184,115 @@ class Audit:
     broken: str | None = None
     release: Release | None = None
     info: CollectionInfo | None = None
-    gallery: dict[str, int] = field(default_factory=dict)
-    without_relevant: dict[str, int] = field(default_factory=dict)
-    measures: list[Measure] = field(default_factory=list)
-    stages: list[StageFound] = field(default_factory=list)
-    curve: dict[str, dict[int, Estimate]] = field(default_factory=dict)
-    chance: dict[str, dict[int, float]] = field(default_factory=dict)
-    findings: list[str] = field(default_factory=list)
-    geometry: Geometry | None = None
-    geometry_of: str = ""
-    plane: PcaProjection | None = None
-    worst: list[WorstQuery] = field(default_factory=list)
-    per_query: dict[str, PerQuery] = field(default_factory=dict)
+    directions: Mapping[str, DirectionResult] = field(default_factory=dict)
+    space: SpaceResult = SpaceResult("not measured")
+    findings: Sequence[str] = ()
     verified: int = 0
-    drifts: list[Drift] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
+    drifts: Sequence[Drift] = ()
+    failures: Sequence[Failure] = ()
     required: bool = False
     number: int = 0
 
     @property
     def verdict(self) -> str:
-        """`broken`; `passed` or `failed` what was required; or `measured`, where nothing was."""
+        """`broken`; `passed` or `failed` by the requirements; or `measured` where there were none."""
         if self.broken is not None:
             return BROKEN
         if not self.required:
             return MEASURED
         return FAILED if self.failures else PASSED
 
-    def measure(self, direction: str, name: str, part: str = "") -> Measure:
-        """Return one measure."""
+    @property
+    def measures(self) -> list[Measurement]:
+        """Every number, those of each direction before those of both."""
+        return [m for result in self.directions.values() for m in result.measures] + list(self.space.measures)
+
+    @property
+    def stages(self) -> list[StageSummary]:
+        """The losses of a search, by direction and in its order."""
+        return [stage for result in self.directions.values() for stage in result.stages]
+
+    @property
+    def worst(self) -> list[WorstQuery]:
+        """The queries that are answered worst, by direction."""
+        return [query for result in self.directions.values() for query in result.worst]
+
+    @property
+    def gallery(self) -> dict[str, int]:
+        """How many items were searched, by modality."""
+        return {DIRECTIONS[direction][1]: result.gallery for direction, result in self.directions.items()}
+
+    @property
+    def without_relevant(self) -> dict[str, int]:
+        """How many queries have no relevant item in the gallery, by direction."""
+        return {direction: result.without_relevant for direction, result in self.directions.items()}
+
+    @property
+    def per_query(self) -> dict[str, PerQuery]:
+        """The values that later audits are compared with, by direction."""
+        return {direction: result.per_query for direction, result in self.directions.items()}
+
+    def measure(self, direction: str, name: str, part: str = "") -> Measurement:
+        """Return one number.
+
+        Raises:
+            StopIteration: it was not measured.
+        """
         return next(m for m in self.measures if (m.direction, m.part, m.name) == (direction, part, name))
 
     def queries_of(self, direction: str) -> int:
-        """How many queries were asked in a direction."""
-        return len(self.per_query[direction].keys) if direction in self.per_query else 0
+        """Return how many queries a direction has; 0 where the release is broken."""
+        return len(self.directions[direction].per_query.keys) if direction in self.directions else 0
 
     @property
-    def blamed(self) -> list[StageFound]:
+    def blamed(self) -> list[StageSummary]:
         """The stages that lose more than they may, in the order of a search."""
-        recovered = {(s.direction, s.against) for s in self.stages if s.name == "rescoring"}
-        return [s for s in self.stages if self._is_lossy(s) and not (s.name == "lowering" and _rescued(s, recovered))]
+        rescored = {(s.direction, s.against) for s in self.stages if s.name == RESCORING}
+        return [
+            stage
+            for stage in self.stages
+            if self._is_lossy(stage)
+            # What the lowering loses, rescoring recovers: it is blamed only where nothing rescores.
+            and not (stage.name == LOWERING and (stage.direction, stage.against) in rescored)
+        ]
 
-    def _is_lossy(self, stage: StageFound) -> bool:
+    def _is_lossy(self, stage: StageSummary) -> bool:
         if stage.against is None or stage.why_not:
             return False
         mean = stage.fidelity[self.plan.k].mean if stage.fidelity else None
-        unfaithful = mean is not None and (mean.value < FAITHFUL or mean.high < self._promised(stage) - MARGIN)
+        unfaithful = mean is not None and (mean.value < FAITHFUL or mean.high < self._tuned_recall(stage) - MARGIN)
         return unfaithful or (stage.lost is not None and stage.lost.low > 0 and stage.lost.value > MARGIN)
 
-    def _promised(self, stage: StageFound) -> float:
-        """What the last stage of a search found when `hnsw_ef` was chosen; of others nothing was measured then."""
+    def _tuned_recall(self, stage: StageSummary) -> float:
+        """Return the recall that `hnsw_ef` was chosen for, if this is the last stage of the search; else 0."""
         tuned = self.release.tuned if self.release else None
         quantized = self.info is not None and self.info.quantization is not None
         return tuned.recall if tuned and stage.name == (QUANTIZATION if quantized else INDEX) else 0.0
 
     @property
     def in_words(self) -> list[str]:
-        """The verdict, why, and which stage loses what, a sentence each."""
+        """The verdict, the reasons for it, and which stage loses what, a sentence each."""
         if self.broken is not None:
             return [f"Broken: {self.broken}."]
-        says = []
+        sentences = []
         if self.required:
-            says.append("Passed: every requirement is met." if not self.failures else "Failed.")
-            says += [f"Not met: {failure.requirement.text}: {failure.why}." for failure in self.failures]
-        return says + self.remarks
+            sentences.append("Passed: every requirement is met." if not self.failures else "Failed.")
+            sentences += [f"Not met: {failure.requirement.text}: {failure.why}." for failure in self.failures]
+        return sentences + self.remarks
 
     @property
     def remarks(self) -> list[str]:
         """Which stage loses what, and what else is not as it should be, a sentence each."""
-        k, says = self.plan.k, []
-        for stage in self.blamed:
-            fidelity = f"finds {stage.fidelity[k].mean.value:.1%} of the first {k} of {stage.against}"
-            if promised := self._promised(stage):
-                fidelity += f" ({promised:.1%} when hnsw_ef was chosen)"
-            lost = ""
-            if stage.lost:
-                costs = stage.lost.low > 0
-                lost = f", which costs {stage.lost.value:.3f} of Recall@{k}" if costs else f"; Recall@{k} bears it"
-            says.append(f"{stage.direction}: {stage.name} {fidelity}{lost}.")
-        if not self.blamed:
-            says.append("No stage of the search loses more than it may.")
-        return says + self.findings
+        sentences = [self._remark(stage) for stage in self.blamed]
+        return [*(sentences or ["No stage of the search loses more than it may."]), *self.findings]
 
-
-def _rescued(stage: StageFound, recovered: set[tuple[str, str | None]]) -> bool:
-    return (stage.direction, stage.against) in recovered
+    def _remark(self, stage: StageSummary) -> str:
+        k = self.plan.k
+        fidelity = f"finds {stage.fidelity[k].mean.value:.1%} of the first {k} of {stage.against}"
+        if tuned := self._tuned_recall(stage):
+            fidelity += f" ({tuned:.1%} when hnsw_ef was chosen)"
+        lost = ""
+        if stage.lost:
+            significant = stage.lost.low > 0
+            lost = f", which costs {stage.lost.value:.3f} of Recall@{k}" if significant else f"; Recall@{k} bears it"
+        return f"{stage.direction}: {stage.name} {fidelity}{lost}."

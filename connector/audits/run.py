@@ -1,6 +1,7 @@
 """One audit as a run: find the release, check that it holds what it should, measure it, record what was found."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from alignment.errors import AlignmentError, EmbeddingSetError
 from alignment.modality import DIRECTIONS
@@ -49,7 +50,7 @@ def run_audit(
     )
     requirements = [Requirement.parse(text) for text in request.require]
     row = find_release_row(provenance, store, request.collection, request.metric, which=request.release)
-    before = find_baseline(provenance, row, request.baseline, plan, request.pairs) if request.baseline else None
+    baseline = find_baseline(provenance, row, request.baseline, plan, request.pairs) if request.baseline else None
     result = _measure(
         row,
         embedding_set,
@@ -58,10 +59,10 @@ def run_audit(
         provenance,
         pairs=request.pairs,
         requirements=requirements,
-        before=before,
+        baseline=baseline,
         device=device,
     )
-    result.number = record(result, provenance, run, provenance.artifacts.record_set(embedding_set))
+    result = replace(result, number=record(result, provenance, run, provenance.artifacts.record_set(embedding_set)))
     run.counts["queries"] = sum(result.queries_of(direction) for direction in DIRECTIONS)
     run.counts["failed_requirements"] = len(result.failures)
     return result
@@ -76,7 +77,7 @@ def _measure(
     *,
     pairs: str,
     requirements: Sequence[Requirement],
-    before: Baseline | None,
+    baseline: Baseline | None,
     device: str,
 ) -> Audit:
     """Check that a release belongs together and holds what it should, and measure it; or say why it is broken."""
@@ -86,8 +87,7 @@ def _measure(
         release = load_release(provenance, store, row, device=device)
         verified = verify(release, store, provenance, seed=plan.seed, counts=not writers)
     except (MismatchError, CollectionNotFoundError, AlignmentError, EmbeddingSetError) as error:
-        broken.broken = str(error)
-        return broken
+        return replace(broken, broken=str(error))
     try:
         with progress(f"audit {row.physical_name}", None, "queries") as advance:
             result = audit(
@@ -97,16 +97,15 @@ def _measure(
                 plan,
                 pairs=pairs,
                 requirements=requirements,
-                before=before,
+                baseline=baseline,
                 advance=advance,
             )
     except StrangePointError as error:  # any other mismatch is of the request, not of the release
-        broken.broken = str(error)
-        return broken
+        return replace(broken, broken=str(error))
     uncounted = [
         f"Its points were not counted against SQL, because run {writer.id}, `modalign {writer.command}` on host "
         f"{writer.host}, writes since {writer.started_at:%F %T} UTC and has not ended."
         for writer in writers[:1]
     ]
-    result.verified, result.findings = verified.points, [*uncounted, *verified.in_words, *result.findings]
-    return result
+    findings = [*uncounted, *verified.in_words, *result.findings]
+    return replace(result, verified=verified.points, findings=findings)

@@ -1,11 +1,11 @@
-"""The stages of a search, each asked the same queries, so that what one loses shows against the one before it.
+"""The stages of a search. Each runs the same queries, so the loss of a stage shows against the stage before it.
 
-reference       the metric itself over the vectors read back: what encoders and projections can do
-lowering        Qdrant's exact search in its own order: what it makes of the metric
-rescoring       the same with candidates rescored by the metric, where its order is not Qdrant's
-index           the graph, walked as production walks it, over the vectors themselves
-quantization    the graph over quantized vectors with oversampling and rescoring, as it was laid out
-filter:NAME     all of it within a filter, against exact search within that filter
+reference       the metric itself over the vectors read back: the best that encoders and projections can do
+lowering        Qdrant's exact search, in Qdrant's own order of scores
+rescoring       exact search with candidates rescored by the metric, for metrics that Qdrant cannot order by
+index           HNSW search with the release's `hnsw_ef`, over the vectors themselves
+quantization    HNSW search over quantized vectors with oversampling and rescoring, as production does
+filter:NAME     production's search within a filter, compared with exact search within that filter
 """
 
 import time
@@ -32,9 +32,9 @@ REFERENCE, LOWERING, RESCORING, INDEX, QUANTIZATION = "reference", "lowering", "
 STAGES = (REFERENCE, LOWERING, RESCORING, INDEX, QUANTIZATION)
 FILTER = "filter:"
 BATCH_QUERIES = 64
-# Ids that the filter of a protocol names, in the requests of one batch.
+# Ids that the filters of one batch of requests name at most, when a protocol's folds are searched.
 IDS_AT_ONCE = 100_000
-# Engines add float32 in other orders than the reference: nearer scores, as a share of the best, are one score.
+# Engines add float32 in another order than the reference. Scores closer than this share of the best count as equal.
 ROUNDING = 1e-5
 TIMED_QUERIES = 100
 
@@ -48,27 +48,27 @@ def is_stage(part: str) -> bool:
 
 @dataclass(slots=True)
 class RateLimiter:
-    """Lets at most `rate` queries a second pass."""
+    """Limits queries to `rate` a second; None: no limit."""
 
     rate: float | None
     _next: float = 0.0
 
     def __call__(self, queries: int) -> None:
-        """Wait until so many may pass."""
+        """Block until `queries` more may run."""
         if self.rate is None:
             return
         time.sleep(max(0.0, self._next - time.monotonic()))
         self._next = max(self._next, time.monotonic()) + queries / self.rate
 
     @property
-    def together(self) -> int:
-        """How many may pass at once: those of a tenth of a second."""
+    def batch_size(self) -> int:
+        """How many queries may run at once: those of a tenth of a second."""
         return BATCH_QUERIES if self.rate is None else max(1, int(self.rate / 10))
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """How long searches take that are asked one at a time, in milliseconds, percentiles of `queries` of them."""
+    """Percentiles of the time of single searches, in milliseconds, over `queries` of them."""
 
     p50: float
     p95: float
@@ -77,7 +77,7 @@ class Latency:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> "Latency":
-        """Sum up."""
+        """Summarise the durations of single searches, in seconds."""
         p50, p95, p99 = np.percentile(np.array(seconds) * 1000, [50, 95, 99])
         return cls(float(p50), float(p95), float(p99), len(seconds))
 
@@ -87,11 +87,11 @@ class Stage:
     """A way to search.
 
     Attributes:
-        against: the stage whose answers it should give.
-        exact: compare with every point.
-        quantized: walk over quantized vectors.
-        rescored: let the metric order candidates; else Qdrant's own order stands.
-        condition: search within.
+        against: the stage that its results are compared with.
+        exact: compare the query with every point.
+        quantized: search quantized vectors.
+        rescored: let the metric order candidates; otherwise Qdrant's own order stands.
+        condition: search within this filter.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Stage:
 
 
 def stages(guarantee: Guarantee, *, quantized: bool) -> list[Stage]:
-    """The stages of a release after the reference, in the order of a search; the last is what production gets."""
+    """Return the stages of a release after the reference, in the order of a search; the last is production's search."""
     exact = [Stage(LOWERING, REFERENCE, exact=True, rescored=False)]
     if guarantee is not Guarantee.EXACT:
         exact.append(Stage(RESCORING, REFERENCE, exact=True))
@@ -115,14 +115,14 @@ def stages(guarantee: Guarantee, *, quantized: bool) -> list[Stage]:
 
 @dataclass(frozen=True, slots=True)
 class StageResults:
-    """What a stage gives n queries.
+    """What a stage returns for n queries.
 
     Attributes:
-        ranks: where relevant items stand; infinity for those beyond what was asked for.
-        scores: of the metric, of what was found (n, depth), in the order of the answers; NaN where there is less. As
+        ranks: of the relevant items; infinity for those beyond the end of the list.
+        scores: by the metric, of the hits (n, depth) in the order of the lists; NaN beyond the end of a short list. As
             in `connector.audits.reference.Truth`, without the offset of a lowering.
-        certified: whether each answer is proved complete (n,); NaN where nothing can be proved.
-        times: how often each point that was found is among the first k.
+        certified: 1 where a list is proved complete, 0 where not (n,); NaN where the metric cannot prove it.
+        times: by point id, in how many lists the point is among the first k.
     """
 
     ranks: RelevantRanks
@@ -131,9 +131,9 @@ class StageResults:
     times: Counter[str]
 
     def fidelity(self, best: Scores, k: int, tied: Callable[[Scores], Scores]) -> npt.NDArray[np.float64]:
-        """Share of the first `k` of a list with the scores `best` (n, depth) that was found (n,).
+        """Return the share of the first `k` of lists with the scores `best` (n, depth) that these lists hold (n,).
 
-        What scores as high as the k-th counts, whichever it is; of an empty list everything was found.
+        Any hit that scores as high as the k-th counts. Of an empty list the share is 1.
         """
         expected = (~np.isnan(best[:, :k])).sum(axis=1)  # (n,)
         last = best[np.arange(len(best)), np.maximum(expected, 1) - 1]
@@ -144,68 +144,77 @@ class StageResults:
 
     @property
     def best(self) -> Scores:
-        """The scores, best first, NaN last."""
+        """The scores sorted, best first and NaN last (n, depth)."""
         ordered: Scores = -np.sort(-self.scores, axis=1)
         return ordered
 
 
-def joined(parts: Sequence[tuple[IntArray, StageResults]]) -> StageResults:
-    """Join what was asked with some of n queries each, by their numbers, into what all were given."""
+def fidelity_tails(shares: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Return the 5th percentile of shares (n,), the least of them, and the share of them below 0.9."""
+    return {
+        "p5": float(np.percentile(shares, 5)),
+        "least": float(shares.min()),
+        "below90": float((shares < 0.9).mean()),
+    }
+
+
+def join_results(parts: Sequence[tuple[IntArray, StageResults]]) -> StageResults:
+    """Join the results of several groups of queries, each with the numbers of its queries, in the order of these."""
     order = np.concatenate([chosen for chosen, _ in parts])  # (n,)
     places = np.argsort(order)
-    counts = np.concatenate([its.ranks.counts for _, its in parts])
-    ranks = np.concatenate([its.ranks.ranks for _, its in parts])
+    counts = np.concatenate([results.ranks.counts for _, results in parts])
+    ranks = np.concatenate([results.ranks.ranks for _, results in parts])
     lists = np.split(ranks, np.cumsum(counts)[:-1])
     return StageResults(
         RelevantRanks(np.concatenate([lists[place] for place in places]), counts[places]),
-        np.concatenate([its.scores for _, its in parts])[places],
-        np.concatenate([its.certified for _, its in parts])[places],
-        sum((its.times for _, its in parts), Counter[str]()),
+        np.concatenate([results.scores for _, results in parts])[places],
+        np.concatenate([results.certified for _, results in parts])[places],
+        sum((results.times for _, results in parts), Counter[str]()),
     )
 
 
 class ExactRefusedError(StoreError):
-    """The store refuses exact search, as a server in strict mode may; the message is its own."""
+    """The store refuses exact search, as a server in strict mode may; the message is the store's."""
 
 
 class StageRunner:
-    """Asks a release for one modality.
+    """Runs queries through the stages of a release, searching items of one modality.
 
     Args:
-        finder: searches it.
+        candidates: searches the release.
         target: modality of the items.
         ks: lengths of the lists, ascending.
-        k: of how many of the first of each list it is counted how often they are found.
-        walk: how many candidates a search keeps along the graph.
-        largest: size of the largest point, which scores round by.
-        pace: called with the number of queries before they are asked.
-        exact: whether the store answers exact searches; where not, ties that go on beyond a list are counted along the
-            graph.
+        k: `StageResults.times` counts the first `k` of each list.
+        ef: how many candidates an HNSW search of the release keeps.
+        largest: size of the largest point; the rounding error of scores grows with it.
+        limiter: called with the number of queries before they run.
+        exact: whether the store answers exact searches. If not, ties that go on beyond a list are counted by an HNSW
+            search.
     """
 
     def __init__(
         self,
-        finder: CandidateSearch,
+        candidates: CandidateSearch,
         target: Modality,
         ks: Sequence[int],
         k: int,
-        walk: int,
+        ef: int,
         largest: float,
-        pace: RateLimiter,
+        limiter: RateLimiter,
         *,
         exact: bool = True,
     ):
-        self.finder = finder
+        self.candidates = candidates
         self.target = target
         self.ks = ks
         self.k = k
-        self.walk = walk
+        self.ef = ef
         self.largest = largest
-        self.lowering = finder.release.lowerings[target]
+        self.lowering = candidates.release.lowerings[target]
         self.exact = exact
-        self._pace = pace
+        self._limiter = limiter
 
-    def ask(
+    def run(
         self,
         stage: Stage,
         aligned: FloatArray,
@@ -215,38 +224,42 @@ class StageRunner:
         ids: int = 0,
         advance: Callable[[int], None] = lambda count: None,
     ) -> dict[int, StageResults]:
-        """Ask with every query, for lists of each length.
+        """Run every query, for lists of each length; return the results by length.
 
-        Production asks for k at a time. Where a search for more walks further than one for less, asking once for all
-        would make the shorter lists look better than they are served, so each is asked for by itself.
+        Production asks for one k at a time. A search for more hits may visit more of the graph, so cutting one long
+        list would make the shorter lists look better than production serves them. Where that matters, each length is
+        searched by itself.
 
         Args:
-            stage: how.
+            stage: how to search.
             aligned: queries (n, d).
-            groups: what is relevant to each of them.
-            relevant: how many such points there are to find for each (n,).
+            groups: the group that is relevant to each query.
+            relevant: how many such points each query could find (n,).
             ids: how many points the stage's condition names.
             advance: called with the number of queries done since.
 
         Raises:
-            ExactRefusedError: the stage is exact, and the store refuses that.
+            ExactRefusedError: the stage is exact, and the store refuses exact search.
         """
-        asked = (stage, aligned, groups, relevant, ids, advance)
-        longest = self.ks[-1] + 1  # one more shows whether a tie goes on beyond the end
-        if self._walks_alike(stage, longest):
-            return dict.fromkeys(self.ks, self._answers(longest, *asked))
-        return {k: self._answers(k, *asked) for k in self.ks}
 
-    def _walks_alike(self, stage: Stage, longest: int) -> bool:
-        """Whether a search for fewer finds what one for `longest` begins with."""
+        def results(depth: int) -> StageResults:
+            return self._results(depth, stage, aligned, groups, relevant, ids, advance)
+
+        longest = self.ks[-1] + 1  # one more shows whether a tie goes on beyond the end
+        if self._is_prefix_stable(stage, longest):
+            return dict.fromkeys(self.ks, results(longest))
+        return {k: results(k) for k in self.ks}
+
+    def _is_prefix_stable(self, stage: Stage, longest: int) -> bool:
+        """Whether a search for fewer hits returns the beginning of a search for `longest`."""
         if stage.exact:
             return True
         if isinstance(self.lowering, Rescored):  # which fetches more candidates than are asked for
             return 2 * longest <= self.lowering.page
         # A quantized search takes so many times what it is asked for.
-        return not stage.quantized and longest <= self.walk
+        return not stage.quantized and longest <= self.ef
 
-    def _answers(
+    def _results(
         self,
         depth: int,
         stage: Stage,
@@ -256,72 +269,71 @@ class StageRunner:
         ids: int,
         advance: Callable[[int], None],
     ) -> StageResults:
-        found: list[float] = []
+        ranks: list[float] = []
         times = Counter[str]()
         scores = np.full((len(aligned), depth), np.nan)
         certified = np.full(len(aligned), np.nan)
-        step = max(1, min(BATCH_QUERIES, self._pace.together, IDS_AT_ONCE // max(1, ids)))
+        step = max(1, min(BATCH_QUERIES, self._limiter.batch_size, IDS_AT_ONCE // max(1, ids)))
         for start in range(0, len(aligned), step):
             batch = aligned[start : start + step]
-            answers, sizes = self._lists(stage, batch, depth), self._sizes(batch)
-            for number, answer in enumerate(answers, start):
-                size, its = sizes[number - start], int(relevant[number])
-                found += self._ranks(stage, aligned[number], size, groups[number], answer, its, depth)
-                scores[number, : len(answer.hits)] = answer.scores
-                times.update(hit.id for hit in answer.hits[: self.k])
-                if answer.certified is not None:
-                    certified[number] = answer.certified
+            lists, sizes = self._lists(stage, batch, depth), self._sizes(batch)
+            for row, (hit_list, size) in enumerate(zip(lists, sizes, strict=True), start):
+                ranks += self._ranks(stage, aligned[row], size, groups[row], hit_list, int(relevant[row]), depth)
+                scores[row, : len(hit_list.hits)] = hit_list.scores
+                times.update(hit.id for hit in hit_list.hits[: self.k])
+                if hit_list.certified is not None:
+                    certified[row] = hit_list.certified
             advance(len(batch))
-        return StageResults(RelevantRanks(np.array(found), relevant), scores, certified, times)
+        return StageResults(RelevantRanks(np.array(ranks), relevant), scores, certified, times)
 
     def latency(self, stage: Stage, aligned: FloatArray) -> Latency:
-        """Time single queries (n, d), the first few of them as a warm-up."""
+        """Time single queries (n, d), after running the first few of them as a warm-up."""
         seconds = []
         for query in np.concatenate([aligned[:3], aligned]):
-            self._pace(1)
+            self._limiter(1)
             started = time.perf_counter()
-            self._asked(stage, query[None], self.k)
+            self._search(stage, query[None], self.k)
             seconds.append(time.perf_counter() - started)
         return Latency.of(seconds[min(3, len(aligned)) :])
 
-    def _lists(self, stage: Stage, queries: FloatArray, depth: int) -> "list[_List]":
-        self._pace(len(queries))
-        found = self._asked(stage, queries, depth)
+    def _lists(self, stage: Stage, queries: FloatArray, depth: int) -> "list[_HitList]":
+        self._limiter(len(queries))
+        ranked = self._search(stage, queries, depth)
         if self._is_own_order(stage) or self._is_coarse(stage):
-            return self._worth(queries, found)
-        if self.finder.release.guarantee is not Guarantee.EXACT:
-            return [_List(each.hits, [hit.score for hit in each.hits], each.certified) for each in found]
+            return self._rescored(queries, ranked)
+        if self.candidates.release.guarantee is not Guarantee.EXACT:
+            return [_HitList(hits.hits, [hit.score for hit in hits.hits], hits.certified) for hits in ranked]
         score = self.lowering.score
-        return [_List(each.hits, [score(hit.raw_score) for hit in each.hits], None) for each in found]
+        return [_HitList(hits.hits, [score(hit.raw_score) for hit in hits.hits], None) for hits in ranked]
 
     def _is_own_order(self, stage: Stage) -> bool:
-        """Whether Qdrant's order is not that of the metric, and stands."""
-        return not stage.rescored and self.finder.release.guarantee is not Guarantee.EXACT
+        """Whether the lists stay in Qdrant's order although that is not the metric's."""
+        return not stage.rescored and self.candidates.release.guarantee is not Guarantee.EXACT
 
     def _is_coarse(self, stage: Stage) -> bool:
-        """Whether scores are those of quantized vectors."""
-        release = self.finder.release
+        """Whether Qdrant's scores are those of quantized vectors."""
+        release = self.candidates.release
         return stage.quantized and not release.quantized_search["rescore"] and release.guarantee is Guarantee.EXACT
 
-    def _asked(self, stage: Stage, queries: FloatArray, depth: int) -> list[RankedHits]:
-        asked: dict[str, Any] = {
+    def _search(self, stage: Stage, queries: FloatArray, depth: int) -> list[RankedHits]:
+        options: dict[str, Any] = {
             "filter": stage.condition,
             "exact": stage.exact,
             "quantized": stage.quantized,
             "with_payload": ["group"],
         }
-        finder, lowering = self.finder, self.lowering
+        candidates, score = self.candidates, self.lowering.score
         try:
-            if self._is_own_order(stage):
-                lowered = lowering.query(queries)
-                lists = finder.store.search(finder.release.name, self.target, lowered, depth, ef=finder.ef, **asked)
-                return [
-                    RankedHits(
-                        [ScoredHit(h.id, lowering.score(h.raw_score), h.raw_score, h.payload) for h in hits], None, 0
-                    )
-                    for hits in lists
-                ]
-            return finder.search(self.target, queries, depth, **asked)
+            if not self._is_own_order(stage):
+                return candidates.search(self.target, queries, depth, **options)
+            lowered, name = self.lowering.query(queries), candidates.release.name
+            lists = candidates.store.search(name, self.target, lowered, depth, ef=candidates.ef, **options)
+            return [
+                RankedHits(
+                    [ScoredHit(hit.id, score(hit.raw_score), hit.raw_score, hit.payload) for hit in hits], None, 0
+                )
+                for hits in lists
+            ]
         except StoreUnavailableError:
             raise
         except StoreError as error:
@@ -329,57 +341,61 @@ class StageRunner:
                 raise ExactRefusedError(str(error)) from error
             raise
 
-    def _worth(self, queries: FloatArray, found: Sequence[RankedHits]) -> "list[_List]":
-        """Score what was found by the metric, from the vectors themselves: the order of the hits stays."""
-        finder, exact = self.finder, self.finder.release.guarantee is Guarantee.EXACT
-        ids = list({hit.id for each in found for hit in each.hits})
-        records = finder.store.retrieve(finder.release.name, ids, vector_name=self.target if exact else None)
+    def _rescored(self, queries: FloatArray, ranked: Sequence[RankedHits]) -> "list[_HitList]":
+        """Score hits by the metric, from the vectors themselves; their order stays."""
+        candidates = self.candidates
+        vector_name = self.target if candidates.release.guarantee is Guarantee.EXACT else None
+        ids = list({hit.id for hits in ranked for hit in hits.hits})
+        records = candidates.store.retrieve(candidates.release.name, ids, vector_name=vector_name)
         read = vectors_of(self.lowering, records, queries.shape[1])
         vectors = dict(zip((record.id for record in records), read, strict=True))
         lists = []
-        for query, each in zip(queries, found, strict=True):
-            hits = [hit for hit in each.hits if hit.id in vectors]  # the others were deleted meanwhile
+        for query, ranked_hits in zip(queries, ranked, strict=True):
+            hits = [hit for hit in ranked_hits.hits if hit.id in vectors]  # the others were deleted meanwhile
             items = np.stack([vectors[hit.id] for hit in hits]) if hits else np.empty((0, len(query)), np.float32)
             scores = own_scores(self.lowering, query[None], items)[0].tolist() if hits else []
-            lists.append(_List(hits, scores, each.certified))
+            lists.append(_HitList(hits, scores, ranked_hits.certified))
         return lists
 
     def _sizes(self, queries: FloatArray) -> Scores:
-        """Sizes (n,) that scores of aligned queries round by; what rescores has a bound of its own."""
+        """Return the sizes (n,) of aligned queries, which the rounding error of scores grows with.
+
+        Rescored metrics have a bound of their own: 0.
+        """
         if isinstance(self.lowering, Rescored):
             return np.zeros(len(queries))
         return sizes_of(self.lowering, self.lowering.query(queries))
 
     def _ranks(
-        self, stage: Stage, query: FloatArray, size: float, group: str, answer: "_List", relevant: int, depth: int
+        self, stage: Stage, query: FloatArray, size: float, group: str, answer: "_HitList", relevant: int, depth: int
     ) -> list[float]:
-        """Rank the relevant hits, ascending; irrelevant ones of the same score stand before them."""
+        """Rank the relevant hits, ascending; irrelevant hits of the same score stand before them."""
         hits = answer.hits
-        its = np.array([hit.score for hit in hits if hit.payload["group"] == group])
+        relevant_scores = np.array([hit.score for hit in hits if hit.payload["group"] == group])
         rivals = np.array([hit.score for hit in hits if hit.payload["group"] != group])
-        # Equal items may come out apart: a projection rounds by where a row stands in its batch, and so does rescoring.
-        floors = floors_of(self.lowering, its, np.full(1, size), np.full(1, self.largest))
-        ends_tied = np.zeros(len(its), bool)  # the tie may go on beyond the list
+        # Equal items may score apart: a projection rounds by where a row stands in its batch, and so does rescoring.
+        floors = floors_of(self.lowering, relevant_scores, np.full(1, size), np.full(1, self.largest))
+        ends_tied = np.zeros(len(relevant_scores), bool)  # the tie may go on beyond the list
         beyond: Scores = np.empty(0)
-        if len(its) and len(hits) == depth:
+        if len(relevant_scores) and len(hits) == depth:
             ends_tied = floors <= hits[-1].score
             if ends_tied.any() and not self._is_own_order(stage):
                 beyond = self._beyond(stage, query, group, {hit.id for hit in hits}, depth)
         ranks = []
-        for place, (own, floor) in enumerate(zip(its[:relevant], floors, strict=False)):
+        for place, (own, floor) in enumerate(zip(relevant_scores[:relevant], floors, strict=False)):
             before = int((rivals >= floor).sum())
             if ends_tied[place]:
-                # What is better and was not found stands before it in another stage, not in this one.
+                # Better items that this stage missed count against another stage, not against this one.
                 tied = int(((beyond >= floor) & (beyond <= own + (own - floor))).sum())
-                before += depth if self._is_own_order(stage) else tied  # that order serves nobody
+                before += depth if self._is_own_order(stage) else tied  # nobody is served in that order
             ranks.append(before + place + 1.0 if before < depth else np.inf)
         return [*ranks, *[np.inf] * (relevant - len(ranks))]
 
     def _beyond(self, stage: Stage, query: FloatArray, group: str, known: set[str], depth: int) -> Scores:
-        """Scores of irrelevant points that are not in the list, which a list of nothing else shows."""
+        """Return the scores of irrelevant points beyond the list (m,), from a search that leaves relevant ones out."""
         condition = _without_group(group, stage.condition)
-        self._pace(1)
-        (found,) = self.finder.search(
+        self._limiter(1)
+        (ranked,) = self.candidates.search(
             self.target,
             query[None],
             depth,
@@ -388,12 +404,12 @@ class StageRunner:
             quantized=stage.quantized,
             with_payload=False,
         )
-        return np.array([hit.score for hit in found.hits if hit.id not in known])
+        return np.array([hit.score for hit in ranked.hits if hit.id not in known])
 
 
 @dataclass(frozen=True, slots=True)
-class _List:
-    """What one query got: hits with the scores that they are ordered by, and the metric's own scores."""
+class _HitList:
+    """The hits of one query, with the scores that they are ordered by, and the metric's own scores of them."""
 
     hits: list[ScoredHit]
     scores: list[float]

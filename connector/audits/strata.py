@@ -1,21 +1,22 @@
-"""Queries apart: the values of a payload field, each measured for itself."""
+"""Strata: the queries that share a value of a payload field, measured by themselves."""
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from alignment.modality import DIRECTIONS, Modality
-from alignment.retrieval.measures import Measure as Kind
-from alignment.retrieval.measures import by_stratum
-from alignment.retrieval.ranks import IntArray, RelevantRanks
+from alignment.modality import Modality
+from alignment.retrieval.bootstrap import bootstrap_mean
+from alignment.retrieval.measures import Floats
+from alignment.retrieval.ranks import IntArray
 from connector.audits.galleries import QuerySet
-from connector.audits.plan import AuditPlan, Measure
+from connector.audits.measures import Measurement
+from connector.audits.plan import AuditPlan
 from connector.errors import SettingsError
 from connector.safe_text import printable
 from connector.stores.contract import Payload
 
-# Values of a payload field that are measured apart, those of the most queries; the rest are measured together.
+# How many values of a payload field are strata of their own, those of the most queries; the rest are one stratum.
 STRATA = 50
 OTHERS = "(other values)"
 # Characters of a part's name: databases index it, and PostgreSQL takes no longer ones than some thousand bytes.
@@ -25,24 +26,24 @@ LONGEST_PART = 200
 Strata = Mapping[Modality, Mapping[str, Sequence[str | None]]]
 
 
-def strata(asked: Mapping[Modality, QuerySet], plan: AuditPlan) -> Strata:
-    """Return the value of each field of `plan.by` for each query, those of too few queries to be shown apart as one.
+def strata(queries: Mapping[Modality, QuerySet], plan: AuditPlan) -> Strata:
+    """Return the value of each field of `plan.by` for each query; values of few queries become `OTHERS`.
 
     Raises:
         SettingsError: no query has such a field.
     """
-    payloads = {m: [json.loads(text) for text in each.rows.payloads] for m, each in asked.items()}
-    found: dict[Modality, dict[str, list[str | None]]] = {m: {} for m in asked}
+    payloads = {m: [json.loads(text) for text in query_set.rows.payloads] for m, query_set in queries.items()}
+    result: dict[Modality, dict[str, list[str | None]]] = {m: {} for m in queries}
     for name in plan.by:
-        if not any(name in payload for each in payloads.values() for payload in each):
-            known = sorted({key for each in payloads.values() for payload in each for key in payload})
+        if not any(name in payload for own in payloads.values() for payload in own):
+            known = sorted({key for own in payloads.values() for payload in own for key in payload})
             raise SettingsError(f"by: no query has a payload field {name!r}; they have {', '.join(known) or 'none'}")
-        for modality, each in payloads.items():
-            values = [_as_value(payload, name) for payload in each]
+        for modality, own in payloads.items():
+            values = [_as_value(payload, name) for payload in own]
             if any(value is not None for value in values):
                 most = {value for value, _ in Counter(values).most_common(STRATA)}
-                found[modality][name] = [value if value in most else OTHERS for value in values]
-    return found
+                result[modality][name] = [value if value in most else OTHERS for value in values]
+    return result
 
 
 def stratum(name: str, value: object) -> str:
@@ -57,19 +58,31 @@ def stratum(name: str, value: object) -> str:
     return f"{part[: LONGEST_PART - 9]}…{hashlib.sha256(part.encode()).hexdigest()[:8]}"
 
 
-def measured(
-    direction: str, served: Mapping[int, RelevantRanks], codes: IntArray, strata: Strata, *, seed: int
-) -> list[Measure]:
-    """Measure the queries (n,) of each value apart, by the lists of each length, those without a value beside them."""
-    found = []
-    for name, of_query in strata[DIRECTIONS[direction][0]].items():
-        for k, ranks in served.items():
-            for value, its in by_stratum(Kind("recall", k), ranks, codes, of_query, seed=seed).items():
-                e = its.estimate
-                found.append(
-                    Measure(direction, f"recall@{k}", e.value, e.low, e.high, its.queries, stratum(name, value))
-                )
-    return found
+def measure_strata(
+    direction: str,
+    columns: Mapping[str, Floats],
+    codes: IntArray,
+    fields: Mapping[str, Sequence[str | None]],
+    *,
+    seed: int,
+) -> Iterator[Measurement]:
+    """Measure the queries of each value of a field by themselves, and those without a value.
+
+    Args:
+        direction: of the queries.
+        columns: values of measures for each of n queries (n,), by name.
+        codes: group codes of the queries (n,).
+        fields: the value of each field for each query.
+        seed: of the bootstrap.
+    """
+    for field, values in fields.items():
+        rows: dict[str | None, list[int]] = {}
+        for row, value in enumerate(values):
+            rows.setdefault(value, []).append(row)
+        for name, column in columns.items():
+            for value, members in sorted(rows.items(), key=lambda item: -len(item[1])):
+                e = bootstrap_mean(column[members], codes[members], seed=seed)
+                yield Measurement(direction, name, e.value, e.low, e.high, len(members), stratum(field, value))
 
 
 def _as_value(payload: Payload, name: str) -> str | None:

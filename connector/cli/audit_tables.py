@@ -7,10 +7,10 @@ import click
 
 from alignment.modality import DIRECTIONS
 from alignment.retrieval.bootstrap import Estimate
-from connector.audits.result import BROKEN, Audit, StageFound
+from connector.audits.measures import MEASURES, trended
+from connector.audits.result import BROKEN, Audit, StageSummary
 from connector.audits.stages import FILTER
 from connector.cli.tables import print_table
-from connector.reports.glossary import SHOWN, TREND
 
 if TYPE_CHECKING:
     from connector.audits.baseline import Drift
@@ -62,15 +62,14 @@ def _facts(found: Audit) -> str:
 def _whole(found: Audit) -> Iterator[dict[str, str]]:
     """Yield a measure a row."""
     present = {(m.direction, m.name): m for m in found.measures if not m.part}
-    ks = found.plan.ks
-    names = [name.format(k=k) for name in SHOWN for k in (ks if "{k}" in name else ks[:1])]
+    names = [name for measure in MEASURES.values() if measure.shown for name, _ in measure.named(found.plan.ks)]
     for name in names:
         its = {direction: present[direction, name] for direction in DIRECTIONS if (direction, name) in present}
         if its:
             yield {"measure": name} | {direction: _printed(m.value, m.low, m.high) for direction, m in its.items()}
-    if found.geometry:
-        gap = found.geometry.gap.debiased
-        yield {"measure": "gap", **dict.fromkeys(DIRECTIONS, f"{gap:.3f} (p = {found.geometry.p:.3f})")}
+    if geometry := found.space.geometry:
+        gap = geometry.gap.debiased
+        yield {"measure": "gap", **dict.fromkeys(DIRECTIONS, f"{gap:.3f} (p = {geometry.p:.3f})")}
 
 
 def _printed(value: float, low: float | None, high: float | None) -> str:
@@ -78,7 +77,7 @@ def _printed(value: float, low: float | None, high: float | None) -> str:
     return f"{value:.3f}{interval}"
 
 
-def _stage_row(stage: StageFound) -> dict[str, str]:
+def _stage_row(stage: StageSummary) -> dict[str, str]:
     row = {"stage": stage.name}
     if stage.why_not:
         return row  # the reason is a sentence, and stands below
@@ -128,10 +127,9 @@ def print_history(moments: Sequence["AuditSummary"]) -> None:
         rows = []
         for moment in moments:
             if (moment.metric, moment.asked) == (metric, asked):
-                names = [name.format(k=moment.k) for name in TREND]
                 values = {
                     f"{m.name} {m.direction}".removesuffix(" both"): f"{m.value:.3f}"
-                    for name in names
+                    for name in trended(moment.k)
                     for m in moment.measures
                     if not m.part and m.name == name
                 }

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from connector.audits.result import Audit, StageFound
+from connector.audits.result import Audit, StageSummary
 from connector.errors import ConnectorError
 from connector.provenance.tables import now
 
@@ -70,19 +70,19 @@ def document(result: "RunResult[Audit]") -> dict[str, Any]:
             "blamed": [{"direction": stage.direction, "stage": stage.name} for stage in found.blamed],
             "curve": {
                 direction: [
-                    {"k": k, **asdict(estimate), "chance": found.chance[direction][k]}
-                    for k, estimate in estimates.items()
+                    {"k": k, **asdict(estimate), "chance": result_of.chance[k]}
+                    for k, estimate in result_of.curve.items()
                 ]
-                for direction, estimates in found.curve.items()
+                for direction, result_of in found.directions.items()
             },
-            "geometry": found.geometry.to_json() if found.geometry else None,
-            "geometry_of": found.geometry_of,
+            "geometry": found.space.geometry.to_json() if found.space.geometry else None,
+            "geometry_of": found.space.of,
             "worst": [asdict(worst) for worst in found.worst],
         }
     return dict(_without_infinity(written))
 
 
-def _stage(stage: StageFound) -> dict[str, Any]:
+def _stage(stage: StageSummary) -> dict[str, Any]:
     return {
         "direction": stage.direction,
         "stage": stage.name,

@@ -6,21 +6,20 @@ from typing import Any
 
 from alignment.modality import DIRECTIONS
 from connector.audits.history import asked_as
+from connector.audits.measures import MEASURES, trended
 from connector.audits.requirements import Requirement
 from connector.audits.result import BROKEN, FAILED, MEASURED, PASSED, Audit
-from connector.audits.stages import INDEX, LOWERING, QUANTIZATION, REFERENCE, RESCORING
+from connector.audits.stages import STAGES
 from connector.encoding.encoders import IMPORTED
 from connector.releases.points import HELD_OUT
 from connector.reports.audit_context import AuditContext, asked_how, chain
 from connector.reports.charts import Bar, Line, bars, lines, scatter, svg, waterfall
 from connector.reports.geometry_rows import geometry_rows
-from connector.reports.glossary import ARROWS, FILTERS, SHOWN, called, number, sentence, within
+from connector.reports.glossary import ARROWS, FILTERS, called, number, sentence, within
 from connector.reports.pages import templates, write_page
 from connector.reports.trends import trend
 from connector.reports.worst_queries import Shown, shown_worst
 
-# A search in its order; what else an audit calls a stage is a filter.
-STAGES = (REFERENCE, LOWERING, RESCORING, INDEX, QUANTIZATION)
 HEADLINES = {
     PASSED: "Passed: every requirement is met.",
     MEASURED: "Measured: nothing was required of it.",
@@ -84,7 +83,7 @@ def _requirements(found: Audit, texts: Sequence[str]) -> Iterator[dict[str, Any]
     for requirement in map(Requirement.parse, dict.fromkeys(texts)):
         failed = [failure.why for failure in found.failures if failure.requirement == requirement]
         its = found.drifts if requirement.is_drop else found.measures
-        met = [each.in_words for each in its if requirement.speaks_of(each.direction, each.part, each.name)]
+        met = [each.in_words for each in its if requirement.bounds(each.direction, each.part, each.name)]
         yield {"text": requirement.text, "is_met": not failed, "says": failed or met}
 
 
@@ -105,10 +104,10 @@ def _sections(found: Audit, shown: Shown) -> dict[str, Any]:
         "served": {d: its[-1].name for d, its in search.items()},
         "served_stages": {stage.name for its in search.values() for stage in its},
         "measures": list(_measures(found)),
-        "curves": [_curve(found, direction) for direction in found.curve],
-        "geometry_rows": list(geometry_rows(found.geometry)) if found.geometry else [],
+        "curves": [_curve(found, direction) for direction in found.directions],
+        "geometry_rows": list(geometry_rows(found.space.geometry)) if found.space.geometry else [],
         "strata": {field: list(_stratified(found, field)) for field in plan.by},
-        "plane": svg(scatter(found.plane)) if found.plane else None,
+        "plane": svg(scatter(found.space.projection)) if found.space.projection else None,
         "worst": shown_worst(found.worst, shown),
     }
 
@@ -125,26 +124,28 @@ def _tiles(found: Audit) -> Iterator[dict[str, str]]:
         "name": f"fidelity@{k}",
         "small": f"{sentence(least.name)}; {ARROWS[least.direction]}, the lesser direction",
     }
-    if found.geometry:
-        gap = found.geometry.gap.debiased
-        small = f"p = {found.geometry.p:.3f}; no verdict by itself"
+    if geometry := found.space.geometry:
+        gap = geometry.gap.debiased
+        small = f"p = {geometry.p:.3f}; no verdict by itself"
         yield {"value": number(gap), "name": "modality gap", "small": small}
 
 
 def _measures(found: Audit) -> Iterator[dict[str, Any]]:
     """Yield a measure a row, each direction with a cell for each length of list, or with one for all."""
     present = {(m.direction, m.name): m for m in found.measures if not m.part}
-    for general in SHOWN:
-        names = [general.format(k=k) for k in found.plan.ks] if "{k}" in general else [general]
+    for measure in MEASURES.values():
+        if not measure.shown:
+            continue
+        names = [name for name, _ in measure.named(found.plan.ks)]
         its = {direction: [present.get((direction, name)) for name in names] for direction in DIRECTIONS}
         if any(m for cells in its.values() for m in cells):
-            name = general.format(k="K")
+            name = measure.name.format(k="K")
             yield {"name": called(name), "words": sentence(name), "its": its}
 
 
 def _curve(found: Audit, direction: str) -> str:
-    estimates = found.curve[direction]
-    by_chance = found.chance[direction]
+    estimates = found.directions[direction].curve
+    by_chance = found.directions[direction].chance
     asking, _ = DIRECTIONS[direction]
     values = list(estimates.values())
     ks = [k for k in estimates if k in (1, 2, 5, 10, 20, 50, 100)] if len(estimates) > 6 else list(estimates)
@@ -208,8 +209,7 @@ def _history(found: Audit, origin: AuditContext) -> dict[str, Any]:
     if len(measured) < 2:
         return {"alike": alike, "asked": asked, "pictures": []}
     recall = f"recall@{found.plan.k}"
-    names = (recall, "gap", f"fidelity@{found.plan.k}")
-    pictures = [picture for name in names if (picture := trend(alike, name, beside=recall))]
+    pictures = [picture for name in trended(found.plan.k) if (picture := trend(alike, name, beside=recall))]
     return {"alike": alike, "asked": asked, "pictures": pictures}
 
 

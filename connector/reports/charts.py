@@ -12,7 +12,7 @@ from functools import wraps
 from io import StringIO
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from connector.audits.result import PcaProjection, StageFound
+from connector.audits.result import PcaProjection, StageSummary
 from connector.reports.glossary import kind_of, signed
 from connector.reports.pages import TURNING
 
@@ -197,7 +197,7 @@ def lines(
 
 
 @styled
-def waterfall(title: str, stages: Sequence[StageFound], k: int) -> "Figure":
+def waterfall(title: str, stages: Sequence[StageSummary], k: int) -> "Figure":
     """Draw Recall@`k` from stage to stage of one direction, each against the one that it names."""
     figure, axes = _rows(title, [stage.name for stage in stages])
     levels = {stage.name: (row, stage.recall[k].value) for row, stage in enumerate(stages) if stage.recall}

@@ -6,7 +6,8 @@ from typing import Any
 
 from alignment.modality import DIRECTIONS
 from connector.audits.history import AuditSummary
-from connector.audits.plan import BOTH, K
+from connector.audits.measures import BOTH, find_measure
+from connector.audits.plan import K
 from connector.reports.glossary import ARROWS, FILTERS
 from connector.reports.pages import templates, write_page
 from connector.reports.trends import trend
@@ -54,12 +55,17 @@ def _history(metric: str, asked: str, moments: Sequence[AuditSummary]) -> dict[s
     pictures = {
         "first": [(name, "") for name in (recall, "gap")],
         "stages": [(name, part) for part in parts for name in (recall, fidelity, "latency.p95")],
-        "others": [(name, "") for name in whole if name not in (recall, "gap") and not name.startswith("chance.")],
+        "others": [(name, "") for name in whole if name not in (recall, "gap") and _is_drawn(name)],
     }
     for place, wanted in pictures.items():
         drawn = (trend(moments, name, part, beside=recall if place == "first" else None) for name, part in wanted)
         laid[place] = list(filter(None, drawn))
     return laid
+
+
+def _is_drawn(name: str) -> bool:
+    measure, _ = find_measure(name)
+    return measure is None or measure.history != "nowhere"
 
 
 def _rows(moments: Sequence[AuditSummary], recall: str, fidelity: str) -> Iterator[dict[str, Any]]:

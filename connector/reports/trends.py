@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from connector.audits.history import AuditSummary
-from connector.audits.plan import BOTH
+from connector.audits.measures import BOTH, find_measure
 from connector.reports.charts import Line, lines, svg
 from connector.reports.glossary import called
 
-SHARES = ("recall", "found", "ndcg", "mrr", "r_precision", "fidelity", "certified", "mutual_neighbours")
 TICKS = 6
 KINDS = {"text-to-image": ("text", "text → image"), "image-to-text": ("image", "image → text"), BOTH: ("both", "")}
 
@@ -44,8 +43,7 @@ def trend(moments: Sequence[AuditSummary], name: str, part: str = "", *, beside:
             drawn.append(Line(kind, label, [n for n, _, _ in points], [m.value for _, _, m in points], low, high))
     if not drawn:
         return None
-    is_share = name.removeprefix("exact.").removeprefix("chance.").partition("@")[0] in SHARES
-    floor = -math.inf if name == "hubness" else 0.0
+    measure, _ = find_measure(name)
     every = math.ceil(len(moments) / TICKS)
     numbered = [(number, moment) for number, moment in enumerate(moments) if (len(moments) - 1 - number) % every == 0]
     figure = lines(
@@ -53,8 +51,8 @@ def trend(moments: Sequence[AuditSummary], name: str, part: str = "", *, beside:
         drawn,
         x_title="audits of " + " to ".join(dict.fromkeys(f"{end.at:%F}" for end in (moments[0], moments[-1]))),
         x_ticks=[(number, str(moment.audit)) for number, moment in numbered],
-        floor=floor,
-        ceiling=1.0 if is_share else math.inf,
+        floor=measure.low if measure else 0.0,
+        ceiling=measure.high if measure else math.inf,
         rules=[number + 0.5 for number, (a, b) in enumerate(pairwise(moments)) if a.release != b.release],
         crosses=[number for number, moment in enumerate(moments) if moment.verdict == "broken"],
     )

@@ -35,7 +35,8 @@ from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray, l2_normalize
 from connector.audits import auditor
 from connector.audits.baseline import Baseline
-from connector.audits.plan import AuditPlan, Measure
+from connector.audits.measures import Measurement
+from connector.audits.plan import AuditPlan
 from connector.audits.requirements import Requirement
 from connector.audits.result import Audit
 from connector.progress import Advance
@@ -327,7 +328,7 @@ def audit(
     embedding_set: EmbeddingSet,
     *,
     requirements: Sequence[Requirement] = (),
-    before: Baseline | None = None,
+    baseline: Baseline | None = None,
     advance: Advance = lambda count: None,
     **asked: Any,
 ) -> Audit:
@@ -339,7 +340,7 @@ def audit(
         AuditPlan(**asked),
         pairs=embedding_set.path.name,
         requirements=requirements,
-        before=before,
+        baseline=baseline,
         advance=advance,
     )
 
@@ -354,7 +355,7 @@ def the_set(world: World) -> EmbeddingSet:
     return EmbeddingSet.open(world.home / "sets" / "s")
 
 
-def steady(found: Audit) -> list[Measure]:
+def steady(found: Audit) -> list[Measurement]:
     """All measures but those of a clock."""
     return [m for m in found.measures if not m.name.startswith("latency")]
 

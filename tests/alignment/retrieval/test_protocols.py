@@ -1,5 +1,6 @@
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,9 @@ from alignment.errors import MeasureError
 from alignment.metrics import Dot, Metric
 from alignment.modality import Modality
 from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
-from alignment.retrieval.measures import Measure, measured
+from alignment.retrieval.measures import Floats, found, ndcg, recall, reciprocal_rank
 from alignment.retrieval.protocols import PROTOCOLS, Protocol
-from alignment.retrieval.ranks import IntArray
+from alignment.retrieval.ranks import IntArray, RelevantRanks
 from alignment.vectors import FloatArray
 
 with warnings.catch_warnings():
@@ -47,10 +48,9 @@ def nearest(queries: FloatArray, items: FloatArray, parts: IntArray) -> Iterator
             yield kept[np.argsort(-row[kept])].tolist()
 
 
-def ours(protocol: Protocol, data: GroupedEmbeddings, measure: Measure) -> dict[str, float]:
+def ours(protocol: Protocol, data: GroupedEmbeddings, per_query: Callable[[RelevantRanks], Floats]) -> dict[str, float]:
     return {
-        direction: measured(measure, answers.ranks, answers.groups).estimate.value
-        for direction, answers in protocol.ask(data, BOTH).items()
+        direction: float(per_query(answers.ranks).mean()) for direction, answers in protocol.ask(data, BOTH).items()
     }
 
 
@@ -92,9 +92,9 @@ def test_coco_is_measured_as_eccv_caption_measures_it(
     for k in KS:
         expected = theirs(retrieved, "all", K=k)
         for direction, short in (("text-to-image", "t2i"), ("image-to-text", "i2t")):
-            found = Measure("recall", k).per_query(answers[direction].ranks)
+            values = recall(answers[direction].ranks, k)
             assert 0 < expected[short] < 1
-            assert found.mean() == pytest.approx(expected[short], rel=1e-15)
+            assert values.mean() == pytest.approx(expected[short], rel=1e-15)
 
 
 def test_flickr30k_is_measured_as_ir_measures_measures_it(rng: np.random.Generator) -> None:
@@ -110,21 +110,17 @@ def test_flickr30k_is_measured_as_ir_measures_measures_it(rng: np.random.Generat
         qrels = {
             f"{q}": {f"{d}": 1 for d in np.flatnonzero(items.groups == group)} for q, group in enumerate(queries.groups)
         }
-        for mine, name in (
-            (f"{ours}@{k}", f"{theirs}@{k}")
+        for per_query, name, k in (
+            (per_query, f"{theirs}@{k}", k)
             for k in KS
-            for ours, theirs in (
-                ("recall", "Success"),
-                ("found", "R"),
-                ("ndcg", "nDCG"),
-            )
+            for per_query, theirs in ((recall, "Success"), (found, "R"), (ndcg, "nDCG"))
         ):
             by_query = {
                 metric.query_id: metric.value
                 for metric in ir_measures.iter_calc([ir_measures.parse_measure(name)], qrels, run)
             }
-            found = Measure.parse(mine).per_query(answers[direction].ranks)
-            assert found.tolist() == [by_query[f"{row}"] for row in answers[direction].rows], mine
+            values = per_query(answers[direction].ranks, k)
+            assert values.tolist() == [by_query[f"{row}"] for row in answers[direction].rows], name
 
 
 def test_any_of_five_captions_counts_and_each_of_them_asks() -> None:
@@ -136,10 +132,9 @@ def test_any_of_five_captions_counts_and_each_of_them_asks() -> None:
     data = GroupedEmbeddings(
         ModalityEmbeddings(eye, np.arange(2)), ModalityEmbeddings(captions, np.repeat(np.arange(2), 5))
     )
-    recall, found = Measure("recall", 5), Measure("found", 5)
-    assert ours(protocol, data, recall) == {"text-to-image": 1.0, "image-to-text": 1.0}
-    assert ours(protocol, data, Measure("recall", 1))["text-to-image"] == 0.2
-    assert ours(protocol, data, found)["image-to-text"] == 0.2
+    assert ours(protocol, data, partial(recall, k=5)) == {"text-to-image": 1.0, "image-to-text": 1.0}
+    assert ours(protocol, data, partial(recall, k=1))["text-to-image"] == 0.2
+    assert ours(protocol, data, partial(found, k=5))["image-to-text"] == 0.2
 
 
 def test_folds_are_consecutive_and_search_only_themselves() -> None:
@@ -163,11 +158,11 @@ def test_folds_are_consecutive_and_search_only_themselves() -> None:
 def test_the_mean_of_all_queries_is_the_mean_of_the_folds(rng: np.random.Generator) -> None:
     protocol = Protocol("folded", images=60, folds=5)
     data = benchmark(rng, 60)
-    values = Measure("recall", 1).per_query(protocol.ask(data, BOTH)["text-to-image"].ranks)
+    values = recall(protocol.ask(data, BOTH)["text-to-image"].ranks, 1)
     assert values.mean() == pytest.approx(np.mean([part.mean() for part in np.split(values, 5)]), rel=1e-15)
     assert (
-        ours(protocol, data, Measure("mrr"))["text-to-image"]
-        > ours(Protocol("whole", images=60), data, Measure("mrr"))["text-to-image"]
+        ours(protocol, data, reciprocal_rank)["text-to-image"]
+        > ours(Protocol("whole", images=60), data, reciprocal_rank)["text-to-image"]
     )
 
 

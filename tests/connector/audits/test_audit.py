@@ -14,8 +14,8 @@ from alignment.metrics import Guarantee, Perceptron
 from alignment.metrics.divergences import CertifiedLowering
 from alignment.metrics.learned import CosineCandidates, MixtureLowering
 from alignment.modality import DIRECTIONS, MODALITIES, Modality
+from alignment.retrieval import measures
 from alignment.retrieval.bootstrap import bootstrap_mean
-from alignment.retrieval.measures import Measure as Kind
 from alignment.retrieval.ranks import (
     RelevantRanks,
     chance_recall_at,
@@ -140,12 +140,12 @@ class TestEqualsTheReference:
             best = truth.best
             expected: dict[str, float] = {
                 "mrr": mean_reciprocal_rank(best),
-                "r_precision": float(Kind("r_precision").per_query(truth).mean()),
+                "r_precision": float(measures.r_precision(truth).mean()),
                 "median_rank": float(np.sort(best)[(len(best) - 1) // 2]),
             }
             for k in (1, 3, 10):
-                for name in ("recall", "found", "ndcg"):
-                    value = Kind(name, k).per_query(truth).mean()
+                for per_query in (measures.recall, measures.found, measures.ndcg):
+                    name, value = per_query.__name__, per_query(truth, k).mean()
                     expected[f"{name}@{k}"] = expected[f"exact.{name}@{k}"] = value
                 assert expected[f"recall@{k}"] == recall_at(best, k)
                 expected[f"chance.recall@{k}"] = chance_recall_at(k, relevant, len(item_codes))

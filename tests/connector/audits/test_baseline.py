@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from alignment.modality import DIRECTIONS
 from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.measures import Change
-from alignment.retrieval.measures import Measure as Kind
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.audits.baseline import Baseline, Drift, PerQuery, drifts, find_baseline
 from connector.audits.history import history
@@ -129,16 +128,16 @@ class TestDrifts:
         assert earlier.check_shared({DIRECTION: before}) == []
         few, says = earlier.check_shared({DIRECTION: now})
         assert few == (
-            "text-to-image: audit 7 asked only 40 of these 60 queries; a drop that so few do not show may be there."
+            "text-to-image: audit 7 has only 40 of these 60 queries; a drop may be there that so few do not show."
         )
         assert says == (
-            "text-to-image: 20 of 60 queries have changed in their embedding set since audit 7 and are left out of "
-            "what is compared with it."
+            "text-to-image: 20 of 60 queries have changed in their embedding set since audit 7; the comparison leaves "
+            "them out."
         )
 
     @pytest.mark.parametrize(("images", "said"), [(100, False), (104, False), (120, True), (80, True)])
     def test_a_gallery_of_another_size_is_told(self, images: int, said: bool) -> None:
-        says = Baseline(7, {}, {"image": 100, "text": 500}).grown({"image": images, "text": 500})
+        says = Baseline(7, {}, {"image": 100, "text": 500}).gallery_warning({"image": images, "text": 500})
         assert (says is not None) == said
         if says:
             assert f"since audit 7, from 100 images and 500 texts to {images} images and 500 texts" in says
@@ -146,7 +145,9 @@ class TestDrifts:
     @pytest.mark.parametrize("first", [0, 5])
     def test_it_is_known_before_anything_is_asked_that_none_is_shared(self, first: int) -> None:
         now = replace(per_query([1.0] * 5, first=first), contents=["new"] * 5)
-        with pytest.raises(RequirementError, match=r"audit 7 cannot be compared: text-to-image, no query of it is"):
+        with pytest.raises(
+            RequirementError, match=r"audit 7 cannot be compared: text-to-image, this audit repeats none"
+        ):
             Baseline(7, {DIRECTION: per_query([1.0] * 5)}).check_shared({DIRECTION: now})
 
     def test_no_query_is_shared(self) -> None:
@@ -215,7 +216,7 @@ class TestTheRequirement:
 
     @staticmethod
     def drifted(value: float, low: float, high: float) -> Drift:
-        became = Change(Kind("mrr"), 0.8, 0.8 + value, Estimate(value, low, high), 100, 0, 0)
+        became = Change(0.8, 0.8 + value, Estimate(value, low, high), 100, 0, 0)
         return Drift(DIRECTION, "", "recall@1", 7, became)
 
     @pytest.mark.parametrize(
@@ -275,7 +276,7 @@ def recorded(world: World, *, pairs: str = "s", broken: str | None = None, metri
     release = open_release(world.provenance, world.store, COLLECTION, metric)
     embedding_set = EmbeddingSet.open(world.home / "sets" / pairs)
     found = audit(release, world.store, embedding_set, ks=(1,), **asked)
-    found.broken = broken
+    found = replace(found, broken=broken)
     with world.provenance.runs.start("audit", {}) as run:
         return record(found, world.provenance, run, world.provenance.artifacts.record_set(embedding_set))
 
@@ -302,9 +303,9 @@ class TestEarlier:
     def test_which_it_is(self, world: World, against: str, plan: AuditPlan, name: str, number: int) -> None:
         found = find_baseline(world.provenance, row_of(world), against, plan, name)
         assert found.number == number
-        assert set(found.asked) == set(DIRECTIONS)
-        assert ("index", "recall@1") in found.asked[DIRECTION].values
-        assert len(found.asked[DIRECTION].keys) == len(found.asked[DIRECTION].values["", "mrr"]) > 0
+        assert set(found.queries) == set(DIRECTIONS)
+        assert ("index", "recall@1") in found.queries[DIRECTION].values
+        assert len(found.queries[DIRECTION].keys) == len(found.queries[DIRECTION].values["", "mrr"]) > 0
 
     @pytest.mark.parametrize(
         ("against", "plan", "name", "message"),
@@ -313,8 +314,8 @@ class TestEarlier:
                 "2",
                 AuditPlan(queries="all"),
                 "s",
-                r"audit 2 is of s \(queries held-out, gallery held-out\), this one would be of s \(queries all, gallery "
-                r"held-out\); they cannot be compared",
+                r"audit 2 is of s \(queries held-out, gallery held-out\), this one would be of s \(queries all, "
+                r"gallery held-out\); they cannot be compared",
             ),
             ("2", AuditPlan(gallery="all"), "s", r"would be of s \(queries held-out, gallery all\)"),
             ("2", PLAN, "t", r"audit 2 is of s \(.*\), this one would be of t \(queries held-out, gallery held-out\)"),
@@ -373,7 +374,7 @@ class TestEarlier:
     def test_an_audit_compares_with_what_was_recorded(self, world: World) -> None:
         before = find_baseline(world.provenance, row_of(world), "last", PLAN, "s")
         release = open_release(world.provenance, world.store, COLLECTION, "cosine")
-        found = audit(release, world.store, EmbeddingSet.open(world.home / "sets" / "s"), ks=(1,), before=before)
+        found = audit(release, world.store, EmbeddingSet.open(world.home / "sets" / "s"), ks=(1,), baseline=before)
         assert {(d.direction, d.name) for d in found.drifts} == {
             (direction, name)
             for direction in DIRECTIONS

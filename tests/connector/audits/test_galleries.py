@@ -17,7 +17,6 @@ from alignment.retrieval.protocols import PROTOCOLS, Protocol
 from alignment.retrieval.ranks import IntArray
 from alignment.sets.hold_out import HoldOut
 from alignment.sets.rows import Rows
-from connector.audits import auditor
 from connector.audits.galleries import (
     NOT_IN_GALLERY,
     Everything,
@@ -61,7 +60,7 @@ EVALUATORS = {"recall": "Success", "found": "R", "ndcg": "nDCG"}
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr(auditor, "TIMED_QUERIES", 3)
+    monkeypatch.setattr("connector.audits.direction.TIMED_QUERIES", 3)
     with opened_world("edge", tmp_path, monkeypatch) as opened:
         opened.alignment()
         yield opened
@@ -111,7 +110,7 @@ class TestParts:
 class TestLayOut:
     def laid_out(self, world: World, release: Release, **asked: Any) -> dict[Modality, QuerySet]:
         embedding_set = the_set(world)
-        return dict(lay_out(release, embedding_set, AuditPlan(**asked)).asked)
+        return dict(lay_out(release, embedding_set, AuditPlan(**asked)).sets)
 
     def test_queries_are_held_out_or_all(self, world: World) -> None:
         (release,) = world.push(world.set("s", *benchmark(30))).releases
@@ -167,18 +166,18 @@ class TestLayOut:
             release = Release(ReleaseRow(), alignment(), parse("cosine"), {})
             tracemalloc.start()
             laid_out = lay_out(release, embedding_set, AuditPlan(queries="all", sample=50))
-            drawn = draw(embedding_set, laid_out.groups, seed=0)
+            drawn = draw(embedding_set, laid_out.draws, seed=0)
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
             for modality in MODALITIES:
-                assert (len(laid_out.asked[modality]), len(drawn[modality])) == (50, GAP_GROUPS)
+                assert (len(laid_out.sets[modality]), len(drawn[modality])) == (50, GAP_GROUPS)
         assert peaks[1] - peaks[0] < 50 * 6 * 2 * 2000
 
     def test_groups_for_the_gap_are_those_of_both_modalities(self, world: World) -> None:
         image, text = pairs(80)
         embedding_set = world.set("s", image.take(range(60)), text.take(range(20, 80)), pairs(3, prefix="x")[1])
         release = Release(ReleaseRow(), alignment(), parse("cosine"), {})
-        groups = lay_out(release, embedding_set, AuditPlan(queries="all", sample=5)).groups
+        groups = lay_out(release, embedding_set, AuditPlan(queries="all", sample=5)).draws
         for modality, ids in draw(embedding_set, groups, seed=0).items():
             assert ids == {point_id(modality, f"{number}"): f"{number}" for number in range(20, 60)}
         for ids in draw(embedding_set, {m: its[:30] for m, its in groups.items()}, seed=0).values():
@@ -316,16 +315,16 @@ class TestMended:
         image, text = benchmark(20, captions=7)
         again = [*(row for row in range(140) if row != 35), 35]  # of image 5, the first
         laid_out = lay_out(release, world.set("s", image, text.take(again)), plan)
-        assert before.notes == laid_out.notes == []
+        assert before.warnings == laid_out.warnings == []
         for modality in MODALITIES:
-            assert sorted(laid_out.asked[modality].rows.keys) == sorted(before.asked[modality].rows.keys)
-            assert {key.partition("#")[2] for key in laid_out.asked["text"].rows.keys} == set("01234")
+            assert sorted(laid_out.sets[modality].rows.keys) == sorted(before.sets[modality].rows.keys)
+            assert {key.partition("#")[2] for key in laid_out.sets["text"].rows.keys} == set("01234")
 
     def test_folds_of_images_in_another_order_are_told(self, world: World, protocol: str) -> None:
         (release,) = world.push(world.set("s", *benchmark(20))).releases
         image, text = benchmark(20)
         moved = world.set("s", image.take([*range(5), *range(6, 20), 5]), text)
-        notes = lay_out(release, moved, AuditPlan(protocol=protocol)).notes
+        notes = lay_out(release, moved, AuditPlan(protocol=protocol)).warnings
         assert len(notes) == (protocol == "coco-1k")  # of one fold the order is nothing
         assert all("come in different orders" in note and "into a new set" in note for note in notes)
 

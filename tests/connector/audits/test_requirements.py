@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from alignment.modality import DIRECTIONS, MODALITIES
 from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.measures import Change
-from alignment.retrieval.measures import Measure as Kind
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
 from connector.audits import auditor
 from connector.audits.baseline import Baseline, Drift, PerQuery
-from connector.audits.plan import BOTH, Measure
-from connector.audits.requirements import DIRECTED, Failure, Requirement, check_known, failures
+from connector.audits.measures import BOTH, Measurement
+from connector.audits.requirements import Failure, Requirement, check_known, failures
 from connector.audits.result import Audit
 from connector.audits.stages import INDEX
 from connector.errors import RequirementError
@@ -96,7 +95,7 @@ class TestRead:
         assert r.text == text.strip()
 
     @given(
-        st.sampled_from([None, *DIRECTED]),
+        st.sampled_from([None, *DIRECTIONS, BOTH]),
         st.sampled_from(PARTS),
         st.sampled_from(NAMES),
         st.sampled_from([">=", "<=", ">", "<"]),
@@ -113,7 +112,9 @@ class TestRead:
         assert Requirement.parse(r.text) == r
 
     @given(
-        st.sampled_from([None, *DIRECTED]), st.text(st.characters(exclude_categories=["Cs"])), st.sampled_from(NAMES)
+        st.sampled_from([None, *DIRECTIONS, BOTH]),
+        st.text(st.characters(exclude_categories=["Cs"])),
+        st.sampled_from(NAMES),
     )
     @example(None, "=:@ drop<=1:", "mrr")
     def test_so_does_every_value_of_a_field(self, direction: str | None, value: str, name: str) -> None:
@@ -169,16 +170,16 @@ class TestRead:
             Requirement.parse(text)
 
 
-def measure(value: float, direction: str = "text-to-image", name: str = "recall@10", part: str = "") -> Measure:
-    return Measure(direction, name, value, None, None, 9, part)
+def measure(value: float, direction: str = "text-to-image", name: str = "recall@10", part: str = "") -> Measurement:
+    return Measurement(direction, name, value, None, None, 9, part)
 
 
 def drift(before: float, after: float, low: float, high: float, *, name: str = "mrr", part: str = "") -> Drift:
-    change = Change(Kind("mrr"), before, after, Estimate(after - before, low, high), 40, 1, 2)
+    change = Change(before, after, Estimate(after - before, low, high), 40, 1, 2)
     return Drift("text-to-image", part, name, 7, change)
 
 
-def failed(text: str, measures: list[Measure], drifts: list[Drift] | None = None) -> list[Failure]:
+def failed(text: str, measures: list[Measurement], drifts: list[Drift] | None = None) -> list[Failure]:
     return failures([Requirement.parse(text)], measures, drifts or [])
 
 
@@ -211,7 +212,8 @@ class TestFailures:
 
     def test_it_says_the_measure_its_value_and_its_interval(self) -> None:
         (failure,) = failed(
-            "language=de:recall@10>=0.5", [Measure("image-to-text", "recall@10", 0.25, 0.125, 0.5, 9, "language=de")]
+            "language=de:recall@10>=0.5",
+            [Measurement("image-to-text", "recall@10", 0.25, 0.125, 0.5, 9, "language=de")],
         )
         assert failure.why == "image-to-text language=de recall@10 is 0.2500 [0.1250, 0.5000]"
 

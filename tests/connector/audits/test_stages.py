@@ -19,9 +19,8 @@ from alignment.metrics.divergences import CertifiedLowering
 from alignment.metrics.learned import CosineCandidates, MixtureLowering
 from alignment.modality import DIRECTIONS
 from alignment.retrieval.ranks import RelevantRanks
-from connector.audits import auditor
 from connector.audits.requirements import Requirement
-from connector.audits.result import FAITHFUL, Audit, StageFound
+from connector.audits.result import FAITHFUL, Audit, StageSummary
 from connector.audits.stages import (
     INDEX,
     LOWERING,
@@ -206,7 +205,7 @@ class TestLatency:
 
 @pytest.fixture(autouse=True)
 def few_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auditor, "TIMED_QUERIES", 3)
+    monkeypatch.setattr("connector.audits.direction.TIMED_QUERIES", 3)
 
 
 @contextmanager
@@ -227,7 +226,7 @@ def in_both(*names: str) -> set[tuple[str, str]]:
     return {(direction, name) for direction in DIRECTIONS for name in names}
 
 
-def of(found: Audit, name: str) -> list[StageFound]:
+def of(found: Audit, name: str) -> list[StageSummary]:
     """A stage, in both directions."""
     its = [stage for stage in found.stages if stage.name == name]
     assert [stage.direction for stage in its] == list(DIRECTIONS)

@@ -18,10 +18,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from alignment.modality import DIRECTIONS
 from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.measures import Change
-from alignment.retrieval.measures import Measure as Kind
 from connector.audits.baseline import Drift
 from connector.audits.history import AuditSummary
-from connector.audits.plan import Measure
+from connector.audits.measures import Measurement
 from connector.audits.requirements import Requirement
 from connector.audits.result import Audit
 from connector.cli.audit_tables import print_audit, print_history
@@ -31,6 +30,7 @@ from connector.provenance.tables import MeasureRow
 from connector.reports.audit_json import append_line, document, history_document
 from connector.reports.pages import claim
 from connector.reports.prometheus import write_prometheus
+from tests.support.audits import altered
 from tests.support.world import World, audit, opened_world, pairs
 
 N = 40
@@ -40,7 +40,7 @@ REQUIREMENT = Requirement.parse("text-to-image:recall@5>=2")
 
 
 def drift(before: float, after: float) -> Drift:
-    became = Change(Kind("median_rank"), before, after, Estimate(after - before, -math.inf, math.inf), 9, 1, 2)
+    became = Change(before, after, Estimate(after - before, -math.inf, math.inf), 9, 1, 2)
     return Drift("text-to-image", "", "median_rank", 3, became)
 
 
@@ -72,10 +72,12 @@ def made(world: World) -> Audit:
         filters={"none": NOT_IN_GALLERY},
         requirements=[REQUIREMENT],
     )
-    found.number, found.verified = 7, 2 * N
-    found.drifts = [drift(2.0, math.inf)]
-    found.measures += [Measure("text-to-image", "hubness", math.nan), Measure("both", "gap", math.inf, -math.inf, 1.0)]
-    return found
+    strange = [
+        Measurement("text-to-image", "hubness", math.nan),
+        Measurement("both", "gap", math.inf, -math.inf, 1.0),
+    ]
+    found = altered(found, measures=[*found.measures, *strange])
+    return replace(found, number=7, verified=2 * N, drifts=[drift(2.0, math.inf)])
 
 
 def strict(text: str) -> Any:
@@ -95,7 +97,7 @@ def broken(found: Audit) -> Audit:
 
 class TestTheDocument:
     def test_it_is_strict_json(self, found: Audit) -> None:
-        assert found.geometry is not None
+        assert found.space.geometry is not None
         written = document(result(found))
         assert strict(json.dumps(written, allow_nan=False, default=str)) is not None
         values = {(m["direction"], m["part"], m["name"]): m for m in written["measures"]}
@@ -248,7 +250,7 @@ class TestJsonLines:
         self, found: Audit, tmp_path: Path, processes: ForkServerContext
     ) -> None:
         path, writers, times = tmp_path / "audits.jsonl", 6, 20
-        small = replace(found, release=None, info=None, geometry=None, worst=[], plane=None, per_query={})
+        small = replace(found, release=None, info=None)
         together = processes.Barrier(writers)
         started = [
             processes.Process(target=append_many, args=(path, replace(small, number=number), times, together))

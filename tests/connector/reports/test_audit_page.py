@@ -16,7 +16,8 @@ from PIL import Image
 from alignment.modality import DIRECTIONS
 from alignment.retrieval.bootstrap import Estimate
 from connector import home
-from connector.audits.result import Audit, Point, StageFound, WorstQuery
+from connector.audits.result import Audit, Point, SpaceResult, StageSummary, WorstQuery
+from connector.audits.stages import STAGES
 from connector.errors import ConnectorError
 from connector.provenance.tables import EncoderRow
 from connector.reports import audit_page
@@ -29,6 +30,7 @@ from connector.reports.pages import THUMBNAIL, claim_page
 from connector.reports.worst_queries import Shown
 from connector.stores.edge import EdgeStore
 from tests.connector.reports.test_contact_sheet import picture
+from tests.support.audits import altered
 from tests.support.cli import SPECS, Ended, done, modalign
 from tests.support.fakes import fake_pairs
 from tests.support.pages import Read
@@ -231,7 +233,7 @@ class TestWhatStandsOnIt:
         assert [m.name for m in written.found.measures if not m.part and not sentence(m.name)] == []
 
     def test_the_gap_with_what_it_depends_on(self, written: LedgerEntry) -> None:
-        geometry = written.found.geometry
+        geometry = written.found.space.geometry
         assert geometry is not None
         assert written.page.row("gap: W2, debiased")[1] == f"{geometry.gap.debiased:.3f}"
         recalls = [row[0] for row in written.page.rows if row[0].startswith("recall@10 ")]
@@ -296,8 +298,8 @@ class TestHistory:
     def test_of_several_recall_beside_the_gap(self, written: LedgerEntry) -> None:
         names = [attributes["aria-label"] for tag, attributes in written.page.tags if tag == "svg"]
         place = names.index("Recall@10")
-        groups = written.found.geometry.groups if written.found.geometry else 0
-        assert names[place : place + 3] == ["Recall@10", f"gap, {groups} groups", "fidelity@10"]
+        groups = written.found.space.geometry.groups if written.found.space.geometry else 0
+        assert names[place : place + 3] == ["Recall@10", "fidelity@10", f"gap, {groups} groups"]
 
     def test_a_broken_audit_has_a_page_too(self, own: Path, tmp_path: Path) -> None:
         damage(own)
@@ -392,7 +394,7 @@ class TestNothingBreaksIt:
 
     def test_an_image_without_a_file_is_named(self, written: LedgerEntry, tmp_path: Path) -> None:
         nothing = WorstQuery("text-to-image", Point("q", {}), 3.0, [Point("found", {}, score=0.5)], [])
-        page = page_of(tmp_path, replace(written.found, worst=[nothing]), written.origin)
+        page = page_of(tmp_path, altered(written.found, worst=[nothing]), written.origin)
         assert "found: no file was recorded" in page.of("span")
         assert "items of another embedding set" in page.text
 
@@ -403,7 +405,7 @@ class TestNothingBreaksIt:
         origin = written.origin
         encoder = EncoderRow(modality="image", spec="imported:CLIP", fingerprint="0" * 64, dim=4)
         for encoders, shown in ((origin.encoders, 0), ({**origin.encoders, "image": encoder}, 1)):
-            found = replace(written.found, worst=[worst])
+            found = altered(written.found, worst=[worst])
             assert len(page_of(tmp_path, found, replace(origin, encoders=encoders)).images()) == shown
 
     def test_its_size_is_bounded(self, written: LedgerEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,7 +420,7 @@ class TestNothingBreaksIt:
             }
             points.append(Point(f"k{number}", held, score=0.5))
         each = WorstQuery("text-to-image", points[0], 9.0, points, points[:3])
-        found = replace(written.found, worst=[each] * 3)
+        found = altered(written.found, worst=[each] * 3)
         whole = page_of(tmp_path, found, written.origin)
         assert max(map(len, whole.images())) < 40_000, f"a picture of {THUMBNAIL} pixels"
         assert len(whole.html) < 4_000_000
@@ -430,7 +432,7 @@ class TestNothingBreaksIt:
 
     def test_what_could_not_be_measured_is_said(self, written: LedgerEntry, tmp_path: Path) -> None:
         refused = [
-            StageFound(stage.direction, stage.name, stage.against, why_not="exact search is refused")
+            StageSummary(stage.direction, stage.name, stage.against, why_not="exact search is refused")
             if stage.name == "lowering"
             else stage
             for stage in sorted(written.found.stages, key=lambda stage: stage.name)
@@ -440,14 +442,8 @@ class TestNothingBreaksIt:
             for m in written.found.measures
         ]
         found = replace(
-            written.found,
-            stages=refused,
-            measures=measures,
-            geometry=None,
-            plane=None,
-            worst=[],
-            geometry_of="not measured: too few groups",
-            without_relevant={"text-to-image": 7, "image-to-text": 0},
+            altered(written.found, stages=refused, measures=measures, worst=[], without_relevant=7),
+            space=SpaceResult("not measured: too few groups"),
         )
         page = page_of(tmp_path, found, written.origin)
         assert page.of("h2") == SECTIONS
@@ -455,7 +451,8 @@ class TestNothingBreaksIt:
         assert "The gap was not measured: too few groups." in page.text
         assert "There is no projection" in page.text
         assert page.last_row("median rank")[1:] == ["∞ 4–∞"] * 2
-        assert "text-to-image: 7 queries have no relevant item in the gallery and count as misses." in page.of("li")
+        for direction in DIRECTIONS:
+            assert f"{direction}: 7 queries have no relevant item in the gallery and count as misses." in page.of("li")
         assert page.text.count("Every query that has a right answer finds it first.") == 2
         names = [row[0].split()[0] for row in page.rows if row and row[0].split()[:1] in (["reference"], ["lowering"])]
         assert names == ["reference", "lowering"] * 2, "in the order of a search, whichever was noted first"
@@ -490,7 +487,7 @@ class TestTheFile:
     ) -> None:
         (tmp_path / "file").touch()
         before = len(done("audit", "things", "--history", "--json", "--home", own).document)
-        monkeypatch.setattr(home, "audit", lambda *_, **__: pytest.fail("it was audited"))
+        monkeypatch.setattr(home, "run_audit", lambda *_, **__: pytest.fail("it was audited"))
         ended = modalign(*ASK, "--report", tmp_path / "file" / "page.html", "--home", own)
         assert ended.code == 1
         assert "page.html cannot be written" in ended.error
@@ -534,4 +531,4 @@ class TestTheFile:
 
 
 def test_the_order_of_stages_is_that_of_a_search() -> None:
-    assert audit_page.STAGES == ("reference", "lowering", "rescoring", "index", "quantization")
+    assert STAGES == ("reference", "lowering", "rescoring", "index", "quantization")

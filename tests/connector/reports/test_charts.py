@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from alignment.retrieval.bootstrap import Estimate
 from connector.audits.history import AuditSummary
-from connector.audits.result import PcaProjection, StageFound
+from connector.audits.result import PcaProjection, StageSummary
 from connector.provenance.tables import MeasureRow
 from connector.reports.charts import COLOURS, OUTCOMES, PAGE_COLOURS, Bar, Line, bars, lines, scatter, svg, waterfall
 from connector.reports.compare_charts import MAP, ink
@@ -43,8 +43,8 @@ def up(figure: Figure) -> list[list[float]]:
     return [np.asarray(line.get_ydata()).tolist() for line in figure.axes[0].lines]
 
 
-def stage(name: str, against: str | None, recall: float, lost: Estimate | None = None) -> StageFound:
-    return StageFound("text-to-image", name, against, 100, 0, {K: Estimate(recall, 0, 1)}, lost=lost)
+def stage(name: str, against: str | None, recall: float, lost: Estimate | None = None) -> StageSummary:
+    return StageSummary("text-to-image", name, against, 100, 0, {K: Estimate(recall, 0, 1)}, lost=lost)
 
 
 class TestWaterfall:
@@ -70,8 +70,8 @@ class TestWaterfall:
         assert [text for text in texts(svg(figure)) if text[:1] in "+−" and text[1:]] == ["−0.200", "−0.010", "+0.030"]
 
     def test_what_was_not_measured_is_named(self) -> None:
-        missing = StageFound("text-to-image", "filter:a", "exact", why_not="refused")
-        nothing = StageFound("text-to-image", "filter:b", "exact", without_relevant=9)
+        missing = StageSummary("text-to-image", "filter:a", "exact", why_not="refused")
+        nothing = StageSummary("text-to-image", "filter:b", "exact", without_relevant=9)
         figure = waterfall("w", [missing, nothing], K)
         assert {"not measured", "nothing to find"} <= set(texts(svg(figure)))
         assert not figure.axes[0].lines

@@ -1,0 +1,116 @@
+"""The release under audit: how its points are read, how its queries are aligned, and what runs searches."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from alignment.metrics import Guarantee
+from alignment.modality import DIRECTIONS, Modality
+from alignment.sets.embedding_set import EmbeddingSet
+from alignment.sets.rows import Rows
+from alignment.vectors import FloatArray
+from connector.audits.galleries import QuerySet
+from connector.audits.plan import LONGEST, AuditPlan
+from connector.audits.reference import Truth, truth
+from connector.audits.stages import RateLimiter, Stage, StageRunner
+from connector.errors import StrangePointError
+from connector.progress import Advance
+from connector.releases.release import Release
+from connector.search.candidates import CandidateSearch
+from connector.stores.contract import CollectionInfo, Record, Store
+
+if TYPE_CHECKING:
+    from qdrant_client.models import Filter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditSubject:
+    """A release, and how this audit queries it.
+
+    Attributes:
+        release: an open release in `store`.
+        info: its collection.
+        plan: of the audit.
+        pairs: the embedding set of the queries.
+        queries: by modality.
+        filters: to search within, by the names of their stages.
+        stages: that the store answers, in the order of a search; the last is production's search.
+        refused: stages that the store refuses to answer.
+        why_refused: the store's reason; None where it refuses nothing.
+        candidates: searches the release.
+        limiter: of queries a second.
+        advance: called with the number of queries done since.
+    """
+
+    release: Release
+    store: Store
+    info: CollectionInfo
+    plan: AuditPlan
+    pairs: EmbeddingSet
+    queries: Mapping[Modality, QuerySet]
+    filters: "Mapping[str, Filter]"
+    stages: Sequence[Stage]
+    refused: Sequence[Stage] = ()
+    why_refused: str | None = None
+    candidates: CandidateSearch
+    limiter: RateLimiter
+    advance: Advance
+
+    def align(self, rows: Rows) -> FloatArray:
+        """Return the aligned vectors of rows (n, d)."""
+        return self.release.alignment.project(rows.modality, rows.vectors)
+
+    def runner(self, target: Modality, largest: float) -> StageRunner:
+        """Return what runs queries for items of `target`, whose largest point has the size `largest`."""
+        return StageRunner(
+            self.candidates,
+            target,
+            self.plan.ks,
+            self.plan.k,
+            self._ef,
+            largest,
+            self.limiter,
+            exact=self.why_refused is None,
+        )
+
+    @property
+    def _ef(self) -> int:
+        """How many candidates an HNSW search keeps; without a graph every search compares with all points."""
+        if not self.info.indexed:
+            return self.info.points + LONGEST
+        return self.candidates.ef or self.info.ef_construct or 0
+
+    def pages(self, target: Modality, condition: "Filter | None" = None) -> Iterator[list[Record]]:
+        """Yield the points of a modality with their vectors, a page at a time.
+
+        Raises:
+            StrangePointError: the collection holds what modalign did not write.
+        """
+        vector_name = target if self.release.guarantee is Guarantee.EXACT else None  # else payloads carry vectors
+        for page in self.store.scroll(
+            self.release.name, vector_name=vector_name, filter=_with_vector(target, condition)
+        ):
+            self.limiter(1)
+            for record in page:
+                if not isinstance(record.payload.get("group"), str):
+                    raise StrangePointError(record.id, "has no group")
+            yield page
+
+    def truth(self, direction: str, keep: Collection[str]) -> Truth:
+        """Search exactly by the metric itself, over all points; keep the vectors of the points `keep`."""
+        modality, target = DIRECTIONS[direction]
+        query_set = self.queries[modality]
+        return truth(
+            self.release.lowerings[target],
+            query_set,
+            self.align(query_set.rows),
+            self.plan.ks[-1] + 1,
+            lambda: self.pages(target),
+            keep=keep,
+        )
+
+
+def _with_vector(modality: Modality, condition: "Filter | None") -> "Filter":
+    from qdrant_client.models import Filter, HasVectorCondition  # takes a second to import
+
+    return Filter(must=[HasVectorCondition(has_vector=modality), *([condition] if condition else [])])

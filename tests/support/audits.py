@@ -1,0 +1,29 @@
+"""Audits with other findings than a run would give."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from connector.audits.measures import BOTH, Measurement
+from connector.audits.result import Audit, StageSummary, WorstQuery
+
+
+def altered(
+    audit: Audit,
+    *,
+    measures: Sequence[Measurement] | None = None,
+    stages: Sequence[StageSummary] | None = None,
+    worst: Sequence[WorstQuery] | None = None,
+    without_relevant: int | None = None,
+) -> Audit:
+    """Return the audit with other findings, each in the direction that it names; None keeps them."""
+    directions = {}
+    for direction, result in audit.directions.items():
+        directions[direction] = replace(
+            result,
+            measures=result.measures if measures is None else [m for m in measures if m.direction == direction],
+            stages=result.stages if stages is None else [stage for stage in stages if stage.direction == direction],
+            worst=result.worst if worst is None else [query for query in worst if query.direction == direction],
+            without_relevant=result.without_relevant if without_relevant is None else without_relevant,
+        )
+    of_both = audit.space.measures if measures is None else [m for m in measures if m.direction == BOTH]
+    return replace(audit, directions=directions, space=replace(audit.space, measures=of_both))
