@@ -368,7 +368,7 @@ def test_settings_that_are_no_json_object(home: Path, text: str, command: list[s
         connection.execute("UPDATE release SET settings = ?", (text,))
     ended = modalign(*command, "--home", home)
     assert ended.code == 1
-    assert "changed behind modalign's back; restore it from a backup" in " ".join(ended.err.split())
+    assert "restore it from a backup [provenance]" in " ".join(ended.err.split())
     assert "Traceback" not in ended.err
 
 
