@@ -89,7 +89,7 @@ def audit(
         filters=filters,
         stages=stages(release.guarantee, quantized=info.quantization is not None),
         candidates=CandidateSearch(release, store),
-        limiter=RateLimiter(plan.rate),
+        limiter=RateLimiter(plan.max_qps),
         advance=advance,
     )
     fields = strata(queries.sets, plan)

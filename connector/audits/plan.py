@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Interval
+
+from alignment.bounds import out_of_bounds
 from alignment.retrieval.protocols import PROTOCOLS
 from alignment.retrieval.ranks import KS
 from connector.errors import RequirementError, SettingsError
@@ -13,8 +16,6 @@ from connector.safe_text import printable
 Scope = Literal["held-out", "all"]
 # The longest list. Every query's list is held in memory, once for each stage.
 LONGEST = 10_000
-# The lowest rate, in queries a second. Below it an audit would last for years.
-SLOWEST = 0.001
 # Characters of the name of a filter or field: names stand in tables, on pages and in an index of SQL.
 LONGEST_NAME = 100
 # The length of list that stands for all, where it is among them.
@@ -31,10 +32,10 @@ class AuditPlan:
         gallery: search the held-out points, which compares with the alignment's card, or all.
         protocol: one of `alignment.retrieval.protocols`, which fixes the queries and the gallery.
         filters: Qdrant filters as JSON, by the names of their stages.
-        by: payload fields of the queries; each value is a stratum that is measured by itself.
+        slices: payload fields of the queries; each value is a stratum that is measured by itself.
         sample: how many queries of each modality to draw at most; None: all.
         seed: of the sample and of everything random.
-        rate: queries a second at most; None: no limit.
+        max_qps: queries a second at most; None: no limit. Below 0.001 an audit would last for years.
 
     Raises:
         RequirementError, SettingsError: a value that is invalid.
@@ -45,10 +46,10 @@ class AuditPlan:
     gallery: Scope = HELD_OUT
     protocol: str | None = None
     filters: Mapping[str, str] = field(default_factory=dict)
-    by: Sequence[str] = ()
-    sample: int | None = None
+    slices: Sequence[str] = ()
+    sample: Annotated[int, Interval(ge=1, le=2**31 - 1)] | None = None
     seed: int = 0
-    rate: float | None = None
+    max_qps: Annotated[float, Interval(ge=0.001, le=1_000_000)] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ks", tuple(sorted(set(self.ks))))
@@ -56,10 +57,10 @@ class AuditPlan:
             raise RequirementError(f"expected every k in the range 1 to {LONGEST}, got {list(self.ks)}")
         if self.protocol is not None and self.protocol not in PROTOCOLS:
             raise SettingsError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {self.protocol!r}")
-        if self.sample is not None and self.sample < 1:
-            raise SettingsError(f"sample: expected at least 1 query, got {self.sample}")
-        object.__setattr__(self, "by", tuple(dict.fromkeys(self.by)))
-        for what, names in (("by", self.by), ("filter", self.filters)):
+        for wrong in out_of_bounds(self):
+            raise SettingsError(wrong)
+        object.__setattr__(self, "slices", tuple(dict.fromkeys(self.slices)))
+        for what, names in (("slice", self.slices), ("filter", self.filters)):
             for name in names:
                 if len(name) > LONGEST_NAME:
                     raise SettingsError(
@@ -67,8 +68,6 @@ class AuditPlan:
                     )
                 if name != printable(name):
                     raise SettingsError(f"{what}: expected a name of Unicode, got {printable(name)}")
-        if self.rate is not None and not SLOWEST <= self.rate < float("inf"):
-            raise SettingsError(f"rate: expected at least {SLOWEST} queries a second, got {self.rate}")
 
     @property
     def k(self) -> int:

@@ -21,7 +21,7 @@ def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
         "protocol": plan.protocol,
         "ks": list(plan.ks),
         "filters": dict(plan.filters),
-        "by": list(plan.by),
+        "by": list(plan.slices),
         "sample": plan.sample,
         "seed": plan.seed,
         "served_with": search_settings(result.row),

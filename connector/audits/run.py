@@ -43,10 +43,10 @@ def run_audit(
         gallery=request.gallery,
         protocol=request.protocol,
         filters=request.filters,
-        by=request.slices,
+        slices=request.slices,
         sample=request.sample,
         seed=request.seed,
-        rate=request.max_qps,
+        max_qps=request.max_qps,
     )
     requirements = [Requirement.parse(text) for text in request.require]
     row = find_release_row(provenance, store, request.collection, request.metric, which=request.release)

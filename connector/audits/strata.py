@@ -27,17 +27,17 @@ Strata = Mapping[Modality, Mapping[str, Sequence[str | None]]]
 
 
 def strata(queries: Mapping[Modality, QuerySet], plan: AuditPlan) -> Strata:
-    """Return the value of each field of `plan.by` for each query; values of few queries become `OTHERS`.
+    """Return the value of each field of `plan.slices` for each query; values of few queries become `OTHERS`.
 
     Raises:
         SettingsError: no query has such a field.
     """
     payloads = {m: [json.loads(text) for text in query_set.rows.payloads] for m, query_set in queries.items()}
     result: dict[Modality, dict[str, list[str | None]]] = {m: {} for m in queries}
-    for name in plan.by:
+    for name in plan.slices:
         if not any(name in payload for own in payloads.values() for payload in own):
             known = sorted({key for own in payloads.values() for payload in own for key in payload})
-            raise SettingsError(f"by: no query has a payload field {name!r}; they have {', '.join(known) or 'none'}")
+            raise SettingsError(f"slice: no query has a payload field {name!r}; they have {', '.join(known) or 'none'}")
         for modality, own in payloads.items():
             values = [_as_value(payload, name) for payload in own]
             if any(value is not None for value in values):

@@ -98,7 +98,7 @@ def asked_how(found: Audit, origin: AuditContext) -> Iterator[tuple[str, str]]:
     yield "lengths of list", ", ".join(map(str, plan.ks))
     yield "sample", "every query" if plan.sample is None else f"{plan.sample:,} queries of each modality"
     yield "seed", str(plan.seed)
-    yield "rate", "not limited" if plan.rate is None else f"{plan.rate:g} queries a second at most"
+    yield "rate", "not limited" if plan.max_qps is None else f"{plan.max_qps:g} queries a second at most"
     for name, text in plan.filters.items():
         yield f"filter {name}", text
     if info is None:

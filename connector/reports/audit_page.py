@@ -106,7 +106,7 @@ def _sections(found: Audit, shown: Shown) -> dict[str, Any]:
         "measures": list(_measures(found)),
         "curves": [_curve(found, direction) for direction in found.directions],
         "geometry_rows": list(geometry_rows(found.space.geometry)) if found.space.geometry else [],
-        "strata": {field: list(_stratified(found, field)) for field in plan.by},
+        "strata": {field: list(_stratified(found, field)) for field in plan.slices},
         "plane": svg(scatter(found.space.projection)) if found.space.projection else None,
         "worst": shown_worst(found.worst, shown),
     }

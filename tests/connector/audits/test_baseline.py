@@ -297,7 +297,7 @@ class TestEarlier:
             ("last", AuditPlan(gallery="all"), "s", 3),
             ("3", AuditPlan(gallery="all"), "s", 3),
             ("last", PLAN, "t", 4),
-            ("last", AuditPlan(ks=(3,), sample=2, seed=9, by=["x"], rate=1.0), "s", 2),
+            ("last", AuditPlan(ks=(3,), sample=2, seed=9, slices=["x"], max_qps=1.0), "s", 2),
         ],
     )
     def test_which_it_is(self, world: World, against: str, plan: AuditPlan, name: str, number: int) -> None:

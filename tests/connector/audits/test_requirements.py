@@ -351,7 +351,7 @@ class TestAnnounced:
             collection,
             queries="all",
             gallery="all",
-            by=["color", "half"],
+            slices=["color", "half"],
             filters={"few": few, "or else": few},
         )
         measured = [(m.direction, m.part, m.name) for m in found.measures]

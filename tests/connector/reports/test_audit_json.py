@@ -68,7 +68,7 @@ def made(world: World) -> Audit:
         ks=(1, 5),
         queries="all",
         gallery="all",
-        by=["kind"],
+        slices=["kind"],
         filters={"none": NOT_IN_GALLERY},
         requirements=[REQUIREMENT],
     )
