@@ -186,7 +186,7 @@ def layout_options(command: F) -> F:
             "--indexing-threshold",
             type=WholeRange(*BOUNDS["indexing_threshold"]),
             metavar="KB",
-            help="Build an HNSW graph from this many kB of vectors; below, search is exact brute force. This and all settings below are fixed when a collection is created.  [default: Qdrant's, 10000]",
+            help="Build an HNSW graph from this many kB of vectors; below, search compares with every vector. This option and all below cannot be changed after a collection is created.  [default: Qdrant's, 10000]",
         ),
         click.option("--m", type=WholeRange(*BOUNDS["m"]), help="Links of a node of the HNSW graph.  [default: 16]"),
         click.option(
@@ -197,7 +197,7 @@ def layout_options(command: F) -> F:
         click.option(
             "--quantization",
             type=click.Choice(QUANTIZATIONS),
-            help="Search a compressed copy of the vectors, then rescore what was found.",
+            help="Search a compressed copy of the vectors, then rescore the hits.  [default: none]",
         ),
         click.option(
             "--compression",
@@ -208,41 +208,43 @@ def layout_options(command: F) -> F:
         click.option(
             "--oversampling",
             type=NumberRange(*BOUNDS["oversampling"]),
-            help="How many times k a search takes from quantized vectors.  [default: 4]",
+            help="Hits to take from quantized vectors, in multiples of k.  [default: 4]",
         ),
         click.option(
-            "--rescore/--no-rescore", default=None, help="Order those by the vectors themselves.  [default: rescore]"
+            "--rescore/--no-rescore",
+            default=None,
+            help="Whether to order these hits by the original vectors.  [default: rescore]",
         ),
         click.option(
             "--datatype",
             type=click.Choice(DATATYPES),
-            help="Of the stored vectors; values that it cannot hold are refused.  [default: float32]",
+            help="Type of the stored vectors. Values that it cannot hold are rejected.  [default: float32]",
         ),
         click.option(
             "--vectors-on-disk/--vectors-in-memory",
             default=None,
-            help="Where vectors are read from.  [default: memory]",
+            help="Where searches read vectors.  [default: memory]",
         ),
         click.option(
-            "--hnsw-on-disk/--hnsw-in-memory", default=None, help="Where the graph is read from.  [default: memory]"
+            "--hnsw-on-disk/--hnsw-in-memory", default=None, help="Where searches read the graph.  [default: memory]"
         ),
         click.option(
-            "--payload-on-disk/--payload-in-memory", default=None, help="Where payload is read from.  [default: disk]"
+            "--payload-on-disk/--payload-in-memory", default=None, help="Where searches read payload.  [default: disk]"
         ),
         click.option(
             "--shards",
             type=WholeRange(*BOUNDS["shards"]),
-            help="Into how many a collection on a server is cut.  [default: the server's]",
+            help="Shards of a collection on a server.  [default: the server's]",
         ),
         click.option(
             "--replication-factor",
             type=WholeRange(*BOUNDS["replication_factor"]),
-            help="On how many nodes of a cluster each shard stands.  [default: 1]",
+            help="Copies of each shard in a cluster.  [default: 1]",
         ),
         click.option(
             "--write-consistency-factor",
             type=WholeRange(*BOUNDS["write_consistency_factor"]),
-            help="How many replicas must confirm a write.  [default: 1]",
+            help="Copies that must confirm a write.  [default: 1]",
         ),
     ]
 
