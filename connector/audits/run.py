@@ -50,7 +50,9 @@ def run_audit(
     )
     requirements = [Requirement.parse(text) for text in request.require]
     row = find_release_row(provenance, store, request.collection, request.metric, which=request.release)
-    baseline = find_baseline(provenance, row, request.baseline, plan, request.pairs) if request.baseline else None
+    baseline = None
+    if request.baseline is not None:
+        baseline = find_baseline(provenance, row, request.baseline, plan, request.pairs)
     result = _measure(
         row,
         embedding_set,

@@ -1,6 +1,7 @@
 """The command line in this process: how a command ended, and what it printed where."""
 
 import json
+import re
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -39,14 +40,19 @@ class Ended:
 
     @property
     def error(self) -> str:
-        """The one line that says what was wrong."""
+        """The one line that says what was wrong, without the code that an error of modalign has."""
         assert self.code in (1, 2)
         assert "Traceback" not in self.err
         starts = ("modalign: ",) if self.code == 1 else ("modalign: ", "Error: ")
         (line,) = [line for line in self.err.splitlines() if line.startswith(starts)]
         assert self.err.splitlines()[-1] == line
         assert self.out == ""
-        return line
+        return re.sub(r" \[[a-z-]+\]$", "", line)
+
+    @property
+    def error_code(self) -> str:
+        """The code at the end of that line."""
+        return self.err.splitlines()[-1].rpartition("[")[2].removesuffix("]")
 
 
 def modalign(*arguments: object) -> Ended:

@@ -116,14 +116,14 @@ class TestAskedWrongly:
             (["--filter", "de=no json"], "filter de is no JSON (Expecting value"),
             (["--filter", 'de={"mus": []}'], "filter de is not valid at mus; expected a Qdrant filter such as"),
             (["--filter", "de=[]"], "filter de is not valid at (top)"),
-            (["--filter", "de={}", "--filter", "de={}"], "expected a name of its own for each"),
+            (["--filter", "de={}", "--filter", "de={}"], "expected a different name for each filter"),
             (["--slice", "nowhere"], "slice: no query has a payload field 'nowhere'; they have caption, image"),
             (["--slice", ""], "slice: no query has a payload field ''"),
             (["--protocol", "coco-6k"], "protocol: expected one of coco-5k, coco-1k, flickr30k, got 'coco-6k'"),
             (["--protocol", "coco-5k", "--queries", "all"], "leave --queries and --gallery out"),
             (["--protocol", "coco-5k", "--gallery", "held-out"], "leave --queries and --gallery out"),
             (["--metric", "cosinus"], "unknown metric 'cosinus'; expected one of cosine, "),
-            (["-n", "3"], "-n says how much of the --history is shown; to ask with fewer queries, give --sample"),
+            (["-n", "3"], "-n goes with --history; to search with fewer queries, give --sample"),
         ],
         ids=lambda each: " ".join(each)[:40] if isinstance(each, list) else "",
     )
@@ -342,12 +342,12 @@ class TestFiles:
         one = tmp_path / "a.prom"
         ended = modalign(*ASK, "--report", one, "--prometheus", one, "--home", untouched)
         assert (ended.code, one.exists()) == (2, False)
-        assert "write files of their own" in ended.err
+        assert "write different files" in ended.err
 
     def test_what_the_collector_would_not_read(self, untouched: Path, tmp_path: Path) -> None:
         ended = modalign(*ASK, "--prometheus", tmp_path / "a.txt", "--home", untouched)
         assert ended.code == 2
-        assert "the collector reads files that end in .prom, got a.txt" in ended.err
+        assert "expected a file that ends in .prom, as the collector does, got a.txt" in ended.err
 
     def test_a_name_that_is_no_unicode(self, untouched: Path) -> None:
         ended = modalign(*ASK, "--filter", "\udcff={}", "--home", untouched)

@@ -172,7 +172,8 @@ class TestReleases:
             raise StoreUnavailableError("not now")
 
         monkeypatch.setattr(EdgeStore, "describe", describe)
-        assert modalign("verify", "--home", home).error == "modalign: not now [store-unavailable]"
+        ended = modalign("verify", "--home", home)
+        assert (ended.error, ended.error_code) == ("modalign: not now", "store-unavailable")
 
     def test_verifying_what_is_not_there(self, home: Path) -> None:
         ended = modalign("verify", "nothing", "--home", home)
