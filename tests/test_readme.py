@@ -1,4 +1,4 @@
-"""What the README prints works: every command and the Python example, in the demo's home."""
+"""What README and tour print works: every command and the Python example, in the demo's home."""
 
 import re
 import shlex
@@ -14,11 +14,18 @@ from connector.cli.group import cli
 from connector.demo import emoji as demo
 from connector.settings import Settings
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
-COMMANDS = [
-    line for language, block in BLOCKS if not language for line in block.splitlines() if line[:9] == "modalign "
-]
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TOUR = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(page: str) -> list[str]:
+    """The commands that a page prints, with or without their output."""
+    lines = [line for language, block in BLOCK.findall(page) if language != "python" for line in block.splitlines()]
+    return [line.removeprefix("$ ") for line in lines if re.match(r"(\$ )?modalign ", line)]
+
+
 EVERY = 13  # of the 1,707 emoji
 
 
@@ -34,24 +41,34 @@ def where(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield directory
 
 
-def test_the_readme_shows_every_command() -> None:
-    assert set(cli.commands) <= {command.split()[1] for command in COMMANDS}
+def test_the_tour_shows_every_command() -> None:
+    assert set(cli.commands) == {command.split()[1] for command in commands(TOUR)}
 
 
-def test_every_command_works_as_printed(where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_is_short_and_shows_what_its_commands_print() -> None:
+    assert len(README.splitlines()) <= 150
+    for language, block in BLOCK.findall(README):
+        if language == "console":
+            printed = [line for line in block.splitlines() if line and not line.startswith("$ ")]
+            assert printed, block
+
+
+@pytest.mark.parametrize("page", [README, TOUR], ids=["README", "tour"])
+def test_every_command_works_as_printed(page: str, where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(where)
     monkeypatch.setenv("MODALIGN_HOME", "demo-home")
-    for command in COMMANDS:
+    for command in commands(page):
         result = CliRunner().invoke(cli, shlex.split(command)[1:], catch_exceptions=False)
         assert result.exit_code == 0, f"{command}\n{result.output}"
-    assert (where / "found.html").stat().st_size > 10_000
+    if page is TOUR:
+        assert (where / "found.html").stat().st_size > 10_000
 
 
 def test_the_python_example_works(
     where: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(where)
-    (example,) = [block for language, block in BLOCKS if language == "python"]
+    (example,) = [block for language, block in BLOCK.findall(README) if language == "python"]
     exec(compile(example, "README.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
