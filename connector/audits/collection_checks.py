@@ -1,4 +1,4 @@
-"""What of a collection and of the queries is not as an audit, or production, needs it: sentences beside measures."""
+"""Warnings about a collection and the queries of an audit: sentences that stand beside the measures."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,17 +10,17 @@ from connector.stores.contract import CollectionInfo
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
-# Of fewer groups an interval is too narrow to be relied on.
+# With fewer groups the bootstrap interval is too narrow.
 FEW_GROUPS = 20
 
 
 def collection_warnings(info: CollectionInfo, release: Release, filters: "Mapping[str, Filter]") -> Iterator[str]:
-    """Yield what of a collection is not as production needs it, or not as SQL says.
+    """Yield warnings about the collection: what production does not want, and what differs from SQL.
 
     Args:
-        info: the collection as it is.
-        release: that it holds.
-        filters: that are searched within, by the names of their stages.
+        info: the collection.
+        release: in the collection.
+        filters: of the audit, by the names of their stages.
     """
     if not info.indexed:
         yield "Not ANN: no vector is in a graph, so every search compares with everything."
@@ -44,7 +44,7 @@ def collection_warnings(info: CollectionInfo, release: Release, filters: "Mappin
 
 
 def few_groups(groups: Mapping[Modality, int]) -> Iterator[str]:
-    """Yield what cannot be relied on because queries are of so few groups, by their modality."""
+    """Warn about queries of few groups, given the number of groups by modality."""
     for modality, count in groups.items():
         if count < FEW_GROUPS:
             yield (
@@ -54,7 +54,7 @@ def few_groups(groups: Mapping[Modality, int]) -> Iterator[str]:
 
 
 def fields_of(condition: Any, within: str = "") -> set[str]:
-    """Return the payload fields that a filter, as JSON, reads, by the names that Qdrant would index them under.
+    """Return the payload fields that a filter reads, given as JSON, by the names that Qdrant indexes them under.
 
     >>> nested = {"key": "sizes", "filter": {"must": [{"key": "unit", "match": {"value": "cm"}}]}}
     >>> sorted(fields_of({"must": [{"key": "kind", "match": {"value": "dog"}}], "should": [{"nested": nested}]}))

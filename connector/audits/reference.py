@@ -1,8 +1,8 @@
-"""The truth of an audit: the metric itself, over the vectors that the store gives back, all of them.
+"""Exact search by the metric itself, over all vectors that the store gives back: what every stage is measured against.
 
-Two passes over the points, a page at a time: the first scores relevant pairs, the second all, and counts what stands
-before those. What is held are the queries, a page, a block of scores, and a number for each relevant pair: never
-queries times points.
+Two passes over the points, a page at a time. The first scores relevant pairs; the second scores all pairs and counts
+the points that rank before the relevant ones. Memory holds the queries, a page, a block of scores, and a number for
+each relevant pair: never queries times points.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -42,7 +42,7 @@ class Truth:
         best: scores of the best points of all (n, depth), best first; NaN where there are fewer. Without the offset of
             a lowering: it is the same for all points, and would hide what the scores round to.
         sizes: how many points the parts of the gallery hold (parts,).
-        kept: vectors that were asked for, by id: aligned ones where points carry them, as they are stored where not.
+        kept: vectors of the points to keep, by id: aligned where points carry aligned vectors, else as stored.
         largest: size of the largest point, as `sizes_of` has it.
     """
 
@@ -55,7 +55,7 @@ class Truth:
 
 
 def vectors_of(lowering: Lowering, page: Sequence[Record], dim: int) -> FloatArray:
-    """The vectors that the metric compares, of points that were read with their stored vectors.
+    """Return the vectors that the metric compares, of points that were read with their stored vectors.
 
     Aligned ones (c, `dim`) where points carry them, stored ones (c, d) where not.
 
@@ -85,15 +85,15 @@ def _score(lowering: Lowering, queries: FloatArray, items: FloatArray) -> Scores
 
 
 def sizes_of(lowering: Lowering, vectors: FloatArray) -> Scores:
-    """Lengths of vectors (n,), in the norm of the distance that compares them."""
+    """Return the lengths of vectors (n,), in the norm of the distance that compares them."""
     sizes: Scores = np.linalg.norm(vectors, ord=1 if lowering.distance is Distance.MANHATTAN else 2, axis=1)
     return sizes
 
 
 def floors_of(lowering: Lowering, scores: Scores, queries: Scores, items: Scores) -> Scores:
-    """The lowest scores that may be the same but for rounding, of queries and items of these sizes.
+    """Return the lowest scores that may equal `scores` but for rounding, of queries and items of these sizes.
 
-    Products and differences cancel: what they are made of rounds by more than they are themselves.
+    Sums cancel: the rounding error of their terms may exceed the score itself.
     """
     floors = lowering.tied(scores)
     if isinstance(lowering, Rescored):
@@ -105,7 +105,7 @@ def floors_of(lowering: Lowering, scores: Scores, queries: Scores, items: Scores
 
 def truth(
     lowering: Lowering,
-    asked: QuerySet,
+    query_set: QuerySet,
     aligned: FloatArray,
     depth: int,
     pages: Pages,
@@ -118,37 +118,37 @@ def truth(
     Irrelevant points whose score float32 cannot tell from that of a relevant one stand before it.
 
     Args:
-        lowering: of the points that are asked for.
-        asked: n queries of the other modality.
+        lowering: of the points.
+        query_set: n queries of the other modality.
         aligned: their vectors (n, d).
         depth: how many of the best scores to keep.
         pages: reads all points of the modality with their vectors, a page at a time; called twice.
         keep: ids of points whose vectors to keep.
         chunk_scores: how many scores are held at once.
     """
-    scorer = _Scorer(lowering, asked, aligned, chunk_scores)
+    scorer = _Scorer(lowering, query_set, aligned, chunk_scores)
     best = np.full((len(aligned), depth), -np.inf)
     largest = 0.0
-    sizes, kept, relevant = np.zeros(asked.gallery.parts(), np.int64), {}, _Relevant(len(aligned))
+    sizes, relevant = np.zeros(query_set.gallery.parts(), np.int64), _Relevant(len(aligned))
+    kept: dict[str, FloatArray] = {}
     for page in pages():
-        items, placed = vectors_of(lowering, page, aligned.shape[1]), asked.gallery.placed(page)
+        items, placed = vectors_of(lowering, page, aligned.shape[1]), query_set.gallery.placed(page)
         largest = max(largest, float(np.nan_to_num(sizes_of(lowering, items)).max(initial=0.0)))
-        wishes = [number for number, record in enumerate(page) if record.id in keep]
-        kept.update({page[number].id: items[number].copy() for number in wishes})
+        kept |= {record.id: item.copy() for record, item in zip(page, items, strict=True) if record.id in keep}
         sizes += np.bincount(placed[placed != NOT_IN_GALLERY], minlength=len(sizes))
         for pairs in scorer.relevant_pairs(page, items, placed):
             relevant.add(*pairs)
     relevant.close()
     for page in pages():
         for block in scorer.blocks(page, vectors_of(lowering, page, aligned.shape[1])):
-            relevant.count_before(block, is_whole=asked.gallery.is_whole)
+            relevant.count_before(block, is_whole=query_set.gallery.is_whole)
             top = block.scores
             if top.shape[1] > depth:
                 top = -np.partition(-top, depth - 1, axis=1)[:, :depth]
             joined = np.concatenate([best[block.rows], top], axis=1)
             best[block.rows] = -np.sort(-joined, axis=1)[:, :depth]
     best[np.isneginf(best)] = np.nan
-    return Truth(*relevant.ranks(is_whole=asked.gallery.is_whole), best, sizes, kept, largest)
+    return Truth(*relevant.ranks(is_whole=query_set.gallery.is_whole), best, sizes, kept, largest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,14 +168,14 @@ class _Block:
 class _Scorer:
     """Scores pages against all queries."""
 
-    def __init__(self, lowering: Lowering, asked: QuerySet, aligned: FloatArray, chunk_scores: int):
-        self._lowering, self._asked, self._aligned, self._chunk_scores = lowering, asked, aligned, chunk_scores
+    def __init__(self, lowering: Lowering, query_set: QuerySet, aligned: FloatArray, chunk_scores: int):
+        self._lowering, self._query_set, self._aligned, self._chunk_scores = lowering, query_set, aligned, chunk_scores
         self._queries = _asking(lowering, aligned)
         self._of: dict[str, list[int]] = {}  # queries by their group
-        for number, group in enumerate(asked.rows.groups):
+        for number, group in enumerate(query_set.rows.groups):
             self._of.setdefault(group, []).append(number)
         codes = {group: code for code, group in enumerate(self._of)}
-        self._codes, self._wanted = codes, np.array([codes[group] for group in asked.rows.groups], np.int64)  # (n,)
+        self._codes, self._wanted = codes, np.array([codes[group] for group in query_set.rows.groups], np.int64)  # (n,)
 
     def relevant_pairs(
         self, page: Sequence[Record], items: FloatArray, placed: IntArray
@@ -189,17 +189,17 @@ class _Scorer:
             rows = np.array(self._of[group])
             scores = _score(self._lowering, self._queries[rows], items[columns])  # (c, m)
             floors = self._floors(scores, self._queries[rows], items[columns])
-            inside = self._asked.parts[rows, None] == placed[columns]
+            inside = self._query_set.parts[rows, None] == placed[columns]
             yield np.repeat(rows, len(columns)), scores.ravel(), floors.ravel(), inside.ravel()
 
     def blocks(self, page: Sequence[Record], items: FloatArray) -> Iterator[_Block]:
         """Yield all scores of a page, as many queries at once as there may be."""
         groups = np.array([self._codes.get(record.payload["group"], NOT_IN_GALLERY) for record in page], np.int64)
-        placed = self._asked.gallery.placed(page)
+        placed = self._query_set.gallery.placed(page)
         step = max(1, self._chunk_scores // len(page))
         for start in range(0, len(self._queries), step):
             rows = slice(start, start + step)
-            relevant, inside = self._wanted[rows, None] == groups, self._asked.parts[rows, None] == placed
+            relevant, inside = self._wanted[rows, None] == groups, self._query_set.parts[rows, None] == placed
             yield _Block(rows, _score(self._lowering, self._queries[rows], items), relevant, inside)
 
     def _floors(self, scores: Scores, queries: FloatArray, items: FloatArray) -> Scores:
@@ -219,11 +219,11 @@ class _Relevant:
         ]
 
     def add(self, queries: IntArray, scores: Scores, floors: Scores, inside: Mask) -> None:
-        """Remember relevant pairs."""
+        """Add relevant pairs."""
         self._found.append((queries, scores, floors, inside))
 
     def close(self) -> None:
-        """Put pairs in order, those of a query together and the best first."""
+        """Sort the pairs: those of a query together, the best first."""
         queries, scores, floors, inside = (np.concatenate(parts) for parts in zip(*self._found, strict=True))
         floors = np.where(np.isnan(floors), -np.inf, floors)  # behind everything
         order = np.lexsort((-scores, queries))
@@ -263,5 +263,5 @@ class _Relevant:
 
 
 def _at_least(scores: Scores, floors: Scores) -> IntArray:
-    """How many of the scores (m,) are no worse than each floor (t,); what is no number is best."""
+    """Return how many of the scores (m,) are no worse than each floor (t,); NaN counts as best."""
     return len(scores) - np.searchsorted(np.sort(scores), floors, side="left")

@@ -468,10 +468,8 @@ class TestCodes:
     def test_an_audit_of_another_protocol(self, untouched: Path) -> None:
         ended = modalign(*ASK, "--protocol", "coco-1k", "--baseline", "1", "--home", untouched)
         assert ended.code == 2
-        assert ended.error == (
-            "modalign: audit 1 is of pairs (queries held-out, gallery held-out), this one would be of pairs (protocol "
-            "coco-1k); they cannot be compared"
-        )
+        for value in ("audit 1", "pairs (queries held-out, gallery held-out)", "pairs (protocol coco-1k)"):
+            assert value in ended.error
 
     def test_no_earlier_audit(self, home: Path) -> None:
         done("push", "pairs", "--into", "fresh", "--alignment", "a", "--home", home)
