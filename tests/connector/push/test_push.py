@@ -186,7 +186,7 @@ class TestWhatIsWritten:
         for owner, method in (
             (world.store, "upsert"),
             (world.store, "flush"),
-            (world.provenance.ledger.entries, "write"),
+            (world.provenance.ledger, "write"),
         ):
             original = getattr(owner, method)
 
