@@ -11,25 +11,43 @@ from connector.settings import Settings
 ROOT = Path(__file__).parent.parent
 # What happens, as the table says it, and the test that shows it.
 SHOWN_BY = {
-    "Ctrl-C": "tests/connector/cli/test_exit_codes.py::test_interrupted",
-    "the server dies during a write": "tests/connector/push/test_several.py::test_a_server_that_is_killed_in_a_write",
-    "three requests of ten fail": "tests/connector/push/test_faults.py::test_an_ingest_from_the_corpus_on_ends_complete",
-    "the server refuses a point": "tests/connector/push/test_faults.py::test_points_at_fault_are_named_and_the_others_written",
-    "a wrong API key": "tests/connector/push/test_faults.py::test_a_wrong_key_is_refused_at_once",
-    "an untrusted certificate": "tests/connector/push/test_faults.py::test_a_certificate_that_is_not_trusted_is_refused_at_once",
-    "PostgreSQL is killed": "tests/connector/push/test_several.py::test_postgresql_is_killed_under_an_ingest",
-    "connections to PostgreSQL are cut": "tests/connector/push/test_several.py::test_its_connections_are_cut",
-    "the disk is full": "tests/connector/cli/test_databases.py::test_a_disk_that_is_full",
-    "rows cannot be read": "tests/connector/cli/test_exit_codes.py::test_rejected",
-    "rows cannot be read, with `--prune`": "tests/connector/push/test_ingest.py::test_rows_that_cannot_be_read_keep_everything",
-    "no audit, a failed one, or one before the last write": "tests/connector/releases/test_promotion.py::test_refused_unless_forced",
-    "points vanish or change outside modalign": "tests/connector/releases/test_reconcile.py::test_what_differs_is_counted_named_and_repaired",
-    "a release does not hold what it should": "tests/connector/audits/test_damage.py::test_each_ends_with_its_exit_code",
-    "a strict server refuses exact search": "tests/connector/audits/test_stages.py::test_the_audit_goes_on_and_compares_with_the_reference",
-    "a release's alignment or embedding set is gone": "tests/connector/cli/test_releases.py::test_what_is_broken_keeps_nobody_from_verifying_and_mending_the_others",
-    "a promotion during another one": "tests/connector/releases/test_promotion_lock.py::test_two_promotions_come_one_after_the_other",
-    "an endless line in a manifest": "tests/connector/corpora/test_formats.py::test_a_line_without_end_is_a_reject_and_never_in_memory",
-    "another encoder, alignment, metric, lowering or store": "tests/connector/releases/test_chain.py::test_a_mismatch_is_refused",
+    "Ctrl-C": ("cli/test_exit_codes.py", "test_interrupted"),
+    "the server dies during a write": ("push/test_several.py", "test_a_server_that_is_killed_in_a_write"),
+    "three requests of ten fail": ("push/test_faults.py", "test_an_ingest_from_the_corpus_on_ends_complete"),
+    "the server refuses a point": ("push/test_faults.py", "test_points_at_fault_are_named_and_the_others_written"),
+    "a wrong API key": ("push/test_faults.py", "test_a_wrong_key_is_refused_at_once"),
+    "an untrusted certificate": ("push/test_faults.py", "test_a_certificate_that_is_not_trusted_is_refused_at_once"),
+    "PostgreSQL is killed": ("push/test_several.py", "test_postgresql_is_killed_under_an_ingest"),
+    "connections to PostgreSQL are cut": ("push/test_several.py", "test_its_connections_are_cut"),
+    "the disk is full": ("cli/test_databases.py", "test_a_disk_that_is_full"),
+    "rows cannot be read": ("cli/test_exit_codes.py", "test_rejected"),
+    "rows cannot be read, with `--prune`": ("push/test_ingest.py", "test_rows_that_cannot_be_read_keep_everything"),
+    "no audit, a failed one, or one before the last write": (
+        "releases/test_promotion.py",
+        "test_refused_unless_forced",
+    ),
+    "points vanish or change outside modalign": (
+        "releases/test_reconcile.py",
+        "test_what_differs_is_counted_named_and_repaired",
+    ),
+    "a release does not hold what it should": ("audits/test_damage.py", "test_each_ends_with_its_exit_code"),
+    "a strict server refuses exact search": (
+        "audits/test_stages.py",
+        "test_the_audit_goes_on_and_compares_with_the_reference",
+    ),
+    "a release's alignment or embedding set is gone": (
+        "cli/test_releases.py",
+        "test_what_is_broken_keeps_nobody_from_verifying_and_mending_the_others",
+    ),
+    "a promotion during another one": (
+        "releases/test_promotion_lock.py",
+        "test_two_promotions_come_one_after_the_other",
+    ),
+    "an endless line in a manifest": (
+        "corpora/test_formats.py",
+        "test_a_line_without_end_is_a_reject_and_never_in_memory",
+    ),
+    "another encoder, alignment, metric, lowering or store": ("releases/test_chain.py", "test_a_mismatch_is_refused"),
 }
 
 
@@ -37,10 +55,9 @@ def test_every_row_is_shown_by_a_test() -> None:
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     rows = [line for line in text.partition("## When it fails")[2].splitlines() if line.startswith("|")][2:]
     assert {row.split(" | ")[0].removeprefix("| ") for row in rows} == SHOWN_BY.keys()
-    for shown_by in SHOWN_BY.values():
-        file, name = shown_by.split("::")
-        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-        assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}, shown_by
+    for file, name in SHOWN_BY.values():
+        tree = ast.parse((ROOT / "tests" / "connector" / file).read_text(encoding="utf-8"))
+        assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}, (file, name)
 
 
 def test_a_new_home_is_its_owners_alone(tmp_path: Path) -> None:
