@@ -22,6 +22,7 @@ from connector.audits.result import Audit
 from connector.audits.stages import INDEX
 from connector.errors import RequirementError
 from connector.releases.release import open_release
+from tests.support.errors import raises
 from tests.support.world import COLLECTION, SOME, World, audit, embedded, latent, opened_world, rows
 
 NAMES = [
@@ -159,14 +160,14 @@ class TestRead:
         ],
     )
     def test_what_cannot_be_read(self, text: str) -> None:
-        with pytest.raises(RequirementError, match="expected MEASURE>=NUMBER such as"):
+        with raises(RequirementError, repr(text)):
             Requirement.parse(text)
 
     @pytest.mark.parametrize(
         "text", ["mrr drop>=0.1", "mrr drop<0.1", "mrr drop>0.1", "mrr drop<=-0.1", "mrr drop<=-1e-9"]
     )
     def test_a_drop_has_an_upper_bound(self, text: str) -> None:
-        with pytest.raises(RequirementError, match=r"expected drop<=NUMBER of at least 0, such as drop<=0\.02"):
+        with raises(RequirementError, repr(text)):
             Requirement.parse(text)
 
 
@@ -284,12 +285,8 @@ class TestKnown:
         ],
     )
     def test_an_unknown_measure_is_refused_with_those_there_are(self, text: str) -> None:
-        with pytest.raises(
-            RequirementError, match="names no measure of this audit; it has recall@10, found@1, ndcg@100"
-        ) as refused:
+        with raises(RequirementError, repr(text), "recall@10, found@1, ndcg@100", INDEX):
             self.known(text)
-        assert "of index, strata" in str(refused.value)
-        assert repr(text) in str(refused.value)
 
     def test_a_known_one_is_not(self) -> None:
         for name in NAMES:
@@ -298,14 +295,12 @@ class TestKnown:
 
     def test_a_drop_needs_an_audit_to_compare_with(self) -> None:
         self.known("recall@10 drop<=0")
-        with pytest.raises(RequirementError, match="since which audit with --baseline last, live or the number of one"):
+        with raises(RequirementError, "recall@10 drop<=0", "--baseline"):
             self.known("recall@10 drop<=0", against=False)
 
     def test_a_drop_is_bounded_of_what_is_kept_of_each_query(self) -> None:
         for text in ("fidelity@10.p5", "latency.p99", "chance.recall@5", "hubness", "both:gap", "index:latency.p99"):
-            with pytest.raises(
-                RequirementError, match="since audit 7, which did not measure it query by query; it has recall@10, fid"
-            ):
+            with raises(RequirementError, text, "audit 7", "recall@10, fidelity@10, mrr"):
                 self.known(f"{text} drop<=0")
             self.known(f"{text}<=0")
 
