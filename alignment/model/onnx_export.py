@@ -121,7 +121,7 @@ def graph(alignment: Alignment, metric: Metric, modality: Modality, side: Side) 
     lowerings = {m: alignment.metric(metric, m, device="cpu").lower(alignment.dim) for m in MODALITIES}
     module = _Module(projection, lowerings[modality], side).eval()
     probes = np.random.default_rng(0).standard_normal((PROBES, projection.in_dim)).astype(np.float32)
-    with torch.no_grad(), _uninterrupted():
+    with torch.no_grad(), uninterrupted():
         names = list(module(torch.from_numpy(probes)))
         program = torch.onnx.export(
             module,
@@ -157,7 +157,7 @@ def graph(alignment: Alignment, metric: Metric, modality: Modality, side: Side) 
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Let Ctrl-C wait until the block ends: torch's exporter turns it into errors of its own, or loses it."""
     if threading.current_thread() is not threading.main_thread():  # where Python hands signals to
         yield

@@ -28,6 +28,7 @@ from alignment.retrieval.ranks import recall_at
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
 from alignment.vectors import l2_normalize
+from tests.support.errors import raises
 from tests.support.fakes import fake_rows, fake_set
 from tests.support.pairs import paired
 
@@ -250,14 +251,14 @@ def test_ctrl_c_is_a_budget_that_passes(
 def test_one_modality_cannot_be_compared(rng: np.random.Generator, tmp_path: Path) -> None:
     X, Y = views(rng, 60)
     images = fake_set(tmp_path / "i", fake_rows("image", X))
-    with pytest.raises(FitError, match=r"holds no text vectors"):
+    with raises(FitError, "text"):
         compare([images, as_set(tmp_path / "s", X, Y)], **FAST)
 
 
 def test_no_groups_in_common(rng: np.random.Generator, tmp_path: Path) -> None:
     X, Y = views(rng, 60)
     a, b = ([f"{letter}{number}" for number in range(60)] for letter in "ab")
-    with pytest.raises(FitError, match=r"2 encoder pairs are compared on the groups that all of them have, and there"):
+    with raises(FitError, "2 encoder pairs"):
         compare([as_set(tmp_path / "a", X, Y, "a", a), as_set(tmp_path / "b", X, Y, "b", b)], **FAST)
 
 
@@ -268,15 +269,15 @@ def test_too_few_groups(n: int, message: str, rng: np.random.Generator, tmp_path
 
 
 def test_no_set_and_no_such_method(rng: np.random.Generator, tmp_path: Path) -> None:
-    with pytest.raises(FitError, match="at least one embedding set"):
+    with raises(FitError):
         compare([], **FAST)
-    with pytest.raises(FitError, match="unknown method 'magic'"):
+    with raises(FitError, "'magic'"):
         compare([as_set(tmp_path / "s", *views(rng, 60))], **{**FAST, "methods": ["magic"]})
 
 
 def test_vectors_that_are_all_alike_are_refused(rng: np.random.Generator, tmp_path: Path) -> None:
     X, Y = views(rng, 60)
-    with pytest.raises(FitError, match="text vectors to fit on all have the same direction"):
+    with raises(FitError, "text"):
         compare([as_set(tmp_path / "s", X, np.ones_like(Y))], **FAST)
 
 

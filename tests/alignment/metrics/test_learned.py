@@ -13,6 +13,7 @@ from alignment.errors import MetricError, WeightsError
 from alignment.metrics import METRICS, Bilinear, Cosine, LearnedMetric, MixtureOfLogits, Perceptron, Rescored, learned
 from alignment.modality import MODALITIES
 from alignment.vectors import l2_normalize
+from tests.support.errors import raises
 
 Matrix = npt.NDArray[np.floating]
 
@@ -174,7 +175,7 @@ def test_scores_that_overflow_are_an_error_in_single_precision(rng: np.random.Ge
     with torch.no_grad():
         started.module.blocks.fill_(3e38)
     q = np.ones((1, 10), np.float32)
-    with pytest.raises(WeightsError, match="not finite"):
+    with raises(WeightsError, Bilinear()):
         started.score(q, q)
     assert np.isfinite(started.score(q.astype(np.float64), q.astype(np.float64))).all()
 
@@ -224,7 +225,7 @@ def test_without_weights_it_says_how_to_fit_them(metric: LearnedMetric, rng: np.
 def test_weights_of_other_parameters_are_other_weights() -> None:
     weights = Bilinear(rank=2).start(10, seed=0).weights()
     Bilinear(rank=2).bind(weights, items="text", device="cpu")
-    with pytest.raises(MetricError, match=r"holds no parameters for metric bilinear\(rank=3,blocks=8\)"):
+    with raises(MetricError, "bilinear(rank=3,blocks=8)", "modalign fit"):
         Bilinear(rank=3).bind(weights, items="text")
 
 

@@ -16,6 +16,7 @@ from alignment.fitting.methods import Fitter
 from alignment.fitting.pairs import Pairs
 from alignment.model.projections import Projection
 from alignment.vectors import l2_normalize
+from tests.support.errors import raises
 from tests.support.pairs import paired
 
 Matrix = npt.NDArray[np.floating]
@@ -412,7 +413,7 @@ def test_vectors_of_another_dimension_are_refused(shape: tuple[int, ...], rng: n
 def test_unusable_rows_are_refused_by_number(value: float, reason: str, rng: np.random.Generator) -> None:
     X = np.ones((4, 5))
     X[2] = value
-    with pytest.raises(VectorError, match=rf"vectors to project.*1 of 4.*row 2: {reason}"):
+    with raises(VectorError, "1 of 4", f"row 2: {reason}"):
         projection(rng)(X)
 
 
@@ -421,11 +422,11 @@ def test_a_row_that_equals_the_mean_has_no_direction(rng: np.random.Generator) -
     P = Projection(5, mean, rng.standard_normal((5, 3)).astype(np.float32))
     X = np.stack([mean * 2, -mean])
     assert np.isnan(P.unchecked(X)).all(axis=1).tolist() == [True, False]
-    with pytest.raises(VectorError, match=r"projected vectors.*1 of 2.*row 0"):
+    with raises(VectorError, "1 of 2", "row 0"):
         P(X)
 
 
 def test_a_row_outside_the_training_subspace_has_no_direction() -> None:
     P = Projection(2, None, np.array([[1.0], [0.0]], np.float32))
-    with pytest.raises(VectorError, match=r"row 1"):
+    with raises(VectorError, "row 1"):
         P(np.array([[1.0, 1.0], [0.0, 1.0]]))

@@ -9,6 +9,7 @@ import pytest
 from alignment.errors import EmbeddingSetError
 from alignment.sets.cards import CARD, SetCard
 from alignment.sets.embedding_set import EmbeddingSet
+from tests.support.errors import raises
 from tests.support.fakes import fake_set
 from tests.support.sets import CARDS, IMAGE, some, writer
 
@@ -21,7 +22,7 @@ def test_a_damaged_card_is_named(content: str, tmp_path: Path) -> None:
     fake_set(tmp_path / "s", some("image", 1))
     (tmp_path / "s" / CARD).write_text(content)
     for reading in (lambda: EmbeddingSet.open(tmp_path / "s"), lambda: writer(tmp_path / "s").__enter__()):
-        with pytest.raises(EmbeddingSetError, match=r"card.json is damaged"):
+        with raises(EmbeddingSetError, tmp_path / "s" / CARD):
             reading()
 
 
@@ -31,7 +32,7 @@ def test_a_card_with_a_field_of_another_type_is_damaged(field: str, value: Any, 
     fake_set(tmp_path / "s", some("image", 1))
     card = json.loads((tmp_path / "s" / CARD).read_text())
     (tmp_path / "s" / CARD).write_text(json.dumps({**card, field: value}))
-    with pytest.raises(EmbeddingSetError, match="damaged"):
+    with raises(EmbeddingSetError, tmp_path / "s" / CARD):
         EmbeddingSet.open(tmp_path / "s")
 
 
@@ -39,7 +40,7 @@ def test_a_card_of_another_format_is_refused_with_a_remedy(tmp_path: Path) -> No
     fake_set(tmp_path / "s", some("image", 1))
     card = json.loads((tmp_path / "s" / CARD).read_text())
     (tmp_path / "s" / CARD).write_text(json.dumps({**card, "format": 2}))
-    with pytest.raises(EmbeddingSetError, match=r"expected an embedding set of format 1, got format 2.*encode"):
+    with raises(EmbeddingSetError, "format 1", "format 2"):
         EmbeddingSet.open(tmp_path / "s")
 
 

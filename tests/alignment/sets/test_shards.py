@@ -15,6 +15,7 @@ from alignment.sets.cards import Dtype
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import IDENTITY, Rows
 from alignment.sets.shards import read_shard, shard_rows, write_shard
+from tests.support.errors import raises
 from tests.support.fakes import fake_rows, fake_set
 from tests.support.sets import assert_same, files, rows, some
 
@@ -44,7 +45,7 @@ def test_float32_is_kept_to_the_last_bit_and_float16_is_rounded_once(tmp_path: P
 def test_a_vector_that_overflows_half_precision_is_refused_by_key(value: float, tmp_path: Path) -> None:
     X = np.ones((3, 2))
     X[1, 0] = value
-    with pytest.raises(VectorError, match=r"'k1'.*float16.*float32"):
+    with raises(VectorError, "'k1'", "float16", "float32"):
         write_shard(tmp_path / "image-000000.parquet", fake_rows("image", X, prefix="k"), "float16")
     assert list(tmp_path.iterdir()) == []
 
@@ -55,7 +56,7 @@ def test_a_truncated_shard_is_noticed(tmp_path: Path) -> None:
     for length in (0, 3, 10, len(content) // 2, len(content) - 1):
         shard.write_bytes(content[:length])
         for reading in (lambda: EmbeddingSet.open(tmp_path / "s"), lambda: read_shard(shard, "image")):
-            with pytest.raises(EmbeddingSetError, match=r"image-000000.parquet cannot be read.*delete it and run"):
+            with raises(EmbeddingSetError, shard, "modalign encode"):
                 reading()
 
 
@@ -80,7 +81,7 @@ def test_no_flipped_bit_gives_other_rows(mask: int, tmp_path: Path) -> None:
 def test_another_parquet_file_is_no_shard(tmp_path: Path) -> None:
     path = tmp_path / "image-000000.parquet"
     pq.write_table(pa.table({"key": ["a"], "payload": ["{}"]}), path)
-    with pytest.raises(EmbeddingSetError, match="no column content_sha256, group, vector"):
+    with raises(EmbeddingSetError, path, "content_sha256, group, vector"):
         read_shard(path, "image")
 
 
@@ -104,7 +105,7 @@ def test_a_null_in_a_column_is_no_shard(column: str, tmp_path: Path) -> None:
         lambda: opened.load("image"),
         lambda: next(opened.batches("image", 1)),
     ):
-        with pytest.raises(EmbeddingSetError, match=f"image-000000.parquet is no shard .*: {column} of some rows is"):
+        with raises(EmbeddingSetError, shard, column, "null"):
             reading()
 
 
@@ -112,7 +113,7 @@ def test_every_column_with_a_null_is_named(tmp_path: Path) -> None:
     path = tmp_path / "image-000000.parquet"
     nothing: list[Any] = [None, None]
     pq.write_table(arrow(some("image", 2), group=nothing, payload=nothing), path)
-    with pytest.raises(EmbeddingSetError, match="group, payload of some rows is null"):
+    with raises(EmbeddingSetError, path, "group, payload", "null"):
         read_shard(path, "image")
 
 
@@ -122,10 +123,9 @@ def test_a_shard_of_another_dimension_than_the_card_says(dim: int, tmp_path: Pat
     shard = opened.shards("image")[1]
     vectors = np.random.default_rng(0).standard_normal((2, dim))
     write_shard(shard, fake_rows("image", vectors, prefix="more"), "float32")
-    message = rf"image-000001\.parquet: expected vectors of dimension 4, as the card says, got {dim}; encode"
-    with pytest.raises(EmbeddingSetError, match=message):
+    with raises(EmbeddingSetError, shard, 4, dim):
         EmbeddingSet.open(tmp_path / "s")
-    with pytest.raises(EmbeddingSetError, match=message):
+    with raises(EmbeddingSetError, shard, 4, dim):
         shard_rows(shard, 4)
     assert shard_rows(shard, dim) == 2
 
@@ -134,5 +134,5 @@ def test_vectors_of_varying_length_are_no_shard(tmp_path: Path) -> None:
     path = tmp_path / "image-000000.parquet"
     columns = {name: ["a", "b"] for name in IDENTITY}
     pq.write_table(pa.table({**columns, "vector": [[1.0], [1.0, 2.0]]}), path)
-    with pytest.raises(EmbeddingSetError, match="vector"):
+    with raises(EmbeddingSetError, path):
         read_shard(path, "image")
