@@ -77,7 +77,7 @@ def all_reduce(tensor: "Tensor") -> "Tensor":
 def rank_slices(size: int) -> list[slice]:
     """Which rows of a batch each process computes.
 
-    >>> shares(7)
+    >>> rank_slices(7)
     [slice(0, 7, None)]
     """
     count = rank_and_world_size()[1]

@@ -18,6 +18,7 @@ SHORTEST = 1e-12
 class Cosine(Metric):
     """Cosine similarity, `<q, x> / (|q| |x|)`, in [-1, 1]; a zero vector scores 0.
 
+    >>> import numpy as np
     >>> Cosine().score(np.array([[1.0, 0.0]]), np.array([[3.0, 0.0], [0.0, 2.0]]))
     array([[1., 0.]])
     """
@@ -38,6 +39,7 @@ class Cosine(Metric):
 class Dot(Metric):
     """Inner product, `<q, x>`, unbounded.
 
+    >>> import numpy as np
     >>> Dot().score(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]]))
     array([[11.]])
     """
@@ -58,6 +60,7 @@ class Dot(Metric):
 class Euclid(Metric):
     """Negated Euclidean distance, `-sqrt(sum (q_i - x_i)^2)`, at most 0.
 
+    >>> import numpy as np
     >>> Euclid().score(np.array([[0.0, 0.0]]), np.array([[3.0, 4.0]]))
     array([[-5.]])
     """
@@ -78,6 +81,7 @@ class Euclid(Metric):
 class Manhattan(Metric):
     """Negated Manhattan distance, `-sum |q_i - x_i|`, at most 0.
 
+    >>> import numpy as np
     >>> Manhattan().score(np.array([[0.0, 0.0]]), np.array([[3.0, 4.0]]))
     array([[-7.]])
     """
@@ -101,6 +105,7 @@ class Wasserstein1(Metric):
     The coordinates are taken as samples of equal weight: `-mean |sort(q)_i - sort(x)_i|` (Villani, Topics in Optimal
     Transportation, 2003, theorem 2.18). It sees which values a vector holds, and not where.
 
+    >>> import numpy as np
     >>> Wasserstein1().score(np.array([[0.0, 1.0]]), np.array([[1.0, 0.0], [1.0, 2.0]]))
     array([[-0., -1.]])
     """
