@@ -55,9 +55,9 @@ class TestMetrics:
         assert not any("aligned" in item["payload"] for item in document["found"])
         assert document["exact"] is False
         assert done(*arguments, "--exact", "--json").document["exact"] is True
-        for options, words in (((), "along the graph, --exact would prove it"), (("--exact",), "is there")):
+        for options, words in (((), "in the HNSW graph, --exact would prove it"), (("--exact",), "is there")):
             title = done(*arguments, *options).out.splitlines()[0]
-            along = " order, found along the graph: --exact compares with everything"
+            along = " order, found in the HNSW graph: --exact compares with everything"
             proof = f": nothing better {words}, 60 candidates rescored" if certified else "" if options else along
             assert title == f"many under {printed}, {guarantee}{proof}"
 
@@ -78,7 +78,7 @@ class TestMetrics:
     def test_the_page_says_it_too(self, many: Path, tmp_path: Path) -> None:
         page = tmp_path / "page.html"
         done("search", "many", "red lime", "-k", 3, "--metric", "js", "--html", page, "--home", many)
-        assert "3 best under js(map=split), certified: nothing better along the graph" in page.read_text(
+        assert "3 best under js(map=split), certified: nothing better in the HNSW graph" in page.read_text(
             encoding="utf-8"
         )
 
