@@ -17,7 +17,7 @@ Scope = Literal["held-out", "all"]
 KS = (1, 5, 10)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """Base of all requests. Paths become absolute, so that a retry finds them from any directory.
 
@@ -66,7 +66,7 @@ def default_of(request: type[Request], name: str) -> Any:
     return next(entry.default for entry in fields(request) if entry.name == name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class EncodeRequest(Request):
     """Encode a corpus into an embedding set.
 
@@ -98,7 +98,7 @@ class EncodeRequest(Request):
         _check_encoders(self.encoders)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ImportRequest(Request):
     """Take vectors that were computed elsewhere into an embedding set.
 
@@ -129,7 +129,7 @@ class ImportRequest(Request):
         _check_encoders(self.encoders)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class FitRequest(Request):
     """Fit an alignment on embedding sets.
 
@@ -159,7 +159,7 @@ class FitRequest(Request):
     training: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CompareRequest(Request):
     """Compare encoder pairs, methods and metrics, and write a report.
 
@@ -181,7 +181,7 @@ class CompareRequest(Request):
     to: Path | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class GapRequest(Request):
     """Measure the modality gap of held-out groups of an embedding set.
 
@@ -199,7 +199,7 @@ class GapRequest(Request):
     sample: int = 2000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PushRequest(Request):
     """Push an embedding set into a collection, one release a metric.
 
@@ -219,7 +219,7 @@ class PushRequest(Request):
     layout: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class IngestRequest(Request):
     """Encode a corpus with the encoders of an alignment and push it, in one run.
 
@@ -251,7 +251,7 @@ class IngestRequest(Request):
         return self.set or self.into
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DeleteRequest(Request):
     """Delete items from every release of a collection and from their embedding sets.
 
@@ -269,7 +269,7 @@ class DeleteRequest(Request):
     modalities: Sequence[Modality] = MODALITIES
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SearchRequest(Request):
     """Search the live release of a collection with one text or one image. No run records it.
 
@@ -295,7 +295,7 @@ class SearchRequest(Request):
     max_candidates: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PromoteRequest(Request):
     """Make ready releases of a collection live.
 
@@ -313,7 +313,7 @@ class PromoteRequest(Request):
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RollbackRequest(Request):
     """Undo the last promotion of a collection.
 
@@ -327,7 +327,7 @@ class RollbackRequest(Request):
     metrics: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DropRequest(Request):
     """Drop releases of a collection by name; never the live one."""
 
@@ -336,7 +336,7 @@ class DropRequest(Request):
     releases: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RepairRequest(Request):
     """Repair live and ready releases from their embedding sets.
 
@@ -350,7 +350,7 @@ class RepairRequest(Request):
     delete_orphans: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportRequest(Request):
     """Write an alignment under a metric as ONNX graphs.
 
@@ -368,7 +368,7 @@ class ExportRequest(Request):
     collection: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class AuditRequest(Request):
     """Audit a release of a collection with the pairs of an embedding set.
 
