@@ -44,7 +44,7 @@ SHOWN_BY = {
         "test_two_promotions_come_one_after_the_other",
     ),
     "an endless line in a manifest": (
-        "corpora/test_formats.py",
+        "corpora/test_bounded_lines.py",
         "test_a_line_without_end_is_a_reject_and_never_in_memory",
     ),
     "another encoder, alignment, metric, lowering or store": ("releases/test_chain.py", "test_a_mismatch_is_refused"),

@@ -17,9 +17,9 @@ from alignment.sets.embedding_set import EmbeddingSet
 from connector.errors import ConnectorError
 from connector.reports import compare_report as comparisons
 from connector.reports.compare_charts import heat_map, learning_curves
-from tests.connector.reports.test_contact_sheet import Page
 from tests.support.cli import Ended, done, modalign
 from tests.support.fakes import fake_pairs, write_manifest
+from tests.support.pages import Page
 
 N = 160
 QUICK = ["--method", "ridge", "--method", "rcca", "--metric", "cosine", "--metric", "chi2", "--folds", 2]
@@ -102,7 +102,7 @@ def test_the_document_holds_the_table(document: Any) -> None:
 
 def test_the_page_shows_the_guidelines_first_and_loads_nothing(report: Path, document: Any) -> None:
     text = (report / "compare.html").read_text(encoding="utf-8")
-    page = Page(text)
+    page = Page(report / "compare.html")
     for tag, attributes in page.tags:
         assert tag not in ("script", "link", "iframe", "object", "img")
         assert not {"src", "srcset", "href", "action"} & attributes.keys(), tag

@@ -12,6 +12,7 @@ from connector.corpora.formats import open_corpus
 from connector.corpora.items import Item
 from connector.errors import CorpusError
 from connector.rejects import Reject
+from tests.support.errors import raises
 
 
 def coco(directory: Path, images: Any, annotations: Any, name: str = "captions_val2017.json") -> Path:
@@ -111,7 +112,7 @@ class TestCoco:
 
     def test_annotations_of_objects_are_no_captions(self, tmp_path: Path) -> None:
         path = coco(tmp_path, [IMAGE], [{"id": 1, "image_id": 1, "bbox": [0, 0, 1, 1]}], "instances_val2017.json")
-        with pytest.raises(CorpusError, match=r"its annotations have no captions; expected a captions_\*.json of COCO"):
+        with raises(CorpusError, path, "captions_*.json"):
             list(open_corpus(path))
 
 
@@ -218,7 +219,7 @@ def test_images_that_are_nowhere_are_asked_for(make: Make, tmp_path: Path) -> No
     path = make(tmp_path)
     for file in tmp_path.rglob("1.jpg"):
         file.unlink()
-    with pytest.raises(CorpusError, match=r"such as 1.jpg, .*name their folder with --images"):
+    with raises(CorpusError, path, "1.jpg", "--images"):
         list(open_corpus(path))
     [image, _] = open_corpus(path, images=tmp_path / "none")  # named, so each is refused when it is not there
     assert isinstance(image, Item)
@@ -227,31 +228,31 @@ def test_images_that_are_nowhere_are_asked_for(make: Make, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("reader", [CocoCaptions, Karpathy])
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "values"),
     [
-        (b"", "is no JSON, or was cut off"),
-        (b'{"images": [{"id": 1', "is no JSON, or was cut off"),
-        (b'{"images": [], "annotations": [], "x": "\xff"}', "is no JSON, or was cut off"),
-        (b"[" * 100_000, "is no JSON, or was cut off"),
-        (b"[]", "expected a JSON object, got list"),
-        (b"{}", "expected a list under 'images', got NoneType"),
-        (b'{"images": {}, "annotations": []}', "expected a list under 'images', got dict"),
+        (b"", []),
+        (b'{"images": [{"id": 1', []),
+        (b'{"images": [], "annotations": [], "x": "\xff"}', []),
+        (b"[" * 100_000, []),
+        (b"[]", ["list"]),
+        (b"{}", ["images", "NoneType"]),
+        (b'{"images": {}, "annotations": []}', ["images", "dict"]),
     ],
 )
-def test_a_document_that_is_none(reader: Any, content: bytes, message: str, tmp_path: Path) -> None:
+def test_a_document_that_is_none(reader: Any, content: bytes, values: list[str], tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(content)
     for read in (list, lambda opened: opened.total()):
-        with pytest.raises(CorpusError, match=message):
+        with raises(CorpusError, tmp_path / "x.json", *values):
             read(reader(tmp_path / "x.json"))
 
 
 def test_a_coco_file_without_annotations_is_none(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"images": []}')
-    with pytest.raises(CorpusError, match="expected a list under 'annotations'"):
+    with raises(CorpusError, "x.json", "annotations"):
         list(CocoCaptions(tmp_path / "x.json"))
 
 
 def test_a_json_file_of_something_else_is_no_corpus(tmp_path: Path) -> None:
     (tmp_path / "package.json").write_text('{"name": "x", "images": []}')
-    with pytest.raises(CorpusError, match=r"or another format of .*coco.*, got \.json"):
+    with raises(CorpusError, "package.json", "coco", ".json"):
         open_corpus(tmp_path / "package.json")

@@ -21,6 +21,7 @@ from connector.corpora.items import Item
 from connector.corpora.webdataset import WebDataset, expanded
 from connector.errors import CorpusError
 from connector.rejects import Reject
+from tests.support.errors import raises
 
 PICTURE = b"the bytes of a picture"
 SearchHit = list[Item | Reject]
@@ -98,12 +99,12 @@ class TestSamples:
         write(tmp_path / "x-0.tar", *sample("a"))
         found = list(open_corpus(tmp_path / "x-{0..1}.tar"))
         assert (keys(found), reasons(found)) == (["a", "a#0"], [("archive-missing", None)])
-        with pytest.raises(CorpusError, match=r"expected archives ending in \.tar, \.tar\.gz, \.tgz, found none"):
+        with raises(CorpusError, "y-{0..1}.tar", ".tar.gz"):
             list(open_corpus(tmp_path / "y-{0..1}.tar"))
 
     def test_a_range_of_nothing_or_of_too_much(self) -> None:
         for text in ("{3..1}.tar", "{0..9999999}.tar"):
-            with pytest.raises(CorpusError, match="expected a range of 1 to 1000000 archives"):
+            with raises(CorpusError, text.removesuffix(".tar"), 1_000_000):
                 expanded(Path(text))
         assert len(expanded(Path("{0..1}-{00..09}.tar"))) == 20
 
@@ -137,7 +138,7 @@ class TestSamples:
         (image,) = open_corpus(write(tmp_path / "x.tar", ("1.jpg", b"")))
         assert isinstance(image, Item)
         assert image.content == b""
-        with pytest.raises(ImageRejectedError, match="no content") as caught:
+        with pytest.raises(ImageRejectedError) as caught:
             read_image(b"")
         assert caught.value.reason == "image-empty"
 
@@ -352,5 +353,5 @@ class TestImg2Dataset:
         assert reasons(found) == [expected]
 
     def test_a_folder_without_shards(self, tmp_path: Path) -> None:
-        with pytest.raises(CorpusError, match=r"expected shards such as 00000\.tar or 00000\.parquet, found none"):
+        with raises(CorpusError, tmp_path, "00000.tar"):
             list(open_corpus(tmp_path, format="img2dataset"))

@@ -257,8 +257,10 @@ def test_a_thread_of_pixels_is_refused(upright: bool) -> None:
 
 
 def test_a_thread_of_pixels_is_refused_before_it_is_decoded() -> None:
-    with pytest.raises(ImageRejectedError, match="50000 x 100 pixels, at most 256 to 1 is encoded"):
+    with pytest.raises(ImageRejectedError) as caught:
         decode(png_header(50_000, 100))
+    assert caught.value.reason == "image-too-elongated"
+    assert "50000 x 100" in str(caught.value)
 
 
 def test_an_image_within_bounds_is_decoded_though_pillow_would_warn(monkeypatch: pytest.MonkeyPatch) -> None:

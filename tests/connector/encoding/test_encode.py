@@ -1,68 +1,42 @@
-"""Encoding: what is embedded, what is reused, what is refused, and that a kill changes nothing."""
+"""Encoding: which items are embedded, which vectors are reused, and what is rejected."""
 
 import json
 import os
-import shutil
-import signal
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from alignment.errors import EmbeddingSetError
 from alignment.modality import MODALITIES, Modality
 from alignment.sets.embedding_set import EmbeddingSet
-from alignment.sets.rows import Rows
-from alignment.sets.shards import shard_paths
 from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray
 from connector.corpora.formats import open_corpus
 from connector.corpora.items import Corpus, Item
 from connector.encoding.encode import WINDOWS_AHEAD, encode
 from connector.encoding.encoders import Encoder
-from connector.encoding.set_index import SetIndex
 from connector.errors import CorpusError
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.rejects import Reject
-from tests.support.fakes import NAN_WORD, FakeImageEncoder, FakeTextEncoder, Pair, fake_pairs, fake_rows, write_manifest
-
-BATCH, SHARD = 4, 10
-Encoders = Mapping[Modality, Encoder]
-
-
-class CountingImages(FakeImageEncoder):
-    """Counts what it embeds."""
-
-    def __init__(self, name: str = "small") -> None:
-        super().__init__(name)
-        self.batches: list[int] = []
-
-    def embed(self, modality: Modality, prepared: Sequence[Any]) -> FloatArray:
-        self.batches.append(len(prepared))
-        return super().embed(modality, prepared)
-
-
-class CountingTexts(FakeTextEncoder):
-    """Counts what it embeds."""
-
-    def __init__(self, name: str = "small") -> None:
-        super().__init__(name)
-        self.batches: list[int] = []
-
-    def embed(self, modality: Modality, prepared: Sequence[Any]) -> FloatArray:
-        self.batches.append(len(prepared))
-        return super().embed(modality, prepared)
+from tests.support.encoding import (
+    BATCH,
+    CountingImages,
+    CountingTexts,
+    Encoders,
+    encode_with,
+    files,
+    stored,
+)
+from tests.support.errors import raises
+from tests.support.fakes import NAN_WORD, FakeImageEncoder, FakeTextEncoder, Pair, fake_pairs, write_manifest
 
 
 @dataclass
@@ -82,30 +56,8 @@ def run_encode(
     both: dict[Modality, Encoder] = {"image": images, "text": texts}
     encoders = {modality: both[modality] for modality in modalities}
     run = encode_with(corpus, path, encoders, **options)
-    rejects = [(row.key, row.stage, row.reason) for row in run._rejects]
+    rejects: list[tuple[str | None, str, str]] = [(reject.key, reject.stage, reject.reason) for reject in run.refused]
     return Encoded({k: v for k, v in run.counts.items() if v}, rejects, images.batches, texts.batches)
-
-
-def encode_with(corpus: Corpus | Path, path: Path, encoders: Encoders, **options: Any) -> Run:
-    read = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
-    run = Run(1)
-    cards = {modality: encoder.card for modality, encoder in encoders.items()}
-    with SetWriter(path, corpus="corpus", encoders=cards) as writer:
-        encode(read, writer, encoders, run, **{"batch_items": BATCH, "shard_rows": SHARD, **options})
-    return run
-
-
-def stored(path: Path, modality: Modality) -> dict[str, tuple[str, str, Any, list[float]]]:
-    """The rows of a set by key: group, content hash, payload, vector. A key that stands twice is an error."""
-    rows = EmbeddingSet.open(path).load(modality)
-    assert len(set(rows.keys)) == len(rows)
-    payloads = map(json.loads, rows.payloads)
-    columns = zip(rows.keys, rows.groups, rows.content_sha256, payloads, rows.vectors.tolist(), strict=True)
-    return {key: (group, sha, payload, vector) for key, group, sha, payload, vector in columns}
-
-
-def files(path: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
 
 
 @pytest.fixture
@@ -307,10 +259,9 @@ class TestAgain:
         before = files(tmp_path / "s")
         others: dict[Modality, Encoder] = {"image": FakeImageEncoder("large"), "text": FakeTextEncoder("large")}
         other = others[modality]
-        message = rf"fake-{modality}:small.*fake-{modality}:large.*name another --set"
-        with pytest.raises(EmbeddingSetError, match=message) as raised:
+        values = f"fake-{modality}:small", f"fake-{modality}:large", other.fingerprint[:12], "--set"
+        with raises(EmbeddingSetError, *values):
             encode_with(manifest, tmp_path / "s", {modality: other})
-        assert other.fingerprint[:12] in str(raised.value)
         assert files(tmp_path / "s") == before
 
 
@@ -381,7 +332,7 @@ class TestRefused:
 
         encoder = Choosy()
         run = encode_with(manifest, tmp_path / "s", {"image": encoder})
-        [reject] = run._rejects
+        [reject] = run.refused
         assert (reject.key, reject.modality, reject.position) == (pairs[place].key, "image", place + 1)
         assert (reject.stage, reject.reason) == ("encode", "preprocessing-failed")
         assert reject.detail == "ZeroDivisionError: no such crop"
@@ -402,7 +353,7 @@ class TestRefused:
         odd = {"key": "odd", "caption": ["red before", "strange", "blue after"]}
         encoder = Choosy()
         run = encode_with(write_manifest(manifest, [], odd), tmp_path / "s", {"text": encoder})
-        found = [(reject.key, reject.stage, reject.reason, reject.detail) for reject in run._rejects]
+        found = [(reject.key, reject.stage, reject.reason, reject.detail) for reject in run.refused]
         assert found == [("odd#1", "encode", "preprocessing-failed", "ValueError: no such token")]
         assert encoder.batches == [2]
         expected = FakeTextEncoder().encode("text", ["red before", "blue after"])
@@ -470,14 +421,14 @@ class TestEmpty:
         run_encode(manifest, tmp_path / "s")
         before = files(tmp_path / "s")
         manifest.write_text("\n\n")
-        with pytest.raises(CorpusError, match=r"corpus\.jsonl is empty"):
+        with raises(CorpusError, manifest):
             run_encode(manifest, tmp_path / "s")
         assert files(tmp_path / "s") == before
         assert EmbeddingSet.open(tmp_path / "s").card.counts == {"image": 25, "text": 50}
 
     def test_an_empty_corpus_makes_no_set(self, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
-        with pytest.raises(CorpusError, match="is empty"):
+        with raises(CorpusError, tmp_path / "empty"):
             run_encode(tmp_path / "empty", tmp_path / "s")
         assert not (tmp_path / "s").exists()
 
@@ -490,7 +441,7 @@ class TestEmpty:
 
         with pytest.raises(RuntimeError, match="out of memory"):
             encode_with(manifest, tmp_path / "s", {"image": Failing()})
-        with pytest.raises(EmbeddingSetError, match=r"incomplete.*run the same"):
+        with raises(EmbeddingSetError, tmp_path / "s"):
             EmbeddingSet.open(tmp_path / "s")
         done = run_encode(manifest, tmp_path / "s", ["image"])
         assert done.counts == {"unchanged": 12, "encoded": 13, "left_out": 50}
@@ -557,240 +508,3 @@ class TestMemory:
         assert EmbeddingSet.open(tmp_path / "s").card.counts["image"] == 60
         assert 0 < most <= (WINDOWS_AHEAD + 3) * BATCH
         assert alive == 0
-
-
-def test_a_look_into_the_index_costs_the_same_in_a_large_set(tmp_path: Path) -> None:
-    """SQLite's own count of instructions, by tens: what is linear here makes an encode quadratic."""
-    with SetWriter(tmp_path / "s", corpus="c", encoders={"text": FakeTextEncoder().card}) as writer:
-        writer.append(fake_rows("text", np.ones((5000, 10), np.float32)))
-        index = SetIndex(writer)
-    tens: list[int] = []
-    index._database.set_progress_handler(lambda: tens.append(1) or 0, 10)  # type: ignore[func-returns-value]
-    assert index.find_vector("text", "0" * 64) is None
-    assert not index.knows("text", "0" * 64)
-    assert index.find_key("text", "unknown") is None
-    assert index.first_time("text", "unknown")
-    assert len(tens) < 20
-    index.close()
-
-
-class Neighbourly(FakeImageEncoder):
-    """Its vectors depend on their batch, as those of real models do in the last bits."""
-
-    def forward(self, modality: Modality, prepared: Sequence[Any]) -> torch.Tensor:
-        plain = super().forward(modality, prepared)
-        return plain + 1e-3 * plain.mean() + 1e-4 * len(prepared)
-
-
-class NeighbourlyTexts(CountingTexts):
-    """Its vectors depend on their batch, as those of real models do in the last bits."""
-
-    def forward(self, modality: Modality, prepared: Sequence[Any]) -> torch.Tensor:
-        plain = super().forward(modality, prepared)
-        return plain + 1e-3 * plain.nanmean() + 1e-4 * len(prepared)
-
-
-def neighbourly() -> Encoders:
-    return {"image": Neighbourly(), "text": NeighbourlyTexts()}
-
-
-def kill_me() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def killed_in_a_batch(manifest: Path, path: Path, moment: float) -> None:
-    """Die before the batch with this number, of either modality."""
-    left = moment
-
-    def embed(self: Encoder, modality: Modality, prepared: Sequence[Any]) -> FloatArray:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            kill_me()
-        return plain(self, modality, prepared)
-
-    plain = Encoder.embed
-    with patch.object(Encoder, "embed", embed):
-        encode_with(manifest, path, neighbourly())
-
-
-def killed_in_a_rename(manifest: Path, path: Path, moment: float) -> None:
-    """Die when the file with this number is written but does not stand in its place."""
-    left = moment
-
-    def rename(self: Path, target: Path) -> Path:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            kill_me()
-        return plain(self, target)
-
-    plain = Path.replace
-    with patch("pathlib.Path.replace", rename):
-        encode_with(manifest, path, neighbourly())
-
-
-def killed_by_the_clock(manifest: Path, path: Path, moment: float) -> None:
-    """Die wherever it is after so many seconds of slow work."""
-
-    def embed(self: Encoder, modality: Modality, prepared: Sequence[Any]) -> FloatArray:
-        time.sleep(0.004)
-        return plain(self, modality, prepared)
-
-    plain = Encoder.embed
-    threading.Timer(moment, kill_me).start()
-    with patch.object(Encoder, "embed", embed):
-        encode_with(manifest, path, neighbourly())
-    time.sleep(60)
-
-
-MOMENTS: list[tuple[Callable[[Path, Path, float], None], float]] = [
-    *((killed_in_a_batch, moment) for moment in (0, 1, 3, 8, 14, 19)),
-    *((killed_in_a_rename, moment) for moment in (0, 1, 2, 3, 5, 8, 11)),
-    *((killed_by_the_clock, moment) for moment in np.random.default_rng(11).uniform(0.0, 0.12, 6).tolist()),
-]
-
-
-def die(processes: ForkServerContext, crash: Callable[..., None], *arguments: Any) -> None:
-    child = processes.Process(target=crash, args=arguments, daemon=True)
-    child.start()
-    child.join(60)
-    assert child.exitcode == -signal.SIGKILL
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus with twins, a broken image, a row that cannot be read and a duplicate key."""
-    directory = tmp_path_factory.mktemp("corpus")
-    pairs = fake_pairs(directory, 25, seed=3, captions=2)
-    (directory / "images" / "broken.png").write_bytes(b"broken")
-    twin = replace(pairs[1], key="twin", group="twin")
-    broken = {"key": "broken", "image": "images/broken.png", "caption": "a broken image"}
-    rows: list[dict[str, Any]] = [pair.row(directory) for pair in [*pairs[:18], twin, *pairs[18:]]]
-    rows[5:5] = [broken, {"caption": "no key"}]
-    rows.append(pairs[0].row(directory))
-    manifest = directory / "corpus.jsonl"
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return manifest
-
-
-@pytest.fixture(scope="module")
-def undisturbed(corpus: Path) -> dict[str, bytes]:
-    encode_with(corpus, corpus.parent / "s", neighbourly())
-    assert len(shard_paths(corpus.parent / "s", "image")) == 3
-    assert len(shard_paths(corpus.parent / "s", "text")) == 5
-    return files(corpus.parent / "s")
-
-
-class TestKilled:
-    @pytest.mark.parametrize(("crash", "moment"), MOMENTS)
-    def test_the_next_run_ends_where_an_undisturbed_one_does(
-        self,
-        processes: ForkServerContext,
-        corpus: Path,
-        undisturbed: dict[str, bytes],
-        tmp_path: Path,
-        crash: Callable[[Path, Path, float], None],
-        moment: float,
-    ) -> None:
-        path = tmp_path / "s"
-        die(processes, crash, corpus, path, moment)
-        if (path / "card.json").exists():
-            whole = shard_paths(path, "image") + shard_paths(path, "text")
-            assert all(file.read_bytes() == undisturbed[file.name] for file in whole)
-            if files(path) != undisturbed:
-                with pytest.raises(EmbeddingSetError, match="incomplete"):
-                    EmbeddingSet.open(path)
-        encode_with(corpus, path, neighbourly())
-        assert files(path) == undisturbed
-
-    def test_killed_again_and_again(
-        self, processes: ForkServerContext, corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path
-    ) -> None:
-        path = tmp_path / "s"
-        for moment in (4, 7, 8):
-            die(processes, killed_in_a_batch, corpus, path, moment)
-        for moment in (1, 0):
-            die(processes, killed_in_a_rename, corpus, path, moment)
-        encode_with(corpus, path, neighbourly())
-        assert files(path) == undisturbed
-
-    @pytest.mark.parametrize(
-        ("crash", "moment"), [(killed_in_a_batch, 1), *((killed_in_a_rename, moment) for moment in range(8))]
-    )
-    def test_a_killed_update_ends_as_an_undisturbed_one(
-        self,
-        processes: ForkServerContext,
-        corpus: Path,
-        undisturbed: dict[str, bytes],
-        tmp_path: Path,
-        crash: Callable[[Path, Path, float], None],
-        moment: float,
-    ) -> None:
-        """Rows that were superseded are neither lost nor kept twice, wherever the kill comes."""
-        rows = [json.loads(line) for line in corpus.read_text().splitlines()]
-        for row in rows[:20:3]:
-            row["caption"] = f"changed {row.get('caption')}"
-        rows[10]["group"] = "changed"
-        manifest = corpus.with_name("changed.jsonl")
-        manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        for name in ("s", "plain"):
-            shutil.copytree(corpus.parent / "s", tmp_path / name)
-        encode_with(manifest, tmp_path / "plain", neighbourly())
-        die(processes, crash, manifest, tmp_path / "s", moment)
-        encode_with(manifest, tmp_path / "s", neighbourly())
-        assert stored(tmp_path / "s", "image") == stored(tmp_path / "plain", "image")
-        assert stored(tmp_path / "s", "text") == stored(tmp_path / "plain", "text")
-        card = EmbeddingSet.open(tmp_path / "s").card
-        assert card == replace(EmbeddingSet.open(tmp_path / "plain").card, name="s")
-        assert card.fingerprint != json.loads(undisturbed["card.json"])["fingerprint"]
-
-    @pytest.mark.parametrize("moment", [2, 9, 13])
-    def test_rows_are_equal_where_the_encoder_refused_some(
-        self, processes: ForkServerContext, tmp_path: Path, moment: int
-    ) -> None:
-        captions = [f"text {i} {NAN_WORD if i % 7 == 3 else ''}" for i in range(60)]
-        manifest = write_manifest(tmp_path / "corpus.jsonl", [], {"key": "k", "caption": captions})
-        encode_with(manifest, tmp_path / "plain", plain_texts())
-        die(processes, killed_in_a_plain_batch, manifest, tmp_path / "s", moment)
-        run = encode_with(manifest, tmp_path / "s", plain_texts())
-        assert run.counts["rejected"] == 9
-        assert stored(tmp_path / "s", "text") == stored(tmp_path / "plain", "text")
-        assert len(stored(tmp_path / "s", "text")) == 51
-        fingerprints = {EmbeddingSet.open(tmp_path / name).card.fingerprint for name in ("s", "plain")}
-        assert len(fingerprints) == 1
-
-
-def plain_texts() -> Encoders:
-    return {"text": CountingTexts()}
-
-
-def killed_in_a_plain_batch(manifest: Path, path: Path, moment: float) -> None:
-    with patch("tests.connector.encoding.test_encode.neighbourly", plain_texts):
-        killed_in_a_batch(manifest, path, moment)
-
-
-def test_the_fakes_of_this_module_are_encoders() -> None:
-    """Rows, which the tests compare, come from what the encoder says and nothing else."""
-    rows = Rows("text", ["a"], ["a"], ["0"], ["{}"], CountingTexts().encode("text", ["red"]))
-    np.testing.assert_allclose(rows.vectors, FakeTextEncoder().encode("text", ["red"]), atol=1e-7)
-
-
-def test_content_is_looked_up_and_not_searched_for(tmp_path: Path) -> None:
-    """Every item that is new asks for its content: at a million rows, a search would take a tenth of a second each."""
-    rows = fake_rows("image", np.ones((5000, FakeImageEncoder().dim)))
-    steps = 0
-
-    def step() -> int:
-        nonlocal steps
-        steps += 1
-        return 0
-
-    with SetWriter(tmp_path / "s", corpus="c", encoders={"image": FakeImageEncoder().card}) as writer:
-        writer.append(rows)
-        index = SetIndex(writer)
-        index._database.set_progress_handler(step, 10)  # instructions of SQLite's machine
-        assert index.find_vector("image", "unknown") is None
-        assert index.find_vector("image", rows.content_sha256[7]) is not None
-        index.close()
-    assert steps < 20

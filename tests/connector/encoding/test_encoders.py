@@ -18,6 +18,7 @@ from alignment.modality import MODALITIES, Modality
 from connector.encoding import encoders
 from connector.encoding.encoders import GROUP, Encoder, load_encoder, load_encoders
 from connector.errors import EncoderError
+from tests.support.errors import raises
 from tests.support.fakes import IMAGE_DIM, NAN_WORD, TEXT_DIM, FakeImageEncoder, FakeTextEncoder
 
 CPU = torch.device("cpu")
@@ -184,9 +185,8 @@ def test_items_are_prepared_by_several_threads_alike(encoder: Encoder) -> None:
 
 def test_a_modality_that_an_encoder_does_not_know_is_refused(encoder: Encoder) -> None:
     for modality in set(MODALITIES) - set(encoder.modalities):
-        with pytest.raises(EncoderError) as caught:
+        with raises(EncoderError, encoder.spec, " and ".join(encoder.modalities), modality):
             encoder.encode(modality, contents(modality))
-        assert str(caught.value) == f"{encoder.spec} encodes {' and '.join(encoder.modalities)}, asked for {modality}"
     for modality in encoder.modalities:
         encoder.require(modality)
 
@@ -289,7 +289,7 @@ def test_demo_models_know_what_they_see() -> None:
 
 @pytest.mark.parametrize("spec", ["efficientnet-lite:4", "minilm:L12"])
 def test_a_demo_model_that_is_no_package_is_refused(spec: str) -> None:
-    with pytest.raises(EncoderError, match=rf"expected .*, got {spec}"):
+    with raises(EncoderError, spec):
         load_encoder(spec, CPU)
 
 
@@ -298,11 +298,8 @@ def test_a_demo_model_that_is_no_package_is_refused(spec: str) -> None:
 
 @pytest.mark.parametrize("spec", ["", "clip", ":", "clip:ViT", "open_clip", "open_clip:", ":name", "OPEN_CLIP:x/y"])
 def test_a_spec_that_names_no_encoder_is_refused_with_the_schemes(spec: str) -> None:
-    with pytest.raises(EncoderError) as caught:
+    with raises(EncoderError, repr(spec), ", ".join(SCHEMES)):
         load_encoder(spec, CPU)
-    assert str(caught.value) == (
-        f"unknown encoder {spec!r}; expected SCHEME:NAME with a scheme of {', '.join(SCHEMES)}"
-    )
 
 
 @pytest.mark.parametrize(
@@ -320,18 +317,18 @@ def test_a_spec_that_names_no_encoder_is_refused_with_the_schemes(spec: str) -> 
 def test_a_model_that_is_not_there_is_an_error_that_names_it(spec: str) -> None:
     with pytest.raises(EncoderError) as caught:
         load_encoder(spec, CPU)
-    assert str(caught.value).startswith(f"encoder {spec} cannot be loaded: ")
+    assert spec in str(caught.value)
     assert caught.value.__cause__ is not None
 
 
 @pytest.mark.parametrize("spec", ["open_clip:ViT-B-32", "open_clip:ViT-B-32/"])
 def test_random_weights_are_no_encoder(spec: str) -> None:
-    with pytest.raises(EncoderError, match="without which weights are random"):
+    with raises(EncoderError, spec):
         load_encoder(spec, CPU)
 
 
 def test_a_timm_model_without_weights_is_no_encoder() -> None:
-    with pytest.raises(EncoderError, match="No pretrained weights exist for seresnet18"):
+    with raises(EncoderError, "timm:seresnet18"):
         load_encoder("timm:seresnet18", CPU)
 
 
@@ -361,9 +358,9 @@ def test_a_plugin_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     plugins(monkeypatch, missing=f"{__name__}:MissingPackage", gone="no_such_module:Encoder")
-    with pytest.raises(EncoderError, match=r"encoder missing:x needs a package .*no_such_package"):
+    with raises(EncoderError, "missing:x", "no_such_package"):
         load_encoder("missing:x", CPU)
-    with pytest.raises(EncoderError, match=r"encoder gone:x needs a package .*no_such_module"):
+    with raises(EncoderError, "gone:x", "no_such_module"):
         load_encoder("gone:x", CPU)
 
 
@@ -384,7 +381,7 @@ def test_one_model_for_both_modalities_is_loaded_once(models_directory: Path) ->
 
 @pytest.mark.usefixtures("fake_encoders")
 def test_an_encoder_of_the_other_modality_is_refused() -> None:
-    with pytest.raises(EncoderError, match=r"fake-image:x encodes image, asked for text"):
+    with raises(EncoderError, "fake-image:x", "image", "text"):
         load_encoders({"text": "fake-image:x"}, CPU)
 
 

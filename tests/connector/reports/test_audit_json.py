@@ -31,6 +31,7 @@ from connector.reports.audit_json import append_line, document, history_document
 from connector.reports.pages import claim
 from connector.reports.prometheus import write_prometheus
 from tests.support.audits import altered
+from tests.support.errors import raises
 from tests.support.world import World, audit, opened_world, pairs
 
 N = 40
@@ -221,7 +222,7 @@ class TestPrometheus:
 
         with monkeypatch.context() as patched:
             patched.setattr(Path, "replace", full)
-            with pytest.raises(ConnectorError, match=r"audit\.prom cannot be written: .*No space left"):
+            with raises(ConnectorError, path, "No space left"):
                 write_prometheus(path, result(found))
         assert path.read_bytes() == old
         write_prometheus(path, result(found))
@@ -272,7 +273,7 @@ class TestFilesThatCannotBeWritten:
     @pytest.mark.parametrize("write", [append_line, write_prometheus])
     def test_when_they_are_written(self, found: Audit, tmp_path: Path, write: Any) -> None:
         path = tmp_path / "no" / "such"
-        with pytest.raises(ConnectorError, match=r"no/such cannot be (written|appended to): .*No such file"):
+        with raises(ConnectorError, path, "No such file"):
             write(path, result(found))
 
     def test_before_the_audit(self, tmp_path: Path) -> None:
@@ -282,7 +283,7 @@ class TestFilesThatCannotBeWritten:
         assert (tmp_path / "old").read_text() == "old\n"
         assert [path.name for path in tmp_path.iterdir()] == ["old"]
         for bad in (tmp_path, tmp_path / "no" / "such", tmp_path / "old" / "below"):
-            with pytest.raises(ConnectorError, match=r"cannot be written: .*; name another file$"):
+            with raises(ConnectorError, bad):
                 claim(bad)
 
 

@@ -1,7 +1,6 @@
 """Pages of audits: what stands on them and in which order, and that nothing keeps one from being written."""
 
 import hashlib
-import json
 import math
 import re
 import shutil
@@ -28,77 +27,18 @@ from connector.reports.glossary import sentence
 from connector.reports.history_page import write_history_page
 from connector.reports.pages import THUMBNAIL, claim_page
 from connector.reports.worst_queries import Shown
-from connector.stores.edge import EdgeStore
-from tests.connector.reports.test_contact_sheet import picture
 from tests.support.audits import altered
-from tests.support.cli import SPECS, Ended, done, modalign
-from tests.support.fakes import fake_pairs
-from tests.support.pages import Read
-
-N = 120
-HTML = "<b onclick=alert(1)>&amp;\"'</b>"
-LONG = "donaudampfschifffahrt" * 6
-KINDS = (f"<i>{HTML}</i>", LONG, "plain")
-ASK = ["audit", "things", "--pairs", "pairs"]
-MUCH = [
-    "--require",
-    "recall@10>=0.1",
-    "--require",
-    "recall@10 drop<=0.5",
-    "--baseline",
-    "last",
-    "--slice",
-    "kind",
-    "--filter",
-    'some<s>={"must": [{"key": "split", "match": {"value": "held-out"}}]}',
-    "--filter",
-    'none={"must": [{"key": "split", "match": {"value": "nowhere"}}]}',
-]
-SECTIONS = [
-    "Where recall is lost",
-    "Both directions",
-    "Recall over the length of the list",
-    "History",
-    "The modality gap",
-    "By kind of query",
-    "The shared space",
-    "The worst answers",
-    "Where it comes from",
-    "How it was asked",
-]
-
-
-def make_home(directory: Path) -> Path:
-    """A home with a live release of images whose captions and fields are what no page may be broken by."""
-    pairs = fake_pairs(directory, N, captions=2)
-    rows = []
-    for number, pair in enumerate(pairs):
-        described = pairs[number - 1] if number % 5 == 0 else pair  # a wrong label is a bad answer to show
-        captions = [f"{text} {HTML}" for text in described.captions]
-        rows.append({**pair.row(directory), "kind": KINDS[number % 3], "caption": captions})
-    corpus = directory / "things.jsonl"
-    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    made = directory / "home"
-    done("db", "upgrade", "--home", made)
-    done("encode", corpus, "--set", "pairs", *SPECS, "--home", made)
-    done("fit", "pairs", "--alignment", "a", "--method", "ridge", "--home", made)
-    done("push", "pairs", "--into", "things", "--alignment", "a", "--home", made)
-    return made
-
-
-def damage(made: Path) -> None:
-    """Delete points behind the back of everything."""
-    with EdgeStore(made / "qdrant") as store:
-        for name in store.collections():
-            page = next(iter(store.scroll(name)))
-            store.delete(name, [record.id for record in page[:5]])
+from tests.support.cli import Ended, done, modalign
+from tests.support.errors import raises
+from tests.support.page_homes import ASK, EVERY_OPTION, HTML, KINDS, SECTIONS, damage, make_home, write_picture
+from tests.support.pages import Page
 
 
 @dataclass(frozen=True)
-class LedgerEntry:
+class WrittenPage:
     """A page, with what the same audit printed as JSON and the values that the page was made of."""
 
-    page: Read
+    page: Page
     path: Path
     document: Any
     found: Audit
@@ -114,7 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def written(made: Path, tmp_path_factory: pytest.TempPathFactory) -> LedgerEntry:
+def written(made: Path, tmp_path_factory: pytest.TempPathFactory) -> WrittenPage:
     """The second audit of a release, with everything that can be asked for."""
     path, values = tmp_path_factory.mktemp("pages") / "deep" / "er" / "page.html", []
     asked = shutil.copytree(made, tmp_path_factory.mktemp("asked") / "home")
@@ -125,10 +65,10 @@ def written(made: Path, tmp_path_factory: pytest.TempPathFactory) -> LedgerEntry
             write_audit_page(path, found, origin)
 
         patched.setattr(home, "write_audit_page", write)
-        ended = done(*ASK, *MUCH, "--json", "--report", path, "--home", asked)
+        ended = done(*ASK, *EVERY_OPTION, "--json", "--report", path, "--home", asked)
     assert f"wrote {path}" in ended.err.splitlines()
     ((found, origin),) = values
-    return LedgerEntry(Read(path), path, ended.document, found, origin)
+    return WrittenPage(Page(path), path, ended.document, found, origin)
 
 
 @pytest.fixture
@@ -137,9 +77,9 @@ def own(made: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made, tmp_path / "home")
 
 
-def page_of(path: Path, found: Audit, origin: AuditContext) -> Read:
+def page_of(path: Path, found: Audit, origin: AuditContext) -> Page:
     write_audit_page(path / "page.html", found, origin)
-    return Read(path / "page.html")
+    return Page(path / "page.html")
 
 
 def interval(its: Any) -> str:
@@ -147,7 +87,7 @@ def interval(its: Any) -> str:
 
 
 class TestWhatStandsOnIt:
-    def test_sections_in_their_order_the_verdict_first(self, written: LedgerEntry) -> None:
+    def test_sections_in_their_order_the_verdict_first(self, written: WrittenPage) -> None:
         assert written.page.of("h2") == SECTIONS
         assert written.page.of("h1") == ["Passed: every requirement is met."]
         assert written.page.of("title")[0] == f"things: audit {written.found.number}, passed"
@@ -160,7 +100,7 @@ class TestWhatStandsOnIt:
             how = written.page.html.partition(f"<h2>{name}</h2>")[2].partition("</section>")[0]
             assert 'class="how"' in how, f"{name} does not say how it is read"
 
-    def test_what_was_required_and_what_was_found_of_it(self, written: LedgerEntry) -> None:
+    def test_what_was_required_and_what_was_found_of_it(self, written: WrittenPage) -> None:
         (first, second) = [text for text in written.page.of("li") if text.startswith("recall@10")]
         for direction in DIRECTIONS:
             (measure,) = [
@@ -171,7 +111,7 @@ class TestWhatStandsOnIt:
         for sentence_ in written.found.remarks:
             assert sentence_ in written.page.of("li")
 
-    def test_every_change_since_the_earlier_audit(self, written: LedgerEntry) -> None:
+    def test_every_change_since_the_earlier_audit(self, written: WrittenPage) -> None:
         assert "Since audit 1" in written.page.of("h3")
         drifts = written.document["drifts"]
         assert {drift["measure"] for drift in drifts} >= {
@@ -190,7 +130,7 @@ class TestWhatStandsOnIt:
         ]
         assert f"Of {len(drifts)} comparisons none is a change of more than chance." in written.page.text
 
-    def test_the_stages_with_all_their_numbers(self, written: LedgerEntry) -> None:
+    def test_the_stages_with_all_their_numbers(self, written: WrittenPage) -> None:
         stages = [stage for stage in written.document["stages"] if stage["direction"] == "text-to-image"]
         assert [stage["stage"] for stage in stages] == [
             "reference",
@@ -215,7 +155,7 @@ class TestWhatStandsOnIt:
             assert cells[9] == f"{latency['p50']:.1f} / {latency['p95']:.1f} / {latency['p99']:.1f}"
         assert "not measured: the filter matches no image" in written.page.text
 
-    def test_both_directions_side_by_side(self, written: LedgerEntry) -> None:
+    def test_both_directions_side_by_side(self, written: WrittenPage) -> None:
         measures = {(m["direction"], m["name"]): m for m in written.document["measures"] if not m["part"]}
         for name, called in (("recall", "Recall@K"), ("exact.recall", "exact Recall@K"), ("ndcg", "nDCG@K")):
             expected = [interval(measures[direction, f"{name}@{k}"]) for direction in DIRECTIONS for k in (1, 5, 10)]
@@ -229,10 +169,10 @@ class TestWhatStandsOnIt:
         ranks = [f"{measures[direction, 'median_rank']['value']:.0f}" for direction in DIRECTIONS]
         assert [cell.split()[0] for cell in written.page.last_row("median rank")[1:]] == ranks
 
-    def test_every_measure_is_explained(self, written: LedgerEntry) -> None:
+    def test_every_measure_is_explained(self, written: WrittenPage) -> None:
         assert [m.name for m in written.found.measures if not m.part and not sentence(m.name)] == []
 
-    def test_the_gap_with_what_it_depends_on(self, written: LedgerEntry) -> None:
+    def test_the_gap_with_what_it_depends_on(self, written: WrittenPage) -> None:
         geometry = written.found.space.geometry
         assert geometry is not None
         assert written.page.row("gap: W2, debiased")[1] == f"{geometry.gap.debiased:.3f}"
@@ -242,7 +182,7 @@ class TestWhatStandsOnIt:
         for said in (f"n = {geometry.groups} groups", "seed 0", geometry.gap.solver, "unit vectors"):
             assert said in written.page.text
 
-    def test_strata_by_value(self, written: LedgerEntry) -> None:
+    def test_strata_by_value(self, written: WrittenPage) -> None:
         its = [m for m in written.document["measures"] if m["part"].startswith("kind=") and m["name"] == "recall@10"]
         assert {m["part"] for m in its} == {f"kind={value}" for value in KINDS}
         texts = written.page.of("text")
@@ -252,7 +192,7 @@ class TestWhatStandsOnIt:
         for value in KINDS:
             assert titles.count(value) == 2, "once for each direction, in full"
 
-    def test_where_it_comes_from(self, written: LedgerEntry) -> None:
+    def test_where_it_comes_from(self, written: WrittenPage) -> None:
         row, alignment = written.found.row, written.origin.alignment
         card = written.origin.pairs.card
         for fingerprint in (
@@ -277,7 +217,7 @@ class TestWhatStandsOnIt:
         ):
             assert said in written.page.text
 
-    def test_passwords_do_not(self, written: LedgerEntry, tmp_path: Path) -> None:
+    def test_passwords_do_not(self, written: WrittenPage, tmp_path: Path) -> None:
         origin = replace(written.origin, store="https://me:s3cret@qdrant:6333/?api_key=s3cret")
         page = page_of(tmp_path, written.found, origin)
         assert "in https://***@qdrant:6333/" in page.text
@@ -291,11 +231,11 @@ def cleaned(row: list[str]) -> list[str]:
 class TestHistory:
     def test_of_one_audit_a_sentence(self, own: Path, tmp_path: Path) -> None:
         done(*ASK, "--gallery", "all", "--report", tmp_path / "one.html", "--home", own)
-        page = Read(tmp_path / "one.html")
+        page = Page(tmp_path / "one.html")
         assert "the only audit of things under cosine that asked in this way" in page.text
         assert page.of("h1") == ["Measured: nothing was required of it."]
 
-    def test_of_several_recall_beside_the_gap(self, written: LedgerEntry) -> None:
+    def test_of_several_recall_beside_the_gap(self, written: WrittenPage) -> None:
         names = [attributes["aria-label"] for tag, attributes in written.page.tags if tag == "svg"]
         place = names.index("Recall@10")
         groups = written.found.space.geometry.groups if written.found.space.geometry else 0
@@ -305,7 +245,7 @@ class TestHistory:
         damage(own)
         ended = modalign(*ASK, "--require", "recall@10>=0", "--report", tmp_path / "broken.html", "--home", own)
         assert ended.code == 3
-        page = Read(tmp_path / "broken.html")
+        page = Page(tmp_path / "broken.html")
         assert page.of("h1") == ["Broken: this release is not what it should be."]
         (why,) = [line.removeprefix("broken: ") for line in ended.err.splitlines() if line.startswith("broken: ")]
         assert f"{why}." in page.of("p")
@@ -320,7 +260,7 @@ class TestHistory:
         assert modalign(*ASK, "--home", own).code == 3
         ended = done("audit", "things", "--history", "--report", tmp_path / "page.html", "--json", "--home", own)
         assert f"wrote {tmp_path / 'page.html'}" in ended.err
-        page, alike = Read(tmp_path / "page.html"), "cosine: pairs (queries held-out, gallery held-out)"
+        page, alike = Page(tmp_path / "page.html"), "cosine: pairs (queries held-out, gallery held-out)"
         assert page.of("h2") == [alike, "cosine: pairs (queries held-out, gallery all)"]
         for audit in ended.document:
             assert page.row(str(audit["audit"]))[3] == audit["verdict"]
@@ -335,7 +275,7 @@ class TestHistory:
 
     def test_a_history_of_nothing(self, tmp_path: Path) -> None:
         write_history_page(tmp_path / "page.html", "things", [])
-        assert "None was made yet" in Read(tmp_path / "page.html").text
+        assert "None was made yet" in Page(tmp_path / "page.html").text
 
 
 def filters(history: Any) -> int:
@@ -345,13 +285,13 @@ def filters(history: Any) -> int:
 
 
 class TestNothingBreaksIt:
-    def test_everything_that_came_from_a_corpus_is_escaped(self, written: LedgerEntry) -> None:
+    def test_everything_that_came_from_a_corpus_is_escaped(self, written: WrittenPage) -> None:
         assert HTML in written.page.text
         assert not {tag for tag, _ in written.page.tags} & {"i", "s", "script", "a", "link", "iframe", "form"}
         assert not any(name.startswith("on") for _, attributes in written.page.tags for name in attributes)
         assert "<b onclick" not in written.page.html
 
-    def test_it_needs_no_network_and_runs_nothing(self, written: LedgerEntry) -> None:
+    def test_it_needs_no_network_and_runs_nothing(self, written: WrittenPage) -> None:
         policies = [attributes["content"] for tag, attributes in written.page.tags if "http-equiv" in attributes]
         assert policies == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
         assert not re.search(r"://(?!www\.w3\.org/)", written.page.html), "namespaces of SVG alone look like addresses"
@@ -360,7 +300,7 @@ class TestNothingBreaksIt:
         assert all(url.startswith("data:image/jpeg;base64,") for url in written.page.images())
         assert written.page.images(), "the worst answers show pictures"
 
-    def test_images_that_are_gone_are_named_and_counted(self, written: LedgerEntry, own: Path, tmp_path: Path) -> None:
+    def test_images_that_are_gone_are_named_and_counted(self, written: WrittenPage, own: Path, tmp_path: Path) -> None:
         shown = len(written.page.images())
         files = sorted(
             {
@@ -376,14 +316,14 @@ class TestNothingBreaksIt:
             for path in gone:
                 Path(path).unlink()
             Path(changed).unlink()
-            Path(changed).symlink_to(picture(tmp_path / "private.png"))  # a good picture, and none of the corpus
-            ended = done(*ASK, *MUCH, "--report", tmp_path / "gone.html", "--home", own)
+            Path(changed).symlink_to(write_picture(tmp_path / "private.png"))  # a good picture, and none of the corpus
+            ended = done(*ASK, *EVERY_OPTION, "--report", tmp_path / "gone.html", "--home", own)
         finally:
             Path(changed).unlink()
             for path, content in contents.items():
                 Path(path).write_bytes(content)
         assert "wrote" in ended.err
-        page = Read(tmp_path / "gone.html")
+        page = Page(tmp_path / "gone.html")
         assert 0 < len(page.images()) < shown
         assert f"{len(gone) + 1} of {len(files)} image files could not be shown" in page.text
         assert f"{len(gone)} gone from disk" in page.text
@@ -392,15 +332,15 @@ class TestNothingBreaksIt:
         for path in gone:
             assert f"{Path(path).name}: gone from disk" in spans
 
-    def test_an_image_without_a_file_is_named(self, written: LedgerEntry, tmp_path: Path) -> None:
+    def test_an_image_without_a_file_is_named(self, written: WrittenPage, tmp_path: Path) -> None:
         nothing = WorstQuery("text-to-image", Point("q", {}), 3.0, [Point("found", {}, score=0.5)], [])
         page = page_of(tmp_path, altered(written.found, worst=[nothing]), written.origin)
         assert "found: no file was recorded" in page.of("span")
         assert "items of another embedding set" in page.text
 
-    def test_pictures_of_imported_vectors_are_shown_as_they_are(self, written: LedgerEntry, tmp_path: Path) -> None:
+    def test_pictures_of_imported_vectors_are_shown_as_they_are(self, written: WrittenPage, tmp_path: Path) -> None:
         """Their content is the vector: what their files held is not known."""
-        held = {"image": str(picture(tmp_path / "a.png")), "content_sha256": "0" * 64}
+        held = {"image": str(write_picture(tmp_path / "a.png")), "content_sha256": "0" * 64}
         worst = WorstQuery("text-to-image", Point("q", {}), 3.0, [Point("found", held, score=0.5)], [])
         origin = written.origin
         encoder = EncoderRow(modality="image", spec="imported:CLIP", fingerprint="0" * 64, dim=4)
@@ -408,7 +348,7 @@ class TestNothingBreaksIt:
             found = altered(written.found, worst=[worst])
             assert len(page_of(tmp_path, found, replace(origin, encoders=encoders)).images()) == shown
 
-    def test_its_size_is_bounded(self, written: LedgerEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_its_size_is_bounded(self, written: WrittenPage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         noise, points = np.random.default_rng(0), []
         for number in range(30):
             path = tmp_path / f"{number}.png"
@@ -430,7 +370,7 @@ class TestNothingBreaksIt:
         assert "left out: the page would grow too large" in cut.text
         assert len(cut.html) < 1_000_000
 
-    def test_what_could_not_be_measured_is_said(self, written: LedgerEntry, tmp_path: Path) -> None:
+    def test_what_could_not_be_measured_is_said(self, written: WrittenPage, tmp_path: Path) -> None:
         refused = [
             StageSummary(stage.direction, stage.name, stage.against, why_not="exact search is refused")
             if stage.name == "lowering"
@@ -457,7 +397,7 @@ class TestNothingBreaksIt:
         names = [row[0].split()[0] for row in page.rows if row and row[0].split()[:1] in (["reference"], ["lowering"])]
         assert names == ["reference", "lowering"] * 2, "in the order of a search, whichever was noted first"
 
-    def test_a_change_that_is_more_than_chance_is_marked(self, written: LedgerEntry, tmp_path: Path) -> None:
+    def test_a_change_that_is_more_than_chance_is_marked(self, written: WrittenPage, tmp_path: Path) -> None:
         drifts = [
             replace(d, change=replace(d.change, difference=Estimate(-0.25, -0.3, -0.2)))
             if d.name in ("recall@10", "median_rank")
@@ -476,7 +416,7 @@ class TestTheFile:
             *ASK, "--require", "recall@1>=1.1", "--require", "mrr>=0", "--report", tmp_path / "p.html", "--home", own
         )
         assert ended.code == 3
-        page = Read(tmp_path / "p.html")
+        page = Page(tmp_path / "p.html")
         assert page.of("h1") == ["Failed: 1 requirement is not met."]
         classes = {a.get("class"): a for tag, a in page.tags if tag == "li"}
         assert {"met", "unmet"} <= set(classes)
@@ -500,7 +440,7 @@ class TestTheFile:
     def test_a_directory_is_no_page(self, own: Path, tmp_path: Path) -> None:
         ended: Ended = modalign(*ASK, "--report", tmp_path, "--home", own)
         assert (ended.code, "is a directory" in ended.error) == (2, True)
-        with pytest.raises(ConnectorError, match="cannot be written"):
+        with raises(ConnectorError, tmp_path):
             claim_page(tmp_path)
 
     def test_to_claim_it_leaves_nothing(self, tmp_path: Path) -> None:
@@ -511,7 +451,7 @@ class TestTheFile:
         assert (tmp_path / "old.html").read_text() == "old"
 
     def test_an_older_page_stays_until_a_whole_one_replaces_it(
-        self, written: LedgerEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, written: WrittenPage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         path = tmp_path / "page.html"
         path.write_text("old")
@@ -522,11 +462,11 @@ class TestTheFile:
 
         with monkeypatch.context() as patched:
             patched.setattr(report, "write_durably", full)
-            with pytest.raises(ConnectorError, match="No space left"):
+            with raises(ConnectorError, path, "No space left"):
                 write_audit_page(path, written.found, written.origin)
         assert path.read_text() == "old"
         write_audit_page(path, written.found, written.origin)
-        assert Read(path).of("h2") == SECTIONS
+        assert Page(path).of("h2") == SECTIONS
         assert [each.name for each in tmp_path.iterdir()] == ["page.html"]
 
 

@@ -8,10 +8,9 @@ import pytest
 from playwright.sync_api import Browser
 
 from connector.reports.contact_sheet import Answered, write_contact_sheet
-from tests.connector.reports.test_audit_page import HTML, LONG, MUCH, SECTIONS, damage, make_home
-from tests.connector.reports.test_contact_sheet import found, picture
+from tests.support.browser import BROWSERS, DESK, PAPER, PHONE, browser, find_browser, inspect_page
 from tests.support.cli import done, modalign
-from tests.support.pages import BROWSERS, DESK, PAPER, PHONE, browser, found_browser, look
+from tests.support.page_homes import EVERY_OPTION, HTML, LONG, SECTIONS, damage, make_home, search_hit, write_picture
 
 NAMES = ("passed", "failed", "rescored", "broken", "history", "nothing", "compare", "sheet")
 COLLECTION = "a-collection-with-a-name-that-is-as-long-as-names-may-well-become-where-teams-and-dates-are-in-them"
@@ -19,7 +18,7 @@ COLLECTION = "a-collection-with-a-name-that-is-as-long-as-names-may-well-become-
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    if found_browser() is None:
+    if find_browser() is None:
         pytest.skip(f"needs one of {', '.join(BROWSERS)}")
     with browser() as opened:
         yield opened
@@ -36,10 +35,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         options = ["--quantization", "binary", "--no-rescore", "--indexing-threshold", 1] if metric == "chi2" else []
         done("push", "pairs", "--into", COLLECTION, "--alignment", "a", "--metric", metric, *options, "--home", home)
     done(*audit, "--metric", "cosine")
-    done(*audit, "--metric", "cosine", *MUCH[4:], "--report", paths["passed"], "--require", "recall@10>=0.1")
+    done(*audit, "--metric", "cosine", *EVERY_OPTION[4:], "--report", paths["passed"], "--require", "recall@10>=0.1")
     wanted = ["--require", "recall@10>=0.999", "--require", "text-to-image:recall@10 drop<=0.01"]
-    modalign(*audit, "--metric", "cosine", *MUCH[4:], *wanted, "--k", "1,5,10,20,25", "--report", paths["failed"])
-    modalign(*audit, "--metric", "chi2", *MUCH[6:], "--report", paths["rescored"])
+    modalign(
+        *audit, "--metric", "cosine", *EVERY_OPTION[4:], *wanted, "--k", "1,5,10,20,25", "--report", paths["failed"]
+    )
+    modalign(*audit, "--metric", "chi2", *EVERY_OPTION[6:], "--report", paths["rescored"])
     done("audit", COLLECTION, "--history", "--report", paths["history"], "--home", home)
     done("push", "pairs", "--into", "empty", "--alignment", "a", "--home", home)
     done("audit", "empty", "--history", "--report", paths["nothing"], "--home", home)
@@ -48,10 +49,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     quick = ["--method", "ridge", "--method", "rcca", "--metric", "cosine", "--metric", "chi2", "--folds", 2]
     done("compare", "pairs", *quick, "--to", directory / "compare", "--home", home)
     (directory / "compare" / "compare.html").rename(paths["compare"])
-    image = picture(directory / "a.png")
+    image = write_picture(directory / "a.png")
     answers = [
-        Answered(HTML, [found("a", image=str(image)), found(LONG), found("c", image=str(image))], "group of a"),
-        Answered(image, [found("d", "text", caption=LONG * 3), found("e", "text", caption=HTML)]),
+        Answered(
+            HTML, [search_hit("a", image=str(image)), search_hit(LONG), search_hit("c", image=str(image))], "group of a"
+        ),
+        Answered(image, [search_hit("d", "text", caption=LONG * 3), search_hit("e", "text", caption=HTML)]),
     ]
     write_contact_sheet(paths["sheet"], LONG, HTML * 9, answers)
     return paths
@@ -63,17 +66,17 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_it_is_laid_out_whole(
     chromium: Browser, pages: dict[str, Path], name: str, width: int, scheme: Literal["light", "dark"], print_: bool
 ) -> None:
-    looked = look(chromium, pages[name], width=width, scheme=scheme, print_=print_)
-    assert looked.complaints == []
-    assert looked.console == []
-    pictures = [url for url in looked.requests if url.startswith("data:image/jpeg;base64,")]
-    assert [url for url in looked.requests if url not in pictures] == [pages[name].as_uri()]
+    inspection = inspect_page(chromium, pages[name], width=width, scheme=scheme, print_=print_)
+    assert inspection.complaints == []
+    assert inspection.console == []
+    pictures = [url for url in inspection.requests if url.startswith("data:image/jpeg;base64,")]
+    assert [url for url in inspection.requests if url not in pictures] == [pages[name].as_uri()]
     if name in ("passed", "failed", "rescored"):
-        assert looked.headings == SECTIONS
+        assert inspection.headings == SECTIONS
         assert pictures == [] or len(pictures) > 5
     ground = "rgb(255, 255, 255)" if print_ else {"light": "rgb(251, 251, 250)", "dark": "rgb(20, 23, 26)"}[scheme]
-    assert looked.background == ground
-    assert looked.pdf.startswith(b"%PDF") == print_
+    assert inspection.background == ground
+    assert inspection.pdf.startswith(b"%PDF") == print_
 
 
 BAD = {
@@ -93,16 +96,16 @@ BAD = {
 def test_a_page_that_is_not_is_noticed(chromium: Browser, tmp_path: Path, complaint: str) -> None:
     page = f"<!doctype html><body style='font: 16px/1.5 sans-serif'>{BAD[complaint]}"
     (tmp_path / "bad.html").write_text(page)
-    complaints = look(chromium, tmp_path / "bad.html", width=PHONE).complaints
+    complaints = inspect_page(chromium, tmp_path / "bad.html", width=PHONE).complaints
     assert [each for each in complaints if each.startswith(complaint)], complaints
     (tmp_path / "good.html").write_text("<!doctype html><body><main><p>good</p></main>")
-    assert look(chromium, tmp_path / "good.html", width=PHONE).complaints == []
+    assert inspect_page(chromium, tmp_path / "good.html", width=PHONE).complaints == []
 
 
 def test_what_a_page_asks_for_is_noticed(chromium: Browser, tmp_path: Path) -> None:
     (tmp_path / "bad.html").write_text(
         "<!doctype html><link rel='stylesheet' href='gone.css'><script>nothing()</script>"
     )
-    looked = look(chromium, tmp_path / "bad.html", width=PHONE)
-    assert (tmp_path / "gone.css").as_uri() in looked.requests
-    assert [line for line in looked.console if "nothing is not defined" in line]
+    inspection = inspect_page(chromium, tmp_path / "bad.html", width=PHONE)
+    assert (tmp_path / "gone.css").as_uri() in inspection.requests
+    assert [line for line in inspection.console if "nothing is not defined" in line]

@@ -1,0 +1,76 @@
+"""What an embedding set already holds, by key and by content."""
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from alignment.sets.writer import SetWriter
+from connector.encoding.set_index import SetIndex
+from tests.support.fakes import TEXT_DIM, FakeTextEncoder, fake_rows
+
+
+def test_rows_are_found_by_key_and_by_content(tmp_path: Path) -> None:
+    vectors = np.arange(3 * TEXT_DIM, dtype=np.float32).reshape(3, TEXT_DIM) + 1
+    rows = fake_rows("text", vectors)
+    with SetWriter(tmp_path / "s", corpus="c", encoders={"text": FakeTextEncoder().card}) as writer:
+        writer.append(rows)
+        index = SetIndex(writer)
+    row = index.find_key("text", "1")
+    assert row is not None
+    assert row.matches(rows.content_sha256[1], rows.groups[1], rows.payloads[1])
+    assert not row.matches(rows.content_sha256[1], "another group", rows.payloads[1])
+    assert index.find_key("image", "1") is None
+    found = index.find_vector("text", rows.content_sha256[2])
+    np.testing.assert_array_equal(found, vectors[2])
+    assert index.knows("text", rows.content_sha256[2])
+    index.close()
+
+
+def test_newer_rows_of_a_key_supersede_older_ones(tmp_path: Path) -> None:
+    rows = fake_rows("text", np.ones((3, TEXT_DIM), np.float32))
+    with SetWriter(tmp_path / "s", corpus="c", encoders={"text": FakeTextEncoder().card}) as writer:
+        first = writer.append(rows)
+        index = SetIndex(writer)
+        second = rows.take([1])
+        assert not index.add(writer.append(second), second)
+        third = fake_rows("text", np.ones((1, TEXT_DIM), np.float32), prefix="new")
+        assert index.add(writer.append(third), third)
+    assert index.superseded() == {("text", first.name): {1}}
+    assert [index.first_time("text", key) for key in ("0", "0", "1")] == [True, False, True]
+    assert index.unseen() == 2
+    assert sorted(key for _, _, keys in index.unseen_rows() for key in keys.values()) == ["2", "new0"]
+    index.close()
+
+
+def test_a_lookup_costs_the_same_in_a_large_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite counts its instructions. A scan for every new item would make an encode quadratic."""
+    rows = fake_rows("text", np.ones((5000, TEXT_DIM), np.float32))
+    connections: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+    steps = 0
+
+    def recorded(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connections.append(connect(*arguments, **options))
+        return connections[-1]
+
+    def step() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    monkeypatch.setattr(sqlite3, "connect", recorded)
+    with SetWriter(tmp_path / "s", corpus="c", encoders={"text": FakeTextEncoder().card}) as writer:
+        writer.append(rows)
+        index = SetIndex(writer)
+        (connection,) = connections
+        connection.set_progress_handler(step, 10)  # every ten instructions
+        assert index.find_vector("text", "unknown") is None
+        assert index.find_vector("text", rows.content_sha256[7]) is not None
+        assert not index.knows("text", "unknown")
+        assert index.find_key("text", "unknown") is None
+        assert index.first_time("text", "unknown")
+        index.close()
+    assert 0 < steps < 40
