@@ -1,8 +1,8 @@
-"""One `--device` option for every part that computes with torch."""
+"""One `--device` option for everything that computes with torch."""
 
 from typing import TYPE_CHECKING
 
-from alignment.distributed import local_number, world_size
+from alignment.distributed import local_rank, world_size
 from alignment.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -10,19 +10,19 @@ if TYPE_CHECKING:
 
 
 def resolve(device: str = "auto") -> "torch.device":
-    """Turn `auto`, `cpu`, `cuda`, `cuda:1` or `mps` into a torch device; `auto` takes the fastest there is.
+    """Turn `auto`, `cpu`, `cuda`, `cuda:1` or `mps` into a torch device; `auto` picks the fastest available one.
 
     Raises:
-        DeviceError: the device is not a device, or not on this machine.
+        DeviceError: no such device is known, or it is not available on this machine.
 
     >>> resolve("cpu")
     device(type='cpu')
     """
-    import torch  # here, because torch takes a second to import and `--help` must not
+    import torch  # imported here: it takes a second, and `--help` must be quick
 
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", local_number()) if world_size() > 1 else torch.device("cuda")
+            return torch.device("cuda", local_rank()) if world_size() > 1 else torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         resolved = torch.device(device)

@@ -1,11 +1,12 @@
-"""Several processes that train together under torch's own launcher.
+"""Collectives of several processes that train together under torch's own launcher.
 
     torchrun --nproc-per-node 4 --no-python modalign fit SET --alignment NAME
 
-Each has a GPU of its own, or they share the CPU. All of them choose and train the same; the first one writes.
+Each process has a GPU of its own, or they share the CPU. All processes compute the same result; rank 0 writes it.
 """
 
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -15,37 +16,46 @@ if TYPE_CHECKING:
 
 
 def world_size() -> int:
-    """How many processes torch's launcher has started, by its variable `WORLD_SIZE`; 1 without it."""
+    """Return how many processes torch's launcher started (its variable `WORLD_SIZE`); 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Number of this process, by the launcher's variable `RANK`; 0 without it."""
+    """Return the rank that the launcher gave this process (its variable `RANK`); 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
 
 
-def local_number() -> int:
-    """Number of this process on its machine."""
+def local_rank() -> int:
+    """Return the rank of this process among those on its machine (`LOCAL_RANK`); 0 without a launcher."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @contextmanager
 def process_group() -> Iterator[int]:
-    """Join the processes of the launcher, and yield the number of this one, 0 where it is alone."""
+    """Join the launcher's processes for the block, and yield the rank of this one; 0 without a launcher.
+
+    When the block ends, also by an error, nothing refers to the process group any more, so its threads end here. A
+    gloo thread that frees a tensor while Python shuts down would abort the process.
+    """
     if world_size() == 1:
         yield 0
         return
-    import torch
+    # The functions of this module take the current process group as a default argument. Imported after the group
+    # exists (torch's optimizers import it), they would keep the group alive; so it is imported before.
+    import torch.distributed.nn.functional
 
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield rank()
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # the frames of a failed collective refer to the group
+        raise
     finally:
         torch.distributed.destroy_process_group()
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Number of this process among those that have joined, and how many they are."""
+    """Return the rank of this process in the group and the size of the group; (0, 1) outside `process_group`."""
     import torch
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -54,19 +64,22 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def broadcast(value: float) -> float:
-    """Return what the first process found: choices must be the same in all, and floats may differ in the last bit."""
+    """Return the value of rank 0 in every process.
+
+    Floats may differ in the last bit between processes, and a choice that depends on them must be the same in all.
+    """
     if rank_and_world_size()[1] == 1:
         return value
     import torch
 
-    on = f"cuda:{local_number()}" if torch.distributed.get_backend() == "nccl" else "cpu"
-    shared = torch.tensor([value], dtype=torch.float64, device=on)
-    torch.distributed.broadcast(shared, 0)
-    return float(shared)
+    device = f"cuda:{local_rank()}" if torch.distributed.get_backend() == "nccl" else "cpu"
+    tensor = torch.tensor([value], dtype=torch.float64, device=device)
+    torch.distributed.broadcast(tensor, 0)
+    return float(tensor)
 
 
 def all_reduce(tensor: "Tensor") -> "Tensor":
-    """Add up a tensor over all processes, in place."""
+    """Sum a tensor over all processes, in place, and return it."""
     if rank_and_world_size()[1] > 1:
         import torch
 
@@ -75,7 +88,7 @@ def all_reduce(tensor: "Tensor") -> "Tensor":
 
 
 def rank_slices(size: int) -> list[slice]:
-    """Which rows of a batch each process computes.
+    """Return the rows of a batch of `size` rows that each rank computes.
 
     >>> rank_slices(7)
     [slice(0, 7, None)]
@@ -85,15 +98,20 @@ def rank_slices(size: int) -> list[slice]:
 
 
 def all_gather(own: "Tensor", size: int) -> "Tensor":
-    """Put the rows of all processes together (size, d)."""
-    if rank_and_world_size()[1] == 1:
+    """Concatenate the rows of all processes to (size, d).
+
+    Args:
+        own: the rows of this process, those of its slice in `rank_slices(size)`.
+    """
+    own_rank, count = rank_and_world_size()
+    if count == 1:
         return own
     import torch
 
-    parts = [own.new_empty(share.stop - share.start, own.shape[1]) for share in rank_slices(size)]
-    # Parts may differ by a row, which gathering into one tensor does not allow.
-    for number, part in enumerate(parts):
-        if number == rank_and_world_size()[0]:
+    parts = [own.new_empty(rows.stop - rows.start, own.shape[1]) for rows in rank_slices(size)]
+    # torch's all_gather needs parts of equal size; these may differ by a row, so every rank broadcasts its own.
+    for source, part in enumerate(parts):
+        if source == own_rank:
             part.copy_(own)
-        torch.distributed.broadcast(part, number)
+        torch.distributed.broadcast(part, source)
     return torch.cat(parts)

@@ -1,8 +1,4 @@
-import os
-import subprocess
 import sys
-import textwrap
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +15,7 @@ from alignment.errors import FitError, TrainingError
 from alignment.fitting import losses
 from alignment.fitting import trainer as train_module
 from alignment.fitting.batches import Rows, _batches
-from alignment.fitting.heads import Head, Linear
+from alignment.fitting.heads import Linear
 from alignment.fitting.trainer import Model, _Trainer, _unit_of, split
 from alignment.fitting.trainer import train as train_model
 from alignment.fitting.training import LOSSES, Training
@@ -38,9 +34,10 @@ from alignment.metrics import (
 from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
 from alignment.retrieval.ranks import ranks, recall_at
 from alignment.vectors import l2_normalize
+from tests.support.torchrun import LAUNCHER, run
+from tests.support.training import DIM, linear_heads, swapped_pairs
 
 CPU = torch.device("cpu")
-DIM = 16
 QUICK = Training(batch=50, epochs=8, learning_rate=0.03)
 
 # Small, so that training takes a moment; a new learned metric needs a line here.
@@ -52,28 +49,9 @@ SMALL: dict[str, LearnedMetric] = {
 every_small = pytest.mark.parametrize("metric", SMALL.values(), ids=str)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads cost more than they save on batches this small, many times more where the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def pairs(
-    rng: np.random.Generator, groups: int, *, captions: int = 1, first: int = 0
-) -> tuple[ModalityEmbeddings, ModalityEmbeddings]:
-    """Images and texts that say the same, but texts have neighbouring coordinates swapped: cosine is at chance."""
-    Z = rng.standard_normal((groups, DIM))
-    X = Z + 0.1 * rng.standard_normal(Z.shape)
-    Y = np.repeat(Z, captions, axis=0)
-    Y = Y + 0.1 * rng.standard_normal(Y.shape)
-    swapped = Y.reshape(len(Y), -1, 2)[:, :, ::-1].reshape(len(Y), DIM)
-    codes = first + np.arange(groups)
-    return ModalityEmbeddings(l2_normalize(X), codes), ModalityEmbeddings(
-        l2_normalize(swapped), np.repeat(codes, captions)
-    )
+def pairs(rng: np.random.Generator, groups: int, **options: int) -> tuple[ModalityEmbeddings, ModalityEmbeddings]:
+    data = swapped_pairs(rng, groups, **options)
+    return data.image, data.text
 
 
 def recall_at_1(metric: Metric, image: ModalityEmbeddings, text: ModalityEmbeddings) -> float:
@@ -171,7 +149,7 @@ def validations(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_the_state_that_validated_best_is_kept(
     learning_rate: float, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    data = GroupedEmbeddings(*pairs(rng, 120))
+    data = swapped_pairs(rng, 120)
     training = replace(QUICK, learning_rate=learning_rate, epochs=6, batch=30)
     fitted, held = split(data, training, rng)
     model = Model([SMALL["bilinear"].start(DIM, 0)])
@@ -209,7 +187,7 @@ def test_training_ends_after_its_epochs_or_its_patience(
 
 
 def test_validation_is_the_mean_of_six_recalls_under_every_metric(rng: np.random.Generator) -> None:
-    data = GroupedEmbeddings(*pairs(rng, 40, captions=2))
+    data = swapped_pairs(rng, 40, captions=2)
     metrics = [Cosine(), Euclid(), ChiSquare()]
     found = []
     for metric in metrics:
@@ -296,16 +274,10 @@ def test_groups_are_batched_anew_every_epoch(rng: np.random.Generator) -> None:
 # Gradients
 
 
-def heads(data: GroupedEmbeddings, seed: int = 0) -> tuple[Head, Head]:
-    torch.manual_seed(seed)
-    image, text = (Linear(0.1 * torch.randn(side.vectors.shape[1], 6)) for side in (data.image, data.text))
-    return image, text
-
-
 def one_step(data: GroupedEmbeddings, metrics: list[Metric], training: Training) -> list[npt.NDArray[np.float32]]:
     """Gradients of the first batch, before they are clipped."""
     started = [m.start(6, 0) if isinstance(m, LearnedMetric) else m for m in metrics]
-    model = Model(started, heads(data))
+    model = Model(started, linear_heads(data))
     loop = _Trainer(model, data, replace(training, clip=1e9), CPU, 0)
     (batch,) = _batches(data.groups, data, training, np.random.default_rng(0))
     loop._step(batch, 0, 10, 1)
@@ -328,7 +300,7 @@ METRIC_SETS: list[list[Metric]] = [
 def test_gradients_of_chunks_are_those_of_the_whole_batch(
     metrics: list[Metric], loss: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    data = GroupedEmbeddings(*pairs(rng, 23))
+    data = swapped_pairs(rng, 23)
     training = Training(loss=loss, batch=23, structure=3.0, warm_up=0.0)
     whole = one_step(data, metrics, training)
     for at_once in (1, 23 * 5):
@@ -339,10 +311,10 @@ def test_gradients_of_chunks_are_those_of_the_whole_batch(
 
 def test_gradients_are_those_of_the_plain_loss(rng: np.random.Generator) -> None:
     """Symmetric InfoNCE as it is usually written, in one graph."""
-    data = GroupedEmbeddings(*pairs(rng, 23))
+    data = swapped_pairs(rng, 23)
     found = one_step(data, [Cosine()], Training(batch=23))
     (rows,) = _batches(data.groups, data, Training(batch=23), np.random.default_rng(0))
-    image, text = heads(data)
+    image, text = linear_heads(data)
     scale = torch.nn.Parameter(torch.tensor(-np.log(0.05), dtype=torch.float32))
     u, v = (
         normalize(head(torch.from_numpy(side.vectors[chosen])), dim=1)
@@ -356,47 +328,39 @@ def test_gradients_are_those_of_the_plain_loss(rng: np.random.Generator) -> None
         np.testing.assert_allclose(gradient.squeeze(), parameter.grad.numpy().squeeze(), rtol=1e-3, atol=1e-6)
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path: Path, rng: np.random.Generator) -> None:
-    """Under torch's launcher: the same weights, in both, as one process finds."""
+TWO_PROCESSES = """
+import sys
+import numpy as np
+import torch
+from alignment import distributed
+from alignment.fitting.trainer import Model, train
+from alignment.fitting.training import Training
+from alignment.metrics import Bilinear, ChiSquare, Cosine
+from tests.support.training import linear_heads, swapped_pairs
+
+torch.set_num_threads(1)
+mix, path = sys.argv[1:]
+with distributed.process_group() as rank:
+    data = swapped_pairs(np.random.default_rng(1), 51)
+    # Heads differ between the processes; training starts from those of rank 0.
+    model = Model([Cosine(), ChiSquare(), Bilinear(2, 8).start(6, 0)], linear_heads(data, rank))
+    training = Training(batch=25, epochs=3, structure=1.0, mix=float(mix))
+    train(model, data, data.groups[:41], data.groups[41:], training=training, seed=3, device=torch.device("cpu"))
+    state = torch.cat([p.detach().flatten() for p in model.module.parameters()])
+    np.save(f"{path}-{rank}.npy", state.numpy())
+"""
+
+
+@pytest.mark.parametrize("mix", ["0", "1"])
+def test_two_processes_take_the_steps_of_one(mix: str, tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
-    script.write_text(
-        textwrap.dedent(
-            f"""
-            import sys
-            import numpy as np, torch
-            torch.set_num_threads(1)
-            from alignment import processes
-            from alignment.retrieval.grouped import Labelled
-            from alignment.metrics import Bilinear, ChiSquare, Cosine
-            from alignment.fitting.trainer import Model, train
-            from alignment.fitting.training import Training
-            from tests.alignment.fitting.test_trainer import heads, pairs
-            with processes.joined() as number:
-                data = Labelled(*pairs(np.random.default_rng(1), 51))
-                model = Model([Cosine(), ChiSquare(), Bilinear(2, 8).start(6, 0)], heads(data, number))
-                training = Training(batch=25, epochs=3, structure=1.0, mix=float(sys.argv[1]))
-                train(model, data, data.groups[:41], data.groups[41:], training=training, seed=3,
-                      device=torch.device("cpu"))
-                state = torch.cat([p.detach().flatten() for p in model.module.parameters()])
-                np.save({str(tmp_path)!r} + f"/{{sys.argv[2]}}-{{number}}.npy", state.numpy())
-            """
-        )
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
-    waited: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 240}
-    for mix in ("0", "1"):
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        for name, front in (("one", []), ("two", launcher)):
-            command = [sys.executable, *front, str(script), mix, name]
-            for _ in range(3):
-                done = subprocess.run(command, check=False, env=environment, **waited)
-                # torch aborts one process in some ten while it leaves, when everything has been written.
-                if done.returncode == 0 or "terminate called without an active exception" not in done.stderr:
-                    break
-            assert done.returncode == 0, done.stderr[-3000:]
-        one, first, second = (np.load(tmp_path / f"{name}.npy") for name in ("one-0", "two-0", "two-1"))
-        np.testing.assert_array_equal(first, second)
-        np.testing.assert_allclose(first, one, rtol=1e-3, atol=1e-5)
+    script.write_text(TWO_PROCESSES)
+    for name, front in (("one", (sys.executable,)), ("two", LAUNCHER)):
+        process = run(*front, str(script), mix, str(tmp_path / name))
+        assert process.returncode == 0, process.stderr[-3000:]
+    one, first, second = (np.load(tmp_path / f"{name}.npy") for name in ("one-0", "two-0", "two-1"))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(first, one, rtol=1e-3, atol=1e-5)
 
 
 def test_rows_stream_from_the_host_as_from_the_device(rng: np.random.Generator) -> None:
@@ -432,7 +396,7 @@ def rates(training: Training, data: GroupedEmbeddings, monkeypatch: pytest.Monke
 
 def test_the_rate_rises_and_falls_as_a_cosine(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training(batch=10, epochs=20, learning_rate=0.1, warm_up=0.2)
-    found = rates(training, GroupedEmbeddings(*pairs(rng, 50)), monkeypatch)
+    found = rates(training, swapped_pairs(rng, 50), monkeypatch)
     assert len(found) == 100
     expected = [0.1 * min(1, (s + 1) / 20) * 0.5 * (1 + np.cos(np.pi * s / 100)) for s in range(100)]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -442,7 +406,7 @@ def test_an_epoch_draws_as_often_as_there_are_captions(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = Training(batch=10, epochs=2)
-    assert len(rates(training, GroupedEmbeddings(*pairs(rng, 20, captions=5)), monkeypatch)) == 2 * 2 * 5
+    assert len(rates(training, swapped_pairs(rng, 20, captions=5), monkeypatch)) == 2 * 2 * 5
 
 
 def test_the_last_epochs_can_train_on_recall(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,7 +419,7 @@ def test_the_last_epochs_can_train_on_recall(rng: np.random.Generator, monkeypat
             return original(*arguments, **options)
 
         monkeypatch.setattr(losses, name, watched)
-    data = GroupedEmbeddings(*pairs(rng, 20))
+    data = swapped_pairs(rng, 20)
     rates(Training(batch=20, epochs=4, late_recall=0.25), data, monkeypatch)
     assert used == ["info_nce"] * 6 + ["recall_surrogate"] * 2
     used.clear()
@@ -474,7 +438,7 @@ def test_a_temperature_means_the_same_under_every_metric(rng: np.random.Generato
 
 
 def test_the_temperature_is_learned_and_never_below_its_floor(rng: np.random.Generator) -> None:
-    data = GroupedEmbeddings(*pairs(rng, 40))
+    data = swapped_pairs(rng, 40)
     training = replace(QUICK, temperature=0.01)
     loop = _Trainer(Model([Cosine()], (Linear(torch.eye(DIM)), Linear(torch.eye(DIM)))), data, training, CPU, 0)
     for step in range(3):
@@ -490,7 +454,7 @@ def test_the_temperature_is_learned_and_never_below_its_floor(rng: np.random.Gen
 
 
 def test_a_loss_that_diverges_ends_it_with_the_best_state(rng: np.random.Generator) -> None:
-    data = GroupedEmbeddings(*pairs(rng, 40))
+    data = swapped_pairs(rng, 40)
     model = Model([SMALL["bilinear"].start(DIM, 0)])
     before = [p.detach().clone() for p in model.module.parameters()]
     lines: list[str] = []
@@ -508,7 +472,7 @@ def test_a_loss_that_diverges_ends_it_with_the_best_state(rng: np.random.Generat
 def test_an_interrupt_keeps_the_best_state(
     validated: bool, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = GroupedEmbeddings(*pairs(rng, 60))
+    data = swapped_pairs(rng, 60)
     model = Model([SMALL["bilinear"].start(DIM, 0)])
     start = [p.detach().clone() for p in model.module.parameters()]
     steps = iter(range(1_000))
@@ -534,7 +498,7 @@ def test_an_interrupt_keeps_the_best_state(
 
 
 def test_a_deadline_ends_it(rng: np.random.Generator) -> None:
-    data = GroupedEmbeddings(*pairs(rng, 60))
+    data = swapped_pairs(rng, 60)
     model, lines = Model([SMALL["bilinear"].start(DIM, 0)]), list[str]()
     result = train_model(
         model, data, data.groups[10:], data.groups[:10], training=QUICK, device=CPU, deadline=0.0, progress=lines.append
@@ -553,7 +517,7 @@ def test_too_little_memory_says_what_to_lower(
         raise error
 
     monkeypatch.setattr(_Trainer, "_step", step)
-    data = GroupedEmbeddings(*pairs(rng, 20))
+    data = swapped_pairs(rng, 20)
     with pytest.raises(
         FitError, match=r"cpu has too little memory for a batch of 50 groups; lower it with --training b"
     ):
@@ -570,7 +534,7 @@ class Rounded(Cosine):
 
 
 def test_a_metric_without_gradient_is_refused(rng: np.random.Generator) -> None:
-    data = GroupedEmbeddings(*pairs(rng, 40))
+    data = swapped_pairs(rng, 40)
     heads = Linear(torch.eye(DIM)), Linear(torch.eye(DIM))
     fitted, held = split(data, QUICK, rng)
     with pytest.raises(FitError, match=r"metric cosine: its score has no gradient.*--method"):
@@ -582,7 +546,7 @@ def test_other_errors_are_not_taken_for_that(rng: np.random.Generator, monkeypat
         raise RuntimeError("shape mismatch")
 
     monkeypatch.setattr(_Trainer, "_step", step)
-    data = GroupedEmbeddings(*pairs(rng, 20))
+    data = swapped_pairs(rng, 20)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         train_model(Model([SMALL["bilinear"].start(DIM, 0)]), data, data.groups, None, training=QUICK, device=CPU)
 

@@ -1,8 +1,6 @@
 """`modalign fit` under torch's own launcher, in two processes on the CPU."""
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,10 +11,11 @@ from connector.home import Home
 from connector.provenance.database import upgrade
 from connector.settings import Settings
 from tests.support.fakes import fake_rows, fake_set
+from tests.support.torchrun import LAUNCHER, run
 
 
 def test_two_processes_make_one_alignment(tmp_path: Path) -> None:
-    """The first records and writes, and what they make is what one process makes."""
+    """Rank 0 records and writes it, and it is the alignment that one process makes."""
     rng = np.random.default_rng(0)
     Z = rng.standard_normal((80, 6))
     X, Y = (Z @ rng.standard_normal((6, d)) + 0.3 * rng.standard_normal((80, d)) for d in (9, 7))
@@ -25,15 +24,12 @@ def test_two_processes_make_one_alignment(tmp_path: Path) -> None:
     fake_set(tmp_path / "sets" / "pairs", fake_rows("image", X), fake_rows("text", Y))
     modalign = shutil.which("modalign", path=str(Path(sys.executable).parent))
     assert modalign is not None
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     made = []
-    for name, front in (("alone", []), ("together", launcher)):
+    for name, front in (("alone", ()), ("together", (*LAUNCHER, "--no-python"))):
         options = ["--method", "linear", "--training", "epochs=3", "--training", "batch=20", "--device", "cpu"]
-        command = [*front, modalign, "fit", "pairs", "--alignment", name, *options, "--home", str(tmp_path)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("text-to-image") == 1
+        process = run(*front, modalign, "fit", "pairs", "--alignment", name, *options, "--home", str(tmp_path))
+        assert process.returncode == 0, process.stderr[-3000:]
+        assert process.stdout.count("text-to-image") == 1
         made.append(Alignment.load(tmp_path / "alignments" / name))
     vectors = [alignment.project("image", X) for alignment in made]
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-3)
