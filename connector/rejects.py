@@ -1,7 +1,7 @@
-"""Rejects: rows that a run refused, each with a reason that can be counted.
+"""Rejects: rows that a run could not use, each with a reason.
 
-`Reason` is the one list of reasons. `modalign rejects --by-reason` counts them, and docs/corpora.md shows the table.
-To add one, add a member with its sentence, raise or yield it where a row is refused, and write the table again:
+`Reason` lists all reasons. `modalign rejects --by-reason` counts them, and docs/corpora.md shows them as a table. To
+add one, add a member with its sentence, use it where a row is rejected, and write the table again:
 
     python -m connector.rejects
 """
@@ -17,7 +17,7 @@ Stage = Literal["read", "decode", "encode", "write"]
 
 
 class Reason(StrEnum):
-    """Why a row was refused: a short name, and in `sentence` what it means.
+    """Why a row was rejected: a short name, and its meaning in `sentence`.
 
     >>> Reason("vector-zero").sentence
     'The vector has length zero, so it has no direction to compare.'
@@ -26,7 +26,7 @@ class Reason(StrEnum):
     sentence: str
 
     def __new__(cls, name: str, sentence: str = "") -> Self:
-        """Make a member of its name and its sentence."""
+        """Make a member from its name and sentence."""
         member = str.__new__(cls, name)
         member._value_ = name
         member.sentence = sentence
@@ -98,11 +98,11 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """An item or row that was refused, and why.
+    """An item or row that was rejected, and why.
 
     Attributes:
-        source, position: the file and the row in it, from 1.
-        detail: what exactly was wrong, for people.
+        source, position: the file, and the row in it (from 1).
+        detail: what was expected and received, for people.
     """
 
     source: str
@@ -115,13 +115,13 @@ class Reject:
 
 
 def table() -> str:
-    """Return every reason with its sentence as a Markdown table."""
+    """Return a Markdown table of all reasons."""
     rows = [f"| `{reason}` | {reason.sentence} |" for reason in Reason]
     return "\n".join(["| reason | meaning |", "| --- | --- |", *rows])
 
 
 def with_table(page: str) -> str:
-    """Return the Markdown `page` with the table between its two marks written anew."""
+    """Return the Markdown `page` with a new table between the two marks."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     return f"{before}{begin}\n\n{table()}\n\n{end}{after}"

@@ -1,7 +1,7 @@
-"""Text that is fit for logs, SQL and metadata: URLs without their secrets, and only characters that can be stored.
+"""Text for logs, SQL and metadata: URLs without secrets, and only characters that can be stored.
 
-SQLAlchemy and yarl parse URLs and hide passwords. What they do not cover is not shown: a query, a fragment, a text
-that is no URL. Hiding too much does no harm.
+SQLAlchemy and yarl parse URLs and hide passwords. Anything that they do not cover is removed: queries, fragments, and
+texts that are no URL.
 """
 
 import re
@@ -10,7 +10,7 @@ UNREADABLE = "(an unreadable URL)"
 DATABASES = ("postgresql", "postgres", "sqlite")
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*[^\s.,:;'\")\]}>]")
-# libpq's own notation, and parameters in the messages of servers: password='a b', api_key=xyz
+# Connection strings of libpq and parameters in server messages: password='a b', api_key=xyz
 _NAMED = re.compile(
     r"(?i)([\w-]*(?:passw(?:or)?d|passfile|secret|token|api[-_]?key))=(?:'(?:[^'\\]|\\.)*'|\"[^\"]*\"|[^\s&;]+)"
 )
@@ -34,7 +34,7 @@ def redacted(url: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Return the message `text` with every URL redacted, and the values of passwords and tokens blotted out.
+    """Return the message `text` with every URL redacted, and the values of passwords and tokens hidden.
 
     >>> without_secrets("cannot reach http://me:secret@db:6333/?api_key=secret: refused")
     'cannot reach http://***@db:6333/: refused'
@@ -43,7 +43,7 @@ def without_secrets(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Write NUL and what is not valid Unicode as an escape, so that a reject can be printed and stored."""
+    """Escape NUL and invalid Unicode, so that the text can be printed and stored."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
@@ -58,7 +58,7 @@ def _database(url: str) -> str:
     where = parsed.host or ""
     if parsed.get_backend_name() != "sqlite":
         where += parsed.database or ""
-    # An @ that is no separator, a port that is none, a fragment: part of a password, for all that is known.
+    # A stray @, an invalid port or a fragment may be part of a password.
     if "@" in where or "#" in where or (parsed.port or 0) > 65535:
         raise ValueError(UNREADABLE)
     return parsed.set(query={}).render_as_string(hide_password=True)
@@ -71,7 +71,7 @@ def _server(url: str) -> str:
     rest = parsed.raw_path + parsed.raw_query_string + parsed.raw_fragment
     if not parsed.scheme or not parsed.host_subcomponent or "@" in rest or "=" in parsed.raw_path:
         raise ValueError(UNREADABLE)
-    # On a server's URL a user may be a token: https://TOKEN@host.
+    # The user in the URL of a server may be a token: https://TOKEN@host.
     user = "***@" if "@" in parsed.raw_authority else ""
     port = "" if parsed.explicit_port is None else f":{parsed.explicit_port}"
     path = parsed.raw_path if url.partition("://")[2].partition("?")[0].partition("#")[0].count("/") else ""

@@ -1,7 +1,7 @@
 """Annotation files of caption benchmarks: COCO captions, Karpathy splits and the token files of Flickr.
 
-They name images by file and say nothing of where those lie. The folder is looked for beside the annotations, in the
-places where the downloads put it, or is named by `images`. A name that leads out of that folder is refused.
+They name image files, but not their folder. `images` names it; otherwise the usual folders near the annotations are
+tried. An image name that leads out of the folder is rejected.
 """
 
 import csv
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+
+from typing_extensions import override
 
 from connector.corpora.bounded_lines import LineTooLongError, bounded_lines, count_lines
 from connector.corpora.manifest import Manifest, Row, beginning, opened, without_collisions
@@ -29,7 +31,7 @@ FOLDERS = (
     "Flicker8k_Dataset",
     "Flickr8k_Dataset",
 )
-PROBED = 100  # images of a corpus that are looked for in each of these
+PROBED = 100  # images to try in each of these folders
 
 Captioned = tuple[int, str, str]  # position, name of the image, caption
 
@@ -39,105 +41,107 @@ class Annotations(Manifest):
     """A file that names images in a folder of their own.
 
     Attributes:
-        images: the folder; None: the first of the usual ones that holds one of the first images.
+        images: the folder; None: the first usual folder that holds one of the first images.
     """
 
     images: Path | None = None
 
     def folder(self, names: Iterable[str], *usual: str) -> Path:
-        """Return the folder that the image `names` are relative to; `usual` are its likely names.
+        """Return the folder that the image `names` are relative to; `usual` names are tried first.
 
         Raises:
-            CorpusError: none of the likely folders holds any of the images.
+            CorpusError: none of the tried folders holds any of the images.
         """
-        probed = [name for name in islice(names, PROBED) if not leads_out(name)]
+        tried = [name for name in islice(names, PROBED) if not leads_out(name)]
         bases = [self.images] if self.images else [self.path.parent, self.path.parent.parent]
-        candidates = [base / place for base in bases for place in ("", *usual, *FOLDERS)]
+        candidates = [base / subfolder for base in bases for subfolder in ("", *usual, *FOLDERS)]
         for candidate in candidates:
-            if any(_is_file(candidate / name) for name in probed):
+            if any(_is_file(candidate / name) for name in tried):
                 return candidate
-        if self.images or not probed:  # missing images are rejects, one by one
+        if self.images or not tried:  # each missing image becomes a reject
             return bases[0]
         raise CorpusError(
-            f"corpus {self.path}: expected its images, such as {printable(probed[0])}, in this folder or the one "
+            f"corpus {self.path}: expected its images, such as {printable(tried[0])}, in this folder or the one "
             f"above, or in {', '.join((*usual, *FOLDERS))} there; name their folder with --images"
         )
 
     def refused(self, position: int, reason: Reason, detail: str, key: Any = None) -> Reject:
-        """Return the reject of a record of this file."""
+        """Return a reject for a record of this file."""
         known = printable(str(key)) if isinstance(key, (str, int)) and key != "" else None
         return Reject(str(self.path), position, "read", reason, printable(detail), known)
 
     def row(self, position: int, key: Any, folder: Path, name: str, fields: Mapping[str, Any]) -> Row | Reject:
-        """Return the row of the image `name` in `folder`."""
+        """Return a row for the image `name` in `folder`, or a reject if the name leads out of it."""
         if leads_out(name):
-            return self.refused(position, Reason.PATH_UNSAFE, f"image {name!r} lies outside of {folder}", key)
+            return self.refused(position, Reason.PATH_UNSAFE, f"image {name!r} lies outside {folder}", key)
         return Row(position, {"key": key, "image": str(folder / name), **fields})
 
 
 class JsonAnnotations(Annotations):
-    """One JSON document with a list of `images`. It is parsed whole, without what is never used.
+    """One JSON document with a list of `images`, parsed as a whole without the fields that are never used.
 
-    Memory, as measured: 0.6 GB for the 600,000 captions of COCO's training set, and the same for its Karpathy split.
+    Measured memory: 0.6 GB for the 600,000 captions of COCO's training set, and the same for its Karpathy split.
     """
 
+    @override
     def total(self) -> int:
-        """Count the images."""
         return len(self.records(self.document(), "images"))
 
     def document(self) -> dict[str, Any]:
         """Parse the file.
 
         Raises:
-            CorpusError: it is no JSON object; a file that was cut off is none.
+            CorpusError: the file is no JSON object, or is truncated.
         """
         with opened(self.path) as file:
             try:
-                found = json.load(file, object_pairs_hook=_slim)
+                document = json.load(file, object_pairs_hook=_without_tokens)
             except (ValueError, RecursionError) as error:
-                raise CorpusError(f"corpus {self.path} is no JSON, or was cut off: {error}") from error
-        if not isinstance(found, dict):
-            raise CorpusError(f"corpus {self.path}: expected a JSON object, got {type(found).__name__}")
-        return found
+                raise CorpusError(f"corpus {self.path} is not valid JSON, or is truncated: {error}") from error
+        if not isinstance(document, dict):
+            raise CorpusError(f"corpus {self.path}: expected a JSON object, got {type(document).__name__}")
+        return document
 
     def records(self, document: Mapping[str, Any], name: str) -> list[Any]:
-        """Return the list that stands under `name`."""
-        if isinstance(found := document.get(name), list):
-            return found
-        raise CorpusError(f"corpus {self.path}: expected a list under {name!r}, got {type(found).__name__}")
+        """Return the list under `name`."""
+        if isinstance(records := document.get(name), list):
+            return records
+        raise CorpusError(f"corpus {self.path}: expected a list under {name!r}, got {type(records).__name__}")
 
 
 class CocoCaptions(JsonAnnotations):
     """The captions of COCO, `annotations/captions_val2017.json`: images, and annotations that name them by id.
 
-    The id of an image is its key and its group. What else its record holds becomes payload.
+    The id of an image is its key and its group. The other fields of its record become payload.
     """
 
     format = "coco"
 
     @classmethod
+    @override
     def fits(cls, path: Path) -> bool:
-        """Look for the names of COCO's fields."""
+        """Look for field names of COCO."""
         return path.suffix.lower() == ".json" and bool(re.search(rb'"(annotations|image_id)"\s*:', _ends(path)))
 
+    @override
     def rows(self) -> Iterator[Row | Reject]:
-        """Yield a row per image, and a reject per annotation that belongs to none."""
+        """Yield a row per image, and a reject per annotation without an image."""
         document = self.document()
         images = self.records(document, "images")
         captions: dict[Any, list[str]] = defaultdict(list)
         yield from self._captions(self.records(document, "annotations"), images, captions)
         del document["annotations"]
         split = re.search(r"(train|val|test)\d{4}", self.path.stem)
-        usual = [f"{place}{split[0]}" for place in ("", "images/")] if split else []
-        folder = self.folder((r["file_name"] for r in images if _named(r, "file_name")), *usual)
+        usual = [f"{parent}{split[0]}" for parent in ("", "images/")] if split else []
+        folder = self.folder((r["file_name"] for r in images if _has_text(r, "file_name")), *usual)
         met = set()
         for position, record in enumerate(images, start=1):
-            if not _named(record, "file_name") or not _is_id(record.get("id")):
+            if not _has_text(record, "file_name") or not _is_id(record.get("id")):
                 yield self.refused(position, Reason.ROW_UNREADABLE, "expected an image with an id and a file_name")
                 continue
             key = record["id"]
             if key in met:
-                yield self.refused(position, Reason.KEY_DUPLICATE, f"image id {key!r} stands in an earlier record", key)
+                yield self.refused(position, Reason.KEY_DUPLICATE, f"an earlier record has image id {key!r}", key)
                 continue
             met.add(key)
             rest = {name: value for name, value in record.items() if name not in ("id", "file_name")}
@@ -147,12 +151,12 @@ class CocoCaptions(JsonAnnotations):
     def _captions(
         self, annotations: Sequence[Any], images: Sequence[Any], captions: dict[Any, list[str]]
     ) -> Iterator[Reject]:
-        """Sort the captions by image; refuse what is none at position 0, before the images."""
+        """Fill `captions` by image id. Rejects get position 0, because annotations come before the images."""
         known = {record["id"] for record in images if isinstance(record, dict) and _is_id(record.get("id"))}
         met: set[Any] = set()
         if annotations and not any(isinstance(a, dict) and "caption" in a for a in annotations):
             raise CorpusError(
-                f"corpus {self.path}: its annotations have no captions; expected a captions_*.json of COCO"
+                f"corpus {self.path}: expected annotations with captions, as in a captions_*.json of COCO"
             )
         for number, annotation in enumerate(annotations, start=1):
             fields = annotation if isinstance(annotation, dict) else {}
@@ -161,11 +165,11 @@ class CocoCaptions(JsonAnnotations):
             if not isinstance(caption, str) or not caption.strip():
                 yield self.refused(0, Reason.CAPTION_NOT_TEXT, f"{which}: expected a caption", image)
             elif not _is_id(image) or image not in known:
-                yield self.refused(
-                    0, Reason.CAPTION_WITHOUT_IMAGE, f"{which}: there is no image of id {image!r}", image
-                )
+                yield self.refused(0, Reason.CAPTION_WITHOUT_IMAGE, f"{which}: no image has the id {image!r}", image)
             elif _is_id(name) and name in met:
-                yield self.refused(0, Reason.KEY_DUPLICATE, f"{which}: id {name!r} stands in an earlier one", image)
+                yield self.refused(
+                    0, Reason.KEY_DUPLICATE, f"{which}: an earlier annotation has the id {name!r}", image
+                )
             else:
                 if _is_id(name):
                     met.add(name)
@@ -175,28 +179,29 @@ class CocoCaptions(JsonAnnotations):
 class Karpathy(JsonAnnotations):
     """The splits of Karpathy, `dataset_coco.json`, `dataset_flickr30k.json` and `dataset_flickr8k.json`.
 
-    The split becomes the payload `corpus_split`, because `split` says what an alignment was fitted on. The key and the
-    group of an image are its id in COCO where it has one, and its file name otherwise: those of the other readers.
+    The split becomes the payload `corpus_split`, because modalign writes `split` itself. Key and group of an image are
+    its COCO id, or its file name if it has none, as in the other readers.
     """
 
     format = "karpathy"
 
     @classmethod
+    @override
     def fits(cls, path: Path) -> bool:
-        """Look for the names of Karpathy's fields."""
+        """Look for field names of Karpathy."""
         return path.suffix.lower() == ".json" and bool(re.search(rb'"(sentences|sentids)"\s*:', _ends(path)))
 
+    @override
     def rows(self) -> Iterator[Row | Reject]:
-        """Yield a row per image."""
         images = self.records(self.document(), "images")
-        folder = self.folder(_name(record) for record in images if _named(record, "filename"))
+        folder = self.folder(_name(record) for record in images if _has_text(record, "filename"))
         for position, record in enumerate(images, start=1):
-            if not _named(record, "filename"):
+            if not _has_text(record, "filename"):
                 yield self.refused(position, Reason.ROW_UNREADABLE, "expected an image with a filename")
                 continue
             key = record.get("cocoid", record["filename"])
             sentences = record.get("sentences")
-            if not isinstance(sentences, list) or not all(_named(sentence, "raw") for sentence in sentences):
+            if not isinstance(sentences, list) or not all(_has_text(sentence, "raw") for sentence in sentences):
                 yield self.refused(position, Reason.CAPTION_NOT_TEXT, "expected sentences, each with its raw text", key)
                 continue
             rest = {name: record[name] for name in ("split", "imgid", "cocoid") if name in record}
@@ -205,11 +210,11 @@ class Karpathy(JsonAnnotations):
 
 
 class FlickrTokens(Annotations):
-    """Captions of Flickr30k and Flickr8k, one a line, in the three forms that they are handed round in.
+    """Captions of Flickr30k and Flickr8k, one a line, in any of their three formats.
 
         123.jpg#0<TAB>A dog runs .                results_20130124.token, Flickr8k.token.txt
-        123.jpg| 0| A dog runs .                  results.csv, headed image_name| comment_number| comment
-        123.jpg,A dog runs .                      captions.txt, headed image,caption
+        123.jpg| 0| A dog runs .                  results.csv with the header image_name| comment_number| comment
+        123.jpg,A dog runs .                      captions.txt with the header image,caption
 
     The file name is the key and the group.
     """
@@ -217,6 +222,7 @@ class FlickrTokens(Annotations):
     format = "flickr"
 
     @classmethod
+    @override
     def fits(cls, path: Path) -> bool:
         """Look at the first line."""
         suffix, first = path.suffix.lower(), beginning(path).partition(b"\n")[0]
@@ -224,8 +230,8 @@ class FlickrTokens(Annotations):
             return bool(re.match(rb"[^\t]+#\d+\t|image,caption\s*$", first)) or suffix == ".token"
         return suffix == ".csv" and first.startswith(b"image_name|")
 
+    @override
     def rows(self) -> Iterator[Row | Reject]:
-        """Yield a row per line."""
         lines = self._lines()
         folder = self.folder(name for _, name, _ in (line for line in self._lines() if isinstance(line, tuple)))
         for line in lines:
@@ -235,13 +241,13 @@ class FlickrTokens(Annotations):
                 position, name, caption = line
                 yield self.row(position, name, folder, name, {"caption": caption})
 
+    @override
     def total(self) -> int:
-        """Count the lines."""
         with opened(self.path) as file:
             return count_lines(file)
 
     def _lines(self) -> Iterator[Captioned | Reject]:
-        split = _by_mark
+        split = _split_at_tab
         with opened(self.path) as file:
             for position, raw in enumerate(bounded_lines(file), start=1):
                 if isinstance(raw, LineTooLongError):
@@ -249,8 +255,8 @@ class FlickrTokens(Annotations):
                     continue
                 try:
                     line = raw.decode("utf-8-sig" if position == 1 else "utf-8").strip("\r\n")
-                    if position == 1 and (found := _HEADS.get(line.replace(" ", ""))):
-                        split = found
+                    if position == 1 and (splitter := _HEADERS.get(line.replace(" ", ""))):
+                        split = splitter
                     elif line.strip():
                         yield position, *split(line)
                 except (ValueError, csv.Error) as error:
@@ -258,7 +264,7 @@ class FlickrTokens(Annotations):
 
 
 def leads_out(name: str) -> bool:
-    """Whether a path that somebody else wrote could lead out of the folder that it is relative to.
+    """Whether a path from a file could lead out of the folder that it is relative to.
 
     >>> leads_out("val2014/1.jpg"), leads_out("../1.jpg"), leads_out("/etc/passwd"), leads_out("C:\\\\1.jpg")
     (False, True, True, True)
@@ -267,36 +273,36 @@ def leads_out(name: str) -> bool:
     return bool(windows.drive or windows.root) or ".." in windows.parts or PurePosixPath(name).is_absolute()
 
 
-def _by_mark(line: str) -> tuple[str, str]:
-    if found := re.match(r"([^\t]+)#\d+\t(.*)", line):
-        return found[1], found[2]
+def _split_at_tab(line: str) -> tuple[str, str]:
+    if match := re.match(r"([^\t]+)#\d+\t(.*)", line):
+        return match[1], match[2]
     raise ValueError("expected NAME#NUMBER, a tab and a caption")
 
 
-def _by_bar(line: str) -> tuple[str, str]:
+def _split_at_bars(line: str) -> tuple[str, str]:
     parts = line.split("|", 2)
     if len(parts) == 3 and parts[1].strip().isdigit():
         return parts[0].strip(), parts[2].strip()
     raise ValueError("expected NAME| NUMBER| CAPTION")
 
 
-def _by_comma(line: str) -> tuple[str, str]:
+def _split_at_comma(line: str) -> tuple[str, str]:
     fields = next(csv.reader([line]))
     if len(fields) == 2:
         return fields[0], fields[1]
     raise ValueError(f"expected NAME,CAPTION, got {len(fields)} fields")
 
 
-_HEADS = {"image_name|comment_number|comment": _by_bar, "image,caption": _by_comma}
+_HEADERS = {"image_name|comment_number|comment": _split_at_bars, "image,caption": _split_at_comma}
 
 
-def _slim(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object without the words of its sentences, which are three quarters of a Karpathy file."""
+def _without_tokens(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Drop the tokens of sentences, which are three quarters of a Karpathy file."""
     return {name: value for name, value in pairs if name != "tokens"}
 
 
 def _ends(path: Path) -> bytes:
-    """Return the first and the last bytes of a file, one of which names the fields of any record."""
+    """Return the first and last bytes of a file, which between them show the field names of a record."""
     first = beginning(path)
     try:
         with path.open("rb") as file:
@@ -306,7 +312,7 @@ def _ends(path: Path) -> bytes:
         return first
 
 
-def _named(record: Any, field: str) -> bool:
+def _has_text(record: Any, field: str) -> bool:
     return isinstance(record, dict) and isinstance(record.get(field), str) and bool(record[field])
 
 

@@ -1,10 +1,10 @@
-"""Lines of text files, none longer than a bound: a file that has lost its line ends must not fill the memory."""
+"""Lines of text files with a bounded length, so that a file without line ends does not fill the memory."""
 
 from collections.abc import Iterator
 from typing import IO, AnyStr
 
 LONGEST_LINE = 1 << 25  # characters, or bytes of a binary file: twice the longest caption
-BLOCK = 1 << 20  # bytes that are read at a time where nothing is kept
+BLOCK = 1 << 20  # bytes per read where nothing is kept
 
 
 class LineTooLongError(ValueError):
@@ -12,7 +12,7 @@ class LineTooLongError(ValueError):
 
 
 def bounded_lines(file: IO[AnyStr]) -> Iterator[AnyStr | LineTooLongError]:
-    """Yield the lines of an open file; in place of one that is too long, which is passed over, the error."""
+    """Yield the lines of an open file. A line that is too long is skipped, and its error is yielded instead."""
     number = 0
     while line := file.readline(LONGEST_LINE + 1):
         number += 1
@@ -22,13 +22,14 @@ def bounded_lines(file: IO[AnyStr]) -> Iterator[AnyStr | LineTooLongError]:
         length = len(line)
         while not _ends(line) and (line := file.readline(BLOCK)):
             length += len(line)
-        yield LineTooLongError(f"line {number} has a length of {length}, expected {LONGEST_LINE} at most")
+        yield LineTooLongError(f"line {number} has a length of {length}, expected at most {LONGEST_LINE}")
 
 
 class RecordLines:
-    """The lines of a CSV file, for `csv.reader`: of a record that goes over many lines, not too many.
+    """The lines of a CSV file for `csv.reader`, with a bounded length of each record.
 
-    Call `begin` before each record. What is too long is raised where it stands; reading goes on after it.
+    Call `begin` before each record. Iteration raises a `LineTooLongError` for a line or record that is too long, and
+    can be continued after it.
     """
 
     def __init__(self, file: IO[str]):
@@ -36,7 +37,7 @@ class RecordLines:
         self._number = self._length = 0
 
     def begin(self) -> None:
-        """Begin a record."""
+        """Start counting the length of a new record."""
         self._length = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -50,14 +51,14 @@ class RecordLines:
         self._length += len(line)
         if self._length > LONGEST_LINE:
             raise LineTooLongError(
-                f"the record that goes on in line {self._number} has a length of {self._length} up to there, expected "
-                f"{LONGEST_LINE} at most; look for a quote that is never closed"
+                f"the record that reaches line {self._number} has a length of {self._length} so far, expected at most "
+                f"{LONGEST_LINE}; look for a quote that is never closed"
             )
         return line
 
 
 def count_lines(file: IO[bytes]) -> int:
-    """Count the lines of an open file, however long they are."""
+    """Count the lines of an open file, of any length."""
     count, last = 0, b"\n"
     while block := file.read(BLOCK):
         count, last = count + block.count(b"\n"), block[-1:]

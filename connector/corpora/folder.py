@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from typing_extensions import override
+
 from connector.corpora.items import IMAGE_SUFFIXES, LONGEST_FIELD, Corpus, Item
 from connector.rejects import Reason, Reject
 from connector.safe_text import printable
@@ -14,18 +16,19 @@ class Folder(Corpus):
     format = "folder"
 
     @classmethod
+    @override
     def fits(cls, path: Path) -> bool:
-        """Take any folder."""
         return path.is_dir()
 
+    @override
     def __iter__(self) -> Iterator[Item | Reject]:
         position = 0
-        for found in self._files():
-            if isinstance(found, Reject):
-                yield found
+        for entry in self._files():
+            if isinstance(entry, Reject):
+                yield entry
             else:
                 position += 1
-                yield from self._items(*found, position)
+                yield from self._items(*entry, position)
 
     def _items(self, image: Path, captions: Path | None, position: int) -> Iterator[Item | Reject]:
         try:
@@ -40,11 +43,11 @@ class Folder(Corpus):
             return
         try:
             if not captions.is_file():
-                raise ValueError("no regular file")
+                raise ValueError("expected a regular file")
             if (size := captions.stat().st_size) > LONGEST_FIELD:
-                raise ValueError(f"{size} bytes are no captions")
+                raise ValueError(f"{size} bytes, expected at most {LONGEST_FIELD}")
             if "\0" in (text := captions.read_text(encoding="utf-8-sig")):
-                raise ValueError("a NUL character in a text")
+                raise ValueError("the text holds a NUL character")
         except (OSError, ValueError) as error:
             yield Reject(str(captions), position, "read", Reason.ROW_UNREADABLE, str(error), key, "text")
             return
@@ -52,18 +55,18 @@ class Folder(Corpus):
             payload = {"caption": caption}
             yield Item("text", f"{key}#{number}", key, caption, payload, str(captions), position)
 
+    @override
     def total(self) -> int:
-        """Count the images."""
-        return sum(not isinstance(found, Reject) for found in self._files())
+        return sum(not isinstance(entry, Reject) for entry in self._files())
 
     def _files(self) -> Iterator[tuple[Path, Path | None] | Reject]:
-        """Walk images with their captions depth first in a stable order, one directory in memory at a time."""
+        """Yield images with their caption files, depth first in a stable order, one directory in memory at a time."""
         stack: list[tuple[Path, frozenset[Path]]] = [(self.path, frozenset())]
         while stack:
             directory, above = stack.pop()
             try:
                 if (here := directory.resolve()) in above:
-                    raise OSError("a link to a folder that holds it")
+                    raise OSError("the folder is linked from inside itself")
                 entries = sorted(directory.iterdir(), key=lambda entry: entry.name)
             except OSError as error:
                 yield Reject(printable(str(directory)), 0, "read", Reason.FOLDER_UNREADABLE, str(error))
@@ -79,5 +82,5 @@ class Folder(Corpus):
                     0,
                     "read",
                     Reason.CAPTION_WITHOUT_IMAGE,
-                    f"expected an image of the same stem beside {printable(captions[stem].name)}",
+                    f"expected an image beside {printable(captions[stem].name)} with the same name up to the suffix",
                 )

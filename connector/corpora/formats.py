@@ -3,16 +3,15 @@
 A manifest (JSONL, CSV or Parquet) has a row per image with its captions, or a row per caption:
 
     key      names the row; required
-    image    path of the image, relative to the manifest; may be left out for a text without an image
-    caption  a text or, in JSONL and Parquet, a list of texts; may be left out for an image without a text
-    group    items of one group describe the same thing; the key where it is left out
+    image    path of the image, relative to the manifest; optional for a text without an image
+    caption  a text or, in JSONL and Parquet, a list of texts; optional for an image without a text
+    group    items of one group describe the same thing; the default is the key
 
-Everything else becomes payload. Consecutive rows of one key add captions to one image (a CSV has no lists). The
-image is keyed by the row's key, captions by `KEY#0`, `KEY#1`, ...
+All other columns become payload. Consecutive rows with the same key add captions to one image (a CSV has no lists).
+The image gets the key of the row; captions get `KEY#0`, `KEY#1`, ...
 
-A folder is read as a corpus too: every image with the lines of the `.txt` file of the same stem as its captions.
-So are the files of benchmarks (`connector.corpora.annotations`) and of crawls (`connector.corpora.webdataset`,
-`connector.corpora.img2dataset`); docs/corpora.md describes them all.
+Other corpora: a folder of images with caption files (`folder`), files of benchmarks (`annotations`) and crawls
+(`webdataset`, `img2dataset`). docs/corpora.md describes them all.
 """
 
 from pathlib import Path
@@ -37,60 +36,62 @@ def open_corpus(path: Path | str, *, format: str | None = None, images: Path | N
 
     Args:
         path: a file, a folder, or a pattern of archives such as `train-{0000..0099}.tar`.
-        format: one of `FORMATS`; None: the one that what lies there looks like.
-        images: folder of the images that an annotation file names.
+        format: one of `FORMATS`; None: recognise it by name and first bytes.
+        images: folder that the image names of an annotation file are relative to.
 
     Raises:
-        SettingsError: no such format, or one that takes no `images`.
-        CorpusError: nothing there, nothing that is a corpus, or what may be read in two ways.
+        SettingsError: the format is unknown, or takes no `images`.
+        CorpusError: the path does not exist, is in no known format, or fits more than one.
     """
     path = Path(path).absolute()
     if format is not None and format not in FORMATS:
         raise SettingsError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
     if not RANGE.search(path.name):
-        _check_there(path)
-    reader = FORMATS[format] if format else _recognised(path)
+        _check_exists(path)
+    reader = FORMATS[format] if format else _recognise(path)
     if images is None:
         return reader(path)
     if not issubclass(reader, Annotations):
-        named = ", ".join(name for name, each in FORMATS.items() if issubclass(each, Annotations))
-        raise SettingsError(f"format {reader.format} says itself where its images are; --images goes with {named}")
+        annotated = ", ".join(name for name, kind in FORMATS.items() if issubclass(kind, Annotations))
+        raise SettingsError(f"--images is not for format {reader.format}, only for {annotated}; leave it out")
     return reader(path, images.absolute())
 
 
-def _check_there(path: Path) -> None:
+def _check_exists(path: Path) -> None:
     if path.is_dir():
         return
     if not path.exists():
         raise CorpusError(f"corpus {path} does not exist")
     if not path.is_file():
-        raise CorpusError(f"corpus {path} is no regular file, and could not be read again after a kill")
+        raise CorpusError(f"corpus {path}: expected a regular file, which a later run can read again")
 
 
-def _recognised(path: Path) -> type[Corpus]:
-    """Return the reader of what lies at `path`."""
+def _recognise(path: Path) -> type[Corpus]:
+    """Return the reader whose format fits `path`."""
     if vectors_at(path):
-        raise CorpusError(f"corpus {path} holds vectors, no images or texts: `modalign import` takes them")
+        raise CorpusError(f"corpus {path} holds vectors instead of images or texts; use `modalign import`")
     if path.is_dir() and any(path.glob("annotations/captions_*.json")):
-        raise CorpusError(f"corpus {path}: expected one of its annotations/captions_*.json, or --format folder")
-    found = [reader for reader in FORMATS.values() if reader.fits(path)]
-    # Most folders of something hold no pictures of their own, and img2dataset's archives are its shards.
+        raise CorpusError(
+            f"corpus {path}: expected a file; name one of its annotations/captions_*.json, or add --format folder"
+        )
+    readers = [reader for reader in FORMATS.values() if reader.fits(path)]
+    # The archives in a folder of img2dataset are its shards. Folders of other formats rarely hold images directly.
     for general, special in ((WebDataset, Img2Dataset), (Folder, Img2Dataset)):
-        if general in found and special in found:
-            found.remove(general)
-    if len(found) > 1 and Folder in found and not _pictures(path):
-        found.remove(Folder)
-    if len(found) > 1:
-        names = ", ".join(reader.format for reader in found)
-        raise CorpusError(f"corpus {path} may be read as {names}; say which with --format")
-    if not found:
+        if general in readers and special in readers:
+            readers.remove(general)
+    if len(readers) > 1 and Folder in readers and not _holds_images(path):
+        readers.remove(Folder)
+    if len(readers) > 1:
+        names = ", ".join(reader.format for reader in readers)
+        raise CorpusError(f"corpus {path} fits the formats {names}; choose one with --format")
+    if not readers:
         suffixes = [suffix for reader in FORMATS.values() for suffix in reader.suffixes]
         raise CorpusError(
             f"corpus {path}: expected a folder of images or a file ending in {', '.join(suffixes)}, or another format "
             f"of {', '.join(FORMATS)}, got {path.suffix or 'no suffix'}"
         )
-    return found[0]
+    return readers[0]
 
 
-def _pictures(path: Path) -> bool:
+def _holds_images(path: Path) -> bool:
     return any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in listed(path))

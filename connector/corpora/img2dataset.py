@@ -1,4 +1,4 @@
-"""What img2dataset leaves behind: shards of samples, each with a table that says what became of every download.
+"""Folders written by img2dataset: shards of samples, each with a table of the outcome of every download.
 
 00000.tar  00000.parquet  00000_stats.json                      --output_format webdataset
 00000/000000000.jpg .txt .json  00000.parquet  ...              --output_format files
@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typing_extensions import override
 
 from connector.corpora.items import IMAGE_SUFFIXES, LONGEST_FIELD
 from connector.corpora.manifest import Manifest, Row, listed, records
@@ -20,51 +21,52 @@ from connector.rejects import Reason, Reject
 from connector.safe_text import printable, redacted, without_secrets
 
 SUCCESS = "success"
-# What img2dataset says of a download, which the rejects say.
+# Fields about the download, which become rejects instead of payload.
 BOOKKEEPING = ("status", "error_message", "exif")
 
 
 class Img2Dataset(Manifest):
-    """A folder that img2dataset wrote. A download that failed is a reject with its reason."""
+    """A folder that img2dataset wrote. Every failed download is a reject with its reason."""
 
     format = "img2dataset"
 
     @classmethod
+    @override
     def fits(cls, path: Path) -> bool:
-        """Look for numbered shards with their tables."""
         return path.is_dir() and any(
             re.fullmatch(r"\d+_stats\.json", entry.name)
             or (re.fullmatch(r"\d+\.parquet", entry.name) and _holds_samples(entry))
             for entry in listed(path)
         )
 
+    @override
     def total(self) -> int | None:
-        """Read the number of downloads from the tables; None where one is missing."""
         try:
             return sum(int(pq.read_metadata(self._table(shard)).num_rows) for shard in self._shards())
         except (OSError, ValueError, pa.ArrowException):
-            return None  # iterating says what is wrong and where
+            return None  # a table is missing or broken; iterating yields the reject
 
+    @override
     def rows(self) -> Iterator[Row | Reject]:
-        """Yield the samples of one shard after the other, each followed by its downloads that failed."""
+        """Yield the samples of each shard, followed by its failed downloads."""
         position = 0
         for shard in self._shards():
-            arrived = set()  # keys of one shard, 10,000 unless told otherwise
-            for found in self._samples(shard, position):
-                position = found.position
-                if isinstance(found, Row):
-                    arrived.add(found.fields["key"])
-                    kept = {name: value for name, value in found.fields.items() if name not in BOOKKEEPING}
-                    yield Row(position, kept, found.source, found.picture)
+            arrived = set()  # keys of one shard, 10,000 by default
+            for row in self._samples(shard, position):
+                position = row.position
+                if isinstance(row, Row):
+                    arrived.add(row.fields["key"])
+                    kept = {name: value for name, value in row.fields.items() if name not in BOOKKEEPING}
+                    yield Row(position, kept, row.source, row.picture)
                 else:
-                    yield found
-                    arrived.add(found.key)  # it came, whatever is wrong with it
+                    yield row
+                    arrived.add(row.key)  # downloaded, but rejected
             for failed in self._failures(shard, arrived, position):
                 position = failed.position
                 yield failed
 
     def _shards(self) -> list[str]:
-        stems = {found[1] for entry in self.path.iterdir() if (found := _SHARD.fullmatch(entry.name))}
+        stems = {match[1] for entry in self.path.iterdir() if (match := _SHARD.fullmatch(entry.name))}
         if not stems:
             raise CorpusError(f"corpus {self.path}: expected shards such as 00000.tar or 00000.parquet, found none")
         return sorted(stems, key=lambda stem: (len(stem), stem))
@@ -83,9 +85,11 @@ class Img2Dataset(Manifest):
         try:
             with pq.ParquetFile(table) as file:
                 if missing := {"key", "status"} - set(file.schema_arrow.names):
-                    raise ValueError(f"no column {', '.join(sorted(missing))}")
-                wanted = [name for name in ("key", "status", "error_message", "url") if name in file.schema_arrow.names]
-                for batch in file.iter_batches(batch_size=1024, columns=wanted):
+                    raise ValueError(f"expected the columns {', '.join(sorted(missing))}")
+                columns = [
+                    name for name in ("key", "status", "error_message", "url") if name in file.schema_arrow.names
+                ]
+                for batch in file.iter_batches(batch_size=1024, columns=columns):
                     for record in records(batch):
                         key = record.get("key") if isinstance(record, dict) else None
                         if key in arrived and record.get("status") == SUCCESS:
@@ -93,14 +97,14 @@ class Img2Dataset(Manifest):
                         position += 1
                         yield _failure(table, position, record)
         except FileNotFoundError:
-            detail = f"expected {table.name}, which img2dataset writes last: what failed to download is not known"
+            detail = f"expected {table.name}, which img2dataset writes last; failed downloads of this shard are unknown"
             yield Reject(str(table), position, "read", Reason.SHARD_UNFINISHED, detail)
         except (OSError, ValueError, pa.ArrowException) as error:
             yield Reject(str(table), position, "read", Reason.SHARD_TABLE_UNREADABLE, printable(str(error)))
 
 
 def files(folder: Path, before: int) -> Iterator[Row | Reject]:
-    """Yield the samples of a folder of files, numbered on from `before`: the stem is the key."""
+    """Yield the samples of a folder of files; positions go on from `before`, and the file stem is the key."""
     sample: Sample | None = None
     for path in sorted(folder.iterdir(), key=lambda entry: (entry.stem, entry.suffix)):
         kind = path.suffix.lower()
@@ -108,7 +112,7 @@ def files(folder: Path, before: int) -> Iterator[Row | Reject]:
             continue
         if sample is None or sample.key != path.stem:
             if sample:
-                yield from sample.found()
+                yield from sample.rows()
             before += 1
             sample = Sample(folder, before, path.stem)
         if kind in IMAGE_SUFFIXES:
@@ -116,17 +120,17 @@ def files(folder: Path, before: int) -> Iterator[Row | Reject]:
             continue
         try:
             if not path.is_file():
-                raise ValueError("no regular file")
+                raise ValueError("expected a regular file")
             if (size := path.stat().st_size) > LONGEST_FIELD:
-                raise ValueError(f"{size} bytes are no caption")
+                raise ValueError(f"{size} bytes, expected at most {LONGEST_FIELD}")
             sample.take_text(path.name, kind, path.read_bytes())
         except (OSError, ValueError) as error:
             sample.refuse(Reason.ROW_UNREADABLE, f"{path.name}: {error}", kind)
     if sample:
-        yield from sample.found()
+        yield from sample.rows()
 
 
-# What img2dataset says of an image that it could not fetch or scale. Other words of its stand in the detail.
+# Status values of img2dataset. Any other status goes into the detail of the reject.
 FAILURES = {"failed_to_download": Reason.FAILED_TO_DOWNLOAD, "failed_to_resize": Reason.FAILED_TO_RESIZE}
 _SHARD = re.compile(r"(\d+)(?:\.tar|\.parquet|_stats\.json)?")
 
@@ -140,7 +144,7 @@ def _failure(table: Path, position: int, record: Any) -> Reject:
         return Reject(str(table), position, "read", Reason.ROW_UNREADABLE, str(record))
     key, status = printable(str(record.get("key"))), record.get("status")
     if status == SUCCESS:
-        detail = "the table says that the download succeeded, and the shard does not hold it"
+        detail = "the table lists the download as successful, but the shard does not hold the image"
         return Reject(str(table), position, "read", Reason.IMAGE_MISSING, detail, key, "image")
     reason = FAILURES.get(str(status), Reason.DOWNLOAD_FAILED)
     address = redacted(url) if isinstance(url := record.get("url"), str) else "(no URL)"

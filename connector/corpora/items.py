@@ -1,4 +1,4 @@
-"""What a corpus is a stream of: items, and rejects with a named reason."""
+"""Items, and the `Corpus` contract of all readers: a stream of items and rejects."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -13,12 +13,12 @@ IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".ico", ".jfif", ".jpeg", ".jpg", ".pgm"}
     | {".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
-LONGEST_FIELD = 1 << 24  # characters: a caption beyond 16 MiB is a broken file
+LONGEST_FIELD = 1 << 24  # characters; a longer caption means a broken file
 
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """A raw embedding that was computed elsewhere: its d values as float32, little-endian."""
+    """A raw embedding computed elsewhere: d values as little-endian float32."""
 
     values: bytes
 
@@ -28,8 +28,8 @@ class Item:
     """One image or one caption.
 
     Attributes:
-        content: path of the image or the bytes of its file, the caption itself, or an embedding of either.
-        source, position: the file and the row (from 1) it comes from.
+        content: the path of the image, the bytes of its file, the caption, or the embedding of either.
+        source, position: the file that it comes from, and the row in it (from 1).
     """
 
     modality: Modality
@@ -46,8 +46,8 @@ class Corpus(ABC):
     """A stream of items from files. Iterating again reads again.
 
     Attributes:
-        format: its name for `--format`.
-        suffixes: of files that are this format, whatever they hold; lower case.
+        format: name for `--format`.
+        suffixes: lower-case file suffixes that decide for this format without a look inside.
     """
 
     format: ClassVar[str]
@@ -57,7 +57,7 @@ class Corpus(ABC):
 
     @classmethod
     def fits(cls, path: Path) -> bool:
-        """Whether `path` looks like this format, by its name and its first bytes."""
+        """Whether `path` looks like this format by its name and first bytes."""
         return path.suffix.lower() in cls.suffixes
 
     @abstractmethod
@@ -66,4 +66,4 @@ class Corpus(ABC):
 
     @abstractmethod
     def total(self) -> int | None:
-        """Return the number of rows, for a progress bar; positions run up to it. None: counting costs a whole read."""
+        """Return the number of rows, which is the last position; None where counting would cost a whole read."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typing_extensions import override
 
 from connector.corpora.bounded_lines import LineTooLongError, RecordLines, bounded_lines, count_lines
 from connector.corpora.items import LONGEST_FIELD, Corpus, Item
@@ -17,19 +18,19 @@ from connector.errors import CorpusError
 from connector.rejects import Reason, Reject
 from connector.safe_text import printable
 
-# What the connector writes into every payload itself.
+# Names that modalign writes into every payload.
 RESERVED = frozenset(("modality", "content_sha256", "split", "aligned"))
 OWN_NAMES = RESERVED | {"key", "group", "image", "caption"}
-MOST_CAPTIONS = 1000  # of one key; more in a row means that the key column is not a key
+MOST_CAPTIONS = 1000  # of one key; more mean that the key column is no key
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a manifest as it was read, before anything is believed of it.
+    """A row of a manifest as it was read, before any check.
 
     Attributes:
-        source: the file that it stands in; None: the corpus itself.
-        picture: the image, where it is no file of its own.
+        source: the file that holds it; None: the corpus itself.
+        picture: the bytes of the image, if it is no file of its own.
     """
 
     position: int
@@ -45,6 +46,7 @@ class Manifest(Corpus):
     def rows(self) -> Iterator[Row | Reject]:
         """Yield the rows of the file."""
 
+    @override
     def __iter__(self) -> Iterator[Item | Reject]:
         entry: _Entry | None = None
         for row in self.rows():
@@ -52,17 +54,17 @@ class Manifest(Corpus):
                 yield row
                 continue
             try:
-                read = _Entry.from_row(self.path, row)
-                if entry is None or entry.key != read.key:
+                current = _Entry.from_row(self.path, row)
+                if entry is None or entry.key != current.key:
                     entry = None
-                    yield from read.items()
+                    yield from current.items()
                 else:
-                    yield from read.items(after=entry)
+                    yield from current.items(after=entry)
             except RowError as error:
                 key = printable(str(row.fields.get("key") or "")) or None
                 yield Reject(str(row.source or self.path), row.position, "read", error.reason, str(error), key)
             else:
-                entry = read.joined(entry)
+                entry = current.joined(entry)
 
 
 class JsonLines(Manifest):
@@ -71,8 +73,9 @@ class JsonLines(Manifest):
     format = "jsonl"
     suffixes = (".jsonl", ".ndjson")
 
+    @override
     def rows(self) -> Iterator[Row | Reject]:
-        """Yield the lines that hold a JSON object; blank lines mean nothing."""
+        """Yield a row per line; blank lines are skipped."""
         with opened(self.path) as file:
             for position, line in enumerate(bounded_lines(file), start=1):
                 if isinstance(line, LineTooLongError):
@@ -89,8 +92,8 @@ class JsonLines(Manifest):
                 else:
                     yield Row(position, fields)
 
+    @override
     def total(self) -> int:
-        """Count the lines."""
         with opened(self.path) as file:
             return count_lines(file)
 
@@ -102,16 +105,18 @@ class Csv(Manifest):
     suffixes = (".csv", ".tsv")
 
     @classmethod
+    @override
     def fits(cls, path: Path) -> bool:
-        """Judge by the suffix, except for tables that begin like Flickr's, which have their own reader."""
+        """Decide by the suffix, except for the tables of Flickr, which have their own reader."""
         return super().fits(path) and not beginning(path).startswith(b"image_name|")
 
+    @override
     def rows(self) -> Iterator[Row | Reject]:
-        """Yield the records; an empty field is a missing one."""
+        """Yield a row per record; an empty field is missing."""
         records = self._records()
         header = next(records, [])
         if isinstance(header, Exception):
-            raise CorpusError(f"manifest {self.path}: the header cannot be read: {header}") from header
+            raise CorpusError(f"manifest {self.path}: cannot read the header: {header}") from header
         _check_columns(self.path, header)
         for position, record in enumerate(records, start=1):
             if isinstance(record, Exception):
@@ -123,12 +128,12 @@ class Csv(Manifest):
             else:
                 yield Row(position, {name: value for name, value in zip(header, record, strict=True) if value != ""})
 
+    @override
     def total(self) -> int:
-        """Count the records."""
         return max(0, sum(1 for _ in self._records()) - 1)
 
     def _records(self) -> Iterator[list[str] | Exception]:
-        """Yield the header and the records, and an error in place of one that cannot be read."""
+        """Yield the header and the records; an unreadable one is yielded as its error."""
         csv.field_size_limit(LONGEST_FIELD)
         with self._text() as file:
             lines = RecordLines(file)
@@ -151,7 +156,7 @@ class Csv(Manifest):
 
     def _text(self) -> Any:
         opened(self.path).close()
-        # Bytes that are no UTF-8 pass as surrogates, so that only their own row is refused.
+        # Invalid UTF-8 becomes surrogates, so that only its own row is rejected.
         return self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
@@ -161,8 +166,9 @@ class Parquet(Manifest):
     format = "parquet"
     suffixes = (".parquet",)
 
+    @override
     def rows(self) -> Iterator[Row | Reject]:
-        """Yield the rows; a null is a missing field."""
+        """Yield the rows; a null field is missing."""
         with self._file() as file:
             _check_columns(self.path, file.schema_arrow.names)
             position = 0
@@ -177,8 +183,8 @@ class Parquet(Manifest):
             except (OSError, pa.ArrowException) as error:
                 yield Reject(str(self.path), position + 1, "read", Reason.FILE_TRUNCATED, str(error))
 
+    @override
     def total(self) -> int:
-        """Read the count from the footer."""
         with self._file() as file:
             return int(file.metadata.num_rows)
 
@@ -188,7 +194,7 @@ class Parquet(Manifest):
 
 
 class RowError(ValueError):
-    """A row that cannot be used: the reason as a name, the message for people."""
+    """A row that cannot be used, with the reason for its reject."""
 
     def __init__(self, reason: Reason, detail: str):
         super().__init__(detail)
@@ -197,7 +203,7 @@ class RowError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """What a row means, and what earlier rows of the same key have said already."""
+    """A checked row, or the merged rows of one key so far."""
 
     source: str
     position: int
@@ -230,17 +236,15 @@ class _Entry:
         return cls(str(source), row.position, key, group, image, resolved, row.picture, captions, fields)
 
     def items(self, after: "_Entry | None" = None) -> Iterator[Item]:
-        """Yield the image, unless an earlier row has, and the captions, counting on."""
+        """Yield the image, unless an earlier row did, and the captions, numbered on from the rows before."""
         if after and ((self.image and after.image and self.image != after.image) or self.group != after.group):
-            raise RowError(
-                Reason.KEY_DUPLICATE, f"key {self.key!r} stands in the row before with another image or group"
-            )
+            raise RowError(Reason.KEY_DUPLICATE, f"the row before has key {self.key!r} with another image or group")
         if after and set(self.captions) & set(after.captions):
-            raise RowError(Reason.KEY_DUPLICATE, f"key {self.key!r} stands in an earlier row with the same caption")
+            raise RowError(Reason.KEY_DUPLICATE, f"an earlier row has key {self.key!r} and the same caption")
         if after and len(after.captions) + len(self.captions) > MOST_CAPTIONS:
             raise RowError(Reason.KEY_DUPLICATE, f"key {self.key!r} has more than {MOST_CAPTIONS} captions")
         if after and not self.captions:
-            raise RowError(Reason.KEY_DUPLICATE, f"key {self.key!r} stands in the row before")
+            raise RowError(Reason.KEY_DUPLICATE, f"the row before has key {self.key!r}, and this one no caption")
         if self.resolved and not (after and after.image):
             payload = {"image": str(self.resolved), **self.payload}
             content = self.resolved if self.picture is None else self.picture
@@ -251,7 +255,7 @@ class _Entry:
             yield Item("text", key, self.group, caption, payload, self.source, self.position)
 
     def joined(self, earlier: "_Entry | None") -> "_Entry":
-        """Remember this row and the `earlier` ones of its key as one."""
+        """Merge this row with the `earlier` ones of its key."""
         if earlier is None:
             return self
         return _Entry(
@@ -268,14 +272,14 @@ class _Entry:
 
 
 def check_key(fields: dict[str, Any]) -> str:
-    """Take the key out of the fields of a row."""
+    """Remove the key from `fields` and return it."""
     if key := text_field(fields, "key"):
         return key
-    raise RowError(Reason.KEY_MISSING, "expected a value under 'key', which names the row for ever")
+    raise RowError(Reason.KEY_MISSING, "expected a value in 'key', the permanent name of the row")
 
 
 def text_field(fields: dict[str, Any], name: str) -> str | None:
-    """Take a text, or an integer as one, out of the fields of a row; None where it is missing or empty."""
+    """Remove a text or an integer from `fields` and return it as a text; None if it is missing or empty."""
     value = fields.pop(name, None)
     if value is None or isinstance(value, str):
         return value or None
@@ -285,7 +289,7 @@ def text_field(fields: dict[str, Any], name: str) -> str | None:
 
 
 def check_storable(texts: Sequence[str | None], payload: Mapping[str, Any]) -> None:
-    """Raise a `RowError` if a database could not hold these texts or this payload."""
+    """Raise a `RowError` if a database cannot store these texts or this payload."""
     if taken := RESERVED & payload.keys():
         raise RowError(Reason.PAYLOAD_NAME_RESERVED, f"rename the columns {', '.join(sorted(taken))}")
     try:
@@ -299,19 +303,19 @@ def check_storable(texts: Sequence[str | None], payload: Mapping[str, Any]) -> N
     try:
         json.dumps([texts, payload], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise RowError(Reason.ROW_UNREADABLE, f"text that is not valid Unicode: {error}") from error
+        raise RowError(Reason.ROW_UNREADABLE, f"expected valid Unicode: {error}") from error
 
 
 def without_collisions(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename the fields whose names modalign uses for something else: `split` becomes `corpus_split`.
+    """Rename fields whose names modalign uses itself: `split` becomes `corpus_split`.
 
-    For formats whose files nobody wants to edit; a manifest of one's own is refused instead.
+    For formats whose files are not edited by hand; a row of a manifest is rejected instead.
     """
     return {f"corpus_{name}" if name in OWN_NAMES else name: value for name, value in fields.items()}
 
 
 def _unstorable(value: Any) -> Iterator[str]:
-    """Name what JSON can say and databases cannot hold."""
+    """Yield what JSON can express and databases cannot store."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _unstorable(name)
@@ -320,35 +324,35 @@ def _unstorable(value: Any) -> Iterator[str]:
         for inner in value:
             yield from _unstorable(inner)
     elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-        yield "an integer beyond 64 bits"
+        yield "the integer exceeds 64 bits"
     elif isinstance(value, str) and "\0" in value:
-        yield "a NUL character in a text"
+        yield "the text holds a NUL character"
 
 
 def records(batch: pa.RecordBatch) -> list[Any]:
-    """Turn a batch into a dictionary a row, or an exception for a row that holds what Python cannot."""
+    """Convert a batch to a dictionary a row. A row that Python cannot represent becomes its exception."""
     try:
-        found: list[Any] = batch.to_pylist()
+        rows: list[Any] = batch.to_pylist()
     except (ValueError, OverflowError) as error:
         if batch.num_rows == 1:
             return [error]
         half = batch.num_rows // 2
         return records(batch.slice(0, half)) + records(batch.slice(half))
-    return found
+    return rows
 
 
 def _check_columns(path: Path, names: Sequence[str]) -> None:
     if "key" not in names or not {"image", "caption"} & set(names):
         raise CorpusError(
-            f"manifest {path}: expected the columns key and image or caption (and group, if wanted), "
+            f"manifest {path}: expected the columns key and image or caption (group is optional), "
             f"got {', '.join(names) or 'none'}"
         )
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise CorpusError(f"manifest {path}: the columns {', '.join(sorted(twice))} stand there twice; rename one")
+    if duplicates := {name for name in names if names.count(name) > 1}:
+        raise CorpusError(f"manifest {path}: the columns {', '.join(sorted(duplicates))} occur twice; rename one")
 
 
 def beginning(path: Path) -> bytes:
-    """Return the first 64 kB of a file; nothing where there is none."""
+    """Return the first 64 kB of a file; empty if it cannot be read."""
     try:
         with path.open("rb") as file:
             return file.read(1 << 16)
@@ -357,7 +361,7 @@ def beginning(path: Path) -> bytes:
 
 
 def listed(path: Path) -> list[Path]:
-    """Return what lies in a directory; nothing where it may not be read."""
+    """Return the entries of a directory; empty if it cannot be read."""
     try:
         return list(path.iterdir())
     except OSError:
@@ -365,10 +369,10 @@ def listed(path: Path) -> list[Path]:
 
 
 def parquet_file(path: Path) -> Any:
-    """Open a Parquet file whose columns have names.
+    """Open a Parquet file and decode its column names.
 
     Raises:
-        CorpusError: it is none.
+        CorpusError: the file is no Parquet file, or is damaged.
     """
     try:
         file = pq.ParquetFile(path)
@@ -379,7 +383,7 @@ def parquet_file(path: Path) -> Any:
 
 
 def opened(path: Path) -> Any:
-    """Open a file of a corpus for reading its bytes."""
+    """Open a file of a corpus in binary mode; raises a `CorpusError` if it cannot be read."""
     try:
         return path.open("rb")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""One of several parts of a corpus."""
+"""One part of a corpus that several machines share."""
 
 import hashlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from connector.rejects import Reject
 
 @dataclass(frozen=True, slots=True)
 class Part(Corpus):
-    """The items of a corpus whose keys hash to `number` (from 1) of `of`; all parts together are the corpus.
+    """The items of a corpus whose keys hash to part `number` (from 1) of `of` parts. All parts make up the corpus.
 
     >>> [Part.number_of("image-7", 4), Part.number_of("image-8", 4)]
     [1, 4]
@@ -22,15 +22,15 @@ class Part(Corpus):
 
     def __iter__(self) -> Iterator[Item | Reject]:
         for entry in self.corpus:
-            mine = entry.key if isinstance(entry, Item) else f"{entry.source}\0{entry.position}"
-            if self.number_of(mine, self.of) == self.number:
+            hashed = entry.key if isinstance(entry, Item) else f"{entry.source}\0{entry.position}"
+            if self.number_of(hashed, self.of) == self.number:
                 yield entry
 
     def total(self) -> int | None:
-        """Return the number of rows of the whole corpus, all of which a part reads, where it is known."""
+        """Return the number of rows of the whole corpus, which every part reads; None if unknown."""
         return self.corpus.total()
 
     @staticmethod
     def number_of(key: str, of: int) -> int:
-        """Return which part an item of this key is in."""
+        """Return the part (from 1) of `of` parts that an item with this key belongs to."""
         return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) % of + 1

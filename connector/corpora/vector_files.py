@@ -1,7 +1,7 @@
-"""Embeddings that were computed elsewhere, read as a corpus whose items are vectors.
+"""Embeddings computed elsewhere, read as a corpus whose items are vectors.
 
-Three layouts: the folder that clip-retrieval writes, an array with a table beside it, and tables with vector columns.
-Arrays are memory-mapped and never unpickled, tables are read batch by batch.
+Three layouts: the folder of clip-retrieval, a `.npy` array with a table, and tables with vector columns. Arrays are
+memory-mapped and never unpickled. Tables are read batch by batch.
 """
 
 import re
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from typing_extensions import override
 
 from alignment.modality import MODALITIES, Modality
 from alignment.vectors import FloatArray, invalid_rows
@@ -46,7 +47,7 @@ class Part:
     columns: Mapping[Modality, str] = field(default_factory=dict)
 
     def schema(self) -> pa.Schema:
-        """Return the columns of the table."""
+        """Return the schema of the table."""
         with parquet_file(self.table) as file:
             return file.schema_arrow
 
@@ -59,12 +60,12 @@ class Part:
         with parquet_file(self.table) as file:
             count = int(file.metadata.num_rows)
         for path in self.arrays.values():
-            if (found := len(_array(path))) != count:
-                raise CorpusError(f"{path} has {found} rows, {self.table} has {count}; they do not belong together")
+            if (length := len(_array(path))) != count:
+                raise CorpusError(f"{path}: expected {count} rows as in {self.table}, got {length}")
         return count
 
     def dim(self, modality: Modality) -> int | None:
-        """Return the dimension of the vectors; None where no row says it."""
+        """Return the dimension of the vectors; None if no row has a vector."""
         if modality in self.arrays:
             return int(_array(self.arrays[modality]).shape[1])
         column = self.columns[modality]
@@ -78,7 +79,7 @@ class Part:
         return None
 
     def batches(self, dims: Mapping[Modality, int]) -> "Iterator[tuple[list[Any], dict[Modality, _Vectors]]]":
-        """Yield records with their vectors, which are of these dimensions."""
+        """Yield batches of records with their vectors of dimensions `dims`."""
         arrays = {modality: _array(path) for modality, path in self.arrays.items()}
         start = 0
         with parquet_file(self.table) as file:
@@ -92,29 +93,29 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class _Vectors:
-    """Some rows of vectors (n, d) float32, little-endian, and what is wrong with which of them."""
+    """A batch of vectors (n, d) as little-endian float32, and the reason for each invalid row."""
 
     values: FloatArray
     faults: Mapping[int, str]
 
     @classmethod
     def of(cls, values: npt.NDArray[np.floating], wrong: Sequence[int] = ()) -> "_Vectors":
-        with np.errstate(over="ignore", invalid="ignore"):  # infinite then, and a fault
+        with np.errstate(over="ignore", invalid="ignore"):  # becomes infinite, which is a fault
             cast = np.ascontiguousarray(values).astype("<f4")
         return cls(cast, {**invalid_rows(cast), **dict.fromkeys(wrong, WRONG_DIMENSION)})
 
 
 @dataclass(frozen=True, slots=True)
 class VectorFiles(Corpus):
-    """Vectors with a row of a table each; the table names them as a manifest does.
+    """Vectors whose table names them as a manifest does.
 
-    Rows are keyed by the column `key`; the image of a row has that key, its text `KEY#0`, and consecutive rows of one
-    key count on. `image_path` or `image`, `caption` and everything else become payload.
+    The image of a row gets the key of the row, its text gets `KEY#0`, and consecutive rows with the same key go on to
+    `KEY#1`, ... All other columns become payload, `image_path` as `image`.
 
     Attributes:
-        modalities: what the vectors are of.
-        parts: tables with their vectors, in their order.
-        key, group: columns of the table; None: the usual ones.
+        modalities: the modalities of the vectors.
+        parts: tables with their vectors, in order.
+        key, group: columns of the table; None: the usual names.
     """
 
     format = "vectors"
@@ -125,56 +126,58 @@ class VectorFiles(Corpus):
     group: str | None = None
 
     @classmethod
+    @override
     def fits(cls, path: Path) -> bool:
-        """Look for arrays."""
         return vectors_at(path)
 
+    @override
     def total(self) -> int:
-        """Count the rows, and check that arrays and tables belong together."""
+        """Count the rows; raises a `CorpusError` if arrays and tables differ in length."""
         return sum(part.rows() for part in self.parts)
 
     def dims(self) -> dict[Modality, int]:
         """Return the dimension of the vectors of each modality.
 
         Raises:
-            CorpusError: parts of different dimensions, or none that says one.
+            CorpusError: parts differ in dimension, or no part has a vector.
         """
-        found: dict[Modality, int] = {}
+        dims: dict[Modality, int] = {}
         for modality in self.modalities:
             by_part = {part.table: dim for part in self.parts if (dim := part.dim(modality))}
             if len(set(by_part.values())) != 1:
-                said = ", ".join(f"{table.name}: {dim}" for table, dim in by_part.items()) or "no vector at all"
-                raise CorpusError(f"{self.path}: expected {modality} vectors of one dimension, got {said}")
-            found[modality] = next(iter(by_part.values()))
-        return found
+                received = ", ".join(f"{table.name}: {dim}" for table, dim in by_part.items()) or "no vector"
+                raise CorpusError(f"{self.path}: expected {modality} vectors of one dimension, got {received}")
+            dims[modality] = next(iter(by_part.values()))
+        return dims
 
+    @override
     def __iter__(self) -> Iterator[Item | Reject]:
         dims = self.dims()
-        self.total()  # before the first row is taken
+        self.total()  # checks the lengths before the first row is yielded
         position, run = 0, _Run()
         for part in self.parts:
-            named = _Naming.of(part, self.key, self.group)
+            naming = _Naming.of(part, self.key, self.group)
             try:
                 for rows, vectors in part.batches(dims):
                     for row, record in enumerate(rows):
                         position += 1
                         try:
-                            entry = named.entry(part.table, record)
+                            entry = naming.entry(part.table, record)
                         except RowError as error:
-                            key = printable(str(record.get(named.key))) if isinstance(record, dict) else None
+                            key = printable(str(record.get(naming.key))) if isinstance(record, dict) else None
                             yield Reject(str(part.table), position, "read", error.reason, printable(str(error)), key)
                         else:
                             number = run.number(entry.key)
                             for modality in self.modalities:
-                                yield from entry.found(modality, vectors[modality], row, number, position)
+                                yield from entry.items(modality, vectors[modality], row, number, position)
             except (OSError, pa.ArrowException) as error:
                 yield Reject(str(part.table), position + 1, "read", Reason.FILE_TRUNCATED, str(error))
-                return  # the rows of the parts behind it would get other positions
+                return  # positions of later parts would shift
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """What a table says of a vector."""
+    """The checked fields of a row of the table."""
 
     source: str
     key: str
@@ -183,15 +186,15 @@ class _Entry:
     caption: str | None
     payload: dict[str, Any]
 
-    def found(
+    def items(
         self, modality: Modality, vectors: _Vectors, row: int, number: int, position: int
     ) -> Iterator[Item | Reject]:
-        """Yield the vector in `row`; `number` rows of this key came before."""
+        """Yield the item of the vector in `row`, or its reject; `number` rows of this key came before."""
         key = self.key if modality == "image" else f"{self.key}#{number}"
         if reason := vectors.faults.get(row):
-            detail = "expected a finite vector with a norm above zero, of the dimension of the others"
+            detail = "expected a finite vector of the common dimension with a norm above 0"
             yield Reject(self.source, position, "read", Reason(reason), detail, key, modality)
-        elif modality == "text" or not number:  # further rows of a key bring further captions of its image
+        elif modality == "text" or not number:  # later rows of a key add captions to its image
             name, text = ("image", self.image) if modality == "image" else ("caption", self.caption)
             payload = {name: text, **self.payload} if text else self.payload
             content = Vector(vectors.values[row].tobytes())
@@ -200,7 +203,7 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Naming:
-    """Which columns of a table name its rows."""
+    """The columns of a table that name its rows and groups."""
 
     key: str
     group: str | None
@@ -208,17 +211,17 @@ class _Naming:
     @classmethod
     def of(cls, part: Part, key: str | None, group: str | None) -> "_Naming":
         names = part.schema().names
-        known = next((name for name in ((key,) if key else KEYS) if name in names), None)
-        if known is None or (group and group not in names):
+        key_column = next((name for name in ((key,) if key else KEYS) if name in names), None)
+        if key_column is None or (group and group not in names):
             raise CorpusError(
-                f"{part.table}: expected a column {group if known else key or ' or '.join(KEYS)} that names the "
-                f"{'groups' if known else 'rows'}, got {', '.join(names) or 'none'}; name one with "
-                f"{'--group' if known else '--key'}"
+                f"{part.table}: expected a column {group if key_column else key or ' or '.join(KEYS)} that names the "
+                f"{'groups' if key_column else 'rows'}, got {', '.join(names) or 'none'}; name one with "
+                f"{'--group' if key_column else '--key'}"
             )
-        return cls(known, group or ("group" if "group" in names else None))
+        return cls(key_column, group or ("group" if "group" in names else None))
 
     def entry(self, table: Path, record: Any) -> _Entry:
-        """Read a record; raises a `RowError` if it cannot be used."""
+        """Check a record; raises a `RowError` if it cannot be used."""
         if isinstance(record, Exception):
             raise RowError(Reason.ROW_UNREADABLE, str(record))
         fields = {name: value for name, value in record.items() if value is not None}
@@ -236,20 +239,20 @@ class _Naming:
 
 @dataclass(slots=True)
 class _Run:
-    """Counts consecutive rows of one key."""
+    """Counts consecutive rows with the same key."""
 
     key: str | None = None
     count: int = 0
 
     def number(self, key: str) -> int:
-        """Return how many rows of `key` came just before."""
+        """Return the number of rows directly before that have this `key`."""
         self.count = self.count + 1 if key == self.key else 0
         self.key = key
         return self.count
 
 
 def vectors_at(path: Path) -> bool:
-    """Whether arrays lie at `path`, as a file or as clip-retrieval's folder."""
+    """Whether `path` is a `.npy` file or a folder of clip-retrieval."""
     return path.suffix.lower() == ".npy" or any((path / folder).is_dir() for folder in FOLDERS.values())
 
 
@@ -265,22 +268,22 @@ def open_vectors(
     """Open the vectors at `path`: clip-retrieval's folder, a `.npy`, a `.parquet` or a folder of these.
 
     Args:
-        path: what to open.
-        modalities: what the vectors are of.
-        columns: the vector columns of a table; not needed where there is but one, and one modality.
+        path: the vectors.
+        modalities: the modalities of the vectors.
+        columns: vector column by modality; optional for one modality and a single vector column.
         metadata: table of a `.npy`; None: the Parquet file of the same name.
-        key: the column that names the rows; None: `key` or `image_path`.
-        group: the column that names groups; None: `group`, or the key.
+        key: column of the keys; None: `key` or `image_path`.
+        group: column of the groups; None: `group`, or the key.
 
     Raises:
-        CorpusError: nothing there, or nothing that holds vectors of these modalities.
+        CorpusError: the path does not exist, or does not hold vectors of these modalities.
     """
     path, chosen = Path(path).absolute(), tuple(m for m in MODALITIES if m in modalities)
     if not path.exists():
-        raise CorpusError(f"vectors {path} do not exist")
+        raise CorpusError(f"vectors {path} do not exist; name a .npy, a .parquet or a folder")
     if path.suffix.lower() == ".npy":
         if len(chosen) != 1:
-            raise CorpusError(f"{path} holds the vectors of one modality, asked for {' and '.join(chosen)}")
+            raise CorpusError(f"{path} holds vectors of one modality; expected one encoder, got {' and '.join(chosen)}")
         parts = [Part(metadata or path.with_suffix(".parquet"), arrays={chosen[0]: path})]
     elif vectors_at(path):
         parts = list(_clip_retrieval(path, chosen))
@@ -297,36 +300,36 @@ def open_vectors(
 def _clip_retrieval(path: Path, modalities: Sequence[Modality]) -> Iterator[Part]:
     tables = _numbered(path / "metadata", ".parquet")
     arrays = {modality: _numbered(path / FOLDERS[modality], ".npy") for modality in modalities}
-    for found in (tables, *arrays.values()):
-        if found.keys() != tables.keys() or not tables:
+    for files in (tables, *arrays.values()):
+        if files.keys() != tables.keys() or not tables:
             raise CorpusError(
                 f"{path}: expected {' and '.join(FOLDERS[m] for m in modalities)} with an array for every table in "
-                f"metadata; tables {sorted(tables) or 'none'}, arrays {sorted(found) or 'none'}"
+                f"metadata; tables {sorted(tables) or 'none'}, arrays {sorted(files) or 'none'}"
             )
     for number in sorted(tables):
-        yield Part(tables[number], arrays={modality: each[number] for modality, each in arrays.items()})
+        yield Part(tables[number], arrays={modality: files[number] for modality, files in arrays.items()})
 
 
 def _numbered(folder: Path, suffix: str) -> dict[int, Path]:
-    found = {}
+    by_number = {}
     for path in folder.glob(f"*{suffix}"):
-        if number := re.search(r"(\d+)$", path.stem):
-            found[int(number[1])] = path
-    return found
+        if match := re.search(r"(\d+)$", path.stem):
+            by_number[int(match[1])] = path
+    return by_number
 
 
-def _columns(table: Path, modalities: Sequence[Modality], asked: Mapping[Modality, str]) -> dict[Modality, str]:
+def _columns(table: Path, modalities: Sequence[Modality], requested: Mapping[Modality, str]) -> dict[Modality, str]:
     schema = Part(table).schema()
     vectors = [name for name in schema.names if _is_vector(schema, name)]
-    if not asked and len(modalities) == len(vectors) == 1:
+    if not requested and len(modalities) == len(vectors) == 1:
         return {modalities[0]: vectors[0]}
-    if wrong := [m for m in modalities if asked.get(m) not in vectors]:
+    if wrong := [m for m in modalities if requested.get(m) not in vectors]:
         raise CorpusError(
             f"{table}: expected a column of {wrong[0]} vectors, lists of float16, float32 or float64, got "
-            f"{asked.get(wrong[0]) or 'no name'}; its vector columns: {', '.join(vectors) or 'none'}; name them with "
-            "--image-vectors and --text-vectors"
+            f"{requested.get(wrong[0]) or 'no name'}; its vector columns: {', '.join(vectors) or 'none'}; "
+            "name them with --image-vectors and --text-vectors"
         )
-    return {modality: asked[modality] for modality in modalities}
+    return {modality: requested[modality] for modality in modalities}
 
 
 def _is_vector(schema: pa.Schema, name: str) -> bool:
@@ -336,22 +339,22 @@ def _is_vector(schema: pa.Schema, name: str) -> bool:
 
 
 def _from_column(column: pa.Array, dim: int) -> _Vectors:
-    """Take vectors of dimension `dim` out of a column of lists; a list of another length is wrong."""
+    """Read vectors of dimension `dim` from a column of lists; a list of another length is a fault."""
     lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False)
-    right = lengths == dim
-    flat = column.filter(pa.array(right)).flatten().to_numpy(zero_copy_only=False)
+    has_dim = lengths == dim
+    flat = column.filter(pa.array(has_dim)).flatten().to_numpy(zero_copy_only=False)
     values = np.ones((len(column), dim), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        values[right] = flat.reshape(-1, dim)
-    return _Vectors.of(values, np.flatnonzero(~right).tolist())
+        values[has_dim] = flat.reshape(-1, dim)
+    return _Vectors.of(values, np.flatnonzero(~has_dim).tolist())
 
 
 def _array(path: Path) -> npt.NDArray[np.floating]:
     try:
-        # Maps the file, and takes no objects, which would have to be unpickled.
+        # Maps the file. It refuses object arrays, which would have to be unpickled.
         array = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # numpy reads the header as Python source, and raises whatever that does
-        raise CorpusError(f"{path} is no array of numpy, or was cut off: {error}") from error
+    except Exception as error:  # numpy parses the header as Python source, which may raise anything
+        raise CorpusError(f"{path} is no array of numpy, or is truncated: {error}") from error
     if array.ndim != 2 or array.dtype.kind != "f" or not array.shape[1]:
         raise CorpusError(f"{path}: expected vectors (n, d) of floats, got {array.dtype} {array.shape}")
     return array

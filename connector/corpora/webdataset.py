@@ -1,8 +1,7 @@
 """WebDataset: samples in tar archives, read in one pass. Nothing is unpacked to disk.
 
-An archive from elsewhere may be damaged or hostile. Members are bounded in size, links and devices are refused and
-never followed, names that lead out are refused although nothing is ever written under them, and what breaks off
-is said.
+An archive may be damaged or hostile. The size of members is bounded. Links, devices and names that lead out of the
+archive are rejected. Damage yields a reject with the number of members read so far.
 """
 
 import gzip
@@ -14,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
+from typing_extensions import override
+
 from connector.corpora.annotations import leads_out
 from connector.corpora.items import IMAGE_SUFFIXES, LONGEST_FIELD
 from connector.corpora.manifest import Manifest, Row, listed, without_collisions
@@ -22,9 +23,9 @@ from connector.rejects import Reason, Reject
 from connector.safe_text import printable
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
-LARGEST_PICTURE = 64 << 20  # bytes; of these, as many are in memory as an encoder takes at a time
-LARGEST_HEADER = 1 << 20  # bytes of a member's name and attributes
-LONGEST_END = 1 << 24  # bytes after the end of an archive that are looked at
+LARGEST_PICTURE = 64 << 20  # bytes; a whole batch of images is in memory at a time
+LARGEST_HEADER = 1 << 20  # bytes of a member's extended header
+LONGEST_END = 1 << 24  # bytes after the end of an archive that are checked
 MOST_SHARDS = 1_000_000
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -36,55 +37,58 @@ METADATA = ".json"
 class WebDataset(Manifest):
     """Samples in an archive, a folder of archives, or archives by a pattern such as `train-{0000..0099}.tar`.
 
-    Members of one name, up to the first dot, are a sample: an image, a caption in `.txt` or `.caption`, and a `.json`
-    whose fields become payload, and whose `caption` is used where there is no text. Other members are passed over.
+    Members with the same name up to the first dot form a sample: an image, a caption in `.txt` or `.caption`, and a
+    `.json`. Its fields become payload, and its `caption` is used if there is no text. Other members are skipped.
     """
 
     format = "webdataset"
 
     @classmethod
+    @override
     def fits(cls, path: Path) -> bool:
-        """Look for archives by their suffix."""
         if path.is_dir():
             return any(_is_archive(entry) for entry in listed(path))
         return _is_archive(path)
 
+    @override
     def total(self) -> None:
         """Archives have no table of contents."""
 
+    @override
     def rows(self) -> Iterator[Row | Reject]:
-        """Yield the samples of one archive after the other, counting on."""
         position = 0
         for archive in self.shards():
             if not archive.is_file():
-                yield Reject(str(archive), position, "read", Reason.ARCHIVE_MISSING, "expected an archive here")
+                yield Reject(
+                    str(archive), position, "read", Reason.ARCHIVE_MISSING, f"expected an archive at {archive}"
+                )
                 continue
-            for found in samples(archive, position):
-                yield found
-                position = found.position
+            for row in samples(archive, position):
+                yield row
+                position = row.position
 
     def shards(self) -> list[Path]:
-        """Return the archives in their order.
+        """Return the archives in order.
 
         Raises:
-            CorpusError: there is none.
+            CorpusError: none exists.
         """
         if self.path.is_dir():
-            found = sorted(entry for entry in self.path.iterdir() if _is_archive(entry))
+            archives = sorted(entry for entry in self.path.iterdir() if _is_archive(entry))
         else:
-            found = expanded(self.path)
-        if not any(archive.is_file() for archive in found):
+            archives = expanded(self.path)
+        if not any(archive.is_file() for archive in archives):
             raise CorpusError(f"corpus {self.path}: expected archives ending in {', '.join(SUFFIXES)}, found none")
-        return found
+        return archives
 
 
 @dataclass(slots=True)
 class Sample:
-    """What belongs together under one key, while its members come in.
+    """The members of one key, collected while they are read.
 
     Attributes:
         source: the archive, or the folder of files.
-        faults: what was refused of it.
+        faults: rejects of its members.
     """
 
     source: Path
@@ -97,20 +101,20 @@ class Sample:
     faults: list[Reject] = field(default_factory=list)
 
     def refuse(self, reason: Reason, detail: str, kind: str) -> None:
-        """Refuse a member of the kind `kind`; what else the sample holds is kept."""
+        """Reject a member with the suffix `kind`; the rest of the sample is kept."""
         modality: Any = "image" if kind in IMAGE_SUFFIXES else "text" if kind in TEXTS else None
         source, key = str(self.source), printable(self.key)
         self.faults.append(Reject(source, self.position, "read", reason, printable(detail), key, modality))
 
     def take_image(self, name: str, content: bytes | None = None) -> None:
-        """Take the image with the path `name` under the source."""
+        """Add the image with the path `name` below the source."""
         if self.image:
             self.refuse(Reason.IMAGE_DUPLICATE, f"{name} is the second image of this key", ".png")
         else:
             self.image, self.picture = str(self.source / name), content
 
     def take_text(self, name: str, kind: str, content: bytes) -> None:
-        """Take a caption, or the metadata."""
+        """Add a caption, or the metadata."""
         try:
             text = content.decode("utf-8-sig")
             if kind == METADATA:
@@ -119,7 +123,7 @@ class Sample:
                     raise ValueError(f"expected a JSON object, got {type(fields).__name__}")
                 self.fields = fields
             elif "\0" in text:
-                raise ValueError("a NUL character in a text")
+                raise ValueError("the text holds a NUL character")
             elif self.caption:
                 self.refuse(Reason.CAPTION_DUPLICATE, f"{name} is the second caption of this key", kind)
             else:
@@ -127,8 +131,8 @@ class Sample:
         except (ValueError, RecursionError) as error:
             self.refuse(Reason.ROW_UNREADABLE, f"{name}: {error}", kind)
 
-    def found(self) -> Iterator[Row | Reject]:
-        """Yield what was refused, then the row."""
+    def rows(self) -> Iterator[Row | Reject]:
+        """Yield the rejects, then the row if anything is left of the sample."""
         yield from self.faults
         rest = dict(self.fields)
         caption = rest.pop("caption", None)
@@ -143,23 +147,23 @@ class Sample:
 
 
 def samples(archive: Path, before: int) -> Iterator[Row | Reject]:
-    """Yield the samples of an archive, numbered on from `before`, and what is wrong with it.
+    """Yield the samples and rejects of an archive; positions go on from `before`.
 
-    The sample that an archive breaks off in is refused.
+    The sample in which a damaged archive breaks off is rejected.
     """
     sample: Sample | None = None
     position = before
     for member in members(archive):
         if isinstance(member, Reject):
             key = None
-            if member.reason in BROKEN and sample:  # who knows what else belonged to it
+            if member.reason in BROKEN and sample:  # members of it may be lost
                 yield from sample.faults
                 key, sample = printable(sample.key), None
             yield replace(member, position=position, key=key)
             continue
         if sample is None or member.key != sample.key:
             if sample:
-                yield from sample.found()
+                yield from sample.rows()
             position += 1
             sample = Sample(archive, position, member.key)
         if member.content is None:
@@ -169,17 +173,17 @@ def samples(archive: Path, before: int) -> Iterator[Row | Reject]:
         else:
             sample.take_text(member.name, member.kind, member.content)
     if sample:
-        yield from sample.found()
+        yield from sample.rows()
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member of an archive that a sample is made of.
+    """A member of an archive that belongs to a sample.
 
     Attributes:
-        key: its path up to the first dot of its name.
-        kind: the rest of its name, lower case, with the dot.
-        content: None where it is larger than is read.
+        key: its path up to the first dot of the file name.
+        kind: the rest of the file name in lower case, with the dot.
+        content: None if it is larger than the bound.
     """
 
     name: str
@@ -190,7 +194,7 @@ class Member:
 
 
 def members(archive: Path) -> Iterator[Member | Reject]:
-    """Yield the members of an archive that samples are made of, and a reject for what is not as it should be."""
+    """Yield the members that belong to samples, and a reject for each unsafe member and for damage."""
     number = 0
 
     def refused(reason: Reason, detail: str) -> Reject:
@@ -199,7 +203,7 @@ def members(archive: Path) -> Iterator[Member | Reject]:
     try:
         with _stream(archive) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as tar:
             while (header := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # tarfile remembers all of them
+                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps all of them otherwise
                 number += 1
                 if header.isdir():
                     continue
@@ -216,23 +220,23 @@ def members(archive: Path) -> Iterator[Member | Reject]:
                 if header.size <= limit and (reader := tar.extractfile(header)):
                     content = reader.read()
                 yield Member(str(path), str(path.with_name(stem)), kind, header.size, content)
-            if left := _after(tar.fileobj):
-                yield refused(Reason.ARCHIVE_TRAILING_DATA, f"{left} after the end of the archive, which are not read")
+            if trailing := _trailing_data(tar.fileobj):
+                yield refused(Reason.ARCHIVE_TRAILING_DATA, f"{trailing} after the end of the archive are not read")
     except OSError as error:
         yield refused(Reason.ARCHIVE_UNREADABLE, f"after {number} members: {error}")
-    except Exception as error:  # noqa: BLE001  tarfile and zlib raise whatever a damaged archive makes them raise
+    except Exception as error:  # noqa: BLE001  tarfile and zlib raise any exception on a damaged archive
         yield refused(Reason.ARCHIVE_DAMAGED, f"after {number} members: {type(error).__name__}: {error}")
 
 
 class _Header(tarfile.TarInfo):
-    """A member's header that is bounded, and without which an archive does not just end."""
+    """A bounded member header. A damaged or missing one raises instead of ending the archive."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        found = super().frombuf(buf, encoding, errors)
-        if found.type in _EXTENSIONS and found.size > LARGEST_HEADER:
-            raise tarfile.ReadError(f"a header of {found.size} bytes")
-        return found
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _EXTENSIONS and header.size > LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {header.size} bytes, expected at most {LARGEST_HEADER}")
+        return header
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
@@ -241,7 +245,7 @@ class _Header(tarfile.TarInfo):
         except tarfile.HeaderError as error:
             if isinstance(error, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
                 raise
-            # tarfile takes a damaged or a missing header for the end
+            # tarfile would treat a damaged or missing header as the end
             raise tarfile.ReadError(str(error)) from error
 
 
@@ -255,20 +259,20 @@ _EXTENSIONS = (
 
 
 def expanded(path: Path) -> list[Path]:
-    """Return the paths that a pattern stands for; a path without `{0..9}` stands for itself.
+    """Expand each range such as `{0..9}` in a path; a path without one is returned alone.
 
     >>> [str(path) for path in expanded(Path("a-{08..10}.tar"))]
     ['a-08.tar', 'a-09.tar', 'a-10.tar']
     """
-    found = RANGE.search(str(path))
-    if not found:
+    match = RANGE.search(str(path))
+    if not match:
         return [path]
-    start, stop = int(found[1]), int(found[2])
+    start, stop = int(match[1]), int(match[2])
     if not 0 <= stop - start < MOST_SHARDS:
-        raise CorpusError(f"corpus {path}: expected a range of 1 to {MOST_SHARDS} archives, got {found[0]}")
-    paths = (f"{number:0{len(found[1])}d}" for number in range(start, stop + 1))
-    before, after = str(path)[: found.start()], str(path)[found.end() :]
-    return [each for number in paths for each in expanded(Path(f"{before}{number}{after}"))]
+        raise CorpusError(f"corpus {path}: expected a range of 1 to {MOST_SHARDS} archives, got {match[0]}")
+    paths = (f"{number:0{len(match[1])}d}" for number in range(start, stop + 1))
+    before, after = str(path)[: match.start()], str(path)[match.end() :]
+    return [expansion for number in paths for expansion in expanded(Path(f"{before}{number}{after}"))]
 
 
 def _is_archive(path: Path) -> bool:
@@ -276,7 +280,7 @@ def _is_archive(path: Path) -> bool:
 
 
 def _stream(archive: Path) -> Any:
-    # gzip checks what it has unpacked; tarfile's own way through a compressed stream does not.
+    # gzip verifies checksums; tarfile's own compressed streams do not.
     return gzip.open(archive) if archive.name.lower().endswith(SUFFIXES[1:]) else archive.open("rb")
 
 
@@ -290,8 +294,8 @@ def _refusal(header: tarfile.TarInfo) -> Reason | None:
     return None
 
 
-def _after(stream: Any) -> str:
-    """Say what follows the end of an archive but padding."""
+def _trailing_data(stream: Any) -> str:
+    """Describe data after the end of an archive; empty if there is only padding."""
     read = 0
     while read < LONGEST_END and (chunk := stream.read(1 << 20)):
         if chunk.strip(b"\0"):

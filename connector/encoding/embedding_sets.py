@@ -1,4 +1,4 @@
-"""Embedding sets in a home: a corpus or vectors that were computed elsewhere, written, checked and recorded in SQL."""
+"""Write embedding sets of a home, from a corpus or from vectors computed elsewhere, and record them in SQL."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ def encode_corpus(
     batch_items: int = BATCH_ITEMS,
     shard_rows: int = SHARD_ROWS,
 ) -> EmbeddingSet:
-    """Encode `corpus` into the embedding set at `path`, and record the set."""
+    """Encode `corpus` into the embedding set at `path`, and record the set in SQL."""
     cards = {modality: encoder.card for modality, encoder in encoders.items()}
     with (
         SetWriter(path, corpus=str(corpus.path), encoders=cards, dtype=dtype) as writer,
@@ -41,7 +41,7 @@ def encode_corpus(
 
 
 def import_vectors(request: ImportRequest, path: Path, provenance: Provenance, run: Run) -> EmbeddingSet:
-    """Take vectors that were computed elsewhere into the embedding set at `path`, and record the set."""
+    """Import vectors computed elsewhere into the embedding set at `path`, and record the set in SQL."""
     vectors = open_vectors(
         request.vectors,
         list(request.encoders),
@@ -54,7 +54,7 @@ def import_vectors(request: ImportRequest, path: Path, provenance: Provenance, r
     encoders = {m: ImportedEncoder(name.removeprefix("imported:"), dims[m]) for m, name in request.encoders.items()}
     embedding_set = encode_corpus(vectors, path, encoders, provenance, run, dtype=request.dtype)
     run.counts["imported"] = run.counts.pop("encoded", 0)
-    # Rows of the other modality come from an earlier import: this one did not look for them.
+    # Rows of the other modality come from an earlier import and are not missing.
     others = sum(count for modality, count in embedding_set.card.counts.items() if modality not in request.encoders)
     run.counts["no_longer_in_corpus"] -= others
     return embedding_set

@@ -1,7 +1,7 @@
 """Encode a corpus into an embedding set: resumable, and never the same content twice.
 
-A killed encode leaves whole shards. The next one reads the corpus from its start, passes over what stands in the
-shards already, and so cuts the same batches and the same shards as an undisturbed run would have.
+A killed encode leaves whole shards. The next one reads the corpus from the start and skips items that are already in
+the shards, so it makes the same batches and shards as an uninterrupted run.
 """
 
 import hashlib
@@ -47,10 +47,10 @@ def encode(
     shard_rows: int = SHARD_ROWS,
     advance: Advance = lambda count: None,
 ) -> None:
-    """Encode `corpus` with `encoders` into the set that `writer` has open: a whole `Encoding`.
+    """Encode `corpus` with `encoders` into the set that `writer` has open.
 
     Raises:
-        CorpusError: the corpus holds not a single item or reject.
+        CorpusError: the corpus is empty.
     """
     with (
         Encoding(corpus, writer, encoders, run, batch_items, shard_rows, advance) as encoding,
@@ -63,10 +63,10 @@ def encode(
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A shard that has become durable.
+    """A shard that is durable on disk.
 
     Attributes:
-        additive: whether all its keys are new to the set. Otherwise older shards still hold rows of these keys, until
+        additive: whether all its keys are new to the set. Otherwise older shards hold rows of some of these keys until
             `Encoding.finish` drops them.
     """
 
@@ -78,11 +78,11 @@ class Shard:
 class Encoding:
     """One pass over a corpus: take its `shards` as they become durable, then `finish` it. Use as a context manager.
 
-    Counts `encoded`, `reused`, `unchanged`, `rejected` in `run`, `left_out` for items of a modality without an
-    encoder, and `no_longer_in_corpus` for rows that stay in the set although the corpus has lost them.
+    Counts in `run`: `encoded`, `reused`, `unchanged`, `rejected`; `left_out` for items of a modality without an
+    encoder; and `no_longer_in_corpus` for rows that stay in the set although the corpus no longer holds them.
 
     Attributes:
-        unread: rows of the corpus that could not be read. What they were, nobody knows.
+        unread: number of corpus rows that could not be read, so that their keys are unknown.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Encoding:
 
     def __enter__(self) -> Self:
         self._index = SetIndex(self._writer)
-        if self._drop({}):  # left by an encode that was killed; whoever writes the standing shards writes each key once
+        if self._drop({}):  # superseded rows of a killed encode; afterwards each key is in one shard only
             self._index.close()
             self._index = SetIndex(self._writer)
         return self
@@ -119,10 +119,10 @@ class Encoding:
         self._index.close()
 
     def shards(self, pipeline: Pipeline) -> Generator[Shard, None, None]:
-        """Encode what the set does not hold, reading ahead in a stage of `pipeline`.
+        """Encode the items that the set does not hold, reading ahead in a stage of `pipeline`.
 
         Raises:
-            CorpusError: the corpus holds not a single item or reject, and is no part of another.
+            CorpusError: the corpus is empty, and `may_be_empty` is not set.
         """
         sinks = {
             m: _Sink(m, e, self._writer, self._index, self._run, self._batch_items, self._shard_rows, self._written)
@@ -136,20 +136,20 @@ class Encoding:
             reached = max(position, window[-1][0].position)
             self._advance(reached - position)
             position = reached
-            yield from self._made()
+            yield from self._new_shards()
         if not seen_any and not self._may_be_empty:
             raise CorpusError(f"corpus {self._corpus.path} is empty: expected at least one image or caption")
         for sink in sinks.values():
             sink.close()
-        yield from self._made()
+        yield from self._new_shards()
 
-    def _made(self) -> Iterator[Shard]:
-        made = self._written.copy()
+    def _new_shards(self) -> Iterator[Shard]:
+        shards = self._written.copy()
         self._written.clear()
-        return iter(made)
+        return iter(shards)
 
     def _windows(self) -> Generator["_Window", None, None]:
-        """Read, hash and prepare a window of the corpus at a time, in its order, by several threads."""
+        """Read, hash and prepare the corpus window by window, in order, with several threads."""
         with ThreadPoolExecutor(DECODING_THREADS) as threads:
             stream = iter(self._corpus)
             while window := list(islice(stream, self._batch_items)):
@@ -157,18 +157,18 @@ class Encoding:
                 yield list(zip(window, contents, strict=True))
 
     def gone(self) -> int:
-        """Count the rows of the set whose items this pass has not met."""
+        """Count the rows of the set whose items this pass has not seen."""
         return self._index.unseen()
 
     def finish(self, add_tombstones: AddTombstones | None = None) -> set[str]:
-        """Drop superseded rows, and complete the set. Call it when nobody reads the shards any more.
+        """Drop superseded rows, and mark the set complete. Call it when nobody reads the shards any more.
 
         Args:
-            add_tombstones: also drop rows whose items this pass has not met. Called with modality, shard and keys
-                before they go. None: keep those rows.
+            add_tombstones: also drop rows whose items this pass has not seen, and call this with modality, shard and
+                keys before. None: keep those rows.
 
         Returns:
-            Names of the shards that are no longer what they were.
+            Names of the shards that changed.
         """
         pruned: dict[tuple[Modality, str], dict[int, str]] = {}
         if add_tombstones:
@@ -183,7 +183,7 @@ class Encoding:
         return changed
 
     def _drop(self, pruned: Mapping[tuple[Modality, str], Collection[int]]) -> set[str]:
-        """Rewrite the shards that hold superseded or pruned rows without them; return their names."""
+        """Rewrite shards without their superseded and pruned rows; return the names of these shards."""
         superseded = self._index.superseded()
         for modality, shard in sorted(superseded.keys() | pruned.keys()):
             rows = superseded.get((modality, shard), set()) | set(pruned.get((modality, shard), ()))
@@ -193,16 +193,16 @@ class Encoding:
     def _take(
         self, entry: Item | Reject, content: "_Content | Reject | None", sinks: Mapping[Modality, "_Sink"]
     ) -> None:
-        """Route one entry of the corpus to where it belongs."""
+        """Record a reject, or pass an item to the sink of its modality."""
         if isinstance(entry, Reject):
             self.unread += 1
             self._run.reject(entry)
         elif entry.modality not in sinks:
-            self._index.first_time(entry.modality, entry.key)  # it is in the corpus, whatever this pass makes of it
+            self._index.first_time(entry.modality, entry.key)  # the corpus holds it, although this pass leaves it out
             self._run.counts["left_out"] += 1
         elif not self._index.first_time(entry.modality, entry.key):
-            detail = f"{entry.modality} key {entry.key!r} came before in this corpus; keys must be unique"
-            self._run.reject(_refused(entry, "read", Reason.KEY_DUPLICATE, detail))
+            detail = f"the corpus has {entry.modality} key {entry.key!r} before; make keys unique"
+            self._run.reject(_reject(entry, "read", Reason.KEY_DUPLICATE, detail))
         elif isinstance(content, Reject):
             self._run.reject(content)
         elif content is not None:
@@ -211,10 +211,10 @@ class Encoding:
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """What an item turned out to hold: its hash and what the encoder takes, or the image file to make that of.
+    """The hash of an item, with its input for the encoder or the image file to prepare it from.
 
-    What has a vector in the set already is not prepared. Texts are prepared later than images, by one thread, because
-    tokenizers are not made for several.
+    Content that already has a vector in the set is not prepared. Texts are prepared later, by one thread, because
+    tokenizers are not thread-safe.
     """
 
     sha256: str
@@ -234,7 +234,7 @@ def _read(entry: Item | Reject, encoders: Mapping[Modality, Encoder], index: Set
     try:
         file = read_image(entry.content)
     except ImageRejectedError as error:
-        return _refused(entry, "read", error.reason, str(error))
+        return _reject(entry, "read", error.reason, str(error))
     content = _Content(hashlib.sha256(file).hexdigest(), file=file)
     if index.knows(entry.modality, content.sha256):
         return content
@@ -242,17 +242,17 @@ def _read(entry: Item | Reject, encoders: Mapping[Modality, Encoder], index: Set
 
 
 def _prepare(item: Item, content: _Content, encoder: Encoder) -> _Content | Reject:
-    """Decode an image and preprocess it, or a text."""
+    """Decode and preprocess an image, or preprocess a text."""
     try:
         loaded = item.content if isinstance(item.content, str) else decode(content.file or b"")
         return _Content(content.sha256, encoder.prepare(item.modality, loaded))
     except ImageRejectedError as error:
-        return _refused(item, "decode", error.reason, str(error))
-    except Exception as error:  # noqa: BLE001  preprocessing may raise anything; it ends its item, not the run
-        return _refused(item, "encode", Reason.PREPROCESSING_FAILED, f"{type(error).__name__}: {error}")
+        return _reject(item, "decode", error.reason, str(error))
+    except Exception as error:  # noqa: BLE001  preprocessing may raise anything, which rejects the item alone
+        return _reject(item, "encode", Reason.PREPROCESSING_FAILED, f"{type(error).__name__}: {error}")
 
 
-def _refused(item: Item, stage: Stage, reason: Reason, detail: str) -> Reject:
+def _reject(item: Item, stage: Stage, reason: Reason, detail: str) -> Reject:
     return Reject(item.source, item.position, stage, reason, detail, item.key, item.modality)
 
 
@@ -276,17 +276,17 @@ class _Sink:
     _rows: list[Rows] = field(default_factory=list)
 
     def take(self, item: Item, content: _Content) -> None:
-        """Accept an item: pass over it, reuse the vector of equal content, or encode it with its batch."""
+        """Skip an unchanged item, reuse the vector of equal content, or add the item to the next batch."""
         payload = json.dumps(item.payload, ensure_ascii=False, sort_keys=True)
-        standing = self.index.find_key(self.modality, item.key)
-        if standing and standing.matches(content.sha256, item.group, payload):
+        stored = self.index.find_key(self.modality, item.key)
+        if stored and stored.matches(content.sha256, item.group, payload):
             self.run.count("unchanged", 1)
             return
         vector = self.index.find_vector(self.modality, content.sha256)
         if vector is not None:
             self._known[len(self._batch)] = vector
         elif content.prepared is None:
-            # A text, or an image whose only row was superseded after it had been read.
+            # A text, or an image whose stored row was superseded after the image was read.
             prepared = _prepare(item, content, self.encoder)
             if isinstance(prepared, Reject):
                 self.run.reject(prepared)
@@ -297,7 +297,7 @@ class _Sink:
             self._encode()
 
     def close(self) -> None:
-        """Encode and write what is left."""
+        """Encode and write the remaining items."""
         self._encode()
         self._write()
 
@@ -310,15 +310,15 @@ class _Sink:
             vectors[fresh] = self.encoder.embed(self.modality, [self._batch[row][1].prepared for row in fresh])
         for row, vector in self._known.items():
             vectors[row] = vector
-        broken = invalid_rows(vectors)
-        for row, reason in broken.items():
+        invalid = invalid_rows(vectors)
+        for row, reason in invalid.items():
             item = self._batch[row][0]
-            detail = f"{self.encoder.spec} gave a vector that cannot be compared"
-            self.run.reject(_refused(item, "encode", Reason(reason), detail))
-        sound = [row for row in range(len(self._batch)) if row not in broken]
+            detail = f"expected a finite vector with a norm above 0 from {self.encoder.spec}"
+            self.run.reject(_reject(item, "encode", Reason(reason), detail))
+        valid = [row for row in range(len(self._batch)) if row not in invalid]
         self.run.counts["reused"] += len(self._known)
-        self.run.counts["encoded"] += len(fresh) - len(broken)
-        self._rows.append(_rows(self.modality, [self._batch[row] for row in sound], vectors[sound]))
+        self.run.counts["encoded"] += len(fresh) - len(invalid)
+        self._rows.append(_rows(self.modality, [self._batch[row] for row in valid], vectors[valid]))
         self._batch, self._known = [], {}
         if sum(map(len, self._rows)) >= self.shard_rows:
             self._write()

@@ -1,7 +1,7 @@
 """Encoders: frozen models that turn images or texts into raw embeddings, named by spec strings.
 
-A spec is `SCHEME:NAME`. The scheme is an entry point in the group `modalign.encoders`, the built-in ones included, so
-an encoder of your own needs a class and a line in your pyproject.toml: CONTRIBUTING.md has the steps.
+A spec is `SCHEME:NAME`. The scheme is an entry point in the group `modalign.encoders`, built-in
+schemes included. An encoder of your own needs a class and a line in your pyproject.toml; CONTRIBUTING.md has the steps.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
+from typing_extensions import override
 
 from alignment.modality import MODALITIES, Modality
 from alignment.sets.cards import EncoderCard
@@ -34,8 +35,8 @@ class Encoder(ABC):
 
     Attributes:
         scheme: first part of the spec.
-        modalities: what it encodes.
-        fingerprint: SHA-256 over weights and preprocessing; two checkpoints of one name differ.
+        modalities: the modalities that it encodes.
+        fingerprint: SHA-256 of weights and preprocessing, which tells two checkpoints of one name apart.
         dim: dimension of the embeddings.
     """
 
@@ -55,19 +56,19 @@ class Encoder(ABC):
 
     @property
     def card(self) -> EncoderCard:
-        """What identifies this encoder in embedding sets, alignments, collections and SQL."""
+        """The identity of this encoder in embedding sets, alignments, collections and SQL."""
         return EncoderCard(self.spec, self.fingerprint, self.dim)
 
     def prepare(self, modality: Modality, content: Image.Image | str) -> Any:
-        """Preprocess one item on the CPU; safe to call from several threads."""
+        """Preprocess one item on the CPU. Images must be prepared thread-safely."""
         return content
 
     @abstractmethod
     def forward(self, modality: Modality, prepared: Sequence[Any]) -> "torch.Tensor":
-        """Run the model over prepared items, at least one: (n, dim)."""
+        """Run the model on n >= 1 prepared items; return (n, dim)."""
 
     def embed(self, modality: Modality, prepared: Sequence[Any]) -> FloatArray:
-        """Embed prepared items, at least one: raw embeddings (n, dim) float32, in half precision on CUDA."""
+        """Return raw embeddings (n, dim) float32 of n >= 1 prepared items. CUDA computes in half precision."""
         import torch
 
         half = torch.autocast("cuda", torch.float16, enabled=self.device.type == "cuda")
@@ -75,10 +76,10 @@ class Encoder(ABC):
             return np.ascontiguousarray(self.forward(modality, prepared).float().cpu().numpy())
 
     def encode(self, modality: Modality, contents: Sequence[Image.Image | str]) -> FloatArray:
-        """Encode RGB images or texts: raw embeddings (n, dim) float32.
+        """Return raw embeddings (n, dim) float32 of RGB images or texts.
 
         Raises:
-            EncoderError: this encoder does not know the modality.
+            EncoderError: this encoder does not encode the modality.
         """
         self.require(modality)
         if not contents:
@@ -86,13 +87,13 @@ class Encoder(ABC):
         return self.embed(modality, [self.prepare(modality, content) for content in contents])
 
     def require(self, modality: Modality) -> None:
-        """Raise an `EncoderError` if this encoder does not know `modality`."""
+        """Raise an `EncoderError` if this encoder does not encode `modality`."""
         if modality not in self.modalities:
-            raise EncoderError(f"{self.spec} encodes {' and '.join(self.modalities)}, asked for {modality}")
+            raise EncoderError(f"{self.spec} encodes {' and '.join(self.modalities)}; expected one for {modality}")
 
     def _identify(self, model: "torch.nn.Module", preprocessing: str) -> None:
-        """Fill in fingerprint and dimension; call once the model is loaded."""
-        # Functions print where they lie in memory, which is another place in every process.
+        """Set fingerprint and dimension. Call it once the model is loaded."""
+        # The text of a function holds its address, which differs in every process.
         sha = hashlib.sha256(re.sub(r" at 0x[0-9a-fA-F]+", "", preprocessing).encode())
         for name, tensor in sorted(model.state_dict().items()):
             values = tensor.detach().cpu().contiguous()
@@ -107,8 +108,8 @@ class Encoder(ABC):
 class OpenClipEncoder(Encoder):
     """A vision-language model of open_clip: `open_clip:MODEL/PRETRAINED`, both modalities from one model.
 
-    PRETRAINED is a tag of open_clip or the path of a checkpoint; `open_clip:hf-hub:ORG/MODEL` has none. Captions
-    beyond the model's context length are cut there, as the model was trained.
+    PRETRAINED is a tag of open_clip or the path of a checkpoint; `open_clip:hf-hub:ORG/MODEL` has none. Longer captions
+    are truncated to the context length of the model.
     """
 
     scheme = "open_clip"
@@ -121,7 +122,7 @@ class OpenClipEncoder(Encoder):
         model_name, _, pretrained = (name, "", None) if name.startswith("hf-hub:") else name.partition("/")
         if pretrained == "":
             raise EncoderError(
-                f"open_clip:{name}: expected open_clip:MODEL/PRETRAINED, without which weights are random"
+                f"open_clip:{name}: expected open_clip:MODEL/PRETRAINED; without PRETRAINED the weights are random"
             )
         self._model, _, self._preprocess = open_clip.create_model_and_transforms(
             model_name, pretrained=pretrained, device=device
@@ -130,12 +131,12 @@ class OpenClipEncoder(Encoder):
         self._tokenizer = open_clip.get_tokenizer(model_name)
         self._identify(self._model, f"{self._preprocess} {type(self._tokenizer).__name__} {model_name}")
 
+    @override
     def prepare(self, modality: Modality, content: Image.Image | str) -> Any:
-        """Resize and normalise an image; tokenise a text."""
         return self._preprocess(content) if modality == "image" else self._tokenizer([content])[0]
 
+    @override
     def forward(self, modality: Modality, prepared: Sequence[Any]) -> "torch.Tensor":
-        """Embed without normalising."""
         import torch
 
         batch = torch.stack(list(prepared)).to(self.device)
@@ -163,12 +164,12 @@ class TimmEncoder(Encoder):
         self._preprocess = data.create_transform(**settings, is_training=False)
         self._identify(self._model, str(self._preprocess))
 
+    @override
     def prepare(self, modality: Modality, content: Image.Image | str) -> Any:
-        """Resize and normalise as the model was trained."""
         return self._preprocess(content)
 
+    @override
     def forward(self, modality: Modality, prepared: Sequence[Any]) -> "torch.Tensor":
-        """Pooled features."""
         import torch
 
         features: torch.Tensor = self._model(torch.stack(list(prepared)).to(self.device))
@@ -178,7 +179,7 @@ class TimmEncoder(Encoder):
 class SentenceTransformersEncoder(Encoder):
     """A text encoder of sentence-transformers: `sentence-transformers:NAME-OR-PATH`.
 
-    Texts beyond the model's maximum length are cut there, as the model was trained.
+    Longer texts are truncated to the maximum length of the model.
     """
 
     scheme = "sentence-transformers"
@@ -199,11 +200,11 @@ class SentenceTransformersEncoder(Encoder):
         self._identify(self._model, f"{self._model.max_seq_length} {self._model.prompts} {vocabulary}")
 
     def locate(self, name: str) -> str:
-        """Turn the spec's name into what sentence-transformers loads."""
+        """Return the name or path that sentence-transformers loads."""
         return name
 
+    @override
     def forward(self, modality: Modality, prepared: Sequence[Any]) -> "torch.Tensor":
-        """Embed without normalising beyond what the model itself does."""
         embedded: torch.Tensor = self._model.encode(
             list(prepared), batch_size=len(prepared), convert_to_tensor=True, show_progress_bar=False
         )
@@ -211,10 +212,10 @@ class SentenceTransformersEncoder(Encoder):
 
 
 class ImportedEncoder(Encoder):
-    """What made embeddings elsewhere, as far as whoever imports them says: `imported:NAME`. It cannot encode anything.
+    """The named source of imported embeddings: `imported:NAME`. The name is recorded, not verified.
 
-    The fingerprint follows from the name and the dimension alone, because no weights are there to be hashed: it ties
-    vectors that were imported under one name together, and never equals that of a model that can be loaded.
+    There are no weights to hash, so the fingerprint is a hash of name and dimension. Vectors imported under one name
+    share it, and no loadable model has it. It is never loaded to encode new items.
     """
 
     scheme = IMPORTED
@@ -225,12 +226,12 @@ class ImportedEncoder(Encoder):
 
         super().__init__(name, torch.device("cpu"))
         if not name.strip() or not name.isprintable():
-            raise EncoderError(f"expected a name of the encoder that made the vectors, got {name!r}")
+            raise EncoderError(f"expected the name of the encoder that computed the vectors, got {name!r}")
         self.fingerprint = hashlib.sha256(f"{IMPORTED}\n{name}\n{dim}".encode()).hexdigest()
         self.dim = dim
 
+    @override
     def forward(self, modality: Modality, prepared: Sequence[Any]) -> "torch.Tensor":
-        """Return the vectors that were prepared elsewhere."""
         import torch
 
         return torch.from_numpy(np.stack(prepared).astype(np.float32))
@@ -240,13 +241,13 @@ def load_encoder(spec: str, device: "torch.device") -> Encoder:
     """Load the encoder that `spec` names.
 
     Raises:
-        EncoderError: no such scheme or model, or its weights cannot be had.
+        EncoderError: the scheme or model is unknown, or its weights cannot be loaded.
     """
     scheme, _, name = spec.partition(":")
     if scheme == IMPORTED:
         raise EncoderError(
-            f"encoder {spec} is only the name of what made imported vectors, and no model that can be loaded; encode "
-            "the query where those were made and search with its vector: Retriever.search_embeddings"
+            f"encoder {spec} names the source of imported vectors and cannot be loaded; encode the query with that "
+            "model and search with its vector: Retriever.search_embeddings"
         )
     known = {point.name: point for point in entry_points(group=GROUP)}
     if scheme not in known or not name:
@@ -260,12 +261,12 @@ def load_encoder(spec: str, device: "torch.device") -> Encoder:
         raise
     except ImportError as error:
         raise EncoderError(f"encoder {spec} needs a package that is not installed: {error}") from error
-    except Exception as error:  # model libraries raise anything for a name they do not know or cannot download
+    except Exception as error:  # model libraries raise any exception for an unknown name or a failed download
         raise EncoderError(f"encoder {spec} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 def load_encoders(specs: Mapping[Modality, str], device: "torch.device") -> dict[Modality, Encoder]:
-    """Load an encoder a modality; one model that serves both modalities is loaded once."""
+    """Load the encoder of each modality; a model for both modalities is loaded once."""
     loaded = {spec: load_encoder(spec, device) for spec in dict.fromkeys(specs.values())}
     for modality, spec in specs.items():
         loaded[spec].require(modality)

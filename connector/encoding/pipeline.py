@@ -1,4 +1,4 @@
-"""Work that overlaps: iterators that run ahead of their reader in threads of their own, and stop together."""
+"""Iterators that run ahead of their reader in threads of their own, and stop together."""
 
 import sys
 from collections import deque
@@ -8,20 +8,20 @@ from typing import Self, TypeVar
 
 T = TypeVar("T")
 
-# A stage that comes back from a model or a file asks for the interpreter, and gets it after so many seconds. Python's
-# own 5 ms are longer than most of an encoder's operations: it would wait more than it works.
+# Seconds until a thread that waits for the interpreter gets it. Python's default of 5 ms is longer than most operations
+# of an encoder, which would wait longer than it works.
 SWITCH_SECONDS = 0.0005
 
 
 class _StoppedError(Exception):
-    """Whoever reads has gone; it unwinds a stage and is heard by nobody."""
+    """The pipeline was closed. Raised inside a stage to unwind it; nobody catches it."""
 
 
 class Pipeline:
-    """Stages that hand values on through bounded buffers. Use as a context manager.
+    """Stages that pass values on through bounded buffers. Use as a context manager.
 
-    A stage may read from another one. What a stage raises is raised, as itself, where its values are read. However the
-    block ends, every stage is stopped where it next takes or hands on a value, and has ended when the block has.
+    A stage may read from another one. Its exceptions are raised unchanged where its values are read. When the block
+    ends, every stage is stopped at its next value, and all threads are joined.
     """
 
     def __init__(self) -> None:
@@ -30,12 +30,12 @@ class Pipeline:
         self._threads: list[Thread] = []
 
     def __enter__(self) -> Self:
-        self._switching = sys.getswitchinterval()
-        sys.setswitchinterval(min(self._switching, SWITCH_SECONDS))
+        self._switch_interval = sys.getswitchinterval()
+        sys.setswitchinterval(min(self._switch_interval, SWITCH_SECONDS))
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.setswitchinterval(self._switching)
+        sys.setswitchinterval(self._switch_interval)
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -43,25 +43,25 @@ class Pipeline:
             thread.join()
 
     def ahead(self, source: Generator[T, None, None], most: int) -> Iterator[T]:
-        """Start to run `source` in a thread, at most `most` values ahead; return what it yields."""
-        handed: deque[T] = deque()
+        """Run `source` in a thread, at most `most` values ahead of its reader; return an iterator over its values."""
+        buffer: deque[T] = deque()
         ended: list[BaseException | None] = []
-        thread = Thread(target=self._run, args=(source, handed, ended, most), daemon=True)
+        thread = Thread(target=self._run, args=(source, buffer, ended, most), daemon=True)
         self._threads.append(thread)
         thread.start()
-        return self._taken(handed, ended)
+        return self._read(buffer, ended)
 
     def _run(
-        self, source: Generator[T, None, None], handed: deque[T], ended: list[BaseException | None], most: int
+        self, source: Generator[T, None, None], buffer: deque[T], ended: list[BaseException | None], most: int
     ) -> None:
         failure: BaseException | None = None
         try:
             for value in source:
                 with self._changed:
-                    self._wait(lambda: len(handed) < most)
-                    handed.append(value)
+                    self._wait(lambda: len(buffer) < most)
+                    buffer.append(value)
                     self._changed.notify_all()
-        except BaseException as error:  # noqa: BLE001  it is raised where the values are read
+        except BaseException as error:  # noqa: BLE001  raised where the values are read
             failure = error
         try:
             source.close()
@@ -71,15 +71,15 @@ class Pipeline:
             ended.append(failure)
             self._changed.notify_all()
 
-    def _taken(self, handed: deque[T], ended: list[BaseException | None]) -> Iterator[T]:
+    def _read(self, buffer: deque[T], ended: list[BaseException | None]) -> Iterator[T]:
         while True:
             with self._changed:
-                self._wait(lambda: handed or ended)
-                if not handed:
+                self._wait(lambda: buffer or ended)
+                if not buffer:
                     if ended[0] is not None:
                         raise ended[0]
                     return
-                value = handed.popleft()
+                value = buffer.popleft()
                 self._changed.notify_all()
             yield value
 

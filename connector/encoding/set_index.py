@@ -1,4 +1,4 @@
-"""What an embedding set already holds, so that nothing is encoded twice."""
+"""An index of the rows of an embedding set, so that no content is encoded twice."""
 
 import hashlib
 import json
@@ -17,21 +17,21 @@ from alignment.vectors import FloatArray
 
 @dataclass(frozen=True, slots=True)
 class StoredRow:
-    """A row of the set: the hash of its content, and of its group and payload."""
+    """A row of the set: the hash of its content, and the hash of its group and payload."""
 
     content_sha256: str
     description: bytes
 
     def matches(self, content_sha256: str, group: str, payload: str) -> bool:
-        """Whether an item is this row, unchanged."""
+        """Whether an item equals this row."""
         return (content_sha256, _description(group, payload)) == (self.content_sha256, self.description)
 
 
 class SetIndex:
-    """Rows of the set by key and by content hash, and the keys that this pass has met.
+    """Rows of the set by key and by content hash, and the keys that this pass has seen.
 
-    It lives in a temporary SQLite file that vanishes with the process. Memory stays bounded at any corpus size, and
-    nothing has to be kept consistent after a kill.
+    The index is a temporary SQLite file that goes with the process: memory is bounded at any corpus size, and a kill
+    leaves nothing to repair.
     """
 
     def __init__(self, writer: SetWriter):
@@ -40,13 +40,13 @@ class SetIndex:
             """
             PRAGMA journal_mode = OFF;
             PRAGMA synchronous = OFF;
-            CREATE TABLE standing (
+            CREATE TABLE current (
                 modality TEXT, key TEXT, content TEXT, description BLOB, shard TEXT, row INTEGER,
                 PRIMARY KEY (modality, key)
             ) WITHOUT ROWID;
-            CREATE INDEX by_content ON standing (modality, content, shard, row);
+            CREATE INDEX by_content ON current (modality, content, shard, row);
             CREATE TABLE superseded (modality TEXT, shard TEXT, row INTEGER);
-            CREATE TABLE met (modality TEXT, key TEXT, PRIMARY KEY (modality, key)) WITHOUT ROWID;
+            CREATE TABLE seen (modality TEXT, key TEXT, PRIMARY KEY (modality, key)) WITHOUT ROWID;
             """
         )
         self._directory = writer.path
@@ -57,21 +57,18 @@ class SetIndex:
                 self._insert(modality, shard.name, list(identity))
 
     def add(self, shard: Path, rows: Rows) -> bool:
-        """Take in a shard that was just written; return whether all its keys are new.
-
-        Rows of the same keys in older shards are superseded.
-        """
+        """Add a new shard, which supersedes older rows of its keys; return whether all keys are new."""
         identity = zip(rows.keys, rows.groups, rows.content_sha256, rows.payloads, strict=True)
         return self._insert(rows.modality, shard.name, list(identity))
 
     def _insert(self, modality: Modality, shard: str, identity: Sequence[tuple[str, str, str, str]]) -> bool:
         self._database.execute("BEGIN")
         superseding = self._database.executemany(
-            "INSERT INTO superseded SELECT modality, shard, row FROM standing WHERE modality = ? AND key = ?",
+            "INSERT INTO superseded SELECT modality, shard, row FROM current WHERE modality = ? AND key = ?",
             ((modality, key) for key, *_ in identity),
         )
         self._database.executemany(
-            "INSERT OR REPLACE INTO standing VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO current VALUES (?, ?, ?, ?, ?, ?)",
             (
                 (modality, key, content, _description(group, payload), shard, row)
                 for row, (key, group, content, payload) in enumerate(identity)
@@ -81,54 +78,54 @@ class SetIndex:
         return superseding.rowcount == 0
 
     def first_time(self, modality: Modality, key: str) -> bool:
-        """Note that this pass meets `key`; False if it has met it before."""
-        return bool(self._database.execute("INSERT OR IGNORE INTO met VALUES (?, ?)", (modality, key)).rowcount)
+        """Mark `key` as seen by this pass; return False if it was seen before."""
+        return bool(self._database.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (modality, key)).rowcount)
 
     def find_key(self, modality: Modality, key: str) -> StoredRow | None:
-        """Return the row of `key`."""
-        query = "SELECT content, description FROM standing WHERE modality = ? AND key = ?"
-        found = self._database.execute(query, (modality, key)).fetchone()
-        return StoredRow(*found) if found else None
+        """Return the row with this key."""
+        query = "SELECT content, description FROM current WHERE modality = ? AND key = ?"
+        columns = self._database.execute(query, (modality, key)).fetchone()
+        return StoredRow(*columns) if columns else None
 
     def knows(self, modality: Modality, content_sha256: str) -> bool:
-        """Whether a vector of this content stands in the set; safe to call from several threads."""
-        query = "SELECT 1 FROM standing INDEXED BY by_content WHERE modality = ? AND content = ?"
+        """Whether the set holds a vector of this content. Thread-safe."""
+        query = "SELECT 1 FROM current INDEXED BY by_content WHERE modality = ? AND content = ?"
         return self._database.execute(query, (modality, content_sha256)).fetchone() is not None
 
     def find_vector(self, modality: Modality, content_sha256: str) -> FloatArray | None:
-        """Return the vector (d,) of this content, if it stands in the set."""
-        # Left to itself, SQLite takes the primary key and reads every row of the modality.
+        """Return the vector (d,) of this content, or None if the set holds none."""
+        # Without INDEXED BY, SQLite uses the primary key and reads every row of the modality.
         query = """
-            SELECT shard, row FROM standing INDEXED BY by_content WHERE modality = ? AND content = ?
+            SELECT shard, row FROM current INDEXED BY by_content WHERE modality = ? AND content = ?
             ORDER BY shard, row LIMIT 1
         """
-        found = self._database.execute(query, (modality, content_sha256)).fetchone()
-        if found is None:
+        place = self._database.execute(query, (modality, content_sha256)).fetchone()
+        if place is None:
             return None
-        shard, row = found
+        shard, row = place
         if self._cached is None or self._cached[0] != (modality, shard):
             self._cached = (modality, shard), read_shard(self._directory / shard, modality).vectors
         vector: FloatArray = self._cached[1][row].copy()
         return vector
 
     def superseded(self) -> dict[tuple[Modality, str], set[int]]:
-        """Return the rows of every shard that newer rows of the same keys supersede."""
+        """Return, by modality and shard, the rows that newer rows of the same keys supersede."""
         query = "SELECT modality, shard, group_concat(row) FROM superseded GROUP BY modality, shard"
         return {(m, shard): set(map(int, rows.split(","))) for m, shard, rows in self._database.execute(query)}
 
     def unseen(self) -> int:
-        """Count the rows whose keys this pass has not met."""
-        query = "SELECT count(*) FROM standing LEFT JOIN met USING (modality, key) WHERE met.key IS NULL"
+        """Count the rows whose keys this pass has not seen."""
+        query = "SELECT count(*) FROM current LEFT JOIN seen USING (modality, key) WHERE seen.key IS NULL"
         return int(self._database.execute(query).fetchone()[0])
 
     def unseen_rows(self) -> Iterator[tuple[Modality, str, dict[int, str]]]:
-        """Yield modality, shard and keys by row of what this pass has not met, a shard at a time."""
+        """Yield the rows that this pass has not seen, shard by shard: modality, shard and key by row."""
         query = """
-            SELECT modality, shard, row, key FROM standing LEFT JOIN met USING (modality, key)
-            WHERE met.key IS NULL ORDER BY modality, shard, row
+            SELECT modality, shard, row, key FROM current LEFT JOIN seen USING (modality, key)
+            WHERE seen.key IS NULL ORDER BY modality, shard, row
         """
         rows = self._database.execute(query)
-        for (modality, shard), of_shard in groupby(rows, key=lambda found: (found[0], found[1])):
+        for (modality, shard), of_shard in groupby(rows, key=lambda row: (row[0], row[1])):
             yield modality, shard, {row: key for _, _, row, key in of_shard}
 
     def close(self) -> None:

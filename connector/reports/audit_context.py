@@ -1,4 +1,4 @@
-"""Where an audit and its release come from: what the page of an audit says at its end."""
+"""The provenance and settings of an audit and its release, for the page of the audit."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,23 +15,22 @@ from connector.provenance.tables import AlignmentRow, EncoderRow
 from connector.reports.glossary import minute
 from connector.safe_text import redacted
 
-# Audits that the page of one looks back on.
+# Audits in the history of an audit page.
 PAGE_AUDITS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditContext:
-    """What a page says of an audit beside what it found.
+    """What an audit page shows beside the results.
 
     Attributes:
         store: URL of the database.
-        alignment, encoders: of the release, as SQL has them: those of a broken one cannot be loaded.
-        pairs: the embedding set that was asked with.
-        requirements: what was required, as it was written.
-        run: that made the audit.
-        at: when it was recorded.
-        moments: audits of releases of the same collection under the same metric that were asked alike, oldest first,
-            this one the last.
+        alignment, encoders: of the release, from SQL, because those of a broken release may not load.
+        pairs: the embedding set of the queries.
+        requirements: their texts.
+        run: id of the run that made the audit.
+        at: when the audit was recorded.
+        moments: comparable audits of the same collection and metric, oldest first, up to this one.
     """
 
     store: str
@@ -47,7 +46,7 @@ class AuditContext:
 def audit_context(
     audit: Audit, pairs: EmbeddingSet, requirements: Sequence[str], run: int, provenance: Provenance
 ) -> AuditContext:
-    """Return what the page of a recorded audit says beside what was measured."""
+    """Return the context of a recorded audit."""
     row = audit.row
     alignment = provenance.artifacts.alignment(row.alignment_id)
     rows = provenance.releases.find(store_url=row.store_url, collection=row.collection, metric=row.metric)
@@ -65,7 +64,7 @@ def audit_context(
 
 
 def chain(found: Audit, origin: AuditContext) -> Iterator[tuple[str, str, str]]:
-    """Yield what the release was made of: name, value and fingerprint."""
+    """Yield the parts of the release: name, value and fingerprint."""
     row, alignment = found.row, origin.alignment
     card: Mapping[str, Any] = alignment.card
     for modality, encoder in origin.encoders.items():
@@ -88,23 +87,23 @@ def chain(found: Audit, origin: AuditContext) -> Iterator[tuple[str, str, str]]:
 
 
 def asked_how(found: Audit, origin: AuditContext) -> Iterator[tuple[str, str]]:
-    """Yield the settings of the audit and what the collection was like: name and value."""
+    """Yield the settings of the audit and of the collection: name and value."""
     plan, info = found.plan, found.info
     yield "audit", f"{found.number}, run {origin.run}, {minute(origin.at)}"
     if plan.protocol:
         yield "protocol", plan.protocol
     else:
         yield "queries, gallery", f"{plan.queries}, {plan.gallery}"
-    yield "lengths of list", ", ".join(map(str, plan.ks))
+    yield "K", ", ".join(map(str, plan.ks))
     yield "sample", "every query" if plan.sample is None else f"{plan.sample:,} queries of each modality"
     yield "seed", str(plan.seed)
-    yield "rate", "not limited" if plan.max_qps is None else f"{plan.max_qps:g} queries a second at most"
+    yield "rate", "not limited" if plan.max_qps is None else f"at most {plan.max_qps:g} queries a second"
     for name, text in plan.filters.items():
         yield f"filter {name}", text
     if info is None:
         return
-    yield "points", f"{info.points:,}, of which {found.verified} were read back and compared with the embedding sets"
-    none = "none: not ANN, every search compares with everything"
+    yield "points", f"{info.points:,}; {found.verified} were read back and compared with the embedding sets"
+    none = "none: every search is exact"
     yield "indexed", f"{info.indexed:,} vectors in a graph" if info.indexed else none
     ef = found.release.hnsw_ef if found.release else None
     yield "graph", f"m {info.m}, ef_construct {info.ef_construct}, searched with ef {ef if ef else 'of Qdrant'}"
@@ -114,7 +113,7 @@ def asked_how(found: Audit, origin: AuditContext) -> Iterator[tuple[str, str]]:
 
 
 def _listed(values: Mapping[Any, Any]) -> str:
-    """Print settings; what was left to the database is left out."""
+    """Return settings as text, without those left to the database."""
 
     def printed(value: Any) -> str:
         return f"({_listed(value)})" if isinstance(value, Mapping) else str(value)

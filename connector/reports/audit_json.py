@@ -1,4 +1,4 @@
-"""Audits as documents for machines, tables for people, a line for log shippers and a text file for Prometheus."""
+"""Audits as JSON documents, and as lines of a log."""
 
 import json
 import math
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def document(result: "RunResult[Audit]") -> dict[str, Any]:
-    """Lay an audit out as JSON; a number that is infinite or unknown becomes null."""
+    """Return an audit as JSON; infinite and unknown numbers become null."""
     found = result.value
     info, plan = found.info, found.plan
     written: dict[str, Any] = {
@@ -115,16 +115,16 @@ def _drift(drift: "Drift") -> dict[str, Any]:
 
 
 def _without_infinity(value: Any) -> Any:
-    """JSON knows no infinity, and no number that is none."""
+    """Replace infinities and NaN, which JSON cannot express, by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {name: _without_infinity(each) for name, each in value.items()}
-    return [_without_infinity(each) for each in value] if isinstance(value, list | tuple) else value
+        return {name: _without_infinity(inner) for name, inner in value.items()}
+    return [_without_infinity(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def history_document(moments: Sequence["AuditSummary"]) -> list[dict[str, Any]]:
-    """Lay a history out as JSON, oldest first."""
+    """Return a history as JSON, oldest first."""
     return [
         {
             "audit": moment.audit,
@@ -153,7 +153,7 @@ def history_document(moments: Sequence["AuditSummary"]) -> list[dict[str, Any]]:
 
 
 def append_line(path: Path, result: "RunResult[Audit]") -> None:
-    """Append an audit as one line of JSON, without the queries that it shows as examples.
+    """Append an audit as one line of JSON, without worst queries, curves and geometry.
 
     Raises:
         ConnectorError: the file cannot be written.
@@ -163,7 +163,7 @@ def append_line(path: Path, result: "RunResult[Audit]") -> None:
         written.pop(name, None)
     line = json.dumps(written, ensure_ascii=False, default=str) + "\n"
     try:
-        # One write to a file opened for appending: lines of two audits do not mix.
+        # One write to a file opened for appending, so that lines of two audits do not mix.
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         with os.fdopen(descriptor, "ab", buffering=0) as file:
             file.write(line.encode())

@@ -1,4 +1,4 @@
-"""The page of an audit: everything that it found, the verdict first, in one file that needs no network."""
+"""The page of an audit: all results, verdict first, in one file that needs no network."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,13 +22,13 @@ from connector.reports.worst_queries import Shown, shown_worst
 
 HEADLINES = {
     PASSED: "Passed: every requirement is met.",
-    MEASURED: "Measured: nothing was required of it.",
-    BROKEN: "Broken: this release is not what it should be.",
+    MEASURED: "Measured: the audit has no requirements.",
+    BROKEN: "Broken: this release is damaged.",
 }
 
 
 def write_audit_page(path: Path, found: Audit, origin: AuditContext) -> None:
-    """Write the page of an audit, also of one that failed or is broken.
+    """Write the page of an audit, with any verdict.
 
     Raises:
         ConnectorError: the page cannot be written.
@@ -67,23 +67,23 @@ def _headline(found: Audit) -> str:
 def _asked(found: Audit) -> str:
     plan = found.plan
     if found.verdict == BROKEN:
-        return f"Nothing was measured; embedding set {found.pairs} was to ask."
+        return f"Nothing was measured. The queries were to come from embedding set {found.pairs}."
     counts = " and ".join(f"{found.queries_of(d):,} {asking}s" for d, (asking, _) in DIRECTIONS.items())
     sizes = " and ".join(f"{size:,} {modality}s" for modality, size in found.gallery.items())
-    asked = f"Asked with {counts} of embedding set {found.pairs}"
+    queries = f"Queries: {counts} of embedding set {found.pairs}"
     if plan.protocol:
-        return f"{asked}, whether the fit saw them or not, among {sizes}, by protocol {plan.protocol}."
-    never = "that the fit never saw" if plan.queries == HELD_OUT else "whether the fit saw them or not"
-    among = "that are held out" if plan.gallery == HELD_OUT else "of the collection"
-    return f"{asked} {never}, among the {sizes} {among}."
+        return f"{queries}, including training pairs. Gallery: {sizes}, by protocol {plan.protocol}."
+    held_out = "held out from the fit" if plan.queries == HELD_OUT else "including training pairs"
+    gallery = "held out from the fit" if plan.gallery == HELD_OUT else "the whole collection"
+    return f"{queries}, {held_out}. Gallery: {sizes}, {gallery}."
 
 
 def _requirements(found: Audit, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield each requirement with what was found of it: what does not meet it, or everything where all does."""
+    """Yield each requirement with the measures that fail it, or with all its measures if it is met."""
     for requirement in map(Requirement.parse, dict.fromkeys(texts)):
         failed = [failure.why for failure in found.failures if failure.requirement == requirement]
-        its = found.drifts if requirement.is_drop else found.measures
-        met = [each.in_words for each in its if requirement.bounds(each.direction, each.part, each.name)]
+        measured = found.drifts if requirement.is_drop else found.measures
+        met = [value.in_words for value in measured if requirement.bounds(value.direction, value.part, value.name)]
         yield {"text": requirement.text, "is_met": not failed, "says": failed or met}
 
 
@@ -99,10 +99,12 @@ def _sections(found: Audit, shown: Shown) -> dict[str, Any]:
     return {
         "tiles": list(_tiles(found)),
         "stages": {d: search[d] + filters[d] for d in DIRECTIONS},
-        "waterfalls": [svg(waterfall(ARROWS[d], its, plan.k)) for d, its in search.items()],
-        "filters": [svg(waterfall(f"{ARROWS[d]}, within filters", its, plan.k)) for d, its in filters.items() if its],
-        "served": {d: its[-1].name for d, its in search.items()},
-        "served_stages": {stage.name for its in search.values() for stage in its},
+        "waterfalls": [svg(waterfall(ARROWS[d], stages, plan.k)) for d, stages in search.items()],
+        "filters": [
+            svg(waterfall(f"{ARROWS[d]}, within filters", stages, plan.k)) for d, stages in filters.items() if stages
+        ],
+        "served": {d: stages[-1].name for d, stages in search.items()},
+        "served_stages": {stage.name for stages in search.values() for stage in stages},
         "measures": list(_measures(found)),
         "curves": [_curve(found, direction) for direction in found.directions],
         "geometry_rows": list(geometry_rows(found.space.geometry)) if found.space.geometry else [],
@@ -115,32 +117,32 @@ def _sections(found: Audit, shown: Shown) -> dict[str, Any]:
 def _tiles(found: Audit) -> Iterator[dict[str, str]]:
     k = found.plan.k
     for direction, arrow in ARROWS.items():
-        its, chance = (found.measure(direction, f"{prefix}recall@{k}") for prefix in ("", "chance."))
-        small = f"{within(its)}, by chance {number(chance.value)}"
-        yield {"value": number(its.value), "name": f"Recall@{k} {arrow}", "small": small}
-    least = min((found.measure(d, f"fidelity@{k}") for d in DIRECTIONS), key=lambda m: m.value)
+        recall, chance = (found.measure(direction, f"{prefix}recall@{k}") for prefix in ("", "chance."))
+        small = f"{within(recall)}, chance {number(chance.value)}"
+        yield {"value": number(recall.value), "name": f"Recall@{k} {arrow}", "small": small}
+    lowest = min((found.measure(d, f"fidelity@{k}") for d in DIRECTIONS), key=lambda m: m.value)
     yield {
-        "value": f"{least.value:.1%}",
+        "value": f"{lowest.value:.1%}",
         "name": f"fidelity@{k}",
-        "small": f"{sentence(least.name)}; {ARROWS[least.direction]}, the lesser direction",
+        "small": f"{sentence(lowest.name)}; {ARROWS[lowest.direction]}, the lower direction",
     }
     if geometry := found.space.geometry:
         gap = geometry.gap.debiased
-        small = f"p = {geometry.p:.3f}; no verdict by itself"
+        small = f"p = {geometry.p:.3f}; not a verdict by itself"
         yield {"value": number(gap), "name": "modality gap", "small": small}
 
 
 def _measures(found: Audit) -> Iterator[dict[str, Any]]:
-    """Yield a measure a row, each direction with a cell for each length of list, or with one for all."""
+    """Yield a row per measure; each direction has a cell per K, or a single one."""
     present = {(m.direction, m.name): m for m in found.measures if not m.part}
     for measure in MEASURES.values():
         if not measure.shown:
             continue
         names = [name for name, _ in measure.named(found.plan.ks)]
-        its = {direction: [present.get((direction, name)) for name in names] for direction in DIRECTIONS}
-        if any(m for cells in its.values() for m in cells):
+        cells = {direction: [present.get((direction, name)) for name in names] for direction in DIRECTIONS}
+        if any(m for row in cells.values() for m in row):
             name = measure.name.format(k="K")
-            yield {"name": called(name), "words": sentence(name), "its": its}
+            yield {"name": called(name), "words": sentence(name), "cells": cells}
 
 
 def _curve(found: Audit, direction: str) -> str:
@@ -162,7 +164,7 @@ def _curve(found: Audit, direction: str) -> str:
                 [e.high for e in values],
             ),
         ],
-        x_title="K, the length of the list",
+        x_title="K, the number of results",
         x_ticks=[(k, str(k)) for k in ks],
         ceiling=1.0,
         band=True,
@@ -172,13 +174,13 @@ def _curve(found: Audit, direction: str) -> str:
 
 
 def _drifts(found: Audit) -> list[dict[str, Any]]:
-    """Lay what has changed out, a measure a row and a direction a column."""
+    """Return the changes since the baseline, a row per measure and a column per direction."""
     names = dict.fromkeys((drift.part, drift.name) for drift in found.drifts)
     return [
         {
             "name": f"{part} {called(name)}".strip(),
             "measure": name,
-            "its": [
+            "drifts": [
                 next((d for d in found.drifts if (d.direction, d.part, d.name) == (direction, part, name)), None)
                 for direction in DIRECTIONS
             ],
@@ -188,22 +190,22 @@ def _drifts(found: Audit) -> list[dict[str, Any]]:
 
 
 def _changed(found: Audit) -> str:
-    """Say how many measures have changed by more than chance."""
+    """Return a sentence on the number of significant changes."""
     worse = sum(drift.value > 0 for drift in found.drifts)
     better = sum(drift.change.significant for drift in found.drifts) - worse
     if not worse + better:
-        return f"Of {len(found.drifts)} comparisons none is a change of more than chance."
-    return f"Of {len(found.drifts)} comparisons {worse} are worse and {better} better by more than chance."
+        return f"None of {len(found.drifts)} comparisons shows a significant change."
+    return f"Of {len(found.drifts)} comparisons, {worse} are significantly worse and {better} significantly better."
 
 
 def _shared(found: Audit) -> str:
-    """Say over how many queries audits are compared."""
+    """Return the number of queries that both audits share, by direction, in words."""
     queries = {drift.direction: drift.change.queries for drift in found.drifts}
     return " and ".join(f"{count:,} queries {ARROWS[direction]}" for direction, count in queries.items())
 
 
 def _history(found: Audit, origin: AuditContext) -> dict[str, Any]:
-    """The audits that were asked like this one, and pictures of what they found, where there are several."""
+    """Return the comparable audits, and charts of their measures if there are several."""
     alike, asked = origin.moments, asked_as(found.plan, found.pairs)
     measured = [moment for moment in alike if moment.verdict != BROKEN]
     if len(measured) < 2:
@@ -214,15 +216,15 @@ def _history(found: Audit, origin: AuditContext) -> dict[str, Any]:
 
 
 def _stratified(found: Audit, field: str) -> Iterator[str]:
-    """Draw recall by the value of one payload field, those of the most queries first, for each direction."""
+    """Yield a chart per direction: recall by the value of a payload field, most queries first."""
     k, stages = found.plan.k, {stage.name for stage in found.stages}
     for direction, (asking, _) in DIRECTIONS.items():
-        its = [
+        strata = [
             Bar(m.part.removeprefix(f"{field}=").removeprefix(f"{field} "), m.value, m.low, m.high, m.queries)
             for m in found.measures
             if (m.direction, m.name) == (direction, f"recall@{k}")
             and m.part not in stages
             and (m.part.startswith(f"{field}=") or m.part == f"{field} missing")
         ]
-        if its:
-            yield svg(bars(f"Recall@{k} {ARROWS[direction]}", asking, sorted(its, key=lambda bar: -bar.queries)))
+        if strata:
+            yield svg(bars(f"Recall@{k} {ARROWS[direction]}", asking, sorted(strata, key=lambda bar: -bar.queries)))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from connector.audits.result import PcaProjection, StageSummary
 from connector.reports.glossary import kind_of, signed
-from connector.reports.pages import TURNING
+from connector.reports.pages import BIDI_CONTROLS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# The page's custom properties, each with what a picture that stands alone shows.
+# Custom CSS properties of the page, each with the colour of a picture outside a page.
 PAGE_COLOURS = {
     "ink": "#1b1f24",
     "soft": "#5b6673",
@@ -34,7 +34,7 @@ PAGE_COLOURS = {
     "image": "#b8500f",
     "both": "#6b46a8",
 }
-# What matplotlib draws with instead; `svg` replaces it.
+# Placeholder colours for matplotlib, which `svg` replaces.
 COLOURS = {name: f"#0{number}fe0{number}" for number, name in enumerate(PAGE_COLOURS)}
 KINDS: dict[str, dict[str, Any]] = {
     "text": {"color": COLOURS["text"], "marker": "o"},
@@ -43,11 +43,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "chance": {"color": COLOURS["soft"], "linestyle": "--", "linewidth": 1.2},
 }
 OUTCOMES = {"worse": COLOURS["bad"], "better": COLOURS["good"], "same": COLOURS["soft"]}
-WIDTH = 440  # points: as wide as a phone, so that its letters are still read there
-ROW = 30  # points of a row of a bar chart
+WIDTH = 440  # points, the width of a phone, so that text stays readable there
+ROW = 30  # points, height of a row of a bar chart
 LONGEST_NAME, LONGEST_TITLE = 20, 60  # characters
 PIXELS_A_POINT = 1.2
-NARROWEST = 0.05  # range of an axis: differences that mean nothing do not fill a picture
+NARROWEST = 0.05  # smallest range of an axis, so that tiny differences do not look large
 STYLE: Any = {
     "svg.fonttype": "none",  # text as text
     "svg.hashsalt": "modalign",  # the same picture twice is the same file
@@ -79,7 +79,7 @@ class Line:
     """Values of one kind: `text`, `image`, `both` or `chance`, each with a colour and a marker of its own.
 
     Attributes:
-        low, high: ends of the intervals, as long as `y`; empty: none.
+        low, high: ends of the intervals, same length as `y`; empty: no intervals.
     """
 
     kind: str
@@ -92,7 +92,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A value with its interval, what it is of, and the number of queries it was measured on."""
+    """A named value with its interval and number of queries."""
 
     name: str
     value: float
@@ -102,11 +102,11 @@ class Bar:
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Let a function draw in the style of the pages."""
+    """Decorate a function to draw in the style of the pages."""
 
     @wraps(draw)
     def drawn(*args: P.args, **options: P.kwargs) -> R:
-        import matplotlib as mpl  # half a second, and only pages need it
+        import matplotlib as mpl  # takes half a second to import, and only pages need it
 
         with mpl.rc_context(STYLE):
             return draw(*args, **options)
@@ -116,7 +116,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 @styled
 def svg(figure: "Figure", css: str = "chart") -> str:
-    """Return a figure as `<svg>` of these CSS classes for a page; its label is what a screen reader says."""
+    """Return a figure as `<svg>` with the CSS classes `css`; its label is for screen readers."""
     buffer = StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", metadata=nothing, bbox_inches="tight", pad_inches=0.05)
@@ -124,14 +124,14 @@ def svg(figure: "Figure", css: str = "chart") -> str:
     drawn = drawn[drawn.index("<svg") :]
     for name, colour in COLOURS.items():
         drawn = drawn.replace(colour, f"var(--{name}, {PAGE_COLOURS[name]})")
-    # Ids that matplotlib counts through would be there twice on a page. Our own are classes, and titles of what is cut.
+    # Numbered ids of matplotlib would repeat on a page. Our ids become classes, and titles of shortened labels.
     drawn = re.sub(r' id="[A-Za-z.0-9]+_\d+"', "", drawn)
     drawn = re.sub(r'<g id="title:([^"]*)">', r"<g><title>\1</title>", drawn)
     drawn = re.sub(r'<g id="([a-z-]+)">', r'<g class="\1">', drawn)
     head, end, rest = drawn.partition(">")
     width = float(re.findall(r'viewBox="\S+ \S+ (\S+) ', head)[0])
-    head = re.sub(r' (?:width|height|version)="[^"]*"', "", head)  # as wide as there is room for, letters of one size
-    label = html.escape(str(figure.get_label()).translate(TURNING))
+    head = re.sub(r' (?:width|height|version)="[^"]*"', "", head)  # scales with the page
+    label = html.escape(str(figure.get_label()).translate(BIDI_CONTROLS))
     attributes = f'class="{css}" role="img" aria-label="{label}" style="max-width: {PIXELS_A_POINT * width:.0f}px"'
     return f"<svg {attributes}{head.removeprefix('<svg')}{end}{rest}"
 
@@ -150,18 +150,18 @@ def lines(
     crosses: Sequence[float] = (),
     log: bool = False,
 ) -> "Figure":
-    """Draw values along something, with their intervals.
+    """Draw values over x, with their intervals.
 
     Args:
-        title: what the values are.
+        title: title of the chart.
         drawn: the lines.
-        x_title: what they are drawn along.
-        x_ticks: places with their labels.
-        floor, ceiling: the axis of the values ends there, at most.
-        band: draw intervals as an area, else as a bar each.
-        rules: places where something changed.
-        crosses: places where nothing could be measured.
-        log: draw places on a logarithmic axis.
+        x_title: label of the x axis.
+        x_ticks: x positions with their labels.
+        floor, ceiling: bounds of the y axis.
+        band: draw intervals as an area instead of bars.
+        rules: x positions of vertical lines, where something changed.
+        crosses: x positions where nothing could be measured.
+        log: use a logarithmic x axis.
     """
     from matplotlib.transforms import offset_copy
 
@@ -170,7 +170,7 @@ def lines(
         style: dict[str, Any] = {"markersize": 5, **KINDS[line.kind]}
         if line.low and band:
             axes.fill_between(line.x, line.low, line.high, color=style["color"], alpha=0.16, linewidth=0)
-        elif line.low:  # side by side, so that they do not hide each other
+        elif line.low:  # side by side, so that no bar hides another
             style["transform"] = offset_copy(axes.transData, figure, x=4 * number, units="points")
             axes.vlines(line.x, line.low, line.high, linewidth=1.2, **{k: style[k] for k in ("color", "transform")})
         axes.plot(line.x, line.y, label=line.label or "_", **style)
@@ -198,7 +198,7 @@ def lines(
 
 @styled
 def waterfall(title: str, stages: Sequence[StageSummary], k: int) -> "Figure":
-    """Draw Recall@`k` from stage to stage of one direction, each against the one that it names."""
+    """Draw Recall@`k` of the stages of one direction, each with its change against its `against` stage."""
     figure, axes = _rows(title, [stage.name for stage in stages])
     levels = {stage.name: (row, stage.recall[k].value) for row, stage in enumerate(stages) if stage.recall}
     column, change = _column(axes, 1.03, f"R@{k}"), _column(axes, 1.32, "change")
@@ -230,7 +230,7 @@ def waterfall(title: str, stages: Sequence[StageSummary], k: int) -> "Figure":
 
 @styled
 def bars(title: str, kind: str, drawn: Sequence[Bar]) -> "Figure":
-    """Draw a bar a value, from 0, with its interval."""
+    """Draw a bar per value from 0, with its interval."""
     figure, axes = _rows(title, [bar.name for bar in drawn])
     values, queries = _column(axes, 1.03, ""), _column(axes, 1.5, "queries", ha="right")
     for row, bar in enumerate(drawn):
@@ -245,7 +245,7 @@ def bars(title: str, kind: str, drawn: Sequence[Bar]) -> "Figure":
 
 @styled
 def scatter(plane: PcaProjection) -> "Figure":
-    """Draw images and texts of the shared space, each pair joined, with one scale for both axes."""
+    """Draw images and texts of the shared space with joined pairs and equal scales."""
     from matplotlib.collections import LineCollection
 
     figure, axes = _figure(f"{len(plane.images)} pairs of the shared space", 400)
@@ -268,7 +268,7 @@ def scatter(plane: PcaProjection) -> "Figure":
 def limits(
     values: Iterable[float], *, least: float = NARROWEST, floor: float = 0.0, ceiling: float = math.inf
 ) -> tuple[float, float]:
-    """Return a range `(low, high)` that holds the values with a margin, not narrower than `least`.
+    """Return a range `(low, high)` around the values with a margin, at least `least` wide.
 
     >>> limits([0.5, 0.98], ceiling=1.0)
     (0.452, 1.0)
@@ -284,17 +284,17 @@ def limits(
 
 
 def shortened(text: str, most: int) -> str:
-    """Cut a text that is longer than so many characters, and take out what turns the direction of all text after it.
+    """Shorten a text to `most` characters, and escape bidirectional control characters.
 
     >>> shortened("a long name", 8)
     'a long …'
     """
-    text = text.translate(TURNING)
+    text = text.translate(BIDI_CONTROLS)
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def new_figure(label: str, height: float, width: float = WIDTH, **options: Any) -> tuple["Figure", Any]:
-    """Make a figure of `width` x `height` points with axes as `subplots` takes them."""
+    """Make a figure of `width` x `height` points and its axes; `options` are those of `subplots`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / 72, height / 72), label=label)
@@ -308,12 +308,12 @@ def _figure(title: str, height: float) -> tuple["Figure", "Axes"]:
 
 
 def _rows(title: str, names: Sequence[str]) -> tuple["Figure", "Axes"]:
-    """Make axes with a row a name, the first at the top, with room for numbers at their right."""
+    """Make axes with a row per name from the top, with room for numbers on the right."""
     figure, axes = _figure(title, 40 + ROW * max(2, len(names)))
     figure.subplots_adjust(left=0.3, right=0.68)
     axes.set_yticks(range(len(names)), [shortened(name, LONGEST_NAME) for name in names])
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
-        label.set_gid(f"title:{name.translate(TURNING)}")
+        label.set_gid(f"title:{name.translate(BIDI_CONTROLS)}")
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0, labelcolor=COLOURS["ink"])
     axes.spines["left"].set_visible(False)
@@ -324,7 +324,7 @@ def _rows(title: str, names: Sequence[str]) -> tuple["Figure", "Axes"]:
 
 
 def _column(axes: "Axes", x: float, heading: str, ha: str = "left") -> Any:
-    """Return a function that writes into a column right of the axes, whose heading it has written."""
+    """Write the heading of a column right of the axes; return a function that writes its cells."""
     axes.text(x, 1.02, heading, transform=axes.transAxes, va="bottom", ha=ha, color=COLOURS["soft"])
 
     def write(row: int, text: str, **style: Any) -> None:

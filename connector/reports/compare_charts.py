@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 CELL, ROW, HEADER, MARGIN = 84, 40, 46, 80  # points
 LONGEST_PAIR = 70  # characters
-MAP = "viridis"  # perceptually uniform, and keeps its order for the colour-blind
+MAP = "viridis"  # perceptually uniform, and safe for colour blindness
 CURVES = ("text", "image", "both", "good", "bad")
 
 
 @styled
 def heat_map(comparison: Comparison, advice: Advice) -> str:
-    """Return an SVG of Recall@10: rows are encoder pairs and methods, columns metrics; empty frames were not run."""
+    """Return an SVG of Recall@10 by encoder pair and method (rows) and metric (columns). Empty frames were not run."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
@@ -81,14 +81,14 @@ def _cells(axes: "Axes", y: int, fitted: Fitted, metrics: Sequence[str], norm: "
 
 @styled
 def learning_curves(comparison: Comparison) -> str | None:
-    """Return an SVG of Recall@10 over the groups to fit on; a forecast is dashed. None without a curve."""
+    """Return an SVG of Recall@10 by training groups, with dashed forecasts; None if there is no curve."""
     from matplotlib.transforms import offset_copy
 
     curves = comparison.curves
     if not curves:
         return None
     chance = next(pair.chance["recall@10"] for pair in comparison.pairs if pair.name == curves[0].pair)
-    figure, axes = new_figure("Recall@10 with fewer groups to fit on", 260, 520)
+    figure, axes = new_figure("Recall@10 by number of training groups", 260, 520)
     axes.set_title(shortened(curves[0].pair, LONGEST_PAIR))
     sizes: set[int] = set()
     tops = [chance]
@@ -110,14 +110,14 @@ def learning_curves(comparison: Comparison) -> str | None:
     axes.set_xticks(sorted(sizes), [f"{size:,}" for size in sorted(sizes)])
     axes.set_xlim(0.85 * min(sizes), 1.2 * max(sizes))
     axes.set_ylim(0, limits(tops, ceiling=1.0)[1])
-    axes.set_xlabel("groups to fit on; dashed: a forecast")
+    axes.set_xlabel("training groups; dashed: forecast")
     axes.grid(axis="y")
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
     return svg(figure)
 
 
 def short_names(metrics: Sequence[str]) -> list[str]:
-    """Return metrics without their parameters, where that is enough to tell them apart.
+    """Return metrics without their parameters where the names stay unique.
 
     >>> short_names(["cosine", "chi2(map=split)", "mol(a=1)", "mol(a=2)"])
     ['cosine', 'chi2', 'mol(a=1)', 'mol(a=2)']

@@ -1,4 +1,4 @@
-"""A comparison as files: a document for machines, a page with what it says in words first, and its pictures."""
+"""A comparison as files: a JSON document, a page that starts with the advice, and its charts."""
 
 import json
 import logging
@@ -27,10 +27,10 @@ DOCUMENT, PAGE, HEAT_MAP, CURVES = "compare.json", "compare.html", "heatmap.svg"
 
 
 def claim(directory: Path) -> None:
-    """Make the directory to write into, or take an empty one, before anything takes time.
+    """Create the output directory, or accept an empty one, before the work starts.
 
     Raises:
-        ConnectorError: something stands there, or it cannot be made.
+        ConnectorError: the directory is not empty, is a file, or cannot be created.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def claim(directory: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A comparison with what it advises, and the directory of its files."""
+    """A comparison with its advice, and the directory of its files."""
 
     comparison: Comparison
     advice: Advice
@@ -54,10 +54,10 @@ class Compared:
 def compare_and_report(
     request: CompareRequest, sets: Sequence[EmbeddingSet], directory: Path, *, device: str
 ) -> Compared:
-    """Compare what `request` asks for on `sets`, and write the report into `directory`.
+    """Run the comparison of `request` on `sets`, and write the report into `directory`.
 
     Raises:
-        ConnectorError: the directory is taken, or a file cannot be written.
+        ConnectorError: the directory is not empty, or a file cannot be written.
     """
     metrics = [parse(metric) for metric in request.metrics] or METRICS
     claim(directory)
@@ -83,7 +83,7 @@ def compare_and_report(
 
 
 def write_comparison(directory: Path, comparison: Comparison, advice: Advice) -> None:
-    """Write everything into a directory that is there.
+    """Write all files of a comparison into an existing directory.
 
     Raises:
         ConnectorError: a file cannot be written.
@@ -110,7 +110,7 @@ def write_comparison(directory: Path, comparison: Comparison, advice: Advice) ->
 
 
 def document(comparison: Comparison, advice: Advice) -> dict[str, Any]:
-    """Lay a comparison out as JSON; docs/compare.md says what each name means."""
+    """Return a comparison as JSON; docs/compare.md explains the names."""
     return {
         "format": FORMAT,
         "modalign": version("modalign"),
@@ -170,7 +170,7 @@ def _row(fitted: Fitted, row: Row) -> dict[str, Any]:
 
 
 def table(comparison: Comparison) -> Iterator[dict[str, Any]]:
-    """Yield the rows that are printed: means of both directions, and what they cost."""
+    """Yield the rows of the printed table: means of both directions, and costs."""
     for fitted in comparison.fitted:
         for row in fitted.rows:
             recall, mean = row.recall, row.recalls["mean"]

@@ -11,7 +11,7 @@ from connector.search.retriever import SearchHit
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A query with what it found. `query` is a text, or the path of an image."""
+    """A query with its hits. `query` is a text, or the path of an image."""
 
     query: str | Path
     found: Sequence[SearchHit]
@@ -24,7 +24,7 @@ class Answered:
 
 
 def write_contact_sheet(path: Path, title: str, subtitle: str, answers: Sequence[Answered]) -> None:
-    """Write a page with the pictures that searches were asked with and found.
+    """Write a page with queries and their hits, as texts and pictures.
 
     Raises:
         ConnectorError: the page cannot be written.
@@ -36,7 +36,7 @@ def write_contact_sheet(path: Path, title: str, subtitle: str, answers: Sequence
 
 
 def thumbnail(path: str | Path | None) -> str | None:
-    """Return a small picture of an image file as a data URL, or None if it is gone or broken."""
+    """Return a thumbnail of an image file as a data URL, or None if it is missing or broken."""
     if path is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The rows of a table of a geometry."""
+"""The geometry of the modality gap as rows of a table."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def geometry_rows(found: "Geometry") -> Iterator[dict[str, str]]:
-    """Yield each measure with what it is compared with."""
+    """Yield a row per measure: name, value and the value to compare it with."""
 
     def row(name: str, value: str, beside: str) -> dict[str, str]:
         return {"measure": name, "value": value, "beside": beside}

@@ -1,4 +1,4 @@
-"""How measures and numbers read on pages for people. docs/audits.md has the formulas."""
+"""Names of measures and formats of numbers on pages. docs/audits.md has the formulas."""
 
 import math
 from datetime import datetime
@@ -11,7 +11,7 @@ ARROWS = {"text-to-image": "text → image", "image-to-text": "image → text"}
 
 
 def sentence(name: str) -> str:
-    """Say what a measure is; empty for one that an older modalign recorded.
+    """Return the description of a measure; empty for a measure of an older modalign.
 
     >>> sentence("recall@10")
     'queries with a right answer among the first 10, as production searches'
@@ -21,7 +21,7 @@ def sentence(name: str) -> str:
 
 
 def called(name: str) -> str:
-    """Return what people call a measure.
+    """Return the display name of a measure.
 
     >>> called("exact.ndcg@10"), called("mrr"), called("fidelity@10.p5")
     ('exact nDCG@10', 'MRR', 'fidelity@10 p5')
@@ -31,7 +31,7 @@ def called(name: str) -> str:
 
 
 def number(value: float | None, name: str = "") -> str:
-    """Three digits, as far as there is a number; of a rank those that it has.
+    """Format a value with three decimals; ranks and values from 100 without.
 
     >>> number(0.5), number(math.inf), number(None), number(120.0), number(4.0, "median_rank")
     ('0.500', '∞', '–', '120', '4')
@@ -44,14 +44,14 @@ def number(value: float | None, name: str = "") -> str:
     return f"{value:.0f}" if value >= 100 or (measure and measure.is_rank) else f"{value:.3f}"
 
 
-def within(its: Any) -> str:
-    """The interval of a value, where it has one."""
-    name = getattr(its, "name", "")
-    return "" if its.low is None or its.high is None else f"{number(its.low, name)}–{number(its.high, name)}"
+def within(value: Any) -> str:
+    """Format the interval of a value; empty if it has none."""
+    name = getattr(value, "name", "")
+    return "" if value.low is None or value.high is None else f"{number(value.low, name)}–{number(value.high, name)}"
 
 
 def signed(value: float) -> str:
-    """A difference to three digits.
+    """Format a difference with its sign and three decimals.
 
     >>> signed(-0.0124), signed(0.5), signed(-0.0001), signed(math.inf)
     ('−0.012', '+0.500', '0.000', '+∞')
@@ -61,17 +61,17 @@ def signed(value: float) -> str:
 
 
 def loss(value: float) -> str:
-    """What is lost, to three digits; below 0 it was won."""
+    """Format a loss with three decimals; a gain is negative."""
     return signed(value).removeprefix("+")
 
 
 def kind_of(lost: Estimate) -> str:
-    """Whether a loss is more than chance, and which way."""
+    """Return `worse` or `better` for a significant loss or gain, else `same`."""
     return "worse" if lost.low > 0 else "better" if lost.high < 0 else "same"
 
 
 def minute(at: datetime) -> str:
-    """A point in time for people."""
+    """Format a time to the minute."""
     return f"{at:%-d %B %Y, %H:%M} UTC"
 
 

@@ -1,4 +1,4 @@
-"""The page of a history: the trend of every measure over the audits of a collection, as pictures."""
+"""The page of a history: charts of every measure over the audits of a collection."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,11 +35,11 @@ def write_history_page(path: Path, collection: str, moments: Sequence[AuditSumma
 
 
 def _history(metric: str, asked: str, moments: Sequence[AuditSummary]) -> dict[str, Any]:
-    """Audits under one metric that were asked alike: a row each, and pictures of what became of their measures."""
+    """Return comparable audits as rows of a table, with charts of their measures."""
     lengths = {moment.k for moment in moments if moment.measures}
     k = K if K in lengths else max(lengths, default=K)
     recall, fidelity = f"recall@{k}", f"fidelity@{k}"
-    laid: dict[str, Any] = {
+    history: dict[str, Any] = {
         "metric": metric,
         "asked": asked,
         "k": k,
@@ -49,7 +49,7 @@ def _history(metric: str, asked: str, moments: Sequence[AuditSummary]) -> dict[s
         "others": [],
     }
     if sum(bool(moment.measures) for moment in moments) < 2:
-        return laid  # no trend
+        return history  # no trend
     parts = dict.fromkeys(m.stage for moment in moments for m in moment.measures if m.stage)
     whole = dict.fromkeys(m.name for moment in moments for m in moment.measures if not m.part)
     pictures = {
@@ -57,10 +57,10 @@ def _history(metric: str, asked: str, moments: Sequence[AuditSummary]) -> dict[s
         "stages": [(name, part) for part in parts for name in (recall, fidelity, "latency.p95")],
         "others": [(name, "") for name in whole if name not in (recall, "gap") and _is_drawn(name)],
     }
-    for place, wanted in pictures.items():
-        drawn = (trend(moments, name, part, beside=recall if place == "first" else None) for name, part in wanted)
-        laid[place] = list(filter(None, drawn))
-    return laid
+    for group, names in pictures.items():
+        charts = (trend(moments, name, part, beside=recall if group == "first" else None) for name, part in names)
+        history[group] = list(filter(None, charts))
+    return history
 
 
 def _is_drawn(name: str) -> bool:
@@ -70,9 +70,9 @@ def _is_drawn(name: str) -> bool:
 
 def _rows(moments: Sequence[AuditSummary], recall: str, fidelity: str) -> Iterator[dict[str, Any]]:
     for moment in moments:
-        found = {(m.direction, m.name): m for m in moment.measures if not m.part}
+        measures = {(m.direction, m.name): m for m in moment.measures if not m.part}
         yield {
             "moment": moment,
-            "its": [found.get((d, name)) for name in (recall, fidelity) for d in DIRECTIONS]
-            + [found.get((BOTH, "gap"))],
+            "cells": [measures.get((d, name)) for name in (recall, fidelity) for d in DIRECTIONS]
+            + [measures.get((BOTH, "gap"))],
         }

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def write_prometheus(path: Path, result: "RunResult[Audit]") -> None:
-    """Write an audit for the text file collector of Prometheus' node exporter: the file is replaced at once.
+    """Write an audit for the textfile collector of the Prometheus node exporter, replacing the file atomically.
 
     Raises:
         ConnectorError: the file cannot be written.
     """
-    from prometheus_client import CollectorRegistry, Gauge, generate_latest  # nothing else of the command needs it
+    from prometheus_client import CollectorRegistry, Gauge, generate_latest  # only this option of the command needs it
 
     found = result.value
     registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""The trend of a measure over audits, drawn."""
+"""Charts of a measure over audits."""
 
 import math
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ KINDS = {"text-to-image": ("text", "text → image"), "image-to-text": ("image",
 
 
 def trend(moments: Sequence[AuditSummary], name: str, part: str = "", *, beside: str | None = None) -> str | None:
-    """Draw a measure over audits that were asked alike, oldest first; None where none of them has it.
+    """Draw a measure over comparable audits; return None if no audit has it.
 
-    What is measured between modalities moves with the number of groups: only audits of as many as the newest are drawn.
+    Measures between modalities depend on the number of groups, so only audits with as many as the newest are drawn.
 
     Args:
-        moments: the audits.
-        name: of the measure.
-        part: of the audit that it is of.
-        beside: the recall that it is shown beside; audits that have none are left out.
+        moments: the audits, oldest first.
+        name: the measure.
+        part: stage or stratum of the measure.
+        beside: a recall; audits without it are left out.
     """
     drawn, title = [], f"{called(name)}, {part}" if part else called(name)
     for direction, (kind, label) in KINDS.items():
@@ -31,7 +31,7 @@ def trend(moments: Sequence[AuditSummary], name: str, part: str = "", *, beside:
             for number, moment in enumerate(moments)
             for m in moment.measures
             if (m.direction, m.part, m.name) == (direction, part, name) and math.isfinite(m.value)
-            if beside is None or any((each.part, each.name) == ("", beside) for each in moment.measures)
+            if beside is None or any((other.part, other.name) == ("", beside) for other in moment.measures)
         ]
         if direction == BOTH and points:
             groups = points[-1][2].queries

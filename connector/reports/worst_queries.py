@@ -1,4 +1,4 @@
-"""The queries that an audit found answered worst, as a page shows them: long texts cut, pictures small."""
+"""The worst queries of an audit for a page, with shortened texts and thumbnails."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from connector.audits.result import Point, WorstQuery
 from connector.corpora.images import ImageRejectedError
 from connector.reports.pages import small_picture
 
-# Characters of a text, and bytes of all pictures of a page.
+# Characters of a text, and bytes of all thumbnails of a page.
 LONGEST = 280
 MOST_BYTES = 3_000_000
 REASONS = {"image-missing": "gone from disk", "image-changed": "changed on disk since they were embedded"}
@@ -19,12 +19,12 @@ REASONS = {"image-missing": "gone from disk", "image-changed": "changed on disk 
 
 @dataclass(slots=True)
 class Shown:
-    """Pictures that were put on a page, and why others were not.
+    """Thumbnails of a page, and the reasons for missing ones.
 
     Attributes:
-        hashed: whether the content hashes of items are those of image files; of imported vectors they are not.
-        left: bytes that there is still room for.
-        files: that were looked at; why each is not shown, where it is not.
+        hashed: whether content hashes are those of image files, which they are not for imported vectors.
+        left: remaining bytes for thumbnails.
+        files: reason by file that is not shown; None for files that are shown.
     """
 
     hashed: bool = True
@@ -33,10 +33,10 @@ class Shown:
     _pictures: dict[str, str] = field(default_factory=dict)
 
     def picture(self, path: str, sha256: object) -> str | None:
-        """Return a small picture as a data URL, or None where `files` says why not.
+        """Return a thumbnail as a data URL, or None with the reason in `files`.
 
-        A file is shown as what was embedded, so not if it holds something else now. Paths come from the collection,
-        which others may write into: what they name must not end on a page that is passed on.
+        A changed file is not shown. Paths come from the collection, which others may write to: the hash keeps private
+        files that they name off the page.
         """
         if path not in self.files:
             self.files[path] = None
@@ -55,35 +55,35 @@ class Shown:
 
     @property
     def missing(self) -> Counter[str]:
-        """How many files are not shown, by reason."""
+        """Number of files that are not shown, by reason."""
         return Counter(reason for reason in self.files.values() if reason)
 
 
 def shown_worst(worst: Sequence[WorstQuery], shown: Shown) -> dict[str, list[dict[str, Any]]]:
-    """Lay the worst queries out by direction."""
-    laid: dict[str, list[dict[str, Any]]] = {direction: [] for direction in DIRECTIONS}
-    for each in worst:
-        asking, target = DIRECTIONS[each.direction]
-        laid[each.direction].append(
+    """Return the worst queries by direction, as the template shows them."""
+    by_direction: dict[str, list[dict[str, Any]]] = {direction: [] for direction in DIRECTIONS}
+    for entry in worst:
+        asking, target = DIRECTIONS[entry.direction]
+        by_direction[entry.direction].append(
             {
-                "query": _point(each.query, asking, shown),
-                "rank": each.rank,
-                "found": [_point(point, target, shown) for point in each.found],
-                "expected": [_point(point, target, shown) for point in each.expected],
+                "query": _point(entry.query, asking, shown),
+                "rank": entry.rank,
+                "found": [_point(point, target, shown) for point in entry.found],
+                "expected": [_point(point, target, shown) for point in entry.expected],
             }
         )
-    return laid
+    return by_direction
 
 
 def _point(point: Point, modality: Modality, shown: Shown) -> dict[str, Any]:
-    laid = {"key": _cut(point.key), "relevant": point.relevant, "score": point.score, "modality": modality}
+    shown_point = {"key": _cut(point.key), "relevant": point.relevant, "score": point.score, "modality": modality}
     if modality == "text":
-        return laid | {"text": _cut(str(point.payload.get("caption") or point.key))}
+        return shown_point | {"text": _cut(str(point.payload.get("caption") or point.key))}
     path = point.payload.get("image")
     if not isinstance(path, str):
-        return laid | {"picture": None, "file": _cut(point.key), "why_not": "no file was recorded"}
+        return shown_point | {"picture": None, "file": _cut(point.key), "why_not": "no file was recorded"}
     picture = shown.picture(path, point.payload.get("content_sha256"))
-    return laid | {"picture": picture, "file": _cut(Path(path).name), "why_not": shown.files[path]}
+    return shown_point | {"picture": picture, "file": _cut(Path(path).name), "why_not": shown.files[path]}
 
 
 def _cut(text: str) -> str:

@@ -35,14 +35,14 @@ EVERY_OPTION = [
 SECTIONS = [
     "Where recall is lost",
     "Both directions",
-    "Recall over the length of the list",
+    "Recall by K",
     "History",
     "The modality gap",
     "By kind of query",
     "The shared space",
-    "The worst answers",
-    "Where it comes from",
-    "How it was asked",
+    "The worst queries",
+    "Provenance",
+    "Settings",
 ]
 
 

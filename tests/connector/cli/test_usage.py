@@ -32,11 +32,11 @@ BAD: list[tuple[str, str | Callable[[Path], Sequence[object]], str]] = [
     ("no corpus", "encode /no/such/corpus.jsonl --set bad --text-encoder fake-text:small", "does not exist"),
     ("corpus of no kind", f"encode {__file__} --set bad --text-encoder fake-text:small", r"got \.py"),
     ("unknown format", "encode {corpus} --set bad --text-encoder fake-text:small --format xml", "unknown format 'xml'"),
-    ("images of a manifest", "ingest {corpus} --into bad --alignment a --images x", "says itself where its images are"),
+    ("images of a manifest", "ingest {corpus} --into bad --alignment a --images x", "--images is not for format"),
     ("vectors that are none", "import {corpus} --set bad --text-encoder mine", r"expected a \.npy, a \.parquet"),
     ("no vectors", "import /no/such.npy --set bad --text-encoder mine", "do not exist"),
     ("vectors of nobody", "import {corpus} --set bad", "expected --image-encoder, --text-encoder or both, got neither"),
-    ("an imported encoder to load", "encode {corpus} --set bad --text-encoder imported:x", "no model that can be"),
+    ("an imported encoder to load", "encode {corpus} --set bad --text-encoder imported:x", "imported:x names"),
     ("no encoder", "encode {corpus} --set bad", "expected --image-encoder, --text-encoder or both, got neither"),
     ("unknown scheme", "encode {corpus} --set bad --text-encoder fake:1", "unknown encoder 'fake:1'; expected"),
     ("encoder without a name", "encode {corpus} --set bad --text-encoder fake-text", "expected SCHEME:NAME"),
@@ -118,7 +118,7 @@ BAD: list[tuple[str, str | Callable[[Path], Sequence[object]], str]] = [
 COMMAND_LINE = re.compile(
     r"unknown metric|no parameters for|expected map|no parameter '|exactly to Dot"
     r"|filter is|does not take this filter|asks for nothing|requirement '|expected every k"
-    r"|expected edge:|got neither|unknown format|says itself where|(set|alignment|collection) name '"
+    r"|expected edge:|got neither|unknown format|--images is not|(set|alignment|collection) name '"
 )
 
 
