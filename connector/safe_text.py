@@ -9,7 +9,8 @@ import re
 UNREADABLE = "(an unreadable URL)"
 DATABASES = ("postgresql", "postgres", "sqlite")
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*[^\s.,:;'\")\]}>]")
+# Not the placeholder http://HOST:PORT of our own messages.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?!HOST:PORT)\S*[^\s.,:;'\")\]}>]")
 # Connection strings of libpq and parameters in server messages: password='a b', api_key=xyz
 _NAMED = re.compile(
     r"(?i)([\w-]*(?:passw(?:or)?d|passfile|secret|token|api[-_]?key))=(?:'(?:[^'\\]|\\.)*'|\"[^\"]*\"|[^\s&;]+)"

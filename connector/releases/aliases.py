@@ -13,6 +13,7 @@ from connector.stores.contract import Store
 def alias_name(collection: str, metric: Metric) -> str:
     """Return the alias under which the live release is queried.
 
+    >>> from alignment.metrics import parse
     >>> alias_name("emoji", parse("cosine"))
     'emoji.cosine'
     """

@@ -11,6 +11,7 @@ import pytest
 
 from alignment.device import resolve
 from alignment.errors import FitError, MetricError, TrainingError, VectorError
+from alignment.fitting import cross_validation as validation
 from alignment.fitting import fit as fitting
 from alignment.fitting import heads
 from alignment.fitting.closed_forms import CLOSED_FORMS
@@ -251,6 +252,7 @@ def test_no_group_ever_leaks(rng: np.random.Generator, tmp_path: Path, monkeypat
         return original_ranks(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fitting, "Fitter", Watched)
+    monkeypatch.setattr(validation, "Fitter", Watched)
     monkeypatch.setattr(GroupedEmbeddings, "project", project)
     monkeypatch.setattr(GroupedEmbeddings, "ranks", watched)
     hold_out = HoldOut(0.3)
@@ -384,7 +386,7 @@ def test_a_score_is_the_mean_over_the_folds_that_a_candidate_took_part_in(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = iter([0.5, 0.1, 0.9, 0.2, 0.4, 0.3] * 6)
-    monkeypatch.setattr(fitting, "FEWEST", 2)
+    monkeypatch.setattr(validation, "FEWEST", 2)
     monkeypatch.setattr(CLOSED_FORMS["procrustes"], "candidates", lambda *dims: [{"components": d} for d in (1, 2, 3)])
     monkeypatch.setattr(fitting, "recall_at", lambda *_: next(given))
     found = cross_validate(racers(rng), ["procrustes"], FitSpec(), folds=2, device=resolve("cpu"))
@@ -399,7 +401,7 @@ def test_a_budget_ends_the_search_after_the_candidate_under_way(
 ) -> None:
     """The first fold counts as far as it got; a later one that is cut off does not."""
     clock = iter(range(10_000))
-    monkeypatch.setattr("alignment.fitting.fit.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("alignment.fitting.cross_validation.time.monotonic", lambda: float(next(clock)))
     lines: list[str] = []
     found = cross_validate(
         racers(rng),
