@@ -388,7 +388,7 @@ def test_a_score_is_the_mean_over_the_folds_that_a_candidate_took_part_in(
     given = iter([0.5, 0.1, 0.9, 0.2, 0.4, 0.3] * 6)
     monkeypatch.setattr(validation, "FEWEST", 2)
     monkeypatch.setattr(CLOSED_FORMS["procrustes"], "candidates", lambda *dims: [{"components": d} for d in (1, 2, 3)])
-    monkeypatch.setattr(fitting, "recall_at", lambda *_: next(given))
+    monkeypatch.setattr(validation, "recall_at", lambda *_: next(given))
     found = cross_validate(racers(rng), ["procrustes"], FitSpec(), folds=2, device=resolve("cpu"))
     assert [(c.hyperparameters["components"], c.folds) for c in found if c.folds == 2] != []
     assert all(0.1 <= c.score <= 0.9 for c in found)

@@ -118,7 +118,7 @@ BAD: list[tuple[str, str | Callable[[Path], Sequence[object]], str]] = [
 COMMAND_LINE = re.compile(
     r"unknown metric|no parameters for|expected map|no parameter '|exactly to Dot"
     r"|filter is|does not take this filter|asks for nothing|requirement '|expected every k"
-    r"|expected edge:|got neither|unknown format|--images is not|(set|alignment|collection) name '"
+    r"|expected one of edge:|got neither|unknown format|--images is not|(set|alignment|collection) name '"
 )
 
 
