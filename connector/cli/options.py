@@ -3,11 +3,12 @@
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
+from typing_extensions import override
 
 from alignment.modality import Modality
 from alignment.names import CLOSED_FORMS, HEADS, METRICS
@@ -71,6 +72,8 @@ class NumberRange(click.FloatRange):
 def renamed_option(old: str, new: str, name: str, **attributes: Any) -> Callable[[F], F]:
     """Keep the old name of an option for one release, hidden, with a line on stderr.
 
+    Both names on one command line are refused: one of the values would be lost.
+
     Args:
         old: the old name.
         new: the option that replaces it.
@@ -80,13 +83,29 @@ def renamed_option(old: str, new: str, name: str, **attributes: Any) -> Callable
 
     own = f"old_{name}"  # the parser cannot tell two options of one name apart
 
+    class OldName(click.Option):
+        """The old name; `opts` holds what the command line gave, by parameter."""
+
+        @override
+        def handle_parse_result(self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]) -> Any:
+            if own in opts and name in opts:
+                raise click.UsageError(f"{old} is the old name of {new}: expected one of the two, got both", ctx)
+            return super().handle_parse_result(ctx, opts, args)
+
     def forward(context: click.Context, option: click.Parameter, value: Any) -> None:
         if context.get_parameter_source(own) is click.core.ParameterSource.COMMANDLINE:
             say(f"{old} is now {new}; the old name goes in the next release")
             context.params[name] = value
 
     return click.option(
-        old, own, hidden=True, expose_value=False, callback=forward, help=f"Old name of {new}.", **attributes
+        old,
+        own,
+        cls=OldName,
+        hidden=True,
+        expose_value=False,
+        callback=forward,
+        help=f"Old name of {new}.",
+        **attributes,
     )
 
 

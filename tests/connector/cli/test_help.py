@@ -69,11 +69,18 @@ class TestHelp:
         assert "No such option" not in ended.err
 
     def test_a_value_under_an_old_name_arrives(self) -> None:
-        words = ["x", "--pairs", "p", "--against", "last", "--by", "a", "--slice", "b", "--rate", "3"]
+        words = ["x", "--pairs", "p", "--against", "last", "--by", "a", "--by", "b", "--rate", "3"]
         params = COMMANDS["audit",].make_context("audit", words).params
-        assert (params["baseline"], params["slices"], params["max_qps"]) == ("last", ("a",), 3.0)
+        assert (params["baseline"], params["slices"], params["max_qps"]) == ("last", ("a", "b"), 3.0)
         params = COMMANDS["audit",].make_context("audit", ["x", "--baseline", "2", "--pairs", "p"]).params
         assert (params["baseline"], params["slices"], params["max_qps"]) == ("2", (), None)
+
+    @pytest.mark.parametrize("names", [("--by", "--slice"), ("--slice", "--by"), ("--against", "--baseline")])
+    def test_both_names_at_once_are_refused(self, names: tuple[str, str]) -> None:
+        words = ["x", "--pairs", "p", *(word for name in names for word in (name, "v"))]
+        with pytest.raises(click.UsageError) as caught:
+            COMMANDS["audit",].make_context("audit", words)
+        assert all(name in caught.value.message for name in names)
 
     def test_the_groups_help_names_every_command_and_exit_code(self) -> None:
         result = CliRunner().invoke(cli.cli, ["--help"])
