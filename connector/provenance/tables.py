@@ -146,6 +146,7 @@ class ReleaseRow(Base):
         hnsw_ef: width of an HNSW search that reaches `hnsw_recall` of exact search; None: not tuned.
         hnsw_recall: the share of the exact hits that it finds, 0 to 1.
         needs_tuning: whether points were written since `hnsw_ef` was chosen.
+        revision: grows with every change of its points, and with a rollback from it: an audit remembers which it saw.
         drop_begun_at: since when the collection may be gone.
         dropped_at: since when it is gone.
     """
@@ -166,6 +167,7 @@ class ReleaseRow(Base):
     hnsw_ef: Mapped[int | None]
     hnsw_recall: Mapped[float | None]
     needs_tuning: Mapped[bool] = mapped_column(default=False, server_default=false())
+    revision: Mapped[int] = mapped_column(default=0, server_default="0")
     state: Mapped[str] = mapped_column(String(16))
     points: Mapped[int]
     created_at: Mapped[datetime]
@@ -174,8 +176,21 @@ class ReleaseRow(Base):
     dropped_at: Mapped[datetime | None]
 
 
+class ReleaseSetRow(Base):
+    """An embedding set that was pushed into a release, recorded before its first point is written."""
+
+    __tablename__ = "release_set"
+
+    release_id: Mapped[int] = mapped_column(ForeignKey("release.id"), primary_key=True)
+    embedding_set_id: Mapped[int] = mapped_column(ForeignKey("embedding_set.id"), primary_key=True)
+
+
 class RunRow(Base):
-    """One execution of a command. Outcomes: running, done, failed, interrupted, killed."""
+    """One execution of a command. Outcomes: running, done, failed, interrupted, killed.
+
+    Attributes:
+        heartbeat_at: when its process last reported, by the database's clock.
+    """
 
     __tablename__ = "run"
 
@@ -189,6 +204,7 @@ class RunRow(Base):
     pid: Mapped[int]
     version: Mapped[str] = mapped_column(String(32))
     started_at: Mapped[datetime]
+    heartbeat_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
 
@@ -210,7 +226,11 @@ class BatchRow(Base):
 
 
 class TombstoneRow(Base):
-    """A row that left an embedding set, and whose point a release has yet to delete."""
+    """A row that is to leave an embedding set, and whose point a release has yet to delete.
+
+    Attributes:
+        shard: from which it leaves; empty: unknown, in a tombstone of an older version.
+    """
 
     __tablename__ = "tombstone"
 
@@ -218,6 +238,7 @@ class TombstoneRow(Base):
     release_id: Mapped[int] = mapped_column(ForeignKey("release.id"), index=True)
     embedding_set_id: Mapped[int] = mapped_column(ForeignKey("embedding_set.id"))
     modality: Mapped[str] = mapped_column(String(8))
+    shard: Mapped[str] = mapped_column(String(64), default="", server_default="")
     key: Mapped[str] = mapped_column(AnyText)
 
 
@@ -322,6 +343,7 @@ class PromotionRow(Base):
         previous_id: what it named before; none for the first.
         audit_id: the audit that allowed a promotion; none for a rollback, and where it was forced.
         forced_by: user@host who promoted without one, for `reason`.
+        request: what the caller names the request by, so that a repeat finishes the same one; None: not named.
     """
 
     __tablename__ = "promotion"
@@ -337,5 +359,6 @@ class PromotionRow(Base):
     audit_id: Mapped[int | None] = mapped_column(ForeignKey("audit.id"))
     forced_by: Mapped[str | None] = mapped_column(AnyText)
     reason: Mapped[str | None] = mapped_column(AnyText)
+    request: Mapped[str | None] = mapped_column(AnyText)
     started_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]

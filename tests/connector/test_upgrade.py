@@ -87,11 +87,18 @@ def _in_utc(value: Any) -> Any:
 
 
 def upgraded(before: Rows) -> Rows:
-    """What migration 0005 makes of rows."""
+    """What migrations 0005 and 0006 make of rows."""
     after = dict(before)
     after["lease"] = [_renamed(row, work="job", heard_at="heartbeat_at") for row in after.pop("claim")]
-    after["tombstone"] = after.pop("deletion")
-    after["promotion"] = [_renamed(row, begun_at="started_at") for row in before["promotion"]]
+    after["tombstone"] = [{**row, "shard": ""} for row in after.pop("deletion")]
+    after["promotion"] = [{**_renamed(row, begun_at="started_at"), "request": None} for row in before["promotion"]]
+    after["run"] = [{**row, "heartbeat_at": None} for row in before["run"]]
+    after["release_set"] = [
+        {"release_id": release_id, "embedding_set_id": set_id}
+        for release_id, set_id in sorted(
+            {(row["release_id"], row["embedding_set_id"]) for row in before["batch"] + before["deletion"]}
+        )
+    ]
     after["measure"] = [
         {**row, "stage": "" if "=" in part else part, "stratum": part if "=" in part else ""}
         for row, part in ((row, row.pop("part")) for row in map(dict, before["measure"]))
@@ -104,8 +111,19 @@ def upgraded(before: Rows) -> Rows:
             "hnsw_recall": settings.pop("hnsw_recall", None),
             "needs_tuning": settings.pop("untuned", False),
         }
-        after["release"].append({**row, "settings": settings, **tuning})
+        revision = _changed_since_audit(before, row["id"])
+        after["release"].append({**row, "settings": settings, **tuning, "revision": int(revision)})
     return after
+
+
+def _changed_since_audit(before: Rows, release_id: int) -> bool:
+    """Whether a release was written to, or rolled back, since its newest audit began."""
+    started = {row["id"]: row["started_at"] for row in before["run"]}
+    audited = [started[row["run_id"]] for row in before["audit"] if row["release_id"] == release_id]
+    changes = [row["written_at"] for row in before["batch"] if row["release_id"] == release_id] + [
+        row["begun_at"] for row in before["promotion"] if row["kind"] == "rollback" and row["previous_id"] == release_id
+    ]
+    return bool(audited and changes) and max(changes) >= max(audited)
 
 
 def _renamed(row: dict[str, Any], **names: str) -> dict[str, Any]:
