@@ -48,7 +48,7 @@ from connector.releases.status import Status, read_status
 from connector.reports.audit_context import audit_context
 from connector.reports.audit_page import write_audit_page
 from connector.reports.compare_report import Compared, compare_and_report
-from connector.reports.pages import claim_page
+from connector.reports.page_files import claim_page
 from connector.requests import (
     RETRIED,
     AuditRequest,

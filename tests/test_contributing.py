@@ -74,14 +74,14 @@ def test_it_can_be_added_where_the_steps_say(tmp_path: Path) -> None:
     shutil.copytree(package, tmp_path / "alignment", ignore=shutil.ignore_patterns("__pycache__"))
     metrics = tmp_path / "alignment" / "metrics"
     (metrics / "correlation.py").write_text(code_of("class Correlation"), encoding="utf-8")
-    init = (metrics / "__init__.py").read_text(encoding="utf-8")
-    added = init.replace("Perceptron(),\n", "Perceptron(), Correlation(),\n").replace(
+    registry = (metrics / "registry.py").read_text(encoding="utf-8")
+    added = registry.replace("Perceptron(),\n", "Perceptron(), Correlation(),\n").replace(
         "from alignment.metrics.divergences",
         "from alignment.metrics.correlation import Correlation\nfrom alignment.metrics.divergences",
         1,
     )
     assert added.count("Correlation") == 2
-    (metrics / "__init__.py").write_text(added, encoding="utf-8")
+    (metrics / "registry.py").write_text(added, encoding="utf-8")
     program = "from alignment.metrics import parse; print(parse('correlation'))"
     found = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (found.stdout, found.stderr) == ("correlation\n", "")

@@ -132,7 +132,7 @@ def audit(
     request = AuditRequest(queries=queries or "held-out", gallery=gallery or "held-out", **given)
     from connector.cli.audit_tables import print_audit  # these load numpy
     from connector.reports import audit_json
-    from connector.reports.pages import claim
+    from connector.reports.page_files import claim
     from connector.reports.prometheus import write_prometheus
 
     _refuse_files(request.report, prometheus, jsonl)

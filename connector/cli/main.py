@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from alignment.errors import MetricError, ModalignError, TrainingError
-from connector.cli import alignments, audits, collections, releases, runs, sets
+from connector.cli import alignments, audits, push, releases, runs, search, sets
 from connector.cli.group import FAILED, INTERRUPTED, REQUIREMENT, USAGE, cli
 from connector.errors import FilterError, GateError, RequirementError, SettingsError
 from connector.progress import StderrHandler, say
@@ -19,7 +19,7 @@ from connector.safe_text import without_secrets
 __all__ = ["cli", "main"]
 
 # Each adds its commands to the group when it is imported.
-COMMANDS = (sets, alignments, collections, audits, releases, runs)
+COMMANDS = (sets, alignments, push, search, audits, releases, runs)
 # What only the command line can be wrong about.
 USAGE_ERRORS = (FilterError, MetricError, RequirementError, SettingsError, TrainingError)
 

@@ -16,7 +16,7 @@ from connector.reports.audit_context import AuditContext, asked_how, chain
 from connector.reports.charts import Bar, Line, bars, lines, scatter, svg, waterfall
 from connector.reports.geometry_rows import geometry_rows
 from connector.reports.glossary import ARROWS, FILTERS, called, number, sentence, within
-from connector.reports.pages import templates, write_page
+from connector.reports.page_files import templates, write_page
 from connector.reports.trends import trend
 from connector.reports.worst_queries import Shown, shown_worst
 

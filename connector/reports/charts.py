@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from connector.audits.result import PcaProjection, StageSummary
 from connector.reports.glossary import kind_of, signed
-from connector.reports.pages import BIDI_CONTROLS
+from connector.reports.page_files import BIDI_CONTROLS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

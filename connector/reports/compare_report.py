@@ -17,7 +17,7 @@ from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
 from connector.errors import ConnectorError
 from connector.reports.compare_charts import heat_map, learning_curves
-from connector.reports.pages import templates
+from connector.reports.page_files import templates
 from connector.requests import CompareRequest
 
 _log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from connector.corpora.images import ImageRejectedError
-from connector.reports.pages import small_picture, templates, write_page
+from connector.reports.page_files import small_picture, templates, write_page
 from connector.search.retriever import SearchHit
 
 

@@ -9,7 +9,7 @@ from connector.audits.history import AuditSummary
 from connector.audits.measures import BOTH, find_measure
 from connector.audits.plan import K
 from connector.reports.glossary import ARROWS, FILTERS
-from connector.reports.pages import templates, write_page
+from connector.reports.page_files import templates, write_page
 from connector.reports.trends import trend
 
 

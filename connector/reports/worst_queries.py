@@ -9,7 +9,7 @@ from typing import Any
 from alignment.modality import DIRECTIONS, Modality
 from connector.audits.result import Point, WorstQuery
 from connector.corpora.images import ImageRejectedError
-from connector.reports.pages import small_picture
+from connector.reports.page_files import small_picture
 
 # Characters of a text, and bytes of all thumbnails of a page.
 LONGEST = 280

@@ -28,7 +28,7 @@ from connector.errors import ConnectorError
 from connector.provenance.runs import RunResult
 from connector.provenance.tables import MeasureRow
 from connector.reports.audit_json import append_line, document, history_document
-from connector.reports.pages import claim
+from connector.reports.page_files import claim
 from connector.reports.prometheus import write_prometheus
 from tests.support.audits import altered
 from tests.support.errors import raises

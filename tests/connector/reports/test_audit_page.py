@@ -20,12 +20,12 @@ from connector.audits.stages import STAGES
 from connector.errors import ConnectorError
 from connector.provenance.tables import EncoderRow
 from connector.reports import audit_page
-from connector.reports import pages as report
+from connector.reports import page_files as report
 from connector.reports.audit_context import AuditContext
 from connector.reports.audit_page import write_audit_page
 from connector.reports.glossary import sentence
 from connector.reports.history_page import write_history_page
-from connector.reports.pages import THUMBNAIL, claim_page
+from connector.reports.page_files import THUMBNAIL, claim_page
 from connector.reports.worst_queries import Shown
 from tests.support.audits import altered
 from tests.support.cli import Ended, done, modalign

@@ -11,7 +11,7 @@ from PIL import Image
 
 from connector.errors import ConnectorError
 from connector.reports.contact_sheet import Answered, thumbnail, write_contact_sheet
-from connector.reports.pages import THUMBNAIL
+from connector.reports.page_files import THUMBNAIL
 from tests.support.errors import raises
 from tests.support.page_homes import search_hit, write_picture
 from tests.support.pages import Page

@@ -1,0 +1,68 @@
+"""The command that searches a collection."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from alignment.modality import MODALITIES
+from connector.cli.group import cli, open_home
+from connector.cli.options import METRIC_HELP, WholeRange, home_options, json_option
+from connector.cli.tables import print_json, print_table, result_quality, search_rows
+from connector.progress import say
+from connector.requests import SearchRequest, default_of
+
+
+@cli.command()
+@click.argument("collection")
+@click.argument("query")
+@click.option(
+    "-k",
+    "--k",
+    type=WholeRange(1, 1_000_000),
+    default=default_of(SearchRequest, "k"),
+    show_default=True,
+    help="Items to find.",
+)
+@click.option("--metric", metavar="METRIC", help=METRIC_HELP + "  [default: the only one there is, or cosine]")
+@click.option("--target", type=click.Choice(MODALITIES), help="Modality to find.  [default: the other one]")
+@click.option("--filter", metavar="JSON", help="Qdrant filter on the payload.")
+@click.option("--exact", is_flag=True, help="Compare with every item instead of searching the HNSW graph.")
+@click.option(
+    "--candidates",
+    "max_candidates",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Most candidates to rescore under a metric that rescores.  [default: the metric's own number]",
+)
+@click.option("--html", "page", type=click.Path(path_type=Path), help="Write a contact sheet with the pictures.")
+@json_option
+@home_options
+def search(page: Path | None, as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
+    """Search COLLECTION with QUERY: a text, or the path of an image (recognised by its suffix)."""
+    from connector.reports.contact_sheet import Answered, write_contact_sheet
+
+    request = SearchRequest(**given)
+    with open_home(where) as home:
+        found = home.search(request)
+    hits = found.hits
+    title = f"under {found.metric}, {result_quality(found.guarantee, hits)}"
+    if page:
+        subtitle = f"{len(hits)} best {title}"
+        write_contact_sheet(page, f"{request.collection}: {request.query}", subtitle, [Answered(found.query, hits)])
+        say(f"wrote {page}")
+    if as_json:
+        document = {
+            "collection": request.collection,
+            "metric": found.metric,
+            "guarantee": found.guarantee,
+            "certified": hits.certified,
+            "candidates": hits.candidates,
+            "exact": hits.exact,
+            "query": request.query,
+            "found": [hit._asdict() for hit in hits],
+        }
+        print_json(document)
+    else:
+        print_table(search_rows(hits), f"{request.collection} {title}")
