@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import URL
 
 from connector.errors import SettingsError
 from connector.safe_text import redacted
@@ -84,7 +85,7 @@ class Settings:
         return cls(
             home=place,
             store_url=read.qdrant_url or f"edge:{place / 'qdrant'}",
-            database_url=read.database_url or f"sqlite:///{place / 'modalign.db'}",
+            database_url=read.database_url or _sqlite_url(place / "modalign.db"),
             device=read.device,
             api_key=read.qdrant_api_key,
             ca_file=read.qdrant_ca_file and read.qdrant_ca_file.expanduser(),
@@ -98,6 +99,11 @@ class Settings:
     def alignment_path(self, name: str) -> Path:
         """Directory of the alignment `name`."""
         return self.home / "alignments" / checked_name(name, "alignment")
+
+
+def _sqlite_url(path: Path) -> str:
+    # A path may hold what has a meaning in a URL: %2F, ?, #
+    return URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
 
 
 def checked_name(name: str, what: str) -> str:

@@ -1,24 +1,36 @@
 """The SQL database: engine, transactions, migrations, and the one place where SQLAlchemy's errors become ours."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, Self
+from sqlite3 import OperationalError
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
 
-from alembic import command as alembic
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-import migrations
 from connector.errors import NotMigratedError, ProvenanceError
 from connector.safe_text import redacted, without_secrets
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+# Found by file, never by import name: another package may be called `migrations` too. The wheel has them inside the
+# package, the repository beside it.
+_PACKAGE = Path(__file__).resolve().parents[1]
+MIGRATIONS = next(
+    directory
+    for directory in (_PACKAGE / "migrations", _PACKAGE.parent / "migrations")
+    if (directory / "versions" / "0001_the_first_tables.py").is_file()
+)
+LOCK_SECONDS = 30  # how long a statement waits for another process
 
 
 class Database:
@@ -37,24 +49,46 @@ class Database:
         """Open a database whose tables are those of this version.
 
         Raises:
-            ProvenanceError: it cannot be reached.
-            NotMigratedError: its tables are missing, or of another version of modalign.
+            ProvenanceError: it cannot be reached, or a newer modalign or another program made its tables.
+            NotMigratedError: its tables are missing, or of an older modalign.
         """
         opened = cls(url, home)
-        with _translated(url):
-            if (path := _sqlite_path(url)) and not path.exists():
-                current: tuple[str, ...] = ()  # connecting would create the file
-            else:
-                with opened.engine.connect() as connection:
-                    current = MigrationContext.configure(connection).get_current_heads()
-        expected = tuple(ScriptDirectory.from_config(alembic_config(url)).get_heads())
-        if current != expected:
+        try:
+            if (found := opened.revision()) != revisions()[-1]:
+                raise NotMigratedError(
+                    f"database {redacted(url)}: expected the tables of migration {revisions()[-1]}, found "
+                    f"{found or 'none'}; run `modalign db upgrade`"
+                )
+        except ProvenanceError:
             opened.close()
-            raise NotMigratedError(
-                f"database {redacted(url)}: expected the tables of migration {', '.join(expected)}, found "
-                f"{', '.join(current) or 'none'}; run `modalign db upgrade`"
-            )
+            raise
         return opened
+
+    def revision(self) -> str | None:
+        """Return the migration that made the tables; None: there are none.
+
+        Raises:
+            ProvenanceError: the database cannot be reached, or this version of modalign has no such migration.
+        """
+        if (path := _sqlite_path(self.url)) and not path.exists():
+            return None  # connecting would create the file
+        with _translated(self.url), self.engine.connect() as connection:
+            if not inspect(connection).has_table("alembic_version"):
+                return None
+            found = connection.scalars(text("SELECT version_num FROM alembic_version")).all()
+        if strange := [str(revision) for revision in found if revision not in revisions()]:
+            newer = all(re.fullmatch(r"\d{4}", revision) for revision in strange)
+            raise ProvenanceError(
+                f"database {redacted(self.url)}: expected migration {revisions()[-1]} or older, found "
+                f"{', '.join(strange)}; "
+                + (
+                    f"a newer modalign made its tables: update modalign, this is version {version('modalign')}"
+                    if newer
+                    else "another program keeps its tables there: give modalign a database of its own"
+                ),
+                code="database-newer" if newer else "database-foreign",
+            )
+        return max(found, default=None)
 
     def close(self) -> None:
         """Close the connections."""
@@ -82,33 +116,51 @@ class Database:
         return self.home / stored if self.home else Path(stored)
 
 
+def revisions() -> list[str]:
+    """Return the migrations of this version of modalign, oldest first: the names of their files begin with them."""
+    return sorted(path.name[:4] for path in (MIGRATIONS / "versions").glob("[0-9]*.py"))
+
+
 def upgrade(url: str, revision: str = "head") -> None:
-    """Create or upgrade the tables of the database at `url`."""
+    """Create or upgrade the tables of the database at `url`: all of them, or nothing.
+
+    Raises:
+        ProvenanceError: it cannot be reached or written, or a newer modalign or another program made its tables.
+    """
+    from alembic import command  # takes longer to import than all of `--help`
+
     if path := _sqlite_path(url):
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # a new directory is for its owner alone
         except OSError as error:
             raise ProvenanceError(f"database {redacted(url)}: cannot create its directory: {error}") from error
-    with _translated(url):
-        try:
-            alembic.upgrade(alembic_config(url), revision)
-        except CommandError as error:
-            raise ProvenanceError(
-                f"database {redacted(url)}: {error}; it was made by a newer modalign, or is not modalign's"
-            ) from error
+    _migrate(url, command.upgrade, revision)
 
 
 def downgrade(url: str, revision: str) -> None:
     """Downgrade the tables to `revision`. The revision `base` drops all tables with their rows."""
-    with _translated(url):
-        alembic.downgrade(alembic_config(url), revision)
+    from alembic import command
+
+    _migrate(url, command.downgrade, revision)
 
 
-def alembic_config(url: str) -> Config:
-    """Return Alembic's configuration for the database at `url`."""
+def _migrate(url: str, run: Callable[["Config", str], None], revision: str) -> None:
+    database = Database(url)
+    try:
+        database.revision()
+        with _translated(url):
+            run(alembic_config(database.engine), revision)
+    finally:
+        database.close()
+
+
+def alembic_config(engine: Engine) -> "Config":
+    """Return Alembic's configuration for the database behind `engine`."""
+    from alembic.config import Config
+
     config = Config()
-    config.set_main_option("script_location", str(Path(migrations.__file__).parent).replace("%", "%%"))
-    config.attributes["engine"] = _engine(url)
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["engine"] = engine
     return config
 
 
@@ -119,16 +171,32 @@ def _engine(url: str) -> Engine:
             raise ValueError("write an @ in the password as %40")
         if parsed.drivername in ("postgresql", "postgres"):  # psycopg 3 is the driver that our extra installs
             parsed = parsed.set(drivername="postgresql+psycopg")
+        options: dict[str, Any] = {}
+        if parsed.get_driver_name() == "psycopg":
+            options["connect_args"] = {"client_encoding": "utf8"}  # not what PGCLIENTENCODING says
+        if (path := _sqlite_path(url)) and _read_only(path):
+            parsed = _read_only_url(path)
         # Test a connection before use: a restarted server or a firewall may have cut it.
-        engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+        engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite", **options)
     except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
         why = without_secrets(" ".join(str(error).split()))
         raise ProvenanceError(
             f"database {redacted(url)}: expected an SQLAlchemy URL such as sqlite:///PATH or "
             f"postgresql://USER@HOST/NAME (with the extra `postgres`); {why}"
         ) from None
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _harden_sqlite)
+
+    @event.listens_for(engine, "connect", insert=True)  # before SQLAlchemy asks anything
+    def prepare(connection: Any, _: object) -> None:
+        if engine.dialect.name == "sqlite":
+            _harden_sqlite(connection)
+        elif (encoding := _encoding(connection)) != "UTF8":
+            connection.close()
+            raise ProvenanceError(
+                f"database {redacted(url)}: expected the encoding UTF8, found {encoding}, which cannot store every key "
+                "and caption; create the database with `CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0`",
+                code="database-encoding",
+            )
+
     return engine
 
 
@@ -139,10 +207,37 @@ def _parsed(url: str) -> URL:
         raise ValueError("the port is no number") from None
 
 
-def _harden_sqlite(connection: Any, _: object) -> None:
-    # A commit survives a power cut; readers do not stop a writer; a second writer waits instead of failing.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+def _harden_sqlite(connection: Any) -> None:
+    # A second writer waits instead of failing. A commit survives a power cut.
+    for pragma in (f"busy_timeout={LOCK_SECONDS * 1000}", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+    # Readers do not stop a writer. The mode is kept in the file: a database that is read-only has it or does without.
+    # One that another process is switching, or has locked, is switched by that process or by the next connection.
+    with suppress(OperationalError):
+        if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+            connection.execute("PRAGMA journal_mode=WAL")
+
+
+def _encoding(connection: Any) -> str:
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW server_encoding")
+        (encoding,) = cursor.fetchone()
+    connection.rollback()
+    return encoding.decode() if isinstance(encoding, bytes) else str(encoding)
+
+
+def _read_only(path: Path) -> bool:
+    return path.exists() and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
+
+
+def _read_only_url(path: Path) -> URL:
+    # SQLite reads a database in WAL mode only with two files beside it, which it cannot create here. Without a log of
+    # changes, the file alone is the database.
+    log = path.with_name(path.name + "-wal")
+    query = {"uri": "true", "mode": "ro"}
+    if not (log.exists() and log.stat().st_size):
+        query["immutable"] = "1"
+    return URL.create("sqlite", database=f"file:{quote(str(path.absolute()))}", query=query)
 
 
 def _sqlite_path(url: str) -> Path | None:

@@ -1,12 +1,16 @@
 """Databases: URLs, errors, transactions, and paths under a home."""
 
+import json
+import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.engine import make_url
 
 from connector.errors import ProvenanceError
 from connector.provenance.database import upgrade
@@ -15,7 +19,10 @@ from connector.provenance.tables import (
     EmbeddingSetRow,
     EncoderRow,
 )
+from connector.settings import Settings
+from tests.support.errors import raises
 from tests.support.rows import count, embedding_set
+from tests.support.unprivileged import unprivileged
 
 
 class TestUnreachable:
@@ -102,3 +109,79 @@ def test_a_home_can_be_moved(database_url: str, tmp_path: Path) -> None:
         assert provenance.database.located(paths[outside]) == tmp_path / "elsewhere"
         assert provenance.database.stored(f"edge:{tmp_path / 'new' / 'qdrant'}") == "edge:qdrant"
         assert provenance.database.stored("http://host:6333") == "http://host:6333"
+
+
+@pytest.fixture
+def other_encoding(request: pytest.FixtureRequest, postgres: str) -> Iterator[str]:
+    """An empty PostgreSQL database of an encoding other than UTF-8: its URL."""
+    psycopg = pytest.importorskip("psycopg", reason="needs the extra `postgres`")
+    name = f"test_{uuid4().hex}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(
+            f"CREATE DATABASE {name} ENCODING '{request.param}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        )
+    yield make_url(postgres).set(database=name).render_as_string(hide_password=False)
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+class TestEncodings:
+    @pytest.mark.parametrize("other_encoding", ["LATIN1", "SQL_ASCII", "EUC_JP", "WIN1252"], indirect=True)
+    @pytest.mark.parametrize("operation", [Provenance.open, upgrade])
+    def test_a_database_that_is_not_utf_8_is_refused(
+        self, other_encoding: str, operation: Callable[[str], Any]
+    ) -> None:
+        with raises(ProvenanceError, "UTF8", "TEMPLATE template0", code="database-encoding"):
+            operation(other_encoding)
+
+    def test_the_encoding_of_the_environment_does_not_matter(
+        self, provenance: Provenance, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+        with Provenance.open(provenance.database.url) as opened:
+            with opened.runs.start("encode", {"corpus": "写真 🎉"}):
+                pass
+            assert opened.runs.newest(1)[0].parameters == {"corpus": "写真 🎉"}
+
+
+def test_a_home_of_any_name_has_its_database_inside(tmp_path: Path) -> None:
+    names = ["a%2Fb", "a%20b", "a b", "a?b", "a#b", "a?mode=ro", "a+b", "a@b:c", "100%", "ä", "file:x", "a;b&c=d"]
+    for number, name in enumerate(names):
+        settings = Settings.load(home=tmp_path / name)
+        upgrade(settings.database_url)
+        assert [path.name for path in (tmp_path / name).glob("*.db")] == ["modalign.db"]
+        with Provenance.open(settings.database_url) as provenance:  # each has one of its own
+            assert provenance.runs.newest(10) == []
+            with provenance.runs.start("encode", {"number": number}):
+                pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+@pytest.mark.parametrize("unclean", [False, True], ids=["closed", "killed"])
+def test_a_read_only_database_is_read(unclean: bool, tmp_path: Path) -> None:
+    home = tmp_path / "a home?"
+    url = Settings.load(home=home).database_url
+    upgrade(url)
+    writer = Provenance.open(url)
+    with writer.runs.start("encode", {}):
+        pass
+    if unclean:  # as a killed process leaves it: the log beside the database holds the run
+        shutil.copytree(home, home.with_name("copy"))
+    writer.close()
+    if unclean:
+        shutil.rmtree(home)
+        home.with_name("copy").rename(home)
+    before = {path.name: path.read_bytes() for path in home.iterdir() if not path.name.endswith("-shm")}
+    for path in (*home.iterdir(), home):
+        path.chmod(0o555)
+    status = unprivileged("status", "--json", "--home", home)
+    assert (status.returncode, status.stderr) == (0, "")
+    assert [run["command"] for run in json.loads(status.stdout)["runs"]] == ["encode"]
+    rejects = unprivileged("rejects", "--json", "--home", home)
+    assert (rejects.returncode, json.loads(rejects.stdout)) == (0, {"run": None, "rejects": []})
+    refused = unprivileged("gap", "pairs", "--home", home)
+    assert refused.returncode == 1
+    assert "readonly" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    home.chmod(0o755)
+    assert {path.name: path.read_bytes() for path in home.iterdir() if not path.name.endswith("-shm")} == before

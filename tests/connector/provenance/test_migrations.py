@@ -1,15 +1,21 @@
 """Migrations, over SQLite and a real PostgreSQL."""
 
+import os
+import signal
+import sqlite3
+from multiprocessing.context import ForkServerContext
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, text
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, event, inspect, text
 
 from connector.errors import NotMigratedError, ProvenanceError
-from connector.provenance.database import Database, alembic_config, downgrade, upgrade
+from connector.provenance.database import Database, alembic_config, downgrade, revisions, upgrade
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import (
     Base,
@@ -26,8 +32,8 @@ def tables(provenance: Provenance) -> set[str]:
 class TestMigrations:
     def test_models_equal_migrations(self, database_url: str) -> None:
         upgrade(database_url)
-        command.check(alembic_config(database_url))
         with Provenance(Database(database_url)) as provenance, provenance.database.engine.connect() as connection:
+            command.check(alembic_config(provenance.database.engine))
             context = MigrationContext.configure(connection, opts={"compare_type": True})
             assert compare_metadata(context, Base.metadata) == []
 
@@ -112,19 +118,89 @@ class TestMigrations:
             Provenance.open(f"sqlite:///{tmp_path / 'new' / 'x.db'}")
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_database_of_another_version(self, provenance: Provenance) -> None:
-        with provenance.database.session() as session:
-            session.execute(text("UPDATE alembic_version SET version_num = 'ffff'"))
-        with raises(NotMigratedError, "ffff", "modalign db upgrade"):
-            Provenance.open(provenance.database.url)
-
-    def test_a_database_of_an_unknown_version_is_not_upgraded(self, provenance: Provenance) -> None:
+    @pytest.mark.parametrize(("found", "code"), [("9999", "database-newer"), ("ae1027a6acf", "database-foreign")])
+    def test_a_database_of_a_newer_modalign_or_another_program_is_left_alone(
+        self, found: str, code: str, provenance: Provenance
+    ) -> None:
         with provenance.runs.start("encode", {}):
             pass
         with provenance.database.session() as session:
-            session.execute(text("UPDATE alembic_version SET version_num = 'ffff'"))
-        with raises(ProvenanceError, "ffff"):
-            upgrade(provenance.database.url)
+            session.execute(text("UPDATE alembic_version SET version_num = :found"), {"found": found})
+        for operation in (Provenance.open, upgrade, lambda url: downgrade(url, "base")):
+            with raises(ProvenanceError, found, revisions()[-1], code=code):
+                operation(provenance.database.url)
         with provenance.database.session() as session:
-            assert session.scalars(text("SELECT version_num FROM alembic_version")).all() == ["ffff"]
+            assert session.scalars(text("SELECT version_num FROM alembic_version")).all() == [found]
         assert [run.command for run in provenance.runs.newest(10)] == ["encode"]
+
+    def test_the_names_of_the_files_are_the_revisions(self, tmp_path: Path) -> None:
+        config = alembic_config(Database(f"sqlite:///{tmp_path / 'x.db'}").engine)
+        scripts = ScriptDirectory.from_config(config).walk_revisions()
+        assert revisions() == [script.revision for script in scripts][::-1]
+
+
+def upgrade_and_die(url: str, statements: int) -> None:
+    """Upgrade, and kill this process after so many statements."""
+    done = 0
+
+    @event.listens_for(Engine, "after_cursor_execute")
+    def count(*_: object) -> None:
+        nonlocal done
+        done += 1
+        if done == statements:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    upgrade(url)
+
+
+def upgrade_together(url: str, start: Barrier) -> None:
+    start.wait()
+    upgrade(url)
+
+
+class TestKills:
+    @pytest.mark.parametrize("before", [None, "0003"])
+    def test_an_upgrade_killed_after_any_statement_leaves_the_database_as_it_was(
+        self, before: str | None, database_url: str, processes: ForkServerContext
+    ) -> None:
+        if before:
+            upgrade(database_url, before)
+        database, head, killed = Database(database_url), revisions()[-1], 0
+        while True:
+            process = processes.Process(target=upgrade_and_die, args=(database_url, 1 + 11 * killed))
+            process.start()
+            process.join()
+            if process.exitcode == 0:
+                break
+            assert (process.exitcode, database.revision()) == (-signal.SIGKILL, before)
+            killed += 1
+        assert killed >= 3
+        assert database.revision() == head
+        database.close()
+        with Provenance.open(database_url) as provenance:
+            assert provenance.runs.newest(10) == []
+
+    def test_several_upgrades_at_once_all_succeed(self, database_url: str, processes: ForkServerContext) -> None:
+        start = processes.Barrier(4)
+        upgrades = [processes.Process(target=upgrade_together, args=(database_url, start)) for _ in range(4)]
+        for process in upgrades:
+            process.start()
+        for process in upgrades:
+            process.join()
+        assert [process.exitcode for process in upgrades] == [0, 0, 0, 0]
+        with Provenance.open(database_url) as provenance:
+            assert provenance.runs.newest(10) == []
+
+    def test_a_migration_that_breaks_references_changes_nothing(self, tmp_path: Path) -> None:
+        url = f"sqlite:///{tmp_path / 'x.db'}"
+        upgrade(url, "0003")
+        with sqlite3.connect(tmp_path / "x.db") as connection:  # which does not check them
+            connection.execute(
+                "INSERT INTO reject (run_id, source, position, stage, reason, detail) VALUES (7, '', 0, '', '', '')"
+            )
+        connection.close()
+        with raises(ProvenanceError, "reject"):
+            upgrade(url)
+        database = Database(url)
+        assert database.revision() == "0003"
+        database.close()

@@ -1,1 +1,0 @@
-"""Alembic migrations of the provenance database, shipped inside the installed package."""

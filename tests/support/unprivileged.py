@@ -1,0 +1,18 @@
+"""The command line in a process that respects permissions, also where root runs the tests."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+
+def unprivileged(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `modalign` as this user, without root's right to write what is read-only."""
+    drop: list[str] = []
+    if os.geteuid() == 0:
+        setpriv = shutil.which("setpriv") or pytest.skip("needs setpriv, because root runs the tests")
+        drop = [setpriv, "--bounding-set=-all", "--inh-caps=-all"]
+    command = [*drop, sys.executable, "-m", "connector.cli.main", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
