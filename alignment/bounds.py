@@ -16,13 +16,13 @@ def bounds_of(model: type) -> dict[str, tuple[Any, Any]]:
     >>> bounds_of(Layout)["m"]
     (2, 1024)
     """
-    found = {}
+    bounds = {}
     for name, hint in get_type_hints(model, include_extras=True).items():
         for part in (hint, *get_args(hint)):  # also within `Annotated[...] | None`
             for bound in getattr(part, "__metadata__", ()):
                 if isinstance(bound, Interval):
-                    found[name] = (bound.ge, bound.le)
-    return found
+                    bounds[name] = (bound.ge, bound.le)
+    return bounds
 
 
 def out_of_bounds(settings: Any) -> Iterator[str]:

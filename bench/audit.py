@@ -29,13 +29,13 @@ from pathlib import Path
 import numpy as np
 
 from alignment.metrics import Dot
+from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.ranks import IntArray, ranks, recall_at, top_k
 from alignment.vectors import FloatArray
 from bench.figure import Figure
 
 IMAGES, CAPTIONS, DIM = 5_000, 5, 256
 FEWER = 25
-KS = (1, 5, 10)
 BATCH = 64  # of CLIP_benchmark's own command line
 POINTS, QUERIES = 1_000_000, 10_000  # of the larger reference
 DEMO = "emoji"

@@ -34,8 +34,9 @@ from alignment.fitting.heads import HEADS
 from alignment.fitting.methods import METHODS, FitSpec, Fitter, fewest_groups
 from alignment.metrics import Cosine, Metric, parse
 from alignment.modality import MODALITIES
+from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
-from alignment.retrieval.ranks import KS, group_codes, recall_at
+from alignment.retrieval.ranks import group_codes, recall_at
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.vectors import FloatArray, l2_normalize
 from bench.figure import Figure

@@ -13,10 +13,11 @@ from dataclasses import asdict
 import numpy as np
 
 from alignment.metrics import Cosine
+from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.ranks import recall_at
 from alignment.sets.rows import Rows
 from alignment.vectors import FloatArray
-from bench.audit import IMAGES, KS, POINTS, QUERIES, Took, data, took
+from bench.audit import IMAGES, POINTS, QUERIES, Took, data, took
 from connector.audits.galleries import Everything, QuerySet
 from connector.audits.reference import Truth, truth
 from connector.stores.contract import Record

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from alignment.modality import MODALITIES, Modality
+from alignment.retrieval.cutoffs import KS
 from connector.errors import SettingsError
 
 Scope = Literal["held-out", "all"]
-KS = (1, 5, 10)
 
 
 @dataclass(frozen=True, kw_only=True)

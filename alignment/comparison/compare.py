@@ -24,8 +24,8 @@ from alignment.geometry.modality_gap import modality_gap
 from alignment.metrics import Cosine, LearnedMetric, Metric, Nnn, Rescored, parse
 from alignment.modality import DIRECTIONS, MODALITIES, Modality
 from alignment.model.projections import Projection
+from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings
-from alignment.retrieval.ranks import KS
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
 

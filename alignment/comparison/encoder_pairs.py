@@ -10,8 +10,9 @@ from alignment.comparison.table import EncoderPair
 from alignment.errors import FitError
 from alignment.fitting.fit import check_directions, common_encoders, split_rows
 from alignment.modality import MODALITIES, Modality
+from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings
-from alignment.retrieval.ranks import KS, chance_recall_at
+from alignment.retrieval.ranks import chance_recall_at
 from alignment.sets.cards import EncoderCard
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut

@@ -45,7 +45,7 @@ class Advice:
 
 
 def advise(comparison: Comparison) -> Advice:
-    """Read a table."""
+    """Say which pair of encoders, method and metric the comparison supports, each as a guideline with its evidence."""
     pair, encoders = _encoders(comparison)
     fitted, method = _method(comparison, pair)
     row, metric = _metric(comparison, fitted)

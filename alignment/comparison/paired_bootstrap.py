@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment.retrieval.bootstrap import Estimate
+from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings
-from alignment.retrieval.ranks import KS, Ranks
+from alignment.retrieval.ranks import Ranks
 
 Floats = npt.NDArray[np.float64]
 

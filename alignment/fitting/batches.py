@@ -56,9 +56,7 @@ class Rows:
 Batch = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
-def _batches(
-    groups: IntArray, data: GroupedEmbeddings, training: Training, rng: np.random.Generator
-) -> Iterator[Batch]:
+def batches(groups: IntArray, data: GroupedEmbeddings, training: Training, rng: np.random.Generator) -> Iterator[Batch]:
     """Yield rows of images and of texts, one of each for every group of a batch; groups and their items shuffled."""
     chosen = [_one_of_each(side.groups, groups, rng) for side in (data.image, data.text)]
     order = rng.permutation(len(groups))
@@ -71,6 +69,6 @@ def _batches(
 def _one_of_each(codes: IntArray, groups: IntArray, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """A random row for each of `groups`."""
     shuffled = rng.permutation(len(codes))
-    found, first = np.unique(codes[shuffled], return_index=True)
-    rows: npt.NDArray[np.int64] = shuffled[first[np.searchsorted(found, groups)]]
+    present, first = np.unique(codes[shuffled], return_index=True)
+    rows: npt.NDArray[np.int64] = shuffled[first[np.searchsorted(present, groups)]]
     return rows

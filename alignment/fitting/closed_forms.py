@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from alignment.fitting.pairs import BLOCK_ROWS, Pairs
 from alignment.model.feature_maps import Anchors, FeatureMap, GaussianKernel, gaussian
@@ -78,8 +79,8 @@ class Identity(ClosedForm):
         """One candidate where the dimensions agree."""
         return [{}] if d_x == d_y else []
 
+    @override
     def solve(self, hyperparameters: Hyperparameters) -> "tuple[Tensor | None, Tensor | None]":
-        """Keep both spaces."""
         return None, None
 
 
@@ -150,7 +151,7 @@ class RegularisedCCA(ClosedForm):
             for power in (0.5, 1.0)
         ]
 
-    def _canonical(self, r_x: float, r_y: float) -> "tuple[Tensor, Tensor, Tensor]":
+    def canonical(self, r_x: float, r_y: float) -> "tuple[Tensor, Tensor, Tensor]":
         """Directions (d_x, k), (d_y, k) and correlations (k,); the last answer is kept, grids vary it least."""
         if getattr(self, "_last_key", None) != (r_x, r_y):
             self._last_key, self._last = (r_x, r_y), canonical(*self._spectra, self._cross, r_x, r_y)
@@ -158,7 +159,7 @@ class RegularisedCCA(ClosedForm):
 
     def solve(self, hyperparameters: Hyperparameters) -> "tuple[Tensor, Tensor]":
         """Keep `components` canonical directions, scaled by their correlations to the power `power`."""
-        W_x, W_y, correlations = self._canonical(hyperparameters["shrinkage_image"], hyperparameters["shrinkage_text"])
+        W_x, W_y, correlations = self.canonical(hyperparameters["shrinkage_image"], hyperparameters["shrinkage_text"])
         components = hyperparameters["components"]
         scale = correlations[:components] ** hyperparameters["power"]  # (k,)
         return W_x[:, :components] * scale, W_y[:, :components] * scale
@@ -204,24 +205,25 @@ class KernelCCA(ClosedForm):
             self._last_gamma, self._last_features = gamma, ((sides[0], sides[1]), cross)
         return self._last_features
 
-    def _canonical(self, gamma: float, shrinkage: float) -> "tuple[Tensor, Tensor, Tensor]":
+    def canonical(self, gamma: float, shrinkage: float) -> "tuple[Tensor, Tensor, Tensor]":
+        """Directions (m_x, k), (m_y, k) of the features and correlations (k,); the last answer is kept."""
         if getattr(self, "_last_key", None) != (gamma, shrinkage):
             (left, right), cross = self._features(gamma)
-            found = canonical(left.spectrum, right.spectrum, cross, shrinkage, shrinkage)
-            self._last_key, self._last = (gamma, shrinkage), found
+            self._last_key = gamma, shrinkage
+            self._last = canonical(left.spectrum, right.spectrum, cross, shrinkage, shrinkage)
         return self._last
 
     def solve(self, hyperparameters: Hyperparameters) -> "tuple[Tensor, Tensor]":
         """Keep `components` canonical directions, scaled by their correlations."""
-        W_x, W_y, correlations = self._canonical(hyperparameters["gamma"], hyperparameters["shrinkage"])
+        W_x, W_y, correlations = self.canonical(hyperparameters["gamma"], hyperparameters["shrinkage"])
         (left, right), _cross = self._features(hyperparameters["gamma"])
         kept = hyperparameters["components"]
         return left.whitener @ (W_x[:, :kept] * correlations[:kept]), right.whitener @ (
             W_y[:, :kept] * correlations[:kept]
         )
 
+    @override
     def feature_maps(self, hyperparameters: Hyperparameters) -> tuple[FeatureMap, FeatureMap]:
-        """The kernels."""
         (left, right), _cross = self._features(hyperparameters["gamma"])
         return left.feature_map(), right.feature_map()
 
@@ -243,8 +245,8 @@ class Asif(ClosedForm):
         """The features are the shared space."""
         return None, None
 
+    @override
     def feature_maps(self, hyperparameters: Hyperparameters) -> tuple[FeatureMap, FeatureMap]:
-        """The anchors of both sides."""
         anchors = [Z / Z.norm(dim=1, keepdim=True) for Z in self.pairs.spread(LANDMARKS)]
         kept = min(hyperparameters["kept"], len(anchors[0]))
         numbers = {"kept": np.array([kept], np.float32), "power": np.array([hyperparameters["power"]], np.float32)}

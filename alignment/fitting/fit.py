@@ -4,7 +4,7 @@ Metrics that have something to learn are fitted on top of it, or jointly with it
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,14 +14,17 @@ from alignment import device as devices
 from alignment import distributed
 from alignment.errors import FitError
 from alignment.fitting.cross_validation import Candidate, Progress, best_of, cross_validate
-from alignment.fitting.methods import HEAD_NAMES, METHODS, FitSpec, Fitter, Projections, fewest_groups, refined
-from alignment.fitting.trainer import Model, has_gradient, split, train
+from alignment.fitting.methods import METHODS, FitSpec, Fitter, Projections, fewest_groups, refined
+from alignment.fitting.objective import has_gradient
+from alignment.fitting.trainer import Model, split, train
 from alignment.fitting.training import Training
 from alignment.metrics import BANK, Cosine, LearnedMetric, Metric, Nnn, bank_name
-from alignment.modality import MODALITIES, Modality
+from alignment.modality import DIRECTIONS, MODALITIES, Modality
 from alignment.model.alignment import Alignment, AlignmentCard
+from alignment.names import HEADS
+from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
-from alignment.retrieval.ranks import KS, Ranks, group_codes, recall_at
+from alignment.retrieval.ranks import Ranks, group_codes, recall_at
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
 from alignment.sets.rows import Rows
@@ -74,55 +77,24 @@ def fit(
             or no method that applies.
     """
     given = dict(training or {})
-    Training().with_values(given)  # refuses what there is not, before anything takes time
-    if budget is not None and distributed.world_size() > 1:
-        raise FitError(
-            "several processes cannot share a --budget, because each has its own clock; leave it out or name a --method"
-        )
-    if budget is not None and not budget > 0:
-        raise FitError(f"expected a budget above zero seconds, got {budget}")
-    if method != "auto" and method not in METHODS:
-        raise FitError(f"unknown method {method!r}; expected auto or one of {', '.join(METHODS)}")
+    _check_options(method, budget, given)
     encoders = common_encoders(sets)
-    rows = {m: Rows.concatenate([s.load(m) for s in sets]) for m in MODALITIES}
-    known, test, unpaired = split_rows(rows, hold_out)
-    progress(
-        f"{len(known.groups)} groups to fit on, {len(np.unique(test.image.groups))} held out, "
-        f"{unpaired} items without a partner left out"
-    )
-    check_directions(known)
+    known, test = _training_and_test(sets, hold_out, progress)
     _check_references(metrics, known)
     place = devices.resolve(device)
     fixed = [metric for metric in metrics if not _learners([metric]) and not isinstance(metric, Nnn)] or [Cosine()]
-    names = _entering(known, fixed, progress) if method == "auto" else [method]
     task = FitSpec(fixed if joint else fixed[:1], given, seed)
+    names = _entering(known, fixed, progress) if method == "auto" else [method]
     scores = cross_validate(known, names, task, folds=folds, device=place, budget=budget, progress=progress)
     best = best_of(scores)
-    progress(f"best: {best.method} {best.hyperparameters}, validation recall {best.score:.3f}")
-    if others := [score for score in scores if score.method != best.method]:
-        other = best_of(others)
-        compared = f"over {other.folds} of {best.folds} folds"
-        progress(f"best of the other methods: {other.method}, {other.score:.3f} {compared}")
-    started = replace(task, progress=progress)
-    projections = Fitter(best.method, known, place, started).fit(best.hyperparameters)
-    trained: dict[str, Any] = {}
-    learned: list[LearnedMetric] = []
-    if best.method in HEAD_NAMES:
-        trained = asdict(task.training(best.hyperparameters)) | _terms(task.metrics)
+    _report_best(best, scores, progress)
+    task = replace(task, progress=progress)
     if joint:
-        together = replace(started, metrics=[*fixed, *_learners(metrics)])
-        projections, learned = _jointly(best, known, place, together)
-        trained = asdict(together.training(JOINT)) | _terms(together.metrics)
-    weights = fit_metrics(metrics, known.project(projections).sound(), learned, task=started, device=place)
-    asked = np.random.default_rng(seed).permutation(test.groups)[:HELD_OUT_GROUPS]
-    if len(asked) < len(test.groups):
-        share = f"{len(asked):,} of {len(test.groups):,} held-out groups"
-        progress(f"recall is measured on {share}; an audit asks with all of them")
-    held_out = test.only(asked).project(projections)
-    recalls = {
-        str(metric): recall_table(held_out.ranks({m: metric.bind(weights, m) for m in MODALITIES}))
-        for metric in metrics
-    }
+        fitted = _jointly(best, known, place, replace(task, metrics=[*fixed, *_learners(metrics)]))
+    else:
+        fitted = _fit_best(best, known, place, task)
+    weights = fit_metrics(metrics, known.project(fitted.projections).sound(), fitted.metrics, task=task, device=place)
+    judged = _sampled(test, seed, progress)
     return Alignment(
         AlignmentCard(
             encoders=encoders,
@@ -132,14 +104,90 @@ def fit(
             sets=[s.card.fingerprint for s in sets],
             pairs=len(known.pair_rows()[0]),
             hold_out=hold_out,
-            training=trained,
-            held_out_recall=recalls,
-            held_out_groups=len(asked),
+            training=fitted.training,
+            held_out_recall=_held_out_recall(judged.project(fitted.projections), metrics, weights),
+            held_out_groups=len(judged.groups),
             candidates=[candidate.to_json() for candidate in scores],
         ),
-        dict(zip(MODALITIES, projections, strict=True)),
+        dict(zip(MODALITIES, fitted.projections, strict=True)),
         weights,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """What was fitted on all training pairs.
+
+    Attributes:
+        metrics: those that were trained with the projections.
+        training: settings and losses of the training, as a card records them; empty for closed forms.
+    """
+
+    projections: Projections
+    metrics: Sequence[LearnedMetric] = ()
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def _check_options(method: str, budget: float | None, training: Mapping[str, Any]) -> None:
+    """Refuse what is invalid whatever the data is, before anything takes time."""
+    Training().with_values(training)
+    if budget is not None and distributed.world_size() > 1:
+        raise FitError(
+            "several processes cannot share a --budget, because each has its own clock; leave it out or name a --method"
+        )
+    if budget is not None and not budget > 0:
+        raise FitError(f"expected a budget above zero seconds, got {budget}")
+    if method != "auto" and method not in METHODS:
+        raise FitError(f"unknown method {method!r}; expected auto or one of {', '.join(METHODS)}")
+
+
+def _training_and_test(
+    sets: Sequence[EmbeddingSet], hold_out: HoldOut, progress: Progress
+) -> tuple[GroupedEmbeddings, GroupedEmbeddings]:
+    """Load `sets` and split them by group; what nothing can be fitted on is refused."""
+    rows = {m: Rows.concatenate([s.load(m) for s in sets]) for m in MODALITIES}
+    known, test, unpaired = split_rows(rows, hold_out)
+    progress(
+        f"{len(known.groups)} groups to fit on, {len(np.unique(test.image.groups))} held out, "
+        f"{unpaired} items without a partner left out"
+    )
+    check_directions(known)
+    return known, test
+
+
+def _report_best(best: Candidate, scores: Sequence[Candidate], progress: Progress) -> None:
+    progress(f"best: {best.method} {best.hyperparameters}, validation recall {best.score:.3f}")
+    if others := [score for score in scores if score.method != best.method]:
+        other = best_of(others)
+        compared = f"over {other.folds} of {best.folds} folds"
+        progress(f"best of the other methods: {other.method}, {other.score:.3f} {compared}")
+
+
+def _fit_best(best: Candidate, known: GroupedEmbeddings, device: "torch.device", task: FitSpec) -> _Fitted:
+    """Fit what won the cross-validation on all training pairs."""
+    projections = Fitter(best.method, known, device, task).fit(best.hyperparameters)
+    if best.method not in HEADS:
+        return _Fitted(projections)
+    return _Fitted(projections, training=asdict(task.training(best.hyperparameters)) | _terms(task.metrics))
+
+
+def _sampled(test: GroupedEmbeddings, seed: int, progress: Progress) -> GroupedEmbeddings:
+    """Return at most `HELD_OUT_GROUPS` of the held-out groups."""
+    groups = test.groups
+    chosen = np.random.default_rng(seed).permutation(groups)[:HELD_OUT_GROUPS]
+    if len(chosen) < len(groups):
+        share = f"{len(chosen):,} of {len(groups):,} held-out groups"
+        progress(f"recall is measured on {share}; an audit asks with all of them")
+    return test.only(chosen)
+
+
+def _held_out_recall(
+    aligned: GroupedEmbeddings, metrics: Sequence[Metric], weights: Mapping[str, npt.NDArray[Any]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Recall of aligned held-out items under each metric, in both directions."""
+    return {
+        str(metric): recall_table(aligned.ranks({m: metric.bind(weights, m) for m in MODALITIES})) for metric in metrics
+    }
 
 
 def _entering(known: GroupedEmbeddings, metrics: Sequence[Metric], progress: Progress) -> list[str]:
@@ -151,7 +199,7 @@ def _entering(known: GroupedEmbeddings, metrics: Sequence[Metric], progress: Pro
     without = [metric for metric in metrics if not has_gradient(metric)]
     if without:
         progress(f"metric {without[0]} has no gradient: trained heads are left out")
-        names = [name for name in names if name not in HEAD_NAMES]
+        names = [name for name in names if name not in HEADS]
     return names
 
 
@@ -228,22 +276,22 @@ def fit_learned(
     return started
 
 
-def _jointly(
-    best: "Candidate", known: GroupedEmbeddings, device: "torch.device", task: FitSpec
-) -> tuple[Projections, list[LearnedMetric]]:
-    """Train a residual on what was chosen, together with the metrics that learn."""
+def _jointly(best: Candidate, known: GroupedEmbeddings, device: "torch.device", task: FitSpec) -> _Fitted:
+    """Train a residual on what was chosen, together with the metrics of `task` that learn."""
     from alignment.fitting.heads import Residual
 
+    training = task.training(JOINT)
     quiet = replace(task, progress=lambda line: None)
     result = refined(
         lambda data: Fitter(best.method, data, device, quiet).fit(best.hyperparameters),
         lambda start: Residual.begin(start, JOINT),
         known,
         device,
-        task.training(JOINT),
+        training,
         task,
     )
-    return result.projections, [metric for metric in result.metrics if isinstance(metric, LearnedMetric)]
+    learned = [metric for metric in result.metrics if isinstance(metric, LearnedMetric)]
+    return _Fitted(result.projections, learned, asdict(training) | _terms(task.metrics))
 
 
 def _terms(metrics: Sequence[Metric]) -> dict[str, Any]:
@@ -255,7 +303,7 @@ def recall_table(both: tuple[Ranks, Ranks]) -> dict[str, dict[str, float]]:
     """Recall@1/5/10 of both directions, by name."""
     return {
         direction: {f"recall@{k}": round(recall_at(side, k), 6) for k in KS}
-        for direction, side in zip(("text-to-image", "image-to-text"), both, strict=True)
+        for direction, side in zip(DIRECTIONS, both, strict=True)
     }
 
 
@@ -281,10 +329,10 @@ def split_rows(rows: dict[Modality, Rows], hold_out: HoldOut) -> tuple[GroupedEm
     sides = {}
     codes = dict(zip(MODALITIES, group_codes(*(rows[m].groups for m in MODALITIES)), strict=True))
     for modality in MODALITIES:
-        if found := invalid_rows(rows[modality].vectors):
-            row, reason = next(iter(found.items()))
+        if invalid := invalid_rows(rows[modality].vectors):
+            row, reason = next(iter(invalid.items()))
             raise FitError(
-                f"{len(found)} {modality} vectors cannot be used, the first is key "
+                f"{len(invalid)} {modality} vectors cannot be used, the first is key "
                 f"{rows[modality].keys[row]!r}: {reason}; encode those items again or remove them"
             )
         sides[modality] = ModalityEmbeddings(rows[modality].vectors, codes[modality])

@@ -11,6 +11,7 @@ from typing import ClassVar, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from alignment.fitting.closed_forms import Hyperparameters, array_of
 from alignment.model.feature_maps import FeatureMap, ResidualMlp, StarGlu
@@ -73,12 +74,12 @@ class Linear(Head):
         weight = np.eye(start.in_dim, dtype=np.float32) if start.weight is None else start.weight
         return cls(torch.from_numpy(weight / np.linalg.norm(weight, axis=0).mean()))
 
+    @override
     def forward(self, Z: Tensor, dropout: float = 0.0) -> Tensor:
-        """`Z W`."""
         return nn.functional.dropout(Z, dropout, training=dropout > 0) @ self.weight
 
+    @override
     def projection(self, mean: FloatArray | None) -> Projection:
-        """The weight."""
         return Projection(len(self.weight), mean, array_of(self.weight.detach()))
 
 
@@ -107,12 +108,12 @@ class Residual(Head):
         return [{"start": "kcca", "rank": 64, "learning_rate": 3e-4}]
 
     @classmethod
+    @override
     def begin(cls, start: Projection, hyperparameters: Hyperparameters) -> Self:
-        """Any start."""
         return cls(start, hyperparameters["rank"])
 
+    @override
     def forward(self, Z: Tensor, dropout: float = 0.0) -> Tensor:
-        """What the closed form gives, and the residual on it."""
         held = {name: getattr(self, f"fixed_{number}") for number, name in enumerate(self._fixed)}
         if self.start.feature_map is not None:
             Z = self.start.feature_map.features(held, Z)
@@ -140,13 +141,13 @@ class Deep(Head):
         self.lifted = nn.ParameterList(nn.Parameter(tensor) for tensor in lift.values())
         self.weight = nn.Parameter(weight)
 
+    @override
     def forward(self, Z: Tensor, dropout: float = 0.0) -> Tensor:
-        """Lift and weigh."""
         held = dict(zip(self._names, self.lifted, strict=True))
         return self.feature_map.features(held, Z, dropout=dropout) @ self.weight
 
+    @override
     def projection(self, mean: FloatArray | None) -> Projection:
-        """The feature map as a value."""
         held = {name: array_of(tensor.detach()) for name, tensor in zip(self._names, self.lifted, strict=True)}
         lift = self.feature_map(held)
         return Projection(lift.dims[0], mean, array_of(self.weight.detach()), lift)
@@ -191,8 +192,8 @@ class StarGluHead(Deep):
         return [common | {"width": width} for width in (1, 4)]
 
     @classmethod
+    @override
     def begin(cls, start: Projection, hyperparameters: Hyperparameters) -> Self:
-        """Random."""
         d = start.in_dim
         m = d * hyperparameters["width"]
         p = {"norm.weight": torch.ones(d), "norm.bias": torch.zeros(d)}

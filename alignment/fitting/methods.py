@@ -13,6 +13,7 @@ from alignment.fitting.trainer import Model, Trained, split, train
 from alignment.fitting.training import Training
 from alignment.metrics import Cosine, LearnedMetric, Metric
 from alignment.model.projections import Projection
+from alignment.names import HEADS
 from alignment.retrieval.grouped import GroupedEmbeddings
 
 if TYPE_CHECKING:
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
 
 Projections = tuple[Projection, Projection]
 
-# Names of the trained heads; their classes need torch, and come when one is used.
-HEAD_NAMES = ("linear", "residual", "fusemix", "star-glu")
-METHODS = (*CLOSED_FORMS, *HEAD_NAMES)
+METHODS = (*CLOSED_FORMS, *HEADS)
 # The closed forms that heads start from, as they are good on most corpora.
 STARTS: Mapping[str, Hyperparameters] = {
     "identity": {},
@@ -87,6 +86,7 @@ class Fitter:
     """A method bound to training data: fits projections for any hyperparameters.
 
     Attributes:
+        method: its name.
         interrupted: Ctrl-C ended the last training, and what was fitted is the best so far.
     """
 
@@ -98,7 +98,7 @@ class Fitter:
         task: FitSpec = FitSpec(),
         pairs: Pairs | None = None,
     ):
-        self._method, self._data, self._device, self._task, self._pairs = method, data, device, task, pairs
+        self.method, self._data, self._device, self._task, self._pairs = method, data, device, task, pairs
         self._closed: _Closed | None = None
         self.interrupted = False
 
@@ -108,11 +108,11 @@ class Fitter:
         Raises:
             FitError: too few groups to train on, or too little memory on the device.
         """
-        if self._method in CLOSED_FORMS:
+        if self.method in CLOSED_FORMS:
             if self._closed is None:
-                self._closed = _Closed(CLOSED_FORMS[self._method], self._data, self._device, self._pairs)
+                self._closed = _Closed(CLOSED_FORMS[self.method], self._data, self._device, self._pairs)
             return self._closed.fit(hyperparameters)
-        head = _head(self._method)
+        head = _head(self.method)
         result = refined(
             lambda data: _start(hyperparameters, data, self._device),
             lambda start: head.begin(start, hyperparameters),

@@ -1,9 +1,8 @@
 """The training loop: heads, learned metrics, or both together, on images and texts that share groups.
 
-A batch holds one image and one text of each of its groups, so items of one group are never negatives. Its logits are
-computed some rows at a time, and gradients are exact: those of the projected vectors are gathered first, and then
-taken back through the heads at once (Gao et al. 2021, arXiv 2101.06983). Under torch's launcher every process takes
-its share of the rows of each batch against the items of all.
+A batch holds one image and one text of each of its groups, so items of one group are never negatives. Gradients are
+exact: the loss adds them up at the projected vectors, and one backward pass takes them through the heads. Under
+torch's launcher every process takes its share of the rows of each batch against the items of all.
 """
 
 import math
@@ -11,17 +10,20 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alignment import distributed
 from alignment.errors import FitError, WeightsError
-from alignment.fitting.batches import Batch, Mixing, Rows, _batches
-from alignment.fitting.training import COLDEST, Training
-from alignment.metrics import Cosine, LearnedMetric, Metric
+from alignment.fitting.batches import Batch, Mixing, Rows, batches
+from alignment.fitting.objective import Objective
+from alignment.fitting.training import Training
+from alignment.metrics import LearnedMetric, Metric
+from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings
-from alignment.retrieval.ranks import KS, IntArray, recall_at
+from alignment.retrieval.ranks import IntArray, recall_at
 from alignment.vectors import FloatArray
 
 if TYPE_CHECKING:
@@ -31,10 +33,6 @@ if TYPE_CHECKING:
     from alignment.fitting.heads import Head
 # Two groups to tell from each other, and one to validate on.
 FEWEST = 3
-# Of the scores that are held at once, with what their gradients need: 2^24 float32 are 64 MiB.
-LOGITS_AT_ONCE = 1 << 24
-# SigLIP starts with this bias (Zhai et al. 2023).
-SIGLIP_BIAS = -10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +80,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        """What progress calls it."""
+        """The heads and metrics by name, as lines of progress begin."""
         return ", ".join([*(dict.fromkeys(head.name for head in self.heads or ())), *map(str, self.metrics)])
 
     def validate(self, data: GroupedEmbeddings) -> float:
@@ -148,8 +146,33 @@ def _too_large(training: Training, device: "torch.device") -> FitError:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Best:
+    """The state that validated best so far: its score, after which epoch, and the weights of the model."""
+
+    score: float
+    epoch: int
+    weights: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Projected:
+    """A batch after the forward pass, image first.
+
+    Attributes:
+        own: the rows of the batch that this process takes.
+        raw, vectors: those rows before and after the heads, (c, d_in) and (c, d).
+        gathered: the projected rows of all processes (B, d), leaves at which the loss adds up its gradients.
+    """
+
+    own: slice
+    raw: "list[Tensor]"
+    vectors: "list[Tensor]"
+    gathered: "list[Tensor]"
+
+
 class _Trainer:
-    """One training, with what it learns beside the model: a temperature and a bias for each metric."""
+    """One training of a model on some data."""
 
     def __init__(self, model: Model, data: GroupedEmbeddings, training: Training, device: "torch.device", seed: int):
         import torch
@@ -163,64 +186,71 @@ class _Trainer:
                 torch.distributed.broadcast(tensor.data, 0)
         sides = zip((data.image, data.text), model.means, strict=True)
         self.rows = [Rows(side.vectors, mean, device) for side, mean in sides]
-        count = len(model.metrics)
-        self.log_scales = torch.nn.Parameter(torch.full((count,), -math.log(training.temperature), device=device))
-        self.biases = torch.nn.Parameter(torch.full((count,), SIGLIP_BIAS, device=device))
-        self.units: list[float] = []  # of each metric's scores, where cosine has 1
+        self.objective = Objective(model.metrics, model.weights, training, device)
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": model.module.parameters(), "weight_decay": training.weight_decay},
-                {"params": [self.log_scales, self.biases], "weight_decay": 0.0},
+                {"params": self.objective.parameters, "weight_decay": 0.0},
             ],
             lr=training.learning_rate,
         )
+        # An epoch passes over the groups as often as the larger side has items of each.
+        self.rounds = max(1, round(max(len(data.image.groups), len(data.text.groups)) / len(data.groups)))
+        self.steps_taken = 0
 
     def run(
         self, fitted: IntArray, held: IntArray | None, deadline: float | None, progress: Callable[[str], None]
     ) -> Trained:
         training, model = self.training, self.model
-        validated = None if held is None else self.data.only(held)
-        before = 0.0 if validated is None else self._validated(validated)
-        best, best_epoch, epoch, since, interrupted = before, 0, 0, 0, False
-        state = deepcopy(model.module.state_dict())
-        if validated is not None:
+        validation = None if held is None else self.data.only(held)
+        before = 0.0 if validation is None else self._validated(validation)
+        best = _Best(before, 0, deepcopy(model.module.state_dict()))
+        if validation is not None:
             progress(f"{model.name}: validation recall {before:.3f} before training")
-        rounds = max(1, round(max(len(self.data.image.groups), len(self.data.text.groups)) / len(self.data.groups)))
-        steps = max(1, training.epochs * rounds * -(-len(fitted) // training.batch))
-        step, reason = 0, ""
+        epoch, reason, interrupted = 0, "", False
         try:
-            while epoch < training.epochs and since < training.patience and not reason:
+            while epoch < training.epochs and not reason:
+                if validation is not None and epoch - best.epoch >= training.patience:
+                    break
                 epoch += 1
-                model.module.train()
-                total = 0.0
-                for rows in (rows for _ in range(rounds) for rows in _batches(fitted, self.data, training, self.rng)):
-                    total = self._step(rows, step, steps, epoch)
-                    step += 1
-                    if not math.isfinite(total):
-                        reason = f"the loss is {total}: training stops, and the best state so far is kept; try a lower "
-                        reason += "learning_rate"
-                    elif deadline is not None and time.monotonic() > deadline:
-                        reason = "the budget has passed: training stops, and the best state so far is kept"
-                    if reason:
-                        break
-                model.module.eval()
-                if validated is None or not math.isfinite(total):
+                loss, reason = self._epoch(fitted, epoch, deadline)
+                if validation is None or not math.isfinite(loss):
                     continue
-                score, since = self._validated(validated), since + 1
-                progress(f"{model.name}: epoch {epoch}, loss {total:.3f}, validation recall {score:.3f}")
-                if score > best:
-                    best, best_epoch, since, state = score, epoch, 0, deepcopy(model.module.state_dict())
+                score = self._validated(validation)
+                progress(f"{model.name}: epoch {epoch}, loss {loss:.3f}, validation recall {score:.3f}")
+                if score > best.score:
+                    best = _Best(score, epoch, deepcopy(model.module.state_dict()))
         except KeyboardInterrupt:
             interrupted, reason = True, "interrupted: the best state so far is kept"
-        if validated is None and not reason:
-            state, reason = self._last(state)
+        weights = best.weights
+        if validation is None and not reason:
+            weights, reason = self._last(best.weights)
         if reason:
             progress(f"{model.name}: {reason}")
-        model.module.load_state_dict(state)
+        model.module.load_state_dict(weights)
         model.module.eval()
-        if validated is not None:
-            progress(f"{model.name}: validation recall {best:.3f} after {best_epoch} of {epoch} epochs")
-        return Trained(best, before, best_epoch, interrupted, complete=not reason)
+        if validation is not None:
+            progress(f"{model.name}: validation recall {best.score:.3f} after {best.epoch} of {epoch} epochs")
+        return Trained(best.score, before, best.epoch, interrupted, complete=not reason)
+
+    def _epoch(self, fitted: IntArray, epoch: int, deadline: float | None) -> tuple[float, str]:
+        """Train for one epoch; return the loss of its last batch, and why training has to stop, or an empty text."""
+        steps = max(1, self.training.epochs * self.rounds * -(-len(fitted) // self.training.batch))
+        self.model.module.train()
+        loss, reason = 0.0, ""
+        drawn = (batches(fitted, self.data, self.training, self.rng) for _ in range(self.rounds))
+        for rows in chain.from_iterable(drawn):
+            loss = self._step(rows, self.steps_taken, steps, epoch)
+            self.steps_taken += 1
+            if not math.isfinite(loss):
+                reason = f"the loss is {loss}: training stops, and the best state so far is kept; try a lower "
+                reason += "learning_rate"
+                break
+            if deadline is not None and time.monotonic() > deadline:
+                reason = "the budget has passed: training stops, and the best state so far is kept"
+                break
+        self.model.module.eval()
+        return loss, reason
 
     def _last(self, before: dict[str, Any]) -> tuple[dict[str, Any], str]:
         """The state that training ended in, or that from before it and why."""
@@ -239,46 +269,35 @@ class _Trainer:
                 score = -1.0
         return distributed.broadcast(score)
 
-    def _step(self, rows: "Batch", step: int, steps: int, epoch: int) -> float:
-        """Take one step; return the loss of the batch."""
-        import torch
-
-        training = self.training
-        share = min(1.0, (step + 1) / max(1.0, training.warm_up * steps))
-        rate = training.learning_rate * share * 0.5 * (1 + math.cos(math.pi * step / steps))
+    def _step(self, rows: Batch, step: int, steps: int, epoch: int) -> float:
+        """Take step number `step` of `steps`; return the loss of the batch."""
+        warm = min(1.0, (step + 1) / max(1.0, self.training.warm_up * steps))
+        rate = self.training.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=False)
-        own = distributed.rank_slices(len(rows[0]))[self.number]
-        mixed = self._mixing(len(rows[0]))
-        if mixed is None:
+        batch = self._forward(rows)
+        loss = self._loss(batch, epoch, self.training.structure * warm)
+        self._backward(batch)
+        self.optimizer.step()
+        self.objective.limit_temperature()
+        return loss
+
+    def _forward(self, rows: Batch) -> _Projected:
+        """Project this process's rows of the batch, and gather those of all processes."""
+        size = len(rows[0])
+        own = distributed.rank_slices(size)[self.number]
+        mixing = self._mixing(size)
+        if mixing is None:
             raw = [side(chosen[own], self.device) for side, chosen in zip(self.rows, rows, strict=True)]
         else:
-            raw = [side(chosen, self.device) for side, chosen in zip(self.rows, rows, strict=True)]
-            raw = [(mixed.share * Z + (1 - mixed.share) * Z[mixed.partner])[own] for Z in raw]
-        cast = torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda")
-        with cast:
-            projected = [self._project(number, Z) for number, Z in enumerate(raw)]
-        image, text = (self._gathered(Z, len(rows[0])) for Z in projected)
-        with cast:
-            total = self._backward(image, text, own, epoch)
-            if training.structure:
-                total += self._keep_structure(raw, (image, text), own, training.structure * share)
-        gradients = [distributed.all_reduce(Z.grad)[own] for Z in (image, text) if Z.grad is not None]
-        trained = [Z for Z in projected if Z.requires_grad]
-        if trained:
-            torch.autograd.backward(trained, [g.to(Z.dtype) for Z, g in zip(trained, gradients, strict=True)])
-        parameters = [*self.model.module.parameters(), self.log_scales, self.biases]
-        for parameter in parameters:
-            if parameter.grad is not None:
-                distributed.all_reduce(parameter.grad)
-        torch.nn.utils.clip_grad_norm_(parameters, training.clip)
-        if self.processes > 1:
-            total = float(distributed.all_reduce(torch.tensor([total], device=self.device)))
-        self.optimizer.step()
-        with torch.no_grad():
-            self.log_scales.clamp_(max=-math.log(COLDEST))
-        return total
+            whole = [side(chosen, self.device) for side, chosen in zip(self.rows, rows, strict=True)]
+            raw = [(mixing.share * Z + (1 - mixing.share) * Z[mixing.partner])[own] for Z in whole]
+        with self._autocast():
+            vectors = [self._project(number, Z) for number, Z in enumerate(raw)]
+        trained = self.model.heads is not None
+        gathered = [distributed.all_gather(Z.detach(), size).clone().requires_grad_(trained) for Z in vectors]
+        return _Projected(own, raw, vectors, gathered)
 
     def _project(self, number: int, Z: "Tensor") -> "Tensor":
         from torch.nn.functional import normalize
@@ -287,76 +306,37 @@ class _Trainer:
             return Z
         return normalize(self.model.heads[number](Z, self.training.dropout).float(), dim=1)
 
-    def _gathered(self, Z: "Tensor", size: int) -> "Tensor":
-        """Vectors of the whole batch (size, d), as a leaf that gradients gather in."""
-        return distributed.all_gather(Z.detach(), size).clone().requires_grad_(self.model.heads is not None)
-
-    def _backward(self, image: "Tensor", text: "Tensor", own: slice, epoch: int) -> float:
-        """Add up the gradients of the loss of this process's queries, in both directions, under all metrics."""
+    def _loss(self, batch: _Projected, epoch: int, structure: float) -> float:
+        """Return the loss of the whole batch; its gradients are at the gathered vectors and at what metrics learn."""
         import torch
 
-        size, total = len(image), 0.0
-        targets = torch.arange(size, device=self.device)[own]
-        if not self.units:
-            self.units = [_unit_of(metric, image, text) for metric in self.model.metrics]
-        for number, (metric, weight) in enumerate(zip(self.model.metrics, self.model.weights, strict=True)):
-            floats = metric.floats_per_pair(image.shape[1])
-            chunk = max(1, LOGITS_AT_ONCE // (size * floats))
-            if metric.symmetric and chunk >= size and self.processes == 1:
-                S = self._scaled(_differentiable(metric, text, image), number, epoch)
-                loss = (self._loss(S, targets, number, epoch) + self._loss(S.T, targets, number, epoch)).sum()
-                total += self._descend(loss * weight / (2 * size))
-                continue
-            for queries, items in ((text, image), (image, text)):
-                for wanted in torch.split(targets, chunk):
-                    S = self._scaled(_differentiable(metric, queries[wanted], items), number, epoch)
-                    total += self._descend(self._loss(S, wanted, number, epoch).sum() * weight / (2 * size))
+        image, text = batch.gathered
+        with self._autocast():
+            total = self.objective.loss(image, text, batch.own, epoch)
+            if structure:
+                total += self.objective.structure_loss(batch.raw, batch.gathered, batch.own, structure)
+        if self.processes > 1:
+            total = float(distributed.all_reduce(torch.tensor([total], device=self.device)))
         return total
 
-    def _descend(self, loss: "Tensor") -> float:
-        loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss.detach())
-
-    def _scaled(self, S: "Tensor", number: int, epoch: int) -> "Tensor":
-        """Similarities in the units of cosine, over the temperature where the loss has one."""
-        factor = 1 / self.units[number]
-        if self.training.loss in ("infonce", "siglip") and not self._late(epoch):
-            return S.float() * (factor * self.log_scales[number].exp())
-        return S.float() * factor
-
-    def _late(self, epoch: int) -> bool:
-        return epoch > self.training.epochs * (1 - self.training.late_recall)
-
-    def _loss(self, S: "Tensor", target: "Tensor", number: int, epoch: int) -> "Tensor":
-        """Losses (c,) of scaled similarities (c, B)."""
-        from alignment.fitting import losses
-
-        training = self.training
-        if self._late(epoch):
-            return losses.recall_surrogate(S, target, training.temperature / 5)
-        if training.loss == "infonce":
-            return losses.info_nce(S, target)
-        if training.loss == "siglip":
-            return losses.siglip(S, target, self.biases[number])
-        return losses.hinge(S, target, training.margin, hardest=epoch > training.semi_hard * training.epochs)
-
-    def _keep_structure(
-        self, raw: "list[Tensor]", projected: "tuple[Tensor, Tensor]", own: slice, weight: float
-    ) -> float:
-        """Add the gradients of the STRUCTURE regulariser over this process's rows."""
+    def _backward(self, batch: _Projected) -> None:
+        """Take the gradients back through the heads, sum them over all processes, and clip them."""
         import torch
-        from torch.nn.functional import normalize
 
-        from alignment.fitting.losses import structure
+        gradients = [distributed.all_reduce(Z.grad)[batch.own] for Z in batch.gathered if Z.grad is not None]
+        trained = [Z for Z in batch.vectors if Z.requires_grad]
+        if trained:
+            torch.autograd.backward(trained, [g.to(Z.dtype) for Z, g in zip(trained, gradients, strict=True)])
+        parameters = [*self.model.module.parameters(), *self.objective.parameters]
+        for parameter in parameters:
+            if parameter.grad is not None:
+                distributed.all_reduce(parameter.grad)
+        torch.nn.utils.clip_grad_norm_(parameters, self.training.clip)
 
-        total = 0.0
-        for before, after in zip(raw, projected, strict=True):
-            plain = normalize(self._gathered(before, len(after)).detach(), dim=1)
-            chunk = max(1, LOGITS_AT_ONCE // len(after))
-            for wanted in torch.split(torch.arange(len(after), device=self.device)[own], chunk):
-                loss = structure(plain[wanted] @ plain.T, after[wanted] @ after.T, self.training.temperature)
-                total += self._descend(loss.sum() * weight / (2 * len(after)))
-        return total
+    def _autocast(self) -> "torch.autocast":
+        import torch
+
+        return torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda")
 
     def _mixing(self, size: int) -> "Mixing | None":
         import torch
@@ -366,33 +346,3 @@ class _Trainer:
         share = self.rng.beta(self.training.mix, self.training.mix, (size, 1)).astype(np.float32)
         partner = self.rng.permutation(size)
         return Mixing(*(torch.from_numpy(part).to(self.device) for part in (share, partner)))
-
-
-def has_gradient(metric: Metric) -> bool:
-    """Whether anything can be trained under a metric that learns nothing itself."""
-    import torch
-
-    X = torch.eye(2, 8, requires_grad=True)
-    return metric.score(X, X).requires_grad
-
-
-def _differentiable(metric: Metric, queries: "Tensor", items: "Tensor") -> "Tensor":
-    S = metric.score(queries, items)
-    if not S.requires_grad:
-        raise FitError(
-            f"metric {metric}: its score has no gradient, and nothing can be trained under it; compute it with "
-            "differentiable operations of torch, or choose a closed form by --method"
-        )
-    return S
-
-
-def _unit_of(metric: Metric, image: "Tensor", text: "Tensor") -> float:
-    """Spread of the scores of a metric over that of cosine, so that a temperature means the same for all."""
-    import torch
-
-    if isinstance(metric, LearnedMetric):
-        return 1.0
-    with torch.no_grad():
-        some = slice(0, 128)
-        spread, cosine = (float(m.score(text[some], image[some]).float().std()) for m in (metric, Cosine()))
-    return spread / cosine if spread > 0 and cosine > 0 else 1.0

@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Interval
+
+from alignment.bounds import out_of_bounds
 from alignment.errors import TrainingError
 
 LOSSES = ("infonce", "siglip", "hinge")
@@ -35,46 +38,28 @@ class Training:
     """
 
     loss: str = "infonce"
-    batch: int = 512
-    epochs: int = 40
-    patience: int = 6
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warm_up: float = 0.05
-    clip: float = 1.0
-    temperature: float = 0.05
-    margin: float = 0.2
-    semi_hard: float = 0.3
-    late_recall: float = 0.0
-    structure: float = 0.0
-    dropout: float = 0.0
-    mix: float = 0.0
-    validation: float = 0.15
-    validation_groups: int = 2_000
+    batch: Annotated[int, Interval(ge=2, le=1 << 20)] = 512
+    epochs: Annotated[int, Interval(ge=0, le=1 << 20)] = 40
+    patience: Annotated[int, Interval(ge=1, le=1 << 20)] = 6
+    learning_rate: Annotated[float, Interval(ge=0, le=1e30)] = 1e-3
+    weight_decay: Annotated[float, Interval(ge=0, le=1e3)] = 0.01
+    warm_up: Annotated[float, Interval(ge=0, le=1)] = 0.05
+    clip: Annotated[float, Interval(ge=1e-9, le=1e9)] = 1.0
+    temperature: Annotated[float, Interval(ge=COLDEST, le=1e3)] = 0.05
+    margin: Annotated[float, Interval(ge=0, le=2)] = 0.2
+    semi_hard: Annotated[float, Interval(ge=0, le=1)] = 0.3
+    late_recall: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    structure: Annotated[float, Interval(ge=0, le=1e6)] = 0.0
+    dropout: Annotated[float, Interval(ge=0, le=0.99)] = 0.0
+    mix: Annotated[float, Interval(ge=0, le=1e3)] = 0.0
+    validation: Annotated[float, Interval(ge=0, le=0.9)] = 0.15
+    validation_groups: Annotated[int, Interval(ge=1, le=1 << 30)] = 2_000
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise TrainingError(f"training: expected loss to be one of {', '.join(LOSSES)}, got {self.loss!r}")
-        for name, least, most in (
-            ("batch", 2, 1 << 20),
-            ("epochs", 0, 1 << 20),
-            ("patience", 1, 1 << 20),
-            ("learning_rate", 0, 1e30),
-            ("weight_decay", 0, 1e3),
-            ("warm_up", 0, 1),
-            ("clip", 1e-9, 1e9),
-            ("temperature", COLDEST, 1e3),
-            ("margin", 0, 2),
-            ("semi_hard", 0, 1),
-            ("late_recall", 0, 1),
-            ("structure", 0, 1e6),
-            ("dropout", 0, 0.99),
-            ("mix", 0, 1e3),
-            ("validation", 0, 0.9),
-            ("validation_groups", 1, 1 << 30),
-        ):
-            if not least <= getattr(self, name) <= most:
-                raise TrainingError(f"training: expected {name} from {least:g} to {most:g}, got {getattr(self, name)}")
+        for wrong in out_of_bounds(self):
+            raise TrainingError(f"training: {wrong}")
 
     def with_values(self, given: Mapping[str, Any]) -> "Training":
         """Replace some values; texts are read as the types of the fields.

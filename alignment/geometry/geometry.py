@@ -25,8 +25,9 @@ from alignment.geometry.transport import (
 from alignment.metrics import METRICS, Cosine, Dot, LearnedMetric, Metric
 from alignment.modality import DIRECTIONS, MODALITIES, Modality
 from alignment.retrieval.bootstrap import Estimate, bootstrap_mean
+from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
-from alignment.retrieval.ranks import KS, chance_recall_at, group_codes, ranks, top_k
+from alignment.retrieval.ranks import chance_recall_at, group_codes, ranks, top_k
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
 from alignment.sets.shards import read_shard

@@ -41,8 +41,8 @@ class Kullback(Divergence):
         return (1 - self.smoothing) * P.shape[1] * P + self.smoothing
 
     @abstractmethod
-    def lower(self, dim: int) -> Lowering:
-        """Dot."""
+    @override
+    def lower(self, dim: int) -> Lowering: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from alignment.vectors import ROUNDING, FloatArray
 
@@ -91,14 +92,14 @@ class GaussianKernel(FeatureMap):
     name: ClassVar[str] = "gaussian-kernel"
 
     @property
+    @override
     def dims(self) -> tuple[int, int]:
-        """d and m."""
         m, d = self.parameters["landmarks"].shape
         return d, m
 
     @staticmethod
+    @override
     def features(p: "Mapping[str, Tensor]", Z: "Tensor", *, dropout: float = 0.0) -> "Tensor":
-        """Centred kernel values."""
         return gaussian(_normalized(Z), p["landmarks"], p["gamma"]) - p["mean"]
 
 
@@ -114,8 +115,8 @@ class Anchors(FeatureMap):
     name: ClassVar[str] = "anchors"
 
     @property
+    @override
     def dims(self) -> tuple[int, int]:
-        """d and m."""
         m, d = self.parameters["anchors"].shape
         return d, m
 
@@ -139,14 +140,14 @@ class ResidualMlp(FeatureMap):
     name: ClassVar[str] = "residual-mlp"
 
     @property
+    @override
     def dims(self) -> tuple[int, int]:
-        """d and w."""
         d, w = self.parameters["first.weight"].shape
         return d, w
 
     @staticmethod
+    @override
     def features(p: "Mapping[str, Tensor]", Z: "Tensor", *, dropout: float = 0.0) -> "Tensor":
-        """What the last block gives."""
         from torch.nn import functional as F
 
         Z = Z @ p["first.weight"] + p["first.bias"]
@@ -167,14 +168,14 @@ class StarGlu(FeatureMap):
     name: ClassVar[str] = "star-glu"
 
     @property
+    @override
     def dims(self) -> tuple[int, int]:
-        """d and m."""
         d, m = self.parameters["gate.weight"].shape
         return d, m
 
     @staticmethod
+    @override
     def features(p: "Mapping[str, Tensor]", Z: "Tensor", *, dropout: float = 0.0) -> "Tensor":
-        """The gated values."""
         from torch.nn import functional as F
 
         Z = F.layer_norm(Z, Z.shape[1:], p["norm.weight"], p["norm.bias"])

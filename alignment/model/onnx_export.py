@@ -31,8 +31,9 @@ from alignment.vectors import LARGEST_SQUARE, SMALLEST_SQUARE
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-Side = Literal["query", "item"]
-SIDES: tuple[Side, ...] = ("query", "item")
+# What a vector is in a search.
+Role = Literal["query", "item"]
+ROLES: tuple[Role, ...] = ("query", "item")
 # torch writes graphs through the first two.
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INPUT, VECTOR, OFFSET, ALIGNED, BATCH = "embedding", "vector", "offset", "aligned", "batch"
@@ -57,25 +58,25 @@ class Graph:
     """
 
     modality: Modality
-    side: Side
+    role: Role
     onnx: bytes
     outputs: Mapping[str, tuple[str | int, ...]]
     difference: float
 
     @property
     def name(self) -> str:
-        """Its file."""
-        return f"{self.modality}-{self.side}.onnx"
+        """Name of its file, such as `text-query.onnx`."""
+        return f"{self.modality}-{self.role}.onnx"
 
 
 def export(alignment: Alignment, metric: Metric) -> list[Graph]:
-    """Return the graphs of both modalities and sides, each compared with `alignment` itself.
+    """Return the graphs of both modalities and roles, each compared with `alignment` itself.
 
     Raises:
         MetricError: the alignment holds no parameters for the metric.
         ExportError: packages are missing, or a graph computes something else than modalign.
     """
-    return [graph(alignment, metric, modality, side) for modality in MODALITIES for side in SIDES]
+    return [graph(alignment, metric, modality, role) for modality in MODALITIES for role in ROLES]
 
 
 def check_packages() -> None:
@@ -88,15 +89,15 @@ def check_packages() -> None:
 
 
 class _Module(nn.Module):
-    """One side of a lowering behind a projection."""
+    """A projection, and behind it what a lowering makes of a vector in one role."""
 
-    def __init__(self, projection: Projection, lowering: Lowering, side: Side):
+    def __init__(self, projection: Projection, lowering: Lowering, role: Role):
         super().__init__()
-        self.projection, self.lowering, self.side = projection, lowering, side
+        self.projection, self.lowering, self.role = projection, lowering, role
 
     def forward(self, embedding: Tensor) -> dict[str, Tensor]:
         aligned = self.projection.unchecked_tensor(embedding)
-        if self.side == "item":
+        if self.role == "item":
             outputs = {VECTOR: self.lowering.item(aligned)}
         else:
             outputs = {VECTOR: self.lowering.query(aligned)}
@@ -114,12 +115,12 @@ class _Module(nn.Module):
         return {name: output[:, 0] if name == OFFSET else output for name, output in outputs.items()}
 
 
-def graph(alignment: Alignment, metric: Metric, modality: Modality, side: Side) -> Graph:
+def graph(alignment: Alignment, metric: Metric, modality: Modality, role: Role) -> Graph:
     """Return one graph; see `export`."""
     check_packages()
     projection = alignment.projections[modality]
     lowerings = {m: alignment.metric(metric, m, device="cpu").lower(alignment.dim) for m in MODALITIES}
-    module = _Module(projection, lowerings[modality], side).eval()
+    module = _Module(projection, lowerings[modality], role).eval()
     probes = np.random.default_rng(0).standard_normal((PROBES, projection.in_dim)).astype(np.float32)
     with torch.no_grad(), uninterrupted():
         names = list(module(torch.from_numpy(probes)))
@@ -141,19 +142,19 @@ def graph(alignment: Alignment, metric: Metric, modality: Modality, side: Side) 
     outputs: dict[str, tuple[str | int, ...]] = {o.name: tuple(o.shape) for o in session.get_outputs()}
     if any(shape[0] != BATCH for shape in outputs.values()):
         raise ExportError(
-            f"the {side} graph of {modality} under {metric} takes {TRACED} rows and no others; its lowering must not "
+            f"the {role} graph of {modality} under {metric} takes {TRACED} rows and no others; its lowering must not "
             "depend on len(X), X.shape[0] is the same without becoming a constant"
         )
     # One query graph serves searches among items of either modality.
-    against = MODALITIES if side == "query" else (modality,)
-    difference = max(_difference(session, projection, lowerings[m], side, probes) for m in against)
+    against = MODALITIES if role == "query" else (modality,)
+    difference = max(_difference(session, projection, lowerings[m], role, probes) for m in against)
     if difference > TOLERANCE:
         raise ExportError(
-            f"the {side} graph of {modality} under {metric} is {difference:.1e} away from what modalign computes, "
+            f"the {role} graph of {modality} under {metric} is {difference:.1e} away from what modalign computes, "
             f"expected at most {TOLERANCE:.0e}; its lowering must compute the same from tensors as from arrays, see "
             "CONTRIBUTING.md"
         )
-    return Graph(modality, side, onnx, outputs, difference)
+    return Graph(modality, role, onnx, outputs, difference)
 
 
 @contextmanager
@@ -179,13 +180,13 @@ def _session(onnx: bytes) -> "InferenceSession":
 
 
 def _difference(
-    session: "InferenceSession", projection: Projection, lowering: Lowering, side: Side, X: npt.NDArray[np.float32]
+    session: "InferenceSession", projection: Projection, lowering: Lowering, role: Role, X: npt.NDArray[np.float32]
 ) -> float:
     """The largest difference of a row, relative to its length; infinite where only one of the two has a number."""
     names = [output.name for output in session.get_outputs()]
     largest = 0.0
     for x, *outputs in zip(X, *session.run(names, {INPUT: X}), strict=True):
-        expected = _expected(projection, lowering, side, x)
+        expected = _expected(projection, lowering, role, x)
         if not expected and all(np.isnan(output).all() for output in outputs):
             continue
         if expected.keys() != set(names):
@@ -198,15 +199,15 @@ def _difference(
 
 
 def _expected(
-    projection: Projection, lowering: Lowering, side: Side, x: npt.NDArray[np.float32]
+    projection: Projection, lowering: Lowering, role: Role, x: npt.NDArray[np.float32]
 ) -> dict[str, npt.NDArray[np.floating]]:
     """What modalign computes of one embedding (d_in,), by the names of a graph's outputs; nothing if it refuses it."""
     try:
         aligned = projection(x[None])
-        outputs = {VECTOR: lowering.item(aligned) if side == "item" else lowering.query(aligned)}
+        outputs = {VECTOR: lowering.item(aligned) if role == "item" else lowering.query(aligned)}
     except VectorError:
         return {}
-    offset = lowering.offset(aligned) if side == "query" else None
+    offset = lowering.offset(aligned) if role == "query" else None
     if offset is not None:
         outputs[OFFSET] = offset
     if isinstance(lowering, Rescored):

@@ -11,7 +11,7 @@ import numpy as np
 
 from alignment.errors import MeasureError
 from alignment.metrics import Metric
-from alignment.modality import Modality
+from alignment.modality import DIRECTIONS, Modality
 from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
 from alignment.retrieval.ranks import IntArray, RelevantRanks, relevant_ranks
 
@@ -85,11 +85,12 @@ class Protocol:
         Raises:
             MeasureError: the data is not of this protocol's shape.
         """
-        parts: dict[str, list[ProtocolResults]] = {"text-to-image": [], "image-to-text": []}
+        parts: dict[str, list[ProtocolResults]] = {direction: [] for direction in DIRECTIONS}
         for fold in self.split(aligned.image.groups, aligned.text.groups):
-            image, text = _taken(aligned.image, fold.images), _taken(aligned.text, fold.texts)
-            parts["text-to-image"].append(_answers(text, image, fold.texts, metrics["image"]))
-            parts["image-to-text"].append(_answers(image, text, fold.images, metrics["text"]))
+            rows: dict[Modality, IntArray] = {"image": fold.images, "text": fold.texts}
+            taken = {"image": _taken(aligned.image, fold.images), "text": _taken(aligned.text, fold.texts)}
+            for direction, (query, item) in DIRECTIONS.items():
+                parts[direction].append(_answers(taken[query], taken[item], rows[query], metrics[item]))
         return {direction: _joined(answers) for direction, answers in parts.items()}
 
 

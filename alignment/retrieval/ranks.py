@@ -13,8 +13,6 @@ import numpy.typing as npt
 
 from alignment.metrics import Metric
 
-# Lengths of result lists that Recall@K is given for.
-KS = (1, 5, 10)
 Ranks = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 

@@ -35,7 +35,7 @@ def shard_rows(path: Path, dim: int) -> int:
 
 
 def read_shard(path: Path, modality: Modality) -> Rows:
-    """Read a whole shard."""
+    """Return all rows of the shard at `path`."""
     return Rows.from_arrow(modality, read_columns(path, [*IDENTITY, "vector"]))
 
 

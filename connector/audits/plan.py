@@ -2,18 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from annotated_types import Interval
 
 from alignment.bounds import out_of_bounds
+from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.protocols import PROTOCOLS
-from alignment.retrieval.ranks import KS
 from connector.errors import RequirementError, SettingsError
-from connector.releases.points import HELD_OUT
+from connector.requests import AuditRequest, Scope
 from connector.safe_text import printable
 
-Scope = Literal["held-out", "all"]
 # The longest list. Every query's list is held in memory, once for each stage.
 LONGEST = 10_000
 # Characters of the name of a filter or field: names stand in tables, on pages and in an index of SQL.
@@ -41,15 +40,15 @@ class AuditPlan:
         RequirementError, SettingsError: a value that is invalid.
     """
 
-    ks: Sequence[int] = KS
-    queries: Scope = HELD_OUT
-    gallery: Scope = HELD_OUT
-    protocol: str | None = None
+    ks: Sequence[int] = AuditRequest.ks
+    queries: Scope = AuditRequest.queries
+    gallery: Scope = AuditRequest.gallery
+    protocol: str | None = AuditRequest.protocol
     filters: Mapping[str, str] = field(default_factory=dict)
-    slices: Sequence[str] = ()
-    sample: Annotated[int, Interval(ge=1, le=2**31 - 1)] | None = None
-    seed: int = 0
-    max_qps: Annotated[float, Interval(ge=0.001, le=1_000_000)] | None = None
+    slices: Sequence[str] = AuditRequest.slices
+    sample: Annotated[int, Interval(ge=1, le=2**31 - 1)] | None = AuditRequest.sample
+    seed: int = AuditRequest.seed
+    max_qps: Annotated[float, Interval(ge=0.001, le=1_000_000)] | None = AuditRequest.max_qps
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ks", tuple(sorted(set(self.ks))))

@@ -12,7 +12,7 @@ from connector.cli.group import REQUIREMENT, cli, open_home
 from connector.cli.options import METRIC_HELP, home_options, json_option, renamed_option, seed_option
 from connector.cli.tables import print_json
 from connector.progress import say
-from connector.requests import KS, AuditRequest, default_of
+from connector.requests import AuditRequest, default_of
 
 COMMANDLINE = click.core.ParameterSource.COMMANDLINE
 HOME_OPTIONS = ("--home", "--qdrant-url", "--database-url", "--device")
@@ -55,7 +55,7 @@ def _named_filters(context: click.Context, option: click.Parameter, texts: tuple
     "--k",
     "ks",
     callback=_lengths,
-    default=",".join(map(str, KS)),
+    default=",".join(map(str, AuditRequest.ks)),
     show_default=True,
     metavar="K,K,...",
     help="Lengths of the result lists.",

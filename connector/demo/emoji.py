@@ -10,7 +10,7 @@ from typing import Any
 from alignment.durable import write_durably
 from alignment.metrics import METRICS
 from alignment.modality import DIRECTIONS, Modality
-from alignment.retrieval.ranks import KS
+from alignment.retrieval.cutoffs import KS
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
 from connector.audits.result import Audit

@@ -11,9 +11,10 @@ import torch
 from alignment.fitting import methods
 from alignment.fitting import trainer as training_loop
 from alignment.fitting.heads import HEADS, FuseMix, Head, Linear, Residual, StarGluHead
-from alignment.fitting.methods import HEAD_NAMES, METHODS, FitSpec, Fitter
+from alignment.fitting.methods import METHODS, FitSpec, Fitter
 from alignment.metrics import Cosine, parse
 from alignment.model.projections import Projection
+from alignment.names import HEADS as HEAD_NAMES
 from alignment.retrieval.grouped import GroupedEmbeddings
 from alignment.retrieval.ranks import recall_at
 from alignment.vectors import l2_normalize
@@ -141,17 +142,17 @@ def test_a_start_never_saw_what_its_training_is_validated_on(
     """Or it would look better than it is, and nothing could beat it."""
     starts: list[set[int]] = []
     splits: list[tuple[Any, Any]] = []
-    original_start, original_train = methods._start, training_loop.train
+    original_paired, original_train = methods.paired, training_loop.train
 
-    def start(hyperparameters: Any, data: GroupedEmbeddings, device: Any) -> Any:
+    def start(data: GroupedEmbeddings, *arguments: Any, **options: Any) -> Any:
         starts.append(set(data.groups.tolist()))
-        return original_start(hyperparameters, data, device)
+        return original_paired(data, *arguments, **options)
 
     def train(model: Any, data: GroupedEmbeddings, fitted: Any, held: Any, **options: Any) -> Any:
         splits.append((set(fitted.tolist()), None if held is None else set(held.tolist())))
         return original_train(model, data, fitted, held, **options)
 
-    monkeypatch.setattr(methods, "_start", start)
+    monkeypatch.setattr(methods, "paired", start)
     monkeypatch.setattr(methods, "train", train)
     Fitter("linear", views(rng), CPU).fit(NARROW["linear"])
     (fitted, held), (everything, nothing) = splits

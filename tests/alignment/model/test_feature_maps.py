@@ -87,7 +87,7 @@ def test_correlations_are_those_of_the_dual_problem(
     monkeypatch.setattr(closed_forms, "FLOOR", 1e-13)
     X, Y = a_pair(rng)
     model = KernelCCA(Pairs.of(paired(X, Y), CPU))
-    correlations = model._canonical(gamma, shrinkage)[2].numpy()
+    correlations = model.canonical(gamma, shrinkage)[2].numpy()
     np.testing.assert_allclose(correlations[:8], dual(X, Y, gamma, shrinkage), rtol=1e-4)
 
 

@@ -21,7 +21,7 @@ from alignment.modality import MODALITIES, OTHER, Modality
 from alignment.model import onnx_export as export
 from alignment.model.alignment import Alignment
 from alignment.model.feature_maps import FEATURE_MAPS, Anchors, FeatureMap, GaussianKernel, ResidualMlp, StarGlu
-from alignment.model.onnx_export import SIDES, Graph, Side, graph
+from alignment.model.onnx_export import ROLES, Graph, Role, graph
 from alignment.model.projections import Projection
 from alignment.vectors import l2_normalize
 from tests.support.errors import raises
@@ -44,13 +44,13 @@ def run(made: Graph, X: npt.NDArray[np.floating]) -> dict[str, Matrix]:
     return dict(zip(names, session.run(names, {"embedding": X.astype(np.float32)}), strict=True))
 
 
-def reference(ours: Alignment, metric: Metric, modality: Modality, side: Side, X: Matrix) -> dict[str, Any]:
+def reference(ours: Alignment, metric: Metric, modality: Modality, role: Role, X: Matrix) -> dict[str, Any]:
     """What modalign computes; of a query against items of the other modality."""
-    items = modality if side == "item" else OTHER[modality]
+    items = modality if role == "item" else OTHER[modality]
     lowering = ours.metric(metric, items, device="cpu").lower(ours.dim)
     aligned = ours.project(modality, X)
-    outputs: dict[str, Any] = {"vector": getattr(lowering, side)(aligned)}
-    if side == "query" and (offset := lowering.offset(aligned)) is not None:
+    outputs: dict[str, Any] = {"vector": getattr(lowering, role)(aligned)}
+    if role == "query" and (offset := lowering.offset(aligned)) is not None:
         outputs["offset"] = offset
     return outputs | ({"aligned": aligned} if isinstance(lowering, Rescored) else {})
 
@@ -92,35 +92,35 @@ def test_every_metric_has_graphs_of_both_sides(text: str) -> None:
             assert {name: output.shape[1:] for name, output in found.items()} == {
                 name: shape[1:] for name, shape in made.outputs.items()
             }
-            check_equal(found, reference(ours, metric, made.modality, made.side, X))
+            check_equal(found, reference(ours, metric, made.modality, made.role, X))
 
 
 def test_an_export_holds_both_modalities_and_sides() -> None:
     ours, metric = alignment(mean=0.2), parse("kl-item-query+nnn")
     graphs = export.export(ours, metric)
-    assert [made.name for made in graphs] == [f"{m}-{side}.onnx" for m in MODALITIES for side in SIDES]
+    assert [made.name for made in graphs] == [f"{m}-{role}.onnx" for m in MODALITIES for role in ROLES]
     for made in graphs:
         X = embeddings(made.modality)
-        check_equal(run(made, X), reference(ours, metric, made.modality, made.side, X))
+        check_equal(run(made, X), reference(ours, metric, made.modality, made.role, X))
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("metric", MAPPED, ids=str)
-def test_every_map_has_graphs(metric: Divergence, side: Side) -> None:
+def test_every_map_has_graphs(metric: Divergence, role: Role) -> None:
     ours, X = nonnegative(), np.abs(embeddings("text"))
-    made = graph(ours, metric, "text", side)
-    check_equal(run(made, X), reference(ours, metric, "text", side, X))
+    made = graph(ours, metric, "text", role)
+    check_equal(run(made, X), reference(ours, metric, "text", role, X))
     if metric.map == "l1":  # which modalign refuses if a single value is negative
         mixed = np.concatenate([X[:1], -X[:1], X[1:2]])
         for name, output in run(made, mixed).items():
             assert np.isnan(output).reshape(3, -1).all(axis=1).tolist() == [False, True, False], name
 
 
-@pytest.mark.parametrize("side", SIDES)
-def test_parameters_of_a_metric_count(side: Side) -> None:
+@pytest.mark.parametrize("role", ROLES)
+def test_parameters_of_a_metric_count(role: Role) -> None:
     ours, X = alignment(), embeddings("image")
     metric = parse("kl-query-item(smoothing=0.4)+nnn(k=7,alpha=0.3)")
-    check_equal(run(graph(ours, metric, "image", side), X), reference(ours, metric, "image", side, X))
+    check_equal(run(graph(ours, metric, "image", role), X), reference(ours, metric, "image", role, X))
 
 
 # Projections
@@ -187,8 +187,8 @@ def test_every_lift_is_exported(name: str) -> None:
 def test_the_identity_changes_nothing_but_the_length() -> None:
     X, d = embeddings("text"), DIMS["text"]
     ours = replace(alignment(), projections={m: Projection(d) for m in MODALITIES})
-    for side in SIDES:
-        check_equal(run(graph(ours, parse("cosine"), "text", side), X), {"vector": l2_normalize(X)})
+    for role in ROLES:
+        check_equal(run(graph(ours, parse("cosine"), "text", role), X), {"vector": l2_normalize(X)})
 
 
 @pytest.mark.parametrize("text", ["cosine", "w1", "chi2", "kl-item-query", "mol"])
@@ -199,8 +199,8 @@ def test_what_modalign_refuses_is_nan(text: str) -> None:
     X = embeddings("text", 8)
     X[1], X[2], X[3, 0], X[4, -1] = 0.0, 3 * mean, np.nan, np.inf
     X[5], X[6] = 1e-25, 3e38  # what float32 holds, and whose norm it does not
-    for side in SIDES:
-        for name, output in run(graph(ours, parse(text), "text", side), X).items():
+    for role in ROLES:
+        for name, output in run(graph(ours, parse(text), "text", role), X).items():
             nan = np.isnan(output).reshape(len(X), -1)
             assert (nan.all(axis=1) == nan.any(axis=1)).all(), name
             assert nan.all(axis=1).tolist() == [1 <= row <= 6 for row in range(len(X))], name
@@ -267,16 +267,16 @@ class Counted(Lowering):
 
 
 @pytest.mark.parametrize(
-    ("lowering", "side", "complaint"),
+    ("lowering", "role", "complaint"),
     [
         (Doubled, "item", r"is 1\.0e\+00 away from what modalign computes"),
         (Shifted, "query", r"is inf away from what modalign computes"),
         (Counted, "item", r"takes 3 rows and no others.*len\(X\)"),
     ],
 )
-def test_a_graph_that_would_be_wrong_is_refused(lowering: type[Lowering], side: Side, complaint: str) -> None:
+def test_a_graph_that_would_be_wrong_is_refused(lowering: type[Lowering], role: Role, complaint: str) -> None:
     with pytest.raises(ExportError, match=complaint):
-        graph(alignment(), Other(lowering=lowering), "text", side)
+        graph(alignment(), Other(lowering=lowering), "text", role)
 
 
 @pytest.mark.parametrize("text", ["mol", "dot+nnn"])
