@@ -53,7 +53,7 @@ def figures() -> list[Figure]:
             )
             release = open_release(provenance, store, "bench")
             retriever = Retriever(release, store)
-            shard = store._shard(release.name)
+            shard = store._shards[release.name]
             X = vectors(QUERIES, seed=2)
             ready = [query.tolist() for query in aligned.project("text", X)]
 

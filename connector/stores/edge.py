@@ -1,107 +1,62 @@
-"""Qdrant Edge: the Qdrant engine in this process, under a directory. It and edge_filter alone import qdrant_edge.
+"""Qdrant Edge: the Qdrant engine in this process, in the collections of a `StoreDirectory`.
 
-    DIR/.lock                    held while the store is open: one process at a time
-    DIR/registry.json            collections (layout, metadata) and aliases, replaced atomically
-    DIR/collections/NAME/        one shard of the engine
-
-The engine has no collections, aliases or metadata; the registry adds them, and what it says holds. A directory that it
-does not name is what a crash left of a create or a drop, and is removed at the next opening.
+The modules `edge*` alone import qdrant_edge.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import qdrant_edge as edge
-from filelock import FileLock, Timeout
 from typing_extensions import override
 
-from alignment.durable import write_durably
-from alignment.metrics import Distance
 from connector.errors import CollectionNotFoundError, SettingsError, StoreBusyError, StoreError
-from connector.stores.contract import (
-    FORBIDDEN,
-    CollectionConfig,
-    CollectionInfo,
-    Hit,
-    Points,
-    Record,
-    Store,
-    VectorConfig,
-)
+from connector.stores.contract import CollectionConfig, CollectionInfo, Hit, Points, Record, Store, VectorConfig
+from connector.stores.edge_directory import StoreDirectory, may_be_named
+from connector.stores.edge_errors import translated
 from connector.stores.edge_filter import to_edge
-from connector.stores.layout import COMPRESSIONS, OVERSAMPLING, Datatype, Layout
+from connector.stores.edge_layout import SCHEMA, edge_config
+from connector.stores.layout import OVERSAMPLING, Datatype, Layout
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
-REGISTRY = "registry.json"
 # The engine maps its files into memory: on a full disk it does not fail, the process is killed.
 SPARE_BYTES = 128 << 20
+ENGINE = version("qdrant-edge-py")
 
 
 class EdgeStore(Store):
-    """Qdrant Edge in the directory `path`, which is created if it is missing.
+    """Qdrant Edge in the directory `path`. A missing or an empty one is an empty store; the first write makes it.
 
     Raises:
         StoreBusyError: another process has it open.
+        StoreError: the directory holds something else, or its registry is damaged.
     """
 
     def __init__(self, path: Path | str):
         self.path = Path(path).absolute()
         self.url = f"edge:{self.path}"
         self._shards: dict[str, edge.EdgeShard] = {}
+        self._written: set[str] = set()
         self._owner = os.getpid()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.path / ".lock")
-            self._lock.acquire(timeout=0)
-        except Timeout:
+        self._closed = False
+        self._directory = StoreDirectory(self.path)
+
+    def _check_open(self) -> None:
+        if os.getpid() != self._owner:  # a forked child has none of the engine's threads, and would wait for ever
             raise StoreBusyError(
-                f"{self.path} is in use by another process, and Qdrant Edge serves one at a time; wait until it ends, "
-                "or run a Qdrant server and name it by MODALIGN_QDRANT_URL"
-            ) from None
-        except OSError as error:
-            raise StoreError(f"{self.path} cannot be used as a store: {error}") from error
-        try:
-            self._collections, self._aliases = self._recover()
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def _recover(self) -> tuple[dict[str, CollectionConfig], dict[str, str]]:
-        """Read the registry and remove what a crash left behind."""
-        try:
-            raw = json.loads((self.path / REGISTRY).read_text(encoding="utf-8"))
-            collections = {name: _config(value) for name, value in raw["collections"].items()}
-            aliases = dict(raw["aliases"])
-        except FileNotFoundError:
-            collections, aliases = {}, {}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"{self.path / REGISTRY} is damaged ({error!r}); restore it from a backup") from error
-        for directory in self._home().iterdir() if self._home().exists() else ():
-            if directory.name not in collections:
-                shutil.rmtree(directory)
-            else:
-                for orphan in directory.glob("temp_segments/*"):
-                    shutil.rmtree(orphan, ignore_errors=True)
-        return collections, aliases
-
-    def _home(self, *name: str) -> Path:
-        return self.path.joinpath("collections", *name)
-
-    def _commit(self, collections: dict[str, CollectionConfig], aliases: dict[str, str]) -> None:
-        raw = {"collections": {n: asdict(c) for n, c in collections.items()}, "aliases": aliases}
-        with _translated(f"write {REGISTRY}"):
-            write_durably(self.path / REGISTRY, (json.dumps(raw, indent=2) + "\n").encode())
-        self._collections, self._aliases = collections, aliases
+                f"{self.url} was opened by the process that this one was forked from, and works in that one only; "
+                "start processes by spawning them, and open the store in one of them"
+            )
+        if self._closed:
+            raise StoreError(f"{self.url} is closed")
 
     def _check_space(self) -> None:
         if (free := shutil.disk_usage(self.path).free) < SPARE_BYTES:
@@ -111,41 +66,85 @@ class EdgeStore(Store):
             )
 
     def _resolve(self, name: str) -> str:
-        resolved = self._aliases.get(name, name)
-        if resolved not in self._collections:
-            known = ", ".join([*self._collections, *self._aliases]) or "none"
+        directory = self._directory
+        resolved = directory.aliases.get(name, name)
+        if resolved not in directory.collections:
+            known = ", ".join([*directory.collections, *directory.aliases]) or "none"
             raise CollectionNotFoundError(f"{self.url} has no collection {name!r}; it has {known}")
+        if resolved not in self._shards and not directory.exists(resolved):
+            raise CollectionNotFoundError(
+                f"{self.url}: the directory of collection {resolved!r} is missing; restore {directory.home(resolved)} "
+                "from a backup, or push its embedding sets again"
+            )
         return resolved
 
-    def _shard(self, name: str) -> edge.EdgeShard:
+    @contextmanager
+    def _reading(self, name: str, what: str) -> Iterator[edge.EdgeShard]:
+        """Yield the shard of a collection; the engine's errors say that it could not `what` it."""
         resolved = self._resolve(name)
-        if os.getpid() != self._owner:  # a forked child has none of the engine's threads, and would wait for ever
-            raise StoreBusyError(
-                f"{self.url} was opened by the process that this one was forked from, and works in that one only; "
-                "start processes by spawning them, and open the store in one of them"
-            )
+        self._check_open()
         if resolved not in self._shards:
-            if not self._lock.is_locked:
-                raise StoreError(f"{self.url} is closed")
-            with _translated(f"open collection {resolved}"):
-                self._shards[resolved] = edge.EdgeShard.load(str(self._home(resolved)))
-        return self._shards[resolved]
+            self._shards[resolved] = self._load(resolved)
+        with translated(f"{what} collection {resolved}"):
+            yield self._shards[resolved]
+
+    @contextmanager
+    def _writing(self, name: str, what: str) -> Iterator[edge.EdgeShard]:
+        """Yield a shard to change; if this process dies before it is closed, its files are no proof of damage."""
+        resolved = self._resolve(name)
+        with self._reading(resolved, what) as shard:
+            self._directory.prepare()
+            self._mark_open(resolved)
+            yield shard
+
+    def _mark_open(self, name: str) -> None:
+        if name not in self._written:
+            self._directory.set_state(name, "open")
+            self._written.add(name)
+
+    def _load(self, name: str) -> edge.EdgeShard:
+        """Open a shard; compare it with what it was when it was closed, if the same engine closed it."""
+        home, state = self._directory.home(name), self._directory.state(name)
+        advice = "restore it from a backup, or move it away and push its embedding sets again"
+        closed = state if state and (state.step, state.engine) == ("closed", ENGINE) else None
+        # Before the engine reads it: of some damage the whole process dies.
+        if closed and (damaged := self._directory.damaged_file(name, closed)):
+            raise StoreError(f"collection {name} is damaged: {damaged} was lost or changed since; {home}: {advice}")
+        with translated(f"open collection {name} in {home}"):
+            shard = edge.EdgeShard.load(str(home))
+            points = int(shard.count(edge.CountRequest(exact=True)))
+        if closed and points != closed.points:
+            with translated(f"close collection {name}"):
+                shard.close()
+            raise StoreError(
+                f"collection {name} is damaged: expected {closed.points} points, the engine reads {points}; {home}: "
+                f"{advice}"
+            )
+        return shard
 
     @override
     def close(self) -> None:
         """Flush and close every collection, then release the lock."""
-        try:
-            while self._shards:
-                name, shard = self._shards.popitem()
-                with _translated(f"close collection {name}"):
+        self._closed = True
+        failures: list[StoreError] = []
+        while self._shards:
+            name, shard = self._shards.popitem()
+            try:
+                with translated(f"close collection {name}"):
                     shard.flush()
+                    points = int(shard.count(edge.CountRequest(exact=True)))
                     shard.close()
-        finally:
-            self._lock.release()
+                if name in self._written:
+                    self._directory.set_state(name, "closed", engine=ENGINE, points=points)
+            except StoreError as error:
+                failures.append(error)
+        self._directory.release()
+        if failures:
+            raise failures[0]
 
     @override
     def collections(self) -> list[str]:
-        return sorted(self._collections)
+        return sorted(filter(self._directory.exists, self._directory.collections))
 
     @override
     def check_layout(self, layout: Layout) -> None:
@@ -166,46 +165,66 @@ class EdgeStore(Store):
     def create(self, name: str, config: CollectionConfig) -> None:
         """Create a collection; it exists once the registry names it."""
         self.check_layout(config)
-        if name in self._collections or name in self._aliases:
-            raise StoreError(f"{self.url}: collection or alias {name!r} exists")
-        if not name or name in (".", "..") or FORBIDDEN & set(name):
+        self._check_open()
+        if not may_be_named(name):
             raise StoreError(f"{self.url}: {name!r} cannot name a collection, which is a directory here")
+        directory = self._directory
+        directory.prepare()
+        if directory.exists(name) or name in directory.aliases:
+            raise StoreError(f"{self.url}: collection or alias {name!r} exists")
         self._check_space()
-        home = self._home(name)
-        with _translated(f"create collection {name}"):
-            shutil.rmtree(home, ignore_errors=True)
-            home.mkdir(parents=True)
-            shard = edge.EdgeShard.create(str(home), _edge_config(config))
-            for field, kind in config.payload_indexes.items():
-                shard.update(edge.UpdateOperation.create_field_index(field, _SCHEMA[kind]))
-            shard.flush()
-        self._commit({**self._collections, name: config}, self._aliases)
+        home = directory.begin(name)
+        shard = None
+        try:
+            with translated(f"create collection {name}"):
+                shard = edge.EdgeShard.create(str(home), edge_config(config))
+                for field, kind in config.payload_indexes.items():
+                    shard.update(edge.UpdateOperation.create_field_index(field, SCHEMA[kind]))
+                shard.flush()
+            directory.commit({**directory.collections, name: config}, directory.aliases)
+        except BaseException:
+            if shard is not None:
+                with translated(f"close collection {name}"):
+                    shard.close()
+            directory.remove(name)
+            raise
+        self._mark_open(name)
         self._shards[name] = shard
 
     @override
     def drop(self, name: str) -> None:
         """Delete a collection; it is gone once the registry does not name it."""
-        if name not in self._collections:
+        self._check_open()
+        directory = self._directory
+        if name not in directory.collections:
             return
+        directory.prepare()
         if shard := self._shards.pop(name, None):
-            shard.close()
-        self._commit(
-            {other: config for other, config in self._collections.items() if other != name},
-            {alias: target for alias, target in self._aliases.items() if target != name},
+            with translated(f"close collection {name}"):
+                shard.close()
+        if directory.exists(name):
+            directory.set_state(name, "dropping")
+        self._written.discard(name)
+        directory.commit(
+            {other: config for other, config in directory.collections.items() if other != name},
+            {alias: target for alias, target in directory.aliases.items() if target != name},
         )
-        shutil.rmtree(self._home(name))
+        directory.remove(name)
 
     @override
     def describe(self, name: str) -> CollectionInfo:
         resolved = self._resolve(name)
-        config, info = self._collections[resolved], self._shard(resolved).info()
+        config = self._directory.collections[resolved]
+        with self._reading(resolved, "describe") as shard:
+            info = shard.info()
+            indexed, indexes = int(info.indexed_vectors_count), sorted(info.payload_schema)
         return CollectionInfo(
             resolved,
             config.vectors,
             config.metadata,
             self.count(resolved),
-            int(info.indexed_vectors_count),
-            payload_indexes=sorted(info.payload_schema),
+            indexed,
+            payload_indexes=indexes,
             m=config.m,
             ef_construct=config.ef_construct,
             quantization=config.quantization,
@@ -213,18 +232,17 @@ class EdgeStore(Store):
 
     @override
     def _vectors(self, name: str) -> Mapping[str, VectorConfig]:
-        return self._collections[self._resolve(name)].vectors
+        return self._directory.collections[self._resolve(name)].vectors
 
     @override
     def datatype(self, name: str) -> Datatype:
-        return self._collections[self._resolve(name)].datatype
+        return self._directory.collections[self._resolve(name)].datatype
 
     @override
     def _upsert(self, name: str, points: Points) -> None:
         vector_name = points.vector_name
-        shard = self._shard(name)
         self._check_space()
-        with _translated(f"write to collection {name}"):
+        with self._writing(name, "write to") as shard:
             batch = [
                 edge.Point(id_, {vector_name: vector}, payload)
                 for id_, vector, payload in zip(points.ids, points.vectors.tolist(), points.payloads, strict=True)
@@ -234,22 +252,19 @@ class EdgeStore(Store):
     @override
     def flush(self, name: str) -> None:
         """Flush segments and write-ahead log to disk."""
-        shard = self._shard(name)
-        with _translated(f"flush collection {name}"):
+        with self._reading(name, "flush") as shard:
             shard.flush()
 
     @override
     def delete(self, name: str, ids: Sequence[str]) -> None:
-        shard = self._shard(name)
-        with _translated(f"delete from collection {name}"):
+        with self._writing(name, "delete from") as shard:
             shard.update(edge.UpdateOperation.delete_points(list(ids)))
 
     @override
     def retrieve(self, name: str, ids: Sequence[str], *, vector_name: str | None = None) -> list[Record]:
-        shard = self._shard(name)
-        with _translated(f"read collection {name}"):
+        with self._reading(name, "read") as shard:
             points = shard.retrieve(list(ids), True, [vector_name] if vector_name else False)
-        return [_record(point, vector_name) for point in points]
+            return [_record(point, vector_name) for point in points]
 
     @override
     def search(
@@ -267,63 +282,62 @@ class EdgeStore(Store):
         oversampling: float = OVERSAMPLING,
         rescore: bool = True,
     ) -> list[list[Hit]]:
-        shard = self._shard(name)
         condition = to_edge(filter)
-        quantization = edge.QuantizationSearchParams(ignore=not quantized, rescore=rescore, oversampling=oversampling)
-        parameters = edge.SearchParams(exact=exact, hnsw_ef=ef, quantization=quantization)
-        fields = with_payload if isinstance(with_payload, bool) else list(with_payload)
-        requests = [
-            edge.QueryRequest(
-                limit=k,
-                query=edge.Query.Nearest(query, using=vector_name),
-                filter=condition,
-                params=parameters,
-                with_payload=fields,
+        with self._reading(name, "search") as shard:
+            quantization = edge.QuantizationSearchParams(
+                ignore=not quantized, rescore=rescore, oversampling=oversampling
             )
-            for query in queries.tolist()
-        ]
-        with _translated(f"search collection {name}"):
+            parameters = edge.SearchParams(exact=exact, hnsw_ef=ef, quantization=quantization)
+            fields = with_payload if isinstance(with_payload, bool) else list(with_payload)
+            requests = [
+                edge.QueryRequest(
+                    limit=k,
+                    query=edge.Query.Nearest(query, using=vector_name),
+                    filter=condition,
+                    params=parameters,
+                    with_payload=fields,
+                )
+                for query in queries.tolist()
+            ]
             if len(requests) == 1:
                 answers = [shard.query(requests[0])]
             else:
                 answers = shard.query_batch(edge.QueryBatchRequest(requests))
-        return [[Hit(str(point.id), point.score, point.payload or {}) for point in answer] for answer in answers]
+            return [[Hit(str(point.id), point.score, point.payload or {}) for point in answer] for answer in answers]
 
     @override
     def scroll(
         self, name: str, *, vector_name: str | None = None, filter: "Filter | None" = None, page: int = 1000
     ) -> Iterator[list[Record]]:
-        shard = self._shard(name)
         condition = to_edge(filter)
         offset = None
         while True:
-            request = edge.ScrollRequest(
-                offset=offset,
-                limit=page,
-                filter=condition,
-                with_payload=True,
-                with_vector=[vector_name] if vector_name else False,
-            )
-            with _translated(f"read collection {name}"):
+            with self._reading(name, "read") as shard:
+                request = edge.ScrollRequest(
+                    offset=offset,
+                    limit=page,
+                    filter=condition,
+                    with_payload=True,
+                    with_vector=[vector_name] if vector_name else False,
+                )
                 points, offset = shard.scroll(request)
-            if points:
-                yield [_record(point, vector_name) for point in points]
+                records = [_record(point, vector_name) for point in points]
+            if records:
+                yield records
             if offset is None:
                 return
 
     @override
     def count(self, name: str, *, filter: "Filter | None" = None) -> int:
-        shard = self._shard(name)
         condition = to_edge(filter)
-        with _translated(f"count collection {name}"):
+        with self._reading(name, "count") as shard:
             return int(shard.count(edge.CountRequest(exact=True, filter=condition)))
 
     @override
     def ready(self, name: str) -> CollectionInfo:
         """Build the graph in this thread; the engine has no background optimizer."""
-        shard = self._shard(name)
-        self._check_space()
-        with _translated(f"index collection {name}"):
+        with self._writing(name, "index") as shard:
+            self._check_space()
             while shard.optimize():
                 pass
             shard.flush()
@@ -331,103 +345,21 @@ class EdgeStore(Store):
 
     @override
     def aliases(self) -> dict[str, str]:
-        return dict(self._aliases)
+        return dict(self._directory.aliases)
 
     @override
     def set_aliases(self, aliases: Mapping[str, str]) -> None:
         """Switch aliases by one replacement of the registry."""
+        self._check_open()
         for alias, target in aliases.items():
-            if target not in self._collections:
+            if not self._directory.exists(target):
                 raise CollectionNotFoundError(f"{self.url} has no collection {target!r} for alias {alias!r}")
-            if alias in self._collections:
+            if alias in self._directory.collections:
                 raise StoreError(f"{self.url}: {alias!r} is a collection and cannot be an alias")
-        self._commit(self._collections, {**self._aliases, **aliases})
-
-
-# The engine's names of what layouts call `compression` and `datatype`.
-_COMPRESSION: dict[str, Any] = {
-    "one_bit": edge.BinaryQuantizationEncoding.OneBit,
-    "one_and_half_bits": edge.BinaryQuantizationEncoding.OneAndHalfBits,
-    "two_bits": edge.BinaryQuantizationEncoding.TwoBits,
-    "x4": edge.CompressionRatio.X4,
-    "x8": edge.CompressionRatio.X8,
-    "x16": edge.CompressionRatio.X16,
-    "x32": edge.CompressionRatio.X32,
-    "x64": edge.CompressionRatio.X64,
-    "bits1": edge.TurboQuantBitSize.Bits1,
-    "bits1_5": edge.TurboQuantBitSize.Bits1_5,
-    "bits2": edge.TurboQuantBitSize.Bits2,
-    "bits4": edge.TurboQuantBitSize.Bits4,
-    "bits8": edge.TurboQuantBitSize.Bits8,
-}
-_DATATYPE = {
-    "float32": edge.VectorStorageDatatype.Float32,
-    "float16": edge.VectorStorageDatatype.Float16,
-    "uint8": edge.VectorStorageDatatype.Uint8,
-}
-_SCHEMA = {
-    "keyword": edge.PayloadSchemaType.Keyword,
-    "integer": edge.PayloadSchemaType.Integer,
-    "float": edge.PayloadSchemaType.Float,
-    "bool": edge.PayloadSchemaType.Bool,
-}
-
-
-def _config(raw: dict[str, Any]) -> CollectionConfig:
-    vectors = {n: VectorConfig(v["dim"], Distance(v["distance"])) for n, v in raw["vectors"].items()}
-    return CollectionConfig(**{**raw, "vectors": vectors})
-
-
-def _edge_config(config: CollectionConfig) -> edge.EdgeConfig:
-    memory = {True: edge.Memory.Cold, False: edge.Memory.Cached}
-    return edge.EdgeConfig(
-        vectors={
-            name: edge.EdgeVectorParams(
-                size=vector.dim,
-                distance=getattr(edge.Distance, vector.distance.value),
-                datatype=_DATATYPE[config.datatype],
-                memory=memory[config.vectors_on_disk],
-            )
-            for name, vector in config.vectors.items()
-        },
-        hnsw_config=edge.HnswIndexConfig(
-            m=config.m,
-            ef_construct=config.ef_construct,
-            full_scan_threshold=config.indexing_threshold,
-            memory=memory[config.hnsw_on_disk],
-        ),
-        optimizers=edge.EdgeOptimizersConfig(indexing_threshold=config.indexing_threshold),
-        quantization_config=_quantization(config),
-        payload_memory=memory[config.payload_on_disk],
-    )
-
-
-def _quantization(layout: Layout) -> Any:
-    if layout.quantization is None:
-        return None
-    if layout.quantization == "scalar":
-        return edge.ScalarQuantizationConfig(edge.ScalarType.Int8, always_ram=True)
-    compression = _COMPRESSION[layout.compression or COMPRESSIONS[layout.quantization][0]]
-    if layout.quantization == "binary":
-        return edge.BinaryQuantizationConfig(always_ram=True, encoding=compression)
-    if layout.quantization == "product":
-        return edge.ProductQuantizationConfig(compression, always_ram=True)
-    return edge.TurboQuantQuantizationConfig(always_ram=True, bits=compression)
+        self._directory.prepare()
+        self._directory.commit(self._directory.collections, {**self._directory.aliases, **aliases})
 
 
 def _record(point: Any, vector_name: str | None) -> Record:
     vector = point.vector.get(vector_name) if vector_name and point.vector else None
     return Record(str(point.id), None if vector is None else np.asarray(vector, np.float32), point.payload or {})
-
-
-@contextmanager
-def _translated(what: str) -> Iterator[None]:
-    """Turn the engine's errors, which are plain exceptions, into a `StoreError`. The only place that does."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except Exception as error:
-        busy = "WouldBlock" in str(error)
-        kind = StoreBusyError if busy else StoreError
-        raise kind(f"Qdrant Edge could not {what}: {error}") from error

@@ -1,0 +1,74 @@
+"""A collection's layout in the classes of Qdrant Edge."""
+
+from typing import Any
+
+import qdrant_edge as edge
+
+from connector.stores.contract import CollectionConfig
+from connector.stores.layout import COMPRESSIONS, Layout
+
+# The engine's names of what layouts call `compression` and `datatype`.
+_COMPRESSION: dict[str, Any] = {
+    "one_bit": edge.BinaryQuantizationEncoding.OneBit,
+    "one_and_half_bits": edge.BinaryQuantizationEncoding.OneAndHalfBits,
+    "two_bits": edge.BinaryQuantizationEncoding.TwoBits,
+    "x4": edge.CompressionRatio.X4,
+    "x8": edge.CompressionRatio.X8,
+    "x16": edge.CompressionRatio.X16,
+    "x32": edge.CompressionRatio.X32,
+    "x64": edge.CompressionRatio.X64,
+    "bits1": edge.TurboQuantBitSize.Bits1,
+    "bits1_5": edge.TurboQuantBitSize.Bits1_5,
+    "bits2": edge.TurboQuantBitSize.Bits2,
+    "bits4": edge.TurboQuantBitSize.Bits4,
+    "bits8": edge.TurboQuantBitSize.Bits8,
+}
+_DATATYPE = {
+    "float32": edge.VectorStorageDatatype.Float32,
+    "float16": edge.VectorStorageDatatype.Float16,
+    "uint8": edge.VectorStorageDatatype.Uint8,
+}
+SCHEMA = {
+    "keyword": edge.PayloadSchemaType.Keyword,
+    "integer": edge.PayloadSchemaType.Integer,
+    "float": edge.PayloadSchemaType.Float,
+    "bool": edge.PayloadSchemaType.Bool,
+}
+
+
+def edge_config(config: CollectionConfig) -> edge.EdgeConfig:
+    """Return the configuration of a new shard."""
+    memory = {True: edge.Memory.Cold, False: edge.Memory.Cached}
+    return edge.EdgeConfig(
+        vectors={
+            name: edge.EdgeVectorParams(
+                size=vector.dim,
+                distance=getattr(edge.Distance, vector.distance.value),
+                datatype=_DATATYPE[config.datatype],
+                memory=memory[config.vectors_on_disk],
+            )
+            for name, vector in config.vectors.items()
+        },
+        hnsw_config=edge.HnswIndexConfig(
+            m=config.m,
+            ef_construct=config.ef_construct,
+            full_scan_threshold=config.indexing_threshold,
+            memory=memory[config.hnsw_on_disk],
+        ),
+        optimizers=edge.EdgeOptimizersConfig(indexing_threshold=config.indexing_threshold),
+        quantization_config=_quantization(config),
+        payload_memory=memory[config.payload_on_disk],
+    )
+
+
+def _quantization(layout: Layout) -> Any:
+    if layout.quantization is None:
+        return None
+    if layout.quantization == "scalar":
+        return edge.ScalarQuantizationConfig(edge.ScalarType.Int8, always_ram=True)
+    compression = _COMPRESSION[layout.compression or COMPRESSIONS[layout.quantization][0]]
+    if layout.quantization == "binary":
+        return edge.BinaryQuantizationConfig(always_ram=True, encoding=compression)
+    if layout.quantization == "product":
+        return edge.ProductQuantizationConfig(compression, always_ram=True)
+    return edge.TurboQuantQuantizationConfig(always_ram=True, bits=compression)
