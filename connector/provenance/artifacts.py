@@ -23,7 +23,7 @@ class Artifacts:
     def record_set(self, embedding_set: EmbeddingSet) -> int:
         """Record an embedding set as it stands now; return its id. A path has one row, which is updated."""
         card, path = embedding_set.card, self._database.stored(embedding_set.path.absolute())
-        with self._database.session() as session:
+        with self._database.write_session(EncoderRow, EmbeddingSetRow) as session:
             encoders = {m: _encoder_id(session, m, c) for m, c in card.encoders.items()}
             row = session.scalars(select(EmbeddingSetRow).where(EmbeddingSetRow.path == path)).one_or_none()
             row = row or EmbeddingSetRow(path=path)
@@ -37,7 +37,7 @@ class Artifacts:
 
     def record_alignment(self, name: str, path: Path, alignment: Alignment) -> int:
         """Record an alignment; return its id. A fingerprint has one row, which is updated."""
-        with self._database.session() as session:
+        with self._database.write_session(EncoderRow, AlignmentRow) as session:
             encoders = {m: _encoder_id(session, m, c) for m, c in alignment.card.encoders.items()}
             row = session.scalars(
                 select(AlignmentRow).where(AlignmentRow.fingerprint == alignment.fingerprint)

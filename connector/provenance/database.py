@@ -14,7 +14,7 @@ from urllib.parse import quote
 from sqlalchemy import Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Session
 
 from connector.errors import NotMigratedError, ProvenanceError
 from connector.safe_text import redacted, without_secrets
@@ -102,6 +102,23 @@ class Database:
             ProvenanceError: the database cannot be reached, or refuses a statement.
         """
         with _translated(self.url), Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def write_session(self, *tables: type[DeclarativeBase]) -> Iterator[Session]:
+        """Open a transaction that inserts rows unless they are there: nothing comes between looking and inserting.
+
+        On SQLite it is the only writer from its start. On PostgreSQL no other transaction writes into `tables`.
+
+        Raises:
+            ProvenanceError: the database cannot be reached, or refuses a statement.
+        """
+        with self.session() as session:
+            if self.engine.dialect.name == "sqlite":
+                session.execute(text("BEGIN IMMEDIATE"))
+            elif tables:  # in one order, so that two transactions do not wait for each other
+                names = ", ".join(sorted(table.__tablename__ for table in tables))
+                session.execute(text(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE"))
             yield session
 
     def stored(self, place: Path | str) -> str:

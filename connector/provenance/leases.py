@@ -25,7 +25,7 @@ from datetime import datetime, timedelta
 from threading import Event, Thread
 from typing import Any
 
-from sqlalchemy import delete, func, insert, or_, select, text, update
+from sqlalchemy import delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from connector.errors import LeaseHeldError, LeaseLostError, ProvenanceError
@@ -116,7 +116,7 @@ class IngestSteps:
     def join(cls, database: Database, identity: Mapping[str, Any], parts: int, run: Run) -> "IngestSteps":
         """Join the ingest that `identity` names, or start it. An unfinished one goes on."""
         steps = cls(database, _digest({**identity, "parts": parts}), parts, run)
-        with _no_new_leases(database) as session:
+        with database.write_session(LeaseRow) as session:
             if not session.scalar(select(func.count()).where(LeaseRow.job == steps.job)):
                 rows = [{"job": steps.job, "step": step, "done": False} for step in range(parts + 2)]
                 session.execute(insert(LeaseRow), rows)
@@ -129,7 +129,7 @@ class IngestSteps:
 
     def acquire(self, skip: Collection[int] = ()) -> int | None:
         """Lease a step that can be done now and that no process holds; None if there is none apart from `skip`."""
-        with _write_transaction(self.database) as session:
+        with self.database.write_session() as session:
             mark_killed(session)
             session.flush()
             moment = _database_now(session)
@@ -225,7 +225,7 @@ def promotion_lock(
 
 def _holder_unless_acquired(database: Database, job: str, run_id: int) -> RunRow | None:
     """Acquire the lock `job`; return the run that holds it instead, if one does."""
-    with _no_new_leases(database) as session:
+    with database.write_session(LeaseRow) as session:
         mark_killed(session)
         session.flush()
         moment = _database_now(session)
@@ -239,24 +239,6 @@ def _holder_unless_acquired(database: Database, job: str, run_id: int) -> RunRow
             return other
         row.run_id, row.heartbeat_at = run_id, moment
         return None
-
-
-@contextmanager
-def _write_transaction(database: Database) -> Iterator[Session]:
-    """Open a transaction that, on SQLite, is the only writer."""
-    with database.session() as session:
-        if session.get_bind().dialect.name == "sqlite":
-            session.execute(text("BEGIN IMMEDIATE"))
-        yield session
-
-
-@contextmanager
-def _no_new_leases(database: Database) -> Iterator[Session]:
-    """Open a transaction during which no other process adds a lease."""
-    with _write_transaction(database) as session:
-        if session.get_bind().dialect.name == "postgresql":
-            session.execute(text("LOCK TABLE lease IN SHARE ROW EXCLUSIVE MODE"))
-        yield session
 
 
 def _database_now(session: Session) -> datetime:

@@ -1,23 +1,53 @@
 """Embedding sets, alignments and their encoders."""
 
+from contextlib import suppress
 from dataclasses import replace
+from multiprocessing.context import ForkServerContext
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from threading import BrokenBarrierError
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Engine, event, select
 
 from alignment.modality import Modality
 from alignment.sets.cards import EncoderCard
 from connector.errors import ProvenanceError
 from connector.provenance.recorder import Provenance
-from connector.provenance.tables import (
-    EmbeddingSetRow,
-    EncoderRow,
-)
+from connector.provenance.tables import AlignmentRow, EmbeddingSetRow, EncoderRow
 from tests.support.rows import ESCAPED, IMAGE, ODD, TEXT, alignment, count, embedding_set
 
 
+def record_everything(url: str, number: int, inserting: Barrier) -> None:
+    """Record a set of its own, and a set and an alignment that others record too, all of the same encoders."""
+
+    @event.listens_for(Engine, "before_cursor_execute")
+    def meet(_: object, __: object, statement: str, *___: object) -> None:
+        if statement.startswith(("INSERT INTO encoder", "INSERT INTO alignment", "INSERT INTO embedding_set")):
+            with suppress(BrokenBarrierError):  # the others may be kept from coming here
+                inserting.wait(timeout=0.5)
+
+    with Provenance.open(url) as provenance:
+        provenance.artifacts.record_set(embedding_set(Path(f"/sets/{number}")))
+        provenance.artifacts.record_set(embedding_set(Path("/sets/shared")))
+        provenance.artifacts.record_alignment("a", Path("/a"), alignment())
+
+
 class TestArtifacts:
+    def test_several_processes_record_the_same_artifacts_at_once(
+        self, provenance: Provenance, processes: ForkServerContext
+    ) -> None:
+        inserting = processes.Barrier(4)
+        arguments = [(provenance.database.url, number, inserting) for number in range(4)]
+        started = [processes.Process(target=record_everything, args=given) for given in arguments]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join()
+        assert [process.exitcode for process in started] == [0, 0, 0, 0]
+        assert (count(provenance, EncoderRow), count(provenance, AlignmentRow)) == (2, 1)
+        assert count(provenance, EmbeddingSetRow) == 5
+
     def test_a_set_is_recorded_once_and_updated(self, provenance: Provenance, tmp_path: Path) -> None:
         first = provenance.artifacts.record_set(embedding_set(tmp_path / "s"))
         only_text: dict[Modality, EncoderCard] = {"text": TEXT}
