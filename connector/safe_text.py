@@ -9,16 +9,21 @@ import re
 UNREADABLE = "(an unreadable URL)"
 DATABASES = ("postgresql", "postgres", "sqlite")
 
-# Not the placeholder http://HOST:PORT of our own messages.
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?!HOST:PORT)\S*[^\s.,:;'\")\]}>]")
-# Connection strings of libpq and parameters in server messages: password='a b', api_key=xyz
+# Patterns take time in proportion to the text, whatever is in it: a scheme is looked for at the start of a run of its
+# characters alone. The placeholder http://HOST:PORT is of our own messages.
+_URL = re.compile(r"(?<![A-Za-z0-9+.-])([0-9+.-]*+)([A-Za-z][A-Za-z0-9+.-]*+://(?!HOST:PORT)\S*[^\s.,:;'\")\]}>])")
+# Connection strings of libpq and parameters in server messages: password='a b', api_key=xyz. A quote that nothing
+# closes, because the message was cut, hides all that follows.
 _NAMED = re.compile(
-    r"(?i)([\w-]*(?:passw(?:or)?d|passfile|secret|token|api[-_]?key))=(?:'(?:[^'\\]|\\.)*'|\"[^\"]*\"|[^\s&;]+)"
+    r"(?i)(passw(?:or)?d|passfile|secret|token|api[-_]?key)="
+    r"(?:'(?:[^'\\]|\\.)*+(?:'|\\?\Z)|\"[^\"]*+(?:\"|\Z)|[^\s&;]+)",
+    re.DOTALL,
 )
+MAX_URL, MAX_TEXT = 8192, 65536  # characters
 
 
 def redacted(url: str) -> str:
-    """Return `url` without password, token, query and fragment, or a note that it cannot be read.
+    """Return `url` without password, token, query and fragment, or a note that it cannot be read or is too long.
 
     >>> redacted("postgresql://me:secret@db:5432/modalign?sslpassword=secret")
     'postgresql://me:***@db:5432/modalign'
@@ -28,6 +33,8 @@ def redacted(url: str) -> str:
     scheme = url.partition(":")[0].lower()
     if scheme == "edge":  # a directory
         return url
+    if len(url) > MAX_URL:  # a picture as a data: URL
+        return UNREADABLE
     try:
         return _database(url) if scheme.partition("+")[0] in DATABASES else _server(url)
     except ValueError:
@@ -37,10 +44,14 @@ def redacted(url: str) -> str:
 def without_secrets(text: str) -> str:
     """Return the message `text` with every URL redacted, and the values of passwords and tokens hidden.
 
+    A text beyond `MAX_TEXT` characters is cut before a word: half a word may hide what makes it a secret.
+
     >>> without_secrets("cannot reach http://me:secret@db:6333/?api_key=secret: refused")
     'cannot reach http://***@db:6333/: refused'
     """
-    return _NAMED.sub(r"\1=***", _URL.sub(lambda match: redacted(match[0]), text))
+    if len(text) > MAX_TEXT:
+        text = " ".join([*text[:MAX_TEXT].rsplit(maxsplit=1)[:-1], "(cut)"])
+    return _NAMED.sub(r"\1=***", _URL.sub(lambda match: match[1] + redacted(match[2]), text))
 
 
 def printable(text: str) -> str:

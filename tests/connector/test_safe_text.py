@@ -1,12 +1,13 @@
 """No secret of a URL survives redaction, and what is harmless stays."""
 
 import re
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connector.safe_text import redacted, without_secrets
+from connector.safe_text import MAX_TEXT, MAX_URL, UNREADABLE, printable, redacted, without_secrets
 
 HIDDEN = "https://***@db.example/modalign connection to failed (an unreadable URL)"
 
@@ -196,3 +197,60 @@ def test_an_at_sign_in_a_secret_brings_nothing_to_light(text: str) -> None:
 def test_a_connection_string_of_libpq_shows_no_password() -> None:
     text = "invalid dsn: host=db password='a b\\'c' sslpassword=x%y user=me"
     assert without_secrets(text) == "invalid dsn: host=db password=*** sslpassword=*** user=me"
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_a_quoted_secret_of_a_message_that_was_cut_is_not_shown(quote: str) -> None:
+    assert without_secrets(f"invalid dsn: user=me password={quote}a se cret") == "invalid dsn: user=me password=***"
+
+
+def test_a_url_behind_other_characters_of_a_scheme_is_redacted() -> None:
+    assert without_secrets("1http://me:secret@q ...http://me:secret@q") == "1http://***@q ...http://***@q"
+
+
+# What the patterns look for, and what they look at on the way.
+PIECES = [
+    "a",
+    "-",
+    "_",
+    "1",
+    ".",
+    "+",
+    "://",
+    "//",
+    ":",
+    "@",
+    "=",
+    "'",
+    '"',
+    "\\",
+    "token=",
+    "token='",
+    'secret="',
+    " ",
+]
+PIECES += ["http", "http://", "postgresql://", "sqlite:", "data:image/png;base64,", "?", "#", "[", "%", ",", "key", "é"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=3), st.lists(st.sampled_from(PIECES), min_size=1, max_size=4))
+def test_the_time_for_a_text_grows_with_its_length_alone(start: list[str], repeated: list[str]) -> None:
+    text = "".join(start) + "".join(repeated) * (32_768 // len("".join(repeated)))
+    started = time.process_time()
+    for show in (without_secrets, redacted, printable):
+        show(text)
+    assert time.process_time() - started < 2  # CPU seconds; a pattern that goes back for each character takes many
+
+
+@pytest.mark.parametrize("gap", ["", " "])
+def test_a_text_that_is_too_long_shows_no_half_of_a_secret(gap: str) -> None:
+    for cut in range(30):
+        filler = ("x" * 9 + gap) * (MAX_TEXT // 10 + 1)
+        shown = without_secrets(f"failed: {filler[: MAX_TEXT - cut - 8]}{gap}https://s3cret@q.example/x failed")
+        assert "s3c" not in shown
+        assert shown.startswith("failed: ")
+
+
+def test_a_picture_as_a_url_is_not_shown() -> None:
+    picture = "data:image/png;base64," + "A" * 4_000_000
+    assert redacted(picture) == redacted("https://q/" + "x" * MAX_URL) == UNREADABLE
+    assert len(without_secrets(f"cannot fetch {picture}: timed out")) < MAX_TEXT
