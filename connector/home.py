@@ -204,6 +204,7 @@ class Home:
                     provenance=self.provenance,
                     run=run,
                     advance=advance,
+                    fresh_layout=request.fresh_layout,
                     **request.layout,
                 )
         return RunResult(run.id, run.counts, releases)

@@ -208,7 +208,8 @@ class PushRequest(Request):
         into: collection.
         alignment: name of the alignment that projects the vectors.
         metrics: one release each; empty: the alignment's own.
-        layout: fields of `connector.stores.layout.Layout` that were given, of new collections.
+        layout: fields of `connector.stores.layout.Layout` that were given, of new releases.
+        fresh_layout: new releases inherit nothing of the live release's layout.
     """
 
     command: ClassVar[str] = "push"
@@ -217,6 +218,7 @@ class PushRequest(Request):
     alignment: str
     metrics: Sequence[str] = ()
     layout: Mapping[str, Any] = field(default_factory=dict)
+    fresh_layout: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +228,7 @@ class IngestRequest(Request):
     Attributes:
         corpus, format, images: as for `EncodeRequest`.
         set: name of the embedding set; None: that of the collection.
-        into, alignment, metrics, layout: as for `PushRequest`.
+        into, alignment, metrics, layout, fresh_layout: as for `PushRequest`.
         parts: parts of the corpus, for several processes that run this at once; None: one process takes all.
     """
 
@@ -239,6 +241,7 @@ class IngestRequest(Request):
     images: Path | None = None
     metrics: Sequence[str] = ()
     layout: Mapping[str, Any] = field(default_factory=dict)
+    fresh_layout: bool = False
     parts: int | None = None
 
     def __post_init__(self) -> None:

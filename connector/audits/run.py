@@ -1,6 +1,6 @@
 """One audit as a run: find the release, check that it holds what it should, measure it, record what was found."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from alignment.errors import AlignmentError, EmbeddingSetError
@@ -17,7 +17,8 @@ from connector.progress import progress
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import ReleaseRow
-from connector.releases.release import find_release_row, load_release
+from connector.releases.layouts import broken_filters, layout_differences
+from connector.releases.release import LIVE, READY, find_release_row, load_release
 from connector.releases.verify import verify
 from connector.requests import AuditRequest
 from connector.stores.contract import Store
@@ -109,5 +110,14 @@ def _measure(
         f"{writer.host}, writes since {writer.started_at:%F %T} UTC and has not ended."
         for writer in writers[:1]
     ]
-    findings = [*uncounted, *verified.in_words, *result.findings]
+    findings = [*uncounted, *verified.in_words, *_beside_live(row, store, provenance), *result.findings]
     return replace(result, verified=verified.points, findings=findings)
+
+
+def _beside_live(row: ReleaseRow, store: Store, provenance: Provenance) -> Iterator[str]:
+    """Yield how a release that is to replace the live one differs from it in layout and in types of payload."""
+    where = {"store_url": row.store_url, "collection": row.collection, "metric": row.metric}
+    for live in provenance.releases.find(**where, state=LIVE) if row.state == READY else ():
+        broken = broken_filters(store, live, row)
+        yield from (f"Filters would not find the same: {sentence}." for sentence in broken)
+        yield from (f"The layout differs: {sentence}." for sentence in layout_differences(live, row))

@@ -15,16 +15,6 @@ from alignment.names import CLOSED_FORMS, HEADS, METRICS
 from connector.corpora import FORMAT_NAMES
 from connector.progress import say
 from connector.requests import FitRequest, Request, default_of
-from connector.stores.layout import (
-    BOUNDS,
-    COMPRESSIONS,
-    DATATYPES,
-    FIELDS,
-    PAYLOAD_KINDS,
-    QUANTIZATIONS,
-    checked_layout,
-    read_layout,
-)
 
 F = TypeVar("F", bound=Callable[..., Any])
 METRIC_HELP = (
@@ -146,136 +136,25 @@ def home_options(command: F) -> F:
         where = {"home": home} | {name: given.pop(name) for name in ("qdrant_url", "database_url", "device")}
         return command(*args, where=where, **given)
 
-    return _with(cast(F, with_where), options)
+    return with_options(cast(F, with_where), options)
 
 
 def json_option(command: F) -> F:
     """Add `--json`."""
-    return _with(command, [click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")])
+    return with_options(command, [click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")])
 
 
 def rejects_option(command: F) -> F:
     """Add `--max-rejects`."""
     text = "Exit with 4 when more items than this were rejected."
-    return _with(
+    return with_options(
         command, [click.option("--max-rejects", type=click.IntRange(0), default=0, show_default=True, help=text)]
     )
 
 
 def yes_option(command: F) -> F:
     """Add `--yes`."""
-    return _with(command, [click.option("--yes", is_flag=True, help="Do not ask before deleting anything.")])
-
-
-def push_options(command: F) -> F:
-    """Add what `push` and `ingest` share."""
-    options = [
-        click.option("--into", required=True, metavar="COLLECTION", help="Collection to write into."),
-        click.option("--alignment", required=True, metavar="NAME", help="Alignment to project with."),
-        click.option(
-            "--metric",
-            "metrics",
-            multiple=True,
-            metavar="METRIC",
-            help=METRIC_HELP + " Repeat for several releases.  [default: the alignment's]",
-        ),
-    ]
-    return _with(layout_options(command), options)
-
-
-def layout_options(command: F) -> F:
-    """Add what says how new collections are laid out, and hand it over as `layout`: only what was given."""
-    options = [
-        click.option(
-            "--layout",
-            "layout_file",
-            type=click.Path(path_type=Path),
-            metavar="FILE.toml",
-            help="Read the layout of new collections from a file: the options below as keys, with _ for -, and a table payload_indexes. Options override the file.",
-        ),
-        renamed_option("--settings", "--layout", "layout_file", type=click.Path(path_type=Path), metavar="FILE.toml"),
-        click.option(
-            "--payload-index",
-            "payload_indexes",
-            multiple=True,
-            metavar="FIELD=KIND",
-            help=f"Index a payload field of a new collection for filters; KIND is one of {', '.join(PAYLOAD_KINDS)}.",
-        ),
-        click.option(
-            "--indexing-threshold",
-            type=WholeRange(*BOUNDS["indexing_threshold"]),
-            metavar="KB",
-            help="Build an HNSW graph from this many kB of vectors; below, search compares with every vector. This option and all below cannot be changed after a collection is created.  [default: Qdrant's, 10000]",
-        ),
-        click.option("--m", type=WholeRange(*BOUNDS["m"]), help="Links of a node of the HNSW graph.  [default: 16]"),
-        click.option(
-            "--ef-construct",
-            type=WholeRange(*BOUNDS["ef_construct"]),
-            help="Candidates for the links of a node.  [default: 100]",
-        ),
-        click.option(
-            "--quantization",
-            type=click.Choice(QUANTIZATIONS),
-            help="Search a compressed copy of the vectors, then rescore the hits.  [default: none]",
-        ),
-        click.option(
-            "--compression",
-            metavar="HOW",
-            help="; ".join(f"{kind}: {', '.join(how)}" for kind, how in COMPRESSIONS.items() if how)
-            + ".  [default: the first]",
-        ),
-        click.option(
-            "--oversampling",
-            type=NumberRange(*BOUNDS["oversampling"]),
-            help="Hits to take from quantized vectors, in multiples of k.  [default: 4]",
-        ),
-        click.option(
-            "--rescore/--no-rescore",
-            default=None,
-            help="Whether to order these hits by the original vectors.  [default: rescore]",
-        ),
-        click.option(
-            "--datatype",
-            type=click.Choice(DATATYPES),
-            help="Type of the stored vectors. Values that it cannot hold are rejected.  [default: float32]",
-        ),
-        click.option(
-            "--vectors-on-disk/--vectors-in-memory",
-            default=None,
-            help="Where searches read vectors.  [default: memory]",
-        ),
-        click.option(
-            "--hnsw-on-disk/--hnsw-in-memory", default=None, help="Where searches read the graph.  [default: memory]"
-        ),
-        click.option(
-            "--payload-on-disk/--payload-in-memory", default=None, help="Where searches read payload.  [default: disk]"
-        ),
-        click.option(
-            "--shards",
-            type=WholeRange(*BOUNDS["shards"]),
-            help="Shards of a collection on a server.  [default: the server's]",
-        ),
-        click.option(
-            "--replication-factor",
-            type=WholeRange(*BOUNDS["replication_factor"]),
-            help="Copies of each shard in a cluster.  [default: 1]",
-        ),
-        click.option(
-            "--write-consistency-factor",
-            type=WholeRange(*BOUNDS["write_consistency_factor"]),
-            help="Copies that must confirm a write.  [default: 1]",
-        ),
-    ]
-
-    @functools.wraps(command)
-    def with_layout(*args: Any, layout_file: Path | None, payload_indexes: tuple[str, ...], **given: Any) -> Any:
-        layout = read_layout(layout_file) if layout_file else {}
-        layout |= {name: given.pop(name) for name in FIELDS if given.get(name) is not None}
-        layout["payload_indexes"] = layout.get("payload_indexes", {}) | _payload_indexes(payload_indexes)
-        others = {name: value for name, value in given.items() if name not in FIELDS}
-        return command(*args, layout=checked_layout(layout, "layout"), **others)
-
-    return _with(cast(F, with_layout), options)
+    return with_options(command, [click.option("--yes", is_flag=True, help="Do not ask before deleting anything.")])
 
 
 def corpus_options(command: F) -> F:
@@ -293,7 +172,7 @@ def corpus_options(command: F) -> F:
             help="Folder of the images that a coco, karpathy or flickr file names.  [default: the usual ones beside it]",
         ),
     ]
-    return _with(command, options)
+    return with_options(command, options)
 
 
 def seed_option(request: type[Request], text: str) -> Callable[[F], F]:
@@ -321,10 +200,11 @@ def holdout_options(command: F) -> F:
         ),
         seed_option(FitRequest, "Seed of the hold-out and the folds."),
     ]
-    return _with(command, options)
+    return with_options(command, options)
 
 
-def _with(command: F, options: Sequence[Callable[[F], F]]) -> F:
+def with_options(command: F, options: Sequence[Callable[[F], F]]) -> F:
+    """Add options to a command, in this order."""
     for option in reversed(options):
         command = option(command)
     return command
@@ -345,16 +225,3 @@ def by_modality(image: str | None, text: str | None) -> dict[Modality, str]:
     """Return what was given for each modality."""
     given: dict[Modality, str | None] = {"image": image, "text": text}
     return {modality: value for modality, value in given.items() if value}
-
-
-def _payload_indexes(indexes: Iterable[str]) -> dict[str, Any]:
-    parsed = {}
-    for text in indexes:
-        field, _, kind = text.partition("=")
-        if not field or kind not in PAYLOAD_KINDS:
-            raise click.BadParameter(
-                f"expected FIELD=KIND with a kind of {', '.join(PAYLOAD_KINDS)}, got {text!r}",
-                param_hint="--payload-index",
-            )
-        parsed[field] = kind
-    return parsed

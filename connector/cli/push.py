@@ -9,11 +9,11 @@ import click
 
 from alignment.modality import MODALITIES
 from connector.cli.group import FAILED, cli, confirmation, exit_for_rejects, open_home
+from connector.cli.layout_options import push_options
 from connector.cli.options import (
     corpus_options,
     home_options,
     json_option,
-    push_options,
     rejects_option,
     yes_option,
 )

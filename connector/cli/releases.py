@@ -47,8 +47,9 @@ def promote(force: bool, reason: str | None, as_json: bool, where: Mapping[str, 
     """Make the ready releases of COLLECTION live, in place of the live ones: one switch for all metrics.
 
     They are verified first: exact counts against SQL, and a sample of vectors and payloads against the embedding sets.
-    The newest audit of each must have passed its requirements, and nothing may have been written since. Otherwise the
-    exit code is 3.
+    The newest audit of each must have passed its requirements, and nothing may have been written since. Filters must
+    find the same as before: the same payload indexes, and values of the same types. Otherwise the exit code is 3.
+    Every other difference of the layouts is named.
 
     The releases that were live are retired; `rollback` brings them back. Run it again after a crash: it finishes.
     """
@@ -59,6 +60,8 @@ def promote(force: bool, reason: str | None, as_json: bool, where: Mapping[str, 
     for switched in result.value:
         if switched.refused:
             say(f"forced by {switched.promotion.forced_by}: {switched.refused}")
+        for difference in switched.differences:
+            say(difference)
     _print_switched(result, as_json)
 
 
@@ -82,8 +85,8 @@ def rollback(as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
     with open_home(where) as home:
         result = home.rollback(RollbackRequest(**given))
     for switched in result.value:
-        for lacking in switched.lacks:
-            say(lacking)
+        for sentence in (*switched.lacks, *switched.differences):
+            say(sentence)
     _print_switched(result, as_json)
 
 
@@ -249,6 +252,6 @@ def _print_switched(result: "RunResult[list[AliasSwitch]]", as_json: bool) -> No
     if as_json:
         print_json({"run": result.run, "switched": rows})
     elif rows:
-        print_table(rows, f"run {result.run}")
+        print_table([{k: v for k, v in row.items() if k != "differences"} for row in rows], f"run {result.run}")
     else:
         print_table([], f"run {result.run}: everything that was asked for is live already")

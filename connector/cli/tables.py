@@ -79,6 +79,7 @@ def switched_rows(result: "RunResult[list[AliasSwitch]]") -> list[dict[str, Any]
             "before": each.previous.physical_name if each.previous else None,
             "audit": each.promotion.audit_id,
             "forced_by": each.promotion.forced_by,
+            "differences": each.differences,
         }
         for each in result.value
     ]

@@ -100,6 +100,7 @@ def ingest(
         run,
         request.layout,
         prune,
+        request.fresh_layout,
     )
     releases = begun.whole() if request.parts is None else begun.in_parts(request.parts)
     if kept := run.counts["not_pruned"]:
@@ -118,7 +119,7 @@ class Ingest:
     Attributes:
         path: directory of the embedding set; of parts, `PATH.part-1-of-N` and so on.
         encoders: the alignment's own.
-        layout: of new collections, as `connector.push.session.push` takes it.
+        layout, fresh_layout: as `connector.push.session.push` takes them.
         prune: asked with the number of items that have left the corpus; they are deleted if it returns True. None:
             keep them.
     """
@@ -135,6 +136,7 @@ class Ingest:
     run: Run
     layout: Mapping[str, Any] = field(default_factory=dict)
     prune: Confirm | None = None
+    fresh_layout: bool = False
 
     def whole(self) -> list[Release]:
         """Ingest the corpus in this process."""
@@ -233,6 +235,7 @@ class Ingest:
             provenance=self.provenance,
             run=self.run,
             shared=shared,
+            fresh_layout=self.fresh_layout,
             **self.layout,
         )
 

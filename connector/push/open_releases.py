@@ -17,9 +17,11 @@ from connector.provenance.tables import ReleaseRow, now
 from connector.push.batches import ReleaseWriter
 from connector.releases.aliases import physical_name
 from connector.releases.chain import METADATA, chain, check_chain, check_encoder, check_row, check_settings
+from connector.releases.layouts import complete, inherited, merged, read_back, search_metadata
 from connector.releases.release import Release, load_release
 from connector.stores.contract import CollectionConfig, Store, VectorConfig
-from connector.stores.layout import Layout, PayloadKind
+from connector.stores.layout import Layout, PayloadKind, checked_layout
+from connector.stores.payload_paths import canonical
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +33,8 @@ class ReleaseOpener:
     """Finds or creates the releases of one alignment in one collection.
 
     Attributes:
-        layout: settings asked for, with `payload_indexes` always among them.
+        layout: settings that were chosen, with `payload_indexes` always among them.
+        fresh: start from the defaults instead of from the layout of the live release.
         shared: other processes push into the same releases, so an empty collection is no leftover of a crash.
     """
 
@@ -42,6 +45,7 @@ class ReleaseOpener:
     store: Store
     provenance: Provenance
     shared: bool
+    fresh: bool = False
 
     def open(self, metric: Metric, lowerings: Mapping[Modality, Lowering]) -> ReleaseWriter:
         """Find or create the release under `metric`.
@@ -56,13 +60,16 @@ class ReleaseOpener:
             check_chain(self.store, name, metadata)
         row, recorded = self._row(name, metric, lowering)
         new = not exists and not recorded
+        if exists and not row.settings:
+            self._read_back(row, recorded)
         if exists and self._is_leftover(row, recorded):
             self.store.drop(name)
             exists = False
         if not exists:
-            self._create(row, lowering, metadata)
-        elif row.settings:
-            _check_layout(row, self.layout)
+            self._create(row, metric, lowering, metadata)
+        else:
+            self._adopt_indexes(row)
+            self._check_layout(row)
         return ReleaseWriter(Release(row, self.alignment, metric, lowerings), new)
 
     def _row(self, name: str, metric: Metric, lowering: Lowering) -> tuple[ReleaseRow, bool]:
@@ -74,7 +81,8 @@ class ReleaseOpener:
             check_row(row, metric, lowering)
             check_settings(row)
             if row.state == "retired":  # or its drop was interrupted
-                self.provenance.releases.change(row, state="building", drop_begun_at=None, dropped_at=None)
+                dropped: dict[str, Any] = {"settings": {}} if row.dropped_at or row.drop_begun_at else {}
+                self.provenance.releases.change(row, state="building", drop_begun_at=None, dropped_at=None, **dropped)
             return row, True
         row = ReleaseRow(
             store_url=store_url,
@@ -101,15 +109,78 @@ class ReleaseOpener:
             return False
         return recorded or not self.store.count(row.physical_name)
 
-    def _create(self, row: ReleaseRow, lowering: Lowering, metadata: Mapping[str, Any]) -> None:
+    def _read_back(self, row: ReleaseRow, recorded: bool) -> None:
+        """Record the layout of a collection that SQL has lost, as the collection tells it.
+
+        Without points, and with a row that only a crashed push can have saved, it says nothing.
+        """
+        if recorded and not self.store.count(row.physical_name):
+            return
+        settings = read_back(self.store, row.physical_name)
+        self.provenance.releases.change(row, settings=settings)
+        _log.info("collection %s: SQL does not know its layout; read back %s", row.physical_name, _in_words(settings))
+
+    def _adopt_indexes(self, row: ReleaseRow) -> None:
+        """Compare the payload indexes of a collection with those in SQL; record those that somebody added.
+
+        Raises:
+            MismatchError: an index is of another kind.
+        """
+        recorded = {canonical(field): kind for field, kind in row.settings["payload_indexes"].items()}
+        present = self.store.describe(row.physical_name).payload_indexes
+        for field, kind in present.items():
+            if recorded.get(field, kind) != kind:
+                raise MismatchError(
+                    f"collection {row.physical_name} has an index of kind {kind} on payload field {field}, SQL says "
+                    f"{recorded[field]}; create the index in Qdrant as it was"
+                )
+        if added := {field: kind for field, kind in present.items() if field not in recorded}:
+            _log.warning(
+                "collection %s has payload indexes that no push made: %s; values of other kinds are rejected now",
+                row.physical_name,
+                ", ".join(f"{field}={kind}" for field, kind in added.items()),
+            )
+            self.provenance.releases.change(row, settings={**row.settings, "payload_indexes": {**recorded, **added}})
+
+    def _check_layout(self, row: ReleaseRow) -> None:
+        """Raise a `MismatchError` if a collection was not created with the settings that were chosen."""
+        created = complete(row.settings)
+        base = {**asdict(Layout()), "payload_indexes": OWN_INDEXES} if self.fresh else created
+        for name, value in merged(base, self.layout).items():
+            if created.get(name) != value:
+                raise MismatchError(
+                    f"collection {row.physical_name} was created with {name} {created.get(name)}, asked for {value}; "
+                    "push into a new collection, or leave that option out"
+                )
+
+    def _base(self, row: ReleaseRow, metric: Metric) -> dict[str, Any]:
+        """Return the layout that a new collection starts from: that of the one that was lost, or the live release's."""
+        if self.fresh:
+            return {}
+        if row.settings:
+            return complete(row.settings)
+        if origin := inherited(self.provenance, self.store, self.collection, metric):
+            _log.info(
+                "release %s has the layout of %s: %s", row.physical_name, origin.origin, _in_words(origin.settings)
+            )
+            return origin.settings
+        return {}
+
+    def _create(self, row: ReleaseRow, metric: Metric, lowering: Lowering, metadata: Mapping[str, Any]) -> None:
         vector = VectorConfig(lowering.dim, lowering.distance)
-        settings = {**self.layout, "payload_indexes": {**OWN_INDEXES, **self.layout["payload_indexes"]}}
-        config = CollectionConfig(dict.fromkeys(MODALITIES, vector), metadata={METADATA: metadata}, **settings)
+        settings = merged(merged({"payload_indexes": OWN_INDEXES}, self._base(row, metric)), self.layout)
+        layout = asdict(Layout(**checked_layout(settings)))
         self.provenance.ledger.clear(row.id)
-        self.store.create(row.physical_name, config)
-        laid_out = {name: value for name, value in asdict(config).items() if name not in ("metadata", "vectors")}
+        self.store.create(
+            row.physical_name,
+            CollectionConfig(
+                vectors=dict.fromkeys(MODALITIES, vector),
+                metadata={METADATA: metadata, **search_metadata(layout)},
+                **layout,
+            ),
+        )
         tuning = {"hnsw_ef": None, "hnsw_recall": None, "needs_tuning": False}
-        self.provenance.releases.change(row, settings=laid_out, state="building", **tuning)
+        self.provenance.releases.change(row, settings=layout, state="building", **tuning)
 
 
 def open_others(
@@ -147,15 +218,15 @@ def take_back(writers: Sequence[ReleaseWriter], store: Store, provenance: Proven
                 provenance.releases.delete(writer.release.row.id)
 
 
-def _check_layout(row: ReleaseRow, settings: Mapping[str, Any]) -> None:
-    """Refuse settings that an existing collection was not created with."""
-    created = row.settings
-    # A release older than a setting has what every collection had then: the default.
-    created = {**asdict(Layout()), **created, "payload_indexes": dict(created["payload_indexes"])}
-    wanted = {**created, **settings, "payload_indexes": {**created["payload_indexes"], **settings["payload_indexes"]}}
-    for name, value in wanted.items():
-        if created.get(name) != value:
-            raise MismatchError(
-                f"collection {row.physical_name} was created with {name} {created.get(name)}, asked for {value}; push "
-                "into a new collection, or leave that option out"
-            )
+def _in_words(settings: Mapping[str, Any]) -> str:
+    """Name the settings of a layout that are not the defaults."""
+    defaults = {**asdict(Layout()), "payload_indexes": OWN_INDEXES}
+    words = [
+        f"{name} {value}" for name, value in settings.items() if name != "payload_indexes" and value != defaults[name]
+    ]
+    words += [
+        f"payload index {field}={kind}"
+        for field, kind in settings["payload_indexes"].items()
+        if OWN_INDEXES.get(field) != kind
+    ]
+    return ", ".join(words) or "the defaults"

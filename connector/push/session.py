@@ -52,6 +52,7 @@ def push(
     provenance: Provenance,
     run: Run,
     advance: Advance = lambda count: None,
+    fresh_layout: bool = False,
     **layout: Any,
 ) -> list[Release]:
     """Write `embedding_set` into one release per metric, verify these releases and return them.
@@ -63,7 +64,9 @@ def push(
     the batches in which rows were refused.
 
     Args:
-        layout: fields of `connector.stores.layout.Layout`: of new collections, and required of existing ones.
+        fresh_layout: lay out new releases without what they inherit from the collection's live release.
+        layout: fields of `connector.stores.layout.Layout`: of new releases, in place of inherited ones, and required of
+            existing releases.
 
     Raises:
         SettingsError: the layout is invalid, or the store does not support it.
@@ -85,6 +88,7 @@ def push(
         store=store,
         provenance=provenance,
         run=run,
+        fresh_layout=fresh_layout,
         **layout,
     ) as session:
         embedding_set = session.write(embedding_set, set_id, advance)
@@ -105,6 +109,7 @@ def push_session(
     provenance: Provenance,
     run: Run,
     shared: bool = False,
+    fresh_layout: bool = False,
     **layout: Any,
 ) -> Iterator["PushSession"]:
     """Find or create one release per metric. Remove the new ones if the block is refused before it wrote anything.
@@ -113,14 +118,14 @@ def push_session(
         encoders: of the embedding sets that will be written. The collection's other releases are written too, if their
             alignments were fitted for these encoders.
         shared: other processes may have begun with these releases, so an empty collection is no leftover of a crash.
-        layout: fields of `connector.stores.layout.Layout`, of new collections.
+        fresh_layout, layout: as for `push`.
 
     Raises: as `push`.
     """
     settings = {"payload_indexes": {}, **checked_layout(layout)}
     store.check_layout(Layout(**settings))
     lowerings_of = {metric: lower(alignment, metric) for metric in metrics}  # all of them, before anything is written
-    opener = ReleaseOpener(alignment, alignment_id, collection, settings, store, provenance, shared)
+    opener = ReleaseOpener(alignment, alignment_id, collection, settings, store, provenance, shared, fresh_layout)
     writers: list[ReleaseWriter] = []
     try:
         for metric, lowerings in lowerings_of.items():

@@ -1,8 +1,7 @@
 """What the rows of an embedding set become in a release: points with an id, a vector and a payload, or refusals."""
 
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID, uuid5
@@ -17,18 +16,11 @@ from connector.releases.aligned_payload import ALIGNED, check_finite, packed
 from connector.releases.release import Release
 from connector.stores.contract import Payload, Points
 from connector.stores.layout import PayloadKind
+from connector.stores.payload_kinds import read_kinds
 
 NAMESPACE = UUID("6f1d3f0e-6c86-5a49-9d0c-0f3d8a7c1b52")
 HELD_OUT: Literal["held-out"] = "held-out"
 FITTED = "fitted"
-
-
-class _WrongKindError(ValueError):
-    """A payload text that cannot be read as the kind that its field is indexed as."""
-
-    def __init__(self, field: str, text: str, kind: PayloadKind):
-        super().__init__(f"{field} is indexed as {kind}, got the text {text!r}")
-        self.kind = kind
 
 
 def _refuse_constant(name: str) -> Any:
@@ -70,7 +62,7 @@ def project(alignment: Alignment, rows: Rows, indexes: Mapping[str, PayloadKind]
     Args:
         alignment: what projects them.
         rows: of one modality, with vectors of its encoder.
-        indexes: how payload fields are indexed: texts in them are read as that kind.
+        indexes: how payload fields are indexed. Texts in them are read as that kind; what is of another is refused.
     """
     refused = {
         row: (Reason(reason), "the embedding cannot be aligned") for row, reason in invalid_rows(rows.vectors).items()
@@ -81,10 +73,9 @@ def project(alignment: Alignment, rows: Rows, indexes: Mapping[str, PayloadKind]
             payload = PAYLOAD.decode(text)
             if not isinstance(payload, dict):
                 raise ValueError(f"expected a JSON object, got {type(payload).__name__}")
-            payloads.append(_typed(payload, indexes))
-        except _WrongKindError as error:
-            payloads.append({})
-            refused[row] = (Reason(f"payload-not-{error.kind}"), str(error))
+            if refusal := read_kinds(payload, indexes):
+                refused[row] = refusal
+            payloads.append(payload)
         except ValueError as error:
             payloads.append({})
             refused[row] = (Reason.PAYLOAD_NOT_JSON, str(error))
@@ -125,39 +116,3 @@ def lowered(release: Release, projected: Projected) -> Points:
     if release.guarantee is not Guarantee.EXACT:  # what rescoring needs
         payloads = [{**p, ALIGNED: packed(v)} for p, v in zip(payloads, vectors, strict=True)]
     return Points(rows.modality, [point_id(rows.modality, key) for key in rows.keys], stored, payloads)
-
-
-def _typed(payload: dict[str, Any], indexes: Mapping[str, PayloadKind]) -> dict[str, Any]:
-    """Read texts as the kind that their field is indexed as: a CSV holds nothing but texts, and no filter finds those.
-
-    Raises:
-        _WrongKindError: a text is not of that kind.
-    """
-    for name, kind in indexes.items():
-        if isinstance(text := payload.get(name), str):
-            try:
-                payload[name] = KINDS[kind](text)
-            except (KeyError, ValueError):
-                raise _WrongKindError(name, text, kind) from None
-    return payload
-
-
-def _finite(text: str) -> float:
-    if "_" in text or not math.isfinite(value := float(text)):
-        raise ValueError
-    return value
-
-
-def _whole(text: str) -> int:
-    # Qdrant's integers have 64 bits, and Python reads 1_000 as a number where nobody else does.
-    if "_" in text or not -(1 << 63) <= (value := int(text)) < 1 << 63:
-        raise ValueError
-    return value
-
-
-KINDS: Mapping[PayloadKind, Callable[[str], Any]] = {
-    "keyword": str,
-    "integer": _whole,
-    "float": _finite,
-    "bool": lambda text: {"true": True, "false": False}[text.lower()],
-}

@@ -26,6 +26,7 @@ from connector.provenance.recorder import Provenance
 from connector.provenance.tables import PromotionRow, ReleaseRow, now
 from connector.releases.aliases import alias_name
 from connector.releases.gate import newest_audit
+from connector.releases.layouts import broken_filters, layout_differences
 from connector.releases.release import LIVE, PROMOTE, READY, ROLLBACK, load_release
 from connector.releases.verify import verify
 from connector.settings import checked_name
@@ -56,6 +57,7 @@ class AliasSwitch:
     Attributes:
         refused: why the audit did not allow it; None unless it was forced.
         lacks: what the previous release holds and this one does not, a sentence for each embedding set.
+        differences: how its layout differs from that of the previous release, a sentence for each setting.
     """
 
     promotion: PromotionRow
@@ -63,6 +65,7 @@ class AliasSwitch:
     previous: ReleaseRow | None
     refused: str | None
     lacks: list[str]
+    differences: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,8 @@ class Lifecycle:
         Raises:
             CollectionNotFoundError: there is no such release, or it is not ready.
             MismatchError: verification of a release failed, or it lacks what the live one holds. Nothing is switched.
-            GateError: an audit does not allow it, and `forced` is None. Nothing is switched.
+            GateError: an audit does not allow it, or filters that work on the live release would not work on it, and
+                `forced` is None. Nothing is switched.
             LeaseHeldError: another process is promoting, rolling back or dropping here.
         """
         with self.exclusive(run_id) as lease:
@@ -154,23 +158,28 @@ class Lifecycle:
         run_id: int,
         forced: PromotionOverride | None,
     ) -> tuple[list[PromotionRow], dict[int, str]]:
-        """Return the promotions, and by release why its audit does not allow it though it is forced."""
+        """Return the promotions, and by release why it may not go live though it is forced."""
         promotions, refused = [], {}
         for row in chosen:
             audit, refusal = newest_audit(self.provenance, self.store, row)
+            refusals = (
+                [f"{refusal}; audit with `modalign audit --release ready --require CONDITION`"] if refusal else []
+            )
+            if row.metric in live and (broken := broken_filters(self.store, live[row.metric], row)):
+                refusals.append(
+                    f"filters would not find the same: {'; '.join(broken)}; drop {row.physical_name} and push again "
+                    "without these options, so that it inherits the layout of the live release"
+                )
             promotion = self._promotion(PROMOTE, run_id, row, live.get(row.metric))
-            if refusal:
-                refused[row.id] = refusal
+            if audit and not refusal:
+                promotion.audit_id = audit.id
+            if refusals:
+                refused[row.id] = "; ".join(refusals)
                 if forced:
                     promotion.forced_by, promotion.reason = forced.by, forced.reason
-            elif audit:
-                promotion.audit_id = audit.id
             promotions.append(promotion)
         if refused and not forced:
-            raise GateError(
-                f"{'; '.join(refused.values())}; audit with `modalign audit --release ready --require CONDITION`, "
-                "or promote with --force --reason TEXT"
-            )
+            raise GateError(f"{'; '.join(refused.values())}; or promote with --force --reason TEXT")
         return promotions, refused
 
     def rollback(self, run_id: int, *, metrics: Sequence[str] = ()) -> list[AliasSwitch]:
@@ -354,7 +363,8 @@ class Lifecycle:
         for promotion in promotions:
             row, previous = after[promotion.release_id], after.get(promotion.previous_id or 0)
             lacks = self._lacking(row, previous) if previous else []
-            switched.append(AliasSwitch(promotion, row, previous, (refused or {}).get(row.id), lacks))
+            differences = layout_differences(previous, row) if previous else []
+            switched.append(AliasSwitch(promotion, row, previous, (refused or {}).get(row.id), lacks, differences))
         return switched
 
 

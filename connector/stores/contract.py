@@ -56,9 +56,8 @@ class CollectionInfo:
     Attributes:
         points: exact number of points.
         indexed: vectors in an HNSW graph; 0 means that search is exact brute force.
-        payload_indexes: indexed payload fields.
-        m, ef_construct: of the HNSW graph.
-        quantization: of the vectors that are searched, by its name in a layout; None: there is none.
+        layout: fields of a `Layout` that the engine knows of the collection. How searches use quantized vectors is
+            not among them: a request says that.
         status: as the engine calls it.
     """
 
@@ -67,11 +66,29 @@ class CollectionInfo:
     metadata: Mapping[str, Any]
     points: int
     indexed: int
-    payload_indexes: Sequence[str] = ()
-    m: int | None = None
-    ef_construct: int | None = None
-    quantization: str | None = None
+    layout: Mapping[str, Any] = field(default_factory=dict)
     status: str = "green"
+
+    @property
+    def payload_indexes(self) -> Mapping[str, str]:
+        """The kind of each payload index, by the path of its field as the engine prints it."""
+        indexes: Mapping[str, str] = self.layout.get("payload_indexes", {})
+        return indexes
+
+    @property
+    def m(self) -> int | None:
+        """`m` of the HNSW graph; None: the engine does not tell."""
+        return self.layout.get("m")
+
+    @property
+    def ef_construct(self) -> int | None:
+        """`ef_construct` of the HNSW graph; None: the engine does not tell."""
+        return self.layout.get("ef_construct")
+
+    @property
+    def quantization(self) -> str | None:
+        """Quantization of the vectors that are searched, by its name in a layout; None: there is none."""
+        return self.layout.get("quantization")
 
 
 @dataclass(frozen=True, slots=True)

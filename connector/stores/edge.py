@@ -22,7 +22,7 @@ from connector.stores.edge_directory import StoreDirectory, may_be_named
 from connector.stores.edge_errors import translated
 from connector.stores.edge_filter import to_edge
 from connector.stores.edge_layout import SCHEMA, edge_config
-from connector.stores.layout import OVERSAMPLING, Datatype, Layout
+from connector.stores.layout import ENGINE_FIELDS, OVERSAMPLING, Datatype, Layout
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
@@ -215,19 +215,18 @@ class EdgeStore(Store):
     def describe(self, name: str) -> CollectionInfo:
         resolved = self._resolve(name)
         config = self._directory.collections[resolved]
+        kinds = {schema: kind for kind, schema in SCHEMA.items()}
         with self._reading(resolved, "describe") as shard:
             info = shard.info()
-            indexed, indexes = int(info.indexed_vectors_count), sorted(info.payload_schema)
+            indexed = int(info.indexed_vectors_count)
+            indexes = {name: kinds[index.data_type] for name, index in sorted(info.payload_schema.items())}
         return CollectionInfo(
             resolved,
             config.vectors,
             config.metadata,
             self.count(resolved),
             indexed,
-            payload_indexes=indexes,
-            m=config.m,
-            ef_construct=config.ef_construct,
-            quantization=config.quantization,
+            layout={name: getattr(config, name) for name in ENGINE_FIELDS} | {"payload_indexes": indexes},
         )
 
     @override

@@ -5,7 +5,7 @@ from typing import Any
 import qdrant_edge as edge
 
 from connector.stores.contract import CollectionConfig
-from connector.stores.layout import COMPRESSIONS, Layout
+from connector.stores.layout import COMPRESSIONS, Layout, PayloadKind
 
 # The engine's names of what layouts call `compression` and `datatype`.
 _COMPRESSION: dict[str, Any] = {
@@ -28,11 +28,15 @@ _DATATYPE = {
     "float16": edge.VectorStorageDatatype.Float16,
     "uint8": edge.VectorStorageDatatype.Uint8,
 }
-SCHEMA = {
+SCHEMA: dict[PayloadKind, Any] = {
     "keyword": edge.PayloadSchemaType.Keyword,
     "integer": edge.PayloadSchemaType.Integer,
     "float": edge.PayloadSchemaType.Float,
     "bool": edge.PayloadSchemaType.Bool,
+    "datetime": edge.PayloadSchemaType.Datetime,
+    "uuid": edge.PayloadSchemaType.Uuid,
+    "geo": edge.PayloadSchemaType.Geo,
+    "text": edge.PayloadSchemaType.Text,
 }
 
 

@@ -11,8 +11,9 @@ from annotated_types import Interval
 
 from alignment.bounds import bounds_of, out_of_bounds
 from connector.errors import SettingsError
+from connector.stores.payload_paths import canonical, parse_path
 
-PayloadKind = Literal["keyword", "integer", "float", "bool"]
+PayloadKind = Literal["keyword", "integer", "float", "bool", "datetime", "uuid", "geo", "text"]
 Quantization = Literal["scalar", "binary", "product", "turbo"]
 Datatype = Literal["float32", "float16", "uint8"]
 
@@ -28,6 +29,8 @@ COMPRESSIONS: Mapping[Quantization, tuple[str, ...]] = {
 }
 # Qdrant's own default, in kB of vectors: below, brute force is as fast as a graph.
 INDEXING_THRESHOLD = 10_000
+# Payload fields that modalign writes itself, all of them texts.
+OWN_FIELDS = frozenset(("key", "group", "modality", "content_sha256", "split", "aligned"))
 # How many times k a search takes from quantized vectors, to rescore them with the vectors themselves.
 OVERSAMPLING = 4.0
 
@@ -37,7 +40,8 @@ class Layout:
     """How a collection stores, indexes and distributes its points. Every field can be a key of a TOML file.
 
     Attributes:
-        payload_indexes: payload fields to index for filters, with the kind of their values.
+        payload_indexes: kinds of values by the path of the field, see `connector.stores.payload_paths`. Values of
+            another kind are refused.
         m, ef_construct: of the HNSW graph: links of a node, and how many candidates compete for them.
         indexing_threshold: kB of vectors in a segment from which a graph is built and used; below, search is
             exact brute force.
@@ -77,6 +81,7 @@ class Layout:
     def __post_init__(self) -> None:
         for wrong in out_of_bounds(self):
             raise SettingsError(wrong)
+        _check_payload_indexes(self.payload_indexes)
         if self.compression is not None:
             possible = COMPRESSIONS[self.quantization] if self.quantization else ()
             if self.compression not in possible:
@@ -91,12 +96,32 @@ class Layout:
             )
 
 
+def _check_payload_indexes(indexes: Mapping[str, PayloadKind]) -> None:
+    kinds: dict[str, PayloadKind] = {}
+    for name, kind in indexes.items():
+        try:
+            path = canonical(name)
+        except ValueError as error:
+            raise SettingsError(f"payload_indexes: {error}") from None
+        if kinds.setdefault(path, kind) != kind:
+            raise SettingsError(f"payload_indexes: expected one kind for field {path}, got {kinds[path]} and {kind}")
+        if parse_path(name)[0] in OWN_FIELDS and kind != "keyword":
+            raise SettingsError(
+                f"payload_indexes: field {path} is written by modalign and holds texts; expected keyword, got {kind}"
+            )
+
+
 FIELDS = tuple(field.name for field in fields(Layout))
+# What an engine keeps; how searches use quantized vectors is told with every search.
+SEARCH_FIELDS = ("oversampling", "rescore")
+ENGINE_FIELDS = tuple(name for name in FIELDS if name not in SEARCH_FIELDS)
 BOUNDS = bounds_of(Layout)
 
 
 def checked_layout(options: Mapping[str, Any], source: str = "layout") -> dict[str, Any]:
     """Return those of `options` that are given, that is not None, once they make a layout.
+
+    Paths of payload fields are returned as Qdrant prints them.
 
     Raises:
         SettingsError: an unknown name, a value of another type, or an invalid layout.
@@ -114,6 +139,8 @@ def checked_layout(options: Mapping[str, Any], source: str = "layout") -> dict[s
         TypeAdapter(Layout).validate_json(json.dumps(given, default=str))
     except ValidationError as error:
         raise SettingsError(f"{source}: {'; '.join(map(_sentence, error.errors()))}") from None
+    if "payload_indexes" in given:
+        given["payload_indexes"] = {canonical(name): kind for name, kind in given["payload_indexes"].items()}
     return given
 
 

@@ -202,10 +202,7 @@ class QdrantStore(Store):
             info.config.metadata or {},
             self.count(resolved),
             info.indexed_vectors_count or 0,
-            payload_indexes=sorted(info.payload_schema),
-            m=info.config.hnsw_config.m,
-            ef_construct=info.config.hnsw_config.ef_construct,
-            quantization=_quantization_name(info.config.quantization_config),
+            layout=_layout(info),
             status=info.status.value,
         )
 
@@ -437,9 +434,37 @@ _DATATYPES: dict[models.Datatype | None, Datatype] = {
 }
 
 
-def _quantization_name(config: models.QuantizationConfig | None) -> str | None:
-    """Name a quantization as layouts do: its configuration has one field, of that name."""
-    return None if config is None else next(iter(type(config).model_fields))
+def _layout(info: models.CollectionInfo) -> dict[str, Any]:
+    """Return the fields of a layout that a collection was created with, or has been changed to; see `ENGINE_FIELDS`."""
+    params, hnsw = info.config.params, info.config.hnsw_config
+    vectors = params.vectors
+    first = next(iter(vectors.values()), None) if isinstance(vectors, dict) else vectors
+    indexes = {field: index.data_type.value for field, index in sorted(info.payload_schema.items())}
+    known = {
+        "payload_indexes": indexes,
+        "m": hnsw.m,
+        "ef_construct": hnsw.ef_construct,
+        "hnsw_on_disk": hnsw.on_disk,
+        "indexing_threshold": info.config.optimizer_config.indexing_threshold,
+        "datatype": _DATATYPES.get(first.datatype if first else None, "float32"),
+        "vectors_on_disk": first.on_disk if first else None,
+        "payload_on_disk": params.on_disk_payload,
+        "shards": params.shard_number,
+        "replication_factor": params.replication_factor,
+        "write_consistency_factor": params.write_consistency_factor,
+    }
+    return {name: value for name, value in known.items() if value is not None} | _quantized(info)
+
+
+def _quantized(info: models.CollectionInfo) -> dict[str, str | None]:
+    """Name a quantization as layouts do: its configuration has one field, of that name, which says how strong it is."""
+    config = info.config.quantization_config
+    if config is None:
+        return {"quantization": None, "compression": None}
+    name = next(iter(type(config).model_fields))
+    strength = {"binary": "encoding", "product": "compression", "turbo": "bits"}.get(name, "")
+    compression = getattr(getattr(config, name), strength, None)
+    return {"quantization": name, "compression": None if compression is None else compression.value}
 
 
 def _quantization(layout: Layout) -> models.QuantizationConfig | None:

@@ -398,8 +398,8 @@ class TestTexts:
 
     def test_what_has_a_type_keeps_it(self, world: World) -> None:
         payloads: list[dict[str, Any]] = [
-            {"year": 3, "price": 4, "sold": True, "size": 5},
-            {"year": 1.5, "sold": None, "size": ["1", "2"]},
+            {"year": 3, "price": 4, "sold": True, "size": "5"},
+            {"year": [3, 4], "sold": None, "size": ["1", "2"]},
         ]
         pushed = world.push(self.given(world, payloads), payload_indexes=self.INDEXES)
         written = stored(world.store, pushed.releases[0].name, "image")
@@ -439,6 +439,39 @@ class TestTexts:
         assert set(stored(world.store, release.name, "image")) == {point("image", "0"), point("image", "2")}
         assert pushed.counts == {"written": 2, "rejected": 1}
         assert world.push(embedding_set).counts == {"unchanged": 2, "rejected": 1}
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("year", 4.5), ("year", True), ("year", [1, 2.5]), ("price", True), ("price", {}), ("sold", 0), ("size", 5)],
+    )
+    def test_a_value_of_another_kind_is_a_reject_as_a_text_is(self, world: World, name: str, value: Any) -> None:
+        payloads = [self.ROWS[0], {**self.ROWS[1], name: value}]
+        pushed = world.push(self.given(world, payloads), payload_indexes=self.INDEXES)
+        assert world.reasons(pushed.run) == [("image", "1", f"payload-not-{self.INDEXES[name]}")]
+        assert pushed.counts == {"written": 1, "rejected": 1}
+
+    def test_kinds_are_read_along_the_path_that_the_index_reads(self, world: World) -> None:
+        """Nested, quoted, in lists: found by a filter, or a reject with its reason."""
+        indexes: dict[str, PayloadKind] = {"meta.year": "integer", '"my year"': "integer", "t[0]": "float"}
+        payloads: list[dict[str, Any]] = [
+            {"meta": {"year": "1999"}, "my year": "2000", "t": ["1.5", "cheap"]},
+            {"meta": {"year": "late"}},
+            {"my year": 0.5},
+            {"t": ["cheap"]},
+            {"meta": [{"year": 1999}]},
+            {"meta.year": "another field"},
+        ]
+        pushed = world.push(self.given(world, payloads), payload_indexes=indexes)
+        (release,) = pushed.releases
+        assert world.reasons(pushed.run) == [
+            ("image", "1", "payload-not-integer"),
+            ("image", "2", "payload-not-integer"),
+            ("image", "3", "payload-not-float"),
+            ("image", "4", "payload-not-integer"),
+        ]
+        assert self.found(world, release, '{"key": "meta.year", "match": {"value": 1999}}') == ["0"]
+        assert self.found(world, release, r'{"key": "\"my year\"", "range": {"gt": 1}}') == ["0"]
+        assert self.found(world, release, '{"key": "t[0]", "range": {"gt": 1}}') == ["0"]
 
     def test_a_later_push_knows_the_kinds_without_being_told(self, world: World) -> None:
         world.push(self.given(world, self.ROWS[:1]), payload_indexes=self.INDEXES)

@@ -13,10 +13,8 @@ from alignment.errors import VectorError
 from alignment.metrics import Distance
 from alignment.vectors import FloatArray
 from connector.cli import group as cli
-from connector.cli import (
-    main,  # noqa: F401  adds every command
-    options,
-)
+from connector.cli import main  # noqa: F401  adds every command
+from connector.cli.layout_options import layout_options
 from connector.errors import MismatchError, PointsRefusedError, SettingsError
 from connector.stores.contract import CollectionConfig, Points, VectorConfig
 from connector.stores.edge import EdgeStore
@@ -81,7 +79,12 @@ class TestReading:
             ("quantization = 'scalar'\ncompression = 'x8'", "expected none with quantization scalar"),
             ("quantization = 'turbo'\ncompression = 'x8'", "expected bits4 or bits1 or .* turbo, got x8"),
             ("write_consistency_factor = 2", "expected at most the replication_factor, 1, got 2"),
-            ("payload_indexes = {a = 'text'}", "payload_indexes.a: .*'keyword'"),
+            ("payload_indexes = {a = 'date'}", "payload_indexes.a: .*'keyword'"),
+            ("payload_indexes = {'my year' = 'integer'}", r'payload_indexes: .*"my year"'),
+            ("payload_indexes = {'a..b' = 'integer'}", "payload_indexes: 'a..b' is no path"),
+            ("payload_indexes = {a.b = 'integer'}", "payload_indexes.a: "),
+            ("payload_indexes = {'a.b' = 'bool', 'a.\"b\"' = 'uuid'}", "field a.b, got bool and uuid"),
+            ("payload_indexes = {key = 'integer'}", "field key is written by modalign .* got integer"),
             ("m = ", "cannot be read as TOML"),
         ],
     )
@@ -106,7 +109,7 @@ class TestFlags:
 
     def given(self, *arguments: str) -> dict[str, Any]:
         @click.command()
-        @options.layout_options
+        @layout_options
         def command(layout: dict[str, Any]) -> None:
             click.echo(json.dumps(layout))
 

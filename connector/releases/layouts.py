@@ -1,0 +1,140 @@
+"""Layouts of releases: what a new release inherits, what a collection tells of its own, and how two releases differ."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from alignment.metrics import METRICS, Metric
+from connector.provenance.recorder import Provenance
+from connector.provenance.tables import ReleaseRow
+from connector.releases.aliases import alias_name
+from connector.releases.release import DEFAULT_METRIC, LIVE
+from connector.stores.contract import Payload, Store
+from connector.stores.layout import FIELDS, SEARCH_FIELDS, Layout
+from connector.stores.payload_paths import field_values, print_path
+
+SEARCH = "modalign_search"  # in the metadata of a collection: the settings that its engine does not keep
+SAMPLE = 1024  # points whose types are compared
+RETRIEVED = 256  # ids a request
+
+
+class Inherited(NamedTuple):
+    """The layout that a new release inherits, and from which collection."""
+
+    origin: str
+    settings: dict[str, Any]
+
+
+def search_metadata(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a collection's metadata has to keep of its layout."""
+    return {SEARCH: {name: settings[name] for name in SEARCH_FIELDS}}
+
+
+def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all fields of a layout; a release older than a setting has what every collection had then: the default."""
+    return {**asdict(Layout()), **settings}
+
+
+def read_back(store: Store, name: str) -> dict[str, Any]:
+    """Return the layout of a collection as the collection itself tells it, kinds of payload included."""
+    info = store.describe(name)
+    return complete({**info.layout, **info.metadata.get(SEARCH, {})})
+
+
+def inherited(provenance: Provenance, store: Store, collection: str, metric: Metric) -> Inherited | None:
+    """Return the layout of the live release, under `metric` or else another; or of one that waits to be live.
+
+    Where SQL has lost them, the aliases of the store name the live ones. None: the collection is new.
+    """
+    rows = provenance.releases.find(store_url=provenance.database.stored(store.url), collection=collection)
+    rows = [row for row in rows if row.settings and row.state != "retired"]
+    if rows:
+        best = min(rows, key=lambda r: (r.state != LIVE, r.metric != str(metric), r.metric != DEFAULT_METRIC, -r.id))
+        return Inherited(best.physical_name, complete(best.settings))
+    aliases = store.aliases()
+    for alias in (alias_name(collection, each) for each in (metric, METRICS[DEFAULT_METRIC], *METRICS.values())):
+        if alias in aliases:
+            return Inherited(aliases[alias], read_back(store, aliases[alias]))
+    return None
+
+
+def merged(base: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the layout `base` with what was chosen in place of its own; payload indexes are added to its own."""
+    base = dict(base)
+    if chosen.get("quantization", base.get("quantization")) != base.get("quantization"):
+        base.pop("compression", None)  # it is of the other quantization
+    indexes = {**base.get("payload_indexes", {}), **chosen.get("payload_indexes", {})}
+    return {**base, **chosen, "payload_indexes": indexes}
+
+
+def layout_differences(live: ReleaseRow, other: ReleaseRow) -> list[str]:
+    """Say how the layout of a release differs from that of the live one, a sentence for each setting."""
+    before, after = complete(live.settings), complete(other.settings)
+    sentences = [
+        f"{name} is {before[name]} in {live.physical_name} and {after[name]} in {other.physical_name}"
+        for name in FIELDS
+        if name != "payload_indexes" and before[name] != after[name]
+    ]
+    return sentences + [
+        f"payload field {field} is {_indexed(old)} in {live.physical_name} and {_indexed(new)} in {other.physical_name}"
+        for field, old, new in _index_changes(before, after)
+    ]
+
+
+def broken_filters(store: Store, live: ReleaseRow, other: ReleaseRow) -> list[str]:
+    """Say what filters that work on the live release would meet in another one: other kinds, or other types.
+
+    Kinds are compared all, types of values over a sample of the points that both hold.
+    """
+    before, after = complete(live.settings), complete(other.settings)
+    kinds = [
+        f"payload field {field} is {_indexed(old)} in the live release {live.physical_name} and {_indexed(new)} in "
+        f"{other.physical_name}"
+        for field, old, new in _index_changes(before, after)
+        if old is not None
+    ]
+    types = [
+        f"payload field {field} holds {old} in the live release {live.physical_name} and {new} in {other.physical_name}"
+        for field, (old, new) in _type_changes(store, live.physical_name, other.physical_name).items()
+        if not any(f"field {field} " in sentence for sentence in kinds)
+    ]
+    return kinds + types
+
+
+def _index_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, str | None, str | None]]:
+    old, new = before["payload_indexes"], after["payload_indexes"]
+    for field in sorted(old.keys() | new.keys()):
+        if old.get(field) != new.get(field):
+            yield field, old.get(field), new.get(field)
+
+
+def _indexed(kind: str | None) -> str:
+    return "not indexed" if kind is None else f"indexed as {kind}"
+
+
+def _type_changes(store: Store, live: str, other: str) -> dict[str, tuple[str, str]]:
+    """Return by payload field the types that differ between the same points of two collections."""
+    sample = {record.id: record.payload for record in next(store.scroll(live, page=SAMPLE), [])}
+    ids, changes = list(sample), dict[str, tuple[str, str]]()
+    for start in range(0, len(ids), RETRIEVED):
+        for record in store.retrieve(other, ids[start : start + RETRIEVED]):
+            old, new = _types(sample[record.id]), _types(record.payload)
+            changes |= {
+                field: (old[field], new[field]) for field in old.keys() & new.keys() if old[field] != new[field]
+            }
+    return dict(sorted(changes.items()))
+
+
+def _types(payload: Payload) -> dict[str, str]:
+    """Name the types of a payload's values by their paths; null has no type."""
+    types: dict[str, str] = {}
+    for path, value in field_values(payload):
+        if value is not None:
+            types.setdefault(print_path(path), _type_name(value))
+    return types
+
+
+def _type_name(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    return "a text" if isinstance(value, str) else "a number"

@@ -1,0 +1,230 @@
+"""Kinds of payload values: what an index of a kind takes, and what a filter may ask of it.
+
+Qdrant's index of a kind passes over values of another kind without a word, and no filter finds them. So values are
+checked before they are stored, along the path that the index reads. Texts are read as the kind, because a CSV file
+holds nothing but texts.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date, time
+from typing import TYPE_CHECKING, Any, cast
+
+from connector.errors import FilterError, Refusal
+from connector.rejects import Reason
+from connector.stores.layout import PayloadKind
+from connector.stores.payload_checks import LARGEST, SMALLEST
+from connector.stores.payload_paths import Path, canonical, parse_path, print_path
+
+if TYPE_CHECKING:
+    from qdrant_client.models import Filter
+
+LONGEST_SHOWN = 80  # characters of a value in an error
+
+_WHOLE = re.compile(r"\s*([+-]?[0-9]+)(?:\.0*)?\s*")
+_NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
+_DATETIME = re.compile(
+    r"(?P<day>\d{4}-\d\d-\d\d)"
+    r"(?:[T ](?P<minute>\d\d:\d\d)(?::(?P<second>\d\d)(?:\.\d+)?(?:Z|[+-](?P<offset>\d\d(?::?\d\d)?))?)?)?",
+    re.ASCII,
+)
+_HYPHENATED = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_UUID = re.compile(rf"(urn:uuid:)?{_HYPHENATED}|\{{{_HYPHENATED}\}}|[0-9a-f]{{32}}", re.ASCII | re.IGNORECASE)
+
+
+class _WrongKindError(ValueError):
+    """A value of another kind than the index of its field; the text says where it is and what it is."""
+
+
+def read_kinds(payload: dict[str, Any], indexes: Mapping[str, PayloadKind]) -> Refusal | None:
+    """Read the values of indexed fields as their kinds, in place; return why a value is not of its kind.
+
+    Args:
+        payload: as JSON decodes it.
+        indexes: kinds by path.
+
+    >>> payload = {"meta": {"year": "1999"}, "sold": "true"}
+    >>> read_kinds(payload, {"meta.year": "integer", "sold": "bool"}), payload
+    (None, {'meta': {'year': 1999}, 'sold': True})
+    >>> read_kinds({"year": [1999, 4.5]}, {"year": "integer"})
+    Refusal(reason=<Reason.PAYLOAD_NOT_INTEGER: 'payload-not-integer'>, detail='year is indexed as integer, got 4.5')
+    """
+    for field, kind in indexes.items():
+        try:
+            _read(payload, parse_path(field), _READ[kind])
+        except _WrongKindError as error:
+            return Refusal(Reason(f"payload-not-{kind}"), f"{field} is indexed as {kind}, got {error}")
+    return None
+
+
+def _read(value: Any, path: Path, read: Callable[[Any], Any]) -> Any:
+    """Return `value` with everything at `path` in it read. What is null or not there stays so."""
+    if value is None:
+        return None
+    if not path:
+        if isinstance(value, list):
+            return [None if element is None else _read_one(element, read) for element in value]
+        return _read_one(value, read)
+    step, rest = path[0], path[1:]
+    if isinstance(step, str):
+        if isinstance(value, list):
+            raise _WrongKindError(f"a list where {step} is expected to be a field; index it with [] before .{step}")
+        if isinstance(value, dict) and step in value:
+            value[step] = _read(value[step], rest, read)
+        return value
+    if not isinstance(value, list):
+        raise _WrongKindError(f"{_shown(value)} where the path has {print_path((step,))}, expected a list")
+    for position in range(len(value)) if step is None else range(len(value))[step : step + 1]:
+        value[position] = _read(value[position], rest, read)
+    return value
+
+
+def _read_one(value: Any, read: Callable[[Any], Any]) -> Any:
+    try:
+        return read(value)
+    except ValueError:
+        raise _WrongKindError(_shown(value)) from None
+
+
+def _shown(value: Any) -> str:
+    text = f"the text {value!r}" if isinstance(value, str) else repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, str) and (match := _WHOLE.fullmatch(value)) and len(match[1]) < 32:
+        value = int(match[1])
+    elif isinstance(value, float) and value.is_integer():  # how pandas writes the integers of a column with gaps
+        value = int(value)
+    if type(value) is not int or not SMALLEST <= value <= LARGEST:
+        raise ValueError
+    return value
+
+
+def _float(value: Any) -> float:
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = float(value)
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError
+    return cast(float, value)
+
+
+def _bool(value: Any) -> bool:
+    if isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.lower())
+    if not isinstance(value, bool):
+        raise ValueError
+    return value
+
+
+def _datetime(value: Any) -> str:
+    match = _DATETIME.fullmatch(_text(value))
+    if match is None:
+        raise ValueError
+    date.fromisoformat(match["day"])
+    for part in (match["minute"], f"00:00:{match['second'] or '00'}", match["offset"]):
+        if part:
+            time.fromisoformat(part)
+    return match[0]
+
+
+def _uuid(value: Any) -> str:
+    if not _UUID.fullmatch(_text(value)):
+        raise ValueError
+    return cast(str, value)
+
+
+def _geo(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError
+    for name, most in (("lon", 180), ("lat", 90)):
+        if type(value.get(name)) not in (int, float) or not -most <= value[name] <= most:
+            raise ValueError
+    return value
+
+
+_READ: Mapping[PayloadKind, Callable[[Any], Any]] = {
+    "keyword": _text,
+    "integer": _integer,
+    "float": _float,
+    "bool": _bool,
+    "datetime": _datetime,
+    "uuid": _uuid,
+    "geo": _geo,
+    "text": _text,
+}
+
+# The kinds of index that can answer a test; any other finds nothing, or reads the bounds as something else.
+_TEXTS = frozenset(("keyword", "uuid", "text", "datetime"))
+_ANSWERED_BY: Mapping[str, frozenset[str]] = {
+    "a text": _TEXTS,
+    "words of a text": _TEXTS,
+    "a whole number": frozenset(("integer",)),
+    "true or false": frozenset(("bool",)),
+    "a range of numbers": frozenset(("integer", "float")),
+    "a range of times": _TEXTS,
+    "a place": frozenset(("geo",)),
+}
+
+
+def check_filter(condition: "Filter", indexes: Mapping[str, str]) -> None:
+    """Refuse a filter that compares an indexed field with what its kind never holds.
+
+    Raises:
+        FilterError: it would find nothing, or something else than it asks for; or a path is invalid.
+    """
+    kinds = {canonical(field): kind for field, kind in indexes.items()}
+    try:
+        tests = list(_tests(condition.model_dump(exclude_none=True)))
+    except ValueError as error:
+        raise FilterError(f"filter: {error}") from None
+    for field, test in tests:
+        kind = kinds.get(field)
+        if kind is not None and kind not in _ANSWERED_BY[test]:
+            hint = (
+                '; ask for a range such as {"gte": 4, "lte": 4}' if (kind, test) == ("float", "a whole number") else ""
+            )
+            raise FilterError(
+                f"filter: field {field} is indexed as {kind}, and the filter compares it with {test}, which no item "
+                f"has{hint}"
+            )
+
+
+def _tests(condition: Any, within: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the fields that a filter, given as JSON, compares with something, and with what, as `_ANSWERED_BY` says."""
+    if isinstance(condition, list):
+        for inner in condition:
+            yield from _tests(inner, within)
+    elif isinstance(condition, Mapping):
+        if nested := condition.get("nested"):
+            yield from _tests(nested["filter"], f"{within}{nested['key'].removesuffix('[]')}[].")
+        elif isinstance(condition.get("key"), str):
+            field = canonical(within + condition["key"])
+            yield from ((field, test) for test in _compared_with(condition))
+        else:
+            for inner in condition.values():
+                yield from _tests(inner, within)
+
+
+def _compared_with(condition: Mapping[str, Any]) -> Iterator[str]:
+    match = condition.get("match") or {}
+    compared = [match.get("value"), *(match.get("any") or ()), *(match.get("except_") or match.get("except") or ())]
+    for value in compared:
+        if value is not None:
+            yield (
+                "true or false" if isinstance(value, bool) else "a text" if isinstance(value, str) else "a whole number"
+            )
+    if match.keys() & {"text", "text_any", "phrase", "prefix", "substring"}:
+        yield "words of a text"
+    if bounds := condition.get("range"):
+        numbers = all(isinstance(bound, (int, float)) for bound in bounds.values())
+        yield "a range of numbers" if numbers else "a range of times"
+    if any(name.startswith("geo_") for name in condition):
+        yield "a place"
