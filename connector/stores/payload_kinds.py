@@ -47,8 +47,9 @@ def read_kinds(payload: dict[str, Any], indexes: Mapping[str, PayloadKind]) -> R
     >>> payload = {"meta": {"year": "1999"}, "sold": "true"}
     >>> read_kinds(payload, {"meta.year": "integer", "sold": "bool"}), payload
     (None, {'meta': {'year': 1999}, 'sold': True})
-    >>> read_kinds({"year": [1999, 4.5]}, {"year": "integer"})
-    Refusal(reason=<Reason.PAYLOAD_NOT_INTEGER: 'payload-not-integer'>, detail='year is indexed as integer, got 4.5')
+    >>> refusal = read_kinds({"year": [1999, 4.5]}, {"year": "integer"})
+    >>> print(refusal.reason, "|", refusal.detail)
+    payload-not-integer | year is indexed as integer, got 4.5
     """
     for field, kind in indexes.items():
         try:
