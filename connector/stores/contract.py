@@ -17,6 +17,7 @@ from alignment.errors import VectorError
 from alignment.metrics import Distance
 from alignment.vectors import ZERO, FloatArray, invalid_rows
 from connector.errors import CollectionNotFoundError, PointsRefusedError
+from connector.stores.filters import check_filter
 from connector.stores.layout import OVERSAMPLING, Datatype, Layout
 from connector.stores.payload_checks import payload_fault
 
@@ -218,7 +219,6 @@ class Store(ABC):
     def retrieve(self, name: str, ids: Sequence[str], *, vector_name: str | None = None) -> list[Record]:
         """Return the points with these ids, in any order; unknown ids are left out."""
 
-    @abstractmethod
     def search(
         self,
         name: str,
@@ -248,17 +248,76 @@ class Store(ABC):
             quantized: search the quantized vectors, if the collection has some.
             oversampling: of a quantized collection: fetch so many times `k` by the quantized vectors.
             rescore: of a quantized collection: order these by the full vectors.
+
+        Raises:
+            FilterError: stores would understand the filter in different ways, or this one does not support it.
         """
+        self._check_filter(filter)
+        return self._search(
+            name,
+            vector_name,
+            queries,
+            k,
+            filter=filter,
+            exact=exact,
+            ef=ef,
+            with_payload=with_payload,
+            quantized=quantized,
+            oversampling=oversampling,
+            rescore=rescore,
+        )
 
     @abstractmethod
+    def _search(
+        self,
+        name: str,
+        vector_name: str,
+        queries: npt.NDArray[np.floating],
+        k: int,
+        *,
+        filter: "Filter | None",
+        exact: bool,
+        ef: int | None,
+        with_payload: bool | Sequence[str],
+        quantized: bool,
+        oversampling: float,
+        rescore: bool,
+    ) -> list[list[Hit]]:
+        """Search by a checked filter."""
+
     def scroll(
         self, name: str, *, vector_name: str | None = None, filter: "Filter | None" = None, page: int = 1000
     ) -> Iterator[list[Record]]:
-        """Yield all points that match `filter` in pages of at most `page`, with the vector `vector_name`."""
+        """Yield all points that match `filter` in pages of at most `page`, with the vector `vector_name`.
+
+        Raises:
+            FilterError: as `search`; at once, not with the first page.
+        """
+        self._check_filter(filter)
+        return self._scroll(name, vector_name=vector_name, filter=filter, page=page)
 
     @abstractmethod
+    def _scroll(
+        self, name: str, *, vector_name: str | None, filter: "Filter | None", page: int
+    ) -> Iterator[list[Record]]:
+        """Yield the points that match a checked filter."""
+
     def count(self, name: str, *, filter: "Filter | None" = None) -> int:
-        """Count points exactly."""
+        """Count points exactly.
+
+        Raises:
+            FilterError: as `search`.
+        """
+        self._check_filter(filter)
+        return self._count(name, filter=filter)
+
+    @abstractmethod
+    def _count(self, name: str, *, filter: "Filter | None") -> int:
+        """Count the points that match a checked filter."""
+
+    def _check_filter(self, filter: "Filter | None") -> None:
+        if filter is not None:
+            check_filter(filter)
 
     @abstractmethod
     def ready(self, name: str) -> CollectionInfo:

@@ -22,7 +22,7 @@ from connector.stores.edge_directory import StoreDirectory, may_be_named
 from connector.stores.edge_errors import translated
 from connector.stores.edge_filter import to_edge
 from connector.stores.edge_layout import SCHEMA, edge_config
-from connector.stores.layout import ENGINE_FIELDS, OVERSAMPLING, Datatype, Layout
+from connector.stores.layout import ENGINE_FIELDS, Datatype, Layout
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
@@ -266,20 +266,20 @@ class EdgeStore(Store):
             return [_record(point, vector_name) for point in points]
 
     @override
-    def search(
+    def _search(
         self,
         name: str,
         vector_name: str,
         queries: npt.NDArray[np.floating],
         k: int,
         *,
-        filter: "Filter | None" = None,
-        exact: bool = False,
-        ef: int | None = None,
-        with_payload: bool | Sequence[str] = True,
-        quantized: bool = True,
-        oversampling: float = OVERSAMPLING,
-        rescore: bool = True,
+        filter: "Filter | None",
+        exact: bool,
+        ef: int | None,
+        with_payload: bool | Sequence[str],
+        quantized: bool,
+        oversampling: float,
+        rescore: bool,
     ) -> list[list[Hit]]:
         condition = to_edge(filter)
         with self._reading(name, "search") as shard:
@@ -305,8 +305,8 @@ class EdgeStore(Store):
             return [[Hit(str(point.id), point.score, point.payload or {}) for point in answer] for answer in answers]
 
     @override
-    def scroll(
-        self, name: str, *, vector_name: str | None = None, filter: "Filter | None" = None, page: int = 1000
+    def _scroll(
+        self, name: str, *, vector_name: str | None, filter: "Filter | None", page: int
     ) -> Iterator[list[Record]]:
         condition = to_edge(filter)
         offset = None
@@ -327,7 +327,7 @@ class EdgeStore(Store):
                 return
 
     @override
-    def count(self, name: str, *, filter: "Filter | None" = None) -> int:
+    def _count(self, name: str, *, filter: "Filter | None") -> int:
         condition = to_edge(filter)
         with self._reading(name, "count") as shard:
             return int(shard.count(edge.CountRequest(exact=True, filter=condition)))

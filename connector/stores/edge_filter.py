@@ -41,9 +41,9 @@ def to_edge(filter: "Filter | None") -> edge.Filter | None:
 def _translated_filter() -> Iterator[None]:
     try:
         yield
-    except FilterError:
+    except (FilterError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:
+    except BaseException as error:  # a panic of the engine is no Exception
         raise FilterError(f"Qdrant Edge does not take this filter: {error}") from error
 
 
@@ -59,8 +59,6 @@ def _condition(condition: Any) -> Any:
 
 def _field(condition: Any) -> Any:
     range_ = condition.range
-    if not condition.model_dump(exclude={"key"}, exclude_none=True):
-        raise FilterError(f"the condition on {condition.key!r} asks for nothing; give it a match or a range")
     return edge.FieldCondition(
         key=condition.key,
         match=_match(condition.match) if condition.match else None,

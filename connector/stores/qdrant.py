@@ -17,6 +17,7 @@ from typing_extensions import override
 from alignment.metrics import Distance
 from connector.errors import (
     CollectionNotFoundError,
+    FilterError,
     PointsRefusedError,
     Refusal,
     RequestRefusedError,
@@ -28,12 +29,14 @@ from connector.errors import (
 from connector.rejects import Reason
 from connector.settings import REQUEST_SECONDS
 from connector.stores.contract import CollectionConfig, CollectionInfo, Hit, Points, Record, Store, VectorConfig
-from connector.stores.layout import COMPRESSIONS, OVERSAMPLING, Datatype, Layout
+from connector.stores.filters import conditions_of, nested_filters
+from connector.stores.layout import COMPRESSIONS, Datatype, Layout
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, RetryPolicy, connected
 
 OLDEST_SERVER = (1, 16)  # the first with collection metadata
 NEWEST_MAJOR = 1  # of the client; in another version the same requests may mean something else
 WITH_TURBO = (1, 18)
+WITH_SLICES = (1, 19)  # an older server takes a condition that it does not know for one that every point meets
 # One request: enough points to keep the server's threads busy, and bytes well below its limit of 32 MB.
 REQUEST_POINTS = 128
 REQUEST_BYTES = 8 << 20
@@ -222,6 +225,16 @@ class QdrantStore(Store):
         return self._known[name]
 
     @override
+    def _check_filter(self, filter: models.Filter | None) -> None:
+        super()._check_filter(filter)
+        version = self._connection.version
+        if filter is not None and version is not None and version < WITH_SLICES:
+            for _, inner in nested_filters(filter):
+                if any(hasattr(condition, "slice") for condition in conditions_of(inner)):
+                    needed, found = (".".join(map(str, numbers)) for numbers in (WITH_SLICES, version))
+                    raise FilterError(f"slice: expected Qdrant {needed} or newer, {self.url} is {found}")
+
+    @override
     def _upsert(self, name: str, points: Points) -> None:
         """Write points in several requests at once; only what the server calls completed counts as written."""
         refused: dict[int, Refusal] = {}
@@ -302,20 +315,20 @@ class QdrantStore(Store):
         return [_record(point, vector_name) for point in points]
 
     @override
-    def search(
+    def _search(
         self,
         name: str,
         vector_name: str,
         queries: npt.NDArray[np.floating],
         k: int,
         *,
-        filter: models.Filter | None = None,
-        exact: bool = False,
-        ef: int | None = None,
-        with_payload: bool | Sequence[str] = True,
-        quantized: bool = True,
-        oversampling: float = OVERSAMPLING,
-        rescore: bool = True,
+        filter: models.Filter | None,
+        exact: bool,
+        ef: int | None,
+        with_payload: bool | Sequence[str],
+        quantized: bool,
+        oversampling: float,
+        rescore: bool,
     ) -> list[list[Hit]]:
         """Search for each of the queries in one request."""
         fields = with_payload if isinstance(with_payload, bool) else list(with_payload)
@@ -335,8 +348,8 @@ class QdrantStore(Store):
         return [[Hit(str(p.id), p.score, p.payload or {}) for p in answer.points] for answer in answers]
 
     @override
-    def scroll(
-        self, name: str, *, vector_name: str | None = None, filter: models.Filter | None = None, page: int = 1000
+    def _scroll(
+        self, name: str, *, vector_name: str | None, filter: models.Filter | None, page: int
     ) -> Iterator[list[Record]]:
         offset = None
         wanted = [vector_name] if vector_name else False
@@ -356,7 +369,7 @@ class QdrantStore(Store):
                 return
 
     @override
-    def count(self, name: str, *, filter: models.Filter | None = None) -> int:
+    def _count(self, name: str, *, filter: models.Filter | None) -> int:
         return self._call(self._client.count, name, count_filter=filter, exact=True).count
 
     @override

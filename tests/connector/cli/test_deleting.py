@@ -48,6 +48,17 @@ class TestDeleting:
         assert done(*words).document["deleted"] == 2
         assert done(*words).document["deleted"] == 0
 
+    def test_a_filter_that_could_mean_more_deletes_nothing(self, unbroken: Path) -> None:
+        group = '"key": "group", "match": {"value": "s0-00002"}'
+        for condition in (
+            f'{{"must": [{{{group}, "range": {{"gte": 0}}}}]}}',
+            f'{{"must": [{{{group}}}], "must": []}}',
+            '{"must_not": [{"key": "group"}]}',
+        ):
+            ended = modalign("delete", "things", "--filter", condition, "--yes", "--home", unbroken)
+            assert (ended.code, "filter" in ended.error) == (2, True)
+        assert EmbeddingSet.open(unbroken / "sets" / "pairs").card.counts["image"] == N
+
     def test_neither_key_nor_filter(self, unbroken: Path) -> None:
         assert "expected --key or --filter" in modalign("delete", "things", "--yes", "--home", unbroken).error
 

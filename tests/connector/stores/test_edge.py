@@ -2,17 +2,20 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import qdrant_edge as edge
 
 from alignment.metrics import Distance
 from connector.errors import StoreBusyError, StoreError
@@ -258,3 +261,197 @@ class TestOneOwner:
         store.close()
         with pytest.raises(StoreError, match="closed"):
             store.count("c")
+
+
+class Panic(BaseException):
+    """Stands in for a panic of the engine, which is no Exception."""
+
+
+CALLS: dict[str, tuple[str, Callable[[EdgeStore], object]]] = {
+    "EdgeShard.create": ("create", lambda store: store.create("d", LAYOUT)),
+    "EdgeShard.load": ("open", lambda store: store.count("c")),
+    "EdgeShard.count": ("count", lambda store: store.count("c")),
+    "EdgeShard.info": ("describe", lambda store: store.describe("c")),
+    "EdgeShard.retrieve": ("read", lambda store: store.retrieve("c", ids(1))),
+    "EdgeShard.scroll": ("read", lambda store: list(store.scroll("c"))),
+    "EdgeShard.query": ("search", lambda store: store.search("c", "v", np.ones((1, DIM)), 1)),
+    "EdgeShard.query_batch": ("search", lambda store: store.search("c", "v", np.ones((2, DIM)), 1)),
+    "EdgeShard.update": ("write to", lambda store: store.upsert("c", batch())),
+    "UpdateOperation.delete_points": ("delete from", lambda store: store.delete("c", ids(1))),
+    "EdgeShard.optimize": ("index", lambda store: store.ready("c")),
+    "EdgeShard.flush": ("flush", lambda store: store.flush("c")),
+    "EdgeShard.close": ("close", lambda store: store.drop("c")),
+}
+
+
+class TestPanics:
+    @pytest.mark.parametrize("error", [Panic("index out of range"), KeyboardInterrupt()], ids=["panic", "interrupt"])
+    @pytest.mark.parametrize("call", CALLS)
+    def test_a_panic_of_any_call_is_an_error_of_the_store(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: BaseException
+    ) -> None:
+        def panicking(*_: object, **__: object) -> None:
+            raise error
+
+        what, use = CALLS[call]
+        with EdgeStore(tmp_path) as store:
+            store.create("c", LAYOUT)
+        with EdgeStore(tmp_path) as store:
+            if call != "EdgeShard.load":
+                store.count("c")
+            with monkeypatch.context() as patched:
+                patched.setattr(f"qdrant_edge.{call}", panicking)
+                if isinstance(error, KeyboardInterrupt):
+                    with pytest.raises(KeyboardInterrupt):
+                        use(store)
+                else:
+                    with raises(StoreError, f"could not {what}", "index out of range"):
+                        use(store)
+
+    def test_a_collection_that_cannot_be_closed_does_not_keep_the_others_and_the_lock(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = EdgeStore(tmp_path)
+        for name in ("a", "b"):
+            store.create(name, LAYOUT)
+        flush, left = edge.EdgeShard.flush, [1]
+
+        def failing(shard: Any) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                raise Panic("disk gone")
+            flush(shard)
+
+        with monkeypatch.context() as patched:
+            patched.setattr("qdrant_edge.EdgeShard.flush", failing)
+            with raises(StoreError, "disk gone"):
+                store.close()
+        with EdgeStore(tmp_path) as store:
+            assert store.collections() == ["a", "b"]
+
+    @pytest.mark.parametrize("k", [-1, 2**64])
+    def test_numbers_that_the_engine_does_not_take(self, tmp_path: Path, k: int) -> None:
+        with EdgeStore(tmp_path) as store:
+            store.create("c", LAYOUT)
+            with raises(StoreError, "could not search collection c"):
+                store.search("c", "v", np.ones((1, DIM)), k)
+
+
+# What is done to a file; None: it is removed.
+DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
+    "missing": lambda content: None,
+    "empty": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2],
+    "zeros": lambda content: bytes(len(content)),
+    "half of ones": lambda content: content[: len(content) // 2] + b"\xff" * (len(content) - len(content) // 2),
+}
+NOT_HASHED = ("id_tracker.versions", "mutable_id_tracker.versions")
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store whose collection has an indexed and a growing segment."""
+    path = tmp_path_factory.mktemp("closed")
+    with EdgeStore(path) as store:
+        store.create("c", replace(LAYOUT, indexing_threshold=1))
+        store.upsert("c", batch(300))
+        store.ready("c")
+        store.upsert("c", batch(100))
+    assert any(path.rglob("id_tracker.mappings"))
+    assert any(path.rglob("mutable_id_tracker.mappings"))
+    return path
+
+
+class TestDamage:
+    """Of damaged id files the engine ends the process, or finds fewer points without a word."""
+
+    @pytest.mark.parametrize("damage", DAMAGES)
+    @pytest.mark.parametrize(
+        "file",
+        ["id_tracker.mappings", "id_tracker.deleted", "mutable_id_tracker.mappings", *NOT_HASHED, "version.info"],
+    )
+    def test_a_damaged_file_is_named_before_the_engine_reads_it(
+        self, closed: Path, tmp_path: Path, file: str, damage: str
+    ) -> None:
+        path = shutil.copytree(closed, tmp_path / "copy")
+        (place, *_) = sorted(path.rglob(file))
+        content = DAMAGES[damage](place.read_bytes())
+        if content is None:
+            place.unlink()
+        else:
+            place.write_bytes(content)
+        with EdgeStore(path) as store:
+            if (
+                file in NOT_HASHED
+                and content is not None
+                and len(content) == (closed / place.relative_to(path)).stat().st_size
+            ):
+                assert store.count("c") == 300  # the engine itself rewrites them
+            else:
+                for use in (store.count, store.describe, store.ready):
+                    with raises(StoreError, "collection c is damaged", place, "backup"):
+                        use("c")
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_damage_at_random_is_an_error_or_changes_no_answer(self, closed: Path, tmp_path: Path, seed: int) -> None:
+        draw = random.Random(seed)
+        path = shutil.copytree(closed, tmp_path / "copy")
+        place = draw.choice([*sorted(path.rglob("*id_tracker.mappings")), *sorted(path.rglob("*id_tracker.deleted"))])
+        content = bytearray(place.read_bytes())
+        at = draw.randrange(len(content))
+        content[at] ^= draw.randrange(1, 256)
+        place.write_bytes(content)
+        with EdgeStore(path) as store, raises(StoreError, "collection c is damaged", place):
+            store.count("c")
+
+    def test_a_collection_of_fewer_points_than_it_was_closed_with_is_damaged(
+        self, closed: Path, tmp_path: Path
+    ) -> None:
+        path = shutil.copytree(closed, tmp_path / "copy")
+        place = path / "collections" / "c" / "modalign.json"
+        state = json.loads(place.read_text(encoding="utf-8"))
+        place.write_text(json.dumps({**state, "points": 301}), encoding="utf-8")
+        with EdgeStore(path) as store:
+            for _ in range(2):
+                with raises(StoreError, "collection c is damaged", 301, 300, "backup"):
+                    store.count("c")
+
+    def test_one_damaged_collection_does_not_block_the_others(self, closed: Path, tmp_path: Path) -> None:
+        path = shutil.copytree(closed, tmp_path / "copy")
+        with EdgeStore(path) as store:
+            store.create("d", LAYOUT)
+            store.upsert("d", batch())
+        next((path / "collections" / "c").rglob("id_tracker.mappings")).write_bytes(b"")
+        with EdgeStore(path) as store:
+            assert store.collections() == ["c", "d"]
+            store.upsert("d", batch())
+            assert store.count("d") == N
+
+    def test_what_another_version_of_the_engine_closed_is_not_compared(self, closed: Path, tmp_path: Path) -> None:
+        path = shutil.copytree(closed, tmp_path / "copy")
+        place = path / "collections" / "c" / "modalign.json"
+        state = json.loads(place.read_text(encoding="utf-8"))
+        place.write_text(json.dumps({**state, "engine": "0.8.0", "points": 1, "files": {}}), encoding="utf-8")
+        with EdgeStore(path) as store:
+            assert store.count("c") == 300
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_what_is_closed_and_opened_again_and_again_is_never_called_damaged(self, tmp_path: Path, seed: int) -> None:
+        draw = random.Random(seed)
+        with EdgeStore(tmp_path) as store:
+            store.create("c", replace(LAYOUT, indexing_threshold=1))
+        for _ in range(4):
+            with EdgeStore(tmp_path) as store:
+                for _ in range(draw.randrange(1, 5)):
+                    chosen = batch(300).take(sorted(draw.sample(range(300), draw.randrange(1, 200))))
+                    match draw.randrange(4):
+                        case 0:
+                            store.delete("c", chosen.ids)
+                        case 1:
+                            store.ready("c")
+                        case _:
+                            store.upsert("c", chosen)
+                points = store.count("c")
+            for _ in range(2):
+                with EdgeStore(tmp_path) as store:
+                    assert store.count("c") == points

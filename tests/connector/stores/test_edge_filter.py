@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import pytest
 from qdrant_client import models
 
@@ -12,7 +11,7 @@ from connector.errors import FilterError, StoreError
 from connector.stores.edge import EdgeStore
 from tests.support.errors import raises
 from tests.support.filter_contract import FILTERS, POINT, field, must
-from tests.support.store_contract import DIM, config, equals, points
+from tests.support.store_contract import config
 
 
 def test_edge_refuses_by_name_what_it_does_not_have(tmp_path: Path) -> None:
@@ -39,37 +38,6 @@ def test_a_filter_that_the_engine_refuses(tmp_path: Path) -> None:
         store.create("c", config())
         with pytest.raises((FilterError, StoreError), match="99"):
             store.count("c", filter=must(impossible))
-
-
-@pytest.mark.parametrize("clause", ["must", "should", "must_not"])
-@pytest.mark.parametrize("many", [False, True])
-def test_edge_refuses_a_condition_that_asks_for_nothing(tmp_path: Path, clause: str, many: bool) -> None:
-    """The engine would take it for one that every point meets, or none."""
-    empty = field("lang")
-    asked = models.Filter.model_validate({clause: [equals("n", 1), empty] if many else empty})
-    with EdgeStore(tmp_path / "edge") as store:
-        store.create("c", config())
-        store.upsert("c", points(np.ones((1, DIM), np.float32)))
-        for asking in (
-            lambda: store.count("c", filter=asked),
-            lambda: store.search("c", "v", np.ones((1, DIM), np.float32), 1, filter=asked),
-            lambda: list(store.scroll("c", filter=asked)),
-            lambda: store.count("c", filter=must(asked)),
-        ):
-            with raises(FilterError, "'lang'"):
-                asking()
-
-
-@pytest.mark.parametrize("depth", [1000, 5000])
-def test_a_filter_in_filters_beyond_all_measure(tmp_path: Path, depth: int) -> None:
-    deep = must(equals("n", 1))
-    for _ in range(depth):
-        deep = must(deep)
-    with EdgeStore(tmp_path / "edge") as store:
-        store.create("c", config())
-        with raises(FilterError, "maximum recursion depth exceeded"):
-            store.count("c", filter=deep)
-        assert store.count("c", filter=must(must(must(equals("n", 1))))) == 0
 
 
 def _conditions(filter: models.Filter) -> Iterator[Any]:

@@ -1,10 +1,14 @@
 """Filters from JSON."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
+from hypothesis import given, strategies
 from qdrant_client import models
 
 from connector.errors import FilterError
-from connector.stores.filters import parse_filter
+from connector.stores.filters import MOST_COMBINATIONS, MOST_LEVELS, check_filter, parse_filter
 from tests.support.errors import raises
 from tests.support.store_contract import equals
 
@@ -50,3 +54,86 @@ def test_what_is_nested_beyond_all_measure(depth: int) -> None:
 
 def test_an_empty_filter_is_none() -> None:
     assert parse_filter("{}") == models.Filter()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"must": [{"key": "a", "match": {"value": 1}}], "must": []}',
+        '{"must": [{"key": "a", "key": "b", "match": {"value": 1}}]}',
+        '{"must": [{"key": "a", "match": {"value": 1}, "match": {"value": 2}}]}',
+        '{"must": [{"key": "a", "range": {"gte": 1, "gte": 2}}]}',
+    ],
+)
+def test_a_field_that_is_given_twice_would_be_taken_once(text: str) -> None:
+    with raises(FilterError, "twice"):
+        parse_filter(text)
+
+
+def test_the_filter_that_is_wrong_is_named() -> None:
+    with raises(FilterError, "filter cheap", "'price'", "match, range"):
+        parse_filter('{"must": [{"key": "price", "match": {"value": 1}, "range": {"lt": 2}}]}', what="filter cheap")
+
+
+TESTS: dict[str, Any] = {
+    "match": models.MatchAny(any=["a"]),
+    "range": models.Range(gte=0.5, lt=3),
+    "geo_radius": models.GeoRadius(center=models.GeoPoint(lon=1, lat=2), radius=3),
+    "values_count": models.ValuesCount(gt=0),
+    "is_empty": False,
+    "is_null": True,
+}
+
+
+def nested(inner: models.Filter) -> models.NestedCondition:
+    return models.NestedCondition(nested=models.Nested(key="c", filter=inner))
+
+
+CLAUSES: list[Callable[[Any], models.Filter]] = [
+    lambda condition: models.Filter(must=[equals("b", 1), condition]),
+    lambda condition: models.Filter(should=condition),
+    lambda condition: models.Filter(must_not=[condition]),
+    lambda condition: models.Filter(min_should=models.MinShould(conditions=[condition], min_count=1)),
+    lambda condition: models.Filter(
+        must=[models.NestedCondition(nested=models.Nested(key="c", filter=models.Filter(must=condition)))]
+    ),
+]
+
+
+@given(
+    names=strategies.lists(strategies.sampled_from(sorted(TESTS)), max_size=4, unique=True),
+    path=strategies.lists(strategies.sampled_from(CLAUSES), min_size=1, max_size=5),
+)
+def test_a_condition_is_one_test_wherever_it_stands(
+    names: list[str], path: list[Callable[[Any], models.Filter]]
+) -> None:
+    condition: Any = models.FieldCondition(key="field", **{name: TESTS[name] for name in names})
+    for clause in path:
+        condition = clause(condition)
+    if len(names) == 1:
+        check_filter(condition)
+    else:
+        with raises(FilterError, "'field'", *names):
+            check_filter(condition)
+
+
+def test_filters_in_filters_have_a_limit() -> None:
+    deep = models.Filter(must=[equals("n", 1)])
+    for _ in range(MOST_LEVELS - 1):
+        deep = models.Filter(must=[deep])
+    check_filter(deep)
+    with raises(FilterError, MOST_LEVELS):
+        check_filter(models.Filter(must=[deep]))
+
+
+@pytest.mark.parametrize(("conditions", "least"), [(1000, 1), (64, 2), (64, 64), (8, 4), (3, 9)])
+def test_min_should_with_few_ways_to_be_fulfilled(conditions: int, least: int) -> None:
+    many: list[Any] = [equals("n", number) for number in range(conditions)]
+    check_filter(models.Filter(min_should=models.MinShould(conditions=many, min_count=least)))
+
+
+def test_ways_to_fulfil_several_min_should_add_up() -> None:
+    some = models.MinShould(conditions=[equals("n", number) for number in range(14)], min_count=7)
+    check_filter(models.Filter(must=[models.Filter(min_should=some)] * 2))
+    with raises(FilterError, MOST_COMBINATIONS, 3 * 3432):
+        check_filter(models.Filter(must=[models.Filter(min_should=some)] * 3))
