@@ -13,6 +13,7 @@ from connector.releases.aligned_payload import ALIGNED, unpacked
 from connector.releases.points import lowered, project
 from connector.releases.release import Release
 from connector.stores.contract import Payload, Points, Record, Store
+from connector.stores.payload_checks import same_stored
 
 # How far apart vectors may lie that were computed from the same numbers, relative to their length. The rounding of a
 # float32 matrix product depends on its number of rows. Collections of a smaller datatype round what they store.
@@ -60,7 +61,7 @@ def compare_points(release: Release, store: Store, rows: Rows, with_vector: npt.
         record, expected = stored.get(id_), points.payloads[position]
         if record is None:
             missing.append(position)
-        elif _described(expected) != _described(record.payload):
+        elif not same_stored(_described(expected), _described(record.payload)):
             differing.append(position)
             unlike.append(position)
         elif not _same_aligned(expected, record.payload) or (

@@ -11,6 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from alignment.errors import EmbeddingSetError
+from alignment.modality import MODALITIES
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.push import batches as pushing
 from connector.releases import reconcile as reconciling
@@ -20,7 +21,19 @@ from connector.releases.reconcile import ReconcileReport, reconcile
 from connector.releases.release import open_release
 from connector.stores.contract import Points
 from tests.support.errors import raises
-from tests.support.world import COLLECTION, KINDS, SOME, World, opened_world, pairs, points_of, stored
+from tests.support.world import (
+    COLLECTION,
+    KINDS,
+    SOME,
+    World,
+    embedded,
+    latent,
+    opened_world,
+    pairs,
+    points_of,
+    rows,
+    stored,
+)
 
 
 @pytest.fixture(params=KINDS)
@@ -223,3 +236,27 @@ class TestPointIds:
         with PointIds() as some, PointIds() as none:
             some.add(ids)
             assert (some.missing(ids), list(some.without(none))) == ([], [ids])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_floats_that_the_engine_changes_by_a_unit_in_the_last_place_break_nothing(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = np.random.default_rng(0).random((40, 3)) * 10.0 ** np.arange(-8, 16, 8)
+    payloads = [{"price": a, "deep": {"list": [b, {"inner": c}]}} for a, b, c in numbers.tolist()]
+    points, keys = latent(40, 0), [f"{number}" for number in range(40)]
+    with opened_world(kind, tmp_path, monkeypatch) as world:
+        world.alignment()
+        parts = [rows(m, embedded(m, points), keys=keys, payloads=payloads) for m in MODALITIES]
+        world.push(world.set("s", *parts), metrics=["cosine"])
+        world.store.ready(name(world))
+        held = [record.payload for page in world.store.scroll(name(world)) for record in page]
+        if kind == "edge":
+            assert {payload["price"] for payload in held} != set(numbers[:, 0].tolist())  # the engine did change some
+        assert found(world).consistent
+        repaired(world)
+        assert found(world).consistent
+        edit(world, "image", "3", price=numbers[3, 0] * (1 + 1e-9))
+        assert counts(found(world)) == (0, 1, 0, 0)
+        repaired(world)
+        assert found(world).consistent

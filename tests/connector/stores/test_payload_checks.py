@@ -1,0 +1,72 @@
+"""What a store makes of payloads."""
+
+import json
+import math
+import sys
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from connector.stores.payload_checks import same_stored
+
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | FLOATS | st.text()
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
+
+
+def drifted(value: Any, units: int) -> Any:
+    """Move every float by some units in its last place, at any depth."""
+    if isinstance(value, float):
+        for _ in range(units):
+            moved = math.nextafter(value, math.inf)
+            value = moved if math.isfinite(moved) else value
+        return value
+    if isinstance(value, dict):
+        return {name: drifted(inner, units) for name, inner in value.items()}
+    return [drifted(inner, units) for inner in value] if isinstance(value, list) else value
+
+
+@given(VALUES, st.integers(0, 20))
+def test_floats_that_drifted_in_a_store_are_the_same_at_any_depth(value: Any, units: int) -> None:
+    assert same_stored(value, drifted(json.loads(json.dumps(value)), units))
+
+
+@given(VALUES, VALUES)
+def test_what_differs_by_more_is_another_value(value: Any, other: Any) -> None:
+    if json.dumps(value, sort_keys=True) == json.dumps(other, sort_keys=True):
+        assert same_stored(value, other)
+    elif same_stored(value, other):
+        assert _rounded(value) == _rounded(other)
+
+
+def _rounded(value: Any) -> Any:
+    """Round floats far more coarsely than a store does; tell booleans from numbers."""
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, int | float):
+        return 0.0 if abs(value) < 1e-290 else float(f"{value:.9g}")
+    if isinstance(value, dict):
+        return {name: _rounded(inner) for name, inner in value.items()}
+    return [_rounded(inner) for inner in value] if isinstance(value, list) else value
+
+
+def test_a_change_that_people_make_is_seen() -> None:
+    for value, other in (
+        (19.99, 20.0),
+        (0.1, 0.1000000001),
+        (1.0, -1.0),
+        (0.0, 1e-300),
+        (sys.float_info.max, sys.float_info.max / (1 + 1e-9)),
+        (True, 1),
+        (False, 0.0),
+        ("1", 1),
+        (None, 0),
+        (2**60, 2**60 + 1),
+        ([1.5], [1.5, 1.5]),
+        ({"a": 1.5}, {"a": 1.5, "b": None}),
+        ({"a": [{"b": 0.1}]}, {"a": [{"b": 0.2}]}),
+    ):
+        assert not same_stored(value, other)
+        assert not same_stored(other, value)
+        assert not same_stored({"x": [value]}, {"x": [other]})
