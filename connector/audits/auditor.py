@@ -34,13 +34,15 @@ from connector.audits.stages import (
 )
 from connector.audits.strata import Strata, strata, stratum
 from connector.audits.subject import AuditSubject
-from connector.errors import MismatchError, SettingsError
+from connector.errors import FilterError, MismatchError, SettingsError
 from connector.progress import Advance
 from connector.releases.chain import check_encoder
+from connector.releases.payload_fields import missing_in_words
 from connector.releases.release import Release
 from connector.search.candidates import CandidateSearch
 from connector.stores.contract import Store
 from connector.stores.filters import parse_filter
+from connector.stores.payload_kinds import check_filter, fields_of
 
 
 def audit(
@@ -70,7 +72,7 @@ def audit(
         MismatchError: the set was encoded with other encoders, has no queries, or none of its pairs is in the gallery.
         StrangePointError: the collection holds what modalign did not write.
         RequirementError: a requirement names no measure.
-        FilterError: a filter is invalid.
+        FilterError: a filter is invalid, or reads a payload field that no item has.
         SettingsError: no query has a payload field of the plan.
         MeasureError: the set does not have the protocol's shape.
     """
@@ -78,6 +80,10 @@ def audit(
         check_encoder(release.alignment, modality, card, f"embedding set {embedding_set.path}")
     info = store.describe(release.name)
     filters = {FILTER + name: parse_filter(text, what=f"filter {name}") for name, text in plan.filters.items()}
+    for name, condition in filters.items():
+        check_filter(condition, release.indexes, what=name)
+        if missing := missing_in_words(store, release.name, fields_of(condition)):
+            raise FilterError(f"{name}: {'; '.join(missing)}")
     queries = lay_out(release, embedding_set, plan)
     subject = AuditSubject(
         release=release,

@@ -1,11 +1,12 @@
 """Warnings about a collection and the queries of an audit: sentences that stand beside the measures."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alignment.modality import Modality
 from connector.releases.release import Release
 from connector.stores.contract import CollectionInfo
+from connector.stores.payload_kinds import fields_of
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
@@ -38,8 +39,11 @@ def collection_warnings(info: CollectionInfo, release: Release, filters: "Mappin
     for name in laid_out.get("payload_indexes", {}):
         if name not in info.payload_indexes:
             yield f"Payload field {name} was laid out with an index and has none."
+    for name, kind in info.payload_indexes.items():
+        if name not in laid_out.get("payload_indexes", {}):
+            yield f"Payload field {name} has an index of kind {kind} that no push made."
     for stage, condition in filters.items():
-        for name in sorted(fields_of(condition.model_dump(exclude_none=True)) - set(info.payload_indexes)):
+        for name in sorted(fields_of(condition) - set(info.payload_indexes)):
             yield f"{stage}: payload field {name} is not indexed, so every filtered search reads payloads."
 
 
@@ -51,20 +55,3 @@ def few_groups(groups: Mapping[Modality, int]) -> Iterator[str]:
                 f"The {modality} queries are of {count} groups: intervals of so few are too narrow, and changes seem "
                 "to be more than chance too easily."
             )
-
-
-def fields_of(condition: Any, within: str = "") -> set[str]:
-    """Return the payload fields that a filter reads, given as JSON, by the names that Qdrant indexes them under.
-
-    >>> nested = {"key": "sizes", "filter": {"must": [{"key": "unit", "match": {"value": "cm"}}]}}
-    >>> sorted(fields_of({"must": [{"key": "kind", "match": {"value": "dog"}}], "should": [{"nested": nested}]}))
-    ['kind', 'sizes[].unit']
-    """
-    if isinstance(condition, list):
-        return set().union(*(fields_of(each, within) for each in condition))
-    if not isinstance(condition, Mapping):
-        return set()
-    if nested := condition.get("nested"):  # of an array of objects
-        return fields_of(nested["filter"], f"{within}{nested['key'].removesuffix('[]')}[].")
-    own = {within + condition["key"]} if isinstance(condition.get("key"), str) else set()
-    return own.union(*(fields_of(each, within) for each in condition.values()))

@@ -18,6 +18,8 @@ from connector.progress import Advance
 from connector.releases.release import Release
 from connector.search.candidates import CandidateSearch
 from connector.stores.contract import CollectionInfo, Record, Store
+from connector.stores.layout import OWN_FIELDS
+from connector.stores.payload_kinds import read_kinds
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
@@ -87,6 +89,7 @@ class AuditSubject:
             StrangePointError: the collection holds what modalign did not write.
         """
         vector_name = target if self.release.guarantee is Guarantee.EXACT else None  # else payloads carry vectors
+        indexes = {name: kind for name, kind in self.release.indexes.items() if name not in OWN_FIELDS}
         for page in self.store.scroll(
             self.release.name, vector_name=vector_name, filter=_with_vector(target, condition)
         ):
@@ -94,6 +97,8 @@ class AuditSubject:
             for record in page:
                 if not isinstance(record.payload.get("group"), str):
                     raise StrangePointError(record.id, "has no group")
+                if indexes and (refusal := read_kinds(record.payload, indexes, stored=True)):
+                    raise StrangePointError(record.id, f"is found by no filter: {refusal.detail}")
             yield page
 
     def truth(self, direction: str, keep: Collection[str]) -> Truth:

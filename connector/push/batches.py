@@ -61,12 +61,6 @@ class ReleaseWriter:
     lost: set[BatchKey] = field(default_factory=set)
     changed: bool = False
 
-    @property
-    def indexes(self) -> Mapping[str, PayloadKind]:
-        """Indexed payload fields, each with the kind of its values."""
-        indexes: Mapping[str, PayloadKind] = self.release.row.settings.get("payload_indexes", {})
-        return indexes
-
 
 @dataclass(slots=True)
 class BatchWriter:
@@ -209,9 +203,9 @@ class BatchWriter:
         projections: dict[tuple[int, frozenset[tuple[str, PayloadKind]]], Projected] = {}
         of_writers = []
         for writer in writers:
-            shared = (writer.release.row.alignment_id, frozenset(writer.indexes.items()))
+            shared = (writer.release.row.alignment_id, frozenset(writer.release.indexes.items()))
             if shared not in projections:
-                projections[shared] = project(writer.release.alignment, rows, writer.indexes)
+                projections[shared] = project(writer.release.alignment, rows, writer.release.indexes)
                 self._reject(key, rows, projections[shared].refused)
             of_writers.append((writer, projections[shared]))
         return of_writers

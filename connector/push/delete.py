@@ -20,16 +20,18 @@ from alignment.modality import MODALITIES, Modality
 from alignment.sets.cards import CARD, SetCard
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.writer import SetWriter
-from connector.errors import CollectionNotFoundError, MismatchError
+from connector.errors import CollectionNotFoundError, FilterError, MismatchError
 from connector.provenance.ledger import OUTDATED
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import EmbeddingSetRow, ReleaseRow
 from connector.push.batches import apply_tombstones
 from connector.push.session import PushSession
+from connector.releases.payload_fields import missing_in_words
 from connector.releases.points import point_id
 from connector.releases.release import load_release
 from connector.stores.contract import Store
+from connector.stores.payload_kinds import check_filter, fields_of
 
 _log = logging.getLogger(__name__)
 
@@ -144,16 +146,27 @@ class Deletion:
     def _matching(
         self, rows: Sequence[ReleaseRow], filter: "Filter | None", modalities: Collection[Modality]
     ) -> set[Item]:
-        """Return the items whose points match a filter in any release that is not retired."""
+        """Return the items whose points match a filter in any release that is not retired.
+
+        Raises:
+            FilterError: an index cannot answer the filter; or items match it though no item has a field that it reads.
+        """
         if filter is None:
             return set()
-        pages = (
-            page
-            for row in rows
-            if row.state != "retired"
-            for page in self.store.scroll(row.physical_name, filter=filter)
-        )
-        items = {(record.payload["modality"], record.payload["key"]) for page in pages for record in page}
+        items: set[Item] = set()
+        missing: list[str] = []
+        for row in rows:
+            if row.state != "retired":
+                check_filter(filter, row.settings.get("payload_indexes", {}))
+                pages = self.store.scroll(row.physical_name, filter=filter)
+                items |= {(record.payload["modality"], record.payload["key"]) for page in pages for record in page}
+                missing += missing_in_words(self.store, row.physical_name, fields_of(filter))
+        if missing and items:
+            raise FilterError(
+                f"filter: {len(items)} items match, but {missing[0]}; leave out the condition on that field"
+            )
+        for sentence in missing:
+            _log.warning("filter: %s", sentence)
         return {item for item in items if item[0] in modalities}
 
     def _stored(self, rows: Iterable[ReleaseRow], requested: Collection[Item]) -> set[Item]:

@@ -12,6 +12,7 @@ A push that is refused, for example because a metric cannot take its vectors, re
 wrote nothing into. A push that is killed or loses a database leaves them as `building`, and the next push continues.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,11 +34,14 @@ from connector.push.batches import BatchWriter, ReleaseWriter
 from connector.push.open_releases import ReleaseOpener, open_others, take_back
 from connector.releases.aliases import make_live, to_go_live
 from connector.releases.chain import check_encoder
+from connector.releases.payload_fields import missing_in_words
 from connector.releases.point_id_set import PointIds
 from connector.releases.release import READY, Release, lower
 from connector.search.ef_tuning import sample, tune
 from connector.stores.contract import Store
-from connector.stores.layout import Layout, checked_layout
+from connector.stores.layout import OWN_FIELDS, Layout, checked_layout
+
+_log = logging.getLogger(__name__)
 
 
 def push(
@@ -193,6 +197,9 @@ class PushSession:
         for writer in self.writers:
             if writer.requested:
                 _verify(writer.release, embedding_set, set_id, self.store, self.provenance)
+                release = writer.release
+                for sentence in missing_in_words(self.store, release.name, release.indexes.keys() - OWN_FIELDS):
+                    _log.warning("payload index: %s", sentence)
 
     def make_live(self, embedding_set: EmbeddingSet, set_id: int) -> None:
         """Make the releases live whose aliases are free; then verify the collection's other releases."""

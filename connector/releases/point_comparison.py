@@ -47,7 +47,7 @@ class ComparedBatch:
 
 def compare_points(release: Release, store: Store, rows: Rows, with_vector: npt.NDArray[np.bool_]) -> ComparedBatch:
     """Compare rows with their points: every payload, and the vector where the mask `with_vector` (n,) is True."""
-    projected = project(release.alignment, rows, release.row.settings.get("payload_indexes", {}))
+    projected = project(release.alignment, rows, release.indexes)
     points = lowered(release, projected)
     chosen = {key for key, is_chosen in zip(rows.keys, with_vector, strict=True) if is_chosen}
     ids = {id_ for id_, key in zip(points.ids, projected.rows.keys, strict=True) if key in chosen}

@@ -25,7 +25,7 @@ from connector.provenance.tables import ReleaseRow
 from connector.releases.chain import chain, check_chain, check_row, check_settings
 from connector.settings import checked_name
 from connector.stores.contract import Store
-from connector.stores.layout import Layout
+from connector.stores.layout import Layout, PayloadKind
 
 LIVE, READY = "live", "ready"
 PROMOTE, ROLLBACK = "promote", "rollback"
@@ -65,6 +65,12 @@ class Release:
     def guarantee(self) -> Guarantee:
         """How Qdrant's order relates to the metric's own."""
         return self.lowerings["image"].guarantee
+
+    @property
+    def indexes(self) -> Mapping[str, PayloadKind]:
+        """Indexed payload fields, each with the kind of its values."""
+        indexes: Mapping[str, PayloadKind] = self.row.settings.get("payload_indexes", {})
+        return indexes
 
     @property
     def tuned(self) -> EfTuning | None:

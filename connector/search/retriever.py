@@ -1,5 +1,6 @@
 """Production search: texts or images in, items of the other modality out, with the metric's own score."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,13 +17,17 @@ from connector.encoding.encoders import Encoder, load_encoder
 from connector.errors import ConnectorError, MismatchError, StrangePointError
 from connector.provenance.recorder import Provenance
 from connector.releases.chain import check_encoder
+from connector.releases.payload_fields import missing_in_words
 from connector.releases.release import Release, open_release
 from connector.safe_text import printable
 from connector.search.candidates import CandidateSearch, ScoredHit
 from connector.stores.contract import Store
+from connector.stores.payload_kinds import check_filter, fields_of
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
+
+_log = logging.getLogger(__name__)
 
 
 class SearchResult(list["SearchHit"]):
@@ -72,9 +77,11 @@ class Retriever:
 
     def __init__(self, release: Release, store: Store, *, device: str = "auto"):
         self.release = release
+        self._store = store
         self._candidates = CandidateSearch(release, store)
         self._device = device
         self._encoders: dict[Modality, Encoder] = {}
+        self._looked_for: set[str] = set()
 
     @classmethod
     def open(
@@ -173,6 +180,8 @@ class Retriever:
     ) -> list[SearchResult]:
         if k < 1:
             raise ConnectorError(f"expected k of at least 1, got {k}")
+        if filter is not None:
+            self._check_filter(filter)
         if not len(X):
             return []
         aligned = self.release.alignment.project(modality, X)
@@ -186,6 +195,14 @@ class Retriever:
             )
             for result in ranked
         ]
+
+    def _check_filter(self, filter: "Filter") -> None:
+        """Refuse a filter that indexes cannot answer; warn once of each field that no item has."""
+        check_filter(filter, self.release.indexes)
+        fields = fields_of(filter) - self._looked_for
+        self._looked_for |= fields
+        for sentence in missing_in_words(self._store, self.release.name, fields):
+            _log.warning("filter: %s", sentence)
 
     def _encoder(self, modality: Modality) -> Encoder:
         if modality not in self._encoders:

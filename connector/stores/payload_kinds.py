@@ -37,12 +37,13 @@ class _WrongKindError(ValueError):
     """A value of another kind than the index of its field; the text says where it is and what it is."""
 
 
-def read_kinds(payload: dict[str, Any], indexes: Mapping[str, PayloadKind]) -> Refusal | None:
+def read_kinds(payload: dict[str, Any], indexes: Mapping[str, PayloadKind], *, stored: bool = False) -> Refusal | None:
     """Read the values of indexed fields as their kinds, in place; return why a value is not of its kind.
 
     Args:
         payload: as JSON decodes it.
         indexes: kinds by path.
+        stored: the payload comes from a store, where nothing reads a text as anything else.
 
     >>> payload = {"meta": {"year": "1999"}, "sold": "true"}
     >>> read_kinds(payload, {"meta.year": "integer", "sold": "bool"}), payload
@@ -53,7 +54,7 @@ def read_kinds(payload: dict[str, Any], indexes: Mapping[str, PayloadKind]) -> R
     """
     for field, kind in indexes.items():
         try:
-            _read(payload, parse_path(field), _READ[kind])
+            _read(payload, parse_path(field), _as_stored(_READ[kind]) if stored and kind not in _TEXTS else _READ[kind])
         except _WrongKindError as error:
             return Refusal(Reason(f"payload-not-{kind}"), f"{field} is indexed as {kind}, got {error}")
     return None
@@ -86,6 +87,15 @@ def _read_one(value: Any, read: Callable[[Any], Any]) -> Any:
         return read(value)
     except ValueError:
         raise _WrongKindError(_shown(value)) from None
+
+
+def _as_stored(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def read_stored(value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError
+        return read(value)
+
+    return read_stored
 
 
 def _shown(value: Any) -> str:
@@ -175,17 +185,17 @@ _ANSWERED_BY: Mapping[str, frozenset[str]] = {
 }
 
 
-def check_filter(condition: "Filter", indexes: Mapping[str, str]) -> None:
-    """Refuse a filter that compares an indexed field with what its kind never holds.
+def check_filter(condition: "Filter", indexes: Mapping[str, str], *, what: str = "filter") -> None:
+    """Refuse a filter that compares an indexed field with what its kind never holds; `what` names it in errors.
 
     Raises:
         FilterError: it would find nothing, or something else than it asks for; or a path is invalid.
     """
     kinds = {canonical(field): kind for field, kind in indexes.items()}
     try:
-        tests = list(_tests(condition.model_dump(exclude_none=True)))
+        tests = [(field, test) for field, inner in _conditions(_json(condition)) for test in _compared_with(inner)]
     except ValueError as error:
-        raise FilterError(f"filter: {error}") from None
+        raise FilterError(f"{what}: {error}") from None
     for field, test in tests:
         kind = kinds.get(field)
         if kind is not None and kind not in _ANSWERED_BY[test]:
@@ -193,25 +203,39 @@ def check_filter(condition: "Filter", indexes: Mapping[str, str]) -> None:
                 '; ask for a range such as {"gte": 4, "lte": 4}' if (kind, test) == ("float", "a whole number") else ""
             )
             raise FilterError(
-                f"filter: field {field} is indexed as {kind}, and the filter compares it with {test}, which no item "
+                f"{what}: field {field} is indexed as {kind}, and the filter compares it with {test}, which no item "
                 f"has{hint}"
             )
 
 
-def _tests(condition: Any, within: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the fields that a filter, given as JSON, compares with something, and with what, as `_ANSWERED_BY` says."""
+def fields_of(condition: "Filter") -> set[str]:
+    """Return the payload fields that a filter reads, as Qdrant prints their paths.
+
+    >>> from connector.stores.filters import parse_filter
+    >>> nested = '{"nested": {"key": "sizes", "filter": {"must": [{"key": "unit", "match": {"value": "cm"}}]}}}'
+    >>> sorted(fields_of(parse_filter('{"must": [{"key": "kind", "is_null": true}], "should": [' + nested + "]}")))
+    ['kind', 'sizes[].unit']
+    """
+    return {field for field, _ in _conditions(_json(condition))}
+
+
+def _json(condition: "Filter") -> dict[str, Any]:
+    return condition.model_dump(exclude_none=True)
+
+
+def _conditions(condition: Any, within: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the conditions on fields within a filter, given as JSON, each with the path of its field."""
     if isinstance(condition, list):
         for inner in condition:
-            yield from _tests(inner, within)
+            yield from _conditions(inner, within)
     elif isinstance(condition, Mapping):
         if nested := condition.get("nested"):
-            yield from _tests(nested["filter"], f"{within}{nested['key'].removesuffix('[]')}[].")
+            yield from _conditions(nested["filter"], f"{within}{nested['key'].removesuffix('[]')}[].")
         elif isinstance(condition.get("key"), str):
-            field = canonical(within + condition["key"])
-            yield from ((field, test) for test in _compared_with(condition))
+            yield canonical(within + condition["key"]), condition
         else:
             for inner in condition.values():
-                yield from _tests(inner, within)
+                yield from _conditions(inner, within)
 
 
 def _compared_with(condition: Mapping[str, Any]) -> Iterator[str]:

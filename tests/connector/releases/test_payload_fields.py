@@ -1,0 +1,148 @@
+"""A filter or an index on a field that no item has says so; a point that no filter finds is not passed over."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from alignment.sets.embedding_set import EmbeddingSet
+from connector.audits.run import run_audit
+from connector.errors import FilterError, StrangePointError
+from connector.push.delete import Deletion
+from connector.releases.payload_fields import missing_in_words
+from connector.requests import AuditRequest
+from connector.search.retriever import Retriever
+from connector.stores.contract import Points
+from connector.stores.filters import parse_filter
+from tests.support.errors import raises
+from tests.support.world import COLLECTION, World, cards, embedded, latent, opened_world, pairs, rows
+from tests.support.world import audit as measured
+
+N = 30
+
+
+def equals(field: str, value: str) -> str:
+    return f'{{"must": [{{"key": {field}, "match": {{"value": {value}}}}}]}}'
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with opened_world("edge", tmp_path, monkeypatch) as world:
+        world.alignment()
+        yield world
+
+
+@pytest.fixture
+def coloured(world: World) -> EmbeddingSet:
+    payloads = [{"color": "red", "meta.year": 1999, "My Size": 4, "parts": [{"n": number}]} for number in range(N)]
+    return world.set("s", *(rows(m, embedded(m, latent(N)), payloads=payloads) for m in ("image", "text")))
+
+
+@pytest.mark.parametrize(
+    ("field", "near"),
+    [
+        ("colour", "color"),
+        ("Color", "color"),
+        ("meta.year", '"meta.year"'),
+        ('"my size"', '"My Size"'),
+        ("part[].n", "parts[].n"),
+        ("nothing_alike", "content_sha256"),
+    ],
+)
+def test_near_names_are_offered_as_filters_write_them(
+    world: World, coloured: EmbeddingSet, field: str, near: str
+) -> None:
+    (release,) = world.push(coloured).releases
+    (sentence,) = missing_in_words(world.store, release.name, {field, "color", "parts[].n", '"meta.year"'})
+    assert field in sentence
+    assert near in sentence
+
+
+def test_an_index_on_a_field_that_no_item_has(
+    world: World, coloured: EmbeddingSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        world.push(coloured, payload_indexes={"meta.year": "integer", "color": "keyword"})
+    (record,) = caplog.records
+    assert "meta.year" in record.getMessage()
+    assert '"meta.year"' in record.getMessage()
+
+
+def test_a_search_warns_once_of_a_field_that_no_item_has(
+    world: World, coloured: EmbeddingSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.push(coloured)
+    retriever = Retriever.open(world.provenance, world.store, COLLECTION)
+    X, encoder = embedded("text", latent(2)), cards()["text"].fingerprint
+    with caplog.at_level(logging.WARNING):
+        for field in ('"colour"', '"colour"', '"color"'):
+            retriever.search_embeddings("text", X, encoder=encoder, filter=parse_filter(equals(field, '"red"')))
+    (record,) = caplog.records
+    assert "colour" in record.getMessage()
+
+
+def test_a_search_refuses_what_an_index_cannot_answer(world: World, coloured: EmbeddingSet) -> None:
+    world.push(coloured, payload_indexes={"color": "keyword"})
+    retriever = Retriever.open(world.provenance, world.store, COLLECTION)
+    X, encoder = embedded("text", latent(2)), cards()["text"].fingerprint
+    for condition in (equals('"color"', "4"), equals('"group"', "4")):
+        with raises(FilterError, "keyword", "a whole number"):
+            retriever.search_embeddings("text", X, encoder=encoder, filter=parse_filter(condition))
+
+
+def delete(world: World, condition: str) -> int:
+    with world.provenance.runs.start("delete", {}) as run:
+        Deletion(COLLECTION, world.store, world.provenance, run).delete(filter=parse_filter(condition))
+        return run.counts["deleted"]
+
+
+def test_a_deletion_by_the_absence_of_a_misspelt_field_deletes_nothing(world: World, coloured: EmbeddingSet) -> None:
+    (release,) = world.push(coloured).releases
+    for condition in (
+        '{"must_not": [{"key": "colour", "match": {"value": "red"}}]}',
+        '{"must": [{"is_empty": {"key": "colour"}}]}',
+    ):
+        with raises(FilterError, 2 * N, "colour", "color"):
+            delete(world, condition)
+    assert world.store.count(release.name) == 2 * N
+    assert delete(world, equals('"colour"', '"red"')) == 0
+    assert delete(world, equals('"color"', '"red"')) == 2 * N
+
+
+def audit(world: World, embedding_set: EmbeddingSet, **options: Any) -> Any:
+    request = AuditRequest(collection=COLLECTION, pairs="s", queries="all", gallery="all", **options)
+    with world.provenance.runs.start("audit", {}) as run:
+        return run_audit(request, embedding_set, world.store, world.provenance, run)
+
+
+@pytest.mark.parametrize(
+    ("condition", "values"),
+    [
+        (equals('"colour"', '"red"'), ("filter:own", "colour", "color")),
+        (equals('"number"', '"4"'), ("filter:own", "number", "integer", "a text")),
+    ],
+)
+def test_an_audit_refuses_a_filter_that_measures_nothing(world: World, condition: str, values: tuple[str, ...]) -> None:
+    payloads = [{"number": number, "color": "red"} for number in range(N)]
+    numbered = world.set("s", *(rows(m, embedded(m, latent(N)), payloads=payloads) for m in ("image", "text")))
+    world.push(numbered, payload_indexes={"number": "integer"})
+    with raises(FilterError, *values):
+        audit(world, numbered, filters={"own": condition})
+
+
+@pytest.mark.parametrize("value", [4.5, "4", True, [4, "5"]])
+def test_a_release_with_a_point_that_no_filter_finds_is_broken(world: World, value: Any) -> None:
+    """As an earlier version stored it, or somebody else: exact search within a filter does not find it either."""
+    embedding_set = world.set("s", *pairs(N))
+    (release,) = world.push(embedding_set, payload_indexes={"number": "integer"}).releases
+    (page, *_) = world.store.scroll(release.name, vector_name="image", page=200)
+    record = next(record for record in page if record.vector is not None)
+    assert record.vector is not None
+    spoilt = {**record.payload, "number": value}
+    world.store.upsert(release.name, Points("image", [record.id], np.stack([record.vector]), [spoilt]))
+    with raises(StrangePointError, record.id, "number is indexed as integer"):
+        measured(release, world.store, embedding_set, queries="all", gallery="all")
+    assert audit(world, embedding_set).verdict == "broken"
