@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from typing_extensions import override
 
@@ -14,9 +14,13 @@ Advance = Callable[[int], None]
 
 
 def say(line: str) -> None:
-    """Print a line for people on stderr. The library logs instead; the command line shows what it logs this way."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    """Print a line for people on stderr. The library logs instead; the command line shows what it logs this way.
+
+    If nobody reads stderr any more, or its disk is full, the work goes on.
+    """
+    with suppress(OSError):
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 class StderrHandler(logging.Handler):

@@ -103,6 +103,13 @@ class Settings:
 
 def _sqlite_url(path: Path) -> str:
     # A path may hold what has a meaning in a URL: %2F, ?, #
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise SettingsError(
+            f"home {str(path)!r}: expected a path of UTF-8, because the URL of its database holds it; name another "
+            "home, or a database with --database-url"
+        ) from None
     return URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
 
 

@@ -162,7 +162,7 @@ class Alignment:
                 f"{path} is not an alignment; {path.parent} holds {', '.join(known) or 'none'}; make one with "
                 "`modalign fit`"
             ) from None
-        except (ValueError, SafetensorError) as error:
+        except (ValueError, SafetensorError, RecursionError) as error:
             raise AlignmentError(f"alignment {path} is damaged ({error}); fit it again") from error
         try:
             if raw["format"] != FORMAT:

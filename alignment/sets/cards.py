@@ -75,7 +75,7 @@ class SetCard:
             raise EmbeddingSetError(
                 f"{directory} is not an embedding set: it has no {CARD}; make one with `modalign encode`"
             ) from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise EmbeddingSetError(
                 f"{path} is damaged ({error}); restore it or encode the corpus into a new set"
             ) from error

@@ -132,7 +132,7 @@ def audit(
     request = AuditRequest(queries=queries or "held-out", gallery=gallery or "held-out", **given)
     from connector.cli.audit_tables import print_audit  # these load numpy
     from connector.reports import audit_json
-    from connector.reports.page_files import claim
+    from connector.reports.output_files import append_line, claim
     from connector.reports.prometheus import write_prometheus
 
     _refuse_files(request.report, prometheus, jsonl)
@@ -143,7 +143,7 @@ def audit(
     if prometheus:
         write_prometheus(prometheus, result)
     if jsonl:
-        audit_json.append_line(jsonl, result)
+        append_line(jsonl, audit_json.log_line(result))
     if given["report"]:
         say(f"wrote {given['report']}")
     if as_json:

@@ -5,12 +5,13 @@ Imports inside the commands keep `modalign --help` fast: numpy, torch, SQLAlchem
 
 import logging
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 import click
 
 from alignment.errors import MetricError, ModalignError, TrainingError
-from connector.cli import alignments, audits, push, releases, runs, search, sets
+from connector.cli import alignments, audits, push, releases, runs, search, sets, streams
 from connector.cli.group import FAILED, INTERRUPTED, REQUIREMENT, USAGE, cli
 from connector.errors import FilterError, GateError, RequirementError, SettingsError
 from connector.progress import StderrHandler, say
@@ -26,29 +27,32 @@ USAGE_ERRORS = (FilterError, MetricError, RequirementError, SettingsError, Train
 
 def main() -> NoReturn:
     """Run the command line and turn every way to end into its exit code."""
+    streams.prepare()
     for name in ("alignment", "connector"):  # one line on stderr a message, as commands print
         logging.getLogger(name).handlers = [StderrHandler()]
         logging.getLogger(name).setLevel(logging.INFO)
+    sys.exit(streams.finish(_exit_code(), FAILED))
+
+
+def _exit_code() -> int:
     try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = cli.main(standalone_mode=False)
+    except SystemExit as stop:
+        code = stop.code
     except click.ClickException as error:
-        error.show()
-        sys.exit(USAGE)
+        with suppress(OSError):  # a stderr that nobody reads
+            error.show()
+        return USAGE
     except (click.Abort, KeyboardInterrupt):
         say("interrupted; nothing is half written: run the same command again")
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
     except ModalignError as error:
         say(f"modalign: {without_secrets(str(error))} [{error.code}]")
-        sys.exit(USAGE if isinstance(error, USAGE_ERRORS) else REQUIREMENT if isinstance(error, GateError) else FAILED)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(FAILED)
-    except OSError as error:  # a full disk, a home that cannot be written
+        return USAGE if isinstance(error, USAGE_ERRORS) else REQUIREMENT if isinstance(error, GateError) else FAILED
+    except OSError as error:  # a full disk, a home or a stdout that cannot be written
         say(f"modalign: {error}")
-        sys.exit(FAILED)
-    sys.exit(0)
+        return FAILED
+    return code if isinstance(code, int) else 0
 
 
 if __name__ == "__main__":  # python -m connector.cli.main

@@ -14,6 +14,7 @@ from connector.cli.group import cli, exit_for_rejects, load_settings, open_home,
 from connector.cli.options import home_options, json_option, rejects_option
 from connector.cli.tables import print_json, print_rejects, print_result, print_table
 from connector.progress import say
+from connector.reports.output_files import write_file
 
 if TYPE_CHECKING:
     from connector.provenance.tables import RejectRow
@@ -62,7 +63,7 @@ def rejects(
         if str(to) == "-":
             click.echo(lines, nl=False)
         else:
-            to.write_text(lines, encoding="utf-8")
+            write_file(to, lines)
             say(f"wrote {len(rows)} rejects to {to}")
     elif as_json:
         print_json({"run": number, **({"by_reason": counts} if by_reason else {"rejects": rows})})

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 def print_json(document: Any) -> None:
     """Print a document as JSON on stdout."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+    has_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    click.echo(json.dumps(document, indent=2, ensure_ascii=not has_unicode, default=str))
 
 
 def print_result(result: "RunResult[object]", made: Mapping[str, Any], as_json: bool) -> None:

@@ -2,14 +2,11 @@
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from connector.audits.result import Audit, StageSummary
-from connector.errors import ConnectorError
 from connector.provenance.tables import now
 
 if TYPE_CHECKING:
@@ -152,20 +149,9 @@ def history_document(moments: Sequence["AuditSummary"]) -> list[dict[str, Any]]:
     ]
 
 
-def append_line(path: Path, result: "RunResult[Audit]") -> None:
-    """Append an audit as one line of JSON, without worst queries, curves and geometry.
-
-    Raises:
-        ConnectorError: the file cannot be written.
-    """
+def log_line(result: "RunResult[Audit]") -> str:
+    """Return an audit as one line of JSON, without worst queries, curves and geometry."""
     written = {"at": now().isoformat(), **document(result)}
     for name in ("worst", "curve", "geometry"):
         written.pop(name, None)
-    line = json.dumps(written, ensure_ascii=False, default=str) + "\n"
-    try:
-        # One write to a file opened for appending, so that lines of two audits do not mix.
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        with os.fdopen(descriptor, "ab", buffering=0) as file:
-            file.write(line.encode())
-    except OSError as error:
-        raise ConnectorError(f"{path} cannot be appended to: {error}") from error
+    return json.dumps(written, ensure_ascii=False, default=str)

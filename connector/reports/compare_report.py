@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from alignment.comparison.compare import METRICS, compare
 from alignment.comparison.guidelines import Advice, advise
 from alignment.comparison.table import Comparison, Fitted, Row
-from alignment.durable import write_durably
+from alignment.durable import new_directory, write_durably
 from alignment.metrics import parse
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
@@ -27,17 +28,19 @@ DOCUMENT, PAGE, HEAT_MAP, CURVES = "compare.json", "compare.html", "heatmap.svg"
 
 
 def claim(directory: Path) -> None:
-    """Create the output directory, or accept an empty one, before the work starts.
+    """Check that the output directory is new or empty and can be made, before the work starts. Nothing is left of it.
 
     Raises:
         ConnectorError: the directory is not empty, is a file, or cannot be created.
     """
+    if directory.exists() and not directory.is_dir():
+        raise ConnectorError(f"{directory} is a file; name another directory with --to")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if any(directory.iterdir()):
-            raise ConnectorError(f"{directory} is not empty; name another directory with --to, or remove it")
-    except FileExistsError:
-        raise ConnectorError(f"{directory} is a file; name another directory with --to, or remove it") from None
+        if directory.is_dir() and any(directory.iterdir()):
+            raise ConnectorError(f"{directory} is not empty; name another directory with --to")
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=directory.parent):
+            pass
     except OSError as error:
         raise ConnectorError(f"directory {directory} cannot be made: {error}") from error
 
@@ -61,32 +64,27 @@ def compare_and_report(
     """
     metrics = [parse(metric) for metric in request.metrics] or METRICS
     claim(directory)
-    try:
-        comparison = compare(
-            sets,
-            methods=request.methods,
-            metrics=metrics,
-            hold_out=HoldOut(request.holdout, request.seed),
-            folds=request.folds,
-            seed=request.seed,
-            device=device,
-            budget=request.budget,
-            progress=_log.info,
-        )
-        advice = advise(comparison)
-        write_comparison(directory, comparison, advice)
-    except BaseException:
-        if not any(directory.iterdir()):  # so that the same command can be run again
-            directory.rmdir()
-        raise
+    comparison = compare(
+        sets,
+        methods=request.methods,
+        metrics=metrics,
+        hold_out=HoldOut(request.holdout, request.seed),
+        folds=request.folds,
+        seed=request.seed,
+        device=device,
+        budget=request.budget,
+        progress=_log.info,
+    )
+    advice = advise(comparison)
+    write_comparison(directory, comparison, advice)
     return Compared(comparison, advice, directory)
 
 
 def write_comparison(directory: Path, comparison: Comparison, advice: Advice) -> None:
-    """Write all files of a comparison into an existing directory.
+    """Write a directory with all files of a comparison, or nothing.
 
     Raises:
-        ConnectorError: a file cannot be written.
+        ConnectorError: the directory is not empty, or a file cannot be written.
     """
     written = document(comparison, advice)
     heat, curves = heat_map(comparison, advice), learning_curves(comparison)
@@ -102,11 +100,14 @@ def write_comparison(directory: Path, comparison: Comparison, advice: Advice) ->
     }
     if curves is not None:
         files[CURVES] = curves
-    for name, text in files.items():
-        try:
-            write_durably(directory / name, text.encode())
-        except OSError as error:
-            raise ConnectorError(f"{directory / name} cannot be written: {error}") from error
+    try:
+        with new_directory(directory) as building:
+            for name, text in files.items():
+                write_durably(building / name, text.encode())
+    except FileExistsError:
+        raise ConnectorError(f"{directory} is not empty; name another directory with --to") from None
+    except OSError as error:
+        raise ConnectorError(f"{directory} cannot be written: {error}") from error
 
 
 def document(comparison: Comparison, advice: Advice) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from tempfile import TemporaryFile
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from alignment.durable import write_durably
 from connector.corpora.images import ImageRejectedError, decode, read_image
 from connector.errors import ConnectorError
 from connector.rejects import Reason
+from connector.reports.output_files import write_file
 
 THUMBNAIL = 160  # pixels, longer side
 # Control characters of Unicode's bidirectional algorithm.
@@ -61,9 +61,9 @@ def write_page(path: Path, html: str) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, html.encode(errors="backslashreplace"))  # file names may be invalid Unicode
     except OSError as error:
         raise ConnectorError(f"page {path} cannot be written: {error}") from error
+    write_file(path, html)
 
 
 def small_picture(path: Path, sha256: str | None = None) -> str:
@@ -84,21 +84,3 @@ def small_picture(path: Path, sha256: str | None = None) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def claim(path: Path) -> None:
-    """Check that a file in an existing directory can be written, before the audit starts.
-
-    Raises:
-        ConnectorError: the file cannot be written.
-    """
-    try:
-        if path.exists() and not path.is_file():
-            raise OSError("expected a regular file")
-        if path.exists():
-            with path.open("ab"):
-                pass
-        with TemporaryFile(dir=path.parent):  # the only check that covers read-only disks and access lists
-            pass
-    except OSError as error:
-        raise ConnectorError(f"{path} cannot be written: {error}; name another file") from error

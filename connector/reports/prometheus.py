@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignment.durable import write_durably
 from connector.audits.result import Audit
-from connector.errors import ConnectorError
+from connector.reports.output_files import write_file
 
 if TYPE_CHECKING:
     from connector.provenance.runs import RunResult
@@ -39,7 +38,4 @@ def write_prometheus(path: Path, result: "RunResult[Audit]") -> None:
         if m.low is not None and m.high is not None:
             low.labels(**labels).set(m.low)
             high.labels(**labels).set(m.high)
-    try:
-        write_durably(path, generate_latest(registry))
-    except OSError as error:
-        raise ConnectorError(f"{path} cannot be written: {error}") from error
+    write_file(path, generate_latest(registry).decode())

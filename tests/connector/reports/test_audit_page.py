@@ -19,8 +19,7 @@ from connector.audits.result import Audit, Point, SpaceResult, StageSummary, Wor
 from connector.audits.stages import STAGES
 from connector.errors import ConnectorError
 from connector.provenance.tables import EncoderRow
-from connector.reports import audit_page
-from connector.reports import page_files as report
+from connector.reports import audit_page, output_files
 from connector.reports.audit_context import AuditContext
 from connector.reports.audit_page import write_audit_page
 from connector.reports.glossary import sentence
@@ -461,7 +460,7 @@ class TestTheFile:
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patched:
-            patched.setattr(report, "write_durably", full)
+            patched.setattr(output_files, "write_durably", full)
             with raises(ConnectorError, path, "No space left"):
                 write_audit_page(path, written.found, written.origin)
         assert path.read_text() == "old"

@@ -1,0 +1,77 @@
+"""Files that a command writes where it is told to: complete or as before, and every error is noticed."""
+
+import fcntl
+import os
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from alignment.durable import write_durably
+from connector.errors import ConnectorError
+
+
+def claim(path: Path) -> None:
+    """Check that a file in an existing directory can be written, before the work for it starts.
+
+    Raises:
+        ConnectorError: the file cannot be written.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError("expected a regular file")
+        if path.exists():
+            with path.open("ab"):
+                pass
+        with TemporaryFile(dir=path.parent):  # the only check that covers read-only disks and access lists
+            pass
+    except OSError as error:
+        raise ConnectorError(f"{path} cannot be written: {error}; name another file") from error
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text; an older file is replaced atomically. A device or a pipe gets the text.
+
+    Raises:
+        ConnectorError: the file cannot be written.
+    """
+    content = text.encode(errors="backslashreplace")  # names of files may be invalid Unicode
+    try:
+        if path.exists() and not path.is_file():
+            with path.open("wb") as stream:
+                stream.write(content)
+        else:
+            write_durably(path.resolve(), content)  # of a link, the file behind it
+    except OSError as error:
+        raise ConnectorError(f"{path} cannot be written: {error}; name another file") from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line, durably and as a whole: nothing of it stays if it does not fit.
+
+    Raises:
+        ConnectorError: the line cannot be written.
+    """
+    content = (line + "\n").encode(errors="backslashreplace")
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError("expected a regular file")
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # lines of two processes do not mix; closing unlocks
+            _append(descriptor, content)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise ConnectorError(f"{path} cannot be appended to: {error}") from error
+
+
+def _append(descriptor: int, content: bytes) -> None:
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":  # half a line of a process that was killed
+        content = b"\n" + content
+    try:
+        while content:
+            content = content[os.write(descriptor, content) :]
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise

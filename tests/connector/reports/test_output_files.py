@@ -1,0 +1,76 @@
+"""Output files: on a disk that is full, on devices, through links, and after a process that was killed."""
+
+import os
+import resource
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from connector.errors import ConnectorError
+from connector.reports.output_files import append_line, write_file
+from tests.support.errors import raises
+
+FILLED = 4096  # bytes that fit on the disk of `on_a_full_disk`
+
+
+def on_a_full_disk(call: str) -> subprocess.CompletedProcess[str]:
+    """Run a call of the module in a process whose files cannot grow beyond `FILLED` bytes."""
+    return subprocess.run(
+        [sys.executable, "-c", f"from connector.reports.output_files import *; {call}"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (FILLED, FILLED)),
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("room", [0, 1, 50, 99])
+def test_a_line_that_does_not_fit_leaves_nothing(room: int, tmp_path: Path) -> None:
+    path, before = tmp_path / "log.jsonl", b"x" * (FILLED - room - 1) + b"\n"
+    path.write_bytes(before)
+    ended = on_a_full_disk(f"append_line(Path({str(path)!r}), 'y' * 99)")
+    assert ended.stderr.splitlines()[-1].startswith(f"connector.errors.ConnectorError: {path} cannot be appended to: ")
+    assert path.read_bytes() == before
+
+
+def test_a_line_begins_a_line_of_its_own_behind_half_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"whole": 1}\n{"hal')
+    for line in ("{}", '{"é": "\udce9"}'):
+        append_line(path, line)
+    assert path.read_bytes() == '{"whole": 1}\n{"hal\n{}\n{"é": "\\udce9"}\n'.encode()
+
+
+def test_a_file_that_does_not_fit_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text("old")
+    ended = on_a_full_disk(f"write_file(Path({str(path)!r}), 'new' * {FILLED})")
+    assert ended.stderr.splitlines()[-1].startswith(f"connector.errors.ConnectorError: {path} cannot be written: ")
+    assert path.read_text() == "old"
+
+
+def test_a_device_that_takes_nothing_is_an_error_and_stays_a_device(tmp_path: Path) -> None:
+    device = tmp_path / "full"
+    try:
+        os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 7))
+        device.open("wb").close()
+    except OSError as error:
+        pytest.skip(f"needs a device file: {error}")
+    with raises(ConnectorError, device, "No space left"):
+        write_file(device, "text")
+    with raises(ConnectorError, device):
+        append_line(device, "text")
+    assert device.is_char_device()
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "real.html").write_text("old")
+    (tmp_path / "link.html").symlink_to(tmp_path / "disk" / "real.html")
+    write_file(tmp_path / "link.html", "new")
+    assert (tmp_path / "link.html").is_symlink()
+    assert (tmp_path / "disk" / "real.html").read_text() == "new"
