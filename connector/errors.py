@@ -4,6 +4,7 @@ ModalignError                       (alignment.errors)
 └── ConnectorError
     ├── SettingsError               an invalid name, URL or option
     ├── CorpusError                 a corpus that cannot be read at all; a bad row becomes a reject
+    ├── OutOfResourcesError         no memory, threads, open files or disk space left; never a reject
     ├── EncoderError                an encoder that is unknown, cannot be loaded, or is the wrong one
     ├── ProvenanceError             the SQL database
     │   ├── NotMigratedError        has no tables, or older ones: run `modalign db upgrade`
@@ -40,6 +41,10 @@ class SettingsError(ConnectorError, ValueError):
 
 class CorpusError(ConnectorError):
     """A corpus that cannot be read at all. A bad row becomes a reject instead."""
+
+
+class OutOfResourcesError(ConnectorError):
+    """There is not enough memory, or no thread, open file or disk space left. It says nothing about the data."""
 
 
 class EncoderError(ConnectorError):

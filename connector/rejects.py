@@ -83,6 +83,7 @@ class Reason(StrEnum):
     IMAGE_MISSING = "image-missing", "There is no file at the image's path."
     IMAGE_NOT_A_FILE = "image-not-a-file", "The image's path is a folder or a device."
     IMAGE_UNREADABLE = "image-unreadable", "The image file cannot be read."
+    IMAGE_FORMAT_UNSUPPORTED = "image-format-unsupported", "The picture's format, depth or colours cannot be read."
     IMAGE_EMPTY = "image-empty", "The image file is empty."
     IMAGE_TOO_LARGE = "image-too-large", "The image has too many bytes or pixels to decode safely."
     IMAGE_TOO_ELONGATED = "image-too-elongated", "The image is too narrow for any encoder."

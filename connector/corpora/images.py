@@ -1,26 +1,54 @@
-"""Images decoded to upright 8-bit RGB, with bounds on bytes, pixels and aspect ratio."""
+"""Images decoded to upright 8-bit RGB, with bounds on bytes, pixels, aspect ratio and the memory in use at a time."""
 
 import io
+import struct
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
+from connector.corpora.byte_budget import ByteBudget
+from connector.corpora.image_colours import check_colours, tiff_tags, to_rgb, transposed
+from connector.corpora.image_damage import PNG, check_data, check_structure, webp_size
+from connector.errors import OutOfResourcesError
 from connector.rejects import Reason
+from connector.resources import raise_lack
 
-# Larger files are no photographs. Larger images decompress to more than 300 MB.
+# Larger files are no photographs. Larger images decompress to more than 300 MB; `--max-pixels` allows them.
 MAX_BYTES = 256 << 20
 MAX_PIXELS = 100_000_000
 # Encoders scale the shorter side to their input size: a very long image would fill the memory.
 MAX_ASPECT = 256
-ROWS_AT_ONCE = 64
+# Larger images are scaled down by a whole number as they are decoded. No encoder's input is near as large.
+KEPT_PIXELS = 1 << 24
+# Of files, and of pixels that are being decoded, all threads together.
+FILES = ByteBudget(MAX_BYTES)
+PIXELS = ByteBudget(512 << 20)
+# Memory for a pixel while it is decoded: Pillow's own 4 bytes, and the buffers of the decoder.
+BYTES_A_PIXEL = {"AVIF": 16, "JPEG2000": 20, "TIFF": 12, "WEBP": 20}
+FEWEST_BYTES_A_PIXEL, PROGRESSIVE_BYTES_A_PIXEL, EXACT_KEY_BYTES_A_PIXEL = 5, 6, 24
 
 # Pillow opens more formats, among them PostScript, which it hands to an interpreter that runs it.
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 
-_BOMB_WARNING = threading.Lock()
+# The first bytes of formats that are not read, and of those whose pixels may be of a kind that is not.
+RECOGNISED = {
+    b"8BPS": "PSD",
+    b"v/1\x01": "OpenEXR",
+    b"\xff\n": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"qoif": "QOI",
+    b"DDS ": "DDS",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"\xff\xd8\xff": "JPEG",
+    PNG: "PNG",
+}
+ORIENTATION = 0x0112
 
 
 class ImageRejectedError(Exception):
@@ -43,6 +71,17 @@ def read_image(image: Path | bytes) -> bytes:
     return content
 
 
+@contextmanager
+def reading(image: Path | bytes) -> Iterator[bytes]:
+    """Read an image file as `read_image` does, and count its bytes in `FILES` during the block."""
+    try:
+        size = image.stat().st_size if isinstance(image, Path) else 0
+    except (OSError, ValueError):
+        size = 0  # `read_image` says why
+    with FILES.reserve(min(size, MAX_BYTES)):
+        yield read_image(image)
+
+
 def _read_file(path: Path) -> bytes:
     try:
         if not path.is_file():
@@ -52,77 +91,201 @@ def _read_file(path: Path) -> bytes:
             raise ImageRejectedError(Reason.IMAGE_TOO_LARGE, f"{size} bytes, expected at most {MAX_BYTES}")
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL byte
+        raise_lack(error, f"reading {path}")
         raise ImageRejectedError(Reason.IMAGE_UNREADABLE, str(error)) from error
 
 
-def decode(content: bytes) -> Image.Image:
-    """Decode an image to 8-bit RGB: the first frame, turned upright, transparency over white, 16 bits scaled to 8.
+def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode an image to 8-bit RGB: the first frame, turned upright, transparency over white, deep greys scaled.
+
+    An image of more than `KEPT_PIXELS` is scaled down by the smallest whole number that brings it below.
 
     Raises:
-        ImageRejectedError: the content is no image, truncated, too large or too narrow.
+        ImageRejectedError: the content is no image, damaged, too large, too narrow, or of a kind that is not read.
+        OutOfResourcesError: there is not enough memory to decode it.
     """
     try:
-        image = _open(content)
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageRejectedError(
-                Reason.IMAGE_TOO_LARGE, f"{image.width} x {image.height} pixels, expected at most {MAX_PIXELS}"
-            )
-        if max(image.size) > MAX_ASPECT * min(image.size):
-            raise ImageRejectedError(
-                Reason.IMAGE_TOO_ELONGATED,
-                f"{image.width} x {image.height} pixels, expected an aspect ratio of at most {MAX_ASPECT} to 1",
-            )
-        image.load()
-        return upright_rgb(image)
-    except ImageRejectedError:
+        return _decode(content, max_pixels)
+    except (ImageRejectedError, OutOfResourcesError):
         raise
     except UnidentifiedImageError as error:
-        raise ImageRejectedError(Reason.IMAGE_UNIDENTIFIED, "the content is in no known image format") from error
-    except Image.DecompressionBombError as error:
-        raise ImageRejectedError(Reason.IMAGE_TOO_LARGE, str(error)) from error
+        raise _unidentified(content) from error
+    except NotImplementedError as error:
+        raise ImageRejectedError(Reason.IMAGE_FORMAT_UNSUPPORTED, str(error)) from error
     except Exception as error:  # Pillow's decoders raise any exception on a broken file
-        raise ImageRejectedError(Reason.IMAGE_BROKEN, f"{type(error).__name__}: {error}") from error
+        raise_lack(error, "decoding an image")
+        detail = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise ImageRejectedError(Reason.IMAGE_BROKEN, detail) from error
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Convert an image in memory as `decode` does with a file."""
-    return _rgb(ImageOps.exif_transpose(image))
+    with _UNBOUND:
+        image.load()
+        return transposed(to_rgb(image), _orientation(image))
 
 
-def _open(content: bytes) -> Image.Image:
-    # Pillow warns below the size at which it raises; our bound lies between the two. Warning filters are global to
-    # the process, hence the lock. Only headers are read here.
-    with _BOMB_WARNING, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        Image.init()
-        return Image.open(io.BytesIO(content), formats=[name for name in FORMATS if name in Image.OPEN])
+def _decode(content: bytes, max_pixels: int) -> Image.Image:
+    try:
+        content = check_structure(content)
+    except (ValueError, IndexError, struct.error) as error:
+        raise ImageRejectedError(Reason.IMAGE_BROKEN, str(error)) from error
+    with _UNBOUND:
+        try:
+            return _attempt(content, max_pixels, alone=False)
+        except (ImageRejectedError, UnidentifiedImageError, NotImplementedError):
+            raise
+        except Exception:  # noqa: BLE001, S110  a decoder that lacks memory calls the file broken
+            pass
+        return _attempt(content, max_pixels, alone=True)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _eight_bits(image).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        canvas = Image.new("RGBA", layer.size, "white")
-        canvas.alpha_composite(layer)
-        return canvas.convert("RGB")
-    return image.convert("RGB")
+def _attempt(content: bytes, max_pixels: int, *, alone: bool) -> Image.Image:
+    """Decode once. Alone, no other thread is decoding, and there must be memory for it."""
+    with ExitStack() as reserved:
+        # Pillow takes memory for a WebP when it opens it.
+        if size := webp_size(content):
+            _check_size(*size, max_pixels)
+            reserved.enter_context(_memory(size[0] * size[1] * BYTES_A_PIXEL["WEBP"], alone))
+        image = _open(content)
+        _check_size(*image.size, max_pixels)
+        check_colours(image)
+        try:
+            check_data(content, tiff_tags(image))
+        except ValueError as error:
+            raise ImageRejectedError(Reason.IMAGE_BROKEN, str(error)) from error
+        pixels = image.width * image.height
+        factor = _scale_down(image, content)
+        if not size:
+            reserved.enter_context(_memory(_cost(image, content, pixels), alone))
+        image.load()
+        if image.format == "TGA" and not content[17] & 0x0F:  # its fourth channel is no alpha
+            image.putalpha(255)
+        rgb = to_rgb(_without_key(image, content) if _has_exact_key(image, content) else image, factor)
+        return transposed(rgb, _orientation(image))
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit, 32-bit and float grey to 8 bits; Pillow itself would clip them to white."""
-    values = np.asarray(image)
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all():
-        raise ImageRejectedError(Reason.IMAGE_BROKEN, "expected finite pixels, got NaN or infinity")
-    if image.mode != "F" and low >= 0 and high <= 65535:
-        low, high = 0.0, 65535.0
-    elif image.mode == "F" and low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    scaled = np.empty(values.shape, np.uint8)
-    for start in range(0, len(values), ROWS_AT_ONCE):  # a float64 copy of a whole large image would be too big
-        rows = slice(start, start + ROWS_AT_ONCE)
-        scaled[rows] = ((values[rows].astype(np.float64) - low) / (high - low or 1.0) * 255.0).round()
-    return Image.fromarray(scaled)
+@contextmanager
+def _memory(size: int, alone: bool) -> Iterator[None]:
+    """Reserve memory for `size` bytes; alone, for as long as no other thread has any, and raise if there is none."""
+    with PIXELS.reserve(max(size, PIXELS.size) if alone else size):
+        if alone:
+            np.empty(size, np.uint8)
+        yield
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    size = f"{width} x {height} pixels"
+    if min(width, height) < 1:
+        raise ImageRejectedError(Reason.IMAGE_BROKEN, f"{size}, expected at least one")
+    if width * height > max_pixels:
+        detail = f"{size}, expected at most {max_pixels}; allow more with --max-pixels"
+        raise ImageRejectedError(Reason.IMAGE_TOO_LARGE, detail)
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageRejectedError(
+            Reason.IMAGE_TOO_ELONGATED, f"{size}, expected an aspect ratio of at most {MAX_ASPECT} to 1"
+        )
+
+
+def _scale_down(image: ImageFile.ImageFile, content: bytes) -> int:
+    """Let the decoder scale down as far as it can, and return by how much to scale down what it returns."""
+    factor = _factor(image.width, image.height)
+    if factor > 1 and image.format in ("JPEG", "MPO"):
+        image.draft(None, (image.width // factor, image.height // factor))
+        return _factor(image.width, image.height)
+    if factor > 1 and image.format == "JPEG2000":
+        levels = content[content.index(b"\xff\x52", content.index(b"\xff\x4f\xff\x51")) + 9]
+        halvings = min(levels, factor.bit_length() - 1)
+        # a setting of this format, in the place of the method
+        image.reduce = halvings  # type: ignore[method-assign, assignment]
+        return _factor(image.width >> halvings, image.height >> halvings)
+    return factor
+
+
+def _factor(width: int, height: int) -> int:
+    """Return the smallest whole number that scales an image down to at most `KEPT_PIXELS`."""
+    factor = 1
+    while -(-width // factor) * -(-height // factor) > KEPT_PIXELS:
+        factor += 1
+    return factor
+
+
+def _cost(image: ImageFile.ImageFile, content: bytes, pixels: int) -> int:
+    """Return about how many bytes decoding an image needs at a time; the whole image has `pixels` pixels."""
+    bytes_a_pixel = BYTES_A_PIXEL.get(image.format or "", FEWEST_BYTES_A_PIXEL)
+    if _has_exact_key(image, content):
+        bytes_a_pixel = EXACT_KEY_BYTES_A_PIXEL
+    coefficients = PROGRESSIVE_BYTES_A_PIXEL * pixels if image.info.get("progressive") else 0
+    return image.width * image.height * bytes_a_pixel + coefficients
+
+
+def _unidentified(content: bytes) -> ImageRejectedError:
+    if content[4:8] == b"ftyp":
+        name = f"ISO media of brand {content[8:12].decode('ascii', 'replace')}"
+    else:
+        name = next((name for first, name in RECOGNISED.items() if content.startswith(first)), "")
+    if name:
+        detail = f"{name}, or its kind of pixels, cannot be read; convert it to an 8-bit PNG or JPEG"
+        return ImageRejectedError(Reason.IMAGE_FORMAT_UNSUPPORTED, detail)
+    return ImageRejectedError(Reason.IMAGE_UNIDENTIFIED, "the content is in no known image format")
+
+
+def _open(content: bytes) -> ImageFile.ImageFile:
+    Image.init()
+    image = Image.open(io.BytesIO(content), formats=[name for name in FORMATS if name in Image.OPEN])
+    if content.startswith(PNG):
+        image.info["depth"] = content[24]
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of a loaded image, 1 to 8. Pillow has turned a TIFF already."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # noqa: BLE001  metadata that cannot be read does not refuse the pixels
+        return 1
+
+
+def _has_exact_key(image: Image.Image, content: bytes) -> bool:
+    """Whether one colour of 16 bits a channel is transparent, of which Pillow keeps the upper 8 bits."""
+    return content.startswith(PNG) and content[24:26] == b"\x10\x02" and "transparency" in image.info
+
+
+def _without_key(image: Image.Image, content: bytes) -> Image.Image:
+    """Return a PNG of 16 bits a channel with white where it is transparent."""
+    lower = _open(content)
+    lower.tile = [tile._replace(args="RGB;16L") for tile in lower.tile]  # the lower 8 bits
+    pixels, key = np.array(image), np.array(image.info["transparency"])
+    is_key = (pixels == key >> 8).all(-1) & (np.asarray(lower) == key & 255).all(-1)
+    pixels[is_key] = 255
+    return Image.fromarray(pixels)
+
+
+class _Unbound:
+    """Threads in which Pillow neither warns nor bounds sizes; our own bounds are checked instead.
+
+    Warning filters and the bound are global to the process: the first thread changes them, the last restores them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._threads:
+                self._warnings, self._bound = warnings.catch_warnings(), Image.MAX_IMAGE_PIXELS
+                self._warnings.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+                Image.MAX_IMAGE_PIXELS = None
+            self._threads += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._threads -= 1
+            if not self._threads:
+                Image.MAX_IMAGE_PIXELS = self._bound
+                self._warnings.__exit__(None, None, None)
+
+
+_UNBOUND = _Unbound()
