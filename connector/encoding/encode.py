@@ -8,8 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +18,7 @@ from alignment.modality import Modality
 from alignment.sets.rows import Rows
 from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray, invalid_rows
-from connector.corpora.images import ImageRejectedError, decode, read_image
+from connector.corpora.images import MAX_PIXELS, ImageRejectedError, decode, reading
 from connector.corpora.items import Corpus, Item, Vector
 from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
@@ -28,10 +27,12 @@ from connector.errors import CorpusError
 from connector.progress import Advance
 from connector.provenance.runs import Run
 from connector.rejects import Reason, Reject, Stage
+from connector.resources import raise_lack
 
 SHARD_ROWS = 1024
 BATCH_ITEMS = 32
 DECODING_THREADS = 4
+WINDOW_BYTES = 64 << 20  # of images out of archives, which the window holds in memory
 WINDOWS_AHEAD = 2  # of `batch_items` entries: prepared images are 600 kB each
 
 AddTombstones = Callable[[Modality, str, list[str]], None]
@@ -46,6 +47,7 @@ def encode(
     batch_items: int = BATCH_ITEMS,
     shard_rows: int = SHARD_ROWS,
     advance: Advance = lambda count: None,
+    max_pixels: int = MAX_PIXELS,
 ) -> None:
     """Encode `corpus` with `encoders` into the set that `writer` has open.
 
@@ -53,7 +55,7 @@ def encode(
         CorpusError: the corpus is empty.
     """
     with (
-        Encoding(corpus, writer, encoders, run, batch_items, shard_rows, advance) as encoding,
+        Encoding(corpus, writer, encoders, run, batch_items, shard_rows, advance, max_pixels=max_pixels) as encoding,
         Pipeline() as pipeline,
     ):
         for _ in encoding.shards(pipeline):
@@ -96,6 +98,7 @@ class Encoding:
         advance: Advance = lambda count: None,
         *,
         may_be_empty: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ):
         self.unread = 0
         self._corpus = corpus
@@ -106,6 +109,7 @@ class Encoding:
         self._shard_rows = shard_rows
         self._advance = advance
         self._may_be_empty = may_be_empty
+        self._max_pixels = max_pixels
         self._written: list[Shard] = []
 
     def __enter__(self) -> Self:
@@ -125,8 +129,18 @@ class Encoding:
             CorpusError: the corpus is empty, and `may_be_empty` is not set.
         """
         sinks = {
-            m: _Sink(m, e, self._writer, self._index, self._run, self._batch_items, self._shard_rows, self._written)
-            for m, e in self._encoders.items()
+            modality: _Sink(
+                modality,
+                encoder,
+                self._writer,
+                self._index,
+                self._run,
+                self._batch_items,
+                self._shard_rows,
+                self._max_pixels,
+                self._written,
+            )
+            for modality, encoder in self._encoders.items()
         }
         seen_any, position = False, 0
         for window in pipeline.ahead(self._windows(), WINDOWS_AHEAD):
@@ -152,9 +166,12 @@ class Encoding:
         """Read, hash and prepare the corpus window by window, in order, with several threads."""
         with ThreadPoolExecutor(DECODING_THREADS) as threads:
             stream = iter(self._corpus)
-            while window := list(islice(stream, self._batch_items)):
-                contents = threads.map(lambda entry: _read(entry, self._encoders, self._index), window)
+            while window := _take_window(stream, self._batch_items):
+                contents = threads.map(self._read, window)
                 yield list(zip(window, contents, strict=True))
+
+    def _read(self, entry: Item | Reject) -> "_Content | Reject | None":
+        return _read(entry, self._encoders, self._index, self._max_pixels)
 
     def gone(self) -> int:
         """Count the rows of the set whose items this pass has not seen."""
@@ -211,7 +228,7 @@ class Encoding:
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """The hash of an item, with its input for the encoder or the image file to prepare it from.
+    """The hash of an item, with its input for the encoder.
 
     Content that already has a vector in the set is not prepared. Texts are prepared later, by one thread, because
     tokenizers are not thread-safe.
@@ -219,10 +236,11 @@ class _Content:
 
     sha256: str
     prepared: Any = None
-    file: bytes | None = None
 
 
-def _read(entry: Item | Reject, encoders: Mapping[Modality, Encoder], index: SetIndex) -> _Content | Reject | None:
+def _read(
+    entry: Item | Reject, encoders: Mapping[Modality, Encoder], index: SetIndex, max_pixels: int
+) -> _Content | Reject | None:
     """Read, hash and prepare one item; runs in a thread."""
     if isinstance(entry, Reject) or entry.modality not in encoders:
         return None
@@ -231,25 +249,47 @@ def _read(entry: Item | Reject, encoders: Mapping[Modality, Encoder], index: Set
     if isinstance(entry.content, Vector):
         values = entry.content.values
         return _Content(hashlib.sha256(values).hexdigest(), np.frombuffer(values, "<f4"))
+    return _read_image(entry, entry.content, encoders[entry.modality], max_pixels, index)
+
+
+def _read_image(
+    item: Item, image: Path | bytes, encoder: Encoder, max_pixels: int, index: SetIndex | None = None
+) -> _Content | Reject:
+    """Read and hash an image, and prepare it unless `index` knows its hash."""
     try:
-        file = read_image(entry.content)
+        with reading(image) as file:
+            sha256 = hashlib.sha256(file).hexdigest()
+            if index is not None and index.knows(item.modality, sha256):
+                return _Content(sha256)
+            return _prepare(item, sha256, file, encoder, max_pixels)
     except ImageRejectedError as error:
-        return _reject(entry, "read", error.reason, str(error))
-    content = _Content(hashlib.sha256(file).hexdigest(), file=file)
-    if index.knows(entry.modality, content.sha256):
-        return content
-    return _prepare(entry, content, encoders[entry.modality])
+        return _reject(item, "read", error.reason, str(error))
 
 
-def _prepare(item: Item, content: _Content, encoder: Encoder) -> _Content | Reject:
-    """Decode and preprocess an image, or preprocess a text."""
+def _prepare(item: Item, sha256: str, content: str | bytes, encoder: Encoder, max_pixels: int) -> _Content | Reject:
+    """Decode and preprocess the file of an image, or preprocess a text.
+
+    Raises:
+        OutOfResourcesError: there is not enough memory, which says nothing about the item.
+    """
     try:
-        loaded = item.content if isinstance(item.content, str) else decode(content.file or b"")
-        return _Content(content.sha256, encoder.prepare(item.modality, loaded))
+        loaded = content if isinstance(content, str) else decode(content, max_pixels)
+        return _Content(sha256, encoder.prepare(item.modality, loaded))
     except ImageRejectedError as error:
         return _reject(item, "decode", error.reason, str(error))
     except Exception as error:  # noqa: BLE001  preprocessing may raise anything, which rejects the item alone
+        raise_lack(error, f"preparing {item.modality} {item.key!r}")
         return _reject(item, "encode", Reason.PREPROCESSING_FAILED, f"{type(error).__name__}: {error}")
+
+
+def _take_window(stream: Iterator[Item | Reject], most_items: int) -> list[Item | Reject]:
+    """Take up to `most_items` entries, fewer if they hold more than `WINDOW_BYTES` of images."""
+    window: list[Item | Reject] = []
+    size = 0
+    while len(window) < most_items and size < WINDOW_BYTES and (entry := next(stream, None)) is not None:
+        window.append(entry)
+        size += len(entry.content) if isinstance(entry, Item) and isinstance(entry.content, bytes) else 0
+    return window
 
 
 def _reject(item: Item, stage: Stage, reason: Reason, detail: str) -> Reject:
@@ -270,6 +310,7 @@ class _Sink:
     run: Run
     batch_items: int
     shard_rows: int
+    max_pixels: int
     written: list[Shard]
     _batch: list[tuple[Item, _Content]] = field(default_factory=list)
     _known: dict[int, FloatArray] = field(default_factory=dict)
@@ -287,12 +328,15 @@ class _Sink:
             self._known[len(self._batch)] = vector
         elif content.prepared is None:
             # A text, or an image whose stored row was superseded after the image was read.
-            prepared = _prepare(item, content, self.encoder)
+            if isinstance(item.content, Path | bytes):
+                prepared = _read_image(item, item.content, self.encoder, self.max_pixels)
+            else:
+                prepared = _prepare(item, content.sha256, str(item.content), self.encoder, self.max_pixels)
             if isinstance(prepared, Reject):
                 self.run.reject(prepared)
                 return
             content = prepared
-        self._batch.append((item, content))
+        self._batch.append((replace(item, content=""), content))  # the bytes of an image are needed no more
         if len(self._batch) - len(self._known) >= self.batch_items or len(self._batch) >= self.shard_rows:
             self._encode()
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from connector.corpora import images
 from connector.corpora.byte_budget import ByteBudget
+from connector.corpora.image_colours import to_rgb
 from connector.corpora.images import MAX_ASPECT, MAX_PIXELS, ImageRejectedError, decode, read_image, upright_rgb
 from connector.corpora.items import IMAGE_SUFFIXES
 from connector.errors import OutOfResourcesError
@@ -240,8 +241,9 @@ def test_a_photograph_is_turned_upright_whatever_stands_beside_its_orientation(
     content = encoded(image, kind, exif=exif(*entries), **options)
     upright = decode(content)
     assert upright.size == (16, 32)
-    np.testing.assert_allclose(upright.getpixel((8, 4)), (255, 0, 0), atol=6)
-    np.testing.assert_allclose(upright.getpixel((8, 28)), (255, 255, 255), atol=6)
+    pixels = np.asarray(upright)
+    np.testing.assert_allclose(pixels[4, 8], (255, 0, 0), atol=6)
+    np.testing.assert_allclose(pixels[28, 8], (255, 255, 255), atol=6)
 
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw"])
@@ -288,8 +290,8 @@ def test_a_large_image_is_scaled_down_and_looks_the_same(
     small = decode(encoded(image, kind, **options))
     assert 5_000 < small.width * small.height <= 20_001
     assert small.width == pytest.approx(2 * small.height, abs=2)
-    thumbnails = [np.asarray(each.resize((20, 10), Image.Resampling.BOX), float) for each in (small, image)]
-    np.testing.assert_allclose(*thumbnails, atol=4)
+    seen, expected = (np.asarray(each.resize((20, 10), Image.Resampling.BOX), float) for each in (small, image))
+    np.testing.assert_allclose(seen, expected, atol=4)
 
 
 def test_scaling_down_takes_the_mean_of_squares(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,7 +322,6 @@ def test_threads_decode_within_a_budget_of_bytes(monkeypatch: pytest.MonkeyPatch
     budget = ByteBudget(100_000)
     monkeypatch.setattr(images, "PIXELS", budget)
     loading, lock = [0], threading.Lock()
-    convert = images.to_rgb
 
     def watched(image: Image.Image, factor: int) -> Image.Image:
         with lock:
@@ -329,7 +330,7 @@ def test_threads_decode_within_a_budget_of_bytes(monkeypatch: pytest.MonkeyPatch
         time.sleep(0.01)
         with lock:
             loading[0] -= 1
-        return convert(image, factor)
+        return to_rgb(image, factor)
 
     monkeypatch.setattr(images, "to_rgb", watched)
     with ThreadPoolExecutor(8) as threads:
@@ -356,13 +357,13 @@ def test_a_lack_of_memory_ends_the_run_instead_of_refusing_a_sound_image(
 
 
 def test_an_image_that_failed_beside_others_is_decoded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    convert, calls = images.to_rgb, []
+    calls = []
 
     def fail_once(image: Image.Image, factor: int) -> Image.Image:
         calls.append(image)
         if len(calls) == 1:
             raise OSError("broken data stream when reading image file")
-        return convert(image, factor)
+        return to_rgb(image, factor)
 
     monkeypatch.setattr(images, "to_rgb", fail_once)
     assert decode(encoded(Image.new("RGB", (10, 10)))).size == (10, 10)
