@@ -21,6 +21,7 @@ ModalignError                       (alignment.errors)
     ├── MismatchError               two things that must agree do not
     │   └── StrangePointError       a point that modalign did not write
     ├── GateError                   a promotion that no audit allows
+    ├── EmptyReleaseError           a new release of which every row was refused
     └── RequirementError            an audit requirement that cannot be read
 """
 
@@ -139,6 +140,10 @@ class StrangePointError(MismatchError):
 
 class GateError(ConnectorError):
     """A promotion that no audit allows: the newest is missing, has failed, or measured something else."""
+
+
+class EmptyReleaseError(ConnectorError):
+    """No row could be written into a new release, so it must not go live; the rejects of the run say why."""
 
 
 class RequirementError(ConnectorError, ValueError):

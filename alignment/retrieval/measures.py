@@ -20,6 +20,7 @@ import numpy.typing as npt
 from alignment.errors import MeasureError
 from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.ranks import IntArray, Ranks, RelevantRanks
+from alignment.retrieval.thresholds import holds
 
 Floats = npt.NDArray[np.float64]
 
@@ -85,7 +86,7 @@ class Change:
     @property
     def significant(self) -> bool:
         """Whether the interval of the difference excludes 0."""
-        return not self.difference.low <= 0 <= self.difference.high
+        return holds(self.difference.low, ">", 0) or holds(self.difference.high, "<", 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ from connector.releases.release import Release
 from connector.search.candidates import CandidateSearch
 from connector.stores.contract import Store
 from connector.stores.filters import parse_filter
-from connector.stores.payload_kinds import check_filter, fields_of
+from connector.stores.payload_kinds import check_kinds, fields_of
 
 
 def audit(
@@ -81,7 +81,7 @@ def audit(
     info = store.describe(release.name)
     filters = {FILTER + name: parse_filter(text, what=f"filter {name}") for name, text in plan.filters.items()}
     for name, condition in filters.items():
-        check_filter(condition, release.indexes, what=name)
+        check_kinds(condition, release.indexes, what=name)
         if missing := missing_in_words(store, release.name, fields_of(condition)):
             raise FilterError(f"{name}: {'; '.join(missing)}")
     queries = lay_out(release, embedding_set, plan)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from alignment.errors import MeasureError
 from alignment.modality import DIRECTIONS
 from alignment.retrieval.measures import Change, Floats, PerQueryValues, change
+from alignment.retrieval.thresholds import holds
 from connector.audits.history import comparable_as, planned_as, printed
 from connector.audits.measures import find_measure
 from connector.audits.plan import AuditPlan
@@ -120,7 +121,7 @@ class Baseline:
 
     def gallery_warning(self, gallery: Mapping[str, int]) -> str | None:
         """Warn that the gallery has another size now, if it has: recall falls as it grows."""
-        if all(abs(gallery[m] - size) <= GROWTH * size for m, size in self.gallery.items()):
+        if all(holds(abs(gallery[m] - size), "<=", GROWTH * size) for m, size in self.gallery.items()):
             return None
         then, now = (
             " and ".join(f"{size:,} {modality}s" for modality, size in sizes.items())
@@ -145,7 +146,7 @@ class Baseline:
                     f"audit {self.number} cannot be compared: {direction}, this audit repeats none of its queries "
                     "unchanged; compare with a newer audit"
                 )
-            if shared < ENOUGH * len(ours.keys):
+            if holds(shared, "<", ENOUGH * len(ours.keys)):
                 warnings.append(
                     f"{direction}: audit {self.number} has only {shared:,} of these {len(ours.keys):,} queries; a "
                     "drop may be there that so few do not show."

@@ -30,7 +30,7 @@ def collection_warnings(info: CollectionInfo, release: Release, filters: "Mappin
     if info.status != "green":
         yield f"The collection's status is {info.status}, not green: its index is still being built."
     if info.quantization and not release.quantized_search["rescore"]:
-        yield f"Quantization {info.quantization} without rescoring: scores are those of quantized vectors."
+        yield f"Quantization {info.quantization} without rescoring: quantized vectors alone decide what is found."
     laid_out = release.row.settings
     for name in ("m", "ef_construct", "quantization"):
         recorded, present = laid_out.get(name), getattr(info, name)

@@ -4,15 +4,17 @@ recall@10>=0.4                      in both directions
 text-to-image:recall@10>=0.4        in one direction
 index:fidelity@10>=0.98             of one part: a stage of the search, or a stratum such as `language=de`
 recall@10 drop<=0.02                at most 0.02 worse than the baseline; changes within chance pass
+
+Bounds are decimal numbers: a value that differs from one by no more than `TOLERANCE` is equal to it.
 """
 
 import math
-import operator
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from alignment.modality import DIRECTIONS
+from alignment.retrieval.thresholds import holds
 from connector.audits.baseline import Baseline, Drift
 from connector.audits.measures import BOTH, Measurement
 from connector.errors import RequirementError
@@ -22,12 +24,6 @@ GRAMMAR = re.compile(
     r"(?P<comparison>>=|<=|>|<)\s*(?P<bound>[-+.\deE]+)\s*",
     re.DOTALL,
 )
-COMPARISONS: dict[str, Callable[[float, float], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-}
 # How many parts an error lists: there may be many strata.
 LISTED_PARTS = 12
 
@@ -144,10 +140,9 @@ def failures(
         if not bounded:
             where = "in both audits" if requirement.is_drop else "in this audit"
             result.append(Failure(requirement, f"it was not measured {where}", requirement.direction or BOTH, None))
-        holds = COMPARISONS[requirement.comparison]
         result += [
             Failure(requirement, value.in_words, value.direction, value.value)
             for value in bounded
-            if not holds(value.value, requirement.bound)
+            if not holds(value.value, requirement.comparison, requirement.bound)
         ]
     return result

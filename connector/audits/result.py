@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from alignment.geometry.geometry import Geometry
 from alignment.modality import DIRECTIONS
 from alignment.retrieval.bootstrap import Estimate
+from alignment.retrieval.thresholds import holds
 from connector.audits.baseline import Drift, PerQuery
 from connector.audits.measures import Measurement
 from connector.audits.plan import AuditPlan
@@ -260,8 +261,10 @@ class Audit:
         if stage.against is None or stage.why_not:
             return False
         mean = stage.fidelity[self.plan.k].mean if stage.fidelity else None
-        unfaithful = mean is not None and (mean.value < FAITHFUL or mean.high < self._tuned_recall(stage) - MARGIN)
-        return unfaithful or (stage.lost is not None and stage.lost.low > 0 and stage.lost.value > MARGIN)
+        unfaithful = mean is not None and (
+            holds(mean.value, "<", FAITHFUL) or holds(mean.high, "<", self._tuned_recall(stage) - MARGIN)
+        )
+        return unfaithful or (stage.lost is not None and stage.lost.low > 0 and holds(stage.lost.value, ">", MARGIN))
 
     def _tuned_recall(self, stage: StageSummary) -> float:
         """Return the recall that `hnsw_ef` was chosen for, if this is the last stage of the search; else 0."""

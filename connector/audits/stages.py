@@ -299,7 +299,7 @@ class StageRunner:
     def _lists(self, stage: Stage, queries: FloatArray, depth: int) -> "list[_HitList]":
         self._limiter(len(queries))
         ranked = self._search(stage, queries, depth)
-        if self._is_own_order(stage) or self._is_coarse(stage):
+        if self._is_own_order(stage):
             return self._rescored(queries, ranked)
         if self.candidates.release.guarantee is not Guarantee.EXACT:
             return [_HitList(hits.hits, [hit.score for hit in hits.hits], hits.certified) for hits in ranked]
@@ -309,11 +309,6 @@ class StageRunner:
     def _is_own_order(self, stage: Stage) -> bool:
         """Whether the lists stay in Qdrant's order although that is not the metric's."""
         return not stage.rescored and self.candidates.release.guarantee is not Guarantee.EXACT
-
-    def _is_coarse(self, stage: Stage) -> bool:
-        """Whether Qdrant's scores are those of quantized vectors."""
-        release = self.candidates.release
-        return stage.quantized and not release.quantized_search["rescore"] and release.guarantee is Guarantee.EXACT
 
     def _search(self, stage: Stage, queries: FloatArray, depth: int) -> list[RankedHits]:
         options: dict[str, Any] = {
@@ -342,11 +337,10 @@ class StageRunner:
             raise
 
     def _rescored(self, queries: FloatArray, ranked: Sequence[RankedHits]) -> "list[_HitList]":
-        """Score hits by the metric, from the vectors themselves; their order stays."""
+        """Score hits by the metric, from the vectors in their payloads; their order stays."""
         candidates = self.candidates
-        vector_name = self.target if candidates.release.guarantee is Guarantee.EXACT else None
         ids = list({hit.id for hits in ranked for hit in hits.hits})
-        records = candidates.store.retrieve(candidates.release.name, ids, vector_name=vector_name)
+        records = candidates.store.retrieve(candidates.release.name, ids)
         read = vectors_of(self.lowering, records, queries.shape[1])
         vectors = dict(zip((record.id for record in records), read, strict=True))
         lists = []
@@ -400,7 +394,7 @@ class StageRunner:
             query[None],
             depth,
             filter=condition,
-            exact=self.exact and not self._is_coarse(stage),
+            exact=self.exact,
             quantized=stage.quantized,
             with_payload=False,
         )

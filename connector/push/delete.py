@@ -10,6 +10,7 @@ stores, and those that are being built, apply the tombstones when the set is nex
 """
 
 import logging
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from alignment.modality import MODALITIES, Modality
 from alignment.sets.cards import CARD, SetCard
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.writer import SetWriter
-from connector.errors import CollectionNotFoundError, FilterError, MismatchError
+from connector.errors import CollectionNotFoundError, FilterError, MismatchError, SettingsError
 from connector.provenance.ledger import OUTDATED
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
@@ -31,7 +32,7 @@ from connector.releases.payload_fields import missing_in_words
 from connector.releases.points import point_id
 from connector.releases.release import load_release
 from connector.stores.contract import Store
-from connector.stores.payload_kinds import check_filter, fields_of
+from connector.stores.payload_kinds import check_kinds, fields_of
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 Item = tuple[Modality, str]
 RETRIEVED = 256  # ids a request
+CAPTION_KEY = re.compile(r"#\d+$")
 
 
 class DeletionPreview(NamedTuple):
@@ -80,8 +82,13 @@ class Deletion:
 
         Returns False, and deletes nothing, if it does not. It is not asked where there is nothing to delete.
 
+        Raises:
+            SettingsError: a key is of an image and of a text of another item.
+            FilterError: see `_matching`.
+
         Counts `deleted` items and `rows` of embedding sets in the run.
         """
+        keys = list(keys)
         rows = self._releases()
         sets = self.provenance.ledger.sets_in(row.id for row in rows)
         self._check_present(sets)
@@ -99,6 +106,7 @@ class Deletion:
                 if of_set := {item for *_, of_shard in _shards_with(writer, requested) for item in of_shard.values()}:
                     items |= of_set
                     names.append(embedding_set.name)
+        self._check_ambiguous(keys, items, concerned.values())
         preview = DeletionPreview(len(items), names, sorted({row.collection for row in concerned.values()}))
         if items and not confirm(preview):
             return False
@@ -109,6 +117,22 @@ class Deletion:
             self._drop_points(row, ids, sets)
         self.run.counts["deleted"] = len(items)
         return True
+
+    def _check_ambiguous(self, keys: Iterable[str], items: Collection[Item], rows: Iterable[ReleaseRow]) -> None:
+        """Refuse a key that an image and a text of different items have: `a#0` is an image, or a caption of `a`.
+
+        Raises:
+            SettingsError: there is such a key.
+        """
+        for key in keys:
+            ids = [point_id(modality, key) for modality in MODALITIES]
+            if all((modality, key) in items for modality in MODALITIES):
+                records = [record for row in rows for record in self.store.retrieve(row.physical_name, ids)]
+                if CAPTION_KEY.search(key) or len({record.payload.get("group") for record in records}) > 1:
+                    raise SettingsError(
+                        f"key {key!r} names an image and a text of another item; say which one is meant with "
+                        "--modality image or --modality text"
+                    )
 
     def _check_present(self, sets: Sequence[EmbeddingSetRow]) -> None:
         """Refuse to delete while an embedding set is elsewhere: the items would come back with it."""
@@ -157,7 +181,7 @@ class Deletion:
         missing: list[str] = []
         for row in rows:
             if row.state != "retired":
-                check_filter(filter, row.settings.get("payload_indexes", {}))
+                check_kinds(filter, row.settings.get("payload_indexes", {}))
                 pages = self.store.scroll(row.physical_name, filter=filter)
                 items |= {(record.payload["modality"], record.payload["key"]) for page in pages for record in page}
                 missing += missing_in_words(self.store, row.physical_name, fields_of(filter))

@@ -25,7 +25,7 @@ from alignment.modality import Modality
 from alignment.model.alignment import Alignment
 from alignment.sets.cards import EncoderCard
 from alignment.sets.embedding_set import EmbeddingSet
-from connector.errors import MismatchError, ProvenanceError, StoreError
+from connector.errors import EmptyReleaseError, MismatchError, ProvenanceError, StoreError
 from connector.progress import Advance
 from connector.provenance.leases import promotion_lock
 from connector.provenance.recorder import Provenance
@@ -79,6 +79,7 @@ def push(
         VectorError: a metric cannot take the aligned vectors, such as signed ones under `chi2(map=l1)`.
         MismatchError: the set's encoders are not the alignment's; or a collection of that name has another chain or
             layout; or its exact count differs from the ledger.
+        EmptyReleaseError: not one row could be written into a new release. It does not go live.
         StoreError, ProvenanceError: a database refused or failed; run the same command again.
     """
     for modality, card in embedding_set.card.encoders.items():
@@ -196,8 +197,14 @@ class PushSession:
         """Verify the requested releases after the last set was written; tune them with queries from `embedding_set`."""
         for writer in self.writers:
             if writer.requested:
-                _verify(writer.release, embedding_set, set_id, self.store, self.provenance)
                 release = writer.release
+                if release.row.state == "building" and not self.provenance.ledger.points(release.row.id):
+                    raise EmptyReleaseError(
+                        f"release {release.name} holds nothing: expected rows of embedding set "
+                        f"{embedding_set.path.name}, got none that could be written; `modalign rejects {self.run.id}` "
+                        "names them"
+                    )
+                _verify(release, embedding_set, set_id, self.store, self.provenance)
                 for sentence in missing_in_words(self.store, release.name, release.indexes.keys() - OWN_FIELDS):
                     _log.warning("payload index: %s", sentence)
 

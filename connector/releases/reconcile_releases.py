@@ -1,5 +1,7 @@
 """Reconcile all releases of a collection, or of a home."""
 
+import logging
+
 from alignment.errors import ModalignError
 from connector.errors import ProvenanceError, StoreBusyError, StoreUnavailableError
 from connector.progress import progress
@@ -9,6 +11,8 @@ from connector.releases.promotion import Lifecycle
 from connector.releases.reconcile import ReconcileReport, reconcile
 from connector.releases.release import LIVE, READY, load_release
 from connector.stores.contract import Store
+
+_log = logging.getLogger(__name__)
 
 
 def reconcile_releases(
@@ -22,7 +26,8 @@ def reconcile_releases(
 ) -> list[ReconcileReport]:
     """Reconcile the live and ready releases, of `collection` or of all; see `reconcile`.
 
-    A release that cannot be compared, because its alignment is gone say, is reported as `broken`.
+    A release that cannot be compared, because its alignment is gone say, is reported as `broken`. Those in other
+    stores are named in a warning.
 
     Raises:
         CollectionNotFoundError: there is no release of `collection`.
@@ -32,6 +37,8 @@ def reconcile_releases(
         rows = provenance.releases.find(store_url=provenance.database.stored(store.url))
     else:
         rows = Lifecycle(provenance, store, collection).rows()
+    if repair is None:
+        _name_others(provenance, store, collection)
     reports = []
     for row in rows:
         if row.state not in (LIVE, READY):
@@ -48,3 +55,15 @@ def reconcile_releases(
             report = ReconcileReport(row.physical_name, broken=str(error))
         reports.append(report)
     return reports
+
+
+def _name_others(provenance: Provenance, store: Store, collection: str | None) -> None:
+    here = provenance.database.stored(store.url)
+    for row in provenance.releases.find(**({} if collection is None else {"collection": collection})):
+        if row.state in (LIVE, READY) and row.store_url != here:
+            _log.warning(
+                "release %s (%s) is in another store and was not compared; run `modalign verify` with --qdrant-url %s",
+                row.physical_name,
+                row.state,
+                row.store_url,
+            )

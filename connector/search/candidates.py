@@ -1,6 +1,7 @@
 """Search under any metric: Qdrant finds candidates, and the metric orders them where Qdrant's order is another one.
 
-A metric that lowers exactly takes one search. Under the others every point carries its aligned vector in its payload.
+A metric that lowers exactly takes one search. If a release searches quantized vectors without rescoring, its hits are
+scored by their vectors all the same. Under the others every point carries its aligned vector in its payload.
 Candidates are fetched page by page in Qdrant's order and rescored with the metric. The search ends when the lowering's
 bound proves that no other item can enter the first k, or after `max_candidates`.
 """
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from alignment.metrics import Lowering, Rescored
+from alignment.metrics import METRICS, Lowering, Rescored
 from alignment.modality import Modality
 from connector.errors import ConnectorError
 from connector.releases.aligned_payload import ALIGNED, carried, check_finite
@@ -36,7 +37,10 @@ HITS_AT_ONCE = 1 << 15
 
 
 class ScoredHit(NamedTuple):
-    """A point with the metric's own score, higher is better, and Qdrant's raw score."""
+    """A point with the metric's own score, higher is better, and the raw score of Qdrant's distance.
+
+    Both are of the vectors themselves. Under a metric that rescores, the raw score is what Qdrant ordered by.
+    """
 
     id: str
     score: float
@@ -122,6 +126,7 @@ class CandidateSearch:
             )
         queries = lowering.query(aligned)
         check_finite(self.release.metric, queries)
+        coarse = quantized and not exact and self._is_coarse
         if not isinstance(lowering, Rescored):
             hits = self.store.search(
                 self.release.name,
@@ -135,12 +140,14 @@ class CandidateSearch:
                 quantized=quantized,
                 **self._quantized,
             )
+            if coarse:
+                hits = self._scored_by_vectors(lowering, target, queries, hits)
             return _with_scores(lowering, aligned, hits)
         results: list[RankedHits] = []
         options = {"filter": filter, "exact": exact, "quantized": quantized}
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             part = slice(start, start + QUERIES_AT_ONCE)
-            rescoring = [_Rescoring(lowering, query, k) for query in aligned[part]]
+            rescoring = [_Rescoring(lowering, query, k, coarse) for query in aligned[part]]
             self._complete(rescoring, queries[part], target, k, max_candidates=max_candidates, **options)
             results += self._with_payloads([query.ranked() for query in rescoring], with_payload)
         return results
@@ -159,7 +166,7 @@ class CandidateSearch:
         first = rescoring[0]
         most = max(k, first.lowering.budget) if max_candidates is None else max_candidates
         page = most  # without a bound nothing can end the search earlier
-        if first.bounded:
+        if first.provable:
             page = min(max(first.lowering.page, 2 * k, self._expected(target, k)), most)
         unfinished = list(range(len(rescoring)))
         while unfinished:
@@ -182,6 +189,32 @@ class CandidateSearch:
                 break
             unfinished, page = left, min(GROWTH * page, most)
         self._needed[target, k].extend(query.needed for query in rescoring)
+
+    @property
+    def _is_coarse(self) -> bool:
+        """Whether Qdrant's scores are those of quantized vectors, which are no scores of the metric."""
+        return self.release.row.settings.get("quantization") is not None and not self._quantized["rescore"]
+
+    def _scored_by_vectors(
+        self, lowering: Lowering, target: Modality, queries: npt.NDArray[np.floating], lists: list[list[Hit]]
+    ) -> list[list[Hit]]:
+        """Score hits by their vectors, as Qdrant does without quantization, and sort them by that.
+
+        A point that was deleted meanwhile is no hit.
+        """
+        ids = list({hit.id for hits in lists for hit in hits})
+        records = self.store.retrieve(self.release.name, ids, vector_name=target) if ids else []
+        vectors = {record.id: record.vector for record in records if record.vector is not None}
+        native, better = METRICS[lowering.distance.lower()], lowering.distance.higher_is_better
+        scored = []
+        for query, hits in zip(queries, lists, strict=True):
+            present = [hit for hit in hits if hit.id in vectors]
+            if present:
+                scores = native.score(query[None], np.stack([vectors[hit.id] for hit in present]))[0]
+                raw = (scores if better else -scores).tolist()
+                present = [hit._replace(raw_score=score) for hit, score in zip(present, raw, strict=True)]
+            scored.append(sorted(present, key=lambda hit: hit.raw_score, reverse=better))
+        return scored
 
     def _expected(self, target: Modality, k: int) -> int:
         """Return the page that is enough for most queries; for all, one hard query would make every page as long."""
@@ -219,11 +252,16 @@ def _with_scores(lowering: Lowering, aligned: npt.NDArray[np.floating], answers:
 
 @dataclass(slots=True)
 class _Rescoring:
-    """The candidates of one query, and whether they provably hold the first k."""
+    """The candidates of one query, and whether they provably hold the first k.
+
+    Attributes:
+        coarse: raw scores are those of quantized vectors, which prove nothing.
+    """
 
     lowering: Rescored
     query: npt.NDArray[np.floating]
     k: int
+    coarse: bool = False
     seen: dict[str, tuple[float, float]] = field(default_factory=dict)
     certified: bool = False
     needed: int = 0
@@ -234,7 +272,7 @@ class _Rescoring:
         for start in range(0, len(hits), RESCORED_AT_ONCE):
             part = hits[start : start + RESCORED_AT_ONCE]
             self._rescore([hit for hit in part if hit.id not in self.seen])
-            if self.bounded and len(self.seen) >= self.k:
+            if self.provable and len(self.seen) >= self.k:
                 kth = np.partition([score for score, _ in self.seen.values()], -self.k)[-self.k]
                 if self._proves(part[-1].raw_score, kth):
                     self.needed = bisect_left(hits, True, key=lambda hit: self._proves(hit.raw_score, kth))
@@ -254,6 +292,11 @@ class _Rescoring:
     def bounded(self) -> bool:
         """Whether the lowering has a bound."""
         return self.lowering.bound(0.0) is not None
+
+    @property
+    def provable(self) -> bool:
+        """Whether the bound can end the search."""
+        return self.bounded and not self.coarse
 
     def _proves(self, raw: float, kth: float) -> bool:
         """Whether no item with a raw score no better than `raw` scores above `kth`."""

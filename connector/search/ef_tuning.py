@@ -2,7 +2,8 @@
 
 How hard a collection is to search by its HNSW graph depends on its vectors: the same `hnsw_ef` finds everything in one
 collection and half in another. So after a push a sample of the embedding set is searched both ways, and the release
-keeps the smallest `hnsw_ef` that is enough. `Retriever` sends it with every query.
+keeps the smallest `hnsw_ef` that is enough. `Retriever` sends it with every query. What was found is compared by the
+scores of the vectors themselves, also where quantized vectors are searched without rescoring.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from alignment.modality import OTHER, Modality
+from alignment.retrieval.thresholds import holds
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.vectors import FloatArray, invalid_rows
 from connector.releases.release import EfTuning, Release
@@ -60,7 +62,7 @@ def tune(
     best_scores = {
         target: [
             np.array([hit.score for hit in best.hits])
-            for best in search.search(target, X, K, exact=True, with_payload=False)
+            for best in search.search(target, X, K, exact=True, quantized=False, with_payload=False)
         ]
         for target, X in queries.items()
     }
@@ -75,6 +77,6 @@ def tune(
             tuned = EfTuning(search.ef, min(recalls))
             if known and known.hnsw_ef == tuned.hnsw_ef:
                 tuned = min(known, tuned, key=lambda tuning: tuning.recall)
-            if min(recalls) >= ENOUGH:
+            if holds(min(recalls), ">=", ENOUGH):
                 break
     return tuned

@@ -110,6 +110,8 @@ def describe(spec: ExportSpec, graphs: Sequence[Graph]) -> dict[str, Any]:
     ordered = "What orders candidates" if rescoring else "The metric's score"
     plus = " plus the output `offset` of the query" if offset else ""
     meaning = f"{ordered} is {signed}{plus}; higher is better."
+    if not spec.rescore:
+        meaning += " Where the collection is quantized, Qdrant's score is that of quantized vectors: compute your own."
     return {
         "format": FORMAT,
         "modalign": version("modalign"),

@@ -22,7 +22,7 @@ from connector.releases.release import Release, open_release
 from connector.safe_text import printable
 from connector.search.candidates import CandidateSearch, ScoredHit
 from connector.stores.contract import Store
-from connector.stores.payload_kinds import check_filter, fields_of
+from connector.stores.payload_kinds import check_kinds, fields_of
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
@@ -198,7 +198,7 @@ class Retriever:
 
     def _check_filter(self, filter: "Filter") -> None:
         """Refuse a filter that indexes cannot answer; warn once of each field that no item has."""
-        check_filter(filter, self.release.indexes)
+        check_kinds(filter, self.release.indexes)
         fields = fields_of(filter) - self._looked_for
         self._looked_for |= fields
         for sentence in missing_in_words(self._store, self.release.name, fields):

@@ -48,7 +48,8 @@ class Layout:
         quantization: keep a compressed copy of the vectors in memory and search these.
         compression: how strongly; one of `COMPRESSIONS`. None: the first of them.
         oversampling: how many times k a search takes from quantized vectors before it rescores.
-        rescore: order what was found by the vectors themselves; without it, scores are those of the quantized ones.
+        rescore: choose the best of these by the vectors themselves; without it the quantized ones choose. Scores are
+            of the vectors in both cases.
         datatype: of the stored vectors. Values that it cannot hold are refused, never clamped.
         vectors_on_disk, hnsw_on_disk, payload_on_disk: read from disk when needed instead of kept in memory.
         shards: into how many the collection is cut; None: as many as the server thinks right.

@@ -185,7 +185,7 @@ _ANSWERED_BY: Mapping[str, frozenset[str]] = {
 }
 
 
-def check_filter(condition: "Filter", indexes: Mapping[str, str], *, what: str = "filter") -> None:
+def check_kinds(condition: "Filter", indexes: Mapping[str, str], *, what: str = "filter") -> None:
     """Refuse a filter that compares an indexed field with what its kind never holds; `what` names it in errors.
 
     Raises:

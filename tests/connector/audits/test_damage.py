@@ -162,7 +162,7 @@ def test_binary_quantization_without_rescoring(home: Path) -> None:
     change_settings(home, "coarse", rescore=False)
     found = audited(home, "coarse")
     assert blamed(found) == {"quantization"}
-    assert found.in_words[-1] == "Quantization binary without rescoring: scores are those of quantized vectors."
+    assert found.in_words[-1] == "Quantization binary without rescoring: quantized vectors alone decide what is found."
 
 
 def test_a_filter_whose_field_is_not_indexed(home: Path) -> None:

@@ -19,7 +19,7 @@ from alignment.model.projections import Projection
 from alignment.sets.cards import EncoderCard
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
-from connector.errors import CollectionNotFoundError, MismatchError, StoreUnavailableError
+from connector.errors import CollectionNotFoundError, EmptyReleaseError, MismatchError, StoreUnavailableError
 from connector.push import batches as pushing
 from connector.releases.aliases import alias_name
 from connector.releases.aligned_payload import ALIGNED, unpacked
@@ -480,6 +480,24 @@ class TestTexts:
 
 
 class TestRefused:
+    @pytest.mark.parametrize("payloads", [[{"year": "late"}, {"year": 0.5}], []])
+    def test_a_push_that_could_write_no_row_makes_nothing_live(
+        self, world: World, payloads: list[dict[str, Any]]
+    ) -> None:
+        vectors = embedded("image", latent(len(payloads)))
+        embedding_set = world.set("s", rows("image", vectors, payloads=payloads)) if payloads else world.set("s")
+        with raises(EmptyReleaseError, "s", "modalign rejects 1"):
+            world.push(embedding_set, payload_indexes={"year": "integer"})
+        assert (world.store.collections(), world.store.aliases(), world.states()) == ([], {}, {})
+        assert len(world.reasons(1)) == len(payloads)
+
+    def test_a_live_release_stays_live_when_its_last_row_is_refused(self, world: World) -> None:
+        given = rows("image", embedded("image", latent(1)), payloads=[{"year": 1999}])
+        world.push(world.set("s", given), payload_indexes={"year": "integer"})
+        given.payloads[0] = '{"year": "late"}'
+        world.push(world.set("s", given))
+        assert list(world.states().values()) == [("live", 0)]
+
     def test_settings_that_a_collection_was_not_created_with(self, world: World) -> None:
         embedding_set = world.set("s", *pairs(5))
         world.push(embedding_set, payload_indexes={"n": "integer"}, indexing_threshold=50)

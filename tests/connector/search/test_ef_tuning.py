@@ -221,3 +221,35 @@ class TestPush:
             return float(np.mean([len({h.id for h in got.hits} & {h.id for h in best.hits}) for got, best in pairs_]))
 
         assert found(10) < found(512)
+
+    @pytest.mark.parametrize("metric", ["cosine", "dot", "euclid", "dot+nnn", "chi2", "mol"])
+    def test_without_rescoring_scores_are_the_metrics_own_and_tuning_counts_what_is_found(
+        self, world: World, metric: str
+    ) -> None:
+        """Scores of quantized vectors are of another scale: a cosine of 12, and a recall of 1 for whatever is found."""
+        coarse: dict[str, Any] = {
+            "quantization": "binary",
+            "rescore": False,
+            "oversampling": 1.0,
+            "indexing_threshold": 1,
+        }
+        embedding_set = world.set("s", *self.hard())
+        (release,) = world.push(embedding_set, metrics=[metric], indexing_threshold=1, **coarse).releases
+        search, queries = CandidateSearch(release, world.store), sample(embedding_set, release)["image"]
+        search.ef = EFS[-1]
+        best = search.search("image", queries, 10, exact=True, quantized=False)
+        every = search.search("image", queries, 2500, exact=True, quantized=False)
+        scores = [{hit.id: hit.score for hit in ranked.hits} for ranked in every]
+        found = search.search("image", queries, 10)
+        for own, ranked in zip(scores, found, strict=True):
+            given = [hit.score for hit in ranked.hits]
+            assert given == pytest.approx([own[hit.id] for hit in ranked.hits], rel=1e-4, abs=1e-5)
+            assert given == sorted(given, reverse=True)
+            assert not ranked.certified or ranked.candidates == 2500
+        shares = [
+            len({h.id for h in got.hits} & {h.id for h in ten.hits}) / 10 for got, ten in zip(found, best, strict=True)
+        ]
+        assert release.tuned is not None
+        assert release.tuned.recall == pytest.approx(np.mean(shares), abs=0.05)
+        if metric in ("cosine", "dot", "euclid"):
+            assert release.tuned.recall < 0.9

@@ -18,7 +18,7 @@ from connector.stores.contract import CollectionConfig, Points, VectorConfig
 from connector.stores.edge import EdgeStore
 from connector.stores.filters import parse_filter
 from connector.stores.layout import PAYLOAD_KINDS, PayloadKind
-from connector.stores.payload_kinds import check_filter, read_kinds
+from connector.stores.payload_kinds import check_kinds, read_kinds
 from tests.support.errors import raises
 
 FILE = "550e8400-e29b-41d4-a716-446655440000"
@@ -165,13 +165,13 @@ def test_nothing_is_refused_where_there_is_nothing() -> None:
 )
 def test_a_filter_that_an_index_cannot_answer_is_refused(condition: str, values: tuple[str, ...]) -> None:
     with raises(FilterError, *values):
-        check_filter(parse_filter(f'{{"must": [{condition}]}}'), {**INDEXES, "parts[].n": "integer"})
+        check_kinds(parse_filter(f'{{"must": [{condition}]}}'), {**INDEXES, "parts[].n": "integer"})
 
 
 @pytest.mark.parametrize("kind", PAYLOAD_KINDS)
 def test_a_filter_that_an_index_answers_is_taken(kind: PayloadKind) -> None:
     value = TAKEN[kind][0]
-    check_filter(finds(kind, value), INDEXES)
-    check_filter(by(kind, is_empty=True), INDEXES)
-    check_filter(by("free", match=models.MatchValue(value=4)), INDEXES)
-    check_filter(models.Filter(must=[models.HasIdCondition(has_id=[1, "a"])]), INDEXES)
+    check_kinds(finds(kind, value), INDEXES)
+    check_kinds(by(kind, is_empty=True), INDEXES)
+    check_kinds(by("free", match=models.MatchValue(value=4)), INDEXES)
+    check_kinds(models.Filter(must=[models.HasIdCondition(has_id=[1, "a"])]), INDEXES)

@@ -1,0 +1,33 @@
+"""A verification of all releases says which ones it did not look at."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from connector.releases.reconcile_releases import reconcile_releases
+from connector.stores.edge import EdgeStore
+from tests.support.world import COLLECTION, World, opened_world, pairs
+
+
+@pytest.mark.parametrize("collection", [None, COLLECTION])
+def test_a_live_release_in_another_store_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, collection: str | None
+) -> None:
+    with opened_world("edge", tmp_path, monkeypatch) as world:
+        world.alignment()
+        world.push(world.set("s", *pairs(4)))
+        world.push(world.set("s", *pairs(4)), collection="other")
+        with EdgeStore(tmp_path / "elsewhere") as elsewhere:
+            second = World(world.home, elsewhere)
+            with second.provenance:
+                (release,) = second.push(second.set("s", *pairs(4)), metrics=["euclid"]).releases
+                second.push(second.set("s", *pairs(4)))
+        with caplog.at_level(logging.WARNING):
+            reports = reconcile_releases(world.provenance, world.store, collection)
+        assert all(report.consistent for report in reports)
+        assert len(reports) == (1 if collection else 2)
+        messages = [record.getMessage() for record in caplog.records]
+        assert len(messages) == 2
+        assert all("elsewhere" in message for message in messages)
+        assert any(release.name in message for message in messages)
