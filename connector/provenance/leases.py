@@ -202,13 +202,40 @@ def promotion_lock(
     Raises:
         LeaseHeldError: another process still has the lock.
     """
-    job, started, announced = _digest({"switching": collection, "store": store_url}), time.monotonic(), False
+    job = _digest({"switching": collection, "store": store_url})
+    doing = f"is changing which releases of {collection} are live"
+    look = f"look at `modalign status {collection}`, and run the same command again if it is still needed"
+    with _lock(database, job, run_id, doing, look, LOCK_TIMEOUT_SECONDS if timeout is None else timeout) as held:
+        yield held
+
+
+@contextmanager
+def creation_lock(
+    database: Database, store_url: str, name: str, run_id: int, *, timeout: float | None = None
+) -> Iterator[Lease]:
+    """Let no other process create the collection `name`, or take its creation back, during the block.
+
+    Waits as `promotion_lock` does.
+
+    Raises:
+        LeaseHeldError: another process still has the lock.
+    """
+    job = _digest({"creating": name, "store": store_url})
+    look, doing = "run the same command again", f"is creating collection {name}"
+    with _lock(database, job, run_id, doing, look, LOCK_TIMEOUT_SECONDS if timeout is None else timeout) as held:
+        yield held
+
+
+@contextmanager
+def _lock(database: Database, job: str, run_id: int, doing: str, look: str, timeout: float) -> Iterator[Lease]:
+    """Hold the lock `job`; `doing` and `look` say what its holder does, and what to do about it."""
+    started, announced = time.monotonic(), False
     while other := _holder_unless_acquired(database, job, run_id):
-        who = f"run {other.id}, a {other.command} on {other.host}, is changing which releases of {collection} are live"
-        if time.monotonic() - started >= (LOCK_TIMEOUT_SECONDS if timeout is None else timeout):
+        who = f"run {other.id}, a {other.command} on {other.host}, {doing}"
+        if time.monotonic() - started >= timeout:
             raise LeaseHeldError(
-                f"{who}: wait until it ends, look at `modalign status {collection}`, and run the same command again if "
-                f"it is still needed; a process that died loses the lock {LEASE_SECONDS:.0f} s after its last heartbeat"
+                f"{who}: wait until it ends, {look}; a process that died loses the lock {LEASE_SECONDS:.0f} s after "
+                "its last heartbeat"
             )
         if not announced:
             _log.info("%s; waiting for it", who)

@@ -12,7 +12,9 @@ from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment
 from alignment.sets.cards import EncoderCard
 from connector.errors import MismatchError, ProvenanceError, StoreBusyError, StoreError, StoreUnavailableError
+from connector.provenance.leases import creation_lock
 from connector.provenance.recorder import Provenance
+from connector.provenance.runs import Run
 from connector.provenance.tables import ReleaseRow, now
 from connector.push.batches import ReleaseWriter
 from connector.releases.aliases import physical_name
@@ -35,7 +37,7 @@ class ReleaseOpener:
     Attributes:
         layout: settings that were chosen, with `payload_indexes` always among them.
         fresh: start from the defaults instead of from the layout of the live release.
-        shared: other processes push into the same releases, so an empty collection is no leftover of a crash.
+        run: the run that pushes.
     """
 
     alignment: Alignment
@@ -44,7 +46,7 @@ class ReleaseOpener:
     layout: Mapping[str, Any]
     store: Store
     provenance: Provenance
-    shared: bool
+    run: Run
     fresh: bool = False
 
     def open(self, metric: Metric, lowerings: Mapping[Modality, Lowering]) -> ReleaseWriter:
@@ -53,28 +55,36 @@ class ReleaseOpener:
         Raises:
             MismatchError: it was written for another chain or with another layout.
         """
+        name = physical_name(self.collection, metric, self.alignment)
+        with creation_lock(self.provenance.database, self._store_url(), name, self.run.id):
+            return self._open(name, metric, lowerings)
+
+    def _open(self, name: str, metric: Metric, lowerings: Mapping[Modality, Lowering]) -> ReleaseWriter:
         lowering = lowerings["image"]
-        name, metadata = physical_name(self.collection, metric, self.alignment), chain(self.alignment, metric, lowering)
+        metadata = chain(self.alignment, metric, lowering)
         exists = name in self.store.collections()
         if exists:
             check_chain(self.store, name, metadata)
         row, recorded = self._row(name, metric, lowering)
         new = not exists and not recorded
-        if exists and not row.settings:
-            self._read_back(row, recorded)
-        if exists and self._is_leftover(row, recorded):
+        if exists and self._is_leftover(row):
             self.store.drop(name)
             exists = False
         if not exists:
             self._create(row, metric, lowering, metadata)
         else:
+            if not row.settings:
+                self._read_back(row)
             self._adopt_indexes(row)
             self._check_layout(row)
         return ReleaseWriter(Release(row, self.alignment, metric, lowerings), new)
 
+    def _store_url(self) -> str:
+        return self.provenance.database.stored(self.store.url)
+
     def _row(self, name: str, metric: Metric, lowering: Lowering) -> tuple[ReleaseRow, bool]:
         """Find or save the row of a release; say whether SQL had it. A retired one returns to `building`."""
-        store_url = self.provenance.database.stored(self.store.url)
+        store_url = self._store_url()
         rows = self.provenance.releases.find(store_url=store_url, physical_name=name)
         if rows:
             row = rows[0]
@@ -100,22 +110,18 @@ class ReleaseOpener:
         )
         return self.provenance.releases.save(row), False
 
-    def _is_leftover(self, row: ReleaseRow, recorded: bool) -> bool:
-        """Say whether a crash left the collection, perhaps without its payload indexes, before anything was recorded.
+    def _is_leftover(self, row: ReleaseRow) -> bool:
+        """Say whether a crash left the collection, perhaps without its payload indexes, and nobody uses it.
 
-        A collection with points that SQL does not know may be live, and stays.
+        A collection with points may be live although SQL does not know them, and stays. An empty one may be about to be
+        written by another run. That one has recorded the layout, and recording it ends the creation.
         """
-        if row.state != "building" or (self.shared and row.settings) or self.provenance.ledger.points(row.id):
+        if row.state != "building" or self.store.count(row.physical_name) or self.provenance.ledger.points(row.id):
             return False
-        return recorded or not self.store.count(row.physical_name)
+        return not (row.settings and _others(self.provenance, self.collection, self.run))
 
-    def _read_back(self, row: ReleaseRow, recorded: bool) -> None:
-        """Record the layout of a collection that SQL has lost, as the collection tells it.
-
-        Without points, and with a row that only a crashed push can have saved, it says nothing.
-        """
-        if recorded and not self.store.count(row.physical_name):
-            return
+    def _read_back(self, row: ReleaseRow) -> None:
+        """Record the layout of a collection that SQL has lost, as the collection tells it."""
         settings = read_back(self.store, row.physical_name)
         self.provenance.releases.change(row, settings=settings)
         _log.info("collection %s: SQL does not know its layout; read back %s", row.physical_name, _in_words(settings))
@@ -209,13 +215,25 @@ def open_others(
     return others
 
 
-def take_back(writers: Sequence[ReleaseWriter], store: Store, provenance: Provenance) -> None:
-    """Remove the new releases that hold no point: the collection first, then the row in SQL."""
+def take_back(writers: Sequence[ReleaseWriter], store: Store, provenance: Provenance, run: Run) -> None:
+    """Remove the new releases that hold no point: the collection first, then the row in SQL.
+
+    One that another run may be about to write stays.
+    """
     with suppress(StoreError, ProvenanceError):  # a leftover is harmless; why the push was refused must be raised
         for writer in writers:
-            if writer.new and not store.count(writer.release.name):
-                store.drop(writer.release.name)
-                provenance.releases.delete(writer.release.row.id)
+            row, name = writer.release.row, writer.release.name
+            if not writer.new:
+                continue
+            with creation_lock(provenance.database, row.store_url, name, run.id):
+                if not store.count(name) and not _others(provenance, row.collection, run):
+                    store.drop(name)
+                    provenance.releases.delete(row.id)
+
+
+def _others(provenance: Provenance, collection: str, run: Run) -> bool:
+    """Say whether other runs are writing into releases of the collection now."""
+    return any(other.id != run.id for other in provenance.runs.writers(collection))
 
 
 def _in_words(settings: Mapping[str, Any]) -> str:

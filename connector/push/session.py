@@ -122,7 +122,7 @@ def push_session(
     Args:
         encoders: of the embedding sets that will be written. The collection's other releases are written too, if their
             alignments were fitted for these encoders.
-        shared: other processes may have begun with these releases, so an empty collection is no leftover of a crash.
+        shared: other processes may have begun with these releases, so new ones stay even if the block is refused.
         fresh_layout, layout: as for `push`.
 
     Raises: as `push`.
@@ -130,7 +130,7 @@ def push_session(
     settings = {"payload_indexes": {}, **checked_layout(layout)}
     store.check_layout(Layout(**settings))
     lowerings_of = {metric: lower(alignment, metric) for metric in metrics}  # all of them, before anything is written
-    opener = ReleaseOpener(alignment, alignment_id, collection, settings, store, provenance, shared, fresh_layout)
+    opener = ReleaseOpener(alignment, alignment_id, collection, settings, store, provenance, run, fresh_layout)
     writers: list[ReleaseWriter] = []
     try:
         for metric, lowerings in lowerings_of.items():
@@ -141,7 +141,7 @@ def push_session(
         raise
     except ModalignError:
         if not shared:
-            take_back(writers, store, provenance)
+            take_back(writers, store, provenance, run)
         raise
 
 

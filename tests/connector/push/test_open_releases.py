@@ -1,0 +1,159 @@
+"""Releases are created once, whoever comes first, and no push takes away what another one is about to write."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+
+from alignment.errors import VectorError
+from connector.errors import LeaseHeldError
+from connector.provenance import leases
+from connector.provenance.leases import creation_lock
+from connector.releases.reconcile import reconcile
+from connector.releases.release import open_release
+from connector.stores.contract import Store
+from connector.stores.qdrant import QdrantStore
+from tests.support.errors import raises
+from tests.support.faulty_server import FaultyServer, running
+from tests.support.world import COLLECTION, KINDS, Pushed, World, opened_world, pairs
+
+
+@pytest.fixture(params=KINDS)
+def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with opened_world(request.param, tmp_path, monkeypatch) as opened:
+        opened.alignment()
+        yield opened
+
+
+def consistent(world: World) -> bool:
+    release = open_release(world.provenance, world.store, COLLECTION)
+    return reconcile(release, world.store, world.provenance).consistent
+
+
+def before_first(monkeypatch: pytest.MonkeyPatch, method: str, action: Callable[[], object]) -> None:
+    """Do something before a store's method is called for the first time."""
+    original, waiting = getattr(Store, method), [action]
+
+    def acting(*arguments: Any, **options: Any) -> Any:
+        if waiting:
+            waiting.pop()()
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(Store, method, acting)
+
+
+def test_a_second_push_into_a_new_collection_does_not_drop_what_the_first_is_about_to_write(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = world.set("first", *pairs(8)), world.set("second", *pairs(6, seed=3, prefix="second-"))
+    before_first(monkeypatch, "upsert", lambda: world.push(second))
+    (release,) = world.push(first).releases
+    assert world.store.count(release.name) == 2 * (8 + 6)
+    assert consistent(world)
+
+
+def test_a_push_that_is_refused_leaves_what_another_one_is_about_to_write(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first creates the collection, the second opens it; then the first is refused, then the second writes."""
+    first, second = world.set("first", *pairs(8)), world.set("second", *pairs(6, seed=3, prefix="second-"))
+    opened, refused = Event(), Event()
+
+    def wait() -> None:
+        opened.set()
+        assert refused.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        pushed: list[Future[Pushed]] = []
+
+        def fail() -> None:
+            before_first(monkeypatch, "upsert", wait)
+            pushed.append(pool.submit(world.push, second))
+            assert opened.wait(60)
+            raise VectorError("refused")
+
+        before_first(monkeypatch, "upsert", fail)
+        with raises(VectorError, "refused"):
+            world.push(first)
+        refused.set()
+        (release,) = pushed[0].result(60).releases
+    assert world.store.count(release.name) == 2 * 6
+    assert consistent(world)
+
+
+def test_what_a_killed_push_created_and_did_not_write_is_created_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill() -> None:
+        raise Killed
+
+    embedding_set = world.set("s", *pairs(8))
+    with monkeypatch.context() as patched:
+        before_first(patched, "upsert", kill)
+        with pytest.raises(Killed):
+            world.push(embedding_set)
+    world.push(embedding_set, m=7)  # another layout than the empty collection was created with
+    assert consistent(world)
+    assert open_release(world.provenance, world.store, COLLECTION).row.settings["m"] == 7
+
+
+def test_a_collection_with_points_is_never_dropped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even one that SQL lost, and that the push which found it was killed at."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill() -> None:
+        raise Killed
+
+    embedding_set = world.set("s", *pairs(8))
+    (release,) = world.push(embedding_set).releases
+    lost = World(world.home / "other", world.store)
+    lost.alignment()
+    again = lost.set("s", *pairs(8))
+    dropped: list[str] = []
+    monkeypatch.setattr(type(world.store), "drop", lambda store, name: dropped.append(name))
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            before_first(patched, "upsert", kill)
+            with pytest.raises(Killed):
+                lost.push(again)
+    lost.push(again)
+    assert (dropped, world.store.count(release.name)) == ([], 16)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Payload indexes have no effect in the local Qdrant:UserWarning",
+    "ignore:Local mode performs exact:UserWarning",
+)
+@pytest.mark.parametrize("pushes", [2, 5])
+def test_pushes_at_once_into_a_new_collection_of_a_server_all_succeed(tmp_path: Path, pushes: int) -> None:
+    with running(FaultyServer()) as server, QdrantStore.connect(server.url) as store:
+        world = World(tmp_path, store)
+        world.alignment()
+        sets = [world.set(f"s{n}", *pairs(4, seed=n, prefix=f"{n}-")) for n in range(pushes)]
+        with ThreadPoolExecutor(pushes) as pool:
+            names = {of_push.releases[0].name for of_push in pool.map(world.push, sets)}
+        assert len(names) == 1
+        assert store.count(names.pop()) == 2 * 4 * pushes
+        assert consistent(world)
+
+
+def test_whoever_creates_a_collection_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "LOCK_TIMEOUT_SECONDS", 0.0)
+    embedding_set = world.set("s", *pairs(4))
+    url = world.provenance.database.stored(world.store.url)
+    name = world.push(embedding_set).releases[0].name
+    with (
+        world.provenance.runs.start("push", {}) as run,
+        creation_lock(world.provenance.database, url, name, run.id),
+        raises(LeaseHeldError, run.id, name),
+    ):
+        world.push(embedding_set)
+    world.push(embedding_set)
