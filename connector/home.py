@@ -39,6 +39,7 @@ from connector.provenance.tables import ReleaseRow
 from connector.push.delete import Deletion, DeletionPreview
 from connector.push.ingest import Confirm, ingest
 from connector.push.session import push
+from connector.recorded_request import Request
 from connector.releases.lag import Lag, lag_of
 from connector.releases.promotion import AliasSwitch, Lifecycle, PromotionOverride, this_person
 from connector.releases.reconcile import ReconcileReport
@@ -64,7 +65,6 @@ from connector.requests import (
     PromoteRequest,
     PushRequest,
     RepairRequest,
-    Request,
     RollbackRequest,
     SearchRequest,
 )

@@ -14,7 +14,8 @@ from alignment.modality import Modality
 from alignment.names import CLOSED_FORMS, HEADS, METRICS
 from connector.corpora import FORMAT_NAMES
 from connector.progress import say
-from connector.requests import FitRequest, Request, default_of
+from connector.recorded_request import Request
+from connector.requests import FitRequest, default_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 METRIC_HELP = (

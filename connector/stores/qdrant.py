@@ -30,8 +30,9 @@ from connector.rejects import Reason
 from connector.settings import REQUEST_SECONDS
 from connector.stores.contract import CollectionConfig, CollectionInfo, Hit, Points, Record, Store, VectorConfig
 from connector.stores.filters import conditions_of, nested_filters
-from connector.stores.layout import COMPRESSIONS, Datatype, Layout
+from connector.stores.layout import Datatype, Layout
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, RetryPolicy, connected
+from connector.stores.qdrant_layout import layout_of, quantization_config
 
 OLDEST_SERVER = (1, 16)  # the first with collection metadata
 NEWEST_MAJOR = 1  # of the client; in another version the same requests may mean something else
@@ -159,7 +160,7 @@ class QdrantStore(Store):
                     on_disk=config.hnsw_on_disk,
                 ),
                 optimizers_config=models.OptimizersConfigDiff(indexing_threshold=config.indexing_threshold),
-                quantization_config=_quantization(config),
+                quantization_config=quantization_config(config),
                 on_disk_payload=config.payload_on_disk,
                 shard_number=config.shards,
                 replication_factor=config.replication_factor,
@@ -205,7 +206,7 @@ class QdrantStore(Store):
             info.config.metadata or {},
             self.count(resolved),
             info.indexed_vectors_count or 0,
-            layout=_layout(info),
+            layout=layout_of(info),
             status=info.status.value,
         )
 
@@ -215,9 +216,8 @@ class QdrantStore(Store):
 
     @override
     def datatype(self, name: str) -> Datatype:
-        vectors = self._laid_out(name).config.params.vectors
-        named = list(vectors.values()) if isinstance(vectors, dict) else [vectors]
-        return _DATATYPES.get(named[0].datatype if named and named[0] else None, "float32")
+        datatype: Datatype = layout_of(self._laid_out(name))["datatype"]
+        return datatype
 
     def _laid_out(self, name: str) -> models.CollectionInfo:
         if name not in self._known:
@@ -439,62 +439,6 @@ class QdrantStore(Store):
     def _change_aliases(self, actions: Sequence[models.AliasOperations]) -> None:
         self._known.clear()
         self._call(self._client.update_collection_aliases, change_aliases_operations=list(actions))
-
-
-_DATATYPES: dict[models.Datatype | None, Datatype] = {
-    models.Datatype.FLOAT16: "float16",
-    models.Datatype.UINT8: "uint8",
-}
-
-
-def _layout(info: models.CollectionInfo) -> dict[str, Any]:
-    """Return the fields of a layout that a collection was created with, or has been changed to; see `ENGINE_FIELDS`."""
-    params, hnsw = info.config.params, info.config.hnsw_config
-    vectors = params.vectors
-    first = next(iter(vectors.values()), None) if isinstance(vectors, dict) else vectors
-    indexes = {field: index.data_type.value for field, index in sorted(info.payload_schema.items())}
-    known = {
-        "payload_indexes": indexes,
-        "m": hnsw.m,
-        "ef_construct": hnsw.ef_construct,
-        "hnsw_on_disk": hnsw.on_disk,
-        "indexing_threshold": info.config.optimizer_config.indexing_threshold,
-        "datatype": _DATATYPES.get(first.datatype if first else None, "float32"),
-        "vectors_on_disk": first.on_disk if first else None,
-        "payload_on_disk": params.on_disk_payload,
-        "shards": params.shard_number,
-        "replication_factor": params.replication_factor,
-        "write_consistency_factor": params.write_consistency_factor,
-    }
-    return {name: value for name, value in known.items() if value is not None} | _quantized(info)
-
-
-def _quantized(info: models.CollectionInfo) -> dict[str, str | None]:
-    """Name a quantization as layouts do: its configuration has one field, of that name, which says how strong it is."""
-    config = info.config.quantization_config
-    if config is None:
-        return {"quantization": None, "compression": None}
-    name = next(iter(type(config).model_fields))
-    strength = {"binary": "encoding", "product": "compression", "turbo": "bits"}.get(name, "")
-    compression = getattr(getattr(config, name), strength, None)
-    return {"quantization": name, "compression": None if compression is None else compression.value}
-
-
-def _quantization(layout: Layout) -> models.QuantizationConfig | None:
-    if layout.quantization is None:
-        return None
-    if layout.quantization == "scalar":
-        scalar = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
-        return models.ScalarQuantization(scalar=scalar)
-    compression = layout.compression or COMPRESSIONS[layout.quantization][0]
-    if layout.quantization == "binary":
-        encoding = models.BinaryQuantizationEncoding(compression)
-        return models.BinaryQuantization(binary=models.BinaryQuantizationConfig(always_ram=True, encoding=encoding))
-    if layout.quantization == "product":
-        ratio = models.CompressionRatio(compression)
-        return models.ProductQuantization(product=models.ProductQuantizationConfig(always_ram=True, compression=ratio))
-    bits = models.TurboQuantBitSize(compression)
-    return models.TurboQuantization(turbo=models.TurboQuantQuantizationConfig(always_ram=True, bits=bits))
 
 
 def _delete_alias(alias: str) -> models.DeleteAliasOperation:

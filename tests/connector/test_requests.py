@@ -9,7 +9,8 @@ import pytest
 
 from connector import requests
 from connector.errors import SettingsError
-from connector.requests import RETRIED, EncodeRequest, IngestRequest, PushRequest, Request
+from connector.recorded_request import Request
+from connector.requests import RETRIED, EncodeRequest, IngestRequest, PushRequest
 from tests.support.errors import raises
 
 # What SQL holds of a run of each command that can be tried again, as the version before requests recorded it.
