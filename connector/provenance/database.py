@@ -276,7 +276,7 @@ def _translated(url: str) -> Iterator[None]:
             f"database {redacted(url)}: {without_secrets(cause)}; check that it runs and that "
             "MODALIGN_DATABASE_URL names it"
         ) from error
-    except JSONDecodeError as error:
+    except (JSONDecodeError, RecursionError) as error:  # objects nested too deeply
         raise ProvenanceError(
             f"database {redacted(url)}: a JSON column holds something else ({error}): something other than modalign "
             "changed it; restore it from a backup"

@@ -3,6 +3,7 @@
 Only the migrations create these tables; a test proves that models and migrations are equal.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -39,6 +40,23 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None or value.tzinfo:
             return value and value.astimezone(UTC)  # PostgreSQL answers in the time zone of its session
         return value.replace(tzinfo=UTC)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None] | None:
+        """Read, or name a value that is no point in time."""
+        read = super().result_processor(dialect, coltype)
+        if read is None:
+            return None
+
+        def checked(value: Any) -> datetime | None:
+            try:
+                return read(value)
+            except (ValueError, TypeError, OverflowError) as error:
+                raise ProvenanceError(
+                    f"a column of times holds {value!r:.80}: something other than modalign changed it; restore it from "
+                    "a backup"
+                ) from error
+
+        return checked
 
 
 class AnyText(TypeDecorator[str]):

@@ -1,6 +1,7 @@
 """Databases that are missing, foreign, full or in use, and their secrets."""
 
 import errno
+import json
 import os
 import sqlite3
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from connector.stores import qdrant as qdrant_store
 from connector.stores.edge import EdgeStore
 from tests.support.cli import Ended, N, done, modalign
+from tests.support.unprivileged import unprivileged
 
 SECRET, KEY = "s3cret/pass", "k3y-of-the-server"
 
@@ -127,3 +129,28 @@ class TestSecrets:
     def test_in_what_is_said_of_a_good_database(self, tmp_path: Path) -> None:
         ended = done("db", "upgrade", "--home", tmp_path)
         assert "modalign.db is up to date" in ended.err
+
+
+@pytest.mark.parametrize("card", ["sets/pairs/card.json", "alignments/a/card.json"])
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"format":' * 5000, b"\xff\xfe", b"", b"null"])
+def test_a_card_that_holds_something_else_is_named(card: str, content: bytes, home: Path) -> None:
+    (home / card).write_bytes(content)
+    ended = modalign("push", "pairs", "--into", "things", "--alignment", "a", "--home", home)
+    assert ended.code == 1
+    assert str((home / card).parent) in ended.error
+
+
+def test_a_read_only_home_is_looked_at(home: Path) -> None:
+    done("audit", "things", "--pairs", "pairs", "--home", home)
+    for path in (*home.rglob("*"), home):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        for arguments in (["status", "things"], ["rejects"], ["audit", "things", "--history"]):
+            ended = unprivileged(*arguments, "--json", "--home", home)
+            assert (ended.returncode, ended.stderr) == (0, "")
+            assert json.loads(ended.stdout)
+        refused = unprivileged("search", "things", "red", "--home", home)
+        assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    finally:
+        for path in (home, *home.rglob("*")):
+            path.chmod(0o755)

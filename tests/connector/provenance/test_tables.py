@@ -62,6 +62,34 @@ class TestTypes:
         }
 
 
+ODD_TIMES = {
+    "sqlite": ["garbage", "", "2024-13-45 00:00:00", "10000-01-01 00:00:00", "1714521600", "2024-05-01T25:00:00"],
+    "postgresql": ["infinity", "-infinity", "0044-03-15 BC", "20000-01-01", "0001-01-01 00:00:00+14"],
+}
+
+
+class TestValuesOfOthers:
+    @pytest.mark.parametrize("number", range(6))
+    def test_a_time_that_is_none_is_named(self, number: int, provenance: Provenance) -> None:
+        times = ODD_TIMES[provenance.database.engine.dialect.name]
+        value = times[number % len(times)]
+        with provenance.runs.start("encode", {}):
+            pass
+        with provenance.database.session() as session:
+            session.execute(text("UPDATE run SET finished_at = :value"), {"value": value})
+        with pytest.raises(ProvenanceError):
+            provenance.runs.newest(10)
+
+    @pytest.mark.parametrize("value", ["[" * 5000 + "]" * 5000, "[1]", "7", '"x"'])
+    def test_json_that_modalign_does_not_write_is_an_error(self, value: str, provenance: Provenance) -> None:
+        with provenance.runs.start("encode", {}):
+            pass
+        with provenance.database.session() as session:
+            session.execute(text("UPDATE run SET counts = :value"), {"value": value})
+        with pytest.raises(ProvenanceError):
+            provenance.runs.newest(10)
+
+
 class TestIntegrity:
     @pytest.mark.parametrize(
         "row",
