@@ -21,7 +21,7 @@ from connector.stores.contract import CollectionConfig, CollectionInfo, Hit, Poi
 from connector.stores.edge_directory import StoreDirectory, may_be_named
 from connector.stores.edge_errors import translated
 from connector.stores.edge_filter import to_edge
-from connector.stores.edge_layout import SCHEMA, edge_config
+from connector.stores.edge_layout import INDEX, SCHEMA, edge_config
 from connector.stores.layout import ENGINE_FIELDS, Datatype, Layout
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class EdgeStore(Store):
             with translated(f"create collection {name}"):
                 shard = edge.EdgeShard.create(str(home), edge_config(config))
                 for field, kind in config.payload_indexes.items():
-                    shard.update(edge.UpdateOperation.create_field_index(field, SCHEMA[kind]))
+                    shard.update(edge.UpdateOperation.create_field_index(field, INDEX[kind]))
                 shard.flush()
             directory.commit({**directory.collections, name: config}, directory.aliases)
         except BaseException:

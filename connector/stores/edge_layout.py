@@ -38,6 +38,8 @@ SCHEMA: dict[PayloadKind, Any] = {
     "geo": edge.PayloadSchemaType.Geo,
     "text": edge.PayloadSchemaType.Text,
 }
+# How an index of a kind is created. Without phrases, an index of words finds no phrase at all.
+INDEX: dict[PayloadKind, Any] = {**SCHEMA, "text": edge.TextIndexParams(phrase_matching=True)}
 
 
 def edge_config(config: CollectionConfig) -> edge.EdgeConfig:

@@ -32,7 +32,7 @@ from connector.stores.contract import CollectionConfig, CollectionInfo, Hit, Poi
 from connector.stores.filters import conditions_of, nested_filters
 from connector.stores.layout import Datatype, Layout
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, RetryPolicy, connected
-from connector.stores.qdrant_layout import layout_of, quantization_config
+from connector.stores.qdrant_layout import index_schema, layout_of, quantization_config
 
 OLDEST_SERVER = (1, 16)  # the first with collection metadata
 NEWEST_MAJOR = 1  # of the client; in another version the same requests may mean something else
@@ -172,7 +172,7 @@ class QdrantStore(Store):
                 raise  # otherwise an earlier attempt created it, and only its answer was lost
         try:
             for field, kind in config.payload_indexes.items():
-                schema = models.PayloadSchemaType(kind)
+                schema = index_schema(kind)
                 self._call(self._client.create_payload_index, name, field_name=field, field_schema=schema, wait=True)
         except BaseException:
             self.drop(name)

@@ -4,12 +4,19 @@ from typing import Any
 
 from qdrant_client import models
 
-from connector.stores.layout import COMPRESSIONS, Datatype, Layout
+from connector.stores.layout import COMPRESSIONS, Datatype, Layout, PayloadKind
 
 DATATYPES: dict[models.Datatype | None, Datatype] = {
     models.Datatype.FLOAT16: "float16",
     models.Datatype.UINT8: "uint8",
 }
+
+
+def index_schema(kind: PayloadKind) -> models.PayloadSchemaType | models.TextIndexParams:
+    """Return how an index of a kind is created. Without phrases, an index of words finds no phrase at all."""
+    if kind == "text":
+        return models.TextIndexParams(type=models.TextIndexType.TEXT, phrase_matching=True)
+    return models.PayloadSchemaType(kind)
 
 
 def layout_of(info: models.CollectionInfo) -> dict[str, Any]:

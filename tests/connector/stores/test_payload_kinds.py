@@ -175,3 +175,37 @@ def test_a_filter_that_an_index_answers_is_taken(kind: PayloadKind) -> None:
     check_kinds(by(kind, is_empty=True), INDEXES)
     check_kinds(by("free", match=models.MatchValue(value=4)), INDEXES)
     check_kinds(models.Filter(must=[models.HasIdCondition(has_id=[1, "a"])]), INDEXES)
+
+
+def test_an_index_of_a_kind_changes_no_answer(store: EdgeStore) -> None:
+    """Also of phrases, which an index of words finds only where it was told to keep their order."""
+    store.create("plain", CollectionConfig({"v": VectorConfig(2, Distance.DOT)}))
+    texts = ["a red heart", "heart red", "Red Heart", "", "!!!", "redhearted"]
+    payloads: list[dict[str, Any]] = [{"text": text, "keyword": text} for text in texts]
+    payloads += [{"datetime": time} for time in ("2024-06-01", "2024-06-01T12:30:15+02:00")]
+    payloads += [{"integer": [1, 2], "float": 1, "bool": [True, None]}, {"integer": None}, {}]
+    ids = [id_of(100 + number) for number in range(len(payloads))]
+    for name in ("plain", "c"):
+        store.upsert(name, Points("v", ids, np.ones((len(ids), 2), np.float32), payloads))
+    conditions: list[models.FieldCondition] = []
+    for field, word in ((f, w) for f in ("text", "keyword") for w in ("red", "red heart", "heart red", "ED", "RED")):
+        matches: list[Any] = [
+            models.MatchText(text=word),
+            models.MatchTextAny(text_any=word),
+            models.MatchPhrase(phrase=word),
+        ]
+        matches += [models.MatchValue(value=word), models.MatchExcept(**{"except": [word]})]
+        conditions += [models.FieldCondition(key=field, match=match) for match in matches]
+    conditions += [
+        models.FieldCondition(key="integer", range=models.Range(gte=bound)) for bound in (0.5, 1.5, 2.0, 3.0)
+    ]
+    conditions += [models.FieldCondition(key="bool", match=models.MatchValue(value=value)) for value in (True, False)]
+    conditions += [models.FieldCondition(key=field, is_empty=value) for field in INDEXES for value in (True, False)]
+    conditions += [models.FieldCondition(key=field, is_null=value) for field in INDEXES for value in (True, False)]
+    wanted = models.HasIdCondition(has_id=list(ids))
+    for condition in conditions:
+        asked = models.Filter(must=[condition, wanted])
+        plain, indexed = (
+            {record.id for page in store.scroll(name, filter=asked) for record in page} for name in ("plain", "c")
+        )
+        assert plain == indexed, condition
