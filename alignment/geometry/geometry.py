@@ -67,7 +67,7 @@ class PairDistance:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """The geometry of images and texts in one space, with recalls. docs/audits.md explains every number.
+    """The geometry of images and texts in one space, with recalls. docs/audits-measures.md explains every number.
 
     Attributes:
         recall: by direction and by name such as `recall@10`, among the items of the sample.

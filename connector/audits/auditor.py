@@ -8,6 +8,7 @@ query without any relevant item counts as a miss. Among equal scores irrelevant 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,9 +18,10 @@ from connector.audits.baseline import Baseline, drifts
 from connector.audits.collection_checks import collection_warnings, few_groups
 from connector.audits.direction import measure_direction, per_query
 from connector.audits.galleries import lay_out
-from connector.audits.geometry import draw, measure_space
+from connector.audits.geometry import Drawn, draw, measure_space
 from connector.audits.measures import BOTH, MEASURES, names_of
 from connector.audits.plan import AuditPlan
+from connector.audits.reference import Truth
 from connector.audits.requirements import Requirement, check_known, failures
 from connector.audits.result import Audit
 from connector.audits.stages import (
@@ -43,6 +45,9 @@ from connector.search.candidates import CandidateSearch
 from connector.stores.contract import Store
 from connector.stores.filters import parse_filter
 from connector.stores.payload_kinds import check_kinds, fields_of
+
+if TYPE_CHECKING:
+    from qdrant_client.models import Filter
 
 
 def audit(
@@ -79,11 +84,6 @@ def audit(
     for modality, card in embedding_set.card.encoders.items():
         check_encoder(release.alignment, modality, card, f"embedding set {embedding_set.path}")
     info = store.describe(release.name)
-    filters = {FILTER + name: parse_filter(text, what=f"filter {name}") for name, text in plan.filters.items()}
-    for name, condition in filters.items():
-        check_kinds(condition, release.indexes, what=name)
-        if missing := missing_in_words(store, release.name, fields_of(condition)):
-            raise FilterError(f"{name}: {'; '.join(missing)}")
     queries = lay_out(release, embedding_set, plan)
     subject = AuditSubject(
         release=release,
@@ -92,7 +92,7 @@ def audit(
         plan=plan,
         pairs=embedding_set,
         queries=queries.sets,
-        filters=filters,
+        filters=_filters(plan, release, store),
         stages=stages(release.guarantee, quantized=info.quantization is not None),
         candidates=CandidateSearch(release, store),
         limiter=RateLimiter(plan.max_qps),
@@ -104,14 +104,8 @@ def audit(
     if baseline is not None:
         findings += baseline.check_shared({d: per_query(queries.sets[m]) for d, (m, _) in DIRECTIONS.items()})
 
-    drawn = draw(embedding_set, queries.draws, seed=plan.seed)
-    truths = {direction: subject.truth(direction, drawn[target]) for direction, (_, target) in DIRECTIONS.items()}
-    if not any(truth.gallery.counts.any() for truth in truths.values()):
-        where = f"protocol {plan.protocol}" if plan.protocol else f"{plan.gallery} gallery"
-        raise MismatchError(
-            f"no pair of embedding set {pairs} is in the {where} of release {release.name}; "
-            "name the set that was pushed into it, or one that shares its groups"
-        )
+    sample = draw(embedding_set, queries.draws, seed=plan.seed)
+    truths = _truths(subject, sample, pairs)
     findings += collection_warnings(info, release, subject.filters)
     findings += few_groups({modality: len(set(own.rows.groups)) for modality, own in queries.sets.items()})
     subject = _without_refused_stages(subject)
@@ -124,7 +118,7 @@ def audit(
     }
     read_back = {id_: vector for truth in truths.values() for id_, vector in truth.kept.items()}
     probe = subject.align(queries.sets["image"].rows)[:4]
-    space = measure_space(release, drawn, read_back, probe, seed=plan.seed)
+    space = measure_space(release, sample, read_back, probe, seed=plan.seed)
     if space.finding:
         findings.append(space.finding)
 
@@ -204,3 +198,26 @@ def _compared(measured: Audit, baseline: Baseline, requirements: Sequence[Requir
         drifts=drifts(baseline, measured.per_query, also, seed=measured.plan.seed),
         findings=[*measured.findings, *([warning] if warning else [])],
     )
+
+
+def _filters(plan: AuditPlan, release: Release, store: Store) -> "dict[str, Filter]":
+    """Return the filters of a plan by stage, each on fields that the release has, as the kinds that they have."""
+    filters = {FILTER + name: parse_filter(text, what=f"filter {name}") for name, text in plan.filters.items()}
+    for name, condition in filters.items():
+        check_kinds(condition, release.indexes, what=name)
+        if missing := missing_in_words(store, release.name, fields_of(condition)):
+            raise FilterError(f"{name}: {'; '.join(missing)}")
+    return filters
+
+
+def _truths(subject: AuditSubject, sample: Drawn, pairs: str) -> dict[str, Truth]:
+    """Return by direction what is right, by the pairs of the set `pairs`."""
+    truths = {direction: subject.truth(direction, sample[target]) for direction, (_, target) in DIRECTIONS.items()}
+    if not any(truth.gallery.counts.any() for truth in truths.values()):
+        plan = subject.plan
+        where = f"protocol {plan.protocol}" if plan.protocol else f"{plan.gallery} gallery"
+        raise MismatchError(
+            f"no pair of embedding set {pairs} is in the {where} of release {subject.release.name}; "
+            "name the set that was pushed into it, or one that shares its groups"
+        )
+    return truths

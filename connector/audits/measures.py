@@ -1,7 +1,7 @@
 """What an audit measures: `MEASURES`, the one place where a measure is declared.
 
 The auditor, requirements, baselines, tables, pages, documents, Prometheus and the history read it. CONTRIBUTING.md
-lists the steps of adding one; docs/audits.md has the formulas.
+lists the steps of adding one; docs/audits-measures.md has the formulas.
 """
 
 import math

@@ -1,6 +1,6 @@
 """What an audit finds, as values that print, compare and are recorded in SQL.
 
-`connector.audits.auditor` makes an `Audit`. docs/audits.md explains every number.
+`connector.audits.auditor` makes an `Audit`. docs/audits-measures.md explains every number.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

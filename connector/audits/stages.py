@@ -107,10 +107,10 @@ def stages(guarantee: Guarantee, *, quantized: bool) -> list[Stage]:
     exact = [Stage(LOWERING, REFERENCE, exact=True, rescored=False)]
     if guarantee is not Guarantee.EXACT:
         exact.append(Stage(RESCORING, REFERENCE, exact=True))
-    walks = [Stage(INDEX, exact[-1].name)]
+    indexed = [Stage(INDEX, exact[-1].name)]
     if quantized:
-        walks.append(Stage(QUANTIZATION, INDEX, quantized=True))
-    return exact + walks
+        indexed.append(Stage(QUANTIZATION, INDEX, quantized=True))
+    return exact + indexed
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,11 +51,11 @@ def _facts(found: Audit) -> str:
     info, release = found.info, found.release
     assert info is not None
     assert release is not None
-    walk = f"ef {release.hnsw_ef}" if release.hnsw_ef else "Qdrant's own ef"
+    ef = f"ef {release.hnsw_ef}" if release.hnsw_ef else "Qdrant's own ef"
     quantized = f", {info.quantization} quantization" if info.quantization else ""
     return (
         f"{info.points:,} points, {info.indexed:,} vectors in a graph (m {info.m}, ef_construct {info.ef_construct}, "
-        f"{walk}){quantized}, status {info.status}; {found.verified:,} points read back are what was pushed."
+        f"{ef}){quantized}, status {info.status}; {found.verified:,} points read back are what was pushed."
     )
 
 

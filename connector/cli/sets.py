@@ -156,7 +156,7 @@ def gap(as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
     """Measure the modality gap of an embedding set on held-out groups, with Recall@K beside it.
 
     The gap is how far images and texts lie apart as clouds. The table shows it with its value by chance, and how pairs
-    lie to each other. docs/audits.md explains every number.
+    lie to each other. docs/audits-measures.md explains every number.
     """
     request = GapRequest(**given)
     with open_home(where) as home:

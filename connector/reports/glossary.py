@@ -1,4 +1,4 @@
-"""Names of measures and formats of numbers on pages. docs/audits.md has the formulas."""
+"""Names of measures and formats of numbers on pages. docs/audits-measures.md has the formulas."""
 
 import math
 from datetime import datetime
