@@ -62,7 +62,7 @@ def _name_others(provenance: Provenance, store: Store, collection: str | None) -
     for row in provenance.releases.find(**({} if collection is None else {"collection": collection})):
         if row.state in (LIVE, READY) and row.store_url != here:
             _log.warning(
-                "release %s (%s) is in another store and was not compared; run `modalign verify` with --qdrant-url %s",
+                "release %s (%s) is in the store %s and was not compared; run `modalign verify` on that store too",
                 row.physical_name,
                 row.state,
                 row.store_url,
