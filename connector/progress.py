@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 
 from typing_extensions import override
 
+from connector.safe_text import for_terminal
+
 SECONDS_BETWEEN_LINES = 10.0
 
 Advance = Callable[[int], None]
@@ -19,7 +21,7 @@ def say(line: str) -> None:
     If nobody reads stderr any more, or its disk is full, the work goes on.
     """
     with suppress(OSError):
-        sys.stderr.write(f"{line}\n")
+        sys.stderr.write(f"{for_terminal(line)}\n")
         sys.stderr.flush()
 
 
@@ -64,9 +66,9 @@ def _bar(what: str, total: int | None) -> Iterator[Advance]:
         def render(self, task: Task) -> Text:
             return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), Rate()
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bars:
-        task = bars.add_task(what, total=total)
+        task = bars.add_task(for_terminal(what), total=total)
         yield lambda count: bars.advance(task, count)
 
 

@@ -54,6 +54,29 @@ def without_secrets(text: str) -> str:
     return _NAMED.sub(r"\1=***", _URL.sub(lambda match: match[1] + redacted(match[2]), text))
 
 
+# What a terminal obeys instead of showing it: controls of C0, DEL and C1, controls of the bidirectional algorithm, line
+# ends that are not \n, and surrogates, which cannot be printed. \t and \n stay.
+_CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def for_terminal(text: str) -> str:
+    """Return `text` with everything that a terminal would obey as an escape, `\\x1b` or `\\u202e`.
+
+    >>> print(for_terminal("caf\\xe9 \\x1b[31m\\x9b2J \\u202egnp.exe"))
+    café \\x1b[31m\\x9b2J \\u202egnp.exe
+    """
+    return _CONTROLS.sub(lambda found: f"\\x{code:02x}" if (code := ord(found[0])) < 256 else f"\\u{code:04x}", text)
+
+
+def json_for_terminal(document: str) -> str:
+    """Return the same JSON with everything that a terminal would obey as an escape of JSON.
+
+    >>> print(json_for_terminal('["\\x9b2J \\u202egnp.exe"]'))
+    ["\\u009b2J \\u202egnp.exe"]
+    """
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
+
+
 def printable(text: str) -> str:
     """Escape NUL and invalid Unicode, so that the text can be printed and stored."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")

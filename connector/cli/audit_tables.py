@@ -3,14 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import click
-
 from alignment.modality import DIRECTIONS
 from alignment.retrieval.bootstrap import Estimate
 from connector.audits.measures import MEASURES, trended
 from connector.audits.result import BROKEN, Audit, StageSummary
 from connector.audits.stages import FILTER
-from connector.cli.tables import print_table
+from connector.cli.tables import print_table, show
 
 if TYPE_CHECKING:
     from connector.audits.baseline import Drift
@@ -21,7 +19,7 @@ def print_audit(found: Audit) -> None:
     """Print the verdict in words, the measures of the whole, the stages, and the strata."""
     title = f"{found.row.physical_name}: {found.verdict}"
     if found.verdict == BROKEN:
-        click.echo(f"{title}\n  {found.broken}")
+        show(f"{title}\n  {found.broken}")
         return
     sizes = ", ".join(f"{size} {modality}s" for modality, size in found.gallery.items())
     among = f"protocol {found.plan.protocol}" if found.plan.protocol else f"{found.plan.gallery} gallery"
@@ -37,13 +35,13 @@ def print_audit(found: Audit) -> None:
         print_table(map(_drift_row, found.drifts), f"since audit {found.drifts[0].audit}")
     for stage in found.stages:
         if stage.why_not:
-            click.echo(f"{stage.direction}: {stage.name} was not measured: {stage.why_not}.")
-    click.echo(_facts(found))
+            show(f"{stage.direction}: {stage.name} was not measured: {stage.why_not}.")
+    show(_facts(found))
     for sentence in found.in_words:
-        click.echo(sentence)
+        show(sentence)
     for direction, count in found.without_relevant.items():
         if count:
-            click.echo(f"{direction}: {count} queries have no relevant item in the gallery and count as misses.")
+            show(f"{direction}: {count} queries have no relevant item in the gallery and count as misses.")
 
 
 def _facts(found: Audit) -> str:

@@ -9,7 +9,7 @@ import click
 
 from connector.cli.options import home_options
 from connector.progress import say
-from connector.safe_text import redacted
+from connector.safe_text import for_terminal, redacted
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -73,7 +73,7 @@ def confirmation(what: str, yes: bool) -> Callable[[str], bool]:
     def confirm(question: str) -> bool:
         if yes:
             say(question.removesuffix("?"))
-        return yes or click.confirm(question, err=True)
+        return yes or click.confirm(for_terminal(question), err=True)
 
     return confirm
 

@@ -3,9 +3,9 @@
 Imports inside the commands keep `modalign --help` fast: numpy, torch, SQLAlchemy and the databases load when used.
 """
 
+import io
 import logging
 import sys
-from contextlib import suppress
 from typing import NoReturn
 
 import click
@@ -13,8 +13,9 @@ import click
 from alignment.errors import MetricError, ModalignError, TrainingError
 from connector.cli import alignments, audits, push, releases, runs, search, sets, streams
 from connector.cli.group import FAILED, INTERRUPTED, REQUIREMENT, USAGE, cli
-from connector.errors import FilterError, GateError, RequirementError, SettingsError
+from connector.errors import FilterError, GateError, OutOfResourcesError, RequirementError, SettingsError
 from connector.progress import StderrHandler, say
+from connector.resources import is_lack
 from connector.safe_text import without_secrets
 
 __all__ = ["cli", "main"]
@@ -40,8 +41,9 @@ def _exit_code() -> int:
     except SystemExit as stop:
         code = stop.code
     except click.ClickException as error:
-        with suppress(OSError):  # a stderr that nobody reads
-            error.show()
+        message = io.StringIO()
+        error.show(message)
+        say(message.getvalue().removesuffix("\n"))
         return USAGE
     except (click.Abort, KeyboardInterrupt):
         say("interrupted; nothing is half written: run the same command again")
@@ -49,6 +51,11 @@ def _exit_code() -> int:
     except ModalignError as error:
         say(f"modalign: {without_secrets(str(error))} [{error.code}]")
         return USAGE if isinstance(error, USAGE_ERRORS) else REQUIREMENT if isinstance(error, GateError) else FAILED
+    except (MemoryError, RuntimeError) as error:
+        if not is_lack(error):
+            raise
+        say(f"modalign: {type(error).__name__}: {error or 'no memory left'} [{OutOfResourcesError.code}]")
+        return FAILED
     except OSError as error:  # a full disk, a home or a stdout that cannot be written
         say(f"modalign: {error}")
         return FAILED

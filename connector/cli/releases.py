@@ -15,6 +15,7 @@ from connector.cli.tables import (
     print_table,
     reconciled_examples,
     reconciled_rows,
+    show,
     switched_rows,
 )
 from connector.progress import say
@@ -148,7 +149,7 @@ def status(
         print_table(({k: v for k, v in row.items() if k not in hidden} for row in releases), "releases")
         for row in releases:
             if row["pending"]:
-                click.echo(f"{row['physical_name']}: {row['pending']}")
+                show(f"{row['physical_name']}: {row['pending']}")
         if reports is not None:
             print_reconciled(reports)
         if shown.ingests_in_parts:

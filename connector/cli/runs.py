@@ -12,9 +12,10 @@ import click
 
 from connector.cli.group import cli, exit_for_rejects, load_settings, open_home, shortest
 from connector.cli.options import home_options, json_option, rejects_option
-from connector.cli.tables import print_json, print_rejects, print_result, print_table
+from connector.cli.tables import print_json, print_rejects, print_result, print_table, show
 from connector.progress import say
 from connector.reports.output_files import write_file
+from connector.safe_text import json_for_terminal
 
 if TYPE_CHECKING:
     from connector.provenance.tables import RejectRow
@@ -61,14 +62,14 @@ def rejects(
     if to is not None:
         lines = "".join(json.dumps({"run": number, **row}, ensure_ascii=False) + "\n" for row in rows)
         if str(to) == "-":
-            click.echo(lines, nl=False)
+            click.echo(json_for_terminal(lines), nl=False)
         else:
             write_file(to, lines)
             say(f"wrote {len(rows)} rejects to {to}")
     elif as_json:
         print_json({"run": number, **({"by_reason": counts} if by_reason else {"rejects": rows})})
     elif number is None:
-        click.echo("no run has rejected anything")
+        show("no run has rejected anything")
     elif by_reason:
         print_table(counts, f"rejects of run {number} by reason")
     else:

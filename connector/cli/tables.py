@@ -11,6 +11,7 @@ import click
 
 from connector.progress import say
 from connector.reports.geometry_rows import geometry_rows
+from connector.safe_text import for_terminal, json_for_terminal
 
 if TYPE_CHECKING:
     from alignment.comparison.guidelines import Guideline
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
 def print_json(document: Any) -> None:
     """Print a document as JSON on stdout."""
     has_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
-    click.echo(json.dumps(document, indent=2, ensure_ascii=not has_unicode, default=str))
+    click.echo(json_for_terminal(json.dumps(document, indent=2, ensure_ascii=not has_unicode, default=str)))
+
+
+def show(text: str) -> None:
+    """Print text for people on stdout; what a terminal would obey is escaped."""
+    click.echo(for_terminal(text))
 
 
 def print_result(result: "RunResult[object]", made: Mapping[str, Any], as_json: bool) -> None:
@@ -124,7 +130,7 @@ def print_reconciled(reports: Sequence["ReconcileReport"]) -> None:
     print_table(rows, "verified against SQL and embedding sets")
     for report in reports:
         if report.broken is not None:
-            click.echo(f"{report.name}: broken: {report.broken}")
+            show(f"{report.name}: broken: {report.broken}")
     for name, kinds in reconciled_examples(reports).items():
         for kind, examples in kinds.items():
             say(f"{name}: {kind}, for example {', '.join(examples)}")
@@ -169,14 +175,14 @@ def print_rejects(rows: Sequence[Mapping[str, Any]], run: int) -> None:
 def print_guidelines(guidelines: Sequence["Guideline"]) -> None:
     """Print what a comparison says on stdout, a paragraph each with what it rests on."""
     for guideline in guidelines:
-        click.echo(textwrap.fill(f"{guideline.topic}: {guideline.says}", 110, subsequent_indent="  "))
-        click.echo(textwrap.fill(f"({guideline.rests_on})", 110, initial_indent="  ", subsequent_indent="  ") + "\n")
+        show(textwrap.fill(f"{guideline.topic}: {guideline.says}", 110, subsequent_indent="  "))
+        show(textwrap.fill(f"({guideline.rests_on})", 110, initial_indent="  ", subsequent_indent="  ") + "\n")
 
 
 def print_geometry(found: "Geometry", title: str) -> None:
     """Print a geometry as a table, recalls first, and say in a sentence what it means."""
     print_table(geometry_rows(found), title)
-    click.echo(textwrap.fill(found.meaning, 110))
+    show(textwrap.fill(found.meaning, 110))
     if found.left_out:
         say(f"{found.left_out} items could not be aligned and are left out")
 
@@ -192,7 +198,7 @@ def print_table(rows: Iterable[Mapping[str, Any]], title: str) -> None:
     listed = list(rows)
     # A pipe has no width; a wide one keeps a row on a line.
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(Text(title, style="bold"))
+    console.print(Text(for_terminal(title), style="bold"))
     if not listed:
         console.print("  none")
         return
@@ -200,7 +206,7 @@ def print_table(rows: Iterable[Mapping[str, Any]], title: str) -> None:
     table = Table(box=SIMPLE_HEAD)
     for name in columns:
         numeric = all(isinstance(row.get(name), (int, float)) for row in listed)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(for_terminal(name)), justify="right" if numeric else "left", overflow="fold")
     for row in listed:
         table.add_row(*(_cell(row.get(name, "")) for name in columns))
     console.print(table)
@@ -211,4 +217,4 @@ def _cell(value: Any) -> Any:
 
     if isinstance(value, float):
         return f"{value:.4g}"
-    return Text("" if value is None else str(value))
+    return Text("" if value is None else for_terminal(str(value)).replace("\n", "\\n"))

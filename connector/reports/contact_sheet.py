@@ -1,8 +1,9 @@
 """Contact sheets: search results with their pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from connector.corpora.images import ImageRejectedError
 from connector.reports.page_files import small_picture, templates, write_page
@@ -30,16 +31,25 @@ def write_contact_sheet(path: Path, title: str, subtitle: str, answers: Sequence
         ConnectorError: the page cannot be written.
     """
     environment = templates()
-    environment.filters["thumbnail"] = thumbnail
+    environment.filters |= {"thumbnail": thumbnail, "embedded": embedded_picture}
     template = environment.get_template("contact_sheet.html")
     write_page(path, template.render(title=title, subtitle=subtitle, answers=answers))
 
 
-def thumbnail(path: str | Path | None) -> str | None:
-    """Return a thumbnail of an image file as a data URL, or None if it is missing or broken."""
+def thumbnail(path: str | Path | None, sha256: str | None = None) -> str | None:
+    """Return a thumbnail of an image file as a data URL, or None if it is missing, broken or not of this hash."""
     if path is None:
         return None
     try:
-        return small_picture(Path(path))
+        return small_picture(Path(path), sha256)
     except ImageRejectedError:
         return None
+
+
+def embedded_picture(payload: Mapping[str, Any]) -> str | None:
+    """Return a thumbnail of the file that `payload` names if it holds what was embedded, else None.
+
+    Others may write to the collection: the hash keeps private files that a payload names off the page.
+    """
+    path, sha256 = payload.get("image"), payload.get("content_sha256")
+    return thumbnail(path, str(sha256)) if isinstance(path, str) else None

@@ -14,6 +14,7 @@ from connector.reports.page_files import small_picture
 # Characters of a text, and bytes of all thumbnails of a page.
 LONGEST = 280
 MOST_BYTES = 3_000_000
+NOT_HASHED = "not compared: nothing says which files imported vectors were made of"
 REASONS = {"image-missing": "gone from disk", "image-changed": "changed on disk since they were embedded"}
 
 
@@ -39,9 +40,10 @@ class Shown:
         files that they name off the page.
         """
         if path not in self.files:
-            self.files[path] = None
+            self.files[path] = None if self.hashed else NOT_HASHED
             try:
-                self._pictures[path] = small_picture(Path(path), str(sha256) if self.hashed else None)
+                if self.hashed:
+                    self._pictures[path] = small_picture(Path(path), str(sha256))
             except ImageRejectedError as error:
                 self.files[path] = REASONS.get(error.reason, error.reason.removeprefix("image-").replace("-", " "))
         url = self._pictures.get(path)

@@ -1,5 +1,6 @@
 """No secret of a URL survives redaction, and what is harmless stays."""
 
+import json
 import re
 import time
 
@@ -7,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connector.safe_text import MAX_TEXT, MAX_URL, UNREADABLE, printable, redacted, without_secrets
+from connector.safe_text import (
+    MAX_TEXT,
+    MAX_URL,
+    UNREADABLE,
+    for_terminal,
+    json_for_terminal,
+    printable,
+    redacted,
+    without_secrets,
+)
 
 HIDDEN = "https://***@db.example/modalign connection to failed (an unreadable URL)"
 
@@ -254,3 +264,25 @@ def test_a_picture_as_a_url_is_not_shown() -> None:
     picture = "data:image/png;base64," + "A" * 4_000_000
     assert redacted(picture) == redacted("https://q/" + "x" * MAX_URL) == UNREADABLE
     assert len(without_secrets(f"cannot fetch {picture}: timed out")) < MAX_TEXT
+
+
+# What reaches a terminal
+
+OBEYED = [*map(chr, range(32)), *map(chr, range(0x7F, 0xA0)), *map(chr, range(0x2028, 0x202F))]
+OBEYED = [character for character in OBEYED if character not in "\t\n"] + [*map(chr, range(0x2066, 0x206A)), "\ud800"]
+
+
+@given(st.text(), st.sampled_from(OBEYED))
+def test_nothing_that_a_terminal_obeys_reaches_it(text: str, character: str) -> None:
+    for shown in (for_terminal(text + character + text), json_for_terminal(json.dumps([text + character]))):
+        assert not set(shown) & set(OBEYED)
+
+
+@given(st.recursive(st.text(st.characters(codec="utf-8") | st.sampled_from(OBEYED)), st.lists, max_leaves=5))
+def test_json_for_a_terminal_says_the_same(document: object) -> None:
+    assert json.loads(json_for_terminal(json.dumps(document, ensure_ascii=False))) == document
+
+
+@pytest.mark.parametrize("text", ["a dog", "ein Fluß", "שלום", "سلام می‌کند", "👩‍👩‍👧", "a\tb\nc", "\\x1b", "日本語"])
+def test_text_that_people_read_is_shown_as_it_is(text: str) -> None:
+    assert for_terminal(text) == text

@@ -1,5 +1,6 @@
 """Homes whose names, captions and fields try to break a page, and the items that pages show."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,10 @@ def damage(home: Path) -> None:
 
 
 def search_hit(key: str, modality: Modality = "image", score: float = 0.5, **payload: Any) -> SearchHit:
+    """Return a hit as a search finds it; one with an image has the hash of its file, unless another is given."""
+    file = Path(str(payload.get("image")))
+    if file.is_file():
+        payload.setdefault("content_sha256", hashlib.sha256(file.read_bytes()).hexdigest())
     return SearchHit(key, f"group of {key}", modality, score, score, dict(payload))
 
 

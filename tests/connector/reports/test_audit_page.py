@@ -25,7 +25,7 @@ from connector.reports.audit_page import write_audit_page
 from connector.reports.glossary import sentence
 from connector.reports.history_page import write_history_page
 from connector.reports.page_files import THUMBNAIL, claim_page
-from connector.reports.worst_queries import Shown
+from connector.reports.worst_queries import NOT_HASHED, Shown
 from tests.support.audits import altered
 from tests.support.cli import Ended, done, modalign
 from tests.support.errors import raises
@@ -337,15 +337,18 @@ class TestNothingBreaksIt:
         assert "found: no file was recorded" in page.of("span")
         assert "items of another embedding set" in page.text
 
-    def test_pictures_of_imported_vectors_are_shown_as_they_are(self, written: WrittenPage, tmp_path: Path) -> None:
-        """Their content is the vector: what their files held is not known."""
-        held = {"image": str(write_picture(tmp_path / "a.png")), "content_sha256": "0" * 64}
+    def test_pictures_of_imported_vectors_stay_off_the_page(self, written: WrittenPage, tmp_path: Path) -> None:
+        """Their content is the vector: what their files held is not known, and a payload may name any file."""
+        file = write_picture(tmp_path / "a.png")
+        held = {"image": str(file), "content_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
         worst = WorstQuery("text-to-image", Point("q", {}), 3.0, [Point("found", held, score=0.5)], [])
         origin = written.origin
         encoder = EncoderRow(modality="image", spec="imported:CLIP", fingerprint="0" * 64, dim=4)
-        for encoders, shown in ((origin.encoders, 0), ({**origin.encoders, "image": encoder}, 1)):
+        for encoders, shown in ((origin.encoders, 1), ({**origin.encoders, "image": encoder}, 0)):
             found = altered(written.found, worst=[worst])
-            assert len(page_of(tmp_path, found, replace(origin, encoders=encoders)).images()) == shown
+            page = page_of(tmp_path, found, replace(origin, encoders=encoders))
+            assert len(page.images()) == shown
+            assert (NOT_HASHED in page.text) == (not shown)
 
     def test_its_size_is_bounded(self, written: WrittenPage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         noise, points = np.random.default_rng(0), []

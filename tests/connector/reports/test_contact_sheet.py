@@ -93,8 +93,17 @@ def test_a_picture_that_is_gone_is_said_to_be(tmp_path: Path, payload: dict[str,
         payload = {"image": str(tmp_path / "broken.png")}
     page = written(tmp_path, Answered("q", [search_hit("key of it", **payload)]))
     assert page.images() == []
-    assert "image file is gone" in page.strings
+    assert "image file is gone or changed" in page.strings
     assert "key of it" in page.strings
+
+
+@pytest.mark.parametrize("sha256", [None, "", "0" * 64, 7])
+def test_a_picture_that_is_not_what_was_embedded_stays_off_the_page(tmp_path: Path, sha256: object) -> None:
+    """Whoever writes to the collection may name any file of whoever searches it."""
+    private = write_picture(tmp_path / "private.png")
+    page = written(tmp_path, Answered("q", [search_hit("a", image=str(private), content_sha256=sha256)]))
+    assert page.images() == []
+    assert "image file is gone or changed" in page.strings
 
 
 def test_a_query_whose_picture_is_gone_is_named(tmp_path: Path) -> None:

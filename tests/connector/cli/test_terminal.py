@@ -1,0 +1,77 @@
+"""Texts of a corpus, of file names and of arguments never act on the terminal that shows them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.support.cli import SPECS, Ended, done, modalign
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp.exe\u2066\r\x7f"
+OBEYED = set(EVIL) - set("]0;owned[2J31mgnp.exe")
+
+
+def assert_harmless(ended: Ended) -> None:
+    assert not OBEYED & set(ended.out + ended.err), repr(ended)
+
+
+@pytest.fixture(scope="module")
+def evil(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a collection whose keys, captions, groups and rejects are full of escapes."""
+    home = shutil.copytree(shared, tmp_path_factory.mktemp("evil") / "home")
+    folder = tmp_path_factory.mktemp("corpus")
+    Image.new("RGB", (8, 8), "red").save(folder / "a.png")
+    rows = [
+        {"key": f"good {EVIL}", "image": "a.png", "caption": f"red {EVIL}", "group": EVIL, EVIL: EVIL},
+        {"key": f"bad {EVIL}", "image": f"gone {EVIL}.png", "caption": "red"},
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    encoded = modalign("encode", folder / "rows.jsonl", "--set", "evil", *SPECS, "--home", home)
+    assert encoded.code == 4, encoded
+    assert_harmless(encoded)
+    assert_harmless(done("push", "evil", "--into", "evil", "--alignment", "a", "--home", home))
+    return home
+
+
+def test_what_was_found_and_refused_is_shown_without_its_escapes(evil: Path) -> None:
+    for arguments in (
+        ("search", "evil", "red", "--target", "text"),
+        ("search", "evil", "red", "--target", "text", "--json"),
+        ("rejects",),
+        ("rejects", "--json"),
+        ("rejects", "--export", "-"),
+        ("status", "--json"),
+    ):
+        shown = modalign(*arguments, "--home", evil)
+        assert shown.code == 0, shown
+        assert_harmless(shown)
+
+
+def test_json_holds_the_exact_texts(evil: Path) -> None:
+    hits = done("search", "evil", "red", "--target", "text", "--json", "--home", evil).document["found"]
+    assert {(hit["key"], hit["payload"]["caption"]) for hit in hits} >= {(f"good {EVIL}#0", f"red {EVIL}")}
+    (reject,) = done("rejects", "--json", "--home", evil).document["rejects"]
+    assert reject["key"] == f"bad {EVIL}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("search", EVIL, "a dog"),
+        ("search", "evil", f"{EVIL}.png"),
+        ("search", "evil", "a", "--filter", EVIL),
+        ("search", "evil", "a", "--metric", EVIL),
+        ("encode", EVIL, "--set", "x"),
+        ("encode", "/", "--set", EVIL),
+        ("rejects", EVIL),
+        (EVIL,),
+        ("search", "evil", "a", f"--{EVIL}"),
+        ("delete", "evil", "--key", EVIL, "--yes"),
+    ],
+)
+def test_answers_and_errors_show_what_was_given_without_its_escapes(evil: Path, arguments: tuple[str, ...]) -> None:
+    ended = modalign(*arguments, *(() if arguments == (EVIL,) else ("--home", evil)))
+    assert "owned" in ended.out + ended.err or arguments[0] == "delete"
+    assert_harmless(ended)
