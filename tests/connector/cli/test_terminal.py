@@ -73,5 +73,4 @@ def test_json_holds_the_exact_texts(evil: Path) -> None:
 )
 def test_answers_and_errors_show_what_was_given_without_its_escapes(evil: Path, arguments: tuple[str, ...]) -> None:
     ended = modalign(*arguments, *(() if arguments == (EVIL,) else ("--home", evil)))
-    assert "owned" in ended.out + ended.err or arguments[0] == "delete"
     assert_harmless(ended)
