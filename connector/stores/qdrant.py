@@ -1,10 +1,12 @@
 """Qdrant as a server or a cluster, over REST or gRPC."""
 
 import json
+import logging
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -34,6 +36,8 @@ from connector.stores.layout import Datatype, Layout
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, RetryPolicy, connected
 from connector.stores.qdrant_layout import index_schema, layout_of, quantization_config
 
+_log = logging.getLogger(__name__)
+
 OLDEST_SERVER = (1, 16)  # the first with collection metadata
 NEWEST_MAJOR = 1  # of the client; in another version the same requests may mean something else
 WITH_TURBO = (1, 18)
@@ -47,6 +51,7 @@ UPLOADS = 4
 # If so many points are all refused for the same reason, not the points are wrong but the request.
 ALIKE = 16
 INDEX_SECONDS = 3600.0
+REPORT_SECONDS = 30.0  # how often a wait for an index is told of
 POLL_SECONDS = 0.5
 STABLE_POLLS = 3
 
@@ -65,6 +70,7 @@ class QdrantStore(Store):
         self.url = self._connection.url
         self._known: dict[str, models.CollectionInfo] = {}
         self._request_bytes = REQUEST_BYTES
+        self._closed = False
         self._uploads = ThreadPoolExecutor(uploads, thread_name_prefix="upload")
 
     @classmethod
@@ -116,6 +122,7 @@ class QdrantStore(Store):
 
     @override
     def close(self) -> None:
+        self._closed = True
         self._uploads.shutdown()
         self._client.close()
 
@@ -237,6 +244,8 @@ class QdrantStore(Store):
     @override
     def _upsert(self, name: str, points: Points) -> None:
         """Write points in several requests at once; only what the server calls completed counts as written."""
+        if self._closed:
+            raise StoreError(f"{self.url} is closed")
         refused: dict[int, Refusal] = {}
         for of_request in self._uploads.map(lambda rows: self._write(name, points, rows), self._requests(points)):
             refused |= of_request
@@ -375,7 +384,7 @@ class QdrantStore(Store):
     @override
     def ready(self, name: str) -> CollectionInfo:
         """Wait until the server has nothing left to optimise in several polls in a row."""
-        deadline = time.monotonic() + INDEX_SECONDS
+        started, said = time.monotonic(), -REPORT_SECONDS
         stable = 0
         while stable < STABLE_POLLS:
             info = self._call(self._client.get_collection, name)
@@ -387,32 +396,33 @@ class QdrantStore(Store):
                 # Grey means paused until the next update; an empty one wakes the optimizer.
                 wake = models.OptimizersConfigDiff()
                 self._call(self._client.update_collection, name, optimizers_config=wake)
+            waited = time.monotonic() - started
+            if left and waited > INDEX_SECONDS:
+                raise StoreUnavailableError(
+                    f"{self.url}: collection {name} was not indexed within {INDEX_SECONDS:.0f} s ({left}); it goes on, "
+                    "run the same command again later"
+                )
+            if left and waited - said >= REPORT_SECONDS:
+                _log.info("waiting for the index of collection %s, %.0f s so far: %s", name, waited, left)
+                said = waited
             if stable < STABLE_POLLS:
-                if time.monotonic() > deadline:
-                    raise StoreUnavailableError(
-                        f"{self.url}: collection {name} was not indexed within {INDEX_SECONDS:.0f} s ({left}); it goes "
-                        "on, run the same command again later"
-                    )
                 time.sleep(POLL_SECONDS)
         return self.describe(name)
 
     def _left(self, name: str, info: models.CollectionInfo) -> str:
-        """Return what the server still has to do, as far as it says; empty: nothing."""
-        if info.status != models.CollectionStatus.GREEN:
-            return f"status {info.status.value}"
+        """Return what the server still has to do and what it complains of; empty: nothing is left to do."""
+        left = [] if info.status == models.CollectionStatus.GREEN else [f"status {info.status.value}"]
         if (queue := info.update_queue) and (queue.length or queue.deferred_points):
-            return f"{queue.length} updates queued, {queue.deferred_points or 0} points deferred"
+            left.append(f"{queue.length} updates queued, {queue.deferred_points or 0} points deferred")
         if not self._connection.grpc:  # gRPC has no such request
-            try:
+            with suppress(CollectionNotFoundError, NotImplementedError):  # nor has an older server, or local mode
                 at_work = self._call(self._client.get_optimizations, name)
-            except (
-                CollectionNotFoundError,
-                NotImplementedError,
-            ):  # nor has an older server, or local mode
-                return ""
-            if at_work.running or at_work.summary.queued_optimizations:
-                return f"{len(at_work.running)} optimizations running, {at_work.summary.queued_optimizations} queued"
-        return ""
+                if at_work.running or at_work.summary.queued_optimizations:
+                    queued = at_work.summary.queued_optimizations
+                    left.append(f"{len(at_work.running)} optimizations running, {queued} queued")
+        if left:
+            left += [warning.message for warning in info.warnings or ()]
+        return "; ".join(left)
 
     @override
     def aliases(self) -> dict[str, str]:
@@ -422,16 +432,15 @@ class QdrantStore(Store):
     @override
     def set_aliases(self, aliases: Mapping[str, str]) -> None:
         """Switch aliases in one request."""
-        existing, collections = self.aliases(), self.collections()
+        collections = self.collections()
         for alias, target in aliases.items():
             if target not in collections:
                 raise CollectionNotFoundError(f"{self.url} has no collection {target!r} for alias {alias!r}")
             if alias in collections:
                 raise StoreError(f"{self.url}: {alias!r} is a collection and cannot be an alias")
         actions: list[models.AliasOperations] = []
+        # An alias that exists is replaced. Deleting it first would lose it if the server were killed in between.
         for alias, target in aliases.items():
-            if alias in existing:
-                actions.append(_delete_alias(alias))
             create = models.CreateAlias(collection_name=target, alias_name=alias)
             actions.append(models.CreateAliasOperation(create_alias=create))
         self._change_aliases(actions)

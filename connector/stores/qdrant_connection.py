@@ -16,8 +16,10 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies
 
 import grpc
+import httpcore
 import httpx
 import stamina
 from pydantic import ValidationError
@@ -35,6 +37,7 @@ from connector.errors import (
 )
 from connector.safe_text import redacted, without_secrets
 from connector.settings import REQUEST_SECONDS
+from connector.stores.request_deadline import DeadlineTransport
 
 T = TypeVar("T")
 
@@ -62,6 +65,12 @@ HTTP_STATUS = {
 }
 # Both sides of gRPC say with these words that a message is too large, under codes that mean other things as well.
 TOO_LARGE = ("message length too large", "larger than max")
+NEVER_SENT = (
+    httpx.LocalProtocolError,
+    httpx.UnsupportedProtocol,
+    httpcore.LocalProtocolError,
+    httpcore.UnsupportedProtocol,
+)
 UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 
 
@@ -161,7 +170,7 @@ class Connection:
                 source = error.source if isinstance(error, ResponseHandlingException) else error
                 return self._unreachable(source)
             case ResourceExhaustedResponse():
-                return self._overloaded(str(error), error.retry_after_s)
+                return self._overloaded(str(error), max(0.0, error.retry_after_s))
             case QdrantException():  # the client's complaint about a Retry-After that is a date, which it quotes
                 return self._overloaded(str(error), _seconds(str(error).partition("integer: ")[2]))
             case grpc.RpcError():
@@ -211,7 +220,9 @@ class Connection:
             f"{self.url} cannot be reached: {why}; check that it runs, that MODALIGN_QDRANT_URL names it, and that "
             "MODALIGN_QDRANT_TIMEOUT leaves it the time it needs"
         )
-        never = isinstance(why, (httpx.LocalProtocolError, httpx.UnsupportedProtocol))
+        if isinstance(why, RuntimeError):  # what httpx says of a client that was closed
+            return StoreError(self._shown(f"{self.url} is closed: {why}"))
+        never = isinstance(why, NEVER_SENT)
         return StoreError(message) if never else StoreUnavailableError(message)
 
     def _untrusted(self) -> StoreError:
@@ -263,6 +274,8 @@ def connected(
             options |= _grpc(parts.hostname or "", port or GRPC_PORT, parts.scheme == "grpcs", ca_file)
         elif parts.scheme in ("http", "https"):
             options |= {"url": url, "verify": _trusting(ca_file)}
+            if not getproxies():  # of the environment; httpx goes through them itself, without a deadline
+                options["transport"] = DeadlineTransport(options["verify"])
             if parts.username is not None:
                 options["auth"] = (unquote(parts.username), password)
         else:
@@ -306,6 +319,6 @@ def _seconds(text: str | None) -> float | None:
     except ValueError:
         try:
             seconds = (parsedate_to_datetime(text or "") - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):  # no date, or one without a time zone
+        except (ValueError, TypeError, IndexError, OverflowError):  # no date, one without a zone or out of all range
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -1,6 +1,7 @@
 """The boundary to a server: every failure becomes the right exception, and only what may pass is tried again."""
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID
@@ -10,6 +11,8 @@ import httpx
 import numpy as np
 import pytest
 import stamina
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 from pytest_httpserver import HTTPServer
 from qdrant_client import QdrantClient
@@ -292,6 +295,62 @@ def test_there_are_exceptions_to_translate() -> None:
     assert {kind.__name__ for kind in GRPC} >= {"RpcError", "FutureTimeoutError"}
 
 
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("-5", 0.0),
+        ("-0.5", 0.0),
+        ("7", 7.0),
+        ("2.5", 2.5),
+        ("9" * 400, None),
+        ("9" * 5000, None),
+        ("inf", None),
+        ("nan", None),
+        ("soon", None),
+        (",", None),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        ("Wed, 21 Oct 2015 07:28:00", None),
+        ("Mon, 01 Jan 0001 00:00:00 +2359", 0.0),
+        ("Wed, 99 Oct 99999 07:28:00 GMT", None),
+        ("21 Oct", None),
+    ],
+)
+@pytest.mark.parametrize("status", [429, 503])
+def test_every_wait_that_a_server_asks_for_can_be_waited(
+    server: CannedServer, store: QdrantStore, header: str, seconds: float | None, status: int
+) -> None:
+    server.answer = lambda method, path: (status, {"Retry-After": header}, b"{}")
+    with pytest.raises(StoreUnavailableError) as raised:
+        store.count("c")
+    wait = raised.value.retry_after
+    assert wait == seconds or (wait is not None and len(header) == 400)
+    assert len(server.requests) == ATTEMPTS
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40))
+def test_no_retry_after_is_beyond_reason(header: str) -> None:
+    def answered() -> None:
+        raise client_exceptions.ResourceExhaustedResponse("slow down", header)  # type: ignore[arg-type]  # as sent
+
+    client = QdrantClient(":memory:")
+    with pytest.raises(StoreUnavailableError) as raised:
+        Connection(client, "http://host:6333").translated(answered)
+    client.close()
+    assert raised.value.retry_after is None or raised.value.retry_after >= 0
+
+
+def test_a_closed_store_says_so_and_tries_nothing_again(server: CannedServer, store: QdrantStore) -> None:
+    server.answer = lambda method, path: (200, {}, result(INFO))
+    one = Points("v", ["00000000-0000-0000-0000-000000000001"], np.ones((1, 2), np.float32), [{}])
+    store.datatype("c")
+    store.close()
+    server.requests.clear()
+    for use in (lambda: store.count("c"), lambda: store.upsert("c", one), store.collections):
+        with raises(StoreError, "closed", server.url):
+            use()
+    assert server.requests == []
+
+
 @pytest.mark.parametrize("source", [httpx.ConnectError("no"), httpx.ReadTimeout("slow"), OSError("broken pipe")])
 def test_a_failure_on_the_way_may_pass(connection: Connection, source: Exception) -> None:
     with pytest.raises(StoreUnavailableError, match=str(source)):
@@ -375,6 +434,31 @@ class TestProtocol:
         assert self.asked(server) == 5 + qdrant_store.STABLE_POLLS + 1
         store.ready("c")
         assert self.asked(server) == 5 + 2 * (qdrant_store.STABLE_POLLS + 1)
+
+    def test_a_wait_for_the_index_is_told_of_with_the_servers_reason(
+        self,
+        server: CannedServer,
+        store: QdrantStore,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        slow = {"status": "yellow", "warnings": [{"message": "disk is slow"}], "update_queue": {"length": 3}}
+        self.polled(server, monkeypatch, slow, slow, slow, {"status": "green"})
+        with caplog.at_level(logging.INFO):
+            store.ready("c")
+        (line,) = [record.getMessage() for record in caplog.records if "collection c" in record.getMessage()]
+        for words in ("status yellow", "3 updates queued", "disk is slow"):
+            assert words in line
+        caplog.clear()
+        self.polled(server, monkeypatch, slow, slow, slow, {"status": "green"})
+        monkeypatch.setattr(qdrant_store, "REPORT_SECONDS", 0.0)
+        with caplog.at_level(logging.INFO):
+            store.ready("c")
+        assert caplog.text.count("disk is slow") == 3
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            store.ready("c")
+        assert "collection c" not in caplog.text
 
     def test_a_paused_optimizer_is_woken(
         self, server: CannedServer, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
@@ -491,6 +575,8 @@ class TestProtocol:
         server.answer = answer
         store.set_aliases({"a": "new", "b": "new"})
         assert server.requests.count(("POST", "/collections/aliases")) == 1
+        # Replaced, never deleted first: a server that is killed in between would have lost it.
+        assert [list(action) for action in server.bodies[-1]["actions"]] == [["create_alias"]] * 2
 
 
 def test_a_client_of_ones_own_can_be_wrapped() -> None:
