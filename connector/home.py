@@ -7,6 +7,8 @@
 
 A method that changes something takes a request of `connector.requests`, is recorded as a run in SQL with its counts and
 its outcome, also when it fails, and returns a `RunResult`.
+
+Methods import what they call: `status` must not load trainers, readers, charts and templates.
 """
 
 import logging
@@ -17,39 +19,20 @@ from typing import TYPE_CHECKING, Any, Self
 
 from alignment import device as devices
 from alignment.distributed import process_group
-from alignment.fitting.fit import fit
-from alignment.fitting.sole_fit import sole_fit
-from alignment.geometry.geometry import Geometry
 from alignment.metrics import parse
 from alignment.model.alignment import Alignment
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
-from connector.audits.gap import measure_gap
-from connector.audits.history import AuditSummary, history
-from connector.audits.result import Audit
-from connector.audits.run import run_audit
-from connector.corpora.formats import open_corpus
-from connector.encoding.embedding_sets import encode_corpus, import_vectors
-from connector.encoding.encoders import load_encoders
 from connector.errors import CollectionNotFoundError, SettingsError
 from connector.progress import progress
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run, RunRejects, RunResult
 from connector.provenance.tables import ReleaseRow
-from connector.push.delete import Deletion, DeletionPreview
-from connector.push.ingest import Confirm, ingest
-from connector.push.session import push
 from connector.recorded_request import Request
 from connector.releases.lag import Lag, lag_of
 from connector.releases.promotion import AliasSwitch, Lifecycle, PromotionOverride, this_person
-from connector.releases.reconcile import ReconcileReport
-from connector.releases.reconcile_releases import reconcile_releases
 from connector.releases.release import Release
 from connector.releases.status import Status, read_status
-from connector.reports.audit_context import audit_context
-from connector.reports.audit_page import write_audit_page
-from connector.reports.compare_report import Compared, compare_and_report
-from connector.reports.page_files import claim_page
 from connector.requests import (
     RETRIED,
     AuditRequest,
@@ -68,8 +51,6 @@ from connector.requests import (
     RollbackRequest,
     SearchRequest,
 )
-from connector.search.query import QueryResult, search
-from connector.search.retriever import Retriever
 from connector.settings import Settings, checked_name
 from connector.stores.contract import Store
 from connector.stores.filters import parse_filter
@@ -78,7 +59,16 @@ from connector.stores.opening import open_store, url_of
 _log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
+    from alignment.geometry.geometry import Geometry
     from alignment.model.onnx_export import Graph
+    from connector.audits.history import AuditSummary
+    from connector.audits.result import Audit
+    from connector.push.delete import DeletionPreview
+    from connector.push.ingest import Confirm
+    from connector.releases.reconcile import ReconcileReport
+    from connector.reports.compare_report import Compared
+    from connector.search.query import QueryResult
+    from connector.search.retriever import Retriever
 
 
 class Home:
@@ -116,6 +106,10 @@ class Home:
 
     def encode(self, request: EncodeRequest) -> RunResult[EmbeddingSet]:
         """Encode a corpus into an embedding set."""
+        from connector.corpora.formats import open_corpus
+        from connector.encoding.embedding_sets import encode_corpus
+        from connector.encoding.encoders import load_encoders
+
         with self._run(request) as run:
             corpus = open_corpus(request.corpus, format=request.format, images=request.images)
             encoders = load_encoders(request.encoders, devices.resolve(self.settings.device))
@@ -133,6 +127,8 @@ class Home:
 
     def import_vectors(self, request: ImportRequest) -> RunResult[EmbeddingSet]:
         """Take vectors that were computed elsewhere into an embedding set."""
+        from connector.encoding.embedding_sets import import_vectors
+
         with self._run(request) as run:
             imported = import_vectors(request, self.settings.set_path(request.set), self.provenance, run)
         return RunResult(run.id, run.counts, imported)
@@ -143,6 +139,9 @@ class Home:
         Raises:
             AlignmentError: the alignment exists, or another process is fitting it.
         """
+        from alignment.fitting.fit import fit
+        from alignment.fitting.sole_fit import sole_fit
+
         sets = list(request.sets)
         chosen: dict[str, Any] = {
             "method": request.method,
@@ -167,8 +166,10 @@ class Home:
                 run.counts["candidates"] = len(alignment.card.candidates)
             return RunResult(run.id, run.counts, alignment)
 
-    def compare(self, request: CompareRequest) -> RunResult[Compared]:
+    def compare(self, request: CompareRequest) -> "RunResult[Compared]":
         """Compare encoder pairs, methods and metrics on embedding sets, and write a report."""
+        from connector.reports.compare_report import compare_and_report
+
         with self._run(request) as run:
             sets = [self.embedding_set(name) for name in dict.fromkeys(request.sets)]
             directory = request.to or self.settings.home / "reports" / f"compare-{run.id}"
@@ -178,8 +179,10 @@ class Home:
             run.counts["not_run"] = len(compared.comparison.not_run)
         return RunResult(run.id, run.counts, compared)
 
-    def gap(self, request: GapRequest) -> RunResult[Geometry]:
+    def gap(self, request: GapRequest) -> "RunResult[Geometry]":
         """Measure the geometry of held-out groups of an embedding set, with Recall@K beside it."""
+        from connector.audits.gap import measure_gap
+
         with self._run(request) as run:
             alignment = None if request.alignment is None else self.alignment(request.alignment)
             measured = measure_gap(request, self.embedding_set(request.set), alignment)
@@ -188,6 +191,8 @@ class Home:
 
     def push(self, request: PushRequest) -> RunResult[list[Release]]:
         """Push an embedding set through an alignment into a collection, one release a metric."""
+        from connector.push.session import push
+
         with self._run(request) as run:
             checked_name(request.into, "collection")
             alignment, embedding_set = self.alignment(request.alignment), self.embedding_set(request.set)
@@ -209,13 +214,15 @@ class Home:
                 )
         return RunResult(run.id, run.counts, releases)
 
-    def ingest(self, request: IngestRequest, *, prune: Confirm | None = None) -> RunResult[list[Release]]:
+    def ingest(self, request: IngestRequest, *, prune: "Confirm | None" = None) -> RunResult[list[Release]]:
         """Encode a corpus with the alignment's own encoders and push it, in one run.
 
         Args:
             request: what to ingest.
             prune: asked before items that have left the corpus are deleted, with their number; None: they stay.
         """
+        from connector.push.ingest import ingest
+
         with self._run(request) as run:
             checked_name(request.into, "collection")
             alignment = self.alignment(request.alignment)
@@ -233,12 +240,14 @@ class Home:
         return RunResult(run.id, run.counts, releases)
 
     def delete(
-        self, request: DeleteRequest, *, confirm: Callable[[DeletionPreview], bool] = lambda preview: True
+        self, request: DeleteRequest, *, confirm: "Callable[[DeletionPreview], bool]" = lambda preview: True
     ) -> RunResult[bool]:
         """Delete items from every release of a collection and from their embedding sets.
 
         Other collections lose what they hold of these sets, too. The value of the result is the answer of `confirm`.
         """
+        from connector.push.delete import Deletion
+
         condition = None if request.filter is None else parse_filter(request.filter)
         with self._run(request) as run:
             checked_name(request.collection, "collection")
@@ -320,15 +329,19 @@ class Home:
             run.counts["dropped"] = len(rows)
         return RunResult(run.id, run.counts, rows)
 
-    def verify(self, collection: str | None = None) -> list[ReconcileReport]:
+    def verify(self, collection: str | None = None) -> "list[ReconcileReport]":
         """Reconcile the live and ready releases, of `collection` or of all, with SQL and the embedding sets.
 
         A release that cannot be compared is reported as `broken`, and the others are reconciled all the same.
         """
+        from connector.releases.reconcile_releases import reconcile_releases
+
         return reconcile_releases(self.provenance, self.store, collection, device=self.settings.device)
 
-    def repair(self, request: RepairRequest) -> RunResult[list[ReconcileReport]]:
+    def repair(self, request: RepairRequest) -> "RunResult[list[ReconcileReport]]":
         """Repair those releases from their embedding sets; the value of the result is what `verify` then finds."""
+        from connector.releases.reconcile_releases import reconcile_releases
+
         with self._run(request) as run:
             reconcile_releases(
                 self.provenance,
@@ -341,12 +354,16 @@ class Home:
             reports = self.verify(request.collection)
         return RunResult(run.id, run.counts, reports)
 
-    def retriever(self, collection: str, metric: str | None = None) -> Retriever:
+    def retriever(self, collection: str, metric: str | None = None) -> "Retriever":
         """Open the live release of `collection` for searching."""
+        from connector.search.retriever import Retriever
+
         return Retriever.open(self.provenance, self.store, collection, metric, device=self.settings.device)
 
-    def search(self, request: SearchRequest) -> QueryResult:
+    def search(self, request: SearchRequest) -> "QueryResult":
         """Search the live release of a collection with one text or one image. No run records it."""
+        from connector.search.query import search
+
         condition = None if request.filter is None else parse_filter(request.filter)
         return search(self.retriever(request.collection, request.metric), request, condition)
 
@@ -359,8 +376,13 @@ class Home:
             run.counts["graphs"] = len(graphs)
         return RunResult(run.id, run.counts, graphs)
 
-    def audit(self, request: AuditRequest) -> RunResult[Audit]:
+    def audit(self, request: AuditRequest) -> "RunResult[Audit]":
         """Audit a release with the pairs of an embedding set; nothing in the store is changed."""
+        from connector.audits.run import run_audit
+        from connector.reports.audit_context import audit_context
+        from connector.reports.audit_page import write_audit_page
+        from connector.reports.page_files import claim_page
+
         with self._run(request) as run:
             if request.report is not None:
                 claim_page(request.report)
@@ -372,12 +394,14 @@ class Home:
             )
         return RunResult(run.id, run.counts, audit)
 
-    def audits(self, collection: str, *, metric: str | None = None, limit: int = 30) -> list[AuditSummary]:
+    def audits(self, collection: str, *, metric: str | None = None, limit: int = 30) -> "list[AuditSummary]":
         """Return the newest audits of the releases of `collection`, oldest first.
 
         Raises:
             CollectionNotFoundError: there never was such a release.
         """
+        from connector.audits.history import history
+
         # The history is read from SQL alone, so that a process that has the store open does not block it.
         where = {"store_url": self.provenance.database.stored(url_of(self.settings)), "collection": collection}
         rows = self.provenance.releases.find(**where, **({"metric": str(parse(metric))} if metric else {}))

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -92,11 +93,20 @@ class TestHelp:
     @pytest.mark.parametrize("words", [("--help",), ("encode", "--help"), ("db", "upgrade", "--help"), ("--version",)])
     def test_help_loads_nothing_heavy(self, words: tuple[str, ...]) -> None:
         heavy = ["numpy", "torch", "sqlalchemy", "alembic", "pyarrow", "qdrant_client", "qdrant_edge", "scipy", "rich"]
+        assert self.loaded(heavy, words) == "[] 0\n"
+
+    def test_status_loads_nothing_that_only_other_commands_need(self, shared: Path) -> None:
+        heavy = ["torch", "scipy", "sklearn", "alembic", "qdrant_client", "qdrant_edge", "PIL", "jinja2", "matplotlib"]
+        assert self.loaded(heavy, ("status", "--home", str(shared))) == "[] 0\n"
+
+    @staticmethod
+    def loaded(heavy: Sequence[str], words: Sequence[str]) -> str:
+        """Run a command in a process of its own; return which of these modules it loaded, and its exit code."""
         script = (
             "import sys; from connector.cli import main as cli\n"
-            f"sys.argv = ['modalign', *{words!r}]\n"
+            f"sys.argv = ['modalign', *{list(words)!r}]\n"
             "try: cli.main()\n"
             f"except SystemExit as end: print([m for m in {heavy!r} if m in sys.modules], end.code, file=sys.stderr)\n"
         )
         ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-        assert ended.stderr == "[] 0\n"
+        return ended.stderr
