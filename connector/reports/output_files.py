@@ -35,8 +35,9 @@ def write_file(path: Path, text: str) -> None:
     """
     content = text.encode(errors="backslashreplace")  # names of files may be invalid Unicode
     try:
-        if path.exists() and not path.is_file():
-            with path.open("wb") as stream:
+        # /dev/stdout is what a shell has opened, a file perhaps: replacing it would lose what others write there.
+        if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
+            with path.open("ab") as stream:
                 stream.write(content)
         else:
             write_durably(path.resolve(), content)  # of a link, the file behind it

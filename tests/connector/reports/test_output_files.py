@@ -74,3 +74,11 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     write_file(tmp_path / "link.html", "new")
     assert (tmp_path / "link.html").is_symlink()
     assert (tmp_path / "disk" / "real.html").read_text() == "new"
+
+
+def test_a_stdout_that_is_a_file_keeps_what_is_printed_before_and_after(tmp_path: Path) -> None:
+    write = "from connector.reports.output_files import *; write_file(Path('/dev/stdout'), 'text ')"
+    command = f'printf "before "; {sys.executable} -c "{write}"; printf after'
+    with (tmp_path / "out").open("ab") as out:
+        subprocess.run(["sh", "-c", command], stdout=out, check=True)
+    assert (tmp_path / "out").read_text() == "before text after"
