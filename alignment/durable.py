@@ -2,26 +2,29 @@
 
 import errno
 import os
+import re
 import shutil
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-# Suffix of temporary directories. One not modified for this long was left by a killed process.
-BUILDING, ABANDONED_SECONDS = ".tmp", 3600
+from filelock import FileLock
 
 
 def write_durably(path: Path, content: Any) -> None:
     """Replace the file at `path` by `content` (bytes) atomically: after a power cut it is the old or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_directory(path.parent)
 
 
@@ -29,19 +32,29 @@ def write_durably(path: Path, content: Any) -> None:
 def new_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary directory, which is renamed to `path` when the block ends and removed when it raises.
 
-    If several processes make the same directory, the first wins and the others get an error.
+    Of several processes that make the same directory one works at a time: the first wins, the others wait for it and
+    get an error. What a killed process left is removed first.
 
     Raises:
         FileExistsError: `path` exists and is not an empty directory.
     """
     path = path.absolute()
-    _check_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*{BUILDING}"):
-        with suppress(FileNotFoundError):  # whoever fills it may be ready just now
-            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
-    building = path.with_name(f".{path.name}.{uuid4().hex}{BUILDING}")
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    with lock:
+        try:
+            with _building(path) as building:
+                yield building
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+@contextmanager
+def _building(path: Path) -> Iterator[Path]:
+    for leftover in _leftovers(path):
+        shutil.rmtree(leftover, ignore_errors=True)
+    _check_free(path)
+    building = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     building.mkdir()
     try:
         yield building
@@ -55,6 +68,15 @@ def new_directory(path: Path) -> Iterator[Path]:
             raise FileExistsError(path) from None
         raise
     sync_directory(path.parent)
+
+
+def _leftovers(path: Path) -> list[Path]:
+    """Return the temporary directories of `path`. Under its lock they belong to processes that were killed.
+
+    The 32 digits of their names tell them from what people named `.NAME.old.tmp`.
+    """
+    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}\.tmp")
+    return [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name) and entry.is_dir()]
 
 
 def _check_free(path: Path) -> None:

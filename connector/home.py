@@ -15,10 +15,12 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from alignment import device as devices
-from alignment.distributed import process_group
+from alignment.distributed import broadcast, process_group
+from alignment.errors import AlignmentError
 from alignment.metrics import parse
 from alignment.model.alignment import Alignment
 from alignment.sets.embedding_set import EmbeddingSet
@@ -134,7 +136,7 @@ class Home:
         return RunResult(run.id, run.counts, imported)
 
     def fit(self, request: FitRequest) -> RunResult[Alignment]:
-        """Fit an alignment on embedding sets.
+        """Fit an alignment on embedding sets. One that a killed run of the same request finished is taken as it is.
 
         Raises:
             AlignmentError: the alignment exists, or another process is fitting it.
@@ -142,7 +144,7 @@ class Home:
         from alignment.fitting.fit import fit
         from alignment.fitting.sole_fit import sole_fit
 
-        sets = list(request.sets)
+        path = self.settings.alignment_path(request.alignment)
         chosen: dict[str, Any] = {
             "method": request.method,
             "metrics": list(dict.fromkeys(map(parse, request.metrics))),
@@ -156,11 +158,16 @@ class Home:
         }
         with process_group() as rank:
             if rank:  # the first process records and writes
-                return RunResult(0, {}, fit([self.embedding_set(name) for name in sets], **chosen))
-            path = self.settings.alignment_path(request.alignment)
+                sets = [self.embedding_set(name) for name in request.sets]
+                finished = bool(broadcast(0.0))
+                return RunResult(0, {}, Alignment.load(path) if finished else fit(sets, **chosen))
             with self._run(request, device=self.settings.device) as run, sole_fit(path):
-                alignment = fit([self.embedding_set(name) for name in sets], **chosen, progress=_log.info)
-                alignment.save(path)
+                sets = [self.embedding_set(name) for name in request.sets]
+                left = self._left_by_killed_fit(path, run, sets)
+                broadcast(float(left is not None))
+                alignment = left or fit(sets, **chosen, progress=_log.info)
+                if left is None:
+                    alignment.save(path)
                 self.provenance.artifacts.record_alignment(request.alignment, path, alignment)
                 run.counts["pairs"] = alignment.card.pairs
                 run.counts["candidates"] = len(alignment.card.candidates)
@@ -408,6 +415,17 @@ class Home:
         if not rows:
             raise CollectionNotFoundError(f"no release of collection {collection!r} was ever made here")
         return history(self.provenance, rows, limit=limit)
+
+    def _left_by_killed_fit(self, path: Path, run: Run, sets: Sequence[EmbeddingSet]) -> Alignment | None:
+        """Return the alignment at `path`, if there is one; refuse one that no killed run of the same fit left."""
+        if not path.exists():
+            return None
+        if self.provenance.runs.repeats_a_killed_one(run.id):
+            left = Alignment.load(path)
+            if left.card.sets == [embedding_set.card.fingerprint for embedding_set in sets]:
+                _log.info(f"alignment {path.name} was finished by a fit that was killed before it was recorded")
+                return left
+        raise AlignmentError(f"alignment {path.name} exists at {path}; name another one with --alignment")
 
     def _run(self, request: Request, **more: Any) -> AbstractContextManager[Run]:
         return self.provenance.runs.start(request.command, {**request.parameters, **more})

@@ -14,7 +14,7 @@ def sole_fit(path: Path) -> Iterator[None]:
     """Reserve the directory `path` for the alignment that the block fits, before anything takes time.
 
     Raises:
-        AlignmentError: the alignment exists, or another process is fitting it.
+        AlignmentError: another process is fitting it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.fit.lock"))
@@ -25,8 +25,6 @@ def sole_fit(path: Path) -> Iterator[None]:
             f"another process is fitting alignment {path.name}; wait for it, or name another one with --alignment"
         ) from None
     try:
-        if path.exists():
-            raise AlignmentError(f"alignment {path.name} exists at {path}; name another one with --alignment")
         yield
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)

@@ -134,7 +134,7 @@ class Alignment:
                 write_durably(building / WEIGHTS, safetensors.numpy.save(self._tensors()))
                 write_durably(building / CARD, (json.dumps(card, indent=2) + "\n").encode())
         except FileExistsError:
-            raise AlignmentError(f"{path} exists; name another alignment, or remove it first") from None
+            raise AlignmentError(f"{path} exists; name another alignment") from None
 
     def _tensors(self) -> dict[str, npt.NDArray[Any]]:
         projections = {

@@ -17,7 +17,8 @@ from typing import Self
 from alignment.errors import EmbeddingSetError
 from alignment.modality import Modality
 from alignment.sets.cards import SetCard
-from alignment.sets.rows import Rows
+from alignment.sets.fingerprint import Fingerprint
+from alignment.sets.rows import IDENTITY, Rows
 from alignment.sets.shards import read_columns, read_shard, shard_batches, shard_paths, shard_rows
 
 # Most shards that a sample is read from.
@@ -36,7 +37,8 @@ class EmbeddingSet:
         """Open the embedding set at `path`.
 
         Raises:
-            EmbeddingSetError: no embedding set, an incomplete one, or one whose shards disagree with its card.
+            EmbeddingSetError: no embedding set, an incomplete one, or one whose shards disagree with its card: other
+                counts or another fingerprint. Every row is read for it, without its vector.
         """
         path = Path(path)
         card = SetCard.read(path)
@@ -54,7 +56,21 @@ class EmbeddingSet:
                     f"embedding set {path}: the card promises {expected} {modality} rows, the shards hold {found}; "
                     "run the same `modalign encode` again to repair it"
                 )
+        opened._check_fingerprint()
         return opened
+
+    def _check_fingerprint(self) -> None:
+        fingerprint = Fingerprint(self.card.encoders)
+        for modality in self.card.counts:
+            for shard in self.shards(modality):
+                fingerprint.add(modality, read_columns(shard, IDENTITY))
+        if fingerprint.hexdigest() != self.card.fingerprint:
+            raise EmbeddingSetError(
+                f"embedding set {self.path}: the card promises rows of fingerprint {self.card.fingerprint[:12]}, the "
+                f"shards hold rows of {fingerprint.hexdigest()[:12]}; they were changed by something else than "
+                "modalign: restore them, or make the set again under another name",
+                code="set-changed",
+            )
 
     def shards(self, modality: Modality) -> list[Path]:
         """Return the shard files of `modality`, oldest first."""

@@ -23,8 +23,8 @@ def shard_rows(path: Path, dim: int) -> int:
     try:
         with pq.ParquetFile(path) as file:
             rows, layout = int(file.metadata.num_rows), file.schema_arrow
-    except (OSError, pa.ArrowException) as error:
-        raise _damaged(path, error) from error
+    except (OSError, pa.ArrowException, MemoryError) as error:
+        raise _unreadable(path, error) from error
     vector = layout.field("vector").type if "vector" in layout.names else None
     if vector is not None and pa.types.is_fixed_size_list(vector) and vector.list_size != dim:
         raise EmbeddingSetError(
@@ -64,7 +64,8 @@ def read_columns(path: Path, columns: list[str]) -> pa.Table:
         EmbeddingSetError: the file is damaged, or no shard: columns are missing, of another type, or hold nulls.
     """
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        # Buffering ahead pays for remote files, and needs a thread.
+        with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
             types = {field.name: field.type for field in file.schema_arrow}
             if missing := {*IDENTITY, "vector"} - types.keys():
                 raise EmbeddingSetError(
@@ -74,17 +75,42 @@ def read_columns(path: Path, columns: list[str]) -> pa.Table:
             numbers = pa.types.is_fixed_size_list(vectors) and pa.types.is_floating(vectors.value_type)
             if not numbers or not all(types[name] == pa.string() for name in IDENTITY):
                 raise EmbeddingSetError(f"{path} is no shard of an embedding set: a column is of another type")
-            table = file.read(columns=columns)
+            table = _read(file, columns)
             if gaps := [name for name in columns if table.column(name).null_count]:
                 raise EmbeddingSetError(
                     f"{path} is no shard of an embedding set: {', '.join(gaps)} of some rows is null"
                 )
             return table
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise _damaged(path, error) from error
+    except (OSError, pa.ArrowException, UnicodeDecodeError, MemoryError) as error:
+        raise _unreadable(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> EmbeddingSetError:
+def _read(file: pq.ParquetFile, columns: list[str]) -> pa.Table:
+    try:
+        return file.read(columns=columns)
+    except pa.ArrowException as error:
+        if type(error) is not pa.ArrowException:  # of no kind: no thread could be started
+            raise
+        return file.read(columns=columns, use_threads=False)
+
+
+def _unreadable(path: Path, error: Exception) -> EmbeddingSetError:
+    """Say that a shard is damaged only where its content proves it. Deleting a sound one would lose its rows."""
+    if _proves_damage(path, error):
+        return EmbeddingSetError(
+            f"shard {path} is damaged ({error}); delete it and run the command that made the set again, "
+            "`modalign encode` or `modalign import`",
+            code="shard-damaged",
+        )
     return EmbeddingSetError(
-        f"shard {path} cannot be read ({error}); delete it and run the same `modalign encode` again"
+        f"shard {path} could not be read ({error}), which does not say that it is damaged; see that the file can be "
+        "read and that there is enough memory and room for threads, and run the command again",
+        code="shard-unreadable",
     )
+
+
+def _proves_damage(path: Path, error: Exception) -> bool:
+    """Whether reading failed because of what the file holds, and not for want of rights, memory or threads."""
+    if isinstance(error, MemoryError) or type(error) is pa.ArrowException or "alloc" in str(error).lower():
+        return False
+    return path.is_file() and not (isinstance(error, OSError) and error.errno is not None)

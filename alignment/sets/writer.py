@@ -1,7 +1,5 @@
 """Writing an embedding set, one durable shard at a time."""
 
-import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -14,6 +12,7 @@ from filelock import FileLock, Timeout
 from alignment.errors import EmbeddingSetError, SetBusyError
 from alignment.modality import MODALITIES, Modality
 from alignment.sets.cards import CARD, Dtype, EncoderCard, SetCard
+from alignment.sets.fingerprint import Fingerprint
 from alignment.sets.rows import IDENTITY, Rows
 from alignment.sets.shards import read_columns, read_shard, shard_paths, write_shard
 
@@ -58,7 +57,8 @@ class SetWriter:
             self._lock.release()
 
     def _open(self) -> None:
-        leftovers = set(self.path.glob("*.tmp"))  # of a writer that was killed, maybe before its first card
+        # Of a writer that was killed, maybe before its first card. Other files are somebody's own.
+        leftovers = {*self.path.glob(f"{CARD}.tmp"), *self.path.glob("*-[0-9][0-9][0-9][0-9][0-9][0-9].parquet.tmp")}
         if self.path.exists() and (not self.path.is_dir() or set(self.path.iterdir()) - leftovers):
             self._reopen(SetCard.read(self.path))
         else:
@@ -105,17 +105,11 @@ class SetWriter:
 
     def finish(self) -> None:
         """Count and fingerprint all rows and mark the set complete. No-op if nothing changed."""
-        counts: dict[Modality, int] = {}
-        total = int.from_bytes(hashlib.sha256(repr(sorted(self.card.encoders.items())).encode()).digest())
+        fingerprint = Fingerprint(self.card.encoders)
         for modality in MODALITIES:
-            counts[modality] = 0
             for _, identity in self.identities(modality):
-                for row in zip(*identity.to_pydict().values(), strict=True):
-                    digest = hashlib.sha256(json.dumps([modality, *row]).encode()).digest()
-                    # A sum does not depend on the order of the rows, which tells a set's history, not its content.
-                    total = (total + int.from_bytes(digest)) % 2**256
-                    counts[modality] += 1
-        finished = replace(self.card, counts=counts, complete=True, fingerprint=f"{total:064x}")
+                fingerprint.add(modality, identity)
+        finished = replace(self.card, counts=fingerprint.counts, complete=True, fingerprint=fingerprint.hexdigest())
         if finished != SetCard.read(self.path):
             finished.write(self.path)
         self.card = finished

@@ -81,7 +81,7 @@ def run_demo(settings: Settings) -> Demo:
         alignment = home.alignment(NAME)
         if alignment.card.sets != [embedding_set.card.fingerprint]:
             raise ConnectorError(
-                f"the alignment in {settings.home} was fitted on another {NAME} set; remove this home and run again"
+                f"the alignment in {settings.home} was fitted on another {NAME} set; name another one with --home"
             )
         say(f"5. Push into Qdrant, one collection per metric: {', '.join(SERVED)}")
         layout = {"indexing_threshold": INDEXING_THRESHOLD}

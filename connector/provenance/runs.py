@@ -125,6 +125,19 @@ class Runs:
         with self._database.session() as session:
             session.execute(update(RunRow).where(RunRow.id == run.id).values(**values))
 
+    def repeats_a_killed_one(self, run_id: int) -> bool:
+        """Whether the last run of the same command with the same parameters was killed, or stopped by Ctrl-C.
+
+        Runs that failed do not count: they end as they say, and leave nothing.
+        """
+        with self._database.session() as session:
+            this = session.get_one(RunRow, run_id)
+            ended = RunRow.outcome.in_(("done", "killed", "interrupted"))
+            query = select(RunRow).where(RunRow.id < run_id, RunRow.command == this.command, ended)
+            earlier = session.scalars(query.order_by(RunRow.id.desc()))
+            last = next((run for run in earlier if run.parameters == this.parameters), None)
+        return last is not None and last.outcome != "done"
+
     def newest(self, limit: int) -> list[RunRow]:
         """Return the newest runs, newest first."""
         with self._database.session() as session:

@@ -91,9 +91,7 @@ def write(path: Path, spec: ExportSpec) -> list[Graph]:
             write_durably(building / REQUEST, document.encode())
             write_durably(building / EXAMPLE, Path(__file__).with_name("export_example.py").read_bytes())
     except FileExistsError:
-        raise ExportError(
-            f"{path} exists and is not an empty directory; export to another one, or remove it first"
-        ) from None
+        raise ExportError(f"{path} exists and is not an empty directory; name another one with --to") from None
     return graphs
 
 

@@ -3,15 +3,17 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from alignment.errors import EmbeddingSetError
+from alignment.modality import MODALITIES, Modality
 from alignment.sets.cards import CARD, Dtype
 from alignment.sets.embedding_set import SAMPLED_SHARDS, EmbeddingSet
 from alignment.sets.rows import Rows
-from alignment.sets.shards import read_shard
+from alignment.sets.shards import read_shard, write_shard
 from tests.support.errors import raises
 from tests.support.fakes import fake_set
 from tests.support.sets import CARDS, assert_same, files, some, writer
@@ -79,6 +81,25 @@ def test_a_missing_shard_is_noticed(tmp_path: Path) -> None:
     opened = fake_set(tmp_path / "s", some("image", 2), some("image", 3, 1, "more"))
     opened.shards("image")[0].unlink()
     with raises(EmbeddingSetError, "5 image rows", 3):
+        EmbeddingSet.open(tmp_path / "s")
+
+
+@pytest.mark.parametrize("change", ["keys", "groups", "content_sha256", "payloads"])
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_rows_that_something_else_changed_are_noticed(change: str, modality: Modality, tmp_path: Path) -> None:
+    made = fake_set(tmp_path / "s", some("image", 5), some("text", 5))
+    [shard] = made.shards(modality)
+    rows = read_shard(shard, modality)
+    changed: dict[str, Any] = {change: [*getattr(rows, change)[:-1], "other"]}
+    write_shard(shard, replace(rows, **changed), "float32")
+    with raises(EmbeddingSetError, tmp_path / "s", made.card.fingerprint[:12], code="set-changed"):
+        EmbeddingSet.open(tmp_path / "s")
+
+
+def test_a_shard_of_another_set_is_noticed(tmp_path: Path) -> None:
+    one, other = fake_set(tmp_path / "s", some("image", 5)), fake_set(tmp_path / "t", some("image", 5, 1, "other"))
+    one.shards("image")[0].write_bytes(other.shards("image")[0].read_bytes())
+    with raises(EmbeddingSetError, tmp_path / "s", code="set-changed"):
         EmbeddingSet.open(tmp_path / "s")
 
 

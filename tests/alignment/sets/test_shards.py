@@ -1,6 +1,9 @@
 """Shards: what is written is read, and damage is noticed."""
 
+import subprocess
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -56,8 +59,67 @@ def test_a_truncated_shard_is_noticed(tmp_path: Path) -> None:
     for length in (0, 3, 10, len(content) // 2, len(content) - 1):
         shard.write_bytes(content[:length])
         for reading in (lambda: EmbeddingSet.open(tmp_path / "s"), lambda: read_shard(shard, "image")):
-            with raises(EmbeddingSetError, shard, "modalign encode"):
+            with raises(EmbeddingSetError, shard, "delete it", "modalign encode", code="shard-damaged"):
                 reading()
+
+
+UNREADABLE = [
+    PermissionError(13, "Permission denied"),
+    OSError(5, "Input/output error"),
+    MemoryError(),
+    pa.ArrowMemoryError("malloc of size 133184 failed"),
+    pa.ArrowException("Unknown error: Failed to launch worker thread: Resource temporarily unavailable"),
+    OSError("ZSTD decompression failed: Allocation error : not enough memory"),
+]
+
+
+@pytest.mark.parametrize("error", UNREADABLE, ids=repr)
+def test_a_shard_that_cannot_be_read_just_now_is_not_called_damaged(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever follows advice to delete it would lose sound rows."""
+    [shard] = fake_set(tmp_path / "s", some("image", 5)).shards("image")
+
+    def fail(*_: Any, **options: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(pq.ParquetFile, "read", fail)
+    with pytest.raises(EmbeddingSetError) as caught:
+        read_shard(shard, "image")
+    assert (caught.value.code, "delete" in str(caught.value)) == ("shard-unreadable", False)
+    monkeypatch.setattr(pq.ParquetFile, "__init__", fail)
+    with pytest.raises(EmbeddingSetError) as caught:
+        shard_rows(shard, 4)
+    assert (caught.value.code, "delete" in str(caught.value)) == ("shard-unreadable", False)
+
+
+def test_a_directory_in_the_place_of_a_shard_is_not_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / "image-000000.parquet").mkdir()
+    with raises(EmbeddingSetError, tmp_path, code="shard-unreadable"):
+        read_shard(tmp_path / "image-000000.parquet", "image")
+
+
+NO_THREADS = """
+import os, resource, sys
+import pyarrow.compute
+from pathlib import Path
+from alignment.sets.shards import read_shard
+if os.geteuid() == 0:
+    os.setuid(65534)  # no limit holds for root
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+print(len(read_shard(Path(sys.argv[1]), "image")))
+"""
+
+
+def test_a_shard_is_read_where_no_thread_can_be_started() -> None:
+    with TemporaryDirectory() as directory:  # pytest's own are closed to other users
+        Path(directory).chmod(0o755)
+        [shard] = fake_set(Path(directory) / "s", some("image", 50)).shards("image")
+        for path in (shard.parent, shard):
+            path.chmod(0o755)
+        command = [sys.executable, "-c", NO_THREADS, str(shard)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "50\n"), done.stderr
 
 
 @pytest.mark.parametrize("mask", [0x01, 0x55, 0x80])

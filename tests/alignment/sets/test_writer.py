@@ -143,6 +143,14 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path) -> None:
     assert files(tmp_path / "s") == [CARD, "image-000000.parquet"]
 
 
+def test_a_file_that_no_writer_made_stays(tmp_path: Path) -> None:
+    fake_set(tmp_path / "s", some("image", 2))
+    (tmp_path / "s" / "notes.tmp").write_text("mine")
+    with writer(tmp_path / "s", encoders={}) as out:
+        out.finish()
+    assert (tmp_path / "s" / "notes.tmp").read_text() == "mine"
+
+
 @pytest.mark.parametrize("leftovers", [[], ["card.json.tmp"]])
 def test_a_writer_killed_before_its_first_card_can_start_again(leftovers: list[str], tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()

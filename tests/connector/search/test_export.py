@@ -249,7 +249,7 @@ def test_the_command_says_what_it_wrote(home: Path, tmp_path: Path) -> None:
     [
         ("nothing", 2, "unknown metric 'nothing'"),
         ("mol", 2, "the alignment holds no parameters for metric mol"),
-        ("cosine", 1, "exists and is not an empty directory; export to another one, or remove it first"),
+        ("cosine", 1, "exists and is not an empty directory; name another one with --to"),
     ],
 )
 def test_what_cannot_be_exported(
