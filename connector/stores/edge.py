@@ -109,7 +109,9 @@ class EdgeStore(Store):
         closed = state if state and (state.step, state.engine) == ("closed", ENGINE) else None
         # Before the engine reads it: of some damage the whole process dies.
         if closed and (damaged := self._directory.damaged_file(name, closed)):
-            raise StoreError(f"collection {name} is damaged: {damaged} was lost or changed since; {home}: {advice}")
+            raise StoreError(
+                f"collection {name} is damaged: {damaged} was lost or changed since it was closed; {home}: {advice}"
+            )
         with translated(f"open collection {name} in {home}"):
             shard = edge.EdgeShard.load(str(home))
             points = int(shard.count(edge.CountRequest(exact=True)))
