@@ -113,7 +113,7 @@ class Home:
         from connector.encoding.encoders import load_encoders
 
         with self._run(request) as run:
-            corpus = open_corpus(request.corpus, format=request.format, images=request.images)
+            corpus = open_corpus(request.corpus, **request.reading)
             encoders = load_encoders(request.encoders, devices.resolve(self.settings.device))
             written = encode_corpus(
                 corpus,

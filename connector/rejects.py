@@ -43,7 +43,8 @@ class Reason(StrEnum):
     GROUP_NOT_TEXT = "group-not-text", "The group is neither a text nor an integer."
     IMAGE_NOT_TEXT = "image-not-text", "The image column holds no path."
     IMAGE_DUPLICATE = "image-duplicate", "The annotations list the same image twice."
-    CAPTION_NOT_TEXT = "caption-not-text", "The caption is no text, or too long for one."
+    CAPTION_NOT_TEXT = "caption-not-text", "The caption is no text."
+    CAPTION_TOO_LONG = "caption-too-long", "The caption has more bytes than any encoder can use."
     CAPTION_DUPLICATE = "caption-duplicate", "The annotations list the same caption twice."
     CAPTION_WITHOUT_IMAGE = "caption-without-image", "The caption names an image that the corpus does not hold."
     PAYLOAD_NAME_RESERVED = "payload-name-reserved", "A column has a name that modalign writes itself."
@@ -66,6 +67,10 @@ class Reason(StrEnum):
     PATH_NOT_UNICODE = "path-not-unicode", "The file name is not valid Unicode."
     PATH_UNSAFE = "path-unsafe", "The path leads out of the corpus."
     FOLDER_UNREADABLE = "folder-unreadable", "The folder cannot be listed."
+    MEMBER_NAME_DOTTED = (
+        "member-name-dotted",
+        "The member's name has dots, so its suffix is none; see `--key-rule last-dot`.",
+    )
     ARCHIVE_MISSING = "archive-missing", "The archive is not there."
     ARCHIVE_UNREADABLE = "archive-unreadable", "The archive cannot be opened."
     ARCHIVE_DAMAGED = "archive-damaged", "The archive is damaged; samples after the damage are not read."
@@ -95,6 +100,11 @@ class Reason(StrEnum):
     PREPROCESSING_FAILED = "preprocessing-failed", "The encoder's preprocessing failed on this item."
     VECTOR_NOT_FINITE = "vector-not-finite", "The vector holds NaN or infinity."
     VECTOR_ZERO = "vector-zero", "The vector has length zero, so it has no direction to compare."
+    VECTOR_OVERFLOW = "vector-overflow", "The vector has values beyond the range of the stored type."
+    VECTOR_UNDERFLOW = (
+        "vector-underflow",
+        "The vector's values are too small for the stored type.",
+    )
     VECTOR_DIMENSION = "vector-dimension", "The vector has another dimension than the others."
 
     # writing into Qdrant

@@ -28,14 +28,33 @@ def default_of(request: type[Request], name: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeRequest(Request):
-    """Encode a corpus into an embedding set.
+class CorpusRequest(Request):
+    """Read a corpus.
 
     Attributes:
         corpus: file, folder or pattern of archives.
+        format, images, key_rule, quoting: how to read it, see `connector.corpora.formats.open_corpus`.
+    """
+
+    corpus: Path
+    format: str | None = None
+    images: Path | None = None
+    key_rule: Literal["first-dot", "last-dot"] | None = None
+    quoting: bool | None = None
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How to read the corpus, as `connector.corpora.formats.open_corpus` takes it."""
+        return {name: getattr(self, name) for name in ("format", "images", "key_rule", "quoting")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeRequest(CorpusRequest):
+    """Encode a corpus into an embedding set.
+
+    Attributes:
         set: name of the embedding set.
         encoders: spec of an encoder, by modality.
-        format, images: how to read the corpus, see `connector.corpora.formats.open_corpus`.
         dtype: type of the stored vectors.
         batch_size: items that the encoder takes at a time.
         shard_size: rows of a shard.
@@ -45,11 +64,8 @@ class EncodeRequest(Request):
     """
 
     command: ClassVar[str] = "encode"
-    corpus: Path
     set: str
     encoders: Mapping[Modality, str]
-    format: str | None = None
-    images: Path | None = None
     dtype: Literal["float32", "float16"] = "float32"
     batch_size: int = 32
     shard_size: int = 1024
@@ -183,23 +199,19 @@ class PushRequest(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IngestRequest(Request):
+class IngestRequest(CorpusRequest):
     """Encode a corpus with the encoders of an alignment and push it, in one run.
 
     Attributes:
-        corpus, format, images: as for `EncodeRequest`.
         set: name of the embedding set; None: that of the collection.
         into, alignment, metrics, layout, fresh_layout: as for `PushRequest`.
         parts: parts of the corpus, for several processes that run this at once; None: one process takes all.
     """
 
     command: ClassVar[str] = "ingest"
-    corpus: Path
     into: str
     alignment: str
     set: str | None = None
-    format: str | None = None
-    images: Path | None = None
     metrics: Sequence[str] = ()
     layout: Mapping[str, Any] = field(default_factory=dict)
     fresh_layout: bool = False
@@ -239,7 +251,7 @@ class SearchRequest(Request):
 
     Attributes:
         collection: what people say.
-        query: a text, or the path of an image, known by its suffix.
+        query: a text, or the path of an image: an existing file, or a name with the suffix of an image.
         k: items to find.
         metric: of the release; None: the only one there is, or cosine.
         target: modality to find; None: the other one.

@@ -172,6 +172,16 @@ def corpus_options(command: F) -> F:
             metavar="DIR",
             help="Folder of the images that a coco, karpathy or flickr file names.  [default: the usual ones beside it]",
         ),
+        click.option(
+            "--key-rule",
+            type=click.Choice(["first-dot", "last-dot"]),
+            help="Where the key of a webdataset sample ends in the names of its members.  [default: first-dot; a dotted name that may be a sample of its own is rejected]",
+        ),
+        click.option(
+            "--quoting/--no-quoting",
+            default=None,
+            help="Whether quotes enclose fields of a CSV or TSV.  [default: in a CSV]",
+        ),
     ]
     return with_options(command, options)
 

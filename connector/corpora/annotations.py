@@ -17,7 +17,8 @@ from typing import Any
 from typing_extensions import override
 
 from connector.corpora.bounded_lines import LineTooLongError, bounded_lines, count_lines
-from connector.corpora.manifest import Manifest, Row, beginning, opened, without_collisions
+from connector.corpora.manifest import Manifest, Row, beginning, check_utf8, opened
+from connector.corpora.row_checks import once, without_collisions
 from connector.errors import CorpusError
 from connector.rejects import Reason, Reject
 from connector.safe_text import printable
@@ -248,6 +249,7 @@ class FlickrTokens(Annotations):
 
     def _lines(self) -> Iterator[Captioned | Reject]:
         split = _split_at_tab
+        check_utf8(self.path)
         with opened(self.path) as file:
             for position, raw in enumerate(bounded_lines(file), start=1):
                 if isinstance(raw, LineTooLongError):
@@ -287,7 +289,7 @@ def _split_at_bars(line: str) -> tuple[str, str]:
 
 
 def _split_at_comma(line: str) -> tuple[str, str]:
-    fields = next(csv.reader([line]))
+    fields = next(csv.reader([line], strict=True))
     if len(fields) == 2:
         return fields[0], fields[1]
     raise ValueError(f"expected NAME,CAPTION, got {len(fields)} fields")
@@ -298,7 +300,7 @@ _HEADERS = {"image_name|comment_number|comment": _split_at_bars, "image,caption"
 
 def _without_tokens(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Drop the tokens of sentences, which are three quarters of a Karpathy file."""
-    return {name: value for name, value in pairs if name != "tokens"}
+    return once([(name, value) for name, value in pairs if name != "tokens"])
 
 
 def _ends(path: Path) -> bytes:

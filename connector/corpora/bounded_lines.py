@@ -30,28 +30,36 @@ class RecordLines:
 
     Call `begin` before each record. Iteration raises a `LineTooLongError` for a line or record that is too long, and
     can be continued after it.
+
+    Attributes:
+        number: of the last line that was read, from 1.
+        of_record: the lines of the current record so far; a line that is too long is empty.
     """
 
     def __init__(self, file: IO[str]):
+        self.number = 0
+        self.of_record: list[str] = []
         self._lines = bounded_lines(file)
-        self._number = self._length = 0
+        self._length = 0
 
     def begin(self) -> None:
-        """Start counting the length of a new record."""
+        """Begin a new record."""
         self._length = 0
+        self.of_record = []
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
         line = next(self._lines)
-        self._number += 1
+        self.number += 1
+        self.of_record.append("" if isinstance(line, LineTooLongError) else line)
         if isinstance(line, LineTooLongError):
             raise line
         self._length += len(line)
         if self._length > LONGEST_LINE:
             raise LineTooLongError(
-                f"the record that reaches line {self._number} has a length of {self._length} so far, expected at most "
+                f"the record that reaches line {self.number} has a length of {self._length} so far, expected at most "
                 f"{LONGEST_LINE}; look for a quote that is never closed"
             )
         return line

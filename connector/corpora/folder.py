@@ -1,11 +1,13 @@
 """A folder of images with captions beside them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from typing_extensions import override
 
-from connector.corpora.items import IMAGE_SUFFIXES, LONGEST_FIELD, Corpus, Item
+from connector.corpora.items import LONGEST_FIELD, Corpus, Entry, Item
+from connector.corpora.picture_files import file_without_use, is_apple_double_file, is_image_name
+from connector.corpora.row_checks import RowError, check_caption
 from connector.rejects import Reason, Reject
 from connector.safe_text import printable
 
@@ -21,11 +23,13 @@ class Folder(Corpus):
         return path.is_dir()
 
     @override
-    def __iter__(self) -> Iterator[Item | Reject]:
+    def __iter__(self) -> Iterator[Entry]:
         position = 0
         for entry in self._files():
             if isinstance(entry, Reject):
                 yield entry
+            elif isinstance(entry, Path):
+                yield file_without_use(entry, self.path, position)
             else:
                 position += 1
                 yield from self._items(*entry, position)
@@ -41,6 +45,7 @@ class Folder(Corpus):
         yield Item("image", key, key, image, {"image": str(image)}, str(image), position)
         if captions is None:
             return
+        source = printable(str(captions))
         try:
             if not captions.is_file():
                 raise ValueError("expected a regular file")
@@ -49,18 +54,26 @@ class Folder(Corpus):
             if "\0" in (text := captions.read_text(encoding="utf-8-sig")):
                 raise ValueError("the text holds a NUL character")
         except (OSError, ValueError) as error:
-            yield Reject(str(captions), position, "read", Reason.ROW_UNREADABLE, str(error), key, "text")
+            yield Reject(source, position, "read", Reason.ROW_UNREADABLE, printable(str(error)), key, "text")
             return
         for number, caption in enumerate(filter(None, map(str.strip, text.split("\n")))):
-            payload = {"caption": caption}
-            yield Item("text", f"{key}#{number}", key, caption, payload, str(captions), position)
+            try:
+                check_caption(caption)
+            except RowError as error:
+                yield Reject(source, position, "read", error.reason, str(error), f"{key}#{number}", "text")
+            else:
+                payload = {"caption": caption}
+                yield Item("text", f"{key}#{number}", key, caption, payload, source, position)
 
     @override
     def total(self) -> int:
-        return sum(not isinstance(entry, Reject) for entry in self._files())
+        return sum(isinstance(entry, tuple) for entry in self._files())
 
-    def _files(self) -> Iterator[tuple[Path, Path | None] | Reject]:
-        """Yield images with their caption files, depth first in a stable order, one directory in memory at a time."""
+    def _files(self) -> Iterator[tuple[Path, Path | None] | Reject | Path]:
+        """Yield images with their caption files, depth first in a stable order, one directory in memory at a time.
+
+        A file that is neither comes as its path.
+        """
         stack: list[tuple[Path, frozenset[Path]]] = [(self.path, frozenset())]
         while stack:
             directory, above = stack.pop()
@@ -69,18 +82,29 @@ class Folder(Corpus):
                     raise OSError("the folder is linked from inside itself")
                 entries = sorted(directory.iterdir(), key=lambda entry: entry.name)
             except OSError as error:
-                yield Reject(printable(str(directory)), 0, "read", Reason.FOLDER_UNREADABLE, str(error))
+                detail = printable(str(error))
+                yield Reject(printable(str(directory)), 0, "read", Reason.FOLDER_UNREADABLE, detail)
                 continue
             stack += [(entry, above | {here}) for entry in reversed(entries) if entry.is_dir()]
-            files = [entry for entry in entries if not entry.is_dir()]
-            captions = {file.stem: file for file in files if file.suffix.lower() == ".txt"}
-            images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-            yield from ((image, captions.get(image.stem)) for image in images)
-            for stem in sorted(captions.keys() - {image.stem for image in images}):
-                yield Reject(
-                    printable(str(captions[stem])),
-                    0,
-                    "read",
-                    Reason.CAPTION_WITHOUT_IMAGE,
-                    f"expected an image beside {printable(captions[stem].name)} with the same name up to the suffix",
-                )
+            yield from _paired([entry for entry in entries if not entry.is_dir()])
+
+
+def _paired(files: Sequence[Path]) -> Iterator[tuple[Path, Path | None] | Reject | Path]:
+    """Yield the images of a directory with their caption files, a reject for each other caption file, and the rest."""
+    captions: dict[str, Path] = {}
+    images, others, refused = [], [], []
+    for file in files:
+        if is_image_name(file.name) and not is_apple_double_file(file):
+            images.append(file)
+        elif file.suffix.lower() != ".txt" or is_apple_double_file(file):
+            others.append(file)
+        elif (first := captions.setdefault(file.stem, file)) is not file:
+            detail = f"{first.name} holds the captions of this name: join the two files"
+            refused.append((file, Reason.CAPTION_DUPLICATE, detail))
+    yield from ((image, captions.get(image.stem)) for image in images)
+    for stem in sorted(captions.keys() - {image.stem for image in images}):
+        detail = f"expected an image beside {captions[stem].name} with the same name up to the suffix"
+        refused.append((captions[stem], Reason.CAPTION_WITHOUT_IMAGE, detail))
+    for file, reason, detail in refused:
+        yield Reject(printable(str(file)), 0, "read", reason, printable(detail))
+    yield from others

@@ -14,16 +14,22 @@ Other corpora: a folder of images with caption files (`folder`), files of benchm
 (`webdataset`, `img2dataset`). docs/corpora.md describes them all.
 """
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-from connector.corpora.annotations import Annotations, CocoCaptions, FlickrTokens, Karpathy
+from connector.corpora.annotations import CocoCaptions, FlickrTokens, Karpathy
+from connector.corpora.csv_manifest import Csv
 from connector.corpora.folder import Folder
 from connector.corpora.img2dataset import Img2Dataset
-from connector.corpora.items import IMAGE_SUFFIXES, Corpus
-from connector.corpora.manifest import Csv, JsonLines, Parquet, listed
+from connector.corpora.items import Corpus
+from connector.corpora.manifest import JsonLines, Parquet, listed
+from connector.corpora.picture_files import is_image_name, is_unsupported_name
+from connector.corpora.samples import KeyRule
 from connector.corpora.vector_files import vectors_at
 from connector.corpora.webdataset import RANGE, WebDataset
 from connector.errors import CorpusError, SettingsError
+from connector.safe_text import printable
 
 FORMATS: dict[str, type[Corpus]] = {
     reader.format: reader
@@ -31,30 +37,51 @@ FORMATS: dict[str, type[Corpus]] = {
 }
 
 
-def open_corpus(path: Path | str, *, format: str | None = None, images: Path | None = None) -> Corpus:
+def open_corpus(
+    path: Path | str,
+    *,
+    format: str | None = None,
+    images: Path | None = None,
+    key_rule: KeyRule | None = None,
+    quoting: bool | None = None,
+) -> Corpus:
     """Open the corpus at `path`.
 
     Args:
         path: a file, a folder, or a pattern of archives such as `train-{0000..0099}.tar`.
         format: one of `FORMATS`; None: recognise it by name and first bytes.
         images: folder that the image names of an annotation file are relative to.
+        key_rule: see `connector.corpora.webdataset.WebDataset`.
+        quoting: see `connector.corpora.csv_manifest.Csv`.
 
     Raises:
-        SettingsError: the format is unknown, or takes no `images`.
-        CorpusError: the path does not exist, is in no known format, or fits more than one.
+        SettingsError: the format is unknown, or takes no such option.
+        CorpusError: the path does not exist, is in no known format, fits more than one, or is not UTF-8.
     """
     path = Path(path).absolute()
     if format is not None and format not in FORMATS:
         raise SettingsError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
     if not RANGE.search(path.name):
         _check_exists(path)
+    if printable(str(path)) != str(path):
+        raise CorpusError(
+            f"corpus {printable(str(path))}: expected a path in UTF-8, which SQL can record; rename the file or folder"
+        )
     reader = FORMATS[format] if format else _recognise(path)
-    if images is None:
-        return reader(path)
-    if not issubclass(reader, Annotations):
-        annotated = ", ".join(name for name, kind in FORMATS.items() if issubclass(kind, Annotations))
-        raise SettingsError(f"--images is not for format {reader.format}, only for {annotated}; leave it out")
-    return reader(path, images.absolute())
+    options = {"images": images and images.absolute(), "key_rule": key_rule, "quoting": quoting}
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if name not in _options(reader):
+            takers = ", ".join(other for other, kind in FORMATS.items() if name in _options(kind))
+            option = f"--{name.replace('_', '-')}"
+            raise SettingsError(f"{option} is not for format {reader.format}, only for {takers}; leave it out")
+    make: Any = reader  # only some readers take options
+    corpus: Corpus = make(path, **given)
+    return corpus
+
+
+def _options(reader: type[Corpus]) -> set[str]:
+    return {field.name for field in fields(reader)}
 
 
 def _check_exists(path: Path) -> None:
@@ -94,4 +121,4 @@ def _recognise(path: Path) -> type[Corpus]:
 
 
 def _holds_images(path: Path) -> bool:
-    return any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in listed(path))
+    return any(is_image_name(entry.name) or is_unsupported_name(entry.name) for entry in listed(path))

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from typing_extensions import override
 
-from connector.corpora.items import IMAGE_SUFFIXES, LONGEST_FIELD
+from connector.corpora.items import LONGEST_FIELD, PassedOver
 from connector.corpora.manifest import Manifest, Row, listed, records
-from connector.corpora.webdataset import METADATA, TEXTS, Sample, samples
+from connector.corpora.picture_files import file_without_use, is_apple_double_file, is_image_name, passed_over
+from connector.corpora.samples import METADATA, TEXTS, Sample, samples
 from connector.errors import CorpusError
 from connector.rejects import Reason, Reject
 from connector.safe_text import printable, redacted, without_secrets
@@ -47,23 +48,27 @@ class Img2Dataset(Manifest):
             return None  # a table is missing or broken; iterating yields the reject
 
     @override
-    def rows(self) -> Iterator[Row | Reject]:
-        """Yield the samples of each shard, followed by its failed downloads."""
+    def rows(self) -> Iterator[Row | Reject | PassedOver]:
+        """Yield the samples of each shard, followed by its failed downloads; then what else is in the folder."""
         position = 0
         for shard in self._shards():
             arrived = set()  # keys of one shard, 10,000 by default
             for row in self._samples(shard, position):
-                position = row.position
+                position = max(position, row.position)
                 if isinstance(row, Row):
                     arrived.add(row.fields["key"])
                     kept = {name: value for name, value in row.fields.items() if name not in BOOKKEEPING}
                     yield Row(position, kept, row.source, row.picture)
                 else:
                     yield row
-                    arrived.add(row.key)  # downloaded, but rejected
+                    if isinstance(row, Reject):
+                        arrived.add(row.key)  # downloaded, but rejected
             for failed in self._failures(shard, arrived, position):
                 position = failed.position
                 yield failed
+        for entry in sorted(listed(self.path)):
+            if not _SHARD.fullmatch(entry.name):
+                yield from passed_over(entry, position)
 
     def _shards(self) -> list[str]:
         stems = {match[1] for entry in self.path.iterdir() if (match := _SHARD.fullmatch(entry.name))}
@@ -74,11 +79,14 @@ class Img2Dataset(Manifest):
     def _table(self, shard: str) -> Path:
         return self.path / f"{shard}.parquet"
 
-    def _samples(self, shard: str, before: int) -> Iterator[Row | Reject]:
-        if (archive := self.path / f"{shard}.tar").is_file():
-            yield from samples(archive, before)
-        elif (folder := self.path / shard).is_dir():
-            yield from files(folder, before)
+    def _samples(self, shard: str, before: int) -> Iterator[Row | Reject | PassedOver]:
+        archive, folder = self.path / f"{shard}.tar", self.path / shard
+        if not archive.is_file():
+            yield from files(folder, before) if folder.is_dir() else ()
+            return
+        yield from samples(archive, before)
+        if folder.exists():
+            yield from passed_over(folder, before)
 
     def _failures(self, shard: str, arrived: set[Any], before: int) -> Iterator[Reject]:
         table, position = self._table(shard), before
@@ -103,31 +111,40 @@ class Img2Dataset(Manifest):
             yield Reject(str(table), position, "read", Reason.SHARD_TABLE_UNREADABLE, printable(str(error)))
 
 
-def files(folder: Path, before: int) -> Iterator[Row | Reject]:
+def files(folder: Path, before: int) -> Iterator[Row | Reject | PassedOver]:
     """Yield the samples of a folder of files; positions go on from `before`, and the file stem is the key."""
     sample: Sample | None = None
     for path in sorted(folder.iterdir(), key=lambda entry: (entry.stem, entry.suffix)):
         kind = path.suffix.lower()
-        if not (kind in IMAGE_SUFFIXES or kind in TEXTS or kind == METADATA):
+        if path.is_dir():
+            yield from passed_over(path, before)
+            continue
+        is_image = is_image_name(path.name)
+        if is_apple_double_file(path) or not (is_image or kind in TEXTS or kind == METADATA):
+            yield file_without_use(path, folder, before)
             continue
         if sample is None or sample.key != path.stem:
             if sample:
                 yield from sample.rows()
             before += 1
             sample = Sample(folder, before, path.stem)
-        if kind in IMAGE_SUFFIXES:
+        if is_image:
             sample.take_image(path.name)
-            continue
-        try:
-            if not path.is_file():
-                raise ValueError("expected a regular file")
-            if (size := path.stat().st_size) > LONGEST_FIELD:
-                raise ValueError(f"{size} bytes, expected at most {LONGEST_FIELD}")
-            sample.take_text(path.name, kind, path.read_bytes())
-        except (OSError, ValueError) as error:
-            sample.refuse(Reason.ROW_UNREADABLE, f"{path.name}: {error}", kind)
+        else:
+            _take_text(sample, path, kind)
     if sample:
         yield from sample.rows()
+
+
+def _take_text(sample: Sample, path: Path, kind: str) -> None:
+    try:
+        if not path.is_file():
+            raise ValueError("expected a regular file")
+        if (size := path.stat().st_size) > LONGEST_FIELD:
+            raise ValueError(f"{size} bytes, expected at most {LONGEST_FIELD}")
+        sample.take_text(path.name, kind, path.read_bytes())
+    except (OSError, ValueError) as error:
+        sample.refuse(Reason.ROW_UNREADABLE, f"{path.name}: {error}", kind)
 
 
 # Status values of img2dataset. Any other status goes into the detail of the reject.

@@ -1,4 +1,4 @@
-"""Items, and the `Corpus` contract of all readers: a stream of items and rejects."""
+"""Items, and the `Corpus` contract of all readers: a stream of items, rejects and files that are passed over."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 from alignment.modality import Modality
 from connector.rejects import Reject
 
-IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".ico", ".jfif", ".jpeg", ".jpg", ".pgm"}
-    | {".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
-)
-LONGEST_FIELD = 1 << 24  # characters; a longer caption means a broken file
+LONGEST_FIELD = 1 << 24  # bytes of a file of captions or metadata, characters of a field; longer ones are damage
+# Bytes of UTF-8, some 20 pages. A tokenizer takes about 400 bytes of memory for each before it truncates, and holds a
+# whole batch at a time.
+LONGEST_CAPTION = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +41,26 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class PassedOver:
+    """A file, or a part of one, that a reader does not use.
+
+    Attributes:
+        name: the file, or the member of an archive.
+        position: the row before it.
+        may_hide: whether it may hold items, so that an item that was not met may still be there.
+        counted: whether it is reported as a file that was passed over.
+    """
+
+    name: str
+    position: int = 0
+    may_hide: bool = False
+    counted: bool = True
+
+
+Entry = Item | Reject | PassedOver
+
+
+@dataclass(frozen=True, slots=True)
 class Corpus(ABC):
     """A stream of items from files. Iterating again reads again.
 
@@ -61,8 +80,11 @@ class Corpus(ABC):
         return path.suffix.lower() in cls.suffixes
 
     @abstractmethod
-    def __iter__(self) -> Iterator[Item | Reject]:
-        """Yield items and rejects in the order of the files."""
+    def __iter__(self) -> Iterator[Entry]:
+        """Yield items, rejects and files that are passed over, in the order of the files.
+
+        A row or file that cannot be read is a reject, so that nothing is taken for gone because it was not read.
+        """
 
     @abstractmethod
     def total(self) -> int | None:

@@ -1,26 +1,23 @@
 """Manifests: files with a row per image or caption, read in constant memory."""
 
-import csv
-import json
+import codecs
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from typing_extensions import override
 
-from connector.corpora.bounded_lines import LineTooLongError, RecordLines, bounded_lines, count_lines
-from connector.corpora.items import LONGEST_FIELD, Corpus, Item
+from connector.corpora.bounded_lines import LineTooLongError, bounded_lines, count_lines
+from connector.corpora.items import Corpus, Entry, Item, PassedOver
+from connector.corpora.row_checks import RowError, check_caption, check_key, check_storable, parse_json, text_field
 from connector.errors import CorpusError
 from connector.rejects import Reason, Reject
 from connector.safe_text import printable
 
-# Names that modalign writes into every payload.
-RESERVED = frozenset(("modality", "content_sha256", "split", "aligned"))
-OWN_NAMES = RESERVED | {"key", "group", "image", "caption"}
 MOST_CAPTIONS = 1000  # of one key; more mean that the key column is no key
 
 
@@ -43,14 +40,14 @@ class Manifest(Corpus):
     """A file with a row per image or caption."""
 
     @abstractmethod
-    def rows(self) -> Iterator[Row | Reject]:
+    def rows(self) -> Iterator[Row | Reject | PassedOver]:
         """Yield the rows of the file."""
 
     @override
-    def __iter__(self) -> Iterator[Item | Reject]:
+    def __iter__(self) -> Iterator[Entry]:
         entry: _Entry | None = None
         for row in self.rows():
-            if isinstance(row, Reject):
+            if not isinstance(row, Row):
                 yield row
                 continue
             try:
@@ -76,6 +73,7 @@ class JsonLines(Manifest):
     @override
     def rows(self) -> Iterator[Row | Reject]:
         """Yield a row per line; blank lines are skipped."""
+        check_utf8(self.path)
         with opened(self.path) as file:
             for position, line in enumerate(bounded_lines(file), start=1):
                 if isinstance(line, LineTooLongError):
@@ -84,11 +82,11 @@ class JsonLines(Manifest):
                 if not line.strip():
                     continue
                 try:
-                    fields = json.loads(line.decode("utf-8-sig" if position == 1 else "utf-8"))
+                    fields = parse_json(line.decode("utf-8-sig" if position == 1 else "utf-8"))
                     if not isinstance(fields, dict):
                         raise ValueError(f"expected a JSON object, got {type(fields).__name__}")
-                except (ValueError, RecursionError) as error:
-                    yield Reject(str(self.path), position, "read", Reason.ROW_UNREADABLE, str(error))
+                except ValueError as error:
+                    yield Reject(str(self.path), position, "read", Reason.ROW_UNREADABLE, printable(str(error)))
                 else:
                     yield Row(position, fields)
 
@@ -96,68 +94,6 @@ class JsonLines(Manifest):
     def total(self) -> int:
         with opened(self.path) as file:
             return count_lines(file)
-
-
-class Csv(Manifest):
-    """A CSV manifest (a TSV by its suffix) with a header."""
-
-    format = "csv"
-    suffixes = (".csv", ".tsv")
-
-    @classmethod
-    @override
-    def fits(cls, path: Path) -> bool:
-        """Decide by the suffix, except for the tables of Flickr, which have their own reader."""
-        return super().fits(path) and not beginning(path).startswith(b"image_name|")
-
-    @override
-    def rows(self) -> Iterator[Row | Reject]:
-        """Yield a row per record; an empty field is missing."""
-        records = self._records()
-        header = next(records, [])
-        if isinstance(header, Exception):
-            raise CorpusError(f"manifest {self.path}: cannot read the header: {header}") from header
-        _check_columns(self.path, header)
-        for position, record in enumerate(records, start=1):
-            if isinstance(record, Exception):
-                reason = Reason.LINE_TOO_LONG if isinstance(record, LineTooLongError) else Reason.ROW_UNREADABLE
-                yield Reject(str(self.path), position, "read", reason, str(record))
-            elif len(record) != len(header):
-                detail = f"expected {len(header)} fields as in the header, got {len(record)}"
-                yield Reject(str(self.path), position, "read", Reason.ROW_UNREADABLE, detail)
-            else:
-                yield Row(position, {name: value for name, value in zip(header, record, strict=True) if value != ""})
-
-    @override
-    def total(self) -> int:
-        return max(0, sum(1 for _ in self._records()) - 1)
-
-    def _records(self) -> Iterator[list[str] | Exception]:
-        """Yield the header and the records; an unreadable one is yielded as its error."""
-        csv.field_size_limit(LONGEST_FIELD)
-        with self._text() as file:
-            lines = RecordLines(file)
-            reader = csv.reader(lines, self._dialect)
-            while True:
-                lines.begin()
-                try:
-                    record = next(reader)
-                except StopIteration:
-                    return
-                except (csv.Error, LineTooLongError) as error:
-                    yield error
-                else:
-                    if record:
-                        yield record
-
-    @property
-    def _dialect(self) -> str:
-        return "excel-tab" if self.path.suffix.lower() == ".tsv" else "excel"
-
-    def _text(self) -> Any:
-        opened(self.path).close()
-        # Invalid UTF-8 becomes surrogates, so that only its own row is rejected.
-        return self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 class Parquet(Manifest):
@@ -170,7 +106,7 @@ class Parquet(Manifest):
     def rows(self) -> Iterator[Row | Reject]:
         """Yield the rows; a null field is missing."""
         with self._file() as file:
-            _check_columns(self.path, file.schema_arrow.names)
+            check_columns(self.path, file.schema_arrow.names)
             position = 0
             try:
                 for batch in file.iter_batches(batch_size=1024):
@@ -193,17 +129,9 @@ class Parquet(Manifest):
         return parquet_file(self.path)
 
 
-class RowError(ValueError):
-    """A row that cannot be used, with the reason for its reject."""
-
-    def __init__(self, reason: Reason, detail: str):
-        super().__init__(detail)
-        self.reason = reason
-
-
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A checked row, or the merged rows of one key so far."""
+    """A checked row, or the merged rows of one key so far, with the payload of the one that gives the image."""
 
     source: str
     position: int
@@ -224,9 +152,11 @@ class _Entry:
         captions = [] if captions is None else captions if isinstance(captions, list) else [captions]
         if len(captions) > MOST_CAPTIONS:
             raise RowError(Reason.KEY_DUPLICATE, f"key {key!r} has more than {MOST_CAPTIONS} captions")
-        if any(not isinstance(caption, str) or len(caption) > LONGEST_FIELD for caption in captions):
+        if not all(isinstance(caption, str) for caption in captions):
             raise RowError(Reason.CAPTION_NOT_TEXT, "expected 'caption' to be a text or a list of texts")
         captions = tuple(filter(None, map(str.strip, captions)))
+        for caption in captions:
+            check_caption(caption)
         if not image and not captions:
             raise RowError(Reason.ROW_WITHOUT_IMAGE_OR_CAPTION, "expected an image, a caption or both")
         group = text_field(fields, "group") or key
@@ -235,8 +165,11 @@ class _Entry:
         resolved = manifest.parent / image if image else None
         return cls(str(source), row.position, key, group, image, resolved, row.picture, captions, fields)
 
-    def items(self, after: "_Entry | None" = None) -> Iterator[Item]:
-        """Yield the image, unless an earlier row did, and the captions, numbered on from the rows before."""
+    def items(self, after: "_Entry | None" = None) -> Iterator[Item | Reject]:
+        """Yield the image, unless an earlier row did, and the captions, numbered on from the rows before.
+
+        An image that an earlier row gave is refused if this row says something else of it.
+        """
         if after and ((self.image and after.image and self.image != after.image) or self.group != after.group):
             raise RowError(Reason.KEY_DUPLICATE, f"the row before has key {self.key!r} with another image or group")
         if after and set(self.captions) & set(after.captions):
@@ -249,6 +182,14 @@ class _Entry:
             payload = {"image": str(self.resolved), **self.payload}
             content = self.resolved if self.picture is None else self.picture
             yield Item("image", self.key, self.group, content, payload, self.source, self.position)
+        elif self.image and after and not self.payload.items() <= after.payload.items():
+            differing = [name for name in self.payload if self.payload[name] != after.payload.get(name)]
+            detail = (
+                f"an earlier row gives this image with other values of {', '.join(map(repr, differing))}; name the "
+                "image in one row of its key, or give each row the same values"
+            )
+            reason = Reason.KEY_DUPLICATE
+            yield Reject(self.source, self.position, "read", reason, printable(detail), self.key, "image")
         for number, caption in enumerate(self.captions, start=len(after.captions) if after else 0):
             payload = {"caption": caption, **self.payload}
             key = f"{self.key}#{number}"
@@ -267,66 +208,8 @@ class _Entry:
             earlier.resolved or self.resolved,
             None,
             earlier.captions + self.captions,
-            self.payload,
+            earlier.payload if earlier.image else self.payload,
         )
-
-
-def check_key(fields: dict[str, Any]) -> str:
-    """Remove the key from `fields` and return it."""
-    if key := text_field(fields, "key"):
-        return key
-    raise RowError(Reason.KEY_MISSING, "expected a value in 'key', the permanent name of the row")
-
-
-def text_field(fields: dict[str, Any], name: str) -> str | None:
-    """Remove a text or an integer from `fields` and return it as a text; None if it is missing or empty."""
-    value = fields.pop(name, None)
-    if value is None or isinstance(value, str):
-        return value or None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    raise RowError(Reason(f"{name}-not-text"), f"expected '{name}' to be a text, got {type(value).__name__}")
-
-
-def check_storable(texts: Sequence[str | None], payload: Mapping[str, Any]) -> None:
-    """Raise a `RowError` if a database cannot store these texts or this payload."""
-    if taken := RESERVED & payload.keys():
-        raise RowError(Reason.PAYLOAD_NAME_RESERVED, f"rename the columns {', '.join(sorted(taken))}")
-    try:
-        json.dumps(payload, allow_nan=False)
-        for fault in _unstorable(payload):
-            raise ValueError(fault)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise RowError(Reason.PAYLOAD_NOT_JSON, f"payload cannot be stored: {error}") from error
-    for fault in _unstorable(texts):
-        raise RowError(Reason.ROW_UNREADABLE, fault)
-    try:
-        json.dumps([texts, payload], ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise RowError(Reason.ROW_UNREADABLE, f"expected valid Unicode: {error}") from error
-
-
-def without_collisions(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename fields whose names modalign uses itself: `split` becomes `corpus_split`.
-
-    For formats whose files are not edited by hand; a row of a manifest is rejected instead.
-    """
-    return {f"corpus_{name}" if name in OWN_NAMES else name: value for name, value in fields.items()}
-
-
-def _unstorable(value: Any) -> Iterator[str]:
-    """Yield what JSON can express and databases cannot store."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _unstorable(name)
-            yield from _unstorable(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _unstorable(inner)
-    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-        yield "the integer exceeds 64 bits"
-    elif isinstance(value, str) and "\0" in value:
-        yield "the text holds a NUL character"
 
 
 def records(batch: pa.RecordBatch) -> list[Any]:
@@ -341,14 +224,16 @@ def records(batch: pa.RecordBatch) -> list[Any]:
     return rows
 
 
-def _check_columns(path: Path, names: Sequence[str]) -> None:
+def check_columns(path: Path, names: Sequence[str]) -> None:
+    """Raise a `CorpusError` if the columns that a manifest needs are missing, or a column is there twice."""
     if "key" not in names or not {"image", "caption"} & set(names):
         raise CorpusError(
             f"manifest {path}: expected the columns key and image or caption (group is optional), "
-            f"got {', '.join(names) or 'none'}"
+            f"got {printable(', '.join(names)) or 'none'}"
         )
     if duplicates := {name for name in names if names.count(name) > 1}:
-        raise CorpusError(f"manifest {path}: the columns {', '.join(sorted(duplicates))} occur twice; rename one")
+        shown = printable(", ".join(map(repr, sorted(duplicates))))
+        raise CorpusError(f"manifest {path}: expected each column once, got {shown} more than once; rename the others")
 
 
 def beginning(path: Path) -> bytes:
@@ -388,3 +273,20 @@ def opened(path: Path) -> Any:
         return path.open("rb")
     except OSError as error:
         raise CorpusError(f"corpus {path} cannot be read: {error.strerror}") from error
+
+
+def open_text(path: Path) -> IO[str]:
+    """Open a file of a corpus as UTF-8. Invalid bytes become surrogates, so that only their own rows are rejected.
+
+    Raises:
+        CorpusError: the file cannot be read, or is UTF-16 or UTF-32.
+    """
+    check_utf8(path)
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def check_utf8(path: Path) -> None:
+    """Raise a `CorpusError` if a file cannot be read, or begins as UTF-16 or UTF-32, as spreadsheets write it."""
+    with opened(path) as file:
+        if file.read(4).startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
+            raise CorpusError(f"corpus {path}: expected UTF-8, got UTF-16 or UTF-32; save the file as UTF-8")

@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from connector.corpora.items import Corpus, Item
+from connector.corpora.items import Corpus, Entry, Item, PassedOver
+from connector.errors import CorpusError
 from connector.rejects import Reject
 
 
@@ -20,11 +21,25 @@ class Part(Corpus):
     number: int
     of: int
 
-    def __iter__(self) -> Iterator[Item | Reject]:
+    def __iter__(self) -> Iterator[Entry]:
+        """Yield the items of this part, and its share of the rejects and files that are passed over.
+
+        What other parts report and may hide items is passed over here, uncounted: the items may be this part's.
+
+        Raises:
+            CorpusError: the whole corpus is empty.
+        """
+        empty = True
         for entry in self.corpus:
-            hashed = entry.key if isinstance(entry, Item) else f"{entry.source}\0{entry.position}"
-            if self.number_of(hashed, self.of) == self.number:
+            empty = empty and isinstance(entry, PassedOver)
+            if self.number_of(_hashed(entry), self.of) == self.number:
                 yield entry
+            elif isinstance(entry, Reject):
+                yield PassedOver(entry.source, entry.position, may_hide=True, counted=False)
+            elif isinstance(entry, PassedOver) and entry.may_hide:
+                yield replace(entry, counted=False)
+        if empty:
+            raise CorpusError(f"corpus {self.corpus.path} is empty: expected at least one image or caption")
 
     def total(self) -> int | None:
         """Return the number of rows of the whole corpus, which every part reads; None if unknown."""
@@ -34,3 +49,9 @@ class Part(Corpus):
     def number_of(key: str, of: int) -> int:
         """Return the part (from 1) of `of` parts that an item with this key belongs to."""
         return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) % of + 1
+
+
+def _hashed(entry: Entry) -> str:
+    if isinstance(entry, Item):
+        return entry.key
+    return f"{entry.source}\0{entry.position}" if isinstance(entry, Reject) else entry.name

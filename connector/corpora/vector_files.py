@@ -19,12 +19,11 @@ from typing_extensions import override
 from alignment.modality import MODALITIES, Modality
 from alignment.vectors import FloatArray, invalid_rows
 from connector.corpora.items import Corpus, Item, Vector
-from connector.corpora.manifest import (
+from connector.corpora.manifest import parquet_file, records
+from connector.corpora.row_checks import (
     RowError,
     check_key,
     check_storable,
-    parquet_file,
-    records,
     text_field,
     without_collisions,
 )

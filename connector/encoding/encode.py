@@ -6,10 +6,12 @@ the shards, so it makes the same batches and shards as an uninterrupted run.
 
 import hashlib
 import json
+import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Self
 
 import numpy as np
@@ -19,7 +21,7 @@ from alignment.sets.rows import Rows
 from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray, invalid_rows
 from connector.corpora.images import MAX_PIXELS, ImageRejectedError, decode, reading
-from connector.corpora.items import Corpus, Item, Vector
+from connector.corpora.items import Corpus, Entry, Item, PassedOver, Vector
 from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
 from connector.encoding.set_index import SetIndex
@@ -29,10 +31,13 @@ from connector.provenance.runs import Run
 from connector.rejects import Reason, Reject, Stage
 from connector.resources import raise_lack
 
+_log = logging.getLogger(__name__)
+
 SHARD_ROWS = 1024
 BATCH_ITEMS = 32
 DECODING_THREADS = 4
 WINDOW_BYTES = 64 << 20  # of images out of archives, which the window holds in memory
+EXAMPLES = 3  # files to name in a message
 WINDOWS_AHEAD = 2  # of `batch_items` entries: prepared images are 600 kB each
 
 AddTombstones = Callable[[Modality, str, list[str]], None]
@@ -81,10 +86,12 @@ class Encoding:
     """One pass over a corpus: take its `shards` as they become durable, then `finish` it. Use as a context manager.
 
     Counts in `run`: `encoded`, `reused`, `unchanged`, `rejected`; `left_out` for items of a modality without an
-    encoder; and `no_longer_in_corpus` for rows that stay in the set although the corpus no longer holds them.
+    encoder; `passed_over` for files that the reader has no use for; and `no_longer_in_corpus` for rows that stay in the
+    set although the corpus no longer holds them.
 
     Attributes:
-        unread: number of corpus rows that could not be read, so that their keys are unknown.
+        unread: number of rows and files that could not be read and may hold items.
+        unread_examples: a few of them.
     """
 
     def __init__(
@@ -101,6 +108,8 @@ class Encoding:
         max_pixels: int = MAX_PIXELS,
     ):
         self.unread = 0
+        self.unread_examples: list[str] = []
+        self._passed_over: Counter[str] = Counter()
         self._corpus = corpus
         self._writer = writer
         self._encoders = encoders
@@ -144,8 +153,8 @@ class Encoding:
         }
         seen_any, position = False, 0
         for window in pipeline.ahead(self._windows(), WINDOWS_AHEAD):
-            seen_any = True
             for entry, content in window:
+                seen_any = seen_any or not isinstance(entry, PassedOver)
                 self._take(entry, content, sinks)
             reached = max(position, window[-1][0].position)
             self._advance(reached - position)
@@ -155,6 +164,7 @@ class Encoding:
             raise CorpusError(f"corpus {self._corpus.path} is empty: expected at least one image or caption")
         for sink in sinks.values():
             sink.close()
+        self._report_passed_over()
         yield from self._new_shards()
 
     def _new_shards(self) -> Iterator[Shard]:
@@ -207,12 +217,12 @@ class Encoding:
             self._writer.drop(self._writer.path / shard, modality, rows)
         return {shard for _, shard in superseded.keys() | pruned.keys()}
 
-    def _take(
-        self, entry: Item | Reject, content: "_Content | Reject | None", sinks: Mapping[Modality, "_Sink"]
-    ) -> None:
-        """Record a reject, or pass an item to the sink of its modality."""
-        if isinstance(entry, Reject):
-            self.unread += 1
+    def _take(self, entry: Entry, content: "_Content | Reject | None", sinks: Mapping[Modality, "_Sink"]) -> None:
+        """Record a reject or a file that is passed over, or pass an item to the sink of its modality."""
+        if isinstance(entry, PassedOver):
+            self._pass_over(entry)
+        elif isinstance(entry, Reject):
+            self._unread(f"{entry.source}, row {entry.position}")
             self._run.reject(entry)
         elif entry.modality not in sinks:
             self._index.first_time(entry.modality, entry.key)  # the corpus holds it, although this pass leaves it out
@@ -224,6 +234,24 @@ class Encoding:
             self._run.reject(content)
         elif content is not None:
             sinks[entry.modality].take(entry, content)
+
+    def _pass_over(self, entry: PassedOver) -> None:
+        if entry.may_hide:
+            self._unread(entry.name)
+        if entry.counted:
+            self._run.count("passed_over", 1)
+            self._passed_over[PurePath(entry.name).suffix.lower() or "no suffix"] += 1
+
+    def _unread(self, name: str) -> None:
+        self.unread += 1
+        if len(self.unread_examples) < EXAMPLES:
+            self.unread_examples.append(name)
+
+    def _report_passed_over(self) -> None:
+        if self._passed_over:
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in self._passed_over.most_common(10))
+            more = " and others" if len(self._passed_over) > 10 else ""
+            _log.info("passed over %d files: %s%s", self._passed_over.total(), kinds, more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,10 +267,10 @@ class _Content:
 
 
 def _read(
-    entry: Item | Reject, encoders: Mapping[Modality, Encoder], index: SetIndex, max_pixels: int
+    entry: Entry, encoders: Mapping[Modality, Encoder], index: SetIndex, max_pixels: int
 ) -> _Content | Reject | None:
     """Read, hash and prepare one item; runs in a thread."""
-    if isinstance(entry, Reject) or entry.modality not in encoders:
+    if not isinstance(entry, Item) or entry.modality not in encoders:
         return None
     if isinstance(entry.content, str):
         return _Content(hashlib.sha256(entry.content.encode()).hexdigest())
@@ -282,9 +310,9 @@ def _prepare(item: Item, sha256: str, content: str | bytes, encoder: Encoder, ma
         return _reject(item, "encode", Reason.PREPROCESSING_FAILED, f"{type(error).__name__}: {error}")
 
 
-def _take_window(stream: Iterator[Item | Reject], most_items: int) -> list[Item | Reject]:
+def _take_window(stream: Iterator[Entry], most_items: int) -> list[Entry]:
     """Take up to `most_items` entries, fewer if they hold more than `WINDOW_BYTES` of images."""
-    window: list[Item | Reject] = []
+    window: list[Entry] = []
     size = 0
     while len(window) < most_items and size < WINDOW_BYTES and (entry := next(stream, None)) is not None:
         window.append(entry)
@@ -296,7 +324,7 @@ def _reject(item: Item, stage: Stage, reason: Reason, detail: str) -> Reject:
     return Reject(item.source, item.position, stage, reason, detail, item.key, item.modality)
 
 
-_Window = list[tuple[Item | Reject, _Content | Reject | None]]
+_Window = list[tuple[Entry, _Content | Reject | None]]
 
 
 @dataclass(slots=True)

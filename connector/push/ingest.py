@@ -79,7 +79,7 @@ def ingest(
         CorpusError: items were not pruned, because rows of the corpus could not be read. All else is done.
         MismatchError: an encoder that loads now is not the alignment's.
     """
-    corpus = open_corpus(request.corpus, format=request.format, images=request.images)
+    corpus = open_corpus(request.corpus, **request.reading)
     metrics = list(dict.fromkeys(map(parse, request.metrics or alignment.card.metrics)))
     for metric in metrics:  # refuse what cannot be pushed before anything is encoded
         lower(alignment, metric)
@@ -105,9 +105,9 @@ def ingest(
     releases = begun.whole() if request.parts is None else begun.in_parts(request.parts)
     if kept := run.counts["not_pruned"]:
         raise CorpusError(
-            f"{kept} items of the embedding set were not met in the corpus, but some rows of the corpus could not be "
-            f"read and may be these items: all else is done, these are kept; see `modalign rejects {run.id}`, correct "
-            "the rows and run the same command again, or leave --prune out"
+            f"{kept} items of the embedding set were not met in the corpus, but some rows or files of the corpus could "
+            f"not be read and may be these items: all else is done, these are kept; see the lines above and `modalign "
+            f"rejects {run.id}`, correct the rows and files and run the same command again, or leave --prune out"
         )
     return releases
 
@@ -292,6 +292,8 @@ class Ingest:
             return None
         if encoding.unread:  # an item that could not be read may be one of those that seem to be gone
             self.run.counts["not_pruned"] += gone
+            examples = ", ".join(encoding.unread_examples)
+            _log.warning("%d rows or files could not be read, so nothing is pruned: %s", encoding.unread, examples)
             return None
         if not self.prune(gone):
             return None

@@ -1,15 +1,18 @@
 """One query, from the command line: a text, or the path of an image."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignment.metrics import Guarantee
-from connector.corpora.items import IMAGE_SUFFIXES
+from connector.corpora.picture_files import is_image_name, is_unsupported_name
+from connector.errors import ConnectorError
 from connector.requests import SearchRequest
-from connector.search.retriever import Retriever, SearchResult
+from connector.search.retriever import Retriever, SearchResult, load_picture
 
 if TYPE_CHECKING:
+    from PIL import Image
     from qdrant_client.models import Filter
 
 
@@ -31,12 +34,38 @@ class QueryResult:
 
 
 def search(retriever: Retriever, request: SearchRequest, condition: "Filter | None") -> QueryResult:
-    """Search a release as `request` asks, among the points that match `condition`."""
+    """Search a release as `request` asks, among the points that match `condition`.
+
+    Raises:
+        ConnectorError: the query is the path of an image that cannot be opened, or of a file that is none.
+    """
     options: dict[str, Any] = {"filter": condition, "exact": request.exact, "max_candidates": request.max_candidates}
     query: str | Path = request.query
-    if Path(request.query).suffix.lower() in IMAGE_SUFFIXES:
+    if _is_path(request.query):
         query = Path(request.query)
-        (hits,) = retriever.search_images([query], request.k, target=request.target or "text", **options)
+        picture = _load(query)
+        (hits,) = retriever.search_images([picture], request.k, target=request.target or "text", **options)
     else:
         (hits,) = retriever.search_texts([request.query], request.k, target=request.target or "image", **options)
     return QueryResult(query, str(retriever.release.metric), retriever.guarantee, hits)
+
+
+def _is_path(query: str) -> bool:
+    """Whether a query is an existing file, or has the name of an image."""
+    try:
+        exists = Path(query).is_file()
+    except OSError:  # a text that is too long for a name
+        exists = False
+    return exists or is_image_name(query) or (is_unsupported_name(query) and not re.search(r"\s", query))
+
+
+def _load(path: Path) -> "Image.Image":
+    try:
+        return load_picture(path)
+    except ConnectorError as error:
+        if is_image_name(path.name) or not path.exists():
+            raise
+        raise ConnectorError(
+            f"{error}; there is a file {path}, so the query is taken for its path: to search for a text of this name, "
+            "run the command in another folder"
+        ) from error

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from connector.corpora.formats import FORMATS, open_corpus
-from connector.corpora.items import Item
+from connector.corpora.items import Entry, Item, PassedOver
 from connector.rejects import Reject
 
 Records = list[dict[str, Any]]
@@ -51,7 +51,7 @@ every_reader = pytest.mark.parametrize("suffix", SUFFIXES)
 typed_reader = pytest.mark.parametrize("suffix", [s for s in SUFFIXES if s not in (".csv", ".tsv")])
 
 
-def read(path: Path) -> list[Item | Reject]:
+def read(path: Path) -> list[Entry]:
     return list(open_corpus(path))
 
 
@@ -68,15 +68,20 @@ def write_lines(directory: Path, *lines: str | bytes | dict[str, Any]) -> Path:
     return path
 
 
-def items(entries: Iterable[Item | Reject]) -> list[Item]:
+def items(entries: Iterable[Entry]) -> list[Item]:
     return [entry for entry in entries if isinstance(entry, Item)]
 
 
-def rejects(entries: Iterable[Item | Reject]) -> list[Reject]:
+def rejects(entries: Iterable[Entry]) -> list[Reject]:
     return [entry for entry in entries if isinstance(entry, Reject)]
 
 
-def reasons(entries: Iterable[Item | Reject]) -> list[tuple[int, str]]:
+def passed_over(entries: Iterable[Entry]) -> list[tuple[str, bool]]:
+    """The names of the files that were passed over, and whether they may hide items."""
+    return [(Path(e.name).name, e.may_hide) for e in entries if isinstance(e, PassedOver) and e.counted]
+
+
+def reasons(entries: Iterable[Entry]) -> list[tuple[int, str]]:
     return [(reject.position, reject.reason) for reject in rejects(entries)]
 
 

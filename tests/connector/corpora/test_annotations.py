@@ -9,7 +9,7 @@ import pytest
 
 from connector.corpora.annotations import CocoCaptions, FlickrTokens, Karpathy
 from connector.corpora.formats import open_corpus
-from connector.corpora.items import Item
+from connector.corpora.items import Entry, Item
 from connector.errors import CorpusError
 from connector.rejects import Reject
 from tests.support.errors import raises
@@ -36,11 +36,11 @@ def flickr(directory: Path, text: str | bytes, name: str = "results_20130124.tok
     return directory / name
 
 
-def captions(found: list[Item | Reject]) -> dict[str, Any]:
+def captions(found: list[Entry]) -> dict[str, Any]:
     return {item.key: item.content for item in found if isinstance(item, Item) and item.modality == "text"}
 
 
-def reasons(found: list[Item | Reject]) -> list[tuple[int, str, str | None]]:
+def reasons(found: list[Entry]) -> list[tuple[int, str, str | None]]:
     return [(one.position, one.reason, one.key) for one in found if isinstance(one, Reject)]
 
 

@@ -10,7 +10,7 @@ import pytest
 from connector.corpora import folder
 from connector.corpora.folder import Folder
 from connector.corpora.formats import open_corpus
-from connector.corpora.items import IMAGE_SUFFIXES
+from connector.corpora.picture_files import image_suffixes
 from tests.support.corpora import (
     items,
     no_pipes,
@@ -52,7 +52,7 @@ def test_a_folder_is_its_images_with_the_lines_beside_them(tmp_path: Path) -> No
     assert opened.total() == 3
 
 
-@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
+@pytest.mark.parametrize("suffix", sorted(image_suffixes()))
 def test_every_suffix_of_an_image_is_known_in_any_case(suffix: str, tmp_path: Path) -> None:
     touch(tmp_path, f"a{suffix}", f"b{suffix.upper()}", f"c{suffix.title()}", "a.txt", "b.TXT", "c.Txt")
     entries = read(tmp_path)

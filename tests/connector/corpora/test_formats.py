@@ -20,7 +20,7 @@ from connector.corpora.folder import Folder
 from connector.corpora.formats import FORMATS, open_corpus
 from connector.corpora.images import decode, read_image
 from connector.corpora.items import Corpus
-from connector.corpora.manifest import RESERVED
+from connector.corpora.row_checks import RESERVED
 from connector.errors import CorpusError, SettingsError
 from tests.support.corpora import (
     SUFFIXES,

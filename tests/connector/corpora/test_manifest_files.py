@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from connector.corpora import manifest
+from connector.corpora import csv_manifest
 from connector.corpora.formats import open_corpus
 from connector.corpora.items import Item
-from connector.corpora.manifest import RESERVED
+from connector.corpora.row_checks import RESERVED
 from connector.errors import CorpusError
 from tests.support.corpora import (
     SUFFIXES,
@@ -140,7 +140,7 @@ def test_records_of_another_length_are_refused(tmp_path: Path) -> None:
 
 def test_a_quote_that_is_never_closed_is_refused_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = csv.field_size_limit()
-    monkeypatch.setattr(manifest, "LONGEST_FIELD", 1000)
+    monkeypatch.setattr(csv_manifest, "LONGEST_FIELD", 1000)
     (tmp_path / "m.csv").write_text('key,caption\na,"never closed\n' + "".join(f"b{i},fine\n" for i in range(400)))
     try:
         entries = read(tmp_path / "m.csv")

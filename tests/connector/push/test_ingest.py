@@ -17,7 +17,7 @@ from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray
 from connector.corpora.formats import open_corpus
-from connector.corpora.items import Corpus, Item
+from connector.corpora.items import Corpus, Entry, Item
 from connector.corpora.partition import Part
 from connector.encoding.encoders import Encoder
 from connector.errors import CollectionNotFoundError, CorpusError, MismatchError, ProvenanceError, StoreUnavailableError
@@ -28,7 +28,6 @@ from connector.push import batches as pushing
 from connector.push import ingest as ingesting
 from connector.push.delete import Deletion, DeletionPreview
 from connector.push.ingest import Confirm, Ingest
-from connector.rejects import Reject
 from connector.releases import verify as verification
 from connector.releases.release import load_release
 from connector.stores.filters import parse_filter
@@ -204,7 +203,7 @@ class TestOverlap:
         class Patient(Corpus):
             """Keeps its second half until points of the first are there."""
 
-            def __iter__(self) -> Iterator[Item | Reject]:
+            def __iter__(self) -> Iterator[Entry]:
                 for number, item in enumerate(open_corpus(self.path)):
                     if number == 2 * N:
                         assert written.wait(30), "nothing is written before the corpus ends"
@@ -271,7 +270,7 @@ def arm(
     }[where]
     plain, calls = getattr(owner, method), iter(range(1 << 30))
 
-    def iterated(self: Any) -> Iterator[Item | Reject]:
+    def iterated(self: Any) -> Iterator[Entry]:
         for item in plain(self):
             if next(calls) == number:
                 raise error
@@ -639,7 +638,7 @@ class TestParts:
         assert bench.ingest(parts=9).counts["written"] == 3
         nothing = make(name="nothing")
         nothing.write([])
-        with raises(CorpusError, 2):
+        with raises(CorpusError, nothing.manifest):
             nothing.ingest(parts=2)
         nothing.write(nothing.pairs)
         assert nothing.ingest(parts=2).counts["written"] == 3 * N
@@ -657,7 +656,7 @@ class TestParts:
         read: list[str] = []
         plain = Part.__iter__
 
-        def noted(self: Part) -> Iterator[Item | Reject]:
+        def noted(self: Part) -> Iterator[Entry]:
             read.append(f"{self.number}")
             return plain(self)
 

@@ -450,6 +450,6 @@ class TestPacking:
 
 
 def test_the_payload_field_is_one_that_no_manifest_can_name() -> None:
-    from connector.corpora.manifest import RESERVED
+    from connector.corpora.row_checks import RESERVED
 
     assert ALIGNED in RESERVED

@@ -1,0 +1,114 @@
+"""Which files of a corpus hold pictures, by their names and first bytes."""
+
+import os
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path, PurePath
+
+from PIL import Image
+
+from connector.corpora.images import FORMATS
+from connector.corpora.items import PassedOver
+from connector.rejects import Reason, Reject
+from connector.safe_text import printable
+
+# Suffixes of pictures that `connector.corpora.images` does not open.
+_PHONES_AND_WEB = "heic heif heics heifs hif jxl jxr hdp wdp bpg flif qoi"
+_CAMERAS = "3fr arw cr2 cr3 crw dcr dng erf iiq kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f"
+_DRAWINGS = "svg svgz eps wmf emf psd psb xcf kra"
+_OTHERS = (
+    "dcm djvu exr hdr blp bw cur dcx dds dib dpx fit fits fpx icns jng mng msp palm pcd pcx pct pict ras rgb rgba sgi "
+    "xbm xpm xwd"
+)
+UNSUPPORTED_SUFFIXES = frozenset(f".{name}" for name in f"{_PHONES_AND_WEB} {_CAMERAS} {_DRAWINGS} {_OTHERS}".split())
+ARCHIVE_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip", ".7z")
+# Not of formats whose first bytes a text may have, such as BM or P3.
+RECOGNISED = frozenset(FORMATS) - {"BMP", "ICO", "PPM", "TGA"}
+BEGINNING = 16  # bytes that tell a format
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Return the suffixes of the formats that `connector.corpora.images.decode` opens, in lower case."""
+    # A .mpo file is a JPEG with more frames, which Pillow opens as a JPEG.
+    return frozenset(s for s, name in Image.registered_extensions().items() if name in {*FORMATS, "MPO"})
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is read as an image."""
+    return PurePath(name).suffix.lower() in image_suffixes()
+
+
+def is_unsupported_name(name: str) -> bool:
+    """Whether the name is that of a picture, but of no image that is read: `a.heic`, `a.jpg~`, `a.jpg?width=300`.
+
+    >>> [is_unsupported_name(name) for name in ("a.HEIC", "a.jpg_large", "a.png!d", "a.jpg", "a.txt", "a.jpg.txt")]
+    [True, True, True, False, False, False]
+    """
+    if is_image_name(name):
+        return False
+    match = re.match(r"\.[a-z0-9]+", PurePath(name).suffix.lower())
+    return match is not None and match[0] in UNSUPPORTED_SUFFIXES | image_suffixes()
+
+
+def may_hold_pictures(name: str, beginning: bytes) -> bool:
+    """Whether a file that is no image by its name is a picture by its first bytes, or an archive by its name."""
+    if name.lower().endswith(ARCHIVE_SUFFIXES):
+        return True
+    Image.init()
+    accepts = [Image.OPEN[form][1] for form in RECOGNISED if form in Image.OPEN]
+    return any(accept and accept(beginning[:BEGINNING]) is True for accept in accepts)
+
+
+def is_apple_double(name: str, beginning: bytes) -> bool:
+    """Whether this is the file `._NAME` that macOS writes beside NAME, with the attributes of NAME and no content."""
+    return PurePath(name).name.startswith("._") and beginning.startswith(b"\0\x05\x16\x07")
+
+
+def is_apple_double_file(path: Path) -> bool:
+    """Whether the file at `path` is one that macOS writes beside another."""
+    return path.name.startswith("._") and is_apple_double(path.name, _beginning(path))
+
+
+def file_without_use(path: Path, folder: Path, position: int) -> Reject | PassedOver:
+    """Return what becomes of a file in `folder` that is neither an image nor text to a reader.
+
+    A picture that cannot be opened is a reject; all else is passed over.
+    """
+    beginning, name = _beginning(path), printable(str(path))
+    if is_unsupported_name(path.name) and not is_apple_double(path.name, beginning):
+        key, detail = printable(path.relative_to(folder).as_posix()), unsupported(path.name)
+        return Reject(name, position, "read", Reason.IMAGE_FORMAT_UNSUPPORTED, detail, key, "image")
+    return PassedOver(name, position, may_hold_pictures(path.name, beginning))
+
+
+def passed_over(path: Path, position: int) -> Iterator[PassedOver]:
+    """Yield the file at `path` where a reader does not look, or all files below such a folder.
+
+    Pictures and archives among them may hide items.
+    """
+    if path.is_dir():
+        files = (Path(folder) / name for folder, _, names in os.walk(path) for name in sorted(names))
+    else:
+        files = (file for file in [path])
+    for file in files:
+        beginning = _beginning(file)
+        is_picture = is_image_name(file.name) or is_unsupported_name(file.name)
+        may_hide = may_hold_pictures(file.name, beginning) or (is_picture and not is_apple_double(file.name, beginning))
+        yield PassedOver(printable(str(file)), position, may_hide)
+
+
+def unsupported(name: str) -> str:
+    """Say what to do about a picture whose name is of no format that is read."""
+    return printable(f"{name}: convert it, or rename it if its format is one of {', '.join(sorted(image_suffixes()))}")
+
+
+def _beginning(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            return b""
+        with path.open("rb") as file:
+            return file.read(BEGINNING)
+    except OSError:
+        return b""
