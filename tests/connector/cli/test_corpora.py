@@ -136,6 +136,50 @@ class TestFormats:
         ended = modalign("ingest", tmp_path / "shard-00.tar", *options, "--max-rejects", 1, "--home", home)
         assert (ended.code, ended.document["counts"]["unchanged"], ended.document["counts"]["written"]) == (0, 10, 10)
 
+    @pytest.mark.parametrize(("suffix", "code", "rejected"), [("bak", 1, 0), ("heic", 1, 2)])
+    def test_pictures_under_other_names_are_shown_and_not_pruned(
+        self, home: Path, tmp_path: Path, suffix: str, code: int, rejected: int
+    ) -> None:
+        fake_pairs(tmp_path, 6, seed=4)
+        (tmp_path / "images" / "read.me").write_text("x")
+        arguments = ("ingest", tmp_path / "images", "--into", "new", "--alignment", "a", "--json", "--home", home)
+        ended = done(*arguments)
+        assert ended.document["counts"]["passed_over"] == 1
+        assert "passed over 1 files: 1 .me" in ended.err
+        for number in (1, 3):
+            path = tmp_path / "images" / f"s4-{number:05d}.png"
+            path.rename(f"{path}.{suffix}")
+        ended = modalign(*arguments, "--prune", "--yes")
+        assert (ended.code, "2 items" in ended.err) == (code, True)
+        assert EmbeddingSet.open(home / "sets" / "new").card.counts["image"] == 6
+        counts = done("status", "-n", 1, "--json", "--home", home).document["runs"][0]["counts"]
+        assert "2 not_pruned" in counts
+        assert ("2 rejected" in counts) == bool(rejected)
+
+    def test_a_quote_that_swallows_rows_deletes_none_of_them(self, home: Path, tmp_path: Path) -> None:
+        pairs = fake_pairs(tmp_path, 8, seed=5)
+        lines = [f"{pair.key},images/{pair.key}.png,{pair.captions[0]}\n" for pair in pairs]
+        manifest = tmp_path / "m.csv"
+        manifest.write_text("key,image,caption\n" + "".join(lines))
+        arguments = ("ingest", manifest, "--into", "new", "--alignment", "a", "--json", "--home", home)
+        assert done(*arguments).document["counts"]["written"] == 16
+        lines[2] = f'{pairs[2].key},images/{pairs[2].key}.png,"welcome mat\n'
+        manifest.write_text("key,image,caption\n" + "".join(lines))
+        ended = modalign(*arguments, "--prune", "--yes")
+        assert ended.code == 1
+        counts = done("status", "-n", 1, "--json", "--home", home).document["runs"][0]["counts"]
+        assert "6 rejected" in counts
+        assert "12 not_pruned" in counts
+        assert EmbeddingSet.open(home / "sets" / "new").card.counts == {"image": 8, "text": 8}
+
+    def test_names_with_dots_are_read_by_the_last(self, home: Path, tmp_path: Path) -> None:
+        with tarfile.open(tmp_path / "x.tar", "w") as tar:
+            for pair in fake_pairs(tmp_path, 3, seed=6):
+                tar.add(pair.image, f"trip.{pair.key}.png")
+        arguments = ("encode", tmp_path / "x.tar", "--set", "dots", *SPECS, "--json", "--home", home)
+        assert modalign(*arguments).document["counts"]["rejected"] == 3
+        assert done(*arguments, "--key-rule", "last-dot").document["image"] == 3
+
     def test_annotations_with_their_images_elsewhere(self, home: Path, tmp_path: Path) -> None:
         pairs = fake_pairs(tmp_path / "far", 4, seed=3)
         lines = [f"{pair.image.name}#0\t{pair.captions[0]}\n" for pair in pairs]

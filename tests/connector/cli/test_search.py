@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from alignment.metrics import MixtureOfLogits
 from alignment.model.alignment import Alignment
@@ -148,6 +149,28 @@ class TestMetrics:
             "a",
             "rename the columns aligned",
         )
+
+
+@pytest.mark.parametrize("name", ["q.jp2", "q.JPE", "q", "q.bin", "q.png"])
+def test_an_existing_file_is_searched_as_a_picture(shared: Path, tmp_path: Path, name: str) -> None:
+    form = "JPEG2000" if name == "q.jp2" else "PNG"
+    Image.new("RGB", (8, 8), "red").save(tmp_path / name, form)
+    found = done("search", "things", tmp_path / name, "-k", 1, "--json", "--home", shared).document["found"]
+    assert [item["modality"] for item in found] == ["text"]
+
+
+@pytest.mark.parametrize("name", ["dog", "q.heic", "q.txt"])
+def test_an_existing_file_that_is_no_picture_is_an_error_and_no_text(shared: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("no picture")
+    ended = modalign("search", "things", tmp_path / name, "--home", shared)
+    assert str(tmp_path / name) in ended.error
+    assert "folder" in ended.error
+
+
+@pytest.mark.parametrize("query", ["red lime", ".", "red." * 200, "made of open.raw wood"])
+def test_what_is_no_file_is_searched_as_a_text(shared: Path, query: str) -> None:
+    found = done("search", "things", query, "-k", 1, "--json", "--home", shared).document["found"]
+    assert [item["modality"] for item in found] == ["image"]
 
 
 def test_a_contact_sheet_is_written_on_request(shared: Path, tmp_path: Path) -> None:

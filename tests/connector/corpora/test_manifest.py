@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from connector.corpora import csv_manifest, manifest
 from connector.corpora.formats import open_corpus
-from connector.corpora.items import Item
+from connector.corpora.items import LONGEST_CAPTION, Item
 from connector.corpora.row_checks import RESERVED
 from connector.errors import CorpusError
 from tests.support.corpora import (
@@ -236,6 +236,47 @@ def test_consecutive_rows_add_captions_to_one_image(suffix: str, tmp_path: Path)
         ("text", "b#0", 5),
     ]
     assert rejects(entries) == []
+
+
+@pytest.mark.parametrize("further", [{"year": 2005}, {"year": 1999, "place": "x"}, {"year": [1999]}])
+def test_further_rows_that_say_something_else_of_an_image_are_rejects_of_the_image(
+    further: dict[str, Any], tmp_path: Path
+) -> None:
+    row = {"key": "a", "image": "a.png"}
+    entries = read(
+        write_lines(
+            tmp_path,
+            {**row, "caption": "one", "year": 1999},
+            {**row, "caption": "two", **further},
+            {"key": "a", "caption": "three", **further},
+            {**row, "caption": "four", "year": 1999},
+            {**row, "caption": "five"},
+        )
+    )
+    assert [item.payload.get("year") for item in items(entries) if item.modality == "image"] == [1999]
+    assert [item.content for item in items(entries) if item.modality == "text"] == [
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+    ]
+    assert [(r.position, r.reason, r.modality) for r in rejects(entries)] == [(2, "key-duplicate", "image")]
+
+
+def test_a_caption_beyond_its_bound_is_a_reject_by_name(tmp_path: Path) -> None:
+    longest = "\u00e9" * (LONGEST_CAPTION // 2)
+    rows = [{"key": "a", "caption": longest}, {"key": "b", "caption": f"{longest}x"}, {"key": "c", "caption": "c"}]
+    entries = read(write_lines(tmp_path, *rows))
+    assert [item.key for item in items(entries)] == ["a#0", "c#0"]
+    assert reasons(entries) == [(2, "caption-too-long")]
+
+
+@pytest.mark.parametrize(
+    "line", ['{"key": "a", "key": "b", "caption": "c"}', '{"key": "a", "caption": "c", "x": {"y": 1, "y": 2}}']
+)
+def test_a_name_that_an_object_has_twice_is_refused(line: str, tmp_path: Path) -> None:
+    assert reasons(read(write_lines(tmp_path, line))) == [(1, "row-unreadable")]
 
 
 def test_an_image_may_follow_its_first_caption(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -147,7 +147,7 @@ def test_what_lies_beside_shards_is_counted(tmp_path: Path) -> None:
 class TestDots:
     """Names with several dots in archives."""
 
-    MEMBERS = {
+    MEMBERS: ClassVar = {
         "trip.2024.05.png": picture(),
         "trip.2024.05.txt": b"May",
         "22.5mm.png": picture(),
