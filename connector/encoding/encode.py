@@ -25,6 +25,7 @@ from connector.corpora.items import Corpus, Entry, Item, PassedOver, Vector
 from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
 from connector.encoding.set_index import SetIndex
+from connector.encoding.stored_vectors import rows_lost_in
 from connector.errors import CorpusError
 from connector.progress import Advance
 from connector.provenance.runs import Run
@@ -382,10 +383,11 @@ class _Sink:
             vectors[fresh] = self.encoder.embed(self.modality, [self._batch[row][1].prepared for row in fresh])
         for row, vector in self._known.items():
             vectors[row] = vector
-        invalid = invalid_rows(vectors)
+        dtype = self.writer.card.dtype
+        invalid = {**rows_lost_in(vectors, dtype), **invalid_rows(vectors)}
         for row, reason in invalid.items():
             item = self._batch[row][0]
-            detail = f"expected a finite vector with a norm above 0 from {self.encoder.spec}"
+            detail = f"expected a finite vector with a norm above 0 from {self.encoder.spec}, which {dtype} can hold"
             self.run.reject(_reject(item, "encode", Reason(reason), detail))
         valid = [row for row in range(len(self._batch)) if row not in invalid]
         self.run.counts["reused"] += len(self._known)

@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -346,6 +347,19 @@ class TestImport:
         assert after.card.fingerprint != before.fingerprint
         rows = after.load("image")
         np.testing.assert_array_equal(rows.vectors[rows.keys.index("3.jpg")], X[3])
+
+    def test_vectors_that_the_stored_type_cannot_hold_are_rejects(self, home: Home, tmp_path: Path) -> None:
+        X = np.array([[1, 2], [1e-9, 2e-9], [7e4, 1], [1e-7, 2e-7], [3, 1e-9], [6e4, 6e4]], np.float32)
+        path = parquet(tmp_path / "t.parquet", key=[*"abcdef"], v=lists(X))
+        request = ImportRequest(vectors=path, set="s", encoders={"image": "x"}, dtype="float16")
+        result = home.import_vectors(request)
+        assert result.value.load("image").keys == ["a", "e", "f"]
+        assert [(row.key, row.reason) for row in home.rejects(result.run).rows] == [
+            ("b", "vector-underflow"),
+            ("c", "vector-overflow"),
+            ("d", "vector-underflow"),
+        ]
+        assert home.import_vectors(replace(request, set="t", dtype="float32")).counts["imported"] == 6
 
     def test_texts_may_be_added_to_images(self, home: Home, vectors: Path) -> None:
         home.import_vectors(ImportRequest(vectors=vectors, set="s", encoders={"image": "a"}))
