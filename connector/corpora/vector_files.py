@@ -6,7 +6,7 @@ memory-mapped and never unpickled. Tables are read batch by batch.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from typing_extensions import override
 from alignment.modality import MODALITIES, Modality
 from alignment.vectors import FloatArray, invalid_rows
 from connector.corpora.items import Corpus, Item, Vector
-from connector.corpora.manifest import parquet_file, records
+from connector.corpora.manifest import listed, parquet_file, records
 from connector.corpora.row_checks import (
     RowError,
     check_key,
@@ -168,7 +168,8 @@ class VectorFiles(Corpus):
                         else:
                             number = run.number(entry.key)
                             for modality in self.modalities:
-                                yield from entry.items(modality, vectors[modality], row, number, position)
+                                for item in entry.items(modality, vectors[modality], row, number, position):
+                                    yield from run.once(item, number)
             except (OSError, pa.ArrowException) as error:
                 yield Reject(str(part.table), position + 1, "read", Reason.FILE_TRUNCATED, str(error))
                 return  # positions of later parts would shift
@@ -193,7 +194,7 @@ class _Entry:
         if reason := vectors.faults.get(row):
             detail = "expected a finite vector of the common dimension with a norm above 0"
             yield Reject(self.source, position, "read", Reason(reason), detail, key, modality)
-        elif modality == "text" or not number:  # later rows of a key add captions to its image
+        else:
             name, text = ("image", self.image) if modality == "image" else ("caption", self.caption)
             payload = {name: text, **self.payload} if text else self.payload
             content = Vector(vectors.values[row].tobytes())
@@ -242,10 +243,24 @@ class _Run:
 
     key: str | None = None
     count: int = 0
+    image: Item | None = None
+
+    def once(self, item: Item | Reject, number: int) -> Iterator[Item | Reject]:
+        """Yield an item, unless it is the image that an earlier row of its key gave; another image is a reject."""
+        if isinstance(item, Reject) or item.modality == "text":
+            yield item
+        elif not number or self.image is None:
+            self.image = item
+            yield item
+        elif replace(item, position=0, source="") != replace(self.image, position=0, source=""):
+            detail = "an earlier row has this key with another vector, payload or group; make keys unique"
+            yield Reject(item.source, item.position, "read", Reason.KEY_DUPLICATE, detail, item.key, item.modality)
 
     def number(self, key: str) -> int:
         """Return the number of rows directly before that have this `key`."""
         self.count = self.count + 1 if key == self.key else 0
+        if not self.count:
+            self.image = None
         self.key = key
         return self.count
 
@@ -286,7 +301,11 @@ def open_vectors(
         parts = [Part(metadata or path.with_suffix(".parquet"), arrays={chosen[0]: path})]
     elif vectors_at(path):
         parts = list(_clip_retrieval(path, chosen))
-    elif tables := [path] if path.suffix.lower() == ".parquet" else sorted(path.glob("*.parquet")):
+    elif (
+        tables := [path]
+        if path.suffix.lower() == ".parquet"
+        else sorted(entry for entry in listed(path) if entry.suffix.lower() == ".parquet")
+    ):
         parts = [Part(table, columns=_columns(table, chosen, columns or {})) for table in tables]
     else:
         raise CorpusError(
@@ -305,16 +324,20 @@ def _clip_retrieval(path: Path, modalities: Sequence[Modality]) -> Iterator[Part
                 f"{path}: expected {' and '.join(FOLDERS[m] for m in modalities)} with an array for every table in "
                 f"metadata; tables {sorted(tables) or 'none'}, arrays {sorted(files) or 'none'}"
             )
-    for number in sorted(tables):
+    for number in sorted(tables, key=lambda digits: (int(digits), digits)):
         yield Part(tables[number], arrays={modality: files[number] for modality, files in arrays.items()})
 
 
-def _numbered(folder: Path, suffix: str) -> dict[int, Path]:
-    by_number = {}
-    for path in folder.glob(f"*{suffix}"):
-        if match := re.search(r"(\d+)$", path.stem):
-            by_number[int(match[1])] = path
-    return by_number
+def _numbered(folder: Path, suffix: str) -> dict[str, Path]:
+    """Return the files by the digits at the end of their names, as they are written: 0 is not 00."""
+    by_digits: dict[str, Path] = {}
+    for path in sorted(entry for entry in listed(folder) if entry.suffix.lower() == suffix):
+        match = re.search(r"(\d+)$", path.stem)
+        if match is None:
+            raise CorpusError(f"{path}: expected a number at the end of the name, which pairs arrays with tables")
+        if (other := by_digits.setdefault(match[1], path)) != path:
+            raise CorpusError(f"{folder}: expected one file of number {match[1]}, got {other.name} and {path.name}")
+    return by_digits
 
 
 def _columns(table: Path, modalities: Sequence[Modality], requested: Mapping[Modality, str]) -> dict[Modality, str]:

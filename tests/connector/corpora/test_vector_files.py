@@ -134,9 +134,35 @@ class TestLayouts:
         assert list(vectors_of(list(open_vectors(tmp_path, ["text"])), "text").values()) == X.tolist()
 
     def test_rows_of_one_key_are_captions_of_one_image(self, X: Vectors, Y: Vectors, tmp_path: Path) -> None:
+        X[1] = X[0]
         path = parquet(tmp_path / "t.parquet", key=["a", "a", "b", "a"], x=lists(X[:4]), y=lists(Y[:4]))
         found = list(open_vectors(path, ["image", "text"], columns={"image": "x", "text": "y"}))
         assert [one.key for one in found] == ["a", "a#0", "a#1", "b", "b#0", "a", "a#0"]  # the last is refused later
+
+    @pytest.mark.parametrize("changed", ["vector", "payload", "group"])
+    def test_rows_of_one_key_that_differ_are_rejects(self, changed: str, X: Vectors, tmp_path: Path) -> None:
+        if changed != "vector":
+            X[:] = X[0]
+        values = ["x", "x", "y"] if changed != "vector" else ["x"] * 3
+        other = {"payload": "place", "group": "group"}.get(changed, "place")
+        rows = [0, 0, 1] if changed == "vector" else [0, 0, 0]
+        path = parquet(tmp_path / "t.parquet", key=["p"] * 3, v=lists(X[rows]), **{other: values})
+        assert reasons(list(open_vectors(path, ["image"]))) == [(3, "key-duplicate", "p")]
+
+    def test_files_are_paired_by_the_digits_as_written(self, X: Vectors, tmp_path: Path) -> None:
+        (tmp_path / "img_emb").mkdir()
+        (tmp_path / "metadata").mkdir()
+        for row, digits in enumerate(("00", "0")):
+            np.save(tmp_path / "img_emb" / f"img_emb_{digits}.npy", X[[row]])
+            parquet(tmp_path / "metadata" / f"metadata_{digits}.parquet", key=[digits])
+        found = vectors_of(list(open_vectors(tmp_path, ["image"])), "image")
+        assert found == {"0": X[1].tolist(), "00": X[0].tolist()}
+
+    @pytest.mark.parametrize("name", ["other_0.npy", "loose.npy"])
+    def test_files_that_cannot_be_paired_are_an_error(self, name: str, X: Vectors, Y: Vectors, tmp_path: Path) -> None:
+        np.save(clip_retrieval(tmp_path, X, Y) / "img_emb" / name, X)
+        with raises(CorpusError, name):
+            open_vectors(tmp_path, ["image"])
 
 
 class TestRows:
