@@ -216,7 +216,7 @@ def records(batch: pa.RecordBatch) -> list[Any]:
     """Convert a batch to a dictionary a row. A row that Python cannot represent becomes its exception."""
     try:
         rows: list[Any] = batch.to_pylist()
-    except (ValueError, OverflowError) as error:
+    except (ValueError, OverflowError, KeyError) as error:  # KeyError: a time zone that does not exist
         if batch.num_rows == 1:
             return [error]
         half = batch.num_rows // 2

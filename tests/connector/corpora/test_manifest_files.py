@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from dataclasses import astuple
 from datetime import UTC, datetime
 from pathlib import Path
@@ -158,6 +159,33 @@ def test_quoted_fields_may_hold_lines(tmp_path: Path) -> None:
 
 
 # Parquet
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (pa.timestamp("us", "Mars/Phobos"), 1),
+        (pa.timestamp("us", "+25:99"), 1),
+        (pa.timestamp("s"), 10**15),
+        (pa.timestamp("ns"), -(2**62)),
+        (pa.date64(), 10**16),
+        (pa.duration("s"), 10**15),
+    ],
+    ids=str,
+)
+def test_odd_timestamps_refuse_their_own_row(kind: pa.DataType, value: int, tmp_path: Path) -> None:
+    times = pa.array([value, None], pa.int64()).view(kind)
+    pq.write_table(pa.table({"key": ["a", "b"], "caption": ["c", "d"], "when": times}), tmp_path / "m.parquet")
+    entries = read(tmp_path / "m.parquet")
+    assert [item.key for item in items(entries)] == ["b#0"]
+    assert reasons(entries) == [(1, "row-unreadable")]
+
+
+def test_a_corpus_whose_path_is_no_utf8_is_named(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl"))
+    path.write_text('{"key": "a", "caption": "b"}')
+    with raises(CorpusError, "caf\\udce9", "UTF-8"):
+        read(path)
 
 
 def test_dates_and_bytes_are_no_json(tmp_path: Path) -> None:
