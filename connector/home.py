@@ -100,7 +100,9 @@ class Home:
 
     def embedding_set(self, name: str) -> EmbeddingSet:
         """Open the embedding set `name`."""
-        return EmbeddingSet.open(self.settings.set_path(name))
+        from connector.releases.tombstones import open_set
+
+        return open_set(self.provenance, self.settings.set_path(name))
 
     def alignment(self, name: str) -> Alignment:
         """Load the alignment `name`."""
@@ -308,7 +310,7 @@ class Home:
         forced = None if request.reason is None else PromotionOverride(this_person(), request.reason)
         with self._run(request) as run:
             switched = self._lifecycle(request.collection).promote(
-                run.id, metrics=request.metrics, names=request.releases, forced=forced
+                run.id, metrics=request.metrics, names=request.releases, forced=forced, request=request.request
             )
             run.counts["promoted"] = len(switched)
         return RunResult(run.id, run.counts, switched)
@@ -316,7 +318,9 @@ class Home:
     def rollback(self, request: RollbackRequest) -> RunResult[list[AliasSwitch]]:
         """Undo the last promotion of a collection."""
         with self._run(request) as run:
-            switched = self._lifecycle(request.collection).rollback(run.id, metrics=request.metrics)
+            switched = self._lifecycle(request.collection).rollback(
+                run.id, metrics=request.metrics, to=request.to, request=request.request
+            )
             run.counts["rolled_back"] = len(switched)
         return RunResult(run.id, run.counts, switched)
 
@@ -347,16 +351,16 @@ class Home:
 
     def repair(self, request: RepairRequest) -> "RunResult[list[ReconcileReport]]":
         """Repair those releases from their embedding sets; the value of the result is what `verify` then finds."""
-        from connector.releases.reconcile_releases import reconcile_releases
+        from connector.releases.reconcile_releases import repair_releases
 
         with self._run(request) as run:
-            reconcile_releases(
+            repair_releases(
                 self.provenance,
                 self.store,
+                run,
                 request.collection,
                 device=self.settings.device,
-                repair=run,
-                delete_orphans=request.delete_orphans,
+                orphans=request.delete_orphans,
             )
             reports = self.verify(request.collection)
         return RunResult(run.id, run.counts, reports)

@@ -280,6 +280,7 @@ class PromoteRequest(Request):
         metrics: only releases under these metrics; empty: all.
         releases: these releases instead of those of the newest alignment.
         reason: why they are promoted whatever the audits say; None: the audits must allow it.
+        request: names the request: one that is recorded is finished, and never done twice.
     """
 
     command: ClassVar[str] = "promote"
@@ -287,6 +288,7 @@ class PromoteRequest(Request):
     metrics: Sequence[str] = ()
     releases: Sequence[str] = ()
     reason: str | None = None
+    request: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,11 +298,15 @@ class RollbackRequest(Request):
     Attributes:
         collection: what people say.
         metrics: only these; empty: all that the last promotion switched.
+        to: these releases, which were live once, instead of what the last promotion replaced.
+        request: names the request: one that is recorded is finished, and never done twice.
     """
 
     command: ClassVar[str] = "rollback"
     collection: str
     metrics: Sequence[str] = ()
+    to: Sequence[str] = ()
+    request: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,18 +318,21 @@ class DropRequest(Request):
     releases: Sequence[str]
 
 
+ORPHAN_SHARE = 0.1  # of the points of a release: the command line deletes more orphans only if it is told their number
+
+
 @dataclass(frozen=True, kw_only=True)
 class RepairRequest(Request):
     """Repair live and ready releases from their embedding sets.
 
     Attributes:
         collection: of the releases; None: all.
-        delete_orphans: delete points that no embedding set holds.
+        delete_orphans: delete points that no embedding set holds, if there are exactly so many; None: they stay.
     """
 
     command: ClassVar[str] = "repair"
     collection: str | None = None
-    delete_orphans: bool = False
+    delete_orphans: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

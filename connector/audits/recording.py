@@ -25,6 +25,7 @@ def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
         "sample": plan.sample,
         "seed": plan.seed,
         "served_with": search_settings(result.row),
+        "revision": result.row.revision,  # as it was before anything was searched
         "failed_requirements": sorted({failure.requirement.text for failure in result.failures}),
     }
     if result.broken is not None:

@@ -19,7 +19,7 @@ from connector.cli.tables import (
     switched_rows,
 )
 from connector.progress import say
-from connector.requests import DropRequest, PromoteRequest, RepairRequest, RollbackRequest
+from connector.requests import ORPHAN_SHARE, DropRequest, PromoteRequest, RepairRequest, RollbackRequest
 
 if TYPE_CHECKING:
     from connector.home import Home
@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from connector.releases.promotion import AliasSwitch
     from connector.releases.reconcile import ReconcileReport
     from connector.releases.status import ReleaseStatus
+
+
+request_option = click.option(
+    "--request",
+    metavar="ID",
+    help="Name this request. Run again with the same name, it finishes what it began, and does nothing else.",
+)
 
 
 @cli.command()
@@ -42,6 +49,7 @@ if TYPE_CHECKING:
 )
 @click.option("--force", is_flag=True, help="Promote whatever the audits say. Who forced it and why is recorded.")
 @click.option("--reason", metavar="TEXT", help="Why it is forced.")
+@request_option
 @json_option
 @home_options
 def promote(force: bool, reason: str | None, as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
@@ -75,14 +83,23 @@ def promote(force: bool, reason: str | None, as_json: bool, where: Mapping[str, 
     metavar="METRIC",
     help=METRIC_HELP + "  [default: all that the last promotion switched]",
 )
+@click.option(
+    "--to",
+    multiple=True,
+    metavar="RELEASE",
+    help="Return to this release, which was live once. May be repeated.  [default: what the last promotion replaced]",
+)
+@request_option
 @json_option
 @home_options
 def rollback(as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
     """Undo the last promotion of COLLECTION: the releases that were live before it are live again.
 
     They are verified first. They lack what was pushed since the promotion: push the embedding sets with their alignment
-    again. Run it again after a crash: it finishes.
+    again. Run it again after a crash: it finishes. A promotion is undone once; --to goes back further.
     """
+    if given["to"] and given["metrics"]:
+        raise click.UsageError("expected --to or --metric, got both")
     with open_home(where) as home:
         result = home.rollback(RollbackRequest(**given))
     for switched in result.value:
@@ -137,7 +154,7 @@ def status(
         if given:
             say(f"--{name} is now `modalign {name}`; the old name goes in the next release")
     with open_home(where) as home:
-        reports = _repaired(home, collection, yes) if repair else home.verify(collection) if verify else None
+        reports = _repaired(home, collection, yes, None) if repair else home.verify(collection) if verify else None
         shown = home.status(collection, runs=limit)
     releases = [_release_row(release) for release in shown.releases]
     runs = [_run_row(run) for run in shown.runs]
@@ -179,28 +196,43 @@ def verify(collection: str | None, as_json: bool, where: Mapping[str, Any]) -> N
 
 @cli.command()
 @click.argument("collection", required=False)
+@click.option(
+    "--delete-orphans",
+    "orphans",
+    type=click.IntRange(1),
+    metavar="N",
+    help=f"Delete orphans without a question if there are exactly N. Needed for more than {ORPHAN_SHARE:.0%} of a release.",
+)
 @yes_option
 @json_option
 @home_options
-def repair(collection: str | None, yes: bool, as_json: bool, where: Mapping[str, Any]) -> None:
+def repair(collection: str | None, orphans: int | None, yes: bool, as_json: bool, where: Mapping[str, Any]) -> None:
     """Verify, repair collections and SQL from the embedding sets where they differ, and verify again.
 
     Orphans, points that no embedding set holds, are deleted after a count and a question.
     """
     with open_home(where) as home:
-        reports = _repaired(home, collection, yes)
+        reports = _repaired(home, collection, yes, orphans)
     _print_reports(reports, as_json)
 
 
-def _repaired(home: "Home", collection: str | None, yes: bool) -> "list[ReconcileReport]":
+def _repaired(home: "Home", collection: str | None, yes: bool, orphans: int | None) -> "list[ReconcileReport]":
     reports = home.verify(collection)
     if all(report.consistent for report in reports):
         return reports
-    orphans = sum(report.orphans.count for report in reports)
-    agreed = orphans > 0 and confirmation("repair", yes)(f"delete {orphans} points that no embedding set holds?")
-    if orphans and not agreed:
-        say("nothing was deleted")
-    return home.repair(RepairRequest(collection=collection, delete_orphans=agreed)).value
+    if orphans is None and (found := sum(report.orphans.count for report in reports)):
+        if many := [report for report in reports if report.orphans.count > ORPHAN_SHARE * report.points]:
+            for report in many:
+                say(
+                    f"{report.name}: no embedding set that was pushed into it holds {report.orphans.count} of its "
+                    f"{report.points} points, more than {ORPHAN_SHARE:.0%}: a set may be missing from SQL; push it again"
+                )
+            say(f"nothing was deleted; to delete all of them, add --delete-orphans {found}")
+        elif confirmation("repair", yes)(f"delete {found} points that no embedding set holds?"):
+            orphans = found
+        else:
+            say("nothing was deleted")
+    return home.repair(RepairRequest(collection=collection, delete_orphans=orphans)).value
 
 
 def _print_reports(reports: "Sequence[ReconcileReport]", as_json: bool) -> None:
@@ -255,4 +287,4 @@ def _print_switched(result: "RunResult[list[AliasSwitch]]", as_json: bool) -> No
     elif rows:
         print_table([{k: v for k, v in row.items() if k != "differences"} for row in rows], f"run {result.run}")
     else:
-        print_table([], f"run {result.run}: everything that was asked for is live already")
+        print_table([], f"run {result.run}: nothing is left to switch")

@@ -107,7 +107,7 @@ def reconciled_rows(found: Iterable["ReconcileReport"]) -> list[dict[str, Any]]:
             "vectors_compared": each.vectors,
         }
         known = numbers if each.broken is None else dict.fromkeys(numbers)
-        rows.append({"release": each.name, "sound": each.consistent, **known, "broken": each.broken})
+        rows.append({"release": each.name, "consistent": each.consistent, **known, "broken": each.broken})
     return rows
 
 

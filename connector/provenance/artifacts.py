@@ -10,6 +10,7 @@ from alignment.modality import Modality
 from alignment.model.alignment import Alignment
 from alignment.sets.cards import EncoderCard
 from alignment.sets.embedding_set import EmbeddingSet
+from connector.errors import MismatchError
 from connector.provenance.database import Database
 from connector.provenance.tables import AlignmentRow, EmbeddingSetRow, EncoderRow, now
 
@@ -36,12 +37,18 @@ class Artifacts:
         return row.id
 
     def record_alignment(self, name: str, path: Path, alignment: Alignment) -> int:
-        """Record an alignment; return its id. A fingerprint has one row, which is updated."""
+        """Record an alignment; return its id. A fingerprint has one row, of which name and path are updated.
+
+        Raises:
+            MismatchError: SQL links the recorded alignment to other encoders.
+        """
         with self._database.write_session(EncoderRow, AlignmentRow) as session:
-            encoders = {m: _encoder_id(session, m, c) for m, c in alignment.card.encoders.items()}
             row = session.scalars(
                 select(AlignmentRow).where(AlignmentRow.fingerprint == alignment.fingerprint)
             ).one_or_none()
+            if row is not None:
+                self.check_encoders(row, alignment)
+            encoders = {m: _encoder_id(session, m, c) for m, c in alignment.card.encoders.items()}
             row = row or AlignmentRow(fingerprint=alignment.fingerprint, created_at=now())
             row.name, row.path = name, self._database.stored(path.absolute())
             row.method, row.dim = alignment.card.method, alignment.dim
@@ -49,6 +56,16 @@ class Artifacts:
             row.card = asdict(alignment.card)
             session.add(row)
         return row.id
+
+    def check_encoders(self, recorded: AlignmentRow, alignment: Alignment) -> None:
+        """Raise a `MismatchError` that names both sides if SQL links an alignment to other encoders than its card."""
+        for modality, encoder in self.encoders(recorded).items():
+            in_sql = EncoderCard(encoder.spec, encoder.fingerprint, encoder.dim)
+            if in_sql != (in_card := alignment.card.encoders[modality]):
+                raise MismatchError(
+                    f"SQL recorded alignment {recorded.name} with the {modality} encoder {in_sql}, its card names "
+                    f"{in_card}; restore the one that was changed"
+                )
 
     def alignment(self, alignment_id: int) -> AlignmentRow:
         """Return an alignment.

@@ -8,10 +8,11 @@ An ingest in N parts has the steps
 
 PostgreSQL locks the row that a process leases, and others skip it (FOR UPDATE SKIP LOCKED). SQLite has one writer at a
 time: a process waits until the one before has written, which takes milliseconds. A lease ends with its run. Processes
-on the same host notice that at once. Processes on other hosts notice it when the lease had no heartbeat for
-`LEASE_SECONDS`.
+on the same host notice that at once. Processes on other hosts notice it when the run, or the lease, had no heartbeat
+for `connector.provenance.heartbeat.LEASE_SECONDS`.
 
-The same table lets one process at a time change which releases of a collection are live: see `promotion_lock`.
+The same table holds locks, which let one process at a time do something: see `promotion_lock`, `creation_lock` and
+`repair_lock`.
 """
 
 import hashlib
@@ -19,24 +20,24 @@ import json
 import logging
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from threading import Event, Thread
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from connector.errors import LeaseHeldError, LeaseLostError, ProvenanceError
+from connector.provenance import heartbeat
 from connector.provenance.database import Database
+from connector.provenance.heartbeat import Heartbeat, database_now
 from connector.provenance.runs import Run, mark_killed
-from connector.provenance.tables import PROMOTION_STEP, LeaseRow, RunRow, UtcDateTime
+from connector.provenance.tables import LOCK_STEP, LeaseRow, RunRow
 
 _log = logging.getLogger(__name__)
 
-LEASE_SECONDS = 120.0  # a process sends four heartbeats in this time
-LOCK_TIMEOUT_SECONDS = 60.0  # how long a promotion waits for another one
+LOCK_TIMEOUT_SECONDS = 60.0  # how long a process waits for another one
 POLL_SECONDS = 0.2
 BEGIN = 0
 
@@ -48,18 +49,7 @@ class Lease:
         self._step = step
         self._database = database
         self._mine = (LeaseRow.job == job, LeaseRow.step == step, LeaseRow.run_id == run_id)
-        self._failure: ProvenanceError | None = None
-        self._closed = Event()
-        self._thread = Thread(target=self._send_heartbeats, daemon=True)
-        self._thread.start()
-
-    def _send_heartbeats(self) -> None:
-        while not self._closed.wait(LEASE_SECONDS / 4):
-            try:
-                self.heartbeat()
-            except ProvenanceError as error:
-                self._failure = error
-                return
+        self._heartbeat = Heartbeat(self.heartbeat)
 
     def heartbeat(self) -> None:
         """Refresh the heartbeat.
@@ -69,12 +59,12 @@ class Lease:
             ProvenanceError: the database cannot be reached.
         """
         with self._database.session() as session:
-            refreshed = session.execute(update(LeaseRow).where(*self._mine).values(heartbeat_at=_database_now(session)))
+            refreshed = session.execute(update(LeaseRow).where(*self._mine).values(heartbeat_at=database_now(session)))
         if not refreshed.rowcount:  # type: ignore[attr-defined]  # the result of an UPDATE has it
-            what = "the promotion lock" if self._step == PROMOTION_STEP else f"step {self._step}"
+            what = "the lock" if self._step == LOCK_STEP else f"step {self._step}"
             raise LeaseLostError(
                 f"{what} was taken over by another process, because this one sent no heartbeat for "
-                f"{LEASE_SECONDS:.0f} s; run the same command again, it does what is left"
+                f"{heartbeat.LEASE_SECONDS:.0f} s; run the same command again, it does what is left"
             )
 
     def raise_if_lost(self) -> None:
@@ -84,13 +74,12 @@ class Lease:
             LeaseLostError: another process has taken the lease over.
             ProvenanceError: a heartbeat could not be sent.
         """
-        if self._failure:
-            raise self._failure
+        if self._heartbeat.failure:
+            raise self._heartbeat.failure
 
     def close(self) -> None:
         """Stop sending heartbeats."""
-        self._closed.set()
-        self._thread.join()
+        self._heartbeat.close()
 
     def mark_done(self) -> None:
         """Record that the step is done, if this process still holds its lease."""
@@ -132,7 +121,7 @@ class IngestSteps:
         with self.database.write_session() as session:
             mark_killed(session)
             session.flush()
-            moment = _database_now(session)
+            moment = database_now(session)
             open_steps = self._open(session)
             if BEGIN in open_steps:
                 open_steps = [BEGIN]
@@ -141,7 +130,7 @@ class IngestSteps:
             free = or_(
                 LeaseRow.run_id.is_(None),
                 RunRow.outcome != "running",
-                LeaseRow.heartbeat_at < moment - timedelta(seconds=LEASE_SECONDS),
+                LeaseRow.heartbeat_at < moment - timedelta(seconds=heartbeat.LEASE_SECONDS),
             )
             query = select(LeaseRow).outerjoin(RunRow, RunRow.id == LeaseRow.run_id)
             query = query.where(LeaseRow.job == self.job, LeaseRow.step.in_(set(open_steps) - set(skip)), free)
@@ -190,58 +179,56 @@ class IngestSteps:
             session.execute(delete(LeaseRow).where(LeaseRow.job == self.job))
 
 
-@contextmanager
 def promotion_lock(
     database: Database, store_url: str, collection: str, run_id: int, *, timeout: float | None = None
-) -> Iterator[Lease]:
+) -> AbstractContextManager[Lease]:
     """Let no other process change which releases of a collection are live, or drop any, during the block.
 
-    Waits at most `timeout` seconds, or `LOCK_TIMEOUT_SECONDS`, for a process that has the lock. Read what the block
-    changes inside the block.
-
-    Raises:
-        LeaseHeldError: another process still has the lock.
+    Read what the block changes inside the block. Args and errors: see `_lock`.
     """
-    job = _digest({"switching": collection, "store": store_url})
-    doing = f"is changing which releases of {collection} are live"
-    look = f"look at `modalign status {collection}`, and run the same command again if it is still needed"
-    with _lock(database, job, run_id, doing, look, LOCK_TIMEOUT_SECONDS if timeout is None else timeout) as held:
-        yield held
+    identity = {"promotion": collection, "store": store_url}
+    return _lock(database, identity, run_id, f"changing which releases of {collection} are live", timeout)
+
+
+def creation_lock(database: Database, store_url: str, name: str, run_id: int) -> AbstractContextManager[Lease]:
+    """Let no other process create the collection `name`, or take its creation back, during the block."""
+    return _lock(database, {"creating": name, "store": store_url}, run_id, f"creating collection {name}")
+
+
+def repair_lock(database: Database, store_url: str, run_id: int) -> AbstractContextManager[Lease]:
+    """Let no other process delete items from a store or repair its releases during the block."""
+    return _lock(database, {"repair": store_url}, run_id, f"deleting items or repairing releases of {store_url}")
 
 
 @contextmanager
-def creation_lock(
-    database: Database, store_url: str, name: str, run_id: int, *, timeout: float | None = None
+def _lock(
+    database: Database, identity: Mapping[str, str], run_id: int, doing: str, timeout: float | None = None
 ) -> Iterator[Lease]:
-    """Let no other process create the collection `name`, or take its creation back, during the block.
+    """Let no other process hold the lock `identity` during the block.
 
-    Waits as `promotion_lock` does.
+    Args:
+        database: where locks are held.
+        identity: of the lock.
+        run_id: the run that holds it.
+        doing: what its holder does, for people.
+        timeout: seconds to wait for a process that has the lock; None: `LOCK_TIMEOUT_SECONDS`.
 
     Raises:
         LeaseHeldError: another process still has the lock.
     """
-    job = _digest({"creating": name, "store": store_url})
-    look, doing = "run the same command again", f"is creating collection {name}"
-    with _lock(database, job, run_id, doing, look, LOCK_TIMEOUT_SECONDS if timeout is None else timeout) as held:
-        yield held
-
-
-@contextmanager
-def _lock(database: Database, job: str, run_id: int, doing: str, look: str, timeout: float) -> Iterator[Lease]:
-    """Hold the lock `job`; `doing` and `look` say what its holder does, and what to do about it."""
-    started, announced = time.monotonic(), False
+    job, started, announced = _digest(identity), time.monotonic(), False
     while other := _holder_unless_acquired(database, job, run_id):
-        who = f"run {other.id}, a {other.command} on {other.host}, {doing}"
-        if time.monotonic() - started >= timeout:
+        who = f"run {other.id}, a {other.command} on {other.host}, is {doing}"
+        if time.monotonic() - started >= (LOCK_TIMEOUT_SECONDS if timeout is None else timeout):
             raise LeaseHeldError(
-                f"{who}: wait until it ends, {look}; a process that died loses the lock {LEASE_SECONDS:.0f} s after "
-                "its last heartbeat"
+                f"{who}: wait until it ends, look at `modalign status`, and run the same command again if it is still "
+                f"needed; a process that died loses the lock {heartbeat.LEASE_SECONDS:.0f} s after its last heartbeat"
             )
         if not announced:
             _log.info("%s; waiting for it", who)
             announced = True
         time.sleep(POLL_SECONDS)
-    held = Lease(database, job, PROMOTION_STEP, run_id)
+    held = Lease(database, job, LOCK_STEP, run_id)
     try:
         yield held
     finally:
@@ -255,22 +242,17 @@ def _holder_unless_acquired(database: Database, job: str, run_id: int) -> RunRow
     with database.write_session(LeaseRow) as session:
         mark_killed(session)
         session.flush()
-        moment = _database_now(session)
+        moment = database_now(session)
         row = session.scalars(select(LeaseRow).where(LeaseRow.job == job).with_for_update()).one_or_none()
         if row is None:
-            session.add(LeaseRow(job=job, step=PROMOTION_STEP, run_id=run_id, done=False, heartbeat_at=moment))
+            session.add(LeaseRow(job=job, step=LOCK_STEP, run_id=run_id, done=False, heartbeat_at=moment))
             return None
         other = session.get(RunRow, row.run_id)
-        oldest = moment - timedelta(seconds=LEASE_SECONDS)
+        oldest = moment - timedelta(seconds=heartbeat.LEASE_SECONDS)
         if other and other.outcome == "running" and row.heartbeat_at and row.heartbeat_at >= oldest:
             return other
         row.run_id, row.heartbeat_at = run_id, moment
         return None
-
-
-def _database_now(session: Session) -> datetime:
-    """Return the time by the database's clock, which all machines share."""
-    return session.scalars(select(func.current_timestamp(type_=UtcDateTime()))).one()
 
 
 def _digest(identity: Mapping[str, Any]) -> str:

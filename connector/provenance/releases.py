@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from connector.provenance.database import Database
-from connector.provenance.ledger import clear_ledger
-from connector.provenance.tables import PromotionRow, ReleaseRow, now
+from connector.provenance.ledger import bump_revision, clear_ledger
+from connector.provenance.tables import PromotionRow, ReleaseRow, ReleaseSetRow, now
 
 
 class Releases:
@@ -44,10 +45,44 @@ class Releases:
         for column in ReleaseRow.__table__.columns:
             set_committed_value(row, column.key, getattr(present, column.key))
 
+    def begin_write(self, row: ReleaseRow, set_id: int) -> bool:
+        """Record, before the first point is written, that an embedding set belongs to a release, which changes.
+
+        Whoever resumes after a crash finds here what the points may be of, and that the release has to be tuned.
+
+        Returns:
+            Whether the set did not belong to it before.
+        """
+        with self._database.session() as session:
+            bump_revision(session, [row.id])  # locks the row, so that no other process adds the set now
+            session.execute(update(ReleaseRow).where(ReleaseRow.id == row.id).values(needs_tuning=True))
+            is_new = session.get(ReleaseSetRow, (row.id, set_id)) is None
+            if is_new:
+                session.add(ReleaseSetRow(release_id=row.id, embedding_set_id=set_id))
+        self.refresh(row)
+        return is_new
+
+    def bump_revision(self, row: ReleaseRow) -> None:
+        """Record that points of a release are about to change: no audit of before allows a promotion."""
+        with self._database.session() as session:
+            bump_revision(session, [row.id])
+        self.refresh(row)
+
+    def restart(self, row: ReleaseRow, **values: Any) -> None:
+        """Record that the collection of a release was created and is empty, with these columns.
+
+        Its embedding sets still belong to it: what they hold is missing until they are pushed again.
+        """
+        with self._database.session() as session:
+            bump_revision(session, [row.id])
+            clear_ledger(session, row.id)
+            session.execute(update(ReleaseRow).where(ReleaseRow.id == row.id).values(**values, updated_at=now()))
+        self.refresh(row)
+
     def delete(self, release_id: int) -> None:
         """Delete a release that was never audited, with its ledger."""
         with self._database.session() as session:
-            clear_ledger(session, release_id)
+            _clear(session, release_id)
             session.execute(delete(ReleaseRow).where(ReleaseRow.id == release_id))
 
     def promotions(self, **where: Any) -> list[PromotionRow]:
@@ -73,6 +108,8 @@ class Releases:
                 for row in (*live, session.get_one(ReleaseRow, promotion.release_id)):
                     row.state = "live" if row.id == promotion.release_id else "retired"
                     row.updated_at = now()
+                if promotion.kind == "rollback" and promotion.previous_id is not None:
+                    bump_revision(session, [promotion.previous_id])  # its audit no longer allows a promotion
                 merged = session.merge(promotion)
                 merged.finished_at, merged.run_id = now(), run_id
 
@@ -86,7 +123,13 @@ class Releases:
         """Record that the collection of a release is gone, and remove its ledger."""
         without_effect = (PromotionRow.release_id == release_id, PromotionRow.finished_at.is_(None))
         with self._database.session() as session:
-            clear_ledger(session, release_id)
+            _clear(session, release_id)
             session.execute(delete(PromotionRow).where(*without_effect))
             values = {"points": 0, "dropped_at": now(), "updated_at": now()}
             session.execute(update(ReleaseRow).where(ReleaseRow.id == release_id).values(**values))
+
+
+def _clear(session: Session, release_id: int) -> None:
+    """Forget what a release holds, and its embedding sets."""
+    clear_ledger(session, release_id)
+    session.execute(delete(ReleaseSetRow).where(ReleaseSetRow.release_id == release_id))

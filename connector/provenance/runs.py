@@ -5,8 +5,9 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from importlib.metadata import version
 from threading import Lock
 from typing import Any, Generic, TypeVar
@@ -16,15 +17,16 @@ from sqlalchemy.orm import Session
 
 from connector.errors import ProvenanceError
 from connector.provenance.database import Database
+from connector.provenance.heartbeat import LEASE_SECONDS, Heartbeat, database_now
 from connector.provenance.tables import LeaseRow, RejectRow, RunRow, now
 from connector.rejects import Reject
 from connector.safe_text import without_secrets
 
-PROCESS_STARTED_AT = now()  # close enough: this module is imported early
 REJECTS_A_COMMIT = 256
 WRITING_COMMANDS = ("push", "ingest", "delete", "repair")  # those that write into releases
 MAX_DETAIL_CHARACTERS = 2000  # of an error or a reject's detail; longer ones are cut
 
+_OURS: set[tuple[str, int]] = set()  # the runs that this process is executing, by database
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -98,6 +100,7 @@ class Runs:
         with self._database.session() as session:
             mark_killed(session)
             row = RunRow(
+                heartbeat_at=database_now(session),
                 command=command,
                 parameters=json.loads(json.dumps(parameters, default=str)),
                 outcome="running",
@@ -109,14 +112,28 @@ class Runs:
             )
             session.add(row)
         run = Run(row.id, _database=self._database)
+        ours = (str(self._database.engine.url), row.id)
+        _OURS.add(ours)
+        heartbeat = Heartbeat(lambda: self._send_heartbeat(row.id))
         try:
-            yield run
+            with closing(heartbeat):
+                yield run
         except BaseException as error:
             stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
             with suppress(ProvenanceError):  # if SQL itself failed, the next run on this host marks this one killed
                 self._finish(run, "interrupted" if stopped else "failed", f"{type(error).__name__}: {error}")
             raise
-        self._finish(run, "done", None)
+        else:
+            self._finish(run, "done", None)
+        finally:
+            _OURS.discard(ours)
+
+    def _send_heartbeat(self, run_id: int) -> None:
+        """Report that a run goes on; another host may have taken it for dead while its process was stopped."""
+        going_on = RunRow.outcome.in_(("running", "killed"))
+        with self._database.session() as session:
+            values = {"heartbeat_at": database_now(session), "outcome": "running", "finished_at": None, "error": None}
+            session.execute(update(RunRow).where(RunRow.id == run_id, going_on).values(**values))
 
     def _finish(self, run: Run, outcome: str, error: str | None) -> None:
         run.flush()
@@ -171,7 +188,7 @@ class Runs:
             return session.scalar(select(func.max(RejectRow.run_id)))
 
     def writers(self, collection: str) -> list[RunRow]:
-        """Return the runs that are writing into releases of `collection` now, as far as their hosts report."""
+        """Return the runs that are writing into releases of `collection` now, as far as heartbeats tell."""
         with self._database.session() as session:
             mark_killed(session)
             query = select(RunRow).where(RunRow.outcome == "running", RunRow.command.in_(WRITING_COMMANDS))
@@ -191,12 +208,18 @@ class Runs:
 
 
 def mark_killed(session: Session) -> None:
-    """Mark the runs on this host whose process is gone as killed."""
-    host, pid = platform.node(), os.getpid()
-    for other in session.scalars(select(RunRow).where(RunRow.outcome == "running", RunRow.host == host)):
-        # In containers every process may have the same number: a run older than this process is another one's.
-        if not _alive(other.pid) or (other.pid == pid and other.started_at < PROCESS_STARTED_AT):
+    """Mark the runs as killed whose process is gone from this host, or sends no heartbeats any more."""
+    host, pid, database = platform.node(), os.getpid(), str(session.get_bind().engine.url)
+    oldest = database_now(session) - timedelta(seconds=LEASE_SECONDS)
+    for other in session.scalars(select(RunRow).where(RunRow.outcome == "running")):
+        if (database, other.id) in _OURS:
+            continue
+        # In containers every process may have the same number: a run of this one's that it did not start is another's.
+        if other.host == host and (not _alive(other.pid) or other.pid == pid):
             other.outcome, other.finished_at = "killed", now()
+        elif other.heartbeat_at is None or other.heartbeat_at < oldest:
+            other.outcome, other.finished_at = "killed", now()
+            other.error = f"its process on host {other.host} sent no heartbeat for {LEASE_SECONDS:.0f} s"
 
 
 def _alive(pid: int) -> bool:

@@ -260,17 +260,17 @@ class TombstoneRow(Base):
     key: Mapped[str] = mapped_column(AnyText)
 
 
-PROMOTION_STEP = -1  # the one step of a job that is a promotion lock
+LOCK_STEP = -1  # the one step of a job that is a lock
 
 
 class LeaseRow(Base):
-    """A step of a job, an ingest in parts or a promotion lock, and the run that holds it.
+    """A step of a job, an ingest in parts or a lock, and the run that holds it.
 
-    A lease ends with its run, or when it had no heartbeat for `connector.provenance.leases.LEASE_SECONDS`.
+    A lease ends with its run, or when it had no heartbeat for `connector.provenance.heartbeat.LEASE_SECONDS`.
 
     Attributes:
         job: SHA-256 of what identifies the job.
-        step: from 0; `PROMOTION_STEP` for a promotion lock.
+        step: from 0; `LOCK_STEP` for a lock.
     """
 
     __tablename__ = "lease"

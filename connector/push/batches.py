@@ -12,7 +12,7 @@ The next run skips what the ledger holds and writes everything else again, under
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, takewhile
 from pathlib import Path
 
@@ -20,22 +20,24 @@ from alignment.modality import MODALITIES, Modality
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
 from alignment.sets.shards import shard_batches
-from connector.errors import PointsRefusedError, Refusal
+from connector.errors import PointsRefusedError, Refusal, StoreError
 from connector.progress import Advance
 from connector.provenance.ledger import BATCH_POINTS, BatchKey, LedgerEntry
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
-from connector.provenance.tables import ReleaseRow
 from connector.rejects import Reason, Reject
+from connector.releases.point_comparison import lost_writes
 from connector.releases.point_id_set import PointIds
 from connector.releases.points import Projected, lowered, point_id, project
 from connector.releases.release import Release
+from connector.releases.tombstones import apply_tombstones
 from connector.stores.contract import Points, Store
 from connector.stores.layout import PayloadKind
 
 FLUSH_POINTS = 16_384
 FLUSH_SECONDS = 2.0  # a slow encoder reaches the ledger long before FLUSH_POINTS
-TOMBSTONES_AT_ONCE = 1024
+VECTORS_READ_BACK = 16  # of each batch that may have replaced points; payloads are read back all
+EXAMPLES = 5  # items that an error names
 
 
 @dataclass(slots=True)
@@ -46,20 +48,30 @@ class ReleaseWriter:
         new: this push made both its row and its collection.
         requested: the push is for this release. The collection's other releases only receive the same rows.
         ledger: what SQL records as written, by batch.
+        rewrite: the collection holds fewer points than SQL records: write every batch, whatever the ledger says.
         pending: what is written and not flushed yet.
+        replacing: points of pending batches that may have replaced others, to be read back; some without vectors.
         met: batches that were looked at.
         lost: batches of the ledger that the embedding set has no rows for any more.
-        changed: something was written.
+        begun: SQL knows that this set is being written into the release.
+        fresh: it was never written into it before, so that no point is replaced.
     """
 
     release: Release
     new: bool
     requested: bool = True
     ledger: dict[BatchKey, LedgerEntry] = field(default_factory=dict)
+    rewrite: bool = False
     pending: dict[BatchKey, LedgerEntry] = field(default_factory=dict)
+    replacing: list[Points] = field(default_factory=list)
     met: set[BatchKey] = field(default_factory=set)
     lost: set[BatchKey] = field(default_factory=set)
-    changed: bool = False
+    begun: bool = False
+    fresh: bool = False
+
+    def holds(self, key: BatchKey, entry: LedgerEntry) -> bool:
+        """Whether the release holds a batch as it is."""
+        return not self.rewrite and self.ledger.get(key) == entry
 
 
 @dataclass(slots=True)
@@ -80,15 +92,21 @@ class BatchWriter:
     _written: set[str] = field(default_factory=set)
     _refused: set[tuple[Modality, str, str]] = field(default_factory=set)
     _unflushed: int = 0
+    _same_points: bool = False
     _committed: float = field(default_factory=time.monotonic)
 
     def begin(self) -> None:
         """Apply the tombstones of the set and read what the ledgers hold of it."""
         self.apply_tombstones()
         self._written.clear()
+        self._same_points = False
         for writer in self.writers:
-            writer.ledger = _ledger(writer.release, self.set_id, self.store, self.provenance)
-            writer.pending, writer.met, writer.lost = {}, set(), set()
+            release = writer.release
+            writer.ledger = self.provenance.ledger.entries(release.row.id, self.set_id)
+            recorded = self.provenance.ledger.points(release.row.id)  # first: other processes may be adding points
+            writer.rewrite = self.store.count(release.name) < recorded
+            writer.pending, writer.replacing, writer.met, writer.lost = {}, [], set(), set()
+            writer.begun = False
 
     def write(self, modality: Modality, shard: Path, advance: Advance = lambda count: None) -> None:
         """Write the batches of a durable shard that the ledgers do not hold."""
@@ -99,7 +117,7 @@ class BatchWriter:
             for writer in self.writers:
                 writer.met.add(key)
                 # A batch with refused rows is never entered whole: its rows are refused again on every run.
-                if writer.ledger.get(key) == entry:
+                if writer.holds(key, entry):
                     self.run.count("unchanged", len(rows))
                 else:
                     behind.append(writer)
@@ -125,25 +143,25 @@ class BatchWriter:
         Args:
             embedding_set: the set, complete now.
             changed: names of shards whose content differs from what was written.
-            only: names of the shards to look at; None: all of them.
+            only: names of the shards to write again, because they have lost rows; None: all that there are.
             advance: called with the number of rows looked at since the last call.
         """
+        # Points of rows that left these shards are counted out already, or are of rows that are in newer shards now.
+        self._same_points = only is not None
         if changed:
             self._reopen(changed)
         for modality in MODALITIES:
             for shard in embedding_set.shards(modality):
                 if shard.name not in self._written and (only is None or shard.name in only):
                     self.write(modality, shard, advance)
-        self._commit()
         for writer in self.writers:
-            lost = {key for key in writer.ledger.keys() - writer.met if only is None or key[0] in only}
-            if lost:
-                self.provenance.ledger.remove(writer.release.row.id, self.set_id, lost)
+            writer.lost |= {key for key in writer.ledger.keys() - writer.met if only is None or key[0] in only}
+        self._commit()
 
     def apply_tombstones(self) -> None:
         """Delete the points of rows that left the set since it was last written."""
         for writer in self.writers:
-            apply_tombstones(self.provenance, self.store, writer.release.row, self.set_id)
+            apply_tombstones(self.provenance, self.store, writer.release.row, self.set_id, self.run.id)
 
     def delete_gone(self, embedding_set: EmbeddingSet, written: PointIds) -> None:
         """Delete those of the `written` points whose rows are no longer in the set."""
@@ -179,16 +197,18 @@ class BatchWriter:
         """Write one batch into each release; return the number of points written."""
         batches = []
         for writer, projected in self._projected(writers, key, rows):
-            if writer.ledger.get(key) == (digest, len(projected.rows)):
+            if writer.holds(key, (digest, len(projected.rows))):
                 self.run.count("unchanged", len(projected.rows))
             else:
                 batches.append((writer, projected, lowered(writer.release, projected)))
         refusals: dict[int, Refusal] = {}
         written = 0
         for writer, projected, points in batches:  # lowered all: no release is written to unless all can be
+            self._begin_write(writer)
             refused = self._upsert(writer, projected, points, rows)
             refusals = refused | refusals
-            self._needs_tuning(writer)
+            if not writer.fresh:
+                writer.replacing += _to_read_back(points, refused, rows, projected)
             kept = len(points.ids) - len(refused)
             writer.pending[key] = (digest, kept)
             self.run.count("written", kept)
@@ -230,12 +250,10 @@ class BatchWriter:
             return {row_of[projected.rows.keys[number]]: refusal for number, refusal in error.refused.items()}
         return {}
 
-    def _needs_tuning(self, writer: ReleaseWriter) -> None:
-        """Record, before the ledger does, that the release changes: whoever resumes after a crash has to tune it."""
-        if not writer.changed:
-            writer.changed = True
-            row = writer.release.row
-            self.provenance.releases.change(row, needs_tuning=True)
+    def _begin_write(self, writer: ReleaseWriter) -> None:
+        if not writer.begun:
+            writer.fresh = self.provenance.releases.begin_write(writer.release.row, self.set_id)
+            writer.begun = True
 
     def _reject(self, key: BatchKey, rows: Rows, refused: Mapping[int, tuple[Reason, str]]) -> None:
         """Record a reject once for each item and reason, however many releases and shards it is refused in."""
@@ -247,39 +265,47 @@ class BatchWriter:
                 self.run.reject(Reject(source, position, "write", reason, detail, rows.keys[row], rows.modality))
 
     def _commit(self) -> None:
-        """Flush what was written, then record it in the ledger."""
+        """Flush what was written, read back what it replaced, then record it in the ledger: in one transaction."""
         for writer in self.writers:
-            release_id = writer.release.row.id
-            if writer.lost:  # first: rows that a shard has lost may be in a newer shard, which is pending
-                self.provenance.ledger.remove(release_id, self.set_id, writer.lost)
-                for key in writer.lost:
-                    del writer.ledger[key]
-                writer.lost = set()
             if writer.pending:
                 self.store.flush(writer.release.name)
-                self.provenance.ledger.write(release_id, self.set_id, self.run.id, writer.pending)
+                _read_back(writer, self.store)
+            if writer.pending or writer.lost:  # rows that a shard has lost may be in a newer shard, which is pending
+                self.provenance.ledger.write(
+                    writer.release.row.id,
+                    self.set_id,
+                    self.run.id,
+                    writer.pending,
+                    removed=writer.lost,
+                    same_points=self._same_points,
+                )
+                for key in writer.lost - writer.pending.keys():
+                    writer.ledger.pop(key, None)
                 writer.ledger.update(writer.pending)
-                writer.pending = {}
+                writer.pending, writer.replacing, writer.lost = {}, [], set()
         self._unflushed = 0
         self._committed = time.monotonic()
 
 
-def apply_tombstones(provenance: Provenance, store: Store, row: ReleaseRow, set_id: int) -> int:
-    """Delete from a collection the points of rows that left an embedding set; return how many tombstones there were."""
-    count = 0
-    while tombstones := provenance.ledger.tombstones(row.id, set_id, TOMBSTONES_AT_ONCE):
-        store.delete(row.physical_name, [point_id(modality, key) for modality, key in tombstones.values()])
-        store.flush(row.physical_name)
-        provenance.ledger.remove_tombstones(tombstones)
-        count += len(tombstones)
-    return count
+def _to_read_back(points: Points, refused: Collection[int], rows: Rows, projected: Projected) -> list[Points]:
+    """Return what to read back of written points, `refused` rows apart: some with vectors, the others without."""
+    refused_keys = {rows.keys[row] for row in refused}
+    written = [position for position, key in enumerate(projected.rows.keys) if key not in refused_keys]
+    sample = written[:: -(-len(written) // VECTORS_READ_BACK) or 1]
+    rest = points.take(sorted(set(written) - set(sample)))
+    return [points.take(sample), replace(rest, vectors=rest.vectors[:, :0].copy())]
 
 
-def _ledger(release: Release, set_id: int, store: Store, provenance: Provenance) -> dict[BatchKey, LedgerEntry]:
-    """Return the ledger of a set; emptied if the collection holds fewer points than SQL records."""
-    ledger = provenance.ledger.entries(release.row.id, set_id)
-    recorded = provenance.ledger.points(release.row.id)  # before the count: other processes may be adding points
-    if store.count(release.name) < recorded:
-        provenance.ledger.remove(release.row.id, set_id, ledger)
-        return {}
-    return ledger
+def _read_back(writer: ReleaseWriter, store: Store) -> None:
+    """Read back points that may have replaced others: their number says nothing of a write that was lost.
+
+    Raises:
+        StoreError: a write was acknowledged and not done. The ledger does not record it, so the next push repeats it.
+    """
+    for points in writer.replacing:
+        if lost := lost_writes(writer.release, store, points):
+            items = [f"{points.vector_name}:{points.payloads[position]['key']}" for position in lost[:EXAMPLES]]
+            raise StoreError(
+                f"collection {writer.release.name} acknowledged {len(points.ids)} points and does not hold "
+                f"{len(lost)} of them as they were written, among them {', '.join(items)}; run the same command again"
+            )

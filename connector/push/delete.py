@@ -1,17 +1,21 @@
 """Delete items for good: their rows from the embedding sets, their points from every release that has them.
 
     1  SQL gets a tombstone for each point that a release has to delete, and marks the ledger of these shards outdated
-    2  the rows leave the embedding sets
+    2  the rows leave the embedding sets, once all tombstones are there
     3  the points leave the collections
     4  the changed shards are written into the releases again, and the ledgers agree
 
 After a kill in between, the same command finishes the deletion, and so does the next push of the set. Releases in other
 stores, and those that are being built, apply the tombstones when the set is next pushed there.
+
+Rows that were encoded and not pushed yet stay so: a deletion publishes nothing. Deletions and repairs of a store wait
+for each other.
 """
 
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,15 +26,16 @@ from alignment.sets.cards import CARD, SetCard
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.writer import SetWriter
 from connector.errors import CollectionNotFoundError, FilterError, MismatchError, SettingsError
-from connector.provenance.ledger import OUTDATED
+from connector.provenance.leases import repair_lock
+from connector.provenance.ledger import OUTDATED, UNPLACED
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import EmbeddingSetRow, ReleaseRow
-from connector.push.batches import apply_tombstones
 from connector.push.session import PushSession
 from connector.releases.payload_fields import missing_in_words
 from connector.releases.points import point_id
 from connector.releases.release import load_release
+from connector.releases.tombstones import apply_tombstones
 from connector.stores.contract import Store
 from connector.stores.payload_kinds import check_kinds, fields_of
 
@@ -95,26 +100,25 @@ class Deletion:
         requested = {(modality, key) for key in keys for modality in modalities} | self._matching(
             rows, filter, modalities
         )
-        concerned = {
-            row.id: row for s in sets for row in self.provenance.ledger.releases_of(s.id) if self._is_here(row)
-        }
-        concerned |= {row.id: row for row in rows}
-        items = self._stored(concerned.values(), requested)
+        items = self._stored(self._concerned(rows, sets), requested)
         names = []
         for embedding_set in sets:
             with self._writer(embedding_set) as writer:
                 if of_set := {item for *_, of_shard in _shards_with(writer, requested) for item in of_shard.values()}:
                     items |= of_set
                     names.append(embedding_set.name)
-        self._check_ambiguous(keys, items, concerned.values())
-        preview = DeletionPreview(len(items), names, sorted({row.collection for row in concerned.values()}))
-        if items and not confirm(preview):
+        self._check_ambiguous(keys, items, self._concerned(rows, sets))
+        collections = sorted({row.collection for row in self._concerned(rows, sets)})
+        if items and not confirm(DeletionPreview(len(items), names, collections)):
             return False
-        for embedding_set in sets:
-            self._drop_rows(embedding_set, requested)
-        ids = [point_id(*item) for item in sorted(items)]
-        for row in concerned.values():
-            self._drop_points(row, ids, sets)
+        store_url = self.provenance.database.stored(self.store.url)
+        with repair_lock(self.provenance.database, store_url, self.run.id):
+            rows = self._releases()  # another deletion may have ended meanwhile
+            sets = self.provenance.ledger.sets_in(row.id for row in rows)
+            self._check_present(sets)
+            self._drop_rows(sets, requested)
+            for row in self._concerned(rows, sets):
+                self._drop_points(row, [point_id(*item) for item in sorted(items)], sets)
         self.run.counts["deleted"] = len(items)
         return True
 
@@ -134,6 +138,11 @@ class Deletion:
                         "--modality image or --modality text"
                     )
 
+    def _concerned(self, rows: Sequence[ReleaseRow], sets: Sequence[EmbeddingSetRow]) -> list[ReleaseRow]:
+        """Return the releases of the collection, and all others of this store that these sets were pushed into."""
+        of_sets = {row.id: row for s in sets for row in self.provenance.ledger.releases_of(s.id) if self._is_here(row)}
+        return list((of_sets | {row.id: row for row in rows}).values())
+
     def _check_present(self, sets: Sequence[EmbeddingSetRow]) -> None:
         """Refuse to delete while an embedding set is elsewhere: the items would come back with it."""
         if gone := [row for row in sets if not (self._path(row) / CARD).is_file()]:
@@ -143,12 +152,12 @@ class Deletion:
             )
 
     def _drop_points(self, row: ReleaseRow, ids: Sequence[str], sets: Sequence[EmbeddingSetRow]) -> None:
-        """Delete points from a release, apply the tombstones of the sets, and bring its ledger up to date."""
+        """Apply the tombstones of the sets, delete points that no set has, and bring the ledger up to date."""
+        for embedding_set in sets:
+            apply_tombstones(self.provenance, self.store, row, embedding_set.id, self.run.id)
         for start in range(0, len(ids), RETRIEVED):
             self.store.delete(row.physical_name, ids[start : start + RETRIEVED])
         self.store.flush(row.physical_name)
-        for embedding_set in sets:
-            apply_tombstones(self.provenance, self.store, row, embedding_set.id)
         if row.state != "building":
             self._write_anew(row)
 
@@ -208,22 +217,29 @@ class Deletion:
         card = SetCard.read(self._path(row))
         return SetWriter(self._path(row), corpus=card.corpus, encoders=card.encoders, dtype=card.dtype)
 
-    def _drop_rows(self, row: EmbeddingSetRow, requested: Collection[Item]) -> None:
-        with self._writer(row) as writer:
-            for modality, shard, items in _shards_with(writer, requested):
+    def _drop_rows(self, sets: Sequence[EmbeddingSetRow], requested: Collection[Item]) -> None:
+        """Write all tombstones, then drop the rows. All sets are locked before anything is written."""
+        with ExitStack() as stack:
+            opened = [(row, stack.enter_context(self._writer(row))) for row in sets]
+            shards = [
+                (row, writer, *of_shard) for row, writer in opened for of_shard in _shards_with(writer, requested)
+            ]
+            for row, _, modality, shard, items in shards:
                 self.provenance.ledger.add_tombstones(row.id, modality, shard.name, [key for _, key in items.values()])
+            for _, writer, modality, shard, items in shards:
                 writer.drop(shard, modality, set(items))
                 self.run.counts["rows"] += len(items)
-            if writer.card.complete:  # an encode that was killed completes it when it is run again
-                writer.finish()
-                self.provenance.artifacts.record_set(EmbeddingSet.open(writer.path))
+            for _, writer in opened:
+                if writer.card.complete:  # an encode that was killed completes it when it is run again
+                    writer.finish()
+                    self.provenance.artifacts.record_set(EmbeddingSet.open(writer.path))
 
     def _write_anew(self, row: ReleaseRow) -> None:
         """Write the shards that have lost rows into a release again, so that its ledger agrees with them."""
-        outdated = {s.id: self._outdated(row, s) for s in self.provenance.ledger.sets_in([row.id])}
+        sets = self.provenance.ledger.sets_in([row.id])
+        outdated = {embedding_set.id: self._outdated(row, embedding_set) for embedding_set in sets}
         if not any(outdated.values()) and row.points == self.provenance.ledger.points(row.id):
             return
-        sets = self.provenance.ledger.sets_in([row.id])
         try:
             release = load_release(self.provenance, self.store, row)
         except (AlignmentError, MismatchError) as error:
@@ -238,15 +254,22 @@ class Deletion:
         for set_row in complete:
             embedding_set = EmbeddingSet.open(self._path(set_row))
             push.open(embedding_set.path, set_row.id).finish(embedding_set, only=outdated[set_row.id])
-        if complete == sets:  # otherwise the push that completes the other sets verifies
-            push.verify(embedding_set, set_row.id)
+        recorded, held = self.provenance.ledger.points(row.id), self.store.count(row.physical_name)
+        if held != recorded:  # it was so before
+            _log.warning(
+                "the items are deleted; collection %s holds %d points and the ledger says %d, because something else "
+                "changed it: run `modalign verify %s`, and push its embedding sets again or run `modalign repair %s`",
+                *(row.physical_name, held, recorded, row.collection, row.collection),
+            )
+        elif complete and complete == sets:  # otherwise the push that completes the other sets verifies
+            push.verify(EmbeddingSet.open(self._path(complete[-1])), complete[-1].id)
 
     def _is_complete(self, row: EmbeddingSetRow) -> bool:
         return (self._path(row) / CARD).is_file() and SetCard.read(self._path(row)).complete
 
     def _outdated(self, row: ReleaseRow, embedding_set: EmbeddingSetRow) -> set[str]:
         ledger = self.provenance.ledger.entries(row.id, embedding_set.id)
-        return {shard for (shard, _), (digest, _) in ledger.items() if digest == OUTDATED}
+        return {key[0] for key, (digest, _) in ledger.items() if digest == OUTDATED and key != UNPLACED}
 
 
 def _shards_with(writer: SetWriter, requested: Collection[Item]) -> Iterator[tuple[Modality, Path, dict[int, Item]]]:

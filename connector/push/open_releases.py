@@ -20,7 +20,7 @@ from connector.push.batches import ReleaseWriter
 from connector.releases.aliases import physical_name
 from connector.releases.chain import METADATA, chain, check_chain, check_encoder, check_row, check_settings
 from connector.releases.layouts import complete, inherited, merged, read_back, search_metadata
-from connector.releases.release import Release, load_release
+from connector.releases.release import Release, check_alignment, load_release
 from connector.stores.contract import CollectionConfig, Store, VectorConfig
 from connector.stores.layout import Layout, PayloadKind, checked_layout
 from connector.stores.payload_paths import canonical
@@ -88,6 +88,7 @@ class ReleaseOpener:
         rows = self.provenance.releases.find(store_url=store_url, physical_name=name)
         if rows:
             row = rows[0]
+            check_alignment(self.provenance, row, self.alignment)
             check_row(row, metric, lowering)
             check_settings(row)
             if row.state == "retired":  # or its drop was interrupted
@@ -176,7 +177,6 @@ class ReleaseOpener:
         vector = VectorConfig(lowering.dim, lowering.distance)
         settings = merged(merged({"payload_indexes": OWN_INDEXES}, self._base(row, metric)), self.layout)
         layout = asdict(Layout(**checked_layout(settings)))
-        self.provenance.ledger.clear(row.id)
         self.store.create(
             row.physical_name,
             CollectionConfig(
@@ -186,7 +186,7 @@ class ReleaseOpener:
             ),
         )
         tuning = {"hnsw_ef": None, "hnsw_recall": None, "needs_tuning": False}
-        self.provenance.releases.change(row, settings=layout, state="building", **tuning)
+        self.provenance.releases.restart(row, settings=layout, state="building", **tuning)
 
 
 def open_others(

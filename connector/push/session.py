@@ -225,11 +225,13 @@ def _verify(release: Release, embedding_set: EmbeddingSet, set_id: int, store: S
     info = store.ready(release.name)
     recorded = provenance.ledger.points(release.row.id)
     if info.points != recorded:
+        others = [s.name for s in provenance.ledger.sets_in([release.row.id]) if s.id != set_id]
+        push_too = f" Push its other embedding sets again, too: {', '.join(others)}." if others else ""
         raise MismatchError(
             f"collection {release.name} holds {info.points} points, the ledger says {recorded}. If another push or "
-            "ingest into it is running, wait for it; if one was killed, run it again; then run this command again. "
-            "Otherwise embedding sets that were pushed into it share keys, or somebody else changed points: "
-            "`modalign verify` names them"
+            "ingest into it is running, wait for it; if one was killed, run it again; then run this command again."
+            f"{push_too} Otherwise embedding sets that were pushed into it share keys, or somebody else changed "
+            "points: `modalign verify` names them"
         )
     needs_tuning = release.row.needs_tuning or (info.indexed and release.hnsw_ef is None)
     if needs_tuning or release.row.state == "building" or release.row.points != recorded:

@@ -1,9 +1,8 @@
 """The gate before a promotion: the newest audit of a release has to allow it."""
 
 from connector.provenance.recorder import Provenance
-from connector.provenance.tables import AuditRow, ReleaseRow, RunRow
+from connector.provenance.tables import AuditRow, ReleaseRow
 from connector.releases.chain import search_settings
-from connector.releases.release import ROLLBACK
 from connector.stores.contract import Store
 
 
@@ -13,7 +12,7 @@ def newest_audit(provenance: Provenance, store: Store, row: ReleaseRow) -> tuple
     if newest is None:
         return None, f"release {row.physical_name} was never audited"
     audit, run = newest
-    reason = _verdict(audit) or _change_since(provenance, store, row, audit, run)
+    reason = _verdict(audit) or _change_since(store, row, audit)
     return audit, f"release {row.physical_name}: its newest audit, of run {run.id}, {reason}" if reason else None
 
 
@@ -29,14 +28,14 @@ def _verdict(audit: AuditRow) -> str | None:
     return None
 
 
-def _change_since(provenance: Provenance, store: Store, row: ReleaseRow, audit: AuditRow, run: RunRow) -> str | None:
+def _change_since(store: Store, row: ReleaseRow, audit: AuditRow) -> str | None:
     """Say what has changed in the release since the audit began."""
     seen, points = audit.settings, store.count(row.physical_name)
-    rollbacks = provenance.releases.promotions(kind=ROLLBACK, previous_id=row.id)
-    written, rolled_back = provenance.ledger.last_write(row.id), rollbacks[-1].started_at if rollbacks else None
-    for what, at in (("written to", written), ("rolled back", rolled_back)):
-        if at and at >= run.started_at:
-            return f"began {run.started_at:%F %T}, the release was {what} {at:%F %T}"
+    # Revisions are counted by the database. Clocks of hosts that write and audit may differ.
+    if (revision := seen.get("revision", 0)) != row.revision:
+        return f"saw revision {revision} of the release, written to or rolled back since: it is at {row.revision}"
+    if row.needs_tuning:
+        return "was made while a push into the release was not finished; push its embedding sets again"
     if seen.get("points") != points:
         return f"saw {seen.get('points')} points, it holds {points}"
     if seen.get("served_with") != (present := search_settings(row)):

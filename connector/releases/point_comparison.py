@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
 from alignment.metrics import Distance
+from alignment.modality import Modality
 from alignment.sets.rows import Rows
 from alignment.vectors import FloatArray
 from connector.releases.aligned_payload import ALIGNED, unpacked
@@ -51,9 +53,31 @@ def compare_points(release: Release, store: Store, rows: Rows, with_vector: npt.
     points = lowered(release, projected)
     chosen = {key for key, is_chosen in zip(rows.keys, with_vector, strict=True) if is_chosen}
     ids = {id_ for id_, key in zip(points.ids, projected.rows.keys, strict=True) if key in chosen}
-    stored = _stored(release, store, points, ids)
+    missing, differing, unlike = _differences(release, store, points, ids)
+    return ComparedBatch(points, projected.rows.keys, missing, differing, unlike, len(ids))
+
+
+def lost_writes(release: Release, store: Store, points: Points) -> list[int]:
+    """Read points back; return the positions of those that a release lacks or holds otherwise.
+
+    Args:
+        points: as they were written; with vectors of shape (n, 0), payloads alone are compared.
+    """
+    missing, differing, _ = _differences(release, store, points, set(points.ids if points.vectors.shape[1] else ()))
+    return sorted(missing + differing)
+
+
+def _differences(
+    release: Release, store: Store, points: Points, with_vector: set[str]
+) -> tuple[list[int], list[int], list[int]]:
+    """Return the positions of points that are missing, of those that differ, and of those with another payload.
+
+    Args:
+        with_vector: ids of the points whose vectors are compared too.
+    """
+    stored = _stored(release, store, points, with_vector)
     tolerance = TOLERANCE[store.datatype(release.name)]
-    cosine = release.lowerings[rows.modality].distance is Distance.COSINE
+    cosine = release.lowerings[cast(Modality, points.vector_name)].distance is Distance.COSINE
     missing: list[int] = []
     differing: list[int] = []
     unlike: list[int] = []
@@ -65,10 +89,10 @@ def compare_points(release: Release, store: Store, rows: Rows, with_vector: npt.
             differing.append(position)
             unlike.append(position)
         elif not _same_aligned(expected, record.payload) or (
-            id_ in ids and not _close(points.vectors[position], record.vector, cosine, tolerance)
+            id_ in with_vector and not _close(points.vectors[position], record.vector, cosine, tolerance)
         ):
             differing.append(position)
-    return ComparedBatch(points, projected.rows.keys, missing, differing, unlike, len(ids))
+    return missing, differing, unlike
 
 
 def _stored(release: Release, store: Store, points: Points, with_vector: set[str]) -> dict[str, Record]:

@@ -6,6 +6,10 @@ Promotion and rollback are the same three steps. A crash between any two does no
     2  one request switches the aliases of all metrics
     3  SQL records that it is done
 
+A command that is run again does not go further than it did: a promotion never goes back to an older alignment unless
+the release is named, and a rollback undoes the last promotion once. Where even that is too much, because somebody else
+may act in between, a caller names its request: what is recorded under that name is finished, and nothing else is done.
+
 A drop has three steps too: SQL records it, the collection goes, SQL forgets what it held. `connector.releases.status`
 names whatever was begun and not finished, and the same command finishes it.
 
@@ -15,7 +19,7 @@ One process at a time does any of this to a collection, under `Lifecycle.exclusi
 import getpass
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -25,9 +29,10 @@ from connector.provenance.leases import Lease, promotion_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import PromotionRow, ReleaseRow, now
 from connector.releases.aliases import alias_name
+from connector.releases.choice import named_releases, once_live_releases, ready_releases, replaced_releases
 from connector.releases.gate import newest_audit
 from connector.releases.layouts import broken_filters, layout_differences
-from connector.releases.release import LIVE, PROMOTE, READY, ROLLBACK, load_release
+from connector.releases.release import LIVE, PROMOTE, ROLLBACK, load_release
 from connector.releases.verify import verify
 from connector.settings import checked_name
 from connector.stores.contract import Store
@@ -111,17 +116,20 @@ class Lifecycle:
         metrics: Sequence[str] = (),
         names: Sequence[str] = (),
         forced: PromotionOverride | None = None,
+        request: str | None = None,
     ) -> list[AliasSwitch]:
         """Make the ready releases of the newest alignment live, all at once, and retire the ones that were live.
 
-        Each is verified first, and its newest audit has to allow it. An unfinished promotion is finished instead, and
-        nothing else happens. If nothing is ready and something is live, nothing happens.
+        Each is verified first, and its newest audit has to allow it. An unfinished promotion is finished first; nothing
+        else happens then, unless releases are named. If nothing is ready and something is live, nothing happens.
+        Releases of an older alignment than the live one have to be named.
 
         Args:
             run_id: the run that promotes.
             metrics: only releases under these metrics.
             names: these releases instead, by their physical collections.
             forced: promote whatever the audits say.
+            request: names the request; see `_finished`.
 
         Raises:
             CollectionNotFoundError: there is no such release, or it is not ready.
@@ -132,17 +140,17 @@ class Lifecycle:
         """
         with self.exclusive(run_id) as lease:
             rows = self.rows()
-            if unfinished := self._unfinished(PROMOTE):
-                return self._switch(unfinished, run_id, lease)
-            chosen = _ready(rows, metrics, names, self.collection)
+            finished = self._finished(PROMOTE, run_id, lease, request, named=bool(names))
+            if finished is not None:
+                return finished
+            rows = self.rows()
+            chosen = ready_releases(rows, metrics, names, self.collection)
             if not chosen:
                 return []
             live = {row.metric: row for row in rows if row.state == LIVE}
             self._check_complete(chosen, live, run_id)
             promotions, refused = self._allowed(chosen, live, run_id, forced)
-            lease.heartbeat()
-            self.provenance.releases.begin_promotions(promotions)
-            return self._switch(promotions, run_id, lease, refused)
+            return self._begin_and_switch(promotions, run_id, lease, request, refused)
 
     def _check_complete(self, chosen: Sequence[ReleaseRow], live: Mapping[str, ReleaseRow], run_id: int) -> None:
         """Verify releases, and refuse one that lacks points of the live release that it would replace."""
@@ -182,37 +190,43 @@ class Lifecycle:
             raise GateError(f"{'; '.join(refused.values())}; or promote with --force --reason TEXT")
         return promotions, refused
 
-    def rollback(self, run_id: int, *, metrics: Sequence[str] = ()) -> list[AliasSwitch]:
+    def rollback(
+        self, run_id: int, *, metrics: Sequence[str] = (), to: Sequence[str] = (), request: str | None = None
+    ) -> list[AliasSwitch]:
         """Undo the last promotion: make the releases live again that it replaced, and retire the promoted ones.
+
+        Run again, it changes nothing: a promotion is undone once. To go back further, name the releases.
 
         Args:
             run_id: the run that rolls back.
             metrics: only under these metrics, each to before its own last promotion.
+            to: return to these releases instead, which were live once, by their physical collections.
+            request: names the request; see `_finished`.
 
         Raises:
-            CollectionNotFoundError: nothing was promoted, or a release that was live before is dropped.
+            CollectionNotFoundError: nothing was promoted, a release that was live before is dropped, or one that was
+                named was never live.
             MismatchError: verification of a release failed. Nothing is switched.
             LeaseHeldError: another process is promoting, rolling back or dropping here.
         """
-        # Two simultaneous rollbacks do not mean to go back twice: the second one fails instead of waiting.
+        # Which promotion is the last one must not change while the command waits: it fails instead.
         with self.exclusive(run_id, timeout=0) as lease:
-            rows = {row.id: row for row in self.rows()}
-            if unfinished := self._unfinished(ROLLBACK) or self._unreported(metrics):
-                return self._switch(unfinished, run_id, lease)
-            last = self._last_promotions(rows.values(), metrics)
+            finished = self._finished(ROLLBACK, run_id, lease, request, named=bool(to))
+            if finished is not None:
+                return finished
+            rows = self.rows()
+            made = self.provenance.releases.promotions(**self._place())
+            if to:
+                targets = once_live_releases(rows, made, to, self.collection)
+            else:
+                targets = replaced_releases(rows, made, metrics, self.collection)
+            live = {row.metric: row for row in rows if row.state == LIVE}
             back = []
-            for promotion in last:
-                previous = rows.get(promotion.previous_id or 0)
-                if previous is None or previous.drop_begun_at:
-                    raise CollectionNotFoundError(
-                        f"release {rows[promotion.release_id].physical_name} replaced one that was dropped since; push "
-                        "with that alignment again, and promote it"
-                    )
-                self._verify(previous, run_id)
-                back.append(self._promotion(ROLLBACK, run_id, previous, rows[promotion.release_id]))
-            lease.heartbeat()
-            self.provenance.releases.begin_promotions(back)
-            return self._switch(back, run_id, lease)
+            for target in targets:
+                if target.state != LIVE:
+                    self._verify(target, run_id)
+                    back.append(self._promotion(ROLLBACK, run_id, target, live.get(target.metric)))
+            return self._begin_and_switch(back, run_id, lease, request) if back else []
 
     def droppable(self, *, names: Sequence[str] = (), retired: bool = False) -> list[ReleaseRow]:
         """Return the releases with these names, or all that are retired.
@@ -225,7 +239,9 @@ class Lifecycle:
         if bool(names) == retired:
             raise SettingsError("expected releases by name or all that are retired, got neither or both")
         rows = self.rows()
-        chosen = [row for row in rows if row.state == "retired"] if retired else _named(rows, names, self.collection)
+        chosen = (
+            [row for row in rows if row.state == "retired"] if retired else named_releases(rows, names, self.collection)
+        )
         aliases: dict[str, str] = {}
         for alias, name in sorted(self.store.aliases().items()):
             aliases.setdefault(name, alias)
@@ -247,8 +263,11 @@ class Lifecycle:
 
     def returns_to(self, row: ReleaseRow) -> bool:
         """Say whether a rollback would make this release live."""
-        last = self._last_promotions(self.rows(), (), required=False)
-        return any(promotion.previous_id == row.id for promotion in last)
+        made = self.provenance.releases.promotions(**self._place())
+        try:
+            return any(target.id == row.id for target in replaced_releases(self.rows(), made, (), self.collection))
+        except CollectionNotFoundError:  # nothing was promoted, or what it replaced is dropped
+            return False
 
     def _place(self) -> dict[str, str]:
         return {"store_url": self.provenance.database.stored(self.store.url), "collection": self.collection}
@@ -267,18 +286,41 @@ class Lifecycle:
             )
         return unfinished
 
-    def _unreported(self, metrics: Sequence[str]) -> list[PromotionRow]:
-        """Return the last switch if it was a rollback whose run did not end: a repeat must not go back further."""
-        made = self.provenance.releases.promotions(**self._place())
-        last = [promotion for promotion in made if promotion.run_id == made[-1].run_id]
-        of_metrics = {str(parse(metric)) for metric in metrics}
-        if (
-            not last
-            or last[0].kind != ROLLBACK
-            or (of_metrics and of_metrics != {promotion.metric for promotion in last})
-        ):
-            return []
-        return last if self.provenance.runs.get(last[0].run_id).outcome != "done" else []
+    def _finished(
+        self, kind: str, run_id: int, lease: Lease, request: str | None, *, named: bool
+    ) -> list[AliasSwitch] | None:
+        """Finish what was begun; return what was switched if that is all that is to be done, else None.
+
+        Args:
+            kind: promote or rollback.
+            run_id: the run that finishes it.
+            lease: of the promotion lock.
+            request: names the request; one that is recorded is finished, and never done twice.
+            named: the command names releases: it goes on after it has finished something else.
+        """
+        unfinished = self._unfinished(kind)
+        switched = self._switch(unfinished, run_id, lease) if unfinished else []
+        if request is not None:
+            recorded = self.provenance.releases.promotions(request=request, **self._place())
+            if recorded and recorded[0].kind != kind:
+                raise SettingsError(f"request {request!r} is of a {recorded[0].kind}; give a {kind} another name")
+            return switched if recorded else None
+        return switched if unfinished and not named else None
+
+    def _begin_and_switch(
+        self,
+        promotions: Sequence[PromotionRow],
+        run_id: int,
+        lease: Lease,
+        request: str | None,
+        refused: Mapping[int, str] | None = None,
+    ) -> list[AliasSwitch]:
+        """Record what is going to be live, then switch."""
+        for promotion in promotions:
+            promotion.request = request
+        lease.heartbeat()
+        self.provenance.releases.begin_promotions(promotions)
+        return self._switch(promotions, run_id, lease, refused)
 
     def _verify(self, row: ReleaseRow, seed: int) -> None:
         release = load_release(self.provenance, self.store, row, device=self.device)
@@ -318,31 +360,6 @@ class Lifecycle:
             started_at=now(),
         )
 
-    def _last_promotions(
-        self, rows: Iterable[ReleaseRow], metrics: Sequence[str], *, required: bool = True
-    ) -> list[PromotionRow]:
-        """Return the promotions of the live releases: those of the newest run that promoted one, or under `metrics`."""
-        live = [row for row in rows if row.state == LIVE]
-        of_metrics = {str(parse(metric)) for metric in metrics}
-        last = [
-            promotions[-1]
-            for row in live
-            if row.metric in of_metrics or not of_metrics
-            if (promotions := self.provenance.releases.promotions(kind=PROMOTE, release_id=row.id))
-            if promotions[-1].previous_id is not None
-        ]
-        missing = of_metrics - {promotion.metric for promotion in last}
-        if required and (missing or not last):
-            under = f" under {', '.join(sorted(missing))}" if missing else ""
-            raise CollectionNotFoundError(
-                f"no live release of collection {self.collection!r}{under} has replaced another; there is nothing to "
-                "roll back to"
-            )
-        if of_metrics:
-            return last
-        newest = max((promotion.run_id for promotion in last), default=0)
-        return [promotion for promotion in last if promotion.run_id == newest]
-
     def _switch(
         self, promotions: Sequence[PromotionRow], run_id: int, lease: Lease, refused: Mapping[int, str] | None = None
     ) -> list[AliasSwitch]:
@@ -366,39 +383,3 @@ class Lifecycle:
             differences = layout_differences(previous, row) if previous else []
             switched.append(AliasSwitch(promotion, row, previous, (refused or {}).get(row.id), lacks, differences))
         return switched
-
-
-def _ready(
-    rows: Sequence[ReleaseRow], metrics: Sequence[str], names: Sequence[str], collection: str
-) -> list[ReleaseRow]:
-    """Choose the releases to promote; none if all that match are live already."""
-    of_metrics = {str(parse(metric)) for metric in metrics}
-    if names:
-        chosen = [row for row in _named(rows, names, collection) if not of_metrics or row.metric in of_metrics]
-    else:
-        ready = [row for row in rows if row.state == READY and (not of_metrics or row.metric in of_metrics)]
-        newest = max((row.alignment_id for row in ready), default=0)
-        chosen = [row for row in ready if row.alignment_id == newest]
-        if not chosen:
-            chosen = [row for row in rows if row.state == LIVE and (not of_metrics or row.metric in of_metrics)]
-    if len({row.metric for row in chosen}) < max(len(chosen), len(of_metrics), 1):
-        raise CollectionNotFoundError(
-            f"expected one ready release of collection {collection!r} for each metric, got "
-            f"{', '.join(row.physical_name for row in chosen) or 'none'}; `modalign status {collection}` shows all"
-        )
-    for row in chosen:
-        if row.state not in (READY, LIVE):
-            raise CollectionNotFoundError(
-                f"release {row.physical_name} is {row.state}, expected a ready one; push its embedding sets again"
-            )
-    return [row for row in chosen if row.state == READY]
-
-
-def _named(rows: Sequence[ReleaseRow], names: Sequence[str], collection: str) -> list[ReleaseRow]:
-    known = {row.physical_name: row for row in rows}
-    for name in names:
-        if name not in known:
-            raise CollectionNotFoundError(
-                f"no release {name!r} of collection {collection!r}; it has {', '.join(known)}"
-            )
-    return [known[name] for name in dict.fromkeys(names)]

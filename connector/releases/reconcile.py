@@ -20,6 +20,7 @@ from connector.releases.point_comparison import ComparedBatch, compare_points
 from connector.releases.point_id_set import PointIds
 from connector.releases.points import point_id
 from connector.releases.release import Release
+from connector.releases.tombstones import apply_tombstones, open_set
 from connector.stores.contract import Record, Store
 
 EXAMPLES = 5  # keys that are shown of each kind of difference
@@ -82,7 +83,7 @@ def reconcile(
     *,
     seed: int = 0,
     repair: Run | None = None,
-    delete_orphans: bool = False,
+    orphans: PointIds | None = None,
     advance: Advance = lambda count: None,
 ) -> ReconcileReport:
     """Compare everything that a release should hold with what it holds and with what SQL records.
@@ -93,32 +94,47 @@ def reconcile(
         provenance: where its ledger is.
         seed: of the draw of vectors to compare.
         repair: write missing and differing points again from the embedding sets, and the ledger after them, in this
-            run. It counts `repaired` and `deleted`. The report says what was wrong before.
-        delete_orphans: also delete orphans; only with `repair`.
+            run. It counts `repaired`. The report says what was wrong before. Deletions that were begun are finished.
+        orphans: collects the ids of orphans, for `delete_orphans`.
         advance: called with the number of rows compared since the last call.
 
     Raises:
         EmbeddingSetError: an embedding set that was pushed into the release is not there. All its points would look
             like orphans.
     """
+    sets = provenance.ledger.sets_in([release.row.id])
+    embedding_sets = [open_set(provenance, provenance.database.located(row.path)) for row in sets]
+    if repair:
+        for row in sets:
+            apply_tombstones(provenance, store, release.row, row.id, repair.id)
     report = ReconcileReport(release.name, points=store.count(release.name))
     report.recorded = provenance.ledger.points(release.row.id)
     rng = np.random.default_rng(seed)
     with PointIds() as expected_ids:
-        for row in provenance.ledger.sets_in([release.row.id]):
+        for row, embedding_set in zip(sets, embedding_sets, strict=True):
             of_set = _SetReconciliation(release, store, provenance, row, report, expected_ids, rng, repair)
-            of_set.compare(EmbeddingSet.open(provenance.database.located(row.path)), advance)
+            of_set.compare(embedding_set, advance)
         for page in store.scroll(release.name):
-            orphans = set(expected_ids.missing([record.id for record in page]))
-            report.orphans.add([_item_name(record) for record in page if record.id in orphans])
-            if repair and delete_orphans and orphans:
-                store.delete(release.name, sorted(orphans))
-                repair.counts["deleted"] += len(orphans)
+            unknown = set(expected_ids.missing([record.id for record in page]))
+            report.orphans.add([_item_name(record) for record in page if record.id in unknown])
+            if orphans is not None and unknown:
+                orphans.add(sorted(unknown))
     if repair:
         store.flush(release.name)
         store.ready(release.name)
         provenance.releases.change(release.row, points=provenance.ledger.points(release.row.id))
     return report
+
+
+def delete_orphans(release: Release, store: Store, provenance: Provenance, orphans: PointIds, run: Run) -> None:
+    """Delete from a release the points that `reconcile` found to be orphans; count them as `deleted`."""
+    provenance.releases.bump_revision(release.row)
+    with PointIds() as none:
+        for ids in orphans.without(none):
+            store.delete(release.name, ids)
+            run.counts["deleted"] += len(ids)
+    store.flush(release.name)
+    store.ready(release.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +173,7 @@ class _SetReconciliation:
         gone = ledger.keys() - met
         self.report.unrecorded.add([f"{shard}:{start}" for shard, start in sorted(gone)])
         if self.repair and gone:
-            self.provenance.ledger.remove(self.release.row.id, self.row.id, gone)
+            self.provenance.ledger.write(self.release.row.id, self.row.id, self.repair.id, {}, removed=gone)
 
     def _add(self, batch: ComparedBatch, held: int) -> None:
         """Add what was found of a batch to the report."""
@@ -172,6 +188,7 @@ class _SetReconciliation:
     ) -> None:
         """Write points that are missing or differ, flush them, then write the ledger entry."""
         if wrong := batch.missing + batch.differing:
+            self.provenance.releases.bump_revision(self.release.row)
             self.store.upsert(self.release.name, batch.points.take(wrong))
             run.counts["repaired"] += len(wrong)
         if entry != recorded:

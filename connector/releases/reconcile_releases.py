@@ -1,28 +1,26 @@
 """Reconcile all releases of a collection, or of a home."""
 
 import logging
+from contextlib import ExitStack
 
 from alignment.errors import ModalignError
-from connector.errors import ProvenanceError, StoreBusyError, StoreUnavailableError
+from connector.errors import MismatchError, ProvenanceError, StoreBusyError, StoreUnavailableError
 from connector.progress import progress
+from connector.provenance.leases import repair_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
+from connector.provenance.tables import ReleaseRow
+from connector.releases.point_id_set import PointIds
 from connector.releases.promotion import Lifecycle
-from connector.releases.reconcile import ReconcileReport, reconcile
-from connector.releases.release import LIVE, READY, load_release
+from connector.releases.reconcile import ReconcileReport, delete_orphans, reconcile
+from connector.releases.release import LIVE, READY, Release, load_release
 from connector.stores.contract import Store
 
 _log = logging.getLogger(__name__)
 
 
 def reconcile_releases(
-    provenance: Provenance,
-    store: Store,
-    collection: str | None = None,
-    *,
-    device: str = "auto",
-    repair: Run | None = None,
-    delete_orphans: bool = False,
+    provenance: Provenance, store: Store, collection: str | None = None, *, device: str = "auto"
 ) -> list[ReconcileReport]:
     """Reconcile the live and ready releases, of `collection` or of all; see `reconcile`.
 
@@ -33,28 +31,92 @@ def reconcile_releases(
         CollectionNotFoundError: there is no release of `collection`.
         StoreUnavailableError, StoreBusyError, ProvenanceError: a database cannot be used.
     """
+    return [_reconcile(provenance, store, row, device, None, None)[1] for row in _rows(provenance, store, collection)]
+
+
+def repair_releases(
+    provenance: Provenance,
+    store: Store,
+    run: Run,
+    collection: str | None = None,
+    *,
+    device: str = "auto",
+    orphans: int | None = None,
+) -> None:
+    """Repair the live and ready releases, of `collection` or of all, from their embedding sets.
+
+    Deletions from the store and other repairs of it wait.
+
+    Args:
+        provenance: where releases are recorded.
+        store: where their collections are.
+        run: the run that repairs; counts `repaired` and `deleted`.
+        collection: of the releases; None: all.
+        device: where learned metrics compute.
+        orphans: delete orphans, if there are exactly so many in all; None: they stay.
+
+    Raises:
+        MismatchError: there are more or fewer orphans, or another run is writing into one of the releases: its points
+            may look like orphans. None is deleted; everything else is repaired.
+        CollectionNotFoundError, StoreUnavailableError, StoreBusyError, ProvenanceError: as `reconcile_releases`.
+        LeaseHeldError: another process is deleting or repairing.
+    """
+    rows = _rows(provenance, store, collection)
+    with (
+        repair_lock(provenance.database, provenance.database.stored(store.url), run.id),
+        ExitStack() as stack,
+    ):
+        repaired: list[tuple[Release, PointIds]] = []
+        found = 0
+        for row in rows:
+            ids = stack.enter_context(PointIds())
+            release, report = _reconcile(provenance, store, row, device, run, ids)
+            found += report.orphans.count
+            if release is not None and report.orphans.count:
+                repaired.append((release, ids))
+        if orphans is None:
+            return
+        if found != orphans:
+            raise MismatchError(
+                f"expected {orphans} points that no embedding set holds, found {found}: none was deleted; look at "
+                "`modalign verify`, and name the number that it finds"
+            )
+        for release, ids in repaired:
+            _check_at_rest(provenance, release, run)
+            delete_orphans(release, store, provenance, ids, run)
+
+
+def _check_at_rest(provenance: Provenance, release: Release, run: Run) -> None:
+    """Raise a `MismatchError` if a run other than `run` is writing into a release."""
+    for writer in provenance.runs.writers(release.row.collection):
+        if writer.id != run.id:
+            raise MismatchError(
+                f"run {writer.id}, `modalign {writer.command}` on host {writer.host}, is writing into collection "
+                f"{release.row.collection}, and its points may look like orphans: none was deleted from "
+                f"{release.name}; wait until it ends and run the same command again"
+            )
+
+
+def _rows(provenance: Provenance, store: Store, collection: str | None) -> list[ReleaseRow]:
     if collection is None:
         rows = provenance.releases.find(store_url=provenance.database.stored(store.url))
     else:
         rows = Lifecycle(provenance, store, collection).rows()
-    if repair is None:
-        _name_others(provenance, store, collection)
-    reports = []
-    for row in rows:
-        if row.state not in (LIVE, READY):
-            continue
-        try:
-            release = load_release(provenance, store, row, device=device)
-            with progress(f"verify {release.name}", row.points, "rows") as advance:
-                report = reconcile(
-                    release, store, provenance, advance=advance, repair=repair, delete_orphans=delete_orphans
-                )
-        except (StoreUnavailableError, StoreBusyError, ProvenanceError):  # not the fault of the release
-            raise
-        except ModalignError as error:
-            report = ReconcileReport(row.physical_name, broken=str(error))
-        reports.append(report)
-    return reports
+    return [row for row in rows if row.state in (LIVE, READY)]
+
+
+def _reconcile(
+    provenance: Provenance, store: Store, row: ReleaseRow, device: str, repair: Run | None, orphans: PointIds | None
+) -> tuple[Release | None, ReconcileReport]:
+    try:
+        release = load_release(provenance, store, row, device=device)
+        with progress(f"verify {release.name}", row.points, "rows") as advance:
+            report = reconcile(release, store, provenance, advance=advance, repair=repair, orphans=orphans)
+    except (StoreUnavailableError, StoreBusyError, ProvenanceError):  # not the fault of the release
+        raise
+    except ModalignError as error:
+        return None, ReconcileReport(row.physical_name, broken=str(error))
+    return release, report
 
 
 def _name_others(provenance: Provenance, store: Store, collection: str | None) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 from alignment.metrics import Guarantee, Lowering, Metric, parse
 from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment
-from alignment.sets.cards import EncoderCard
 from connector.errors import CollectionNotFoundError, MismatchError
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import ReleaseRow
@@ -180,18 +179,7 @@ def load_release(provenance: Provenance, store: Store, row: ReleaseRow, *, devic
     """
     recorded = provenance.artifacts.alignment(row.alignment_id)
     alignment = Alignment.load(provenance.database.located(recorded.path))
-    if alignment.fingerprint != recorded.fingerprint:
-        raise MismatchError(
-            f"release {row.physical_name} was written with alignment {recorded.name} {recorded.fingerprint[:12]}, its "
-            f"directory now holds {alignment.fingerprint[:12]}; restore it, or push with the new one"
-        )
-    for modality, encoder in provenance.artifacts.encoders(recorded).items():
-        in_sql, in_card = EncoderCard(encoder.spec, encoder.fingerprint, encoder.dim), alignment.card.encoders[modality]
-        if in_sql != in_card:
-            raise MismatchError(
-                f"SQL recorded alignment {recorded.name} with the {modality} encoder {in_sql}, its card names "
-                f"{in_card}; restore the one that was changed"
-            )
+    check_alignment(provenance, row, alignment)
     metric = parse(row.metric)
     lowerings = lower(alignment, metric, device=device)
     lowering = lowerings["image"]
@@ -199,3 +187,15 @@ def load_release(provenance: Provenance, store: Store, row: ReleaseRow, *, devic
     check_settings(row)
     check_chain(store, row.physical_name, chain(alignment, metric, lowering))
     return Release(row, alignment, metric, lowerings)
+
+
+def check_alignment(provenance: Provenance, row: ReleaseRow, alignment: Alignment) -> None:
+    """Raise a `MismatchError` that names both sides if SQL links a release to another alignment or other encoders."""
+    recorded = provenance.artifacts.alignment(row.alignment_id)
+    if alignment.fingerprint != recorded.fingerprint:
+        raise MismatchError(
+            f"release {row.physical_name} was written with alignment {recorded.name} {recorded.fingerprint[:12]}, the "
+            f"directory of the alignment holds {alignment.fingerprint[:12]}; restore the directory or SQL, or push "
+            "with the other alignment into a new collection"
+        )
+    provenance.artifacts.check_encoders(recorded, alignment)

@@ -15,6 +15,7 @@ from connector.provenance.ledger import BATCH_POINTS, BatchKey, LedgerEntry
 from connector.provenance.recorder import Provenance
 from connector.releases.point_comparison import compare_points
 from connector.releases.release import Release
+from connector.releases.tombstones import open_set
 from connector.stores.contract import Store
 
 EXAMPLES = 5  # keys that an error names
@@ -80,7 +81,7 @@ def verify(release: Release, store: Store, provenance: Provenance, *, seed: int,
             unfinished.append(row.name)
             continue
         changed, sampled = 0, 0
-        ledger, embedding_set = provenance.ledger.entries(release.row.id, row.id), EmbeddingSet.open(path)
+        ledger, embedding_set = provenance.ledger.entries(release.row.id, row.id), open_set(provenance, path)
         for rows, is_recorded in _sampled(embedding_set, ledger, rng):
             sampled += 1
             changed += not is_recorded

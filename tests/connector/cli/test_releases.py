@@ -76,7 +76,7 @@ class TestReleases:
         assert line["audit"] is not None
         assert self.states(home) == {old: ("retired", ""), new: ("live", "")}
         again = done("promote", "things", "--home", home)
-        assert "everything that was asked for is live already" in again.out
+        assert "nothing is left to switch" in again.out
         assert done("rollback", "things", "--json", "--home", home).document["switched"][0]["live"] == old
         assert self.states(home) == {old: ("live", ""), new: ("retired", "")}
         ended = modalign("drop", "things", "--retired", "--home", home)
@@ -118,7 +118,9 @@ class TestReleases:
     def test_verify_and_repair(self, home: Path) -> None:
         names = releases(home)
         document = done("verify", "things", "--json", "--home", home).document
-        assert {each["release"]: each["sound"] for each in document["verified"]} == dict.fromkeys(names.values(), True)
+        assert {each["release"]: each["consistent"] for each in document["verified"]} == dict.fromkeys(
+            names.values(), True
+        )
         with EdgeStore(home / "qdrant") as store:
             gone = next(record for page in store.scroll(names["b"]) for record in page)
             vector = np.ones((1, store.describe(names["a"]).vectors["image"].dim), np.float32)
@@ -146,14 +148,14 @@ class TestReleases:
         (home / "alignments" / "a").rename(home / "elsewhere")
         ended = modalign("verify", "--json", "--home", home)
         first, second = ended.document["verified"]
-        assert (ended.code, first["release"], first["sound"], first["points"]) == (1, names["a"], False, None)
+        assert (ended.code, first["release"], first["consistent"], first["points"]) == (1, names["a"], False, None)
         assert str(home / "alignments" / "a") in first["broken"]
         assert (second["release"], second["missing"], second["broken"]) == (names["b"], 1, None)
         shown = modalign("verify", "--home", home)
         assert (shown.code, f"{names['a']}: broken: {first['broken']}" in shown.out) == (1, True)
         assert f"{names['b']}: missing, for example" in shown.err
         ended = modalign("repair", "--yes", "--json", "--home", home)
-        assert (ended.code, [row["sound"] for row in ended.document["verified"]]) == (1, [False, True])
+        assert (ended.code, [row["consistent"] for row in ended.document["verified"]]) == (1, [False, True])
         (home / "elsewhere").rename(home / "alignments" / "a")
         (home / "sets" / "pairs").rename(home / "elsewhere")
         ended = modalign("verify", "--json", "--home", home)

@@ -1,5 +1,6 @@
 """Leases: every step is done once, in the right order, and none is lost with its process."""
 
+import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -8,7 +9,7 @@ import pytest
 from sqlalchemy import select, update
 
 from connector.errors import LeaseLostError
-from connector.provenance import leases
+from connector.provenance import heartbeat
 from connector.provenance.leases import BEGIN, IngestSteps
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
@@ -18,11 +19,11 @@ from tests.support.errors import raises
 WHAT = {"corpus": "c", "collection": "things"}
 
 
-def opened(provenance: Provenance, parts: int = 3, *, host: str | None = None) -> IngestSteps:
-    """The steps of an ingest, seen by a run that goes on, on this host or on another one."""
+def opened(provenance: Provenance, parts: int = 3) -> IngestSteps:
+    """The steps of an ingest, seen by a run that goes on, on another host."""
     with provenance.runs.start("ingest", {}) as run:
         pass
-    values = {"outcome": "running"} | ({"host": host} if host else {})
+    values = {"outcome": "running", "host": "far away"}
     with provenance.database.session() as session:
         session.execute(update(RunRow).where(RunRow.id == run.id).values(**values))
     return IngestSteps.join(provenance.database, WHAT, parts, Run(run.id))
@@ -73,7 +74,7 @@ def test_a_lease_ends_with_a_killed_process_of_this_host(provenance: Provenance)
     first, second = opened(provenance), opened(provenance)
     assert first.acquire() == 0
     with provenance.database.session() as session:
-        session.execute(update(RunRow).where(RunRow.id == first.run.id).values(pid=2**22 + 1))
+        session.execute(update(RunRow).where(RunRow.id == first.run.id).values(host=platform.node(), pid=2**22 + 1))
     assert second.acquire() == 0
     with provenance.database.session() as session:
         assert session.get_one(RunRow, first.run.id).outcome == "killed"
@@ -82,14 +83,14 @@ def test_a_lease_ends_with_a_killed_process_of_this_host(provenance: Provenance)
 def test_a_lease_without_heartbeats_is_taken_over_and_its_process_gets_an_error(
     provenance: Provenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = opened(provenance, host="far away"), opened(provenance)
+    first, second = opened(provenance), opened(provenance)
     assert first.acquire() == 0
     assert second.acquire() is None
-    long_ago = now() - timedelta(seconds=leases.LEASE_SECONDS + 60)
+    long_ago = now() - timedelta(seconds=heartbeat.LEASE_SECONDS + 60)
     with provenance.database.session() as session:
         session.execute(update(LeaseRow).values(heartbeat_at=long_ago))
     assert second.acquire() == 0
-    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.04)
+    monkeypatch.setattr(heartbeat, "LEASE_SECONDS", 0.04)
 
     def work() -> None:
         with first.lease(0) as lease:
@@ -106,16 +107,25 @@ def test_a_process_sends_heartbeats_while_it_works(provenance: Provenance, monke
     assert steps.acquire() == 0
     with provenance.database.session() as session:
         session.execute(update(LeaseRow).values(heartbeat_at=now() - timedelta(days=1)))
-    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.04)
+    monkeypatch.setattr(heartbeat, "LEASE_SECONDS", 0.04)
     with steps.lease(0):
         for _ in range(1000):
             time.sleep(0.01)
             with provenance.database.session() as session:
-                heartbeat = session.scalars(select(LeaseRow.heartbeat_at).where(LeaseRow.step == 0)).one()
-            if heartbeat is not None and heartbeat > now() - timedelta(minutes=1):
+                sent = session.scalars(select(LeaseRow.heartbeat_at).where(LeaseRow.step == 0)).one()
+            if sent is not None and sent > now() - timedelta(minutes=1):
                 break
         else:
             pytest.fail("no heartbeat")
+
+
+def test_a_lease_ends_when_its_run_sends_no_heartbeats(provenance: Provenance) -> None:
+    first, second = opened(provenance), opened(provenance)
+    assert first.acquire() == 0
+    long_ago = now() - timedelta(seconds=heartbeat.LEASE_SECONDS + 60)
+    with provenance.database.session() as session:
+        session.execute(update(RunRow).where(RunRow.id == first.run.id).values(heartbeat_at=long_ago))
+    assert second.acquire() == 0
 
 
 def test_a_released_step_is_free_and_can_be_skipped(provenance: Provenance) -> None:

@@ -57,10 +57,10 @@ class TestLedger:
         for written in (first, second):
             provenance.ledger.write(written, set_id, run, {("a", 0): ("x", 5), ("a", 5): ("y", 1)})
         provenance.ledger.write(first, other_set, run, {("a", 0): ("z", 100)})
-        provenance.ledger.remove(first, set_id, [("a", 0), ("missing", 0)])
+        provenance.ledger.write(first, set_id, run, {}, removed=[("a", 0), ("missing", 0)])
         assert provenance.ledger.entries(first, set_id) == {("a", 5): ("y", 1)}
         assert provenance.ledger.points(first) == 101
-        provenance.ledger.clear(first)
+        provenance.releases.restart(provenance.releases.find(id=first)[0])
         assert provenance.ledger.entries(first, set_id) == provenance.ledger.entries(first, other_set) == {}
         assert provenance.ledger.points(second) == 6
 
@@ -75,10 +75,7 @@ class TestLedger:
     def test_what_one_release_holds_and_another_does_not(self, provenance: Provenance, tmp_path: Path) -> None:
         first, second = release(provenance, "c.1"), release(provenance, "c.2")
         set_id = provenance.artifacts.record_set(embedding_set(tmp_path / "s"))
-        assert (provenance.ledger.last_write(first.id), provenance.ledger.sets_in([first.id])) == (
-            None,
-            [],
-        )
+        assert provenance.ledger.sets_in([first.id]) == []
         with provenance.runs.start("push", {}) as run:
             lines = {("shard", 0): ("same", 5), ("shard", 5): ("another", 7), ("shard", 12): ("more", 2)}
             provenance.ledger.write(first.id, set_id, run.id, lines)
@@ -87,11 +84,12 @@ class TestLedger:
             )
         assert provenance.ledger.points_beyond(first.id, set_id, second.id) == 9
         assert provenance.ledger.points_beyond(second.id, set_id, first.id) == 7
+        assert provenance.ledger.sets_in([second.id]) == []  # what belongs to a release never follows from the ledger
+        assert provenance.releases.begin_write(second, set_id)
+        assert not provenance.releases.begin_write(second, set_id)
         assert [row.id for row in provenance.ledger.sets_in([second.id])] == [set_id]
+        assert [row.id for row in provenance.ledger.releases_of(set_id)] == [second.id]
         assert set(provenance.artifacts.encoders(provenance.ledger.sets_in([second.id])[0])) == {
             "image",
             "text",
         }
-        written = provenance.ledger.last_write(first.id)
-        assert written is not None
-        assert provenance.runs.newest(1)[0].started_at <= written

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -10,11 +11,14 @@ from pathlib import Path
 import pytest
 
 from connector.errors import ProvenanceError
+from connector.provenance import heartbeat
+from connector.provenance.heartbeat import LEASE_SECONDS
 from connector.provenance.recorder import Provenance
-from connector.provenance.runs import MAX_DETAIL_CHARACTERS, REJECTS_A_COMMIT
+from connector.provenance.runs import MAX_DETAIL_CHARACTERS, REJECTS_A_COMMIT, WRITING_COMMANDS
 from connector.provenance.tables import (
     RejectRow,
     RunRow,
+    now,
 )
 from connector.rejects import Reason, Reject
 from tests.support.errors import raises
@@ -122,7 +126,7 @@ class TestRuns:
             pass
         with provenance.database.session() as session:
             row = session.get_one(RunRow, run.id)
-            row.outcome, row.started_at = "running", row.started_at - timedelta(days=1)
+            row.outcome = "running"
         with provenance.runs.start("encode", {}):
             pass
         assert [row.outcome for row in provenance.runs.newest(10)] == ["done", "killed"]
@@ -136,6 +140,36 @@ class TestRuns:
         with provenance.runs.start("encode", {}):
             pass
         assert [row.outcome for row in provenance.runs.newest(10)] == ["done", "running"]
+
+    @pytest.mark.parametrize("command", WRITING_COMMANDS)
+    def test_a_dead_writer_of_another_host_writes_no_longer(self, provenance: Provenance, command: str) -> None:
+        """Nobody there marks it: its heartbeats end with it, and the clock of that host does not count."""
+        with provenance.runs.start(command, {"into": "things"}) as run:
+            pass
+        with provenance.database.session() as session:
+            row = session.get_one(RunRow, run.id)
+            row.outcome, row.host, row.started_at = "running", "elsewhere", now() - timedelta(days=2)
+        assert [row.id for row in provenance.runs.writers("things")] == [run.id]
+        for silent in (now() - timedelta(seconds=LEASE_SECONDS + 5), None):  # None: of an older modalign
+            with provenance.database.session() as session:
+                row = session.get_one(RunRow, run.id)
+                row.outcome, row.heartbeat_at, row.started_at = "running", silent, now() + timedelta(days=2)
+            assert provenance.runs.writers("things") == []
+            assert provenance.runs.get(run.id).outcome == "killed"
+
+    def test_one_that_was_stopped_and_goes_on_runs_again(
+        self, provenance: Provenance, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(heartbeat, "LEASE_SECONDS", 0.04)
+        with provenance.runs.start("push", {}) as run:
+            with provenance.database.session() as session:  # as another host does
+                session.get_one(RunRow, run.id).outcome = "killed"
+            for _ in range(1000):
+                if provenance.runs.get(run.id).outcome == "running":
+                    break
+                time.sleep(0.01)
+            assert [row.id for row in provenance.runs.writers("things")] == [run.id]
+        assert provenance.runs.get(run.id).outcome == "done"
 
     def test_two_at_once_in_one_process(self, provenance: Provenance) -> None:
         with provenance.runs.start("audit", {}), provenance.runs.start("push", {}):

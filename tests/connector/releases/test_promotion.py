@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from connector.provenance.tables import BatchRow, PromotionRow, ReleaseRow, now
 from connector.releases.chain import search_settings
 from connector.releases.points import point_id
 from connector.releases.promotion import AliasSwitch, Lifecycle, PromotionOverride
+from connector.releases.reconcile_releases import repair_releases
 from connector.releases.release import Release, open_release
 from connector.releases.status import pending
 from connector.stores.contract import Points
@@ -49,7 +51,12 @@ def audited(world: World, *releases: Release, verdict: str = "passed", **changes
     """Record an audit as `connector.audits.recording.record` does."""
     for release in releases:
         row = row_of(world, release)
-        settings = {"points": row.points, "served_with": search_settings(row), "failed_requirements": ["recall@1>1"]}
+        settings = {
+            "points": row.points,
+            "served_with": search_settings(row),
+            "revision": row.revision,
+            "failed_requirements": ["recall@1>1"],
+        }
         (embedding_set,) = world.provenance.ledger.sets_in([row.id])
         with world.provenance.runs.start("audit", {}) as run:
             world.provenance.audits.record(
@@ -174,9 +181,27 @@ def drop_state(world: World, release: Release, state: str) -> None:
 
 
 def written_since(world: World, release: Release) -> None:
+    """As a host writes whose clock is an hour slow."""
+    (embedding_set,) = world.provenance.ledger.sets_in([release.row.id])
+    with world.provenance.runs.start("push", {}) as run:
+        entries = world.provenance.ledger.entries(release.row.id, embedding_set.id)
+        world.provenance.ledger.write(release.row.id, embedding_set.id, run.id, entries)
     with world.provenance.database.session() as session:
         for line in session.query(BatchRow).filter_by(release_id=release.row.id):
-            line.written_at = now()
+            line.written_at = now() - timedelta(hours=1)
+
+
+def repaired_since(world: World, release: Release) -> None:
+    foreign_point(world, release)
+    with world.provenance.runs.start("repair", {}) as run:
+        repair_releases(world.provenance, world.store, run, orphans=1)
+
+
+def being_written(world: World, release: Release) -> None:
+    """A push was killed before it recorded what it wrote; an audit came after it had begun."""
+    (embedding_set,) = world.provenance.ledger.sets_in([release.row.id])
+    world.provenance.releases.begin_write(release.row, embedding_set.id)
+    audited(world, release)
 
 
 def rolled_back_since(world: World, release: Release) -> None:
@@ -190,10 +215,12 @@ class TestGate:
         (None, None, "was never audited"),
         ({"verdict": "failed"}, None, r"its newest audit, of run 3, has failed: recall@1>1"),
         ({"verdict": "measured"}, None, "required nothing"),
-        ({}, written_since, r"began 2.*, the release was written to 2"),
+        ({}, written_since, r"saw revision \d+ of the release, written to"),
+        ({}, repaired_since, r"saw revision \d+ of the release, written to"),
+        ({}, being_written, "a push into the release was not finished"),
         ({"points": 11}, None, "saw 11 points, it holds 12"),
         ({"served_with": {"hnsw_ef": 64}}, None, "searched with {'hnsw_ef': 64}, production would with {"),
-        ({}, rolled_back_since, r"began 2.*, the release was rolled back 2"),
+        ({}, rolled_back_since, r"saw revision \d+ of the release, written to or rolled back since"),
     ]
 
     @pytest.mark.parametrize(("audit", "after", "message"), REFUSED)
@@ -339,6 +366,49 @@ class TestVerification:
         assert states(world, *live, *shadows) == ["retired", "live"]
 
 
+def promoted_twice(world: World) -> tuple[Release, Release, Release]:
+    """Releases of three alignments, of which the last one is live."""
+    (first,), (second,) = shadowed(world)
+    promote(world, forced=FORCED)
+    world.alignment("c", turn=2)
+    (third,) = world.push(EmbeddingSet.open(world.home / "sets" / "s"), "c", metrics=["cosine"]).releases
+    promote(world, forced=FORCED)
+    return first, second, third
+
+
+class TestNamedRequests:
+    """What is recorded under a name is finished, and never done twice, whatever came between."""
+
+    def test_a_rollback(self, world: World) -> None:
+        first, second, third = promoted_twice(world)
+        rollback(world, request="r1")
+        rollback(world, to=[third.name])
+        assert rollback(world, request="r1") == []
+        assert states(world, first, second, third) == ["retired", "retired", "live"]
+
+    def test_a_promotion(self, world: World) -> None:
+        _, shadows = shadowed(world)
+        promote(world, forced=FORCED, request="p1")
+        world.alignment("c", turn=2)
+        (newer,) = world.push(EmbeddingSet.open(world.home / "sets" / "s"), "c", metrics=["cosine"]).releases
+        assert promote(world, forced=FORCED, request="p1") == []
+        assert states(world, *shadows, newer) == ["live", "ready"]
+
+    def test_of_another_kind(self, world: World) -> None:
+        shadowed(world)
+        promote(world, forced=FORCED, request="x")
+        with raises(SettingsError, "'x'"):
+            rollback(world, request="x")
+
+    @pytest.mark.parametrize("step", [2, 3, 4, 5])
+    def test_one_that_was_killed_is_finished(self, world: World, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+        first, second, third = promoted_twice(world)
+        killed(world, monkeypatch, STEPS[step], lambda: rollback(world, request="r1"))
+        rollback(world, request="r1")
+        assert states(world, first, second, third) == ["retired", "live", "retired"]
+        assert [p.request for p in world.provenance.releases.promotions(kind="rollback")] == ["r1"]
+
+
 class TestRollback:
     def test_the_previous_releases_come_back(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         live, shadows = shadowed(world, "cosine", "dot")
@@ -352,28 +422,47 @@ class TestRollback:
         assert [line[:3] for line in promotions(world)[2:]] == [
             ("rollback", old.name, new.name) for old, new in zip(live, shadows, strict=True)
         ]
+        assert rollback(world) == []  # it is undone
+        assert world.store.aliases() == before["aliases"]
+
+    def test_nothing_was_promoted(self, world: World) -> None:
+        shadowed(world)
         with raises(CollectionNotFoundError, COLLECTION):
             rollback(world)
+        with raises(CollectionNotFoundError, "dot"):
+            rollback(world, metrics=["dot"])
 
     def test_one_metric_and_then_the_rest(self, world: World) -> None:
         live, shadows = shadowed(world, "cosine", "dot")
         promote(world, forced=FORCED)
         rollback(world, metrics=["dot"])
         assert states(world, *live, *shadows) == ["retired", "live", "live", "retired"]
-        with raises(CollectionNotFoundError, "dot"):
-            rollback(world, metrics=["dot"])
+        assert rollback(world, metrics=["dot"]) == []
         rollback(world)
         assert states(world, *live, *shadows) == ["live", "live", "retired", "retired"]
 
-    def test_promotions_are_undone_one_after_the_other(self, world: World) -> None:
-        live, second = shadowed(world)
-        promote(world, forced=FORCED)
-        world.alignment("c", turn=2)
-        third = world.push(world.set("s", *pairs(6)), "c").releases
-        promote(world, forced=FORCED)
-        for expected in (["retired", "live", "retired"], ["live", "retired", "retired"]):
+    def test_repeated_it_goes_back_once_and_further_to_a_name(self, world: World) -> None:
+        live, second, third = promoted_twice(world)
+        for _ in range(3):
             rollback(world)
-            assert states(world, *live, *second, *third) == expected
+            assert states(world, live, second, third) == ["retired", "live", "retired"]
+        for _ in range(2):
+            rollback(world, to=[live.name])
+            assert states(world, live, second, third) == ["live", "retired", "retired"]
+        rollback(world, to=[third.name])  # forward again
+        assert states(world, live, second, third) == ["retired", "retired", "live"]
+
+    def test_only_to_what_was_live(self, world: World) -> None:
+        _, shadows = shadowed(world)
+        with raises(CollectionNotFoundError, shadows[0].name):
+            rollback(world, to=[shadows[0].name])
+        with raises(CollectionNotFoundError, "things.cosine.0"):
+            rollback(world, to=["things.cosine.0"])
+
+    def test_to_two_releases_of_one_metric(self, world: World) -> None:
+        live, second, _ = promoted_twice(world)
+        with raises(SettingsError, live.name, second.name):
+            rollback(world, to=[live.name, second.name])
 
     def test_what_arrived_since_is_named(self, world: World) -> None:
         live, _ = shadowed(world)
@@ -505,16 +594,36 @@ class TestCrashes:
     def test_a_rollback_that_is_repeated_goes_back_once(
         self, world: World, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str, bool]
     ) -> None:
+        first, second, third = promoted_twice(world)
+        killed(world, monkeypatch, step, lambda: rollback(world))
+        for _ in range(2):
+            rollback(world)
+            assert states(world, first, second, third) == ["retired", "live", "retired"]
+
+    @pytest.mark.parametrize("step", STEPS, ids=str)
+    def test_a_promotion_that_is_repeated_goes_on_to_no_older_shadow(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str, bool]
+    ) -> None:
         (first,), (second,) = shadowed(world)
-        promote(world, forced=FORCED)
         world.alignment("c", turn=2)
         (third,) = world.push(EmbeddingSet.open(world.home / "sets" / "s"), "c", metrics=["cosine"]).releases
-        promote(world, forced=FORCED)
-        killed(world, monkeypatch, step, lambda: rollback(world))
-        rollback(world)
+        audited(world, second, third)
+        killed(world, monkeypatch, step, lambda: promote(world))
+        for _ in range(2):
+            promote(world)
+            assert states(world, first, second, third) == ["retired", "ready", "live"]
+        promote(world, names=[second.name])
         assert states(world, first, second, third) == ["retired", "live", "retired"]
-        rollback(world)
-        assert states(world, first, second, third) == ["live", "retired", "retired"]
+
+    def test_a_promotion_of_named_releases_comes_after_the_one_that_was_begun(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (first,), (second,) = shadowed(world)
+        world.alignment("c", turn=2)
+        (third,) = world.push(EmbeddingSet.open(world.home / "sets" / "s"), "c", metrics=["cosine"]).releases
+        killed(world, monkeypatch, STEPS[2], lambda: promote(world, names=[second.name], forced=FORCED))
+        promote(world, names=[third.name], forced=FORCED)
+        assert states(world, first, second, third) == ["retired", "retired", "live"]
 
     @pytest.mark.parametrize("after", [False, True])
     @pytest.mark.parametrize(

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from alignment.errors import EmbeddingSetError
 from alignment.modality import MODALITIES
 from alignment.sets.embedding_set import EmbeddingSet
+from connector.errors import MismatchError
 from connector.push import batches as pushing
 from connector.releases import reconcile as reconciling
 from connector.releases.point_id_set import PointIds
 from connector.releases.points import point_id
 from connector.releases.reconcile import ReconcileReport, reconcile
+from connector.releases.reconcile_releases import repair_releases
 from connector.releases.release import open_release
 from connector.stores.contract import Points
 from tests.support.errors import raises
@@ -52,10 +54,9 @@ def found(world: World, metric: str = "cosine") -> ReconcileReport:
     return reconcile(release, world.store, world.provenance)
 
 
-def repaired(world: World, metric: str = "cosine", *, delete_orphans: bool = True) -> dict[str, int]:
-    release = open_release(world.provenance, world.store, COLLECTION, metric)
+def repaired(world: World, *, orphans: int | None = None) -> dict[str, int]:
     with world.provenance.runs.start("repair", {}) as run:
-        reconcile(release, world.store, world.provenance, repair=run, delete_orphans=delete_orphans)
+        repair_releases(world.provenance, world.store, run, COLLECTION, orphans=orphans)
     return dict(run.counts)
 
 
@@ -99,7 +100,9 @@ def stray(world: World) -> None:
 def forget(world: World) -> None:
     row = open_release(world.provenance, world.store, COLLECTION).row
     (embedding_set, _) = world.provenance.ledger.sets_in([row.id])
-    world.provenance.ledger.remove(row.id, embedding_set.id, [("image-000000.parquet", 4)])
+    with world.provenance.runs.start("push", {}) as run:
+        forgotten = [("image-000000.parquet", 4)]
+        world.provenance.ledger.write(row.id, embedding_set.id, run.id, {}, removed=forgotten)
 
 
 def encode_more(world: World) -> None:
@@ -152,7 +155,7 @@ class TestReconcile:
         for kind, items in examples.items():
             assert sorted(getattr(result, kind).examples) == sorted(items)
         assert world.snapshot() == before
-        assert repaired(world) == mending
+        assert repaired(world, orphans=expected[2] or None) == mending
         assert found(world).consistent
         release = open_release(world.provenance, world.store, COLLECTION)
         assert release.row.points == world.store.count(release.name)
@@ -162,8 +165,24 @@ class TestReconcile:
 
     def test_orphans_stay_unless_told(self, world: World) -> None:
         stray(world)
-        assert repaired(world, delete_orphans=False) == {}
+        assert repaired(world) == {}
         assert counts(found(world)) == (0, 0, 2, 0)
+
+    @pytest.mark.parametrize("orphans", [1, 3])
+    def test_another_number_of_orphans_than_there_are_deletes_none(self, world: World, orphans: int) -> None:
+        stray(world)
+        delete(world)
+        with raises(MismatchError, str(orphans), "2"):
+            repaired(world, orphans=orphans)
+        assert counts(found(world)) == (0, 0, 2, 0)  # all else is repaired
+
+    def test_no_orphan_is_deleted_while_another_run_writes(self, world: World) -> None:
+        stray(world)
+        with world.provenance.runs.start("push", {"into": COLLECTION}) as writer:
+            with raises(MismatchError, f"run {writer.id}"):
+                repaired(world, orphans=2)
+            assert counts(found(world)) == (0, 0, 2, 0)
+        assert repaired(world, orphans=2) == {"deleted": 2}
 
     def test_an_aligned_vector_in_a_payload_is_compared(self, world: World) -> None:
         (release,) = world.push(world.set("s", *pairs(10)), metrics=["chi2"]).releases
@@ -174,7 +193,7 @@ class TestReconcile:
             payload = {**one.payload, "aligned": aligned}
             world.store.upsert(release.name, Points("image", [one.id], np.asarray(one.vector)[None], [payload]))
             assert found(world, "chi2").differing.examples == ["image:1"]
-        repaired(world, "chi2")
+        repaired(world)
         assert stored(world.store, release.name, "image")[one.id][1] == one.payload
 
     def test_a_set_that_is_gone_makes_no_orphans(self, world: World) -> None:
