@@ -126,6 +126,7 @@ class Home:
                 dtype=request.dtype,
                 batch_items=request.batch_size,
                 shard_rows=request.shard_size,
+                max_pixels=self.settings.max_pixels,
             )
         return RunResult(run.id, run.counts, written)
 
@@ -244,6 +245,7 @@ class Home:
                 provenance=self.provenance,
                 run=run,
                 device=self.settings.device,
+                max_pixels=self.settings.max_pixels,
                 prune=prune,
             )
         return RunResult(run.id, run.counts, releases)
@@ -369,7 +371,14 @@ class Home:
         """Open the live release of `collection` for searching."""
         from connector.search.retriever import Retriever
 
-        return Retriever.open(self.provenance, self.store, collection, metric, device=self.settings.device)
+        return Retriever.open(
+            self.provenance,
+            self.store,
+            collection,
+            metric,
+            device=self.settings.device,
+            max_pixels=self.settings.max_pixels,
+        )
 
     def search(self, request: SearchRequest) -> "QueryResult":
         """Search the live release of a collection with one text or one image. No run records it."""
@@ -400,9 +409,8 @@ class Home:
             pairs = self.embedding_set(request.pairs)
             audit = run_audit(request, pairs, self.store, self.provenance, run, device=self.settings.device)
         if request.report is not None:
-            write_audit_page(
-                request.report, audit, audit_context(audit, pairs, request.require, run.id, self.provenance)
-            )
+            context = audit_context(audit, pairs, request.require, run.id, self.provenance)
+            write_audit_page(request.report, audit, context, max_pixels=self.settings.max_pixels)
         return RunResult(run.id, run.counts, audit)
 
     def audits(self, collection: str, *, metric: str | None = None, limit: int = 30) -> "list[AuditSummary]":

@@ -13,6 +13,7 @@ from connector.errors import SettingsError
 from connector.safe_text import redacted
 
 REQUEST_SECONDS = 60
+MAX_PIXELS = 100_000_000  # of an image to decode; a larger one decompresses to more than 300 MB
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -28,6 +29,7 @@ class _Environment(BaseSettings):
     qdrant_api_key: str | None = None
     qdrant_ca_file: Path | None = None
     qdrant_timeout: int = Field(default=REQUEST_SECONDS, ge=1, le=99_999)
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=2**40)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Settings:
         api_key: of the Qdrant server; never printed, logged or stored.
         ca_file: PEM file of the authority that signed the server's certificate; None: those that the system trusts.
         timeout: seconds a request to the server may take, from 1 to 99999.
+        max_pixels: of an image to decode; a larger one is a reject.
     """
 
     home: Path
@@ -51,6 +54,7 @@ class Settings:
     api_key: str | None = field(default=None, repr=False)
     ca_file: Path | None = None
     timeout: int = REQUEST_SECONDS
+    max_pixels: int = MAX_PIXELS
 
     def __repr__(self) -> str:
         """Name every field but the key, and no secret that stands in a URL."""
@@ -66,13 +70,15 @@ class Settings:
         qdrant_url: str | None = None,
         database_url: str | None = None,
         device: str | None = None,
+        max_pixels: int | None = None,
     ) -> Self:
         """Take what is given, then the `MODALIGN_*` variables, then the defaults under the home.
 
         Raises:
             SettingsError: a variable is invalid.
         """
-        given: dict[str, Any] = {"home": home, "qdrant_url": qdrant_url, "database_url": database_url, "device": device}
+        given: dict[str, Any] = {"home": home, "qdrant_url": qdrant_url, "database_url": database_url}
+        given |= {"device": device, "max_pixels": max_pixels}
         try:
             read = _Environment(**{name: value for name, value in given.items() if value})
         except ValidationError as error:
@@ -90,6 +96,7 @@ class Settings:
             api_key=read.qdrant_api_key,
             ca_file=read.qdrant_ca_file and read.qdrant_ca_file.expanduser(),
             timeout=read.qdrant_timeout,
+            max_pixels=read.max_pixels,
         )
 
     def set_path(self, name: str) -> Path:

@@ -9,7 +9,7 @@ import click
 
 from alignment.names import PROTOCOLS
 from connector.cli.group import REQUIREMENT, cli, open_home
-from connector.cli.options import METRIC_HELP, home_options, json_option, renamed_option, seed_option
+from connector.cli.options import METRIC_HELP, home_options, json_option, pixels_option, renamed_option, seed_option
 from connector.cli.tables import print_json
 from connector.progress import say
 from connector.requests import AuditRequest, default_of
@@ -106,6 +106,7 @@ def _named_filters(context: click.Context, option: click.Parameter, texts: tuple
 @click.option(
     "-n", "limit", type=click.IntRange(1, 10_000), default=30, show_default=True, help="Earlier audits to show."
 )
+@pixels_option
 @json_option
 @home_options
 def audit(

@@ -134,10 +134,23 @@ def home_options(command: F) -> F:
 
     @functools.wraps(command)
     def with_where(*args: Any, home: Path | None, **given: Any) -> Any:
-        where = {"home": home} | {name: given.pop(name) for name in ("qdrant_url", "database_url", "device")}
+        names = ("qdrant_url", "database_url", "device", "max_pixels")
+        where = {"home": home} | {name: given.pop(name) for name in names if name in given}
         return command(*args, where=where, **given)
 
     return with_options(cast(F, with_where), options)
+
+
+def pixels_option(command: F) -> F:
+    """Add `--max-pixels`, for commands that decode images. It stands above `home_options`, which hands it over."""
+    option = click.option(
+        "--max-pixels",
+        type=WholeRange(1, 2**40),
+        envvar="MODALIGN_MAX_PIXELS",
+        show_envvar=True,
+        help="Most pixels of an image to decode, which takes up to 20 bytes of memory each.  [default: 100000000]",
+    )
+    return with_options(command, [option])
 
 
 def json_option(command: F) -> F:

@@ -14,6 +14,7 @@ from connector.cli.options import (
     corpus_options,
     home_options,
     json_option,
+    pixels_option,
     rejects_option,
     yes_option,
 )
@@ -60,6 +61,7 @@ def push(max_rejects: int, as_json: bool, where: Mapping[str, Any], **given: Any
 )
 @click.option("--prune", is_flag=True, help="Delete items that have left the corpus, after a count and a question.")
 @yes_option
+@pixels_option
 @rejects_option
 @json_option
 @home_options

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from connector.cli.group import cli, exit_for_rejects, load_settings, open_home, shortest
-from connector.cli.options import home_options, json_option, rejects_option
+from connector.cli.options import home_options, json_option, pixels_option, rejects_option
 from connector.cli.tables import print_json, print_rejects, print_result, print_table, show
 from connector.progress import say
 from connector.reports.output_files import write_file
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--retry", is_flag=True, help="Run the command of RUN again: rejects are tried again, other items are skipped."
 )
+@pixels_option
 @rejects_option
 @json_option
 @home_options

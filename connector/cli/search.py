@@ -8,7 +8,7 @@ import click
 
 from alignment.modality import MODALITIES
 from connector.cli.group import cli, open_home
-from connector.cli.options import METRIC_HELP, WholeRange, home_options, json_option
+from connector.cli.options import METRIC_HELP, WholeRange, home_options, json_option, pixels_option
 from connector.cli.tables import print_json, print_table, result_quality, search_rows
 from connector.progress import say
 from connector.requests import SearchRequest, default_of
@@ -37,6 +37,7 @@ from connector.requests import SearchRequest, default_of
     help="Most candidates to rescore under a metric that rescores.  [default: the metric's own number]",
 )
 @click.option("--html", "page", type=click.Path(path_type=Path), help="Write a contact sheet with the pictures.")
+@pixels_option
 @json_option
 @home_options
 def search(page: Path | None, as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
@@ -50,7 +51,8 @@ def search(page: Path | None, as_json: bool, where: Mapping[str, Any], **given: 
     title = f"under {found.metric}, {result_quality(found.guarantee, hits)}"
     if page:
         subtitle = f"{len(hits)} best {title}"
-        write_contact_sheet(page, f"{request.collection}: {request.query}", subtitle, [Answered(found.query, hits)])
+        heading, answers = f"{request.collection}: {request.query}", [Answered(found.query, hits)]
+        write_contact_sheet(page, heading, subtitle, answers, max_pixels=home.settings.max_pixels)
         say(f"wrote {page}")
     if as_json:
         document = {

@@ -13,6 +13,7 @@ from connector.cli.options import (
     corpus_options,
     home_options,
     json_option,
+    pixels_option,
     rejects_option,
     seed_option,
 )
@@ -62,6 +63,7 @@ def _dtype_option(command: F) -> F:
     help="Rows of a shard. A kill loses at most one shard.",
 )
 @corpus_options
+@pixels_option
 @rejects_option
 @json_option
 @home_options

@@ -17,10 +17,9 @@ from connector.corpora.image_damage import PNG, check_data, check_structure, web
 from connector.errors import OutOfResourcesError
 from connector.rejects import Reason
 from connector.resources import raise_lack
+from connector.settings import MAX_PIXELS
 
-# Larger files are no photographs. Larger images decompress to more than 300 MB; `--max-pixels` allows them.
-MAX_BYTES = 256 << 20
-MAX_PIXELS = 100_000_000
+MAX_BYTES = 256 << 20  # larger files are no photographs
 # Encoders scale the shorter side to their input size: a very long image would fill the memory.
 MAX_ASPECT = 256
 # Larger images are scaled down by a whole number as they are decoded. No encoder's input is near as large.

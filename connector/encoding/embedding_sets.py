@@ -15,6 +15,7 @@ from connector.progress import progress
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.requests import ImportRequest
+from connector.settings import MAX_PIXELS
 
 
 def encode_corpus(
@@ -27,6 +28,7 @@ def encode_corpus(
     dtype: Dtype = "float32",
     batch_items: int = BATCH_ITEMS,
     shard_rows: int = SHARD_ROWS,
+    max_pixels: int = MAX_PIXELS,
 ) -> EmbeddingSet:
     """Encode `corpus` into the embedding set at `path`, and record the set in SQL."""
     cards = {modality: encoder.card for modality, encoder in encoders.items()}
@@ -34,7 +36,16 @@ def encode_corpus(
         SetWriter(path, corpus=str(corpus.path), encoders=cards, dtype=dtype) as writer,
         progress(f"encode {path.name}", corpus.total(), "rows") as advance,
     ):
-        encode(corpus, writer, encoders, run, batch_items=batch_items, shard_rows=shard_rows, advance=advance)
+        encode(
+            corpus,
+            writer,
+            encoders,
+            run,
+            batch_items=batch_items,
+            shard_rows=shard_rows,
+            advance=advance,
+            max_pixels=max_pixels,
+        )
     embedding_set = EmbeddingSet.open(path)
     provenance.artifacts.record_set(embedding_set)
     return embedding_set

@@ -20,7 +20,7 @@ from alignment.modality import Modality
 from alignment.sets.rows import Rows
 from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray, invalid_rows
-from connector.corpora.images import MAX_PIXELS, ImageRejectedError, decode, reading
+from connector.corpora.images import ImageRejectedError, decode, reading
 from connector.corpora.items import Corpus, Entry, Item, PassedOver, Vector
 from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
@@ -31,6 +31,7 @@ from connector.progress import Advance
 from connector.provenance.runs import Run
 from connector.rejects import Reason, Reject, Stage
 from connector.resources import raise_lack
+from connector.settings import MAX_PIXELS
 
 _log = logging.getLogger(__name__)
 

@@ -40,6 +40,7 @@ from connector.push.session import PushSession, push_session
 from connector.releases.chain import check_encoder
 from connector.releases.release import Release, lower
 from connector.requests import IngestRequest
+from connector.settings import MAX_PIXELS
 from connector.stores.contract import Store
 
 _log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ def ingest(
     provenance: Provenance,
     run: Run,
     device: str = "auto",
+    max_pixels: int = MAX_PIXELS,
     prune: Confirm | None = None,
 ) -> list[Release]:
     """Ingest the corpus that `request` names, with the encoders of `alignment`; return the releases.
@@ -73,6 +75,7 @@ def ingest(
         provenance: where everything is recorded.
         run: counts, and takes the rejects.
         device: where the encoders compute.
+        max_pixels: of an image to decode.
         prune: asked before items that have left the corpus are deleted, with their number; None: they stay.
 
     Raises:
@@ -101,6 +104,7 @@ def ingest(
         request.layout,
         prune,
         request.fresh_layout,
+        max_pixels,
     )
     releases = begun.whole() if request.parts is None else begun.in_parts(request.parts)
     if kept := run.counts["not_pruned"]:
@@ -137,6 +141,7 @@ class Ingest:
     layout: Mapping[str, Any] = field(default_factory=dict)
     prune: Confirm | None = None
     fresh_layout: bool = False
+    max_pixels: int = MAX_PIXELS
 
     def whole(self) -> list[Release]:
         """Ingest the corpus in this process."""
@@ -263,6 +268,7 @@ class Ingest:
                     SHARD_ROWS,
                     advance,
                     may_be_empty=isinstance(corpus, Part),
+                    max_pixels=self.max_pixels,
                 ) as encoding,
                 Pipeline() as pipeline,
             ):

@@ -19,6 +19,7 @@ from connector.reports.glossary import ARROWS, FILTERS, called, number, sentence
 from connector.reports.page_files import templates, write_page
 from connector.reports.trends import trend
 from connector.reports.worst_queries import Shown, shown_worst
+from connector.settings import MAX_PIXELS
 
 HEADLINES = {
     PASSED: "Passed: every requirement is met.",
@@ -27,7 +28,7 @@ HEADLINES = {
 }
 
 
-def write_audit_page(path: Path, found: Audit, origin: AuditContext) -> None:
+def write_audit_page(path: Path, found: Audit, origin: AuditContext, *, max_pixels: int = MAX_PIXELS) -> None:
     """Write the page of an audit, with any verdict.
 
     Raises:
@@ -35,7 +36,8 @@ def write_audit_page(path: Path, found: Audit, origin: AuditContext) -> None:
     """
     environment = templates()
     environment.filters |= FILTERS
-    shown = Shown(hashed=not origin.encoders["image"].spec.startswith(f"{IMPORTED}:"))
+    hashed = not origin.encoders["image"].spec.startswith(f"{IMPORTED}:")
+    shown = Shown(hashed, max_pixels)
     sections = {} if found.verdict == BROKEN else _sections(found, shown)
     page = environment.get_template("audit.html").render(
         found=found,

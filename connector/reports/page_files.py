@@ -13,6 +13,7 @@ from connector.corpora.images import ImageRejectedError, decode, read_image
 from connector.errors import ConnectorError
 from connector.rejects import Reason
 from connector.reports.output_files import write_file
+from connector.settings import MAX_PIXELS
 
 THUMBNAIL = 160  # pixels, longer side
 # Control characters of Unicode's bidirectional algorithm.
@@ -66,12 +67,13 @@ def write_page(path: Path, html: str) -> None:
     write_file(path, html)
 
 
-def small_picture(path: Path, sha256: str | None = None) -> str:
+def small_picture(path: Path, sha256: str | None = None, max_pixels: int = MAX_PIXELS) -> str:
     """Return a thumbnail of an image file as a data URL.
 
     Args:
         path: the file.
         sha256: expected hexadecimal hash of its content; None: not checked.
+        max_pixels: of the image.
 
     Raises:
         ImageRejectedError: the file is missing, broken or changed.
@@ -79,7 +81,7 @@ def small_picture(path: Path, sha256: str | None = None) -> str:
     content = read_image(path)
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise ImageRejectedError(Reason.IMAGE_CHANGED, f"{path} has changed")
-    image = decode(content)
+    image = decode(content, max_pixels)
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)

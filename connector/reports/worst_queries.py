@@ -10,6 +10,7 @@ from alignment.modality import DIRECTIONS, Modality
 from connector.audits.result import Point, WorstQuery
 from connector.corpora.images import ImageRejectedError
 from connector.reports.page_files import small_picture
+from connector.settings import MAX_PIXELS
 
 # Characters of a text, and bytes of all thumbnails of a page.
 LONGEST = 280
@@ -24,11 +25,13 @@ class Shown:
 
     Attributes:
         hashed: whether content hashes are those of image files, which they are not for imported vectors.
+        max_pixels: of a file to show.
         left: remaining bytes for thumbnails.
         files: reason by file that is not shown; None for files that are shown.
     """
 
     hashed: bool = True
+    max_pixels: int = MAX_PIXELS
     left: int = MOST_BYTES
     files: dict[str, str | None] = field(default_factory=dict)
     _pictures: dict[str, str] = field(default_factory=dict)
@@ -43,7 +46,7 @@ class Shown:
             self.files[path] = None if self.hashed else NOT_HASHED
             try:
                 if self.hashed:
-                    self._pictures[path] = small_picture(Path(path), str(sha256))
+                    self._pictures[path] = small_picture(Path(path), str(sha256), self.max_pixels)
             except ImageRejectedError as error:
                 self.files[path] = REASONS.get(error.reason, error.reason.removeprefix("image-").replace("-", " "))
         url = self._pictures.get(path)

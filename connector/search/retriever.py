@@ -21,6 +21,7 @@ from connector.releases.payload_fields import missing_in_words
 from connector.releases.release import Release, open_release
 from connector.safe_text import printable
 from connector.search.candidates import CandidateSearch, ScoredHit
+from connector.settings import MAX_PIXELS
 from connector.stores.contract import Store
 from connector.stores.payload_kinds import check_kinds, fields_of
 
@@ -75,20 +76,29 @@ class Retriever:
     An encoder is loaded at the first query that needs it.
     """
 
-    def __init__(self, release: Release, store: Store, *, device: str = "auto"):
+    def __init__(self, release: Release, store: Store, *, device: str = "auto", max_pixels: int = MAX_PIXELS):
         self.release = release
         self._store = store
         self._candidates = CandidateSearch(release, store)
         self._device = device
+        self._max_pixels = max_pixels
         self._encoders: dict[Modality, Encoder] = {}
         self._looked_for: set[str] = set()
 
     @classmethod
     def open(
-        cls, provenance: Provenance, store: Store, collection: str, metric: str | None = None, *, device: str = "auto"
+        cls,
+        provenance: Provenance,
+        store: Store,
+        collection: str,
+        metric: str | None = None,
+        *,
+        device: str = "auto",
+        max_pixels: int = MAX_PIXELS,
     ) -> "Retriever":
         """Open the live release of `collection` and check its provenance chain; raises as `open_release` does."""
-        return cls(open_release(provenance, store, collection, metric, device=device), store, device=device)
+        release = open_release(provenance, store, collection, metric, device=device)
+        return cls(release, store, device=device, max_pixels=max_pixels)
 
     @property
     def guarantee(self) -> Guarantee:
@@ -136,7 +146,10 @@ class Retriever:
         Raises:
             ConnectorError: a file cannot be decoded as an image.
         """
-        loaded = [upright_rgb(image) if isinstance(image, Image.Image) else load_picture(image) for image in images]
+        loaded = [
+            upright_rgb(image) if isinstance(image, Image.Image) else load_picture(image, self._max_pixels)
+            for image in images
+        ]
         X = self._encoder("image").encode("image", loaded)
         return self._search("image", X, k, target=target, filter=filter, exact=exact, max_candidates=max_candidates)
 
@@ -220,13 +233,13 @@ def _search_hit(hit: ScoredHit, target: Modality) -> SearchHit:
         raise StrangePointError(hit.id, f"has no {error.args[0]}") from None
 
 
-def load_picture(path: Path) -> Image.Image:
+def load_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read and decode an image file.
 
     Raises:
         ConnectorError: it cannot be read or decoded.
     """
     try:
-        return decode(read_image(path))
+        return decode(read_image(path), max_pixels)
     except ImageRejectedError as error:
         raise ConnectorError(f"picture {path} cannot be used ({error.reason}): {error}") from error

@@ -94,7 +94,7 @@ def test_no_secret_of_a_url_is_printed() -> None:
     settings = Settings.load(home="/h", qdrant_url="https://t0p@q:6333", database_url="postgresql://me:s3cr@db/x")
     assert repr(settings) == (
         "Settings(home=PosixPath('/h'), store_url='https://***@q:6333', database_url='postgresql://me:***@db/x', "
-        "device='auto', ca_file=None, timeout=60)"
+        "device='auto', ca_file=None, timeout=60, max_pixels=100000000)"
     )
 
 

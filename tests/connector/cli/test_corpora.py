@@ -1,5 +1,6 @@
 """Corpora on the command line: every format, and broken ones."""
 
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -201,3 +202,24 @@ class TestFormats:
         (refused,) = done("rejects", "--json", "--home", home).document["rejects"]
         assert (refused["reason"], refused["key"], refused["position"]) == ("vector-zero", "b", 2)
         assert EmbeddingSet.open(home / "sets" / "v").card.encoders["image"].spec == "imported:mine"
+
+
+@pytest.mark.parametrize("by_environment", [False, True])
+def test_large_pictures_are_allowed_by_max_pixels(
+    shared: Path, tmp_path: Path, by_environment: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = shutil.copytree(shared, tmp_path / "home")
+    (tmp_path / "pictures").mkdir()
+    picture = tmp_path / "pictures" / "page.png"
+    Image.new("1", (10_500, 16_000), 1).save(picture)
+    encode = ("encode", tmp_path / "pictures", "--set", "pages", *SPECS[:2], "--json", "--home", home)
+    refused = modalign(*encode)
+    assert (refused.code, refused.document["counts"].get("encoded", 0)) == (4, 0)
+    (reject,) = done("rejects", "--json", "--home", home).document["rejects"]
+    assert reject["reason"] == "image-too-large"
+    assert "--max-pixels" in reject["detail"]
+    if by_environment:
+        monkeypatch.setenv("MODALIGN_MAX_PIXELS", "200000000")
+    option = () if by_environment else ("--max-pixels", 200_000_000)
+    assert done(*encode, *option).document["counts"]["encoded"] == 1
+    assert done("search", "things", picture, *option, "--json", "--home", home).document["found"]

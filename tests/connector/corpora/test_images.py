@@ -21,9 +21,10 @@ from PIL import Image
 from connector.corpora import images
 from connector.corpora.byte_budget import ByteBudget
 from connector.corpora.image_colours import to_rgb
-from connector.corpora.images import MAX_ASPECT, MAX_PIXELS, ImageRejectedError, decode, read_image, upright_rgb
+from connector.corpora.images import MAX_ASPECT, ImageRejectedError, decode, read_image, upright_rgb
 from connector.errors import OutOfResourcesError
 from connector.rejects import Reason
+from connector.settings import MAX_PIXELS
 from tests.support.errors import raises
 from tests.support.fakes import FakeImageEncoder
 from tests.support.image_files import encoded, exif, png_chunk

@@ -366,7 +366,7 @@ class TestNothingBreaksIt:
         whole = page_of(tmp_path, found, written.origin)
         assert max(map(len, whole.images())) < 40_000, f"a picture of {THUMBNAIL} pixels"
         assert len(whole.html) < 4_000_000
-        monkeypatch.setattr(audit_page, "Shown", lambda hashed: Shown(hashed, left=200_000))
+        monkeypatch.setattr(audit_page, "Shown", lambda hashed, max_pixels: Shown(hashed, max_pixels, left=200_000))
         cut = page_of(tmp_path, found, written.origin)
         assert 0 < sum(map(len, cut.images())) <= 200_000
         assert "left out: the page would grow too large" in cut.text
