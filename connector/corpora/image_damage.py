@@ -124,8 +124,9 @@ def _inflate(parts: Iterable[bytes], expected: int | None, what: str) -> None:
     """Inflate a zlib stream, and check that it has `expected` bytes or, if None, that it ends as it should."""
     stream, size = zlib.decompressobj(), 0
     try:
-        for part in parts:
-            rest = part
+        # Slices, because zlib copies what it has not consumed at every call.
+        for slice_ in (part[at : at + (1 << 16)] for part in parts for at in range(0, len(part), 1 << 16)):
+            rest = slice_
             while rest and not stream.eof:
                 size += len(stream.decompress(rest, 1 << 18))
                 if expected is not None and size >= expected:

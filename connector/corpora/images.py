@@ -146,7 +146,9 @@ def _attempt(content: bytes, max_pixels: int, *, alone: bool) -> Image.Image:
         if size := webp_size(content):
             _check_size(*size, max_pixels)
             reserved.enter_context(_memory(size[0] * size[1] * BYTES_A_PIXEL["WEBP"], alone))
+        # Closed before the memory is given back: an image refers to itself, and would stay until a garbage collection.
         image = _open(content)
+        reserved.callback(image.close)
         _check_size(*image.size, max_pixels)
         check_colours(image)
         try:
@@ -157,11 +159,13 @@ def _attempt(content: bytes, max_pixels: int, *, alone: bool) -> Image.Image:
         factor = _scale_down(image, content)
         if not size:
             reserved.enter_context(_memory(_cost(image, content, pixels), alone))
+            reserved.callback(image.close)  # before this memory, which was reserved after the file was opened
         image.load()
         if image.format == "TGA" and not content[17] & 0x0F:  # its fourth channel is no alpha
             image.putalpha(255)
         rgb = to_rgb(_without_key(image, content) if _has_exact_key(image, content) else image, factor)
-        return transposed(rgb, _orientation(image))
+        upright = transposed(rgb, _orientation(image))
+        return upright.copy() if upright is image else upright
 
 
 @contextmanager
@@ -288,3 +292,5 @@ class _Unbound:
 
 
 _UNBOUND = _Unbound()
+# Blocks of Pillow's 16 MiB stay with the thread that freed them; larger ones go back to the system.
+Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]

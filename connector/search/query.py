@@ -43,7 +43,7 @@ def search(retriever: Retriever, request: SearchRequest, condition: "Filter | No
     query: str | Path = request.query
     if _is_path(request.query):
         query = Path(request.query)
-        picture = _load(query)
+        picture = _load(query, retriever.max_pixels)
         (hits,) = retriever.search_images([picture], request.k, target=request.target or "text", **options)
     else:
         (hits,) = retriever.search_texts([request.query], request.k, target=request.target or "image", **options)
@@ -59,9 +59,9 @@ def _is_path(query: str) -> bool:
     return exists or is_image_name(query) or (is_unsupported_name(query) and not re.search(r"\s", query))
 
 
-def _load(path: Path) -> "Image.Image":
+def _load(path: Path, max_pixels: int) -> "Image.Image":
     try:
-        return load_picture(path)
+        return load_picture(path, max_pixels)
     except ConnectorError as error:
         if is_image_name(path.name) or not path.exists():
             raise

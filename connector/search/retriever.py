@@ -81,7 +81,7 @@ class Retriever:
         self._store = store
         self._candidates = CandidateSearch(release, store)
         self._device = device
-        self._max_pixels = max_pixels
+        self.max_pixels = max_pixels
         self._encoders: dict[Modality, Encoder] = {}
         self._looked_for: set[str] = set()
 
@@ -147,7 +147,7 @@ class Retriever:
             ConnectorError: a file cannot be decoded as an image.
         """
         loaded = [
-            upright_rgb(image) if isinstance(image, Image.Image) else load_picture(image, self._max_pixels)
+            upright_rgb(image) if isinstance(image, Image.Image) else load_picture(image, self.max_pixels)
             for image in images
         ]
         X = self._encoder("image").encode("image", loaded)

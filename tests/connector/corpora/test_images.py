@@ -336,6 +336,29 @@ def test_threads_decode_within_a_budget_of_bytes(monkeypatch: pytest.MonkeyPatch
     assert max(used) == 2
 
 
+def test_the_peak_of_memory_does_not_grow_with_the_threads() -> None:
+    """In a process of its own. Eight images of 100 MB at a time would take 800 MB."""
+    script = """
+import io, resource
+from concurrent.futures import ThreadPoolExecutor
+from PIL import Image
+from connector.corpora import images
+from connector.corpora.byte_budget import ByteBudget
+file = io.BytesIO()
+Image.new("RGBA", (5000, 5000), (255, 0, 0, 128)).save(file, "PNG", compress_level=1)
+images.PIXELS = ByteBudget(130_000_000)
+images.decode(file.getvalue())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with ThreadPoolExecutor(8) as threads:
+    sizes = set(threads.map(lambda content: images.decode(content).size, [file.getvalue()] * 8))
+assert sizes == {(2500, 2500)}, sizes
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 250
+
+
 # A lack of memory is no damage
 
 
