@@ -5,6 +5,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from alignment.bounds import out_of_bounds
 from connector.errors import SettingsError
 
 
@@ -23,6 +24,8 @@ class Request:
             value = getattr(self, entry.name)
             if entry.type in (Path, Path | None) and value is not None:
                 object.__setattr__(self, entry.name, Path(value).absolute())
+        for wrong in out_of_bounds(self):
+            raise SettingsError(wrong)
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -8,7 +8,9 @@ because `modalign --help` loads this module.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Interval
 
 from alignment.modality import MODALITIES, Modality
 from alignment.retrieval.cutoffs import KS
@@ -16,6 +18,13 @@ from connector.errors import SettingsError
 from connector.recorded_request import Request
 
 Scope = Literal["held-out", "all"]
+# Bounds of fields. The options of the command line take their ranges from them.
+Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]
+Folds = Annotated[int, Interval(ge=2)]
+HoldOutShare = Annotated[float, Interval(gt=0, lt=1)]
+QuerySample = Annotated[int, Interval(ge=1, le=2**31 - 1)]
+GroupSample = Annotated[int, Interval(ge=20)]
+MaxQps = Annotated[float, Interval(ge=0.001, le=1_000_000)]
 
 
 def default_of(request: type[Request], name: str) -> Any:
@@ -128,9 +137,9 @@ class FitRequest(Request):
     alignment: str
     method: str = "auto"
     metrics: Sequence[str] = ("cosine",)
-    holdout: float = 0.25
-    folds: int = 4
-    seed: int = 0
+    holdout: HoldOutShare = 0.25
+    folds: Folds = 4
+    seed: Seed = 0
     budget: float | None = None
     joint: bool = False
     training: Mapping[str, str] = field(default_factory=dict)
@@ -151,9 +160,9 @@ class CompareRequest(Request):
     sets: Sequence[str]
     methods: Sequence[str] = ()
     metrics: Sequence[str] = ()
-    holdout: float = 0.25
-    folds: int = 4
-    seed: int = 0
+    holdout: HoldOutShare = 0.25
+    folds: Folds = 4
+    seed: Seed = 0
     budget: float | None = None
     to: Path | None = None
 
@@ -172,8 +181,8 @@ class GapRequest(Request):
     command: ClassVar[str] = "gap"
     set: str
     alignment: str | None = None
-    seed: int = 0
-    sample: int = 2000
+    seed: Seed = 0
+    sample: GroupSample = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,9 +390,9 @@ class AuditRequest(Request):
     protocol: str | None = None
     filters: Mapping[str, str] = field(default_factory=dict)
     slices: Sequence[str] = ()
-    sample: int | None = None
-    seed: int = 0
-    max_qps: float | None = None
+    sample: QuerySample | None = None
+    seed: Seed = 0
+    max_qps: MaxQps | None = None
     report: Path | None = None
 
 

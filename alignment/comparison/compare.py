@@ -24,6 +24,7 @@ from alignment.geometry.modality_gap import modality_gap
 from alignment.metrics import Cosine, LearnedMetric, Metric, Nnn, Rescored, parse
 from alignment.modality import DIRECTIONS, MODALITIES, Modality
 from alignment.model.projections import Projection
+from alignment.names import COMPARED_METRICS
 from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings
 from alignment.sets.embedding_set import EmbeddingSet
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     import torch
 
 # One of each kind: native, a distance by coordinates, divergences, a corrected and a learned one.
-METRICS = tuple(parse(name) for name in ("cosine", "manhattan", "chi2", "kl-query-item", "dot+nnn", "bilinear"))
+METRICS = tuple(parse(name) for name in COMPARED_METRICS)
 LINEAR = ("procrustes", "ridge", "rcca")
 COLUMNS = (*DIRECTIONS, "mean")
 # Share of the budget for the table; the rest is kept for the learning curves.

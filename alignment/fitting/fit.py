@@ -21,7 +21,7 @@ from alignment.fitting.training import Training
 from alignment.metrics import BANK, Cosine, LearnedMetric, Metric, Nnn, bank_name
 from alignment.modality import DIRECTIONS, MODALITIES, Modality
 from alignment.model.alignment import Alignment, AlignmentCard
-from alignment.names import HEADS
+from alignment.names import HEADS, did_you_mean
 from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
 from alignment.retrieval.ranks import Ranks, group_codes, recall_at
@@ -138,7 +138,9 @@ def _check_options(method: str, budget: float | None, training: Mapping[str, Any
     if budget is not None and not budget > 0:
         raise FitError(f"expected a budget above zero seconds, got {budget}")
     if method != "auto" and method not in METHODS:
-        raise FitError(f"unknown method {method!r}; expected auto or one of {', '.join(METHODS)}")
+        raise FitError(
+            f"unknown method {method!r}{did_you_mean(method, METHODS)}; expected auto or one of {', '.join(METHODS)}"
+        )
 
 
 def _training_and_test(

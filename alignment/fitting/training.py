@@ -8,6 +8,7 @@ from annotated_types import Interval
 
 from alignment.bounds import out_of_bounds
 from alignment.errors import TrainingError
+from alignment.names import did_you_mean
 
 LOSSES = ("infonce", "siglip", "hinge")
 # The lowest temperature, as in CLIP (Radford et al. 2021): below, training becomes unstable.
@@ -71,7 +72,9 @@ class Training:
         values = {}
         for name, value in given.items():
             if name not in types:
-                raise TrainingError(f"training has no setting {name!r}; it has {', '.join(types)}")
+                raise TrainingError(
+                    f"training has no setting {name!r}{did_you_mean(name, types)}; it has {', '.join(types)}"
+                )
             try:
                 values[name] = types[name](value)
             except (ValueError, TypeError, OverflowError):

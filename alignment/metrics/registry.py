@@ -7,6 +7,7 @@ from alignment.metrics.kullback_leibler import KullbackItemQuery, KullbackQueryI
 from alignment.metrics.learned import Bilinear, MixtureOfLogits, Perceptron
 from alignment.metrics.metric import Metric, arguments, with_parameters
 from alignment.metrics.native import Cosine, Dot, Euclid, Manhattan, Wasserstein1
+from alignment.names import did_you_mean
 
 # Every metric by its name, with its default parameters.
 METRICS: dict[str, Metric] = {
@@ -49,7 +50,8 @@ def parse(text: str) -> Metric:
     except (KeyError, ValueError) as error:
         if isinstance(error, MetricError):
             raise
+        near = did_you_mean(text.partition("(")[0], METRICS)
         raise MetricError(
-            f"unknown metric {text!r}; expected one of {', '.join(METRICS)}, with parameters as in chi2(map=split), "
-            "and +nnn after one that lowers to Dot"
+            f"unknown metric {text!r}{near}; expected one of {', '.join(METRICS)}, with parameters as in "
+            "chi2(map=split), and +nnn after one that lowers to Dot"
         ) from None

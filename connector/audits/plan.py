@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
-
-from annotated_types import Interval
+from typing import Any
 
 from alignment.bounds import out_of_bounds
 from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.protocols import PROTOCOLS
 from connector.errors import RequirementError, SettingsError
-from connector.requests import AuditRequest, Scope
+from connector.requests import AuditRequest, MaxQps, QuerySample, Scope, Seed
 from connector.safe_text import printable
 
 # The longest list. Every query's list is held in memory, once for each stage.
@@ -46,9 +44,9 @@ class AuditPlan:
     protocol: str | None = AuditRequest.protocol
     filters: Mapping[str, str] = field(default_factory=dict)
     slices: Sequence[str] = AuditRequest.slices
-    sample: Annotated[int, Interval(ge=1, le=2**31 - 1)] | None = AuditRequest.sample
-    seed: int = AuditRequest.seed
-    max_qps: Annotated[float, Interval(ge=0.001, le=1_000_000)] | None = AuditRequest.max_qps
+    sample: QuerySample | None = AuditRequest.sample
+    seed: Seed = AuditRequest.seed
+    max_qps: MaxQps | None = AuditRequest.max_qps
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ks", tuple(sorted(set(self.ks))))

@@ -7,6 +7,9 @@ from typing import Any
 
 import click
 
+from alignment.fitting.training import Training
+from alignment.names import COMPARED_METRICS, METHODS
+from connector.cli.choices import METRIC, Name
 from connector.cli.group import cli, open_home, shortest
 from connector.cli.options import (
     METHOD_HELP,
@@ -25,10 +28,18 @@ from connector.requests import CompareRequest, ExportRequest, FitRequest, defaul
 @cli.command()
 @click.argument("sets", nargs=-1, required=True, metavar="SET...")
 @click.option("--alignment", required=True, metavar="NAME", help="Alignment to make.")
-@click.option("--method", default=default_of(FitRequest, "method"), show_default=True, help=f"auto, or {METHOD_HELP}.")
+@click.option(
+    "--method",
+    type=Name("method", ("auto", *METHODS)),
+    default=default_of(FitRequest, "method"),
+    show_default=True,
+    metavar="METHOD",
+    help=f"auto, or {METHOD_HELP}.",
+)
 @click.option(
     "--metric",
     "metrics",
+    type=METRIC,
     multiple=True,
     default=default_of(FitRequest, "metrics"),
     show_default=True,
@@ -56,7 +67,9 @@ def fit(training: tuple[str, ...], as_json: bool, where: Mapping[str, Any], **gi
 
     Heads train in several processes under torch's launcher: torchrun --nproc-per-node 4 --no-python modalign fit ...
     """
-    request = FitRequest(training=assignments(training, "--training"), **given)
+    settings = assignments(training, "--training")
+    Training().with_values(settings)
+    request = FitRequest(training=settings, **given)
     with open_home(where) as home:
         result = home.fit(request)
     if not result.run:  # only the first process of a launcher records and prints
@@ -87,6 +100,7 @@ def fit(training: tuple[str, ...], as_json: bool, where: Mapping[str, Any], **gi
 @click.option(
     "--method",
     "methods",
+    type=Name("method", METHODS),
     multiple=True,
     metavar="METHOD",
     help="Method to compare, as for fit. May be repeated.  [default: the methods of --method auto]",
@@ -94,10 +108,12 @@ def fit(training: tuple[str, ...], as_json: bool, where: Mapping[str, Any], **gi
 @click.option(
     "--metric",
     "metrics",
+    type=METRIC,
     multiple=True,
     metavar="METRIC",
     help=METRIC_HELP
-    + " May be repeated. Hyperparameters are chosen under the first metric that learns nothing.  [default: cosine, manhattan, chi2, kl-query-item, dot+nnn, bilinear]",
+    + " May be repeated. Hyperparameters are chosen under the first metric that learns nothing.  "
+    + f"[default: {', '.join(COMPARED_METRICS)}]",
 )
 @holdout_options
 @click.option(

@@ -3,21 +3,30 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from alignment.names import PROTOCOLS
+from connector.cli.choices import METRIC, Name
 from connector.cli.group import REQUIREMENT, cli, open_home
-from connector.cli.options import METRIC_HELP, home_options, json_option, pixels_option, renamed_option, seed_option
+from connector.cli.options import (
+    METRIC_HELP,
+    home_options,
+    json_option,
+    pixels_option,
+    range_of,
+    renamed_option,
+    seed_option,
+)
 from connector.cli.tables import print_json
 from connector.progress import say
-from connector.requests import AuditRequest, default_of
+from connector.requests import AuditRequest, Scope, default_of
 
 COMMANDLINE = click.core.ParameterSource.COMMANDLINE
 HOME_OPTIONS = ("--home", "--qdrant-url", "--database-url", "--device")
 FILE = click.Path(path_type=Path, dir_okay=False)
-SCOPE = click.Choice(["held-out", "all"])
+SCOPE = click.Choice(get_args(Scope))
 
 
 def _lengths(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
@@ -42,7 +51,9 @@ def _named_filters(context: click.Context, option: click.Parameter, texts: tuple
 @cli.command()
 @click.argument("collection")
 @click.option("--pairs", metavar="SET", help="Embedding set with the labelled pairs.  [required without --history]")
-@click.option("--metric", metavar="METRIC", help=METRIC_HELP + "  [default: the only one there is, or cosine]")
+@click.option(
+    "--metric", type=METRIC, metavar="METRIC", help=METRIC_HELP + "  [default: the only one there is, or cosine]"
+)
 @click.option(
     "--release",
     default=default_of(AuditRequest, "release"),
@@ -72,10 +83,13 @@ def _named_filters(context: click.Context, option: click.Parameter, texts: tuple
     help="Compare with an earlier audit, query by query: last, of this release; live, of the live release; or a number that --history shows.",
 )
 @renamed_option("--against", "--baseline", "baseline", metavar="AUDIT")
-@click.option("--queries", type=SCOPE, help="Items to search with.  [default: held-out]")
-@click.option("--gallery", type=SCOPE, help="Points to search among.  [default: held-out]")
+@click.option("--queries", type=SCOPE, default=AuditRequest.queries, show_default=True, help="Items to search with.")
+@click.option("--gallery", type=SCOPE, default=AuditRequest.gallery, show_default=True, help="Points to search among.")
 @click.option(
-    "--protocol", metavar="NAME", help=f"Benchmark to follow, {', '.join(PROTOCOLS)}; SET is its whole test split."
+    "--protocol",
+    type=Name("protocol", PROTOCOLS),
+    metavar="NAME",
+    help=f"Benchmark to follow, {', '.join(PROTOCOLS)}; SET is its whole test split.",
 )
 @click.option(
     "--filter",
@@ -94,10 +108,18 @@ def _named_filters(context: click.Context, option: click.Parameter, texts: tuple
 )
 @renamed_option("--by", "--slice", "slices", multiple=True, metavar="FIELD")
 @click.option(
-    "--sample", type=click.IntRange(1), metavar="N", help="Search with N queries of each modality.  [default: all]"
+    "--sample",
+    type=range_of(AuditRequest, "sample"),
+    metavar="N",
+    help="Search with N queries of each modality.  [default: all]",
 )
-@click.option("--max-qps", type=float, metavar="QPS", help="Most queries a second.  [default: no limit]")
-@renamed_option("--rate", "--max-qps", "max_qps", type=float, metavar="QPS")
+@click.option(
+    "--max-qps",
+    type=range_of(AuditRequest, "max_qps"),
+    metavar="QPS",
+    help="Most queries a second.  [default: no limit]",
+)
+@renamed_option("--rate", "--max-qps", "max_qps", type=range_of(AuditRequest, "max_qps"), metavar="QPS")
 @seed_option(AuditRequest, "Seed of the sample, the points that are read back, the gap and the intervals.")
 @click.option("--report", type=FILE, metavar="FILE", help="Write a page for people, which needs no network.")
 @click.option("--prometheus", type=FILE, metavar="FILE", help="Write the measures for Prometheus' text file collector.")
@@ -110,8 +132,6 @@ def _named_filters(context: click.Context, option: click.Parameter, texts: tuple
 @json_option
 @home_options
 def audit(
-    queries: Any,
-    gallery: Any,
     prometheus: Path | None,
     jsonl: Path | None,
     history: bool,
@@ -130,7 +150,7 @@ def audit(
     if history:
         _print_history(given["collection"], given["metric"], limit, as_json, given["report"], where)
         return
-    request = AuditRequest(queries=queries or "held-out", gallery=gallery or "held-out", **given)
+    request = AuditRequest(**given)
     from connector.cli.audit_tables import print_audit  # these load numpy
     from connector.reports import audit_json
     from connector.reports.output_files import append_line, claim

@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from connector.cli.choices import METRIC
 from connector.cli.options import METRIC_HELP, NumberRange, WholeRange, renamed_option, with_options
 from connector.stores.layout import (
     BOUNDS,
@@ -27,6 +28,7 @@ COLLECTION_OPTIONS = [
     click.option(
         "--metric",
         "metrics",
+        type=METRIC,
         multiple=True,
         metavar="METRIC",
         help=METRIC_HELP + " Repeat for several releases.  [default: the alignment's]",

@@ -10,8 +10,10 @@ from typing import Any, TypeVar, cast
 import click
 from typing_extensions import override
 
+from alignment.bounds import intervals_of
 from alignment.modality import Modality
 from alignment.names import CLOSED_FORMS, HEADS, METRICS
+from connector.cli.choices import DEVICE, Name
 from connector.corpora import FORMAT_NAMES
 from connector.progress import say
 from connector.recorded_request import Request
@@ -58,6 +60,16 @@ class NumberRange(click.FloatRange):
         if math.isnan(number):
             self.fail(f"expected a number in the range {self._describe_range()}, got {value!r}.", param, ctx)
         return number
+
+
+def range_of(request: type[Request], name: str) -> WholeRange | NumberRange:
+    """Return the type of the option for a field of a request: its range is that of the field."""
+    interval = intervals_of(request)[name]
+    least: Any = interval.ge if interval.gt is None else interval.gt
+    most: Any = interval.le if interval.lt is None else interval.lt
+    ends: dict[str, Any] = {"min_open": interval.gt is not None, "max_open": interval.lt is not None}
+    whole = isinstance(interval.ge, int)
+    return WholeRange(least, most, **ends) if whole else NumberRange(least, most, **ends)
 
 
 def renamed_option(old: str, new: str, name: str, **attributes: Any) -> Callable[[F], F]:
@@ -126,6 +138,8 @@ def home_options(command: F) -> F:
         ),
         click.option(
             "--device",
+            type=DEVICE,
+            metavar="DEVICE",
             envvar="MODALIGN_DEVICE",
             show_envvar=True,
             help="auto, cpu, cuda, cuda:N or mps.  [default: auto]",
@@ -176,6 +190,7 @@ def corpus_options(command: F) -> F:
     options = [
         click.option(
             "--format",
+            type=Name("format", FORMAT_NAMES),
             metavar="FORMAT",
             help=f"Format of CORPUS: {', '.join(FORMAT_NAMES)}.  [default: recognised]",
         ),
@@ -202,7 +217,7 @@ def corpus_options(command: F) -> F:
 def seed_option(request: type[Request], text: str) -> Callable[[F], F]:
     """Add `--seed` to the command of `request`."""
     default = default_of(request, "seed")
-    return click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=default, show_default=True, help=text)
+    return click.option("--seed", type=range_of(request, "seed"), default=default, show_default=True, help=text)
 
 
 def holdout_options(command: F) -> F:
@@ -210,14 +225,14 @@ def holdout_options(command: F) -> F:
     options = [
         click.option(
             "--holdout",
-            type=NumberRange(0, 1, min_open=True, max_open=True),
+            type=range_of(FitRequest, "holdout"),
             default=default_of(FitRequest, "holdout"),
             show_default=True,
             help="Share of the groups that the fit never sees.",
         ),
         click.option(
             "--folds",
-            type=WholeRange(2),
+            type=range_of(FitRequest, "folds"),
             default=default_of(FitRequest, "folds"),
             show_default=True,
             help="Folds of the cross-validation.",

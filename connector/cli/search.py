@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from alignment.modality import MODALITIES
+from connector.cli.choices import METRIC
 from connector.cli.group import cli, open_home
 from connector.cli.options import METRIC_HELP, WholeRange, home_options, json_option, pixels_option
 from connector.cli.tables import print_json, print_table, result_quality, search_rows
@@ -25,7 +26,9 @@ from connector.requests import SearchRequest, default_of
     show_default=True,
     help="Items to find.",
 )
-@click.option("--metric", metavar="METRIC", help=METRIC_HELP + "  [default: the only one there is, or cosine]")
+@click.option(
+    "--metric", type=METRIC, metavar="METRIC", help=METRIC_HELP + "  [default: the only one there is, or cosine]"
+)
 @click.option("--target", type=click.Choice(MODALITIES), help="Modality to find.  [default: the other one]")
 @click.option("--filter", metavar="JSON", help="Qdrant filter on the payload.")
 @click.option("--exact", is_flag=True, help="Compare with every item instead of searching the HNSW graph.")

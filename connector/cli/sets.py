@@ -14,6 +14,7 @@ from connector.cli.options import (
     home_options,
     json_option,
     pixels_option,
+    range_of,
     rejects_option,
     seed_option,
 )
@@ -147,7 +148,7 @@ def import_(
 @seed_option(GapRequest, "Seed of the sample and of everything random.")
 @click.option(
     "--sample",
-    type=click.IntRange(20),
+    type=range_of(GapRequest, "sample"),
     default=default_of(GapRequest, "sample"),
     show_default=True,
     help="Most held-out groups to draw.",

@@ -45,7 +45,7 @@ BAD: list[tuple[str, str | Callable[[Path], Sequence[object]], str]] = [
     ("another type into a set", "encode {corpus} --set pairs --text-encoder fake-text:small --dtype float16", "32"),
     ("no such device", "encode {corpus} --set bad --text-encoder fake-text:small --device tpu", "tpu"),
     ("no such set to fit", "fit nothing --alignment bad", "is not an embedding set: it has no card.json"),
-    ("unknown method", "fit pairs --alignment bad --method magic", "unknown method 'magic'; expected auto or one of"),
+    ("unknown method", "fit pairs --alignment bad --method magic", "unknown method 'magic'; expected one of auto, "),
     ("unknown metric to fit", "fit pairs --alignment bad --metric hamming", "unknown metric 'hamming'"),
     ("alignment that exists", "fit pairs --alignment a", "alignment a exists at"),
     ("too many folds", "fit pairs --alignment bad --folds 1000", "needs at least 2000 groups"),
@@ -116,7 +116,7 @@ BAD: list[tuple[str, str | Callable[[Path], Sequence[object]], str]] = [
 
 # What the command line itself says wrong is a usage error; what it names and is not there, or broken, is a failure.
 COMMAND_LINE = re.compile(
-    r"unknown metric|no parameters for|expected map|no parameter '|exactly to Dot"
+    r"unknown metric|unknown method|expected auto, cpu|no parameters for|expected map|no parameter '|exactly to Dot"
     r"|filter is|does not take this filter|asks for nothing|requirement '|expected every k"
     r"|expected one of edge:|got neither|unknown format|--images is not|(set|alignment|collection) name '"
 )
@@ -158,3 +158,22 @@ def test_bad_input_ends_in_one_clear_line(
 def test_usage(unbroken: Path, arguments: str, message: str) -> None:
     ended = modalign(*arguments.split(), *(["--home", unbroken] if "nonsense" not in arguments else []))
     assert (ended.code, message in ended.error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "near"),
+    [
+        ("fit pairs --alignment x --method procruste", "procrustes"),
+        ("compare pairs --method rida", "ridge"),
+        ("fit pairs --alignment x --metric cosin", "cosine"),
+        ("push pairs --into x --alignment a --metric chi(map=l1)", "chi2"),
+        ("search things red --metric dott+nnn", "dot"),
+        ("encode corpus --set x --text-encoder fake-text:small --format parket", "parquet"),
+        ("audit things --pairs none --protocol flickr30", "flickr30k"),
+        ("fit pairs --alignment x --training epoch=3", "epochs"),
+    ],
+)
+def test_a_mistyped_name_is_a_usage_error_that_tells_the_near_one(unbroken: Path, arguments: str, near: str) -> None:
+    """Before anything is opened, so whether the set is there does not matter."""
+    ended = modalign(*arguments.replace(" pairs", " no-such-set").split(), "--home", unbroken)
+    assert (ended.code, f"did you mean {near!r}" in ended.error) == (2, True), ended.error

@@ -1,0 +1,56 @@
+"""Types of options that take one of the names that modalign knows: what is no such name ends in exit code 2."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from alignment.names import METRICS, did_you_mean
+
+
+class Name(click.ParamType[str]):
+    """One of `names`, as `--method`, `--format` and `--protocol` take it."""
+
+    name = "name"
+
+    def __init__(self, what: str, names: Sequence[str]):
+        self.what, self.names = what, names
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return `value`, or say which names there are, and which are near."""
+        if value not in self.names:
+            self.fail(
+                f"unknown {self.what} {value!r}{did_you_mean(value, self.names)}; "
+                f"expected one of {', '.join(self.names)}",
+                param,
+                ctx,
+            )
+        return str(value)
+
+
+class MetricName(Name):
+    """A metric with or without parameters. Parameters are read by `alignment.metrics.parse`, once it is loaded."""
+
+    def __init__(self) -> None:
+        super().__init__("metric", METRICS)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return `value` if it begins with the name of a metric."""
+        super().convert(re.split(r"[(+]", value)[0], param, ctx)
+        return str(value)
+
+
+class DeviceName(click.ParamType[str]):
+    """A device as torch names it; whether this machine has it is found out when it is used."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return `value` if it can name a device."""
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+            self.fail(f"expected auto, cpu, cuda, cuda:N or mps, got {value!r}", param, ctx)
+        return str(value)
+
+
+METRIC, DEVICE = MetricName(), DeviceName()
