@@ -33,11 +33,13 @@ class Tombstone:
 
     Attributes:
         shard: that the row of the item leaves; empty: unknown.
+        counted: the ledger does not count the point any more.
     """
 
     shard: str
     modality: Modality
     key: str
+    counted: bool
 
 
 class Ledger:
@@ -153,7 +155,7 @@ class Ledger:
         )
         with self._database.session() as session:
             rows = session.scalars(query.order_by(TombstoneRow.id).limit(limit))
-            return {row.id: Tombstone(row.shard, cast(Modality, row.modality), row.key) for row in rows}
+            return {row.id: Tombstone(row.shard, cast(Modality, row.modality), row.key, row.counted) for row in rows}
 
     def deleted_from(self, path: Path) -> dict[Modality, int]:
         """Count the items of the embedding set at `path` whose points some release has yet to delete, by modality."""
@@ -164,20 +166,20 @@ class Ledger:
         counts = {row[0]: row[1] for row in rows}
         return {modality: counts.get(modality, 0) for modality in MODALITIES}
 
-    def remove_tombstones(
-        self, release_id: int, set_id: int, run_id: int, tombstones: Mapping[int, Tombstone], deleted: int
+    def count_out(
+        self, release_id: int, set_id: int, run_id: int, tombstones: Mapping[int, Tombstone], present: int
     ) -> None:
-        """Remove tombstones whose points are durably deleted from the store.
+        """Take points out of the ledger that are deleted next, once: whoever resumes after a crash does not repeat it.
 
-        Their shards are outdated from now on: a row may have stayed in one because a deletion was killed, or have come
-        back, and its point must be written again.
+        The shards of the tombstones are outdated from now on: a row may have stayed in one because a deletion was
+        killed, or have come back, and its point must be written again.
 
         Args:
-            release_id: the release that held the points.
+            release_id: the release that holds the points.
             set_id: the embedding set that their rows left.
-            run_id: the run that deleted them.
+            run_id: the run that deletes them.
             tombstones: as `tombstones` returned them.
-            deleted: how many points were there to be deleted.
+            present: how many points there are to delete, without those that were counted out before.
         """
         shards = {tombstone.shard for tombstone in tombstones.values()}
         of_set = (BatchRow.release_id == release_id, BatchRow.embedding_set_id == set_id)
@@ -187,8 +189,13 @@ class Ledger:
         with self._database.session() as session:
             bump_revision(session, [release_id])
             session.execute(outdated.values(digest=OUTDATED))
-            session.execute(delete(TombstoneRow).where(TombstoneRow.id.in_(tombstones)))
-            _add_unplaced(session, release_id, set_id, run_id, -deleted)
+            session.execute(update(TombstoneRow).where(TombstoneRow.id.in_(tombstones)).values(counted=True))
+            _add_unplaced(session, release_id, set_id, run_id, -present)
+
+    def remove_tombstones(self, tombstones: Iterable[int]) -> None:
+        """Remove tombstones whose points were counted out and are durably deleted from the store."""
+        with self._database.session() as session:
+            session.execute(delete(TombstoneRow).where(TombstoneRow.id.in_(list(tombstones))))
 
     def sets_in(self, release_ids: Iterable[int]) -> list[EmbeddingSetRow]:
         """Return the embedding sets that were pushed into any of these releases, oldest first."""

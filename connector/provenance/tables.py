@@ -248,6 +248,7 @@ class TombstoneRow(Base):
 
     Attributes:
         shard: from which it leaves; empty: unknown, in a tombstone of an older version.
+        counted: the ledger does not count its point any more, which is about to be deleted.
     """
 
     __tablename__ = "tombstone"
@@ -257,6 +258,7 @@ class TombstoneRow(Base):
     embedding_set_id: Mapped[int] = mapped_column(ForeignKey("embedding_set.id"))
     modality: Mapped[str] = mapped_column(String(8))
     shard: Mapped[str] = mapped_column(String(64), default="", server_default="")
+    counted: Mapped[bool] = mapped_column(default=False, server_default=false())
     key: Mapped[str] = mapped_column(AnyText)
 
 

@@ -1,5 +1,6 @@
 """Tombstones: delete from a release the points of rows that left an embedding set."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from alignment.errors import EmbeddingSetError
@@ -9,6 +10,7 @@ from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.shards import shard_paths, shard_rows
 from alignment.sets.writer import SetWriter
 from connector.errors import StoreError
+from connector.provenance.ledger import Tombstone
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import ReleaseRow
 from connector.releases.points import point_id
@@ -18,14 +20,18 @@ TOMBSTONES_AT_ONCE = 1024
 
 
 def apply_tombstones(provenance: Provenance, store: Store, row: ReleaseRow, set_id: int, run_id: int) -> None:
-    """Delete from a collection the points of rows that left an embedding set, and count them out of its ledger.
+    """Count the points of rows that left an embedding set out of a release's ledger, then delete them.
 
     Raises:
         StoreError: a deletion was acknowledged and not done. The tombstones stay.
     """
     while tombstones := provenance.ledger.tombstones(row.id, set_id, TOMBSTONES_AT_ONCE):
-        ids = sorted({point_id(tombstone.modality, tombstone.key) for tombstone in tombstones.values()})
-        present = len(store.retrieve(row.physical_name, ids))
+        uncounted = {number: tombstone for number, tombstone in tombstones.items() if not tombstone.counted}
+        ids = _ids(tombstones.values())
+        if uncounted:
+            to_count = set(_ids(uncounted.values())) - set(_ids(t for t in tombstones.values() if t.counted))
+            present = len(store.retrieve(row.physical_name, sorted(to_count))) if to_count else 0
+            provenance.ledger.count_out(row.id, set_id, run_id, uncounted, present)
         store.delete(row.physical_name, ids)
         store.flush(row.physical_name)
         if left := store.retrieve(row.physical_name, ids):
@@ -33,7 +39,11 @@ def apply_tombstones(provenance: Provenance, store: Store, row: ReleaseRow, set_
                 f"collection {row.physical_name} acknowledged the deletion of {len(ids)} points and still holds "
                 f"{len(left)} of them; run the same command again"
             )
-        provenance.ledger.remove_tombstones(row.id, set_id, run_id, tombstones, present)
+        provenance.ledger.remove_tombstones(tombstones)
+
+
+def _ids(tombstones: Iterable[Tombstone]) -> list[str]:
+    return sorted({point_id(tombstone.modality, tombstone.key) for tombstone in tombstones})
 
 
 def open_set(provenance: Provenance, path: Path) -> EmbeddingSet:

@@ -34,6 +34,7 @@ def upgrade() -> None:
         "UNION SELECT release_id, embedding_set_id FROM tombstone"
     )
     op.add_column("tombstone", sa.Column("shard", sa.String(length=64), nullable=False, server_default=""))
+    op.add_column("tombstone", sa.Column("counted", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("run", sa.Column("heartbeat_at", sa.DateTime(timezone=True), nullable=True))
     op.add_column("promotion", sa.Column("request", sa.Text(), nullable=True))
     op.add_column("release", sa.Column("revision", sa.Integer(), nullable=False, server_default="0"))
@@ -49,5 +50,6 @@ def downgrade() -> None:
     op.drop_column("release", "revision")
     op.drop_column("promotion", "request")
     op.drop_column("run", "heartbeat_at")
+    op.drop_column("tombstone", "counted")
     op.drop_column("tombstone", "shard")
     op.drop_table("release_set")

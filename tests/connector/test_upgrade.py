@@ -90,7 +90,7 @@ def upgraded(before: Rows) -> Rows:
     """What migrations 0005 and 0006 make of rows."""
     after = dict(before)
     after["lease"] = [_renamed(row, work="job", heard_at="heartbeat_at") for row in after.pop("claim")]
-    after["tombstone"] = [{**row, "shard": ""} for row in after.pop("deletion")]
+    after["tombstone"] = [{**row, "shard": "", "counted": False} for row in after.pop("deletion")]
     after["promotion"] = [{**_renamed(row, begun_at="started_at"), "request": None} for row in before["promotion"]]
     after["run"] = [{**row, "heartbeat_at": None} for row in before["run"]]
     after["release_set"] = [

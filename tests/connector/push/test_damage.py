@@ -165,6 +165,33 @@ class TestAnEmptyLedgerMakesNoOrphans:
         assert not {(m, key) for m in MODALITIES for key in "123"} & live_items(world)
 
 
+class TestAKilledDeletionIsRepeated:
+    """The ledger adds up afterwards: nothing is counted out twice, and nothing is forgotten."""
+
+    KILLS = (
+        ("ledger", "count_out"),
+        ("store", "delete"),
+        ("store", "flush"),
+        ("ledger", "remove_tombstones"),
+        ("ledger", "add_tombstones"),
+        ("set", "drop"),
+        ("set", "finish"),
+    )
+
+    @pytest.mark.parametrize("after", [False, True])
+    @pytest.mark.parametrize(("place", "method"), KILLS)
+    def test_it_ends_where_an_undisturbed_one_does(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, place: str, method: str, after: bool
+    ) -> None:
+        with monkeypatch.context() as patched:
+            arm(patched, owner(world, place), method, 0, after=after)
+            with pytest.raises(KilledError):
+                delete_items(world, "1", "2")
+        delete_items(world, "1", "2")
+        agrees(world)
+        assert not {(m, key) for m in MODALITIES for key in "12"} & live_items(world)
+
+
 class TestADeletionAfterAnEncodeThatIsNotPushed:
     @pytest.mark.parametrize("keys", [["0"], ["2"], ["new"], ["0", "1", "2", "3", "new", "more-1"]])
     def test_it_ends_well_and_publishes_nothing(self, world: World, keys: list[str]) -> None:
@@ -268,6 +295,7 @@ KILLS: Sequence[tuple[str, str, int]] = [
     ("store", "ready", 1),
     ("ledger", "write", 4),
     ("ledger", "add_tombstones", 3),
+    ("ledger", "count_out", 2),
     ("ledger", "remove_tombstones", 2),
     ("releases", "begin_write", 2),
     ("releases", "change", 2),
