@@ -98,6 +98,7 @@ class StoreDirectory:
         self._lock = FileLock(path / LOCK)
         with self._usable():
             if self._is_store():
+                _read_registry(self.path / REGISTRY)  # no lock is left in a directory that is not ours
                 self._open()
 
     def _is_store(self) -> bool:
@@ -218,6 +219,9 @@ class StoreDirectory:
                     f"{home} is in the way of collection {name}: {REGISTRY} does not name it, and it holds "
                     f"{_listed(others)}; move it away and run the same command again"
                 )
+            if name in self.collections:  # lost: named again once it is whole, so that a crash leaves a leftover
+                named = {other: config for other, config in self.collections.items() if other != name}
+                self.commit(named, self.aliases)
             home.mkdir(parents=True, exist_ok=True)
             self.set_state(name, "creating")
             sync_directory(home.parent)
@@ -273,6 +277,8 @@ def _read_registry(path: Path) -> tuple[str | None, dict[str, CollectionConfig],
     """Return id, collections and aliases; a registry of an older modalign has no id."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
+        if unknown := raw.keys() - {"id", "collections", "aliases"}:
+            raise ValueError(f"modalign writes no {_listed(unknown)}")
         collections = {name: _config(value) for name, value in raw["collections"].items()}
         aliases = {str(alias): str(target) for alias, target in raw["aliases"].items()}
         if wrong := [name for name in collections if not may_be_named(name)]:
@@ -280,7 +286,10 @@ def _read_registry(path: Path) -> tuple[str | None, dict[str, CollectionConfig],
         if not isinstance(id_ := raw.get("id"), str | None):
             raise TypeError(f"expected a text as id, got {id_!r}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged ({error!r}); restore it from a backup") from error
+        raise StoreError(
+            f"{path} is damaged, or of another program ({error!r}); restore it from a backup, or name another "
+            "directory by MODALIGN_QDRANT_URL"
+        ) from error
     return id_, collections, aliases
 
 

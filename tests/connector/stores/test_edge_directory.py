@@ -303,6 +303,17 @@ class TestRegistry:
         with EdgeStore(tmp_path) as store:
             assert store.count("c") == N
 
+    @pytest.mark.parametrize("content", ['{"collections": {}, "aliases": {}, "version": 3}', "{", '{"npm": true}'])
+    def test_one_of_another_program_is_refused_and_its_directory_stays_as_it_is(
+        self, tmp_path: Path, content: str
+    ) -> None:
+        (tmp_path / "collections" / "precious").mkdir(parents=True)
+        (tmp_path / "registry.json").write_text(content)
+        before = tree(tmp_path)
+        with raises(StoreError, "registry.json"):
+            EdgeStore(tmp_path)
+        assert tree(tmp_path) == before
+
     def test_an_unknown_distance_is_damage(self, tmp_path: Path) -> None:
         full_store(tmp_path)
         text = (tmp_path / "registry.json").read_text(encoding="utf-8")
@@ -386,6 +397,21 @@ def die_creating(path: Path, target: str, after: bool, call: int) -> None:
     store.create("c", LAYOUT)
 
 
+def die_creating_anew(path: Path, target: str, call: int) -> None:
+    store = EdgeStore(path)
+    for name in ("kept", "c"):
+        store.create(name, LAYOUT)
+    store.set_aliases({"live": "c"})
+    store.close()
+    shutil.rmtree(path / "collections" / "c")
+    store = EdgeStore(path)
+    if target == "index":
+        patch("qdrant_edge.UpdateOperation.create_field_index", kill_me).start()
+    else:
+        die_at(target, after=True, call=call)
+    store.create("c", LAYOUT)
+
+
 def die_dropping(path: Path, target: str, after: bool, call: int) -> None:
     store = EdgeStore(path)
     for name in ("kept", "c"):
@@ -437,6 +463,28 @@ class TestKilledAtNamedPoints:
                 store.create("c", LAYOUT)
             store.upsert("c", batch())
             assert store.count("c") == N
+        assert entries(tmp_path) == ["c", "kept"]
+
+    @pytest.mark.parametrize(
+        ("target", "call", "there"),
+        [
+            ("edge_directory.write_durably", 1, False),
+            ("edge_directory.write_durably", 2, False),
+            ("index", 1, False),
+            ("edge_directory.write_durably", 3, True),
+            ("edge_directory.write_durably", 4, True),
+        ],
+    )
+    def test_while_a_lost_collection_is_created_anew(
+        self, processes: ForkServerContext, tmp_path: Path, target: str, call: int, there: bool
+    ) -> None:
+        died(processes, die_creating_anew, tmp_path, target, call)
+        with EdgeStore(tmp_path) as store:
+            assert store.collections() == (["c", "kept"] if there else ["kept"])
+            if not there:
+                store.create("c", LAYOUT)
+            store.upsert("c", batch())
+            assert store.count("live") == N
         assert entries(tmp_path) == ["c", "kept"]
 
     @pytest.mark.parametrize(
