@@ -87,14 +87,14 @@ class Settings:
             raise SettingsError(
                 f"{_Environment.model_config['env_prefix']}{name.upper()}: {first['msg']}, got {first['input']!r}"
             ) from None
-        place = read.home.expanduser().absolute()
+        place = _expanded(read.home, "home").absolute()
         return cls(
             home=place,
             store_url=read.qdrant_url or f"edge:{place / 'qdrant'}",
             database_url=read.database_url or _sqlite_url(place / "modalign.db"),
             device=read.device,
             api_key=read.qdrant_api_key,
-            ca_file=read.qdrant_ca_file and read.qdrant_ca_file.expanduser(),
+            ca_file=read.qdrant_ca_file and _expanded(read.qdrant_ca_file, "qdrant_ca_file"),
             timeout=read.qdrant_timeout,
             max_pixels=read.max_pixels,
         )
@@ -134,3 +134,12 @@ def checked_name(name: str, what: str) -> str:
             f"{what} name {name!r}: expected 1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit"
         )
     return name
+
+
+def _expanded(path: Path, name: str) -> Path:
+    """Return a path with the home directory of `~` or `~user` in it."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        prefix = _Environment.model_config["env_prefix"]
+        raise SettingsError(f"{prefix}{name.upper()}: {error}, got {str(path)!r}") from None

@@ -130,3 +130,10 @@ def test_a_name_that_is_no_file_name_everywhere_is_refused(name: str) -> None:
 def test_a_good_name_is_returned_and_stays_within_the_home(name: str) -> None:
     assert checked_name(name, "set") == name
     assert Settings.load(home="/h").set_path(name).resolve().parent == Path("/h/sets").resolve()
+
+
+@pytest.mark.parametrize("name", ["home", "qdrant_ca_file"])
+def test_the_home_of_an_unknown_user_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"MODALIGN_{name.upper()}", "~nobody-of-this-name/x")
+    with raises(SettingsError, f"MODALIGN_{name.upper()}", "~nobody-of-this-name"):
+        Settings.load()

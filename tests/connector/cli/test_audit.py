@@ -21,7 +21,7 @@ from tests.support.world import write_set
 
 ASK = ("audit", "things", "--pairs", "pairs")
 FEW = ("--k", "1")
-NO_FIELD = '{"must": [{"key": "nowhere", "match": {"value": "x"}}]}'
+NO_ITEM = '{"must": [{"key": "caption", "match": {"value": "no caption says this"}}]}'
 ON_CAPTION = '{"must": [{"key": "caption", "match": {"value": "red"}}]}'
 
 
@@ -287,12 +287,10 @@ class TestFindings:
         assert ended.err.splitlines()[-1] == "not met: lowering:recall@10>=0: it was not measured in this audit"
 
     def test_a_filter_that_matches_nothing(self, home: Path) -> None:
-        ended = done(*ASK, "--filter", f"none={NO_FIELD}", "--home", home)
+        ended = done(*ASK, "--filter", f"none={NO_ITEM}", "--home", home)
         assert "text-to-image: filter:none was not measured: the filter matches no image." in ended.out
         assert "image-to-text: filter:none was not measured: the filter matches no text." in ended.out
-        required = modalign(
-            *ASK, "--filter", f"none={NO_FIELD}", "--require", "filter:none:recall@1>=0", "--home", home
-        )
+        required = modalign(*ASK, "--filter", f"none={NO_ITEM}", "--require", "filter:none:recall@1>=0", "--home", home)
         assert required.code == 3
         assert "not met: filter:none:recall@1>=0: it was not measured in this audit" in required.err
 
@@ -314,7 +312,7 @@ class TestFindings:
         assert ended.code == 2
         assert "two parts of this audit would be called 'a=b=c'; audit one field or filter at a time" in ended.err
 
-    @pytest.mark.parametrize("option", [("--slice", "f" * 101), ("--filter", f"{'f' * 101}={NO_FIELD}")])
+    @pytest.mark.parametrize("option", [("--slice", "f" * 101), ("--filter", f"{'f' * 101}={NO_ITEM}")])
     def test_names_without_an_end(self, untouched: Path, option: tuple[str, str]) -> None:
         ended = modalign(*ASK, *option, "--home", untouched)
         assert ended.code == 2
