@@ -31,6 +31,7 @@ def reconcile_releases(
         CollectionNotFoundError: there is no release of `collection`.
         StoreUnavailableError, StoreBusyError, ProvenanceError: a database cannot be used.
     """
+    _name_others(provenance, store, collection)
     return [_reconcile(provenance, store, row, device, None, None)[1] for row in _rows(provenance, store, collection)]
 
 

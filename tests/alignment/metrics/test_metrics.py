@@ -618,10 +618,8 @@ def test_a_metric_is_a_value(metric: Metric) -> None:
 def test_an_unknown_metric_is_refused_with_those_that_exist(text: str) -> None:
     with pytest.raises(MetricError) as caught:
         parse(text)
-    assert str(caught.value) == (
-        f"unknown metric {text!r}; expected one of {', '.join(METRICS)}, with parameters as in chi2(map=split), "
-        "and +nnn after one that lowers to Dot"
-    )
+    assert f"unknown metric {text!r}" in str(caught.value)
+    assert ", ".join(METRICS) in str(caught.value)
     assert caught.value.__cause__ is None
 
 

@@ -288,7 +288,7 @@ def test_a_set_that_is_being_encoded(home: Path) -> None:
 
 @pytest.mark.parametrize(("into", "counted"), [("plain", False), ("elsewhere", True)])
 def test_a_push_that_has_not_ended(home: Path, into: str, counted: bool) -> None:
-    """Of a host that is gone nobody says that it was killed: it is named, and of other collections it is nothing."""
+    """Of a host that beats its heart: it is named, and of other collections it is nothing."""
     with (
         Provenance.open(f"sqlite:///{home / 'modalign.db'}", home=home) as provenance,
         provenance.database.session() as session,
@@ -303,6 +303,7 @@ def test_a_push_that_has_not_ended(home: Path, into: str, counted: bool) -> None
                 pid=1,
                 version="0",
                 started_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+                heartbeat_at=datetime.now(UTC),
             )
         )
         session.commit()

@@ -61,7 +61,8 @@ class TestDatabases:
         ended = modalign("db", "upgrade", "--home", home)
         assert ended.code == 1
         assert f"database sqlite:///{home}/modalign.db: " in ended.error
-        assert "'ffff'; it was made by a newer modalign, or is not modalign's" in ended.error
+        assert ended.error_code == "database-foreign"
+        assert "found ffff" in ended.error
         assert "found ffff" in modalign("status", "--home", home).error
 
     def test_a_home_in_use(self, home: Path) -> None:

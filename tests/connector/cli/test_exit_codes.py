@@ -25,7 +25,7 @@ class TestExitCodes:
         ended = self.run("search", "things", "--home", shared)
         assert (ended.returncode, "Missing argument 'QUERY'" in ended.stderr) == (2, True)
         ended = self.run("search", "things", "red", "--metric", "hamming", "--home", shared)
-        assert (ended.returncode, ended.stderr.startswith("modalign: unknown metric 'hamming'")) == (2, True)
+        assert (ended.returncode, "unknown metric 'hamming'" in ended.stderr) == (2, True)
 
     def test_failed(self, shared: Path) -> None:
         ended = self.run("search", "nothing", "red", "--home", shared)

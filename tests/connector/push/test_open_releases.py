@@ -81,6 +81,8 @@ def test_a_push_that_is_refused_leaves_what_another_one_is_about_to_write(
         refused.set()
         (release,) = pushed[0].result(60).releases
     assert world.store.count(release.name) == 2 * 6
+    world.push(first)  # its set belongs to the release since the first push began to write
+    assert world.store.count(release.name) == 2 * (8 + 6)
     assert consistent(world)
 
 

@@ -20,6 +20,7 @@ from connector.provenance.recorder import Provenance
 from connector.stores.contract import Store
 from connector.stores.edge import EdgeStore
 from connector.stores.qdrant import QdrantStore
+from tests.support.edge_stores import LAYOUT
 from tests.support.fakes import fake_pairs, write_manifest
 from tests.support.faulty_server import Fault, FaultyServer, Request, running
 from tests.support.runner import Runner
@@ -112,7 +113,8 @@ class TestParts:
         database = f"sqlite:///{home / 'modalign.db'}"
         upgrade(database)
         second = runner(processes, tmp_path, "second")
-        with EdgeStore(home / "qdrant"):
+        with EdgeStore(home / "qdrant") as store:
+            store.create("c", LAYOUT)  # reading locks nothing where there is no store yet
             assert second.run(*ingesting(home, corpus, database, "--parts", "2")) == 1
         assert "Qdrant Edge serves one at a time" in second.errors
         assert "MODALIGN_QDRANT_URL" in second.errors

@@ -36,7 +36,7 @@ from tests.support.world import World, audit, opened_world, pairs
 
 N = 40
 ODD = 'lang="de\\x\nfr"'
-NOT_IN_GALLERY = '{"must": [{"key": "nowhere", "match": {"value": 1}}]}'
+NOT_IN_GALLERY = '{"must": [{"key": "split", "match": {"value": "nowhere"}}]}'
 REQUIREMENT = Requirement.parse("text-to-image:recall@5>=2")
 
 

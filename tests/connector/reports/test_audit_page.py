@@ -14,7 +14,7 @@ from PIL import Image
 
 from alignment.modality import DIRECTIONS
 from alignment.retrieval.bootstrap import Estimate
-from connector import home
+from connector.audits import run
 from connector.audits.result import Audit, Point, SpaceResult, StageSummary, WorstQuery
 from connector.audits.stages import STAGES
 from connector.errors import ConnectorError
@@ -59,11 +59,11 @@ def written(made: Path, tmp_path_factory: pytest.TempPathFactory) -> WrittenPage
     asked = shutil.copytree(made, tmp_path_factory.mktemp("asked") / "home")
     with pytest.MonkeyPatch.context() as patched:
 
-        def write(path: Path, found: Audit, origin: AuditContext) -> None:
+        def write(path: Path, found: Audit, origin: AuditContext, **bounds: int) -> None:
             values.append((found, origin))
-            write_audit_page(path, found, origin)
+            write_audit_page(path, found, origin, **bounds)
 
-        patched.setattr(home, "write_audit_page", write)
+        patched.setattr(audit_page, "write_audit_page", write)
         ended = done(*ASK, *EVERY_OPTION, "--json", "--report", path, "--home", asked)
     assert f"wrote {path}" in ended.err.splitlines()
     ((found, origin),) = values
@@ -429,7 +429,7 @@ class TestTheFile:
     ) -> None:
         (tmp_path / "file").touch()
         before = len(done("audit", "things", "--history", "--json", "--home", own).document)
-        monkeypatch.setattr(home, "run_audit", lambda *_, **__: pytest.fail("it was audited"))
+        monkeypatch.setattr(run, "run_audit", lambda *_, **__: pytest.fail("it was audited"))
         ended = modalign(*ASK, "--report", tmp_path / "file" / "page.html", "--home", own)
         assert ended.code == 1
         assert "page.html cannot be written" in ended.error

@@ -234,7 +234,7 @@ class TestPush:
             "indexing_threshold": 1,
         }
         embedding_set = world.set("s", *self.hard())
-        (release,) = world.push(embedding_set, metrics=[metric], indexing_threshold=1, **coarse).releases
+        (release,) = world.push(embedding_set, metrics=[metric], **coarse).releases
         search, queries = CandidateSearch(release, world.store), sample(embedding_set, release)["image"]
         search.ef = EFS[-1]
         best = search.search("image", queries, 10, exact=True, quantized=False)
