@@ -16,6 +16,8 @@ def claim(path: Path) -> None:
         ConnectorError: the file cannot be written.
     """
     try:
+        if path.is_dir():
+            raise IsADirectoryError("expected a file, got a directory")
         if path.exists() and not path.is_file():
             raise OSError("expected a regular file")
         if path.exists():

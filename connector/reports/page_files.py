@@ -4,7 +4,6 @@ import base64
 import hashlib
 import io
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
@@ -12,7 +11,7 @@ from PIL import Image
 from connector.corpora.images import ImageRejectedError, decode, read_image
 from connector.errors import ConnectorError
 from connector.rejects import Reason
-from connector.reports.output_files import write_file
+from connector.reports.output_files import claim, write_file
 from connector.settings import MAX_PIXELS
 
 THUMBNAIL = 160  # pixels, longer side
@@ -37,21 +36,13 @@ def _without_bidi_controls(value: object) -> object:
 
 
 def claim_page(path: Path) -> None:
-    """Check that a page can be written, before the work for it starts.
+    """Make the directory of a page and check that the page can be written, before the work for it starts.
 
     Raises:
         ConnectorError: the page cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError("expected a file, got a directory")
-        if path.exists() and not path.is_file():
-            raise OSError("expected a regular file")
-        with TemporaryFile(dir=path.parent):  # the only check that covers read-only disks and access lists
-            pass
-    except OSError as error:
-        raise ConnectorError(f"page {path} cannot be written: {error}; name another file") from error
+    _make_directory(path)
+    claim(path)
 
 
 def write_page(path: Path, html: str) -> None:
@@ -60,11 +51,15 @@ def write_page(path: Path, html: str) -> None:
     Raises:
         ConnectorError: the page cannot be written.
     """
+    _make_directory(path)
+    write_file(path, html)
+
+
+def _make_directory(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConnectorError(f"page {path} cannot be written: {error}") from error
-    write_file(path, html)
+        raise ConnectorError(f"{path} cannot be written: {error}; name another file") from error
 
 
 def small_picture(path: Path, sha256: str | None = None, max_pixels: int = MAX_PIXELS) -> str:

@@ -1,12 +1,9 @@
 """Qdrant as a server or a cluster, over REST or gRPC."""
 
 import json
-import logging
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -35,8 +32,7 @@ from connector.stores.filters import conditions_of, nested_filters
 from connector.stores.layout import Datatype, Layout
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, RetryPolicy, connected
 from connector.stores.qdrant_layout import index_schema, layout_of, quantization_config
-
-_log = logging.getLogger(__name__)
+from connector.stores.qdrant_readiness import wait_until_ready
 
 OLDEST_SERVER = (1, 16)  # the first with collection metadata
 NEWEST_MAJOR = 1  # of the client; in another version the same requests may mean something else
@@ -50,10 +46,6 @@ POINT_BYTES = 128  # of an id and the JSON around it
 UPLOADS = 4
 # If so many points are all refused for the same reason, not the points are wrong but the request.
 ALIKE = 16
-INDEX_SECONDS = 3600.0
-REPORT_SECONDS = 30.0  # how often a wait for an index is told of
-POLL_SECONDS = 0.5
-STABLE_POLLS = 3
 
 
 class QdrantStore(Store):
@@ -383,46 +375,8 @@ class QdrantStore(Store):
 
     @override
     def ready(self, name: str) -> CollectionInfo:
-        """Wait until the server has nothing left to optimise in several polls in a row."""
-        started, said = time.monotonic(), -REPORT_SECONDS
-        stable = 0
-        while stable < STABLE_POLLS:
-            info = self._call(self._client.get_collection, name)
-            if info.optimizer_status != models.OptimizersStatusOneOf.OK:
-                raise StoreError(f"{self.url}: the optimizer of collection {name} failed: {info.optimizer_status}")
-            left = self._left(name, info)
-            stable = 0 if left else stable + 1
-            if info.status == models.CollectionStatus.GREY:
-                # Grey means paused until the next update; an empty one wakes the optimizer.
-                wake = models.OptimizersConfigDiff()
-                self._call(self._client.update_collection, name, optimizers_config=wake)
-            waited = time.monotonic() - started
-            if left and waited > INDEX_SECONDS:
-                raise StoreUnavailableError(
-                    f"{self.url}: collection {name} was not indexed within {INDEX_SECONDS:.0f} s ({left}); it goes on, "
-                    "run the same command again later"
-                )
-            if left and waited - said >= REPORT_SECONDS:
-                _log.info("waiting for the index of collection %s, %.0f s so far: %s", name, waited, left)
-                said = waited
-            if stable < STABLE_POLLS:
-                time.sleep(POLL_SECONDS)
+        wait_until_ready(self._connection, name)
         return self.describe(name)
-
-    def _left(self, name: str, info: models.CollectionInfo) -> str:
-        """Return what the server still has to do and what it complains of; empty: nothing is left to do."""
-        left = [] if info.status == models.CollectionStatus.GREEN else [f"status {info.status.value}"]
-        if (queue := info.update_queue) and (queue.length or queue.deferred_points):
-            left.append(f"{queue.length} updates queued, {queue.deferred_points or 0} points deferred")
-        if not self._connection.grpc:  # gRPC has no such request
-            with suppress(CollectionNotFoundError, NotImplementedError):  # nor has an older server, or local mode
-                at_work = self._call(self._client.get_optimizations, name)
-                if at_work.running or at_work.summary.queued_optimizations:
-                    queued = at_work.summary.queued_optimizations
-                    left.append(f"{len(at_work.running)} optimizations running, {queued} queued")
-        if left:
-            left += [warning.message for warning in info.warnings or ()]
-        return "; ".join(left)
 
     @override
     def aliases(self) -> dict[str, str]:

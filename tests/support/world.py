@@ -46,7 +46,7 @@ from connector.provenance.releases import Releases
 from connector.provenance.tables import BatchRow, ReleaseRow
 from connector.push.session import push
 from connector.releases.release import Release, open_release
-from connector.stores import qdrant as qdrant_store
+from connector.stores import qdrant_readiness
 from connector.stores.contract import Hit, Store
 from connector.stores.edge import EdgeStore
 from connector.stores.qdrant import QdrantStore
@@ -372,7 +372,7 @@ def opened_world(kind: str, directory: Path, monkeypatch: pytest.MonkeyPatch) ->
     if kind == "edge":
         store = EdgeStore(directory / "qdrant")
     else:
-        monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
+        monkeypatch.setattr(qdrant_readiness, "POLL_SECONDS", 0.0)
         store = QdrantStore(Connection(QdrantClient(":memory:"), "http://memory"), uploads=1)
     with store:
         world = World(directory, store)

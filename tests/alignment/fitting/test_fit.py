@@ -692,14 +692,20 @@ def test_an_interrupt_goes_on_with_the_best_so_far(
     assert len(found) == min(after, len(candidates("procrustes", 9, 7)))
 
 
-def test_an_interrupted_training_ends_the_choice(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupt_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the training of every linear head end as one that Ctrl-C interrupted."""
+    original = Fitter.fit
+
     def interrupted(self: Fitter, hyperparameters: Any) -> Any:
         projections = original(self, hyperparameters)
         self.interrupted = self.method == "linear"
         return projections
 
-    original = Fitter.fit
     monkeypatch.setattr(Fitter, "fit", interrupted)
+
+
+def test_an_interrupted_training_ends_the_choice(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_heads(monkeypatch)
     task = FitSpec(given={"epochs": 1})
     found = cross_validate(racers(rng), ["ridge", "linear"], task, folds=4, device=resolve("cpu"))
     assert {candidate.method for candidate in found} == {"ridge"}
@@ -708,13 +714,7 @@ def test_an_interrupted_training_ends_the_choice(rng: np.random.Generator, monke
 def test_an_interrupt_keeps_the_only_training_there_is(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(self: Fitter, hyperparameters: Any) -> Any:
-        projections = original(self, hyperparameters)
-        self.interrupted = True
-        return projections
-
-    original = Fitter.fit
-    monkeypatch.setattr(Fitter, "fit", interrupted)
+    interrupt_heads(monkeypatch)
     lines: list[str] = []
     (only,) = cross_validate(
         racers(rng), ["linear"], FitSpec(given={"epochs": 1}), folds=4, device=resolve("cpu"), progress=lines.append
@@ -726,13 +726,7 @@ def test_an_interrupt_keeps_the_only_training_there_is(
 def test_an_interrupt_of_the_last_candidate_begins_no_further_fold(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(self: Fitter, hyperparameters: Any) -> Any:
-        projections = original(self, hyperparameters)
-        self.interrupted = True
-        return projections
-
-    original = Fitter.fit
-    monkeypatch.setattr(Fitter, "fit", interrupted)
+    interrupt_heads(monkeypatch)
     monkeypatch.setattr(heads.Linear, "candidates", lambda *dims: [{"start": "rcca", "epochs": 1}])
     lines: list[str] = []
     (only,) = cross_validate(racers(rng), ["linear"], FitSpec(), folds=4, device=resolve("cpu"), progress=lines.append)

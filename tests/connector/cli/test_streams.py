@@ -76,8 +76,8 @@ def test_every_character_is_printed_whatever_the_encoding(encoding: str, home: P
     json.loads(ended.stdout)
 
 
-def test_a_home_that_is_no_utf_8_is_refused() -> None:
-    command = f"{shlex.join(MODALIGN)} db upgrade --home $'/tmp/caf\\xe9'"
+def test_a_home_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
+    command = f"{shlex.join(MODALIGN)} db upgrade --home {shlex.quote(str(tmp_path))}/$'caf\\xe9'"
     ended = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
     assert ended.returncode == 2
     assert ended.stderr.endswith(b"[settings]\n")

@@ -33,6 +33,7 @@ from connector.provenance.database import upgrade
 from connector.requests import IngestRequest
 from connector.settings import Settings
 from connector.stores import qdrant as qdrant_store
+from connector.stores import qdrant_readiness
 from connector.stores.contract import CollectionConfig, Points, VectorConfig
 from connector.stores.qdrant import REQUEST_BYTES, REQUEST_POINTS, QdrantStore
 from connector.stores.qdrant_connection import Connection, RetryPolicy
@@ -64,7 +65,7 @@ def server() -> Iterator[FaultyServer]:
 @pytest.fixture
 def store(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[QdrantStore]:
     """A store with the empty collection `c`; requests are counted from here."""
-    monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(qdrant_readiness, "POLL_SECONDS", 0.0)
     with QdrantStore.connect(server.url, retry=QUICK, timeout=1) as store:
         store.create("c", LAYOUT)
         store.count("c")
@@ -384,7 +385,7 @@ class TestGrpc:
 
     @pytest.fixture
     def store(self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[QdrantStore]:
-        monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
+        monkeypatch.setattr(qdrant_readiness, "POLL_SECONDS", 0.0)
         with over_grpc(server) as url, QdrantStore.connect(url, retry=QUICK, timeout=2) as store:
             store.create("c", LAYOUT)
             server.requests.clear()
@@ -481,7 +482,7 @@ class TestAWholePush:
     def test_it_ends_complete_and_correct(
         self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
     ) -> None:
-        monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
+        monkeypatch.setattr(qdrant_readiness, "POLL_SECONDS", 0.0)
         monkeypatch.setattr(qdrant_store, "REQUEST_POINTS", 8)
         storm = Storm(seed)
 
@@ -511,7 +512,7 @@ class TestAWholePush:
     def test_rows_that_qdrant_refuses_become_rejects_on_every_run(
         self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
+        monkeypatch.setattr(qdrant_readiness, "POLL_SECONDS", 0.0)
         with QdrantStore.connect(server.url, retry=QUICK) as store:
             world = World(tmp_path, store)
             with world.provenance:
@@ -536,7 +537,7 @@ class TestAWholePush:
     def test_an_ingest_from_the_corpus_on_ends_complete(
         self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
+        monkeypatch.setattr(qdrant_readiness, "POLL_SECONDS", 0.0)
         manifest = write_manifest(tmp_path / "m.jsonl", fake_pairs(tmp_path, 40))
         home = tmp_path / "home"
         alignment().save(home / "alignments" / "a")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from qdrant_client import QdrantClient
 
-from connector.stores import qdrant as qdrant_store
+from connector.stores import qdrant_readiness
 from connector.stores.edge import EdgeStore
 from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import Connection
@@ -32,7 +32,7 @@ def open_store(
         yield lambda: EdgeStore(tmp_path_factory.mktemp("edge"))
     elif kind == "memory":
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(qdrant_store, "POLL_SECONDS", 0.0)
+            patched.setattr(qdrant_readiness, "POLL_SECONDS", 0.0)
             yield lambda: QdrantStore(Connection(QdrantClient(":memory:"), "http://memory"), uploads=1)
     else:
         url, key = request.getfixturevalue("qdrant_server" if kind == "server" else "qdrant_grpc_server")

@@ -29,8 +29,7 @@ from connector.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from connector.stores import qdrant as qdrant_store
-from connector.stores import qdrant_connection
+from connector.stores import qdrant_connection, qdrant_readiness
 from connector.stores.contract import CollectionConfig, Points, VectorConfig
 from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, HTTP_STATUS, Connection, RetryPolicy
@@ -405,7 +404,7 @@ class TestProtocol:
 
     def polled(self, server: CannedServer, monkeypatch: pytest.MonkeyPatch, *states: dict[str, Any]) -> None:
         """Let the server pass through `states` and stay in the last."""
-        monkeypatch.setattr(qdrant_store, "POLL_SECONDS", 0.0)
+        monkeypatch.setattr(qdrant_readiness, "POLL_SECONDS", 0.0)
         left = list(states)
 
         def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
@@ -431,9 +430,9 @@ class TestProtocol:
         self.polled(server, monkeypatch, green, yellow, green, green, yellow, green)
         assert store.ready("c").indexed == 1
         # The three in a row are the sixth to the eighth; the ninth describes.
-        assert self.asked(server) == 5 + qdrant_store.STABLE_POLLS + 1
+        assert self.asked(server) == 5 + qdrant_readiness.STABLE_POLLS + 1
         store.ready("c")
-        assert self.asked(server) == 5 + 2 * (qdrant_store.STABLE_POLLS + 1)
+        assert self.asked(server) == 5 + 2 * (qdrant_readiness.STABLE_POLLS + 1)
 
     def test_a_wait_for_the_index_is_told_of_with_the_servers_reason(
         self,
@@ -451,7 +450,7 @@ class TestProtocol:
             assert words in line
         caplog.clear()
         self.polled(server, monkeypatch, slow, slow, slow, {"status": "green"})
-        monkeypatch.setattr(qdrant_store, "REPORT_SECONDS", 0.0)
+        monkeypatch.setattr(qdrant_readiness, "REPORT_SECONDS", 0.0)
         with caplog.at_level(logging.INFO):
             store.ready("c")
         assert caplog.text.count("disk is slow") == 3
@@ -479,9 +478,9 @@ class TestProtocol:
     ) -> None:
         self.polled(server, monkeypatch, left, left, {"update_queue": {"length": 0, "deferred_points": 0}})
         store.ready("c")
-        assert self.asked(server) == 2 + qdrant_store.STABLE_POLLS + 1
+        assert self.asked(server) == 2 + qdrant_readiness.STABLE_POLLS + 1
         self.polled(server, monkeypatch, left)
-        monkeypatch.setattr(qdrant_store, "INDEX_SECONDS", 0.05)
+        monkeypatch.setattr(qdrant_readiness, "INDEX_SECONDS", 0.05)
         with pytest.raises(StoreUnavailableError, match=said):
             store.ready("c")
 
@@ -508,7 +507,7 @@ class TestProtocol:
 
         server.answer = answer
         store.ready("c")
-        assert self.asked(server) == 3 + qdrant_store.STABLE_POLLS + 1
+        assert self.asked(server) == 3 + qdrant_readiness.STABLE_POLLS + 1
 
     def test_a_failed_optimizer_is_an_error(
         self, server: CannedServer, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
@@ -522,7 +521,7 @@ class TestProtocol:
         self, server: CannedServer, store: QdrantStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.polled(server, monkeypatch, {"status": "yellow"})
-        monkeypatch.setattr(qdrant_store, "INDEX_SECONDS", 0.05)
+        monkeypatch.setattr(qdrant_readiness, "INDEX_SECONDS", 0.05)
         with pytest.raises(StoreUnavailableError, match=r"not indexed within.*yellow"):
             store.ready("c")
 
