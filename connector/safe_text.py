@@ -11,14 +11,19 @@ DATABASES = ("postgresql", "postgres", "sqlite")
 
 # Patterns take time in proportion to the text, whatever is in it: a scheme is looked for at the start of a run of its
 # characters alone. The placeholder http://HOST:PORT is of our own messages.
-_URL = re.compile(r"(?<![A-Za-z0-9+.-])([0-9+.-]*+)([A-Za-z][A-Za-z0-9+.-]*+://(?!HOST:PORT)\S*[^\s.,:;'\")\]}>])")
-# Connection strings of libpq and parameters in server messages: password='a b', api_key=xyz. A quote that nothing
-# closes, because the message was cut, hides all that follows.
+_URL = re.compile(
+    r"(?<![A-Za-z0-9+.-])([0-9+.-]*+)"
+    r"([A-Za-z][A-Za-z0-9+.-]*+://(?!HOST:PORT[.,:;'\")]?(?:\s|\Z))\S*[^\s.,:;'\")\]}>])"
+)
+# Connection strings of libpq, variables, JSON and parameters in messages: password='a b', "api_key": "xyz". A quote
+# that nothing closes, because the message was cut, hides all that follows.
 _NAMED = re.compile(
-    r"(?i)(passw(?:or)?d|passfile|secret|token|api[-_]?key)="
-    r"(?:'(?:[^'\\]|\\.)*+(?:'|\\?\Z)|\"[^\"]*+(?:\"|\Z)|[^\s&;]+)",
+    r"(?i)((?:passw(?:or)?d|pwd|passfile|secret|token|api[-_]?key|access[-_]?key)"
+    r"(?:\s{0,3}=\s{0,3}|['\"]\s{0,3}:\s{0,3}))"
+    r"(?:'(?:[^'\\]|\\.)*+(?:'|\\?\Z)|\"(?:[^\"\\]|\\.)*+(?:\"|\\?\Z)|[^\s&;]+)",
     re.DOTALL,
 )
+_BEARER = re.compile(r"(?i)\b(bearer|basic)\s{1,3}[\w.~+/=-]{8,}")  # of a header; shorter words are words
 MAX_URL, MAX_TEXT = 8192, 65536  # characters
 
 
@@ -51,7 +56,8 @@ def without_secrets(text: str) -> str:
     """
     if len(text) > MAX_TEXT:
         text = " ".join([*text[:MAX_TEXT].rsplit(maxsplit=1)[:-1], "(cut)"])
-    return _NAMED.sub(r"\1=***", _URL.sub(lambda match: match[1] + redacted(match[2]), text))
+    text = _URL.sub(lambda match: match[1] + redacted(match[2]), text)
+    return _BEARER.sub(r"\1 ***", _NAMED.sub(r"\1***", text))
 
 
 # What a terminal obeys instead of showing it: controls of C0, DEL and C1, controls of the bidirectional algorithm, line

@@ -209,6 +209,34 @@ def test_a_connection_string_of_libpq_shows_no_password() -> None:
     assert without_secrets(text) == "invalid dsn: host=db password=*** sslpassword=*** user=me"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'answered {"api_key": "hunter2"}',
+        "answered {'password': 'hunter2'}",
+        'token="a\\"hunter2"',
+        "password = hunter2",
+        "pwd=hunter2;host=x",
+        "AWS_SECRET_ACCESS_KEY=hunter2",
+        "Authorization: Bearer hunter2hunter2",
+        "got http://HOST:PORT@me:hunter2@db",
+    ],
+)
+def test_secrets_of_json_variables_and_headers_are_not_shown(text: str) -> None:
+    assert "hunter2" not in without_secrets(text)
+
+
+def test_prose_about_secrets_is_shown_as_it_is() -> None:
+    for text in (
+        "expected http(s)://HOST:PORT or grpc(s)://HOST:PORT, got x",
+        "token: expected a text",
+        "a basic rule of bearer tokens",
+        "the secret is out",
+        "no password given",
+    ):
+        assert without_secrets(text) == text
+
+
 @pytest.mark.parametrize("quote", ["'", '"'])
 def test_a_quoted_secret_of_a_message_that_was_cut_is_not_shown(quote: str) -> None:
     assert without_secrets(f"invalid dsn: user=me password={quote}a se cret") == "invalid dsn: user=me password=***"
