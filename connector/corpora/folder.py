@@ -9,6 +9,7 @@ from connector.corpora.items import LONGEST_FIELD, Corpus, Entry, Item
 from connector.corpora.picture_files import file_without_use, is_apple_double_file, is_image_name
 from connector.corpora.row_checks import RowError, check_caption
 from connector.rejects import Reason, Reject
+from connector.resources import raise_lack
 from connector.safe_text import printable
 
 
@@ -54,6 +55,7 @@ class Folder(Corpus):
             if "\0" in (text := captions.read_text(encoding="utf-8-sig")):
                 raise ValueError("the text holds a NUL character")
         except (OSError, ValueError) as error:
+            raise_lack(error, f"reading {source}")
             yield Reject(source, position, "read", Reason.ROW_UNREADABLE, printable(str(error)), key, "text")
             return
         for number, caption in enumerate(filter(None, map(str.strip, text.split("\n")))):
@@ -82,6 +84,7 @@ class Folder(Corpus):
                     raise OSError("the folder is linked from inside itself")
                 entries = sorted(directory.iterdir(), key=lambda entry: entry.name)
             except OSError as error:
+                raise_lack(error, f"reading {printable(str(directory))}")
                 detail = printable(str(error))
                 yield Reject(printable(str(directory)), 0, "read", Reason.FOLDER_UNREADABLE, detail)
                 continue

@@ -19,6 +19,7 @@ from connector.corpora.picture_files import file_without_use, is_apple_double_fi
 from connector.corpora.samples import METADATA, TEXTS, Sample, samples
 from connector.errors import CorpusError
 from connector.rejects import Reason, Reject
+from connector.resources import raise_lack
 from connector.safe_text import printable, redacted, without_secrets
 
 SUCCESS = "success"
@@ -108,6 +109,7 @@ class Img2Dataset(Manifest):
             detail = f"expected {table.name}, which img2dataset writes last; failed downloads of this shard are unknown"
             yield Reject(str(table), position, "read", Reason.SHARD_UNFINISHED, detail)
         except (OSError, ValueError, pa.ArrowException) as error:
+            raise_lack(error, f"reading {table}")
             yield Reject(str(table), position, "read", Reason.SHARD_TABLE_UNREADABLE, printable(str(error)))
 
 
@@ -144,6 +146,7 @@ def _take_text(sample: Sample, path: Path, kind: str) -> None:
             raise ValueError(f"{size} bytes, expected at most {LONGEST_FIELD}")
         sample.take_text(path.name, kind, path.read_bytes())
     except (OSError, ValueError) as error:
+        raise_lack(error, f"reading {path}")
         sample.refuse(Reason.ROW_UNREADABLE, f"{path.name}: {error}", kind)
 
 

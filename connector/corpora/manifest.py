@@ -16,6 +16,7 @@ from connector.corpora.items import Corpus, Entry, Item, PassedOver
 from connector.corpora.row_checks import RowError, check_caption, check_key, check_storable, parse_json, text_field
 from connector.errors import CorpusError
 from connector.rejects import Reason, Reject
+from connector.resources import raise_lack
 from connector.safe_text import printable
 
 MOST_CAPTIONS = 1000  # of one key; more mean that the key column is no key
@@ -117,6 +118,7 @@ class Parquet(Manifest):
                         else:
                             yield Row(position, {k: v for k, v in record.items() if v is not None})
             except (OSError, pa.ArrowException) as error:
+                raise_lack(error, f"reading {self.path}")
                 yield Reject(str(self.path), position + 1, "read", Reason.FILE_TRUNCATED, str(error))
 
     @override
@@ -263,6 +265,7 @@ def parquet_file(path: Path) -> Any:
         file = pq.ParquetFile(path)
         _ = file.schema_arrow.names  # decodes them
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise_lack(error, f"reading {path}")
         raise CorpusError(f"{path} is not a Parquet file: {error}") from error
     return file
 

@@ -14,6 +14,7 @@ from typing import Any, Self
 from connector.corpora.annotations import leads_out
 from connector.corpora.picture_files import BEGINNING
 from connector.rejects import Reason, Reject
+from connector.resources import raise_lack
 from connector.safe_text import printable
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -66,8 +67,10 @@ def members(archive: Path, limit: Callable[[PurePosixPath], int]) -> Iterator[Me
             if trailing := _trailing_data(tar.fileobj):
                 yield refused(Reason.ARCHIVE_TRAILING_DATA, f"{trailing} after the end of the archive are not read")
     except OSError as error:
+        raise_lack(error, f"reading {archive}")
         yield refused(Reason.ARCHIVE_UNREADABLE, f"after {number} members: {error}")
     except Exception as error:  # noqa: BLE001  tarfile and zlib raise any exception on a damaged archive
+        raise_lack(error, f"reading {archive}")
         yield refused(Reason.ARCHIVE_DAMAGED, f"after {number} members: {type(error).__name__}: {error}")
 
 

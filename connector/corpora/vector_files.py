@@ -29,6 +29,7 @@ from connector.corpora.row_checks import (
 )
 from connector.errors import CorpusError
 from connector.rejects import Reason, Reject
+from connector.resources import raise_lack
 from connector.safe_text import printable
 
 BATCH_ROWS = 1024
@@ -171,6 +172,7 @@ class VectorFiles(Corpus):
                                 for item in entry.items(modality, vectors[modality], row, number, position):
                                     yield from run.once(item, number)
             except (OSError, pa.ArrowException) as error:
+                raise_lack(error, f"reading {part.table}")
                 yield Reject(str(part.table), position + 1, "read", Reason.FILE_TRUNCATED, str(error))
                 return  # positions of later parts would shift
 
