@@ -1,7 +1,7 @@
 # make demo   the whole way once on real images, in ./demo-home
 # make test   every test;  make lint  style, imports and types;  make bench  the figures
 # make up     Qdrant and PostgreSQL in Docker, with QDRANT_API_KEY and POSTGRES_PASSWORD;  make down  stops them
-# make live   the tests against a real server: MODALIGN_TEST_QDRANT_URL, or one that Docker starts
+# make live   the tests against real servers, which MODALIGN_TEST_QDRANT_BINARY or Docker starts
 # Each makes the virtual environment in .venv when it is missing. Another Python: make PYTHON=python3.12 demo
 
 PYTHON ?= python3

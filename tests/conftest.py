@@ -2,8 +2,6 @@
 
 import multiprocessing
 import os
-import shutil
-import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -21,11 +19,10 @@ from connector.encoding import encoders
 from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance
 from tests.support.fakes import fake_entry_points
+from tests.support.qdrant_servers import Server, single_server
 
 # Contracts are tests in support modules: their assertions shall tell values too.
 pytest.register_assert_rewrite("tests.support.store_contract", "tests.support.filter_contract")
-
-ROOT = Path(__file__).parent.parent
 
 # Machines that run tests are busy: a deadline would fail on their load, not on the code.
 settings.register_profile("modalign", deadline=None)
@@ -97,38 +94,11 @@ def provenance(database_url: str) -> Iterator[Provenance]:
 
 
 @pytest.fixture(scope="session")
-def docker_compose_file() -> str:
-    return str(ROOT / "docker-compose.yml")
-
-
-@pytest.fixture(scope="session")
-def docker_setup() -> list[str]:
-    return ["up --detach --wait qdrant"]
-
-
-@pytest.fixture(scope="session")
-def qdrant_server(request: pytest.FixtureRequest) -> tuple[str, str | None]:
-    """A real Qdrant server: its URL and its key. A running one by environment, or one that Docker starts."""
+def qdrant_server() -> Iterator[Server]:
+    """A real Qdrant server: a running one that the environment names, or one that is started for the session."""
     if url := os.environ.get("MODALIGN_TEST_QDRANT_URL"):
-        return url, os.environ.get("MODALIGN_TEST_QDRANT_API_KEY")
-    docker = shutil.which("docker")
-    if docker is None or subprocess.run([docker, "info"], capture_output=True, check=False).returncode:
-        pytest.skip("needs MODALIGN_TEST_QDRANT_URL, or Docker to start docker-compose.yml")
-    os.environ.setdefault("POSTGRES_PASSWORD", "test")
-    for port in ("QDRANT_PORT", "QDRANT_GRPC_PORT", "POSTGRES_PORT"):
-        os.environ.setdefault(port, "0")  # whichever is free: a server may run beside the tests
-    key = os.environ.setdefault("QDRANT_API_KEY", "test")
-    services = request.getfixturevalue("docker_services")
-    return f"http://127.0.0.1:{services.port_for('qdrant', 6333)}", key
-
-
-@pytest.fixture(scope="session")
-def qdrant_grpc_server(request: pytest.FixtureRequest) -> tuple[str, str | None]:
-    """The gRPC port of the same server: its URL and its key."""
-    if os.environ.get("MODALIGN_TEST_QDRANT_URL"):
-        if url := os.environ.get("MODALIGN_TEST_QDRANT_GRPC_URL"):
-            return url, os.environ.get("MODALIGN_TEST_QDRANT_API_KEY")
-        pytest.skip("needs MODALIGN_TEST_QDRANT_GRPC_URL beside MODALIGN_TEST_QDRANT_URL")
-    _, key = request.getfixturevalue("qdrant_server")
-    services = request.getfixturevalue("docker_services")
-    return f"grpc://127.0.0.1:{services.port_for('qdrant', 6334)}", key
+        grpc_url, key = (os.environ.get(f"MODALIGN_TEST_QDRANT_{name}") for name in ("GRPC_URL", "API_KEY"))
+        yield Server(url, grpc_url, key)
+        return
+    with single_server() as node:
+        yield node

@@ -11,9 +11,8 @@ from connector.provenance.database import upgrade
 from connector.push import batches as pushing
 from connector.requests import IngestRequest
 from connector.settings import Settings
-from connector.stores.qdrant import QdrantStore
-from tests.live.conftest import Cluster
 from tests.support.fakes import fake_pairs, write_manifest
+from tests.support.qdrant_servers import API_KEY, Cluster
 from tests.support.world import alignment
 
 N = 1000
@@ -26,7 +25,7 @@ def test_a_node_stops_during_an_ingest_and_comes_back(
     monkeypatch.setattr(pushing, "BATCH_POINTS", 128)
     manifest = write_manifest(tmp_path / "m.jsonl", fake_pairs(tmp_path, N))
     request = IngestRequest(corpus=manifest, into=collection, alignment="a", metrics=["cosine"])
-    settings = Settings(tmp_path / "home", cluster.urls[0], f"sqlite:///{tmp_path / 'm.db'}", api_key=cluster.key)
+    settings = Settings(tmp_path / "home", cluster.nodes[0].url, f"sqlite:///{tmp_path / 'm.db'}", api_key=API_KEY)
     alignment().save(settings.alignment_path("a"))
     upgrade(settings.database_url)
     copies = {"shards": 3, "replication_factor": 2, "write_consistency_factor": 1}
@@ -38,17 +37,16 @@ def test_a_node_stops_during_an_ingest_and_comes_back(
             upsert(name, points)
             written += len(points.ids)
             if 0 <= written - N < len(points.ids):
-                cluster.compose("stop qdrant-3")
+                cluster.nodes[2].stop()
 
         monkeypatch.setattr(home.store, "upsert", stopping)
         ingested = home.ingest(replace(request, layout=copies))
         assert ingested.counts["written"] == 2 * N
         (release,) = ingested.value
         assert home.store.count(release.name) == 2 * N
-        cluster.compose("start --wait qdrant-3")
+        cluster.nodes[2].start()
         assert home.store.ready(release.name).points == 2 * N
         again = home.ingest(request)
         assert (again.counts["written"], again.counts["encoded"]) == (0, 0)
-        with QdrantStore.connect(cluster.urls[2], api_key=cluster.key) as third:
+        with cluster.nodes[2].connect() as third:
             assert third.ready(release.name).points == 2 * N
-        home.store.drop(release.name)

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from qdrant_client import QdrantClient
 
 from connector.errors import StoreError
 from connector.home import Home
@@ -15,9 +13,8 @@ from connector.search.retriever import Retriever
 from connector.settings import Settings
 from connector.stores.filters import parse_filter
 from connector.stores.layout import COMPRESSIONS, QUANTIZATIONS
-from connector.stores.opening import open_store
-from connector.stores.qdrant import QdrantStore
 from tests.support.fakes import fake_pairs, write_manifest
+from tests.support.qdrant_servers import Node, Server
 from tests.support.world import World, audit, pairs
 
 pytestmark = pytest.mark.usefixtures("fake_encoders")
@@ -71,9 +68,7 @@ def test_a_graph_is_built_searched_and_audited(world: World, collection: str, qu
     assert all(value > 0.9 for (name, _), value in measures.items() if name == "fidelity@10")
 
 
-def test_the_server_has_what_the_layout_says(
-    world: World, collection: str, qdrant_server: tuple[str, str | None]
-) -> None:
+def test_the_server_has_what_the_layout_says(world: World, collection: str, qdrant_server: Server) -> None:
     layout: dict[str, Any] = {
         "m": 8,
         "ef_construct": 64,
@@ -89,17 +84,16 @@ def test_the_server_has_what_the_layout_says(
     }
     assert layout["compression"] in COMPRESSIONS["binary"]
     (release,) = world.push(world.set("s", *pairs(20)), collection=collection, **layout).releases
-    url, key = qdrant_server
-    client = QdrantClient(url, api_key=key)
-    info: Any = client.get_collection(release.name)
-    client.close()
-    assert (info.config.hnsw_config.m, info.config.hnsw_config.ef_construct) == (8, 64)
-    assert info.config.optimizer_config.indexing_threshold == 123
-    assert info.config.params.shard_number == 2
-    assert info.config.params.on_disk_payload
-    assert {vector.datatype.value for vector in info.config.params.vectors.values()} == {"float16"}
-    assert info.config.quantization_config.binary.encoding == "two_bits"
-    assert info.payload_schema["number"].data_type.value == "integer"
+    with qdrant_server.client() as client:
+        info = client.get(f"/collections/{release.name}").json()["result"]
+    config = info["config"]
+    assert (config["hnsw_config"]["m"], config["hnsw_config"]["ef_construct"]) == (8, 64)
+    assert config["optimizer_config"]["indexing_threshold"] == 123
+    assert config["params"]["shard_number"] == 2
+    assert config["params"]["on_disk_payload"]
+    assert {vector["datatype"] for vector in config["params"]["vectors"].values()} == {"float16"}
+    assert config["quantization_config"]["binary"]["encoding"] == "two_bits"
+    assert info["payload_schema"]["number"]["data_type"] == "integer"
 
 
 def test_search_finds_with_filters(world: World, collection: str) -> None:
@@ -112,17 +106,7 @@ def test_search_finds_with_filters(world: World, collection: str) -> None:
     assert retriever.search_texts(["crimson crimson"], k=5, filter=narrow) == [[]]
 
 
-class TestCredentials:
-    def test_a_wrong_key_is_refused_at_once(self, qdrant_server: tuple[str, str | None]) -> None:
-        url, key = qdrant_server
-        if key is None:
-            pytest.skip("the server of MODALIGN_TEST_QDRANT_URL asks for no key")
-        for wrong in ("wrong", None):
-            with pytest.raises(StoreError, match=r"40[13].*MODALIGN_QDRANT_API_KEY"):
-                QdrantStore.connect(url, api_key=wrong).collections()
-
-    def test_the_settings_open_it(self, qdrant_server: tuple[str, str | None], tmp_path: Any) -> None:
-        url, key = qdrant_server
-        with open_store(Settings(tmp_path, url, "sqlite://", api_key=key)) as store:
-            assert isinstance(store, QdrantStore)
-            assert np.all([isinstance(name, str) for name in store.collections()])
+def test_a_wrong_key_is_refused_at_once(own_server: Node) -> None:
+    for wrong in ("wrong", None):
+        with pytest.raises(StoreError, match=r"40[13].*MODALIGN_QDRANT_API_KEY"):
+            own_server.connect(api_key=wrong).collections()

@@ -10,11 +10,12 @@ from connector.stores.edge import EdgeStore
 from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import Connection
 from tests.support.filter_contract import FilterContract
+from tests.support.qdrant_servers import Server
 from tests.support.store_contract import OpenStore, StoreContract
 from tests.support.world import KINDS
 
 
-@pytest.fixture(scope="module", params=[*KINDS, "server", "server over gRPC"])
+@pytest.fixture(scope="module", params=[*KINDS, "REST", "gRPC"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -35,8 +36,8 @@ def open_store(
             patched.setattr(qdrant_readiness, "POLL_SECONDS", 0.0)
             yield lambda: QdrantStore(Connection(QdrantClient(":memory:"), "http://memory"), uploads=1)
     else:
-        url, key = request.getfixturevalue("qdrant_server" if kind == "server" else "qdrant_grpc_server")
-        yield lambda: QdrantStore.connect(url, api_key=key)
+        server: Server = request.getfixturevalue("qdrant_server")
+        yield lambda: server.connect(kind)
 
 
 class TestStore(StoreContract):

@@ -10,6 +10,7 @@ from connector.stores.edge import EdgeStore
 from connector.stores.opening import STORES, open_store, url_of
 from connector.stores.qdrant import QdrantStore
 from tests.support.errors import raises
+from tests.support.qdrant_servers import Server
 
 
 def test_a_directory(tmp_path: Path) -> None:
@@ -32,9 +33,8 @@ def test_what_names_no_store(tmp_path: Path, url: str) -> None:
             action(Settings(tmp_path, url, "sqlite://"))
 
 
-def test_a_server(tmp_path: Path, qdrant_server: tuple[str, str | None]) -> None:
-    url, key = qdrant_server
-    settings = Settings(tmp_path, url, "sqlite://", api_key=key)
+def test_a_server(tmp_path: Path, qdrant_server: Server) -> None:
+    settings = Settings(tmp_path, qdrant_server.url, "sqlite://", api_key=qdrant_server.api_key)
     with open_store(settings) as store:
         assert isinstance(store, QdrantStore)
         assert store.url == url_of(settings)

@@ -1,0 +1,415 @@
+"""Real Qdrant servers and clusters that tests start, stop and kill.
+
+`MODALIGN_TEST_QDRANT_BINARY` names the binary to run; without it, Docker runs the compose files of this repository.
+Ports are free ones, data lie in temporary directories, and all of it goes away at the end of the `with` block. A
+binary also ends when the tests themselves are killed, where the system has `setpriv`.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trustme
+from typing_extensions import override
+
+from connector.stores.qdrant import QdrantStore
+
+ROOT = Path(__file__).parent.parent.parent
+BINARY = "MODALIGN_TEST_QDRANT_BINARY"
+API_KEY = "test"
+NODES = 3
+READY_SECONDS = 60.0
+STOP_SECONDS = 30.0
+# Below the ports that systems give to outgoing connections: none takes the port of a stopped node meanwhile.
+PORTS = range(20_000, 32_000)
+# Small logs: a test writes little, and every shard preallocates one.
+SMALL = {"QDRANT__STORAGE__WAL__WAL_CAPACITY_MB": "1", "QDRANT__TELEMETRY_DISABLED": "true"}
+
+
+@dataclass(frozen=True)
+class Server:
+    """The addresses of a server, and what opens it.
+
+    Attributes:
+        url: of REST.
+        grpc_url: of gRPC; None: not known.
+        api_key: that may do everything; None: the server asks for none.
+        ca_file: the authority of its certificate; None: it speaks no TLS.
+    """
+
+    url: str
+    grpc_url: str | None
+    api_key: str | None = None
+    ca_file: Path | None = None
+
+    def connect(self, protocol: str = "REST", **options: Any) -> QdrantStore:
+        """Open a store by `REST` or `gRPC`."""
+        url = self.url if protocol == "REST" else self.grpc_url
+        if url is None:
+            pytest.skip("needs MODALIGN_TEST_QDRANT_GRPC_URL beside MODALIGN_TEST_QDRANT_URL")
+        return QdrantStore.connect(url, **{"api_key": self.api_key, "ca_file": self.ca_file, **options})
+
+    def client(self) -> httpx.Client:
+        """A client of its REST API with the key, for requests that no store sends."""
+        verify: Any = ssl.create_default_context(cafile=self.ca_file) if self.ca_file else True
+        headers = {"api-key": self.api_key} if self.api_key else {}
+        return httpx.Client(base_url=self.url, headers=headers, verify=verify, timeout=30)
+
+
+@dataclass(frozen=True)
+class Node(Server, ABC):
+    """A server that tests may stop, kill and start again; its data and its ports remain."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start it; return once it answers."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Stop it as its operator does, with SIGTERM."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """Kill it with SIGKILL."""
+
+    @property
+    @abstractmethod
+    def running(self) -> bool: ...
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        with self.client() as client:
+            while True:
+                try:
+                    if client.get("/readyz").is_success:
+                        return
+                except httpx.TransportError as error:
+                    if not self.running:
+                        raise RuntimeError(f"{self.url} ended while it started: {self.log()}") from error
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{self.url} is not ready after {READY_SECONDS:.0f} s: {self.log()}")
+                time.sleep(0.05)
+
+    @abstractmethod
+    def log(self) -> str:
+        """The end of what it has printed."""
+
+
+@dataclass(frozen=True)
+class BinaryNode(Node):
+    """A process of the binary."""
+
+    command: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    directory: Path = Path()
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @override
+    def start(self) -> None:
+        if self.running:
+            return
+        # Ctrl-C is for the tests, which then stop it; killed tests take it with them.
+        setpriv = shutil.which("setpriv")
+        command = [*([setpriv, "--pdeathsig", "KILL"] if setpriv else []), *self.command]
+        with (self.directory / "log").open("ab") as log:
+            self.processes.append(
+                subprocess.Popen(
+                    command,
+                    cwd=self.directory,
+                    env=dict(self.environment),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            )
+        self.wait_until_ready()
+
+    @override
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    @override
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    @property
+    @override
+    def running(self) -> bool:
+        return bool(self.processes) and self.processes[-1].poll() is None
+
+    def _end(self, number: signal.Signals) -> None:
+        if not self.running:
+            return
+        process = self.processes[-1]
+        process.send_signal(number)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    @override
+    def log(self) -> str:
+        return (self.directory / "log").read_text(errors="replace")[-2000:]
+
+
+@dataclass(frozen=True)
+class Compose:
+    """`docker compose` for one project."""
+
+    files: Sequence[Path]
+    project: str
+    environment: Mapping[str, str]
+
+    def __call__(self, *command: str) -> str:
+        files = [option for file in self.files for option in ("--file", str(file))]
+        run = subprocess.run(
+            ["docker", "compose", *files, "--project-name", self.project, *command],
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if run.returncode:
+            raise RuntimeError(f"docker compose {' '.join(command)}: exit {run.returncode}: {run.stderr[-2000:]}")
+        return run.stdout
+
+
+@dataclass(frozen=True)
+class ComposeNode(Node):
+    """A service of a compose file."""
+
+    service: str = ""
+    compose: Compose = Compose((), "", {})
+
+    @override
+    def start(self) -> None:
+        self.compose("up", "--detach", self.service)
+        self.wait_until_ready()
+
+    @override
+    def stop(self) -> None:
+        self.compose("stop", self.service)
+
+    @override
+    def kill(self) -> None:
+        self.compose("kill", self.service)
+
+    @property
+    @override
+    def running(self) -> bool:
+        return self.service in self.compose("ps", "--services", "--status", "running").split()
+
+    @override
+    def log(self) -> str:
+        return self.compose("logs", "--tail", "20", self.service)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Nodes of one cluster."""
+
+    nodes: Sequence[Node]
+
+    def start(self) -> None:
+        """Start every node that does not run; return once all of them see each other."""
+        for node in self.nodes:
+            node.start()
+        deadline = time.monotonic() + READY_SECONDS
+        while (states := [state_of(node) for node in self.nodes]) and not all(
+            len(state["peers"]) == len(self.nodes) and state["raft_info"]["leader"] for state in states
+        ):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the nodes do not see each other after {READY_SECONDS:.0f} s: {states}")
+            time.sleep(0.1)
+
+
+def state_of(node: Server) -> dict[str, Any]:
+    """What a node says of its cluster: `peer_id`, `peers`, `raft_info`."""
+    with node.client() as client:
+        state: dict[str, Any] = client.get("/cluster").raise_for_status().json()["result"]
+    return state
+
+
+def skip_without_servers() -> None:
+    """Skip the test where neither a binary nor Docker can start a server."""
+    if binary := os.environ.get(BINARY):
+        if not os.access(binary, os.X_OK):
+            pytest.fail(f"{BINARY}: expected an executable file, got {binary!r}")
+        return
+    docker = shutil.which("docker")
+    if docker is None or subprocess.run([docker, "compose", "ls"], capture_output=True, check=False).returncode:
+        pytest.skip(f"needs {BINARY}, or Docker with compose, to start Qdrant")
+
+
+@contextmanager
+def single_server(*, tls: bool = False, **settings: str) -> Iterator[Node]:
+    """Start a server that asks for API_KEY and takes tokens signed with it.
+
+    Args:
+        tls: whether it speaks TLS, with a certificate for `localhost` and `127.0.0.1`.
+        settings: environment variables of Qdrant, as `QDRANT__STORAGE__COLLECTION__STRICT_MODE__ENABLED="true"`.
+    """
+    skip_without_servers()
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qdrant-")))
+        settings |= {"QDRANT__SERVICE__JWT_RBAC": "true"} | (_certificate(directory) if tls else {})
+        (node,) = _nodes(stack, directory, 1, settings, directory / "ca.pem" if tls else None)
+        node.start()
+        yield node
+
+
+@contextmanager
+def cluster(**settings: str) -> Iterator[Cluster]:
+    """Start a cluster of NODES nodes that ask for API_KEY; `settings` as of `single_server`."""
+    skip_without_servers()
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qdrant-")))
+        started = Cluster(_nodes(stack, directory, NODES, {"QDRANT__CLUSTER__ENABLED": "true", **settings}, None))
+        started.start()
+        yield started
+
+
+def token(key: str = API_KEY, **claims: Any) -> str:
+    """A token (JWT, HS256) that a server takes in place of its `key`.
+
+    Args:
+        key: of the server.
+        claims: `access` is `"r"`, `"m"`, or a list of `{"collection": NAME, "access": "r" or "rw"}`; `exp` in seconds.
+    """
+    header = {"alg": "HS256", "typ": "JWT"}
+    signed = b".".join(_base64(json.dumps(part).encode()) for part in (header, claims))
+    return (signed + b"." + _base64(hmac.digest(key.encode(), signed, hashlib.sha256))).decode()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens at."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = secrets.choice(PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in ports:
+            ports.append(port)
+    return ports
+
+
+def _nodes(
+    stack: ExitStack, directory: Path, count: int, settings: Mapping[str, str], ca_file: Path | None
+) -> list[Node]:
+    """Describe `count` nodes, none of which runs yet; what runs at the end of `stack` is ended."""
+    ports = free_ports(3 * count)
+    scheme, grpc_scheme = ("https", "grpcs") if ca_file else ("http", "grpc")
+    addresses = [
+        (f"{scheme}://127.0.0.1:{rest}", f"{grpc_scheme}://127.0.0.1:{grpc}", API_KEY, ca_file)
+        for rest, grpc in zip(ports[:count], ports[count : 2 * count], strict=True)
+    ]
+    settings = {"QDRANT__SERVICE__API_KEY": API_KEY, **SMALL, **settings}
+    if binary := os.environ.get(BINARY):
+        nodes: list[Node] = []
+        for number, address in enumerate(addresses):
+            rest, grpc, p2p = ports[number::count]
+            own = directory / f"node-{number + 1}"
+            own.mkdir()
+            options = ["--uri", f"http://127.0.0.1:{p2p}"] if count > 1 else []
+            options += ["--bootstrap", f"http://127.0.0.1:{ports[2 * count]}"] if number else []
+            node = BinaryNode(
+                *address,
+                command=[str(Path(binary).resolve()), "--disable-telemetry", *options],
+                environment={**_environment(own), **_listening(rest, grpc, p2p), **settings},
+                directory=own,
+            )
+            stack.callback(node.kill)
+            nodes.append(node)
+        return nodes
+    compose = _compose(directory, ports, settings)
+    stack.callback(compose, "down", "--volumes")
+    services = ["qdrant"] if count == 1 else [f"qdrant-{number + 1}" for number in range(count)]
+    return [
+        ComposeNode(*address, service=service, compose=compose)
+        for address, service in zip(addresses, services, strict=True)
+    ]
+
+
+def _environment(directory: Path) -> dict[str, str]:
+    """What a binary finds in its environment: all of its files lie in `directory`."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("QDRANT_", "MODALIGN_"))}
+    return {
+        **inherited,
+        "TMPDIR": str(directory),
+        "QDRANT_INIT_FILE_PATH": str(directory / ".initialized"),
+        "QDRANT__STORAGE__STORAGE_PATH": str(directory / "storage"),
+        "QDRANT__STORAGE__SNAPSHOTS_PATH": str(directory / "snapshots"),
+        "QDRANT__STORAGE__TEMP_PATH": str(directory / "temporary"),
+    }
+
+
+def _listening(rest: int, grpc: int, p2p: int) -> dict[str, str]:
+    return {
+        "QDRANT__SERVICE__HOST": "127.0.0.1",
+        "QDRANT__SERVICE__HTTP_PORT": str(rest),
+        "QDRANT__SERVICE__GRPC_PORT": str(grpc),
+        "QDRANT__CLUSTER__P2P__PORT": str(p2p),
+    }
+
+
+def _compose(directory: Path, ports: Sequence[int], settings: Mapping[str, str]) -> Compose:
+    """Describe a project of a compose file: with `settings`, and at our ports, gRPC too."""
+    count = len(ports) // 3
+    environment = {"QDRANT_API_KEY": API_KEY, "POSTGRES_PASSWORD": secrets.token_hex()}
+    if count == 1:
+        base, names = "docker-compose.yml", ["qdrant"]
+        environment |= {"QDRANT_PORT": str(ports[0]), "QDRANT_GRPC_PORT": str(ports[1])}
+    else:
+        base, names = "docker-compose.cluster.yml", [f"qdrant-{number + 1}" for number in range(count)]
+        environment |= {f"QDRANT_PORT_{number + 1}": str(ports[number]) for number in range(count)}
+    services: dict[str, Any] = {
+        name: {"environment": dict(settings), "volumes": [f"{directory}:{directory}:ro"]} for name in names
+    }
+    if count > 1:
+        for name, port in zip(names, ports[count:], strict=False):
+            services[name]["ports"] = [f"127.0.0.1:{port}:6334"]
+    more = directory / "compose.json"
+    more.write_text(json.dumps({"services": services}))
+    return Compose([ROOT / base, more], f"modalign-{secrets.token_hex(4)}", environment)
+
+
+def _certificate(directory: Path) -> dict[str, str]:
+    """Write an authority, and a certificate for this machine; return the settings that name them."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost", "127.0.0.1")
+    authority.cert_pem.write_to_path(str(directory / "ca.pem"))
+    certificate.cert_chain_pems[0].write_to_path(str(directory / "certificate.pem"))
+    certificate.private_key_pem.write_to_path(str(directory / "key.pem"))
+    return {
+        "QDRANT__SERVICE__ENABLE_TLS": "true",
+        "QDRANT__TLS__CERT": str(directory / "certificate.pem"),
+        "QDRANT__TLS__KEY": str(directory / "key.pem"),
+        "QDRANT__TLS__CA_CERT": str(directory / "ca.pem"),
+    }
+
+
+def _base64(data: bytes) -> bytes:
+    return base64.urlsafe_b64encode(data).rstrip(b"=")
