@@ -1,4 +1,4 @@
-"""The tables: encoders, sets, alignments, releases and promotions, runs, the ledger, leases, audits and measures.
+"""The tables: encoders, sets, alignments, stores, releases, promotions, runs, the ledger, leases, audits, measures.
 
 Only the migrations create these tables; a test proves that models and migrations are equal.
 """
@@ -150,6 +150,29 @@ class AlignmentRow(Base):
     text_encoder_id: Mapped[int] = mapped_column(ForeignKey("encoder.id"))
     card: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
+
+
+class StoreRow(Base):
+    """A store of collections: a Qdrant server, a cluster, or a directory of Qdrant Edge.
+
+    Attributes:
+        uid: a random text, in the metadata of its collections: whatever address reaches them, they are of this store.
+    """
+
+    __tablename__ = "store"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    uid: Mapped[str] = mapped_column(String(32), unique=True)
+
+
+class StoreAddressRow(Base):
+    """A URL by which a store was reached, without secrets; the newest has the greatest id."""
+
+    __tablename__ = "store_address"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    store_id: Mapped[int] = mapped_column(ForeignKey("store.id"))
+    address: Mapped[str] = mapped_column(AnyText, unique=True)
 
 
 class ReleaseRow(Base):
