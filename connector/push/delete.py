@@ -33,7 +33,7 @@ from connector.provenance.runs import Run
 from connector.provenance.tables import EmbeddingSetRow, ReleaseRow
 from connector.push.session import PushSession
 from connector.releases.payload_fields import missing_in_words
-from connector.releases.points import point_id
+from connector.releases.points import Item, item_of, point_id
 from connector.releases.release import load_release
 from connector.releases.tombstones import apply_tombstones
 from connector.stores.contract import Store
@@ -44,7 +44,6 @@ _log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
-Item = tuple[Modality, str]
 RETRIEVED = 256  # ids a request
 CAPTION_KEY = re.compile(r"#\d+$")
 
@@ -187,12 +186,15 @@ class Deletion:
         if filter is None:
             return set()
         items: set[Item] = set()
+        strange: set[str] = set()
         missing: list[str] = []
         for row in rows:
             if row.state != "retired":
                 check_kinds(filter, row.settings.get("payload_indexes", {}))
-                pages = self.store.scroll(row.physical_name, filter=filter)
-                items |= {(record.payload["modality"], record.payload["key"]) for page in pages for record in page}
+                for page in self.store.scroll(row.physical_name, filter=filter):
+                    of_page = [*map(item_of, page)]
+                    items.update(item for item in of_page if item is not None)
+                    strange.update(r.id for r, item in zip(page, of_page, strict=True) if item is None)
                 missing += missing_in_words(self.store, row.physical_name, fields_of(filter))
         if missing and items:
             raise FilterError(
@@ -200,6 +202,12 @@ class Deletion:
             )
         for sentence in missing:
             _log.warning("filter: %s", sentence)
+        if strange:
+            _log.warning(
+                "filter: %d points match that modalign did not write, for example %s; they stay: run `modalign verify "
+                "%s`, which names them, and `modalign repair %s`, which deletes them",
+                *(len(strange), min(strange), self.collection, self.collection),
+            )
         return {item for item in items if item[0] in modalities}
 
     def _stored(self, rows: Iterable[ReleaseRow], requested: Collection[Item]) -> set[Item]:

@@ -7,17 +7,18 @@ from typing import Any, Literal
 from uuid import UUID, uuid5
 
 from alignment.metrics import Guarantee
-from alignment.modality import Modality
+from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment
 from alignment.sets.rows import Rows
 from alignment.vectors import FloatArray, invalid_rows
 from connector.rejects import Reason
 from connector.releases.aligned_payload import ALIGNED, check_finite, packed
 from connector.releases.release import Release
-from connector.stores.contract import Payload, Points
+from connector.stores.contract import Payload, Points, Record
 from connector.stores.layout import PayloadKind
 from connector.stores.payload_kinds import read_kinds
 
+Item = tuple[Modality, str]  # modality and key
 NAMESPACE = UUID("6f1d3f0e-6c86-5a49-9d0c-0f3d8a7c1b52")
 HELD_OUT: Literal["held-out"] = "held-out"
 FITTED = "fitted"
@@ -54,6 +55,15 @@ def point_id(modality: Modality, key: str) -> str:
     True
     """
     return str(uuid5(NAMESPACE, f"{modality}\0{key}"))
+
+
+def item_of(record: Record) -> Item | None:
+    """Return the item that a stored point is of; None if its id does not follow from its payload: it is not ours."""
+    modality, key = record.payload.get("modality"), record.payload.get("key")
+    for known in MODALITIES:
+        if modality == known and isinstance(key, str) and point_id(known, key) == record.id:
+            return known, key
+    return None
 
 
 def project(alignment: Alignment, rows: Rows, indexes: Mapping[str, PayloadKind]) -> Projected:

@@ -18,7 +18,7 @@ from connector.provenance.runs import Run
 from connector.provenance.tables import EmbeddingSetRow
 from connector.releases.point_comparison import ComparedBatch, compare_points
 from connector.releases.point_id_set import PointIds
-from connector.releases.points import point_id
+from connector.releases.points import item_of
 from connector.releases.release import Release
 from connector.releases.tombstones import apply_tombstones, open_set
 from connector.stores.contract import Record, Store
@@ -198,6 +198,5 @@ class _SetReconciliation:
 
 def _item_name(record: Record) -> str:
     """Name a stored point by its item, `image:1F436`, or by its id if the payload does not fit to the id."""
-    modality, key = record.payload.get("modality"), record.payload.get("key")
-    fits = isinstance(key, str) and modality in MODALITIES and point_id(modality, key) == record.id
-    return f"{modality}:{key}" if fits else record.id
+    item = item_of(record)
+    return record.id if item is None else f"{item[0]}:{item[1]}"

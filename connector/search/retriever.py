@@ -227,10 +227,10 @@ class Retriever:
 
 
 def _search_hit(hit: ScoredHit, target: Modality) -> SearchHit:
-    try:
-        return SearchHit(hit.payload["key"], hit.payload["group"], target, hit.score, hit.raw_score, hit.payload)
-    except KeyError as error:
-        raise StrangePointError(hit.id, f"has no {error.args[0]}") from None
+    key, group = hit.payload.get("key"), hit.payload.get("group")
+    if not (isinstance(key, str) and isinstance(group, str)):
+        raise StrangePointError(hit.id, f"has no {'group' if isinstance(key, str) else 'key'}")
+    return SearchHit(key, group, target, hit.score, hit.raw_score, hit.payload)
 
 
 def load_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:

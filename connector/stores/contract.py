@@ -94,7 +94,7 @@ class CollectionInfo:
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """A batch of points that carry the same named vector: n ids (UUIDs), vectors (n, d), payloads."""
+    """A batch of points that carry the same named vector: n ids, vectors (n, d), payloads."""
 
     vector_name: str
     ids: Sequence[str]
@@ -116,11 +116,23 @@ class Hit(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A stored point. `vector` (d,) is None unless asked for; Cosine collections store normalised vectors."""
+    """A stored point. `vector` (d,) is None unless asked for; Cosine collections store normalised vectors.
+
+    The id is a UUID, or the digits of an integer. Modalign gives no point an integer; another program may.
+    """
 
     id: str
     vector: FloatArray | None
     payload: Payload
+
+
+def engine_id(id_: str) -> str | int:
+    """Return a point id as engines take it: integers are numbers there, and no texts.
+
+    >>> engine_id("5"), engine_id("00000000-0000-0000-0000-000000000005")
+    (5, '00000000-0000-0000-0000-000000000005')
+    """
+    return int(id_) if id_.isdecimal() else id_
 
 
 class Store(ABC):

@@ -17,7 +17,16 @@ import qdrant_edge as edge
 from typing_extensions import override
 
 from connector.errors import CollectionNotFoundError, SettingsError, StoreBusyError, StoreError
-from connector.stores.contract import CollectionConfig, CollectionInfo, Hit, Points, Record, Store, VectorConfig
+from connector.stores.contract import (
+    CollectionConfig,
+    CollectionInfo,
+    Hit,
+    Points,
+    Record,
+    Store,
+    VectorConfig,
+    engine_id,
+)
 from connector.stores.edge_directory import StoreDirectory, may_be_named
 from connector.stores.edge_errors import translated
 from connector.stores.edge_filter import to_edge
@@ -245,7 +254,7 @@ class EdgeStore(Store):
         self._check_space()
         with self._writing(name, "write to") as shard:
             batch = [
-                edge.Point(id_, {vector_name: vector}, payload)
+                edge.Point(engine_id(id_), {vector_name: vector}, payload)
                 for id_, vector, payload in zip(points.ids, points.vectors.tolist(), points.payloads, strict=True)
             ]
             shard.update(edge.UpdateOperation.upsert_points(batch))
@@ -259,12 +268,12 @@ class EdgeStore(Store):
     @override
     def delete(self, name: str, ids: Sequence[str]) -> None:
         with self._writing(name, "delete from") as shard:
-            shard.update(edge.UpdateOperation.delete_points(list(ids)))
+            shard.update(edge.UpdateOperation.delete_points([*map(engine_id, ids)]))
 
     @override
     def retrieve(self, name: str, ids: Sequence[str], *, vector_name: str | None = None) -> list[Record]:
         with self._reading(name, "read") as shard:
-            points = shard.retrieve(list(ids), True, [vector_name] if vector_name else False)
+            points = shard.retrieve([*map(engine_id, ids)], True, [vector_name] if vector_name else False)
             return [_record(point, vector_name) for point in points]
 
     @override

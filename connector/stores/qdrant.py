@@ -27,7 +27,16 @@ from connector.errors import (
 )
 from connector.rejects import Reason
 from connector.settings import REQUEST_SECONDS
-from connector.stores.contract import CollectionConfig, CollectionInfo, Hit, Points, Record, Store, VectorConfig
+from connector.stores.contract import (
+    CollectionConfig,
+    CollectionInfo,
+    Hit,
+    Points,
+    Record,
+    Store,
+    VectorConfig,
+    engine_id,
+)
 from connector.stores.filters import conditions_of, nested_filters
 from connector.stores.layout import Datatype, Layout
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, RetryPolicy, connected
@@ -269,7 +278,7 @@ class QdrantStore(Store):
         """
         part = points.take(rows)
         batch = models.Batch(
-            ids=list(part.ids),
+            ids=[*map(engine_id, part.ids)],
             vectors={part.vector_name: part.vectors.tolist()},
             payloads=list(part.payloads),
         )
@@ -306,13 +315,13 @@ class QdrantStore(Store):
     def delete(self, name: str, ids: Sequence[str]) -> None:
         if not ids:  # the server refuses a request without points
             return
-        selector = models.PointIdsList(points=list(ids))
+        selector = models.PointIdsList(points=[*map(engine_id, ids)])
         self._complete(f"delete from collection {name}", self._client.delete, name, points_selector=selector)
 
     @override
     def retrieve(self, name: str, ids: Sequence[str], *, vector_name: str | None = None) -> list[Record]:
         wanted = [vector_name] if vector_name else False
-        points = self._call(self._client.retrieve, name, list(ids), with_payload=True, with_vectors=wanted)
+        points = self._call(self._client.retrieve, name, [*map(engine_id, ids)], with_payload=True, with_vectors=wanted)
         return [_record(point, vector_name) for point in points]
 
     @override

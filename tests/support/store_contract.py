@@ -226,6 +226,19 @@ class WritingContract:
         assert sorted(record.id for page in store.scroll(name) for record in page) == ids(2, start=2)
         assert {hit.id for hit in store.search(name, "v", vectors[:1], 10)[0]} == set(ids(2, start=2))
 
+    def test_ids_that_are_integers_are_read_and_deleted_as_uuids_are(
+        self, store: Store, name: str, rng: np.random.Generator
+    ) -> None:
+        """Another program may have given them: modalign has to name such points, and to delete them."""
+        store.create(name, config())
+        store.upsert(name, points(normal(rng, 5)))  # UUIDs of the same numbers
+        numbers = ["0", "1", str(2**64 - 1)]
+        store.upsert(name, Points("v", numbers, normal(rng, 3), [{}, {}, {}]))
+        assert sorted(record.id for page in store.scroll(name, page=2) for record in page) == sorted(ids(5) + numbers)
+        assert sorted(record.id for record in store.retrieve(name, ["1", "5", *ids(1)])) == sorted(["1", *ids(1)])
+        store.delete(name, [*numbers, "7"])
+        assert sorted(record.id for page in store.scroll(name) for record in page) == ids(5)
+
     def test_an_empty_batch_means_nothing(self, store: Store, name: str) -> None:
         store.create(name, config())
         store.upsert(name, points(np.empty((0, DIM), np.float32)))

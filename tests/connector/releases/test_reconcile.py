@@ -97,6 +97,20 @@ def stray(world: World) -> None:
     world.store.upsert(name(world), Points("image", points_of(2), np.eye(6, dtype=np.float32)[:2], [{}, {"key": "k"}]))
 
 
+def stray_integers(world: World) -> None:
+    """Points of another program, one of them a copy of ours under its own number."""
+    (ours,) = world.store.retrieve(name(world), [point_id("image", "3")])
+    payloads = [{}, ours.payload, {"modality": ["image"], "key": 5}, {"group": "1"}]
+    numbers = ["0", "5", "123456789", str(2**64 - 1)]
+    world.store.upsert(name(world), Points("image", numbers, np.eye(6, dtype=np.float32)[:4], payloads))
+
+
+def copy(world: World) -> None:
+    """A copy of one of ours, under an id that does not follow from its key."""
+    (ours,) = world.store.retrieve(name(world), [point_id("text", "3")], vector_name="text")
+    world.store.upsert(name(world), Points("text", points_of(1), np.asarray(ours.vector)[None], [ours.payload]))
+
+
 def forget(world: World) -> None:
     row = open_release(world.provenance, world.store, COLLECTION).row
     (embedding_set, _) = world.provenance.ledger.sets_in([row.id])
@@ -115,6 +129,13 @@ BROKEN: Sequence[tuple[Callable[[World], None], tuple[int, int, int, int], dict[
     (another_payload, (0, 1, 0, 0), {"differing": ["text:0"]}, {"repaired": 1}),
     (turn, (0, 1, 0, 0), {"differing": ["text:4"]}, {"repaired": 1}),
     (stray, (0, 0, 2, 0), {"orphans": points_of(2)}, {"deleted": 2}),
+    (
+        stray_integers,
+        (0, 0, 4, 0),
+        {"orphans": ["0", "5", "123456789", "18446744073709551615"]},
+        {"deleted": 4},
+    ),
+    (copy, (0, 0, 1, 0), {"orphans": points_of(1)}, {"deleted": 1}),
     (forget, (0, 0, 0, 1), {"unrecorded": ["image-000000.parquet:4"]}, {}),
     (
         encode_more,
@@ -240,7 +261,7 @@ def test_memory_does_not_grow_with_the_release(tmp_path: Path, monkeypatch: pyte
 
 class TestPointIds:
     @hypothesis_settings(max_examples=30)
-    @given(st.lists(st.uuids().map(str), unique=True, max_size=40), st.data())
+    @given(st.lists(st.uuids().map(str) | st.integers(0, 2**64 - 1).map(str), unique=True, max_size=40), st.data())
     def test_like_a_set(self, ids: list[str], data: st.DataObject) -> None:
         chosen = data.draw(st.sets(st.sampled_from(ids))) if ids else set()
         with PointIds() as every, PointIds() as some:
@@ -255,6 +276,13 @@ class TestPointIds:
         with PointIds() as some, PointIds() as none:
             some.add(ids)
             assert (some.missing(ids), list(some.without(none))) == ([], [ids])
+
+    def test_an_integer_is_not_the_uuid_of_its_number(self) -> None:
+        with PointIds() as some:
+            some.add(["256"])
+            assert some.missing(["256", "00000000-0000-0000-0000-000000000100"]) == [
+                "00000000-0000-0000-0000-000000000100"
+            ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
