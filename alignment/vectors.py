@@ -1,4 +1,4 @@
-"""Rows of vectors: which are invalid, and how to normalise them."""
+"""Rows of vectors: which are invalid, which a stored type cannot hold, and how to normalise them."""
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,14 @@ ROUNDING = 4 * float(np.finfo(np.float32).eps)
 
 NOT_FINITE = "vector-not-finite"
 ZERO = "vector-zero"
+OVERFLOW = "vector-overflow"
+UNDERFLOW = "vector-underflow"
 
 LARGEST_SQUARE = float(np.finfo(np.float32).max) ** 2
 SMALLEST_SQUARE = float(np.finfo(np.float32).tiny)
+# How far a stored type may move a vector, as a share of its norm. Rounding to normal numbers of float16 moves it by
+# at most 0.0005.
+STORED_ROUNDING = 0.01
 
 
 def invalid_rows(X: npt.NDArray[np.floating]) -> dict[int, str]:
@@ -32,6 +37,20 @@ def invalid_rows(X: npt.NDArray[np.floating]) -> dict[int, str]:
     finite = squares < LARGEST_SQUARE  # (n,); not so for NaN
     bad = np.flatnonzero(~finite | (squares < SMALLEST_SQUARE))
     return {int(row): ZERO if finite[row] else NOT_FINITE for row in bad}
+
+
+def rows_lost_in(X: FloatArray, dtype: str) -> dict[int, str]:
+    """Say which rows of `X` (n, d), finite float32, the type `dtype` cannot hold, and why: `{row: reason}`.
+
+    >>> rows_lost_in(np.array([[1, 2], [1e5, 1], [1e-9, 1e-9]], np.float32), "float16")
+    {1: 'vector-overflow', 2: 'vector-underflow'}
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        stored: npt.NDArray[np.float64] = X.astype(dtype).astype(np.float64)
+        norms = np.linalg.norm(X.astype(np.float64), axis=1)
+        changed = np.linalg.norm(stored - X, axis=1) > STORED_ROUNDING * norms
+    overflown: npt.NDArray[np.bool_] = np.isinf(stored).max(axis=1)
+    return {int(row): OVERFLOW if overflown[row] else UNDERFLOW for row in np.flatnonzero(changed | overflown)}
 
 
 def check_sound(X: npt.NDArray[np.floating], what: str) -> None:

@@ -17,7 +17,7 @@ from connector.progress import progress
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import ReleaseRow
-from connector.releases.layouts import broken_filters, layout_differences
+from connector.releases.layouts import broken_filters, layout_differences, live_beside
 from connector.releases.release import LIVE, READY, find_release_row, load_release
 from connector.releases.verify import verify
 from connector.requests import AuditRequest
@@ -116,9 +116,11 @@ def _measure(
 
 def _beside_live(row: ReleaseRow, store: Store, provenance: Provenance) -> Iterator[str]:
     """Yield how a release that is to replace the live one differs from it in layout and in types of payload."""
-    where = {"store_url": row.store_url, "collection": row.collection, "metric": row.metric}
-    for live in provenance.releases.find(**where, state=LIVE) if row.state == READY else ():
+    where = {"store_url": row.store_url, "collection": row.collection}
+    live = live_beside(provenance.releases.find(**where, state=LIVE), row.metric)
+    if live is not None and row.state == READY:
         broken = broken_filters(store, live, row)
         yield from (f"Filters would not find the same: {sentence}." for sentence in broken)
         said = {sentence.replace("the live release ", "") for sentence in broken}
-        yield from (f"The layout differs: {other}." for other in layout_differences(live, row) if other not in said)
+        differences = layout_differences(live, row) if live.metric == row.metric else []
+        yield from (f"The layout differs: {other}." for other in differences if other not in said)

@@ -19,13 +19,12 @@ import numpy as np
 from alignment.modality import Modality
 from alignment.sets.rows import Rows
 from alignment.sets.writer import SetWriter
-from alignment.vectors import FloatArray, invalid_rows
+from alignment.vectors import FloatArray, invalid_rows, rows_lost_in
 from connector.corpora.images import ImageRejectedError, decode, reading
 from connector.corpora.items import Corpus, Entry, Item, PassedOver, Vector
 from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
 from connector.encoding.set_index import SetIndex
-from connector.encoding.stored_vectors import rows_lost_in
 from connector.errors import CorpusError
 from connector.progress import Advance
 from connector.provenance.runs import Run

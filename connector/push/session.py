@@ -34,9 +34,10 @@ from connector.push.batches import BatchWriter, ReleaseWriter
 from connector.push.open_releases import ReleaseOpener, open_others, take_back
 from connector.releases.aliases import make_live, to_go_live
 from connector.releases.chain import check_encoder
+from connector.releases.layouts import broken_filters, live_beside
 from connector.releases.payload_fields import missing_in_words
 from connector.releases.point_id_set import PointIds
-from connector.releases.release import READY, Release, lower
+from connector.releases.release import LIVE, READY, Release, lower
 from connector.search.ef_tuning import sample, tune
 from connector.stores.contract import Store
 from connector.stores.layout import OWN_FIELDS, Layout, checked_layout
@@ -209,15 +210,36 @@ class PushSession:
                     _log.warning("payload index: %s", sentence)
 
     def make_live(self, embedding_set: EmbeddingSet, set_id: int) -> None:
-        """Make the releases live whose aliases are free; then verify the collection's other releases."""
-        if to_go_live(self.provenance, self.store, self.releases):  # otherwise the lock would be waited for in vain
+        """Make the releases live whose aliases are free; then verify the collection's other releases.
+
+        A further metric of a collection waits for a promotion if filters would find something else under it.
+        """
+        wanted = to_go_live(self.provenance, self.store, self.releases).values()
+        if releases := [release for release in wanted if not self._breaks_filters(release)]:
+            # Without any, the lock would be waited for in vain.
             store_url, collection = self.provenance.database.stored(self.store.url), self.releases[0].row.collection
             with promotion_lock(self.provenance.database, store_url, collection, self.run.id):
-                make_live(self.provenance, self.store, self.releases)
+                make_live(self.provenance, self.store, releases)
         for writer in self.writers:
             # A release that another push is building is complete when that push says so.
             if not writer.requested and writer.release.row.state != "building":
                 _verify(writer.release, embedding_set, set_id, self.store, self.provenance)
+
+    def _breaks_filters(self, release: Release) -> bool:
+        """Say, also in a warning, whether filters that work on the collection's live releases would not on this one."""
+        if release.row.state == LIVE:
+            return False
+        store_url = self.provenance.database.stored(self.store.url)
+        rows = self.provenance.releases.find(store_url=store_url, collection=release.row.collection)
+        live = live_beside(rows, release.row.metric)
+        broken = broken_filters(self.store, live, release.row) if live else []
+        if broken:
+            _log.warning(
+                "release %s does not go live by itself, because filters would not find the same: %s",
+                release.name,
+                "; ".join(broken),
+            )
+        return bool(broken)
 
 
 def _verify(release: Release, embedding_set: EmbeddingSet, set_id: int, store: Store, provenance: Provenance) -> None:

@@ -1,6 +1,6 @@
 """Layouts of releases: what a new release inherits, what a collection tells of its own, and how two releases differ."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -10,7 +10,8 @@ from connector.provenance.tables import ReleaseRow
 from connector.releases.aliases import alias_name
 from connector.releases.release import DEFAULT_METRIC, LIVE
 from connector.stores.contract import Payload, Store
-from connector.stores.layout import FIELDS, SEARCH_FIELDS, Layout
+from connector.stores.layout import FIELDS, SEARCH_FIELDS, Layout, PayloadKind
+from connector.stores.payload_kinds import unanswered
 from connector.stores.payload_paths import field_values, print_path
 
 SEARCH = "modalign_search"  # in the metadata of a collection: the settings that its engine does not keep
@@ -81,27 +82,44 @@ def layout_differences(live: ReleaseRow, other: ReleaseRow) -> list[str]:
     ]
 
 
+def live_beside(rows: Sequence[ReleaseRow], metric: str) -> ReleaseRow | None:
+    """Return the live release whose filters have to work on one under `metric`: of that metric, or else of another."""
+    live = [row for row in rows if row.state == LIVE]
+    return min(live, key=lambda row: (row.metric != metric, row.metric != DEFAULT_METRIC, -row.id), default=None)
+
+
 def broken_filters(store: Store, live: ReleaseRow, other: ReleaseRow) -> list[str]:
-    """Say what filters that work on the live release would meet in another one: other kinds, or other types.
+    """Say which filters that work on the live release would not on another one: other kinds, types, or new indexes.
 
-    Kinds are compared all, types of values over a sample of the points that both hold.
+    Kinds are compared all, values over a sample of points.
     """
-    before, after = complete(live.settings), complete(other.settings)
-    kinds = [
-        f"payload field {field} is {_indexed(old)} in the live release {live.physical_name} and {_indexed(new)} in "
-        f"{other.physical_name}"
-        for field, old, new in _index_changes(before, after)
+    changes = list(_index_changes(complete(live.settings), complete(other.settings)))
+    sample = {record.id: record.payload for record in next(store.scroll(live.physical_name, page=SAMPLE), [])}
+    sentences = {
+        field: f"payload field {field} is {_indexed(old)} in the live release {live.physical_name} and "
+        f"{_indexed(new)} in {other.physical_name}"
+        for field, old, new in changes
         if old is not None
-    ]
-    types = [
-        f"payload field {field} holds {old} in the live release {live.physical_name} and {new} in {other.physical_name}"
-        for field, (old, new) in _type_changes(store, live.physical_name, other.physical_name).items()
-        if not any(f"field {field} " in sentence for sentence in kinds)
-    ]
-    return kinds + types
+    }
+    for field, (old, new) in _type_changes(store, sample, other.physical_name).items():
+        sentences.setdefault(
+            field,
+            f"payload field {field} holds {old} in the live release {live.physical_name} and {new} in "
+            f"{other.physical_name}",
+        )
+    added = {field: new for field, old, new in changes if old is None and new is not None}
+    for field, kind, test in _no_longer_answered(sample, added):
+        sentences.setdefault(
+            field,
+            f"payload field {field} is not indexed in the live release {live.physical_name}, where filters may compare "
+            f"it with {test}, and {_indexed(kind)} in {other.physical_name}, where they may not",
+        )
+    return list(sentences.values())
 
 
-def _index_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, str | None, str | None]]:
+def _index_changes(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> Iterator[tuple[str, PayloadKind | None, PayloadKind | None]]:
     old, new = before["payload_indexes"], after["payload_indexes"]
     for field in sorted(old.keys() | new.keys()):
         if old.get(field) != new.get(field):
@@ -112,9 +130,18 @@ def _indexed(kind: str | None) -> str:
     return "not indexed" if kind is None else f"indexed as {kind}"
 
 
-def _type_changes(store: Store, live: str, other: str) -> dict[str, tuple[str, str]]:
-    """Return by payload field the types that differ between the same points of two collections."""
-    sample = {record.id: record.payload for record in next(store.scroll(live, page=SAMPLE), [])}
+def _no_longer_answered(
+    sample: Mapping[str, Payload], indexes: Mapping[str, PayloadKind]
+) -> Iterator[tuple[str, PayloadKind, str]]:
+    """Yield fields whose values a filter finds until they are indexed: the field, the kind of index, and the test."""
+    for payload in sample.values():
+        for path, value in field_values(payload):
+            if kind := indexes.get(field := print_path(path)):
+                yield from ((field, kind, test) for test in unanswered(value, kind))
+
+
+def _type_changes(store: Store, sample: Mapping[str, Payload], other: str) -> dict[str, tuple[str, str]]:
+    """Return by payload field the types that differ between points of a sample and the same in another collection."""
     ids, changes = list(sample), dict[str, tuple[str, str]]()
     for start in range(0, len(ids), RETRIEVED):
         for record in store.retrieve(other, ids[start : start + RETRIEVED]):

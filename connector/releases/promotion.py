@@ -31,7 +31,7 @@ from connector.provenance.tables import PromotionRow, ReleaseRow, now
 from connector.releases.aliases import alias_name
 from connector.releases.choice import named_releases, once_live_releases, ready_releases, replaced_releases
 from connector.releases.gate import newest_audit
-from connector.releases.layouts import broken_filters, layout_differences
+from connector.releases.layouts import broken_filters, layout_differences, live_beside
 from connector.releases.release import LIVE, PROMOTE, ROLLBACK, load_release
 from connector.releases.verify import verify
 from connector.settings import checked_name
@@ -173,7 +173,8 @@ class Lifecycle:
             refusals = (
                 [f"{refusal}; audit with `modalign audit --release ready --require CONDITION`"] if refusal else []
             )
-            if row.metric in live and (broken := broken_filters(self.store, live[row.metric], row)):
+            beside = live_beside(list(live.values()), row.metric)
+            if beside and (broken := broken_filters(self.store, beside, row)):
                 refusals.append(
                     f"filters would not find the same: {'; '.join(broken)}; drop {row.physical_name} and push again "
                     "without these options, so that it inherits the layout of the live release"

@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from alignment.errors import VectorError
 from alignment.metrics import Distance
-from alignment.vectors import ZERO, FloatArray, invalid_rows
-from connector.errors import CollectionNotFoundError, PointsRefusedError
+from alignment.vectors import ZERO, FloatArray, invalid_rows, rows_lost_in
+from connector.errors import CollectionNotFoundError, PointsRefusedError, Refusal
+from connector.rejects import Reason
 from connector.stores.filters import check_filter
 from connector.stores.layout import OVERSAMPLING, Datatype, Layout
 from connector.stores.payload_checks import payload_fault
@@ -195,13 +196,14 @@ class Store(ABC):
 
         Raises:
             VectorError: a vector has another dimension, is not finite as float32, is zero under Cosine, or has values
-                that the collection's datatype cannot hold.
-            PointsRefusedError: payloads that cannot be stored, or points that the engine refuses; all others are
-                written.
+                that are no integers of a collection of uint8.
+            PointsRefusedError: payloads that cannot be stored, vectors that float16 would overflow or underflow, or
+                points that the engine refuses; all others are written.
             CollectionNotFoundError: there is no such collection or named vector.
         """
         self._check(name, points)
-        refused = {row: fault for row, payload in enumerate(points.payloads) if (fault := payload_fault(payload))}
+        refused = self._lost_as_float16(name, points)
+        refused |= {row: fault for row, payload in enumerate(points.payloads) if (fault := payload_fault(payload))}
         valid = [row for row in range(len(points.ids)) if row not in refused]
         try:
             if valid:
@@ -365,7 +367,7 @@ class Store(ABC):
                 f"collection {name}: expected vectors of shape {expected} with a payload each, got "
                 f"{points.vectors.shape} with {len(points.payloads)} payloads"
             )
-        self._check_datatype(name, points)
+        self._check_uint8(name, points)
         harmful = {
             row: reason
             for row, reason in invalid_rows(points.vectors).items()
@@ -378,21 +380,27 @@ class Store(ABC):
                 f"{config.distance}, the first is point {points.ids[row]}: {reason}"
             )
 
-    def _check_datatype(self, name: str, points: Points) -> None:
-        """Refuse values that the collection's datatype would silently change."""
-        datatype = self.datatype(name)
-        if datatype == "float32":
+    def _lost_as_float16(self, name: str, points: Points) -> dict[int, Refusal]:
+        """Say which vectors a collection of float16 cannot hold, and why. Under Cosine they are normalised before."""
+        if self.datatype(name) != "float16" or self._vectors(name)[points.vector_name].distance is Distance.COSINE:
+            return {}
+        largest = np.abs(points.vectors).max(axis=1, initial=0)
+        return {
+            row: Refusal(Reason(reason), f"{name} stores float16, and the vector's largest value is {largest[row]:g}")
+            for row, reason in rows_lost_in(points.vectors, "float16").items()
+        }
+
+    def _check_uint8(self, name: str, points: Points) -> None:
+        """Refuse values that a collection of uint8 would silently change."""
+        if self.datatype(name) != "uint8":
             return
-        if datatype == "float16":
-            valid, range_ = np.abs(points.vectors) <= np.finfo(np.float16).max, "values of at most 65504"
-        else:
-            X = points.vectors
-            valid, range_ = (X >= 0) & (X <= 255) & (np.floor(X) == X), "whole numbers from 0 to 255"
+        X = points.vectors
+        valid = (X >= 0) & (X <= 255) & (np.floor(X) == X)
         if not valid.all():
             row, column = np.argwhere(~valid)[0]
             raise VectorError(
-                f"collection {name} stores {datatype}, which holds {range_}; point {points.ids[row]} has "
-                f"{points.vectors[row, column]}: push into a new collection with another datatype"
+                f"collection {name} stores uint8, which holds whole numbers from 0 to 255; point {points.ids[row]} has "
+                f"{X[row, column]}: push into a new collection with another datatype"
             )
 
     @abstractmethod

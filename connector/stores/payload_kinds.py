@@ -208,6 +208,21 @@ def check_kinds(condition: "Filter", indexes: Mapping[str, str], *, what: str = 
             )
 
 
+def unanswered(value: Any, kind: PayloadKind) -> list[str]:
+    """Return the tests that find a value in a field without an index, and that one of a kind does not answer.
+
+    >>> unanswered(4, "integer"), unanswered(4, "float")
+    ([], ['a whole number'])
+    """
+    if isinstance(value, bool):
+        tests = ["true or false"]
+    elif isinstance(value, int):
+        tests = ["a whole number", "a range of numbers"]
+    else:
+        tests = {float: ["a range of numbers"], str: ["a text", "words of a text"]}.get(type(value), [])
+    return [test for test in tests if kind not in _ANSWERED_BY[test]]
+
+
 def fields_of(condition: "Filter") -> set[str]:
     """Return the payload fields that a filter reads, as Qdrant prints their paths.
 

@@ -181,6 +181,59 @@ class TestPromotion:
         assert switch.refused is None
         assert any("year" in sentence for sentence in switch.differences)
 
+    @pytest.mark.parametrize("kind", ["integer", "float"])
+    def test_an_added_index_that_no_longer_answers_a_filter_that_worked(self, world: World, kind: PayloadKind) -> None:
+        """A whole number is found by its value without an index and with one of integers, by ranges alone otherwise."""
+        points = latent(N)
+        payloads = [{"meta": {"year": 1990 + number}} for number in range(N)]
+        numbered = world.set("s", *(rows(m, embedded(m, points), payloads=payloads) for m in ("image", "text")))
+        world.push(numbered)
+        (other,) = world.push(numbered, "b", payload_indexes={"meta.year": kind}).releases
+        findings = " ".join(audit(world, numbered).findings)
+        if kind == "integer":
+            assert "Filters would not" not in findings
+            (switch,) = promote(world)
+            assert switch.refused is None
+        else:
+            assert "meta.year" in findings
+            with raises(GateError, "meta.year", "not indexed", "a whole number", other.name):
+                promote(world)
+
+
+class TestAFurtherMetric:
+    """Searches under every metric of a collection take the same filters."""
+
+    @pytest.mark.parametrize(
+        ("layout", "value"),
+        [
+            ({"payload_indexes": {"price": "keyword"}}, "price"),
+            ({"payload_indexes": {"meta.year": "integer"}}, "meta.year"),
+            ({"fresh_layout": True}, "price"),
+        ],
+    )
+    def test_one_on_which_filters_break_does_not_go_live_by_itself(
+        self, world: World, priced: EmbeddingSet, layout: dict[str, Any], value: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        world.push(priced, payload_indexes=TYPED)
+        for _ in range(2):  # nor when it is pushed again
+            (other,) = world.push(priced, metrics=["euclid"], **layout).releases
+            assert (other.row.state, sorted(world.store.aliases())) == ("ready", ["things.cosine"])
+            assert value in caplog.text
+            caplog.clear()
+        with raises(GateError, value, other.name):
+            promote(world)
+        (switch,) = promote(world, force=True)
+        assert switch.refused is not None
+        assert switch.previous is None
+        world.store.set_aliases({})
+        world.push(priced, metrics=["euclid"], **layout)
+        assert world.store.aliases()["things.euclid"] == other.name
+
+    def test_one_with_the_same_filters_is_live_at_once(self, world: World, priced: EmbeddingSet) -> None:
+        world.push(priced, payload_indexes=TYPED)
+        (other,) = world.push(priced, metrics=["euclid"], m=8, payload_indexes={"label": "keyword"}).releases
+        assert other.row.state == "live"
+
 
 class TestLostDatabase:
     def forget(self, world: World) -> World:

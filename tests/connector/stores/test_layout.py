@@ -263,10 +263,28 @@ class TestOnEdge:
             [record] = store.retrieve("c", batch(vectors).ids[:1], vector_name="v")
             assert record.vector is not None
             np.testing.assert_array_equal(record.vector, vectors[0].astype(np.float16).astype(np.float32))
-            too_large = vectors[:3].copy()
-            too_large[1, 5] = 70_000
-            with raises(VectorError, "float16", 65504, 70000):
-                store.upsert("c", batch(too_large))
+            changed = vectors[:5].copy() + 1
+            changed[1, 5] = 70_000
+            changed[2] *= 1e-9
+            changed[3, 1:] = 1e-9  # of which nothing is seen
+            with pytest.raises(PointsRefusedError) as caught:
+                store.upsert("c", batch(changed))
+            refused = {row: str(reason) for row, (reason, _) in caught.value.refused.items()}
+            assert refused == {1: "vector-overflow", 2: "vector-underflow"}
+            assert "70000" in caught.value.refused[1].detail
+            written = store.retrieve("c", batch(vectors).ids[:5], vector_name="v")
+            by_id = {record.id: record.vector for record in written if record.vector is not None}
+            for row, expected in enumerate([changed[0], vectors[1], vectors[2], changed[3], changed[4]]):
+                np.testing.assert_allclose(by_id[batch(vectors).ids[row]], expected, rtol=1e-3, atol=1e-7)
+
+    def test_float16_holds_every_vector_under_cosine_which_is_normalised_first(
+        self, tmp_path: Path, vectors: FloatArray
+    ) -> None:
+        with EdgeStore(tmp_path) as store:
+            scaled = vectors * np.geomspace(1e-2, 1e5, len(vectors), dtype=np.float32)[:, None]
+            filled(store, scaled, Distance.COSINE, datatype="float16")
+            hits = store.search("c", "v", vectors[:50], 1, exact=True)
+            assert [hit.payload["number"] for (hit,) in hits] == list(range(50))
 
     def test_uint8_holds_whole_numbers_and_nothing_else(self, tmp_path: Path, rng: np.random.Generator) -> None:
         whole = rng.integers(0, 256, (50, DIM)).astype(np.float32)
