@@ -6,6 +6,10 @@ ModalignError                       (alignment.errors)
     ├── CorpusError                 a corpus that cannot be read at all; a bad row becomes a reject
     ├── OutOfResourcesError         no memory, threads, open files or disk space left; never a reject
     ├── EncoderError                an encoder that is unknown, cannot be loaded, or is the wrong one
+    ├── MissingPackageError         a package of an extra that is not installed
+    ├── QueryError                  a search that asks for nothing that can be searched
+    ├── PictureError                a picture to search with that is missing or cannot be decoded
+    ├── OutputError                 a file or directory that a command cannot write
     ├── ProvenanceError             the SQL database
     │   ├── NotMigratedError        has no tables, or older ones: run `modalign db upgrade`
     │   ├── LeaseLostError          another process has taken over the step of this one
@@ -50,6 +54,22 @@ class OutOfResourcesError(ConnectorError):
 
 class EncoderError(ConnectorError):
     """An encoder that is unknown, cannot be loaded, or is not the one that is needed."""
+
+
+class MissingPackageError(ConnectorError):
+    """A package of an extra that is not installed; the message says how to install it."""
+
+
+class QueryError(ConnectorError, ValueError):
+    """A search that asks for nothing that can be searched: an empty text, or a limit that is none."""
+
+
+class PictureError(ConnectorError):
+    """A picture to search with that is missing or cannot be decoded."""
+
+
+class OutputError(ConnectorError):
+    """A file or directory that a command cannot write."""
 
 
 class ProvenanceError(ConnectorError):

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from alignment.names import METRICS, did_you_mean
+from connector.errors import EncoderError
 
 
 class Name(click.ParamType[str]):
@@ -53,4 +54,20 @@ class DeviceName(click.ParamType[str]):
         return str(value)
 
 
-METRIC, DEVICE = MetricName(), DeviceName()
+class EncoderSpec(click.ParamType[str]):
+    """An encoder as `SCHEME:NAME`; whether there is such a model is found out when it is loaded."""
+
+    name = "spec"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return `value` if its scheme is one of an installed package."""
+        from connector.encoding.encoders import encoder_entry_point  # loads numpy
+
+        try:
+            encoder_entry_point(value)
+        except EncoderError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+
+METRIC, DEVICE, ENCODER = MetricName(), DeviceName(), EncoderSpec()

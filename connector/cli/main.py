@@ -13,7 +13,14 @@ import click
 from alignment.errors import MetricError, ModalignError, TrainingError
 from connector.cli import alignments, audits, push, releases, runs, search, sets, streams
 from connector.cli.group import FAILED, INTERRUPTED, REQUIREMENT, USAGE, cli
-from connector.errors import FilterError, GateError, OutOfResourcesError, RequirementError, SettingsError
+from connector.errors import (
+    FilterError,
+    GateError,
+    OutOfResourcesError,
+    QueryError,
+    RequirementError,
+    SettingsError,
+)
 from connector.progress import StderrHandler, say
 from connector.resources import is_lack
 from connector.safe_text import without_secrets
@@ -23,7 +30,14 @@ __all__ = ["cli", "main"]
 # Each adds its commands to the group when it is imported.
 COMMANDS = (sets, alignments, push, search, audits, releases, runs)
 # What only the command line can be wrong about.
-USAGE_ERRORS = (FilterError, MetricError, RequirementError, SettingsError, TrainingError)
+USAGE_ERRORS = (
+    FilterError,
+    MetricError,
+    QueryError,
+    RequirementError,
+    SettingsError,
+    TrainingError,
+)
 
 
 def main() -> NoReturn:

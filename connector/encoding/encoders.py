@@ -7,8 +7,9 @@ schemes included. An encoder of your own needs a class and a line in your pyproj
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from importlib.metadata import entry_points
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +18,7 @@ from PIL import Image
 from typing_extensions import override
 
 from alignment.modality import MODALITIES, Modality
+from alignment.names import did_you_mean
 from alignment.sets.cards import EncoderCard
 from alignment.vectors import FloatArray
 from connector.errors import EncoderError
@@ -243,6 +245,30 @@ def load_encoder(spec: str, device: "torch.device") -> Encoder:
     Raises:
         EncoderError: the scheme or model is unknown, or its weights cannot be loaded.
     """
+    return _load(_encoder_class(spec), spec, device)
+
+
+def load_encoders(specs: Mapping[Modality, str], device: "torch.device") -> dict[Modality, Encoder]:
+    """Load the encoder of each modality; a model for both modalities is loaded once.
+
+    Raises:
+        EncoderError: a scheme is unknown, or its encoders do not encode the modality, and no model was loaded; a
+            model is unknown, or its weights cannot be loaded.
+    """
+    classes = {spec: _encoder_class(spec) for spec in dict.fromkeys(specs.values())}
+    for modality, spec in specs.items():
+        if modality not in (modalities := classes[spec].modalities):
+            raise EncoderError(f"{spec} encodes {' and '.join(modalities)}; expected one for {modality}")
+    loaded = {spec: _load(encoder_class, spec, device) for spec, encoder_class in classes.items()}
+    return {modality: loaded[spec] for modality, spec in specs.items()}
+
+
+def encoder_entry_point(spec: str) -> EntryPoint:
+    """Return where the class of the encoder that `spec` names is found; nothing is loaded.
+
+    Raises:
+        EncoderError: the scheme is unknown, or the name is missing.
+    """
     scheme, _, name = spec.partition(":")
     if scheme == IMPORTED:
         raise EncoderError(
@@ -251,26 +277,35 @@ def load_encoder(spec: str, device: "torch.device") -> Encoder:
         )
     known = {point.name: point for point in entry_points(group=GROUP)}
     if scheme not in known or not name:
+        near = did_you_mean(scheme, sorted(known)) if scheme not in known else ""
         raise EncoderError(
-            f"unknown encoder {spec!r}; expected SCHEME:NAME with a scheme of {', '.join(sorted(known))}"
+            f"unknown encoder {spec!r}{near}; expected SCHEME:NAME with a scheme of {', '.join(sorted(known))}"
         )
+    return known[scheme]
+
+
+def _encoder_class(spec: str) -> type[Encoder]:
+    found = encoder_entry_point(spec)
+    with _in_our_words(spec):
+        encoder_class: type[Encoder] = found.load()
+    return encoder_class
+
+
+def _load(encoder_class: type[Encoder], spec: str, device: "torch.device") -> Encoder:
+    with _in_our_words(spec):
+        return encoder_class(spec.partition(":")[2], device)
+
+
+@contextmanager
+def _in_our_words(spec: str) -> Iterator[None]:
     try:
-        kind: type[Encoder] = known[scheme].load()
-        return kind(name, device)
+        yield
     except EncoderError:
         raise
     except ImportError as error:
         raise EncoderError(f"encoder {spec} needs a package that is not installed: {error}") from error
     except Exception as error:  # model libraries raise any exception for an unknown name or a failed download
         raise EncoderError(f"encoder {spec} cannot be loaded: {type(error).__name__}: {error}") from error
-
-
-def load_encoders(specs: Mapping[Modality, str], device: "torch.device") -> dict[Modality, Encoder]:
-    """Load the encoder of each modality; a model for both modalities is loaded once."""
-    loaded = {spec: load_encoder(spec, device) for spec in dict.fromkeys(specs.values())}
-    for modality, spec in specs.items():
-        loaded[spec].require(modality)
-    return {modality: loaded[spec] for modality, spec in specs.items()}
 
 
 def _bytes() -> Any:

@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Session
 
-from connector.errors import NotMigratedError, ProvenanceError
+from connector.errors import NotMigratedError, ProvenanceError, SettingsError
 from connector.safe_text import redacted, without_secrets
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def _engine(url: str) -> Engine:
         engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite", **options)
     except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
         why = without_secrets(" ".join(str(error).split()))
-        raise ProvenanceError(
+        raise SettingsError(
             f"database {redacted(url)}: expected an SQLAlchemy URL such as sqlite:///PATH or "
             f"postgresql://USER@HOST/NAME (with the extra `postgres`); {why}"
         ) from None

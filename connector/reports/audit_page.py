@@ -32,7 +32,7 @@ def write_audit_page(path: Path, found: Audit, origin: AuditContext, *, max_pixe
     """Write the page of an audit, with any verdict.
 
     Raises:
-        ConnectorError: the page cannot be written.
+        OutputError: the page cannot be written.
     """
     environment = templates()
     environment.filters |= FILTERS

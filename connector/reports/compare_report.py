@@ -16,7 +16,7 @@ from alignment.durable import new_directory, write_durably
 from alignment.metrics import parse
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
-from connector.errors import ConnectorError
+from connector.errors import OutputError
 from connector.reports.compare_charts import heat_map, learning_curves
 from connector.reports.page_files import templates
 from connector.requests import CompareRequest
@@ -31,18 +31,18 @@ def claim(directory: Path) -> None:
     """Check that the output directory is new or empty and can be made, before the work starts. Nothing is left of it.
 
     Raises:
-        ConnectorError: the directory is not empty, is a file, or cannot be created.
+        OutputError: the directory is not empty, is a file, or cannot be created.
     """
     if directory.exists() and not directory.is_dir():
-        raise ConnectorError(f"{directory} is a file; name another directory with --to")
+        raise OutputError(f"{directory} is a file; name another directory with --to")
     try:
         if directory.is_dir() and any(directory.iterdir()):
-            raise ConnectorError(f"{directory} is not empty; name another directory with --to")
+            raise OutputError(f"{directory} is not empty; name another directory with --to")
         directory.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=directory.parent):
             pass
     except OSError as error:
-        raise ConnectorError(f"directory {directory} cannot be made: {error}") from error
+        raise OutputError(f"directory {directory} cannot be made: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def compare_and_report(
     """Run the comparison of `request` on `sets`, and write the report into `directory`.
 
     Raises:
-        ConnectorError: the directory is not empty, or a file cannot be written.
+        OutputError: the directory is not empty, or a file cannot be written.
     """
     metrics = [parse(metric) for metric in request.metrics] or METRICS
     claim(directory)
@@ -84,7 +84,7 @@ def write_comparison(directory: Path, comparison: Comparison, advice: Advice) ->
     """Write a directory with all files of a comparison, or nothing.
 
     Raises:
-        ConnectorError: the directory is not empty, or a file cannot be written.
+        OutputError: the directory is not empty, or a file cannot be written.
     """
     written = document(comparison, advice)
     heat, curves = heat_map(comparison, advice), learning_curves(comparison)
@@ -105,9 +105,9 @@ def write_comparison(directory: Path, comparison: Comparison, advice: Advice) ->
             for name, text in files.items():
                 write_durably(building / name, text.encode())
     except FileExistsError:
-        raise ConnectorError(f"{directory} is not empty; name another directory with --to") from None
+        raise OutputError(f"{directory} is not empty; name another directory with --to") from None
     except OSError as error:
-        raise ConnectorError(f"{directory} cannot be written: {error}") from error
+        raise OutputError(f"{directory} cannot be written: {error}") from error
 
 
 def document(comparison: Comparison, advice: Advice) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def write_contact_sheet(
     """Write a page with queries and their hits, as texts and pictures.
 
     Raises:
-        ConnectorError: the page cannot be written.
+        OutputError: the page cannot be written.
     """
     environment = templates()
     environment.filters |= {

@@ -17,7 +17,7 @@ def write_history_page(path: Path, collection: str, moments: Sequence[AuditSumma
     """Write the page of a history, oldest audit first.
 
     Raises:
-        ConnectorError: the page cannot be written.
+        OutputError: the page cannot be written.
     """
     environment = templates()
     environment.filters |= FILTERS

@@ -6,14 +6,14 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from alignment.durable import write_durably
-from connector.errors import ConnectorError
+from connector.errors import OutputError
 
 
 def claim(path: Path) -> None:
     """Check that a file in an existing directory can be written, before the work for it starts.
 
     Raises:
-        ConnectorError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
     try:
         if path.is_dir():
@@ -26,14 +26,14 @@ def claim(path: Path) -> None:
         with TemporaryFile(dir=path.parent):  # the only check that covers read-only disks and access lists
             pass
     except OSError as error:
-        raise ConnectorError(f"{path} cannot be written: {error}; name another file") from error
+        raise OutputError(f"{path} cannot be written: {error}; name another file") from error
 
 
 def write_file(path: Path, text: str) -> None:
     """Write a text; an older file is replaced atomically. A device or a pipe gets the text.
 
     Raises:
-        ConnectorError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
     content = text.encode(errors="backslashreplace")  # names of files may be invalid Unicode
     try:
@@ -44,14 +44,14 @@ def write_file(path: Path, text: str) -> None:
         else:
             write_durably(path.resolve(), content)  # of a link, the file behind it
     except OSError as error:
-        raise ConnectorError(f"{path} cannot be written: {error}; name another file") from error
+        raise OutputError(f"{path} cannot be written: {error}; name another file") from error
 
 
 def append_line(path: Path, line: str) -> None:
     """Append a line, durably and as a whole: nothing of it stays if it does not fit.
 
     Raises:
-        ConnectorError: the line cannot be written.
+        OutputError: the line cannot be written.
     """
     content = (line + "\n").encode(errors="backslashreplace")
     try:
@@ -64,7 +64,7 @@ def append_line(path: Path, line: str) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise ConnectorError(f"{path} cannot be appended to: {error}") from error
+        raise OutputError(f"{path} cannot be appended to: {error}") from error
 
 
 def _append(descriptor: int, content: bytes) -> None:

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from connector.corpora.images import ImageRejectedError, decode, read_image
-from connector.errors import ConnectorError
+from connector.errors import OutputError
 from connector.rejects import Reason
 from connector.reports.output_files import claim, write_file
 from connector.settings import MAX_PIXELS
@@ -39,7 +39,7 @@ def claim_page(path: Path) -> None:
     """Make the directory of a page and check that the page can be written, before the work for it starts.
 
     Raises:
-        ConnectorError: the page cannot be written.
+        OutputError: the page cannot be written.
     """
     _make_directory(path)
     claim(path)
@@ -49,7 +49,7 @@ def write_page(path: Path, html: str) -> None:
     """Write a page; an older one is replaced atomically.
 
     Raises:
-        ConnectorError: the page cannot be written.
+        OutputError: the page cannot be written.
     """
     _make_directory(path)
     write_file(path, html)
@@ -59,7 +59,7 @@ def _make_directory(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConnectorError(f"{path} cannot be written: {error}; name another file") from error
+        raise OutputError(f"{path} cannot be written: {error}; name another file") from error
 
 
 def small_picture(path: Path, sha256: str | None = None, max_pixels: int = MAX_PIXELS) -> str:

@@ -14,7 +14,7 @@ def write_prometheus(path: Path, result: "RunResult[Audit]") -> None:
     """Write an audit for the textfile collector of the Prometheus node exporter, replacing the file atomically.
 
     Raises:
-        ConnectorError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
     from prometheus_client import CollectorRegistry, Gauge, generate_latest  # only this option of the command needs it
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from alignment.metrics import METRICS, Lowering, Rescored
 from alignment.modality import Modality
-from connector.errors import ConnectorError
+from connector.errors import QueryError
 from connector.releases.aligned_payload import ALIGNED, carried, check_finite
 from connector.releases.release import Release
 from connector.stores.contract import Hit, Payload, Store
@@ -116,14 +116,12 @@ class CandidateSearch:
             with_payload: whether hits carry their payload, or which fields of it.
 
         Raises:
-            ConnectorError: `max_candidates` is below `k`.
+            QueryError: `max_candidates` is below `k`.
             WeightsError: a learned metric returns numbers that are not finite.
         """
         lowering = self.release.lowerings[target]
         if max_candidates is not None and max_candidates < k:
-            raise ConnectorError(
-                f"expected max_candidates of at least k, {k}, got {max_candidates}; raise it, or lower k"
-            )
+            raise QueryError(f"expected max_candidates of at least k, {k}, got {max_candidates}; raise it, or lower k")
         queries = lowering.query(aligned)
         check_finite(self.release.metric, queries)
         coarse = quantized and not exact and self._is_coarse

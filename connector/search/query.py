@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignment.metrics import Guarantee
 from connector.corpora.picture_files import is_image_name, is_unsupported_name
-from connector.errors import ConnectorError
+from connector.errors import PictureError
 from connector.requests import SearchRequest
 from connector.search.retriever import Retriever, SearchResult, load_picture
 
@@ -37,7 +37,7 @@ def search(retriever: Retriever, request: SearchRequest, condition: "Filter | No
     """Search a release as `request` asks, among the points that match `condition`.
 
     Raises:
-        ConnectorError: the query is the path of an image that cannot be opened, or of a file that is none.
+        PictureError: the query is the path of an image that cannot be opened, or of a file that is none.
     """
     options: dict[str, Any] = {"filter": condition, "exact": request.exact, "max_candidates": request.max_candidates}
     query: str | Path = request.query
@@ -62,10 +62,10 @@ def _is_path(query: str) -> bool:
 def _load(path: Path, max_pixels: int) -> "Image.Image":
     try:
         return load_picture(path, max_pixels)
-    except ConnectorError as error:
+    except PictureError as error:
         if is_image_name(path.name) or not path.exists():
             raise
-        raise ConnectorError(
+        raise PictureError(
             f"{error}; there is a file {path}, so the query is taken for its path: to search for a text of this name, "
             "run the command in another folder"
         ) from error

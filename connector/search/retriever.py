@@ -14,7 +14,7 @@ from alignment.metrics import Guarantee
 from alignment.modality import OTHER, Modality
 from connector.corpora.images import ImageRejectedError, decode, read_image, upright_rgb
 from connector.encoding.encoders import Encoder, load_encoder
-from connector.errors import ConnectorError, MismatchError, StrangePointError
+from connector.errors import MismatchError, PictureError, QueryError, StrangePointError
 from connector.provenance.recorder import Provenance
 from connector.releases.chain import check_encoder
 from connector.releases.payload_fields import missing_in_words
@@ -127,7 +127,7 @@ class Retriever:
         """
         for text in texts:
             if not text.strip() or text != printable(text):
-                raise ConnectorError(f"expected a text of Unicode to search for, got {printable(text)!r}")
+                raise QueryError(f"expected a text of Unicode to search for, got {printable(text)!r}")
         X = self._encoder("text").encode("text", texts)
         return self._search("text", X, k, target=target, filter=filter, exact=exact, max_candidates=max_candidates)
 
@@ -144,7 +144,7 @@ class Retriever:
         """Find the `k` best items of modality `target` for each image or image file.
 
         Raises:
-            ConnectorError: a file cannot be decoded as an image.
+            PictureError: a file cannot be decoded as an image.
         """
         loaded = [
             upright_rgb(image) if isinstance(image, Image.Image) else load_picture(image, self.max_pixels)
@@ -192,7 +192,7 @@ class Retriever:
         max_candidates: int | None,
     ) -> list[SearchResult]:
         if k < 1:
-            raise ConnectorError(f"expected k of at least 1, got {k}")
+            raise QueryError(f"expected k of at least 1, got {k}")
         if filter is not None:
             self._check_filter(filter)
         if not len(X):
@@ -237,9 +237,9 @@ def load_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read and decode an image file.
 
     Raises:
-        ConnectorError: it cannot be read or decoded.
+        PictureError: it cannot be read or decoded.
     """
     try:
         return decode(read_image(path), max_pixels)
     except ImageRejectedError as error:
-        raise ConnectorError(f"picture {path} cannot be used ({error.reason}): {error}") from error
+        raise PictureError(f"picture {path} cannot be used ({error.reason}): {error}") from error

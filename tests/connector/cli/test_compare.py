@@ -14,7 +14,7 @@ from alignment.comparison.compare import METRICS, compare
 from alignment.comparison.guidelines import advise
 from alignment.comparison.table import NotRun
 from alignment.sets.embedding_set import EmbeddingSet
-from connector.errors import ConnectorError
+from connector.errors import OutputError
 from connector.reports import compare_report as comparisons
 from connector.reports.compare_charts import heat_map, learning_curves
 from tests.support.cli import Ended, done, modalign
@@ -220,7 +220,7 @@ def test_a_disk_that_is_full_is_said(home: Path, tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(comparisons, "write_durably", full)
-    with pytest.raises(ConnectorError, match=r"cannot be written: .*No space left"):
+    with pytest.raises(OutputError, match=r"cannot be written: .*No space left"):
         comparisons.write_comparison(tmp_path, found, advise(found))
     assert learning_curves(replace(found, curves=[])) is None
     assert heat_map(found, advise(found)).startswith("<svg")

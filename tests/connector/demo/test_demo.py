@@ -17,7 +17,7 @@ from alignment.model.alignment import Alignment
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.cli import main as cli
 from connector.demo import emoji as demo
-from connector.errors import ConnectorError
+from connector.errors import MismatchError, MissingPackageError
 from connector.home import Home
 from connector.provenance.tables import ReleaseRow
 from connector.settings import Settings
@@ -105,7 +105,7 @@ class TestCorpus:
             return original(name, *args, **options)
 
         monkeypatch.setattr(builtins, "__import__", missing)
-        with raises(ConnectorError, "resvg_py", "pip install 'modalign[demo]'"):
+        with raises(MissingPackageError, "resvg_py", "pip install 'modalign[demo]'"):
             demo.write_emoji(tmp_path)
 
 
@@ -182,5 +182,5 @@ def test_the_whole_way_and_again(
     written = settings.alignment_path("emoji") / "card.json"
     changed = {**json.loads(written.read_text(encoding="utf-8")), "sets": ["0" * 64]}
     written.write_text(json.dumps(changed), encoding="utf-8")
-    with raises(ConnectorError, settings.home, "emoji"):
+    with raises(MismatchError, settings.home, "emoji"):
         demo.run_demo(settings)

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
-from connector.errors import ProvenanceError
+from connector.errors import ProvenanceError, SettingsError
 from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import (
@@ -36,7 +36,7 @@ class TestUnreachable:
         assert "cret" not in str(raised.value)
 
     def test_a_password_with_an_at_sign_is_never_shown(self) -> None:
-        with pytest.raises(ProvenanceError, match="%40") as raised:
+        with pytest.raises(SettingsError, match="%40") as raised:
             Provenance.open("postgresql://me:half@s3cret@h/x")
         assert "half" not in str(raised.value)
         assert "cret" not in str(raised.value)
@@ -52,7 +52,7 @@ class TestUnreachable:
     )
     @pytest.mark.parametrize("operation", [Provenance.open, upgrade])
     def test_urls_that_cannot_be_meant(self, url: str, operation: Callable[[str], Any]) -> None:
-        with pytest.raises(ProvenanceError, match="sqlite:///PATH") as raised:
+        with pytest.raises(SettingsError, match="sqlite:///PATH") as raised:
             operation(url)
         assert "s3cret" not in str(raised.value)
 

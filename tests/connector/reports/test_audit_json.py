@@ -24,7 +24,7 @@ from connector.audits.measures import Measurement
 from connector.audits.requirements import Requirement
 from connector.audits.result import Audit
 from connector.cli.audit_tables import print_audit, print_history
-from connector.errors import ConnectorError
+from connector.errors import OutputError
 from connector.provenance.runs import RunResult
 from connector.provenance.tables import MeasureRow
 from connector.reports.audit_json import document, history_document, log_line
@@ -222,7 +222,7 @@ class TestPrometheus:
 
         with monkeypatch.context() as patched:
             patched.setattr(Path, "replace", full)
-            with raises(ConnectorError, path, "No space left"):
+            with raises(OutputError, path, "No space left"):
                 write_prometheus(path, result(found))
         assert path.read_bytes() == old
         write_prometheus(path, result(found))
@@ -272,9 +272,9 @@ class TestJsonLines:
 class TestFilesThatCannotBeWritten:
     def test_when_they_are_written(self, found: Audit, tmp_path: Path) -> None:
         path = tmp_path / "no" / "such"
-        with raises(ConnectorError, path, "No such file"):
+        with raises(OutputError, path, "No such file"):
             append_line(path, log_line(result(found)))
-        with raises(ConnectorError, path, "No such file"):
+        with raises(OutputError, path, "No such file"):
             write_prometheus(path, result(found))
 
     def test_before_the_audit(self, tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ class TestFilesThatCannotBeWritten:
         assert (tmp_path / "old").read_text() == "old\n"
         assert [path.name for path in tmp_path.iterdir()] == ["old"]
         for bad in (tmp_path, tmp_path / "no" / "such", tmp_path / "old" / "below"):
-            with raises(ConnectorError, bad):
+            with raises(OutputError, bad):
                 claim(bad)
 
 

@@ -17,7 +17,7 @@ from alignment.retrieval.bootstrap import Estimate
 from connector.audits import run
 from connector.audits.result import Audit, Point, SpaceResult, StageSummary, WorstQuery
 from connector.audits.stages import STAGES
-from connector.errors import ConnectorError
+from connector.errors import OutputError
 from connector.provenance.tables import EncoderRow
 from connector.reports import audit_page, output_files
 from connector.reports.audit_context import AuditContext
@@ -442,7 +442,7 @@ class TestTheFile:
     def test_a_directory_is_no_page(self, own: Path, tmp_path: Path) -> None:
         ended: Ended = modalign(*ASK, "--report", tmp_path, "--home", own)
         assert (ended.code, "is a directory" in ended.error) == (2, True)
-        with raises(ConnectorError, tmp_path):
+        with raises(OutputError, tmp_path):
             claim_page(tmp_path)
 
     def test_to_claim_it_leaves_nothing(self, tmp_path: Path) -> None:
@@ -464,7 +464,7 @@ class TestTheFile:
 
         with monkeypatch.context() as patched:
             patched.setattr(output_files, "write_durably", full)
-            with raises(ConnectorError, path, "No space left"):
+            with raises(OutputError, path, "No space left"):
                 write_audit_page(path, written.found, written.origin)
         assert path.read_text() == "old"
         write_audit_page(path, written.found, written.origin)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from connector.errors import ConnectorError
+from connector.errors import OutputError
 from connector.reports.contact_sheet import Answered, thumbnail, write_contact_sheet
 from connector.reports.page_files import THUMBNAIL
 from tests.support.errors import raises
@@ -154,7 +154,7 @@ def test_directories_are_made_and_an_older_page_is_replaced(tmp_path: Path) -> N
 def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place in (tmp_path / "file" / "page.html", tmp_path):
-        with raises(ConnectorError, place):
+        with raises(OutputError, place):
             write_contact_sheet(place, "t", "s", [])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from connector.errors import ConnectorError
+from connector.errors import OutputError
 from connector.reports.output_files import append_line, write_file
 from tests.support.errors import raises
 
@@ -33,7 +33,7 @@ def test_a_line_that_does_not_fit_leaves_nothing(room: int, tmp_path: Path) -> N
     path, before = tmp_path / "log.jsonl", b"x" * (FILLED - room - 1) + b"\n"
     path.write_bytes(before)
     ended = on_a_full_disk(f"append_line(Path({str(path)!r}), 'y' * 99)")
-    assert ended.stderr.splitlines()[-1].startswith(f"connector.errors.ConnectorError: {path} cannot be appended to: ")
+    assert ended.stderr.splitlines()[-1].startswith(f"connector.errors.OutputError: {path} cannot be appended to: ")
     assert path.read_bytes() == before
 
 
@@ -49,7 +49,7 @@ def test_a_file_that_does_not_fit_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_text("old")
     ended = on_a_full_disk(f"write_file(Path({str(path)!r}), 'new' * {FILLED})")
-    assert ended.stderr.splitlines()[-1].startswith(f"connector.errors.ConnectorError: {path} cannot be written: ")
+    assert ended.stderr.splitlines()[-1].startswith(f"connector.errors.OutputError: {path} cannot be written: ")
     assert path.read_text() == "old"
 
 
@@ -60,9 +60,9 @@ def test_a_device_that_takes_nothing_is_an_error_and_stays_a_device(tmp_path: Pa
         device.open("wb").close()
     except OSError as error:
         pytest.skip(f"needs a device file: {error}")
-    with raises(ConnectorError, device, "No space left"):
+    with raises(OutputError, device, "No space left"):
         write_file(device, "text")
-    with raises(ConnectorError, device):
+    with raises(OutputError, device):
         append_line(device, "text")
     assert device.is_char_device()
 

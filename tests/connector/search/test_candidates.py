@@ -18,7 +18,7 @@ from alignment.metrics.divergences import CertifiedLowering
 from alignment.metrics.learned import CosineCandidates, MixtureLowering
 from alignment.modality import MODALITIES
 from alignment.vectors import FloatArray, l2_normalize
-from connector.errors import ConnectorError
+from connector.errors import QueryError
 from connector.releases.aligned_payload import ALIGNED, packed, unpacked
 from connector.search.candidates import GROWTH, CandidateSearch, RankedHits
 from connector.stores.contract import CollectionConfig, Record, Store, VectorConfig
@@ -362,7 +362,7 @@ class TestPages:
     @pytest.mark.parametrize("max_candidates", [0, 1, 4])
     def test_a_budget_below_k_is_refused(self, text: str, max_candidates: int) -> None:
         finder, brute = self.brute(text)
-        with raises(ConnectorError, "max_candidates", 5, max_candidates):
+        with raises(QueryError, "max_candidates", 5, max_candidates):
             finder.search("image", l2_normalize(random(3, 2)), 5, max_candidates=max_candidates)
         assert brute.pages == []
 

@@ -15,7 +15,7 @@ from alignment.errors import VectorError, WeightsError
 from alignment.metrics import Guarantee, parse
 from alignment.modality import MODALITIES, OTHER, Modality
 from alignment.vectors import FloatArray
-from connector.errors import CollectionNotFoundError, ConnectorError, EncoderError, MismatchError
+from connector.errors import CollectionNotFoundError, EncoderError, MismatchError, PictureError, QueryError
 from connector.releases.aligned_payload import ALIGNED
 from connector.releases.release import lower
 from connector.search.retriever import Retriever, SearchResult
@@ -225,7 +225,7 @@ def test_quantized_collections_find_the_same(tmp_path: Path, monkeypatch: pytest
 
 class TestRefused:
     def test_a_budget_below_k(self, some: Retriever) -> None:
-        with raises(ConnectorError, "max_candidates", 10, 9):
+        with raises(QueryError, "max_candidates", 10, 9):
             asked(some, "text", raw("text"), 10, max_candidates=9)
         assert len(asked(some, "text", raw("text", 1), 10, max_candidates=10)[0]) == 10
 
@@ -268,7 +268,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("k", [0, -1])
     def test_no_results(self, cosine: Retriever, k: int) -> None:
-        with raises(ConnectorError, k):
+        with raises(QueryError, k):
             asked(cosine, "text", raw("text"), k)
 
 
@@ -291,7 +291,7 @@ class TestEncoders:
         """It is refused before an encoder is loaded, wherever it stands."""
         monkeypatch.setattr("connector.search.retriever.load_encoder", None)
         for texts in ([text], ["red", text], [text, "red"]):
-            with pytest.raises(ConnectorError, match="expected a text of Unicode to search for, got '") as caught:
+            with pytest.raises(QueryError, match="expected a text of Unicode to search for, got '") as caught:
                 cosine.search_texts(texts)
             str(caught.value).encode()  # it can be printed
 
@@ -321,14 +321,14 @@ class TestEncoders:
         path = tmp_path / "a.png"
         if content is not None:
             path.write_bytes(content)
-        with raises(ConnectorError, "a.png", reason):
+        with raises(PictureError, "a.png", reason):
             cosine.search_images([path])
 
     def test_a_truncated_picture(self, cosine: Retriever, tmp_path: Path) -> None:
         path = tmp_path / "a.png"
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
         path.write_bytes(path.read_bytes()[:2000])
-        with raises(ConnectorError, "image-broken"):
+        with raises(PictureError, "image-broken"):
             cosine.search_images([path])
 
     def test_a_query_that_embeds_as_nothing(self, cosine: Retriever) -> None:
