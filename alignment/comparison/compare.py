@@ -15,7 +15,7 @@ from alignment import device as devices
 from alignment.comparison.encoder_pairs import PairData, encoder_pairs
 from alignment.comparison.learning_curve import Curve, Measure, learning_curve
 from alignment.comparison.paired_bootstrap import Hits, estimate
-from alignment.comparison.table import Comparison, Fitted, NotRun, Row, best_validated
+from alignment.comparison.table import Comparison, Fitted, MetricRow, NotRun, best_validated
 from alignment.errors import FitError, MetricError, WeightsError
 from alignment.fitting.cross_validation import best_of, cross_validate
 from alignment.fitting.fit import fit_metrics
@@ -226,7 +226,7 @@ class _Bench:
 
     def _row(
         self, data: PairData, made: Fitted, projections: Projections, aligned: GroupedEmbeddings, metric: Metric
-    ) -> Row | None:
+    ) -> MetricRow | None:
         """Measure one metric; None, and said, where it cannot be. The first is measured whatever the clock says."""
         reason = self.clock.stopped() if made.rows else ""
         if not reason:
@@ -242,7 +242,9 @@ class _Bench:
         self.not_run.append(NotRun(f"{metric} after {made.method} on {made.pair}", reason))
         return None
 
-    def _measured(self, data: PairData, projections: Projections, aligned: GroupedEmbeddings, metric: Metric) -> Row:
+    def _measured(
+        self, data: PairData, projections: Projections, aligned: GroupedEmbeddings, metric: Metric
+    ) -> MetricRow:
         started = time.monotonic()
         weights: dict[str, Any] = {}
         if isinstance(metric, LearnedMetric | Nnn):
@@ -258,7 +260,7 @@ class _Bench:
         }
         dim = projections[0].out_dim
         lowering = bound["image"].lower(dim)
-        return Row(
+        return MetricRow(
             str(metric),
             recalls,
             learned,

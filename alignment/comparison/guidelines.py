@@ -13,7 +13,7 @@ import numpy as np
 from alignment.comparison.compare import DOES_NOT_APPLY
 from alignment.comparison.learning_curve import REPEATS, Curve
 from alignment.comparison.paired_bootstrap import FEWEST_GROUPS, Floats, Verdict, judge
-from alignment.comparison.table import Comparison, Fitted, Row, best_validated
+from alignment.comparison.table import Comparison, Fitted, MetricRow, best_validated
 from alignment.metrics import Guarantee, LearnedMetric, parse
 
 IDENTITY = "identity"
@@ -62,7 +62,7 @@ def advise(comparison: Comparison) -> Advice:
     return Advice(pair, fitted.method, row.metric, guidelines)
 
 
-def _short(comparison: Comparison, fitted: Fitted, row: Row) -> Guideline:
+def _short(comparison: Comparison, fitted: Fitted, row: MetricRow) -> Guideline:
     chance = next(pair.chance["recall@10"] for pair in comparison.pairs if pair.name == fitted.pair)
     says = f"Take {fitted.method}{_where(comparison, fitted.pair)} under {row.metric}: Recall@10 {row.recall}"
     says += f", where chance gives {chance:.3f}."
@@ -127,7 +127,7 @@ def _method(comparison: Comparison, pair: str) -> tuple[Fitted, Guideline]:
     return taken, Guideline("method", _said(comparison, verdict, [f.method for f in fitted], cost), rests_on)
 
 
-def _metric(comparison: Comparison, fitted: Fitted) -> tuple[Row, Guideline]:
+def _metric(comparison: Comparison, fitted: Fitted) -> tuple[MetricRow, Guideline]:
     verdict = _judged(comparison, fitted.rows, [_cost(row) for row in fitted.rows])
     taken = fitted.rows[verdict.taken]
     cost = f"{taken.guarantee}, {taken.stored_floats} numbers an item"
@@ -140,7 +140,7 @@ def _metric(comparison: Comparison, fitted: Fitted) -> tuple[Row, Guideline]:
     return taken, Guideline("metric", says, rests_on)
 
 
-def _cost(row: Row) -> tuple[bool, int, bool]:
+def _cost(row: MetricRow) -> tuple[bool, int, bool]:
     """Order by cost: rescored metrics after exact ones, then by stored numbers, then learned metrics after others."""
     return row.guarantee != Guarantee.EXACT, row.stored_floats, isinstance(parse(row.metric), LearnedMetric)
 
@@ -261,7 +261,7 @@ def _under(comparison: Comparison, pair: str) -> str:
     return f"Under {comparison.reference}{_where(comparison, pair)}. {_asked(comparison)}."
 
 
-def _judged(comparison: Comparison, rows: Sequence[Row], costs: Sequence[Any]) -> Verdict:
+def _judged(comparison: Comparison, rows: Sequence[MetricRow], costs: Sequence[Any]) -> Verdict:
     values = [row.recall.value for row in rows]
     return judge(values, [row.samples for row in rows], costs, comparison.test_groups)
 

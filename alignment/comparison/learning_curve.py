@@ -28,7 +28,7 @@ Measure = Callable[[GroupedEmbeddings], Hits]
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class CurvePoint:
     """Recall@10, mean of both directions, of fits on `groups` groups.
 
     Attributes:
@@ -68,7 +68,7 @@ class Curve:
 
     pair: str
     method: str
-    points: list[Point]
+    points: list[CurvePoint]
     last_doubling: Estimate | None
     forecast: Forecast | None
     why_not: str
@@ -106,22 +106,22 @@ def learning_curve(
         samples = np.stack([hits.resampled(seed, replicates)[:, *MEAN_AT_10] for hits in found])  # (repeats, b)
         picked = samples[rng.integers(len(found), size=replicates), np.arange(replicates)]
         value = float(np.mean([hits.recalls()[MEAN_AT_10] for hits in found]))
-        points.append(Point(len(drawn[0].groups), estimate(value, picked), picked))
+        points.append(CurvePoint(len(drawn[0].groups), estimate(value, picked), picked))
     samples = whole.resampled(seed, replicates)[:, *MEAN_AT_10]
     value = float(whole.recalls()[MEAN_AT_10])
-    points.append(Point(len(known.groups), estimate(value, samples), samples))
+    points.append(CurvePoint(len(known.groups), estimate(value, samples), samples))
     forecast, why_not = forecast_of(points, int(whole.asked.sum()))
     return Curve(pair, method, points, _last_doubling(points), forecast, why_not)
 
 
-def _last_doubling(points: Sequence[Point]) -> Estimate | None:
+def _last_doubling(points: Sequence[CurvePoint]) -> Estimate | None:
     if len(points) < 2:
         return None
     before, last = points[-2:]
     return estimate(last.recall.value - before.recall.value, last.samples - before.samples)
 
 
-def forecast_of(points: Sequence[Point], queries: int) -> tuple[Forecast | None, str]:
+def forecast_of(points: Sequence[CurvePoint], queries: int) -> tuple[Forecast | None, str]:
     """Forecast one doubling, or say why the points do not support a forecast."""
     if len(points) < FEWEST_POINTS:
         return None, f"{len(points)} sizes of at least {FEWEST} groups are too few for a law"
@@ -143,7 +143,7 @@ def _around(value: float, by_law: Sequence[Floats]) -> Estimate:
     return Estimate(value, min(each.low for each in estimates), max(each.high for each in estimates))
 
 
-def _gains(points: Sequence[Point], floor: float) -> tuple[Floats, Floats]:
+def _gains(points: Sequence[CurvePoint], floor: float) -> tuple[Floats, Floats]:
     """What one doubling beyond the last point brings under both laws, (b,) each."""
     sizes = np.log2([point.groups for point in points])
     recalls = np.array([point.samples for point in points])  # (p, b)

@@ -34,7 +34,7 @@ class EncoderPair:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MetricRow:
     """A fitted method under one metric.
 
     Attributes:
@@ -84,9 +84,9 @@ class Fitted:
     multiply_adds: dict[Modality, int]
     dim: int
     gap: Gap | None
-    rows: list[Row]
+    rows: list[MetricRow]
 
-    def row(self, metric: str) -> Row | None:
+    def row(self, metric: str) -> MetricRow | None:
         """The row of a metric, if it was run."""
         return next((row for row in self.rows if row.metric == metric), None)
 

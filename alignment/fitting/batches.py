@@ -28,7 +28,7 @@ class Mixing:
     partner: Any
 
 
-class Rows:
+class CentredRows:
     """Unit vectors less their mean, some rows at a time, on the device where they fit and from the host where not."""
 
     def __init__(self, vectors: FloatArray, mean: FloatArray | None, device: "torch.device"):
@@ -41,7 +41,7 @@ class Rows:
             self._vectors = self._vectors.to(device)
 
     def __call__(self, rows: npt.NDArray[np.int64], device: "torch.device") -> "Tensor":
-        """Rows (c, d) on `device`."""
+        """Return rows (c, d) on `device`."""
         import torch
         from torch.nn.functional import normalize
 

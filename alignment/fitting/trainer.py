@@ -17,7 +17,7 @@ import numpy as np
 
 from alignment import distributed
 from alignment.errors import FitError, WeightsError
-from alignment.fitting.batches import Batch, Mixing, Rows, batches
+from alignment.fitting.batches import Batch, CentredRows, Mixing, batches
 from alignment.fitting.objective import Objective
 from alignment.fitting.training import Training
 from alignment.metrics import LearnedMetric, Metric
@@ -185,7 +185,7 @@ class _Trainer:
             for tensor in (*model.module.parameters(), *model.module.buffers()):
                 torch.distributed.broadcast(tensor.data, 0)
         sides = zip((data.image, data.text), model.means, strict=True)
-        self.rows = [Rows(side.vectors, mean, device) for side, mean in sides]
+        self.rows = [CentredRows(side.vectors, mean, device) for side, mean in sides]
         self.objective = Objective(model.metrics, model.weights, training, device)
         self.optimizer = torch.optim.AdamW(
             [

@@ -17,7 +17,7 @@ from alignment.geometry.modality_gap import Gap, gap_of, halves_of, one_each
 from alignment.geometry.transport import (
     PERMUTATIONS,
     PROJECTIONS,
-    Distance,
+    GapDistance,
     bures_squared,
     permutation_p,
     sliced_squared,
@@ -93,8 +93,8 @@ class Geometry:
     chance: dict[str, dict[str, float]]
     gap: Gap
     p: float
-    sliced: Distance
-    bures: Distance
+    sliced: GapDistance
+    bures: GapDistance
     pairs: dict[str, PairDistance]
     alignment_loss: float
     uniformity_loss: dict[Modality, float]
@@ -170,8 +170,8 @@ def geometry(aligned: GroupedEmbeddings, *, seed: int = 0, metrics: Sequence[Met
         *_recalls(data, seed),
         gap=gap_of(halves, seed=seed),
         p=permutation_p(halves.images[0][:PERMUTED], halves.texts[1][:PERMUTED], seed=seed),
-        sliced=Distance.of(halves.squares_of(sliced_squared(seed))),
-        bures=Distance.of(halves.squares_of(bures_squared)),
+        sliced=GapDistance.of(halves.squares_of(sliced_squared(seed))),
+        bures=GapDistance.of(halves.squares_of(bures_squared)),
         pairs={str(metric): pair_distance(X[shuffled], Y[shuffled], metric) for metric in metrics},
         alignment_loss=float(((X - Y) ** 2).sum(axis=1, dtype=np.float64).mean()),
         uniformity_loss={"image": uniformity(X), "text": uniformity(Y)},

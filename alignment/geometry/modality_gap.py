@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from alignment.geometry.transport import (
-    Distance,
+    GapDistance,
     Halves,
     centroid_squared,
     in_blocks,
@@ -25,7 +25,7 @@ SOLVER = "linear_sum_assignment"
 
 
 @dataclass(frozen=True, slots=True)
-class Gap(Distance):
+class Gap(GapDistance):
     """The Wasserstein-2 distance of images and texts; unit vectors are at most 2 apart, and 0 is no gap.
 
     Attributes:
@@ -38,7 +38,7 @@ class Gap(Distance):
     """
 
     centroid: float
-    centred: Distance
+    centred: GapDistance
     n: int
     seed: int
     matched: int
@@ -57,9 +57,9 @@ def gap_of(halves: Halves, *, seed: int) -> Gap:
     images, texts = np.concatenate(halves.images), np.concatenate(halves.texts)
     n = len(halves.images[0])
     return Gap(
-        **asdict(Distance.of(squares)),
+        **asdict(GapDistance.of(squares)),
         centroid=float(np.sqrt(centroid_squared(images, texts))),
-        centred=Distance.of(squares - halves.squares_of(in_blocks(centroid_squared))),
+        centred=GapDistance.of(squares - halves.squares_of(in_blocks(centroid_squared))),
         n=n,
         seed=seed,
         matched=points_matched(n),

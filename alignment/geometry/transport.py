@@ -23,7 +23,7 @@ PERMUTATIONS = 199
 
 
 @dataclass(frozen=True, slots=True)
-class Distance:
+class GapDistance:
     """A distance between images and texts beside the same distance within each modality.
 
     Attributes:

@@ -78,7 +78,7 @@ class StageSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class StoredItem:
     """An item as the store holds it: its key and payload."""
 
     key: str
@@ -98,10 +98,10 @@ class WorstQuery:
     """
 
     direction: str
-    query: Point
+    query: StoredItem
     rank: float
-    found: Sequence[Point]
-    expected: Sequence[Point]
+    found: Sequence[StoredItem]
+    expected: Sequence[StoredItem]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from alignment.modality import DIRECTIONS
 from connector.audits.reference import Truth
-from connector.audits.result import Point, WorstQuery
+from connector.audits.result import StoredItem, WorstQuery
 from connector.audits.stages import StageResults
 from connector.audits.subject import AuditSubject
 from connector.releases.points import point_id
@@ -46,10 +46,10 @@ def worst_queries(subject: AuditSubject, direction: str, results: StageResults, 
         records = subject.store.retrieve(subject.release.name, relevant[group][:WORST_EXPECTED])
         expected = [_point(record.payload, group) for record in records]
         payload = {**json.loads(rows.payloads[row]), "group": group, "content_sha256": rows.content_sha256[row]}
-        query = Point(rows.keys[row], payload)
+        query = StoredItem(rows.keys[row], payload)
         worst.append(WorstQuery(direction, query, float(truth.whole.best[row]), hits, expected))
     return worst
 
 
-def _point(payload: Mapping[str, Any], group: str, score: float | None = None) -> Point:
-    return Point(str(payload.get("key")), dict(payload), payload.get("group") == group, score)
+def _point(payload: Mapping[str, Any], group: str, score: float | None = None) -> StoredItem:
+    return StoredItem(str(payload.get("key")), dict(payload), payload.get("group") == group, score)

@@ -153,12 +153,12 @@ def audit(
     request = AuditRequest(**given)
     from connector.cli.audit_tables import print_audit  # these load numpy
     from connector.reports import audit_json
-    from connector.reports.output_files import append_line, claim
+    from connector.reports.output_files import append_line, claim_file
     from connector.reports.prometheus import write_prometheus
 
     _refuse_files(request.report, prometheus, jsonl)
     for path in filter(None, (prometheus, jsonl)):
-        claim(path)
+        claim_file(path)
     with open_home(where) as home:
         result = home.audit(request)
     if prometheus:

@@ -17,7 +17,7 @@ from typing import Any
 from typing_extensions import override
 
 from connector.corpora.bounded_lines import LineTooLongError, bounded_lines, count_lines
-from connector.corpora.manifest import Manifest, Row, beginning, check_utf8, opened
+from connector.corpora.manifest import Manifest, ManifestRow, beginning, check_utf8, opened
 from connector.corpora.row_checks import once, without_collisions
 from connector.errors import CorpusError
 from connector.rejects import Reason, Reject
@@ -71,11 +71,11 @@ class Annotations(Manifest):
         known = printable(str(key)) if isinstance(key, (str, int)) and key != "" else None
         return Reject(str(self.path), position, "read", reason, printable(detail), known)
 
-    def row(self, position: int, key: Any, folder: Path, name: str, fields: Mapping[str, Any]) -> Row | Reject:
+    def row(self, position: int, key: Any, folder: Path, name: str, fields: Mapping[str, Any]) -> ManifestRow | Reject:
         """Return a row for the image `name` in `folder`, or a reject if the name leads out of it."""
         if leads_out(name):
             return self.refused(position, Reason.PATH_UNSAFE, f"image {name!r} lies outside {folder}", key)
-        return Row(position, {"key": key, "image": str(folder / name), **fields})
+        return ManifestRow(position, {"key": key, "image": str(folder / name), **fields})
 
 
 class JsonAnnotations(Annotations):
@@ -125,7 +125,7 @@ class CocoCaptions(JsonAnnotations):
         return path.suffix.lower() == ".json" and bool(re.search(rb'"(annotations|image_id)"\s*:', _ends(path)))
 
     @override
-    def rows(self) -> Iterator[Row | Reject]:
+    def rows(self) -> Iterator[ManifestRow | Reject]:
         """Yield a row per image, and a reject per annotation without an image."""
         document = self.document()
         images = self.records(document, "images")
@@ -193,7 +193,7 @@ class Karpathy(JsonAnnotations):
         return path.suffix.lower() == ".json" and bool(re.search(rb'"(sentences|sentids)"\s*:', _ends(path)))
 
     @override
-    def rows(self) -> Iterator[Row | Reject]:
+    def rows(self) -> Iterator[ManifestRow | Reject]:
         images = self.records(self.document(), "images")
         folder = self.folder(_name(record) for record in images if _has_text(record, "filename"))
         for position, record in enumerate(images, start=1):
@@ -232,7 +232,7 @@ class FlickrTokens(Annotations):
         return suffix == ".csv" and first.startswith(b"image_name|")
 
     @override
-    def rows(self) -> Iterator[Row | Reject]:
+    def rows(self) -> Iterator[ManifestRow | Reject]:
         lines = self._lines()
         folder = self.folder(name for _, name, _ in (line for line in self._lines() if isinstance(line, tuple)))
         for line in lines:

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from connector.corpora.bounded_lines import LineTooLongError, RecordLines
 from connector.corpora.items import LONGEST_FIELD, PassedOver
-from connector.corpora.manifest import Manifest, Row, beginning, check_columns, open_text
+from connector.corpora.manifest import Manifest, ManifestRow, beginning, check_columns, open_text
 from connector.corpora.picture_files import is_image_name, is_unsupported_name
 from connector.corpora.row_checks import RowError
 from connector.errors import CorpusError
@@ -43,7 +43,7 @@ class Csv(Manifest):
         return path.suffix.lower() in cls.suffixes and not beginning(path).startswith(b"image_name|")
 
     @override
-    def rows(self) -> Iterator[Row | Reject | PassedOver]:
+    def rows(self) -> Iterator[ManifestRow | Reject | PassedOver]:
         """Yield a row per record; an empty field is missing."""
         records = self._records()
         header = next(records, [])
@@ -62,7 +62,9 @@ class Csv(Manifest):
             if not warned and any(field.startswith('"') and field.endswith('"') for field in record if field != '"'):
                 warned = True
                 _log.warning("%s, row %d: quotes are kept; if they enclose fields, add --quoting", self.path, position)
-            yield Row(position, {name: value for name, value in zip(header, record, strict=True) if value != ""})
+            yield ManifestRow(
+                position, {name: value for name, value in zip(header, record, strict=True) if value != ""}
+            )
 
     @override
     def total(self) -> int:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from typing_extensions import override
 
 from connector.corpora.items import LONGEST_FIELD, PassedOver
-from connector.corpora.manifest import Manifest, Row, listed, records
+from connector.corpora.manifest import Manifest, ManifestRow, listed, records
 from connector.corpora.picture_files import file_without_use, is_apple_double_file, is_image_name, passed_over
 from connector.corpora.samples import METADATA, TEXTS, Sample, samples
 from connector.errors import CorpusError
@@ -49,17 +49,17 @@ class Img2Dataset(Manifest):
             return None  # a table is missing or broken; iterating yields the reject
 
     @override
-    def rows(self) -> Iterator[Row | Reject | PassedOver]:
+    def rows(self) -> Iterator[ManifestRow | Reject | PassedOver]:
         """Yield the samples of each shard, followed by its failed downloads; then what else is in the folder."""
         position = 0
         for shard in self._shards():
             arrived = set()  # keys of one shard, 10,000 by default
             for row in self._samples(shard, position):
                 position = max(position, row.position)
-                if isinstance(row, Row):
+                if isinstance(row, ManifestRow):
                     arrived.add(row.fields["key"])
                     kept = {name: value for name, value in row.fields.items() if name not in BOOKKEEPING}
-                    yield Row(position, kept, row.source, row.picture)
+                    yield ManifestRow(position, kept, row.source, row.picture)
                 else:
                     yield row
                     if isinstance(row, Reject):
@@ -80,7 +80,7 @@ class Img2Dataset(Manifest):
     def _table(self, shard: str) -> Path:
         return self.path / f"{shard}.parquet"
 
-    def _samples(self, shard: str, before: int) -> Iterator[Row | Reject | PassedOver]:
+    def _samples(self, shard: str, before: int) -> Iterator[ManifestRow | Reject | PassedOver]:
         archive, folder = self.path / f"{shard}.tar", self.path / shard
         if not archive.is_file():
             yield from files(folder, before) if folder.is_dir() else ()
@@ -113,7 +113,7 @@ class Img2Dataset(Manifest):
             yield Reject(str(table), position, "read", Reason.SHARD_TABLE_UNREADABLE, printable(str(error)))
 
 
-def files(folder: Path, before: int) -> Iterator[Row | Reject | PassedOver]:
+def files(folder: Path, before: int) -> Iterator[ManifestRow | Reject | PassedOver]:
     """Yield the samples of a folder of files; positions go on from `before`, and the file stem is the key."""
     sample: Sample | None = None
     for path in sorted(folder.iterdir(), key=lambda entry: (entry.stem, entry.suffix)):

@@ -23,7 +23,7 @@ MOST_CAPTIONS = 1000  # of one key; more mean that the key column is no key
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ManifestRow:
     """A row of a manifest as it was read, before any check.
 
     Attributes:
@@ -41,18 +41,18 @@ class Manifest(Corpus):
     """A file with a row per image or caption."""
 
     @abstractmethod
-    def rows(self) -> Iterator[Row | Reject | PassedOver]:
+    def rows(self) -> Iterator[ManifestRow | Reject | PassedOver]:
         """Yield the rows of the file."""
 
     @override
     def __iter__(self) -> Iterator[Entry]:
-        entry: _Entry | None = None
+        entry: _ManifestEntry | None = None
         for row in self.rows():
-            if not isinstance(row, Row):
+            if not isinstance(row, ManifestRow):
                 yield row
                 continue
             try:
-                current = _Entry.from_row(self.path, row)
+                current = _ManifestEntry.from_row(self.path, row)
                 if entry is None or entry.key != current.key:
                     entry = None
                     yield from current.items()
@@ -72,7 +72,7 @@ class JsonLines(Manifest):
     suffixes = (".jsonl", ".ndjson")
 
     @override
-    def rows(self) -> Iterator[Row | Reject]:
+    def rows(self) -> Iterator[ManifestRow | Reject]:
         """Yield a row per line; blank lines are skipped."""
         check_utf8(self.path)
         with opened(self.path) as file:
@@ -89,7 +89,7 @@ class JsonLines(Manifest):
                 except ValueError as error:
                     yield Reject(str(self.path), position, "read", Reason.ROW_UNREADABLE, printable(str(error)))
                 else:
-                    yield Row(position, fields)
+                    yield ManifestRow(position, fields)
 
     @override
     def total(self) -> int:
@@ -104,7 +104,7 @@ class Parquet(Manifest):
     suffixes = (".parquet",)
 
     @override
-    def rows(self) -> Iterator[Row | Reject]:
+    def rows(self) -> Iterator[ManifestRow | Reject]:
         """Yield the rows; a null field is missing."""
         with self._file() as file:
             check_columns(self.path, file.schema_arrow.names)
@@ -116,7 +116,7 @@ class Parquet(Manifest):
                         if isinstance(record, Exception):
                             yield Reject(str(self.path), position, "read", Reason.ROW_UNREADABLE, str(record))
                         else:
-                            yield Row(position, {k: v for k, v in record.items() if v is not None})
+                            yield ManifestRow(position, {k: v for k, v in record.items() if v is not None})
             except (OSError, pa.ArrowException) as error:
                 raise_lack(error, f"reading {self.path}")
                 yield Reject(str(self.path), position + 1, "read", Reason.FILE_TRUNCATED, str(error))
@@ -132,7 +132,7 @@ class Parquet(Manifest):
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _ManifestEntry:
     """A checked row, or the merged rows of one key so far, with the payload of the one that gives the image."""
 
     source: str
@@ -146,7 +146,7 @@ class _Entry:
     payload: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_row(cls, manifest: Path, row: Row) -> "_Entry":
+    def from_row(cls, manifest: Path, row: ManifestRow) -> "_ManifestEntry":
         fields = dict(row.fields)
         key = check_key(fields)
         image = text_field(fields, "image")
@@ -167,7 +167,7 @@ class _Entry:
         resolved = manifest.parent / image if image else None
         return cls(str(source), row.position, key, group, image, resolved, row.picture, captions, fields)
 
-    def items(self, after: "_Entry | None" = None) -> Iterator[Item | Reject]:
+    def items(self, after: "_ManifestEntry | None" = None) -> Iterator[Item | Reject]:
         """Yield the image, unless an earlier row did, and the captions, numbered on from the rows before.
 
         An image that an earlier row gave is refused if this row says something else of it.
@@ -197,11 +197,11 @@ class _Entry:
             key = f"{self.key}#{number}"
             yield Item("text", key, self.group, caption, payload, self.source, self.position)
 
-    def joined(self, earlier: "_Entry | None") -> "_Entry":
+    def joined(self, earlier: "_ManifestEntry | None") -> "_ManifestEntry":
         """Merge this row with the `earlier` ones of its key."""
         if earlier is None:
             return self
-        return _Entry(
+        return _ManifestEntry(
             self.source,
             self.position,
             self.key,

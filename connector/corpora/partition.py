@@ -10,10 +10,10 @@ from connector.rejects import Reject
 
 
 @dataclass(frozen=True, slots=True)
-class Part(Corpus):
+class CorpusPart(Corpus):
     """The items of a corpus whose keys hash to part `number` (from 1) of `of` parts. All parts make up the corpus.
 
-    >>> [Part.number_of("image-7", 4), Part.number_of("image-8", 4)]
+    >>> [CorpusPart.number_of("image-7", 4), CorpusPart.number_of("image-8", 4)]
     [1, 4]
     """
 

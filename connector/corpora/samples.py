@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from connector.corpora.items import LONGEST_FIELD, PassedOver
-from connector.corpora.manifest import Row
+from connector.corpora.manifest import ManifestRow
 from connector.corpora.picture_files import (
     image_suffixes,
     is_apple_double,
@@ -94,7 +94,7 @@ class Sample:
         elif fields != self.fields:
             self.refuse(Reason.KEY_DUPLICATE, f"{name} is the second metadata of this key, with other values", METADATA)
 
-    def rows(self) -> Iterator[Row | Reject | PassedOver]:
+    def rows(self) -> Iterator[ManifestRow | Reject | PassedOver]:
         """Yield the rejects, then the row if anything is left of the sample."""
         aside = list(self._set_aside())
         yield from self.faults
@@ -108,7 +108,7 @@ class Sample:
         if self.image or caption or (not self.faults and (self.fields is not None or not self.dotted)):
             given = {"key": self.key, "image": self.image, "caption": caption}
             fields = {**without_collisions(rest), **{k: v for k, v in given.items() if v is not None}}
-            yield Row(self.position, fields, self.source, self.picture)
+            yield ManifestRow(self.position, fields, self.source, self.picture)
 
     def _set_aside(self) -> Iterator[PassedOver]:
         """Refuse members with dots that seem to be samples of their own, and yield the others.
@@ -133,7 +133,7 @@ class Sample:
                     yield PassedOver(path, self.position, may_hide=self.key_rule is None)
 
 
-def samples(archive: Path, before: int, key_rule: KeyRule | None = None) -> Iterator[Row | Reject | PassedOver]:
+def samples(archive: Path, before: int, key_rule: KeyRule | None = None) -> Iterator[ManifestRow | Reject | PassedOver]:
     """Yield the samples of an archive, its rejects and what is passed over; positions go on from `before`.
 
     The sample in which a damaged archive breaks off is rejected.

@@ -39,7 +39,7 @@ WRONG_DIMENSION = Reason.VECTOR_DIMENSION
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class VectorTable:
     """A table with the vectors of its rows, in arrays beside it or in columns of its own."""
 
     table: Path
@@ -121,7 +121,7 @@ class VectorFiles(Corpus):
     format = "vectors"
 
     modalities: tuple[Modality, ...] = ()
-    parts: tuple[Part, ...] = ()
+    parts: tuple[VectorTable, ...] = ()
     key: str | None = None
     group: str | None = None
 
@@ -178,7 +178,7 @@ class VectorFiles(Corpus):
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _VectorEntry:
     """The checked fields of a row of the table."""
 
     source: str
@@ -211,7 +211,7 @@ class _Naming:
     group: str | None
 
     @classmethod
-    def of(cls, part: Part, key: str | None, group: str | None) -> "_Naming":
+    def of(cls, part: VectorTable, key: str | None, group: str | None) -> "_Naming":
         names = part.schema().names
         key_column = next((name for name in ((key,) if key else KEYS) if name in names), None)
         if key_column is None or (group and group not in names):
@@ -222,7 +222,7 @@ class _Naming:
             )
         return cls(key_column, group or ("group" if "group" in names else None))
 
-    def entry(self, table: Path, record: Any) -> _Entry:
+    def entry(self, table: Path, record: Any) -> _VectorEntry:
         """Check a record; raises a `RowError` if it cannot be used."""
         if isinstance(record, Exception):
             raise RowError(Reason.ROW_UNREADABLE, str(record))
@@ -236,7 +236,7 @@ class _Naming:
         group, image, caption = (text_field(given, name) for name in ("group", "image", "caption"))
         payload = without_collisions(fields)
         check_storable([str(table), key, group, image, caption], payload)
-        return _Entry(str(table), key, group or key, image, caption, payload)
+        return _VectorEntry(str(table), key, group or key, image, caption, payload)
 
 
 @dataclass(slots=True)
@@ -300,7 +300,7 @@ def open_vectors(
     if path.suffix.lower() == ".npy":
         if len(chosen) != 1:
             raise CorpusError(f"{path} holds vectors of one modality; expected one encoder, got {' and '.join(chosen)}")
-        parts = [Part(metadata or path.with_suffix(".parquet"), arrays={chosen[0]: path})]
+        parts = [VectorTable(metadata or path.with_suffix(".parquet"), arrays={chosen[0]: path})]
     elif vectors_at(path):
         parts = list(_clip_retrieval(path, chosen))
     elif (
@@ -308,7 +308,7 @@ def open_vectors(
         if path.suffix.lower() == ".parquet"
         else sorted(entry for entry in listed(path) if entry.suffix.lower() == ".parquet")
     ):
-        parts = [Part(table, columns=_columns(table, chosen, columns or {})) for table in tables]
+        parts = [VectorTable(table, columns=_columns(table, chosen, columns or {})) for table in tables]
     else:
         raise CorpusError(
             f"{path}: expected a .npy, a .parquet, a folder of .parquet files, or a folder of clip-retrieval with "
@@ -317,7 +317,7 @@ def open_vectors(
     return VectorFiles(path, chosen, tuple(parts), key, group)
 
 
-def _clip_retrieval(path: Path, modalities: Sequence[Modality]) -> Iterator[Part]:
+def _clip_retrieval(path: Path, modalities: Sequence[Modality]) -> Iterator[VectorTable]:
     tables = _numbered(path / "metadata", ".parquet")
     arrays = {modality: _numbered(path / FOLDERS[modality], ".npy") for modality in modalities}
     for files in (tables, *arrays.values()):
@@ -327,7 +327,7 @@ def _clip_retrieval(path: Path, modalities: Sequence[Modality]) -> Iterator[Part
                 f"metadata; tables {sorted(tables) or 'none'}, arrays {sorted(files) or 'none'}"
             )
     for number in sorted(tables, key=lambda digits: (int(digits), digits)):
-        yield Part(tables[number], arrays={modality: files[number] for modality, files in arrays.items()})
+        yield VectorTable(tables[number], arrays={modality: files[number] for modality, files in arrays.items()})
 
 
 def _numbered(folder: Path, suffix: str) -> dict[str, Path]:
@@ -343,7 +343,7 @@ def _numbered(folder: Path, suffix: str) -> dict[str, Path]:
 
 
 def _columns(table: Path, modalities: Sequence[Modality], requested: Mapping[Modality, str]) -> dict[Modality, str]:
-    schema = Part(table).schema()
+    schema = VectorTable(table).schema()
     vectors = [name for name in schema.names if _is_vector(schema, name)]
     if not requested and len(modalities) == len(vectors) == 1:
         return {modalities[0]: vectors[0]}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing_extensions import override
 
 from connector.corpora.items import PassedOver
-from connector.corpora.manifest import Manifest, Row, listed
+from connector.corpora.manifest import Manifest, ManifestRow, listed
 from connector.corpora.picture_files import ARCHIVE_SUFFIXES, passed_over
 from connector.corpora.samples import KeyRule, samples
 from connector.corpora.tar_members import SUFFIXES, is_archive
@@ -45,7 +45,7 @@ class WebDataset(Manifest):
         """Archives have no table of contents."""
 
     @override
-    def rows(self) -> Iterator[Row | Reject | PassedOver]:
+    def rows(self) -> Iterator[ManifestRow | Reject | PassedOver]:
         """Yield the samples of each archive, then what else is in their folder."""
         position = 0
         for archive in self.shards():

@@ -27,7 +27,7 @@ from alignment.sets.shards import shard_paths
 from alignment.sets.writer import SetWriter
 from connector.corpora.formats import open_corpus
 from connector.corpora.items import Corpus
-from connector.corpora.partition import Part
+from connector.corpora.partition import CorpusPart
 from connector.encoding.encode import BATCH_ITEMS, SHARD_ROWS, Encoding, Shard
 from connector.encoding.encoders import Encoder, load_encoders
 from connector.encoding.pipeline import Pipeline
@@ -195,7 +195,7 @@ class Ingest:
                 self._finish(steps)
             else:
                 with self._push_session(shared=True) as push:
-                    part = Part(self.corpus.path, self.corpus, step, steps.parts)
+                    part = CorpusPart(self.corpus.path, self.corpus, step, steps.parts)
                     self._write(push, part, self._part_path(step, steps.parts), lease.raise_if_lost)
 
     def _finish(self, steps: IngestSteps) -> None:
@@ -267,7 +267,7 @@ class Ingest:
                     BATCH_ITEMS,
                     SHARD_ROWS,
                     advance,
-                    may_be_empty=isinstance(corpus, Part),
+                    may_be_empty=isinstance(corpus, CorpusPart),
                     max_pixels=self.max_pixels,
                 ) as encoding,
                 Pipeline() as pipeline,

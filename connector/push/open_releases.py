@@ -23,7 +23,7 @@ from connector.releases.layouts import complete, inherited, merged, read_back, s
 from connector.releases.release import Release, check_alignment, load_release
 from connector.stores.contract import CollectionConfig, Store, VectorConfig
 from connector.stores.layout import Layout, PayloadKind, checked_layout
-from connector.stores.payload_paths import canonical
+from connector.stores.payload_paths import canonical_path
 
 _log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class ReleaseOpener:
         Raises:
             MismatchError: an index is of another kind.
         """
-        recorded = {canonical(field): kind for field, kind in row.settings["payload_indexes"].items()}
+        recorded = {canonical_path(field): kind for field, kind in row.settings["payload_indexes"].items()}
         present = self.store.describe(row.physical_name).payload_indexes
         for field, kind in present.items():
             if recorded.get(field, kind) != kind:

@@ -63,7 +63,7 @@ def audit_context(
     )
 
 
-def chain(found: Audit, origin: AuditContext) -> Iterator[tuple[str, str, str]]:
+def provenance_chain(found: Audit, origin: AuditContext) -> Iterator[tuple[str, str, str]]:
     """Yield the parts of the release: name, value and fingerprint."""
     row, alignment = found.row, origin.alignment
     card: Mapping[str, Any] = alignment.card

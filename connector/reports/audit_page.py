@@ -12,7 +12,7 @@ from connector.audits.result import BROKEN, FAILED, MEASURED, PASSED, Audit
 from connector.audits.stages import STAGES
 from connector.encoding.encoders import IMPORTED
 from connector.releases.points import HELD_OUT
-from connector.reports.audit_context import AuditContext, asked_how, chain
+from connector.reports.audit_context import AuditContext, asked_how, provenance_chain
 from connector.reports.charts import Bar, Line, bars, lines, scatter, svg, waterfall
 from connector.reports.geometry_rows import geometry_rows
 from connector.reports.glossary import ARROWS, FILTERS, called, number, sentence, within
@@ -52,7 +52,7 @@ def write_audit_page(path: Path, found: Audit, origin: AuditContext, *, max_pixe
         changed=_changed(found),
         shared=_shared(found),
         history=_history(found, origin),
-        chain=list(chain(found, origin)),
+        chain=list(provenance_chain(found, origin)),
         settings=list(asked_how(found, origin)),
         **sections,
     )

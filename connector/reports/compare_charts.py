@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from alignment.comparison.guidelines import Advice
-from alignment.comparison.learning_curve import Forecast, Point
+from alignment.comparison.learning_curve import CurvePoint, Forecast
 from alignment.comparison.table import Comparison, Fitted
 from connector.reports.charts import COLOURS, NARROWEST, limits, new_figure, shortened, styled, svg
 
@@ -95,7 +95,7 @@ def learning_curves(comparison: Comparison) -> str | None:
     for number, curve in enumerate(curves):
         colour = COLOURS[CURVES[number % len(CURVES)]]
         aside = offset_copy(axes.transData, figure, x=4 * number, units="points")
-        points: list[Point | Forecast] = [*curve.points, *([curve.forecast] if curve.forecast else [])]
+        points: list[CurvePoint | Forecast] = [*curve.points, *([curve.forecast] if curve.forecast else [])]
         x, y = [point.groups for point in points], [point.recall.value for point in points]
         measured = len(curve.points)
         axes.plot(x[:measured], y[:measured], "o-", color=colour, label=curve.method, transform=aside)

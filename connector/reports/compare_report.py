@@ -11,7 +11,7 @@ from typing import Any
 
 from alignment.comparison.compare import METRICS, compare
 from alignment.comparison.guidelines import Advice, advise
-from alignment.comparison.table import Comparison, Fitted, Row
+from alignment.comparison.table import Comparison, Fitted, MetricRow
 from alignment.durable import new_directory, write_durably
 from alignment.metrics import parse
 from alignment.sets.embedding_set import EmbeddingSet
@@ -27,7 +27,7 @@ FORMAT = 1
 DOCUMENT, PAGE, HEAT_MAP, CURVES = "compare.json", "compare.html", "heatmap.svg", "learning-curves.svg"
 
 
-def claim(directory: Path) -> None:
+def claim_directory(directory: Path) -> None:
     """Check that the output directory is new or empty and can be made, before the work starts. Nothing is left of it.
 
     Raises:
@@ -63,7 +63,7 @@ def compare_and_report(
         OutputError: the directory is not empty, or a file cannot be written.
     """
     metrics = [parse(metric) for metric in request.metrics] or METRICS
-    claim(directory)
+    claim_directory(directory)
     comparison = compare(
         sets,
         methods=request.methods,
@@ -154,7 +154,7 @@ def _fit(fitted: Fitted) -> dict[str, Any]:
     }
 
 
-def _row(fitted: Fitted, row: Row) -> dict[str, Any]:
+def _row(fitted: Fitted, row: MetricRow) -> dict[str, Any]:
     return {
         "encoders": fitted.pair,
         "method": fitted.method,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from alignment.geometry.geometry import Geometry
-    from alignment.geometry.transport import Distance
+    from alignment.geometry.transport import GapDistance
 
 
 def geometry_rows(found: "Geometry") -> Iterator[dict[str, str]]:
@@ -14,7 +14,7 @@ def geometry_rows(found: "Geometry") -> Iterator[dict[str, str]]:
     def row(name: str, value: str, beside: str) -> dict[str, str]:
         return {"measure": name, "value": value, "beside": beside}
 
-    def distance(name: str, measured: "Distance") -> dict[str, str]:
+    def distance(name: str, measured: "GapDistance") -> dict[str, str]:
         nulls = f"raw {measured.raw:.3f}, images {measured.image_null:.3f}, texts {measured.text_null:.3f} apart"
         return row(name, f"{measured.debiased:.3f}", nulls)
 

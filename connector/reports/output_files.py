@@ -9,7 +9,7 @@ from alignment.durable import write_durably
 from connector.errors import OutputError
 
 
-def claim(path: Path) -> None:
+def claim_file(path: Path) -> None:
     """Check that a file in an existing directory can be written, before the work for it starts.
 
     Raises:

@@ -11,7 +11,7 @@ from PIL import Image
 from connector.corpora.images import ImageRejectedError, decode, read_image
 from connector.errors import OutputError
 from connector.rejects import Reason
-from connector.reports.output_files import claim, write_file
+from connector.reports.output_files import claim_file, write_file
 from connector.settings import MAX_PIXELS
 
 THUMBNAIL = 160  # pixels, longer side
@@ -42,7 +42,7 @@ def claim_page(path: Path) -> None:
         OutputError: the page cannot be written.
     """
     _make_directory(path)
-    claim(path)
+    claim_file(path)
 
 
 def write_page(path: Path, html: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.modality import DIRECTIONS, Modality
-from connector.audits.result import Point, WorstQuery
+from connector.audits.result import StoredItem, WorstQuery
 from connector.corpora.images import ImageRejectedError
 from connector.reports.page_files import small_picture
 from connector.settings import MAX_PIXELS
@@ -80,7 +80,7 @@ def shown_worst(worst: Sequence[WorstQuery], shown: Shown) -> dict[str, list[dic
     return by_direction
 
 
-def _point(point: Point, modality: Modality, shown: Shown) -> dict[str, Any]:
+def _point(point: StoredItem, modality: Modality, shown: Shown) -> dict[str, Any]:
     shown_point = {"key": _cut(point.key), "relevant": point.relevant, "score": point.score, "modality": modality}
     if modality == "text":
         return shown_point | {"text": _cut(str(point.payload.get("caption") or point.key))}

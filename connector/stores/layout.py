@@ -11,7 +11,7 @@ from annotated_types import Interval
 
 from alignment.bounds import bounds_of, out_of_bounds
 from connector.errors import SettingsError
-from connector.stores.payload_paths import canonical, parse_path
+from connector.stores.payload_paths import canonical_path, parse_path
 
 PayloadKind = Literal["keyword", "integer", "float", "bool", "datetime", "uuid", "geo", "text"]
 Quantization = Literal["scalar", "binary", "product", "turbo"]
@@ -101,7 +101,7 @@ def _check_payload_indexes(indexes: Mapping[str, PayloadKind]) -> None:
     kinds: dict[str, PayloadKind] = {}
     for name, kind in indexes.items():
         try:
-            path = canonical(name)
+            path = canonical_path(name)
         except ValueError as error:
             raise SettingsError(f"payload_indexes: {error}") from None
         if kinds.setdefault(path, kind) != kind:
@@ -141,7 +141,7 @@ def checked_layout(options: Mapping[str, Any], source: str = "layout") -> dict[s
     except ValidationError as error:
         raise SettingsError(f"{source}: {'; '.join(map(_sentence, error.errors()))}") from None
     if "payload_indexes" in given:
-        given["payload_indexes"] = {canonical(name): kind for name, kind in given["payload_indexes"].items()}
+        given["payload_indexes"] = {canonical_path(name): kind for name, kind in given["payload_indexes"].items()}
     return given
 
 

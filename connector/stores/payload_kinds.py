@@ -15,7 +15,7 @@ from connector.errors import FilterError, Refusal
 from connector.rejects import Reason
 from connector.stores.layout import PayloadKind
 from connector.stores.payload_checks import LARGEST, SMALLEST
-from connector.stores.payload_paths import Path, canonical, parse_path, print_path
+from connector.stores.payload_paths import Path, canonical_path, parse_path, print_path
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
@@ -191,7 +191,7 @@ def check_kinds(condition: "Filter", indexes: Mapping[str, str], *, what: str = 
     Raises:
         FilterError: it would find nothing, or something else than it asks for; or a path is invalid.
     """
-    kinds = {canonical(field): kind for field, kind in indexes.items()}
+    kinds = {canonical_path(field): kind for field, kind in indexes.items()}
     try:
         tests = [(field, test) for field, inner in _conditions(_json(condition)) for test in _compared_with(inner)]
     except ValueError as error:
@@ -247,7 +247,7 @@ def _conditions(condition: Any, within: str = "") -> Iterator[tuple[str, Mapping
         if nested := condition.get("nested"):
             yield from _conditions(nested["filter"], f"{within}{nested['key'].removesuffix('[]')}[].")
         elif isinstance(condition.get("key"), str):
-            yield canonical(within + condition["key"]), condition
+            yield canonical_path(within + condition["key"]), condition
         else:
             for inner in condition.values():
                 yield from _conditions(inner, within)

@@ -61,10 +61,10 @@ def print_path(path: Path) -> str:
     return text
 
 
-def canonical(text: str) -> str:
+def canonical_path(text: str) -> str:
     """Return a path as `print_path` prints it.
 
-    >>> canonical('"meta"."year"')
+    >>> canonical_path('"meta"."year"')
     'meta.year'
     """
     return print_path(parse_path(text))

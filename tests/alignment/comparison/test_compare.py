@@ -13,7 +13,7 @@ from alignment.comparison import compare as comparing
 from alignment.comparison import encoder_pairs
 from alignment.comparison.compare import compare, multiply_adds
 from alignment.comparison.guidelines import advise, spearman
-from alignment.comparison.learning_curve import FEWEST, Point, forecast_of, learning_curve, subsamples
+from alignment.comparison.learning_curve import FEWEST, CurvePoint, forecast_of, learning_curve, subsamples
 from alignment.comparison.paired_bootstrap import Hits, estimate, judge
 from alignment.comparison.table import Comparison, NotRun
 from alignment.errors import FitError
@@ -417,10 +417,12 @@ def test_a_curve_rises_where_there_is_something_to_learn(rng: np.random.Generato
     assert all(point.recall.low < point.recall.value < point.recall.high for point in curve.points)
 
 
-def points_of(sizes: Sequence[int], recalls: Sequence[float], spread: float, rng: np.random.Generator) -> list[Point]:
+def points_of(
+    sizes: Sequence[int], recalls: Sequence[float], spread: float, rng: np.random.Generator
+) -> list[CurvePoint]:
     common = spread * rng.standard_normal(1000)  # the test groups are the same for all sizes
     samples = [recall + common + 0.3 * spread * rng.standard_normal(1000) for recall in recalls]
-    return [Point(n, estimate(r, s), s) for n, r, s in zip(sizes, recalls, samples, strict=True)]
+    return [CurvePoint(n, estimate(r, s), s) for n, r, s in zip(sizes, recalls, samples, strict=True)]
 
 
 @pytest.mark.parametrize("law", ["power", "straight"])

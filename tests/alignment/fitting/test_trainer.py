@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, normalize
 from alignment.errors import FitError, TrainingError
 from alignment.fitting import batches as batching
 from alignment.fitting import losses, objective
-from alignment.fitting.batches import Rows, batches
+from alignment.fitting.batches import CentredRows, batches
 from alignment.fitting.heads import Linear
 from alignment.fitting.objective import score_unit
 from alignment.fitting.trainer import Model, split
@@ -395,7 +395,7 @@ def test_rows_stream_from_the_host_as_from_the_device(
     """A share of 0 of a GPU's memory holds nothing: there they stream."""
     monkeypatch.setattr(batching, "RESIDENT", share)
     vectors, mean = rng.standard_normal((9, 4)).astype(np.float32), np.full(4, 0.1, np.float32)
-    rows = Rows(vectors, mean, torch.device(device))
+    rows = CentredRows(vectors, mean, torch.device(device))
     assert rows.resident == (device == "cpu" or share > 0)
     chosen = np.array([3, 3, 8])
     on_device = rows(chosen, torch.device(device))

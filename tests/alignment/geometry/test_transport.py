@@ -7,8 +7,8 @@ from sklearn.covariance import ledoit_wolf
 from alignment.geometry import transport
 from alignment.geometry.modality_gap import gap_of, modality_gap
 from alignment.geometry.transport import (
-    Distance,
     Floats,
+    GapDistance,
     Halves,
     bures_squared,
     centroid_squared,
@@ -118,15 +118,15 @@ def test_shrinkage_takes_off_most_of_what_a_small_sample_feigns(rng: np.random.G
 
 
 def test_of_one_distribution_the_raw_distance_is_its_nulls(rng: np.random.Generator) -> None:
-    found = Distance.of(halves(rng, 300).squares_of(wasserstein_squared))
+    found = GapDistance.of(halves(rng, 300).squares_of(wasserstein_squared))
     assert found.raw > 4
     assert found.raw == pytest.approx((found.image_null + found.text_null) / 2, rel=0.01)
     assert abs(found.excess) < 0.5
 
 
 def test_an_excess_below_zero_is_kept_beside_a_debiased_zero() -> None:
-    found = Distance.of(np.array([1.0, 4.0, 1.0]))
-    assert found == Distance(raw=1.0, image_null=2.0, text_null=1.0, excess=-1.5, debiased=0.0)
+    found = GapDistance.of(np.array([1.0, 4.0, 1.0]))
+    assert found == GapDistance(raw=1.0, image_null=2.0, text_null=1.0, excess=-1.5, debiased=0.0)
 
 
 def test_all_estimators_agree_on_a_shift(rng: np.random.Generator) -> None:
@@ -138,7 +138,7 @@ def test_all_estimators_agree_on_a_shift(rng: np.random.Generator) -> None:
         (centroid_squared, 1.0),
         (sliced_squared(seed=1), np.sqrt(DIM)),
     ):
-        found = Distance.of(samples.squares_of(squared))
+        found = GapDistance.of(samples.squares_of(squared))
         assert found.debiased * scale == pytest.approx(2.0, rel=0.1)
     assert gap_of(samples, seed=0).centred.debiased < 0.5
 

@@ -18,7 +18,7 @@ from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray
 from connector.corpora.formats import open_corpus
 from connector.corpora.items import Corpus, Entry, Item
-from connector.corpora.partition import Part
+from connector.corpora.partition import CorpusPart
 from connector.encoding.encoders import Encoder
 from connector.errors import CollectionNotFoundError, CorpusError, MismatchError, ProvenanceError, StoreUnavailableError
 from connector.provenance.artifacts import Artifacts
@@ -631,7 +631,7 @@ class TestDelete:
 class TestParts:
     def test_together_they_are_the_corpus(self, bench: Bench) -> None:
         corpus = open_corpus(bench.manifest)
-        parts = [list(Part(corpus.path, corpus, number, 3)) for number in (1, 2, 3)]
+        parts = [list(CorpusPart(corpus.path, corpus, number, 3)) for number in (1, 2, 3)]
         assert all(parts)
         named = [(item.modality, item.key) for part in parts for item in part if isinstance(item, Item)]
         assert sorted(named) == sorted((item.modality, item.key) for item in corpus if isinstance(item, Item))
@@ -676,13 +676,13 @@ class TestParts:
         assert bench.world.store.aliases() == {}
         assert [state for state, _ in bench.world.states().values()] == ["building"]
         read: list[str] = []
-        plain = Part.__iter__
+        plain = CorpusPart.__iter__
 
-        def noted(self: Part) -> Iterator[Entry]:
+        def noted(self: CorpusPart) -> Iterator[Entry]:
             read.append(f"{self.number}")
             return plain(self)
 
-        monkeypatch.setattr(Part, "__iter__", noted)
+        monkeypatch.setattr(CorpusPart, "__iter__", noted)
         bench.ingest(parts=3)
         assert read == ["3"]  # what is done is not done again
         assert list(bench.world.states().values()) == [("live", 3 * N)]

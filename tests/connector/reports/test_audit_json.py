@@ -28,7 +28,7 @@ from connector.errors import OutputError
 from connector.provenance.runs import RunResult
 from connector.provenance.tables import MeasureRow
 from connector.reports.audit_json import document, history_document, log_line
-from connector.reports.output_files import append_line, claim
+from connector.reports.output_files import append_line, claim_file
 from connector.reports.prometheus import write_prometheus
 from tests.support.audits import altered
 from tests.support.errors import raises
@@ -280,12 +280,12 @@ class TestFilesThatCannotBeWritten:
     def test_before_the_audit(self, tmp_path: Path) -> None:
         (tmp_path / "old").write_text("old\n")
         for good in (tmp_path / "old", tmp_path / "new"):
-            claim(good)
+            claim_file(good)
         assert (tmp_path / "old").read_text() == "old\n"
         assert [path.name for path in tmp_path.iterdir()] == ["old"]
         for bad in (tmp_path, tmp_path / "no" / "such", tmp_path / "old" / "below"):
             with raises(OutputError, bad):
-                claim(bad)
+                claim_file(bad)
 
 
 class TestUnderAProtocol:

@@ -15,7 +15,7 @@ from PIL import Image
 from alignment.modality import DIRECTIONS
 from alignment.retrieval.bootstrap import Estimate
 from connector.audits import run
-from connector.audits.result import Audit, Point, SpaceResult, StageSummary, WorstQuery
+from connector.audits.result import Audit, SpaceResult, StageSummary, StoredItem, WorstQuery
 from connector.audits.stages import STAGES
 from connector.errors import OutputError
 from connector.provenance.tables import EncoderRow
@@ -332,7 +332,7 @@ class TestNothingBreaksIt:
             assert f"{Path(path).name}: gone from disk" in spans
 
     def test_an_image_without_a_file_is_named(self, written: WrittenPage, tmp_path: Path) -> None:
-        nothing = WorstQuery("text-to-image", Point("q", {}), 3.0, [Point("found", {}, score=0.5)], [])
+        nothing = WorstQuery("text-to-image", StoredItem("q", {}), 3.0, [StoredItem("found", {}, score=0.5)], [])
         page = page_of(tmp_path, altered(written.found, worst=[nothing]), written.origin)
         assert "found: no file was recorded" in page.of("span")
         assert "items of another embedding set" in page.text
@@ -341,7 +341,7 @@ class TestNothingBreaksIt:
         """Their content is the vector: what their files held is not known, and a payload may name any file."""
         file = write_picture(tmp_path / "a.png")
         held = {"image": str(file), "content_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-        worst = WorstQuery("text-to-image", Point("q", {}), 3.0, [Point("found", held, score=0.5)], [])
+        worst = WorstQuery("text-to-image", StoredItem("q", {}), 3.0, [StoredItem("found", held, score=0.5)], [])
         origin = written.origin
         encoder = EncoderRow(modality="image", spec="imported:CLIP", fingerprint="0" * 64, dim=4)
         for encoders, shown in ((origin.encoders, 1), ({**origin.encoders, "image": encoder}, 0)):
@@ -360,7 +360,7 @@ class TestNothingBreaksIt:
                 "caption": "word " * 100_000,
                 "content_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             }
-            points.append(Point(f"k{number}", held, score=0.5))
+            points.append(StoredItem(f"k{number}", held, score=0.5))
         each = WorstQuery("text-to-image", points[0], 9.0, points, points[:3])
         found = altered(written.found, worst=[each] * 3)
         whole = page_of(tmp_path, found, written.origin)
