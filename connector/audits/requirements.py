@@ -19,10 +19,10 @@ from connector.audits.baseline import Baseline, Drift
 from connector.audits.measures import BOTH, Measurement
 from connector.errors import RequirementError
 
+# Of what follows the last colon. Nothing in it can match in two ways, so no text takes more than linear time.
 GRAMMAR = re.compile(
-    r"\s*(?:(?P<prefix>.+):)?(?P<name>[a-z_]+(?:\.[a-z_]+)*(?:@\d+)?(?:\.[a-z0-9_]+)*)\s*(?P<drop>\sdrop\s*)?"
-    r"(?P<comparison>>=|<=|>|<)\s*(?P<bound>[-+.\deE]+)\s*",
-    re.DOTALL,
+    r"(?P<name>[a-z_]+(?:\.[a-z0-9_]+|@\d++(?!\w))*+)\s*(?P<drop>\sdrop\s*)?"
+    r"(?P<comparison>>=|<=|>|<)\s*(?P<bound>[-+.\deE]+)"
 )
 # How many parts an error lists: there may be many strata.
 LISTED_PARTS = 12
@@ -55,9 +55,12 @@ class Requirement:
         Raises:
             RequirementError: the text is invalid.
         """
-        match = GRAMMAR.fullmatch(text)
+        prefix, has_prefix, condition = text.strip().rpartition(":")
+        match = GRAMMAR.fullmatch(condition)
         try:
-            if match is None or not math.isfinite(bound := float(match["bound"])):  # 1e999 is no bound
+            if (
+                match is None or bool(prefix) != bool(has_prefix) or not math.isfinite(bound := float(match["bound"]))
+            ):  # 1e999 is no bound
                 raise ValueError
         except ValueError:
             raise RequirementError(
@@ -66,7 +69,7 @@ class Requirement:
             ) from None
         if match["drop"] and (match["comparison"] != "<=" or bound < 0):
             raise RequirementError(f"requirement {text!r}: expected drop<=NUMBER of at least 0, such as drop<=0.02")
-        first, colon, rest = (match["prefix"] or "").partition(":")
+        first, colon, rest = prefix.partition(":")
         direction, part = (first, rest) if first in (*DIRECTIONS, BOTH) else (None, first + colon + rest)
         return cls(text.strip(), direction, part, match["name"], bool(match["drop"]), match["comparison"], bound)
 

@@ -172,6 +172,7 @@ def status(
         if shown.ingests_in_parts:
             print_table(shown.ingests_in_parts, "ingests in parts that are not finished")
         for row in runs:
+            row["counts"] = ", ".join(f"{count} {name}" for name, count in row["counts"].items() if count)
             row["started"] = row["started"][:16].replace("T", " ")
             row["error"] = textwrap.shorten(row["error"], 60)
         print_table(runs, "runs (times are UTC; --json has errors in full)")
@@ -275,7 +276,7 @@ def _run_row(run: "RunRow") -> dict[str, Any]:
         "command": run.command,
         "outcome": run.outcome,
         "started": run.started_at.isoformat(timespec="seconds"),
-        "counts": ", ".join(f"{count} {name}" for name, count in run.counts.items() if count),
+        "counts": run.counts,
         "error": run.error or "",
     }
 

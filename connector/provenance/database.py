@@ -3,11 +3,13 @@
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from json import JSONDecodeError
 from pathlib import Path
+from shutil import copyfile
 from sqlite3 import OperationalError
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
@@ -42,7 +44,8 @@ class Database:
     def __init__(self, url: str, home: Path | None = None):
         self.url = url
         self.home = home.absolute() if home else None
-        self.engine = _engine(url)
+        self._copies = ExitStack()
+        self.engine = _engine(url, self._copies)
 
     @classmethod
     def open(cls, url: str, *, home: Path | None = None) -> Self:
@@ -93,6 +96,7 @@ class Database:
     def close(self) -> None:
         """Close the connections."""
         self.engine.dispose()
+        self._copies.close()
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -181,7 +185,7 @@ def alembic_config(engine: Engine) -> "Config":
     return config
 
 
-def _engine(url: str) -> Engine:
+def _engine(url: str, copies: ExitStack) -> Engine:
     try:
         parsed = _parsed(url)
         if "@" in (parsed.host or ""):  # drivers would print the half of the password that they take for the host
@@ -192,7 +196,7 @@ def _engine(url: str) -> Engine:
         if parsed.get_driver_name() == "psycopg":
             options["connect_args"] = {"client_encoding": "utf8"}  # not what PGCLIENTENCODING says
         if (path := _sqlite_path(url)) and _read_only(path):
-            parsed = _read_only_url(path)
+            parsed = _read_only_url(path, copies)
         # Test a connection before use: a restarted server or a firewall may have cut it.
         engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite", **options)
     except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
@@ -247,14 +251,29 @@ def _read_only(path: Path) -> bool:
     return path.exists() and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
 
 
-def _read_only_url(path: Path) -> URL:
+def _read_only_url(path: Path, copies: ExitStack) -> URL:
     # SQLite reads a database in WAL mode only with two files beside it, which it cannot create here. Without a log of
-    # changes, the file alone is the database.
-    log = path.with_name(path.name + "-wal")
+    # changes, the file alone is the database. With one and without its index, nobody has the database open.
+    log, index = (path.with_name(path.name + end) for end in ("-wal", "-shm"))
     query = {"uri": "true", "mode": "ro"}
     if not (log.exists() and log.stat().st_size):
         query["immutable"] = "1"
+    elif not index.exists():
+        path = _copied(path, log, copies)
     return URL.create("sqlite", database=f"file:{quote(str(path.absolute()))}", query=query)
+
+
+def _copied(path: Path, log: Path, copies: ExitStack) -> Path:
+    try:
+        directory = copies.enter_context(TemporaryDirectory(prefix="modalign-"))
+        for file in (path, log):
+            copyfile(file, Path(directory, file.name))
+    except OSError as error:
+        raise ProvenanceError(
+            f"database {path}: it is read-only and has a log of changes, so it is read from a copy, which cannot be "
+            f"made: {error}; name a directory for temporary files that has room in TMPDIR"
+        ) from error
+    return Path(directory, path.name)
 
 
 def _sqlite_path(url: str) -> Path | None:

@@ -2,11 +2,19 @@
 
 import fcntl
 import os
+import re
+import stat
+import time
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
+from uuid import uuid4
 
-from alignment.durable import write_durably
+from alignment.durable import sync_directory
 from connector.errors import OutputError
+
+LEFTOVER = re.compile(r"\.modalign\.[0-9a-f]{32}\.tmp")
+LEFTOVER_SECONDS = 24 * 3600  # after which nobody writes a file any more
 
 
 def claim_file(path: Path) -> None:
@@ -30,7 +38,9 @@ def claim_file(path: Path) -> None:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a text; an older file is replaced atomically. A device or a pipe gets the text.
+    """Write a text; an older file is replaced atomically and keeps its mode. A device or a pipe gets the text.
+
+    Of several processes that write one file the last wins. What a killed process left is removed by a later one.
 
     Raises:
         OutputError: the file cannot be written.
@@ -41,10 +51,39 @@ def write_file(path: Path, text: str) -> None:
         if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
             with path.open("ab") as stream:
                 stream.write(content)
+                stream.raw.write(b"")  # a full device is noticed even where there is nothing to write
         else:
-            write_durably(path.resolve(), content)  # of a link, the file behind it
+            _replace(path.resolve(), content)  # of a link, the file behind it
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error}; name another file") from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    _remove_leftovers(path.parent)
+    temporary = path.with_name(f".modalign.{uuid4().hex}.tmp")  # a name that no file of the user has
+    try:
+        with temporary.open("xb") as file:
+            with suppress(FileNotFoundError):
+                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def _remove_leftovers(directory: Path) -> None:
+    try:
+        leftovers = [entry for entry in directory.iterdir() if LEFTOVER.fullmatch(entry.name)]
+    except OSError:  # a directory that takes files and shows none
+        return
+    for leftover in leftovers:
+        with suppress(OSError):  # it is somebody else's, or gone
+            if leftover.stat().st_mtime < time.time() - LEFTOVER_SECONDS:
+                leftover.unlink()
 
 
 def append_line(path: Path, line: str) -> None:

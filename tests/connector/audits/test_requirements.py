@@ -1,6 +1,7 @@
 """Requirements: what is written is what is meant, and what was not measured is not met."""
 
 import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,6 +66,7 @@ PARTS = [
     "a:b missing",
     "number=-1.5e3",
 ]
+LONG = 100_000
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 
 
@@ -163,6 +165,24 @@ class TestRead:
     def test_what_cannot_be_read(self, text: str) -> None:
         with raises(RequirementError, repr(text)):
             Requirement.parse(text)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            " " * LONG + "x",
+            "a:" * LONG + "!",
+            "a." * LONG + "!",
+            "a.b" * LONG + ">=",
+            "a" + " " * LONG + "drop",
+            "recall@10>=" + "1" * LONG + "e",
+            " drop<=1:" * LONG,
+        ],
+    )
+    def test_no_text_takes_more_than_linear_time(self, text: str) -> None:
+        began = time.process_time()
+        with raises(RequirementError):
+            Requirement.parse(text)
+        assert time.process_time() - began < 2
 
     @pytest.mark.parametrize(
         "text", ["mrr drop>=0.1", "mrr drop<0.1", "mrr drop>0.1", "mrr drop<=-0.1", "mrr drop<=-1e-9"]

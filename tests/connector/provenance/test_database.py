@@ -157,20 +157,25 @@ def test_a_home_of_any_name_has_its_database_inside(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
 
 
-@pytest.mark.parametrize("unclean", [False, True], ids=["closed", "killed"])
-def test_a_read_only_database_is_read(unclean: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [None, "-wal -shm", "-wal"], ids=["closed", "killed", "killed, and its index lost"])
+def test_a_read_only_database_is_read(left: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "a home?"
     url = Settings.load(home=home).database_url
     upgrade(url)
     writer = Provenance.open(url)
     with writer.runs.start("encode", {}):
         pass
-    if unclean:  # as a killed process leaves it: the log beside the database holds the run
+    if left:  # as a killed process leaves it: the log beside the database holds the run
         shutil.copytree(home, home.with_name("copy"))
     writer.close()
-    if unclean:
+    if left:
         shutil.rmtree(home)
         home.with_name("copy").rename(home)
+        if "-shm" not in left:
+            (home / "modalign.db-shm").unlink()
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     before = {path.name: path.read_bytes() for path in home.iterdir() if not path.name.endswith("-shm")}
     for path in (*home.iterdir(), home):
         path.chmod(0o555)
@@ -185,3 +190,4 @@ def test_a_read_only_database_is_read(unclean: bool, tmp_path: Path) -> None:
     assert "Traceback" not in refused.stderr
     home.chmod(0o755)
     assert {path.name: path.read_bytes() for path in home.iterdir() if not path.name.endswith("-shm")} == before
+    assert not list(temporary.iterdir())

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import re
 import shutil
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from connector.audits.result import Audit, SpaceResult, StageSummary, StoredItem
 from connector.audits.stages import STAGES
 from connector.errors import OutputError
 from connector.provenance.tables import EncoderRow
-from connector.reports import audit_page, output_files
+from connector.reports import audit_page
 from connector.reports.audit_context import AuditContext
 from connector.reports.audit_page import write_audit_page
 from connector.reports.glossary import sentence
@@ -458,12 +459,11 @@ class TestTheFile:
         path = tmp_path / "page.html"
         path.write_text("old")
 
-        def full(path: Path, content: bytes) -> None:
-            path.with_name(path.name + ".tmp").write_bytes(content[:100])
+        def full(descriptor: int) -> None:
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patched:
-            patched.setattr(output_files, "write_durably", full)
+            patched.setattr(os, "fsync", full)
             with raises(OutputError, path, "No space left"):
                 write_audit_page(path, written.found, written.origin)
         assert path.read_text() == "old"

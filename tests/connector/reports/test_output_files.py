@@ -2,15 +2,17 @@
 
 import os
 import resource
+import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from connector.errors import OutputError
-from connector.reports.output_files import append_line, write_file
+from connector.reports.output_files import LEFTOVER_SECONDS, append_line, write_file
 from tests.support.errors import raises
 
 FILLED = 4096  # bytes that fit on the disk of `on_a_full_disk`
@@ -60,11 +62,62 @@ def test_a_device_that_takes_nothing_is_an_error_and_stays_a_device(tmp_path: Pa
         device.open("wb").close()
     except OSError as error:
         pytest.skip(f"needs a device file: {error}")
-    with raises(OutputError, device, "No space left"):
-        write_file(device, "text")
+    for text in ("text", ""):
+        with raises(OutputError, device, "No space left"):
+            write_file(device, text)
     with raises(OutputError, device):
         append_line(device, "text")
     assert device.is_char_device()
+
+
+def test_a_file_of_the_user_with_a_name_near_to_it_stays_as_it_is(tmp_path: Path) -> None:
+    near = [tmp_path / name for name in ("page.html.tmp", ".page.html.tmp", ".modalign.old.tmp", "page.html~")]
+    for path in near:
+        path.write_text("mine")
+        os.utime(path, (0, 0))
+    write_file(tmp_path / "page.html", "text")
+    assert [path.read_text() for path in near] == ["mine"] * len(near)
+    assert len(list(tmp_path.iterdir())) == len(near) + 1
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o660, 0o444])
+def test_a_file_that_is_replaced_keeps_who_may_read_it(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "page.html"
+    path.write_text("old")
+    path.chmod(mode)
+    write_file(path, "new")
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("new", mode)
+
+
+def test_several_processes_that_write_one_file_leave_the_whole_text_of_one(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    write = "from connector.reports.output_files import *; [write_file(Path({!r}), {!r} * 20_000) for _ in range(200)]"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", write.format(str(path), letter)], stderr=subprocess.PIPE)
+        for letter in "ab"
+    ]
+    while any(writer.poll() is None for writer in writers):
+        assert not path.exists() or set(path.read_text()) in ({"a"}, {"b"})
+    assert [writer.communicate()[1] for writer in writers] == [b"", b""]
+    assert len(path.read_text()) == 20_000
+    assert [entry.name for entry in tmp_path.iterdir()] == ["page.html"]
+
+
+@pytest.mark.parametrize(("age", "left"), [(2 * LEFTOVER_SECONDS, 0), (60, 1)])
+def test_what_a_killed_process_left_is_removed_once_nobody_can_be_writing_it(
+    tmp_path: Path, age: float, left: int
+) -> None:
+    kill = (
+        "from connector.reports.output_files import *; import os, signal; "
+        "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL); "
+        f"write_file(Path({str(tmp_path / 'page.html')!r}), 'half')"
+    )
+    assert subprocess.run([sys.executable, "-c", kill], check=False).returncode == -signal.SIGKILL
+    (leftover,) = tmp_path.iterdir()
+    os.utime(leftover, (time.time() - age,) * 2)
+    write_file(tmp_path / "page.html", "whole")
+    assert (tmp_path / "page.html").read_text() == "whole"
+    assert len(list(tmp_path.iterdir())) == 1 + left
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
