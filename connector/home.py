@@ -12,6 +12,7 @@ Methods import what they call: `status` must not load trainers, readers, charts 
 """
 
 import logging
+import secrets
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -342,14 +343,24 @@ class Home:
             run.counts["dropped"] = len(rows)
         return RunResult(run.id, run.counts, rows)
 
-    def verify(self, collection: str | None = None) -> "list[ReconcileReport]":
+    def verify(
+        self, collection: str | None = None, *, seed: int | None = None, full: bool = False
+    ) -> "list[ReconcileReport]":
         """Reconcile the live and ready releases, of `collection` or of all, with SQL and the embedding sets.
 
-        A release that cannot be compared is reported as `broken`, and the others are reconciled all the same.
+        All payloads are compared, and a sample of the vectors: another one each time, unless `seed` repeats one. `full`
+        compares all. A release that cannot be compared is reported as `broken`; the others are reconciled all the same.
         """
         from connector.releases.reconcile_releases import reconcile_releases
 
-        return reconcile_releases(self.provenance, self.store, collection, device=self.settings.device)
+        return reconcile_releases(
+            self.provenance,
+            self.store,
+            collection,
+            seed=secrets.randbelow(2**32) if seed is None else seed,
+            full=full,
+            device=self.settings.device,
+        )
 
     def repair(self, request: RepairRequest) -> "RunResult[list[ReconcileReport]]":
         """Repair those releases from their embedding sets; the value of the result is what `verify` then finds."""
@@ -361,10 +372,11 @@ class Home:
                 self.store,
                 run,
                 request.collection,
+                full=request.full,
                 device=self.settings.device,
                 orphans=request.delete_orphans,
             )
-            reports = self.verify(request.collection)
+            reports = self.verify(request.collection, full=request.full)
         return RunResult(run.id, run.counts, reports)
 
     def retriever(self, collection: str, metric: str | None = None) -> "Retriever":

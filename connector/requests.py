@@ -337,11 +337,13 @@ class RepairRequest(Request):
     Attributes:
         collection: of the releases; None: all.
         delete_orphans: delete points that no embedding set holds, if there are exactly so many; None: they stay.
+        full: compare all vectors, not a sample of them.
     """
 
     command: ClassVar[str] = "repair"
     collection: str | None = None
     delete_orphans: int | None = None
+    full: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

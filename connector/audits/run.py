@@ -63,6 +63,7 @@ def run_audit(
         pairs=request.pairs,
         requirements=requirements,
         baseline=baseline,
+        seed=run.id,
         device=device,
     )
     result = replace(result, number=record(result, provenance, run, provenance.artifacts.record_set(embedding_set)))
@@ -81,14 +82,18 @@ def _measure(
     pairs: str,
     requirements: Sequence[Requirement],
     baseline: Baseline | None,
+    seed: int,
     device: str,
 ) -> Audit:
-    """Check that a release belongs together and holds what it should, and measure it; or say why it is broken."""
+    """Check that a release belongs together and holds what it should, and measure it; or say why it is broken.
+
+    The points to verify are drawn with `seed`, which moves with each run; the seed of the plan draws the same queries.
+    """
     broken = Audit(row, plan, pairs, required=bool(requirements))
     writers = provenance.runs.writers(row.collection)
     try:
         release = load_release(provenance, store, row, device=device)
-        verified = verify(release, store, provenance, seed=plan.seed, counts=not writers)
+        verified = verify(release, store, provenance, seed=seed, counts=not writers)
     except (MismatchError, CollectionNotFoundError, AlignmentError, EmbeddingSetError) as error:
         return replace(broken, broken=str(error))
     try:

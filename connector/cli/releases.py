@@ -154,7 +154,9 @@ def status(
         if given:
             say(f"--{name} is now `modalign {name}`; the old name goes in the next release")
     with open_home(where) as home:
-        reports = _repaired(home, collection, yes, None) if repair else home.verify(collection) if verify else None
+        reports = (
+            _repaired(home, collection, yes, None, False) if repair else home.verify(collection) if verify else None
+        )
         shown = home.status(collection, runs=limit)
     releases = [_release_row(release) for release in shown.releases]
     runs = [_run_row(run) for run in shown.runs]
@@ -179,19 +181,30 @@ def status(
     _exit_for_differences(reports or [])
 
 
+full_option = click.option("--full", is_flag=True, help="Compare all vectors, not a sample of them.")
+
+
 @cli.command()
 @click.argument("collection", required=False)
+@full_option
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    metavar="N",
+    help="Compare the same sample again as a run that printed this seed.  [default: another one each time]",
+)
 @json_option
 @home_options
-def verify(collection: str | None, as_json: bool, where: Mapping[str, Any]) -> None:
+def verify(collection: str | None, full: bool, seed: int | None, as_json: bool, where: Mapping[str, Any]) -> None:
     """Compare SQL, collections and embedding sets, of COLLECTION or all. Exit with 1 if they differ.
 
     What live and ready releases should hold is computed again from the embedding sets: missing, differing and orphaned
-    points, all payloads, and a sample of vectors. A release that cannot be compared, for example because its alignment
+    points, all payloads, and a sample of vectors that moves with each run. One wrong vector in the sample makes it
+    compare all of them. A release that cannot be compared, for example because its alignment
     is gone, is named with the reason.
     """
     with open_home(where) as home:
-        reports = home.verify(collection)
+        reports = home.verify(collection, seed=seed, full=full)
     _print_reports(reports, as_json)
 
 
@@ -204,23 +217,29 @@ def verify(collection: str | None, as_json: bool, where: Mapping[str, Any]) -> N
     metavar="N",
     help=f"Delete orphans without a question if there are exactly N. Needed for more than {ORPHAN_SHARE:.0%} of a release.",
 )
+@full_option
 @yes_option
 @json_option
 @home_options
-def repair(collection: str | None, orphans: int | None, yes: bool, as_json: bool, where: Mapping[str, Any]) -> None:
+def repair(
+    collection: str | None, orphans: int | None, full: bool, yes: bool, as_json: bool, where: Mapping[str, Any]
+) -> None:
     """Verify, repair collections and SQL from the embedding sets where they differ, and verify again.
 
     Orphans, points that no embedding set holds, are deleted after a count and a question.
     """
     with open_home(where) as home:
-        reports = _repaired(home, collection, yes, orphans)
+        reports = _repaired(home, collection, yes, orphans, full)
     _print_reports(reports, as_json)
 
 
-def _repaired(home: "Home", collection: str | None, yes: bool, orphans: int | None) -> "list[ReconcileReport]":
-    reports = home.verify(collection)
+def _repaired(
+    home: "Home", collection: str | None, yes: bool, orphans: int | None, full: bool
+) -> "list[ReconcileReport]":
+    reports = home.verify(collection, full=full)
     if all(report.consistent for report in reports):
         return reports
+    full = full or any(report.wrong_vectors for report in reports)  # the sample of the repair may have none of them
     if orphans is None and (found := sum(report.orphans.count for report in reports)):
         if many := [report for report in reports if report.orphans.count > ORPHAN_SHARE * report.points]:
             for report in many:
@@ -233,7 +252,7 @@ def _repaired(home: "Home", collection: str | None, yes: bool, orphans: int | No
             orphans = found
         else:
             say("nothing was deleted")
-    return home.repair(RepairRequest(collection=collection, delete_orphans=orphans)).value
+    return home.repair(RepairRequest(collection=collection, delete_orphans=orphans, full=full)).value
 
 
 def _print_reports(reports: "Sequence[ReconcileReport]", as_json: bool) -> None:

@@ -105,6 +105,7 @@ def reconciled_rows(found: Iterable["ReconcileReport"]) -> list[dict[str, Any]]:
             "orphans": each.orphans.count,
             "unrecorded": each.unrecorded.count,
             "vectors_compared": each.vectors,
+            "seed": each.seed,
         }
         known = numbers if each.broken is None else dict.fromkeys(numbers)
         rows.append({"release": each.name, "consistent": each.consistent, **known, "broken": each.broken})

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from itertools import count, takewhile
 from pathlib import Path
 
+import numpy as np
+
 from alignment.modality import MODALITIES, Modality
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
@@ -94,6 +96,10 @@ class BatchWriter:
     _unflushed: int = 0
     _same_points: bool = False
     _committed: float = field(default_factory=time.monotonic)
+    _rng: np.random.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._rng = np.random.default_rng(self.run.id)  # another sample each run
 
     def begin(self) -> None:
         """Apply the tombstones of the set and read what the ledgers hold of it."""
@@ -208,7 +214,7 @@ class BatchWriter:
             refused = self._upsert(writer, projected, points, rows)
             refusals = refused | refusals
             if not writer.fresh:
-                writer.replacing += _to_read_back(points, refused, rows, projected)
+                writer.replacing += _to_read_back(points, refused, rows, projected, self._rng)
             kept = len(points.ids) - len(refused)
             writer.pending[key] = (digest, kept)
             self.run.count("written", kept)
@@ -287,11 +293,13 @@ class BatchWriter:
         self._committed = time.monotonic()
 
 
-def _to_read_back(points: Points, refused: Collection[int], rows: Rows, projected: Projected) -> list[Points]:
+def _to_read_back(
+    points: Points, refused: Collection[int], rows: Rows, projected: Projected, rng: np.random.Generator
+) -> list[Points]:
     """Return what to read back of written points, `refused` rows apart: some with vectors, the others without."""
     refused_keys = {rows.keys[row] for row in refused}
     written = [position for position, key in enumerate(projected.rows.keys) if key not in refused_keys]
-    sample = written[:: -(-len(written) // VECTORS_READ_BACK) or 1]
+    sample = sorted(rng.permutation(written)[:VECTORS_READ_BACK].tolist())
     rest = points.take(sorted(set(written) - set(sample)))
     return [points.take(sample), replace(rest, vectors=rest.vectors[:, :0].copy())]
 

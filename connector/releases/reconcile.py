@@ -24,7 +24,7 @@ from connector.releases.tombstones import apply_tombstones, open_set
 from connector.stores.contract import Record, Store
 
 EXAMPLES = 5  # keys that are shown of each kind of difference
-VECTORS = 2048  # vectors compared in one reconciliation, about; payloads are compared all
+VECTORS = 2048  # vectors of each embedding set that a sample compares, about; payloads are compared all
 
 
 @dataclass(slots=True)
@@ -46,23 +46,27 @@ class ReconcileReport:
 
     Attributes:
         name: physical collection.
+        seed: of the sample of vectors; the same seed draws the same sample of the same embedding sets.
         points: points in the collection.
         recorded: points that the ledger counts.
         held: points that the embedding sets say the collection should hold.
         vectors: number of vectors compared; payloads are compared all.
         missing, differing: points that the collection lacks, or holds with another vector or payload.
+        wrong_vectors: how many of those that differ have the right payload, and another vector.
         orphans: points that belong to no row of any embedding set.
         unrecorded: batches that the ledger does not record as they are, and its entries of batches that are gone.
         broken: why nothing could be compared: parts of the release are gone, or its chain does not match.
     """
 
     name: str
+    seed: int | None = None
     points: int = 0
     recorded: int = 0
     held: int = 0
     vectors: int = 0
     missing: Difference = field(default_factory=Difference)
     differing: Difference = field(default_factory=Difference)
+    wrong_vectors: int = 0
     orphans: Difference = field(default_factory=Difference)
     unrecorded: Difference = field(default_factory=Difference)
     broken: str | None = None
@@ -75,13 +79,22 @@ class ReconcileReport:
         differences = (self.missing, self.differing, self.orphans, self.unrecorded)
         return not any(difference.count for difference in differences) and self.points == self.recorded == self.held
 
+    def add(self, other: "ReconcileReport") -> None:
+        """Add the points and batches that differed in another comparison, and that were repaired since."""
+        for name in ("missing", "differing", "unrecorded"):
+            mine, others = getattr(self, name), getattr(other, name)
+            mine.count += others.count
+            mine.examples = (mine.examples + others.examples)[:EXAMPLES]
+        self.wrong_vectors += other.wrong_vectors
+
 
 def reconcile(
     release: Release,
     store: Store,
     provenance: Provenance,
     *,
-    seed: int = 0,
+    seed: int,
+    full: bool = False,
     repair: Run | None = None,
     orphans: PointIds | None = None,
     advance: Advance = lambda count: None,
@@ -92,7 +105,8 @@ def reconcile(
         release: what to reconcile.
         store: where it is.
         provenance: where its ledger is.
-        seed: of the draw of vectors to compare.
+        seed: of the sample of vectors to compare.
+        full: compare all vectors. Without it, one wrong vector in the sample makes it compare all of them too.
         repair: write missing and differing points again from the embedding sets, and the ledger after them, in this
             run. It counts `repaired`. The report says what was wrong before. Deletions that were begun are finished.
         orphans: collects the ids of orphans, for `delete_orphans`.
@@ -107,13 +121,21 @@ def reconcile(
     if repair:
         for row in sets:
             apply_tombstones(provenance, store, release.row, row.id, repair.id)
-    report = ReconcileReport(release.name, points=store.count(release.name))
-    report.recorded = provenance.ledger.points(release.row.id)
-    rng = np.random.default_rng(seed)
+    points, recorded = store.count(release.name), provenance.ledger.points(release.row.id)
     with PointIds() as expected_ids:
-        for row, embedding_set in zip(sets, embedding_sets, strict=True):
-            of_set = _SetReconciliation(release, store, provenance, row, report, expected_ids, rng, repair)
-            of_set.compare(embedding_set, advance)
+
+        def compare(rng: np.random.Generator | None) -> ReconcileReport:
+            report = ReconcileReport(release.name, seed, points, recorded)
+            for row, embedding_set in zip(sets, embedding_sets, strict=True):
+                of_set = _SetReconciliation(release, store, provenance, row, report, expected_ids, rng, repair)
+                of_set.compare(embedding_set, advance)
+            return report
+
+        report = compare(None if full else np.random.default_rng(seed))
+        if report.wrong_vectors and not full:
+            sampled, report = report, compare(None)
+            if repair:
+                report.add(sampled)  # repaired since, so the second comparison has not found it
         for page in store.scroll(release.name):
             unknown = set(expected_ids.missing([record.id for record in page]))
             report.orphans.add([_item_name(record) for record in page if record.id in unknown])
@@ -139,7 +161,11 @@ def delete_orphans(release: Release, store: Store, provenance: Provenance, orpha
 
 @dataclass(frozen=True, slots=True)
 class _SetReconciliation:
-    """One embedding set against the release that it was pushed into."""
+    """One embedding set against the release that it was pushed into.
+
+    Attributes:
+        rng: draws the vectors to compare; None: all of them.
+    """
 
     release: Release
     store: Store
@@ -147,7 +173,7 @@ class _SetReconciliation:
     row: EmbeddingSetRow
     report: ReconcileReport
     expected_ids: PointIds
-    rng: np.random.Generator
+    rng: np.random.Generator | None
     repair: Run | None
 
     def compare(self, embedding_set: EmbeddingSet, advance: Advance) -> None:
@@ -159,7 +185,8 @@ class _SetReconciliation:
             for shard, start, rows in embedding_set.batches(modality, BATCH_POINTS):
                 key, digest = (shard, start), rows.digest()
                 met.add(key)
-                batch = compare_points(self.release, self.store, rows, self.rng.random(len(rows)) < share)
+                drawn = np.ones(len(rows), bool) if self.rng is None else self.rng.random(len(rows)) < share
+                batch = compare_points(self.release, self.store, rows, drawn)
                 present = len(batch.points.ids) - len(batch.missing)
                 if ledger.get(key) == (digest, present):
                     batch.missing.clear()  # Qdrant refused these points: they are rejects of the push
@@ -182,6 +209,7 @@ class _SetReconciliation:
         self.report.vectors += batch.vectors
         self.report.missing.add(batch.names(batch.missing))
         self.report.differing.add(batch.names(batch.differing))
+        self.report.wrong_vectors += len(batch.differing) - len(batch.unlike)
 
     def _write(
         self, run: Run, batch: ComparedBatch, key: BatchKey, entry: LedgerEntry, recorded: LedgerEntry | None

@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import ExitStack
+from typing import Any
 
 from alignment.errors import ModalignError
 from connector.errors import MismatchError, ProvenanceError, StoreBusyError, StoreUnavailableError
@@ -20,7 +21,13 @@ _log = logging.getLogger(__name__)
 
 
 def reconcile_releases(
-    provenance: Provenance, store: Store, collection: str | None = None, *, device: str = "auto"
+    provenance: Provenance,
+    store: Store,
+    collection: str | None = None,
+    *,
+    seed: int,
+    full: bool = False,
+    device: str = "auto",
 ) -> list[ReconcileReport]:
     """Reconcile the live and ready releases, of `collection` or of all; see `reconcile`.
 
@@ -32,7 +39,8 @@ def reconcile_releases(
         StoreUnavailableError, StoreBusyError, ProvenanceError: a database cannot be used.
     """
     _name_others(provenance, store, collection)
-    return [_reconcile(provenance, store, row, device, None, None)[1] for row in _rows(provenance, store, collection)]
+    rows = _rows(provenance, store, collection)
+    return [_reconcile(provenance, store, row, device, seed=seed, full=full)[1] for row in rows]
 
 
 def repair_releases(
@@ -41,6 +49,7 @@ def repair_releases(
     run: Run,
     collection: str | None = None,
     *,
+    full: bool = False,
     device: str = "auto",
     orphans: int | None = None,
 ) -> None:
@@ -53,6 +62,7 @@ def repair_releases(
         store: where their collections are.
         run: the run that repairs; counts `repaired` and `deleted`.
         collection: of the releases; None: all.
+        full: compare all vectors, not a sample; see `reconcile`. The seed of the sample is the number of the run.
         device: where learned metrics compute.
         orphans: delete orphans, if there are exactly so many in all; None: they stay.
 
@@ -71,7 +81,9 @@ def repair_releases(
         found = 0
         for row in rows:
             ids = stack.enter_context(PointIds())
-            release, report = _reconcile(provenance, store, row, device, run, ids)
+            release, report = _reconcile(
+                provenance, store, row, device, seed=run.id, full=full, repair=run, orphans=ids
+            )
             found += report.orphans.count
             if release is not None and report.orphans.count:
                 repaired.append((release, ids))
@@ -107,12 +119,12 @@ def _rows(provenance: Provenance, store: Store, collection: str | None) -> list[
 
 
 def _reconcile(
-    provenance: Provenance, store: Store, row: ReleaseRow, device: str, repair: Run | None, orphans: PointIds | None
+    provenance: Provenance, store: Store, row: ReleaseRow, device: str, **options: Any
 ) -> tuple[Release | None, ReconcileReport]:
     try:
         release = load_release(provenance, store, row, device=device)
         with progress(f"verify {release.name}", row.points, "rows") as advance:
-            report = reconcile(release, store, provenance, advance=advance, repair=repair, orphans=orphans)
+            report = reconcile(release, store, provenance, advance=advance, **options)
     except (StoreUnavailableError, StoreBusyError, ProvenanceError):  # not the fault of the release
         raise
     except ModalignError as error:

@@ -6,6 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
+from connector.releases import reconcile as reconciling
+from connector.releases.points import point_id
 from connector.releases.reconcile import ReconcileReport, reconcile
 from connector.releases.reconcile_releases import repair_releases
 from connector.releases.release import open_release
@@ -24,8 +26,9 @@ def change(client: httpx.Client, method: str, path: str, body: Any) -> None:
     client.request(method, path, json=body, params={"wait": "true"}).raise_for_status()
 
 
-def verified(world: World, collection: str) -> ReconcileReport:
-    return reconcile(open_release(world.provenance, world.store, collection), world.store, world.provenance)
+def verified(world: World, collection: str, *, seed: int = 0, full: bool = False) -> ReconcileReport:
+    release = open_release(world.provenance, world.store, collection)
+    return reconcile(release, world.store, world.provenance, seed=seed, full=full)
 
 
 def repair(world: World, collection: str, orphans: int | None = None) -> dict[str, int]:
@@ -46,3 +49,19 @@ def test_points_with_integer_ids_are_orphans(world: World, collection: str, clie
     assert sorted(report.orphans.examples) == sorted(str(stranger["id"]) for stranger in strangers)
     assert repair(world, collection, orphans=3) == {"deleted": 3}
     assert verified(world, collection).consistent
+
+
+def test_wrong_vectors_are_all_found_once_one_is(
+    world: World, collection: str, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciling, "VECTORS", 10)
+    (release,) = world.push(world.set("s", *pairs(40)), collection=collection).releases
+    wrong = [point_id("image", str(number)) for number in range(12)]
+    flipped = [{"id": id_, "vector": {"image": [1.0, *[0.0] * 5]}} for id_ in wrong]
+    change(client, "PUT", f"/collections/{release.name}/points/vectors", {"points": flipped})
+    counts = {verified(world, collection, seed=seed).differing.count for seed in range(12)}
+    assert counts <= {0, 12}
+    assert counts != {0}
+    while not repair(world, collection):
+        pass  # none was in its sample
+    assert verified(world, collection, full=True).consistent

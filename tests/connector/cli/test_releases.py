@@ -140,6 +140,14 @@ class TestReleases:
         done("repair", "things", "--yes", "--home", home)
         assert done("verify", "--json", "--home", home).document["examples"] == {}
 
+    def test_each_verification_names_the_seed_of_its_sample_which_repeats_it(self, home: Path) -> None:
+        def seeds(*options: object) -> set[int]:
+            return {row["seed"] for row in done("verify", *options, "--json", "--home", home).document["verified"]}
+
+        first, second = seeds(), seeds("--full")
+        assert (len(first), len(second), first != second) == (1, 1, True)
+        assert seeds("--seed", *first) == first
+
     def test_what_is_broken_keeps_nobody_from_verifying_and_mending_the_others(self, home: Path) -> None:
         names = releases(home)
         with EdgeStore(home / "qdrant") as store:

@@ -75,7 +75,7 @@ def encode(world: World, name: str, keys: Sequence[str], turn: int) -> None:
 
 
 def verified(world: World) -> ReconcileReport:
-    (report,) = reconcile_releases(world.provenance, world.store, COLLECTION)
+    (report,) = reconcile_releases(world.provenance, world.store, COLLECTION, seed=0)
     return report
 
 

@@ -49,14 +49,14 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         yield opened
 
 
-def found(world: World, metric: str = "cosine") -> ReconcileReport:
+def found(world: World, metric: str = "cosine", *, seed: int = 0, full: bool = False) -> ReconcileReport:
     release = open_release(world.provenance, world.store, COLLECTION, metric)
-    return reconcile(release, world.store, world.provenance)
+    return reconcile(release, world.store, world.provenance, seed=seed, full=full)
 
 
-def repaired(world: World, *, orphans: int | None = None) -> dict[str, int]:
+def repaired(world: World, *, orphans: int | None = None, full: bool = False) -> dict[str, int]:
     with world.provenance.runs.start("repair", {}) as run:
-        repair_releases(world.provenance, world.store, run, COLLECTION, orphans=orphans)
+        repair_releases(world.provenance, world.store, run, COLLECTION, orphans=orphans, full=full)
     return dict(run.counts)
 
 
@@ -82,8 +82,8 @@ def another_payload(world: World) -> None:
     edit(world, "text", "0", extra=1)
 
 
-def turn(world: World) -> None:
-    (record,) = world.store.retrieve(name(world), [point_id("text", "4")], vector_name="text")
+def turn(world: World, key: str = "4") -> None:
+    (record,) = world.store.retrieve(name(world), [point_id("text", key)], vector_name="text")
     world.store.upsert(
         name(world), Points("text", [record.id], np.roll(np.asarray(record.vector), 1)[None], [record.payload])
     )
@@ -217,6 +217,37 @@ class TestReconcile:
         repaired(world)
         assert stored(world.store, release.name, "image")[one.id][1] == one.payload
 
+    @pytest.fixture
+    def sampled(self, world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+        """Eight of the 26 vectors are wrong, and a comparison draws about seven of each set."""
+        monkeypatch.setattr(reconciling, "VECTORS", 7)
+        for key in "01234567":
+            turn(world, key)
+        return world
+
+    def test_one_wrong_vector_in_the_sample_makes_it_compare_all(self, sampled: World) -> None:
+        results = [found(sampled, seed=seed) for seed in range(12)]
+        assert {(r.differing.count, r.vectors) for r in results if r.differing.count} == {(8, 26)}
+        assert {r.consistent for r in results} == {r.differing.count == 0 for r in results}
+
+    def test_another_seed_draws_another_sample_and_the_same_one_the_same(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(reconciling, "VECTORS", 7)
+        turn(world)
+        seen = [found(world, seed=seed).consistent for seed in range(24)]
+        assert set(seen) == {True, False}
+        assert seen[:8] == [found(world, seed=seed).consistent for seed in range(8)]
+        assert found(world, seed=seen.index(True), full=True).differing.examples == ["text:4"]
+
+    @pytest.mark.parametrize("full", [True, False])
+    def test_a_repair_that_meets_one_wrong_vector_repairs_all(self, sampled: World, full: bool) -> None:
+        mended = repaired(sampled, full=full)
+        while not mended:  # no wrong vector was in its sample
+            mended = repaired(sampled, full=full)
+        assert mended == {"repaired": 8}
+        assert found(sampled, full=True).consistent
+
     def test_a_set_that_is_gone_makes_no_orphans(self, world: World) -> None:
         (world.home / "sets" / "more" / "card.json").unlink()
         with raises(EmbeddingSetError, "more"):
@@ -251,7 +282,7 @@ def test_memory_does_not_grow_with_the_release(tmp_path: Path, monkeypatch: pyte
             world.push(world.set(f"s{n}", *parts), collection=f"c{n}")
             release = open_release(world.provenance, world.store, f"c{n}")
             tracemalloc.start()
-            result = reconcile(release, world.store, world.provenance)
+            result = reconcile(release, world.store, world.provenance, seed=0)
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
             assert result.missing.count == 0
