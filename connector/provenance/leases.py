@@ -11,8 +11,8 @@ time: a process waits until the one before has written, which takes milliseconds
 on the same host notice that at once. Processes on other hosts notice it when the run, or the lease, had no heartbeat
 for `connector.provenance.heartbeat.LEASE_SECONDS`.
 
-The same table holds locks, which let one process at a time do something: see `promotion_lock`, `creation_lock` and
-`repair_lock`.
+The same table holds locks, which let one process at a time do something: see `promotion_lock`, `creation_lock`,
+`repair_lock` and `orphan_lock`.
 """
 
 import hashlib
@@ -198,6 +198,15 @@ def creation_lock(database: Database, store_url: str, name: str, run_id: int) ->
 def repair_lock(database: Database, store_url: str, run_id: int) -> AbstractContextManager[Lease]:
     """Let no other process delete items from a store or repair its releases during the block."""
     return _lock(database, {"repair": store_url}, run_id, f"deleting items or repairing releases of {store_url}")
+
+
+def orphan_lock(database: Database, store_url: str, run_id: int) -> AbstractContextManager[Lease]:
+    """Let no push into a store begin during the block: whoever deletes orphans does not see what it will write.
+
+    A push has its run recorded before it takes the lock for a moment. So either it waits, or whoever holds the lock
+    finds it among the writers.
+    """
+    return _lock(database, {"orphans": store_url}, run_id, f"deleting orphans of {store_url}")
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from alignment.sets.cards import EncoderCard
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.errors import EmptyReleaseError, MismatchError, ProvenanceError, StoreError
 from connector.progress import Advance
-from connector.provenance.leases import promotion_lock
+from connector.provenance.leases import orphan_lock, promotion_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.push.batches import BatchWriter, ReleaseWriter
@@ -131,6 +131,8 @@ def push_session(
     settings = {"payload_indexes": {}, **checked_layout(layout)}
     store.check_layout(Layout(**settings))
     lowerings_of = {metric: lower(alignment, metric) for metric in metrics}  # all of them, before anything is written
+    with orphan_lock(provenance.database, provenance.database.stored(store.url), run.id):
+        pass  # a repair that is deleting orphans has ended
     opener = ReleaseOpener(alignment, alignment_id, collection, settings, store, provenance, run, fresh_layout)
     writers: list[ReleaseWriter] = []
     try:

@@ -18,7 +18,7 @@ from connector.provenance.runs import Run
 from connector.provenance.tables import EmbeddingSetRow
 from connector.releases.point_comparison import ComparedBatch, compare_points
 from connector.releases.point_id_set import PointIds
-from connector.releases.points import item_of
+from connector.releases.points import item_of, point_id
 from connector.releases.release import Release
 from connector.releases.tombstones import apply_tombstones, open_set
 from connector.stores.contract import Record, Store
@@ -149,10 +149,22 @@ def reconcile(
 
 
 def delete_orphans(release: Release, store: Store, provenance: Provenance, orphans: PointIds, run: Run) -> None:
-    """Delete from a release the points that `reconcile` found to be orphans; count them as `deleted`."""
+    """Delete from a release the points that `reconcile` found to be orphans; count them as `deleted`.
+
+    Those that an embedding set holds by now stay: their items were added again meanwhile. No push may begin before this
+    ends.
+
+    Raises:
+        EmbeddingSetError: an embedding set that was pushed into the release is not there. Nothing is deleted.
+    """
     provenance.releases.bump_revision(release.row)
-    with PointIds() as none:
-        for ids in orphans.without(none):
+    with PointIds() as held:
+        for row in provenance.ledger.sets_in([release.row.id]):
+            embedding_set = open_set(provenance, provenance.database.located(row.path))
+            for modality in MODALITIES:
+                for keys, _ in embedding_set.labels(modality):
+                    held.add([point_id(modality, key) for key in keys])
+        for ids in orphans.without(held):
             store.delete(release.name, ids)
             run.counts["deleted"] += len(ids)
     store.flush(release.name)

@@ -7,7 +7,7 @@ from typing import Any
 from alignment.errors import ModalignError
 from connector.errors import MismatchError, ProvenanceError, StoreBusyError, StoreUnavailableError
 from connector.progress import progress
-from connector.provenance.leases import repair_lock
+from connector.provenance.leases import orphan_lock, repair_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import ReleaseRow
@@ -55,7 +55,7 @@ def repair_releases(
 ) -> None:
     """Repair the live and ready releases, of `collection` or of all, from their embedding sets.
 
-    Deletions from the store and other repairs of it wait.
+    Deletions from the store and other repairs of it wait, and while orphans are deleted pushes too.
 
     Args:
         provenance: where releases are recorded.
@@ -94,6 +94,7 @@ def repair_releases(
                 f"expected {orphans} points that no embedding set holds, found {found}: none was deleted; look at "
                 "`modalign verify`, and name the number that it finds"
             )
+        stack.enter_context(orphan_lock(provenance.database, provenance.database.stored(store.url), run.id))
         for release, ids in repaired:
             _check_at_rest(provenance, release, run)
             delete_orphans(release, store, provenance, ids, run)

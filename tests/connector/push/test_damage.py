@@ -4,10 +4,12 @@ A kill is an exception that nothing catches, at a named point, before or after i
 else does to the collection or to SQL.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -163,6 +165,72 @@ class TestAnEmptyLedgerMakesNoOrphans:
             assert first.delete(keys=["1", "2"], confirm=lambda _: delete_items(world, "2", "3") == 4)
         agrees(world)
         assert not {(m, key) for m in MODALITIES for key in "123"} & live_items(world)
+
+
+class TestAnItemThatIsAddedAgainWhileARepairDeletesOrphans:
+    """It stays, whether it comes before or after the repair has looked who writes."""
+
+    @pytest.fixture
+    def orphans(self, world: World) -> int:
+        """Rows that something else took from the set, and that nobody deleted: their points are orphans."""
+        path = world.home / "sets" / "s"
+        card = open_set(world.provenance, path).card
+        with SetWriter(path, corpus=card.corpus, encoders=card.encoders) as writer:
+            for modality in MODALITIES:
+                ((shard, _),) = writer.identities(modality)
+                writer.drop(shard, modality, {1, 2})
+            writer.finish()
+        return 4
+
+    def add_again(self, world: World, name: str) -> None:
+        if name == "s":
+            encode(world, "s", ["1"], 1)
+            push(world)
+        else:
+            world.push(world.set(name, *(part.take([1]) for part in pairs(2))))
+
+    @pytest.mark.parametrize("name", ["s", "of its own"])
+    def test_by_a_push_that_began_and_ended_meanwhile(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, orphans: int, name: str
+    ) -> None:
+        original, calls = world.store.ready, count()
+
+        def ready(collection: str) -> Any:
+            if not next(calls):  # all points were compared, and none of the orphans is deleted yet
+                with suppress(MismatchError):  # the other orphan is there too
+                    self.add_again(world, name)
+            return original(collection)
+
+        monkeypatch.setattr(world.store, "ready", ready)
+        with world.provenance.runs.start("repair", {}) as run:
+            repair_releases(world.provenance, world.store, run, orphans=orphans)
+        assert run.counts["deleted"] == orphans - 2
+        present = stored_ids(world)
+        assert {point_id(m, "1") for m in MODALITIES} <= present
+        assert not {point_id(m, "2") for m in MODALITIES} & present
+        assert verified(world).consistent
+
+    def test_by_a_push_that_begins_while_they_are_deleted(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, orphans: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO")
+        original, pushes = world.store.delete, list[Thread]()
+
+        def delete(collection: str, ids: Sequence[str]) -> None:
+            if not pushes:
+                pushes.append(Thread(target=self.add_again, args=(world, "s")))
+                pushes[0].start()
+                while pushes[0].is_alive() and "waiting for it" not in caplog.text:
+                    time.sleep(0.01)
+            original(collection, ids)
+
+        monkeypatch.setattr(world.store, "delete", delete)
+        with world.provenance.runs.start("repair", {}) as run:
+            repair_releases(world.provenance, world.store, run, orphans=orphans)
+        (of_push,) = pushes
+        of_push.join()
+        assert {point_id(m, "1") for m in MODALITIES} <= stored_ids(world)
+        agrees(world)
 
 
 class TestAKilledDeletionIsRepeated:
