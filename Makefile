@@ -35,7 +35,7 @@ down:
 	docker compose down
 
 live: $(VENV)/.dev
-	$(BIN)/pytest tests/live tests/connector/stores/test_contract.py -k "live or server"
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -m live
 
 clean:
 	rm -rf $(VENV) demo-home .mypy_cache .pytest_cache .ruff_cache

@@ -19,7 +19,7 @@ from connector.encoding import encoders
 from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance
 from tests.support.fakes import fake_entry_points
-from tests.support.qdrant_servers import Server, single_server
+from tests.support.qdrant_servers import Node, Server, single_server
 
 # Contracts are tests in support modules: their assertions shall tell values too.
 pytest.register_assert_rewrite("tests.support.store_contract", "tests.support.filter_contract")
@@ -100,5 +100,12 @@ def qdrant_server() -> Iterator[Server]:
         grpc_url, key = (os.environ.get(f"MODALIGN_TEST_QDRANT_{name}") for name in ("GRPC_URL", "API_KEY"))
         yield Server(url, grpc_url, key)
         return
+    with single_server() as node:
+        yield node
+
+
+@pytest.fixture(scope="session")
+def own_server() -> Iterator[Node]:
+    """A server of this session alone, which takes API_KEY and tokens: it may be stopped, killed and started."""
     with single_server() as node:
         yield node

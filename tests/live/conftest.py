@@ -12,6 +12,13 @@ from tests.support.qdrant_servers import cluster as started_cluster
 from tests.support.world import World
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of this directory; the hook is given all tests."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.live)
+
+
 @pytest.fixture
 def collection() -> str:
     """A name that no one else has, because a server may be shared: what a test makes there begins with it."""
@@ -33,13 +40,6 @@ def world(store: QdrantStore, tmp_path: Path) -> Iterator[World]:
     with world.provenance:
         world.alignment()
         yield world
-
-
-@pytest.fixture(scope="session")
-def own_server() -> Iterator[Node]:
-    """A server of this session alone, which takes API_KEY and tokens: it may be stopped, killed and started."""
-    with single_server() as node:
-        yield node
 
 
 @pytest.fixture(scope="session")

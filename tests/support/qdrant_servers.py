@@ -1,8 +1,8 @@
 """Real Qdrant servers and clusters that tests start, stop and kill.
 
 `MODALIGN_TEST_QDRANT_BINARY` names the binary to run; without it, Docker runs the compose files of this repository.
-Ports are free ones, data lie in temporary directories, and all of it goes away at the end of the `with` block. A
-binary also ends when the tests themselves are killed, where the system has `setpriv`.
+Ports are free ones, data lie in temporary directories, in memory where there is room, and all of it goes away at the
+end of the `with` block. A binary also ends when the tests themselves are killed, where the system has `setpriv`.
 """
 
 import base64
@@ -22,6 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,14 @@ from connector.stores.qdrant import QdrantStore
 
 ROOT = Path(__file__).parent.parent.parent
 BINARY = "MODALIGN_TEST_QDRANT_BINARY"
-API_KEY = "test"
+API_KEY = "key-of-the-tests"
 NODES = 3
 READY_SECONDS = 60.0
 STOP_SECONDS = 30.0
 # Below the ports that systems give to outgoing connections: none takes the port of a stopped node meanwhile.
 PORTS = range(20_000, 32_000)
+# Memory as a file system: it waits for no disk, and a killed process loses nothing there.
+MEMORY, MEMORY_BYTES = Path("/dev/shm"), 2 << 30
 # Small logs: a test writes little, and every shard preallocates one.
 SMALL = {"QDRANT__STORAGE__WAL__WAL_CAPACITY_MB": "1", "QDRANT__TELEMETRY_DISABLED": "true"}
 
@@ -255,10 +258,17 @@ def skip_without_servers() -> None:
     if binary := os.environ.get(BINARY):
         if not os.access(binary, os.X_OK):
             pytest.fail(f"{BINARY}: expected an executable file, got {binary!r}")
-        return
-    docker = shutil.which("docker")
-    if docker is None or subprocess.run([docker, "compose", "ls"], capture_output=True, check=False).returncode:
+    elif not _has_docker():
         pytest.skip(f"needs {BINARY}, or Docker with compose, to start Qdrant")
+
+
+@cache
+def _has_docker() -> bool:
+    docker = shutil.which("docker")
+    return (
+        docker is not None
+        and not subprocess.run([docker, "compose", "ls"], capture_output=True, check=False).returncode
+    )
 
 
 @contextmanager
@@ -271,7 +281,7 @@ def single_server(*, tls: bool = False, **settings: str) -> Iterator[Node]:
     """
     skip_without_servers()
     with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qdrant-")))
+        directory = stack.enter_context(_temporary_directory())
         settings |= {"QDRANT__SERVICE__JWT_RBAC": "true"} | (_certificate(directory) if tls else {})
         (node,) = _nodes(stack, directory, 1, settings, directory / "ca.pem" if tls else None)
         node.start()
@@ -283,7 +293,7 @@ def cluster(**settings: str) -> Iterator[Cluster]:
     """Start a cluster of NODES nodes that ask for API_KEY; `settings` as of `single_server`."""
     skip_without_servers()
     with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qdrant-")))
+        directory = stack.enter_context(_temporary_directory())
         started = Cluster(_nodes(stack, directory, NODES, {"QDRANT__CLUSTER__ENABLED": "true", **settings}, None))
         started.start()
         yield started
@@ -314,6 +324,13 @@ def free_ports(count: int) -> list[int]:
         if port not in ports:
             ports.append(port)
     return ports
+
+
+@contextmanager
+def _temporary_directory() -> Iterator[Path]:
+    roomy = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_BYTES
+    with tempfile.TemporaryDirectory(prefix="qdrant-", dir=MEMORY if roomy else None) as directory:
+        yield Path(directory)
 
 
 def _nodes(

@@ -75,6 +75,10 @@ KINDS = [
         ],
     ),
 ]
+# A server of the session's own, by either protocol.
+LIVE = [pytest.param(protocol, marks=pytest.mark.live) for protocol in ("REST", "gRPC")]
+# For tests and classes whose fixture `world` gives `request.param` to `opened_world`.
+ON_SERVERS = pytest.mark.parametrize("world", ["edge", *LIVE], indirect=True)
 
 
 def maps() -> dict[Modality, FloatArray]:
@@ -366,14 +370,29 @@ def points_of(n: int) -> list[str]:
 
 
 @contextmanager
-def opened_world(kind: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """A world over Qdrant Edge or over the client's local mode."""
+def opened_world(
+    kind: str, directory: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest | None = None
+) -> Iterator[World]:
+    """A world over Qdrant Edge, the client's local mode, or a server, which it empties.
+
+    Args:
+        kind: one of KINDS or LIVE.
+        directory: its home.
+        monkeypatch: undoes what makes it quick.
+        request: of a test that may run over LIVE, to start the server with.
+    """
     store: Store
     if kind == "edge":
         store = EdgeStore(directory / "qdrant")
-    else:
+    elif kind == "memory":
         monkeypatch.setattr(qdrant_readiness, "POLL_SECONDS", 0.0)
         store = QdrantStore(Connection(QdrantClient(":memory:"), "http://memory"), uploads=1)
+    else:
+        assert request is not None
+        monkeypatch.setattr(qdrant_readiness, "POLL_SECONDS", 0.02)
+        store = request.getfixturevalue("own_server").connect(kind)
+        for left in store.collections():
+            store.drop(left)
     with store:
         world = World(directory, store)
         with world.provenance:

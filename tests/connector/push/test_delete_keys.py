@@ -9,12 +9,12 @@ from alignment.modality import MODALITIES, Modality
 from connector.errors import SettingsError
 from connector.push.delete import Deletion
 from tests.support.errors import raises
-from tests.support.world import COLLECTION, World, embedded, latent, opened_world, rows
+from tests.support.world import COLLECTION, LIVE, World, embedded, latent, opened_world, rows
 
 
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world("edge", tmp_path, monkeypatch) as world:
+@pytest.fixture(params=["edge", *LIVE])
+def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with opened_world(request.param, tmp_path, monkeypatch, request) as world:
         world.alignment()
         yield world
 

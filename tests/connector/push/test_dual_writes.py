@@ -21,6 +21,7 @@ from tests.support.errors import raises
 from tests.support.world import (
     COLLECTION,
     KINDS,
+    LIVE,
     Calls,
     World,
     alignment,
@@ -33,11 +34,11 @@ from tests.support.world import (
 )
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*KINDS, *LIVE])
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(pushing, "BATCH_POINTS", 4)
     monkeypatch.setattr(pushing, "FLUSH_POINTS", 16)
-    with opened_world(request.param, tmp_path, monkeypatch) as opened:
+    with opened_world(request.param, tmp_path, monkeypatch, request) as opened:
         opened.alignment()
         opened.alignment("b", turn=1)
         yield opened

@@ -33,7 +33,7 @@ from connector.releases.release import load_release
 from connector.stores.filters import parse_filter
 from tests.support.errors import raises
 from tests.support.fakes import FakeImageEncoder, FakeTextEncoder, Pair, fake_pairs, write_manifest
-from tests.support.world import COLLECTION, KINDS, Calls, World, opened_world, stored
+from tests.support.world import COLLECTION, KINDS, LIVE, Calls, World, opened_world, stored
 
 N = 24
 SET = "things"
@@ -158,7 +158,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def make(
-    drawn: tuple[Path, list[Pair]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawn: tuple[Path, list[Pair]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., Bench]]:
     """Make benches, each with a home of its own."""
     directory, pairs = drawn
@@ -166,7 +166,7 @@ def make(
 
     def one(kind: str = "edge", name: str = "home") -> Bench:
         (tmp_path / name).mkdir()
-        context = opened_world(kind, tmp_path / name, monkeypatch)
+        context = opened_world(kind, tmp_path / name, monkeypatch, request)
         world = context.__enter__()
         opened.append(context)
         world.alignment()
@@ -519,6 +519,10 @@ class TestShadows:
 
 
 class TestDelete:
+    @pytest.fixture(params=[*KINDS, *LIVE])
+    def bench(self, request: pytest.FixtureRequest, make: Callable[..., Bench]) -> Bench:
+        return make(request.param)
+
     def test_by_key(self, bench: Bench) -> None:
         bench.ingest(metrics=["cosine", "chi2"])
         key = bench.pairs[7].key

@@ -18,12 +18,12 @@ from connector.stores.contract import Store
 from connector.stores.qdrant import QdrantStore
 from tests.support.errors import raises
 from tests.support.faulty_server import FaultyServer, running
-from tests.support.world import COLLECTION, KINDS, Pushed, World, opened_world, pairs
+from tests.support.world import COLLECTION, KINDS, LIVE, Pushed, World, opened_world, pairs
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*KINDS, *LIVE])
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world(request.param, tmp_path, monkeypatch) as opened:
+    with opened_world(request.param, tmp_path, monkeypatch, request) as opened:
         opened.alignment()
         yield opened
 

@@ -22,14 +22,14 @@ from connector.releases.release import Release, open_release
 from connector.releases.status import pending
 from connector.stores.contract import Points
 from tests.support.errors import raises
-from tests.support.world import COLLECTION, Calls, World, alignment, opened_world, pairs
+from tests.support.world import COLLECTION, ON_SERVERS, Calls, World, alignment, opened_world, pairs
 
 FORCED = PromotionOverride("someone@somewhere", "the live one is broken")
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world("edge", tmp_path, monkeypatch) as opened:
+def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with opened_world(getattr(request, "param", "edge"), tmp_path, monkeypatch, request) as opened:
         opened.alignment()
         opened.alignment("b", turn=1)
         yield opened
@@ -105,6 +105,7 @@ def promotions(world: World) -> list[tuple[str, str, str | None, int | None, str
     ]
 
 
+@ON_SERVERS
 class TestPromote:
     def test_all_metrics_are_switched_at_one_moment_and_recorded(
         self, world: World, monkeypatch: pytest.MonkeyPatch
@@ -155,7 +156,7 @@ class TestPromote:
         assert states(world, *live, *older, *newer) == ["retired", "live", "retired"]
 
     def test_what_is_not_there(self, world: World) -> None:
-        with raises(CollectionNotFoundError, "'things'", "edge:qdrant"):
+        with raises(CollectionNotFoundError, "'things'", world.store.url):
             promote(world)
         live, _ = shadowed(world)
         with raises(CollectionNotFoundError, "'nothing'", "'things'", "things.cosine"):
@@ -321,6 +322,7 @@ BROKEN: Sequence[tuple[Breaking, type[ModalignError], Sequence[object]]] = [
 ]
 
 
+@ON_SERVERS
 class TestVerification:
     """What no audit and no force can make up for."""
 
@@ -409,6 +411,7 @@ class TestNamedRequests:
         assert [p.request for p in world.provenance.releases.promotions(kind="rollback")] == ["r1"]
 
 
+@ON_SERVERS
 class TestRollback:
     def test_the_previous_releases_come_back(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         live, shadows = shadowed(world, "cosine", "dot")
@@ -483,6 +486,7 @@ class TestRollback:
             rollback(world)
 
 
+@ON_SERVERS
 class TestDrop:
     def test_retired_ones(self, world: World) -> None:
         live, shadows = shadowed(world, "cosine", "dot")
@@ -543,6 +547,16 @@ STEPS = [
     ("releases", "finish_promotions", False),
     ("releases", "finish_promotions", True),
 ]
+# On a server, those between which its aliases change.
+AT_EVERY_STEP = pytest.mark.parametrize(
+    ("world", "step"),
+    [
+        *(("edge", step) for step in STEPS),
+        *(pytest.param(kind, step, marks=pytest.mark.live) for kind in ("REST", "gRPC") for step in STEPS[2:4]),
+    ],
+    indirect=["world"],
+    ids=str,
+)
 
 
 def killed(world: World, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str, bool], act: Callable[[], Any]) -> None:
@@ -563,7 +577,7 @@ class TestCrashes:
             said = pending(world.provenance, row_of(world, release))
             assert (f"not finished: run `modalign {kind} {COLLECTION}`" in said) == begun
 
-    @pytest.mark.parametrize("step", STEPS, ids=str)
+    @AT_EVERY_STEP
     def test_promote(self, world: World, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str, bool]) -> None:
         live, shadows = shadowed(world, "cosine", "dot")
         audited(world, *shadows)
@@ -578,7 +592,7 @@ class TestCrashes:
         ]
         assert all(line[-1] for line in promotions(world))
 
-    @pytest.mark.parametrize("step", STEPS, ids=str)
+    @AT_EVERY_STEP
     def test_rollback(self, world: World, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str, bool]) -> None:
         live, shadows = shadowed(world)
         promote(world, forced=FORCED)
@@ -590,7 +604,7 @@ class TestCrashes:
         assert [line[0] for line in promotions(world)] == ["promote", "rollback"]
         assert all(line[-1] for line in promotions(world))
 
-    @pytest.mark.parametrize("step", STEPS, ids=str)
+    @AT_EVERY_STEP
     def test_a_rollback_that_is_repeated_goes_back_once(
         self, world: World, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str, bool]
     ) -> None:
@@ -600,7 +614,7 @@ class TestCrashes:
             rollback(world)
             assert states(world, first, second, third) == ["retired", "live", "retired"]
 
-    @pytest.mark.parametrize("step", STEPS, ids=str)
+    @AT_EVERY_STEP
     def test_a_promotion_that_is_repeated_goes_on_to_no_older_shadow(
         self, world: World, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str, bool]
     ) -> None:

@@ -26,6 +26,7 @@ from tests.support.errors import raises
 from tests.support.world import (
     COLLECTION,
     KINDS,
+    LIVE,
     SOME,
     World,
     embedded,
@@ -38,11 +39,11 @@ from tests.support.world import (
 )
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*KINDS, *LIVE])
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     for module in (pushing, reconciling):
         monkeypatch.setattr(module, "BATCH_POINTS", 4)
-    with opened_world(request.param, tmp_path, monkeypatch) as opened:
+    with opened_world(request.param, tmp_path, monkeypatch, request) as opened:
         opened.alignment()
         opened.push(opened.set("s", *pairs(10)), metrics=["cosine"])
         opened.push(opened.set("more", *pairs(3, seed=4, prefix="more-")), metrics=["cosine"])

@@ -26,12 +26,12 @@ from connector.settings import checked_name
 from connector.stores.contract import CollectionConfig, Points, VectorConfig
 from connector.stores.edge import EdgeStore
 from tests.support.errors import raises
-from tests.support.world import ALL, COLLECTION, KINDS, SOME, Calls, World, alignment, cards, opened_world, pairs
+from tests.support.world import ALL, COLLECTION, KINDS, LIVE, SOME, Calls, World, alignment, cards, opened_world, pairs
 
 
 @pytest.fixture(params=KINDS)
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world(request.param, tmp_path, monkeypatch) as opened:
+    with opened_world(request.param, tmp_path, monkeypatch, request) as opened:
         opened.alignment()
         yield opened
 
@@ -297,6 +297,7 @@ class TestRegistry:
                 assert opened(world).alignment.fingerprint == alignment().fingerprint
 
 
+@pytest.mark.parametrize("world", [*KINDS, *LIVE], indirect=True)
 class TestLive:
     def test_a_second_alignment_is_a_shadow_beside_the_first(
         self, world: World, monkeypatch: pytest.MonkeyPatch

@@ -16,9 +16,8 @@ from connector.search.candidates import CandidateSearch
 from connector.search.ef_tuning import EFS, ENOUGH, SAMPLE, sample, tune
 from connector.search.retriever import Retriever
 from connector.stores.contract import Hit, Store
-from connector.stores.edge import EdgeStore
 from tests.support.brute_store import DIM, Brute, a_release, random
-from tests.support.world import Calls, World, alignment, embedded, latent, maps, opened_world, pairs, rows
+from tests.support.world import LIVE, Calls, World, alignment, embedded, latent, maps, opened_world, pairs, rows
 
 
 @dataclass
@@ -119,9 +118,9 @@ def test_queries_are_aligned_vectors_of_the_other_modality(tmp_path: Path, monke
 
 
 class TestPush:
-    @pytest.fixture
-    def world(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-        with opened_world("edge", tmp_path, monkeypatch) as opened:
+    @pytest.fixture(params=["edge", *LIVE])
+    def world(self, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+        with opened_world(request.param, tmp_path, monkeypatch, request) as opened:
             opened.alignment()
             yield opened
 
@@ -140,13 +139,13 @@ class TestPush:
         assert ENOUGH <= row.hnsw_recall <= 1
         assert release.hnsw_ef == row.hnsw_ef
         widths: list[Any] = []
-        original = EdgeStore.search
+        original = world.store.search
 
         def spied(*args: Any, **options: Any) -> Any:
             widths.append(options["ef"])
             return original(*args, **options)
 
-        monkeypatch.setattr(EdgeStore, "search", spied)
+        monkeypatch.setattr(world.store, "search", spied)
         encoder = release.alignment.card.encoders["text"].fingerprint
         Retriever(release, world.store).search_embeddings("text", maps()["text"][:1], encoder=encoder)
         assert widths == [release.hnsw_ef]
@@ -222,7 +221,14 @@ class TestPush:
 
         assert found(10) < found(512)
 
-    @pytest.mark.parametrize("metric", ["cosine", "dot", "euclid", "dot+nnn", "chi2", "mol"])
+    @pytest.mark.parametrize(
+        ("world", "metric"),
+        [
+            *(("edge", metric) for metric in ("cosine", "dot", "euclid", "dot+nnn", "chi2", "mol")),
+            *(pytest.param("gRPC", metric, marks=pytest.mark.live) for metric in ("cosine", "chi2")),
+        ],
+        indirect=["world"],
+    )
     def test_without_rescoring_scores_are_the_metrics_own_and_tuning_counts_what_is_found(
         self, world: World, metric: str
     ) -> None:
@@ -233,19 +239,19 @@ class TestPush:
             "oversampling": 1.0,
             "indexing_threshold": 1,
         }
-        embedding_set = world.set("s", *self.hard())
+        embedding_set = world.set("s", *self.hard(800))
         (release,) = world.push(embedding_set, metrics=[metric], **coarse).releases
         search, queries = CandidateSearch(release, world.store), sample(embedding_set, release)["image"]
         search.ef = EFS[-1]
         best = search.search("image", queries, 10, exact=True, quantized=False)
-        every = search.search("image", queries, 2500, exact=True, quantized=False)
+        every = search.search("image", queries, 800, exact=True, quantized=False)
         scores = [{hit.id: hit.score for hit in ranked.hits} for ranked in every]
         found = search.search("image", queries, 10)
         for own, ranked in zip(scores, found, strict=True):
             given = [hit.score for hit in ranked.hits]
             assert given == pytest.approx([own[hit.id] for hit in ranked.hits], rel=1e-4, abs=1e-5)
             assert given == sorted(given, reverse=True)
-            assert not ranked.certified or ranked.candidates == 2500
+            assert not ranked.certified or ranked.candidates == 800
         shares = [
             len({h.id for h in got.hits} & {h.id for h in ten.hits}) / 10 for got, ten in zip(found, best, strict=True)
         ]
