@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from connector.stores.qdrant import OLDEST_SERVER
+from connector.stores.qdrant_filter import OLDEST_SERVER
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path.name for path in ROOT.glob("docker-compose*.yml"))

@@ -6,7 +6,7 @@ collection or of an alias.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -18,9 +18,11 @@ from alignment.metrics import Distance
 from alignment.vectors import ZERO, FloatArray, invalid_rows, rows_lost_in
 from connector.errors import CollectionNotFoundError, PointsRefusedError, Refusal
 from connector.rejects import Reason
-from connector.stores.filters import check_filter
+from connector.stores.filter_lowering import lowered
+from connector.stores.filters import check_filter, condition_names
 from connector.stores.layout import OVERSAMPLING, Datatype, Layout
 from connector.stores.payload_checks import payload_fault
+from connector.stores.payload_kinds import WORDS, check_kinds
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
@@ -266,13 +268,12 @@ class Store(ABC):
         Raises:
             FilterError: stores would understand the filter in different ways, or this one does not support it.
         """
-        self._check_filter(filter)
         return self._search(
             name,
             vector_name,
             queries,
             k,
-            filter=filter,
+            filter=self._understood(name, filter),
             exact=exact,
             ef=ef,
             with_payload=with_payload,
@@ -297,7 +298,7 @@ class Store(ABC):
         oversampling: float,
         rescore: bool,
     ) -> list[list[Hit]]:
-        """Search by a checked filter."""
+        """Search by a checked and rewritten filter."""
 
     def scroll(
         self, name: str, *, vector_name: str | None = None, filter: "Filter | None" = None, page: int = 1000
@@ -307,14 +308,13 @@ class Store(ABC):
         Raises:
             FilterError: as `search`; at once, not with the first page.
         """
-        self._check_filter(filter)
-        return self._scroll(name, vector_name=vector_name, filter=filter, page=page)
+        return self._scroll(name, vector_name=vector_name, filter=self._understood(name, filter), page=page)
 
     @abstractmethod
     def _scroll(
         self, name: str, *, vector_name: str | None, filter: "Filter | None", page: int
     ) -> Iterator[list[Record]]:
-        """Yield the points that match a checked filter."""
+        """Yield the points that match a checked and rewritten filter."""
 
     def count(self, name: str, *, filter: "Filter | None" = None) -> int:
         """Count points exactly.
@@ -322,16 +322,37 @@ class Store(ABC):
         Raises:
             FilterError: as `search`.
         """
-        self._check_filter(filter)
-        return self._count(name, filter=filter)
+        return self._count(name, filter=self._understood(name, filter))
 
     @abstractmethod
     def _count(self, name: str, *, filter: "Filter | None") -> int:
-        """Count the points that match a checked filter."""
+        """Count the points that match a checked and rewritten filter."""
 
-    def _check_filter(self, filter: "Filter | None") -> None:
-        if filter is not None:
-            check_filter(filter)
+    def _understood(self, name: str, filter: "Filter | None") -> "Filter | None":
+        """Check a filter and rewrite it, so that every store and every payload index takes it alike.
+
+        Only an index of kind `text` makes words of a text: without one, stores compare texts in different ways.
+        """
+        if filter is None:
+            return None
+        names = condition_names(filter)
+        self._check_conditions(names)
+        check_filter(filter)
+        if names & WORDS:
+            check_kinds(filter, self.payload_indexes(name))
+        return lowered(filter)
+
+    @abstractmethod
+    def _check_conditions(self, names: Set[str]) -> None:
+        """Return if the engine has all conditions of these classes; one that it ignores, every point would match.
+
+        Raises:
+            FilterError: it has not; the message names the condition.
+        """
+
+    def payload_indexes(self, name: str) -> Mapping[str, str]:
+        """Return the kind of each payload index of a collection, by the path of its field."""
+        return self.describe(name).payload_indexes
 
     @abstractmethod
     def ready(self, name: str) -> CollectionInfo:

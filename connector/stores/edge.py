@@ -5,7 +5,7 @@ The modules `edge*` alone import qdrant_edge.
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,7 @@ from connector.stores.contract import (
 )
 from connector.stores.edge_directory import StoreDirectory, may_be_named
 from connector.stores.edge_errors import translated
-from connector.stores.edge_filter import to_edge
+from connector.stores.edge_filter import check_supported, to_edge
 from connector.stores.edge_layout import INDEX, SCHEMA, edge_config
 from connector.stores.layout import ENGINE_FIELDS, Datatype, Layout
 
@@ -314,6 +314,10 @@ class EdgeStore(Store):
             else:
                 answers = shard.query_batch(edge.QueryBatchRequest(requests))
             return [[Hit(str(point.id), point.score, point.payload or {}) for point in answer] for answer in answers]
+
+    @override
+    def _check_conditions(self, names: Set[str]) -> None:
+        check_supported(names)
 
     @override
     def _scroll(

@@ -1,6 +1,6 @@
 """Filters of qdrant_client, translated for Qdrant Edge: both stores take the same filter."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 def to_edge(filter: "Filter | None") -> edge.Filter | None:
     """Translate a filter of qdrant_client into the engine's own classes; None stays None.
 
+    Args:
+        filter: whose conditions `check_supported` has passed.
+
     Raises:
-        FilterError: the engine does not have one of its conditions.
+        FilterError: the engine refuses it.
     """
     if filter is None:
         return None
@@ -47,14 +50,21 @@ def _translated_filter() -> Iterator[None]:
         raise FilterError(f"Qdrant Edge does not take this filter: {error}") from error
 
 
+def check_supported(names: Collection[str]) -> None:
+    """Return if the engine has the conditions and matches of these classes of qdrant_client.
+
+    Raises:
+        FilterError: it does not have one of them.
+    """
+    for name in sorted(names):
+        if name not in _CONDITIONS and name not in _MATCHES:
+            raise FilterError(
+                f"Qdrant Edge has no {name}; it has {', '.join([*_CONDITIONS, *_MATCHES])}, or use a Qdrant server"
+            )
+
+
 def _condition(condition: Any) -> Any:
-    kind = type(condition).__name__
-    try:
-        return _CONDITIONS[kind](condition)
-    except KeyError:
-        raise FilterError(
-            f"Qdrant Edge has no {kind}; it has {', '.join(_CONDITIONS)}, or use a Qdrant server"
-        ) from None
+    return _CONDITIONS[type(condition).__name__](condition)
 
 
 def _field(condition: Any) -> Any:
@@ -82,10 +92,7 @@ def _field(condition: Any) -> Any:
 
 
 def _match(match: Any) -> Any:
-    kind = type(match).__name__
-    if kind not in _MATCHES:
-        raise FilterError(f"Qdrant Edge has no {kind}; it has {', '.join(_MATCHES)}, or use a Qdrant server")
-    return _MATCHES[kind](match)
+    return _MATCHES[type(match).__name__](match)
 
 
 def _value(match: Any) -> Any:

@@ -1,19 +1,24 @@
 """Filters: read from JSON, and checked before a store sees them.
 
-Stores differ in what they make of a condition that holds several tests, of bounds that exclude each other's field, and
-of numbers that JSON does not have: some points match that should not. What is ambiguous is refused on every store.
+Stores differ in what they make of conditions that hold several tests or none, of bounds that exclude each other, of
+places that are nowhere and of numbers that JSON does not have: points match that should not. What is ambiguous is
+refused on every store. What remains is rewritten by `connector.stores.filter_lowering`.
 """
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from connector.errors import FilterError
+from connector.stores.filter_conditions import check_condition
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
+LARGEST = 2**1023  # beyond, an integer is no float
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 # Deeper filters end the parser of a server.
 MOST_LEVELS = 64
 # The engine lists every way to fulfil `min_should` to estimate how many points match: 20 conditions of which 10 must
@@ -25,14 +30,16 @@ def parse_filter(text: str, *, what: str = "filter") -> "Filter":
     """Read a filter in Qdrant's own JSON; `what` names it in errors.
 
     Raises:
-        FilterError: it is no JSON or no filter, or `check_filter` refuses it.
+        FilterError: it is no JSON or no filter, it holds a bound that would be changed, or `check_filter` refuses it.
     """
     from pydantic import ValidationError
     from qdrant_client.models import Filter  # takes a second to import
 
     example = '{"must": [{"key": "language", "match": {"value": "en"}}]}'
     try:
-        parsed = Filter.model_validate(json.loads(text, object_pairs_hook=_once))
+        _check_ranges(json.loads(text, object_pairs_hook=_once))
+        # Strictly: 5 is no time, and 1 is not true.
+        parsed = Filter.model_validate_json(text, strict=True)
         check_filter(parsed)
     except FilterError as error:
         raise FilterError(f"{what}: {error}") from None
@@ -56,21 +63,40 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
+def _check_ranges(value: Any) -> None:
+    """Refuse bounds of ranges, as JSON decodes them, that would be read as something else.
+
+    An integer would be rounded, as stores compare with floats, and the text of a number would be taken for a time.
+    """
+    if isinstance(value, list):
+        for inner in value:
+            _check_ranges(inner)
+    elif isinstance(value, dict):
+        bounds = value.get("range")
+        for bound in bounds.values() if isinstance(bounds, dict) else ():
+            if isinstance(bound, int) and (abs(bound) > LARGEST or int(float(bound)) != bound):
+                raise FilterError(f"range: {bound} cannot be compared exactly; write a number that a float64 holds")
+            if isinstance(bound, str) and not _DATE.match(bound):
+                raise FilterError(f"range: expected a number or a time such as 2024-06-01T12:30:00Z, got {bound!r}")
+        for inner in value.values():
+            _check_ranges(inner)
+
+
 def check_filter(filter: "Filter") -> None:
-    """Return if every store understands `filter` alike.
+    """Return if every store understands `filter` alike, or once it is rewritten.
 
     Raises:
-        FilterError: a condition holds no test or several; a range has no bound, two lower or two upper ones; a count of
-            values may be 0; a number is not finite; `min_should` has more than `MOST_COMBINATIONS` ways to be
-            fulfilled, or wants none of its conditions; or filters are nested deeper than `MOST_LEVELS`.
+        FilterError: `filter`, a clause or a filter in it has no condition; `check_condition` refuses a condition;
+            `min_should` has more than `MOST_COMBINATIONS` ways to be fulfilled, or wants none of its conditions; or
+            filters are nested deeper than `MOST_LEVELS`.
     """
     combinations = 0
-    for level, inner in nested_filters(filter):
+    for level, in_element, inner in nested_filters(filter):
         if level > MOST_LEVELS:
             raise FilterError(f"filters are nested deeper than {MOST_LEVELS} levels; combine them in fewer")
+        _check_clauses(inner)
         for condition in conditions_of(inner):
-            if hasattr(condition, "key"):
-                _check_condition(condition)
+            check_condition(condition, in_element=in_element)
         if least := inner.min_should:
             combinations += _combinations(len(least.conditions or ()), least.min_count)
     if combinations > MOST_COMBINATIONS:
@@ -80,6 +106,17 @@ def check_filter(filter: "Filter") -> None:
         )
 
 
+def _check_clauses(filter: "Filter") -> None:
+    """Refuse a filter or a clause without conditions: it matches all points on one store and none on another."""
+    clauses = {name: getattr(filter, name) for name in ("must", "should", "must_not", "min_should")}
+    given = {name: clause for name, clause in clauses.items() if clause is not None}
+    if not given:
+        raise FilterError("a filter without a condition matches every point; give it a condition, or leave it out")
+    for name, clause in given.items():
+        if (clause.conditions if name == "min_should" else clause) == []:
+            raise FilterError(f"{name} holds no condition; give it one, or leave it out")
+
+
 def conditions_of(filter: "Filter") -> Iterator[Any]:
     """Yield the conditions of all clauses of a filter, without those of filters inside it."""
     for clause in (filter.must, filter.should, filter.must_not, filter.min_should and filter.min_should.conditions):
@@ -87,69 +124,33 @@ def conditions_of(filter: "Filter") -> Iterator[Any]:
             yield from clause if isinstance(clause, list) else [clause]
 
 
-def nested_filters(filter: "Filter") -> Iterator[tuple[int, "Filter"]]:
-    """Yield a filter and those inside it, each with its depth; without recursion, which deep ones would end."""
-    waiting = [(1, filter)]
+def nested_filters(filter: "Filter") -> Iterator[tuple[int, bool, "Filter"]]:
+    """Yield a filter and those inside it, each with its depth and whether it is on the elements of a list.
+
+    Without recursion, which deep filters would end.
+    """
+    waiting = [(1, False, filter)]
     while waiting:
-        level, inner = waiting.pop()
-        yield level, inner
+        level, in_element, inner = waiting.pop()
+        yield level, in_element, inner
         for condition in conditions_of(inner):
             nested = getattr(getattr(condition, "nested", None), "filter", None)
             if hasattr(condition, "must_not"):
-                waiting.append((level + 1, condition))
+                waiting.append((level + 1, in_element, condition))
             elif nested is not None:
-                waiting.append((level + 1, nested))
+                waiting.append((level + 1, True, nested))
+
+
+def condition_names(filter: "Filter") -> set[str]:
+    """Return the names of the classes of all conditions and matches in a filter."""
+    conditions = [condition for _, _, inner in nested_filters(filter) for condition in conditions_of(inner)]
+    tests = [*conditions, *(match for c in conditions if (match := getattr(c, "match", None)) is not None)]
+    return {type(test).__name__ for test in tests}
 
 
 def _combinations(conditions: int, least: int) -> int:
     if least < 1:
         raise FilterError(f"min_should: expected a min_count of at least 1, got {least}; every point would match")
+    if least > conditions:
+        raise FilterError(f"min_should: expected a min_count of at most {conditions}, got {least}; no point matches")
     return math.comb(conditions, least)
-
-
-def _check_condition(condition: Any) -> None:
-    """Refuse a condition on a field that is not exactly one test, or that JSON or an index would change."""
-    tests = {name: getattr(condition, name, None) for name in type(condition).model_fields if name != "key"}
-    given = sorted(name for name, test in tests.items() if test is not None)
-    if not given:
-        raise FilterError(f"the condition on {condition.key!r} asks for nothing; give it a match or a range")
-    if len(given) > 1:
-        raise FilterError(
-            f"the condition on {condition.key!r} holds {len(given)} tests, {', '.join(given)}, of which stores may "
-            "take any; give each test a condition of its own"
-        )
-    (name,) = given
-    if name in ("range", "values_count"):
-        bounds = {bound: getattr(tests[name], bound, None) for bound in ("lt", "lte", "gt", "gte")}
-        _check_bounds(
-            f"the {name} of {condition.key!r}", {b: value for b, value in bounds.items() if value is not None}
-        )
-        if name == "values_count" and not ((bounds["gte"] or 0) >= 1 or bounds["gt"] is not None):
-            raise FilterError(
-                f"the values_count of {condition.key!r}: expected a lower bound above 0, since stores differ in "
-                "whether a missing field has 0 values; ask for those by is_empty"
-            )
-    for number in _numbers(tests[name]):
-        if not math.isfinite(number):
-            raise FilterError(f"the condition on {condition.key!r}: expected finite numbers, got {number}")
-
-
-def _check_bounds(what: str, bounds: Mapping[str, Any]) -> None:
-    """Refuse no bound, or two of one side: an index obeys one of them."""
-    if not bounds or {"lt", "lte"} <= bounds.keys() or {"gt", "gte"} <= bounds.keys():
-        raise FilterError(
-            f"{what}: expected one lower bound, one upper bound or both, got {', '.join(bounds) or 'none'}; a store "
-            "may ignore one of two"
-        )
-
-
-def _numbers(value: Any) -> Iterator[float]:
-    """Yield the floats of a test, at any depth."""
-    if isinstance(value, float):
-        yield value
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _numbers(inner)
-    elif hasattr(type(value), "model_fields"):
-        for name in type(value).model_fields:
-            yield from _numbers(getattr(value, name, None))

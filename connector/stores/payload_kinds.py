@@ -172,16 +172,24 @@ _READ: Mapping[PayloadKind, Callable[[Any], Any]] = {
     "text": _text,
 }
 
+# Matches, by their classes in qdrant_client, that ask for words of a text.
+WORDS = frozenset(("MatchText", "MatchTextAny", "MatchPhrase"))
 # The kinds of index that can answer a test; any other finds nothing, or reads the bounds as something else.
 _TEXTS = frozenset(("keyword", "uuid", "text", "datetime"))
 _ANSWERED_BY: Mapping[str, frozenset[str]] = {
     "a text": _TEXTS,
-    "words of a text": _TEXTS,
+    "a text that is no UUID": _TEXTS - {"uuid"},
+    "words of a text": frozenset(("text",)),
+    "the start or a part of a text": frozenset(("keyword", "text")),
     "a whole number": frozenset(("integer",)),
     "true or false": frozenset(("bool",)),
     "a range of numbers": frozenset(("integer", "float")),
     "a range of times": _TEXTS,
     "a place": frozenset(("geo",)),
+}
+_HINTS = {
+    ("float", "a whole number"): '; ask for a range such as {"gte": 4, "lte": 4}',
+    ("keyword", "words of a text"): "; an index of kind text answers it",
 }
 
 
@@ -198,13 +206,15 @@ def check_kinds(condition: "Filter", indexes: Mapping[str, str], *, what: str = 
         raise FilterError(f"{what}: {error}") from None
     for field, test in tests:
         kind = kinds.get(field)
-        if kind is not None and kind not in _ANSWERED_BY[test]:
-            hint = (
-                '; ask for a range such as {"gte": 4, "lte": 4}' if (kind, test) == ("float", "a whole number") else ""
+        if kind is None and test == "words of a text":
+            raise FilterError(
+                f"{what}: field {field} has no index of kind text, and without one stores make different words of a "
+                f"text; push with --payload-index '{field}=text', or match whole values"
             )
+        if kind is not None and kind not in _ANSWERED_BY[test]:
             raise FilterError(
                 f"{what}: field {field} is indexed as {kind}, and the filter compares it with {test}, which no item "
-                f"has{hint}"
+                f"has{_HINTS.get((kind, test), '')}"
             )
 
 
@@ -219,7 +229,7 @@ def unanswered(value: Any, kind: PayloadKind) -> list[str]:
     elif isinstance(value, int):
         tests = ["a whole number", "a range of numbers"]
     else:
-        tests = {float: ["a range of numbers"], str: ["a text", "words of a text"]}.get(type(value), [])
+        tests = {float: ["a range of numbers"], str: ["a text"]}.get(type(value), [])
     return [test for test in tests if kind not in _ANSWERED_BY[test]]
 
 
@@ -257,12 +267,14 @@ def _compared_with(condition: Mapping[str, Any]) -> Iterator[str]:
     match = condition.get("match") or {}
     compared = [match.get("value"), *(match.get("any") or ()), *(match.get("except_") or match.get("except") or ())]
     for value in compared:
-        if value is not None:
-            yield (
-                "true or false" if isinstance(value, bool) else "a text" if isinstance(value, str) else "a whole number"
-            )
-    if match.keys() & {"text", "text_any", "phrase", "prefix", "substring"}:
+        if isinstance(value, str):
+            yield "a text" if _UUID.fullmatch(value) else "a text that is no UUID"
+        elif value is not None:
+            yield "true or false" if isinstance(value, bool) else "a whole number"
+    if match.keys() & {"text", "text_any", "phrase"}:
         yield "words of a text"
+    if match.keys() & {"prefix", "substring"}:
+        yield "the start or a part of a text"
     if bounds := condition.get("range"):
         numbers = all(isinstance(bound, (int, float)) for bound in bounds.values())
         yield "a range of numbers" if numbers else "a range of times"

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing_extensions import override
 from alignment.metrics import Distance
 from connector.errors import (
     CollectionNotFoundError,
-    FilterError,
     PointsRefusedError,
     Refusal,
     RequestRefusedError,
@@ -37,16 +36,14 @@ from connector.stores.contract import (
     VectorConfig,
     engine_id,
 )
-from connector.stores.filters import conditions_of, nested_filters
 from connector.stores.layout import Datatype, Layout
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, RetryPolicy, connected
+from connector.stores.qdrant_filter import OLDEST_SERVER, check_known
 from connector.stores.qdrant_layout import index_schema, layout_of, quantization_config
 from connector.stores.qdrant_readiness import wait_until_ready
 
-OLDEST_SERVER = (1, 16)  # the first with collection metadata
 NEWEST_MAJOR = 1  # of the client; in another version the same requests may mean something else
 WITH_TURBO = (1, 18)
-WITH_SLICES = (1, 19)  # an older server takes a condition that it does not know for one that every point meets
 # One request: enough points to keep the server's threads busy, and bytes well below its limit of 32 MB.
 REQUEST_POINTS = 128
 REQUEST_BYTES = 8 << 20
@@ -233,14 +230,13 @@ class QdrantStore(Store):
         return self._known[name]
 
     @override
-    def _check_filter(self, filter: models.Filter | None) -> None:
-        super()._check_filter(filter)
-        version = self._connection.version
-        if filter is not None and version is not None and version < WITH_SLICES:
-            for _, inner in nested_filters(filter):
-                if any(hasattr(condition, "slice") for condition in conditions_of(inner)):
-                    needed, found = (".".join(map(str, numbers)) for numbers in (WITH_SLICES, version))
-                    raise FilterError(f"slice: expected Qdrant {needed} or newer, {self.url} is {found}")
+    def _check_conditions(self, names: Set[str]) -> None:
+        check_known(names, self._connection.version, self.url)
+
+    @override
+    def payload_indexes(self, name: str) -> Mapping[str, str]:
+        indexes: Mapping[str, str] = layout_of(self._call(self._client.get_collection, name))["payload_indexes"]
+        return indexes
 
     @override
     def _upsert(self, name: str, points: Points) -> None:

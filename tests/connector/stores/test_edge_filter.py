@@ -9,6 +9,7 @@ from qdrant_client import models
 
 from connector.errors import FilterError, StoreError
 from connector.stores.edge import EdgeStore
+from connector.stores.payload_kinds import WORDS
 from tests.support.errors import raises
 from tests.support.filter_contract import FILTERS, POINT, field, must
 from tests.support.store_contract import config
@@ -26,7 +27,7 @@ def test_edge_refuses_by_name_what_it_does_not_have(tmp_path: Path) -> None:
                 with raises(FilterError, condition.__name__):
                     store.count("c", filter=asked)
         for match in get_args(models.Match):
-            if match.__name__ not in matches | {"MatchText", "MatchPrefix", "MatchSubstring"}:
+            if match.__name__ not in matches | WORDS | {"MatchPrefix", "MatchSubstring"}:
                 asked = must(models.FieldCondition.model_construct(key="a", match=match.model_construct()))
                 with raises(FilterError, match.__name__):
                     store.count("c", filter=asked)

@@ -1,0 +1,34 @@
+"""Filters rewritten for all engines; that they mean the same is the contract for filters, in tests/support."""
+
+from hypothesis import given, settings
+from qdrant_client import models
+
+from connector.stores.filter_lowering import lowered
+from connector.stores.filters import check_filter
+from tests.support import random_filters
+from tests.support.filter_reference import matches
+from tests.support.store_contract import ids
+
+N = 20
+
+
+@settings(max_examples=50)
+@given(random_filters.filters(N))
+def test_a_rewritten_filter_means_the_same(filter: models.Filter) -> None:
+    once = lowered(filter)
+    check_filter(once)
+    for id_, payload in zip(ids(N), random_filters.payloads(N), strict=True):
+        assert matches(once, payload, id_=id_, vectors=["v"]) == matches(filter, payload, id_=id_, vectors=["v"])
+
+
+def test_what_an_index_answers_rightly_stays_as_it_is() -> None:
+    """So that the engine asks its index."""
+    box = models.GeoBoundingBox(top_left=models.GeoPoint(lon=1, lat=2), bottom_right=models.GeoPoint(lon=3, lat=1))
+    plain = models.Filter(
+        must=[
+            models.FieldCondition(key="a", match=models.MatchValue(value=1)),
+            models.IsEmptyCondition(is_empty=models.PayloadField(key="a")),
+            models.FieldCondition(key="b", geo_bounding_box=box),
+        ]
+    )
+    assert lowered(plain) == plain
