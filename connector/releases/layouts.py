@@ -10,7 +10,7 @@ from connector.provenance.tables import ReleaseRow
 from connector.releases.aliases import alias_name
 from connector.releases.release import DEFAULT_METRIC, LIVE
 from connector.stores.contract import Payload, Store
-from connector.stores.layout import FIELDS, SEARCH_FIELDS, Layout, PayloadKind
+from connector.stores.layout import FIELDS, SEARCH_FIELDS, Layout, PayloadKind, value_kind
 from connector.stores.payload_kinds import unanswered
 from connector.stores.payload_paths import field_values, print_path
 
@@ -99,7 +99,7 @@ def broken_filters(store: Store, live: ReleaseRow, other: ReleaseRow) -> list[st
         field: f"payload field {field} is {_indexed(old)} in the live release {live.physical_name} and "
         f"{_indexed(new)} in {other.physical_name}"
         for field, old, new in changes
-        if old is not None
+        if old is not None and (new is None or value_kind(old) != value_kind(new))
     }
     for field, (old, new) in _type_changes(store, sample, other.physical_name).items():
         sentences.setdefault(

@@ -30,7 +30,7 @@ from connector.stores.contract import (
 from connector.stores.edge_directory import StoreDirectory, may_be_named
 from connector.stores.edge_errors import translated
 from connector.stores.edge_filter import check_supported, to_edge
-from connector.stores.edge_layout import INDEX, SCHEMA, edge_config
+from connector.stores.edge_layout import INDEX, edge_config, kind_of
 from connector.stores.layout import ENGINE_FIELDS, Datatype, Layout
 
 if TYPE_CHECKING:
@@ -226,11 +226,10 @@ class EdgeStore(Store):
     def describe(self, name: str) -> CollectionInfo:
         resolved = self._resolve(name)
         config = self._directory.collections[resolved]
-        kinds = {schema: kind for kind, schema in SCHEMA.items()}
         with self._reading(resolved, "describe") as shard:
             info = shard.info()
             indexed = int(info.indexed_vectors_count)
-            indexes = {name: kinds[index.data_type] for name, index in sorted(info.payload_schema.items())}
+            indexes = {name: kind_of(index) for name, index in sorted(info.payload_schema.items())}
         return CollectionInfo(
             resolved,
             config.vectors,

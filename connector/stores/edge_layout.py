@@ -28,7 +28,7 @@ _DATATYPE = {
     "float16": edge.VectorStorageDatatype.Float16,
     "uint8": edge.VectorStorageDatatype.Uint8,
 }
-SCHEMA: dict[PayloadKind, Any] = {
+_SCHEMA: dict[PayloadKind, Any] = {
     "keyword": edge.PayloadSchemaType.Keyword,
     "integer": edge.PayloadSchemaType.Integer,
     "float": edge.PayloadSchemaType.Float,
@@ -39,7 +39,17 @@ SCHEMA: dict[PayloadKind, Any] = {
     "text": edge.PayloadSchemaType.Text,
 }
 # How an index of a kind is created. Without phrases, an index of words finds no phrase at all.
-INDEX: dict[PayloadKind, Any] = {**SCHEMA, "text": edge.TextIndexParams(phrase_matching=True)}
+INDEX: dict[PayloadKind, Any] = {
+    **_SCHEMA,
+    "tenant": edge.KeywordIndexParams(is_tenant=True),
+    "text": edge.TextIndexParams(phrase_matching=True),
+}
+_KINDS: dict[Any, PayloadKind] = {schema: kind for kind, schema in _SCHEMA.items()}
+
+
+def kind_of(index: Any) -> PayloadKind:
+    """Return the kind of an index that the engine tells of."""
+    return "tenant" if getattr(index.params, "is_tenant", None) else _KINDS[index.data_type]
 
 
 def edge_config(config: CollectionConfig) -> edge.EdgeConfig:

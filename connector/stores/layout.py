@@ -13,7 +13,7 @@ from alignment.bounds import bounds_of, out_of_bounds
 from connector.errors import SettingsError
 from connector.stores.payload_paths import canonical_path, parse_path
 
-PayloadKind = Literal["keyword", "integer", "float", "bool", "datetime", "uuid", "geo", "text"]
+PayloadKind = Literal["keyword", "tenant", "integer", "float", "bool", "datetime", "uuid", "geo", "text"]
 Quantization = Literal["scalar", "binary", "product", "turbo"]
 Datatype = Literal["float32", "float16", "uint8"]
 
@@ -33,6 +33,11 @@ INDEXING_THRESHOLD = 10_000
 OWN_FIELDS = frozenset(("key", "group", "modality", "content_sha256", "split", "aligned"))
 # How many times k a search takes from quantized vectors, to rescore them with the vectors themselves.
 OVERSAMPLING = 4.0
+
+
+def value_kind(kind: PayloadKind) -> PayloadKind:
+    """Return the kind of the values in an index: a tenant's index is one of keywords, stored tenant by tenant."""
+    return "keyword" if kind == "tenant" else kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +111,7 @@ def _check_payload_indexes(indexes: Mapping[str, PayloadKind]) -> None:
             raise SettingsError(f"payload_indexes: {error}") from None
         if kinds.setdefault(path, kind) != kind:
             raise SettingsError(f"payload_indexes: expected one kind for field {path}, got {kinds[path]} and {kind}")
-        if parse_path(name)[0] in OWN_FIELDS and kind != "keyword":
+        if parse_path(name)[0] in OWN_FIELDS and value_kind(kind) != "keyword":
             raise SettingsError(
                 f"payload_indexes: field {path} is written by modalign and holds texts; expected keyword, got {kind}"
             )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from connector.errors import FilterError, Refusal
 from connector.rejects import Reason
-from connector.stores.layout import PayloadKind
+from connector.stores.layout import PayloadKind, value_kind
 from connector.stores.payload_checks import LARGEST, SMALLEST
 from connector.stores.payload_paths import Path, canonical_path, parse_path, print_path
 
@@ -56,7 +56,7 @@ def read_kinds(payload: dict[str, Any], indexes: Mapping[str, PayloadKind], *, s
         try:
             _read(payload, parse_path(field), _as_stored(_READ[kind]) if stored and kind not in _TEXTS else _READ[kind])
         except _WrongKindError as error:
-            return Refusal(Reason(f"payload-not-{kind}"), f"{field} is indexed as {kind}, got {error}")
+            return Refusal(Reason(f"payload-not-{value_kind(kind)}"), f"{field} is indexed as {kind}, got {error}")
     return None
 
 
@@ -163,6 +163,7 @@ def _geo(value: Any) -> dict[str, Any]:
 
 _READ: Mapping[PayloadKind, Callable[[Any], Any]] = {
     "keyword": _text,
+    "tenant": _text,
     "integer": _integer,
     "float": _float,
     "bool": _bool,
@@ -175,12 +176,12 @@ _READ: Mapping[PayloadKind, Callable[[Any], Any]] = {
 # Matches, by their classes in qdrant_client, that ask for words of a text.
 WORDS = frozenset(("MatchText", "MatchTextAny", "MatchPhrase"))
 # The kinds of index that can answer a test; any other finds nothing, or reads the bounds as something else.
-_TEXTS = frozenset(("keyword", "uuid", "text", "datetime"))
+_TEXTS = frozenset(("keyword", "tenant", "uuid", "text", "datetime"))
 _ANSWERED_BY: Mapping[str, frozenset[str]] = {
     "a text": _TEXTS,
     "a text that is no UUID": _TEXTS - {"uuid"},
     "words of a text": frozenset(("text",)),
-    "the start or a part of a text": frozenset(("keyword", "text")),
+    "the start or a part of a text": frozenset(("keyword", "tenant", "text")),
     "a whole number": frozenset(("integer",)),
     "true or false": frozenset(("bool",)),
     "a range of numbers": frozenset(("integer", "float")),
@@ -190,6 +191,7 @@ _ANSWERED_BY: Mapping[str, frozenset[str]] = {
 _HINTS = {
     ("float", "a whole number"): '; ask for a range such as {"gte": 4, "lte": 4}',
     ("keyword", "words of a text"): "; an index of kind text answers it",
+    ("tenant", "words of a text"): "; an index of kind text answers it",
 }
 
 

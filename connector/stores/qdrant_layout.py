@@ -12,8 +12,12 @@ DATATYPES: dict[models.Datatype | None, Datatype] = {
 }
 
 
-def index_schema(kind: PayloadKind) -> models.PayloadSchemaType | models.TextIndexParams:
+def index_schema(
+    kind: PayloadKind,
+) -> models.PayloadSchemaType | models.TextIndexParams | models.KeywordIndexParams:
     """Return how an index of a kind is created. Without phrases, an index of words finds no phrase at all."""
+    if kind == "tenant":
+        return models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
     if kind == "text":
         return models.TextIndexParams(type=models.TextIndexType.TEXT, phrase_matching=True)
     return models.PayloadSchemaType(kind)
@@ -24,7 +28,7 @@ def layout_of(info: models.CollectionInfo) -> dict[str, Any]:
     params, hnsw = info.config.params, info.config.hnsw_config
     vectors = params.vectors
     first = next(iter(vectors.values()), None) if isinstance(vectors, dict) else vectors
-    indexes = {field: index.data_type.value for field, index in sorted(info.payload_schema.items())}
+    indexes = {field: _kind_of(index) for field, index in sorted(info.payload_schema.items())}
     known = {
         "payload_indexes": indexes,
         "m": hnsw.m,
@@ -39,6 +43,10 @@ def layout_of(info: models.CollectionInfo) -> dict[str, Any]:
         "write_consistency_factor": params.write_consistency_factor,
     }
     return {name: value for name, value in known.items() if value is not None} | _quantized(info)
+
+
+def _kind_of(index: models.PayloadIndexInfo) -> str:
+    return "tenant" if getattr(index.params, "is_tenant", None) else index.data_type.value
 
 
 def _quantized(info: models.CollectionInfo) -> dict[str, str | None]:

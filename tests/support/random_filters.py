@@ -16,6 +16,7 @@ TIMES = ["2024-01-01T00:00:00Z", "2024-01-01", "2024-06-01T12:00:00+02:00", "202
 PLACES = [(13.4, 52.5), (-74.0, 40.7), (179.9, 0.0), (-179.9, 1.0), (0.0, 90.0), (0.0, -90.0), (180.0, 10.0)]
 VALUES: dict[str, list[Any]] = {
     "keyword": TEXTS,
+    "tenant": TEXTS,
     "text": TEXTS,
     "integer": [-3, 0, 1, 2, 5, -(2**63), 2**63 - 1],
     "float": [0.5, -1.0, 0.0, 1, 2, 1e300, 0.1, -0.0],
@@ -32,6 +33,7 @@ INDEXES: dict[str, PayloadKind] = {
     "float": "float",
     "bool": "bool",
     "datetime": "datetime",
+    "tenant": "tenant",
     "uuid": "uuid",
     "geo": "geo",
     "parts[].keyword": "keyword",
@@ -164,6 +166,7 @@ def _tests(path: str) -> st.SearchStrategy[dict[str, Any]]:
     name = path.replace("parts[].", "").replace("size.", "")
     by_kind: dict[str, list[st.SearchStrategy[dict[str, Any]]]] = {
         "keyword": [_matches(name)],
+        "tenant": [_matches(name)],
         "text": [_matches(name), WORD_MATCHES],
         "integer": [_matches(name), NUMBERS],
         "float": [NUMBERS],

@@ -21,6 +21,7 @@ from alignment.metrics import METRICS, Distance, Metric
 from alignment.vectors import FloatArray
 from connector.errors import CollectionNotFoundError, StoreError
 from connector.stores.contract import CollectionConfig, Payload, Points, Store, VectorConfig
+from connector.stores.layout import PAYLOAD_KINDS, PayloadKind
 from tests.support.errors import raises
 
 DIM = 8
@@ -72,6 +73,16 @@ class CollectionsContract:
         assert info.vectors == layout.vectors
         assert info.metadata == metadata
         assert name in store.collections()
+
+    def test_a_new_collection_has_the_indexes_that_were_chosen(
+        self, store: Store, name: str, builds_graphs: bool
+    ) -> None:
+        if not builds_graphs:
+            pytest.skip("no engine")
+        indexes: dict[str, PayloadKind] = {f"of_{kind}": kind for kind in PAYLOAD_KINDS}
+        store.create(name, config(payload_indexes={**indexes, "meta.tenant": "tenant"}))
+        assert store.describe(name).payload_indexes == {**indexes, "meta.tenant": "tenant"}
+        assert store.payload_indexes(name) == store.describe(name).payload_indexes
 
     def test_metadata_is_empty_where_none_was_given(self, store: Store, name: str) -> None:
         store.create(name, config())

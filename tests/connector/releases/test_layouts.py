@@ -181,6 +181,20 @@ class TestPromotion:
         assert switch.refused is None
         assert any("year" in sentence for sentence in switch.differences)
 
+    @pytest.mark.parametrize(("before", "after"), [("keyword", "tenant"), ("tenant", "keyword")])
+    def test_an_index_of_tenants_is_one_of_keywords(
+        self, world: World, priced: EmbeddingSet, before: PayloadKind, after: PayloadKind
+    ) -> None:
+        (live,) = world.push(priced, payload_indexes={"price": before}).releases
+        (other,) = world.push(priced, "b", payload_indexes={"price": after}).releases
+        assert [world.store.describe(r.name).payload_indexes["price"] for r in (live, other)] == [before, after]
+        audit(world, priced)
+        (switch,) = promote(world)
+        assert switch.refused is None
+        assert switch.differences == [
+            f"payload field price is indexed as {before} in {live.name} and indexed as {after} in {other.name}"
+        ]
+
     @pytest.mark.parametrize("kind", ["integer", "float"])
     def test_an_added_index_that_no_longer_answers_a_filter_that_worked(self, world: World, kind: PayloadKind) -> None:
         """A whole number is found by its value without an index and with one of integers, by ranges alone otherwise."""

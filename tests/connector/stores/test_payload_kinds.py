@@ -25,6 +25,7 @@ from tests.support.errors import raises
 FILE = "550e8400-e29b-41d4-a716-446655440000"
 TAKEN: dict[PayloadKind, list[Any]] = {
     "keyword": ["a", "", "4", "日本語"],
+    "tenant": ["a", "", "4", "日本語"],
     "integer": [4, 0, -(2**63), 2**63 - 1, 4.0, "4", "-4", "+4", "4.0", " 4 "],
     "float": [4, 4.5, -1e300, "4", "4.5", ".5", "1e3", "-1.5E-3"],
     "bool": [True, False, "true", "False"],
@@ -38,6 +39,7 @@ TAKEN: dict[PayloadKind, list[Any]] = {
 }  # fmt: skip
 REFUSED: dict[PayloadKind, list[Any]] = {
     "keyword": [4, 4.5, True, {}, [["a"]], ["a", 4]],
+    "tenant": [4, 4.5, True, {}, [["a"]], ["a", 4]],
     "integer": [4.5, True, "4.5", "", "four", "1_000", 1e19, "9223372036854775808", [4, 4.5], [[4]], {}, "٤"],
     "float": [True, "nan", "inf", "1,5", "1e999", "", [4.5, "x"], {}, "1_0.5", "٤"],
     "bool": [0, 1, "0", "1", "yes", "", 1.0, [True, 1]],
@@ -109,7 +111,7 @@ def test_what_is_taken_is_found(store: EdgeStore, kind: PayloadKind, value: Any)
 def test_what_no_filter_would_find_is_refused_by_name(kind: PayloadKind, value: Any) -> None:
     refusal = read_kinds({kind: value}, {kind: kind})
     assert refusal is not None
-    assert refusal.reason == f"payload-not-{kind}"
+    assert refusal.reason == f"payload-not-{'keyword' if kind == 'tenant' else kind}"
     assert refusal.detail.startswith(f"{kind} is indexed as {kind}, got ")
 
 
@@ -156,6 +158,7 @@ def test_nothing_is_refused_where_there_is_nothing() -> None:
         ('{"key": "bool", "match": {"value": 1}}', ("bool", "a whole number")),
         ('{"key": "keyword", "match": {"value": 4}}', ("keyword", "a whole number")),
         ('{"key": "keyword", "range": {"gte": 4}}', ("keyword", "a range of numbers")),
+        ('{"key": "tenant", "match": {"value": 4}}', ("tenant", "a whole number")),
         ('{"key": "datetime", "range": {"gte": 1704067200}}', ("datetime", "a range of numbers")),
         ('{"key": "geo", "match": {"value": "Berlin"}}', ("geo", "a text")),
         ('{"key": "text", "geo_radius": {"center": {"lon": 1, "lat": 2}, "radius": 3}}', ("text", "a place")),
