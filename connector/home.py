@@ -11,21 +11,17 @@ its outcome, also when it fails, and returns a `RunResult`.
 Methods import what they call: `status` must not load trainers, readers, charts and templates.
 """
 
-import logging
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from alignment import device as devices
-from alignment.distributed import broadcast, process_group
-from alignment.errors import AlignmentError
+from alignment.distributed import process_group
 from alignment.metrics import parse
 from alignment.model.alignment import Alignment
 from alignment.sets.embedding_set import EmbeddingSet
-from alignment.sets.hold_out import HoldOut
 from connector.errors import CollectionNotFoundError, SettingsError
 from connector.progress import progress
 from connector.provenance.recorder import Provenance
@@ -58,8 +54,6 @@ from connector.settings import Settings, checked_name
 from connector.stores.contract import Store
 from connector.stores.filters import parse_filter
 from connector.stores.opening import open_store, url_of
-
-_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from alignment.geometry.geometry import Geometry
@@ -145,36 +139,14 @@ class Home:
         Raises:
             AlignmentError: the alignment exists, or another process is fitting it.
         """
-        from alignment.fitting.fit import fit
-        from alignment.fitting.sole_fit import sole_fit
+        from connector.recorded_fit import fit_along, fit_and_save  # loads torch
 
-        path = self.settings.alignment_path(request.alignment)
-        chosen: dict[str, Any] = {
-            "method": request.method,
-            "metrics": list(dict.fromkeys(map(parse, request.metrics))),
-            "hold_out": HoldOut(request.holdout, request.seed),
-            "folds": request.folds,
-            "seed": request.seed,
-            "device": self.settings.device,
-            "budget": request.budget,
-            "joint": request.joint,
-            "training": dict(request.training),
-        }
+        path, device = self.settings.alignment_path(request.alignment), self.settings.device
         with process_group() as rank:
             if rank:  # the first process records and writes
-                sets = [self.embedding_set(name) for name in request.sets]
-                finished = bool(broadcast(0.0))
-                return RunResult(0, {}, Alignment.load(path) if finished else fit(sets, **chosen))
-            with self._run(request, device=self.settings.device) as run, sole_fit(path):
-                sets = [self.embedding_set(name) for name in request.sets]
-                left = self._left_by_killed_fit(path, run, sets)
-                broadcast(float(left is not None))
-                alignment = left or fit(sets, **chosen, progress=_log.info)
-                if left is None:
-                    alignment.save(path)
-                self.provenance.artifacts.record_alignment(request.alignment, path, alignment)
-                run.counts["pairs"] = alignment.card.pairs
-                run.counts["candidates"] = len(alignment.card.candidates)
+                return RunResult(0, {}, fit_along(request, path, self.embedding_set, device=device))
+            with self._run(request, device=device) as run:
+                alignment = fit_and_save(request, path, self.embedding_set, self.provenance, run, device=device)
             return RunResult(run.id, run.counts, alignment)
 
     def compare(self, request: CompareRequest) -> "RunResult[Compared]":
@@ -439,17 +411,6 @@ class Home:
         if not rows:
             raise CollectionNotFoundError(f"no release of collection {collection!r} was ever made here")
         return history(self.provenance, rows, limit=limit)
-
-    def _left_by_killed_fit(self, path: Path, run: Run, sets: Sequence[EmbeddingSet]) -> Alignment | None:
-        """Return the alignment at `path`, if there is one; refuse one that no killed run of the same fit left."""
-        if not path.exists():
-            return None
-        if self.provenance.runs.repeats_a_killed_one(run.id):
-            left = Alignment.load(path)
-            if left.card.sets == [embedding_set.card.fingerprint for embedding_set in sets]:
-                _log.info(f"alignment {path.name} was finished by a fit that was killed before it was recorded")
-                return left
-        raise AlignmentError(f"alignment {path.name} exists at {path}; name another one with --alignment")
 
     def _run(self, request: Request, **more: Any) -> AbstractContextManager[Run]:
         return self.provenance.runs.start(request.command, {**request.parameters, **more})
