@@ -51,7 +51,7 @@ class DiscardingStore(EdgeStore):
     def _upsert(self, name: str, points: Points) -> None:
         self.points += len(points.ids)
 
-    def count(self, name: str, *, filter: Any = None) -> int:
+    def count(self, name: str, *, filter: Any = None, consistent: bool = False) -> int:
         return self.points
 
 

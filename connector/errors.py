@@ -16,6 +16,7 @@ ModalignError                       (alignment.errors)
     │   └── LeaseHeldError          another process holds the lock
     ├── StoreError                  Qdrant refused or failed
     │   ├── StoreUnavailableError   unreachable, overloaded, timed out: try again
+    │   │   └── ClusterError        ... because nodes of a cluster are away
     │   ├── StoreBusyError          another process owns the embedded store
     │   ├── RequestRefusedError     the request is wrong (400, 422)
     │   ├── RequestTooLargeError    the body of the request is too large (413)
@@ -102,6 +103,10 @@ class StoreUnavailableError(StoreError):
     def __init__(self, message: str, retry_after: float | None = None):
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class ClusterError(StoreUnavailableError):
+    """Nodes of a cluster are away, and what was asked for needs them; trying again helps once they are back."""
 
 
 class StoreBusyError(StoreError):

@@ -106,9 +106,12 @@ def reconciled_rows(found: Iterable["ReconcileReport"]) -> list[dict[str, Any]]:
             "unrecorded": each.unrecorded.count,
             "vectors_compared": each.vectors,
             "seed": each.seed,
+            "replicas_differ": len(each.replicas),
         }
         known = numbers if each.broken is None else dict.fromkeys(numbers)
-        rows.append({"release": each.name, "consistent": each.consistent, **known, "broken": each.broken})
+        rows.append(
+            {"release": each.name, "consistent": each.consistent, **known, "away": each.away, "broken": each.broken}
+        )
     return rows
 
 
@@ -127,11 +130,16 @@ def reconciled_examples(found: Iterable["ReconcileReport"]) -> dict[str, dict[st
 
 def print_reconciled(reports: Sequence["ReconcileReport"]) -> None:
     """Print what reconciliations found: a release a row, why one could not be compared, and a few of the items."""
-    rows = [{name: value for name, value in row.items() if name != "broken"} for row in reconciled_rows(reports)]
+    hidden = {"away", "broken"} | ({"replicas_differ"} if not any(report.replicas for report in reports) else set())
+    rows = [{name: value for name, value in row.items() if name not in hidden} for row in reconciled_rows(reports)]
     print_table(rows, "verified against SQL and embedding sets")
     for report in reports:
         if report.broken is not None:
             show(f"{report.name}: broken: {report.broken}")
+        for difference in report.replicas:
+            show(f"{report.name}: {difference}")
+        if report.away:
+            say(f"{report.name}: away, so that its replicas there were not compared: {', '.join(report.away)}")
     for name, kinds in reconciled_examples(reports).items():
         for kind, examples in kinds.items():
             say(f"{name}: {kind}, for example {', '.join(examples)}")

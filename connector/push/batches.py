@@ -110,7 +110,7 @@ class BatchWriter:
             release = writer.release
             writer.ledger = self.provenance.ledger.entries(release.row.id, self.set_id)
             recorded = self.provenance.ledger.points(release.row.id)  # first: other processes may be adding points
-            writer.rewrite = self.store.count(release.name) < recorded
+            writer.rewrite = self.store.count(release.name, consistent=True) < recorded
             writer.pending, writer.replacing, writer.met, writer.lost = {}, [], set(), set()
             writer.begun = False
 

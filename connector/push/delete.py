@@ -262,7 +262,7 @@ class Deletion:
         for set_row in complete:
             embedding_set = EmbeddingSet.open(self._path(set_row))
             push.open(embedding_set.path, set_row.id).finish(embedding_set, only=outdated[set_row.id])
-        recorded, held = self.provenance.ledger.points(row.id), self.store.count(row.physical_name)
+        recorded, held = self.provenance.ledger.points(row.id), self.store.count(row.physical_name, consistent=True)
         if held != recorded:  # it was so before
             _log.warning(
                 "the items are deleted; collection %s holds %d points and the ledger says %d, because something else "

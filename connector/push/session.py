@@ -38,6 +38,7 @@ from connector.releases.layouts import broken_filters, live_beside
 from connector.releases.payload_fields import missing_in_words
 from connector.releases.point_id_set import PointIds
 from connector.releases.release import LIVE, READY, Release, lower
+from connector.releases.verify import check_replicas
 from connector.search.ef_tuning import sample, tune
 from connector.stores.contract import Store
 from connector.stores.layout import OWN_FIELDS, Layout, checked_layout
@@ -247,6 +248,7 @@ class PushSession:
 def _verify(release: Release, embedding_set: EmbeddingSet, set_id: int, store: Store, provenance: Provenance) -> None:
     """Build the index, compare the exact count with the ledger, and tune what changed; a new release becomes ready."""
     info = store.ready(release.name)
+    check_replicas(release, store)
     recorded = provenance.ledger.points(release.row.id)
     if info.points != recorded:
         others = [s.name for s in provenance.ledger.sets_in([release.row.id]) if s.id != set_id]

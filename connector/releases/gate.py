@@ -30,7 +30,7 @@ def _verdict(audit: AuditRow) -> str | None:
 
 def _change_since(store: Store, row: ReleaseRow, audit: AuditRow) -> str | None:
     """Say what has changed in the release since the audit began."""
-    seen, points = audit.settings, store.count(row.physical_name)
+    seen, points = audit.settings, store.count(row.physical_name, consistent=True)
     # Revisions are counted by the database. Clocks of hosts that write and audit may differ.
     if (revision := seen.get("revision", 0)) != row.revision:
         return f"saw revision {revision} of the release, written to or rolled back since: it is at {row.revision}"

@@ -99,9 +99,10 @@ def _stored(release: Release, store: Store, points: Points, with_vector: set[str
     """Read points back, with their vector where the id is in `with_vector`."""
     records: list[Record] = []
     if others := [id_ for id_ in points.ids if id_ not in with_vector]:
-        records += store.retrieve(release.name, others)
+        records += store.retrieve(release.name, others, consistent=True)
     if with_vector:
-        records += store.retrieve(release.name, sorted(with_vector), vector_name=points.vector_name)
+        chosen = sorted(with_vector)
+        records += store.retrieve(release.name, chosen, vector_name=points.vector_name, consistent=True)
     return {record.id: record for record in records}
 
 

@@ -55,6 +55,8 @@ class ReconcileReport:
         wrong_vectors: how many of those that differ have the right payload, and another vector.
         orphans: points that belong to no row of any embedding set.
         unrecorded: batches that the ledger does not record as they are, and its entries of batches that are gone.
+        replicas: how replicas of one shard differ in their number of points, a sentence for each shard.
+        away: nodes of the cluster whose replicas could not be compared.
         broken: why nothing could be compared: parts of the release are gone, or its chain does not match.
     """
 
@@ -69,12 +71,14 @@ class ReconcileReport:
     wrong_vectors: int = 0
     orphans: Difference = field(default_factory=Difference)
     unrecorded: Difference = field(default_factory=Difference)
+    replicas: list[str] = field(default_factory=list)
+    away: list[str] = field(default_factory=list)
     broken: str | None = None
 
     @property
     def consistent(self) -> bool:
         """Whether SQL, collection and embedding sets agree."""
-        if self.broken is not None:
+        if self.broken is not None or self.replicas:
             return False
         differences = (self.missing, self.differing, self.orphans, self.unrecorded)
         return not any(difference.count for difference in differences) and self.points == self.recorded == self.held
@@ -107,8 +111,9 @@ def reconcile(
         provenance: where its ledger is.
         seed: of the sample of vectors to compare.
         full: compare all vectors. Without it, one wrong vector in the sample makes it compare all of them too.
-        repair: write missing and differing points again from the embedding sets, and the ledger after them, in this
-            run. It counts `repaired`. The report says what was wrong before. Deletions that were begun are finished.
+        repair: write points again from the embedding sets that are missing or differ, or are of batches that the ledger
+            lacks, and the ledger after them, in this run. It counts them as `repaired`. The report says what was wrong
+            before. Deletions that were begun are finished.
         orphans: collects the ids of orphans, for `delete_orphans`.
         advance: called with the number of rows compared since the last call.
 
@@ -121,7 +126,8 @@ def reconcile(
     if repair:
         for row in sets:
             apply_tombstones(provenance, store, release.row, row.id, repair.id)
-    points, recorded = store.count(release.name), provenance.ledger.points(release.row.id)
+    points, recorded = store.count(release.name, consistent=True), provenance.ledger.points(release.row.id)
+    differences = store.replica_differences(release.name)
     with PointIds() as expected_ids:
 
         def compare(rng: np.random.Generator | None) -> ReconcileReport:
@@ -136,6 +142,9 @@ def reconcile(
             sampled, report = report, compare(None)
             if repair:
                 report.add(sampled)  # repaired since, so the second comparison has not found it
+        report.replicas = differences
+        if replicas := store.replicas(release.name):
+            report.away = [str(node) for node in replicas.away]
         for page in store.scroll(release.name):
             unknown = set(expected_ids.missing([record.id for record in page]))
             report.orphans.add([_item_name(record) for record in page if record.id in unknown])
@@ -226,11 +235,17 @@ class _SetReconciliation:
     def _write(
         self, run: Run, batch: ComparedBatch, key: BatchKey, entry: LedgerEntry, recorded: LedgerEntry | None
     ) -> None:
-        """Write points that are missing or differ, flush them, then write the ledger entry."""
-        if wrong := batch.missing + batch.differing:
+        """Write points that are missing or differ, flush them, then write the ledger entry.
+
+        A batch that the ledger lacks is written whole: a write that was not confirmed may be on one replica alone, and
+        a read may ask that one.
+        """
+        wrong = batch.missing + batch.differing
+        to_write = wrong if entry == recorded else range(len(batch.points.ids))
+        if to_write:
             self.provenance.releases.bump_revision(self.release.row)
-            self.store.upsert(self.release.name, batch.points.take(wrong))
-            run.counts["repaired"] += len(wrong)
+            self.store.upsert(self.release.name, batch.points.take(to_write))
+            run.counts["repaired"] += len(to_write)
         if entry != recorded:
             self.store.flush(self.release.name)
             self.provenance.ledger.write(self.release.row.id, self.row.id, run.id, {key: entry})

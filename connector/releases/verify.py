@@ -54,7 +54,7 @@ class VerifyReport:
 
 
 def verify(release: Release, store: Store, provenance: Provenance, *, seed: int, counts: bool = True) -> VerifyReport:
-    """Check that a release is complete and holds what it should.
+    """Check that a release is complete and holds what it should, on all replicas that can be asked.
 
     Its exact count equals the ledger's, and the vectors and payloads of a sample drawn with `seed` equal what follows
     from the embedding sets now. Rows that changed since their set was pushed say nothing of the release: in batches
@@ -64,10 +64,12 @@ def verify(release: Release, store: Store, provenance: Provenance, *, seed: int,
         counts: compare the counts. They differ for moments while another process writes.
 
     Raises:
-        MismatchError: a count, a vector or a payload differs.
+        MismatchError: a count, a vector or a payload differs, or replicas of a shard differ.
         EmbeddingSetError: an embedding set that was pushed into the release is not there.
     """
-    recorded, held = provenance.ledger.points(release.row.id), store.count(release.name)
+    if counts:
+        check_replicas(release, store)
+    recorded, held = provenance.ledger.points(release.row.id), store.count(release.name, consistent=True)
     if counts and held != recorded:
         raise MismatchError(
             f"collection {release.name} holds {held} points, the ledger says {recorded}; run `modalign verify "
@@ -90,6 +92,16 @@ def verify(release: Release, store: Store, provenance: Provenance, *, seed: int,
         if changed:
             outdated[row.name] = (changed, sampled)
     return VerifyReport(compared, outdated, unfinished)
+
+
+def check_replicas(release: Release, store: Store) -> None:
+    """Raise a `MismatchError` if replicas of a shard hold different numbers of points."""
+    if differences := store.replica_differences(release.name):
+        raise MismatchError(
+            f"collection {release.name}: {'; '.join(differences)}: a write that was not confirmed by all of them was "
+            f"never repeated; run `modalign repair {release.row.collection}`",
+            code="replicas-differ",
+        )
 
 
 def _check_rows(release: Release, store: Store, rows: Rows, embedding_set: EmbeddingSet, is_recorded: bool) -> int:

@@ -27,6 +27,8 @@ from connector.stores.payload_kinds import WORDS, check_kinds
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
+    from connector.stores.replicas import Replicas
+
 
 Payload = dict[str, Any]
 FORBIDDEN = frozenset('<>:"/\\|?*\0\x1f')  # in the name of a collection: what a Qdrant server refuses
@@ -232,8 +234,17 @@ class Store(ABC):
         """Delete points; unknown ids are ignored."""
 
     @abstractmethod
-    def retrieve(self, name: str, ids: Sequence[str], *, vector_name: str | None = None) -> list[Record]:
-        """Return the points with these ids, in any order; unknown ids are left out."""
+    def retrieve(
+        self, name: str, ids: Sequence[str], *, vector_name: str | None = None, consistent: bool = False
+    ) -> list[Record]:
+        """Return the points with these ids, in any order; unknown ids are left out.
+
+        Args:
+            name: collection or alias.
+            ids: of the points.
+            vector_name: return this vector with each point.
+            consistent: leave out points that the replicas of a cluster do not hold alike, as far as they can be asked.
+        """
 
     def search(
         self,
@@ -316,17 +327,31 @@ class Store(ABC):
     ) -> Iterator[list[Record]]:
         """Yield the points that match a checked and rewritten filter."""
 
-    def count(self, name: str, *, filter: "Filter | None" = None) -> int:
+    def count(self, name: str, *, filter: "Filter | None" = None, consistent: bool = False) -> int:
         """Count points exactly.
+
+        Args:
+            name: collection or alias.
+            filter: only points that match it.
+            consistent: where replicas of a cluster hold different numbers, count the smallest of each shard, as far as
+                they can be asked.
 
         Raises:
             FilterError: as `search`.
         """
-        return self._count(name, filter=self._understood(name, filter))
+        return self._count(name, filter=self._understood(name, filter), consistent=consistent)
 
     @abstractmethod
-    def _count(self, name: str, *, filter: "Filter | None") -> int:
+    def _count(self, name: str, *, filter: "Filter | None", consistent: bool) -> int:
         """Count the points that match a checked and rewritten filter."""
+
+    def replicas(self, name: str) -> "Replicas | None":
+        """Return the replicas of a collection on the nodes of a cluster; None: it is in one place alone."""
+        return None
+
+    def replica_differences(self, name: str) -> list[str]:
+        """Say how replicas of one shard differ in their number of points, a sentence for each shard."""
+        return []
 
     def _understood(self, name: str, filter: "Filter | None") -> "Filter | None":
         """Check a filter and rewrite it, so that every store and every payload index takes it alike.
@@ -356,7 +381,7 @@ class Store(ABC):
 
     @abstractmethod
     def ready(self, name: str) -> CollectionInfo:
-        """Build the index and return when nothing is left to build.
+        """Build the index and return when nothing is left to build, with the points that all replicas hold.
 
         Raises:
             StoreUnavailableError: the index was not built in time.

@@ -270,7 +270,9 @@ class EdgeStore(Store):
             shard.update(edge.UpdateOperation.delete_points([*map(engine_id, ids)]))
 
     @override
-    def retrieve(self, name: str, ids: Sequence[str], *, vector_name: str | None = None) -> list[Record]:
+    def retrieve(
+        self, name: str, ids: Sequence[str], *, vector_name: str | None = None, consistent: bool = False
+    ) -> list[Record]:
         with self._reading(name, "read") as shard:
             points = shard.retrieve([*map(engine_id, ids)], True, [vector_name] if vector_name else False)
             return [_record(point, vector_name) for point in points]
@@ -341,7 +343,7 @@ class EdgeStore(Store):
                 return
 
     @override
-    def _count(self, name: str, *, filter: "Filter | None") -> int:
+    def _count(self, name: str, *, filter: "Filter | None", consistent: bool) -> int:
         condition = to_edge(filter)
         with self._reading(name, "count") as shard:
             return int(shard.count(edge.CountRequest(exact=True, filter=condition)))

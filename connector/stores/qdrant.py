@@ -22,7 +22,6 @@ from connector.errors import (
     RequestTooLargeError,
     SettingsError,
     StoreError,
-    StoreUnavailableError,
 )
 from connector.rejects import Reason
 from connector.settings import REQUEST_SECONDS
@@ -37,10 +36,12 @@ from connector.stores.contract import (
     engine_id,
 )
 from connector.stores.layout import Datatype, Layout
+from connector.stores.qdrant_cluster import Cluster
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, RetryPolicy, connected
 from connector.stores.qdrant_filter import OLDEST_SERVER, check_known
 from connector.stores.qdrant_layout import index_schema, layout_of, quantization_config
 from connector.stores.qdrant_readiness import wait_until_ready
+from connector.stores.replicas import Replicas
 
 NEWEST_MAJOR = 1  # of the client; in another version the same requests may mean something else
 WITH_TURBO = (1, 18)
@@ -64,7 +65,9 @@ class QdrantStore(Store):
 
     def __init__(self, connection: Connection, *, uploads: int = UPLOADS):
         self._connection = connection
-        self._client, self._call = connection.client, connection.call
+        self._client = connection.client
+        self._cluster = Cluster(connection, lambda name: self._laid_out(name).config.params)
+        self._call = self._cluster.call
         self.url = self._connection.url
         self._known: dict[str, models.CollectionInfo] = {}
         self._request_bytes = REQUEST_BYTES
@@ -127,6 +130,14 @@ class QdrantStore(Store):
     @override
     def collections(self) -> list[str]:
         return sorted(c.name for c in self._call(self._client.get_collections).collections)
+
+    @override
+    def replicas(self, name: str) -> Replicas | None:
+        return self._cluster.replicas(name)
+
+    @override
+    def replica_differences(self, name: str) -> list[str]:
+        return self._cluster.differences(name)
 
     @override
     def check_layout(self, layout: Layout) -> None:
@@ -279,7 +290,7 @@ class QdrantStore(Store):
             payloads=list(part.payloads),
         )
         try:
-            self._complete(f"write to collection {name}", self._client.upsert, name, points=batch)
+            self._cluster.write("a write to", self._client.upsert, name, points=batch)
         except RequestTooLargeError as error:
             if len(rows) == 1:
                 return {rows[0]: Refusal(Reason.TOO_LARGE, str(error))}
@@ -293,16 +304,6 @@ class QdrantStore(Store):
         middle = len(rows) // 2
         return self._write(name, points, rows[:middle]) | self._write(name, points, rows[middle:])
 
-    def _complete(self, what: str, operation: Any, name: str, **options: Any) -> None:
-        """Change points and wait for `completed`: a change that was only acknowledged, or timed out, may be lost."""
-
-        def change() -> None:
-            result = operation(name, wait=True, **options)
-            if result.status != models.UpdateStatus.COMPLETED:
-                raise StoreUnavailableError(f"{self.url} did not complete to {what}: {result.status.value}")
-
-        self._call(change)
-
     @override
     def flush(self, name: str) -> None:
         """Do nothing: what the server acknowledges is in its write-ahead log."""
@@ -312,12 +313,20 @@ class QdrantStore(Store):
         if not ids:  # the server refuses a request without points
             return
         selector = models.PointIdsList(points=[*map(engine_id, ids)])
-        self._complete(f"delete from collection {name}", self._client.delete, name, points_selector=selector)
+        self._cluster.write("a deletion from", self._client.delete, name, points_selector=selector)
 
     @override
-    def retrieve(self, name: str, ids: Sequence[str], *, vector_name: str | None = None) -> list[Record]:
+    def retrieve(
+        self, name: str, ids: Sequence[str], *, vector_name: str | None = None, consistent: bool = False
+    ) -> list[Record]:
         wanted = [vector_name] if vector_name else False
-        points = self._call(self._client.retrieve, name, [*map(engine_id, ids)], with_payload=True, with_vectors=wanted)
+
+        def read(consistency: Any) -> list[models.Record]:
+            return self._client.retrieve(
+                name, [*map(engine_id, ids)], with_payload=True, with_vectors=wanted, consistency=consistency
+            )
+
+        points = self._cluster.read(name, read, consistent=consistent)
         return [_record(point, vector_name) for point in points]
 
     @override
@@ -375,13 +384,16 @@ class QdrantStore(Store):
                 return
 
     @override
-    def _count(self, name: str, *, filter: models.Filter | None) -> int:
-        return self._call(self._client.count, name, count_filter=filter, exact=True).count
+    def _count(self, name: str, *, filter: models.Filter | None, consistent: bool) -> int:
+        return self._cluster.count(name, filter, consistent=consistent)
 
     @override
     def ready(self, name: str) -> CollectionInfo:
-        wait_until_ready(self._connection, name)
-        return self.describe(name)
+        wait_until_ready(self._connection, name, self.replicas)
+        info = self.describe(name)
+        if info.layout.get("replication_factor", 1) == 1:
+            return info
+        return replace(info, points=self.count(name, consistent=True))
 
     @override
     def aliases(self) -> dict[str, str]:

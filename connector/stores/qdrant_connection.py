@@ -107,16 +107,24 @@ class Connection:
         grpc: requests go over gRPC; over REST otherwise.
         retry: how transient failures are retried.
         version: of the server, such as (1, 19); None: unknown.
+        timeout: seconds that a request may take.
     """
 
     def __init__(
-        self, client: QdrantClient, url: str, *, retry: RetryPolicy = RetryPolicy(), secrets: tuple[str, ...] = ()
+        self,
+        client: QdrantClient,
+        url: str,
+        *,
+        retry: RetryPolicy = RetryPolicy(),
+        secrets: tuple[str, ...] = (),
+        timeout: int = REQUEST_SECONDS,
     ):
         self.client = client
         self.url = redacted(url)
         self.grpc = url.startswith("grpc")
         self.retry = retry
         self.version: tuple[int, int] | None = None
+        self.timeout = timeout
         self._secrets = secrets
 
     def call(self, operation: Callable[..., T], *args: Any, **options: Any) -> T:
@@ -290,7 +298,7 @@ def connected(
         raise SettingsError(f"store {redacted(url)!r}: expected http(s)://HOST:PORT or grpc(s)://HOST:PORT") from None
     token = parts.username if parts.password is None else None  # https://TOKEN@host
     secrets = (api_key, password, parts.password, token, unquote(token or ""))
-    return Connection(client, url, retry=retry, secrets=tuple(dict.fromkeys(filter(None, secrets))))
+    return Connection(client, url, retry=retry, secrets=tuple(dict.fromkeys(filter(None, secrets))), timeout=timeout)
 
 
 def _grpc(host: str, port: int, encrypted: bool, ca_file: Path | None) -> dict[str, Any]:

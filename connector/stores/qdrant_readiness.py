@@ -2,12 +2,13 @@
 
 import logging
 import time
-from contextlib import suppress
+from collections.abc import Callable
 
 from qdrant_client import models
 
 from connector.errors import CollectionNotFoundError, StoreError, StoreUnavailableError
 from connector.stores.qdrant_connection import Connection
+from connector.stores.replicas import READABLE, Replicas
 
 _log = logging.getLogger(__name__)
 
@@ -15,10 +16,22 @@ INDEX_SECONDS = 3600.0
 REPORT_SECONDS = 30.0  # how often a wait for an index is told of
 POLL_SECONDS = 0.5
 STABLE_POLLS = 3
+ERROR_CHARACTERS = 200
+FAILED_POLLS = 3  # a request that fails so often in a row is given up for this wait
 
 
-def wait_until_ready(connection: Connection, name: str) -> None:
+def wait_until_ready(
+    connection: Connection, name: str, replicas: Callable[[str], Replicas | None] = lambda name: None
+) -> None:
     """Wait until the server has nothing left to optimise in several polls in a row.
+
+    A cluster does not tell of running optimizations while the node of a replica is away. Then the status of the
+    replicas that answer says whether they are ready.
+
+    Args:
+        connection: to the server.
+        name: physical collection.
+        replicas: reads where the replicas of a collection are.
 
     Raises:
         StoreError: the optimizer failed.
@@ -27,11 +40,12 @@ def wait_until_ready(connection: Connection, name: str) -> None:
     client, url = connection.client, connection.url
     started, said = time.monotonic(), -REPORT_SECONDS
     stable = 0
+    optimizations = _Optimizations(connection, name, replicas)
     while stable < STABLE_POLLS:
         info = connection.call(client.get_collection, name)
         if info.optimizer_status != models.OptimizersStatusOneOf.OK:
             raise StoreError(f"{url}: the optimizer of collection {name} failed: {info.optimizer_status}")
-        left = _left(connection, name, info)
+        left = _left(info, optimizations)
         stable = 0 if left else stable + 1
         if info.status == models.CollectionStatus.GREY:
             # Grey means paused until the next update; an empty one wakes the optimizer.
@@ -49,17 +63,55 @@ def wait_until_ready(connection: Connection, name: str) -> None:
             time.sleep(POLL_SECONDS)
 
 
-def _left(connection: Connection, name: str, info: models.CollectionInfo) -> str:
+def _left(info: models.CollectionInfo, optimizations: "_Optimizations") -> str:
     """Return what the server still has to do and what it complains of; empty: nothing is left to do."""
     left = [] if info.status == models.CollectionStatus.GREEN else [f"status {info.status.value}"]
     if (queue := info.update_queue) and (queue.length or queue.deferred_points):
         left.append(f"{queue.length} updates queued, {queue.deferred_points or 0} points deferred")
-    if not connection.grpc:  # gRPC has no such request
-        with suppress(CollectionNotFoundError, NotImplementedError):  # nor has an older server, or local mode
-            at_work = connection.call(connection.client.get_optimizations, name)
-            if at_work.running or at_work.summary.queued_optimizations:
-                queued = at_work.summary.queued_optimizations
-                left.append(f"{len(at_work.running)} optimizations running, {queued} queued")
+    left += optimizations.left()
     if left:
         left += [warning.message for warning in info.warnings or ()]
     return "; ".join(left)
+
+
+class _Optimizations:
+    """What all replicas of a collection still optimise, as far as it is told."""
+
+    def __init__(self, connection: Connection, name: str, replicas: Callable[[str], Replicas | None]):
+        self._connection, self._name, self._replicas = connection, name, replicas
+        self._is_told = not connection.grpc  # which has no such request
+        self._failures = 0
+
+    def left(self) -> list[str]:
+        """Return what is still to do."""
+        if not self._is_told:
+            return []
+        if self._failures == FAILED_POLLS:
+            return self._by_status()
+        try:
+            at_work = self._connection.translated(self._connection.client.get_optimizations, self._name)
+        except (CollectionNotFoundError, NotImplementedError):  # an older server, or local mode
+            self._is_told = False
+            return []
+        except StoreUnavailableError as error:
+            self._failures += 1
+            if self._failures == FAILED_POLLS:
+                _log.warning(
+                    "collection %s: the server does not tell what its replicas optimise (%s); the status of those that "
+                    "answer says whether it is ready",
+                    *(self._name, str(error)[:ERROR_CHARACTERS]),
+                )
+            return ["the server does not tell what is being optimised"]
+        self._failures = 0
+        if at_work.running or at_work.summary.queued_optimizations:
+            return [f"{len(at_work.running)} optimizations running, {at_work.summary.queued_optimizations} queued"]
+        return []
+
+    def _by_status(self) -> list[str]:
+        replicas = self._replicas(self._name)
+        return [
+            f"replica of shard {shard.number} on {replica.node}: status {replica.status}"
+            for shard in (replicas.shards if replicas else ())
+            for replica in shard.replicas
+            if replica.state in READABLE and replica.status not in (None, models.CollectionStatus.GREEN)
+        ]

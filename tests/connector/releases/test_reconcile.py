@@ -137,7 +137,7 @@ BROKEN: Sequence[tuple[Callable[[World], None], tuple[int, int, int, int], dict[
         {"deleted": 4},
     ),
     (copy, (0, 0, 1, 0), {"orphans": points_of(1)}, {"deleted": 1}),
-    (forget, (0, 0, 0, 1), {"unrecorded": ["image-000000.parquet:4"]}, {}),
+    (forget, (0, 0, 0, 1), {"unrecorded": ["image-000000.parquet:4"]}, {"repaired": 4}),
     (
         encode_more,
         (2, 0, 0, 2),

@@ -1,0 +1,266 @@
+"""A cluster behind a Qdrant connection: its replicas, reads that ask all of them, and its failures in words.
+
+An ordinary read asks one replica of each shard. A write that fewer replicas confirm than the write consistency factor
+asks for is refused, but stays on those that took it, and the others are searched all the same. So what has to be equal
+on all replicas is read with the consistency `all`, which returns only what they hold alike.
+
+Writes are sent with weak ordering. With `medium` or `strong` ordering a write goes through a leader, and a node that
+gets an error from the leader declares it dead, whoever was at fault: with one node away and a write consistency factor
+that is not met, Qdrant 1.18 gave up one sound replica after the other until a single one took the write.
+"""
+
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from qdrant_client import grpc, models
+from qdrant_client.conversions.conversion import RestToGrpc
+
+from connector.errors import ClusterError, CollectionNotFoundError, StoreError, StoreUnavailableError
+from connector.stores.qdrant_connection import Connection
+from connector.stores.replicas import Node, Replica, Replicas, Shard, Transfer
+
+T = TypeVar("T")
+
+ORDERING = models.WriteOrdering.WEAK
+LEVEL_SECONDS = 30.0  # after a read found replicas away, so long no more are asked than answered then
+POLLS = 3  # numbers of points that differ so often in a row do not differ because of a write under way
+POLL_SECONDS = 0.5
+TELEMETRY_DETAILS = 3  # the level that tells of shards
+TELEMETRY_SECONDS = 5  # how long a node has to answer the others before it is away
+# What a server answers when replicas that a read needs are dead or away.
+REPLICAS_AWAY = r"does not have enough active replicas|\d+ of \d+ read operations failed"
+# What it answers when other nodes are away.
+NODES_AWAY = (
+    rf"{REPLICAS_AWAY}|Tonic status|shards failed to apply|has no active replica|ordering via leader|"
+    r"deactivation timed out|to at least one `Active` replica"
+)
+NO_MAJORITY = r"[Cc]onsensus"
+ADDRESS = r"(?:[Ff]ailed to connect to |tcp connect error\W+, )([^\s,]+),"
+SERVER_WORDS = 300  # characters of the server's own message in ours
+
+
+class Cluster:
+    """What the collections of a connection need where they have replicas.
+
+    Args:
+        connection: to one node.
+        params: returns the parameters of a collection.
+    """
+
+    def __init__(self, connection: Connection, params: Callable[[str], models.CollectionParams]):
+        self._connection = connection
+        self._params = params
+        self._levels: dict[str, tuple[int, float]] = {}
+
+    def call(self, operation: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Call the client; say in words what a failure of a cluster means."""
+        try:
+            return self._connection.call(operation, *args, **options)
+        except StoreUnavailableError as error:
+            raise in_words(self._connection, error) from error
+
+    def write(self, what: str, operation: Any, name: str, **options: Any) -> None:
+        """Change points and wait for `completed`: a change that was only acknowledged, or timed out, may be lost."""
+        url = self._connection.url
+
+        def change() -> None:
+            result = operation(name, wait=True, ordering=ORDERING, **options)
+            if result.status != models.UpdateStatus.COMPLETED:
+                raise StoreUnavailableError(f"{url}: {what} collection {name} was not completed: {result.status.value}")
+
+        try:
+            self._connection.call(change)
+        except StoreUnavailableError as error:
+            raise in_words(self._connection, error, lambda: _not_confirmed(name, self._params(name))) from error
+
+    def count(self, name: str, filter: models.Filter | None, *, consistent: bool) -> int:
+        """Count exactly; consistently: of each shard, the points of the replica that has fewest."""
+        return self.read(
+            name, lambda consistency: _count(self._connection, name, filter, consistency), consistent=consistent
+        )
+
+    def read(self, name: str, operation: Callable[[Any], T], *, consistent: bool) -> T:
+        """Read from a collection; consistently: from all replicas of each shard, or from as many as answer.
+
+        Args:
+            name: of the collection.
+            operation: reads with a consistency, or without one if it is None.
+            consistent: ask more replicas than one.
+        """
+
+        def if_enough_answer(consistency: Any) -> tuple[T] | None:
+            try:
+                return (self._connection.translated(operation, consistency),)
+            except StoreUnavailableError as error:
+                if re.search(REPLICAS_AWAY, str(error)):
+                    return None
+                raise
+
+        replicas = self.replication_factor(name) if consistent else 1
+        for level in range(self._most(name, replicas), 1, -1):
+            consistency = models.ReadConsistencyType.ALL if level == replicas else level
+            if answer := self.call(if_enough_answer, consistency):
+                return answer[0]
+            self._levels[name] = (level - 1, time.monotonic())
+        return self.call(operation, None)
+
+    def replication_factor(self, name: str) -> int:
+        """Return how many replicas each shard of a collection should have."""
+        return self._params(name).replication_factor or 1
+
+    def replicas(self, name: str) -> Replicas | None:
+        """Read where the replicas of a collection are; None: one node has all of it."""
+        return read_replicas(self._connection, name, self._params(name).write_consistency_factor or 1)
+
+    def differences(self, name: str) -> list[str]:
+        """Say how replicas of one shard differ in their number of points, a sentence for each shard.
+
+        A write under way reaches one replica before the other, so differences have to last.
+        """
+        if self.replication_factor(name) == 1:
+            return []
+        differences: list[str] = []
+        for poll in range(POLLS):
+            if poll:
+                time.sleep(POLL_SECONDS)
+            replicas = self.replicas(name)
+            if replicas is None or not (differences := replicas.differences):
+                return []
+        return differences
+
+    def _most(self, name: str, replicas: int) -> int:
+        """Return how many replicas to ask at first."""
+        level, since = self._levels.get(name, (replicas, -LEVEL_SECONDS))
+        return replicas if time.monotonic() - since > LEVEL_SECONDS else min(level, replicas)
+
+
+def _count(connection: Connection, name: str, filter: models.Filter | None, consistency: Any) -> int:
+    """Count with a consistency, which the client's own method does not pass on."""
+    client = connection.client
+    if consistency is None:
+        return client.count(name, count_filter=filter, exact=True).count
+    if connection.grpc:
+        request = grpc.CountPoints(
+            collection_name=name,
+            filter=None if filter is None else RestToGrpc.convert_filter(filter),
+            exact=True,
+            read_consistency=RestToGrpc.convert_read_consistency(consistency),
+        )
+        return int(client.grpc_points.Count(request, timeout=connection.timeout).result.count)
+    counted = client.http.points_api.count_points(
+        collection_name=name, consistency=consistency, count_request=models.CountRequest(filter=filter, exact=True)
+    )
+    assert counted.result is not None
+    return int(counted.result.count)
+
+
+def read_replicas(connection: Connection, name: str, write_consistency_factor: int) -> Replicas | None:
+    """Read where the replicas of a collection are; None: it has none beside those of the node that answers.
+
+    One node asks all others over REST. Over gRPC, or with a token that may not see the cluster, the numbers of points
+    on other nodes and whether they answer are not known.
+    """
+    try:
+        info = connection.call(connection.client.collection_cluster_info, name)
+    except (NotImplementedError, CollectionNotFoundError):  # the client's local mode has no shards
+        return None
+    if not info.remote_shards:
+        return None
+    telemetry = _telemetry(connection)
+    own = telemetry.collections.get(name) if telemetry else None
+    nodes = {peer: Node(peer) for peer in (info.peer_id, *(shard.peer_id for shard in info.remote_shards))}
+    if telemetry and telemetry.cluster:
+        nodes = {
+            int(peer): Node(int(peer), node.uri, not node.responsive) for peer, node in telemetry.cluster.peers.items()
+        }
+    if own and own.shards:
+        shards = [
+            Shard(shard.id, [_replica(nodes, replica) for replica in sorted(shard.replicas, key=lambda r: r.peer_id)])
+            for shard in sorted(own.shards, key=lambda shard: shard.id)
+        ]
+    else:
+        shards = _shards(info, nodes)
+    transfers = [
+        Transfer(
+            transfer.shard_id,
+            nodes.get(transfer.from_, Node(transfer.from_)),
+            nodes.get(transfer.to, Node(transfer.to)),
+        )
+        for transfer in info.shard_transfers
+    ]
+    return Replicas(nodes, shards, transfers, write_consistency_factor)
+
+
+def _telemetry(connection: Connection) -> models.DistributedTelemetryData | None:
+    """Ask one node for what all of them tell; None: it is older than 1.17, or does not tell us."""
+    if connection.grpc:
+        return None
+    with suppress(StoreError, NotImplementedError):
+        return connection.translated(
+            connection.client.cluster_telemetry, details_level=TELEMETRY_DETAILS, timeout=TELEMETRY_SECONDS
+        )
+    return None
+
+
+def _replica(nodes: dict[int, Node], replica: models.DistributedReplicaTelemetry) -> Replica:
+    node = nodes.get(replica.peer_id, Node(replica.peer_id))
+    status = replica.status.value if replica.status else None
+    return Replica(node, replica.state.value, replica.num_points, status)
+
+
+def _shards(info: models.CollectionClusterInfo, nodes: dict[int, Node]) -> list[Shard]:
+    """Return the shards as one node knows them: with the numbers of its own points."""
+    replicas: dict[int, list[Replica]] = {}
+    for local in info.local_shards:
+        replica = Replica(nodes.get(info.peer_id, Node(info.peer_id)), local.state.value, local.points_count)
+        replicas.setdefault(local.shard_id, []).append(replica)
+    for remote in info.remote_shards:
+        replica = Replica(nodes.get(remote.peer_id, Node(remote.peer_id)), remote.state.value)
+        replicas.setdefault(remote.shard_id, []).append(replica)
+    return [Shard(number, of_shard) for number, of_shard in sorted(replicas.items())]
+
+
+def _not_confirmed(name: str, params: models.CollectionParams) -> str:
+    factor = min(params.write_consistency_factor or 1, params.replication_factor or 1)
+    return (
+        f"A change of points in collection {name} was not confirmed by {factor} replica{'s' * (factor > 1)} of each "
+        "shard, as its write consistency factor asks. Those that were reached may have made it; the ledger does not "
+        "record it"
+    )
+
+
+def in_words(
+    connection: Connection, error: StoreUnavailableError, consequence: Callable[[], str] | None = None
+) -> StoreUnavailableError:
+    """Say what a failure of a cluster means: which nodes are away, and what helps. Other errors stay as they are.
+
+    Args:
+        connection: to the node that answered.
+        error: what it answered.
+        consequence: says what that means for the request that failed.
+    """
+    text = str(error)
+    no_majority = re.search(NO_MAJORITY, text)
+    if isinstance(error, ClusterError) or not (no_majority or re.search(NODES_AWAY, text)):
+        return error
+    telemetry = _telemetry(connection)
+    peers = telemetry.cluster.peers if telemetry and telemetry.cluster else {}
+    away = [str(Node(int(peer), node.uri)) for peer, node in peers.items() if not node.responsive]
+    away = away or list(dict.fromkeys(re.findall(ADDRESS, text)))
+    if away:
+        sentences = [f"{', '.join(away)} of the cluster {'are' if len(away) > 1 else 'is'} away"]
+    else:
+        sentences = ["Nodes of the cluster are away, or were for a moment"]
+    if no_majority:
+        needed = f" ({len(peers) // 2 + 1} of its {len(peers)} nodes have to)" if peers else ""
+        sentences.append(
+            f"No majority of the cluster decided on the change in time{needed}. It may still happen once they answer"
+        )
+    if consequence:
+        sentences.append(consequence())
+    sentences.append("Run the same command again when they are back; it finishes")
+    server = " ".join(text.split())[:SERVER_WORDS]
+    return ClusterError(f"{'. '.join(sentences)}. Last answer: {server}", error.retry_after)

@@ -1,0 +1,179 @@
+"""A cluster of three nodes, as it answered: Qdrant 1.18.3, a collection of two shards and three replicas of each.
+
+`recorded/cluster.json` holds the answers of one node: with another node away after a write that it missed, with that
+node back, and with two nodes away.
+"""
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import stamina
+from werkzeug import Request, Response
+
+from connector.errors import ClusterError, StoreUnavailableError
+from connector.stores import qdrant_cluster, qdrant_readiness
+from connector.stores.contract import Points
+from connector.stores.qdrant import QdrantStore
+from connector.stores.qdrant_connection import RetryPolicy
+from tests.support.canned_server import result, serving, version
+from tests.support.errors import raises
+
+STATES = ("a node is away", "replicas differ", "no majority")
+ATTEMPTS = 2
+POINT = "00000000-0000-0000-0000-000000000001"
+AWAY, ALSO_AWAY = "http://127.0.0.1:7232/", "http://127.0.0.1:7222/"
+
+
+# What every node answers, whatever the others do.
+SIMPLE = {
+    "GET /": version("1.18.3"),
+    "GET /aliases": result({"aliases": []}),
+    "GET /collections": result({"collections": [{"name": "c"}]}),
+}
+
+
+@cache
+def recorded() -> dict[str, dict[str, tuple[int, Any]]]:
+    answers: dict[str, dict[str, tuple[int, Any]]] = json.loads(
+        (Path(__file__).parent / "recorded" / "cluster.json").read_text()
+    )
+    return answers
+
+
+class RecordedNode:
+    """Answers as the node did in `state`; without a recorded answer, 404."""
+
+    def __init__(self, state: str):
+        self.state = state
+        self.requests: list[str] = []
+        self.url = ""
+        self.full = False
+
+    def respond(self, request: Request) -> Response:
+        query = request.query_string.decode()
+        asked = f"{request.method} {request.path}"
+        if (request.method == "POST" and "consistency" in query) or "telemetry" in request.path:
+            asked += f"?{query}"
+        self.requests.append(asked)
+        if self.full:
+            return Response('{"status":{"error":"Service internal error: No space left on device"}}', 500)
+        if asked in SIMPLE:
+            return Response(SIMPLE[asked])
+        status, body = recorded()[self.state].get(asked, (404, {}))
+        return Response(json.dumps(body), status)
+
+
+@pytest.fixture
+def node(request: pytest.FixtureRequest) -> Iterator[RecordedNode]:
+    node = RecordedNode(request.param)
+    with serving(node.respond) as http:
+        node.url = http.url_for("").rstrip("/")
+        yield node
+
+
+@pytest.fixture
+def store(node: RecordedNode, monkeypatch: pytest.MonkeyPatch) -> Iterator[QdrantStore]:
+    monkeypatch.setattr(qdrant_cluster, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(qdrant_readiness, "POLL_SECONDS", 0.0)
+    with stamina.set_testing(True, attempts=ATTEMPTS), QdrantStore.connect(node.url, retry=RetryPolicy()) as store:
+        node.requests.clear()
+        yield store
+
+
+def in_state(state: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("node", [state], indirect=True, ids=[state.replace(" ", "-")])
+
+
+class TestReads:
+    @in_state("replicas differ")
+    def test_what_one_replica_lacks_is_not_read(self, store: QdrantStore) -> None:
+        assert (store.count("c"), store.count("c", consistent=True)) == (30, 20)
+        assert [record.id for record in store.retrieve("c", [POINT])] == [POINT]
+        assert store.retrieve("c", [POINT], consistent=True) == []
+        assert store.ready("c").points == 20
+
+    @in_state("a node is away")
+    def test_with_a_node_away_all_other_replicas_are_asked(self, store: QdrantStore, node: RecordedNode) -> None:
+        assert store.count("c", consistent=True) == 30
+        counted = [request for request in node.requests if "count" in request]
+        assert counted == [f"POST /collections/c/points/count?consistency={level}" for level in ("all", 2)]
+        assert [record.id for record in store.retrieve("c", [POINT], consistent=True, vector_name="v")] == [POINT]
+        assert node.requests[-1].endswith("consistency=2")  # the one that is away is not waited for again
+
+    @in_state("no majority")
+    def test_with_one_replica_left_that_one_is_read(self, store: QdrantStore, node: RecordedNode) -> None:
+        assert store.count("c", consistent=True) == 30
+        assert node.requests[-1] == "POST /collections/c/points/count"
+
+    @in_state("replicas differ")
+    def test_searches_and_other_reads_ask_one_replica(self, store: QdrantStore, node: RecordedNode) -> None:
+        store.count("c")
+        store.retrieve("c", [POINT])
+        assert not any("consistency" in request for request in node.requests)
+
+
+class TestReplicas:
+    @in_state("replicas differ")
+    def test_their_numbers_of_points_are_compared(self, store: QdrantStore) -> None:
+        first, second = store.replica_differences("c")
+        for text, number, counts in ((first, 0, (16, 12)), (second, 1, (14, 8))):
+            assert f"replicas of shard {number} differ: " in text
+            assert all(f"{count} points on" in text for count in counts)
+        assert AWAY in first
+
+    @in_state("a node is away")
+    def test_nothing_is_said_of_replicas_that_nobody_can_count(self, store: QdrantStore) -> None:
+        assert store.replica_differences("c") == []
+
+    @in_state("a node is away")
+    def test_a_node_that_is_away_is_named(self, store: QdrantStore) -> None:
+        replicas = store.replicas("c")
+        assert replicas is not None
+        assert [node.address for node in replicas.away] == [AWAY]
+        assert [replica.points for shard in replicas.shards for replica in shard.replicas if replica.node.away] == [
+            None,
+            None,
+        ]
+        possible = replicas.possible
+        assert possible["searches"] == possible["switches"] == "possible"
+        assert "factor 3 needs 3 replicas" in possible["writes"]
+
+    @in_state("no majority")
+    def test_without_a_majority_nothing_is_switched(self, store: QdrantStore) -> None:
+        replicas = store.replicas("c")
+        assert replicas is not None
+        assert replicas.possible["searches"] == "possible"
+        assert "1 of 3" in replicas.possible["switches"]
+        assert replicas.possible["writes"] != "possible"
+
+
+class TestReadiness:
+    @pytest.mark.parametrize("node", ["a node is away", "no majority"], indirect=True)
+    def test_nodes_that_are_away_do_not_keep_a_collection_from_being_ready(
+        self, store: QdrantStore, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert store.ready("c").points == 30
+        assert "does not tell what its replicas optimise" in caplog.text
+
+
+class TestFailuresInWords:
+    @in_state("a node is away")
+    def test_a_write_that_too_few_replicas_confirmed(self, store: QdrantStore) -> None:
+        with raises(ClusterError, AWAY, "was not confirmed by 3 replicas", "collection c", "same command again"):
+            store.upsert("c", Points("v", [POINT], np.ones((1, 2), np.float32), [{}]))
+
+    @in_state("no majority")
+    def test_a_switch_without_a_majority(self, store: QdrantStore) -> None:
+        with raises(ClusterError, AWAY, ALSO_AWAY, "2 of its 3 nodes", "may still happen"):
+            store.set_aliases({"a": "c"})
+
+    @pytest.mark.parametrize("node", STATES, indirect=True)
+    def test_other_failures_stay_as_they_are(self, store: QdrantStore, node: RecordedNode) -> None:
+        node.full = True
+        with raises(StoreUnavailableError, "No space left on device"):
+            store.count("c")
