@@ -51,8 +51,10 @@ class Csv(Manifest):
             raise CorpusError(f"manifest {self.path}: cannot read the header: {header}")
         check_columns(self.path, header)
         position, warned = 0, self.quoting is not None or self._has_quotes
+        within: list[str] = []
         for record in records:
             if isinstance(record, PassedOver):
+                within.append(record.name)
                 yield replace(record, position=position)
                 continue
             position += 1
@@ -64,6 +66,13 @@ class Csv(Manifest):
                 _log.warning("%s, row %d: quotes are kept; if they enclose fields, add --quoting", self.path, position)
             yield ManifestRow(
                 position, {name: value for name, value in zip(header, record, strict=True) if value != ""}
+            )
+        if within:
+            _log.warning(
+                "%s: the text in quotes has lines that look like rows, and %d more texts have; they are read as text: "
+                "close the quotes before lines that are rows",
+                within[0],
+                len(within) - 1,
             )
 
     @override
@@ -120,7 +129,8 @@ class Csv(Manifest):
             yield from _unread(lines, "a field in quotes holds whole rows")
         else:
             if rows:
-                yield PassedOver(printable(f"{self.path}, line {lines.number}"), may_hide=True, counted=False)
+                first = lines.number - len(lines.of_record) + 1
+                yield PassedOver(printable(f"{self.path}, line {first}"), may_hide=True, counted=False)
             yield record
 
 

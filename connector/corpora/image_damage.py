@@ -4,11 +4,12 @@ Decoders fill what they miss with black or grey and say nothing. Some damage can
 black pixels in uncompressed formats (BMP, TGA, PPM, plain TIFF), and blank areas in WebP, AVIF and JPEG 2000.
 """
 
-import re
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from connector.corpora.jpeg_damage import check_jpeg, check_no_lost_block
 
 PNG = b"\x89PNG\r\n\x1a\n"
 # What decides about pixels. Text, colour profiles and animations are left out: they are unused, and a large or broken
@@ -17,13 +18,6 @@ PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 # First column and row, and steps, of the seven passes of an interlaced PNG.
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-
-# Bytes in a row that are zero. Data of some compressions never holds as many; a lost block of a disk or download does.
-LOST_BLOCK = bytes(512)
-
-JPEG_SCAN_END = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
-JPEG_RESTART = re.compile(rb"\xff([\xd0-\xd7])")
-JPEG_STANDALONE = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})
 
 ICON_PIXELS = 1024  # a side of a bitmap, which has a mask of its height below it
 
@@ -43,7 +37,7 @@ def check_structure(content: bytes) -> bytes:
     if content.startswith(PNG):
         return _png(content)
     if content.startswith(b"\xff\xd8\xff"):
-        _jpeg(content)
+        check_jpeg(content)
     elif content.startswith((b"GIF87a", b"GIF89a")):
         _gif(content)
     elif content[:4] == b"RIFF" and content[8:12] == b"WEBP":
@@ -140,66 +134,6 @@ def _inflate(parts: Iterable[bytes], expected: int | None, what: str) -> None:
         raise ValueError(f"{what} ends after {size} bytes of pixels, before its end")
 
 
-def _jpeg(content: bytes) -> None:
-    at, flat = 2, dict[int, bool]()
-    while True:
-        at = content.find(b"\xff", at)
-        while 0 <= at < len(content) and content[at] == 0xFF:
-            at += 1
-        if not 0 < at < len(content):
-            raise ValueError("the file ends before its end mark (EOI)")
-        marker, start, at = content[at], at + 1, at + 1
-        if marker == 0xD9:
-            return
-        if marker in JPEG_STANDALONE:
-            continue
-        at = start + int.from_bytes(content[start : start + 2])
-        if not start + 2 <= at <= len(content):
-            raise ValueError(f"segment {marker:02x} at byte {start} goes on behind the end of the file")
-        if marker == 0xC4:
-            flat |= _flat_tables(content[start + 2 : at])
-        elif marker == 0xDA:
-            at = _jpeg_scan(content, at, zeros_are_flat=_zeros_are_flat(content[start + 2 : at], flat))
-
-
-def _flat_tables(tables: bytes) -> dict[int, bool]:
-    """Return by number whether a Huffman table for AC coefficients has a code of zeros that ends a block."""
-    at, flat = 0, {}
-    while at + 17 < len(tables):
-        if tables[at] >> 4:
-            flat[tables[at] & 0x0F] = tables[at + 17] & 0x0F == 0
-        at += 17 + sum(tables[at + 1 : at + 17])
-    return flat
-
-
-def _zeros_are_flat(header: bytes, flat: dict[int, bool]) -> bool:
-    """Whether many zeros in the scan of this header may be a blank area."""
-    components = header[0]
-    tables = [header[2 + 2 * number] & 0x0F for number in range(components)]
-    first, _, approximation = header[1 + 2 * components : 4 + 2 * components]
-    of_dc_or_refining = (first == 0 and header[2 + 2 * components] == 0) or approximation >> 4 > 0
-    return of_dc_or_refining or all(flat.get(number, True) for number in tables)
-
-
-def _jpeg_scan(content: bytes, start: int, *, zeros_are_flat: bool) -> int:
-    """Check the entropy-coded data that begins at `start`, and return where it ends."""
-    match = JPEG_SCAN_END.search(content, start)
-    if match is None:
-        raise ValueError("the file ends before its end mark (EOI)")
-    scan = content[start : match.start()]
-    restarts = [found[1][0] - 0xD0 for found in JPEG_RESTART.finditer(scan)]
-    if restarts != [number % 8 for number in range(len(restarts))]:
-        raise ValueError("parts of the image are missing: its restart marks are not in order")
-    if not zeros_are_flat:
-        _check_no_lost_block(scan, start)
-    return match.start()
-
-
-def _check_no_lost_block(data: bytes, start: int) -> None:
-    if (at := data.find(LOST_BLOCK)) >= 0:
-        raise ValueError(f"the compressed data holds {len(LOST_BLOCK)} zeros or more from byte {start + at} on")
-
-
 def _gif(content: bytes) -> None:
     try:
         at = 13 + _colour_table(content[10])
@@ -231,7 +165,7 @@ def _webp(content: bytes) -> None:
         if at + 8 + length > end:
             raise ValueError(f"chunk {kind!r} at byte {at} goes on behind the end of the file")
         if kind == b"VP8L":
-            _check_no_lost_block(content[at + 8 : at + 8 + length], at + 8)
+            check_no_lost_block(content[at + 8 : at + 8 + length], at + 8)
         at += 8 + length + length % 2
 
 
@@ -325,4 +259,4 @@ def _tiff(content: bytes, tags: Mapping[int, Any]) -> None:
         if compression in TIFF_DEFLATE:
             _inflate([strip], None, f"the strip at byte {start}")
         elif compression in TIFF_WITHOUT_ZEROS:
-            _check_no_lost_block(strip, start)
+            check_no_lost_block(strip, start)

@@ -14,6 +14,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from connector.corpora.byte_budget import ByteBudget
 from connector.corpora.image_colours import check_colours, tiff_tags, to_rgb, transposed
 from connector.corpora.image_damage import PNG, check_data, check_structure, webp_size
+from connector.corpora.jpeg_damage import check_decoded
 from connector.errors import OutOfResourcesError
 from connector.rejects import Reason
 from connector.resources import raise_lack
@@ -47,6 +48,7 @@ RECOGNISED = {
     b"\xff\xd8\xff": "JPEG",
     PNG: "PNG",
 }
+JPEGS = ("JPEG", "MPO")
 ORIENTATION = 0x0112
 
 
@@ -161,11 +163,20 @@ def _attempt(content: bytes, max_pixels: int, *, alone: bool) -> Image.Image:
             reserved.enter_context(_memory(_cost(image, content, pixels), alone))
             reserved.callback(image.close)  # before this memory, which was reserved after the file was opened
         image.load()
+        if image.format in JPEGS:
+            _check_decoded(content, image)
         if image.format == "TGA" and not content[17] & 0x0F:  # its fourth channel is no alpha
             image.putalpha(255)
         rgb = to_rgb(_without_key(image, content) if _has_exact_key(image, content) else image, factor)
         upright = transposed(rgb, _orientation(image))
         return upright.copy() if upright is image else upright
+
+
+def _check_decoded(content: bytes, image: Image.Image) -> None:
+    try:
+        check_decoded(content, image)
+    except ValueError as error:
+        raise ImageRejectedError(Reason.IMAGE_BROKEN, str(error)) from error
 
 
 @contextmanager
@@ -193,7 +204,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 def _scale_down(image: ImageFile.ImageFile, content: bytes) -> int:
     """Let the decoder scale down as far as it can, and return by how much to scale down what it returns."""
     factor = _factor(image.width, image.height)
-    if factor > 1 and image.format in ("JPEG", "MPO"):
+    if factor > 1 and image.format in JPEGS:
         image.draft(None, (image.width // factor, image.height // factor))
         return _factor(image.width, image.height)
     if factor > 1 and image.format == "JPEG2000":

@@ -13,7 +13,15 @@ from typing_extensions import override
 
 from connector.corpora.bounded_lines import LineTooLongError, bounded_lines, count_lines
 from connector.corpora.items import Corpus, Entry, Item, PassedOver
-from connector.corpora.row_checks import RowError, check_caption, check_key, check_storable, parse_json, text_field
+from connector.corpora.row_checks import (
+    RowError,
+    check_caption,
+    check_key,
+    check_storable,
+    misspelt,
+    parse_json,
+    text_field,
+)
 from connector.errors import CorpusError
 from connector.rejects import Reason, Reject
 from connector.resources import raise_lack
@@ -86,6 +94,8 @@ class JsonLines(Manifest):
                     fields = parse_json(line.decode("utf-8-sig" if position == 1 else "utf-8"))
                     if not isinstance(fields, dict):
                         raise ValueError(f"expected a JSON object, got {type(fields).__name__}")
+                    if wrong := misspelt(fields):
+                        raise ValueError(wrong)
                 except ValueError as error:
                     yield Reject(str(self.path), position, "read", Reason.ROW_UNREADABLE, printable(str(error)))
                 else:
@@ -227,12 +237,14 @@ def records(batch: pa.RecordBatch) -> list[Any]:
 
 
 def check_columns(path: Path, names: Sequence[str]) -> None:
-    """Raise a `CorpusError` if the columns that a manifest needs are missing, or a column is there twice."""
+    """Raise a `CorpusError` if the columns that a manifest needs are missing or misspelt, or one is there twice."""
     if "key" not in names or not {"image", "caption"} & set(names):
         raise CorpusError(
             f"manifest {path}: expected the columns key and image or caption (group is optional), "
             f"got {printable(', '.join(names)) or 'none'}"
         )
+    if wrong := misspelt(names):
+        raise CorpusError(f"manifest {path}: column {printable(wrong)}")
     if duplicates := {name for name in names if names.count(name) > 1}:
         shown = printable(", ".join(map(repr, sorted(duplicates))))
         raise CorpusError(f"manifest {path}: expected each column once, got {shown} more than once; rename the others")

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from connector.corpora.items import LONGEST_CAPTION
@@ -10,7 +10,8 @@ from connector.rejects import Reason
 
 # Names that modalign writes into every payload.
 RESERVED = frozenset(("modality", "content_sha256", "split", "aligned"))
-OWN_NAMES = RESERVED | {"key", "group", "image", "caption"}
+COLUMNS = frozenset(("key", "group", "image", "caption"))
+OWN_NAMES = RESERVED | COLUMNS
 
 
 class RowError(ValueError):
@@ -19,6 +20,19 @@ class RowError(ValueError):
     def __init__(self, reason: Reason, detail: str):
         super().__init__(detail)
         self.reason = reason
+
+
+def misspelt(names: Iterable[str]) -> str:
+    """Say which of the names is a name of ours but for its case or spaces around it; empty if none is.
+
+    It would pass for payload, and an image or a caption would be lost without a word. A `Group` may well be payload.
+    """
+    given = set(names)
+    for name in sorted(given):
+        own = name.strip().lower()
+        if own in COLUMNS - {"group"} and own not in given:
+            return f"{name!r} is not read as {own}: write {own!r}, or rename it if it is payload"
+    return ""
 
 
 def check_key(fields: dict[str, Any]) -> str:

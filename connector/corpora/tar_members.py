@@ -44,7 +44,7 @@ def members(archive: Path, limit: Callable[[PurePosixPath], int]) -> Iterator[Me
 
     `limit` says how many bytes a member of this path may have for its content to be read.
     """
-    number = 0
+    number = files = 0
 
     def refused(reason: Reason, detail: str) -> Reject:
         return Reject(str(archive), number, "read", reason, printable(detail))
@@ -56,6 +56,7 @@ def members(archive: Path, limit: Callable[[PurePosixPath], int]) -> Iterator[Me
                 number += 1
                 if header.isdir():
                     continue
+                files += 1
                 if reason := _refusal(header):
                     yield refused(reason, f"member {number}, {header.name}")
                     continue
@@ -64,6 +65,8 @@ def members(archive: Path, limit: Callable[[PurePosixPath], int]) -> Iterator[Me
                 fits = header.size <= limit(path)
                 content = (reader.read() if fits else reader.read(BEGINNING)) if reader else b""
                 yield Member(path, header.size, content[:BEGINNING], content if fits else None)
+            if not files:  # zeros, as a download leaves them that never began: the end of an archive is zeros too
+                yield refused(Reason.ARCHIVE_DAMAGED, "expected at least one file in it, found none")
             if trailing := _trailing_data(tar.fileobj):
                 yield refused(Reason.ARCHIVE_TRAILING_DATA, f"{trailing} after the end of the archive are not read")
     except OSError as error:

@@ -250,10 +250,12 @@ class TestDamage:
         write(tmp_path / "0.tar", *sample("a"))
         (tmp_path / "1.tar").write_bytes(b"no archive")
         (tmp_path / "2.tar").touch()
-        write(tmp_path / "3.tar", *sample("z"))
+        (tmp_path / "3.tar").write_bytes(bytes(40_960))  # the room that a download has reserved
+        write(tmp_path / "4.tar", header("folder", kind=tarfile.DIRTYPE))
+        write(tmp_path / "5.tar", *sample("z"))
         found = list(open_corpus(tmp_path))
         assert keys(found) == ["a", "a#0", "z", "z#0"]
-        assert reasons(found) == [("archive-damaged", None)] * 2
+        assert reasons(found) == [("archive-damaged", None)] * 4
 
 
 def test_an_archive_is_read_in_little_memory(tmp_path: Path) -> None:

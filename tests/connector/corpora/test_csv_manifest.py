@@ -63,10 +63,14 @@ def test_quotes_in_their_place_are_read(written: str, caption: str, tmp_path: Pa
     assert not rejects(entries)
 
 
-def test_a_field_with_a_line_that_may_be_a_row_keeps_items_from_pruning(tmp_path: Path) -> None:
+def test_a_field_with_a_line_that_may_be_a_row_is_named_and_keeps_items_from_pruning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "m.csv"
     path.write_text('key,caption\n1,"welcome\n2,mat"\n3,c\n')
     entries = read(path)
+    (warning,) = caplog.messages
+    assert f"{path}, line 2" in warning
     assert [item.key for item in items(entries)] == ["1#0", "3#0"]
     assert [entry.may_hide for entry in entries if isinstance(entry, PassedOver)] == [True]
     assert open_corpus(path).total() == 2

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from connector.corpora import csv_manifest, manifest
 from connector.corpora.formats import open_corpus
 from connector.corpora.items import LONGEST_CAPTION, Item
+from connector.corpora.manifest import JsonLines
 from connector.corpora.row_checks import RESERVED
 from connector.errors import CorpusError
 from tests.support.corpora import (
@@ -456,3 +457,24 @@ def test_the_first_item_does_not_read_the_whole_file(
         assert sum(batches) <= 1024
     else:
         assert 0 < Counting.reached < path.stat().st_size / 3
+
+
+@every_reader
+@pytest.mark.parametrize("name", ["Image", "IMAGE", " image", "image ", "Caption"])
+def test_a_column_whose_name_is_ours_but_for_case_or_spaces_is_named(suffix: str, name: str, tmp_path: Path) -> None:
+    """Its images would be lost: a row may well have a caption alone."""
+    own = name.strip().lower()
+    row = {"key": "a", "image": "a.png", "caption": "x"}
+    path = write_rows(tmp_path, suffix, [{name if column == own else column: value for column, value in row.items()}])
+    if suffix in JsonLines.suffixes:
+        assert reasons(read(path)) == [(1, "row-unreadable")]
+    else:
+        with raises(CorpusError, path, repr(name), own):
+            read(path)
+
+
+@every_reader
+def test_a_column_beside_ours_with_a_name_near_to_it_is_payload(suffix: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path, suffix, [{"key": "a", "image": "a.png", "Image": "of a dog", "Group": "dogs"}])
+    ((item,),) = [items(read(path))]
+    assert {name: item.payload[name] for name in ("Image", "Group")} == {"Image": "of a dog", "Group": "dogs"}
