@@ -99,6 +99,12 @@ class Releases:
         with self._database.session() as session:
             session.add_all(promotions)
 
+    def forget_promotions(self, promotions: Sequence[PromotionRow]) -> None:
+        """Remove promotions that the store refused: their run keeps the reason, and no alias was switched."""
+        with self._database.session() as session:
+            ids = [promotion.id for promotion in promotions]
+            session.execute(delete(PromotionRow).where(PromotionRow.id.in_(ids), PromotionRow.finished_at.is_(None)))
+
     def finish_promotions(self, promotions: Sequence[PromotionRow], run_id: int) -> None:
         """Record that run `run_id` switched the aliases: the new releases are live, the old ones retired."""
         with self._database.session() as session:

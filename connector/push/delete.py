@@ -5,6 +5,9 @@
     3  the points leave the collections
     4  the changed shards are written into the releases again, and the ledgers agree
 
+Each step ends for all releases before the next begins, the releases of the collection that was named first. What keeps
+a release of another collection from step 4 is a warning.
+
 After a kill in between, the same command finishes the deletion, and so does the next push of the set. Releases in other
 stores, and those that are being built, apply the tombstones when the set is next pushed there.
 
@@ -20,12 +23,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from alignment.errors import AlignmentError
+from alignment.errors import AlignmentError, ModalignError
 from alignment.modality import MODALITIES, Modality
 from alignment.sets.cards import CARD, SetCard
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.writer import SetWriter
-from connector.errors import CollectionNotFoundError, FilterError, MismatchError, SettingsError
+from connector.errors import (
+    CollectionNotFoundError,
+    FilterError,
+    MismatchError,
+    ProvenanceError,
+    SettingsError,
+    StoreBusyError,
+    StoreError,
+    StoreUnavailableError,
+)
 from connector.provenance.leases import repair_lock
 from connector.provenance.ledger import OUTDATED, UNPLACED
 from connector.provenance.recorder import Provenance
@@ -35,6 +47,7 @@ from connector.push.session import PushSession
 from connector.releases.payload_fields import missing_in_words
 from connector.releases.points import Item, item_of, point_id
 from connector.releases.release import load_release
+from connector.releases.rights import check_may_write, present
 from connector.releases.tombstones import apply_tombstones
 from connector.stores.contract import Store
 from connector.stores.payload_kinds import check_kinds, fields_of
@@ -67,6 +80,8 @@ class Deletion:
     Raises:
         CollectionNotFoundError: there is no release of that collection.
         MismatchError: an embedding set that was pushed into it is not on this disk.
+        AccessDeniedError: the key may not write into a release that this would change, or does not show it. Nothing is
+            changed.
     """
 
     collection: str
@@ -99,15 +114,17 @@ class Deletion:
         requested = {(modality, key) for key in keys for modality in modalities} | self._matching(
             rows, filter, modalities
         )
-        items = self._stored(self._concerned(rows, sets), requested)
+        concerned = self._concerned(rows, sets)
+        items = self._stored(concerned, requested)
         names = []
         for embedding_set in sets:
             with self._writer(embedding_set) as writer:
                 if of_set := {item for *_, of_shard in _shards_with(writer, requested) for item in of_shard.values()}:
                     items |= of_set
                     names.append(embedding_set.name)
-        self._check_ambiguous(keys, items, self._concerned(rows, sets))
-        collections = sorted({row.collection for row in self._concerned(rows, sets)})
+        self._check_ambiguous(keys, items, concerned)
+        check_may_write(self.store, [row.physical_name for row in concerned])
+        collections = sorted({row.collection for row in concerned})
         if items and not confirm(DeletionPreview(len(items), names, collections)):
             return False
         store_url = self.provenance.database.stored(self.store.url)
@@ -116,8 +133,9 @@ class Deletion:
             sets = self.provenance.ledger.sets_in(row.id for row in rows)
             self._check_present(sets)
             self._drop_rows(sets, requested)
-            for row in self._concerned(rows, sets):
-                self._drop_points(row, [point_id(*item) for item in sorted(items)], sets)
+            concerned = self._concerned(rows, sets)
+            self._drop_points(concerned, [point_id(*item) for item in sorted(items)], sets)
+            self._write_anew(concerned)
         self.run.counts["deleted"] = len(items)
         return True
 
@@ -138,9 +156,10 @@ class Deletion:
                     )
 
     def _concerned(self, rows: Sequence[ReleaseRow], sets: Sequence[EmbeddingSetRow]) -> list[ReleaseRow]:
-        """Return the releases of the collection, and all others of this store that these sets were pushed into."""
+        """Return the releases of the collection, then all others of this store that these sets were pushed into."""
         of_sets = {row.id: row for s in sets for row in self.provenance.ledger.releases_of(s.id) if self._is_here(row)}
-        return list((of_sets | {row.id: row for row in rows}).values())
+        own = {row.id for row in rows}
+        return [*rows, *present(self.store, [row for number, row in of_sets.items() if number not in own])]
 
     def _check_present(self, sets: Sequence[EmbeddingSetRow]) -> None:
         """Refuse to delete while an embedding set is elsewhere: the items would come back with it."""
@@ -150,18 +169,55 @@ class Deletion:
                 "deleted items would come back with it; bring it here, or run this where it is"
             )
 
-    def _drop_points(self, row: ReleaseRow, ids: Sequence[str], sets: Sequence[EmbeddingSetRow]) -> None:
-        """Apply the tombstones of the sets, delete points that no set has, and bring the ledger up to date."""
-        for embedding_set in sets:
-            apply_tombstones(self.provenance, self.store, row, embedding_set.id, self.run.id)
-        for start in range(0, len(ids), RETRIEVED):
-            self.store.delete(row.physical_name, ids[start : start + RETRIEVED])
-        self.store.flush(row.physical_name)
-        if row.state != "building":
-            self._write_anew(row)
+    def _drop_points(self, rows: Sequence[ReleaseRow], ids: Sequence[str], sets: Sequence[EmbeddingSetRow]) -> None:
+        """Apply the tombstones of the sets, and delete points that no set has.
+
+        Raises:
+            StoreError: a release refused it; all others are done.
+        """
+        refused: StoreError | None = None
+        for row in rows:
+            try:
+                for embedding_set in sets:
+                    apply_tombstones(self.provenance, self.store, row, embedding_set.id, self.run.id)
+                for start in range(0, len(ids), RETRIEVED):
+                    self.store.delete(row.physical_name, ids[start : start + RETRIEVED])
+                self.store.flush(row.physical_name)
+            except (StoreUnavailableError, StoreBusyError):
+                raise
+            except StoreError as error:
+                refused = refused or error
+        if refused:
+            raise refused
+
+    def _write_anew(self, rows: Sequence[ReleaseRow]) -> None:
+        """Bring the ledgers of releases up to date.
+
+        Raises:
+            ModalignError: a release of the collection that was named cannot be; all others are.
+        """
+        failed: ModalignError | None = None
+        for row in rows:
+            try:
+                if row.state != "building":
+                    self._write_outdated(row)
+            except (StoreUnavailableError, StoreBusyError, ProvenanceError):
+                raise
+            except ModalignError as error:
+                if row.collection == self.collection:
+                    failed = failed or error
+                else:
+                    _log.warning(
+                        "the items are deleted; release %s of collection %s shares their embedding sets and could not "
+                        "be verified: %s",
+                        *(row.physical_name, row.collection, error),
+                    )
+        if failed:
+            raise failed
 
     def _releases(self) -> list[ReleaseRow]:
         rows = [row for row in self.provenance.releases.find(collection=self.collection) if self._is_here(row)]
+        rows = present(self.store, rows)
         if not rows:
             raise CollectionNotFoundError(
                 f"{self.store.url} has no release of collection {self.collection!r}; `modalign status` lists them"
@@ -169,8 +225,7 @@ class Deletion:
         return rows
 
     def _is_here(self, row: ReleaseRow) -> bool:
-        here = row.store_url == self.provenance.database.stored(self.store.url)
-        return here and row.physical_name in self.store.collections()
+        return row.store_url == self.provenance.database.stored(self.store.url) and row.dropped_at is None
 
     def _path(self, row: EmbeddingSetRow) -> Path:
         return self.provenance.database.located(row.path)
@@ -242,7 +297,7 @@ class Deletion:
                     writer.finish()
                     self.provenance.artifacts.record_set(EmbeddingSet.open(writer.path))
 
-    def _write_anew(self, row: ReleaseRow) -> None:
+    def _write_outdated(self, row: ReleaseRow) -> None:
         """Write the shards that have lost rows into a release again, so that its ledger agrees with them."""
         sets = self.provenance.ledger.sets_in([row.id])
         outdated = {embedding_set.id: self._outdated(row, embedding_set) for embedding_set in sets}

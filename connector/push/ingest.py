@@ -31,7 +31,7 @@ from connector.corpora.partition import CorpusPart
 from connector.encoding.encode import BATCH_ITEMS, SHARD_ROWS, Encoding, Shard
 from connector.encoding.encoders import Encoder, load_encoders
 from connector.encoding.pipeline import Pipeline
-from connector.errors import CorpusError, MismatchError, ProvenanceError, StoreError
+from connector.errors import AccessDeniedError, CorpusError, MismatchError, ProvenanceError, StoreError
 from connector.progress import progress
 from connector.provenance.leases import BEGIN, IngestSteps
 from connector.provenance.recorder import Provenance
@@ -188,15 +188,22 @@ class Ingest:
     def _step(self, step: int, steps: IngestSteps) -> None:
         with steps.lease(step) as lease:
             if step == BEGIN:
-                with self._push_session() as push:
-                    paths = [self._part_path(number + 1, steps.parts) for number in range(steps.parts)]
-                    self._check_partition(push.reached, {path.name for path in paths})
+                self._begin(steps)
             elif step == steps.finish:
                 self._finish(steps)
             else:
                 with self._push_session(shared=True) as push:
                     part = CorpusPart(self.corpus.path, self.corpus, step, steps.parts)
                     self._write(push, part, self._part_path(step, steps.parts), lease.raise_if_lost)
+
+    def _begin(self, steps: IngestSteps) -> None:
+        try:
+            with self._push_session() as push:
+                paths = [self._part_path(number + 1, steps.parts) for number in range(steps.parts)]
+                self._check_partition(push.reached, {path.name for path in paths})
+        except AccessDeniedError:
+            steps.forget()  # nothing was begun, and whoever waits for this step is refused as well
+            raise
 
     def _finish(self, steps: IngestSteps) -> None:
         try:

@@ -1,7 +1,7 @@
 """Find or create the releases that a push writes into: the row in SQL first, then the collection."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,10 +17,11 @@ from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import ReleaseRow, now
 from connector.push.batches import ReleaseWriter
-from connector.releases.aliases import physical_name
+from connector.releases.aliases import goes_live, physical_name
 from connector.releases.chain import METADATA, chain, check_chain, check_encoder, check_row, check_settings
 from connector.releases.layouts import complete, inherited, merged, read_back, search_metadata
 from connector.releases.release import Release, check_alignment, load_release
+from connector.releases.rights import check_may_manage, check_may_write, present, shows
 from connector.stores.contract import CollectionConfig, Store, VectorConfig
 from connector.stores.layout import Layout, PayloadKind, checked_layout
 from connector.stores.payload_paths import canonical_path
@@ -49,25 +50,68 @@ class ReleaseOpener:
     run: Run
     fresh: bool = False
 
+    def check_rights(self, metrics: Collection[Metric]) -> None:
+        """Try what the key of the store has to allow, before anything is recorded, created or written.
+
+        A push writes into the releases of the collection. To create one, or to make one live, takes a key that may
+        manage the store; to write into a live one does not.
+
+        Raises:
+            AccessDeniedError: the key does not allow it, or does not show a release that SQL records.
+        """
+        metric_of = {physical_name(self.collection, metric, self.alignment): metric for metric in metrics}
+        place = {"store_url": self._store_url(), "collection": self.collection}
+        rows = {row.physical_name: row for row in self.provenance.releases.find(**place) if row.dropped_at is None}
+        written = [row for name, row in rows.items() if row.state != "retired" or name in metric_of]
+        here = {row.physical_name for row in present(self.store, written)} & metric_of.keys()
+        here |= {name for name in metric_of.keys() - rows.keys() if shows(self.store, name)}  # SQL has lost them
+        check_may_write(self.store, sorted(here))
+        aliases = self.store.aliases()
+        purposes = [f"creating collection {name}" for name in metric_of.keys() - here]
+        for name, metric in metric_of.items():
+            row = rows.get(name) or ReleaseRow(**place, physical_name=name, metric=str(metric), state="building")
+            if name in here and goes_live(self.provenance, self.store, row, aliases):
+                purposes.append(f"making release {name} live")
+        if purposes:
+            check_may_manage(self.store, " and ".join(sorted(purposes)))
+
     def open(self, metric: Metric, lowerings: Mapping[Modality, Lowering]) -> ReleaseWriter:
-        """Find or create the release under `metric`.
+        """Find or create the release under `metric`. If that is refused, SQL is as it was before.
 
         Raises:
             MismatchError: it was written for another chain or with another layout.
         """
         name = physical_name(self.collection, metric, self.alignment)
         with creation_lock(self.provenance.database, self._store_url(), name, self.run.id):
-            return self._open(name, metric, lowerings)
+            before = self.provenance.releases.find(store_url=self._store_url(), physical_name=name)
+            existed = name in self.store.collections()
+            try:
+                return self._open(name, metric, lowerings, exists=existed)
+            except (StoreUnavailableError, StoreBusyError, ProvenanceError):  # the same command goes on from here
+                raise
+            except ModalignError:
+                self._take_back(name, before, existed=existed)
+                raise
 
-    def _open(self, name: str, metric: Metric, lowerings: Mapping[Modality, Lowering]) -> ReleaseWriter:
+    def _take_back(self, name: str, before: Sequence[ReleaseRow], *, existed: bool) -> None:
+        """Give the row of a release that could not be opened the state of before, or delete it if it is new."""
+        for row in self.provenance.releases.find(store_url=self._store_url(), physical_name=name):
+            if before:
+                columns = ("state", "settings", "drop_begun_at", "dropped_at")
+                self.provenance.releases.change(row, **{column: getattr(before[0], column) for column in columns})
+            elif existed or name not in self.store.collections():
+                self.provenance.releases.delete(row.id)
+
+    def _open(
+        self, name: str, metric: Metric, lowerings: Mapping[Modality, Lowering], *, exists: bool
+    ) -> ReleaseWriter:
         lowering = lowerings["image"]
         metadata = chain(self.alignment, metric, lowering)
-        exists = name in self.store.collections()
         if exists:
             check_chain(self.store, name, metadata)
         row, recorded = self._row(name, metric, lowering)
         new = not exists and not recorded
-        if exists and self._is_leftover(row):
+        if exists and recorded and self._is_leftover(row):
             self.store.drop(name)
             exists = False
         if not exists:
@@ -192,12 +236,15 @@ class ReleaseOpener:
 def open_others(
     encoders: Mapping[Modality, EncoderCard],
     collection: str,
-    writers: Sequence[ReleaseWriter],
+    requested: Collection[str],
     store: Store,
     provenance: Provenance,
 ) -> list[ReleaseWriter]:
-    """Open the collection's other releases that are not retired; print which cannot take sets of these encoders."""
-    requested = {writer.release.name for writer in writers}
+    """Open the collection's other releases that are not retired; print which cannot take sets of these encoders.
+
+    Raises:
+        AccessDeniedError: the key may not write into them.
+    """
     others = []
     for row in provenance.releases.find(store_url=provenance.database.stored(store.url), collection=collection):
         if row.state == "retired" or row.physical_name in requested:
@@ -212,6 +259,7 @@ def open_others(
             _log.warning("release %s (%s) does not get this: %s", row.physical_name, row.state, error)
         else:
             others.append(ReleaseWriter(release, new=False, requested=False))
+    check_may_write(store, [writer.release.name for writer in others])
     return others
 
 

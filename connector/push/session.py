@@ -25,14 +25,20 @@ from alignment.modality import Modality
 from alignment.model.alignment import Alignment
 from alignment.sets.cards import EncoderCard
 from alignment.sets.embedding_set import EmbeddingSet
-from connector.errors import EmptyReleaseError, MismatchError, ProvenanceError, StoreError
+from connector.errors import (
+    EmptyReleaseError,
+    MismatchError,
+    ProvenanceError,
+    StoreBusyError,
+    StoreUnavailableError,
+)
 from connector.progress import Advance
 from connector.provenance.leases import orphan_lock, promotion_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.push.batches import BatchWriter, ReleaseWriter
 from connector.push.open_releases import ReleaseOpener, open_others, take_back
-from connector.releases.aliases import make_live, to_go_live
+from connector.releases.aliases import make_live, physical_name, to_go_live
 from connector.releases.chain import check_encoder
 from connector.releases.layouts import broken_filters, live_beside
 from connector.releases.payload_fields import missing_in_words
@@ -137,11 +143,13 @@ def push_session(
     opener = ReleaseOpener(alignment, alignment_id, collection, settings, store, provenance, run, fresh_layout)
     writers: list[ReleaseWriter] = []
     try:
+        opener.check_rights(metrics)
+        requested = {physical_name(collection, metric, alignment) for metric in metrics}
+        others = open_others(encoders, collection, requested, store, provenance)
         for metric, lowerings in lowerings_of.items():
             writers.append(opener.open(metric, lowerings))
-        writers += open_others(encoders, collection, writers, store, provenance)
-        yield PushSession(writers, store, provenance, run)
-    except (StoreError, ProvenanceError):
+        yield PushSession(writers + others, store, provenance, run)
+    except (StoreUnavailableError, StoreBusyError, ProvenanceError):
         raise
     except ModalignError:
         if not shared:

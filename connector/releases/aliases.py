@@ -3,10 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from alignment.metrics import Metric
+from alignment.metrics import Metric, parse
 from alignment.model.alignment import Alignment
 from connector.provenance.recorder import Provenance
+from connector.provenance.tables import ReleaseRow
 from connector.releases.release import LIVE, Release
+from connector.releases.rights import is_hidden
 from connector.stores.contract import Store
 
 
@@ -32,15 +34,25 @@ def to_go_live(provenance: Provenance, store: Store, releases: Sequence[Release]
     wanted = {}
     for release in releases:
         provenance.releases.refresh(release.row)  # a promotion may have come since it was opened
-        alias = alias_name(release.row.collection, release.metric)
-        is_live = release.row.state == LIVE and current.get(alias) == release.name
-        if not is_live and _alias_is_free(provenance, release, current):
-            wanted[alias] = release
+        if goes_live(provenance, store, release.row, current):
+            wanted[alias_name(release.row.collection, release.metric)] = release
     return wanted
 
 
+def goes_live(provenance: Provenance, store: Store, row: ReleaseRow, aliases: Mapping[str, str]) -> bool:
+    """Say whether `make_live` would make a release live, given the aliases that the store shows.
+
+    If the key does not show the alias of a live release, SQL is taken at its word: whoever may only write into a
+    release does not switch aliases.
+    """
+    alias = alias_name(row.collection, parse(row.metric))
+    if row.state == LIVE and (is_hidden(store, alias) if alias not in aliases else aliases[alias] == row.physical_name):
+        return False
+    return _alias_is_free(provenance, row, aliases)
+
+
 def make_live(provenance: Provenance, store: Store, releases: Sequence[Release]) -> bool:
-    """Point free aliases to these releases, in one atomic switch; return whether an alias changed.
+    """Point free aliases to these releases, in one request; return whether an alias changed.
 
     The alias of a live release is restored. If another release is live under an alias, or a promotion is unfinished,
     the alias stays: `connector.releases.promotion` changes it. After a crash between alias and SQL, call this again.
@@ -53,12 +65,11 @@ def make_live(provenance: Provenance, store: Store, releases: Sequence[Release])
     return bool(changed)
 
 
-def _alias_is_free(provenance: Provenance, release: Release, aliases: Mapping[str, str]) -> bool:
-    row = release.row
+def _alias_is_free(provenance: Provenance, row: ReleaseRow, aliases: Mapping[str, str]) -> bool:
     place = {"store_url": row.store_url, "collection": row.collection}
     if any(p.metric == row.metric for p in provenance.releases.unfinished_promotions(**place)):
         return False
     if row.state == LIVE:
         return True
-    named = aliases.get(alias_name(row.collection, release.metric), release.name)
-    return named == release.name and not provenance.releases.find(**place, metric=row.metric, state=LIVE)
+    target = aliases.get(alias_name(row.collection, parse(row.metric)), row.physical_name)
+    return target == row.physical_name and not provenance.releases.find(**place, metric=row.metric, state=LIVE)

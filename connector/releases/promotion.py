@@ -24,7 +24,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from alignment.metrics import parse
-from connector.errors import CollectionNotFoundError, GateError, MismatchError, SettingsError
+from connector.errors import (
+    CollectionNotFoundError,
+    GateError,
+    MismatchError,
+    SettingsError,
+    StoreError,
+    StoreUnavailableError,
+)
 from connector.provenance.leases import Lease, promotion_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import PromotionRow, ReleaseRow, now
@@ -33,6 +40,7 @@ from connector.releases.choice import named_releases, once_live_releases, ready_
 from connector.releases.gate import newest_audit
 from connector.releases.layouts import broken_filters, layout_differences, live_beside
 from connector.releases.release import LIVE, PROMOTE, ROLLBACK, load_release
+from connector.releases.rights import check_may_manage
 from connector.releases.verify import verify
 from connector.settings import checked_name
 from connector.stores.contract import Store
@@ -147,6 +155,7 @@ class Lifecycle:
             chosen = ready_releases(rows, metrics, names, self.collection)
             if not chosen:
                 return []
+            check_may_manage(self.store, f"promoting releases of {self.collection}")
             live = {row.metric: row for row in rows if row.state == LIVE}
             self._check_complete(chosen, live, run_id)
             promotions, refused = self._allowed(chosen, live, run_id, forced)
@@ -221,13 +230,15 @@ class Lifecycle:
                 targets = once_live_releases(rows, made, to, self.collection)
             else:
                 targets = replaced_releases(rows, made, metrics, self.collection)
+            targets = [target for target in targets if target.state != LIVE]
+            if not targets:
+                return []
+            check_may_manage(self.store, f"rolling back releases of {self.collection}")
             live = {row.metric: row for row in rows if row.state == LIVE}
-            back = []
             for target in targets:
-                if target.state != LIVE:
-                    self._verify(target, run_id)
-                    back.append(self._promotion(ROLLBACK, run_id, target, live.get(target.metric)))
-            return self._begin_and_switch(back, run_id, lease, request) if back else []
+                self._verify(target, run_id)
+            back = [self._promotion(ROLLBACK, run_id, target, live.get(target.metric)) for target in targets]
+            return self._begin_and_switch(back, run_id, lease, request)
 
     def droppable(self, *, names: Sequence[str] = (), retired: bool = False) -> list[ReleaseRow]:
         """Return the releases with these names, or all that are retired.
@@ -236,6 +247,7 @@ class Lifecycle:
             CollectionNotFoundError: there is no release of such a name.
             MismatchError: a release is live, or an alias names it.
             SettingsError: neither or both were given.
+            AccessDeniedError: the key may not drop collections, and need not see all aliases.
         """
         if bool(names) == retired:
             raise SettingsError("expected releases by name or all that are retired, got neither or both")
@@ -243,6 +255,8 @@ class Lifecycle:
         chosen = (
             [row for row in rows if row.state == "retired"] if retired else named_releases(rows, names, self.collection)
         )
+        if chosen:
+            check_may_manage(self.store, f"dropping releases of {self.collection}")
         aliases: dict[str, str] = {}
         for alias, name in sorted(self.store.aliases().items()):
             aliases.setdefault(name, alias)
@@ -369,12 +383,13 @@ class Lifecycle:
         wanted = {alias_name(p.collection, parse(p.metric)): rows[p.release_id] for p in promotions}
         current = self.store.aliases()
         changed = {alias: row for alias, row in wanted.items() if current.get(alias) != row.physical_name}
-        for row in changed.values():
-            if promotions[0].run_id != run_id:  # begun by an earlier run: the release may have changed since
+        if changed and promotions[0].run_id != run_id:  # begun by an earlier run: the releases may have changed since
+            check_may_manage(self.store, f"finishing a {promotions[0].kind} of {self.collection}")
+            for row in changed.values():
                 self._verify(row, run_id)
         lease.heartbeat()
         if changed:
-            self.store.set_aliases({alias: row.physical_name for alias, row in changed.items()})
+            self._set_aliases(promotions, {alias: row.physical_name for alias, row in changed.items()})
         self.provenance.releases.finish_promotions(promotions, run_id)
         after = {row.id: row for row in self.provenance.releases.find(**self._place())}
         switched = []
@@ -384,3 +399,15 @@ class Lifecycle:
             differences = layout_differences(previous, row) if previous else []
             switched.append(AliasSwitch(promotion, row, previous, (refused or {}).get(row.id), lacks, differences))
         return switched
+
+    def _set_aliases(self, promotions: Sequence[PromotionRow], aliases: Mapping[str, str]) -> None:
+        """Point aliases to collections. If the store refuses all of them, nothing was begun, and SQL says so."""
+        try:
+            self.store.set_aliases(aliases)
+        except StoreUnavailableError:  # they may be switched all the same
+            raise
+        except StoreError:
+            present = self.store.aliases()
+            if not any(present.get(alias) == target for alias, target in aliases.items()):
+                self.provenance.releases.forget_promotions(promotions)
+            raise

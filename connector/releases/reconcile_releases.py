@@ -15,6 +15,7 @@ from connector.releases.point_id_set import PointIds
 from connector.releases.promotion import Lifecycle
 from connector.releases.reconcile import ReconcileReport, delete_orphans, reconcile
 from connector.releases.release import LIVE, READY, Release, load_release
+from connector.releases.rights import check_may_write, present
 from connector.stores.contract import Store
 
 _log = logging.getLogger(__name__)
@@ -36,10 +37,12 @@ def reconcile_releases(
 
     Raises:
         CollectionNotFoundError: there is no release of `collection`.
+        AccessDeniedError: the key does not show one of the releases.
         StoreUnavailableError, StoreBusyError, ProvenanceError: a database cannot be used.
     """
     _name_others(provenance, store, collection)
     rows = _rows(provenance, store, collection)
+    present(store, rows)
     return [_reconcile(provenance, store, row, device, seed=seed, full=full)[1] for row in rows]
 
 
@@ -69,10 +72,12 @@ def repair_releases(
     Raises:
         MismatchError: there are more or fewer orphans, or another run is writing into one of the releases: its points
             may look like orphans. None is deleted; everything else is repaired.
+        AccessDeniedError: the key does not show one of the releases, or may not write into it. Nothing is repaired.
         CollectionNotFoundError, StoreUnavailableError, StoreBusyError, ProvenanceError: as `reconcile_releases`.
         LeaseHeldError: another process is deleting or repairing.
     """
     rows = _rows(provenance, store, collection)
+    check_may_write(store, [row.physical_name for row in present(store, rows)])
     with (
         repair_lock(provenance.database, provenance.database.stored(store.url), run.id),
         ExitStack() as stack,

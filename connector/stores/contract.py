@@ -120,13 +120,6 @@ class Hit(NamedTuple):
     payload: Payload
 
 
-class SearchLimits(NamedTuple):
-    """The largest `ef` and `oversampling` that searches of a collection may use; None: no limit is known."""
-
-    ef: int | None = None
-    oversampling: float | None = None
-
-
 class Record(NamedTuple):
     """A stored point. `vector` (d,) is None unless asked for; Cosine collections store normalised vectors.
 
@@ -169,6 +162,28 @@ class Store(ABC):
     @abstractmethod
     def collections(self) -> list[str]:
         """Return the names of all collections, sorted."""
+
+    def exists(self, name: str) -> bool:
+        """Say whether there is a collection or an alias of this name.
+
+        Raises:
+            AccessDeniedError: the key does not show it. `collections` and `aliases` leave out what it does not show.
+        """
+        return name in self.collections() or name in self.aliases()
+
+    def check_may_write(self, name: str) -> None:  # noqa: B027  a store without keys allows everything
+        """Return if the key may write points into a collection. Nothing is changed.
+
+        Raises:
+            AccessDeniedError: it may not.
+        """
+
+    def check_may_manage(self) -> None:  # noqa: B027  as above
+        """Return if the key may create and drop collections, and change aliases. Nothing is changed.
+
+        Raises:
+            AccessDeniedError: it may not. A key that may sees all collections and aliases.
+        """
 
     @abstractmethod
     def check_layout(self, layout: Layout) -> None:
@@ -285,7 +300,6 @@ class Store(ABC):
 
         Raises:
             FilterError: stores would understand the filter in different ways, or this one does not support it.
-            ExactRefusedError: the store answers no exact searches.
         """
         return self._search(
             name,
@@ -318,10 +332,6 @@ class Store(ABC):
         rescore: bool,
     ) -> list[list[Hit]]:
         """Search by a checked and rewritten filter."""
-
-    def search_limits(self, name: str) -> SearchLimits:
-        """Return what earlier searches of a collection or alias were limited to; larger wishes are lowered to it."""
-        return SearchLimits()
 
     def scroll(
         self, name: str, *, vector_name: str | None = None, filter: "Filter | None" = None, page: int = 1000

@@ -83,6 +83,10 @@ class FaultyServer:
         self.fail: Callable[[Request], Fault | None] = lambda request: None
         self.lock = threading.Lock()  # the data are no server's
 
+    def admits(self, request: Request) -> bool:
+        """Say whether the key of a request is the server's."""
+        return self.key is None or request.key == self.key
+
     def check_payload(self, point: dict[str, Any]) -> None:
         """Refuse a payload that says so, as strict mode would."""
         if point.get("refuse"):
@@ -111,7 +115,7 @@ class FaultyServer:
         answer: Any = None
         status = fault.status
         try:
-            if self.key is not None and request.key != self.key:
+            if not self.admits(request):
                 raise RefusedError(401, "Must provide an API key")
             if request.size > self.body_limit:
                 raise RefusedError(413, "Payload reached size limit")
@@ -176,6 +180,8 @@ def upsert(server: FaultyServer, name: str, body: Any) -> Any:
 
 
 def delete(server: FaultyServer, name: str, body: Any) -> Any:
+    if not body["points"]:
+        raise RefusedError(400, "Bad request: Empty update request")
     return answer(server.data.delete(name, points_selector=models.PointIdsList.model_validate(body)))
 
 

@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from stamina.instrumentation import RetryDetails
 from alignment.metrics import Distance
 from alignment.vectors import FloatArray
 from connector.errors import (
+    AccessDeniedError,
     CollectionNotFoundError,
     PointsRefusedError,
     RequestRefusedError,
@@ -36,9 +36,8 @@ from connector.settings import Settings
 from connector.stores import qdrant as qdrant_store
 from connector.stores import qdrant_readiness
 from connector.stores.contract import CollectionConfig, Points, VectorConfig
-from connector.stores.qdrant import QdrantStore
+from connector.stores.qdrant import REQUEST_BYTES, REQUEST_POINTS, QdrantStore
 from connector.stores.qdrant_connection import Connection, RetryPolicy
-from connector.stores.qdrant_limits import REQUEST_BYTES, REQUEST_POINTS, LimitBook, Limits
 from tests.support.canned_server import CannedServer
 from tests.support.errors import raises
 from tests.support.fakes import fake_pairs, write_manifest
@@ -338,7 +337,7 @@ class TestSecrets:
 
     def test_a_wrong_key_is_refused_at_once(self) -> None:
         with running(FaultyServer(key=KEY)) as server:
-            with raises(StoreError, 401, "MODALIGN_QDRANT_API_KEY"):
+            with raises(AccessDeniedError, 401, "MODALIGN_QDRANT_API_KEY"):
                 QdrantStore.connect(server.url, api_key="wrong", retry=QUICK)
             assert len(server.requests) == 1
 
@@ -435,7 +434,7 @@ class TestGrpc:
         with running(FaultyServer(key=KEY)) as server, over_grpc(server) as url:
             with QdrantStore.connect(url, api_key=KEY) as store:
                 assert store.collections() == []
-            with raises(StoreError, "UNAUTHENTICATED", "MODALIGN_QDRANT_API_KEY"):
+            with raises(AccessDeniedError, "UNAUTHENTICATED", "MODALIGN_QDRANT_API_KEY"):
                 QdrantStore.connect(url, api_key="wrong")
 
     def test_an_old_server(self) -> None:
@@ -485,7 +484,7 @@ class TestAWholePush:
         self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
     ) -> None:
         monkeypatch.setattr(qdrant_readiness, "POLL_SECONDS", 0.0)
-        monkeypatch.setattr(qdrant_store, "LimitBook", partial(LimitBook, Limits(points=8)))
+        monkeypatch.setattr(qdrant_store, "REQUEST_POINTS", 8)
         storm = Storm(seed)
 
         snapshots = []
