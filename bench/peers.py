@@ -27,8 +27,10 @@ from connector.provenance.database import upgrade
 from connector.push.open_releases import OWN_INDEXES
 from connector.settings import Settings
 from connector.stores.edge import EdgeStore
-from connector.stores.qdrant import REQUEST_POINTS, UPLOADS, QdrantStore
+from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import Connection
+from connector.stores.qdrant_limits import REQUEST_POINTS
+from connector.stores.qdrant_writes import UPLOADS
 
 POINTS = 20_000
 TURNS = 3

@@ -20,7 +20,10 @@ ModalignError                       (alignment.errors)
     │   ├── StoreBusyError          another process owns the embedded store
     │   ├── AccessDeniedError       the key or token does not allow it (401, 403)
     │   ├── RequestRefusedError     the request is wrong (400, 422)
-    │   ├── RequestTooLargeError    the body of the request is too large (413)
+    │   │   └── ExactRefusedError   the server answers no exact searches and counts
+    │   ├── RequestTooLargeError    the request is too large
+    │   │   └── RequestOverRateError    it alone costs more than a minute may
+    │   ├── StoreFullError          takes no more points
     │   ├── PointsRefusedError      some points of a batch are refused; the others are written
     │   └── CollectionNotFoundError no such collection, alias or release
     ├── FilterError                 an invalid filter
@@ -122,8 +125,20 @@ class RequestRefusedError(StoreError):
     """Qdrant calls a request wrong. Of a batch of points, one may be at fault."""
 
 
+class ExactRefusedError(RequestRefusedError):
+    """The server answers no exact searches and counts, as strict mode may say."""
+
+
 class RequestTooLargeError(StoreError):
     """The body of a request is larger than the server, or a proxy before it, takes."""
+
+
+class RequestOverRateError(RequestTooLargeError):
+    """One request costs more than the server's rate limit allows in a minute, so waiting does not help."""
+
+
+class StoreFullError(StoreError):
+    """The server takes no more points: a limit of the collection, memory or disk is reached. No point is at fault."""
 
 
 class Refusal(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 from alignment.modality import DIRECTIONS
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.audits.baseline import Baseline, drifts
-from connector.audits.collection_checks import collection_warnings, few_groups
+from connector.audits.collection_checks import collection_warnings, few_groups, limit_warnings
 from connector.audits.direction import measure_direction, per_query
 from connector.audits.galleries import lay_out
 from connector.audits.geometry import Drawn, draw, measure_space
@@ -28,7 +28,6 @@ from connector.audits.stages import (
     FILTER,
     INDEX,
     REFERENCE,
-    ExactRefusedError,
     RateLimiter,
     Stage,
     StageRunner,
@@ -36,7 +35,7 @@ from connector.audits.stages import (
 )
 from connector.audits.strata import Strata, strata, stratum
 from connector.audits.subject import AuditSubject
-from connector.errors import FilterError, MismatchError, SettingsError
+from connector.errors import ExactRefusedError, FilterError, MismatchError, SettingsError
 from connector.progress import Advance
 from connector.releases.chain import check_encoder
 from connector.releases.payload_fields import missing_in_words
@@ -111,6 +110,7 @@ def audit(
     subject = _without_refused_stages(subject)
     if subject.why_refused is not None:
         findings.append(f"The store refuses exact search, so no stage of it was measured: {subject.why_refused}")
+    findings += limit_warnings(release, store.search_limits(release.name))
 
     directions = {
         direction: measure_direction(subject, direction, truth, fields[DIRECTIONS[direction][0]])
@@ -169,13 +169,14 @@ def _announced(subject: AuditSubject, fields: Strata) -> Iterator[tuple[str, str
 
 
 def _without_refused_stages(subject: AuditSubject) -> AuditSubject:
-    """Probe whether the store answers exact searches; if not, leave out the stages that need them.
+    """Probe what searches the store answers; if it refuses exact ones, leave out the stages that need them.
 
-    The index is then compared with the reference.
+    The index is then compared with the reference. A search as production makes it shows what the store limits it to.
     """
     modality, target = next(iter(DIRECTIONS.values()))
     probe = subject.align(subject.queries[modality].rows.take([0]))
     runner = StageRunner(subject.candidates, target, (1,), 1, 0, 0.0, subject.limiter)
+    runner.run(subject.stages[-1], probe, [""], np.zeros(1, np.int64))
     try:
         runner.run(subject.stages[0], probe, [""], np.zeros(1, np.int64))
     except ExactRefusedError as error:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from alignment.modality import Modality
 from connector.releases.release import Release
-from connector.stores.contract import CollectionInfo
+from connector.stores.contract import CollectionInfo, SearchLimits
 from connector.stores.payload_kinds import fields_of
 
 if TYPE_CHECKING:
@@ -45,6 +45,16 @@ def collection_warnings(info: CollectionInfo, release: Release, filters: "Mappin
     for stage, condition in filters.items():
         for name in sorted(fields_of(condition) - set(info.payload_indexes)):
             yield f"{stage}: payload field {name} is not indexed, so every filtered search reads payloads."
+
+
+def limit_warnings(release: Release, limits: SearchLimits) -> Iterator[str]:
+    """Yield warnings about searches that the store answers with less than the release asks for."""
+    wanted = {"hnsw_ef": release.hnsw_ef}
+    if release.row.settings.get("quantization") is not None:
+        wanted["oversampling"] = release.quantized_search["oversampling"]
+    for (name, value), most in zip(wanted.items(), limits, strict=False):
+        if value is not None and most is not None and most < value:
+            yield f"The store allows {name} {most} at most, so searches use it instead of {value}."
 
 
 def few_groups(groups: Mapping[Modality, int]) -> Iterator[str]:

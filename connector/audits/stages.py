@@ -22,7 +22,6 @@ from alignment.modality import Modality
 from alignment.retrieval.ranks import IntArray, RelevantRanks
 from alignment.vectors import FloatArray
 from connector.audits.reference import floors_of, own_scores, sizes_of, vectors_of
-from connector.errors import StoreError, StoreUnavailableError
 from connector.search.candidates import CandidateSearch, RankedHits, ScoredHit
 
 if TYPE_CHECKING:
@@ -173,10 +172,6 @@ def join_results(parts: Sequence[tuple[IntArray, StageResults]]) -> StageResults
     )
 
 
-class ExactRefusedError(StoreError):
-    """The store refuses exact search, as a server in strict mode may; the message is the store's."""
-
-
 class StageRunner:
     """Runs queries through the stages of a release, searching items of one modality.
 
@@ -318,23 +313,14 @@ class StageRunner:
             "with_payload": ["group"],
         }
         candidates, score = self.candidates, self.lowering.score
-        try:
-            if not self._is_own_order(stage):
-                return candidates.search(self.target, queries, depth, **options)
-            lowered, name = self.lowering.query(queries), candidates.release.name
-            lists = candidates.store.search(name, self.target, lowered, depth, ef=candidates.ef, **options)
-            return [
-                RankedHits(
-                    [ScoredHit(hit.id, score(hit.raw_score), hit.raw_score, hit.payload) for hit in hits], None, 0
-                )
-                for hits in lists
-            ]
-        except StoreUnavailableError:
-            raise
-        except StoreError as error:
-            if stage.exact:
-                raise ExactRefusedError(str(error)) from error
-            raise
+        if not self._is_own_order(stage):
+            return candidates.search(self.target, queries, depth, **options)
+        lowered, name = self.lowering.query(queries), candidates.release.name
+        lists = candidates.store.search(name, self.target, lowered, depth, ef=candidates.ef, **options)
+        return [
+            RankedHits([ScoredHit(hit.id, score(hit.raw_score), hit.raw_score, hit.payload) for hit in hits], None, 0)
+            for hits in lists
+        ]
 
     def _rescored(self, queries: FloatArray, ranked: Sequence[RankedHits]) -> "list[_HitList]":
         """Score hits by the metric, from the vectors in their payloads; their order stays."""

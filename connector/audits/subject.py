@@ -80,7 +80,9 @@ class AuditSubject:
         """How many candidates an HNSW search keeps; without a graph every search compares with all points."""
         if not self.info.indexed:
             return self.info.points + LONGEST
-        return self.candidates.ef or self.info.ef_construct or 0
+        most = self.store.search_limits(self.release.name).ef
+        ef = self.candidates.ef or self.info.ef_construct or 0
+        return ef if most is None else min(ef, most)
 
     def pages(self, target: Modality, condition: "Filter | None" = None) -> Iterator[list[Record]]:
         """Yield the points of a modality with their vectors, a page at a time.

@@ -6,6 +6,7 @@ keeps the smallest `hnsw_ef` that is enough. `Retriever` sends it with every que
 scores of the vectors themselves, also where quantized vectors are searched without rescoring.
 """
 
+import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,9 +15,12 @@ from alignment.modality import OTHER, Modality
 from alignment.retrieval.thresholds import holds
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.vectors import FloatArray, invalid_rows
+from connector.errors import ExactRefusedError
 from connector.releases.release import EfTuning, Release
 from connector.search.candidates import CandidateSearch, found_share
 from connector.stores.contract import Store
+
+_log = logging.getLogger(__name__)
 
 # `hnsw_ef` to try, and the share of the exact first K to reach. Audits and production ask other queries than the
 # sample, so a little more is required than the 0.98 that they rely on.
@@ -50,7 +54,8 @@ def tune(
 ) -> EfTuning | None:
     """Return the smallest `hnsw_ef` that is enough for every modality; without queries, `known`.
 
-    If not even the largest is enough, it is returned, and its recall says what it misses.
+    If not even the largest is enough, or the largest that the store allows, it is returned, and its recall says what
+    it misses. A store that answers no exact searches cannot be tuned: it is said, and the result is None.
 
     Args:
         release: what to search.
@@ -59,13 +64,22 @@ def tune(
         known: a tuning that holds for a part of the release: the result has no smaller `hnsw_ef` and no higher recall.
     """
     search = CandidateSearch(release, store)
-    best_scores = {
-        target: [
-            np.array([hit.score for hit in best.hits])
-            for best in search.search(target, X, K, exact=True, quantized=False, with_payload=False)
-        ]
-        for target, X in queries.items()
-    }
+    try:
+        best_scores = {
+            target: [
+                np.array([hit.score for hit in best.hits])
+                for best in search.search(target, X, K, exact=True, quantized=False, with_payload=False)
+            ]
+            for target, X in queries.items()
+        }
+    except ExactRefusedError as error:
+        _log.warning(
+            "release %s: hnsw_ef is not tuned, so searches use Qdrant's default and what the index misses is unknown: "
+            "%s",
+            release.name,
+            error,
+        )
+        return None
     tuned, least = known, known.hnsw_ef if known else 0
     for search.ef in [ef for ef in EFS if ef >= least]:
         recalls = []
@@ -74,9 +88,10 @@ def tune(
             lowering = release.lowerings[target]
             recalls.append(float(np.mean([found_share(lowering, result.hits, best) for result, best in results])))
         if recalls:
-            tuned = EfTuning(search.ef, min(recalls))
+            most = store.search_limits(release.name).ef  # known once a search for more was refused
+            tuned = EfTuning(search.ef if most is None else min(search.ef, most), min(recalls))
             if known and known.hnsw_ef == tuned.hnsw_ef:
                 tuned = min(known, tuned, key=lambda tuning: tuning.recall)
-            if holds(min(recalls), ">=", ENOUGH):
+            if tuned.hnsw_ef < search.ef or holds(min(recalls), ">=", ENOUGH):
                 break
     return tuned

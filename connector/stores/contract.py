@@ -120,6 +120,13 @@ class Hit(NamedTuple):
     payload: Payload
 
 
+class SearchLimits(NamedTuple):
+    """The largest `ef` and `oversampling` that searches of a collection may use; None: no limit is known."""
+
+    ef: int | None = None
+    oversampling: float | None = None
+
+
 class Record(NamedTuple):
     """A stored point. `vector` (d,) is None unless asked for; Cosine collections store normalised vectors.
 
@@ -300,6 +307,7 @@ class Store(ABC):
 
         Raises:
             FilterError: stores would understand the filter in different ways, or this one does not support it.
+            ExactRefusedError: the store answers no exact searches.
         """
         return self._search(
             name,
@@ -332,6 +340,10 @@ class Store(ABC):
         rescore: bool,
     ) -> list[list[Hit]]:
         """Search by a checked and rewritten filter."""
+
+    def search_limits(self, name: str) -> SearchLimits:
+        """Return what earlier searches of a collection or alias were limited to; larger wishes are lowered to it."""
+        return SearchLimits()
 
     def scroll(
         self, name: str, *, vector_name: str | None = None, filter: "Filter | None" = None, page: int = 1000

@@ -1,9 +1,8 @@
 """Qdrant as a server or a cluster, over REST or gRPC."""
 
-import json
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -17,15 +16,10 @@ from alignment.metrics import Distance
 from connector.errors import (
     AccessDeniedError,
     CollectionNotFoundError,
-    PointsRefusedError,
-    Refusal,
-    RequestRefusedError,
-    RequestTooLargeError,
     SettingsError,
     StoreError,
     StoreUnavailableError,
 )
-from connector.rejects import Reason
 from connector.settings import REQUEST_SECONDS
 from connector.stores.contract import (
     CollectionConfig,
@@ -33,6 +27,7 @@ from connector.stores.contract import (
     Hit,
     Points,
     Record,
+    SearchLimits,
     Store,
     VectorConfig,
     engine_id,
@@ -42,19 +37,16 @@ from connector.stores.qdrant_cluster import Cluster
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, RetryPolicy, connected
 from connector.stores.qdrant_filter import OLDEST_SERVER, check_known
 from connector.stores.qdrant_layout import index_schema, layout_of, quantization_config
+from connector.stores.qdrant_limits import LimitBook, Limits, check_strict_mode
 from connector.stores.qdrant_readiness import wait_until_ready
+from connector.stores.qdrant_searches import Searcher, SearchOptions
+from connector.stores.qdrant_writes import UPLOADS, PointWriter
 from connector.stores.replicas import Replicas
 
 NEWEST_MAJOR = 1  # of the client; in another version the same requests may mean something else
 WITH_TURBO = (1, 18)
-# One request: enough points to keep the server's threads busy, and bytes well below its limit of 32 MB.
-REQUEST_POINTS = 128
-REQUEST_BYTES = 8 << 20
-NUMBER_BYTES = 25  # of a float32 written as JSON, at most: a sign, 17 digits, a point, an exponent, a comma
-POINT_BYTES = 128  # of an id and the JSON around it
-UPLOADS = 4
-# If so many points are all refused for the same reason, not the points are wrong but the request.
-ALIKE = 16
+ID_BYTES = 64  # of an id in a request, at most
+COUNTED_AT_ONCE = 10_000  # ids of a page, where exact counts are refused
 
 
 class QdrantStore(Store):
@@ -72,9 +64,10 @@ class QdrantStore(Store):
         self._call = self._cluster.call
         self.url = self._connection.url
         self._known: dict[str, models.CollectionInfo] = {}
-        self._request_bytes = REQUEST_BYTES
+        self._limits = LimitBook()
         self._closed = False
-        self._uploads = ThreadPoolExecutor(uploads, thread_name_prefix="upload")
+        self._writer = PointWriter(self._send, self._limits, binary=connection.grpc, uploads=uploads)
+        self._searcher = Searcher(connection, self._call, self._limits, self._laid_out)
 
     @classmethod
     def connect(
@@ -126,7 +119,7 @@ class QdrantStore(Store):
     @override
     def close(self) -> None:
         self._closed = True
-        self._uploads.shutdown()
+        self._writer.close()
         self._client.close()
 
     @override
@@ -208,6 +201,8 @@ class QdrantStore(Store):
             if not self._is(name, config):
                 raise  # otherwise an earlier attempt created it, and only its answer was lost
         try:
+            info = self._call(self._client.get_collection, name)
+            check_strict_mode(info.config.strict_mode_config, config, f"{self.url}: collection {name}")
             for field, kind in config.payload_indexes.items():
                 schema = index_schema(kind)
                 self._call(self._client.create_payload_index, name, field_name=field, field_schema=schema, wait=True)
@@ -272,58 +267,18 @@ class QdrantStore(Store):
 
     @override
     def _upsert(self, name: str, points: Points) -> None:
-        """Write points in several requests at once; only what the server calls completed counts as written."""
         if self._closed:
             raise StoreError(f"{self.url} is closed")
-        refused: dict[int, Refusal] = {}
-        for of_request in self._uploads.map(lambda rows: self._write(name, points, rows), self._requests(points)):
-            refused |= of_request
-        if len(refused) == len(points.ids) >= ALIKE and len(set(refused.values())) == 1:
-            raise RequestRefusedError(next(iter(refused.values())).detail)
-        if refused:
-            raise PointsRefusedError(f"collection {name}", refused)
+        self._writer.write(name, points)
 
-    def _requests(self, points: Points) -> Iterator[range]:
-        """Cut the rows of a batch into requests of at most `REQUEST_POINTS` points and about `_request_bytes` bytes."""
-        start, size = 0, 0
-        for row in range(len(points.ids)):
-            added = self._bytes(points, row)
-            if row > start and (size + added > self._request_bytes or row - start == REQUEST_POINTS):
-                yield range(start, row)
-                start, size = row, 0
-            size += added
-        yield range(start, len(points.ids))
-
-    def _bytes(self, points: Points, row: int) -> int:
-        """Return the bytes of a point in a request, at most: json.dumps writes escapes, which are longer than UTF-8."""
-        number = points.vectors.itemsize if self._connection.grpc else NUMBER_BYTES
-        return POINT_BYTES + int(points.vectors.shape[1]) * number + len(json.dumps(points.payloads[row]))
-
-    def _write(self, name: str, points: Points, rows: range) -> dict[int, Refusal]:
-        """Write the points at `rows`, in halves if the server refuses the request; return the single points it refuses.
-
-        Each half is written or refused on its own, so a wrong point takes no other one with it.
-        """
-        part = points.take(rows)
+    def _send(self, name: str, points: Points) -> None:
+        """Write points in one request; only what the server calls completed counts as written."""
         batch = models.Batch(
-            ids=[*map(engine_id, part.ids)],
-            vectors={part.vector_name: part.vectors.tolist()},
-            payloads=list(part.payloads),
+            ids=[*map(engine_id, points.ids)],
+            vectors={points.vector_name: points.vectors.tolist()},
+            payloads=list(points.payloads),
         )
-        try:
-            self._cluster.write("a write to", self._client.upsert, name, points=batch)
-        except RequestTooLargeError as error:
-            if len(rows) == 1:
-                return {rows[0]: Refusal(Reason.TOO_LARGE, str(error))}
-            half = sum(self._bytes(points, row) for row in rows) // 2
-            self._request_bytes = min(self._request_bytes, half)  # the next batch is cut before it is sent
-        except RequestRefusedError as error:
-            if len(rows) == 1:
-                return {rows[0]: Refusal(Reason.REFUSED_BY_QDRANT, str(error))}
-        else:
-            return {}
-        middle = len(rows) // 2
-        return self._write(name, points, rows[:middle]) | self._write(name, points, rows[middle:])
+        self._cluster.write("a write to", self._client.upsert, name, points=batch)
 
     @override
     def flush(self, name: str) -> None:
@@ -331,10 +286,11 @@ class QdrantStore(Store):
 
     @override
     def delete(self, name: str, ids: Sequence[str]) -> None:
-        if not ids:  # the server refuses a request without points
-            return
-        selector = models.PointIdsList(points=[*map(engine_id, ids)])
-        self._cluster.write("a deletion from", self._client.delete, name, points_selector=selector)
+        def send(part: Sequence[str], limits: Limits) -> None:
+            selector = models.PointIdsList(points=[*map(engine_id, part)])
+            self._cluster.write("a deletion from", self._client.delete, name, points_selector=selector)
+
+        deque(self._limits.obey_in_parts(name, ids, "ids", send, item_bytes=ID_BYTES), maxlen=0)
 
     @override
     def retrieve(
@@ -342,13 +298,16 @@ class QdrantStore(Store):
     ) -> list[Record]:
         wanted = [vector_name] if vector_name else False
 
-        def read(consistency: Any) -> list[models.Record]:
-            return self._client.retrieve(
-                name, [*map(engine_id, ids)], with_payload=True, with_vectors=wanted, consistency=consistency
-            )
+        def send(part: Sequence[str], limits: Limits) -> list[models.Record]:
+            def read(consistency: Any) -> list[models.Record]:
+                return self._client.retrieve(
+                    name, [*map(engine_id, part)], with_payload=True, with_vectors=wanted, consistency=consistency
+                )
 
-        points = self._cluster.read(name, read, consistent=consistent)
-        return [_record(point, vector_name) for point in points]
+            return self._cluster.read(name, read, consistent=consistent)
+
+        parts = self._limits.obey_in_parts(name, ids, "ids", send, item_bytes=ID_BYTES)
+        return [_record(point, vector_name) for points in parts for point in points]
 
     @override
     def _search(
@@ -366,47 +325,54 @@ class QdrantStore(Store):
         oversampling: float,
         rescore: bool,
     ) -> list[list[Hit]]:
-        """Search for each of the queries in one request."""
-        fields = with_payload if isinstance(with_payload, bool) else list(with_payload)
-        quantization = models.QuantizationSearchParams(ignore=not quantized, rescore=rescore, oversampling=oversampling)
-        requests = [
-            models.QueryRequest(
-                query=query,
-                using=vector_name,
-                filter=filter,
-                limit=k,
-                params=models.SearchParams(exact=exact, hnsw_ef=ef, quantization=quantization),
-                with_payload=fields,
-            )
-            for query in queries.tolist()
-        ]
-        answers = self._call(self._client.query_batch_points, name, requests=requests)
-        return [[Hit(str(p.id), p.score, p.payload or {}) for p in answer.points] for answer in answers]
+        how = SearchOptions(filter, exact, ef, with_payload, quantized, oversampling, rescore)
+        return self._searcher.search(name, vector_name, queries, k, how)
+
+    @override
+    def search_limits(self, name: str) -> SearchLimits:
+        limits = self._limits.of(name)
+        return SearchLimits(limits.ef, limits.oversampling)
 
     @override
     def _scroll(
         self, name: str, *, vector_name: str | None, filter: models.Filter | None, page: int
     ) -> Iterator[list[Record]]:
-        offset = None
         wanted = [vector_name] if vector_name else False
+        for points in self._pages(name, filter, page, with_payload=True, with_vectors=wanted):
+            yield [_record(point, vector_name) for point in points]
+
+    def _pages(
+        self, name: str, filter: models.Filter | None, page: int, *, consistent: bool = False, **options: Any
+    ) -> Iterator[list[models.Record]]:
+        """Yield the points that match a filter, in pages of at most `page` and of what the server allows."""
+        offset = None
+
+        def count(limits: Limits) -> int:
+            return min(page, limits.hits)
+
+        def send(limits: Limits) -> tuple[list[models.Record], Any]:
+            def read(consistency: Any) -> tuple[list[models.Record], Any]:
+                where: dict[str, Any] = {"scroll_filter": filter, "limit": count(limits), "offset": offset}
+                return self._client.scroll(name, **where, consistency=consistency, **options)
+
+            return self._cluster.read(name, read, consistent=consistent)
+
         while True:
-            points, offset = self._call(
-                self._client.scroll,
-                name,
-                scroll_filter=filter,
-                limit=page,
-                offset=offset,
-                with_payload=True,
-                with_vectors=wanted,
-            )
+            points, offset = self._limits.obey(name, send, counted="hits", count=count)
             if points:
-                yield [_record(point, vector_name) for point in points]
+                yield points
             if offset is None:
                 return
 
     @override
     def _count(self, name: str, *, filter: models.Filter | None, consistent: bool) -> int:
-        return self._cluster.count(name, filter, consistent=consistent)
+        def send(limits: Limits) -> int:
+            if limits.exact:
+                return self._cluster.count(name, filter, consistent=consistent)
+            options = {"with_payload": False, "with_vectors": False, "consistent": consistent}
+            return sum(map(len, self._pages(name, filter, COUNTED_AT_ONCE, **options)))
+
+        return self._limits.obey(name, send)
 
     @override
     def ready(self, name: str) -> CollectionInfo:

@@ -38,6 +38,7 @@ from connector.errors import (
 )
 from connector.safe_text import redacted, without_secrets
 from connector.settings import REQUEST_SECONDS
+from connector.stores.qdrant_limits import ADVICE, meaning
 from connector.stores.request_deadline import DeadlineTransport
 
 T = TypeVar("T")
@@ -64,8 +65,6 @@ HTTP_STATUS = {
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
     grpc.StatusCode.DATA_LOSS: 507,
 }
-# Both sides of gRPC say with these words that a message is too large, under codes that mean other things as well.
-TOO_LARGE = ("message length too large", "larger than max")
 NEVER_SENT = (
     httpx.LocalProtocolError,
     httpx.UnsupportedProtocol,
@@ -199,6 +198,8 @@ class Connection:
     ) -> StoreError:
         """Return the error for an HTTP status; `name` is the name of the status in gRPC."""
         message = self._shown(f"{self.url} answered {name or status}: {content}")
+        if kind := meaning(content):
+            return kind(message + ADVICE.get(kind, ""))
         if status in TRANSIENT_STATUS:
             return StoreUnavailableError(message, retry_after)
         if status == HTTPStatus.NOT_FOUND:
@@ -215,8 +216,6 @@ class Connection:
         """Return the error for a gRPC status."""
         code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
         details = (error.details() if isinstance(error, grpc.Call) else "") or ""
-        if any(words in details for words in TOO_LARGE):
-            return RequestTooLargeError(self._shown(f"{self.url} answered {code.name}: {details}"))
         if code is grpc.StatusCode.UNAVAILABLE:
             return self._unreachable(details)
         return self._answered(HTTP_STATUS[code], details, name=code.name)

@@ -35,7 +35,7 @@ from connector.audits.stages import (
     StageRunner,
     stages,
 )
-from connector.errors import StoreError, StoreUnavailableError
+from connector.errors import ExactRefusedError, StoreError, StoreUnavailableError
 from connector.search.candidates import CandidateSearch
 from connector.stores.contract import Hit
 from connector.stores.edge import EdgeStore
@@ -354,7 +354,7 @@ class TestBlame:
 class Strict(EdgeStore):
     """A store that refuses to search exactly, as a server in strict mode does."""
 
-    error: type[StoreError] = StoreError
+    error: type[StoreError] = ExactRefusedError
 
     def search(self, name: str, vector_name: str, queries: Any, k: int, **options: Any) -> list[list[Hit]]:
         if options.get("exact"):

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from alignment.modality import MODALITIES
 from alignment.sets.embedding_set import EmbeddingSet
-from connector.errors import StoreError
+from connector.errors import ExactRefusedError
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import AuditRow, MeasureRow, PerQueryRow, ReleaseRow
 from connector.stores.edge import EdgeStore
@@ -263,7 +263,7 @@ class TestFindings:
 
         def refuse(self: EdgeStore, *arguments: Any, exact: bool = False, **options: Any) -> Any:
             if exact:
-                raise StoreError("Forbidden: exact search is disabled by strict mode")
+                raise ExactRefusedError("Forbidden: exact search is disabled by strict mode")
             return search(self, *arguments, **options)
 
         monkeypatch.setattr(EdgeStore, "search", refuse)

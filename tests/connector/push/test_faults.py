@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ from connector.settings import Settings
 from connector.stores import qdrant as qdrant_store
 from connector.stores import qdrant_readiness
 from connector.stores.contract import CollectionConfig, Points, VectorConfig
-from connector.stores.qdrant import REQUEST_BYTES, REQUEST_POINTS, QdrantStore
+from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import Connection, RetryPolicy
+from connector.stores.qdrant_limits import REQUEST_BYTES, REQUEST_POINTS, LimitBook, Limits
 from tests.support.canned_server import CannedServer
 from tests.support.errors import raises
 from tests.support.fakes import fake_pairs, write_manifest
@@ -484,7 +486,7 @@ class TestAWholePush:
         self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
     ) -> None:
         monkeypatch.setattr(qdrant_readiness, "POLL_SECONDS", 0.0)
-        monkeypatch.setattr(qdrant_store, "REQUEST_POINTS", 8)
+        monkeypatch.setattr(qdrant_store, "LimitBook", partial(LimitBook, Limits(points=8)))
         storm = Storm(seed)
 
         snapshots = []

@@ -15,7 +15,7 @@ from connector.releases.release import EfTuning
 from connector.search.candidates import CandidateSearch
 from connector.search.ef_tuning import EFS, ENOUGH, SAMPLE, sample, tune
 from connector.search.retriever import Retriever
-from connector.stores.contract import Hit, Store
+from connector.stores.contract import Hit, SearchLimits, Store
 from tests.support.brute_store import DIM, Brute, a_release, random
 from tests.support.world import LIVE, Calls, World, alignment, embedded, latent, maps, opened_world, pairs, rows
 
@@ -27,6 +27,9 @@ class Lossy:
     store: Brute
     enough: int
     each: int = 1
+
+    def search_limits(self, name: str) -> SearchLimits:
+        return SearchLimits()
 
     def search(
         self, name: str, vector: str, queries: FloatArray, k: int, *, exact: bool, ef: int | None, **options: Any
@@ -66,13 +69,13 @@ def test_the_modality_that_is_found_worst_decides() -> None:
     release = a_release("cosine")
     easy, hard = (Brute.of(release, l2_normalize(random(400, 1))) for _ in range(2))
 
-    class Both:
+    class Both(Lossy):
         def search(self, name: str, vector: str, *args: Any, **options: Any) -> list[list[Hit]]:
             enough = {"image": EFS[1], "text": EFS[2]}[vector]
             return Lossy({"image": easy, "text": hard}[vector], enough).search(name, vector, *args, **options)
 
     asked = l2_normalize(random(10, 2))
-    assert tune(release, cast(Store, Both()), {"image": asked, "text": asked}) == EfTuning(EFS[2], 1.0)
+    assert tune(release, cast(Store, Both(easy, 0)), {"image": asked, "text": asked}) == EfTuning(EFS[2], 1.0)
 
 
 def test_nothing_to_ask_with_tunes_nothing() -> None:

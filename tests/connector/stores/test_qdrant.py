@@ -535,7 +535,7 @@ class TestProtocol:
                 return 200, {}, result({"exists": created})
             if "/index" in path:
                 return 403, {}, b"no rights"
-            return 200, {}, result(True)
+            return 200, {}, result(INFO if (method, path) == ("GET", "/collections/c") else True)
 
         server.answer = answer
         layout = CollectionConfig({"v": VectorConfig(2, Distance.DOT)}, payload_indexes={"a": "keyword"})
@@ -545,21 +545,28 @@ class TestProtocol:
 
     @pytest.mark.parametrize("exact", [False, True])
     def test_exact_search_is_asked_for(self, server: CannedServer, store: QdrantStore, exact: bool) -> None:
-        server.always(200, result([{"points": []}, {"points": []}]))
+        server.answer = lambda method, path: (
+            (200, {}, result([{"points": []}, {"points": []}] if path.endswith("/query/batch") else INFO))
+        )
         assert store.search("c", "v", np.eye(2), 3, exact=exact, ef=77, with_payload=["a"]) == [[], []]
-        assert server.requests == [("POST", "/collections/c/points/query/batch")]
+        assert server.requests.count(("POST", "/collections/c/points/query/batch")) == 1
         searches = server.bodies[-1]["searches"]
-        assert {search["params"]["hnsw_ef"] for search in searches} == {77}
+        assert {search["params"].get("hnsw_ef") for search in searches} == {None if exact else 77}
         assert [(s["query"]["nearest"], s["params"]["exact"], s["limit"]) for s in searches] == [
             ([1.0, 0.0], exact, 3),
             ([0.0, 1.0], exact, 3),
         ]
 
     def test_a_collection_is_laid_out_as_asked(self, server: CannedServer, store: QdrantStore) -> None:
-        server.answer = lambda method, path: (200, {}, result({"exists": False} if path.endswith("exists") else True))
+        answers = {"/collections/c/exists": {"exists": False}}
+        server.answer = lambda method, path: (
+            200,
+            {},
+            result(answers.get(path, INFO if method == "GET" else True)),
+        )
         vectors = {"v": VectorConfig(2, Distance.MANHATTAN)}
         store.create("c", CollectionConfig(vectors, metadata={"a": 1}, m=7, ef_construct=33, indexing_threshold=44))
-        sent = server.bodies[-1]
+        sent = server.bodies[server.requests.index(("PUT", "/collections/c")) - len(server.requests)]
         assert sent["vectors"]["v"] == {"size": 2, "distance": "Manhattan", "datatype": "float32", "on_disk": False}
         assert {"m": 7, "ef_construct": 33, "full_scan_threshold": 44}.items() <= sent["hnsw_config"].items()
         assert (sent["optimizers_config"]["indexing_threshold"], sent["metadata"]) == (44, {"a": 1})

@@ -1,0 +1,165 @@
+"""Searches on a server: cut into requests, within what the server allows, and told where it allows less than wanted."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from qdrant_client import models
+
+from connector.errors import ExactRefusedError
+from connector.stores.contract import Hit
+from connector.stores.qdrant_connection import Connection
+from connector.stores.qdrant_layout import layout_of
+from connector.stores.qdrant_limits import LimitBook, Limits, filter_bytes
+from connector.stores.qdrant_writes import NUMBER_BYTES
+
+Number = TypeVar("Number", int, float)
+
+_log = logging.getLogger(__name__)
+
+QUERY_BYTES = 512  # of the JSON around a vector
+HITS_AT_ONCE = 1 << 15  # hits of one request together
+
+
+class SearchOptions(NamedTuple):
+    """How a search is made; see `connector.stores.contract.Store.search`."""
+
+    filter: models.Filter | None
+    exact: bool
+    ef: int | None
+    with_payload: bool | Sequence[str]
+    quantized: bool
+    oversampling: float
+    rescore: bool
+
+
+class Searcher:
+    """Searches collections through a connection.
+
+    Args:
+        connection: to the server.
+        call: calls its client, and translates errors.
+        limits: of the collections.
+        laid_out: returns what is known of a collection or alias; it is asked for every search.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        call: Callable[..., Any],
+        limits: LimitBook,
+        laid_out: Callable[[str], models.CollectionInfo],
+    ):
+        self._connection = connection
+        self._call = call
+        self._limits = limits
+        self._laid_out = laid_out
+        self._told: set[tuple[str, str, float]] = set()
+
+    def search(
+        self, name: str, vector_name: str, queries: npt.NDArray[np.floating], k: int, how: SearchOptions
+    ) -> list[list[Hit]]:
+        """Return up to `k` hits for each query (n, d), best first.
+
+        Raises:
+            ExactRefusedError: an exact search is wanted, and the server answers none.
+        """
+        layout = layout_of(self._laid_out(name))
+
+        def send(rows: Sequence[int], limits: Limits) -> list[list[Hit]]:
+            if how.exact and not limits.exact:
+                raise ExactRefusedError(
+                    f"{self._connection.url}: collection {name} answers no exact searches, as its strict mode says "
+                    "(search_allow_exact)"
+                )
+            params = self._params(name, k, how, limits, layout)
+            return self._ask(name, vector_name, queries[list(rows)], k, how, params, limits.hits)
+
+        number = queries.itemsize if self._connection.grpc else NUMBER_BYTES
+        item_bytes = QUERY_BYTES + queries.shape[1] * number + filter_bytes(how.filter)
+        parts = self._limits.obey_in_parts(
+            name, range(len(queries)), "queries", send, item_bytes=item_bytes, most=max(1, HITS_AT_ONCE // k)
+        )
+        return [hits for part in parts for hits in part]
+
+    def _params(
+        self, name: str, k: int, how: SearchOptions, limits: Limits, layout: Mapping[str, Any]
+    ) -> models.SearchParams:
+        """Return how a search is made, within the limits; tell once where they lower what was wanted."""
+        if how.exact:  # no graph and no quantized vectors: strict mode would limit settings that mean nothing
+            return models.SearchParams(exact=True)
+        ef = self._allowed(name, "hnsw_ef", "search_max_hnsw_ef", how.ef, limits.ef)
+        if k > limits.hits:  # every page of hits has to come from the same search
+            wanted = max(k, ef or layout.get("ef_construct") or 0)
+            ef = wanted if limits.ef is None else min(wanted, limits.ef)
+        quantization = None
+        if layout.get("quantization") is not None:
+            oversampling = None
+            if how.quantized:
+                wanted_times, most = how.oversampling, limits.oversampling
+                oversampling = self._allowed(name, "oversampling", "search_max_oversampling", wanted_times, most)
+            quantization = models.QuantizationSearchParams(
+                ignore=not how.quantized, rescore=how.rescore, oversampling=oversampling
+            )
+        return models.SearchParams(exact=False, hnsw_ef=ef, quantization=quantization)
+
+    def _allowed(
+        self, name: str, setting: str, limit: str, wanted: Number | None, most: Number | None
+    ) -> Number | None:
+        if wanted is None or most is None or wanted <= most:
+            return wanted
+        if (name, setting, most) not in self._told:
+            self._told.add((name, setting, most))
+            _log.warning(
+                "collection %s is searched with %s %s instead of %s, so fewer of the right items may be found: strict "
+                "mode of the server allows no more (%s)",
+                name,
+                setting,
+                most,
+                wanted,
+                limit,
+            )
+        return most
+
+    def _ask(
+        self,
+        name: str,
+        vector_name: str,
+        queries: npt.NDArray[np.floating],
+        k: int,
+        how: SearchOptions,
+        params: models.SearchParams,
+        most: int,
+    ) -> list[list[Hit]]:
+        """Search in one request; where more hits are wanted than `most`, in one for each page of them.
+
+        Pages of an HNSW search may overlap, so hits are told apart by their ids.
+        """
+        fields = how.with_payload if isinstance(how.with_payload, bool) else list(how.with_payload)
+        found: list[dict[str, Hit]] = [{} for _ in queries]
+        unfinished, offset = list(range(len(queries))), 0
+        while unfinished:
+            limit = min(k, most)
+            requests = [
+                models.QueryRequest(
+                    query=query,
+                    using=vector_name,
+                    filter=how.filter,
+                    limit=limit,
+                    offset=offset or None,
+                    params=params,
+                    with_payload=fields,
+                )
+                for query in queries[unfinished].tolist()
+            ]
+            answers = self._call(self._connection.client.query_batch_points, name, requests=requests)
+            left = []
+            for row, answer in zip(unfinished, answers, strict=True):
+                for p in answer.points:
+                    found[row].setdefault(str(p.id), Hit(str(p.id), p.score, p.payload or {}))
+                if len(answer.points) == limit and len(found[row]) < k:
+                    left.append(row)
+            unfinished, offset = left, offset + limit
+        return [list(hits.values())[:k] for hits in found]
