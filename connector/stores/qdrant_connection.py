@@ -8,11 +8,10 @@ import json
 import math
 import ssl
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -46,6 +45,15 @@ T = TypeVar("T")
 GRPC_PORT = 6334
 LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
 TRANSIENT_STATUS = frozenset((408, 429, 500, 502, 503, 504))
+# What the others that mean something tell.
+KIND_OF_STATUS: Mapping[int, type[StoreError]] = {
+    400: RequestRefusedError,
+    401: AccessDeniedError,
+    403: AccessDeniedError,
+    404: CollectionNotFoundError,
+    413: RequestTooLargeError,
+    422: RequestRefusedError,
+}
 # What a gRPC status would be in HTTP, where every decision is made once.
 HTTP_STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -198,19 +206,11 @@ class Connection:
     ) -> StoreError:
         """Return the error for an HTTP status; `name` is the name of the status in gRPC."""
         message = self._shown(f"{self.url} answered {name or status}: {content}")
-        if kind := meaning(content):
-            return kind(message + ADVICE.get(kind, ""))
-        if status in TRANSIENT_STATUS:
+        kind = meaning(content)
+        if kind is None and status in TRANSIENT_STATUS:
             return StoreUnavailableError(message, retry_after)
-        if status == HTTPStatus.NOT_FOUND:
-            return CollectionNotFoundError(message)
-        if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            return RequestTooLargeError(message)
-        if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
-            return RequestRefusedError(message)
-        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            return AccessDeniedError(f"{message}; check MODALIGN_QDRANT_API_KEY")
-        return StoreError(message)
+        kind = kind or KIND_OF_STATUS.get(status, StoreError)
+        return kind(message + ADVICE.get(kind, ""))
 
     def _rpc_failed(self, error: grpc.RpcError) -> StoreError:
         """Return the error for a gRPC status."""

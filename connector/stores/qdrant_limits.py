@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from connector.errors import (
+    AccessDeniedError,
     ExactRefusedError,
     RequestOverRateError,
     RequestRefusedError,
@@ -59,6 +60,7 @@ MEANINGS: tuple[tuple[str, type[StoreError]], ...] = (
 )
 # What to do about a refusal that nothing can obey.
 ADVICE: Mapping[type[StoreError], str] = {
+    AccessDeniedError: "; check MODALIGN_QDRANT_API_KEY",
     ExactRefusedError: "; search without --exact, or set search_allow_exact in the collection's strict mode",
     RequestOverRateError: "; raise the rate limit in the collection's strict mode",
     StoreFullError: "; nothing of this request is recorded: make room, then run the same command again",
