@@ -32,6 +32,7 @@ from connector.releases.lag import Lag, lag_of
 from connector.releases.promotion import AliasSwitch, Lifecycle, PromotionOverride, this_person
 from connector.releases.release import Release
 from connector.releases.status import Status, read_status
+from connector.releases.store_identity import here
 from connector.requests import (
     RETRIED,
     AuditRequest,
@@ -44,6 +45,7 @@ from connector.requests import (
     GapRequest,
     ImportRequest,
     IngestRequest,
+    MergeStoresRequest,
     PromoteRequest,
     PushRequest,
     RepairRequest,
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from connector.audits.result import Audit
     from connector.push.delete import DeletionPreview
     from connector.push.ingest import Confirm
+    from connector.releases.merge import StoreMerge
     from connector.releases.reconcile import ReconcileReport
     from connector.reports.compare_report import Compared
     from connector.search.query import QueryResult
@@ -193,6 +196,7 @@ class Home:
                     run=run,
                     advance=advance,
                     fresh_layout=request.fresh_layout,
+                    take_over=request.take_over,
                     **request.layout,
                 )
         return RunResult(run.id, run.counts, releases)
@@ -238,6 +242,23 @@ class Home:
             agreed = Deletion(request.collection, self.store, self.provenance, run).delete(
                 keys=request.keys, filter=condition, modalities=request.modalities, confirm=confirm
             )
+        return RunResult(run.id, run.counts, agreed)
+
+    def merge_stores(
+        self, request: MergeStoresRequest, *, confirm: "Callable[[StoreMerge], bool]" = lambda found: True
+    ) -> RunResult[bool]:
+        """Make one store in SQL of the one at an address and of the one that the settings name: they are one server.
+
+        The value of the result is the answer of `confirm`.
+        """
+        from connector.releases.merge import find_merge, merge
+
+        with self._run(request) as run:
+            found = find_merge(self.provenance, self.store, request.address)
+            agreed = confirm(found)
+            if agreed:
+                merge(self.provenance, self.store, found, run)
+                run.counts["releases"] = len(found.rows)
         return RunResult(run.id, run.counts, agreed)
 
     def retry(self, run: int) -> RunResult[EmbeddingSet] | RunResult[list[Release]]:
@@ -405,8 +426,9 @@ class Home:
         """
         from connector.audits.history import history
 
-        # The history is read from SQL alone, so that a process that has the store open does not block it.
-        where = {"store_url": self.provenance.database.stored(url_of(self.settings)), "collection": collection}
+        # At a known address SQL alone is read: a process that has the store open does not block it.
+        at = self.provenance.stores.at([url_of(self.settings)])
+        where = {"store_id": at[0] if len(at) == 1 else here(self.provenance, self.store), "collection": collection}
         rows = self.provenance.releases.find(**where, **({"metric": str(parse(metric))} if metric else {}))
         if not rows:
             raise CollectionNotFoundError(f"no release of collection {collection!r} was ever made here")

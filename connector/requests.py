@@ -196,6 +196,7 @@ class PushRequest(Request):
         metrics: one release each; empty: the alignment's own.
         layout: fields of `connector.stores.layout.Layout` that were given, of new releases.
         fresh_layout: new releases inherit nothing of the live release's layout.
+        take_over: claim collections that another database claims, which is lost.
     """
 
     command: ClassVar[str] = "push"
@@ -205,6 +206,7 @@ class PushRequest(Request):
     metrics: Sequence[str] = ()
     layout: Mapping[str, Any] = field(default_factory=dict)
     fresh_layout: bool = False
+    take_over: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +215,7 @@ class IngestRequest(CorpusRequest):
 
     Attributes:
         set: name of the embedding set; None: that of the collection.
-        into, alignment, metrics, layout, fresh_layout: as for `PushRequest`.
+        into, alignment, metrics, layout, fresh_layout, take_over: as for `PushRequest`.
         parts: parts of the corpus, for several processes that run this at once; None: one process takes all.
     """
 
@@ -224,6 +226,7 @@ class IngestRequest(CorpusRequest):
     metrics: Sequence[str] = ()
     layout: Mapping[str, Any] = field(default_factory=dict)
     fresh_layout: bool = False
+    take_over: bool = False
     parts: int | None = None
 
     def __post_init__(self) -> None:
@@ -234,6 +237,18 @@ class IngestRequest(CorpusRequest):
     def set_name(self) -> str:
         """The name of the embedding set."""
         return self.set or self.into
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeStoresRequest(Request):
+    """Make one store in SQL of two that are one server.
+
+    Attributes:
+        address: at which SQL knows the other one; or its uid.
+    """
+
+    command: ClassVar[str] = "merge-stores"
+    address: str
 
 
 @dataclass(frozen=True, kw_only=True)

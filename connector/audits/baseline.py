@@ -228,7 +228,7 @@ def _number(against: str) -> int:
 
 
 def _live(provenance: Provenance, row: ReleaseRow) -> list[int]:
-    rows = provenance.releases.find(store_url=row.store_url, collection=row.collection, metric=row.metric, state=LIVE)
+    rows = provenance.releases.find(store_id=row.store_id, collection=row.collection, metric=row.metric, state=LIVE)
     if not rows:
         raise RequirementError(f"collection {row.collection} has no live release under {row.metric} to compare with")
     return [live.id for live in rows]

@@ -121,7 +121,7 @@ def _measure(
 
 def _beside_live(row: ReleaseRow, store: Store, provenance: Provenance) -> Iterator[str]:
     """Yield how a release that is to replace the live one differs from it in layout and in types of payload."""
-    where = {"store_url": row.store_url, "collection": row.collection}
+    where = {"store_id": row.store_id, "collection": row.collection}
     live = live_beside(provenance.releases.find(**where, state=LIVE), row.metric)
     if live is not None and row.state == READY:
         broken = broken_filters(store, live, row)

@@ -38,6 +38,11 @@ COLLECTION_OPTIONS = [
         is_flag=True,
         help="Lay out new releases by the defaults and the options below. Otherwise they inherit the layout of the collection's live release: payload indexes, graph, quantization, storage.",
     ),
+    click.option(
+        "--take-over",
+        is_flag=True,
+        help="Take over collections that another modalign database claims, because that database is lost. It is refused by them afterwards.",
+    ),
 ]
 GENERAL_OPTIONS = [
     click.option(

@@ -1,4 +1,4 @@
-"""Commands on releases: promote, rollback, drop, status, verify, repair."""
+"""Commands on releases: promote, rollback, drop, status, verify, repair, db merge-stores."""
 
 import sys
 import textwrap
@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from connector.cli.group import FAILED, cli, confirmation, minute, open_home
+from connector.cli.group import FAILED, cli, confirmation, db, minute, open_home
 from connector.cli.options import METRIC_HELP, home_options, json_option, yes_option
 from connector.cli.tables import (
     print_json,
     print_reconciled,
+    print_result,
     print_table,
     reconciled_examples,
     reconciled_rows,
@@ -19,7 +20,14 @@ from connector.cli.tables import (
     switched_rows,
 )
 from connector.progress import say
-from connector.requests import ORPHAN_SHARE, DropRequest, PromoteRequest, RepairRequest, RollbackRequest
+from connector.requests import (
+    ORPHAN_SHARE,
+    DropRequest,
+    MergeStoresRequest,
+    PromoteRequest,
+    RepairRequest,
+    RollbackRequest,
+)
 
 if TYPE_CHECKING:
     from connector.home import Home
@@ -133,6 +141,27 @@ def drop(
         print_json({"run": result.run if result else None, "dropped": list(releases)})
     else:
         print_table([{"dropped": name} for name in releases], f"{collection}")
+
+
+@db.command()
+@click.argument("address")
+@yes_option
+@json_option
+@home_options
+def merge_stores(address: str, yes: bool, as_json: bool, where: Mapping[str, Any]) -> None:
+    """Record that ADDRESS, as status --json names it, and MODALIGN_QDRANT_URL are one server.
+
+    Releases of one collection become one: with the embedding sets, audits and promotions of both, and of each set with
+    the ledger that was written last. Compare it with Qdrant afterwards: `modalign verify`.
+    """
+    confirm = confirmation("modalign db merge-stores", yes)
+    with open_home(where) as home:
+        result = home.merge_stores(
+            MergeStoresRequest(address=address), confirm=lambda found: confirm(f"merge {found}?")
+        )
+    print_result(result, {"merged": result.counts["releases"]}, as_json)
+    if not result.value:
+        sys.exit(FAILED)
 
 
 @cli.command()
@@ -284,7 +313,7 @@ def _release_row(release: "ReleaseStatus") -> dict[str, Any]:
         "lag": lag.rows if lag else None,
         "lag_since": minute(lag.since) if lag else None,
         "physical_name": row.physical_name,
-        "store": row.store_url,
+        "store": release.store,
         "pending": release.pending,
     }
 

@@ -180,38 +180,38 @@ class IngestSteps:
 
 
 def promotion_lock(
-    database: Database, store_url: str, collection: str, run_id: int, *, timeout: float | None = None
+    database: Database, store_id: int, collection: str, run_id: int, *, timeout: float | None = None
 ) -> AbstractContextManager[Lease]:
     """Let no other process change which releases of a collection are live, or drop any, during the block.
 
     Read what the block changes inside the block. Args and errors: see `_lock`.
     """
-    identity = {"promotion": collection, "store": store_url}
+    identity: dict[str, str | int] = {"promotion": collection, "store": store_id}
     return _lock(database, identity, run_id, f"changing which releases of {collection} are live", timeout)
 
 
-def creation_lock(database: Database, store_url: str, name: str, run_id: int) -> AbstractContextManager[Lease]:
+def creation_lock(database: Database, store_id: int, name: str, run_id: int) -> AbstractContextManager[Lease]:
     """Let no other process create the collection `name`, or take its creation back, during the block."""
-    return _lock(database, {"creating": name, "store": store_url}, run_id, f"creating collection {name}")
+    return _lock(database, {"creating": name, "store": store_id}, run_id, f"creating collection {name}")
 
 
-def repair_lock(database: Database, store_url: str, run_id: int) -> AbstractContextManager[Lease]:
+def repair_lock(database: Database, store_id: int, run_id: int) -> AbstractContextManager[Lease]:
     """Let no other process delete items from a store or repair its releases during the block."""
-    return _lock(database, {"repair": store_url}, run_id, f"deleting items or repairing releases of {store_url}")
+    return _lock(database, {"repair": store_id}, run_id, "deleting items or repairing releases of this store")
 
 
-def orphan_lock(database: Database, store_url: str, run_id: int) -> AbstractContextManager[Lease]:
+def orphan_lock(database: Database, store_id: int, run_id: int) -> AbstractContextManager[Lease]:
     """Let no push into a store begin during the block: whoever deletes orphans does not see what it will write.
 
     A push has its run recorded before it takes the lock for a moment. So either it waits, or whoever holds the lock
     finds it among the writers.
     """
-    return _lock(database, {"orphans": store_url}, run_id, f"deleting orphans of {store_url}")
+    return _lock(database, {"orphans": store_id}, run_id, "deleting orphans of this store")
 
 
 @contextmanager
 def _lock(
-    database: Database, identity: Mapping[str, str], run_id: int, doing: str, timeout: float | None = None
+    database: Database, identity: Mapping[str, str | int], run_id: int, doing: str, timeout: float | None = None
 ) -> Iterator[Lease]:
     """Let no other process hold the lock `identity` during the block.
 

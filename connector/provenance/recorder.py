@@ -9,6 +9,7 @@ from connector.provenance.database import Database
 from connector.provenance.ledger import Ledger
 from connector.provenance.releases import Releases
 from connector.provenance.runs import Runs
+from connector.provenance.stores import Stores
 
 
 class Provenance:
@@ -21,6 +22,7 @@ class Provenance:
         self.ledger = Ledger(database)
         self.releases = Releases(database)
         self.audits = Audits(database)
+        self.stores = Stores(database)
 
     @classmethod
     def open(cls, url: str, *, home: Path | None = None) -> Self:

@@ -109,7 +109,7 @@ class Releases:
         """Record that run `run_id` switched the aliases: the new releases are live, the old ones retired."""
         with self._database.session() as session:
             for promotion in promotions:
-                place = {name: getattr(promotion, name) for name in ("store_url", "collection", "metric")}
+                place = {name: getattr(promotion, name) for name in ("store_id", "collection", "metric")}
                 live = session.scalars(select(ReleaseRow).filter_by(**place, state="live"))
                 for row in (*live, session.get_one(ReleaseRow, promotion.release_id)):
                     row.state = "live" if row.id == promotion.release_id else "retired"

@@ -157,12 +157,16 @@ class StoreRow(Base):
 
     Attributes:
         uid: a random text, in the metadata of its collections: whatever address reaches them, they are of this store.
+        claimed: a collection has it there. Those of older versions get it when they are written again.
+        merged_into_id: the store that has its releases now, because both are one server.
     """
 
     __tablename__ = "store"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     uid: Mapped[str] = mapped_column(String(32), unique=True)
+    claimed: Mapped[bool] = mapped_column(default=False, server_default=false())
+    merged_into_id: Mapped[int | None] = mapped_column(ForeignKey("store.id"))
 
 
 class StoreAddressRow(Base):
@@ -193,10 +197,10 @@ class ReleaseRow(Base):
     """
 
     __tablename__ = "release"
-    __table_args__ = (UniqueConstraint("store_url", "physical_name"),)
+    __table_args__ = (UniqueConstraint("store_id", "physical_name"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    store_url: Mapped[str] = mapped_column(String(512))
+    store_id: Mapped[int] = mapped_column(ForeignKey("store.id"))
     collection: Mapped[str] = mapped_column(String(128), index=True)
     metric: Mapped[str] = mapped_column(String(128))
     physical_name: Mapped[str] = mapped_column(String(255))
@@ -393,7 +397,7 @@ class PromotionRow(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(String(16))
-    store_url: Mapped[str] = mapped_column(String(512))
+    store_id: Mapped[int] = mapped_column(ForeignKey("store.id"))
     collection: Mapped[str] = mapped_column(String(128), index=True)
     metric: Mapped[str] = mapped_column(String(128))
     release_id: Mapped[int] = mapped_column(ForeignKey("release.id"))

@@ -48,6 +48,7 @@ from connector.releases.payload_fields import missing_in_words
 from connector.releases.points import Item, item_of, point_id
 from connector.releases.release import load_release
 from connector.releases.rights import check_may_write, present
+from connector.releases.store_identity import claim_collection, here, record_store
 from connector.releases.tombstones import apply_tombstones
 from connector.stores.contract import Store
 from connector.stores.payload_kinds import check_kinds, fields_of
@@ -127,11 +128,12 @@ class Deletion:
         collections = sorted({row.collection for row in concerned})
         if items and not confirm(DeletionPreview(len(items), names, collections)):
             return False
-        store_url = self.provenance.database.stored(self.store.url)
-        with repair_lock(self.provenance.database, store_url, self.run.id):
+        with repair_lock(self.provenance.database, record_store(self.provenance, self.store), self.run.id):
             rows = self._releases()  # another deletion may have ended meanwhile
             sets = self.provenance.ledger.sets_in(row.id for row in rows)
             self._check_present(sets)
+            for row in self._concerned(rows, sets):
+                claim_collection(self.provenance, self.store, row)
             self._drop_rows(sets, requested)
             concerned = self._concerned(rows, sets)
             self._drop_points(concerned, [point_id(*item) for item in sorted(items)], sets)
@@ -225,7 +227,7 @@ class Deletion:
         return rows
 
     def _is_here(self, row: ReleaseRow) -> bool:
-        return row.store_url == self.provenance.database.stored(self.store.url) and row.dropped_at is None
+        return row.store_id == here(self.provenance, self.store) and row.dropped_at is None
 
     def _path(self, row: EmbeddingSetRow) -> Path:
         return self.provenance.database.located(row.path)

@@ -39,6 +39,7 @@ from connector.provenance.runs import Run
 from connector.push.session import PushSession, push_session
 from connector.releases.chain import check_encoder
 from connector.releases.release import Release, lower
+from connector.releases.store_identity import record_store
 from connector.requests import IngestRequest
 from connector.settings import MAX_PIXELS
 from connector.stores.contract import Store
@@ -104,6 +105,7 @@ def ingest(
         request.layout,
         prune,
         request.fresh_layout,
+        request.take_over,
         max_pixels,
     )
     releases = begun.whole() if request.parts is None else begun.in_parts(request.parts)
@@ -123,7 +125,7 @@ class Ingest:
     Attributes:
         path: directory of the embedding set; of parts, `PATH.part-1-of-N` and so on.
         encoders: the alignment's own.
-        layout, fresh_layout: as `connector.push.session.push` takes them.
+        layout, fresh_layout, take_over: as `connector.push.session.push` takes them.
         prune: asked with the number of items that have left the corpus; they are deleted if it returns True. None:
             keep them.
     """
@@ -141,6 +143,7 @@ class Ingest:
     layout: Mapping[str, Any] = field(default_factory=dict)
     prune: Confirm | None = None
     fresh_layout: bool = False
+    take_over: bool = False
     max_pixels: int = MAX_PIXELS
 
     def whole(self) -> list[Release]:
@@ -163,7 +166,7 @@ class Ingest:
             "collection": self.collection,
             "alignment": self.alignment.fingerprint,
             "metrics": sorted(map(str, self.metrics)),
-            "store": self.provenance.database.stored(self.store.url),
+            "store": record_store(self.provenance, self.store, take_over=self.take_over),
         }
         steps = IngestSteps.join(self.provenance.database, identity, parts, self.run)
         busy: set[int] = set()

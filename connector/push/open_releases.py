@@ -22,6 +22,7 @@ from connector.releases.chain import METADATA, chain, check_chain, check_encoder
 from connector.releases.layouts import complete, inherited, merged, read_back, search_metadata
 from connector.releases.release import Release, check_alignment, load_release
 from connector.releases.rights import check_may_manage, check_may_write, present, shows
+from connector.releases.store_identity import check_owner, claim_collection, here, owner
 from connector.stores.contract import CollectionConfig, Store, VectorConfig
 from connector.stores.layout import Layout, PayloadKind, checked_layout
 from connector.stores.payload_paths import canonical_path
@@ -37,8 +38,9 @@ class ReleaseOpener:
 
     Attributes:
         layout: settings that were chosen, with `payload_indexes` always among them.
-        fresh: start from the defaults instead of from the layout of the live release.
         run: the run that pushes.
+        fresh: start from the defaults instead of from the layout of the live release.
+        take_over: claim collections that another database claims.
     """
 
     alignment: Alignment
@@ -49,6 +51,7 @@ class ReleaseOpener:
     provenance: Provenance
     run: Run
     fresh: bool = False
+    take_over: bool = False
 
     def check_rights(self, metrics: Collection[Metric]) -> None:
         """Try what the key of the store has to allow, before anything is recorded, created or written.
@@ -60,17 +63,17 @@ class ReleaseOpener:
             AccessDeniedError: the key does not allow it, or does not show a release that SQL records.
         """
         metric_of = {physical_name(self.collection, metric, self.alignment): metric for metric in metrics}
-        place = {"store_url": self._store_url(), "collection": self.collection}
+        place = {"store_id": here(self.provenance, self.store), "collection": self.collection}
         rows = {row.physical_name: row for row in self.provenance.releases.find(**place) if row.dropped_at is None}
         written = [row for name, row in rows.items() if row.state != "retired" or name in metric_of]
-        here = {row.physical_name for row in present(self.store, written)} & metric_of.keys()
-        here |= {name for name in metric_of.keys() - rows.keys() if shows(self.store, name)}  # SQL has lost them
-        check_may_write(self.store, sorted(here))
+        exist = {row.physical_name for row in present(self.store, written)} & metric_of.keys()
+        exist |= {name for name in metric_of.keys() - rows.keys() if shows(self.store, name)}  # SQL has lost them
+        check_may_write(self.store, sorted(exist))
         aliases = self.store.aliases()
-        purposes = [f"creating collection {name}" for name in metric_of.keys() - here]
+        purposes = [f"creating collection {name}" for name in metric_of.keys() - exist]
         for name, metric in metric_of.items():
             row = rows.get(name) or ReleaseRow(**place, physical_name=name, metric=str(metric), state="building")
-            if name in here and goes_live(self.provenance, self.store, row, aliases):
+            if name in exist and goes_live(self.provenance, self.store, row, aliases):
                 purposes.append(f"making release {name} live")
         if purposes:
             check_may_manage(self.store, " and ".join(sorted(purposes)))
@@ -82,8 +85,8 @@ class ReleaseOpener:
             MismatchError: it was written for another chain or with another layout.
         """
         name = physical_name(self.collection, metric, self.alignment)
-        with creation_lock(self.provenance.database, self._store_url(), name, self.run.id):
-            before = self.provenance.releases.find(store_url=self._store_url(), physical_name=name)
+        with creation_lock(self.provenance.database, here(self.provenance, self.store), name, self.run.id):
+            before = self._rows_of(name)
             existed = name in self.store.collections()
             try:
                 return self._open(name, metric, lowerings, exists=existed)
@@ -95,7 +98,7 @@ class ReleaseOpener:
 
     def _take_back(self, name: str, before: Sequence[ReleaseRow], *, existed: bool) -> None:
         """Give the row of a release that could not be opened the state of before, or delete it if it is new."""
-        for row in self.provenance.releases.find(store_url=self._store_url(), physical_name=name):
+        for row in self._rows_of(name):
             if before:
                 columns = ("state", "settings", "drop_begun_at", "dropped_at")
                 self.provenance.releases.change(row, **{column: getattr(before[0], column) for column in columns})
@@ -109,11 +112,15 @@ class ReleaseOpener:
         metadata = chain(self.alignment, metric, lowering)
         if exists:
             check_chain(self.store, name, metadata)
+            if not self.take_over:
+                check_owner(self.provenance, self.store, name, here(self.provenance, self.store))
         row, recorded = self._row(name, metric, lowering)
         new = not exists and not recorded
         if exists and recorded and self._is_leftover(row):
             self.store.drop(name)
             exists = False
+        elif exists:
+            claim_collection(self.provenance, self.store, row, take_over=self.take_over)
         if not exists:
             self._create(row, metric, lowering, metadata)
         else:
@@ -123,14 +130,12 @@ class ReleaseOpener:
             self._check_layout(row)
         return ReleaseWriter(Release(row, self.alignment, metric, lowerings), new)
 
-    def _store_url(self) -> str:
-        return self.provenance.database.stored(self.store.url)
+    def _rows_of(self, name: str) -> list[ReleaseRow]:
+        return self.provenance.releases.find(store_id=here(self.provenance, self.store), physical_name=name)
 
     def _row(self, name: str, metric: Metric, lowering: Lowering) -> tuple[ReleaseRow, bool]:
         """Find or save the row of a release; say whether SQL had it. A retired one returns to `building`."""
-        store_url = self._store_url()
-        rows = self.provenance.releases.find(store_url=store_url, physical_name=name)
-        if rows:
+        if rows := self._rows_of(name):
             row = rows[0]
             check_alignment(self.provenance, row, self.alignment)
             check_row(row, metric, lowering)
@@ -140,7 +145,7 @@ class ReleaseOpener:
                 self.provenance.releases.change(row, state="building", drop_begun_at=None, dropped_at=None, **dropped)
             return row, True
         row = ReleaseRow(
-            store_url=store_url,
+            store_id=here(self.provenance, self.store),
             collection=self.collection,
             metric=str(metric),
             physical_name=name,
@@ -225,10 +230,11 @@ class ReleaseOpener:
             row.physical_name,
             CollectionConfig(
                 vectors=dict.fromkeys(MODALITIES, vector),
-                metadata={METADATA: metadata, **search_metadata(layout)},
+                metadata={METADATA: metadata, **search_metadata(layout), **owner(self.provenance, row)},
                 **layout,
             ),
         )
+        self.provenance.stores.mark_claimed(row.store_id)
         tuning = {"hnsw_ef": None, "hnsw_recall": None, "needs_tuning": False}
         self.provenance.releases.restart(row, settings=layout, state="building", **tuning)
 
@@ -246,11 +252,12 @@ def open_others(
         AccessDeniedError: the key may not write into them.
     """
     others = []
-    for row in provenance.releases.find(store_url=provenance.database.stored(store.url), collection=collection):
+    for row in provenance.releases.find(store_id=here(provenance, store), collection=collection):
         if row.state == "retired" or row.physical_name in requested:
             continue
         try:
             release = load_release(provenance, store, row)
+            claim_collection(provenance, store, row)
             for modality, card in encoders.items():
                 check_encoder(release.alignment, modality, card, "the embedding set")
         except (StoreUnavailableError, StoreBusyError, ProvenanceError):
@@ -273,7 +280,7 @@ def take_back(writers: Sequence[ReleaseWriter], store: Store, provenance: Proven
             row, name = writer.release.row, writer.release.name
             if not writer.new:
                 continue
-            with creation_lock(provenance.database, row.store_url, name, run.id):
+            with creation_lock(provenance.database, row.store_id, name, run.id):
                 if not store.count(name) and not _others(provenance, row.collection, run):
                     store.drop(name)
                     provenance.releases.delete(row.id)

@@ -44,6 +44,7 @@ from connector.releases.layouts import broken_filters, live_beside
 from connector.releases.payload_fields import missing_in_words
 from connector.releases.point_id_set import PointIds
 from connector.releases.release import LIVE, READY, Release, lower
+from connector.releases.store_identity import record_store
 from connector.releases.verify import check_replicas
 from connector.search.ef_tuning import sample, tune
 from connector.stores.contract import Store
@@ -65,6 +66,7 @@ def push(
     run: Run,
     advance: Advance = lambda count: None,
     fresh_layout: bool = False,
+    take_over: bool = False,
     **layout: Any,
 ) -> list[Release]:
     """Write `embedding_set` into one release per metric, verify these releases and return them.
@@ -77,6 +79,7 @@ def push(
 
     Args:
         fresh_layout: lay out new releases without what they inherit from the collection's live release.
+        take_over: claim collections that another database claims.
         layout: fields of `connector.stores.layout.Layout`: of new releases, in place of inherited ones, and required of
             existing releases.
 
@@ -102,6 +105,7 @@ def push(
         provenance=provenance,
         run=run,
         fresh_layout=fresh_layout,
+        take_over=take_over,
         **layout,
     ) as session:
         embedding_set = session.write(embedding_set, set_id, advance)
@@ -123,6 +127,7 @@ def push_session(
     run: Run,
     shared: bool = False,
     fresh_layout: bool = False,
+    take_over: bool = False,
     **layout: Any,
 ) -> Iterator["PushSession"]:
     """Find or create one release per metric. Remove the new ones if the block is refused before it wrote anything.
@@ -131,19 +136,21 @@ def push_session(
         encoders: of the embedding sets that will be written. The collection's other releases are written too, if their
             alignments were fitted for these encoders.
         shared: other processes may have begun with these releases, so new ones stay even if the block is refused.
-        fresh_layout, layout: as for `push`.
+        fresh_layout, take_over, layout: as for `push`.
 
     Raises: as `push`.
     """
     settings = {"payload_indexes": {}, **checked_layout(layout)}
     store.check_layout(Layout(**settings))
     lowerings_of = {metric: lower(alignment, metric) for metric in metrics}  # all of them, before anything is written
-    with orphan_lock(provenance.database, provenance.database.stored(store.url), run.id):
-        pass  # a repair that is deleting orphans has ended
-    opener = ReleaseOpener(alignment, alignment_id, collection, settings, store, provenance, run, fresh_layout)
+    opener = ReleaseOpener(
+        alignment, alignment_id, collection, settings, store, provenance, run, fresh_layout, take_over
+    )
     writers: list[ReleaseWriter] = []
     try:
         opener.check_rights(metrics)
+        with orphan_lock(provenance.database, record_store(provenance, store, take_over=take_over), run.id):
+            pass  # a repair that is deleting orphans has ended
         requested = {physical_name(collection, metric, alignment) for metric in metrics}
         others = open_others(encoders, collection, requested, store, provenance)
         for metric, lowerings in lowerings_of.items():
@@ -228,8 +235,8 @@ class PushSession:
         wanted = to_go_live(self.provenance, self.store, self.releases).values()
         if releases := [release for release in wanted if not self._breaks_filters(release)]:
             # Without any, the lock would be waited for in vain.
-            store_url, collection = self.provenance.database.stored(self.store.url), self.releases[0].row.collection
-            with promotion_lock(self.provenance.database, store_url, collection, self.run.id):
+            row = self.releases[0].row
+            with promotion_lock(self.provenance.database, row.store_id, row.collection, self.run.id):
                 make_live(self.provenance, self.store, releases)
         for writer in self.writers:
             # A release that another push is building is complete when that push says so.
@@ -240,8 +247,7 @@ class PushSession:
         """Say, also in a warning, whether filters that work on the collection's live releases would not on this one."""
         if release.row.state == LIVE:
             return False
-        store_url = self.provenance.database.stored(self.store.url)
-        rows = self.provenance.releases.find(store_url=store_url, collection=release.row.collection)
+        rows = self.provenance.releases.find(store_id=release.row.store_id, collection=release.row.collection)
         live = live_beside(rows, release.row.metric)
         broken = broken_filters(self.store, live, release.row) if live else []
         if broken:

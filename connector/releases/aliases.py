@@ -66,7 +66,7 @@ def make_live(provenance: Provenance, store: Store, releases: Sequence[Release])
 
 
 def _alias_is_free(provenance: Provenance, row: ReleaseRow, aliases: Mapping[str, str]) -> bool:
-    place = {"store_url": row.store_url, "collection": row.collection}
+    place = {"store_id": row.store_id, "collection": row.collection}
     if any(p.metric == row.metric for p in provenance.releases.unfinished_promotions(**place)):
         return False
     if row.state == LIVE:

@@ -9,6 +9,7 @@ from connector.provenance.recorder import Provenance
 from connector.provenance.tables import ReleaseRow
 from connector.releases.aliases import alias_name
 from connector.releases.release import DEFAULT_METRIC, LIVE
+from connector.releases.store_identity import here
 from connector.stores.contract import Payload, Store
 from connector.stores.layout import FIELDS, SEARCH_FIELDS, Layout, PayloadKind, value_kind
 from connector.stores.payload_kinds import unanswered
@@ -47,7 +48,7 @@ def inherited(provenance: Provenance, store: Store, collection: str, metric: Met
 
     Where SQL has lost them, the aliases of the store name the live ones. None: the collection is new.
     """
-    rows = provenance.releases.find(store_url=provenance.database.stored(store.url), collection=collection)
+    rows = provenance.releases.find(store_id=here(provenance, store), collection=collection)
     rows = [row for row in rows if row.settings and row.state != "retired"]
     if rows:
         best = min(rows, key=lambda r: (r.state != LIVE, r.metric != str(metric), r.metric != DEFAULT_METRIC, -r.id))

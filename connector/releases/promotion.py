@@ -22,6 +22,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 from alignment.metrics import parse
 from connector.errors import (
@@ -41,6 +42,7 @@ from connector.releases.gate import newest_audit
 from connector.releases.layouts import broken_filters, layout_differences, live_beside
 from connector.releases.release import LIVE, PROMOTE, ROLLBACK, load_release
 from connector.releases.rights import check_may_manage
+from connector.releases.store_identity import check_owner, claim_collection, elsewhere, here, record_store
 from connector.releases.verify import verify
 from connector.settings import checked_name
 from connector.stores.contract import Store
@@ -103,19 +105,17 @@ class Lifecycle:
         checked_name(self.collection, "collection")
         rows = [row for row in self.provenance.releases.find(**self._place()) if row.dropped_at is None]
         if not rows:
-            elsewhere = ", ".join(
-                sorted({r.store_url for r in self.provenance.releases.find(collection=self.collection)})
-            )
+            other = elsewhere(self.provenance, self.store, self.collection)
             raise CollectionNotFoundError(
-                f"no release of collection {self.collection!r} in the store {self._place()['store_url']}"
-                f"{f', SQL has it in {elsewhere}' if elsewhere else ''}; make one with `modalign push`"
+                f"no release of collection {self.collection!r} in the store {self.store.url}; "
+                f"{other or 'make one with `modalign push`'}"
             )
         return rows
 
     def exclusive(self, run_id: int, *, timeout: float | None = None) -> AbstractContextManager[Lease]:
         """Keep other processes from promoting, rolling back and dropping here; see `promotion_lock`."""
-        store_url = self._place()["store_url"]
-        return promotion_lock(self.provenance.database, store_url, self.collection, run_id, timeout=timeout)
+        store_id = record_store(self.provenance, self.store)
+        return promotion_lock(self.provenance.database, store_id, self.collection, run_id, timeout=timeout)
 
     def promote(
         self,
@@ -271,6 +271,10 @@ class Lifecycle:
 
     def drop(self, rows: Sequence[ReleaseRow]) -> None:
         """Drop releases with their collections. Call `droppable` and this under one `exclusive`."""
+        present = set(self.store.collections())
+        for row in rows:
+            if row.physical_name in present:
+                check_owner(self.provenance, self.store, row.physical_name, row.store_id)
         for row in rows:
             self.provenance.releases.begin_drop(row.id)
             self.store.drop(row.physical_name)
@@ -284,8 +288,8 @@ class Lifecycle:
         except CollectionNotFoundError:  # nothing was promoted, or what it replaced is dropped
             return False
 
-    def _place(self) -> dict[str, str]:
-        return {"store_url": self.provenance.database.stored(self.store.url), "collection": self.collection}
+    def _place(self) -> dict[str, Any]:
+        return {"store_id": here(self.provenance, self.store), "collection": self.collection}
 
     def _unfinished(self, kind: str) -> list[PromotionRow]:
         """Return promotions of this kind that were begun and not finished.
@@ -388,6 +392,8 @@ class Lifecycle:
             for row in changed.values():
                 self._verify(row, run_id)
         lease.heartbeat()
+        for row in wanted.values():
+            claim_collection(self.provenance, self.store, row)
         if changed:
             self._set_aliases(promotions, {alias: row.physical_name for alias, row in changed.items()})
         self.provenance.releases.finish_promotions(promotions, run_id)

@@ -16,6 +16,7 @@ from connector.releases.promotion import Lifecycle
 from connector.releases.reconcile import ReconcileReport, delete_orphans, reconcile
 from connector.releases.release import LIVE, READY, Release, load_release
 from connector.releases.rights import check_may_write, present
+from connector.releases.store_identity import claim_collection, here, record_store
 from connector.stores.contract import Store
 
 _log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def repair_releases(
     rows = _rows(provenance, store, collection)
     check_may_write(store, [row.physical_name for row in present(store, rows)])
     with (
-        repair_lock(provenance.database, provenance.database.stored(store.url), run.id),
+        repair_lock(provenance.database, record_store(provenance, store), run.id),
         ExitStack() as stack,
     ):
         repaired: list[tuple[Release, PointIds]] = []
@@ -99,7 +100,7 @@ def repair_releases(
                 f"expected {orphans} points that no embedding set holds, found {found}: none was deleted; look at "
                 "`modalign verify`, and name the number that it finds"
             )
-        stack.enter_context(orphan_lock(provenance.database, provenance.database.stored(store.url), run.id))
+        stack.enter_context(orphan_lock(provenance.database, here(provenance, store), run.id))
         for release, ids in repaired:
             _check_at_rest(provenance, release, run)
             delete_orphans(release, store, provenance, ids, run)
@@ -118,7 +119,7 @@ def _check_at_rest(provenance: Provenance, release: Release, run: Run) -> None:
 
 def _rows(provenance: Provenance, store: Store, collection: str | None) -> list[ReleaseRow]:
     if collection is None:
-        rows = provenance.releases.find(store_url=provenance.database.stored(store.url))
+        rows = provenance.releases.find(store_id=here(provenance, store))
     else:
         rows = Lifecycle(provenance, store, collection).rows()
     return [row for row in rows if row.state in (LIVE, READY)]
@@ -129,6 +130,8 @@ def _reconcile(
 ) -> tuple[Release | None, ReconcileReport]:
     try:
         release = load_release(provenance, store, row, device=device)
+        if options.get("repair") is not None:
+            claim_collection(provenance, store, row)
         with progress(f"verify {release.name}", row.points, "rows") as advance:
             report = reconcile(release, store, provenance, advance=advance, **options)
     except (StoreUnavailableError, StoreBusyError, ProvenanceError):  # not the fault of the release
@@ -139,12 +142,12 @@ def _reconcile(
 
 
 def _name_others(provenance: Provenance, store: Store, collection: str | None) -> None:
-    here = provenance.database.stored(store.url)
+    store_id = here(provenance, store)
     for row in provenance.releases.find(**({} if collection is None else {"collection": collection})):
-        if row.state in (LIVE, READY) and row.store_url != here:
+        if row.state in (LIVE, READY) and row.store_id != store_id:
             _log.warning(
                 "release %s (%s) is in the store %s and was not compared; run `modalign verify` on that store too",
                 row.physical_name,
                 row.state,
-                row.store_url,
+                provenance.stores.address(row.store_id),
             )

@@ -22,6 +22,7 @@ from connector.errors import CollectionNotFoundError, MismatchError
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import ReleaseRow
 from connector.releases.chain import chain, check_chain, check_row, check_settings
+from connector.releases.store_identity import check_owner, elsewhere, here
 from connector.settings import checked_name
 from connector.stores.contract import Store
 from connector.stores.layout import Layout, PayloadKind
@@ -135,8 +136,8 @@ def find_release_row(
         CollectionNotFoundError: no such release.
     """
     checked_name(collection, "collection")
-    store_url = provenance.database.stored(store.url)
-    rows = provenance.releases.find(store_url=store_url, collection=collection)
+    store_id = here(provenance, store)
+    rows = provenance.releases.find(store_id=store_id, collection=collection)
     if which in (LIVE, READY):
         rows = newest(row for row in rows if row.state == which)
         what = f"no {which} release of collection {collection!r}"
@@ -152,13 +153,10 @@ def find_release_row(
                 f"{what} under {chosen}; it has {', '.join(sorted(metrics))}; name one of these, or make one with "
                 "`modalign push`"
             )
-        known = sorted({row.collection for row in provenance.releases.find(store_url=store_url, state="live")})
-        elsewhere = sorted({row.store_url for row in provenance.releases.find(collection=collection, state="live")})
-        other = f" (SQL has it in the store {', '.join(elsewhere)})" if elsewhere and which == LIVE else ""
-        raise CollectionNotFoundError(
-            f"{what}; this store{f', {store_url},' if other else ''} has {', '.join(known) or 'none'}{other}; make one "
-            "with `modalign push`"
-        )
+        known = sorted({row.collection for row in provenance.releases.find(store_id=store_id, state="live")})
+        other = elsewhere(provenance, store, collection) if which == LIVE else ""
+        advice = other or "make one with `modalign push`"
+        raise CollectionNotFoundError(f"{what}; the store {store.url} has {', '.join(known) or 'none'}; {advice}")
     return metrics[chosen]
 
 
@@ -186,6 +184,7 @@ def load_release(provenance: Provenance, store: Store, row: ReleaseRow, *, devic
     check_row(row, metric, lowering)
     check_settings(row)
     check_chain(store, row.physical_name, chain(alignment, metric, lowering))
+    check_owner(provenance, store, row.physical_name, row.store_id)
     return Release(row, alignment, metric, lowerings)
 
 

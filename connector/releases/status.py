@@ -14,11 +14,13 @@ class ReleaseStatus:
     """A release that was not dropped.
 
     Attributes:
+        store: the newest address of its store.
         lag: behind its embedding sets; None of a retired release, which nothing is pushed into.
         pending: what is still to be done about it, with the command; empty where nothing is.
     """
 
     row: ReleaseRow
+    store: str
     lag: Lag | None
     pending: str
 
@@ -42,7 +44,12 @@ def read_status(provenance: Provenance, collection: str | None = None, *, runs: 
     """Read the status from SQL: of the releases of `collection` or of all, with the last `runs` runs."""
     where = {} if collection is None else {"collection": collection}
     releases = [
-        ReleaseStatus(row, None if row.state == "retired" else lag_of(provenance, row), pending(provenance, row))
+        ReleaseStatus(
+            row,
+            provenance.stores.address(row.store_id),
+            None if row.state == "retired" else lag_of(provenance, row),
+            pending(provenance, row),
+        )
         for row in provenance.releases.find(**where)
         if row.dropped_at is None
     ]
@@ -51,7 +58,7 @@ def read_status(provenance: Provenance, collection: str | None = None, *, runs: 
 
 def pending(provenance: Provenance, row: ReleaseRow) -> str:
     """Return the next step for a release with the command for it; empty if there is none."""
-    place = {"store_url": row.store_url, "collection": row.collection, "metric": row.metric}
+    place = {"store_id": row.store_id, "collection": row.collection, "metric": row.metric}
     for promotion in provenance.releases.unfinished_promotions(**place):
         if promotion.release_id == row.id:
             return (

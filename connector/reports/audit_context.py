@@ -49,10 +49,10 @@ def audit_context(
     """Return the context of a recorded audit."""
     row = audit.row
     alignment = provenance.artifacts.alignment(row.alignment_id)
-    rows = provenance.releases.find(store_url=row.store_url, collection=row.collection, metric=row.metric)
+    rows = provenance.releases.find(store_id=row.store_id, collection=row.collection, metric=row.metric)
     moments = history(provenance, rows, limit=PAGE_AUDITS, asked=asked_as(audit.plan, audit.pairs))
     return AuditContext(
-        store=row.store_url,
+        store=provenance.stores.address(row.store_id),
         alignment=alignment,
         encoders=provenance.artifacts.encoders(alignment),
         pairs=pairs,

@@ -151,10 +151,15 @@ class Store(ABC):
     """A store of collections. Use as a context manager.
 
     Attributes:
-        url: names the store in SQL and in messages, without secrets; the same each time it is opened.
+        url: the address by which it was reached, without secrets. SQL keeps it, and messages name the store by it.
     """
 
     url: str
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """All addresses by which this store can be reached, as `url`."""
+        return [self.url]
 
     def __enter__(self) -> Self:
         return self
@@ -222,6 +227,24 @@ class Store(ABC):
 
         Raises:
             CollectionNotFoundError: there is none.
+        """
+
+    def metadata(self, name: str) -> Mapping[str, Any]:
+        """Return the metadata of a collection.
+
+        Raises:
+            CollectionNotFoundError: there is no such collection.
+        """
+        return self.describe(name).metadata
+
+    @abstractmethod
+    def add_metadata(self, name: str, metadata: Mapping[str, Any]) -> None:
+        """Add names and values to the metadata of a collection, in place of values that these names have.
+
+        Aliases are not resolved.
+
+        Raises:
+            CollectionNotFoundError: there is no such collection.
         """
 
     def upsert(self, name: str, points: Points) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -238,6 +239,21 @@ class EdgeStore(Store):
             indexed,
             layout={name: getattr(config, name) for name in ENGINE_FIELDS} | {"payload_indexes": indexes},
         )
+
+    @override
+    def metadata(self, name: str) -> Mapping[str, Any]:
+        return self._directory.collections[self._resolve(name)].metadata
+
+    @override
+    def add_metadata(self, name: str, metadata: Mapping[str, Any]) -> None:
+        self._check_open()
+        directory = self._directory
+        if not directory.exists(name):
+            raise CollectionNotFoundError(f"{self.url} has no collection {name!r}")
+        directory.prepare()
+        config = directory.collections[name]
+        changed = replace(config, metadata={**config.metadata, **metadata})
+        directory.commit({**directory.collections, name: changed}, directory.aliases)
 
     @override
     def _vectors(self, name: str) -> Mapping[str, VectorConfig]:

@@ -243,6 +243,14 @@ class QdrantStore(Store):
         )
 
     @override
+    def metadata(self, name: str) -> Mapping[str, Any]:
+        return self._call(self._client.get_collection, name).config.metadata or {}
+
+    @override
+    def add_metadata(self, name: str, metadata: Mapping[str, Any]) -> None:
+        self._call(self._client.update_collection, name, metadata=dict(metadata))
+
+    @override
     def _vectors(self, name: str) -> Mapping[str, VectorConfig]:
         return _named_vectors(self._laid_out(name))
 

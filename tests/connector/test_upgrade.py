@@ -91,11 +91,15 @@ def upgraded(before: Rows) -> Rows:
     """What the migrations from 0005 on make of rows."""
     after = dict(before)
     urls = sorted({row["store_url"] for row in before["release"] + before["promotion"]})
-    after["store"] = [{"id": number, "uid": ANY} for number in range(1, len(urls) + 1)]
+    after["store"] = [
+        {"id": number, "uid": ANY, "claimed": False, "merged_into_id": None} for number in range(1, len(urls) + 1)
+    ]
     after["store_address"] = [{"id": n, "store_id": n, "address": url} for n, url in enumerate(urls, 1)]
     after["lease"] = [_renamed(row, work="job", heard_at="heartbeat_at") for row in after.pop("claim")]
     after["tombstone"] = [{**row, "shard": "", "counted": False} for row in after.pop("deletion")]
-    after["promotion"] = [{**_renamed(row, begun_at="started_at"), "request": None} for row in before["promotion"]]
+    after["promotion"] = [
+        {**_renamed(_with_store(row, urls), begun_at="started_at"), "request": None} for row in before["promotion"]
+    ]
     after["run"] = [{**row, "heartbeat_at": None} for row in before["run"]]
     after["release_set"] = [
         {"release_id": release_id, "embedding_set_id": set_id}
@@ -116,7 +120,7 @@ def upgraded(before: Rows) -> Rows:
             "needs_tuning": settings.pop("untuned", False),
         }
         revision = _changed_since_audit(before, row["id"])
-        after["release"].append({**row, "settings": settings, **tuning, "revision": int(revision)})
+        after["release"].append({**_with_store(row, urls), "settings": settings, **tuning, "revision": int(revision)})
     return after
 
 
@@ -128,6 +132,12 @@ def _changed_since_audit(before: Rows, release_id: int) -> bool:
         row["begun_at"] for row in before["promotion"] if row["kind"] == "rollback" and row["previous_id"] == release_id
     ]
     return bool(audited and changes) and max(changes) >= max(audited)
+
+
+def _with_store(row: dict[str, Any], urls: list[str]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "store_url"} | {
+        "store_id": urls.index(row["store_url"]) + 1
+    }
 
 
 def _renamed(row: dict[str, Any], **names: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def a_release(text: str, **changes: Any) -> Release:
         lowerings = {m: ours.metric(metric, items=m).lower(DIM) for m in MODALITIES}
     lowering = lowerings["image"]
     row = ReleaseRow(
-        store_url="",
+        store_id=0,
         collection=NAME,
         metric=str(metric),
         physical_name=NAME,

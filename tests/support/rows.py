@@ -53,10 +53,12 @@ def alignment(seed: int = 0, **changes: Any) -> Alignment:
     return Alignment(replace(card, **changes), weights)
 
 
-def release(provenance: Provenance, physical_name: str = "c.cosine.1", **changes: Any) -> ReleaseRow:
+def release(
+    provenance: Provenance, physical_name: str = "c.cosine.1", *, store: str = "edge:qdrant", **changes: Any
+) -> ReleaseRow:
     alignment_id = provenance.artifacts.record_alignment("a", Path("alignments/a"), alignment())
     values: dict[str, Any] = {
-        "store_url": "edge:qdrant",
+        "store_id": provenance.stores.record(store),
         "collection": "c",
         "metric": "cosine",
         "physical_name": physical_name,

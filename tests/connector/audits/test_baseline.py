@@ -352,7 +352,7 @@ class TestEarlier:
             find_baseline(world.provenance, row_of(world, "dot"), against, PLAN, "s")
 
     def test_there_is_no_live_release(self, world: World) -> None:
-        row = ReleaseRow(store_url=row_of(world).store_url, collection="others", metric="cosine")
+        row = ReleaseRow(store_id=row_of(world).store_id, collection="others", metric="cosine")
         with raises(RequirementError, "others", "cosine"):
             find_baseline(world.provenance, row, "live", PLAN, "s")
 

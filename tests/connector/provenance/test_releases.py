@@ -40,7 +40,7 @@ class TestReleases:
         release(provenance)
         with pytest.raises(ProvenanceError, match=r"(?i)unique"):
             release(provenance)
-        release(provenance, store_url="http://other:6333")
+        release(provenance, store="http://other:6333")
         assert count(provenance, ReleaseRow) == 2
 
 
@@ -48,7 +48,7 @@ class TestPromotions:
     def begun(self, provenance: Provenance, run: int, row: ReleaseRow, previous: ReleaseRow | None) -> PromotionRow:
         promotion = PromotionRow(
             kind="promote",
-            store_url=row.store_url,
+            store_id=row.store_id,
             collection=row.collection,
             metric=row.metric,
             release_id=row.id,

@@ -14,6 +14,7 @@ from connector.provenance import leases
 from connector.provenance.leases import creation_lock
 from connector.releases.reconcile import reconcile
 from connector.releases.release import open_release
+from connector.releases.store_identity import here
 from connector.stores.contract import Store
 from connector.stores.qdrant import QdrantStore
 from tests.support.errors import raises
@@ -125,8 +126,8 @@ def test_a_collection_with_points_is_never_dropped(world: World, monkeypatch: py
         with monkeypatch.context() as patched:
             before_first(patched, "upsert", kill)
             with pytest.raises(Killed):
-                lost.push(again)
-    lost.push(again)
+                lost.push(again, take_over=True)
+    lost.push(again, take_over=True)
     assert (dropped, world.store.count(release.name)) == ([], 16)
 
 
@@ -150,11 +151,10 @@ def test_pushes_at_once_into_a_new_collection_of_a_server_all_succeed(tmp_path: 
 def test_whoever_creates_a_collection_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "LOCK_TIMEOUT_SECONDS", 0.0)
     embedding_set = world.set("s", *pairs(4))
-    url = world.provenance.database.stored(world.store.url)
     name = world.push(embedding_set).releases[0].name
     with (
         world.provenance.runs.start("push", {}) as run,
-        creation_lock(world.provenance.database, url, name, run.id),
+        creation_lock(world.provenance.database, here(world.provenance, world.store), name, run.id),
         raises(LeaseHeldError, run.id, name),
     ):
         world.push(embedding_set)

@@ -21,6 +21,8 @@ from connector.releases.release import Release, open_release
 from connector.search import retriever as search
 from connector.search.retriever import Retriever
 from connector.stores.contract import CollectionConfig, VectorConfig
+from connector.stores.edge import EdgeStore
+from tests.support.errors import raises
 from tests.support.fakes import TEXT_DIM
 from tests.support.world import COLLECTION, World, alignment, audit, cards, only, opened_world, pairs
 
@@ -187,9 +189,11 @@ def test_what_belongs_together_is_not(world: World, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("operation", ["query", "audit", "promote"])
-def test_a_release_of_another_store(world: World, operation: str) -> None:
-    world.store.url = "http://elsewhere"
-    with pytest.raises(CollectionNotFoundError, match=r"store,? http://elsewhere.*SQL has it in .*edge:qdrant"):
+def test_a_release_of_another_store(world: World, operation: str, tmp_path: Path) -> None:
+    with (
+        EdgeStore(tmp_path / "elsewhere") as world.store,
+        raises(CollectionNotFoundError, world.store.url, "edge:qdrant"),
+    ):
         OPERATIONS[operation](world)
 
 

@@ -262,7 +262,7 @@ class TestLostDatabase:
         world = self.forget(world)
         with world.provenance:
             for _ in range(2):
-                (after,) = world.push(priced).releases
+                (after,) = world.push(priced, take_over=True).releases
                 assert after.row.settings == before.row.settings
                 assert after.row.state == "live"
                 assert after.quantized_search == {"oversampling": 7.0, "rescore": False}
@@ -275,7 +275,7 @@ class TestLostDatabase:
         (before,) = world.push(priced, **LAYOUT).releases
         world = self.forget(world)
         with world.provenance:
-            (shadow,) = world.push(priced, "b").releases
+            (shadow,) = world.push(priced, "b", take_over=True).releases
             assert shadow.row.settings == before.row.settings
             assert shadow.row.state == "ready"
 
@@ -285,7 +285,7 @@ class TestLostDatabase:
         with world.provenance:
             payloads = [{"price": "x" if number == 7 else number} for number in range(N)]
             parts = (rows(m, embedded(m, latent(N)), payloads=payloads) for m in ("image", "text"))
-            pushed = world.push(world.set("s", *parts))
+            pushed = world.push(world.set("s", *parts), take_over=True)
             assert world.reasons(pushed.run) == [(m, "7", "payload-not-float") for m in ("image", "text")]
 
 

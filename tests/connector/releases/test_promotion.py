@@ -697,4 +697,5 @@ def test_promotions_refer_to_what_is_recorded(world: World) -> None:
     promote(world, forced=FORCED)
     (promotion,) = world.provenance.releases.promotions()
     assert isinstance(promotion, PromotionRow)
-    assert (promotion.store_url, promotion.collection, promotion.metric) == ("edge:qdrant", COLLECTION, "cosine")
+    assert (promotion.collection, promotion.metric) == (COLLECTION, "cosine")
+    assert world.provenance.stores.addresses() == {"edge:qdrant": promotion.store_id}

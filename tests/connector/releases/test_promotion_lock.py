@@ -19,6 +19,7 @@ from connector.provenance.leases import promotion_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import LeaseRow, RunRow, now
 from connector.releases.promotion import Lifecycle, PromotionOverride
+from connector.releases.store_identity import record_store
 from connector.stores.qdrant import QdrantStore
 from tests.support.faulty_server import Fault, FaultyServer, Request, running
 from tests.support.runner import Runner
@@ -42,18 +43,18 @@ def started(provenance: Provenance, command: str = "promote", **changes: Any) ->
 class TestSwitching:
     def test_another_one_is_told_who_is_at_it(self, provenance: Provenance) -> None:
         first, second = started(provenance), started(provenance)
-        with promotion_lock(provenance.database, "s", "things", first):
+        with promotion_lock(provenance.database, 1, "things", first):
             with (
                 pytest.raises(
                     LeaseHeldError, match=rf"run {first}, a promote on .*, is changing .* of things are live"
                 ),
-                promotion_lock(provenance.database, "s", "things", second, timeout=0),
+                promotion_lock(provenance.database, 1, "things", second, timeout=0),
             ):
                 raise AssertionError("both are at it")
-            for other in (("s", "others"), ("t", "things")):
+            for other in ((1, "others"), (2, "things")):
                 with promotion_lock(provenance.database, *other, second, timeout=0):
                     pass
-        with promotion_lock(provenance.database, "s", "things", second, timeout=0):
+        with promotion_lock(provenance.database, 1, "things", second, timeout=0):
             pass
 
     def test_it_waits_and_says_so(self, provenance: Provenance, caplog: pytest.LogCaptureFixture) -> None:
@@ -62,11 +63,11 @@ class TestSwitching:
         order: list[str] = []
 
         def follow() -> None:
-            with promotion_lock(provenance.database, "s", "things", second):
+            with promotion_lock(provenance.database, 1, "things", second):
                 order.append("second")
 
         thread = threading.Thread(target=follow)
-        with promotion_lock(provenance.database, "s", "things", first):
+        with promotion_lock(provenance.database, 1, "things", first):
             thread.start()
             thread.join(3 * leases.POLL_SECONDS)
             assert thread.is_alive()
@@ -78,9 +79,9 @@ class TestSwitching:
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
     def test_it_is_free_after_a_failure(self, provenance: Provenance, error: type[BaseException]) -> None:
         first, second = started(provenance), started(provenance)
-        with pytest.raises(error), promotion_lock(provenance.database, "s", "things", first):
+        with pytest.raises(error), promotion_lock(provenance.database, 1, "things", first):
             raise error
-        with promotion_lock(provenance.database, "s", "things", second, timeout=0):
+        with promotion_lock(provenance.database, 1, "things", second, timeout=0):
             pass
 
     @pytest.mark.parametrize(
@@ -88,22 +89,22 @@ class TestSwitching:
     )
     def test_what_a_dead_process_was_at_is_free(self, provenance: Provenance, values: dict[str, Any]) -> None:
         first, second = started(provenance), started(provenance)
-        dead = promotion_lock(provenance.database, "s", "things", first)
+        dead = promotion_lock(provenance.database, 1, "things", first)
         dead.__enter__()
         with provenance.database.session() as session:
             session.execute(update(RunRow).where(RunRow.id == first).values(**values))
-        with promotion_lock(provenance.database, "s", "things", second, timeout=0):
+        with promotion_lock(provenance.database, 1, "things", second, timeout=0):
             pass
         dead.__exit__(None, None, None)
 
     def test_whoever_was_stopped_for_long_finds_out_before_it_acts(self, provenance: Provenance) -> None:
         first, second = started(provenance), started(provenance)
-        with promotion_lock(provenance.database, "s", "things", first) as held:
+        with promotion_lock(provenance.database, 1, "things", first) as held:
             held.heartbeat()
             long_ago = now() - timedelta(seconds=heartbeat.LEASE_SECONDS + 5)
             with provenance.database.session() as session:
                 session.execute(update(LeaseRow).values(heartbeat_at=long_ago))
-            with promotion_lock(provenance.database, "s", "things", second, timeout=0):
+            with promotion_lock(provenance.database, 1, "things", second, timeout=0):
                 with pytest.raises(LeaseLostError, match="the lock was taken over"):
                     held.heartbeat()
                 held.remove()  # is not what the other one holds
@@ -111,7 +112,7 @@ class TestSwitching:
                     assert session.scalars(select(LeaseRow.run_id)).all() == [second]
 
     def test_it_is_no_ingest_in_parts(self, provenance: Provenance) -> None:
-        with promotion_lock(provenance.database, "s", "things", started(provenance)):
+        with promotion_lock(provenance.database, 1, "things", started(provenance)):
             assert provenance.runs.ingests_in_parts() == []
 
 
@@ -147,7 +148,7 @@ class TestPushes:
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(leases, "LOCK_TIMEOUT_SECONDS", 0.0)
-        place = world.provenance.database.stored(world.store.url), COLLECTION
+        place = record_store(world.provenance, world.store), COLLECTION
         with (
             promotion_lock(world.provenance.database, *place, started(world.provenance)),
             pytest.raises(LeaseHeldError, match="is changing which releases of things are live"),

@@ -130,8 +130,10 @@ class TestOpening:
 
     def test_a_release_of_another_store_is_not_opened(self, world: World, tmp_path: Path) -> None:
         push(world)
-        world.store.url = "http://elsewhere"
-        with raises(CollectionNotFoundError, "'things'", "http://elsewhere"):
+        with (
+            EdgeStore(tmp_path / "elsewhere") as world.store,
+            raises(CollectionNotFoundError, "'things'", world.store.url, *world.provenance.stores.addresses()),
+        ):
             opened(world)
 
     def test_a_release_that_is_not_live_is_not_opened(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
