@@ -31,7 +31,7 @@ from connector.recorded_request import Request
 from connector.releases.lag import Lag, lag_of
 from connector.releases.promotion import AliasSwitch, Lifecycle, PromotionOverride, this_person
 from connector.releases.release import Release
-from connector.releases.status import Status, read_status
+from connector.releases.status import Status, read_replicas, read_status
 from connector.releases.store_identity import here
 from connector.requests import (
     RETRIED,
@@ -55,7 +55,8 @@ from connector.requests import (
 from connector.settings import Settings, checked_name
 from connector.stores.contract import Store
 from connector.stores.filters import parse_filter
-from connector.stores.opening import open_store, url_of
+from connector.stores.opening import is_shared, open_store, url_of
+from connector.stores.replicas import Replicas
 
 if TYPE_CHECKING:
     from alignment.geometry.geometry import Geometry
@@ -294,6 +295,12 @@ class Home:
     def status(self, collection: str | None = None, *, runs: int = 10) -> Status:
         """Return the releases, of `collection` or all, ingests in parts, and the last `runs` runs. Opens no store."""
         return read_status(self.provenance, collection, runs=runs)
+
+    def replicas(self, collection: str) -> dict[str, Replicas]:
+        """Return by release of `collection` where its replicas are. An embedded store has none, and is not opened."""
+        if not is_shared(self.settings):
+            return {}
+        return read_replicas(self.store, self._lifecycle(collection).rows())
 
     def lag(self) -> dict[int, Lag]:
         """Return by release, without retired ones, how many rows of its embedding sets it does not hold."""

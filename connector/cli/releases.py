@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from connector.cli.cluster_tables import print_replicas, replicas_document
 from connector.cli.group import FAILED, cli, confirmation, db, minute, open_home
 from connector.cli.options import METRIC_HELP, home_options, json_option, yes_option
 from connector.cli.tables import (
@@ -19,6 +20,7 @@ from connector.cli.tables import (
     show,
     switched_rows,
 )
+from connector.errors import CollectionNotFoundError, StoreError
 from connector.progress import say
 from connector.requests import (
     ORPHAN_SHARE,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from connector.releases.promotion import AliasSwitch
     from connector.releases.reconcile import ReconcileReport
     from connector.releases.status import ReleaseStatus
+    from connector.stores.replicas import Replicas
 
 
 request_option = click.option(
@@ -177,7 +180,8 @@ def status(
 ) -> None:
     """Show releases, of COLLECTION or all, what is to be done about them, ingests in parts, and the last runs.
 
-    The lag is the number of rows of the embedding sets that a release does not hold, rejected rows among them.
+    The lag is the number of rows of the embedding sets that a release does not hold, rejected rows among them. Of a
+    COLLECTION in a cluster, also shows its shards and replicas, which nodes are away, and what is possible now.
     """
     for given, name in ((verify, "verify"), (repair, "repair")):
         if given:
@@ -187,10 +191,12 @@ def status(
             _repaired(home, collection, yes, None, False) if repair else home.verify(collection) if verify else None
         )
         shown = home.status(collection, runs=limit)
+        replicas = {} if collection is None else _replicas(home, collection)
     releases = [_release_row(release) for release in shown.releases]
     runs = [_run_row(run) for run in shown.runs]
     if as_json:
-        document = {"releases": releases, "ingests_in_parts": shown.ingests_in_parts, "runs": runs}
+        document: dict[str, Any] = {"releases": releases, "ingests_in_parts": shown.ingests_in_parts, "runs": runs}
+        document["replicas"] = replicas_document(replicas)
         print_json(document | ({} if reports is None else _document(reports)))
     else:
         hidden = ("store", "pending")
@@ -198,6 +204,7 @@ def status(
         for row in releases:
             if row["pending"]:
                 show(f"{row['physical_name']}: {row['pending']}")
+        print_replicas(replicas)
         if reports is not None:
             print_reconciled(reports)
         if shown.ingests_in_parts:
@@ -208,6 +215,17 @@ def status(
             row["error"] = textwrap.shorten(row["error"], 60)
         print_table(runs, "runs (times are UTC; --json has errors in full)")
     _exit_for_differences(reports or [])
+
+
+def _replicas(home: "Home", collection: str) -> "dict[str, Replicas]":
+    """Return the replicas of a collection; say so if its store cannot be asked: SQL has the rest of the status."""
+    try:
+        return home.replicas(collection)
+    except CollectionNotFoundError:  # no release of it is in this store
+        return {}
+    except StoreError as error:
+        say(f"the store does not tell of shards and replicas: {error}")
+        return {}
 
 
 full_option = click.option("--full", is_flag=True, help="Compare all vectors, not a sample of them.")

@@ -1,12 +1,16 @@
 """The status of a home: its releases, what is to be done about them, ingests in parts, and the last runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
+from connector.errors import CollectionNotFoundError
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import ReleaseRow, RunRow
 from connector.releases.lag import Lag, lag_of
 from connector.releases.release import READY
+from connector.stores.contract import Store
+from connector.stores.replicas import Replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,16 @@ def read_status(provenance: Provenance, collection: str | None = None, *, runs: 
         if row.dropped_at is None
     ]
     return Status(releases, provenance.runs.ingests_in_parts(), provenance.runs.newest(runs))
+
+
+def read_replicas(store: Store, rows: Iterable[ReleaseRow]) -> dict[str, Replicas]:
+    """Return by release where its replicas are; without releases that are in one place, or that the store has lost."""
+    replicas = {}
+    for row in rows:
+        with suppress(CollectionNotFoundError):
+            if of_release := store.replicas(row.physical_name):
+                replicas[row.physical_name] = of_release
+    return replicas
 
 
 def pending(provenance: Provenance, row: ReleaseRow) -> str:

@@ -21,11 +21,13 @@ class StoreKind:
         form: how its URLs look, for people.
         open: opens the store that the settings name; raises a `StoreError` if that fails.
         url: turns a URL into the `Store.url` that its store will have: without secrets, the same each time.
+        shared: several processes may have it open at once.
     """
 
     form: str
     open: Callable[["Settings"], Store]
     url: Callable[[str], str]
+    shared: bool = True
 
 
 def _open_edge(settings: "Settings") -> Store:
@@ -48,7 +50,7 @@ def _connect(settings: "Settings") -> Store:
 
 # By how the URL begins.
 STORES: Mapping[str, StoreKind] = {
-    "edge:": StoreKind("edge:DIRECTORY", _open_edge, _edge_url),
+    "edge:": StoreKind("edge:DIRECTORY", _open_edge, _edge_url, shared=False),
     "http://": StoreKind("http://HOST:PORT", _connect, redacted),
     "https://": StoreKind("https://HOST:PORT", _connect, redacted),
     "grpc://": StoreKind("grpc://HOST:PORT", _connect, redacted),
@@ -73,6 +75,15 @@ def url_of(settings: "Settings") -> str:
         SettingsError: the URL names no store.
     """
     return _kind(settings.store_url).url(settings.store_url)
+
+
+def is_shared(settings: "Settings") -> bool:
+    """Say whether several processes may have the store open at once that the settings name.
+
+    Raises:
+        SettingsError: the URL names no store.
+    """
+    return _kind(settings.store_url).shared
 
 
 def _kind(url: str) -> StoreKind:

@@ -17,7 +17,7 @@ REPORT_SECONDS = 30.0  # how often a wait for an index is told of
 POLL_SECONDS = 0.5
 STABLE_POLLS = 3
 ERROR_CHARACTERS = 200
-FAILED_POLLS = 3  # a request that fails so often in a row is given up for this wait
+FAILED_POLLS = 2  # a request that fails so often in a row is given up for this wait
 
 
 def wait_until_ready(

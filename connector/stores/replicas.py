@@ -127,7 +127,13 @@ class Replicas:
     @property
     def possible(self) -> dict[str, str]:
         """What is possible now, in words: searches, writes, and switches of aliases."""
-        return {"searches": self._searches(), "writes": self._writes(), "switches": self._switches()}
+        possible = {"searches": self._searches(), "writes": self._writes(), "switches": self._switches()}
+        if any(node.away is None for node in self.nodes.values()):
+            return {
+                what: f"{answer} if all nodes answer; whether they do is not told over gRPC, nor to every token"
+                for what, answer in possible.items()
+            }
+        return possible
 
     def _searches(self) -> str:
         missing = [str(shard.number) for shard in self.shards if not shard.is_searchable]

@@ -1,78 +1,27 @@
-"""A cluster of three nodes, as it answered: Qdrant 1.18.3, a collection of two shards and three replicas of each.
+"""A cluster of three nodes, of which some are away or lack points, by its recorded answers."""
 
-`recorded/cluster.json` holds the answers of one node: with another node away after a write that it missed, with that
-node back, and with two nodes away.
-"""
-
-import json
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import stamina
-from werkzeug import Request, Response
 
 from connector.errors import ClusterError, StoreUnavailableError
 from connector.stores import qdrant_cluster, qdrant_readiness
 from connector.stores.contract import Points
 from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import RetryPolicy
-from tests.support.canned_server import result, serving, version
 from tests.support.errors import raises
+from tests.support.recorded_cluster import STATES, RecordedNode, recorded_node
 
-STATES = ("a node is away", "replicas differ", "no majority")
 ATTEMPTS = 2
 POINT = "00000000-0000-0000-0000-000000000001"
 AWAY, ALSO_AWAY = "http://127.0.0.1:7232/", "http://127.0.0.1:7222/"
 
 
-# What every node answers, whatever the others do.
-SIMPLE = {
-    "GET /": version("1.18.3"),
-    "GET /aliases": result({"aliases": []}),
-    "GET /collections": result({"collections": [{"name": "c"}]}),
-}
-
-
-@cache
-def recorded() -> dict[str, dict[str, tuple[int, Any]]]:
-    answers: dict[str, dict[str, tuple[int, Any]]] = json.loads(
-        (Path(__file__).parent / "recorded" / "cluster.json").read_text()
-    )
-    return answers
-
-
-class RecordedNode:
-    """Answers as the node did in `state`; without a recorded answer, 404."""
-
-    def __init__(self, state: str):
-        self.state = state
-        self.requests: list[str] = []
-        self.url = ""
-        self.full = False
-
-    def respond(self, request: Request) -> Response:
-        query = request.query_string.decode()
-        asked = f"{request.method} {request.path}"
-        if (request.method == "POST" and "consistency" in query) or "telemetry" in request.path:
-            asked += f"?{query}"
-        self.requests.append(asked)
-        if self.full:
-            return Response('{"status":{"error":"Service internal error: No space left on device"}}', 500)
-        if asked in SIMPLE:
-            return Response(SIMPLE[asked])
-        status, body = recorded()[self.state].get(asked, (404, {}))
-        return Response(json.dumps(body), status)
-
-
 @pytest.fixture
 def node(request: pytest.FixtureRequest) -> Iterator[RecordedNode]:
-    node = RecordedNode(request.param)
-    with serving(node.respond) as http:
-        node.url = http.url_for("").rstrip("/")
+    with recorded_node(request.param) as node:
         yield node
 
 

@@ -1,0 +1,48 @@
+"""What `status COLLECTION` says of a cluster, from the recorded answers of one."""
+
+import json
+
+import pytest
+
+from connector.cli.cluster_tables import print_replicas, replicas_document
+from connector.stores.qdrant import QdrantStore
+from connector.stores.replicas import Replicas
+from tests.support.recorded_cluster import recorded_node
+
+
+def replicas_in(state: str) -> dict[str, Replicas]:
+    with recorded_node(state) as node, QdrantStore.connect(node.url) as store:
+        replicas = store.replicas("c")
+    assert replicas is not None
+    return {"release": replicas}
+
+
+def test_replicas_that_differ_are_shown_with_their_points(capsys: pytest.CaptureFixture[str]) -> None:
+    releases = replicas_in("replicas differ")
+    document = json.loads(json.dumps(replicas_document(releases)))["release"]
+    points = [(row["shard"], row["points"], row["state"]) for row in document["replicas"]]
+    assert sorted(points) == sorted(
+        [(shard, count, "Active") for shard, counts in ((0, (16, 12, 16)), (1, (14, 8, 14))) for count in counts]
+    )
+    assert (document["away"], document["transfers"]) == ([], [])
+    print_replicas(releases)
+    shown = capsys.readouterr().out
+    for text in (*document["differences"], "searches: possible", "writes: possible", "switches: possible"):
+        assert f"release: {text}" in shown
+
+
+@pytest.mark.parametrize(("state", "away", "switches"), [("a node is away", 1, True), ("no majority", 2, False)])
+def test_nodes_that_are_away_and_what_is_possible_without_them(
+    state: str, away: int, switches: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    releases = replicas_in(state)
+    document = replicas_document(releases)["release"]
+    assert len(document["away"]) == away
+    assert (document["possible"]["switches"] == "possible") == switches
+    assert {row["points"] for row in document["replicas"] if row["node"] == "away"} == {None}
+    print_replicas(releases)
+    shown = capsys.readouterr().out
+    for node in document["away"]:
+        assert f"release: away: {node['address']} (peer {node['peer']})" in shown
+    for what, answer in document["possible"].items():
+        assert f"release: {what}: {answer}" in shown
