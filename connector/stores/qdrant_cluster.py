@@ -13,12 +13,12 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from qdrant_client import grpc, models
-from qdrant_client.conversions.conversion import RestToGrpc
+from qdrant_client import models
 
 from connector.errors import ClusterError, CollectionNotFoundError, StoreError, StoreUnavailableError
+from connector.stores.consistent_client import ConsistentClient
 from connector.stores.qdrant_connection import Connection
 from connector.stores.replicas import Node, Replica, Replicas, Shard, Transfer
 
@@ -78,9 +78,17 @@ class Cluster:
 
     def count(self, name: str, filter: models.Filter | None, *, consistent: bool) -> int:
         """Count exactly; consistently: of each shard, the points of the replica that has fewest."""
-        return self.read(
-            name, lambda consistency: _count(self._connection, name, filter, consistency), consistent=consistent
-        )
+        connection = self._connection
+
+        def count(consistency: Any) -> int:
+            if consistency is None:
+                return connection.client.count(name, count_filter=filter, exact=True).count
+            client = cast(ConsistentClient, connection.client)  # or one that goes on with another address
+            return client.count_consistently(
+                name, filter, consistency, over_grpc=connection.grpc, timeout=connection.timeout
+            )
+
+        return self.read(name, count, consistent=consistent)
 
     def read(self, name: str, operation: Callable[[Any], T], *, consistent: bool) -> T:
         """Read from a collection; consistently: from all replicas of each shard, or from as many as answer.
@@ -135,26 +143,6 @@ class Cluster:
         """Return how many replicas to ask at first."""
         level, since = self._levels.get(name, (replicas, -LEVEL_SECONDS))
         return replicas if time.monotonic() - since > LEVEL_SECONDS else min(level, replicas)
-
-
-def _count(connection: Connection, name: str, filter: models.Filter | None, consistency: Any) -> int:
-    """Count with a consistency, which the client's own method does not pass on."""
-    client = connection.client
-    if consistency is None:
-        return client.count(name, count_filter=filter, exact=True).count
-    if connection.grpc:
-        request = grpc.CountPoints(
-            collection_name=name,
-            filter=None if filter is None else RestToGrpc.convert_filter(filter),
-            exact=True,
-            read_consistency=RestToGrpc.convert_read_consistency(consistency),
-        )
-        return int(client.grpc_points.Count(request, timeout=connection.timeout).result.count)
-    counted = client.http.points_api.count_points(
-        collection_name=name, consistency=consistency, count_request=models.CountRequest(filter=filter, exact=True)
-    )
-    assert counted.result is not None
-    return int(counted.result.count)
 
 
 def read_replicas(connection: Connection, name: str, write_consistency_factor: int) -> Replicas | None:

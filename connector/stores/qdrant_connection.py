@@ -37,6 +37,7 @@ from connector.errors import (
 )
 from connector.safe_text import redacted, without_secrets
 from connector.settings import REQUEST_SECONDS
+from connector.stores.consistent_client import ConsistentClient
 from connector.stores.qdrant_limits import ADVICE, meaning
 from connector.stores.request_deadline import DeadlineTransport
 
@@ -291,7 +292,7 @@ def connected(
         with warnings.catch_warnings():
             if parts.hostname in LOOPBACK:  # a key that never leaves the machine needs no encryption
                 warnings.filterwarnings("ignore", "Api key is used with an insecure connection", UserWarning)
-            client = QdrantClient(**options)
+            client = ConsistentClient(**options)
     except SettingsError:
         raise
     except ValueError:  # its text may hold the URL with the password in it

@@ -31,6 +31,7 @@ from connector.errors import (
     StoreUnavailableError,
 )
 from connector.stores import qdrant_connection, qdrant_readiness
+from connector.stores.consistent_client import ConsistentClient
 from connector.stores.contract import CollectionConfig, Points, VectorConfig
 from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, HTTP_STATUS, Connection, RetryPolicy
@@ -160,12 +161,12 @@ def test_versions_that_are_new_enough(server: CannedServer, found: str) -> None:
 def test_versions_that_are_not(server: CannedServer, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[str] = []
 
-    class Watched(QdrantClient):
+    class Watched(ConsistentClient):
         def close(self, grpc_grace: float | None = None, **options: Any) -> None:
             closed.append(found)
             super().close(grpc_grace, **options)
 
-    monkeypatch.setattr(qdrant_connection, "QdrantClient", Watched)
+    monkeypatch.setattr(qdrant_connection, "ConsistentClient", Watched)
     server.always(200, version(found))
     with pytest.raises(StoreError, match=rf"expected Qdrant 1\.16 or newer, got {found}") as raised:
         QdrantStore.connect(server.url)
