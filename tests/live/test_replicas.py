@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
 
+from alignment.metrics import Distance
 from connector.errors import ClusterError, MismatchError
 from connector.home import Home
 from connector.releases.promotion import Lifecycle, PromotionOverride
@@ -15,7 +18,7 @@ from connector.releases.reconcile import ReconcileReport
 from connector.releases.reconcile_releases import reconcile_releases, repair_releases
 from connector.releases.release import Release
 from connector.settings import Settings
-from connector.stores.contract import Points
+from connector.stores.contract import CollectionConfig, Points, VectorConfig
 from connector.stores.qdrant_connection import RetryPolicy
 from tests.support.errors import raises
 from tests.support.qdrant_servers import API_KEY, Cluster, state_of
@@ -133,6 +136,30 @@ def test_with_a_node_away_pushes_promotions_and_rollbacks_go_on(
     with world.provenance.runs.start("rollback", {}) as run:
         assert [switch.row.physical_name for switch in lifecycle.rollback(run.id)] == [live.name]
     assert all(report.consistent for report in reconcile_releases(world.provenance, world.store, collection, seed=0))
+
+
+@pytest.mark.parametrize("world", ["REST"], indirect=True)
+def test_what_status_says_of_writes_and_searches_is_what_the_cluster_does(
+    cluster: Cluster, world: World, collection: str
+) -> None:
+    factors = {(1, 1): False, (2, 1): True, (2, 2): False, (3, 1): True, (3, 2): True, (3, 3): False}
+    points = Points("v", [str(UUID(int=number)) for number in range(1, 61)], np.eye(60, 2, dtype=np.float32), [{}] * 60)
+    names = {(r, w): f"{collection}-{r}-{w}" for r, w in factors}
+    for (replicas, confirmed), name in names.items():
+        layout: dict[str, Any] = {"shards": 3, "replication_factor": replicas, "write_consistency_factor": confirmed}
+        world.store.create(name, CollectionConfig({"v": VectorConfig(2, Distance.DOT)}, **layout))
+        world.store.upsert(name, points)
+    cluster.nodes[2].kill()
+    for (replicas, confirmed), name in names.items():
+        told = world.store.replicas(name)
+        assert told is not None
+        possible = {what: answer == "possible" for what, answer in told.possible.items()}
+        assert possible == {"searches": replicas > 1, "writes": factors[replicas, confirmed], "switches": True}
+        with nullcontext() if possible["searches"] else pytest.raises(ClusterError):
+            assert len(world.store.search(name, "v", np.ones((1, 2), np.float32), 60)[0]) == 60
+        with nullcontext() if possible["writes"] else pytest.raises(ClusterError):
+            world.store.upsert(name, points)
+    world.store.set_aliases({f"{collection}-alias": names[2, 1]})
 
 
 @pytest.mark.parametrize("world", ["REST"], indirect=True)
