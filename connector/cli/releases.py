@@ -64,14 +64,15 @@ request_option = click.option(
 @json_option
 @home_options
 def promote(force: bool, reason: str | None, as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
-    """Make the ready releases of COLLECTION live, in place of the live ones: one switch for all metrics.
+    """Make the ready releases of COLLECTION live, in place of the live ones.
 
     They are verified first: exact counts against SQL, and a sample of vectors and payloads against the embedding sets.
     The newest audit of each must have passed its requirements, and nothing may have been written since. Filters must
     find the same as before: the same payload indexes, and values of the same types. Otherwise the exit code is 3.
     Every other difference of the layouts is named.
 
-    The releases that were live are retired; `rollback` brings them back. Run it again after a crash: it finishes.
+    The releases that were live are retired; `rollback` brings them back. The aliases of all metrics are switched in one
+    request, which a server that is killed may have carried out in part. Run it again after a crash: it finishes.
     """
     if force != bool(reason and reason.strip()):
         raise click.UsageError("expected --force together with --reason TEXT, or neither")

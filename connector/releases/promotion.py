@@ -3,7 +3,7 @@
 Promotion and rollback are the same three steps. A crash between any two does no harm:
 
     1  SQL records which releases are going to be live
-    2  one request switches the aliases of all metrics
+    2  one request switches the aliases of all metrics; a store that is killed may have switched some of them
     3  SQL records that it is done
 
 A command that is run again does not go further than it did: a promotion never goes back to an older alignment unless
@@ -126,7 +126,7 @@ class Lifecycle:
         forced: PromotionOverride | None = None,
         request: str | None = None,
     ) -> list[AliasSwitch]:
-        """Make the ready releases of the newest alignment live, all at once, and retire the ones that were live.
+        """Make the ready releases of the newest alignment live, and retire the ones that were live.
 
         Each is verified first, and its newest audit has to allow it. An unfinished promotion is finished first; nothing
         else happens then, unless releases are named. If nothing is ready and something is live, nothing happens.

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from alignment.metrics import parse
 from connector.errors import CollectionNotFoundError
 from connector.provenance.recorder import Provenance
-from connector.provenance.tables import ReleaseRow, RunRow
+from connector.provenance.tables import PromotionRow, ReleaseRow, RunRow
+from connector.releases.aliases import alias_name
 from connector.releases.lag import Lag, lag_of
 from connector.releases.release import READY
 from connector.stores.contract import Store
@@ -75,10 +77,7 @@ def pending(provenance: Provenance, row: ReleaseRow) -> str:
     place = {"store_id": row.store_id, "collection": row.collection, "metric": row.metric}
     for promotion in provenance.releases.unfinished_promotions(**place):
         if promotion.release_id == row.id:
-            return (
-                f"{promotion.kind} begun by run {promotion.run_id}, not finished: run `modalign {promotion.kind} "
-                f"{row.collection}`"
-            )
+            return _half_switched(provenance, promotion, row)
     if row.drop_begun_at:
         return f"drop begun, not finished: run `modalign drop {row.collection} --release {row.physical_name}`"
     if row.state == "building":
@@ -89,3 +88,14 @@ def pending(provenance: Provenance, row: ReleaseRow) -> str:
             f"{row.collection}`"
         )
     return ""
+
+
+def _half_switched(provenance: Provenance, promotion: PromotionRow, row: ReleaseRow) -> str:
+    """Say where the alias of an unfinished promotion may lead, and what finishes it."""
+    previous = provenance.releases.find(id=promotion.previous_id) if promotion.previous_id else []
+    before = previous[0].physical_name if previous else "nothing"
+    alias = alias_name(row.collection, parse(row.metric))
+    return (
+        f"{promotion.kind} begun by run {promotion.run_id}: alias {alias} leads to this release, or to {before} "
+        f"still; not finished: run `modalign {promotion.kind} {row.collection}`"
+    )

@@ -450,7 +450,10 @@ class Store(ABC):
 
     @abstractmethod
     def set_aliases(self, aliases: Mapping[str, str]) -> None:
-        """Point each alias to its collection, all of them at once for every reader.
+        """Point each alias to its collection, in one request. An alias that exists is replaced, never deleted.
+
+        A server saves them one after the other: if it is killed, some lead to their collections and some where they
+        led before. The same call again finishes it.
 
         Raises:
             CollectionNotFoundError: a target is no collection. No alias changes.

@@ -220,11 +220,8 @@ class QdrantStore(Store):
 
     @override
     def drop(self, name: str) -> None:
-        """Delete the aliases of a collection, then the collection."""
-        self._known.pop(name, None)
-        targets = [alias for alias, target in self.aliases().items() if target == name]
-        if targets:
-            self._change_aliases([_delete_alias(alias) for alias in targets])
+        """Delete a collection; the server deletes its aliases with it."""
+        self._known.clear()
         if self._call(self._client.collection_exists, name):
             self._call(self._client.delete_collection, name)
 
@@ -397,27 +394,19 @@ class QdrantStore(Store):
 
     @override
     def set_aliases(self, aliases: Mapping[str, str]) -> None:
-        """Switch aliases in one request."""
+        """Switch aliases in one request, which creates them: deleting one first would lose it if the server died."""
         collections = self.collections()
         for alias, target in aliases.items():
             if target not in collections:
                 raise CollectionNotFoundError(f"{self.url} has no collection {target!r} for alias {alias!r}")
             if alias in collections:
                 raise StoreError(f"{self.url}: {alias!r} is a collection and cannot be an alias")
-        actions: list[models.AliasOperations] = []
-        # An alias that exists is replaced. Deleting it first would lose it if the server were killed in between.
-        for alias, target in aliases.items():
-            create = models.CreateAlias(collection_name=target, alias_name=alias)
-            actions.append(models.CreateAliasOperation(create_alias=create))
-        self._change_aliases(actions)
-
-    def _change_aliases(self, actions: Sequence[models.AliasOperations]) -> None:
+        actions: list[models.AliasOperations] = [
+            models.CreateAliasOperation(create_alias=models.CreateAlias(collection_name=target, alias_name=alias))
+            for alias, target in aliases.items()
+        ]
         self._known.clear()
-        self._call(self._client.update_collection_aliases, change_aliases_operations=list(actions))
-
-
-def _delete_alias(alias: str) -> models.DeleteAliasOperation:
-    return models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias))
+        self._call(self._client.update_collection_aliases, change_aliases_operations=actions)
 
 
 def _named_vectors(info: models.CollectionInfo) -> dict[str, VectorConfig]:
