@@ -106,11 +106,17 @@ def reconciled_rows(found: Iterable["ReconcileReport"]) -> list[dict[str, Any]]:
             "unrecorded": each.unrecorded.count,
             "vectors_compared": each.vectors,
             "seed": each.seed,
-            "replicas_differ": len(each.replicas),
         }
         known = numbers if each.broken is None else dict.fromkeys(numbers)
         rows.append(
-            {"release": each.name, "consistent": each.consistent, **known, "away": each.away, "broken": each.broken}
+            {
+                "release": each.name,
+                "consistent": each.consistent,
+                **known,
+                "replicas": each.replicas,
+                "away": each.away,
+                "broken": each.broken,
+            }
         )
     return rows
 
@@ -130,7 +136,7 @@ def reconciled_examples(found: Iterable["ReconcileReport"]) -> dict[str, dict[st
 
 def print_reconciled(reports: Sequence["ReconcileReport"]) -> None:
     """Print what reconciliations found: a release a row, why one could not be compared, and a few of the items."""
-    hidden = {"away", "broken"} | ({"replicas_differ"} if not any(report.replicas for report in reports) else set())
+    hidden = {"replicas", "away", "broken"}
     rows = [{name: value for name, value in row.items() if name not in hidden} for row in reconciled_rows(reports)]
     print_table(rows, "verified against SQL and embedding sets")
     for report in reports:
@@ -138,6 +144,11 @@ def print_reconciled(reports: Sequence["ReconcileReport"]) -> None:
             show(f"{report.name}: broken: {report.broken}")
         for difference in report.replicas:
             show(f"{report.name}: {difference}")
+        if report.has_orphans_elsewhere:
+            say(
+                f"{report.name}: a node holds points that no embedding set has, and the node that was asked does not: "
+                "run `modalign repair` with MODALIGN_QDRANT_URL naming the node with the most points"
+            )
         if report.away:
             say(f"{report.name}: away, so that its replicas there were not compared: {', '.join(report.away)}")
     for name, kinds in reconciled_examples(reports).items():

@@ -83,6 +83,11 @@ class ReconcileReport:
         differences = (self.missing, self.differing, self.orphans, self.unrecorded)
         return not any(difference.count for difference in differences) and self.points == self.recorded == self.held
 
+    @property
+    def has_orphans_elsewhere(self) -> bool:
+        """Whether replicas differ by points that the embedding sets do not have, on nodes other than the one asked."""
+        return bool(self.replicas) and not (self.missing.count or self.orphans.count)
+
     def add(self, other: "ReconcileReport") -> None:
         """Add the points and batches that differed in another comparison, and that were repaired since."""
         for name in ("missing", "differing", "unrecorded"):

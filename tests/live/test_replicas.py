@@ -98,6 +98,26 @@ def test_a_replica_that_differs_is_found_by_whoever_asks_and_repaired(
 
 
 @pytest.mark.parametrize("world", ["REST"], indirect=True)
+def test_orphans_that_other_nodes_hold_alone_are_seen_and_deleted_there(
+    cluster: Cluster, world: World, collection: str
+) -> None:
+    (release,) = world.push(world.set("s", *pairs(20)), collection=collection, **THREE).releases
+    stray = Points("image", [str(UUID(int=number)) for number in range(1, 8)], np.ones((7, 6), np.float32), [{}] * 7)
+    cluster.nodes[0].kill()
+    with cluster.nodes[1].connect(retry=RetryPolicy(attempts=2)) as other, pytest.raises(ClusterError):
+        other.upsert(release.name, stray)
+    cluster.start()
+    report = report_of(world, collection)
+    assert not report.consistent
+    assert (report.missing.count, report.orphans.count, report.has_orphans_elsewhere) == (0, 0, True)
+    with cluster.nodes[1].connect() as world.store:
+        repair(world, collection, orphans=report_of(world, collection).orphans.count)
+        assert report_of(world, collection).consistent
+    first, *others = on_each_node(cluster, release.name)
+    assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize("world", ["REST"], indirect=True)
 def test_replicas_that_differ_are_named_and_nothing_is_promoted(
     cluster: Cluster, world: World, collection: str
 ) -> None:
