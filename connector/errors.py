@@ -16,6 +16,7 @@ ModalignError                       (alignment.errors)
     │   └── LeaseHeldError          another process holds the lock
     ├── StoreError                  Qdrant refused or failed
     │   ├── StoreUnavailableError   unreachable, overloaded, timed out: try again
+    │   │   └── DeadlinePassedError  not answered within the deadline that was given
     │   │   └── ClusterError        ... because nodes of a cluster are away
     │   ├── StoreBusyError          another process owns the embedded store
     │   ├── AccessDeniedError       the key or token does not allow it (401, 403)
@@ -111,6 +112,10 @@ class StoreUnavailableError(StoreError):
 
 class ClusterError(StoreUnavailableError):
     """Nodes of a cluster are away, and what was asked for needs them; trying again helps once they are back."""
+
+
+class DeadlinePassedError(StoreUnavailableError):
+    """Qdrant did not answer within the deadline that was given, `--timeout` or that of a `Retriever`."""
 
 
 class StoreBusyError(StoreError):

@@ -18,6 +18,7 @@ from connector.corpora import FORMAT_NAMES
 from connector.progress import say
 from connector.recorded_request import Request
 from connector.requests import FitRequest, default_of
+from connector.stores.deadlines import within
 
 F = TypeVar("F", bound=Callable[..., Any])
 METRIC_HELP = (
@@ -35,6 +36,12 @@ def seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> fl
     if match is None or not float(match[1]):
         raise click.BadParameter(f"expected a time above zero such as 90s, 10m or 2h, got {value!r}")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def timeout_seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Read a time such as `2s` or `10m`; a number alone is of seconds."""
+    plain = value is not None and value.replace(".", "", 1).isdecimal()
+    return seconds(ctx, param, f"{value}s" if plain else value)
 
 
 class WholeRange(click.IntRange):
@@ -144,10 +151,17 @@ def home_options(command: F) -> F:
             show_envvar=True,
             help="auto, cpu, cuda, cuda:N or mps.  [default: auto]",
         ),
+        click.option(
+            "--timeout",
+            callback=timeout_seconds,
+            metavar="TIME",
+            help="Fail when a Qdrant server has not answered so long after the start, such as 2s or 10m.  [default: each request is tried for two minutes]",
+        ),
     ]
 
     @functools.wraps(command)
-    def with_where(*args: Any, home: Path | None, **given: Any) -> Any:
+    def with_where(*args: Any, home: Path | None, timeout: float | None, **given: Any) -> Any:
+        click.get_current_context().with_resource(within(timeout))
         names = ("qdrant_url", "database_url", "device", "max_pixels")
         where = {"home": home} | {name: given.pop(name) for name in names if name in given}
         return command(*args, where=where, **given)

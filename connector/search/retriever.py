@@ -14,15 +14,23 @@ from alignment.metrics import Guarantee
 from alignment.modality import OTHER, Modality
 from connector.corpora.images import ImageRejectedError, decode, read_image, upright_rgb
 from connector.encoding.encoders import Encoder, load_encoder
-from connector.errors import MismatchError, PictureError, QueryError, StrangePointError
+from connector.errors import MismatchError, PictureError, StrangePointError
 from connector.provenance.recorder import Provenance
 from connector.releases.chain import check_encoder
 from connector.releases.payload_fields import missing_in_words
 from connector.releases.release import Release, open_release
-from connector.safe_text import printable
 from connector.search.candidates import CandidateSearch, ScoredHit
+from connector.search.search_arguments import (
+    check_deadline,
+    check_embeddings,
+    check_images,
+    check_modality,
+    check_search,
+    check_texts,
+)
 from connector.settings import MAX_PIXELS
 from connector.stores.contract import Store
+from connector.stores.deadlines import within
 from connector.stores.payload_kinds import check_kinds, fields_of
 
 if TYPE_CHECKING:
@@ -73,10 +81,31 @@ class Retriever:
             for hit in retriever.search_texts(["a red car"], k=5)[0]:
                 print(hit.key, hit.score)
 
-    An encoder is loaded at the first query that needs it.
+    An encoder is loaded at the first query that needs it. Several threads may search at once.
+
+    Args:
+        release: what is searched.
+        store: where it is.
+        device: where encoders and learned metrics compute.
+        max_pixels: of an image to search with.
+        deadline: seconds within which a server has to answer a search, with all requests and retries of it; None: each
+            request is tried for two minutes. Encoding the queries does not count.
+
+    Raises:
+        QueryError: a deadline of something else than seconds.
     """
 
-    def __init__(self, release: Release, store: Store, *, device: str = "auto", max_pixels: int = MAX_PIXELS):
+    def __init__(
+        self,
+        release: Release,
+        store: Store,
+        *,
+        device: str = "auto",
+        max_pixels: int = MAX_PIXELS,
+        deadline: float | None = None,
+    ):
+        check_deadline(deadline)
+        self.deadline = deadline
         self.release = release
         self._store = store
         self._candidates = CandidateSearch(release, store)
@@ -95,10 +124,15 @@ class Retriever:
         *,
         device: str = "auto",
         max_pixels: int = MAX_PIXELS,
+        deadline: float | None = None,
     ) -> "Retriever":
-        """Open the live release of `collection` and check its provenance chain; raises as `open_release` does."""
+        """Open the live release of `collection` and check its provenance chain; raises as `open_release` does.
+
+        `deadline` is of each search: opening is given the time that it needs.
+        """
+        check_deadline(deadline)
         release = open_release(provenance, store, collection, metric, device=device)
-        return cls(release, store, device=device, max_pixels=max_pixels)
+        return cls(release, store, device=device, max_pixels=max_pixels, deadline=deadline)
 
     @property
     def guarantee(self) -> Guarantee:
@@ -125,9 +159,8 @@ class Retriever:
             exact: compare with every item instead of searching the HNSW graph.
             max_candidates: most candidates to rescore, for metrics that Qdrant cannot order by itself.
         """
-        for text in texts:
-            if not text.strip() or text != printable(text):
-                raise QueryError(f"expected a text of Unicode to search for, got {printable(text)!r}")
+        check_search(k, target, filter, exact=exact, max_candidates=max_candidates)
+        check_texts(texts)
         X = self._encoder("text").encode("text", texts)
         return self._search("text", X, k, target=target, filter=filter, exact=exact, max_candidates=max_candidates)
 
@@ -146,6 +179,8 @@ class Retriever:
         Raises:
             PictureError: a file cannot be decoded as an image.
         """
+        check_search(k, target, filter, exact=exact, max_candidates=max_candidates)
+        check_images(images)
         loaded = [
             upright_rgb(image) if isinstance(image, Image.Image) else load_picture(image, self.max_pixels)
             for image in images
@@ -171,13 +206,16 @@ class Retriever:
             MismatchError: the release was made for another encoder.
             VectorError: another dimension, or vectors that are NaN, infinite or zero.
         """
+        check_modality("modality", modality)
+        target = OTHER[modality] if target is None else target
+        check_search(k, target, filter, exact=exact, max_candidates=max_candidates)
+        check_embeddings(X)
         expected = self.release.alignment.card.encoders[modality]
         if encoder != expected.fingerprint:
             raise MismatchError(
                 f"release {self.release.name} takes {modality} embeddings of {expected}, got embeddings of an encoder "
                 f"with fingerprint {encoder[:12]}; encode with the first, or push for the second"
             )
-        target = target or OTHER[modality]
         return self._search(modality, X, k, target=target, filter=filter, exact=exact, max_candidates=max_candidates)
 
     def _search(
@@ -191,14 +229,14 @@ class Retriever:
         exact: bool,
         max_candidates: int | None,
     ) -> list[SearchResult]:
-        if k < 1:
-            raise QueryError(f"expected k of at least 1, got {k}")
-        if filter is not None:
-            self._check_filter(filter)
         if not len(X):
             return []
         aligned = self.release.alignment.project(modality, X)
-        ranked = self._candidates.search(target, aligned, k, filter=filter, exact=exact, max_candidates=max_candidates)
+        options: dict[str, Any] = {"filter": filter, "exact": exact, "max_candidates": max_candidates}
+        with within(self.deadline):
+            if filter is not None:
+                self._check_filter(filter)
+            ranked = self._candidates.search(target, aligned, k, **options)
         return [
             SearchResult(
                 (_search_hit(hit, target) for hit in result.hits),

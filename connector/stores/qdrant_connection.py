@@ -5,12 +5,16 @@ retries transient failures, with exponential back-off and jitter or after the wa
 """
 
 import json
+import logging
 import math
 import ssl
+import threading
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +33,7 @@ from qdrant_client.http.exceptions import ApiException, ResponseHandlingExceptio
 from connector.errors import (
     AccessDeniedError,
     CollectionNotFoundError,
+    DeadlinePassedError,
     RequestRefusedError,
     RequestTooLargeError,
     SettingsError,
@@ -38,10 +43,13 @@ from connector.errors import (
 from connector.safe_text import redacted, without_secrets
 from connector.settings import REQUEST_SECONDS
 from connector.stores.consistent_client import ConsistentClient
+from connector.stores.deadlines import deadline, shortened
 from connector.stores.qdrant_limits import ADVICE, meaning
 from connector.stores.request_deadline import DeadlineTransport
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 GRPC_PORT = 6334
 LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
@@ -103,6 +111,10 @@ class RetryPolicy:
     timeout: float = 120.0
 
 
+REPORT_SECONDS = 10.0  # how often waits for a server are told of
+SHOWN = 300  # characters of a failure in the line that tells of a wait
+GRPC_CHANNELS = 3
+
 # A mistyped URL should be known in seconds; a server that starts has them too.
 ATTEMPTS_TO_CONNECT = 5
 
@@ -135,15 +147,60 @@ class Connection:
         self.version: tuple[int, int] | None = None
         self.timeout = timeout
         self._secrets = secrets
+        self._turn = threading.Lock()
+        self._told = -math.inf
 
     def call(self, operation: Callable[..., T], *args: Any, **options: Any) -> T:
-        """Call the client, translate its errors, and retry transient ones."""
-        retry = self.retry
+        """Call the client, translate its errors, and retry transient ones, until the deadline that holds.
+
+        Where the server says when to come back, one request of this connection waits for that at a time: several would
+        take the time from each other, and one of them would have waited too long.
+        """
+
+        def once() -> T:
+            return self.translated(operation, *args, **options)
+
+        try:
+            return self._retried(once, told=False)
+        except StoreUnavailableError as error:
+            if error.retry_after is None:
+                raise
+            refusal = [error]
+        with self._my_turn() as waited:
+            if waited:  # the others have spent the time that was asked for
+                refusal.clear()
+
+            def again() -> T:
+                if refusal:
+                    raise refusal.pop()
+                return once()
+
+            return self._retried(again, told=True)
+
+    @contextmanager
+    def _my_turn(self) -> Iterator[bool]:
+        """Wait until no other request waits for a time that the server has told; yield whether one did."""
+        free = self._turn.acquire(blocking=False)
+        if not free:
+            left = shortened(None)
+            if not self._turn.acquire(timeout=-1 if left is None else left):
+                raise self._late()
+        try:
+            yield not free
+        finally:
+            self._turn.release()
+
+    def _retried(self, once: Callable[[], T], *, told: bool) -> T:
+        """Call `once` again and again while it fails for a time; `told`: also if the server says for how long."""
+        retry, began = self.retry, time.monotonic()
+        failed: StoreUnavailableError | None = None
 
         def wait(error: Exception) -> bool | float:
-            if not isinstance(error, StoreUnavailableError):
+            if not isinstance(error, StoreUnavailableError) or isinstance(error, DeadlinePassedError):
                 return False
-            return True if error.retry_after is None else min(error.retry_after, retry.max_retry_after)
+            if error.retry_after is None:
+                return True
+            return min(error.retry_after, retry.max_retry_after) if told else False
 
         for attempt in stamina.retry_context(
             on=wait,
@@ -154,14 +211,53 @@ class Connection:
             wait_jitter=retry.jitter,
         ):
             with attempt:
-                return self.translated(operation, *args, **options)
+                try:
+                    return once()
+                except DeadlinePassedError:
+                    if failed:
+                        raise self._late(failed) from failed
+                    raise
+                except StoreUnavailableError as error:
+                    failed, end, holds = error, began + retry.timeout, deadline()
+                    if wait(error) is not False and attempt.num < retry.attempts:
+                        seconds = min(retry.max_retry_after, error.retry_after or attempt.next_wait)
+                        if holds and seconds + (retry.jitter if error.retry_after is None else 0) >= holds.left:
+                            raise self._late(error) from error
+                        self._tell(error, seconds, attempt.num, min(end, holds.at) if holds else end)
+                    raise
         raise AssertionError("unreachable: the last attempt raises")
+
+    def _tell(self, error: StoreUnavailableError, seconds: float, attempt: int, until: float) -> None:
+        """Say that a request failed and is tried again; once in a while, whatever number of requests fail."""
+        now = time.monotonic()
+        if now - self._told < REPORT_SECONDS:
+            return
+        self._told = now
+        last = datetime.now().astimezone() + timedelta(seconds=until - now)
+        _log.warning(
+            "%s; trying again in %.1f s (attempt %d of %d, the last one before %s)",
+            " ".join(str(error).split())[:SHOWN],
+            seconds,
+            attempt + 1,
+            self.retry.attempts,
+            f"{last:%H:%M:%S}",
+        )
+
+    def _late(self, error: StoreUnavailableError | None = None) -> DeadlinePassedError:
+        holds = deadline()
+        within = f"within the {holds.seconds:g} s that were given" if holds else "in time"
+        return DeadlinePassedError(
+            f"{self.url} did not answer {within}" + (f"; last failure: {error}" if error else "")
+        )
 
     def translated(self, operation: Callable[..., T], *args: Any, **options: Any) -> T:
         """Call the client once and turn its errors into a `StoreError`. The only place that does.
 
         The client's error is the cause of ours, unless it would show a secret.
         """
+        holds = deadline()
+        if holds and holds.left <= 0:
+            raise self._late()
         try:
             return operation(*args, **options)
         except StoreError:
@@ -170,6 +266,8 @@ class Connection:
             failure = self._translation(error)
             if failure is None:
                 raise
+            if holds and holds.left <= 0 and isinstance(failure, StoreUnavailableError):
+                failure = self._late(failure)
             cause = error
         if any(secret in f"{cause} {cause!r}" for secret in self._secrets):
             raise failure
@@ -278,11 +376,13 @@ def connected(
     try:
         parts = urlsplit(url)
         port, password = parts.port, unquote(parts.password or "")
+        # A server that is not there has to be known by the deadline too; to connect over gRPC takes this timeout.
+        timeout = math.ceil(shortened(timeout) or timeout)
         options: dict[str, Any] = {"api_key": api_key, "timeout": timeout, "check_compatibility": False}
         if parts.scheme in ("grpc", "grpcs"):
             options |= _grpc(parts.hostname or "", port or GRPC_PORT, parts.scheme == "grpcs", ca_file)
         elif parts.scheme in ("http", "https"):
-            options |= {"url": url, "verify": _trusting(ca_file)}
+            options |= {"url": url, "verify": _trusting(ca_file), "event_hooks": {"request": [_shorten]}}
             if not getproxies():  # of the environment; httpx goes through them itself, without a deadline
                 options["transport"] = DeadlineTransport(options["verify"])
             if parts.username is not None:
@@ -293,6 +393,8 @@ def connected(
             if parts.hostname in LOOPBACK:  # a key that never leaves the machine needs no encryption
                 warnings.filterwarnings("ignore", "Api key is used with an insecure connection", UserWarning)
             client = ConsistentClient(**options)
+        if parts.scheme.startswith("grpc"):
+            _shorten_calls(client)
     except SettingsError:
         raise
     except ValueError:  # its text may hold the URL with the password in it
@@ -311,7 +413,28 @@ def _grpc(host: str, port: int, encrypted: bool, ca_file: Path | None) -> dict[s
             options["grpc_options"] = {"root_certificates": ca_file.read_bytes()}
         except OSError as error:
             raise SettingsError(f"MODALIGN_QDRANT_CA_FILE: {ca_file} cannot be read: {error}") from error
-    return {**options, "prefer_grpc": True}
+    return {**options, "prefer_grpc": True, "pool_size": GRPC_CHANNELS}
+
+
+def _shorten(request: httpx.Request) -> None:
+    """Let a request of httpx end at the deadline that holds where it is made."""
+    timeouts = request.extensions.get("timeout", {})
+    request.extensions["timeout"] = {name: shortened(seconds) for name, seconds in timeouts.items()}
+
+
+def _shorten_calls(client: QdrantClient) -> None:
+    """Let every call of gRPC end at the deadline that holds where it is made."""
+
+    def ending(call: Callable[..., Any]) -> Callable[..., Any]:
+        def with_deadline(request: Any, timeout: float | None = None, **options: Any) -> Any:
+            return call(request, timeout=shortened(timeout), **options)
+
+        return with_deadline
+
+    for _ in range(GRPC_CHANNELS):  # the client has a stub for each, and hands out one after the other
+        for stub in (client.grpc_points, client.grpc_collections):
+            for name, call in vars(stub).items():
+                setattr(stub, name, ending(call))
 
 
 def _trusting(ca_file: Path | None) -> ssl.SSLContext:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 
 from connector.errors import (
     PointsRefusedError,
@@ -51,7 +52,8 @@ class PointWriter:
         """
         refused: dict[int, Refusal] = {}
         requests = self._requests(points, range(len(points.ids)), self._limits.of(name))
-        for of_request in self._threads.map(lambda rows: self._write(name, points, rows), requests):
+        tasks = [(copy_context(), rows) for rows in requests]  # the threads write within the deadline that holds here
+        for of_request in self._threads.map(lambda task: task[0].run(self._write, name, points, task[1]), tasks):
             refused |= of_request
         if len(refused) == len(points.ids) >= ALIKE and len(set(refused.values())) == 1:
             raise RequestRefusedError(next(iter(refused.values())).detail)
