@@ -711,15 +711,16 @@ class TestParts:
         slow = SetWriter(path, corpus="slow", encoders={})
         slow.__enter__()
         order: list[str] = []
-        plain = SetWriter._open
+        enter = SetWriter.__enter__
 
-        def noted(self: SetWriter) -> None:
+        def noted(self: SetWriter) -> SetWriter:
+            writer = enter(self)
             order.append(self.path.name)
-            plain(self)
             if self.path != path:
                 slow.__exit__(OSError, None, None)  # the other process notices that its claim is lost
+            return writer
 
-        monkeypatch.setattr(SetWriter, "_open", noted)
+        monkeypatch.setattr(SetWriter, "__enter__", noted)
         assert bench.ingest(parts=2).counts["written"] == 3 * N
         assert order == [f"{SET}.part-2-of-2", f"{SET}.part-1-of-2"]
 
