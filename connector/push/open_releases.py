@@ -161,14 +161,20 @@ class ReleaseOpener:
         return self.provenance.releases.save(row), False
 
     def _is_leftover(self, row: ReleaseRow) -> bool:
-        """Say whether a crash left the collection, perhaps without its payload indexes, and nobody uses it.
+        """Say whether a crash left the collection, and it is to be created again: it is not whole, or not as asked for.
 
         A collection with points may be live although SQL does not know them, and stays. An empty one may be about to be
-        written by another run. That one has recorded the layout, and recording it ends the creation.
+        written by another run. That one has recorded the layout, which ends the creation: the collection is whole.
         """
         if row.state != "building" or self.store.count(row.physical_name) or self.provenance.ledger.points(row.id):
             return False
-        return not (row.settings and _others(self.provenance, self.collection, self.run))
+        if not row.settings:
+            return True
+        try:
+            self._check_layout(row)
+        except MismatchError:
+            return not at_work(self.provenance, self.collection, self.run)
+        return False
 
     def _read_back(self, row: ReleaseRow) -> None:
         """Record the layout of a collection that SQL has lost, as the collection tells it."""
@@ -207,6 +213,7 @@ class ReleaseOpener:
                 raise MismatchError(
                     f"collection {row.physical_name} was created with {name} {created.get(name)}, asked for {value}; "
                     "push into a new collection, or leave that option out"
+                    f"{at_work(self.provenance, self.collection, self.run)}"
                 )
 
     def _base(self, row: ReleaseRow, metric: Metric) -> dict[str, Any]:
@@ -281,14 +288,18 @@ def take_back(writers: Sequence[ReleaseWriter], store: Store, provenance: Proven
             if not writer.new:
                 continue
             with creation_lock(provenance.database, row.store_id, name, run.id):
-                if not store.count(name) and not _others(provenance, row.collection, run):
+                if not store.count(name) and not at_work(provenance, row.collection, run):
                     store.drop(name)
                     provenance.releases.delete(row.id)
 
 
-def _others(provenance: Provenance, collection: str, run: Run) -> bool:
-    """Say whether other runs are writing into releases of the collection now."""
-    return any(other.id != run.id for other in provenance.runs.writers(collection))
+def at_work(provenance: Provenance, collection: str, run: Run) -> str:
+    """Name the other runs that are writing into releases of a collection now; empty: there are none."""
+    others = [other for other in provenance.runs.writers(collection) if other.id != run.id]
+    if not others:
+        return ""
+    named = ", ".join(f"run {other.id}, `modalign {other.command}` on host {other.host}" for other in others)
+    return f". At work on it: {named}"
 
 
 def _in_words(settings: Mapping[str, Any]) -> str:

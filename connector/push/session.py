@@ -37,7 +37,7 @@ from connector.provenance.leases import orphan_lock, promotion_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.push.batches import BatchWriter, ReleaseWriter
-from connector.push.open_releases import ReleaseOpener, open_others, take_back
+from connector.push.open_releases import ReleaseOpener, at_work, open_others, take_back
 from connector.releases.aliases import make_live, physical_name, to_go_live
 from connector.releases.chain import check_encoder
 from connector.releases.layouts import broken_filters, live_beside
@@ -223,7 +223,7 @@ class PushSession:
                         f"{embedding_set.path.name}, got none that could be written; `modalign rejects {self.run.id}` "
                         "names them"
                     )
-                _verify(release, embedding_set, set_id, self.store, self.provenance)
+                _verify(release, embedding_set, set_id, self.store, self.provenance, self.run)
                 for sentence in missing_in_words(self.store, release.name, release.indexes.keys() - OWN_FIELDS):
                     _log.warning("payload index: %s", sentence)
 
@@ -241,7 +241,7 @@ class PushSession:
         for writer in self.writers:
             # A release that another push is building is complete when that push says so.
             if not writer.requested and writer.release.row.state != "building":
-                _verify(writer.release, embedding_set, set_id, self.store, self.provenance)
+                _verify(writer.release, embedding_set, set_id, self.store, self.provenance, self.run)
 
     def _breaks_filters(self, release: Release) -> bool:
         """Say, also in a warning, whether filters that work on the collection's live releases would not on this one."""
@@ -259,7 +259,9 @@ class PushSession:
         return bool(broken)
 
 
-def _verify(release: Release, embedding_set: EmbeddingSet, set_id: int, store: Store, provenance: Provenance) -> None:
+def _verify(
+    release: Release, embedding_set: EmbeddingSet, set_id: int, store: Store, provenance: Provenance, run: Run
+) -> None:
     """Build the index, compare the exact count with the ledger, and tune what changed; a new release becomes ready."""
     info = store.ready(release.name)
     check_replicas(release, store)
@@ -268,10 +270,10 @@ def _verify(release: Release, embedding_set: EmbeddingSet, set_id: int, store: S
         others = [s.name for s in provenance.ledger.sets_in([release.row.id]) if s.id != set_id]
         push_too = f" Push its other embedding sets again, too: {', '.join(others)}." if others else ""
         raise MismatchError(
-            f"collection {release.name} holds {info.points} points, the ledger says {recorded}. If another push or "
-            "ingest into it is running, wait for it; if one was killed, run it again; then run this command again."
-            f"{push_too} Otherwise embedding sets that were pushed into it share keys, or somebody else changed "
-            "points: `modalign verify` names them"
+            f"collection {release.name} holds {info.points} points, the ledger says {recorded}"
+            f"{at_work(provenance, release.row.collection, run)}. If another push or ingest into it is running, wait "
+            f"for it; if one was killed, run it again; then run this command again.{push_too} Otherwise embedding sets "
+            "that were pushed into it share keys, or somebody else changed points: `modalign verify` names them"
         )
     needs_tuning = release.row.needs_tuning or (info.indexed and release.hnsw_ef is None)
     if needs_tuning or release.row.state == "building" or release.row.points != recorded:

@@ -7,14 +7,16 @@ from threading import Event
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from alignment.errors import VectorError
-from connector.errors import LeaseHeldError
+from connector.errors import LeaseHeldError, MismatchError, StoreError
 from connector.provenance import leases
 from connector.provenance.leases import creation_lock
+from connector.provenance.tables import ReleaseRow, RunRow
 from connector.releases.reconcile import reconcile
 from connector.releases.release import open_release
-from connector.releases.store_identity import here
+from connector.releases.store_identity import FOREIGN, here
 from connector.stores.contract import Store
 from connector.stores.qdrant import QdrantStore
 from tests.support.errors import raises
@@ -104,6 +106,92 @@ def test_what_a_killed_push_created_and_did_not_write_is_created_anew(
     world.push(embedding_set, m=7)  # another layout than the empty collection was created with
     assert consistent(world)
     assert open_release(world.provenance, world.store, COLLECTION).row.settings["m"] == 7
+
+
+@pytest.mark.parametrize("first", ["of another database", "taken for dead"])
+def test_a_collection_that_another_process_is_about_to_write_is_never_dropped(
+    world: World, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """The first push has created it; the second cannot know whether the first lives."""
+    dropped: list[str] = []
+    monkeypatch.setattr(type(world.store), "drop", lambda store, name: dropped.append(name))
+    second = world
+    if first == "of another database":
+        second = World(world.home / "other", world.store)
+        second.alignment()
+    of_second = second.set("second", *pairs(6, seed=3, prefix="second-"))
+
+    def push_second() -> None:
+        with world.provenance.database.session() as session:
+            session.execute(update(RunRow).values(outcome="killed"))
+        if second is world:
+            second.push(of_second)
+        else:
+            with raises(MismatchError, COLLECTION, code=FOREIGN):
+                second.push(of_second)
+
+    before_first(monkeypatch, "upsert", push_second)
+    (release,) = world.push(world.set("first", *pairs(8))).releases
+    assert dropped == []
+    assert world.store.count(release.name) == 2 * (8 + (6 if second is world else 0))
+    assert consistent(world)
+
+
+def test_who_is_at_work_is_named_to_whoever_wants_another_layout(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    second = world.set("second", *pairs(6, seed=3, prefix="second-"))
+
+    def push_second() -> None:
+        (first,) = world.provenance.runs.newest(1)
+        with raises(MismatchError, COLLECTION, "m 16", f"run {first.id}", "modalign push", first.host):
+            world.push(second, m=7)
+
+    before_first(monkeypatch, "upsert", push_second)
+    (release,) = world.push(world.set("first", *pairs(8))).releases
+    assert world.store.count(release.name) == 2 * 8
+    assert consistent(world)
+
+
+def refuse_creation(monkeypatch: pytest.MonkeyPatch, world: World, metric: str) -> None:
+    original = type(world.store).create
+
+    def refusing(store: Any, name: str, config: Any) -> None:
+        if f".{metric}." in name:
+            raise StoreError(f"{name}: no more collections are allowed")
+        original(store, name, config)
+
+    monkeypatch.setattr(type(world.store), "create", refusing)
+
+
+@pytest.mark.parametrize("metrics", [["dot"], ["cosine", "dot"], ["dot", "cosine"]])
+def test_a_first_push_that_the_store_refuses_leaves_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, metrics: list[str]
+) -> None:
+    before = world.store.collections()
+    refuse_creation(monkeypatch, world, "dot")
+    with raises(StoreError, f"{COLLECTION}.dot"):
+        world.push(world.set("s", *pairs(4)), metrics=metrics)
+    assert (world.states(), world.store.collections()) == ({}, before)
+
+
+@pytest.mark.parametrize("state", ["retired", "dropped"])
+def test_a_push_that_is_refused_leaves_a_release_in_its_state(
+    world: World, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    embedding_set = world.set("s", *pairs(4))
+    (release,) = world.push(embedding_set).releases
+    world.provenance.releases.change(release.row, state="retired")
+    if state == "dropped":
+        world.provenance.releases.begin_drop(release.row.id)
+        world.store.drop(release.name)
+        world.provenance.releases.finish_drop(release.row.id)
+        refuse_creation(monkeypatch, world, "cosine")
+    world.provenance.releases.refresh(release.row)
+    before = {column.key: getattr(release.row, column.key) for column in ReleaseRow.__table__.columns}
+    with pytest.raises((StoreError, MismatchError), match=release.name):
+        world.push(embedding_set, m=7)
+    world.provenance.releases.refresh(release.row)
+    after = {column.key: getattr(release.row, column.key) for column in ReleaseRow.__table__.columns}
+    assert {**after, "updated_at": None} == {**before, "updated_at": None}
 
 
 def test_a_collection_with_points_is_never_dropped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
