@@ -5,12 +5,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 
 def write_durably(path: Path, content: Any) -> None:
@@ -47,6 +47,17 @@ def new_directory(path: Path) -> Iterator[Path]:
                 yield building
         finally:
             Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left that made the directory `path`, unless one is at work there."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    if not Path(lock.lock_file).exists():
+        return
+    with suppress(Timeout), lock:
+        for leftover in _leftovers(path):
+            shutil.rmtree(leftover, ignore_errors=True)
+        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 @contextmanager

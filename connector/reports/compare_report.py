@@ -12,7 +12,7 @@ from typing import Any
 from alignment.comparison.compare import METRICS, compare
 from alignment.comparison.guidelines import Advice, advise
 from alignment.comparison.table import Comparison, Fitted, MetricRow
-from alignment.durable import new_directory, write_durably
+from alignment.durable import new_directory, remove_leftovers, write_durably
 from alignment.metrics import parse
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
@@ -37,6 +37,7 @@ def claim_directory(directory: Path) -> None:
         raise OutputError(f"{directory} is a file; name another directory with --to")
     try:
         if directory.is_dir() and any(directory.iterdir()):
+            remove_leftovers(directory.absolute())
             raise OutputError(f"{directory} is not empty; name another directory with --to")
         directory.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=directory.parent):

@@ -30,7 +30,7 @@ from connector.stores.contract import Store
 from connector.stores.edge import EdgeStore
 
 SHARD_ROWS, BATCH_POINTS, FLUSH_POINTS = 16, 8, 16
-POINTS: Mapping[str, tuple[type, str]] = {
+POINTS: Mapping[str, tuple[Any, str]] = {
     "append": (SetWriter, "append"),
     "finish": (SetWriter, "finish"),
     "record_set": (Artifacts, "record_set"),
@@ -42,6 +42,8 @@ POINTS: Mapping[str, tuple[type, str]] = {
     "set_aliases": (EdgeStore, "set_aliases"),
     "change": (Releases, "change"),
 }
+# Of files: what makes one durable, and what makes a directory whole.
+FILE_POINTS: Mapping[str, tuple[Any, str]] = {"sync": (os, "fsync"), "rename": (Path, "rename")}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -88,7 +90,7 @@ def _entry_points(*, group: str) -> list[EntryPoint]:
 
 
 def _arm(point: str, number: int, kind: signal.Signals, *, after: bool) -> None:
-    owner, method = POINTS[point]
+    owner, method = {**POINTS, **FILE_POINTS}[point]
     original = getattr(owner, method)
     calls = count()
 

@@ -101,6 +101,59 @@ class TestReleases:
             (promotion,) = provenance.releases.promotions()
         assert (promotion.forced_by, promotion.reason) == (person, "it burns")
 
+    def live(self, home: Path) -> str:
+        (name,) = [name for name, (state, _) in self.states(home).items() if state == "live"]
+        return name
+
+    def test_a_rollback_under_a_name_is_done_once(self, home: Path) -> None:
+        """A scheduler that repeats it, not knowing whether it was done, undoes no later promotion."""
+        old, new = releases(home).values()
+        by_force = ("promote", "things", "--release", new, "--force", "--reason", "a trial", "--home", home)
+        named = ("rollback", "things", "--request", "night", "--json", "--home", home)
+        done(*by_force)
+        assert [row["live"] for row in done(*named).document["switched"]] == [old]
+        assert done(*named).document["switched"] == []
+        done("push", "pairs", "--into", "things", "--alignment", "b", "--home", home)
+        done(*by_force)
+        assert done(*named).document["switched"] == []
+        assert self.live(home) == new
+        other = modalign("promote", "things", "--request", "night", "--home", home)
+        assert (other.code, "night" in other.error, "rollback" in other.error) == (2, True, True)
+        assert [row["live"] for row in done(*named[:3], "next", *named[4:]).document["switched"]] == [old]
+
+    def test_a_rollback_to_a_release_goes_further_back_and_repeated_no_further(self, home: Path) -> None:
+        done("fit", "pairs", "--alignment", "c", "--method", "rcca", "--home", home)
+        done("push", "pairs", "--into", "things", "--alignment", "c", "--home", home)
+        first, second, third = releases(home).values()
+        to = ("rollback", "things", "--json", "--home", home, "--to")
+        never = modalign(*to, second)
+        assert (never.code, second in never.error) == (1, True)
+        for name in (second, third):
+            done("promote", "things", "--release", name, "--force", "--reason", "a trial", "--home", home)
+        assert [(row["live"], row["before"]) for row in done(*to, first).document["switched"]] == [(first, third)]
+        assert done(*to, first).document["switched"] == []
+        assert self.live(home) == first
+        assert modalign(*to, first, "--metric", "cosine").code == 2
+
+    @pytest.mark.parametrize("command", [("repair", "things"), ("status", "things", "--repair")])
+    def test_many_orphans_are_deleted_only_by_their_number(self, home: Path, command: tuple[str, ...]) -> None:
+        name = releases(home)["a"]
+        with EdgeStore(home / "qdrant") as store:
+            vectors = np.ones((30, store.describe(name).vectors["image"].dim), np.float32)
+            store.upsert(name, Points("image", points_of(30), vectors, [{}] * 30))
+            before = store.count(name)
+        ended = modalign(*command, "--yes", "--home", home)
+        assert (ended.code, "--delete-orphans 30" in ended.err) == (1, True)
+        for number in (1, 29, 31):
+            ended = modalign("repair", "things", "--delete-orphans", number, "--home", home)
+            assert (ended.code, str(number) in ended.error, "30" in ended.error) == (1, True, True)
+        with EdgeStore(home / "qdrant") as store:
+            assert store.count(name) == before
+        ended = done("repair", "things", "--delete-orphans", 30, "--json", "--home", home)
+        assert [row["orphans"] for row in ended.document["verified"]] == [0, 0]
+        with EdgeStore(home / "qdrant") as store:
+            assert store.count(name) == before - 30
+
     def test_the_live_one_is_not_dropped(self, home: Path) -> None:
         ended = modalign("drop", "things", "--release", releases(home)["a"], "--yes", "--home", home)
         assert "is live: things.cosine names it" in ended.error
