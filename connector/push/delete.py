@@ -116,19 +116,15 @@ class Deletion:
             rows, filter, modalities
         )
         concerned = self._concerned(rows, sets)
-        items = self._stored(concerned, requested)
-        names = []
-        for embedding_set in sets:
-            with self._writer(embedding_set) as writer:
-                if of_set := {item for *_, of_shard in _shards_with(writer, requested) for item in of_shard.values()}:
-                    items |= of_set
-                    names.append(embedding_set.name)
+        store_id = record_store(self.provenance, self.store)
+        with repair_lock(self.provenance.database, store_id, self.run.id):  # another deletion has the sets
+            items, names = self._items(concerned, sets, requested)
         self._check_ambiguous(keys, items, concerned)
         check_may_write(self.store, [row.physical_name for row in concerned])
         collections = sorted({row.collection for row in concerned})
         if items and not confirm(DeletionPreview(len(items), names, collections)):
             return False
-        with repair_lock(self.provenance.database, record_store(self.provenance, self.store), self.run.id):
+        with repair_lock(self.provenance.database, store_id, self.run.id):
             rows = self._releases()  # another deletion may have ended meanwhile
             sets = self.provenance.ledger.sets_in(row.id for row in rows)
             self._check_present(sets)
@@ -140,6 +136,19 @@ class Deletion:
             self._write_anew(concerned)
         self.run.counts["deleted"] = len(items)
         return True
+
+    def _items(
+        self, rows: Sequence[ReleaseRow], sets: Sequence[EmbeddingSetRow], requested: Collection[Item]
+    ) -> tuple[set[Item], list[str]]:
+        """Return those of the requested items that a release or a set holds, and the names of these sets."""
+        items = self._stored(rows, requested)
+        names = []
+        for embedding_set in sets:
+            with self._writer(embedding_set) as writer:
+                if of_set := {item for *_, of_shard in _shards_with(writer, requested) for item in of_shard.values()}:
+                    items |= of_set
+                    names.append(embedding_set.name)
+        return items, names
 
     def _check_ambiguous(self, keys: Iterable[str], items: Collection[Item], rows: Iterable[ReleaseRow]) -> None:
         """Refuse a key that an image and a text of different items have: `a#0` is an image, or a caption of `a`.

@@ -166,6 +166,27 @@ class TestAnEmptyLedgerMakesNoOrphans:
         agrees(world)
         assert not {(m, key) for m in MODALITIES for key in "123"} & live_items(world)
 
+    def test_a_deletion_that_begins_while_another_rewrites_the_sets_waits(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO")
+        original, seconds = SetWriter.drop, list[Thread]()
+
+        def drop(*args: Any) -> None:
+            if not seconds:
+                seconds.append(Thread(target=delete_items, args=(world, "2", "3")))
+                seconds[0].start()
+                while seconds[0].is_alive() and "waiting for it" not in caplog.text:
+                    time.sleep(0.01)
+            original(*args)
+
+        monkeypatch.setattr(SetWriter, "drop", drop)
+        assert delete_items(world, "1", "2") == 4
+        (second,) = seconds
+        second.join()
+        agrees(world)
+        assert not {(m, key) for m in MODALITIES for key in "123"} & live_items(world)
+
 
 class TestAnItemThatIsAddedAgainWhileARepairDeletesOrphans:
     """It stays, whether it comes before or after the repair has looked who writes."""
