@@ -32,6 +32,7 @@ ModalignError                       (alignment.errors)
     │   └── StrangePointError       a point that modalign did not write
     ├── GateError                   a promotion that no audit allows
     ├── EmptyReleaseError           a new release of which every row was refused
+    ├── IndexRecallError            a release whose index finds less than was required
     └── RequirementError            an audit requirement that cannot be read
 """
 
@@ -194,6 +195,10 @@ class GateError(ConnectorError):
 
 class EmptyReleaseError(ConnectorError):
     """No row could be written into a new release, so it must not go live; the rejects of the run say why."""
+
+
+class IndexRecallError(ConnectorError):
+    """The index of a release finds less of the exact first ten than was required, so the release does not go live."""
 
 
 class RequirementError(ConnectorError, ValueError):

@@ -198,6 +198,7 @@ class Home:
                     advance=advance,
                     fresh_layout=request.fresh_layout,
                     take_over=request.take_over,
+                    min_index_recall=request.min_index_recall,
                     **request.layout,
                 )
         return RunResult(run.id, run.counts, releases)

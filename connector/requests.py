@@ -24,6 +24,7 @@ Folds = Annotated[int, Interval(ge=2)]
 HoldOutShare = Annotated[float, Interval(gt=0, lt=1)]
 QuerySample = Annotated[int, Interval(ge=1, le=2**31 - 1)]
 GroupSample = Annotated[int, Interval(ge=20)]
+IndexRecall = Annotated[float, Interval(ge=0.0, le=1.0)]
 MaxQps = Annotated[float, Interval(ge=0.001, le=1_000_000)]
 
 
@@ -197,6 +198,7 @@ class PushRequest(Request):
         layout: fields of `connector.stores.layout.Layout` that were given, of new releases.
         fresh_layout: new releases inherit nothing of the live release's layout.
         take_over: claim collections that another database claims, which is lost.
+        min_index_recall: share of the exact first ten that the index must find, for a release to go live; None: any.
     """
 
     command: ClassVar[str] = "push"
@@ -207,6 +209,7 @@ class PushRequest(Request):
     layout: Mapping[str, Any] = field(default_factory=dict)
     fresh_layout: bool = False
     take_over: bool = False
+    min_index_recall: IndexRecall | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +218,7 @@ class IngestRequest(CorpusRequest):
 
     Attributes:
         set: name of the embedding set; None: that of the collection.
-        into, alignment, metrics, layout, fresh_layout, take_over: as for `PushRequest`.
+        into, alignment, metrics, layout, fresh_layout, take_over, min_index_recall: as for `PushRequest`.
         parts: parts of the corpus, for several processes that run this at once; None: one process takes all.
     """
 
@@ -227,6 +230,7 @@ class IngestRequest(CorpusRequest):
     layout: Mapping[str, Any] = field(default_factory=dict)
     fresh_layout: bool = False
     take_over: bool = False
+    min_index_recall: IndexRecall | None = None
     parts: int | None = None
 
     def __post_init__(self) -> None:

@@ -8,7 +8,9 @@ from typing import Any, TypeVar, cast
 import click
 
 from connector.cli.choices import METRIC
-from connector.cli.options import METRIC_HELP, NumberRange, WholeRange, renamed_option, with_options
+from connector.cli.options import METRIC_HELP, NumberRange, WholeRange, range_of, renamed_option, with_options
+from connector.requests import PushRequest
+from connector.settings import INDEX_RECALL
 from connector.stores.layout import (
     BOUNDS,
     COMPRESSIONS,
@@ -32,6 +34,12 @@ COLLECTION_OPTIONS = [
         multiple=True,
         metavar="METRIC",
         help=METRIC_HELP + " Repeat for several releases.  [default: the alignment's]",
+    ),
+    click.option(
+        "--min-index-recall",
+        type=range_of(PushRequest, "min_index_recall"),
+        metavar="SHARE",
+        help=f"Let no release go live whose index finds less than this share of the exact first ten. Without it, less than {INDEX_RECALL} is a warning.",
     ),
     click.option(
         "--fresh-layout",

@@ -162,7 +162,7 @@ def result_quality(guarantee: str, answer: "SearchResult") -> str:
         along = guarantee == "exact" and not answer.exact
         proof = " order, found in the HNSW graph: --exact compares with everything" if along else ""
     elif not answer.certified:
-        proof = ": not proved within the candidate budget"
+        proof = ": not proved that nothing better is there"
     elif answer.exact:
         proof = ": nothing better is there"
     else:

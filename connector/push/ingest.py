@@ -107,6 +107,7 @@ def ingest(
         request.fresh_layout,
         request.take_over,
         max_pixels,
+        request.min_index_recall,
     )
     releases = begun.whole() if request.parts is None else begun.in_parts(request.parts)
     if kept := run.counts["not_pruned"]:
@@ -125,7 +126,7 @@ class Ingest:
     Attributes:
         path: directory of the embedding set; of parts, `PATH.part-1-of-N` and so on.
         encoders: the alignment's own.
-        layout, fresh_layout, take_over: as `connector.push.session.push` takes them.
+        layout, fresh_layout, take_over, min_index_recall: as `connector.push.session.push` takes them.
         prune: asked with the number of items that have left the corpus; they are deleted if it returns True. None:
             keep them.
     """
@@ -145,6 +146,7 @@ class Ingest:
     fresh_layout: bool = False
     take_over: bool = False
     max_pixels: int = MAX_PIXELS
+    min_index_recall: float | None = None
 
     def whole(self) -> list[Release]:
         """Ingest the corpus in this process."""
@@ -251,6 +253,7 @@ class Ingest:
             run=self.run,
             shared=shared,
             fresh_layout=self.fresh_layout,
+            min_index_recall=self.min_index_recall,
             **self.layout,
         )
 

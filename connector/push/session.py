@@ -27,6 +27,7 @@ from alignment.sets.cards import EncoderCard
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.errors import (
     EmptyReleaseError,
+    IndexRecallError,
     MismatchError,
     ProvenanceError,
     StoreBusyError,
@@ -47,6 +48,7 @@ from connector.releases.release import LIVE, READY, Release, lower
 from connector.releases.store_identity import record_store
 from connector.releases.verify import check_replicas
 from connector.search.ef_tuning import sample, tune
+from connector.settings import INDEX_RECALL
 from connector.stores.contract import Store
 from connector.stores.layout import OWN_FIELDS, Layout, checked_layout
 
@@ -67,6 +69,7 @@ def push(
     advance: Advance = lambda count: None,
     fresh_layout: bool = False,
     take_over: bool = False,
+    min_index_recall: float | None = None,
     **layout: Any,
 ) -> list[Release]:
     """Write `embedding_set` into one release per metric, verify these releases and return them.
@@ -80,6 +83,8 @@ def push(
     Args:
         fresh_layout: lay out new releases without what they inherit from the collection's live release.
         take_over: claim collections that another database claims.
+        min_index_recall: share of the exact first ten, in [0, 1], that the index of these releases must find; None:
+            any. Below `INDEX_RECALL` a push warns.
         layout: fields of `connector.stores.layout.Layout`: of new releases, in place of inherited ones, and required of
             existing releases.
 
@@ -91,6 +96,7 @@ def push(
         MismatchError: the set's encoders are not the alignment's; or a collection of that name has another chain or
             layout; or its exact count differs from the ledger.
         EmptyReleaseError: not one row could be written into a new release. It does not go live.
+        IndexRecallError: an index finds less than `min_index_recall`. All is written, and no new release goes live.
         StoreError, ProvenanceError: a database refused or failed; run the same command again.
     """
     for modality, card in embedding_set.card.encoders.items():
@@ -106,6 +112,7 @@ def push(
         run=run,
         fresh_layout=fresh_layout,
         take_over=take_over,
+        min_index_recall=min_index_recall,
         **layout,
     ) as session:
         embedding_set = session.write(embedding_set, set_id, advance)
@@ -128,6 +135,7 @@ def push_session(
     shared: bool = False,
     fresh_layout: bool = False,
     take_over: bool = False,
+    min_index_recall: float | None = None,
     **layout: Any,
 ) -> Iterator["PushSession"]:
     """Find or create one release per metric. Remove the new ones if the block is refused before it wrote anything.
@@ -137,6 +145,7 @@ def push_session(
             alignments were fitted for these encoders.
         shared: other processes may have begun with these releases, so new ones stay even if the block is refused.
         fresh_layout, take_over, layout: as for `push`.
+        fresh_layout, min_index_recall, layout: as for `push`.
 
     Raises: as `push`.
     """
@@ -155,7 +164,7 @@ def push_session(
         others = open_others(encoders, collection, requested, store, provenance)
         for metric, lowerings in lowerings_of.items():
             writers.append(opener.open(metric, lowerings))
-        yield PushSession(writers + others, store, provenance, run)
+        yield PushSession(writers + others, store, provenance, run, min_index_recall)
     except (StoreUnavailableError, StoreBusyError, ProvenanceError):
         raise
     except ModalignError:
@@ -172,6 +181,7 @@ class PushSession:
     store: Store
     provenance: Provenance
     run: Run
+    min_index_recall: float | None = None
 
     @classmethod
     def into(cls, release: Release, store: Store, provenance: Provenance, run: Run) -> Self:
@@ -226,6 +236,29 @@ class PushSession:
                 _verify(release, embedding_set, set_id, self.store, self.provenance, self.run)
                 for sentence in missing_in_words(self.store, release.name, release.indexes.keys() - OWN_FIELDS):
                     _log.warning("payload index: %s", sentence)
+        self._check_index_recall()
+
+    def _check_index_recall(self) -> None:
+        """Warn of requested releases whose index finds less than it should; raise if it is less than was required."""
+        refused, required = [], self.min_index_recall
+        remedy = "quantize less, raise --oversampling, keep --rescore or raise --m, in a new collection"
+        for release in self.releases:
+            if (tuned := release.tuned) is None:
+                if required is not None and self.store.describe(release.name).indexed:
+                    refused.append(f"release {release.name}: what its index finds could not be measured")
+                continue
+            if tuned.reaches(max(INDEX_RECALL, required or 0)):
+                continue
+            found = f"release {release.name}: its index finds {tuned.recall:.3f} of the exact first ten"
+            if required is not None and not tuned.reaches(required):
+                refused.append(found)
+            else:
+                _log.warning("%s, expected at least %s: %s", found, INDEX_RECALL, remedy)
+        if refused:
+            raise IndexRecallError(
+                f"{'; '.join(refused)}, expected at least {required}. Nothing goes live; {remedy}, or lower "
+                "--min-index-recall"
+            )
 
     def make_live(self, embedding_set: EmbeddingSet, set_id: int) -> None:
         """Make the releases live whose aliases are free; then verify the collection's other releases.

@@ -18,6 +18,7 @@ from typing import Any
 from alignment.metrics import Guarantee, Lowering, Metric, parse
 from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment
+from alignment.retrieval.thresholds import holds
 from connector.errors import CollectionNotFoundError, MismatchError
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import ReleaseRow
@@ -41,6 +42,10 @@ class EfTuning:
 
     hnsw_ef: int
     recall: float
+
+    def reaches(self, recall: float) -> bool:
+        """Say whether the index finds at least this share."""
+        return holds(self.recall, ">=", recall)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,10 @@
 A metric that lowers exactly takes one search. If a release searches quantized vectors without rescoring, its hits are
 scored by their vectors all the same. Under the others every point carries its aligned vector in its payload.
 Candidates are fetched page by page in Qdrant's order and rescored with the metric. The search ends when the lowering's
-bound proves that no other item can enter the first k, or after `max_candidates`.
+bound says that no other item can enter the first k, or after `max_candidates`.
+
+The bound proves it where Qdrant's order is that of the vectors: quantized vectors choose other candidates, and an index
+that is known to miss items hides them.
 """
 
 from bisect import bisect_left
@@ -20,6 +23,7 @@ from alignment.modality import Modality
 from connector.errors import QueryError
 from connector.releases.aligned_payload import ALIGNED, carried, check_finite
 from connector.releases.release import Release
+from connector.settings import INDEX_RECALL
 from connector.stores.contract import Hit, Payload, Store
 
 if TYPE_CHECKING:
@@ -54,7 +58,8 @@ class RankedHits:
 
     Attributes:
         certified: True if it is proved that no better item was left out. The proof trusts the index; with an exact
-            search it holds without reservation. None if the metric has no bound to prove it by.
+            search it holds without reservation. Over quantized vectors, or an index whose recall is below
+            `INDEX_RECALL`, nothing is proved. None if the metric has no bound to prove it by.
         candidates: number of items rescored; 0 if Qdrant's order is the metric's own.
     """
 
@@ -141,11 +146,15 @@ class CandidateSearch:
             if coarse:
                 hits = self._scored_by_vectors(lowering, target, queries, hits)
             return _with_scores(lowering, aligned, hits)
+        proves = exact or not (self._misses_items or (quantized and self._is_quantized))
         results: list[RankedHits] = []
         options = {"filter": filter, "exact": exact, "quantized": quantized}
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             part = slice(start, start + QUERIES_AT_ONCE)
-            rescoring = [_Rescoring(lowering, query, k, coarse) for query in aligned[part]]
+            rescoring = [
+                _Rescoring(lowering, query, lowered, k, coarse, proves)
+                for query, lowered in zip(aligned[part], queries[part], strict=True)
+            ]
             self._complete(rescoring, queries[part], target, k, max_candidates=max_candidates, **options)
             results += self._with_payloads([query.ranked() for query in rescoring], with_payload)
         return results
@@ -164,7 +173,7 @@ class CandidateSearch:
         first = rescoring[0]
         most = max(k, first.lowering.budget) if max_candidates is None else max_candidates
         page = most  # without a bound nothing can end the search earlier
-        if first.provable:
+        if first.bound_holds:
             page = min(max(first.lowering.page, 2 * k, self._expected(target, k)), most)
         unfinished = list(range(len(rescoring)))
         while unfinished:
@@ -191,7 +200,16 @@ class CandidateSearch:
     @property
     def _is_coarse(self) -> bool:
         """Whether Qdrant's scores are those of quantized vectors, which are no scores of the metric."""
-        return self.release.row.settings.get("quantization") is not None and not self._quantized["rescore"]
+        return self._is_quantized and not self._quantized["rescore"]
+
+    @property
+    def _is_quantized(self) -> bool:
+        return self.release.row.settings.get("quantization") is not None
+
+    @property
+    def _misses_items(self) -> bool:
+        """Whether the index is known to find less than it should."""
+        return self.release.tuned is not None and not self.release.tuned.reaches(INDEX_RECALL)
 
     def _scored_by_vectors(
         self, lowering: Lowering, target: Modality, queries: npt.NDArray[np.floating], lists: list[list[Hit]]
@@ -203,13 +221,12 @@ class CandidateSearch:
         ids = list({hit.id for hits in lists for hit in hits})
         records = self.store.retrieve(self.release.name, ids, vector_name=target) if ids else []
         vectors = {record.id: record.vector for record in records if record.vector is not None}
-        native, better = METRICS[lowering.distance.lower()], lowering.distance.higher_is_better
+        better = lowering.distance.higher_is_better
         scored = []
         for query, hits in zip(queries, lists, strict=True):
             present = [hit for hit in hits if hit.id in vectors]
             if present:
-                scores = native.score(query[None], np.stack([vectors[hit.id] for hit in present]))[0]
-                raw = (scores if better else -scores).tolist()
+                raw = _raw_scores(lowering, query, np.stack([vectors[hit.id] for hit in present]))
                 present = [hit._replace(raw_score=score) for hit, score in zip(present, raw, strict=True)]
             scored.append(sorted(present, key=lambda hit: hit.raw_score, reverse=better))
         return scored
@@ -235,6 +252,13 @@ class CandidateSearch:
         return results
 
 
+def _raw_scores(lowering: Lowering, query: npt.NDArray[np.floating], items: npt.NDArray[np.floating]) -> list[float]:
+    """Return what Qdrant scores the lowered vectors of items (n, d) for a lowered query (d,), without quantization."""
+    scores = METRICS[lowering.distance.lower()].score(query[None], items)[0]
+    raw: list[float] = (scores if lowering.distance.higher_is_better else -scores).tolist()
+    return raw
+
+
 def _with_scores(lowering: Lowering, aligned: npt.NDArray[np.floating], answers: list[list[Hit]]) -> list[RankedHits]:
     """Turn Qdrant's raw scores into the metric's own."""
     offsets = lowering.offset(aligned)
@@ -253,15 +277,21 @@ class _Rescoring:
     """The candidates of one query, and whether they provably hold the first k.
 
     Attributes:
-        coarse: raw scores are those of quantized vectors, which prove nothing.
+        query: aligned vector (d,).
+        lowered: the query as Qdrant is asked.
+        coarse: raw scores of hits are those of quantized vectors, to which the bound does not apply.
+        proves: Qdrant's order is that of all items' vectors, so the bound is a proof.
+        finished: no more candidates are needed.
     """
 
     lowering: Rescored
     query: npt.NDArray[np.floating]
+    lowered: npt.NDArray[np.floating]
     k: int
-    coarse: bool = False
+    coarse: bool
+    proves: bool
     seen: dict[str, tuple[float, float]] = field(default_factory=dict)
-    certified: bool = False
+    finished: bool = False
     needed: int = 0
 
     def complete(self, hits: Sequence[Hit], page: int) -> bool:
@@ -270,21 +300,24 @@ class _Rescoring:
         for start in range(0, len(hits), RESCORED_AT_ONCE):
             part = hits[start : start + RESCORED_AT_ONCE]
             self._rescore([hit for hit in part if hit.id not in self.seen])
-            if self.provable and len(self.seen) >= self.k:
+            if self.bound_holds and len(self.seen) >= self.k:
                 kth = np.partition([score for score, _ in self.seen.values()], -self.k)[-self.k]
                 if self._proves(part[-1].raw_score, kth):
                     self.needed = bisect_left(hits, True, key=lambda hit: self._proves(hit.raw_score, kth))
-                    self.certified = True
+                    self.finished = True
                     break
         if len(hits) < page:  # every item that matches was seen
-            self.certified = True
-        return self.certified
+            self.finished = True
+        return self.finished
 
     def _rescore(self, hits: Sequence[Hit]) -> None:
         if hits:
             vectors = carried(hits, len(self.query))
             scores = self.lowering.rescore(self.query, vectors).tolist()
-            self.seen.update({hit.id: (s, hit.raw_score) for hit, s in zip(hits, scores, strict=True)})
+            raw = [hit.raw_score for hit in hits]
+            if self.coarse:
+                raw = _raw_scores(self.lowering, self.lowered, self.lowering.item(vectors))
+            self.seen.update({hit.id: (own, qdrants) for hit, own, qdrants in zip(hits, scores, raw, strict=True)})
 
     @property
     def bounded(self) -> bool:
@@ -292,7 +325,7 @@ class _Rescoring:
         return self.lowering.bound(0.0) is not None
 
     @property
-    def provable(self) -> bool:
+    def bound_holds(self) -> bool:
         """Whether the bound can end the search."""
         return self.bounded and not self.coarse
 
@@ -304,5 +337,6 @@ class _Rescoring:
     def ranked(self) -> RankedHits:
         """Return the first k by the metric's own score."""
         best = sorted(self.seen.items(), key=lambda item: -item[1][0])[: self.k]
-        certified = self.certified if self.certified or self.bounded else None
+        proved = self.finished and self.proves
+        certified = proved if proved or self.bounded else None
         return RankedHits([ScoredHit(id_, score, raw, {}) for id_, (score, raw) in best], certified, len(self.seen))

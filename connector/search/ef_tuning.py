@@ -12,20 +12,18 @@ from collections.abc import Mapping
 import numpy as np
 
 from alignment.modality import OTHER, Modality
-from alignment.retrieval.thresholds import holds
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.vectors import FloatArray, invalid_rows
 from connector.errors import ExactRefusedError
 from connector.releases.release import EfTuning, Release
 from connector.search.candidates import CandidateSearch, found_share
+from connector.settings import INDEX_RECALL
 from connector.stores.contract import Store
 
 _log = logging.getLogger(__name__)
 
-# `hnsw_ef` to try, and the share of the exact first K to reach. Audits and production ask other queries than the
-# sample, so a little more is required than the 0.98 that they rely on.
+# `hnsw_ef` to try, until one finds `INDEX_RECALL` of the exact first K.
 EFS = (128, 256, 512, 1024, 2048, 4096)
-ENOUGH = 0.99
 K = 10
 SAMPLE = 64
 
@@ -92,6 +90,6 @@ def tune(
             tuned = EfTuning(search.ef if most is None else min(search.ef, most), min(recalls))
             if known and known.hnsw_ef == tuned.hnsw_ef:
                 tuned = min(known, tuned, key=lambda tuning: tuning.recall)
-            if tuned.hnsw_ef < search.ef or holds(min(recalls), ">=", ENOUGH):
+            if tuned.hnsw_ef < search.ef or EfTuning(search.ef, min(recalls)).reaches(INDEX_RECALL):
                 break
     return tuned

@@ -43,9 +43,10 @@ class SearchResult(list["SearchHit"]):
     """The hits of one query, best first.
 
     Attributes:
-        certified: True if it is proved that no better item was left out; False if that could not be proved within
-            `max_candidates`; None if the metric's guarantee needs no proof or allows none, see `Retriever.guarantee`.
-            The proof trusts the index: only an exact search sees every item.
+        certified: True if it is proved that no better item was left out; False if that could not be proved, within
+            `max_candidates`, over quantized vectors, or by an index of low recall; None if the metric's guarantee
+            needs no proof or allows none, see `Retriever.guarantee`. The proof trusts the index: only an exact search
+            sees every item.
         candidates: number of items that the metric itself scored; 0 if Qdrant's order is the metric's own.
         exact: every item was compared, instead of those that the index led to.
     """

@@ -21,6 +21,7 @@ from alignment.vectors import FloatArray, l2_normalize
 from connector.errors import QueryError
 from connector.releases.aligned_payload import ALIGNED, packed, unpacked
 from connector.search.candidates import GROWTH, CandidateSearch, RankedHits
+from connector.settings import INDEX_RECALL
 from connector.stores.contract import CollectionConfig, Record, Store, VectorConfig
 from tests.support.brute_store import DIM, NAME, Brute, a_release, points, random
 from tests.support.errors import raises
@@ -242,6 +243,39 @@ class TestProofs:
         ]
         assert len(shares) == len(Q) or text == "mol"
         assert not shares or np.mean(shares) > 0.97
+
+    @pytest.mark.parametrize("rescore", [True, False])
+    @pytest.mark.parametrize("text", ["chi2", "js", "mol"])
+    def test_candidates_that_quantized_vectors_choose_prove_nothing(
+        self, text: str, rescore: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Binary codes lose items that the bound takes to be worse than all candidates."""
+        X, Q = l2_normalize(random(1500, 1)), l2_normalize(random(20, 2))
+        coarse: dict[str, Any] = {"quantization": "binary", "oversampling": 1.0, "rescore": rescore}
+        with opened_world("edge", tmp_path, monkeypatch) as world:
+            release = filled(world.store, text, X, indexing_threshold=1, **coarse).release
+            release.row.settings = coarse
+            finder = CandidateSearch(release, world.store)
+            expected = reference(finder, Q, X)
+            found = finder.search("image", Q, 5, max_candidates=200)
+            exact = finder.search("image", Q, 5, exact=True)
+        assert not any(answer.certified for answer in found)
+        assert any(
+            row[numbers(answer)].min() < np.sort(row)[-5] - ROUNDING
+            for answer, row in zip(found, expected, strict=True)
+        )
+        for answer, row in zip(exact, expected, strict=True):
+            assert_best(answer, row, 5)
+            assert answer.certified
+
+    @pytest.mark.parametrize("text", ["chi2", "js", "mol"])
+    @pytest.mark.parametrize(("recall", "proves"), [(0.62, False), (INDEX_RECALL, True)])
+    def test_an_index_that_is_known_to_miss_items_proves_nothing(self, text: str, recall: float, proves: bool) -> None:
+        release, X, Q = a_release(text), l2_normalize(random(self.N, 1)), l2_normalize(random(10, 2))
+        release.row.hnsw_ef, release.row.hnsw_recall = 4096, recall
+        finder = CandidateSearch(release, cast(Store, Brute.of(release, X)))
+        assert {answer.certified for answer in finder.search("image", Q, 5)} == {proves}
+        assert {answer.certified for answer in finder.search("image", Q, 5, exact=True)} == {True}
 
 
 VECTORS = arrays.arrays(

@@ -10,13 +10,16 @@ import pytest
 
 from alignment.modality import OTHER
 from alignment.vectors import FloatArray, l2_normalize
+from connector.errors import IndexRecallError
 from connector.push import session as pushing
 from connector.releases.release import EfTuning
 from connector.search.candidates import CandidateSearch
-from connector.search.ef_tuning import EFS, ENOUGH, SAMPLE, sample, tune
+from connector.search.ef_tuning import EFS, SAMPLE, sample, tune
 from connector.search.retriever import Retriever
+from connector.settings import INDEX_RECALL
 from connector.stores.contract import Hit, SearchLimits, Store
 from tests.support.brute_store import DIM, Brute, a_release, random
+from tests.support.errors import raises
 from tests.support.world import LIVE, Calls, World, alignment, embedded, latent, maps, opened_world, pairs, rows
 
 
@@ -139,7 +142,7 @@ class TestPush:
         (row,) = world.provenance.releases.find()
         assert row.hnsw_ef in EFS
         assert row.hnsw_recall is not None
-        assert ENOUGH <= row.hnsw_recall <= 1
+        assert INDEX_RECALL <= row.hnsw_recall <= 1
         assert release.hnsw_ef == row.hnsw_ef
         widths: list[Any] = []
         original = world.store.search
@@ -204,6 +207,37 @@ class TestPush:
         assert world.push(embedding_set).releases[0].hnsw_ef in EFS
         assert world.push(embedding_set).counts == {"unchanged": 2600}
 
+    def test_an_index_that_finds_too_little_is_named_or_does_not_go_live(
+        self, world: World, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        embedding_set = world.set("s", *self.hard(800))
+        coarse: dict[str, Any] = {"quantization": "binary", "oversampling": 1.0, "indexing_threshold": 1}
+        with raises(IndexRecallError, "0.5", "--min-index-recall"):
+            world.push(embedding_set, min_index_recall=0.5, metrics=["dot"], **coarse)
+        (row,) = world.provenance.releases.find()
+        assert (row.state, world.store.aliases()) == ("ready", {})
+        assert row.hnsw_recall is not None
+        assert row.hnsw_recall < 0.5
+        with raises(IndexRecallError, row.physical_name, f"{row.hnsw_recall:.3f}"):
+            world.push(embedding_set, min_index_recall=0.5, metrics=["dot"], **coarse)  # although nothing changed
+        assert "of the exact first ten" not in caplog.text
+        (release,) = world.push(embedding_set, metrics=["dot"], **coarse).releases
+        assert release.row.state == "live"
+        assert f"{row.hnsw_recall:.3f} of the exact first ten" in caplog.text
+        layout: dict[str, Any] = {"fresh_layout": True, "indexing_threshold": 1}
+        (sound,) = world.push(embedding_set, min_index_recall=0.9, metrics=["cosine"], **layout).releases
+        assert sound.row.state == "live"
+
+    def test_an_index_that_cannot_be_measured_is_none_that_finds_enough(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A server may refuse exact searches."""
+        monkeypatch.setattr(pushing, "tune", Mock(return_value=None))
+        embedding_set = world.set("s", *self.hard(400))
+        with raises(IndexRecallError, "0.5"):
+            world.push(embedding_set, min_index_recall=0.5, indexing_threshold=1)
+        assert world.store.aliases() == {}
+
     def test_without_a_graph_there_is_nothing_to_tune(self, world: World) -> None:
         (release,) = world.push(world.set("s", *self.hard(200))).releases
         assert release.hnsw_ef is None
@@ -249,12 +283,16 @@ class TestPush:
         best = search.search("image", queries, 10, exact=True, quantized=False)
         every = search.search("image", queries, 800, exact=True, quantized=False)
         scores = [{hit.id: hit.score for hit in ranked.hits} for ranked in every]
+        raw_scores = [{hit.id: hit.raw_score for hit in ranked.hits} for ranked in every]
         found = search.search("image", queries, 10)
-        for own, ranked in zip(scores, found, strict=True):
+        for own, raw, ranked in zip(scores, raw_scores, found, strict=True):
+            assert [hit.raw_score for hit in ranked.hits] == pytest.approx(
+                [raw[hit.id] for hit in ranked.hits], rel=1e-4, abs=1e-5
+            )
             given = [hit.score for hit in ranked.hits]
             assert given == pytest.approx([own[hit.id] for hit in ranked.hits], rel=1e-4, abs=1e-5)
             assert given == sorted(given, reverse=True)
-            assert not ranked.certified or ranked.candidates == 800
+            assert not ranked.certified
         shares = [
             len({h.id for h in got.hits} & {h.id for h in ten.hits}) / 10 for got, ten in zip(found, best, strict=True)
         ]
