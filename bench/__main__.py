@@ -16,6 +16,7 @@ NAMES = (
     "metrics",
     "mol_layout",
     "audit",
+    "node_kills",
 )
 
 for name in sys.argv[1:] or NAMES:
