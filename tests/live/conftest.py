@@ -9,6 +9,7 @@ import pytest
 from connector.stores.qdrant import QdrantStore
 from tests.support.qdrant_servers import Cluster, Node, Server, single_server
 from tests.support.qdrant_servers import cluster as started_cluster
+from tests.support.store_contract import drop_collections
 from tests.support.world import World
 
 
@@ -30,7 +31,7 @@ def store(request: pytest.FixtureRequest, qdrant_server: Server, collection: str
     """The server by either protocol; what the test leaves there is dropped."""
     with qdrant_server.connect(request.param) as store:
         yield store
-        drop(store, collection)
+        drop_collections(store, collection)
 
 
 @pytest.fixture
@@ -62,11 +63,4 @@ def cluster(session_cluster: Cluster, collection: str) -> Iterator[Cluster]:
     yield session_cluster
     session_cluster.start()
     with session_cluster.nodes[0].connect() as store:
-        drop(store, collection)
-
-
-def drop(store: QdrantStore, prefix: str) -> None:
-    """Drop the collections whose names begin with `prefix`."""
-    for name in store.collections():
-        if name.startswith(prefix):
-            store.drop(name)
+        drop_collections(store, collection)

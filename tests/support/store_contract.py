@@ -33,6 +33,13 @@ def unique_name() -> str:
     return f"test-{uuid4().hex[:12]}"
 
 
+def drop_collections(store: Store, prefix: str) -> None:
+    """Drop the collections whose names begin with `prefix`: no one else's."""
+    for name in store.collections():
+        if name.startswith(prefix):
+            store.drop(name)
+
+
 def ids(n: int, start: int = 0) -> list[str]:
     return [str(UUID(int=start + i + 1)) for i in range(n)]
 
@@ -113,10 +120,9 @@ class CollectionsContract:
 
     @pytest.mark.parametrize("wrong", ["../up", "a/b", "/abs", "a\\b", 'a"b', "a*b"])
     def test_a_name_that_could_leave_the_directory_is_refused(self, store: Store, wrong: str, tmp_path: Path) -> None:
-        before = store.collections()
         with pytest.raises(StoreError):
             store.create(wrong, config())
-        assert store.collections() == before
+        assert wrong not in store.collections()
         assert not (tmp_path / "edge" / "up").exists()
 
     def test_a_layout_that_the_engine_refuses_leaves_nothing(self, store: Store, name: str) -> None:
@@ -156,9 +162,9 @@ class CollectionsContract:
             store.upsert(name, points(normal(rng, 1)))
 
     def test_dropping_what_is_not_there_means_nothing(self, store: Store, name: str) -> None:
-        before = store.collections()
+        store.create(f"{name}-kept", config())
         store.drop(name)
-        assert store.collections() == before
+        assert f"{name}-kept" in store.collections()
 
     def test_dropping_an_alias_means_nothing(self, store: Store, name: str) -> None:
         store.create(name, config())
@@ -507,9 +513,8 @@ class AliasesContract:
     def test_setting_none_changes_nothing(self, store: Store, name: str) -> None:
         store.create(name, config())
         store.set_aliases({f"{name}-alias": name})
-        before = store.aliases()
         store.set_aliases({})
-        assert store.aliases() == before
+        assert {a: t for a, t in store.aliases().items() if a.startswith(name)} == {f"{name}-alias": name}
 
 
 class UnknownCollectionContract:
@@ -571,13 +576,11 @@ class StoreContract(
     """Everything that a store has to do."""
 
     @pytest.fixture
-    def store(self, open_store: OpenStore) -> Iterator[Store]:
-        """An open store; collections that a test leaves in it are dropped."""
+    def store(self, open_store: OpenStore, name: str) -> Iterator[Store]:
+        """An open store; what a test leaves in it under its own name is dropped."""
         with open_store() as store:
-            before = set(store.collections())
             yield store
-            for collection in set(store.collections()) - before:
-                store.drop(collection)
+            drop_collections(store, name)
 
     @pytest.fixture(params=list(Distance))
     def distance(self, request: pytest.FixtureRequest) -> Distance:
