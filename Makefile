@@ -35,7 +35,7 @@ down:
 	docker compose down
 
 live: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests -m live
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -m live --numprocesses auto --maxprocesses 4 --dist loadfile
 
 clean:
 	rm -rf $(VENV) demo-home .mypy_cache .pytest_cache .ruff_cache

@@ -1,13 +1,18 @@
 """The compose files: what is in them is pinned, checked, kept and closed to others. Knowing that needs no Docker."""
 
+import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
 from connector.stores.qdrant_filter import OLDEST_SERVER
+from tests.support import fake_docker
+from tests.support.qdrant_servers import BINARY, Node, cluster, single_server, state_of
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path.name for path in ROOT.glob("docker-compose*.yml"))
@@ -73,4 +78,55 @@ def test_the_makefile_starts_stops_and_tests_them() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(r"^up:\n\tdocker compose up --detach --wait$", makefile, re.MULTILINE)
     assert re.search(r"^down:\n\tdocker compose down$", makefile, re.MULTILINE)
-    assert re.search(r"^live:.*\n\t.*pytest tests -m live$", makefile, re.MULTILINE)
+    assert re.search(r"^live:.*\n\t.*pytest tests -m live", makefile, re.MULTILINE)
+
+
+@pytest.fixture
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of a fake Docker, whose servers take three nodes for their cluster."""
+    monkeypatch.delenv(BINARY, raising=False)
+    program = tmp_path / "bin" / "docker"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {fake_docker.__file__} {tmp_path} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "readyz").touch()
+    state = {"peers": {peer: {} for peer in "123"}, "raft_info": {"leader": 1}}
+    (tmp_path / "files" / "cluster").write_text(json.dumps({"result": state}))
+    return tmp_path
+
+
+def is_up(node: Node) -> bool:
+    with node.client() as client:
+        try:
+            return client.get("/readyz").is_success
+        except httpx.TransportError:
+            return False
+
+
+def test_live_tests_start_the_server_and_end_it(docker: Path) -> None:
+    with single_server() as node:
+        assert is_up(node)
+        node.stop()
+        assert not node.running
+        node.start()
+    assert not is_up(node)
+    calls = (docker / "calls").read_text().splitlines()
+    assert [call for call in calls if not call.startswith("ps ")] == [
+        "up --detach qdrant",
+        "stop qdrant",
+        "up --detach qdrant",
+        "down --volumes",
+    ]
+
+
+def test_live_tests_start_the_cluster_and_kill_its_nodes(docker: Path) -> None:
+    with cluster() as started:
+        assert all(len(state_of(node)["peers"]) == 3 for node in started.nodes)
+        started.nodes[2].kill()
+        assert [node.running for node in started.nodes] == [True, True, False]
+        started.start()
+        assert all(map(is_up, started.nodes))
+    assert not any(map(is_up, started.nodes))
+    assert "kill qdrant-3\n" in (docker / "calls").read_text()

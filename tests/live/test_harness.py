@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -59,20 +60,23 @@ import time
 from tests.support.qdrant_servers import single_server
 
 with single_server() as node:
-    print(node.url, flush=True)
+    print(node.url, node.directory, flush=True)
     time.sleep(600)
 """
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv, which ends a server with its parent")
 @pytest.mark.skipif(BINARY not in os.environ, reason=f"needs {BINARY}: containers outlive who started them")
-def test_a_server_ends_with_tests_that_are_killed() -> None:
+def test_a_server_ends_with_tests_that_are_killed_and_the_next_one_removes_its_data() -> None:
     with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as tests:
         assert tests.stdout is not None
-        server = Server(tests.stdout.readline().strip(), None)
+        url, directory = tests.stdout.readline().split()
+        server = Server(url, None)
         assert answers(server)
         tests.kill()
     deadline = time.monotonic() + 10
     while answers(server):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    with single_server():
+        assert not Path(directory).exists()

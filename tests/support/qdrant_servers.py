@@ -328,9 +328,24 @@ def free_ports(count: int) -> list[int]:
 
 @contextmanager
 def _temporary_directory() -> Iterator[Path]:
+    """Make a directory; remove those of tests that were killed."""
     roomy = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_BYTES
-    with tempfile.TemporaryDirectory(prefix="qdrant-", dir=MEMORY if roomy else None) as directory:
+    parent = MEMORY if roomy else Path(tempfile.gettempdir())
+    for path in parent.glob("qdrant-tests-*"):
+        if not _is_alive(int(path.name.split("-")[2])):
+            shutil.rmtree(path, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"qdrant-tests-{os.getpid()}-", dir=parent) as directory:
         yield Path(directory)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 def _nodes(
