@@ -39,6 +39,7 @@ from connector.errors import ExactRefusedError, FilterError, MismatchError, Sett
 from connector.progress import Advance
 from connector.releases.chain import check_encoder
 from connector.releases.payload_fields import missing_in_words
+from connector.releases.recorded_settings import setting_differences
 from connector.releases.release import Release
 from connector.search.candidates import CandidateSearch
 from connector.stores.contract import Store
@@ -105,7 +106,7 @@ def audit(
 
     sample = draw(embedding_set, queries.draws, seed=plan.seed)
     truths = _truths(subject, sample, pairs)
-    findings += collection_warnings(info, release, subject.filters)
+    findings += collection_warnings(info, release, setting_differences(release, store), subject.filters)
     findings += few_groups({modality: len(set(own.rows.groups)) for modality, own in queries.sets.items()})
     subject = _without_refused_stages(subject)
     if subject.why_refused is not None:

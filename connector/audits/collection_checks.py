@@ -1,11 +1,11 @@
 """Warnings about a collection and the queries of an audit: sentences that stand beside the measures."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from alignment.modality import Modality
 from connector.releases.release import Release
-from connector.stores.contract import CollectionInfo, SearchLimits
+from connector.stores.contract import CollectionInfo, SearchLimits, SettingDifference
 from connector.stores.payload_kinds import fields_of
 
 if TYPE_CHECKING:
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 FEW_GROUPS = 20
 
 
-def collection_warnings(info: CollectionInfo, release: Release, filters: "Mapping[str, Filter]") -> Iterator[str]:
+def collection_warnings(
+    info: CollectionInfo, release: Release, differences: Sequence[SettingDifference], filters: "Mapping[str, Filter]"
+) -> Iterator[str]:
     """Yield warnings about the collection: what production does not want, and what differs from SQL.
 
     Args:
         info: the collection.
         release: in the collection.
+        differences: of the collection's settings from what SQL recorded.
         filters: of the audit, by the names of their stages.
     """
     if not info.indexed:
@@ -31,17 +34,8 @@ def collection_warnings(info: CollectionInfo, release: Release, filters: "Mappin
         yield f"The collection's status is {info.status}, not green: its index is still being built."
     if info.quantization and not release.quantized_search["rescore"]:
         yield f"Quantization {info.quantization} without rescoring: quantized vectors alone decide what is found."
-    laid_out = release.row.settings
-    for name in ("m", "ef_construct", "quantization"):
-        recorded, present = laid_out.get(name), getattr(info, name)
-        if recorded != present and (name == "quantization" or None not in (recorded, present)):
-            yield f"SQL says that the collection was laid out with {name} {recorded}, it has {present}."
-    for name in laid_out.get("payload_indexes", {}):
-        if name not in info.payload_indexes:
-            yield f"Payload field {name} was laid out with an index and has none."
-    for name, kind in info.payload_indexes.items():
-        if name not in laid_out.get("payload_indexes", {}):
-            yield f"Payload field {name} has an index of kind {kind} that no push made."
+    for difference in differences:
+        yield f"Something else changed the collection: {difference}."
     for stage, condition in filters.items():
         for name in sorted(fields_of(condition) - set(info.payload_indexes)):
             yield f"{stage}: payload field {name} is not indexed, so every filtered search reads payloads."

@@ -17,6 +17,7 @@ from connector.progress import progress
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import ReleaseRow
+from connector.releases.aliases import alias_fault
 from connector.releases.layouts import broken_filters, layout_differences, live_beside
 from connector.releases.release import LIVE, READY, find_release_row, load_release
 from connector.releases.verify import verify
@@ -93,6 +94,8 @@ def _measure(
     writers = provenance.runs.writers(row.collection)
     try:
         release = load_release(provenance, store, row, device=device)
+        if fault := alias_fault(provenance, store, row):
+            raise MismatchError(fault)
         verified = verify(release, store, provenance, seed=seed, counts=not writers)
     except (MismatchError, CollectionNotFoundError, AlignmentError, EmbeddingSetError) as error:
         return replace(broken, broken=str(error))

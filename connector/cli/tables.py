@@ -104,6 +104,7 @@ def reconciled_rows(found: Iterable["ReconcileReport"]) -> list[dict[str, Any]]:
             "differing": each.differing.count,
             "orphans": each.orphans.count,
             "unrecorded": each.unrecorded.count,
+            "settings": len(each.settings),
             "vectors_compared": each.vectors,
             "seed": each.seed,
         }
@@ -122,13 +123,14 @@ def reconciled_rows(found: Iterable["ReconcileReport"]) -> list[dict[str, Any]]:
 
 
 def reconciled_examples(found: Iterable["ReconcileReport"]) -> dict[str, dict[str, list[str]]]:
-    """Name a few of the items that differ, by release and kind."""
+    """Name a few of the items that differ, by release and kind, and all settings."""
     return {
         each.name: {
             kind: getattr(each, kind).examples
             for kind in ("missing", "differing", "orphans", "unrecorded")
             if getattr(each, kind).count
         }
+        | ({"settings": each.settings} if each.settings else {})
         for each in found
         if not each.consistent
     }
@@ -152,6 +154,8 @@ def print_reconciled(reports: Sequence["ReconcileReport"]) -> None:
         if report.away:
             say(f"{report.name}: away, so that its replicas there were not compared: {', '.join(report.away)}")
     for name, kinds in reconciled_examples(reports).items():
+        for sentence in kinds.pop("settings", []):
+            say(f"{name}: {sentence}")
         for kind, examples in kinds.items():
             say(f"{name}: {kind}, for example {', '.join(examples)}")
 

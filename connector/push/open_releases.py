@@ -8,7 +8,7 @@ from typing import Any
 
 from alignment.errors import ModalignError
 from alignment.metrics import Lowering, Metric
-from alignment.modality import MODALITIES, Modality
+from alignment.modality import Modality
 from alignment.model.alignment import Alignment
 from alignment.sets.cards import EncoderCard
 from connector.errors import MismatchError, ProvenanceError, StoreBusyError, StoreError, StoreUnavailableError
@@ -19,12 +19,13 @@ from connector.provenance.tables import ReleaseRow, now
 from connector.push.batches import ReleaseWriter
 from connector.releases.aliases import goes_live, physical_name
 from connector.releases.chain import METADATA, chain, check_chain, check_encoder, check_row, check_settings
-from connector.releases.layouts import complete, inherited, merged, read_back, search_metadata
+from connector.releases.layouts import complete, inherited, merged, read_back
+from connector.releases.recorded_settings import collection_config
 from connector.releases.release import Release, check_alignment, load_release
 from connector.releases.rights import check_may_manage, check_may_write, present, shows
 from connector.releases.store_identity import check_owner, claim_collection, here, owner
-from connector.stores.contract import CollectionConfig, Store, VectorConfig
-from connector.stores.layout import Layout, PayloadKind, checked_layout
+from connector.stores.contract import Store
+from connector.stores.layout import FIELDS, Layout, PayloadKind
 from connector.stores.payload_paths import canonical_path
 
 _log = logging.getLogger(__name__)
@@ -230,18 +231,11 @@ class ReleaseOpener:
         return {}
 
     def _create(self, row: ReleaseRow, metric: Metric, lowering: Lowering, metadata: Mapping[str, Any]) -> None:
-        vector = VectorConfig(lowering.dim, lowering.distance)
         settings = merged(merged({"payload_indexes": OWN_INDEXES}, self._base(row, metric)), self.layout)
-        layout = asdict(Layout(**checked_layout(settings)))
-        self.store.create(
-            row.physical_name,
-            CollectionConfig(
-                vectors=dict.fromkeys(MODALITIES, vector),
-                metadata={METADATA: metadata, **search_metadata(layout), **owner(self.provenance, row)},
-                **layout,
-            ),
-        )
+        config = collection_config(settings, lowering, {METADATA: metadata, **owner(self.provenance, row)})
+        self.store.create(row.physical_name, config)
         self.provenance.stores.mark_claimed(row.store_id)
+        layout = {name: getattr(config, name) for name in FIELDS}
         tuning = {"hnsw_ef": None, "hnsw_recall": None, "needs_tuning": False}
         self.provenance.releases.restart(row, settings=layout, state="building", **tuning)
 

@@ -28,6 +28,32 @@ def physical_name(collection: str, metric: Metric, alignment: Alignment) -> str:
     return f"{alias_name(collection, metric)}.{alignment.fingerprint[:8]}"
 
 
+def alias_fault(provenance: Provenance, store: Store, row: ReleaseRow) -> str | None:
+    """Say why production does not reach a live release by its alias, and what to do.
+
+    None: it does, or the release is not live, or the key does not show the alias.
+    """
+    if row.state != LIVE:
+        return None
+    alias = alias_name(row.collection, parse(row.metric))
+    target = store.aliases().get(alias)
+    if target == row.physical_name or (target is None and is_hidden(store, alias)):
+        return None
+    leads = f"alias {alias} {'is gone' if target is None else f'leads to {target}'}"
+    place = {"store_id": row.store_id, "collection": row.collection, "metric": row.metric}
+    for promotion in provenance.releases.unfinished_promotions(**place):
+        return (
+            f"{leads}, and a {promotion.kind} that run {promotion.run_id} began is not finished; run `modalign "
+            f"{promotion.kind} {row.collection}`"
+        )
+    if alias in store.collections():
+        return (
+            f"{leads}, and a collection of that name is in its place; rename that collection, then run `modalign "
+            f"repair {row.collection}`"
+        )
+    return f"{leads}, SQL says that {row.physical_name} is live; run `modalign repair {row.collection}`"
+
+
 def to_go_live(provenance: Provenance, store: Store, releases: Sequence[Release]) -> dict[str, Release]:
     """Return, by alias, the releases that `make_live` would make live: they are not yet, and no other release is."""
     current = store.aliases()

@@ -19,7 +19,7 @@ One process at a time does any of this to a collection, under `Lifecycle.exclusi
 import getpass
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -36,10 +36,11 @@ from connector.errors import (
 from connector.provenance.leases import Lease, promotion_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import PromotionRow, ReleaseRow, now
-from connector.releases.aliases import alias_name
+from connector.releases.aliases import alias_fault, alias_name
 from connector.releases.choice import named_releases, once_live_releases, ready_releases, replaced_releases
 from connector.releases.gate import newest_audit
 from connector.releases.layouts import broken_filters, layout_differences, live_beside
+from connector.releases.recorded_settings import differences_in_words
 from connector.releases.release import LIVE, PROMOTE, ROLLBACK, load_release
 from connector.releases.rights import check_may_manage
 from connector.releases.store_identity import check_owner, claim_collection, elsewhere, here, record_store
@@ -141,7 +142,8 @@ class Lifecycle:
 
         Raises:
             CollectionNotFoundError: there is no such release, or it is not ready.
-            MismatchError: verification of a release failed, or it lacks what the live one holds. Nothing is switched.
+            MismatchError: verification of a release failed, or it lacks what the live one holds; the alias of a live
+                release that stays leads elsewhere. Nothing is switched.
             GateError: an audit does not allow it, or filters that work on the live release would not work on it, and
                 `forced` is None. Nothing is switched.
             LeaseHeldError: another process is promoting, rolling back or dropping here.
@@ -150,9 +152,12 @@ class Lifecycle:
             rows = self.rows()
             finished = self._finished(PROMOTE, run_id, lease, request, named=bool(names))
             if finished is not None:
+                if not finished:
+                    self._check_aliases(metrics)
                 return finished
             rows = self.rows()
             chosen = ready_releases(rows, metrics, names, self.collection)
+            self._check_aliases(metrics, {row.metric for row in chosen})
             if not chosen:
                 return []
             check_may_manage(self.store, f"promoting releases of {self.collection}")
@@ -161,10 +166,27 @@ class Lifecycle:
             promotions, refused = self._allowed(chosen, live, run_id, forced)
             return self._begin_and_switch(promotions, run_id, lease, request, refused)
 
+    def _check_aliases(self, metrics: Sequence[str], switched: Collection[str] = ()) -> None:
+        """Check that production reaches the live releases, of these metrics or all, by their aliases.
+
+        Args:
+            metrics: of the command; empty: all.
+            switched: metrics whose aliases are about to be switched.
+
+        Raises:
+            MismatchError: the alias of another live release is gone or leads elsewhere.
+        """
+        of_metrics = {str(parse(metric)) for metric in metrics}
+        for row in self.rows():
+            if row.metric in switched or (of_metrics and row.metric not in of_metrics):
+                continue
+            if fault := alias_fault(self.provenance, self.store, row):
+                raise MismatchError(fault)
+
     def _check_complete(self, chosen: Sequence[ReleaseRow], live: Mapping[str, ReleaseRow], run_id: int) -> None:
         """Verify releases, and refuse one that lacks points of the live release that it would replace."""
         for row in chosen:
-            self._verify(row, run_id)
+            self._verify(row, run_id, settings=True)
             if row.metric in live and (lacking := self._lacking(row, live[row.metric])):
                 raise MismatchError("; ".join(lacking))
 
@@ -223,6 +245,8 @@ class Lifecycle:
         with self.exclusive(run_id, timeout=0) as lease:
             finished = self._finished(ROLLBACK, run_id, lease, request, named=bool(to))
             if finished is not None:
+                if not finished:
+                    self._check_aliases(metrics)
                 return finished
             rows = self.rows()
             made = self.provenance.releases.promotions(**self._place())
@@ -230,7 +254,9 @@ class Lifecycle:
                 targets = once_live_releases(rows, made, to, self.collection)
             else:
                 targets = replaced_releases(rows, made, metrics, self.collection)
+            of_targets = {target.metric for target in targets}
             targets = [target for target in targets if target.state != LIVE]
+            self._check_aliases(sorted(of_targets), {target.metric for target in targets})
             if not targets:
                 return []
             check_may_manage(self.store, f"rolling back releases of {self.collection}")
@@ -341,8 +367,10 @@ class Lifecycle:
         self.provenance.releases.begin_promotions(promotions)
         return self._switch(promotions, run_id, lease, refused)
 
-    def _verify(self, row: ReleaseRow, seed: int) -> None:
+    def _verify(self, row: ReleaseRow, seed: int, *, settings: bool = False) -> None:
         release = load_release(self.provenance, self.store, row, device=self.device)
+        if settings and (differences := differences_in_words(release, self.store)):
+            raise MismatchError(f"release {release.name}: {'; '.join(differences)}")
         self.store.ready(release.name)
         verified = verify(release, self.store, self.provenance, seed=seed)
         if row.points and not verified.points:

@@ -19,6 +19,7 @@ from connector.provenance.tables import EmbeddingSetRow
 from connector.releases.point_comparison import ComparedBatch, compare_points
 from connector.releases.point_id_set import PointIds
 from connector.releases.points import item_of, point_id
+from connector.releases.recorded_settings import faults_in_words, restore_settings
 from connector.releases.release import Release
 from connector.releases.tombstones import apply_tombstones, open_set
 from connector.stores.contract import Record, Store
@@ -57,6 +58,8 @@ class ReconcileReport:
         unrecorded: batches that the ledger does not record as they are, and its entries of batches that are gone.
         replicas: how replicas of one shard differ in their number of points, a sentence for each shard.
         away: nodes of the cluster whose replicas could not be compared.
+        settings: how the collection's settings, its payload indexes and the alias of a live release differ from what
+            SQL recorded, a sentence each.
         broken: why nothing could be compared: parts of the release are gone, or its chain does not match.
     """
 
@@ -73,12 +76,13 @@ class ReconcileReport:
     unrecorded: Difference = field(default_factory=Difference)
     replicas: list[str] = field(default_factory=list)
     away: list[str] = field(default_factory=list)
+    settings: list[str] = field(default_factory=list)
     broken: str | None = None
 
     @property
     def consistent(self) -> bool:
         """Whether SQL, collection and embedding sets agree."""
-        if self.broken is not None or self.replicas:
+        if self.broken is not None or self.replicas or self.settings:
             return False
         differences = (self.missing, self.differing, self.orphans, self.unrecorded)
         return not any(difference.count for difference in differences) and self.points == self.recorded == self.held
@@ -116,8 +120,9 @@ def reconcile(
         provenance: where its ledger is.
         seed: of the sample of vectors to compare.
         full: compare all vectors. Without it, one wrong vector in the sample makes it compare all of them too.
-        repair: write points again from the embedding sets that are missing or differ, or are of batches that the ledger
-            lacks, and the ledger after them, in this run. It counts them as `repaired`. The report says what was wrong
+        repair: restore the collection's settings, and write points again from the embedding sets that are missing or
+            differ, or are of batches that the ledger lacks, and the ledger after them, in this run. It counts
+            `restored` and `repaired`. The report says what was wrong
             before. Deletions that were begun are finished.
         orphans: collects the ids of orphans, for `delete_orphans`.
         advance: called with the number of rows compared since the last call.
@@ -128,7 +133,9 @@ def reconcile(
     """
     sets = provenance.ledger.sets_in([release.row.id])
     embedding_sets = [open_set(provenance, provenance.database.located(row.path)) for row in sets]
+    settings = faults_in_words(release, store, provenance)
     if repair:
+        restore_settings(release, store, provenance, repair)
         for row in sets:
             apply_tombstones(provenance, store, release.row, row.id, repair.id)
     points, recorded = store.count(release.name, consistent=True), provenance.ledger.points(release.row.id)
@@ -155,6 +162,7 @@ def reconcile(
             report.orphans.add([_item_name(record) for record in page if record.id in unknown])
             if orphans is not None and unknown:
                 orphans.add(sorted(unknown))
+    report.settings = settings
     if repair:
         store.flush(release.name)
         store.ready(release.name)

@@ -7,15 +7,16 @@ from typing import Any
 from alignment.errors import ModalignError
 from connector.errors import MismatchError, ProvenanceError, StoreBusyError, StoreUnavailableError
 from connector.progress import progress
-from connector.provenance.leases import orphan_lock, repair_lock
+from connector.provenance.leases import orphan_lock, promotion_lock, repair_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import ReleaseRow
+from connector.releases.aliases import alias_fault, alias_name, make_live
 from connector.releases.point_id_set import PointIds
 from connector.releases.promotion import Lifecycle
 from connector.releases.reconcile import ReconcileReport, delete_orphans, reconcile
 from connector.releases.release import LIVE, READY, Release, load_release
-from connector.releases.rights import check_may_write, present
+from connector.releases.rights import check_may_manage, check_may_write, present
 from connector.releases.store_identity import claim_collection, here, record_store
 from connector.stores.contract import Store
 
@@ -64,7 +65,7 @@ def repair_releases(
     Args:
         provenance: where releases are recorded.
         store: where their collections are.
-        run: the run that repairs; counts `repaired` and `deleted`.
+        run: the run that repairs; counts `repaired`, `restored` and `deleted`.
         collection: of the releases; None: all.
         full: compare all vectors, not a sample; see `reconcile`. The seed of the sample is the number of the run.
         device: where learned metrics compute.
@@ -79,6 +80,8 @@ def repair_releases(
     """
     rows = _rows(provenance, store, collection)
     check_may_write(store, [row.physical_name for row in present(store, rows)])
+    if any(alias_fault(provenance, store, row) for row in rows):
+        check_may_manage(store, "restoring aliases")
     with (
         repair_lock(provenance.database, record_store(provenance, store), run.id),
         ExitStack() as stack,
@@ -91,6 +94,8 @@ def repair_releases(
                 provenance, store, row, device, seed=run.id, full=full, repair=run, orphans=ids
             )
             found += report.orphans.count
+            if release is not None and row.state == LIVE:
+                _restore_alias(provenance, store, release, run)
             if release is not None and report.orphans.count:
                 repaired.append((release, ids))
         if orphans is None:
@@ -104,6 +109,18 @@ def repair_releases(
         for release, ids in repaired:
             _check_at_rest(provenance, release, run)
             delete_orphans(release, store, provenance, ids, run)
+
+
+def _restore_alias(provenance: Provenance, store: Store, release: Release, run: Run) -> None:
+    """Point the alias of a live release to it again, unless a promotion is to be finished."""
+    row = release.row
+    if alias_fault(provenance, store, row) is None:
+        return
+    with promotion_lock(provenance.database, row.store_id, row.collection, run.id):
+        provenance.releases.refresh(row)  # a promotion may have ended meanwhile
+        is_free = alias_name(row.collection, release.metric) not in store.collections()
+        if row.state == LIVE and is_free and make_live(provenance, store, [release]):
+            run.counts["restored"] += 1
 
 
 def _check_at_rest(provenance: Provenance, release: Release, run: Run) -> None:

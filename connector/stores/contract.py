@@ -112,6 +112,29 @@ class Points:
         return Points(self.vector_name, ids, self.vectors[list(rows)], payloads)
 
 
+class SettingDifference(NamedTuple):
+    """A setting of a collection that is not what it was created with: something else changed it.
+
+    Attributes:
+        setting: as the engine calls it, `hnsw_config.m`, or `payload index FIELD`.
+        expected: what it was created with; None: nothing.
+        present: what it is.
+        restorable: whether the engine can change it back in a collection that exists.
+    """
+
+    setting: str
+    expected: Any
+    present: Any
+    restorable: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.setting} is {_shown(self.present)}, SQL recorded {_shown(self.expected)}"
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else str(value)
+
+
 class Hit(NamedTuple):
     """A point with the raw score of a search: a similarity under Cosine and Dot, a distance under the others."""
 
@@ -245,6 +268,23 @@ class Store(ABC):
 
         Raises:
             CollectionNotFoundError: there is no such collection.
+        """
+
+    @abstractmethod
+    def setting_differences(self, name: str, config: CollectionConfig) -> list[SettingDifference]:
+        """Compare the settings of a collection, payload indexes included, with those that it was created with.
+
+        What the engine chose itself, because `config` leaves it open, is not compared.
+
+        Raises:
+            CollectionNotFoundError: there is no such collection.
+        """
+
+    @abstractmethod
+    def restore_settings(self, name: str, config: CollectionConfig) -> None:
+        """Give a collection the settings of `config` again, as far as the engine can change them.
+
+        Payload indexes and metadata that it has beyond `config` stay.
         """
 
     def upsert(self, name: str, points: Points) -> None:

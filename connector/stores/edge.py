@@ -24,6 +24,7 @@ from connector.stores.contract import (
     Hit,
     Points,
     Record,
+    SettingDifference,
     Store,
     VectorConfig,
     engine_id,
@@ -31,7 +32,7 @@ from connector.stores.contract import (
 from connector.stores.edge_directory import StoreDirectory, may_be_named
 from connector.stores.edge_errors import translated
 from connector.stores.edge_filter import check_supported, to_edge
-from connector.stores.edge_layout import INDEX, edge_config, kind_of
+from connector.stores.edge_layout import INDEX, differences, edge_config, kind_of
 from connector.stores.layout import ENGINE_FIELDS, Datatype, Layout
 
 if TYPE_CHECKING:
@@ -254,6 +255,41 @@ class EdgeStore(Store):
         config = directory.collections[name]
         changed = replace(config, metadata={**config.metadata, **metadata})
         directory.commit({**directory.collections, name: changed}, directory.aliases)
+
+    @override
+    def setting_differences(self, name: str, config: CollectionConfig) -> list[SettingDifference]:
+        indexes = self.describe(name).payload_indexes
+        return [
+            *differences(self._directory.collections[self._resolve(name)], config),
+            *(
+                SettingDifference(f"payload index {field}", expected, present, restorable=expected is not None)
+                for field in sorted(indexes.keys() | config.payload_indexes.keys())
+                if (present := indexes.get(field)) != (expected := config.payload_indexes.get(field))
+            ),
+        ]
+
+    @override
+    def restore_settings(self, name: str, config: CollectionConfig) -> None:
+        """Restore indexes, then the registry; the engine has no request for the rest and takes it as it is opened."""
+        name, indexes = self._resolve(name), self.describe(name).payload_indexes
+        wrong = {field: kind for field, kind in config.payload_indexes.items() if indexes.get(field) != kind}
+        if wrong:
+            with self._writing(name, "index") as shard:
+                for field, kind in wrong.items():
+                    if field in indexes:
+                        shard.update(edge.UpdateOperation.delete_field_index(field))
+                    shard.update(edge.UpdateOperation.create_field_index(field, INDEX[kind]))
+                shard.flush()
+        present = self._directory.collections[name]
+        if not any(difference.restorable for difference in differences(present, config)):
+            return
+        metadata = {**present.metadata, **config.metadata}
+        restored = replace(config, vectors=present.vectors, datatype=present.datatype, metadata=metadata)
+        with self._writing(name, "restore the settings of") as shard:
+            shard.close()
+            del self._shards[name]
+            self._shards[name] = edge.EdgeShard.load(str(self._directory.home(name)), edge_config(restored))
+            self._directory.commit({**self._directory.collections, name: restored}, self._directory.aliases)
 
     @override
     def _vectors(self, name: str) -> Mapping[str, VectorConfig]:

@@ -1,11 +1,12 @@
 """A collection's layout in the classes of Qdrant Edge."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import qdrant_edge as edge
 
-from connector.stores.contract import CollectionConfig
-from connector.stores.layout import COMPRESSIONS, Layout, PayloadKind
+from connector.stores.contract import CollectionConfig, SettingDifference
+from connector.stores.layout import COMPRESSIONS, ENGINE_FIELDS, Layout, PayloadKind
 
 # The engine's names of what layouts call `compression` and `datatype`.
 _COMPRESSION: dict[str, Any] = {
@@ -75,6 +76,28 @@ def edge_config(config: CollectionConfig) -> edge.EdgeConfig:
         quantization_config=_quantization(config),
         payload_memory=memory[config.payload_on_disk],
     )
+
+
+def differences(present: CollectionConfig, expected: CollectionConfig) -> Iterator[SettingDifference]:
+    """Yield the settings that differ between two configurations; payload indexes are the engine's own."""
+    for name in sorted(present.vectors.keys() | expected.vectors.keys()):
+        if (now := present.vectors.get(name)) != (then := expected.vectors.get(name)):
+            yield SettingDifference(f"vectors.{name}", then, now, restorable=False)
+    for name in ENGINE_FIELDS:
+        now, then = _setting(present, name), _setting(expected, name)
+        if name != "payload_indexes" and then is not None and now != then:
+            yield SettingDifference(name, then, now, restorable=name != "datatype")
+    if expected.quantization is None and present.quantization is not None:
+        yield SettingDifference("quantization", None, present.quantization)
+    for name, then in expected.metadata.items():
+        if name in present.metadata and present.metadata[name] != then:  # an older modalign wrote less of it
+            yield SettingDifference(f"metadata.{name}", then, present.metadata[name])
+
+
+def _setting(layout: Layout, name: str) -> Any:
+    if name == "compression" and layout.quantization is not None:
+        return layout.compression or next(iter(COMPRESSIONS[layout.quantization]), None)
+    return getattr(layout, name)
 
 
 def _quantization(layout: Layout) -> Any:

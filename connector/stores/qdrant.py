@@ -28,18 +28,20 @@ from connector.stores.contract import (
     Points,
     Record,
     SearchLimits,
+    SettingDifference,
     Store,
     VectorConfig,
     engine_id,
 )
-from connector.stores.layout import Datatype, Layout
+from connector.stores.layout import Datatype, Layout, PayloadKind
 from connector.stores.qdrant_cluster import Cluster
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, RetryPolicy, connected
 from connector.stores.qdrant_filter import OLDEST_SERVER, check_known
-from connector.stores.qdrant_layout import index_schema, layout_of, quantization_config
+from connector.stores.qdrant_layout import index_schema, layout_of
 from connector.stores.qdrant_limits import LimitBook, Limits, check_strict_mode
 from connector.stores.qdrant_readiness import wait_until_ready
 from connector.stores.qdrant_searches import Searcher, SearchOptions
+from connector.stores.qdrant_settings import creation, differences, restoration
 from connector.stores.qdrant_writes import UPLOADS, PointWriter
 from connector.stores.replicas import Replicas
 
@@ -171,32 +173,7 @@ class QdrantStore(Store):
         if self._call(self._client.collection_exists, name):
             raise StoreError(f"{self.url}: collection {name!r} exists")
         try:
-            self._call(
-                self._client.create_collection,
-                name,
-                vectors_config={
-                    vector_name: models.VectorParams(
-                        size=vector.dim,
-                        distance=models.Distance(vector.distance.value),
-                        datatype=models.Datatype(config.datatype),
-                        on_disk=config.vectors_on_disk,
-                    )
-                    for vector_name, vector in config.vectors.items()
-                },
-                hnsw_config=models.HnswConfigDiff(
-                    m=config.m,
-                    ef_construct=config.ef_construct,
-                    full_scan_threshold=max(10, config.indexing_threshold),
-                    on_disk=config.hnsw_on_disk,
-                ),
-                optimizers_config=models.OptimizersConfigDiff(indexing_threshold=config.indexing_threshold),
-                quantization_config=quantization_config(config),
-                on_disk_payload=config.payload_on_disk,
-                shard_number=config.shards,
-                replication_factor=config.replication_factor,
-                write_consistency_factor=config.write_consistency_factor,
-                metadata=dict(config.metadata),
-            )
+            self._call(self._client.create_collection, name, **creation(config))
         except StoreError:
             if not self._is(name, config):
                 raise  # otherwise an earlier attempt created it, and only its answer was lost
@@ -204,11 +181,31 @@ class QdrantStore(Store):
             info = self._call(self._client.get_collection, name)
             check_strict_mode(info.config.strict_mode_config, config, f"{self.url}: collection {name}")
             for field, kind in config.payload_indexes.items():
-                schema = index_schema(kind)
-                self._call(self._client.create_payload_index, name, field_name=field, field_schema=schema, wait=True)
+                self._create_index(name, field, kind)
         except BaseException:
             self.drop(name)
             raise
+
+    def _create_index(self, name: str, field: str, kind: PayloadKind) -> None:
+        schema = index_schema(kind)
+        self._call(self._client.create_payload_index, name, field_name=field, field_schema=schema, wait=True)
+
+    @override
+    def setting_differences(self, name: str, config: CollectionConfig) -> list[SettingDifference]:
+        return list(differences(self._call(self._client.get_collection, name), config))
+
+    @override
+    def restore_settings(self, name: str, config: CollectionConfig) -> None:
+        info = self._call(self._client.get_collection, name)
+        changed = [difference for difference in differences(info, config) if difference.restorable]
+        indexes = {field: kind for field, kind in config.payload_indexes.items() if _of_index(field, changed)}
+        for field, kind in indexes.items():
+            if field in info.payload_schema:
+                self._call(self._client.delete_payload_index, name, field_name=field, wait=True)
+            self._create_index(name, field, kind)
+        if len(changed) > len(indexes):
+            self._call(self._client.update_collection, name, **restoration(info, config))
+        self._known.clear()
 
     def _is(self, name: str, config: CollectionConfig) -> bool:
         """Say whether the collection exists with the vectors and metadata of `config`, and has no points."""
@@ -407,6 +404,10 @@ class QdrantStore(Store):
         ]
         self._known.clear()
         self._call(self._client.update_collection_aliases, change_aliases_operations=actions)
+
+
+def _of_index(field: str, changed: Sequence[SettingDifference]) -> bool:
+    return any(difference.setting == f"payload index {field}" for difference in changed)
 
 
 def _named_vectors(info: models.CollectionInfo) -> dict[str, VectorConfig]:

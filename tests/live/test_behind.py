@@ -65,3 +65,73 @@ def test_wrong_vectors_are_all_found_once_one_is(
     while not repair(world, collection):
         pass  # none was in its sample
     assert verified(world, collection, full=True).consistent
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"hnsw_config": {"m": 4}},
+    {"hnsw_config": {"ef_construct": 8, "full_scan_threshold": 1_000_000, "on_disk": True}},
+    {"vectors": {"image": {"hnsw_config": {"m": 4}}}},
+    {"vectors": {"text": {"on_disk": True}}},
+    {"vectors": {"text": {"quantization_config": {"binary": {}}}}},
+    {"quantization_config": "Disabled"},
+    {"quantization_config": {"product": {"compression": "x16"}}},
+    {"optimizers_config": {"indexing_threshold": 1_000_000}},
+    {"params": {"replication_factor": 2, "write_consistency_factor": 2}},
+    {"params": {"on_disk_payload": False}},
+    {"metadata": {"modalign_search": {"oversampling": 1.0, "rescore": False}}},
+]
+
+
+@pytest.mark.parametrize("body", CHANGES, ids=str)
+def test_settings_that_were_changed_are_named_and_restored(
+    world: World, collection: str, client: httpx.Client, body: dict[str, Any]
+) -> None:
+    (release,) = world.push(world.set("s", *pairs(6)), collection=collection, quantization="scalar").releases
+    assert verified(world, collection).consistent
+    change(client, "PATCH", f"/collections/{release.name}", body)
+    report = verified(world, collection)
+    assert report.settings
+    assert not report.consistent
+    assert repair(world, collection) == {"restored": len(report.settings)}
+    assert verified(world, collection).consistent
+
+
+@pytest.mark.parametrize(
+    ("schema", "named"),
+    [
+        (None, "nothing"),
+        ("float", "float"),
+        ({"type": "integer", "lookup": True, "range": False}, "integer (range=False)"),
+        ({"type": "integer", "on_disk": True}, "integer (on_disk=True)"),
+    ],
+)
+def test_a_payload_index_that_was_deleted_or_changed_is_named_and_restored(
+    world: World, collection: str, client: httpx.Client, schema: Any, named: str
+) -> None:
+    (release,) = world.push(
+        world.set("s", *pairs(6)), collection=collection, payload_indexes={"number": "integer"}
+    ).releases
+    change(client, "DELETE", f"/collections/{release.name}/index/number", None)
+    if schema is not None:
+        change(client, "PUT", f"/collections/{release.name}/index", {"field_name": "number", "field_schema": schema})
+    (said,) = verified(world, collection).settings
+    assert f"payload index number is {named}, SQL recorded integer" in said
+    assert repair(world, collection) == {"restored": 1}
+    assert verified(world, collection).consistent
+
+
+@pytest.mark.parametrize("foreign", [True, False])
+def test_an_alias_that_leads_elsewhere_or_is_gone_is_named_and_restored(
+    world: World, collection: str, client: httpx.Client, foreign: bool
+) -> None:
+    (release,) = world.push(world.set("s", *pairs(6)), collection=collection).releases
+    alias, other = f"{collection}.cosine", f"{collection}-foreign"
+    actions: list[dict[str, Any]] = [{"delete_alias": {"alias_name": alias}}]
+    if foreign:
+        change(client, "PUT", f"/collections/{other}", {"vectors": {"size": 4, "distance": "Dot"}})
+        actions.append({"create_alias": {"alias_name": alias, "collection_name": other}})
+    change(client, "POST", "/collections/aliases", {"actions": actions})
+    (said,) = verified(world, collection).settings
+    assert (other if foreign else "is gone") in said
+    assert repair(world, collection) == {"restored": 1}
+    assert world.store.aliases()[alias] == release.name

@@ -24,6 +24,7 @@ from tests.support.canned_server import cut, serving
 
 VERSION = "1.19.1"
 BODY_LIMIT = 32 << 20
+IN_PARAMS = ("on_disk_payload", "shard_number", "replication_factor", "write_consistency_factor")
 FORBIDDEN = frozenset('<>:"/\\|?*')
 
 
@@ -77,6 +78,9 @@ class FaultyServer:
 
     def __init__(self, *, version: str = VERSION, key: str | None = None, body_limit: int = BODY_LIMIT):
         self.data = QdrantClient(":memory:")
+        # What local mode does not keep: how each collection was created, and its payload indexes by their field.
+        self.created: dict[str, dict[str, Any]] = {}
+        self.indexes: dict[str, dict[str, Any]] = {}
         self.version, self.key, self.body_limit = version, key, body_limit
         self.url = ""
         self.requests: list[Request] = []
@@ -164,12 +168,30 @@ def create(server: FaultyServer, name: str, body: Any) -> Any:
     if any(vector.size < 1 for vector in (asked.vectors or {}).values()):  # type: ignore[union-attr]
         raise RefusedError(422, "Validation error: vectors.size: value 0 invalid, must be 1 or larger")
     server.data.create_collection(name, vectors_config=asked.vectors, metadata=asked.metadata)
+    server.created[name], server.indexes[name] = body, {}
     return answer(result=True)
 
 
 def describe(server: FaultyServer, name: str, body: Any) -> Any:
     aliases = {each.alias_name: each.collection_name for each in server.data.get_aliases().aliases}
-    return answer(server.data.get_collection(aliases.get(name, name)))
+    resolved = aliases.get(name, name)
+    described: dict[str, Any] = answer(server.data.get_collection(resolved))
+    result, created = described["result"], server.created.get(resolved, {})
+    config = result["config"]
+    config["params"] |= {name: created[name] for name in IN_PARAMS if created.get(name) is not None}
+    config["hnsw_config"] |= created.get("hnsw_config") or {}
+    config["optimizer_config"] |= created.get("optimizers_config") or {}
+    config["quantization_config"] = created.get("quantization_config")
+    result["payload_schema"] = server.indexes.get(resolved, {})
+    return described
+
+
+def create_index(server: FaultyServer, name: str, body: Any) -> Any:
+    schema = body["field_schema"]
+    kind, params = (schema, None) if isinstance(schema, str) else (schema["type"], schema)
+    index = {"data_type": kind, "params": params, "points": 0}
+    server.indexes.setdefault(name, {})[body["field_name"]] = index
+    return answer({"operation_id": 0, "status": "completed"})
 
 
 def upsert(server: FaultyServer, name: str, body: Any) -> Any:
@@ -231,7 +253,7 @@ ROUTES: dict[tuple[str, str], Callable[..., Any]] = {
     ("GET", COLLECTION): describe,
     ("PATCH", COLLECTION): lambda server, name, body: answer(result=True),
     ("DELETE", COLLECTION): lambda server, name, body: answer(server.data.delete_collection(name)),
-    ("PUT", f"{COLLECTION}/index"): lambda server, name, body: answer({"operation_id": 0, "status": "completed"}),
+    ("PUT", f"{COLLECTION}/index"): create_index,
     ("PUT", f"{COLLECTION}/points"): upsert,
     ("POST", f"{COLLECTION}/points"): retrieve,
     ("POST", f"{COLLECTION}/points/delete"): delete,

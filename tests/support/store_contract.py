@@ -4,9 +4,11 @@ A subclass, or its module, gives two fixtures of module scope or wider:
 
     open_store()      a function that opens an empty store, or one that others use too; the test closes it
     builds_graphs     whether `ready` builds HNSW graphs
+    keeps_settings    whether a collection has the settings that it was created with
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -124,6 +126,34 @@ class CollectionsContract:
             store.create(wrong, config())
         assert wrong not in store.collections()
         assert not (tmp_path / "edge" / "up").exists()
+
+    def test_settings_that_differ_are_named_and_restored(
+        self, store: Store, name: str, rng: np.random.Generator, keeps_settings: bool, builds_graphs: bool
+    ) -> None:
+        if not keeps_settings:
+            pytest.skip("the client's local mode keeps no settings")
+        before: Any = "binary" if builds_graphs else None
+        created = config(payload_indexes={"a": "keyword", "b": "integer", "words": "text"}, quantization=before)
+        store.create(name, created)
+        store.upsert(name, points(normal(rng, 3)))
+        assert store.setting_differences(name, created) == []
+        changes: dict[str, Any] = {
+            "m": 5,
+            "ef_construct": 50,
+            "quantization": "scalar" if builds_graphs else None,
+            "vectors_on_disk": True,
+            "hnsw_on_disk": True,
+            "payload_on_disk": False,
+            "indexing_threshold": 77,
+            "payload_indexes": {"a": "integer", "b": "integer", "c": "float", "words": "text"},
+        }
+        for wanted in (replace(created, **changes), replace(created, **{**changes, "m": 6, "quantization": None})):
+            assert store.setting_differences(name, wanted) != []
+            store.restore_settings(name, wanted)
+            assert store.setting_differences(name, wanted) == []
+            assert store.describe(name).payload_indexes == (changes["payload_indexes"] if builds_graphs else {})
+            assert (store.count(name), store.datatype(name)) == (3, "float32")
+            assert len(store.search(name, "v", normal(rng, 1), 5)[0]) == 3
 
     def test_a_layout_that_the_engine_refuses_leaves_nothing(self, store: Store, name: str) -> None:
         with pytest.raises(StoreError):

@@ -47,7 +47,7 @@ from connector.provenance.tables import BatchRow, ReleaseRow
 from connector.push.session import push
 from connector.releases.release import Release, open_release
 from connector.stores import qdrant_readiness
-from connector.stores.contract import Hit, Store
+from connector.stores.contract import CollectionConfig, Hit, SettingDifference, Store
 from connector.stores.edge import EdgeStore
 from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import Connection
@@ -386,7 +386,7 @@ def opened_world(
         store = EdgeStore(directory / "qdrant")
     elif kind == "memory":
         monkeypatch.setattr(qdrant_readiness, "POLL_SECONDS", 0.0)
-        store = QdrantStore(Connection(QdrantClient(":memory:"), "http://memory"), uploads=1)
+        store = LocalModeStore(Connection(QdrantClient(":memory:"), "http://memory"), uploads=1)
     else:
         assert request is not None
         monkeypatch.setattr(qdrant_readiness, "POLL_SECONDS", 0.02)
@@ -397,6 +397,13 @@ def opened_world(
         world = World(directory, store)
         with world.provenance:
             yield world
+
+
+class LocalModeStore(QdrantStore):
+    """The client's local mode, which keeps no settings of a collection, and builds no index."""
+
+    def setting_differences(self, name: str, config: CollectionConfig) -> list[SettingDifference]:
+        return []
 
 
 class Losing(EdgeStore):

@@ -26,6 +26,11 @@ def builds_graphs(kind: str) -> bool:
 
 
 @pytest.fixture(scope="module")
+def keeps_settings(kind: str) -> bool:
+    return kind != "memory"
+
+
+@pytest.fixture(scope="module")
 def open_store(
     kind: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[OpenStore]:

@@ -39,6 +39,11 @@ def open_store(example: Callable[[str], Store]) -> OpenStore:
 
 
 @pytest.fixture(scope="module")
+def keeps_settings() -> bool:
+    return True
+
+
+@pytest.fixture(scope="module")
 def builds_graphs() -> bool:
     return False
 
