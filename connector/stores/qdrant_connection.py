@@ -44,6 +44,7 @@ from connector.safe_text import redacted, without_secrets
 from connector.settings import REQUEST_SECONDS
 from connector.stores.consistent_client import ConsistentClient
 from connector.stores.deadlines import deadline, shortened
+from connector.stores.qdrant_address import check_address, wrong_address
 from connector.stores.qdrant_limits import ADVICE, meaning
 from connector.stores.request_deadline import DeadlineTransport
 
@@ -88,7 +89,6 @@ NEVER_SENT = (
     httpcore.LocalProtocolError,
     httpcore.UnsupportedProtocol,
 )
-UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,28 +315,27 @@ class Connection:
         """Return the error for a gRPC status."""
         code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
         details = (error.details() if isinstance(error, grpc.Call) else "") or ""
-        if code is grpc.StatusCode.UNAVAILABLE:
+        if code is grpc.StatusCode.UNAVAILABLE or wrong_address(self.url, details):
             return self._unreachable(details)
         return self._answered(HTTP_STATUS[code], details, name=code.name)
 
     def _unreachable(self, why: object) -> StoreError:
         """Return the error for a request without a response."""
-        if UNTRUSTED in str(why):
-            return self._untrusted()
+        if wrong := wrong_address(self.url, str(why)):
+            return StoreError(f"{self.url} {wrong}")
+        perhaps = (
+            ", or with grpcs:// if the port speaks TLS"
+            if self.url.startswith("grpc://") and "Socket closed" in str(why)
+            else ""
+        )
         message = self._shown(
-            f"{self.url} cannot be reached: {why}; check that it runs, that MODALIGN_QDRANT_URL names it, and that "
-            "MODALIGN_QDRANT_TIMEOUT leaves it the time it needs"
+            f"{self.url} cannot be reached: {why}; check that it runs, that MODALIGN_QDRANT_URL names it{perhaps}, and "
+            "that MODALIGN_QDRANT_TIMEOUT leaves it the time it needs"
         )
         if isinstance(why, RuntimeError):  # what httpx says of a client that was closed
             return StoreError(self._shown(f"{self.url} is closed: {why}"))
         never = isinstance(why, NEVER_SENT)
         return StoreError(message) if never else StoreUnavailableError(message)
-
-    def _untrusted(self) -> StoreError:
-        return StoreError(
-            f"{self.url} has a certificate that is not trusted; name the file of the authority that signed it by "
-            "MODALIGN_QDRANT_CA_FILE"
-        )
 
     def _overloaded(self, why: str, retry_after: float | None) -> StoreError:
         return StoreUnavailableError(self._shown(f"{self.url} asks for fewer requests: {why}"), retry_after)
@@ -373,6 +372,7 @@ def connected(
     """
     if api_key and not (api_key.isascii() and api_key.isprintable()):
         raise SettingsError("MODALIGN_QDRANT_API_KEY: expected printable ASCII, as a header can carry; got other text")
+    check_address(url)
     try:
         parts = urlsplit(url)
         port, password = parts.port, unquote(parts.password or "")
@@ -409,10 +409,8 @@ def _grpc(host: str, port: int, encrypted: bool, ca_file: Path | None) -> dict[s
         raise ValueError
     options: dict[str, Any] = {"host": f"[{host}]" if ":" in host else host, "grpc_port": port, "https": encrypted}
     if encrypted and ca_file:
-        try:
-            options["grpc_options"] = {"root_certificates": ca_file.read_bytes()}
-        except OSError as error:
-            raise SettingsError(f"MODALIGN_QDRANT_CA_FILE: {ca_file} cannot be read: {error}") from error
+        _trusting(ca_file)  # gRPC would find out with the first request, and say something else
+        options["grpc_options"] = {"root_certificates": ca_file.read_bytes()}
     return {**options, "prefer_grpc": True, "pool_size": GRPC_CHANNELS}
 
 
