@@ -25,17 +25,17 @@ from connector.stores.replicas import Node, Replica, Replicas, Shard, Transfer
 T = TypeVar("T")
 
 ORDERING = models.WriteOrdering.WEAK
-LEVEL_SECONDS = 30.0  # after a read found replicas away, so long no more are asked than answered then
+LEVEL_SECONDS = 60.0  # after a read found replicas away, so long no more are asked than answered then
 POLLS = 3  # numbers of points that differ so often in a row do not differ because of a write under way
 POLL_SECONDS = 0.5
 TELEMETRY_DETAILS = 3  # the level that tells of shards
-TELEMETRY_SECONDS = 5  # how long a node has to answer the others before it is away
+TELEMETRY_SECONDS = 20  # of which a node that hangs takes ten
 # What a server answers when replicas that a read needs are dead or away.
 REPLICAS_AWAY = r"does not have enough active replicas|\d+ of \d+ read operations failed"
 # What it answers when other nodes are away.
 NODES_AWAY = (
     rf"{REPLICAS_AWAY}|Tonic status|shards failed to apply|has no active replica|ordering via leader|"
-    r"deactivation timed out|to at least one `Active` replica"
+    r"deactivation timed out|to at least one `Active` replica|Healthcheck timeout|Deadline expired"
 )
 NO_MAJORITY = r"[Cc]onsensus"
 ADDRESS = r"(?:[Ff]ailed to connect to |tcp connect error\W+, )([^\s,]+),"

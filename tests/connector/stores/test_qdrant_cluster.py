@@ -5,12 +5,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import stamina
+from qdrant_client import QdrantClient
 
 from connector.errors import ClusterError, StoreUnavailableError
 from connector.stores import qdrant_cluster, qdrant_readiness
 from connector.stores.contract import Points
 from connector.stores.qdrant import QdrantStore
-from connector.stores.qdrant_connection import RetryPolicy
+from connector.stores.qdrant_cluster import in_words
+from connector.stores.qdrant_connection import Connection, RetryPolicy
 from tests.support.errors import raises
 from tests.support.recorded_cluster import STATES, RecordedNode, recorded_node
 
@@ -110,7 +112,62 @@ class TestReadiness:
         assert "does not tell what its replicas optimise" in caplog.text
 
 
+# What nodes of Qdrant 1.18.3 answered with 500 when another node, or two, were killed or hung.
+FAILURES = {
+    "a write, connection refused": (
+        "Service internal error: Tonic status error: code: 'The service is currently unavailable', message: \"tcp "
+        'connect error", source: tonic::transport::Error(Transport, ConnectError(ConnectError("tcp connect error", '
+        '127.0.0.1:7232, Os { code: 111, kind: ConnectionRefused, message: "Connection refused" })))',
+        "127.0.0.1:7232",
+    ),
+    "a write, connection broken": (
+        "Service internal error: Tonic status error: code: 'Unknown error', message: \"transport error\", source: "
+        "tonic::transport::Error(Transport, hyper::Error(Io, Kind(ConnectionReset)))",
+        "",
+    ),
+    "a write to several shards": (
+        "Service internal error: 2 out of 3 shards failed to apply operation. First error captured: Service internal "
+        "error: Tonic status error: code: 'The service is currently unavailable', message: \"Failed to connect to "
+        'http://127.0.0.1:7222/, error: transport error"',
+        ALSO_AWAY,
+    ),
+    "a write to a node that hangs": (
+        "Timeout: Timeout error: Deadline Exceeded: code: 'Deadline expired before operation could complete', message: "
+        '"Healthcheck timeout 2000ms exceeded"',
+        "",
+    ),
+    "a search of a shard that is nowhere": (
+        "Service internal error: 1 of 1 read operations failed:\n  Service internal error: Tonic status error: code: "
+        "'The service is currently unavailable', message: \"Failed to connect to http://127.0.0.1:7232/, error: "
+        'transport error"',
+        AWAY,
+    ),
+    "a read of all replicas": (
+        "Service internal error: The replica set for shard 0 on peer 741333920376941 does not have enough "
+        "active replicas",
+        "",
+    ),
+    "an alias without a majority": (
+        "Service internal error: Waiting for consensus operation commit failed. Timeout set at: 10 seconds",
+        "majority",
+    ),
+}
+
+
 class TestFailuresInWords:
+    @pytest.mark.parametrize("failure", FAILURES)
+    @pytest.mark.parametrize("protocol", ["http", "grpc"])
+    def test_what_nodes_answer_is_a_failure_of_the_cluster(self, failure: str, protocol: str) -> None:
+        text, address = FAILURES[failure]
+        client = QdrantClient(":memory:")
+        connection = Connection(client, f"{protocol}://host:6333")
+        error = in_words(connection, StoreUnavailableError(f"{connection.url} answered 500: {text}", retry_after=2))
+        client.close()
+        assert type(error) is ClusterError
+        assert error.retry_after == 2
+        assert "same command again" in str(error)
+        assert address in str(error).partition("Last answer")[0]
+
     @in_state("a node is away")
     def test_a_write_that_too_few_replicas_confirmed(self, store: QdrantStore) -> None:
         with raises(ClusterError, AWAY, "was not confirmed by 3 replicas", "collection c", "same command again"):
