@@ -46,10 +46,11 @@ UNSAID = {"run", "lease", "reject", "store", "store_address"}  # tables that say
 
 
 class Guarded(NamedTuple):
-    """A server that takes tokens, and the key that it signs them with, which may do all."""
+    """A server that takes tokens, the key that it signs them with, which may do all, and a layout for releases."""
 
     url: str
     key: str
+    layout: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ class Command:
 
 
 def push(house: House, home: Home, **changes: Any) -> Any:
-    request = PushRequest(set="s", into=house.collection, alignment="a", metrics=["cosine"])
+    request = PushRequest(
+        set="s", into=house.collection, alignment="a", metrics=["cosine"], layout=house.guarded.layout
+    )
     return home.push(replace(request, **changes))
 
 
