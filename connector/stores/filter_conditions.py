@@ -6,6 +6,7 @@ others. An ambiguous condition in `modalign delete` would delete items that nobo
 
 import math
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -16,8 +17,8 @@ from connector.stores.payload_paths import parse_path
 BOUNDS = ("lt", "lte", "gt", "gte")
 LARGEST_ID = (1 << 64) - 1
 MOST_LON, MOST_LAT = 180, 90
-# Larger than the Earth, and a float32, in which gRPC sends it, holds it.
-MOST_METRES = 1e8
+# Larger than the Earth, and a float32, in which gRPC sends it, holds both.
+LEAST_METRES, MOST_METRES = 1e-9, 1e8
 RING_POINTS = 4
 # What a test of words, of the start or of a part of a text is called.
 TEXTS = ("text", "text_any", "phrase", "prefix", "substring")
@@ -32,9 +33,9 @@ def check_condition(condition: Any, *, in_element: bool = False) -> None:
 
     Raises:
         FilterError: a condition on a field holds no test or several; a path is invalid; a range has no bound, two lower
-            or two upper ones; a count of values may be 0; a number is not finite or needs more than 64 bits; a text
-            holds no word or is no Unicode; a place is nowhere on Earth; a ring is not closed; an id is none; or a
-            condition on an element is on what no element has.
+            or two upper ones; a count of values may be 0; a number is not finite or needs more than 64 bits; a time is
+            in no year from 1 to 9999; a text holds no word or is no Unicode; a place is nowhere on Earth; a ring is not
+            closed; an id is none; or a condition on an element is on what no element has.
     """
     match type(condition).__name__:
         case "FieldCondition":
@@ -91,6 +92,9 @@ def _check_field(condition: Any) -> None:
     if name in ("range", "values_count"):
         bounds = {bound: value for bound in BOUNDS if (value := getattr(test, bound, None)) is not None}
         _check_bounds(f"the {name} of {condition.key!r}", bounds)
+        for bound in bounds.values():
+            if isinstance(bound, datetime):
+                _check_time(condition.key, bound)
         if name == "values_count":
             _check_count(condition.key, bounds)
     elif name == "match":
@@ -106,6 +110,14 @@ def _check_bounds(what: str, bounds: Mapping[str, Any]) -> None:
             f"{what}: expected one lower bound, one upper bound or both, got {', '.join(bounds) or 'none'}; a store "
             "may ignore one of two"
         )
+
+
+def _check_time(key: str, time: datetime) -> None:
+    """Refuse a time that no message of gRPC can hold: one before the year 1 or after 9999, in UTC."""
+    try:
+        (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+    except (OverflowError, ValueError):
+        raise FilterError(f"the range of {key!r}: expected times from the year 1 to 9999 in UTC, got {time}") from None
 
 
 def _check_count(key: str, bounds: Mapping[str, int]) -> None:
@@ -136,10 +148,8 @@ def _check_place(key: str, test: Any) -> None:
             expected = f"lon of -{MOST_LON} to {MOST_LON} and lat of -{MOST_LAT} to {MOST_LAT}"
             raise FilterError(f"the place of {key!r}: expected {expected}, got lon {lon} and lat {lat}")
     radius = getattr(test, "radius", None)
-    if radius is not None and not 0 < radius <= MOST_METRES:
-        raise FilterError(
-            f"the radius of {key!r}: expected more than 0 and at most {MOST_METRES:.0f} metres, got {radius}"
-        )
+    if radius is not None and not LEAST_METRES <= radius <= MOST_METRES:
+        raise FilterError(f"the radius of {key!r}: expected {LEAST_METRES} to {MOST_METRES:.0f} metres, got {radius}")
     if hasattr(test, "exterior"):
         for line in (test.exterior, *(test.interiors or ())):
             if len(line.points) < RING_POINTS or line.points[0] != line.points[-1]:

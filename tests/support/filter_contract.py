@@ -292,6 +292,22 @@ REFUSED: dict[str, tuple[models.Filter, list[str]]] = {
         must(field("place", geo_radius=models.GeoRadius(center=POINT(lon=1, lat=9), radius=-1))),
         ["'place'", "-1"],
     ),
+    "a radius that rounds to none": (
+        must(field("place", geo_radius=models.GeoRadius(center=POINT(lon=1, lat=9), radius=1e-46))),
+        ["'place'", "1e-46"],
+    ),
+    "a time before all years": (
+        must(field("at", range=models.DatetimeRange(gt=datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))))),
+        ["'at'", "0001-01-01"],
+    ),
+    "a time after all years": (
+        must(
+            field(
+                "at", range=models.DatetimeRange(lte=datetime(9999, 12, 31, 23, tzinfo=timezone(-timedelta(hours=2))))
+            )
+        ),
+        ["'at'", "9999-12-31"],
+    ),
     "a ring that is not closed": (
         must(
             field(
