@@ -24,7 +24,7 @@ Folds = Annotated[int, Interval(ge=2)]
 HoldOutShare = Annotated[float, Interval(gt=0, lt=1)]
 QuerySample = Annotated[int, Interval(ge=1, le=2**31 - 1)]
 GroupSample = Annotated[int, Interval(ge=20)]
-IndexRecall = Annotated[float, Interval(ge=0.0, le=1.0)]
+IndexRecall = Annotated[float, Interval(ge=0, le=1)]
 MaxQps = Annotated[float, Interval(ge=0.001, le=1_000_000)]
 
 

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import click
 from typing_extensions import override
@@ -75,7 +75,8 @@ def range_of(request: type[Request], name: str) -> WholeRange | NumberRange:
     least: Any = interval.ge if interval.gt is None else interval.gt
     most: Any = interval.le if interval.lt is None else interval.lt
     ends: dict[str, Any] = {"min_open": interval.gt is not None, "max_open": interval.lt is not None}
-    whole = isinstance(interval.ge, int)
+    hint = get_type_hints(request)[name]  # also `int | None`
+    whole = int in (hint, *get_args(hint))
     return WholeRange(least, most, **ends) if whole else NumberRange(least, most, **ends)
 
 

@@ -215,8 +215,8 @@ def check_kinds(condition: "Filter", indexes: Mapping[str, str], *, what: str = 
             )
         if kind is not None and kind not in _ANSWERED_BY[test]:
             raise FilterError(
-                f"{what}: field {field} is indexed as {kind}, and the filter compares it with {test}, which no item "
-                f"has{_HINTS.get((kind, test), '')}"
+                f"{what}: field {field} is indexed as {kind}, and the filter compares it with {test}, which such an "
+                f"index does not find{_HINTS.get((kind, test), '')}"
             )
 
 

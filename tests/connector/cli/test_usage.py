@@ -53,6 +53,9 @@ USAGE: dict[str, tuple[Make, str]] = {
     "metric with an unknown parameter": ("search things red --metric chi2(size=3)", "'size'"),
     "unknown metric": ("search things red --metric hamming", "'hamming'"),
     "budget below k": ("search things red --candidates 9", "10, got 9"),
+    "index recall above one": ("push pairs --into bad --alignment a --min-index-recall 1.5", "0<=x<=1, got '1.5'"),
+    "index recall of percent": ("ingest {corpus} --into bad --alignment a --min-index-recall 90", "0<=x<=1, got '90'"),
+    "index recall that is no number": ("push pairs --into bad --alignment a --min-index-recall nan", "got 'nan'"),
     "filter that is no JSON": ("search things red --filter {{", "line 1 column 2"),
     "filter that is none": ('search things red --filter {{"must":[{{"foo":1}}]}}', "must"),
     "filter that is a list": ("search things red --filter [1]", "(top)"),
@@ -197,3 +200,11 @@ def test_a_mistyped_name_is_a_usage_error_that_tells_the_near_one(unbroken: Path
     """Before anything is opened, so whether the set is there does not matter."""
     ended = modalign(*arguments.replace(" pairs", " no-such-set").split(), "--home", unbroken)
     assert (ended.code, f"did you mean {near!r}" in ended.error) == (2, True), ended.error
+
+
+@pytest.mark.parametrize("share", ["0", "0.5", "1"])
+def test_an_index_recall_is_a_share(unbroken: Path, share: str) -> None:
+    arguments = ("--into", "things", "--alignment", "a", "--min-index-recall", share, "--home", unbroken)
+    ended = modalign("push", "nothing", *arguments)
+    assert ended.code == 1
+    assert "nothing" in ended.error
