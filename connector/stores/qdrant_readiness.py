@@ -3,6 +3,8 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from uuid import uuid4
 
 from qdrant_client import models
 
@@ -48,8 +50,7 @@ def wait_until_ready(
         left = _left(info, optimizations)
         stable = 0 if left else stable + 1
         if info.status == models.CollectionStatus.GREY:
-            # Grey means paused until the next update; an empty one wakes the optimizer.
-            connection.call(client.update_collection, name, optimizers_config=models.OptimizersConfigDiff())
+            _wake(connection, name)
         waited = time.monotonic() - started
         if left and waited > INDEX_SECONDS:
             raise StoreUnavailableError(
@@ -61,6 +62,17 @@ def wait_until_ready(
             said = waited
         if stable < STABLE_POLLS:
             time.sleep(POLL_SECONDS)
+
+
+def _wake(connection: Connection, name: str) -> None:
+    """Wake the optimizer of a collection that is grey: paused until the next update of each shard.
+
+    Delete a point that nobody has. To update the collection's settings would take the right to manage the server.
+    """
+    nobody = models.Filter(must=[models.HasIdCondition(has_id=[str(uuid4())])])
+    selector = models.FilterSelector(filter=nobody)
+    with suppress(StoreUnavailableError):  # the next poll tries again
+        connection.translated(connection.client.delete, name, points_selector=selector, wait=True)
 
 
 def _left(info: models.CollectionInfo, optimizations: "_Optimizations") -> str:

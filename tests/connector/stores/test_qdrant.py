@@ -414,8 +414,8 @@ class TestProtocol:
                 return 200, {}, result({"aliases": []})
             if path.endswith("/count"):
                 return 200, {}, result({"count": 1})
-            if method == "PATCH":
-                return 200, {}, result(True)
+            if path.endswith("/points/delete"):
+                return 200, {}, result({"operation_id": 1, "status": "completed"})
             if path.endswith("/optimizations"):
                 return 404, {}, b""
             return 200, {}, result({**INFO, **(left.pop(0) if len(left) > 1 else left[0])})
@@ -466,7 +466,7 @@ class TestProtocol:
     ) -> None:
         self.polled(server, monkeypatch, {"status": "grey"}, {"status": "green"})
         store.ready("c")
-        assert server.requests.count(("PATCH", "/collections/c")) == 1
+        assert server.requests.count(("POST", "/collections/c/points/delete")) == 1
 
     @pytest.mark.parametrize(
         ("left", "said"),
