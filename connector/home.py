@@ -31,7 +31,7 @@ from connector.recorded_request import Request
 from connector.releases.lag import Lag, lag_of
 from connector.releases.promotion import AliasSwitch, Lifecycle, PromotionOverride, this_person
 from connector.releases.release import Release
-from connector.releases.status import Status, read_replicas, read_status
+from connector.releases.status import Status, StoredRelease, read_closed, read_replicas, read_status, read_stored
 from connector.releases.store_identity import here
 from connector.requests import (
     RETRIED,
@@ -54,8 +54,9 @@ from connector.requests import (
 )
 from connector.settings import Settings, checked_name
 from connector.stores.contract import Store
+from connector.stores.deadlines import within
 from connector.stores.filters import parse_filter
-from connector.stores.opening import is_shared, open_store, url_of
+from connector.stores.opening import closed_points, is_shared, open_store, url_of
 from connector.stores.replicas import Replicas
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ if TYPE_CHECKING:
     from connector.reports.compare_report import Compared
     from connector.search.query import QueryResult
     from connector.search.retriever import Retriever
+
+
+STATUS_SECONDS = 10.0  # how long a status waits for a server: SQL has the rest of it
 
 
 class Home:
@@ -296,6 +300,23 @@ class Home:
     def status(self, collection: str | None = None, *, runs: int = 10) -> Status:
         """Return the releases, of `collection` or all, ingests in parts, and the last `runs` runs. Opens no store."""
         return read_status(self.provenance, collection, runs=runs)
+
+    def stored(self, collection: str | None = None) -> dict[str, StoredRelease]:
+        """Return by release, of `collection` or all of this store, how many points it holds, and what differs from SQL.
+
+        An embedded store is not opened: it says what its collections held when they were closed.
+
+        Raises:
+            StoreError: the store cannot be asked within `STATUS_SECONDS`.
+        """
+        where = {"dropped_at": None} if collection is None else {"dropped_at": None, "collection": collection}
+        if not is_shared(self.settings):
+            stores = self.provenance.stores.at([url_of(self.settings)])
+            rows = [row for row in self.provenance.releases.find(**where) if row.store_id in stores]
+            return read_closed(self.provenance, closed_points(self.settings), rows)
+        with within(STATUS_SECONDS):
+            rows = self.provenance.releases.find(**where, store_id=here(self.provenance, self.store))
+            return read_stored(self.provenance, self.store, rows)
 
     def replicas(self, collection: str) -> dict[str, Replicas]:
         """Return by release of `collection` where its replicas are. An embedded store has none, and is not opened."""

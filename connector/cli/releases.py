@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from connector.provenance.tables import RunRow
     from connector.releases.promotion import AliasSwitch
     from connector.releases.reconcile import ReconcileReport
-    from connector.releases.status import ReleaseStatus
+    from connector.releases.status import ReleaseStatus, StoredRelease
     from connector.stores.replicas import Replicas
 
 
@@ -181,7 +181,8 @@ def status(
 ) -> None:
     """Show releases, of COLLECTION or all, what is to be done about them, ingests in parts, and the last runs.
 
-    The lag is the number of rows of the embedding sets that a release does not hold, rejected rows among them. Of a
+    The lag is the number of rows of the embedding sets that a release does not hold, rejected rows among them. `stored`
+    is the exact number of points in Qdrant; where it or an alias is not as SQL says, a line tells what to do. Of a
     COLLECTION in a cluster, also shows its shards and replicas, which nodes are away, and what is possible now.
     """
     for given, name in ((verify, "verify"), (repair, "repair")):
@@ -192,19 +193,20 @@ def status(
             _repaired(home, collection, yes, None, False) if repair else home.verify(collection) if verify else None
         )
         shown = home.status(collection, runs=limit)
-        replicas = {} if collection is None else _replicas(home, collection)
-    releases = [_release_row(release) for release in shown.releases]
+        stored = _stored(home, collection)
+        replicas = {} if collection is None or stored is None else _replicas(home, collection)
+    releases = [_release_row(release, (stored or {}).get(release.row.physical_name)) for release in shown.releases]
     runs = [_run_row(run) for run in shown.runs]
     if as_json:
         document: dict[str, Any] = {"releases": releases, "ingests_in_parts": shown.ingests_in_parts, "runs": runs}
         document["replicas"] = replicas_document(replicas)
         print_json(document | ({} if reports is None else _document(reports)))
     else:
-        hidden = ("store", "pending")
+        hidden = ("store", "pending", "faults", *(() if stored else ("stored",)))
         print_table(({k: v for k, v in row.items() if k not in hidden} for row in releases), "releases")
         for row in releases:
-            if row["pending"]:
-                show(f"{row['physical_name']}: {row['pending']}")
+            for sentence in (*row["faults"], *filter(None, [row["pending"]])):
+                show(f"{row['physical_name']}: {sentence}")
         print_replicas(replicas)
         if reports is not None:
             print_reconciled(reports)
@@ -216,6 +218,15 @@ def status(
             row["error"] = textwrap.shorten(row["error"], 60)
         print_table(runs, "runs (times are UTC; --json has errors in full)")
     _exit_for_differences(reports or [])
+
+
+def _stored(home: "Home", collection: str | None) -> "dict[str, StoredRelease] | None":
+    """Return what the store says of releases; None, and say so, if it cannot be asked: SQL has the rest."""
+    try:
+        return home.stored(collection)
+    except StoreError as error:
+        say(f"points were not counted, because the store cannot be asked: {error}")
+        return None
 
 
 def _replicas(home: "Home", collection: str) -> "dict[str, Replicas]":
@@ -320,13 +331,14 @@ def _exit_for_differences(reports: "Sequence[ReconcileReport]") -> None:
         sys.exit(FAILED)
 
 
-def _release_row(release: "ReleaseStatus") -> dict[str, Any]:
+def _release_row(release: "ReleaseStatus", stored: "StoredRelease | None") -> dict[str, Any]:
     row, lag = release.row, release.lag
     return {
         "collection": row.collection,
         "metric": row.metric,
         "state": row.state,
         "points": row.points,
+        "stored": stored.points if stored else None,
         "hnsw_ef": row.hnsw_ef,
         "hnsw_recall": row.hnsw_recall,
         "lag": lag.rows if lag else None,
@@ -334,6 +346,7 @@ def _release_row(release: "ReleaseStatus") -> dict[str, Any]:
         "physical_name": row.physical_name,
         "store": release.store,
         "pending": release.pending,
+        "faults": list(stored.faults) if stored else [],
     }
 
 

@@ -138,9 +138,11 @@ def reconciled_examples(found: Iterable["ReconcileReport"]) -> dict[str, dict[st
 
 def print_reconciled(reports: Sequence["ReconcileReport"]) -> None:
     """Print what reconciliations found: a release a row, why one could not be compared, and a few of the items."""
-    hidden = {"replicas", "away", "broken"}
+    hidden = {"replicas", "away", "broken", "seed"}
     rows = [{name: value for name, value in row.items() if name not in hidden} for row in reconciled_rows(reports)]
     print_table(rows, "verified against SQL and embedding sets")
+    for seed in sorted({report.seed for report in reports if report.seed is not None}):
+        say(f"the sample of vectors was drawn with --seed {seed}")
     for report in reports:
         if report.broken is not None:
             show(f"{report.name}: broken: {report.broken}")

@@ -1,16 +1,16 @@
 """The status of a home: its releases, what is to be done about them, ingests in parts, and the last runs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from alignment.metrics import parse
-from connector.errors import CollectionNotFoundError
+from connector.errors import AccessDeniedError, CollectionNotFoundError
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import PromotionRow, ReleaseRow, RunRow
-from connector.releases.aliases import alias_name
+from connector.releases.aliases import alias_fault, alias_name
 from connector.releases.lag import Lag, lag_of
-from connector.releases.release import READY
+from connector.releases.release import LIVE, READY
 from connector.stores.contract import Store
 from connector.stores.replicas import Replicas
 
@@ -29,6 +29,19 @@ class ReleaseStatus:
     store: str
     lag: Lag | None
     pending: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRelease:
+    """What a store says of a release, which may have changed behind SQL's back.
+
+    Attributes:
+        points: exact number; None: the store does not tell.
+        faults: how this differs from what SQL recorded, a sentence each with what to do.
+    """
+
+    points: int | None
+    faults: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +73,53 @@ def read_status(provenance: Provenance, collection: str | None = None, *, runs: 
         if row.dropped_at is None
     ]
     return Status(releases, provenance.runs.ingests_in_parts(), provenance.runs.newest(runs))
+
+
+def read_stored(provenance: Provenance, store: Store, rows: Iterable[ReleaseRow]) -> dict[str, StoredRelease]:
+    """Count the points of releases exactly, and look where the aliases of live ones lead; by release."""
+    stored = {}
+    for row in rows:
+        points: int | None = None
+        try:
+            points = store.count(row.physical_name)
+        except AccessDeniedError:
+            pass
+        except CollectionNotFoundError:
+            stored[row.physical_name] = StoredRelease(0, [lost_collection(provenance, row)])
+            continue
+        alias = alias_fault(provenance, store, row)
+        faults = [*_count_faults(provenance, row, points), *([alias] if alias else [])]
+        stored[row.physical_name] = StoredRelease(points, faults)
+    return stored
+
+
+def lost_collection(provenance: Provenance, row: ReleaseRow) -> str:
+    """Say that the collection of a release is gone, and which embedding sets make it anew."""
+    sets = ", ".join(embedding_set.name for embedding_set in provenance.ledger.sets_in([row.id]))
+    return f"collection {row.physical_name} is not in the store; push its embedding sets again: {sets or 'none'}"
+
+
+def read_closed(
+    provenance: Provenance, points: Mapping[str, int], rows: Iterable[ReleaseRow]
+) -> dict[str, StoredRelease]:
+    """Compare with SQL how many points releases held when their collections were closed; by release."""
+    return {
+        row.physical_name: StoredRelease(held, _count_faults(provenance, row, held))
+        for row in rows
+        if (held := points.get(row.physical_name)) is not None
+    }
+
+
+def _count_faults(provenance: Provenance, row: ReleaseRow, points: int | None) -> list[str]:
+    """Say that a live or ready release holds more or fewer points than SQL says; not while another process writes."""
+    if points is None or row.state not in (LIVE, READY) or provenance.runs.writers(row.collection):
+        return []
+    if not (more := points - provenance.ledger.points(row.id)):
+        return []
+    return [
+        f"holds {points:,} points, {abs(more):,} {'more' if more > 0 else 'fewer'} than SQL says; run `modalign verify "
+        f"{row.collection}`"
+    ]
 
 
 def read_replicas(store: Store, rows: Iterable[ReleaseRow]) -> dict[str, Replicas]:

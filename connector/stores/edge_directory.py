@@ -273,6 +273,26 @@ class StoreDirectory:
             raise StoreError(f"{self.path} cannot be used as a store: {error}") from error
 
 
+def closed_points(path: Path) -> dict[str, int]:
+    """Return how many points collections had when they were closed, by name: without the lock of their store.
+
+    A collection that a process has open, or was killed with, is left out; one whose directory is missing has none.
+
+    Raises:
+        StoreError: the registry is damaged.
+    """
+    if not (path / REGISTRY).exists():
+        return {}
+    _, collections, _ = _read_registry(path / REGISTRY)
+    points = {}
+    for name in collections:
+        home = path / "collections" / name
+        state = _read_state(home / STATE)
+        if not home.is_dir() or (state is not None and state.step == "closed"):
+            points[name] = state.points if state else 0
+    return points
+
+
 def _read_registry(path: Path) -> tuple[str | None, dict[str, CollectionConfig], dict[str, str]]:
     """Return id, collections and aliases; a registry of an older modalign has no id."""
     try:

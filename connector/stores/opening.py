@@ -22,12 +22,15 @@ class StoreKind:
         open: opens the store that the settings name; raises a `StoreError` if that fails.
         url: turns a URL into the `Store.url` that its store will have: without secrets, the same each time.
         shared: several processes may have it open at once.
+        closed_points: of a store that is not shared, given its URL: how many points its collections hold, by their
+            names, as far as that is known without opening it.
     """
 
     form: str
     open: Callable[["Settings"], Store]
     url: Callable[[str], str]
     shared: bool = True
+    closed_points: Callable[[str], Mapping[str, int]] = lambda url: {}
 
 
 def _open_edge(settings: "Settings") -> Store:
@@ -40,6 +43,12 @@ def _edge_url(url: str) -> str:
     return f"edge:{Path(url.removeprefix('edge:')).absolute()}"
 
 
+def _closed_edge_points(url: str) -> Mapping[str, int]:
+    from connector.stores.edge_directory import closed_points  # which loads numpy
+
+    return closed_points(Path(url.removeprefix("edge:")))
+
+
 def _connect(settings: "Settings") -> Store:
     from connector.stores.qdrant import QdrantStore  # loads the client, which takes a second
 
@@ -50,7 +59,7 @@ def _connect(settings: "Settings") -> Store:
 
 # By how the URL begins.
 STORES: Mapping[str, StoreKind] = {
-    "edge:": StoreKind("edge:DIRECTORY", _open_edge, _edge_url, shared=False),
+    "edge:": StoreKind("edge:DIRECTORY", _open_edge, _edge_url, shared=False, closed_points=_closed_edge_points),
     "http://": StoreKind("http://HOST:PORT", _connect, redacted),
     "https://": StoreKind("https://HOST:PORT", _connect, redacted),
     "grpc://": StoreKind("grpc://HOST:PORT", _connect, redacted),
@@ -84,6 +93,16 @@ def is_shared(settings: "Settings") -> bool:
         SettingsError: the URL names no store.
     """
     return _kind(settings.store_url).shared
+
+
+def closed_points(settings: "Settings") -> Mapping[str, int]:
+    """Return how many points the collections of a store hold that is not shared, by name, without opening it.
+
+    Raises:
+        SettingsError: the URL names no store.
+        StoreError: the store is damaged.
+    """
+    return _kind(settings.store_url).closed_points(settings.store_url)
 
 
 def _kind(url: str) -> StoreKind:

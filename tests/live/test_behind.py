@@ -11,6 +11,7 @@ from connector.releases.points import point_id
 from connector.releases.reconcile import ReconcileReport, reconcile
 from connector.releases.reconcile_releases import repair_releases
 from connector.releases.release import open_release
+from connector.releases.status import StoredRelease, read_stored
 from tests.support.qdrant_servers import Server
 from tests.support.world import World, pairs
 
@@ -29,6 +30,13 @@ def change(client: httpx.Client, method: str, path: str, body: Any) -> None:
 def verified(world: World, collection: str, *, seed: int = 0, full: bool = False) -> ReconcileReport:
     release = open_release(world.provenance, world.store, collection)
     return reconcile(release, world.store, world.provenance, seed=seed, full=full)
+
+
+def stored(world: World, collection: str) -> StoredRelease:
+    (of_release,) = read_stored(
+        world.provenance, world.store, world.provenance.releases.find(collection=collection)
+    ).values()
+    return of_release
 
 
 def repair(world: World, collection: str, orphans: int | None = None) -> dict[str, int]:
@@ -135,3 +143,34 @@ def test_an_alias_that_leads_elsewhere_or_is_gone_is_named_and_restored(
     assert (other if foreign else "is gone") in said
     assert repair(world, collection) == {"restored": 1}
     assert world.store.aliases()[alias] == release.name
+
+
+def test_an_old_snapshot_that_was_recovered_is_seen_by_its_count(
+    world: World, collection: str, client: httpx.Client
+) -> None:
+    (release,) = world.push(world.set("s", *pairs(6)), collection=collection).releases
+    snapshots = f"/collections/{release.name}/snapshots"
+    taken = client.post(snapshots).raise_for_status().json()["result"]["name"]
+    snapshot = client.get(f"{snapshots}/{taken}").raise_for_status().content
+    world.push(world.set("more", *pairs(4, seed=3, prefix="more-")), collection=collection)
+    assert stored(world, collection) == StoredRelease(20, [])
+    upload = client.post(f"{snapshots}/upload", params={"priority": "snapshot"}, files={"snapshot": snapshot})
+    upload.raise_for_status()
+    of_release = stored(world, collection)
+    assert of_release.points == 12
+    assert "8 fewer than SQL says" in of_release.faults[0]
+
+
+def test_a_collection_that_was_deleted_takes_its_recorded_layout_when_it_is_pushed_again(
+    world: World, collection: str, client: httpx.Client
+) -> None:
+    options: dict[str, Any] = {"m": 8, "quantization": "scalar", "payload_indexes": {"number": "integer"}}
+    (release,) = world.push(world.set("s", *pairs(6)), collection=collection, **options).releases
+    change(client, "DELETE", f"/collections/{release.name}", None)
+    of_release = stored(world, collection)
+    assert (of_release.points, len(of_release.faults)) == (0, 1)
+    assert "push its embedding sets again: s" in of_release.faults[0]
+    world.push(world.set("s", *pairs(6)), collection=collection)
+    info = world.store.describe(release.name)
+    assert (info.m, info.quantization, info.payload_indexes["number"]) == (8, "scalar", "integer")
+    assert verified(world, collection).consistent

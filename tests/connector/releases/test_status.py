@@ -1,0 +1,91 @@
+"""The status counts the points of every release in its store: what changed behind SQL's back is seen at once."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from connector.home import Home
+from connector.releases.reconcile_releases import reconcile_releases
+from connector.releases.status import StoredRelease, read_stored
+from connector.settings import Settings
+from connector.stores.contract import Points
+from connector.stores.edge import EdgeStore
+from tests.support.world import COLLECTION, KINDS, World, opened, opened_world, pairs, points_of
+
+
+@pytest.fixture(params=KINDS)
+def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with opened_world(request.param, tmp_path, monkeypatch) as world:
+        world.alignment()
+        world.push(world.set("s", *pairs(6)), m=8)
+        yield world
+
+
+def stored(world: World) -> StoredRelease:
+    (of_release,) = read_stored(world.provenance, world.store, world.provenance.releases.find()).values()
+    return of_release
+
+
+class TestReadStored:
+    def test_a_release_as_sql_knows_it_has_no_fault(self, world: World) -> None:
+        assert stored(world) == StoredRelease(12, [])
+
+    @pytest.mark.parametrize(("more", "sentence"), [(-3, "holds 9 points, 3 fewer"), (2, "holds 14 points, 2 more")])
+    def test_points_that_came_or_went_are_counted(self, world: World, more: int, sentence: str) -> None:
+        name = opened(world).name
+        if more < 0:
+            world.store.delete(name, [record.id for record in next(world.store.scroll(name, page=-more))])
+        else:
+            vectors = np.eye(6, dtype=np.float32)[:more]
+            world.store.upsert(name, Points("image", points_of(more), vectors, [{}] * more))
+        (said,) = stored(world).faults
+        assert sentence in said
+        assert f"modalign verify {COLLECTION}" in said
+
+    def test_nothing_is_said_of_counts_while_a_push_writes(self, world: World) -> None:
+        world.store.delete(opened(world).name, [next(world.store.scroll(opened(world).name))[0].id])
+        with world.provenance.runs.start("push", {"into": COLLECTION}):
+            assert stored(world) == StoredRelease(11, [])
+
+    def test_a_lost_collection_is_named_with_what_makes_it_anew_in_its_own_layout(self, world: World) -> None:
+        release = opened(world)
+        before = world.provenance.releases.find()[0].settings
+        world.store.drop(release.name)
+        assert stored(world).points == 0
+        (said,) = stored(world).faults
+        assert f"{release.name} is not in the store" in said
+        assert said.endswith(": s")
+        (report,) = reconcile_releases(world.provenance, world.store, COLLECTION, seed=0)
+        assert said in str(report.broken)
+        world.push(world.set("s", *pairs(6)))
+        assert stored(world) == StoredRelease(12, [])
+        assert world.provenance.releases.find()[0].settings == before
+        assert before["m"] == 8
+        assert world.store.aliases() == {"things.cosine": release.name}
+
+
+def test_an_older_copy_of_an_embedded_store_is_seen_without_opening_it(tmp_path: Path) -> None:
+    with EdgeStore(tmp_path / "home" / "qdrant") as store:
+        world = World(tmp_path / "home", store)
+        world.alignment()
+        world.push(world.set("s", *pairs(6)))
+    collections = tmp_path / "home" / "qdrant" / "collections"
+    shutil.copytree(collections, tmp_path / "older")
+    with EdgeStore(tmp_path / "home" / "qdrant") as world.store:
+        world.push(world.set("more", *pairs(4, seed=3, prefix="more-")))
+    with Home(Settings.load(home=tmp_path / "home")) as home:
+        (release,) = home.stored(COLLECTION).items()
+        assert release == (release[0], StoredRelease(20, []))
+        shutil.rmtree(collections)
+        shutil.copytree(tmp_path / "older", collections)
+        with EdgeStore(tmp_path / "home" / "qdrant"):  # another process
+            (of_release,) = home.stored().values()
+        assert of_release.points == 12
+        assert "8 fewer than SQL says" in of_release.faults[0]
+        shutil.rmtree(collections / release[0])
+        (of_release,) = home.stored().values()
+        assert of_release.points == 0
+    world.provenance.close()
