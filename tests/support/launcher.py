@@ -26,6 +26,7 @@ from connector.provenance.ledger import Ledger
 from connector.provenance.releases import Releases
 from connector.push import batches as set_push
 from connector.push import ingest
+from connector.releases import reconcile, verify
 from connector.stores.contract import Store
 from connector.stores.edge import EdgeStore
 
@@ -41,6 +42,14 @@ POINTS: Mapping[str, tuple[Any, str]] = {
     "ready": (EdgeStore, "ready"),
     "set_aliases": (EdgeStore, "set_aliases"),
     "change": (Releases, "change"),
+}
+# Of a deletion and a repair.
+REMOVAL_POINTS: Mapping[str, tuple[Any, str]] = {
+    "drop_rows": (SetWriter, "drop"),
+    "add_tombstones": (Ledger, "add_tombstones"),
+    "count_out": (Ledger, "count_out"),
+    "remove_tombstones": (Ledger, "remove_tombstones"),
+    "delete_points": (EdgeStore, "delete"),
 }
 # Of files: what makes one durable, and what makes a directory whole.
 FILE_POINTS: Mapping[str, tuple[Any, str]] = {"sync": (os, "fsync"), "rename": (Path, "rename")}
@@ -60,7 +69,8 @@ def main(arguments: Sequence[str]) -> None:
             point, _, number = options[when].partition(":")
             _arm(point, int(number), signal.Signals[options["--signal"]], after=when == "--after")
     setattr(encoders, "entry_points", _entry_points)  # noqa: B010  the module does not export it
-    setattr(set_push, "BATCH_POINTS", BATCH_POINTS)  # noqa: B010  the module does not export it
+    for module in (set_push, reconcile, verify):
+        setattr(module, "BATCH_POINTS", BATCH_POINTS)  # noqa: B010  the modules do not export it
     set_push.FLUSH_POINTS = FLUSH_POINTS
     if rest and rest[0] == "encode":
         rest += ["--shard-size", str(SHARD_ROWS), "--batch-size", "4"]
@@ -90,7 +100,7 @@ def _entry_points(*, group: str) -> list[EntryPoint]:
 
 
 def _arm(point: str, number: int, kind: signal.Signals, *, after: bool) -> None:
-    owner, method = {**POINTS, **FILE_POINTS}[point]
+    owner, method = {**POINTS, **REMOVAL_POINTS, **FILE_POINTS}[point]
     original = getattr(owner, method)
     calls = count()
 

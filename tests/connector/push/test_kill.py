@@ -5,18 +5,21 @@ import signal
 from collections.abc import Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from alignment.modality import MODALITIES
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import BatchRow, ReleaseRow, RunRow
+from connector.releases.points import point_id
+from connector.releases.tombstones import open_set
 from connector.stores.edge import EdgeStore
 from tests.support.fakes import fake_pairs, write_manifest
-from tests.support.launcher import POINTS
+from tests.support.launcher import POINTS, REMOVAL_POINTS
 from tests.support.runner import Runner
 from tests.support.world import stored
 
@@ -213,6 +216,74 @@ class TestInterrupted:
         assert outcomes(home) == [("ingest", "interrupted")]
         assert runner.run(*ingesting(home, corpus)) == 0, runner.errors
         assert everything(home) == ingested
+
+
+class TestKilledAndDamagedAtRandom:
+    """Deletions, pushes and repairs that end anywhere, in a collection and a ledger that somebody else damages."""
+
+    POINTS = (*POINTS.keys() - {"append", "create"}, *REMOVAL_POINTS)
+
+    def command(self, draw: Random, home: Path, keys: Sequence[str]) -> list[str]:
+        where = ["--home", str(home)]
+        match draw.choice(["push", "repair", "delete"]):
+            case "push":
+                return ["push", "pairs", "--into", "things", "--alignment", "a", *where]
+            case "repair":
+                return ["repair", "things", "--yes", *where]
+            case _:
+                named = [argument for key in keys for argument in ("--key", key)]
+                return ["delete", "things", *named, "--yes", *where]
+
+    def damage(self, draw: Random, home: Path) -> None:
+        """Take points away, forget parts of the ledger, or neither."""
+        kind = draw.choice(["points", "ledger", "whole ledger", "none"])
+        if kind == "points":
+            with EdgeStore(home / "qdrant") as store:
+                (name,) = store.collections()
+                ids = sorted(record.id for page in store.scroll(name) for record in page)
+                store.delete(name, draw.sample(ids, 3))
+        elif kind != "none":
+            with (
+                Provenance.open(f"sqlite:///{home / 'modalign.db'}", home=home) as provenance,
+                provenance.database.session() as session,
+            ):
+                numbers = sorted(session.scalars(select(BatchRow.id)))
+                chosen = numbers if kind == "whole ledger" else draw.sample(numbers, len(numbers) // 3)
+                session.execute(delete(BatchRow).where(BatchRow.id.in_(chosen)))
+
+    def rows(self, home: Path) -> set[str]:
+        """The ids of the rows on disk, also of a set that a killed deletion has not counted again."""
+        with Provenance.open(f"sqlite:///{home / 'modalign.db'}", home=home) as provenance:
+            opened = open_set(provenance, home / "sets" / "pairs")
+        return {point_id(m, key) for m in MODALITIES for keys, _ in opened.labels(m) for key in keys}
+
+    def points(self, home: Path) -> set[str]:
+        with EdgeStore(home / "qdrant") as store:
+            (name,) = store.collections()
+            return {record.id for page in store.scroll(name) for record in page}
+
+    @pytest.mark.parametrize("seed", range(2))
+    def test_no_live_item_is_lost(self, runner: Runner, home: Path, seed: int) -> None:
+        draw = Random(seed)
+        push = ["push", "pairs", "--into", "things", "--alignment", "a", "--home", str(home)]
+        assert runner.run(*push) == 0, runner.errors
+        requested: set[str] = set()
+        for _ in range(4):
+            self.damage(draw, home)
+            rows, points = self.rows(home), self.points(home)
+            keys = [f"s0-{number:05d}" for number in draw.sample(range(N), 2)]
+            arguments = self.command(draw, home, keys)
+            if arguments[0] == "delete":
+                requested |= {point_id("image", key) for key in keys}
+            when, point = draw.choice(["--before", "--after"]), f"{draw.choice(self.POINTS)}:{draw.randrange(3)}"
+            assert runner.run("--signal", "SIGKILL", when, point, *arguments) in (0, 1, KILLED)
+            kept = rows - requested
+            assert kept <= self.rows(home), (when, point, arguments)
+            assert kept & points <= self.points(home), (when, point, arguments)
+        if runner.run(*push):
+            assert runner.run("repair", "things", "--yes", "--home", str(home)) == 0, runner.errors
+        assert runner.run("repair", "things", "--yes", "--home", str(home)) == 0, runner.errors
+        assert self.points(home) == self.rows(home)
 
 
 def test_a_second_command_waits_for_nobody(runner: Runner, home: Path, corpus: Path, ingested: dict[str, Any]) -> None:
