@@ -4,6 +4,7 @@
 00000/000000000.jpg .txt .json  00000.parquet  ...              --output_format files
 """
 
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,10 @@ from connector.rejects import Reason, Reject
 from connector.resources import raise_lack
 from connector.safe_text import printable, redacted, without_secrets
 
+_log = logging.getLogger(__name__)
+
 SUCCESS = "success"
+MOST_MISSING = 100  # numbers between shards, for each shard that is there
 # Fields about the download, which become rejects instead of payload.
 BOOKKEEPING = ("status", "error_message", "exif")
 
@@ -70,6 +74,25 @@ class Img2Dataset(Manifest):
         for entry in sorted(listed(self.path)):
             if not _SHARD.fullmatch(entry.name):
                 yield from passed_over(entry, position)
+        if missing := self._missing():
+            _log.warning(
+                "%s: img2dataset numbers its shards without gaps, and %d are missing, among them %s; download again "
+                "what is missing, or add --format webdataset for archives that were chosen",
+                self.path,
+                len(missing),
+                ", ".join(missing[:3]),
+            )
+            for shard in missing:
+                yield PassedOver(printable(str(self.path / shard)), position, may_hide=True, counted=False)
+
+    def _missing(self) -> list[str]:
+        """Return the shards between the first and the last of which nothing is there."""
+        shards = self._shards()
+        numbers = {int(shard) for shard in shards}
+        between = range(min(numbers), max(numbers))
+        if len(between) > MOST_MISSING * len(numbers):  # these are no numbers that were counted up
+            return []
+        return [f"{number:0{len(shards[0])}d}" for number in between if number not in numbers]
 
     def _shards(self) -> list[str]:
         stems = {match[1] for entry in self.path.iterdir() if (match := _SHARD.fullmatch(entry.name))}

@@ -304,6 +304,18 @@ class TestImg2Dataset:
 
         return made
 
+    def test_a_gap_between_shards_is_named_and_keeps_items_from_pruning(
+        self, shard: Callable[..., Path], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for number in (3, 4, 7):
+            folder = shard(number, {f"{number}": "one"}, {f"{number}": ("success", None)})
+        found = list(open_corpus(folder))
+        hidden = [entry.name for entry in found if isinstance(entry, PassedOver) and entry.may_hide]
+        assert hidden == [str(folder / name) for name in ("00005", "00006")]
+        (warning,) = caplog.messages
+        assert "00005, 00006" in warning
+        assert keys(found) == ["3", "3#0", "4", "4#0", "7", "7#0"]
+
     def test_what_came_and_what_failed(self, shard: Callable[..., Path]) -> None:
         ok = ("success", None)
         shard(
