@@ -381,4 +381,9 @@ def _array(path: Path) -> npt.NDArray[np.floating]:
         raise CorpusError(f"{path} is no array of numpy, or is truncated: {error}") from error
     if array.ndim != 2 or array.dtype.kind != "f" or not array.shape[1]:
         raise CorpusError(f"{path}: expected vectors (n, d) of floats, got {array.dtype} {array.shape}")
+    if (left := path.stat().st_size - array.offset - array.nbytes) > 0:
+        raise CorpusError(
+            f"{path}: {left} bytes follow the array {array.shape}, a second array perhaps, which would not be read; "
+            "save one array a file"
+        )
     return array

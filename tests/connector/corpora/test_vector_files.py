@@ -245,6 +245,15 @@ class TestErrors:
         with raises(CorpusError, tmp_path / "v.npy"):
             list(open_vectors(tmp_path / "v.npy", ["image"]))
 
+    def test_a_second_array_in_one_file_is_named(self, tmp_path: Path) -> None:
+        """As `np.save` leaves it that is called twice with an open file: a reader sees the first one alone."""
+        table = parquet(tmp_path / "v.parquet", key=[1, 2, 3])
+        with (tmp_path / "v.npy").open("wb") as file:
+            for _ in range(2):
+                np.save(file, np.ones((3, 2), np.float32))
+        with raises(CorpusError, tmp_path / "v.npy"):
+            list(open_vectors(tmp_path / "v.npy", ["image"], metadata=table))
+
     def test_objects_are_not_unpickled(self, tmp_path: Path) -> None:
         ran = tmp_path / "ran"
 
