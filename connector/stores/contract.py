@@ -473,7 +473,10 @@ class Store(ABC):
         """
 
     def payload_indexes(self, name: str) -> Mapping[str, str]:
-        """Return the kind of each payload index of a collection, by the path of its field."""
+        """Return the kind of each payload index of a collection, by the path of its field.
+
+        An index of words that makes other words than modalign's own is left out.
+        """
         return self.describe(name).payload_indexes
 
     @abstractmethod

@@ -210,8 +210,8 @@ def check_kinds(condition: "Filter", indexes: Mapping[str, str], *, what: str = 
         kind = kinds.get(field)
         if kind is None and test == "words of a text":
             raise FilterError(
-                f"{what}: field {field} has no index of kind text, and without one stores make different words of a "
-                f"text; push with --payload-index '{field}=text', or match whole values"
+                f"{what}: field {field} has no index of kind text as modalign makes it, and without one stores make "
+                f"different words of a text; push with --payload-index '{field}=text', or match whole values"
             )
         if kind is not None and kind not in _ANSWERED_BY[test]:
             raise FilterError(

@@ -37,7 +37,7 @@ from connector.stores.layout import Datatype, Layout, PayloadKind
 from connector.stores.qdrant_cluster import Cluster
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, RetryPolicy, connected
 from connector.stores.qdrant_filter import OLDEST_SERVER, check_known
-from connector.stores.qdrant_layout import index_schema, layout_of
+from connector.stores.qdrant_layout import index_schema, layout_of, makes_own_words
 from connector.stores.qdrant_limits import LimitBook, Limits, check_strict_mode
 from connector.stores.qdrant_readiness import wait_until_ready
 from connector.stores.qdrant_searches import Searcher, SearchOptions
@@ -264,8 +264,13 @@ class QdrantStore(Store):
 
     @override
     def payload_indexes(self, name: str) -> Mapping[str, str]:
-        indexes: Mapping[str, str] = layout_of(self._call(self._client.get_collection, name))["payload_indexes"]
-        return indexes
+        info = self._call(self._client.get_collection, name)
+        indexes: Mapping[str, str] = layout_of(info)["payload_indexes"]
+        return {
+            field: kind
+            for field, kind in indexes.items()
+            if kind != "text" or makes_own_words(info.payload_schema[field])
+        }
 
     @override
     def _upsert(self, name: str, points: Points) -> None:

@@ -49,6 +49,19 @@ def _kind_of(index: models.PayloadIndexInfo) -> str:
     return "tenant" if getattr(index.params, "is_tenant", None) else index.data_type.value
 
 
+def makes_own_words(index: models.PayloadIndexInfo) -> bool:
+    """Say whether an index of kind text makes the words that one of modalign's makes, and keeps their order.
+
+    One that somebody else created may fold, stem or cut words, and then the same filter finds other points.
+    """
+    params = index.params
+    if not isinstance(params, models.TextIndexParams):
+        return False
+    changes = (params.min_token_len, params.max_token_len, params.ascii_folding, params.stopwords, params.stemmer)
+    plain = params.tokenizer is models.TokenizerType.WORD and params.lowercase is not False
+    return plain and params.phrase_matching is True and not any(changes)
+
+
 def _quantized(info: models.CollectionInfo) -> dict[str, str | None]:
     """Name a quantization as layouts do: its configuration has one field, of that name, which says how strong it is."""
     config = info.config.quantization_config

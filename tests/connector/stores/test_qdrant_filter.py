@@ -1,17 +1,48 @@
 """Conditions that a server's version does not have: over gRPC it would ignore them, and every point would match."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
+from pytest_httpserver import HTTPServer
 from qdrant_client import QdrantClient, models
 
 from connector.errors import FilterError
 from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import Connection
 from connector.stores.qdrant_filter import OLDEST_SERVER, SINCE, check_known
+from tests.support.canned_server import CannedServer, result, version
 from tests.support.errors import raises
 from tests.support.filter_contract import NEW_MATCHES
 
+# What Qdrant 1.18.3 tells of a collection with an index of words, of which a test replaces the parameters.
+COLLECTION: dict[str, Any] = {
+    "status": "green",
+    "optimizer_status": "ok",
+    "indexed_vectors_count": 0,
+    "points_count": 0,
+    "segments_count": 2,
+    "config": {
+        "params": {
+            "vectors": {"v": {"size": 2, "distance": "Dot", "on_disk": False, "datatype": "float32"}},
+            "shard_number": 1,
+            "replication_factor": 1,
+            "write_consistency_factor": 1,
+            "on_disk_payload": True,
+        },
+        "hnsw_config": {
+            "m": 16, "ef_construct": 100, "full_scan_threshold": 10000, "max_indexing_threads": 0, "on_disk": False
+        },
+        "optimizer_config": {
+            "deleted_threshold": 0.2,
+            "vacuum_min_vector_number": 1000,
+            "default_segment_number": 0,
+            "indexing_threshold": 10000,
+            "flush_interval_sec": 5,
+        },
+        "wal_config": {"wal_capacity_mb": 32, "wal_segments_ahead": 0},
+    },
+}  # fmt: skip
+OWN = {"type": "text", "tokenizer": "word", "phrase_matching": True}
 URL = "grpc://127.0.0.1:1"  # where nobody answers: nothing is sent
 
 
@@ -55,3 +86,41 @@ def test_what_an_older_server_would_ignore_is_not_sent(what: str, version: tuple
         opened.scroll("c", filter=condition)
     with store(version) as opened, raises(FilterError, URL):
         opened.count("c", filter=condition)
+
+
+@pytest.mark.parametrize(
+    ("params", "own"),
+    [
+        (OWN, True),
+        ({**OWN, "lowercase": True, "on_disk": True}, True),
+        ({**OWN, "lowercase": False}, False),
+        ({**OWN, "phrase_matching": False}, False),
+        ({**OWN, "tokenizer": "prefix"}, False),
+        ({**OWN, "tokenizer": "whitespace"}, False),
+        ({**OWN, "min_token_len": 2}, False),
+        ({**OWN, "stemmer": {"type": "snowball", "language": "english"}}, False),
+        ({**OWN, "stopwords": "english"}, False),
+        ({**OWN, "ascii_folding": True}, False),
+        (None, False),
+    ],
+)
+def test_words_of_an_index_that_somebody_else_made_are_not_asked_for(
+    httpserver: HTTPServer, params: dict[str, Any] | None, own: bool
+) -> None:
+    """It may stem or fold them: the filter would find other points than on another store."""
+    server, words = CannedServer(httpserver), models.FieldCondition(key="t", match=models.MatchText(text="red"))
+    collection = {**COLLECTION, "payload_schema": {"t": {"data_type": "text", "params": params, "points": 0}}}
+
+    def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+        if path == "/":
+            return 200, {}, version("1.18.3")
+        return 200, {}, result({"points": []} if path.endswith("/scroll") else collection)
+
+    server.answer = answer
+    with QdrantStore.connect(server.url) as opened:
+        if own:
+            assert list(opened.scroll("c", filter=models.Filter(must=[words]))) == []
+        else:
+            with raises(FilterError, "t", "text"):
+                opened.scroll("c", filter=models.Filter(must=[words]))
+    assert any(path.endswith("/scroll") for _, path in server.requests) == own
