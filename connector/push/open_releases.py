@@ -190,7 +190,7 @@ class ReleaseOpener:
             MismatchError: an index is of another kind.
         """
         recorded = {canonical_path(field): kind for field, kind in row.settings["payload_indexes"].items()}
-        present = self.store.describe(row.physical_name).payload_indexes
+        present = self.store.payload_indexes(row.physical_name)
         for field, kind in present.items():
             if recorded.get(field, kind) != kind:
                 raise MismatchError(

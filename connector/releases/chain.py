@@ -35,8 +35,7 @@ def chain(alignment: Alignment, metric: Metric, lowering: Lowering) -> dict[str,
 
 def check_chain(store: Store, name: str, expected: dict[str, Any]) -> None:
     """Raise a `MismatchError` that names both sides if the collection `name` was written with another chain."""
-    info = store.describe(name)
-    written = dict(info.metadata.get(METADATA, {}))
+    written = dict(store.metadata(name).get(METADATA, {}))  # not by `describe`, which counts the points
     for link, ours in expected.items():
         if (theirs := written.get(link)) != ours:
             raise MismatchError(
@@ -44,7 +43,7 @@ def check_chain(store: Store, name: str, expected: dict[str, Any]) -> None:
                 "push the embedding set into a new collection"
             )
     lowering = expected["lowering"]
-    for modality, vector in info.vectors.items():
+    for modality, vector in store.vectors(name).items():
         if (theirs := (vector.distance.value, vector.dim)) != (ours := (lowering["distance"], lowering["dim"])):
             raise MismatchError(
                 f"collection {name} holds {modality} vectors of {theirs}, expected {ours}; "

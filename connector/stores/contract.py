@@ -504,7 +504,7 @@ class Store(ABC):
         """
 
     def _check(self, name: str, points: Points) -> None:
-        vectors = self._vectors(name)
+        vectors = self.vectors(name)
         config = vectors.get(points.vector_name)
         if config is None:
             raise CollectionNotFoundError(
@@ -531,7 +531,7 @@ class Store(ABC):
 
     def _lost_as_float16(self, name: str, points: Points) -> dict[int, Refusal]:
         """Say which vectors a collection of float16 cannot hold, and why. Under Cosine they are normalised before."""
-        if self.datatype(name) != "float16" or self._vectors(name)[points.vector_name].distance is Distance.COSINE:
+        if self.datatype(name) != "float16" or self.vectors(name)[points.vector_name].distance is Distance.COSINE:
             return {}
         largest = np.abs(points.vectors).max(axis=1, initial=0)
         return {
@@ -553,7 +553,7 @@ class Store(ABC):
             )
 
     @abstractmethod
-    def _vectors(self, name: str) -> Mapping[str, VectorConfig]:
+    def vectors(self, name: str) -> Mapping[str, VectorConfig]:
         """Return the named vectors of a collection; called for every batch."""
 
     @abstractmethod

@@ -292,7 +292,7 @@ class EdgeStore(Store):
             self._directory.commit({**self._directory.collections, name: restored}, self._directory.aliases)
 
     @override
-    def _vectors(self, name: str) -> Mapping[str, VectorConfig]:
+    def vectors(self, name: str) -> Mapping[str, VectorConfig]:
         return self._directory.collections[self._resolve(name)].vectors
 
     @override

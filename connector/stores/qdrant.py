@@ -245,7 +245,7 @@ class QdrantStore(Store):
         self._call(self._client.update_collection, name, metadata=dict(metadata))
 
     @override
-    def _vectors(self, name: str) -> Mapping[str, VectorConfig]:
+    def vectors(self, name: str) -> Mapping[str, VectorConfig]:
         return _named_vectors(self._laid_out(name))
 
     @override

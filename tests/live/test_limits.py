@@ -142,6 +142,7 @@ def test_a_push_that_could_never_be_searched_leaves_nothing(
     with raises(SettingsError, *words):
         world.push(world.set("s", *pairs(3)), collection=collection, quantization="scalar")
     assert not [name for name in store.collections() if name.startswith(collection)]
+    assert world.states() == {}
 
 
 class TestRates:

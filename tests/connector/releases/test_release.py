@@ -95,6 +95,16 @@ class TestOpening:
         assert (found.name, found.metric, found.lowerings) == (pushed.name, METRICS["euclid"], pushed.lowerings)
         assert found.alignment.fingerprint == alignment().fingerprint
 
+    def test_it_counts_no_points(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where a server refuses exact counts, counting reads the id of every point."""
+        push(world, "cosine")
+
+        def count(*_: object, **__: object) -> int:
+            raise AssertionError("counted")
+
+        monkeypatch.setattr(type(world.store), "count", count)
+        opened(world)
+
     def test_of_several_metrics_cosine_is_the_default(self, world: World) -> None:
         releases = push(world, "euclid", "cosine", "dot")
         assert opened(world).name == releases[1].name
