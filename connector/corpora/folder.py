@@ -83,13 +83,14 @@ class Folder(Corpus):
                 if (here := directory.resolve()) in above:
                     raise OSError("the folder is linked from inside itself")
                 entries = sorted(directory.iterdir(), key=lambda entry: entry.name)
+                folders = {entry for entry in entries if entry.is_dir()}
             except OSError as error:
                 raise_lack(error, f"reading {printable(str(directory))}")
                 detail = printable(str(error))
                 yield Reject(printable(str(directory)), 0, "read", Reason.FOLDER_UNREADABLE, detail)
                 continue
-            stack += [(entry, above | {here}) for entry in reversed(entries) if entry.is_dir()]
-            yield from _paired([entry for entry in entries if not entry.is_dir()])
+            stack += [(entry, above | {here}) for entry in reversed(entries) if entry in folders]
+            yield from _paired([entry for entry in entries if entry not in folders])
 
 
 def _paired(files: Sequence[Path]) -> Iterator[tuple[Path, Path | None] | Reject | Path]:

@@ -23,7 +23,7 @@ from connector.corpora.csv_manifest import Csv
 from connector.corpora.folder import Folder
 from connector.corpora.img2dataset import Img2Dataset
 from connector.corpora.items import Corpus
-from connector.corpora.manifest import JsonLines, Parquet, listed
+from connector.corpora.manifest import JsonLines, Parquet, check_access, listed
 from connector.corpora.picture_files import is_image_name, is_unsupported_name
 from connector.corpora.samples import KeyRule
 from connector.corpora.vector_files import vectors_at
@@ -61,7 +61,9 @@ def open_corpus(
     path = Path(path).absolute()
     if format is not None and format not in FORMATS:
         raise SettingsError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
-    if not RANGE.search(path.name):
+    if RANGE.search(path.name):
+        check_access(path.parent)
+    else:
         _check_exists(path)
     if printable(str(path)) != str(path):
         raise CorpusError(
@@ -85,6 +87,7 @@ def _options(reader: type[Corpus]) -> set[str]:
 
 
 def _check_exists(path: Path) -> None:
+    check_access(path)
     if path.is_dir():
         return
     if not path.exists():

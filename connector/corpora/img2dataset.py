@@ -139,9 +139,16 @@ class Img2Dataset(Manifest):
 def files(folder: Path, before: int) -> Iterator[ManifestRow | Reject | PassedOver]:
     """Yield the samples of a folder of files; positions go on from `before`, and the file stem is the key."""
     sample: Sample | None = None
-    for path in sorted(folder.iterdir(), key=lambda entry: (entry.stem, entry.suffix)):
+    try:
+        paths = sorted(folder.iterdir(), key=lambda entry: (entry.stem, entry.suffix))
+        folders = {path for path in paths if path.is_dir()}
+    except OSError as error:
+        raise_lack(error, f"reading {folder}")
+        yield Reject(printable(str(folder)), before, "read", Reason.FOLDER_UNREADABLE, printable(str(error)))
+        return
+    for path in paths:
         kind = path.suffix.lower()
-        if path.is_dir():
+        if path in folders:
             yield from passed_over(path, before)
             continue
         is_image = is_image_name(path.name)

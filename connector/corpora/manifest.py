@@ -1,6 +1,8 @@
 """Manifests: files with a row per image or caption, read in constant memory."""
 
 import codecs
+import errno
+import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -280,6 +282,15 @@ def parquet_file(path: Path) -> Any:
         raise_lack(error, f"reading {path}")
         raise CorpusError(f"{path} is not a Parquet file: {error}") from error
     return file
+
+
+def check_access(path: Path) -> None:
+    """Raise a `CorpusError` if the system does not say what is at `path`, or lets no one look into the folder there."""
+    try:
+        if path.exists() and not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise CorpusError(f"corpus {path} cannot be read: {error.strerror}") from error
 
 
 def opened(path: Path) -> Any:

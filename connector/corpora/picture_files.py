@@ -68,7 +68,15 @@ def is_apple_double(name: str, beginning: bytes) -> bool:
 
 def is_apple_double_file(path: Path) -> bool:
     """Whether the file at `path` is one that macOS writes beside another."""
-    return path.name.startswith("._") and is_apple_double(path.name, _beginning(path))
+    return path.name.startswith("._") and is_apple_double(path.name, _beginning(path) or b"")
+
+
+def is_folder(path: Path) -> bool:
+    """Whether `path` is a folder; not so where the system does not say what it is."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def file_without_use(path: Path, folder: Path, position: int) -> Reject | PassedOver:
@@ -77,26 +85,32 @@ def file_without_use(path: Path, folder: Path, position: int) -> Reject | Passed
     A picture that cannot be opened is a reject; all else is passed over.
     """
     beginning, name = _beginning(path), printable(str(path))
-    if is_unsupported_name(path.name) and not is_apple_double(path.name, beginning):
+    if is_unsupported_name(path.name) and not is_apple_double(path.name, beginning or b""):
         key, detail = printable(path.relative_to(folder).as_posix()), unsupported(path.name)
         return Reject(name, position, "read", Reason.IMAGE_FORMAT_UNSUPPORTED, detail, key, "image")
-    return PassedOver(name, position, may_hold_pictures(path.name, beginning))
+    return PassedOver(name, position, beginning is None or may_hold_pictures(path.name, beginning))
 
 
 def passed_over(path: Path, position: int) -> Iterator[PassedOver]:
     """Yield the file at `path` where a reader does not look, or all files below such a folder.
 
-    Pictures and archives among them may hide items.
+    Pictures and archives among them may hide items, and so may what cannot be read and folders behind links.
     """
-    if path.is_dir():
-        files = (Path(folder) / name for folder, _, names in os.walk(path) for name in sorted(names))
-    else:
-        files = (file for file in [path])
-    for file in files:
-        beginning = _beginning(file)
+    for file, is_hidden in _below(path) if is_folder(path) else [(path, False)]:
+        beginning = None if is_hidden else _beginning(file)
         is_picture = is_image_name(file.name) or is_unsupported_name(file.name)
-        may_hide = may_hold_pictures(file.name, beginning) or (is_picture and not is_apple_double(file.name, beginning))
+        may_hide = beginning is None or may_hold_pictures(file.name, beginning)
+        may_hide = may_hide or (is_picture and not is_apple_double(file.name, beginning or b""))
         yield PassedOver(printable(str(file)), position, may_hide)
+
+
+def _below(path: Path) -> Iterator[tuple[Path, bool]]:
+    """Yield the files below a folder, and the folders that are not looked into, and whether it is such a folder."""
+    unread: list[Path] = []
+    for folder, folders, names in os.walk(path, onerror=lambda error: unread.append(Path(str(error.filename)))):
+        yield from ((Path(folder, name), False) for name in sorted(names))
+        yield from ((Path(folder, name), True) for name in sorted(folders) if Path(folder, name).is_symlink())
+    yield from ((folder, True) for folder in unread)
 
 
 def unsupported(name: str) -> str:
@@ -104,11 +118,12 @@ def unsupported(name: str) -> str:
     return printable(f"{name}: convert it, or rename it if its format is one of {', '.join(sorted(image_suffixes()))}")
 
 
-def _beginning(path: Path) -> bytes:
+def _beginning(path: Path) -> bytes | None:
+    """Return the first bytes of a regular file, none of another; None: it cannot be read, or is a link to nothing."""
     try:
         if not path.is_file():
-            return b""
+            return b"" if path.exists() else None
         with path.open("rb") as file:
             return file.read(BEGINNING)
     except OSError:
-        return b""
+        return None

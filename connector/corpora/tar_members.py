@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from connector.corpora.annotations import leads_out
-from connector.corpora.picture_files import BEGINNING
+from connector.corpora.picture_files import BEGINNING, is_folder
 from connector.rejects import Reason, Reject
 from connector.resources import raise_lack
 from connector.safe_text import printable
@@ -109,7 +109,7 @@ _EXTENSIONS = (
 
 def is_archive(path: Path) -> bool:
     """Whether `path` is an archive by its name."""
-    return path.name.lower().endswith(SUFFIXES) and not path.is_dir()
+    return path.name.lower().endswith(SUFFIXES) and not is_folder(path)
 
 
 def _stream(archive: Path) -> Any:

@@ -19,7 +19,7 @@ from typing_extensions import override
 from alignment.modality import MODALITIES, Modality
 from alignment.vectors import FloatArray, invalid_rows
 from connector.corpora.items import Corpus, Item, Vector
-from connector.corpora.manifest import listed, parquet_file, records
+from connector.corpora.manifest import check_access, listed, parquet_file, records
 from connector.corpora.row_checks import (
     RowError,
     check_key,
@@ -295,6 +295,7 @@ def open_vectors(
         CorpusError: the path does not exist, or does not hold vectors of these modalities.
     """
     path, chosen = Path(path).absolute(), tuple(m for m in MODALITIES if m in modalities)
+    check_access(path)
     if not path.exists():
         raise CorpusError(f"vectors {path} do not exist; name a .npy, a .parquet or a folder")
     if path.suffix.lower() == ".npy":

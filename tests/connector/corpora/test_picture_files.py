@@ -13,9 +13,11 @@ from PIL import Image
 
 from connector.corpora.formats import open_corpus
 from connector.corpora.images import decode
+from connector.corpora.items import PassedOver
 from connector.corpora.picture_files import image_suffixes, is_image_name, is_unsupported_name
 from connector.rejects import Reject
 from tests.support.corpora import items, passed_over, read, rejects
+from tests.support.unprivileged import unprivileged, unprivileged_python
 
 APPLE_DOUBLE = b"\0\x05\x16\x07\0\x02\0\0Mac OS X"
 
@@ -222,3 +224,71 @@ def test_second_metadata_with_other_values_is_a_reject(tmp_path: Path) -> None:
 )
 def test_names_of_pictures(name: str, image: bool, unsupported_name: bool) -> None:
     assert (is_image_name(name), is_unsupported_name(name)) == (image, unsupported_name)
+
+
+def test_links_to_what_is_not_there_may_hide_items(tmp_path: Path) -> None:
+    """As a folder on a disk that is not mounted: nothing says whether it holds pictures."""
+    path = folder(tmp_path / "pictures", {"a.png": picture()})
+    (path / "more").symlink_to(tmp_path / "disk" / "more")
+    archives = tmp_path / "archives"
+    archives.mkdir()
+    tar(archives / "a.tar", {"a.png": picture()})
+    (archives / "more").symlink_to(tmp_path / "disk" / "more")
+    for corpus in (path, archives):
+        (entry,) = [entry for entry in open_corpus(corpus) if isinstance(entry, PassedOver)]
+        assert (entry.name, entry.may_hide) == (str(corpus / "more"), True)
+
+
+def test_a_folder_behind_a_link_beside_archives_is_not_looked_into_and_may_hide_items(tmp_path: Path) -> None:
+    folder(tmp_path / "disk", {"b.txt": b"x"})
+    archives = tmp_path / "archives"
+    (archives / "sub").mkdir(parents=True)
+    tar(archives / "a.tar", {"a.png": picture()})
+    (archives / "sub" / "more").symlink_to(tmp_path / "disk")
+    (entry,) = [entry for entry in open_corpus(archives) if isinstance(entry, PassedOver)]
+    assert (entry.name, entry.may_hide) == (str(archives / "sub" / "more"), True)
+
+
+READ = """
+import sys
+from connector.corpora.formats import open_corpus
+for entry in open_corpus(sys.argv[1]):
+    print(type(entry).__name__, getattr(entry, "reason", ""), getattr(entry, "may_hide", ""))
+"""
+
+
+class TestWithoutPermission:
+    """What may not be looked into is named, and no traceback; it may hide items."""
+
+    @pytest.mark.parametrize("mode", [0o000, 0o444, 0o111])
+    def test_a_folder_of_pictures_within_a_corpus(self, tmp_path: Path, mode: int) -> None:
+        path = folder(tmp_path / "pictures", {"a.png": picture(), "sub/b.png": picture()})
+        (path / "sub").chmod(mode)
+        ended = unprivileged_python("-c", READ, path)
+        (path / "sub").chmod(0o755)
+        assert ended.stdout.splitlines() == ["Item  ", "Reject folder-unreadable "], ended.stderr
+
+    @pytest.mark.parametrize("mode", [0o000, 0o444, 0o111])
+    def test_a_shard_of_files(self, tmp_path: Path, mode: int) -> None:
+        path = crawl(tmp_path, {"a.png": picture()})
+        (path / "00000").chmod(mode)
+        ended = unprivileged_python("-c", READ, path)
+        (path / "00000").chmod(0o755)
+        assert ended.stdout.splitlines() == ["Reject folder-unreadable ", "Reject image-missing "], ended.stderr
+
+    def test_a_file_without_suffix(self, tmp_path: Path) -> None:
+        path = folder(tmp_path / "pictures", {"a.png": picture(), "b": picture()})
+        (path / "b").chmod(0o000)
+        ended = unprivileged_python("-c", READ, path)
+        assert ended.stdout.splitlines() == ["Item  ", "PassedOver  True"], ended.stderr
+
+    @pytest.mark.parametrize("name", ["m.jsonl", "folder", "a-{0..3}.tar", ""])
+    def test_a_corpus(self, tmp_path: Path, name: str) -> None:
+        path = folder(tmp_path / "top", {"m.jsonl": b"{}", "folder/a.png": picture(), "a-0.tar": b""})
+        path.chmod(0o600)
+        options = ("--set", "s", "--text-encoder", "sentence-transformers:x", "--home", tmp_path / "home")
+        assert unprivileged("db", "upgrade", *options[-2:]).returncode == 0
+        ended = unprivileged("encode", path / name, *options)
+        path.chmod(0o755)
+        assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+        assert "Permission denied" in ended.stderr
