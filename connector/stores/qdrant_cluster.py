@@ -25,6 +25,8 @@ from connector.stores.replicas import Node, Replica, Replicas, Shard, Transfer
 
 _log = logging.getLogger(__name__)
 
+_log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 ORDERING = models.WriteOrdering.WEAK
@@ -115,7 +117,7 @@ class Cluster:
             consistency = models.ReadConsistencyType.ALL if level == replicas else level
             if answer := self.call(if_enough_answer, consistency):
                 return answer[0]
-            self._levels[name] = (level - 1, time.monotonic())
+            self._step_down(name, level - 1, replicas)
         return self.call(operation, None)
 
     def replication_factor(self, name: str) -> int:
@@ -145,6 +147,17 @@ class Cluster:
             if replicas is None or not (differences := replicas.differences):
                 return []
         return differences
+
+    def _step_down(self, name: str, level: int, replicas: int) -> None:
+        """Ask no more than `level` replicas from now on; say so if it is news."""
+        known = self._levels.get(name)
+        if known is None or known[0] != level:
+            _log.warning(
+                "collection %s: not all of its %d replicas answer; reads that compare them ask %d, and what the "
+                "others hold is not known",
+                *(name, replicas, level),
+            )
+        self._levels[name] = (level, time.monotonic())
 
     def _most(self, name: str, replicas: int) -> int:
         """Return how many replicas to ask at first."""

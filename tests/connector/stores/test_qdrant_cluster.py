@@ -49,12 +49,15 @@ class TestReads:
         assert store.ready("c").points == 20
 
     @in_state("a node is away")
-    def test_with_a_node_away_all_other_replicas_are_asked(self, store: QdrantStore, node: RecordedNode) -> None:
+    def test_with_a_node_away_all_other_replicas_are_asked(
+        self, store: QdrantStore, node: RecordedNode, caplog: pytest.LogCaptureFixture
+    ) -> None:
         assert store.count("c", consistent=True) == 30
         counted = [request for request in node.requests if "count" in request]
         assert counted == [f"POST /collections/c/points/count?consistency={level}" for level in ("all", 2)]
         assert [record.id for record in store.retrieve("c", [POINT], consistent=True, vector_name="v")] == [POINT]
         assert node.requests[-1].endswith("consistency=2")  # the one that is away is not waited for again
+        assert caplog.text.count("not all of its 3 replicas answer; reads that compare them ask 2") == 1
 
     @in_state("no majority")
     def test_with_one_replica_left_that_one_is_read(self, store: QdrantStore, node: RecordedNode) -> None:
