@@ -256,7 +256,8 @@ class Deletion:
         missing: list[str] = []
         for row in rows:
             if row.state != "retired":
-                check_kinds(filter, row.settings.get("payload_indexes", {}))
+                indexes = row.settings.get("payload_indexes", {})
+                check_kinds(filter, indexes, what=f"filter on release {row.physical_name}")
                 for page in self.store.scroll(row.physical_name, filter=filter):
                     of_page = [*map(item_of, page)]
                     items.update(item for item in of_page if item is not None)

@@ -185,6 +185,7 @@ _ANSWERED_BY: Mapping[str, frozenset[str]] = {
     "a whole number": frozenset(("integer",)),
     "true or false": frozenset(("bool",)),
     "a range of numbers": frozenset(("integer", "float")),
+    "a range beyond 64 bits": frozenset(("float",)),  # an index of integers takes its bounds for its own largest ones
     "a range of times": _TEXTS,
     "a place": frozenset(("geo",)),
 }
@@ -280,5 +281,7 @@ def _compared_with(condition: Mapping[str, Any]) -> Iterator[str]:
     if bounds := condition.get("range"):
         numbers = all(isinstance(bound, (int, float)) for bound in bounds.values())
         yield "a range of numbers" if numbers else "a range of times"
+        if numbers and not all(SMALLEST <= bound <= LARGEST for bound in bounds.values()):
+            yield "a range beyond 64 bits"
     if any(name.startswith("geo_") for name in condition):
         yield "a place"

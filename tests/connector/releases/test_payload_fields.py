@@ -112,6 +112,15 @@ def test_a_deletion_by_the_absence_of_a_misspelt_field_deletes_nothing(world: Wo
     assert delete(world, equals('"color"', '"red"')) == 2 * N
 
 
+def test_a_deletion_by_words_names_the_release_that_has_no_index_of_words(world: World, coloured: EmbeddingSet) -> None:
+    (release,) = world.push(coloured, payload_indexes={"color": "text"}).releases
+    (other,) = world.push(coloured, metrics=["euclid"], fresh_layout=True).releases
+    words = '{"must": [{"key": "color", "match": {"text": "RED"}}]}'
+    with raises(FilterError, other.name, "color", "text"):
+        delete(world, words)
+    assert [world.store.count(each.name) for each in (release, other)] == [2 * N, 2 * N]
+
+
 def audit(world: World, embedding_set: EmbeddingSet, **options: Any) -> Any:
     request = AuditRequest(collection=COLLECTION, pairs="s", queries="all", gallery="all", **options)
     with world.provenance.runs.start("audit", {}) as run:

@@ -154,6 +154,8 @@ def test_nothing_is_refused_where_there_is_nothing() -> None:
         ('{"key": "integer", "match": {"any": ["4"]}}', ("integer", "a text")),
         ('{"key": "integer", "match": {"except": ["4"]}}', ("integer", "a text")),
         ('{"key": "integer", "range": {"gte": "2024-01-01T00:00:00Z"}}', ("integer", "a range of times")),
+        ('{"key": "integer", "range": {"lt": 1e200}}', ("integer", "beyond 64 bits")),
+        ('{"key": "integer", "range": {"gte": 0, "lte": 9223372036854775808}}', ("integer", "beyond 64 bits")),
         ('{"key": "float", "match": {"value": 4}}', ("float", "a whole number", "gte")),
         ('{"key": "bool", "match": {"value": 1}}', ("bool", "a whole number")),
         ('{"key": "keyword", "match": {"value": 4}}', ("keyword", "a whole number")),
