@@ -20,6 +20,7 @@ from connector.provenance.tables import ReleaseRow
 from connector.releases.aliases import alias_fault
 from connector.releases.layouts import broken_filters, layout_differences, live_beside
 from connector.releases.release import LIVE, READY, find_release_row, load_release
+from connector.releases.rights import present
 from connector.releases.verify import verify
 from connector.requests import AuditRequest
 from connector.stores.contract import Store
@@ -38,6 +39,9 @@ def run_audit(
 
     A release whose parts do not belong together, or that does not hold what it should, is `broken`: nothing of it is
     measured. Counts `queries` and `failed_requirements` in `run`.
+
+    Raises:
+        AccessDeniedError: the key does not show the release, or the live one that it is compared with.
     """
     plan = AuditPlan(
         ks=request.ks,
@@ -52,6 +56,7 @@ def run_audit(
     )
     requirements = [Requirement.parse(text) for text in request.require]
     row = find_release_row(provenance, store, request.collection, request.metric, which=request.release)
+    present(store, [row, *_live(row, provenance)])  # before anything is measured
     baseline = None
     if request.baseline is not None:
         baseline = find_baseline(provenance, row, request.baseline, plan, request.pairs)
@@ -124,11 +129,16 @@ def _measure(
 
 def _beside_live(row: ReleaseRow, store: Store, provenance: Provenance) -> Iterator[str]:
     """Yield how a release that is to replace the live one differs from it in layout and in types of payload."""
-    where = {"store_id": row.store_id, "collection": row.collection}
-    live = live_beside(provenance.releases.find(**where, state=LIVE), row.metric)
-    if live is not None and row.state == READY:
+    for live in _live(row, provenance):
         broken = broken_filters(store, live, row)
         yield from (f"Filters would not find the same: {sentence}." for sentence in broken)
         said = {sentence.replace("the live release ", "") for sentence in broken}
         differences = layout_differences(live, row) if live.metric == row.metric else []
         yield from (f"The layout differs: {other}." for other in differences if other not in said)
+
+
+def _live(row: ReleaseRow, provenance: Provenance) -> list[ReleaseRow]:
+    """Return the live release that a ready one is to replace, if there is one."""
+    where = {"store_id": row.store_id, "collection": row.collection}
+    live = live_beside(provenance.releases.find(**where, state=LIVE), row.metric)
+    return [live] if live is not None and row.state == READY else []

@@ -184,9 +184,9 @@ class Deletion:
         """Apply the tombstones of the sets, and delete points that no set has.
 
         Raises:
-            StoreError: a release refused it; all others are done.
+            StoreError: a collection refused it, or cannot be reached; all others are done.
         """
-        refused: StoreError | None = None
+        failed: StoreError | None = None
         for row in rows:
             try:
                 for embedding_set in sets:
@@ -194,12 +194,12 @@ class Deletion:
                 for start in range(0, len(ids), RETRIEVED):
                     self.store.delete(row.physical_name, ids[start : start + RETRIEVED])
                 self.store.flush(row.physical_name)
-            except (StoreUnavailableError, StoreBusyError):
+            except StoreBusyError:
                 raise
             except StoreError as error:
-                refused = refused or error
-        if refused:
-            raise refused
+                failed = failed or error
+        if failed:
+            raise failed
 
     def _write_anew(self, rows: Sequence[ReleaseRow]) -> None:
         """Bring the ledgers of releases up to date.

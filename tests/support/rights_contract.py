@@ -283,6 +283,17 @@ class RightsContract:
             push(house, home)
         assert house.world.store.aliases()[f"{house.collection}.cosine"] == live(house)
 
+    def test_an_audit_of_a_shadow_needs_to_see_the_live_release_too(self, house: House) -> None:
+        """It is compared with that one at the end, so the audit is refused before it measures anything."""
+        other, first = shadow(house), live(house)
+        request = AuditRequest(collection=house.collection, pairs="s", release=other, queries="all", gallery="all")
+        before = house.everything()
+        with house.home(house.scoped("r", but=[first])) as home, raises(AccessDeniedError, first):
+            home.audit(request)
+        assert house.everything() == before
+        with house.home(house.scoped("r")) as home:
+            home.audit(request)
+
     @pytest.mark.parametrize("name", ["`delete`", "`push`, `ingest` into live releases", "`repair`", "`verify`"])
     def test_a_release_of_the_collection_that_the_key_does_not_show_is_named(self, house: House, name: str) -> None:
         other = shadow(house)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from alignment.errors import ModalignError
-from connector.errors import StoreError
+from connector.errors import StoreError, StoreUnavailableError
 from connector.push.delete import Deletion
 from connector.releases.reconcile import reconcile
 from connector.releases.release import open_release
@@ -84,20 +84,21 @@ def test_the_collection_that_is_named_and_cannot_be_verified_is_an_error_after_a
     assert all(consistent(world, collection) for collection in OTHERS)
 
 
+@pytest.mark.parametrize("kind", [StoreError, StoreUnavailableError])
 @pytest.mark.parametrize("other", OTHERS)
-def test_a_collection_that_refuses_the_deletion_keeps_no_other_from_it(
-    world: World, other: str, monkeypatch: pytest.MonkeyPatch
+def test_a_collection_that_does_not_take_the_deletion_keeps_no_other_from_it(
+    world: World, other: str, kind: type[StoreError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = type(world.store).delete
 
     def refusing(store: Any, name: str, ids: Any) -> None:
         if name.startswith(f"{other}."):
-            raise StoreError(f"collection {name} takes no writes")
+            raise kind(f"collection {name} takes no writes")
         original(store, name, ids)
 
     with monkeypatch.context() as patched:
         patched.setattr(type(world.store), "delete", refusing)
-        with raises(StoreError, other):
+        with raises(kind, other):
             delete(world, "3")
     assert counts(world) == {COLLECTION: 14, **dict.fromkeys(OTHERS, 14), other: 16}
     delete(world, "3")
