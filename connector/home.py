@@ -52,6 +52,7 @@ from connector.requests import (
     RollbackRequest,
     SearchRequest,
 )
+from connector.safe_text import split_urls
 from connector.settings import Settings, checked_name
 from connector.stores.contract import Store
 from connector.stores.deadlines import within
@@ -456,7 +457,7 @@ class Home:
         from connector.audits.history import history
 
         # At a known address SQL alone is read: a process that has the store open does not block it.
-        at = self.provenance.stores.at([url_of(self.settings)])
+        at = self.provenance.stores.at(split_urls(url_of(self.settings)))
         where = {"store_id": at[0] if len(at) == 1 else here(self.provenance, self.store), "collection": collection}
         rows = self.provenance.releases.find(**where, **({"metric": str(parse(metric))} if metric else {}))
         if not rows:

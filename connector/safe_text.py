@@ -34,7 +34,11 @@ def redacted(url: str) -> str:
     'postgresql://me:***@db:5432/modalign'
     >>> redacted("https://secret@qdrant.example:6333?api-key=secret")
     'https://***@qdrant.example:6333'
+    >>> redacted("http://a:6333,http://token@b:6333")
+    'http://a:6333,http://***@b:6333'
     """
+    if len(urls := split_urls(url)) > 1:
+        return ",".join(map(redacted, urls))
     scheme = url.partition(":")[0].lower()
     if scheme == "edge":  # a directory
         return url
@@ -44,6 +48,15 @@ def redacted(url: str) -> str:
         return _database(url) if scheme.partition("+")[0] in DATABASES else _server(url)
     except ValueError:
         return UNREADABLE
+
+
+def split_urls(urls: str) -> list[str]:
+    """Return the URLs between commas; a comma within one does not divide it.
+
+    >>> split_urls("http://a:6333, grpc://b:6334,")
+    ['http://a:6333', 'grpc://b:6334']
+    """
+    return re.split(r"\s*,\s*(?=[A-Za-z][A-Za-z0-9+.-]*://)", urls.strip().rstrip(", ")) if "," in urls else [urls]
 
 
 def without_secrets(text: str) -> str:

@@ -41,7 +41,8 @@ class Settings:
 
     Attributes:
         home: directory of embedding sets, alignments and, by default, of both databases.
-        store_url: `edge:DIR` for Qdrant Edge in this process, `http(s)://` or `grpc(s)://` for a server.
+        store_url: `edge:DIR` for Qdrant Edge in this process, `http(s)://` or `grpc(s)://` for a server, several of
+            one cluster with commas between.
         database_url: SQLAlchemy URL of the provenance database.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         api_key: of the Qdrant server; never printed, logged or stored.

@@ -135,7 +135,7 @@ def home_options(command: F) -> F:
             metavar="URL",
             envvar="MODALIGN_QDRANT_URL",
             show_envvar=True,
-            help="edge:DIR, http(s)://HOST:PORT or grpc(s)://HOST:PORT.  [default: edge:HOME/qdrant]",
+            help="edge:DIR, http(s)://HOST:PORT or grpc(s)://HOST:PORT; several nodes of a cluster with commas between.  [default: edge:HOME/qdrant]",
         ),
         click.option(
             "--database-url",

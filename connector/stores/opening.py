@@ -36,11 +36,11 @@ class StoreKind:
 def _open_edge(settings: "Settings") -> Store:
     from connector.stores.edge import EdgeStore  # loads the engine, which users of a server need not have
 
-    return EdgeStore(settings.store_url.removeprefix("edge:"))
+    return EdgeStore(settings.store_url[len("edge:") :])
 
 
 def _edge_url(url: str) -> str:
-    return f"edge:{Path(url.removeprefix('edge:')).absolute()}"
+    return f"edge:{Path(url[len('edge:') :]).absolute()}"
 
 
 def _closed_edge_points(url: str) -> Mapping[str, int]:
@@ -107,7 +107,7 @@ def closed_points(settings: "Settings") -> Mapping[str, int]:
 
 def _kind(url: str) -> StoreKind:
     for beginning, kind in STORES.items():
-        if url.startswith(beginning) and url != beginning:
+        if url.lower().startswith(beginning) and url.lower() != beginning:
             return kind
     forms = ", ".join(kind.form for kind in STORES.values())
     raise SettingsError(f"store {redacted(url)!r}: expected one of {forms}")

@@ -1,6 +1,5 @@
 """Qdrant as a server or a cluster, over REST or gRPC."""
 
-import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
@@ -9,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from qdrant_client import models
+from qdrant_client import QdrantClient, models
 from typing_extensions import override
 
 from alignment.metrics import Distance
@@ -20,6 +19,7 @@ from connector.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from connector.safe_text import redacted
 from connector.settings import REQUEST_SECONDS
 from connector.stores.contract import (
     CollectionConfig,
@@ -36,16 +36,16 @@ from connector.stores.contract import (
 from connector.stores.layout import Datatype, Layout, PayloadKind
 from connector.stores.qdrant_cluster import Cluster
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, RetryPolicy, connected
-from connector.stores.qdrant_filter import OLDEST_SERVER, check_known
+from connector.stores.qdrant_filter import check_known
 from connector.stores.qdrant_layout import index_schema, layout_of, makes_own_words
 from connector.stores.qdrant_limits import LimitBook, Limits, check_strict_mode
+from connector.stores.qdrant_peers import PEER_SECONDS, Nodes
 from connector.stores.qdrant_readiness import wait_until_ready
 from connector.stores.qdrant_searches import Searcher, SearchOptions
 from connector.stores.qdrant_settings import creation, differences, restoration
 from connector.stores.qdrant_writes import UPLOADS, PointWriter
 from connector.stores.replicas import Replicas
 
-NEWEST_MAJOR = 1  # of the client; in another version the same requests may mean something else
 WITH_TURBO = (1, 18)
 ID_BYTES = 64  # of an id in a request, at most
 COUNTED_AT_ONCE = 10_000  # ids of a page, where exact counts are refused
@@ -65,6 +65,7 @@ class QdrantStore(Store):
         self._cluster = Cluster(connection, lambda name: self._laid_out(name).config.params)
         self._call = self._cluster.call
         self.url = self._connection.url
+        self._urls = [redacted(url) for url in connection.addresses.urls]
         self._known: dict[str, models.CollectionInfo] = {}
         self._limits = LimitBook()
         self._closed = False
@@ -85,7 +86,8 @@ class QdrantStore(Store):
         """Connect to the server at `url`.
 
         Args:
-            url: `http(s)://HOST:PORT` for REST, `grpc(s)://HOST:PORT` for gRPC.
+            url: `http(s)://HOST:PORT` for REST, `grpc(s)://HOST:PORT` for gRPC; several of one cluster with commas
+                between.
             api_key: of the server.
             ca_file: PEM file of the authority to trust instead of the system's.
             timeout: seconds a request may take.
@@ -101,28 +103,31 @@ class QdrantStore(Store):
         connection = connected(url, api_key=api_key, ca_file=ca_file, timeout=timeout, retry=first)
         store = cls(connection, uploads=uploads)
         try:
-            store._check_version(connection.call(connection.client.info).version)
+            secrets: dict[str, Any] = {"api_key": api_key, "ca_file": ca_file}
+            nodes = Nodes(connection, lambda peer: connected(peer, timeout=PEER_SECONDS, **secrets).client)
+
+            def admit(url: str, client: QdrantClient) -> None:
+                nodes.check(url, client)
+                store.url = redacted(url)
+
+            connection.addresses.admit = admit
+            connection.call(lambda: None)  # nothing is sent before the node is admitted
         except BaseException:
             store.close()
             raise
         connection.retry = retry
         return store
 
-    def _check_version(self, found: str) -> None:
-        oldest = ".".join(map(str, OLDEST_SERVER))
-        match = re.match(r"(\d+)\.(\d+)", found)
-        version = (int(match[1]), int(match[2])) if match else (0, 0)
-        if version < OLDEST_SERVER:
-            raise StoreError(f"{self.url}: expected Qdrant {oldest} or newer, got {found}; upgrade the server")
-        if version[0] > NEWEST_MAJOR:
-            raise StoreError(f"{self.url}: expected Qdrant {NEWEST_MAJOR}.x, got {found}; upgrade modalign")
-        self._connection.version = version
+    @property
+    @override
+    def addresses(self) -> Sequence[str]:
+        return self._urls
 
     @override
     def close(self) -> None:
         self._closed = True
         self._writer.close()
-        self._client.close()
+        self._connection.addresses.close()
 
     @override
     def collections(self) -> list[str]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies
@@ -40,11 +41,12 @@ from connector.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from connector.safe_text import redacted, without_secrets
+from connector.safe_text import redacted, split_urls, without_secrets
 from connector.settings import REQUEST_SECONDS
 from connector.stores.consistent_client import ConsistentClient
 from connector.stores.deadlines import deadline, shortened
-from connector.stores.qdrant_address import check_address, wrong_address
+from connector.stores.qdrant_address import FORMS, check_address, wrong_address
+from connector.stores.qdrant_failover import Addresses
 from connector.stores.qdrant_limits import ADVICE, meaning
 from connector.stores.request_deadline import DeadlineTransport
 
@@ -120,11 +122,16 @@ ATTEMPTS_TO_CONNECT = 5
 
 
 class Connection:
-    """A client with its URL, its secrets and its retry policy.
+    """A client with its addresses, its secrets and its retry policy.
+
+    Args:
+        client: of the first address.
+        url: the first address.
+        others: clients of other addresses of the same cluster, by URL.
 
     Attributes:
         client: the client; call its methods through `call`.
-        url: the URL, without its password.
+        addresses: at which the client sends its requests.
         grpc: requests go over gRPC; over REST otherwise.
         retry: how transient failures are retried.
         version: of the server, such as (1, 19); None: unknown.
@@ -136,19 +143,25 @@ class Connection:
         client: QdrantClient,
         url: str,
         *,
+        others: Mapping[str, QdrantClient] = MappingProxyType({}),
         retry: RetryPolicy = RetryPolicy(),
         secrets: tuple[str, ...] = (),
         timeout: int = REQUEST_SECONDS,
     ):
-        self.client = client
-        self.url = redacted(url)
-        self.grpc = url.startswith("grpc")
+        self.addresses = Addresses({url: client, **others})
+        self.client = self.addresses.client
+        self.grpc = url.lower().startswith("grpc")
         self.retry = retry
         self.version: tuple[int, int] | None = None
         self.timeout = timeout
         self._secrets = secrets
         self._turn = threading.Lock()
         self._told = -math.inf
+
+    @property
+    def url(self) -> str:
+        """The address in use, without its password."""
+        return redacted(self.addresses.in_use[0])
 
     def call(self, operation: Callable[..., T], *args: Any, **options: Any) -> T:
         """Call the client, translate its errors, and retry transient ones, until the deadline that holds.
@@ -251,6 +264,20 @@ class Connection:
         )
 
     def translated(self, operation: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Call the client at the first address that answers, once at each, as `once`."""
+        for left in reversed(range(len(self.addresses))):
+            url = self.addresses.in_use[0]
+            try:
+                self.addresses.check()
+                return self.once(operation, *args, **options)
+            except StoreUnavailableError as error:
+                if len(self.addresses) > 1 and error.retry_after is None:
+                    self.addresses.leave(url, error)
+                if not left or error.retry_after is not None or isinstance(error, DeadlinePassedError):
+                    raise
+        raise AssertionError("unreachable: the last address answers or raises")
+
+    def once(self, operation: Callable[..., T], *args: Any, **options: Any) -> T:
         """Call the client once and turn its errors into a `StoreError`. The only place that does.
 
         The client's error is the cause of ours, unless it would show a secret.
@@ -363,30 +390,47 @@ def connected(
     timeout: int = REQUEST_SECONDS,
     retry: RetryPolicy = RetryPolicy(),
 ) -> Connection:
-    """Make a client for the server at `url`; no request is sent yet.
+    """Make a client for the server at `url`, or for a cluster at several with commas between; send no request yet.
 
     The default port is 6333, and 6334 for gRPC. User and password in an HTTP URL are sent as basic authentication.
 
     Raises:
-        SettingsError: the URL, the key or the file is invalid.
+        SettingsError: a URL, the key or the file is invalid.
     """
     if api_key and not (api_key.isascii() and api_key.isprintable()):
         raise SettingsError("MODALIGN_QDRANT_API_KEY: expected printable ASCII, as a header can carry; got other text")
-    check_address(url)
+    first, *others = split_urls(url)
+    for each in (first, *others):
+        check_address(each)
+    if len({urlsplit(each).scheme.removesuffix("s") for each in (first, *others)}) > 1:
+        raise SettingsError(f"MODALIGN_QDRANT_URL: expected one protocol for all addresses, got {redacted(url)}")
+    clients = {each: _client(each, api_key=api_key, ca_file=ca_file, timeout=timeout) for each in (first, *others)}
+    secrets = [api_key, *(secret for each in clients for secret in _secrets(each))]
+    return Connection(
+        clients.pop(first),
+        first,
+        others=clients,
+        retry=retry,
+        secrets=tuple(dict.fromkeys(filter(None, secrets))),
+        timeout=timeout,
+    )
+
+
+def _client(url: str, *, api_key: str | None, ca_file: Path | None, timeout: int) -> QdrantClient:
     try:
         parts = urlsplit(url)
-        port, password = parts.port, unquote(parts.password or "")
+        port = parts.port
         # A server that is not there has to be known by the deadline too; to connect over gRPC takes this timeout.
         timeout = math.ceil(shortened(timeout) or timeout)
         options: dict[str, Any] = {"api_key": api_key, "timeout": timeout, "check_compatibility": False}
         if parts.scheme in ("grpc", "grpcs"):
             options |= _grpc(parts.hostname or "", port or GRPC_PORT, parts.scheme == "grpcs", ca_file)
         elif parts.scheme in ("http", "https"):
-            options |= {"url": url, "verify": _trusting(ca_file), "event_hooks": {"request": [_shorten]}}
+            options |= {"url": parts.geturl(), "verify": _trusting(ca_file), "event_hooks": {"request": [_shorten]}}
             if not getproxies():  # of the environment; httpx goes through them itself, without a deadline
                 options["transport"] = DeadlineTransport(options["verify"])
             if parts.username is not None:
-                options["auth"] = (unquote(parts.username), password)
+                options["auth"] = (unquote(parts.username), unquote(parts.password or ""))
         else:
             raise ValueError
         with warnings.catch_warnings():
@@ -398,10 +442,14 @@ def connected(
     except SettingsError:
         raise
     except ValueError:  # its text may hold the URL with the password in it
-        raise SettingsError(f"store {redacted(url)!r}: expected http(s)://HOST:PORT or grpc(s)://HOST:PORT") from None
+        raise SettingsError(f"store {redacted(url)!r}: expected {FORMS}") from None
+    return client
+
+
+def _secrets(url: str) -> tuple[str | None, ...]:
+    parts = urlsplit(url)
     token = parts.username if parts.password is None else None  # https://TOKEN@host
-    secrets = (api_key, password, parts.password, token, unquote(token or ""))
-    return Connection(client, url, retry=retry, secrets=tuple(dict.fromkeys(filter(None, secrets))), timeout=timeout)
+    return unquote(parts.password or ""), parts.password, token, unquote(token or "")
 
 
 def _grpc(host: str, port: int, encrypted: bool, ca_file: Path | None) -> dict[str, Any]:

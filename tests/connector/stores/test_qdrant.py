@@ -154,7 +154,7 @@ def test_attempts_are_bounded_without_the_tests_help() -> None:
 def test_versions_that_are_new_enough(server: CannedServer, found: str) -> None:
     server.always(200, version(found))
     QdrantStore.connect(server.url).close()
-    assert server.requests == [("GET", "/")]
+    assert server.requests == [("GET", "/"), ("GET", "/cluster")]
 
 
 @pytest.mark.parametrize("found", ["1.15.5", "1.9.2", "0.11.0", "weird", ""])
