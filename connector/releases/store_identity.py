@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from connector.errors import AccessDeniedError, MismatchError
+from connector.errors import AccessDeniedError, CollectionNotFoundError, MismatchError, StoreUnavailableError
 from connector.provenance.recorder import Provenance
 from connector.provenance.stores import NO_STORE
 from connector.provenance.tables import ReleaseRow
@@ -135,7 +135,7 @@ def claim_collection(provenance: Provenance, store: Store, row: ReleaseRow, *, t
 def _resolve(provenance: Provenance, store: Store) -> int:
     """Find the store by what its collections say, then by its address."""
     rows = provenance.releases.find(dropped_at=None)
-    claims, ids = _claims(store, rows), provenance.stores.ids()
+    claims, ids = _claims(provenance, store, rows), provenance.stores.ids()
     at, claiming = provenance.stores.at(store.addresses), {ids[claim] for claim in claims.values() if claim in ids}
     silent = {row.store_id for row in rows if row.store_id in at and claims.get(row.physical_name, "") is None}
     found = claiming | silent
@@ -155,14 +155,31 @@ def _resolve(provenance: Provenance, store: Store) -> int:
 
 def claiming_stores(provenance: Provenance, store: Store) -> set[int]:
     """Return the stores of SQL that collections of a store say they are of."""
-    claims, ids = _claims(store, provenance.releases.find()), provenance.stores.ids()
+    claims, ids = _claims(provenance, store, provenance.releases.find()), provenance.stores.ids()
     return {ids[claim] for claim in claims.values() if claim in ids}
 
 
-def _claims(store: Store, rows: Iterable[ReleaseRow]) -> dict[str, str | None]:
-    """Return what the collections of these releases say, of those that are here."""
+def _claims(provenance: Provenance, store: Store, rows: Iterable[ReleaseRow]) -> dict[str, str | None]:
+    """Return what the collections of these releases say, of those that are here.
+
+    One that cannot be read now, because a node is away say, is waited for only if neither another one nor the address
+    tells which store it is.
+    """
     names = {row.physical_name for row in rows}
-    return {name: _claim(store.metadata(name)) for name in store.collections() if name in names}
+    claims: dict[str, str | None] = {}
+    unreadable = []
+    for name in store.collections():
+        if name in names:
+            try:
+                claims[name] = _claim(store.metadata(name, retry=False))
+            except StoreUnavailableError:
+                unreadable.append(name)
+            except CollectionNotFoundError:  # it was dropped meanwhile
+                continue
+    if not any(claims.values()):
+        at_known_address = provenance.stores.at(store.addresses)
+        claims |= {name: None if at_known_address else _claim(store.metadata(name)) for name in unreadable}
+    return claims
 
 
 def _claim(metadata: Mapping[str, Any]) -> str | None:
@@ -182,7 +199,7 @@ def may_be_here(provenance: Provenance, store_id: int) -> bool:
 def _perhaps_here(provenance: Provenance, store: Store) -> list[ReleaseRow]:
     """Return releases of other stores whose names collections have that do not say whose they are."""
     rows = [row for row in provenance.releases.find(dropped_at=None) if may_be_here(provenance, row.store_id)]
-    claims = _claims(store, rows)
+    claims = _claims(provenance, store, rows)
     return [row for row in rows if claims.get(row.physical_name, "") is None]
 
 

@@ -252,11 +252,16 @@ class Store(ABC):
             CollectionNotFoundError: there is none.
         """
 
-    def metadata(self, name: str) -> Mapping[str, Any]:
+    def metadata(self, name: str, *, retry: bool = True) -> Mapping[str, Any]:
         """Return the metadata of a collection.
+
+        Args:
+            name: collection or alias.
+            retry: try again what fails for a time, as every other method does.
 
         Raises:
             CollectionNotFoundError: there is no such collection.
+            StoreUnavailableError: it cannot be read now, for example because a node that holds it is away.
         """
         return self.describe(name).metadata
 

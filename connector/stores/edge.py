@@ -242,7 +242,7 @@ class EdgeStore(Store):
         )
 
     @override
-    def metadata(self, name: str) -> Mapping[str, Any]:
+    def metadata(self, name: str, *, retry: bool = True) -> Mapping[str, Any]:
         return self._directory.collections[self._resolve(name)].metadata
 
     @override

@@ -242,8 +242,9 @@ class QdrantStore(Store):
         )
 
     @override
-    def metadata(self, name: str) -> Mapping[str, Any]:
-        return self._call(self._client.get_collection, name).config.metadata or {}
+    def metadata(self, name: str, *, retry: bool = True) -> Mapping[str, Any]:
+        call = self._call if retry else self._connection.translated
+        return call(self._client.get_collection, name).config.metadata or {}
 
     @override
     def add_metadata(self, name: str, metadata: Mapping[str, Any]) -> None:

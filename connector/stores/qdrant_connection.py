@@ -402,7 +402,7 @@ def connected(
     first, *others = split_urls(url)
     for each in (first, *others):
         check_address(each)
-    if len({urlsplit(each).scheme.removesuffix("s") for each in (first, *others)}) > 1:
+    if len({each.partition(":")[0].lower().removesuffix("s") for each in (first, *others)}) > 1:
         raise SettingsError(f"MODALIGN_QDRANT_URL: expected one protocol for all addresses, got {redacted(url)}")
     clients = {each: _client(each, api_key=api_key, ca_file=ca_file, timeout=timeout) for each in (first, *others)}
     secrets = [api_key, *(secret for each in clients for secret in _secrets(each))]

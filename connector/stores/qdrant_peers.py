@@ -7,8 +7,7 @@ is then asked at that host, at the port of the address, and believed if it has t
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,7 +41,7 @@ class _Node:
     version: Version
     peers: frozenset[int] | None
     collections: Sequence[str] = ()
-    metadata: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Nodes:
@@ -96,8 +95,13 @@ class Nodes:
         names = sorted(c.name for c in self._call(client.get_collections).collections)
         first = self._first[1].metadata if self._first else {}
         compared = [name for name in names if name in first] if first else names[:COMPARED]
-        metadata = {name: self._call(client.get_collection, name).config.metadata or {} for name in compared}
-        return _Node(version, peers, names, metadata)
+        return _Node(version, peers, names, {name: self._metadata(client, name) for name in compared})
+
+    def _metadata(self, client: QdrantClient, name: str) -> Mapping[str, Any]:
+        try:
+            return self._call(client.get_collection, name).config.metadata or {}
+        except StoreError:  # a node that holds it is away
+            return {}
 
     def _versions_of_peers(self, url: str, client: QdrantClient, cluster: models.ClusterStatusOneOf1) -> dict[str, str]:
         """Return the versions of the peers, by where they are; warn of those that cannot be known."""

@@ -1,15 +1,16 @@
 """One server by many addresses is one store in SQL; what is not this database's is refused; legacy rows are merged."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from qdrant_client import QdrantClient
 from sqlalchemy import select, update
 
 from alignment.sets.embedding_set import EmbeddingSet
-from connector.errors import CollectionNotFoundError, MismatchError, SettingsError
+from connector.errors import CollectionNotFoundError, MismatchError, SettingsError, StoreUnavailableError
 from connector.provenance.tables import LeaseRow, StoreRow
 from connector.push.delete import Deletion
 from connector.releases.merge import find_merge, merge
@@ -126,6 +127,31 @@ class TestAddresses:
                 held += session.scalars(select(LeaseRow.job)).all()
         assert len(held) == 1 + len(OTHERS)
         assert len(set(held)) == 1
+
+    @pytest.mark.parametrize("url", [FIRST, OTHERS[0]])
+    @pytest.mark.parametrize("claimed", [True, False])
+    def test_a_collection_that_cannot_be_read_now_keeps_no_other_from_being_found(
+        self, world: World, embedding_set: EmbeddingSet, client: QdrantClient, url: str, claimed: bool
+    ) -> None:
+        """As one copy of a collection on a node that is away."""
+        (lost,) = world.push(embedding_set, collection="a").releases
+        world.push(embedding_set)
+        if not claimed:
+            forget_owners(world)
+
+        class OneAway(QdrantStore):
+            def metadata(self, name: str, *, retry: bool = True) -> Mapping[str, Any]:
+                if name == lost.name:
+                    raise StoreUnavailableError("its node is away")
+                return super().metadata(name, retry=retry)
+
+        world.store = OneAway(Connection(client, url), uploads=1)
+        if claimed or url == FIRST:
+            assert here(world.provenance, world.store) == lost.row.store_id
+            opened(world)
+        else:
+            with raises(StoreUnavailableError):
+                opened(world)
 
     def test_reading_records_nothing(self, world: World, embedding_set: EmbeddingSet, at: At) -> None:
         world.push(embedding_set)
