@@ -93,7 +93,6 @@ def test_addresses_of_two_servers_are_refused(
             with world.provenance:
                 world.alignment()
                 world.push(world.set("s", *pairs(3)), collection=collection)
-        cluster.nodes[0].kill()
         first = urls([cluster.nodes[1]], protocol)
         with QdrantStore.connect(f"{first},{other}", api_key=cluster.nodes[0].api_key) as both:
             cluster.nodes[1].kill()
