@@ -264,7 +264,7 @@ class TestSeveralAddresses:
                 with raises(SettingsError, first.url, second.url):
                     store.count("c")
 
-    @pytest.mark.parametrize("url", ["http://a:6333,grpc://b:6334", "http://a:6333,grpcs://b", "http://a:6333,ftp://b"])
+    @pytest.mark.parametrize("url", ["http://a:6333,grpc://b:6334", "http://a:6333,grpcs://b"])
     def test_one_protocol_for_all(self, url: str) -> None:
         with raises(SettingsError, "http://a:6333"):
             QdrantStore.connect(url)
