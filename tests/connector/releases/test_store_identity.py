@@ -19,10 +19,9 @@ from connector.releases.reconcile_releases import reconcile_releases, repair_rel
 from connector.releases.store_identity import FOREIGN, OWNER, TWICE, here
 from connector.stores.contract import Store
 from connector.stores.edge import EdgeStore
-from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import Connection
 from tests.support.errors import raises
-from tests.support.world import COLLECTION, World, opened, pairs
+from tests.support.world import COLLECTION, LocalModeStore, World, opened, pairs
 
 FIRST = "http://host:6333"
 OTHERS = (
@@ -49,7 +48,7 @@ def client() -> QdrantClient:
 @pytest.fixture
 def at(client: QdrantClient) -> At:
     """The server, by any address."""
-    return lambda url: QdrantStore(Connection(client, url), uploads=1)
+    return lambda url: LocalModeStore(Connection(client, url), uploads=1)
 
 
 @pytest.fixture
@@ -70,6 +69,11 @@ def live(world: World) -> list[tuple[str, str]]:
     return [(row.state, row.physical_name) for row in world.provenance.releases.find()]
 
 
+def consistent(world: World, store: Store) -> list[bool]:
+    """Whether each live or ready release holds what is recorded."""
+    return [report.consistent for report in reconcile_releases(world.provenance, store, seed=0)]
+
+
 def forget_owners(world: World) -> None:
     """Leave the home and the store as the version before migration 0007 did: collections do not say whose they are."""
     for name in world.store.collections():
@@ -88,7 +92,7 @@ class TestAddresses:
         assert opened(world).row.id == release.row.id
         assert world.push(embedding_set).counts == {"unchanged": 12}
         assert live(world) == [("live", release.name)]
-        assert [report.consistent for report in reconcile_releases(world.provenance, world.store, seed=0)] == [True]
+        assert consistent(world, world.store) == [True]
         assert set(world.provenance.stores.addresses().values()) == {release.row.store_id}
 
     def test_a_promotion_by_one_address_is_seen_by_the_other(
@@ -111,7 +115,7 @@ class TestAddresses:
         with world.provenance.runs.start("delete", {}) as run:
             Deletion(COLLECTION, at(OTHERS[0]), world.provenance, run).delete(keys=["1"])
         for url in (FIRST, *OTHERS):
-            assert [report.consistent for report in reconcile_releases(world.provenance, at(url), seed=0)] == [True]
+            assert consistent(world, at(url)) == [True]
 
     def test_locks_are_of_the_store_and_not_of_the_address(
         self, world: World, embedding_set: EmbeddingSet, at: At
@@ -139,7 +143,7 @@ class TestAddresses:
         if not claimed:
             forget_owners(world)
 
-        class OneAway(QdrantStore):
+        class OneAway(LocalModeStore):
             def metadata(self, name: str, *, retry: bool = True) -> Mapping[str, Any]:
                 if name == lost.name:
                     raise StoreUnavailableError("its node is away")
@@ -163,10 +167,10 @@ class TestAddresses:
         """As of a forwarded port."""
         first = world.push(embedding_set).releases[0].row
         client = QdrantClient(":memory:")
-        world.store = QdrantStore(Connection(client, "http://second:6333"), uploads=1)
+        world.store = LocalModeStore(Connection(client, "http://second:6333"), uploads=1)
         second = world.push(embedding_set).releases[0].row
         assert second.store_id != first.store_id
-        world.store = QdrantStore(Connection(client, FIRST), uploads=1)
+        world.store = LocalModeStore(Connection(client, FIRST), uploads=1)
         assert opened(world).row.id == second.id
         world.push(embedding_set)
         assert world.provenance.stores.at([FIRST]) == [second.store_id]
@@ -212,7 +216,7 @@ class TestAnotherDatabase:
         (name,) = world.store.collections()
         other.push(other.set("s", *pairs(6)), take_over=True)
         assert live(other) == [("live", name)]
-        assert [report.consistent for report in reconcile_releases(other.provenance, other.store, seed=0)] == [True]
+        assert consistent(other, other.store) == [True]
         other.push(other.set("s", *pairs(6)))
         lifecycle = Lifecycle(world.provenance, world.store, COLLECTION)
         for refused in (
@@ -228,7 +232,7 @@ class TestAnotherDatabase:
 
     def test_its_other_collections_are_its_own(self, world: World, other: World) -> None:
         other.push(other.set("s", *pairs(3)), collection="others")
-        assert [report.consistent for report in reconcile_releases(other.provenance, other.store, seed=0)] == [True]
+        assert consistent(other, other.store) == [True]
         opened(world)
 
     @pytest.mark.parametrize("claim", [{"store": 7}, "text", 3, {}, [1]])
@@ -348,7 +352,7 @@ class TestTwoRowsOfOneCollection:
         for url in (FIRST, *OTHERS):
             twice.store = at(url)
             assert opened(twice).name == served
-            assert all(report.consistent for report in reconcile_releases(twice.provenance, twice.store, seed=0))
+            assert all(consistent(twice, twice.store))
             assert twice.push(embedding_set).counts == {"unchanged": 24}
 
     def test_merging_again_changes_nothing(self, twice: World, at: At) -> None:
@@ -360,7 +364,7 @@ class TestTwoRowsOfOneCollection:
 
     def test_two_servers_are_not_merged(self, world: World, embedding_set: EmbeddingSet, at: At) -> None:
         world.push(embedding_set)
-        world.store = QdrantStore(Connection(QdrantClient(":memory:"), "http://second:6333"), uploads=1)
+        world.store = LocalModeStore(Connection(QdrantClient(":memory:"), "http://second:6333"), uploads=1)
         world.push(embedding_set)
         with raises(MismatchError, FIRST, "http://second:6333"):
             find_merge(world.provenance, world.store, FIRST)
