@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import pytest
 
+from connector.stores import qdrant_readiness
 from connector.stores.qdrant import QdrantStore
 from tests.support.qdrant_servers import Cluster, Node, Server, single_server
 from tests.support.qdrant_servers import cluster as started_cluster
@@ -18,6 +19,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.live)
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask small collections more often than large ones need whether their index is built."""
+    monkeypatch.setattr(qdrant_readiness, "POLL_SECONDS", 0.1)
 
 
 @pytest.fixture

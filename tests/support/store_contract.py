@@ -577,9 +577,9 @@ class IndexContract:
     def test_a_graph_is_built_and_finds_what_exact_search_finds(
         self, store: Store, name: str, distance: Distance, rng: np.random.Generator, builds_graphs: bool
     ) -> None:
-        n, dim, k = 2000, 32, 10
+        n, dim, k = 600, 32, 10
         vectors, queries = rng.standard_normal((n, dim)), rng.standard_normal((50, dim)).astype(np.float32)
-        store.create(name, CollectionConfig({"v": VectorConfig(dim, distance)}, indexing_threshold=10))
+        store.create(name, CollectionConfig({"v": VectorConfig(dim, distance)}, indexing_threshold=1))
         store.upsert(name, points(vectors.astype(np.float32)))
         info = store.ready(name)
         assert info.points == n

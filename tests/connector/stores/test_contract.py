@@ -42,7 +42,9 @@ def open_store(
             yield lambda: QdrantStore(Connection(QdrantClient(":memory:"), "http://memory"), uploads=1)
     else:
         server: Server = request.getfixturevalue("qdrant_server")
-        yield lambda: server.connect(kind)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(qdrant_readiness, "POLL_SECONDS", 0.1)
+            yield lambda: server.connect(kind)
 
 
 class TestStore(StoreContract):
