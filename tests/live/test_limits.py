@@ -1,8 +1,6 @@
 """Strict mode of a real server: every limit, under every command. What a user gets less of is said."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from tests.support.world import World, pairs
 
 pytestmark = pytest.mark.usefixtures("fake_encoders")
 
-N = 60
+N = 40
 # By name: strict mode, and words that the user has to see somewhere during the commands.
 LIMITS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "hits and pages": ({"max_query_limit": 9}, ()),
@@ -71,12 +69,9 @@ def limit_to(server: Server, name: str, **limits: Any) -> None:
         ).raise_for_status()
 
 
-@contextmanager
-def opened(world: World) -> Iterator[Home]:
-    with Home(Settings(world.home, world.store.url, world.url)) as home:
-        home.__dict__["store"] = world.store  # the one that the protocol under test has opened
-        yield home
-        del home.__dict__["store"]  # which the fixture closes
+def opened(world: World, server: Server) -> Home:
+    """The home, which reaches the server by the protocol under test."""
+    return Home(Settings(world.home, world.store.url, world.url, api_key=server.api_key))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +80,12 @@ def opened(world: World) -> Iterator[Home]:
     indirect=["store"],
 )
 def test_every_command_obeys(
-    world: World, collection: str, strict: Any, caplog: pytest.LogCaptureFixture, limit: str
+    world: World,
+    collection: str,
+    qdrant_server: Server,
+    strict: Any,
+    caplog: pytest.LogCaptureFixture,
+    limit: str,
 ) -> None:
     limits, told = LIMITS[limit]
     strict(**limits)
@@ -93,7 +93,7 @@ def test_every_command_obeys(
     world.set("s", *pairs(N))
     layout = {"indexing_threshold": 1, "quantization": "scalar"}
     push = PushRequest(set="s", into=collection, alignment="a", metrics=["chi2"], layout=layout)
-    with opened(world) as home:
+    with opened(world, qdrant_server) as home:
         assert home.push(push).counts["written"] == 2 * N
         assert home.push(push).counts == {"unchanged": 2 * N}
         found = home.search(SearchRequest(collection=collection, query="crimson crimson", k=12))
@@ -121,7 +121,7 @@ def test_a_release_that_was_tuned_before_is_searched_at_the_limit_and_says_so(
     assert release.hnsw_ef is not None
     limit_to(qdrant_server, release.name, search_max_hnsw_ef=16, search_max_oversampling=1.5)
     caplog.set_level(logging.WARNING)
-    with opened(world) as home:
+    with opened(world, qdrant_server) as home:
         for _ in range(2):
             assert len(home.search(SearchRequest(collection=collection, query="crimson crimson")).hits) == 10
     assert caplog.text.count(f"hnsw_ef 16 instead of {release.hnsw_ef}") == 1

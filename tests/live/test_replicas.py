@@ -207,7 +207,7 @@ def test_without_a_majority_a_promotion_says_so_and_finishes_afterwards(
         lifecycle.promote(run.id, forced=FORCED)
     cluster.start()
     with world.provenance.runs.start("promote", {}) as run:
-        assert [switch.row.physical_name for switch in lifecycle.promote(run.id)] == [shadow.name]
+        assert [switch.row.physical_name for switch in lifecycle.promote(run.id, forced=FORCED)] == [shadow.name]
     assert shadow.name in world.store.aliases().values()
 
 
