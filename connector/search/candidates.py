@@ -43,7 +43,8 @@ HITS_AT_ONCE = 1 << 15
 class ScoredHit(NamedTuple):
     """A point with the metric's own score, higher is better, and the raw score of Qdrant's distance.
 
-    Both are of the vectors themselves. Under a metric that rescores, the raw score is what Qdrant ordered by.
+    Both are of the vectors themselves, also where quantized vectors chose the point. Under a metric that rescores, the
+    raw score is of the distance that Qdrant orders candidates by.
     """
 
     id: str
