@@ -19,7 +19,8 @@ from connector.encoding import encoders
 from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance
 from tests.support.fakes import fake_entry_points
-from tests.support.qdrant_servers import Node, Server, single_server
+from tests.support.qdrant_nodes import Node, Server
+from tests.support.qdrant_servers import single_server
 
 # Contracts are tests in support modules: their assertions shall tell values too.
 pytest.register_assert_rewrite("tests.support.store_contract", "tests.support.filter_contract")

@@ -12,7 +12,8 @@ import yaml
 
 from connector.stores.qdrant_filter import OLDEST_SERVER
 from tests.support import fake_docker
-from tests.support.qdrant_servers import BINARY, Node, cluster, single_server, state_of
+from tests.support.qdrant_nodes import Node
+from tests.support.qdrant_servers import BINARY, cluster, single_server, state_of
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path.name for path in ROOT.glob("docker-compose*.yml"))

@@ -8,7 +8,8 @@ import pytest
 
 from connector.stores import qdrant_readiness
 from connector.stores.qdrant import QdrantStore
-from tests.support.qdrant_servers import Cluster, Node, Server, single_server
+from tests.support.qdrant_nodes import Node, Server
+from tests.support.qdrant_servers import Cluster, single_server
 from tests.support.qdrant_servers import cluster as started_cluster
 from tests.support.store_contract import drop_collections
 from tests.support.world import World

@@ -11,7 +11,8 @@ from connector.releases.promotion import Lifecycle, PromotionOverride
 from connector.releases.reconcile_releases import reconcile_releases
 from connector.stores.qdrant import QdrantStore
 from tests.support.errors import raises
-from tests.support.qdrant_servers import Cluster, Node, Server
+from tests.support.qdrant_nodes import Node, Server
+from tests.support.qdrant_servers import Cluster
 from tests.support.store_contract import drop_collections
 from tests.support.world import World, pairs
 

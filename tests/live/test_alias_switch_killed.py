@@ -9,7 +9,7 @@ import pytest
 from connector.errors import StoreError
 from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import RetryPolicy
-from tests.support.qdrant_servers import Node
+from tests.support.qdrant_nodes import Node
 from tests.support.store_contract import config
 
 ALIASES = 300  # the server saves after each, so that the switch takes a while

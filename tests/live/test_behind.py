@@ -12,7 +12,7 @@ from connector.releases.reconcile import ReconcileReport, reconcile
 from connector.releases.reconcile_releases import repair_releases
 from connector.releases.release import open_release
 from connector.releases.status import StoredRelease, read_stored
-from tests.support.qdrant_servers import Server
+from tests.support.qdrant_nodes import Server
 from tests.support.world import World, pairs
 
 

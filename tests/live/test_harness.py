@@ -11,7 +11,8 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.support.qdrant_servers import BINARY, Node, Server, single_server
+from tests.support.qdrant_nodes import Node, Server
+from tests.support.qdrant_servers import BINARY, single_server
 from tests.support.store_contract import config, normal, points
 
 

@@ -13,7 +13,7 @@ from connector.requests import AuditRequest, DeleteRequest, PushRequest, RepairR
 from connector.settings import Settings
 from connector.stores.qdrant import QdrantStore
 from tests.support.errors import raises
-from tests.support.qdrant_servers import Server
+from tests.support.qdrant_nodes import Server
 from tests.support.store_contract import config, ids, normal, points
 from tests.support.world import World, pairs
 

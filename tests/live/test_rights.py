@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from tests.support.qdrant_servers import Node, cluster, token
+from tests.support.qdrant_nodes import Node
+from tests.support.qdrant_servers import cluster, token
 from tests.support.rights_contract import Guarded, RightsContract
 from tests.support.store_contract import DIM, config, points
 

@@ -14,7 +14,7 @@ from connector.settings import Settings
 from connector.stores.filters import parse_filter
 from connector.stores.layout import COMPRESSIONS, QUANTIZATIONS
 from tests.support.fakes import fake_pairs, write_manifest
-from tests.support.qdrant_servers import Node, Server
+from tests.support.qdrant_nodes import Node, Server
 from tests.support.world import World, audit, pairs
 
 pytestmark = pytest.mark.usefixtures("fake_encoders")

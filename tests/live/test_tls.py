@@ -12,7 +12,7 @@ from connector.requests import PushRequest, SearchRequest
 from connector.settings import Settings
 from connector.stores.qdrant import QdrantStore
 from tests.support.errors import raises
-from tests.support.qdrant_servers import Node, Server
+from tests.support.qdrant_nodes import Node, Server
 from tests.support.world import alignment, pairs, write_set
 
 

@@ -10,7 +10,7 @@ from connector.stores.edge import EdgeStore
 from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import Connection
 from tests.support.filter_contract import FilterContract
-from tests.support.qdrant_servers import Server
+from tests.support.qdrant_nodes import Server
 from tests.support.store_contract import OpenStore, StoreContract
 from tests.support.world import KINDS, LIVE
 

@@ -10,7 +10,7 @@ from connector.stores.edge import EdgeStore
 from connector.stores.opening import STORES, open_store, url_of
 from connector.stores.qdrant import QdrantStore
 from tests.support.errors import raises
-from tests.support.qdrant_servers import Server
+from tests.support.qdrant_nodes import Server
 
 
 def test_a_directory(tmp_path: Path) -> None:
