@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import socket
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,16 @@ class TestDatabases:
                 assert "is in use by another process" in modalign(*arguments, "--home", home).error
             assert done("status", "--home", home).code == 0  # needs no store
         assert done("search", "things", "red", "--home", home).code == 0
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_command_fails_by_its_timeout_and_not_later(home: Path, scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url, began = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}", time.monotonic()
+        ended = modalign("search", "things", "red", "--qdrant-url", url, "--timeout", "1", "--home", home)
+    assert time.monotonic() - began < 10
+    assert (ended.code, ended.error_code) == (1, "deadline-passed")
+    assert "within the 1 s" in ended.error
 
 
 class TestSecrets:

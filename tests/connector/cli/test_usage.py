@@ -167,6 +167,8 @@ def test_what_is_named_and_is_not_there_or_broken_is_a_failure_of_one_line(
         ("push pairs --into x --alignment a --payload-index year", "expected FIELD=KIND"),
         ("fit pairs --alignment x --budget 10", "expected a time above zero such as 90s, 10m or 2h, got '10'"),
         ("fit pairs --alignment x --budget 0s", "expected a time above zero such as 90s, 10m or 2h, got '0s'"),
+        ("search things red --timeout 0", "expected a time above zero"),
+        ("search things red --timeout soon", "expected a time above zero"),
         ("fit pairs --alignment x --budget -5m", "expected a time above zero"),
         ("push pairs --into x --alignment a --payload-index year=date", "expected FIELD=KIND"),
         ("push pairs --alignment a", "Missing option '--into'"),

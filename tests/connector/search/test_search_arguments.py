@@ -14,20 +14,26 @@ from qdrant_client.models import Filter
 from connector.errors import QueryError
 from connector.search.retriever import Retriever
 from connector.search.search_arguments import check_search
+from connector.stores.deadlines import deadline
 from connector.stores.edge import EdgeStore
 from tests.support.errors import raises
 from tests.support.world import COLLECTION, World, cards, pairs
 
 
 @pytest.fixture(scope="module")
-def retriever(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Retriever]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     directory = tmp_path_factory.mktemp("world")
     with EdgeStore(directory / "qdrant") as store:
         world = World(directory, store)
         world.alignment()
         world.push(world.set("s", *pairs(3)))
-        yield Retriever.open(world.provenance, store, COLLECTION)
-        world.provenance.close()
+        with world.provenance:
+            yield world
+
+
+@pytest.fixture(scope="module")
+def retriever(world: World) -> Retriever:
+    return Retriever.open(world.provenance, world.store, COLLECTION)
 
 
 WRONG: dict[str, list[Any]] = {
@@ -99,6 +105,25 @@ def test_embeddings_of_no_modality(retriever: Retriever, modality: Any) -> None:
 def test_deadlines_that_are_none(retriever: Retriever, seconds: Any) -> None:
     with raises(QueryError, "deadline"):
         Retriever(retriever.release, None, deadline=seconds)  # type: ignore[arg-type]  # the store is never asked
+
+
+def test_a_deadline_holds_for_each_search_and_not_between_them(
+    world: World, retriever: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[float | None] = []
+    search = EdgeStore.search
+
+    def watched(store: EdgeStore, *arguments: Any, **options: Any) -> Any:
+        holds = deadline()
+        held.append(holds and holds.seconds)
+        return search(store, *arguments, **options)
+
+    monkeypatch.setattr(EdgeStore, "search", watched)
+    opened = Retriever.open(world.provenance, world.store, COLLECTION, deadline=30)
+    for each in (retriever, opened):
+        each.search_embeddings("text", np.ones((1, 10), np.float32), encoder=cards()["text"].fingerprint)
+    assert held == [None, 30]
+    assert deadline() is None
 
 
 @given(st.one_of(st.text(), st.floats(), st.binary(), st.lists(st.integers())))
