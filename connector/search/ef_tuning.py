@@ -53,7 +53,7 @@ def tune(
     """Return the smallest `hnsw_ef` that is enough for every modality; without queries, `known`.
 
     If not even the largest is enough, or the largest that the store allows, it is returned, and its recall says what
-    it misses. A store that answers no exact searches cannot be tuned: it is said, and the result is None.
+    it misses. Where a store answers no exact searches, it is said, and the release keeps the tuning that it has.
 
     Args:
         release: what to search.
@@ -72,12 +72,12 @@ def tune(
         }
     except ExactRefusedError as error:
         _log.warning(
-            "release %s: hnsw_ef is not tuned, so searches use Qdrant's default and what the index misses is unknown: "
-            "%s",
+            "release %s: hnsw_ef is not tuned, so searches use %s and what the index misses is unknown: %s",
             release.name,
+            f"{release.hnsw_ef}, as tuned before," if release.tuned else "Qdrant's default",
             error,
         )
-        return None
+        return release.tuned
     tuned, least = known, known.hnsw_ef if known else 0
     for search.ef in [ef for ef in EFS if ef >= least]:
         recalls = []

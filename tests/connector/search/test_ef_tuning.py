@@ -10,7 +10,7 @@ import pytest
 
 from alignment.modality import OTHER
 from alignment.vectors import FloatArray, l2_normalize
-from connector.errors import IndexRecallError
+from connector.errors import ExactRefusedError, IndexRecallError
 from connector.push import session as pushing
 from connector.releases.release import EfTuning
 from connector.search.candidates import CandidateSearch
@@ -79,6 +79,50 @@ def test_the_modality_that_is_found_worst_decides() -> None:
 
     asked = l2_normalize(random(10, 2))
     assert tune(release, cast(Store, Both(easy, 0)), {"image": asked, "text": asked}) == EfTuning(EFS[2], 1.0)
+
+
+@dataclass
+class Limited(Lossy):
+    """A store that searches with `hnsw_ef` of at most `most`, which it tells with a refusal; or not exactly."""
+
+    most: int = EFS[0]
+    exact: bool = True
+    known: bool = False
+
+    def search_limits(self, name: str) -> SearchLimits:
+        return SearchLimits(self.most if self.known else None)
+
+    def search(
+        self, name: str, vector: str, queries: FloatArray, k: int, *, exact: bool, ef: int | None, **options: Any
+    ) -> list[list[Hit]]:
+        if exact and not self.exact:
+            raise ExactRefusedError("Exact search disabled!")
+        self.known = self.known or (ef or 0) > self.most
+        allowed = min(ef or 0, self.most)
+        return Lossy.search(self, name, vector, queries, k, exact=exact, ef=allowed, **options)
+
+
+@pytest.mark.parametrize("most", [16, EFS[0], EFS[1] + 1])
+def test_it_ends_at_the_limit_of_the_store_and_says_what_that_misses(most: int) -> None:
+    release = a_release("cosine")
+    store = Limited(Brute.of(release, l2_normalize(random(400, 1))), EFS[3], most=most)
+    found = tune(release, cast(Store, store), {"image": l2_normalize(random(30, 2))})
+    assert found is not None
+    assert found.hnsw_ef == most
+    assert found.recall == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("before", [None, EfTuning(512, 0.995)])
+def test_without_exact_searches_a_release_keeps_its_tuning_and_it_is_said(
+    before: EfTuning | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    release = a_release("cosine")
+    if before:
+        release.row.hnsw_ef, release.row.hnsw_recall = before.hnsw_ef, before.recall
+    store = Limited(Brute.of(release, l2_normalize(random(400, 1))), EFS[0], exact=False)
+    assert tune(release, cast(Store, store), {"image": l2_normalize(random(30, 2))}) == before
+    assert release.name in caplog.text
+    assert (str(before.hnsw_ef) if before else "default") in caplog.text
 
 
 def test_nothing_to_ask_with_tunes_nothing() -> None:
