@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
 LARGEST = 2**1023  # beyond, an integer is no float
-_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+# Stores compare microseconds: what is finer would be cut off.
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[^.]*(\.\d{1,6}(?!\d).*)?")
 # Deeper filters end the parser of a server.
 MOST_LEVELS = 64
 # The engine lists every way to fulfil `min_should` to estimate how many points match: 20 conditions of which 10 must
@@ -76,8 +77,11 @@ def _check_ranges(value: Any) -> None:
         for bound in bounds.values() if isinstance(bounds, dict) else ():
             if isinstance(bound, int) and (abs(bound) > LARGEST or int(float(bound)) != bound):
                 raise FilterError(f"range: {bound} cannot be compared exactly; write a number that a float64 holds")
-            if isinstance(bound, str) and not _DATE.match(bound):
-                raise FilterError(f"range: expected a number or a time such as 2024-06-01T12:30:00Z, got {bound!r}")
+            if isinstance(bound, str) and not _TIME.fullmatch(bound):
+                raise FilterError(
+                    "range: expected a number or a time such as 2024-06-01T12:30:00Z, to the microsecond at most, got "
+                    f"{bound!r}"
+                )
         for inner in value.values():
             _check_ranges(inner)
 

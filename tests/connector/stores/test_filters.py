@@ -69,6 +69,7 @@ def test_what_asks_for_nothing_is_no_filter(text: str) -> None:
     [
         ('"range": {"gte": "5"}', "'5'"),
         ('"range": {"gte": "2024"}', "'2024'"),
+        ('"range": {"gt": "2024-06-01T12:30:15.1234567Z"}', "2024-06-01T12:30:15.1234567Z"),
         ('"range": {"gte": 5, "lt": "2024-01-01"}', "must"),
         ('"is_empty": "true"', "must"),
         ('"is_null": 1', "must"),
@@ -83,7 +84,7 @@ def test_a_value_that_would_be_read_as_another_is_refused(test: str, value: str)
         parse_filter(f'{{"must": [{{"key": "a", {test}}}]}}')
 
 
-@pytest.mark.parametrize("bound", [5, 5.5, -(2**53), 2**60, "2024-01-01", "2024-01-01T10:00:00Z"])
+@pytest.mark.parametrize("bound", [5, 5.5, -(2**53), 2**60, "2024-01-01", "2024-01-01T10:00:00.123456+02:00"])
 def test_a_bound_is_read_as_it_is_written(bound: Any) -> None:
     read: Any = parse_filter(json.dumps({"must": [{"key": "a", "range": {"gte": bound}}]})).must
     gte = read[0].range.gte
