@@ -36,8 +36,9 @@ from connector.requests import DeleteRequest, IngestRequest, PushRequest
 def push(max_rejects: int, as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
     """Push an embedding set through an alignment into Qdrant, one release per metric.
 
-    The first release of a collection under a metric is live at once. A release of another alignment is a shadow until
-    it is audited and promoted. Until then, a push with either alignment reaches both releases.
+    The first release of a collection under a metric is live at once, unless filters would find something else under it.
+    A release of another alignment is a shadow until it is audited and promoted. Until then, a push with either
+    alignment reaches both releases.
 
     Run it again after a kill or a change of the set. Only changes are written.
     """
