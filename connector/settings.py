@@ -14,9 +14,6 @@ from connector.safe_text import redacted
 
 REQUEST_SECONDS = 60
 MAX_PIXELS = 100_000_000  # of an image to decode; a larger one decompresses to more than 300 MB
-# The share of the exact first ten that an index should find. Audits and production ask other queries than the sample of
-# the tuning, so a little more is required than the 0.98 that they rely on.
-INDEX_RECALL = 0.99
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 

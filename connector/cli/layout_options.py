@@ -9,8 +9,7 @@ import click
 
 from connector.cli.choices import METRIC
 from connector.cli.options import METRIC_HELP, NumberRange, WholeRange, range_of, renamed_option, with_options
-from connector.requests import PushRequest
-from connector.settings import INDEX_RECALL
+from connector.requests import INDEX_RECALL, PushRequest
 from connector.stores.layout import (
     BOUNDS,
     COMPRESSIONS,

@@ -47,8 +47,8 @@ from connector.releases.point_id_set import PointIds
 from connector.releases.release import LIVE, READY, Release, lower
 from connector.releases.store_identity import record_store
 from connector.releases.verify import check_replicas
+from connector.requests import INDEX_RECALL
 from connector.search.ef_tuning import sample, tune
-from connector.settings import INDEX_RECALL
 from connector.stores.contract import Store
 from connector.stores.layout import OWN_FIELDS, Layout, checked_layout
 

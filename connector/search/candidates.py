@@ -23,7 +23,7 @@ from alignment.modality import Modality
 from connector.errors import QueryError
 from connector.releases.aligned_payload import ALIGNED, carried, check_finite
 from connector.releases.release import Release
-from connector.settings import INDEX_RECALL
+from connector.requests import INDEX_RECALL
 from connector.stores.contract import Hit, Payload, Store
 
 if TYPE_CHECKING:

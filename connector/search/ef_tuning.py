@@ -16,8 +16,8 @@ from alignment.sets.embedding_set import EmbeddingSet
 from alignment.vectors import FloatArray, invalid_rows
 from connector.errors import ExactRefusedError
 from connector.releases.release import EfTuning, Release
+from connector.requests import INDEX_RECALL
 from connector.search.candidates import CandidateSearch, found_share
-from connector.settings import INDEX_RECALL
 from connector.stores.contract import Store
 
 _log = logging.getLogger(__name__)

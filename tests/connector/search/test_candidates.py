@@ -20,8 +20,8 @@ from alignment.modality import MODALITIES
 from alignment.vectors import FloatArray, l2_normalize
 from connector.errors import QueryError
 from connector.releases.aligned_payload import ALIGNED, packed, unpacked
+from connector.requests import INDEX_RECALL
 from connector.search.candidates import GROWTH, CandidateSearch, RankedHits
-from connector.settings import INDEX_RECALL
 from connector.stores.contract import CollectionConfig, Record, Store, VectorConfig
 from tests.support.brute_store import DIM, NAME, Brute, a_release, points, random
 from tests.support.errors import raises

@@ -13,10 +13,10 @@ from alignment.vectors import FloatArray, l2_normalize
 from connector.errors import ExactRefusedError, IndexRecallError
 from connector.push import session as pushing
 from connector.releases.release import EfTuning
+from connector.requests import INDEX_RECALL
 from connector.search.candidates import CandidateSearch
 from connector.search.ef_tuning import EFS, SAMPLE, sample, tune
 from connector.search.retriever import Retriever
-from connector.settings import INDEX_RECALL
 from connector.stores.contract import Hit, SearchLimits, Store
 from tests.support.brute_store import DIM, Brute, a_release, random
 from tests.support.errors import raises
