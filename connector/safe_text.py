@@ -13,7 +13,7 @@ DATABASES = ("postgresql", "postgres", "sqlite")
 # characters alone. The placeholder http://HOST:PORT is of our own messages.
 _URL = re.compile(
     r"(?<![A-Za-z0-9+.-])([0-9+.-]*+)"
-    r"([A-Za-z][A-Za-z0-9+.-]*+://(?!HOST:PORT[.,:;'\")]?(?:\s|\Z))\S*[^\s.,:;'\")\]}>])"
+    r"([A-Za-z][A-Za-z0-9+.-]*+://(?!HOST:PORT[.,:;'\")]?(?:\s|\Z))\S*[^\s.,:;'\")\]}>`])"
 )
 # Connection strings of libpq, variables, JSON and parameters in messages: password='a b', "api_key": "xyz". A quote
 # that nothing closes, because the message was cut, hides all that follows.
@@ -66,6 +66,8 @@ def without_secrets(text: str) -> str:
 
     >>> without_secrets("cannot reach http://me:secret@db:6333/?api_key=secret: refused")
     'cannot reach http://***@db:6333/: refused'
+    >>> without_secrets("run `modalign db merge-stores http://token@db:6333`")
+    'run `modalign db merge-stores http://***@db:6333`'
     """
     if len(text) > MAX_TEXT:
         text = " ".join([*text[:MAX_TEXT].rsplit(maxsplit=1)[:-1], "(cut)"])
