@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from connector.releases.store_identity import OWNER
 from connector.stores import qdrant as qdrant_store
 from connector.stores.edge import EdgeStore
 from tests.support.cli import Ended, N, done, modalign
@@ -83,6 +84,48 @@ def test_a_command_fails_by_its_timeout_and_not_later(home: Path, scheme: str) -
     assert time.monotonic() - began < 10
     assert (ended.code, ended.error_code) == (1, "deadline-passed")
     assert "within the 1 s" in ended.error
+
+
+class TestStores:
+    """Who a store is: said by hand where the collections of an older version do not say it."""
+
+    PUSH = ("push", "pairs", "--into", "things", "--alignment", "a")
+
+    def moved(self, home: Path, to: Path) -> str:
+        """Move the store of a home as the version before migration 0007 left it; return its URL there."""
+        with EdgeStore(home / "qdrant") as store:
+            for name in store.collections():
+                store.add_metadata(name, {OWNER: None})
+        with sqlite3.connect(home / "modalign.db") as database:
+            database.execute("UPDATE store SET claimed = 0")
+        database.close()
+        (home / "qdrant").rename(to)
+        return f"edge:{to}"
+
+    def test_a_merge_tells_where_it_is_now(self, home: Path, tmp_path: Path) -> None:
+        where = ("--home", home, "--qdrant-url", self.moved(home, tmp_path / "elsewhere"))
+        refused = modalign(*self.PUSH, *where)
+        assert (refused.code, refused.error_code) == (1, "store-known-twice")
+        assert "db merge-stores edge:qdrant" in refused.error
+        assert done("db", "merge-stores", "edge:qdrant", "--yes", "--json", *where).document["merged"] == 1
+        assert done(*self.PUSH, "--json", *where).document["counts"]["unchanged"] == 2 * N
+        assert done("search", "things", "red", *where).code == 0
+        releases = done("status", "--json", *where).document["releases"]
+        assert [row["state"] for row in releases] == ["live"]
+
+    def test_a_store_that_sql_does_not_know(self, home: Path) -> None:
+        ended = modalign("db", "merge-stores", "http://nowhere:6333", "--yes", "--home", home)
+        assert ended.code == 2
+        assert "edge:qdrant" in ended.error
+
+    def test_a_lost_database_takes_over_by_an_option(self, home: Path) -> None:
+        (home / "modalign.db").unlink()
+        done("db", "upgrade", "--home", home)
+        refused = modalign(*self.PUSH, "--home", home)
+        assert (refused.code, refused.error_code) == (1, "collection-of-another-database")
+        assert "--take-over" in refused.error
+        done(*self.PUSH, "--take-over", "--home", home)
+        assert done("verify", "things", "--home", home).code == 0
 
 
 class TestSecrets:
