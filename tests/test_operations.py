@@ -16,6 +16,18 @@ SHOWN_BY = {
     "three requests of ten fail": ("push/test_faults.py", "test_an_ingest_from_the_corpus_on_ends_complete"),
     "the server refuses a point": ("push/test_faults.py", "test_points_at_fault_are_named_and_the_others_written"),
     "a wrong API key": ("push/test_faults.py", "test_a_wrong_key_is_refused_at_once"),
+    "a key without the right": (
+        "../support/rights_contract.py",
+        "test_a_command_needs_the_right_of_the_table_and_no_more",
+    ),
+    "the server dies while it switches aliases": (
+        "releases/test_half_switched.py",
+        "test_a_store_that_dies_in_a_switch",
+    ),
+    "two pushes into one new collection": (
+        "push/test_open_releases.py",
+        "test_pushes_at_once_into_a_new_collection_of_a_server_all_succeed",
+    ),
     "an untrusted certificate": ("push/test_faults.py", "test_a_certificate_that_is_not_trusted_is_refused_at_once"),
     "PostgreSQL is killed": ("push/test_several.py", "test_postgresql_is_killed_under_an_ingest"),
     "connections to PostgreSQL are cut": ("push/test_several.py", "test_its_connections_are_cut"),
