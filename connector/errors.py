@@ -16,14 +16,15 @@ ModalignError                       (alignment.errors)
     │   └── LeaseHeldError          another process holds the lock
     ├── StoreError                  Qdrant refused or failed
     │   ├── StoreUnavailableError   unreachable, overloaded, timed out: try again
-    │   │   └── DeadlinePassedError  not answered within the deadline that was given
+    │   │   ├── DeadlinePassedError not answered within the deadline that was given
     │   │   └── ClusterError        ... because nodes of a cluster are away
     │   ├── StoreBusyError          another process owns the embedded store
     │   ├── AccessDeniedError       the key or token does not allow it (401, 403)
     │   ├── RequestRefusedError     the request is wrong (400, 422)
-    │   │   └── ExactRefusedError   the server answers no exact searches and counts
+    │   │   ├── ExactRefusedError   the server answers no exact searches and counts
+    │   │   └── FilterRefusedError  ... or no filter like this one
     │   ├── RequestTooLargeError    the request is too large
-    │   │   └── RequestOverRateError    it alone costs more than a minute may
+    │   │   └── RequestOverRateError it alone costs more than a minute may
     │   ├── StoreFullError          takes no more points
     │   ├── PointsRefusedError      some points of a batch are refused; the others are written
     │   └── CollectionNotFoundError no such collection, alias or release
@@ -133,6 +134,10 @@ class RequestRefusedError(StoreError):
 
 class ExactRefusedError(RequestRefusedError):
     """The server answers no exact searches and counts, as strict mode may say."""
+
+
+class FilterRefusedError(RequestRefusedError):
+    """The server answers no filter on a field without an index, or of so many conditions, as strict mode may say."""
 
 
 class RequestTooLargeError(StoreError):

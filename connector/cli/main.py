@@ -46,7 +46,6 @@ def main() -> NoReturn:
     for name in ("alignment", "connector"):  # one line on stderr a message, as commands print
         logging.getLogger(name).handlers = [StderrHandler()]
         logging.getLogger(name).setLevel(logging.INFO)
-    logging.getLogger("stamina").setLevel(logging.ERROR)  # its retries are told of by the connection, with what failed
     sys.exit(streams.finish(_exit_code(), FAILED))
 
 

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -30,6 +31,7 @@ from pydantic import ValidationError
 from qdrant_client import QdrantClient
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
+from typing_extensions import override
 
 from connector.errors import (
     AccessDeniedError,
@@ -53,6 +55,18 @@ from connector.stores.request_deadline import DeadlineTransport
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
+_retrying: ContextVar[bool] = ContextVar("retrying", default=False)
+
+
+class _NotOurs(logging.Filter):
+    """Drops the line that stamina writes of each retry of ours: it says neither what failed nor where."""
+
+    @override
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not _retrying.get()
+
+
+logging.getLogger("stamina").addFilter(_NotOurs())
 
 GRPC_PORT = 6334
 LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
@@ -173,6 +187,13 @@ class Connection:
         def once() -> T:
             return self.translated(operation, *args, **options)
 
+        token = _retrying.set(True)
+        try:
+            return self._called(once)
+        finally:
+            _retrying.reset(token)
+
+    def _called(self, once: Callable[[], T]) -> T:
         try:
             return self._retried(once, told=False)
         except StoreUnavailableError as error:

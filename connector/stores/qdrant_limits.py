@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from connector.errors import (
     AccessDeniedError,
     ExactRefusedError,
+    FilterRefusedError,
     RequestOverRateError,
     RequestRefusedError,
     RequestTooLargeError,
@@ -47,6 +48,9 @@ LIMIT_BYTES = re.compile(r"limit: (\d+) bytes")
 # RESOURCE_EXHAUSTED and OUT_OF_RANGE: codes that mean other things as well.
 MEANINGS: tuple[tuple[str, type[StoreError]], ...] = (
     ("Exact search disabled", ExactRefusedError),
+    ("Index required but not found for", FilterRefusedError),
+    ("Filter condition limit reached", FilterRefusedError),
+    ("Condition size limit reached", FilterRefusedError),
     ("request larger than rate limiter capacity", RequestOverRateError),
     ("is larger than allowed (limit:", RequestTooLargeError),
     ("payload reached size limit", RequestTooLargeError),
@@ -62,6 +66,8 @@ MEANINGS: tuple[tuple[str, type[StoreError]], ...] = (
 ADVICE: Mapping[type[StoreError], str] = {
     AccessDeniedError: "; check MODALIGN_QDRANT_API_KEY",
     ExactRefusedError: "; search without --exact, or set search_allow_exact in the collection's strict mode",
+    FilterRefusedError: "; filter by indexed fields with fewer conditions and values; a field gets its index when a "
+    "release is made, by --payload-index FIELD=KIND",
     RequestOverRateError: "; raise the rate limit in the collection's strict mode",
     StoreFullError: "; nothing of this request is recorded: make room, then run the same command again",
 }

@@ -120,7 +120,9 @@ class TestWhatIsSaid:
         caplog.set_level(logging.WARNING)
         return lambda: [r.getMessage() for r in caplog.records if r.name == qdrant_connection.__name__]
 
-    def test_one_line_whatever_number_of_requests_wait(self, said: Callable[[], list[str]]) -> None:
+    def test_one_line_whatever_number_of_requests_wait(
+        self, said: Callable[[], list[str]], caplog: pytest.LogCaptureFixture
+    ) -> None:
         with running(FaultyServer()) as server, QdrantStore.connect(server.url, retry=self.QUICK) as store:
             store.create("c", CollectionConfig({"v": VectorConfig(2, Distance.DOT)}))
             server.fail = lambda request: Fault(status=503)
@@ -129,6 +131,7 @@ class TestWhatIsSaid:
                     store.count("c")
             (line,) = said()
             assert server.url in line
+        assert not [record for record in caplog.records if record.name == "stamina"]
         for words in ("503", "trying again in 0.0 s", "attempt 2 of 4", "before "):
             assert words in line
 

@@ -17,6 +17,7 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 from alignment.metrics import Distance
 from connector.errors import (
     ExactRefusedError,
+    FilterRefusedError,
     PointsRefusedError,
     RequestOverRateError,
     RequestRefusedError,
@@ -230,8 +231,12 @@ KINDS = {
     "Bad request: Max vector storage size limit of 0.0000047683716MB reached!": StoreFullError,
     "Bad request: Max payload storage size limit of 0.0000047683716MB reached!": StoreFullError,
     "Bad request: Filter condition limit reached (2 > 1). Help: Reduce the amount of conditions of your filter.": (
-        RequestRefusedError
+        FilterRefusedError
     ),
+    "Bad request: Condition size limit reached (9 > 3). Help: Reduce the size of your condition.": FilterRefusedError,
+    'Bad request: Index required but not found for "o" of one of the following types: [float, integer]. Help: Create '
+    "an index for this key or use a different filter.": FilterRefusedError,
+    "Wrong input: Vector dimension error: expected dim: 4, got 3": RequestRefusedError,
 }
 
 
