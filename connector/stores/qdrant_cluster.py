@@ -18,12 +18,17 @@ from typing import Any, TypeVar, cast
 
 from qdrant_client import models
 
-from connector.errors import AccessDeniedError, ClusterError, CollectionNotFoundError, StoreError, StoreUnavailableError
+from connector.errors import (
+    AccessDeniedError,
+    ClusterError,
+    CollectionNotFoundError,
+    RequestRefusedError,
+    StoreError,
+    StoreUnavailableError,
+)
 from connector.stores.consistent_client import ConsistentClient
 from connector.stores.qdrant_connection import Connection
 from connector.stores.replicas import Node, Replica, Replicas, Shard, Transfer
-
-_log = logging.getLogger(__name__)
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +88,10 @@ class Cluster:
 
     def count(self, name: str, filter: models.Filter | None, *, consistent: bool) -> int:
         """Count exactly; consistently: of each shard, the points of the replica that has fewest."""
+        return self.read(name, self._counting(name, filter), consistent=consistent)
+
+    def _counting(self, name: str, filter: models.Filter | None) -> Callable[[Any], int]:
+        """Return what counts with a consistency."""
         connection = self._connection
 
         def count(consistency: Any) -> int:
@@ -93,7 +102,7 @@ class Cluster:
                 name, filter, consistency, over_grpc=connection.grpc, timeout=connection.timeout
             )
 
-        return self.read(name, count, consistent=consistent)
+        return count
 
     def read(self, name: str, operation: Callable[[Any], T], *, consistent: bool) -> T:
         """Read from a collection; consistently: from all replicas of each shard, or from as many as answer.
@@ -103,22 +112,23 @@ class Cluster:
             operation: reads with a consistency, or without one if it is None.
             consistent: ask more replicas than one.
         """
-
-        def if_enough_answer(consistency: Any) -> tuple[T] | None:
-            try:
-                return (self._connection.translated(operation, consistency),)
-            except StoreUnavailableError as error:
-                if re.search(REPLICAS_AWAY, str(error)):
-                    return None
-                raise
-
         replicas = self.replication_factor(name) if consistent else 1
         for level in range(self._most(name, replicas), 1, -1):
             consistency = models.ReadConsistencyType.ALL if level == replicas else level
-            if answer := self.call(if_enough_answer, consistency):
+            answer: tuple[T] | None = self.call(self._if_enough_answer, operation, consistency)
+            if answer:
                 return answer[0]
             self._step_down(name, level - 1, replicas)
         return self.call(operation, None)
+
+    def _if_enough_answer(self, operation: Callable[[Any], T], consistency: Any) -> tuple[T] | None:
+        """Read with a consistency; None: fewer replicas answer than it needs."""
+        try:
+            return (self._connection.translated(operation, consistency),)
+        except StoreUnavailableError as error:
+            if re.search(REPLICAS_AWAY, str(error)):
+                return None
+            raise
 
     def replication_factor(self, name: str) -> int:
         """Return how many replicas each shard of a collection should have."""
@@ -140,13 +150,33 @@ class Cluster:
             if poll:
                 time.sleep(POLL_SECONDS)
             try:
-                replicas = self.replicas(name)
+                differences = self._differences_now(name)
             except AccessDeniedError as error:  # a token for points alone
                 _log.warning("the replicas of collection %s were not compared: %s", name, error)
                 return []
-            if replicas is None or not (differences := replicas.differences):
+            if not differences:
                 return []
         return differences
+
+    def _differences_now(self, name: str) -> list[str]:
+        replicas = self.replicas(name)
+        if replicas is None:
+            return []
+        if all(node.away is not None for node in replicas.nodes.values()):
+            return replicas.differences
+        # This node tells of its own points alone: the smallest, the middle and one replica of each shard are compared.
+        counts = set()
+        for consistency in (models.ReadConsistencyType.ALL, models.ReadConsistencyType.MAJORITY, None):
+            try:
+                answer = self.call(self._if_enough_answer, self._counting(name, None), consistency)
+            except RequestRefusedError:  # strict mode refuses exact counts
+                return []
+            if answer is None:
+                return []
+            counts.add(answer[0])
+        if len(counts) == 1:
+            return []
+        return [f"replicas differ: the smallest of each shard hold {min(counts)} points in all, others {max(counts)}"]
 
     def _step_down(self, name: str, level: int, replicas: int) -> None:
         """Ask no more than `level` replicas from now on; say so if it is news."""

@@ -97,7 +97,6 @@ def test_a_replica_that_differs_is_found_by_whoever_asks_and_repaired(
     assert world.push(embedding_set, collection=collection).counts == {"unchanged": 40}
 
 
-@pytest.mark.parametrize("world", ["REST"], indirect=True)
 def test_orphans_that_other_nodes_hold_alone_are_seen_and_deleted_there(
     cluster: Cluster, world: World, collection: str
 ) -> None:
