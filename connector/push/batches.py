@@ -209,15 +209,20 @@ class BatchWriter:
                 batches.append((writer, projected, lowered(writer.release, projected)))
         refusals: dict[int, Refusal] = {}
         written = 0
-        for writer, projected, points in batches:  # lowered all: no release is written to unless all can be
+        for writer, all_projected, all_points in batches:  # lowered all: no release is written to unless all can be
             self._begin_write(writer)
+            projected, points = all_projected, all_points
+            if self._same_points and key in writer.ledger:  # rows have left it; the points of the others were confirmed
+                changed = _with_other_payloads(writer.release, self.store, all_points)
+                projected, points = all_projected.take(changed), all_points.take(changed)
             refused = self._upsert(writer, projected, points, rows)
             refusals = refused | refusals
             if not writer.fresh:
                 writer.replacing += _to_read_back(points, refused, rows, projected, self._rng)
             kept = len(points.ids) - len(refused)
-            writer.pending[key] = (digest, kept)
+            writer.pending[key] = (digest, len(all_points.ids) - len(refused))
             self.run.count("written", kept)
+            self.run.count("unchanged", len(all_points.ids) - len(points.ids))
             written += kept
         self._reject(key, rows, refusals)
         return written
@@ -291,6 +296,11 @@ class BatchWriter:
                 writer.pending, writer.replacing, writer.lost = {}, [], set()
         self._unflushed = 0
         self._committed = time.monotonic()
+
+
+def _with_other_payloads(release: Release, store: Store, points: Points) -> list[int]:
+    """Return the positions of points that a release lacks, or holds with another payload: of other content, say."""
+    return lost_writes(release, store, replace(points, vectors=points.vectors[:, :0].copy()))
 
 
 def _to_read_back(

@@ -3,7 +3,7 @@
     1  SQL gets a tombstone for each point that a release has to delete, and marks the ledger of these shards outdated
     2  the rows leave the embedding sets, once all tombstones are there
     3  the points leave the collections
-    4  the changed shards are written into the releases again, and the ledgers agree
+    4  the changed shards are compared with the releases, what differs is written, and the ledgers agree
 
 Each step ends for all releases before the next begins, the releases of the collection that was named first. What keeps
 a release of another collection from step 4 is a warning.
@@ -63,15 +63,24 @@ CAPTION_KEY = re.compile(r"#\d+$")
 
 
 class DeletionPreview(NamedTuple):
-    """What a deletion will remove."""
+    """What a deletion will remove.
+
+    Attributes:
+        items: their number.
+        sets: names of the embedding sets that hold them.
+        collection: that was named.
+        others: collections that share embedding sets with it, and lose the items too.
+    """
 
     items: int
     sets: list[str]
-    collections: list[str]
+    collection: str
+    others: list[str]
 
     def __str__(self) -> str:
-        sets, collections = ", ".join(self.sets) or "none", ", ".join(self.collections)
-        return f"{self.items} items, from the embedding sets: {sets}; from the collections: {collections}"
+        sets, others = ", ".join(self.sets) or "none", ", ".join(self.others)
+        shared = f", and from {len(self.others)} more that share its embedding sets: {others}" if others else ""
+        return f"{self.items} items, from the embedding sets: {sets}; from the collection {self.collection}{shared}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +130,8 @@ class Deletion:
             items, names = self._items(concerned, sets, requested)
         self._check_ambiguous(keys, items, concerned)
         check_may_write(self.store, [row.physical_name for row in concerned])
-        collections = sorted({row.collection for row in concerned})
-        if items and not confirm(DeletionPreview(len(items), names, collections)):
+        others = sorted({row.collection for row in concerned} - {self.collection})
+        if items and not confirm(DeletionPreview(len(items), names, self.collection, others)):
             return False
         with repair_lock(self.provenance.database, store_id, self.run.id):
             rows = self._releases()  # another deletion may have ended meanwhile

@@ -1,7 +1,7 @@
 """What the rows of an embedding set become in a release: points with an id, a vector and a payload, or refusals."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID, uuid5
@@ -46,6 +46,11 @@ class Projected:
     vectors: FloatArray
     payloads: list[Payload]
     refused: dict[int, tuple[Reason, str]]
+
+    def take(self, positions: Sequence[int]) -> "Projected":
+        """Return the rows at these positions among those that can be stored; what was refused stays."""
+        payloads = [self.payloads[position] for position in positions]
+        return Projected(self.rows.take(positions), self.vectors[list(positions)], payloads, self.refused)
 
 
 def point_id(modality: Modality, key: str) -> str:

@@ -38,7 +38,7 @@ class TestDeleting:
         monkeypatch.setattr(click, "confirm", confirm)
         ended = modalign("delete", "things", "--key", "s0-00001", "--home", home)
         assert ended.code == int(not answer)
-        assert asked == ["delete 1 items, from the embedding sets: pairs; from the collections: things?"]
+        assert asked == ["delete 1 items, from the embedding sets: pairs; from the collection things?"]
         assert ("nothing was deleted" in ended.err) is not answer
         assert EmbeddingSet.open(home / "sets" / "pairs").card.counts["image"] == left
 

@@ -533,7 +533,7 @@ class TestDelete:
             return True
 
         run = bench.delete(keys=[key, f"{key}#1", "unknown"], confirm=agree)
-        assert said == [DeletionPreview(2, [SET], [COLLECTION])]
+        assert said == [DeletionPreview(2, [SET], COLLECTION, [])]
         assert (run.counts["deleted"], run.counts["rows"]) == (2, 2)
         sets, points, written, _, states = bench.everything()
         assert sets[SET][1] == {"image": N - 1, "text": 2 * N - 1}
