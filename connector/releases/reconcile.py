@@ -4,7 +4,7 @@ What a release should hold follows from its embedding sets and its alignment. It
 compared with what the collection holds. Memory does not grow with the release: point ids go to a temporary file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -144,9 +144,12 @@ def reconcile(
 
         def compare(rng: np.random.Generator | None) -> ReconcileReport:
             report = ReconcileReport(release.name, seed, points, recorded)
-            for row, embedding_set in zip(sets, embedding_sets, strict=True):
-                of_set = _SetReconciliation(release, store, provenance, row, report, expected_ids, rng, repair)
-                of_set.compare(embedding_set, advance)
+            with PointIds() as odd:
+                for ids in _without_one_vector(store, release.name):
+                    odd.add(ids)
+                for row, embedding_set in zip(sets, embedding_sets, strict=True):
+                    of_set = _SetReconciliation(release, store, provenance, row, report, expected_ids, odd, rng, repair)
+                    of_set.compare(embedding_set, advance)
             return report
 
         report = compare(None if full else np.random.default_rng(seed))
@@ -198,6 +201,7 @@ class _SetReconciliation:
     """One embedding set against the release that it was pushed into.
 
     Attributes:
+        odd: ids of points that do not carry exactly one vector.
         rng: draws the vectors to compare; None: all of them.
     """
 
@@ -207,6 +211,7 @@ class _SetReconciliation:
     row: EmbeddingSetRow
     report: ReconcileReport
     expected_ids: PointIds
+    odd: PointIds
     rng: np.random.Generator | None
     repair: Run | None
 
@@ -221,6 +226,7 @@ class _SetReconciliation:
                 met.add(key)
                 drawn = np.ones(len(rows), bool) if self.rng is None else self.rng.random(len(rows)) < share
                 batch = compare_points(self.release, self.store, rows, drawn)
+                self._add_odd(batch)
                 present = len(batch.points.ids) - len(batch.missing)
                 if ledger.get(key) == (digest, present):
                     batch.missing.clear()  # Qdrant refused these points: they are rejects of the push
@@ -235,6 +241,12 @@ class _SetReconciliation:
         self.report.unrecorded.add([f"{shard}:{start}" for shard, start in sorted(gone)])
         if self.repair and gone:
             self.provenance.ledger.write(self.release.row.id, self.row.id, self.repair.id, {}, removed=gone)
+
+    def _add_odd(self, batch: ComparedBatch) -> None:
+        """Let points differ that have lost their vector, or that something else gave a second one."""
+        odd = set(batch.points.ids).difference(self.odd.missing(batch.points.ids))
+        known = {*batch.missing, *batch.differing}
+        batch.differing.extend(p for p, id_ in enumerate(batch.points.ids) if id_ in odd and p not in known)
 
     def _add(self, batch: ComparedBatch, held: int) -> None:
         """Add what was found of a batch to the report."""
@@ -262,6 +274,16 @@ class _SetReconciliation:
         if entry != recorded:
             self.store.flush(self.release.name)
             self.provenance.ledger.write(self.release.row.id, self.row.id, run.id, {key: entry})
+
+
+def _without_one_vector(store: Store, name: str) -> Iterator[list[str]]:
+    """Yield the ids of points that carry no vector, or vectors of both modalities: searches of both find these."""
+    from qdrant_client.models import Filter, HasVectorCondition  # takes a second to import
+
+    either = [HasVectorCondition(has_vector=modality) for modality in MODALITIES]
+    for condition in (Filter(must=[*either]), Filter(must_not=[*either])):
+        for page in store.scroll(name, filter=condition):
+            yield [record.id for record in page]
 
 
 def _item_name(record: Record) -> str:

@@ -20,7 +20,7 @@ from alignment.model.alignment import Alignment
 from alignment.model.onnx_export import ALIGNED, BATCH, INPUT, OFFSET, OPSET, Graph, export
 from connector.errors import MismatchError
 from connector.provenance.recorder import Provenance
-from connector.releases.aliases import alias_name
+from connector.releases.aliases import alias_fault, alias_name
 from connector.releases.release import lower, open_release
 from connector.requests import ExportRequest
 from connector.stores.contract import Store
@@ -176,12 +176,15 @@ def export_request(
         open_store: opens the store; called only where the request names a collection.
 
     Raises:
-        MismatchError: the live release was written with another alignment.
+        MismatchError: the live release was written with another alignment, or its alias leads elsewhere.
         ExportError: see `write`.
     """
     target = ExportSpec(request.alignment, alignment, parse(request.metric))
     if request.collection is not None:
-        release = open_release(provenance, open_store(), request.collection, request.metric, device="cpu")
+        store = open_store()
+        release = open_release(provenance, store, request.collection, request.metric, device="cpu")
+        if fault := alias_fault(provenance, store, release.row):  # the requests name the alias
+            raise MismatchError(fault)
         if release.alignment.fingerprint != alignment.fingerprint:
             raise MismatchError(
                 f"release {release.name} was written with alignment {release.alignment.fingerprint[:12]}, "

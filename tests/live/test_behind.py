@@ -174,3 +174,17 @@ def test_a_collection_that_was_deleted_takes_its_recorded_layout_when_it_is_push
     info = world.store.describe(release.name)
     assert (info.m, info.quantization, info.payload_indexes["number"]) == (8, "scalar", "integer")
     assert verified(world, collection).consistent
+
+
+def test_a_vector_that_was_lost_or_added_is_found_whatever_the_sample(
+    world: World, collection: str, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciling, "VECTORS", 0)
+    (release,) = world.push(world.set("s", *pairs(6)), collection=collection).releases
+    vectors = f"/collections/{release.name}/points/vectors"
+    extra = {"id": point_id("image", "2"), "vector": {"text": [1.0] * 6}}
+    change(client, "PUT", vectors, {"points": [extra]})
+    change(client, "POST", f"{vectors}/delete", {"points": [point_id("text", "4")], "vector": ["text"]})
+    assert sorted(verified(world, collection).differing.examples) == ["image:2", "text:4"]
+    assert repair(world, collection) == {"repaired": 2}
+    assert verified(world, collection, full=True).consistent

@@ -11,16 +11,16 @@ from connector.releases import reconcile as reconciling
 from connector.releases.points import point_id
 from connector.releases.reconcile import reconcile
 from connector.releases.release import Release, open_release
-from tests.support.world import KINDS, Calls, World, opened_world, pairs, the_set
+from tests.support.world import KINDS, LIVE, Calls, World, opened_world, pairs, the_set
 
 COLLECTIONS = ("one", "three", "two")
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*KINDS, *LIVE])
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     for module in (pushing, reconciling):
         monkeypatch.setattr(module, "BATCH_POINTS", 4)
-    with opened_world(request.param, tmp_path, monkeypatch) as world:
+    with opened_world(request.param, tmp_path, monkeypatch, request) as world:
         world.alignment()
         embedded = world.set("s", *pairs(12))
         for collection in COLLECTIONS:

@@ -15,6 +15,7 @@ from tests.support.errors import raises
 from tests.support.world import (
     COLLECTION,
     KINDS,
+    LIVE,
     World,
     cards,
     embedded,
@@ -36,9 +37,9 @@ STRANGERS: list[tuple[str, Payload]] = [
 ]
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*KINDS, *LIVE])
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world(request.param, tmp_path, monkeypatch) as world:
+    with opened_world(request.param, tmp_path, monkeypatch, request) as world:
         world.alignment()
         world.push(world.set("s", *pairs(6)))
         yield world

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from qdrant_client import QdrantClient, models
 
 from alignment.errors import EmbeddingSetError
 from alignment.modality import MODALITIES
@@ -21,13 +22,16 @@ from connector.releases.points import point_id
 from connector.releases.reconcile import ReconcileReport, reconcile
 from connector.releases.reconcile_releases import repair_releases
 from connector.releases.release import open_release
+from connector.stores import qdrant_readiness
 from connector.stores.contract import Points
+from connector.stores.qdrant_connection import Connection
 from tests.support.errors import raises
 from tests.support.world import (
     COLLECTION,
     KINDS,
     LIVE,
     SOME,
+    LocalModeStore,
     World,
     embedded,
     latent,
@@ -270,6 +274,29 @@ class TestReconcile:
         world.store.delete(name(world), [point_id("image", str(number)) for number in range(10)])
         result = found(world)
         assert (result.missing.count, len(result.missing.examples)) == (10, reconciling.EXAMPLES)
+
+
+@pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant:UserWarning")
+def test_a_vector_that_was_lost_or_added_is_found_whatever_the_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciling, "VECTORS", 0)  # the sample is empty
+    monkeypatch.setattr(qdrant_readiness, "POLL_SECONDS", 0.0)
+    client = QdrantClient(":memory:")
+    with LocalModeStore(Connection(client, "http://memory"), uploads=1) as store:
+        world = World(tmp_path / "home", store)
+        world.alignment()
+        world.push(world.set("s", *pairs(10)))
+        assert found(world).consistent
+        extra = models.PointVectors(id=point_id("image", "2"), vector={"text": [1.0] * 6})
+        client.update_vectors(name(world), points=[extra])
+        client.delete_vectors(name(world), vectors=["text"], points=[point_id("text", "7")])
+        result = found(world)
+        assert (sorted(result.differing.examples), result.vectors) == (["image:2", "text:7"], 20)
+        assert repaired(world) == {"repaired": 2}
+        assert found(world, full=True).consistent
+        assert stored(store, name(world), "text")[point_id("image", "2")][0] is None
+        world.provenance.close()
 
 
 def test_memory_does_not_grow_with_the_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

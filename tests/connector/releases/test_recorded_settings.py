@@ -14,15 +14,15 @@ from connector.releases.release import Release
 from connector.requests import AuditRequest
 from connector.stores.contract import CollectionConfig
 from tests.support.errors import raises
-from tests.support.world import COLLECTION, KINDS, World, opened_world, pairs, the_set
+from tests.support.world import COLLECTION, KINDS, LIVE, World, opened_world, pairs, the_set
 
 ALIAS = "things.cosine"
 FOREIGN = "foreign"
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*KINDS, *LIVE])
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world(request.param, tmp_path, monkeypatch) as world:
+    with opened_world(request.param, tmp_path, monkeypatch, request) as world:
         world.alignment("a")
         world.alignment("b", turn=1)
         world.set("s", *pairs(5))

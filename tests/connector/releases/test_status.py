@@ -13,12 +13,12 @@ from connector.releases.status import StoredRelease, read_stored
 from connector.settings import Settings
 from connector.stores.contract import Points
 from connector.stores.edge import EdgeStore
-from tests.support.world import COLLECTION, KINDS, World, opened, opened_world, pairs, points_of
+from tests.support.world import COLLECTION, KINDS, LIVE, World, opened, opened_world, pairs, points_of
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*KINDS, *LIVE])
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with opened_world(request.param, tmp_path, monkeypatch) as world:
+    with opened_world(request.param, tmp_path, monkeypatch, request) as world:
         world.alignment()
         world.push(world.set("s", *pairs(6)), m=8)
         yield world
