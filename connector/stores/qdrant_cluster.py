@@ -12,7 +12,7 @@ that is not met, Qdrant 1.18 gave up one sound replica after the other until a s
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar, cast
 
@@ -286,12 +286,7 @@ def in_words(
         return error
     telemetry = _telemetry(connection)
     peers = telemetry.cluster.peers if telemetry and telemetry.cluster else {}
-    away = [str(Node(int(peer), node.uri)) for peer, node in peers.items() if not node.responsive]
-    away = away or list(dict.fromkeys(re.findall(ADDRESS, text)))
-    if away:
-        sentences = [f"{', '.join(away)} of the cluster {'are' if len(away) > 1 else 'is'} away"]
-    else:
-        sentences = ["Nodes of the cluster are away, or were for a moment"]
+    sentences = [_away_in_words(peers, text)]
     if no_majority:
         needed = f" ({len(peers) // 2 + 1} of its {len(peers)} nodes have to)" if peers else ""
         sentences.append(
@@ -302,3 +297,12 @@ def in_words(
     sentences.append("Run the same command again when they are back; it finishes")
     server = " ".join(text.split())[:SERVER_WORDS]
     return ClusterError(f"{'. '.join(sentences)}. Last answer: {server}", error.retry_after)
+
+
+def _away_in_words(peers: Mapping[str, models.DistributedPeerInfo], text: str) -> str:
+    """Say which nodes are away, as the others tell; otherwise as the answer `text` does."""
+    away = [str(Node(int(peer), node.uri)) for peer, node in peers.items() if not node.responsive]
+    away = away or list(dict.fromkeys(re.findall(ADDRESS, text)))
+    if not away:
+        return "Nodes of the cluster are away, or were for a moment"
+    return f"{', '.join(away)} of the cluster {'are' if len(away) > 1 else 'is'} away"

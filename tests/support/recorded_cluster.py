@@ -31,13 +31,20 @@ def recorded() -> dict[str, dict[str, tuple[int, Any]]]:
 
 
 class RecordedNode:
-    """Answers as the node did in `state`; without a recorded answer, 404."""
+    """Answers as the node did in `state`; without a recorded answer, 404.
+
+    Attributes:
+        requests: what it was asked: method, path, and the query where that says which replicas are asked.
+        full: its disk is full, which is no failure of a cluster.
+        tells_of_others: as a server since 1.17 does, to whoever may see the cluster.
+    """
 
     def __init__(self, state: str):
         self.state = state
         self.requests: list[str] = []
         self.url = ""
         self.full = False
+        self.tells_of_others = True
 
     def respond(self, request: Request) -> Response:
         query = request.query_string.decode()
@@ -47,6 +54,8 @@ class RecordedNode:
         self.requests.append(asked)
         if self.full:
             return Response('{"status":{"error":"Service internal error: No space left on device"}}', 500)
+        if "telemetry" in asked and not self.tells_of_others:
+            return Response("", 404)
         if asked in SIMPLE:
             return Response(SIMPLE[asked])
         status, body = recorded()[self.state].get(asked, (404, {}))

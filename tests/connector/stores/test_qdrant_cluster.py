@@ -80,6 +80,18 @@ class TestReplicas:
             assert all(f"{count} points on" in text for count in counts)
         assert AWAY in first
 
+    @in_state("replicas differ")
+    def test_where_one_node_tells_of_itself_alone_sums_are_compared(
+        self, store: QdrantStore, node: RecordedNode
+    ) -> None:
+        node.tells_of_others = False  # an older server, or a token that may not see the cluster
+        (difference,) = store.replica_differences("c")
+        assert "20 points" in difference
+        assert "others 30" in difference
+        replicas = store.replicas("c")
+        assert replicas is not None
+        assert "possible" not in replicas.possible.values()
+
     @in_state("a node is away")
     def test_nothing_is_said_of_replicas_that_nobody_can_count(self, store: QdrantStore) -> None:
         assert store.replica_differences("c") == []
