@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,7 @@ from alignment.metrics import Distance
 from connector.errors import (
     AccessDeniedError,
     CollectionNotFoundError,
+    RequestRefusedError,
     SettingsError,
     StoreError,
     StoreUnavailableError,
@@ -157,8 +159,9 @@ class QdrantStore(Store):
 
     @override
     def check_may_manage(self) -> None:
-        """Change no alias."""
-        self._call(self._client.update_collection_aliases, change_aliases_operations=[])
+        """Change no alias; a server that refuses the request as empty has let the key pass, too."""
+        with suppress(RequestRefusedError):
+            self._call(self._client.update_collection_aliases, change_aliases_operations=[])
 
     @override
     def check_layout(self, layout: Layout) -> None:

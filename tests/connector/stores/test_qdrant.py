@@ -1,8 +1,10 @@
 """The boundary to a server: every failure becomes the right exception, and only what may pass is tried again."""
 
 import inspect
+import json
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 from uuid import UUID
 
@@ -382,6 +384,50 @@ INFO: dict[str, Any] = {
         },
     },
 }
+
+
+def refusal(words: str) -> bytes:
+    return json.dumps({"status": {"error": words}, "time": 0.0}).encode()
+
+
+class TestRights:
+    """Answers of Qdrant 1.18.3 to requests that change nothing; it takes an empty change of aliases, others may not."""
+
+    @pytest.mark.parametrize(
+        ("status", "body", "allowed"),
+        [
+            (400, refusal("Bad request: Empty update request"), True),
+            (403, refusal("Forbidden: Write access to collection c is required"), False),
+            (403, refusal("Forbidden: Access to collection c is required"), False),
+            (403, refusal("Forbidden: Global manage access is required"), False),
+            (401, b"Invalid API key or JWT", False),
+        ],
+    )
+    def test_whether_a_key_may_write(
+        self, server: CannedServer, store: QdrantStore, status: int, body: bytes, allowed: bool
+    ) -> None:
+        server.answer = lambda method, path: (status, {}, body)
+        with nullcontext() if allowed else raises(AccessDeniedError, "MODALIGN_QDRANT_API_KEY"):
+            store.check_may_write("c")
+        assert server.requests == [("POST", "/collections/c/points/delete")]
+        assert server.bodies[-1]["points"] == []
+
+    @pytest.mark.parametrize(
+        ("status", "body", "allowed"),
+        [
+            (200, b'{"result": true, "status": "ok", "time": 0.0}', True),
+            (400, refusal("Bad request: no actions"), True),
+            (403, refusal("Forbidden: Global access is required"), False),
+        ],
+    )
+    def test_whether_a_key_may_manage(
+        self, server: CannedServer, store: QdrantStore, status: int, body: bytes, allowed: bool
+    ) -> None:
+        server.answer = lambda method, path: (status, {}, body)
+        with nullcontext() if allowed else raises(AccessDeniedError, "MODALIGN_QDRANT_API_KEY"):
+            store.check_may_manage()
+        assert server.requests == [("POST", "/collections/aliases")]
+        assert server.bodies[-1]["actions"] == []
 
 
 class TestProtocol:
