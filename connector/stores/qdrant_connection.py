@@ -7,10 +7,8 @@ retries transient failures, with exponential back-off and jitter or after the wa
 import json
 import logging
 import math
-import ssl
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,8 +18,6 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies
 
 import grpc
 import httpcore
@@ -45,12 +41,11 @@ from connector.errors import (
 )
 from connector.safe_text import redacted, split_urls, without_secrets
 from connector.settings import REQUEST_SECONDS
-from connector.stores.consistent_client import ConsistentClient
 from connector.stores.deadlines import deadline, shortened
-from connector.stores.qdrant_address import FORMS, check_address, wrong_address
+from connector.stores.qdrant_address import check_address, wrong_address
+from connector.stores.qdrant_clients import make_client, secrets_of
 from connector.stores.qdrant_failover import Addresses
 from connector.stores.qdrant_limits import ADVICE, meaning
-from connector.stores.request_deadline import DeadlineTransport
 
 T = TypeVar("T")
 
@@ -68,8 +63,6 @@ class _NotOurs(logging.Filter):
 
 logging.getLogger("stamina").addFilter(_NotOurs())
 
-GRPC_PORT = 6334
-LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
 TRANSIENT_STATUS = frozenset((408, 429, 500, 502, 503, 504))
 # What the others that mean something tell.
 KIND_OF_STATUS: Mapping[int, type[StoreError]] = {
@@ -129,7 +122,6 @@ class RetryPolicy:
 
 REPORT_SECONDS = 10.0  # how often waits for a server are told of
 SHOWN = 300  # characters of a failure in the line that tells of a wait
-GRPC_CHANNELS = 3
 
 # A mistyped URL should be known in seconds; a server that starts has them too.
 ATTEMPTS_TO_CONNECT = 5
@@ -425,8 +417,8 @@ def connected(
         check_address(each)
     if len({each.partition(":")[0].lower().removesuffix("s") for each in (first, *others)}) > 1:
         raise SettingsError(f"MODALIGN_QDRANT_URL: expected one protocol for all addresses, got {redacted(url)}")
-    clients = {each: _client(each, api_key=api_key, ca_file=ca_file, timeout=timeout) for each in (first, *others)}
-    secrets = [api_key, *(secret for each in clients for secret in _secrets(each))]
+    clients = {each: make_client(each, api_key=api_key, ca_file=ca_file, timeout=timeout) for each in (first, *others)}
+    secrets = [api_key, *(secret for each in clients for secret in secrets_of(each))]
     return Connection(
         clients.pop(first),
         first,
@@ -435,80 +427,6 @@ def connected(
         secrets=tuple(dict.fromkeys(filter(None, secrets))),
         timeout=timeout,
     )
-
-
-def _client(url: str, *, api_key: str | None, ca_file: Path | None, timeout: int) -> QdrantClient:
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-        # A server that is not there has to be known by the deadline too; to connect over gRPC takes this timeout.
-        timeout = math.ceil(shortened(timeout) or timeout)
-        options: dict[str, Any] = {"api_key": api_key, "timeout": timeout, "check_compatibility": False}
-        if parts.scheme in ("grpc", "grpcs"):
-            options |= _grpc(parts.hostname or "", port or GRPC_PORT, parts.scheme == "grpcs", ca_file)
-        elif parts.scheme in ("http", "https"):
-            options |= {"url": parts.geturl(), "verify": _trusting(ca_file), "event_hooks": {"request": [_shorten]}}
-            if not getproxies():  # of the environment; httpx goes through them itself, without a deadline
-                options["transport"] = DeadlineTransport(options["verify"])
-            if parts.username is not None:
-                options["auth"] = (unquote(parts.username), unquote(parts.password or ""))
-        else:
-            raise ValueError
-        with warnings.catch_warnings():
-            if parts.hostname in LOOPBACK:  # a key that never leaves the machine needs no encryption
-                warnings.filterwarnings("ignore", "Api key is used with an insecure connection", UserWarning)
-            client = ConsistentClient(**options)
-        if parts.scheme.startswith("grpc"):
-            _shorten_calls(client)
-    except SettingsError:
-        raise
-    except ValueError:  # its text may hold the URL with the password in it
-        raise SettingsError(f"store {redacted(url)!r}: expected {FORMS}") from None
-    return client
-
-
-def _secrets(url: str) -> tuple[str | None, ...]:
-    parts = urlsplit(url)
-    token = parts.username if parts.password is None else None  # https://TOKEN@host
-    return unquote(parts.password or ""), parts.password, token, unquote(token or "")
-
-
-def _grpc(host: str, port: int, encrypted: bool, ca_file: Path | None) -> dict[str, Any]:
-    if not host:
-        raise ValueError
-    options: dict[str, Any] = {"host": f"[{host}]" if ":" in host else host, "grpc_port": port, "https": encrypted}
-    if encrypted and ca_file:
-        _trusting(ca_file)  # gRPC would find out with the first request, and say something else
-        options["grpc_options"] = {"root_certificates": ca_file.read_bytes()}
-    return {**options, "prefer_grpc": True, "pool_size": GRPC_CHANNELS}
-
-
-def _shorten(request: httpx.Request) -> None:
-    """Let a request of httpx end at the deadline that holds where it is made."""
-    timeouts = request.extensions.get("timeout", {})
-    request.extensions["timeout"] = {name: shortened(seconds) for name, seconds in timeouts.items()}
-
-
-def _shorten_calls(client: QdrantClient) -> None:
-    """Let every call of gRPC end at the deadline that holds where it is made."""
-
-    def ending(call: Callable[..., Any]) -> Callable[..., Any]:
-        def with_deadline(request: Any, timeout: float | None = None, **options: Any) -> Any:
-            return call(request, timeout=shortened(timeout), **options)
-
-        return with_deadline
-
-    for _ in range(GRPC_CHANNELS):  # the client has a stub for each, and hands out one after the other
-        for stub in (client.grpc_points, client.grpc_collections):
-            for name, call in vars(stub).items():
-                setattr(stub, name, ending(call))
-
-
-def _trusting(ca_file: Path | None) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except OSError as error:  # an SSLError is one
-        raise SettingsError(f"MODALIGN_QDRANT_CA_FILE: {ca_file} cannot be read as PEM: {error}") from error
 
 
 def _seconds(text: str | None) -> float | None:

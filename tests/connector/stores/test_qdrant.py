@@ -32,7 +32,7 @@ from connector.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from connector.stores import qdrant_connection, qdrant_readiness
+from connector.stores import qdrant_clients, qdrant_readiness
 from connector.stores.consistent_client import ConsistentClient
 from connector.stores.contract import CollectionConfig, Points, VectorConfig
 from connector.stores.qdrant import QdrantStore
@@ -168,7 +168,7 @@ def test_versions_that_are_not(server: CannedServer, found: str, monkeypatch: py
             closed.append(found)
             super().close(grpc_grace, **options)
 
-    monkeypatch.setattr(qdrant_connection, "ConsistentClient", Watched)
+    monkeypatch.setattr(qdrant_clients, "ConsistentClient", Watched)
     server.always(200, version(found))
     with pytest.raises(StoreError, match=rf"expected Qdrant 1\.16 or newer, got {found}") as raised:
         QdrantStore.connect(server.url)
