@@ -4,6 +4,7 @@ What a release should hold follows from its embedding sets and its alignment. It
 compared with what the collection holds. Memory does not grow with the release: point ids go to a temporary file.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from alignment.modality import MODALITIES
 from alignment.sets.embedding_set import EmbeddingSet
+from connector.errors import FilterRefusedError
 from connector.progress import Advance
 from connector.provenance.ledger import BATCH_POINTS, BatchKey, LedgerEntry
 from connector.provenance.recorder import Provenance
@@ -23,6 +25,8 @@ from connector.releases.recorded_settings import faults_in_words, restore_settin
 from connector.releases.release import Release
 from connector.releases.tombstones import apply_tombstones, open_set
 from connector.stores.contract import Record, Store
+
+_log = logging.getLogger(__name__)
 
 EXAMPLES = 5  # keys that are shown of each kind of difference
 VECTORS = 2048  # vectors of each embedding set that a sample compares, about; payloads are compared all
@@ -281,9 +285,12 @@ def _without_one_vector(store: Store, name: str) -> Iterator[list[str]]:
     from qdrant_client.models import Filter, HasVectorCondition  # takes a second to import
 
     either = [HasVectorCondition(has_vector=modality) for modality in MODALITIES]
-    for condition in (Filter(must=[*either]), Filter(must_not=[*either])):
-        for page in store.scroll(name, filter=condition):
-            yield [record.id for record in page]
+    try:
+        for condition in (Filter(must=[*either]), Filter(must_not=[*either])):
+            for page in store.scroll(name, filter=condition):
+                yield [record.id for record in page]
+    except FilterRefusedError as error:  # strict mode may allow no filter of two conditions
+        _log.warning("%s: points that carry no vector or two are looked for in the sample alone: %s", name, error)
 
 
 def _item_name(record: Record) -> str:

@@ -188,3 +188,13 @@ def test_a_vector_that_was_lost_or_added_is_found_whatever_the_sample(
     assert sorted(verified(world, collection).differing.examples) == ["image:2", "text:4"]
     assert repair(world, collection) == {"repaired": 2}
     assert verified(world, collection, full=True).consistent
+
+
+def test_a_server_that_allows_one_condition_is_verified_all_the_same(
+    world: World, collection: str, client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    (release,) = world.push(world.set("s", *pairs(6)), collection=collection).releases
+    strict = {"enabled": True, "filter_max_conditions": 1}
+    change(client, "PATCH", f"/collections/{release.name}", {"strict_mode_config": strict})
+    assert verified(world, collection).consistent
+    assert any("in the sample alone" in record.getMessage() for record in caplog.records)
