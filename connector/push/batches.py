@@ -222,7 +222,8 @@ class BatchWriter:
             kept = len(points.ids) - len(refused)
             writer.pending[key] = (digest, len(all_points.ids) - len(refused))
             self.run.count("written", kept)
-            self.run.count("unchanged", len(all_points.ids) - len(points.ids))
+            if unchanged := len(all_points.ids) - len(points.ids):
+                self.run.count("unchanged", unchanged)
             written += kept
         self._reject(key, rows, refusals)
         return written
