@@ -156,7 +156,7 @@ class TestPromote:
         assert states(world, *live, *older, *newer) == ["retired", "live", "retired"]
 
     def test_what_is_not_there(self, world: World) -> None:
-        with raises(CollectionNotFoundError, "'things'", world.provenance.database.stored(world.store.url)):
+        with raises(CollectionNotFoundError, "'things'", world.store.url):
             promote(world)
         live, _ = shadowed(world)
         with raises(CollectionNotFoundError, "'nothing'", "'things'", "things.cosine"):
