@@ -86,7 +86,7 @@ def test_every_stage_has_a_row(name: str) -> None:
 
 
 def test_every_option_of_an_audit_is_named() -> None:
-    shared = {"--home", "--qdrant-url", "--database-url", "--device", "-h", "-n"}
+    shared = {"--home", "--qdrant-url", "--database-url", "--device", "--timeout", "-h", "-n"}
     for option in AUDIT.params:
         if isinstance(option, click.Option) and not option.hidden and not shared & set(option.opts):
             assert any(f"`{name}" in TEXT or f" {name} " in TEXT for name in option.opts), option.opts

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from alignment.vectors import NOT_FINITE, ZERO
+from alignment.vectors import NOT_FINITE, OVERFLOW, UNDERFLOW, ZERO
 from connector.rejects import Reason, with_table
-from connector.stores.layout import PAYLOAD_KINDS
+from connector.stores.layout import PAYLOAD_KINDS, value_kind
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,12 +27,12 @@ def test_every_reason_is_used() -> None:
         "group-not-text",
     }
     unused = [r for r in Reason if not any(f"Reason.{r.name}" in text for text in texts)]
-    assert set(unused) == (made_of_names & set(Reason)) | {NOT_FINITE, ZERO}
+    assert set(unused) == (made_of_names & set(Reason)) | {NOT_FINITE, OVERFLOW, UNDERFLOW, ZERO}
 
 
 def test_a_field_that_is_indexed_as_any_kind_has_a_reason() -> None:
     for kind in PAYLOAD_KINDS:
-        assert Reason(f"payload-not-{kind}")
+        assert Reason(f"payload-not-{value_kind(kind)}")
 
 
 def test_the_page_lists_every_reason() -> None:
