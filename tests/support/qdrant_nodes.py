@@ -1,6 +1,5 @@
 """A Qdrant server, and nodes that tests stop, kill and start: processes of a binary, or services of a compose file."""
 
-import os
 import shutil
 import signal
 import ssl
@@ -14,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pytest_docker.plugin import DockerComposeExecutor
 from typing_extensions import override
 
 from connector.stores.qdrant import QdrantStore
@@ -151,52 +151,30 @@ class BinaryNode(Node):
 
 
 @dataclass(frozen=True)
-class Compose:
-    """`docker compose` for one project."""
-
-    files: Sequence[Path]
-    project: str
-    environment: Mapping[str, str]
-
-    def __call__(self, *command: str) -> str:
-        files = [option for file in self.files for option in ("--file", str(file))]
-        run = subprocess.run(
-            ["docker", "compose", *files, "--project-name", self.project, *command],
-            env={**os.environ, **self.environment},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if run.returncode:
-            raise RuntimeError(f"docker compose {' '.join(command)}: exit {run.returncode}: {run.stderr[-2000:]}")
-        return run.stdout
-
-
-@dataclass(frozen=True)
 class ComposeNode(Node):
     """A service of a compose file."""
 
     service: str = ""
-    compose: Compose = Compose((), "", {})
+    compose: DockerComposeExecutor = field(default_factory=lambda: DockerComposeExecutor("docker compose", [], ""))
 
     @override
     def start(self) -> None:
-        self.compose("up", "--detach", self.service)
+        self.compose.execute(f"up --detach {self.service}")
         self.wait_until_ready()
 
     @override
     def stop(self) -> None:
-        self.compose("stop", self.service)
+        self.compose.execute(f"stop {self.service}")
 
     @override
     def kill(self) -> None:
-        self.compose("kill", self.service)
+        self.compose.execute(f"kill {self.service}")
 
     @property
     @override
     def running(self) -> bool:
-        return self.service in self.compose("ps", "--services", "--status", "running").split()
+        return self.service.encode() in self.compose.execute("ps --services --status running").split()
 
     @override
     def log(self) -> str:
-        return self.compose("logs", "--tail", "20", self.service)
+        return bytes(self.compose.execute(f"logs --tail 20 {self.service}")).decode(errors="replace")

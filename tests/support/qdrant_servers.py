@@ -11,6 +11,7 @@ import hmac
 import json
 import os
 import secrets
+import shlex
 import shutil
 import socket
 import subprocess
@@ -25,8 +26,9 @@ from typing import Any
 
 import pytest
 import trustme
+from pytest_docker.plugin import DockerComposeExecutor
 
-from tests.support.qdrant_nodes import READY_SECONDS, BinaryNode, Compose, ComposeNode, Node, Server
+from tests.support.qdrant_nodes import READY_SECONDS, BinaryNode, ComposeNode, Node, Server
 
 ROOT = Path(__file__).parent.parent.parent
 BINARY = "MODALIGN_TEST_QDRANT_BINARY"
@@ -190,7 +192,7 @@ def _nodes(
             nodes.append(node)
         return nodes
     compose = _compose(directory, ports, settings)
-    stack.callback(compose, "down", "--volumes")
+    stack.callback(compose.execute, "down --volumes")
     services = ["qdrant"] if count == 1 else [f"qdrant-{number + 1}" for number in range(count)]
     return [
         ComposeNode(*address, service=service, compose=compose)
@@ -220,7 +222,7 @@ def _listening(rest: int, grpc: int, p2p: int) -> dict[str, str]:
     }
 
 
-def _compose(directory: Path, ports: Sequence[int], settings: Mapping[str, str]) -> Compose:
+def _compose(directory: Path, ports: Sequence[int], settings: Mapping[str, str]) -> DockerComposeExecutor:
     """Describe a project of a compose file: with `settings`, and at our ports, gRPC too."""
     count = len(ports) // 3
     environment = {"QDRANT_API_KEY": API_KEY, "POSTGRES_PASSWORD": secrets.token_hex()}
@@ -238,7 +240,9 @@ def _compose(directory: Path, ports: Sequence[int], settings: Mapping[str, str])
             services[name]["ports"] = [f"127.0.0.1:{port}:6334"]
     more = directory / "compose.json"
     more.write_text(json.dumps({"services": services}))
-    return Compose([ROOT / base, more], f"modalign-{secrets.token_hex(4)}", environment)
+    # In front of the command, because what the shell of the tests exports would win over a file.
+    command = ["env", *(f"{name}={value}" for name, value in environment.items()), "docker", "compose"]
+    return DockerComposeExecutor(shlex.join(command), [str(ROOT / base), str(more)], f"modalign-{secrets.token_hex(4)}")
 
 
 def _certificate(directory: Path) -> dict[str, str]:
