@@ -302,8 +302,8 @@ class Home:
         """Return the releases, of `collection` or all, ingests in parts, and the last `runs` runs. Opens no store."""
         return read_status(self.provenance, collection, runs=runs)
 
-    def stored(self, collection: str | None = None) -> dict[str, StoredRelease]:
-        """Return by release, of `collection` or all of this store, how many points it holds, and what differs from SQL.
+    def stored(self, collection: str | None = None) -> dict[int, StoredRelease]:
+        """Return by id of a release, of `collection` or all of this store, what it holds, and what differs from SQL.
 
         An embedded store is not opened: it says what its collections held when they were closed.
 

@@ -195,14 +195,15 @@ def status(
         shown = home.status(collection, runs=limit)
         stored = _stored(home, collection)
         replicas = {} if collection is None or stored is None else _replicas(home, collection)
-    releases = [_release_row(release, (stored or {}).get(release.row.physical_name)) for release in shown.releases]
+    releases = [_release_row(release, (stored or {}).get(release.row.id)) for release in shown.releases]
     runs = [_run_row(run) for run in shown.runs]
     if as_json:
         document: dict[str, Any] = {"releases": releases, "ingests_in_parts": shown.ingests_in_parts, "runs": runs}
         document["replicas"] = replicas_document(replicas)
         print_json(document | ({} if reports is None else _document(reports)))
     else:
-        hidden = ("store", "pending", "faults", *(() if stored else ("stored",)))
+        one_store = len({row["store"] for row in releases}) < 2
+        hidden = ("pending", "faults", *(("store",) if one_store else ()), *(() if stored else ("stored",)))
         print_table(({k: v for k, v in row.items() if k not in hidden} for row in releases), "releases")
         for row in releases:
             for sentence in (*row["faults"], *filter(None, [row["pending"]])):
@@ -220,7 +221,7 @@ def status(
     _exit_for_differences(reports or [])
 
 
-def _stored(home: "Home", collection: str | None) -> "dict[str, StoredRelease] | None":
+def _stored(home: "Home", collection: str | None) -> "dict[int, StoredRelease] | None":
     """Return what the store says of releases; None, and say so, if it cannot be asked: SQL has the rest."""
     try:
         return home.stored(collection)

@@ -75,8 +75,12 @@ def read_status(provenance: Provenance, collection: str | None = None, *, runs: 
     return Status(releases, provenance.runs.ingests_in_parts(), provenance.runs.newest(runs))
 
 
-def read_stored(provenance: Provenance, store: Store, rows: Iterable[ReleaseRow]) -> dict[str, StoredRelease]:
-    """Count the points of releases exactly, and look where the aliases of live ones lead; by release."""
+def read_stored(provenance: Provenance, store: Store, rows: Iterable[ReleaseRow]) -> dict[int, StoredRelease]:
+    """Count the points of releases exactly, and look where the aliases of live ones lead; by id of the release.
+
+    Args:
+        rows: releases of this store; two stores may have collections of one name.
+    """
     stored = {}
     for row in rows:
         points: int | None = None
@@ -85,26 +89,27 @@ def read_stored(provenance: Provenance, store: Store, rows: Iterable[ReleaseRow]
         except AccessDeniedError:
             pass
         except CollectionNotFoundError:
-            stored[row.physical_name] = StoredRelease(0, [lost_collection(provenance, row)])
+            stored[row.id] = StoredRelease(0, [lost_collection(provenance, row)])
             continue
         alias = alias_fault(provenance, store, row)
         faults = [*_count_faults(provenance, row, points), *([alias] if alias else [])]
-        stored[row.physical_name] = StoredRelease(points, faults)
+        stored[row.id] = StoredRelease(points, faults)
     return stored
 
 
 def lost_collection(provenance: Provenance, row: ReleaseRow) -> str:
     """Say that the collection of a release is gone, and which embedding sets make it anew."""
     sets = ", ".join(embedding_set.name for embedding_set in provenance.ledger.sets_in([row.id]))
-    return f"collection {row.physical_name} is not in the store; push its embedding sets again: {sets or 'none'}"
+    again = f"push its embedding sets again: {sets}" if sets else "nothing was recorded of it; push into it"
+    return f"collection {row.physical_name} is not in the store; {again}"
 
 
 def read_closed(
     provenance: Provenance, points: Mapping[str, int], rows: Iterable[ReleaseRow]
-) -> dict[str, StoredRelease]:
-    """Compare with SQL how many points releases held when their collections were closed; by release."""
+) -> dict[int, StoredRelease]:
+    """Compare with SQL how many points releases held when their collections were closed; by id of the release."""
     return {
-        row.physical_name: StoredRelease(held, _count_faults(provenance, row, held))
+        row.id: StoredRelease(held, _count_faults(provenance, row, held))
         for row in rows
         if (held := points.get(row.physical_name)) is not None
     }

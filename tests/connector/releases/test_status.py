@@ -13,6 +13,7 @@ from connector.releases.status import StoredRelease, read_stored
 from connector.settings import Settings
 from connector.stores.contract import Points
 from connector.stores.edge import EdgeStore
+from tests.support.cli import done
 from tests.support.world import COLLECTION, KINDS, LIVE, World, opened, opened_world, pairs, points_of
 
 
@@ -77,15 +78,31 @@ def test_an_older_copy_of_an_embedded_store_is_seen_without_opening_it(tmp_path:
     with EdgeStore(tmp_path / "home" / "qdrant") as world.store:
         world.push(world.set("more", *pairs(4, seed=3, prefix="more-")))
     with Home(Settings.load(home=tmp_path / "home")) as home:
-        (release,) = home.stored(COLLECTION).items()
-        assert release == (release[0], StoredRelease(20, []))
+        (row,) = home.provenance.releases.find()
+        assert home.stored(COLLECTION) == {row.id: StoredRelease(20, [])}
         shutil.rmtree(collections)
         shutil.copytree(tmp_path / "older", collections)
         with EdgeStore(tmp_path / "home" / "qdrant"):  # another process
             (of_release,) = home.stored().values()
         assert of_release.points == 12
         assert "8 fewer than SQL says" in of_release.faults[0]
-        shutil.rmtree(collections / release[0])
+        shutil.rmtree(collections / row.physical_name)
         (of_release,) = home.stored().values()
         assert of_release.points == 0
     world.provenance.close()
+
+
+def test_what_one_store_holds_is_not_said_of_another_that_has_a_collection_of_the_same_name(tmp_path: Path) -> None:
+    with EdgeStore(tmp_path / "elsewhere") as store:
+        world = World(tmp_path / "home", store)
+        world.alignment()
+        world.push(world.set("s", *pairs(6)))
+    with EdgeStore(tmp_path / "home" / "qdrant") as world.store:
+        world.push(world.set("more", *pairs(4, seed=3, prefix="more-")))
+    world.provenance.close()
+    elsewhere, here = done("status", "--json", "--home", tmp_path / "home").document["releases"]
+    assert elsewhere["physical_name"] == here["physical_name"]
+    assert (elsewhere["points"], elsewhere["stored"], elsewhere["faults"]) == (12, None, [])
+    assert (here["points"], here["stored"], here["faults"]) == (8, 8, [])
+    table = done("status", "--home", tmp_path / "home").out
+    assert here["store"] in table  # a column tells two rows of one name apart
