@@ -123,6 +123,8 @@ class ReleaseOpener:
         elif exists:
             claim_collection(self.provenance, self.store, row, take_over=self.take_over)
         if not exists:
+            if sets := ", ".join(s.name for s in self.provenance.ledger.sets_in([row.id])):
+                _log.warning("collection %s was gone and is made anew; push all its embedding sets: %s", name, sets)
             self._create(row, metric, lowering, metadata)
         else:
             if not row.settings:

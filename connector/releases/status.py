@@ -5,12 +5,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from alignment.metrics import parse
-from connector.errors import AccessDeniedError, CollectionNotFoundError
+from connector.errors import AccessDeniedError, CollectionNotFoundError, MismatchError
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import PromotionRow, ReleaseRow, RunRow
 from connector.releases.aliases import alias_fault, alias_name
 from connector.releases.lag import Lag, lag_of
 from connector.releases.release import LIVE, READY
+from connector.releases.store_identity import check_owner
 from connector.stores.contract import Store
 from connector.stores.replicas import Replicas
 
@@ -92,7 +93,8 @@ def read_stored(provenance: Provenance, store: Store, rows: Iterable[ReleaseRow]
             stored[row.id] = StoredRelease(0, [lost_collection(provenance, row)])
             continue
         alias = alias_fault(provenance, store, row)
-        faults = [*_count_faults(provenance, row, points), *([alias] if alias else [])]
+        faults = [*_owner_faults(provenance, store, row), *_count_faults(provenance, row, points)]
+        faults += [alias] if alias else []
         stored[row.id] = StoredRelease(points, faults)
     return stored
 
@@ -113,6 +115,17 @@ def read_closed(
         for row in rows
         if (held := points.get(row.physical_name)) is not None
     }
+
+
+def _owner_faults(provenance: Provenance, store: Store, row: ReleaseRow) -> list[str]:
+    """Say that another database claims the collection of a release: then no command of this one uses it."""
+    try:
+        check_owner(provenance, store, row.physical_name, row.store_id)
+    except AccessDeniedError:
+        return []
+    except MismatchError as error:
+        return [str(error)]
+    return []
 
 
 def _count_faults(provenance: Provenance, row: ReleaseRow, points: int | None) -> list[str]:

@@ -23,6 +23,7 @@ from connector.search.candidates import CandidateSearch, ScoredHit
 from connector.search.search_arguments import (
     check_deadline,
     check_embeddings,
+    check_fingerprint,
     check_images,
     check_modality,
     check_search,
@@ -211,6 +212,7 @@ class Retriever:
         target = OTHER[modality] if target is None else target
         check_search(k, target, filter, exact=exact, max_candidates=max_candidates)
         check_embeddings(X)
+        check_fingerprint(encoder)
         expected = self.release.alignment.card.encoders[modality]
         if encoder != expected.fingerprint:
             raise MismatchError(

@@ -58,6 +58,12 @@ def check_embeddings(X: object) -> None:
         raise QueryError(f"X: expected a numpy array of numbers of shape (queries, dimension), got {what}")
 
 
+def check_fingerprint(encoder: object) -> None:
+    """Raise a `QueryError` unless `encoder` is a text, as the fingerprint of an encoder is."""
+    if not isinstance(encoder, str):
+        raise QueryError(f"encoder: expected the fingerprint of an encoder, a text, got {_shown(encoder)}")
+
+
 def check_deadline(seconds: object) -> None:
     """Raise a `QueryError` unless a deadline is None or a number of seconds above 0."""
     number = isinstance(seconds, Real) and not isinstance(seconds, bool)

@@ -68,6 +68,16 @@ class TestReadStored:
         assert world.store.aliases() == {"things.cosine": release.name}
 
 
+def test_a_push_into_a_lost_collection_names_all_sets_that_it_held(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.push(world.set("more", *pairs(4, seed=3, prefix="more-")))
+    assert "made anew" not in caplog.text
+    world.store.drop(opened(world).name)
+    world.push(world.set("s", *pairs(6)))
+    assert "made anew; push all its embedding sets: s, more" in caplog.text
+
+
 def test_an_older_copy_of_an_embedded_store_is_seen_without_opening_it(tmp_path: Path) -> None:
     with EdgeStore(tmp_path / "home" / "qdrant") as store:
         world = World(tmp_path / "home", store)

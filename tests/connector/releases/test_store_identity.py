@@ -16,6 +16,7 @@ from connector.push.delete import Deletion
 from connector.releases.merge import find_merge, merge
 from connector.releases.promotion import Lifecycle, PromotionOverride
 from connector.releases.reconcile_releases import reconcile_releases, repair_releases
+from connector.releases.status import read_stored
 from connector.releases.store_identity import FOREIGN, OWNER, TWICE, here
 from connector.stores.contract import Store
 from connector.stores.edge import EdgeStore
@@ -227,6 +228,8 @@ class TestAnotherDatabase:
         ):
             with world.provenance.runs.start("test", {}) as run, raises(MismatchError, name, code=FOREIGN):
                 refused(run)
+        (stored,) = read_stored(world.provenance, world.store, world.provenance.releases.find()).values()
+        assert "another modalign database" in stored.faults[0]
         assert world.store.count(name) == 12
         assert "1" in EmbeddingSet.open(world.home / "sets" / "s").load("image").keys
 

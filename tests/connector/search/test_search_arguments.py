@@ -101,6 +101,12 @@ def test_embeddings_of_no_modality(retriever: Retriever, modality: Any) -> None:
         retriever.search_embeddings(modality, np.ones((1, 10), np.float32), encoder="ab" * 32)
 
 
+@pytest.mark.parametrize("encoder", [None, 3, b"ab", cards()["text"]])
+def test_encoders_that_are_no_fingerprint(retriever: Retriever, encoder: Any) -> None:
+    with raises(QueryError, "encoder", "fingerprint"):
+        retriever.search_embeddings("text", np.ones((1, 10), np.float32), encoder=encoder)
+
+
 @pytest.mark.parametrize("seconds", [0, -1, "2", True, float("nan"), float("inf"), [2]])
 def test_deadlines_that_are_none(retriever: Retriever, seconds: Any) -> None:
     with raises(QueryError, "deadline"):
