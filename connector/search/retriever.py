@@ -26,6 +26,8 @@ from connector.search.search_arguments import (
     check_fingerprint,
     check_images,
     check_modality,
+    check_opening,
+    check_reading,
     check_search,
     check_texts,
 )
@@ -94,7 +96,7 @@ class Retriever:
             request is tried for two minutes. Encoding the queries does not count.
 
     Raises:
-        QueryError: a deadline of something else than seconds.
+        QueryError: an argument is not what it has to be.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Retriever:
         deadline: float | None = None,
     ):
         check_deadline(deadline)
+        check_reading(device, max_pixels)
         self.deadline = deadline
         self.release = release
         self._store = store
@@ -133,6 +136,8 @@ class Retriever:
         `deadline` is of each search: opening is given the time that it needs.
         """
         check_deadline(deadline)
+        check_opening(collection, metric)
+        check_reading(device, max_pixels)
         release = open_release(provenance, store, collection, metric, device=device)
         return cls(release, store, device=device, max_pixels=max_pixels, deadline=deadline)
 

@@ -64,6 +64,20 @@ def check_fingerprint(encoder: object) -> None:
         raise QueryError(f"encoder: expected the fingerprint of an encoder, a text, got {_shown(encoder)}")
 
 
+def check_opening(collection: object, metric: object) -> None:
+    """Raise a `QueryError` unless `collection` is a text, and `metric` a text or None."""
+    for name, value in (("collection", collection), ("metric", "" if metric is None else metric)):
+        if not isinstance(value, str):
+            raise QueryError(f"{name}: expected a text, got {_shown(value)}")
+
+
+def check_reading(device: object, max_pixels: object) -> None:
+    """Raise a `QueryError` unless `device` is a text, and `max_pixels` a whole number of at least 1."""
+    if not isinstance(device, str):
+        raise QueryError(f"device: expected a text such as 'cpu' or 'cuda:0', got {_shown(device)}")
+    _check_whole("max_pixels", max_pixels)
+
+
 def check_deadline(seconds: object) -> None:
     """Raise a `QueryError` unless a deadline is None or a number of seconds above 0."""
     number = isinstance(seconds, Real) and not isinstance(seconds, bool)

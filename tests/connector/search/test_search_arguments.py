@@ -113,6 +113,21 @@ def test_deadlines_that_are_none(retriever: Retriever, seconds: Any) -> None:
         Retriever(retriever.release, None, deadline=seconds)  # type: ignore[arg-type]  # the store is never asked
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("collection", value) for value in (3, None, ["things"])],
+        *[("metric", value) for value in (3, ["cosine"], b"cosine")],
+        *[("device", value) for value in (0, None)],
+        *[("max_pixels", value) for value in ("x", 0, True, 2.5, None)],
+    ],
+)
+def test_what_opens_a_retriever_is_judged_before_the_store_is_asked(world: World, name: str, value: Any) -> None:
+    arguments = {"collection": COLLECTION, name: value}
+    with raises(QueryError, name, code="query"):
+        Retriever.open(world.provenance, None, **arguments)  # type: ignore[arg-type]
+
+
 def test_a_deadline_holds_for_each_search_and_not_between_them(
     world: World, retriever: Retriever, monkeypatch: pytest.MonkeyPatch
 ) -> None:
