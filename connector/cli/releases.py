@@ -194,7 +194,7 @@ def status(
         )
         shown = home.status(collection, runs=limit)
         stored = _stored(home, collection)
-        replicas = {} if collection is None or stored is None else _replicas(home, collection)
+        replicas = {} if collection is None else _replicas(home, collection)
     releases = [_release_row(release, (stored or {}).get(release.row.id)) for release in shown.releases]
     runs = [_run_row(run) for run in shown.runs]
     if as_json:

@@ -27,6 +27,7 @@ from connector.progress import Advance
 from connector.provenance.ledger import BATCH_POINTS, BatchKey, LedgerEntry
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
+from connector.push.other_sets import OtherSets
 from connector.rejects import Reason, Reject
 from connector.releases.point_comparison import lost_writes
 from connector.releases.point_id_set import PointIds
@@ -82,6 +83,7 @@ class BatchWriter:
 
     Attributes:
         ids: collects the ids of written points, where somebody needs them.
+        others: refuses rows whose points are of another set in these releases; None: none is looked for.
     """
 
     path: Path
@@ -91,6 +93,7 @@ class BatchWriter:
     run: Run
     writers: Sequence[ReleaseWriter]
     ids: PointIds | None = None
+    others: OtherSets | None = None
     _written: set[str] = field(default_factory=set)
     _refused: set[tuple[Modality, str, str]] = field(default_factory=set)
     _unflushed: int = 0
@@ -128,6 +131,8 @@ class BatchWriter:
                 else:
                     behind.append(writer)
             if behind:
+                if self.others is not None:
+                    self.others.check(rows)
                 self._unflushed += self._write_batch(behind, key, rows, entry[0])
                 if self._unflushed >= FLUSH_POINTS or time.monotonic() - self._committed >= FLUSH_SECONDS:
                     self._commit()

@@ -270,34 +270,35 @@ class Ingest:
             progress(f"ingest {path.name}", corpus.total(), "rows") as advance,
         ):
             set_id = self.provenance.artifacts.record_set(EmbeddingSet(path, writer.card))
-            batches = push.open(path, set_id)
-            with (
-                Encoding(
-                    corpus,
-                    writer,
-                    self.encoders,
-                    self.run,
-                    BATCH_ITEMS,
-                    SHARD_ROWS,
-                    advance,
-                    may_be_empty=isinstance(corpus, CorpusPart),
-                    max_pixels=self.max_pixels,
-                ) as encoding,
-                Pipeline() as pipeline,
-            ):
-                present = [Shard(m, shard, additive=True) for m in MODALITIES for shard in shard_paths(path, m)]
-                for shard in chain(present, pipeline.ahead(encoding.shards(pipeline), SHARDS_AHEAD)):
-                    raise_if_lost()
-                    # A shard that supersedes rows waits until these are gone: counted twice in the ledger, their points
-                    # would seem to have vanished at the next run.
-                    if shard.additive:
-                        batches.write(shard.modality, shard.path)
-                changed = encoding.finish(self._add_tombstones(encoding, push, set_id))
-            raise_if_lost()
-            embedding_set = EmbeddingSet.open(path)
-            self.provenance.artifacts.record_set(embedding_set)
-            batches.apply_tombstones()
-            batches.finish(embedding_set, changed=changed)
+            with push.others(path, set_id) as others:
+                batches = push.open(path, set_id, others=others)
+                with (
+                    Encoding(
+                        corpus,
+                        writer,
+                        self.encoders,
+                        self.run,
+                        BATCH_ITEMS,
+                        SHARD_ROWS,
+                        advance,
+                        may_be_empty=isinstance(corpus, CorpusPart),
+                        max_pixels=self.max_pixels,
+                    ) as encoding,
+                    Pipeline() as pipeline,
+                ):
+                    present = [Shard(m, shard, additive=True) for m in MODALITIES for shard in shard_paths(path, m)]
+                    for shard in chain(present, pipeline.ahead(encoding.shards(pipeline), SHARDS_AHEAD)):
+                        raise_if_lost()
+                        # A shard that supersedes rows waits until these are gone: counted twice in the ledger, their
+                        # points would seem to have vanished at the next run.
+                        if shard.additive:
+                            batches.write(shard.modality, shard.path)
+                    changed = encoding.finish(self._add_tombstones(encoding, push, set_id))
+                raise_if_lost()
+                embedding_set = EmbeddingSet.open(path)
+                self.provenance.artifacts.record_set(embedding_set)
+                batches.apply_tombstones()
+                batches.finish(embedding_set, changed=changed)
         return embedding_set, set_id
 
     def _add_tombstones(

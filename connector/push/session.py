@@ -39,6 +39,7 @@ from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.push.batches import BatchWriter, ReleaseWriter
 from connector.push.open_releases import ReleaseOpener, at_work, open_others, take_back
+from connector.push.other_sets import OtherSets
 from connector.releases.aliases import make_live, physical_name, to_go_live
 from connector.releases.chain import check_encoder
 from connector.releases.layouts import broken_filters, live_beside
@@ -198,19 +199,32 @@ class PushSession:
         """All releases that are written into, the collection's other ones included."""
         return [writer.release for writer in self.writers]
 
-    def open(self, path: Path, set_id: int, ids: PointIds | None = None) -> BatchWriter:
-        """Begin to write the embedding set at `path`, which may still be growing; collect written points in `ids`."""
-        writer = BatchWriter(path, set_id, self.store, self.provenance, self.run, self.writers, ids)
+    def open(
+        self, path: Path, set_id: int, ids: PointIds | None = None, others: OtherSets | None = None
+    ) -> BatchWriter:
+        """Begin to write the embedding set at `path`, which may still be growing.
+
+        Args:
+            path: directory of the set.
+            set_id: its row in SQL.
+            ids: collects the ids of written points.
+            others: refuses rows whose points are of another set.
+        """
+        writer = BatchWriter(path, set_id, self.store, self.provenance, self.run, self.writers, ids, others)
         writer.begin()
         return writer
+
+    def others(self, path: Path, set_id: int) -> OtherSets:
+        """Return what other sets give to these releases; close it after use."""
+        return OtherSets(path, set_id, self.reached, self.provenance)
 
     def write(self, embedding_set: EmbeddingSet, set_id: int, advance: Advance) -> EmbeddingSet:
         """Write a set, again whenever another process has changed it meanwhile; return the set as written last.
 
         The other process writes into the same releases. What it deleted from them, this push may have written again.
         """
-        with PointIds() as written:
-            writer = self.open(embedding_set.path, set_id, written)
+        with PointIds() as written, self.others(embedding_set.path, set_id) as others:
+            writer = self.open(embedding_set.path, set_id, written, others)
             writer.finish(embedding_set, advance=advance)
             changed = False
             while (present := EmbeddingSet.open(embedding_set.path)).card.fingerprint != embedding_set.card.fingerprint:

@@ -1,0 +1,84 @@
+"""What other embedding sets give to the releases of a push: a point is of one set alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from alignment.modality import MODALITIES
+from alignment.sets.embedding_set import EmbeddingSet
+from alignment.sets.rows import Rows
+from alignment.sets.shards import read_columns
+from connector.errors import MismatchError
+from connector.provenance.recorder import Provenance
+from connector.releases.point_id_set import PointIds
+from connector.releases.points import point_id
+from connector.releases.release import Release
+
+EXAMPLES = 3
+
+
+class OtherSets:
+    """The points of the other embedding sets in some releases, read when the first rows are checked.
+
+    Parts of one corpus are passed over: a hash assigns each item to one of them. Close it after use.
+
+    Args:
+        path: directory of the set that is pushed.
+        set_id: its row in SQL.
+        releases: that it is pushed into.
+        provenance: names the sets in these releases.
+    """
+
+    def __init__(self, path: Path, set_id: int, releases: Sequence[Release], provenance: Provenance):
+        self._path, self._set_id = path, set_id
+        self._releases, self._provenance = releases, provenance
+        self._points: dict[str, PointIds] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for points in (self._points or {}).values():
+            points.__exit__()
+
+    def check(self, rows: Rows) -> None:
+        """Raise a `MismatchError` if another set holds a point of these rows: writing them would replace it."""
+        if self._points is None:
+            self._points = {path.name: _points_of(path) for path in self._paths()}
+        if not self._points:
+            return
+        keys = {point_id(rows.modality, key): key for key in rows.keys}
+        for name, points in self._points.items():
+            if shared := keys.keys() - points.missing([*keys]):
+                examples = ", ".join(sorted(keys[id_] for id_ in shared)[:EXAMPLES])
+                raise MismatchError(
+                    f"embedding sets {self._path.name} and {name} share {rows.modality} keys, such as {examples}, and "
+                    f"collection {self._releases[0].row.collection} holds {name} already. An item is of one set: "
+                    f"encode its new content into {name} (`modalign ingest --set {name}`), give other items other "
+                    "keys, or push into a collection of another name. Nothing of these rows was written",
+                    code="sets-share-keys",
+                )
+
+    def _paths(self) -> list[Path]:
+        rows = self._provenance.ledger.sets_in(release.row.id for release in self._releases)
+        paths = [self._provenance.database.located(row.path) for row in rows if row.id != self._set_id]
+        return [path for path in paths if path.is_dir() and not self._is_same_or_sister(path)]
+
+    def _is_same_or_sister(self, path: Path) -> bool:
+        corpus = _corpus(self._path)
+        return path.resolve() == self._path.resolve() or (corpus is not None and corpus == _corpus(path))
+
+
+def _corpus(path: Path) -> Path | None:
+    """Return what the parts of one corpus have in common; None: the set is no part."""
+    base, part, _ = path.name.partition(".part-")
+    return path.with_name(base) if part else None
+
+
+def _points_of(path: Path) -> PointIds:
+    points = PointIds()
+    for modality in MODALITIES:
+        for shard in EmbeddingSet.open(path).shards(modality):
+            keys = read_columns(shard, ["key"]).column("key").to_pylist()
+            points.add([point_id(modality, key) for key in keys])
+    return points
