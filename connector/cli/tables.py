@@ -148,6 +148,11 @@ def print_reconciled(reports: Sequence["ReconcileReport"]) -> None:
             show(f"{report.name}: broken: {report.broken}")
         for difference in report.replicas:
             show(f"{report.name}: {difference}")
+        if report.has_other_counts_alone and not report.replicas:
+            show(
+                f"{report.name}: the collection holds {report.points} points, the ledger counts {report.recorded}, the "
+                f"embedding sets {report.held}. Embedding sets that share keys replace each other's points"
+            )
         if report.has_orphans_elsewhere:
             say(
                 f"{report.name}: a node holds points that no embedding set has, and the node that was asked does not: "

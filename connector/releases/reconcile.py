@@ -86,10 +86,18 @@ class ReconcileReport:
     @property
     def consistent(self) -> bool:
         """Whether SQL, collection and embedding sets agree."""
-        if self.broken is not None or self.replicas or self.settings:
+        if self.broken is not None or self.replicas or self.settings or self._has_differences:
             return False
-        differences = (self.missing, self.differing, self.orphans, self.unrecorded)
-        return not any(difference.count for difference in differences) and self.points == self.recorded == self.held
+        return self.points == self.recorded == self.held
+
+    @property
+    def has_other_counts_alone(self) -> bool:
+        """Whether each point is as it should be, and their numbers differ: embedding sets give the same points."""
+        return self.broken is None and not self._has_differences and not self.points == self.recorded == self.held
+
+    @property
+    def _has_differences(self) -> bool:
+        return any(each.count for each in (self.missing, self.differing, self.orphans, self.unrecorded))
 
     @property
     def has_orphans_elsewhere(self) -> bool:

@@ -1,12 +1,17 @@
 """What `status COLLECTION` says of a cluster, from the recorded answers of one."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from connector.cli.cluster_tables import print_replicas, replicas_document
+from connector.errors import StoreUnavailableError
+from connector.home import Home
 from connector.stores.qdrant import QdrantStore
 from connector.stores.replicas import Replicas
+from tests.support.cli import done
 from tests.support.recorded_cluster import recorded_node
 
 
@@ -46,3 +51,17 @@ def test_nodes_that_are_away_and_what_is_possible_without_them(
         assert f"release: away: {node['address']} (peer {node['peer']})" in shown
     for what, answer in document["possible"].items():
         assert f"release: {what}: {answer}" in shown
+
+
+def test_replicas_are_shown_where_points_cannot_be_counted(unbroken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with two of three nodes away, when they are needed most."""
+    replicas = replicas_in("replicas differ")
+
+    def away(*_: Any) -> None:
+        raise StoreUnavailableError("two nodes are away")
+
+    monkeypatch.setattr(Home, "stored", away)
+    monkeypatch.setattr(Home, "replicas", lambda *_: replicas)
+    ended = done("status", "things", "--json", "--home", unbroken)
+    assert ended.document["replicas"] == json.loads(json.dumps(replicas_document(replicas)))
+    assert "two nodes are away" in ended.err
