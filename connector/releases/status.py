@@ -161,9 +161,13 @@ def pending(provenance: Provenance, row: ReleaseRow) -> str:
     if row.state == "building":
         return "not written to the end: push its embedding sets again"
     if row.state == READY:
+        live = provenance.releases.find(**place, state=LIVE)
+        named = (
+            f" --release {row.physical_name}" if any(row.alignment_id < other.alignment_id for other in live) else ""
+        )
         return (
             f"a shadow: run `modalign audit {row.collection} --release {row.physical_name}`, then `modalign promote "
-            f"{row.collection}`"
+            f"{row.collection}{named}`"
         )
     return ""
 

@@ -9,7 +9,7 @@ import pytest
 
 from connector.home import Home
 from connector.releases.reconcile_releases import reconcile_releases
-from connector.releases.status import StoredRelease, read_stored
+from connector.releases.status import StoredRelease, read_status, read_stored
 from connector.settings import Settings
 from connector.stores.contract import Points
 from connector.stores.edge import EdgeStore
@@ -116,3 +116,15 @@ def test_what_one_store_holds_is_not_said_of_another_that_has_a_collection_of_th
     assert (here["points"], here["stored"], here["faults"]) == (8, 8, [])
     table = done("status", "--home", tmp_path / "home").out
     assert here["store"] in table  # a column tells two rows of one name apart
+
+
+class TestPending:
+    def test_a_shadow_of_an_older_alignment_than_the_live_one_is_promoted_by_name(self, world: World) -> None:
+        """A plain promotion does not go back to it."""
+        newer = world.alignment("newer", turn=1)
+        world.push(world.set("t", *pairs(6)), newer, collection="other")
+        (shadow,) = world.push(world.set("t", *pairs(6)), collection="other").releases
+        said = {
+            release.row.physical_name: release.pending for release in read_status(world.provenance, "other").releases
+        }
+        assert f"`modalign promote other --release {shadow.name}`" in said[shadow.name]
