@@ -135,7 +135,7 @@ def test_a_table_and_sentences_are_printed(home: Path) -> None:
         assert text in ended.out
     status = done("status", "--json", "--home", home).document["runs"][0]
     assert (status["run"], status["command"], status["outcome"]) == (int(run), "compare", "done")
-    assert status["counts"] == "2 fits, 4 rows"
+    assert status["counts"] == {"fits": 2, "rows": 4, "not_run": 0}
 
 
 def test_json_is_the_document(home: Path, tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ class TestExitCodes:
 
 FAILING: dict[tuple[str, ...], str] = {
     ("db", "upgrade"): "db upgrade --database-url sqlite:////no/such/directory/x.db",
+    ("db", "merge-stores"): "db merge-stores http://no.such:6333",
     ("encode",): "encode /no/such/corpus.jsonl --set bad --text-encoder fake-text:small",
     ("fit",): "fit nothing --alignment b",
     ("gap",): "gap nothing",

@@ -75,7 +75,7 @@ def test_every_use_is_a_run(home: Path) -> None:
     document = done("gap", "one", "--json", "--home", home).document
     (run,) = done("status", "-n", 1, "--json", "--home", home).document["runs"]
     assert (run["run"], run["command"], run["outcome"]) == (document["run"], "gap", "done")
-    assert run["counts"] == f"{document['groups']} groups"
+    assert run["counts"] == {"groups": document["groups"], "left_out": 0}
 
 
 def test_two_spaces_need_an_alignment(home: Path) -> None:

@@ -65,7 +65,7 @@ class TestMetrics:
     def test_candidates_are_an_option(self, many: Path) -> None:
         arguments = ("search", "many", "red lime", "-k", 3, "--candidates", 5, "--home", many)
         for metric, certified, proof in (
-            ("chi2", False, ": not proved within the candidate budget"),
+            ("chi2", False, ": not proved that nothing better is there"),
             ("mlp(hidden=4)", None, ""),
         ):
             document = done(*arguments, "--metric", metric, "--json").document
