@@ -134,8 +134,7 @@ def reconcile(
         full: compare all vectors. Without it, one wrong vector in the sample makes it compare all of them too.
         repair: restore the collection's settings, and write points again from the embedding sets that are missing or
             differ, or are of batches that the ledger lacks, and the ledger after them, in this run. It counts
-            `restored` and `repaired`. The report says what was wrong
-            before. Deletions that were begun are finished.
+            `restored` and `repaired`. The report says what was wrong before. Deletions that were begun are finished.
         orphans: collects the ids of orphans, for `delete_orphans`.
         advance: called with the number of rows compared since the last call.
 
