@@ -320,11 +320,6 @@ class TestAgain:
         assert world.push(first).counts == {"unchanged": 10}
         assert world.states() == {release.name: ("live", 18)}
 
-    def test_two_sets_that_share_keys_are_refused(self, world: World) -> None:
-        world.push(world.set("first", *pairs(5)))
-        with raises(MismatchError, 10, 18):
-            world.push(world.set("second", *pairs(4, seed=3)))
-
     def test_another_split_of_the_same_projection_is_written(self, world: World) -> None:
         """Who holds out other groups is another alignment, though it projects alike, and has another release."""
         embedding_set = world.set("s", *pairs(20))

@@ -257,7 +257,7 @@ class TestProofs:
             release.row.settings = coarse
             finder = CandidateSearch(release, world.store)
             expected = reference(finder, Q, X)
-            found = finder.search("image", Q, 5, max_candidates=200)
+            found = finder.search("image", Q, 5, max_candidates=20)
             exact = finder.search("image", Q, 5, exact=True)
         assert not any(answer.certified for answer in found)
         assert any(
