@@ -320,10 +320,15 @@ class Home:
             return read_stored(self.provenance, self.store, rows)
 
     def replicas(self, collection: str) -> dict[str, Replicas]:
-        """Return by release of `collection` where its replicas are. An embedded store has none, and is not opened."""
+        """Return by release of `collection` where its replicas are. An embedded store has none, and is not opened.
+
+        Raises:
+            StoreError: the store cannot be asked within `STATUS_SECONDS`.
+        """
         if not is_shared(self.settings):
             return {}
-        return read_replicas(self.store, self._lifecycle(collection).rows())
+        with within(STATUS_SECONDS):
+            return read_replicas(self.store, self._lifecycle(collection).rows())
 
     def lag(self) -> dict[int, Lag]:
         """Return by release, without retired ones, how many rows of its embedding sets it does not hold."""
