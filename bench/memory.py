@@ -26,8 +26,8 @@ from connector.encoding.encoders import Encoder
 from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance
 from connector.push.session import push
-from connector.stores.contract import Points
 from connector.stores.edge import EdgeStore
+from connector.stores.points import Points
 
 SMALL = 10_000
 LARGE = {"encode": 1_000_000, "push": 1_000_000, "push into the embedded engine": 100_000}

@@ -20,7 +20,7 @@ from alignment.vectors import FloatArray
 from bench.audit import IMAGES, POINTS, QUERIES, Took, data, took
 from connector.audits.galleries import Everything, QuerySet
 from connector.audits.reference import Truth, truth
-from connector.stores.contract import Record
+from connector.stores.points import Record
 
 DIM = 64  # of the larger one
 PAGE = 1_000  # points that a store gives at once

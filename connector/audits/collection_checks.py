@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from alignment.modality import Modality
 from connector.releases.release import Release
-from connector.stores.contract import CollectionInfo, SearchLimits, SettingDifference
+from connector.stores.collection import CollectionInfo, SearchLimits, SettingDifference
 from connector.stores.payload_kinds import fields_of
 
 if TYPE_CHECKING:

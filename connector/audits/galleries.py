@@ -22,7 +22,7 @@ from connector.audits.plan import AuditPlan
 from connector.errors import MismatchError
 from connector.releases.points import HELD_OUT, point_id
 from connector.releases.release import Release
-from connector.stores.contract import Record
+from connector.stores.points import Record
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter

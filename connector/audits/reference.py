@@ -16,7 +16,7 @@ from alignment.retrieval.ranks import CHUNK_SCORES, IntArray, RelevantRanks
 from alignment.vectors import FloatArray
 from connector.audits.galleries import NOT_IN_GALLERY, QuerySet
 from connector.releases.aligned_payload import carried
-from connector.stores.contract import Record
+from connector.stores.points import Record
 
 # Of more relevant items a query, what stands before them is counted in sorted scores instead of one after the other.
 FEW = 16

@@ -17,7 +17,8 @@ from connector.audits.requirements import Failure
 from connector.audits.stages import INDEX, LOWERING, QUANTIZATION, RESCORING, Latency
 from connector.provenance.tables import ReleaseRow
 from connector.releases.release import Release
-from connector.stores.contract import CollectionInfo, Payload
+from connector.stores.collection import CollectionInfo
+from connector.stores.points import Payload
 
 PASSED, FAILED, MEASURED, BROKEN = "passed", "failed", "measured", "broken"
 # A stage is blamed for each of these: its fidelity is below FAITHFUL; it loses more of Recall@K than chance and MARGIN;

@@ -14,7 +14,7 @@ from connector.audits.measures import Measurement
 from connector.audits.plan import AuditPlan
 from connector.errors import SettingsError
 from connector.safe_text import printable
-from connector.stores.contract import Payload
+from connector.stores.points import Payload
 
 # How many values of a payload field are strata of their own, those of the most queries; the rest are one stratum.
 STRATA = 50

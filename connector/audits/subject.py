@@ -17,9 +17,11 @@ from connector.errors import StrangePointError
 from connector.progress import Advance
 from connector.releases.release import Release
 from connector.search.candidates import CandidateSearch
-from connector.stores.contract import CollectionInfo, Record, Store
+from connector.stores.collection import CollectionInfo
+from connector.stores.contract import Store
 from connector.stores.layout import OWN_FIELDS
 from connector.stores.payload_kinds import read_kinds
+from connector.stores.points import Record
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter

@@ -34,8 +34,9 @@ from connector.releases.point_id_set import PointIds
 from connector.releases.points import Projected, lowered, point_id, project
 from connector.releases.release import Release
 from connector.releases.tombstones import apply_tombstones
-from connector.stores.contract import Points, Store
+from connector.stores.contract import Store
 from connector.stores.layout import PayloadKind
+from connector.stores.points import Points
 
 FLUSH_POINTS = 16_384
 FLUSH_SECONDS = 2.0  # a slow encoder reaches the ledger long before FLUSH_POINTS

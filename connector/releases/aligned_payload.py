@@ -10,7 +10,7 @@ import numpy.typing as npt
 from alignment.errors import WeightsError
 from alignment.metrics import Metric
 from connector.errors import StrangePointError
-from connector.stores.contract import Hit, Record
+from connector.stores.points import Hit, Record
 
 ALIGNED = "aligned"
 

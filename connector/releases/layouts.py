@@ -10,10 +10,11 @@ from connector.provenance.tables import ReleaseRow
 from connector.releases.aliases import alias_name
 from connector.releases.release import DEFAULT_METRIC, LIVE
 from connector.releases.store_identity import here
-from connector.stores.contract import Payload, Store
+from connector.stores.contract import Store
 from connector.stores.layout import FIELDS, SEARCH_FIELDS, Layout, PayloadKind, value_kind
 from connector.stores.payload_kinds import unanswered
 from connector.stores.payload_paths import field_values, print_path
+from connector.stores.points import Payload
 
 SEARCH = "modalign_search"  # in the metadata of a collection: the settings that its engine does not keep
 SAMPLE = 1024  # points whose types are compared

@@ -14,8 +14,9 @@ from alignment.vectors import FloatArray
 from connector.releases.aligned_payload import ALIGNED, unpacked
 from connector.releases.points import lowered, project
 from connector.releases.release import Release
-from connector.stores.contract import Payload, Points, Record, Store
+from connector.stores.contract import Store
 from connector.stores.payload_checks import same_stored
+from connector.stores.points import Payload, Points, Record
 
 # How far apart vectors may lie that were computed from the same numbers, relative to their length. The rounding of a
 # float32 matrix product depends on its number of rows. Collections of a smaller datatype round what they store.

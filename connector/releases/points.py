@@ -14,9 +14,9 @@ from alignment.vectors import FloatArray, invalid_rows
 from connector.rejects import Reason
 from connector.releases.aligned_payload import ALIGNED, check_finite, packed
 from connector.releases.release import Release
-from connector.stores.contract import Payload, Points, Record
 from connector.stores.layout import PayloadKind
 from connector.stores.payload_kinds import read_kinds
+from connector.stores.points import Payload, Points, Record
 
 Item = tuple[Modality, str]  # modality and key
 NAMESPACE = UUID("6f1d3f0e-6c86-5a49-9d0c-0f3d8a7c1b52")

@@ -24,7 +24,8 @@ from connector.releases.points import item_of, point_id
 from connector.releases.recorded_settings import faults_in_words, restore_settings
 from connector.releases.release import Release
 from connector.releases.tombstones import apply_tombstones, open_set
-from connector.stores.contract import Record, Store
+from connector.stores.contract import Store
+from connector.stores.points import Record
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from connector.releases.chain import METADATA, chain
 from connector.releases.layouts import complete, search_metadata
 from connector.releases.release import Release
 from connector.releases.rights import check_may_manage
-from connector.stores.contract import CollectionConfig, SettingDifference, Store, VectorConfig
+from connector.stores.collection import CollectionConfig, SettingDifference, VectorConfig
+from connector.stores.contract import Store
 from connector.stores.layout import checked_layout
 
 

@@ -24,7 +24,8 @@ from connector.errors import QueryError
 from connector.releases.aligned_payload import ALIGNED, carried, check_finite
 from connector.releases.release import Release
 from connector.requests import INDEX_RECALL
-from connector.stores.contract import Hit, Payload, Store
+from connector.stores.contract import Store
+from connector.stores.points import Hit, Payload
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter

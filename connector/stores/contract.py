@@ -7,167 +7,25 @@ collection or of an alias.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from alignment.errors import VectorError
-from alignment.metrics import Distance
-from alignment.vectors import ZERO, FloatArray, invalid_rows, rows_lost_in
-from connector.errors import CollectionNotFoundError, PointsRefusedError, Refusal
-from connector.rejects import Reason
+from connector.errors import PointsRefusedError
+from connector.stores.collection import CollectionConfig, CollectionInfo, SearchLimits, SettingDifference, VectorConfig
 from connector.stores.filter_lowering import lowered
 from connector.stores.filters import check_filter, condition_names
 from connector.stores.layout import OVERSAMPLING, Datatype, Layout
 from connector.stores.payload_checks import payload_fault
 from connector.stores.payload_kinds import WORDS, check_kinds
+from connector.stores.points import Hit, Points, Record
+from connector.stores.vector_checks import check_vectors, lost_as_float16
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
     from connector.stores.replicas import Replicas
-
-
-Payload = dict[str, Any]
-FORBIDDEN = frozenset('<>:"/\\|?*\0\x1f')  # in the name of a collection: what a Qdrant server refuses
-
-
-@dataclass(frozen=True, slots=True)
-class VectorConfig:
-    """A named vector: its dimension and the distance it is compared by."""
-
-    dim: int
-    distance: Distance
-
-
-@dataclass(frozen=True, slots=True)
-class CollectionConfig(Layout):
-    """A collection to create: its vectors and their layout.
-
-    Attributes:
-        vectors: by name; a point carries any of them.
-        metadata: JSON that is kept with the collection: the provenance chain.
-    """
-
-    vectors: Mapping[str, VectorConfig]
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class CollectionInfo:
-    """The present state of a collection.
-
-    Attributes:
-        points: exact number of points.
-        indexed: vectors in an HNSW graph; 0 means that search is exact brute force.
-        layout: fields of a `Layout` that the engine knows of the collection. How searches use quantized vectors is
-            not among them: a request says that.
-        status: as the engine calls it.
-    """
-
-    name: str
-    vectors: Mapping[str, VectorConfig]
-    metadata: Mapping[str, Any]
-    points: int
-    indexed: int
-    layout: Mapping[str, Any] = field(default_factory=dict)
-    status: str = "green"
-
-    @property
-    def payload_indexes(self) -> Mapping[str, str]:
-        """The kind of each payload index, by the path of its field as the engine prints it."""
-        indexes: Mapping[str, str] = self.layout.get("payload_indexes", {})
-        return indexes
-
-    @property
-    def m(self) -> int | None:
-        """`m` of the HNSW graph; None: the engine does not tell."""
-        return self.layout.get("m")
-
-    @property
-    def ef_construct(self) -> int | None:
-        """`ef_construct` of the HNSW graph; None: the engine does not tell."""
-        return self.layout.get("ef_construct")
-
-    @property
-    def quantization(self) -> str | None:
-        """Quantization of the vectors that are searched, by its name in a layout; None: there is none."""
-        return self.layout.get("quantization")
-
-
-@dataclass(frozen=True, slots=True)
-class Points:
-    """A batch of points that carry the same named vector: n ids, vectors (n, d), payloads."""
-
-    vector_name: str
-    ids: Sequence[str]
-    vectors: FloatArray
-    payloads: Sequence[Payload]
-
-    def take(self, rows: Sequence[int]) -> "Points":
-        """Return the points at `rows`."""
-        ids, payloads = [self.ids[row] for row in rows], [self.payloads[row] for row in rows]
-        return Points(self.vector_name, ids, self.vectors[list(rows)], payloads)
-
-
-class SettingDifference(NamedTuple):
-    """A setting of a collection that is not what it was created with: something else changed it.
-
-    Attributes:
-        setting: as the engine calls it, `hnsw_config.m`, or `payload index FIELD`.
-        expected: what it was created with; None: nothing.
-        present: what it is.
-        restorable: whether the engine can change it back in a collection that exists.
-    """
-
-    setting: str
-    expected: Any
-    present: Any
-    restorable: bool = True
-
-    def __str__(self) -> str:
-        return f"{self.setting} is {_shown(self.present)}, SQL recorded {_shown(self.expected)}"
-
-
-def _shown(value: Any) -> str:
-    return "nothing" if value is None else str(value)
-
-
-class Hit(NamedTuple):
-    """A point with the raw score of a search: a similarity under Cosine and Dot, a distance under the others."""
-
-    id: str
-    raw_score: float
-    payload: Payload
-
-
-class SearchLimits(NamedTuple):
-    """The largest `ef` and `oversampling` that searches of a collection may use; None: no limit is known."""
-
-    ef: int | None = None
-    oversampling: float | None = None
-
-
-class Record(NamedTuple):
-    """A stored point. `vector` (d,) is None unless asked for; Cosine collections store normalised vectors.
-
-    The id is a UUID, or the digits of an integer. Modalign gives no point an integer; another program may.
-    """
-
-    id: str
-    vector: FloatArray | None
-    payload: Payload
-
-
-def engine_id(id_: str) -> str | int:
-    """Return a point id as engines take it: integers are numbers there, and no texts.
-
-    >>> engine_id("5"), engine_id("00000000-0000-0000-0000-000000000005")
-    (5, '00000000-0000-0000-0000-000000000005')
-    """
-    return int(id_) if id_.isdecimal() else id_
 
 
 class Store(ABC):
@@ -302,8 +160,9 @@ class Store(ABC):
                 points that the engine refuses; all others are written.
             CollectionNotFoundError: there is no such collection or named vector.
         """
-        self._check(name, points)
-        refused = self._lost_as_float16(name, points)
+        vectors, datatype = self.vectors(name), self.datatype(name)
+        check_vectors(name, points, vectors, datatype)
+        refused = lost_as_float16(name, points, vectors[points.vector_name], datatype)
         refused |= {row: fault for row, payload in enumerate(points.payloads) if (fault := payload_fault(payload))}
         valid = [row for row in range(len(points.ids)) if row not in refused]
         try:
@@ -507,55 +366,6 @@ class Store(ABC):
             CollectionNotFoundError: a target is no collection. No alias changes.
             StoreError: an alias has the name of a collection. No alias changes.
         """
-
-    def _check(self, name: str, points: Points) -> None:
-        vectors = self.vectors(name)
-        config = vectors.get(points.vector_name)
-        if config is None:
-            raise CollectionNotFoundError(
-                f"collection {name} has no vector {points.vector_name!r}; it has {', '.join(sorted(vectors))}"
-            )
-        expected = (len(points.ids), config.dim)
-        if points.vectors.shape != expected or len(points.payloads) != len(points.ids):
-            raise VectorError(
-                f"collection {name}: expected vectors of shape {expected} with a payload each, got "
-                f"{points.vectors.shape} with {len(points.payloads)} payloads"
-            )
-        self._check_uint8(name, points)
-        harmful = {
-            row: reason
-            for row, reason in invalid_rows(points.vectors).items()
-            if reason != ZERO or config.distance is Distance.COSINE
-        }
-        if harmful:
-            row, reason = next(iter(harmful.items()))
-            raise VectorError(
-                f"collection {name}: {len(harmful)} of {len(points.ids)} vectors cannot be stored under "
-                f"{config.distance}, the first is point {points.ids[row]}: {reason}"
-            )
-
-    def _lost_as_float16(self, name: str, points: Points) -> dict[int, Refusal]:
-        """Say which vectors a collection of float16 cannot hold, and why. Under Cosine they are normalised before."""
-        if self.datatype(name) != "float16" or self.vectors(name)[points.vector_name].distance is Distance.COSINE:
-            return {}
-        largest = np.abs(points.vectors).max(axis=1, initial=0)
-        return {
-            row: Refusal(Reason(reason), f"{name} stores float16, and the vector's largest value is {largest[row]:g}")
-            for row, reason in rows_lost_in(points.vectors, "float16").items()
-        }
-
-    def _check_uint8(self, name: str, points: Points) -> None:
-        """Refuse values that a collection of uint8 would silently change."""
-        if self.datatype(name) != "uint8":
-            return
-        X = points.vectors
-        valid = (X >= 0) & (X <= 255) & (np.floor(X) == X)
-        if not valid.all():
-            row, column = np.argwhere(~valid)[0]
-            raise VectorError(
-                f"collection {name} stores uint8, which holds whole numbers from 0 to 255; point {points.ids[row]} has "
-                f"{X[row, column]}: push into a new collection with another datatype"
-            )
 
     @abstractmethod
     def vectors(self, name: str) -> Mapping[str, VectorConfig]:

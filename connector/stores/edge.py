@@ -18,22 +18,14 @@ import qdrant_edge as edge
 from typing_extensions import override
 
 from connector.errors import CollectionNotFoundError, SettingsError, StoreBusyError, StoreError
-from connector.stores.contract import (
-    CollectionConfig,
-    CollectionInfo,
-    Hit,
-    Points,
-    Record,
-    SettingDifference,
-    Store,
-    VectorConfig,
-    engine_id,
-)
+from connector.stores.collection import CollectionConfig, CollectionInfo, SettingDifference, VectorConfig
+from connector.stores.contract import Store
 from connector.stores.edge_directory import StoreDirectory, may_be_named
 from connector.stores.edge_errors import translated
 from connector.stores.edge_filter import check_supported, to_edge
 from connector.stores.edge_layout import INDEX, differences, edge_config, kind_of
 from connector.stores.layout import ENGINE_FIELDS, Datatype, Layout
+from connector.stores.points import Hit, Points, Record, engine_id
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter

@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from alignment.durable import sync_directory, write_durably
 from alignment.metrics import Distance
 from connector.errors import StoreBusyError, StoreError
-from connector.stores.contract import FORBIDDEN, CollectionConfig, VectorConfig
+from connector.stores.collection import FORBIDDEN, CollectionConfig, VectorConfig
 
 _log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import qdrant_edge as edge
 
-from connector.stores.contract import CollectionConfig, SettingDifference
+from connector.stores.collection import CollectionConfig, SettingDifference
 from connector.stores.layout import COMPRESSIONS, ENGINE_FIELDS, Layout, PayloadKind
 
 # The engine's names of what layouts call `compression` and `datatype`.

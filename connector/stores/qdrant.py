@@ -23,19 +23,10 @@ from connector.errors import (
 )
 from connector.safe_text import redacted
 from connector.settings import REQUEST_SECONDS
-from connector.stores.contract import (
-    CollectionConfig,
-    CollectionInfo,
-    Hit,
-    Points,
-    Record,
-    SearchLimits,
-    SettingDifference,
-    Store,
-    VectorConfig,
-    engine_id,
-)
+from connector.stores.collection import CollectionConfig, CollectionInfo, SearchLimits, SettingDifference, VectorConfig
+from connector.stores.contract import Store
 from connector.stores.layout import Datatype, Layout, PayloadKind
+from connector.stores.points import Hit, Points, Record, engine_id
 from connector.stores.qdrant_cluster import Cluster
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, RetryPolicy, connected
 from connector.stores.qdrant_filter import check_known

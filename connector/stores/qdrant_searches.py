@@ -9,7 +9,7 @@ import numpy.typing as npt
 from qdrant_client import models
 
 from connector.errors import ExactRefusedError
-from connector.stores.contract import Hit
+from connector.stores.points import Hit
 from connector.stores.qdrant_connection import Connection
 from connector.stores.qdrant_layout import layout_of
 from connector.stores.qdrant_limits import LimitBook, Limits, filter_bytes

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 from qdrant_client import models
 
-from connector.stores.contract import CollectionConfig, SettingDifference
+from connector.stores.collection import CollectionConfig, SettingDifference
 from connector.stores.layout import PayloadKind
 from connector.stores.qdrant_layout import index_schema, quantization_config
 

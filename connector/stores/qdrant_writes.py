@@ -13,7 +13,7 @@ from connector.errors import (
     RequestTooLargeError,
 )
 from connector.rejects import Reason
-from connector.stores.contract import Points
+from connector.stores.points import Points
 from connector.stores.qdrant_limits import LimitBook, Limits
 
 UPLOADS = 4

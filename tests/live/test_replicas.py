@@ -18,7 +18,8 @@ from connector.releases.reconcile import ReconcileReport
 from connector.releases.reconcile_releases import reconcile_releases, repair_releases
 from connector.releases.release import Release
 from connector.settings import Settings
-from connector.stores.contract import CollectionConfig, Points, VectorConfig
+from connector.stores.collection import CollectionConfig, VectorConfig
+from connector.stores.points import Points
 from connector.stores.qdrant_connection import RetryPolicy
 from tests.support.errors import raises
 from tests.support.qdrant_servers import API_KEY, Cluster, state_of

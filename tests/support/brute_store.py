@@ -13,7 +13,7 @@ from alignment.vectors import FloatArray
 from connector.provenance.tables import ReleaseRow, now
 from connector.releases.aligned_payload import ALIGNED, packed
 from connector.releases.release import Release
-from connector.stores.contract import Hit, Points, Record
+from connector.stores.points import Hit, Points, Record
 from tests.support.world import LATENT, alignment, points_of
 
 DIM = LATENT

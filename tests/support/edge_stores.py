@@ -12,7 +12,8 @@ from uuid import UUID
 import numpy as np
 
 from alignment.metrics import Distance
-from connector.stores.contract import CollectionConfig, Points, VectorConfig
+from connector.stores.collection import CollectionConfig, VectorConfig
+from connector.stores.points import Points
 
 N, DIM = 100, 4
 LAYOUT = CollectionConfig(

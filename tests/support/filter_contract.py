@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from qdrant_client import models
 
 from connector.errors import FilterError
-from connector.stores.contract import Payload, Points, Store
+from connector.stores.contract import Store
 from connector.stores.filters import condition_names, parse_filter
 from connector.stores.layout import PayloadKind
+from connector.stores.points import Payload, Points
 from tests.support import random_filters
 from tests.support.errors import raises
 from tests.support.filter_reference import matches

@@ -22,8 +22,10 @@ from alignment.errors import VectorError
 from alignment.metrics import METRICS, Distance, Metric
 from alignment.vectors import FloatArray
 from connector.errors import CollectionNotFoundError, StoreError
-from connector.stores.contract import CollectionConfig, Payload, Points, Store, VectorConfig
+from connector.stores.collection import CollectionConfig, VectorConfig
+from connector.stores.contract import Store
 from connector.stores.layout import PAYLOAD_KINDS, PayloadKind
+from connector.stores.points import Payload, Points
 from tests.support.errors import raises
 
 DIM = 8

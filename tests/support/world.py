@@ -47,8 +47,10 @@ from connector.provenance.tables import BatchRow, ReleaseRow
 from connector.push.session import push
 from connector.releases.release import Release, open_release
 from connector.stores import qdrant_readiness
-from connector.stores.contract import CollectionConfig, Hit, SettingDifference, Store
+from connector.stores.collection import CollectionConfig, SettingDifference
+from connector.stores.contract import Store
 from connector.stores.edge import EdgeStore
+from connector.stores.points import Hit
 from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import Connection
 from tests.support.fakes import IMAGE_DIM, TEXT_DIM, FakeImageEncoder, FakeTextEncoder

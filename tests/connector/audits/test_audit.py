@@ -35,7 +35,7 @@ from connector.provenance.tables import AuditRow, MeasureRow
 from connector.releases.points import point_id
 from connector.releases.release import Release
 from connector.search.candidates import CandidateSearch, RankedHits
-from connector.stores.contract import Points
+from connector.stores.points import Points
 from tests.support.world import (
     ALL,
     DIMS,

@@ -25,8 +25,8 @@ from connector.releases.points import point_id
 from connector.requests import AuditRequest, FitRequest, PushRequest
 from connector.search.candidates import CandidateSearch
 from connector.settings import Settings
-from connector.stores.contract import Points
 from connector.stores.edge import EdgeStore
+from connector.stores.points import Points
 from tests.support.cli import modalign
 from tests.support.world import rows, write_set
 

@@ -19,7 +19,7 @@ from connector.audits.galleries import NOT_IN_GALLERY, Everything, Folds, Galler
 from connector.audits.reference import FEW, NATIVE, Truth, own_scores, truth, vectors_of
 from connector.releases.aligned_payload import ALIGNED, packed
 from connector.releases.points import HELD_OUT
-from connector.stores.contract import Record
+from connector.stores.points import Record
 from tests.support.world import ALL, LATENT, SOME, alignment, points_of, rows, scores
 
 Mask = npt.NDArray[np.bool_]

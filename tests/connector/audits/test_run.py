@@ -11,7 +11,7 @@ from connector.audits.run import run_audit
 from connector.releases import verify as verifying
 from connector.releases.points import point_id
 from connector.requests import AuditRequest
-from connector.stores.contract import Points
+from connector.stores.points import Points
 from tests.support.world import COLLECTION, World, opened, opened_world, pairs, the_set
 
 

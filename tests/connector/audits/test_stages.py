@@ -37,8 +37,8 @@ from connector.audits.stages import (
 )
 from connector.errors import ExactRefusedError, StoreError, StoreUnavailableError
 from connector.search.candidates import CandidateSearch
-from connector.stores.contract import Hit
 from connector.stores.edge import EdgeStore
+from connector.stores.points import Hit
 from tests.support.world import (
     ALL,
     LATENT,

@@ -12,8 +12,8 @@ import pytest
 from alignment.model.alignment import Alignment
 from connector.errors import StoreUnavailableError
 from connector.provenance.recorder import Provenance
-from connector.stores.contract import Points
 from connector.stores.edge import EdgeStore
+from connector.stores.points import Points
 from tests.support.cli import SPECS, Ended, done, modalign
 from tests.support.fakes import fake_pairs, write_manifest
 from tests.support.world import points_of

@@ -29,7 +29,7 @@ from connector.releases.reconcile import ReconcileReport
 from connector.releases.reconcile_releases import reconcile_releases, repair_releases
 from connector.releases.tombstones import open_set
 from connector.requests import ORPHAN_SHARE
-from connector.stores.contract import Points
+from connector.stores.points import Points
 from tests.support.world import COLLECTION, Calls, World, embedded, latent, opened_world, pairs, rows
 
 Item = tuple[Modality, str]

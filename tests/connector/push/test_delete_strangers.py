@@ -9,8 +9,8 @@ import pytest
 from connector.errors import StrangePointError
 from connector.push.delete import Deletion
 from connector.search.retriever import Retriever
-from connector.stores.contract import Payload, Points
 from connector.stores.filters import parse_filter
+from connector.stores.points import Payload, Points
 from tests.support.errors import raises
 from tests.support.world import (
     COLLECTION,

@@ -16,7 +16,7 @@ from alignment.sets.rows import Rows
 from connector.errors import MismatchError, StoreUnavailableError
 from connector.push import batches as pushing
 from connector.releases.points import point_id
-from connector.stores.contract import Points
+from connector.stores.points import Points
 from tests.support.errors import raises
 from tests.support.world import (
     COLLECTION,

@@ -36,7 +36,8 @@ from connector.requests import IngestRequest
 from connector.settings import Settings
 from connector.stores import qdrant as qdrant_store
 from connector.stores import qdrant_readiness
-from connector.stores.contract import CollectionConfig, Points, VectorConfig
+from connector.stores.collection import CollectionConfig, VectorConfig
+from connector.stores.points import Points
 from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import Connection, RetryPolicy
 from connector.stores.qdrant_limits import REQUEST_BYTES, REQUEST_POINTS, LimitBook, Limits

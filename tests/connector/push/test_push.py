@@ -25,9 +25,10 @@ from connector.releases.aliases import alias_name
 from connector.releases.aligned_payload import ALIGNED, unpacked
 from connector.releases.chain import METADATA, chain
 from connector.releases.release import Release, open_release
-from connector.stores.contract import CollectionConfig, Points, VectorConfig
+from connector.stores.collection import CollectionConfig, VectorConfig
 from connector.stores.filters import parse_filter
 from connector.stores.layout import PayloadKind
+from connector.stores.points import Points
 from tests.support.errors import raises
 from tests.support.world import (
     ALL,

@@ -20,7 +20,7 @@ from connector.releases.promotion import Lifecycle, PromotionOverride
 from connector.releases.release import Release, open_release
 from connector.search import retriever as search
 from connector.search.retriever import Retriever
-from connector.stores.contract import CollectionConfig, VectorConfig
+from connector.stores.collection import CollectionConfig, VectorConfig
 from connector.stores.edge import EdgeStore
 from tests.support.errors import raises
 from tests.support.fakes import TEXT_DIM

@@ -15,8 +15,8 @@ from connector.push.delete import Deletion
 from connector.releases.payload_fields import missing_in_words
 from connector.requests import AuditRequest
 from connector.search.retriever import Retriever
-from connector.stores.contract import Points
 from connector.stores.filters import parse_filter
+from connector.stores.points import Points
 from tests.support.errors import raises
 from tests.support.world import COLLECTION, World, cards, embedded, latent, opened_world, pairs, rows
 from tests.support.world import audit as measured

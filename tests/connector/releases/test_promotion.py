@@ -20,7 +20,7 @@ from connector.releases.promotion import AliasSwitch, Lifecycle, PromotionOverri
 from connector.releases.reconcile_releases import repair_releases
 from connector.releases.release import Release, open_release
 from connector.releases.status import pending
-from connector.stores.contract import Points
+from connector.stores.points import Points
 from tests.support.errors import raises
 from tests.support.world import COLLECTION, ON_SERVERS, Calls, World, alignment, opened_world, pairs
 

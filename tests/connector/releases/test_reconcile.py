@@ -23,7 +23,7 @@ from connector.releases.reconcile import ReconcileReport, reconcile
 from connector.releases.reconcile_releases import repair_releases
 from connector.releases.release import open_release
 from connector.stores import qdrant_readiness
-from connector.stores.contract import Points
+from connector.stores.points import Points
 from connector.stores.qdrant_connection import Connection
 from tests.support.errors import raises
 from tests.support.world import (

@@ -12,7 +12,7 @@ from connector.releases.promotion import Lifecycle
 from connector.releases.reconcile_releases import reconcile_releases, repair_releases
 from connector.releases.release import Release
 from connector.requests import AuditRequest
-from connector.stores.contract import CollectionConfig
+from connector.stores.collection import CollectionConfig
 from tests.support.errors import raises
 from tests.support.world import COLLECTION, KINDS, LIVE, World, opened_world, pairs, the_set
 

@@ -23,8 +23,9 @@ from connector.releases.aliases import alias_name, make_live, physical_name
 from connector.releases.chain import METADATA
 from connector.releases.release import Release, open_release
 from connector.settings import checked_name
-from connector.stores.contract import CollectionConfig, Points, VectorConfig
+from connector.stores.collection import CollectionConfig, VectorConfig
 from connector.stores.edge import EdgeStore
+from connector.stores.points import Points
 from tests.support.errors import raises
 from tests.support.world import ALL, COLLECTION, KINDS, LIVE, SOME, Calls, World, alignment, cards, opened_world, pairs
 

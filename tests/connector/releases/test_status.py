@@ -11,8 +11,8 @@ from connector.home import Home
 from connector.releases.reconcile_releases import reconcile_releases
 from connector.releases.status import StoredRelease, read_status, read_stored
 from connector.settings import Settings
-from connector.stores.contract import Points
 from connector.stores.edge import EdgeStore
+from connector.stores.points import Points
 from tests.support.cli import done
 from tests.support.world import COLLECTION, KINDS, LIVE, World, opened, opened_world, pairs, points_of
 

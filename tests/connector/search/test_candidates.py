@@ -22,7 +22,9 @@ from connector.errors import QueryError
 from connector.releases.aligned_payload import ALIGNED, packed, unpacked
 from connector.requests import INDEX_RECALL
 from connector.search.candidates import GROWTH, CandidateSearch, RankedHits
-from connector.stores.contract import CollectionConfig, Record, Store, VectorConfig
+from connector.stores.collection import CollectionConfig, VectorConfig
+from connector.stores.contract import Store
+from connector.stores.points import Record
 from tests.support.brute_store import DIM, NAME, Brute, a_release, points, random
 from tests.support.errors import raises
 from tests.support.world import ALL, KINDS, Calls, alignment, opened_world, points_of, raw_scores, scores

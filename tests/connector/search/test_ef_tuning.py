@@ -17,7 +17,9 @@ from connector.requests import INDEX_RECALL
 from connector.search.candidates import CandidateSearch
 from connector.search.ef_tuning import EFS, SAMPLE, sample, tune
 from connector.search.retriever import Retriever
-from connector.stores.contract import Hit, SearchLimits, Store
+from connector.stores.collection import SearchLimits
+from connector.stores.contract import Store
+from connector.stores.points import Hit
 from tests.support.brute_store import DIM, Brute, a_release, random
 from tests.support.errors import raises
 from tests.support.world import LIVE, Calls, World, alignment, embedded, latent, maps, opened_world, pairs, rows

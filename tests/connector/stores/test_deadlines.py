@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from alignment.metrics import Distance
 from connector.errors import DeadlinePassedError, StoreError, StoreUnavailableError
 from connector.stores import qdrant_connection
-from connector.stores.contract import CollectionConfig, Points, VectorConfig
+from connector.stores.collection import CollectionConfig, VectorConfig
 from connector.stores.deadlines import deadline, shortened, within
+from connector.stores.points import Points
 from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import RetryPolicy
 from tests.support.errors import raises

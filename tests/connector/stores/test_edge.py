@@ -19,9 +19,10 @@ import qdrant_edge as edge
 
 from alignment.metrics import Distance
 from connector.errors import StoreBusyError, StoreError
-from connector.stores.contract import CollectionConfig, Points, VectorConfig
+from connector.stores.collection import CollectionConfig, VectorConfig
 from connector.stores.edge import SPARE_BYTES, EdgeStore
 from connector.stores.layout import Quantization
+from connector.stores.points import Points
 from tests.support.edge_stores import DIM, LAYOUT, N, batch, died, ids, kill_me, registry
 from tests.support.errors import raises
 

@@ -18,8 +18,8 @@ import pytest
 from alignment.durable import write_durably
 from connector.errors import CollectionNotFoundError, StoreBusyError, StoreError
 from connector.stores import edge_directory
-from connector.stores.contract import Points
 from connector.stores.edge import EdgeStore
+from connector.stores.points import Points
 from tests.support.edge_stores import DIM, LAYOUT, N, batch, died, exit_code, ids, kill_me, registry, tree
 from tests.support.errors import raises
 

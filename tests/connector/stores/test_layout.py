@@ -16,9 +16,10 @@ from connector.cli import group as cli
 from connector.cli import main  # noqa: F401  adds every command
 from connector.cli.layout_options import layout_options
 from connector.errors import MismatchError, PointsRefusedError, SettingsError
-from connector.stores.contract import CollectionConfig, Points, VectorConfig
+from connector.stores.collection import CollectionConfig, VectorConfig
 from connector.stores.edge import EdgeStore
 from connector.stores.layout import BOUNDS, COMPRESSIONS, FIELDS, Layout, checked_layout, read_layout
+from connector.stores.points import Points
 from tests.support.errors import raises
 from tests.support.world import World, opened_world, pairs
 

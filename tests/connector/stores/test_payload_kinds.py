@@ -15,11 +15,12 @@ from qdrant_client import models
 
 from alignment.metrics import Distance
 from connector.errors import FilterError
-from connector.stores.contract import CollectionConfig, Points, VectorConfig
+from connector.stores.collection import CollectionConfig, VectorConfig
 from connector.stores.edge import EdgeStore
 from connector.stores.filters import parse_filter
 from connector.stores.layout import PAYLOAD_KINDS, PayloadKind
 from connector.stores.payload_kinds import check_kinds, read_kinds
+from connector.stores.points import Points
 from tests.support.errors import raises
 
 FILE = "550e8400-e29b-41d4-a716-446655440000"

@@ -12,11 +12,12 @@ from qdrant_client.local.json_path_parser import JsonPathItemType, parse_json_pa
 
 from alignment.metrics import Distance
 from connector.errors import StoreError
-from connector.stores.contract import CollectionConfig, Points, VectorConfig
+from connector.stores.collection import CollectionConfig, VectorConfig
 from connector.stores.edge import EdgeStore
 from connector.stores.layout import PayloadKind
 from connector.stores.payload_kinds import read_kinds
 from connector.stores.payload_paths import field_values, parse_path, print_path
+from connector.stores.points import Points
 
 PAYLOADS: list[dict[str, Any]] = [
     {"year": 4},

@@ -33,8 +33,9 @@ from connector.errors import (
     StoreUnavailableError,
 )
 from connector.stores import qdrant_clients, qdrant_readiness
+from connector.stores.collection import CollectionConfig, VectorConfig
 from connector.stores.consistent_client import ConsistentClient
-from connector.stores.contract import CollectionConfig, Points, VectorConfig
+from connector.stores.points import Points
 from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, HTTP_STATUS, Connection, RetryPolicy
 from tests.support.canned_server import CannedServer, result, version

@@ -9,7 +9,7 @@ from qdrant_client import QdrantClient
 
 from connector.errors import ClusterError, StoreUnavailableError
 from connector.stores import qdrant_cluster, qdrant_readiness
-from connector.stores.contract import Points
+from connector.stores.points import Points
 from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_cluster import in_words
 from connector.stores.qdrant_connection import Connection, RetryPolicy

@@ -25,7 +25,8 @@ from connector.errors import (
     StoreError,
     StoreFullError,
 )
-from connector.stores.contract import CollectionConfig, Points, SearchLimits, VectorConfig
+from connector.stores.collection import CollectionConfig, SearchLimits, VectorConfig
+from connector.stores.points import Points
 from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import Connection
 from connector.stores.qdrant_limits import LimitBook, Limits

@@ -18,7 +18,7 @@ from connector.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from connector.stores.contract import CollectionConfig, VectorConfig
+from connector.stores.collection import CollectionConfig, VectorConfig
 from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import RetryPolicy
 from tests.support.canned_server import Answer, CannedServer, result, version

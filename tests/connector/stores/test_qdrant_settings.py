@@ -7,7 +7,7 @@ import pytest
 from qdrant_client import models
 
 from alignment.metrics import Distance
-from connector.stores.contract import CollectionConfig, VectorConfig
+from connector.stores.collection import CollectionConfig, VectorConfig
 from connector.stores.qdrant_settings import differences, restoration
 
 CREATED = CollectionConfig(
