@@ -21,6 +21,7 @@ from alignment.metrics.metric import Metric
 from alignment.metrics.native import Cosine, Dot, Euclid, Manhattan, Wasserstein1
 from alignment.metrics.registry import METRICS, parse
 from alignment.metrics.rescored import Rescored
+from alignment.metrics.seen_offset import SeenOffset
 
 __all__ = [
     "BANK",
@@ -45,6 +46,7 @@ __all__ = [
     "Nnn",
     "Perceptron",
     "Rescored",
+    "SeenOffset",
     "Wasserstein1",
     "bank_name",
     "parse",

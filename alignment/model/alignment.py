@@ -18,16 +18,20 @@ from safetensors import SafetensorError
 
 from alignment.durable import new_directory, write_durably
 from alignment.errors import AlignmentError
-from alignment.metrics import Metric
+from alignment.metrics import Metric, SeenOffset
 from alignment.modality import MODALITIES, Modality
 from alignment.model.feature_maps import FEATURE_MAPS
 from alignment.model.projections import MAPPED, Projection
+from alignment.model.seen_items import SeenItems
 from alignment.sets.cards import CARD, EncoderCard
 from alignment.sets.hold_out import HoldOut
 from alignment.vectors import FloatArray
 
 WEIGHTS = "weights.safetensors"
 LEARNED = "metric/"
+SEEN = "seen."
+# Fields of the card that alignments of the first releases lack.
+LATER = {"seen_offsets", "whole_recall"}
 FORMAT = 1
 
 
@@ -51,6 +55,10 @@ class AlignmentCard:
         held_out_recall: Recall@1/5/10 on those, by metric and direction, in [0, 1].
         held_out_groups: how many of them it was measured on.
         candidates: everything that was tried, with its validation score.
+        seen_offsets: what is taken off the scores of items that the fit saw, by metric and by the modality of the
+            items, at least 0; see `alignment.metrics.seen_offset`. A metric that has none is not named.
+        whole_recall: what a collection of seen and unseen items finds with these offsets, by metric and direction;
+            see `alignment.fitting.seen_unseen`.
     """
 
     encoders: dict[Modality, EncoderCard]
@@ -64,6 +72,8 @@ class AlignmentCard:
     candidates: list[dict[str, Any]]
     held_out_groups: int = 0
     training: dict[str, Any] = field(default_factory=dict)
+    seen_offsets: dict[str, dict[Modality, float]] = field(default_factory=dict)
+    whole_recall: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=library_versions)
     format: int = FORMAT
 
@@ -77,11 +87,13 @@ class Alignment:
 
     Attributes:
         weights: of learned metrics and of hubness corrections, by `str(metric)/tensor`; see `Metric.bind`.
+        seen: what the fit saw, by modality; not there in alignments of the first releases.
     """
 
     card: AlignmentCard
     projections: Mapping[Modality, Projection]
     weights: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    seen: Mapping[Modality, SeenItems] = field(default_factory=dict)
 
     @property
     def dim(self) -> int:
@@ -99,17 +111,23 @@ class Alignment:
     def metric(self, metric: Metric, items: Modality, *, device: str = "auto") -> Metric:
         """Return `metric` with what this alignment holds for it, ready to score items of one modality.
 
+        Where the alignment has an offset for seen items under this metric, that is a `SeenOffset`: its items have one
+        coordinate more, 1 of a seen item and 0 of any other.
+
         Raises:
             MetricError: it needs weights that this alignment does not hold.
             WeightsError: they are damaged.
         """
-        return metric.bind(self.weights, items, device)
+        bound = metric.bind(self.weights, items, device)
+        offsets = self.card.seen_offsets.get(str(metric), {})
+        return SeenOffset(bound, offsets.get(items, 0.0)) if any(offsets.values()) else bound
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the encoders' fingerprints, the hold-out and all weights.
+        """SHA-256 over the encoders' fingerprints, the hold-out, all weights, what was seen and the offsets for it.
 
-        Equal where `project` is equal and the same groups are unseen, which is what releases and audits rely on.
+        Equal where `project` is equal, the same items are seen and ranked alike, which is what releases and audits
+        rely on.
         """
         sha = hashlib.sha256(f"{self.card.hold_out}\n".encode())
         for modality in MODALITIES:
@@ -120,6 +138,12 @@ class Alignment:
         for name, tensor in sorted(self.weights.items()):
             sha.update(f"{name} {tensor.shape} {tensor.dtype}\n".encode())
             sha.update(np.ascontiguousarray(tensor).tobytes())
+        for modality, items in sorted(self.seen.items()):
+            for name, tensor in sorted(items.tensors().items()):
+                sha.update(f"seen {modality} {name} {tensor.shape}\n".encode())
+                sha.update(np.ascontiguousarray(tensor).tobytes())
+        if self.card.seen_offsets:
+            sha.update(f"seen offsets {json.dumps(self.card.seen_offsets, sort_keys=True)}\n".encode())
         return sha.hexdigest()
 
     def save(self, path: Path | str) -> None:
@@ -143,7 +167,12 @@ class Alignment:
             for name, tensor in projection.tensors().items()
         }
         learned = {f"{LEARNED}{name}": np.ascontiguousarray(tensor) for name, tensor in self.weights.items()}
-        return {**projections, **learned}
+        seen = {
+            f"{SEEN}{modality}.{name}": np.ascontiguousarray(tensor)
+            for modality, items in self.seen.items()
+            for name, tensor in items.tensors().items()
+        }
+        return {**projections, **learned, **seen}
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
@@ -170,13 +199,13 @@ class Alignment:
                     f"{path}: expected an alignment of format {FORMAT}, got format {raw['format']}; fit it again"
                 )
             fingerprint, dim = raw.pop("fingerprint"), raw.pop("dim")
-            if missing := AlignmentCard.__dataclass_fields__.keys() - raw.keys():
+            if missing := AlignmentCard.__dataclass_fields__.keys() - raw.keys() - LATER:
                 raise KeyError(*sorted(missing))
             raw["encoders"] = {m: EncoderCard(**card) for m, card in raw["encoders"].items()}
             raw["hold_out"] = HoldOut(**raw["hold_out"])
             card = AlignmentCard(**raw)
             weights = {n.removeprefix(LEARNED): tensor for n, tensor in tensors.items() if n.startswith(LEARNED)}
-            loaded = cls(card, {m: _projection(m, card, tensors) for m in MODALITIES}, weights)
+            loaded = cls(card, {m: _projection(m, card, tensors) for m in MODALITIES}, weights, _seen(tensors))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise AlignmentError(f"{path / CARD} is damaged ({error!r}); fit it again") from error
         if loaded.fingerprint != fingerprint or loaded.dim != dim:
@@ -201,3 +230,13 @@ def _projection(modality: Modality, card: AlignmentCard, tensors: dict[str, Any]
     if taken != dim or any(tensor is not None and len(tensor) != length for tensor, length in lengths):
         raise TypeError(f"{modality} weights of another dimension than the {dim} of {card.encoders[modality].spec}")
     return Projection(dim, mean, weight, feature_map)
+
+
+def _seen(tensors: Mapping[str, Any]) -> dict[Modality, SeenItems]:
+    """What was seen, by modality, of the tensors of an alignment."""
+    seen: dict[Modality, SeenItems] = {}
+    for modality in MODALITIES:
+        prefix = f"{SEEN}{modality}."
+        if own := {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}:
+            seen[modality] = SeenItems(**own)
+    return seen

@@ -11,9 +11,9 @@ import pytest
 import safetensors.numpy
 
 from alignment.errors import AlignmentError, MetricError, VectorError
-from alignment.metrics import METRICS, LearnedMetric, bank_name, parse
+from alignment.metrics import METRICS, Cosine, LearnedMetric, bank_name, parse
 from alignment.modality import MODALITIES
-from alignment.model.alignment import WEIGHTS, Alignment, AlignmentCard, library_versions
+from alignment.model.alignment import LATER, WEIGHTS, Alignment, AlignmentCard, library_versions
 from alignment.model.projections import Projection
 from alignment.sets.cards import CARD, EncoderCard
 from tests.support.alignments import alignment, projection
@@ -209,7 +209,10 @@ def test_a_card_that_does_not_belong_to_the_weights_is_refused(path: list[str], 
         Alignment.load(tmp_path / "a")
 
 
-@pytest.mark.parametrize("field", [*AlignmentCard.__dataclass_fields__, "dim", "fingerprint"])
+REQUIRED = [name for name in AlignmentCard.__dataclass_fields__ if name not in LATER]
+
+
+@pytest.mark.parametrize("field", [*REQUIRED, "dim", "fingerprint"])
 def test_a_card_without_one_of_its_fields_is_refused(field: str, tmp_path: Path) -> None:
     alignment().save(tmp_path / "a")
     card = json.loads((tmp_path / "a" / CARD).read_text())
@@ -369,3 +372,15 @@ def test_a_weights_file_with_metrics_that_was_damaged_is_refused(tmp_path: Path)
     (tmp_path / "a" / WEIGHTS).write_bytes(bytes(flipped))
     with pytest.raises(AlignmentError, match="card or weights were changed"):
         Alignment.load(tmp_path / "a")
+
+
+def test_an_alignment_of_the_first_releases_has_no_offset_and_knows_nothing_of_what_was_seen(tmp_path: Path) -> None:
+    made = alignment()
+    made.save(tmp_path / "a")
+    card = json.loads((tmp_path / "a" / CARD).read_text())
+    for name in LATER:
+        del card[name]
+    (tmp_path / "a" / CARD).write_text(json.dumps(card))
+    loaded = Alignment.load(tmp_path / "a")
+    assert loaded.fingerprint == made.fingerprint
+    assert loaded.seen == {} and loaded.metric(Cosine(), "image") == Cosine()
