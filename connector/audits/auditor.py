@@ -84,6 +84,8 @@ def audit(
     for modality, card in embedding_set.card.encoders.items():
         check_encoder(release.alignment, modality, card, f"embedding set {embedding_set.path}")
     info = store.describe(release.name)
+    if info.has_replicas:
+        info = replace(info, points=store.count(release.name, consistent=True))
     queries = lay_out(release, embedding_set, plan)
     subject = AuditSubject(
         release=release,
@@ -176,7 +178,7 @@ def _without_refused_stages(subject: AuditSubject) -> AuditSubject:
     """
     modality, target = next(iter(DIRECTIONS.values()))
     probe = subject.align(subject.queries[modality].rows.take([0]))
-    runner = StageRunner(subject.candidates, target, (1,), 1, 0, 0.0, subject.limiter)
+    runner = StageRunner(subject.candidates, target, (1,), 1, 0, 0.0, subject.limiter, consistent=subject.consistent)
     runner.run(subject.stages[-1], probe, [""], np.zeros(1, np.int64))
     try:
         runner.run(subject.stages[0], probe, [""], np.zeros(1, np.int64))

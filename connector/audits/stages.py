@@ -185,6 +185,7 @@ class StageRunner:
         limiter: called with the number of queries before they run.
         exact: whether the store answers exact searches. If not, ties that go on beyond a list are counted by an HNSW
             search.
+        consistent: count what all replicas of a cluster find alike; times are of searches as production makes them.
     """
 
     def __init__(
@@ -198,6 +199,7 @@ class StageRunner:
         limiter: RateLimiter,
         *,
         exact: bool = True,
+        consistent: bool = False,
     ):
         self.candidates = candidates
         self.target = target
@@ -207,6 +209,7 @@ class StageRunner:
         self.largest = largest
         self.lowering = candidates.release.lowerings[target]
         self.exact = exact
+        self.consistent = consistent
         self._limiter = limiter
 
     def run(
@@ -287,13 +290,13 @@ class StageRunner:
         for query in np.concatenate([aligned[:3], aligned]):
             self._limiter(1)
             started = time.perf_counter()
-            self._search(stage, query[None], self.k)
+            self._search(stage, query[None], self.k, consistent=False)
             seconds.append(time.perf_counter() - started)
         return Latency.of(seconds[min(3, len(aligned)) :])
 
     def _lists(self, stage: Stage, queries: FloatArray, depth: int) -> "list[_HitList]":
         self._limiter(len(queries))
-        ranked = self._search(stage, queries, depth)
+        ranked = self._search(stage, queries, depth, consistent=self.consistent)
         if self._is_own_order(stage):
             return self._rescored(queries, ranked)
         if self.candidates.release.guarantee is not Guarantee.EXACT:
@@ -305,12 +308,13 @@ class StageRunner:
         """Whether the lists stay in Qdrant's order although that is not the metric's."""
         return not stage.rescored and self.candidates.release.guarantee is not Guarantee.EXACT
 
-    def _search(self, stage: Stage, queries: FloatArray, depth: int) -> list[RankedHits]:
+    def _search(self, stage: Stage, queries: FloatArray, depth: int, *, consistent: bool) -> list[RankedHits]:
         options: dict[str, Any] = {
             "filter": stage.condition,
             "exact": stage.exact,
             "quantized": stage.quantized,
             "with_payload": ["group"],
+            "consistent": consistent,
         }
         candidates, score = self.candidates, self.lowering.score
         if not self._is_own_order(stage):
@@ -326,7 +330,7 @@ class StageRunner:
         """Score hits by the metric, from the vectors in their payloads; their order stays."""
         candidates = self.candidates
         ids = list({hit.id for hits in ranked for hit in hits.hits})
-        records = candidates.store.retrieve(candidates.release.name, ids)
+        records = candidates.store.retrieve(candidates.release.name, ids, consistent=self.consistent)
         read = vectors_of(self.lowering, records, queries.shape[1])
         vectors = dict(zip((record.id for record in records), read, strict=True))
         lists = []
@@ -383,6 +387,7 @@ class StageRunner:
             exact=self.exact,
             quantized=stage.quantized,
             with_payload=False,
+            consistent=self.consistent,
         )
         return np.array([hit.score for hit in ranked.hits if hit.id not in known])
 

@@ -75,7 +75,13 @@ class AuditSubject:
             largest,
             self.limiter,
             exact=self.why_refused is None,
+            consistent=self.consistent,
         )
+
+    @property
+    def consistent(self) -> bool:
+        """Whether the collection has replicas: the audit reads what all of them hold and find alike."""
+        return self.info.has_replicas
 
     @property
     def _ef(self) -> int:
@@ -94,8 +100,9 @@ class AuditSubject:
         """
         vector_name = target if self.release.guarantee is Guarantee.EXACT else None  # else payloads carry vectors
         indexes = {name: kind for name, kind in self.release.indexes.items() if name not in OWN_FIELDS}
+        matching = _with_vector(target, condition)
         for page in self.store.scroll(
-            self.release.name, vector_name=vector_name, filter=_with_vector(target, condition)
+            self.release.name, vector_name=vector_name, filter=matching, consistent=self.consistent
         ):
             self.limiter(1)
             for record in page:

@@ -33,7 +33,9 @@ def worst_queries(subject: AuditSubject, direction: str, results: StageResults, 
         return []
     queries = subject.align(rows.take(chosen))
     subject.limiter(len(chosen))
-    lists = subject.candidates.search(target, queries, WORST_HITS, quantized=subject.stages[-1].quantized)
+    lists = subject.candidates.search(
+        target, queries, WORST_HITS, quantized=subject.stages[-1].quantized, consistent=subject.consistent
+    )
     relevant: dict[str, list[str]] = {rows.groups[row]: [] for row in chosen}
     for keys, groups in subject.pairs.labels(target):
         for key, group in zip(keys, groups, strict=True):
@@ -43,7 +45,8 @@ def worst_queries(subject: AuditSubject, direction: str, results: StageResults, 
     for row, ranked in zip(chosen, lists, strict=True):
         group = rows.groups[row]
         hits = [_point(hit.payload, group, hit.score) for hit in ranked.hits]
-        records = subject.store.retrieve(subject.release.name, relevant[group][:WORST_EXPECTED])
+        shown = relevant[group][:WORST_EXPECTED]
+        records = subject.store.retrieve(subject.release.name, shown, consistent=subject.consistent)
         expected = [_point(record.payload, group) for record in records]
         payload = {**json.loads(rows.payloads[row]), "group": group, "content_sha256": rows.content_sha256[row]}
         query = StoredItem(rows.keys[row], payload)

@@ -109,6 +109,7 @@ class CandidateSearch:
         quantized: bool = True,
         max_candidates: int | None = None,
         with_payload: bool | Sequence[str] = True,
+        consistent: bool = False,
     ) -> list[RankedHits]:
         """Find the `k` best items of modality `target` for each query.
 
@@ -121,6 +122,8 @@ class CandidateSearch:
             quantized: search the quantized vectors, if the release has some, as production does.
             max_candidates: most candidates to fetch for a query; None: the lowering's own number.
             with_payload: whether hits carry their payload, or which fields of it.
+            consistent: find what all replicas of a cluster find alike, instead of asking one of each shard. Where
+                quantized vectors alone score, one is asked all the same: replicas may quantize apart.
 
         Raises:
             QueryError: `max_candidates` is below `k`.
@@ -132,17 +135,17 @@ class CandidateSearch:
         queries = lowering.query(aligned)
         check_finite(self.release.metric, queries)
         coarse = quantized and not exact and self._is_coarse
+        consistent = consistent and not coarse
+        options: dict[str, Any] = {"filter": filter, "exact": exact, "quantized": quantized, "consistent": consistent}
         if not isinstance(lowering, Rescored):
             hits = self.store.search(
                 self.release.name,
                 target,
                 queries,
                 k,
-                filter=filter,
-                exact=exact,
                 ef=self.ef,
                 with_payload=with_payload,
-                quantized=quantized,
+                **options,
                 **self._quantized,
             )
             if coarse:
@@ -150,15 +153,15 @@ class CandidateSearch:
             return _with_scores(lowering, aligned, hits)
         proves = exact or not (self._misses_items or (quantized and self._is_quantized))
         results: list[RankedHits] = []
-        options = {"filter": filter, "exact": exact, "quantized": quantized}
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             part = slice(start, start + QUERIES_AT_ONCE)
             rescoring = [
-                _Rescoring(lowering, query, lowered, k, coarse, proves)
+                _Rescoring(lowering, query, lowered, k, coarse, proves, consistent)
                 for query, lowered in zip(aligned[part], queries[part], strict=True)
             ]
             self._complete(rescoring, queries[part], target, k, max_candidates=max_candidates, **options)
-            results += self._with_payloads([query.ranked() for query in rescoring], with_payload)
+            ranked = [query.ranked() for query in rescoring]
+            results += self._with_payloads(ranked, with_payload, consistent=consistent)
         return results
 
     def _complete(
@@ -238,13 +241,15 @@ class CandidateSearch:
         latest = sorted(self._needed[target, k])
         return latest[int(ENOUGH * (len(latest) - 1))] + 1 if latest else 0
 
-    def _with_payloads(self, results: list[RankedHits], with_payload: bool | Sequence[str]) -> list[RankedHits]:
+    def _with_payloads(
+        self, results: list[RankedHits], with_payload: bool | Sequence[str], *, consistent: bool
+    ) -> list[RankedHits]:
         """Fetch the payloads of the final hits: candidates carry nothing but their vectors."""
         if with_payload is False:
             return results
         ids = list({hit.id for result in results for hit in result.hits})
         payloads: dict[str, Payload] = {}
-        for record in self.store.retrieve(self.release.name, ids) if ids else ():
+        for record in self.store.retrieve(self.release.name, ids, consistent=consistent) if ids else ():
             payload = {name: value for name, value in record.payload.items() if name != ALIGNED}
             if with_payload is not True:
                 payload = {name: payload[name] for name in with_payload if name in payload}
@@ -283,6 +288,7 @@ class _Rescoring:
         lowered: the query as Qdrant is asked.
         coarse: raw scores of hits are those of quantized vectors, to which the bound does not apply.
         proves: Qdrant's order is that of all items' vectors, so the bound is a proof.
+        consistent: hits that replicas do not find alike are left out.
         finished: no more candidates are needed.
     """
 
@@ -292,13 +298,14 @@ class _Rescoring:
     k: int
     coarse: bool
     proves: bool
+    consistent: bool
     seen: dict[str, tuple[float, float]] = field(default_factory=dict)
     finished: bool = False
     needed: int = 0
 
     def complete(self, hits: Sequence[Hit], page: int) -> bool:
         """Rescore the new ones among `hits`, the best `page` in Qdrant's order; return True if no more are needed."""
-        self.needed = len(hits)
+        self.needed, before = len(hits), len(self.seen)
         for start in range(0, len(hits), RESCORED_AT_ONCE):
             part = hits[start : start + RESCORED_AT_ONCE]
             self._rescore([hit for hit in part if hit.id not in self.seen])
@@ -308,7 +315,8 @@ class _Rescoring:
                     self.needed = bisect_left(hits, True, key=lambda hit: self._proves(hit.raw_score, kth))
                     self.finished = True
                     break
-        if len(hits) < page:  # every item that matches was seen
+        # Replicas order equal items apart, so that a page of theirs can be short and not the last.
+        if len(hits) < page and (not self.consistent or len(self.seen) == before):  # every item that matches was seen
             self.finished = True
         return self.finished
 

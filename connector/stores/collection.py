@@ -72,6 +72,11 @@ class CollectionInfo:
         """Quantization of the vectors that are searched, by its name in a layout; None: there is none."""
         return self.layout.get("quantization")
 
+    @property
+    def has_replicas(self) -> bool:
+        """Whether each shard has replicas on several nodes, of which a search asks one."""
+        return (self.layout.get("replication_factor") or 1) > 1
+
 
 class SettingDifference(NamedTuple):
     """A setting of a collection that is not what it was created with: something else changed it.

@@ -216,6 +216,7 @@ class Store(ABC):
         quantized: bool = True,
         oversampling: float = OVERSAMPLING,
         rescore: bool = True,
+        consistent: bool = False,
     ) -> list[list[Hit]]:
         """Return up to `k` hits for each query, best first.
 
@@ -231,6 +232,7 @@ class Store(ABC):
             quantized: search the quantized vectors, if the collection has some.
             oversampling: of a quantized collection: fetch so many times `k` by the quantized vectors.
             rescore: of a quantized collection: order these by the full vectors.
+            consistent: leave out hits that the replicas of a cluster do not find alike, as far as they can be asked.
 
         Raises:
             FilterError: stores would understand the filter in different ways, or this one does not support it.
@@ -248,6 +250,7 @@ class Store(ABC):
             quantized=quantized,
             oversampling=oversampling,
             rescore=rescore,
+            consistent=consistent,
         )
 
     @abstractmethod
@@ -265,6 +268,7 @@ class Store(ABC):
         quantized: bool,
         oversampling: float,
         rescore: bool,
+        consistent: bool,
     ) -> list[list[Hit]]:
         """Search by a checked and rewritten filter."""
 
@@ -273,18 +277,32 @@ class Store(ABC):
         return SearchLimits()
 
     def scroll(
-        self, name: str, *, vector_name: str | None = None, filter: "Filter | None" = None, page: int = 1000
+        self,
+        name: str,
+        *,
+        vector_name: str | None = None,
+        filter: "Filter | None" = None,
+        page: int = 1000,
+        consistent: bool = False,
     ) -> Iterator[list[Record]]:
         """Yield all points that match `filter` in pages of at most `page`, with the vector `vector_name`.
+
+        Args:
+            name: collection or alias.
+            vector_name: return this vector with each point.
+            filter: only points that match it.
+            page: most points at once.
+            consistent: leave out points that the replicas of a cluster do not hold alike, as far as they can be asked.
 
         Raises:
             FilterError: as `search`; at once, not with the first page.
         """
-        return self._scroll(name, vector_name=vector_name, filter=self._understood(name, filter), page=page)
+        understood = self._understood(name, filter)
+        return self._scroll(name, vector_name=vector_name, filter=understood, page=page, consistent=consistent)
 
     @abstractmethod
     def _scroll(
-        self, name: str, *, vector_name: str | None, filter: "Filter | None", page: int
+        self, name: str, *, vector_name: str | None, filter: "Filter | None", page: int, consistent: bool
     ) -> Iterator[list[Record]]:
         """Yield the points that match a checked and rewritten filter."""
 

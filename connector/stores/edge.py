@@ -336,6 +336,7 @@ class EdgeStore(Store):
         quantized: bool,
         oversampling: float,
         rescore: bool,
+        consistent: bool,
     ) -> list[list[Hit]]:
         condition = to_edge(filter)
         with self._reading(name, "search") as shard:
@@ -366,7 +367,7 @@ class EdgeStore(Store):
 
     @override
     def _scroll(
-        self, name: str, *, vector_name: str | None, filter: "Filter | None", page: int
+        self, name: str, *, vector_name: str | None, filter: "Filter | None", page: int, consistent: bool
     ) -> Iterator[list[Record]]:
         condition = to_edge(filter)
         offset = None

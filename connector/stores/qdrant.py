@@ -63,7 +63,7 @@ class QdrantStore(Store):
         self._limits = LimitBook()
         self._closed = False
         self._writer = PointWriter(self._send, self._limits, binary=connection.grpc, uploads=uploads)
-        self._searcher = Searcher(connection, self._call, self._limits, self._laid_out)
+        self._searcher = Searcher(connection, self._cluster.read, self._limits, self._laid_out)
 
     @classmethod
     def connect(
@@ -331,8 +331,9 @@ class QdrantStore(Store):
         quantized: bool,
         oversampling: float,
         rescore: bool,
+        consistent: bool,
     ) -> list[list[Hit]]:
-        how = SearchOptions(filter, exact, ef, with_payload, quantized, oversampling, rescore)
+        how = SearchOptions(filter, exact, ef, with_payload, quantized, oversampling, rescore, consistent)
         return self._searcher.search(name, vector_name, queries, k, how)
 
     @override
@@ -342,10 +343,10 @@ class QdrantStore(Store):
 
     @override
     def _scroll(
-        self, name: str, *, vector_name: str | None, filter: models.Filter | None, page: int
+        self, name: str, *, vector_name: str | None, filter: models.Filter | None, page: int, consistent: bool
     ) -> Iterator[list[Record]]:
         wanted = [vector_name] if vector_name else False
-        for points in self._pages(name, filter, page, with_payload=True, with_vectors=wanted):
+        for points in self._pages(name, filter, page, consistent=consistent, with_payload=True, with_vectors=wanted):
             yield [_record(point, vector_name) for point in points]
 
     def _pages(
@@ -385,9 +386,7 @@ class QdrantStore(Store):
     def ready(self, name: str) -> CollectionInfo:
         wait_until_ready(self._connection, name, self.replicas)
         info = self.describe(name)
-        if info.layout.get("replication_factor", 1) == 1:
-            return info
-        return replace(info, points=self.count(name, consistent=True))
+        return replace(info, points=self.count(name, consistent=True)) if info.has_replicas else info
 
     @override
     def aliases(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -33,6 +34,7 @@ class SearchOptions(NamedTuple):
     quantized: bool
     oversampling: float
     rescore: bool
+    consistent: bool
 
 
 class Searcher:
@@ -40,7 +42,7 @@ class Searcher:
 
     Args:
         connection: to the server.
-        call: calls its client, and translates errors.
+        read: calls its client with a consistency, and translates errors.
         limits: of the collections.
         laid_out: returns what is known of a collection or alias; it is asked for every search.
     """
@@ -48,12 +50,12 @@ class Searcher:
     def __init__(
         self,
         connection: Connection,
-        call: Callable[..., Any],
+        read: Callable[..., Any],
         limits: LimitBook,
         laid_out: Callable[[str], models.CollectionInfo],
     ):
         self._connection = connection
-        self._call = call
+        self._read = read
         self._limits = limits
         self._laid_out = laid_out
         self._told: set[tuple[str, str, float]] = set()
@@ -154,12 +156,15 @@ class Searcher:
                 )
                 for query in queries[unfinished].tolist()
             ]
-            answers = self._call(self._connection.client.query_batch_points, name, requests=requests)
+            query = partial(self._connection.client.query_batch_points, name, requests)  # takes a consistency
+            answers = self._read(name, query, consistent=how.consistent)
             left = []
             for row, answer in zip(unfinished, answers, strict=True):
                 for p in answer.points:
                     found[row].setdefault(str(p.id), Hit(str(p.id), p.score, p.payload or {}))
-                if len(answer.points) == limit and len(found[row]) < k:
+                # A page without the hits that replicas do not find alike is short, and still not the last.
+                more = bool(answer.points) if how.consistent else len(answer.points) == limit
+                if more and limit < k and len(found[row]) < k:
                     left.append(row)
             unfinished, offset = left, offset + limit
         return [list(hits.values())[:k] for hits in found]

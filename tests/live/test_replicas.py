@@ -23,7 +23,7 @@ from connector.stores.points import Points
 from connector.stores.qdrant_connection import RetryPolicy
 from tests.support.errors import raises
 from tests.support.qdrant_servers import API_KEY, Cluster, state_of
-from tests.support.world import World, pairs
+from tests.support.world import World, audit, pairs, steady, the_set
 
 THREE: dict[str, Any] = {"shards": 2, "replication_factor": 3, "write_consistency_factor": 3}
 TWO: dict[str, Any] = {"shards": 3, "replication_factor": 2, "write_consistency_factor": 1}
@@ -115,6 +115,21 @@ def test_orphans_that_other_nodes_hold_alone_are_seen_and_deleted_there(
         assert report_of(world, collection).consistent
     first, *others = on_each_node(cluster, release.name)
     assert all(other == first for other in others)
+
+
+def test_an_audit_measures_the_same_whichever_node_answers(cluster: Cluster, world: World, collection: str) -> None:
+    (release,) = world.push(world.set("s", *pairs(20)), collection=collection, **THREE).releases
+    cluster.nodes[2].kill()
+    with pytest.raises(ClusterError):
+        lose_some(world, release)  # the last node keeps them
+    cluster.start()
+    found = []
+    for node in cluster.nodes:
+        with node.connect() as store:
+            found.append(audit(release, store, the_set(world), ks=(1, 5), queries="all"))
+    assert [result.info.points for result in found if result.info] == [35, 35, 35]
+    assert steady(found[0]) == steady(found[1]) == steady(found[2])
+    assert steady(audit(release, world.store, the_set(world), ks=(1, 5), queries="all")) == steady(found[0])
 
 
 @pytest.mark.parametrize("world", ["REST"], indirect=True)

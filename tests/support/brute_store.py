@@ -93,6 +93,6 @@ class Brute:
             found.append([Hit(self.ids[n], float(row[n]), dict(self.payloads[n])) for n in kept[:k]])
         return found
 
-    def retrieve(self, name: str, ids: Sequence[str]) -> list[Record]:
+    def retrieve(self, name: str, ids: Sequence[str], **options: Any) -> list[Record]:
         number = {id_: n for n, id_ in enumerate(self.ids)}
         return [Record(id_, None, dict(self.payloads[number[id_]])) for id_ in ids]

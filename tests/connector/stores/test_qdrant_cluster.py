@@ -48,6 +48,21 @@ class TestReads:
         assert store.retrieve("c", [POINT], consistent=True) == []
         assert store.ready("c").points == 20
 
+    @in_state("replicas differ")
+    @pytest.mark.parametrize("consistent", [False, True])
+    def test_what_one_replica_lacks_is_not_found_where_all_have_to_find_it(
+        self, store: QdrantStore, consistent: bool
+    ) -> None:
+        query = np.array([[-1.0, 0.0]], np.float32)  # the points that one replica lacks score best
+        (hits,) = store.search("c", "v", query, 15, exact=True, consistent=consistent)
+        assert [-hit.raw_score for hit in hits] == [*(range(11, 26) if consistent else range(1, 16))]
+
+    @in_state("a node is away")
+    def test_with_a_node_away_searches_ask_the_others(self, store: QdrantStore, node: RecordedNode) -> None:
+        (hits,) = store.search("c", "v", np.array([[-1.0, 0.0]], np.float32), 15, exact=True, consistent=True)
+        assert [-hit.raw_score for hit in hits] == [*range(1, 16)]
+        assert [request.partition("?")[2] for request in node.requests[-2:]] == ["consistency=all", "consistency=2"]
+
     @in_state("a node is away")
     def test_with_a_node_away_all_other_replicas_are_asked(
         self, store: QdrantStore, node: RecordedNode, caplog: pytest.LogCaptureFixture
@@ -68,6 +83,7 @@ class TestReads:
     def test_searches_and_other_reads_ask_one_replica(self, store: QdrantStore, node: RecordedNode) -> None:
         store.count("c")
         store.retrieve("c", [POINT])
+        store.search("c", "v", np.array([[-1.0, 0.0]], np.float32), 15, exact=True)
         assert not any("consistency" in request for request in node.requests)
 
 
