@@ -139,9 +139,8 @@ class Alignment:
             sha.update(f"{name} {tensor.shape} {tensor.dtype}\n".encode())
             sha.update(np.ascontiguousarray(tensor).tobytes())
         for modality, items in sorted(self.seen.items()):
-            for name, tensor in sorted(items.tensors().items()):
-                sha.update(f"seen {modality} {name} {tensor.shape}\n".encode())
-                sha.update(np.ascontiguousarray(tensor).tobytes())
+            sha.update(f"seen {modality} {items.contents.shape}\n".encode())
+            sha.update(items.contents.tobytes())
         if self.card.seen_offsets:
             sha.update(f"seen offsets {json.dumps(self.card.seen_offsets, sort_keys=True)}\n".encode())
         return sha.hexdigest()

@@ -383,4 +383,5 @@ def test_an_alignment_of_the_first_releases_has_no_offset_and_knows_nothing_of_w
     (tmp_path / "a" / CARD).write_text(json.dumps(card))
     loaded = Alignment.load(tmp_path / "a")
     assert loaded.fingerprint == made.fingerprint
-    assert loaded.seen == {} and loaded.metric(Cosine(), "image") == Cosine()
+    assert loaded.seen == {}
+    assert loaded.metric(Cosine(), "image") == Cosine()
