@@ -210,6 +210,11 @@ class CertifiedLowering(Rescored):
         nearest = max(0.0, tail * (1 - 1e-5 - self.dim * FLOAT32_ROUNDS) - 1e-6)
         return -self.least * nearest**2
 
+    @override
+    def column_of(self, offset: float) -> float:
+        """As `least * H^2` bounds the divergence, `least` times what is taken off here is `offset`."""
+        return offset / self.least
+
 
 def _information(P: Array) -> Array:
     """`sum p ln p` along the last axis, where 0 ln 0 is 0."""

@@ -250,6 +250,10 @@ class MixtureLowering(Rescored):
         """The last raw score plus what the gates can add, by more than float32 rounds."""
         return tail + 2 * float(np.tanh(self._mixture.sway / 2)) + 1e-5 + self.dim * FLOAT32_ROUNDS
 
+    @override
+    def column_of(self, offset: float) -> float:
+        return offset
+
 
 @dataclass(frozen=True, slots=True)
 class Perceptron(LearnedMetric):

@@ -55,16 +55,31 @@ class Lowering:
         distance: the native distance of the collection.
         dim: dimension of a stored vector.
         version: raised when `item`, `query` or `offset` change, so that older releases are recognised and refused.
+        marks_seen: whether an item has a last coordinate that queries lack, 1 if the fit saw it and 0 if not; see
+            `alignment.metrics.seen_offset`.
     """
 
     distance: Distance
     dim: int
     version: int = 1
-    guarantee: ClassVar[Guarantee] = Guarantee.EXACT
-    magnitude: ClassVar[float] = 0.0
+    marks_seen: ClassVar[bool] = False
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What it guarantees about the order in which Qdrant returns items."""
+        return Guarantee.EXACT
+
+    @property
+    def magnitude(self) -> float:
+        """Of the numbers that a score is made of, where it may itself be smaller than what they round to."""
+        return 0.0
+
+    def item_dim(self, dim: int) -> int:
+        """Coordinates of an item beside queries of dimension `dim`: one more where items say whether they were seen."""
+        return dim + self.marks_seen
 
     def item(self, X: Array) -> Array:
-        """Turn aligned vectors (n, d) into the vectors to store (n, dim), float32."""
+        """Turn aligned vectors (n, `item_dim`) into the vectors to store (n, dim), float32."""
         return X
 
     def query(self, X: Array) -> Array:
@@ -76,8 +91,15 @@ class Lowering:
         return None
 
     def score(self, raw: float, offset: float = 0.0) -> float:
-        """Turn Qdrant's raw score into the metric's own score, where higher is always better."""
+        """Turn Qdrant's raw score into the score that items rank by, where higher is always better."""
         return (raw if self.distance.higher_is_better else -raw) + offset
+
+    def taken_off(self, score: float, *, seen: bool) -> float:
+        """Return what was taken off the metric's own score, at least 0, of an item that ranks by `score`.
+
+        0 but for items that the fit saw, where the alignment has an offset for them.
+        """
+        return 0.0
 
     def tied(self, scores: Scores | float) -> Scores:
         """Return the lowest scores that are as good as `scores`, as far as float32 can tell."""

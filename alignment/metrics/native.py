@@ -28,7 +28,7 @@ class Cosine(Metric):
 
     @override
     def score(self, queries: Array, items: Array) -> Array:
-        return _normalized(queries) @ _normalized(items).T
+        return normalized(queries) @ normalized(items).T
 
     @override
     def lower(self, dim: int) -> Lowering:
@@ -131,6 +131,7 @@ class SortedLowering(Lowering):
         return ascending(X) / self.dim
 
 
-def _normalized(X: Array) -> Array:
+def normalized(X: Array) -> Array:
+    """Bring vectors (n, d) to length 1; a zero vector stays one."""
     xp = array_namespace(X)
     return X / xp.maximum(xp.linalg.vector_norm(X, axis=1, keepdims=True), SHORTEST)

@@ -1,7 +1,10 @@
 """Lowerings that search candidates in an order that Qdrant knows and rescore them exactly."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
+
+from typing_extensions import override
 
 from alignment.metrics.arrays import Scores, Vectors
 from alignment.metrics.lowering import Lowering
@@ -11,23 +14,40 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rescored(Lowering):
+class Rescored(Lowering, ABC):
     """A lowering that finds candidates; the metric itself, over their aligned vectors, orders them.
 
     Attributes:
         metric: what orders them.
-        page: how many candidates a search fetches at first.
-        budget: how many it fetches at most, unless told otherwise.
-        magnitude: of the numbers that a score is made of, where it may itself be smaller than what they round to.
     """
 
     metric: "Metric"
-    page: ClassVar[int]
-    budget: ClassVar[int]
-    magnitude: ClassVar[float] = 1.0
+
+    @property
+    @abstractmethod
+    def page(self) -> int:
+        """How many candidates a search fetches at first."""
+
+    @property
+    @abstractmethod
+    def budget(self) -> int:
+        """How many candidates a search fetches at most, unless told otherwise."""
+
+    @property
+    @override
+    def magnitude(self) -> float:
+        return 1.0
 
     def bound(self, tail: float) -> float | None:
         """Return a score that no item exceeds whose raw score is no better than `tail`; None: there is no bound."""
+        return None
+
+    def column_of(self, offset: float) -> float | None:
+        """Return what to take off raw scores of candidates for `bound` to hold of scores that are lower by `offset`.
+
+        Off minus the squared distance under Euclid. None: candidates are found without the offset, and only rescoring
+        takes it off.
+        """
         return None
 
     def rescore(self, query: Vectors, items: Vectors) -> Scores:

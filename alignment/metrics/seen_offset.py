@@ -4,23 +4,31 @@ Chao, Changpinyo, Gong and Sha, ECCV 2016. The fit puts seen items on their own 
 that came later. Whether an item was seen is its last coordinate: 1 or 0. Queries have no such coordinate.
 
 score of the metric            with the offset o of a seen item     Qdrant compares
-s, lowered to Dot or Cosine    s - o                                Dot, one more column
--d, lowered to Manhattan       -(d + o)                             Manhattan, one more column
--d, lowered to Euclid          -sqrt(d^2 + o)                       Euclid, one more column
-s, rescored                    s - o                                candidates with one more column, then rescored
+s, lowered to Dot or Cosine    s - o                                Dot, a further number -o beside 1 of the query
+-d, lowered to Manhattan       -(d + o)                             Manhattan, a further number o beside 0
+-d, lowered to Euclid          -sqrt(d^2 + o)                       Euclid, a further number sqrt(o) beside 0
+s, rescored                    s - o                                candidates with such a number, then rescored
+
+The number is spread over several columns, see `with_column`.
 """
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 from array_api_compat import array_namespace
 from typing_extensions import override
 
 from alignment.errors import MetricError
-from alignment.metrics.arrays import Array, Scores
-from alignment.metrics.lowering import Distance, Guarantee, Lowering
+from alignment.metrics.arrays import Array, safe_sqrt
+from alignment.metrics.lowering import FLOAT32_ROUNDS, SPREAD, Distance, Guarantee, Lowering, with_column
 from alignment.metrics.metric import Metric
+from alignment.metrics.native import normalized
+from alignment.metrics.rescored import Rescored
+
+# Raise this when the columns themselves change; the version of the lowering before them is added.
+OWN_VERSION = 1
+# Beside a larger offset, float32 would round too much of a score away.
+LARGEST = 10_000.0
 
 
 def is_squared(metric: Metric, dim: int) -> bool:
@@ -29,11 +37,22 @@ def is_squared(metric: Metric, dim: int) -> bool:
     return lowering.guarantee is Guarantee.EXACT and lowering.distance is Distance.EUCLID
 
 
+def carries(metric: Metric) -> bool:
+    """Whether an offset can be taken off the scores of `metric`: it rescores, or they are Qdrant's but for the sign."""
+    lowering = metric.lower(2)
+    return isinstance(lowering, Rescored) or type(lowering).score is Lowering.score
+
+
 @dataclass(frozen=True, slots=True)
 class SeenOffset(Metric):
     """A metric whose scores of seen items are lower by an offset.
 
     It prints as `base`: the offset belongs to the alignment, and a release keeps the name of its metric.
+
+    >>> import numpy as np
+    >>> from alignment.metrics import Dot
+    >>> SeenOffset(Dot(), 0.25).score(np.array([[1.0, 0.0]]), np.array([[0.5, 0.0, 1.0], [0.5, 0.0, 0.0]]))
+    array([[0.25, 0.5 ]])
 
     Attributes:
         base: a metric with its weights.
@@ -45,8 +64,15 @@ class SeenOffset(Metric):
     name: ClassVar[str] = "seen-offset"
 
     def __post_init__(self) -> None:
-        if isinstance(self.base, SeenOffset) or not 0 <= self.offset < np.inf:
-            raise MetricError(f"expected an offset of at least 0 for {self.base}, got {self.offset}")
+        if isinstance(self.base, SeenOffset) or not carries(self.base):
+            raise MetricError(
+                f"metric {self.base} cannot carry an offset for seen items: its scores are not those of Qdrant, and it "
+                "rescores none; fit with --seen-offset 0"
+            )
+        if not 0 <= self.offset <= LARGEST:
+            raise MetricError(
+                f"metric {self.base}: expected an offset for seen items from 0 to {LARGEST:g}, got {self.offset}"
+            )
 
     def __str__(self) -> str:
         return str(self.base)
@@ -60,21 +86,167 @@ class SeenOffset(Metric):
         """Compare queries (n, d) with items (m, d + 1), whose last coordinate is 1 if seen and 0 if not: (n, m)."""
         own = self.base.score(queries, items[:, :-1])
         taken = self.offset * items[None, :, -1]
-        if is_squared(self.base, queries.shape[1]):
-            return -(array_namespace(own).sqrt(own**2 + taken))
-        return own - taken
+        return -safe_sqrt(own**2 + taken) if is_squared(self.base, queries.shape[1]) else own - taken
 
     @override
     def lower(self, dim: int) -> Lowering:
-        raise NotImplementedError
+        base = self.base.lower(dim)
+        version = base.version + OWN_VERSION - 1
+        if isinstance(base, Rescored):
+            columns = _Columns(base, base.column_of(self.offset))
+            return OffsetRescored(
+                columns.distance, columns.dim, version=version, metric=self, columns=columns, offset_of_seen=self.offset
+            )
+        columns = _Columns(base, self.offset)
+        return OffsetLowering(
+            columns.distance, columns.dim, version=version, columns=columns, offset_of_seen=self.offset
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """The vectors of a lowering, and behind them the columns that take an offset off the raw scores of seen items.
+
+    Attributes:
+        base: lowers what is compared.
+        taken: how much, off minus the squared distance under Euclid; None: there are no such columns.
+    """
+
+    base: Lowering
+    taken: float | None
+
+    @property
+    def distance(self) -> Distance:
+        """Cosine would normalise the columns away; over unit vectors Dot is the same."""
+        turned = self.taken is not None and self.base.distance is Distance.COSINE
+        return Distance.DOT if turned else self.base.distance
+
+    @property
+    def dim(self) -> int:
+        return self.base.dim if self.taken is None else self.base.dim + SPREAD
+
+    def item(self, X: Array) -> Array:
+        """Lower items (n, d + 1), the last coordinate of which is 1 of a seen item and 0 of any other."""
+        vectors = self.base.item(X[:, :-1])
+        return vectors if self.taken is None else with_column(self._unit(vectors), self._number(self.taken) * X[:, -1])
+
+    def query(self, X: Array) -> Array:
+        """Lower queries (n, d)."""
+        vectors = self.base.query(X)
+        if self.taken is None:
+            return vectors
+        xp = array_namespace(vectors)
+        beside = xp.ones_like(vectors[:, 0]) if self.distance is Distance.DOT else xp.zeros_like(vectors[:, 0])
+        return with_column(self._unit(vectors), beside)
+
+    def _unit(self, vectors: Array) -> Array:
+        return normalized(vectors) if self.base.distance is Distance.COSINE else vectors
+
+    def _number(self, taken: float) -> float:
+        if self.distance is Distance.MANHATTAN:
+            return taken / SPREAD**0.5  # `with_column` spreads so that products add up, not numbers
+        return taken**0.5 if self.distance is Distance.EUCLID else -taken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OffsetLowering(Lowering):
+    """Stores and queries the vectors of an exact lowering, and columns with the offset.
+
+    Attributes:
+        offset_of_seen: see `SeenOffset.offset`.
+    """
+
+    columns: _Columns
+    offset_of_seen: float
+    marks_seen: ClassVar[bool] = True
+
+    @property
+    @override
+    def magnitude(self) -> float:
+        return max(self.columns.base.magnitude, self.offset_of_seen)
+
+    @override
+    def item(self, X: Array) -> Array:
+        return self.columns.item(X)
+
+    @override
+    def query(self, X: Array) -> Array:
+        return self.columns.query(X)
+
+    @override
+    def offset(self, X: Array) -> Array | None:
+        return self.columns.base.offset(X)
+
+    @override
+    def taken_off(self, score: float, *, seen: bool) -> float:
+        if not seen:
+            return 0.0
+        if self.distance is not Distance.EUCLID:
+            return self.offset_of_seen
+        own = -(max(0.0, score**2 - self.offset_of_seen) ** 0.5)
+        return own - score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OffsetRescored(Rescored):
+    """Finds candidates by the vectors of another lowering and columns with the offset, and rescores them with it.
+
+    Attributes:
+        offset_of_seen: see `SeenOffset.offset`.
+    """
+
+    columns: _Columns
+    offset_of_seen: float
+    marks_seen: ClassVar[bool] = True
+
+    @property
+    def _base(self) -> Rescored:
+        assert isinstance(self.columns.base, Rescored)
+        return self.columns.base
+
+    @property
+    @override
+    def guarantee(self) -> Guarantee:
+        return self._base.guarantee
+
+    @property
+    @override
+    def magnitude(self) -> float:
+        return max(self._base.magnitude, self.offset_of_seen)
+
+    @property
+    @override
+    def page(self) -> int:
+        return self._base.page
+
+    @property
+    @override
+    def budget(self) -> int:
+        return self._base.budget
+
+    @override
+    def item(self, X: Array) -> Array:
+        return self.columns.item(X)
+
+    @override
+    def query(self, X: Array) -> Array:
+        return self.columns.query(X)
+
+    @override
+    def bound(self, tail: float) -> float | None:
+        """The bound without the offset, and what float32 rounds beside it.
+
+        An item scores `s - o * seen`, and its raw score is lower by as much as `column_of` says, or not at all.
+        """
+        own = self._base.bound(tail)
+        return None if own is None else own + self.dim * FLOAT32_ROUNDS * self.offset_of_seen
+
+    @override
+    def taken_off(self, score: float, *, seen: bool) -> float:
+        return self.offset_of_seen if seen else 0.0
 
 
 def with_seen(items: Array, seen: Any) -> Array:
     """Put a last coordinate beside the vectors of items (n, d): 1 where `seen` (n,), 0 elsewhere."""
     xp = array_namespace(items)
     return xp.concat([items, xp.asarray(seen, dtype=items.dtype)[:, None]], axis=1)
-
-
-def own_score(metric: Metric, ranked: Scores, seen: Any) -> Scores:
-    """Return the scores of the metric itself, of `ranked` scores with the offset taken off and whether seen."""
-    raise NotImplementedError
