@@ -1,11 +1,14 @@
 """Bootstrap intervals over groups."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from alignment.retrieval.ranks import IntArray, Ranks
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +38,49 @@ def bootstrap_means(
     values: npt.NDArray[np.floating], groups: IntArray, *, seed: int = 0, replicates: int = 1000
 ) -> list[Estimate]:
     """Estimate the means of the columns of `values` (n, m) as `bootstrap_mean` does, all from the same draws."""
-    _, codes = np.unique(groups, return_inverse=True)
-    sizes = np.bincount(codes).astype(np.float64)  # (g,)
-    sums = np.stack([np.bincount(codes, weights=column) for column in values.T], axis=1)  # (g, m)
-    rng = np.random.default_rng(seed)
-    means = np.empty((replicates, values.shape[1]))
-    for replicate in range(replicates):
-        times = np.bincount(rng.integers(len(sizes), size=len(sizes)), minlength=len(sizes)).astype(np.float64)
-        means[replicate] = times @ sums / (times @ sizes)
+    means = _replicated_means(values, groups, np.random.default_rng(seed), replicates)
     lows, highs = np.percentile(means, [2.5, 97.5], axis=0)
     averages = [column.mean() for column in np.ascontiguousarray(values.T)]  # the same digits as of one alone
     return [
         Estimate(float(value), float(low), float(high)) for value, low, high in zip(averages, lows, highs, strict=True)
     ]
+
+
+def bootstrap_of_two(
+    combine: Callable[[Floats, Floats], Floats],
+    one: tuple[Floats, IntArray],
+    other: tuple[Floats, IntArray],
+    *,
+    seed: int = 0,
+    replicates: int = 1000,
+) -> Estimate:
+    """Estimate what `combine` makes of two means over different queries, such as their harmonic mean.
+
+    Args:
+        combine: of means (r,) and (r,) to (r,).
+        one, other: values (n,) with the groups of their queries (n,). Groups of either are drawn by themselves.
+        seed: of the bootstrap.
+        replicates: how many times groups are drawn.
+    """
+    rng = np.random.default_rng(seed)
+    means = [_replicated_means(values[:, None], groups, rng, replicates)[:, 0] for values, groups in (one, other)]
+    low, high = np.percentile(combine(*means), [2.5, 97.5])
+    value = combine(*(np.array([values.mean()]) for values, _ in (one, other)))[0]
+    return Estimate(float(value), float(low), float(high))
+
+
+def _replicated_means(
+    values: npt.NDArray[np.floating], groups: IntArray, rng: np.random.Generator, replicates: int
+) -> Floats:
+    """Return the means of the columns of `values` (n, m) over groups drawn so many times (replicates, m)."""
+    _, codes = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(codes).astype(np.float64)  # (g,)
+    sums = np.stack([np.bincount(codes, weights=column) for column in values.T], axis=1)  # (g, m)
+    means = np.empty((replicates, values.shape[1]))
+    for replicate in range(replicates):
+        times = np.bincount(rng.integers(len(sizes), size=len(sizes)), minlength=len(sizes)).astype(np.float64)
+        means[replicate] = times @ sums / (times @ sizes)
+    return means
 
 
 def bootstrap_median(values: Ranks, groups: IntArray, *, seed: int = 0, replicates: int = 1000) -> Estimate:

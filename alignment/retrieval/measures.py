@@ -11,7 +11,7 @@ median_rank   rank of the best relevant item; infinity where none is found
 information retrieval. A query without any relevant item counts as a miss: 0, or infinity for a rank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,30 +116,68 @@ def change(
     Raises:
         MeasureError: the audits share no query.
     """
-    places = {key: place for place, key in enumerate(before.keys)}
-    pairs = [(places[key], place) for place, key in enumerate(after.keys) if key in places]
-    if not pairs:
-        raise MeasureError("the audits share no query; ask both with the same pairs")
-    old, new = before.values[[a for a, _ in pairs]], after.values[[b for _, b in pairs]]  # (n,), (n,)
-    codes = np.unique([after.groups[b] for _, b in pairs], return_inverse=True)[1]
-    statistic = _LowerMedian if is_rank else _Mean
-    of_old, of_new = statistic(old, codes), statistic(new, codes)
-    rng, group_count = np.random.default_rng(seed), int(codes.max()) + 1
-    differences = np.empty(replicates)
+    return change_of_two(lambda value: value, [(before, after)], is_rank=is_rank, seed=seed, replicates=replicates)
+
+
+def change_of_two(
+    combine: Callable[..., float],
+    kinds: Sequence[tuple[PerQueryValues, PerQueryValues]],
+    *,
+    is_rank: bool = False,
+    seed: int = 0,
+    replicates: int = 1000,
+) -> Change:
+    """Compare what `combine` makes of the means of one or two kinds of queries, as `change` does.
+
+    Args:
+        combine: of the mean of each kind.
+        kinds: the queries of the earlier and of the later audit, of each kind. Groups of a kind are drawn by
+            themselves.
+        is_rank: take lower medians instead of means.
+        seed: of the bootstrap.
+        replicates: how many times groups are drawn.
+
+    Raises:
+        MeasureError: the audits share no query of a kind.
+    """
+    paired = [_Paired(before, after, is_rank=is_rank) for before, after in kinds]
+    rng, differences = np.random.default_rng(seed), np.empty(replicates)
     for replicate in range(replicates):
-        times = np.bincount(rng.integers(group_count, size=group_count), minlength=group_count)  # (g,)
-        differences[replicate] = _minus(of_new.weighted(times), of_old.weighted(times))
-    once = np.ones(group_count, dtype=np.int64)
+        drawn = [pair.weighted(rng.integers(pair.groups, size=pair.groups)) for pair in paired]
+        old, new = (combine(*values) for values in zip(*drawn, strict=True))
+        differences[replicate] = _minus(new, old)
     low, high = np.quantile(differences, [0.025, 0.975], method="inverted_cdf")
-    value_before, value_after = of_old.weighted(once), of_new.weighted(once)
+    all_of_them = [pair.weighted(np.arange(pair.groups)) for pair in paired]
+    old, new = (combine(*values) for values in zip(*all_of_them, strict=True))
+    shared = sum(pair.queries for pair in paired)
     return Change(
-        value_before,
-        value_after,
-        Estimate(_minus(value_after, value_before), float(low), float(high)),
-        len(pairs),
-        len(before.keys) - len(pairs),
-        len(after.keys) - len(pairs),
+        old,
+        new,
+        Estimate(_minus(new, old), float(low), float(high)),
+        shared,
+        sum(len(before.keys) for before, _ in kinds) - shared,
+        sum(len(after.keys) for _, after in kinds) - shared,
     )
+
+
+class _Paired:
+    """The queries that two audits share, and the groups that a bootstrap draws of them."""
+
+    def __init__(self, before: PerQueryValues, after: PerQueryValues, *, is_rank: bool):
+        places = {key: place for place, key in enumerate(before.keys)}
+        pairs = [(places[key], place) for place, key in enumerate(after.keys) if key in places]
+        if not pairs:
+            raise MeasureError("the audits share no query; ask both with the same pairs")
+        old, new = before.values[[a for a, _ in pairs]], after.values[[b for _, b in pairs]]  # (n,), (n,)
+        codes = np.unique([after.groups[b] for _, b in pairs], return_inverse=True)[1]
+        statistic = _LowerMedian if is_rank else _Mean
+        self._of_old, self._of_new = statistic(old, codes), statistic(new, codes)
+        self.queries, self.groups = len(pairs), int(codes.max()) + 1
+
+    def weighted(self, drawn: IntArray) -> tuple[float, float]:
+        """Return the statistic of the earlier and of the later audit, over groups (g,) that were drawn."""
+        times = np.bincount(drawn, minlength=self.groups)  # (g,)
+        return self._of_old.weighted(times), self._of_new.weighted(times)
 
 
 def _minus(one: float, other: float) -> float:

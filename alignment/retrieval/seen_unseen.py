@@ -6,6 +6,7 @@ and of unseen items apart. Items may come a page at a time; memory holds 2 (k + 
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +15,18 @@ from alignment.retrieval.ranks import Ranks
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
+Shares = TypeVar("Shares", float, Floats)
+# Is lost in any sum but that of two zeros.
+TINY = 1e-300
 
 
-def harmonic_mean(one: float, other: float) -> float:
-    """Return the harmonic mean of two shares: 0 where either is.
+def harmonic_mean(one: Shares, other: Shares) -> Shares:
+    """Return the harmonic mean of two shares, or of shares (n,) and shares (n,): 0 where either is.
 
-    >>> round(harmonic_mean(0.2, 0.8), 12)
-    0.32
+    >>> harmonic_mean(0.25, 0.75), harmonic_mean(0.0, 1.0), harmonic_mean(0.0, 0.0)
+    (0.375, 0.0, 0.0)
     """
-    return 2 * one * other / (one + other) if one + other > 0 else 0.0
+    return 2 * one * other / (one + other + TINY)
 
 
 def area_under(unseen: Floats, seen: Floats) -> float:

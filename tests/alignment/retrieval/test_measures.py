@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import hmean
 
 from alignment.errors import MeasureError
 from alignment.metrics import Cosine, Dot
@@ -17,6 +18,7 @@ from alignment.retrieval.measures import (
     Floats,
     PerQueryValues,
     change,
+    change_of_two,
     found,
     ndcg,
     r_precision,
@@ -24,6 +26,7 @@ from alignment.retrieval.measures import (
     reciprocal_rank,
 )
 from alignment.retrieval.ranks import IntArray, RelevantRanks, ranks, relevant_ranks
+from alignment.retrieval.seen_unseen import harmonic_mean
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its providers warn of syntax that Python will refuse some day
@@ -214,6 +217,34 @@ def test_a_median_may_be_infinite_before_and_after() -> None:
     assert change(once, never, is_rank=True).difference.value == math.inf
     result = change(asked([4.0, 6.0, 8.0]), asked([1.0, 2.0, 3.0]), is_rank=True)
     assert (result.before, result.after, result.difference.value) == (6.0, 2.0, -4.0)
+
+
+def test_a_harmonic_mean_of_two_kinds_changes_as_its_parts_do(rng: np.random.Generator) -> None:
+    """By hand: groups of each kind are drawn apart, and the same ones of both audits."""
+    kinds, groups = [], 6
+    for n in (18, 24):
+        names = [f"{row % groups}" for row in range(n)]
+        kinds.append(
+            tuple(
+                PerQueryValues([f"{row}" for row in range(n)], names, rng.integers(0, 2, n).astype(np.float64))
+                for _ in range(2)
+            )
+        )
+    found = change_of_two(harmonic_mean, [(before, after) for before, after in kinds], seed=3, replicates=50)
+    draws, differences = np.random.default_rng(3), []
+    for _ in range(50):
+        means = []
+        for pair in kinds:
+            drawn = draws.integers(groups, size=groups)
+            rows = [row for group in drawn for row, name in enumerate(pair[0].groups) if name == f"{group}"]
+            means.append([audit.values[rows].mean() for audit in pair])
+        (a, b), (c, d) = means
+        differences.append(hmean([b, d]) - hmean([a, c]))
+    low, high = np.quantile(differences, [0.025, 0.975], method="inverted_cdf")
+    assert (found.difference.low, found.difference.high) == pytest.approx((low, high))
+    assert found.before == pytest.approx(hmean([before.values.mean() for before, _ in kinds]))
+    assert found.after == pytest.approx(hmean([after.values.mean() for _, after in kinds]))
+    assert (found.queries, found.only_before, found.only_after) == (42, 0, 0)
 
 
 def test_audits_without_a_common_query_have_no_change() -> None:

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from alignment.metrics import METRICS, Cosine, Dot, LearnedMetric, Metric
-from alignment.retrieval.bootstrap import Estimate, bootstrap_mean, bootstrap_median
+from alignment.retrieval.bootstrap import Estimate, bootstrap_mean, bootstrap_median, bootstrap_of_two
 from alignment.retrieval.ranks import (
     IntArray,
     chance_recall_at,
@@ -327,3 +327,18 @@ def test_on_a_device_too_a_pair_without_a_score_comes_last() -> None:
     queries, items = np.ones((1, 2)), np.array([[np.nan, 0.0], [1.0, 1.0], [-1.0, 0.0]])
     for device in (None, "cpu"):
         assert top_k(queries, items, 9, metric=Dot(), device=device)[0].tolist() == [[1, 2, 0]]
+
+
+def test_an_estimate_of_two_means_covers_the_truth_in_95_of_100() -> None:
+    """Of their product: two sets of queries in groups, drawn apart."""
+    rng, covered = np.random.default_rng(0), 0
+    for seed in range(100):
+        sides = []
+        for share, size in ((0.3, 40), (0.8, 60)):
+            groups = np.repeat(np.arange(size, dtype=np.int64), 3)
+            sides.append((np.repeat(rng.random(size) < share, 3).astype(np.float64), groups))
+        one, other = sides
+        e = bootstrap_of_two(lambda a, b: a * b, one, other, seed=seed, replicates=200)
+        assert e.value == pytest.approx(one[0].mean() * other[0].mean())
+        covered += e.low <= 0.3 * 0.8 <= e.high
+    assert covered >= 88

@@ -143,5 +143,6 @@ def test_the_area_by_turning_offsets_equals_the_share_of_won_pairs(seed: int) ->
 
 
 def test_a_harmonic_mean_is_low_where_either_share_is() -> None:
-    assert harmonic_mean(0.5, 0.5) == 0.5
-    assert harmonic_mean(0.0, 1.0) == harmonic_mean(0.0, 0.0) == 0.0
+    one, other = np.array([0.5, 0.0, 0.0, 0.2]), np.array([0.5, 1.0, 0.0, 0.8])
+    np.testing.assert_allclose(harmonic_mean(one, other), [0.5, 0.0, 0.0, 2 / (1 / 0.2 + 1 / 0.8)])
+    assert harmonic_mean(0.2, 0.8) == pytest.approx(0.32)
