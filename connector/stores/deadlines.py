@@ -54,3 +54,9 @@ def shortened(seconds: float | None) -> float | None:
         return seconds
     left = max(0.001, holds.left)  # 0 would mean no timeout to some
     return left if seconds is None else min(seconds, left)
+
+
+def given() -> str:
+    """Return in words how long the deadline that holds here was from the beginning on."""
+    holds = deadline()
+    return f"the {holds.seconds:g} s that were given" if holds else "the time that was given"

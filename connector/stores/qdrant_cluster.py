@@ -22,12 +22,15 @@ from connector.errors import (
     AccessDeniedError,
     ClusterError,
     CollectionNotFoundError,
+    DeadlinePassedError,
     RequestRefusedError,
     StoreError,
     StoreUnavailableError,
 )
 from connector.stores.consistent_client import ConsistentClient
+from connector.stores.deadlines import given
 from connector.stores.qdrant_connection import Connection
+from connector.stores.qdrant_failures import CHECK
 from connector.stores.replicas import Node, Replica, Replicas, Shard, Transfer
 
 _log = logging.getLogger(__name__)
@@ -49,7 +52,7 @@ NODES_AWAY = (
 )
 NO_MAJORITY = r"[Cc]onsensus"
 ADDRESS = r"(?:[Ff]ailed to connect to |tcp connect error\W+, )([^\s,]+),"
-SERVER_WORDS = 300  # characters of the server's own message in ours
+FIRST, LAST = 300, 150  # characters of the server's own message in ours
 
 
 class Cluster:
@@ -295,8 +298,14 @@ def in_words(
     if consequence:
         sentences.append(consequence())
     sentences.append("Run the same command again when they are back; it finishes")
-    server = " ".join(text.split())[:SERVER_WORDS]
-    return ClusterError(f"{'. '.join(sentences)}. Last answer: {server}", error.retry_after)
+    server = " ".join(text.replace(CHECK, "").split())
+    if len(server) > FIRST + LAST:
+        server = f"{server[:FIRST]} ... {server[-LAST:]}"  # what another address answered stands at the end
+    kind: type[StoreUnavailableError] = ClusterError
+    if isinstance(error, DeadlinePassedError):
+        kind = DeadlinePassedError
+        sentences.insert(-1, f"No attempt more was made in {given()}")
+    return kind(f"{'. '.join(sentences)}. Last answer: {server}", error.retry_after)
 
 
 def _away_in_words(peers: Mapping[str, models.DistributedPeerInfo], text: str) -> str:

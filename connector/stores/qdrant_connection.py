@@ -13,14 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import grpc
-import httpcore
 import httpx
 import stamina
 from pydantic import ValidationError
@@ -30,21 +28,29 @@ from qdrant_client.http.exceptions import ApiException, ResponseHandlingExceptio
 from typing_extensions import override
 
 from connector.errors import (
-    AccessDeniedError,
     CollectionNotFoundError,
     DeadlinePassedError,
-    RequestRefusedError,
-    RequestTooLargeError,
     SettingsError,
     StoreError,
     StoreUnavailableError,
 )
 from connector.safe_text import redacted, split_urls, without_secrets
 from connector.settings import REQUEST_SECONDS
-from connector.stores.deadlines import deadline, shortened
+from connector.stores.deadlines import deadline, given, shortened
 from connector.stores.qdrant_address import check_address, wrong_address
 from connector.stores.qdrant_clients import make_client, secrets_of
 from connector.stores.qdrant_failover import Addresses
+from connector.stores.qdrant_failures import (
+    CHECK,
+    HTTP_STATUS,
+    KIND_OF_STATUS,
+    NEVER_SENT,
+    TRANSIENT_STATUS,
+    no_time_after,
+    retry_seconds,
+    timed_out,
+    together,
+)
 from connector.stores.qdrant_limits import ADVICE, meaning
 
 T = TypeVar("T")
@@ -62,42 +68,6 @@ class _NotOurs(logging.Filter):
 
 
 logging.getLogger("stamina").addFilter(_NotOurs())
-
-TRANSIENT_STATUS = frozenset((408, 429, 500, 502, 503, 504))
-# What the others that mean something tell.
-KIND_OF_STATUS: Mapping[int, type[StoreError]] = {
-    400: RequestRefusedError,
-    401: AccessDeniedError,
-    403: AccessDeniedError,
-    404: CollectionNotFoundError,
-    413: RequestTooLargeError,
-    422: RequestRefusedError,
-}
-# What a gRPC status would be in HTTP, where every decision is made once.
-HTTP_STATUS = {
-    grpc.StatusCode.INVALID_ARGUMENT: 400,
-    grpc.StatusCode.OUT_OF_RANGE: 400,
-    grpc.StatusCode.UNAUTHENTICATED: 401,
-    grpc.StatusCode.PERMISSION_DENIED: 403,
-    grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.ALREADY_EXISTS: 409,
-    grpc.StatusCode.FAILED_PRECONDITION: 412,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-    grpc.StatusCode.INTERNAL: 500,
-    grpc.StatusCode.UNKNOWN: 500,
-    grpc.StatusCode.UNIMPLEMENTED: 501,
-    grpc.StatusCode.ABORTED: 503,
-    grpc.StatusCode.CANCELLED: 503,
-    grpc.StatusCode.UNAVAILABLE: 503,
-    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
-    grpc.StatusCode.DATA_LOSS: 507,
-}
-NEVER_SENT = (
-    httpx.LocalProtocolError,
-    httpx.UnsupportedProtocol,
-    httpcore.LocalProtocolError,
-    httpcore.UnsupportedProtocol,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +162,7 @@ class Connection:
             if error.retry_after is None:
                 raise
             refusal = [error]
-        with self._my_turn() as waited:
+        with self._my_turn(refusal[0]) as waited:
             if waited:  # the others have spent the time that was asked for
                 refusal.clear()
 
@@ -204,13 +174,16 @@ class Connection:
             return self._retried(again, told=True)
 
     @contextmanager
-    def _my_turn(self) -> Iterator[bool]:
-        """Wait until no other request waits for a time that the server has told; yield whether one did."""
+    def _my_turn(self, refusal: StoreUnavailableError) -> Iterator[bool]:
+        """After a `refusal`, wait until no other request waits for a time that the server has told.
+
+        Yields whether one did.
+        """
         free = self._turn.acquire(blocking=False)
         if not free:
             left = shortened(None)
             if not self._turn.acquire(timeout=-1 if left is None else left):
-                raise self._late()
+                raise no_time_after(refusal)
         try:
             yield not free
         finally:
@@ -239,16 +212,16 @@ class Connection:
             with attempt:
                 try:
                     return once()
-                except DeadlinePassedError:
+                except DeadlinePassedError as error:
                     if failed:
-                        raise self._late(failed) from failed
+                        raise together([failed, error]) from error
                     raise
                 except StoreUnavailableError as error:
                     failed, end, holds = error, began + retry.timeout, deadline()
                     if wait(error) is not False and attempt.num < retry.attempts:
                         seconds = min(retry.max_retry_after, error.retry_after or attempt.next_wait)
                         if holds and seconds + (retry.jitter if error.retry_after is None else 0) >= holds.left:
-                            raise self._late(error) from error
+                            raise no_time_after(error) from error
                         self._tell(error, seconds, attempt.num, min(end, holds.at) if holds else end)
                     raise
         raise AssertionError("unreachable: the last attempt raises")
@@ -269,24 +242,24 @@ class Connection:
             f"{last:%H:%M:%S}",
         )
 
-    def _late(self, error: StoreUnavailableError | None = None) -> DeadlinePassedError:
-        holds = deadline()
-        within = f"within the {holds.seconds:g} s that were given" if holds else "in time"
-        return DeadlinePassedError(
-            f"{self.url} did not answer {within}" + (f"; last failure: {error}" if error else "")
-        )
-
     def translated(self, operation: Callable[..., T], *args: Any, **options: Any) -> T:
-        """Call the client at the first address that answers, once at each, as `once`."""
+        """Call the client at the first address that answers, once at each, as `once`.
+
+        If none does, the error says how each of them failed.
+        """
+        failures: list[StoreUnavailableError] = []
         for left in reversed(range(len(self.addresses))):
             url = self.addresses.in_use[0]
             try:
                 self.addresses.check()
                 return self.once(operation, *args, **options)
             except StoreUnavailableError as error:
+                failures.append(error)
                 if len(self.addresses) > 1 and error.retry_after is None:
                     self.addresses.leave(url, error)
                 if not left or error.retry_after is not None or isinstance(error, DeadlinePassedError):
+                    if len(failures) > 1:
+                        raise together(failures) from error
                     raise
         raise AssertionError("unreachable: the last address answers or raises")
 
@@ -297,7 +270,7 @@ class Connection:
         """
         holds = deadline()
         if holds and holds.left <= 0:
-            raise self._late()
+            raise DeadlinePassedError(f"{self.url} was not asked: {given()} have passed")
         try:
             return operation(*args, **options)
         except StoreError:
@@ -307,7 +280,8 @@ class Connection:
             if failure is None:
                 raise
             if holds and holds.left <= 0 and isinstance(failure, StoreUnavailableError):
-                failure = self._late(failure)
+                silent = DeadlinePassedError(f"{self.url} did not answer within {given()}")
+                failure = silent if timed_out(error) else no_time_after(failure)
             cause = error
         if any(secret in f"{cause} {cause!r}" for secret in self._secrets):
             raise failure
@@ -318,7 +292,7 @@ class Connection:
         match error:
             case UnexpectedResponse():
                 content = error.content.decode(errors="replace")[:500]
-                return self._answered(error.status_code or 0, content, _seconds(error.headers.get("Retry-After")))
+                return self._answered(error.status_code or 0, content, retry_seconds(error.headers.get("Retry-After")))
             case ResponseHandlingException(source=ValidationError()):
                 return self._no_qdrant(error)
             case ResponseHandlingException() | httpx.TransportError():
@@ -327,7 +301,7 @@ class Connection:
             case ResourceExhaustedResponse():
                 return self._overloaded(str(error), max(0.0, error.retry_after_s))
             case QdrantException():  # the client's complaint about a Retry-After that is a date, which it quotes
-                return self._overloaded(str(error), _seconds(str(error).partition("integer: ")[2]))
+                return self._overloaded(str(error), retry_seconds(str(error).partition("integer: ")[2]))
             case grpc.RpcError():
                 return self._rpc_failed(error)
             case ApiException() | grpc.FutureTimeoutError() | grpc.FutureCancelledError():
@@ -364,14 +338,11 @@ class Connection:
         if wrong := wrong_address(self.url, str(why)):
             return StoreError(f"{self.url} {wrong}")
         perhaps = (
-            ", or with grpcs:// if the port speaks TLS"
+            "; write grpcs:// if the port speaks TLS"
             if self.url.startswith("grpc://") and "Socket closed" in str(why)
             else ""
         )
-        message = self._shown(
-            f"{self.url} cannot be reached: {why}; check that it runs, that MODALIGN_QDRANT_URL names it{perhaps}, and "
-            "that MODALIGN_QDRANT_TIMEOUT leaves it the time it needs"
-        )
+        message = self._shown(f"{self.url} cannot be reached: {why}{perhaps}{CHECK}")
         if isinstance(why, RuntimeError):  # what httpx says of a client that was closed
             return StoreError(self._shown(f"{self.url} is closed: {why}"))
         never = isinstance(why, NEVER_SENT)
@@ -427,15 +398,3 @@ def connected(
         secrets=tuple(dict.fromkeys(filter(None, secrets))),
         timeout=timeout,
     )
-
-
-def _seconds(text: str | None) -> float | None:
-    """Read the header Retry-After, which holds seconds or a date; None if it is neither."""
-    try:
-        seconds = float(text or "")
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(text or "") - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError, IndexError, OverflowError):  # no date, one without a zone or out of all range
-            return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -14,7 +14,7 @@ from qdrant_client import grpc as proto
 from qdrant_client import models
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 
-from connector.stores.qdrant_connection import HTTP_STATUS
+from connector.stores.qdrant_failures import HTTP_STATUS
 from tests.support.faulty_server import Fault, FaultyServer, RefusedError, Request
 
 CODES = {422: grpc.StatusCode.INVALID_ARGUMENT} | {status: code for code, status in reversed(HTTP_STATUS.items())}

@@ -113,6 +113,51 @@ def test_a_server_that_never_answers_is_given_up_while_connecting(scheme: str) -
         assert time.monotonic() - began < 3
 
 
+@pytest.fixture
+def port() -> Callable[[], int]:
+    """Return ports at which nothing listens."""
+
+    def free() -> int:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            number: int = listening.getsockname()[1]
+        return number
+
+    return free
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+class TestTheCauseStaysBesideTheDeadline:
+    @pytest.mark.parametrize("dead", [1, 2, 3])
+    def test_all_addresses_that_refuse_connections_are_named(
+        self, scheme: str, dead: int, port: Callable[[], int]
+    ) -> None:
+        urls = [f"{scheme}://127.0.0.1:{port()}" for _ in range(dead)]
+        with within(SECONDS), raises(DeadlinePassedError, *urls, "onnection refused", SECONDS):
+            QdrantStore.connect(",".join(urls))
+
+    def test_the_address_that_refused_before_another_was_silent(self, scheme: str, port: Callable[[], int]) -> None:
+        dead = f"{scheme}://127.0.0.1:{port()}"
+        with socket.create_server(("127.0.0.1", 0)) as silent, within(SECONDS):
+            other = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}"
+            with raises(DeadlinePassedError, dead, "onnection refused", other, SECONDS):
+                QdrantStore.connect(f"{dead},{other}")
+
+    def test_without_a_deadline_too(self, scheme: str, port: Callable[[], int]) -> None:
+        urls = [f"{scheme}://127.0.0.1:{port()}" for _ in range(2)]
+        with raises(StoreUnavailableError, *urls, "onnection refused", code="store-unavailable"):
+            QdrantStore.connect(",".join(urls), retry=RetryPolicy(attempts=2, initial_backoff=0.01, jitter=0.0))
+
+
+@pytest.mark.parametrize(("failure", "words"), [("overloaded", "answered 503"), ("cut off", "cannot be reached")])
+def test_what_the_server_did_before_stays_beside_the_deadline(failure: str, words: str) -> None:
+    """The first attempt fails by itself, and the second one is not answered."""
+    with running(FaultyServer()) as server, QdrantStore.connect(server.url) as store:
+        failures = iter([FAILURES[failure]])
+        server.fail = lambda request: next(failures, FAILURES["silent"])
+        with within(2.0), raises(DeadlinePassedError, words, "did not answer", 2, code="deadline-passed"):
+            store.count("c")
+
+
 class TestWhatIsSaid:
     QUICK = RetryPolicy(attempts=4, initial_backoff=0.01, max_backoff=0.02, jitter=0.0)
 

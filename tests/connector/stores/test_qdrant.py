@@ -37,7 +37,8 @@ from connector.stores.collection import CollectionConfig, VectorConfig
 from connector.stores.consistent_client import ConsistentClient
 from connector.stores.points import Points
 from connector.stores.qdrant import QdrantStore
-from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, HTTP_STATUS, Connection, RetryPolicy
+from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, RetryPolicy
+from connector.stores.qdrant_failures import HTTP_STATUS
 from tests.support.canned_server import CannedServer, result, version
 from tests.support.errors import raises
 

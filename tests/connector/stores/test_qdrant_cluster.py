@@ -1,5 +1,6 @@
 """A cluster of three nodes, of which some are away or lack points, by its recorded answers."""
 
+import socket
 from collections.abc import Iterator
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 import stamina
 from qdrant_client import QdrantClient
 
-from connector.errors import ClusterError, StoreUnavailableError
+from connector.errors import ClusterError, DeadlinePassedError, StoreUnavailableError
 from connector.stores import qdrant_cluster, qdrant_readiness
+from connector.stores.deadlines import within
 from connector.stores.points import Points
 from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_cluster import in_words
@@ -203,6 +205,25 @@ class TestFailuresInWords:
     def test_a_write_that_too_few_replicas_confirmed(self, store: QdrantStore) -> None:
         with raises(ClusterError, AWAY, "was not confirmed by 3 replicas", "collection c", "same command again"):
             store.upsert("c", Points("v", [POINT], np.ones((1, 2), np.float32), [{}]))
+
+    @in_state("a node is away")
+    @pytest.mark.parametrize(("seconds", "kind"), [(None, ClusterError), (0.5, DeadlinePassedError)])
+    def test_the_answer_of_one_address_is_not_lost_when_the_next_one_is_dead(
+        self, node: RecordedNode, seconds: float | None, kind: type[StoreUnavailableError]
+    ) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            dead = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        retry = RetryPolicy(attempts=ATTEMPTS, initial_backoff=0.01, jitter=1.0 if seconds else 0.0)
+        with QdrantStore.connect(f"{node.url},{dead}", retry=retry) as store, within(seconds):
+            store.datatype("c")
+            words = (
+                "was not confirmed by 3 replicas",
+                "collection c",
+                "same command again",
+                f"{dead} cannot be reached",
+            )
+            with raises(kind, AWAY, *words):
+                store.upsert("c", Points("v", [POINT], np.ones((1, 2), np.float32), [{}]))
 
     @in_state("no majority")
     def test_a_switch_without_a_majority(self, store: QdrantStore) -> None:
