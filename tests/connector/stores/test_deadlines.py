@@ -127,19 +127,21 @@ def port() -> Callable[[], int]:
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
 class TestTheCauseStaysBesideTheDeadline:
-    @pytest.mark.parametrize("dead", [1, 2, 3])
+    SECONDS = 2.0  # enough for one attempt at each address
+
+    @pytest.mark.parametrize("dead", [1, 2])
     def test_all_addresses_that_refuse_connections_are_named(
         self, scheme: str, dead: int, port: Callable[[], int]
     ) -> None:
         urls = [f"{scheme}://127.0.0.1:{port()}" for _ in range(dead)]
-        with within(SECONDS), raises(DeadlinePassedError, *urls, "onnection refused", SECONDS):
+        with within(self.SECONDS), raises(DeadlinePassedError, *urls, "onnection refused", self.SECONDS):
             QdrantStore.connect(",".join(urls))
 
     def test_the_address_that_refused_before_another_was_silent(self, scheme: str, port: Callable[[], int]) -> None:
         dead = f"{scheme}://127.0.0.1:{port()}"
-        with socket.create_server(("127.0.0.1", 0)) as silent, within(SECONDS):
+        with socket.create_server(("127.0.0.1", 0)) as silent, within(self.SECONDS):
             other = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}"
-            with raises(DeadlinePassedError, dead, "onnection refused", other, SECONDS):
+            with raises(DeadlinePassedError, dead, "onnection refused", other, self.SECONDS):
                 QdrantStore.connect(f"{dead},{other}")
 
     def test_without_a_deadline_too(self, scheme: str, port: Callable[[], int]) -> None:
