@@ -127,7 +127,7 @@ def port() -> Callable[[], int]:
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
 class TestTheCauseStaysBesideTheDeadline:
-    SECONDS = 2.0  # enough for one attempt at each address
+    SECONDS = 2  # enough for one attempt at each address
 
     @pytest.mark.parametrize("dead", [1, 2])
     def test_all_addresses_that_refuse_connections_are_named(
