@@ -5,9 +5,9 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -18,7 +18,9 @@ from sqlalchemy.engine import make_url
 from connector.encoding import encoders
 from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance
+from tests.support.databases import migrated, postgres_database
 from tests.support.fakes import fake_entry_points
+from tests.support.memory import memory
 from tests.support.qdrant_nodes import Node, Server
 from tests.support.qdrant_servers import single_server
 
@@ -28,6 +30,15 @@ pytest.register_assert_rewrite("tests.support.store_contract", "tests.support.fi
 # Machines that run tests are busy: a deadline would fail on their load, not on the code.
 settings.register_profile("modalign", deadline=None)
 settings.load_profile("modalign")
+
+
+MEMORY_BYTES = 4 << 30  # what the directories of four processes fit into
+
+
+def pytest_configure() -> None:
+    """Put `tmp_path` into memory, where there is room: every write of a store is flushed, and disks are slow."""
+    if parent := memory(MEMORY_BYTES):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(parent))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -71,27 +82,35 @@ def postgres() -> Iterator[str]:
         server.cleanup()
 
 
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres: str) -> Iterator[str]:
+    """The name of a database of that server that has all tables, to copy."""
+    with postgres_database(postgres) as url:
+        upgrade(url)
+        yield str(make_url(url).database)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database of each kind: its URL."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'provenance.db'}"
         return
-    psycopg = pytest.importorskip("psycopg", reason="needs the extra `postgres`")
-    server, name = request.getfixturevalue("postgres"), f"test_{uuid4().hex}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    yield make_url(server).set(database=name).render_as_string(hide_password=False)
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with postgres_database(request.getfixturevalue("postgres")) as url:
+        yield url
 
 
-@pytest.fixture
-def provenance(database_url: str) -> Iterator[Provenance]:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def provenance(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Provenance]:
     """An upgraded database of each kind, open."""
-    upgrade(database_url)
-    with Provenance.open(database_url) as opened:
-        yield opened
+    with ExitStack() as stack:
+        if request.param == "sqlite":
+            (tmp_path / "provenance.db").write_bytes(migrated())
+            url = f"sqlite:///{tmp_path / 'provenance.db'}"
+        else:
+            server, template = (request.getfixturevalue(name) for name in ("postgres", "migrated_postgres"))
+            url = stack.enter_context(postgres_database(server, f"TEMPLATE {template}"))
+        yield stack.enter_context(Provenance.open(url))
 
 
 @pytest.fixture(scope="session")

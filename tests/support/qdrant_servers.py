@@ -28,6 +28,7 @@ import pytest
 import trustme
 from pytest_docker.plugin import DockerComposeExecutor
 
+from tests.support.memory import memory
 from tests.support.qdrant_nodes import READY_SECONDS, BinaryNode, ComposeNode, Node, Server
 
 ROOT = Path(__file__).parent.parent.parent
@@ -36,8 +37,7 @@ API_KEY = "key-of-the-tests"
 NODES = 3
 # Below the ports that systems give to outgoing connections: none takes the port of a stopped node meanwhile.
 PORTS = range(20_000, 32_000)
-# Memory as a file system: it waits for no disk, and a killed process loses nothing there.
-MEMORY, MEMORY_BYTES = Path("/dev/shm"), 2 << 30
+MEMORY_BYTES = 2 << 30
 # Small logs: a test writes little, and every shard preallocates one.
 SMALL = {"QDRANT__STORAGE__WAL__WAL_CAPACITY_MB": "1", "QDRANT__TELEMETRY_DISABLED": "true"}
 
@@ -144,8 +144,7 @@ def free_ports(count: int) -> list[int]:
 @contextmanager
 def _temporary_directory() -> Iterator[Path]:
     """Make a directory; remove those of tests that were killed."""
-    roomy = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_BYTES
-    parent = MEMORY if roomy else Path(tempfile.gettempdir())
+    parent = memory(MEMORY_BYTES) or Path(tempfile.gettempdir())
     for path in parent.glob("qdrant-tests-*"):
         if not _is_alive(int(path.name.split("-")[2])):
             shutil.rmtree(path, ignore_errors=True)

@@ -6,11 +6,9 @@ down instead of fitted. Encoder cards are those of the fake encoders, so that te
 
 import hashlib
 import json
-import sqlite3
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -40,7 +38,6 @@ from connector.audits.plan import AuditPlan
 from connector.audits.requirements import Requirement
 from connector.audits.result import Audit
 from connector.progress import Advance
-from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance
 from connector.provenance.releases import Releases
 from connector.provenance.tables import BatchRow, ReleaseRow
@@ -53,6 +50,7 @@ from connector.stores.edge import EdgeStore
 from connector.stores.points import Hit
 from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import Connection
+from tests.support.databases import migrated
 from tests.support.fakes import IMAGE_DIM, TEXT_DIM, FakeImageEncoder, FakeTextEncoder
 
 LATENT = 6
@@ -207,15 +205,6 @@ class Pushed:
     releases: list[Release]
     counts: Counter[str]
     run: int
-
-
-@cache
-def migrated() -> bytes:
-    """An empty database with all tables: migrating one takes longer than most tests."""
-    with tempfile.TemporaryDirectory() as directory:
-        upgrade(f"sqlite:///{directory}/modalign.db")
-        with closing(sqlite3.connect(f"{directory}/modalign.db")) as connection:
-            return connection.serialize()
 
 
 class World:

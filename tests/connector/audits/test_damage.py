@@ -28,6 +28,7 @@ from connector.settings import Settings
 from connector.stores.edge import EdgeStore
 from connector.stores.points import Points
 from tests.support.cli import modalign
+from tests.support.sparse_copy import copy_sparse
 from tests.support.world import rows, write_set
 
 N, LATENT = 1500, 48
@@ -68,7 +69,7 @@ def embedded(modality: Modality, seed: int) -> Rows:
 @pytest.fixture
 def home(healthy: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage. Nothing in it says where it is, so a copy is as good as the original."""
-    return shutil.copytree(healthy, tmp_path / "home")
+    return copy_sparse(healthy, tmp_path / "home")
 
 
 def audited(home: Path, collection: str = "plain", **options: Any) -> Audit:

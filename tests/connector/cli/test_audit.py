@@ -1,7 +1,6 @@
 """Audits from the command line: bad input ends in one clear line, with the right code, and nothing is written."""
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from connector.errors import ExactRefusedError
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import AuditRow, MeasureRow, PerQueryRow, ReleaseRow
 from connector.stores.edge import EdgeStore
-from tests.support.cli import SPECS, N, done, modalign
-from tests.support.fakes import fake_pairs, write_manifest
+from tests.support.cli import N, done, modalign
+from tests.support.sparse_copy import copy_sparse
 from tests.support.world import write_set
 
 ASK = ("audit", "things", "--pairs", "pairs")
@@ -26,23 +25,11 @@ ON_CAPTION = '{"must": [{"key": "caption", "match": {"value": "red"}}]}'
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory, pushed: Path) -> Path:
     """A home with a live release and one audit of it, number 1."""
-    directory = tmp_path_factory.mktemp("audited")
-    corpus = write_manifest(directory / "things.jsonl", fake_pairs(directory, N))
-    home = directory / "home"
-    done("db", "upgrade", "--home", home)
-    done("encode", corpus, "--set", "pairs", *SPECS, "--home", home)
-    done("fit", "pairs", "--alignment", "a", "--method", "ridge", "--home", home)
-    done("push", "pairs", "--into", "things", "--alignment", "a", "--home", home)
+    home = copy_sparse(pushed, tmp_path_factory.mktemp("audited") / "home")
     done(*ASK, "--home", home)
     return home
-
-
-@pytest.fixture
-def home(shared: Path, tmp_path: Path) -> Path:
-    """A copy of the home that a test may change."""
-    return shutil.copytree(shared, tmp_path / "home")
 
 
 @pytest.fixture

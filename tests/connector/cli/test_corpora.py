@@ -1,6 +1,5 @@
 """Corpora on the command line: every format, and broken ones."""
 
-import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from PIL import Image
 from alignment.sets.embedding_set import EmbeddingSet
 from tests.support.cli import SPECS, done, modalign
 from tests.support.fakes import NAN_WORD, fake_pairs, write_manifest
+from tests.support.sparse_copy import copy_sparse
 from tests.support.world import pairs, write_set
 
 
@@ -206,7 +206,7 @@ class TestFormats:
 def test_large_pictures_are_allowed_by_max_pixels(
     shared: Path, tmp_path: Path, by_environment: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = shutil.copytree(shared, tmp_path / "home")
+    home = copy_sparse(shared, tmp_path / "home")
     (tmp_path / "pictures").mkdir()
     picture = tmp_path / "pictures" / "page.png"
     Image.new("1", (10_500, 16_000), 1).save(picture)

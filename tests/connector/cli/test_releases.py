@@ -1,7 +1,6 @@
 """Commands on releases: status, promote, rollback, drop, verify, repair."""
 
 import re
-import shutil
 import sys
 from io import StringIO
 from pathlib import Path
@@ -16,6 +15,7 @@ from connector.stores.edge import EdgeStore
 from connector.stores.points import Points
 from tests.support.cli import SPECS, Ended, done, modalign
 from tests.support.fakes import fake_pairs, write_manifest
+from tests.support.sparse_copy import copy_sparse
 from tests.support.world import points_of
 
 
@@ -28,7 +28,7 @@ def releases(home: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def beside(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with a shadow of another alignment beside the live release."""
-    home = shutil.copytree(shared, tmp_path_factory.mktemp("beside") / "home")
+    home = copy_sparse(shared, tmp_path_factory.mktemp("beside") / "home")
     done("fit", "pairs", "--alignment", "b", "--method", "procrustes", "--home", home)
     ended = done("push", "pairs", "--into", "things", "--alignment", "b", "--home", home)
     name = releases(home)["b"]
@@ -44,7 +44,7 @@ class TestReleases:
 
     @pytest.fixture
     def home(self, beside: Path, tmp_path: Path) -> Path:
-        return shutil.copytree(beside, tmp_path / "home")
+        return copy_sparse(beside, tmp_path / "home")
 
     def states(self, home: Path) -> dict[str, tuple[str, str]]:
         document = done("status", "--json", "--home", home).document

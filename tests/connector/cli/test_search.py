@@ -1,7 +1,6 @@
 """The command `search`."""
 
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from alignment.metrics import MixtureOfLogits
 from alignment.model.alignment import Alignment
 from tests.support.cli import N, done, modalign
 from tests.support.fakes import write_manifest
+from tests.support.sparse_copy import copy_sparse
 
 SERVED = ["chi2(map=split)", "js(map=split)", "mlp(hidden=4)", "dot+nnn(k=8,alpha=0.75)", "cosine"]
 
@@ -20,7 +20,7 @@ SERVED = ["chi2(map=split)", "js(map=split)", "mlp(hidden=4)", "dot+nnn(k=8,alph
 @pytest.fixture(scope="module")
 def many(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with releases under metrics of every guarantee but `bounded`."""
-    home = shutil.copytree(shared, tmp_path_factory.mktemp("many") / "home")
+    home = copy_sparse(shared, tmp_path_factory.mktemp("many") / "home")
     options = [f"--metric={metric}" for metric in ("cosine", "mlp(hidden=4)", "dot+nnn(k=8)")]
     done("fit", "pairs", "--alignment", "m", "--method", "ridge", *options, "--home", home)
     asked = [f"--metric={metric}" for metric in ("chi2(map=split)", "js", "mlp(hidden=4)", "dot+nnn(k=8)", "cosine")]

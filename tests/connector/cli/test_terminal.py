@@ -1,13 +1,13 @@
 """Texts of a corpus, of file names and of arguments never act on the terminal that shows them."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.support.cli import SPECS, Ended, done, modalign
+from tests.support.sparse_copy import copy_sparse
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp.exe\u2066\r\x7f"
 OBEYED = set(EVIL) - set("]0;owned[2J31mgnp.exe")
@@ -20,7 +20,7 @@ def assert_harmless(ended: Ended) -> None:
 @pytest.fixture(scope="module")
 def evil(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with a collection whose keys, captions, groups and rejects are full of escapes."""
-    home = shutil.copytree(shared, tmp_path_factory.mktemp("evil") / "home")
+    home = copy_sparse(shared, tmp_path_factory.mktemp("evil") / "home")
     folder = tmp_path_factory.mktemp("corpus")
     Image.new("RGB", (8, 8), "red").save(folder / "a.png")
     rows = [

@@ -6,11 +6,9 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.engine import make_url
 
 from connector.errors import ProvenanceError, SettingsError
 from connector.provenance.database import upgrade
@@ -20,6 +18,7 @@ from connector.provenance.tables import (
     EncoderRow,
 )
 from connector.settings import Settings
+from tests.support.databases import postgres_database
 from tests.support.errors import raises
 from tests.support.rows import count, embedding_set
 from tests.support.unprivileged import unprivileged
@@ -114,15 +113,9 @@ def test_a_home_can_be_moved(database_url: str, tmp_path: Path) -> None:
 @pytest.fixture
 def other_encoding(request: pytest.FixtureRequest, postgres: str) -> Iterator[str]:
     """An empty PostgreSQL database of an encoding other than UTF-8: its URL."""
-    psycopg = pytest.importorskip("psycopg", reason="needs the extra `postgres`")
-    name = f"test_{uuid4().hex}"
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(
-            f"CREATE DATABASE {name} ENCODING '{request.param}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
-        )
-    yield make_url(postgres).set(database=name).render_as_string(hide_password=False)
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    options = f"ENCODING '{request.param}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    with postgres_database(postgres, options) as url:
+        yield url
 
 
 class TestEncodings:

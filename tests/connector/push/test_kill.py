@@ -1,6 +1,5 @@
 """A command that is killed at any of the named points and run again ends where an undisturbed one does."""
 
-import shutil
 import signal
 from collections.abc import Sequence
 from multiprocessing.context import ForkServerContext
@@ -21,6 +20,7 @@ from connector.stores.edge import EdgeStore
 from tests.support.fakes import fake_pairs, write_manifest
 from tests.support.launcher import POINTS, REMOVAL_POINTS
 from tests.support.runner import Runner
+from tests.support.sparse_copy import copy_sparse
 from tests.support.world import stored
 
 N = 40
@@ -72,7 +72,7 @@ def fitted(runner: Runner, corpus: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def home(fitted: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(fitted, tmp_path / "home")
+    return copy_sparse(fitted, tmp_path / "home")
 
 
 def sets(home: Path) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def encoded(runner: Runner, corpus: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def ingested(runner: Runner, fitted: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    home = shutil.copytree(fitted, tmp_path_factory.mktemp("undisturbed") / "home")
+    home = copy_sparse(fitted, tmp_path_factory.mktemp("undisturbed") / "home")
     assert runner.run(*ingesting(home, corpus)) == 0, runner.errors
     made = everything(home)
     assert made["sets"]["things"][1] == {"image": N, "text": 2 * N}

@@ -4,7 +4,6 @@ import hashlib
 import math
 import os
 import re
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from tests.support.cli import Ended, done, modalign
 from tests.support.errors import raises
 from tests.support.page_homes import ASK, EVERY_OPTION, HTML, KINDS, SECTIONS, damage, make_home, write_picture
 from tests.support.pages import Page
+from tests.support.sparse_copy import copy_sparse
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def written(made: Path, tmp_path_factory: pytest.TempPathFactory) -> WrittenPage:
     """The second audit of a release, with everything that can be asked for."""
     path, values = tmp_path_factory.mktemp("pages") / "deep" / "er" / "page.html", []
-    asked = shutil.copytree(made, tmp_path_factory.mktemp("asked") / "home")
+    asked = copy_sparse(made, tmp_path_factory.mktemp("asked") / "home")
     with pytest.MonkeyPatch.context() as patched:
 
         def write(path: Path, found: Audit, origin: AuditContext, **bounds: int) -> None:
@@ -74,7 +74,7 @@ def written(made: Path, tmp_path_factory: pytest.TempPathFactory) -> WrittenPage
 @pytest.fixture
 def own(made: Path, tmp_path: Path) -> Path:
     """A copy of the home that a test may change."""
-    return shutil.copytree(made, tmp_path / "home")
+    return copy_sparse(made, tmp_path / "home")
 
 
 def page_of(path: Path, found: Audit, origin: AuditContext) -> Page:

@@ -25,6 +25,7 @@ from connector.stores.layout import Quantization
 from connector.stores.points import Points
 from tests.support.edge_stores import DIM, LAYOUT, N, batch, died, ids, kill_me, registry
 from tests.support.errors import raises
+from tests.support.sparse_copy import copy_sparse
 
 
 def write_and_die(path: Path) -> None:
@@ -374,7 +375,7 @@ class TestDamage:
     def test_a_damaged_file_is_named_before_the_engine_reads_it(
         self, closed: Path, tmp_path: Path, file: str, damage: str
     ) -> None:
-        path = shutil.copytree(closed, tmp_path / "copy")
+        path = copy_sparse(closed, tmp_path / "copy")
         (place, *_) = sorted(path.rglob(file))
         content = DAMAGES[damage](place.read_bytes())
         if content is None:
@@ -396,7 +397,7 @@ class TestDamage:
     @pytest.mark.parametrize("seed", range(20))
     def test_damage_at_random_is_an_error_or_changes_no_answer(self, closed: Path, tmp_path: Path, seed: int) -> None:
         draw = random.Random(seed)
-        path = shutil.copytree(closed, tmp_path / "copy")
+        path = copy_sparse(closed, tmp_path / "copy")
         place = draw.choice([*sorted(path.rglob("*id_tracker.mappings")), *sorted(path.rglob("*id_tracker.deleted"))])
         content = bytearray(place.read_bytes())
         at = draw.randrange(len(content))
@@ -408,7 +409,7 @@ class TestDamage:
     def test_a_collection_of_fewer_points_than_it_was_closed_with_is_damaged(
         self, closed: Path, tmp_path: Path
     ) -> None:
-        path = shutil.copytree(closed, tmp_path / "copy")
+        path = copy_sparse(closed, tmp_path / "copy")
         place = path / "collections" / "c" / "modalign.json"
         state = json.loads(place.read_text(encoding="utf-8"))
         place.write_text(json.dumps({**state, "points": 301}), encoding="utf-8")
@@ -418,7 +419,7 @@ class TestDamage:
                     store.count("c")
 
     def test_one_damaged_collection_does_not_block_the_others(self, closed: Path, tmp_path: Path) -> None:
-        path = shutil.copytree(closed, tmp_path / "copy")
+        path = copy_sparse(closed, tmp_path / "copy")
         with EdgeStore(path) as store:
             store.create("d", LAYOUT)
             store.upsert("d", batch())
@@ -429,7 +430,7 @@ class TestDamage:
             assert store.count("d") == N
 
     def test_what_another_version_of_the_engine_closed_is_not_compared(self, closed: Path, tmp_path: Path) -> None:
-        path = shutil.copytree(closed, tmp_path / "copy")
+        path = copy_sparse(closed, tmp_path / "copy")
         place = path / "collections" / "c" / "modalign.json"
         state = json.loads(place.read_text(encoding="utf-8"))
         place.write_text(json.dumps({**state, "engine": "0.8.0", "points": 1, "files": {}}), encoding="utf-8")
