@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,11 +14,17 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 
-def write_durably(path: Path, content: Any) -> None:
-    """Replace the file at `path` by `content` (bytes) atomically: after a power cut it is the old or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
+def write_durably(path: Path, content: Any, *, temporary: Path | None = None) -> None:
+    """Replace the file at `path` by `content` (bytes) atomically: after a power cut it is the old or the new one.
+
+    It keeps the mode of the old one. It is written as `temporary` first, another name in its directory, by default its
+    own with `.tmp`: two processes must not write one file at once under that.
+    """
+    temporary = temporary or path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
+            with suppress(FileNotFoundError):
+                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

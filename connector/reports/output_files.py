@@ -3,17 +3,17 @@
 import fcntl
 import os
 import re
-import stat
 import time
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from uuid import uuid4
 
-from alignment.durable import sync_directory
+from alignment.durable import write_durably
 from connector.errors import OutputError
 
 LEFTOVER = re.compile(r"\.modalign\.[0-9a-f]{32}\.tmp")
+MEMORY = "/dev/shm"  # noqa: S108  a file system as any other; nothing is made there that nobody asked for
 LEFTOVER_SECONDS = 24 * 3600  # after which nobody writes a file any more
 
 
@@ -48,31 +48,18 @@ def write_file(path: Path, text: str) -> None:
     content = text.encode(errors="backslashreplace")  # names of files may be invalid Unicode
     try:
         # /dev/stdout is what a shell has opened, a file perhaps: replacing it would lose what others write there.
-        if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
+        opened = path.is_relative_to("/dev") and not path.is_relative_to(MEMORY)
+        if opened or (path.exists() and not path.is_file()):
             with path.open("ab") as stream:
                 stream.write(content)
                 stream.raw.write(b"")  # a full device is noticed even where there is nothing to write
         else:
-            _replace(path.resolve(), content)  # of a link, the file behind it
+            target = path.resolve()  # of a link, the file behind it
+            _remove_leftovers(target.parent)
+            # A name that no file of the user has, and no other process.
+            write_durably(target, content, temporary=target.with_name(f".modalign.{uuid4().hex}.tmp"))
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error}; name another file") from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    _remove_leftovers(path.parent)
-    temporary = path.with_name(f".modalign.{uuid4().hex}.tmp")  # a name that no file of the user has
-    try:
-        with temporary.open("xb") as file:
-            with suppress(FileNotFoundError):
-                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
 
 
 def _remove_leftovers(directory: Path) -> None:

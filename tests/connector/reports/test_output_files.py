@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from connector.errors import OutputError
 from connector.reports.output_files import LEFTOVER_SECONDS, append_line, write_file
 from tests.support.errors import raises
+from tests.support.memory import memory
 
 FILLED = 4096  # bytes that fit on the disk of `on_a_full_disk`
 
@@ -127,6 +129,15 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     write_file(tmp_path / "link.html", "new")
     assert (tmp_path / "link.html").is_symlink()
     assert (tmp_path / "disk" / "real.html").read_text() == "new"
+
+
+@pytest.mark.skipif(memory(FILLED) is None, reason="needs a file system in memory, /dev/shm")
+def test_a_file_in_memory_is_replaced_as_on_a_disk() -> None:
+    with tempfile.TemporaryDirectory(dir=memory(FILLED)) as directory:
+        path = Path(directory) / "page.html"
+        for text in ("old", "new"):
+            write_file(path, text)
+            assert path.read_text() == text
 
 
 def test_a_stdout_that_is_a_file_keeps_what_is_printed_before_and_after(tmp_path: Path) -> None:
