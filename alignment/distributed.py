@@ -11,8 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+Floats = npt.NDArray[np.float64]
 
 
 def world_size() -> int:
@@ -68,14 +73,20 @@ def broadcast(value: float) -> float:
 
     Floats may differ in the last bit between processes, and a choice that depends on them must be the same in all.
     """
+    return float(broadcast_array(np.array([value]))[0])
+
+
+def broadcast_array(values: Floats) -> Floats:
+    """Return the numbers of rank 0 in every process, as `broadcast` does."""
     if rank_and_world_size()[1] == 1:
-        return value
+        return values
     import torch
 
     device = f"cuda:{local_rank()}" if torch.distributed.get_backend() == "nccl" else "cpu"
-    tensor = torch.tensor([value], dtype=torch.float64, device=device)
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
     torch.distributed.broadcast(tensor, 0)
-    return float(tensor)
+    agreed: Floats = tensor.cpu().numpy()
+    return agreed
 
 
 def all_reduce(tensor: "Tensor") -> "Tensor":

@@ -61,6 +61,7 @@ def _settings(request: FitRequest, device: str) -> dict[str, Any]:
         "seed": request.seed,
         "device": device,
         "budget": request.budget,
+        "seen_offset": request.seen_offset,
         "joint": request.joint,
         "training": dict(request.training),
     }

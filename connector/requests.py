@@ -22,6 +22,7 @@ Scope = Literal["held-out", "all"]
 Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]
 Folds = Annotated[int, Interval(ge=2)]
 HoldOutShare = Annotated[float, Interval(gt=0, lt=1)]
+GapShare = Annotated[float, Interval(ge=0, le=1)]
 QuerySample = Annotated[int, Interval(ge=1, le=2**31 - 1)]
 GroupSample = Annotated[int, Interval(ge=20)]
 IndexRecall = Annotated[float, Interval(ge=0, le=1)]
@@ -129,6 +130,8 @@ class FitRequest(Request):
         folds: of the cross-validation, at least 2.
         seed: of the hold-out and the folds.
         budget: seconds after which no further candidate begins; None: all are tried.
+        seen_offset: taken off the scores of items that the fit sees, as a share of the gap; None: the best by
+            cross-validation.
         joint: choose under all metrics, and train one projection with all of them.
         training: settings of the training loop by name, see `alignment.fitting.training.Training`.
     """
@@ -142,6 +145,7 @@ class FitRequest(Request):
     folds: Folds = 4
     seed: Seed = 0
     budget: float | None = None
+    seen_offset: GapShare | None = None
     joint: bool = False
     training: Mapping[str, str] = field(default_factory=dict)
 

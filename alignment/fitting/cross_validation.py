@@ -2,17 +2,17 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from alignment import distributed
 from alignment.errors import FitError
 from alignment.fitting.closed_forms import Hyperparameters
-from alignment.fitting.methods import FitSpec, Fitter, candidates, paired
+from alignment.fitting.methods import FitSpec, Fitter, Projections, candidates, paired
+from alignment.fitting.seen_unseen import SeenUnseen, WholeRecall
 from alignment.metrics import Metric
-from alignment.modality import MODALITIES
+from alignment.modality import DIRECTIONS, MODALITIES, Modality
 from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings
 from alignment.retrieval.ranks import recall_at
@@ -30,14 +30,28 @@ class Candidate:
     """A method with hyperparameters and how it validated.
 
     Attributes:
-        score: mean of Recall@1/5/10 over both directions and the folds that it took part in.
+        whole: what a collection of the seen and the unseen folds finds under it, over shares of the gap as offsets, by
+            metric and then by direction; the mean over the folds that it took part in.
+        held_out: mean of Recall@1/5/10 over both directions among unseen items alone.
         folds: how many those are; losers are dropped early.
     """
 
     method: str
     hyperparameters: dict[str, Any]
-    score: float
+    whole: Sequence[WholeRecall] = field(compare=False)
+    held_out: float
     folds: int
+
+    @property
+    def score(self) -> float:
+        """Harmonic mean of seen and unseen recall with the offset in place: the mean over K, directions and metrics."""
+        return float(np.mean([recall.harmonic(recall.best, k) for recall in self.whole for k in KS]))
+
+    @property
+    def shares(self) -> dict[Modality, float]:
+        """The offset of the items of each modality under the first metric, as a share of the gap."""
+        first = zip(DIRECTIONS.values(), self.whole, strict=False)
+        return {target: float(recall.offsets[recall.best]) for (_, target), recall in first}
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -49,12 +63,21 @@ class Candidate:
         if earlier is None:
             return self
         folds = earlier.folds + self.folds
-        mean = (earlier.folds * earlier.score + self.folds * self.score) / folds
-        return replace(self, score=mean, folds=folds)
+        weight = earlier.folds / self.folds
+        whole = [own.averaged(theirs, weight) for own, theirs in zip(self.whole, earlier.whole, strict=True)]
+        held_out = (self.held_out + weight * earlier.held_out) / (1 + weight)
+        return replace(self, whole=whole, held_out=held_out, folds=folds)
 
     def to_json(self) -> dict[str, Any]:
         """Lay out for the alignment's card."""
-        return {"method": self.method, **self.hyperparameters, "score": round(self.score, 6), "folds": self.folds}
+        return {
+            "method": self.method,
+            **self.hyperparameters,
+            "score": round(self.score, 6),
+            "held_out": round(self.held_out, 6),
+            "seen_offset": self.shares,
+            "folds": self.folds,
+        }
 
 
 def best_of(candidates: Iterable[Candidate]) -> Candidate:
@@ -74,6 +97,8 @@ def cross_validate(
 ) -> list[Candidate]:
     """Score the candidates of `methods` on held-out folds of whole groups, by the mean under the task's metrics.
 
+    What counts is a collection of all folds, with an offset for those that a candidate was fitted on.
+
     After every fold the better third goes on, at least `FEWEST`. With a `budget` in seconds no candidate is begun when
     it has passed; a fold that is cut off counts for nothing, unless it is the first. Ctrl-C is a budget that passes.
 
@@ -87,9 +112,9 @@ def cross_validate(
     shuffled = np.random.default_rng(task.seed).permutation(groups)
     results: dict[tuple[Any, ...], Candidate] = {}
     for number, part in enumerate(np.array_split(shuffled, folds), start=1):
-        fold = _Fold(
-            f"fold {number} of {folds}", data.only(np.setdiff1d(groups, part)), data.only(part[:VALIDATION_GROUPS])
-        )
+        fitting, validation = data.only(np.setdiff1d(groups, part)), data.only(part[:VALIDATION_GROUPS])
+        both = SeenUnseen.sampled(fitting, data.only(part), task.seed)
+        fold = _Fold(f"fold {number} of {folds}", fitting, validation, both)
         scored, stopped = _race(fold, racing, device, task, progress, first=number == 1)
         if stopped:
             kept = list(results.values()) or scored
@@ -104,11 +129,12 @@ def cross_validate(
 
 @dataclass(frozen=True, slots=True)
 class _Fold:
-    """What people call a fold, the groups that candidates are fitted on, and those that judge them."""
+    """What people call a fold, the groups that candidates are fitted on, those that judge them, and both together."""
 
     name: str
     fitting: GroupedEmbeddings
     validation: GroupedEmbeddings
+    both: SeenUnseen
 
 
 def _check_folds(folds: int, groups: int) -> None:
@@ -158,9 +184,7 @@ def _race(
             projections = fitter.fit(hyperparameters)
             if fitter.interrupted and (scored or not first):
                 return scored, INTERRUPTED
-            aligned = fold.validation.project(projections)
-            score = distributed.broadcast(float(np.mean([_score(aligned, metric) for metric in task.metrics])))
-            scored.append(Candidate(name, dict(hyperparameters), score, folds=1))
+            scored.append(_candidate(name, hyperparameters, projections, fold, task))
             if fitter.interrupted:  # the only one there is, as far as it came
                 return scored, INTERRUPTED
     except KeyboardInterrupt:
@@ -187,7 +211,24 @@ def _runners(
                 yield name, hyperparameters, fitter
 
 
-def _score(aligned: GroupedEmbeddings, metric: Metric) -> float:
+def _candidate(
+    method: str, hyperparameters: Hyperparameters, projections: Projections, fold: _Fold, task: FitSpec
+) -> Candidate:
+    """Measure fitted projections on a fold, in the whole collection and among unseen items alone."""
+    unseen = fold.validation.project(projections)
+    held_out = float(np.mean([_held_out_recall(unseen, metric) for metric in task.metrics]))
+    shares = np.array(fold.both.shares(task.seen_offset))
+    aligned = fold.both.data.project(projections)
+    whole = []
+    for metric in task.metrics:
+        both = [metric] * len(DIRECTIONS)
+        offsets = [shares * gap for gap in fold.both.gaps(aligned, both)]
+        measured = fold.both.recalls(projections, aligned, both, offsets, seed=task.seed)
+        whole += [replace(recall, offsets=shares).agreed() for recall in measured]
+    return Candidate(method, dict(hyperparameters), whole, held_out, folds=1)
+
+
+def _held_out_recall(aligned: GroupedEmbeddings, metric: Metric) -> float:
     both = aligned.ranks(dict.fromkeys(MODALITIES, metric))
     return float(np.mean([recall_at(side, k) for side in both for k in KS]))
 

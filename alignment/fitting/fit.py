@@ -16,11 +16,14 @@ from alignment.errors import FitError
 from alignment.fitting.cross_validation import Candidate, Progress, best_of, cross_validate
 from alignment.fitting.methods import METHODS, FitSpec, Fitter, Projections, fewest_groups, refined
 from alignment.fitting.objective import has_gradient
+from alignment.fitting.seen_offsets import FittedMetrics, Offsets, seen_offsets
+from alignment.fitting.seen_unseen import FEWEST_GROUPS, SeenUnseen, WholeRecall
 from alignment.fitting.trainer import Model, split, train
 from alignment.fitting.training import Training
 from alignment.metrics import BANK, Cosine, LearnedMetric, Metric, Nnn, bank_name
 from alignment.modality import DIRECTIONS, MODALITIES, Modality
 from alignment.model.alignment import Alignment, AlignmentCard
+from alignment.model.seen_items import SeenItems
 from alignment.names import HEADS, did_you_mean
 from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
@@ -52,6 +55,7 @@ def fit(
     budget: float | None = None,
     joint: bool = False,
     training: Mapping[str, Any] | None = None,
+    seen_offset: float | None = None,
     progress: Progress = lambda line: None,
 ) -> Alignment:
     """Fit the best alignment of `sets`.
@@ -70,6 +74,8 @@ def fit(
         joint: choose under all metrics that learn nothing, and then train a residual on what was chosen together with
             the metrics that learn, under the mean of the losses of all: one projection that serves every metric.
         training: settings of `Training` that stand above those of the candidates.
+        seen_offset: what is taken off the scores of items that the fit sees, as a share of the gap between pairs
+            inside and outside of the fit, in [0, 1]; None: the best by cross-validation.
         progress: called with a line at each step.
 
     Raises:
@@ -77,13 +83,15 @@ def fit(
             or no method that applies.
     """
     given = dict(training or {})
-    _check_options(method, budget, given)
+    _check_options(method, budget, given, seen_offset)
     encoders = common_encoders(sets)
-    known, test = _training_and_test(sets, hold_out, progress)
+    split = _training_and_test(sets, hold_out, progress)
+    known, test = split.training, split.test
     _check_references(metrics, known)
+    _check_folds_for_offset(seen_offset, len(known.groups) // max(1, folds), progress)
     place = devices.resolve(device)
     fixed = [metric for metric in metrics if not _learners([metric]) and not isinstance(metric, Nnn)] or [Cosine()]
-    task = FitSpec(fixed if joint else fixed[:1], given, seed)
+    task = FitSpec(fixed if joint else fixed[:1], given, seed, seen_offset=seen_offset)
     names = _entering(known, fixed, progress) if method == "auto" else [method]
     scores = cross_validate(known, names, task, folds=folds, device=place, budget=budget, progress=progress)
     best = best_of(scores)
@@ -95,6 +103,11 @@ def fit(
         fitted = _fit_best(best, known, place, task)
     weights = fit_metrics(metrics, known.project(fitted.projections).sound(), fitted.metrics, task=task, device=place)
     judged = _sampled(test, seed, progress)
+    quiet = replace(task, progress=lambda line: None)
+    with_weights = FittedMetrics(metrics, weights)
+    offsets = seen_offsets(best, known, fitted.projections, with_weights, folds, place, quiet)
+    whole = _whole_recall(SeenUnseen.sampled(known, test, seed), fitted.projections, fixed[0], offsets, seed)
+    _report_whole(whole, best, progress)
     return Alignment(
         AlignmentCard(
             encoders=encoders,
@@ -108,9 +121,12 @@ def fit(
             held_out_recall=_held_out_recall(judged.project(fitted.projections), metrics, weights),
             held_out_groups=len(judged.groups),
             candidates=[candidate.to_json() for candidate in scores],
+            seen_offsets=offsets,
+            whole_recall={direction: [recall.at(place) for place in range(2)] for direction, recall in whole.items()},
         ),
         dict(zip(MODALITIES, fitted.projections, strict=True)),
         weights,
+        split.seen,
     )
 
 
@@ -128,7 +144,7 @@ class _Fitted:
     training: dict[str, Any] = field(default_factory=dict)
 
 
-def _check_options(method: str, budget: float | None, training: Mapping[str, Any]) -> None:
+def _check_options(method: str, budget: float | None, training: Mapping[str, Any], seen_offset: float | None) -> None:
     """Refuse what is invalid whatever the data is, before anything takes time."""
     Training().with_values(training)
     if budget is not None and distributed.world_size() > 1:
@@ -137,15 +153,24 @@ def _check_options(method: str, budget: float | None, training: Mapping[str, Any
         )
     if budget is not None and not budget > 0:
         raise FitError(f"expected a budget above zero seconds, got {budget}")
+    if seen_offset is not None and not 0 <= seen_offset <= 1:
+        raise FitError(f"expected a seen offset of 0 to 1, as a share of the gap, got {seen_offset}")
     if method != "auto" and method not in METHODS:
         raise FitError(
             f"unknown method {method!r}{did_you_mean(method, METHODS)}; expected auto or one of {', '.join(METHODS)}"
         )
 
 
-def _training_and_test(
-    sets: Sequence[EmbeddingSet], hold_out: HoldOut, progress: Progress
-) -> tuple[GroupedEmbeddings, GroupedEmbeddings]:
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """What a fit sees, what it is tested on, and the contents of what it sees."""
+
+    training: GroupedEmbeddings
+    test: GroupedEmbeddings
+    seen: Mapping[Modality, SeenItems]
+
+
+def _training_and_test(sets: Sequence[EmbeddingSet], hold_out: HoldOut, progress: Progress) -> _Split:
     """Load `sets` and split them by group; what nothing can be fitted on is refused."""
     rows = {m: Rows.concatenate([s.load(m) for s in sets]) for m in MODALITIES}
     known, test, unpaired = split_rows(rows, hold_out)
@@ -154,7 +179,48 @@ def _training_and_test(
         f"{unpaired} items without a partner left out"
     )
     check_directions(known)
-    return known, test
+    names = set(rows["image"].groups) & set(rows["text"].groups)
+    names -= {name for name, held in zip(names, hold_out.held_out(list(names)), strict=True) if held}
+    seen = {
+        m: SeenItems.of([sha for sha, name in zip(side.content_sha256, side.groups, strict=True) if name in names])
+        for m, side in rows.items()
+    }
+    return _Split(known, test, seen)
+
+
+def _check_folds_for_offset(seen_offset: float | None, groups: int, progress: Progress) -> None:
+    """Say that folds are too small to estimate the gap; refuse an offset that is a share of it."""
+    if groups >= FEWEST_GROUPS or seen_offset == 0:
+        return
+    small = f"a fold holds {groups} groups, expected at least {FEWEST_GROUPS} to estimate the gap"
+    if seen_offset is not None:
+        raise FitError(
+            f"{small} that the seen offset {seen_offset} is a share of; add data, lower --folds or leave it out"
+        )
+    progress(f"{small} between seen and unseen items: no offset")
+
+
+def _whole_recall(
+    both: SeenUnseen, projections: Projections, metric: Metric, offsets: Offsets, seed: int
+) -> dict[str, WholeRecall]:
+    """Measure training and held-out items in one collection by direction, without and with the offset."""
+    own = offsets.get(str(metric), {})
+    pairs = [np.array([0.0, own.get(target, 0.0)]) for _, target in DIRECTIONS.values()]
+    aligned = both.data.project(projections)
+    measured = both.recalls(projections, aligned, [metric] * len(DIRECTIONS), pairs, seed=seed)
+    return dict(zip(DIRECTIONS, measured, strict=True))
+
+
+def _report_whole(whole: Mapping[str, WholeRecall], best: Candidate, progress: Progress) -> None:
+    """Say what new items are found like beside known ones."""
+    for (direction, recall), (_, target) in zip(whole.items(), DIRECTIONS.values(), strict=True):
+        before, after = (
+            f"{recall.unseen[place, -1]:.3f} unseen, {recall.seen[place, -1]:.3f} seen" for place in (0, 1)
+        )
+        progress(
+            f"{direction} in one collection, Recall@10: {after}, harmonic mean {recall.harmonic(1):.3f}; without an "
+            f"offset {before}; offset {best.shares[target]:g} of the gap"
+        )
 
 
 def _report_best(best: Candidate, scores: Sequence[Candidate], progress: Progress) -> None:

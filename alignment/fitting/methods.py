@@ -44,6 +44,7 @@ class FitSpec:
         seed: of batches and random weights.
         deadline: of `time.monotonic`, when training ends.
         progress: called with a line at each step of a training.
+        seen_offset: of seen items, as a share of the gap; None: the best by cross-validation.
     """
 
     metrics: Sequence[Metric] = (Cosine(),)
@@ -51,6 +52,7 @@ class FitSpec:
     seed: int = 0
     deadline: float | None = None
     progress: Callable[[str], None] = lambda line: None
+    seen_offset: float | None = None
 
     def training(self, hyperparameters: Hyperparameters) -> Training:
         """Settings of the training of a candidate."""

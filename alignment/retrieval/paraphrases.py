@@ -11,7 +11,7 @@ import numpy as np
 
 from alignment.vectors import FloatArray, l2_normalize
 
-SAME = 0.5
+SAME = 0.45
 
 
 def paraphrased(X: FloatArray, *, seed: int = 0) -> FloatArray:

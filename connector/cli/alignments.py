@@ -1,7 +1,7 @@
 """Commands on alignments: fit, compare, export."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import click
 
 from alignment.fitting.training import Training
 from alignment.names import COMPARED_METRICS, METHODS
-from connector.cli.choices import METRIC, Name
+from connector.cli.choices import METRIC, SEEN_OFFSET, Name
 from connector.cli.group import cli, open_home, shortest
 from connector.cli.options import (
     METHOD_HELP,
@@ -53,6 +53,15 @@ from connector.requests import CompareRequest, ExportRequest, FitRequest, defaul
     metavar="TIME",
     help="Start no further candidate after this time, such as 90s, 10m or 2h.  [default: try all]",
 )
+@click.option(
+    "--seen-offset",
+    type=SEEN_OFFSET,
+    default="auto",
+    show_default=True,
+    metavar="auto|SHARE",
+    help="What is taken off the scores of items of the fit, so that new items are found too: a share of the gap "
+    "between pairs in and outside of the fit, 0 for nothing; auto finds it by cross-validation.",
+)
 @click.option("--joint", is_flag=True, help="Choose under all metrics, and train one projection with all of them.")
 @click.option(
     "--training",
@@ -83,6 +92,8 @@ def fit(training: tuple[str, ...], as_json: bool, where: Mapping[str, Any], **gi
         "dim": alignment.dim,
         "hyperparameters": card.hyperparameters,
         "held_out_recall": card.held_out_recall,
+        "seen_offsets": card.seen_offsets,
+        "whole_recall": card.whole_recall,
     }
     if as_json:
         print_json({"run": result.run, **document})
@@ -93,6 +104,20 @@ def fit(training: tuple[str, ...], as_json: bool, where: Mapping[str, Any], **gi
         for direction, values in directions.items()
     ]
     print_table(rows, f"alignment {request.alignment}: {card.method} {card.hyperparameters}, on held-out groups")
+    print_table(list(_whole_rows(card.whole_recall)), "all items in one collection, as production searches them")
+
+
+def _whole_rows(whole: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a row a direction, without the offset and with it: what seen and unseen items are found like."""
+    for direction, places in whole.items():
+        for place in places:
+            recalls = {
+                f"{kind} {name}": place[kind][name]
+                for kind in ("unseen", "seen", "harmonic")
+                for name in ("recall@1", "recall@10")
+            }
+            firsts = {"first places of seen": place["first_places"], "fair": place["fair"]}
+            yield {"direction": direction, "seen offset": place["seen_offset"], **recalls, **firsts}
 
 
 @cli.command()

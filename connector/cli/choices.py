@@ -1,5 +1,6 @@
 """Types of options that take one of the names that modalign knows: what is no such name ends in exit code 2."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -70,4 +71,20 @@ class EncoderSpec(click.ParamType[str]):
         return str(value)
 
 
-METRIC, DEVICE, ENCODER = MetricName(), DeviceName(), EncoderSpec()
+class SeenOffset(click.ParamType[float | None]):
+    """A share of the gap as `--seen-offset` takes it; `auto` is None."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        """Return a number in [0, 1], or None for `auto`."""
+        try:
+            share = None if value == "auto" else float(value)
+        except ValueError:
+            share = math.nan
+        if share is not None and not 0 <= share <= 1:
+            self.fail(f"expected auto or a share of the gap from 0 to 1, got {value!r}", param, ctx)
+        return share
+
+
+METRIC, DEVICE, ENCODER, SEEN_OFFSET = MetricName(), DeviceName(), EncoderSpec(), SeenOffset()

@@ -1,0 +1,105 @@
+"""The offsets of an alignment: the chosen share of the gap, in the unit of every metric.
+
+The gap under a metric is between training pairs under the final projections and pairs of one fold under a fit that
+never saw them. The two fits have spaces of their own; an orthogonal rotation (Schönemann 1966) of the rows that both
+saw brings the second into the first, so that metrics with weights of the first can compare there too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment.fitting.cross_validation import Candidate
+from alignment.fitting.methods import FitSpec, Fitter, Projections
+from alignment.fitting.seen_unseen import SeenUnseen
+from alignment.metrics import Metric
+from alignment.modality import DIRECTIONS, MODALITIES, Modality
+from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
+from alignment.vectors import FloatArray, l2_normalize
+
+if TYPE_CHECKING:
+    import torch
+
+Offsets = dict[str, dict[Modality, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class FittedMetrics:
+    """Metrics with their weights over aligned vectors, by the modality of their items."""
+
+    metrics: Sequence[Metric]
+    weights: Mapping[str, npt.NDArray[Any]]
+
+    def by_direction(self, metric: Metric) -> list[Metric]:
+        """Return a metric as it scores the items of each direction."""
+        return [metric.bind(self.weights, target) for _, target in DIRECTIONS.values()]
+
+
+def seen_offsets(
+    chosen: Candidate,
+    known: GroupedEmbeddings,
+    projections: Projections,
+    fitted: FittedMetrics,
+    folds: int,
+    device: "torch.device",
+    task: FitSpec,
+) -> Offsets:
+    """Return the offset of seen items by metric and by the modality of the items; of metrics without any, nothing.
+
+    Args:
+        chosen: what `projections` were fitted as.
+        known: the training data.
+        projections: fitted on all of it.
+        fitted: the metrics to have offsets, in the space of `projections`.
+        folds: one of so many parts of the groups is left out of a second fit.
+    """
+    shares = chosen.shares
+    if not any(shares.values()):
+        return {}
+    shuffled = np.random.default_rng(task.seed).permutation(known.groups)
+    left_out = shuffled[: len(shuffled) // folds]
+    fitting = known.only(np.setdiff1d(known.groups, left_out))
+    other = Fitter(chosen.method, fitting, device, task).fit(chosen.hyperparameters)
+    both = SeenUnseen.sampled(fitting, known.only(left_out), task.seed)
+    aligned = _as_if_unseen(both, projections, other)
+    offsets: Offsets = {}
+    for metric in fitted.metrics:
+        gaps = both.gaps(aligned, fitted.by_direction(metric))
+        own = {
+            target: round(shares[target] * gap, 9) for (_, target), gap in zip(DIRECTIONS.values(), gaps, strict=True)
+        }
+        if any(own.values()):
+            offsets[str(metric)] = {modality: own[modality] for modality in MODALITIES}
+    return offsets
+
+
+def _as_if_unseen(both: SeenUnseen, projections: Projections, other: Projections) -> GroupedEmbeddings:
+    """Align seen groups by `projections`, and unseen ones by `other`, which is rotated into the space of the first."""
+    ours, theirs = both.data.project(projections), both.data.project(other)
+    is_unseen = [np.isin(side.groups, both.unseen) for side in (ours.image, ours.text)]
+    rows = [
+        (one.vectors[~mask], two.vectors[~mask])
+        for one, two, mask in zip((ours.image, ours.text), (theirs.image, theirs.text), is_unseen, strict=True)
+    ]
+    rotation = rotation_between(
+        *(np.concatenate(side) for side in zip(*((two, one) for one, two in rows), strict=True))
+    )
+    image, text = (
+        ModalityEmbeddings(np.where(mask[:, None], l2_normalize(two.vectors @ rotation), one.vectors), one.groups)
+        for one, two, mask in zip((ours.image, ours.text), (theirs.image, theirs.text), is_unseen, strict=True)
+    )
+    return GroupedEmbeddings(image, text)
+
+
+def rotation_between(one: FloatArray, other: FloatArray) -> FloatArray:
+    """Return the rotation (d, e) that brings rows (n, d) nearest to rows (n, e); rows that are not finite are left out.
+
+    Where d and e differ, directions without a counterpart are lost.
+    """
+    sound = np.isfinite(one).all(axis=1) & np.isfinite(other).all(axis=1)
+    left, _, right = np.linalg.svd(one[sound].T.astype(np.float64) @ other[sound], full_matrices=False)
+    rotation: FloatArray = (left @ right).astype(np.float32)
+    return rotation
