@@ -21,7 +21,7 @@ from alignment.metrics.metric import Metric
 from alignment.metrics.native import Cosine, Dot, Euclid, Manhattan, Wasserstein1
 from alignment.metrics.registry import METRICS, parse
 from alignment.metrics.rescored import Rescored
-from alignment.metrics.seen_offset import SeenOffset
+from alignment.metrics.seen_offset import SeenOffset, with_seen
 
 __all__ = [
     "BANK",
@@ -50,4 +50,5 @@ __all__ = [
     "Wasserstein1",
     "bank_name",
     "parse",
+    "with_seen",
 ]

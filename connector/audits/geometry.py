@@ -8,7 +8,7 @@ import numpy as np
 from alignment.errors import GapError
 from alignment.geometry.geometry import ITEMS, SAMPLE, geometry
 from alignment.geometry.modality_gap import one_each
-from alignment.metrics import Guarantee
+from alignment.metrics import Guarantee, with_seen
 from alignment.modality import MODALITIES, Modality
 from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
 from alignment.retrieval.ranks import group_codes
@@ -83,7 +83,9 @@ def _space(release: Release, probe: FloatArray) -> str:
     """Say what vectors that were read back are: aligned, or as the metric's lowering stores them."""
     if release.guarantee is not Guarantee.EXACT:
         return ALIGNED_SPACE  # payloads carry them
-    lowered = release.lowerings["image"].item(probe)[:, : release.alignment.dim]
+    lowering = release.lowerings["image"]
+    items = with_seen(probe, np.zeros(len(probe))) if lowering.marks_seen else probe
+    lowered = lowering.item(items)[:, : release.alignment.dim]
     if lowered.shape == probe.shape and np.allclose(l2_normalize(lowered), l2_normalize(probe), atol=1e-6):
         return ALIGNED_SPACE
     return f"vectors as {release.metric} stores them"

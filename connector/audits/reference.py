@@ -57,13 +57,14 @@ class Truth:
 def vectors_of(lowering: Lowering, page: Sequence[Record], dim: int) -> FloatArray:
     """Return the vectors that the metric compares, of points that were read with their stored vectors.
 
-    Aligned ones (c, `dim`) where points carry them, stored ones (c, d) where not.
+    Aligned ones where points carry them, of as many coordinates as items have beside queries of `dim`; stored ones
+    (c, d) where not.
 
     Raises:
         StrangePointError: a point does not carry one.
     """
     if isinstance(lowering, Rescored):
-        return carried(page, dim)
+        return carried(page, lowering.item_dim(dim))
     return np.stack([record.vector for record in page if record.vector is not None])
 
 

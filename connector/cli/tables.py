@@ -183,10 +183,13 @@ def result_quality(guarantee: str, answer: "SearchResult") -> str:
 
 
 def search_rows(hits: Sequence["SearchHit"]) -> Iterator[dict[str, Any]]:
-    """Lay found items out as rows of a table."""
+    """Lay found items out as rows of a table; one column says what ranks seen items lower, where something does."""
+    with_offset = any(item.seen_offset for item in hits)
     for rank, item in enumerate(hits, start=1):
         shown = item.payload.get("caption", "") if item.modality == "text" else _name(item.payload.get("image"))
-        yield {"#": rank, "score": round(item.score, 4), "key": item.key, "group": item.group, item.modality: shown}
+        taken = {"seen offset": round(item.seen_offset, 4)} if with_offset else {}
+        score = {"score": round(item.score, 4), **taken}
+        yield {"#": rank, **score, "key": item.key, "group": item.group, item.modality: shown}
 
 
 def _name(path: Any) -> str:

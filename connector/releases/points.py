@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID, uuid5
 
-from alignment.metrics import Guarantee
+from alignment.metrics import Guarantee, with_seen
 from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment
+from alignment.model.seen_items import SeenItems
 from alignment.sets.rows import Rows
 from alignment.vectors import FloatArray, invalid_rows
 from connector.rejects import Reason
@@ -20,8 +21,10 @@ from connector.stores.points import Payload, Points, Record
 
 Item = tuple[Modality, str]  # modality and key
 NAMESPACE = UUID("6f1d3f0e-6c86-5a49-9d0c-0f3d8a7c1b52")
+# What the payload field `split` says of an item: its group was held out from the fit, the fit saw its content, or
+# neither. Alignments of the first releases do not record what their fit saw: all but held-out items count as seen.
 HELD_OUT: Literal["held-out"] = "held-out"
-FITTED = "fitted"
+FITTED, NEW = "fitted", "new"
 
 
 def _refuse_constant(name: str) -> Any:
@@ -101,7 +104,7 @@ def project(alignment: Alignment, rows: Rows, indexes: Mapping[str, PayloadKind]
     if refused:
         kept = [row for row in range(len(sound)) if sound[row] not in refused]
         sound, vectors = [sound[row] for row in kept], vectors[kept]
-    held_out = alignment.card.hold_out.held_out([rows.groups[row] for row in sound])
+    splits = _splits(alignment, rows, sound)
     described = [
         {
             **payloads[row],
@@ -109,11 +112,22 @@ def project(alignment: Alignment, rows: Rows, indexes: Mapping[str, PayloadKind]
             "group": rows.groups[row],
             "modality": rows.modality,
             "content_sha256": rows.content_sha256[row],
-            "split": HELD_OUT if held else FITTED,
+            "split": split,
         }
-        for row, held in zip(sound, held_out, strict=True)
+        for row, split in zip(sound, splits, strict=True)
     ]
     return Projected(rows.take(sound) if refused else rows, vectors, described, dict(sorted(refused.items())))
+
+
+def _splits(alignment: Alignment, rows: Rows, chosen: Sequence[int]) -> list[str]:
+    """Return the split of the chosen rows."""
+    held_out = alignment.card.hold_out.held_out([rows.groups[row] for row in chosen]).tolist()
+    seen = [True] * len(chosen)
+    if alignment.seen:
+        seen = (
+            alignment.seen.get(rows.modality, SeenItems()).holds([rows.content_sha256[row] for row in chosen]).tolist()
+        )
+    return [HELD_OUT if held else FITTED if was else NEW for held, was in zip(held_out, seen, strict=True)]
 
 
 def lowered(release: Release, projected: Projected) -> Points:
@@ -125,9 +139,11 @@ def lowered(release: Release, projected: Projected) -> Points:
     """
     rows, vectors, payloads = projected.rows, projected.vectors, projected.payloads
     lowering = release.lowerings[rows.modality]
+    check_finite(release.metric, lowering.query(vectors[:1]))  # weights that only queries meet
+    if lowering.marks_seen:
+        vectors = with_seen(vectors, [payload["split"] == FITTED for payload in payloads])
     stored = lowering.item(vectors)
     check_finite(release.metric, stored)
-    check_finite(release.metric, lowering.query(vectors[:1]))  # weights that only queries meet
     if release.guarantee is not Guarantee.EXACT:  # what rescoring needs
         payloads = [{**p, ALIGNED: packed(v)} for p, v in zip(payloads, vectors, strict=True)]
     return Points(rows.modality, [point_id(rows.modality, key) for key in rows.keys], stored, payloads)

@@ -42,9 +42,10 @@ HITS_AT_ONCE = 1 << 15
 
 
 class ScoredHit(NamedTuple):
-    """A point with the metric's own score, higher is better, and the raw score of Qdrant's distance.
+    """A point with the score that it ranks by, higher is better, and the raw score of Qdrant's distance.
 
-    Both are of the vectors themselves, also where quantized vectors chose the point. Under a metric that rescores, the
+    Both are of the vectors themselves, also where quantized vectors chose the point. The score is the metric's own but
+    for what the alignment takes off seen items; `Lowering.taken_off` says how much. Under a metric that rescores, the
     raw score is of the distance that Qdrant orders candidates by.
     """
 
@@ -267,7 +268,7 @@ def _raw_scores(lowering: Lowering, query: npt.NDArray[np.floating], items: npt.
 
 
 def _with_scores(lowering: Lowering, aligned: npt.NDArray[np.floating], answers: list[list[Hit]]) -> list[RankedHits]:
-    """Turn Qdrant's raw scores into the metric's own."""
+    """Turn Qdrant's raw scores into those that items rank by."""
     offsets = lowering.offset(aligned)
     shifts = [0.0] * len(answers) if offsets is None else offsets.tolist()
     score = lowering.score
@@ -322,7 +323,7 @@ class _Rescoring:
 
     def _rescore(self, hits: Sequence[Hit]) -> None:
         if hits:
-            vectors = carried(hits, len(self.query))
+            vectors = carried(hits, self.lowering.item_dim(len(self.query)))
             scores = self.lowering.rescore(self.query, vectors).tolist()
             raw = [hit.raw_score for hit in hits]
             if self.coarse:
@@ -345,7 +346,7 @@ class _Rescoring:
         return bound is not None and bound <= kth
 
     def ranked(self) -> RankedHits:
-        """Return the first k by the metric's own score."""
+        """Return the first k by the score that the metric gives them."""
         best = sorted(self.seen.items(), key=lambda item: -item[1][0])[: self.k]
         proved = self.finished and self.proves
         certified = proved if proved or self.bounded else None

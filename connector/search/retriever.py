@@ -1,4 +1,8 @@
-"""Production search: texts or images in, items of the other modality out, with the metric's own score."""
+"""Production search: texts or images in, items of the other modality out, with the metric's own score.
+
+Beside the score of an item that the fit saw is what the alignment takes off it, where it has an offset for such items.
+Lists are in the order of what is left.
+"""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -10,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from alignment import device as devices
-from alignment.metrics import Guarantee
+from alignment.metrics import Guarantee, Lowering
 from alignment.modality import OTHER, Modality
 from connector.corpora.images import ImageRejectedError, decode, read_image, upright_rgb
 from connector.encoding.encoders import Encoder, load_encoder
@@ -18,6 +22,7 @@ from connector.errors import MismatchError, PictureError, StrangePointError
 from connector.provenance.recorder import Provenance
 from connector.releases.chain import check_encoder
 from connector.releases.payload_fields import missing_in_words
+from connector.releases.points import FITTED
 from connector.releases.release import Release, open_release
 from connector.search.candidates import CandidateSearch, ScoredHit
 from connector.search.search_arguments import (
@@ -43,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 
 class SearchResult(list["SearchHit"]):
-    """The hits of one query, best first.
+    """The hits of one query, best first: in the order of `score - seen_offset`.
 
     Attributes:
         certified: True if it is proved that no better item was left out; False if that could not be proved, within
@@ -66,13 +71,16 @@ class SearchHit(NamedTuple):
 
     Attributes:
         score: the metric's own; higher is better under every metric.
-        raw_score: Qdrant's; a distance under Euclid and Manhattan.
+        seen_offset: what is taken off it to rank the item, because the fit saw it: at least 0. 0 of any other item,
+            and where the alignment has no offset under this metric.
+        raw_score: Qdrant's; a distance under Euclid and Manhattan. The offset is in it.
     """
 
     key: str
     group: str
     modality: Modality
     score: float
+    seen_offset: float
     raw_score: float
     payload: dict[str, Any]
 
@@ -247,7 +255,7 @@ class Retriever:
             ranked = self._candidates.search(target, aligned, k, **options)
         return [
             SearchResult(
-                (_search_hit(hit, target) for hit in result.hits),
+                (_search_hit(hit, target, self.release.lowerings[target]) for hit in result.hits),
                 certified=result.certified,
                 candidates=result.candidates,
                 exact=exact,
@@ -272,11 +280,12 @@ class Retriever:
         return self._encoders[modality]
 
 
-def _search_hit(hit: ScoredHit, target: Modality) -> SearchHit:
+def _search_hit(hit: ScoredHit, target: Modality, lowering: Lowering) -> SearchHit:
     key, group = hit.payload.get("key"), hit.payload.get("group")
     if not (isinstance(key, str) and isinstance(group, str)):
         raise StrangePointError(hit.id, f"has no {'group' if isinstance(key, str) else 'key'}")
-    return SearchHit(key, group, target, hit.score, hit.raw_score, hit.payload)
+    taken = lowering.taken_off(hit.score, seen=hit.payload.get("split") == FITTED)
+    return SearchHit(key, group, target, hit.score + taken, taken, hit.raw_score, hit.payload)
 
 
 def load_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -78,7 +78,7 @@ def search_hit(key: str, modality: Modality = "image", score: float = 0.5, **pay
     file = Path(str(payload.get("image")))
     if file.is_file():
         payload.setdefault("content_sha256", hashlib.sha256(file.read_bytes()).hexdigest())
-    return SearchHit(key, f"group of {key}", modality, score, score, dict(payload))
+    return SearchHit(key, f"group of {key}", modality, score, 0.0, score, dict(payload))
 
 
 def write_picture(path: Path, size: tuple[int, int] = (400, 200), mode: str = "RGB") -> Path:

@@ -25,6 +25,7 @@ from alignment.metrics import METRICS, LearnedMetric, Lowering, Metric, Nnn, ban
 from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment, AlignmentCard
 from alignment.model.projections import Projection
+from alignment.model.seen_items import SeenItems
 from alignment.sets.cards import EncoderCard
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
@@ -169,7 +170,13 @@ def learned() -> dict[str, npt.NDArray[Any]]:
 
 
 def alignment(
-    *, turn: int = 0, hold_out: HoldOut = HoldOut(), mean: float = 0.0, weights: Mapping[str, Any] | None = None
+    *,
+    turn: int = 0,
+    hold_out: HoldOut = HoldOut(),
+    mean: float = 0.0,
+    weights: Mapping[str, Any] | None = None,
+    seen: Sequence[Rows] = (),
+    offsets: Mapping[Modality, float] | None = None,
 ) -> Alignment:
     """The alignment that takes both encoders back to the latent coordinates, with weights for every metric.
 
@@ -178,6 +185,8 @@ def alignment(
         hold_out: which groups count as never seen.
         mean: length of the training mean, which lies along the first latent coordinate.
         weights: other weights of metrics.
+        seen: rows that take part in its fit; none: it does not record what did.
+        offsets: what every metric takes off the scores of seen items; None: there are no offsets.
     """
     rotation = np.linalg.qr(np.random.default_rng(turn).standard_normal((LATENT, LATENT)))[0]
     projections = {
@@ -194,8 +203,10 @@ def alignment(
         hold_out=hold_out,
         held_out_recall={},
         candidates=[],
+        seen_offsets={metric: dict(offsets) for metric in ALL} if offsets else {},
     )
-    return Alignment(card, projections, learned() if weights is None else weights)
+    contents = {part.modality: SeenItems.of(part.content_sha256) for part in seen}
+    return Alignment(card, projections, learned() if weights is None else weights, contents)
 
 
 @dataclass

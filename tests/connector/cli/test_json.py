@@ -109,7 +109,7 @@ class TestJson:
         assert (document["collection"], document["metric"], document["query"]) == ("things", "cosine", "red lime")
         assert len(document["found"]) == 3
         for item in document["found"]:
-            assert set(item) == {"key", "group", "modality", "score", "raw_score", "payload"}
+            assert set(item) == {"key", "group", "modality", "score", "seen_offset", "raw_score", "payload"}
             assert (item["modality"], item["payload"]["key"]) == ("image", item["key"])
         picture = corpus.parent / "images" / "s0-00003.png"
         back = done("search", "things", picture, "-k", 2, "--json", "--home", shared).document

@@ -51,7 +51,7 @@ class TestMetrics:
         said = {name: document[name] for name in ("metric", "guarantee", "certified", "candidates")}
         assert said == {"metric": printed, "guarantee": guarantee, "certified": certified, "candidates": candidates}
         assert [set(item) for item in document["found"]] == [
-            {"key", "group", "modality", "score", "raw_score", "payload"}
+            {"key", "group", "modality", "score", "seen_offset", "raw_score", "payload"}
         ] * 3
         assert not any("aligned" in item["payload"] for item in document["found"])
         assert document["exact"] is False
