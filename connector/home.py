@@ -28,6 +28,7 @@ from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run, RunRejects, RunResult
 from connector.provenance.tables import ReleaseRow
 from connector.recorded_request import Request
+from connector.releases.dropping import drop, droppable, forget, returns_to, taken_over
 from connector.releases.lag import Lag, lag_of
 from connector.releases.promotion import AliasSwitch, Lifecycle, PromotionOverride, this_person
 from connector.releases.release import Release
@@ -358,16 +359,23 @@ class Home:
     def droppable(self, collection: str, *, names: Sequence[str] = (), retired: bool = False) -> dict[str, bool]:
         """Return the releases that `drop` would drop, and of each whether a rollback would return to it."""
         lifecycle = self._lifecycle(collection)
-        rows = lifecycle.droppable(names=names, retired=retired)
-        return {row.physical_name: lifecycle.returns_to(row) for row in rows}
+        rows = droppable(lifecycle, names=names, retired=retired)
+        return {row.physical_name: returns_to(lifecycle, row) for row in rows}
+
+    def taken_over(self, collection: str) -> list[str]:
+        """Return the releases of a collection that another database has taken over, which `drop` can forget."""
+        return [row.physical_name for row in taken_over(self._lifecycle(collection))]
 
     def drop(self, request: DropRequest) -> RunResult[list[ReleaseRow]]:
-        """Drop releases of a collection by name; never the live one."""
+        """Drop releases of a collection by name, never the live one; or forget what another database has taken over."""
         with self._run(request) as run:
             lifecycle = self._lifecycle(request.collection)
             with lifecycle.exclusive(run.id):
-                rows = lifecycle.droppable(names=request.releases)
-                lifecycle.drop(rows)
+                if request.taken_over:
+                    rows = forget(lifecycle, request.releases)
+                else:
+                    rows = droppable(lifecycle, names=request.releases)
+                    drop(lifecycle, rows)
             run.counts["dropped"] = len(rows)
         return RunResult(run.id, run.counts, rows)
 

@@ -343,11 +343,18 @@ class RollbackRequest(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class DropRequest(Request):
-    """Drop releases of a collection by name; never the live one."""
+    """Drop releases of a collection by name; never the live one.
+
+    Attributes:
+        collection: what people say.
+        releases: by their physical collections.
+        taken_over: another database has them: SQL forgets them, live or not, and their collections stay.
+    """
 
     command: ClassVar[str] = "drop"
     collection: str
     releases: Sequence[str]
+    taken_over: bool = False
 
 
 ORPHAN_SHARE = 0.1  # of the points of a release: the command line deletes more orphans only if it is told their number

@@ -95,7 +95,8 @@ def ingest(prune: bool, yes: bool, max_rejects: int, as_json: bool, where: Mappi
 def delete(modality: Any, yes: bool, as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
     """Delete items from every release of COLLECTION and from their embedding sets, after a count and a question.
 
-    Other collections that hold items of these sets lose them too. An ingest of a corpus that still has an item brings
+    A key names one item: texts of an image that is deleted stay unless they are named, and are counted. So are keys that
+    no item has. Other collections that hold items of these sets lose them too. An ingest of a corpus that still has an item brings
     it back; a push does not. Run it again after a kill: it finishes.
     """
     request = DeleteRequest(modalities=[modality] if modality else MODALITIES, **given)
@@ -106,6 +107,7 @@ def delete(modality: Any, yes: bool, as_json: bool, where: Mapping[str, Any], **
         result = home.delete(request, confirm=lambda preview: confirm(f"delete {preview}?"))
     if not result.value:
         say("nothing was deleted")
-    print_result(result, {"collection": request.collection, "deleted": result.counts["deleted"]}, as_json)
+    told = {"collection": request.collection, "deleted": result.counts["deleted"], "unknown": result.counts["unknown"]}
+    print_result(result, told, as_json)
     if not result.value:
         sys.exit(FAILED)

@@ -56,7 +56,7 @@ request_option = click.option(
     "releases",
     multiple=True,
     metavar="RELEASE",
-    help="This ready release. May be repeated.  [default: those of the newest alignment]",
+    help="This ready release; `ready`: those of the newest alignment. May be repeated.  [default: ready]",
 )
 @click.option("--force", is_flag=True, help="Promote whatever the audits say. Who forced it and why is recorded.")
 @click.option("--reason", metavar="TEXT", help="Why it is forced.")
@@ -83,6 +83,12 @@ def promote(force: bool, reason: str | None, as_json: bool, where: Mapping[str, 
             say(f"forced by {switched.promotion.forced_by}: {switched.refused}")
         for difference in switched.differences:
             say(difference)
+    if not result.value:
+        collection = given["collection"]
+        say(
+            f"no ready release of {collection} is newer than what is live: push with another alignment, `modalign push "
+            f"SET --alignment ALIGNMENT --into {collection}`, or name a release that `modalign status {collection}` shows"
+        )
     _print_switched(result, as_json)
 
 
@@ -126,21 +132,38 @@ def rollback(as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
     "--release", "names", multiple=True, metavar="RELEASE", help="This release, as status names it. May be repeated."
 )
 @click.option("--retired", is_flag=True, help="All retired releases.")
+@click.option(
+    "--taken-over", is_flag=True, help="All releases, live or not, that another database has: SQL alone forgets them."
+)
 @yes_option
 @json_option
 @home_options
 def drop(
-    collection: str, names: tuple[str, ...], retired: bool, yes: bool, as_json: bool, where: Mapping[str, Any]
+    collection: str,
+    names: tuple[str, ...],
+    retired: bool,
+    taken_over: bool,
+    yes: bool,
+    as_json: bool,
+    where: Mapping[str, Any],
 ) -> None:
     """Drop releases of COLLECTION that are not live, with their points. Embedding sets and alignments stay."""
+    if [bool(names), retired, taken_over].count(True) != 1:
+        raise click.UsageError("expected one of --release, --retired and --taken-over")
     with open_home(where) as home:
-        releases = home.droppable(collection, names=names, retired=retired)
-        for name, returned_to in releases.items():
-            say(f"{name}{': a rollback would return to it' if returned_to else ''}")
-        if releases and not confirmation("modalign drop", yes)(f"drop {len(releases)} releases of {collection}?"):
+        if taken_over:
+            releases = dict.fromkeys(home.taken_over(collection), "SQL forgets it, the other database keeps its points")
+        else:
+            droppable = home.droppable(collection, names=names, retired=retired)
+            releases = {name: "a rollback would return to it" if back else "" for name, back in droppable.items()}
+        for name, consequence in releases.items():
+            say(f"{name}{': ' * bool(consequence)}{consequence}")
+        verb = "forget" if taken_over else "drop"
+        if releases and not confirmation("modalign drop", yes)(f"{verb} {len(releases)} releases of {collection}?"):
             say("nothing was dropped")
             sys.exit(FAILED)
-        result = home.drop(DropRequest(collection=collection, releases=list(releases))) if releases else None
+        request = DropRequest(collection=collection, releases=list(releases), taken_over=taken_over)
+        result = home.drop(request) if releases else None
     if as_json:
         print_json({"run": result.run if result else None, "dropped": list(releases)})
     else:

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
 RETRIEVED = 256  # ids a request
+EXAMPLES = 5  # of keys in a warning
 CAPTION_KEY = re.compile(r"#\d+$")
 
 
@@ -115,7 +116,8 @@ class Deletion:
             SettingsError: a key is of an image and of a text of another item.
             FilterError: see `_matching`.
 
-        Counts `deleted` items and `rows` of embedding sets in the run.
+        Counts in the run `deleted` items, `rows` of embedding sets, and `unknown` keys. Warns of these, and of texts
+        that stay although an image of their group goes.
         """
         keys = list(keys)
         rows = self._releases()
@@ -129,6 +131,9 @@ class Deletion:
         with repair_lock(self.provenance.database, store_id, self.run.id):  # another deletion has the sets
             items, names = self._items(concerned, sets, requested)
         self._check_ambiguous(keys, items, concerned)
+        self._say_unknown([key for key in dict.fromkeys(keys) if not any((m, key) in items for m in modalities)])
+        if "text" in modalities:
+            self._say_texts_that_stay(rows, items)
         check_may_write(self.store, [row.physical_name for row in concerned])
         others = sorted({row.collection for row in concerned} - {self.collection})
         if items and not confirm(DeletionPreview(len(items), names, self.collection, others)):
@@ -174,6 +179,40 @@ class Deletion:
                         f"key {key!r} names an image and a text of another item; say which one is meant with "
                         "--modality image or --modality text"
                     )
+
+    def _say_unknown(self, keys: Sequence[str]) -> None:
+        if keys:
+            self.run.counts["unknown"] = len(keys)
+            _log.warning(
+                "%d keys name no item of collection %s: %s%s",
+                *(len(keys), self.collection, ", ".join(keys[:EXAMPLES]), ", ..." * (len(keys) > EXAMPLES)),
+            )
+
+    def _say_texts_that_stay(self, rows: Sequence[ReleaseRow], items: Collection[Item]) -> None:
+        """Say how many texts stay that have the group of an image that goes: a key is of one item."""
+        from qdrant_client.models import (  # takes a second to import
+            FieldCondition,
+            Filter,
+            HasVectorCondition,
+            MatchAny,
+        )
+
+        images = sorted(point_id(*item) for item in items if item[0] == "image")
+        staying: set[Item] = set()
+        for row in [row for row in rows if row.state != "retired"][:1]:
+            for start in range(0, len(images), RETRIEVED):
+                records = self.store.retrieve(row.physical_name, images[start : start + RETRIEVED])
+                groups = MatchAny(any=sorted({str(record.payload.get("group")) for record in records}))
+                of_groups = FieldCondition(key="group", match=groups)
+                texts = Filter(must=[of_groups, HasVectorCondition(has_vector="text")])
+                for page in self.store.scroll(row.physical_name, filter=texts) if records else ():
+                    staying.update(item for record in page if (item := item_of(record)) and item not in items)
+        if staying:
+            _log.warning(
+                "%d texts of the images that go stay, for example %s: name their keys as well, or all of a group by "
+                '--filter \'{"must": [{"key": "group", "match": {"value": "GROUP"}}]}\'',
+                *(len(staying), min(key for _, key in staying)),
+            )
 
     def _concerned(self, rows: Sequence[ReleaseRow], sets: Sequence[EmbeddingSetRow]) -> list[ReleaseRow]:
         """Return the releases of the collection, then all others of this store that these sets were pushed into."""

@@ -19,30 +19,19 @@ def ready_releases(
     Args:
         rows: all releases of the collection that were not dropped.
         metrics: only under these; empty: all.
-        names: these, by their physical collections; empty: those of the newest alignment.
+        names: these, by their physical collections; `ready`, or empty: those of the newest alignment.
         collection: for messages.
 
     Raises:
         CollectionNotFoundError: there is no such release, or it is not ready.
     """
     of_metrics = {str(parse(metric)) for metric in metrics}
-    if names:
-        chosen = [row for row in named_releases(rows, names, collection) if not of_metrics or row.metric in of_metrics]
-    else:
-        live = {row.metric: row.alignment_id for row in rows if row.state == LIVE}
-        ready = [row for row in rows if row.state == READY and (not of_metrics or row.metric in of_metrics)]
-        # Repeated after it took effect, a promotion must not go on to an older shadow.
-        ahead = [row for row in ready if row.alignment_id >= live.get(row.metric, 0)]
-        for row in ready:
-            if row not in ahead:
-                _log.info(
-                    "release %s is ready, of an older alignment than the live one: --release promotes it",
-                    row.physical_name,
-                )
-        newest = max((row.alignment_id for row in ahead), default=0)
-        chosen = [row for row in ahead if row.alignment_id == newest]
-        if not chosen:
-            chosen = [row for row in rows if row.state == LIVE and (not of_metrics or row.metric in of_metrics)]
+    of_these = [row for row in rows if not of_metrics or row.metric in of_metrics]
+    named = named_releases(rows, [name for name in names if name != READY], collection)
+    chosen = [row for row in named if row in of_these]
+    if READY in names or not names:
+        chosen += [row for row in _newest_ready(of_these) if row not in chosen]
+        chosen = chosen or [row for row in of_these if row.state == LIVE]
     if len({row.metric for row in chosen}) < max(len(chosen), len(of_metrics), 1):
         raise CollectionNotFoundError(
             f"expected one ready release of collection {collection!r} for each metric, got "
@@ -54,6 +43,21 @@ def ready_releases(
                 f"release {row.physical_name} is {row.state}, expected a ready one; push its embedding sets again"
             )
     return [row for row in chosen if row.state == READY]
+
+
+def _newest_ready(rows: Sequence[ReleaseRow]) -> list[ReleaseRow]:
+    """Return the ready releases of the newest alignment that is not older than the live one."""
+    live = {row.metric: row.alignment_id for row in rows if row.state == LIVE}
+    ready = [row for row in rows if row.state == READY]
+    # Repeated after it took effect, a promotion must not go on to an older shadow.
+    ahead = [row for row in ready if row.alignment_id >= live.get(row.metric, 0)]
+    for row in ready:
+        if row not in ahead:
+            _log.info(
+                "release %s is ready, of an older alignment than the live one: --release promotes it", row.physical_name
+            )
+    newest = max((row.alignment_id for row in ahead), default=0)
+    return [row for row in ahead if row.alignment_id == newest]
 
 
 def named_releases(rows: Sequence[ReleaseRow], names: Sequence[str], collection: str) -> list[ReleaseRow]:
@@ -97,7 +101,7 @@ def replaced_releases(
     by_id = {row.id: row for row in rows}
     targets = []
     for promotion in chosen:
-        if any(p.kind == ROLLBACK and p.metric == promotion.metric and p.id > promotion.id for p in made):
+        if is_undone(promotion, made):
             _log.info(
                 "the last promotion under %s is undone already; to go back further, name the release with --to",
                 promotion.metric,
@@ -112,6 +116,11 @@ def replaced_releases(
             )
         targets.append(target)
     return targets
+
+
+def is_undone(promotion: PromotionRow, made: Sequence[PromotionRow]) -> bool:
+    """Say whether one of the promotions and rollbacks `made` in a collection has rolled this one back."""
+    return any(p.kind == ROLLBACK and p.metric == promotion.metric and p.id > promotion.id for p in made)
 
 
 def once_live_releases(

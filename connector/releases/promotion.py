@@ -1,4 +1,4 @@
-"""The lifecycle of releases after their push: promote, roll back, drop, and the next step of each.
+"""The lifecycle of releases after their push: promote, roll back, and the next step of each.
 
 Promotion and rollback are the same three steps. A crash between any two does no harm:
 
@@ -10,8 +10,7 @@ A command that is run again does not go further than it did: a promotion never g
 the release is named, and a rollback undoes the last promotion once. Where even that is too much, because somebody else
 may act in between, a caller names its request: what is recorded under that name is finished, and nothing else is done.
 
-A drop has three steps too: SQL records it, the collection goes, SQL forgets what it held. `connector.releases.status`
-names whatever was begun and not finished, and the same command finishes it.
+`connector.releases.status` names whatever was begun and not finished, and the same command finishes it.
 
 One process at a time does any of this to a collection, under `Lifecycle.exclusive`.
 """
@@ -37,13 +36,13 @@ from connector.provenance.leases import Lease, promotion_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import PromotionRow, ReleaseRow, now
 from connector.releases.aliases import alias_fault, alias_name
-from connector.releases.choice import named_releases, once_live_releases, ready_releases, replaced_releases
+from connector.releases.choice import once_live_releases, ready_releases, replaced_releases
 from connector.releases.gate import newest_audit
 from connector.releases.layouts import broken_filters, layout_differences, live_beside
 from connector.releases.recorded_settings import differences_in_words
-from connector.releases.release import LIVE, PROMOTE, ROLLBACK, load_release
+from connector.releases.release import LIVE, PROMOTE, READY, ROLLBACK, load_release
 from connector.releases.rights import check_may_manage
-from connector.releases.store_identity import check_owner, claim_collection, elsewhere, here, record_store
+from connector.releases.store_identity import claim_collection, elsewhere, here, record_store
 from connector.releases.verify import verify
 from connector.settings import checked_name
 from connector.stores.contract import Store
@@ -104,7 +103,7 @@ class Lifecycle:
             CollectionNotFoundError: there are none.
         """
         checked_name(self.collection, "collection")
-        rows = [row for row in self.provenance.releases.find(**self._place()) if row.dropped_at is None]
+        rows = [row for row in self.provenance.releases.find(**self.place()) if row.dropped_at is None]
         if not rows:
             other = elsewhere(self.provenance, self.store, self.collection)
             raise CollectionNotFoundError(
@@ -136,7 +135,7 @@ class Lifecycle:
         Args:
             run_id: the run that promotes.
             metrics: only releases under these metrics.
-            names: these releases instead, by their physical collections.
+            names: these releases instead, by their physical collections; `ready`: those of the newest alignment.
             forced: promote whatever the audits say.
             request: names the request; see `_finished`.
 
@@ -150,7 +149,7 @@ class Lifecycle:
         """
         with self.exclusive(run_id) as lease:
             rows = self.rows()
-            finished = self._finished(PROMOTE, run_id, lease, request, named=bool(names))
+            finished = self._finished(PROMOTE, run_id, lease, request, named=bool({*names} - {READY}))
             if finished is not None:
                 if not finished:
                     self._check_aliases(metrics)
@@ -249,7 +248,7 @@ class Lifecycle:
                     self._check_aliases(metrics)
                 return finished
             rows = self.rows()
-            made = self.provenance.releases.promotions(**self._place())
+            made = self.provenance.releases.promotions(**self.place())
             if to:
                 targets = once_live_releases(rows, made, to, self.collection)
             else:
@@ -266,55 +265,8 @@ class Lifecycle:
             back = [self._promotion(ROLLBACK, run_id, target, live.get(target.metric)) for target in targets]
             return self._begin_and_switch(back, run_id, lease, request)
 
-    def droppable(self, *, names: Sequence[str] = (), retired: bool = False) -> list[ReleaseRow]:
-        """Return the releases with these names, or all that are retired.
-
-        Raises:
-            CollectionNotFoundError: there is no release of such a name.
-            MismatchError: a release is live, or an alias names it.
-            SettingsError: neither or both were given.
-            AccessDeniedError: the key may not drop collections, and need not see all aliases.
-        """
-        if bool(names) == retired:
-            raise SettingsError("expected releases by name or all that are retired, got neither or both")
-        rows = self.rows()
-        chosen = (
-            [row for row in rows if row.state == "retired"] if retired else named_releases(rows, names, self.collection)
-        )
-        if chosen:
-            check_may_manage(self.store, f"dropping releases of {self.collection}")
-        aliases: dict[str, str] = {}
-        for alias, name in sorted(self.store.aliases().items()):
-            aliases.setdefault(name, alias)
-        for row in chosen:
-            if row.state == LIVE or row.physical_name in aliases:
-                alias = aliases.get(row.physical_name, "an alias")
-                raise MismatchError(
-                    f"release {row.physical_name} is live: {alias} names it; promote another one, or roll it back, and "
-                    "drop it then"
-                )
-        return chosen
-
-    def drop(self, rows: Sequence[ReleaseRow]) -> None:
-        """Drop releases with their collections. Call `droppable` and this under one `exclusive`."""
-        present = set(self.store.collections())
-        for row in rows:
-            if row.physical_name in present:
-                check_owner(self.provenance, self.store, row.physical_name, row.store_id)
-        for row in rows:
-            self.provenance.releases.begin_drop(row.id)
-            self.store.drop(row.physical_name)
-            self.provenance.releases.finish_drop(row.id)
-
-    def returns_to(self, row: ReleaseRow) -> bool:
-        """Say whether a rollback would make this release live."""
-        made = self.provenance.releases.promotions(**self._place())
-        try:
-            return any(target.id == row.id for target in replaced_releases(self.rows(), made, (), self.collection))
-        except CollectionNotFoundError:  # nothing was promoted, or what it replaced is dropped
-            return False
-
-    def _place(self) -> dict[str, Any]:
+    def place(self) -> dict[str, Any]:
+        """Return the columns that the collection's releases and promotions have in common in SQL."""
         return {"store_id": here(self.provenance, self.store), "collection": self.collection}
 
     def _unfinished(self, kind: str) -> list[PromotionRow]:
@@ -323,7 +275,7 @@ class Lifecycle:
         Raises:
             MismatchError: some of the other kind were.
         """
-        unfinished = self.provenance.releases.unfinished_promotions(**self._place())
+        unfinished = self.provenance.releases.unfinished_promotions(**self.place())
         if unfinished and unfinished[0].kind != kind:
             raise MismatchError(
                 f"a {unfinished[0].kind} of collection {self.collection} was begun and not finished; run `modalign "
@@ -346,7 +298,7 @@ class Lifecycle:
         unfinished = self._unfinished(kind)
         switched = self._switch(unfinished, run_id, lease) if unfinished else []
         if request is not None:
-            recorded = self.provenance.releases.promotions(request=request, **self._place())
+            recorded = self.provenance.releases.promotions(request=request, **self.place())
             if recorded and recorded[0].kind != kind:
                 raise SettingsError(f"request {request!r} is of a {recorded[0].kind}; give a {kind} another name")
             return switched if recorded else None
@@ -398,7 +350,7 @@ class Lifecycle:
 
     def _promotion(self, kind: str, run_id: int, row: ReleaseRow, previous: ReleaseRow | None) -> PromotionRow:
         return PromotionRow(
-            **self._place(),
+            **self.place(),
             kind=kind,
             metric=row.metric,
             release_id=row.id,
@@ -411,7 +363,7 @@ class Lifecycle:
         self, promotions: Sequence[PromotionRow], run_id: int, lease: Lease, refused: Mapping[int, str] | None = None
     ) -> list[AliasSwitch]:
         """Point the aliases to the releases, then record it in SQL. Doing it twice does no harm."""
-        rows = {row.id: row for row in self.provenance.releases.find(**self._place())}
+        rows = {row.id: row for row in self.provenance.releases.find(**self.place())}
         wanted = {alias_name(p.collection, parse(p.metric)): rows[p.release_id] for p in promotions}
         current = self.store.aliases()
         changed = {alias: row for alias, row in wanted.items() if current.get(alias) != row.physical_name}
@@ -425,7 +377,7 @@ class Lifecycle:
         if changed:
             self._set_aliases(promotions, {alias: row.physical_name for alias, row in changed.items()})
         self.provenance.releases.finish_promotions(promotions, run_id)
-        after = {row.id: row for row in self.provenance.releases.find(**self._place())}
+        after = {row.id: row for row in self.provenance.releases.find(**self.place())}
         switched = []
         for promotion in promotions:
             row, previous = after[promotion.release_id], after.get(promotion.previous_id or 0)

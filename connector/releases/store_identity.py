@@ -87,10 +87,12 @@ def check_owner(provenance: Provenance, store: Store, name: str, store_id: int) 
         return False
     claiming = provenance.stores.ids().get(claim)
     if claiming is None:
+        rows = provenance.releases.find(physical_name=name, store_id=store_id, dropped_at=None)
+        forget = f". Otherwise let SQL forget it: `modalign drop {rows[0].collection} --taken-over`" if rows else ""
         raise MismatchError(
             f"collection {name} at {store.url} is of another modalign database, which calls this store "
             f"{claim[:8]}: work with that database, or push into a collection of another name. If that database is "
-            "lost, take the collection over: `modalign push --take-over`",
+            f"lost, take the collection over: `modalign push --take-over`{forget}",
             code=FOREIGN,
         )
     if claiming != store_id:

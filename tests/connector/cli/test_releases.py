@@ -11,6 +11,7 @@ import pytest
 from alignment.model.alignment import Alignment
 from connector.errors import StoreUnavailableError
 from connector.provenance.recorder import Provenance
+from connector.releases.store_identity import OWNER
 from connector.stores.edge import EdgeStore
 from connector.stores.points import Points
 from tests.support.cli import SPECS, Ended, done, modalign
@@ -77,6 +78,8 @@ class TestReleases:
         assert self.states(home) == {old: ("retired", ""), new: ("live", "")}
         again = done("promote", "things", "--home", home)
         assert "nothing is left to switch" in again.out
+        assert "--into things" in again.err
+        assert done("promote", "things", "--release", "ready", "--json", "--home", home).document["switched"] == []
         assert done("rollback", "things", "--json", "--home", home).document["switched"][0]["live"] == old
         assert self.states(home) == {old: ("live", ""), new: ("retired", "")}
         ended = modalign("drop", "things", "--retired", "--home", home)
@@ -86,7 +89,7 @@ class TestReleases:
         assert self.states(home) == {old: ("live", "")}
         assert done("drop", "things", "--retired", "--json", "--home", home).document == {"run": None, "dropped": []}
         commands = [run["command"] for run in done("status", "--json", "--home", home).document["runs"]]
-        assert commands[:6] == ["drop", "rollback", "promote", "promote", "audit", "promote"]
+        assert commands[:7] == ["drop", "rollback", "promote", "promote", "promote", "audit", "promote"]
 
     def test_who_forces_says_why(self, home: Path) -> None:
         for options in (("--force",), ("--reason", "it burns"), ("--force", "--reason", " ")):
@@ -153,6 +156,17 @@ class TestReleases:
         assert [row["orphans"] for row in ended.document["verified"]] == [0, 0]
         with EdgeStore(home / "qdrant") as store:
             assert store.count(name) == before - 30
+
+    def test_what_another_database_has_taken_over_is_forgotten_by_its_own_word(self, home: Path) -> None:
+        name = releases(home)["a"]
+        with EdgeStore(home / "qdrant") as store:
+            store.add_metadata(name, {OWNER: {"store": "another"}})
+        assert modalign("drop", "things", "--taken-over", "--retired", "--home", home).code == 2
+        assert modalign("drop", "things", "--taken-over", "--home", home).code == 2  # nobody to ask
+        assert done("drop", "things", "--taken-over", "--yes", "--json", "--home", home).document["dropped"] == [name]
+        assert [*self.states(home)] == [releases(home)["b"]]
+        with EdgeStore(home / "qdrant") as store:
+            assert name in store.collections()
 
     def test_the_live_one_is_not_dropped(self, home: Path) -> None:
         ended = modalign("drop", "things", "--release", releases(home)["a"], "--yes", "--home", home)

@@ -51,6 +51,32 @@ def test_an_image_and_a_text_of_two_groups(world: World) -> None:
     assert delete(world, "b") == 1
 
 
+def test_keys_that_name_nothing_are_named_and_counted(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    given(world, ["a", "b"], ["a#0", "b#0"], [["1", "2"], ["1", "2"]])
+    with world.provenance.runs.start("delete", {}) as run:
+        deletion = Deletion(COLLECTION, world.store, world.provenance, run)
+        deletion.delete(keys=["A", "a#0", "a#1", "A"])
+        assert (run.counts["deleted"], run.counts["unknown"]) == (1, 2)
+        (line,) = caplog.messages
+        assert all(word in line for word in ("A", "a#1", COLLECTION))
+        caplog.clear()
+        deletion.delete(keys=["b#0", "b"])
+        assert caplog.messages == []
+
+
+def test_captions_that_stay_when_their_image_goes_are_named_and_counted(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    given(world, ["a", "b", "c"], ["a#0", "a#1", "b#0", "c#0"], [["1", "2", "3"], ["1", "1", "2", "3"]])
+    assert delete(world, "a") == 1
+    (line,) = caplog.messages
+    assert all(word in line for word in ("2 texts", "a#0", "group"))
+    caplog.clear()
+    assert delete(world, "b", ["image"]) == 1  # whoever names the modality knows
+    assert delete(world, "a#0") == 1
+    assert caplog.messages == []
+
+
 def test_an_image_and_a_text_of_one_item_go_together(world: World) -> None:
     given(world, ["a", "b"], ["a", "b"], [["1", "2"], ["1", "2"]])
     assert delete(world, "a") == 2

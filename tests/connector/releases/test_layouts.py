@@ -11,6 +11,7 @@ from alignment.sets.embedding_set import EmbeddingSet
 from connector.audits.run import run_audit
 from connector.errors import GateError, MismatchError
 from connector.provenance.database import upgrade
+from connector.releases.dropping import drop
 from connector.releases.promotion import AliasSwitch, Lifecycle, PromotionOverride
 from connector.releases.release import Release, open_release
 from connector.requests import AuditRequest
@@ -120,7 +121,7 @@ class TestNewReleases:
         world.push(priced, m=8)
         (other,) = world.push(priced, "b", m=24).releases
         lifecycle = Lifecycle(world.provenance, world.store, COLLECTION)
-        lifecycle.drop([other.row])
+        drop(lifecycle, [other.row])
         (again,) = world.push(priced, "b").releases
         assert again.row.settings["m"] == 8
 

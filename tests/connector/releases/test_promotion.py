@@ -14,6 +14,7 @@ from alignment.modality import MODALITIES
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.errors import CollectionNotFoundError, GateError, MismatchError, SettingsError
 from connector.provenance.tables import BatchRow, PromotionRow, ReleaseRow, now
+from connector.releases import dropping
 from connector.releases.chain import search_settings
 from connector.releases.points import point_id
 from connector.releases.promotion import AliasSwitch, Lifecycle, PromotionOverride
@@ -82,7 +83,7 @@ def rollback(world: World, **options: Any) -> list[AliasSwitch]:
 
 def drop(world: World, **options: Any) -> None:
     lifecycle = Lifecycle(world.provenance, world.store, COLLECTION)
-    lifecycle.drop(lifecycle.droppable(**options))
+    dropping.drop(lifecycle, dropping.droppable(lifecycle, **options))
 
 
 def states(world: World, *releases: Release) -> list[str]:
@@ -519,12 +520,16 @@ class TestDrop:
         with raises(SettingsError):
             drop(world, **options)
 
-    def test_what_a_rollback_would_return_to_is_known(self, world: World) -> None:
+    def test_what_a_rollback_would_return_to_is_known(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
         live, shadows = shadowed(world)
         promote(world, forced=FORCED)
         lifecycle = Lifecycle(world.provenance, world.store, COLLECTION)
-        assert lifecycle.returns_to(row_of(world, live[0]))
-        assert not lifecycle.returns_to(row_of(world, shadows[0]))
+        assert dropping.returns_to(lifecycle, row_of(world, live[0]))
+        assert not dropping.returns_to(lifecycle, row_of(world, shadows[0]))
+        rollback(world)
+        caplog.clear()
+        assert not any(dropping.returns_to(lifecycle, row_of(world, release)) for release in (*live, *shadows))
+        assert caplog.messages == []  # a drop says nothing of rollbacks
 
     def test_one_that_was_dropped_is_pushed_anew(self, world: World) -> None:
         _, shadows = shadowed(world)

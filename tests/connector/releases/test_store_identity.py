@@ -13,6 +13,7 @@ from alignment.sets.embedding_set import EmbeddingSet
 from connector.errors import CollectionNotFoundError, MismatchError, SettingsError, StoreUnavailableError
 from connector.provenance.tables import LeaseRow, StoreRow
 from connector.push.delete import Deletion
+from connector.releases.dropping import drop, forget, taken_over
 from connector.releases.merge import find_merge, merge
 from connector.releases.promotion import Lifecycle, PromotionOverride
 from connector.releases.reconcile_releases import reconcile_releases, repair_releases
@@ -224,7 +225,7 @@ class TestAnotherDatabase:
             lambda run: opened(world),
             lambda run: world.push(world.set("s", *pairs(7))),
             lambda run: Deletion(COLLECTION, world.store, world.provenance, run).delete(keys=["1"]),
-            lambda run: lifecycle.drop(lifecycle.rows()),
+            lambda run: drop(lifecycle, lifecycle.rows()),
         ):
             with world.provenance.runs.start("test", {}) as run, raises(MismatchError, name, code=FOREIGN):
                 refused(run)
@@ -232,6 +233,38 @@ class TestAnotherDatabase:
         assert "another modalign database" in stored.faults[0]
         assert world.store.count(name) == 12
         assert "1" in EmbeddingSet.open(world.home / "sets" / "s").load("image").keys
+
+    def test_what_it_took_over_keeps_nothing_from_being_deleted_once_sql_forgets_it(
+        self, world: World, other: World
+    ) -> None:
+        (name,) = world.store.collections()
+        world.push(world.set("s", *pairs(6)), collection="sharing")
+        other.push(other.set("s", *pairs(6)), take_over=True)
+
+        def delete(key: str, collection: str) -> None:
+            with world.provenance.runs.start("delete", {}) as run:
+                Deletion(collection, world.store, world.provenance, run).delete(keys=[key])
+
+        for collection in ("sharing", COLLECTION):
+            with raises(MismatchError, name, f"modalign drop {COLLECTION} --taken-over", code=FOREIGN):
+                delete("1", collection)
+        assert taken_over(Lifecycle(world.provenance, world.store, "sharing")) == []
+        lifecycle = Lifecycle(world.provenance, world.store, COLLECTION)
+        assert [row.physical_name for row in taken_over(lifecycle)] == [name]
+        assert forget(lifecycle, []) == []
+        assert [row.physical_name for row in forget(lifecycle, [name])] == [name]
+        points = world.store.count(name)
+        delete("1", "sharing")
+        assert world.store.count(name) == points
+        assert consistent(world, world.store) == [True]
+        assert consistent(other, other.store) == [True]
+        opened(other)
+
+    def test_nothing_of_ones_own_is_forgotten(self, world: World, embedding_set: EmbeddingSet) -> None:
+        (release,) = world.push(embedding_set).releases
+        lifecycle = Lifecycle(world.provenance, world.store, COLLECTION)
+        assert forget(lifecycle, [release.name]) == taken_over(lifecycle) == []
+        opened(world)
 
     def test_its_other_collections_are_its_own(self, world: World, other: World) -> None:
         other.push(other.set("s", *pairs(3)), collection="others")
