@@ -2,8 +2,9 @@
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,6 +26,7 @@ from alignment.model.onnx_export import ROLES, Graph, Role, graph
 from alignment.model.projections import Projection
 from alignment.vectors import l2_normalize
 from tests.support.errors import raises
+from tests.support.torch_operators import operators_read_once
 from tests.support.world import ALL, DIMS, LATENT, alignment
 
 Matrix = npt.NDArray[np.float32]
@@ -32,9 +34,17 @@ Outputs = Mapping[str, Matrix]
 
 # Of a row, relative to its length: what the issue asks for.
 PARITY = 1e-5
+# Maps that are no default, in turn.
 MAPPED = [
-    replace(metric, map=map_) for metric in METRICS.values() if isinstance(metric, Divergence) for map_ in MAPS[1:]
+    replace(metric, map=map_)
+    for metric, map_ in zip((m for m in METRICS.values() if isinstance(m, Divergence)), cycle(MAPS[1:]), strict=False)
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_exports() -> Iterator[None]:
+    with operators_read_once():
+        yield
 
 
 def run(made: Graph, X: npt.NDArray[np.floating]) -> dict[str, Matrix]:
@@ -191,7 +201,7 @@ def test_the_identity_changes_nothing_but_the_length() -> None:
         check_equal(run(graph(ours, parse("cosine"), "text", role), X), {"vector": l2_normalize(X)})
 
 
-@pytest.mark.parametrize("text", ["cosine", "w1", "chi2", "kl-item-query", "mol"])
+@pytest.mark.parametrize("text", ["w1", "kl-item-query", "mol"])
 def test_what_modalign_refuses_is_nan(text: str) -> None:
     d = DIMS["text"]
     mean = l2_normalize(np.random.default_rng(4).standard_normal((1, d)))[0]
