@@ -106,7 +106,8 @@ def fit(
     quiet = replace(task, progress=lambda line: None)
     with_weights = FittedMetrics(metrics, weights)
     offsets = seen_offsets(best, known, fitted.projections, with_weights, folds, place, quiet)
-    whole = _whole_recall(SeenUnseen.sampled(known, test, seed), fitted.projections, fixed[0], offsets, seed)
+    both = SeenUnseen.sampled(known, test, seed, most=HELD_OUT_GROUPS)
+    whole = _whole_recall(both, fitted.projections, fixed[0], offsets, seed)
     _report_whole(whole, best, progress)
     return Alignment(
         AlignmentCard(

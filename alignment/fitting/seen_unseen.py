@@ -35,8 +35,8 @@ SHARES = (0.0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.3, 
 COST = 0.01
 # Groups on either side that a gap is estimated from, at least.
 FEWEST_GROUPS = 30
-# Groups of a fold that are queried with and searched, at most: ranking is quadratic.
-MOST_GROUPS = 2_000
+# Unseen groups that candidates are judged with, at most: ranking is quadratic.
+MOST_GROUPS = 500
 PAIRS_AT_ONCE = 32
 SCORES_AT_ONCE = 1 << 22
 
@@ -48,7 +48,8 @@ class WholeRecall:
     Attributes:
         offsets: of each of o values (o,), ascending, as shares of the gap or in the unit of the metric.
         seen, unseen: Recall@1, 5 and 10 of queries about either (o, 3).
-        first_places: share of the first places that go to seen items (o,), both kinds of queries taken alike.
+        first_places: share of the first places that go to seen items (o,), of queries that ask about seen items as
+            often as there are seen items.
         fair: share of seen items among all items.
         queries: about seen and about unseen items.
     """
@@ -104,7 +105,7 @@ class WholeRecall:
 
 @dataclass(frozen=True, slots=True)
 class SeenUnseen:
-    """Items of both kinds under projections that saw the one and not the other, at most `MOST_GROUPS` unseen groups.
+    """Items of both kinds, for projections that saw the one and not the other.
 
     Attributes:
         data: raw vectors of both.
@@ -115,13 +116,15 @@ class SeenUnseen:
     unseen: IntArray
 
     @classmethod
-    def sampled(cls, seen: GroupedEmbeddings, unseen: GroupedEmbeddings, seed: int) -> "SeenUnseen":
-        """Draw as large a share of the seen groups as `MOST_GROUPS` is of the unseen: the mix stays what it is."""
+    def sampled(
+        cls, seen: GroupedEmbeddings, unseen: GroupedEmbeddings, seed: int, *, most: int = MOST_GROUPS
+    ) -> "SeenUnseen":
+        """Draw at most so many unseen groups, and as large a share of the seen ones: the mix stays what it is."""
         groups, others = unseen.groups, seen.groups
-        share = min(1.0, MOST_GROUPS / max(1, len(groups)))
+        share = min(1.0, most / max(1, len(groups)))
         rng = np.random.default_rng(seed)
         if share < 1:
-            groups = rng.permutation(groups)[:MOST_GROUPS]
+            groups = rng.permutation(groups)[:most]
             others = rng.permutation(others)[: round(share * len(others))]
         one, other = seen.only(others), unseen.only(groups)
         return cls(
@@ -192,14 +195,15 @@ class SeenUnseen:
             scored = [_scored(metric, queries, items, is_seen_item) for queries in asked]
             ranked = [[scores.ranks(float(offset)) for offset in own] for scores in scored]
             recall = [np.array([[np.mean(r <= k) for k in KS] for r in ranks]) for ranks in ranked]
+            fair = float(is_seen_item.mean())
             first = [[scores.finds_seen_first(float(offset)).mean() for offset in own] for scores in scored]
             measured.append(
                 WholeRecall(
                     own,
                     recall[0],
                     recall[1],
-                    np.mean(first, axis=0),
-                    float(is_seen_item.mean()),
+                    np.average(first, axis=0, weights=[fair, 1 - fair]),
+                    fair,
                     (len(asked[0].groups), len(asked[1].groups)),
                 )
             )

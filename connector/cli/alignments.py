@@ -104,7 +104,10 @@ def fit(training: tuple[str, ...], as_json: bool, where: Mapping[str, Any], **gi
         for direction, values in directions.items()
     ]
     print_table(rows, f"alignment {request.alignment}: {card.method} {card.hyperparameters}, on held-out groups")
-    print_table(list(_whole_rows(card.whole_recall)), "all items in one collection, as production searches them")
+    print_table(
+        list(_whole_rows(card.whole_recall)),
+        "Recall@K of all items in one collection, and the share of first places that seen items take and would fairly take",
+    )
 
 
 def _whole_rows(whole: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -112,12 +115,10 @@ def _whole_rows(whole: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for direction, places in whole.items():
         for place in places:
             recalls = {
-                f"{kind} {name}": place[kind][name]
-                for kind in ("unseen", "seen", "harmonic")
-                for name in ("recall@1", "recall@10")
+                f"{kind}@{k}": place[kind][f"recall@{k}"] for kind in ("unseen", "seen", "harmonic") for k in (1, 10)
             }
-            firsts = {"first places of seen": place["first_places"], "fair": place["fair"]}
-            yield {"direction": direction, "seen offset": place["seen_offset"], **recalls, **firsts}
+            firsts = {"first": place["first_places"], "fair": place["fair"]}
+            yield {"direction": direction, "offset": round(place["seen_offset"], 4), **recalls, **firsts}
 
 
 @cli.command()

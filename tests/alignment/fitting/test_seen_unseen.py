@@ -101,6 +101,14 @@ def test_queries_about_seen_items_are_paraphrases_and_never_their_own_captions()
     assert found.seen[0, 0] == pytest.approx(moved)
 
 
+def test_a_sample_keeps_the_mix_of_seen_and_unseen_groups() -> None:
+    unseen, seen = split(crowded(400))
+    whole, part = (SeenUnseen.sampled(seen, unseen, 0, most=most) for most in (1000, 20))
+    assert (len(whole.unseen), len(whole.data.groups)) == (100, 400)
+    assert (len(part.unseen), len(part.data.groups)) == (20, 80)
+    assert set(part.unseen) <= set(unseen.groups)
+
+
 def test_an_offset_helps_new_items_and_its_choice_costs_known_ones_little() -> None:
     [best] = [best_of(cross_validate(crowded(), ["rcca"], FitSpec(), folds=4, device=CPU))]
     for recall in best.whole:
