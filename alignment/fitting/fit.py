@@ -88,7 +88,7 @@ def fit(
     split = _training_and_test(sets, hold_out, progress)
     known, test = split.training, split.test
     _check_references(metrics, known)
-    _check_folds_for_offset(seen_offset, len(known.groups) // max(1, folds), progress)
+    check_folds_for_offset(seen_offset, len(known.groups) // max(1, folds), progress)
     place = devices.resolve(device)
     fixed = [metric for metric in metrics if not _learners([metric]) and not isinstance(metric, Nnn)] or [Cosine()]
     task = FitSpec(fixed if joint else fixed[:1], given, seed, seen_offset=seen_offset)
@@ -189,7 +189,7 @@ def _training_and_test(sets: Sequence[EmbeddingSet], hold_out: HoldOut, progress
     return _Split(known, test, seen)
 
 
-def _check_folds_for_offset(seen_offset: float | None, groups: int, progress: Progress) -> None:
+def check_folds_for_offset(seen_offset: float | None, groups: int, progress: Progress) -> None:
     """Say that folds are too small to estimate the gap; refuse an offset that is a share of it."""
     if groups >= FEWEST_GROUPS or seen_offset == 0:
         return

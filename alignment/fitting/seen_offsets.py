@@ -38,6 +38,65 @@ class FittedMetrics:
         return [metric.bind(self.weights, target) for _, target in DIRECTIONS.values()]
 
 
+@dataclass(frozen=True, slots=True)
+class GapSample:
+    """Pairs inside and outside of a fit in one space, from which the offset under any metric follows.
+
+    Attributes:
+        shares: of the gap, by the modality of the items.
+        both: raw vectors.
+        aligned: the same in the space of the final projections.
+        interrupted: Ctrl-C ended the training of the second fit, and its gap is the best guess so far.
+    """
+
+    shares: Mapping[Modality, float]
+    both: SeenUnseen
+    aligned: GroupedEmbeddings
+    interrupted: bool
+
+    @classmethod
+    def drawn(
+        cls,
+        chosen: Candidate,
+        known: GroupedEmbeddings,
+        projections: Projections,
+        folds: int,
+        device: "torch.device",
+        task: FitSpec,
+    ) -> "GapSample | None":
+        """Fit once more without one of `folds` parts of the groups; None where the chosen share of the gap is 0.
+
+        Args:
+            chosen: what `projections` were fitted as.
+            known: the training data.
+            projections: fitted on all of it.
+            folds: one of so many parts of the groups is left out.
+            device, task: of the fit.
+        """
+        if not any(chosen.shares.values()):
+            return None
+        shuffled = np.random.default_rng(task.seed).permutation(known.groups)
+        left_out = shuffled[: len(shuffled) // folds]
+        fitting = known.only(np.setdiff1d(known.groups, left_out))
+        fitter = Fitter(chosen.method, fitting, device, task)
+        other = fitter.fit(chosen.hyperparameters)
+        both = SeenUnseen.sampled(fitting, known.only(left_out), task.seed)
+        return cls(chosen.shares, both, _as_if_unseen(both, projections, other), fitter.interrupted)
+
+    def offsets(self, by_direction: Sequence[Metric]) -> dict[Modality, float]:
+        """Return the offset of the items of each modality; nothing where both are 0.
+
+        Args:
+            by_direction: a metric with its weights, as it scores the items of each direction.
+        """
+        gaps = self.both.gaps(self.aligned, by_direction)
+        own = {
+            target: round(self.shares[target] * gap, 9)
+            for (_, target), gap in zip(DIRECTIONS.values(), gaps, strict=True)
+        }
+        return {modality: own[modality] for modality in MODALITIES} if any(own.values()) else {}
+
+
 def seen_offsets(
     chosen: Candidate,
     known: GroupedEmbeddings,
@@ -50,30 +109,14 @@ def seen_offsets(
     """Return the offset of seen items by metric and by the modality of the items; of metrics without any, nothing.
 
     Args:
-        chosen: what `projections` were fitted as.
-        known: the training data.
-        projections: fitted on all of it.
+        chosen, known, projections, folds, device, task: as for `GapSample.drawn`.
         fitted: the metrics to have offsets, in the space of `projections`.
-        folds: one of so many parts of the groups is left out of a second fit.
     """
-    shares = chosen.shares
-    if not any(shares.values()):
+    sample = GapSample.drawn(chosen, known, projections, folds, device, task)
+    if sample is None:
         return {}
-    shuffled = np.random.default_rng(task.seed).permutation(known.groups)
-    left_out = shuffled[: len(shuffled) // folds]
-    fitting = known.only(np.setdiff1d(known.groups, left_out))
-    other = Fitter(chosen.method, fitting, device, task).fit(chosen.hyperparameters)
-    both = SeenUnseen.sampled(fitting, known.only(left_out), task.seed)
-    aligned = _as_if_unseen(both, projections, other)
-    offsets: Offsets = {}
-    for metric in fitted.metrics:
-        gaps = both.gaps(aligned, fitted.by_direction(metric))
-        own = {
-            target: round(shares[target] * gap, 9) for (_, target), gap in zip(DIRECTIONS.values(), gaps, strict=True)
-        }
-        if any(own.values()):
-            offsets[str(metric)] = {modality: own[modality] for modality in MODALITIES}
-    return offsets
+    offsets = {str(metric): sample.offsets(fitted.by_direction(metric)) for metric in fitted.metrics}
+    return {metric: own for metric, own in offsets.items() if own}
 
 
 def _as_if_unseen(both: SeenUnseen, projections: Projections, other: Projections) -> GroupedEmbeddings:

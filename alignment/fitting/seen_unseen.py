@@ -173,41 +173,73 @@ class SeenUnseen:
         """Measure every direction under the offsets (o,) of its seen items, in the unit of its metric.
 
         Args:
+            projections, aligned, metrics, seed: as for `scores`.
+            offsets: by direction.
+        """
+        scored = self.scores(projections, aligned, metrics, seed=seed)
+        return [scores.recall(own) for scores, own in zip(scored, offsets, strict=True)]
+
+    def scores(
+        self,
+        projections: Projections,
+        aligned: GroupedEmbeddings,
+        metrics: Sequence[Metric],
+        *,
+        seed: int,
+        asked: IntArray | None = None,
+    ) -> "list[DirectionScores]":
+        """Score queries about seen and about unseen items with all items, in every direction.
+
+        Args:
             projections: of the raw `data`.
             aligned: the same data in the shared space.
             metrics: by direction.
-            offsets: by direction.
             seed: of the paraphrases, and of which seen items are asked about: as many as unseen ones.
+            asked: unseen groups to query with; None: all.
         """
-        measured = []
-        for (modality, target), metric, own in zip(DIRECTIONS.values(), metrics, offsets, strict=True):
+        scored = []
+        for (modality, target), metric in zip(DIRECTIONS.values(), metrics, strict=True):
             items, side = _side(aligned, target), _side(aligned, modality)
-            is_seen_item, is_unseen = ~np.isin(items.groups, self.unseen), np.isin(side.groups, self.unseen)
+            is_seen_item, is_seen = (~np.isin(rows.groups, self.unseen) for rows in (items, side))
+            about_unseen = side.where(~is_seen if asked is None else np.isin(side.groups, asked))
             chosen = np.argsort(side.groups, kind="stable")  # whatever the order of the rows
-            chosen = chosen[~is_unseen[chosen]]
-            if len(chosen) > (most := max(FEWEST_GROUPS, int(is_unseen.sum()))):
+            chosen = chosen[is_seen[chosen]]
+            if len(chosen) > (most := max(FEWEST_GROUPS, len(about_unseen.groups))):
                 chosen = np.random.default_rng(seed).permutation(chosen)[:most]
             moved = paraphrased(_side(self.data, modality).vectors[chosen], seed=seed)
-            asked = [
-                ModalityEmbeddings(projections[modality == "text"].unchecked(moved), side.groups[chosen]),
-                side.where(is_unseen),
-            ]
-            scored = [_scored(metric, queries, items, is_seen_item) for queries in asked]
-            ranked = [[scores.ranks(float(offset)) for offset in own] for scores in scored]
-            recall = [np.array([[np.mean(r <= k) for k in KS] for r in ranks]) for ranks in ranked]
-            fair = float(is_seen_item.mean())
-            first = [[scores.finds_seen_first(float(offset)).mean() for offset in own] for scores in scored]
-            measured.append(
-                WholeRecall(
-                    own,
-                    recall[0],
-                    recall[1],
-                    np.average(first, axis=0, weights=[fair, 1 - fair]),
-                    fair,
-                    (len(asked[0].groups), len(asked[1].groups)),
-                )
+            about_seen = ModalityEmbeddings(projections[modality == "text"].unchecked(moved), side.groups[chosen])
+            of_seen, of_unseen = (
+                _scored(metric, queries, items, is_seen_item) for queries in (about_seen, about_unseen)
             )
-        return measured
+            groups = about_seen.groups, about_unseen.groups
+            scored.append(DirectionScores(of_seen, of_unseen, groups, float(is_seen_item.mean())))
+        return scored
+
+
+@dataclass(frozen=True, slots=True)
+class DirectionScores:
+    """The best scores of the queries of one direction, from which what they find under any offset follows.
+
+    Attributes:
+        seen, unseen: of queries about either.
+        groups: of the queries about seen and about unseen items.
+        fair: share of seen items among all items.
+    """
+
+    seen: SeenUnseenScores
+    unseen: SeenUnseenScores
+    groups: tuple[IntArray, IntArray]
+    fair: float
+
+    def recall(self, offsets: Floats) -> WholeRecall:
+        """Measure the recalls under offsets (o,) in the unit of the metric."""
+        kinds = self.seen, self.unseen
+        ranked = [[scores.ranks(float(offset)) for offset in offsets] for scores in kinds]
+        seen, unseen = (np.array([[np.mean(r <= k) for k in KS] for r in ranks]) for ranks in ranked)
+        first = [[scores.finds_seen_first(float(offset)).mean() for offset in offsets] for scores in kinds]
+        queries = len(self.groups[0]), len(self.groups[1])
+        first_places = np.average(first, axis=0, weights=[self.fair, 1 - self.fair])
+        return WholeRecall(offsets, seen, unseen, first_places, self.fair, queries)
 
 
 def pair_scores(metric: Metric, queries: npt.NDArray[Any], items: npt.NDArray[Any]) -> Floats:
