@@ -17,7 +17,7 @@ from connector.progress import progress
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import ReleaseRow
-from connector.releases.aliases import alias_fault
+from connector.releases.aliases import alias_fault, alias_unseen
 from connector.releases.layouts import broken_filters, layout_differences, live_beside
 from connector.releases.release import LIVE, READY, find_release_row, load_release
 from connector.releases.rights import present
@@ -123,6 +123,8 @@ def _measure(
         f"{writer.host}, writes since {writer.started_at:%F %T} UTC and has not ended."
         for writer in writers[:1]
     ]
+    if unseen := alias_unseen(store, row):
+        uncounted.append(f"{unseen[0].upper()}{unseen[1:]}.")
     findings = [*uncounted, *verified.in_words, *_beside_live(row, store, provenance), *result.findings]
     return replace(result, verified=verified.points, findings=findings)
 

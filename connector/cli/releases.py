@@ -226,10 +226,16 @@ def status(
         print_json(document | ({} if reports is None else _document(reports)))
     else:
         one_store = len({row["store"] for row in releases}) < 2
-        hidden = ("pending", "faults", *(("store",) if one_store else ()), *(() if stored else ("stored",)))
+        hidden = (
+            "pending",
+            "faults",
+            "not_compared",
+            *(("store",) if one_store else ()),
+            *(() if stored else ("stored",)),
+        )
         print_table(({k: v for k, v in row.items() if k not in hidden} for row in releases), "releases")
         for row in releases:
-            for sentence in (*row["faults"], *filter(None, [row["pending"]])):
+            for sentence in (*row["faults"], *row["not_compared"], *filter(None, [row["pending"]])):
                 show(f"{row['physical_name']}: {sentence}")
         print_replicas(replicas)
         if reports is not None:
@@ -371,6 +377,7 @@ def _release_row(release: "ReleaseStatus", stored: "StoredRelease | None") -> di
         "store": release.store,
         "pending": release.pending,
         "faults": list(stored.faults) if stored else [],
+        "not_compared": list(stored.not_compared) if stored else [],
     }
 
 

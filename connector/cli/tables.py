@@ -116,6 +116,7 @@ def reconciled_rows(found: Iterable["ReconcileReport"]) -> list[dict[str, Any]]:
                 **known,
                 "replicas": each.replicas,
                 "away": each.away,
+                "not_compared": each.not_compared,
                 "broken": each.broken,
             }
         )
@@ -138,7 +139,7 @@ def reconciled_examples(found: Iterable["ReconcileReport"]) -> dict[str, dict[st
 
 def print_reconciled(reports: Sequence["ReconcileReport"]) -> None:
     """Print what reconciliations found: a release a row, why one could not be compared, and a few of the items."""
-    hidden = {"replicas", "away", "broken", "seed"}
+    hidden = {"replicas", "away", "not_compared", "broken", "seed"}
     rows = [{name: value for name, value in row.items() if name not in hidden} for row in reconciled_rows(reports)]
     print_table(rows, "verified against SQL and embedding sets")
     for seed in sorted({report.seed for report in reports if report.seed is not None}):
@@ -158,6 +159,8 @@ def print_reconciled(reports: Sequence["ReconcileReport"]) -> None:
                 f"{report.name}: a node holds points that no embedding set has, and the node that was asked does not: "
                 "run `modalign repair` with MODALIGN_QDRANT_URL naming the node with the most points"
             )
+        for sentence in report.not_compared:
+            say(f"{report.name}: {sentence}")
         if report.away:
             say(f"{report.name}: away, so that its replicas there were not compared: {', '.join(report.away)}")
     for name, kinds in reconciled_examples(reports).items():

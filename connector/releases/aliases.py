@@ -31,7 +31,7 @@ def physical_name(collection: str, metric: Metric, alignment: Alignment) -> str:
 def alias_fault(provenance: Provenance, store: Store, row: ReleaseRow) -> str | None:
     """Say why production does not reach a live release by its alias, and what to do.
 
-    None: it does, or the release is not live, or the key does not show the alias.
+    None: it does, or the release is not live, or the key does not show the alias, which `alias_unseen` says.
     """
     if row.state != LIVE:
         return None
@@ -52,6 +52,14 @@ def alias_fault(provenance: Provenance, store: Store, row: ReleaseRow) -> str | 
             f"repair {row.collection}`"
         )
     return f"{leads}, SQL says that {row.physical_name} is live; run `modalign repair {row.collection}`"
+
+
+def alias_unseen(store: Store, row: ReleaseRow) -> str | None:
+    """Say that it is not known where the alias of a live release leads, because the key does not show it."""
+    alias = alias_name(row.collection, parse(row.metric))
+    if row.state != LIVE or alias in store.aliases() or not is_hidden(store, alias):
+        return None
+    return f"alias {alias} was not compared: the key for {store.url} does not show it; `r` on the alias shows it"
 
 
 def to_go_live(provenance: Provenance, store: Store, releases: Sequence[Release]) -> dict[str, Release]:

@@ -18,6 +18,7 @@ from connector.provenance.ledger import BATCH_POINTS, BatchKey, LedgerEntry
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import EmbeddingSetRow
+from connector.releases.aliases import alias_unseen
 from connector.releases.point_comparison import ComparedBatch, compare_points
 from connector.releases.point_id_set import PointIds
 from connector.releases.points import item_of, point_id
@@ -65,6 +66,7 @@ class ReconcileReport:
         away: nodes of the cluster whose replicas could not be compared.
         settings: how the collection's settings, its payload indexes and the alias of a live release differ from what
             SQL recorded, a sentence each.
+        not_compared: what the key does not show, a sentence each.
         broken: why nothing could be compared: parts of the release are gone, or its chain does not match.
     """
 
@@ -82,6 +84,7 @@ class ReconcileReport:
     replicas: list[str] = field(default_factory=list)
     away: list[str] = field(default_factory=list)
     settings: list[str] = field(default_factory=list)
+    not_compared: list[str] = field(default_factory=list)
     broken: str | None = None
 
     @property
@@ -178,6 +181,7 @@ def reconcile(
             if orphans is not None and unknown:
                 orphans.add(sorted(unknown))
     report.settings = settings
+    report.not_compared = [unseen] if (unseen := alias_unseen(store, release.row)) else []
     if repair:
         store.flush(release.name)
         store.ready(release.name)

@@ -8,7 +8,7 @@ from alignment.metrics import parse
 from connector.errors import AccessDeniedError, CollectionNotFoundError, MismatchError
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import PromotionRow, ReleaseRow, RunRow
-from connector.releases.aliases import alias_fault, alias_name
+from connector.releases.aliases import alias_fault, alias_name, alias_unseen
 from connector.releases.lag import Lag, lag_of
 from connector.releases.release import LIVE, READY
 from connector.releases.store_identity import check_owner
@@ -39,10 +39,12 @@ class StoredRelease:
     Attributes:
         points: exact number; None: the store does not tell.
         faults: how this differs from what SQL recorded, a sentence each with what to do.
+        not_compared: what the key does not show, a sentence each.
     """
 
     points: int | None
     faults: Sequence[str]
+    not_compared: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +87,19 @@ def read_stored(provenance: Provenance, store: Store, rows: Iterable[ReleaseRow]
     stored = {}
     for row in rows:
         points: int | None = None
+        hidden: list[str] = []
         try:
             points = store.count(row.physical_name)
         except AccessDeniedError:
-            pass
+            hidden.append(f"points were not counted: the key for {store.url} does not show the collection")
         except CollectionNotFoundError:
             stored[row.id] = StoredRelease(0, [lost_collection(provenance, row)])
             continue
         alias = alias_fault(provenance, store, row)
         faults = [*_owner_faults(provenance, store, row), *_count_faults(provenance, row, points)]
         faults += [alias] if alias else []
-        stored[row.id] = StoredRelease(points, faults)
+        hidden += [unseen] if (unseen := alias_unseen(store, row)) else []
+        stored[row.id] = StoredRelease(points, faults, hidden)
     return stored
 
 

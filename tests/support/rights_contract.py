@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 from sqlalchemy import select
 
+from connector.cli.tables import reconciled_rows
 from connector.errors import AccessDeniedError
 from connector.home import Home
 from connector.provenance.tables import Base
@@ -270,6 +271,32 @@ class RightsContract:
             with house.home([*house.scoped("rw"), *more]) as home:
                 assert push(house, home).counts["written"] == 2 * (7 + number)
             assert house.world.store.aliases()[alias] == live(house)
+
+    @pytest.mark.parametrize("shown", [False, True])
+    def test_that_the_alias_was_not_compared_is_said_by_every_command_that_compares(
+        self, house: House, shown: bool
+    ) -> None:
+        alias = f"{house.collection}.cosine"
+        access = house.scoped("r") + [{"collection": alias, "access": "r"}] * shown
+        request = AuditRequest(collection=house.collection, pairs="s", queries="all", gallery="all")
+        with house.home(access) as home:
+            (report,) = home.verify(house.collection)
+            (stored,) = (home.stored(house.collection) or {}).values()
+            findings = home.audit(request).value.findings
+        assert report.consistent
+        for sentences in (report.not_compared, stored.not_compared, findings):
+            assert any(f"{alias} was not compared" in sentence for sentence in sentences) is not shown
+        assert reconciled_rows([report])[0]["not_compared"] == report.not_compared
+
+    def test_points_that_the_key_does_not_show_are_said_to_be_uncounted(self, house: House) -> None:
+        other, first = shadow(house), live(house)
+        with house.home(house.scoped("r", but=[other])) as home:
+            stored = home.stored(house.collection)
+        assert stored is not None
+        by_name = {row.physical_name: row.id for row in house.world.provenance.releases.find()}
+        assert stored[by_name[first]].points == 12
+        assert stored[by_name[other]].points is None
+        assert "not counted" in stored[by_name[other]].not_compared[0]
 
     def test_a_push_that_would_have_to_restore_the_alias_is_refused_before_it_writes(self, house: House) -> None:
         switch_away(house)
