@@ -99,7 +99,7 @@ def read_stored(provenance: Provenance, store: Store, rows: Iterable[ReleaseRow]
         faults = [*_owner_faults(provenance, store, row), *_count_faults(provenance, row, points)]
         faults += [alias] if alias else []
         hidden += [unseen] if (unseen := alias_unseen(store, row)) else []
-        stored[row.id] = StoredRelease(points, faults, hidden)
+        stored[row.id] = StoredRelease(points, faults, tuple(hidden))
     return stored
 
 
