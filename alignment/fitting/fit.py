@@ -21,6 +21,7 @@ from alignment.fitting.seen_unseen import FEWEST_GROUPS, SeenUnseen, WholeRecall
 from alignment.fitting.trainer import Model, split, train
 from alignment.fitting.training import Training
 from alignment.metrics import BANK, Cosine, LearnedMetric, Metric, Nnn, bank_name
+from alignment.metrics.seen_offset import carries
 from alignment.modality import DIRECTIONS, MODALITIES, Modality
 from alignment.model.alignment import Alignment, AlignmentCard
 from alignment.model.seen_items import SeenItems
@@ -89,6 +90,7 @@ def fit(
     known, test = split.training, split.test
     _check_references(metrics, known)
     check_folds_for_offset(seen_offset, len(known.groups) // max(1, folds), progress)
+    offset_metrics = _that_carry_offsets(metrics, seen_offset, progress)
     place = devices.resolve(device)
     fixed = [metric for metric in metrics if not _learners([metric]) and not isinstance(metric, Nnn)] or [Cosine()]
     task = FitSpec(fixed if joint else fixed[:1], given, seed, seen_offset=seen_offset)
@@ -104,7 +106,7 @@ def fit(
     weights = fit_metrics(metrics, known.project(fitted.projections).sound(), fitted.metrics, task=task, device=place)
     judged = _sampled(test, seed, progress)
     quiet = replace(task, progress=lambda line: None)
-    with_weights = FittedMetrics(metrics, weights)
+    with_weights = FittedMetrics(offset_metrics, weights)
     offsets = seen_offsets(best, known, fitted.projections, with_weights, folds, place, quiet)
     both = SeenUnseen.sampled(known, test, seed, most=HELD_OUT_GROUPS)
     whole = _whole_recall(both, fitted.projections, fixed[0], offsets, seed)
@@ -199,6 +201,16 @@ def check_folds_for_offset(seen_offset: float | None, groups: int, progress: Pro
             f"{small} that the seen offset {seen_offset} is a share of; add data, lower --folds or leave it out"
         )
     progress(f"{small} between seen and unseen items: no offset")
+
+
+def _that_carry_offsets(metrics: Sequence[Metric], seen_offset: float | None, progress: Progress) -> Sequence[Metric]:
+    """Return the metrics that can have an offset; refuse, or name, those that cannot."""
+    without = [metric for metric in metrics if not carries(metric)]
+    if without and seen_offset:
+        raise FitError(f"metric {without[0]} cannot carry an offset for seen items; leave it out, or --seen-offset 0")
+    if without and seen_offset is None:
+        progress(f"no offset for seen items under {', '.join(map(str, without))}: not a metric that can carry one")
+    return [metric for metric in metrics if metric not in without]
 
 
 def _whole_recall(

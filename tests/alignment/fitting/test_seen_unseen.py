@@ -1,8 +1,8 @@
 """Seen and unseen items in one collection: recalls by offset, the choice, and the offsets of an alignment."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from alignment.fitting.fit import fit
 from alignment.fitting.methods import FitSpec, Fitter
 from alignment.fitting.seen_offsets import rotation_between
 from alignment.fitting.seen_unseen import COST, SHARES, SeenUnseen, WholeRecall, pair_scores
-from alignment.metrics import METRICS, Cosine, Euclid, Metric, parse
+from alignment.metrics import METRICS, Cosine, Distance, Euclid, Lowering, Metric, parse
 from alignment.metrics.seen_offset import SeenOffset, with_seen
 from alignment.modality import DIRECTIONS, MODALITIES
 from alignment.model.alignment import Alignment
@@ -258,3 +258,30 @@ def test_items_without_a_gap_get_no_offset(tmp_path: Path) -> None:
     made = fit([crowded_set(tmp_path / "s", 400, d=12, noise=0.001)], method="procrustes", device="cpu")
     for before, after in made.card.whole_recall.values():
         assert after["seen"]["recall@10"] >= before["seen"]["recall@10"] - 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class _Shifted(Cosine):
+    """A metric whose score is not Qdrant's but for the sign, so that nothing can be taken off it."""
+
+    name: ClassVar[str] = "shifted"
+
+    def lower(self, dim: int) -> Lowering:
+        return _ShiftedLowering(Distance.COSINE, dim)
+
+
+@dataclass(frozen=True, slots=True)
+class _ShiftedLowering(Lowering):
+    def score(self, raw: float, offset: float = 0.0) -> float:
+        return raw**3
+
+
+def test_a_metric_that_cannot_carry_an_offset_is_refused_by_name_or_left_without(tmp_path: Path) -> None:
+    made, metrics = crowded_set(tmp_path / "s"), [Cosine(), _Shifted()]
+    with raises(FitError, "shifted"):
+        fit([made], method="rcca", metrics=metrics, seen_offset=0.2, device="cpu")
+    lines: list[str] = []
+    alignment = fit([made], method="rcca", metrics=metrics, device="cpu", progress=lines.append)
+    assert "cosine" in alignment.card.seen_offsets
+    assert "shifted" not in alignment.card.seen_offsets
+    assert any("shifted" in line for line in lines)
