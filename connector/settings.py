@@ -1,5 +1,6 @@
 """Settings: one frozen value, from what is given and from the environment variables `MODALIGN_*`."""
 
+import os
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,7 +19,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class _Environment(BaseSettings):
-    """What is given, then the variable `MODALIGN_NAME`, then the default. An empty variable counts as unset."""
+    """What is given, then the variable `MODALIGN_NAME`, then the default.
+
+    An empty variable counts as unset; `Settings.load` refuses those that say where data are.
+    """
 
     model_config = SettingsConfigDict(env_prefix="MODALIGN_", env_ignore_empty=True, frozen=True)
 
@@ -76,9 +80,16 @@ class Settings:
         """Take what is given, then the `MODALIGN_*` variables, then the defaults under the home.
 
         Raises:
-            SettingsError: a variable is invalid.
+            SettingsError: a variable is invalid, or one of those that say where data are is set and empty.
         """
         given: dict[str, Any] = {"home": home, "qdrant_url": qdrant_url, "database_url": database_url}
+        for name, value in given.items():
+            variable = f"{_Environment.model_config['env_prefix']}{name.upper()}"
+            if value == "" or (value is None and os.environ.get(variable) == ""):
+                raise SettingsError(
+                    f"{variable}, or --{name.replace('_', '-')}, is empty: expected where the data are. Unset it for "
+                    "the default"
+                )
         given |= {"device": device, "max_pixels": max_pixels}
         try:
             read = _Environment(**{name: value for name, value in given.items() if value})

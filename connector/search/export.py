@@ -6,6 +6,7 @@ example.py      a program that uses both: connector.search.export_example
 """
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -23,8 +24,11 @@ from connector.provenance.recorder import Provenance
 from connector.releases.aliases import alias_fault, alias_name
 from connector.releases.release import lower, open_release
 from connector.requests import ExportRequest
+from connector.stores.collection import SearchLimits
 from connector.stores.contract import Store
 from connector.stores.layout import OVERSAMPLING
+
+_log = logging.getLogger(__name__)
 
 REQUEST, EXAMPLE = "request.json", "example.py"
 FORMAT = 1
@@ -191,4 +195,16 @@ def export_request(
                 f"{request.alignment} is {alignment.fingerprint[:12]}; export the first, or push with the second"
             )
         target = replace(target, collection=request.collection, hnsw_ef=release.hnsw_ef, **release.quantized_search)
+        target = _allowed(target, store.search_limits(release.name))
     return write(request.to, target)
+
+
+def _allowed(target: ExportSpec, limits: SearchLimits) -> ExportSpec:
+    """Lower what the requests ask for to what the store allows, and say so."""
+    for setting, most in (("hnsw_ef", limits.ef), ("oversampling", limits.oversampling)):
+        wanted = getattr(target, setting)
+        if wanted is not None and most is not None and most < wanted:
+            _log.warning("the store allows %s %s at most: the requests ask for it instead of %s", setting, most, wanted)
+            allowed: dict[str, Any] = {setting: most}
+            target = replace(target, **allowed)
+    return target

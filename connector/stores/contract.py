@@ -273,7 +273,7 @@ class Store(ABC):
         """Search by a checked and rewritten filter."""
 
     def search_limits(self, name: str) -> SearchLimits:
-        """Return what earlier searches of a collection or alias were limited to; larger wishes are lowered to it."""
+        """Return what searches of a collection or alias are limited to, as far as known; more is lowered to it."""
         return SearchLimits()
 
     def scroll(

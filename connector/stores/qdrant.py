@@ -31,7 +31,7 @@ from connector.stores.qdrant_cluster import Cluster
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, RetryPolicy, connected
 from connector.stores.qdrant_filter import check_known
 from connector.stores.qdrant_layout import index_schema, layout_of, makes_own_words
-from connector.stores.qdrant_limits import LimitBook, Limits, check_strict_mode
+from connector.stores.qdrant_limits import LimitBook, Limits, check_strict_mode, search_limits
 from connector.stores.qdrant_peers import PEER_SECONDS, Nodes
 from connector.stores.qdrant_readiness import wait_until_ready
 from connector.stores.qdrant_searches import Searcher, SearchOptions
@@ -39,7 +39,8 @@ from connector.stores.qdrant_settings import creation, differences, restoration
 from connector.stores.qdrant_writes import UPLOADS, PointWriter
 from connector.stores.replicas import Replicas
 
-WITH_TURBO = (1, 18)
+# Quantizations and compressions that the oldest server lacks, with the first version that has them.
+SINCE: Mapping[str, tuple[int, int]] = {"turbo": (1, 18), "bits8": (1, 20)}
 ID_BYTES = 64  # of an id in a request, at most
 COUNTED_AT_ONCE = 10_000  # ids of a page, where exact counts are refused
 
@@ -158,12 +159,13 @@ class QdrantStore(Store):
     def check_layout(self, layout: Layout) -> None:
         """Refuse what the server is too old for."""
         version = self._connection.version
-        if layout.quantization == "turbo" and version is not None and version < WITH_TURBO:
-            needed, found = (".".join(map(str, numbers)) for numbers in (WITH_TURBO, version))
-            raise SettingsError(
-                f"quantization turbo: expected Qdrant {needed} or newer, {self.url} is {found}; upgrade the server or "
-                "choose another quantization"
-            )
+        for setting, needed in SINCE.items():
+            if setting in (layout.quantization, layout.compression) and version is not None and version < needed:
+                expected, found = (".".join(map(str, numbers)) for numbers in (needed, version))
+                raise SettingsError(
+                    f"quantization {layout.quantization}, compression {layout.compression}: expected Qdrant {expected} "
+                    f"or newer for {setting}, {self.url} is {found}; upgrade the server or choose another one"
+                )
 
     @override
     def create(self, name: str, config: CollectionConfig) -> None:
@@ -338,8 +340,7 @@ class QdrantStore(Store):
 
     @override
     def search_limits(self, name: str) -> SearchLimits:
-        limits = self._limits.of(name)
-        return SearchLimits(limits.ef, limits.oversampling)
+        return search_limits(self._limits.of(name), self._laid_out(name).config.strict_mode_config)
 
     @override
     def _scroll(

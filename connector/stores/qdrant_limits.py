@@ -21,6 +21,7 @@ from connector.errors import (
     StoreError,
     StoreFullError,
 )
+from connector.stores.collection import SearchLimits
 from connector.stores.layout import Layout
 
 if TYPE_CHECKING:
@@ -234,6 +235,16 @@ def check_strict_mode(strict: "StrictModeConfigOutput | None", layout: Layout, w
             f"{what}: {count} payload indexes ({', '.join(layout.payload_indexes)}): strict mode of the server allows "
             f"{most_indexes} at most (max_payload_index_count); leave some out, or raise the limit on the server"
         )
+
+
+def search_limits(known: Limits, strict: "StrictModeConfigOutput | None") -> SearchLimits:
+    """Return what searches may ask for, as refusals and the strict mode of the collection tell."""
+    told = SearchLimits()
+    if strict is not None and strict.enabled:
+        told = SearchLimits(strict.search_max_hnsw_ef, strict.search_max_oversampling)
+    ef = min((most for most in (known.ef, told.ef) if most is not None), default=None)
+    oversampling = min((m for m in (known.oversampling, told.oversampling) if m is not None), default=None)
+    return SearchLimits(ef, oversampling)
 
 
 def filter_bytes(filter: "Filter | None") -> int:

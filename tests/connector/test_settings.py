@@ -1,5 +1,6 @@
 from dataclasses import FrozenInstanceError
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -68,7 +69,25 @@ def test_a_timeout_that_is_invalid(text: str, monkeypatch: pytest.MonkeyPatch) -
         Settings.load()
 
 
-@pytest.mark.parametrize("name", VARIABLES)
+PLACES = ["home", "qdrant_url", "database_url"]
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_an_empty_place_is_refused_by_name_instead_of_writing_elsewhere(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable = f"MODALIGN_{name.upper()}"
+    empty: dict[str, Any] = {name: ""}
+    with raises(SettingsError, variable):
+        Settings.load(**empty)
+    monkeypatch.setenv(variable, "")
+    with raises(SettingsError, variable):
+        Settings.load()
+    full: dict[str, Any] = {name: VARIABLES[variable]}
+    Settings.load(**full)
+
+
+@pytest.mark.parametrize("name", VARIABLES.keys() - {f"MODALIGN_{name.upper()}" for name in PLACES})
 def test_an_empty_variable_is_an_unset_one(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     expected = Settings.load()

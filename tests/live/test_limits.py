@@ -1,5 +1,6 @@
 """Strict mode of a real server: every limit, under every command. What a user gets less of is said."""
 
+import json
 import logging
 from typing import Any
 
@@ -9,7 +10,7 @@ from qdrant_client import QdrantClient, models
 
 from connector.errors import ExactRefusedError, SettingsError, StoreFullError
 from connector.home import Home
-from connector.requests import AuditRequest, DeleteRequest, PushRequest, RepairRequest, SearchRequest
+from connector.requests import AuditRequest, DeleteRequest, ExportRequest, PushRequest, RepairRequest, SearchRequest
 from connector.settings import Settings
 from connector.stores.qdrant import QdrantStore
 from tests.support.errors import raises
@@ -126,6 +127,13 @@ def test_a_release_that_was_tuned_before_is_searched_at_the_limit_and_says_so(
             assert len(home.search(SearchRequest(collection=collection, query="crimson crimson")).hits) == 10
     assert caplog.text.count(f"hnsw_ef 16 instead of {release.hnsw_ef}") == 1
     assert caplog.text.count("oversampling 1.5 instead of 4.0") == 1
+    with opened(world, qdrant_server) as home:  # another process, which has searched nothing
+        request = ExportRequest(alignment="a", metric="chi2", to=world.home / "out", collection=collection)
+        home.export(request)
+    params = json.loads((world.home / "out" / "request.json").read_text())["requests"]["text-to-image"]["body"][
+        "params"
+    ]
+    assert (params["hnsw_ef"], params["quantization"]["oversampling"]) == (16, 1.5)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ from connector.search import export
 from connector.search.export import GUARANTEES, ExportSpec, write
 from connector.search.retriever import Retriever
 from connector.settings import Settings
+from connector.stores.collection import SearchLimits
+from connector.stores.edge import EdgeStore
 from tests.support.canned_server import CannedServer, result
 from tests.support.cli import done, modalign
 from tests.support.errors import raises
@@ -221,9 +223,11 @@ def test_the_example_runs_as_it_stands(
 
 
 @pytest.mark.usefixtures("made_before")
-def test_a_collection_gives_its_name_and_its_hnsw_ef(tmp_path: Path) -> None:
+def test_a_collection_gives_its_name_and_its_hnsw_ef_as_far_as_the_store_allows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "home").mkdir()
-    with pytest.MonkeyPatch.context() as patched, opened_world("edge", tmp_path / "home", patched) as opened:
+    with opened_world("edge", tmp_path / "home", monkeypatch) as opened:
         opened.alignment()
         opened.alignment("turned", turn=1)
         (release,) = opened.push(opened.set("s", *pairs(9)), metrics=["cosine"]).releases
@@ -240,6 +244,11 @@ def test_a_collection_gives_its_name_and_its_hnsw_ef(tmp_path: Path) -> None:
         (run,) = [row for row in ours.provenance.runs.newest(9) if row.command == "export"]
         assert (run.id, run.outcome, run.counts) == (exported.run, "done", {"graphs": 4})
         assert run.parameters["alignment"] == "a"
+        monkeypatch.setattr(EdgeStore, "search_limits", lambda store, name: SearchLimits(64, 2.0))
+        ours.export(ExportRequest(alignment="a", metric="cosine", to=tmp_path / "within", collection=COLLECTION))
+        params = spec_of(tmp_path / "within")["requests"]["image-to-text"]["body"]["params"]
+        assert (params["hnsw_ef"], params["quantization"]["oversampling"]) == (64, 2.0)
+        assert all(f"{allowed} at most" in caplog.text for allowed in ("hnsw_ef 64", "oversampling 2.0"))
         with pytest.raises(
             MismatchError, match=r"was written with alignment \w{12}, turned is \w{12}; export the first"
         ):

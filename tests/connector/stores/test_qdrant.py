@@ -35,6 +35,7 @@ from connector.errors import (
 from connector.stores import qdrant_clients, qdrant_readiness
 from connector.stores.collection import CollectionConfig, VectorConfig
 from connector.stores.consistent_client import ConsistentClient
+from connector.stores.layout import Layout
 from connector.stores.points import Points
 from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, RetryPolicy
@@ -189,6 +190,17 @@ def test_a_quantization_that_the_server_is_too_old_for(server: CannedServer, sto
     with raises(SettingsError, "turbo", "1.18", "1.16"):
         store.create("c", CollectionConfig({"v": VectorConfig(2, Distance.DOT)}, quantization="turbo"))
     assert server.requests == []
+
+
+@pytest.mark.parametrize(("found", "allowed"), [("1.18.3", False), ("1.19.0", False), ("1.20.1", True)])
+def test_a_compression_that_the_server_is_too_old_for(server: CannedServer, found: str, allowed: bool) -> None:
+    """Qdrant 1.18.3 answers 400 over REST to a `bits8` that it does not know."""
+    server.always(200, version(found))
+    with QdrantStore.connect(server.url) as store:
+        store.check_layout(Layout(quantization="turbo", compression="bits4"))
+        expected = nullcontext() if allowed else raises(SettingsError, "bits8", "1.20", found.rpartition(".")[0])
+        with expected:
+            store.check_layout(Layout(quantization="turbo", compression="bits8"))
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 200])

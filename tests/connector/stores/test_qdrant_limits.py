@@ -11,7 +11,7 @@ import stamina
 from httpx import Headers
 from hypothesis import given
 from hypothesis import strategies as st
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from alignment.metrics import Distance
@@ -29,7 +29,7 @@ from connector.stores.collection import CollectionConfig, SearchLimits, VectorCo
 from connector.stores.points import Points
 from connector.stores.qdrant import QdrantStore
 from connector.stores.qdrant_connection import Connection
-from connector.stores.qdrant_limits import LimitBook, Limits
+from connector.stores.qdrant_limits import LimitBook, Limits, search_limits
 from tests.support.errors import raises
 from tests.support.faulty_server import RefusedError, running
 from tests.support.store_contract import ids
@@ -310,3 +310,23 @@ def test_every_item_is_sent_once_in_order(n: int, capacity: int, most: int | Non
     parts = [*LimitBook().obey_in_parts("c", range(n), "ids", send, item_bytes=1, most=most)]
     assert [item for part in parts for item in part] == list(range(n))
     assert all(parts)
+
+
+@pytest.mark.parametrize(
+    ("known", "strict", "expected"),
+    [
+        (Limits(), None, SearchLimits()),
+        (Limits(), models.StrictModeConfigOutput(enabled=False, search_max_hnsw_ef=16), SearchLimits()),
+        (Limits(), models.StrictModeConfigOutput(enabled=True, search_max_hnsw_ef=16), SearchLimits(16)),
+        (Limits(ef=8), models.StrictModeConfigOutput(enabled=True, search_max_hnsw_ef=16), SearchLimits(8)),
+        (
+            Limits(oversampling=2.0),
+            models.StrictModeConfigOutput(enabled=True, search_max_oversampling=1.5, search_max_hnsw_ef=9),
+            SearchLimits(9, 1.5),
+        ),
+    ],
+)
+def test_limits_of_searches_are_known_before_a_refusal_where_the_collection_tells_them(
+    known: Limits, strict: models.StrictModeConfigOutput | None, expected: SearchLimits
+) -> None:
+    assert search_limits(known, strict) == expected
