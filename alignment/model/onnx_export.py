@@ -6,6 +6,8 @@
 
 Further outputs, where the metric needs them: `offset` (n,), which is added to every score of a query, and `aligned`
 (n, dim), from which a metric that rescores computes its score. A row that modalign refuses is NaN in every output.
+Where the alignment has an offset for items that its fit saw, item graphs take a further input `seen` (n,): 1 of such an
+item, 0 of any other. It is then the last number of `aligned`, too.
 """
 
 import signal
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from alignment.errors import ExportError, VectorError
-from alignment.metrics import Lowering, Metric, Rescored
+from alignment.metrics import Lowering, Metric, Rescored, with_seen
 from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment
 from alignment.model.projections import Projection
@@ -36,7 +38,7 @@ Role = Literal["query", "item"]
 ROLES: tuple[Role, ...] = ("query", "item")
 # torch writes graphs through the first two.
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-INPUT, VECTOR, OFFSET, ALIGNED, BATCH = "embedding", "vector", "offset", "aligned", "batch"
+INPUT, SEEN, VECTOR, OFFSET, ALIGNED, BATCH = "embedding", "seen", "vector", "offset", "aligned", "batch"
 # The oldest version of ONNX that has everything a feature map needs: old runtimes can read it.
 OPSET = 18
 # Embeddings that every graph is compared with modalign on, and how far it may be from that, relative to a vector's
@@ -53,13 +55,14 @@ class Graph:
 
     Attributes:
         onnx: the file.
-        outputs: shape of each output by name; the batch is the dimension `batch`.
+        inputs, outputs: shape of each by name; the batch is the dimension `batch`.
         difference: the largest, of a row to what modalign computes, relative to the length of the row.
     """
 
     modality: Modality
     role: Role
     onnx: bytes
+    inputs: Mapping[str, tuple[str | int, ...]]
     outputs: Mapping[str, tuple[str | int, ...]]
     difference: float
 
@@ -95,8 +98,10 @@ class _Module(nn.Module):
         super().__init__()
         self.projection, self.lowering, self.role = projection, lowering, role
 
-    def forward(self, embedding: Tensor) -> dict[str, Tensor]:
+    def forward(self, embedding: Tensor, seen: Tensor | None = None) -> dict[str, Tensor]:
         aligned = self.projection.unchecked_tensor(embedding)
+        if seen is not None:
+            aligned = with_seen(aligned, seen)
         if self.role == "item":
             outputs = {VECTOR: self.lowering.item(aligned)}
         else:
@@ -121,25 +126,14 @@ def graph(alignment: Alignment, metric: Metric, modality: Modality, role: Role) 
     projection = alignment.projections[modality]
     lowerings = {m: alignment.metric(metric, m, device="cpu").lower(alignment.dim) for m in MODALITIES}
     module = _Module(projection, lowerings[modality], role).eval()
-    probes = np.random.default_rng(0).standard_normal((PROBES, projection.in_dim)).astype(np.float32)
-    with torch.no_grad(), uninterrupted():
-        names = list(module(torch.from_numpy(probes)))
-        program = torch.onnx.export(
-            module,
-            (torch.from_numpy(probes[:TRACED]),),
-            None,
-            dynamo=True,
-            verbose=False,
-            external_data=False,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=names,
-            dynamic_shapes=({0: torch.export.Dim(BATCH, min=0)},),
-        )
-    assert program is not None  # which only the old exporter returns
-    onnx = program.model_proto.SerializeToString()
+    probes = {INPUT: np.random.default_rng(0).standard_normal((PROBES, projection.in_dim)).astype(np.float32)}
+    if role == "item" and lowerings[modality].marks_seen:
+        probes[SEEN] = (np.arange(PROBES) % 2).astype(np.float32)
+    onnx = _traced(module, probes)
     session = _session(onnx)
-    outputs: dict[str, tuple[str | int, ...]] = {o.name: tuple(o.shape) for o in session.get_outputs()}
+    inputs, outputs = (
+        {value.name: tuple(value.shape) for value in values} for values in (session.get_inputs(), session.get_outputs())
+    )
     if any(shape[0] != BATCH for shape in outputs.values()):
         raise ExportError(
             f"the {role} graph of {modality} under {metric} takes {TRACED} rows and no others; its lowering must not "
@@ -154,7 +148,30 @@ def graph(alignment: Alignment, metric: Metric, modality: Modality, role: Role) 
             f"expected at most {TOLERANCE:.0e}; its lowering must compute the same from tensors as from arrays, see "
             "CONTRIBUTING.md"
         )
-    return Graph(modality, role, onnx, outputs, difference)
+    return Graph(modality, role, onnx, inputs, outputs, difference)
+
+
+def _traced(module: _Module, probes: Mapping[str, npt.NDArray[np.float32]]) -> bytes:
+    """Write a module as a graph that takes the inputs `probes`, by name, and any number of rows of them."""
+    with torch.no_grad(), uninterrupted():
+        names = list(module(*map(torch.from_numpy, probes.values())))
+        # One input names the batch; torch finds that the others have as many rows, and warns of a second name.
+        batches = [torch.export.Dim(BATCH, min=0), *[torch.export.Dim.AUTO] * (len(probes) - 1)]
+        program = torch.onnx.export(
+            module,
+            tuple(torch.from_numpy(values[:TRACED]) for values in probes.values()),
+            None,
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+            opset_version=OPSET,
+            input_names=list(probes),
+            output_names=names,
+            dynamic_shapes=tuple({0: batch} for batch in batches),
+        )
+    assert program is not None  # which only the old exporter returns
+    onnx: bytes = program.model_proto.SerializeToString()
+    return onnx
 
 
 @contextmanager
@@ -180,13 +197,18 @@ def _session(onnx: bytes) -> "InferenceSession":
 
 
 def _difference(
-    session: "InferenceSession", projection: Projection, lowering: Lowering, role: Role, X: npt.NDArray[np.float32]
+    session: "InferenceSession",
+    projection: Projection,
+    lowering: Lowering,
+    role: Role,
+    probes: Mapping[str, npt.NDArray[np.float32]],
 ) -> float:
     """The largest difference of a row, relative to its length; infinite where only one of the two has a number."""
     names = [output.name for output in session.get_outputs()]
     largest = 0.0
-    for x, *outputs in zip(X, *session.run(names, {INPUT: X}), strict=True):
-        expected = _expected(projection, lowering, role, x)
+    rows = zip(*probes.values(), strict=True)
+    for row, *outputs in zip(rows, *session.run(names, probes), strict=True):
+        expected = _expected(projection, lowering, role, *row)
         if not expected and all(np.isnan(output).all() for output in outputs):
             continue
         if expected.keys() != set(names):
@@ -199,11 +221,13 @@ def _difference(
 
 
 def _expected(
-    projection: Projection, lowering: Lowering, role: Role, x: npt.NDArray[np.float32]
+    projection: Projection, lowering: Lowering, role: Role, x: npt.NDArray[np.float32], seen: float | None = None
 ) -> dict[str, npt.NDArray[np.floating]]:
     """What modalign computes of one embedding (d_in,), by the names of a graph's outputs; nothing if it refuses it."""
     try:
         aligned = projection(x[None])
+        if seen is not None:
+            aligned = with_seen(aligned, [seen])
         outputs = {VECTOR: lowering.item(aligned) if role == "item" else lowering.query(aligned)}
     except VectorError:
         return {}

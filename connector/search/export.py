@@ -15,13 +15,15 @@ from typing import Any
 
 from alignment.durable import new_directory, write_durably
 from alignment.errors import ExportError
-from alignment.metrics import Guarantee, Metric, Rescored, parse
+from alignment.metrics import Guarantee, Lowering, Metric, Rescored, parse
+from alignment.metrics.seen_offset import is_squared
 from alignment.modality import MODALITIES, OTHER, Modality
 from alignment.model.alignment import Alignment
-from alignment.model.onnx_export import ALIGNED, BATCH, INPUT, OFFSET, OPSET, Graph, export
+from alignment.model.onnx_export import ALIGNED, OFFSET, OPSET, SEEN, Graph, export
 from connector.errors import MismatchError
 from connector.provenance.recorder import Provenance
 from connector.releases.aliases import alias_fault, alias_name
+from connector.releases.points import FITTED
 from connector.releases.release import lower, open_release
 from connector.requests import ExportRequest
 from connector.stores.collection import SearchLimits
@@ -56,6 +58,10 @@ GUARANTEES = {
 RESCORING = (
     "Fetch `page` candidates or more, up to `budget`; score each with the metric itself, from the output `aligned` of "
     "the query graph and from the candidate's payload `aligned` (base64 of float32, little-endian); order by that."
+)
+SEEN_OFFSET = (
+    "Items that the fit of the alignment saw rank lower. Their payload says so: `field` has the `value`. Item graphs "
+    f"take a second input `{SEEN}`, 1 of such an item and 0 of any other. `offset` goes by the modality of the items. "
 )
 
 
@@ -114,6 +120,9 @@ def describe(spec: ExportSpec, graphs: Sequence[Graph]) -> dict[str, Any]:
     meaning = f"{ordered} is {signed}{plus}; higher is better."
     if not spec.rescore:
         meaning += " Where the collection is quantized, Qdrant's score is that of quantized vectors: compute your own."
+    seen_offset = _seen_offset(alignment, metric, lowering)
+    if seen_offset and not rescoring:
+        meaning += " Of an item that the fit saw, `seen_offset` is in it."
     return {
         "format": FORMAT,
         "modalign": version("modalign"),
@@ -127,7 +136,7 @@ def describe(spec: ExportSpec, graphs: Sequence[Graph]) -> dict[str, Any]:
         "graphs": {
             graph.name: {
                 "encoder": graph.modality,
-                "inputs": {INPUT: [BATCH, alignment.card.encoders[graph.modality].dim]},
+                "inputs": graph.inputs,
                 "outputs": graph.outputs,
                 "dtype": "float32",
                 "difference": graph.difference,
@@ -140,6 +149,27 @@ def describe(spec: ExportSpec, graphs: Sequence[Graph]) -> dict[str, Any]:
         "score": {"sign": 1 if lowering.distance.higher_is_better else -1, "offset": offset, "meaning": meaning},
         "guarantee": {"name": lowering.guarantee, "meaning": GUARANTEES[lowering.guarantee]},
         "rescoring": rescoring,
+        "seen_offset": seen_offset,
+    }
+
+
+def _seen_offset(alignment: Alignment, metric: Metric, lowering: Lowering) -> dict[str, Any] | None:
+    """Say how much lower items rank that the fit saw, and how to get back the metric's own score; None: not at all."""
+    if not lowering.marks_seen:
+        return None
+    squared = is_squared(metric, alignment.dim)
+    if isinstance(lowering, Rescored):
+        how = "The last number of a candidate's payload `aligned` is that 1 or 0: order by the metric's score - offset."
+    elif squared:
+        how = "The metric's own score of such an item is -sqrt(score^2 - offset)."
+    else:
+        how = "The metric's own score of such an item is score + offset."
+    return {
+        "offset": {modality: alignment.card.seen_offsets[str(metric)].get(modality, 0.0) for modality in MODALITIES},
+        "squared": squared,
+        "field": "split",
+        "value": FITTED,
+        "meaning": SEEN_OFFSET + how,
     }
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -11,7 +12,10 @@ import onnxruntime
 
 
 def main() -> None:
-    """Print id, score and payload of what is found for each row; `request.json` says what a score means."""
+    """Print what is found for each row, best first: its id, its score, what is taken off to rank it, and its payload.
+
+    `request.json` says what a score means.
+    """
     spec = json.loads(Path(__file__).with_name("request.json").read_text(encoding="utf-8"))
     request = spec["requests"]["text-to-image"]
     if len(sys.argv) != 3 + ("{collection}" in request["path"]):  # exported without --collection it has to be named
@@ -30,7 +34,19 @@ def main() -> None:
         with urlopen(Request(url, body, headers, method=request["method"])) as answer:
             for hit in json.load(answer)["result"]["points"]:
                 payload = {name: value for name, value in hit["payload"].items() if name != "aligned"}
-                print(row, hit["id"], spec["score"]["sign"] * hit["score"] + offset, json.dumps(payload))
+                ranked_by = spec["score"]["sign"] * hit["score"] + offset
+                taken = taken_off(spec, "image", ranked_by, payload)
+                print(row, hit["id"], ranked_by + taken, taken, json.dumps(payload))
+
+
+def taken_off(spec: dict[str, Any], items: str, ranked_by: float, payload: dict[str, Any]) -> float:
+    """Return what ranks an item lower because the alignment's fit saw it."""
+    seen = spec["seen_offset"]
+    if seen is None or spec["rescoring"] is not None or payload.get(seen["field"]) != seen["value"]:
+        return 0.0
+    offset = float(seen["offset"][items])
+    own = -(max(0.0, ranked_by**2 - offset) ** 0.5)
+    return own - ranked_by if seen["squared"] else offset
 
 
 if __name__ == "__main__":

@@ -2,20 +2,12 @@
 
 import base64
 import json
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from onnxruntime import InferenceSession
 from pytest_httpserver import HTTPServer
-from qdrant_client import models
 
 from alignment.errors import ExportError
 from alignment.metrics import parse
@@ -34,6 +26,7 @@ from connector.stores.edge import EdgeStore
 from tests.support.canned_server import CannedServer, result
 from tests.support.cli import done, modalign
 from tests.support.errors import raises
+from tests.support.exports import answered, example, run, spec_of
 from tests.support.torch_operators import operators_read_once
 from tests.support.world import COLLECTION, DIMS, World, alignment, cards, embedded, latent, opened_world, pairs
 
@@ -76,33 +69,6 @@ def exported(request: pytest.FixtureRequest, world: World, tmp_path_factory: pyt
     path = tmp_path_factory.mktemp("exported") / "graphs"
     write(path, ExportSpec("a", alignment(), parse(request.param)))
     return path
-
-
-def spec_of(path: Path) -> Any:
-    return json.loads((path / "request.json").read_text(encoding="utf-8"))
-
-
-def run(path: Path, X: npt.NDArray[np.floating]) -> dict[str, npt.NDArray[np.float32]]:
-    session = InferenceSession(path)
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {"embedding": X.astype(np.float32)}), strict=True))
-
-
-def answered(world: World, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a server answers to a request: the engine's own hits."""
-    request = models.QueryRequest.model_validate(body)  # as strict as the client
-    assert request.params is not None
-    match = re.fullmatch(r"/collections/([^/]+)/points/query", path)
-    assert match
-    (hits,) = world.store.search(
-        match[1],
-        str(request.using),
-        np.array([body["query"]], np.float32),
-        int(request.limit or 0),
-        exact=bool(request.params.exact),
-        ef=request.params.hnsw_ef,
-    )
-    return [{"id": hit.id, "version": 1, "score": hit.raw_score, "payload": hit.payload} for hit in hits]
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -175,18 +141,6 @@ def test_the_document_says_what_a_service_must_know(exported: Path) -> None:
         assert request["path"] == f"/collections/{alias_name('{collection}', parse(spec['metric']))}/points/query"
 
 
-def example(exported: Path, *arguments: object, key: str | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **({"QDRANT_API_KEY": key} if key else {})}
-    return subprocess.run(
-        [sys.executable, exported / "example.py", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env=environment,
-    )
-
-
 def test_the_example_runs_as_it_stands(
     world: World,
     exported: Path,
@@ -211,12 +165,12 @@ def test_the_example_runs_as_it_stands(
     retriever = Retriever.open(world.provenance, world.store, COLLECTION, spec["metric"])
     expected = retriever.search_embeddings("text", X, K, encoder=cards()["text"].fingerprint)
     for lines, found in zip([first, last], expected, strict=True):
-        printed = [line.split(" ", 3) for line in lines]
+        printed = [line.split(" ", 4) for line in lines]
         payloads = [json.loads(payload) for *_, payload in printed]
         assert all(payload["modality"] == "image" and "aligned" not in payload for payload in payloads)
         if spec["rescoring"] is None:
             assert [payload["key"] for payload in payloads[:K]] == [item.key for item in found]
-            np.testing.assert_allclose([float(s) for _, _, s, _ in printed[:K]], [i.score for i in found], atol=1e-5)
+            np.testing.assert_allclose([float(s) for _, _, s, _, _ in printed[:K]], [i.score for i in found], atol=1e-5)
 
 
 # From a home
