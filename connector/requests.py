@@ -18,6 +18,8 @@ from connector.errors import SettingsError
 from connector.recorded_request import Request
 
 Scope = Literal["held-out", "all"]
+# What a query is compared with to find an item: its images, its captions, or both.
+Way = Literal["image", "caption", "fused"]
 # Bounds of fields. The options of the command line take their ranges from them.
 Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]
 Folds = Annotated[int, Interval(ge=2)]
@@ -287,6 +289,7 @@ class SearchRequest(Request):
         k: items to find.
         metric: of the release; None: the only one there is, or cosine.
         target: modality to find; None: the other one.
+        by: what a text is compared with to find items: their images, their captions, or both.
         filter: Qdrant filter as JSON on the payload.
         exact: compare with every item instead of searching the HNSW graph.
         max_candidates: most candidates to rescore under a metric that rescores; None: the metric's own.
@@ -298,6 +301,7 @@ class SearchRequest(Request):
     k: int = 10
     metric: str | None = None
     target: Modality | None = None
+    by: Way = "image"
     filter: str | None = None
     exact: bool = False
     max_candidates: int | None = None

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -12,7 +12,7 @@ from connector.cli.group import cli, open_home
 from connector.cli.options import METRIC_HELP, WholeRange, home_options, json_option, pixels_option
 from connector.cli.tables import print_json, print_table, result_quality, search_rows
 from connector.progress import say
-from connector.requests import SearchRequest, default_of
+from connector.requests import SearchRequest, Way, default_of
 
 
 @cli.command()
@@ -30,6 +30,13 @@ from connector.requests import SearchRequest, default_of
     "--metric", type=METRIC, metavar="METRIC", help=METRIC_HELP + "  [default: the only one there is, or cosine]"
 )
 @click.option("--target", type=click.Choice(MODALITIES), help="Modality to find.  [default: the other one]")
+@click.option(
+    "--by",
+    type=click.Choice(get_args(Way)),
+    default=default_of(SearchRequest, "by"),
+    show_default=True,
+    help="What a text is compared with to find items: their images, their captions, or both.",
+)
 @click.option("--filter", metavar="JSON", help="Qdrant filter on the payload.")
 @click.option("--exact", is_flag=True, help="Compare with every item instead of searching the HNSW graph.")
 @click.option(
@@ -51,7 +58,8 @@ def search(page: Path | None, as_json: bool, where: Mapping[str, Any], **given: 
     with open_home(where) as home:
         found = home.search(request)
     hits = found.hits
-    title = f"under {found.metric}, {result_quality(found.guarantee, hits)}"
+    way = {"image": "", "caption": " by caption", "fused": " by image and caption"}[request.by]
+    title = f"under {found.metric}{way}, {result_quality(found.guarantee, hits)}"
     if page:
         subtitle = f"{len(hits)} best {title}"
         heading, answers = f"{request.collection}: {request.query}", [Answered(found.query, hits)]
@@ -61,6 +69,7 @@ def search(page: Path | None, as_json: bool, where: Mapping[str, Any], **given: 
         document = {
             "collection": request.collection,
             "metric": found.metric,
+            "by": request.by,
             "guarantee": found.guarantee,
             "certified": hits.certified,
             "candidates": hits.candidates,

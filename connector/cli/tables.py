@@ -189,10 +189,17 @@ def search_rows(hits: Sequence["SearchHit"]) -> Iterator[dict[str, Any]]:
     """Lay found items out as rows of a table; one column says what ranks seen items lower, where something does."""
     with_offset = any(item.seen_offset for item in hits)
     for rank, item in enumerate(hits, start=1):
-        shown = item.payload.get("caption", "") if item.modality == "text" else _name(item.payload.get("image"))
-        taken = {"seen offset": round(item.seen_offset, 4)} if with_offset else {}
-        score = {"score": round(item.score, 4), **taken}
-        yield {"#": rank, **score, "key": item.key, "group": item.group, item.modality: shown}
+        row: dict[str, Any] = {"#": rank, "score": round(item.score, 4)}
+        if with_offset:
+            row["seen offset"] = round(item.seen_offset, 4)
+        row |= {"key": item.key, "group": item.group}
+        if item.modality == "image":
+            row["image"] = _name(item.payload.get("image"))
+        if item.caption is not None:
+            row["text"] = item.caption.get("caption", "")
+        if len(item.scores) > 1:
+            row |= {f"by {way}": round(score, 4) for way, score in item.scores.items()}
+        yield row
 
 
 def _name(path: Any) -> str:

@@ -86,6 +86,17 @@ class JsonObject(TypeDecorator[dict[str, Any]]):
         return value
 
 
+class OptionalJsonObject(TypeDecorator[dict[str, Any]]):
+    """A JSON object, or NULL."""
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> dict[str, Any] | None:
+        """Check that it is an object, where it is anything."""
+        return None if value is None else JsonObject().process_result_value(value, dialect)
+
+
 def now() -> datetime:
     """Return the present time in UTC."""
     return datetime.now(UTC)
@@ -191,6 +202,7 @@ class ReleaseRow(Base):
         hnsw_ef: width of an HNSW search that reaches `hnsw_recall` of exact search; None: not tuned.
         hnsw_recall: the share of the exact hits that it finds, 0 to 1.
         needs_tuning: whether points were written since `hnsw_ef` was chosen.
+        fusion: how scores of images and captions make one, see `connector.releases.fusion`; None: not measured.
         revision: grows with every change of its points, and with a rollback from it: an audit remembers which it saw.
         drop_begun_at: since when the collection may be gone.
         dropped_at: since when it is gone.
@@ -212,6 +224,7 @@ class ReleaseRow(Base):
     hnsw_ef: Mapped[int | None]
     hnsw_recall: Mapped[float | None]
     needs_tuning: Mapped[bool] = mapped_column(default=False, server_default=false())
+    fusion: Mapped[dict[str, Any] | None] = mapped_column(OptionalJsonObject)
     revision: Mapped[int] = mapped_column(default=0, server_default="0")
     state: Mapped[str] = mapped_column(String(16))
     points: Mapped[int]

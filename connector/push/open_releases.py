@@ -238,7 +238,7 @@ class ReleaseOpener:
         self.store.create(row.physical_name, config)
         self.provenance.stores.mark_claimed(row.store_id)
         layout = {name: getattr(config, name) for name in FIELDS}
-        tuning = {"hnsw_ef": None, "hnsw_recall": None, "needs_tuning": False}
+        tuning = {"hnsw_ef": None, "hnsw_recall": None, "needs_tuning": False, "fusion": None}
         self.provenance.releases.restart(row, settings=layout, state="building", **tuning)
 
 

@@ -50,6 +50,7 @@ from connector.releases.store_identity import record_store
 from connector.releases.verify import check_replicas
 from connector.requests import INDEX_RECALL
 from connector.search.ef_tuning import sample, tune
+from connector.search.fusion_tuning import tune_fusion
 from connector.stores.contract import Store
 from connector.stores.layout import OWN_FIELDS, Layout, checked_layout
 
@@ -322,7 +323,8 @@ def _verify(
             f"for it; if one was killed, run it again; then run this command again.{push_too} Otherwise embedding sets "
             "that were pushed into it share keys, or somebody else changed points: `modalign verify` names them"
         )
-    needs_tuning = release.row.needs_tuning or (info.indexed and release.hnsw_ef is None)
+    untuned = release.row.needs_tuning or release.row.fusion is None
+    needs_tuning = untuned or (info.indexed and release.hnsw_ef is None)
     if needs_tuning or release.row.state == "building" or release.row.points != recorded:
         tuned = None
         if info.indexed:
@@ -330,7 +332,9 @@ def _verify(
             whole = sum(points for _, points in provenance.ledger.entries(release.row.id, set_id).values()) == recorded
             tuned = tune(release, store, sample(embedding_set, release), known=None if whole else release.tuned)
         ef, recall = (tuned.hnsw_ef, tuned.recall) if tuned else (None, None)
-        tuning = {"hnsw_ef": ef, "hnsw_recall": recall, "needs_tuning": False}
+        fusion = tune_fusion(release, store, embedding_set)
+        tuning: dict[str, Any] = {"hnsw_ef": ef, "hnsw_recall": recall, "needs_tuning": False}
+        tuning["fusion"] = fusion.recorded() if fusion else None
         provenance.releases.change(release.row, points=recorded, **tuning)
         if release.row.state == "building":
             provenance.releases.change(release.row, state=READY)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from alignment.errors import WeightsError
 from alignment.metrics import Metric
 from connector.errors import StrangePointError
-from connector.stores.points import Hit, Record
+from connector.stores.points import Hit, Payload, Record
 
 ALIGNED = "aligned"
 
@@ -23,6 +23,11 @@ def packed(vector: npt.NDArray[np.floating]) -> str:
 def unpacked(texts: Sequence[str]) -> npt.NDArray[np.float32]:
     """Unpack aligned vectors (n, d)."""
     return np.frombuffer(b"".join(map(a2b_base64, texts)), "<f4").reshape(len(texts), -1)
+
+
+def without_aligned(payload: Payload) -> Payload:
+    """Return a payload without the vector that it carries."""
+    return {name: value for name, value in payload.items() if name != ALIGNED}
 
 
 def carried(points: Sequence[Hit | Record], dim: int) -> npt.NDArray[np.float32]:

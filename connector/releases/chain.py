@@ -8,6 +8,7 @@ from alignment.model.alignment import Alignment
 from alignment.sets.cards import EncoderCard
 from connector.errors import MismatchError, SettingsError
 from connector.provenance.tables import ReleaseRow
+from connector.releases.fusion import Fusion
 from connector.stores.contract import Store
 from connector.stores.layout import checked_layout
 
@@ -88,14 +89,19 @@ def check_settings(row: ReleaseRow) -> None:
     elif recall is not None and not (type(recall) in (int, float) and 0 <= recall <= 1):
         wrong.append(f"hnsw_recall: expected a share from 0 to 1, got {recall!r}")
     try:
+        if row.fusion is not None:
+            Fusion.read(row.fusion)
+    except ValueError as error:
+        wrong.append(f"fusion: {error}")
+    try:
         checked_layout(row.settings, "layout")
     except SettingsError as error:
         wrong.append(str(error))
     if wrong:
         raise MismatchError(
             f"SQL holds settings of release {row.physical_name} that it was not pushed with: {'; '.join(wrong)}; "
-            f"restore the columns `settings`, `hnsw_ef` and `hnsw_recall` of row {row.id} of table `release`, from a "
-            "backup or an earlier audit's `served_with`"
+            f"restore the columns `settings`, `hnsw_ef`, `hnsw_recall` and `fusion` of row {row.id} of table "
+            "`release`, from a backup or an earlier audit's `served_with`"
         )
 
 

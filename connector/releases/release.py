@@ -23,6 +23,7 @@ from connector.errors import CollectionNotFoundError, MismatchError
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import ReleaseRow
 from connector.releases.chain import chain, check_chain, check_row, check_settings
+from connector.releases.fusion import Fusion
 from connector.releases.store_identity import check_owner, elsewhere, here
 from connector.settings import checked_name
 from connector.stores.contract import Store
@@ -87,6 +88,11 @@ class Release:
     def hnsw_ef(self) -> int | None:
         """`hnsw_ef` of searches; None: Qdrant's default."""
         return self.tuned.hnsw_ef if self.tuned else None
+
+    @property
+    def fusion(self) -> Fusion | None:
+        """How scores of images and captions make one, as `connector.search.fusion_tuning` measured it; None: not."""
+        return None if self.row.fusion is None else Fusion.read(self.row.fusion)
 
     @property
     def quantized_search(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from alignment.metrics import METRICS, Lowering, Rescored
 from alignment.modality import Modality
 from connector.errors import QueryError
-from connector.releases.aligned_payload import ALIGNED, carried, check_finite
+from connector.releases.aligned_payload import ALIGNED, carried, check_finite, without_aligned
 from connector.releases.release import Release
 from connector.requests import INDEX_RECALL
 from connector.stores.contract import Store
@@ -251,7 +251,7 @@ class CandidateSearch:
         ids = list({hit.id for result in results for hit in result.hits})
         payloads: dict[str, Payload] = {}
         for record in self.store.retrieve(self.release.name, ids, consistent=consistent) if ids else ():
-            payload = {name: value for name, value in record.payload.items() if name != ALIGNED}
+            payload = without_aligned(record.payload)
             if with_payload is not True:
                 payload = {name: payload[name] for name in with_payload if name in payload}
             payloads[record.id] = payload

@@ -10,6 +10,7 @@ from connector.corpora.picture_files import is_image_name, is_unsupported_name
 from connector.errors import PictureError
 from connector.requests import SearchRequest
 from connector.search.retriever import Retriever, SearchResult, load_picture
+from connector.search.search_arguments import check_way
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,6 +38,7 @@ def search(retriever: Retriever, request: SearchRequest, condition: "Filter | No
     """Search a release as `request` asks, among the points that match `condition`.
 
     Raises:
+        QueryError: the query is an image, and it shall be compared with captions.
         PictureError: the query is the path of an image that cannot be opened, or of a file that is none.
     """
     options: dict[str, Any] = {"filter": condition, "exact": request.exact, "max_candidates": request.max_candidates}
@@ -44,9 +46,12 @@ def search(retriever: Retriever, request: SearchRequest, condition: "Filter | No
     if _is_path(request.query):
         query = Path(request.query)
         picture = _load(query, retriever.max_pixels)
-        (hits,) = retriever.search_images([picture], request.k, target=request.target or "text", **options)
+        target = request.target or "text"
+        check_way(request.by, "image", target)
+        (hits,) = retriever.search_images([picture], request.k, target=target, **options)
     else:
-        (hits,) = retriever.search_texts([request.query], request.k, target=request.target or "image", **options)
+        options |= {"target": request.target or "image", "by": request.by}
+        (hits,) = retriever.search_texts([request.query], request.k, **options)
     return QueryResult(query, str(retriever.release.metric), retriever.guarantee, hits)
 
 

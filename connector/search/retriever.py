@@ -5,7 +5,7 @@ Lists are in the order of what is left.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,13 +18,16 @@ from alignment.metrics import Guarantee, Lowering
 from alignment.modality import OTHER, Modality
 from connector.corpora.images import ImageRejectedError, decode, read_image, upright_rgb
 from connector.encoding.encoders import Encoder, load_encoder
-from connector.errors import MismatchError, PictureError, StrangePointError
+from connector.errors import MismatchError, PictureError, SettingsError, StrangePointError
 from connector.provenance.recorder import Provenance
 from connector.releases.chain import check_encoder
+from connector.releases.fusion import CAPTION, FUSED, IMAGE, WAY_OF, Fusion
 from connector.releases.payload_fields import missing_in_words
 from connector.releases.points import FITTED
 from connector.releases.release import Release, open_release
+from connector.requests import Way
 from connector.search.candidates import CandidateSearch, ScoredHit
+from connector.search.item_search import BY_CAPTION, ItemSearch, ShownItem
 from connector.search.search_arguments import (
     check_deadline,
     check_embeddings,
@@ -35,6 +38,7 @@ from connector.search.search_arguments import (
     check_reading,
     check_search,
     check_texts,
+    check_way,
 )
 from connector.settings import MAX_PIXELS
 from connector.stores.contract import Store
@@ -70,10 +74,15 @@ class SearchHit(NamedTuple):
     """An item that a search found.
 
     Attributes:
-        score: the metric's own; higher is better under every metric.
+        score: the metric's own; higher is better under every metric. Found both ways it is no score of the metric, but
+            the sum of two standardised ones.
         seen_offset: what is taken off it to rank the item, because the fit saw it: at least 0. 0 of any other item,
-            and where the alignment has no offset under this metric.
-        raw_score: Qdrant's; a distance under Euclid and Manhattan. The offset is in it.
+            of one that is found by caption, and where the alignment has no offset under this metric.
+        raw_score: Qdrant's; a distance under Euclid and Manhattan. The offset is in it. Found both ways it is what the
+            item ranks by: Qdrant has no score of both.
+        found_by: what the query was compared with: the image, a caption, or both.
+        scores: the metric's own of each that it was compared with.
+        caption: payload of the caption that counted, the best of the item's; None: none was compared.
     """
 
     key: str
@@ -83,6 +92,9 @@ class SearchHit(NamedTuple):
     seen_offset: float
     raw_score: float
     payload: dict[str, Any]
+    found_by: Way
+    scores: Mapping[Way, float]
+    caption: dict[str, Any] | None
 
 
 class Retriever:
@@ -122,6 +134,7 @@ class Retriever:
         self.release = release
         self._store = store
         self._candidates = CandidateSearch(release, store)
+        self._items = ItemSearch(CandidateSearch(release, store))
         self._device = device
         self.max_pixels = max_pixels
         self._encoders: dict[Modality, Encoder] = {}
@@ -160,6 +173,7 @@ class Retriever:
         k: int = 10,
         *,
         target: Modality = "image",
+        by: Way = IMAGE,
         filter: "Filter | None" = None,
         exact: bool = False,
         max_candidates: int | None = None,
@@ -170,14 +184,24 @@ class Retriever:
             texts: queries.
             k: hits a query.
             target: modality to find.
-            filter: only items that match it.
+            by: what texts are compared with to find images: `image`, the images themselves; `caption`, the captions of
+                their groups, of which the best counts; `fused`, both. The last two give one hit a group: its image
+                where it has one, else its caption.
+            filter: only items that match it. By caption, and fused, only images and captions that match it are
+                compared.
             exact: compare with every item instead of searching the HNSW graph.
-            max_candidates: most candidates to rescore, for metrics that Qdrant cannot order by itself.
+            max_candidates: most candidates to rescore, for metrics that Qdrant cannot order by itself. By caption, and
+                fused, most points to fetch of each modality under any metric.
+
+        Raises:
+            SettingsError: the release has no weights to fuse by.
         """
         check_search(k, target, filter, exact=exact, max_candidates=max_candidates)
+        check_way(by, "text", target)
         check_texts(texts)
         X = self._encoder("text").encode("text", texts)
-        return self._search("text", X, k, target=target, filter=filter, exact=exact, max_candidates=max_candidates)
+        options: dict[str, Any] = {"filter": filter, "exact": exact, "max_candidates": max_candidates}
+        return self._search("text", X, k, target=target, by=by, **options)
 
     def search_images(
         self,
@@ -201,7 +225,8 @@ class Retriever:
             for image in images
         ]
         X = self._encoder("image").encode("image", loaded)
-        return self._search("image", X, k, target=target, filter=filter, exact=exact, max_candidates=max_candidates)
+        options: dict[str, Any] = {"filter": filter, "exact": exact, "max_candidates": max_candidates}
+        return self._search("image", X, k, target=target, by=IMAGE, **options)
 
     def search_embeddings(
         self,
@@ -211,6 +236,7 @@ class Retriever:
         *,
         encoder: str,
         target: Modality | None = None,
+        by: Way = IMAGE,
         filter: "Filter | None" = None,
         exact: bool = False,
         max_candidates: int | None = None,
@@ -224,6 +250,7 @@ class Retriever:
         check_modality("modality", modality)
         target = OTHER[modality] if target is None else target
         check_search(k, target, filter, exact=exact, max_candidates=max_candidates)
+        check_way(by, modality, target)
         check_embeddings(X)
         check_fingerprint(encoder)
         expected = self.release.alignment.card.encoders[modality]
@@ -232,7 +259,8 @@ class Retriever:
                 f"release {self.release.name} takes {modality} embeddings of {expected}, got embeddings of an encoder "
                 f"with fingerprint {encoder[:12]}; encode with the first, or push for the second"
             )
-        return self._search(modality, X, k, target=target, filter=filter, exact=exact, max_candidates=max_candidates)
+        options: dict[str, Any] = {"filter": filter, "exact": exact, "max_candidates": max_candidates}
+        return self._search(modality, X, k, target=target, by=by, **options)
 
     def _search(
         self,
@@ -241,6 +269,7 @@ class Retriever:
         k: int,
         *,
         target: Modality,
+        by: Way,
         filter: "Filter | None",
         exact: bool,
         max_candidates: int | None,
@@ -252,6 +281,8 @@ class Retriever:
         with within(self.deadline):
             if filter is not None:
                 self._check_filter(filter)
+            if by != IMAGE:
+                return self._search_items(aligned, k, by, **options)
             ranked = self._candidates.search(target, aligned, k, **options)
         return [
             SearchResult(
@@ -262,6 +293,37 @@ class Retriever:
             )
             for result in ranked
         ]
+
+    def _search_items(
+        self,
+        aligned: npt.NDArray[np.floating],
+        k: int,
+        by: Way,
+        *,
+        filter: "Filter | None",
+        exact: bool,
+        max_candidates: int | None,
+    ) -> list[SearchResult]:
+        fusion = BY_CAPTION if by == CAPTION else self._fusion()
+        ranked = self._items.search(aligned, k, fusion, filter=filter, exact=exact, max_candidates=max_candidates)
+        return [
+            SearchResult(
+                (_item_hit(shown, by) for shown in self._items.shown(query, result.items, filter=filter)),
+                certified=result.certified,
+                candidates=result.candidates,
+                exact=exact,
+            )
+            for query, result in zip(aligned, ranked, strict=True)
+        ]
+
+    def _fusion(self) -> Fusion:
+        if self.release.fusion is None:
+            raise SettingsError(
+                f"release {self.release.name} has no weights to fuse images and captions by: either it holds images "
+                "or captions alone, or it was pushed by an earlier version; push captions of it, or push one of its "
+                "embedding sets again. By image and by caption it can be searched as it is"
+            )
+        return self.release.fusion
 
     def _check_filter(self, filter: "Filter") -> None:
         """Refuse a filter that indexes cannot answer; warn once of each field that no item has."""
@@ -285,7 +347,29 @@ def _search_hit(hit: ScoredHit, target: Modality, lowering: Lowering) -> SearchH
     if not (isinstance(key, str) and isinstance(group, str)):
         raise StrangePointError(hit.id, f"has no {'group' if isinstance(key, str) else 'key'}")
     taken = lowering.taken_off(hit.score, seen=hit.payload.get("split") == FITTED)
-    return SearchHit(key, group, target, hit.score + taken, taken, hit.raw_score, hit.payload)
+    score, way = hit.score + taken, WAY_OF[target]
+    caption = hit.payload if way == CAPTION else None
+    return SearchHit(key, group, target, score, taken, hit.raw_score, hit.payload, way, {way: score}, caption)
+
+
+def _item_hit(shown: ShownItem, by: Way) -> SearchHit:
+    item, record = shown.item, shown.record
+    key = record.payload.get("key")
+    if not isinstance(key, str):
+        raise StrangePointError(record.id, "has no key")
+    scores = {WAY_OF[modality]: score for modality, score in item.own_scores.items()}
+    return SearchHit(
+        key=key,
+        group=item.group,
+        modality=shown.modality,
+        score=item.score,
+        seen_offset=item.score - item.rank_score,
+        raw_score=item.rank_score if by == FUSED else item.points["text"].raw_score,
+        payload=record.payload,
+        found_by=next(iter(scores)) if len(scores) == 1 else FUSED,
+        scores=scores,
+        caption=shown.caption,
+    )
 
 
 def load_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:

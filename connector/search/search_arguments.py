@@ -4,15 +4,17 @@ import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
 
-from alignment.modality import MODALITIES
+from alignment.modality import MODALITIES, Modality
 from connector.errors import QueryError
+from connector.requests import Way
 from connector.safe_text import printable
 
+WAYS = get_args(Way)
 SHOWN = 60  # characters of an argument in a message
 
 
@@ -31,6 +33,17 @@ def check_modality(name: str, value: object) -> None:
     """Raise a `QueryError` unless `value` is a modality."""
     if not isinstance(value, str) or value not in MODALITIES:
         raise QueryError(f"{name}: expected {' or '.join(map(repr, MODALITIES))}, got {_shown(value)}")
+
+
+def check_way(by: object, modality: Modality, target: Modality) -> None:
+    """Raise a `QueryError` unless queries of `modality` can find items of `target` in the way `by`."""
+    if not isinstance(by, str) or by not in WAYS:
+        raise QueryError(f"by: expected {', '.join(map(repr, WAYS[:-1]))} or {WAYS[-1]!r}, got {_shown(by)}")
+    if by != WAYS[0] and (modality, target) != ("text", "image"):
+        raise QueryError(
+            f"by {by}: expected a text that looks for images, which captions stand for, got a query of modality "
+            f"{modality} that looks for {target}; leave out `by`"
+        )
 
 
 def check_texts(texts: object) -> None:

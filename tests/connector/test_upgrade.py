@@ -118,6 +118,7 @@ def upgraded(before: Rows) -> Rows:
             "hnsw_ef": settings.pop("hnsw_ef", None),
             "hnsw_recall": settings.pop("hnsw_recall", None),
             "needs_tuning": settings.pop("untuned", False),
+            "fusion": None,
         }
         revision = _changed_since_audit(before, row["id"])
         after["release"].append({**_with_store(row, urls), "settings": settings, **tuning, "revision": int(revision)})

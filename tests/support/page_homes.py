@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from alignment.modality import Modality
+from connector.requests import Way
 from connector.search.retriever import SearchHit
 from connector.stores.edge import EdgeStore
 from tests.support.cli import SPECS, done
@@ -78,7 +79,9 @@ def search_hit(key: str, modality: Modality = "image", score: float = 0.5, **pay
     file = Path(str(payload.get("image")))
     if file.is_file():
         payload.setdefault("content_sha256", hashlib.sha256(file.read_bytes()).hexdigest())
-    return SearchHit(key, f"group of {key}", modality, score, 0.0, score, dict(payload))
+    way: Way = "image" if modality == "image" else "caption"
+    caption = dict(payload) if way == "caption" else None
+    return SearchHit(key, f"group of {key}", modality, score, 0.0, score, dict(payload), way, {way: score}, caption)
 
 
 def write_picture(path: Path, size: tuple[int, int] = (400, 200), mode: str = "RGB") -> Path:

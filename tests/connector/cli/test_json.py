@@ -7,6 +7,7 @@ import pytest
 
 from alignment.model.alignment import Alignment
 from alignment.sets.embedding_set import EmbeddingSet
+from connector.search.retriever import SearchHit
 from tests.support.cli import COMMANDS, SPECS, N, done, modalign
 from tests.support.fakes import write_manifest
 from tests.support.world import write_set
@@ -109,7 +110,7 @@ class TestJson:
         assert (document["collection"], document["metric"], document["query"]) == ("things", "cosine", "red lime")
         assert len(document["found"]) == 3
         for item in document["found"]:
-            assert set(item) == {"key", "group", "modality", "score", "seen_offset", "raw_score", "payload"}
+            assert set(item) == set(SearchHit._fields)
             assert (item["modality"], item["payload"]["key"]) == ("image", item["key"])
         picture = corpus.parent / "images" / "s0-00003.png"
         back = done("search", "things", picture, "-k", 2, "--json", "--home", shared).document

@@ -10,6 +10,7 @@ from PIL import Image
 
 from alignment.metrics import MixtureOfLogits
 from alignment.model.alignment import Alignment
+from connector.search.retriever import SearchHit
 from tests.support.cli import N, done, modalign
 from tests.support.fakes import write_manifest
 from tests.support.sparse_copy import copy_sparse
@@ -50,9 +51,7 @@ class TestMetrics:
         document = done(*arguments, "--json").document
         said = {name: document[name] for name in ("metric", "guarantee", "certified", "candidates")}
         assert said == {"metric": printed, "guarantee": guarantee, "certified": certified, "candidates": candidates}
-        assert [set(item) for item in document["found"]] == [
-            {"key", "group", "modality", "score", "seen_offset", "raw_score", "payload"}
-        ] * 3
+        assert [set(item) for item in document["found"]] == [set(SearchHit._fields)] * 3
         assert not any("aligned" in item["payload"] for item in document["found"])
         assert document["exact"] is False
         assert done(*arguments, "--exact", "--json").document["exact"] is True
@@ -61,6 +60,25 @@ class TestMetrics:
             along = " order, found in the HNSW graph: --exact compares with everything"
             proof = f": nothing better {words}, 60 candidates rescored" if certified else "" if options else along
             assert title == f"many under {printed}, {guarantee}{proof}"
+
+    @pytest.mark.parametrize("by", ["image", "caption", "fused"])
+    @pytest.mark.parametrize("metric", ["cosine", "chi2"])
+    def test_items_are_found_in_three_ways(self, many: Path, metric: str, by: str) -> None:
+        arguments = ("search", "many", "red lime", "-k", 3, "--metric", metric, "--by", by, "--home", many)
+        document = done(*arguments, "--json").document
+        assert document["by"] == by
+        assert [(set(item), item["modality"], item["found_by"]) for item in document["found"]] == [
+            (set(SearchHit._fields), "image", by)
+        ] * 3
+        ways = {"image", "caption"} if by == "fused" else {by}
+        assert all(set(item["scores"]) == ways for item in document["found"])
+        assert [item["caption"] is None for item in document["found"]] == [by == "image"] * 3
+        table = done(*arguments).out
+        assert ("by caption" in table, "by image" in table) == (by == "caption" or by == "fused", by == "fused")
+
+    def test_a_picture_is_compared_with_no_caption(self, many: Path, corpus: Path) -> None:
+        picture = corpus.parent / "images" / "s0-00003.png"
+        assert "by caption" in modalign("search", "many", picture, "--by", "caption", "--home", many).error
 
     def test_candidates_are_an_option(self, many: Path) -> None:
         arguments = ("search", "many", "red lime", "-k", 3, "--candidates", 5, "--home", many)

@@ -1,0 +1,131 @@
+"""Tune the fusion of a release: by what its scores are standardised, and how much captions count.
+
+Means and deviations are those of scores between a sample of captions and a sample of the release. The weight is the
+one that finds most by captions that the fit never saw, whose items have other captions: a caption never finds itself.
+Where there are too few of them the weight is `DEFAULT_WEIGHT`.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment.modality import MODALITIES, Modality
+from alignment.sets.embedding_set import EmbeddingSet
+from alignment.sets.rows import Rows
+from alignment.vectors import invalid_rows
+from connector.releases.fusion import DEFAULT_WEIGHT, Fusion, Standard
+from connector.releases.release import Release
+from connector.search.candidates import CandidateSearch
+from connector.search.item_search import ItemSearch, Scored
+from connector.stores.contract import Store
+from connector.stores.points import engine_id
+
+if TYPE_CHECKING:
+    pass
+
+# Queries and items whose scores are standardised by; queries that the weight is chosen by, and the fewest.
+QUERIES, ITEMS = 32, 128
+SAMPLE = 64
+FEWEST_QUERIES = 30
+# Weights of captions to try; of equally good ones the nearest to `DEFAULT_WEIGHT` is chosen.
+WEIGHTS = (0.1, 0.25, 0.5, 0.75, 0.9)
+
+
+def tune_fusion(release: Release, store: Store, embedding_set: EmbeddingSet) -> Fusion | None:
+    """Return how scores of images and captions make one; the present one where it cannot be measured.
+
+    Args:
+        release: an open release, as it is found.
+        store: where it is.
+        embedding_set: whose captions are the queries.
+    """
+    known = release.fusion
+    if not embedding_set.card.counts.get("text"):
+        return known
+    rows = _valid(embedding_set.sample("text", round(SAMPLE / release.alignment.card.hold_out.fraction)), release)
+    search = CandidateSearch(release, store)
+    standards = {m: _standard(search, m, rows.take(range(min(QUERIES, len(rows))))) for m in MODALITIES}
+    measured = {m: standard for m, standard in standards.items() if standard is not None}
+    if len(measured) < len(MODALITIES):
+        return known
+    fusion = Fusion(measured, *((known.weight, known.queries) if known else ()))
+    held_out = np.flatnonzero(release.alignment.card.hold_out.held_out(rows.groups))[:SAMPLE]
+    if len(held_out) < FEWEST_QUERIES:
+        return fusion
+    asked = [found for row in held_out if (found := _found(search, fusion, rows.take([row])))]
+    if len(asked) < FEWEST_QUERIES:
+        return fusion
+    return Fusion(measured, _best_weight(fusion, asked), len(asked))
+
+
+def _valid(rows: Rows, release: Release) -> Rows:
+    """Return the rows that can be aligned."""
+    valid = np.delete(np.arange(len(rows)), list(invalid_rows(rows.vectors)))
+    aligned = release.alignment.projections[rows.modality].unchecked(rows.vectors[valid])
+    return rows.take(np.delete(valid, list(invalid_rows(aligned))).tolist())
+
+
+def _standard(search: CandidateSearch, modality: Modality, queries: Rows) -> Standard | None:
+    """Return mean and deviation of scores of captions against items of other groups; None: there are no two."""
+    from qdrant_client.models import Filter, HasIdCondition, HasVectorCondition  # takes a second to import
+
+    there = Filter(must=[HasVectorCondition(has_vector=modality)])
+    page = next(search.store.scroll(search.release.name, filter=there, page=ITEMS), [])
+    ids: list[int | str | UUID] = [engine_id(record.id) for record in page]
+    if not ids or not len(queries):
+        return None
+    aligned = search.release.alignment.project(queries.modality, queries.vectors)
+    within = Filter(must=[HasIdCondition(has_id=ids)])
+    ranked = search.search(modality, aligned, len(ids), filter=within, with_payload=["group", "split"])
+    items = ItemSearch(search)
+    scores = np.array(
+        [
+            hit.score + (items.taken_off(modality, hit) if modality == "text" else 0)
+            for group, result in zip(queries.groups, ranked, strict=True)
+            for hit in result.hits
+            if hit.payload["group"] != group
+        ]
+    )
+    deviation = float(scores.std()) if len(scores) else 0.0
+    return Standard(float(scores.mean()), deviation) if deviation > 0 else None
+
+
+def _found(search: CandidateSearch, fusion: Fusion, query: Rows) -> tuple[Scored, Mapping[str, Scored]] | None:
+    """Return what a caption scores against its own item and against others, by group.
+
+    The caption itself, and those with the same content, are left out. None: its item has no other, or no image.
+    """
+    from qdrant_client.models import FieldCondition, Filter, HasIdCondition, HasVectorCondition, MatchValue
+
+    (group,), (content,) = query.groups, query.content_sha256
+    captions = Filter(
+        must=[FieldCondition(key="group", match=MatchValue(value=group)), HasVectorCondition(has_vector="text")]
+    )
+    same: list[int | str | UUID] = [
+        engine_id(record.id)
+        for page in search.store.scroll(search.release.name, filter=captions)
+        for record in page
+        if record.payload.get("content_sha256") == content
+    ]
+    others = Filter(must_not=[HasIdCondition(has_id=same)]) if same else None
+    aligned: npt.NDArray[np.floating] = search.release.alignment.project("text", query.vectors)[0]
+    scored = ItemSearch(search).scored(aligned, fusion, also=group, filter=others)
+    own = scored.pop(group, {})
+    return (own, scored) if own.keys() == set(MODALITIES) else None
+
+
+def _best_weight(fusion: Fusion, asked: list[tuple[Scored, Mapping[str, Scored]]]) -> float:
+    """Return the weight of captions with the best mean reciprocal rank."""
+
+    def reciprocal_rank(weight: float) -> float:
+        weighted = Fusion(fusion.standards, weight)
+        ranks = [
+            1 + sum(weighted.score(other) >= weighted.score(own) for other in others.values()) for own, others in asked
+        ]
+        return float(np.mean([1 / rank for rank in ranks]))
+
+    nearest_first = sorted(WEIGHTS, key=lambda weight: abs(weight - DEFAULT_WEIGHT))
+    return max(nearest_first, key=reciprocal_rank)
