@@ -5,12 +5,10 @@ one that finds most by captions that the fit never saw, whose items have other c
 Where there are too few of them the weight is `DEFAULT_WEIGHT`.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 from uuid import UUID
 
 import numpy as np
-import numpy.typing as npt
 
 from alignment.modality import MODALITIES, Modality
 from alignment.sets.embedding_set import EmbeddingSet
@@ -19,12 +17,10 @@ from alignment.vectors import invalid_rows
 from connector.releases.fusion import DEFAULT_WEIGHT, Fusion, Standard
 from connector.releases.release import Release
 from connector.search.candidates import CandidateSearch
-from connector.search.item_search import ItemSearch, Scored
+from connector.search.item_search import ItemSearch
+from connector.search.other_captions import Answer, ask
 from connector.stores.contract import Store
 from connector.stores.points import engine_id
-
-if TYPE_CHECKING:
-    pass
 
 # Queries and items whose scores are standardised by; queries that the weight is chosen by, and the fewest.
 QUERIES, ITEMS = 32, 128
@@ -55,10 +51,11 @@ def tune_fusion(release: Release, store: Store, embedding_set: EmbeddingSet) -> 
     held_out = np.flatnonzero(release.alignment.card.hold_out.held_out(rows.groups))[:SAMPLE]
     if len(held_out) < FEWEST_QUERIES:
         return fusion
-    asked = [found for row in held_out if (found := _found(search, fusion, rows.take([row])))]
-    if len(asked) < FEWEST_QUERIES:
+    answers = [ask(search, fusion, rows.take([row])) for row in held_out]
+    answers = [answer for answer in answers if answer.own.keys() == set(MODALITIES)]
+    if len(answers) < FEWEST_QUERIES:
         return fusion
-    return Fusion(measured, _best_weight(fusion, asked), len(asked))
+    return Fusion(measured, _best_weight(fusion, answers), len(answers))
 
 
 def _valid(rows: Rows, release: Release) -> Rows:
@@ -93,39 +90,12 @@ def _standard(search: CandidateSearch, modality: Modality, queries: Rows) -> Sta
     return Standard(float(scores.mean()), deviation) if deviation > 0 else None
 
 
-def _found(search: CandidateSearch, fusion: Fusion, query: Rows) -> tuple[Scored, Mapping[str, Scored]] | None:
-    """Return what a caption scores against its own item and against others, by group.
-
-    The caption itself, and those with the same content, are left out. None: its item has no other, or no image.
-    """
-    from qdrant_client.models import FieldCondition, Filter, HasIdCondition, HasVectorCondition, MatchValue
-
-    (group,), (content,) = query.groups, query.content_sha256
-    captions = Filter(
-        must=[FieldCondition(key="group", match=MatchValue(value=group)), HasVectorCondition(has_vector="text")]
-    )
-    same: list[int | str | UUID] = [
-        engine_id(record.id)
-        for page in search.store.scroll(search.release.name, filter=captions)
-        for record in page
-        if record.payload.get("content_sha256") == content
-    ]
-    others = Filter(must_not=[HasIdCondition(has_id=same)]) if same else None
-    aligned: npt.NDArray[np.floating] = search.release.alignment.project("text", query.vectors)[0]
-    scored = ItemSearch(search).scored(aligned, fusion, also=group, filter=others)
-    own = scored.pop(group, {})
-    return (own, scored) if own.keys() == set(MODALITIES) else None
-
-
-def _best_weight(fusion: Fusion, asked: list[tuple[Scored, Mapping[str, Scored]]]) -> float:
+def _best_weight(fusion: Fusion, answers: Sequence[Answer]) -> float:
     """Return the weight of captions with the best mean reciprocal rank."""
 
     def reciprocal_rank(weight: float) -> float:
         weighted = Fusion(fusion.standards, weight)
-        ranks = [
-            1 + sum(weighted.score(other) >= weighted.score(own) for other in others.values()) for own, others in asked
-        ]
-        return float(np.mean([1 / rank for rank in ranks]))
+        return float(np.mean([1 / answer.rank(weighted, *MODALITIES) for answer in answers]))
 
     nearest_first = sorted(WEIGHTS, key=lambda weight: abs(weight - DEFAULT_WEIGHT))
     return max(nearest_first, key=reciprocal_rank)

@@ -1,0 +1,65 @@
+"""Captions as queries about their own items: what finds an item if one of its captions is asked instead of stored.
+
+A caption never finds itself: it is left out of what is searched, and so are captions of its item with the same content.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from alignment.modality import Modality
+from alignment.sets.rows import Rows
+from connector.releases.fusion import Fusion
+from connector.search.candidates import CandidateSearch
+from connector.search.item_search import ItemSearch, Scored
+from connector.stores.points import Payload, engine_id
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a caption finds.
+
+    Attributes:
+        own: scores of its own item by modality, against what is left of it.
+        others: those of the best other items, by group.
+        captions: payloads of the captions that are left of its item.
+    """
+
+    own: Scored
+    others: Mapping[str, Scored]
+    captions: Sequence[Payload]
+
+    def rank(self, fusion: Fusion, *modalities: Modality) -> float:
+        """Return the rank of its item, from 1, by these modalities; infinity if it has none of them.
+
+        Of equal scores irrelevant ones rank first. Ranks among the first ten are exact, larger ones may be too small.
+        """
+        own = _scored(fusion, self.own, modalities)
+        if own is None:
+            return float("inf")
+        scores = (_scored(fusion, other, modalities) for other in self.others.values())
+        return 1 + sum(score is not None and score >= own for score in scores)
+
+
+def _scored(fusion: Fusion, scores: Scored, modalities: Sequence[Modality]) -> float | None:
+    present: Scored = {modality: scores[modality] for modality in modalities if modality in scores}
+    return fusion.score(present) if present else None
+
+
+def ask(search: CandidateSearch, fusion: Fusion, query: Rows) -> Answer:
+    """Ask with one caption, the only row of `query`."""
+    from qdrant_client.models import FieldCondition, Filter, HasIdCondition, HasVectorCondition, MatchValue
+
+    (group,), (content,) = query.groups, query.content_sha256
+    of_group = FieldCondition(key="group", match=MatchValue(value=group))
+    captions = Filter(must=[of_group, HasVectorCondition(has_vector="text")])
+    pages = search.store.scroll(search.release.name, filter=captions)
+    records = [record for page in pages for record in page]
+    same: list[int | str | UUID] = [
+        engine_id(record.id) for record in records if record.payload.get("content_sha256") == content
+    ]
+    left = [record.payload for record in records if record.payload.get("content_sha256") != content]
+    others = Filter(must_not=[HasIdCondition(has_id=same)]) if same else None
+    aligned = search.release.alignment.project("text", query.vectors)[0]
+    scored = ItemSearch(search).scored(aligned, fusion, also=group, filter=others)
+    return Answer(scored.pop(group, {}), scored, left)
