@@ -46,6 +46,7 @@ from connector.releases.layouts import broken_filters, live_beside
 from connector.releases.payload_fields import missing_in_words
 from connector.releases.point_id_set import PointIds
 from connector.releases.release import LIVE, READY, Release, lower
+from connector.releases.seen_offset import offset_without_effect
 from connector.releases.store_identity import record_store
 from connector.releases.verify import check_replicas
 from connector.requests import INDEX_RECALL
@@ -251,6 +252,8 @@ class PushSession:
                 _verify(release, embedding_set, set_id, self.store, self.provenance, self.run)
                 for sentence in missing_in_words(self.store, release.name, release.indexes.keys() - OWN_FIELDS):
                     _log.warning("payload index: %s", sentence)
+                for sentence in offset_without_effect(release, self.store):
+                    _log.warning("%s", sentence)
         self._check_index_recall()
 
     def _check_index_recall(self) -> None:

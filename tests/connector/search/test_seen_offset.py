@@ -19,6 +19,7 @@ from tests.support.world import (
     ALL,
     COLLECTION,
     LATENT,
+    LIVE,
     World,
     alignment,
     cards,
@@ -41,11 +42,11 @@ SEEN = [part.take([number for number in range(N) if number % 3]) for part in PAR
 OURS: dict[str, Any] = {"hold_out": HOLD_OUT, "seen": SEEN, "offsets": OFFSETS}
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+@pytest.fixture(scope="module", params=["edge", *LIVE])
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with (
         pytest.MonkeyPatch.context() as patched,
-        opened_world("edge", tmp_path_factory.mktemp("world"), patched) as opened,
+        opened_world(request.param, tmp_path_factory.mktemp("world"), patched, request) as opened,
     ):
         opened.alignment(**OURS)
         opened.push(opened.set("s", *PARTS.values()), metrics=ALL)
