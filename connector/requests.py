@@ -159,7 +159,7 @@ class CompareRequest(Request):
     Attributes:
         sets: names of the embedding sets.
         methods, metrics: to compare; empty: those of `alignment.comparison.compare`.
-        holdout, folds, seed, budget: as for `FitRequest`.
+        holdout, folds, seed, budget, seen_offset: as for `FitRequest`.
         to: new directory for the report; None: `reports/compare-RUN` in the home.
     """
 
@@ -171,6 +171,7 @@ class CompareRequest(Request):
     folds: Folds = 4
     seed: Seed = 0
     budget: float | None = None
+    seen_offset: GapShare | None = None
     to: Path | None = None
 
 

@@ -1,7 +1,8 @@
 """Compare encoder pairs × methods × metrics on your own data: recall, cost and modality gap of each.
 
-All are measured on the same held-out groups, which are used for nothing else. Hyperparameters are chosen by
-cross-validation on the training groups. `alignment.comparison.guidelines` puts the table into words.
+All are measured on the same held-out groups, which are used for nothing else: among themselves, and in one collection
+with the training groups. Hyperparameters and offsets are chosen by cross-validation on the training groups.
+`alignment.comparison.guidelines` puts the table into words.
 """
 
 import time
@@ -13,13 +14,17 @@ import numpy as np
 
 from alignment import device as devices
 from alignment.comparison.encoder_pairs import PairData, encoder_pairs
+from alignment.comparison.fitted_pair import FittedPair
 from alignment.comparison.learning_curve import Curve, Measure, learning_curve
 from alignment.comparison.paired_bootstrap import Hits, estimate
 from alignment.comparison.table import Comparison, Fitted, MetricRow, NotRun, best_validated
+from alignment.comparison.whole_collection import WholeCollection, hits_of
 from alignment.errors import FitError, MetricError, WeightsError
 from alignment.fitting.cross_validation import best_of, cross_validate
-from alignment.fitting.fit import fit_metrics
+from alignment.fitting.fit import check_folds_for_offset, check_offset, fit_metrics, that_carry_offsets
 from alignment.fitting.methods import METHODS, FitSpec, Fitter, Projections, candidates, fewest_groups
+from alignment.fitting.seen_offsets import GapSample
+from alignment.fitting.seen_unseen import SeenUnseen
 from alignment.geometry.modality_gap import modality_gap
 from alignment.metrics import Cosine, LearnedMetric, Metric, Nnn, Rescored, parse
 from alignment.modality import DIRECTIONS, MODALITIES, Modality
@@ -56,6 +61,7 @@ def compare(
     seed: int = 0,
     device: str = "auto",
     budget: float | None = None,
+    seen_offset: float | None = None,
     progress: Progress = lambda line: None,
 ) -> Comparison:
     """Fit and measure every method for every encoder pair of `sets` under every metric.
@@ -72,22 +78,29 @@ def compare(
         device: where methods are fitted.
         budget: seconds after which nothing new is started; a fifth is kept for the learning curves. Each method is
             fitted for all encoder pairs before the next, more expensive one. Ctrl-C ends the budget early.
+        seen_offset: what is taken off the scores of items of the fit, as a share of the gap between pairs inside and
+            outside of it, in [0, 1]; None: the best by cross-validation, for each method.
         progress: called with a line at each step.
 
     Raises:
-        FitError: an unknown method, unusable vectors, no groups in common, too few groups, or nothing that applies.
+        FitError: an unknown method, unusable vectors, no groups in common, too few groups, an offset that cannot be
+            estimated, or nothing that applies.
     """
     started = time.monotonic()
     if unknown := [name for name in methods if name not in METHODS]:
         raise FitError(f"unknown method {unknown[0]!r}; expected some of {', '.join(METHODS)}")
+    check_offset(seen_offset)
     data = list(encoder_pairs(sets, hold_out, seed))
     groups, tested = len(data[0].known.groups), len(data[0].test.groups)
     progress(f"{len(data)} encoder pairs, {groups} groups to fit on, {tested} held out for queries")
+    check_folds_for_offset(seen_offset, groups // max(1, folds), progress)
     clock = _Clock(budget)
     reference = next((m for m in metrics if not isinstance(m, LearnedMetric | Nnn)), Cosine())
+    measured = [reference, *(metric for metric in dict.fromkeys(metrics) if metric != reference)]
+    that_carry_offsets(measured, seen_offset, progress)
     bench = _Bench(
-        [reference, *(metric for metric in dict.fromkeys(metrics) if metric != reference)],
-        FitSpec([reference], seed=seed, deadline=clock.deadline),
+        measured,
+        FitSpec([reference], seed=seed, deadline=clock.deadline, seen_offset=seen_offset),
         folds,
         devices.resolve(device),
         clock,
@@ -112,6 +125,7 @@ def compare(
         "seed": seed,
         "device": str(bench.device),
         "budget": budget,
+        "seen_offset": "auto" if seen_offset is None else seen_offset,
     }
     return Comparison(
         [pair_data.pair for pair_data in data],
@@ -205,33 +219,34 @@ class _Bench:
         projections = fitter.fit(chosen.hyperparameters)
         self.clock.interrupted |= fitter.interrupted
         fitted = time.monotonic()
+        sample = GapSample.drawn(chosen, data.known, projections, self.folds, self.device, self.task)
+        self.clock.interrupted |= sample is not None and sample.interrupted
+        settled = time.monotonic()
         aligned = data.test.project(projections)
-        gap = modality_gap(aligned, seed=self.task.seed)
         made = Fitted(
             data.pair.name,
             method,
             chosen,
             len(scores),
-            decided - started,
+            (decided - started) + (settled - fitted),
             fitted - decided,
             {m: multiply_adds(p) for m, p in zip(MODALITIES, projections, strict=True)},
             projections[0].out_dim,
-            gap,
+            modality_gap(aligned, seed=self.task.seed),
             [],
         )
+        measured = FittedPair(data, projections, aligned, data.whole.data.project(projections), sample)
         for metric in self.metrics:
-            if row := self._row(data, made, projections, aligned, metric):
+            if row := self._row(measured, made, metric):
                 made.rows.append(row)
         return made
 
-    def _row(
-        self, data: PairData, made: Fitted, projections: Projections, aligned: GroupedEmbeddings, metric: Metric
-    ) -> MetricRow | None:
+    def _row(self, measured: FittedPair, made: Fitted, metric: Metric) -> MetricRow | None:
         """Measure one metric; None, and said, where it cannot be. The first is measured whatever the clock says."""
         reason = self.clock.stopped() if made.rows else ""
         if not reason:
             try:
-                return self._measured(data, projections, aligned, metric)
+                return self._measured(measured, made, metric)
             except (FitError, MetricError, WeightsError) as error:
                 reason = str(error)
             except KeyboardInterrupt:
@@ -242,17 +257,16 @@ class _Bench:
         self.not_run.append(NotRun(f"{metric} after {made.method} on {made.pair}", reason))
         return None
 
-    def _measured(
-        self, data: PairData, projections: Projections, aligned: GroupedEmbeddings, metric: Metric
-    ) -> MetricRow:
+    def _measured(self, measured: FittedPair, made: Fitted, metric: Metric) -> MetricRow:
         started = time.monotonic()
+        data, projections, aligned = measured.data, measured.projections, measured.aligned
         weights: dict[str, Any] = {}
         if isinstance(metric, LearnedMetric | Nnn):
             known = data.known.project(projections).sound()
             weights = fit_metrics([metric], known, task=self.task, device=self.device)
         learned = time.monotonic() - started if weights else 0.0
         bound = {modality: metric.bind(weights, modality, str(self.device)) for modality in MODALITIES}
-        hits = Hits.of(aligned.ranks(bound), aligned)
+        hits = Hits.of(aligned.ranks(bound), (aligned.text.groups, aligned.image.groups), aligned.groups)
         samples, values = hits.resampled(self.task.seed), hits.recalls()
         recalls = {
             direction: {f"recall@{k}": estimate(values[d, i], samples[:, d, i]) for i, k in enumerate(KS)}
@@ -267,9 +281,19 @@ class _Bench:
             self._query_microseconds(data, projections, bound),
             lowering.dim + (dim if isinstance(lowering, Rescored) else 0),
             str(lowering.guarantee),
-            hits,
-            samples[:, -1, -1],
+            self._whole(measured, made, metric, bound),
         )
+
+    def _whole(
+        self, measured: FittedPair, made: Fitted, metric: Metric, bound: Mapping[Modality, Metric]
+    ) -> WholeCollection | None:
+        """Measure the whole collection under the reference, which comes first, and under metrics that cost little."""
+        is_reference = not made.rows
+        if is_reference or measured.is_cheap(bound["image"]):
+            return measured.collection(bound, seed=self.task.seed, with_curves=is_reference)
+        what = f"the whole collection under {metric} after {made.method} on {made.pair}"
+        self.not_run.append(NotRun(what, "its pairs of queries and items are too many for so costly a metric"))
+        return None
 
     def _query_microseconds(
         self, data: PairData, projections: Projections, bound: Mapping[Modality, Metric]
@@ -305,7 +329,7 @@ class _Bench:
                 self.progress(what)
                 try:
                     measure = self._measure(of_pair, fit)
-                    whole = fit.rows[0].hits
+                    whole = fit.whole.hits.unseen
                     yield learning_curve(fit.pair, fit.method, of_pair.known, measure, whole, seed=self.task.seed)
                     continue
                 except (FitError, _PassedError) as error:
@@ -316,18 +340,30 @@ class _Bench:
             self.not_run.append(NotRun(what, reason))
 
     def _measure(self, data: PairData, fitted: Fitted) -> Measure:
-        """Fit on some groups, and see what the test groups find under the reference."""
-        under = dict.fromkeys(MODALITIES, self.metrics[0])
+        """Fit on some groups, and see which test groups the collection of all groups finds under the reference.
+
+        The groups that are left out say how large the gap is, so that no test group has a say in the offset.
+        """
+        under = [self.metrics[0]] * len(DIRECTIONS)
+        seed, test = self.task.seed, data.test.groups
+        known = np.setdiff1d(data.whole.data.groups, test)
 
         def measure(part: GroupedEmbeddings) -> Hits:
             if reason := self.clock.stopped():
                 raise _PassedError(reason)
             task = replace(self.task, deadline=self.clock.deadline)
             fitter = Fitter(fitted.method, part, self.device, task)
-            aligned = data.test.project(fitter.fit(fitted.chosen.hyperparameters))
+            projections = fitter.fit(fitted.chosen.hyperparameters)
             if fitter.interrupted:
                 raise KeyboardInterrupt
-            return Hits.of(aligned.ranks(under), aligned)
+            others = SeenUnseen(data.known, np.setdiff1d(data.known.groups, part.groups))
+            gaps = others.gaps(data.known.project(projections), under)
+            targets = [target for _, target in DIRECTIONS.values()]
+            offsets = {t: fitted.chosen.shares[t] * gap for t, gap in zip(targets, gaps, strict=True)}
+            both = SeenUnseen(data.whole.data, np.setdiff1d(data.whole.data.groups, part.groups))
+            aligned = data.whole.data.project(projections)
+            scored = both.scores(projections, aligned, under, seed=seed, asked=test)
+            return hits_of(scored, offsets, known, test).unseen
 
         return measure
 

@@ -9,6 +9,7 @@ import numpy as np
 from alignment.comparison.table import EncoderPair
 from alignment.errors import FitError
 from alignment.fitting.fit import check_directions, common_encoders, split_rows
+from alignment.fitting.seen_unseen import SeenUnseen
 from alignment.modality import MODALITIES, Modality
 from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings
@@ -24,11 +25,17 @@ TEST_GROUPS = 2_000
 
 @dataclass(frozen=True, slots=True)
 class PairData:
-    """An encoder pair with its training and its test data. Groups have the same codes in every pair."""
+    """An encoder pair with its training and its test data. Groups have the same codes in every pair.
+
+    Attributes:
+        known, test: groups to fit on, and groups that no fit sees.
+        whole: both in one collection, in their true mix.
+    """
 
     pair: EncoderPair
     known: GroupedEmbeddings
     test: GroupedEmbeddings
+    whole: SeenUnseen
 
 
 def encoder_pairs(sets: Sequence[EmbeddingSet], hold_out: HoldOut, seed: int) -> Iterator[PairData]:
@@ -42,26 +49,28 @@ def encoder_pairs(sets: Sequence[EmbeddingSet], hold_out: HoldOut, seed: int) ->
         {m: Rows.concatenate([embedding_set.load(m) for embedding_set in joined]) for m in MODALITIES}
         for joined in by_encoders.values()
     ]
-    whole = [set(rows["image"].groups) & set(rows["text"].groups) for rows in loaded]
-    common = set.intersection(*whole)
+    complete = [set(rows["image"].groups) & set(rows["text"].groups) for rows in loaded]
+    common = set.intersection(*complete)
     if len(loaded) > 1 and not common:
         raise FitError(
             f"{len(loaded)} encoder pairs are compared on the groups that all of them have, and there are none; encode "
             "the same corpus with each, and give items that describe the same thing the same group"
         )
-    for encoders, joined, rows, groups in zip(cards, by_encoders.values(), loaded, whole, strict=True):
+    for encoders, joined, rows, groups in zip(cards, by_encoders.values(), loaded, complete, strict=True):
         shared = {
             m: side.take(row for row, group in enumerate(side.groups) if group in common) for m, side in rows.items()
         }
         known, test, _unpaired = split_rows(shared, hold_out)
         check_directions(known)
-        tested = np.random.default_rng(seed).permutation(test.groups)[:TEST_GROUPS]
-        test = test.only(tested)
+        whole = SeenUnseen.sampled(known, test, seed, most=TEST_GROUPS)
+        test = test.only(whole.unseen)
         name = _name(encoders, cards)
         fingerprints = [embedding_set.card.fingerprint for embedding_set in joined]
         training_pairs, left_out = len(known.pairs()[0]), len(groups - common)
-        pair = EncoderPair(name, encoders, fingerprints, training_pairs, left_out, _chance(test))
-        yield PairData(pair, known, test)
+        pair = EncoderPair(
+            name, encoders, fingerprints, training_pairs, left_out, _chance(test, test), _chance(test, whole.data)
+        )
+        yield PairData(pair, known, test, whole)
 
 
 def _name(encoders: Mapping[Modality, EncoderCard], all_of_them: Sequence[Mapping[Modality, EncoderCard]]) -> str:
@@ -73,12 +82,13 @@ def _name(encoders: Mapping[Modality, EncoderCard], all_of_them: Sequence[Mappin
     return " + ".join(f"{encoders[m].spec} ({encoders[m].fingerprint[:8]})" for m in MODALITIES)
 
 
-def _chance(test: GroupedEmbeddings) -> dict[str, float]:
-    chances = {}
+def _chance(test: GroupedEmbeddings, gallery: GroupedEmbeddings) -> dict[str, float]:
+    """Recall@K of a random order of `gallery` by K, mean of both directions."""
+    chances, groups = {}, gallery.groups
     for k in KS:
         both = []
-        for queries, items in ((test.text, test.image), (test.image, test.text)):
-            relevant = np.bincount(np.searchsorted(test.groups, items.groups), minlength=len(test.groups))
-            both.append(chance_recall_at(k, relevant[np.searchsorted(test.groups, queries.groups)], len(items.vectors)))
+        for queries, items in ((test.text, gallery.image), (test.image, gallery.text)):
+            relevant = np.bincount(np.searchsorted(groups, items.groups), minlength=len(groups))
+            both.append(chance_recall_at(k, relevant[np.searchsorted(groups, queries.groups)], len(items.vectors)))
         chances[f"recall@{k}"] = float(np.mean(both))
     return chances

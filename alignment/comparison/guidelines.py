@@ -1,7 +1,9 @@
 """Guidelines: the conclusions that the intervals of a comparison support, each with its evidence.
 
-One choice is called better than another only under intervals that hold simultaneously for all differences of its
-question. Where no difference can be shown, the guideline says so and advises the cheapest.
+What counts is one collection of known and new items, as production searches it: the harmonic mean of Recall@10 about
+either, with the offset in place. Advised is what cross-validation prefers, as `fit` takes it; a cheaper choice only
+where the upper bound of what it loses is below `MARGIN`. One choice is called better than another only under intervals
+that hold simultaneously for all differences of its question.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,17 +14,26 @@ import numpy as np
 
 from alignment.comparison.compare import DOES_NOT_APPLY
 from alignment.comparison.learning_curve import REPEATS, Curve
-from alignment.comparison.paired_bootstrap import FEWEST_GROUPS, Floats, Verdict, judge
+from alignment.comparison.paired_bootstrap import FEWEST_GROUPS, MARGIN, Floats, Verdict, judge
 from alignment.comparison.table import Comparison, Fitted, MetricRow, best_validated
+from alignment.comparison.whole_collection import WholeCollection
 from alignment.metrics import Guarantee, LearnedMetric, parse
 
 IDENTITY = "identity"
+# What choices are judged by, and how the preferred one was found.
+JUDGED, NEW = "harmonic Recall@10", "Recall@10 of new items"
+PREFERRED, HIGHEST = "is what cross-validation prefers", "finds most"
+NO_OFFSET = (
+    "There is no offset: cross-validation found none that helps, the set is too small for one, or it was set to 0."
+)
 # Of fewer rows not even a perfect rank correlation is rarer by chance than LIKELY.
 FEWEST_ROWS = 5
 LIKELY = 0.05
 PERMUTATIONS = 9_999
 # Recall@10 that twice the data is not worth collecting for.
 LITTLE = 0.01
+# What saves less than a fifth of the measured time is not cheaper: times vary as much.
+CHEAPER = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +65,7 @@ def advise(comparison: Comparison) -> Advice:
         *encoders,
         method,
         metric,
+        _new_items(row),
         *_identity(comparison, fitted),
         *(_data(comparison, curve) for curve in comparison.curves),
         _gap(comparison),
@@ -64,8 +76,9 @@ def advise(comparison: Comparison) -> Advice:
 
 def _short(comparison: Comparison, fitted: Fitted, row: MetricRow) -> Guideline:
     chance = next(pair.chance["recall@10"] for pair in comparison.pairs if pair.name == fitted.pair)
-    says = f"Take {fitted.method}{_where(comparison, fitted.pair)} under {row.metric}: Recall@10 {row.recall}"
-    says += f", where chance gives {chance:.3f}."
+    says = f"Take {fitted.method}{_where(comparison, fitted.pair)} under {row.metric}: in one collection of all items "
+    says += f"the Recall@10 of new and known items has a harmonic mean of {_whole(row).judged}. Among the held-out "
+    says += f"items alone Recall@10 is {row.recall}, where chance gives {chance:.3f}."
     if row.recall.low <= chance:
         says += " That cannot be told from chance: see whether the items of a group belong together."
     rests_on = (
@@ -73,6 +86,49 @@ def _short(comparison: Comparison, fitted: Fitted, row: MetricRow) -> Guideline:
         "is not in the interval."
     )
     return Guideline("in short", says, rests_on)
+
+
+def _new_items(row: MetricRow) -> Guideline:
+    """Say how new and known items are found in one collection, and what the offset changes."""
+    whole = _whole(row)
+    before, after = whole.mean(0), whole.mean(1)
+    rests_on = (
+        f"Recall@1, mean of both directions: {_counted(whole)}. Queries about known items are paraphrases, never "
+        "captions of the fit."
+    )
+    shares = f"{_percent(after['first_places'])} of all first places go to known items, where "
+    shares += f"{_percent(after['fair'])} would be fair."
+    if not whole.has_offset:
+        says = f"New items are found first in {_percent(after['unseen']['recall@1'])} of searches, known ones in "
+        says += f"{_percent(after['seen']['recall@1'])}; {shares} {NO_OFFSET}"
+        return Guideline("new items", says, rests_on)
+    new, known = (
+        f"in {_percent(after[kind]['recall@1'])} of searches instead of {_percent(before[kind]['recall@1'])}"
+        for kind in ("unseen", "seen")
+    )
+    says = f"With the offset, new items are found first {new}; known ones {known}. {shares}"
+    return Guideline("new items", says, rests_on)
+
+
+def _counted(whole: WholeCollection) -> str:
+    """Count the queries of both directions."""
+    seen, unseen = (sum(recall.queries[kind] for recall in whole.recalls.values()) for kind in range(2))
+    return f"{unseen:,} queries about new (held-out) items and {seen:,} about known ones"
+
+
+def _percent(share: float) -> str:
+    """Print a share; with a decimal where whole percents would hide it.
+
+    >>> _percent(0.142), _percent(0.021), _percent(1.0)
+    ('14%', '2.1%', '100%')
+    """
+    return f"{share:.1%}" if 0 < share < 0.095 else f"{share:.0%}"
+
+
+def _whole(row: MetricRow) -> WholeCollection:
+    if row.whole is None:
+        raise AssertionError(f"{row.metric} is not judged: its whole collection was not measured")
+    return row.whole
 
 
 def _encoders(comparison: Comparison) -> tuple[str, list[Guideline]]:
@@ -85,19 +141,29 @@ def _encoders(comparison: Comparison) -> tuple[str, list[Guideline]]:
         says = "Encoder pairs cannot be compared: there is no method that was run wherever it applies."
         return best_validated(comparison.fitted).pair, [Guideline("encoders", says, "What was not run, below.")]
     best = [best_validated(own) for own in found]
-    verdict = _judged(comparison, [fit.rows[0] for fit in best], [fit.rows[0].stored_floats for fit in best])
+    costs = [fit.rows[0].stored_floats for fit in best]
+    preferred = best.index(max(best, key=_validated_on_new_items))
+    verdict = _judged(comparison, [fit.rows[0] for fit in best], costs, preferred, "unseen")
     names = [f"{fit.pair} (with {fit.method})" for fit in best]
     cost = f"{best[verdict.taken].rows[0].stored_floats} numbers an item"
     rests_on = (
         f"Each pair with what validated best of {_listed(sorted({fit.method for fit in fair}))}, under "
-        f"{comparison.reference}. {_asked(comparison)}, the same for all pairs."
+        f"{comparison.reference}. {NEW} in one collection with the known ones, mean of both directions, on "
+        f"{comparison.test_groups:,} held-out groups, the same for all pairs; 95% intervals by resampling groups. "
+        "Known items do not count: what is asked about them is made in the space of each encoder."
     )
-    says, pair = _said(comparison, verdict, names, cost), best[verdict.taken].pair
-    overall = best_validated(comparison.fitted)
+    says, pair = _said(comparison, verdict, names, cost, PREFERRED, NEW), best[verdict.taken].pair
+    overall = max(comparison.fitted, key=_validated_on_new_items)
     if overall not in fair:
         says += f" {overall.method} on {overall.pair} validated better than all of these, and lacks the comparison."
         pair = overall.pair
     return pair, [Guideline("encoders", says, rests_on)]
+
+
+def _validated_on_new_items(fitted: Fitted) -> tuple[int, float]:
+    """Order by how new items were found in cross-validation, of what took part in the most folds."""
+    whole = fitted.chosen.whole
+    return fitted.chosen.folds, float(np.mean([recall.unseen[recall.best, -1] for recall in whole]))
 
 
 def _lacking(comparison: Comparison, method: str) -> bool:
@@ -115,28 +181,35 @@ def _where(comparison: Comparison, pair: str) -> str:
 
 def _method(comparison: Comparison, pair: str) -> tuple[Fitted, Guideline]:
     fitted = comparison.by_pair(pair)
-    verdict = _judged(
-        comparison, [fit.rows[0] for fit in fitted], [(sum(fit.multiply_adds.values()), fit.dim) for fit in fitted]
-    )
+    preferred = fitted.index(best_validated(fitted))
+    costs = [sum(fit.rows[0].query_microseconds.values()) for fit in fitted]
+    costs[preferred] *= CHEAPER
+    verdict = _judged(comparison, [fit.rows[0] for fit in fitted], costs, preferred)
     taken = fitted[verdict.taken]
-    cost = f"{taken.multiply_adds['text']:,} multiplications to project a text"
+    cost = f"{taken.rows[0].query_microseconds['text']:.0f} µs to project a text"
+    says = _said(comparison, verdict, [f.method for f in fitted], cost, PREFERRED)
+    if verdict.taken != preferred:
+        says += f" fit --method {taken.method} makes it."
     rests_on = (
-        f"{_under(comparison, pair)} Cross-validation, which saw the training groups "
-        f"alone, prefers {best_validated(fitted).method}."
+        f"{_under(comparison, pair)} Cross-validation saw the training groups alone; fit --method auto takes what it "
+        "prefers of all methods that enter."
     )
-    return taken, Guideline("method", _said(comparison, verdict, [f.method for f in fitted], cost), rests_on)
+    return taken, Guideline("method", says, rests_on)
 
 
 def _metric(comparison: Comparison, fitted: Fitted) -> tuple[MetricRow, Guideline]:
-    verdict = _judged(comparison, fitted.rows, [_cost(row) for row in fitted.rows])
-    taken = fitted.rows[verdict.taken]
+    rows = [row for row in fitted.rows if row.whole is not None]
+    verdict = _judged(comparison, rows, [_cost(row) for row in rows])
+    taken = rows[verdict.taken]
     cost = f"{taken.guarantee}, {taken.stored_floats} numbers an item"
     rests_on = (
         f"After {fitted.method}{_where(comparison, fitted.pair)}, whose hyperparameters were chosen under "
         f"{comparison.reference}. "
         f"{_asked(comparison)}."
     )
-    says = _said(comparison, verdict, [row.metric for row in fitted.rows], cost)
+    says = _said(comparison, verdict, [row.metric for row in rows], cost, HIGHEST)
+    if unjudged := [row.metric for row in fitted.rows if row.whole is None]:
+        says += f" {_listed(unjudged)} {_verb(unjudged, 'was', 'were')} measured among held-out items alone."
     return taken, Guideline("metric", says, rests_on)
 
 
@@ -177,46 +250,45 @@ def _data(comparison: Comparison, curve: Curve) -> Guideline:
     rests_on = (
         f"Fits{_where(comparison, curve.pair)} on {sizes} groups, {REPEATS} subsamples of each size but the last, "
         "hyperparameters as chosen on all of them. The interval holds what either of two laws gives: error as a power "
-        "of the groups, Recall by the same with every doubling."
+        f"of the groups, recall by the same with every doubling. {NEW} counts, in the same collection "
+        "for every size."
     )
     if curve.method == IDENTITY:
         return Guideline("more data", "Identity learns nothing: more data would change nothing.", "Its definition.")
     if curve.forecast is None:
         says = f"What more data would add to {curve.method} cannot be said: {curve.why_not}."
         if curve.last_doubling is not None:
-            says += f" The last doubling, to {have:,} groups, added {curve.last_doubling} to its Recall@10."
+            says += f" The last doubling, to {have:,} groups, added {curve.last_doubling} to its {NEW}."
         return Guideline("more data", says, rests_on)
     gain, groups = curve.forecast.gain, f"{curve.forecast.groups:,} groups instead of {have:,}"
     if gain.high < LITTLE:
-        says = f"More data would hardly help: {groups} would add {gain} to the Recall@10 of {curve.method}."
+        says = f"More data would hardly help: {groups} would add {gain} to the {NEW} under {curve.method}."
     elif gain.low <= 0:
-        says = f"Whether {groups} would help {curve.method} cannot be said: the gain of Recall@10 is {gain}."
+        says = f"Whether {groups} would help {curve.method} cannot be said: the gain of {NEW} is {gain}."
     else:
-        says = f"More data would help: {groups} would add about {gain} to the Recall@10 of {curve.method}"
+        says = f"More data would help: {groups} would add about {gain} to the {NEW} under {curve.method}"
         says += ", if its curve goes on as it did."
     return Guideline("more data", says, rests_on)
 
 
 def _gap(comparison: Comparison) -> Guideline:
     """Say whether gap and recall follow each other over the fits of the table."""
-    measured = [(fit.gap.debiased, fit.rows[0].recall.value) for fit in comparison.fitted if fit.gap is not None]
+    measured = [(fit.gap.debiased, fit.whole.judged.value) for fit in comparison.fitted if fit.gap is not None]
     rests_on = (
-        f"Spearman over {len(measured)} fits (encoder pairs × methods) of the debiased W2 and Recall@10 under "
+        f"Spearman over {len(measured)} fits (encoder pairs × methods) of the debiased W2 and {JUDGED} under "
         f"{comparison.reference}. Fits share their queries, and their spaces differ in dimension."
     )
     if len(measured) < FEWEST_ROWS or any(len(set(side)) == 1 for side in zip(*measured, strict=True)):
-        says = "Whether the modality gap and Recall@10 follow each other cannot be said of so few fits that differ."
+        says = f"Whether the modality gap and {JUDGED} follow each other cannot be said of so few fits that differ."
         return Guideline("gap", says, rests_on)
     rho, chance = spearman(*np.array(measured).T, seed=comparison.settings["seed"])
     numbers = f"rho {rho:.2f}, p {chance:.3f}"
     if chance > LIKELY:
         says = f"The modality gap does not tell which fit finds more: no rank correlation can be shown ({numbers})."
     elif rho < 0:
-        says = f"A smaller modality gap goes with a higher Recall@10 in this table ({numbers})."
+        says = f"A smaller modality gap goes with a higher {JUDGED} in this table ({numbers})."
     else:
-        says = (
-            f"A smaller modality gap goes with a lower Recall@10 in this table ({numbers}): do not choose by the gap."
-        )
+        says = f"A smaller modality gap goes with a lower {JUDGED} in this table ({numbers}): do not choose by the gap."
     return Guideline("gap", says, rests_on)
 
 
@@ -261,34 +333,54 @@ def _under(comparison: Comparison, pair: str) -> str:
     return f"Under {comparison.reference}{_where(comparison, pair)}. {_asked(comparison)}."
 
 
-def _judged(comparison: Comparison, rows: Sequence[MetricRow], costs: Sequence[Any]) -> Verdict:
-    values = [row.recall.value for row in rows]
-    return judge(values, [row.samples for row in rows], costs, comparison.test_groups)
+def _judged(
+    comparison: Comparison,
+    rows: Sequence[MetricRow],
+    costs: Sequence[Any],
+    preferred: int | None = None,
+    kind: str = "harmonic",
+) -> Verdict:
+    whole = [_whole(row) for row in rows]
+    values = [each.estimates[kind]["recall@10"].value for each in whole]
+    samples = [each.samples[kind] for each in whole]
+    return judge(values, samples, costs, comparison.test_groups, preferred)
 
 
-def _said(comparison: Comparison, verdict: Verdict, names: Sequence[str], cost: str) -> str:
-    """Put a verdict into words; `cost` is that of the one that is taken."""
-    best, taken = verdict.order[0], names[verdict.taken]
+def _said(
+    comparison: Comparison, verdict: Verdict, names: Sequence[str], cost: str, why: str, judged: str = JUDGED
+) -> str:
+    """Put a verdict into words.
+
+    Args:
+        comparison, verdict: of what is told apart.
+        names: of each, as numbered.
+        cost: of the one that is taken.
+        why: how the preferred one was found.
+        judged: what values are.
+    """
+    preferred, taken = names[verdict.preferred], names[verdict.taken]
     if len(names) == 1:
         return f"{taken} is the only one in the table."
+    says = f"{preferred} {why}: {judged} {verdict.values[verdict.preferred]:.3f}."
     if comparison.test_groups < FEWEST_GROUPS:
-        few = f"{comparison.test_groups} held-out groups tell nothing apart, it takes {FEWEST_GROUPS}"
-        return f"{few}. None costs less than {taken}: {cost}."
-    worse = [number for number in verdict.order if number not in verdict.tied]
-    if len(verdict.tied) == 1:
-        says = f"{names[best]} finds most: Recall@10 {verdict.values[best]:.3f}, which is "
-        says += f"{verdict.difference(best, worse[0])} more than {names[worse[0]]}."
-        return says + (f" {_finds_less([names[number] for number in worse[1:]])}" if worse[1:] else "")
-    tied = [f"{names[number]} ({verdict.values[number]:.3f})" for number in verdict.tied[1:]]
-    says = (
-        f"{names[best]} finds most, Recall@10 {verdict.values[best]:.3f}, and {_listed(tied)} cannot be told from it."
-    )
-    says += f" Of these none costs less than {taken}: {cost}."
-    return says + (f" {_finds_less([names[number] for number in worse])}" if worse else "")
+        return f"{says} {comparison.test_groups} held-out groups tell nothing apart, it takes {FEWEST_GROUPS}."
+    if verdict.taken == verdict.preferred:
+        says += f" None that costs less is sure to lose less than {MARGIN}."
+    else:
+        bound = max(0.0, verdict.difference(verdict.preferred, verdict.taken).high)
+        says += f" {taken} costs less ({cost}), and loses at most {bound:.3f}."
+    others = [number for number in verdict.order if number not in (verdict.preferred, verdict.taken)]
+    differences = {number: verdict.difference(number, verdict.preferred) for number in others}
+    more = [f"{names[n]} ({verdict.values[n]:.3f})" for n in others if differences[n].low > 0]
+    less = [f"{names[n]} ({verdict.values[n]:.3f})" for n in others if differences[n].high < 0]
+    alike = [f"{names[n]} ({verdict.values[n]:.3f})" for n in others if differences[n].low <= 0 <= differences[n].high]
+    says += f" {_listed(more)} {_verb(more, 'finds', 'find')} more." if more else ""
+    says += f" {_listed(alike)} cannot be told from it." if alike else ""
+    return says + (f" {_listed(less)} {_verb(less, 'finds', 'find')} less." if less else "")
 
 
-def _finds_less(names: Sequence[str]) -> str:
-    return f"{_listed(names)} {'finds' if len(names) == 1 else 'find'} less."
+def _verb(subjects: Sequence[str], singular: str, plural: str) -> str:
+    return singular if len(subjects) == 1 else plural
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -296,4 +388,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _asked(comparison: Comparison) -> str:
-    return f"Mean of both directions on {comparison.test_groups:,} held-out groups, 95% intervals by resampling them"
+    return f"{_what()}, on {comparison.test_groups:,} held-out groups, 95% intervals by resampling groups"
+
+
+def _what() -> str:
+    return f"{JUDGED[0].upper()}{JUDGED[1:]}: of new and known items in one collection, mean of both directions"

@@ -1,5 +1,7 @@
 """Learning curves: Recall@10 of fits on parts of the training groups, and a forecast for twice the groups.
 
+What counts is Recall@10 of new items in one collection, the same for every size, so that nothing but the fit differs.
+
 Two laws are fitted to the points: the error falls as a power of the number of groups (Hestness et al. 2017,
 arXiv 1712.00409), and recall grows by a constant with every doubling. The first flattens, the second does not. There is
 no forecast unless the points before the last one would have forecast the last.
@@ -29,7 +31,7 @@ Measure = Callable[[GroupedEmbeddings], Hits]
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """Recall@10, mean of both directions, of fits on `groups` groups.
+    """Recall@10 of new items, mean of both directions, of fits on `groups` groups.
 
     Attributes:
         recall: mean over the subsamples; its interval counts both the test groups and which subsample it was.
@@ -97,7 +99,7 @@ def learning_curve(
     Args:
         pair, method: names for the reader.
         measure: fits on some groups and counts the hits of the test groups.
-        whole: hits of the fit on all groups.
+        whole: hits of the test groups by the fit on all groups.
     """
     rng = np.random.default_rng(seed)
     points = []

@@ -1,7 +1,8 @@
 """A paired bootstrap: intervals of the Recall@K of several methods on the same queries, and of their differences.
 
 Groups are drawn with replacement, the same for every method, so queries that are hard for all of them do not widen the
-interval of a difference. One method is called better only under intervals that hold for all differences together.
+interval of a difference. One method is called better only under intervals that hold for all differences together; a
+cheaper one stands in for the preferred one only where these bound what it loses.
 """
 
 from collections.abc import Sequence
@@ -13,14 +14,16 @@ import numpy.typing as npt
 
 from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.cutoffs import KS
-from alignment.retrieval.grouped import GroupedEmbeddings
-from alignment.retrieval.ranks import Ranks
+from alignment.retrieval.ranks import IntArray, Ranks
+from alignment.retrieval.seen_unseen import harmonic_mean
 
 Floats = npt.NDArray[np.float64]
 
 REPLICATES = 1000
 # Fewer groups tell nothing apart: a bootstrap of so few is too sure of itself.
 FEWEST_GROUPS = 30
+# What a cheaper method may lose at most.
+MARGIN = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,32 +39,65 @@ class Hits:
     asked: Floats
 
     @classmethod
-    def of(cls, both: tuple[Ranks, Ranks], data: GroupedEmbeddings) -> "Hits":
-        """Add up the ranks that `GroupedEmbeddings.ranks` gave."""
-        groups = data.groups
+    def of(cls, both: tuple[Ranks, Ranks], queried: tuple[IntArray, IntArray], groups: IntArray) -> "Hits":
+        """Add up ranks.
+
+        Args:
+            both: ranks of the queries of both directions.
+            queried: their groups.
+            groups: that are drawn (g,), ascending; those of all queries, and maybe some without a query.
+        """
         found, asked = [], []
-        for ranks, side in zip(both, (data.text, data.image), strict=True):
-            places = np.searchsorted(groups, side.groups)
+        for ranks, own in zip(both, queried, strict=True):
+            places = np.searchsorted(groups, own)
             found.append([np.bincount(places, ranks <= k, minlength=len(groups)) for k in KS])
             asked.append(np.bincount(places, minlength=len(groups)))
         return cls(np.array(found, np.float64), np.array(asked, np.float64))
 
     def recalls(self) -> Floats:
         """Recall@K (3, 3): text to image, image to text and the mean of the two, by `KS`."""
-        return _recalls(self.found.sum(axis=2), self.asked.sum(axis=1))
+        return _with_mean(self._by_direction(None))
 
     def resampled(self, seed: int, replicates: int = REPLICATES) -> Floats:
         """Recall@K of resampled groups, (replicates, 3, 3); one seed draws the same groups for every method."""
-        rng, count = np.random.default_rng(seed), self.asked.shape[1]
-        results = np.empty((replicates, 3, len(KS)))
-        for replicate in range(replicates):
-            drawn = np.bincount(rng.integers(count, size=count), minlength=count).astype(np.float64)  # (g,)
-            results[replicate] = _recalls(self.found @ drawn, self.asked @ drawn)
-        return results
+        rng = np.random.default_rng(seed)
+        return np.stack([_with_mean(self._drawn(rng)) for _ in range(replicates)])
+
+    def _drawn(self, rng: np.random.Generator) -> Floats:
+        count = self.asked.shape[1]
+        return self._by_direction(np.bincount(rng.integers(count, size=count), minlength=count).astype(np.float64))
+
+    def _by_direction(self, times: Floats | None) -> Floats:
+        """Recall@K (2, 3) with each group so many times (g,); 0 of no queries."""
+        found, asked = (v.sum(axis=-1) if times is None else v @ times for v in (self.found, self.asked))
+        recalls: Floats = found / np.maximum(asked, 1)[:, None]
+        return recalls
 
 
-def _recalls(found: Floats, asked: Floats) -> Floats:
-    by_direction = found / asked[:, None]  # (2, 3)
+@dataclass(frozen=True, slots=True)
+class WholeHits:
+    """What queries about seen and about unseen items found in one collection. Groups of either are drawn apart."""
+
+    seen: Hits
+    unseen: Hits
+
+    def recalls(self) -> Floats:
+        """Recall@K (3, 3, 3): of seen items, of unseen items and their harmonic mean, each as `Hits.recalls`."""
+        return _with_harmonic(*(hits._by_direction(None) for hits in (self.seen, self.unseen)))
+
+    def resampled(self, seed: int, replicates: int = REPLICATES) -> Floats:
+        """Return the recalls of resampled groups, (replicates, 3, 3, 3)."""
+        rng = np.random.default_rng(seed)
+        drawn = ([hits._drawn(rng) for hits in (self.seen, self.unseen)] for _ in range(replicates))
+        return np.stack([_with_harmonic(seen, unseen) for seen, unseen in drawn])
+
+
+def _with_harmonic(seen: Floats, unseen: Floats) -> Floats:
+    """Add the harmonic mean to recalls (2, 3) of both kinds; the mean of directions is that of harmonic means."""
+    return np.stack([_with_mean(recalls) for recalls in (seen, unseen, harmonic_mean(seen, unseen))])
+
+
+def _with_mean(by_direction: Floats) -> Floats:
     return np.concatenate([by_direction, by_direction.mean(axis=0, keepdims=True)])
 
 
@@ -73,18 +109,18 @@ def estimate(value: float, samples: Floats) -> Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Which of several methods has the highest value, and which do not differ from it significantly.
+    """Which of several methods is preferred, and which cheaper one may stand in for it.
 
     Attributes:
-        order: numbers of all methods, the best first.
-        tied: those that do not differ significantly from the first of `order`, itself included, in that order.
-        taken: the cheapest of `tied`.
+        order: numbers of all methods, the highest value first.
+        preferred: number of the one that is taken unless a cheaper one loses next to nothing.
+        taken: the cheapest of those that lose less than `MARGIN` against `preferred`, by the upper bound of the loss.
         margins: half-widths (r, r) of the intervals of all differences, which hold together in 95 of 100 samples.
     """
 
     values: Floats
     order: list[int]
-    tied: list[int]
+    preferred: int
     taken: int
     margins: Floats
 
@@ -94,22 +130,31 @@ class Verdict:
         return Estimate(between, between - margin, between + margin)
 
 
-def judge(values: Sequence[float], samples: Sequence[Floats], costs: Sequence[Any], groups: int) -> Verdict:
+def judge(
+    values: Sequence[float],
+    samples: Sequence[Floats],
+    costs: Sequence[Any],
+    groups: int,
+    preferred: int | None = None,
+) -> Verdict:
     """Compare r methods that were measured on the same groups.
 
     Args:
         values: of each, higher is better (r,).
         samples: values on resampled groups, with the same draws for all, (b,) each.
-        costs: orders those that do not differ significantly.
+        costs: of each, in an order.
         groups: number of groups; of fewer than `FEWEST_GROUPS` no difference is significant.
+        preferred: number of the method that was chosen on other data; None: the one with the highest value.
     """
-    found, drawn = np.asarray(values, np.float64), np.asarray(samples)  # (r,), (r, b)
-    margins = _margins(found, drawn) if groups >= FEWEST_GROUPS else np.full((len(found), len(found)), np.inf)
-    order = [int(number) for number in np.argsort(-found, kind="stable")]
-    best = order[0]
-    tied = [number for number in order if found[best] - found[number] <= margins[best, number]]
-    taken = min(tied, key=lambda number: (costs[number], order.index(number)))
-    return Verdict(found, order, tied, taken, margins)
+    measured, drawn = np.asarray(values, np.float64), np.asarray(samples)  # (r,), (r, b)
+    count = len(measured)
+    margins = _margins(measured, drawn) if groups >= FEWEST_GROUPS else np.full((count, count), np.inf)
+    order = [int(number) for number in np.argsort(-measured, kind="stable")]
+    best = order[0] if preferred is None else preferred
+    losses = measured[best] - measured + margins[best]  # upper bounds
+    stand_ins = [number for number in order if losses[number] < MARGIN and costs[number] < costs[best]]
+    taken = min(stand_ins, key=lambda number: (costs[number], order.index(number)), default=best)
+    return Verdict(measured, order, best, taken, margins)
 
 
 def _margins(values: Floats, samples: Floats) -> Floats:

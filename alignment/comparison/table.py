@@ -1,11 +1,11 @@
 """The table of a comparison: what was fitted on which encoder pair, and what each fit finds under each metric."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from alignment.comparison.learning_curve import Curve
-from alignment.comparison.paired_bootstrap import Floats, Hits
+from alignment.comparison.whole_collection import WholeCollection
 from alignment.fitting.cross_validation import Candidate
 from alignment.geometry.modality_gap import Gap
 from alignment.modality import Modality
@@ -22,7 +22,8 @@ class EncoderPair:
         sets: fingerprints of the sets that were joined.
         training_pairs: pairs in the training groups.
         left_out: groups that another encoder pair does not have.
-        chance: Recall@K of a random order by K, mean of both directions.
+        chance: Recall@K of a random order of the held-out items by K, mean of both directions.
+        whole_chance: the same in the whole collection.
     """
 
     name: str
@@ -31,6 +32,7 @@ class EncoderPair:
     training_pairs: int
     left_out: int
     chance: dict[str, float]
+    whole_chance: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +40,13 @@ class MetricRow:
     """A fitted method under one metric.
 
     Attributes:
-        recalls: by direction, or `mean` of both, and by name such as `recall@10`; on the test groups.
+        recalls: by direction, or `mean` of both, and by name such as `recall@10`; among the test groups alone.
         learn_seconds: what fitting the metric took; 0 where it has nothing to learn.
         query_microseconds: to project and lower one query of a modality, median.
         stored_floats: numbers that are stored for an item.
         guarantee: of the lowering, see `Guarantee`.
-        hits: what the recalls were added up from.
-        samples: Recall@10, mean of both directions, of resampled groups (b,).
+        whole: what training and test groups in one collection find, which the advice rests on; None where that would
+            have taken too long.
     """
 
     metric: str
@@ -53,12 +55,11 @@ class MetricRow:
     query_microseconds: dict[Modality, float]
     stored_floats: int
     guarantee: str
-    hits: Hits = field(repr=False)
-    samples: Floats = field(repr=False)
+    whole: WholeCollection | None
 
     @property
     def recall(self) -> Estimate:
-        """Recall@10, mean of both directions."""
+        """Recall@10 among the test groups alone, mean of both directions."""
         return self.recalls["mean"]["recall@10"]
 
 
@@ -69,7 +70,7 @@ class Fitted:
     Attributes:
         chosen: how it validated; with fewer folds than were asked for, the budget cut the search short.
         candidates: how many took part.
-        choice_seconds, fit_seconds: what the cross-validation and then the fit took.
+        choice_seconds, fit_seconds: what the cross-validation with the choice of an offset, and then the fit took.
         multiply_adds: to project one query of a modality.
         dim: of the shared space.
         gap: of the aligned test groups; None of too few.
@@ -85,6 +86,14 @@ class Fitted:
     dim: int
     gap: Gap | None
     rows: list[MetricRow]
+
+    @property
+    def whole(self) -> WholeCollection:
+        """The whole collection under the reference metric, which is always measured."""
+        whole = self.rows[0].whole
+        if whole is None:
+            raise AssertionError("the reference metric comes first, and is measured whatever it takes")
+        return whole
 
     def row(self, metric: str) -> MetricRow | None:
         """The row of a metric, if it was run."""

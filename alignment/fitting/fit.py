@@ -90,7 +90,7 @@ def fit(
     known, test = split.training, split.test
     _check_references(metrics, known)
     check_folds_for_offset(seen_offset, len(known.groups) // max(1, folds), progress)
-    offset_metrics = _that_carry_offsets(metrics, seen_offset, progress)
+    offset_metrics = that_carry_offsets(metrics, seen_offset, progress)
     place = devices.resolve(device)
     fixed = [metric for metric in metrics if not _learners([metric]) and not isinstance(metric, Nnn)] or [Cosine()]
     task = FitSpec(fixed if joint else fixed[:1], given, seed, seen_offset=seen_offset)
@@ -156,8 +156,7 @@ def _check_options(method: str, budget: float | None, training: Mapping[str, Any
         )
     if budget is not None and not budget > 0:
         raise FitError(f"expected a budget above zero seconds, got {budget}")
-    if seen_offset is not None and not 0 <= seen_offset <= 1:
-        raise FitError(f"expected a seen offset of 0 to 1, as a share of the gap, got {seen_offset}")
+    check_offset(seen_offset)
     if method != "auto" and method not in METHODS:
         raise FitError(
             f"unknown method {method!r}{did_you_mean(method, METHODS)}; expected auto or one of {', '.join(METHODS)}"
@@ -191,6 +190,12 @@ def _training_and_test(sets: Sequence[EmbeddingSet], hold_out: HoldOut, progress
     return _Split(known, test, seen)
 
 
+def check_offset(seen_offset: float | None) -> None:
+    """Refuse an offset that is no share of the gap."""
+    if seen_offset is not None and not 0 <= seen_offset <= 1:
+        raise FitError(f"expected a seen offset of 0 to 1, as a share of the gap, got {seen_offset}")
+
+
 def check_folds_for_offset(seen_offset: float | None, groups: int, progress: Progress) -> None:
     """Say that folds are too small to estimate the gap; refuse an offset that is a share of it."""
     if groups >= FEWEST_GROUPS or seen_offset == 0:
@@ -203,7 +208,7 @@ def check_folds_for_offset(seen_offset: float | None, groups: int, progress: Pro
     progress(f"{small} between seen and unseen items: no offset")
 
 
-def _that_carry_offsets(metrics: Sequence[Metric], seen_offset: float | None, progress: Progress) -> Sequence[Metric]:
+def that_carry_offsets(metrics: Sequence[Metric], seen_offset: float | None, progress: Progress) -> Sequence[Metric]:
     """Return the metrics that can have an offset; refuse, or name, those that cannot."""
     without = [metric for metric in metrics if not carries(metric)]
     if without and seen_offset:

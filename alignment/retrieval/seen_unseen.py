@@ -5,6 +5,7 @@ query finds a relevant item among its first `k` follows from its best relevant s
 and of unseen items apart. Items may come a page at a time; memory holds 2 (k + 1) scores of a query.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +19,8 @@ Mask = npt.NDArray[np.bool_]
 Shares = TypeVar("Shares", float, Floats)
 # Is lost in any sum but that of two zeros.
 TINY = 1e-300
+# Offsets that a curve is computed at.
+POINTS = 100
 
 
 def harmonic_mean(one: Shares, other: Shares) -> Shares:
@@ -136,6 +139,42 @@ class SeenUnseenScores:
             turns.append(sign * (last - own[may_turn]))
         joined = np.concatenate(turns)
         return np.sort(joined[np.isfinite(joined)])
+
+
+@dataclass(frozen=True, slots=True)
+class SeenUnseenCurve:
+    """Recall@K of queries about unseen and about seen items as the offset of the seen grows.
+
+    Attributes:
+        k: length of the result lists.
+        offsets: ascending, from -inf to inf (o,).
+        unseen, seen: Recall@K with each offset (o,); the one mostly grows, the other mostly falls.
+    """
+
+    k: int
+    offsets: Floats
+    unseen: Floats
+    seen: Floats
+
+    @property
+    def area(self) -> float:
+        """Area under it (AUSUC), in [0, 1]."""
+        return area_under(self.unseen, self.seen)
+
+
+def curve(seen: SeenUnseenScores, unseen: SeenUnseenScores, offsets: Sequence[float] = ()) -> SeenUnseenCurve:
+    """Compute the seen-unseen curve at some `POINTS` offsets, evenly along it, at `offsets` and without one.
+
+    Args:
+        seen: of queries about seen items, at least one.
+        unseen: of queries about unseen items of the same collection, at least one, with lists as long.
+        offsets: further ones to compute it at.
+    """
+    turns = np.concatenate([seen.turning_offsets(), unseen.turning_offsets()])
+    even = np.quantile(turns, np.linspace(0, 1, POINTS)) if len(turns) else turns
+    at = np.unique([-np.inf, *even, *offsets, 0.0, np.inf])
+    of_unseen, of_seen = ([float(np.isfinite(s.ranks(offset)).mean()) for offset in at] for s in (unseen, seen))
+    return SeenUnseenCurve(seen.rivals.shape[2], at, np.array(of_unseen), np.array(of_seen))
 
 
 def _moved(scores: Floats, by: float) -> Floats:

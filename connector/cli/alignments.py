@@ -24,6 +24,16 @@ from connector.cli.tables import print_guidelines, print_json, print_table
 from connector.progress import say
 from connector.requests import CompareRequest, ExportRequest, FitRequest, default_of
 
+SEEN_OFFSET_OPTION = click.option(
+    "--seen-offset",
+    type=SEEN_OFFSET,
+    default="auto",
+    show_default=True,
+    metavar="auto|SHARE",
+    help="What is taken off the scores of items of the fit, so that new items are found too: a share of the gap "
+    "between pairs in and outside of the fit, 0 for nothing; auto finds it by cross-validation.",
+)
+
 
 @cli.command()
 @click.argument("sets", nargs=-1, required=True, metavar="SET...")
@@ -53,15 +63,7 @@ from connector.requests import CompareRequest, ExportRequest, FitRequest, defaul
     metavar="TIME",
     help="Start no further candidate after this time, such as 90s, 10m or 2h.  [default: try all]",
 )
-@click.option(
-    "--seen-offset",
-    type=SEEN_OFFSET,
-    default="auto",
-    show_default=True,
-    metavar="auto|SHARE",
-    help="What is taken off the scores of items of the fit, so that new items are found too: a share of the gap "
-    "between pairs in and outside of the fit, 0 for nothing; auto finds it by cross-validation.",
-)
+@SEEN_OFFSET_OPTION
 @click.option("--joint", is_flag=True, help="Choose under all metrics, and train one projection with all of them.")
 @click.option(
     "--training",
@@ -148,6 +150,7 @@ def _whole_rows(whole: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     metavar="TIME",
     help="Start nothing more after this time, such as 90s, 10m or 2h. Cheap methods come first; the report names what is missing.  [default: try all]",
 )
+@SEEN_OFFSET_OPTION
 @click.option(
     "--to",
     type=click.Path(path_type=Path),
@@ -162,7 +165,7 @@ def compare(as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
     Sets of the same encoders are joined. Sets of different encoders are compared on the groups that they share. The
     report is a page with charts, compare.html, and a document for machines, compare.json.
     """
-    from connector.reports.compare_report import DOCUMENT, PAGE, table
+    from connector.reports.compare_report import DOCUMENT, PAGE, table, whole_table
 
     with open_home(where) as home:
         result = home.compare(CompareRequest(**given))
@@ -172,8 +175,10 @@ def compare(as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
     if as_json:
         print_json({"run": result.run, **json.loads((compared.directory / DOCUMENT).read_text(encoding="utf-8"))})
         return
-    title = f"{comparison.test_groups:,} held-out groups, mean of both directions, 95% intervals"
+    title = f"{comparison.test_groups:,} held-out groups by themselves, mean of both directions, 95% intervals"
     print_table(table(comparison), title)
+    title = "all items in one collection, as production searches them, with the offset (and without)"
+    print_table(whole_table(comparison), title)
     print_guidelines(compared.advice.guidelines)
 
 

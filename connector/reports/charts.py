@@ -12,6 +12,7 @@ from functools import wraps
 from io import StringIO
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from alignment.retrieval.seen_unseen import SeenUnseenCurve
 from connector.audits.result import PcaProjection, StageSummary
 from connector.reports.glossary import kind_of, signed
 from connector.reports.page_files import BIDI_CONTROLS
@@ -193,6 +194,45 @@ def lines(
     if any(line.label for line in drawn):
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0)
         axes.set_title(axes.get_title(loc="left"), pad=24)
+    return figure
+
+
+@styled
+def seen_unseen(
+    title: str,
+    kind: str,
+    drawn: SeenUnseenCurve,
+    marked: Sequence[tuple[str, float, float]],
+    others: Sequence[SeenUnseenCurve] = (),
+) -> "Figure":
+    """Draw the recall of seen items over that of unseen ones as the offset grows.
+
+    Args:
+        title: title of the chart.
+        kind: of the queries, which has a colour.
+        drawn: the curve.
+        marked: points of it with a name: that, Recall@K of unseen items, and of seen ones.
+        others: curves to compare it with, thin and without names.
+    """
+    figure, axes = _figure(title, 300)
+    style = {**KINDS[kind], "marker": "none"}
+    for other in others:
+        axes.plot(other.unseen, other.seen, gid="other-curve", color=COLOURS["soft"], linewidth=0.7, alpha=0.7)
+    axes.plot(drawn.unseen, drawn.seen, gid="curve", **style)
+    axes.fill_between(drawn.unseen, drawn.seen, color=style["color"], alpha=0.1, linewidth=0)
+    for number, (name, x, y) in enumerate(marked):
+        face = COLOURS["ink"] if number == len(marked) - 1 else "none"
+        axes.plot([x], [y], "o", markersize=7, markerfacecolor=face, markeredgecolor=COLOURS["ink"], gid="marked")
+        side = -1 if x > 0.6 * drawn.unseen.max() else 1
+        axes.annotate(
+            name, (x, y), xytext=(8 * side, -14), textcoords="offset points", ha="left" if side > 0 else "right"
+        )
+    axes.set_xlabel(f"Recall@{drawn.k} of new items")
+    axes.set_ylabel(f"Recall@{drawn.k} of known items")
+    axes.grid(axis="both")
+    curves = [drawn, *others]
+    axes.set_xlim(0, limits([x for curve in curves for x in curve.unseen.tolist()], ceiling=1.0)[1])
+    axes.set_ylim(0, min(1.05, 1.1 * max(*(float(curve.seen.max()) for curve in curves), NARROWEST)))
     return figure
 
 

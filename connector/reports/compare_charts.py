@@ -1,13 +1,17 @@
-"""Charts of a comparison: its table as a heat map, and the learning curves."""
+"""Charts of a comparison: its table as a heat map, the learning curves, and the seen-unseen curves."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from alignment.comparison.guidelines import Advice
 from alignment.comparison.learning_curve import CurvePoint, Forecast
 from alignment.comparison.table import Comparison, Fitted
-from connector.reports.charts import COLOURS, NARROWEST, limits, new_figure, shortened, styled, svg
+from alignment.fitting.seen_unseen import WholeRecall
+from alignment.modality import DIRECTIONS
+from connector.reports.charts import COLOURS, NARROWEST, limits, new_figure, seen_unseen, shortened, styled, svg
+from connector.reports.glossary import ARROWS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,17 +25,20 @@ CURVES = ("text", "image", "both", "good", "bad")
 
 @styled
 def heat_map(comparison: Comparison, advice: Advice) -> str:
-    """Return an SVG of Recall@10 by encoder pair and method (rows) and metric (columns). Empty frames were not run."""
+    """Return an SVG of harmonic Recall@10 by encoder pair and method (rows) and metric (columns).
+
+    Empty frames were not run, or not in the whole collection.
+    """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    values = [row.recall.value for fitted in comparison.fitted for row in fitted.rows]
+    values = [row.whole.judged.value for fitted in comparison.fitted for row in fitted.rows if row.whole]
     low, high = math.floor(20 * min(values)) / 20, math.ceil(20 * max(values)) / 20
     norm = Normalize(low, max(high, low + NARROWEST))
     tables = [(pair.name, list(comparison.by_pair(pair.name))) for pair in comparison.pairs]
     title = (
-        f"Recall@10 by method and metric: mean of both directions on {comparison.test_groups:,} held-out groups, with "
-        "95% intervals"
+        "Harmonic mean of the Recall@10 of new and known items by method and metric: mean of both directions on "
+        f"{comparison.test_groups:,} held-out groups, with 95% intervals"
     )
     figure, grid = new_figure(
         title,
@@ -64,31 +71,32 @@ def _cells(axes: "Axes", y: int, fitted: Fitted, metrics: Sequence[str], norm: "
 
     for x, metric in enumerate(metrics):
         row = fitted.row(metric)
-        colour = mpl.colormaps[MAP](float(norm(row.recall.value))) if row else (0.0, 0.0, 0.0, 0.0)
+        judged = row.whole.judged if row and row.whole else None
+        colour = mpl.colormaps[MAP](float(norm(judged.value))) if judged else (0.0, 0.0, 0.0, 0.0)
         edge = (
             {"edgecolor": COLOURS["ink"], "linewidth": 2.5}
-            if row and metric == chosen
+            if judged and metric == chosen
             else {"edgecolor": COLOURS["line"]}
         )
         axes.add_patch(Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, facecolor=colour, **edge))
-        if row:
+        if judged:
             style: dict[str, Any] = {"ha": "center", "va": "center", "color": ink(colour)}
-            axes.text(x, y - 0.16, f"{row.recall.value:.3f}", weight="bold", **style)
-            axes.text(x, y + 0.2, f"{row.recall.low:.3f} to {row.recall.high:.3f}", size=8, **style)
+            axes.text(x, y - 0.16, f"{judged.value:.3f}", weight="bold", **style)
+            axes.text(x, y + 0.2, f"{judged.low:.3f} to {judged.high:.3f}", size=8, **style)
         else:
-            axes.text(x, y, "not run", ha="center", va="center", color=COLOURS["soft"])
+            axes.text(x, y, "not measured" if row else "not run", ha="center", va="center", color=COLOURS["soft"])
 
 
 @styled
 def learning_curves(comparison: Comparison) -> str | None:
-    """Return an SVG of Recall@10 by training groups, with dashed forecasts; None if there is no curve."""
+    """Return an SVG of Recall@10 of new items by training groups, with dashed forecasts; None without a curve."""
     from matplotlib.transforms import offset_copy
 
     curves = comparison.curves
     if not curves:
         return None
-    chance = next(pair.chance["recall@10"] for pair in comparison.pairs if pair.name == curves[0].pair)
-    figure, axes = new_figure("Recall@10 by number of training groups", 260, 520)
+    chance = next(pair.whole_chance["recall@10"] for pair in comparison.pairs if pair.name == curves[0].pair)
+    figure, axes = new_figure("Recall@10 of new items by number of training groups", 260, 520)
     axes.set_title(shortened(curves[0].pair, LONGEST_PAIR))
     sizes: set[int] = set()
     tops = [chance]
@@ -114,6 +122,48 @@ def learning_curves(comparison: Comparison) -> str | None:
     axes.grid(axis="y")
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
     return svg(figure)
+
+
+@dataclass(frozen=True, slots=True)
+class SeenUnseenPicture:
+    """The seen-unseen curve of one direction, and what it says in words."""
+
+    svg: str
+    caption: str
+
+
+def seen_unseen_curves(comparison: Comparison, advice: Advice) -> dict[str, SeenUnseenPicture]:
+    """Draw by direction what an offset trades after the advised method, under the reference; others thin beside it."""
+    fits = comparison.by_pair(advice.pair)
+    (advised,) = (fitted for fitted in fits if fitted.method == advice.method)
+    pictures = {}
+    for direction, drawn in advised.whole.curves.items():
+        recall = advised.whole.recalls[direction]
+        has_offset = recall.offsets[1] > 0
+        names = ["without offset", "chosen"] if has_offset else ["chosen: no offset"]
+        places = range(2) if has_offset else range(1)
+        marked = [
+            (name, float(recall.unseen[place, -1]), float(recall.seen[place, -1]))
+            for name, place in zip(names, places, strict=True)
+        ]
+        others = [fitted.whole.curves[direction] for fitted in fits if fitted is not advised]
+        figure = seen_unseen(ARROWS[direction], DIRECTIONS[direction][0], drawn, marked, others)
+        areas = sorted(((fitted.whole.curves[direction].area, fitted.method) for fitted in fits), reverse=True)
+        pictures[direction] = SeenUnseenPicture(svg(figure), _caption(recall, areas))
+    return pictures
+
+
+def _caption(recall: WholeRecall, areas: Sequence[tuple[float, str]]) -> str:
+    """Say where the points stand, and how large the area under every curve is."""
+    new, known = (
+        [f"{values[place, 0]:.0%} of searches, among the first 10 in {values[place, -1]:.0%}" for place in range(2)]
+        for values in (recall.unseen, recall.seen)
+    )
+    said = f"New items are found first in {new[1]}; known ones first in {known[1]}."
+    if recall.offsets[1] > 0:
+        said += f" Without the offset: new ones first in {new[0]}; known ones first in {known[0]}."
+    listed = ", ".join(f"{method} {area:.3f}" for area, method in areas)
+    return f"{said} Area under the curve (AUSUC): {listed}."
 
 
 def short_names(metrics: Sequence[str]) -> list[str]:

@@ -12,19 +12,21 @@ from typing import Any
 from alignment.comparison.compare import METRICS, compare
 from alignment.comparison.guidelines import Advice, advise
 from alignment.comparison.table import Comparison, Fitted, MetricRow
+from alignment.comparison.whole_collection import WholeCollection
 from alignment.durable import new_directory, remove_leftovers, write_durably
 from alignment.metrics import parse
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
 from connector.errors import OutputError
-from connector.reports.compare_charts import heat_map, learning_curves
+from connector.reports.compare_charts import heat_map, learning_curves, seen_unseen_curves
 from connector.reports.page_files import templates
 from connector.requests import CompareRequest
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 DOCUMENT, PAGE, HEAT_MAP, CURVES = "compare.json", "compare.html", "heatmap.svg", "learning-curves.svg"
+SEEN_UNSEEN = "seen-unseen-{}.svg"
 
 
 def claim_directory(directory: Path) -> None:
@@ -74,6 +76,7 @@ def compare_and_report(
         seed=request.seed,
         device=device,
         budget=request.budget,
+        seen_offset=request.seen_offset,
         progress=_log.info,
     )
     advice = advise(comparison)
@@ -89,15 +92,17 @@ def write_comparison(directory: Path, comparison: Comparison, advice: Advice) ->
     """
     written = document(comparison, advice)
     heat, curves = heat_map(comparison, advice), learning_curves(comparison)
+    traded = seen_unseen_curves(comparison, advice)
     page = (
         templates()
         .get_template("compare.html")
-        .render(written=written, comparison=comparison, advice=advice, heat=heat, curves=curves)
+        .render(written=written, comparison=comparison, advice=advice, heat=heat, curves=curves, traded=traded)
     )
     files = {
         DOCUMENT: json.dumps(written, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
         HEAT_MAP: heat,
         PAGE: page,
+        **{SEEN_UNSEEN.format(direction): picture.svg for direction, picture in traded.items()},
     }
     if curves is not None:
         files[CURVES] = curves
@@ -142,16 +147,19 @@ def document(comparison: Comparison, advice: Advice) -> dict[str, Any]:
 
 def _fit(fitted: Fitted) -> dict[str, Any]:
     chosen = fitted.chosen
+    counts = {"folds": chosen.folds, "candidates": fitted.candidates}
     return {
         "encoders": fitted.pair,
         "method": fitted.method,
         "hyperparameters": chosen.hyperparameters,
-        "validation": {"recall": chosen.score, "folds": chosen.folds, "candidates": fitted.candidates},
+        "validation": {"harmonic": chosen.score, "held_out": chosen.held_out, **counts},
         "choice_seconds": fitted.choice_seconds,
         "fit_seconds": fitted.fit_seconds,
         "multiply_adds": fitted.multiply_adds,
         "dim": fitted.dim,
         "gap": asdict(fitted.gap) if fitted.gap else None,
+        "seen_offset": chosen.shares,
+        "ausuc": {direction: curve.area for direction, curve in fitted.whole.curves.items()},
     }
 
 
@@ -164,10 +172,23 @@ def _row(fitted: Fitted, row: MetricRow) -> dict[str, Any]:
             direction: {name: asdict(estimate) for name, estimate in named.items()}
             for direction, named in row.recalls.items()
         },
+        "whole": _whole(row.whole) if row.whole else None,
         "learn_seconds": row.learn_seconds,
         "query_microseconds": row.query_microseconds,
         "stored_floats": row.stored_floats,
         "guarantee": row.guarantee,
+    }
+
+
+def _whole(whole: WholeCollection) -> dict[str, Any]:
+    """Lay out the whole collection: by direction and in the mean, without the offset and with it, and intervals."""
+    return {
+        **{direction: [recall.at(place) for place in range(2)] for direction, recall in whole.recalls.items()},
+        "mean": [whole.mean(place) for place in range(2)],
+        "intervals": {
+            kind: {name: asdict(estimate) for name, estimate in named.items()}
+            for kind, named in whole.estimates.items()
+        },
     }
 
 
@@ -188,4 +209,27 @@ def table(comparison: Comparison) -> Iterator[dict[str, Any]]:
                 "fit s": round(fitted.fit_seconds + row.learn_seconds, 2),
                 "query µs": round(row.query_microseconds["text"]),
                 "floats": row.stored_floats,
+            }
+
+
+def whole_table(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the printed table of the whole collection: means, and those without an offset in brackets."""
+    for fitted in comparison.fitted:
+        for row in fitted.rows:
+            if row.whole is None:
+                continue
+            before, after, judged = row.whole.mean(0), row.whole.mean(1), row.whole.judged
+            recalls = {
+                f"{kind} R@{k}": f"{after[kind][f'recall@{k}']:.3f} ({before[kind][f'recall@{k}']:.3f})"
+                for kind in ("unseen", "seen")
+                for k in (1, 10)
+            }
+            yield {
+                **({"encoders": fitted.pair} if len(comparison.pairs) > 1 else {}),
+                "method": fitted.method,
+                "metric": row.metric.partition("(")[0],
+                **recalls,
+                "harmonic R@10": f"{judged} ({before['harmonic']['recall@10']:.3f})",
+                "first places of seen": f"{after['first_places']:.3f} ({before['first_places']:.3f})",
+                "fair": round(after["fair"], 3),
             }

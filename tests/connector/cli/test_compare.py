@@ -23,7 +23,8 @@ from tests.support.pages import Page
 
 N = 160
 QUICK = ["--method", "ridge", "--method", "rcca", "--metric", "cosine", "--metric", "chi2", "--folds", 2]
-FILES = {"compare.json", "compare.html", "heatmap.svg", "learning-curves.svg"}
+SEEN_UNSEEN = {"seen-unseen-text-to-image.svg", "seen-unseen-image-to-text.svg"}
+FILES = {"compare.json", "compare.html", "heatmap.svg", "learning-curves.svg", *SEEN_UNSEEN}
 NAMES = ["fake-image:small + fake-text:small", "fake-image:small + fake-text:other"]
 
 
@@ -81,12 +82,14 @@ def test_the_document_holds_the_table(document: Any) -> None:
     ]
     assert [row["metric"] for row in document["rows"]] == ["cosine", "chi2(map=split)"] * 4
     for row in document["rows"]:
-        for named in row["recall"].values():
+        for named in (*row["recall"].values(), *row["whole"]["intervals"].values()):
             for value in named.values():
                 assert 0 <= value["low"] <= value["value"] <= value["high"] <= 1
         assert row["query_microseconds"].keys() == {"image", "text"}
     for fit in document["fits"]:
         assert fit["validation"]["folds"] == 2
+        assert fit["seen_offset"].keys() == {"image", "text"}
+        assert all(0 < area <= 1 for area in fit["ausuc"].values())
         assert {"raw", "image_null", "text_null", "debiased", "centroid", "centred", "n", "seed"} < fit["gap"].keys()
     assert document["reference"] == "cosine"
     topics = [guideline["topic"] for guideline in document["guidelines"]]
@@ -113,16 +116,16 @@ def test_the_page_shows_the_guidelines_first_and_loads_nothing(report: Path, doc
     places = [text.index(str(escape(guideline["says"]))) for guideline in document["guidelines"]]
     assert places == sorted(places)
     assert places[-1] < text.index("<svg") < text.index("<table")
-    assert [tag for tag, _ in page.tags].count("svg") == 2
+    assert [tag for tag, _ in page.tags].count("svg") == 4
 
 
 def test_the_pictures_are_svg_of_their_own(report: Path, document: Any) -> None:
-    for name in ("heatmap.svg", "learning-curves.svg"):
+    for name in ("heatmap.svg", "learning-curves.svg", *SEEN_UNSEEN):
         root = ET.fromstring((report / name).read_text(encoding="utf-8"))
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
     texts = [element.text for element in ET.parse(report / "heatmap.svg").iter("{http://www.w3.org/2000/svg}text")]
     for row in document["rows"]:
-        assert f"{row['recall']['mean']['recall@10']['value']:.3f}" in texts
+        assert f"{row['whole']['intervals']['harmonic']['recall@10']['value']:.3f}" in texts
     for label in (*NAMES, "ridge", "rcca", "cosine", "chi2"):
         assert label in texts
 
@@ -131,6 +134,8 @@ def test_a_table_and_sentences_are_printed(home: Path) -> None:
     ended = done("compare", "small", *QUICK, "--home", home)
     (run,) = re.findall(r"wrote .*reports/compare-(\d+)/compare\.html", ended.err)
     assert {path.name for path in (home / "reports" / f"compare-{run}").iterdir()} == FILES
+    for text in ("unseen R@1", "harmonic R@10", "first places of seen", "fair", "new items: "):
+        assert text in ended.out
     for text in ("ridge", "rcca", "chi2", "R@10", "query µs", "in short: Take ", "method: ", "metric: ", "more data: "):
         assert text in ended.out
     status = done("status", "--json", "--home", home).document["runs"][0]
@@ -144,6 +149,46 @@ def test_json_is_the_document(home: Path, tmp_path: Path) -> None:
     found = ended.document
     assert found.pop("run") > 0
     assert found == written
+
+
+def test_the_page_shows_new_and_known_items_as_the_document_has_them(report: Path, document: Any) -> None:
+    """Every number of the table of the whole collection, and the words beside the curves of the advised method."""
+    page = Page(report / "compare.html")
+    shown = [row for row in page.rows if len(row) == 10 and row[0] in ("ridge", "rcca")]
+    assert len(shown) == len(document["rows"])
+    for row in document["rows"]:
+        without, used = row["whole"]["mean"]
+        expected = [
+            f"{used[kind][name]:.3f} {without[kind][name]:.3f}"
+            for kind in ("unseen", "seen", "harmonic")
+            for name in ("recall@1", "recall@10")
+        ]
+        expected += [f"{used['first_places']:.3f} {without['first_places']:.3f}", f"{used['fair']:.3f}"]
+        assert [row["method"], row["metric"].partition("(")[0], *expected] in shown
+    assert page.html.count('class="other-curve"') == 2  # that of the method which is not advised, in both directions
+    captions = [text for text in page.texts["figcaption"] if "AUSUC" in text]
+    assert len(captions) == 2
+    (fit,) = (
+        fit
+        for fit in document["fits"]
+        if (fit["encoders"], fit["method"]) == (document["advised"]["encoders"], document["advised"]["method"])
+    )
+    for caption, area in zip(captions, fit["ausuc"].values(), strict=True):
+        assert f"{fit['method']} {area:.3f}" in caption
+
+
+def test_a_given_offset_is_in_the_document_and_its_curves_have_both_points(home: Path, tmp_path: Path) -> None:
+    quick = ("--method", "ridge", "--metric", "cosine", "--folds", 2, "--seen-offset", 0.5)
+    done("compare", "small", *quick, "--to", tmp_path / "r", "--home", home)
+    written = json.loads((tmp_path / "r" / "compare.json").read_text(encoding="utf-8"))
+    assert written["settings"]["seen_offset"] == 0.5
+    [fit], [row] = written["fits"], written["rows"]
+    assert fit["seen_offset"] == {"image": 0.5, "text": 0.5}
+    for direction in ("text-to-image", "image-to-text"):
+        without, used = row["whole"][direction]
+        assert without["seen_offset"] == 0 <= used["seen_offset"]
+        drawn = (tmp_path / "r" / f"seen-unseen-{direction}.svg").read_text(encoding="utf-8")
+        assert ("without offset" in drawn) == (used["seen_offset"] > 0)
 
 
 def test_a_budget_leaves_empty_cells_and_no_curves(home: Path, tmp_path: Path) -> None:
@@ -185,6 +230,7 @@ def test_a_failure_leaves_no_directory(home: Path, tmp_path: Path) -> None:
         (["small", "--metric", "hamming"], 2, "unknown metric 'hamming'"),
         (["small", "--folds", "100"], 1, "needs at least 200 groups"),
         (["small", "--budget", "10"], 2, "expected a time above zero"),
+        (["small", "--seen-offset", "2"], 2, "expected auto or a share of the gap"),
         ([], 2, "Missing argument 'SET...'"),
     ],
 )

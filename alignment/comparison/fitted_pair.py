@@ -1,0 +1,51 @@
+"""A fit of an encoder pair in its shared space, and what a whole collection finds there under a metric."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from alignment.comparison.encoder_pairs import PairData
+from alignment.comparison.whole_collection import WholeCollection, whole_collection
+from alignment.fitting.methods import Projections
+from alignment.fitting.seen_offsets import GapSample
+from alignment.metrics import Metric
+from alignment.metrics.seen_offset import carries
+from alignment.modality import DIRECTIONS, Modality
+from alignment.retrieval.grouped import GroupedEmbeddings
+
+# Numbers that a metric may hold, in all, to score a whole collection: some ten seconds.
+CHEAP = 1 << 34
+
+
+@dataclass(frozen=True, slots=True)
+class FittedPair:
+    """A fit in its shared space.
+
+    Attributes:
+        aligned: test groups.
+        whole: `data.whole` in the shared space.
+        sample: from which the offsets follow; None: there are none.
+    """
+
+    data: PairData
+    projections: Projections
+    aligned: GroupedEmbeddings
+    whole: GroupedEmbeddings
+    sample: GapSample | None
+
+    def is_cheap(self, metric: Metric) -> bool:
+        """Whether to score the whole collection under a metric takes seconds, not minutes."""
+        asked, items = self.data.test, self.whole
+        sides = ((asked.text, items.image), (asked.image, items.text))
+        pairs = sum(2 * len(queries.groups) * len(gallery.groups) for queries, gallery in sides)
+        return pairs * metric.floats_per_pair(self.projections[0].out_dim) <= CHEAP
+
+    def collection(self, bound: Mapping[Modality, Metric], *, seed: int, with_curves: bool) -> WholeCollection:
+        """Measure the whole collection under a metric, by the modality of the items, without and with the offset."""
+        metrics = [bound[target] for _, target in DIRECTIONS.values()]
+        offsets = self.sample.offsets(metrics) if self.sample is not None and all(map(carries, metrics)) else {}
+        scored = self.data.whole.scores(self.projections, self.whole, metrics, seed=seed)
+        test = self.data.test.groups
+        known = np.setdiff1d(self.whole.groups, test)
+        return whole_collection(scored, offsets, known, test, seed=seed, with_curves=with_curves)
