@@ -8,22 +8,8 @@ import torch
 from alignment import distributed
 from tests.support.torchrun import LAUNCHER, run
 
-COLLECTIVES = """
-import torch
-from alignment import distributed
-
-with distributed.process_group() as rank:
-    assert distributed.rank_and_world_size() == (rank, 2)
-    assert distributed.broadcast(0.1 + rank) == 0.1
-    assert distributed.all_reduce(torch.tensor([1.0, 2.0 + rank])).tolist() == [2.0, 5.0]
-    whole = torch.arange(14.0).reshape(7, 2)
-    assert distributed.rank_slices(7) == [slice(0, 3), slice(3, 7)]
-    torch.testing.assert_close(distributed.all_gather(whole[distributed.rank_slices(7)[rank]], 7), whole)
-assert distributed.rank_and_world_size() == (0, 1)
-"""
-
 # Something that Python keeps until it shuts down must not refer to the group: its threads would outlive it.
-GROUP_IS_FREED = """
+WORKER = """
 import sys
 import weakref
 import torch
@@ -36,25 +22,24 @@ try:
         torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])  # imports modules that could keep the group
         if fails and rank == 1:
             raise RuntimeError("rank 0 waits in vain")
-        distributed.all_reduce(torch.ones(1))
+        assert distributed.rank_and_world_size() == (rank, 2)
+        assert distributed.broadcast(0.1 + rank) == 0.1
+        assert distributed.all_reduce(torch.tensor([1.0, 2.0 + rank])).tolist() == [2.0, 5.0]
+        whole = torch.arange(14.0).reshape(7, 2)
+        assert distributed.rank_slices(7) == [slice(0, 3), slice(3, 7)]
+        torch.testing.assert_close(distributed.all_gather(whole[distributed.rank_slices(7)[rank]], 7), whole)
 except RuntimeError as error:
     failure = error  # with its traceback
 assert (failure is not None) == fails, failure
 assert group() is None, "something refers to the group"
+assert distributed.rank_and_world_size() == (0, 1)
 """
 
 
-def test_two_processes_exchange_values_and_rows(tmp_path: Path) -> None:
-    script = tmp_path / "worker.py"
-    script.write_text(COLLECTIVES)
-    process = run(*LAUNCHER, str(script))
-    assert process.returncode == 0, process.stderr[-3000:]
-
-
 @pytest.mark.parametrize("end", ["success", "error"])
-def test_the_process_group_is_freed_at_the_end(end: str, tmp_path: Path) -> None:
+def test_two_processes_exchange_values_and_rows_and_free_their_group(end: str, tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
-    script.write_text(GROUP_IS_FREED)
+    script.write_text(WORKER)
     process = run(*LAUNCHER, str(script), end)
     assert process.returncode == 0, process.stderr[-3000:]
 

@@ -31,6 +31,7 @@ from connector.requests import (
     RollbackRequest,
     SearchRequest,
 )
+from connector.search import export as exporting
 from connector.settings import Settings
 from connector.stores import qdrant_readiness
 from connector.stores.qdrant import QdrantStore
@@ -204,8 +205,9 @@ class RightsContract:
     def house(
         self, guarded: Guarded, collection: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> Iterator[House]:
-        """A live release of six pairs, a second alignment, and stores that poll fast."""
+        """A live release of six pairs, a second alignment, stores that poll fast, and exports without graphs."""
         monkeypatch.setattr(qdrant_readiness, "POLL_SECONDS", 0.02)
+        monkeypatch.setattr(exporting, "export", lambda alignment, metric: [])  # no server is asked for them
         with QdrantStore.connect(guarded.url, api_key=guarded.key) as store:
             world = World(tmp_path / "home", store)
             with world.provenance:

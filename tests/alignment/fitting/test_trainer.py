@@ -1,3 +1,4 @@
+import runpy
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -348,7 +349,8 @@ def test_gradients_are_those_of_the_plain_loss(rng: np.random.Generator, monkeyp
         np.testing.assert_allclose(gradient.squeeze(), parameter.grad.numpy().squeeze(), rtol=1e-3, atol=1e-6)
 
 
-TWO_PROCESSES = """
+STEPS = """
+import runpy
 import sys
 import numpy as np
 import torch
@@ -373,12 +375,13 @@ with distributed.process_group() as rank:
 """
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+def test_two_processes_take_the_steps_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "worker.py"
-    script.write_text(TWO_PROCESSES)
-    for name, front in (("one", (sys.executable,)), ("two", LAUNCHER)):
-        process = run(*front, str(script), str(tmp_path / name))
-        assert process.returncode == 0, process.stderr[-3000:]
+    script.write_text(STEPS)
+    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "one")])
+    runpy.run_path(str(script))
+    process = run(*LAUNCHER, str(script), str(tmp_path / "two"))
+    assert process.returncode == 0, process.stderr[-3000:]
     one, first, second = (np.load(tmp_path / f"{name}.npy") for name in ("one-0", "two-0", "two-1"))
     np.testing.assert_array_equal(first, second)
     np.testing.assert_allclose(first, one, rtol=1e-3, atol=1e-5)

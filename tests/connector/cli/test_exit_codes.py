@@ -99,7 +99,7 @@ FAILING: dict[tuple[str, ...], str] = {
     ("repair",): "repair nothing --yes",
     ("status",): "status --database-url sqlite:////no/such/directory/x.db",
     ("rejects",): "rejects 4711",
-    ("demo",): "demo --device cuda:99",
+    ("demo",): "demo --database-url sqlite:////no/such/directory/x.db",
 }
 
 

@@ -10,6 +10,7 @@ from alignment.model.alignment import Alignment
 from connector.home import Home
 from connector.provenance.database import upgrade
 from connector.settings import Settings
+from tests.support.cli import done
 from tests.support.fakes import fake_rows, fake_set
 from tests.support.torchrun import LAUNCHER, run
 
@@ -24,14 +25,13 @@ def test_two_processes_make_one_alignment(tmp_path: Path) -> None:
     fake_set(tmp_path / "sets" / "pairs", fake_rows("image", X), fake_rows("text", Y))
     modalign = shutil.which("modalign", path=str(Path(sys.executable).parent))
     assert modalign is not None
-    made = []
-    for name, front in (("alone", ()), ("together", (*LAUNCHER, "--no-python"))):
-        options = ["--method", "linear", "--training", "epochs=3", "--training", "batch=20", "--device", "cpu"]
-        process = run(*front, modalign, "fit", "pairs", "--alignment", name, *options, "--home", str(tmp_path))
-        assert process.returncode == 0, process.stderr[-3000:]
-        assert process.stdout.count("text-to-image") == 1
-        made.append(Alignment.load(tmp_path / "alignments" / name))
-    vectors = [alignment.project("image", X) for alignment in made]
+    fit = ("fit", "pairs", "--method", "linear", "--training", "epochs=3", "--training", "batch=20", "--device", "cpu")
+    done(*fit, "--alignment", "alone", "--home", tmp_path)
+    together = run(*LAUNCHER, "--no-python", modalign, *fit, "--alignment", "together", "--home", str(tmp_path))
+    assert together.returncode == 0, together.stderr[-3000:]
+    assert together.stdout.count("alignment together: ") == 1
+    paths = [tmp_path / "alignments" / name for name in ("alone", "together")]
+    vectors = [Alignment.load(path).project("image", X) for path in paths]
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-3)
     with Home(settings) as home:
         assert [row.command for row in home.provenance.runs.newest(10)].count("fit") == 2

@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from connector.releases.release import load_release
 from connector.stores.filters import parse_filter
 from tests.support.errors import raises
 from tests.support.fakes import FakeImageEncoder, FakeTextEncoder, Pair, fake_pairs, write_manifest
+from tests.support.sparse_copy import copy_sparse
 from tests.support.world import COLLECTION, KINDS, LIVE, Calls, World, opened_world, stored
 
 N = 24
@@ -63,6 +64,14 @@ class Counting:
 class Ingested:
     counts: dict[str, int]
     embedded: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What commands left behind."""
+
+    everything: Any
+    ledger: Any
 
 
 @dataclass
@@ -133,6 +142,9 @@ class Bench:
             assert not session.query(LeaseRow).count()
         return self.sets(), self.points(), written, self.world.store.aliases(), self.world.states()
 
+    def outcome(self) -> Outcome:
+        return Outcome(self.everything(), self.world.ledger())
+
     def keys(self, modality: Modality) -> list[str]:
         (name,) = self.world.store.collections()
         return sorted(
@@ -146,38 +158,92 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Pair]]:
     return directory, fake_pairs(directory, N, captions=2)
 
 
-@pytest.fixture(autouse=True)
-def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingesting, "BATCH_ITEMS", 4)
-    monkeypatch.setattr(ingesting, "SHARD_ROWS", 8)
-    monkeypatch.setattr(ingesting, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(pushing, "BATCH_POINTS", 4)
-    monkeypatch.setattr(verification, "BATCH_POINTS", 4)
-    monkeypatch.setattr(pushing, "FLUSH_POINTS", 8)
+@pytest.fixture(autouse=True, scope="module")
+def small_steps() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ingesting, "BATCH_ITEMS", 4)
+        patched.setattr(ingesting, "SHARD_ROWS", 8)
+        patched.setattr(ingesting, "POLL_SECONDS", 0.01)
+        patched.setattr(pushing, "BATCH_POINTS", 4)
+        patched.setattr(verification, "BATCH_POINTS", 4)
+        patched.setattr(pushing, "FLUSH_POINTS", 8)
+        yield
 
 
 @pytest.fixture
 def make(
     drawn: tuple[Path, list[Pair]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., Bench]]:
-    """Make benches, each with a home of its own."""
+    """Make benches, each with a home of its own, which may begin as a copy of another."""
     directory, pairs = drawn
-    opened = []
+    with ExitStack() as opened:
 
-    def one(kind: str = "edge", name: str = "home") -> Bench:
-        (tmp_path / name).mkdir()
-        context = opened_world(kind, tmp_path / name, monkeypatch, request)
-        world = context.__enter__()
-        opened.append(context)
-        world.alignment()
-        manifest = directory / f"{tmp_path.name}-{name}.jsonl"
-        bench = Bench(world, pairs, manifest)
-        bench.write(pairs)
-        return bench
+        def one(kind: str = "edge", name: str = "home", copy_of: Path | None = None) -> Bench:
+            home = tmp_path / name
+            if copy_of:
+                copy_sparse(copy_of, home)
+            world = opened.enter_context(opened_world(kind, home, monkeypatch, request))
+            if not copy_of:
+                world.alignment()
+            bench = Bench(world, pairs, directory / f"{tmp_path.name}-{name}.jsonl")
+            bench.write(pairs)
+            return bench
 
-    yield one
-    for context in opened:
-        context.__exit__(None, None, None)
+        yield one
+
+
+@pytest.fixture(scope="module")
+def templates(
+    drawn: tuple[Path, list[Pair]], tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, tuple[Path, Outcome]]:
+    """By metrics, a home that holds the corpus, to copy, and what is in it."""
+    directory, pairs = drawn
+    made = {}
+    for metrics in ("cosine", "cosine euclid"):
+        home = tmp_path_factory.mktemp("template") / "home"
+        with pytest.MonkeyPatch.context() as patched, opened_world("edge", home, patched) as world:
+            world.alignment()
+            bench = Bench(world, pairs, directory / f"template-{metrics}.jsonl")
+            bench.write(pairs)
+            bench.ingest(metrics=metrics.split())
+            made[metrics] = home, bench.outcome()
+    return made
+
+
+@pytest.fixture(scope="module")
+def pruned(
+    drawn: tuple[Path, list[Pair]],
+    templates: Mapping[str, tuple[Path, Outcome]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Any:
+    """What a prune that nothing disturbs leaves behind."""
+    directory, pairs = drawn
+    home = copy_sparse(templates["cosine"][0], tmp_path_factory.mktemp("pruned") / "home")
+    with pytest.MonkeyPatch.context() as patched, opened_world("edge", home, patched) as world:
+        bench = Bench(world, pairs, directory / "pruned.jsonl")
+        bench.write([*pairs[:5], *pairs[9:]])
+        bench.ingest(prune=lambda gone: True)
+        return bench.everything()
+
+
+@pytest.fixture(scope="module", params=["key", "filter"])
+def deletion(
+    request: pytest.FixtureRequest,
+    drawn: tuple[Path, list[Pair]],
+    templates: Mapping[str, tuple[Path, Outcome]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict[str, Any], Outcome]:
+    """Options of a deletion, and what it leaves behind where nothing disturbs it."""
+    directory, pairs = drawn
+    group = pairs[2].group
+    condition = parse_filter(json.dumps({"must": [{"key": "group", "match": {"value": group}}]}))
+    keys = [group, f"{group}#0", f"{group}#1"]
+    options: dict[str, Any] = {"filter": condition} if request.param == "filter" else {"keys": keys}
+    home = copy_sparse(templates["cosine euclid"][0], tmp_path_factory.mktemp("deleted") / "home")
+    with pytest.MonkeyPatch.context() as patched, opened_world("edge", home, patched) as world:
+        bench = Bench(world, pairs, directory / "deleted.jsonl")
+        bench.delete(**options)
+        return options, bench.outcome()
 
 
 @pytest.fixture(params=KINDS)
@@ -289,14 +355,14 @@ class TestFailures:
     def test_it_is_raised_as_itself_and_the_next_run_ends_as_an_undisturbed_one(
         self,
         make: Callable[..., Bench],
+        templates: Mapping[str, tuple[Path, Outcome]],
         monkeypatch: pytest.MonkeyPatch,
         where: str,
         method: str,
         number: int,
         kind: type[BaseException],
     ) -> None:
-        undisturbed, bench = make(name="undisturbed"), make()
-        undisturbed.ingest()
+        bench, (_, undisturbed) = make(), templates["cosine"]
         error, threads = kind("the very same"), threading.active_count()
         with monkeypatch.context() as patched:
             arm(bench, patched, where, method, number, error)
@@ -305,8 +371,7 @@ class TestFailures:
         assert raised.value is error
         assert threading.active_count() == threads
         bench.ingest()
-        assert bench.everything() == undisturbed.everything()
-        assert bench.world.ledger() == undisturbed.world.ledger()
+        assert bench.outcome() == undisturbed
 
     @pytest.mark.parametrize(("method", "number"), [("upsert", 0), ("upsert", 2), ("flush", 0), ("flush", 1)])
     def test_an_update_that_fails_is_not_begun_from_nothing(
@@ -452,19 +517,23 @@ class TestPrune:
         ],
     )
     def test_a_failure_anywhere_is_mended_by_the_next_run(
-        self, make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, where: str, method: str, number: int
+        self,
+        make: Callable[..., Bench],
+        templates: Mapping[str, tuple[Path, Outcome]],
+        pruned: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        where: str,
+        method: str,
+        number: int,
     ) -> None:
-        undisturbed, bench = make(name="undisturbed"), make()
-        for each in (undisturbed, bench):
-            each.ingest()
-            each.write([*each.pairs[:5], *each.pairs[9:]])
-        undisturbed.ingest(prune=lambda gone: True)
+        bench = make(copy_of=templates["cosine"][0])
+        bench.write([*bench.pairs[:5], *bench.pairs[9:]])
         with monkeypatch.context() as patched:
             arm(bench, patched, where, method, number, ProvenanceError("gone"))
             with pytest.raises(ProvenanceError):
                 bench.ingest(prune=lambda gone: True)
         bench.ingest(prune=lambda gone: True)
-        assert bench.everything() == undisturbed.everything()
+        assert bench.everything() == pruned
 
 
 class TestShadows:
@@ -593,7 +662,6 @@ class TestDelete:
         assert sorted(bench.world.states().values()) == [("live", 3 * N - 1)] * 2 + [("retired", 3 * N - 1)]
         verification.verify(retired, bench.world.store, bench.world.provenance, seed=0)  # a rollback may return to it
 
-    @pytest.mark.parametrize("by", ["key", "filter"])
     @pytest.mark.parametrize(
         ("where", "method", "number"),
         [
@@ -613,23 +681,22 @@ class TestDelete:
         ],
     )
     def test_a_failure_anywhere_is_mended_by_the_same_command(
-        self, make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, by: str, where: str, method: str, number: int
+        self,
+        make: Callable[..., Bench],
+        templates: Mapping[str, tuple[Path, Outcome]],
+        deletion: tuple[dict[str, Any], Outcome],
+        monkeypatch: pytest.MonkeyPatch,
+        where: str,
+        method: str,
+        number: int,
     ) -> None:
-        undisturbed, bench = make(name="undisturbed"), make()
-        group = bench.pairs[2].group
-        condition = parse_filter(json.dumps({"must": [{"key": "group", "match": {"value": group}}]}))
-        keys = [group, f"{group}#0", f"{group}#1"]
-        options: dict[str, Any] = {"filter": condition} if by == "filter" else {"keys": keys}
-        for each in (undisturbed, bench):
-            each.ingest(metrics=["cosine", "euclid"])
-        undisturbed.delete(**options)
+        bench, (options, undisturbed) = make(copy_of=templates["cosine euclid"][0]), deletion
         with monkeypatch.context() as patched:
             arm(bench, patched, where, method, number, ProvenanceError("gone"))
             with suppress(ProvenanceError):  # a filter that finds nothing any more comes by fewer places
                 bench.delete(**options)
         bench.delete(**options)
-        assert bench.everything() == undisturbed.everything()
-        assert bench.world.ledger() == undisturbed.world.ledger()
+        assert bench.outcome() == undisturbed
 
 
 class TestParts:

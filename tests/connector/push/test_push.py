@@ -931,24 +931,21 @@ class TestFailures:
         for n in range(calls)
         for after in ((False, True) if calls <= 2 else (n % 2 == 1,))
     ]
-    expected: ClassVar[dict[str, dict[str, Any]]] = {}
+    expected: ClassVar[dict[str, Any]] = {}
 
     @pytest.fixture
-    def undisturbed(
-        self, request: pytest.FixtureRequest, small_batches: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> dict[str, Any]:
+    def undisturbed(self, small_batches: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         """What the same push leaves in another world where nothing fails."""
-        kind = request.node.callspec.params["world"]
-        if kind not in self.expected:
-            (tmp_path / "undisturbed").mkdir()
-            with monkeypatch.context() as patched, opened_world(kind, tmp_path / "undisturbed", patched) as twin:
+        if not self.expected:
+            with monkeypatch.context() as patched, opened_world("edge", tmp_path / "undisturbed", patched) as twin:
                 twin.alignment()
                 calls = {method: Calls(patched, twin.store, method) for method in self.CALLS}
                 twin.push(twin.set("s", *pairs(10)), metrics=["cosine", "euclid"])
                 assert {method: len(made) for method, made in calls.items()} == self.CALLS
-                self.expected[kind] = twin.snapshot()
-        return self.expected[kind]
+                self.expected.update(twin.snapshot())
+        return self.expected
 
+    @pytest.mark.parametrize("world", ["edge"], indirect=True)
     @pytest.mark.parametrize(("method", "number", "after"), POINTS)
     def test_a_failing_store(
         self,

@@ -322,12 +322,12 @@ class TestPush:
             "oversampling": 1.0,
             "indexing_threshold": 1,
         }
-        embedding_set = world.set("s", *self.hard(800))
+        embedding_set = world.set("s", *self.hard(400))
         (release,) = world.push(embedding_set, metrics=[metric], **coarse).releases
         search, queries = CandidateSearch(release, world.store), sample(embedding_set, release)["image"]
         search.ef = EFS[-1]
         best = search.search("image", queries, 10, exact=True, quantized=False)
-        every = search.search("image", queries, 800, exact=True, quantized=False)
+        every = search.search("image", queries, 400, exact=True, quantized=False)
         scores = [{hit.id: hit.score for hit in ranked.hits} for ranked in every]
         raw_scores = [{hit.id: hit.raw_score for hit in ranked.hits} for ranked in every]
         found = search.search("image", queries, 10)
