@@ -175,12 +175,10 @@ def result_quality(guarantee: str, answer: "SearchResult") -> str:
     if answer.certified is None:
         along = guarantee == "exact" and not answer.exact
         proof = " order, found in the HNSW graph: --exact compares with everything" if along else ""
-    elif not answer.certified:
-        proof = ": not proved that nothing better is there"
-    elif answer.exact:
+    elif answer.certified:
         proof = ": nothing better is there"
     else:
-        proof = ": nothing better in the HNSW graph, --exact would prove it"
+        proof = ": not proved that nothing better is there" + ("" if answer.exact else ", --exact may prove it")
     rescored = f", {answer.candidates} candidates rescored" if answer.candidates else ""
     return f"{guarantee}{proof}{rescored}"
 

@@ -5,8 +5,8 @@ scored by their vectors all the same. Under the others every point carries its a
 Candidates are fetched page by page in Qdrant's order and rescored with the metric. The search ends when the lowering's
 bound says that no other item can enter the first k, or after `max_candidates`.
 
-The bound proves it where Qdrant's order is that of the vectors: quantized vectors choose other candidates, and an index
-that is known to miss items hides them.
+The bound proves it where Qdrant compared the query with every vector: a graph may miss items, and quantized vectors
+choose other candidates.
 """
 
 from bisect import bisect_left
@@ -23,7 +23,6 @@ from alignment.modality import Modality
 from connector.errors import QueryError
 from connector.releases.aligned_payload import ALIGNED, carried, check_finite, without_aligned
 from connector.releases.release import Release
-from connector.requests import INDEX_RECALL
 from connector.stores.contract import Store
 from connector.stores.points import Hit, Payload
 
@@ -60,9 +59,8 @@ class RankedHits:
     """The hits of one query, best first.
 
     Attributes:
-        certified: True if it is proved that no better item was left out. The proof trusts the index; with an exact
-            search it holds without reservation. Over quantized vectors, or an index whose recall is below
-            `INDEX_RECALL`, nothing is proved. None if the metric has no bound to prove it by.
+        certified: True if it is proved that no better item was left out. A search along a graph, or of quantized
+            vectors, proves nothing. None if the metric has no bound to prove it by.
         candidates: number of items rescored; 0 if Qdrant's order is the metric's own.
     """
 
@@ -152,16 +150,18 @@ class CandidateSearch:
             if coarse:
                 hits = self._scored_by_vectors(lowering, target, queries, hits)
             return _with_scores(lowering, aligned, hits)
-        proves = exact or not (self._misses_items or (quantized and self._is_quantized))
         results: list[RankedHits] = []
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             part = slice(start, start + QUERIES_AT_ONCE)
             rescoring = [
-                _Rescoring(lowering, query, lowered, k, coarse, proves, consistent)
+                _Rescoring(lowering, query, lowered, k, coarse, consistent)
                 for query, lowered in zip(aligned[part], queries[part], strict=True)
             ]
             self._complete(rescoring, queries[part], target, k, max_candidates=max_candidates, **options)
-            ranked = [query.ranked() for query in rescoring]
+            proves = exact or (
+                any(query.finished for query in rescoring) and self._compares_with_all(quantized=quantized)
+            )
+            ranked = [query.ranked(proves=proves) for query in rescoring]
             results += self._with_payloads(ranked, with_payload, consistent=consistent)
         return results
 
@@ -212,10 +212,9 @@ class CandidateSearch:
     def _is_quantized(self) -> bool:
         return self.release.row.settings.get("quantization") is not None
 
-    @property
-    def _misses_items(self) -> bool:
-        """Whether the index is known to find less than it should."""
-        return self.release.tuned is not None and not self.release.tuned.reaches(INDEX_RECALL)
+    def _compares_with_all(self, *, quantized: bool) -> bool:
+        """Say whether HNSW searches until now have compared queries with the vectors of all points."""
+        return not (quantized and self._is_quantized) and not self.store.has_graph(self.release.name)
 
     def _scored_by_vectors(
         self, lowering: Lowering, target: Modality, queries: npt.NDArray[np.floating], lists: list[list[Hit]]
@@ -288,7 +287,6 @@ class _Rescoring:
         query: aligned vector (d,).
         lowered: the query as Qdrant is asked.
         coarse: raw scores of hits are those of quantized vectors, to which the bound does not apply.
-        proves: Qdrant's order is that of all items' vectors, so the bound is a proof.
         consistent: hits that replicas do not find alike are left out.
         finished: no more candidates are needed.
     """
@@ -298,7 +296,6 @@ class _Rescoring:
     lowered: npt.NDArray[np.floating]
     k: int
     coarse: bool
-    proves: bool
     consistent: bool
     seen: dict[str, tuple[float, float]] = field(default_factory=dict)
     finished: bool = False
@@ -345,9 +342,13 @@ class _Rescoring:
         bound = self.lowering.bound(raw)
         return bound is not None and bound <= kth
 
-    def ranked(self) -> RankedHits:
-        """Return the first k by the score that the metric gives them."""
+    def ranked(self, *, proves: bool) -> RankedHits:
+        """Return the first k by the score that the metric gives them.
+
+        Args:
+            proves: Qdrant compared the query with the vectors of all items, so the bound is a proof.
+        """
         best = sorted(self.seen.items(), key=lambda item: -item[1][0])[: self.k]
-        proved = self.finished and self.proves
+        proved = self.finished and proves
         certified = proved if proved or self.bounded else None
         return RankedHits([ScoredHit(id_, score, raw, {}) for id_, (score, raw) in best], certified, len(self.seen))

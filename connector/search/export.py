@@ -44,8 +44,9 @@ REFUSED = (
 GUARANTEES = {
     Guarantee.EXACT: "Qdrant's order is the metric's own, as far as the index finds what it is asked for.",
     Guarantee.CERTIFIED: (
-        "Qdrant's order gives candidates only. Rescored, they are the best items as soon as a bound shows that no item "
-        "behind them can score higher; that bound is modalign's, and without it nothing is proved of a page."
+        "Qdrant's order gives candidates only. Rescored, those of an exact search are the best items as soon as a "
+        "bound shows that no item behind them can score higher; that bound is modalign's, and without it nothing is "
+        "proved of a page. Along a graph nothing is proved."
     ),
     Guarantee.BOUNDED: (
         "Qdrant's order gives candidates only. An item's score differs from Qdrant's by a bounded amount, so that "

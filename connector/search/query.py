@@ -24,7 +24,8 @@ class QueryResult:
     Attributes:
         query: the text, or the path of the image.
         metric: of the release, as it prints.
-        guarantee: how good the search is; see `Retriever.guarantee`.
+        guarantee: how good this search is: what `Retriever.guarantee` says, but `bounded` where that is `certified`
+            and these hits are not.
         hits: the items, best first.
     """
 
@@ -52,7 +53,10 @@ def search(retriever: Retriever, request: SearchRequest, condition: "Filter | No
     else:
         options |= {"target": request.target or "image", "by": request.by}
         (hits,) = retriever.search_texts([request.query], request.k, **options)
-    return QueryResult(query, str(retriever.release.metric), retriever.guarantee, hits)
+    guarantee = retriever.guarantee
+    if guarantee is Guarantee.CERTIFIED and not hits.certified:
+        guarantee = Guarantee.BOUNDED
+    return QueryResult(query, str(retriever.release.metric), guarantee, hits)
 
 
 def _is_path(query: str) -> bool:

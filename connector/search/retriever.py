@@ -56,9 +56,8 @@ class SearchResult(list["SearchHit"]):
 
     Attributes:
         certified: True if it is proved that no better item was left out; False if that could not be proved, within
-            `max_candidates`, over quantized vectors, or by an index of low recall; None if the metric's guarantee
-            needs no proof or allows none, see `Retriever.guarantee`. The proof trusts the index: only an exact search
-            sees every item.
+            `max_candidates`, along a graph or over quantized vectors; None if the metric's guarantee needs no proof or
+            allows none, see `Retriever.guarantee`.
         candidates: number of items that the metric itself scored; 0 if Qdrant's order is the metric's own.
         exact: every item was compared, instead of those that the index led to.
     """
@@ -164,7 +163,10 @@ class Retriever:
 
     @property
     def guarantee(self) -> Guarantee:
-        """How good the search is: `exact`, `certified`, `bounded` or `measured`; see docs/metrics.md."""
+        """What the metric allows: `exact`, `certified`, `bounded` or `measured`; see docs/metrics.md.
+
+        Whether one result is proved complete is told by `SearchResult.certified`.
+        """
         return self.release.guarantee
 
     def search_texts(

@@ -272,6 +272,15 @@ class Store(ABC):
     ) -> list[list[Hit]]:
         """Search by a checked and rewritten filter."""
 
+    def has_graph(self, name: str) -> bool:
+        """Say whether an HNSW search of a collection or alias goes along a graph, which may miss points.
+
+        Without one, such a search compares with every point. Replicas on other nodes count as a graph, because which
+        of them answers is not known.
+        """
+        info = self.describe(name)
+        return info.indexed > 0 or info.has_replicas
+
     def search_limits(self, name: str) -> SearchLimits:
         """Return what searches of a collection or alias are limited to, as far as known; more is lowered to it."""
         return SearchLimits()

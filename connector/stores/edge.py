@@ -234,6 +234,11 @@ class EdgeStore(Store):
         )
 
     @override
+    def has_graph(self, name: str) -> bool:
+        with self._reading(name, "describe") as shard:
+            return int(shard.info().indexed_vectors_count) > 0
+
+    @override
     def metadata(self, name: str, *, retry: bool = True) -> Mapping[str, Any]:
         return self._directory.collections[self._resolve(name)].metadata
 

@@ -339,6 +339,11 @@ class QdrantStore(Store):
         return self._searcher.search(name, vector_name, queries, k, how)
 
     @override
+    def has_graph(self, name: str) -> bool:
+        info = self._call(self._client.get_collection, name)
+        return bool(info.indexed_vectors_count) or self._cluster.replication_factor(name) > 1
+
+    @override
     def search_limits(self, name: str) -> SearchLimits:
         return search_limits(self._limits.of(name), self._laid_out(name).config.strict_mode_config)
 

@@ -62,13 +62,19 @@ def points(release: Release, X: FloatArray) -> Points:
 
 @dataclass
 class Brute:
-    """A store that holds one collection of images as arrays, and whose index may lose some of them."""
+    """A store that holds one collection of images as arrays, and whose index may lose some of them.
+
+    Attributes:
+        lost: numbers of the images that no search but an exact one finds.
+        graph: it says that it has a graph.
+    """
 
     ids: Sequence[str]
     raw: Callable[[FloatArray], npt.NDArray[np.floating]]
     payloads: Sequence[Mapping[str, Any]]
     higher_is_better: bool
     lost: set[int] = field(default_factory=set)
+    graph: bool = False
     pages: list[tuple[int, int]] = field(default_factory=list)
 
     @classmethod
@@ -92,6 +98,9 @@ class Brute:
             kept = [n for n in order if exact or int(n) not in self.lost]
             found.append([Hit(self.ids[n], float(row[n]), dict(self.payloads[n])) for n in kept[:k]])
         return found
+
+    def has_graph(self, name: str) -> bool:
+        return self.graph
 
     def retrieve(self, name: str, ids: Sequence[str], **options: Any) -> list[Record]:
         number = {id_: n for n, id_ in enumerate(self.ids)}

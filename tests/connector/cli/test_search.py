@@ -55,10 +55,10 @@ class TestMetrics:
         assert not any("aligned" in item["payload"] for item in document["found"])
         assert document["exact"] is False
         assert done(*arguments, "--exact", "--json").document["exact"] is True
-        for options, words in (((), "in the HNSW graph, --exact would prove it"), (("--exact",), "is there")):
+        for options in ((), ("--exact",)):
             title = done(*arguments, *options).out.splitlines()[0]
             along = " order, found in the HNSW graph: --exact compares with everything"
-            proof = f": nothing better {words}, 60 candidates rescored" if certified else "" if options else along
+            proof = ": nothing better is there, 60 candidates rescored" if certified else "" if options else along
             assert title == f"many under {printed}, {guarantee}{proof}"
 
     @pytest.mark.parametrize("by", ["image", "caption", "fused"])
@@ -82,14 +82,15 @@ class TestMetrics:
 
     def test_candidates_are_an_option(self, many: Path) -> None:
         arguments = ("search", "many", "red lime", "-k", 3, "--candidates", 5, "--home", many)
-        for metric, certified, proof in (
-            ("chi2", False, ": not proved that nothing better is there"),
-            ("mlp(hidden=4)", None, ""),
+        for metric, guarantee, certified, proof in (
+            ("chi2", "bounded", False, ": not proved that nothing better is there, --exact may prove it"),
+            ("mlp(hidden=4)", "measured", None, ""),
         ):
             document = done(*arguments, "--metric", metric, "--json").document
-            assert (document["certified"], document["candidates"], len(document["found"])) == (certified, 5, 3)
+            assert (document["guarantee"], document["certified"]) == (guarantee, certified)
+            assert (document["candidates"], len(document["found"])) == (5, 3)
             title = done(*arguments, "--metric", metric).out.splitlines()[0]
-            assert title.endswith(f"{proof}, 5 candidates rescored")
+            assert title.endswith(f"{guarantee}{proof}, 5 candidates rescored")
         for metric in SERVED:
             ended = modalign(*arguments, "--metric", metric, "-k", 6)
             assert "expected max_candidates of at least k, 6, got 5; raise it, or lower k" in ended.error
@@ -97,9 +98,7 @@ class TestMetrics:
     def test_the_page_says_it_too(self, many: Path, tmp_path: Path) -> None:
         page = tmp_path / "page.html"
         done("search", "many", "red lime", "-k", 3, "--metric", "js", "--html", page, "--home", many)
-        assert "3 best under js(map=split), certified: nothing better in the HNSW graph" in page.read_text(
-            encoding="utf-8"
-        )
+        assert "3 best under js(map=split), certified: nothing better is there" in page.read_text(encoding="utf-8")
 
     def test_a_certificate_is_audited_and_can_be_required(self, many: Path) -> None:
         arguments = ("audit", "many", "--pairs", "pairs", "--require", "certified>=0.99", "--json", "--home", many)

@@ -20,7 +20,6 @@ from alignment.modality import MODALITIES
 from alignment.vectors import FloatArray, l2_normalize
 from connector.errors import QueryError
 from connector.releases.aligned_payload import ALIGNED, packed, unpacked
-from connector.requests import INDEX_RECALL
 from connector.search.candidates import GROWTH, CandidateSearch, RankedHits
 from connector.stores.collection import CollectionConfig, VectorConfig
 from connector.stores.contract import Store
@@ -213,15 +212,15 @@ class TestProofs:
 
     @pytest.mark.parametrize("text", ["chi2", "js"])
     @pytest.mark.usefixtures("small_pages")
-    def test_under_approximate_search_it_is_relative_to_the_index(self, text: str) -> None:
-        """What the index never finds is not missed by the proof; exact search finds it."""
+    def test_along_a_graph_nothing_is_certified(self, text: str) -> None:
+        """Whatever a graph never finds, nothing is certified by mistake; exact search finds it."""
         release, X, Q = a_release(text), l2_normalize(random(self.N, 1)), l2_normalize(random(10, 2))
         brute = Brute.of(release, X)
         finder = CandidateSearch(release, cast(Store, brute))
         best = reference(finder, Q, X).argmax(axis=1)
-        brute.lost = set(best.tolist())
+        brute.lost, brute.graph = set(best.tolist()), True
         for answer, number in zip(finder.search("image", Q, 1, exact=False), best, strict=True):
-            assert answer.certified
+            assert answer.certified is False
             assert numbers(answer) != [number]
         for answer, number in zip(finder.search("image", Q, 1, exact=True), best, strict=True):
             assert answer.certified
@@ -229,22 +228,31 @@ class TestProofs:
 
     @pytest.mark.parametrize("text", ["chi2", "js", "mol"])
     def test_over_a_real_graph(self, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Through HNSW, what is certified is nearly always complete: the index alone may lose something."""
+        """A search along a graph ends by the bound and certifies nothing; one without a graph, or an exact one, does."""
         monkeypatch.setattr(CertifiedLowering, "page", 16)
         monkeypatch.setattr(MixtureLowering, "page", 16)
         X, Q = l2_normalize(random(1500, 1)), l2_normalize(random(20, 2))
         with opened_world("edge", tmp_path, monkeypatch) as world:
             finder = filled(world.store, text, X, indexing_threshold=1)
-            assert world.store.describe(NAME).indexed > 0
+            assert world.store.has_graph(NAME)
             found = finder.search("image", Q, 5)
+            exact = finder.search("image", Q, 5, exact=True)
+            finder = filled(world.store, text, X)
+            assert not world.store.has_graph(NAME)
+            without = finder.search("image", Q, 5)
             expected = reference(finder, Q, X)
+        assert {answer.certified for answer in found} == {False}
         shares = [
             np.mean(row[numbers(answer)] >= -np.sort(-row)[4] - ROUNDING)
             for answer, row in zip(found, expected, strict=True)
-            if answer.certified
         ]
-        assert len(shares) == len(Q) or text == "mol"
-        assert not shares or np.mean(shares) > 0.97
+        assert np.mean(shares) > 0.97
+        assert max(answer.candidates for answer in found) < len(X)
+        for answers in (exact, without):
+            proved = [(answer, row) for answer, row in zip(answers, expected, strict=True) if answer.certified]
+            assert len(proved) == len(Q) or text == "mol"
+            for answer, row in proved:
+                assert_best(answer, row, 5)
 
     @pytest.mark.parametrize("rescore", [True, False])
     @pytest.mark.parametrize("text", ["chi2", "js", "mol"])
@@ -271,13 +279,15 @@ class TestProofs:
             assert answer.certified
 
     @pytest.mark.parametrize("text", ["chi2", "js", "mol"])
-    @pytest.mark.parametrize(("recall", "proves"), [(0.62, False), (INDEX_RECALL, True)])
-    def test_an_index_that_is_known_to_miss_items_proves_nothing(self, text: str, recall: float, proves: bool) -> None:
+    @pytest.mark.parametrize("recall", [0.62, 1.0])
+    def test_a_graph_proves_nothing_whatever_recall_was_measured(self, text: str, recall: float) -> None:
         release, X, Q = a_release(text), l2_normalize(random(self.N, 1)), l2_normalize(random(10, 2))
         release.row.hnsw_ef, release.row.hnsw_recall = 4096, recall
-        finder = CandidateSearch(release, cast(Store, Brute.of(release, X)))
-        assert {answer.certified for answer in finder.search("image", Q, 5)} == {proves}
-        assert {answer.certified for answer in finder.search("image", Q, 5, exact=True)} == {True}
+        brute = Brute.of(release, X)
+        finder = CandidateSearch(release, cast(Store, brute))
+        for brute.graph in (False, True):
+            assert {answer.certified for answer in finder.search("image", Q, 5)} == {not brute.graph}
+            assert {answer.certified for answer in finder.search("image", Q, 5, exact=True)} == {True}
 
 
 VECTORS = arrays.arrays(
