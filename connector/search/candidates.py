@@ -159,7 +159,7 @@ class CandidateSearch:
             ]
             self._complete(rescoring, queries[part], target, k, max_candidates=max_candidates, **options)
             proves = exact or (
-                any(query.finished for query in rescoring) and self._compares_with_all(quantized=quantized)
+                any(query.finished for query in rescoring) and self.compares_with_all(quantized=quantized)
             )
             ranked = [query.ranked(proves=proves) for query in rescoring]
             results += self._with_payloads(ranked, with_payload, consistent=consistent)
@@ -212,7 +212,7 @@ class CandidateSearch:
     def _is_quantized(self) -> bool:
         return self.release.row.settings.get("quantization") is not None
 
-    def _compares_with_all(self, *, quantized: bool) -> bool:
+    def compares_with_all(self, *, quantized: bool = True) -> bool:
         """Say whether HNSW searches until now have compared queries with the vectors of all points."""
         return not (quantized and self._is_quantized) and not self.store.has_graph(self.release.name)
 

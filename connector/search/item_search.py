@@ -76,8 +76,8 @@ class RankedItems:
     """The items of one query, best first.
 
     Attributes:
-        certified: True if it is proved that no better item was left out, as far as the index finds what it is asked
-            for; False if not; None if Qdrant's order is that of the items, which needs no proof.
+        certified: True if it is proved that no better item was left out; False if not, as along a graph; None if
+            Qdrant's order is that of the items, which needs no proof.
         candidates: number of items that were scored.
     """
 
@@ -153,7 +153,8 @@ class ItemSearch:
                 if not search.finished and (page < most or len(search.scored) < k):
                     left.append(search)
             unfinished, page = left, GROWTH * page if GROWTH * page <= most or page >= most else most
-        return [search.ranked() for search in searches]
+        proves = options["exact"] or self._candidates.compares_with_all()
+        return [search.ranked(proves=proves) for search in searches]
 
     def scored(
         self, query: npt.NDArray[np.floating], fusion: Fusion, *, also: str, filter: "Filter | None" = None
@@ -296,13 +297,13 @@ class _Query:
     def _points_of(self, group: str) -> dict[Modality, ScoredHit]:
         return {m: hit for m, known in self.points.items() if (hit := known.get(group)) is not None}
 
-    def ranked(self) -> RankedItems:
-        """Return the first k items."""
+    def ranked(self, *, proves: bool) -> RankedItems:
+        """Return the first k items; `proves`: Qdrant compared the query with the vectors of all points."""
         best = sorted(self.scored.items(), key=lambda item: (-item[1], item[0]))[: self.k]
         items = [self._found(group, score) for group, score in best]
-        proved = self.finished and not any(proof is False for proof in self.proofs)
-        natural = proved and self.search.is_in_order(self.fusion) and all(proof is None for proof in self.proofs)
-        return RankedItems(items, None if natural else proved, len(self.scored))
+        finished = self.finished and not any(proof is False for proof in self.proofs)
+        natural = finished and self.search.is_in_order(self.fusion) and all(proof is None for proof in self.proofs)
+        return RankedItems(items, None if natural else finished and proves, len(self.scored))
 
     def _found(self, group: str, rank_score: float) -> FoundItem:
         points = self._points_of(group)

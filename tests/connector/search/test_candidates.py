@@ -228,7 +228,7 @@ class TestProofs:
 
     @pytest.mark.parametrize("text", ["chi2", "js", "mol"])
     def test_over_a_real_graph(self, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A search along a graph ends by the bound and certifies nothing; one without a graph, or an exact one, does."""
+        """A search along a graph ends by the bound and certifies nothing; without one, or exact, it does."""
         monkeypatch.setattr(CertifiedLowering, "page", 16)
         monkeypatch.setattr(MixtureLowering, "page", 16)
         X, Q = l2_normalize(random(1500, 1)), l2_normalize(random(20, 2))

@@ -202,6 +202,14 @@ class TestWhatComparingEverythingFinds:
             right = [group for group, _ in ordered(best, cosine.release.fusion)[:3]]
             assert result.certified is False or [hit.group for hit in result] == right
 
+    def test_along_a_graph_nothing_is_proved_but_by_an_exact_search(
+        self, cosine: Retriever, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert {result.certified for result in found(cosine, asked(), 3, by="fused")} == {True}
+        monkeypatch.setattr(world.store, "has_graph", lambda name: True)
+        assert {result.certified for result in found(cosine, asked(), 3, by="fused")} == {False}
+        assert {result.certified for result in found(cosine, asked(), 3, by="fused", exact=True)} == {True}
+
 
 class TestWhatAHitIs:
     def test_the_image_of_the_item_where_it_has_one_and_else_the_caption(self, cosine: Retriever) -> None:
