@@ -21,6 +21,7 @@ def replicas_document(releases: "Mapping[str, Replicas]") -> dict[str, Any]:
             "away": [{"peer": node.peer, "address": node.address} for node in replicas.away],
             "differences": replicas.differences,
             "possible": replicas.possible,
+            "not_told": replicas.not_told,
         }
         for name, replicas in releases.items()
     }
@@ -38,3 +39,5 @@ def print_replicas(releases: "Mapping[str, Replicas]") -> None:
             show(f"{name}: {difference}")
         for what, answer in replicas.possible.items():
             show(f"{name}: {what}: {answer}")
+        if replicas.not_told:
+            show(f"{name}: {replicas.not_told}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from connector.errors import SettingsError
-from connector.safe_text import redacted
+from connector.safe_text import UNREADABLE, redacted
 from connector.stores.contract import Store
 
 if TYPE_CHECKING:
@@ -110,4 +110,16 @@ def _kind(url: str) -> StoreKind:
         if url.lower().startswith(beginning) and url.lower() != beginning:
             return kind
     forms = ", ".join(kind.form for kind in STORES.values())
+    if guess := _with_scheme(url):
+        raise SettingsError(
+            f"store {guess.replace('http://', '')!r}: a scheme is missing; expected one of {forms}; for example {guess}"
+        )
     raise SettingsError(f"store {redacted(url)!r}: expected one of {forms}")
+
+
+def _with_scheme(url: str) -> str:
+    """Return addresses without schemes with one each, and no secrets; empty: they are none."""
+    if "://" in url:
+        return ""
+    guess = redacted(",".join(f"http://{address.strip()}" for address in url.split(",")))
+    return "" if UNREADABLE in guess else guess

@@ -62,7 +62,8 @@ def check_address(url: str) -> None:
             raise ValueError("another scheme, or no host")
         host.encode("idna")
     except ValueError:  # its text may hold the URL with the password in it
-        raise SettingsError(f"{what}: expected {FORMS}") from None
+        each = ", for each of several addresses" if "," in url else ""
+        raise SettingsError(f"{what}: expected {FORMS}{each}") from None
     if port == 0:
         raise SettingsError(f"{what}: expected a port from 1 to 65535, got 0")
     if parts.query or parts.fragment:

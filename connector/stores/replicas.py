@@ -128,12 +128,17 @@ class Replicas:
     def possible(self) -> dict[str, str]:
         """What is possible now, in words: searches, writes, and switches of aliases."""
         possible = {"searches": self._searches(), "writes": self._writes(), "switches": self._switches()}
-        if any(node.away is None for node in self.nodes.values()):
-            return {
-                what: f"{answer} if all nodes answer; whether they do is not told over gRPC, nor to every token"
-                for what, answer in possible.items()
-            }
-        return possible
+        return possible if self.not_told is None else {w: f"{a} if all nodes answer" for w, a in possible.items()}
+
+    @property
+    def not_told(self) -> str | None:
+        """What is not known of the other nodes, and how to know it; None: all of it is."""
+        if all(node.away is not None for node in self.nodes.values()):
+            return None
+        return (
+            "whether other nodes answer, how many points they hold and which versions of Qdrant they have is not told "
+            "over gRPC, nor to every token: use a REST address and a key that may see the cluster"
+        )
 
     def _searches(self) -> str:
         missing = [str(shard.number) for shard in self.shards if not shard.is_searchable]

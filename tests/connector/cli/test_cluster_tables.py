@@ -15,8 +15,9 @@ from tests.support.cli import done
 from tests.support.recorded_cluster import recorded_node
 
 
-def replicas_in(state: str) -> dict[str, Replicas]:
+def replicas_in(state: str, *, tells_of_others: bool = True) -> dict[str, Replicas]:
     with recorded_node(state) as node, QdrantStore.connect(node.url) as store:
+        node.tells_of_others = tells_of_others
         replicas = store.replicas("c")
     assert replicas is not None
     return {"release": replicas}
@@ -34,6 +35,21 @@ def test_replicas_that_differ_are_shown_with_their_points(capsys: pytest.Capture
     shown = capsys.readouterr().out
     for text in (*document["differences"], "searches: possible", "writes: possible", "switches: possible"):
         assert f"release: {text}" in shown
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_is_not_known_of_other_nodes_is_said_their_versions_too(
+    told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """gRPC tells nothing of them, nor does an older server, or one that is asked with a token of few rights."""
+    releases = replicas_in("replicas differ", tells_of_others=told)
+    document = replicas_document(releases)["release"]
+    print_replicas(releases)
+    if told:
+        assert document["not_told"] is None
+    else:
+        assert "versions" in document["not_told"]
+        assert f"release: {document['not_told']}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("state", "away", "switches"), [("a node is away", 1, True), ("no majority", 2, False)])

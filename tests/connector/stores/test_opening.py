@@ -26,6 +26,22 @@ def test_a_url_of_each_kind_begins_as_its_form_does(beginning: str) -> None:
     assert STORES[beginning].form.startswith(beginning)
 
 
+@pytest.mark.parametrize(
+    ("url", "example"),
+    [
+        ("localhost:6333", "http://localhost:6333"),
+        ("db", "http://db"),
+        ("a:6333, b:6333", "http://a:6333,http://b:6333"),
+        ("me:s3cret@db:6333", "http://***@db:6333"),
+    ],
+)
+def test_an_address_without_a_scheme_says_so_and_what_it_would_be_with_one(
+    tmp_path: Path, url: str, example: str
+) -> None:
+    with raises(SettingsError, "scheme", example, *(kind.form for kind in STORES.values())):
+        open_store(Settings(tmp_path, url, "sqlite://"))
+
+
 @pytest.mark.parametrize("url", ["", "edge:", "http://", "qdrant", "ftp://host", "http:host", "localhost:6333"])
 def test_what_names_no_store(tmp_path: Path, url: str) -> None:
     for action in (open_store, url_of):
