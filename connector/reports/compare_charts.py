@@ -155,13 +155,17 @@ def seen_unseen_curves(comparison: Comparison, advice: Advice) -> dict[str, Seen
 
 def _caption(recall: WholeRecall, areas: Sequence[tuple[float, str]]) -> str:
     """Say where the points stand, and how large the area under every curve is."""
-    new, known = (
-        [f"{values[place, 0]:.0%} of searches, among the first 10 in {values[place, -1]:.0%}" for place in range(2)]
-        for values in (recall.unseen, recall.seen)
+    first, among = (
+        [[f"{values[place, column]:.0%}" for place in range(2)] for values in (recall.unseen, recall.seen)]
+        for column in (0, -1)
     )
-    said = f"New items are found first in {new[1]}; known ones first in {known[1]}."
     if recall.offsets[1] > 0:
-        said += f" Without the offset: new ones first in {new[0]}; known ones first in {known[0]}."
+        said = f"New items are found first in {first[0][1]} of searches instead of {first[0][0]}; known ones in "
+        said += f"{first[1][1]} instead of {first[1][0]}. Among the first 10, new ones in {among[0][1]} instead of "
+        said += f"{among[0][0]}, known ones in {among[1][1]} instead of {among[1][0]}."
+    else:
+        said = f"New items are found first in {first[0][0]} of searches, known ones in {first[1][0]}; among the first "
+        said += f"10, new ones in {among[0][0]}, known ones in {among[1][0]}. There is no offset."
     listed = ", ".join(f"{method} {area:.3f}" for area, method in areas)
     return f"{said} Area under the curve (AUSUC): {listed}."
 
