@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -250,6 +250,7 @@ class Connection:
         failures: list[StoreUnavailableError] = []
         for left in reversed(range(len(self.addresses))):
             url = self.addresses.in_use[0]
+            self._check_time(failures)
             try:
                 self.addresses.check()
                 return self.once(operation, *args, **options)
@@ -263,14 +264,21 @@ class Connection:
                     raise
         raise AssertionError("unreachable: the last address answers or raises")
 
+    def _check_time(self, failures: Sequence[StoreUnavailableError] = ()) -> None:
+        """Raise a `DeadlinePassedError` if no time is left to ask the server, after these failures."""
+        holds = deadline()
+        if holds and holds.left <= 0:
+            passed = "have passed" if failures else "had passed before; what a command does first takes part of them"
+            unasked = DeadlinePassedError(f"{self.url} was not asked: {given()} {passed}")
+            raise together([*failures, unasked]) if failures else unasked
+
     def once(self, operation: Callable[..., T], *args: Any, **options: Any) -> T:
         """Call the client once and turn its errors into a `StoreError`. The only place that does.
 
         The client's error is the cause of ours, unless it would show a secret.
         """
+        self._check_time()
         holds = deadline()
-        if holds and holds.left <= 0:
-            raise DeadlinePassedError(f"{self.url} was not asked: {given()} have passed")
         try:
             return operation(*args, **options)
         except StoreError:

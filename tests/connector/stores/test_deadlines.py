@@ -144,6 +144,15 @@ class TestTheCauseStaysBesideTheDeadline:
             with raises(DeadlinePassedError, dead, "onnection refused", other, self.SECONDS):
                 QdrantStore.connect(f"{dead},{other}")
 
+    def test_an_address_that_was_not_asked_is_not_said_to_be_silent(
+        self, scheme: str, port: Callable[[], int], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        urls = [f"{scheme}://127.0.0.1:{port()}" for _ in range(2)]
+        with within(1e-6), raises(DeadlinePassedError, urls[0], "not asked", 1e-6):
+            QdrantStore.connect(",".join(urls))
+        assert caplog.messages == []  # nor is it left for the next one
+
     def test_without_a_deadline_too(self, scheme: str, port: Callable[[], int]) -> None:
         urls = [f"{scheme}://127.0.0.1:{port()}" for _ in range(2)]
         with raises(StoreUnavailableError, *urls, "onnection refused", code="store-unavailable"):
