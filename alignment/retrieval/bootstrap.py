@@ -1,6 +1,6 @@
 """Bootstrap intervals over groups."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy.typing as npt
 from alignment.retrieval.ranks import IntArray, Ranks
 
 Floats = npt.NDArray[np.float64]
+DRAWS_AT_ONCE = 1 << 12  # groups that one call of numpy draws: the call itself costs as much as hundreds
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +78,20 @@ def _replicated_means(
     sizes = np.bincount(codes).astype(np.float64)  # (g,)
     sums = np.stack([np.bincount(codes, weights=column) for column in values.T], axis=1)  # (g, m)
     means = np.empty((replicates, values.shape[1]))
-    for replicate in range(replicates):
-        times = np.bincount(rng.integers(len(sizes), size=len(sizes)), minlength=len(sizes)).astype(np.float64)
+    for replicate, drawn in enumerate(_times_drawn(len(sizes), rng, replicates)):
+        times = drawn.astype(np.float64)
         means[replicate] = times @ sums / (times @ sizes)
     return means
+
+
+def _times_drawn(groups: int, rng: np.random.Generator, replicates: int) -> Iterator[IntArray]:
+    """Yield how many times each of so many groups is drawn (g,), for each replicate."""
+    at_once = max(1, DRAWS_AT_ONCE // groups)
+    for start in range(0, replicates, at_once):
+        rows = min(at_once, replicates - start)
+        drawn = rng.integers(groups, size=(rows, groups))
+        drawn += groups * np.arange(rows)[:, None]
+        yield from np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups)
 
 
 def bootstrap_median(values: Ranks, groups: IntArray, *, seed: int = 0, replicates: int = 1000) -> Estimate:
@@ -93,8 +104,7 @@ def bootstrap_median(values: Ranks, groups: IntArray, *, seed: int = 0, replicat
     ascending, number = values[order], int(codes.max()) + 1
     rng = np.random.default_rng(seed)
     medians = np.empty(replicates)
-    for replicate in range(replicates):
-        times = np.bincount(rng.integers(number, size=number), minlength=number)  # (g,)
+    for replicate, times in enumerate(_times_drawn(number, rng, replicates)):
         reached = np.cumsum(times[codes[order]])  # (n,)
         medians[replicate] = ascending[np.searchsorted(reached, reached[-1] / 2)]
     low, high = np.quantile(medians, [0.025, 0.975], method="inverted_cdf")

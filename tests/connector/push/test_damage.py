@@ -30,6 +30,7 @@ from connector.releases.reconcile_releases import reconcile_releases, repair_rel
 from connector.releases.tombstones import open_set
 from connector.requests import ORPHAN_SHARE
 from connector.stores.points import Points
+from tests.support.sparse_copy import copy_sparse
 from tests.support.world import COLLECTION, Calls, World, embedded, latent, opened_world, pairs, rows
 
 Item = tuple[Modality, str]
@@ -40,15 +41,29 @@ class KilledError(BaseException):
     """Stands in for a process that ends."""
 
 
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    for module in (pushing, reconciling):
-        monkeypatch.setattr(module, "BATCH_POINTS", 4)
-    monkeypatch.setattr(pushing, "FLUSH_POINTS", 6)
-    with opened_world("edge", tmp_path, monkeypatch) as opened:
+@pytest.fixture(autouse=True, scope="module")
+def small_batches() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        for module in (pushing, reconciling):
+            patched.setattr(module, "BATCH_POINTS", 4)
+        patched.setattr(pushing, "FLUSH_POINTS", 6)
+        yield
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a live release of two embedding sets."""
+    home = tmp_path_factory.mktemp("template") / "home"
+    with pytest.MonkeyPatch.context() as patched, opened_world("edge", home, patched) as opened:
         opened.alignment()
         opened.push(opened.set("s", *pairs(20)))
         opened.push(opened.set("more", *pairs(5, seed=4, prefix="more-")))
+    return home
+
+
+@pytest.fixture
+def world(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with opened_world("edge", copy_sparse(template, tmp_path / "home"), monkeypatch) as opened:
         yield opened
 
 

@@ -24,6 +24,7 @@ from connector.stores.collection import CollectionConfig, VectorConfig
 from connector.stores.edge import EdgeStore
 from tests.support.errors import raises
 from tests.support.fakes import TEXT_DIM
+from tests.support.sparse_copy import copy_sparse
 from tests.support.world import COLLECTION, World, alignment, audit, cards, only, opened_world, pairs
 
 
@@ -54,16 +55,23 @@ def encoders(text: EncoderCard) -> dict[Any, EncoderCard]:
     return {"image": cards()["image"], "text": text}
 
 
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """A live release of the alignment `a` and a shadow of `b`, of the same encoders."""
-    with opened_world("edge", tmp_path, monkeypatch) as opened:
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a live release of the alignment `a` and a shadow of `b`, of the same encoders."""
+    home = tmp_path_factory.mktemp("template") / "home"
+    with pytest.MonkeyPatch.context() as patched, opened_world("edge", home, patched) as opened:
         for turn, name in enumerate("ab"):
             ours = only(alignment(turn=turn), encoders=encoders(TextEncoder().card))
             ours.save(opened.home / "alignments" / name)
         embedding_set = opened.set("s", *pairs(40), encoders=encoders(TextEncoder().card))
         for name in "ab":
             opened.push(embedding_set, name)
+    return home
+
+
+@pytest.fixture
+def world(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with opened_world("edge", copy_sparse(template, tmp_path / "home"), monkeypatch) as opened:
         yield opened
 
 
