@@ -9,7 +9,11 @@ s, lowered to Dot or Cosine    s - o                                Dot, a furth
 -d, lowered to Euclid          -sqrt(d^2 + o)                       Euclid, a further number sqrt(o) beside 0
 s, rescored                    s - o                                candidates with such a number, then rescored
 
-The number is spread over several columns, see `with_column`.
+The number is spread over several columns, see `with_column`. Qdrant links items by what it compares them by: Euclid and
+Manhattan hold seen and unseen items apart there, as queries want them, and Dot would not. So numbers stand in its
+columns too that add up to nothing beside those of a query, and hold the items apart as Euclid does. Measured over
+15,000 vectors, three quarters of them seen, with an offset of .15 and `hnsw_ef` 32: HNSW finds .82 of the exact first
+ten without them and .92 with them, as under Euclid.
 """
 
 from dataclasses import dataclass
@@ -127,8 +131,14 @@ class _Columns:
 
     def item(self, X: Array) -> Array:
         """Lower items (n, d + 1), the last coordinate of which is 1 of a seen item and 0 of any other."""
-        vectors = self.base.item(X[:, :-1])
-        return vectors if self.taken is None else with_column(self._unit(vectors), self._number(self.taken) * X[:, -1])
+        vectors, seen = self.base.item(X[:, :-1]), X[:, -1]
+        if self.taken is None:
+            return vectors
+        if self.distance is Distance.DOT:
+            return _apart(self._unit(vectors), seen, self.taken)
+        # `with_column` spreads so that squares add up, not numbers.
+        number = self.taken**0.5 if self.distance is Distance.EUCLID else self.taken / SPREAD**0.5
+        return with_column(vectors, number * seen)
 
     def query(self, X: Array) -> Array:
         """Lower queries (n, d)."""
@@ -142,10 +152,18 @@ class _Columns:
     def _unit(self, vectors: Array) -> Array:
         return normalized(vectors) if self.base.distance is Distance.COSINE else vectors
 
-    def _number(self, taken: float) -> float:
-        if self.distance is Distance.MANHATTAN:
-            return taken / SPREAD**0.5  # `with_column` spreads so that products add up, not numbers
-        return taken**0.5 if self.distance is Distance.EUCLID else -taken
+
+def _apart(vectors: Array, seen: Array, taken: float) -> Array:
+    """Put the columns of Dot behind vectors (n, d): (n, d + SPREAD) float32.
+
+    Beside a query's, which are equal, they add up to `-taken` of a seen item and 0 of any other. What alternates in
+    them makes the product of two items lower by `taken` where only one was seen.
+    """
+    xp = array_namespace(vectors)
+    number = -taken * seen / SPREAD**0.5
+    alternating = (taken / 2 / SPREAD) ** 0.5 * (1 - 2 * seen)
+    two: list[Any] = [xp.astype(column, xp.float32)[:, None] for column in (number + alternating, number - alternating)]
+    return xp.concat([xp.astype(vectors, xp.float32), *two * (SPREAD // 2)], axis=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +257,8 @@ class OffsetRescored(Rescored):
         An item scores `s - o * seen`, and its raw score is lower by as much as `column_of` says, or not at all.
         """
         own = self._base.bound(tail)
-        return None if own is None else own + self.dim * FLOAT32_ROUNDS * self.offset_of_seen
+        largest = self.offset_of_seen + self.offset_of_seen**0.5
+        return None if own is None else own + self.dim * FLOAT32_ROUNDS * largest
 
     @override
     def taken_off(self, score: float, *, seen: bool) -> float:
