@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from alignment.fitting.cross_validation import Candidate
 from alignment.fitting.methods import FitSpec, Fitter, Projections
-from alignment.fitting.seen_unseen import SeenUnseen
+from alignment.fitting.seen_unseen import COST, SHARES, SeenUnseen
 from alignment.metrics import Metric
 from alignment.modality import DIRECTIONS, MODALITIES, Modality
 from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
@@ -23,6 +23,8 @@ from alignment.vectors import FloatArray, l2_normalize
 if TYPE_CHECKING:
     import torch
 
+# Queries that rounding may find or lose between two metrics of the same order.
+ROUNDED = 2
 Offsets = dict[str, dict[Modality, float]]
 
 
@@ -45,13 +47,19 @@ class GapSample:
     Attributes:
         shares: of the gap, by the modality of the items.
         both: raw vectors.
-        aligned: the same in the space of the final projections.
+        projections: the final ones.
+        aligned: `both` in their space.
+        reference: the metric that `shares` were chosen under; None where they were given.
+        seed: of the paraphrases.
         interrupted: Ctrl-C ended the training of the second fit, and its gap is the best guess so far.
     """
 
     shares: Mapping[Modality, float]
     both: SeenUnseen
+    projections: Projections
     aligned: GroupedEmbeddings
+    reference: Metric | None
+    seed: int
     interrupted: bool
 
     @classmethod
@@ -81,20 +89,45 @@ class GapSample:
         fitter = Fitter(chosen.method, fitting, device, task)
         other = fitter.fit(chosen.hyperparameters)
         both = SeenUnseen.sampled(fitting, known.only(left_out), task.seed)
-        return cls(chosen.shares, both, _as_if_unseen(both, projections, other), fitter.interrupted)
+        aligned = _as_if_unseen(both, projections, other)
+        reference = task.metrics[0] if task.seen_offset is None else None
+        return cls(chosen.shares, both, projections, aligned, reference, task.seed, fitter.interrupted)
 
     def offsets(self, by_direction: Sequence[Metric]) -> dict[Modality, float]:
         """Return the offset of the items of each modality; nothing where both are 0.
 
+        A share that was chosen under one metric may cost seen items much under another. There it is made smaller until
+        it costs at most `COST`, or what it costs under the reference.
+
         Args:
             by_direction: a metric with its weights, as it scores the items of each direction.
         """
-        gaps = self.both.gaps(self.aligned, by_direction)
-        own = {
-            target: round(self.shares[target] * gap, 9)
-            for (_, target), gap in zip(DIRECTIONS.values(), gaps, strict=True)
-        }
+        gaps, targets = self.both.gaps(self.aligned, by_direction), [target for _, target in DIRECTIONS.values()]
+        shares = [self.shares[target] for target in targets]
+        if self.reference is not None and any(str(metric) != str(self.reference) for metric in by_direction):
+            shares = self._affordable(self.reference, by_direction, gaps)
+        own = {target: round(share * gap, 9) for target, share, gap in zip(targets, shares, gaps, strict=True)}
         return {modality: own[modality] for modality in MODALITIES} if any(own.values()) else {}
+
+    def _affordable(self, reference: Metric, by_direction: Sequence[Metric], gaps: Sequence[float]) -> list[float]:
+        """Return the largest share of each direction, up to the chosen one, that costs seen items no more than that."""
+        references = [reference] * len(DIRECTIONS)
+        scored = [
+            self.both.scores(self.projections, self.aligned, metrics, seed=self.seed)
+            for metrics in (references, by_direction)
+        ]
+        own_gaps = self.both.gaps(self.aligned, references)
+        shares = []
+        for (_, target), *scores, own_gap, gap in zip(DIRECTIONS.values(), *scored, own_gaps, gaps, strict=True):
+            chosen = self.shares[target]
+            tried = np.array([share for share in SHARES if share < chosen] + [chosen])
+            under_reference, under_metric = (
+                score.recall(each * tried) for score, each in zip(scores, (own_gap, gap), strict=True)
+            )
+            costs = [recall.seen[0, -1] - recall.seen[:, -1] for recall in (under_reference, under_metric)]
+            rounding = ROUNDED / under_metric.queries[0]
+            shares.append(float(tried[costs[1] <= max(COST, costs[0][-1]) + rounding].max()))
+        return shares
 
 
 def seen_offsets(
