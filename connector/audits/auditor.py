@@ -15,6 +15,7 @@ import numpy as np
 from alignment.modality import DIRECTIONS
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.audits.baseline import Baseline, drifts
+from connector.audits.captions import measure_captions
 from connector.audits.collection_checks import collection_warnings, few_groups, limit_warnings
 from connector.audits.direction import measure_direction, per_query
 from connector.audits.galleries import lay_out
@@ -134,6 +135,7 @@ def audit(
         directions=directions,
         space=space,
         findings=findings,
+        captions=measure_captions(subject),
         required=bool(requirements),
     )
     if baseline is not None:

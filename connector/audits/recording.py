@@ -47,6 +47,7 @@ def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
             },
             "findings": list(result.findings),
             "stages": [_stage(stage) for stage in result.stages],
+            "captions": asdict(result.captions) if result.captions else None,
         }
     if result.drifts:
         settings["against"] = result.drifts[0].audit

@@ -11,6 +11,7 @@ from alignment.modality import DIRECTIONS
 from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.thresholds import holds
 from connector.audits.baseline import Drift, PerQuery
+from connector.audits.captions import CaptionBaseline
 from connector.audits.measures import Measurement
 from connector.audits.plan import AuditPlan
 from connector.audits.requirements import Failure
@@ -172,6 +173,7 @@ class Audit:
         info: the collection while it was audited.
         directions: what was found in each direction.
         space: what was found of both modalities together.
+        captions: what captions alone would find; None: the release has none beside images.
         findings: what is not as it should be, and what was not measured, in words.
         verified: points that were read back and compared with the embedding sets.
         drifts: changes against the baseline.
@@ -188,6 +190,7 @@ class Audit:
     info: CollectionInfo | None = None
     directions: Mapping[str, DirectionResult] = field(default_factory=dict)
     space: SpaceResult = SpaceResult("not measured")
+    captions: CaptionBaseline | None = None
     findings: Sequence[str] = ()
     verified: int = 0
     drifts: Sequence[Drift] = ()

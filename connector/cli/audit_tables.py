@@ -12,6 +12,7 @@ from connector.cli.tables import print_table, show
 
 if TYPE_CHECKING:
     from connector.audits.baseline import Drift
+    from connector.audits.captions import KindOfQuery
     from connector.audits.history import AuditSummary
 
 
@@ -31,13 +32,16 @@ def print_audit(found: Audit) -> None:
     if strata:
         parts = dict.fromkeys(m.part for m in strata)
         print_table((_stratum_row(found, part) for part in parts), "queries apart")
+    if found.captions:
+        rows = map(_captions_row, found.captions.kinds)
+        print_table(rows, f"text to image, first / among the first {found.captions.k}, of queries about items")
     if found.drifts:
         print_table(map(_drift_row, found.drifts), f"since audit {found.drifts[0].audit}")
     for stage in found.stages:
         if stage.why_not:
             show(f"{stage.direction}: {stage.name} was not measured: {stage.why_not}.")
     show(_facts(found))
-    for sentence in found.in_words:
+    for sentence in (*found.in_words, *(found.captions.says if found.captions else ())):
         show(sentence)
     for direction, count in found.without_relevant.items():
         if count:
@@ -104,6 +108,11 @@ def _stratum_row(found: Audit, part: str) -> dict[str, str]:
     its = [m for m in found.measures if m.part == part and m.name == f"recall@{found.plan.k}"]
     queries = ", ".join(str(m.queries) for m in its)
     return {"queries of": part} | {m.direction: _printed(m.value, m.low, m.high) for m in its} | {"n": queries}
+
+
+def _captions_row(kind: "KindOfQuery") -> dict[str, str]:
+    shares = {f"by {way}": f"{kind.first[way].value:.3f} / {kind.among[way].value:.3f}" for way in kind.first}
+    return {"queries about items": kind.kind, "n": f"{kind.queries:,}", **shares}
 
 
 def _drift_row(drift: "Drift") -> dict[str, str]:

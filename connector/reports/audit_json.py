@@ -75,6 +75,7 @@ def document(result: "RunResult[Audit]") -> dict[str, Any]:
             "geometry": found.space.geometry.to_json() if found.space.geometry else None,
             "geometry_of": found.space.of,
             "worst": [asdict(worst) for worst in found.worst],
+            "captions": asdict(found.captions) if found.captions else None,
         }
     return dict(_without_infinity(written))
 
