@@ -23,9 +23,11 @@ from alignment.model.onnx_export import ALIGNED, OFFSET, OPSET, SEEN, Graph, exp
 from connector.errors import MismatchError
 from connector.provenance.recorder import Provenance
 from connector.releases.aliases import alias_fault, alias_name
+from connector.releases.fusion import Fusion
 from connector.releases.points import FITTED
 from connector.releases.release import lower, open_release
 from connector.requests import ExportRequest
+from connector.search import export_ways
 from connector.stores.collection import SearchLimits
 from connector.stores.contract import Store
 from connector.stores.layout import OVERSAMPLING
@@ -75,6 +77,7 @@ class ExportSpec:
         collection: None leaves a placeholder in the requests.
         hnsw_ef: of searches; None: Qdrant's default.
         oversampling, rescore: how the release is searched if it is quantized.
+        fusion: how its scores of images and captions make one; None: not measured.
     """
 
     name: str
@@ -84,6 +87,7 @@ class ExportSpec:
     hnsw_ef: int | None = None
     oversampling: float = OVERSAMPLING
     rescore: bool = True
+    fusion: Fusion | None = None
 
 
 def write(path: Path, spec: ExportSpec) -> list[Graph]:
@@ -151,6 +155,7 @@ def describe(spec: ExportSpec, graphs: Sequence[Graph]) -> dict[str, Any]:
         "guarantee": {"name": lowering.guarantee, "meaning": GUARANTEES[lowering.guarantee]},
         "rescoring": rescoring,
         "seen_offset": seen_offset,
+        "by": export_ways.describe(spec.fusion, _request(spec, "text", limit), alignment, metric),
     }
 
 
@@ -226,6 +231,7 @@ def export_request(
                 f"{request.alignment} is {alignment.fingerprint[:12]}; export the first, or push with the second"
             )
         target = replace(target, collection=request.collection, hnsw_ef=release.hnsw_ef, **release.quantized_search)
+        target = replace(target, fusion=release.fusion)
         target = _allowed(target, store.search_limits(release.name))
     return write(request.to, target)
 

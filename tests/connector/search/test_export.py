@@ -2,8 +2,9 @@
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -289,3 +290,58 @@ def test_no_secret_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with Home(Settings.load(home=tmp_path)) as ours:
         ours.export(ExportRequest(alignment="a", metric="cosine", to=tmp_path / "out"))
     assert not [path for path in (tmp_path / "out").iterdir() if b"s3cret" in path.read_bytes()]
+
+
+def fused_by_a_service(
+    by: Any, score: Callable[[dict[str, Any]], float], ask: Callable[[Any], list[dict[str, Any]]]
+) -> list[tuple[str, float]]:
+    """Order items as `by` of request.json says; `ask` sends the body of a request, `score` reads a score."""
+    found: dict[str, dict[str, float]] = {}
+    for way in ("image", "caption"):
+        standard = by["fused"][way]
+        for hit in ask({**by[way]["body"], "limit": 2 * N}):
+            z = (score(hit) - standard["mean"]) / standard["deviation"]
+            ways = found.setdefault(hit["payload"]["group"], {})
+            ways[way] = max(z, ways.get(way, z))
+    weights = {way: by["fused"][way]["weight"] for way in ("image", "caption")}
+    scored = {
+        group: sum(weights[way] * z for way, z in ways.items()) / sum(weights[way] for way in ways)
+        for group, ways in found.items()
+    }
+    return sorted(scored.items(), key=lambda item: -item[1])
+
+
+@pytest.mark.parametrize("exported", ["hellinger", "kl-item-query"], indirect=True)
+def test_a_service_searches_by_caption_and_fused_as_a_retriever_does(world: World, exported: Path) -> None:
+    spec, X = spec_of(exported), embedded("text", latent(2, seed=9), noise=0.2)
+    retriever = Retriever.open(world.provenance, world.store, COLLECTION, spec["metric"])
+    of_release = ExportSpec("a", alignment(), parse(spec["metric"]), fusion=retriever.release.fusion)
+    by = json.loads(json.dumps(export.describe(of_release, [])))["by"]
+    outputs = run(exported / "text-query.onnx", X)
+    encoder = cards()["text"].fingerprint
+    for row, vector in enumerate(outputs["vector"]):
+        offset = outputs["offset"][row] if spec["score"]["offset"] else 0.0
+
+        def score(hit: dict[str, Any], offset: float = offset) -> float:
+            return float(spec["score"]["sign"] * hit["score"] + offset)
+
+        def ask(body: dict[str, Any], vector: Any = vector) -> list[dict[str, Any]]:
+            plain = {name: value for name, value in body.items() if not name.startswith("group_")}
+            path = by["caption"]["path"].removesuffix("/groups").format(collection=COLLECTION)
+            return answered(world, path, {**plain, "query": vector.tolist()})
+
+        body = by["caption"]["body"]
+        assert (body["group_by"], body["group_size"], body["using"]) == ("group", 1, "text")
+        (by_caption,) = retriever.search_embeddings("text", X[[row]], K, encoder=encoder, by="caption")
+        assert [hit["payload"]["group"] for hit in ask({**body, "limit": K})] == [hit.group for hit in by_caption]
+        (fused,) = retriever.search_embeddings("text", X[[row]], K, encoder=encoder, by="fused")
+        expected = fused_by_a_service(by, score, ask)[:K]
+        assert [hit.group for hit in fused] == [group for group, _ in expected]
+        np.testing.assert_allclose([hit.score for hit in fused], [value for _, value in expected], atol=1e-3)
+
+
+def test_ways_are_of_releases_that_need_no_rescoring(exported: Path) -> None:
+    spec = spec_of(exported)
+    assert (spec["by"] is None) == (spec["rescoring"] is not None)
+    if spec["by"] is not None:
+        assert spec["by"]["fused"] is None  # no release, so nothing was measured
