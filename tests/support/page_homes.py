@@ -38,6 +38,7 @@ SECTIONS = [
     "Where recall is lost",
     "Both directions",
     "Recall by K",
+    "What captions alone would find",
     "History",
     "The modality gap",
     "By kind of query",

@@ -155,6 +155,18 @@ class TestWhatStandsOnIt:
             assert cells[9] == f"{latency['p50']:.1f} / {latency['p95']:.1f} / {latency['p99']:.1f}"
         assert "not measured: the filter matches no image" in written.page.text
 
+    def test_what_captions_alone_would_find(self, written: WrittenPage) -> None:
+        captions = written.document["captions"]
+        assert written.found.captions is not None
+        for kind in captions["kinds"]:
+            row = written.page.last_row(kind["kind"])
+            assert row[1] == str(kind["queries"])
+            assert row[2::2] == [interval(kind["first"][way]) for way in ("image", "caption", "fused")]
+            assert row[3::2] == [interval(kind["among"][way]) for way in ("image", "caption", "fused")]
+        assert captions["says"]
+        for said in captions["says"]:
+            assert said in written.page.text
+
     def test_both_directions_side_by_side(self, written: WrittenPage) -> None:
         measures = {(m["direction"], m["name"]): m for m in written.document["measures"] if not m["part"]}
         for name, called in (("recall", "Recall@K"), ("exact.recall", "exact Recall@K"), ("ndcg", "nDCG@K")):
