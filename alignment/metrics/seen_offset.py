@@ -87,7 +87,16 @@ class SeenOffset(Metric):
 
     @override
     def score(self, queries: Array, items: Array) -> Array:
-        """Compare queries (n, d) with items (m, d + 1), whose last coordinate is 1 if seen and 0 if not: (n, m)."""
+        """Compare queries (n, d) with items (m, d + 1), whose last coordinate is 1 if seen and 0 if not: (n, m).
+
+        Raises:
+            MetricError: items have another number of coordinates, such as those without the last one.
+        """
+        if items.shape[1] != queries.shape[1] + 1:
+            raise MetricError(
+                f"metric {self} with an offset for seen items: expected items of {queries.shape[1] + 1} coordinates, "
+                f"the last of which says whether the fit saw them, got {items.shape[1]}; see `with_seen`"
+            )
         own = self.base.score(queries, items[:, :-1])
         taken = self.offset * items[None, :, -1]
         return -safe_sqrt(own**2 + taken) if is_squared(self.base, queries.shape[1]) else own - taken

@@ -272,6 +272,14 @@ def test_an_offset_that_none_can_be_is_refused(offset: float) -> None:
         SeenOffset(Cosine(), offset)
 
 
+@every_metric
+def test_items_that_do_not_say_whether_they_were_seen_are_refused(metric: Metric, rng: np.random.Generator) -> None:
+    X = some(metric, rng, 3)
+    for items in (X, with_seen(with_seen(X, [1, 0, 1]), [1, 0, 1])):
+        with raises(MetricError, str(metric), str(DIM + 1), str(items.shape[1])):
+            SeenOffset(metric, 0.1).score(X, items)
+
+
 def test_an_offset_beside_another_is_refused() -> None:
     with raises(MetricError, "euclid"):
         SeenOffset(SeenOffset(Euclid(), 0.1), 0.1)

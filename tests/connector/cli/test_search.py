@@ -10,9 +10,11 @@ from PIL import Image
 
 from alignment.metrics import MixtureOfLogits
 from alignment.model.alignment import Alignment
+from connector.cli.tables import search_rows
 from connector.search.retriever import SearchHit
 from tests.support.cli import N, done, modalign
 from tests.support.fakes import write_manifest
+from tests.support.page_homes import search_hit
 from tests.support.sparse_copy import copy_sparse
 
 SERVED = ["chi2(map=split)", "js(map=split)", "mlp(hidden=4)", "dot+nnn(k=8,alpha=0.75)", "cosine"]
@@ -198,3 +200,11 @@ def test_a_contact_sheet_is_written_on_request(shared: Path, tmp_path: Path) -> 
     assert page.read_text().count("data:image/jpeg;base64,") == 4
     blocked = modalign("search", "things", "red", "--html", tmp_path, "--home", shared)
     assert "cannot be written" in blocked.error
+
+
+def test_the_table_says_what_ranks_seen_items_lower_where_something_does() -> None:
+    hits = [search_hit("a", score=0.75)._replace(seen_offset=0.125), search_hit("b", score=0.5)]
+    rows = list(search_rows(hits))
+    assert [(row["score"], row["seen offset"]) for row in rows] == [(0.75, 0.125), (0.5, 0.0)]
+    assert list(rows[0])[:3] == ["#", "score", "seen offset"]
+    assert not any("seen offset" in row for row in search_rows(hits[1:]))

@@ -48,6 +48,13 @@ def test_what_was_asked_and_found_stands_in_it(tmp_path: Path) -> None:
     assert [text for text in page.strings if " to " in text] == ["text to image", "image to text", "text to image"]
 
 
+def test_what_ranks_a_seen_item_lower_stands_beside_its_score(tmp_path: Path) -> None:
+    seen = search_hit("a", score=0.75)._replace(seen_offset=0.125)
+    page = written(tmp_path, Answered("q", [seen, search_hit("b", score=0.5)]))
+    beside = [text for text in page.strings if text.startswith("#")]
+    assert beside == ["#1 · 0.7500 − 0.1250 (seen by the fit)", "#2 · 0.5000"]
+
+
 def test_it_needs_no_network_and_runs_nothing(tmp_path: Path) -> None:
     image = write_picture(tmp_path / "a.png")
     page = written(
