@@ -17,7 +17,7 @@ from alignment.comparison.encoder_pairs import PairData, encoder_pairs
 from alignment.comparison.fitted_pair import FittedPair
 from alignment.comparison.learning_curve import Curve, Measure, learning_curve
 from alignment.comparison.paired_bootstrap import Hits, estimate
-from alignment.comparison.table import Comparison, Fitted, MetricRow, NotRun, best_validated
+from alignment.comparison.table import Comparison, Fitted, MetricRow, NotRun, best_on_new_items, best_validated
 from alignment.comparison.whole_collection import WholeCollection, hits_of
 from alignment.errors import FitError, MetricError, WeightsError
 from alignment.fitting.cross_validation import best_of, cross_validate
@@ -313,12 +313,13 @@ class _Bench:
         return taken
 
     def curves(self, data: Sequence[PairData]) -> Iterator[Curve]:
-        """Yield the learning curves of what validated best of all and, before it, of the best linear closed form.
+        """Yield the learning curves of what validated best and, before it, of the best linear closed form.
 
         Validation decides which, so that the test groups have no influence on the choice.
         """
         self.clock.allow_curves()
-        best = best_validated(self.fitted)
+        pair = best_on_new_items(self.fitted).pair
+        best = best_validated([fit for fit in self.fitted if fit.pair == pair])
         beside = [fit for fit in self.fitted if fit.pair == best.pair and fit.method in LINEAR]
         shown = [*([best_validated(beside)] if beside and best.method not in LINEAR else []), best]
         (of_pair,) = (pair_data for pair_data in data if pair_data.pair.name == best.pair)

@@ -15,7 +15,7 @@ import numpy as np
 from alignment.comparison.compare import DOES_NOT_APPLY
 from alignment.comparison.learning_curve import REPEATS, Curve
 from alignment.comparison.paired_bootstrap import FEWEST_GROUPS, MARGIN, Floats, Verdict, judge
-from alignment.comparison.table import Comparison, Fitted, MetricRow, best_validated
+from alignment.comparison.table import Comparison, Fitted, MetricRow, best_on_new_items, best_validated
 from alignment.comparison.whole_collection import WholeCollection
 from alignment.metrics import Guarantee, LearnedMetric, parse
 
@@ -139,10 +139,10 @@ def _encoders(comparison: Comparison) -> tuple[str, list[Guideline]]:
     found = [own for pair in comparison.pairs if (own := [fit for fit in fair if fit.pair == pair.name])]
     if len(found) < len(comparison.pairs):
         says = "Encoder pairs cannot be compared: there is no method that was run wherever it applies."
-        return best_validated(comparison.fitted).pair, [Guideline("encoders", says, "What was not run, below.")]
+        return best_on_new_items(comparison.fitted).pair, [Guideline("encoders", says, "What was not run, below.")]
     best = [best_validated(own) for own in found]
     costs = [fit.rows[0].stored_floats for fit in best]
-    preferred = best.index(max(best, key=_validated_on_new_items))
+    preferred = best.index(best_on_new_items(best))
     verdict = _judged(comparison, [fit.rows[0] for fit in best], costs, preferred, "unseen")
     names = [f"{fit.pair} (with {fit.method})" for fit in best]
     cost = f"{best[verdict.taken].rows[0].stored_floats} numbers an item"
@@ -153,17 +153,11 @@ def _encoders(comparison: Comparison) -> tuple[str, list[Guideline]]:
         "Known items do not count: what is asked about them is made in the space of each encoder."
     )
     says, pair = _said(comparison, verdict, names, cost, PREFERRED, NEW), best[verdict.taken].pair
-    overall = max(comparison.fitted, key=_validated_on_new_items)
+    overall = best_on_new_items(comparison.fitted)
     if overall not in fair:
         says += f" {overall.method} on {overall.pair} validated better than all of these, and lacks the comparison."
         pair = overall.pair
     return pair, [Guideline("encoders", says, rests_on)]
-
-
-def _validated_on_new_items(fitted: Fitted) -> tuple[int, float]:
-    """Order by how new items were found in cross-validation, of what took part in the most folds."""
-    whole = fitted.chosen.whole
-    return fitted.chosen.folds, float(np.mean([recall.unseen[recall.best, -1] for recall in whole]))
 
 
 def _lacking(comparison: Comparison, method: str) -> bool:

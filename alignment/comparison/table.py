@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from alignment.comparison.learning_curve import Curve
 from alignment.comparison.whole_collection import WholeCollection
 from alignment.fitting.cross_validation import Candidate
@@ -139,3 +141,15 @@ class Comparison:
 def best_validated(fitted: Sequence[Fitted]) -> Fitted:
     """What validated best, of those that were validated on the most folds."""
     return max(fitted, key=lambda fit: (fit.chosen.folds, fit.chosen.score))
+
+
+def best_on_new_items(fitted: Sequence[Fitted]) -> Fitted:
+    """What found new items best in cross-validation: for fits of different encoders.
+
+    Queries about known items are made in the space of the encoder, so what these find compares no encoders.
+    """
+
+    def validated(fit: Fitted) -> tuple[int, float]:
+        return fit.chosen.folds, float(np.mean([recall.unseen[recall.best, -1] for recall in fit.chosen.whole]))
+
+    return max(fitted, key=validated)

@@ -66,6 +66,15 @@ def test_the_better_pair_is_advised(rng: np.random.Generator, tmp_path: Path) ->
     assert advise(found).pair == "good-image:1 + good-text:1"
     assert said(found, "encoders").startswith("good-image:1 + good-text:1 (with ridge) is what cross-validation pref")
     assert [pair.name for pair in found.pairs] == ["bad-image:1 + bad-text:1", "good-image:1 + good-text:1"]
+    (of_good,) = (fit for fit in found.fitted if fit.pair.startswith("good"))
+    whole = of_good.whole
+    nothing_known = [replace(recall, seen=np.zeros_like(recall.seen)) for recall in of_good.chosen.whole]
+    estimates = {**whole.estimates, "harmonic": {name: estimate(0.0, np.zeros(9)) for name in whole.estimates["seen"]}}
+    row = replace(of_good.rows[0], whole=replace(whole, estimates=estimates))
+    other = replace(of_good, rows=[row], chosen=replace(of_good.chosen, whole=nothing_known))
+    # What is asked about known items is made in the space of each encoder, and says nothing about two of them.
+    changed = replace(found, fitted=[other if fit is of_good else fit for fit in found.fitted])
+    assert advise(changed).pair == "good-image:1 + good-text:1"
 
 
 def test_of_pairs_that_find_as_much_the_smaller_is_advised(rng: np.random.Generator, tmp_path: Path) -> None:
