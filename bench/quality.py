@@ -1,26 +1,17 @@
 """Quality of alignments on real corpora: every method and every metric over grouped splits, beside independent code.
 
-The emoji of the demo are always there. Two more corpora are used where they are installed:
-
-    apt-get install tuxpaint-stamps-default     photographs and drawings with English names
-    npm install emoji-datasource-google         the emoji of another designer, under ./node_modules
-
-Where both emoji are, alignments fitted on the one are tested on the other too. `python -m bench.quality` prints the
-tables, `python -m bench.quality stamps` those of one corpus; docs/alignment-figures.md keeps them.
+`bench.corpora` says how to install more corpora than the demo's. Where both emoji are, alignments fitted on the one are
+tested on the other too. `python -m bench.quality` prints all tables, `python -m bench.quality stamps` those of one
+corpus, `python -m bench.seen_unseen` those of seen and unseen items alone; docs/alignment-figures.md keeps them.
 """
 
-import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import resvg_py
 import torch
 from cca_zoo.linear import RidgeCCA
 from scipy.linalg import orthogonal_procrustes
@@ -36,21 +27,15 @@ from alignment.metrics import Cosine, Metric, parse
 from alignment.modality import MODALITIES
 from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
-from alignment.retrieval.ranks import group_codes, recall_at
-from alignment.sets.embedding_set import EmbeddingSet
+from alignment.retrieval.ranks import recall_at
 from alignment.vectors import FloatArray, l2_normalize
+from bench import corpora, seen_unseen
 from bench.figure import Figure
-from connector.demo.emoji import ENCODERS, write_emoji
-from connector.home import Home
-from connector.provenance.database import upgrade
-from connector.requests import EncodeRequest
-from connector.settings import Settings
+from bench.tables import markdown
 
 SPLITS, FOLDS, HELD_OUT = 5, 2, 0.25
 CPU = torch.device("cpu")
-STAMPS = Path("/usr/share/tuxpaint/stamps")
-GOOGLE = Path("node_modules/emoji-datasource-google")
-NAMES = ("emoji", "stamps", "emoji-google", "emoji to emoji-google")
+NAMES = (*corpora.NAMES, "emoji to emoji-google")
 # Euclid and dot order unit vectors as cosine does.
 PLAIN = ("cosine", "manhattan", "chi2", "js", "hellinger", "kl-query-item", "kl-item-query", "w1", "dot+nnn")
 LEARNED = ("bilinear", "mol", "mlp")
@@ -82,7 +67,7 @@ class Row:
 def figures(names: Sequence[str] = NAMES) -> list[Figure]:
     """Measure every corpus that is here, and print its tables."""
     found = []
-    for corpus in corpora(names):
+    for corpus in _read(names):
         rows = measure(corpus)
         groups = len(np.intersect1d(corpus.fitted.groups, corpus.tested.groups))
         print(f"\n### {corpus.name}: {groups:,} groups, {len(corpus.tested.image.groups):,} images\n")
@@ -93,78 +78,18 @@ def figures(names: Sequence[str] = NAMES) -> list[Figure]:
         for ours, (theirs, _run) in INDEPENDENT.items():
             gain = rows[ours].at_10() - rows[theirs].at_10()
             found.append(Figure(f"{corpus.name}: Recall@10 of {ours} over {theirs}", gain.mean(), -0.005))
-    return found
+    return [*found, *seen_unseen.figures([name for name in names if name in corpora.NAMES])]
 
 
-def corpora(names: Sequence[str]) -> Iterator[Corpus]:
+def _read(names: Sequence[str]) -> Iterator[Corpus]:
     """Encode what is installed."""
-    with tempfile.TemporaryDirectory() as directory:
-        settings = Settings.load(home=directory, database_url=f"sqlite:///{directory}/modalign.db")
-        upgrade(settings.database_url)
-        with Home(settings) as home:
-            sets: dict[str, EmbeddingSet] = {}
-            if "emoji" in names or "emoji to emoji-google" in names:
-                sets["emoji"] = home.encode(
-                    EncodeRequest(corpus=write_emoji(settings.home / "emoji"), set="emoji", encoders=ENCODERS)
-                ).value
-            for name, place, items in (("stamps", STAMPS, _stamps), ("emoji-google", GOOGLE, _google)):
-                if not place.exists():
-                    print(f"{name}: not installed, {place} is not there")
-                elif any(name in wanted for wanted in names):
-                    manifest = _manifest(settings.home / name, items())
-                    sets[name] = home.encode(EncodeRequest(corpus=manifest, set=name, encoders=ENCODERS)).value
-            for name in names:
-                first, _, second = name.partition(" to ")
-                if {first, second or first} <= sets.keys():
-                    fitted, tested = labelled([sets[first], sets[second or first]])
-                    yield Corpus(name, fitted, tested)
-
-
-def labelled(sets: Sequence[EmbeddingSet]) -> list[GroupedEmbeddings]:
-    """Number the groups of some sets alike."""
-    rows = [made.load(modality) for made in sets for modality in MODALITIES]
-    sides = [
-        ModalityEmbeddings(part.vectors, codes)
-        for part, codes in zip(rows, group_codes(*(part.groups for part in rows)), strict=True)
-    ]
-    return [GroupedEmbeddings(*sides[start : start + 2]) for start in range(0, len(sides), 2)]
-
-
-def _stamps() -> Iterator[tuple[Path, str, str]]:
-    """Pictures with the first line of their text, which is English; a drawing beside a photograph of its name too."""
-    for text in sorted(STAMPS.rglob("*.txt")):
-        caption = text.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0].strip()
-        for picture in (text.with_suffix(suffix) for suffix in (".png", ".svg")):
-            if caption and picture.exists():
-                yield picture, caption, caption
-
-
-def _google() -> Iterator[tuple[Path, str, str]]:
-    for emoji in json.loads((GOOGLE / "emoji.json").read_text(encoding="utf-8")):
-        picture = GOOGLE / "img" / "google" / "64" / emoji["image"]
-        if emoji["name"] and picture.exists():
-            names = ", ".join([emoji["name"].lower(), *emoji["short_names"]]).replace("_", " ")
-            yield picture, names, emoji["unified"].upper()
-
-
-def _manifest(directory: Path, items: Iterator[tuple[Path, str, str]]) -> Path:
-    """Copy the pictures beside a manifest: one that points elsewhere is refused."""
-    directory.mkdir()
-    rows = []
-    for number, (picture, caption, group) in enumerate(items):
-        image = directory / f"{number}.png"
-        if picture.suffix == ".svg":
-            try:
-                image.write_bytes(bytes(resvg_py.svg_to_bytes(svg_path=str(picture), width=224, background="white")))
-            except ValueError as error:  # 38 stamps state no size
-                print(f"left out {picture.name}: {error}", file=sys.stderr)
-                continue
-        else:
-            shutil.copyfile(picture, image)
-        rows.append({"key": f"{number}", "image": image.name, "caption": caption, "group": group})
-    manifest = directory / "manifest.jsonl"
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return manifest
+    needed = {part for name in names for part in name.split(" to ")}
+    with corpora.encoded(needed) as sets:
+        for name in names:
+            first, _, second = name.partition(" to ")
+            if {first, second or first} <= sets.keys():
+                fitted, tested = corpora.labelled([sets[first], sets[second or first]])
+                yield Corpus(name, fitted, tested)
 
 
 def measure(corpus: Corpus) -> dict[str, Row]:
@@ -297,7 +222,7 @@ def by_method(rows: Mapping[str, Row]) -> str:
         cells = [f"{m:.3f} ± {s:.3f}" for m, s in zip(values.mean(axis=0), values.std(axis=0), strict=True)]
         settings = [str(v) if n == "method" else f"{n} {v}" for n, v in row.chosen.items() if v != name]
         lines.append([name, *cells, ", ".join(settings)])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def by_metric(rows: Mapping[str, Row]) -> str:
@@ -310,12 +235,7 @@ def by_metric(rows: Mapping[str, Row]) -> str:
                 f"{row.at_10(m).mean():.3f} ± {row.at_10(m).std():.3f}" if m in row.recalls else "" for m in metrics
             ]
             lines.append([name, *cells])
-    return _markdown(lines)
-
-
-def _markdown(lines: list[list[str]]) -> str:
-    head, *rest = (f"| {' | '.join(line)} |" for line in lines)
-    return "\n".join([head, "| " + " | ".join(["---"] * len(lines[0])) + " |", *rest])
+    return markdown(lines)
 
 
 if __name__ == "__main__":
