@@ -10,14 +10,16 @@ docs/alignment-figures.md keeps them.
 """
 
 import json
+import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from alignment.fitting.closed_forms import Hyperparameters
 from alignment.fitting.cross_validation import Candidate, best_of, cross_validate
 from alignment.fitting.methods import METHODS, FitSpec, Fitter, fewest_groups
 from alignment.fitting.seen_offsets import FittedMetrics, seen_offsets
@@ -37,7 +39,13 @@ from connector.encoding.encoders import load_encoder
 SPLITS, FOLDS, HELD_OUT = 3, 4, 0.25
 CPU = torch.device("cpu")
 COSINE = Cosine()
-SHOWN = ("auto", "ridge", "rcca", "kcca", "asif", "linear", "residual")
+SHOWN = ("before", "auto", "ridge", "rcca", "kcca", "asif", "linear", "residual")
+# What `auto` chose, in the first split of `bench.quality`, while it judged by held-out items alone and had no offset.
+BEFORE: Mapping[str, tuple[str, Hyperparameters]] = {
+    "emoji": ("residual", {"start": "kcca", "rank": 64, "learning_rate": 0.0003}),
+    "stamps": ("kcca", {"gamma": 4.0, "shrinkage": 0.3, "components": 256}),
+    "emoji-google": ("kcca", {"gamma": 4.0, "shrinkage": 0.3, "components": 512}),
+}
 PARAPHRASED, SHARES = ("ridge", "kcca", "asif"), (0.0, 0.1, 0.2, 0.3)
 KS = (1, 10)
 # Offsets of a curve: cosines differ by 2 at most.
@@ -105,11 +113,11 @@ def figures(names: Sequence[str] = corpora.NAMES) -> list[Figure]:
         for name, embedding_set in sets.items():
             measured = measure(read(name, embedding_set))
             print(tables(name, measured), flush=True)
-            gains.append(gain(measured["auto"]))
+            gains.append(gain(measured))
             found += judged(name, *gains[-1])
     if gains:
         mean = float(np.mean([times for times, *_ in gains]))
-        found.append(Figure("harmonic mean of seen and unseen Recall@1 with the offset over without, mean", mean, 4))
+        found.append(Figure("harmonic mean of seen and unseen Recall@1 over that before, mean", mean, 4))
     return found
 
 
@@ -158,9 +166,11 @@ def measure(corpus: Corpus) -> Measured:
         racing = [name for name in METHODS if len(known.groups) >= fewest_groups(name)]
         scores = cross_validate(known, racing, task, folds=FOLDS, device=CPU)
         searched: dict[str, dict[str, Searched]] = {}
-        for name in SHOWN[1:]:
+        for name in SHOWN[2:]:
             searched[name] = _searched(corpus, known, unseen, best_of(s for s in scores if s.method == name), task)
         winner = best_of(scores)
+        before = Candidate(*BEFORE[corpus.name], whole=(), held_out=math.nan, folds=0)
+        searched["before"] = _searched(corpus, known, unseen, before, task)
         searched["auto"] = searched.get(winner.method) or _searched(corpus, known, unseen, winner, task)
         for name in SHOWN:
             measured[name].append(searched[name])
@@ -207,28 +217,27 @@ def _queries(
     yield PARAPHRASES, ModalityEmbeddings(paraphrased(with_parts.vectors, seed=seed), with_parts.groups)
 
 
-def gain(auto: Iterable[Mapping[str, Searched]]) -> tuple[float, float, float]:
-    """Return what the offset does to texts that search images, by means over the splits.
+def gain(measured: Measured) -> tuple[float, float, float]:
+    """Return what texts that search images gain over what `auto` chose before, by means over the splits.
 
     Returns:
         the harmonic mean of Recall@1, as a multiple; the mean Recall@10 and that of seen items, as differences.
     """
-    sides = [split["text-to-image"] for split in auto]
-    seen, unseen = KINDS["text-to-image"][:2]
-    without, with_offset = (
-        np.mean([side.recalls(offset, seen, unseen) for side, offset in zip(sides, offsets, strict=True)], axis=0)
-        for offsets in ([0.0] * len(sides), [side.offset for side in sides])
+    kinds = KINDS["text-to-image"][:2]
+    before, now = (
+        np.mean([side.recalls(side.offset, *kinds) for side in (split["text-to-image"] for split in splits)], axis=0)
+        for splits in (measured["before"], measured["auto"])
     )
-    times = harmonic_mean(*with_offset[:, 0]) / harmonic_mean(*without[:, 0])
-    return times, with_offset[:, 1].mean() - without[:, 1].mean(), with_offset[0, 1] - without[0, 1]
+    times = harmonic_mean(*now[:, 0]) / harmonic_mean(*before[:, 0])
+    return times, now[:, 1].mean() - before[:, 1].mean(), now[0, 1] - before[0, 1]
 
 
 def judged(name: str, times: float, mean_at_10: float, seen_at_10: float) -> list[Figure]:
-    """Hold the gains of a corpus against what an offset has to give."""
+    """Hold the gains of a corpus against what was asked."""
     return [
-        Figure(f"{name}: harmonic mean of seen and unseen Recall@1 with the offset over without", times, 3),
-        Figure(f"{name}: mean Recall@10 of seen and unseen with the offset less without", mean_at_10, 0.03),
-        Figure(f"{name}: Recall@10 of seen with the offset less without", seen_at_10, -0.01),
+        Figure(f"{name}: harmonic mean of seen and unseen Recall@1 over that before", times, 3),
+        Figure(f"{name}: mean Recall@10 of seen and unseen less that before", mean_at_10, 0.03),
+        Figure(f"{name}: Recall@10 of seen items less that before", seen_at_10, -0.01),
     ]
 
 
@@ -253,7 +262,8 @@ def _by_method(measured: Measured, direction: str) -> str:
     for name, splits in measured.items():
         sides = [split[direction] for split in splits]
         areas = _cell(np.mean([side.areas(seen, unseen) for side in sides], axis=0))
-        for label, offsets in ((name, [0.0] * len(sides)), ("", [side.offset for side in sides])):
+        chosen = [side.offset for side in sides]
+        for label, offsets in ((name, [0.0] * len(sides)), *([("", chosen)] if any(chosen) else [])):
             both = list(zip(sides, offsets, strict=True))
             recalls = np.mean([side.recalls(offset, *kinds) for side, offset in both], axis=0)
             first = float(np.mean([side.seen_first(offset, seen, unseen) for side, offset in both]))
