@@ -169,7 +169,8 @@ def measure(corpus: Corpus) -> Measured:
         for name in SHOWN[2:]:
             searched[name] = _searched(corpus, known, unseen, best_of(s for s in scores if s.method == name), task)
         winner = best_of(scores)
-        before = Candidate(*BEFORE[corpus.name], whole=(), held_out=math.nan, folds=0)
+        method, hyperparameters = BEFORE[corpus.name]
+        before = Candidate(method, dict(hyperparameters), whole=(), held_out=math.nan, folds=0)
         searched["before"] = _searched(corpus, known, unseen, before, task)
         searched["auto"] = searched.get(winner.method) or _searched(corpus, known, unseen, winner, task)
         for name in SHOWN:
