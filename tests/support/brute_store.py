@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment.metrics import Guarantee, LearnedMetric, Metric, parse
-from alignment.modality import MODALITIES
+from alignment.modality import MODALITIES, Modality
 from alignment.vectors import FloatArray
 from connector.provenance.tables import ReleaseRow, now
 from connector.releases.aligned_payload import ALIGNED, packed
@@ -24,9 +24,15 @@ def random(n: int, seed: int) -> npt.NDArray[np.floating]:
     return np.random.default_rng(seed).standard_normal((n, DIM))
 
 
-def a_release(text: str, **changes: Any) -> Release:
-    """A release of the collection, without a database; `changes` to its metric's weights by `Metric.start`."""
-    ours, metric = alignment(), parse(text)
+def a_release(text: str, *, offsets: Mapping[Modality, float] | None = None, **changes: Any) -> Release:
+    """A release of the collection, without a database.
+
+    Args:
+        text: its metric.
+        offsets: what its alignment takes off seen items; those say in a last coordinate of `points` whether they are.
+        changes: to the weights of its metric by `Metric.start`.
+    """
+    ours, metric = alignment(offsets=offsets), parse(text)
     if changes:
         assert isinstance(metric, LearnedMetric)
         ready: Metric = metric.start(DIM, **changes)
@@ -52,7 +58,7 @@ def a_release(text: str, **changes: Any) -> Release:
 
 
 def points(release: Release, X: FloatArray) -> Points:
-    """Images as a push writes them."""
+    """Images as a push writes them, of the vectors that the metric compares."""
     payloads: list[dict[str, Any]] = [{"number": number, "group": f"{number % 7}"} for number in range(len(X))]
     lowering = release.lowerings["image"]
     if lowering.guarantee is not Guarantee.EXACT:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +10,16 @@ import pytest
 from qdrant_client import models
 
 from alignment.metrics import Guarantee, parse, with_seen
+from alignment.metrics.divergences import CertifiedLowering
+from alignment.metrics.learned import MixtureLowering
 from alignment.metrics.seen_offset import is_squared
 from alignment.modality import MODALITIES, OTHER, Modality
 from alignment.sets.hold_out import HoldOut
+from alignment.vectors import l2_normalize
 from connector.search.candidates import CandidateSearch
 from connector.search.retriever import Retriever, SearchResult
+from connector.stores.contract import Store
+from tests.support.brute_store import Brute, a_release, random
 from tests.support.world import (
     ALL,
     COLLECTION,
@@ -156,3 +161,34 @@ def test_quantized_vectors_choose_candidates_and_scores_stay_exact(
             given = [hit.score - hit.seen_offset for hit in hits]
             np.testing.assert_allclose(given, row[keys], atol=5e-6)
             assert np.all(np.diff(given) <= 1e-9)
+
+
+@pytest.fixture
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    for lowering in (CertifiedLowering, MixtureLowering):
+        monkeypatch.setattr(lowering, "page", 8)
+        monkeypatch.setattr(lowering, "budget", 128)
+
+
+@pytest.mark.parametrize("text", ["chi2", "js", "mol"])
+@pytest.mark.parametrize("offset", [1e-4, 0.1, 0.5, 300.0])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.usefixtures("small_pages")
+def test_what_is_certified_is_complete(text: str, offset: float, share: float) -> None:
+    """Over several hundred points, some of which are seen, and a third of which there are several times."""
+    n, rng = 300, np.random.default_rng(4)
+    release = a_release(text, offsets={"image": offset, "text": 0.0})
+    X = l2_normalize(np.concatenate([random(200, 1), random(10, 2)[rng.integers(10, size=100)]]))
+    items, Q = with_seen(X, rng.random(n) < share), l2_normalize(random(12, 3))
+    finder = CandidateSearch(release, cast(Store, Brute.of(release, items)))
+    metric = release.alignment.metric(release.metric, "image")
+    certified = 0
+    for most in (16, 64, n + 1):
+        for k in (1, 5):
+            found = finder.search("image", Q, k, exact=True, max_candidates=most)
+            for answer, row in zip(found, scores(metric, Q, items), strict=True):
+                if answer.certified:
+                    best = -np.sort(-row)[:k]
+                    np.testing.assert_allclose([hit.score for hit in answer.hits], best, rtol=2e-6, atol=1e-5)
+                    certified += most <= n
+    assert certified or text == "mol"  # whose gates may move more than scores are apart
