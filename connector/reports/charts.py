@@ -224,17 +224,17 @@ def seen_unseen(
         face = COLOURS["ink"] if number == len(marked) - 1 else "none"
         axes.plot([x], [y], "o", markersize=7, markerfacecolor=face, markeredgecolor=COLOURS["ink"], gid="marked")
         side = -1 if x > 0.6 * drawn.unseen.max() else 1
-        below = -14 if number == len(marked) - 1 else -30  # names of points that are close stay apart
-        axes.annotate(
-            name, (x, y), xytext=(8 * side, below), textcoords="offset points", ha="left" if side > 0 else "right"
-        )
+        # The higher point has its name above it and the lower one below, so that names of close points stay apart.
+        is_highest = len(marked) > 1 and (y, -number) == max((each[2], -n) for n, each in enumerate(marked))
+        beside = (8 * side, 6 if is_highest else -14)
+        axes.annotate(name, (x, y), xytext=beside, textcoords="offset points", ha="left" if side > 0 else "right")
     axes.set_xlabel(f"Recall@{drawn.k} of new items")
     axes.set_ylabel(f"Recall@{drawn.k} of known items")
     axes.tick_params(pad=7)  # both axes begin with 0.0
     axes.grid(axis="both")
     curves = [drawn, *others]
     axes.set_xlim(0, limits([x for curve in curves for x in curve.unseen.tolist()], ceiling=1.0)[1])
-    axes.set_ylim(0, min(1.05, 1.1 * max(*(float(curve.seen.max()) for curve in curves), NARROWEST)))
+    axes.set_ylim(0, 1.12 * max(*(float(curve.seen.max()) for curve in curves), NARROWEST))
     return figure
 
 

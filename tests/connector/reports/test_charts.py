@@ -12,10 +12,23 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from alignment.retrieval.bootstrap import Estimate
+from alignment.retrieval.seen_unseen import SeenUnseenCurve
 from connector.audits.history import AuditSummary
 from connector.audits.result import PcaProjection, StageSummary
 from connector.provenance.tables import MeasureRow
-from connector.reports.charts import COLOURS, OUTCOMES, PAGE_COLOURS, Bar, Line, bars, lines, scatter, svg, waterfall
+from connector.reports.charts import (
+    COLOURS,
+    OUTCOMES,
+    PAGE_COLOURS,
+    Bar,
+    Line,
+    bars,
+    lines,
+    scatter,
+    seen_unseen,
+    svg,
+    waterfall,
+)
 from connector.reports.compare_charts import MAP, ink
 from connector.reports.trends import trend
 
@@ -191,3 +204,32 @@ class TestTrend:
     def test_gaps_of_other_samples_are_left_out(self, drawn: list[Figure]) -> None:
         assert "gap, 100 groups" in texts(trend(self.MOMENTS, "gap") or "")
         assert up(drawn[0])[0] == [0.4, 0.3]
+
+
+class TestSeenUnseen:
+    X = np.linspace(0.05, 0.7, 60)
+    CURVE = SeenUnseenCurve(K, np.linspace(-1, 1, 60), X, 0.95 * np.sqrt(1 - (X / 0.71) ** 2))
+    OTHER = SeenUnseenCurve(K, np.linspace(-1, 1, 60), X / 2, np.linspace(0.9, 0.0, 60))
+
+    def marked(self, *places: int) -> list[tuple[str, float, float]]:
+        names = ("without offset", "chosen")
+        drawn = self.CURVE
+        return [(name, float(drawn.unseen[i]), float(drawn.seen[i])) for name, i in zip(names, places, strict=True)]
+
+    def test_the_curves_and_both_points_stand_at_their_recalls(self) -> None:
+        marked = self.marked(30, 40)
+        figure = seen_unseen("t", "text", self.CURVE, marked, [self.OTHER])
+        other, curve, *points = zip(along(figure), up(figure), strict=True)
+        assert other == (self.OTHER.unseen.tolist(), self.OTHER.seen.tolist())
+        assert curve == (self.CURVE.unseen.tolist(), self.CURVE.seen.tolist())
+        assert points == [([x], [y]) for _, x, y in marked]
+        assert {"without offset", "chosen", "Recall@10 of new items", "Recall@10 of known items"} < set(
+            texts(svg(figure))
+        )
+
+    @pytest.mark.parametrize("places", [(0, 1), (5, 9), (20, 20), (40, 41), (55, 57), (58, 59), (30, 12)])
+    def test_names_of_close_points_never_lie_on_each_other(self, places: tuple[int, int]) -> None:
+        figure = seen_unseen("t", "text", self.CURVE, self.marked(*places))
+        figure.draw_without_rendering()
+        one, other = (name.get_window_extent() for name in figure.axes[0].texts)
+        assert not one.overlaps(other)
