@@ -20,7 +20,7 @@ from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance
 from tests.support.databases import migrated, postgres_database
 from tests.support.fakes import fake_entry_points
-from tests.support.memory import memory
+from tests.support.memory import memory, process_name
 from tests.support.qdrant_nodes import Node, Server
 from tests.support.qdrant_servers import single_server
 
@@ -36,9 +36,15 @@ MEMORY_BYTES = 4 << 30  # what the directories of four processes fit into
 
 
 def pytest_configure() -> None:
-    """Put `tmp_path` into memory, where there is room: every write of a store is flushed, and disks are slow."""
-    if parent := memory(MEMORY_BYTES):
-        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(parent))
+    """Put `tmp_path` into memory, where there is room: every write of a store is flushed, and disks are slow.
+
+    What failed tests left stays until the next start of pytest.
+    """
+    parent = memory(MEMORY_BYTES)
+    if parent and "PYTEST_DEBUG_TEMPROOT" not in os.environ:
+        own = parent / process_name("modalign-tests-", parent)
+        own.mkdir(mode=0o700, exist_ok=True)
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(own)
 
 
 @pytest.fixture(autouse=True, scope="session")

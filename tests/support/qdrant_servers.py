@@ -28,7 +28,7 @@ import pytest
 import trustme
 from pytest_docker.plugin import DockerComposeExecutor
 
-from tests.support.memory import memory
+from tests.support.memory import memory, process_name
 from tests.support.qdrant_nodes import READY_SECONDS, BinaryNode, ComposeNode, Node, Server
 
 ROOT = Path(__file__).parent.parent.parent
@@ -143,23 +143,10 @@ def free_ports(count: int) -> list[int]:
 
 @contextmanager
 def _temporary_directory() -> Iterator[Path]:
-    """Make a directory; remove those of tests that were killed."""
     parent = memory(MEMORY_BYTES) or Path(tempfile.gettempdir())
-    for path in parent.glob("qdrant-tests-*"):
-        if not _is_alive(int(path.name.split("-")[2])):
-            shutil.rmtree(path, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"qdrant-tests-{os.getpid()}-", dir=parent) as directory:
+    prefix = f"{process_name('qdrant-tests-', parent)}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as directory:
         yield Path(directory)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # of another user
-        return True
-    return True
 
 
 def _nodes(
