@@ -36,6 +36,9 @@ class Lossy:
     def search_limits(self, name: str) -> SearchLimits:
         return SearchLimits()
 
+    def has_graph(self, name: str) -> bool:
+        return True
+
     def search(
         self, name: str, vector: str, queries: FloatArray, k: int, *, exact: bool, ef: int | None, **options: Any
     ) -> list[list[Hit]]:
