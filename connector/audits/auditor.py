@@ -16,10 +16,11 @@ from alignment.modality import DIRECTIONS
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.audits.baseline import Baseline, drifts
 from connector.audits.captions import measure_captions
-from connector.audits.collection_checks import collection_warnings, few_groups, limit_warnings
+from connector.audits.collection_checks import collection_warnings, few_groups, limit_warnings, seen_warnings
 from connector.audits.direction import measure_direction, per_query
 from connector.audits.galleries import lay_out
 from connector.audits.geometry import Drawn, draw, measure_space
+from connector.audits.kinds import KINDS
 from connector.audits.measures import BOTH, MEASURES, names_of
 from connector.audits.plan import AuditPlan
 from connector.audits.reference import Truth
@@ -115,6 +116,7 @@ def audit(
     if subject.why_refused is not None:
         findings.append(f"The store refuses exact search, so no stage of it was measured: {subject.why_refused}")
     findings += limit_warnings(release, store.search_limits(release.name))
+    findings += seen_warnings(release, plan, {DIRECTIONS[d][1]: truth.census for d, truth in truths.items()})
 
     directions = {
         direction: measure_direction(subject, direction, truth, fields[DIRECTIONS[direction][0]])
@@ -170,6 +172,9 @@ def _announced(subject: AuditSubject, fields: Strata) -> Iterator[tuple[str, str
         for field, values in fields[modality].items():
             parts = [stratum(field, value) for value in set(values)]
             yield from ((direction, part, name) for part in parts for name in names_of("stratum", ks))
+        if subject.plan.protocol is None:
+            yield from ((direction, kind, name) for kind in KINDS for name in names_of("kind", ks))
+            yield from ((direction, "", measure.name) for measure in MEASURES.values() if measure.of_kinds is not None)
     yield from ((BOTH, "", measure.name) for measure in MEASURES.values() if measure.of_geometry is not None)
 
 
@@ -201,7 +206,7 @@ def _compared(measured: Audit, baseline: Baseline, requirements: Sequence[Requir
     warning = baseline.gallery_warning(measured.gallery)
     return replace(
         measured,
-        drifts=drifts(baseline, measured.per_query, also, seed=measured.plan.seed),
+        drifts=drifts(baseline, measured.per_query, also, kinds=measured.per_kind, seed=measured.plan.seed),
         findings=[*measured.findings, *([warning] if warning else [])],
     )
 

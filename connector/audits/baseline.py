@@ -2,9 +2,10 @@
 
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +14,11 @@ import pyarrow.parquet as pq
 
 from alignment.errors import MeasureError
 from alignment.modality import DIRECTIONS
-from alignment.retrieval.measures import Change, Floats, PerQueryValues, change
+from alignment.retrieval.measures import Change, Floats, PerQueryValues, change, change_of_two
+from alignment.retrieval.seen_unseen import harmonic_mean
 from alignment.retrieval.thresholds import holds
 from connector.audits.history import comparable_as, planned_as, printed
+from connector.audits.kinds import HARMONIC, SEEN, UNSEEN
 from connector.audits.measures import find_measure
 from connector.audits.plan import AuditPlan
 from connector.errors import RequirementError
@@ -81,6 +84,10 @@ class PerQuery:
         return cls(keys, groups, contents, values)
 
 
+# Queries about seen and about unseen items, by direction and kind.
+Kinds = Mapping[tuple[str, str], PerQuery]
+
+
 @dataclass(frozen=True, slots=True)
 class Drift:
     """The change of one measure since the audit with the number `audit`."""
@@ -113,11 +120,31 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """An earlier audit, with its queries by direction, and how many items it searched by modality."""
+    """An earlier audit.
+
+    Attributes:
+        number: of the audit.
+        queries: by direction.
+        gallery: how many items it searched, by modality.
+        kinds: queries about seen and about unseen items, by direction and kind; none of an older audit.
+    """
 
     number: int
     queries: Mapping[str, PerQuery]
     gallery: Mapping[str, int] = field(default_factory=dict)
+    kinds: Kinds = field(default_factory=dict)
+
+    @property
+    def places(self) -> list[tuple[str, str, str]]:
+        """Direction, part and name of each measure that a later audit can be compared by."""
+        whole = [(direction, *place) for direction, queries in self.queries.items() for place in queries.values]
+        of_kinds = [(direction, *place) for (direction, _), queries in self.kinds.items() for place in queries.values]
+        harmonic = [
+            (direction, HARMONIC, name)
+            for direction, part, name in of_kinds
+            if part == SEEN and (direction, UNSEEN, name) in of_kinds
+        ]
+        return whole + of_kinds + harmonic
 
     def gallery_warning(self, gallery: Mapping[str, int]) -> str | None:
         """Warn that the gallery has another size now, if it has: recall falls as it grows."""
@@ -191,7 +218,22 @@ def find_baseline(provenance: Provenance, row: ReleaseRow, against: str, plan: A
             f"audit {chosen.id} was made by a modalign that kept too little of each query; audit once without "
             "--baseline, and compare with that"
         ) from None
-    return Baseline(chosen.id, queries, chosen.settings.get("gallery_size", {}))
+    of_kinds = {
+        (direction, kind): PerQuery.unpacked(kept[packed_as(direction, kind)])
+        for direction in DIRECTIONS
+        for kind in (SEEN, UNSEEN)
+        if packed_as(direction, kind) in kept
+    }
+    return Baseline(chosen.id, queries, chosen.settings.get("gallery_size", {}), of_kinds)
+
+
+def packed_as(direction: str, kind: str) -> str:
+    """Return the name, of at most 16 characters, that SQL keeps queries of a kind by.
+
+    >>> packed_as("text-to-image", "unseen")
+    'unseen:text'
+    """
+    return f"{kind}:{DIRECTIONS[direction][0]}"
 
 
 def _newest(provenance: Provenance, row: ReleaseRow, against: str, plan: AuditPlan, pairs: str) -> AuditRow:
@@ -235,7 +277,12 @@ def _live(provenance: Provenance, row: ReleaseRow) -> list[int]:
 
 
 def drifts(
-    baseline: Baseline, now: Mapping[str, PerQuery], also: Iterable[tuple[str, str]] = (), *, seed: int = 0
+    baseline: Baseline,
+    now: Mapping[str, PerQuery],
+    also: Iterable[tuple[str, str]] = (),
+    *,
+    kinds: Kinds = MappingProxyType({}),
+    seed: int = 0,
 ) -> list[Drift]:
     """Compare over the queries that both audits have with the same key, group and content.
 
@@ -243,6 +290,8 @@ def drifts(
         baseline: the earlier audit.
         now: this audit, by direction.
         also: measures, by part and name, to compare beside those that always are.
+        kinds: of this audit, the queries about seen and about unseen items, by direction and kind. They are always
+            compared, where both audits have some in common.
         seed: of the bootstrap.
 
     Raises:
@@ -250,21 +299,50 @@ def drifts(
     """
     result, wanted = [], set(also)
     for direction, per_query in now.items():
-        then = baseline.queries[direction]
-        ours, then = per_query.where(~per_query.changed_from(then)), then.where(~then.changed_from(per_query))
-        for (part, name), values in ours.values.items():
+        then, ours = _shared(baseline.queries[direction], per_query)
+        for part, name in ours.values:
             measure, _ = find_measure(name)
             always = not part and measure is not None and measure.compared
             if (part, name) not in then.values or not (always or (part, name) in wanted):
                 continue
             try:
                 changed = change(
-                    PerQueryValues(then.keys, then.groups, then.values[part, name]),
-                    PerQueryValues(ours.keys, ours.groups, values),
+                    _values(then, part, name),
+                    _values(ours, part, name),
                     is_rank=measure is not None and measure.is_rank,
                     seed=seed,
                 )
             except MeasureError as error:
                 raise RequirementError(f"audit {baseline.number} cannot be compared: {name}: {error}") from None
             result.append(Drift(direction, part, name, baseline.number, changed))
+        result += _drifts_of_kinds(baseline, direction, kinds, seed)
     return result
+
+
+def _drifts_of_kinds(baseline: Baseline, direction: str, kinds: Kinds, seed: int) -> Iterator[Drift]:
+    """Yield the changes of recall of unseen and of seen items, and of their harmonic mean."""
+    shared = {
+        kind: _shared(baseline.kinds[direction, kind], kinds[direction, kind])
+        for kind in (UNSEEN, SEEN)
+        if (direction, kind) in baseline.kinds and (direction, kind) in kinds
+    }
+    pairs: dict[str, list[tuple[PerQueryValues, PerQueryValues]]] = {}
+    for kind, (then, ours) in shared.items():
+        if not set(then.keys) & set(ours.keys):
+            continue
+        for _, name in ours.values:
+            if (kind, name) in then.values:
+                pairs.setdefault(name, []).append((_values(then, kind, name), _values(ours, kind, name)))
+                yield Drift(direction, kind, name, baseline.number, change(*pairs[name][-1], seed=seed))
+    for name, both in pairs.items():
+        if len(both) == len((UNSEEN, SEEN)):
+            yield Drift(direction, HARMONIC, name, baseline.number, change_of_two(harmonic_mean, both, seed=seed))
+
+
+def _shared(then: PerQuery, ours: PerQuery) -> tuple[PerQuery, PerQuery]:
+    """Leave out the queries that have changed since."""
+    return then.where(~then.changed_from(ours)), ours.where(~ours.changed_from(then))
+
+
+def _values(queries: PerQuery, part: str, name: str) -> PerQueryValues:
+    return PerQueryValues(queries.keys, queries.groups, queries.values[part, name])

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from alignment.modality import Modality
+from connector.audits.census import Census
+from connector.audits.plan import AuditPlan
 from connector.releases.release import Release
 from connector.stores.collection import CollectionInfo, SearchLimits, SettingDifference
 from connector.stores.payload_kinds import fields_of
@@ -59,3 +61,23 @@ def few_groups(groups: Mapping[Modality, int]) -> Iterator[str]:
                 f"The {modality} queries are of {count} groups: intervals of so few are too narrow, and changes seem "
                 "to be more than chance too easily."
             )
+
+
+def seen_warnings(release: Release, plan: AuditPlan, census: Mapping[Modality, Census]) -> Iterator[str]:
+    """Yield what limits how new and known items are measured apart.
+
+    Args:
+        release: in the collection.
+        plan: of the audit.
+        census: of the collection, by modality.
+    """
+    if plan.protocol is not None:
+        yield f"New and known items were not measured apart: protocol {plan.protocol} fixes queries and gallery."
+    elif not release.alignment.seen:
+        yield (
+            "This alignment does not record what its fit saw, so every item that is not held out counts as known; fit "
+            "again to tell new items from them."
+        )
+    for modality, counted in census.items():
+        if not counted.seen and release.alignment.card.seen_offsets.get(str(release.metric), {}).get(modality):
+            yield f"The offset of known items changes nothing: the collection holds no {modality} that the fit saw."

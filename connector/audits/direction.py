@@ -17,6 +17,7 @@ from connector.audits.galleries import Folds, QuerySet
 from connector.audits.measures import MEASURES, Measurement, QueryOutcomes, chance_recall, find_measure, names_of
 from connector.audits.reference import Truth
 from connector.audits.result import DirectionResult, Fidelity, StageSummary
+from connector.audits.seen_unseen import measure_seen_unseen
 from connector.audits.stages import (
     REFERENCE,
     TIMED_QUERIES,
@@ -85,6 +86,7 @@ def measure_direction(
         chance={k: chance_recall(outcomes, k) for k in curve},
         per_query=per_query(query_set, kept),
         worst=worst_queries(subject, direction, outcomes.unfiltered[ks[-1]], truth),
+        seen_unseen=None if subject.plan.protocol else measure_seen_unseen(subject, direction, truth, run.runner),
     )
 
 

@@ -208,7 +208,7 @@ def _by_protocol(
 ) -> tuple[dict[Modality, QuerySet], list[str]]:
     rows = {modality: embedding_set.load(modality) for modality in MODALITIES}
     for modality, loaded in rows.items():
-        if bad := len(loaded) - len(_alignable(release, loaded)):
+        if bad := len(loaded) - len(alignable(release, loaded)):
             raise MismatchError(
                 f"protocol {name}: {bad} {modality} embeddings of {embedding_set.path} cannot be aligned; encode them "
                 "again"
@@ -242,7 +242,7 @@ def _queries(
     draws: list[HashDraws] = []
     parts: list[Rows] = []
     for rows in embedding_set.read(modality):
-        kept = _alignable(release, rows)
+        kept = alignable(release, rows)
         if plan.queries == HELD_OUT:
             kept = kept[release.alignment.card.hold_out.held_out([rows.groups[row] for row in kept])]
         draws.append(hash_draws(sorted({rows.groups[row] for row in kept}), plan.seed))
@@ -266,7 +266,7 @@ def _sample(keys: Sequence[str], plan: AuditPlan) -> IntArray:
     return np.sort(np.argsort(hash_draws(keys, plan.seed))[: plan.sample])
 
 
-def _alignable(release: Release, rows: Rows) -> IntArray:
+def alignable(release: Release, rows: Rows) -> IntArray:
     """Return the numbers of the rows that can be aligned."""
     kept = np.ones(len(rows), bool)
     kept[list(invalid_rows(rows.vectors))] = False

@@ -14,14 +14,16 @@ import numpy as np
 
 from alignment.geometry.geometry import Geometry, skewness
 from alignment.metrics import Guarantee
+from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.measures import Floats, found, ndcg, r_precision, recall, reciprocal_rank
 from alignment.retrieval.ranks import IntArray, RelevantRanks, chance_recall_at
+from connector.audits.kinds import KindOutcomes, first_places
 from connector.audits.reference import Scores, Truth
 from connector.audits.stages import StageResults, fidelity_tails
 
 # The direction of measures that belong to neither direction alone.
 BOTH = "both"
-Part = Literal["whole", "stage", "stratum"]
+Part = Literal["whole", "stage", "stratum", "kind"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +63,14 @@ class Measure:
             kept, so later audits can be compared with them.
         per_direction: returns the value of a direction, without an interval.
         of_geometry: returns the value of both modalities together.
+        of_kinds: returns the value of a direction over the whole collection, with an interval where it has one.
         low, high: the range of its values.
         better: which values are better; `neither` where a value is no verdict.
         is_rank: values are ranks, which may be infinite: they are summed up by their lower median instead of the mean,
             and printed without decimals.
         parts: what it is measured of: the whole audit; each stratum of the queries, if it has `per_query`; each stage
-            of a search, if `connector.audits.result.StageSummary` has it.
+            of a search, if `connector.audits.result.StageSummary` has it; queries about seen and unseen items, if
+            `connector.audits.seen_unseen` does.
         guarantees: releases under metrics of these guarantees have it.
         shown: whether it has a row in the tables of an audit.
         compared: whether it is always compared with a baseline; others are if a requirement bounds their drop.
@@ -79,6 +83,7 @@ class Measure:
     per_query: Callable[[QueryOutcomes, int], Floats] | None = None
     per_direction: Callable[[QueryOutcomes, int], float] | None = None
     of_geometry: Callable[[Geometry], float] | None = None
+    of_kinds: Callable[[KindOutcomes], Estimate | float] | None = None
     low: float = 0.0
     high: float = 1.0
     better: Literal["higher", "lower", "neither"] = "higher"
@@ -139,7 +144,7 @@ MEASURES: dict[str, Measure] = {
             sentence="queries with a right answer among the first {k}, as production searches",
             title="Recall@{k}",
             per_query=served(recall),
-            parts=("whole", "stage", "stratum"),
+            parts=("whole", "stage", "stratum", "kind"),
             shown=True,
             compared=True,
             history="table",
@@ -247,6 +252,30 @@ MEASURES: dict[str, Measure] = {
             better="lower",
             shown=True,
         ),
+        Measure(
+            name="first_places",
+            sentence="of all first places those that go to seen items, if each item is searched for as often",
+            title="first places",
+            of_kinds=first_places,
+            better="neither",
+            shown=True,
+        ),
+        Measure(
+            name="first_places.fair",
+            sentence="share of the seen among all items, which would be fair",
+            title="fair first places",
+            of_kinds=lambda outcomes: outcomes.fair,
+            better="neither",
+            shown=True,
+            history="nowhere",
+        ),
+        Measure(
+            name="ausuc",
+            sentence="area under the curve of recall of seen over unseen items, whatever the offset",
+            title="AUSUC",
+            of_kinds=lambda outcomes: outcomes.area,
+            shown=True,
+        ),
         *(
             Measure(
                 name=f"latency.p{percentile}",
@@ -333,7 +362,10 @@ def names_of(part: Part, ks: Sequence[int], guarantee: Guarantee | None = None) 
     return [
         name
         for measure in MEASURES.values()
-        if part in measure.parts and measure.of_geometry is None and guarantee in (None, *measure.guarantees)
+        if part in measure.parts
+        and measure.of_geometry is None
+        and measure.of_kinds is None
+        and guarantee in (None, *measure.guarantees)
         for name, _ in measure.named(ks)
     ]
 
@@ -350,6 +382,18 @@ def of_geometry(geometry: Geometry) -> "Iterator[Measurement]":
             yield Measurement(BOTH, measure.name, measure.of_geometry(geometry), queries=geometry.groups)
 
 
+def of_kinds(direction: str, outcomes: KindOutcomes) -> "Iterator[Measurement]":
+    """Yield what is measured of seen and unseen items together."""
+    queries = sum(len(values) for values, _ in outcomes.seen_first.values())
+    for measure in MEASURES.values():
+        if measure.of_kinds is not None:
+            value = measure.of_kinds(outcomes)
+            if isinstance(value, Estimate):
+                yield Measurement(direction, measure.name, value.value, value.low, value.high, queries)
+            else:
+                yield Measurement(direction, measure.name, value, queries=queries)
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """One number of an audit: a measure of a direction, with its 95% interval where it has one.
@@ -357,7 +401,8 @@ class Measurement:
     Attributes:
         name: of the measure, with its K: `recall@10`.
         queries: how many queries it is of.
-        part: what it is of: a stage of the search, a stratum such as `language=de`, or "" for the whole audit.
+        part: what it is of: a stage of the search, a stratum such as `language=de`, one of `KINDS`, or "" for the whole
+            audit.
     """
 
     direction: str

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from connector.audits.baseline import packed_as
 from connector.audits.result import Audit, StageSummary
 from connector.audits.stages import is_stage
 from connector.provenance.recorder import Provenance
@@ -48,6 +49,9 @@ def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
             "findings": list(result.findings),
             "stages": [_stage(stage) for stage in result.stages],
             "captions": asdict(result.captions) if result.captions else None,
+            "seen_unseen": [
+                {"direction": own.direction, "about": own.about, "why_not": own.why_not} for own in result.seen_unseen
+            ],
         }
     if result.drifts:
         settings["against"] = result.drifts[0].audit
@@ -70,7 +74,8 @@ def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
             )
             for m in result.measures
         ],
-        per_query={direction: queries.packed() for direction, queries in result.per_query.items()},
+        per_query={direction: queries.packed() for direction, queries in result.per_query.items()}
+        | {packed_as(*of): queries.packed() for of, queries in result.per_kind.items()},
     )
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from alignment.metrics import METRICS, Distance, Lowering, Metric, Rescored
 from alignment.retrieval.ranks import CHUNK_SCORES, IntArray, RelevantRanks
 from alignment.vectors import FloatArray
+from connector.audits.census import Census
 from connector.audits.galleries import NOT_IN_GALLERY, QuerySet
 from connector.releases.aligned_payload import carried
 from connector.stores.points import Record
@@ -44,6 +45,7 @@ class Truth:
         sizes: how many points the parts of the gallery hold (parts,).
         kept: vectors of the points to keep, by id: aligned where points carry aligned vectors, else as stored.
         largest: size of the largest point, as `sizes_of` has it.
+        census: which points the fit saw.
     """
 
     whole: RelevantRanks
@@ -52,6 +54,7 @@ class Truth:
     sizes: IntArray
     kept: dict[str, FloatArray]
     largest: float
+    census: Census
 
 
 def vectors_of(lowering: Lowering, page: Sequence[Record], dim: int) -> FloatArray:
@@ -132,7 +135,9 @@ def truth(
     largest = 0.0
     sizes, relevant = np.zeros(query_set.gallery.parts(), np.int64), _Relevant(len(aligned))
     kept: dict[str, FloatArray] = {}
+    census = Census()
     for page in pages():
+        census.add(page)
         items, placed = vectors_of(lowering, page, aligned.shape[1]), query_set.gallery.placed(page)
         largest = max(largest, float(np.nan_to_num(sizes_of(lowering, items)).max(initial=0.0)))
         kept |= {record.id: item.copy() for record, item in zip(page, items, strict=True) if record.id in keep}
@@ -149,7 +154,7 @@ def truth(
             joined = np.concatenate([best[block.rows], top], axis=1)
             best[block.rows] = -np.sort(-joined, axis=1)[:, :depth]
     best[np.isneginf(best)] = np.nan
-    return Truth(*relevant.ranks(is_whole=query_set.gallery.is_whole), best, sizes, kept, largest)
+    return Truth(*relevant.ranks(is_whole=query_set.gallery.is_whole), best, sizes, kept, largest, census)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 recall@10>=0.4                      in both directions
 text-to-image:recall@10>=0.4        in one direction
 index:fidelity@10>=0.98             of one part: a stage of the search, or a stratum such as `language=de`
+unseen recall@10>=0.4               of queries about items that the fit never saw; also `seen`, or `harmonic` of both
 recall@10 drop<=0.02                at most 0.02 worse than the baseline; changes within chance pass
 
 Bounds are decimal numbers: a value that differs from one by no more than `TOLERANCE` is equal to it.
@@ -16,11 +17,13 @@ from dataclasses import dataclass
 from alignment.modality import DIRECTIONS
 from alignment.retrieval.thresholds import holds
 from connector.audits.baseline import Baseline, Drift
+from connector.audits.kinds import KINDS
 from connector.audits.measures import BOTH, Measurement
 from connector.errors import RequirementError
 
 # Of what follows the last colon. Nothing in it can match in two ways, so no text takes more than linear time.
 GRAMMAR = re.compile(
+    rf"(?:(?P<kind>{'|'.join(KINDS)})\s++)?+"
     r"(?P<name>[a-z_]+(?:\.[a-z0-9_]+|@\d++(?!\w))*+)\s*(?P<drop>\sdrop\s*)?"
     r"(?P<comparison>>=|<=|>|<)\s*(?P<bound>[-+.\deE]+)"
 )
@@ -56,7 +59,7 @@ class Requirement:
             RequirementError: the text is invalid.
         """
         prefix, has_prefix, condition = text.strip().rpartition(":")
-        match = GRAMMAR.fullmatch(condition)
+        match = GRAMMAR.fullmatch(condition.strip())
         try:
             if (
                 match is None or bool(prefix) != bool(has_prefix) or not math.isfinite(bound := float(match["bound"]))
@@ -65,12 +68,18 @@ class Requirement:
         except ValueError:
             raise RequirementError(
                 f"requirement {text!r}: expected MEASURE>=NUMBER such as recall@10>=0.4, "
-                "text-to-image:mrr>=0.3 or index:fidelity@10>=0.98, with one of >= <= > <; or MEASURE drop<=NUMBER"
+                "text-to-image:mrr>=0.3, index:fidelity@10>=0.98 or 'unseen recall@10>=0.4', with one of >= <= > <; or "
+                "MEASURE drop<=NUMBER"
             ) from None
         if match["drop"] and (match["comparison"] != "<=" or bound < 0):
             raise RequirementError(f"requirement {text!r}: expected drop<=NUMBER of at least 0, such as drop<=0.02")
         first, colon, rest = prefix.partition(":")
         direction, part = (first, rest) if first in (*DIRECTIONS, BOTH) else (None, first + colon + rest)
+        if match["kind"] and part:
+            raise RequirementError(
+                f"requirement {text!r}: expected one part, got {part!r} and {match['kind']!r}; leave one out"
+            )
+        part = match["kind"] or part
         return cls(text.strip(), direction, part, match["name"], bool(match["drop"]), match["comparison"], bound)
 
     def bounds(self, direction: str, part: str, name: str) -> bool:
@@ -112,7 +121,7 @@ def check_known(
                 f"requirement {requirement.text!r} bounds a drop; say since which audit with --baseline last, live or "
                 "the number of one"
             )
-        kept = [(direction, *place) for direction, queries in baseline.queries.items() for place in queries.values]
+        kept = baseline.places
         if not set(kept) & set(bounded):
             names = dict.fromkeys(f"{part}:{name}".lstrip(":") for _, part, name in kept)
             raise RequirementError(
@@ -127,8 +136,8 @@ def _unknown(requirement: Requirement, known: Sequence[tuple[str, str, str]]) ->
     more = f" and {len(parts) - LISTED_PARTS} more" if len(parts) > LISTED_PARTS else ""
     return (
         f"requirement {requirement.text!r} names no measure of this audit; it has {', '.join(whole)}; and "
-        f"PART:recall@K, PART:fidelity@K and PART:latency.p50 of {', '.join(parts[:LISTED_PARTS])}{more}, strata with "
-        "recall alone"
+        f"PART:recall@K, PART:fidelity@K and PART:latency.p50 of {', '.join(parts[:LISTED_PARTS])}{more}, strata and "
+        f"{', '.join(KINDS)} with recall alone"
     )
 
 

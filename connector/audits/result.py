@@ -12,10 +12,12 @@ from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.thresholds import holds
 from connector.audits.baseline import Drift, PerQuery
 from connector.audits.captions import CaptionBaseline
+from connector.audits.kinds import KINDS
 from connector.audits.measures import Measurement
 from connector.audits.plan import AuditPlan
-from connector.audits.requirements import Failure
-from connector.audits.stages import INDEX, LOWERING, QUANTIZATION, RESCORING, Latency
+from connector.audits.requirements import Failure, Requirement
+from connector.audits.seen_unseen_result import SeenUnseenResult
+from connector.audits.stages import INDEX, LOWERING, QUANTIZATION, RESCORING, Latency, is_stage
 from connector.provenance.tables import ReleaseRow
 from connector.releases.release import Release
 from connector.stores.collection import CollectionInfo
@@ -133,6 +135,7 @@ class DirectionResult:
         chance: Recall@K of a random order, by the same K.
         per_query: the values that later audits are compared with.
         worst: the queries that are answered worst.
+        seen_unseen: how the whole collection is found; None under a protocol, which fixes queries and gallery.
     """
 
     gallery: int
@@ -143,6 +146,7 @@ class DirectionResult:
     chance: Mapping[int, float]
     per_query: PerQuery
     worst: Sequence[WorstQuery]
+    seen_unseen: SeenUnseenResult | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +214,14 @@ class Audit:
     @property
     def measures(self) -> list[Measurement]:
         """Every number, those of each direction before those of both."""
-        return [m for result in self.directions.values() for m in result.measures] + list(self.space.measures)
+        of_directions = [m for result in self.directions.values() for m in result.measures]
+        of_kinds = [m for result in self.seen_unseen for m in result.measures]
+        return of_directions + of_kinds + list(self.space.measures)
+
+    @property
+    def seen_unseen(self) -> list[SeenUnseenResult]:
+        """How the whole collection is found, by direction; nothing under a protocol."""
+        return [result.seen_unseen for result in self.directions.values() if result.seen_unseen is not None]
 
     @property
     def stages(self) -> list[StageSummary]:
@@ -237,6 +248,11 @@ class Audit:
         """The values that later audits are compared with, by direction."""
         return {direction: result.per_query for direction, result in self.directions.items()}
 
+    @property
+    def per_kind(self) -> dict[tuple[str, str], PerQuery]:
+        """The same of queries about seen and about unseen items, by direction and kind."""
+        return {(result.direction, kind): own for result in self.seen_unseen for kind, own in result.per_query.items()}
+
     def measure(self, direction: str, name: str, part: str = "") -> Measurement:
         """Return one number.
 
@@ -248,6 +264,16 @@ class Audit:
     def queries_of(self, direction: str) -> int:
         """Return how many queries a direction has; 0 where the release is broken."""
         return len(self.directions[direction].per_query.keys) if direction in self.directions else 0
+
+    def among(self, requirement: Requirement) -> str:
+        """Say which items a requirement on recall is about: held-out ones alone are found more easily than all."""
+        if not requirement.name.startswith("recall@") or is_stage(requirement.part):
+            return ""
+        if requirement.part in KINDS or self.plan.compared_by.get("gallery") == "all":
+            return ", in the whole collection"
+        if self.plan.protocol:
+            return f", in the gallery of protocol {self.plan.protocol}"
+        return ", among held-out items alone"
 
     @property
     def blamed(self) -> list[StageSummary]:
@@ -284,14 +310,15 @@ class Audit:
         sentences = []
         if self.required:
             sentences.append("Passed: every requirement is met." if not self.failures else "Failed.")
-            sentences += [f"Not met: {failure.requirement.text}: {failure.why}." for failure in self.failures]
+            sentences += [f"Not met: {f.requirement.text}: {f.why}{self.among(f.requirement)}." for f in self.failures]
         return sentences + self.remarks
 
     @property
     def remarks(self) -> list[str]:
-        """Which stage loses what, and what else is not as it should be, a sentence each."""
-        sentences = [self._remark(stage) for stage in self.blamed]
-        return [*(sentences or ["No stage of the search loses more than it may."]), *self.findings]
+        """What is found, which stage loses what, and what else is not as it should be, a sentence each."""
+        found = [sentence for result in self.seen_unseen for sentence in result.in_words]
+        lost = [self._remark(stage) for stage in self.blamed]
+        return [*found, *(lost or ["No stage of the search loses more than it may."]), *self.findings]
 
     def _remark(self, stage: StageSummary) -> str:
         k = self.plan.k

@@ -22,6 +22,7 @@ from alignment.modality import Modality
 from alignment.retrieval.ranks import IntArray, RelevantRanks
 from alignment.vectors import FloatArray
 from connector.audits.reference import floors_of, own_scores, sizes_of, vectors_of
+from connector.releases.points import FITTED
 from connector.search.candidates import CandidateSearch, RankedHits, ScoredHit
 
 if TYPE_CHECKING:
@@ -121,12 +122,14 @@ class StageResults:
         scores: by the metric, of the hits (n, depth) in the order of the lists; NaN beyond the end of a short list. As
             in `connector.audits.reference.Truth`, without the offset of a lowering.
         certified: 1 where a list is proved complete, 0 where not (n,); NaN where the metric cannot prove it.
+        seen_first: 1 where the first hit is a seen item, 0 where not (n,), also where there is no hit.
         times: by point id, in how many lists the point is among the first k.
     """
 
     ranks: RelevantRanks
     scores: Scores
     certified: npt.NDArray[np.float64]
+    seen_first: npt.NDArray[np.float64]
     times: Counter[str]
 
     def fidelity(self, best: Scores, k: int, tied: Callable[[Scores], Scores]) -> npt.NDArray[np.float64]:
@@ -168,6 +171,7 @@ def join_results(parts: Sequence[tuple[IntArray, StageResults]]) -> StageResults
         RelevantRanks(np.concatenate([lists[place] for place in places]), counts[places]),
         np.concatenate([results.scores for _, results in parts])[places],
         np.concatenate([results.certified for _, results in parts])[places],
+        np.concatenate([results.seen_first for _, results in parts])[places],
         sum((results.times for _, results in parts), Counter[str]()),
     )
 
@@ -270,7 +274,7 @@ class StageRunner:
         ranks: list[float] = []
         times = Counter[str]()
         scores = np.full((len(aligned), depth), np.nan)
-        certified = np.full(len(aligned), np.nan)
+        certified, seen_first = np.full(len(aligned), np.nan), np.zeros(len(aligned))
         step = max(1, min(BATCH_QUERIES, self._limiter.batch_size, IDS_AT_ONCE // max(1, ids)))
         for start in range(0, len(aligned), step):
             batch = aligned[start : start + step]
@@ -279,10 +283,11 @@ class StageRunner:
                 ranks += self._ranks(stage, aligned[row], size, groups[row], hit_list, int(relevant[row]), depth)
                 scores[row, : len(hit_list.hits)] = hit_list.scores
                 times.update(hit.id for hit in hit_list.hits[: self.k])
+                seen_first[row] = any(hit.payload.get("split") == FITTED for hit in hit_list.hits[:1])
                 if hit_list.certified is not None:
                     certified[row] = hit_list.certified
             advance(len(batch))
-        return StageResults(RelevantRanks(np.array(ranks), relevant), scores, certified, times)
+        return StageResults(RelevantRanks(np.array(ranks), relevant), scores, certified, seen_first, times)
 
     def latency(self, stage: Stage, aligned: FloatArray) -> Latency:
         """Time single queries (n, d), after running the first few of them as a warm-up."""
@@ -313,7 +318,7 @@ class StageRunner:
             "filter": stage.condition,
             "exact": stage.exact,
             "quantized": stage.quantized,
-            "with_payload": ["group"],
+            "with_payload": ["group", "split"],
             "consistent": consistent,
         }
         candidates, score = self.candidates, self.lowering.score

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from alignment.modality import DIRECTIONS
 from alignment.retrieval.bootstrap import Estimate
+from connector.audits.kinds import HARMONIC, SEEN, UNSEEN
 from connector.audits.measures import MEASURES, trended
 from connector.audits.result import BROKEN, Audit, StageSummary
 from connector.audits.stages import FILTER
@@ -25,6 +26,8 @@ def print_audit(found: Audit) -> None:
     sizes = ", ".join(f"{size} {modality}s" for modality, size in found.gallery.items())
     among = f"protocol {found.plan.protocol}" if found.plan.protocol else f"{found.plan.gallery} gallery"
     print_table(_whole(found), f"{title}; {among} of {sizes}")
+    for result in found.seen_unseen:
+        print_table(_recall_rows(found, result.direction, among), f"{result.direction}, as production searches")
     for direction in DIRECTIONS:
         its = [stage for stage in found.stages if stage.direction == direction]
         print_table(map(_stage_row, its), f"stages of a search, {direction}, over the whole collection")
@@ -72,6 +75,21 @@ def _whole(found: Audit) -> Iterator[dict[str, str]]:
     if geometry := found.space.geometry:
         gap = geometry.gap.debiased
         yield {"measure": "gap", **dict.fromkeys(DIRECTIONS, f"{gap:.3f} (p = {geometry.p:.3f})")}
+
+
+def _recall_rows(found: Audit, direction: str, among: str) -> Iterator[dict[str, str]]:
+    """Yield what is found in the gallery, and beside it of unseen and seen items in the whole collection."""
+    present = {(m.part, m.name): m for m in found.measures if m.direction == direction}
+    whole = "whole collection"
+    rows = [("", f"{found.plan.queries} items", among)]
+    rows += [(UNSEEN, "unseen items", whole), (SEEN, "seen items", whole), (HARMONIC, "harmonic mean", whole)]
+    for part, queries, where in rows:
+        recalls = {k: present[part, f"recall@{k}"] for k in found.plan.ks if (part, f"recall@{k}") in present}
+        if recalls:
+            row = {"queries about": queries, "among": where, "n": f"{recalls[found.plan.k].queries:,}"}
+            row |= {f"R@{k}": f"{m.value:.3f}" for k, m in recalls.items()}
+            k = found.plan.k
+            yield row | {f"R@{k}": _printed(recalls[k].value, recalls[k].low, recalls[k].high)}
 
 
 def _printed(value: float, low: float | None, high: float | None) -> str:
@@ -134,11 +152,12 @@ def print_history(moments: Sequence["AuditSummary"]) -> None:
         rows = []
         for moment in moments:
             if (moment.metric, moment.asked) == (metric, asked):
+                places = [("", name) for name in trended(moment.k)] + [(HARMONIC, f"recall@{moment.k}")]
                 values = {
-                    f"{m.name} {m.direction}".removesuffix(" both"): f"{m.value:.3f}"
-                    for name in trended(moment.k)
+                    f"{m.part} {m.name} {m.direction}".strip().removesuffix(" both"): f"{m.value:.3f}"
+                    for place in places
                     for m in moment.measures
-                    if not m.part and m.name == name
+                    if (m.part, m.name) == place
                 }
                 rows.append(
                     {

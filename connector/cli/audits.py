@@ -75,7 +75,7 @@ def _named_filters(context: click.Context, option: click.Parameter, texts: tuple
     "--require",
     multiple=True,
     metavar="CONDITION",
-    help="Requirement, such as 'recall@10>=0.4', 'index:fidelity@10>=0.98' or, with --baseline, 'recall@10 drop<=0.02'. Exit with 3 if it is not met. May be repeated.",
+    help="Requirement, such as 'recall@10>=0.4' of the gallery, 'unseen recall@10>=0.4' of new items in the whole collection, 'index:fidelity@10>=0.98' or, with --baseline, 'recall@10 drop<=0.02'. Exit with 3 if it is not met. May be repeated.",
 )
 @click.option(
     "--baseline",
@@ -142,8 +142,8 @@ def audit(
 ) -> None:
     """Measure a release with pairs that the fit never saw, and name the stage of the search that loses recall.
 
-    The tables show Recall@K in both directions; what the lowering, the index, quantization and filters lose of it; and
-    the modality gap. A release that does not hold what it should is broken: nothing of it is measured, and the exit
+    The tables show Recall@K in both directions, of held-out items alone, and of new and known items in the whole
+    collection; what the lowering, the index, quantization and filters lose of it; and the modality gap. A release that does not hold what it should is broken: nothing of it is measured, and the exit
     code is 3.
     """
     _refuse_contradictions(_given_options())

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from connector.audits.result import Audit, StageSummary
+from connector.audits.seen_unseen_result import SeenUnseenResult
 from connector.provenance.tables import now
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def document(result: "RunResult[Audit]") -> dict[str, Any]:
                 ]
                 for direction, result_of in found.directions.items()
             },
+            "seen_unseen": {result.direction: _seen_unseen(result) for result in found.seen_unseen},
             "geometry": found.space.geometry.to_json() if found.space.geometry else None,
             "geometry_of": found.space.of,
             "worst": [asdict(worst) for worst in found.worst],
@@ -92,6 +94,24 @@ def _stage(stage: StageSummary) -> dict[str, Any]:
         "lost": asdict(stage.lost) if stage.lost else None,
         "latency_ms": asdict(stage.latency) if stage.latency else None,
         "why_not": stage.why_not,
+    }
+
+
+def _seen_unseen(result: SeenUnseenResult) -> dict[str, Any]:
+    curve = result.curve and {
+        "k": result.curve.k,
+        "area": result.curve.area,
+        "offsets": result.curve.offsets.tolist(),
+        "unseen": result.curve.unseen.tolist(),
+        "seen": result.curve.seen.tolist(),
+    }
+    return {
+        "about": result.about,
+        "why_not": result.why_not,
+        "fair": result.fair,
+        "found_first": result.found_first,
+        "points": [asdict(point) for point in result.points],
+        "curve": curve,
     }
 
 
@@ -151,8 +171,8 @@ def history_document(moments: Sequence["AuditSummary"]) -> list[dict[str, Any]]:
 
 
 def log_line(result: "RunResult[Audit]") -> str:
-    """Return an audit as one line of JSON, without worst queries, curves and geometry."""
+    """Return an audit as one line of JSON, without worst queries, curves and geometry; measures hold their numbers."""
     written = {"at": now().isoformat(), **document(result)}
-    for name in ("worst", "curve", "geometry"):
+    for name in ("worst", "curve", "seen_unseen", "geometry"):
         written.pop(name, None)
     return json.dumps(written, ensure_ascii=False, default=str)

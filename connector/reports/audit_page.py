@@ -6,6 +6,7 @@ from typing import Any
 
 from alignment.modality import DIRECTIONS
 from connector.audits.history import asked_as
+from connector.audits.kinds import HARMONIC, SEEN, UNSEEN
 from connector.audits.measures import MEASURES, trended
 from connector.audits.requirements import Requirement
 from connector.audits.result import BROKEN, FAILED, MEASURED, PASSED, Audit
@@ -17,6 +18,7 @@ from connector.reports.charts import Bar, Line, bars, lines, scatter, svg, water
 from connector.reports.geometry_rows import geometry_rows
 from connector.reports.glossary import ARROWS, FILTERS, called, number, sentence, within
 from connector.reports.page_files import templates, write_page
+from connector.reports.seen_unseen_rows import seen_unseen_rows
 from connector.reports.trends import trend
 from connector.reports.worst_queries import Shown, shown_worst
 from connector.settings import MAX_PIXELS
@@ -86,7 +88,8 @@ def _requirements(found: Audit, texts: Sequence[str]) -> Iterator[dict[str, Any]
         failed = [failure.why for failure in found.failures if failure.requirement == requirement]
         measured = found.drifts if requirement.is_drop else found.measures
         met = [value.in_words for value in measured if requirement.bounds(value.direction, value.part, value.name)]
-        yield {"text": requirement.text, "is_met": not failed, "says": failed or met}
+        among = found.among(requirement)
+        yield {"text": requirement.text, "is_met": not failed, "says": failed or met, "among": among}
 
 
 def _sections(found: Audit, shown: Shown) -> dict[str, Any]:
@@ -100,6 +103,7 @@ def _sections(found: Audit, shown: Shown) -> dict[str, Any]:
     filters = {d: [s for s in found.stages if s.direction == d and s.name not in STAGES] for d in DIRECTIONS}
     return {
         "tiles": list(_tiles(found)),
+        "kinds": list(seen_unseen_rows(found)),
         "stages": {d: search[d] + filters[d] for d in DIRECTIONS},
         "waterfalls": [svg(waterfall(ARROWS[d], stages, plan.k)) for d, stages in search.items()],
         "filters": [
@@ -121,7 +125,15 @@ def _tiles(found: Audit) -> Iterator[dict[str, str]]:
     for direction, arrow in ARROWS.items():
         recall, chance = (found.measure(direction, f"{prefix}recall@{k}") for prefix in ("", "chance."))
         small = f"{within(recall)}, chance {number(chance.value)}"
+        if found.plan.compared_by.get("gallery") == HELD_OUT:
+            small += "; among held-out items alone"
         yield {"value": number(recall.value), "name": f"Recall@{k} {arrow}", "small": small}
+    for direction, arrow in ARROWS.items():
+        of = {m.part: m for m in found.measures if (m.direction, m.name) == (direction, f"recall@{k}")}
+        if HARMONIC in of:
+            small = f"new items {number(of[UNSEEN].value)}, known items {number(of[SEEN].value)}: harmonic mean"
+            name = f"Recall@{k} {arrow}, whole collection"
+            yield {"value": number(of[HARMONIC].value), "name": name, "small": small}
     lowest = min((found.measure(d, f"fidelity@{k}") for d in DIRECTIONS), key=lambda m: m.value)
     yield {
         "value": f"{lowest.value:.1%}",

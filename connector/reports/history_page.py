@@ -6,6 +6,7 @@ from typing import Any
 
 from alignment.modality import DIRECTIONS
 from connector.audits.history import AuditSummary
+from connector.audits.kinds import KINDS
 from connector.audits.measures import BOTH, find_measure
 from connector.audits.plan import K
 from connector.reports.glossary import ARROWS, FILTERS
@@ -53,7 +54,7 @@ def _history(metric: str, asked: str, moments: Sequence[AuditSummary]) -> dict[s
     parts = dict.fromkeys(m.stage for moment in moments for m in moment.measures if m.stage)
     whole = dict.fromkeys(m.name for moment in moments for m in moment.measures if not m.part)
     pictures = {
-        "first": [(name, "") for name in (recall, "gap")],
+        "first": [(recall, ""), ("gap", ""), *((recall, kind) for kind in KINDS)],
         "stages": [(name, part) for part in parts for name in (recall, fidelity, "latency.p95")],
         "others": [(name, "") for name in whole if name not in (recall, "gap") and _is_drawn(name)],
     }

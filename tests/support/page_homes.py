@@ -35,6 +35,7 @@ EVERY_OPTION = [
     'none={"must": [{"key": "split", "match": {"value": "nowhere"}}]}',
 ]
 SECTIONS = [
+    "New and known items",
     "Where recall is lost",
     "Both directions",
     "Recall by K",

@@ -381,7 +381,7 @@ class TestEarlier:
         }
         for each in found.drifts:
             assert each.change.difference == Estimate(0.0, 0.0, 0.0)
-            assert each.change.after == found.measure(each.direction, each.name).value
+            assert each.change.after == pytest.approx(found.measure(each.direction, each.name, each.part).value)
 
 
 class TestHistory:

@@ -11,7 +11,7 @@ KS = (1, 5)
 @pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
 class TestEveryMeasure:
     def test_it_has_one_function_unless_stages_alone_have_it(self, measure: Measure) -> None:
-        functions = [measure.per_query, measure.per_direction, measure.of_geometry]
+        functions = [measure.per_query, measure.per_direction, measure.of_geometry, measure.of_kinds]
         assert sum(function is not None for function in functions) == ("whole" in measure.parts)
 
     def test_a_stratum_has_values_for_each_query(self, measure: Measure) -> None:

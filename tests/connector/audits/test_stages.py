@@ -109,7 +109,9 @@ class Noted(RateLimiter):
 def answers(scores: Any) -> StageResults:
     found = np.array(scores, np.float64)
     n = len(found)
-    return StageResults(RelevantRanks(np.empty(0), np.zeros(n, np.int64)), found, np.full(n, np.nan), Counter())
+    return StageResults(
+        RelevantRanks(np.empty(0), np.zeros(n, np.int64)), found, np.full(n, np.nan), np.zeros(n), Counter()
+    )
 
 
 def fidelity(found: Sequence[float], best: Sequence[float], k: int) -> float:

@@ -122,7 +122,7 @@ class TestWhatStandsOnIt:
             "median_rank",
         }
         cells = written.page.row("Recall@10")
-        both = [drift for drift in drifts if drift["measure"] == "recall@10"]
+        both = [drift for drift in drifts if (drift["part"], drift["measure"]) == ("", "recall@10")]
         assert cells[1:] == [
             cell
             for drift in both
@@ -278,9 +278,13 @@ class TestHistory:
             assert page.row(str(audit["audit"]))[3] == audit["verdict"]
         svgs = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
         assert len(svgs) == len(set(svgs)), "one audit alone has no trend"
-        whole = {m["name"] for m in ended.document[0]["measures"] if not m["part"] and "chance" not in m["name"]}
+        whole = {m["name"] for m in ended.document[0]["measures"] if not m["part"]}
+        whole -= {name for name in whole if "chance" in name or name == "first_places.fair"}
+        kinds = {"unseen", "seen", "harmonic"}
         parts = {m["part"] for m in ended.document[0]["measures"]} & {"reference", "lowering", "index"}
-        assert len(svgs) == len(whole) + 3 * len(parts) - 2 + filters(ended.document), "a reference has recall alone"
+        expected = len(whole) + len(kinds) + 3 * len(parts) - 2 + filters(ended.document)
+        assert len(svgs) == expected, "a reference has recall alone"
+        assert svgs[2:5] == [f"Recall@10, {kind}" for kind in ("unseen", "seen", "harmonic")]
         assert svgs[0] == "Recall@10"
         assert svgs[1].startswith("gap, ")
         assert page.html.count('<g class="cross">') == len(svgs), "the broken audit shows everywhere"
@@ -415,7 +419,7 @@ class TestNothingBreaksIt:
     def test_a_change_that_is_more_than_chance_is_marked(self, written: WrittenPage, tmp_path: Path) -> None:
         drifts = [
             replace(d, change=replace(d.change, difference=Estimate(-0.25, -0.3, -0.2)))
-            if d.name in ("recall@10", "median_rank")
+            if not d.part and d.name in ("recall@10", "median_rank")
             else d
             for d in written.found.drifts
         ]

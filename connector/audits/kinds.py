@@ -1,0 +1,42 @@
+"""Kinds of items of a collection: those that the fit saw, and all others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from alignment.retrieval.bootstrap import Estimate, bootstrap_of_two
+from alignment.retrieval.measures import Floats
+from alignment.retrieval.ranks import IntArray
+
+# Parts of an audit: queries about items that the fit saw, about all others, and the harmonic mean of both.
+SEEN, UNSEEN, HARMONIC = "seen", "unseen", "harmonic"
+KINDS = (UNSEEN, SEEN, HARMONIC)
+# The kinds in the words of people who never fitted anything.
+NEW_OR_KNOWN = {UNSEEN: "new", SEEN: "known"}
+
+
+@dataclass(frozen=True, slots=True)
+class KindOutcomes:
+    """What production finds first for queries about seen and about unseen items of the whole collection.
+
+    Attributes:
+        seen_first: by kind, whether the first hit is a seen item (n,), and the codes of the queries' groups (n,).
+        fair: share of the collection's items that are seen.
+        area: under the seen-unseen curve.
+        seed: of the bootstrap.
+    """
+
+    seen_first: Mapping[str, tuple[Floats, IntArray]]
+    fair: float
+    area: float
+    seed: int
+
+
+def first_places(outcomes: KindOutcomes) -> Estimate:
+    """Estimate the share of first places that go to seen items, if each item is searched for as often."""
+    fair = outcomes.fair
+    return bootstrap_of_two(
+        lambda seen, unseen: fair * seen + (1 - fair) * unseen,
+        outcomes.seen_first[SEEN],
+        outcomes.seen_first[UNSEEN],
+        seed=outcomes.seed,
+    )
