@@ -58,13 +58,18 @@ class SeenUnseenResult:
             f"{self.direction}: how {NEW_OR_KNOWN[kind]} items are found in the whole collection is not known: {why}."
             for kind, why in self.why_not.items()
         ]
-        if self.found_first:
-            found = " and ".join(
-                f"{NEW_OR_KNOWN[kind]} items are found first in {self.found_first[kind]:.0%} of searches"
-                for kind in NEW_OR_KNOWN
-                if kind in self.found_first
+        if len(self.found_first) == len(NEW_OR_KNOWN):
+            new, known = (self.found_first[kind] for kind in NEW_OR_KNOWN)
+            sentences.append(
+                f"{self.direction}: in the whole collection new items are found first in {new:.0%} of searches, known "
+                f"ones in {known:.0%}{self._places}."
             )
-            sentences.append(f"{self.direction}: in the whole collection {found}{self._places}.")
+        else:
+            sentences += [
+                f"{self.direction}: in the whole collection {NEW_OR_KNOWN[kind]} items are found first in {share:.0%} "
+                "of searches."
+                for kind, share in self.found_first.items()
+            ]
         if self.points and self.points[-1].offset:
             without, with_it = self.points[0], self.points[-1]
             sentences.append(
