@@ -12,6 +12,7 @@ NAMES = (
     "memory",
     "demo",
     "quality",
+    "captions",
     "fit",
     "metrics",
     "mol_layout",

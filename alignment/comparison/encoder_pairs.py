@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from alignment.comparison.captions import captions_alone
 from alignment.comparison.table import EncoderPair
 from alignment.errors import FitError
 from alignment.fitting.fit import check_directions, common_encoders, split_rows
@@ -68,7 +69,14 @@ def encoder_pairs(sets: Sequence[EmbeddingSet], hold_out: HoldOut, seed: int) ->
         fingerprints = [embedding_set.card.fingerprint for embedding_set in joined]
         training_pairs, left_out = len(known.pairs()[0]), len(groups - common)
         pair = EncoderPair(
-            name, encoders, fingerprints, training_pairs, left_out, _chance(test, test), _chance(test, whole.data)
+            name,
+            encoders,
+            fingerprints,
+            training_pairs,
+            left_out,
+            _chance(test, test),
+            _chance(test, whole.data),
+            captions_alone(test.text, known.text, seed),
         )
         yield PairData(pair, known, test, whole)
 

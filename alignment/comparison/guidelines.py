@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from alignment.comparison.captions import FEWEST_QUERIES
 from alignment.comparison.compare import DOES_NOT_APPLY
 from alignment.comparison.learning_curve import REPEATS, Curve
 from alignment.comparison.paired_bootstrap import FEWEST_GROUPS, MARGIN, Floats, Verdict, judge
@@ -66,6 +67,7 @@ def advise(comparison: Comparison) -> Advice:
         method,
         metric,
         _new_items(row),
+        *_captions(comparison, fitted, row),
         *_identity(comparison, fitted),
         *(_data(comparison, curve) for curve in comparison.curves),
         _gap(comparison),
@@ -108,6 +110,26 @@ def _new_items(row: MetricRow) -> Guideline:
     )
     says = f"With the offset, new items are found first {new}; known ones {known}. {shares}"
     return Guideline("new items", says, rests_on)
+
+
+def _captions(comparison: Comparison, fitted: Fitted, row: MetricRow) -> Iterator[Guideline]:
+    """Say what captions alone would find, where new items have them."""
+    alone = next(pair.captions for pair in comparison.pairs if pair.name == fitted.pair)
+    if alone is None:
+        return
+    rests_on = "Held-out captions among the captions of all items, by cosine of the text encoder; none finds itself."
+    if alone.among is None or alone.first is None:
+        says = f"What captions alone would find is not measured: {alone.queries} held-out captions are of an item with "
+        says += f"a further one, {FEWEST_QUERIES} are needed. Items without a caption are found by the alignment alone."
+    else:
+        images = _whole(row).recalls["text-to-image"].at(1)["unseen"]["recall@10"]
+        says = f"Captions alone find a new item that has a further caption first in {_percent(alone.first.value)} of "
+        says += f"searches and among ten in {_percent(alone.among.value)}; by image a text finds a new item among ten "
+        says += f"in {_percent(images)}. "
+        better = alone.among.low > images
+        says += "Search by caption or fused where items have captions: " if better else "Captions are no better: "
+        says += "items without a caption are found by the alignment alone. An audit measures all three ways."
+    yield Guideline("captions", says, rests_on)
 
 
 def _counted(whole: WholeCollection) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from alignment.comparison.captions import CaptionsAlone
 from alignment.comparison.learning_curve import Curve
 from alignment.comparison.whole_collection import WholeCollection
 from alignment.fitting.cross_validation import Candidate
@@ -26,6 +27,7 @@ class EncoderPair:
         left_out: groups that another encoder pair does not have.
         chance: Recall@K of a random order of the held-out items by K, mean of both directions.
         whole_chance: the same in the whole collection.
+        captions: what captions alone would find.
     """
 
     name: str
@@ -35,6 +37,7 @@ class EncoderPair:
     left_out: int
     chance: dict[str, float]
     whole_chance: dict[str, float]
+    captions: CaptionsAlone | None = None
 
 
 @dataclass(frozen=True, slots=True)
