@@ -15,6 +15,7 @@ import numpy.typing as npt
 from alignment.sets.embedding_set import EmbeddingSet
 from bench.corpora import NAMES, encoded
 from bench.figure import Figure
+from bench.seen_unseen import second_half, synonyms
 from connector.home import Home
 from connector.requests import FitRequest, PushRequest, Way
 from connector.search.retriever import Retriever
@@ -35,7 +36,7 @@ def figures(names: Sequence[str] = NAMES) -> list[Figure]:
             with Home(settings) as home:
                 home.fit(FitRequest(sets=[name], alignment=name, method=METHOD))
                 home.push(PushRequest(set=name, alignment=name, into=name))
-                measured = measure(home.retriever(name), embedding_set)
+                measured = measure(home.retriever(name), name, embedding_set)
             print(f"\n### {name}\n\n{table(measured)}\n", flush=True)
             new = {way: of_way["new"][KS.index(10)] for way, of_way in measured.items()}
             gain = new["fused"] - new["image"]
@@ -43,9 +44,9 @@ def figures(names: Sequence[str] = NAMES) -> list[Figure]:
     return found
 
 
-def measure(retriever: Retriever, embedding_set: EmbeddingSet) -> dict[Way, Mapping[str, list[float]]]:
+def measure(retriever: Retriever, name: str, embedding_set: EmbeddingSet) -> dict[Way, Mapping[str, list[float]]]:
     """Return Recall@K of new and of known items, by K, for each way."""
-    texts, groups = parts_of_captions(embedding_set)
+    texts, groups = parts_of_captions(name, embedding_set)
     held_out = retriever.release.alignment.card.hold_out.held_out(groups)
     found: dict[Way, Mapping[str, list[float]]] = {}
     for way in get_args(Way):
@@ -58,17 +59,11 @@ def measure(retriever: Retriever, embedding_set: EmbeddingSet) -> dict[Way, Mapp
     return found
 
 
-def parts_of_captions(embedding_set: EmbeddingSet) -> tuple[list[str], list[str]]:
-    """Return parts of captions, and the groups of these: what stands between commas, or the latter half of a name."""
-    rows = embedding_set.load("text")
-    parts = []
-    for payload, group in zip(rows.payloads, rows.groups, strict=True):
-        caption = json.loads(payload)["caption"]
-        pieces = [piece.strip() for piece in caption.split(",")]
-        words = caption.strip(".!").split()
-        if len(pieces) == 1 and len(words) >= 3:
-            pieces = [" ".join(words[len(words) // 2 :])]
-        parts += [(piece, group) for piece in dict.fromkeys(pieces) if piece and piece != caption]
+def parts_of_captions(name: str, embedding_set: EmbeddingSet) -> tuple[list[str], list[str]]:
+    """Return parts of captions, and the groups of these."""
+    rows, cut = embedding_set.load("text"), second_half if name == "stamps" else synonyms
+    captions = [json.loads(payload)["caption"] for payload in rows.payloads]
+    parts = [(part, group) for caption, group in zip(captions, rows.groups, strict=True) for part in cut(caption)]
     chosen = np.random.default_rng(0).permutation(len(parts))[:QUERIES]
     return [parts[number][0] for number in chosen], [parts[number][1] for number in chosen]
 
