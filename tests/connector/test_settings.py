@@ -87,7 +87,7 @@ def test_an_empty_place_is_refused_by_name_instead_of_writing_elsewhere(
     Settings.load(**full)
 
 
-@pytest.mark.parametrize("name", VARIABLES.keys() - {f"MODALIGN_{name.upper()}" for name in PLACES})
+@pytest.mark.parametrize("name", sorted(VARIABLES.keys() - {f"MODALIGN_{name.upper()}" for name in PLACES}))
 def test_an_empty_variable_is_an_unset_one(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     expected = Settings.load()
