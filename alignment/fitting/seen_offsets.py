@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from alignment.fitting.cross_validation import Candidate
 from alignment.fitting.methods import FitSpec, Fitter, Projections
-from alignment.fitting.seen_unseen import COST, SHARES, SeenUnseen
+from alignment.fitting.seen_unseen import COST, SHARES, DirectionScores, SeenUnseen
 from alignment.metrics import Metric
 from alignment.modality import DIRECTIONS, MODALITIES, Modality
 from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
@@ -96,15 +96,16 @@ class GapSample:
     def offsets(self, by_direction: Sequence[Metric]) -> dict[Modality, float]:
         """Return the offset of the items of each modality; nothing where both are 0.
 
-        A share that was chosen under one metric may cost seen items much under another. There it is made smaller until
-        it costs at most `COST`, or what it costs under the reference.
+        The folds of a cross-validation judge by fits on some of the groups, and under one metric. So a share is made
+        smaller until, under the final fit, it costs seen items at most `COST`; under another metric than that one at
+        most what it costs there.
 
         Args:
             by_direction: a metric with its weights, as it scores the items of each direction.
         """
         gaps, targets = self.both.gaps(self.aligned, by_direction), [target for _, target in DIRECTIONS.values()]
         shares = [self.shares[target] for target in targets]
-        if self.reference is not None and any(str(metric) != str(self.reference) for metric in by_direction):
+        if self.reference is not None:
             shares = self._affordable(self.reference, by_direction, gaps)
         own = {target: round(share * gap, 9) for target, share, gap in zip(targets, shares, gaps, strict=True)}
         return {modality: own[modality] for modality in MODALITIES} if any(own.values()) else {}
@@ -119,15 +120,21 @@ class GapSample:
         own_gaps = self.both.gaps(self.aligned, references)
         shares = []
         for (_, target), *scores, own_gap, gap in zip(DIRECTIONS.values(), *scored, own_gaps, gaps, strict=True):
-            chosen = self.shares[target]
-            tried = np.array([share for share in SHARES if share < chosen] + [chosen])
+            tried = np.array([share for share in SHARES if share < self.shares[target]] + [self.shares[target]])
             under_reference, under_metric = (
-                score.recall(each * tried) for score, each in zip(scores, (own_gap, gap), strict=True)
+                _costs(score, each * tried) for score, each in zip(scores, (own_gap, gap), strict=True)
             )
-            costs = [recall.seen[0, -1] - recall.seen[:, -1] for recall in (under_reference, under_metric)]
-            rounding = ROUNDED / under_metric.queries[0]
-            shares.append(float(tried[costs[1] <= max(COST, costs[0][-1]) + rounding].max()))
+            affordable = tried <= tried[under_reference <= COST].max()
+            most = max(COST, under_reference[affordable].max())
+            shares.append(float(tried[affordable & (under_metric <= most)].max()))
         return shares
+
+
+def _costs(scores: DirectionScores, offsets: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the Recall@10 that seen items lose to each of the offsets (o,), the first of which is 0."""
+    recall = scores.recall(offsets)
+    costs: npt.NDArray[np.float64] = recall.seen[0, -1] - recall.seen[:, -1] - ROUNDED / recall.queries[0]
+    return costs
 
 
 def seen_offsets(

@@ -3,6 +3,7 @@
 A query about a seen item is never its own caption of the fit, which sits on it and is found first whatever happens.
 """
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,7 +29,8 @@ class KindQueries:
 
     Attributes:
         about: what they are, in words.
-        rows: the queries. The contents of paraphrases name their seed: those of another seed are not the same.
+        rows: the queries. The contents of paraphrases name their seed and the items that they are mixed of: others
+            are not the same queries.
         aligned: their vectors (n, d).
     """
 
@@ -92,7 +94,8 @@ def draw_queries(subject: AuditSubject, modality: Modality, census: Census) -> d
         drawn[SEEN] = KindQueries(f"other {modality}s of seen items", others.rows, subject.align(others.rows))
     elif own.rows is not None:
         moved = paraphrased(own.rows.vectors, seed=plan.seed)
-        contents = [f"{sha} paraphrased {plan.seed}" for sha in own.rows.content_sha256]
+        among = hashlib.sha256("".join(sorted(own.rows.content_sha256)).encode()).hexdigest()
+        contents = [f"{sha} paraphrased {plan.seed} among {among}" for sha in own.rows.content_sha256]
         rows = replace(own.rows, vectors=moved, content_sha256=contents)
         drawn[SEEN] = KindQueries(f"paraphrases of the {modality}s of seen items", rows, subject.align(rows))
     return drawn

@@ -25,6 +25,8 @@ from connector.stores.points import engine_id
 # Queries and items whose scores are standardised by; queries that the weight is chosen by, and the fewest.
 QUERIES, ITEMS = 32, 128
 SAMPLE = 64
+# Captions that held-out ones are looked for among, at most.
+LOOKED_AT = 4096
 FEWEST_QUERIES = 30
 # Weights of captions to try; of equally good ones the nearest to `DEFAULT_WEIGHT` is chosen.
 WEIGHTS = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -41,7 +43,8 @@ def tune_fusion(release: Release, store: Store, embedding_set: EmbeddingSet) -> 
     known = release.fusion
     if not embedding_set.card.counts.get("text"):
         return known
-    rows = _valid(embedding_set.sample("text", round(SAMPLE / release.alignment.card.hold_out.fraction)), release)
+    fraction = max(release.alignment.card.hold_out.fraction, SAMPLE / LOOKED_AT)
+    rows = _valid(embedding_set.sample("text", round(SAMPLE / fraction)), release)
     search = CandidateSearch(release, store)
     standards = {m: _standard(search, m, rows.take(range(min(QUERIES, len(rows))))) for m in MODALITIES}
     measured = {m: standard for m, standard in standards.items() if standard is not None}

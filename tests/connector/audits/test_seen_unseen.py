@@ -217,7 +217,7 @@ class TestQueries:
     def test_are_paraphrases_where_the_fit_saw_every_caption(self, served: World) -> None:
         result = of(audit(opened(served), served.store, the_set(served), seed=3), "image-to-text")
         assert result.about[SEEN] == "paraphrases of the images of seen items"
-        assert all(content.endswith(" paraphrased 3") for content in result.per_query[SEEN].contents)
+        assert all(" paraphrased 3 among " in content for content in result.per_query[SEEN].contents)
 
     @pytest.mark.parametrize("sample", [1, 7])
     def test_are_no_more_than_the_sample_and_the_same_each_time(self, served: World, sample: int) -> None:
