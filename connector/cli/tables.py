@@ -174,7 +174,7 @@ def result_quality(guarantee: str, answer: "SearchResult") -> str:
     """Say in words how good a search result is."""
     if answer.certified is None:
         along = guarantee == "exact" and not answer.exact
-        proof = " order, found in the HNSW graph: --exact compares with everything" if along else ""
+        proof = " order; an index may miss items, --exact compares with everything" if along else ""
     elif answer.certified:
         proof = ": nothing better is there"
     else:

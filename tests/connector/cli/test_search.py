@@ -59,7 +59,7 @@ class TestMetrics:
         assert done(*arguments, "--exact", "--json").document["exact"] is True
         for options in ((), ("--exact",)):
             title = done(*arguments, *options).out.splitlines()[0]
-            along = " order, found in the HNSW graph: --exact compares with everything"
+            along = " order; an index may miss items, --exact compares with everything"
             proof = ": nothing better is there, 60 candidates rescored" if certified else "" if options else along
             assert title == f"many under {printed}, {guarantee}{proof}"
 
