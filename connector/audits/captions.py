@@ -83,7 +83,7 @@ def measure_captions(subject: AuditSubject) -> CaptionBaseline | None:
     answers = []
     for number in range(len(rows)):
         subject.limiter(1)
-        answers.append(ask(subject.candidates, fusion, rows.take([number])))
+        answers.append(ask(subject.candidates, fusion, rows.take([number]), consistent=subject.consistent))
     k = min(subject.plan.k, LARGEST_K)
     return summarise(rows, answers, fusion, k, _share_with_captions(subject), seed=subject.plan.seed)
 
@@ -94,10 +94,12 @@ def _share_with_captions(subject: AuditSubject) -> float:
 
     store, name = subject.store, subject.release.name
     subject.limiter(2)
-    images = next(store.scroll(name, filter=Filter(must=[HasVectorCondition(has_vector="image")]), page=IMAGES), [])
+    there = Filter(must=[HasVectorCondition(has_vector="image")])
+    images = next(store.scroll(name, filter=there, page=IMAGES, consistent=subject.consistent), [])
     groups = [str(record.payload.get("group")) for record in images]
     of_groups = FieldCondition(key="group", match=MatchAny(any=sorted(set(groups))))
-    texts = store.scroll(name, filter=Filter(must=[HasVectorCondition(has_vector="text"), of_groups]))
+    captions = Filter(must=[HasVectorCondition(has_vector="text"), of_groups])
+    texts = store.scroll(name, filter=captions, consistent=subject.consistent)
     captioned = {record.payload.get("group") for page in texts for record in page}
     return float(np.mean([group in captioned for group in groups]))
 

@@ -106,10 +106,11 @@ class ItemSearch:
 
     Args:
         candidates: finds the points of one modality.
+        consistent: find what all replicas of a cluster find alike; see `CandidateSearch.search`.
     """
 
-    def __init__(self, candidates: CandidateSearch):
-        self._candidates = candidates
+    def __init__(self, candidates: CandidateSearch, *, consistent: bool = False):
+        self._candidates, self._consistent = candidates, consistent
 
     def search(
         self,
@@ -181,7 +182,7 @@ class ItemSearch:
         captions = {item.group: item.points["text"] for item in items if "text" in item.points}
         ids = [hit.id for hits in (images, captions) for hit in hits.values()]
         release = self._candidates.release.name
-        retrieved = self._candidates.store.retrieve(release, ids) if ids else []
+        retrieved = self._candidates.store.retrieve(release, ids, consistent=self._consistent) if ids else []
         records = {record.id: record._replace(payload=without_aligned(record.payload)) for record in retrieved}
         shown = []
         for item in items:
@@ -236,7 +237,11 @@ class ItemSearch:
     ) -> list[_Page]:
         """Find the best `count` points of one modality for each query (n, d)."""
         most = options["max_candidates"]
-        enough = {**options, "max_candidates": most if most is None else max(most, count)}
+        enough = {
+            **options,
+            "max_candidates": most if most is None else max(most, count),
+            "consistent": self._consistent,
+        }
         lists = self._candidates.search(modality, queries, count, **enough, with_payload=["group", "split"])
         return [self._page(modality, ranked, count) for ranked in lists]
 

@@ -46,14 +46,14 @@ def _scored(fusion: Fusion, scores: Scored, modalities: Sequence[Modality]) -> f
     return fusion.score(present) if present else None
 
 
-def ask(search: CandidateSearch, fusion: Fusion, query: Rows) -> Answer:
-    """Ask with one caption, the only row of `query`."""
+def ask(search: CandidateSearch, fusion: Fusion, query: Rows, *, consistent: bool = False) -> Answer:
+    """Ask with one caption, the only row of `query`, all replicas of a cluster if `consistent`."""
     from qdrant_client.models import FieldCondition, Filter, HasIdCondition, HasVectorCondition, MatchValue
 
     (group,), (content,) = query.groups, query.content_sha256
     of_group = FieldCondition(key="group", match=MatchValue(value=group))
     captions = Filter(must=[of_group, HasVectorCondition(has_vector="text")])
-    pages = search.store.scroll(search.release.name, filter=captions)
+    pages = search.store.scroll(search.release.name, filter=captions, consistent=consistent)
     records = [record for page in pages for record in page]
     same: list[int | str | UUID] = [
         engine_id(record.id) for record in records if record.payload.get("content_sha256") == content
@@ -61,5 +61,5 @@ def ask(search: CandidateSearch, fusion: Fusion, query: Rows) -> Answer:
     left = [record.payload for record in records if record.payload.get("content_sha256") != content]
     others = Filter(must_not=[HasIdCondition(has_id=same)]) if same else None
     aligned = search.release.alignment.project("text", query.vectors)[0]
-    scored = ItemSearch(search).scored(aligned, fusion, also=group, filter=others)
+    scored = ItemSearch(search, consistent=consistent).scored(aligned, fusion, also=group, filter=others)
     return Answer(scored.pop(group, {}), scored, left)

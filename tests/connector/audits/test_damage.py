@@ -108,7 +108,7 @@ def test_a_healthy_release_is_not_blamed(home: Path) -> None:
     for collection in ("plain", "coarse"):
         found = audited(home, collection)
         assert blamed(found) == set()
-        assert found.in_words == ["No stage of the search loses more than it may."]
+        assert "No stage of the search loses more than it may." in found.in_words
 
 
 def test_a_tenth_of_the_vectors_shuffled(home: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_wrong_ef(home: Path) -> None:
     change_settings(home, "plain", hnsw_ef=1)
     found = audited(home)
     assert blamed(found) == {"index"}
-    assert "when hnsw_ef was chosen" in found.in_words[0]
+    assert any("when hnsw_ef was chosen" in sentence for sentence in found.in_words)
 
 
 def test_binary_quantization_without_rescoring(home: Path) -> None:
@@ -196,7 +196,7 @@ def test_an_embedding_set_that_changed_since_it_was_pushed(home: Path) -> None:
     assert left_out.startswith("text-to-image: ")
     assert "audit 4" in left_out
     assert found.measure("text-to-image", "recall@10").value < before.measure("text-to-image", "recall@10").value
-    for drift in found.drifts:
+    for drift in (drift for drift in found.drifts if not drift.part):
         assert drift.change.difference == Estimate(0.0, 0.0, 0.0)
         assert drift.change.queries == len(asked) - (len(late) if drift.direction == "text-to-image" else 0)
     with Home(Settings.load(home=home)) as opened:

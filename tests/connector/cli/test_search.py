@@ -83,16 +83,16 @@ class TestMetrics:
         assert "by caption" in modalign("search", "many", picture, "--by", "caption", "--home", many).error
 
     def test_candidates_are_an_option(self, many: Path) -> None:
-        arguments = ("search", "many", "red lime", "-k", 3, "--candidates", 5, "--home", many)
+        arguments = ("search", "many", "red lime", "-k", 3, "--candidates", 3, "--home", many)
         for metric, guarantee, certified, proof in (
             ("chi2", "bounded", False, ": not proved that nothing better is there, --exact may prove it"),
             ("mlp(hidden=4)", "measured", None, ""),
         ):
             document = done(*arguments, "--metric", metric, "--json").document
             assert (document["guarantee"], document["certified"]) == (guarantee, certified)
-            assert (document["candidates"], len(document["found"])) == (5, 3)
+            assert (document["candidates"], len(document["found"])) == (3, 3)
             title = done(*arguments, "--metric", metric).out.splitlines()[0]
-            assert title.endswith(f"{guarantee}{proof}, 5 candidates rescored")
+            assert title.endswith(f"{guarantee}{proof}, 3 candidates rescored")
         for metric in SERVED:
             ended = modalign(*arguments, "--metric", metric, "-k", 6)
             assert "expected max_candidates of at least k, 6, got 5; raise it, or lower k" in ended.error
