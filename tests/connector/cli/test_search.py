@@ -95,7 +95,7 @@ class TestMetrics:
             assert title.endswith(f"{guarantee}{proof}, 3 candidates rescored")
         for metric in SERVED:
             ended = modalign(*arguments, "--metric", metric, "-k", 6)
-            assert "expected max_candidates of at least k, 6, got 5; raise it, or lower k" in ended.error
+            assert "expected max_candidates of at least k, 6, got 3; raise it, or lower k" in ended.error
 
     def test_the_page_says_it_too(self, many: Path, tmp_path: Path) -> None:
         page = tmp_path / "page.html"
