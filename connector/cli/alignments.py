@@ -113,9 +113,9 @@ def fit(training: tuple[str, ...], as_json: bool, where: Mapping[str, Any], **gi
 
 
 def _whole_rows(whole: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield a row a direction, without the offset and with it: what seen and unseen items are found like."""
+    """Yield a row a direction, without the offset and with one if there is one: how either kind of item is found."""
     for direction, places in whole.items():
-        for place in places:
+        for place in places if places[0] != places[-1] else places[:1]:
             recalls = {
                 f"{kind}@{k}": place[kind][f"recall@{k}"] for kind in ("unseen", "seen", "harmonic") for k in (1, 10)
             }
