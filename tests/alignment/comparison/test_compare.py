@@ -291,7 +291,7 @@ def test_vectors_that_are_all_alike_are_refused(rng: np.random.Generator, tmp_pa
 
 def test_an_identity_that_serves_is_advised(rng: np.random.Generator, tmp_path: Path) -> None:
     X = rng.standard_normal((400, 32))
-    made = as_set(tmp_path / "s", X, X + 0.4 * rng.standard_normal(X.shape))
+    made = as_set(tmp_path / "s", X, X + 0.1 * rng.standard_normal(X.shape))
     found = compare([made], **{**FAST, "methods": ["identity", "procrustes"]})
     assert advise(found).method == "identity"
     assert said(found, "identity").startswith(("Identity cannot be told from", "Serve the vectors as they are"))
@@ -429,7 +429,7 @@ def test_a_curve_rises_where_there_is_something_to_learn(rng: np.random.Generato
     (curve,) = compare([as_set(tmp_path / "s", X, Y)], **FAST).curves
     recalls = [point.recall.value for point in curve.points]
     assert recalls == sorted(recalls)
-    assert recalls[-1] > recalls[0] + 0.1
+    assert recalls[-1] > 2 * recalls[0]
     assert all(point.recall.low < point.recall.value < point.recall.high for point in curve.points)
 
 
