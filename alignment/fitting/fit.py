@@ -110,7 +110,7 @@ def fit(
     offsets = seen_offsets(best, known, fitted.projections, with_weights, folds, place, quiet)
     both = SeenUnseen.sampled(known, test, seed, most=HELD_OUT_GROUPS)
     whole = _whole_recall(both, fitted.projections, fixed[0], offsets, seed)
-    _report_whole(whole, best, progress)
+    _report_whole(whole, progress)
     return Alignment(
         AlignmentCard(
             encoders=encoders,
@@ -229,15 +229,15 @@ def _whole_recall(
     return dict(zip(DIRECTIONS, measured, strict=True))
 
 
-def _report_whole(whole: Mapping[str, WholeRecall], best: Candidate, progress: Progress) -> None:
-    """Say what new items are found like beside known ones."""
-    for (direction, recall), (_, target) in zip(whole.items(), DIRECTIONS.values(), strict=True):
+def _report_whole(whole: Mapping[str, WholeRecall], progress: Progress) -> None:
+    """Say how new items are found beside known ones, without the offset and with the one that the alignment holds."""
+    for direction, recall in whole.items():
         before, after = (
             f"{recall.unseen[place, -1]:.3f} unseen, {recall.seen[place, -1]:.3f} seen" for place in (0, 1)
         )
         progress(
             f"{direction} in one collection, Recall@10: {after}, harmonic mean {recall.harmonic(1):.3f}; without an "
-            f"offset {before}; offset {best.shares[target]:g} of the gap"
+            f"offset {before}; offset {recall.offsets[1]:.4g}"
         )
 
 

@@ -97,8 +97,8 @@ class GapSample:
         """Return the offset of the items of each modality; nothing where both are 0.
 
         The folds of a cross-validation judge by fits on some of the groups, and under one metric. So a share is made
-        smaller until, under the final fit, it costs seen items at most `COST`; under another metric than that one at
-        most what it costs there.
+        smaller until, under the final fit, it costs seen items at most `COST`, but for `ROUNDED` queries; under another
+        metric than that one at most what it costs there.
 
         Args:
             by_direction: a metric with its weights, as it scores the items of each direction.

@@ -318,14 +318,14 @@ def hubness(queries: Vectors, items: Vectors, k: int = NEIGHBOURS) -> float:
 
 
 def skewness(times: npt.NDArray[np.integer]) -> float:
-    """Skewness of how often each of m items was found (m,): 0 where all were found equally often.
+    """Skewness of how often each of m items was found (m,): 0 where all were found equally often, or none is there.
 
     >>> round(skewness(np.array([0, 0, 0, 4])), 3)
     1.155
     """
     from scipy.stats import skew  # here, because it takes half a second to import
 
-    return float(skew(times)) if np.ptp(times) else 0.0
+    return float(skew(times)) if len(times) and np.ptp(times) else 0.0
 
 
 def mutual_neighbours(X: Vectors, Y: Vectors, k: int = NEIGHBOURS) -> float:

@@ -96,6 +96,8 @@ def _share_with_captions(subject: AuditSubject) -> float:
     subject.limiter(2)
     there = Filter(must=[HasVectorCondition(has_vector="image")])
     images = next(store.scroll(name, filter=there, page=IMAGES, consistent=subject.consistent), [])
+    if not images:
+        return 0.0
     groups = [str(record.payload.get("group")) for record in images]
     of_groups = FieldCondition(key="group", match=MatchAny(any=sorted(set(groups))))
     captions = Filter(must=[HasVectorCondition(has_vector="text"), of_groups])

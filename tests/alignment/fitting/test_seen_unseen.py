@@ -257,6 +257,15 @@ def test_a_share_that_is_named_is_taken(tmp_path: Path, monkeypatch: pytest.Monk
         assert 0 < one == pytest.approx(other / 2, abs=1e-6)
 
 
+def test_a_fit_says_the_offset_that_the_alignment_holds(tmp_path: Path) -> None:
+    lines: list[str] = []
+    made = fit([crowded_set(tmp_path / "s")], method="procrustes", device="cpu", progress=lines.append)
+    offsets = made.card.seen_offsets.get("cosine", {})
+    for direction, (_, target) in DIRECTIONS.items():
+        (line,) = [line for line in lines if line.startswith(f"{direction} in one collection")]
+        assert line.endswith(f"; offset {offsets.get(target, 0.0):.4g}")
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), float("inf")])
 def test_a_share_out_of_range_is_refused(share: float, tmp_path: Path) -> None:
     with raises(FitError, str(share)):

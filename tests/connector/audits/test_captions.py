@@ -14,6 +14,7 @@ from alignment.sets.hold_out import HoldOut
 from alignment.sets.rows import Rows
 from connector.audits.captions import CAPTIONED, COMPARED, UNCAPTIONED, WORDS_OWN, WORDS_SHARED, summarise
 from connector.releases.fusion import Fusion, Standard
+from connector.releases.points import point_id
 from connector.search.other_captions import Answer
 from tests.support.world import (
     World,
@@ -194,3 +195,15 @@ def test_a_release_of_images_alone_has_no_captions_to_compare_with(
         row = world.provenance.releases.find()[0]
         world.provenance.releases.change(row, fusion=None)
         assert audit(opened(world), world.store, the_set(world)).captions is None
+
+
+def test_a_collection_whose_images_are_gone_has_no_image_with_a_caption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened_world("edge", tmp_path, monkeypatch) as world:
+        world.alignment(hold_out=OURS["hold_out"])
+        (release,) = world.push(world.set("s", *parts()), metrics=["cosine"]).releases
+        world.store.delete(release.name, [point_id("image", key) for key in parts()[0].keys])
+        found = audit(opened(world), world.store, the_set(world), queries="all", gallery="all").captions
+        assert found is not None
+        assert found.share == 0
