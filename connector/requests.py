@@ -28,6 +28,7 @@ GapShare = Annotated[float, Interval(ge=0, le=1)]
 QuerySample = Annotated[int, Interval(ge=1, le=2**31 - 1)]
 GroupSample = Annotated[int, Interval(ge=20)]
 IndexRecall = Annotated[float, Interval(ge=0, le=1)]
+PruneShare = Annotated[float, Interval(ge=0, le=1)]
 MaxQps = Annotated[float, Interval(ge=0.001, le=1_000_000)]
 
 
@@ -227,6 +228,8 @@ class IngestRequest(CorpusRequest):
         set: name of the embedding set; None: that of the collection.
         into, alignment, metrics, layout, fresh_layout, take_over, min_index_recall: as for `PushRequest`.
         parts: parts of the corpus, for several processes that run this at once; None: one process takes all.
+        prune_at_most: share of the images, and of the texts, of the set (of a part: of its set) that may be deleted
+            because they left the corpus. Of more, nothing is deleted.
     """
 
     command: ClassVar[str] = "ingest"
@@ -239,6 +242,7 @@ class IngestRequest(CorpusRequest):
     take_over: bool = False
     min_index_recall: IndexRecall | None = None
     parts: int | None = None
+    prune_at_most: PruneShare = 0.1
 
     def __post_init__(self) -> None:
         Request.__post_init__(self)

@@ -15,6 +15,7 @@ from connector.cli.options import (
     home_options,
     json_option,
     pixels_option,
+    range_of,
     rejects_option,
     yes_option,
 )
@@ -24,7 +25,7 @@ from connector.cli.tables import (
     say_shadows,
 )
 from connector.progress import say
-from connector.requests import DeleteRequest, IngestRequest, PushRequest
+from connector.requests import DeleteRequest, IngestRequest, PushRequest, default_of
 
 
 @cli.command()
@@ -61,6 +62,14 @@ def push(max_rejects: int, as_json: bool, where: Mapping[str, Any], **given: Any
     help="Divide the corpus into N parts. Run the same command in several processes, on one machine or many: they share the parts through SQL. The number of parts cannot be changed later.",
 )
 @click.option("--prune", is_flag=True, help="Delete items that have left the corpus, after a count and a question.")
+@click.option(
+    "--prune-at-most",
+    type=range_of(IngestRequest, "prune_at_most"),
+    default=default_of(IngestRequest, "prune_at_most"),
+    show_default=True,
+    metavar="SHARE",
+    help="Prune nothing if more than this share of the images, or of the texts, left the corpus: it may be cut.",
+)
 @yes_option
 @pixels_option
 @rejects_option
@@ -68,6 +77,9 @@ def push(max_rejects: int, as_json: bool, where: Mapping[str, Any], **given: Any
 @home_options
 def ingest(prune: bool, yes: bool, max_rejects: int, as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
     """Encode CORPUS with the alignment's encoders and push it. It can be killed and run again."""
+    source = click.get_current_context().get_parameter_source("prune_at_most")
+    if not prune and source is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("--prune-at-most is for --prune: add it, or leave both out")
     confirm = confirmation("--prune", yes) if prune else None
     request = IngestRequest(**given)
     if prune and request.parts and not yes:

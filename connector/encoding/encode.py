@@ -24,7 +24,7 @@ from connector.corpora.images import ImageRejectedError, decode, reading
 from connector.corpora.items import Corpus, Entry, Item, PassedOver, Vector
 from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
-from connector.encoding.set_index import SetIndex
+from connector.encoding.set_index import Gone, SetIndex
 from connector.errors import CorpusError
 from connector.progress import Advance
 from connector.provenance.runs import Run
@@ -184,8 +184,8 @@ class Encoding:
     def _read(self, entry: Item | Reject) -> "_Content | Reject | None":
         return _read(entry, self._encoders, self._index, self._max_pixels)
 
-    def gone(self) -> int:
-        """Count the rows of the set whose items this pass has not seen."""
+    def gone(self) -> dict[Modality, Gone]:
+        """Count the rows of the set whose items this pass has not seen, by modality."""
         return self._index.unseen()
 
     def finish(self, add_tombstones: AddTombstones | None = None) -> set[str]:
@@ -205,7 +205,7 @@ class Encoding:
                 add_tombstones(modality, shard, list(keys.values()))
                 self._run.counts["pruned"] += len(keys)
         else:
-            self._run.counts["no_longer_in_corpus"] = self.gone()
+            self._run.counts["no_longer_in_corpus"] = sum(gone.rows for gone in self.gone().values())
         changed = self._drop(pruned)
         self._writer.finish()
         return changed

@@ -16,6 +16,24 @@ from alignment.vectors import FloatArray
 
 
 @dataclass(frozen=True, slots=True)
+class Gone:
+    """Rows of a modality whose items a pass has not seen.
+
+    Attributes:
+        rows: number of them.
+        of: rows that the set held before the pass.
+    """
+
+    rows: int
+    of: int
+
+    @property
+    def share(self) -> float:
+        """In [0, 1]."""
+        return self.rows / self.of
+
+
+@dataclass(frozen=True, slots=True)
 class StoredRow:
     """A row of the set: the hash of its content, and the hash of its group and payload."""
 
@@ -55,6 +73,8 @@ class SetIndex:
             for shard, table in writer.identities(modality):
                 identity = zip(*(table.column(name).to_pylist() for name in IDENTITY), strict=True)
                 self._insert(modality, shard.name, list(identity))
+        count = "SELECT modality, count(*) FROM current GROUP BY modality"
+        self._rows_before: dict[Modality, int] = dict(self._database.execute(count))
 
     def add(self, shard: Path, rows: Rows) -> bool:
         """Add a new shard, which supersedes older rows of its keys; return whether all keys are new."""
@@ -113,10 +133,13 @@ class SetIndex:
         query = "SELECT modality, shard, group_concat(row) FROM superseded GROUP BY modality, shard"
         return {(m, shard): set(map(int, rows.split(","))) for m, shard, rows in self._database.execute(query)}
 
-    def unseen(self) -> int:
-        """Count the rows whose keys this pass has not seen."""
-        query = "SELECT count(*) FROM current LEFT JOIN seen USING (modality, key) WHERE seen.key IS NULL"
-        return int(self._database.execute(query).fetchone()[0])
+    def unseen(self) -> dict[Modality, Gone]:
+        """Count the rows whose keys this pass has not seen, by modality; one without such rows has no entry."""
+        query = """
+            SELECT modality, count(*) FROM current LEFT JOIN seen USING (modality, key)
+            WHERE seen.key IS NULL GROUP BY modality
+        """
+        return {m: Gone(rows, self._rows_before[m]) for m, rows in self._database.execute(query)}
 
     def unseen_rows(self) -> Iterator[tuple[Modality, str, dict[int, str]]]:
         """Yield the rows that this pass has not seen, shard by shard: modality, shard and key by row."""

@@ -9,6 +9,7 @@ records it. Any process may be killed at any moment: the same command continues 
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -40,7 +41,7 @@ from connector.push.session import PushSession, push_session
 from connector.releases.chain import check_encoder
 from connector.releases.release import Release, lower
 from connector.releases.store_identity import record_store
-from connector.requests import IngestRequest
+from connector.requests import IngestRequest, default_of
 from connector.settings import MAX_PIXELS
 from connector.stores.contract import Store
 
@@ -80,7 +81,8 @@ def ingest(
         prune: asked before items that have left the corpus are deleted, with their number; None: they stay.
 
     Raises:
-        CorpusError: items were not pruned, because rows of the corpus could not be read. All else is done.
+        CorpusError: items were not pruned, because rows of the corpus could not be read, or because they are more than
+            `request.prune_at_most`. All else is done.
         MismatchError: an encoder that loads now is not the alignment's.
     """
     corpus = open_corpus(request.corpus, **request.reading)
@@ -108,6 +110,7 @@ def ingest(
         request.take_over,
         max_pixels,
         request.min_index_recall,
+        request.prune_at_most,
     )
     releases = begun.whole() if request.parts is None else begun.in_parts(request.parts)
     if kept := run.counts["not_pruned"]:
@@ -115,6 +118,12 @@ def ingest(
             f"{kept} items of the embedding set were not met in the corpus, but some rows or files of the corpus could "
             f"not be read and may be these items: all else is done, these are kept; see the lines above and `modalign "
             f"rejects {run.id}`, correct the rows and files and run the same command again, or leave --prune out"
+        )
+    if refused := run.counts["prune_refused"]:
+        raise CorpusError(
+            f"{refused} items of the embedding set were not met in the corpus, more than a prune may delete: all else "
+            "is done, these are kept; look for a file that was cut or a disk that is not mounted; if they did leave, "
+            "run the same command again with --prune-at-most, see the lines above"
         )
     return releases
 
@@ -129,6 +138,7 @@ class Ingest:
         layout, fresh_layout, take_over, min_index_recall: as `connector.push.session.push` takes them.
         prune: asked with the number of items that have left the corpus; they are deleted if it returns True. None:
             keep them.
+        prune_at_most: as in `IngestRequest`.
     """
 
     corpus: Corpus
@@ -147,6 +157,7 @@ class Ingest:
     take_over: bool = False
     max_pixels: int = MAX_PIXELS
     min_index_recall: float | None = None
+    prune_at_most: float = default_of(IngestRequest, "prune_at_most")
 
     def whole(self) -> list[Release]:
         """Ingest the corpus in this process."""
@@ -306,16 +317,28 @@ class Ingest:
     ) -> Callable[[Modality, str, list[str]], None] | None:
         """Return a function that adds tombstones for items that left the corpus; None: keep them.
 
-        They are kept unless `prune` says otherwise, and whenever a part of the corpus could not be read.
+        They are kept unless `prune` says otherwise, whenever a part of the corpus could not be read, and where they are
+        so many that the corpus may be cut.
         """
         if self.prune is None or not (gone := encoding.gone()):
             return None
+        count = sum(of_modality.rows for of_modality in gone.values())
         if encoding.unread:  # an item that could not be read may be one of those that seem to be gone
-            self.run.counts["not_pruned"] += gone
+            self.run.counts["not_pruned"] += count
             examples = ", ".join(encoding.unread_examples)
             _log.warning("%d rows or files could not be read, so nothing is pruned: %s", encoding.unread, examples)
             return None
-        if not self.prune(gone):
+        share = max(of_modality.share for of_modality in gone.values())
+        if share > self.prune_at_most:
+            self.run.counts["prune_refused"] += count
+            many = ", ".join(f"{of_modality.rows} of {of_modality.of} {m}s" for m, of_modality in gone.items())
+            enough = math.ceil(share * 100) / 100
+            _log.warning(
+                "%s left the corpus, more than %s of them, so nothing is pruned without --prune-at-most %s",
+                *(many, self.prune_at_most, enough),
+            )
+            return None
+        if not self.prune(count):
             return None
         releases = [release.row.id for release in push.reached]
         return lambda modality, shard, keys: self.provenance.ledger.add_tombstones(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alignment.sets.writer import SetWriter
-from connector.encoding.set_index import SetIndex
+from connector.encoding.set_index import Gone, SetIndex
 from tests.support.fakes import TEXT_DIM, FakeTextEncoder, fake_rows
 
 
@@ -40,7 +40,7 @@ def test_newer_rows_of_a_key_supersede_older_ones(tmp_path: Path) -> None:
         assert index.add(writer.append(third), third)
     assert index.superseded() == {("text", first.name): {1}}
     assert [index.first_time("text", key) for key in ("0", "0", "1")] == [True, False, True]
-    assert index.unseen() == 2
+    assert index.unseen() == {"text": Gone(2, 3)}
     assert sorted(key for _, _, keys in index.unseen_rows() for key in keys.values()) == ["2", "new0"]
     index.close()
 

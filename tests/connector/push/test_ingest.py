@@ -107,6 +107,7 @@ class Bench:
                 self.world.provenance,
                 run,
                 prune=prune,
+                prune_at_most=1,
             )
             if parts is None:
                 ingest.whole()
