@@ -1,6 +1,8 @@
 """Results as tables for people and as JSON for machines: documents go to stdout, everything else to stderr."""
 
 import json
+import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -216,47 +218,59 @@ def print_rejects(rows: Sequence[Mapping[str, Any]], run: int) -> None:
 
 def print_guidelines(guidelines: Sequence["Guideline"]) -> None:
     """Print what a comparison says on stdout, a paragraph each with what it rests on."""
+    width = table_width()
     for guideline in guidelines:
-        show(textwrap.fill(f"{guideline.topic}: {guideline.says}", 110, subsequent_indent="  "))
-        show(textwrap.fill(f"({guideline.rests_on})", 110, initial_indent="  ", subsequent_indent="  ") + "\n")
+        show(textwrap.fill(f"{guideline.topic}: {guideline.says}", width, subsequent_indent="  "))
+        show(textwrap.fill(f"({guideline.rests_on})", width, initial_indent="  ", subsequent_indent="  ") + "\n")
 
 
 def print_geometry(found: "Geometry", title: str) -> None:
     """Print a geometry as a table, recalls first, and say in a sentence what it means."""
     print_table(geometry_rows(found), title)
-    show(textwrap.fill(found.meaning, 110))
+    show(textwrap.fill(found.meaning, table_width()))
     if found.left_out:
         say(f"{found.left_out} items could not be aligned and are left out")
 
 
 def print_table(rows: Iterable[Mapping[str, Any]], title: str) -> None:
-    """Print rows with common names as a table on stdout, under a title."""
-    # rich takes as long to import as all of `--help`
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    """Print rows with common names as a table on stdout, under a title; see `connector.cli.table_layout`."""
+    from connector.cli.table_layout import table_lines  # rich takes as long to import as all of `--help`
 
-    listed = list(rows)
-    # A pipe has no width; a wide one keeps a row on a line.
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(Text(for_terminal(title), style="bold"))
-    if not listed:
-        console.print("  none")
-        return
-    columns = list(dict.fromkeys(name for row in listed for name in row))
-    table = Table(box=SIMPLE_HEAD)
-    for name in columns:
-        numeric = all(isinstance(row.get(name), (int, float)) for row in listed)
-        table.add_column(Text(for_terminal(name)), justify="right" if numeric else "left", overflow="fold")
-    for row in listed:
-        table.add_row(*(_cell(row.get(name, "")) for name in columns))
-    console.print(table)
+    width = table_width()
+    _print_title(title)
+    head, body = table_lines(list(rows), width, _rule())
+    for line in head:
+        click.secho(line, bold=True)
+    click.echo("".join(f"{line}\n" for line in (body or ["  none"])))
 
 
-def _cell(value: Any) -> Any:
-    from rich.text import Text
+def print_fields(fields: Mapping[str, Any], title: str) -> None:
+    """Print names with their values under a title, a pair a line, without empty values."""
+    from connector.cli.table_layout import field_lines, text_of  # as `print_table`
 
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return Text("" if value is None else for_terminal(str(value)).replace("\n", "\\n"))
+    _print_title(title)
+    texts = {name: text_of(value) for name, value in fields.items()}
+    click.echo("".join(f"{line}\n" for line in field_lines(texts, table_width())))
+
+
+def table_width() -> int:
+    """Return how many cells a line of a table has: those of the terminal, or 80 in a pipe; COLUMNS says otherwise."""
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        return shutil.get_terminal_size().columns
+    return 80
+
+
+def _print_title(title: str) -> None:
+    from connector.cli.table_layout import wrap  # as `print_table`
+
+    for line in wrap(for_terminal(title), table_width()):
+        click.secho(line, bold=True)
+
+
+def _rule() -> str:
+    """Return the character of the line below the head of a table, in the encoding of stdout."""
+    try:
+        "─".encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return "-"
+    return "─"
