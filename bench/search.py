@@ -53,7 +53,8 @@ def figures() -> list[Figure]:
             )
             release = open_release(provenance, store, "bench")
             retriever = Retriever(release, store)
-            shard = store._shards[release.name]
+            with store._shards.reading(release.name, "search") as shard:
+                pass  # it stays open
             X = vectors(QUERIES, seed=2)
             ready = [query.tolist() for query in aligned.project("text", X)]
 

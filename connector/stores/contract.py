@@ -20,6 +20,7 @@ from connector.stores.layout import OVERSAMPLING, Datatype, Layout
 from connector.stores.payload_checks import payload_fault
 from connector.stores.payload_kinds import WORDS, check_kinds
 from connector.stores.points import Hit, Points, Record
+from connector.stores.search_options import SearchOptions
 from connector.stores.vector_checks import check_vectors, lost_as_float16
 
 if TYPE_CHECKING:
@@ -238,39 +239,15 @@ class Store(ABC):
             FilterError: stores would understand the filter in different ways, or this one does not support it.
             ExactRefusedError: the store answers no exact searches.
         """
-        return self._search(
-            name,
-            vector_name,
-            queries,
-            k,
-            filter=self._understood(name, filter),
-            exact=exact,
-            ef=ef,
-            with_payload=with_payload,
-            quantized=quantized,
-            oversampling=oversampling,
-            rescore=rescore,
-            consistent=consistent,
-        )
+        understood = self._understood(name, filter)
+        options = SearchOptions(understood, exact, ef, with_payload, quantized, oversampling, rescore, consistent)
+        return self._search(name, vector_name, queries, k, options)
 
     @abstractmethod
     def _search(
-        self,
-        name: str,
-        vector_name: str,
-        queries: npt.NDArray[np.floating],
-        k: int,
-        *,
-        filter: "Filter | None",
-        exact: bool,
-        ef: int | None,
-        with_payload: bool | Sequence[str],
-        quantized: bool,
-        oversampling: float,
-        rescore: bool,
-        consistent: bool,
+        self, name: str, vector_name: str, queries: npt.NDArray[np.floating], k: int, options: SearchOptions
     ) -> list[list[Hit]]:
-        """Search by a checked and rewritten filter."""
+        """Search with checked options."""
 
     def has_graph(self, name: str) -> bool:
         """Say whether an HNSW search of a collection or alias goes along a graph, which may miss points.

@@ -3,12 +3,9 @@
 The modules `edge*` alone import qdrant_edge.
 """
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,22 +14,23 @@ import numpy.typing as npt
 import qdrant_edge as edge
 from typing_extensions import override
 
-from connector.errors import CollectionNotFoundError, SettingsError, StoreBusyError, StoreError
+from connector.errors import CollectionNotFoundError, SettingsError, StoreError
 from connector.stores.collection import CollectionConfig, CollectionInfo, SettingDifference, VectorConfig
 from connector.stores.contract import Store
 from connector.stores.edge_directory import StoreDirectory, may_be_named
 from connector.stores.edge_errors import translated
 from connector.stores.edge_filter import check_supported, to_edge
 from connector.stores.edge_layout import INDEX, differences, edge_config, kind_of
+from connector.stores.edge_shards import OpenShards
 from connector.stores.layout import ENGINE_FIELDS, Datatype, Layout
 from connector.stores.points import Hit, Points, Record, engine_id
+from connector.stores.search_options import SearchOptions
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
 # The engine maps its files into memory: on a full disk it does not fail, the process is killed.
 SPARE_BYTES = 128 << 20
-ENGINE = version("qdrant-edge-py")
 
 
 class EdgeStore(Store):
@@ -46,20 +44,16 @@ class EdgeStore(Store):
     def __init__(self, path: Path | str):
         self.path = Path(path).absolute()
         self.url = f"edge:{self.path}"
-        self._shards: dict[str, edge.EdgeShard] = {}
-        self._written: set[str] = set()
-        self._owner = os.getpid()
-        self._closed = False
         self._directory = StoreDirectory(self.path)
+        self._shards = OpenShards(self.url, self._directory)
 
-    def _check_open(self) -> None:
-        if os.getpid() != self._owner:  # a forked child has none of the engine's threads, and would wait for ever
-            raise StoreBusyError(
-                f"{self.url} was opened by the process that this one was forked from, and works in that one only; "
-                "start processes by spawning them, and open the store in one of them"
-            )
-        if self._closed:
-            raise StoreError(f"{self.url} is closed")
+    @override
+    def close(self) -> None:
+        """Flush and close every collection, then release the lock."""
+        try:
+            self._shards.close()
+        finally:
+            self._directory.release()
 
     def _check_space(self) -> None:
         if (free := shutil.disk_usage(self.path).free) < SPARE_BYTES:
@@ -67,85 +61,6 @@ class EdgeStore(Store):
                 f"{self.path} has {free >> 20} MiB of disk left, Qdrant Edge needs {SPARE_BYTES >> 20} MiB to spare; "
                 "make room and run the same command again"
             )
-
-    def _resolve(self, name: str) -> str:
-        directory = self._directory
-        resolved = directory.aliases.get(name, name)
-        if resolved not in directory.collections:
-            known = ", ".join([*directory.collections, *directory.aliases]) or "none"
-            raise CollectionNotFoundError(f"{self.url} has no collection {name!r}; it has {known}")
-        if resolved not in self._shards and not directory.exists(resolved):
-            raise CollectionNotFoundError(
-                f"{self.url}: the directory of collection {resolved!r} is missing; restore {directory.home(resolved)} "
-                "from a backup, or push its embedding sets again"
-            )
-        return resolved
-
-    @contextmanager
-    def _reading(self, name: str, what: str) -> Iterator[edge.EdgeShard]:
-        """Yield the shard of a collection; the engine's errors say that it could not `what` it."""
-        resolved = self._resolve(name)
-        self._check_open()
-        if resolved not in self._shards:
-            self._shards[resolved] = self._load(resolved)
-        with translated(f"{what} collection {resolved}"):
-            yield self._shards[resolved]
-
-    @contextmanager
-    def _writing(self, name: str, what: str) -> Iterator[edge.EdgeShard]:
-        """Yield a shard to change; if this process dies before it is closed, its files are no proof of damage."""
-        resolved = self._resolve(name)
-        with self._reading(resolved, what) as shard:
-            self._directory.prepare()
-            self._mark_open(resolved)
-            yield shard
-
-    def _mark_open(self, name: str) -> None:
-        if name not in self._written:
-            self._directory.set_state(name, "open")
-            self._written.add(name)
-
-    def _load(self, name: str) -> edge.EdgeShard:
-        """Open a shard; compare it with what it was when it was closed, if the same engine closed it."""
-        home, state = self._directory.home(name), self._directory.state(name)
-        advice = "restore it from a backup, or move it away and push its embedding sets again"
-        closed = state if state and (state.step, state.engine) == ("closed", ENGINE) else None
-        # Before the engine reads it: of some damage the whole process dies.
-        if closed and (damaged := self._directory.damaged_file(name, closed)):
-            raise StoreError(
-                f"collection {name} is damaged: {damaged} was lost or changed since it was closed; {home}: {advice}"
-            )
-        with translated(f"open collection {name} in {home}"):
-            shard = edge.EdgeShard.load(str(home))
-            points = int(shard.count(edge.CountRequest(exact=True)))
-        if closed and points != closed.points:
-            with translated(f"close collection {name}"):
-                shard.close()
-            raise StoreError(
-                f"collection {name} is damaged: expected {closed.points} points, the engine reads {points}; {home}: "
-                f"{advice}"
-            )
-        return shard
-
-    @override
-    def close(self) -> None:
-        """Flush and close every collection, then release the lock."""
-        self._closed = True
-        failures: list[StoreError] = []
-        while self._shards:
-            name, shard = self._shards.popitem()
-            try:
-                with translated(f"close collection {name}"):
-                    shard.flush()
-                    points = int(shard.count(edge.CountRequest(exact=True)))
-                    shard.close()
-                if name in self._written:
-                    self._directory.set_state(name, "closed", engine=ENGINE, points=points)
-            except StoreError as error:
-                failures.append(error)
-        self._directory.release()
-        if failures:
-            raise failures[0]
 
     @override
     def collections(self) -> list[str]:
@@ -170,7 +85,7 @@ class EdgeStore(Store):
     def create(self, name: str, config: CollectionConfig) -> None:
         """Create a collection; it exists once the registry names it."""
         self.check_layout(config)
-        self._check_open()
+        self._shards.check_usable()
         if not may_be_named(name):
             raise StoreError(f"{self.url}: {name!r} cannot name a collection, which is a directory here")
         directory = self._directory
@@ -193,23 +108,19 @@ class EdgeStore(Store):
                     shard.close()
             directory.remove(name)
             raise
-        self._mark_open(name)
-        self._shards[name] = shard
+        self._shards.add(name, shard)
 
     @override
     def drop(self, name: str) -> None:
         """Delete a collection; it is gone once the registry does not name it."""
-        self._check_open()
+        self._shards.check_usable()
         directory = self._directory
         if name not in directory.collections:
             return
         directory.prepare()
-        if shard := self._shards.pop(name, None):
-            with translated(f"close collection {name}"):
-                shard.close()
+        self._shards.forget(name)
         if directory.exists(name):
             directory.set_state(name, "dropping")
-        self._written.discard(name)
         directory.commit(
             {other: config for other, config in directory.collections.items() if other != name},
             {alias: target for alias, target in directory.aliases.items() if target != name},
@@ -218,9 +129,9 @@ class EdgeStore(Store):
 
     @override
     def describe(self, name: str) -> CollectionInfo:
-        resolved = self._resolve(name)
+        resolved = self._shards.resolve(name)
         config = self._directory.collections[resolved]
-        with self._reading(resolved, "describe") as shard:
+        with self._shards.reading(resolved, "describe") as shard:
             info = shard.info()
             indexed = int(info.indexed_vectors_count)
             indexes = {name: kind_of(index) for name, index in sorted(info.payload_schema.items())}
@@ -235,16 +146,16 @@ class EdgeStore(Store):
 
     @override
     def has_graph(self, name: str) -> bool:
-        with self._reading(name, "describe") as shard:
+        with self._shards.reading(name, "describe") as shard:
             return int(shard.info().indexed_vectors_count) > 0
 
     @override
     def metadata(self, name: str, *, retry: bool = True) -> Mapping[str, Any]:
-        return self._directory.collections[self._resolve(name)].metadata
+        return self._directory.collections[self._shards.resolve(name)].metadata
 
     @override
     def add_metadata(self, name: str, metadata: Mapping[str, Any]) -> None:
-        self._check_open()
+        self._shards.check_usable()
         directory = self._directory
         if not directory.exists(name):
             raise CollectionNotFoundError(f"{self.url} has no collection {name!r}")
@@ -257,7 +168,7 @@ class EdgeStore(Store):
     def setting_differences(self, name: str, config: CollectionConfig) -> list[SettingDifference]:
         indexes = self.describe(name).payload_indexes
         return [
-            *differences(self._directory.collections[self._resolve(name)], config),
+            *differences(self._directory.collections[self._shards.resolve(name)], config),
             *(
                 SettingDifference(f"payload index {field}", expected, present, restorable=expected is not None)
                 for field in sorted(indexes.keys() | config.payload_indexes.keys())
@@ -268,10 +179,10 @@ class EdgeStore(Store):
     @override
     def restore_settings(self, name: str, config: CollectionConfig) -> None:
         """Restore indexes, then the registry; the engine has no request for the rest and takes it as it is opened."""
-        name, indexes = self._resolve(name), self.describe(name).payload_indexes
+        name, indexes = self._shards.resolve(name), self.describe(name).payload_indexes
         wrong = {field: kind for field, kind in config.payload_indexes.items() if indexes.get(field) != kind}
         if wrong:
-            with self._writing(name, "index") as shard:
+            with self._shards.writing(name, "index") as shard:
                 for field, kind in wrong.items():
                     if field in indexes:
                         shard.update(edge.UpdateOperation.delete_field_index(field))
@@ -282,25 +193,22 @@ class EdgeStore(Store):
             return
         metadata = {**present.metadata, **config.metadata}
         restored = replace(config, vectors=present.vectors, datatype=present.datatype, metadata=metadata)
-        with self._writing(name, "restore the settings of") as shard:
-            shard.close()
-            del self._shards[name]
-            self._shards[name] = edge.EdgeShard.load(str(self._directory.home(name)), edge_config(restored))
-            self._directory.commit({**self._directory.collections, name: restored}, self._directory.aliases)
+        self._shards.reload(name, restored)
+        self._directory.commit({**self._directory.collections, name: restored}, self._directory.aliases)
 
     @override
     def vectors(self, name: str) -> Mapping[str, VectorConfig]:
-        return self._directory.collections[self._resolve(name)].vectors
+        return self._directory.collections[self._shards.resolve(name)].vectors
 
     @override
     def datatype(self, name: str) -> Datatype:
-        return self._directory.collections[self._resolve(name)].datatype
+        return self._directory.collections[self._shards.resolve(name)].datatype
 
     @override
     def _upsert(self, name: str, points: Points) -> None:
         vector_name = points.vector_name
         self._check_space()
-        with self._writing(name, "write to") as shard:
+        with self._shards.writing(name, "write to") as shard:
             batch = [
                 edge.Point(engine_id(id_), {vector_name: vector}, payload)
                 for id_, vector, payload in zip(points.ids, points.vectors.tolist(), points.payloads, strict=True)
@@ -310,53 +218,39 @@ class EdgeStore(Store):
     @override
     def flush(self, name: str) -> None:
         """Flush segments and write-ahead log to disk."""
-        with self._reading(name, "flush") as shard:
+        with self._shards.reading(name, "flush") as shard:
             shard.flush()
 
     @override
     def delete(self, name: str, ids: Sequence[str]) -> None:
-        with self._writing(name, "delete from") as shard:
+        with self._shards.writing(name, "delete from") as shard:
             shard.update(edge.UpdateOperation.delete_points([*map(engine_id, ids)]))
 
     @override
     def retrieve(
         self, name: str, ids: Sequence[str], *, vector_name: str | None = None, consistent: bool = False
     ) -> list[Record]:
-        with self._reading(name, "read") as shard:
+        with self._shards.reading(name, "read") as shard:
             points = shard.retrieve([*map(engine_id, ids)], True, [vector_name] if vector_name else False)
             return [_record(point, vector_name) for point in points]
 
     @override
     def _search(
-        self,
-        name: str,
-        vector_name: str,
-        queries: npt.NDArray[np.floating],
-        k: int,
-        *,
-        filter: "Filter | None",
-        exact: bool,
-        ef: int | None,
-        with_payload: bool | Sequence[str],
-        quantized: bool,
-        oversampling: float,
-        rescore: bool,
-        consistent: bool,
+        self, name: str, vector_name: str, queries: npt.NDArray[np.floating], k: int, options: SearchOptions
     ) -> list[list[Hit]]:
-        condition = to_edge(filter)
-        with self._reading(name, "search") as shard:
+        condition = to_edge(options.filter)
+        with self._shards.reading(name, "search") as shard:
             quantization = edge.QuantizationSearchParams(
-                ignore=not quantized, rescore=rescore, oversampling=oversampling
+                ignore=not options.quantized, rescore=options.rescore, oversampling=options.oversampling
             )
-            parameters = edge.SearchParams(exact=exact, hnsw_ef=ef, quantization=quantization)
-            fields = with_payload if isinstance(with_payload, bool) else list(with_payload)
+            parameters = edge.SearchParams(exact=options.exact, hnsw_ef=options.ef, quantization=quantization)
             requests = [
                 edge.QueryRequest(
                     limit=k,
                     query=edge.Query.Nearest(query, using=vector_name),
                     filter=condition,
                     params=parameters,
-                    with_payload=fields,
+                    with_payload=options.fields,
                 )
                 for query in queries.tolist()
             ]
@@ -377,7 +271,7 @@ class EdgeStore(Store):
         condition = to_edge(filter)
         offset = None
         while True:
-            with self._reading(name, "read") as shard:
+            with self._shards.reading(name, "read") as shard:
                 request = edge.ScrollRequest(
                     offset=offset,
                     limit=page,
@@ -395,13 +289,13 @@ class EdgeStore(Store):
     @override
     def _count(self, name: str, *, filter: "Filter | None", consistent: bool) -> int:
         condition = to_edge(filter)
-        with self._reading(name, "count") as shard:
+        with self._shards.reading(name, "count") as shard:
             return int(shard.count(edge.CountRequest(exact=True, filter=condition)))
 
     @override
     def ready(self, name: str) -> CollectionInfo:
         """Build the graph in this thread; the engine has no background optimizer."""
-        with self._writing(name, "index") as shard:
+        with self._shards.writing(name, "index") as shard:
             self._check_space()
             while shard.optimize():
                 pass
@@ -415,7 +309,7 @@ class EdgeStore(Store):
     @override
     def set_aliases(self, aliases: Mapping[str, str]) -> None:
         """Switch aliases by one replacement of the registry."""
-        self._check_open()
+        self._shards.check_usable()
         for alias, target in aliases.items():
             if not self._directory.exists(target):
                 raise CollectionNotFoundError(f"{self.url} has no collection {target!r} for alias {alias!r}")

@@ -34,10 +34,11 @@ from connector.stores.qdrant_layout import index_schema, layout_of, makes_own_wo
 from connector.stores.qdrant_limits import LimitBook, Limits, check_strict_mode, search_limits
 from connector.stores.qdrant_peers import PEER_SECONDS, Nodes
 from connector.stores.qdrant_readiness import wait_until_ready
-from connector.stores.qdrant_searches import Searcher, SearchOptions
+from connector.stores.qdrant_searches import Searcher
 from connector.stores.qdrant_settings import creation, differences, restoration
 from connector.stores.qdrant_writes import UPLOADS, PointWriter
 from connector.stores.replicas import Replicas
+from connector.stores.search_options import SearchOptions
 
 # Quantizations and compressions that the oldest server lacks, with the first version that has them.
 SINCE: Mapping[str, tuple[int, int]] = {"turbo": (1, 18), "bits8": (1, 20)}
@@ -320,23 +321,9 @@ class QdrantStore(Store):
 
     @override
     def _search(
-        self,
-        name: str,
-        vector_name: str,
-        queries: npt.NDArray[np.floating],
-        k: int,
-        *,
-        filter: models.Filter | None,
-        exact: bool,
-        ef: int | None,
-        with_payload: bool | Sequence[str],
-        quantized: bool,
-        oversampling: float,
-        rescore: bool,
-        consistent: bool,
+        self, name: str, vector_name: str, queries: npt.NDArray[np.floating], k: int, options: SearchOptions
     ) -> list[list[Hit]]:
-        how = SearchOptions(filter, exact, ef, with_payload, quantized, oversampling, rescore, consistent)
-        return self._searcher.search(name, vector_name, queries, k, how)
+        return self._searcher.search(name, vector_name, queries, k, options)
 
     @override
     def has_graph(self, name: str) -> bool:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from connector.stores.qdrant_connection import Connection
 from connector.stores.qdrant_layout import layout_of
 from connector.stores.qdrant_limits import LimitBook, Limits, filter_bytes
 from connector.stores.qdrant_writes import NUMBER_BYTES
+from connector.stores.search_options import SearchOptions
 
 Number = TypeVar("Number", int, float)
 
@@ -22,19 +23,6 @@ _log = logging.getLogger(__name__)
 
 QUERY_BYTES = 512  # of the JSON around a vector
 HITS_AT_ONCE = 1 << 15  # hits of one request together
-
-
-class SearchOptions(NamedTuple):
-    """How a search is made; see `connector.stores.contract.Store.search`."""
-
-    filter: models.Filter | None
-    exact: bool
-    ef: int | None
-    with_payload: bool | Sequence[str]
-    quantized: bool
-    oversampling: float
-    rescore: bool
-    consistent: bool
 
 
 class Searcher:
@@ -61,7 +49,7 @@ class Searcher:
         self._told: set[tuple[str, str, float]] = set()
 
     def search(
-        self, name: str, vector_name: str, queries: npt.NDArray[np.floating], k: int, how: SearchOptions
+        self, name: str, vector_name: str, queries: npt.NDArray[np.floating], k: int, options: SearchOptions
     ) -> list[list[Hit]]:
         """Return up to `k` hits for each query (n, d), best first.
 
@@ -71,39 +59,39 @@ class Searcher:
         layout = layout_of(self._laid_out(name))
 
         def send(rows: Sequence[int], limits: Limits) -> list[list[Hit]]:
-            if how.exact and not limits.exact:
+            if options.exact and not limits.exact:
                 raise ExactRefusedError(
                     f"{self._connection.url}: collection {name} answers no exact searches, as its strict mode says "
                     "(search_allow_exact)"
                 )
-            params = self._params(name, k, how, limits, layout)
-            return self._ask(name, vector_name, queries[list(rows)], k, how, params, limits.hits)
+            params = self._params(name, k, options, limits, layout)
+            return self._ask(name, vector_name, queries[list(rows)], k, options, params, limits.hits)
 
         number = queries.itemsize if self._connection.grpc else NUMBER_BYTES
-        item_bytes = QUERY_BYTES + queries.shape[1] * number + filter_bytes(how.filter)
+        item_bytes = QUERY_BYTES + queries.shape[1] * number + filter_bytes(options.filter)
         parts = self._limits.obey_in_parts(
             name, range(len(queries)), "queries", send, item_bytes=item_bytes, most=max(1, HITS_AT_ONCE // k)
         )
         return [hits for part in parts for hits in part]
 
     def _params(
-        self, name: str, k: int, how: SearchOptions, limits: Limits, layout: Mapping[str, Any]
+        self, name: str, k: int, options: SearchOptions, limits: Limits, layout: Mapping[str, Any]
     ) -> models.SearchParams:
         """Return how a search is made, within the limits; tell once where they lower what was wanted."""
-        if how.exact:  # no graph and no quantized vectors: strict mode would limit settings that mean nothing
+        if options.exact:  # no graph and no quantized vectors: strict mode would limit settings that mean nothing
             return models.SearchParams(exact=True)
-        ef = self._allowed(name, "hnsw_ef", "search_max_hnsw_ef", how.ef, limits.ef)
+        ef = self._allowed(name, "hnsw_ef", "search_max_hnsw_ef", options.ef, limits.ef)
         if k > limits.hits:  # every page of hits has to come from the same search
             wanted = max(k, ef or layout.get("ef_construct") or 0)
             ef = wanted if limits.ef is None else min(wanted, limits.ef)
         quantization = None
         if layout.get("quantization") is not None:
             oversampling = None
-            if how.quantized:
-                wanted_times, most = how.oversampling, limits.oversampling
+            if options.quantized:
+                wanted_times, most = options.oversampling, limits.oversampling
                 oversampling = self._allowed(name, "oversampling", "search_max_oversampling", wanted_times, most)
             quantization = models.QuantizationSearchParams(
-                ignore=not how.quantized, rescore=how.rescore, oversampling=oversampling
+                ignore=not options.quantized, rescore=options.rescore, oversampling=oversampling
             )
         return models.SearchParams(exact=False, hnsw_ef=ef, quantization=quantization)
 
@@ -131,7 +119,7 @@ class Searcher:
         vector_name: str,
         queries: npt.NDArray[np.floating],
         k: int,
-        how: SearchOptions,
+        options: SearchOptions,
         params: models.SearchParams,
         most: int,
     ) -> list[list[Hit]]:
@@ -139,7 +127,6 @@ class Searcher:
 
         Pages of an HNSW search may overlap, so hits are told apart by their ids.
         """
-        fields = how.with_payload if isinstance(how.with_payload, bool) else list(how.with_payload)
         found: list[dict[str, Hit]] = [{} for _ in queries]
         unfinished, offset = list(range(len(queries))), 0
         while unfinished:
@@ -148,22 +135,22 @@ class Searcher:
                 models.QueryRequest(
                     query=query,
                     using=vector_name,
-                    filter=how.filter,
+                    filter=options.filter,
                     limit=limit,
                     offset=offset or None,
                     params=params,
-                    with_payload=fields,
+                    with_payload=options.fields,
                 )
                 for query in queries[unfinished].tolist()
             ]
             query = partial(self._connection.client.query_batch_points, name, requests)  # takes a consistency
-            answers = self._read(name, query, consistent=how.consistent)
+            answers = self._read(name, query, consistent=options.consistent)
             left = []
             for row, answer in zip(unfinished, answers, strict=True):
                 for p in answer.points:
                     found[row].setdefault(str(p.id), Hit(str(p.id), p.score, p.payload or {}))
                 # A page without the hits that replicas do not find alike is short, and still not the last.
-                more = bool(answer.points) if how.consistent else len(answer.points) == limit
+                more = bool(answer.points) if options.consistent else len(answer.points) == limit
                 if more and limit < k and len(found[row]) < k:
                     left.append(row)
             unfinished, offset = left, offset + limit
