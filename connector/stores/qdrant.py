@@ -31,9 +31,10 @@ from connector.stores.qdrant_cluster import Cluster
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, RetryPolicy, connected
 from connector.stores.qdrant_filter import check_known
 from connector.stores.qdrant_layout import index_schema, layout_of, makes_own_words
-from connector.stores.qdrant_limits import LimitBook, Limits, check_strict_mode, search_limits
+from connector.stores.qdrant_limits import ID_BYTES, LimitBook, Limits, check_strict_mode, search_limits
 from connector.stores.qdrant_peers import PEER_SECONDS, Nodes
 from connector.stores.qdrant_readiness import wait_until_ready
+from connector.stores.qdrant_reads import PointReader
 from connector.stores.qdrant_searches import Searcher
 from connector.stores.qdrant_settings import creation, differences, restoration
 from connector.stores.qdrant_writes import UPLOADS, PointWriter
@@ -42,8 +43,6 @@ from connector.stores.search_options import SearchOptions
 
 # Quantizations and compressions that the oldest server lacks, with the first version that has them.
 SINCE: Mapping[str, tuple[int, int]] = {"turbo": (1, 18), "bits8": (1, 20)}
-ID_BYTES = 64  # of an id in a request, at most
-COUNTED_AT_ONCE = 10_000  # ids of a page, where exact counts are refused
 
 
 class QdrantStore(Store):
@@ -65,6 +64,7 @@ class QdrantStore(Store):
         self._limits = LimitBook()
         self._closed = False
         self._writer = PointWriter(self._send, self._limits, binary=connection.grpc, uploads=uploads)
+        self._reader = PointReader(connection.client, self._cluster, self._limits)
         self._searcher = Searcher(connection, self._cluster.read, self._limits, self._laid_out)
 
     @classmethod
@@ -306,18 +306,7 @@ class QdrantStore(Store):
     def retrieve(
         self, name: str, ids: Sequence[str], *, vector_name: str | None = None, consistent: bool = False
     ) -> list[Record]:
-        wanted = [vector_name] if vector_name else False
-
-        def send(part: Sequence[str], limits: Limits) -> list[models.Record]:
-            def read(consistency: Any) -> list[models.Record]:
-                return self._client.retrieve(
-                    name, [*map(engine_id, part)], with_payload=True, with_vectors=wanted, consistency=consistency
-                )
-
-            return self._cluster.read(name, read, consistent=consistent)
-
-        parts = self._limits.obey_in_parts(name, ids, "ids", send, item_bytes=ID_BYTES)
-        return [_record(point, vector_name) for points in parts for point in points]
+        return self._reader.retrieve(name, ids, vector_name, consistent=consistent)
 
     @override
     def _search(
@@ -338,42 +327,11 @@ class QdrantStore(Store):
     def _scroll(
         self, name: str, *, vector_name: str | None, filter: models.Filter | None, page: int, consistent: bool
     ) -> Iterator[list[Record]]:
-        wanted = [vector_name] if vector_name else False
-        for points in self._pages(name, filter, page, consistent=consistent, with_payload=True, with_vectors=wanted):
-            yield [_record(point, vector_name) for point in points]
-
-    def _pages(
-        self, name: str, filter: models.Filter | None, page: int, *, consistent: bool = False, **options: Any
-    ) -> Iterator[list[models.Record]]:
-        """Yield the points that match a filter, in pages of at most `page` and of what the server allows."""
-        offset = None
-
-        def count(limits: Limits) -> int:
-            return min(page, limits.hits)
-
-        def send(limits: Limits) -> tuple[list[models.Record], Any]:
-            def read(consistency: Any) -> tuple[list[models.Record], Any]:
-                where: dict[str, Any] = {"scroll_filter": filter, "limit": count(limits), "offset": offset}
-                return self._client.scroll(name, **where, consistency=consistency, **options)
-
-            return self._cluster.read(name, read, consistent=consistent)
-
-        while True:
-            points, offset = self._limits.obey(name, send, counted="hits", count=count)
-            if points:
-                yield points
-            if offset is None:
-                return
+        return self._reader.scroll(name, vector_name, filter, page, consistent=consistent)
 
     @override
     def _count(self, name: str, *, filter: models.Filter | None, consistent: bool) -> int:
-        def send(limits: Limits) -> int:
-            if limits.exact:
-                return self._cluster.count(name, filter, consistent=consistent)
-            options = {"with_payload": False, "with_vectors": False, "consistent": consistent}
-            return sum(map(len, self._pages(name, filter, COUNTED_AT_ONCE, **options)))
-
-        return self._limits.obey(name, send)
+        return self._reader.count(name, filter, consistent=consistent)
 
     @override
     def ready(self, name: str) -> CollectionInfo:
@@ -411,8 +369,3 @@ def _named_vectors(info: models.CollectionInfo) -> dict[str, VectorConfig]:
     vectors = info.config.params.vectors
     named = vectors if isinstance(vectors, dict) else {"": vectors} if vectors else {}
     return {name: VectorConfig(vector.size, Distance(vector.distance.value)) for name, vector in named.items()}
-
-
-def _record(point: models.Record, vector_name: str | None) -> Record:
-    vector = point.vector.get(vector_name) if vector_name and isinstance(point.vector, dict) else None
-    return Record(str(point.id), None if vector is None else np.asarray(vector, np.float32), point.payload or {})

@@ -34,6 +34,7 @@ Counted = Literal["hits", "queries", "points", "ids"]
 REQUEST_POINTS = 128  # enough to keep a server's threads busy
 REQUEST_QUERIES = 128
 REQUEST_BYTES = 8 << 20  # well below a server's 32 MB
+ID_BYTES = 64  # of an id in a request, at most
 
 EXCEEDED = re.compile(r'Limit exceeded \S+ > (\d+(?:\.\d+)?) for \\?"([^"\\]+)\\?"')
 # How the server names what it limits, and the field of `Limits` that holds it.
