@@ -19,7 +19,8 @@ from alignment.modality import DIRECTIONS
 from alignment.model.onnx_export import export
 from connector.audits.baseline import Baseline, find_baseline
 from connector.audits.history import history
-from connector.audits.measures import MEASURES, Measure
+from connector.audits.measure import Measure
+from connector.audits.measures import MEASURES
 from connector.audits.plan import AuditPlan
 from connector.audits.recording import record
 from connector.audits.requirements import Requirement

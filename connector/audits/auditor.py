@@ -21,7 +21,8 @@ from connector.audits.direction import measure_direction, per_query
 from connector.audits.galleries import lay_out
 from connector.audits.geometry import Drawn, draw, measure_space
 from connector.audits.kinds import KINDS
-from connector.audits.measures import BOTH, MEASURES, names_of
+from connector.audits.measure import BOTH
+from connector.audits.measures import MEASURES, names_of
 from connector.audits.plan import AuditPlan
 from connector.audits.reference import Truth
 from connector.audits.requirements import Requirement, check_known, failures

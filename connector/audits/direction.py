@@ -14,7 +14,8 @@ from alignment.retrieval.ranks import IntArray, group_codes
 from alignment.vectors import FloatArray
 from connector.audits.baseline import PerQuery
 from connector.audits.galleries import Folds, QuerySet
-from connector.audits.measures import MEASURES, Measurement, QueryOutcomes, chance_recall, find_measure, names_of
+from connector.audits.measure import Measurement, QueryOutcomes
+from connector.audits.measures import MEASURES, chance_recall, find_measure, names_of
 from connector.audits.reference import Truth
 from connector.audits.result import DirectionResult, Fidelity, StageSummary
 from connector.audits.seen_unseen import measure_seen_unseen

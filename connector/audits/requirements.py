@@ -18,7 +18,7 @@ from alignment.modality import DIRECTIONS
 from alignment.retrieval.thresholds import holds
 from connector.audits.baseline import Baseline, Drift
 from connector.audits.kinds import KINDS
-from connector.audits.measures import BOTH, Measurement
+from connector.audits.measure import BOTH, Measurement
 from connector.errors import RequirementError
 
 # Of what follows the last colon. Nothing in it can match in two ways, so no text takes more than linear time.

@@ -13,7 +13,7 @@ from alignment.retrieval.thresholds import holds
 from connector.audits.baseline import Drift, PerQuery
 from connector.audits.captions import CaptionBaseline
 from connector.audits.kinds import KINDS
-from connector.audits.measures import Measurement
+from connector.audits.measure import Measurement
 from connector.audits.plan import AuditPlan
 from connector.audits.requirements import Failure, Requirement
 from connector.audits.seen_unseen_result import SeenUnseenResult

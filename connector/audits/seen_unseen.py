@@ -19,7 +19,8 @@ from connector.audits.census import Census, seen_among
 from connector.audits.galleries import NOT_IN_GALLERY
 from connector.audits.kind_queries import KindQueries, draw_queries
 from connector.audits.kinds import HARMONIC, SEEN, UNSEEN, KindOutcomes
-from connector.audits.measures import Measurement, of_kinds
+from connector.audits.measure import Measurement
+from connector.audits.measures import of_kinds
 from connector.audits.reference import Mask, Scores, Truth, own_scores, vectors_of
 from connector.audits.seen_unseen_result import CurvePoint, SeenUnseenResult
 from connector.audits.stages import StageRunner

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from alignment.retrieval.seen_unseen import SeenUnseenCurve
 from connector.audits.baseline import PerQuery
 from connector.audits.kinds import NEW_OR_KNOWN
-from connector.audits.measures import Measurement
+from connector.audits.measure import Measurement
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from alignment.retrieval.bootstrap import bootstrap_mean
 from alignment.retrieval.measures import Floats
 from alignment.retrieval.ranks import IntArray
 from connector.audits.galleries import QuerySet
-from connector.audits.measures import Measurement
+from connector.audits.measure import Measurement
 from connector.audits.plan import AuditPlan
 from connector.errors import SettingsError
 from connector.safe_text import printable

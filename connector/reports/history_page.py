@@ -7,7 +7,8 @@ from typing import Any
 from alignment.modality import DIRECTIONS
 from connector.audits.history import AuditSummary
 from connector.audits.kinds import KINDS
-from connector.audits.measures import BOTH, find_measure
+from connector.audits.measure import BOTH
+from connector.audits.measures import find_measure
 from connector.audits.plan import K
 from connector.reports.glossary import ARROWS, FILTERS
 from connector.reports.page_files import templates, write_page

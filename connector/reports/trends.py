@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from connector.audits.history import AuditSummary
-from connector.audits.measures import BOTH, find_measure
+from connector.audits.measure import BOTH
+from connector.audits.measures import find_measure
 from connector.reports.charts import Line, lines, svg
 from connector.reports.glossary import called
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from connector.audits.measures import BOTH, Measurement
+from connector.audits.measure import BOTH, Measurement
 from connector.audits.result import Audit, StageSummary, WorstQuery
 
 

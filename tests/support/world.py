@@ -34,7 +34,7 @@ from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray, l2_normalize
 from connector.audits import auditor
 from connector.audits.baseline import Baseline
-from connector.audits.measures import Measurement
+from connector.audits.measure import Measurement
 from connector.audits.plan import AuditPlan
 from connector.audits.requirements import Requirement
 from connector.audits.result import Audit

@@ -2,7 +2,8 @@
 
 import pytest
 
-from connector.audits.measures import MEASURES, Measure, find_measure, names_of, trended
+from connector.audits.measure import Measure
+from connector.audits.measures import MEASURES, find_measure, names_of, trended
 from connector.audits.requirements import Requirement
 
 KS = (1, 5)

@@ -18,7 +18,7 @@ from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
 from connector.audits import auditor
 from connector.audits.baseline import Baseline, Drift, PerQuery
-from connector.audits.measures import BOTH, Measurement
+from connector.audits.measure import BOTH, Measurement
 from connector.audits.requirements import Failure, Requirement, check_known, failures
 from connector.audits.result import Audit
 from connector.audits.stages import INDEX

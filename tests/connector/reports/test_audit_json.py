@@ -20,7 +20,7 @@ from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.measures import Change
 from connector.audits.baseline import Drift
 from connector.audits.history import AuditSummary
-from connector.audits.measures import Measurement
+from connector.audits.measure import Measurement
 from connector.audits.requirements import Requirement
 from connector.audits.result import Audit
 from connector.cli.audit_tables import print_audit, print_history
