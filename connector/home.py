@@ -444,22 +444,27 @@ class Home:
             run.counts["graphs"] = len(graphs)
         return RunResult(run.id, run.counts, graphs)
 
-    def audit(self, request: AuditRequest) -> "RunResult[Audit]":
-        """Audit a release with the pairs of an embedding set; nothing in the store is changed."""
-        from connector.audits.run import run_audit
+    def audit(self, request: AuditRequest) -> "RunResult[list[Audit]]":
+        """Audit a release, or all that one promotion would switch, with the pairs of an embedding set.
+
+        Nothing in the store is changed.
+        """
+        from connector.audits.run import rows_to_audit, run_audits
         from connector.reports.audit_context import audit_context
-        from connector.reports.audit_page import write_audit_page
+        from connector.reports.audit_page import audit_pages, write_audit_page
         from connector.reports.page_files import claim_page
 
         with self._run(request) as run:
-            if request.report is not None:
-                claim_page(request.report)
+            rows = rows_to_audit(request, self.store, self.provenance)
+            pages = audit_pages(request.report, rows)
+            for page in pages:
+                claim_page(page)
             pairs = self.embedding_set(request.pairs)
-            audit = run_audit(request, pairs, self.store, self.provenance, run, device=self.settings.device)
-        if request.report is not None:
+            audits = run_audits(request, rows, pairs, self.store, self.provenance, run, device=self.settings.device)
+        for page, audit in zip(pages, audits, strict=False):
             context = audit_context(audit, pairs, request.require, run.id, self.provenance)
-            write_audit_page(request.report, audit, context, max_pixels=self.settings.max_pixels)
-        return RunResult(run.id, run.counts, audit)
+            write_audit_page(page, audit, context, max_pixels=self.settings.max_pixels)
+        return RunResult(run.id, run.counts, audits)
 
     def audits(self, collection: str, *, metric: str | None = None, limit: int = 30) -> "list[AuditSummary]":
         """Return the newest audits of the releases of `collection`, oldest first.

@@ -413,7 +413,8 @@ class AuditRequest(Request):
     Attributes:
         collection: what people say.
         pairs: name of the embedding set with the labelled pairs.
-        metric: of the release; None: the only one there is, or cosine.
+        metric: of the release; None: every metric that a promotion would switch, of `ready`; elsewhere the only one
+            there is, or cosine.
         release: `live`, `ready` or the name of a physical collection.
         require: what the measures have to meet, see `connector.audits.requirements`.
         baseline: the audit that drops are measured from: `last`, `live` or the number of one.
@@ -438,6 +439,11 @@ class AuditRequest(Request):
     seed: Seed = 0
     max_qps: MaxQps | None = None
     report: Path | None = None
+
+    @property
+    def is_of_promotion(self) -> bool:
+        """Whether it is of all that one promotion would switch."""
+        return self.release == "ready" and self.metric is None
 
 
 # Commands that refuse items, and can be run again for these.

@@ -145,7 +145,7 @@ def test_a_measure_of_one_entry_is_everywhere(
         second = recorded("precision@5 drop<=0.1", baseline)
         summaries = history(world.provenance, [release.row], limit=9)
         written = RunResult(1, {}, second)
-        write_prometheus(tmp_path / "audit.prom", written)
+        write_prometheus(tmp_path / "audit.prom", [second])
         print_audit(second)
         print_history(summaries)
         alignment_row = world.provenance.artifacts.alignment(release.row.alignment_id)

@@ -19,7 +19,7 @@ from alignment.retrieval.ranks import recall_at
 
 # A validation fold need not be larger than this to tell candidates apart; it bounds the time of a large fit.
 VALIDATION_GROUPS = 2_000
-# Candidates that go on to the next fold at least.
+# Candidates of a method that go on to the next fold at least.
 FEWEST = 8
 INTERRUPTED = "interrupted"
 Progress = Callable[[str], None]
@@ -99,8 +99,10 @@ def cross_validate(
 
     What counts is a collection of all folds, with an offset for those that a candidate was fitted on.
 
-    After every fold the better third goes on, at least `FEWEST`. With a `budget` in seconds no candidate is begun when
-    it has passed; a fold that is cut off counts for nothing, unless it is the first. Ctrl-C is a budget that passes.
+    After every fold the better third of each method goes on, at least `FEWEST`: what a method validates at does not
+    depend on the others, so a comparison of methods and a fit that chooses among them agree. With a `budget` in seconds
+    no candidate is begun when it has passed; a fold that is cut off counts for nothing, unless it is the first. Ctrl-C
+    is a budget that passes.
 
     Raises:
         FitError: too few folds or groups, or no method that applies.
@@ -122,8 +124,7 @@ def cross_validate(
             return kept
         scored = [candidate.with_folds_of(results.get(candidate.key)) for candidate in scored]
         results |= {candidate.key: candidate for candidate in scored}
-        survivors = _survivors(scored)
-        racing = {name: [c.hyperparameters for c in survivors if c.method == name] for name in racing}
+        racing = {name: _survivors([c for c in scored if c.method == name]) for name in racing}
     return list(results.values())
 
 
@@ -233,8 +234,8 @@ def _held_out_recall(aligned: GroupedEmbeddings, metric: Metric) -> float:
     return float(np.mean([recall_at(side, k) for side in both for k in KS]))
 
 
-def _survivors(scored: Sequence[Candidate]) -> list[Candidate]:
-    """Keep the better third, at least `FEWEST`, in the order that they came in."""
+def _survivors(scored: Sequence[Candidate]) -> list[Hyperparameters]:
+    """Keep the better third of the candidates of a method, at least `FEWEST`, in the order that they came in."""
     ranked = sorted(scored, key=lambda candidate: -candidate.score)
     kept = ranked[: max(FEWEST, len(ranked) // 3)]
-    return [candidate for candidate in scored if any(candidate is better for better in kept)]
+    return [candidate.hyperparameters for candidate in scored if any(candidate is better for better in kept)]

@@ -104,7 +104,7 @@ def audit(
         advance=advance,
     )
     fields = strata(queries.sets, plan)
-    check_known(requirements, announced(subject, fields), baseline)
+    check_known(requirements, announced(subject, fields), baseline, release=release.name)
     findings = list(queries.warnings)
     if baseline is not None:
         findings += baseline.check_shared({d: per_query(queries.sets[m]) for d, (m, _) in DIRECTIONS.items()})
@@ -139,7 +139,7 @@ def audit(
         space=space,
         findings=findings,
         captions=measure_captions(subject),
-        required=bool(requirements),
+        requirements=requirements,
     )
     if baseline is not None:
         measured = _compared(measured, baseline, requirements)

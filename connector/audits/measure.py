@@ -59,6 +59,7 @@ class Measure:
         per_direction: returns the value of a direction, without an interval.
         of_geometry: returns the value of both modalities together.
         of_kinds: returns the value of a direction over the whole collection, with an interval where it has one.
+        of_all: it compares searches among all points, whatever the gallery of the audit is.
         low, high: the range of its values.
         better: which values are better; `neither` where a value is no verdict.
         is_rank: values are ranks, which may be infinite: they are summed up by their lower median instead of the mean,
@@ -79,6 +80,7 @@ class Measure:
     per_direction: Callable[[QueryOutcomes, int], float] | None = None
     of_geometry: Callable[[Geometry], float] | None = None
     of_kinds: Callable[[KindOutcomes], Estimate | float] | None = None
+    of_all: bool = False
     low: float = 0.0
     high: float = 1.0
     better: Literal["higher", "lower", "neither"] = "higher"
@@ -88,6 +90,11 @@ class Measure:
     shown: bool = False
     compared: bool = False
     history: Literal["table", "page", "nowhere"] = "page"
+
+    @property
+    def in_gallery(self) -> bool:
+        """Whether its value depends on the gallery that is searched."""
+        return (self.per_query is not None or self.per_direction is not None) and not self.of_all
 
     def explained(self, k: str) -> str:
         """Say what the value at lists of length `k` is."""

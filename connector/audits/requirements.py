@@ -98,7 +98,11 @@ class Failure:
 
 
 def check_known(
-    requirements: Iterable[Requirement], known: Sequence[tuple[str, str, str]], baseline: Baseline | None
+    requirements: Iterable[Requirement],
+    known: Sequence[tuple[str, str, str]],
+    baseline: Baseline | None,
+    *,
+    release: str = "this release",
 ) -> None:
     """Check that the audit to come can decide every requirement.
 
@@ -106,6 +110,7 @@ def check_known(
         requirements: to check.
         known: direction, part and name of the measures that the audit will have.
         baseline: the earlier audit, if there is one.
+        release: its name.
 
     Raises:
         RequirementError: a requirement bounds no measure, or a drop that cannot be computed.
@@ -113,7 +118,7 @@ def check_known(
     for requirement in requirements:
         bounded = [measure for measure in known if requirement.bounds(*measure)]
         if not bounded:
-            raise RequirementError(_unknown(requirement, known))
+            raise RequirementError(_unknown(requirement, known, release))
         if not requirement.is_drop:
             continue
         if baseline is None:
@@ -130,12 +135,12 @@ def check_known(
             )
 
 
-def _unknown(requirement: Requirement, known: Sequence[tuple[str, str, str]]) -> str:
+def _unknown(requirement: Requirement, known: Sequence[tuple[str, str, str]], release: str) -> str:
     whole = dict.fromkeys(name for _, part, name in known if not part)
     parts = list(dict.fromkeys(part for _, part, _ in known if part))
     more = f" and {len(parts) - LISTED_PARTS} more" if len(parts) > LISTED_PARTS else ""
     return (
-        f"requirement {requirement.text!r} names no measure of this audit; it has {', '.join(whole)}; and "
+        f"requirement {requirement.text!r} names no measure of an audit of {release}; that has {', '.join(whole)}; and "
         f"PART:recall@K, PART:fidelity@K and PART:latency.p50 of {', '.join(parts[:LISTED_PARTS])}{more}, strata and "
         f"{', '.join(KINDS)} with recall alone"
     )

@@ -3,7 +3,7 @@
 `connector.audits.auditor` makes an `Audit`. docs/audits-measures.md explains every number.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from alignment.geometry.geometry import Geometry
@@ -14,6 +14,7 @@ from connector.audits.baseline import Drift, PerQuery
 from connector.audits.captions import CaptionBaseline
 from connector.audits.kinds import KINDS
 from connector.audits.measure import Measurement
+from connector.audits.measures import find_measure
 from connector.audits.plan import AuditPlan
 from connector.audits.requirements import Failure, Requirement
 from connector.audits.seen_unseen_result import SeenUnseenResult
@@ -28,6 +29,10 @@ PASSED, FAILED, MEASURED, BROKEN = "passed", "failed", "measured", "broken"
 # it is the last one, and its fidelity is below the recall that `hnsw_ef` was chosen for, by more than MARGIN.
 FAITHFUL = 0.95
 MARGIN = 0.01
+
+
+# Verdicts from the worst on.
+VERDICTS = (BROKEN, FAILED, MEASURED, PASSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +187,7 @@ class Audit:
         verified: points that were read back and compared with the embedding sets.
         drifts: changes against the baseline.
         failures: requirements that are not met.
-        required: whether there were any requirements.
+        requirements: what had to be met.
         number: of the audit in SQL; 0 before it is recorded.
     """
 
@@ -199,7 +204,7 @@ class Audit:
     verified: int = 0
     drifts: Sequence[Drift] = ()
     failures: Sequence[Failure] = ()
-    required: bool = False
+    requirements: Sequence[Requirement] = ()
     number: int = 0
 
     @property
@@ -207,7 +212,7 @@ class Audit:
         """`broken`; `passed` or `failed` by the requirements; or `measured` where there were none."""
         if self.broken is not None:
             return BROKEN
-        if not self.required:
+        if not self.requirements:
             return MEASURED
         return FAILED if self.failures else PASSED
 
@@ -266,8 +271,9 @@ class Audit:
         return len(self.directions[direction].per_query.keys) if direction in self.directions else 0
 
     def among(self, requirement: Requirement) -> str:
-        """Say which items a requirement on recall is about: held-out ones alone are found more easily than all."""
-        if not requirement.name.startswith("recall@") or is_stage(requirement.part):
+        """Say which items a requirement is about: held-out ones alone are found more easily than all."""
+        measure, _ = find_measure(requirement.name)
+        if measure is None or not measure.in_gallery or is_stage(requirement.part):
             return ""
         if requirement.part in KINDS or self.plan.compared_by.get("gallery") == "all":
             return ", in the whole collection"
@@ -308,9 +314,12 @@ class Audit:
         if self.broken is not None:
             return [f"Broken: {self.broken}."]
         sentences = []
-        if self.required:
+        if self.requirements:
             sentences.append("Passed: every requirement is met." if not self.failures else "Failed.")
             sentences += [f"Not met: {f.requirement.text}: {f.why}{self.among(f.requirement)}." for f in self.failures]
+            failed = {failure.requirement for failure in self.failures}
+            places = {own: self.among(own) for own in dict.fromkeys(self.requirements) if own not in failed}
+            sentences += [f"Met: {own.text}{among}." for own, among in places.items() if among]
         return sentences + self.remarks
 
     @property
@@ -330,3 +339,8 @@ class Audit:
             significant = stage.lost.low > 0
             lost = f", which costs {stage.lost.value:.3f} of Recall@{k}" if significant else f"; Recall@{k} bears it"
         return f"{stage.direction}: {stage.name} {fidelity}{lost}."
+
+
+def worst_verdict(audits: Iterable[Audit]) -> str:
+    """Return the verdict that counts for several audits together: the worst of theirs."""
+    return min((audit.verdict for audit in audits), key=VERDICTS.index)

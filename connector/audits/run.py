@@ -1,4 +1,4 @@
-"""One audit as a run: find the release, check that it holds what it should, measure it, record what was found."""
+"""Audits as a run: find the releases, check that each holds what it should, measure it, record what was found."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,27 +18,53 @@ from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import ReleaseRow
 from connector.releases.aliases import alias_fault, alias_unseen
+from connector.releases.choice import newest_ready
 from connector.releases.layouts import broken_filters, layout_differences, live_beside
 from connector.releases.release import LIVE, READY, find_release_row, load_release
 from connector.releases.rights import present
+from connector.releases.store_identity import here
 from connector.releases.verify import verify
 from connector.requests import AuditRequest
 from connector.stores.contract import Store
 
 
-def run_audit(
+def rows_to_audit(request: AuditRequest, store: Store, provenance: Provenance) -> list[ReleaseRow]:
+    """Return the release that `request` names; of `ready` without a metric all that one promotion would switch.
+
+    Raises:
+        CollectionNotFoundError: there is no such release.
+    """
+    if request.is_of_promotion:
+        where = {"store_id": here(provenance, store), "collection": request.collection}
+        present = [row for row in provenance.releases.find(**where) if row.dropped_at is None]
+        if rows := newest_ready(present):
+            return rows
+    return [find_release_row(provenance, store, request.collection, request.metric, which=request.release)]
+
+
+def run_audits(
     request: AuditRequest,
+    rows: Sequence[ReleaseRow],
     embedding_set: EmbeddingSet,
     store: Store,
     provenance: Provenance,
     run: Run,
     *,
     device: str = "auto",
-) -> Audit:
-    """Audit the release that `request` names with the pairs of `embedding_set`, and record the audit.
+) -> list[Audit]:
+    """Audit releases with the pairs of `embedding_set`, each under its metric, and record an audit of each.
 
     A release whose parts do not belong together, or that does not hold what it should, is `broken`: nothing of it is
-    measured. Counts `queries` and `failed_requirements` in `run`.
+    measured. Every release is audited, whatever the verdict on another is. Counts `queries` and `failed_requirements`
+    in `run`.
+
+    Args:
+        request: how to audit.
+        rows: of the releases, as `rows_to_audit` finds them.
+        embedding_set: the pairs.
+        store, provenance: where the releases are, and their records.
+        run: of the audits.
+        device: where learned metrics compute.
 
     Raises:
         AccessDeniedError: the key does not show the release, or the live one that it is compared with.
@@ -55,27 +81,31 @@ def run_audit(
         max_qps=request.max_qps,
     )
     requirements = [Requirement.parse(text) for text in request.require]
-    row = find_release_row(provenance, store, request.collection, request.metric, which=request.release)
-    present(store, [row, *_live(row, provenance)])  # before anything is measured
-    baseline = None
-    if request.baseline is not None:
-        baseline = find_baseline(provenance, row, request.baseline, plan, request.pairs)
-    result = _measure(
-        row,
-        embedding_set,
-        plan,
-        store,
-        provenance,
-        pairs=request.pairs,
-        requirements=requirements,
-        baseline=baseline,
-        seed=run.id,
-        device=device,
-    )
-    result = replace(result, number=record(result, provenance, run, provenance.artifacts.record_set(embedding_set)))
-    run.counts["queries"] = sum(result.queries_of(direction) for direction in DIRECTIONS)
-    run.counts["failed_requirements"] = len(result.failures)
-    return result
+    # Before anything is measured.
+    present(store, [shown for row in rows for shown in (row, *_live(row, provenance))])
+    baselines = [
+        None if request.baseline is None else find_baseline(provenance, row, request.baseline, plan, request.pairs)
+        for row in rows
+    ]
+    audits = []
+    for row, baseline in zip(rows, baselines, strict=True):
+        result = _measure(
+            row,
+            embedding_set,
+            plan,
+            store,
+            provenance,
+            pairs=request.pairs,
+            requirements=requirements,
+            baseline=baseline,
+            seed=run.id,
+            device=device,
+        )
+        number = record(result, provenance, run, provenance.artifacts.record_set(embedding_set))
+        audits.append(replace(result, number=number))
+        run.counts["queries"] += sum(result.queries_of(direction) for direction in DIRECTIONS)
+        run.counts["failed_requirements"] += len(result.failures)
+    return audits
 
 
 def _measure(
@@ -95,7 +125,7 @@ def _measure(
 
     The points to verify are drawn with `seed`, which moves with each run; the seed of the plan draws the same queries.
     """
-    broken = Audit(row, plan, pairs, required=bool(requirements))
+    broken = Audit(row, plan, pairs, requirements=requirements)
     writers = provenance.runs.writers(row.collection)
     try:
         release = load_release(provenance, store, row, device=device)

@@ -51,6 +51,20 @@ def print_audit(found: Audit) -> None:
             show(f"{direction}: {count} queries have no relevant item in the gallery and count as misses.")
 
 
+def print_verdicts(audits: Sequence[Audit]) -> None:
+    """Print what counts of several audits side by side: Recall@K of text to image, then of image to text."""
+    plan, rows = audits[0].plan, []
+    parts = {"": plan.protocol or plan.gallery, UNSEEN: "new", SEEN: "known"}
+    for audit in audits:
+        recalls = {(m.part, m.direction): m.value for m in audit.measures if m.name == f"recall@{plan.k}"}
+        row = {"metric": audit.row.metric, "audit": audit.number, "verdict": audit.verdict}
+        for part, column in parts.items():
+            both = [f"{recalls[part, d]:.3f}" for d in DIRECTIONS if (part, d) in recalls]
+            row |= {column: "/".join(both)} if both else {}
+        rows.append(row)
+    print_table(rows, f"every metric: Recall@{plan.k} {'/'.join(DIRECTIONS)}, of items that are")
+
+
 def _facts(found: Audit) -> str:
     """Say what the collection is like."""
     info, release = found.info, found.release

@@ -1,9 +1,9 @@
 """The command `audit`."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -22,6 +22,9 @@ from connector.cli.options import (
 from connector.cli.tables import print_json
 from connector.progress import say
 from connector.requests import AuditRequest, Scope, default_of
+
+if TYPE_CHECKING:
+    from connector.audits.result import Audit
 
 COMMANDLINE = click.core.ParameterSource.COMMANDLINE
 HOME_OPTIONS = ("--home", "--qdrant-url", "--database-url", "--device")
@@ -52,14 +55,17 @@ def _named_filters(context: click.Context, option: click.Parameter, texts: tuple
 @click.argument("collection")
 @click.option("--pairs", metavar="SET", help="Embedding set with the labelled pairs.  [required without --history]")
 @click.option(
-    "--metric", type=METRIC, metavar="METRIC", help=METRIC_HELP + "  [default: the only one there is, or cosine]"
+    "--metric",
+    type=METRIC,
+    metavar="METRIC",
+    help=METRIC_HELP + "  [default: of ready all that a promotion would switch, else the only one there is, or cosine]",
 )
 @click.option(
     "--release",
     default=default_of(AuditRequest, "release"),
     show_default=True,
     metavar="RELEASE",
-    help="live; ready, the shadow of the newest alignment; or the name of a release, as status shows it.",
+    help="live; ready, the shadows of the newest alignment, which one promotion makes live; or the name of a release, as status shows it.",
 )
 @click.option(
     "-k",
@@ -75,7 +81,7 @@ def _named_filters(context: click.Context, option: click.Parameter, texts: tuple
     "--require",
     multiple=True,
     metavar="CONDITION",
-    help="Requirement, such as 'recall@10>=0.4' of the gallery, 'unseen recall@10>=0.4' of new items in the whole collection, 'index:fidelity@10>=0.98' or, with --baseline, 'recall@10 drop<=0.02'. Exit with 3 if it is not met. May be repeated.",
+    help="Requirement, of every release that is audited. 'recall@10>=0.4' is among held-out items alone, which is not what production finds; 'unseen recall@10>=0.4' is of new items in the whole collection. Also 'index:fidelity@10>=0.98' or, with --baseline, 'recall@10 drop<=0.02'. Exit with 3 if it is not met. May be repeated.",
 )
 @click.option(
     "--baseline",
@@ -121,7 +127,12 @@ def _named_filters(context: click.Context, option: click.Parameter, texts: tuple
 )
 @renamed_option("--rate", "--max-qps", "max_qps", type=range_of(AuditRequest, "max_qps"), metavar="QPS")
 @seed_option(AuditRequest, "Seed of the sample, the points that are read back, the gap and the intervals.")
-@click.option("--report", type=FILE, metavar="FILE", help="Write a page for people, which needs no network.")
+@click.option(
+    "--report",
+    type=FILE,
+    metavar="FILE",
+    help="Write a page for people, which needs no network; if several releases are audited, one a metric: FILE.cosine.html for FILE.html.",
+)
 @click.option("--prometheus", type=FILE, metavar="FILE", help="Write the measures for Prometheus' text file collector.")
 @click.option("--jsonl", type=FILE, metavar="FILE", help="Append the audit as one line of JSON.")
 @click.option("--history", is_flag=True, help="Show earlier audits instead of making one.")
@@ -143,16 +154,20 @@ def audit(
     """Measure a release with pairs that the fit never saw, and name the stage of the search that loses recall.
 
     The tables show Recall@K in both directions, of held-out items alone, and of new and known items in the whole
-    collection; what the lowering, the index, quantization and filters lose of it; and the modality gap. A release that does not hold what it should is broken: nothing of it is measured, and the exit
-    code is 3.
+    collection; what the lowering, the index, quantization and filters lose of it; and the modality gap. A release that
+    does not hold what it should is broken: nothing of it is measured, and the exit code is 3.
+
+    --release ready audits every metric that `promote` would switch: one audit a metric, and --require holds for each.
     """
     _refuse_contradictions(_given_options())
     if history:
         _print_history(given["collection"], given["metric"], limit, as_json, given["report"], where)
         return
     request = AuditRequest(**given)
-    from connector.cli.audit_tables import print_audit  # these load numpy
+    from connector.cli.audit_tables import print_audit, print_verdicts  # these load numpy
+    from connector.provenance.runs import RunResult
     from connector.reports import audit_json
+    from connector.reports.audit_page import audit_pages
     from connector.reports.output_files import append_line, claim_file
     from connector.reports.prometheus import write_prometheus
 
@@ -161,23 +176,35 @@ def audit(
         claim_file(path)
     with open_home(where) as home:
         result = home.audit(request)
+    audits = result.value
+    results = [RunResult(result.run, result.counts, audit) for audit in audits]
     if prometheus:
-        write_prometheus(prometheus, result)
+        write_prometheus(prometheus, audits)
     if jsonl:
-        append_line(jsonl, audit_json.log_line(result))
-    if given["report"]:
-        say(f"wrote {given['report']}")
+        append_line(jsonl, "\n".join(map(audit_json.log_line, results)))
+    for page in audit_pages(request.report, [audit.row for audit in audits]):
+        say(f"wrote {page}")
     if as_json:
-        print_json(audit_json.document(result))
+        print_json(audit_json.documents(results) if request.is_of_promotion else audit_json.document(results[0]))
     else:
-        print_audit(result.value)
+        for audit in audits:
+            print_audit(audit)
+        if len(audits) > 1:
+            print_verdicts(audits)
     if as_json or not sys.stdout.isatty():  # the tables already say it on a terminal
-        if result.value.broken:
-            say(f"broken: {result.value.broken}")
-        for failure in result.value.failures:
-            say(f"not met: {failure.requirement.text}: {failure.why}")
-    if result.value.broken or result.value.failures:
+        _say_failures(audits)
+    if any(audit.broken or audit.failures for audit in audits):
         sys.exit(REQUIREMENT)
+
+
+def _say_failures(audits: Sequence["Audit"]) -> None:
+    """Say on stderr what is broken and which requirements are not met; of which release, if there are several."""
+    for audit in audits:
+        of = f"{audit.row.physical_name}: " if len(audits) > 1 else ""
+        if audit.broken:
+            say(f"{of}broken: {audit.broken}")
+        for failure in audit.failures:
+            say(f"{of}not met: {failure.requirement.text}: {failure.why}{audit.among(failure.requirement)}")
 
 
 def _refuse_contradictions(given: set[str]) -> None:

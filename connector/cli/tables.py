@@ -68,14 +68,16 @@ def print_releases(result: "RunResult[list[Release]]", as_json: bool) -> None:
 
 def say_shadows(result: "RunResult[list[Release]]") -> None:
     """Say what to do next with releases that were not made live, because another one is."""
-    for release in result.value:
-        row = release.row
-        if row.state == "ready":
-            say(
-                f"{release.name} is ready beside what is live of {row.collection} under {row.metric}: run `modalign "
-                f"audit {row.collection} --release {release.name} --pairs SET --require CONDITION`, then `modalign "
-                f"promote {row.collection}`"
-            )
+    shadows = [release.row for release in result.value if release.row.state == "ready"]
+    if shadows:
+        collection = shadows[0].collection
+        names, metrics = ([getattr(row, name) for row in shadows] for name in ("physical_name", "metric"))
+        which, are = (names[0], "is") if len(names) == 1 else ("ready", "are")
+        say(
+            f"{', '.join(names)} {are} ready beside what is live of {collection} under {', '.join(metrics)}: run "
+            f"`modalign audit {collection} --release {which} --pairs SET --require CONDITION`, then `modalign promote "
+            f"{collection}`"
+        )
 
 
 def switched_rows(result: "RunResult[list[AliasSwitch]]") -> list[dict[str, Any]]:

@@ -95,7 +95,7 @@ def run_demo(settings: Settings) -> Demo:
         example = _write_page(home, embedding_set, alignment.card.hold_out, page)
         say("7. Audit every release against the labels of the held-out pairs")
         audits = {
-            metric: home.audit(AuditRequest(collection=NAME, pairs=NAME, metric=metric)).value for metric in SERVED
+            metric: home.audit(AuditRequest(collection=NAME, pairs=NAME, metric=metric)).value[0] for metric in SERVED
         }
     return Demo(settings.home, audits, page, time.monotonic() - started, example)
 

@@ -30,7 +30,7 @@ def ready_releases(
     named = named_releases(rows, [name for name in names if name != READY], collection)
     chosen = [row for row in named if row in of_these]
     if READY in names or not names:
-        chosen += [row for row in _newest_ready(of_these) if row not in chosen]
+        chosen += [row for row in newest_ready(of_these) if row not in chosen]
         chosen = chosen or [row for row in of_these if row.state == LIVE]
     if len({row.metric for row in chosen}) < max(len(chosen), len(of_metrics), 1):
         raise CollectionNotFoundError(
@@ -45,7 +45,7 @@ def ready_releases(
     return [row for row in chosen if row.state == READY]
 
 
-def _newest_ready(rows: Sequence[ReleaseRow]) -> list[ReleaseRow]:
+def newest_ready(rows: Sequence[ReleaseRow]) -> list[ReleaseRow]:
     """Return the ready releases of the newest alignment that is not older than the live one."""
     live = {row.metric: row.alignment_id for row in rows if row.state == LIVE}
     ready = [row for row in rows if row.state == READY]

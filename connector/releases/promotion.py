@@ -36,7 +36,7 @@ from connector.provenance.leases import Lease, promotion_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import PromotionRow, ReleaseRow, now
 from connector.releases.aliases import alias_fault, alias_name
-from connector.releases.choice import once_live_releases, ready_releases, replaced_releases
+from connector.releases.choice import newest_ready, once_live_releases, ready_releases, replaced_releases
 from connector.releases.gate import newest_audit
 from connector.releases.layouts import broken_filters, layout_differences, live_beside
 from connector.releases.recorded_settings import differences_in_words
@@ -162,7 +162,7 @@ class Lifecycle:
             check_may_manage(self.store, f"promoting releases of {self.collection}")
             live = {row.metric: row for row in rows if row.state == LIVE}
             self._check_complete(chosen, live, run_id)
-            promotions, refused = self._allowed(chosen, live, run_id, forced)
+            promotions, refused = self._allowed(rows, chosen, run_id, forced)
             return self._begin_and_switch(promotions, run_id, lease, request, refused)
 
     def _check_aliases(self, metrics: Sequence[str], switched: Collection[str] = ()) -> None:
@@ -191,18 +191,19 @@ class Lifecycle:
 
     def _allowed(
         self,
+        rows: Sequence[ReleaseRow],
         chosen: Sequence[ReleaseRow],
-        live: Mapping[str, ReleaseRow],
         run_id: int,
         forced: PromotionOverride | None,
     ) -> tuple[list[PromotionRow], dict[int, str]]:
-        """Return the promotions, and by release why it may not go live though it is forced."""
+        """Return the promotions of `chosen`, and by release why it may not go live though it is forced."""
         promotions, refused = [], {}
+        live = {row.metric: row for row in rows if row.state == LIVE}
         for row in chosen:
             audit, refusal = newest_audit(self.provenance, self.store, row)
-            refusals = (
-                [f"{refusal}; audit with `modalign audit --release ready --require CONDITION`"] if refusal else []
-            )
+            which = READY if row in newest_ready(rows) else row.physical_name
+            command = f"modalign audit {self.collection} --release {which} --pairs SET --require CONDITION"
+            refusals = [f"{refusal}; audit with `{command}`"] if refusal else []
             beside = live_beside(list(live.values()), row.metric)
             if beside and (broken := broken_filters(self.store, beside, row)):
                 refusals.append(

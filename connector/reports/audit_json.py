@@ -6,17 +6,23 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from connector.audits.result import Audit, StageSummary
+from connector.audits.result import Audit, StageSummary, worst_verdict
 from connector.audits.seen_unseen_result import SeenUnseenResult
+from connector.provenance.runs import RunResult
 from connector.provenance.tables import now
 
 if TYPE_CHECKING:
     from connector.audits.baseline import Drift
     from connector.audits.history import AuditSummary
-    from connector.provenance.runs import RunResult
 
 
-def document(result: "RunResult[Audit]") -> dict[str, Any]:
+def documents(results: Sequence[RunResult[Audit]]) -> dict[str, Any]:
+    """Return the audits of one run as JSON, each as `document` lays it out, with the worst of their verdicts."""
+    verdict = worst_verdict(result.value for result in results)
+    return {"run": results[0].run, "verdict": verdict, "audits": [document(result) for result in results]}
+
+
+def document(result: RunResult[Audit]) -> dict[str, Any]:
     """Return an audit as JSON; infinite and unknown numbers become null."""
     found = result.value
     info, plan = found.info, found.plan
@@ -170,7 +176,7 @@ def history_document(moments: Sequence["AuditSummary"]) -> list[dict[str, Any]]:
     ]
 
 
-def log_line(result: "RunResult[Audit]") -> str:
+def log_line(result: RunResult[Audit]) -> str:
     """Return an audit as one line of JSON, without worst queries, curves and geometry; measures hold their numbers."""
     written = {"at": now().isoformat(), **document(result)}
     for name in ("worst", "curve", "seen_unseen", "geometry"):

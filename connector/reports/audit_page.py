@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignment.metrics import parse
 from alignment.modality import DIRECTIONS
 from connector.audits.history import asked_as
 from connector.audits.kinds import HARMONIC, SEEN, UNSEEN
@@ -12,6 +13,8 @@ from connector.audits.requirements import Requirement
 from connector.audits.result import BROKEN, FAILED, MEASURED, PASSED, Audit
 from connector.audits.stages import STAGES
 from connector.encoding.encoders import IMPORTED
+from connector.provenance.tables import ReleaseRow
+from connector.releases.aliases import alias_name
 from connector.releases.points import HELD_OUT
 from connector.reports.audit_context import AuditContext, asked_how, provenance_chain
 from connector.reports.charts import Bar, Line, bars, lines, scatter, svg, waterfall
@@ -28,6 +31,16 @@ HEADLINES = {
     MEASURED: "Measured: the audit has no requirements.",
     BROKEN: "Broken: this release is damaged.",
 }
+
+
+def audit_pages(path: Path | None, rows: Sequence[ReleaseRow]) -> list[Path]:
+    """Return the page of the audit of each release: `path`, or beside it one that names the metric, if several are.
+
+    `audit.html` of releases under cosine and chi2 gives `audit.cosine.html` and `audit.chi2.html`. None gives no page.
+    """
+    if path is None or len(rows) == 1:
+        return [] if path is None else [path]
+    return [path.with_name(alias_name(path.stem, parse(row.metric)) + path.suffix) for row in rows]
 
 
 def write_audit_page(path: Path, found: Audit, origin: AuditContext, *, max_pixels: int = MAX_PIXELS) -> None:

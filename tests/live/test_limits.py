@@ -102,7 +102,7 @@ def test_every_command_obeys(
         assert len({hit.key for hit in found.hits}) == 12
         [report] = home.verify(collection)
         assert report.consistent
-        audit = home.audit(
+        (audit,) = home.audit(
             AuditRequest(collection=collection, pairs="s", queries="all", gallery="all", ks=[1, 10], sample=8)
         ).value
         assert {m.value for m in audit.measures if m.name == "recall@10" and not m.part} == {1.0}

@@ -1,10 +1,21 @@
-"""Audits with other findings than a run would give."""
+"""Audits as the command line makes them, and audits with other findings than a run would give."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
+from alignment.sets.embedding_set import EmbeddingSet
 from connector.audits.measure import BOTH, Measurement
 from connector.audits.result import Audit, StageSummary, WorstQuery
+from connector.audits.run import rows_to_audit, run_audits
+from connector.requests import AuditRequest
+from tests.support.world import World, the_set
+
+
+def audited(world: World, request: AuditRequest, pairs: EmbeddingSet | None = None) -> list[Audit]:
+    """Run and record the audits of a request, with the pairs of the set `s` where no others are given."""
+    rows = rows_to_audit(request, world.store, world.provenance)
+    with world.provenance.runs.start("audit", {}) as run:
+        return run_audits(request, rows, pairs or the_set(world), world.store, world.provenance, run)
 
 
 def altered(

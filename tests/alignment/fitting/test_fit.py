@@ -375,11 +375,22 @@ def test_losers_are_dropped_early(rng: np.random.Generator) -> None:
     assert len(found) == sum(len(candidates(name, 9, 7)) for name in names)
     by_folds = Counter(candidate.folds for candidate in found)
     assert by_folds.keys() <= {1, 2, 3, 4}
-    assert by_folds[1] >= len(found) / 2
+    assert by_folds[1] >= len(found) / 3
     assert best_of(found).folds == 4
     assert best_of(found).score == max(c.score for c in found if c.folds == 4)
     first = [c for c in found if c.folds == 1]
     assert max(c.score for c in first) <= max(c.score for c in found)
+
+
+def test_what_a_method_validates_at_does_not_depend_on_the_others(rng: np.random.Generator) -> None:
+    """So a comparison, which races each method alone, prefers what a fit takes."""
+    data, names = racers(rng), ["procrustes", "ridge", "rcca", "asif"]
+    alone = {name: cross_validate(data, [name], FitSpec(), folds=4, device=resolve("cpu")) for name in names}
+    together = cross_validate(data, names, FitSpec(), folds=4, device=resolve("cpu"))
+    assert {c.key: (c.score, c.folds) for c in together} == {
+        c.key: (c.score, c.folds) for own in alone.values() for c in own
+    }
+    assert best_of(together) == best_of(best_of(own) for own in alone.values())
 
 
 def test_a_score_is_the_mean_over_the_folds_that_a_candidate_took_part_in(

@@ -53,7 +53,8 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         coarse = {"quantization": "binary", "oversampling": 24.0, **graph}
         opened.push(PushRequest(set="pairs", into="coarse", alignment="of-pairs", layout=coarse))
         for collection in ("plain", "coarse"):
-            assert opened.audit(AuditRequest(collection=collection, pairs="pairs")).value.blamed == []
+            (found,) = opened.audit(AuditRequest(collection=collection, pairs="pairs")).value
+            assert found.blamed == []
     return home
 
 
@@ -74,7 +75,8 @@ def home(healthy: Path, tmp_path: Path) -> Path:
 
 def audited(home: Path, collection: str = "plain", **options: Any) -> Audit:
     with Home(Settings.load(home=home)) as opened:
-        return opened.audit(AuditRequest(collection=collection, pairs="pairs", **options)).value
+        (found,) = opened.audit(AuditRequest(collection=collection, pairs="pairs", **options)).value
+    return found
 
 
 def blamed(found: Audit) -> set[str]:

@@ -359,7 +359,7 @@ class TestAnnounced:
     ) -> tuple[Audit, list[tuple[str, str, str]]]:
         """Audit, and return what was announced beside what was found."""
         said: list[list[tuple[str, str, str]]] = []
-        monkeypatch.setattr(auditor, "check_known", lambda requirements, known, before: said.append(known))
+        monkeypatch.setattr(auditor, "check_known", lambda requirements, known, before, **of: said.append(known))
         release = open_release(world.provenance, world.store, collection, metric)
         embedding_set = EmbeddingSet.open(world.home / "sets" / ("s" if collection == COLLECTION else "t"))
         found = audit(release, world.store, embedding_set, ks=(1, 4), **asked)

@@ -1,5 +1,6 @@
 """Commands on releases: status, promote, rollback, drop, verify, repair."""
 
+import json
 import re
 import sys
 from io import StringIO
@@ -40,6 +41,72 @@ def beside(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+METRICS = ("cosine", "euclid")
+
+
+@pytest.fixture(scope="module")
+def several(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = copy_sparse(shared, tmp_path_factory.mktemp("several") / "home")
+    done("fit", "pairs", "--alignment", "b", "--method", "procrustes", "--home", home)
+    options = [option for metric in METRICS for option in ("--metric", metric)]
+    done("push", "pairs", "--into", "things", "--alignment", "a", *options, "--home", home)
+    ended = done("push", "pairs", "--into", "things", "--alignment", "b", *options, "--home", home)
+    assert "`modalign audit things --release ready --pairs SET --require CONDITION`" in ended.err.splitlines()[-1]
+    return home
+
+
+class TestSeveralMetrics:
+    """A push under several metrics beside the live releases: one audit covers what one promotion switches."""
+
+    @pytest.fixture
+    def home(self, several: Path, tmp_path: Path) -> Path:
+        return copy_sparse(several, tmp_path / "home")
+
+    def test_the_sequence_of_the_readme_ends_in_a_promotion(self, home: Path) -> None:
+        refused = modalign("promote", "things", "--home", home)
+        assert refused.code == 3
+        (command,) = set(re.findall(r"`modalign (audit [^`]+)`", refused.err))
+        assert command == "audit things --release ready --pairs SET --require CONDITION"
+        words = command.replace("SET", "pairs").replace("CONDITION", "recall@10>=0.1").split()
+        ended = done(*words, "--home", home)
+        table = ended.out[ended.out.index("every metric") :].splitlines()
+        assert [line.split()[::2][:2] for line in table if "passed" in line] == [
+            [metric, "passed"] for metric in METRICS
+        ]
+        assert max(map(len, table)) <= 80
+        assert ended.out.count("Met: recall@10>=0.1, among held-out items alone.") == 2
+        switched = done("promote", "things", "--json", "--home", home).document["switched"]
+        assert [(line["metric"], line["audit"]) for line in switched] == list(zip(METRICS, (1, 2), strict=True))
+
+    def test_the_document_the_log_the_page_and_the_exit_code_are_of_all(self, home: Path, tmp_path: Path) -> None:
+        files = [f"--report={tmp_path / 'a.html'}", f"--prometheus={tmp_path / 'a.prom'}", f"--jsonl={tmp_path / 'a'}"]
+        audit = ("audit", "things", "--release", "ready", "--pairs", "pairs", "--home", home, "--json")
+        ended = modalign(*audit, "--require", "recall@10>=0", "--require", "euclid:recall@10>=0")
+        assert ended.code == 2  # there is no such part
+        ended = modalign(*audit, "--require", "recall@10>1", *files)
+        assert ended.code == 3
+        document = ended.document
+        assert (list(document), document["verdict"]) == (["run", "verdict", "audits"], "failed")
+        assert [one["metric"] for one in document["audits"]] == list(METRICS)
+        assert {one["run"] for one in document["audits"]} == {document["run"]}
+        new = releases(home)["b"]
+        assert f"{new}: not met: recall@10>1: " in ended.err
+        lines = (tmp_path / "a").read_text().splitlines()
+        assert [json.loads(line)["metric"] for line in lines] == list(METRICS)
+        pages = [f"a.{metric}.html" for metric in METRICS]
+        assert sorted(path.name for path in tmp_path.glob("*.html")) == pages
+        assert all(f"wrote {tmp_path / page}" in ended.err for page in pages)
+        assert (tmp_path / "a.prom").read_text().count('verdict="failed"} 1.0') == 2
+
+    def test_one_release_alone_has_the_document_of_an_audit(self, home: Path) -> None:
+        audit = ("audit", "things", "--pairs", "pairs", "--home", home, "--json")
+        ready = (*audit, "--release", "ready")
+        assert done(*ready, "--metric", "euclid").document["metric"] == "euclid"
+        done("promote", "things", "--metric", "cosine", "--force", "--reason", "so that one is left", "--home", home)
+        assert [one["metric"] for one in done(*ready).document["audits"]] == ["euclid"]
+        assert done(*audit).document["metric"] == "cosine"
+
+
 class TestReleases:
     """From a shadow to a live release and back, as whoever is on call does it."""
 
@@ -70,7 +137,7 @@ class TestReleases:
         assert self.audit(home, "recall@1>1").code == 3
         refused = modalign("promote", "things", "--home", home)
         assert (refused.code, "has failed: recall@1>1" in refused.err) == (3, True)
-        assert self.audit(home).document["collection"] == new
+        assert [audit["collection"] for audit in self.audit(home).document["audits"]] == [new]
         switched = done("promote", "things", "--json", "--home", home).document["switched"]
         (line,) = switched
         assert (line["live"], line["before"], line["forced_by"]) == (new, old, None)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from alignment.sets.embedding_set import EmbeddingSet
-from connector.audits.run import run_audit
 from connector.errors import GateError, MismatchError
 from connector.provenance.database import upgrade
 from connector.releases.dropping import drop
@@ -17,6 +16,7 @@ from connector.releases.release import Release, open_release
 from connector.requests import AuditRequest
 from connector.stores.filters import parse_filter
 from connector.stores.layout import Layout, PayloadKind
+from tests.support.audits import audited
 from tests.support.errors import raises
 from tests.support.world import COLLECTION, World, embedded, latent, opened_world, rows
 
@@ -70,8 +70,8 @@ def audit(world: World, pairs: EmbeddingSet, release: str = "ready") -> Any:
         collection=COLLECTION, pairs="s", metric="cosine", release=release, require=["recall@1>=0"], queries="all",
         gallery="all",
     )  # fmt: skip
-    with world.provenance.runs.start("audit", {}) as run:
-        return run_audit(request, pairs, world.store, world.provenance, run)
+    (found,) = audited(world, request, pairs)
+    return found
 
 
 class TestNewReleases:

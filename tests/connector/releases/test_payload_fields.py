@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from alignment.sets.embedding_set import EmbeddingSet
-from connector.audits.run import run_audit
 from connector.errors import FilterError, StrangePointError
 from connector.push.delete import Deletion
 from connector.releases.payload_fields import missing_in_words
@@ -17,6 +16,7 @@ from connector.requests import AuditRequest
 from connector.search.retriever import Retriever
 from connector.stores.filters import parse_filter
 from connector.stores.points import Points
+from tests.support.audits import audited
 from tests.support.errors import raises
 from tests.support.world import COLLECTION, World, cards, embedded, latent, opened_world, pairs, rows
 from tests.support.world import audit as measured
@@ -123,8 +123,8 @@ def test_a_deletion_by_words_names_the_release_that_has_no_index_of_words(world:
 
 def audit(world: World, embedding_set: EmbeddingSet, **options: Any) -> Any:
     request = AuditRequest(collection=COLLECTION, pairs="s", queries="all", gallery="all", **options)
-    with world.provenance.runs.start("audit", {}) as run:
-        return run_audit(request, embedding_set, world.store, world.provenance, run)
+    (found,) = audited(world, request, embedding_set)
+    return found
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from connector.audits.run import run_audit
 from connector.errors import GateError, MismatchError
 from connector.releases.promotion import Lifecycle
 from connector.releases.reconcile_releases import reconcile_releases, repair_releases
 from connector.releases.release import Release
 from connector.requests import AuditRequest
 from connector.stores.collection import CollectionConfig
+from tests.support.audits import audited
 from tests.support.errors import raises
 from tests.support.world import COLLECTION, KINDS, LIVE, World, opened_world, pairs, the_set
 
@@ -77,8 +77,8 @@ def audit(world: World, release: str = "live") -> str | None:
     request = AuditRequest(
         collection=COLLECTION, pairs="s", release=release, require=["recall@1>=0"], queries="all", gallery="all"
     )
-    with world.provenance.runs.start("audit", {}) as run:
-        return run_audit(request, the_set(world), world.store, world.provenance, run).broken
+    (found,) = audited(world, request)
+    return found.broken
 
 
 def verified(world: World) -> list[str]:

@@ -177,7 +177,7 @@ def samples(path: Path) -> dict[str, list[Any]]:
 
 class TestPrometheus:
     def test_it_reads_every_measure(self, found: Audit, tmp_path: Path) -> None:
-        write_prometheus(tmp_path / "audit.prom", result(found))
+        write_prometheus(tmp_path / "audit.prom", [found])
         read = samples(tmp_path / "audit.prom")
         release = {"collection": "things", "metric": "cosine", "release": found.row.physical_name}
         values = {}
@@ -198,13 +198,13 @@ class TestPrometheus:
         assert abs(ended.value - datetime.now(UTC).timestamp()) < 60
 
     def test_labels_are_escaped(self, found: Audit, tmp_path: Path) -> None:
-        write_prometheus(tmp_path / "audit.prom", result(found))
+        write_prometheus(tmp_path / "audit.prom", [found])
         parts = {s.labels["part"] for s in samples(tmp_path / "audit.prom")["modalign_audit_measure"]}
         assert f"kind={ODD}" in parts
         assert 'part="kind=lang=\\"de\\\\x\\nfr\\""' in (tmp_path / "audit.prom").read_text()
 
     def test_a_broken_release_still_has_a_verdict(self, found: Audit, tmp_path: Path) -> None:
-        write_prometheus(tmp_path / "audit.prom", result(broken(found)))
+        write_prometheus(tmp_path / "audit.prom", [broken(found)])
         read = samples(tmp_path / "audit.prom")
         assert {s.labels["verdict"] for s in read["modalign_audit_verdict"] if s.value == 1} == {"broken"}
         assert "modalign_audit_measure" not in read
@@ -213,7 +213,7 @@ class TestPrometheus:
         self, found: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         path = tmp_path / "audit.prom"
-        write_prometheus(path, result(broken(found)))
+        write_prometheus(path, [broken(found)])
         old, inode = path.read_bytes(), path.stat().st_ino
 
         def full(self: Path, target: Path) -> Any:
@@ -223,9 +223,9 @@ class TestPrometheus:
         with monkeypatch.context() as patched:
             patched.setattr(Path, "replace", full)
             with raises(OutputError, path, "No space left"):
-                write_prometheus(path, result(found))
+                write_prometheus(path, [found])
         assert path.read_bytes() == old
-        write_prometheus(path, result(found))
+        write_prometheus(path, [found])
         assert path.stat().st_ino != inode
         assert [each.name for each in tmp_path.iterdir()] == ["audit.prom"]  # the collector reads every *.prom
 
@@ -276,7 +276,7 @@ class TestFilesThatCannotBeWritten:
         with raises(OutputError, path, "No such file"):
             append_line(path, log_line(result(found)))
         with raises(OutputError, path, "No such file"):
-            write_prometheus(path, result(found))
+            write_prometheus(path, [found])
 
     def test_before_the_audit(self, tmp_path: Path) -> None:
         (tmp_path / "old").write_text("old\n")
