@@ -154,7 +154,7 @@ class BatchWriter:
 
         Args:
             embedding_set: the set, complete now.
-            changed: names of shards whose content differs from what was written.
+            changed: names of shards that have lost rows since they were written.
             only: names of the shards to write again, because they have lost rows; None: all that there are.
             advance: called with the number of rows looked at since the last call.
         """
@@ -172,6 +172,7 @@ class BatchWriter:
 
     def apply_tombstones(self) -> None:
         """Delete the points of rows that left the set since it was last written."""
+        self._commit()  # a batch that is recorded later would count a point that is deleted now
         for writer in self.writers:
             apply_tombstones(self.provenance, self.store, writer.release.row, self.set_id, self.run.id)
 
@@ -218,8 +219,8 @@ class BatchWriter:
         for writer, all_projected, all_points in batches:  # lowered all: no release is written to unless all can be
             self._begin_write(writer)
             projected, points = all_projected, all_points
-            if self._same_points and key in writer.ledger:  # rows have left it; the points of the others were confirmed
-                changed = _with_other_payloads(writer.release, self.store, all_points)
+            if key in writer.ledger and not writer.rewrite:  # rows have left the shard, and others have moved up
+                changed = self._changed(writer.release, all_points)
                 projected, points = all_projected.take(changed), all_points.take(changed)
             refused = self._upsert(writer, projected, points, rows)
             refusals = refused | refusals
@@ -233,6 +234,12 @@ class BatchWriter:
             written += kept
         self._reject(key, rows, refusals)
         return written
+
+    def _changed(self, release: Release, points: Points) -> list[int]:
+        """Return the positions of points that a release lacks or holds otherwise: a write costs it more than a read."""
+        if self._same_points:  # the vectors of these points were confirmed
+            points = replace(points, vectors=points.vectors[:, :0].copy())
+        return lost_writes(release, self.store, points)
 
     def _projected(
         self, writers: Sequence[ReleaseWriter], key: BatchKey, rows: Rows
@@ -303,11 +310,6 @@ class BatchWriter:
                 writer.pending, writer.replacing, writer.lost = {}, [], set()
         self._unflushed = 0
         self._committed = time.monotonic()
-
-
-def _with_other_payloads(release: Release, store: Store, points: Points) -> list[int]:
-    """Return the positions of points that a release lacks, or holds with another payload: of other content, say."""
-    return lost_writes(release, store, replace(points, vectors=points.vectors[:, :0].copy()))
 
 
 def _to_read_back(

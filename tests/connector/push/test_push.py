@@ -279,9 +279,9 @@ class TestAgain:
         written = [(points.vector_name, list(points.ids)) for _, points in upserts.arguments]
         assert written == [
             ("image", [point("image", key) for key in new_image.keys]),
-            ("text", [point("text", key) for key in text.keys[4:8]]),
+            ("text", [point("text", "5")]),
         ]
-        assert pushed.counts == {"written": 7, "unchanged": 16}
+        assert pushed.counts == {"written": 4, "unchanged": 19}
         assert stored(world.store, release.name, "text")[point("text", "5")][1]["number"] == "another"
         assert world.store.count(release.name) == sum(points for points, _ in world.ledger().values()) == 23
         assert world.states()[release.name] == ("live", 23)
@@ -300,6 +300,29 @@ class TestAgain:
         world.push(fresh, collection="fresh")
         fresh_name = f"fresh.cosine.{alignment().fingerprint[:8]}"
         assert stored(world.store, release.name, "image") == stored(world.store, fresh_name, "image")
+
+    @pytest.mark.parametrize("metric", ["cosine", "chi2"])
+    def test_rows_that_move_up_in_their_shard_are_not_written_again(
+        self, world: World, small_batches: None, monkeypatch: pytest.MonkeyPatch, metric: str
+    ) -> None:
+        image, text = pairs(10)
+        world.push(world.set("s", image, text), metrics=[metric])
+        moved = rows("image", embedded("image", latent(1, seed=9)), keys=["3"])
+        changed = world.set("s", image.take([row for row in range(10) if row != 3]), moved, text)
+        upserts = Calls(monkeypatch, world.store, "upsert")
+        pushed = world.push(changed, metrics=[metric])
+        written = [id_ for _, points in upserts.arguments for id_ in points.ids]
+        assert written == [point("image", "3")]
+        assert pushed.counts == {"written": 1, "unchanged": 19}
+
+    def test_a_vector_that_differs_under_the_same_payload_is_written(self, world: World, small_batches: None) -> None:
+        image, text = pairs(10)
+        world.push(world.set("s", image, text))
+        other = replace(image, vectors=image.vectors[::-1].copy())
+        (release,) = world.push(world.set("s", other, text)).releases
+        keys, _, vectors = vectors_of(world.store, release.name, "image")
+        aligned = alignment().project("image", other.vectors)
+        np.testing.assert_allclose(vectors, aligned[[other.keys.index(key) for key in keys]], atol=1e-6)
 
     def test_ledger_lines_of_rows_that_left_the_set_go(self, world: World, small_batches: None) -> None:
         image, text = pairs(8)
