@@ -242,7 +242,7 @@ class IngestRequest(CorpusRequest):
     take_over: bool = False
     min_index_recall: IndexRecall | None = None
     parts: int | None = None
-    prune_at_most: PruneShare = 0.1
+    prune_at_most: PruneShare = 0.25
 
     def __post_init__(self) -> None:
         Request.__post_init__(self)

@@ -120,7 +120,7 @@ class TestManyThatLeft:
         assert counts(home, "new") == {"image": 20, "text": 20}
 
     def test_few_captions_beside_many_images(self, home: Path, tmp_path: Path) -> None:
-        """All captions are less than a tenth of all items."""
+        """All captions are less than a quarter of all items."""
         pairs = fake_pairs(tmp_path, 22, seed=1)
         plain = [replace(pair, captions=[]) for pair in pairs]
         manifest = write_manifest(tmp_path / "m.jsonl", [*pairs[:2], *plain[2:]])
@@ -145,9 +145,9 @@ class TestManyThatLeft:
         manifest = write_manifest(tmp_path / "m.jsonl", pairs)
         words = ("ingest", manifest, "--into", "new", "--alignment", "a", "--prune", "--yes", "--home", home)
         done(*words)
-        write_manifest(manifest, pairs[:18])
+        write_manifest(manifest, pairs[:15])
         done(*words)
-        assert counts(home, "new") == {"image": 18, "text": 18}
+        assert counts(home, "new") == {"image": 15, "text": 15}
 
     def test_a_bound_without_a_prune_is_refused(self, unbroken: Path, corpus: Path) -> None:
         words = ("ingest", corpus, "--into", "things", "--alignment", "a", "--prune-at-most", 0.5, "--home", unbroken)
