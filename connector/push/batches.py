@@ -219,7 +219,7 @@ class BatchWriter:
         for writer, all_projected, all_points in batches:  # lowered all: no release is written to unless all can be
             self._begin_write(writer)
             projected, points = all_projected, all_points
-            if key in writer.ledger and not writer.rewrite:  # rows have left the shard, and others have moved up
+            if key in writer.ledger:  # rows have left the shard, and others have moved up
                 changed = self._changed(writer.release, all_points)
                 projected, points = all_projected.take(changed), all_points.take(changed)
             refused = self._upsert(writer, projected, points, rows)

@@ -514,7 +514,6 @@ class TestPrune:
             ("store", "delete", 0),
             ("store", "flush", 0),
             ("ledger", "remove_tombstones", 0),
-            ("store", "upsert", 0),
             ("ledger", "write", 0),
         ],
     )
