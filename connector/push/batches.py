@@ -52,7 +52,7 @@ class ReleaseWriter:
         new: this push made both its row and its collection.
         requested: the push is for this release. The collection's other releases only receive the same rows.
         ledger: what SQL records as written, by batch.
-        rewrite: the collection holds fewer points than SQL records: write every batch, whatever the ledger says.
+        rewrite: the collection holds fewer points than SQL records: look at every batch, whatever the ledger says.
         pending: what is written and not flushed yet.
         replacing: points of pending batches that may have replaced others, to be read back; some without vectors.
         met: batches that were looked at.
