@@ -120,11 +120,12 @@ class Home:
         from connector.encoding.encoders import load_encoders
 
         with self._run(request) as run:
+            path = self.settings.set_path(request.set)
             corpus = open_corpus(request.corpus, **request.reading)
             encoders = load_encoders(request.encoders, devices.resolve(self.settings.device))
             written = encode_corpus(
                 corpus,
-                self.settings.set_path(request.set),
+                path,
                 encoders,
                 self.provenance,
                 run,

@@ -47,8 +47,7 @@ class Reason(StrEnum):
     CAPTION_TOO_LONG = "caption-too-long", "The caption has more bytes than any encoder can use."
     CAPTION_DUPLICATE = "caption-duplicate", "The annotations list the same caption twice."
     CAPTION_WITHOUT_IMAGE = "caption-without-image", "The caption names an image that the corpus does not hold."
-    PAYLOAD_NAME_RESERVED = "payload-name-reserved", "A column has a name that modalign writes itself."
-    PAYLOAD_NOT_JSON = "payload-not-json", "The payload cannot be written as JSON."
+    PAYLOAD_NOT_JSON = "payload-not-json", "A field cannot be written as JSON; its item is kept without it."
 
     # payload that Qdrant cannot store, or not under its index
     PAYLOAD_NOT_UNICODE = "payload-not-unicode", "The payload holds text that is not valid Unicode."
@@ -110,6 +109,10 @@ class Reason(StrEnum):
     # writing into Qdrant
     TOO_LARGE = "too-large", "The point alone is larger than a request to the server may be."
     REFUSED_BY_QDRANT = "refused-by-qdrant", "Qdrant refused the point; the detail holds its answer."
+
+
+# Reasons of readers for leaving a field out, whose item they keep.
+OF_FIELDS = frozenset((Reason.PAYLOAD_NOT_JSON,))
 
 
 @dataclass(frozen=True, slots=True)

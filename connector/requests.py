@@ -47,7 +47,8 @@ class CorpusRequest(Request):
 
     Attributes:
         corpus: file, folder or pattern of archives.
-        format, images, key_rule, quoting: how to read it, see `connector.corpora.formats.open_corpus`.
+        format, images, key_rule, quoting, key, image, caption, group: how to read it, see
+            `connector.corpora.formats.open_corpus`.
     """
 
     corpus: Path
@@ -55,11 +56,19 @@ class CorpusRequest(Request):
     images: Path | None = None
     key_rule: Literal["first-dot", "last-dot"] | None = None
     quoting: bool | None = None
+    key: str | None = None
+    image: str | None = None
+    caption: Sequence[str] = ()
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        Request.__post_init__(self)
+        object.__setattr__(self, "caption", tuple(self.caption))
 
     @property
     def reading(self) -> dict[str, Any]:
         """How to read the corpus, as `connector.corpora.formats.open_corpus` takes it."""
-        return {name: getattr(self, name) for name in ("format", "images", "key_rule", "quoting")}
+        return {entry.name: getattr(self, entry.name) for entry in fields(CorpusRequest) if entry.name != "corpus"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +94,7 @@ class EncodeRequest(CorpusRequest):
     shard_size: int = 1024
 
     def __post_init__(self) -> None:
-        Request.__post_init__(self)
+        CorpusRequest.__post_init__(self)
         _check_encoders(self.encoders)
 
 
@@ -94,8 +103,8 @@ class ImportRequest(Request):
     """Take vectors that were computed elsewhere into an embedding set.
 
     Attributes:
-        vectors: files; `connector.corpora.vector_files.open_vectors` explains them, `columns`, `metadata`, `key` and
-            `group`.
+        vectors: files; `connector.corpora.vector_files.open_vectors` explains them, `columns`, `metadata`, `key`,
+            `group`, `image` and `caption`.
         set: name of the embedding set.
         encoders: name of the encoder that made the vectors, by modality. It is recorded as `imported:NAME`, not
             verified.
@@ -113,6 +122,8 @@ class ImportRequest(Request):
     metadata: Path | None = None
     key: str | None = None
     group: str | None = None
+    image: str | None = None
+    caption: str | None = None
     dtype: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self) -> None:
@@ -245,7 +256,7 @@ class IngestRequest(CorpusRequest):
     prune_at_most: PruneShare = 0.25
 
     def __post_init__(self) -> None:
-        Request.__post_init__(self)
+        CorpusRequest.__post_init__(self)
         object.__setattr__(self, "set", self.set or self.into)
 
     @property

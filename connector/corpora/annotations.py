@@ -8,7 +8,7 @@ import csv
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -17,7 +17,8 @@ from typing import Any
 from typing_extensions import override
 
 from connector.corpora.bounded_lines import LineTooLongError, bounded_lines, count_lines
-from connector.corpora.manifest import Manifest, ManifestRow, beginning, check_utf8, opened
+from connector.corpora.manifest import Manifest, ManifestRow
+from connector.corpora.opening import beginning, check_utf8, opened, why_not_utf8
 from connector.corpora.row_checks import once, without_collisions
 from connector.errors import CorpusError
 from connector.rejects import Reason, Reject
@@ -97,6 +98,8 @@ class JsonAnnotations(Annotations):
         with opened(self.path) as file:
             try:
                 document = json.load(file, object_pairs_hook=_without_tokens)
+            except UnicodeDecodeError as error:
+                raise CorpusError(f"corpus {self.path}: {why_not_utf8(error.object, str(self.path))}") from error
             except (ValueError, RecursionError) as error:
                 raise CorpusError(f"corpus {self.path} is not valid JSON, or is truncated: {error}") from error
         if not isinstance(document, dict):
@@ -202,19 +205,19 @@ class Karpathy(JsonAnnotations):
                 continue
             key = record.get("cocoid", record["filename"])
             sentences = record.get("sentences")
-            if not isinstance(sentences, list) or not all(_has_text(sentence, "raw") for sentence in sentences):
-                yield self.refused(position, Reason.CAPTION_NOT_TEXT, "expected sentences, each with its raw text", key)
-                continue
+            if not isinstance(sentences, list):
+                sentences = [sentences]
             rest = {name: record[name] for name in ("split", "imgid", "cocoid") if name in record}
-            fields = {**without_collisions(rest), "caption": [sentence["raw"] for sentence in sentences]}
+            fields = {**without_collisions(rest), "caption": [_raw(sentence) for sentence in sentences]}
             yield self.row(position, key, folder, _name(record), fields)
 
 
 class FlickrTokens(Annotations):
-    """Captions of Flickr30k and Flickr8k, one a line, in any of their three formats.
+    """Captions of Flickr30k and Flickr8k, one a line, in any of their formats.
 
         123.jpg#0<TAB>A dog runs .                results_20130124.token, Flickr8k.token.txt
         123.jpg| 0| A dog runs .                  results.csv with the header image_name| comment_number| comment
+        123.jpg,0,A dog runs .                    captions.txt with the header image_name,comment_number,comment
         123.jpg,A dog runs .                      captions.txt with the header image,caption
 
     The file name is the key and the group.
@@ -227,9 +230,10 @@ class FlickrTokens(Annotations):
     def fits(cls, path: Path) -> bool:
         """Look at the first line."""
         suffix, first = path.suffix.lower(), beginning(path).partition(b"\n")[0]
-        if suffix in (".token", ".txt"):
-            return bool(re.match(rb"[^\t]+#\d+\t|image,caption\s*$", first)) or suffix == ".token"
-        return suffix == ".csv" and first.startswith(b"image_name|")
+        header = first.decode("utf-8-sig", "replace")
+        if suffix in (".csv", ".txt") and _splitter(header):
+            return True
+        return suffix == ".token" or (suffix == ".txt" and bool(re.match(r"[^\t]+#\d+\t", header)))
 
     @override
     def rows(self) -> Iterator[ManifestRow | Reject]:
@@ -248,7 +252,7 @@ class FlickrTokens(Annotations):
             return count_lines(file)
 
     def _lines(self) -> Iterator[Captioned | Reject]:
-        split = _split_at_tab
+        split: Callable[[str], tuple[str, str]] = _split_at_tab
         check_utf8(self.path)
         with opened(self.path) as file:
             for position, raw in enumerate(bounded_lines(file), start=1):
@@ -257,10 +261,12 @@ class FlickrTokens(Annotations):
                     continue
                 try:
                     line = raw.decode("utf-8-sig" if position == 1 else "utf-8").strip("\r\n")
-                    if position == 1 and (splitter := _HEADERS.get(line.replace(" ", ""))):
+                    if position == 1 and (splitter := _splitter(line)):
                         split = splitter
                     elif line.strip():
                         yield position, *split(line)
+                except UnicodeDecodeError:
+                    yield self.refused(position, Reason.ROW_UNREADABLE, why_not_utf8(raw, str(self.path)))
                 except (ValueError, csv.Error) as error:
                     yield self.refused(position, Reason.ROW_UNREADABLE, str(error))
 
@@ -295,7 +301,23 @@ def _split_at_comma(line: str) -> tuple[str, str]:
     raise ValueError(f"expected NAME,CAPTION, got {len(fields)} fields")
 
 
-_HEADERS = {"image_name|comment_number|comment": _split_at_bars, "image,caption": _split_at_comma}
+def _split_at_commas(line: str) -> tuple[str, str]:
+    fields = next(csv.reader([line], strict=True))
+    if len(fields) == 3 and fields[1].strip().isdigit():
+        return fields[0], fields[2]
+    raise ValueError(f"expected NAME,NUMBER,CAPTION, got {len(fields)} fields")
+
+
+_HEADERS = {
+    "image_name|comment_number|comment": _split_at_bars,
+    "image_name,comment_number,comment": _split_at_commas,
+    "image,caption": _split_at_comma,
+}
+
+
+def _splitter(header: str) -> Callable[[str], tuple[str, str]] | None:
+    """Return how to split the lines below this one; None if it is no header."""
+    return _HEADERS.get(re.sub(r'[\s"]', "", header))
 
 
 def _without_tokens(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -312,6 +334,11 @@ def _ends(path: Path) -> bytes:
             return first + file.read(len(first))
     except OSError:
         return first
+
+
+def _raw(sentence: Any) -> Any:
+    """Return the text of a sentence; without one, what is no text, which is refused."""
+    return sentence.get("raw") if isinstance(sentence, dict) else sentence
 
 
 def _has_text(record: Any, field: str) -> bool:

@@ -4,27 +4,32 @@ import csv
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from typing_extensions import override
 
 from connector.corpora.bounded_lines import LineTooLongError, RecordLines
+from connector.corpora.columns import Columns
 from connector.corpora.items import LONGEST_FIELD, PassedOver
-from connector.corpora.manifest import Manifest, ManifestRow, beginning, check_columns, open_text
+from connector.corpora.manifest import ManifestRow
+from connector.corpora.opening import open_text, why_not_utf8
 from connector.corpora.picture_files import is_image_name, is_unsupported_name
 from connector.corpora.row_checks import RowError
+from connector.corpora.tables import Table
 from connector.errors import CorpusError
 from connector.rejects import Reason, Reject
 from connector.safe_text import printable
+
+DELIMITERS = (",", ";", "\t", "|")
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Csv(Manifest):
-    """A CSV manifest (a TSV by its suffix) with a header.
+class Csv(Table):
+    """A CSV manifest (a TSV by its suffix) with a header. Columns without a name are left out.
 
+    Fields are separated by the first of `DELIMITERS` under which the header has the columns; in a TSV tabs come first.
     A quote that is never closed makes a parser read the rows after it as one field. Each of these lines is a reject.
 
     Attributes:
@@ -36,21 +41,15 @@ class Csv(Manifest):
 
     quoting: bool | None = None
 
-    @classmethod
     @override
-    def fits(cls, path: Path) -> bool:
-        """Decide by the suffix, except for the tables of Flickr, which have their own reader."""
-        return path.suffix.lower() in cls.suffixes and not beginning(path).startswith(b"image_name|")
-
-    @override
-    def rows(self) -> Iterator[ManifestRow | Reject | PassedOver]:
+    def records(self, columns: Columns) -> Iterator[ManifestRow | Reject | PassedOver]:
         """Yield a row per record; an empty field is missing."""
-        records = self._records()
-        header = next(records, [])
-        if not isinstance(header, list):
-            raise CorpusError(f"manifest {self.path}: cannot read the header: {header}")
-        check_columns(self.path, header)
-        position, warned = 0, self.quoting is not None or self._has_quotes
+        delimiter, header = self._header(columns)
+        columns.check(self.path, [name for name in header if name])
+        records = self._records(delimiter, columns)
+        next(records)
+        position, quoted = 0, 0
+        may_be_quotes = self.quoting is None and not self._has_quotes
         within: list[str] = []
         for record in records:
             if isinstance(record, PassedOver):
@@ -61,12 +60,19 @@ class Csv(Manifest):
             if isinstance(record, RowError):
                 yield Reject(str(self.path), position, "read", record.reason, printable(str(record)))
                 continue
-            if not warned and any(field.startswith('"') and field.endswith('"') for field in record if field != '"'):
-                warned = True
-                _log.warning("%s, row %d: quotes are kept; if they enclose fields, add --quoting", self.path, position)
-            yield ManifestRow(
-                position, {name: value for name, value in zip(header, record, strict=True) if value != ""}
-            )
+            if (
+                not quoted
+                and may_be_quotes
+                and any(field != '"' and field[:1] == field[-1:] == '"' for field in record)
+            ):
+                quoted = position
+            pairs = zip(header, record, strict=True)
+            fields = {name: self._value(value) for name, value in pairs if name and value != ""}
+            yield ManifestRow(position, fields)
+        if quoted:
+            _log.warning("%s, row %d: quotes are kept; if they enclose fields, add --quoting", self.path, quoted)
+        if unnamed := [str(number) for number, name in enumerate(header, start=1) if not name]:
+            _log.warning("%s: columns without a name are left out: %s", self.path, ", ".join(unnamed))
         if within:
             _log.warning(
                 "%s: the text in quotes has lines that look like rows, and %d more texts have; they are read as text: "
@@ -77,24 +83,54 @@ class Csv(Manifest):
 
     @override
     def total(self) -> int:
-        return max(0, sum(not isinstance(record, PassedOver) for record in self._records()) - 1)
+        delimiter, _ = self._header(self.columns)
+        return max(0, sum(not isinstance(entry, PassedOver) for entry in self._records(delimiter, self.columns)) - 1)
+
+    def _value(self, text: str) -> str | RowError:
+        """Return the text of a field, or why it cannot be read: bytes that are no UTF-8 are surrogates in it."""
+        if text.isascii() or not any("\udc80" <= character <= "\udcff" for character in text):
+            return text
+        detail = why_not_utf8(text.encode("utf-8", "surrogateescape"), str(self.path))
+        return RowError(Reason.ROW_UNREADABLE, printable(detail))
+
+    @property
+    def _is_tsv(self) -> bool:
+        return self.path.suffix.lower() == ".tsv"
 
     @property
     def _has_quotes(self) -> bool:
-        return self._delimiter == "," if self.quoting is None else self.quoting
+        return not self._is_tsv if self.quoting is None else self.quoting
 
-    @property
-    def _delimiter(self) -> str:
-        return "\t" if self.path.suffix.lower() == ".tsv" else ","
+    def _header(self, columns: Columns) -> tuple[str, list[str]]:
+        """Return the delimiter under which the header has the columns, and the header.
 
-    def _records(self) -> Iterator[list[str] | RowError | PassedOver]:
+        Where none has, it is the one that finds most names.
+
+        Raises:
+            CorpusError: the header cannot be read.
+        """
+        headers: dict[str, list[str]] = {}
+        fault: RowError | PassedOver | None = None
+        for delimiter in sorted(DELIMITERS, key=lambda character: character != "\t") if self._is_tsv else DELIMITERS:
+            header = next(self._records(delimiter, columns), [])
+            if not isinstance(header, list):
+                fault = fault or header
+                continue
+            headers[delimiter] = header
+            if columns.fit(header):
+                return delimiter, header
+        if not headers:
+            raise CorpusError(f"manifest {self.path}: cannot read the header: {fault}")
+        return max(headers.items(), key=lambda found: len(found[1]))
+
+    def _records(self, delimiter: str, columns: Columns) -> Iterator[list[str] | RowError | PassedOver]:
         """Yield the header and the records. Of a record that is unreadable, yield an error for each of its lines."""
         csv.field_size_limit(LONGEST_FIELD)
         quoting: Any = csv.QUOTE_MINIMAL if self._has_quotes else csv.QUOTE_NONE
         header: list[str] = []
         with open_text(self.path) as file:
             lines = RecordLines(file)
-            reader = csv.reader(lines, delimiter=self._delimiter, quoting=quoting, strict=True)
+            reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
             while True:
                 lines.begin()
                 try:
@@ -111,21 +147,29 @@ class Csv(Manifest):
                     header = record
                     yield header
                 elif record:
-                    yield from self._checked(record, header, lines)
+                    within = [next(csv.reader([line], delimiter=delimiter), []) for line in lines.of_record[1:]]
+                    rows = [row for row in within if len(row) == len(header)]
+                    image = header.index(columns.image) if columns.image in header else None
+                    yield from self._checked(record, header, rows, image, lines)
 
     def _checked(
-        self, record: list[str], header: Sequence[str], lines: RecordLines
+        self, record: list[str], header: Sequence[str], rows: Sequence[list[str]], image: int | None, lines: RecordLines
     ) -> Iterator[list[str] | RowError | PassedOver]:
         """Yield the record. One that seems to hold rows is refused, and nothing is pruned if one may hold some.
 
         A field may well have several lines, and one of them may look like a row of texts. It does not look like a row
         with the name of a picture in the column of the images.
+
+        Args:
+            record: as it was parsed.
+            header: names of the columns.
+            rows: lines within the record that have as many fields.
+            image: number of the column of images.
+            lines: where the record was read.
         """
-        within = [next(csv.reader([line], delimiter=self._delimiter)) for line in lines.of_record[1:]]
-        rows = [fields for fields in within if len(fields) == len(header)]
         if len(record) != len(header):
             yield from _unread(lines, f"expected {len(header)} fields as in the header, got {len(record)}")
-        elif "image" in header and any(_is_picture_name(fields[header.index("image")]) for fields in rows):
+        elif image is not None and any(_is_picture_name(fields[image]) for fields in rows):
             yield from _unread(lines, "a field in quotes holds whole rows")
         else:
             if rows:
@@ -143,6 +187,10 @@ def _unread(lines: RecordLines, detail: str, reason: Reason = Reason.ROW_UNREADA
             f"line {number} was read as a part of the record in line {first}: look there for a quote that is not closed"
         )
         yield RowError(Reason.ROW_UNREADABLE, detail)
+
+
+def _is_quoted(field: str) -> bool:
+    return field != '"' and field[:1] == field[-1:] == '"'
 
 
 def _is_picture_name(name: str) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing_extensions import override
 
 from connector.corpora.items import LONGEST_FIELD, Corpus, Entry, Item
+from connector.corpora.opening import decoded
 from connector.corpora.picture_files import file_without_use, is_apple_double_file, is_image_name
 from connector.corpora.row_checks import RowError, check_caption
 from connector.rejects import Reason, Reject
@@ -52,8 +53,7 @@ class Folder(Corpus):
                 raise ValueError("expected a regular file")
             if (size := captions.stat().st_size) > LONGEST_FIELD:
                 raise ValueError(f"{size} bytes, expected at most {LONGEST_FIELD}")
-            if "\0" in (text := captions.read_text(encoding="utf-8-sig")):
-                raise ValueError("the text holds a NUL character")
+            text = decoded(captions.read_bytes(), source).replace("\r\n", "\n").replace("\r", "\n")
         except (OSError, ValueError) as error:
             raise_lack(error, f"reading {source}")
             yield Reject(source, position, "read", Reason.ROW_UNREADABLE, printable(str(error)), key, "text")

@@ -7,25 +7,29 @@ A manifest (JSONL, CSV or Parquet) has a row per image with its captions, or a r
     caption  a text or, in JSONL and Parquet, a list of texts; optional for an image without a text
     group    items of one group describe the same thing; the default is the key
 
-All other columns become payload. Consecutive rows with the same key add captions to one image (a CSV has no lists).
-The image gets the key of the row; captions get `KEY#0`, `KEY#1`, ...
+Other columns may be named for each. All that are left become payload. Consecutive rows with the same key add captions
+to one image (a CSV has no lists). The image gets the key of the row; captions get `KEY#0`, `KEY#1`, ...
 
 Other corpora: a folder of images with caption files (`folder`), files of benchmarks (`annotations`) and crawls
 (`webdataset`, `img2dataset`). docs/corpora.md describes them all.
 """
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from connector.corpora.annotations import CocoCaptions, FlickrTokens, Karpathy
+from connector.corpora.columns import Columns
 from connector.corpora.csv_manifest import Csv
 from connector.corpora.folder import Folder
 from connector.corpora.img2dataset import Img2Dataset
 from connector.corpora.items import Corpus
-from connector.corpora.manifest import JsonLines, Parquet, check_access, listed
+from connector.corpora.opening import check_access, listed
+from connector.corpora.parquet_manifest import Parquet
 from connector.corpora.picture_files import is_image_name, is_unsupported_name
 from connector.corpora.samples import KeyRule
+from connector.corpora.tables import JsonLines, Table
 from connector.corpora.vector_files import vectors_at
 from connector.corpora.webdataset import RANGE, WebDataset
 from connector.errors import CorpusError, SettingsError
@@ -44,21 +48,28 @@ def open_corpus(
     images: Path | None = None,
     key_rule: KeyRule | None = None,
     quoting: bool | None = None,
+    key: str | None = None,
+    image: str | None = None,
+    caption: Sequence[str] = (),
+    group: str | None = None,
 ) -> Corpus:
     """Open the corpus at `path`.
 
     Args:
         path: a file, a folder, or a pattern of archives such as `train-{0000..0099}.tar`.
         format: one of `FORMATS`; None: recognise it by name and first bytes.
-        images: folder that the image names of an annotation file are relative to.
+        images: folder that the image names of an annotation file or a manifest are relative to.
         key_rule: see `connector.corpora.webdataset.WebDataset`.
         quoting: see `connector.corpora.csv_manifest.Csv`.
+        key, image, caption, group: columns of a manifest, see `connector.corpora.columns.Columns`.
 
     Raises:
-        SettingsError: the format is unknown, or takes no such option.
-        CorpusError: the path does not exist, is in no known format, fits more than one, or is not UTF-8.
+        SettingsError: the format is unknown, or takes no such option; a column is named for two things.
+        CorpusError: the path does not exist, is in no known format, fits more than one, or is not UTF-8; columns are
+            missing, or the file cannot be read at all.
     """
     path = Path(path).absolute()
+    Columns.of(key, image, caption, group)
     if format is not None and format not in FORMATS:
         raise SettingsError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
     if RANGE.search(path.name):
@@ -69,9 +80,10 @@ def open_corpus(
         raise CorpusError(
             f"corpus {printable(str(path))}: expected a path in UTF-8, which SQL can record; rename the file or folder"
         )
-    reader = FORMATS[format] if format else _recognise(path)
-    options = {"images": images and images.absolute(), "key_rule": key_rule, "quoting": quoting}
+    columns = {"key": key, "image": image, "caption": tuple(caption) or None, "group": group}
+    options = {"images": images and images.absolute(), "key_rule": key_rule, "quoting": quoting, **columns}
     given = {name: value for name, value in options.items() if value is not None}
+    reader = FORMATS[format] if format else _recognise(path, tables_first=not given.keys().isdisjoint(columns))
     for name in given:
         if name not in _options(reader):
             takers = ", ".join(other for other, kind in FORMATS.items() if name in _options(kind))
@@ -79,6 +91,7 @@ def open_corpus(
             raise SettingsError(f"{option} is not for format {reader.format}, only for {takers}; leave it out")
     make: Any = reader  # only some readers take options
     corpus: Corpus = make(path, **given)
+    next(iter(corpus), None)  # headers, folders and the first row: what is wrong there is known before models load
     return corpus
 
 
@@ -96,8 +109,8 @@ def _check_exists(path: Path) -> None:
         raise CorpusError(f"corpus {path}: expected a regular file, which a later run can read again")
 
 
-def _recognise(path: Path) -> type[Corpus]:
-    """Return the reader whose format fits `path`."""
+def _recognise(path: Path, *, tables_first: bool) -> type[Corpus]:
+    """Return the reader whose format fits `path`; `tables_first`: a manifest, if it may be one."""
     if vectors_at(path):
         raise CorpusError(f"corpus {path} holds vectors instead of images or texts; use `modalign import`")
     if path.is_dir() and any(path.glob("annotations/captions_*.json")):
@@ -105,8 +118,16 @@ def _recognise(path: Path) -> type[Corpus]:
             f"corpus {path}: expected a file; name one of its annotations/captions_*.json, or add --format folder"
         )
     readers = [reader for reader in FORMATS.values() if reader.fits(path)]
-    # The archives in a folder of img2dataset are its shards. Folders of other formats rarely hold images directly.
-    for general, special in ((WebDataset, Img2Dataset), (Folder, Img2Dataset)):
+    if tables_first and (tables := [reader for reader in readers if issubclass(reader, Table)]):
+        readers = [*tables]
+    # The archives and tables in a folder of img2dataset are its shards. Folders of other formats rarely hold images
+    # directly.
+    for general, special in (
+        (WebDataset, Img2Dataset),
+        (Folder, Img2Dataset),
+        (Parquet, Img2Dataset),
+        (Csv, FlickrTokens),
+    ):
         if general in readers and special in readers:
             readers.remove(general)
     if len(readers) > 1 and Folder in readers and not _holds_images(path):

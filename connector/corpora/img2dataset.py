@@ -2,6 +2,7 @@
 
 00000.tar  00000.parquet  00000_stats.json                      --output_format webdataset
 00000/000000000.jpg .txt .json  00000.parquet  ...              --output_format files
+00000.parquet with a column jpg  00000_stats.json               --output_format parquet
 """
 
 import logging
@@ -15,7 +16,9 @@ import pyarrow.parquet as pq
 from typing_extensions import override
 
 from connector.corpora.items import LONGEST_FIELD, PassedOver
-from connector.corpora.manifest import Manifest, ManifestRow, listed, records
+from connector.corpora.manifest import Manifest, ManifestRow
+from connector.corpora.opening import listed
+from connector.corpora.parquet_manifest import BATCH_PICTURES, records
 from connector.corpora.picture_files import file_without_use, is_apple_double_file, is_image_name, passed_over
 from connector.corpora.samples import METADATA, TEXTS, Sample, samples
 from connector.errors import CorpusError
@@ -29,6 +32,7 @@ SUCCESS = "success"
 MOST_MISSING = 100  # numbers between shards, for each shard that is there
 # Fields about the download, which become rejects instead of payload.
 BOOKKEEPING = ("status", "error_message", "exif")
+PICTURES = ("jpg", "png", "webp")  # columns of `--output_format parquet`, by `--encode_format`
 
 
 class Img2Dataset(Manifest):
@@ -106,7 +110,7 @@ class Img2Dataset(Manifest):
     def _samples(self, shard: str, before: int) -> Iterator[ManifestRow | Reject | PassedOver]:
         archive, folder = self.path / f"{shard}.tar", self.path / shard
         if not archive.is_file():
-            yield from files(folder, before) if folder.is_dir() else ()
+            yield from files(folder, before) if folder.is_dir() else _pictures(self._table(shard), before)
             return
         yield from samples(archive, before)
         if folder.exists():
@@ -123,8 +127,7 @@ class Img2Dataset(Manifest):
                 ]
                 for batch in file.iter_batches(batch_size=1024, columns=columns):
                     for record in records(batch):
-                        key = record.get("key") if isinstance(record, dict) else None
-                        if key in arrived and record.get("status") == SUCCESS:
+                        if record.get("key") in arrived and record.get("status") == SUCCESS:
                             continue
                         position += 1
                         yield _failure(table, position, record)
@@ -168,6 +171,34 @@ def files(folder: Path, before: int) -> Iterator[ManifestRow | Reject | PassedOv
         yield from sample.rows()
 
 
+def _pictures(table: Path, before: int) -> Iterator[ManifestRow | Reject | PassedOver]:
+    """Yield the samples of a table that holds the pictures itself; positions go on from `before`."""
+    try:
+        with pq.ParquetFile(table) as file:
+            if (kind := _picture_column(file.schema_arrow)) is None:
+                return
+            for batch in file.iter_batches(BATCH_PICTURES):
+                for record in records(batch):
+                    if record[kind] is None or not isinstance(record["key"], str):
+                        continue  # a failed download
+                    before += 1
+                    sample = Sample(table, before, record["key"])
+                    sample.take_image(f"{sample.key}.{kind}", record[kind])
+                    if isinstance(text := record.get("txt"), str):
+                        sample.take_text(f"{sample.key}.txt", ".txt", text.encode("utf-8", "surrogatepass"))
+                    elif text is not None:
+                        sample.refuse(Reason.CAPTION_NOT_TEXT, f"expected a text in the column txt: {text}", ".txt")
+                    sample.fields = {name: value for name, value in record.items() if name not in (kind, "txt")}
+                    yield from sample.rows()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise_lack(error, f"reading {table}")  # otherwise the reject comes with the failed downloads
+
+
+def _picture_column(schema: pa.Schema) -> str | None:
+    """Return the column of pictures of a table of `--output_format parquet`, named by their format."""
+    return next((name for name in PICTURES if {name, "key", "status"} <= set(schema.names)), None)
+
+
 def _take_text(sample: Sample, path: Path, kind: str) -> None:
     try:
         if not path.is_file():
@@ -186,12 +217,16 @@ _SHARD = re.compile(r"(\d+)(?:\.tar|\.parquet|_stats\.json)?")
 
 
 def _holds_samples(table: Path) -> bool:
-    return table.with_suffix(".tar").is_file() or table.with_suffix("").is_dir()
+    """Whether a table is of a shard: its pictures are beside it, or in a column."""
+    if table.with_suffix(".tar").is_file() or table.with_suffix("").is_dir():
+        return True
+    try:
+        return _picture_column(pq.read_schema(table)) is not None
+    except (OSError, ValueError, pa.ArrowException):
+        return False
 
 
 def _failure(table: Path, position: int, record: Any) -> Reject:
-    if isinstance(record, Exception):
-        return Reject(str(table), position, "read", Reason.ROW_UNREADABLE, str(record))
     key, status = printable(str(record.get("key"))), record.get("status")
     if status == SUCCESS:
         detail = "the table lists the download as successful, but the shard does not hold the image"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from connector.corpora.items import Corpus, Entry, Item, PassedOver
 from connector.errors import CorpusError
-from connector.rejects import Reject
+from connector.rejects import OF_FIELDS, Reject
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class CorpusPart(Corpus):
             empty = empty and isinstance(entry, PassedOver)
             if self.number_of(_hashed(entry), self.of) == self.number:
                 yield entry
-            elif isinstance(entry, Reject):
+            elif isinstance(entry, Reject) and entry.reason not in OF_FIELDS:
                 yield PassedOver(entry.source, entry.position, may_hide=True, counted=False)
             elif isinstance(entry, PassedOver) and entry.may_hide:
                 yield replace(entry, counted=False)

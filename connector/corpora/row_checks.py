@@ -2,37 +2,28 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from connector.corpora.items import LONGEST_CAPTION
 from connector.rejects import Reason
+from connector.safe_text import printable
 
 # Names that modalign writes into every payload.
 RESERVED = frozenset(("modality", "content_sha256", "split", "aligned"))
-COLUMNS = frozenset(("key", "group", "image", "caption"))
-OWN_NAMES = RESERVED | COLUMNS
+ROLES = frozenset(("key", "group", "image", "caption"))
+OWN_NAMES = RESERVED | ROLES
 
 
 class RowError(ValueError):
-    """A row that cannot be used, with the reason for its reject."""
+    """A row, or a value of one, that cannot be used, with the reason for its reject.
+
+    A reader puts it in the place of a value that cannot be read.
+    """
 
     def __init__(self, reason: Reason, detail: str):
         super().__init__(detail)
         self.reason = reason
-
-
-def misspelt(names: Iterable[str]) -> str:
-    """Say which of the names is a name of ours but for its case or spaces around it; empty if none is.
-
-    It would pass for payload, and an image or a caption would be lost without a word. A `Group` may well be payload.
-    """
-    given = set(names)
-    for name in sorted(given):
-        own = name.strip().lower()
-        if own in COLUMNS - {"group"} and own not in given:
-            return f"{name!r} is not read as {own}: write {own!r}, or rename it if it is payload"
-    return ""
 
 
 def check_key(fields: dict[str, Any]) -> str:
@@ -45,6 +36,8 @@ def check_key(fields: dict[str, Any]) -> str:
 def text_field(fields: dict[str, Any], name: str) -> str | None:
     """Remove a text or an integer from `fields` and return it as a text; None if it is missing or empty."""
     value = fields.pop(name, None)
+    if isinstance(value, RowError):
+        raise value
     if value is None or isinstance(value, str):
         return value or None
     if isinstance(value, int) and not isinstance(value, bool):
@@ -52,28 +45,49 @@ def text_field(fields: dict[str, Any], name: str) -> str | None:
     raise RowError(Reason(f"{name}-not-text"), f"expected '{name}' to be a text, got {type(value).__name__}")
 
 
-def check_storable(texts: Sequence[str | None], payload: Mapping[str, Any]) -> None:
-    """Raise a `RowError` if a database cannot store these texts or this payload."""
-    if taken := RESERVED & payload.keys():
-        raise RowError(Reason.PAYLOAD_NAME_RESERVED, f"rename the columns {', '.join(sorted(taken))}")
-    try:
-        json.dumps(payload, allow_nan=False)
-        for fault in _unstorable(payload):
-            raise ValueError(fault)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise RowError(Reason.PAYLOAD_NOT_JSON, f"payload cannot be stored: {error}") from error
-    for fault in _unstorable(texts):
-        raise RowError(Reason.ROW_UNREADABLE, fault)
-    try:
-        json.dumps([texts, payload], ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise RowError(Reason.ROW_UNREADABLE, f"expected valid Unicode: {error}") from error
+def check_texts(*texts: str | None) -> None:
+    """Raise a `RowError` if a database cannot store these texts."""
+    for text in texts:
+        for fault in _unstorable(text):
+            raise RowError(Reason.ROW_UNREADABLE, fault)
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError as error:
+            raise RowError(Reason.ROW_UNREADABLE, f"expected valid Unicode: {error}") from error
 
 
-def check_caption(caption: str) -> None:
-    """Raise a `RowError` if a caption has more bytes than `LONGEST_CAPTION`."""
-    if (length := len(caption.encode("utf-8", "surrogatepass"))) > LONGEST_CAPTION:
+def storable(payload: Mapping[str, Any]) -> tuple[dict[str, Any], list[RowError]]:
+    """Return the fields that JSON and a database can hold, and an error for each of the others."""
+    kept, refused = {}, []
+    for name, value in payload.items():
+        try:
+            if isinstance(value, RowError):
+                raise ValueError(str(value))
+            json.dumps({name: value}, allow_nan=False, ensure_ascii=False).encode()
+            for fault in _unstorable({name: value}):
+                raise ValueError(fault)
+        except (TypeError, ValueError, RecursionError) as error:
+            refused.append(RowError(Reason.PAYLOAD_NOT_JSON, printable(f"the field {name!r} is left out: {error}")))
+        else:
+            kept[name] = value
+    return kept, refused
+
+
+def check_caption(caption: Any) -> str:
+    """Return a caption without the spaces around it, empty if there is nothing else.
+
+    Raises:
+        RowError: it is no text, has more bytes than `LONGEST_CAPTION`, or no database can store it.
+    """
+    if isinstance(caption, RowError):
+        raise caption
+    if not isinstance(caption, str):
+        raise RowError(Reason.CAPTION_NOT_TEXT, f"expected a caption to be a text, got {type(caption).__name__}")
+    text: str = caption.strip()
+    if (length := len(text.encode("utf-8", "surrogatepass"))) > LONGEST_CAPTION:
         raise RowError(Reason.CAPTION_TOO_LONG, f"a caption of {length} bytes, expected at most {LONGEST_CAPTION}")
+    check_texts(text)
+    return text
 
 
 def parse_json(text: str) -> Any:
@@ -98,11 +112,18 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def without_collisions(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename fields whose names modalign uses itself: `split` becomes `corpus_split`.
+    """Rename fields whose names modalign uses itself, so that nothing is lost: `split` becomes `corpus_split`.
 
-    For formats whose files are not edited by hand; a row of a manifest is rejected instead.
+    >>> without_collisions({"split": "a", "corpus_split": "b", "year": 1999})
+    {'corpus_corpus_split': 'a', 'corpus_split': 'b', 'year': 1999}
     """
-    return {f"corpus_{name}" if name in OWN_NAMES else name: value for name, value in fields.items()}
+    renamed: dict[str, Any] = {}
+    for name, value in fields.items():
+        free = name
+        while free in OWN_NAMES or (free != name and (free in fields or free in renamed)):
+            free = f"corpus_{free}"
+        renamed[free] = value
+    return renamed
 
 
 def _unstorable(value: Any) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from connector.corpora.items import LONGEST_FIELD, PassedOver
 from connector.corpora.manifest import ManifestRow
+from connector.corpora.opening import decoded
 from connector.corpora.picture_files import (
     image_suffixes,
     is_apple_double,
@@ -71,16 +72,13 @@ class Sample:
     def take_text(self, name: str, kind: str, content: bytes) -> None:
         """Add a caption, or the metadata."""
         try:
-            text = content.decode("utf-8-sig")
+            text = decoded(content, name)
             if kind == METADATA:
                 self._take_fields(name, parse_json(text))
-            elif "\0" in text:
-                raise ValueError("the text holds a NUL character")
             elif self.caption:
                 self.refuse(Reason.CAPTION_DUPLICATE, f"{name} is the second caption of this key", kind)
             else:
-                check_caption(text.strip())
-                self.caption = text.strip()
+                self.caption = check_caption(text)
         except RowError as error:
             self.refuse(error.reason, f"{name}: {error}", kind)
         except ValueError as error:

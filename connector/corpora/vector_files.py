@@ -17,13 +17,17 @@ import pyarrow.compute as pc
 from typing_extensions import override
 
 from alignment.modality import MODALITIES, Modality
+from alignment.names import did_you_mean
 from alignment.vectors import FloatArray, invalid_rows
+from connector.corpora.columns import Columns
 from connector.corpora.items import Corpus, Item, Vector
-from connector.corpora.manifest import check_access, listed, parquet_file, records
+from connector.corpora.opening import check_access, listed, parquet_file
+from connector.corpora.parquet_manifest import records
 from connector.corpora.row_checks import (
     RowError,
     check_key,
-    check_storable,
+    check_texts,
+    storable,
     text_field,
     without_collisions,
 )
@@ -34,7 +38,8 @@ from connector.safe_text import printable
 
 BATCH_ROWS = 1024
 FOLDERS: Mapping[Modality, str] = {"image": "img_emb", "text": "text_emb"}  # of clip-retrieval
-KEYS = ("key", "image_path")
+# Columns of a table that are read as what, unless others are named: the first that is there.
+USUAL = {"key": ("key", "image_path"), "group": ("group",), "image": ("image", "image_path"), "caption": ("caption",)}
 WRONG_DIMENSION = Reason.VECTOR_DIMENSION
 
 
@@ -115,7 +120,7 @@ class VectorFiles(Corpus):
     Attributes:
         modalities: the modalities of the vectors.
         parts: tables with their vectors, in order.
-        key, group: columns of the table; None: the usual names.
+        key, group, image, caption: columns of the table; None: the usual names.
     """
 
     format = "vectors"
@@ -124,6 +129,8 @@ class VectorFiles(Corpus):
     parts: tuple[VectorTable, ...] = ()
     key: str | None = None
     group: str | None = None
+    image: str | None = None
+    caption: str | None = None
 
     @classmethod
     @override
@@ -156,7 +163,7 @@ class VectorFiles(Corpus):
         self.total()  # checks the lengths before the first row is yielded
         position, run = 0, _Run()
         for part in self.parts:
-            naming = _Naming.of(part, self.key, self.group)
+            naming = _Naming.of(part, key=self.key, group=self.group, image=self.image, caption=self.caption)
             try:
                 for rows, vectors in part.batches(dims):
                     for row, record in enumerate(rows):
@@ -164,10 +171,12 @@ class VectorFiles(Corpus):
                         try:
                             entry = naming.entry(part.table, record)
                         except RowError as error:
-                            key = printable(str(record.get(naming.key))) if isinstance(record, dict) else None
+                            key = printable(str(record.get(naming.key)))
                             yield Reject(str(part.table), position, "read", error.reason, printable(str(error)), key)
                         else:
                             number = run.number(entry.key)
+                            for fault in entry.faults:
+                                yield Reject(entry.source, position, "read", fault.reason, str(fault), entry.key)
                             for modality in self.modalities:
                                 for item in entry.items(modality, vectors[modality], row, number, position):
                                     yield from run.once(item, number)
@@ -179,7 +188,7 @@ class VectorFiles(Corpus):
 
 @dataclass(frozen=True, slots=True)
 class _VectorEntry:
-    """The checked fields of a row of the table."""
+    """The checked fields of a row of the table; `faults` say which fields are left out."""
 
     source: str
     key: str
@@ -187,6 +196,7 @@ class _VectorEntry:
     image: str | None
     caption: str | None
     payload: dict[str, Any]
+    faults: list[RowError]
 
     def items(
         self, modality: Modality, vectors: _Vectors, row: int, number: int, position: int
@@ -205,38 +215,51 @@ class _VectorEntry:
 
 @dataclass(frozen=True, slots=True)
 class _Naming:
-    """The columns of a table that name its rows and groups."""
+    """The columns of a table with keys, groups, paths of images and captions; None: there is none."""
 
     key: str
     group: str | None
+    image: str | None
+    caption: str | None
 
     @classmethod
-    def of(cls, part: VectorTable, key: str | None, group: str | None) -> "_Naming":
+    def of(cls, part: VectorTable, **named: str | None) -> "_Naming":
+        """Return the columns that were named, and those of the usual names.
+
+        Raises:
+            CorpusError: the table has no column of a name that was given, or none of keys.
+            SettingsError: a column holds captions and keys or images at once.
+        """
         names = part.schema().names
-        key_column = next((name for name in ((key,) if key else KEYS) if name in names), None)
-        if key_column is None or (group and group not in names):
+        shown = printable(", ".join(names)) or "none"
+        for role, name in named.items():
+            if name is not None and name not in names:
+                raise CorpusError(
+                    f"{part.table}: --{role} names the column {printable(repr(name))}, which is not there"
+                    f"{did_you_mean(name, names)}; its columns: {shown}"
+                )
+        found: dict[str, Any] = {}
+        for role, usual in USUAL.items():
+            found[role] = next((name for name in (named[role] or "", *usual) if name in names), None)
+        if found["key"] is None:
             raise CorpusError(
-                f"{part.table}: expected a column {group if key_column else key or ' or '.join(KEYS)} that names the "
-                f"{'groups' if key_column else 'rows'}, got {', '.join(names) or 'none'}; name one with "
-                f"{'--group' if key_column else '--key'}"
+                f"{part.table}: expected a column {' or '.join(USUAL['key'])} that names the rows, got {shown}; name "
+                "one with --key"
             )
-        return cls(key_column, group or ("group" if "group" in names else None))
+        return cls(**found)
 
     def entry(self, table: Path, record: Any) -> _VectorEntry:
         """Check a record; raises a `RowError` if it cannot be used."""
-        if isinstance(record, Exception):
-            raise RowError(Reason.ROW_UNREADABLE, str(record))
         fields = {name: value for name, value in record.items() if value is not None}
-        given = {"key": fields.get(self.key), "group": fields.get(self.group) if self.group else None}
-        given["image"] = fields.pop("image", None) or fields.pop("image_path", None)
-        given["caption"] = fields.pop("caption", None)
-        for name in (self.key, self.group):
+        columns = {"key": self.key, "group": self.group, "image": self.image, "caption": self.caption}
+        given = {role: fields.get(name) for role, name in columns.items() if name}
+        for name in columns.values():
             fields.pop(name or "", None)
         key = check_key(given)
         group, image, caption = (text_field(given, name) for name in ("group", "image", "caption"))
-        payload = without_collisions(fields)
-        check_storable([str(table), key, group, image, caption], payload)
-        return _VectorEntry(str(table), key, group or key, image, caption, payload)
+        check_texts(str(table), key, group, image, caption)
+        payload, faults = storable(without_collisions(fields))
+        return _VectorEntry(str(table), key, group or key, image, caption, payload, faults)
 
 
 @dataclass(slots=True)
@@ -280,6 +303,8 @@ def open_vectors(
     metadata: Path | None = None,
     key: str | None = None,
     group: str | None = None,
+    image: str | None = None,
+    caption: str | None = None,
 ) -> VectorFiles:
     """Open the vectors at `path`: clip-retrieval's folder, a `.npy`, a `.parquet` or a folder of these.
 
@@ -290,11 +315,15 @@ def open_vectors(
         metadata: table of a `.npy`; None: the Parquet file of the same name.
         key: column of the keys; None: `key` or `image_path`.
         group: column of the groups; None: `group`, or the key.
+        image: column of the paths of images, which become payload; None: `image` or `image_path`.
+        caption: column of the captions, which become payload; None: `caption`.
 
     Raises:
         CorpusError: the path does not exist, or does not hold vectors of these modalities.
+        SettingsError: a column is named for two things.
     """
     path, chosen = Path(path).absolute(), tuple(m for m in MODALITIES if m in modalities)
+    Columns.of(key, image, (caption,) if caption else (), group)
     check_access(path)
     if not path.exists():
         raise CorpusError(f"vectors {path} do not exist; name a .npy, a .parquet or a folder")
@@ -315,7 +344,7 @@ def open_vectors(
             f"{path}: expected a .npy, a .parquet, a folder of .parquet files, or a folder of clip-retrieval with "
             f"{' and '.join(FOLDERS.values())}"
         )
-    return VectorFiles(path, chosen, tuple(parts), key, group)
+    return VectorFiles(path, chosen, tuple(parts), key, group, image, caption)
 
 
 def _clip_retrieval(path: Path, modalities: Sequence[Modality]) -> Iterator[VectorTable]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing_extensions import override
 
 from connector.corpora.items import PassedOver
-from connector.corpora.manifest import Manifest, ManifestRow, listed
+from connector.corpora.manifest import Manifest, ManifestRow
+from connector.corpora.opening import listed
 from connector.corpora.picture_files import ARCHIVE_SUFFIXES, passed_over
 from connector.corpora.samples import KeyRule, samples
 from connector.corpora.tar_members import SUFFIXES, is_archive

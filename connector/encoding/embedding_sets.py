@@ -60,6 +60,8 @@ def import_vectors(request: ImportRequest, path: Path, provenance: Provenance, r
         metadata=request.metadata,
         key=request.key,
         group=request.group,
+        image=request.image,
+        caption=request.caption,
     )
     dims = vectors.dims()
     encoders = {m: ImportedEncoder(name.removeprefix("imported:"), dims[m]) for m, name in request.encoders.items()}

@@ -28,7 +28,7 @@ from connector.encoding.set_index import Gone, SetIndex
 from connector.errors import CorpusError
 from connector.progress import Advance
 from connector.provenance.runs import Run
-from connector.rejects import Reason, Reject, Stage
+from connector.rejects import OF_FIELDS, Reason, Reject, Stage
 from connector.resources import raise_lack
 from connector.settings import MAX_PIXELS
 
@@ -223,7 +223,8 @@ class Encoding:
         if isinstance(entry, PassedOver):
             self._pass_over(entry)
         elif isinstance(entry, Reject):
-            self._unread(f"{entry.source}, row {entry.position}")
+            if entry.reason not in OF_FIELDS:
+                self._unread(f"{entry.source}, row {entry.position}")
             self._run.reject(entry)
         elif entry.modality not in sinks:
             self._index.first_time(entry.modality, entry.key)  # the corpus holds it, although this pass leaves it out

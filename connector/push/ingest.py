@@ -111,6 +111,7 @@ def ingest(
         max_pixels,
         request.min_index_recall,
         request.prune_at_most,
+        {name: str(value) for name, value in request.reading.items() if value},
     )
     releases = begun.whole() if request.parts is None else begun.in_parts(request.parts)
     if kept := run.counts["not_pruned"]:
@@ -139,6 +140,7 @@ class Ingest:
         prune: asked with the number of items that have left the corpus; they are deleted if it returns True. None:
             keep them.
         prune_at_most: as in `IngestRequest`.
+        reading: what was said of how to read the corpus. Processes that divide a corpus must say the same.
     """
 
     corpus: Corpus
@@ -158,6 +160,7 @@ class Ingest:
     max_pixels: int = MAX_PIXELS
     min_index_recall: float | None = None
     prune_at_most: float = default_of(IngestRequest, "prune_at_most")
+    reading: Mapping[str, str] = field(default_factory=dict)
 
     def whole(self) -> list[Release]:
         """Ingest the corpus in this process."""
@@ -175,6 +178,7 @@ class Ingest:
         """
         identity = {
             "corpus": str(self.corpus.path),
+            **({"reading": dict(self.reading)} if self.reading else {}),
             "set": self.path.name,
             "collection": self.collection,
             "alignment": self.alignment.fingerprint,

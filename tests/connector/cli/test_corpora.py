@@ -12,7 +12,7 @@ from PIL import Image
 
 from alignment.sets.embedding_set import EmbeddingSet
 from tests.support.cli import SPECS, done, modalign
-from tests.support.fakes import NAN_WORD, fake_pairs, write_manifest
+from tests.support.fakes import NAN_WORD, FakeImageEncoder, fake_pairs, write_manifest
 from tests.support.sparse_copy import copy_sparse
 from tests.support.world import pairs, write_set
 
@@ -48,6 +48,7 @@ class TestBadCorpora:
             ({"key": "x", "caption": f"a {NAN_WORD}"}, "vector-not-finite"),
             ({"key": "x", "caption": 3}, "caption-not-text"),
             ({"key": "x", "caption": "red", "year": float("nan")}, "payload-not-json"),
+            ({"key": "x", "caption": ["red", None]}, "caption-not-text"),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
@@ -111,6 +112,73 @@ class TestBadCorpora:
             assert [r["points"] for r in ended.document["releases"]] == [18]
         refused = modalign("fit", "made", "--alignment", "b", "--home", home)
         assert "1 image vectors cannot be used, the first is key '2': vector-not-finite" in refused.error
+
+
+class TestOwnColumns:
+    """A catalogue with names of its own is encoded, ingested and tried again without renaming anything."""
+
+    COLUMNS = ("--key", "sku", "--image", "photo", "--caption", "title", "--caption", "blurb", "--group", "brand")
+
+    def catalogue(self, directory: Path, count: int = 4) -> Path:
+        pairs = fake_pairs(directory, count, seed=7)
+        rows = [f"{n};{p.image.name};{p.captions[0]};small, {p.captions[0]};acme{n % 2}" for n, p in enumerate(pairs)]
+        (directory / "catalogue.csv").write_text("\n".join(["sku;photo;title;blurb;brand", *rows]))
+        return directory / "catalogue.csv"
+
+    def test_encode_and_ingest_take_its_columns(self, home: Path, tmp_path: Path) -> None:
+        path = self.catalogue(tmp_path)
+        options = (*self.COLUMNS, "--images", tmp_path / "images", "--json", "--home", home)
+        document = done("encode", path, "--set", "own", *SPECS, *options).document
+        assert (document["image"], document["text"]) == (4, 8)
+        document = done("ingest", path, "--set", "own", "--into", "new", "--alignment", "a", *options).document
+        assert (document["counts"]["unchanged"], document["counts"]["written"]) == (12, 12)
+        rows = EmbeddingSet.open(home / "sets" / "own").load("text")
+        assert rows.keys[:3] == ["0#0", "0#1", "1#0"]
+        assert set(rows.groups) == {"acme0", "acme1"}
+
+    def test_a_retry_reads_the_same_columns(self, home: Path, tmp_path: Path) -> None:
+        path = self.catalogue(tmp_path)
+        (tmp_path / "images" / "s7-00002.png").rename(tmp_path / "away.png")
+        options = (*self.COLUMNS, "--images", tmp_path / "images", "--json", "--home", home)
+        ended = modalign("encode", path, "--set", "own", *SPECS, *options)
+        assert (ended.code, ended.document["image"]) == (4, 3)
+        (tmp_path / "away.png").rename(tmp_path / "images" / "s7-00002.png")
+        document = done("rejects", ended.document["run"], "--retry", "--json", "--home", home).document
+        assert (document["counts"]["encoded"], document["counts"]["unchanged"]) == (1, 11)
+
+    @pytest.mark.parametrize(
+        ("options", "code", "values"),
+        [
+            (("--key", "no"), 1, ["--key", "'no'", "sku, photo, title"]),
+            (("--key", "sku", "--caption", "sku"), 2, ["'sku'", "--caption", "--key"]),
+            ((), 1, ["--key", "--caption", "sku, photo, title"]),
+            (("--key", "sku", "--caption", "title", "--set", "a/b"), 2, ["a/b"]),
+        ],
+    )
+    def test_wrong_columns_and_names_are_known_before_a_model_is_loaded(
+        self,
+        options: tuple[str, ...],
+        code: int,
+        values: list[str],
+        unbroken: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        loaded: list[str] = []
+        monkeypatch.setattr(FakeImageEncoder, "__init__", lambda self, name, device: loaded.append(name))
+        name = () if "--set" in options else ("--set", "own")
+        ended = modalign("encode", self.catalogue(tmp_path), *SPECS, *options, *name, "--home", unbroken)
+        assert (ended.code, loaded) == (code, [])
+        assert [value for value in values if value not in ended.error] == []
+
+    def test_a_field_that_is_left_out_does_not_keep_items_from_pruning(self, home: Path, tmp_path: Path) -> None:
+        row = {"key": "x", "caption": "red", "year": float("nan")}
+        manifest = write_manifest(tmp_path / "m.jsonl", pairs := fake_pairs(tmp_path, 12, seed=1), row)
+        arguments = ("ingest", manifest, "--into", "new", "--alignment", "a", "--json", "--home", home)
+        assert modalign(*arguments).document["counts"]["rejected"] == 1
+        write_manifest(manifest, pairs[1:], row)
+        ended = modalign(*arguments, "--prune", "--yes")
+        assert (ended.code, ended.document["counts"]["pruned"], ended.document["counts"]["rejected"]) == (4, 2, 1)
 
 
 class TestFormats:

@@ -157,17 +157,16 @@ class TestMetrics:
         done("fit", "pairs", "--method", "ridge", *arguments)
         done("push", "pairs", "--into", "new", *arguments)
 
-    def test_a_set_that_was_encoded_with_a_reserved_column(self, home: Path, tmp_path: Path) -> None:
-        rows = [{"key": "a", "caption": "red", "aligned": "x"}, {"key": "b", "caption": "lime"}]
+    def test_a_column_that_modalign_writes_itself_is_searched_under_another_name(
+        self, home: Path, tmp_path: Path
+    ) -> None:
+        rows = [{"key": "a", "caption": "red", "split": "x"}, {"key": "b", "caption": "lime", "split": "y"}]
         manifest = write_manifest(tmp_path / "m.jsonl", [], *rows)
-        ended = modalign("ingest", manifest, "--into", "new", "--alignment", "a", "--json", "--home", home)
-        assert (ended.code, ended.document["counts"]["written"]) == (4, 1)
-        (reject,) = done("rejects", "--json", "--home", home).document["rejects"]
-        assert (reject["reason"], reject["key"], reject["detail"]) == (
-            "payload-name-reserved",
-            "a",
-            "rename the columns aligned",
-        )
+        done("ingest", manifest, "--into", "new", "--alignment", "a", "--home", home)
+        condition = '{"must": [{"key": "corpus_split", "match": {"value": "y"}}]}'
+        options = ("--target", "text", "--filter", condition, "--json", "--home", home)
+        (hit,) = done("search", "new", "red", *options).document["found"]
+        assert (hit["key"], hit["payload"]["corpus_split"], hit["payload"]["split"]) == ("b#0", "y", "new")
 
 
 @pytest.mark.parametrize("name", ["q.jp2", "q.JPE", "q", "q.bin", "q.png"])

@@ -139,9 +139,9 @@ class TestKarpathy:
     @pytest.mark.parametrize(
         ("record", "refused"),
         [
-            ({**RECORD, "filename": "2.jpg", "sentences": None}, (2, "caption-not-text", "2.jpg")),
-            ({**RECORD, "filename": "2.jpg", "sentences": [{"tokens": ["a"]}]}, (2, "caption-not-text", "2.jpg")),
-            ({**RECORD, "filename": "2.jpg", "sentences": [{"raw": 3}]}, (2, "caption-not-text", "2.jpg")),
+            ({**RECORD, "filename": "2.jpg", "sentences": None}, (2, "caption-not-text", "2.jpg#0")),
+            ({**RECORD, "filename": "2.jpg", "sentences": [{"tokens": ["a"]}]}, (2, "caption-not-text", "2.jpg#0")),
+            ({**RECORD, "filename": "2.jpg", "sentences": [{"raw": 3}]}, (2, "caption-not-text", "2.jpg#0")),
             ({"sentences": SENTENCES}, (2, "row-unreadable", None)),
             ([], (2, "row-unreadable", None)),
             ({**RECORD, "filename": "2.jpg", "filepath": "../up"}, (2, "path-unsafe", "2.jpg")),
@@ -163,6 +163,11 @@ class TestFlickr:
             ("Flickr8k.token.txt", "\ufeff1.jpg#0\ta dog , it runs\r\n1.jpg#1\ta hound\r\n"),
             ("results.csv", "image_name| comment_number| comment\n1.jpg| 0| a dog , it runs\n1.jpg| 1| a hound\n"),
             ("captions.txt", 'image,caption\n1.jpg,"a dog , it runs"\n1.jpg,a hound\n'),
+            ("captions.csv", '\ufeff"image","caption"\r\n"1.jpg","a dog , it runs"\r\n"1.jpg","a hound"\r\n'),
+            (
+                "captions.txt",
+                'image_name,comment_number,comment\n1.jpg,0," a dog , it runs"\n1.jpg,1, a hound\n',
+            ),
         ],
     )
     def test_every_form(self, name: str, text: str, tmp_path: Path) -> None:
@@ -187,6 +192,11 @@ class TestFlickr:
                 (3, "row-unreadable", None),
             ),
             ("x.txt", b"image,caption\n1.jpg,one\n2.jpg,a,b\n2.jpg,two\n", (3, "row-unreadable", None)),
+            (
+                "x.txt",
+                b"image_name,comment_number,comment\n1.jpg,0,one\n2.jpg,0,a,b\n2.jpg,1,two\n",
+                (3, "row-unreadable", None),
+            ),
         ],
     )
     def test_a_line_that_cannot_be_used(self, name: str, lines: bytes, refused: Any, tmp_path: Path) -> None:

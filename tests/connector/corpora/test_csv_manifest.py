@@ -1,5 +1,6 @@
 """CSV and TSV: quotes change nothing without a word, and hide no rows."""
 
+import csv
 import logging
 from pathlib import Path
 
@@ -129,7 +130,26 @@ def test_a_file_in_another_unicode_encoding_is_named(name: str, encoding: str, t
         read(tmp_path / name)
 
 
-def test_columns_that_occur_twice_are_named(tmp_path: Path) -> None:
-    (tmp_path / "m.csv").write_text("key,caption,,\n1,a,,\n")
-    with raises(CorpusError, tmp_path / "m.csv", "''"):
-        read(tmp_path / "m.csv")
+def test_columns_without_a_name_are_left_out_and_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first is what pandas writes for its index, the last what a spreadsheet writes for an empty column."""
+    (tmp_path / "m.csv").write_text(",key,caption,,\n0,1,a,,\n1,2,b,x,\n")
+    entries = read(tmp_path / "m.csv")
+    assert [(item.key, item.payload) for item in items(entries)] == [
+        ("1#0", {"caption": "a"}),
+        ("2#0", {"caption": "b"}),
+    ]
+    (warning,) = caplog.messages
+    assert "1, 4, 5" in warning
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("quoted", [False, True])
+def test_every_usual_separator_is_recognised(delimiter: str, quoted: bool, tmp_path: Path) -> None:
+    rows = [["key", "image", "caption", "price"], ["1", "1.png", f"a{delimiter}b, c; d" if quoted else "a b", "1,5"]]
+    with (tmp_path / "m.csv").open("w", newline="") as file:
+        csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL if quoted or delimiter == "," else 0).writerows(
+            rows
+        )
+    image, text = items(open_corpus(tmp_path / "m.csv"))
+    assert (image.key, text.content, text.payload["price"]) == ("1", rows[1][2], "1,5")
+    assert open_corpus(tmp_path / "m.csv").total() == 1

@@ -260,7 +260,7 @@ def test_the_folder_of_coco_is_asked_about(tmp_path: Path) -> None:
         open_corpus(tmp_path)
 
 
-@pytest.mark.parametrize("format", ["jsonl", "folder", "webdataset", "img2dataset"])
+@pytest.mark.parametrize("format", ["folder", "webdataset", "img2dataset"])
 def test_the_images_of_a_corpus_that_holds_them_are_not_elsewhere(format: str, tmp_path: Path) -> None:
     with raises(SettingsError, format, "--images", "coco, karpathy, flickr"):
         open_corpus(SAMPLES[format](tmp_path), images=tmp_path)

@@ -1,0 +1,171 @@
+"""Parquet manifests: one file, or a folder of files with the same columns, as Hugging Face datasets have them.
+
+A picture may be a path, the bytes of its file, or `struct<bytes, path>` as the library `datasets` writes it.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import date, time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from typing_extensions import override
+
+from connector.corpora.columns import Columns
+from connector.corpora.manifest import ManifestRow
+from connector.corpora.opening import check_access, listed, parquet_file
+from connector.corpora.row_checks import RowError
+from connector.corpora.tables import Table
+from connector.errors import CorpusError
+from connector.rejects import Reason, Reject
+from connector.resources import raise_lack
+from connector.safe_text import printable
+
+BATCH_ROWS = 1024
+BATCH_PICTURES = 32  # rows that hold pictures, which may have megabytes each
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Parquet(Table):
+    """A Parquet manifest, or a folder of them.
+
+    Without a column of keys, a picture that the file holds is its own key: its path, or the SHA-256 of its bytes where
+    it has no path.
+    """
+
+    format = "parquet"
+    suffixes = (".parquet",)
+
+    @classmethod
+    @override
+    def fits(cls, path: Path) -> bool:
+        return path.suffix.lower() in cls.suffixes if not path.is_dir() else bool(_tables(path))
+
+    @property
+    @override
+    def columns(self) -> Columns:
+        columns = Columns.of(self.key, self.image, self.caption, self.group)
+        for path in self._files()[:1]:
+            with parquet_file(path) as file:
+                schema = file.schema_arrow
+            if self.key is None and columns.key not in schema.names and columns.image in _pictures(schema):
+                return replace(columns, key=columns.image)
+        return columns
+
+    @override
+    def records(self, columns: Columns) -> Iterator[ManifestRow | Reject]:
+        """Yield the rows; a null field is missing. Columns of bytes other than that of the images are left out."""
+        position, left_out = 0, dict[str, None]()
+        for path in self._files():
+            with parquet_file(path) as file:
+                schema = file.schema_arrow
+                _check(path, columns, schema)
+                unused = [field.name for field in schema if _holds_bytes(field.type) and field.name != columns.image]
+                left_out |= dict.fromkeys(unused)
+                names = [name for name in schema.names if name not in unused]
+                rows = BATCH_PICTURES if columns.image in _pictures(schema) else BATCH_ROWS
+                try:
+                    for batch in file.iter_batches(rows, columns=names):
+                        for record in records(batch):
+                            position += 1
+                            fields = {name: _plain(value) for name, value in record.items() if value is not None}
+                            yield ManifestRow(position, fields, path)
+                except (OSError, pa.ArrowException) as error:
+                    raise_lack(error, f"reading {path}")
+                    yield Reject(str(path), position + 1, "read", Reason.FILE_TRUNCATED, printable(str(error)))
+                    return  # positions of later files would shift
+        if left_out:
+            _log.warning("%s: columns of bytes are no payload and are left out: %s", self.path, ", ".join(left_out))
+
+    @override
+    def named(self, columns: Columns, row: ManifestRow) -> ManifestRow:
+        """Take the picture out of its column. As a payload, it is the path of the file with that within it."""
+        picture = row.fields.get(columns.image)
+        content, path = picture, None
+        if isinstance(picture, dict):
+            content, path = picture.get("bytes"), picture.get("path") or None
+        if not isinstance(content, bytes):
+            return Table.named(self, columns, replace(row, fields={**row.fields, columns.image: path or content}))
+        within = f"{row.source}/{path or row.position}"
+        named = Table.named(self, columns, replace(row, fields={**row.fields, columns.image: within}, picture=content))
+        if columns.key == columns.image:
+            return replace(named, fields={**named.fields, "key": path or hashlib.sha256(content).hexdigest()})
+        return named
+
+    @override
+    def total(self) -> int:
+        count = 0
+        for path in self._files():
+            with parquet_file(path) as file:
+                count += int(file.metadata.num_rows)
+        return count
+
+    def _files(self) -> list[Path]:
+        check_access(self.path)
+        return _tables(self.path) if self.path.is_dir() else [self.path]
+
+
+def records(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Convert a batch to a dictionary a row. A value that Python cannot represent becomes a `RowError`."""
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except _UNREPRESENTABLE:
+        if batch.num_rows == 1:
+            return [{name: _value(batch.column(number)) for number, name in enumerate(batch.schema.names)}]
+        half = batch.num_rows // 2
+        return records(batch.slice(0, half)) + records(batch.slice(half))
+    return rows
+
+
+def _value(column: pa.Array) -> Any:
+    try:
+        return column[0].as_py()
+    except _UNREPRESENTABLE as error:
+        return RowError(Reason.ROW_UNREADABLE, str(error))
+
+
+_UNREPRESENTABLE = (ValueError, OverflowError, KeyError)  # KeyError: a time zone that does not exist
+
+
+def _check(path: Path, columns: Columns, schema: pa.Schema) -> None:
+    """Raise a `CorpusError` if a file lacks columns, or holds pictures in a column that nobody named."""
+    pictures = _pictures(schema)
+    if pictures and columns.image not in schema.names and "--image" not in columns.named:
+        raise CorpusError(
+            f"manifest {path}: the column {printable(repr(pictures[0]))} holds pictures; name it with --image, or name "
+            "another column of images"
+        )
+    columns.check(path, schema.names)
+
+
+def _pictures(schema: pa.Schema) -> list[str]:
+    """Return the columns that hold files: bytes, or `struct<bytes, path>`."""
+    return [
+        field.name
+        for field in schema
+        if _is_bytes(field.type) or (pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
+    ]
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    """Whether values of this type hold bytes, at any depth."""
+    inner = [kind.field(number).type for number in range(kind.num_fields)]
+    return _is_bytes(kind) or any(map(_holds_bytes, inner))
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
+
+
+def _plain(value: Any) -> Any:
+    """Return dates and times as texts of ISO 8601, which JSON can hold, and anything else as it is."""
+    return value.isoformat() if isinstance(value, date | time) else value
+
+
+def _tables(folder: Path) -> list[Path]:
+    return sorted(entry for entry in listed(folder) if entry.suffix.lower() in Parquet.suffixes and entry.is_file())

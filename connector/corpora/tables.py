@@ -1,0 +1,134 @@
+"""Manifests that users make, JSONL, CSV and Parquet: rows with the columns that `Columns` names."""
+
+import logging
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
+
+from connector.corpora.bounded_lines import LineTooLongError, bounded_lines, count_lines
+from connector.corpora.columns import Columns
+from connector.corpora.items import PassedOver
+from connector.corpora.manifest import Manifest, ManifestRow
+from connector.corpora.opening import check_utf8, opened, why_not_utf8
+from connector.corpora.row_checks import parse_json
+from connector.rejects import Reason, Reject
+from connector.safe_text import printable
+
+ROWS_PROBED = 1000  # of a file without a header, to see which columns it has
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Table(Manifest):
+    """A manifest with a column each for keys, images, captions and groups; all others become payload.
+
+    Attributes:
+        images: folder that paths of images are relative to; None: the folder of the file.
+        key, image, caption, group: columns, see `connector.corpora.columns.Columns`.
+    """
+
+    images: Path | None = None
+    key: str | None = None
+    image: str | None = None
+    caption: tuple[str, ...] = ()
+    group: str | None = None
+
+    @property
+    def columns(self) -> Columns:
+        """The columns that were named, and the usual ones for the rest."""
+        return Columns.of(self.key, self.image, self.caption, self.group)
+
+    @abstractmethod
+    def records(self, columns: Columns) -> Iterator[ManifestRow | Reject | PassedOver]:
+        """Yield the rows with the fields that the file has.
+
+        Raises:
+            CorpusError: the file has not these columns.
+        """
+
+    @override
+    def rows(self) -> Iterator[ManifestRow | Reject | PassedOver]:
+        """Yield the rows with our own names of fields, and say at the end how many have no group."""
+        columns, without_group = self.columns, 0
+        for row in self.records(columns):
+            if not isinstance(row, ManifestRow):
+                yield row
+                continue
+            named = self.named(columns, row)
+            without_group += named.fields.get("group") in (None, "")
+            yield named
+        if without_group and self.group is not None:
+            _log.warning(
+                "%s: rows without a value in the column %r: %d; each is in a group of its own, that of its key",
+                self.path,
+                self.group,
+                without_group,
+            )
+
+    def named(self, columns: Columns, row: ManifestRow) -> ManifestRow:
+        """Return a row with our own names of fields, and the path of its image."""
+        fields = columns.fields(row.fields)
+        if isinstance(image := fields.get("image"), str) and image:
+            fields["image"] = str((self.images or (row.source or self.path).parent) / image)
+        return replace(row, fields=fields)
+
+
+class JsonLines(Table):
+    """A JSONL manifest: one JSON object a line."""
+
+    format = "jsonl"
+    suffixes = (".jsonl", ".ndjson")
+
+    @override
+    def records(self, columns: Columns) -> Iterator[ManifestRow | Reject]:
+        """Yield a row per line; blank lines are skipped."""
+        check_utf8(self.path)
+        self._check_columns(columns)
+        for row in self._lines():
+            if isinstance(row, ManifestRow) and (wrong := columns.misspelt(row.fields)):
+                yield self._unreadable(row.position, wrong)
+            else:
+                yield row
+
+    @override
+    def total(self) -> int:
+        with opened(self.path) as file:
+            return count_lines(file)
+
+    def _check_columns(self, columns: Columns) -> None:
+        """Raise a `CorpusError` if no row at the beginning has the columns that every file needs, or that were named.
+
+        A misspelt column is the fault of its row.
+        """
+        names: dict[str, None] = {}
+        for row, _ in zip(self._lines(), range(ROWS_PROBED), strict=False):
+            names.update(dict.fromkeys(row.fields) if isinstance(row, ManifestRow) else {})
+        if names and not columns.fit(list(names)):
+            columns.check(self.path, list(names))
+
+    def _lines(self) -> Iterator[ManifestRow | Reject]:
+        with opened(self.path) as file:
+            for position, line in enumerate(bounded_lines(file), start=1):
+                if isinstance(line, LineTooLongError):
+                    yield Reject(str(self.path), position, "read", Reason.LINE_TOO_LONG, str(line))
+                    continue
+                if not line.strip():
+                    continue
+                try:
+                    fields: Any = parse_json(line.decode("utf-8-sig" if position == 1 else "utf-8"))
+                    if not isinstance(fields, dict):
+                        raise ValueError(f"expected a JSON object, got {type(fields).__name__}")
+                except UnicodeDecodeError:
+                    yield self._unreadable(position, why_not_utf8(line, str(self.path)))
+                except ValueError as error:
+                    yield self._unreadable(position, str(error))
+                else:
+                    yield ManifestRow(position, fields)
+
+    def _unreadable(self, position: int, detail: str) -> Reject:
+        return Reject(str(self.path), position, "read", Reason.ROW_UNREADABLE, printable(detail))

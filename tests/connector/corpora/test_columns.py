@@ -1,0 +1,140 @@
+"""Own data needs no renaming: columns are named, files of strangers are read as they are."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from connector.corpora.formats import open_corpus
+from connector.errors import CorpusError, SettingsError
+from tests.support.corpora import every_reader, items, read, reasons, rejects, write_lines, write_rows
+from tests.support.errors import raises
+
+PRODUCT = {"sku": "b-1", "photo": "img/1.jpg", "title": "a red cap", "blurb": "a cap for summer", "brand": "acme"}
+NAMES: dict[str, Any] = {"key": "sku", "image": "photo", "caption": ("title", "blurb"), "group": "brand"}
+
+
+@every_reader
+def test_columns_of_other_names_are_named(suffix: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path, suffix, [PRODUCT, {**PRODUCT, "sku": "b-2", "photo": "img/2.jpg", "blurb": ""}])
+    entries = list(open_corpus(path, **NAMES))
+    assert rejects(entries) == []
+    assert [(item.key, item.group) for item in items(entries)] == [
+        ("b-1", "acme"),
+        ("b-1#0", "acme"),
+        ("b-1#1", "acme"),
+        ("b-2", "acme"),
+        ("b-2#0", "acme"),
+    ]
+    image, title, blurb = items(entries)[:3]
+    assert (image.content, image.payload) == (tmp_path / "img/1.jpg", {"image": str(tmp_path / "img/1.jpg")})
+    assert (title.content, blurb.content) == (PRODUCT["title"], PRODUCT["blurb"])
+
+
+@every_reader
+def test_the_path_of_an_image_may_be_its_key_and_a_column_of_our_name_is_payload(suffix: str, tmp_path: Path) -> None:
+    row = {"key": "internal", "file": "1.jpg", "title": "a cap", "caption": "old", "group": "g", "image": "thumb.jpg"}
+    path = write_rows(tmp_path, suffix, [row])
+    named = open_corpus(path, key="file", image="file", caption=["title"], group="title")
+    image, text = items(named)
+    assert (image.key, image.group, image.content) == ("1.jpg", "a cap", tmp_path / "1.jpg")
+    kept = {"corpus_key": "internal", "corpus_caption": "old", "corpus_group": "g", "corpus_image": "thumb.jpg"}
+    assert image.payload == {"image": str(tmp_path / "1.jpg"), **kept}
+    assert text.payload == {"caption": "a cap", **kept}
+
+
+@every_reader
+def test_images_may_lie_in_a_folder_of_their_own(suffix: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path, suffix, [PRODUCT])
+    image = items(open_corpus(path, images=tmp_path / "far", **NAMES))[0]
+    assert (image.content, image.payload["image"]) == (tmp_path / "far/img/1.jpg", str(tmp_path / "far/img/1.jpg"))
+
+
+@every_reader
+@pytest.mark.parametrize("role", NAMES)
+def test_a_named_column_that_is_not_there_is_named_with_those_that_are(suffix: str, role: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path, suffix, [PRODUCT])
+    wrong: Any = ("title", "colour") if role == "caption" else "colour"
+    with raises(CorpusError, path, f"--{role}", "'colour'", ", ".join(PRODUCT)):
+        open_corpus(path, **{**NAMES, role: wrong})
+
+
+def test_a_name_that_is_nearly_right_is_suggested(tmp_path: Path) -> None:
+    with raises(CorpusError, "did you mean 'photo'?"):
+        open_corpus(write_rows(tmp_path, ".csv", [PRODUCT]), **{**NAMES, "image": "foto"})
+
+
+@every_reader
+def test_a_file_without_our_columns_says_how_to_name_its_own(suffix: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path, suffix, [PRODUCT])
+    with raises(CorpusError, path, "--key", "--image", "--caption", "--group", ", ".join(PRODUCT)):
+        open_corpus(path)
+
+
+@pytest.mark.parametrize(
+    ("named", "values"),
+    [
+        ({"caption": ["title", "title"]}, ["--caption", "'title'"]),
+        ({"key": "title", "caption": ["title"]}, ["--caption", "--key", "'title'"]),
+        ({"image": "title", "caption": ["blurb", "title"]}, ["--caption", "--image", "'title'"]),
+        ({"key": "caption"}, ["--caption", "--key", "'caption'"]),
+    ],
+)
+def test_a_column_that_cannot_be_meant_is_refused(named: dict[str, Any], values: list[str], tmp_path: Path) -> None:
+    with raises(SettingsError, *values):
+        open_corpus(write_rows(tmp_path, ".csv", [PRODUCT]), **named)
+
+
+@pytest.mark.parametrize("named", [{"key": "k"}, {"image": "i"}, {"caption": ["c"]}, {"group": "g"}])
+def test_a_folder_has_no_columns(named: dict[str, Any], tmp_path: Path) -> None:
+    with raises(SettingsError, f"--{next(iter(named))}", "folder", "jsonl, csv, parquet"):
+        open_corpus(tmp_path, **named)
+
+
+@every_reader
+def test_rows_without_a_group_are_counted_and_are_groups_of_their_own(
+    suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{**PRODUCT, "sku": f"b-{n}", "brand": brand} for n, brand in enumerate(["acme", None, "acme", None])]
+    path = write_rows(tmp_path, suffix, rows)
+    entries = items(open_corpus(path, **NAMES))
+    assert [item.group for item in entries if item.modality == "image"] == ["acme", "b-1", "acme", "b-3"]
+    (warning,) = caplog.messages
+    assert ("2" in warning, "'brand'" in warning) == (True, True)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_column_that_is_ours_but_for_its_case_is_no_fault_if_another_was_named(suffix: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path, suffix, [{"key": "1", "Image": "x.png", "file": "1.png", "caption": "c"}])
+    image, _ = items(open_corpus(path, image="file"))
+    assert (image.content, image.payload["Image"]) == (tmp_path / "1.png", "x.png")
+    image, _ = items(open_corpus(path, image="Image"))
+    assert image.content == tmp_path / "x.png"
+    with raises(CorpusError, "--image 'Image'"):
+        read(path)
+
+
+def test_lines_are_checked_one_by_one_where_any_line_has_the_columns(tmp_path: Path) -> None:
+    path = write_lines(tmp_path, {"sku": "1", "caption": "c"}, {"id": "2", "caption": "c"}, {"sku": "3"})
+    entries = list(open_corpus(path, key="sku"))
+    assert [item.key for item in items(entries)] == ["1#0"]
+    assert reasons(entries) == [(2, "key-missing"), (3, "row-without-image-or-caption")]
+
+
+def test_a_spreadsheet_of_europe_is_read_as_it_is(tmp_path: Path) -> None:
+    """Excel writes a byte order mark, semicolons, decimal commas and line ends of Windows."""
+    lines = ["Artikel;Bild;Titel;Preis", 'A1;"bilder/a 1.jpg";"Hut, rot; ""neu""";12,50', "A2;bilder/2.jpg;Schuh;7"]
+    (tmp_path / "katalog.csv").write_text("\r\n".join(lines), encoding="utf-8-sig", newline="")
+    opened = open_corpus(tmp_path / "katalog.csv", key="Artikel", image="Bild", caption=["Titel"])
+    assert [item.key for item in items(opened)] == ["A1", "A1#0", "A2", "A2#0"]
+    assert (items(opened)[1].content, items(opened)[1].payload["Preis"]) == ('Hut, rot; "neu"', "12,50")
+
+
+def test_a_table_of_flickr_may_be_read_as_a_manifest(tmp_path: Path) -> None:
+    with (tmp_path / "results.csv").open("w", newline="") as file:
+        rows = [["image_name", " comment_number", " comment"], ["1.jpg", " 0", " a dog , it runs"]]
+        csv.writer(file, delimiter="|").writerows(rows)
+    opened = open_corpus(tmp_path / "results.csv", key="image_name", image="image_name", caption=[" comment"])
+    assert [item.key for item in items(opened)] == ["1.jpg", "1.jpg#0"]
+    assert {item.payload[" comment_number"] for item in items(opened)} == {" 0"}
