@@ -117,18 +117,27 @@ def _captions(comparison: Comparison, fitted: Fitted, row: MetricRow) -> Iterato
     alone = next(pair.captions for pair in comparison.pairs if pair.name == fitted.pair)
     if alone is None:
         return
-    rests_on = "Held-out captions among the captions of all items, by cosine of the text encoder; none finds itself."
+    asked = "Paraphrases of held-out captions" if alone.paraphrased else "Held-out captions"
+    rests_on = f"{asked} among the captions of all items, by cosine of the text encoder"
+    rests_on += ": embeddings that are moved at random." if alone.paraphrased else "; none finds itself."
     if alone.among is None or alone.first is None:
-        says = f"What captions alone would find is not measured: {alone.queries} held-out captions are of an item with "
-        says += f"a further one, {FEWEST_QUERIES} are needed. Items without a caption are found by the alignment alone."
+        says = f"What captions alone would find is not measured: {alone.queries} held-out captions can ask, "
+        says += f"{FEWEST_QUERIES} are needed. Items without a caption are found by the alignment alone."
     else:
         images = _whole(row).recalls["text-to-image"].at(1)["unseen"]["recall@10"]
-        says = f"Captions alone find a new item that has a further caption first in {_percent(alone.first.value)} of "
-        says += f"searches and among ten in {_percent(alone.among.value)}; by image a text finds a new item among ten "
-        says += f"in {_percent(images)}. "
-        better = alone.among.low > images
-        says += "Search by caption or fused where items have captions: " if better else "Captions are no better: "
-        says += "items without a caption are found by the alignment alone. An audit measures all three ways."
+        says = f"Captions alone find a new item that has a {'' if alone.paraphrased else 'further '}caption first in "
+        says += f"{_percent(alone.first.value)} of searches and among ten in {_percent(alone.among.value)}; by image a "
+        says += f"text finds a new item among ten in {_percent(images)}. "
+        if alone.paraphrased:
+            says += "Each item has one caption and was asked for by a paraphrase of it. That flatters captions: people "
+            says += "ask in other words. "
+        if alone.among.low <= images:
+            says += "Captions are no better: the alignment finds as much without them. "
+        elif alone.paraphrased:
+            says += "Search fused where items have captions. "
+        else:
+            says += "Search by caption or fused where items have captions: the alignment alone finds less of them. "
+        says += "Items without a caption are found by the alignment alone. An audit measures all three ways."
     yield Guideline("captions", says, rests_on)
 
 

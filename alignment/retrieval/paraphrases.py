@@ -7,10 +7,13 @@ by the number of coordinates that an encoder has. It loses to an offset about wh
 items" in docs/alignment-figures.md.
 """
 
+import hashlib
 import zlib
+from dataclasses import replace
 
 import numpy as np
 
+from alignment.sets.rows import Rows
 from alignment.vectors import FloatArray, l2_normalize
 
 SAME = 0.6
@@ -39,3 +42,14 @@ def paraphrased(X: FloatArray, *, seed: int = 0) -> FloatArray:
     across = l2_normalize(noise - np.einsum("nd,nd->n", noise, own)[:, None] * own)
     moved: FloatArray = (SAME * own + np.sqrt(1 - SAME**2) * across).astype(np.float32)
     return moved
+
+
+def paraphrases(rows: Rows, *, seed: int = 0) -> Rows:
+    """Return the rows with paraphrases as vectors, mixed of each other.
+
+    Their contents name the seed and the items that they are mixed of: others are not the same queries, and no stored
+    item has such content.
+    """
+    among = hashlib.sha256("".join(sorted(rows.content_sha256)).encode()).hexdigest()
+    contents = [f"{sha} paraphrased {seed} among {among}" for sha in rows.content_sha256]
+    return replace(rows, vectors=paraphrased(rows.vectors, seed=seed), content_sha256=contents)

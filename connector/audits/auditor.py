@@ -15,12 +15,12 @@ import numpy as np
 from alignment.modality import DIRECTIONS
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.audits.baseline import Baseline, drifts
-from connector.audits.captions import measure_captions
+from connector.audits.captions import DIRECTION, lengths, measure_captions
 from connector.audits.collection_checks import collection_warnings, few_groups, limit_warnings, seen_warnings
 from connector.audits.direction import measure_direction, per_query
 from connector.audits.galleries import lay_out
 from connector.audits.geometry import Drawn, draw, measure_space
-from connector.audits.kinds import KINDS
+from connector.audits.kinds import KINDS, WAYS
 from connector.audits.measure import BOTH
 from connector.audits.measures import MEASURES, names_of
 from connector.audits.plan import AuditPlan
@@ -176,6 +176,8 @@ def _announced(subject: AuditSubject, fields: Strata) -> Iterator[tuple[str, str
         if subject.plan.protocol is None:
             yield from ((direction, kind, name) for kind in KINDS for name in names_of("kind", ks))
             yield from ((direction, "", measure.name) for measure in MEASURES.values() if measure.of_kinds is not None)
+    if subject.release.fusion is not None:
+        yield from ((DIRECTION, way, f"recall@{k}") for way in WAYS for k in lengths(subject.plan))
     yield from ((BOTH, "", measure.name) for measure in MEASURES.values() if measure.of_geometry is not None)
 
 

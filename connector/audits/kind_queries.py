@@ -3,13 +3,12 @@
 A query about a seen item is never its own caption of the fit, which sits on it and is found first whatever happens.
 """
 
-import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from alignment.modality import Modality
-from alignment.retrieval.paraphrases import paraphrased
+from alignment.retrieval.paraphrases import paraphrases
 from alignment.sets.rows import Rows
 from alignment.vectors import FloatArray
 from connector.audits.census import Census, Mask
@@ -29,8 +28,7 @@ class KindQueries:
 
     Attributes:
         about: what they are, in words.
-        rows: the queries. The contents of paraphrases name their seed and the items that they are mixed of: others
-            are not the same queries.
+        rows: the queries.
         aligned: their vectors (n, d).
     """
 
@@ -93,10 +91,7 @@ def draw_queries(subject: AuditSubject, modality: Modality, census: Census) -> d
     if others.rows is not None and (len(others.groups) >= ENOUGH_GROUPS or own.rows is None):
         drawn[SEEN] = KindQueries(f"other {modality}s of seen items", others.rows, subject.align(others.rows))
     elif own.rows is not None:
-        moved = paraphrased(own.rows.vectors, seed=plan.seed)
-        among = hashlib.sha256("".join(sorted(own.rows.content_sha256)).encode()).hexdigest()
-        contents = [f"{sha} paraphrased {plan.seed} among {among}" for sha in own.rows.content_sha256]
-        rows = replace(own.rows, vectors=moved, content_sha256=contents)
+        rows = paraphrases(own.rows, seed=plan.seed)
         drawn[SEEN] = KindQueries(f"paraphrases of the {modality}s of seen items", rows, subject.align(rows))
     return drawn
 

@@ -1,15 +1,20 @@
-"""Kinds of items of a collection: those that the fit saw, and all others."""
+"""Parts of an audit by what is searched: items that the fit saw, all others, and items by image, caption or both."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from alignment.retrieval.bootstrap import Estimate, bootstrap_of_two
 from alignment.retrieval.measures import Floats
 from alignment.retrieval.ranks import IntArray
+from connector.requests import Way
 
 # Parts of an audit: queries about items that the fit saw, about all others, and the harmonic mean of both.
 SEEN, UNSEEN, HARMONIC = "seen", "unseen", "harmonic"
 KINDS = (UNSEEN, SEEN, HARMONIC)
+# Text queries that search by one of the three ways, about all items of the collection, and the largest K of them.
+WAYS = tuple(f"by {way}" for way in get_args(Way))
+LARGEST_K = 10
 # The kinds in the words of people who never fitted anything.
 NEW_OR_KNOWN = {UNSEEN: "new", SEEN: "known"}
 

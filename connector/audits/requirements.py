@@ -4,6 +4,7 @@ recall@10>=0.4                      in both directions
 text-to-image:recall@10>=0.4        in one direction
 index:fidelity@10>=0.98             of one part: a stage of the search, or a stratum such as `language=de`
 unseen recall@10>=0.4               of queries about items that the fit never saw; also `seen`, or `harmonic` of both
+by caption recall@10>=0.4           of texts that search by caption; also `by image` and `by fused`
 recall@10 drop<=0.02                at most 0.02 worse than the baseline; changes within chance pass
 
 Bounds are decimal numbers: a value that differs from one by no more than `TOLERANCE` is equal to it.
@@ -13,20 +14,23 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from alignment.modality import DIRECTIONS
 from alignment.retrieval.thresholds import holds
 from connector.audits.baseline import Baseline, Drift
-from connector.audits.kinds import KINDS
+from connector.audits.kinds import KINDS, LARGEST_K, WAYS
 from connector.audits.measure import BOTH, Measurement
 from connector.errors import RequirementError
+from connector.requests import Way
 
 # Of what follows the last colon. Nothing in it can match in two ways, so no text takes more than linear time.
 GRAMMAR = re.compile(
-    rf"(?:(?P<kind>{'|'.join(KINDS)})\s++)?+"
+    rf"(?:(?P<kind>{'|'.join(KINDS)}|by\s++(?:{'|'.join(get_args(Way))}))\s++)?+"
     r"(?P<name>[a-z_]+(?:\.[a-z0-9_]+|@\d++(?!\w))*+)\s*(?P<drop>\sdrop\s*)?"
     r"(?P<comparison>>=|<=|>|<)\s*(?P<bound>[-+.\deE]+)"
 )
+APART = ", ".join((*KINDS, *WAYS))
 # How many parts an error lists: there may be many strata.
 LISTED_PARTS = 12
 
@@ -68,18 +72,17 @@ class Requirement:
         except ValueError:
             raise RequirementError(
                 f"requirement {text!r}: expected MEASURE>=NUMBER such as recall@10>=0.4, "
-                "text-to-image:mrr>=0.3, index:fidelity@10>=0.98 or 'unseen recall@10>=0.4', with one of >= <= > <; or "
-                "MEASURE drop<=NUMBER"
+                "text-to-image:mrr>=0.3, index:fidelity@10>=0.98, 'unseen recall@10>=0.4' or 'by caption "
+                f"recall@10>=0.4', with one of >= <= > <; or MEASURE drop<=NUMBER. Queries apart are {APART}"
             ) from None
         if match["drop"] and (match["comparison"] != "<=" or bound < 0):
             raise RequirementError(f"requirement {text!r}: expected drop<=NUMBER of at least 0, such as drop<=0.02")
         first, colon, rest = prefix.partition(":")
         direction, part = (first, rest) if first in (*DIRECTIONS, BOTH) else (None, first + colon + rest)
-        if match["kind"] and part:
-            raise RequirementError(
-                f"requirement {text!r}: expected one part, got {part!r} and {match['kind']!r}; leave one out"
-            )
-        part = match["kind"] or part
+        kind = " ".join((match["kind"] or "").split())
+        if kind and part:
+            raise RequirementError(f"requirement {text!r}: expected one part, got {part!r} and {kind!r}; leave one out")
+        part = kind or part
         return cls(text.strip(), direction, part, match["name"], bool(match["drop"]), match["comparison"], bound)
 
     def bounds(self, direction: str, part: str, name: str) -> bool:
@@ -142,7 +145,7 @@ def _unknown(requirement: Requirement, known: Sequence[tuple[str, str, str]], re
     return (
         f"requirement {requirement.text!r} names no measure of an audit of {release}; that has {', '.join(whole)}; and "
         f"PART:recall@K, PART:fidelity@K and PART:latency.p50 of {', '.join(parts[:LISTED_PARTS])}{more}, strata and "
-        f"{', '.join(KINDS)} with recall alone"
+        f"{APART} with recall alone, by a way for texts alone and up to recall@{LARGEST_K}"
     )
 
 

@@ -12,7 +12,7 @@ from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.thresholds import holds
 from connector.audits.baseline import Drift, PerQuery
 from connector.audits.captions import CaptionBaseline
-from connector.audits.kinds import KINDS
+from connector.audits.kinds import KINDS, WAYS
 from connector.audits.measure import Measurement
 from connector.audits.measures import find_measure
 from connector.audits.plan import AuditPlan
@@ -221,7 +221,8 @@ class Audit:
         """Every number, those of each direction before those of both."""
         of_directions = [m for result in self.directions.values() for m in result.measures]
         of_kinds = [m for result in self.seen_unseen for m in result.measures]
-        return of_directions + of_kinds + list(self.space.measures)
+        of_ways = self.captions.measures if self.captions else []
+        return of_directions + of_kinds + of_ways + list(self.space.measures)
 
     @property
     def seen_unseen(self) -> list[SeenUnseenResult]:
@@ -275,7 +276,7 @@ class Audit:
         measure, _ = find_measure(requirement.name)
         if measure is None or not measure.in_gallery or is_stage(requirement.part):
             return ""
-        if requirement.part in KINDS or self.plan.compared_by.get("gallery") == "all":
+        if requirement.part in (*KINDS, *WAYS) or self.plan.compared_by.get("gallery") == "all":
             return ", in the whole collection"
         if self.plan.protocol:
             return f", in the gallery of protocol {self.plan.protocol}"

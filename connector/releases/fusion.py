@@ -14,8 +14,8 @@ from connector.requests import Way
 
 IMAGE, CAPTION, FUSED = get_args(Way)
 WAY_OF: Mapping[Modality, Way] = {"image": IMAGE, "text": CAPTION}
-# Of captions, where there are no captions to measure it by: the best on emoji, stamps and emoji-google, see
-# docs/search.md.
+# Of captions, where there are no further captions to choose it by. More would find a little more of what people ask in
+# a caption's own words, and much less of what they ask in others: see docs/search.md.
 DEFAULT_WEIGHT = 0.75
 
 

@@ -1,6 +1,7 @@
 """Captions as queries about their own items: what finds an item if one of its captions is asked instead of stored.
 
 A caption never finds itself: it is left out of what is searched, and so are captions of its item with the same content.
+A paraphrase has no content that is stored, so it may find the caption that it was made of.
 """
 
 from collections.abc import Mapping, Sequence

@@ -10,12 +10,29 @@ import pytest
 
 from alignment.metrics import parse, with_seen
 from alignment.modality import MODALITIES, Modality
+from alignment.retrieval.paraphrases import paraphrases
 from alignment.sets.hold_out import HoldOut
 from alignment.sets.rows import Rows
-from connector.audits.captions import CAPTIONED, COMPARED, UNCAPTIONED, WORDS_OWN, WORDS_SHARED, summarise
+from alignment.vectors import FloatArray
+from connector.audits.captions import (
+    CAPTIONED,
+    COMPARED,
+    PARAPHRASED,
+    UNCAPTIONED,
+    WORDS_OWN,
+    WORDS_SHARED,
+    Answered,
+    CaptionBaseline,
+    summarise,
+)
+from connector.audits.plan import AuditPlan
+from connector.audits.requirements import Requirement
+from connector.audits.result import Audit
+from connector.errors import RequirementError
 from connector.releases.fusion import Fusion, Standard
 from connector.releases.points import point_id
 from connector.search.other_captions import Answer
+from tests.support.errors import raises
 from tests.support.world import (
     World,
     alignment,
@@ -60,6 +77,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield world
 
 
+def seen_images(items: Rows) -> FloatArray:
+    """Aligned vectors of images (n, d), which say of each whether the fit saw it."""
+    ours = alignment(**OURS)
+    held_out = ours.card.hold_out.held_out(items.groups)
+    return with_seen(ours.project("image", items.vectors), ours.seen["image"].holds(items.content_sha256) & ~held_out)
+
+
 def ranks(metric: str, fusion: Fusion, number: int) -> dict[str, float]:
     """The rank of its own item, by each way, for one caption that is left out of what is searched."""
     ours, plain, text = alignment(**OURS), alignment(), parts()[1]
@@ -72,9 +96,7 @@ def ranks(metric: str, fusion: Fusion, number: int) -> dict[str, float]:
     for modality, items in zip(MODALITIES, parts(), strict=True):
         vectors, bound = ours.project(modality, items.vectors), plain.metric(parse(metric), modality)
         if modality == "image":
-            held_out = ours.card.hold_out.held_out(items.groups)
-            vectors = with_seen(vectors, ours.seen["image"].holds(items.content_sha256) & ~held_out)
-            bound = ours.metric(parse(metric), modality)
+            vectors, bound = seen_images(items), ours.metric(parse(metric), modality)
         for row, score in enumerate(scores(bound, query, vectors)[0]):
             if (modality, items.groups[row], items.content_sha256[row]) != ("text", group, content):
                 name = items.groups[row]
@@ -141,10 +163,96 @@ class TestWhatIsMeasured:
             assert found.share == N / (N + 15)
 
 
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Things of which each has one caption."""
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        opened_world("edge", tmp_path_factory.mktemp("single"), patched) as world,
+    ):
+        world.alignment(**OURS)
+        world.push(world.set("s", *with_one()), metrics=["cosine"])
+        yield world
+
+
+def with_one() -> list[Rows]:
+    image, text = parts()
+    return [image, text.take(text.groups.index(group) for group in image.groups)]
+
+
+class TestItemsWithOneCaption:
+    def test_are_asked_for_by_paraphrases_as_comparing_everything_finds(self, single: World) -> None:
+        release = opened(single)
+        assert release.fusion is not None
+        found = audit(release, single.store, the_set(single), queries="all", seed=4).captions
+        assert found is not None
+        items, ours = with_one(), alignment(**OURS)
+        moved = ours.project("text", paraphrases(items[1], seed=4).vectors)
+        by_modality = {
+            "image": scores(ours.metric(release.metric, "image"), moved, seen_images(items[0])),
+            "text": scores(alignment().metric(release.metric, "text"), moved, ours.project("text", items[1].vectors)),
+        }
+        kinds = {kind.kind: kind for kind in found.kinds}
+        assert kinds.keys() == {PARAPHRASED, UNCAPTIONED}
+        assert kinds[PARAPHRASED].queries == N
+        for way, modalities in COMPARED.items():
+            fused = np.array(
+                [
+                    [release.fusion.score({m: float(by_modality[m][q, i]) for m in modalities}) for i in range(N)]
+                    for q in range(N)
+                ]
+            )
+            own = np.diag(fused)[:, None]
+            of_way = (fused >= own).sum(axis=1)
+            assert kinds[PARAPHRASED].first[way].value == pytest.approx((of_way <= 1).mean())
+            assert kinds[PARAPHRASED].among[way].value == pytest.approx((of_way <= K).mean())
+        assert found.paraphrased
+        assert found.gain is not None
+
+    def test_items_with_further_captions_are_asked_for_by_these(self, served: World) -> None:
+        found = audit(opened(served, "cosine"), served.store, the_set(served), queries="all").captions
+        assert found is not None
+        assert not found.paraphrased
+        assert PARAPHRASED not in {kind.kind for kind in found.kinds}
+
+
+class TestRequirements:
+    def test_gate_what_each_way_finds_of_the_whole_collection(self, single: World) -> None:
+        plain = self.of(single)
+        assert plain.captions is not None
+        recall = {way: of_way[K].value for way, of_way in plain.captions.recall.items()}
+        texts = [f"by {way} recall@10>={recall[way] + sign * 0.01}" for way in COMPARED for sign in (-1, 1)]
+        found = self.of(single, *texts)
+        assert [failure.requirement.text for failure in found.failures] == texts[1::2]
+        not_met = [sentence for sentence in found.in_words if sentence.startswith("Not met")]
+        assert all(sentence.endswith("in the whole collection.") for sentence in not_met)
+
+    @pytest.mark.parametrize(
+        "text", ["by caption mrr>=.1", "image-to-text:by image recall@10>=.1", "by fused recall@3>=1"]
+    )
+    def test_what_no_way_has_is_refused_with_the_list(self, single: World, text: str) -> None:
+        with raises(RequirementError, text, "by image, by caption, by fused"):
+            self.of(single, text)
+
+    def test_a_release_without_captions_beside_images_has_none_of_them(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with opened_world("edge", tmp_path, monkeypatch) as world:
+            world.alignment(**OURS)
+            world.push(world.set("s", *with_one()), metrics=["cosine"])
+            world.provenance.releases.change(world.provenance.releases.find()[0], fusion=None)
+            with raises(RequirementError, "by caption recall@10>=.1"):
+                self.of(world, "by caption recall@10>=.1")
+
+    def of(self, world: World, *texts: str) -> Audit:
+        require = [Requirement.parse(text) for text in texts]
+        return audit(opened(world), world.store, the_set(world), queries="all", requirements=require)
+
+
 STANDARDS = Fusion({"image": Standard(0.0, 1.0), "text": Standard(0.0, 1.0)}, 0.75)
 
 
-def answers(image: Sequence[int], caption: Sequence[int | None]) -> tuple[Rows, list[Answer]]:
+def answers(image: Sequence[int], caption: Sequence[int | None]) -> Answered:
     """Queries whose items rank so by image and by caption among 20 others; None: the item has no further caption."""
     made = []
     for by_image, by_caption in zip(image, caption, strict=True):
@@ -159,31 +267,96 @@ def answers(image: Sequence[int], caption: Sequence[int | None]) -> tuple[Rows, 
             for number in range(20)
         }
         made.append(Answer(own, others, []))
-    return rows("text", embedded("text", latent(len(made)))), made
+    return Answered(rows("text", embedded("text", latent(len(made)))), made)
+
+
+NONE = answers([], [])
+
+
+def summed_up(own: Answered, moved: Answered = NONE, share: float = 1.0) -> CaptionBaseline:
+    """What the answers say at the lists of an audit."""
+    return summarise(own, moved, STANDARDS, AuditPlan(ks=(1, K)), share)
 
 
 class TestWhatItSays:
     def test_captions_that_find_everything_are_advised_and_images_add_nothing(self) -> None:
-        found = summarise(*answers([15] * 30, [1] * 30), STANDARDS, K, 1.0, seed=0)
+        found = summed_up(answers([15] * 30, [1] * 30))
         assert found.advised == "caption"
         assert found.gain is not None
         assert found.gain.low <= 0 <= found.gain.high
 
     def test_images_that_find_what_captions_do_not(self) -> None:
-        found = summarise(*answers([1] * 30, [15] * 30), STANDARDS, K, 1.0, seed=0)
+        found = summed_up(answers([1] * 30, [15] * 30))
         assert found.advised == "image"
 
     @pytest.mark.parametrize(("share", "advised"), [(1.0, "caption"), (0.2, "fused")])
     def test_the_advice_weighs_items_without_a_caption_by_their_share(self, share: float, advised: str) -> None:
         captions: list[int | None] = [*[1] * 30, *[None] * 30]
-        found = summarise(*answers([15] * 30 + [1] * 30, captions), STANDARDS, K, share, seed=0)
+        found = summed_up(answers([15] * 30 + [1] * 30, captions), share=share)
         assert found.advised == advised
         assert {kind.kind: kind.among["caption"].value for kind in found.kinds}[UNCAPTIONED] == 0
 
     def test_too_few_further_captions_measure_nothing(self) -> None:
-        found = summarise(*answers([1] * 30, [1] * 5 + [None] * 25), STANDARDS, K, 1.0, seed=0)
-        assert (found.advised, found.gain, len(found.says)) == (None, None, 1)
+        found = summed_up(answers([1] * 30, [1] * 5 + [None] * 25), answers([1] * 6, [1] * 6))
+        assert (found.advised, found.gain, found.recall, found.measures) == (None, None, {}, [])
+        assert len(found.says) == 1
         assert "5 of the queries" in found.says[0]
+        assert " 6 " in found.says[0]
+
+    @pytest.mark.parametrize(("image", "caption", "advised"), [(15, 1, "fused"), (1, 15, "image"), (1, 1, "image")])
+    def test_paraphrases_advise_no_captions_alone_as_they_flatter_them(
+        self, image: int, caption: int, advised: str
+    ) -> None:
+        own = answers([image] * 30, [None] * 30)
+        found = summed_up(own, answers([image] * 30, [caption] * 30))
+        assert found.paraphrased
+        assert found.advised == advised
+        assert found.says[0].startswith("0 of the queries are about an item with a further caption")
+        assert {kind.kind: kind.queries for kind in found.kinds} == {PARAPHRASED: 30, UNCAPTIONED: 30}
+
+    def test_a_paraphrase_whose_caption_is_not_in_the_collection_does_not_count(self) -> None:
+        found = summed_up(answers([1] * 30, [None] * 30), answers([1] * 30, [1] * 25 + [None] * 5))
+        assert {kind.kind: kind.queries for kind in found.kinds}[PARAPHRASED] == 25
+
+    @pytest.mark.parametrize(("caption", "adds"), [(1, "adds nothing to captions"), (15, "adds to captions")])
+    @pytest.mark.parametrize("paraphrased", [False, True])
+    def test_whether_the_alignment_adds_to_captions(self, caption: int, adds: str, paraphrased: bool) -> None:
+        asked = answers([1] * 30, [caption] * 30)
+        own = answers([1] * 30, [None] * 30) if paraphrased else asked
+        heavy_images = Fusion(STANDARDS.standards, 0.25)
+        found = summarise(own, asked if paraphrased else NONE, heavy_images, AuditPlan(ks=(1, K)), 1.0)
+        assert [sentence for sentence in found.says if adds in sentence]
+
+    @pytest.mark.parametrize(("queries", "chosen"), [(0, "default"), (45, "45 captions")])
+    def test_what_chose_the_weights(self, queries: int, chosen: str) -> None:
+        fusion = Fusion(STANDARDS.standards, 0.9, queries)
+        found = summarise(answers([1] * 30, [1] * 30), NONE, fusion, AuditPlan(), 1.0)
+        (sentence,) = [sentence for sentence in found.says if "weigh captions 0.9" in sentence]
+        assert chosen in sentence
+
+
+class TestTheMeasuresOfEachWay:
+    @pytest.mark.parametrize("paraphrased", [False, True])
+    @pytest.mark.parametrize("share", [1.0, 0.2])
+    def test_weigh_items_with_captions_and_without_by_their_share(self, share: float, paraphrased: bool) -> None:
+        with_captions, without = answers([15] * 30, [1] * 20 + [15] * 10), answers([1] * 30, [None] * 30)
+        own = (
+            without
+            if paraphrased
+            else Answered(rows("text", embedded("text", latent(60))), [*with_captions.answers, *without.answers])
+        )
+        found = summed_up(own, with_captions if paraphrased else NONE, share)
+        measured = {(m.part, m.name): (m.value, m.queries) for m in found.measures}
+        for name in ("recall@1", "recall@10"):
+            for part, expected in (("by caption", share * 2 / 3), ("by image", 1 - share)):
+                value, queries = measured[part, name]
+                assert value == pytest.approx(expected)
+                assert queries == 60
+        assert {m.direction for m in found.measures} == {"text-to-image"}
+
+    def test_are_of_the_lists_of_the_audit_that_ranks_are_exact_for(self) -> None:
+        found = summarise(answers([1] * 30, [1] * 30), NONE, STANDARDS, AuditPlan(ks=(5, 20)), 1.0)
+        assert {m.name for m in found.measures} == {"recall@1", "recall@5", "recall@10"}
 
 
 def test_a_release_of_images_alone_has_no_captions_to_compare_with(

@@ -18,6 +18,7 @@ from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
 from connector.audits import auditor
 from connector.audits.baseline import Baseline, Drift, PerQuery
+from connector.audits.kinds import WAYS
 from connector.audits.measure import BOTH, Measurement
 from connector.audits.requirements import Failure, Requirement, check_known, failures
 from connector.audits.result import Audit
@@ -92,6 +93,9 @@ class TestRead:
             ("unseen:recall@10>=.4", (None, "unseen", "recall@10", False, ">=", 0.4)),
             (" text-to-image: seen  recall@1 > .4", ("text-to-image", "seen", "recall@1", False, ">", 0.4)),
             ("harmonic recall@10 drop<=0", (None, "harmonic", "recall@10", True, "<=", 0.0)),
+            ("by caption recall@10>=.4", (None, "by caption", "recall@10", False, ">=", 0.4)),
+            ("by image:recall@1>=.4", (None, "by image", "recall@1", False, ">=", 0.4)),
+            (" text-to-image:by   fused recall@10<.4", ("text-to-image", "by fused", "recall@10", False, "<", 0.4)),
             ("first_places<=.8", (None, "", "first_places", False, "<=", 0.8)),
             ("recall@10 drop<=0.02", (None, "", "recall@10", True, "<=", 0.02)),
             ("recall@10 drop <= 0", (None, "", "recall@10", True, "<=", 0.0)),
@@ -165,6 +169,14 @@ class TestRead:
             "index:unseen recall@10>=1",
             "language=de:seen recall@10>=1",
             "unseen seen recall@10>=1",
+            "caption recall@10>=1",
+            "captions recall@10>=1",
+            "by title recall@10>=1",
+            "by captions recall@10>=1",
+            "bycaption recall@10>=1",
+            "by unseen recall@10>=1",
+            "unseen by image recall@10>=1",
+            "index:by image recall@10>=1",
             "Recall@10>=0.1",
             "recall@10=>0.1",
             "recall@1 0>=1",
@@ -172,6 +184,11 @@ class TestRead:
     )
     def test_what_cannot_be_read(self, text: str) -> None:
         with raises(RequirementError, repr(text)):
+            Requirement.parse(text)
+
+    @pytest.mark.parametrize("text", ["captions recall@10>=.4", "by title recall@10>=.4", "news recall@10>=.4"])
+    def test_a_wrong_name_of_queries_apart_lists_the_right_ones(self, text: str) -> None:
+        with raises(RequirementError, repr(text), "unseen, seen, harmonic, by image, by caption, by fused"):
             Requirement.parse(text)
 
     @pytest.mark.parametrize(
@@ -185,6 +202,8 @@ class TestRead:
             "recall@10>=" + "1" * LONG + "e",
             " drop<=1:" * LONG,
             "unseen" + " " * LONG + "recall@10",
+            "by" + " " * LONG + "caption recall@10",
+            "by caption" + " " * LONG + "recall@10",
         ],
     )
     def test_no_text_takes_more_than_linear_time(self, text: str) -> None:
@@ -399,13 +418,14 @@ class TestAnnounced:
         found, known = self.announced(world, metric, monkeypatch, sample=3, filters={"nothing": nothing})
         missing = set(known) - {(m.direction, m.part, m.name) for m in found.measures}
         assert {(m.direction, m.part, m.name) for m in found.measures} < set(known)
-        # Too few groups for a gap, and a filter that matches nothing.
+        # Too few groups for a gap and for what captions find, and a filter that matches nothing.
         assert {part or name.partition(".")[0] for _, part, name in missing} == {
             "gap",
             "sliced",
             "bures",
             "mutual_neighbours",
             "filter:nothing",
+            *WAYS,
         }
 
 
