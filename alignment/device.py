@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from alignment.distributed import local_rank, world_size
 from alignment.errors import DeviceError
+from alignment.packages import missing_package
 
 if TYPE_CHECKING:
     import torch
@@ -14,11 +15,15 @@ def resolve(device: str = "auto") -> "torch.device":
 
     Raises:
         DeviceError: no such device is known, or it is not available on this machine.
+        MissingPackageError: torch is not installed.
 
     >>> resolve("cpu")
     device(type='cpu')
     """
-    import torch  # imported here: it takes a second, and `--help` must be quick
+    try:
+        import torch  # imported here: it takes a second, and `--help` must be quick
+    except ImportError as error:
+        raise missing_package(error, "computing on a device") from error
 
     if device == "auto":
         if torch.cuda.is_available():

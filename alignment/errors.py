@@ -13,6 +13,7 @@ ModalignError
 ├── AlignmentError        a directory is no alignment, or is damaged
 ├── ExportError           graphs that cannot be written: packages are missing, or a directory is in the way
 ├── DeviceError           the device that was asked for is not there
+├── MissingPackageError   a package that is not installed
 └── ConnectorError        corpora and databases: see connector.errors
 """
 
@@ -88,3 +89,7 @@ class DeviceError(ModalignError):
 
 class ExportError(ModalignError):
     """An alignment cannot be exported: packages are missing, the directory is taken, or a graph would be wrong."""
+
+
+class MissingPackageError(ModalignError):
+    """A package that is not installed, or cannot be imported; the message says how to install it."""

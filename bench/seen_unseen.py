@@ -34,7 +34,7 @@ from bench import corpora
 from bench.figure import Figure
 from bench.tables import markdown
 from connector.demo.emoji import ENCODERS
-from connector.encoding.encoders import load_encoder
+from connector.encoding.loading import load_encoder
 
 SPLITS, FOLDS, HELD_OUT = 3, 4, 0.25
 CPU = torch.device("cpu")
@@ -128,7 +128,7 @@ def read(name: str, embedding_set: EmbeddingSet) -> Corpus:
     cut = second_half if name == "stamps" else synonyms
     captions = [json.loads(payload)["caption"] for payload in rows.payloads]
     parts = [(part, code) for caption, code in zip(captions, data.text.groups, strict=True) for part in cut(caption)]
-    vectors = load_encoder(ENCODERS["text"], CPU).encode("text", [part for part, _ in parts])
+    vectors = load_encoder(ENCODERS["text"], "cpu").encode("text", [part for part, _ in parts])
     return Corpus(name, data, ModalityEmbeddings(vectors, np.array([code for _, code in parts])))
 
 

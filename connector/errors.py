@@ -6,7 +6,6 @@ ModalignError                       (alignment.errors)
     ├── CorpusError                 a corpus that cannot be read at all; a bad row becomes a reject
     ├── OutOfResourcesError         no memory, threads, open files or disk space left; never a reject
     ├── EncoderError                an encoder that is unknown, cannot be loaded, or is the wrong one
-    ├── MissingPackageError         a package of an extra that is not installed
     ├── QueryError                  a search that asks for nothing that can be searched
     ├── PictureError                a picture to search with that is missing or cannot be decoded
     ├── OutputError                 a file or directory that a command cannot write
@@ -62,10 +61,6 @@ class OutOfResourcesError(ConnectorError):
 
 class EncoderError(ConnectorError):
     """An encoder that is unknown, cannot be loaded, or is not the one that is needed."""
-
-
-class MissingPackageError(ConnectorError):
-    """A package of an extra that is not installed; the message says how to install it."""
 
 
 class QueryError(ConnectorError, ValueError):

@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from alignment import device as devices
 from alignment.distributed import process_group
 from alignment.metrics import parse
 from alignment.model.alignment import Alignment
@@ -117,12 +116,12 @@ class Home:
         """Encode a corpus into an embedding set."""
         from connector.corpora.formats import open_corpus
         from connector.encoding.embedding_sets import encode_corpus
-        from connector.encoding.encoders import load_encoders
+        from connector.encoding.loading import load_encoders
 
         with self._run(request) as run:
             path = self.settings.set_path(request.set)
             corpus = open_corpus(request.corpus, **request.reading)
-            encoders = load_encoders(request.encoders, devices.resolve(self.settings.device))
+            encoders = load_encoders(request.encoders, self.settings.device)
             written = encode_corpus(
                 corpus,
                 path,
@@ -416,8 +415,8 @@ class Home:
             reports = self.verify(request.collection, full=request.full)
         return RunResult(run.id, run.counts, reports)
 
-    def retriever(self, collection: str, metric: str | None = None) -> "Retriever":
-        """Open the live release of `collection` for searching."""
+    def retriever(self, collection: str, metric: str | None = None, *, deadline: float | None = None) -> "Retriever":
+        """Open the live release of `collection` for searching, each search within `deadline` seconds."""
         from connector.search.retriever import Retriever
 
         return Retriever.open(
@@ -427,6 +426,7 @@ class Home:
             metric,
             device=self.settings.device,
             max_pixels=self.settings.max_pixels,
+            deadline=deadline,
         )
 
     def search(self, request: SearchRequest) -> "QueryResult":

@@ -15,7 +15,7 @@ import torch
 from hypothesis import settings
 from sqlalchemy.engine import make_url
 
-from connector.encoding import encoders
+from connector.encoding import loading
 from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance
 from tests.support.databases import migrated, postgres_database
@@ -61,7 +61,7 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def fake_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `fake-image:NAME` and `fake-text:NAME` the only encoders there are."""
-    monkeypatch.setattr(encoders, "entry_points", fake_entry_points)
+    monkeypatch.setattr(loading, "entry_points", fake_entry_points)
 
 
 @pytest.fixture(scope="session")

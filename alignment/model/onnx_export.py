@@ -28,6 +28,7 @@ from alignment.metrics import Lowering, Metric, Rescored, with_seen
 from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment
 from alignment.model.projections import Projection
+from alignment.packages import how_to_install
 from alignment.vectors import LARGEST_SQUARE, SMALLEST_SQUARE
 
 if TYPE_CHECKING:
@@ -86,8 +87,7 @@ def check_packages() -> None:
     """Raise an `ExportError` if what writes and runs graphs is not installed."""
     if absent := [name for name in PACKAGES if find_spec(name) is None]:
         raise ExportError(
-            f"an export needs the packages {', '.join(absent)}; they are the extra `export` of modalign: "
-            "pip install -e '.[export]' in its directory"
+            f"an export needs the packages {', '.join(absent)}, which are not installed: {how_to_install(absent[0])}"
         )
 
 

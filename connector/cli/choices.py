@@ -62,7 +62,7 @@ class EncoderSpec(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return `value` if its scheme is one of an installed package."""
-        from connector.encoding.encoders import encoder_entry_point  # loads numpy
+        from connector.encoding.loading import encoder_entry_point  # loads numpy
 
         try:
             encoder_entry_point(value)

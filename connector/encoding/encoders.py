@@ -1,15 +1,12 @@
-"""Encoders: frozen models that turn images or texts into raw embeddings, named by spec strings.
+"""Encoders: frozen models that turn images or texts into raw embeddings.
 
-A spec is `SCHEME:NAME`. The scheme is an entry point in the group `modalign.encoders`, built-in
-schemes included. An encoder of your own needs a class and a line in your pyproject.toml; CONTRIBUTING.md has the steps.
+`connector.encoding.loading` finds and loads them by their specs. CONTRIBUTING.md has the steps for one of your own.
 """
 
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,15 +15,14 @@ from PIL import Image
 from typing_extensions import override
 
 from alignment.modality import MODALITIES, Modality
-from alignment.names import did_you_mean
 from alignment.sets.cards import EncoderCard
 from alignment.vectors import FloatArray
+from connector.encoding.hub import hub
 from connector.errors import EncoderError
 
 if TYPE_CHECKING:
     import torch
 
-GROUP = "modalign.encoders"
 IMPORTED = "imported"
 
 
@@ -54,7 +50,7 @@ class Encoder(ABC):
     @property
     def spec(self) -> str:
         """The spec that loads this encoder."""
-        return f"{self.scheme}:{self.name}"
+        return f"{self.scheme}:{self.name}" if self.name else self.scheme
 
     @property
     def card(self) -> EncoderCard:
@@ -126,11 +122,12 @@ class OpenClipEncoder(Encoder):
             raise EncoderError(
                 f"open_clip:{name}: expected open_clip:MODEL/PRETRAINED; without PRETRAINED the weights are random"
             )
-        self._model, _, self._preprocess = open_clip.create_model_and_transforms(
-            model_name, pretrained=pretrained, device=device
-        )
+        with hub(self.spec):
+            self._model, _, self._preprocess = open_clip.create_model_and_transforms(
+                model_name, pretrained=pretrained, device=device
+            )
+            self._tokenizer = open_clip.get_tokenizer(model_name)
         self._model.eval()
-        self._tokenizer = open_clip.get_tokenizer(model_name)
         self._identify(self._model, f"{self._preprocess} {type(self._tokenizer).__name__} {model_name}")
 
     @override
@@ -161,7 +158,8 @@ class TimmEncoder(Encoder):
         import timm  # takes seconds to import, and only this class needs it
         from timm import data
 
-        self._model = timm.create_model(name, pretrained=True, num_classes=0).to(device).eval()
+        with hub(self.spec, local=name.startswith("local-dir:")):
+            self._model = timm.create_model(name, pretrained=True, num_classes=0).to(device).eval()
         settings = data.resolve_model_data_config(self._model)
         self._preprocess = data.create_transform(**settings, is_training=False)
         self._identify(self._model, str(self._preprocess))
@@ -195,7 +193,9 @@ class SentenceTransformersEncoder(Encoder):
 
         logging.disable_progress_bar()
         source = self.locate(name)
-        self._model = SentenceTransformer(source, device=str(device), local_files_only=Path(source).is_dir())
+        local = Path(source).is_dir()
+        with hub(self.spec, local=local):
+            self._model = SentenceTransformer(source, device=str(device), local_files_only=local)
         tokenizer = self._model.tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
         vocabulary = backend.to_str() if backend else repr(tokenizer)
@@ -237,75 +237,6 @@ class ImportedEncoder(Encoder):
         import torch
 
         return torch.from_numpy(np.stack(prepared).astype(np.float32))
-
-
-def load_encoder(spec: str, device: "torch.device") -> Encoder:
-    """Load the encoder that `spec` names.
-
-    Raises:
-        EncoderError: the scheme or model is unknown, or its weights cannot be loaded.
-    """
-    return _load(_encoder_class(spec), spec, device)
-
-
-def load_encoders(specs: Mapping[Modality, str], device: "torch.device") -> dict[Modality, Encoder]:
-    """Load the encoder of each modality; a model for both modalities is loaded once.
-
-    Raises:
-        EncoderError: a scheme is unknown, or its encoders do not encode the modality, and no model was loaded; a
-            model is unknown, or its weights cannot be loaded.
-    """
-    classes = {spec: _encoder_class(spec) for spec in dict.fromkeys(specs.values())}
-    for modality, spec in specs.items():
-        if modality not in (modalities := classes[spec].modalities):
-            raise EncoderError(f"{spec} encodes {' and '.join(modalities)}; expected one for {modality}")
-    loaded = {spec: _load(encoder_class, spec, device) for spec, encoder_class in classes.items()}
-    return {modality: loaded[spec] for modality, spec in specs.items()}
-
-
-def encoder_entry_point(spec: str) -> EntryPoint:
-    """Return where the class of the encoder that `spec` names is found; nothing is loaded.
-
-    Raises:
-        EncoderError: the scheme is unknown, or the name is missing.
-    """
-    scheme, _, name = spec.partition(":")
-    if scheme == IMPORTED:
-        raise EncoderError(
-            f"encoder {spec} names the source of imported vectors and cannot be loaded; encode the query with that "
-            "model and search with its vector: Retriever.search_embeddings"
-        )
-    known = {point.name: point for point in entry_points(group=GROUP)}
-    if scheme not in known or not name:
-        near = did_you_mean(scheme, sorted(known)) if scheme not in known else ""
-        raise EncoderError(
-            f"unknown encoder {spec!r}{near}; expected SCHEME:NAME with a scheme of {', '.join(sorted(known))}"
-        )
-    return known[scheme]
-
-
-def _encoder_class(spec: str) -> type[Encoder]:
-    found = encoder_entry_point(spec)
-    with _in_our_words(spec):
-        encoder_class: type[Encoder] = found.load()
-    return encoder_class
-
-
-def _load(encoder_class: type[Encoder], spec: str, device: "torch.device") -> Encoder:
-    with _in_our_words(spec):
-        return encoder_class(spec.partition(":")[2], device)
-
-
-@contextmanager
-def _in_our_words(spec: str) -> Iterator[None]:
-    try:
-        yield
-    except EncoderError:
-        raise
-    except ImportError as error:
-        raise EncoderError(f"encoder {spec} needs a package that is not installed: {error}") from error
-    except Exception as error:  # model libraries raise any exception for an unknown name or a failed download
-        raise EncoderError(f"encoder {spec} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 def _bytes() -> Any:

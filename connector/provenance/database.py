@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Session
 
+from alignment.packages import missing_package
 from connector.errors import NotMigratedError, ProvenanceError, SettingsError
 from connector.safe_text import redacted, without_secrets
 
@@ -199,11 +200,13 @@ def _engine(url: str, copies: ExitStack) -> Engine:
             parsed = _read_only_url(path, copies)
         # Test a connection before use: a restarted server or a firewall may have cut it.
         engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite", **options)
-    except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
+    except ImportError as error:
+        raise missing_package(error, f"database {redacted(url)}") from None
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
         why = without_secrets(" ".join(str(error).split()))
         raise SettingsError(
             f"database {redacted(url)}: expected an SQLAlchemy URL such as sqlite:///PATH or "
-            f"postgresql://USER@HOST/NAME (with the extra `postgres`); {why}"
+            f"postgresql://USER@HOST/NAME; {why}"
         ) from None
 
     @event.listens_for(engine, "connect", insert=True)  # before SQLAlchemy asks anything

@@ -18,7 +18,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from alignment import device as devices
 from alignment.errors import ModalignError, SetBusyError
 from alignment.metrics import Metric, parse
 from alignment.modality import MODALITIES, Modality
@@ -30,7 +29,8 @@ from connector.corpora.formats import open_corpus
 from connector.corpora.items import Corpus
 from connector.corpora.partition import CorpusPart
 from connector.encoding.encode import BATCH_ITEMS, SHARD_ROWS, Encoding, Shard
-from connector.encoding.encoders import Encoder, load_encoders
+from connector.encoding.encoders import Encoder
+from connector.encoding.loading import load_encoders
 from connector.encoding.pipeline import Pipeline
 from connector.errors import AccessDeniedError, CorpusError, MismatchError, ProvenanceError, StoreError
 from connector.progress import progress
@@ -90,7 +90,8 @@ def ingest(
     for metric in metrics:  # refuse what cannot be pushed before anything is encoded
         lower(alignment, metric)
     specs = {modality: card.spec for modality, card in alignment.card.encoders.items()}
-    encoders = load_encoders(specs, devices.resolve(device))
+    fingerprints = {card.spec: card.fingerprint for card in alignment.card.encoders.values()}
+    encoders = load_encoders(specs, device, fingerprints=fingerprints)
     for modality, encoder in encoders.items():
         check_encoder(alignment, modality, encoder.card, f"the encoder that {encoder.spec} loads now")
     begun = Ingest(

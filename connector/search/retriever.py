@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from alignment import device as devices
 from alignment.metrics import Guarantee, Lowering
 from alignment.modality import OTHER, Modality
 from connector.corpora.images import ImageRejectedError, decode, read_image, upright_rgb
-from connector.encoding.encoders import Encoder, load_encoder
+from connector.encoding.encoders import IMPORTED, Encoder
+from connector.encoding.loading import load_encoder
 from connector.errors import MismatchError, PictureError, SettingsError, StrangePointError
 from connector.provenance.recorder import Provenance
 from connector.releases.chain import check_encoder
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from qdrant_client.models import Filter
 
 _log = logging.getLogger(__name__)
+
+PROBES: Mapping[Modality, Image.Image | str] = {"image": Image.new("RGB", (32, 32), "grey"), "text": "a"}
 
 
 class SearchResult(list["SearchHit"]):
@@ -104,7 +106,8 @@ class Retriever:
             for hit in retriever.search_texts(["a red car"], k=5)[0]:
                 print(hit.key, hit.score)
 
-    An encoder is loaded at the first query that needs it. Several threads may search at once.
+    An encoder is loaded at the first query that needs it, or by `warm`. Several threads may search at once. The release
+    stays the one that was opened, whatever goes live afterwards.
 
     Args:
         release: what is searched.
@@ -168,6 +171,24 @@ class Retriever:
         Whether one result is proved complete is told by `SearchResult.certified`.
         """
         return self.release.guarantee
+
+    def warm(self) -> None:
+        """Load the encoders and search once for items of each modality: the first query then takes as long as others.
+
+        Of a modality whose vectors were imported no encoder is loaded: there is none.
+
+        Raises:
+            EncoderError: a model cannot be loaded.
+            MismatchError: what loads now is not what the release was made for.
+        """
+        for modality, card in self.release.alignment.card.encoders.items():
+            if card.spec.partition(":")[0] == IMPORTED:
+                X = np.ones((1, card.dim), np.float32)
+            else:
+                X = self._encoder(modality).encode(modality, [PROBES[modality]])
+            self._search(
+                modality, X, 1, target=OTHER[modality], by=IMAGE, filter=None, exact=False, max_candidates=None
+            )
 
     def search_texts(
         self,
@@ -338,7 +359,7 @@ class Retriever:
     def _encoder(self, modality: Modality) -> Encoder:
         if modality not in self._encoders:
             card = self.release.alignment.card.encoders[modality]
-            encoder = load_encoder(card.spec, devices.resolve(self._device))
+            encoder = load_encoder(card.spec, self._device, fingerprint=card.fingerprint)
             check_encoder(self.release.alignment, modality, encoder.card, f"the encoder that {card.spec} loads now")
             self._encoders[modality] = encoder
         return self._encoders[modality]

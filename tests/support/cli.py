@@ -12,7 +12,7 @@ import pytest
 
 from connector.cli import main as cli
 from connector.cli.reference import commands
-from connector.encoding import encoders
+from connector.encoding import loading
 from tests.support.fakes import fake_entry_points
 
 # Items of the corpus that the shared home holds.
@@ -59,7 +59,7 @@ def modalign(*arguments: object) -> Ended:
     """Run the command line in this process, with the fake encoders."""
     out, err = StringIO(), StringIO()
     with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
-        patched.setattr(encoders, "entry_points", fake_entry_points)
+        patched.setattr(loading, "entry_points", fake_entry_points)
         patched.setattr(sys, "argv", ["modalign", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             cli.main()

@@ -22,7 +22,8 @@ from alignment.sets.cards import Dtype, EncoderCard
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
 from alignment.sets.writer import SetWriter
-from connector.encoding.encoders import GROUP, Encoder
+from connector.encoding.encoders import Encoder
+from connector.encoding.loading import GROUP
 
 IMAGE_DIM, TEXT_DIM = 12, 10
 # A text that holds this is embedded as NaN, and a black image as zeros: vectors that must be refused.

@@ -20,7 +20,7 @@ import stamina
 
 from alignment.sets.writer import SetWriter
 from connector.cli import main as cli
-from connector.encoding import encoders
+from connector.encoding import loading
 from connector.provenance.artifacts import Artifacts
 from connector.provenance.ledger import Ledger
 from connector.provenance.releases import Releases
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
         if when in options:
             point, _, number = options[when].partition(":")
             _arm(point, int(number), signal.Signals[options["--signal"]], after=when == "--after")
-    setattr(encoders, "entry_points", _entry_points)  # noqa: B010  the module does not export it
+    setattr(loading, "entry_points", _entry_points)  # noqa: B010  the module does not export it
     for module in (set_push, reconcile, verify):
         setattr(module, "BATCH_POINTS", BATCH_POINTS)  # noqa: B010  the modules do not export it
     set_push.FLUSH_POINTS = FLUSH_POINTS

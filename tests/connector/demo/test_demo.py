@@ -1,8 +1,8 @@
 """The demo, end to end with its real encoders, on a few dozen of its emoji."""
 
-import builtins
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from alignment.errors import MissingPackageError
 from alignment.fitting import fit
 from alignment.metrics import METRICS, parse
 from alignment.modality import DIRECTIONS
@@ -18,7 +19,7 @@ from alignment.sets.embedding_set import EmbeddingSet
 from connector.audits.kinds import KINDS
 from connector.cli import main as cli
 from connector.demo import emoji as demo
-from connector.errors import MismatchError, MissingPackageError
+from connector.errors import MismatchError
 from connector.home import Home
 from connector.provenance.tables import ReleaseRow
 from connector.settings import Settings
@@ -99,14 +100,7 @@ class TestCorpus:
     def test_without_its_packages_it_says_how_to_get_them(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        original = builtins.__import__
-
-        def missing(name: str, *args: Any, **options: Any) -> Any:
-            if name == "resvg_py":
-                raise ImportError(name=name)
-            return original(name, *args, **options)
-
-        monkeypatch.setattr(builtins, "__import__", missing)
+        monkeypatch.setitem(sys.modules, "resvg_py", None)
         with raises(MissingPackageError, "resvg_py", "pip install 'modalign[demo]'"):
             demo.write_emoji(tmp_path)
 

@@ -107,7 +107,7 @@ def another_encoder(world: World, release: Release, operation: str, link: str, p
     found, expected = OTHERS[link], TextEncoder()
     assert found.card.fingerprint != expected.card.fingerprint
     if operation == "query":
-        patch.setattr(search, "load_encoder", lambda spec, device: found)
+        patch.setattr(search, "load_encoder", lambda *_, **__: found)
     elif operation == "promote":
         values = {"spec": found.card.spec, "fingerprint": found.card.fingerprint}
         with world.provenance.database.session() as session:
@@ -192,7 +192,7 @@ def test_a_mismatch_is_refused(world: World, monkeypatch: pytest.MonkeyPatch, li
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_what_belongs_together_is_not(world: World, monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
-    monkeypatch.setattr(search, "load_encoder", lambda spec, device: TextEncoder())
+    monkeypatch.setattr(search, "load_encoder", lambda *_, **__: TextEncoder())
     OPERATIONS[operation](world)
 
 

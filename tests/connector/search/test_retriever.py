@@ -338,24 +338,16 @@ class TestEncoders:
             cosine.search_images([Image.new("RGB", (8, 8))])
 
     def test_an_encoder_that_loads_otherwise_now(self, cosine: Retriever, monkeypatch: pytest.MonkeyPatch) -> None:
-        original = FakeTextEncoder.__init__
-
-        def updated(self: FakeTextEncoder, *args: object) -> None:
-            original(self, *args)  # type: ignore[arg-type]
-            self.fingerprint = "cd" * 32
-
-        monkeypatch.setattr(FakeTextEncoder, "__init__", updated)
+        updated = FakeTextEncoder()
+        updated.fingerprint = "cd" * 32
+        monkeypatch.setattr("connector.search.retriever.load_encoder", lambda *_, **__: updated)
         with pytest.raises(MismatchError, match="cdcdcdcdcdcd"):
             cosine.search_texts(["red"])
 
     def test_an_encoder_of_another_dimension(self, cosine: Retriever, monkeypatch: pytest.MonkeyPatch) -> None:
-        original = FakeTextEncoder.__init__
-
-        def updated(self: FakeTextEncoder, *args: object) -> None:
-            original(self, *args)  # type: ignore[arg-type]
-            self.dim = 11
-
-        monkeypatch.setattr(FakeTextEncoder, "__init__", updated)
+        wider = FakeTextEncoder()
+        wider.dim = 11
+        monkeypatch.setattr("connector.search.retriever.load_encoder", lambda *_, **__: wider)
         with pytest.raises(MismatchError, match="11-d"):
             cosine.search_texts(["red"])
 

@@ -1,0 +1,193 @@
+"""From a spec to its encoder: found by scheme or by class, and loaded once in a process.
+
+A spec is `SCHEME:NAME`. The scheme is an entry point in the group `modalign.encoders`, built-in schemes included. A
+class of your own can be tried without one: `MODULE:CLASS`, or `MODULE:CLASS:NAME`, of a module that Python finds.
+"""
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from typing import Any, TypeAlias
+from weakref import WeakValueDictionary
+
+from alignment import device as devices
+from alignment.errors import MissingPackageError
+from alignment.modality import MODALITIES, Modality
+from alignment.names import did_you_mean
+from alignment.packages import missing_package
+from connector.encoding.encoders import IMPORTED, Encoder
+from connector.errors import EncoderError
+
+_log = logging.getLogger(__name__)
+
+GROUP = "modalign.encoders"
+CLASS_SPEC = re.compile(
+    r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)(?::(?P<argument>.*))?", re.DOTALL
+)
+
+Key: TypeAlias = tuple[Any, ...]
+
+_loading = threading.RLock()  # held while a model loads: model libraries change settings of the process meanwhile
+_lock = threading.Lock()  # of the two below
+_loaded: WeakValueDictionary[Key, Encoder] = WeakValueDictionary()
+_pending: dict[Key, "Future[Encoder]"] = {}
+
+
+def load_encoder(spec: str, device: str = "auto", *, fingerprint: str | None = None) -> Encoder:
+    """Return the encoder that `spec` names, ready to compute on `device`.
+
+    A process holds an encoder once: whoever asks for it while it loads waits for it, and gets the error if that fails.
+    It is forgotten when nobody uses it any more. Several threads may ask, and encode.
+
+    Args:
+        spec: what to load.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        fingerprint: what its weights should have. One with others that is held already is not returned: the spec is
+            loaded again, because its files may have changed. The caller compares what loads then.
+
+    Raises:
+        EncoderError: the scheme or model is unknown, or its weights cannot be loaded.
+        MissingPackageError: a package that it needs is not installed.
+        DeviceError: there is no such device.
+    """
+    return _load(_encoder_class(spec), spec, device, fingerprint)
+
+
+def load_encoders(
+    specs: Mapping[Modality, str], device: str = "auto", *, fingerprints: Mapping[str, str] | None = None
+) -> dict[Modality, Encoder]:
+    """Load the encoder of each modality; a model for both modalities is loaded once.
+
+    Args:
+        specs: by modality, what to load.
+        device: as of `load_encoder`.
+        fingerprints: by spec, as of `load_encoder`.
+
+    Raises:
+        EncoderError: a scheme is unknown, or its encoders do not encode the modality, and no model was loaded; a
+            model is unknown, or its weights cannot be loaded.
+        MissingPackageError: a package that one of them needs is not installed.
+        DeviceError: there is no such device.
+    """
+    classes = {spec: _encoder_class(spec) for spec in dict.fromkeys(specs.values())}
+    for modality, spec in specs.items():
+        if modality not in (modalities := classes[spec].modalities):
+            raise EncoderError(f"{spec} encodes {' and '.join(modalities)}; expected one for {modality}")
+    expected = fingerprints or {}
+    loaded = {spec: _load(encoder_class, spec, device, expected.get(spec)) for spec, encoder_class in classes.items()}
+    return {modality: loaded[spec] for modality, spec in specs.items()}
+
+
+def encoder_entry_point(spec: str) -> EntryPoint:
+    """Return where the class of the encoder that `spec` names is found; nothing is loaded.
+
+    The name of the entry point is the scheme: what the spec begins with, in front of the name.
+
+    Raises:
+        EncoderError: the scheme is unknown, or the name is missing.
+    """
+    scheme, _, name = spec.partition(":")
+    if scheme == IMPORTED:
+        raise EncoderError(
+            f"encoder {spec} names the source of imported vectors and cannot be loaded; encode the query with that "
+            "model and search with its vector: Retriever.search_embeddings"
+        )
+    known = {point.name: point for point in entry_points(group=GROUP)}
+    if scheme in known and name:
+        return known[scheme]
+    match = CLASS_SPEC.fullmatch(spec)
+    if scheme not in known and match and _is_module(match["module"].partition(".")[0]):
+        place = f"{match['module']}:{match['name']}"
+        return EntryPoint(place, place, GROUP)
+    near = did_you_mean(scheme, sorted(known)) if scheme not in known else ""
+    raise EncoderError(
+        f"unknown encoder {spec!r}{near}; expected SCHEME:NAME with a scheme of {', '.join(sorted(known))}, or "
+        "MODULE:CLASS of a module that Python finds: installed, or in a directory that PYTHONPATH names"
+    )
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ValueError:  # of a module without a spec, as one that is made up in memory
+        return True
+
+
+def _encoder_class(spec: str) -> type[Encoder]:
+    point = encoder_entry_point(spec)
+    with _in_our_words(spec):
+        encoder_class: Any = point.load()
+    if not (isinstance(encoder_class, type) and issubclass(encoder_class, Encoder)):
+        raise EncoderError(
+            f"encoder {spec}: expected {point.value} to be a subclass of connector.encoding.encoders.Encoder, "
+            f"got {encoder_class!r}"
+        )
+    modalities = getattr(encoder_class, "modalities", None)
+    if not isinstance(modalities, tuple) or not modalities or not set(modalities) <= set(MODALITIES):
+        raise EncoderError(
+            f'encoder {spec}: expected {point.value}.modalities to be ("image",), ("text",) or both, got {modalities!r}'
+        )
+    if getattr(encoder_class, "scheme", None) != point.name:  # cards hold the spec that loads it again
+        members = {"scheme": point.name, "__module__": encoder_class.__module__}
+        return type(encoder_class.__name__, (encoder_class,), members)
+    return encoder_class
+
+
+def _load(encoder_class: type[Encoder], spec: str, device: str, fingerprint: str | None) -> Encoder:
+    key = (spec, encoder_class.__module__, encoder_class.__qualname__, str(devices.resolve(device)))
+    with _lock:
+        held = _loaded.get(key)
+        if held is not None and fingerprint in (None, held.fingerprint):
+            return held
+        future = _pending.get(key)
+        if first := future is None:
+            future = _pending[key] = Future()
+    if not first:
+        return future.result()
+    try:
+        with _loading:
+            encoder = _new(encoder_class, spec, device)
+    except BaseException as error:
+        with _lock:
+            del _pending[key]
+        future.set_exception(error)
+        raise
+    with _lock:
+        _loaded[key] = encoder
+        del _pending[key]
+    future.set_result(encoder)
+    return encoder
+
+
+def _new(encoder_class: type[Encoder], spec: str, device: str) -> Encoder:
+    started = time.monotonic()
+    resolved = devices.resolve(device)
+    _log.info("loading encoder %s on %s", spec, resolved)
+    with _in_our_words(spec):
+        encoder = encoder_class(spec.removeprefix(encoder_class.scheme).removeprefix(":"), resolved)
+    if not (encoder.fingerprint and encoder.dim):
+        raise EncoderError(
+            f"encoder {spec} has no fingerprint and dimension: the __init__ of {encoder_class.__qualname__} has to end "
+            "with self._identify(model, preprocessing)"
+        )
+    _log.info("encoder %s loaded in %.1f s", spec, time.monotonic() - started)
+    return encoder
+
+
+@contextmanager
+def _in_our_words(spec: str) -> Iterator[None]:
+    try:
+        yield
+    except (EncoderError, MissingPackageError):
+        raise
+    except ImportError as error:
+        raise missing_package(error, f"encoder {spec}") from error
+    except Exception as error:  # model libraries raise any exception for an unknown name or a failed download
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise EncoderError(f"encoder {spec} cannot be loaded: {reason}") from error
