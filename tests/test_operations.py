@@ -33,7 +33,7 @@ SHOWN_BY = {
     "connections to PostgreSQL are cut": ("push/test_several.py", "test_its_connections_are_cut"),
     "the disk is full": ("cli/test_databases.py", "test_a_disk_that_is_full"),
     "rows cannot be read": ("cli/test_exit_codes.py", "test_rejected"),
-    "rows cannot be read, with `--prune`": ("push/test_ingest.py", "test_rows_that_cannot_be_read_keep_everything"),
+    "rows cannot be read, with `--prune`": ("push/test_pruning.py", "test_rows_that_cannot_be_read_keep_everything"),
     "more than a quarter left the corpus, with `--prune`": (
         "cli/test_deleting.py",
         "test_many_that_left_are_kept_unless_the_bound_says_so",

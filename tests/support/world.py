@@ -45,7 +45,7 @@ from connector.provenance.tables import BatchRow, ReleaseRow
 from connector.push.session import push
 from connector.releases.release import Release, open_release
 from connector.stores import qdrant_readiness
-from connector.stores.collection import CollectionConfig, SettingDifference
+from connector.stores.collection import CollectionConfig, CollectionInfo, SettingDifference
 from connector.stores.contract import Store
 from connector.stores.edge import EdgeStore
 from connector.stores.points import Hit
@@ -387,7 +387,6 @@ def opened_world(
     if kind == "edge":
         store = EdgeStore(directory / "qdrant")
     elif kind == "memory":
-        monkeypatch.setattr(qdrant_readiness, "POLL_SECONDS", 0.0)
         store = LocalModeStore(Connection(QdrantClient(":memory:"), "http://memory"), uploads=1)
     else:
         assert request is not None
@@ -406,6 +405,9 @@ class LocalModeStore(QdrantStore):
 
     def setting_differences(self, name: str, config: CollectionConfig) -> list[SettingDifference]:
         return []
+
+    def ready(self, name: str) -> CollectionInfo:
+        return self.describe(name)
 
 
 class Losing(EdgeStore):
