@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from alignment.retrieval.paraphrases import paraphrased
 from alignment.sets.embedding_set import EmbeddingSet
@@ -26,7 +25,7 @@ from bench.figure import Figure
 from bench.seen_unseen import second_half, synonyms
 from bench.tables import markdown
 from connector.demo.emoji import ENCODERS
-from connector.encoding.encoders import load_encoder
+from connector.encoding.loading import load_encoder
 from connector.home import Home
 from connector.releases.fusion import DEFAULT_WEIGHT, Fusion
 from connector.requests import EncodeRequest, FitRequest, PushRequest
@@ -79,7 +78,7 @@ def _measured(home: Home, name: str, embedding_set: EmbeddingSet, directory: Pat
     home.fit(FitRequest(sets=[name], alignment=name, method=METHOD))
     home.push(PushRequest(set=name, alignment=name, into=name))
     groups = [part.group for part in parts]
-    words = load_encoder(ENCODERS["text"], torch.device("cpu")).encode("text", [part.words for part in parts])
+    words = load_encoder(ENCODERS["text"], "cpu").encode("text", [part.words for part in parts])
     moved = paraphrased(rows.vectors)[[rows.groups.index(group) for group in groups]]
     whole = home.retriever(name)
     measured = {PARTS: measure(whole, home, words, groups), PARAPHRASES: measure(whole, home, moved, groups)}

@@ -194,15 +194,6 @@ def recall_at(ranks: Ranks, k: int) -> float:
     return float(np.mean(ranks <= k))
 
 
-def mean_reciprocal_rank(ranks: Ranks) -> float:
-    """Mean of 1 / rank, in [0, 1]; a query without a relevant item adds 0.
-
-    >>> mean_reciprocal_rank(np.array([1.0, 4.0, np.inf]))
-    0.4166666666666667
-    """
-    return float(np.mean(1.0 / ranks))
-
-
 def chance_recall_at(k: int, relevant: IntArray, items: int) -> float:
     """Expected Recall@K of a random order: one minus the hypergeometric chance to draw no relevant item.
 

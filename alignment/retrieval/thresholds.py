@@ -12,7 +12,6 @@ _COMPARISONS: Mapping[str, tuple[Callable[[float, float], bool], int]] = {
     ">": (operator.gt, 1),
     "<": (operator.lt, -1),
 }
-COMPARISONS = tuple(_COMPARISONS)
 
 
 def holds(value: float, comparison: str, threshold: float) -> bool:

@@ -189,9 +189,5 @@ def _unread(lines: RecordLines, detail: str, reason: Reason = Reason.ROW_UNREADA
         yield RowError(Reason.ROW_UNREADABLE, detail)
 
 
-def _is_quoted(field: str) -> bool:
-    return field != '"' and field[:1] == field[-1:] == '"'
-
-
 def _is_picture_name(name: str) -> bool:
     return is_image_name(name) or is_unsupported_name(name)
