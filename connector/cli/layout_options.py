@@ -68,6 +68,13 @@ GENERAL_OPTIONS = [
         help=f"Index a payload field of new releases for filters; KIND is one of {', '.join(PAYLOAD_KINDS)}. Values of another kind are rejected. FIELD is Qdrant's path: year, meta.year, tags[], '\"my year\"'.",
     ),
 ]
+PAYLOAD_OPTIONS = [
+    click.option(
+        "--caption-payload/--no-caption-payload",
+        default=None,
+        help="Whether images carry the first caption of their item as payload `caption`. May be changed later: the push that says otherwise writes the payloads again.  [default: as the collection has it; a new one: yes]",
+    ),
+]
 GRAPH_OPTIONS = [
     click.option(
         "--indexing-threshold",
@@ -158,7 +165,14 @@ def layout_options(command: F) -> F:
         others = {name: value for name, value in given.items() if name not in FIELDS}
         return command(*args, layout=checked_layout(layout, "layout"), **others)
 
-    options = [*GENERAL_OPTIONS, *GRAPH_OPTIONS, *QUANTIZATION_OPTIONS, *STORAGE_OPTIONS, *CLUSTER_OPTIONS]
+    options = [
+        *GENERAL_OPTIONS,
+        *PAYLOAD_OPTIONS,
+        *GRAPH_OPTIONS,
+        *QUANTIZATION_OPTIONS,
+        *STORAGE_OPTIONS,
+        *CLUSTER_OPTIONS,
+    ]
     return with_options(cast(F, with_layout), options)
 
 

@@ -1,8 +1,8 @@
 """Items, and the `Corpus` contract of all readers: a stream of items, rejects and files that are passed over."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -86,6 +86,38 @@ class Corpus(ABC):
         A row or file that cannot be read is a reject, so that nothing is taken for gone because it was not read.
         """
 
+    def with_captions(self) -> Iterator[Entry]:
+        """Yield the entries; each image carries the first caption of its key as payload, see `with_first_captions`."""
+        return with_first_captions(self)
+
     @abstractmethod
     def total(self) -> int | None:
         """Return the number of rows, which is the last position; None where counting would cost a whole read."""
+
+
+def with_first_captions(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Give each image the first caption of its key as payload `caption`, so that whoever finds the image can name it.
+
+    The image and the captions of a key follow each other, in any order. An image waits for the caption that follows it,
+    and rejects that come before that caption overtake it.
+    """
+    key: str | None = None
+    caption: str | None = None
+    waiting: list[Item] = []
+    for entry in entries:
+        if not isinstance(entry, Item):
+            yield entry
+            continue
+        of_key = entry.key if entry.modality == "image" else entry.key.rpartition("#")[0]
+        if of_key != key:
+            yield from waiting
+            key, caption, waiting = of_key, None, []
+        caption = caption or entry.payload.get("caption")
+        if entry.modality == "image":
+            waiting.append(entry)
+        if caption is not None:
+            yield from (replace(image, payload={"caption": caption, **image.payload}) for image in waiting)
+            waiting = []
+        if entry.modality == "text":
+            yield entry
+    yield from waiting

@@ -30,7 +30,7 @@ class CorpusPart(Corpus):
             CorpusError: the whole corpus is empty.
         """
         empty = True
-        for entry in self.corpus:
+        for entry in self.corpus.with_captions():
             empty = empty and isinstance(entry, PassedOver)
             if self.number_of(_hashed(entry), self.of) == self.number:
                 yield entry

@@ -207,8 +207,8 @@ class _VectorEntry:
             detail = "expected a finite vector of the common dimension with a norm above 0"
             yield Reject(self.source, position, "read", Reason(reason), detail, key, modality)
         else:
-            name, text = ("image", self.image) if modality == "image" else ("caption", self.caption)
-            payload = {name: text, **self.payload} if text else self.payload
+            given = {"image": self.image if modality == "image" else None, "caption": self.caption}
+            payload = {**{name: text for name, text in given.items() if text}, **self.payload}
             content = Vector(vectors.values[row].tobytes())
             yield Item(modality, key, self.group, content, payload, self.source, position)
 
@@ -277,7 +277,7 @@ class _Run:
         elif not number or self.image is None:
             self.image = item
             yield item
-        elif replace(item, position=0, source="") != replace(self.image, position=0, source=""):
+        elif _without_caption(item) != _without_caption(self.image):
             detail = "an earlier row has this key with another vector, payload or group; make keys unique"
             yield Reject(item.source, item.position, "read", Reason.KEY_DUPLICATE, detail, item.key, item.modality)
 
@@ -288,6 +288,12 @@ class _Run:
             self.image = None
         self.key = key
         return self.count
+
+
+def _without_caption(image: Item) -> Item:
+    """Return what all rows of an image have to agree on: not where they are, nor their captions."""
+    payload = {name: value for name, value in image.payload.items() if name != "caption"}
+    return replace(image, position=0, source="", payload=payload)
 
 
 def vectors_at(path: Path) -> bool:

@@ -176,7 +176,7 @@ class Encoding:
     def _windows(self) -> Generator["_Window", None, None]:
         """Read, hash and prepare the corpus window by window, in order, with several threads."""
         with ThreadPoolExecutor(DECODING_THREADS) as threads:
-            stream = iter(self._corpus)
+            stream = self._corpus.with_captions()
             while window := _take_window(stream, self._batch_items):
                 contents = threads.map(self._read, window)
                 yield list(zip(window, contents, strict=True))

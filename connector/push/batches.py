@@ -29,6 +29,7 @@ from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.push.other_sets import OtherSets
 from connector.rejects import Reason, Reject
+from connector.releases.caption_payload import release_rows
 from connector.releases.point_comparison import lost_writes
 from connector.releases.point_id_set import PointIds
 from connector.releases.points import Projected, lowered, point_id, project
@@ -122,19 +123,21 @@ class BatchWriter:
         """Write the batches of a durable shard that the ledgers do not hold."""
         end = 0
         for start, rows in shard_batches(shard, modality, BATCH_POINTS):
-            key, entry = (shard.name, start), (rows.digest(), len(rows))
-            behind = []
+            key, behind = (shard.name, start), []
+            digests: dict[bool, str] = {}  # by whether images carry captions
             for writer in self.writers:
                 writer.met.add(key)
+                if (captions := writer.release.caption_payload) not in digests:
+                    digests[captions] = release_rows(writer.release, rows).digest()
                 # A batch with refused rows is never entered whole: its rows are refused again on every run.
-                if writer.holds(key, entry):
+                if writer.holds(key, (digests[captions], len(rows))):
                     self.run.count("unchanged", len(rows))
                 else:
                     behind.append(writer)
             if behind:
                 if self.others is not None:
                     self.others.check(rows)
-                self._unflushed += self._write_batch(behind, key, rows, entry[0])
+                self._unflushed += self._write_batch(behind, key, rows, digests)
                 if self._unflushed >= FLUSH_POINTS or time.monotonic() - self._committed >= FLUSH_SECONDS:
                     self._commit()
             end = start + len(rows)
@@ -206,11 +209,13 @@ class BatchWriter:
             keys = takewhile(writer.ledger.__contains__, ((shard, start) for start in count(first, BATCH_POINTS)))
             writer.lost.update(keys)
 
-    def _write_batch(self, writers: Sequence[ReleaseWriter], key: BatchKey, rows: Rows, digest: str) -> int:
+    def _write_batch(
+        self, writers: Sequence[ReleaseWriter], key: BatchKey, rows: Rows, digests: Mapping[bool, str]
+    ) -> int:
         """Write one batch into each release; return the number of points written."""
         batches = []
         for writer, projected in self._projected(writers, key, rows):
-            if writer.holds(key, (digest, len(projected.rows))):
+            if writer.holds(key, (digests[writer.release.caption_payload], len(projected.rows))):
                 self.run.count("unchanged", len(projected.rows))
             else:
                 batches.append((writer, projected, lowered(writer.release, projected)))
@@ -227,7 +232,7 @@ class BatchWriter:
             if not writer.fresh:
                 writer.replacing += _to_read_back(points, refused, rows, projected, self._rng)
             kept = len(points.ids) - len(refused)
-            writer.pending[key] = (digest, len(all_points.ids) - len(refused))
+            writer.pending[key] = (digests[writer.release.caption_payload], len(all_points.ids) - len(refused))
             self.run.count("written", kept)
             if unchanged := len(all_points.ids) - len(points.ids):
                 self.run.count("unchanged", unchanged)
@@ -244,13 +249,14 @@ class BatchWriter:
     def _projected(
         self, writers: Sequence[ReleaseWriter], key: BatchKey, rows: Rows
     ) -> list[tuple[ReleaseWriter, Projected]]:
-        """Project rows once for all releases that share an alignment and the kinds of their indexes."""
-        projections: dict[tuple[int, frozenset[tuple[str, PayloadKind]]], Projected] = {}
+        """Project rows once for all releases that share an alignment, the kinds of their indexes and their payload."""
+        projections: dict[tuple[int, bool, frozenset[tuple[str, PayloadKind]]], Projected] = {}
         of_writers = []
         for writer in writers:
-            shared = (writer.release.row.alignment_id, frozenset(writer.release.indexes.items()))
+            release = writer.release
+            shared = (release.row.alignment_id, release.caption_payload, frozenset(release.indexes.items()))
             if shared not in projections:
-                projections[shared] = project(writer.release.alignment, rows, writer.release.indexes)
+                projections[shared] = project(release.alignment, release_rows(release, rows), release.indexes)
                 self._reject(key, rows, projections[shared].refused)
             of_writers.append((writer, projections[shared]))
         return of_writers

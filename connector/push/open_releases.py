@@ -19,13 +19,13 @@ from connector.provenance.tables import ReleaseRow, now
 from connector.push.batches import ReleaseWriter
 from connector.releases.aliases import goes_live, physical_name
 from connector.releases.chain import METADATA, chain, check_chain, check_encoder, check_row, check_settings
-from connector.releases.layouts import complete, inherited, merged, read_back
+from connector.releases.layouts import complete, inherited, merged, payload_metadata, read_back
 from connector.releases.recorded_settings import collection_config
 from connector.releases.release import Release, check_alignment, load_release
 from connector.releases.rights import check_may_manage, check_may_write, present, shows
 from connector.releases.store_identity import check_owner, claim_collection, here, owner
 from connector.stores.contract import Store
-from connector.stores.layout import FIELDS, Layout, PayloadKind
+from connector.stores.layout import CHANGEABLE_FIELDS, FIELDS, Layout, PayloadKind
 from connector.stores.payload_paths import canonical_path
 
 _log = logging.getLogger(__name__)
@@ -131,6 +131,7 @@ class ReleaseOpener:
                 self._read_back(row)
             self._adopt_indexes(row)
             self._check_layout(row)
+            self._change_payload(row)
         return ReleaseWriter(Release(row, self.alignment, metric, lowerings), new)
 
     def _rows_of(self, name: str) -> list[ReleaseRow]:
@@ -212,12 +213,20 @@ class ReleaseOpener:
         created = complete(row.settings)
         base = {**asdict(Layout()), "payload_indexes": OWN_INDEXES} if self.fresh else created
         for name, value in merged(base, self.layout).items():
-            if created.get(name) != value:
+            if created.get(name) != value and name not in CHANGEABLE_FIELDS:
                 raise MismatchError(
                     f"collection {row.physical_name} was created with {name} {created.get(name)}, asked for {value}; "
                     "push into a new collection, or leave that option out"
                     f"{at_work(self.provenance, self.collection, self.run)}"
                 )
+
+    def _change_payload(self, row: ReleaseRow) -> None:
+        """Record what payloads carry from now on, in the collection first. The ledger then calls for other payloads."""
+        chosen = {name: self.layout[name] for name in CHANGEABLE_FIELDS if name in self.layout}
+        settings = {**complete(row.settings), **chosen}
+        if settings != complete(row.settings):
+            self.store.add_metadata(row.physical_name, payload_metadata(settings))
+            self.provenance.releases.change(row, settings=settings)
 
     def _base(self, row: ReleaseRow, metric: Metric) -> dict[str, Any]:
         """Return the layout that a new collection starts from: that of the one that was lost, or the live release's."""

@@ -41,6 +41,7 @@ from connector.push.batches import BatchWriter, ReleaseWriter
 from connector.push.open_releases import ReleaseOpener, at_work, open_others, take_back
 from connector.push.other_sets import OtherSets
 from connector.releases.aliases import make_live, physical_name, to_go_live
+from connector.releases.caption_payload import captions_missing
 from connector.releases.chain import check_encoder
 from connector.releases.layouts import broken_filters, live_beside
 from connector.releases.payload_fields import missing_in_words
@@ -118,6 +119,12 @@ def push(
         min_index_recall=min_index_recall,
         **layout,
     ) as session:
+        if captions_missing(embedding_set) and any(release.caption_payload for release in session.releases):
+            _log.warning(
+                "embedding set %s: images do not carry the captions of their items, because an earlier version encoded "
+                "them: run the command that made the set again, which encodes nothing anew, then this push",
+                embedding_set.path.name,
+            )
         embedding_set = session.write(embedding_set, set_id, advance)
         session.verify(embedding_set, set_id)
     session.make_live(embedding_set, set_id)

@@ -11,12 +11,13 @@ from connector.releases.aliases import alias_name
 from connector.releases.release import DEFAULT_METRIC, LIVE
 from connector.releases.store_identity import here
 from connector.stores.contract import Store
-from connector.stores.layout import FIELDS, SEARCH_FIELDS, Layout, PayloadKind, value_kind
+from connector.stores.layout import CHANGEABLE_FIELDS, FIELDS, SEARCH_FIELDS, Layout, PayloadKind, value_kind
 from connector.stores.payload_kinds import unanswered
 from connector.stores.payload_paths import field_values, print_path
 from connector.stores.points import Payload
 
 SEARCH = "modalign_search"  # in the metadata of a collection: the settings that its engine does not keep
+PAYLOAD = "modalign_payload"  # likewise, those that a push may change
 SAMPLE = 1024  # points whose types are compared
 RETRIEVED = 256  # ids a request
 
@@ -28,9 +29,14 @@ class Inherited(NamedTuple):
     settings: dict[str, Any]
 
 
-def search_metadata(settings: Mapping[str, Any]) -> dict[str, Any]:
+def layout_metadata(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a collection's metadata has to keep of its layout."""
-    return {SEARCH: {name: settings[name] for name in SEARCH_FIELDS}}
+    return {SEARCH: {name: settings[name] for name in SEARCH_FIELDS}, **payload_metadata(settings)}
+
+
+def payload_metadata(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a collection's metadata has to keep of what payloads carry."""
+    return {PAYLOAD: {name: settings[name] for name in CHANGEABLE_FIELDS}}
 
 
 def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +47,7 @@ def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
 def read_back(store: Store, name: str) -> dict[str, Any]:
     """Return the layout of a collection as the collection itself tells it, kinds of payload included."""
     info = store.describe(name)
-    return complete({**info.layout, **info.metadata.get(SEARCH, {})})
+    return complete({**info.layout, **info.metadata.get(SEARCH, {}), **info.metadata.get(PAYLOAD, {})})
 
 
 def inherited(provenance: Provenance, store: Store, collection: str, metric: Metric) -> Inherited | None:

@@ -12,6 +12,7 @@ from alignment.modality import Modality
 from alignment.sets.rows import Rows
 from alignment.vectors import FloatArray
 from connector.releases.aligned_payload import ALIGNED, unpacked
+from connector.releases.caption_payload import release_rows
 from connector.releases.points import lowered, project
 from connector.releases.release import Release
 from connector.stores.contract import Store
@@ -50,7 +51,7 @@ class ComparedBatch:
 
 def compare_points(release: Release, store: Store, rows: Rows, with_vector: npt.NDArray[np.bool_]) -> ComparedBatch:
     """Compare rows with their points: every payload, and the vector where the mask `with_vector` (n,) is True."""
-    projected = project(release.alignment, rows, release.indexes)
+    projected = project(release.alignment, release_rows(release, rows), release.indexes)
     points = lowered(release, projected)
     chosen = {key for key, is_chosen in zip(rows.keys, with_vector, strict=True) if is_chosen}
     ids = {id_ for id_, key in zip(points.ids, projected.rows.keys, strict=True) if key in chosen}

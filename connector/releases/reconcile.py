@@ -19,6 +19,7 @@ from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import EmbeddingSetRow
 from connector.releases.aliases import alias_unseen
+from connector.releases.caption_payload import release_rows
 from connector.releases.point_comparison import ComparedBatch, compare_points
 from connector.releases.point_id_set import PointIds
 from connector.releases.points import item_of, point_id
@@ -238,7 +239,7 @@ class _SetReconciliation:
         met: set[BatchKey] = set()
         for modality in MODALITIES:
             for shard, start, rows in embedding_set.batches(modality, BATCH_POINTS):
-                key, digest = (shard, start), rows.digest()
+                key, digest = (shard, start), release_rows(self.release, rows).digest()
                 met.add(key)
                 drawn = np.ones(len(rows), bool) if self.rng is None else self.rng.random(len(rows)) < share
                 batch = compare_points(self.release, self.store, rows, drawn)

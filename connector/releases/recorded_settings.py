@@ -9,7 +9,7 @@ from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.releases.aliases import alias_fault
 from connector.releases.chain import METADATA, chain
-from connector.releases.layouts import complete, search_metadata
+from connector.releases.layouts import complete, layout_metadata
 from connector.releases.release import Release
 from connector.releases.rights import check_may_manage
 from connector.stores.collection import CollectionConfig, SettingDifference, VectorConfig
@@ -28,7 +28,7 @@ def collection_config(settings: Mapping[str, Any], lowering: Lowering, metadata:
     layout = complete(checked_layout(settings))
     return CollectionConfig(
         vectors=dict.fromkeys(MODALITIES, VectorConfig(lowering.dim, lowering.distance)),
-        metadata={**metadata, **search_metadata(layout)},
+        metadata={**metadata, **layout_metadata(layout)},
         **layout,
     )
 

@@ -79,6 +79,12 @@ class Release:
         return indexes
 
     @property
+    def caption_payload(self) -> bool:
+        """Whether images carry the first caption of their item as payload."""
+        captions: bool = self.row.settings.get("caption_payload", Layout().caption_payload)
+        return captions
+
+    @property
     def tuned(self) -> EfTuning | None:
         """The `hnsw_ef` of this release as `connector.search.ef_tuning` measured it; None: not measured."""
         ef, recall = self.row.hnsw_ef, self.row.hnsw_recall

@@ -13,6 +13,7 @@ from alignment.sets.shards import read_shard
 from connector.errors import MismatchError
 from connector.provenance.ledger import BATCH_POINTS, BatchKey, LedgerEntry
 from connector.provenance.recorder import Provenance
+from connector.releases.caption_payload import release_rows
 from connector.releases.point_comparison import compare_points
 from connector.releases.release import Release
 from connector.releases.tombstones import open_set
@@ -84,7 +85,7 @@ def verify(release: Release, store: Store, provenance: Provenance, *, seed: int,
             continue
         changed, sampled = 0, 0
         ledger, embedding_set = provenance.ledger.entries(release.row.id, row.id), open_set(provenance, path)
-        for rows, is_recorded in _sampled(embedding_set, ledger, rng):
+        for rows, is_recorded in _sampled(release, embedding_set, ledger, rng):
             sampled += 1
             changed += not is_recorded
             if rows is not None:
@@ -122,7 +123,10 @@ def _check_rows(release: Release, store: Store, rows: Rows, embedding_set: Embed
 
 
 def _sampled(
-    embedding_set: EmbeddingSet, ledger: Mapping[BatchKey, LedgerEntry], rng: np.random.Generator
+    release: Release,
+    embedding_set: EmbeddingSet,
+    ledger: Mapping[BatchKey, LedgerEntry],
+    rng: np.random.Generator,
 ) -> Iterator[tuple[Rows | None, bool]]:
     """Yield some rows of each batch of a few shards, and whether the ledger records that batch as it is.
 
@@ -139,7 +143,7 @@ def _sampled(
                 batch = rows.take(range(start, min(start + BATCH_POINTS, len(rows))))
                 key = (shards[number].name, start)
                 met.add(key)
-                is_recorded = key in ledger and ledger[key][0] == batch.digest()
+                is_recorded = key in ledger and ledger[key][0] == release_rows(release, batch).digest()
                 yield batch.take(np.sort(rng.permutation(len(batch))[:ROWS]).tolist()), is_recorded
     read = {shard for shard, _ in met}
     for key in ledger:

@@ -60,6 +60,7 @@ class Layout:
         shards: into how many the collection is cut; None: as many as the server thinks right.
         replication_factor: on how many nodes of a cluster each shard stands.
         write_consistency_factor: how many replicas must confirm a write.
+        caption_payload: images carry the first caption of their item as payload `caption`.
 
     Raises:
         SettingsError: a setting is invalid, alone or beside another.
@@ -83,6 +84,7 @@ class Layout:
     shards: Annotated[int, Interval(ge=1, le=10_000)] | None = None
     replication_factor: Annotated[int, Interval(ge=1, le=1000)] = 1
     write_consistency_factor: Annotated[int, Interval(ge=1, le=1000)] = 1
+    caption_payload: bool = True
 
     def __post_init__(self) -> None:
         for wrong in out_of_bounds(self):
@@ -118,9 +120,11 @@ def _check_payload_indexes(indexes: Mapping[str, PayloadKind]) -> None:
 
 
 FIELDS = tuple(field.name for field in fields(Layout))
-# What an engine keeps; how searches use quantized vectors is told with every search.
+# What an engine keeps; how searches use quantized vectors is told with every search, and payloads are as pushed.
 SEARCH_FIELDS = ("oversampling", "rescore")
-ENGINE_FIELDS = tuple(name for name in FIELDS if name not in SEARCH_FIELDS)
+# What a later push may change in a collection that exists, because it writes the payloads again.
+CHANGEABLE_FIELDS = ("caption_payload",)
+ENGINE_FIELDS = tuple(name for name in FIELDS if name not in (*SEARCH_FIELDS, *CHANGEABLE_FIELDS))
 BOUNDS = bounds_of(Layout)
 
 

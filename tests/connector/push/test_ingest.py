@@ -153,6 +153,9 @@ class TestIncremental:
         texts = stored(bench.world.store, name, "text")
         payloads = [payload for _, payload in texts.values() if payload["key"] == f"{changed.key}#0"]
         assert [(p["caption"], p["group"]) for p in payloads] == [("another caption", "g")]
+        images = stored(bench.world.store, name, "image").values()
+        of_image = [payload for _, payload in images if payload["key"] == changed.key]
+        assert [(p["caption"], p["group"]) for p in of_image] == [("another caption", "g")]
         assert bench.world.store.count(name) == 3 * N
         assert sum(points for points, _ in bench.world.ledger().values()) == 3 * N
 

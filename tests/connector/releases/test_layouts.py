@@ -35,6 +35,7 @@ LAYOUT: dict[str, Any] = {
     "vectors_on_disk": True,
     "hnsw_on_disk": True,
     "payload_on_disk": False,
+    "caption_payload": False,
 }
 TYPED: dict[str, PayloadKind] = {"price": "float"}
 

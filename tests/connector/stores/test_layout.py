@@ -39,6 +39,7 @@ payload_on_disk = false
 shards = 3
 replication_factor = 2
 write_consistency_factor = 2
+caption_payload = false
 
 [payload_indexes]
 language = "keyword"
@@ -130,7 +131,7 @@ class TestFlags:
             "--m 32 --ef-construct 200 --indexing-threshold 5000 --quantization binary --compression two_bits "
             "--oversampling 3 --no-rescore --datatype float16 --vectors-on-disk --hnsw-on-disk --payload-in-memory "
             "--shards 3 --replication-factor 2 --write-consistency-factor 2 --payload-index language=keyword "
-            "--payload-index year=integer"
+            "--payload-index year=integer --no-caption-payload"
         )
         assert self.given(*flags.split()) == self.given("--layout", str(tmp_path / "l.toml"))
 
