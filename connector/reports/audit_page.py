@@ -133,7 +133,8 @@ def _sections(found: Audit, shown: Shown) -> dict[str, Any]:
     }
 
 
-def _tiles(found: Audit) -> Iterator[dict[str, str]]:
+def recall_tiles(found: Audit) -> Iterator[dict[str, str]]:
+    """Yield the recall in both directions, among held-out items and in the whole collection, each with its name."""
     k = found.plan.k
     for direction, arrow in ARROWS.items():
         recall, chance = (found.measure(direction, f"{prefix}recall@{k}") for prefix in ("", "chance."))
@@ -147,6 +148,11 @@ def _tiles(found: Audit) -> Iterator[dict[str, str]]:
             small = f"new items {number(of[UNSEEN].value)}, known items {number(of[SEEN].value)}: harmonic mean"
             name = f"Recall@{k} {arrow}, whole collection"
             yield {"value": number(of[HARMONIC].value), "name": name, "small": small}
+
+
+def _tiles(found: Audit) -> Iterator[dict[str, str]]:
+    k = found.plan.k
+    yield from recall_tiles(found)
     lowest = min((found.measure(d, f"fidelity@{k}") for d in DIRECTIONS), key=lambda m: m.value)
     yield {
         "value": f"{lowest.value:.1%}",

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from connector.corpora.images import ImageRejectedError
 from connector.reports.page_files import small_picture, templates, write_page
@@ -12,13 +12,35 @@ from connector.search.retriever import SearchHit
 from connector.settings import MAX_PIXELS
 
 
+class RightAnswer(NamedTuple):
+    """The best right answer of a query: its rank from 1 among the `compared` items, and the item."""
+
+    rank: int
+    hit: SearchHit
+    compared: int
+
+    @classmethod
+    def among(cls, hits: Sequence[SearchHit], group: str) -> "RightAnswer | None":
+        """Return the first hit of a group in a ranking of all items; None: there is none."""
+        ranked = enumerate(hits, start=1)
+        return next((cls(rank, hit, len(hits)) for rank, hit in ranked if hit.group == group), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A query with its hits. `query` is a text, or the path of an image."""
+    """A query with its hits.
+
+    Attributes:
+        query: a text, or the path of an image.
+        found: the hits to show, best first.
+        expected: group of the right answers, which are marked; None: nobody knows.
+        right: the best of them, which is shown after the hits where it is not one of them; None: not known.
+    """
 
     query: str | Path
     found: Sequence[SearchHit]
     expected: str | None = None
+    right: RightAnswer | None = None
 
     @property
     def is_image(self) -> bool:
@@ -26,10 +48,32 @@ class Answered:
         return isinstance(self.query, Path)
 
 
+class Link(NamedTuple):
+    """A link to another page: its address, relative to this page, and what it says."""
+
+    to: str
+    says: str
+
+
 def write_contact_sheet(
-    path: Path, title: str, subtitle: str, answers: Sequence[Answered], *, max_pixels: int = MAX_PIXELS
+    path: Path,
+    title: str,
+    subtitle: str,
+    answers: Sequence[Answered],
+    *,
+    tiles: Sequence[Mapping[str, str]] = (),
+    links: Sequence[Link] = (),
+    max_pixels: int = MAX_PIXELS,
 ) -> None:
     """Write a page with queries and their hits, as texts and pictures.
+
+    Args:
+        path: the page.
+        title, subtitle: at its top.
+        answers: what it shows.
+        tiles: numbers below the title: `value`, `name`, and `small` for what it is out of.
+        links: to other pages, below these.
+        max_pixels: of an image to show.
 
     Raises:
         OutputError: the page cannot be written.
@@ -40,7 +84,7 @@ def write_contact_sheet(
         "embedded": partial(embedded_picture, max_pixels=max_pixels),
     }
     template = environment.get_template("contact_sheet.html")
-    write_page(path, template.render(title=title, subtitle=subtitle, answers=answers))
+    write_page(path, template.render(title=title, subtitle=subtitle, answers=answers, tiles=tiles, links=links))
 
 
 def thumbnail(path: str | Path | None, sha256: str | None = None, *, max_pixels: int = MAX_PIXELS) -> str | None:

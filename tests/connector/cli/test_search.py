@@ -65,7 +65,9 @@ class TestMetrics:
 
     @pytest.mark.parametrize("by", ["image", "caption", "fused"])
     @pytest.mark.parametrize("metric", ["cosine", "chi2"])
-    def test_items_are_found_in_three_ways(self, many: Path, metric: str, by: str) -> None:
+    def test_items_are_found_in_three_ways(
+        self, many: Path, metric: str, by: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         arguments = ("search", "many", "red lime", "-k", 3, "--metric", metric, "--by", by, "--home", many)
         document = done(*arguments, "--json").document
         assert document["by"] == by
@@ -75,6 +77,7 @@ class TestMetrics:
         ways = {"image", "caption"} if by == "fused" else {by}
         assert all(set(item["scores"]) == ways for item in document["found"])
         assert [item["caption"] is None for item in document["found"]] == [by == "image"] * 3
+        monkeypatch.setenv("COLUMNS", "160")  # no name of a column is wrapped
         table = done(*arguments).out
         assert ("by caption" in table, "by image" in table) == (by == "caption" or by == "fused", by == "fused")
 
@@ -207,3 +210,26 @@ def test_the_table_says_what_ranks_seen_items_lower_where_something_does() -> No
     assert [(row["score"], row["seen offset"]) for row in rows] == [(0.75, 0.125), (0.5, 0.0)]
     assert list(rows[0])[:3] == ["#", "score", "seen offset"]
     assert not any("seen offset" in row for row in search_rows(hits[1:]))
+
+
+def test_the_table_says_what_an_item_is_beside_its_picture() -> None:
+    titled = search_hit("a")._replace(payload={"image": "photos/a.jpg", "caption": "a red kettle"})
+    untitled = search_hit("b")._replace(payload={"image": "photos/b.jpg"})
+    other_caption = titled._replace(caption={"caption": "the caption that counted"})
+    rows = list(search_rows([titled, untitled, other_caption]))
+    assert [row["image"] for row in rows] == ["a.jpg", "b.jpg", "a.jpg"]
+    assert [row["caption"] for row in rows] == ["a red kettle", "", "the caption that counted"]
+    assert list(rows[0])[-1] == "caption"
+
+
+def test_the_table_repeats_no_key_as_a_group() -> None:
+    alone, grouped = search_hit("a")._replace(group="a"), search_hit("b")._replace(group="things")
+    assert "group" not in next(search_rows([alone]))
+    assert [row["group"] for row in search_rows([alone, grouped])] == ["a", "things"]
+
+
+def test_hits_of_the_command_carry_captions_and_the_table_shows_them(many: Path, corpus: Path) -> None:
+    arguments = ("search", "many", "red lime", "-k", 2, "--home", many)
+    captions = [item["payload"]["caption"] for item in done(*arguments, "--json").document["found"]]
+    assert len(captions) == 2
+    assert all(caption.split()[0] in done(*arguments).out for caption in captions)

@@ -101,7 +101,7 @@ class TestLayouts:
         assert isinstance(text, Item)
         assert (image.key, image.group, image.position) == ("1.jpg", "1.jpg", 2)
         assert (text.key, text.group, text.position) == ("1.jpg#0", "1.jpg", 2)
-        assert image.payload == {"image": "1.jpg", "url": "http://x/1"}
+        assert image.payload == {"image": "1.jpg", "url": "http://x/1", "caption": "text 1"}
         assert text.payload == {"caption": "text 1", "url": "http://x/1"}
 
     def test_parts_are_in_the_order_of_their_numbers(self, X: Vectors, Y: Vectors, tmp_path: Path) -> None:
@@ -139,6 +139,18 @@ class TestLayouts:
         path = parquet(tmp_path / "t.parquet", key=["a", "a", "b", "a"], x=lists(X[:4]), y=lists(Y[:4]))
         found = list(open_vectors(path, ["image", "text"], columns={"image": "x", "text": "y"}))
         assert [one.key for one in found] == ["a", "a#0", "a#1", "b", "b#0", "a", "a#0"]  # the last is refused later
+
+    @pytest.mark.parametrize("modalities", [["image"], ["image", "text"]])
+    def test_an_image_with_rows_for_its_captions_carries_the_first(
+        self, modalities: list[Modality], X: Vectors, tmp_path: Path
+    ) -> None:
+        columns: dict[Modality, str] = {"image": "x", "text": "y"}
+        path = parquet(
+            tmp_path / "t.parquet", key=["a", "a"], caption=["one", "two"], x=lists(X[[0, 0]]), y=lists(X[:2])
+        )
+        opened = open_vectors(path, modalities, columns={m: columns[m] for m in modalities})
+        image, *texts = opened.with_captions()
+        assert (len(texts), isinstance(image, Item) and image.payload) == (2 * len(modalities) - 2, {"caption": "one"})
 
     @pytest.mark.parametrize("changed", ["vector", "payload", "group"])
     def test_rows_of_one_key_that_differ_are_rejects(self, changed: str, X: Vectors, tmp_path: Path) -> None:
