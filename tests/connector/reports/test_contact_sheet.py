@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from connector.errors import OutputError
-from connector.reports.contact_sheet import Answered, thumbnail, write_contact_sheet
+from connector.reports.contact_sheet import Answered, Link, RightAnswer, thumbnail, write_contact_sheet
 from connector.reports.page_files import THUMBNAIL
 from tests.support.errors import raises
 from tests.support.page_homes import search_hit, write_picture
@@ -46,6 +46,39 @@ def test_what_was_asked_and_found_stands_in_it(tmp_path: Path) -> None:
     assert [text for text in page.strings if text.startswith("#")] == ["#1 · 0.8751", "#2 · 0.5000", "#1 · 0.2500"]
     assert len(page.images()) == 3
     assert [text for text in page.strings if " to " in text] == ["text to image", "image to text", "text to image"]
+
+
+def test_items_are_called_by_their_captions_and_by_their_keys_where_they_have_none(tmp_path: Path) -> None:
+    image = str(write_picture(tmp_path / "a.png"))
+    titled = search_hit("1FA77", image=image, caption="a light blue heart")
+    page = written(tmp_path, Answered("q", [titled, search_hit("2764", image=image)]))
+    assert "a light blue heart" in page.strings
+    assert ("1FA77" in page.strings, "2764" in page.strings) == (False, True)
+    assert [attributes["title"] for tag, attributes in page.tags if tag == "li"] == ["1FA77", "2764"]
+
+
+def test_a_card_says_the_rank_of_the_right_answer_and_shows_it_behind_the_hits(tmp_path: Path) -> None:
+    ranking = [search_hit(str(number))._replace(group=f"g{number}") for number in range(2000)]
+    shown = [Answered("q", ranking[:3], group, RightAnswer.among(ranking, group)) for group in ("g1", "g1233", "none")]
+    page = written(tmp_path, *shown)
+    assert [text for text in page.strings if text.startswith("right answer")] == [
+        "right answer: #2 of 2,000",
+        "right answer: #1,234 of 2,000",
+    ]
+    marked = [
+        attributes["title"] for tag, attributes in page.tags if tag == "li" and attributes.get("class") == "right"
+    ]
+    assert marked == ["1", "1233"]
+    assert "#1,234 · 0.5000" in page.strings
+
+
+def test_numbers_and_links_stand_at_the_top(tmp_path: Path) -> None:
+    tile = {"value": "0.612", "name": "Recall@10", "small": "chance 0.023"}
+    link = Link("reports/audit of dot+nnn.html", "The audit")
+    write_contact_sheet(tmp_path / "page.html", "t", "s", [], tiles=[tile], links=[link])
+    page = Page(tmp_path / "page.html")
+    assert {"0.612", "Recall@10", "chance 0.023", "The audit"} <= set(page.strings)
+    assert ("a", {"href": "reports/audit%20of%20dot%2Bnnn.html"}) in page.tags
 
 
 def test_what_ranks_a_seen_item_lower_stands_beside_its_score(tmp_path: Path) -> None:
