@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from alignment.modality import Modality
 from connector.corpora.formats import open_corpus
-from connector.corpora.items import Corpus, Entry, Item, with_first_captions
+from connector.corpora.items import LONGEST_CAPTION, Corpus, Entry, Item, with_first_captions
 from connector.corpora.partition import CorpusPart
 from connector.rejects import Reason, Reject
 from tests.support.corpora import every_reader, items, rejects, write_lines, write_rows
@@ -48,6 +48,13 @@ def test_every_other_column_is_payload_of_the_image_and_of_its_captions(tmp_path
     others = {"title": "A thing", "price": 4.5, "tags": ["x"]}
     assert image.payload == {"image": str(tmp_path / "a.png"), "caption": "one", **others}
     assert [text.payload for text in texts] == [{"caption": "one", **others}, {"caption": "two", **others}]
+
+
+def test_a_caption_that_is_refused_leaves_the_image_which_carries_the_next_one(tmp_path: Path) -> None:
+    captions = ["x" * (LONGEST_CAPTION + 1), 4, "the first good one", "another"]
+    corpus = open_corpus(write_lines(tmp_path, {"key": "k", "image": "a.png", "caption": captions}))
+    assert titles(corpus) == {"k": "the first good one"}
+    assert [reject.reason for reject in rejects(corpus)] == [Reason.CAPTION_TOO_LONG, Reason.CAPTION_NOT_TEXT]
 
 
 def test_images_of_a_folder_carry_their_first_caption(tmp_path: Path) -> None:
