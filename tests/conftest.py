@@ -68,9 +68,7 @@ def fake_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
 def processes() -> ForkServerContext:
     """Child processes that start at once, and are no forks of this one, which the engine would not survive."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["connector.stores.edge", "connector.encoding.encode", "connector.provenance.recorder", "torch"]
-    )
+    context.set_forkserver_preload(["tests.support.launcher", "connector.encoding.encode", "torch"])
     return context
 
 

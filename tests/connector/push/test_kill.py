@@ -17,6 +17,7 @@ from connector.provenance.tables import BatchRow, ReleaseRow, RunRow
 from connector.releases.points import point_id
 from connector.releases.tombstones import open_set
 from connector.stores.edge import EdgeStore
+from tests.support.databases import migrated
 from tests.support.fakes import fake_pairs, write_manifest
 from tests.support.launcher import POINTS, REMOVAL_POINTS
 from tests.support.runner import Runner
@@ -64,7 +65,7 @@ def ingesting(home: Path, corpus: Path) -> list[str]:
 def fitted(runner: Runner, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with a database, an embedding set and an alignment, and no store yet."""
     home = tmp_path_factory.mktemp("fitted")
-    assert runner.run("db", "upgrade", "--home", str(home)) == 0
+    (home / "modalign.db").write_bytes(migrated())
     assert runner.run(*encoding(home, corpus)) == 0, runner.errors
     assert runner.run("fit", "pairs", "--alignment", "a", "--method", "ridge", "--home", str(home)) == 0, runner.errors
     return home
@@ -120,7 +121,7 @@ def outcomes(home: Path) -> list[tuple[str, str]]:
 @pytest.fixture(scope="module")
 def encoded(runner: Runner, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     home = tmp_path_factory.mktemp("undisturbed")
-    assert runner.run("db", "upgrade", "--home", str(home)) == 0
+    (home / "modalign.db").write_bytes(migrated())
     assert runner.run(*encoding(home, corpus)) == 0, runner.errors
     return sets(home)
 
@@ -146,24 +147,24 @@ def around(*points: str) -> list[tuple[str, str]]:
 
 
 ENCODE_POINTS = around("append:0", "append:2", "append:5", "finish:0", "record_set:0")
-# Each named point at its first call, and the ones that come often deeper within.
-INGEST_POINTS = around(
-    *(f"{point}:0" for point in POINTS),
-    "append:3",
-    "create:1",
-    "upsert:5",
-    "upsert:11",
-    "flush:2",
-    "write_ledger:3",
-    "ready:1",
-    "change:3",
-)
+# Around each named point at its first call, and in turn before or after the ones that come often deeper within.
+INGEST_POINTS = [
+    *around(*(f"{point}:0" for point in POINTS)),
+    ("--before", "append:3"),
+    ("--after", "create:1"),
+    ("--before", "upsert:5"),
+    ("--after", "upsert:11"),
+    ("--before", "flush:2"),
+    ("--after", "write_ledger:3"),
+    ("--before", "ready:1"),
+    ("--after", "change:3"),
+]
 
 
 class TestEncode:
     @pytest.fixture
-    def home(self, runner: Runner, tmp_path: Path) -> Path:
-        assert runner.run("db", "upgrade", "--home", str(tmp_path)) == 0
+    def home(self, tmp_path: Path) -> Path:
+        (tmp_path / "modalign.db").write_bytes(migrated())
         return tmp_path
 
     @pytest.mark.parametrize(("when", "point"), ENCODE_POINTS, ids=named(ENCODE_POINTS))
