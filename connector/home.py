@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from connector.audits.result import Audit
     from connector.push.delete import DeletionPreview
     from connector.push.ingest import Confirm
+    from connector.releases.inventory import HeldAlignment, HeldSet, SetGroups
     from connector.releases.merge import StoreMerge
     from connector.releases.reconcile import ReconcileReport
     from connector.reports.compare_report import Compared
@@ -248,7 +249,11 @@ class Home:
         with self._run(request) as run:
             checked_name(request.collection, "collection")
             agreed = Deletion(request.collection, self.store, self.provenance, run).delete(
-                keys=request.keys, filter=condition, modalities=request.modalities, confirm=confirm
+                keys=request.keys,
+                groups=request.groups,
+                filter=condition,
+                modalities=request.modalities,
+                confirm=confirm,
             )
         return RunResult(run.id, run.counts, agreed)
 
@@ -319,6 +324,28 @@ class Home:
         with within(STATUS_SECONDS):
             rows = self.provenance.releases.find(**where, store_id=here(self.provenance, self.store))
             return read_stored(self.provenance, self.store, rows)
+
+    def sets(self) -> "list[HeldSet]":
+        """Return the embedding sets of this home, and those elsewhere that SQL recorded. Opens no store."""
+        from connector.releases.inventory import held_sets
+
+        return held_sets(self.provenance, self.settings.home / "sets")
+
+    def set_groups(self, held: "HeldSet") -> "SetGroups | None":
+        """Count the groups of an embedding set and how many captions its images have; None: it cannot be read.
+
+        Raises:
+            EmbeddingSetError: a shard cannot be read.
+        """
+        from connector.releases.inventory import SetGroups
+
+        return None if held.card is None else SetGroups.of(EmbeddingSet(held.path, held.card))
+
+    def alignments(self) -> "list[HeldAlignment]":
+        """Return the alignments of this home, and those elsewhere that SQL recorded. Opens no store."""
+        from connector.releases.inventory import held_alignments
+
+        return held_alignments(self.provenance, self.settings.home / "alignments")
 
     def replicas(self, collection: str) -> dict[str, Replicas]:
         """Return by release of `collection` where its replicas are. An embedded store has none, and is not opened.

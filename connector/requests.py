@@ -284,6 +284,7 @@ class DeleteRequest(Request):
     Attributes:
         collection: what people say.
         keys: of the items.
+        groups: all their items are deleted, images and texts.
         filter: Qdrant filter as JSON on the payload; every item that matches is deleted.
         modalities: of the items.
     """
@@ -291,6 +292,7 @@ class DeleteRequest(Request):
     command: ClassVar[str] = "delete"
     collection: str
     keys: Sequence[str] = ()
+    groups: Sequence[str] = ()
     filter: str | None = None
     modalities: Sequence[Modality] = MODALITIES
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,48 @@ class AlignmentCard:
     whole_recall: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=library_versions)
     format: int = FORMAT
+
+    @classmethod
+    def read(cls, path: Path) -> "CardOnDisk":
+        """Read the card of the alignment in the directory `path`. The weights are not read.
+
+        Raises:
+            AlignmentError: no alignment, one of another format, or a damaged card.
+        """
+        try:
+            raw = json.loads((path / CARD).read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise _no_alignment(path) from None
+        except (ValueError, RecursionError) as error:
+            raise AlignmentError(f"alignment {path} is damaged ({error}); fit it again") from error
+        try:
+            if raw["format"] != FORMAT:
+                raise AlignmentError(
+                    f"{path}: expected an alignment of format {FORMAT}, got format {raw['format']}; fit it again"
+                )
+            fingerprint, dim = raw.pop("fingerprint"), raw.pop("dim")
+            if missing := cls.__dataclass_fields__.keys() - raw.keys() - LATER:
+                raise KeyError(*sorted(missing))
+            raw["encoders"] = {m: EncoderCard(**card) for m, card in raw["encoders"].items()}
+            raw["hold_out"] = HoldOut(**raw["hold_out"])
+            return CardOnDisk(cls(**raw), fingerprint, dim)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise AlignmentError(f"{path / CARD} is damaged ({error!r}); fit it again") from error
+
+
+class CardOnDisk(NamedTuple):
+    """A card as it was saved: with the fingerprint and the dimension of the alignment that it was written for."""
+
+    card: AlignmentCard
+    fingerprint: str
+    dim: int
+
+
+def _no_alignment(path: Path) -> AlignmentError:
+    known = sorted(card_path.parent.name for card_path in path.parent.glob(f"[!.]*/{CARD}"))
+    return AlignmentError(
+        f"{path} is not an alignment; {path.parent} holds {', '.join(known) or 'none'}; make one with `modalign fit`"
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # compare fingerprints
@@ -181,28 +223,14 @@ class Alignment:
             AlignmentError: no alignment, of another format, or card and weights do not belong together.
         """
         path = Path(path)
+        card, fingerprint, dim = AlignmentCard.read(path)
         try:
-            raw = json.loads((path / CARD).read_text(encoding="utf-8"))
             tensors = safetensors.numpy.load_file(path / WEIGHTS)
         except (FileNotFoundError, NotADirectoryError):
-            known = sorted(card_path.parent.name for card_path in path.parent.glob(f"[!.]*/{CARD}"))
-            raise AlignmentError(
-                f"{path} is not an alignment; {path.parent} holds {', '.join(known) or 'none'}; make one with "
-                "`modalign fit`"
-            ) from None
-        except (ValueError, SafetensorError, RecursionError) as error:
+            raise _no_alignment(path) from None
+        except (ValueError, SafetensorError) as error:
             raise AlignmentError(f"alignment {path} is damaged ({error}); fit it again") from error
         try:
-            if raw["format"] != FORMAT:
-                raise AlignmentError(
-                    f"{path}: expected an alignment of format {FORMAT}, got format {raw['format']}; fit it again"
-                )
-            fingerprint, dim = raw.pop("fingerprint"), raw.pop("dim")
-            if missing := AlignmentCard.__dataclass_fields__.keys() - raw.keys() - LATER:
-                raise KeyError(*sorted(missing))
-            raw["encoders"] = {m: EncoderCard(**card) for m, card in raw["encoders"].items()}
-            raw["hold_out"] = HoldOut(**raw["hold_out"])
-            card = AlignmentCard(**raw)
             weights = {n.removeprefix(LEARNED): tensor for n, tensor in tensors.items() if n.startswith(LEARNED)}
             loaded = cls(card, {m: _projection(m, card, tensors) for m in MODALITIES}, weights, _seen(tensors))
         except (KeyError, TypeError, AttributeError, ValueError) as error:

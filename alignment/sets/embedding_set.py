@@ -78,10 +78,14 @@ class EmbeddingSet:
 
     def rows(self) -> int:
         """Count the rows of a set that may be incomplete."""
+        return sum(self.counts().values())
+
+    def counts(self) -> dict[Modality, int]:
+        """Count the rows of each modality of a set that may be incomplete."""
         if self.card.complete:
-            return sum(self.card.counts.values())
+            return self.card.counts
         encoders = self.card.encoders
-        return sum(shard_rows(shard, encoders[m].dim) for m in encoders for shard in self.shards(m))
+        return {m: sum(shard_rows(shard, encoders[m].dim) for shard in self.shards(m)) for m in encoders}
 
     def batches(self, modality: Modality, size: int) -> Iterator[tuple[str, int, Rows]]:
         """Yield `(shard file name, first row, rows)` of `modality`, at most `size` rows at a time."""

@@ -1,7 +1,7 @@
 """Commands on alignments: fit, compare, export."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from connector.cli.options import (
     json_option,
     seconds,
 )
-from connector.cli.tables import print_guidelines, print_json, print_table
+from connector.cli.tables import print_guidelines, print_json, print_recalls, print_table, show
 from connector.progress import say
 from connector.requests import CompareRequest, ExportRequest, FitRequest, default_of
 
@@ -100,27 +100,8 @@ def fit(training: tuple[str, ...], as_json: bool, where: Mapping[str, Any], **gi
     if as_json:
         print_json({"run": result.run, **document})
         return
-    rows = [
-        {"metric": metric, "direction": direction, **values}
-        for metric, directions in card.held_out_recall.items()
-        for direction, values in directions.items()
-    ]
-    print_table(rows, f"alignment {request.alignment}: {card.method} {card.hyperparameters}, on held-out groups")
-    print_table(
-        list(_whole_rows(card.whole_recall)),
-        "Recall@K of all items in one collection, and the share of first places that seen items take and would fairly take",
-    )
-
-
-def _whole_rows(whole: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield a row a direction, without the offset and with one if there is one: how either kind of item is found."""
-    for direction, places in whole.items():
-        for place in places if places[0] != places[-1] else places[:1]:
-            recalls = {
-                f"{kind}@{k}": place[kind][f"recall@{k}"] for kind in ("unseen", "seen", "harmonic") for k in (1, 10)
-            }
-            firsts = {"first": place["first_places"], "fair": place["fair"]}
-            yield {"direction": direction, "offset": round(place["seen_offset"], 4), **recalls, **firsts}
+    show(f"alignment {request.alignment}: {card.method} {card.hyperparameters}")
+    print_recalls(card)
 
 
 @cli.command()

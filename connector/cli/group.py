@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from alignment.plurals import counted
 from connector.cli.options import home_options
 from connector.progress import say
 from connector.safe_text import for_terminal, redacted
@@ -85,7 +86,7 @@ def exit_for_rejects(result: "RunResult[object]", allowed: int) -> None:
     """Say how many items a run rejected, and exit with 4 if they are more than allowed."""
     rejected = result.counts.get("rejected", 0)
     if rejected:
-        say(f"{rejected} rejected; see `modalign rejects {result.run}`")
+        say(f"{counted(rejected, 'item')} rejected; see `modalign rejects {result.run}`")
     if rejected > allowed:
         sys.exit(REJECTED)
 

@@ -12,7 +12,7 @@ import click
 
 from alignment.errors import MetricError, ModalignError, TrainingError
 from alignment.packages import missing_package
-from connector.cli import alignments, audits, push, releases, runs, search, sets, streams
+from connector.cli import alignments, audits, inventory, push, releases, runs, search, sets, status, streams
 from connector.cli.group import FAILED, INTERRUPTED, REQUIREMENT, USAGE, cli
 from connector.errors import (
     FilterError,
@@ -29,7 +29,7 @@ from connector.safe_text import without_secrets
 __all__ = ["cli", "main"]
 
 # Each adds its commands to the group when it is imported.
-COMMANDS = (sets, alignments, push, search, audits, releases, runs)
+COMMANDS = (sets, alignments, inventory, push, search, audits, releases, status, runs)
 # What only the command line can be wrong about.
 USAGE_ERRORS = (
     FilterError,

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from alignment.modality import MODALITIES
+from alignment.plurals import counted
 from connector.cli.group import FAILED, cli, confirmation, exit_for_rejects, open_home
 from connector.cli.layout_options import push_options
 from connector.cli.options import (
@@ -87,7 +88,9 @@ def ingest(prune: bool, yes: bool, max_rejects: int, as_json: bool, where: Mappi
     with open_home(where) as home:
         result = home.ingest(
             request,
-            prune=None if confirm is None else lambda gone: confirm(f"delete {gone} items that have left the corpus?"),
+            prune=None
+            if confirm is None
+            else lambda gone: confirm(f"delete {counted(gone, 'item')} that left the corpus?"),
         )
     print_releases(result, as_json)
     say_shadows(result)
@@ -99,6 +102,13 @@ def ingest(prune: bool, yes: bool, max_rejects: int, as_json: bool, where: Mappi
 @click.option(
     "--key", "keys", multiple=True, metavar="KEY", help="Key of an image, or of a caption: KEY#0. May be repeated."
 )
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    metavar="GROUP",
+    help="Group whose images and texts are all deleted, such as a product with its pictures and captions. May be repeated.",
+)
 @click.option("--filter", metavar="JSON", help="Qdrant filter on the payload. Every item that matches is deleted.")
 @click.option("--modality", type=click.Choice(MODALITIES), help="Only items of this modality.  [default: both]")
 @yes_option
@@ -107,19 +117,20 @@ def ingest(prune: bool, yes: bool, max_rejects: int, as_json: bool, where: Mappi
 def delete(modality: Any, yes: bool, as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
     """Delete items from every release of COLLECTION and from their embedding sets, after a count and a question.
 
-    A key names one item: texts of an image that is deleted stay unless they are named, and are counted. So are keys that
-    no item has. Other collections that hold items of these sets lose them too. An ingest of a corpus that still has an item brings
+    A key names one item: texts of an image that is deleted stay unless they are named, and are counted. A group names
+    all its images and texts, as the embedding sets have them now. Keys and groups that no item has are named and counted. Other collections that hold items of these sets lose them too. An ingest of a corpus that still has an item brings
     it back; a push does not. Run it again after a kill: it finishes.
     """
     request = DeleteRequest(modalities=[modality] if modality else MODALITIES, **given)
-    if not request.keys and request.filter is None:
-        raise click.UsageError("expected --key or --filter, got neither")
+    if not request.keys and not request.groups and request.filter is None:
+        raise click.UsageError("expected --key, --group or --filter, got none of them")
     confirm = confirmation("modalign delete", yes)
     with open_home(where) as home:
         result = home.delete(request, confirm=lambda preview: confirm(f"delete {preview}?"))
     if not result.value:
         say("nothing was deleted")
-    told = {"collection": request.collection, "deleted": result.counts["deleted"], "unknown": result.counts["unknown"]}
-    print_result(result, told, as_json)
+    told = {name: result.counts[name] for name in ("deleted", "unknown", "unknown_groups")}
+    shown = {"collection": request.collection, "items deleted": told["deleted"]}
+    print_result(result, {"collection": request.collection, **told}, as_json, shown)
     if not result.value:
         sys.exit(FAILED)

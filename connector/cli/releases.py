@@ -1,14 +1,13 @@
 """Commands on releases: promote, rollback, drop, status, verify, repair, db merge-stores."""
 
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from connector.cli.cluster_tables import print_replicas, replicas_document
-from connector.cli.group import FAILED, cli, confirmation, db, minute, open_home
+from alignment.plurals import counted
+from connector.cli.group import FAILED, cli, confirmation, db, open_home
 from connector.cli.options import METRIC_HELP, home_options, json_option, yes_option
 from connector.cli.tables import (
     print_json,
@@ -17,10 +16,8 @@ from connector.cli.tables import (
     print_table,
     reconciled_examples,
     reconciled_rows,
-    show,
     switched_rows,
 )
-from connector.errors import CollectionNotFoundError, StoreError
 from connector.progress import say
 from connector.requests import (
     ORPHAN_SHARE,
@@ -34,11 +31,8 @@ from connector.requests import (
 if TYPE_CHECKING:
     from connector.home import Home
     from connector.provenance.runs import RunResult
-    from connector.provenance.tables import RunRow
     from connector.releases.promotion import AliasSwitch
     from connector.releases.reconcile import ReconcileReport
-    from connector.releases.status import ReleaseStatus, StoredRelease
-    from connector.stores.replicas import Replicas
 
 
 request_option = click.option(
@@ -159,7 +153,8 @@ def drop(
         for name, consequence in releases.items():
             say(f"{name}{': ' * bool(consequence)}{consequence}")
         verb = "forget" if taken_over else "drop"
-        if releases and not confirmation("modalign drop", yes)(f"{verb} {len(releases)} releases of {collection}?"):
+        question = f"{verb} {counted(releases, 'release')} of {collection}?"
+        if releases and not confirmation("modalign drop", yes)(question):
             say("nothing was dropped")
             sys.exit(FAILED)
         request = DropRequest(collection=collection, releases=list(releases), taken_over=taken_over)
@@ -189,85 +184,6 @@ def merge_stores(address: str, yes: bool, as_json: bool, where: Mapping[str, Any
     print_result(result, {"merged": result.counts["releases"]}, as_json)
     if not result.value:
         sys.exit(FAILED)
-
-
-@cli.command()
-@click.argument("collection", required=False)
-@click.option("-n", "limit", type=click.IntRange(1, 1_000_000), default=10, show_default=True, help="Runs to show.")
-@click.option("--verify", is_flag=True, hidden=True, help="Old name of `modalign verify`.")
-@click.option("--repair", is_flag=True, hidden=True, help="Old name of `modalign repair`.")
-@click.option("--yes", is_flag=True, hidden=True, help="For --repair: do not ask before deleting anything.")
-@json_option
-@home_options
-def status(
-    collection: str | None, limit: int, verify: bool, repair: bool, yes: bool, as_json: bool, where: Mapping[str, Any]
-) -> None:
-    """Show releases, of COLLECTION or all, what is to be done about them, ingests in parts, and the last runs.
-
-    The lag is the number of rows of the embedding sets that a release does not hold, rejected rows among them. `stored`
-    is the exact number of points in Qdrant; where it or an alias is not as SQL says, a line tells what to do. Of a
-    COLLECTION in a cluster, also shows its shards and replicas, which nodes are away, and what is possible now.
-    """
-    for given, name in ((verify, "verify"), (repair, "repair")):
-        if given:
-            say(f"--{name} is now `modalign {name}`; the old name goes in the next release")
-    with open_home(where) as home:
-        reports = (
-            _repaired(home, collection, yes, None, False) if repair else home.verify(collection) if verify else None
-        )
-        shown = home.status(collection, runs=limit)
-        stored = _stored(home, collection)
-        replicas = {} if collection is None else _replicas(home, collection)
-    releases = [_release_row(release, (stored or {}).get(release.row.id)) for release in shown.releases]
-    runs = [_run_row(run) for run in shown.runs]
-    if as_json:
-        document: dict[str, Any] = {"releases": releases, "ingests_in_parts": shown.ingests_in_parts, "runs": runs}
-        document["replicas"] = replicas_document(replicas)
-        print_json(document | ({} if reports is None else _document(reports)))
-    else:
-        one_store = len({row["store"] for row in releases}) < 2
-        hidden = (
-            "pending",
-            "faults",
-            "not_compared",
-            *(("store",) if one_store else ()),
-            *(() if stored else ("stored",)),
-        )
-        print_table(({k: v for k, v in row.items() if k not in hidden} for row in releases), "releases")
-        for row in releases:
-            for sentence in (*row["faults"], *row["not_compared"], *filter(None, [row["pending"]])):
-                show(f"{row['physical_name']}: {sentence}")
-        print_replicas(replicas)
-        if reports is not None:
-            print_reconciled(reports)
-        if shown.ingests_in_parts:
-            print_table(shown.ingests_in_parts, "ingests in parts that are not finished")
-        for row in runs:
-            row["counts"] = ", ".join(f"{count} {name}" for name, count in row["counts"].items() if count)
-            row["started"] = row["started"][:16].replace("T", " ")
-            row["error"] = textwrap.shorten(row["error"], 60)
-        print_table(runs, "runs (times are UTC; --json has errors in full)")
-    _exit_for_differences(reports or [])
-
-
-def _stored(home: "Home", collection: str | None) -> "dict[int, StoredRelease] | None":
-    """Return what the store says of releases; None, and say so, if it cannot be asked: SQL has the rest."""
-    try:
-        return home.stored(collection)
-    except StoreError as error:
-        say(f"points were not counted, because the store cannot be asked: {error}")
-        return None
-
-
-def _replicas(home: "Home", collection: str) -> "dict[str, Replicas]":
-    """Return the replicas of a collection; say so if its store cannot be asked: SQL has the rest of the status."""
-    try:
-        return home.replicas(collection)
-    except CollectionNotFoundError:  # no release of it is in this store
-        return {}
-    except StoreError as error:
-        say(f"the store does not tell of shards and replicas: {error}")
-        return {}
 
 
 full_option = click.option("--full", is_flag=True, help="Compare all vectors, not a sample of them.")
@@ -318,13 +234,14 @@ def repair(
     Orphans, points that no embedding set holds, are deleted after a count and a question.
     """
     with open_home(where) as home:
-        reports = _repaired(home, collection, yes, orphans, full)
+        reports = repaired(home, collection, yes, orphans, full)
     _print_reports(reports, as_json)
 
 
-def _repaired(
+def repaired(
     home: "Home", collection: str | None, yes: bool, orphans: int | None, full: bool
 ) -> "list[ReconcileReport]":
+    """Verify, repair what differs, and return what is found then; asks before orphans are deleted."""
     reports = home.verify(collection, full=full)
     if all(report.consistent for report in reports):
         return reports
@@ -333,11 +250,11 @@ def _repaired(
         if many := [report for report in reports if report.orphans.count > ORPHAN_SHARE * report.points]:
             for report in many:
                 say(
-                    f"{report.name}: no embedding set that was pushed into it holds {report.orphans.count} of its "
-                    f"{report.points} points, more than {ORPHAN_SHARE:.0%}: a set may be missing from SQL; push it again"
+                    f"{report.name}: no embedding set that was pushed into it holds {report.orphans.count:,} of its "
+                    f"{counted(report.points, 'point')}, more than {ORPHAN_SHARE:.0%}: a set may be missing from SQL; push it again"
                 )
             say(f"nothing was deleted; to delete all of them, add --delete-orphans {found}")
-        elif confirmation("repair", yes)(f"delete {found} points that no embedding set holds?"):
+        elif confirmation("repair", yes)(f"delete {counted(found, 'point')} that no embedding set holds?"):
             orphans = found
         else:
             say("nothing was deleted")
@@ -346,50 +263,21 @@ def _repaired(
 
 def _print_reports(reports: "Sequence[ReconcileReport]", as_json: bool) -> None:
     if as_json:
-        print_json(_document(reports))
+        print_json(reconciled_document(reports))
     else:
         print_reconciled(reports)
-    _exit_for_differences(reports)
+    exit_for_differences(reports)
 
 
-def _document(reports: "Sequence[ReconcileReport]") -> dict[str, Any]:
+def reconciled_document(reports: "Sequence[ReconcileReport]") -> dict[str, Any]:
+    """Lay out as JSON what reconciliations found."""
     return {"verified": reconciled_rows(reports), "examples": reconciled_examples(reports)}
 
 
-def _exit_for_differences(reports: "Sequence[ReconcileReport]") -> None:
+def exit_for_differences(reports: "Sequence[ReconcileReport]") -> None:
+    """Exit with 1 if anything differs or is broken."""
     if not all(report.consistent for report in reports):
         sys.exit(FAILED)
-
-
-def _release_row(release: "ReleaseStatus", stored: "StoredRelease | None") -> dict[str, Any]:
-    row, lag = release.row, release.lag
-    return {
-        "collection": row.collection,
-        "metric": row.metric,
-        "state": row.state,
-        "points": row.points,
-        "stored": stored.points if stored else None,
-        "hnsw_ef": row.hnsw_ef,
-        "hnsw_recall": row.hnsw_recall,
-        "lag": lag.rows if lag else None,
-        "lag_since": minute(lag.since) if lag else None,
-        "physical_name": row.physical_name,
-        "store": release.store,
-        "pending": release.pending,
-        "faults": list(stored.faults) if stored else [],
-        "not_compared": list(stored.not_compared) if stored else [],
-    }
-
-
-def _run_row(run: "RunRow") -> dict[str, Any]:
-    return {
-        "run": run.id,
-        "command": run.command,
-        "outcome": run.outcome,
-        "started": run.started_at.isoformat(timespec="seconds"),
-        "counts": run.counts,
-        "error": run.error or "",
-    }
 
 
 def _print_switched(result: "RunResult[list[AliasSwitch]]", as_json: bool) -> None:

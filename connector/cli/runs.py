@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alignment.modality import DIRECTIONS
+from alignment.plurals import counted
 from connector.cli.group import cli, exit_for_rejects, load_settings, open_home, shortest
 from connector.cli.options import home_options, json_option, pixels_option, rejects_option
 from connector.cli.tables import print_json, print_rejects, print_result, print_table, show
@@ -59,15 +60,15 @@ def rejects(
         print_result(result, {"retried": number, "refused_then": len(rows)}, as_json)
         exit_for_rejects(result, max_rejects)
         return
-    counted = Counter((row["stage"], row["reason"]) for row in rows)
-    counts = [{"stage": stage, "reason": reason, "count": n} for (stage, reason), n in counted.most_common()]
+    tally = Counter((row["stage"], row["reason"]) for row in rows)
+    counts = [{"stage": stage, "reason": reason, "count": n} for (stage, reason), n in tally.most_common()]
     if to is not None:
         lines = "".join(json.dumps({"run": number, **row}, ensure_ascii=False) + "\n" for row in rows)
         if str(to) == "-":
             click.echo(json_for_terminal(lines), nl=False)
         else:
             write_file(to, lines)
-            say(f"wrote {len(rows)} rejects to {to}")
+            say(f"wrote {counted(rows, 'reject')} to {to}")
     elif as_json:
         print_json({"run": number, **({"by_reason": counts} if by_reason else {"rejects": rows})})
     elif number is None:

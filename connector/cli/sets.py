@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from alignment.plurals import plural
 from connector.cli.choices import ENCODER
 from connector.cli.group import cli, exit_for_rejects, open_home
 from connector.cli.options import (
@@ -195,4 +196,6 @@ def gap(as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
 def _print_set(name: str, result: "RunResult[EmbeddingSet]", as_json: bool) -> None:
     card = result.value.card
     counts = {str(modality): count for modality, count in card.counts.items()}
-    print_result(result, {"set": name, **counts, "fingerprint": card.fingerprint}, as_json)
+    shown = {"set": name, **{plural(modality): count for modality, count in counts.items()}}
+    shown["fingerprint"] = card.fingerprint[:12]
+    print_result(result, {"set": name, **counts, "fingerprint": card.fingerprint}, as_json, shown)

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from alignment.plurals import counted
 from connector.progress import say
+from connector.provenance.counts import in_words
 from connector.reports.geometry_rows import geometry_rows
 from connector.safe_text import for_terminal, json_for_terminal
 
 if TYPE_CHECKING:
     from alignment.comparison.guidelines import Guideline
     from alignment.geometry.geometry import Geometry
+    from alignment.model.alignment import AlignmentCard
     from connector.provenance.runs import RunResult
     from connector.releases.promotion import AliasSwitch
     from connector.releases.reconcile import ReconcileReport
@@ -36,13 +39,18 @@ def show(text: str) -> None:
     click.echo(for_terminal(text))
 
 
-def print_result(result: "RunResult[object]", made: Mapping[str, Any], as_json: bool) -> None:
-    """Print how a run ended and what it made."""
+def print_result(
+    result: "RunResult[object]", made: Mapping[str, Any], as_json: bool, shown: Mapping[str, Any] | None = None
+) -> None:
+    """Print how a run ended and what it made; `shown` is how people read what it made."""
     if as_json:
         print_json({"run": result.run, "counts": dict(result.counts), **made})
     else:
-        counts = {name: count for name, count in result.counts.items() if count}
-        print_table([{**made, **counts}], f"run {result.run}")
+        print_table([made if shown is None else shown], _run_title(result))
+
+
+def _run_title(result: "RunResult[object]", note: str = "") -> str:
+    return f"run {result.run}{note}: {in_words(result.counts) or 'nothing to do'}"
 
 
 def print_releases(result: "RunResult[list[Release]]", as_json: bool) -> None:
@@ -62,8 +70,14 @@ def print_releases(result: "RunResult[list[Release]]", as_json: bool) -> None:
     if as_json:
         print_json({"run": result.run, "counts": dict(result.counts), "releases": rows})
     else:
-        counts = ", ".join(f"{count} {name}" for name, count in result.counts.items() if count)
-        print_table(rows, f"run {result.run}: {counts}")
+        shown = [{"release" if name == "physical_name" else name: v for name, v in row.items()} for row in rows]
+        of = f" (points over all releases of {rows[0]['collection']})" if rows else ""
+        print_table(with_blanks(shown), _run_title(result, of))
+
+
+def with_blanks(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows with blanks in the names of their columns, so that a narrow column can have a long name."""
+    return [{name.replace("_", " "): value for name, value in row.items()} for row in rows]
 
 
 def say_shadows(result: "RunResult[list[Release]]") -> None:
@@ -145,7 +159,7 @@ def print_reconciled(reports: Sequence["ReconcileReport"]) -> None:
     """Print what reconciliations found: a release a row, why one could not be compared, and a few of the items."""
     hidden = {"replicas", "away", "not_compared", "broken", "seed"}
     rows = [{name: value for name, value in row.items() if name not in hidden} for row in reconciled_rows(reports)]
-    print_table(rows, "verified against SQL and embedding sets")
+    print_table(with_blanks(rows), "verified against SQL and embedding sets")
     for seed in sorted({report.seed for report in reports if report.seed is not None}):
         say(f"the sample of vectors was drawn with --seed {seed}")
     for report in reports:
@@ -155,7 +169,7 @@ def print_reconciled(reports: Sequence["ReconcileReport"]) -> None:
             show(f"{report.name}: {difference}")
         if report.has_other_counts_alone and not report.replicas:
             show(
-                f"{report.name}: the collection holds {report.points} points, the ledger counts {report.recorded}, the "
+                f"{report.name}: the collection holds {counted(report.points, 'point')}, the ledger counts {report.recorded}, the "
                 f"embedding sets {report.held}. Embedding sets that share keys replace each other's points"
             )
         if report.has_orphans_elsewhere:
@@ -183,7 +197,7 @@ def result_quality(guarantee: str, answer: "SearchResult") -> str:
         proof = ": nothing better is there"
     else:
         proof = ": not proved that nothing better is there" + ("" if answer.exact else ", --exact may prove it")
-    rescored = f", {answer.candidates} candidates rescored" if answer.candidates else ""
+    rescored = f", {counted(answer.candidates, 'candidate')} rescored" if answer.candidates else ""
     return f"{guarantee}{proof}{rescored}"
 
 
@@ -236,7 +250,34 @@ def print_geometry(found: "Geometry", title: str) -> None:
     print_table(geometry_rows(found), title)
     show(textwrap.fill(found.meaning, table_width()))
     if found.left_out:
-        say(f"{found.left_out} items could not be aligned and are left out")
+        say(f"left out, because they could not be aligned: {counted(found.left_out, 'item')}")
+
+
+def print_recalls(card: "AlignmentCard") -> None:
+    """Print what an alignment finds of held-out items, and of unseen and seen ones in one collection."""
+    rows = [
+        {"metric": metric, "direction": direction, **values}
+        for metric, directions in card.held_out_recall.items()
+        for direction, values in directions.items()
+    ]
+    print_table(rows, "among held-out groups")
+    print_table(
+        _whole_rows(card.whole_recall),
+        "Recall@1/Recall@10 of all items in one collection, and the share of first places that seen items take and "
+        "would fairly take",
+    )
+
+
+def _whole_rows(whole: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a row a direction, without the offset and with one if there is one: how either kind of item is found."""
+    for direction, places in whole.items():
+        for place in places if places[0] != places[-1] else places[:1]:
+            recalls = {
+                kind: "/".join(f"{place[kind][f'recall@{k}']:.3f}" for k in (1, 10))
+                for kind in ("unseen", "seen", "harmonic")
+            }
+            firsts = {"first": f"{place['first_places']:.3f}", "fair": f"{place['fair']:.3f}"}
+            yield {"direction": direction, "offset": round(place["seen_offset"], 4), **recalls, **firsts}
 
 
 def print_table(rows: Iterable[Mapping[str, Any]], title: str) -> None:

@@ -86,7 +86,7 @@ class Shard:
 class Encoding:
     """One pass over a corpus: take its `shards` as they become durable, then `finish` it. Use as a context manager.
 
-    Counts in `run`: `encoded`, `reused`, `unchanged`, `rejected`; `left_out` for items of a modality without an
+    Counts in `run`: `encoded`, `reused`, `already_in_set`, `rejected`; `left_out` for items of a modality without an
     encoder; `passed_over` for files that the reader has no use for; and `no_longer_in_corpus` for rows that stay in the
     set although the corpus no longer holds them.
 
@@ -351,7 +351,7 @@ class _Sink:
         payload = json.dumps(item.payload, ensure_ascii=False, sort_keys=True)
         stored = self.index.find_key(self.modality, item.key)
         if stored and stored.matches(content.sha256, item.group, payload):
-            self.run.count("unchanged", 1)
+            self.run.count("already_in_set", 1)
             return
         vector = self.index.find_vector(self.modality, content.sha256)
         if vector is not None:

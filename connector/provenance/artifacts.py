@@ -76,6 +76,16 @@ class Artifacts:
         with self._database.session() as session:
             return session.get_one(AlignmentRow, alignment_id)
 
+    def sets(self) -> list[EmbeddingSetRow]:
+        """Return all embedding sets, oldest first."""
+        with self._database.session() as session:
+            return list(session.scalars(select(EmbeddingSetRow).order_by(EmbeddingSetRow.id)))
+
+    def alignments(self) -> list[AlignmentRow]:
+        """Return all alignments, oldest first."""
+        with self._database.session() as session:
+            return list(session.scalars(select(AlignmentRow).order_by(AlignmentRow.id)))
+
     def encoders(self, made: AlignmentRow | EmbeddingSetRow) -> dict[Modality, EncoderRow]:
         """Return the encoders of an alignment or an embedding set. A set may have one for a single modality."""
         ids: dict[Modality, int | None] = {"image": made.image_encoder_id, "text": made.text_encoder_id}

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import case, func, select, update
+from sqlalchemy import JSON, and_, case, func, or_, select, type_coerce, update
 from sqlalchemy.orm import Session
 
 from connector.errors import ProvenanceError
@@ -24,6 +24,7 @@ from connector.safe_text import without_secrets
 
 REJECTS_A_COMMIT = 256
 WRITING_COMMANDS = ("push", "ingest", "delete", "repair")  # those that write into releases
+OF_ALL_COLLECTIONS = ("repair",)  # unless they name one
 MAX_DETAIL_CHARACTERS = 2000  # of an error or a reject's detail; longer ones are cut
 
 _OURS: set[tuple[str, int]] = set()  # the runs that this process is executing, by database
@@ -155,10 +156,24 @@ class Runs:
             last = next((run for run in earlier if run.parameters == this.parameters), None)
         return last is not None and last.outcome != "done"
 
-    def newest(self, limit: int) -> list[RunRow]:
-        """Return the newest runs, newest first."""
+    def newest(self, limit: int, collection: str | None = None) -> list[RunRow]:
+        """Return the newest runs, newest first: of `collection`, among them those of all collections, or of anything.
+
+        A run whose process is gone is `killed`, also where SQL does not say so yet. Nothing is written.
+        """
+        query = select(RunRow).order_by(RunRow.id.desc()).limit(limit)
+        if collection is not None:
+            parameters = type_coerce(RunRow.parameters, JSON)
+            into, of = (parameters[name].as_string() for name in ("into", "collection"))
+            of_all = and_(RunRow.command.in_(OF_ALL_COLLECTIONS), of.is_(None))
+            query = query.where(or_(into == collection, of == collection, of_all))
         with self._database.session() as session:
-            return list(session.scalars(select(RunRow).order_by(RunRow.id.desc()).limit(limit)))
+            rows = list(session.scalars(query))
+            gone = {row.id: why for row, why in _gone(session)}
+        for row in rows:  # they belong to no session any more
+            if row.id in gone:
+                row.outcome, row.error = "killed", gone[row.id]
+        return rows
 
     def get(self, run_id: int) -> RunRow:
         """Return a run.
@@ -200,8 +215,10 @@ class Runs:
     def ingests_in_parts(self) -> list[dict[str, int]]:
         """Count the steps of each unfinished ingest in parts: all, done, claimed and open."""
         done = func.sum(case((LeaseRow.done, 1), else_=0))
-        claimed = func.sum(case((LeaseRow.run_id.is_not(None), 1), else_=0))
         with self._database.session() as session:
+            gone = [row.id for row, _ in _gone(session)]
+            at_work = select(RunRow.id).where(RunRow.outcome == "running", RunRow.id.not_in(gone))
+            claimed = func.sum(case((LeaseRow.run_id.in_(at_work), 1), else_=0))
             query = select(func.count(), done, claimed).where(LeaseRow.step >= 0)
             rows = session.execute(query.group_by(LeaseRow.job).order_by(LeaseRow.job))
             return [{"steps": n, "done": d, "claimed": c, "open": n - d - c} for n, d, c in rows]
@@ -209,6 +226,12 @@ class Runs:
 
 def mark_killed(session: Session) -> None:
     """Mark the runs as killed whose process is gone from this host, or sends no heartbeats any more."""
+    for other, why in _gone(session):
+        other.outcome, other.finished_at, other.error = "killed", now(), why
+
+
+def _gone(session: Session) -> Iterator[tuple[RunRow, str | None]]:
+    """Yield the running runs whose process is gone from this host; or sends no heartbeats, which is said."""
     host, pid, database = platform.node(), os.getpid(), str(session.get_bind().engine.url)
     oldest = database_now(session) - timedelta(seconds=LEASE_SECONDS)
     for other in session.scalars(select(RunRow).where(RunRow.outcome == "running")):
@@ -216,10 +239,9 @@ def mark_killed(session: Session) -> None:
             continue
         # In containers every process may have the same number: a run of this one's that it did not start is another's.
         if other.host == host and (not _alive(other.pid) or other.pid == pid):
-            other.outcome, other.finished_at = "killed", now()
+            yield other, other.error
         elif other.heartbeat_at is None or other.heartbeat_at < oldest:
-            other.outcome, other.finished_at = "killed", now()
-            other.error = f"its process on host {other.host} sent no heartbeat for {LEASE_SECONDS:.0f} s"
+            yield other, f"its process on host {other.host} sent no heartbeat for {LEASE_SECONDS:.0f} s"
 
 
 def _alive(pid: int) -> bool:

@@ -16,7 +16,6 @@ for each other.
 """
 
 import logging
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,15 +24,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from alignment.errors import AlignmentError, ModalignError
 from alignment.modality import MODALITIES, Modality
+from alignment.plurals import counted
 from alignment.sets.cards import CARD, SetCard
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.writer import SetWriter
 from connector.errors import (
     CollectionNotFoundError,
-    FilterError,
     MismatchError,
     ProvenanceError,
-    SettingsError,
     StoreBusyError,
     StoreError,
     StoreUnavailableError,
@@ -43,24 +41,27 @@ from connector.provenance.ledger import OUTDATED, UNPLACED
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import EmbeddingSetRow, ReleaseRow
+from connector.push.doomed_items import (
+    RETRIEVED,
+    Asked,
+    check_ambiguous,
+    items_matching,
+    say_texts_that_stay,
+    say_unknown,
+    stored_items,
+)
 from connector.push.session import PushSession
-from connector.releases.payload_fields import missing_in_words
-from connector.releases.points import Item, item_of, point_id
+from connector.releases.points import Item, point_id
 from connector.releases.release import load_release
 from connector.releases.rights import check_may_write, present
 from connector.releases.store_identity import claim_collection, here, record_store
 from connector.releases.tombstones import apply_tombstones
 from connector.stores.contract import Store
-from connector.stores.payload_kinds import check_kinds, fields_of
 
 _log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
-
-RETRIEVED = 256  # ids a request
-EXAMPLES = 5  # of keys in a warning
-CAPTION_KEY = re.compile(r"#\d+$")
 
 
 class DeletionPreview(NamedTuple):
@@ -81,7 +82,8 @@ class DeletionPreview(NamedTuple):
     def __str__(self) -> str:
         sets, others = ", ".join(self.sets) or "none", ", ".join(self.others)
         shared = f", and from {len(self.others)} more that share its embedding sets: {others}" if others else ""
-        return f"{self.items} items, from the embedding sets: {sets}; from the collection {self.collection}{shared}"
+        items = counted(self.items, "item")
+        return f"{items}, from the embedding sets: {sets}; from the collection {self.collection}{shared}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,36 +106,37 @@ class Deletion:
         self,
         *,
         keys: Iterable[str] = (),
+        groups: Iterable[str] = (),
         filter: "Filter | None" = None,
         modalities: Sequence[Modality] = MODALITIES,
         confirm: Callable[[DeletionPreview], bool] = lambda preview: True,
     ) -> bool:
-        """Delete the items with these `keys` and those whose points match `filter`, once `confirm` returns True.
+        """Delete the items with these keys, of these groups, and whose points match a filter, if `confirm` says True.
 
         Returns False, and deletes nothing, if it does not. It is not asked where there is nothing to delete.
 
         Raises:
             SettingsError: a key is of an image and of a text of another item.
-            FilterError: see `_matching`.
+            FilterError: see `items_matching`.
 
-        Counts in the run `deleted` items, `rows` of embedding sets, and `unknown` keys. Warns of these, and of texts
-        that stay although an image of their group goes.
+        Counts in the run `deleted` items, `rows_deleted` of embedding sets, `unknown` keys and `unknown_groups`. Warns
+        of these, and of texts that stay although an image of their group goes.
         """
-        keys = list(keys)
+        asked = Asked(list(keys), list(dict.fromkeys(groups)), filter, modalities)
         rows = self._releases()
         sets = self.provenance.ledger.sets_in(row.id for row in rows)
         self._check_present(sets)
-        requested = {(modality, key) for key in keys for modality in modalities} | self._matching(
-            rows, filter, modalities
-        )
+        requested = asked.by_keys() | items_matching(asked, self.collection, rows, self.store)
         concerned = self._concerned(rows, sets)
         store_id = record_store(self.provenance, self.store)
         with repair_lock(self.provenance.database, store_id, self.run.id):  # another deletion has the sets
+            of_groups = asked.by_groups(self._rows_of(sets))
+            requested = requested.union(*of_groups.values())
             items, names = self._items(concerned, sets, requested)
-        self._check_ambiguous(keys, items, concerned)
-        self._say_unknown([key for key in dict.fromkeys(keys) if not any((m, key) in items for m in modalities)])
+        check_ambiguous(asked, items, concerned, self.store)
+        self._say_unknown(asked.unknown_keys(items), [group for group, of_group in of_groups.items() if not of_group])
         if "text" in modalities:
-            self._say_texts_that_stay(rows, items)
+            say_texts_that_stay(rows, items, self.store)
         check_may_write(self.store, [row.physical_name for row in concerned])
         others = sorted({row.collection for row in concerned} - {self.collection})
         if items and not confirm(DeletionPreview(len(items), names, self.collection, others)):
@@ -155,7 +158,7 @@ class Deletion:
         self, rows: Sequence[ReleaseRow], sets: Sequence[EmbeddingSetRow], requested: Collection[Item]
     ) -> tuple[set[Item], list[str]]:
         """Return those of the requested items that a release or a set holds, and the names of these sets."""
-        items = self._stored(rows, requested)
+        items = stored_items(rows, self.store, requested)
         names = []
         for embedding_set in sets:
             with self._writer(embedding_set) as writer:
@@ -164,55 +167,20 @@ class Deletion:
                     names.append(embedding_set.name)
         return items, names
 
-    def _check_ambiguous(self, keys: Iterable[str], items: Collection[Item], rows: Iterable[ReleaseRow]) -> None:
-        """Refuse a key that an image and a text of different items have: `a#0` is an image, or a caption of `a`.
+    def _rows_of(self, sets: Iterable[EmbeddingSetRow]) -> Iterator[tuple[Modality, str, str]]:
+        """Yield modality, key and group of every row."""
+        for embedding_set in sets:
+            with self._writer(embedding_set) as writer:
+                for modality in MODALITIES:
+                    for _, identity in writer.identities(modality):
+                        keys, groups = (identity.column(name).to_pylist() for name in ("key", "group"))
+                        yield from ((modality, key, group) for key, group in zip(keys, groups, strict=True))
 
-        Raises:
-            SettingsError: there is such a key.
-        """
-        for key in keys:
-            ids = [point_id(modality, key) for modality in MODALITIES]
-            if all((modality, key) in items for modality in MODALITIES):
-                records = [record for row in rows for record in self.store.retrieve(row.physical_name, ids)]
-                if CAPTION_KEY.search(key) or len({record.payload.get("group") for record in records}) > 1:
-                    raise SettingsError(
-                        f"key {key!r} names an image and a text of another item; say which one is meant with "
-                        "--modality image or --modality text"
-                    )
-
-    def _say_unknown(self, keys: Sequence[str]) -> None:
-        if keys:
-            self.run.counts["unknown"] = len(keys)
-            _log.warning(
-                "%d keys name no item of collection %s: %s%s",
-                *(len(keys), self.collection, ", ".join(keys[:EXAMPLES]), ", ..." * (len(keys) > EXAMPLES)),
-            )
-
-    def _say_texts_that_stay(self, rows: Sequence[ReleaseRow], items: Collection[Item]) -> None:
-        """Say how many texts stay that have the group of an image that goes: a key is of one item."""
-        from qdrant_client.models import (  # takes a second to import
-            FieldCondition,
-            Filter,
-            HasVectorCondition,
-            MatchAny,
-        )
-
-        images = sorted(point_id(*item) for item in items if item[0] == "image")
-        staying: set[Item] = set()
-        for row in [row for row in rows if row.state != "retired"][:1]:
-            for start in range(0, len(images), RETRIEVED):
-                records = self.store.retrieve(row.physical_name, images[start : start + RETRIEVED])
-                groups = MatchAny(any=sorted({str(record.payload.get("group")) for record in records}))
-                of_groups = FieldCondition(key="group", match=groups)
-                texts = Filter(must=[of_groups, HasVectorCondition(has_vector="text")])
-                for page in self.store.scroll(row.physical_name, filter=texts) if records else ():
-                    staying.update(item for record in page if (item := item_of(record)) and item not in items)
-        if staying:
-            _log.warning(
-                "%d texts of the images that go stay, for example %s: name their keys as well, or all of a group by "
-                '--filter \'{"must": [{"key": "group", "match": {"value": "GROUP"}}]}\'',
-                *(len(staying), min(key for _, key in staying)),
-            )
+    def _say_unknown(self, keys: Sequence[str], groups: Sequence[str]) -> None:
+        for name, unknown in (("unknown", keys), ("unknown_groups", groups)):
+            if unknown:
+                self.run.counts[name] = len(unknown)
+        say_unknown(self.collection, key=keys, group=groups)
 
     def _concerned(self, rows: Sequence[ReleaseRow], sets: Sequence[EmbeddingSetRow]) -> list[ReleaseRow]:
         """Return the releases of the collection, then all others of this store that these sets were pushed into."""
@@ -289,53 +257,6 @@ class Deletion:
     def _path(self, row: EmbeddingSetRow) -> Path:
         return self.provenance.database.located(row.path)
 
-    def _matching(
-        self, rows: Sequence[ReleaseRow], filter: "Filter | None", modalities: Collection[Modality]
-    ) -> set[Item]:
-        """Return the items whose points match a filter in any release that is not retired.
-
-        Raises:
-            FilterError: an index cannot answer the filter; or items match it though no item has a field that it reads.
-        """
-        if filter is None:
-            return set()
-        items: set[Item] = set()
-        strange: set[str] = set()
-        missing: list[str] = []
-        for row in rows:
-            if row.state != "retired":
-                indexes = row.settings.get("payload_indexes", {})
-                check_kinds(filter, indexes, what=f"filter on release {row.physical_name}")
-                for page in self.store.scroll(row.physical_name, filter=filter):
-                    of_page = [*map(item_of, page)]
-                    items.update(item for item in of_page if item is not None)
-                    strange.update(r.id for r, item in zip(page, of_page, strict=True) if item is None)
-                missing += missing_in_words(self.store, row.physical_name, fields_of(filter))
-        if missing and items:
-            raise FilterError(
-                f"filter: {len(items)} items match, but {missing[0]}; leave out the condition on that field"
-            )
-        for sentence in missing:
-            _log.warning("filter: %s", sentence)
-        if strange:
-            _log.warning(
-                "filter: %d points match that modalign did not write, for example %s; they stay: run `modalign verify "
-                "%s`, which names them, and `modalign repair %s`, which deletes them",
-                *(len(strange), min(strange), self.collection, self.collection),
-            )
-        return {item for item in items if item[0] in modalities}
-
-    def _stored(self, rows: Iterable[ReleaseRow], requested: Collection[Item]) -> set[Item]:
-        """Return those of the requested items that have a point in any of these releases."""
-        by_id = {point_id(*item): item for item in requested}
-        ids = sorted(by_id)
-        return {
-            by_id[record.id]
-            for row in rows
-            for start in range(0, len(ids), RETRIEVED)
-            for record in self.store.retrieve(row.physical_name, ids[start : start + RETRIEVED])
-        }
-
     def _writer(self, row: EmbeddingSetRow) -> SetWriter:
         card = SetCard.read(self._path(row))
         return SetWriter(self._path(row), corpus=card.corpus, encoders=card.encoders, dtype=card.dtype)
@@ -351,7 +272,7 @@ class Deletion:
                 self.provenance.ledger.add_tombstones(row.id, modality, shard.name, [key for _, key in items.values()])
             for _, writer, modality, shard, items in shards:
                 writer.drop(shard, modality, set(items))
-                self.run.counts["rows"] += len(items)
+                self.run.counts["rows_deleted"] += len(items)
             for _, writer in opened:
                 if writer.card.complete:  # an encode that was killed completes it when it is run again
                     writer.finish()
@@ -380,9 +301,9 @@ class Deletion:
         recorded, held = self.provenance.ledger.points(row.id), self.store.count(row.physical_name, consistent=True)
         if held != recorded:  # it was so before
             _log.warning(
-                "the items are deleted; collection %s holds %d points and the ledger says %d, because something else "
+                "the items are deleted; collection %s holds %s and the ledger says %d, because something else "
                 "changed it: run `modalign verify %s`, and push its embedding sets again or run `modalign repair %s`",
-                *(row.physical_name, held, recorded, row.collection, row.collection),
+                *(row.physical_name, counted(held, "point"), recorded, row.collection, row.collection),
             )
         elif complete and complete == sets:  # otherwise the push that completes the other sets verifies
             push.verify(EmbeddingSet.open(self._path(complete[-1])), complete[-1].id)

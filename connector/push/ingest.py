@@ -22,6 +22,7 @@ from alignment.errors import ModalignError, SetBusyError
 from alignment.metrics import Metric, parse
 from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment
+from alignment.plurals import counted
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.shards import shard_paths
 from alignment.sets.writer import SetWriter
@@ -117,15 +118,15 @@ def ingest(
     releases = begun.whole() if request.parts is None else begun.in_parts(request.parts)
     if kept := run.counts["not_pruned"]:
         raise CorpusError(
-            f"{kept} items of the embedding set were not met in the corpus, but some rows or files of the corpus could "
-            f"not be read and may be these items: all else is done, these are kept; see the lines above and `modalign "
+            f"not met in the corpus: {counted(kept, 'item')} of the embedding set. Rows or files of it could not "
+            "be read and may hold them: all else is done, nothing is deleted; see the lines above and `modalign "
             f"rejects {run.id}`, correct the rows and files and run the same command again, or leave --prune out"
         )
     if refused := run.counts["prune_refused"]:
         raise CorpusError(
-            f"{refused} items of the embedding set were not met in the corpus, more than a prune may delete: all else "
-            "is done, these are kept; look for a file that was cut or a disk that is not mounted; if they did leave, "
-            "run the same command again with --prune-at-most, see the lines above"
+            f"not met in the corpus: {counted(refused, 'item')} of the embedding set, more than a prune may delete: "
+            "all else is done, nothing is deleted; look for a file that was cut or a disk that is not mounted; if they "
+            "left, run the same command again with --prune-at-most, see the lines above"
         )
     return releases
 
@@ -193,7 +194,7 @@ class Ingest:
             step = steps.acquire(skip=busy)
             if step is None:
                 if not waited:
-                    _log.info("waiting for other processes, which have %d steps left", len(open_steps))
+                    _log.info("waiting for other processes, which have %s left", counted(open_steps, "step"))
                 busy, waited = set(), True
                 time.sleep(POLL_SECONDS)
                 continue
@@ -331,7 +332,8 @@ class Ingest:
         if encoding.unread:  # an item that could not be read may be one of those that seem to be gone
             self.run.counts["not_pruned"] += count
             examples = ", ".join(encoding.unread_examples)
-            _log.warning("%d rows or files could not be read, so nothing is pruned: %s", encoding.unread, examples)
+            unread = counted(encoding.unread, "place")
+            _log.warning("nothing is pruned, because %s of the corpus could not be read: %s", unread, examples)
             return None
         share = max(of_modality.share for of_modality in gone.values())
         if share > self.prune_at_most:

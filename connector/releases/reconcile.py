@@ -208,7 +208,7 @@ def delete_orphans(release: Release, store: Store, provenance: Provenance, orpha
                     held.add([point_id(modality, key) for key in keys])
         for ids in orphans.without(held):
             store.delete(release.name, ids)
-            run.counts["deleted"] += len(ids)
+            run.counts["orphans_deleted"] += len(ids)
     store.flush(release.name)
     store.ready(release.name)
 

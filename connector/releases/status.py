@@ -5,9 +5,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from alignment.metrics import parse
+from alignment.modality import Modality
+from alignment.plurals import counted
 from connector.errors import AccessDeniedError, CollectionNotFoundError, MismatchError
 from connector.provenance.recorder import Provenance
-from connector.provenance.tables import PromotionRow, ReleaseRow, RunRow
+from connector.provenance.tables import AlignmentRow, EncoderRow, PromotionRow, ReleaseRow, RunRow
 from connector.releases.aliases import alias_fault, alias_name, alias_unseen
 from connector.releases.lag import Lag, lag_of
 from connector.releases.release import LIVE, READY
@@ -21,12 +23,16 @@ class ReleaseStatus:
     """A release that was not dropped.
 
     Attributes:
+        alignment: what it was written with.
+        encoders: of the alignment.
         store: the newest address of its store.
         lag: behind its embedding sets; None of a retired release, which nothing is pushed into.
         pending: what is still to be done about it, with the command; empty where nothing is.
     """
 
     row: ReleaseRow
+    alignment: AlignmentRow
+    encoders: Mapping[Modality, EncoderRow]
     store: str
     lag: Lag | None
     pending: str
@@ -37,7 +43,7 @@ class StoredRelease:
     """What a store says of a release, which may have changed behind SQL's back.
 
     Attributes:
-        points: exact number; None: the store does not tell.
+        points: exact number, in a cluster those of the smallest replica of each shard; None: the store does not tell.
         faults: how this differs from what SQL recorded, a sentence each with what to do.
         not_compared: what the key does not show, a sentence each.
     """
@@ -63,19 +69,23 @@ class Status:
 
 
 def read_status(provenance: Provenance, collection: str | None = None, *, runs: int = 10) -> Status:
-    """Read the status from SQL: of the releases of `collection` or of all, with the last `runs` runs."""
+    """Read the status from SQL: of the releases and the last `runs` runs of `collection`, or of all."""
     where = {} if collection is None else {"collection": collection}
+    rows = [row for row in provenance.releases.find(**where) if row.dropped_at is None]
+    alignments = {number: provenance.artifacts.alignment(number) for number in {row.alignment_id for row in rows}}
+    encoders = {number: provenance.artifacts.encoders(alignment) for number, alignment in alignments.items()}
     releases = [
         ReleaseStatus(
             row,
+            alignments[row.alignment_id],
+            encoders[row.alignment_id],
             provenance.stores.address(row.store_id),
             None if row.state == "retired" else lag_of(provenance, row),
             pending(provenance, row),
         )
-        for row in provenance.releases.find(**where)
-        if row.dropped_at is None
+        for row in rows
     ]
-    return Status(releases, provenance.runs.ingests_in_parts(), provenance.runs.newest(runs))
+    return Status(releases, provenance.runs.ingests_in_parts(), provenance.runs.newest(runs, collection))
 
 
 def read_stored(provenance: Provenance, store: Store, rows: Iterable[ReleaseRow]) -> dict[int, StoredRelease]:
@@ -89,7 +99,7 @@ def read_stored(provenance: Provenance, store: Store, rows: Iterable[ReleaseRow]
         points: int | None = None
         hidden: list[str] = []
         try:
-            points = store.count(row.physical_name)
+            points = store.count(row.physical_name, consistent=True)
         except AccessDeniedError:
             hidden.append(f"points were not counted: the key for {store.url} does not show the collection")
         except CollectionNotFoundError:
@@ -138,10 +148,8 @@ def _count_faults(provenance: Provenance, row: ReleaseRow, points: int | None) -
         return []
     if not (more := points - provenance.ledger.points(row.id)):
         return []
-    return [
-        f"holds {points:,} points, {abs(more):,} {'more' if more > 0 else 'fewer'} than SQL says; run `modalign verify "
-        f"{row.collection}`"
-    ]
+    differ = f"{abs(more):,} {'more' if more > 0 else 'fewer'} than SQL says"
+    return [f"holds {counted(points, 'point')}, {differ}; run `modalign verify {row.collection}`"]
 
 
 def read_replicas(store: Store, rows: Iterable[ReleaseRow]) -> dict[str, Replicas]:

@@ -55,7 +55,7 @@ def test_points_with_integer_ids_are_orphans(world: World, collection: str, clie
     change(client, "PUT", f"/collections/{release.name}/points", {"points": strangers})
     report = verified(world, collection)
     assert sorted(report.orphans.examples) == sorted(str(stranger["id"]) for stranger in strangers)
-    assert repair(world, collection, orphans=3) == {"deleted": 3}
+    assert repair(world, collection, orphans=3) == {"orphans_deleted": 3}
     assert verified(world, collection).consistent
 
 

@@ -41,7 +41,7 @@ class TestDeleting:
         monkeypatch.setattr(click, "confirm", confirm)
         ended = modalign("delete", "things", "--key", "s0-00001", "--home", home)
         assert ended.code == int(not answer)
-        assert asked == ["delete 1 items, from the embedding sets: pairs; from the collection things?"]
+        assert asked == ["delete 1 item, from the embedding sets: pairs; from the collection things?"]
         assert ("nothing was deleted" in ended.err) is not answer
         assert EmbeddingSet.open(home / "sets" / "pairs").card.counts["image"] == left
 
@@ -63,7 +63,7 @@ class TestDeleting:
         assert EmbeddingSet.open(unbroken / "sets" / "pairs").card.counts["image"] == N
 
     def test_neither_key_nor_filter(self, unbroken: Path) -> None:
-        assert "expected --key or --filter" in modalign("delete", "things", "--yes", "--home", unbroken).error
+        assert "expected --key, --group or --filter" in modalign("delete", "things", "--yes", "--home", unbroken).error
 
     def test_pruning_keeps_what_a_broken_row_may_be(self, home: Path, tmp_path: Path) -> None:
         found = fake_pairs(tmp_path, 6, seed=1)
@@ -71,7 +71,7 @@ class TestDeleting:
         done("ingest", write_manifest(tmp_path / "m.jsonl", found), *words)
         manifest = write_manifest(tmp_path / "m.jsonl", found[:4], {"image": "no key"})
         ended = modalign("ingest", manifest, *words)
-        assert (ended.code, "4 items of the embedding set were not met" in ended.error) == (1, True)
+        assert (ended.code, "4 items of the embedding set" in ended.error) == (1, True)
         done("ingest", write_manifest(tmp_path / "m.jsonl", found[:4]), *words)
         assert EmbeddingSet.open(home / "sets" / "new").card.counts == {"image": 4, "text": 4}
 

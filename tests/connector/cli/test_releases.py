@@ -246,7 +246,7 @@ class TestReleases:
         monkeypatch.setattr(sys, "stdin", terminal)
         shadow = releases(home)["b"]
         ended = modalign("drop", "things", "--release", shadow, "--home", home)
-        assert (ended.code, "drop 1 releases of things?" in ended.err) == (code, True)
+        assert (ended.code, "drop 1 release of things?" in ended.err) == (code, True)
         assert (shadow in self.states(home)) == bool(code)
 
     def test_verify_and_repair(self, home: Path) -> None:

@@ -380,17 +380,15 @@ class TestImport:
 
     def test_again_changes_nothing_and_a_change_is_taken(self, home: Home, vectors: Path) -> None:
         before = home.import_vectors(ImportRequest(vectors=vectors, set="s", encoders={"image": "a"})).value.card
-        assert (
-            home.import_vectors(ImportRequest(vectors=vectors, set="s", encoders={"image": "a"})).counts["unchanged"]
-            == 60
-        )
+        again = home.import_vectors(ImportRequest(vectors=vectors, set="s", encoders={"image": "a"}))
+        assert again.counts["already_in_set"] == 60
         assert home.embedding_set("s").card == before
         path = vectors / "img_emb" / "img_emb_0.npy"
         X = np.load(path)
         X[3] += 1
         np.save(path, X)
         result = home.import_vectors(ImportRequest(vectors=vectors, set="s", encoders={"image": "a"}))
-        assert (result.counts["imported"], result.counts["unchanged"]) == (1, 59)
+        assert (result.counts["imported"], result.counts["already_in_set"]) == (1, 59)
         after = home.embedding_set("s")
         assert after.card.fingerprint != before.fingerprint
         rows = after.load("image")

@@ -134,7 +134,7 @@ class TestAgain:
         before = files(tmp_path / "s")
         times = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "s").iterdir()}
         done = run_encode(manifest, tmp_path / "s")
-        assert done.counts == {"unchanged": 75}
+        assert done.counts == {"already_in_set": 75}
         assert (done.images, done.texts) == ([], [])
         assert files(tmp_path / "s") == before
         assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "s").iterdir()} == times
@@ -142,14 +142,14 @@ class TestAgain:
     def test_other_batches_and_shards_are_no_change(self, manifest: Path, tmp_path: Path) -> None:
         run_encode(manifest, tmp_path / "s")
         before = files(tmp_path / "s")
-        assert run_encode(manifest, tmp_path / "s", batch_items=7, shard_rows=3).counts == {"unchanged": 75}
+        assert run_encode(manifest, tmp_path / "s", batch_items=7, shard_rows=3).counts == {"already_in_set": 75}
         assert files(tmp_path / "s") == before
 
     def test_new_items_are_added(self, pairs: list[Pair], tmp_path: Path) -> None:
         run_encode(write_manifest(tmp_path / "corpus.jsonl", pairs[:20]), tmp_path / "s")
         before = files(tmp_path / "s")
         done = run_encode(write_manifest(tmp_path / "corpus.jsonl", pairs), tmp_path / "s")
-        assert done.counts == {"unchanged": 60, "encoded": 15}
+        assert done.counts == {"already_in_set": 60, "encoded": 15}
         assert set(stored(tmp_path / "s", "image")) == {pair.key for pair in pairs}
         del before["card.json"]
         assert {name: files(tmp_path / "s")[name] for name in before} == before
@@ -163,7 +163,7 @@ class TestAgain:
         paint(pairs[14].image, (200, 10, 30))
         pairs[5] = replace(pairs[5], captions=[pairs[5].captions[0], "something else"])
         done = run_encode(write_manifest(manifest, pairs), tmp_path / "s")
-        assert done.counts == {"unchanged": 72, "encoded": 3}
+        assert done.counts == {"already_in_set": 72, "encoded": 3}
         assert (sum(done.images), sum(done.texts)) == (2, 1)
         new = stored(tmp_path / "s", "image"), stored(tmp_path / "s", "text")
         assert {key for key in old[0] if old[0][key] != new[0][key]} == {pairs[2].key, pairs[14].key}
@@ -186,9 +186,9 @@ class TestAgain:
         file = pairs[7].image.read_bytes()
         for _ in range(3):
             paint(pairs[7].image, (1, 2, 3))
-            assert run_encode(manifest, tmp_path / "s").counts == {"unchanged": 74, "encoded": 1}
+            assert run_encode(manifest, tmp_path / "s").counts == {"already_in_set": 74, "encoded": 1}
             pairs[7].image.write_bytes(file)
-            assert run_encode(manifest, tmp_path / "s").counts == {"unchanged": 74, "encoded": 1}
+            assert run_encode(manifest, tmp_path / "s").counts == {"already_in_set": 74, "encoded": 1}
         assert stored(tmp_path / "s", "image") == first
 
     def test_contents_that_swap_are_not_embedded(self, pairs: list[Pair], tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ class TestAgain:
         pairs[0].image.write_bytes(other)
         pairs[20].image.write_bytes(one)
         done = run_encode(manifest, tmp_path / "s")
-        assert done.counts == {"unchanged": 73, "reused": 2}
+        assert done.counts == {"already_in_set": 73, "reused": 2}
         assert done.images == []
         swapped = stored(tmp_path / "s", "image")
         assert swapped[pairs[0].key][3] == first[pairs[20].key][3]
@@ -212,7 +212,7 @@ class TestAgain:
         changed = {**pairs[3].row(tmp_path), **({"group": "new"} if change == "group" else {"licence": "CC0"})}
         manifest = write_manifest(tmp_path / "corpus.jsonl", [p for p in pairs if p is not pairs[3]], changed)
         done = run_encode(manifest, tmp_path / "s")
-        assert done.counts == {"unchanged": 72, "reused": 3}
+        assert done.counts == {"already_in_set": 72, "reused": 3}
         assert (done.images, done.texts) == ([], [])
         for modality, old in zip(MODALITIES, before, strict=True):
             new = stored(tmp_path / "s", modality)
@@ -230,7 +230,7 @@ class TestAgain:
         run_encode(write_manifest(tmp_path / "corpus.jsonl", pairs), tmp_path / "s")
         renamed = replace(pairs[4], key="renamed", group="renamed")
         done = run_encode(write_manifest(tmp_path / "corpus.jsonl", [*pairs[:4], renamed, *pairs[5:]]), tmp_path / "s")
-        assert done.counts == {"unchanged": 72, "reused": 3, "no_longer_in_corpus": 3}
+        assert done.counts == {"already_in_set": 72, "reused": 3, "no_longer_in_corpus": 3}
         assert (done.images, done.texts) == ([], [])
         images = stored(tmp_path / "s", "image")
         assert images["renamed"][3] == images[pairs[4].key][3]
@@ -239,7 +239,7 @@ class TestAgain:
         run_encode(write_manifest(tmp_path / "corpus.jsonl", pairs), tmp_path / "s")
         before = files(tmp_path / "s")
         done = run_encode(write_manifest(tmp_path / "corpus.jsonl", pairs[:10]), tmp_path / "s")
-        assert done.counts == {"unchanged": 30, "no_longer_in_corpus": 45}
+        assert done.counts == {"already_in_set": 30, "no_longer_in_corpus": 45}
         assert files(tmp_path / "s") == before
 
     def test_one_modality_after_the_other(self, manifest: Path, tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ class TestRefused:
         # They are tried again, nothing else is.
         again = run_encode(manifest, tmp_path / "s")
         assert sorted(again.rejects) == sorted(done.rejects)
-        assert again.counts == {"unchanged": 81, "rejected": 6}
+        assert again.counts == {"already_in_set": 81, "rejected": 6}
         assert again.images == [1]
 
     def test_a_vector_that_is_nan_is_refused_alone(self, pairs: list[Pair], tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ class TestRefused:
         assert done.rejects == [(key, "read", "key-duplicate") for key in (pairs[0].key, f"{pairs[0].key}#0")]
         assert done.counts == {"encoded": 75, "rejected": 2}
         assert stored(tmp_path / "s", "text")[f"{pairs[0].key}#0"][2] == {"caption": pairs[0].captions[0]}
-        assert run_encode(manifest, tmp_path / "s").counts == {"unchanged": 75, "rejected": 2}
+        assert run_encode(manifest, tmp_path / "s").counts == {"already_in_set": 75, "rejected": 2}
 
     def test_rows_that_cannot_be_read_are_refused(self, pairs: list[Pair], tmp_path: Path) -> None:
         manifest = write_manifest(tmp_path / "corpus.jsonl", pairs[:5], {"caption": "no key"}, {"key": "k"})
@@ -388,7 +388,7 @@ class TestRefused:
         pairs[0].image.write_bytes(b"broken")
         done = run_encode(manifest, tmp_path / "s")
         assert done.rejects == [(pairs[0].key, "decode", "image-unidentified")]
-        assert done.counts == {"unchanged": 74, "rejected": 1}
+        assert done.counts == {"already_in_set": 74, "rejected": 1}
         assert stored(tmp_path / "s", "image") == before
 
     def test_a_file_name_that_is_no_unicode_is_refused(self, pairs: list[Pair], tmp_path: Path) -> None:
@@ -444,7 +444,7 @@ class TestEmpty:
         with raises(EmbeddingSetError, tmp_path / "s"):
             EmbeddingSet.open(tmp_path / "s")
         done = run_encode(manifest, tmp_path / "s", ["image"])
-        assert done.counts == {"unchanged": 12, "encoded": 13, "left_out": 50}
+        assert done.counts == {"already_in_set": 12, "encoded": 13, "left_out": 50}
         run_encode(manifest, tmp_path / "fresh", ["image"])
         assert {**files(tmp_path / "s"), "card.json": b""} == {**files(tmp_path / "fresh"), "card.json": b""}
 

@@ -80,6 +80,16 @@ def test_a_lease_ends_with_a_killed_process_of_this_host(provenance: Provenance)
         assert session.get_one(RunRow, first.run.id).outcome == "killed"
 
 
+def test_a_step_of_a_process_that_is_gone_counts_as_open(provenance: Provenance) -> None:
+    first = opened(provenance)
+    assert first.acquire() == 0
+    (before,) = provenance.runs.ingests_in_parts()
+    with provenance.database.session() as session:
+        session.execute(update(RunRow).where(RunRow.id == first.run.id).values(host=platform.node(), pid=2**22 + 1))
+    (after,) = provenance.runs.ingests_in_parts()
+    assert (before["claimed"], after["claimed"], after["open"]) == (1, 0, before["open"] + 1)
+
+
 def test_a_lease_without_heartbeats_is_taken_over_and_its_process_gets_an_error(
     provenance: Provenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,12 +1,14 @@
 """Runs and their rejects."""
 
 import os
+import platform
 import signal
 import time
 from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,6 +121,49 @@ class TestRuns:
         assert (killed.pid, killed.outcome, killed.error, killed.counts) == (pid, "killed", None, {})
         assert killed.finished_at is not None
         assert [run.outcome for run in provenance.runs.newest(10)] == ["done", "done", "killed"]
+
+    @pytest.mark.parametrize(
+        ("host", "silent", "error"),
+        [
+            (platform.node(), 0, None),
+            ("elsewhere", LEASE_SECONDS + 5, "sent no heartbeat"),
+            ("elsewhere", 5, "running"),
+        ],
+    )
+    def test_one_whose_process_is_gone_is_told_as_killed_before_anything_else_runs(
+        self, provenance: Provenance, host: str, silent: float, error: str | None
+    ) -> None:
+        with provenance.runs.start("encode", {}) as run:
+            pass
+        with provenance.database.session() as session:
+            row = session.get_one(RunRow, run.id)
+            row.outcome, row.host, row.pid = "running", host, 2**22 + 1
+            row.heartbeat_at = now() - timedelta(seconds=silent)
+        [told] = provenance.runs.newest(10)
+        if error == "running":
+            assert (told.outcome, told.error) == ("running", None)
+        else:
+            assert (told.outcome, (error or "") in (told.error or "")) == ("killed", True)
+        assert provenance.runs.get(run.id).outcome == "running"  # who only reads writes nothing
+
+    def test_those_of_a_collection(self, provenance: Provenance) -> None:
+        given: list[tuple[str, dict[str, Any]]] = [
+            ("push", {"into": "shop"}),
+            ("push", {"into": "shops", "set": "shop"}),
+            ("audit", {"collection": "shop"}),
+            ("encode", {"set": "shop"}),
+            ("repair", {"collection": None}),
+            ("repair", {"collection": "other"}),
+            ("ingest", {"into": "shop", "corpus": "c"}),
+        ]
+        runs = []
+        for command, parameters in given:
+            with provenance.runs.start(command, parameters) as run:
+                runs.append(run.id)
+        of_shop = [runs[place] for place in (6, 4, 2, 0)]
+        assert [row.id for row in provenance.runs.newest(10, "shop")] == of_shop
+        assert [row.id for row in provenance.runs.newest(2, "shop")] == of_shop[:2]
+        assert [row.id for row in provenance.runs.newest(10, "nothing")] == [runs[4]]
 
     def test_one_of_an_earlier_process_of_the_same_number_was_killed(self, provenance: Provenance) -> None:
         """In a container every process may be number 1."""

@@ -240,7 +240,7 @@ class TestAnItemThatIsAddedAgainWhileARepairDeletesOrphans:
         monkeypatch.setattr(world.store, "ready", ready)
         with world.provenance.runs.start("repair", {}) as run:
             repair_releases(world.provenance, world.store, run, orphans=orphans)
-        assert run.counts["deleted"] == orphans - 2
+        assert run.counts["orphans_deleted"] == orphans - 2
         present = stored_ids(world)
         assert {point_id(m, "1") for m in MODALITIES} <= present
         assert not {point_id(m, "2") for m in MODALITIES} & present

@@ -1,4 +1,4 @@
-"""Deleting by key and by filter, and equal to an undisturbed deletion whatever fails."""
+"""Deleting by key, by group and by filter, and equal to an undisturbed deletion whatever fails."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -34,7 +34,8 @@ def deletion(
     group = pairs[2].group
     condition = parse_filter(json.dumps({"must": [{"key": "group", "match": {"value": group}}]}))
     keys = [group, f"{group}#0", f"{group}#1"]
-    options: dict[str, Any] = {"filter": condition} if request.param == "filter" else {"keys": keys}
+    by = {"key": {"keys": keys}, "group": {"groups": [group]}, "filter": {"filter": condition}}
+    options: dict[str, Any] = by[request.param]
     home = copy_sparse(templates["cosine euclid"][0], tmp_path_factory.mktemp("deleted") / "home")
     with pytest.MonkeyPatch.context() as patched, opened_world("edge", home, patched) as world:
         bench = Bench(world, pairs, directory / "deleted.jsonl")
@@ -58,7 +59,7 @@ class TestDelete:
 
         run = bench.delete(keys=[key, f"{key}#1", "unknown"], confirm=agree)
         assert said == [DeletionPreview(2, [SET], COLLECTION, [])]
-        assert (run.counts["deleted"], run.counts["rows"]) == (2, 2)
+        assert (run.counts["deleted"], run.counts["rows_deleted"]) == (2, 2)
         sets, points, written, _, states = bench.everything()
         assert sets[SET][1] == {"image": N - 1, "text": 2 * N - 1}
         assert written == 2 * (3 * N - 2)
@@ -127,7 +128,11 @@ class TestDelete:
             ("key", "store", "delete", 0),
             ("key", "ledger", "remove_tombstones", 0),
             ("key", "store", "ready", 0),
-            # What a filter finds is fewer after each step.
+            # What a group or a filter finds is fewer after each step.
+            ("group", "ledger", "add_tombstones", 1),
+            ("group", "writer", "drop", 1),
+            ("group", "store", "delete", 1),
+            ("group", "ledger", "remove_tombstones", 0),
             ("filter", "ledger", "add_tombstones", 0),
             ("filter", "writer", "drop", 0),
             ("filter", "store", "flush", 0),

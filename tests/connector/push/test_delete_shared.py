@@ -63,7 +63,7 @@ def test_points_that_stay_are_not_written_again(world: World, monkeypatch: pytes
     writes = Calls(monkeypatch, world.store, "upsert")
     _, counts = delete(world, "1")  # all batches after it move up
     assert len(writes) == 0
-    assert (counts["deleted"], counts["rows"], counts.get("written", 0)) == (2, 2, 0)
+    assert (counts["deleted"], counts["rows_deleted"], counts.get("written", 0)) == (2, 2, 0)
     assert consistent(world)
     for collection in COLLECTIONS:
         assert "written" not in world.push(the_set(world), metrics=["cosine", "chi2"], collection=collection).counts

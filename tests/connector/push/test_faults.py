@@ -549,6 +549,6 @@ class TestAWholePush:
         assert server.data.count("things.cosine").count == 80
         with Home(settings) as opened:
             assert (
-                opened.ingest(IngestRequest(corpus=manifest, into="things", alignment="a")).counts["unchanged"] == 160
+                opened.ingest(IngestRequest(corpus=manifest, into="things", alignment="a")).counts["unchanged"] == 80
             )  # items, and points
             assert opened.provenance.ledger.points(opened.provenance.releases.find()[0].id) == 80

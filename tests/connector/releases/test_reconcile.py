@@ -133,14 +133,14 @@ BROKEN: Sequence[tuple[Callable[[World], None], tuple[int, int, int, int], dict[
     (another_content, (0, 1, 0, 0), {"differing": ["image:3"]}, {"repaired": 1}),
     (another_payload, (0, 1, 0, 0), {"differing": ["text:0"]}, {"repaired": 1}),
     (turn, (0, 1, 0, 0), {"differing": ["text:4"]}, {"repaired": 1}),
-    (stray, (0, 0, 2, 0), {"orphans": points_of(2)}, {"deleted": 2}),
+    (stray, (0, 0, 2, 0), {"orphans": points_of(2)}, {"orphans_deleted": 2}),
     (
         stray_integers,
         (0, 0, 4, 0),
         {"orphans": ["0", "5", "123456789", "18446744073709551615"]},
-        {"deleted": 4},
+        {"orphans_deleted": 4},
     ),
-    (copy, (0, 0, 1, 0), {"orphans": points_of(1)}, {"deleted": 1}),
+    (copy, (0, 0, 1, 0), {"orphans": points_of(1)}, {"orphans_deleted": 1}),
     (forget, (0, 0, 0, 1), {"unrecorded": ["image-000000.parquet:4"]}, {"repaired": 4}),
     (
         encode_more,
@@ -209,7 +209,7 @@ class TestReconcile:
             with raises(MismatchError, f"run {writer.id}"):
                 repaired(world, orphans=2)
             assert counts(found(world)) == (0, 0, 2, 0)
-        assert repaired(world, orphans=2) == {"deleted": 2}
+        assert repaired(world, orphans=2) == {"orphans_deleted": 2}
 
     def test_an_aligned_vector_in_a_payload_is_compared(self, world: World) -> None:
         (release,) = world.push(world.set("s", *pairs(10)), metrics=["chi2"]).releases

@@ -1,0 +1,161 @@
+"""Which items a deletion is about: those that keys, groups and a filter name; and what it says of the others."""
+
+import logging
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from alignment.modality import MODALITIES, Modality
+from alignment.plurals import counted
+from connector.errors import FilterError, SettingsError
+from connector.provenance.tables import ReleaseRow
+from connector.releases.payload_fields import missing_in_words
+from connector.releases.points import Item, item_of, point_id
+from connector.stores.contract import Store
+from connector.stores.payload_kinds import check_kinds, fields_of
+
+_log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from qdrant_client.models import Filter
+
+RETRIEVED = 256  # ids a request
+EXAMPLES = 5  # of names in a warning
+CAPTION_KEY = re.compile(r"#\d+$")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a deletion is asked to delete.
+
+    Attributes:
+        keys: of items.
+        groups: all items of each.
+        filter: all items whose points match it.
+        modalities: only items of these.
+    """
+
+    keys: Sequence[str] = ()
+    groups: Sequence[str] = ()
+    filter: "Filter | None" = None
+    modalities: Sequence[Modality] = MODALITIES
+
+    def by_keys(self) -> set[Item]:
+        """Return the items that the keys may name, whether there are such items or not."""
+        return {(modality, key) for key in self.keys for modality in self.modalities}
+
+    def by_groups(self, rows: Iterable[tuple[Modality, str, str]]) -> Mapping[str, set[Item]]:
+        """Return the items of each group.
+
+        Args:
+            rows: modality, key and group of every row of the embedding sets, whose word counts: a point keeps the group
+                that its row had when it was pushed.
+        """
+        of_groups: dict[str, set[Item]] = {group: set() for group in self.groups}
+        for modality, key, group in rows if of_groups else ():
+            if group in of_groups and modality in self.modalities:
+                of_groups[group].add((modality, key))
+        return of_groups
+
+    def unknown_keys(self, items: Collection[Item]) -> list[str]:
+        """Return the keys that name none of the items."""
+        return [key for key in dict.fromkeys(self.keys) if not any((m, key) in items for m in self.modalities)]
+
+
+def items_matching(asked: Asked, collection: str, rows: Iterable[ReleaseRow], store: Store) -> set[Item]:
+    """Return the items whose points match the filter in any of these releases that is not retired.
+
+    Raises:
+        FilterError: an index cannot answer the filter; or items match it though no item has a field that it reads.
+    """
+    if asked.filter is None:
+        return set()
+    items: set[Item] = set()
+    strange: set[str] = set()
+    missing: list[str] = []
+    for row in rows:
+        if row.state != "retired":
+            indexes = row.settings.get("payload_indexes", {})
+            check_kinds(asked.filter, indexes, what=f"filter on release {row.physical_name}")
+            for page in store.scroll(row.physical_name, filter=asked.filter):
+                of_page = [*map(item_of, page)]
+                items.update(item for item in of_page if item is not None)
+                strange.update(r.id for r, item in zip(page, of_page, strict=True) if item is None)
+            missing += missing_in_words(store, row.physical_name, fields_of(asked.filter))
+    if missing and items:
+        raise FilterError(
+            f"filter: it matches {counted(items, 'item')}, but {missing[0]}; leave out the condition on that field"
+        )
+    for sentence in missing:
+        _log.warning("filter: %s", sentence)
+    if strange:
+        _log.warning(
+            "filter: it matches %s that modalign did not write, for example %s: they stay. Run `modalign verify %s`, "
+            "which names them, and `modalign repair %s`, which deletes them",
+            *(counted(strange, "point"), min(strange), collection, collection),
+        )
+    return {item for item in items if item[0] in asked.modalities}
+
+
+def stored_items(rows: Iterable[ReleaseRow], store: Store, items: Iterable[Item]) -> set[Item]:
+    """Return those of the items that have a point in any of these releases."""
+    by_id = {point_id(*item): item for item in items}
+    ids = sorted(by_id)
+    return {
+        by_id[record.id]
+        for row in rows
+        for start in range(0, len(ids), RETRIEVED)
+        for record in store.retrieve(row.physical_name, ids[start : start + RETRIEVED])
+    }
+
+
+def check_ambiguous(asked: Asked, items: Collection[Item], rows: Iterable[ReleaseRow], store: Store) -> None:
+    """Refuse a key that an image and a text of different items have: `a#0` is an image, or a caption of `a`.
+
+    Raises:
+        SettingsError: there is such a key.
+    """
+    for key in asked.keys:
+        ids = [point_id(modality, key) for modality in MODALITIES]
+        if all((modality, key) in items for modality in MODALITIES):
+            records = [record for row in rows for record in store.retrieve(row.physical_name, ids)]
+            if CAPTION_KEY.search(key) or len({record.payload.get("group") for record in records}) > 1:
+                raise SettingsError(
+                    f"key {key!r} names an image and a text of another item; say which one is meant with "
+                    "--modality image or --modality text"
+                )
+
+
+def say_unknown(collection: str, **unknown: Sequence[str]) -> None:
+    """Warn of keys and groups that name nothing, given by the noun."""
+    for noun, names in unknown.items():
+        if names:
+            shown = ", ".join(names[:EXAMPLES]) + ", ..." * (len(names) > EXAMPLES)
+            _log.warning("no item of collection %s has %s: %s", collection, counted(names, noun), shown)
+
+
+def say_texts_that_stay(rows: Sequence[ReleaseRow], items: Collection[Item], store: Store) -> None:
+    """Warn of texts that stay though they have the group of an image that goes: a key is of one item."""
+    staying = {item for texts in _texts_beside(rows, items, store) for item in texts if item not in items}
+    if staying:
+        _log.warning(
+            "%s of the images that go stay, for example %s: to delete them too, name their keys, or the whole of a "
+            "group with --group GROUP",
+            *(counted(staying, "text"), min(key for _, key in staying)),
+        )
+
+
+def _texts_beside(rows: Sequence[ReleaseRow], items: Iterable[Item], store: Store) -> Iterator[list[Item]]:
+    """Yield the texts that have the group of an image among the items, as one of the releases has them."""
+    from qdrant_client.models import FieldCondition, Filter, HasVectorCondition, MatchAny  # takes a second to import
+
+    images = sorted(point_id(*item) for item in items if item[0] == "image")
+    for row in [row for row in rows if row.state != "retired"][:1]:
+        for start in range(0, len(images), RETRIEVED):
+            records = store.retrieve(row.physical_name, images[start : start + RETRIEVED])
+            groups = MatchAny(any=sorted({str(record.payload.get("group")) for record in records}))
+            of_groups = FieldCondition(key="group", match=groups)
+            texts = Filter(must=[of_groups, HasVectorCondition(has_vector="text")])
+            for page in store.scroll(row.physical_name, filter=texts) if records else ():
+                yield [item for item in map(item_of, page) if item is not None]

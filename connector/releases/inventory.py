@@ -1,0 +1,154 @@
+"""The embedding sets and alignments of a home, as their cards and SQL know them, and the releases that use them."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from alignment.errors import AlignmentError, EmbeddingSetError
+from alignment.modality import MODALITIES, Modality
+from alignment.model.alignment import AlignmentCard, CardOnDisk
+from alignment.sets.cards import CARD, SetCard
+from alignment.sets.embedding_set import EmbeddingSet
+from connector.provenance.recorder import Provenance
+from connector.provenance.tables import EmbeddingSetRow, ReleaseRow
+
+
+@dataclass(frozen=True, slots=True)
+class HeldSet:
+    """An embedding set.
+
+    Attributes:
+        card: None: it is not on this disk, or cannot be read.
+        fault: why it has no card, or cannot be used as it is; empty: it can.
+        counts: rows by modality; of an incomplete set, those that are there.
+        updated_at: when SQL last recorded it; None: it never was.
+        releases: that it was pushed into and that were not dropped, with the points of this set in each.
+    """
+
+    name: str
+    path: Path
+    card: SetCard | None
+    fault: str
+    counts: Mapping[Modality, int]
+    updated_at: datetime | None
+    releases: Sequence[tuple[ReleaseRow, int]]
+
+    @property
+    def collections(self) -> list[str]:
+        """The collections that it is in."""
+        return sorted({release.collection for release, _ in self.releases})
+
+
+@dataclass(frozen=True, slots=True)
+class SetGroups:
+    """How the items of an embedding set make groups.
+
+    Attributes:
+        groups: how many there are.
+        paired: those with an image and a text, which a fit can use.
+        captions: how many images have so many texts of their group, by the number of texts.
+    """
+
+    groups: int
+    paired: int
+    captions: Mapping[int, int]
+
+    @classmethod
+    def of(cls, embedding_set: EmbeddingSet) -> "SetGroups":
+        """Count them; vectors are not read.
+
+        Raises:
+            EmbeddingSetError: a shard cannot be read.
+        """
+        counts = {m: Counter(group for _, groups in embedding_set.labels(m) for group in groups) for m in MODALITIES}
+        images, texts = counts["image"], counts["text"]
+        captions: Counter[int] = Counter()
+        for group, of_group in images.items():
+            captions[texts[group]] += of_group
+        return cls(len(images.keys() | texts.keys()), len(images.keys() & texts.keys()), captions)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldAlignment:
+    """An alignment.
+
+    Attributes:
+        held: its card, as it stands on disk; None: it is not on this disk, or cannot be read.
+        fault: why it has no card; empty: it has one.
+        fingerprint: of the one on disk, or the one that SQL recorded.
+        created_at: when SQL first recorded it; None: it never was.
+        releases: that were written with it and were not dropped.
+    """
+
+    name: str
+    path: Path
+    held: CardOnDisk | None
+    fault: str
+    fingerprint: str
+    created_at: datetime | None
+    releases: Sequence[ReleaseRow]
+
+    @property
+    def card(self) -> AlignmentCard | None:
+        """Its card."""
+        return self.held.card if self.held else None
+
+    @property
+    def collections(self) -> list[str]:
+        """The collections that it serves or waits in."""
+        return sorted({release.collection for release in self.releases})
+
+
+def held_sets(provenance: Provenance, directory: Path) -> list[HeldSet]:
+    """Return the embedding sets in `directory` and all others that SQL recorded, by name."""
+    rows = {provenance.database.located(row.path): row for row in provenance.artifacts.sets()}
+    paths = {path.parent for path in directory.glob(f"[!.]*/{CARD}")} | rows.keys()
+    return sorted((_held_set(provenance, path, rows.get(path)) for path in paths), key=lambda held: held.name)
+
+
+def _held_set(provenance: Provenance, path: Path, row: EmbeddingSetRow | None) -> HeldSet:
+    counts: dict[Modality, int] = {"image": row.image_count, "text": row.text_count} if row else {}
+    fault, card = "", None
+    try:
+        card = SetCard.read(path)
+        counts = EmbeddingSet(path, card).counts()
+        if not card.complete:
+            fault = "not written to the end: run the same `modalign encode` again"
+    except EmbeddingSetError as error:
+        fault = str(error)
+    releases = [] if row is None else provenance.ledger.releases_of(row.id)
+    of_set = [
+        (release, sum(points for _, points in provenance.ledger.entries(release.id, row.id).values()))
+        for release in releases
+        if row is not None and release.dropped_at is None
+    ]
+    return HeldSet(path.name, path, card, fault, counts, row.updated_at if row else None, of_set)
+
+
+def held_alignments(provenance: Provenance, directory: Path) -> list[HeldAlignment]:
+    """Return the alignments in `directory` and all others that SQL recorded, by name."""
+    recorded = {row.fingerprint: row for row in provenance.artifacts.alignments()}
+    releases = [row for row in provenance.releases.find() if row.dropped_at is None]
+    found = []
+    for path in sorted(path.parent for path in directory.glob(f"[!.]*/{CARD}")):
+        held, fault = None, ""
+        try:
+            held = AlignmentCard.read(path)
+        except AlignmentError as error:
+            fault = str(error)
+        row = recorded.pop(held.fingerprint, None) if held else None
+        fingerprint = held.fingerprint if held else ""
+        used = _of_alignment(releases, row.id if row else None)
+        found.append(HeldAlignment(path.name, path, held, fault, fingerprint, row.created_at if row else None, used))
+    for row in recorded.values():
+        path = provenance.database.located(row.path)
+        fault = f"not at {path}, or another one is there: restore it from a backup, or fit it again"
+        used = _of_alignment(releases, row.id)
+        found.append(HeldAlignment(row.name, path, None, fault, row.fingerprint, row.created_at, used))
+    return sorted(found, key=lambda held: held.name)
+
+
+def _of_alignment(releases: Iterable[ReleaseRow], alignment_id: int | None) -> list[ReleaseRow]:
+    return [release for release in releases if release.alignment_id == alignment_id]

@@ -1,0 +1,81 @@
+"""The command `status`: which alignment is live where, what is not pushed yet, and what was done."""
+
+import os
+import platform
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from alignment.model.alignment import Alignment
+from connector.provenance.recorder import Provenance
+from connector.provenance.tables import RunRow
+from connector.settings import Settings
+from tests.support.cli import N, done
+from tests.support.sparse_copy import copy_sparse
+
+LONG = "our-spring-catalogue-of-postage-stamps"
+
+
+@pytest.fixture(scope="module")
+def two_alignments(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which `a` is live under two metrics, and a shadow of `second` waits; and a collection beside."""
+    home = copy_sparse(shared, tmp_path_factory.mktemp("two") / "home")
+    done("fit", "pairs", "--alignment", "second", "--method", "procrustes", "--home", home)
+    done("push", "pairs", "--into", "things", "--alignment", "a", "--metric", "dot", "--home", home)
+    done("push", "pairs", "--into", "things", "--alignment", "second", "--home", home)
+    done("push", "pairs", "--into", LONG, "--alignment", "second", "--home", home)
+    return home
+
+
+def test_it_says_which_alignment_is_live_with_its_encoders(two_alignments: Path) -> None:
+    ended = done("status", "things", "--home", two_alignments)
+    assert ended.out.splitlines()[0] == "things: alignment a is live"
+    document = done("status", "things", "--json", "--home", two_alignments).document
+    rows = {(row["state"], row["metric"]): row for row in document["releases"]}
+    assert rows.keys() == {("live", "cosine"), ("live", "dot"), ("ready", "cosine")}
+    for (state, _), row in rows.items():
+        name = "a" if state == "live" else "second"
+        fingerprint = Alignment.load(two_alignments / "alignments" / name).fingerprint
+        assert (row["alignment"], row["alignment_fingerprint"]) == (name, fingerprint)
+        assert row["encoders"] == {"image": "fake-image:small", "text": "fake-text:small"}
+        assert all(word in ended.out for word in (name, fingerprint[:8], *row["encoders"].values()))
+        assert (row["points"], row["stored"], row["lag"]) == (2 * N, 2 * N, 0)
+
+
+def test_alignments_that_are_live_under_different_metrics_are_told_apart(two_alignments: Path) -> None:
+    done("promote", "things", "--force", "--reason", "a test", "--home", two_alignments)
+    first = done("status", "things", "--home", two_alignments).out.splitlines()[0]
+    assert first == "things: alignment a is live under dot, alignment second is live under cosine"
+    done("rollback", "things", "--home", two_alignments)
+
+
+def test_columns_that_nothing_fills_are_left_out(two_alignments: Path) -> None:
+    lines = done("status", "things", "--home", two_alignments).out.splitlines()
+    heads = " ".join(line for line, below in pairwise(lines) if below.startswith(" ─"))
+    assert all(name in heads for name in ("points", "lag", "counts"))
+    assert all(name not in heads for name in ("hnsw", "stored", "lag since", "error", "store"))
+
+
+def test_of_a_collection_it_lists_the_runs_of_that_collection(two_alignments: Path) -> None:
+    def commands(*collection: str) -> list[str]:
+        runs = done("status", *collection, "-n", 1000, "--json", "--home", two_alignments).document["runs"]
+        return [run["command"] for run in runs]
+
+    assert commands(LONG) == ["push"]
+    assert set(commands("things")) <= {"push", "promote", "rollback"}
+    assert {"fit", "encode"} < set(commands())
+
+
+@pytest.mark.parametrize(("pid", "outcome"), [(2**22 + 1, "killed"), (os.getppid(), "running")])
+def test_a_run_whose_process_is_gone_was_killed(home: Path, pid: int, outcome: str) -> None:
+    with Provenance.open(Settings.load(home=home).database_url) as provenance:
+        with provenance.runs.start("push", {"into": "things"}) as run:
+            pass
+        with provenance.database.session() as session:
+            values = {"outcome": "running", "host": platform.node(), "pid": pid}
+            session.execute(update(RunRow).where(RunRow.id == run.id).values(**values))
+    for collection in ([], ["things"]):
+        told = done("status", *collection, "--json", "--home", home).document["runs"][0]
+        assert (told["run"], told["outcome"]) == (run.id, outcome)
