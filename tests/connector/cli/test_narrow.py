@@ -31,7 +31,7 @@ WITHOUT = {("db", "upgrade"), ("demo",), ("db", "merge-stores")}
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("corpus")
     rows = [{"key": "a-key-that-is-rather-long-for-a-key-of-an-item", "image": "an-image-that-is-not-there.png"}]
-    return write_manifest(directory / "catalogue.jsonl", fake_pairs(directory, 60), *rows)
+    return write_manifest(directory / "catalogue.jsonl", fake_pairs(directory, 100), *rows)
 
 
 @pytest.fixture(scope="module")

@@ -34,8 +34,12 @@ def deletion(
     group = pairs[2].group
     condition = parse_filter(json.dumps({"must": [{"key": "group", "match": {"value": group}}]}))
     keys = [group, f"{group}#0", f"{group}#1"]
-    by = {"key": {"keys": keys}, "group": {"groups": [group]}, "filter": {"filter": condition}}
-    options: dict[str, Any] = by[request.param]
+    by: dict[str, dict[str, Any]] = {
+        "key": {"keys": keys},
+        "group": {"groups": [group]},
+        "filter": {"filter": condition},
+    }
+    options = by[request.param]
     home = copy_sparse(templates["cosine euclid"][0], tmp_path_factory.mktemp("deleted") / "home")
     with pytest.MonkeyPatch.context() as patched, opened_world("edge", home, patched) as world:
         bench = Bench(world, pairs, directory / "deleted.jsonl")
