@@ -13,7 +13,7 @@ def counted(number: int | Sized, noun: str) -> str:
     >>> counted(1, "item"), counted(3402, "held-out query"), counted(["a", "b"], "batch")
     ('1 item', '3,402 held-out queries', '2 batches')
     """
-    number = number if isinstance(number, int) else len(number)
+    number = len(number) if isinstance(number, Sized) else number
     return f"{number:,} {noun if number == 1 else plural(noun)}"
 
 

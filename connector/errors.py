@@ -40,6 +40,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from alignment.errors import ModalignError
+from alignment.plurals import counted
 from connector.rejects import Reason
 
 
@@ -163,7 +164,7 @@ class PointsRefusedError(StoreError):
 
     def __init__(self, where: str, refused: Mapping[int, Refusal]):
         row, first = next(iter(sorted(refused.items())))
-        super().__init__(f"{where}: {len(refused)} points were refused, the first is row {row}: {first.detail}")
+        super().__init__(f"{where}: {counted(len(refused), 'point')} refused, the first is row {row}: {first.detail}")
         self.refused = dict(refused)
 
 

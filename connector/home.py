@@ -191,7 +191,7 @@ class Home:
             checked_name(request.into, "collection")
             alignment, embedding_set = self.alignment(request.alignment), self.embedding_set(request.set)
             rows = sum(embedding_set.card.counts.values())
-            with progress(f"push {embedding_set.card.name}", rows, "rows") as advance:
+            with progress(f"push {embedding_set.card.name}", rows, "row") as advance:
                 releases = push(
                     embedding_set,
                     alignment,

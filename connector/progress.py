@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 
 from typing_extensions import override
 
+from alignment.plurals import counted
 from connector.safe_text import for_terminal
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -34,8 +35,11 @@ class StderrHandler(logging.Handler):
 
 
 @contextmanager
-def progress(what: str, total: int | None, unit: str = "items") -> Iterator[Advance]:
-    """Show how far `what` has come. The block gets a function to call with the number of units done since."""
+def progress(what: str, total: int | None, unit: str = "item") -> Iterator[Advance]:
+    """Show how far `what` has come. The block gets a function to call with the number of units done since.
+
+    A total may turn out to be too small, as of a corpus that grows meanwhile: what is done is never shown as more.
+    """
     if sys.stderr.isatty():
         with _bar(what, total) as advance:
             yield advance
@@ -69,7 +73,12 @@ def _bar(what: str, total: int | None) -> Iterator[Advance]:
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), Rate()
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bars:
         task = bars.add_task(for_terminal(what), total=total)
-        yield lambda count: bars.advance(task, count)
+
+        def advance(count: int) -> None:
+            done = int(bars.tasks[0].completed) + count
+            bars.update(task, total=None if total is None else max(total, done), advance=count)
+
+        yield advance
 
 
 @contextmanager
@@ -83,9 +92,12 @@ def _lines(what: str, total: int | None, unit: str) -> Iterator[Advance]:
         if (moment := time.monotonic()) - shown >= SECONDS_BETWEEN_LINES:
             shown = moment
             rate = done / (moment - started)
-            left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
-            say(f"{what}: {done:,}{f' of {total:,}' if total else ''} {unit}, {rate:,.1f}/s{left}")
+            if total is None or done > total:
+                say(f"{what}: {counted(done, unit)}, {rate:,.1f}/s")
+            else:
+                left = f", {(total - done) / rate:,.0f} s left" if rate else ""
+                say(f"{what}: {done:,} of {counted(total, unit)}, {rate:,.1f}/s{left}")
 
     yield advance
     elapsed = time.monotonic() - started
-    say(f"{what}: {done:,} {unit} in {elapsed:.1f} s")
+    say(f"{what}: {counted(done, unit)} in {elapsed:.1f} s")

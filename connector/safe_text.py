@@ -75,18 +75,27 @@ def without_secrets(text: str) -> str:
     return _BEARER.sub(r"\1 ***", _NAMED.sub(r"\1***", text))
 
 
-# What a terminal obeys instead of showing it: controls of C0, DEL and C1, controls of the bidirectional algorithm, line
-# ends that are not \n, and surrogates, which cannot be printed. \t and \n stay.
-_CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# What a terminal obeys instead of showing it: controls of C0, DEL and C1, controls and marks of the bidirectional
+# algorithm, line ends that are not \n, and surrogates, which cannot be printed. In JSON \t and \n are layout.
+_CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_IN_A_LINE = re.compile(f"[\t\n]|{_CONTROLS.pattern}")
+_NAMED_ESCAPES = {"\t": "\\t", "\n": "\\n"}
 
 
-def for_terminal(text: str) -> str:
-    """Return `text` with everything that a terminal would obey as an escape, `\\x1b` or `\\u202e`.
+def for_terminal(line: str) -> str:
+    """Return one line: with everything that a terminal would obey as an escape, `\\x1b`, `\\u202e` or `\\n`.
 
-    >>> print(for_terminal("caf\\xe9 \\x1b[31m\\x9b2J \\u202egnp.exe"))
-    café \\x1b[31m\\x9b2J \\u202egnp.exe
+    A text that came from a file could else move the cursor, or forge a line of its own.
+
+    >>> print(for_terminal("caf\\xe9 \\x1b[31m\\x9b2J \\u202egnp.exe\\nmodalign: all is well"))
+    café \\x1b[31m\\x9b2J \\u202egnp.exe\\nmodalign: all is well
     """
-    return _CONTROLS.sub(lambda found: f"\\x{code:02x}" if (code := ord(found[0])) < 256 else f"\\u{code:04x}", text)
+
+    def escaped(control: re.Match[str]) -> str:
+        code = ord(control[0])
+        return _NAMED_ESCAPES.get(control[0]) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
+
+    return _IN_A_LINE.sub(escaped, line)
 
 
 def json_for_terminal(document: str) -> str:

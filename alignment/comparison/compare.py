@@ -30,6 +30,7 @@ from alignment.metrics import Cosine, LearnedMetric, Metric, Nnn, Rescored, pars
 from alignment.modality import DIRECTIONS, MODALITIES, Modality
 from alignment.model.projections import Projection
 from alignment.names import COMPARED_METRICS
+from alignment.plurals import counted
 from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings
 from alignment.sets.embedding_set import EmbeddingSet
@@ -92,7 +93,9 @@ def compare(
     check_offset(seen_offset)
     data = list(encoder_pairs(sets, hold_out, seed))
     groups, tested = len(data[0].known.groups), len(data[0].test.groups)
-    progress(f"{len(data)} encoder pairs, {groups} groups to fit on, {tested} held out for queries")
+    progress(
+        f"{counted(len(data), 'encoder pair')}, {counted(groups, 'group')} to fit on, {tested} held out for queries"
+    )
     check_folds_for_offset(seen_offset, groups // max(1, folds), progress)
     clock = _Clock(budget)
     reference = next((m for m in metrics if not isinstance(m, LearnedMetric | Nnn)), Cosine())

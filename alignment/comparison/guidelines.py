@@ -19,6 +19,7 @@ from alignment.comparison.paired_bootstrap import FEWEST_GROUPS, MARGIN, Floats,
 from alignment.comparison.table import Comparison, Fitted, MetricRow, best_on_new_items, best_validated
 from alignment.comparison.whole_collection import WholeCollection
 from alignment.metrics import Guarantee, LearnedMetric, parse
+from alignment.plurals import counted
 
 IDENTITY = "identity"
 # What choices are judged by, and how the preferred one was found.
@@ -84,8 +85,8 @@ def _short(comparison: Comparison, fitted: Fitted, row: MetricRow) -> Guideline:
     if row.recall.low <= chance:
         says += " That cannot be told from chance: see whether the items of a group belong together."
     rests_on = (
-        f"{_asked(comparison)}. One fit on {comparison.training_groups:,} groups: how much fits on others would differ "
-        "is not in the interval."
+        f"{_asked(comparison)}. One fit on {counted(comparison.training_groups, 'group')}: how much fits on others "
+        "would differ is not in the interval."
     )
     return Guideline("in short", says, rests_on)
 
@@ -180,8 +181,8 @@ def _encoders(comparison: Comparison) -> tuple[str, list[Guideline]]:
     rests_on = (
         f"Each pair with what validated best of {_listed(sorted({fit.method for fit in fair}))}, under "
         f"{comparison.reference}. {NEW} in one collection with the known ones, mean of both directions, on "
-        f"{comparison.test_groups:,} held-out groups, the same for all pairs; 95% intervals by resampling groups. "
-        "Known items do not count: what is asked about them is made in the space of each encoder."
+        f"{counted(comparison.test_groups, 'held-out group')}, the same for all pairs; 95% intervals by resampling "
+        "groups. Known items do not count: what is asked about them is made in the space of each encoder."
     )
     says, pair = _said(comparison, verdict, names, cost, PREFERRED, NEW), best[verdict.taken].pair
     overall = best_on_new_items(comparison.fitted)
@@ -388,7 +389,8 @@ def _said(
         return f"{taken} is the only one in the table."
     says = f"{preferred} {why}: {judged} {verdict.values[verdict.preferred]:.3f}."
     if comparison.test_groups < FEWEST_GROUPS:
-        return f"{says} {comparison.test_groups} held-out groups tell nothing apart, it takes {FEWEST_GROUPS}."
+        few = counted(comparison.test_groups, "held-out group")
+        return f"{says} {few} cannot tell anything apart, it takes {FEWEST_GROUPS}."
     if verdict.taken == verdict.preferred:
         says += f" None that costs less is sure to lose less than {MARGIN}."
     else:
@@ -413,7 +415,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _asked(comparison: Comparison) -> str:
-    return f"{_what()}, on {comparison.test_groups:,} held-out groups, 95% intervals by resampling groups"
+    return f"{_what()}, on {counted(comparison.test_groups, 'held-out group')}, 95% intervals by resampling groups"
 
 
 def _what() -> str:

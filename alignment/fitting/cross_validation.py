@@ -13,6 +13,7 @@ from alignment.fitting.methods import FitSpec, Fitter, Projections, candidates, 
 from alignment.fitting.seen_unseen import SeenUnseen, WholeRecall
 from alignment.metrics import Metric
 from alignment.modality import DIRECTIONS, MODALITIES, Modality
+from alignment.plurals import counted
 from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings
 from alignment.retrieval.ranks import recall_at
@@ -120,7 +121,7 @@ def cross_validate(
         scored, stopped = _race(fold, racing, device, task, progress, first=number == 1)
         if stopped:
             kept = list(results.values()) or scored
-            progress(f"{stopped} in {fold.name}: going on with the best of {len(kept)} candidates")
+            progress(f"{stopped} in {fold.name}: going on with the best of {counted(len(kept), 'candidate')}")
             return kept
         scored = [candidate.with_folds_of(results.get(candidate.key)) for candidate in scored]
         results |= {candidate.key: candidate for candidate in scored}
@@ -206,7 +207,7 @@ def _runners(
     pairs = paired(fold.fitting, device)
     for name, entered in racing.items():
         if entered:
-            progress(f"{name}: {len(entered)} candidates, {fold.name}")
+            progress(f"{name}: {counted(len(entered), 'candidate')}, {fold.name}")
             fitter = Fitter(name, fold.fitting, device, task, pairs)
             for hyperparameters in entered:
                 yield name, hyperparameters, fitter

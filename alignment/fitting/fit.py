@@ -26,6 +26,7 @@ from alignment.modality import DIRECTIONS, MODALITIES, Modality
 from alignment.model.alignment import Alignment, AlignmentCard
 from alignment.model.seen_items import SeenItems
 from alignment.names import HEADS, did_you_mean
+from alignment.plurals import counted
 from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
 from alignment.retrieval.ranks import Ranks, group_codes, recall_at
@@ -177,8 +178,8 @@ def _training_and_test(sets: Sequence[EmbeddingSet], hold_out: HoldOut, progress
     rows = {m: Rows.concatenate([s.load(m) for s in sets]) for m in MODALITIES}
     known, test, unpaired = split_rows(rows, hold_out)
     progress(
-        f"{len(known.groups)} groups to fit on, {len(np.unique(test.image.groups))} held out, "
-        f"{unpaired} items without a partner left out"
+        f"{counted(len(known.groups), 'group')} to fit on, {len(np.unique(test.image.groups))} held out, "
+        f"{counted(unpaired, 'item')} without a partner left out"
     )
     check_directions(known)
     names = set(rows["image"].groups) & set(rows["text"].groups)
@@ -200,7 +201,7 @@ def check_folds_for_offset(seen_offset: float | None, groups: int, progress: Pro
     """Say that folds are too small to estimate the gap; refuse an offset that is a share of it."""
     if groups >= FEWEST_GROUPS or seen_offset == 0:
         return
-    small = f"a fold holds {groups} groups, expected at least {FEWEST_GROUPS} to estimate the gap"
+    small = f"a fold holds {counted(groups, 'group')}, expected at least {FEWEST_GROUPS} to estimate the gap"
     if seen_offset is not None:
         raise FitError(
             f"{small} that the seen offset {seen_offset} is a share of; add data, lower --folds or leave it out"
@@ -418,7 +419,7 @@ def split_rows(rows: dict[Modality, Rows], hold_out: HoldOut) -> tuple[GroupedEm
         if invalid := invalid_rows(rows[modality].vectors):
             row, reason = next(iter(invalid.items()))
             raise FitError(
-                f"{len(invalid)} {modality} vectors cannot be used, the first is key "
+                f"{counted(len(invalid), f'{modality} vector')} cannot be used, the first is key "
                 f"{rows[modality].keys[row]!r}: {reason}; encode those items again or remove them"
             )
         sides[modality] = ModalityEmbeddings(rows[modality].vectors, codes[modality])
@@ -429,7 +430,7 @@ def split_rows(rows: dict[Modality, Rows], hold_out: HoldOut) -> tuple[GroupedEm
     training_groups, test_groups = np.setdiff1d(paired, held), np.intersect1d(paired, held)
     if not len(test_groups) or not len(training_groups):
         raise FitError(
-            f"of {len(paired)} groups that hold both images and texts, {len(training_groups)} are left to fit on "
-            f"and {len(test_groups)} are held out; both must be above zero: add data or change --holdout"
+            f"of {counted(len(paired), 'group')} that hold both images and texts, {len(training_groups)} are left to "
+            f"fit on and {len(test_groups)} are held out; both must be above zero: add data or change --holdout"
         )
     return everything.only(training_groups), everything.only(test_groups), unpaired

@@ -14,6 +14,7 @@ from alignment.fitting.training import Training
 from alignment.metrics import Cosine, LearnedMetric, Metric
 from alignment.model.projections import Projection
 from alignment.names import HEADS
+from alignment.plurals import counted
 from alignment.retrieval.grouped import GroupedEmbeddings
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def refined(
     projections, metrics, trained = run(fitted, held, training)
     passed = task.deadline is not None and time.monotonic() > task.deadline
     if len(held) > REFIT * len(data.groups) and not passed and not trained.interrupted:
-        task.progress(f"trained again on all {len(data.groups)} groups, for {trained.epoch} epochs")
+        task.progress(f"trained again on {counted(len(data.groups), 'group')}, for {counted(trained.epoch, 'epoch')}")
         everything = np.concatenate([fitted, held])
         shortened = training.with_values({"epochs": trained.epoch})
         again, learned, second = run(everything, None, shortened)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from alignment.errors import MeasureError
 from alignment.modality import DIRECTIONS
+from alignment.plurals import counted
 from alignment.retrieval.measures import Change, Floats, PerQueryValues, change, change_of_two
 from alignment.retrieval.seen_unseen import harmonic_mean
 from alignment.retrieval.thresholds import holds
@@ -114,7 +115,8 @@ class Drift:
         label = f"{self.part} {self.name}" if self.part else self.name
         return (
             f"{self.direction} {label} was {c.before:.4f} in audit {self.audit} and is {c.after:.4f}: "
-            f"{c.difference.value:+.4f} [{c.difference.low:+.4f}, {c.difference.high:+.4f}] over {c.queries} queries"
+            f"{c.difference.value:+.4f} [{c.difference.low:+.4f}, {c.difference.high:+.4f}] over "
+            f"{counted(c.queries, 'query')}"
         )
 
 
@@ -151,7 +153,7 @@ class Baseline:
         if all(holds(abs(gallery[m] - size), "<=", GROWTH * size) for m, size in self.gallery.items()):
             return None
         then, now = (
-            " and ".join(f"{size:,} {modality}s" for modality, size in sizes.items())
+            " and ".join(counted(size, modality) for modality, size in sizes.items())
             for sizes in (self.gallery, gallery)
         )
         return (

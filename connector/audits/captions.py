@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment.modality import MODALITIES, Modality
+from alignment.plurals import counted
 from alignment.retrieval.bootstrap import Estimate, bootstrap_mean, bootstrap_of_two
 from alignment.retrieval.paraphrases import paraphrases
 from alignment.retrieval.ranks import IntArray, group_codes
@@ -313,7 +314,7 @@ def _in_words(baseline: CaptionBaseline) -> Iterator[str]:
     if uncaptioned:
         yield (
             f"Items without a caption are found by the alignment alone: {_share(uncaptioned.among[IMAGE])} by image "
-            f"and {_share(uncaptioned.among[FUSED])} by both, of {uncaptioned.queries} queries."
+            f"and {_share(uncaptioned.among[FUSED])} by both, of {counted(uncaptioned.queries, 'query')}."
         )
     yield _weighed(baseline.fusion)
     most = "of image and fused it" if baseline.paraphrased else "of the three ways it"
@@ -336,7 +337,7 @@ def _weighed(fusion: Fusion) -> str:
 def _found(kind: KindOfQuery, about: str, k: int) -> str:
     among = kind.among
     return (
-        f"Of {kind.queries} queries {about}, captions alone find {_share(among[CAPTION])} among the first {k}, images "
+        f"Of {counted(kind.queries, 'query')} {about}, captions alone find {_share(among[CAPTION])} among the first {k}, images "
         f"{_share(among[IMAGE])}, both together {_share(among[FUSED])}."
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from alignment.modality import Modality
+from alignment.plurals import counted
 from connector.audits.census import Census
 from connector.audits.plan import AuditPlan
 from connector.releases.release import Release
@@ -58,8 +59,8 @@ def few_groups(groups: Mapping[Modality, int]) -> Iterator[str]:
     for modality, count in groups.items():
         if count < FEW_GROUPS:
             yield (
-                f"The {modality} queries are of {count} groups: intervals of so few are too narrow, and changes seem "
-                "to be more than chance too easily."
+                f"The {modality} queries are of {counted(count, 'group')}: intervals of so few are too narrow, and "
+                "changes seem to be more than chance too easily."
             )
 
 
@@ -78,6 +79,6 @@ def seen_warnings(release: Release, plan: AuditPlan, census: Mapping[Modality, C
             "This alignment does not record what its fit saw, so every item that is not held out counts as known; fit "
             "again to tell new items from them."
         )
-    for modality, counted in census.items():
-        if not counted.seen and release.alignment.card.seen_offsets.get(str(release.metric), {}).get(modality):
+    for modality, kinds in census.items():
+        if not kinds.seen and release.alignment.card.seen_offsets.get(str(release.metric), {}).get(modality):
             yield f"The offset of known items changes nothing: the collection holds no {modality} that the fit saw."

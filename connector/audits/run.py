@@ -135,7 +135,7 @@ def _measure(
     except (MismatchError, CollectionNotFoundError, AlignmentError, EmbeddingSetError) as error:
         return replace(broken, broken=str(error))
     try:
-        with progress(f"audit {row.physical_name}", None, "queries") as advance:
+        with progress(f"audit {row.physical_name}", None, "query") as advance:
             result = audit(
                 release,
                 store,

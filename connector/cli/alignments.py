@@ -9,6 +9,7 @@ import click
 
 from alignment.fitting.training import Training
 from alignment.names import COMPARED_METRICS, METHODS
+from alignment.plurals import counted
 from connector.cli.choices import METRIC, SEEN_OFFSET, Name
 from connector.cli.group import cli, open_home, shortest
 from connector.cli.options import (
@@ -156,7 +157,7 @@ def compare(as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
     if as_json:
         print_json({"run": result.run, **json.loads((compared.directory / DOCUMENT).read_text(encoding="utf-8"))})
         return
-    title = f"{comparison.test_groups:,} held-out groups by themselves, mean of both directions, 95% intervals"
+    title = f"{counted(comparison.test_groups, 'held-out group')} apart, mean of both directions, 95% intervals"
     print_table(table(comparison), title)
     title = "all items in one collection, as production searches them, with the offset (and without)"
     print_table(whole_table(comparison), title)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from alignment.modality import DIRECTIONS
+from alignment.plurals import counted
 from alignment.retrieval.bootstrap import Estimate
 from connector.audits.kinds import HARMONIC, SEEN, UNSEEN
 from connector.audits.measures import MEASURES, trended
@@ -21,9 +22,10 @@ def print_audit(found: Audit) -> None:
     """Print the verdict in words, the measures of the whole, the stages, and the strata."""
     title = f"{found.row.physical_name}: {found.verdict}"
     if found.verdict == BROKEN:
-        show(f"{title}\n  {found.broken}")
+        show(title)
+        show(f"  {found.broken}")
         return
-    sizes = ", ".join(f"{size} {modality}s" for modality, size in found.gallery.items())
+    sizes = ", ".join(counted(size, modality) for modality, size in found.gallery.items())
     among = f"protocol {found.plan.protocol}" if found.plan.protocol else f"{found.plan.gallery} gallery"
     print_table(_whole(found), f"{title}; {among} of {sizes}")
     for result in found.seen_unseen:
@@ -48,7 +50,7 @@ def print_audit(found: Audit) -> None:
         show(sentence)
     for direction, count in found.without_relevant.items():
         if count:
-            show(f"{direction}: {count} queries have no relevant item in the gallery and count as misses.")
+            show(f"{direction}: counted as misses, with no relevant item in the gallery: {counted(count, 'query')}.")
 
 
 def print_verdicts(audits: Sequence[Audit]) -> None:
@@ -73,8 +75,8 @@ def _facts(found: Audit) -> str:
     ef = f"ef {release.hnsw_ef}" if release.hnsw_ef else "Qdrant's own ef"
     quantized = f", {info.quantization} quantization" if info.quantization else ""
     return (
-        f"{info.points:,} points, {info.indexed:,} vectors in a graph (m {info.m}, ef_construct {info.ef_construct}, "
-        f"{ef}){quantized}, status {info.status}; {found.verified:,} points read back are what was pushed."
+        f"{counted(info.points, 'point')}, {counted(info.indexed, 'vector')} in a graph (m {info.m}, ef_construct {info.ef_construct}, "
+        f"{ef}){quantized}, status {info.status}; {counted(found.verified, 'point')} read back {'is' if found.verified == 1 else 'are'} what was pushed."
     )
 
 
@@ -116,7 +118,7 @@ def _stage_row(stage: StageSummary) -> dict[str, str]:
     if stage.why_not:
         return row  # the reason is a sentence, and stands below
     if stage.name.startswith(FILTER):
-        row["stage"] += f" ({stage.queries:,} queries with something to find)"
+        row["stage"] += f" ({counted(stage.queries, 'query')} with something to find)"
     for k, recall in stage.recall.items():
         row[f"R@{k}"] = f"{recall.value:.3f}"
     row["lost"] = "" if stage.lost is None else _estimate(stage.lost)

@@ -58,7 +58,8 @@ def _exit_code() -> int:
     except click.ClickException as error:
         message = io.StringIO()
         error.show(message)
-        say(message.getvalue().removesuffix("\n"))
+        for line in message.getvalue().splitlines():
+            say(line)
         return USAGE
     except (click.Abort, KeyboardInterrupt):
         say("interrupted; nothing is half written: run the same command again")

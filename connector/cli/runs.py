@@ -14,10 +14,9 @@ from alignment.modality import DIRECTIONS
 from alignment.plurals import counted
 from connector.cli.group import cli, exit_for_rejects, load_settings, open_home, shortest
 from connector.cli.options import home_options, json_option, pixels_option, rejects_option
-from connector.cli.tables import print_json, print_rejects, print_result, print_table, show
+from connector.cli.tables import json_text, print_json, print_rejects, print_result, print_table, show
 from connector.progress import say
 from connector.reports.output_files import write_file
-from connector.safe_text import json_for_terminal
 
 if TYPE_CHECKING:
     from connector.provenance.tables import RejectRow
@@ -63,11 +62,11 @@ def rejects(
     tally = Counter((row["stage"], row["reason"]) for row in rows)
     counts = [{"stage": stage, "reason": reason, "count": n} for (stage, reason), n in tally.most_common()]
     if to is not None:
-        lines = "".join(json.dumps({"run": number, **row}, ensure_ascii=False) + "\n" for row in rows)
+        lines = [{"run": number, **row} for row in rows]
         if str(to) == "-":
-            click.echo(json_for_terminal(lines), nl=False)
+            click.echo("".join(f"{json_text(line)}\n" for line in lines), nl=False)
         else:
-            write_file(to, lines)
+            write_file(to, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
             say(f"wrote {counted(rows, 'reject')} to {to}")
     elif as_json:
         print_json({"run": number, **({"by_reason": counts} if by_reason else {"rejects": rows})})
@@ -114,13 +113,16 @@ def demo(as_json: bool, where: Mapping[str, Any]) -> None:
     ]
     print_table(
         shown,
-        f"Recall@K among {rows[0]['queries']} held-out pairs, chance {rows[0]['chance@10']:.3f}; Recall@10 of unseen and "
+        f"Recall@K among {counted(rows[0]['queries'], 'held-out pair')}, chance {rows[0]['chance@10']:.3f}; Recall@10 of unseen and "
         "of seen items among all, and their harmonic mean; fidelity@10",
     )
     say("cosine, dot and euclid agree: they order unit vectors alike")
     modalign = "modalign" if shutil.which("modalign") else shortest(Path(sys.argv[0]))
     option = "" if where["home"] is None else f" --home {where['home']}"
-    say(f"\nLook at {result.page}\nThen try, in the home {result.home}:\n")
+    say("")
+    say(f"Look at {result.page}")
+    say(f"Then try, in the home {result.home}:")
+    say("")
     say(f"  {modalign} search emoji 'a red heart' -k 5{option}")
     say(f"  {modalign} search emoji {shortest(result.example)} --html found.html{option}")
     say(f"  {modalign} audit emoji --pairs emoji --require 'recall@10>=0.4'{option}")

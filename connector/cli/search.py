@@ -38,7 +38,7 @@ from connector.requests import SearchRequest, Way, default_of
     help="What a text is compared with to find items: their images, their captions, or both.",
 )
 @click.option("--filter", metavar="JSON", help="Qdrant filter on the payload.")
-@click.option("--exact", is_flag=True, help="Compare with every item instead of searching the HNSW graph.")
+@click.option("--exact", is_flag=True, help="Compare with every item, not only with those that an index leads to.")
 @click.option(
     "--candidates",
     "max_candidates",
@@ -59,7 +59,7 @@ def search(page: Path | None, as_json: bool, where: Mapping[str, Any], **given: 
         found = home.search(request)
     hits = found.hits
     way = {"image": "", "caption": " by caption", "fused": " by image and caption"}[request.by]
-    title = f"under {found.metric}{way}, {result_quality(found.guarantee, hits)}"
+    title = f"under {found.metric}{way}, {result_quality(found)}"
     if page:
         subtitle = f"{len(hits)} best {title}"
         heading, answers = f"{request.collection}: {request.query}", [Answered(found.query, hits)]
@@ -73,7 +73,7 @@ def search(page: Path | None, as_json: bool, where: Mapping[str, Any], **given: 
             "guarantee": found.guarantee,
             "certified": hits.certified,
             "candidates": hits.candidates,
-            "exact": hits.exact,
+            "compares_with_all": found.compares_with_all,
             "query": request.query,
             "found": [hit._asdict() for hit in hits],
         }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from alignment.plurals import plural
+from alignment.plurals import counted, plural
 from connector.cli.choices import ENCODER
 from connector.cli.group import cli, exit_for_rejects, open_home
 from connector.cli.options import (
@@ -189,7 +189,7 @@ def gap(as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
     else:
         space = "as encoded" if request.alignment is None else f"aligned by {request.alignment}"
         how = f"seed {request.seed}, {measured.settings['normalisation']} vectors, solver {measured.gap.solver}"
-        title = f"{request.set} {space}: {measured.groups} held-out groups, {measured.gap.n} a half, {how}"
+        title = f"{request.set} {space}: {counted(measured.groups, 'held-out group')}, {measured.gap.n} a half, {how}"
         print_geometry(measured, title)
 
 

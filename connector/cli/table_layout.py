@@ -62,7 +62,7 @@ def text_of(value: Any) -> str:
     """Return what stands in a cell: one line, without what a terminal would obey."""
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "" if value is None else for_terminal(str(value)).replace("\n", "\\n")
+    return "" if value is None else for_terminal(str(value))
 
 
 def table_lines(rows: Sequence[Mapping[str, Any]], width: int, rule: str = "─") -> tuple[list[str], list[str]]:

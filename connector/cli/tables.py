@@ -25,18 +25,30 @@ if TYPE_CHECKING:
     from connector.releases.promotion import AliasSwitch
     from connector.releases.reconcile import ReconcileReport
     from connector.releases.release import Release
-    from connector.search.retriever import SearchHit, SearchResult
+    from connector.search.query import QueryResult
+    from connector.search.retriever import SearchHit
 
 
 def print_json(document: Any) -> None:
     """Print a document as JSON on stdout."""
+    click.echo(json_text(document, indent=2))
+
+
+def json_text(document: Any, *, indent: int | None = None) -> str:
+    """Lay a document out as JSON that stdout can print whatever its encoding is, and that no terminal obeys."""
     has_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
-    click.echo(json_for_terminal(json.dumps(document, indent=2, ensure_ascii=not has_unicode, default=str)))
+    return json_for_terminal(json.dumps(document, indent=indent, ensure_ascii=not has_unicode, default=str))
 
 
-def show(text: str) -> None:
-    """Print text for people on stdout; what a terminal would obey is escaped."""
-    click.echo(for_terminal(text))
+def show(line: str) -> None:
+    """Print a line for people on stdout; what a terminal would obey is escaped."""
+    click.echo(for_terminal(line))
+
+
+def show_wrapped(text: str, width: int, *, first: str = "", rest: str = "") -> None:
+    """Print a paragraph for people on stdout, in lines of a width; the first and the rest have their indents."""
+    for line in textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest):
+        show(line)
 
 
 def print_result(
@@ -188,17 +200,22 @@ def print_reconciled(reports: Sequence["ReconcileReport"]) -> None:
             say(f"{name}: {kind}, for example {', '.join(examples)}")
 
 
-def result_quality(guarantee: str, answer: "SearchResult") -> str:
+def result_quality(found: "QueryResult") -> str:
     """Say in words how good a search result is."""
-    if answer.certified is None:
-        along = guarantee == "exact" and not answer.exact
-        proof = " order; an index may miss items, --exact compares with everything" if along else ""
+    answer = found.hits
+    if answer.certified is None and found.guarantee == "exact":
+        order = ": every item was compared"
+        proof = (
+            order if found.compares_with_all else " order; an index may miss items, --exact compares with every item"
+        )
+    elif answer.certified is None:
+        proof = ""
     elif answer.certified:
         proof = ": nothing better is there"
     else:
         proof = ": not proved that nothing better is there" + ("" if answer.exact else ", --exact may prove it")
     rescored = f", {counted(answer.candidates, 'candidate')} rescored" if answer.candidates else ""
-    return f"{guarantee}{proof}{rescored}"
+    return f"{found.guarantee}{proof}{rescored}"
 
 
 def search_rows(hits: Sequence["SearchHit"]) -> Iterator[dict[str, Any]]:
@@ -241,14 +258,15 @@ def print_guidelines(guidelines: Sequence["Guideline"]) -> None:
     """Print what a comparison says on stdout, a paragraph each with what it rests on."""
     width = table_width()
     for guideline in guidelines:
-        show(textwrap.fill(f"{guideline.topic}: {guideline.says}", width, subsequent_indent="  "))
-        show(textwrap.fill(f"({guideline.rests_on})", width, initial_indent="  ", subsequent_indent="  ") + "\n")
+        show_wrapped(f"{guideline.topic}: {guideline.says}", width, rest="  ")
+        show_wrapped(f"({guideline.rests_on})", width, first="  ", rest="  ")
+        show("")
 
 
 def print_geometry(found: "Geometry", title: str) -> None:
     """Print a geometry as a table, recalls first, and say in a sentence what it means."""
     print_table(geometry_rows(found), title)
-    show(textwrap.fill(found.meaning, table_width()))
+    show_wrapped(found.meaning, table_width())
     if found.left_out:
         say(f"left out, because they could not be aligned: {counted(found.left_out, 'item')}")
 

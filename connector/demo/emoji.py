@@ -146,7 +146,7 @@ def write_emoji(directory: Path) -> Path:
             caption = ", ".join(name.strip(":").replace("_", " ") for name in (names["en"], *names.get("alias", ())))
             rows.append((drawing, {"key": key, "image": f"{key}.png", "caption": caption, "character": character}))
     directory.mkdir(parents=True, exist_ok=True)
-    with progress("render", len(rows), "pictures") as advance:
+    with progress("render", len(rows), "picture") as advance:
         for drawing, row in rows:
             if not (picture := directory / row["image"]).exists():
                 svg = resvg_py.svg_to_bytes(

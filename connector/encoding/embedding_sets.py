@@ -34,7 +34,7 @@ def encode_corpus(
     cards = {modality: encoder.card for modality, encoder in encoders.items()}
     with (
         SetWriter(path, corpus=str(corpus.path), encoders=cards, dtype=dtype) as writer,
-        progress(f"encode {path.name}", corpus.total(), "rows") as advance,
+        progress(f"encode {path.name}", corpus.total(), "row") as advance,
     ):
         encode(
             corpus,

@@ -121,8 +121,9 @@ class Runs:
                 yield run
         except BaseException as error:
             stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+            says = None if stopped else f"{type(error).__name__}: {error}"  # an interrupt has nothing to say
             with suppress(ProvenanceError):  # if SQL itself failed, the next run on this host marks this one killed
-                self._finish(run, "interrupted" if stopped else "failed", f"{type(error).__name__}: {error}")
+                self._finish(run, "interrupted" if stopped else "failed", says)
             raise
         else:
             self._finish(run, "done", None)

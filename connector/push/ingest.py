@@ -284,7 +284,7 @@ class Ingest:
         cards = {modality: encoder.card for modality, encoder in self.encoders.items()}
         with (
             SetWriter(path, corpus=str(corpus.path), encoders=cards) as writer,
-            progress(f"ingest {path.name}", corpus.total(), "rows") as advance,
+            progress(f"ingest {path.name}", corpus.total(), "row") as advance,
         ):
             set_id = self.provenance.artifacts.record_set(EmbeddingSet(path, writer.card))
             with push.others(path, set_id) as others:

@@ -1,5 +1,6 @@
 """The gate before a promotion: the newest audit of a release has to allow it."""
 
+from alignment.plurals import counted
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import AuditRow, ReleaseRow
 from connector.releases.chain import search_settings
@@ -37,7 +38,7 @@ def _change_since(store: Store, row: ReleaseRow, audit: AuditRow) -> str | None:
     if row.needs_tuning:
         return "was made while a push into the release was not finished; push its embedding sets again"
     if seen.get("points") != points:
-        return f"saw {seen.get('points')} points, it holds {points}"
+        return f"saw {counted(seen.get('points', 0), 'point')}, it holds {points:,}"
     if seen.get("served_with") != (present := search_settings(row)):
         return f"searched with {seen.get('served_with')}, production would with {present}"
     return None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from alignment.metrics import parse
+from alignment.plurals import counted
 from connector.errors import MismatchError, SettingsError
 from connector.provenance.leases import repair_lock
 from connector.provenance.recorder import Provenance
@@ -33,7 +34,7 @@ class StoreMerge:
 
     def __str__(self) -> str:
         names = ", ".join(sorted({row.physical_name for row in self.rows})) or "none"
-        return f"{len(self.rows)} releases ({names}) into the store at {self.address}"
+        return f"{counted(len(self.rows), 'release')} ({names}) into the store at {self.address}"
 
 
 def find_merge(provenance: Provenance, store: Store, address: str) -> StoreMerge:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignment.metrics import parse
+from alignment.plurals import counted
 from connector.errors import (
     CollectionNotFoundError,
     GateError,
@@ -343,8 +344,9 @@ class Lifecycle:
                 continue
             if points := self.provenance.ledger.points_beyond(other.id, embedding_set.id, row.id):
                 lacking.append(
-                    f"release {row.physical_name} lacks {points} points of embedding set {embedding_set.name} that "
-                    f"{other.physical_name} holds; run `modalign push {embedding_set.name} --into {self.collection} "
+                    f"release {row.physical_name} lacks {counted(points, 'point')} of embedding set "
+                    f"{embedding_set.name} that {other.physical_name} holds; run `modalign push {embedding_set.name} "
+                    f"--into {self.collection} "
                     f"--alignment {alignment.name} --metric '{row.metric}'`"
                 )
         return lacking

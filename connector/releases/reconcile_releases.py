@@ -156,7 +156,7 @@ def _reconcile(
         release = load_release(provenance, store, row, device=device)
         if options.get("repair") is not None:
             claim_collection(provenance, store, row)
-        with progress(f"verify {release.name}", row.points, "rows") as advance:
+        with progress(f"verify {release.name}", row.points, "row") as advance:
             report = reconcile(release, store, provenance, advance=advance, **options)
     except (StoreUnavailableError, StoreBusyError, ProvenanceError):  # not the fault of the release
         raise

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from alignment.modality import MODALITIES
+from alignment.plurals import counted
 from alignment.sets.cards import SetCard
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
@@ -73,8 +74,8 @@ def verify(release: Release, store: Store, provenance: Provenance, *, seed: int,
     recorded, held = provenance.ledger.points(release.row.id), store.count(release.name, consistent=True)
     if counts and held != recorded:
         raise MismatchError(
-            f"collection {release.name} holds {held} points, the ledger says {recorded}; run `modalign verify "
-            f"{release.row.collection}`"
+            f"collection {release.name} holds {counted(held, 'point')}, the ledger says {recorded}; run `modalign "
+            f"verify {release.row.collection}`"
         )
     rng = np.random.default_rng(seed)
     compared, outdated, unfinished = 0, {}, []

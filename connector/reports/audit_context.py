@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from alignment.modality import Modality
+from alignment.plurals import counted
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.audits.history import AuditSummary, asked_as, history
 from connector.audits.result import Audit
@@ -70,7 +71,7 @@ def provenance_chain(found: Audit, origin: AuditContext) -> Iterator[tuple[str, 
     for modality, encoder in origin.encoders.items():
         yield f"{modality} encoder", f"{encoder.spec}, {encoder.dim} dimensions", encoder.fingerprint
     fitted = f"{alignment.name}: {alignment.method}({_listed(card.get('hyperparameters', {}))})"
-    on = f"{alignment.dim} dimensions, fitted on {card.get('pairs', 0):,} pairs"
+    on = f"{alignment.dim} dimensions, fitted on {counted(card.get('pairs', 0), 'pair')}"
     yield "alignment", f"{fitted}, {on}", alignment.fingerprint
     hold_out = card.get("hold_out", {})
     yield "held out", f"{hold_out.get('fraction', 0):.0%} of the groups, by a hash with seed {hold_out.get('seed')}", ""
@@ -104,7 +105,7 @@ def asked_how(found: Audit, origin: AuditContext) -> Iterator[tuple[str, str]]:
         return
     yield "points", f"{info.points:,}; {found.verified} were read back and compared with the embedding sets"
     none = "none: every search is exact"
-    yield "indexed", f"{info.indexed:,} vectors in a graph" if info.indexed else none
+    yield "indexed", f"{counted(info.indexed, 'vector')} in a graph" if info.indexed else none
     ef = found.release.hnsw_ef if found.release else None
     yield "graph", f"m {info.m}, ef_construct {info.ef_construct}, searched with ef {ef if ef else 'of Qdrant'}"
     yield "quantization", info.quantization or "none"

@@ -6,6 +6,7 @@ from typing import Any
 
 from alignment.metrics import parse
 from alignment.modality import DIRECTIONS
+from alignment.plurals import counted
 from connector.audits.history import asked_as
 from connector.audits.kinds import HARMONIC, SEEN, UNSEEN
 from connector.audits.measures import MEASURES, trended
@@ -85,8 +86,8 @@ def _asked(found: Audit) -> str:
     plan = found.plan
     if found.verdict == BROKEN:
         return f"Nothing was measured. The queries were to come from embedding set {found.pairs}."
-    counts = " and ".join(f"{found.queries_of(d):,} {asking}s" for d, (asking, _) in DIRECTIONS.items())
-    sizes = " and ".join(f"{size:,} {modality}s" for modality, size in found.gallery.items())
+    counts = " and ".join(counted(found.queries_of(d), asking) for d, (asking, _) in DIRECTIONS.items())
+    sizes = " and ".join(counted(size, modality) for modality, size in found.gallery.items())
     queries = f"Queries: {counts} of embedding set {found.pairs}"
     if plan.protocol:
         return f"{queries}, including training pairs. Gallery: {sizes}, by protocol {plan.protocol}."
@@ -234,7 +235,7 @@ def _changed(found: Audit) -> str:
 def _shared(found: Audit) -> str:
     """Return the number of queries that both audits share, by direction, in words."""
     queries = {drift.direction: drift.change.queries for drift in found.drifts}
-    return " and ".join(f"{count:,} queries {ARROWS[direction]}" for direction, count in queries.items())
+    return " and ".join(f"{counted(count, 'query')} {ARROWS[direction]}" for direction, count in queries.items())
 
 
 def _history(found: Audit, origin: AuditContext) -> dict[str, Any]:

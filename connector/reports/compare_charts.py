@@ -10,6 +10,7 @@ from alignment.comparison.learning_curve import CurvePoint, Forecast
 from alignment.comparison.table import Comparison, Fitted
 from alignment.fitting.seen_unseen import WholeRecall
 from alignment.modality import DIRECTIONS
+from alignment.plurals import counted
 from connector.reports.charts import COLOURS, NARROWEST, limits, new_figure, seen_unseen, shortened, styled, svg
 from connector.reports.glossary import ARROWS
 
@@ -38,7 +39,7 @@ def heat_map(comparison: Comparison, advice: Advice) -> str:
     tables = [(pair.name, list(comparison.by_pair(pair.name))) for pair in comparison.pairs]
     title = (
         "Harmonic mean of the Recall@10 of new and known items by method and metric: mean of both directions on "
-        f"{comparison.test_groups:,} held-out groups, with 95% intervals"
+        f"{counted(comparison.test_groups, 'held-out group')}, with 95% intervals"
     )
     figure, grid = new_figure(
         title,

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from alignment.plurals import counted
 from connector.audits.history import AuditSummary
 from connector.audits.measure import BOTH
 from connector.audits.measures import find_measure
@@ -37,7 +38,7 @@ def trend(moments: Sequence[AuditSummary], name: str, part: str = "", *, beside:
         if direction == BOTH and points:
             groups = points[-1][2].queries
             points = [point for point in points if point[2].queries == groups]
-            title += f", {groups:,} groups"
+            title += f", {counted(groups, 'group')}"
         if points:
             low = [_finite(m.low, m.value) for _, _, m in points]
             high = [_finite(m.high, m.value) for _, _, m in points]

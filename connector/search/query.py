@@ -27,12 +27,15 @@ class QueryResult:
         guarantee: how good this search is: what `Retriever.guarantee` says, but `bounded` where that is `certified`
             and these hits are not.
         hits: the items, best first.
+        compares_with_all: whether the query was compared with every item, because that was asked for or because there
+            is no index that could miss some.
     """
 
     query: str | Path
     metric: str
     guarantee: Guarantee
     hits: SearchResult
+    compares_with_all: bool
 
 
 def search(retriever: Retriever, request: SearchRequest, condition: "Filter | None") -> QueryResult:
@@ -56,7 +59,8 @@ def search(retriever: Retriever, request: SearchRequest, condition: "Filter | No
     guarantee = retriever.guarantee
     if guarantee is Guarantee.CERTIFIED and not hits.certified:
         guarantee = Guarantee.BOUNDED
-    return QueryResult(query, str(retriever.release.metric), guarantee, hits)
+    compares_with_all = request.exact or retriever.compares_with_all()
+    return QueryResult(query, str(retriever.release.metric), guarantee, hits, compares_with_all)
 
 
 def _is_path(query: str) -> bool:

@@ -61,7 +61,8 @@ class SearchResult(list["SearchHit"]):
             `max_candidates`, along a graph or over quantized vectors; None if the metric's guarantee needs no proof or
             allows none, see `Retriever.guarantee`.
         candidates: number of items that the metric itself scored; 0 if Qdrant's order is the metric's own.
-        exact: every item was compared, instead of those that the index led to.
+        exact: the search was asked to compare every item, instead of those that the index leads to. Where there is no
+            index yet, every search does: `Retriever.compares_with_all`.
     """
 
     def __init__(self, hits: Iterable["SearchHit"], *, certified: bool | None, candidates: int, exact: bool):
@@ -189,6 +190,14 @@ class Retriever:
             self._search(
                 modality, X, 1, target=OTHER[modality], by=IMAGE, filter=None, exact=False, max_candidates=None
             )
+
+    def compares_with_all(self) -> bool:
+        """Say whether all searches compare with every item, because there is no index yet, and no quantization.
+
+        On a server this is a request.
+        """
+        with within(self.deadline):
+            return self._candidates.compares_with_all()
 
     def search_texts(
         self,

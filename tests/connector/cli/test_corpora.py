@@ -111,7 +111,7 @@ class TestBadCorpora:
             ]
             assert [r["points"] for r in ended.document["releases"]] == [18]
         refused = modalign("fit", "made", "--alignment", "b", "--home", home)
-        assert "1 image vectors cannot be used, the first is key '2': vector-not-finite" in refused.error
+        assert "1 image vector cannot be used, the first is key '2': vector-not-finite" in refused.error
 
 
 class TestOwnColumns:

@@ -45,8 +45,24 @@ class TestExitCodes:
         assert ended.stderr.splitlines()[-1].startswith("interrupted; nothing is half written")
         assert "Traceback" not in ended.stderr
         (run,) = done("status", "-n", 1, "--json", "--home", home).document["runs"]
-        assert (run["outcome"], run["command"]) == ("interrupted", "ingest")
+        assert (run["outcome"], run["command"], run["error"]) == ("interrupted", "ingest", "")
         assert done(*arguments).code == 0
+
+    @pytest.mark.parametrize("module", ["connector.cli.main", "click", "alignment.errors"])
+    def test_interrupted_before_everything_is_imported(self, module: str) -> None:
+        program = f"""
+import sys
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting())
+from connector.cli.entry import main
+main()
+"""
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (130, "", 1)
+        assert ended.stderr.startswith("interrupted")
 
     def test_a_reader_that_leaves(self, shared: Path) -> None:
         """`modalign status | head -1` is no crash."""

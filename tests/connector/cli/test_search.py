@@ -55,13 +55,11 @@ class TestMetrics:
         assert said == {"metric": printed, "guarantee": guarantee, "certified": certified, "candidates": candidates}
         assert [set(item) for item in document["found"]] == [set(SearchHit._fields)] * 3
         assert not any("aligned" in item["payload"] for item in document["found"])
-        assert document["exact"] is False
-        assert done(*arguments, "--exact", "--json").document["exact"] is True
-        for options in ((), ("--exact",)):
-            title = done(*arguments, *options).out.splitlines()[0]
-            along = " order; an index may miss items, --exact compares with everything"
-            proof = ": nothing better is there, 60 candidates rescored" if certified else "" if options else along
-            assert title == f"many under {printed}, {guarantee}{proof}"
+        for options in ((), ("--exact",)):  # without an index a search compares with every item, whatever it is asked
+            assert done(*arguments, *options, "--json").document["compares_with_all"] is True
+            title = " ".join(done(*arguments, *options).out.split())
+            proof = "nothing better is there, 60 candidates rescored" if certified else "every item was compared"
+            assert title.startswith(f"many under {printed}, {guarantee}: {proof}")
 
     @pytest.mark.parametrize("by", ["image", "caption", "fused"])
     @pytest.mark.parametrize("metric", ["cosine", "chi2"])
@@ -94,8 +92,8 @@ class TestMetrics:
             document = done(*arguments, "--metric", metric, "--json").document
             assert (document["guarantee"], document["certified"]) == (guarantee, certified)
             assert (document["candidates"], len(document["found"])) == (3, 3)
-            title = done(*arguments, "--metric", metric).out.splitlines()[0]
-            assert title.endswith(f"{guarantee}{proof}, 3 candidates rescored")
+            title = " ".join(done(*arguments, "--metric", metric).out.split())
+            assert f"{guarantee}{proof}, 3 candidates rescored #" in title
         for metric in SERVED:
             ended = modalign(*arguments, "--metric", metric, "-k", 6)
             assert "expected max_candidates of at least k, 6, got 3; raise it, or lower k" in ended.error
@@ -114,7 +112,7 @@ class TestMetrics:
             assert document["metric"] == f"{metric}(map=split)"
         for metric in ("mlp(hidden=4)", "cosine", "dot+nnn(k=8)"):
             ended = modalign(*arguments, "--metric", metric)
-            assert (ended.code, "names no measure of this audit" in ended.error) == (2, True)
+            assert (ended.code, "names no measure of an audit of many." in ended.error) == (2, True)
             plain = done("audit", "many", "--pairs", "pairs", "--metric", metric, "--json", "--home", many).document
             assert "certified" not in {measure["name"] for measure in plain["measures"]}
 

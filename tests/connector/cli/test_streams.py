@@ -11,6 +11,7 @@ import pytest
 
 from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance
+from connector.rejects import Reason, Reject
 from connector.settings import Settings
 
 MODALIGN = [sys.executable, "-m", "connector.cli.main"]
@@ -19,8 +20,9 @@ MODALIGN = [sys.executable, "-m", "connector.cli.main"]
 def shell(redirection: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `modalign ARGUMENTS` with its streams redirected by a shell. A pipe does not change the exit code."""
     command = f"set -o pipefail; {shlex.join([*MODALIGN, *map(str, arguments)])} {redirection}"
+    encoding = environment.get("PYTHONIOENCODING", "utf-8").replace("ascii", "utf-8")  # which click prints instead
     return subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, check=False, env=os.environ | environment
+        ["bash", "-c", command], capture_output=True, encoding=encoding, check=False, env=os.environ | environment
     )
 
 
@@ -68,12 +70,19 @@ def test_a_reader_that_leaves_is_no_crash(arguments: list[str], home: Path) -> N
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
-def test_every_character_is_printed_whatever_the_encoding(encoding: str, home: Path) -> None:
-    for arguments in (["status"], ["status", "--json"]):
+def test_every_character_is_printed_whatever_the_encoding(encoding: str, tmp_path: Path) -> None:
+    home = tmp_path / "é 🎉"
+    url = Settings.load(home=home).database_url
+    upgrade(url)
+    with Provenance.open(url) as provenance, provenance.runs.start("encode", {"corpus": "caf\udce9 é 🎉"}) as run:
+        run.reject(Reject("é 🎉.jsonl", 1, "read", Reason.IMAGE_MISSING, "é 🎉", "caf\udce9"))
+    tables, documents = (["status"], ["rejects"]), (["status", "--json"], ["rejects", "--json"])
+    for arguments in (*tables, *documents, ["rejects", "--export", "-"]):
         ended = shell("", *arguments, "--home", home, PYTHONIOENCODING=encoding)
         assert (ended.returncode, ended.stderr) == (0, "")
-    assert "encode" in ended.stdout
-    json.loads(ended.stdout)
+        if arguments not in tables:
+            shown = json.loads(ended.stdout)
+    assert shown["detail"] == "é 🎉"
 
 
 def test_a_home_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:

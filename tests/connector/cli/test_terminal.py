@@ -6,15 +6,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from connector.stores.edge import EdgeStore
 from tests.support.cli import SPECS, Ended, done, modalign
 from tests.support.sparse_copy import copy_sparse
 
-EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp.exe\u2066\r\x7f"
-OBEYED = set(EVIL) - set("]0;owned[2J31mgnp.exe")
+FORGED = "modalign: all is well"
+EVIL = f"x\n{FORGED}\n\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp.exe\u2066\r\x7f\u200f\u061c!"
+OBEYED = set(EVIL) - set(f"x]0;owned[2J31mgnp.exe{FORGED}!\n")
 
 
 def assert_harmless(ended: Ended) -> None:
     assert not OBEYED & set(ended.out + ended.err), repr(ended)
+    assert not [line for line in (ended.out + ended.err).splitlines() if line.startswith(FORGED)], repr(ended)
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +35,9 @@ def evil(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert encoded.code == 4, encoded
     assert_harmless(encoded)
     assert_harmless(done("push", "evil", "--into", "evil", "--alignment", "a", "--home", home))
+    with EdgeStore(home / "qdrant") as store:  # so that keys are named by what is repaired
+        (name,) = [name for name in store.collections() if name.startswith("evil.")]
+        store.delete(name, [record.id for page in store.scroll(name) for record in page][:1])
     return home
 
 
@@ -43,9 +49,12 @@ def test_what_was_found_and_refused_is_shown_without_its_escapes(evil: Path) -> 
         ("rejects", "--json"),
         ("rejects", "--export", "-"),
         ("status", "--json"),
+        ("verify", "evil"),
+        ("verify", "evil", "--json"),
+        ("audit", "evil", "--pairs", "evil", "--queries", "all", "--gallery", "all"),
     ):
         shown = modalign(*arguments, "--home", evil)
-        assert shown.code == 0, shown
+        assert shown.code == {"verify": 1, "audit": 3}.get(arguments[0], 0), shown
         assert_harmless(shown)
 
 
@@ -73,4 +82,4 @@ def test_json_holds_the_exact_texts(evil: Path) -> None:
 )
 def test_answers_and_errors_show_what_was_given_without_its_escapes(evil: Path, arguments: tuple[str, ...]) -> None:
     ended = modalign(*arguments, *(() if arguments == (EVIL,) else ("--home", evil)))
-    assert_harmless(ended)
+    assert not OBEYED & set(ended.out + ended.err), repr(ended)

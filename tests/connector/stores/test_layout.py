@@ -365,7 +365,7 @@ def test_payloads_that_no_store_can_hold(
         world.store.create("c", CollectionConfig({"v": VectorConfig(2, Distance.DOT)}))
         points = batch(np.ones((3, 2), np.float32))
         points.payloads[1]["extra"] = value
-        with pytest.raises(PointsRefusedError, match="1 points were refused, the first is row 1") as raised:
+        with pytest.raises(PointsRefusedError, match="1 point refused, the first is row 1") as raised:
             world.store.upsert("c", points)
         assert [refusal.reason for refusal in raised.value.refused.values()] == [reason]
         assert world.store.count("c") == 2
