@@ -337,8 +337,8 @@ def _weighed(fusion: Fusion) -> str:
 def _found(kind: KindOfQuery, about: str, k: int) -> str:
     among = kind.among
     return (
-        f"Of {counted(kind.queries, 'query')} {about}, captions alone find {_share(among[CAPTION])} among the first {k}, images "
-        f"{_share(among[IMAGE])}, both together {_share(among[FUSED])}."
+        f"Of {counted(kind.queries, 'query')} {about}, captions alone find {_share(among[CAPTION])} among the first "
+        f"{k}, images {_share(among[IMAGE])}, both together {_share(among[FUSED])}."
     )
 
 

@@ -556,7 +556,7 @@ def test_no_set_is_no_data() -> None:
 
 def test_one_group_cannot_be_split(rng: np.random.Generator, tmp_path: Path) -> None:
     made = pair_set(tmp_path / "s", *linear_pair(rng, 60), groups=["all"] * 60)
-    with raises(FitError, "1 groups", "1 are left", "0 are held out"):
+    with raises(FitError, "1 group ", "1 are left", "0 are held out"):
         fit([made], device="cpu")
 
 
@@ -728,7 +728,7 @@ def test_an_interrupt_keeps_the_only_training_there_is(
         racers(rng), ["linear"], FitSpec(given={"epochs": 1}), folds=4, device=resolve("cpu"), progress=lines.append
     )
     assert (only.method, only.folds) == ("linear", 1)
-    assert lines[-1] == "interrupted in fold 1 of 4: going on with the best of 1 candidates"
+    assert lines[-1] == "interrupted in fold 1 of 4: going on with the best of 1 candidate"
 
 
 def test_an_interrupt_of_the_last_candidate_begins_no_further_fold(
