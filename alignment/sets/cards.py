@@ -39,6 +39,7 @@ class SetCard:
         fingerprint: SHA-256 over encoders and rows without their vectors, which follow from encoder and content;
             independent of the order of the rows; empty until complete.
         modalign: version that wrote the card.
+        truncated: captions of which the text encoder reads the beginning alone; None: unknown.
     """
 
     name: str
@@ -50,6 +51,7 @@ class SetCard:
     fingerprint: str = ""
     modalign: str = field(default_factory=lambda: version("modalign"))
     format: int = FORMAT
+    truncated: int | None = None
 
     @classmethod
     def read(cls, directory: Path) -> Self:

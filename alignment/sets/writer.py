@@ -103,13 +103,25 @@ class SetWriter:
         else:
             shard.unlink()
 
-    def finish(self) -> None:
-        """Count and fingerprint all rows and mark the set complete. No-op if nothing changed."""
+    def finish(self, truncated: int | None = None) -> None:
+        """Count and fingerprint all rows and mark the set complete. No-op if nothing changed.
+
+        Args:
+            truncated: for the card. None: as before if there are as many captions, otherwise unknown.
+        """
         fingerprint = Fingerprint(self.card.encoders)
         for modality in MODALITIES:
             for _, identity in self.identities(modality):
                 fingerprint.add(modality, identity)
-        finished = replace(self.card, counts=fingerprint.counts, complete=True, fingerprint=fingerprint.hexdigest())
+        if truncated is None and fingerprint.counts["text"] == self.card.counts.get("text", 0):
+            truncated = self.card.truncated
+        finished = replace(
+            self.card,
+            counts=fingerprint.counts,
+            complete=True,
+            fingerprint=fingerprint.hexdigest(),
+            truncated=truncated,
+        )
         if finished != SetCard.read(self.path):
             finished.write(self.path)
         self.card = finished

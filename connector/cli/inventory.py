@@ -104,6 +104,7 @@ def _set_document(held: "HeldSet") -> dict[str, Any]:
         "complete": card.complete if card else None,
         "counts": dict(held.counts),
         "encoders": {modality: asdict(encoder) for modality, encoder in card.encoders.items()} if card else {},
+        "truncated": card.truncated if card else None,
         "dtype": card.dtype if card else None,
         "corpus": card.corpus if card else None,
         "fingerprint": card.fingerprint if card else None,
@@ -131,6 +132,8 @@ def _show_set(held: "HeldSet", groups: "SetGroups | None", as_json: bool) -> Non
             for number, images in sorted(groups.captions.items(), reverse=True)
         )
     if held.card is not None:
+        if held.card.truncated:
+            fields["truncated"] = f"{counted(held.card.truncated, 'caption')} longer than the text encoder reads"
         fields |= _encoders(held.card.encoders)
         fields |= {"vectors": held.card.dtype, "corpus": held.card.corpus}
         fields["fingerprint"] = held.card.fingerprint[:SHORT]

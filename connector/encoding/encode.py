@@ -25,6 +25,7 @@ from connector.corpora.items import Corpus, Entry, Item, PassedOver, Vector
 from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
 from connector.encoding.set_index import Gone, SetIndex
+from connector.encoding.truncation import count_truncated, say_truncated
 from connector.errors import CorpusError
 from connector.progress import Advance
 from connector.provenance.runs import Run
@@ -86,9 +87,10 @@ class Shard:
 class Encoding:
     """One pass over a corpus: take its `shards` as they become durable, then `finish` it. Use as a context manager.
 
-    Counts in `run`: `encoded`, `reused`, `already_in_set`, `rejected`; `left_out` for items of a modality without an
-    encoder; `passed_over` for files that the reader has no use for; and `no_longer_in_corpus` for rows that stay in the
-    set although the corpus no longer holds them.
+    Counts in `run`: `encoded`, `reused`, `already_in_set`, `rejected`; `truncated` for captions among the encoded and
+    reused ones of which the encoder reads the beginning alone; `left_out` for items of a modality without an encoder;
+    `passed_over` for files that the reader has no use for; and `no_longer_in_corpus` for rows that stay in the set
+    although the corpus no longer holds them.
 
     Attributes:
         unread: number of rows and files that could not be read and may hold items.
@@ -166,6 +168,7 @@ class Encoding:
         for sink in sinks.values():
             sink.close()
         self._report_passed_over()
+        say_truncated(self._run.counts["truncated"], self._encoders)
         yield from self._new_shards()
 
     def _new_shards(self) -> Iterator[Shard]:
@@ -207,7 +210,7 @@ class Encoding:
         else:
             self._run.counts["no_longer_in_corpus"] = sum(gone.rows for gone in self.gone().values())
         changed = self._drop(pruned)
-        self._writer.finish()
+        self._writer.finish(count_truncated(self._writer, self._encoders, changed))
         return changed
 
     def _drop(self, pruned: Mapping[tuple[Modality, str], Collection[int]]) -> set[str]:
@@ -353,6 +356,8 @@ class _Sink:
         if stored and stored.matches(content.sha256, item.group, payload):
             self.run.count("already_in_set", 1)
             return
+        if isinstance(item.content, str) and self.encoder.truncates(item.content):
+            self.run.count("truncated", 1)
         vector = self.index.find_vector(self.modality, content.sha256)
         if vector is not None:
             self._known[len(self._batch)] = vector

@@ -65,6 +65,10 @@ class Encoder(ABC):
     def forward(self, modality: Modality, prepared: Sequence[Any]) -> "torch.Tensor":
         """Run the model on n >= 1 prepared items; return (n, dim)."""
 
+    def truncates(self, text: str) -> bool | None:
+        """Whether the model reads only the beginning of a text. None: this encoder does not say."""
+        return None
+
     def embed(self, modality: Modality, prepared: Sequence[Any]) -> FloatArray:
         """Return raw embeddings (n, dim) float32 of n >= 1 prepared items. CUDA computes in half precision."""
         import torch
@@ -133,6 +137,15 @@ class OpenClipEncoder(Encoder):
     @override
     def prepare(self, modality: Modality, content: Image.Image | str) -> Any:
         return self._preprocess(content) if modality == "image" else self._tokenizer([content])[0]
+
+    @override
+    def truncates(self, text: str) -> bool:
+        limit = self._tokenizer.context_length
+        if _surely_fits(text, limit):
+            return False
+        # Every tokenizer of open_clip pads, with a token of its own, and takes another length.
+        tokens, padding = self._tokenizer([text, ""], context_length=limit + 8)
+        return bool((tokens[limit:] != padding[limit:]).any())
 
     @override
     def forward(self, modality: Modality, prepared: Sequence[Any]) -> "torch.Tensor":
@@ -206,11 +219,27 @@ class SentenceTransformersEncoder(Encoder):
         return name
 
     @override
+    def truncates(self, text: str) -> bool | None:
+        limit = self._model.max_seq_length
+        if limit is None:
+            return None
+        text = (self._model.prompts.get(self._model.default_prompt_name or "") or "") + text
+        if _surely_fits(text, limit):
+            return False
+        tokens = self._model.tokenizer(text, truncation=False, verbose=False)["input_ids"]
+        return len(tokens) > limit
+
+    @override
     def forward(self, modality: Modality, prepared: Sequence[Any]) -> "torch.Tensor":
         embedded: torch.Tensor = self._model.encode(
             list(prepared), batch_size=len(prepared), convert_to_tensor=True, show_progress_bar=False
         )
         return embedded
+
+
+def _surely_fits(text: str, limit: int) -> bool:
+    """Whether a text has so few bytes that it cannot have more than `limit` tokens, two of them special."""
+    return len(text.encode("utf-8", "surrogatepass")) + 2 <= limit
 
 
 class ImportedEncoder(Encoder):

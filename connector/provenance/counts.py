@@ -14,6 +14,7 @@ COUNTS: Mapping[str, tuple[str, str]] = {
     "imported": ("item", "imported"),
     "reused": ("item", "given the vector of an equal one"),
     "already_in_set": ("item", "in the set already"),
+    "truncated": ("caption", "longer than the encoder reads"),
     "left_out": ("item", "left out"),
     "passed_over": ("file", "passed over"),
     "no_longer_in_corpus": ("item", "no longer in the corpus"),

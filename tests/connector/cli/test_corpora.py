@@ -131,7 +131,7 @@ class TestOwnColumns:
         document = done("encode", path, "--set", "own", *SPECS, *options).document
         assert (document["image"], document["text"]) == (4, 8)
         document = done("ingest", path, "--set", "own", "--into", "new", "--alignment", "a", *options).document
-        assert (document["counts"]["unchanged"], document["counts"]["written"]) == (12, 12)
+        assert (document["counts"]["already_in_set"], document["counts"]["written"]) == (12, 12)
         rows = EmbeddingSet.open(home / "sets" / "own").load("text")
         assert rows.keys[:3] == ["0#0", "0#1", "1#0"]
         assert set(rows.groups) == {"acme0", "acme1"}
@@ -144,7 +144,7 @@ class TestOwnColumns:
         assert (ended.code, ended.document["image"]) == (4, 3)
         (tmp_path / "away.png").rename(tmp_path / "images" / "s7-00002.png")
         document = done("rejects", ended.document["run"], "--retry", "--json", "--home", home).document
-        assert (document["counts"]["encoded"], document["counts"]["unchanged"]) == (1, 11)
+        assert (document["counts"]["encoded"], document["counts"]["already_in_set"]) == (1, 11)
 
     @pytest.mark.parametrize(
         ("options", "code", "values"),
@@ -203,7 +203,11 @@ class TestFormats:
         assert (refused["reason"], refused["source"]) == ("member-unsafe-name", str(tmp_path / "shard-00.tar"))
         options = ("--set", "tar", "--into", "new", "--alignment", "a", "--format", "webdataset", "--json")
         ended = modalign("ingest", tmp_path / "shard-00.tar", *options, "--max-rejects", 1, "--home", home)
-        assert (ended.code, ended.document["counts"]["unchanged"], ended.document["counts"]["written"]) == (0, 10, 10)
+        assert (ended.code, ended.document["counts"]["already_in_set"], ended.document["counts"]["written"]) == (
+            0,
+            10,
+            10,
+        )
 
     @pytest.mark.parametrize(("suffix", "code", "rejected"), [("bak", 1, 0), ("heic", 1, 2)])
     def test_pictures_under_other_names_are_shown_and_not_pruned(
@@ -264,7 +268,7 @@ class TestFormats:
         arguments = ("import", tmp_path / "v.npy", "--set", "v", "--image-encoder", "mine", "--json", "--home", home)
         ended = modalign(*arguments)
         assert (ended.code, ended.document["counts"]["imported"], ended.document["image"]) == (4, 2, 2)
-        assert modalign(*arguments, "--max-rejects", 1).document["counts"]["unchanged"] == 2
+        assert modalign(*arguments, "--max-rejects", 1).document["counts"]["already_in_set"] == 2
         (refused,) = done("rejects", "--json", "--home", home).document["rejects"]
         assert (refused["reason"], refused["key"], refused["position"]) == ("vector-zero", "b", 2)
         assert EmbeddingSet.open(home / "sets" / "v").card.encoders["image"].spec == "imported:mine"

@@ -8,7 +8,7 @@ from alignment.model.alignment import Alignment
 from alignment.sets.cards import CARD
 from alignment.sets.embedding_set import EmbeddingSet
 from tests.support.cli import SPECS, N, done, modalign
-from tests.support.fakes import fake_pairs, write_manifest
+from tests.support.fakes import FakeTextEncoder, fake_pairs, write_manifest
 
 
 def test_sets_are_listed_with_their_encoders_and_collections(unbroken: Path) -> None:
@@ -36,6 +36,23 @@ def test_one_set_with_groups_captions_and_what_is_not_pushed(home: Path, tmp_pat
     shown = done("sets", "pairs", "--home", home).out
     assert f"{N + 3} images with 1 text" in shown
     assert shown.splitlines()[-2].split()[-2:] == [str(2 * N), "6"]
+
+
+def test_a_set_says_how_many_of_its_captions_are_longer_than_its_encoder_reads(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeTextEncoder, "truncates", lambda self, text: len(text) > 20)
+    rows = [{"key": "a", "caption": "red"}, {"key": "b", "caption": "lime and a very long end"}]
+    manifest = write_manifest(tmp_path / "m.jsonl", [], *rows)
+    arguments = ("encode", manifest, "--set", "long", *SPECS[2:], "--home", home)
+    ended = done(*arguments, "--json")
+    assert ended.document["counts"]["truncated"] == 1
+    assert "1 of these captions" in ended.err
+    assert done("status", "-n", 1, "--json", "--home", home).document["runs"][0]["counts"]["truncated"] == 1
+    assert done("sets", "long", "--json", "--home", home).document["truncated"] == 1
+    assert "1 caption longer" in done("sets", "long", "--home", home).out
+    assert "truncated" not in done(*arguments, "--json").document["counts"]
+    assert done("sets", "long", "--json", "--home", home).document["truncated"] == 1
 
 
 def test_alignments_are_listed_with_what_they_serve(unbroken: Path) -> None:

@@ -172,6 +172,20 @@ def test_a_model_is_frozen(encoder: Encoder) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_text_is_said_to_be_truncated_where_its_end_changes_nothing(encoder: Encoder) -> None:
+    if "text" not in encoder.modalities:
+        assert encoder.truncates("a red square " * 1000) is None
+        return
+    said = []
+    for words in (*range(1, 10), *range(251, 257)):
+        begin = "red " * words
+        ends: list[Image.Image | str] = [f"{begin}blue", f"{begin}green"]
+        one, other = encoder.encode("text", ends)
+        said.append(encoder.truncates(f"{begin}blue"))
+        assert said[-1] == np.array_equal(one, other)
+    assert set(said) == {False, True}
+
+
 def test_items_are_prepared_by_several_threads_alike(encoder: Encoder) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
