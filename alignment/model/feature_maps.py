@@ -1,7 +1,8 @@
 """Feature maps: a projection that is not linear applies one to centred vectors before its weight.
 
 A feature map is a value that holds only float32 arrays. It is saved with the alignment and is part of its fingerprint.
-Its computation is written once, in torch: heads are trained through it, and exported graphs contain it.
+Its computation is written once, for tensors of torch: heads are trained through it, and exported graphs contain it.
+Those of closed forms take arrays of numpy as well, so that pushes and searches with closed forms need no torch.
 """
 
 from abc import ABC, abstractmethod
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
+from array_api_compat import array_namespace, is_torch_array
 from typing_extensions import override
 
+from alignment.metrics.arrays import Array
 from alignment.vectors import ROUNDING, FloatArray
 
 if TYPE_CHECKING:
@@ -48,7 +51,7 @@ class FeatureMap(ABC):
 
     def __call__(self, Z: FloatArray) -> FloatArray:
         """Features (n, m) of vectors (n, d); NaN for a row without a direction."""
-        import torch  # here, because a linear projection needs none
+        import torch  # here, because closed forms need none
 
         with torch.inference_mode():
             features: FloatArray = self.of_tensor(torch.from_numpy(np.ascontiguousarray(Z))).numpy()
@@ -80,7 +83,22 @@ class FeatureMap(ABC):
         return made
 
 
-class GaussianKernel(FeatureMap):
+class ClosedFormMap(FeatureMap):
+    """A feature map whose `features` take and give tensors or arrays alike."""
+
+    @staticmethod
+    @abstractmethod
+    @override
+    def features(p: Mapping[str, Array], Z: Array, *, dropout: float = 0.0) -> Array: ...
+
+    @override
+    def __call__(self, Z: FloatArray) -> FloatArray:
+        features = self.features(self.parameters, Z)
+        features[np.linalg.norm(Z.astype(np.float64), axis=1) <= ROUNDING] = np.nan
+        return features
+
+
+class GaussianKernel(ClosedFormMap):
     """`exp(-gamma (1 - cos(z, l)))` for every landmark l, less the mean of it over the training vectors.
 
     Between unit vectors that is the Gaussian kernel `exp(-gamma |z - l|^2 / 2)`. With a weight from `KernelCCA` this is
@@ -99,11 +117,11 @@ class GaussianKernel(FeatureMap):
 
     @staticmethod
     @override
-    def features(p: "Mapping[str, Tensor]", Z: "Tensor", *, dropout: float = 0.0) -> "Tensor":
+    def features(p: Mapping[str, Array], Z: Array, *, dropout: float = 0.0) -> Array:
         return gaussian(_normalized(Z), p["landmarks"], p["gamma"]) - p["mean"]
 
 
-class Anchors(FeatureMap):
+class Anchors(ClosedFormMap):
     """`max(cos(z, a), 0)^power` for the `kept` nearest anchors a, and 0 for the others: relative representations.
 
     Norelli et al. 2023 (ASIF, arXiv 2210.01738). Anchors of the two modalities are pairs, so features of both stand in
@@ -121,11 +139,11 @@ class Anchors(FeatureMap):
         return d, m
 
     @staticmethod
-    def features(p: "Mapping[str, Tensor]", Z: "Tensor", *, dropout: float = 0.0) -> "Tensor":
+    def features(p: Mapping[str, Array], Z: Array, *, dropout: float = 0.0) -> Array:
         """Sparse similarities; equal ones at the threshold are all kept."""
-        similarities = (_normalized(Z) @ p["anchors"].T).relu()
-        least = similarities.topk(int(p["kept"]), dim=1).values[:, -1:]
-        return (similarities * (similarities >= least)) ** p["power"]
+        cosines = _normalized(Z) @ p["anchors"].T
+        similarities = cosines.relu() if is_torch_array(cosines) else np.maximum(cosines, 0)
+        return (similarities * (similarities >= _kth_largest(similarities, int(p["kept"][0])))) ** p["power"]
 
 
 class ResidualMlp(FeatureMap):
@@ -183,16 +201,26 @@ class StarGlu(FeatureMap):
         return F.dropout(H, dropout, training=dropout > 0)
 
 
-def gaussian(Z: "Tensor", landmarks: "Tensor", gamma: "Tensor | float") -> "Tensor":
+def gaussian(Z: Array, landmarks: Array, gamma: Array | float) -> Array:
     """Kernel values (n, m) of unit vectors (n, d) and landmarks (m, d)."""
-    values: Tensor = ((Z @ landmarks.T - 1) * gamma).exp()
+    values: Array = array_namespace(Z).exp((Z @ landmarks.T - 1) * gamma)
     return values
 
 
-def _normalized(Z: "Tensor") -> "Tensor":
-    import torch
+def _kth_largest(X: Array, k: int) -> Array:
+    """Return the k-th largest number of each row of (n, m): (n, 1)."""
+    if is_torch_array(X):
+        return X.topk(k, dim=1).values[:, -1:]
+    return np.partition(X, X.shape[1] - k, axis=1)[:, [-k]]
 
-    normalized: Tensor = Z / Z.norm(dim=1, keepdim=True).clamp(min=torch.finfo(Z.dtype).tiny)
+
+def _normalized(Z: Array) -> Array:
+    tiny = array_namespace(Z).finfo(Z.dtype).tiny
+    if is_torch_array(Z):
+        norms = Z.norm(dim=1, keepdim=True).clamp(min=tiny)
+    else:
+        norms = np.maximum(np.linalg.norm(Z, axis=1, keepdims=True), tiny)
+    normalized: Array = Z / norms
     return normalized
 
 

@@ -1,0 +1,131 @@
+"""What a small container needs: commands that neither encode nor train run without torch; the others name it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from connector.home import Home
+from connector.settings import Settings
+from tests.support.cli import done
+
+WITHOUT = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Absent(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        absent = ("torch", "torchvision", "open_clip", "timm", "sentence_transformers", "transformers")
+        if name.partition(".")[0] in absent:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+COMMANDS = f"""{WITHOUT}
+import json
+from connector.cli.main import main
+
+for command in json.loads(sys.argv[1]):
+    sys.argv = ["modalign", *command]
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            print(f"{{command}}: {{ended.code}}", file=sys.stderr)
+            raise
+"""
+VECTORS = f"""{WITHOUT}
+import json
+from connector.home import Home
+from connector.settings import Settings
+
+with Home(Settings.load()) as home:
+    rows = home.embedding_set("pairs").load("text")
+    for metric in ("cosine", "chi2"):
+        retriever = home.retriever("things", metric)
+        encoder = retriever.release.alignment.card.encoders["text"].fingerprint
+        found = retriever.search_embeddings("text", rows.vectors[:3], 3, encoder=encoder)
+        print(json.dumps([[hit.key, round(hit.score, 4)] for hits in found for hit in hits]))
+"""
+HINTS = ("torch", "pip install torch torchvision", "CPU", "[missing-package]")
+
+
+def run(program: str, home: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "MODALIGN_HOME": str(home)}
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def commands(home: Path, *lines: str) -> None:
+    ended = run(COMMANDS, home, json.dumps([line.split() for line in lines]))
+    assert ended.returncode == 0, ended.stderr
+
+
+def searched(home: Path) -> list[Any]:
+    with Home(Settings.load(home=home)) as opened:
+        texts = opened.embedding_set("pairs").load("text").vectors[:3]
+        answers = []
+        for metric in ("cosine", "chi2"):
+            retriever = opened.retriever("things", metric)
+            encoder = retriever.release.alignment.card.encoders["text"].fingerprint
+            found = retriever.search_embeddings("text", texts, 3, encoder=encoder)
+            answers.append([[hit.key, round(hit.score, 4)] for hits in found for hit in hits])
+        return answers
+
+
+@pytest.mark.parametrize("method", ["procrustes", "ridge", "rcca", "kcca", "asif"])
+def test_closed_forms_are_pushed_promoted_and_searched_by_vectors(home: Path, method: str) -> None:
+    done("fit", "pairs", "--alignment", "b", "--method", method, "--home", home)
+    commands(
+        home,
+        "push pairs --into things --alignment b --metric cosine --metric chi2",
+        "promote things --force --reason tried",
+        "status",
+    )
+    ended = run(VECTORS, home)
+    assert ended.returncode == 0, ended.stderr
+    assert [json.loads(line) for line in ended.stdout.splitlines()] == searched(home)
+
+
+def test_what_neither_encodes_nor_trains_needs_no_torch(home: Path, tmp_path: Path) -> None:
+    vectors = tmp_path / "vectors.parquet"
+    pq.write_table(pa.table({"key": ["a", "b"], "image": [[1.0, 2.0], [2.0, 1.0]]}), vectors)
+    commands(
+        home,
+        "--help",
+        "status --json",
+        "audit things --pairs pairs",
+        "audit things --history",
+        "rejects",
+        "verify things",
+        "repair things",
+        f"import {vectors} --set imported --image-encoder elsewhere",
+        "delete things --key s0-00001 --yes",
+        "push pairs --into others --alignment a",
+        "db upgrade",
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "fit pairs --alignment b --method ridge",
+        "fit pairs --alignment b --method star-glu",
+        "compare pairs",
+        "export a --metric cosine --to {}/graphs",
+        "encode {}/nothing.jsonl --set other --text-encoder minilm:L6-v2",
+    ],
+)
+def test_what_needs_torch_names_it_in_one_line(home: Path, tmp_path: Path, line: str) -> None:
+    (tmp_path / "nothing.jsonl").write_text('{"key": "a", "caption": "red"}\n', encoding="utf-8")
+    ended = run(COMMANDS, home, json.dumps([line.format(tmp_path).split()]))
+    assert ended.returncode == 1, ended.stderr
+    (said,) = [text for text in ended.stderr.splitlines() if text.startswith("modalign: ")]
+    assert [hint for hint in HINTS if hint not in said] == []
+    assert "Traceback" not in ended.stderr
