@@ -41,7 +41,7 @@ from connector.audits.subject import AuditSubject
 from connector.errors import ExactRefusedError, FilterError, MismatchError, SettingsError
 from connector.progress import Advance
 from connector.releases.chain import check_encoder
-from connector.releases.payload_fields import missing_in_words
+from connector.releases.payload_fields import missing_in_words, unlike_in_words
 from connector.releases.recorded_settings import setting_differences
 from connector.releases.release import Release
 from connector.search.candidates import CandidateSearch
@@ -219,8 +219,11 @@ def _filters(plan: AuditPlan, release: Release, store: Store) -> "dict[str, Filt
     filters = {FILTER + name: parse_filter(text, what=f"filter {name}") for name, text in plan.filters.items()}
     for name, condition in filters.items():
         check_kinds(condition, release.indexes, what=name)
-        if missing := missing_in_words(store, release.name, fields_of(condition)):
-            raise FilterError(f"{name}: {'; '.join(missing)}")
+        fields = fields_of(condition)
+        unfit = missing_in_words(store, release.name, fields)
+        unfit += unlike_in_words(store, release.name, condition, fields, whole=True)
+        if unfit:
+            raise FilterError(f"{name}: {'; '.join(unfit)}")
     return filters
 
 

@@ -10,7 +10,7 @@ from alignment.modality import MODALITIES, Modality
 from alignment.plurals import counted
 from connector.errors import FilterError, SettingsError
 from connector.provenance.tables import ReleaseRow
-from connector.releases.payload_fields import missing_in_words
+from connector.releases.payload_fields import missing_in_words, unlike_in_words
 from connector.releases.points import Item, item_of, point_id
 from connector.stores.contract import Store
 from connector.stores.payload_kinds import check_kinds, fields_of
@@ -82,7 +82,9 @@ def items_matching(asked: Asked, collection: str, rows: Iterable[ReleaseRow], st
                 of_page = [*map(item_of, page)]
                 items.update(item for item in of_page if item is not None)
                 strange.update(r.id for r, item in zip(page, of_page, strict=True) if item is None)
-            missing += missing_in_words(store, row.physical_name, fields_of(asked.filter))
+            fields = fields_of(asked.filter)
+            missing += missing_in_words(store, row.physical_name, fields)
+            missing += unlike_in_words(store, row.physical_name, asked.filter, fields, whole=True)
     if missing and items:
         raise FilterError(
             f"filter: it matches {counted(items, 'item')}, but {missing[0]}; leave out the condition on that field"

@@ -1,22 +1,26 @@
-"""Payload fields that are asked for and that no item has: mostly misspelt, or written otherwise than a path."""
+"""Payload fields of filters that find nothing: fields that no item has, and values of another type."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from difflib import get_close_matches
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from connector.stores.contract import Store
+from connector.stores.payload_kinds import finds, kind_for, tests_of
 from connector.stores.payload_paths import field_values, print_path
 
+if TYPE_CHECKING:
+    from qdrant_client.models import Filter
+
 SAMPLE = 256  # points whose fields are offered instead
+LONGEST_SHOWN = 40  # characters of a value
 SHOWN = 8  # fields that a sentence lists at most
 
 
 def missing_fields(store: Store, name: str, fields: Iterable[str]) -> Iterator[str]:
     """Yield those of the fields, given as paths, in which no point of a collection has a value."""
-    from qdrant_client.models import Filter, IsEmptyCondition, PayloadField  # takes a second to import
-
     for field in fields:
-        has_value = Filter(must_not=[IsEmptyCondition(is_empty=PayloadField(key=field))])
-        if not next(store.scroll(name, filter=has_value, page=1), []):
+        if not next(store.scroll(name, filter=_has_value(field), page=1), []):
             yield field
 
 
@@ -27,6 +31,62 @@ def missing_in_words(store: Store, name: str, fields: Iterable[str]) -> list[str
     page = next(store.scroll(name, page=SAMPLE), [])
     known = sorted({print_path(path) for record in page for path, _ in field_values(record.payload)})
     return [f"no item of {name} has payload field {field}; {_near(field, known)}" for field in missing] if page else []
+
+
+def unlike_in_words(
+    store: Store, name: str, condition: "Filter", fields: Collection[str], *, whole: bool = False
+) -> list[str]:
+    """Say which of these fields a filter compares with what none of their values is, as a number with a CSV's texts.
+
+    Fields that no point has are left to `missing_in_words`.
+
+    Args:
+        store: where the collection is.
+        name: of the collection.
+        condition: the filter.
+        fields: of it, those to look at.
+        whole: look at all values instead of a sample, where the sample has none that can match.
+    """
+    sentences = []
+    for field, test in dict.fromkeys(tests_of(condition)):
+        if field not in fields:
+            continue
+        values: list[Any] = []
+        for page in islice(_values(store, name, field), None if whole else 1):
+            values = values or page
+            if any(finds(test, value) for value in page):
+                break
+        else:
+            sentences += [_unlike(name, field, test, values)] if values else []
+    return sentences
+
+
+def _values(store: Store, name: str, field: str) -> Iterator[list[Any]]:
+    """Yield the values of a field, without null, a page of points at a time."""
+    own = field.removesuffix("[]")
+    for page in store.scroll(name, filter=_has_value(field), page=SAMPLE):
+        of_points = ((print_path(path), value) for record in page for path, value in field_values(record.payload))
+        yield [value for path, value in of_points if path == own and value is not None]
+
+
+def _unlike(name: str, field: str, test: str, values: list[Any]) -> str:
+    says = f"field {field} of {name} holds {_called(values[0])}, and is compared with {test}, which finds none of them"
+    if all(isinstance(value, str) for value in values) and (kind := kind_for(test, values)):
+        index = f"--payload-index {field}={kind}"
+        says += f"; all values of a CSV are texts: push into a new collection with {index}, which reads them"
+    return says
+
+
+def _called(value: Any) -> str:
+    shown = repr(value) if len(repr(value)) <= LONGEST_SHOWN else f"{repr(value)[:LONGEST_SHOWN]}..."
+    kind = "true or false" if isinstance(value, bool) else "texts" if isinstance(value, str) else "numbers"
+    return f"{kind}, such as {shown}"
+
+
+def _has_value(field: str) -> "Filter":
+    from qdrant_client.models import Filter, IsEmptyCondition, PayloadField  # takes a second to import
+
+    return Filter(must_not=[IsEmptyCondition(is_empty=PayloadField(key=field))])
 
 
 def _near(field: str, known: list[str]) -> str:

@@ -22,7 +22,7 @@ from connector.errors import MismatchError, PictureError, SettingsError, Strange
 from connector.provenance.recorder import Provenance
 from connector.releases.chain import check_encoder
 from connector.releases.fusion import CAPTION, FUSED, IMAGE, WAY_OF, Fusion
-from connector.releases.payload_fields import missing_in_words
+from connector.releases.payload_fields import missing_in_words, unlike_in_words
 from connector.releases.points import FITTED
 from connector.releases.release import Release, open_release
 from connector.requests import Way
@@ -358,11 +358,12 @@ class Retriever:
         return self.release.fusion
 
     def _check_filter(self, filter: "Filter") -> None:
-        """Refuse a filter that indexes cannot answer; warn once of each field that no item has."""
+        """Refuse a filter that indexes cannot answer; warn once of each field that cannot match."""
         check_kinds(filter, self.release.indexes)
         fields = fields_of(filter) - self._looked_for
         self._looked_for |= fields
-        for sentence in missing_in_words(self._store, self.release.name, fields):
+        store, name = self._store, self.release.name
+        for sentence in missing_in_words(store, name, fields) + unlike_in_words(store, name, filter, fields):
             _log.warning("filter: %s", sentence)
 
     def _encoder(self, modality: Modality) -> Encoder:

@@ -7,7 +7,7 @@ holds nothing but texts.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, time
 from typing import TYPE_CHECKING, Any, cast
 
@@ -189,6 +189,13 @@ _ANSWERED_BY: Mapping[str, frozenset[str]] = {
     "a range of times": _TEXTS,
     "a place": frozenset(("geo",)),
 }
+# The tests that find a value of a type in a field without an index.
+_FOUND_BY: Mapping[type, Sequence[str]] = {
+    bool: ("true or false",),
+    int: ("a whole number", "a range of numbers", "a range beyond 64 bits"),
+    float: ("a range of numbers", "a range beyond 64 bits"),
+    str: ("a text", "a text that is no UUID", "words of a text", "the start or a part of a text", "a range of times"),
+}
 _HINTS = {
     ("float", "a whole number"): '; ask for a range such as {"gte": 4, "lte": 4}',
     ("keyword", "words of a text"): "; an index of kind text answers it",
@@ -204,7 +211,7 @@ def check_kinds(condition: "Filter", indexes: Mapping[str, str], *, what: str = 
     """
     kinds = {canonical_path(field): kind for field, kind in indexes.items()}
     try:
-        tests = [(field, test) for field, inner in _conditions(_json(condition)) for test in _compared_with(inner)]
+        tests = tests_of(condition)
     except ValueError as error:
         raise FilterError(f"{what}: {error}") from None
     for field, test in tests:
@@ -221,18 +228,49 @@ def check_kinds(condition: "Filter", indexes: Mapping[str, str], *, what: str = 
             )
 
 
+def tests_of(condition: "Filter") -> list[tuple[str, str]]:
+    """Return the fields that a filter compares, each with what it is compared with, in words.
+
+    >>> from connector.stores.filters import parse_filter
+    >>> tests_of(parse_filter('{"must": [{"key": "year", "range": {"gte": 1990}}]}'))
+    [('year', 'a range of numbers')]
+    """
+    return [(field, test) for field, inner in _conditions(_json(condition)) for test in _compared_with(inner)]
+
+
+def finds(test: str, value: Any) -> bool:
+    """Whether a test can find a value of this type in a field without an index, or ever does.
+
+    >>> finds("a range of numbers", 1999), finds("a range of numbers", "1999")
+    (True, False)
+    """
+    return test in _FOUND_BY.get(type(value), ())
+
+
+def kind_for(test: str, texts: Sequence[str]) -> PayloadKind | None:
+    """Return the kind of index that reads all these texts as what a test finds; None: there is none."""
+    for kind in ("integer", "float", "bool"):
+        if kind in _ANSWERED_BY[test] and all(_reads(kind, text) for text in texts):
+            return kind
+    return None
+
+
+def _reads(kind: PayloadKind, text: str) -> bool:
+    try:
+        _READ[kind](text)
+    except ValueError:
+        return False
+    return True
+
+
 def unanswered(value: Any, kind: PayloadKind) -> list[str]:
     """Return the tests that find a value in a field without an index, and that one of a kind does not answer.
 
     >>> unanswered(4, "integer"), unanswered(4, "float")
     ([], ['a whole number'])
     """
-    if isinstance(value, bool):
-        tests = ["true or false"]
-    elif isinstance(value, int):
-        tests = ["a whole number", "a range of numbers"]
-    else:
-        tests = {float: ["a range of numbers"], str: ["a text"]}.get(type(value), [])
+    usual = {"true or false", "a whole number", "a range of numbers", "a text"}
+    tests = [test for test in _FOUND_BY.get(type(value), ()) if test in usual]
     return [test for test in tests if kind not in _ANSWERED_BY[test]]
 
 

@@ -11,6 +11,7 @@ import pytest
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.errors import FilterError, StrangePointError
 from connector.push.delete import Deletion
+from connector.releases import payload_fields
 from connector.releases.payload_fields import missing_in_words
 from connector.requests import AuditRequest
 from connector.search.retriever import Retriever
@@ -82,6 +83,70 @@ def test_a_search_warns_once_of_a_field_that_no_item_has(
             retriever.search_embeddings("text", X, encoder=encoder, filter=parse_filter(equals(field, '"red"')))
     (record,) = caplog.records
     assert "colour" in record.getMessage()
+
+
+OLD = '{"must": [{"key": "year", "range": {"lt": 2000}}]}'
+# Values as rows have them, a filter that none of them can match, and the index that would read them.
+UNLIKE = [
+    pytest.param(["1990"], '{"range": {"lt": 2000}}', ("year", "'1990'", "--payload-index year=integer"), id="csv"),
+    pytest.param(["4.5", "7"], '{"range": {"lt": 5}}', ("year", "--payload-index year=float"), id="fractions"),
+    pytest.param(["1990"], '{"match": {"value": 1990}}', ("a whole number", "year=integer"), id="equal"),
+    pytest.param(["true"], '{"match": {"value": true}}', ("true or false", "year=bool"), id="flag"),
+    pytest.param([1990], '{"match": {"value": "1990"}}', ("1990", "a text"), id="text of a number"),
+    pytest.param(["about 1990"], '{"range": {"lt": 2000}}', ("year", "'about 1990'"), id="no number"),
+    pytest.param([["1990", "1991"]], '{"match": {"any": [1990]}}', ("year", "a whole number"), id="list"),
+]
+
+
+def of_years(world: World, years: list[Any]) -> EmbeddingSet:
+    payloads = [{"year": years[number % len(years)]} for number in range(N)]
+    return world.set("s", *(rows(m, embedded(m, latent(N)), payloads=payloads) for m in ("image", "text")))
+
+
+@pytest.mark.parametrize(("years", "test", "values"), UNLIKE)
+def test_a_search_warns_of_values_that_a_filter_never_matches(
+    world: World, caplog: pytest.LogCaptureFixture, years: list[Any], test: str, values: tuple[str, ...]
+) -> None:
+    world.push(of_years(world, years))
+    retriever = Retriever.open(world.provenance, world.store, COLLECTION)
+    X, encoder = embedded("text", latent(2)), cards()["text"].fingerprint
+    condition = parse_filter(f'{{"must": [{{"key": "year", {test[1:-1]}}}]}}')
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert retriever.search_embeddings("text", X, encoder=encoder, filter=condition) == [[], []]
+    (record,) = caplog.records
+    assert all(value in record.getMessage() for value in values)
+
+
+def test_a_filter_that_some_values_match_is_no_matter(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.push(of_years(world, ["unknown"] * (N - 1) + [1990]))
+    retriever = Retriever.open(world.provenance, world.store, COLLECTION)
+    X, encoder = embedded("text", latent(1)), cards()["text"].fingerprint
+    with caplog.at_level(logging.WARNING):
+        (hits,) = retriever.search_embeddings("text", X, encoder=encoder, filter=parse_filter(OLD))
+    assert len(hits) == 1
+    assert not caplog.records
+
+
+def test_the_index_that_is_named_lets_the_filter_find(world: World) -> None:
+    world.push(of_years(world, ["1990", "2010"]), payload_indexes={"year": "integer"})
+    retriever = Retriever.open(world.provenance, world.store, COLLECTION)
+    X, encoder = embedded("text", latent(1)), cards()["text"].fingerprint
+    (hits,) = retriever.search_embeddings("text", X, k=N, encoder=encoder, filter=parse_filter(OLD))
+    assert len(hits) == N // 2
+
+
+def test_a_deletion_by_a_number_that_is_no_text_deletes_nothing(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payload_fields, "SAMPLE", 3)
+    world.push(of_years(world, ["1990"]))
+    with raises(FilterError, 2 * N, "year=integer"):
+        delete(world, OLD.replace("must", "must_not"))
+    assert delete(world, OLD) == 0
+    assert "year=integer" in caplog.text
+    world.push(of_years(world, ["unknown"] * (N - 1) + [1990]))  # the first values that are met are texts
+    assert delete(world, OLD) == 2
 
 
 def test_a_search_refuses_what_an_index_cannot_answer(world: World, coloured: EmbeddingSet) -> None:
