@@ -185,7 +185,7 @@ class Home:
 
     def push(self, request: PushRequest) -> RunResult[list[Release]]:
         """Push an embedding set through an alignment into a collection, one release a metric."""
-        from connector.push.session import push
+        from connector.push.session import metrics_to_push, push
 
         with self._run(request) as run:
             checked_name(request.into, "collection")
@@ -198,7 +198,7 @@ class Home:
                     set_id=self.provenance.artifacts.record_set(embedding_set),
                     alignment_id=self._record_alignment(request.alignment, alignment),
                     collection=request.into,
-                    metrics=list(dict.fromkeys(map(parse, request.metrics or alignment.card.metrics))),
+                    metrics=metrics_to_push(request.metrics, request.alignment, alignment),
                     store=self.store,
                     provenance=self.provenance,
                     run=run,

@@ -32,7 +32,7 @@ COLLECTION_OPTIONS = [
         type=METRIC,
         multiple=True,
         metavar="METRIC",
-        help=METRIC_HELP + " Repeat for several releases.  [default: the alignment's]",
+        help=METRIC_HELP + " One release each; may be repeated.  [default: all that the alignment was fitted for]",
     ),
     click.option(
         "--min-index-recall",

@@ -16,7 +16,9 @@ from connector.cli.tables import (
     print_table,
     reconciled_examples,
     reconciled_rows,
+    show,
     switched_rows,
+    with_blanks,
 )
 from connector.progress import say
 from connector.requests import (
@@ -64,6 +66,8 @@ def promote(force: bool, reason: str | None, as_json: bool, where: Mapping[str, 
     The newest audit of each must have passed its requirements, and nothing may have been written since. Filters must
     find the same as before: the same payload indexes, and values of the same types. Otherwise the exit code is 3.
     Every other difference of the layouts is named.
+
+    Where no ready release is newer than what is live, nothing changes and the exit code is 0.
 
     The releases that were live are retired; `rollback` brings them back. The aliases of all metrics are switched in one
     request, which a server that is killed may have carried out in part. Run it again after a crash: it finishes.
@@ -285,6 +289,7 @@ def _print_switched(result: "RunResult[list[AliasSwitch]]", as_json: bool) -> No
     if as_json:
         print_json({"run": result.run, "switched": rows})
     elif rows:
-        print_table([{k: v for k, v in row.items() if k != "differences"} for row in rows], f"run {result.run}")
+        shown = [{name: value for name, value in row.items() if name != "differences"} for row in rows]
+        print_table(with_blanks(shown), f"run {result.run}")
     else:
-        print_table([], f"run {result.run}: nothing is left to switch")
+        show(f"run {result.run}: nothing is left to switch")

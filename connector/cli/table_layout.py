@@ -60,6 +60,8 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
 
 def text_of(value: Any) -> str:
     """Return what stands in a cell: one line, without what a terminal would obey."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
     return "" if value is None else for_terminal(str(value))
@@ -78,7 +80,7 @@ def table_lines(rows: Sequence[Mapping[str, Any]], width: int, rule: str = "─"
         return [], []
     inside = [*columns]
     while (fitting := _fitting(inside, width - INDENT)) is None:
-        inside.remove(max(inside[1:], key=lambda column: column.narrowest))
+        inside.remove(max(reversed(inside), key=lambda column: column.narrowest))
     widths, gap = fitting
     below = [column for column in columns if column not in inside]
     head = _row_lines(inside, [column.name for column in inside], widths, gap)

@@ -170,8 +170,12 @@ def reconciled_examples(found: Iterable["ReconcileReport"]) -> dict[str, dict[st
 def print_reconciled(reports: Sequence["ReconcileReport"]) -> None:
     """Print what reconciliations found: a release a row, why one could not be compared, and a few of the items."""
     hidden = {"replicas", "away", "not_compared", "broken", "seed"}
-    rows = [{name: value for name, value in row.items() if name not in hidden} for row in reconciled_rows(reports)]
-    print_table(with_blanks(rows), "verified against SQL and embedding sets")
+    short = {"embedding_sets": "sets", "vectors_compared": "vectors"}
+    rows = [
+        {short.get(name, name): value for name, value in row.items() if name not in hidden}
+        for row in reconciled_rows(reports)
+    ]
+    print_table(rows, "verified against SQL and embedding sets; the number of vectors that were compared")
     for seed in sorted({report.seed for report in reports if report.seed is not None}):
         say(f"the sample of vectors was drawn with --seed {seed}")
     for report in reports:

@@ -54,12 +54,13 @@ COUNTS: Mapping[str, tuple[str, str]] = {
 
 
 def in_words(counts: Mapping[str, int]) -> str:
-    """Say what a run counted, without zeros; a name that this version does not know stands as it is.
+    """Say what a run counted, in the order of `COUNTS` and without zeros; unknown names stand as they are.
 
-    >>> in_words({"encoded": 3402, "rejected": 1, "reused": 0})
+    >>> in_words({"rejected": 1, "encoded": 3402, "reused": 0})
     '3,402 items encoded, 1 item rejected'
     """
-    return ", ".join(_in_words(name, number) for name, number in counts.items() if number)
+    names = [name for name in COUNTS if name in counts] + [name for name in counts if name not in COUNTS]
+    return ", ".join(_in_words(name, counts[name]) for name in names if counts[name])
 
 
 def _in_words(name: str, number: int) -> str:

@@ -134,7 +134,7 @@ def say_unknown(collection: str, **unknown: Sequence[str]) -> None:
     for noun, names in unknown.items():
         if names:
             shown = ", ".join(names[:EXAMPLES]) + ", ..." * (len(names) > EXAMPLES)
-            _log.warning("no item of collection %s has %s: %s", collection, counted(names, noun), shown)
+            _log.warning("%s of no item in collection %s: %s", counted(names, noun), collection, shown)
 
 
 def say_texts_that_stay(rows: Sequence[ReleaseRow], items: Collection[Item], store: Store) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.errors import ModalignError, SetBusyError
-from alignment.metrics import Metric, parse
+from alignment.metrics import Metric
 from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment
 from alignment.plurals import counted
@@ -38,7 +38,7 @@ from connector.progress import progress
 from connector.provenance.leases import BEGIN, IngestSteps
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
-from connector.push.session import PushSession, push_session
+from connector.push.session import PushSession, metrics_to_push, push_session
 from connector.releases.chain import check_encoder
 from connector.releases.release import Release, lower
 from connector.releases.store_identity import record_store
@@ -87,7 +87,7 @@ def ingest(
         MismatchError: an encoder that loads now is not the alignment's.
     """
     corpus = open_corpus(request.corpus, **request.reading)
-    metrics = list(dict.fromkeys(map(parse, request.metrics or alignment.card.metrics)))
+    metrics = metrics_to_push(request.metrics, request.alignment, alignment)
     for metric in metrics:  # refuse what cannot be pushed before anything is encoded
         lower(alignment, metric)
     specs = {modality: card.spec for modality, card in alignment.card.encoders.items()}

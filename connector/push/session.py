@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from alignment.errors import ModalignError
-from alignment.metrics import Metric
+from alignment.metrics import Metric, parse
 from alignment.modality import Modality
 from alignment.model.alignment import Alignment
+from alignment.plurals import counted
 from alignment.sets.cards import EncoderCard
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.errors import (
@@ -57,6 +58,20 @@ from connector.stores.contract import Store
 from connector.stores.layout import OWN_FIELDS, Layout, checked_layout
 
 _log = logging.getLogger(__name__)
+
+
+def metrics_to_push(requested: Sequence[str], name: str, alignment: Alignment) -> list[Metric]:
+    """Return the metrics that are requested; without any, all that the alignment `name` was fitted for.
+
+    Each gets a release with points of its own, so several that nobody asked for are announced.
+    """
+    metrics = list(dict.fromkeys(map(parse, requested or alignment.card.metrics)))
+    if not requested and len(metrics) > 1:
+        _log.info(
+            "alignment %s was fitted for %s, and each gets a release: %s. Fewer: name them with --metric",
+            *(name, counted(metrics, "metric"), ", ".join(map(str, metrics))),
+        )
+    return metrics
 
 
 def push(

@@ -33,7 +33,7 @@ def test_every_word_stands_whole_in_a_line_that_fits_or_is_as_long_as_the_word(
     assert words <= shown
     longest = max(map(cell_len, words), default=0)
     for line in lines:
-        # The first column stays where it is: two cells to the left of it.
+        # A column that is left alone stands where it is: with two cells to the left of it.
         assert cell_len(line) <= max(width, longest + 2)
 
 
@@ -55,6 +55,15 @@ def test_what_has_no_room_beside_the_others_stands_below_its_row() -> None:
         "  our-spring-catalogue-of-stamps     1990",
         f"    release   {name}",
         "  b                                     7",
+    ]
+
+
+def test_a_name_that_leaves_no_room_for_the_others_stands_below_them() -> None:
+    name = "our-spring-catalogue-of-stamps.chi2-map-split.8ecd3cd7"
+    rows = [{"release": name, "points": 1990, "ledger": 1990, "missing": 0, "orphans": 0, "differing": 0}]
+    assert laid_out(rows, 80)[2:] == [
+        "    1990     1990         0         0           0",
+        f"    release   {name}",
     ]
 
 
