@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partialmethod
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -14,12 +15,15 @@ import pytest
 import torch
 from hypothesis import settings
 from sqlalchemy.engine import make_url
+from werkzeug.serving import BaseWSGIServer
 
 from connector.encoding import loading
 from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance
+from connector.stores import qdrant_readiness
 from tests.support.databases import migrated, postgres_database
 from tests.support.fakes import fake_entry_points
+from tests.support.launcher import QUICK_POLL_SECONDS
 from tests.support.memory import memory, process_name
 from tests.support.qdrant_nodes import Node, Server
 from tests.support.qdrant_servers import single_server
@@ -51,6 +55,16 @@ def pytest_configure() -> None:
 def one_thread() -> None:
     """What tests compute is so small that threads would only wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_polls() -> Iterator[None]:
+    """The servers that tests imitate are ready at once, and end at once: nobody waits half a second for them."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(qdrant_readiness, "POLL_SECONDS", QUICK_POLL_SECONDS)
+        serve = partialmethod(BaseWSGIServer.serve_forever, QUICK_POLL_SECONDS)
+        patched.setattr(BaseWSGIServer, "serve_forever", serve)
+        yield
 
 
 @pytest.fixture

@@ -27,10 +27,12 @@ from connector.provenance.releases import Releases
 from connector.push import batches as set_push
 from connector.push import ingest
 from connector.releases import reconcile, verify
+from connector.stores import qdrant_readiness
 from connector.stores.contract import Store
 from connector.stores.edge import EdgeStore
 
 SHARD_ROWS, BATCH_POINTS, FLUSH_POINTS = 16, 8, 16
+QUICK_POLL_SECONDS = 0.02
 POINTS: Mapping[str, tuple[Any, str]] = {
     "append": (SetWriter, "append"),
     "finish": (SetWriter, "finish"),
@@ -72,6 +74,7 @@ def main(arguments: Sequence[str]) -> None:
     for module in (set_push, reconcile, verify):
         setattr(module, "BATCH_POINTS", BATCH_POINTS)  # noqa: B010  the modules do not export it
     set_push.FLUSH_POINTS = FLUSH_POINTS
+    qdrant_readiness.POLL_SECONDS = QUICK_POLL_SECONDS
     if rest and rest[0] == "encode":
         rest += ["--shard-size", str(SHARD_ROWS), "--batch-size", "4"]
     setattr(ingest, "SHARD_ROWS", SHARD_ROWS)  # noqa: B010  nor these
