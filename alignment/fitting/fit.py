@@ -16,6 +16,7 @@ from alignment.errors import FitError
 from alignment.fitting.cross_validation import Candidate, Progress, best_of, cross_validate
 from alignment.fitting.methods import METHODS, FitSpec, Fitter, Projections, fewest_groups, refined
 from alignment.fitting.objective import has_gradient
+from alignment.fitting.recall_estimates import held_out_rows, whole_rows
 from alignment.fitting.seen_offsets import FittedMetrics, Offsets, seen_offsets
 from alignment.fitting.seen_unseen import FEWEST_GROUPS, SeenUnseen, WholeRecall
 from alignment.fitting.trainer import Model, split, train
@@ -110,8 +111,10 @@ def fit(
     with_weights = FittedMetrics(offset_metrics, weights)
     offsets = seen_offsets(best, known, fitted.projections, with_weights, folds, place, quiet)
     both = SeenUnseen.sampled(known, test, seed, most=HELD_OUT_GROUPS)
-    whole = _whole_recall(both, fitted.projections, fixed[0], offsets, seed)
+    whole, estimates = _whole_recall(both, fitted.projections, fixed[0], offsets, seed)
     _report_whole(whole, progress)
+    aligned = judged.project(fitted.projections)
+    ranks = {m: aligned.ranks({side: m.bind(weights, side) for side in MODALITIES}) for m in metrics}
     return Alignment(
         AlignmentCard(
             encoders=encoders,
@@ -122,11 +125,15 @@ def fit(
             pairs=len(known.pair_rows()[0]),
             hold_out=hold_out,
             training=fitted.training,
-            held_out_recall=_held_out_recall(judged.project(fitted.projections), metrics, weights),
+            held_out_recall={str(metric): recall_table(own) for metric, own in ranks.items()},
             held_out_groups=len(judged.groups),
             candidates=[candidate.to_json() for candidate in scores],
             seen_offsets=offsets,
             whole_recall={direction: [recall.at(place) for place in range(2)] for direction, recall in whole.items()},
+            recall_estimates=[
+                *(row for metric, own in ranks.items() for row in held_out_rows(metric, aligned, own, seed=seed)),
+                *estimates,
+            ],
         ),
         dict(zip(MODALITIES, fitted.projections, strict=True)),
         weights,
@@ -221,13 +228,15 @@ def that_carry_offsets(metrics: Sequence[Metric], seen_offset: float | None, pro
 
 def _whole_recall(
     both: SeenUnseen, projections: Projections, metric: Metric, offsets: Offsets, seed: int
-) -> dict[str, WholeRecall]:
-    """Measure training and held-out items in one collection by direction, without and with the offset."""
+) -> tuple[dict[str, WholeRecall], list[dict[str, Any]]]:
+    """Measure training and held-out items in one collection: by direction without and with the offset, and in rows."""
     own = offsets.get(str(metric), {})
-    pairs = [np.array([0.0, own.get(target, 0.0)]) for _, target in DIRECTIONS.values()]
-    aligned = both.data.project(projections)
-    measured = both.recalls(projections, aligned, [metric] * len(DIRECTIONS), pairs, seed=seed)
-    return dict(zip(DIRECTIONS, measured, strict=True))
+    scored = both.scores(projections, both.data.project(projections), [metric] * len(DIRECTIONS), seed=seed)
+    measured = {
+        direction: scores.recall(np.array([0.0, own.get(target, 0.0)]))
+        for (direction, (_, target)), scores in zip(DIRECTIONS.items(), scored, strict=True)
+    }
+    return measured, list(whole_rows(metric, scored, own, both, seed=seed))
 
 
 def _report_whole(whole: Mapping[str, WholeRecall], progress: Progress) -> None:
@@ -266,15 +275,6 @@ def _sampled(test: GroupedEmbeddings, seed: int, progress: Progress) -> GroupedE
         share = f"{len(chosen):,} of {len(groups):,} held-out groups"
         progress(f"recall is measured on {share}; an audit asks with all of them")
     return test.only(chosen)
-
-
-def _held_out_recall(
-    aligned: GroupedEmbeddings, metrics: Sequence[Metric], weights: Mapping[str, npt.NDArray[Any]]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Recall of aligned held-out items under each metric, in both directions."""
-    return {
-        str(metric): recall_table(aligned.ranks({m: metric.bind(weights, m) for m in MODALITIES})) for metric in metrics
-    }
 
 
 def _entering(known: GroupedEmbeddings, metrics: Sequence[Metric], progress: Progress) -> list[str]:

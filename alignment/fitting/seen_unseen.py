@@ -18,7 +18,7 @@ import numpy.typing as npt
 from alignment import distributed
 from alignment.metrics import Metric
 from alignment.metrics.seen_offset import is_squared
-from alignment.modality import DIRECTIONS, Modality
+from alignment.modality import DIRECTIONS
 from alignment.model.projections import Projection
 from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
@@ -149,7 +149,7 @@ class SeenUnseen:
         is_unseen = np.isin(aligned.image.groups[images], self.unseen)
         gaps = []
         for (modality, target), metric in zip(DIRECTIONS.values(), metrics, strict=True):
-            queries, items = (_side(aligned, m).vectors[rows[m]] for m in (modality, target))
+            queries, items = (aligned.side(m).vectors[rows[m]] for m in (modality, target))
             scores = pair_scores(metric, queries, items)
             sound = np.isfinite(scores)
             kinds = [scores[sound & mask] for mask in (~is_unseen, is_unseen)]
@@ -200,14 +200,14 @@ class SeenUnseen:
         """
         scored = []
         for (modality, target), metric in zip(DIRECTIONS.values(), metrics, strict=True):
-            items, side = _side(aligned, target), _side(aligned, modality)
+            items, side = aligned.side(target), aligned.side(modality)
             is_seen_item, is_seen = (~np.isin(rows.groups, self.unseen) for rows in (items, side))
             about_unseen = side.where(~is_seen if asked is None else np.isin(side.groups, asked))
             chosen = np.argsort(side.groups, kind="stable")  # whatever the order of the rows
             chosen = chosen[is_seen[chosen]]
             if len(chosen) > (most := max(FEWEST_GROUPS, len(about_unseen.groups))):
                 chosen = np.random.default_rng(seed).permutation(chosen)[:most]
-            moved = paraphrased(_side(self.data, modality).vectors[chosen], seed=seed)
+            moved = paraphrased(self.data.side(modality).vectors[chosen], seed=seed)
             about_seen = ModalityEmbeddings(projections[modality == "text"].unchecked(moved), side.groups[chosen])
             of_seen, of_unseen = (
                 _scored(metric, queries, items, is_seen_item) for queries in (about_seen, about_unseen)
@@ -263,10 +263,6 @@ def _scored(
         relevant = queries.groups[rows, None] == items.groups[None]
         scored.add(metric.score(queries.vectors[rows], items.vectors), relevant, is_seen, rows=rows, squared=squared)
     return scored
-
-
-def _side(data: GroupedEmbeddings, modality: Modality) -> ModalityEmbeddings:
-    return data.image if modality == "image" else data.text
 
 
 def _joined(one: ModalityEmbeddings, other: ModalityEmbeddings) -> ModalityEmbeddings:

@@ -31,7 +31,7 @@ WEIGHTS = "weights.safetensors"
 LEARNED = "metric/"
 SEEN = "seen."
 # Fields of the card that alignments of the first releases lack.
-LATER = {"seen_offsets", "whole_recall"}
+LATER = {"seen_offsets", "whole_recall", "recall_estimates"}
 FORMAT = 1
 
 
@@ -59,6 +59,8 @@ class AlignmentCard:
             items, at least 0; see `alignment.metrics.seen_offset`. A metric that has none is not named.
         whole_recall: what a collection of seen and unseen items finds with these offsets, by metric and direction;
             see `alignment.fitting.seen_unseen`.
+        recall_estimates: the recalls of both with intervals, counts and chance, as rows; see
+            `alignment.fitting.recall_estimates`.
     """
 
     encoders: dict[Modality, EncoderCard]
@@ -74,6 +76,7 @@ class AlignmentCard:
     training: dict[str, Any] = field(default_factory=dict)
     seen_offsets: dict[str, dict[Modality, float]] = field(default_factory=dict)
     whole_recall: dict[str, Any] = field(default_factory=dict)
+    recall_estimates: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=library_versions)
     format: int = FORMAT
 

@@ -39,6 +39,10 @@ class GroupedEmbeddings:
         """Groups that hold both, ascending."""
         return np.intersect1d(self.image.groups, self.text.groups)
 
+    def side(self, modality: Modality) -> ModalityEmbeddings:
+        """Return the embeddings of one modality."""
+        return self.image if modality == "image" else self.text
+
     def only(self, groups: IntArray) -> "GroupedEmbeddings":
         """Keep the items of these groups."""
         return GroupedEmbeddings(*(side.where(np.isin(side.groups, groups)) for side in (self.image, self.text)))

@@ -97,6 +97,7 @@ def fit(training: tuple[str, ...], as_json: bool, where: Mapping[str, Any], **gi
         "held_out_recall": card.held_out_recall,
         "seen_offsets": card.seen_offsets,
         "whole_recall": card.whole_recall,
+        "recall_estimates": card.recall_estimates,
     }
     if as_json:
         print_json({"run": result.run, **document})

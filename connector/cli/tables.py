@@ -277,17 +277,41 @@ def print_geometry(found: "Geometry", title: str) -> None:
 
 def print_recalls(card: "AlignmentCard") -> None:
     """Print what an alignment finds of held-out items, and of unseen and seen ones in one collection."""
-    rows = [
-        {"metric": metric, "direction": direction, **values}
-        for metric, directions in card.held_out_recall.items()
-        for direction, values in directions.items()
-    ]
-    print_table(rows, "among held-out groups")
+    estimates = card.recall_estimates
+    judged = next((row["metric"] for row in estimates if row["about"] != "held-out"), None)
+    for direction in dict.fromkeys(row["direction"] for row in estimates):
+        of_direction = [row for row in estimates if (row["metric"], row["direction"]) == (judged, direction)]
+        title = f"{direction} under {judged}: held-out items alone, then all in one collection"
+        print_table(map(_recall_row, of_direction), title)
+    if rest := [row for row in estimates if row["metric"] != judged]:
+        rows = [{"metric": row["metric"], "direction": row["direction"], **_recall_row(row)} for row in rest]
+        hidden = {"queries about", "among"}
+        shown = [{name: value for name, value in row.items() if name not in hidden} for row in rows]
+        print_table(shown, "held-out items alone, under other metrics")
+    if not estimates:  # of an older modalign
+        rows = [
+            {"metric": metric, "direction": direction, **values}
+            for metric, directions in card.held_out_recall.items()
+            for direction, values in directions.items()
+        ]
+        print_table(rows, "among held-out groups")
     print_table(
         _whole_rows(card.whole_recall),
-        "Recall@1/Recall@10 of all items in one collection, and the share of first places that seen items take and "
-        "would fairly take",
+        "what the offset changes: Recall@1/Recall@10 in one collection, and the share of first places that seen items "
+        "take and would fairly take",
     )
+
+
+def _recall_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay a recall of `AlignmentCard.recall_estimates` out, the one of the longest list with interval and chance."""
+    about = "harmonic mean" if row["about"] == "harmonic" else f"{row['about']} items"
+    recalls = {name.removeprefix("recall@"): value for name, value in row.items() if name.startswith("recall@")}
+    longest = list(recalls)[-1]
+    shown = {f"R@{k}": f"{recall['value']:.3f}" for k, recall in recalls.items()}
+    best = recalls[longest]
+    shown[f"R@{longest}"] += f" [{best['low']:.3f}, {best['high']:.3f}]"
+    counts = {"queries about": about, "n": f"{row['queries']:,}", "among": f"{row['items']:,}"}
+    return {**counts, **shown, "chance": f"{best['chance']:.3f}"}
 
 
 def _whole_rows(whole: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,112 @@
+"""Fit, compare and audit say the same of the same data: one advice, from the same figures."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from alignment.comparison.compare import compare
+from alignment.comparison.guidelines import advise
+from alignment.comparison.paired_bootstrap import MARGIN
+from alignment.comparison.table import best_validated
+from alignment.fitting import heads
+from alignment.fitting.fit import fit
+from alignment.metrics import Cosine
+from alignment.modality import DIRECTIONS
+from alignment.model.alignment import Alignment
+from alignment.sets.embedding_set import EmbeddingSet
+from connector.audits.kinds import SEEN, UNSEEN
+from connector.audits.result import Audit
+from connector.requests import AuditRequest
+from tests.support.audits import audited
+from tests.support.world import COLLECTION, World, embedded, latent, opened_world, rows
+
+N = 200
+Figures = dict[tuple[str, str, str], tuple[float, float, float]]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A home with a set whose pairs are linear with noise, and the alignment `auto` as a fit makes it, live."""
+    with pytest.MonkeyPatch.context() as patched, opened_world("edge", tmp_path_factory.mktemp("w"), patched) as world:
+        points = latent(N)
+        bent = np.tanh(points) + 0.3 * points[:, ::-1] ** 2  # so that methods differ
+        made = world.set(
+            "s", rows("image", embedded("image", points, noise=0.4)), rows("text", embedded("text", bent, noise=0.4))
+        )
+        auto(made).save(world.home / "alignments" / "auto")
+        world.push(made, "auto")
+        yield world
+
+
+def auto(embedding_set: EmbeddingSet) -> Alignment:
+    with pytest.MonkeyPatch.context() as patched:
+        without_heads(patched)
+        return fit([embedding_set], device="cpu")
+
+
+def without_heads(patched: pytest.MonkeyPatch) -> None:
+    """Heads train for seconds; `auto` enters none of them."""
+    for head in heads.HEADS.values():
+        patched.setattr(head, "fewest_groups", 10 * N)
+
+
+@pytest.fixture(scope="module")
+def embedding_set(world: World) -> EmbeddingSet:
+    return EmbeddingSet.open(world.home / "sets" / "s")
+
+
+@pytest.fixture(scope="module")
+def fitted(world: World) -> Alignment:
+    return Alignment.load(world.home / "alignments" / "auto")
+
+
+@pytest.fixture(scope="module")
+def audit(world: World) -> Audit:
+    (found,) = audited(world, AuditRequest(collection=COLLECTION, pairs="s"))
+    return found
+
+
+def test_a_fit_says_what_an_audit_measures(fitted: Alignment, audit: Audit) -> None:
+    """Among held-out items and of unseen ones in the whole collection: the same queries, counts and recalls."""
+    for about, part in (("held-out", ""), ("unseen", UNSEEN)):
+        for direction in DIRECTIONS:
+            (row,) = [r for r in fitted.card.recall_estimates if (r["about"], r["direction"]) == (about, direction)]
+            for k in (1, 5, 10):
+                measured = audit.measure(direction, f"recall@{k}", part)
+                assert row["queries"] == measured.queries
+                assert row[f"recall@{k}"]["value"] == pytest.approx(measured.value, abs=1e-6)
+                assert row[f"recall@{k}"]["low"] <= measured.value <= row[f"recall@{k}"]["high"]
+            if not part:
+                chance = audit.measure(direction, "chance.recall@10").value
+                assert row["recall@10"]["chance"] == pytest.approx(chance, abs=1e-6)
+
+
+def test_intervals_and_counts_stand_beside_every_recall(fitted: Alignment) -> None:
+    rows_of = fitted.card.recall_estimates
+    kinds = ["held-out", UNSEEN, SEEN, "harmonic"]
+    assert sorted((row["direction"], row["about"]) for row in rows_of) == sorted(
+        (d, k) for d in DIRECTIONS for k in kinds
+    )
+    for row in rows_of:
+        assert row["queries"] > 0
+        assert row["items"] == (N if row["about"] != "held-out" else row["queries"])
+        assert row["recall@10"]["low"] < row["recall@10"]["high"]
+        assert row["recall@10"]["chance"] == pytest.approx(10 / row["items"], abs=1e-6)
+    before = fitted.card.whole_recall
+    for row in rows_of:
+        if row["about"] != "held-out":
+            assert row["recall@10"]["value"] == before[row["direction"]][1][row["about"]]["recall@10"]
+
+
+def test_compare_advises_what_a_fit_takes(embedding_set: EmbeddingSet, fitted: Alignment) -> None:
+    """Or a cheaper method that loses next to nothing; and it finds of new items what the fit says."""
+    with pytest.MonkeyPatch.context() as patched:
+        without_heads(patched)
+        comparison = compare([embedding_set], metrics=[Cosine()], device="cpu")
+    taken, best = fitted.card, best_validated(comparison.fitted)
+    assert (best.method, best.chosen.hyperparameters) == (taken.method, taken.hyperparameters)
+    for direction, recall in best.whole.recalls.items():
+        assert recall.at(1)["unseen"] == taken.whole_recall[direction][1]["unseen"]
+    advised = next(own for own in comparison.fitted if own.method == advise(comparison).method)
+    assert advised is best or advised.whole.judged.value > best.whole.judged.value - MARGIN
