@@ -45,6 +45,9 @@ class Csv(Table):
     def records(self, columns: Columns) -> Iterator[ManifestRow | Reject | PassedOver]:
         """Yield a row per record; an empty field is missing."""
         delimiter, header = self._header(columns)
+        for name in map(self._value, header):
+            if isinstance(name, RowError):
+                raise CorpusError(f"manifest {self.path}, header: {name}")
         columns.check(self.path, [name for name in header if name])
         records = self._records(delimiter, columns)
         next(records)

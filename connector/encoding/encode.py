@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from alignment.modality import Modality
+from alignment.plurals import plural
 from alignment.sets.rows import Rows
 from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray, invalid_rows, rows_lost_in
@@ -123,6 +124,7 @@ class Encoding:
         self._may_be_empty = may_be_empty
         self._max_pixels = max_pixels
         self._written: list[Shard] = []
+        self._met: set[Modality | None] = set()
 
     def __enter__(self) -> Self:
         self._index = SetIndex(self._writer)
@@ -165,11 +167,21 @@ class Encoding:
             yield from self._new_shards()
         if not seen_any and not self._may_be_empty:
             raise CorpusError(f"corpus {self._corpus.path} is empty: expected at least one image or caption")
+        if not self._may_be_empty:
+            self._say_what_is_missing()
         for sink in sinks.values():
             sink.close()
         self._report_passed_over()
         say_truncated(self._run.counts["truncated"], self._encoders)
         yield from self._new_shards()
+
+    def _say_what_is_missing(self) -> None:
+        for modality in self._encoders.keys() - self._met:
+            column = {"image": "--image", "text": "--caption"}[modality]
+            _log.warning(
+                "the corpus has no %s for %s; if a column of a manifest holds them, name it with %s",
+                *(plural(modality), self._encoders[modality].spec, column),
+            )
 
     def _new_shards(self) -> Iterator[Shard]:
         shards = self._written.copy()
@@ -223,6 +235,8 @@ class Encoding:
 
     def _take(self, entry: Entry, content: "_Content | Reject | None", sinks: Mapping[Modality, "_Sink"]) -> None:
         """Record a reject or a file that is passed over, or pass an item to the sink of its modality."""
+        if not isinstance(entry, PassedOver):
+            self._met.add(entry.modality)
         if isinstance(entry, PassedOver):
             self._pass_over(entry)
         elif isinstance(entry, Reject):

@@ -57,6 +57,10 @@ class Encoder(ABC):
         """The identity of this encoder in embedding sets, alignments, collections and SQL."""
         return EncoderCard(self.spec, self.fingerprint, self.dim)
 
+    @classmethod  # noqa: B027  an encoder need not know its names
+    def check_name(cls, name: str) -> None:
+        """Raise an error if no model has this name. It is called, and quick, before the first encoder is loaded."""
+
     def prepare(self, modality: Modality, content: Image.Image | str) -> Any:
         """Preprocess one item on the CPU. Images must be prepared thread-safely."""
         return content
@@ -122,10 +126,6 @@ class OpenClipEncoder(Encoder):
         import open_clip  # takes seconds to import, and only this class needs it
 
         model_name, _, pretrained = (name, "", None) if name.startswith("hf-hub:") else name.partition("/")
-        if pretrained == "":
-            raise EncoderError(
-                f"open_clip:{name}: expected open_clip:MODEL/PRETRAINED; without PRETRAINED the weights are random"
-            )
         with hub(self.spec):
             self._model, _, self._preprocess = open_clip.create_model_and_transforms(
                 model_name, pretrained=pretrained, device=device
@@ -133,6 +133,17 @@ class OpenClipEncoder(Encoder):
             self._tokenizer = open_clip.get_tokenizer(model_name)
         self._model.eval()
         self._identify(self._model, f"{self._preprocess} {type(self._tokenizer).__name__} {model_name}")
+
+    @classmethod
+    @override
+    def check_name(cls, name: str) -> None:
+        pretrained = name.partition("/")[2]
+        if not pretrained:
+            raise EncoderError(
+                f"open_clip:{name}: expected open_clip:MODEL/PRETRAINED; without PRETRAINED the weights are random"
+            )
+        if not name.startswith("hf-hub:"):
+            _check_path(pretrained)
 
     @override
     def prepare(self, modality: Modality, content: Image.Image | str) -> Any:
@@ -177,6 +188,11 @@ class TimmEncoder(Encoder):
         self._preprocess = data.create_transform(**settings, is_training=False)
         self._identify(self._model, str(self._preprocess))
 
+    @classmethod
+    @override
+    def check_name(cls, name: str) -> None:
+        _check_path(name.removeprefix("local-dir:"))
+
     @override
     def prepare(self, modality: Modality, content: Image.Image | str) -> Any:
         return self._preprocess(content)
@@ -214,6 +230,11 @@ class SentenceTransformersEncoder(Encoder):
         vocabulary = backend.to_str() if backend else repr(tokenizer)
         self._identify(self._model, f"{self._model.max_seq_length} {self._model.prompts} {vocabulary}")
 
+    @classmethod
+    @override
+    def check_name(cls, name: str) -> None:
+        _check_path(name)
+
     def locate(self, name: str) -> str:
         """Return the name or path that sentence-transformers loads."""
         return name
@@ -235,6 +256,12 @@ class SentenceTransformersEncoder(Encoder):
             list(prepared), batch_size=len(prepared), convert_to_tensor=True, show_progress_bar=False
         )
         return embedded
+
+
+def _check_path(name: str) -> None:
+    """Raise a `FileNotFoundError` if a name is an absolute path at which nothing is."""
+    if Path(name).is_absolute() and not Path(name).exists():
+        raise FileNotFoundError(f"there is nothing at {name}")
 
 
 def _surely_fits(text: str, limit: int) -> bool:

@@ -70,8 +70,8 @@ def load_encoders(
         fingerprints: by spec, as of `load_encoder`.
 
     Raises:
-        EncoderError: a scheme is unknown, or its encoders do not encode the modality, and no model was loaded; a
-            model is unknown, or its weights cannot be loaded.
+        EncoderError: a scheme is unknown, its encoders do not encode the modality, or no model of it has the name, and
+            no model was loaded; a model is unknown, or its weights cannot be loaded.
         MissingPackageError: a package that one of them needs is not installed.
         DeviceError: there is no such device.
     """
@@ -135,8 +135,11 @@ def _encoder_class(spec: str) -> type[Encoder]:
         )
     if getattr(encoder_class, "scheme", None) != point.name:  # cards hold the spec that loads it again
         members = {"scheme": point.name, "__module__": encoder_class.__module__}
-        return type(encoder_class.__name__, (encoder_class,), members)
-    return encoder_class
+        encoder_class = type(encoder_class.__name__, (encoder_class,), members)
+    with _in_our_words(spec):
+        encoder_class.check_name(_name_of(spec, encoder_class))
+    checked: type[Encoder] = encoder_class
+    return checked
 
 
 def _load(encoder_class: type[Encoder], spec: str, device: str, fingerprint: str | None) -> Encoder:
@@ -170,7 +173,7 @@ def _new(encoder_class: type[Encoder], spec: str, device: str) -> Encoder:
     resolved = devices.resolve(device)
     _log.info("loading encoder %s on %s", spec, resolved)
     with _in_our_words(spec):
-        encoder = encoder_class(spec.removeprefix(encoder_class.scheme).removeprefix(":"), resolved)
+        encoder = encoder_class(_name_of(spec, encoder_class), resolved)
     if not (encoder.fingerprint and encoder.dim):
         raise EncoderError(
             f"encoder {spec} has no fingerprint and dimension: the __init__ of {encoder_class.__qualname__} has to end "
@@ -178,6 +181,10 @@ def _new(encoder_class: type[Encoder], spec: str, device: str) -> Encoder:
         )
     _log.info("encoder %s loaded in %.1f s", spec, time.monotonic() - started)
     return encoder
+
+
+def _name_of(spec: str, encoder_class: type[Encoder]) -> str:
+    return spec.removeprefix(encoder_class.scheme).removeprefix(":")
 
 
 @contextmanager

@@ -53,6 +53,14 @@ def test_a_single_line_in_another_encoding_is_refused_by_name(name: str, tmp_pat
     assert (reject.reason, "WINDOWS-1252" in reject.detail, "iconv" in reject.detail) == ("row-unreadable", True, True)
 
 
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_header_in_another_encoding_is_named(suffix: str, tmp_path: Path) -> None:
+    header = "key,caption,größe".replace(",", "," if suffix == "csv" else "\t")
+    (tmp_path / f"m.{suffix}").write_bytes(f"{header}\n".encode("cp1252"))
+    with raises(CorpusError, tmp_path / f"m.{suffix}", "WINDOWS-1252", "iconv"):
+        open_corpus(tmp_path / f"m.{suffix}")
+
+
 @pytest.mark.parametrize(("encoding", "found"), [("cp1252", "WINDOWS-1252"), ("utf-16-le", "UTF-16LE")])
 def test_captions_beside_pictures_are_refused_by_name(encoding: str, found: str, tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()

@@ -1,6 +1,7 @@
 """Vectors that were computed elsewhere: the three layouts, what is refused, and the set that they become."""
 
 import json
+import math
 import pickle
 from collections.abc import Mapping
 from dataclasses import replace
@@ -117,6 +118,25 @@ class TestLayouts:
         first = found[0]
         assert isinstance(first, Item)
         assert (first.key, first.group, first.payload) == ("k0", "p", {"corpus_split": "train"})
+
+    def test_columns_of_paths_and_captions_may_have_other_names(self, X: Vectors, tmp_path: Path) -> None:
+        columns: dict[str, Any] = {"sku": ["a", "b"], "photo": ["1.jpg", "2.jpg"], "title": ["one", "two"]}
+        path = parquet(tmp_path / "t.parquet", **columns, caption=["x", "y"], score=[0.5, math.nan], v=lists(X[:2]))
+        found = list(open_vectors(path, ["text"], key="sku", image="photo", caption="title"))
+        first, fault, second = found
+        assert isinstance(first, Item)
+        assert isinstance(second, Item)
+        assert first.payload == {"caption": "one", "corpus_caption": "x", "score": 0.5}
+        assert second.payload == {"caption": "two", "corpus_caption": "y"}
+        assert isinstance(fault, Reject)
+        assert (fault.reason, fault.key, fault.position) == ("payload-not-json", "b", 2)
+
+    @pytest.mark.parametrize("role", ["key", "group", "image", "caption"])
+    def test_a_named_column_that_is_not_there(self, role: str, X: Vectors, tmp_path: Path) -> None:
+        path = parquet(tmp_path / "t.parquet", key=["a"], photo=["1.jpg"], v=lists(X[:1]))
+        with raises(CorpusError, path, f"--{role}", "'foto'", "did you mean 'photo'?"):
+            named: Any = {role: "foto"}
+            list(open_vectors(path, ["image"], **named))
 
     @pytest.mark.parametrize("kind", ["fixed", "list", "large"])
     @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

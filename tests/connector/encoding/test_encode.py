@@ -117,6 +117,22 @@ class TestFirst:
         images = stored(tmp_path / "s", "image")
         assert images["twin"][3] == images[pairs[0].key][3]
 
+    @pytest.mark.parametrize(
+        ("row", "missing"),
+        [({"image": "images/s3-00000.png"}, "--caption"), ({"caption": "red"}, "--image"), ({}, "")],
+    )
+    def test_a_modality_that_the_corpus_lacks_is_named(
+        self,
+        pairs: list[Pair],
+        row: dict[str, str],
+        missing: str,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        rows = [{"key": "a", **row}] if row else []
+        run_encode(write_manifest(tmp_path / "m.jsonl", [] if row else pairs, *rows), tmp_path / "s")
+        assert [missing in text for text in caplog.messages] == ([True] if missing else [])
+
     def test_half_precision_is_close(self, manifest: Path, tmp_path: Path) -> None:
         encoders: Encoders = {"image": FakeImageEncoder()}
         with SetWriter(tmp_path / "s", corpus="c", encoders={"image": encoders["image"].card}, dtype="float16") as w:
@@ -225,6 +241,23 @@ class TestAgain:
                     assert (group, payload) == ("new", old[key][2])
                 else:
                     assert (group, payload) == (old[key][0], {**old[key][2], "licence": "CC0"})
+
+    def test_pictures_that_move_are_not_embedded_again_and_the_fingerprint_tells_where_they_are(
+        self, pairs: list[Pair], tmp_path: Path
+    ) -> None:
+        def encode_at(place: str) -> tuple[Encoded, str]:
+            (tmp_path / place).mkdir(exist_ok=True)
+            (tmp_path / "images").rename(tmp_path / place / "images")
+            moved = [replace(pair, image=tmp_path / place / "images" / pair.image.name) for pair in pairs]
+            done = run_encode(write_manifest(tmp_path / place / "corpus.jsonl", moved), tmp_path / "s")
+            (tmp_path / place / "images").rename(tmp_path / "images")
+            return done, EmbeddingSet.open(tmp_path / "s").card.fingerprint
+
+        _, first = encode_at("one")
+        moved, second = encode_at("two")
+        assert (moved.counts, moved.images) == ({"already_in_set": 50, "reused": 25}, [])
+        assert second != first
+        assert encode_at("one")[1] == first
 
     def test_a_new_name_needs_no_embedding(self, pairs: list[Pair], tmp_path: Path) -> None:
         run_encode(write_manifest(tmp_path / "corpus.jsonl", pairs), tmp_path / "s")

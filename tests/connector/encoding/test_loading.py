@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from alignment.errors import DeviceError, MissingPackageError
 from alignment.modality import Modality
+from connector.demo.encoders import EfficientNetLiteEncoder
 from connector.encoding import hub, loading
 from connector.encoding.encoders import Encoder
 from connector.encoding.loading import GROUP, load_encoder, load_encoders
@@ -97,6 +98,26 @@ def test_a_model_that_is_not_there_is_an_error_that_names_it(spec: str) -> None:
 def test_random_weights_are_no_encoder(spec: str) -> None:
     with raises(EncoderError, spec):
         load_encoder(spec, "cpu")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "minilm:L12",
+        "open_clip:ViT-B-32",
+        "open_clip:ViT-B-32//no/such/file.pt",
+        "sentence-transformers:/no/such/directory",
+        "efficientnet-lite:0",
+    ],
+)
+def test_a_name_that_no_model_has_is_known_before_any_model_is_loaded(
+    spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr(EfficientNetLiteEncoder, "__init__", lambda self, name, device: loaded.append(name))
+    with raises(EncoderError, spec):
+        load_encoders({"image": "efficientnet-lite:0", "text": spec}, "cpu")
+    assert loaded == []
 
 
 @pytest.mark.usefixtures("_offline")
