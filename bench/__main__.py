@@ -24,5 +24,7 @@ for name in sys.argv[1:] or NAMES:
     if name not in NAMES:
         sys.exit(f"unknown benchmark {name!r}; expected some of {', '.join(NAMES)}")
     print(f"-- {name}", flush=True)
-    for figure in importlib.import_module(f"bench.{name}").figures():
+    module = importlib.import_module(f"bench.{name}")
+    print(f"   {module.ASKED}", flush=True)
+    for figure in module.figures():
         print(figure, flush=True)

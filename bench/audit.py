@@ -34,6 +34,9 @@ from alignment.retrieval.ranks import IntArray, ranks, recall_at, top_k
 from alignment.vectors import FloatArray
 from bench.figure import Figure
 
+# What both sides of a figure are asked.
+ASKED = "Both compute the same recalls of the same vectors, on one thread, each in a process of its own."
+
 IMAGES, CAPTIONS, DIM = 5_000, 5, 256
 FEWER = 25
 BATCH = 64  # of CLIP_benchmark's own command line

@@ -34,6 +34,9 @@ from connector.search.item_search import BY_CAPTION, ItemSearch
 from connector.search.retriever import Retriever
 from connector.settings import Settings
 
+# What both sides of a figure are asked.
+ASKED = "All three ways are asked the same queries in one collection under the same metric."
+
 KS = (1, 10)
 METHOD = "kcca"
 QUERIES = 600

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from bench.figure import Figure
 
+# What both sides of a figure are asked.
+ASKED = "One side alone: the demo as it is, against a bound."
+
 
 def figures() -> list[Figure]:
     """Run the demo in a home of its own."""

@@ -27,6 +27,9 @@ from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
 from alignment.vectors import FloatArray
 from bench.figure import Figure
 
+# What both sides of a figure are asked.
+ASKED = "Both sides get the same pairs, batch and number of steps, on the same threads and device."
+
 PAIRS, D_X, D_Y, LATENT, NOISE = 100_000, 1024, 384, 128, 0.5
 CPU = torch.device("cpu")
 RIDGE = {"target": "text", "penalty": 0.1}

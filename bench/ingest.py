@@ -32,6 +32,9 @@ from connector.push.ingest import Ingest
 from connector.push.session import push
 from connector.stores.edge import EdgeStore
 
+# What both sides of a figure are asked.
+ASKED = "Every figure compares modalign with itself: the same corpus, encoder and batches on both sides."
+
 ITEMS = 20_000
 KILLS, KILLED_ITEMS, SEED = 50, 8_000, 20240229
 RESUMED, KILL_AT = 40_000, 0.9  # of the items

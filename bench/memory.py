@@ -29,6 +29,9 @@ from connector.push.session import push
 from connector.stores.edge import EdgeStore
 from connector.stores.points import Points
 
+# What both sides of a figure are asked.
+ASKED = "Both sides are modalign: the same work with another number of items, each in a process of its own."
+
 SMALL = 10_000
 LARGE = {"encode": 1_000_000, "push": 1_000_000, "push into the embedded engine": 100_000}
 

@@ -39,6 +39,13 @@ from connector.requests import EncodeRequest, FitRequest, PushRequest
 from connector.search.retriever import Retriever, SearchResult
 from connector.settings import Settings
 
+# What both sides of a figure are asked.
+ASKED = (
+    "Both ask for the same first 10 with payloads. Exact search compares with every point. HNSW search "
+    "takes the hnsw_ef of its own release, which its push tuned to the same recall, as production does: "
+    "the column says it."
+)
+
 POINTS, QUERIES, TIMED, K = 100_000, 200, 200, 10
 CAPTIONS = 2000  # that the set holds, other ones than the queries
 NATIVE = "cosine"

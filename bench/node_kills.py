@@ -26,6 +26,9 @@ from connector.search.retriever import Retriever
 from tests.support.qdrant_servers import Cluster, cluster, skip_without_servers
 from tests.support.world import World, embedded, latent, pairs, stored
 
+# What both sides of a figure are asked.
+ASKED = "One side alone: counts of what is lost, wrong or refused, against bounds."
+
 KILLS = 20
 PAIRS = 500  # that each push adds
 QUERIES = 20  # of each search

@@ -32,6 +32,9 @@ from connector.stores.qdrant_connection import Connection
 from connector.stores.qdrant_limits import REQUEST_POINTS
 from connector.stores.qdrant_writes import UPLOADS
 
+# What both sides of a figure are asked.
+ASKED = "All write the same vectors and payloads, without a graph, each with the defaults of its own."
+
 POINTS = 20_000
 TURNS = 3
 SERVER_TARGET = 0.9

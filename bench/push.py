@@ -20,6 +20,12 @@ from connector.settings import Settings
 from connector.stores.contract import Store
 from connector.stores.edge import EdgeStore
 
+# What both sides of a figure are asked.
+ASKED = (
+    "Both write the same ids, vectors and payloads with the same layout. The bare engine is given points "
+    "that stand ready; a push projects, records, and tunes searches too."
+)
+
 POINTS = 100_000
 TARGET = 0.7
 BATCH = 512

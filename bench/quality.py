@@ -33,6 +33,12 @@ from bench import corpora, seen_unseen
 from bench.figure import Figure
 from bench.tables import markdown
 
+# What both sides of a figure are asked.
+ASKED = (
+    "All fit the same training pairs and are asked the same held-out queries among the same items, under "
+    "cosine unless a metric is named."
+)
+
 SPLITS, FOLDS, HELD_OUT = 5, 2, 0.25
 CPU = torch.device("cpu")
 NAMES = (*corpora.NAMES, "emoji to emoji-google")

@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import qdrant_edge as edge
@@ -19,10 +20,14 @@ from connector.releases.release import open_release
 from connector.search.retriever import Retriever
 from connector.stores.edge import EdgeStore
 
+# What both sides of a figure are asked.
+ASKED = "Both search one collection with the same hnsw_ef, limit and quantization, want payloads, and read every hit."
+
 POINTS = 20_000
 QUERIES = 1_000
 BATCH = 64
 K = 10
+LAYOUT: dict[str, Any] = {}  # of the release, where it is not the default
 
 
 def figures() -> list[Figure]:
@@ -50,6 +55,7 @@ def figures() -> list[Figure]:
                 store=store,
                 provenance=provenance,
                 run=run,
+                **LAYOUT,
             )
             release = open_release(provenance, store, "bench")
             retriever = Retriever(release, store)
@@ -57,10 +63,15 @@ def figures() -> list[Figure]:
                 pass  # it stays open
             X = vectors(QUERIES, seed=2)
             ready = [query.tolist() for query in aligned.project("text", X)]
+            parameters = edge.SearchParams(
+                exact=False,
+                hnsw_ef=release.hnsw_ef,
+                quantization=edge.QuantizationSearchParams(ignore=False, **release.quantized_search),
+            )
 
             def request(row: int) -> edge.QueryRequest:
                 query = edge.Query.Nearest(ready[row], using="image")
-                return edge.QueryRequest(limit=K, query=query, with_payload=True)
+                return edge.QueryRequest(limit=K, query=query, filter=None, params=parameters, with_payload=True)
 
             def ours(row: int) -> None:
                 found = retriever.search_embeddings("text", X[row : row + 1], K, encoder=ENCODERS["text"].fingerprint)
@@ -84,9 +95,13 @@ def figures() -> list[Figure]:
                 for answer in shard.query_batch(edge.QueryBatchRequest(requests)):
                     read(answer)
 
+            for row in range(QUERIES):  # what is compared must be the same work
+                (hits,) = retriever.search_embeddings("text", X[row : row + 1], K, encoder=ENCODERS["text"].fingerprint)
+                if [hit.key for hit in hits] != [(point.payload or {})["key"] for point in shard.query(request(row))]:
+                    raise RuntimeError(f"query {row} does not find the same on both sides")
             single = _side_by_side(ours, bare, range(QUERIES))
             batched = _side_by_side(ours_batch, bare_batch, list(range(0, QUERIES - BATCH, BATCH)) * 4)
-    what = f"{POINTS:,} x {DIM}, k = {K}, HNSW"
+    what = f"{POINTS:,} x {DIM}, k = {K}, HNSW, hnsw_ef {release.hnsw_ef} and payloads on both sides"
     return [
         Figure(f"Retriever, median latency / bare engine's query ({what})", single, 1.3, at_most=True),
         Figure(f"Retriever, rate in batches of {BATCH} / bare engine's batch query ({what})", 1 / batched, 0.8),

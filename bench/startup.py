@@ -10,6 +10,9 @@ import numpy as np
 
 from bench.figure import Figure
 
+# What both sides of a figure are asked.
+ASKED = "Both start in a process of their own and end; neither prints to a terminal."
+
 RUNS = 21
 
 
