@@ -1,6 +1,7 @@
 """Checks of a row before it becomes an item: whether its texts and its payload can be stored."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -34,8 +35,13 @@ def check_key(fields: dict[str, Any]) -> str:
 
 
 def text_field(fields: dict[str, Any], name: str) -> str | None:
-    """Remove a text or an integer from `fields` and return it as a text; None if it is missing or empty."""
+    """Remove a text or a whole number from `fields` and return it as a text; None if it is missing or empty.
+
+    pandas makes floats of a column of integers in which some are missing: 3.0 is 3, and NaN is missing.
+    """
     value = fields.pop(name, None)
+    if isinstance(value, float) and (value.is_integer() or math.isnan(value)):
+        value = None if math.isnan(value) else int(value)
     if isinstance(value, RowError):
         raise value
     if value is None or isinstance(value, str):

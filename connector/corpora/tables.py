@@ -60,7 +60,8 @@ class Table(Manifest):
                 yield row
                 continue
             named = self.named(columns, row)
-            without_group += named.fields.get("group") in (None, "")
+            group = named.fields.get("group")
+            without_group += group in (None, "") or group != group  # NaN is none either
             yield named
         if without_group and self.group is not None:
             _log.warning(

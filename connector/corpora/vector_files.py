@@ -6,23 +6,18 @@ memory-mapped and never unpickled. Tables are read batch by batch.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from typing_extensions import override
 
 from alignment.modality import MODALITIES, Modality
 from alignment.names import did_you_mean
-from alignment.vectors import FloatArray, invalid_rows
 from connector.corpora.columns import Columns
 from connector.corpora.items import Corpus, Item, Vector
-from connector.corpora.opening import check_access, listed, parquet_file
-from connector.corpora.parquet_manifest import records
+from connector.corpora.opening import check_access, listed
 from connector.corpora.row_checks import (
     RowError,
     check_key,
@@ -31,83 +26,15 @@ from connector.corpora.row_checks import (
     text_field,
     without_collisions,
 )
+from connector.corpora.vector_tables import Vectors, VectorTable, is_vector
 from connector.errors import CorpusError
 from connector.rejects import Reason, Reject
 from connector.resources import raise_lack
 from connector.safe_text import printable
 
-BATCH_ROWS = 1024
 FOLDERS: Mapping[Modality, str] = {"image": "img_emb", "text": "text_emb"}  # of clip-retrieval
 # Columns of a table that are read as what, unless others are named: the first that is there.
 USUAL = {"key": ("key", "image_path"), "group": ("group",), "image": ("image", "image_path"), "caption": ("caption",)}
-WRONG_DIMENSION = Reason.VECTOR_DIMENSION
-
-
-@dataclass(frozen=True, slots=True)
-class VectorTable:
-    """A table with the vectors of its rows, in arrays beside it or in columns of its own."""
-
-    table: Path
-    arrays: Mapping[Modality, Path] = field(default_factory=dict)
-    columns: Mapping[Modality, str] = field(default_factory=dict)
-
-    def schema(self) -> pa.Schema:
-        """Return the schema of the table."""
-        with parquet_file(self.table) as file:
-            return file.schema_arrow
-
-    def rows(self) -> int:
-        """Count the rows of the table.
-
-        Raises:
-            CorpusError: an array has another number of rows.
-        """
-        with parquet_file(self.table) as file:
-            count = int(file.metadata.num_rows)
-        for path in self.arrays.values():
-            if (length := len(_array(path))) != count:
-                raise CorpusError(f"{path}: expected {count} rows as in {self.table}, got {length}")
-        return count
-
-    def dim(self, modality: Modality) -> int | None:
-        """Return the dimension of the vectors; None if no row has a vector."""
-        if modality in self.arrays:
-            return int(_array(self.arrays[modality]).shape[1])
-        column = self.columns[modality]
-        with parquet_file(self.table) as file:
-            kind = file.schema_arrow.field(column).type
-            if pa.types.is_fixed_size_list(kind):
-                return int(kind.list_size)
-            for batch in file.iter_batches(BATCH_ROWS, columns=[column]):
-                if lengths := [length for length in pc.list_value_length(batch.column(0)).to_pylist() if length]:
-                    return int(lengths[0])
-        return None
-
-    def batches(self, dims: Mapping[Modality, int]) -> "Iterator[tuple[list[Any], dict[Modality, _Vectors]]]":
-        """Yield batches of records with their vectors of dimensions `dims`."""
-        arrays = {modality: _array(path) for modality, path in self.arrays.items()}
-        start = 0
-        with parquet_file(self.table) as file:
-            for batch in file.iter_batches(BATCH_ROWS):
-                stop = start + batch.num_rows
-                vectors = {m: _Vectors.of(array[start:stop]) for m, array in arrays.items()}
-                vectors |= {m: _from_column(batch.column(name), dims[m]) for m, name in self.columns.items()}
-                yield records(batch.select([n for n in batch.schema.names if not _is_vector(batch.schema, n)])), vectors
-                start = stop
-
-
-@dataclass(frozen=True, slots=True)
-class _Vectors:
-    """A batch of vectors (n, d) as little-endian float32, and the reason for each invalid row."""
-
-    values: FloatArray
-    faults: Mapping[int, str]
-
-    @classmethod
-    def of(cls, values: npt.NDArray[np.floating], wrong: Sequence[int] = ()) -> "_Vectors":
-        with np.errstate(over="ignore", invalid="ignore"):  # becomes infinite, which is a fault
-            cast = np.ascontiguousarray(values).astype("<f4")
-        return cls(cast, {**invalid_rows(cast), **dict.fromkeys(wrong, WRONG_DIMENSION)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +126,7 @@ class _VectorEntry:
     faults: list[RowError]
 
     def items(
-        self, modality: Modality, vectors: _Vectors, row: int, number: int, position: int
+        self, modality: Modality, vectors: Vectors, row: int, number: int, position: int
     ) -> Iterator[Item | Reject]:
         """Yield the item of the vector in `row`, or its reject; `number` rows of this key came before."""
         key = self.key if modality == "image" else f"{self.key}#{number}"
@@ -380,7 +307,7 @@ def _numbered(folder: Path, suffix: str) -> dict[str, Path]:
 
 def _columns(table: Path, modalities: Sequence[Modality], requested: Mapping[Modality, str]) -> dict[Modality, str]:
     schema = VectorTable(table).schema()
-    vectors = [name for name in schema.names if _is_vector(schema, name)]
+    vectors = [name for name in schema.names if is_vector(schema, name)]
     if not requested and len(modalities) == len(vectors) == 1:
         return {modalities[0]: vectors[0]}
     if wrong := [m for m in modalities if requested.get(m) not in vectors]:
@@ -390,36 +317,3 @@ def _columns(table: Path, modalities: Sequence[Modality], requested: Mapping[Mod
             "name them with --image-vectors and --text-vectors"
         )
     return {modality: requested[modality] for modality in modalities}
-
-
-def _is_vector(schema: pa.Schema, name: str) -> bool:
-    kind = schema.field(name).type
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(is_list(kind) for is_list in lists) and bool(pa.types.is_floating(kind.value_type))
-
-
-def _from_column(column: pa.Array, dim: int) -> _Vectors:
-    """Read vectors of dimension `dim` from a column of lists; a list of another length is a fault."""
-    lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False)
-    has_dim = lengths == dim
-    flat = column.filter(pa.array(has_dim)).flatten().to_numpy(zero_copy_only=False)
-    values = np.ones((len(column), dim), np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        values[has_dim] = flat.reshape(-1, dim)
-    return _Vectors.of(values, np.flatnonzero(~has_dim).tolist())
-
-
-def _array(path: Path) -> npt.NDArray[np.floating]:
-    try:
-        # Maps the file. It refuses object arrays, which would have to be unpickled.
-        array = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # numpy parses the header as Python source, which may raise anything
-        raise CorpusError(f"{path} is no array of numpy, or is truncated: {error}") from error
-    if array.ndim != 2 or array.dtype.kind != "f" or not array.shape[1]:
-        raise CorpusError(f"{path}: expected vectors (n, d) of floats, got {array.dtype} {array.shape}")
-    if (left := path.stat().st_size - array.offset - array.nbytes) > 0:
-        raise CorpusError(
-            f"{path}: {left} bytes follow the array {array.shape}, a second array perhaps, which would not be read; "
-            "save one array a file"
-        )
-    return array

@@ -4,7 +4,6 @@ A killed encode leaves whole shards. The next one reads the corpus from the star
 the shards, so it makes the same batches and shards as an uninterrupted run.
 """
 
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -12,7 +11,7 @@ from collections.abc import Callable, Collection, Generator, Iterator, Mapping, 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -21,17 +20,16 @@ from alignment.plurals import plural
 from alignment.sets.rows import Rows
 from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray, invalid_rows, rows_lost_in
-from connector.corpora.images import ImageRejectedError, decode, reading
-from connector.corpora.items import Corpus, Entry, Item, PassedOver, Vector
+from connector.corpora.items import Corpus, Entry, Item, PassedOver
 from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
+from connector.encoding.preparation import Content, prepare, read_entry, read_image_of, reject_of
 from connector.encoding.set_index import Gone, SetIndex
 from connector.encoding.truncation import count_truncated, say_truncated
 from connector.errors import CorpusError
 from connector.progress import Advance
 from connector.provenance.runs import Run
-from connector.rejects import OF_FIELDS, Reason, Reject, Stage
-from connector.resources import raise_lack
+from connector.rejects import OF_FIELDS, Reason, Reject
 from connector.settings import MAX_PIXELS
 
 _log = logging.getLogger(__name__)
@@ -196,8 +194,8 @@ class Encoding:
                 contents = threads.map(self._read, window)
                 yield list(zip(window, contents, strict=True))
 
-    def _read(self, entry: Item | Reject) -> "_Content | Reject | None":
-        return _read(entry, self._encoders, self._index, self._max_pixels)
+    def _read(self, entry: Item | Reject) -> "Content | Reject | None":
+        return read_entry(entry, self._encoders, self._index, self._max_pixels)
 
     def gone(self) -> dict[Modality, Gone]:
         """Count the rows of the set whose items this pass has not seen, by modality."""
@@ -233,7 +231,7 @@ class Encoding:
             self._writer.drop(self._writer.path / shard, modality, rows)
         return {shard for _, shard in superseded.keys() | pruned.keys()}
 
-    def _take(self, entry: Entry, content: "_Content | Reject | None", sinks: Mapping[Modality, "_Sink"]) -> None:
+    def _take(self, entry: Entry, content: "Content | Reject | None", sinks: Mapping[Modality, "_Sink"]) -> None:
         """Record a reject or a file that is passed over, or pass an item to the sink of its modality."""
         if not isinstance(entry, PassedOver):
             self._met.add(entry.modality)
@@ -248,7 +246,7 @@ class Encoding:
             self._run.counts["left_out"] += 1
         elif not self._index.first_time(entry.modality, entry.key):
             detail = f"the corpus has {entry.modality} key {entry.key!r} before; make keys unique"
-            self._run.reject(_reject(entry, "read", Reason.KEY_DUPLICATE, detail))
+            self._run.reject(reject_of(entry, "read", Reason.KEY_DUPLICATE, detail))
         elif isinstance(content, Reject):
             self._run.reject(content)
         elif content is not None:
@@ -273,62 +271,6 @@ class Encoding:
             _log.info("passed over %d files: %s%s", self._passed_over.total(), kinds, more)
 
 
-@dataclass(frozen=True, slots=True)
-class _Content:
-    """The hash of an item, with its input for the encoder.
-
-    Content that already has a vector in the set is not prepared. Texts are prepared later, by one thread, because
-    tokenizers are not thread-safe.
-    """
-
-    sha256: str
-    prepared: Any = None
-
-
-def _read(
-    entry: Entry, encoders: Mapping[Modality, Encoder], index: SetIndex, max_pixels: int
-) -> _Content | Reject | None:
-    """Read, hash and prepare one item; runs in a thread."""
-    if not isinstance(entry, Item) or entry.modality not in encoders:
-        return None
-    if isinstance(entry.content, str):
-        return _Content(hashlib.sha256(entry.content.encode()).hexdigest())
-    if isinstance(entry.content, Vector):
-        values = entry.content.values
-        return _Content(hashlib.sha256(values).hexdigest(), np.frombuffer(values, "<f4"))
-    return _read_image(entry, entry.content, encoders[entry.modality], max_pixels, index)
-
-
-def _read_image(
-    item: Item, image: Path | bytes, encoder: Encoder, max_pixels: int, index: SetIndex | None = None
-) -> _Content | Reject:
-    """Read and hash an image, and prepare it unless `index` knows its hash."""
-    try:
-        with reading(image) as file:
-            sha256 = hashlib.sha256(file).hexdigest()
-            if index is not None and index.knows(item.modality, sha256):
-                return _Content(sha256)
-            return _prepare(item, sha256, file, encoder, max_pixels)
-    except ImageRejectedError as error:
-        return _reject(item, "read", error.reason, str(error))
-
-
-def _prepare(item: Item, sha256: str, content: str | bytes, encoder: Encoder, max_pixels: int) -> _Content | Reject:
-    """Decode and preprocess the file of an image, or preprocess a text.
-
-    Raises:
-        OutOfResourcesError: there is not enough memory, which says nothing about the item.
-    """
-    try:
-        loaded = content if isinstance(content, str) else decode(content, max_pixels)
-        return _Content(sha256, encoder.prepare(item.modality, loaded))
-    except ImageRejectedError as error:
-        return _reject(item, "decode", error.reason, str(error))
-    except Exception as error:  # noqa: BLE001  preprocessing may raise anything, which rejects the item alone
-        raise_lack(error, f"preparing {item.modality} {item.key!r}")
-        return _reject(item, "encode", Reason.PREPROCESSING_FAILED, f"{type(error).__name__}: {error}")
-
-
 def _take_window(stream: Iterator[Entry], most_items: int) -> list[Entry]:
     """Take up to `most_items` entries, fewer if they hold more than `WINDOW_BYTES` of images."""
     window: list[Entry] = []
@@ -339,11 +281,7 @@ def _take_window(stream: Iterator[Entry], most_items: int) -> list[Entry]:
     return window
 
 
-def _reject(item: Item, stage: Stage, reason: Reason, detail: str) -> Reject:
-    return Reject(item.source, item.position, stage, reason, detail, item.key, item.modality)
-
-
-_Window = list[tuple[Entry, _Content | Reject | None]]
+_Window = list[tuple[Entry, Content | Reject | None]]
 
 
 @dataclass(slots=True)
@@ -359,11 +297,11 @@ class _Sink:
     shard_rows: int
     max_pixels: int
     written: list[Shard]
-    _batch: list[tuple[Item, _Content]] = field(default_factory=list)
+    _batch: list[tuple[Item, Content]] = field(default_factory=list)
     _known: dict[int, FloatArray] = field(default_factory=dict)
     _rows: list[Rows] = field(default_factory=list)
 
-    def take(self, item: Item, content: _Content) -> None:
+    def take(self, item: Item, content: Content) -> None:
         """Skip an unchanged item, reuse the vector of equal content, or add the item to the next batch."""
         payload = json.dumps(item.payload, ensure_ascii=False, sort_keys=True)
         stored = self.index.find_key(self.modality, item.key)
@@ -378,9 +316,9 @@ class _Sink:
         elif content.prepared is None:
             # A text, or an image whose stored row was superseded after the image was read.
             if isinstance(item.content, Path | bytes):
-                prepared = _read_image(item, item.content, self.encoder, self.max_pixels)
+                prepared = read_image_of(item, item.content, self.encoder, self.max_pixels)
             else:
-                prepared = _prepare(item, content.sha256, str(item.content), self.encoder, self.max_pixels)
+                prepared = prepare(item, content.sha256, str(item.content), self.encoder, self.max_pixels)
             if isinstance(prepared, Reject):
                 self.run.reject(prepared)
                 return
@@ -408,7 +346,7 @@ class _Sink:
         for row, reason in invalid.items():
             item = self._batch[row][0]
             detail = f"expected a finite vector with a norm above 0 from {self.encoder.spec}, which {dtype} can hold"
-            self.run.reject(_reject(item, "encode", Reason(reason), detail))
+            self.run.reject(reject_of(item, "encode", Reason(reason), detail))
         valid = [row for row in range(len(self._batch)) if row not in invalid]
         self.run.counts["reused"] += len(self._known)
         self.run.counts["encoded"] += len(fresh) - len(invalid)
@@ -426,7 +364,7 @@ class _Sink:
         self._rows = []
 
 
-def _rows(modality: Modality, batch: Sequence[tuple[Item, _Content]], vectors: FloatArray) -> Rows:
+def _rows(modality: Modality, batch: Sequence[tuple[Item, Content]], vectors: FloatArray) -> Rows:
     return Rows(
         modality,
         [item.key for item, _ in batch],

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,14 @@ def test_types_survive_in_the_payload(suffix: str, tmp_path: Path) -> None:
 def test_numbers_are_keys_and_groups_too(suffix: str, tmp_path: Path) -> None:
     [item] = items(read(write_rows(tmp_path, suffix, [{"key": 7, "caption": "c", "group": 12}])))
     assert (item.key, item.group) == ("7#0", "12")
+
+
+@typed_reader
+def test_integers_that_pandas_made_floats_are_keys_and_groups(suffix: str, tmp_path: Path) -> None:
+    rows = [{"key": float(n), "caption": "c", "group": group} for n, group in enumerate([12.0, math.nan])]
+    entries = read(write_rows(tmp_path, suffix, rows))
+    assert [(item.key, item.group) for item in items(entries)] == [("0#0", "12"), ("1#0", "1")]
+    assert rejects(entries) == []
 
 
 @every_reader
