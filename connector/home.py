@@ -23,6 +23,7 @@ from alignment.model.alignment import Alignment
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.errors import CollectionNotFoundError, SettingsError
 from connector.progress import progress
+from connector.provenance.database import create_in_sqlite
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run, RunRejects, RunResult
 from connector.provenance.tables import ReleaseRow
@@ -81,14 +82,11 @@ STATUS_SECONDS = 10.0  # how long a status waits for a server: SQL has the rest 
 class Home:
     """The embedding sets, alignments and databases that the settings name. Use as a context manager.
 
-    Raises:
-        NotMigratedError: the database was never upgraded.
+    `encode` and `import_vectors` make the tables of a home that holds nothing yet, if its database is SQLite.
     """
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.provenance = Provenance.open(settings.database_url, home=settings.home)
-        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)  # readable by its owner alone, if it is new
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +94,19 @@ class Home:
     def __exit__(self, *_: object) -> None:
         if "store" in self.__dict__:
             self.store.close()
-        self.provenance.close()
+        if "provenance" in self.__dict__:
+            self.provenance.close()
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """The provenance database, opened at the first use.
+
+        Raises:
+            NotMigratedError: its tables are missing or older ones.
+        """
+        opened = Provenance.open(self.settings.database_url, home=self.settings.home)
+        self.settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)  # readable by its owner alone, if it is new
+        return opened
 
     @cached_property
     def store(self) -> Store:
@@ -119,6 +129,7 @@ class Home:
         from connector.encoding.embedding_sets import encode_corpus
         from connector.encoding.loading import load_encoders
 
+        self._begin()
         with self._run(request) as run:
             path = self.settings.set_path(request.set)
             corpus = open_corpus(request.corpus, **request.reading)
@@ -140,6 +151,7 @@ class Home:
         """Take vectors that were computed elsewhere into an embedding set."""
         from connector.encoding.embedding_sets import import_vectors
 
+        self._begin()
         with self._run(request) as run:
             imported = import_vectors(request, self.settings.set_path(request.set), self.provenance, run)
         return RunResult(run.id, run.counts, imported)
@@ -509,6 +521,12 @@ class Home:
         if not rows:
             raise CollectionNotFoundError(f"no release of collection {collection!r} was ever made here")
         return history(self.provenance, rows, limit=limit)
+
+    def _begin(self) -> None:
+        # Where artifacts are, tables were: an empty database in their place would hide that it is lost. This is looked
+        # at before the tables, because another process may begin at the same time.
+        if not any((self.settings.home / name).exists() for name in ("sets", "alignments", "qdrant")):
+            create_in_sqlite(self.settings.database_url)
 
     def _run(self, request: Request, **more: Any) -> AbstractContextManager[Run]:
         return self.provenance.runs.start(request.command, {**request.parameters, **more})

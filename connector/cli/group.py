@@ -47,7 +47,10 @@ def db() -> None:
 @db.command()
 @home_options
 def upgrade(where: Mapping[str, Any]) -> None:
-    """Create or upgrade the tables. Run it once for a new home, and after every update of modalign."""
+    """Create or upgrade the tables. Run it after every update of modalign, and once for PostgreSQL.
+
+    `encode` and `import` create the tables of a new home in SQLite by themselves.
+    """
     from connector.provenance.database import upgrade as upgrade_database
 
     settings = load_settings(where)

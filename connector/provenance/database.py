@@ -59,9 +59,12 @@ class Database:
         opened = cls(url, home)
         try:
             if (found := opened.revision()) != revisions()[-1]:
+                begin = ""
+                if found is None and _sqlite_path(url):
+                    begin = "in a home that holds nothing yet, `modalign encode` and `modalign import` make them; else "
                 raise NotMigratedError(
                     f"database {redacted(url)}: expected the tables of migration {revisions()[-1]}, found "
-                    f"{found or 'none'}; run `modalign db upgrade`"
+                    f"{found or 'none'}; {begin}run `modalign db upgrade`"
                 )
         except ProvenanceError:
             opened.close()
@@ -141,6 +144,28 @@ class Database:
 def revisions() -> list[str]:
     """Return the migrations of this version of modalign, oldest first: the names of their files begin with them."""
     return sorted(path.name[:4] for path in (MIGRATIONS / "versions").glob("[0-9]*.py"))
+
+
+def create_in_sqlite(url: str) -> None:
+    """Create the tables in an SQLite database that has none of any program; any other database is left as it is.
+
+    Several processes may do so at once. One that is killed leaves all tables or none.
+
+    Raises:
+        ProvenanceError: the database cannot be reached or written.
+    """
+    path = _sqlite_path(url)
+    if path is None:
+        return
+    if path.exists():
+        database = Database(url)
+        try:
+            with _translated(url), database.engine.connect() as connection:
+                if inspect(connection).get_table_names():
+                    return
+        finally:
+            database.close()
+    upgrade(url)
 
 
 def upgrade(url: str, revision: str = "head") -> None:

@@ -1,23 +1,31 @@
-"""A fit that is killed anywhere can be repeated, and takes nothing for its own that is somebody else's."""
+"""A home begins by itself; a fit that is killed anywhere can be repeated, and takes nothing that is not its own."""
 
 import os
 import signal
+import sqlite3
 from multiprocessing.context import ForkServerContext
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from sqlalchemy import Engine, event
 
 from alignment.errors import AlignmentError
 from alignment.fitting import fit as fitting
 from alignment.model import alignment as alignments
 from alignment.model.alignment import Alignment
+from connector.errors import NotMigratedError
 from connector.home import Home
 from connector.provenance.artifacts import Artifacts
-from connector.provenance.database import upgrade
-from connector.requests import FitRequest
+from connector.provenance.database import Database, revisions, upgrade
+from connector.requests import FitRequest, ImportRequest
 from connector.settings import Settings
+from tests.support.cli import SPECS, done
+from tests.support.databases import postgres_database
 from tests.support.errors import raises
 from tests.support.fakes import fake_rows, fake_set
 
@@ -120,3 +128,128 @@ class TestFit:
         with Home(settings(home)) as opened:
             opened.fit(FIT)
         assert left(home) == sorted([*own, "a"])
+
+
+# A new home
+
+
+def vectors(directory: Path) -> Path:
+    """A Parquet file of two images."""
+    path = directory / "vectors.parquet"
+    pq.write_table(pa.table({"key": ["a", "b"], "image": [[1.0, 2.0], [2.0, 1.0]]}), path)
+    return path
+
+
+def imported(where: Settings, source: Path, name: str = "s") -> None:
+    with Home(where) as opened:
+        opened.import_vectors(ImportRequest(vectors=source, set=name, encoders={"image": "elsewhere"}))
+
+
+def counted(where: Settings) -> int:
+    with Home(where) as opened:
+        return sum(run.outcome == "done" for run in opened.status(runs=99).runs)
+
+
+@pytest.mark.parametrize("state", ["missing", "deep", "empty", "empty file", "elsewhere"])
+def test_a_home_that_holds_nothing_needs_no_upgrade(state: str, tmp_path: Path) -> None:
+    home = tmp_path / "a" / "b" / "c" if state == "deep" else tmp_path / "new"
+    url = f"sqlite:///{tmp_path / 'databases' / 'mine.db'}" if state == "elsewhere" else None
+    if state in ("empty", "empty file"):
+        home.mkdir()
+    if state == "empty file":
+        (home / "modalign.db").touch()
+    where = Settings.load(home=home, database_url=url)
+    imported(where, vectors(tmp_path))
+    assert counted(where) == 1
+    assert (tmp_path / "databases" / "mine.db").exists() is (state == "elsewhere")
+    imported(where, vectors(tmp_path))
+    assert counted(where) == 2
+
+
+def test_a_corpus_is_encoded_into_a_new_home(tmp_path: Path, corpus: Path) -> None:
+    done("encode", corpus, "--set", "s", *SPECS, "--home", tmp_path / "new")
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+
+
+def test_what_only_reads_begins_no_home(tmp_path: Path) -> None:
+    with Home(settings(tmp_path / "typo")) as opened:
+        for read in (opened.status, opened.rejects, opened.lag, lambda: opened.fit(FIT)):
+            with raises(NotMigratedError, "modalign encode", "modalign db upgrade"):
+                read()
+    assert not (tmp_path / "typo").exists()
+
+
+@pytest.mark.parametrize("held", ["sets", "alignments", "qdrant"])
+def test_a_home_whose_database_is_lost_gets_no_empty_one(held: str, tmp_path: Path) -> None:
+    (tmp_path / "home" / held).mkdir(parents=True)
+    with raises(NotMigratedError, "modalign db upgrade"):
+        imported(settings(tmp_path / "home"), vectors(tmp_path))
+    assert [path.name for path in (tmp_path / "home").iterdir()] == [held]
+
+
+def test_older_tables_are_never_upgraded_by_the_way(tmp_path: Path) -> None:
+    where = settings(tmp_path)
+    upgrade(where.database_url, "0004")
+    with raises(NotMigratedError, "0004", "modalign db upgrade"):
+        imported(where, vectors(tmp_path))
+    assert Database(where.database_url).revision() == "0004"
+
+
+def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "modalign.db") as database:
+        database.execute("CREATE TABLE orders (id INTEGER)")
+    database.close()
+    with raises(NotMigratedError, "modalign db upgrade"):
+        imported(settings(tmp_path), vectors(tmp_path))
+    with sqlite3.connect(tmp_path / "modalign.db") as database:
+        assert database.execute("SELECT name FROM sqlite_master").fetchall() == [("orders",)]
+    database.close()
+
+
+def test_postgresql_is_upgraded_by_its_owner_alone(postgres: str, tmp_path: Path) -> None:
+    with postgres_database(postgres) as url, raises(NotMigratedError, "run `modalign db upgrade`"):
+        imported(Settings.load(home=tmp_path, database_url=url), vectors(tmp_path))
+
+
+def begin(home: Path, source: Path, name: str, together: Barrier) -> None:
+    together.wait()
+    imported(settings(home), source, name)
+
+
+def test_processes_begin_one_home_at_once(processes: ForkServerContext, tmp_path: Path) -> None:
+    together = processes.Barrier(4)
+    home, source = tmp_path / "new", vectors(tmp_path)
+    children = [processes.Process(target=begin, args=(home, source, f"s{n}", together)) for n in range(4)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+    assert [child.exitcode for child in children] == [0] * 4
+    assert counted(settings(home)) == 4
+
+
+def killed_while_beginning(home: Path, source: Path, statements: int) -> None:
+    left = statements
+
+    def count(*_: object) -> None:
+        nonlocal left
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+
+    event.listen(Engine, "before_cursor_execute", count)
+    imported(settings(home), source)
+
+
+@pytest.mark.parametrize("statements", [0, 1, 5, 25, 80])
+def test_a_home_whose_beginning_was_killed_begins_again(
+    processes: ForkServerContext, tmp_path: Path, statements: int
+) -> None:
+    home, source = tmp_path / "new", vectors(tmp_path)
+    child = processes.Process(target=killed_while_beginning, args=(home, source, statements))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    assert Database(settings(home).database_url).revision() in (None, revisions()[-1])
+    imported(settings(home), source)
+    assert counted(settings(home)) == 1
