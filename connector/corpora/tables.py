@@ -1,6 +1,7 @@
 """Manifests that users make, JSONL, CSV and Parquet: rows with the columns that `Columns` names."""
 
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -60,8 +61,7 @@ class Table(Manifest):
                 yield row
                 continue
             named = self.named(columns, row)
-            group = named.fields.get("group")
-            without_group += group in (None, "") or group != group  # NaN is none either
+            without_group += _is_missing(named.fields.get("group"))
             yield named
         if without_group and self.group is not None:
             _log.warning(
@@ -77,6 +77,10 @@ class Table(Manifest):
         if isinstance(image := fields.get("image"), str) and image:
             fields["image"] = str((self.images or (row.source or self.path).parent) / image)
         return replace(row, fields=fields)
+
+
+def _is_missing(value: Any) -> bool:
+    return value in (None, "") or (isinstance(value, float) and math.isnan(value))
 
 
 class JsonLines(Table):
