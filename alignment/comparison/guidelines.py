@@ -6,32 +6,42 @@ where the upper bound of what it loses is below `MARGIN`. One choice is called b
 that hold simultaneously for all differences of its question.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from alignment.comparison.captions import FEWEST_QUERIES
 from alignment.comparison.compare import DOES_NOT_APPLY
 from alignment.comparison.learning_curve import REPEATS, Curve
-from alignment.comparison.paired_bootstrap import FEWEST_GROUPS, MARGIN, Floats, Verdict, judge
+from alignment.comparison.paired_bootstrap import FEWEST_GROUPS
+from alignment.comparison.rank_correlation import spearman
 from alignment.comparison.table import Comparison, Fitted, MetricRow, best_on_new_items, best_validated
+from alignment.comparison.verdict_words import (
+    HIGHEST,
+    JUDGED,
+    NEW,
+    PREFERRED,
+    asked,
+    in_words,
+    judged,
+    listed,
+    under,
+    verb,
+    where,
+    whole_of,
+)
 from alignment.comparison.whole_collection import WholeCollection
 from alignment.metrics import Guarantee, LearnedMetric, parse
 from alignment.plurals import counted
 
 IDENTITY = "identity"
-# What choices are judged by, and how the preferred one was found.
-JUDGED, NEW = "harmonic Recall@10", "Recall@10 of new items"
-PREFERRED, HIGHEST = "is what cross-validation prefers", "finds most"
 NO_OFFSET = (
     "There is no offset: cross-validation found none that helps, the set is too small for one, or it was set to 0."
 )
 # Of fewer rows not even a perfect rank correlation is rarer by chance than LIKELY.
 FEWEST_ROWS = 5
 LIKELY = 0.05
-PERMUTATIONS = 9_999
 # Recall@10 that twice the data is not worth collecting for.
 LITTLE = 0.01
 # What saves less than a fifth of the measured time is not cheaper: times vary as much.
@@ -79,13 +89,13 @@ def advise(comparison: Comparison) -> Advice:
 
 def _short(comparison: Comparison, fitted: Fitted, row: MetricRow) -> Guideline:
     chance = next(pair.chance["recall@10"] for pair in comparison.pairs if pair.name == fitted.pair)
-    says = f"Take {fitted.method}{_where(comparison, fitted.pair)} under {row.metric}: in one collection of all items "
-    says += f"the Recall@10 of new and known items has a harmonic mean of {_whole(row).judged}. Among the held-out "
+    says = f"Take {fitted.method}{where(comparison, fitted.pair)} under {row.metric}: in one collection of all items "
+    says += f"the Recall@10 of new and known items has a harmonic mean of {whole_of(row).judged}. Among the held-out "
     says += f"items alone Recall@10 is {row.recall}, where chance gives {chance:.3f}."
     if row.recall.low <= chance:
         says += " That cannot be told from chance: see whether the items of a group belong together."
     rests_on = (
-        f"{_asked(comparison)}. One fit on {counted(comparison.training_groups, 'group')}: how much fits on others "
+        f"{asked(comparison)}. One fit on {counted(comparison.training_groups, 'group')}: how much fits on others "
         "would differ is not in the interval."
     )
     return Guideline("in short", says, rests_on)
@@ -93,7 +103,7 @@ def _short(comparison: Comparison, fitted: Fitted, row: MetricRow) -> Guideline:
 
 def _new_items(row: MetricRow) -> Guideline:
     """Say how new and known items are found in one collection, and what the offset changes."""
-    whole = _whole(row)
+    whole = whole_of(row)
     before, after = whole.mean(0), whole.mean(1)
     rests_on = (
         f"Recall@1, mean of both directions: {_counted(whole)}. Queries about known items are paraphrases, never "
@@ -125,7 +135,7 @@ def _captions(comparison: Comparison, fitted: Fitted, row: MetricRow) -> Iterato
         says = f"What captions alone would find is not measured: {alone.queries} held-out captions can ask, "
         says += f"{FEWEST_QUERIES} are needed. Items without a caption are found by the alignment alone."
     else:
-        images = _whole(row).recalls["text-to-image"].at(1)["unseen"]["recall@10"]
+        images = whole_of(row).recalls["text-to-image"].at(1)["unseen"]["recall@10"]
         says = f"Captions alone find a new item that has a {'' if alone.paraphrased else 'further '}caption first in "
         says += f"{_percent(alone.first.value)} of searches and among ten in {_percent(alone.among.value)}; by image a "
         says += f"text finds a new item among ten in {_percent(images)}. "
@@ -157,12 +167,6 @@ def _percent(share: float) -> str:
     return f"{share:.1%}" if 0 < share < 0.095 else f"{share:.0%}"
 
 
-def _whole(row: MetricRow) -> WholeCollection:
-    if row.whole is None:
-        raise AssertionError(f"{row.metric} is not judged: its whole collection was not measured")
-    return row.whole
-
-
 def _encoders(comparison: Comparison) -> tuple[str, list[Guideline]]:
     """Compare what validated best for each pair, under the reference metric, over methods that no pair still lacks."""
     if len(comparison.pairs) == 1:
@@ -175,16 +179,16 @@ def _encoders(comparison: Comparison) -> tuple[str, list[Guideline]]:
     best = [best_validated(own) for own in found]
     costs = [fit.rows[0].stored_floats for fit in best]
     preferred = best.index(best_on_new_items(best))
-    verdict = _judged(comparison, [fit.rows[0] for fit in best], costs, preferred, "unseen")
+    verdict = judged(comparison, [fit.rows[0] for fit in best], costs, preferred, "unseen")
     names = [f"{fit.pair} (with {fit.method})" for fit in best]
     cost = f"{best[verdict.taken].rows[0].stored_floats} numbers an item"
     rests_on = (
-        f"Each pair with what validated best of {_listed(sorted({fit.method for fit in fair}))}, under "
+        f"Each pair with what validated best of {listed(sorted({fit.method for fit in fair}))}, under "
         f"{comparison.reference}. {NEW} in one collection with the known ones, mean of both directions, on "
         f"{counted(comparison.test_groups, 'held-out group')}, the same for all pairs; 95% intervals by resampling "
         "groups. Known items do not count: what is asked about them is made in the space of each encoder."
     )
-    says, pair = _said(comparison, verdict, names, cost, PREFERRED, NEW), best[verdict.taken].pair
+    says, pair = in_words(comparison, verdict, names, cost, PREFERRED, NEW), best[verdict.taken].pair
     overall = best_on_new_items(comparison.fitted)
     if overall not in fair:
         says += f" {overall.method} on {overall.pair} validated better than all of these, and lacks the comparison."
@@ -200,24 +204,19 @@ def _lacking(comparison: Comparison, method: str) -> bool:
     )
 
 
-def _where(comparison: Comparison, pair: str) -> str:
-    """Name the encoder pair, where there are several."""
-    return f" on {pair}" if len(comparison.pairs) > 1 else ""
-
-
 def _method(comparison: Comparison, pair: str) -> tuple[Fitted, Guideline]:
     fitted = comparison.by_pair(pair)
     preferred = fitted.index(best_validated(fitted))
     costs = [sum(fit.rows[0].query_microseconds.values()) for fit in fitted]
     costs[preferred] *= CHEAPER
-    verdict = _judged(comparison, [fit.rows[0] for fit in fitted], costs, preferred)
+    verdict = judged(comparison, [fit.rows[0] for fit in fitted], costs, preferred)
     taken = fitted[verdict.taken]
     cost = f"{taken.rows[0].query_microseconds['text']:.0f} µs to project a text"
-    says = _said(comparison, verdict, [f.method for f in fitted], cost, PREFERRED)
+    says = in_words(comparison, verdict, [f.method for f in fitted], cost, PREFERRED)
     if verdict.taken != preferred:
         says += f" fit --method {taken.method} makes it."
     rests_on = (
-        f"{_under(comparison, pair)} Cross-validation saw the training groups alone; fit --method auto takes what it "
+        f"{under(comparison, pair)} Cross-validation saw the training groups alone; fit --method auto takes what it "
         "prefers of all methods that enter."
     )
     return taken, Guideline("method", says, rests_on)
@@ -225,17 +224,17 @@ def _method(comparison: Comparison, pair: str) -> tuple[Fitted, Guideline]:
 
 def _metric(comparison: Comparison, fitted: Fitted) -> tuple[MetricRow, Guideline]:
     rows = [row for row in fitted.rows if row.whole is not None]
-    verdict = _judged(comparison, rows, [_cost(row) for row in rows])
+    verdict = judged(comparison, rows, [_cost(row) for row in rows])
     taken = rows[verdict.taken]
     cost = f"{taken.guarantee}, {taken.stored_floats} numbers an item"
     rests_on = (
-        f"After {fitted.method}{_where(comparison, fitted.pair)}, whose hyperparameters were chosen under "
+        f"After {fitted.method}{where(comparison, fitted.pair)}, whose hyperparameters were chosen under "
         f"{comparison.reference}. "
-        f"{_asked(comparison)}."
+        f"{asked(comparison)}."
     )
-    says = _said(comparison, verdict, [row.metric for row in rows], cost, HIGHEST)
+    says = in_words(comparison, verdict, [row.metric for row in rows], cost, HIGHEST)
     if unjudged := [row.metric for row in fitted.rows if row.whole is None]:
-        says += f" {_listed(unjudged)} {_verb(unjudged, 'was', 'were')} measured among held-out items alone."
+        says += f" {listed(unjudged)} {verb(unjudged, 'was', 'were')} measured among held-out items alone."
     return taken, Guideline("metric", says, rests_on)
 
 
@@ -248,7 +247,7 @@ def _identity(comparison: Comparison, taken: Fitted) -> Iterator[Guideline]:
     """Say whether the vectors would do as they are."""
     fitted = comparison.by_pair(taken.pair)
     names = [fit.method for fit in fitted]
-    rests_on = _under(comparison, taken.pair)
+    rests_on = under(comparison, taken.pair)
     for missing in comparison.not_run:
         if missing.what == f"{IDENTITY} on {taken.pair}" and missing.reason.startswith(DOES_NOT_APPLY):
             yield Guideline(
@@ -256,7 +255,7 @@ def _identity(comparison: Comparison, taken: Fitted) -> Iterator[Guideline]:
             )
     if IDENTITY not in names or len(names) == 1:
         return
-    verdict = _judged(comparison, [fit.rows[0] for fit in fitted], [0] * len(fitted))
+    verdict = judged(comparison, [fit.rows[0] for fit in fitted], [0] * len(fitted))
     own, best = names.index(IDENTITY), next(number for number in verdict.order if names[number] != IDENTITY)
     difference = verdict.difference(best, own)
     if comparison.test_groups < FEWEST_GROUPS or difference.low <= 0 <= difference.high:
@@ -274,7 +273,7 @@ def _data(comparison: Comparison, curve: Curve) -> Guideline:
     have = curve.points[-1].groups
     sizes = ", ".join(f"{point.groups:,}" for point in curve.points)
     rests_on = (
-        f"Fits{_where(comparison, curve.pair)} on {sizes} groups, {REPEATS} subsamples of each size but the last, "
+        f"Fits{where(comparison, curve.pair)} on {sizes} groups, {REPEATS} subsamples of each size but the last, "
         "hyperparameters as chosen on all of them. The interval holds what either of two laws gives: error as a power "
         f"of the groups, recall by the same with every doubling. {NEW} counts, in the same collection "
         "for every size."
@@ -318,28 +317,6 @@ def _gap(comparison: Comparison) -> Guideline:
     return Guideline("gap", says, rests_on)
 
 
-def spearman(x: Floats, y: Floats, *, seed: int) -> tuple[float, float]:
-    """Rank correlation of x and y (n,), and how often a random order gives one as far from zero.
-
-    >>> spearman(np.arange(6.0), -np.arange(6.0) ** 3, seed=0)[0]
-    -1.0
-    """
-    # Here, because it takes half a second to import.
-    from scipy.stats import permutation_test, rankdata, spearmanr
-
-    a, b = (rankdata(side) - (len(side) + 1) / 2 for side in (x, y))  # centred ranks
-    test = permutation_test(
-        (a,),
-        lambda order, axis: np.abs((order * b).sum(axis=axis)),
-        permutation_type="pairings",
-        vectorized=True,
-        n_resamples=PERMUTATIONS,
-        alternative="greater",
-        rng=np.random.default_rng(seed),
-    )
-    return float(spearmanr(x, y).statistic), float(test.pvalue)
-
-
 def _missing(comparison: Comparison) -> Iterator[Guideline]:
     """Say what is missing from the table and what was cut short."""
     folds = comparison.settings["folds"]
@@ -351,72 +328,5 @@ def _missing(comparison: Comparison) -> Iterator[Guideline]:
             reason = f"hyperparameters were chosen in {fit.chosen.folds} of {folds} folds"
             by_reason.setdefault(reason, []).append(f"{fit.method} on {fit.pair}")
     if by_reason:
-        says = " ".join(f"{_listed(whats)}: {reason}." for reason, whats in by_reason.items())
+        says = " ".join(f"{listed(whats)}: {reason}." for reason, whats in by_reason.items())
         yield Guideline("not run", says, "Nothing above says what these would have found, or found with more time.")
-
-
-def _under(comparison: Comparison, pair: str) -> str:
-    return f"Under {comparison.reference}{_where(comparison, pair)}. {_asked(comparison)}."
-
-
-def _judged(
-    comparison: Comparison,
-    rows: Sequence[MetricRow],
-    costs: Sequence[Any],
-    preferred: int | None = None,
-    kind: str = "harmonic",
-) -> Verdict:
-    whole = [_whole(row) for row in rows]
-    values = [each.estimates[kind]["recall@10"].value for each in whole]
-    samples = [each.samples[kind] for each in whole]
-    return judge(values, samples, costs, comparison.test_groups, preferred)
-
-
-def _said(
-    comparison: Comparison, verdict: Verdict, names: Sequence[str], cost: str, why: str, judged: str = JUDGED
-) -> str:
-    """Put a verdict into words.
-
-    Args:
-        comparison, verdict: of what is told apart.
-        names: of each, as numbered.
-        cost: of the one that is taken.
-        why: how the preferred one was found.
-        judged: what values are.
-    """
-    preferred, taken = names[verdict.preferred], names[verdict.taken]
-    if len(names) == 1:
-        return f"{taken} is the only one in the table."
-    says = f"{preferred} {why}: {judged} {verdict.values[verdict.preferred]:.3f}."
-    if comparison.test_groups < FEWEST_GROUPS:
-        few = counted(comparison.test_groups, "held-out group")
-        return f"{says} {few} cannot tell anything apart, it takes {FEWEST_GROUPS}."
-    if verdict.taken == verdict.preferred:
-        says += f" None that costs less is sure to lose less than {MARGIN}."
-    else:
-        bound = max(0.0, verdict.difference(verdict.preferred, verdict.taken).high)
-        says += f" {taken} costs less ({cost}), and loses at most {bound:.3f}."
-    others = [number for number in verdict.order if number not in (verdict.preferred, verdict.taken)]
-    differences = {number: verdict.difference(number, verdict.preferred) for number in others}
-    more = [f"{names[n]} ({verdict.values[n]:.3f})" for n in others if differences[n].low > 0]
-    less = [f"{names[n]} ({verdict.values[n]:.3f})" for n in others if differences[n].high < 0]
-    alike = [f"{names[n]} ({verdict.values[n]:.3f})" for n in others if differences[n].low <= 0 <= differences[n].high]
-    says += f" {_listed(more)} {_verb(more, 'finds', 'find')} more." if more else ""
-    says += f" {_listed(alike)} cannot be told from it." if alike else ""
-    return says + (f" {_listed(less)} {_verb(less, 'finds', 'find')} less." if less else "")
-
-
-def _verb(subjects: Sequence[str], singular: str, plural: str) -> str:
-    return singular if len(subjects) == 1 else plural
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _asked(comparison: Comparison) -> str:
-    return f"{_what()}, on {counted(comparison.test_groups, 'held-out group')}, 95% intervals by resampling groups"
-
-
-def _what() -> str:
-    return f"{JUDGED[0].upper()}{JUDGED[1:]}: of new and known items in one collection, mean of both directions"

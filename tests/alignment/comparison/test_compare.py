@@ -13,7 +13,7 @@ import pytest
 from alignment.comparison import compare as comparing
 from alignment.comparison import encoder_pairs
 from alignment.comparison.compare import compare, multiply_adds
-from alignment.comparison.guidelines import advise, spearman
+from alignment.comparison.guidelines import advise
 from alignment.comparison.learning_curve import FEWEST, CurvePoint, forecast_of, learning_curve, subsamples
 from alignment.comparison.paired_bootstrap import MARGIN, Hits, Verdict, estimate, judge
 from alignment.comparison.table import Comparison, NotRun, best_validated
@@ -324,7 +324,7 @@ def test_pairs_that_mean_nothing_are_not_told_from_chance(rng: np.random.Generat
 def test_few_groups_leave_the_choice_to_cross_validation(rng: np.random.Generator, tmp_path: Path) -> None:
     X, Y = views(rng, 80, d_y=16)
     found = compare([as_set(tmp_path / "s", X, Y)], **{**FAST, "methods": ["identity", "ridge"]})
-    assert "held-out groups tell nothing apart" in said(found, "method")
+    assert "held-out groups cannot tell anything apart" in said(found, "method")
     assert advise(found).method == best_validated(found.fitted).method == "ridge"
 
 
@@ -344,11 +344,6 @@ def test_gap_and_recall_need_fits_that_differ(rng: np.random.Generator, tmp_path
             gap = replace(fitted.gap, debiased=1.0 + 0.1 * sign * number)
             made.append(replace(fitted, gap=gap, rows=[replace(row, whole=whole)]))
         assert text in said(replace(found, fitted=made), "gap")
-
-
-def test_a_rank_correlation_by_chance_is_not_rare(rng: np.random.Generator) -> None:
-    chances = [spearman(rng.standard_normal(8), rng.standard_normal(8), seed=seed)[1] for seed in range(200)]
-    assert 0.01 <= np.mean(np.array(chances) < 0.05) <= 0.11
 
 
 # Intervals
