@@ -1,5 +1,6 @@
 # make demo   the whole way once on real images, in ./demo-home
 # make test   every test;  make lint  style, imports and types;  make bench  the figures
+# make coverage  every test, and which lines and branches none of them reaches
 # make up     Qdrant and PostgreSQL in Docker, with QDRANT_API_KEY and POSTGRES_PASSWORD;  make down  stops them
 # make live   the tests against real servers, which MODALIGN_TEST_QDRANT_BINARY or Docker starts
 # Each makes the virtual environment in .venv when it is missing. Another Python: make PYTHON=python3.12 demo
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "modalign needs Python 3.11 or newer: make PYTHON=python3.11 ...")
 
-.PHONY: demo test lint bench up down live clean
+.PHONY: demo test coverage lint bench up down live clean
 
 demo: $(VENV)/.demo
 	$(BIN)/modalign demo --home demo-home
@@ -17,6 +18,9 @@ demo: $(VENV)/.demo
 # Files go to as many processes as there are cores, of one thread each: more threads than cores wait for each other.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+coverage: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --cov --cov-report term-missing
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
