@@ -10,7 +10,7 @@ import click
 from alignment.fitting.training import Training
 from alignment.names import COMPARED_METRICS, METHODS
 from alignment.plurals import counted
-from connector.cli.choices import METRIC, SEEN_OFFSET, Name
+from connector.cli.choices import METRIC, SEEN_OFFSET, Name, PathName
 from connector.cli.group import cli, open_home, shortest
 from connector.cli.options import (
     METHOD_HELP,
@@ -136,7 +136,7 @@ def fit(training: tuple[str, ...], as_json: bool, where: Mapping[str, Any], **gi
 @SEEN_OFFSET_OPTION
 @click.option(
     "--to",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     metavar="DIR",
     help="New directory for the report.  [default: reports/compare-RUN in the home]",
 )
@@ -168,9 +168,7 @@ def compare(as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
 @cli.command()
 @click.argument("alignment")
 @click.option("--metric", required=True, metavar="METRIC", help=METRIC_HELP)
-@click.option(
-    "--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Directory to write; new, or empty."
-)
+@click.option("--to", required=True, type=PathName(), metavar="DIR", help="Directory to write; new, or empty.")
 @click.option(
     "--collection",
     metavar="COLLECTION",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from alignment.names import PROTOCOLS
-from connector.cli.choices import METRIC, Name
+from connector.cli.choices import METRIC, Name, PathName
 from connector.cli.group import REQUIREMENT, cli, open_home
 from connector.cli.options import (
     METRIC_HELP,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 COMMANDLINE = click.core.ParameterSource.COMMANDLINE
 HOME_OPTIONS = ("--home", "--qdrant-url", "--database-url", "--device")
-FILE = click.Path(path_type=Path, dir_okay=False)
+FILE = PathName(dir_okay=False)
 SCOPE = click.Choice(get_args(Scope))
 
 

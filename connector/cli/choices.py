@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -53,6 +54,19 @@ class DeviceName(click.ParamType[str]):
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
             self.fail(f"expected auto, cpu, cuda, cuda:N or mps, got {value!r}", param, ctx)
         return str(value)
+
+
+class PathName(click.Path):
+    """A path that is not empty: an empty one would be the working directory, and is an unset variable in a script."""
+
+    def __init__(self, *, dir_okay: bool = True, allow_dash: bool = False):
+        super().__init__(path_type=Path, dir_okay=dir_okay, allow_dash=allow_dash)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return `value` as a path if it names one."""
+        if value == "":
+            self.fail("expected a path, got an empty text; the working directory is .", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class EncoderSpec(click.ParamType[str]):

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from connector.cli.choices import METRIC
+from connector.cli.choices import METRIC, PathName
 from connector.cli.options import METRIC_HELP, NumberRange, WholeRange, range_of, renamed_option, with_options
 from connector.requests import INDEX_RECALL, PushRequest
 from connector.stores.layout import (
@@ -55,11 +55,11 @@ GENERAL_OPTIONS = [
     click.option(
         "--layout",
         "layout_file",
-        type=click.Path(path_type=Path),
+        type=PathName(),
         metavar="FILE.toml",
         help="Read the layout of new releases from a file: the options below as keys, with _ for -, and a table payload_indexes. Options override the file.",
     ),
-    renamed_option("--settings", "--layout", "layout_file", type=click.Path(path_type=Path), metavar="FILE.toml"),
+    renamed_option("--settings", "--layout", "layout_file", type=PathName(), metavar="FILE.toml"),
     click.option(
         "--payload-index",
         "payload_indexes",

@@ -13,7 +13,7 @@ from typing_extensions import override
 from alignment.bounds import intervals_of
 from alignment.modality import Modality
 from alignment.names import CLOSED_FORMS, HEADS, METRICS
-from connector.cli.choices import DEVICE, Name
+from connector.cli.choices import DEVICE, Name, PathName
 from connector.corpora import FORMAT_NAMES
 from connector.progress import say
 from connector.recorded_request import Request
@@ -125,7 +125,7 @@ def home_options(command: F) -> F:
     options = [
         click.option(
             "--home",
-            type=click.Path(path_type=Path),
+            type=PathName(),
             envvar="MODALIGN_HOME",
             show_envvar=True,
             help="Home directory of sets, alignments and databases.  [default: ~/.modalign]",
@@ -156,7 +156,7 @@ def home_options(command: F) -> F:
             "--timeout",
             callback=timeout_seconds,
             metavar="TIME",
-            help="Fail when a Qdrant server has not answered so long after the start, such as 2s or 10m.  [default: each request is tried for two minutes]",
+            help="Fail when a Qdrant server has not answered so long after the first request, such as 2s or 10m.  [default: each request is tried for two minutes]",
         ),
     ]
 
@@ -211,7 +211,7 @@ def corpus_options(command: F) -> F:
         ),
         click.option(
             "--images",
-            type=click.Path(path_type=Path),
+            type=PathName(),
             metavar="DIR",
             help="Folder that the paths of images in a file are relative to.  [default: of a manifest, its own; of a coco, karpathy or flickr file, the usual ones beside it]",
         ),

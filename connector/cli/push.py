@@ -2,13 +2,13 @@
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
 
 from alignment.modality import MODALITIES
 from alignment.plurals import counted
+from connector.cli.choices import PathName
 from connector.cli.group import FAILED, cli, confirmation, exit_for_rejects, open_home
 from connector.cli.layout_options import push_options
 from connector.cli.options import (
@@ -52,7 +52,7 @@ def push(max_rejects: int, as_json: bool, where: Mapping[str, Any], **given: Any
 
 
 @cli.command()
-@click.argument("corpus", type=click.Path(path_type=Path))
+@click.argument("corpus", type=PathName())
 @push_options
 @click.option("--set", metavar="NAME", help="Embedding set to keep.  [default: like the collection]")
 @corpus_options

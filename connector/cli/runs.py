@@ -12,6 +12,7 @@ import click
 
 from alignment.modality import DIRECTIONS
 from alignment.plurals import counted
+from connector.cli.choices import PathName
 from connector.cli.group import cli, exit_for_rejects, load_settings, open_home, shortest
 from connector.cli.options import home_options, json_option, pixels_option, rejects_option
 from connector.cli.tables import json_text, print_json, print_rejects, print_result, print_table, show
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--export",
     "to",
-    type=click.Path(path_type=Path, allow_dash=True),
+    type=PathName(allow_dash=True),
     metavar="FILE",
     help="Write the rejects as JSONL into FILE; - is stdout.",
 )

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import click
 
 from alignment.modality import MODALITIES
-from connector.cli.choices import METRIC
+from connector.cli.choices import METRIC, PathName
 from connector.cli.group import cli, open_home
 from connector.cli.options import METRIC_HELP, WholeRange, home_options, json_option, pixels_option
 from connector.cli.tables import print_json, print_table, result_quality, search_rows
@@ -46,7 +46,7 @@ from connector.requests import SearchRequest, Way, default_of
     metavar="N",
     help="Most candidates to rescore under a metric that rescores.  [default: the metric's own number]",
 )
-@click.option("--html", "page", type=click.Path(path_type=Path), help="Write a contact sheet with the pictures.")
+@click.option("--html", "page", type=PathName(), help="Write a contact sheet with the pictures.")
 @pixels_option
 @json_option
 @home_options

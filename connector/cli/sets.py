@@ -1,13 +1,12 @@
 """Commands on embedding sets: encode, import, gap."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from alignment.plurals import counted, plural
-from connector.cli.choices import ENCODER
+from connector.cli.choices import ENCODER, PathName
 from connector.cli.group import cli, exit_for_rejects, open_home
 from connector.cli.options import (
     F,
@@ -44,7 +43,7 @@ def _dtype_option(command: F) -> F:
 
 
 @cli.command()
-@click.argument("corpus", type=click.Path(path_type=Path))
+@click.argument("corpus", type=PathName())
 @_set_option
 @click.option(
     "--image-encoder",
@@ -106,7 +105,7 @@ def encode(
 
 
 @cli.command("import")
-@click.argument("vectors", type=click.Path(path_type=Path))
+@click.argument("vectors", type=PathName())
 @_set_option
 @click.option("--image-encoder", metavar="NAME", help="Encoder of the image vectors, recorded as imported:NAME.")
 @click.option("--text-encoder", metavar="NAME", help="Encoder of the text vectors, recorded as imported:NAME.")
@@ -114,7 +113,7 @@ def encode(
 @click.option("--text-vectors", metavar="COLUMN", help="Column of a Parquet file.  [default: its only vector column]")
 @click.option(
     "--metadata",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     metavar="FILE",
     help="Parquet file with the rows of a .npy.  [default: the file of the same name]",
 )

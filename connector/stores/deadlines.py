@@ -1,6 +1,7 @@
 """Deadlines: until when a command or a search waits for a server.
 
-A deadline holds for whatever runs inside its `with` block, requests and waits between them. Threads that are started
+Its time begins with the first request: what a command does before, such as loading libraries, takes none of it. It
+holds for whatever runs inside its `with` block, requests and waits between them. Threads that are started
 there have it only if they run in a copy of the context.
 """
 
@@ -8,19 +9,38 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
-class Deadline(NamedTuple):
-    """A moment by the monotonic clock, and how many seconds there were from the beginning on."""
+@dataclass(slots=True)
+class Deadline:
+    """So many seconds from the first look at how many are left.
 
-    at: float
+    Attributes:
+        seconds: how many there are in all.
+        outer: a deadline around this one, whose time begins with it at the latest.
+    """
+
     seconds: float
+    outer: "Deadline | None" = None
+    _at: float | None = None
+
+    @property
+    def at(self) -> float:
+        """The moment by the monotonic clock; the time begins now, if it has not begun."""
+        if self._at is None:
+            own = time.monotonic() + self.seconds
+            self._at = min(own, self.outer.at) if self.outer else own
+        return self._at
 
     @property
     def left(self) -> float:
         """Seconds that are left; 0 or less: none."""
         return self.at - time.monotonic()
+
+    def most(self) -> float:
+        """Return the seconds that are left, or that there are if the time has not begun."""
+        return self.seconds if self._at is None else self.left
 
 
 _deadline: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
@@ -32,10 +52,10 @@ def within(seconds: float | None) -> Iterator[None]:
 
     An earlier deadline around it stays the one that holds.
     """
-    outer = _deadline.get()
-    inner = None if seconds is None else Deadline(time.monotonic() + seconds, seconds)
-    both = [deadline for deadline in (outer, inner) if deadline]
-    token = _deadline.set(min(both, default=None))
+    holds = _deadline.get()
+    if seconds is not None and (holds is None or seconds < holds.most()):
+        holds = Deadline(seconds, holds)
+    token = _deadline.set(holds)
     try:
         yield
     finally:

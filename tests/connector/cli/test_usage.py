@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import click
 import pytest
 
-from tests.support.cli import SPECS, modalign
+from tests.support.cli import COMMANDS, SPECS, modalign
 from tests.support.fakes import NAN_WORD
 
 
@@ -210,3 +211,31 @@ def test_an_index_recall_is_a_share(unbroken: Path, share: str) -> None:
     ended = modalign("push", "nothing", *arguments)
     assert ended.code == 1
     assert "nothing" in ended.error
+
+
+PATHS = {
+    f"{' '.join(name)} {param.name}": param
+    for name, command in COMMANDS.items()
+    for param in command.params
+    if isinstance(param.type, click.Path)
+}
+
+
+@pytest.mark.parametrize("param", PATHS.values(), ids=PATHS.keys())
+def test_an_empty_path_is_not_the_working_directory(param: click.Parameter) -> None:
+    """It is what an unset variable of a script leaves, as in `--home "$HOME_OF_MODALIGN"`."""
+    with pytest.raises(click.BadParameter, match="empty"):
+        param.type.convert("", param, None)
+    assert param.type.convert("x/y", param, None) == Path("x/y")
+
+
+@pytest.mark.parametrize("arguments", [("status", "--home", ""), ("encode", "", "--set", "s", *SPECS)])
+def test_an_empty_path_is_a_usage_error(arguments: tuple[str, ...]) -> None:
+    ended = modalign(*arguments)
+    assert (ended.code, "empty" in ended.error) == (2, True)
+
+
+def test_an_empty_variable_is_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODALIGN_HOME", "")
+    ended = modalign("status")
+    assert (ended.code, "MODALIGN_HOME" in ended.error) == (2, True)

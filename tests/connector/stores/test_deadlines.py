@@ -54,6 +54,25 @@ def test_a_timeout_ends_at_the_deadline_and_never_later() -> None:
         assert 0 < (shortened(60) or 0) < 0.01
 
 
+def test_its_time_begins_with_the_first_request() -> None:
+    """What a command does before, such as loading libraries, takes none of it."""
+    with within(0.05):
+        time.sleep(0.1)
+        assert 0.02 < (shortened(60) or 0) <= 0.05
+        time.sleep(0.1)
+        assert (shortened(60) or 0) < 0.01
+
+
+def test_the_time_of_an_outer_one_begins_with_the_inner_one() -> None:
+    with within(0.2):
+        with within(0.1):
+            assert 0 < (shortened(60) or 0) <= 0.1
+        time.sleep(0.2)
+        assert (shortened(60) or 0) < 0.01
+        with within(0.1):
+            assert (shortened(60) or 0) < 0.01
+
+
 def test_it_is_the_threads_own() -> None:
     with ThreadPoolExecutor(1) as threads, within(5):
         assert threads.submit(deadline).result() is None
