@@ -17,6 +17,7 @@ from connector.releases.promotion import Lifecycle, PromotionOverride
 from connector.releases.reconcile import ReconcileReport
 from connector.releases.reconcile_releases import reconcile_releases, repair_releases
 from connector.releases.release import Release
+from connector.releases.status import read_stored
 from connector.settings import Settings
 from connector.stores.collection import CollectionConfig, VectorConfig
 from connector.stores.points import Points
@@ -96,6 +97,24 @@ def test_a_replica_that_differs_is_found_by_whoever_asks_and_repaired(
     first, *others = on_each_node(cluster, release.name)
     assert all(other == first for other in others)
     assert world.push(embedding_set, collection=collection).counts == {"unchanged": 40}
+
+
+def test_the_status_counts_the_smallest_replica_whatever_node_is_asked(
+    cluster: Cluster, world: World, collection: str
+) -> None:
+    (release,) = world.push(world.set("s", *pairs(20)), collection=collection, **THREE).releases
+    cluster.nodes[1].kill()
+    with pytest.raises(ClusterError):
+        lose_some(world, release)
+    cluster.start()
+    for node in cluster.nodes:
+        with node.connect() as store:
+            (stored,) = read_stored(world.provenance, store, [release.row]).values()
+        assert stored.points == 35
+        assert "5 fewer than SQL says" in stored.faults[0]
+    repair(world, collection)
+    (stored,) = read_stored(world.provenance, world.store, [release.row]).values()
+    assert (stored.points, stored.faults) == (40, [])
 
 
 def test_orphans_that_other_nodes_hold_alone_are_seen_and_deleted_there(

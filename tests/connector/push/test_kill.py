@@ -232,7 +232,8 @@ class TestKilledAndDamagedAtRandom:
             case "repair":
                 return ["repair", "things", "--yes", *where]
             case _:
-                named = [argument for key in keys for argument in ("--key", key)]
+                option = draw.choice(["--key", "--group"])  # an image alone, or with its captions
+                named = [argument for key in keys for argument in (option, key)]
                 return ["delete", "things", *named, "--yes", *where]
 
     def damage(self, draw: Random, home: Path) -> None:
@@ -263,7 +264,7 @@ class TestKilledAndDamagedAtRandom:
             (name,) = store.collections()
             return {record.id for page in store.scroll(name) for record in page}
 
-    @pytest.mark.parametrize("seed", range(2))
+    @pytest.mark.parametrize("seed", range(3))
     def test_no_live_item_is_lost(self, runner: Runner, home: Path, seed: int) -> None:
         draw = Random(seed)
         push = ["push", "pairs", "--into", "things", "--alignment", "a", "--home", str(home)]
@@ -276,6 +277,8 @@ class TestKilledAndDamagedAtRandom:
             arguments = self.command(draw, home, keys)
             if arguments[0] == "delete":
                 requested |= {point_id("image", key) for key in keys}
+                if "--group" in arguments:
+                    requested |= {point_id("text", f"{key}#{number}") for key in keys for number in (0, 1)}
             when, point = draw.choice(["--before", "--after"]), f"{draw.choice(self.POINTS)}:{draw.randrange(3)}"
             assert runner.run("--signal", "SIGKILL", when, point, *arguments) in (0, 1, KILLED)
             kept = rows - requested
