@@ -136,7 +136,7 @@ def test_a_deadline_holds_for_each_search_and_not_between_them(
 
     def watched(store: EdgeStore, *arguments: Any, **options: Any) -> Any:
         holds = deadline()
-        held.append(holds and holds.seconds)
+        held.append(holds.seconds if holds else None)
         return search(store, *arguments, **options)
 
     monkeypatch.setattr(EdgeStore, "search", watched)
