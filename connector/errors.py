@@ -199,7 +199,7 @@ class EmptyReleaseError(ConnectorError):
 
 
 class IndexRecallError(ConnectorError):
-    """The index of a release finds less of the exact first ten than was required, so the release does not go live."""
+    """The index of a release finds less of the exact first hits than was required, so the release does not go live."""
 
 
 class RequirementError(ConnectorError, ValueError):

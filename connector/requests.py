@@ -217,7 +217,8 @@ class PushRequest(Request):
         layout: fields of `connector.stores.layout.Layout` that were given, of new releases.
         fresh_layout: new releases inherit nothing of the live release's layout.
         take_over: claim collections that another database claims, which is lost.
-        min_index_recall: share of the exact first ten that the index must find, for a release to go live; None: any.
+        min_index_recall: share of the exact first hits, and of the first ten, that the index must find, for a release
+            to go live; None: any.
     """
 
     command: ClassVar[str] = "push"
@@ -380,8 +381,8 @@ class DropRequest(Request):
 
 
 ORPHAN_SHARE = 0.1  # of the points of a release: the command line deletes more orphans only if it is told their number
-# The share of the exact first ten that an index should find. Audits and production ask other queries than the sample of
-# the tuning, so a little more is required than the 0.98 that they rely on.
+# The share of the exact first hits, and of the first ten, that an index should find. Audits and production ask other
+# queries than the sample of the tuning, so a little more is required than the 0.98 that they rely on.
 INDEX_RECALL = 0.99
 
 

@@ -70,6 +70,21 @@ class Lowering:
         return Guarantee.EXACT
 
     @property
+    def offset_of_seen(self) -> float:
+        """What is taken off the scores of items that the fit saw; of their squares, where `squares_offset`."""
+        return 0.0
+
+    @property
+    def candidates_without_offset(self) -> bool:
+        """Whether candidates are found without that offset, so that only rescoring takes it off."""
+        return False
+
+    @property
+    def squares_offset(self) -> bool:
+        """Whether an offset for seen items is taken off minus the squared distance: Euclid can carry no other."""
+        return self.guarantee is Guarantee.EXACT and self.distance is Distance.EUCLID
+
+    @property
     def magnitude(self) -> float:
         """Of the numbers that a score is made of, where it may itself be smaller than what they round to."""
         return 0.0

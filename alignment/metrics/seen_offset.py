@@ -37,8 +37,7 @@ LARGEST = 10_000.0
 
 def is_squared(metric: Metric, dim: int) -> bool:
     """Whether the offset is taken off minus the squared distance, because Euclid can carry no other."""
-    lowering = metric.lower(dim)
-    return lowering.guarantee is Guarantee.EXACT and lowering.distance is Distance.EUCLID
+    return metric.lower(dim).squares_offset
 
 
 def carries(metric: Metric) -> bool:
@@ -106,14 +105,10 @@ class SeenOffset(Metric):
         base = self.base.lower(dim)
         version = base.version + OWN_VERSION - 1
         if isinstance(base, Rescored):
-            columns = _Columns(base, base.column_of(self.offset))
-            return OffsetRescored(
-                columns.distance, columns.dim, version=version, metric=self, columns=columns, offset_of_seen=self.offset
-            )
-        columns = _Columns(base, self.offset)
-        return OffsetLowering(
-            columns.distance, columns.dim, version=version, columns=columns, offset_of_seen=self.offset
-        )
+            columns = _Columns(base, self.offset, base.column_of(self.offset))
+            return OffsetRescored(columns.distance, columns.dim, version=version, metric=self, columns=columns)
+        columns = _Columns(base, self.offset, self.offset)
+        return OffsetLowering(columns.distance, columns.dim, version=version, columns=columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +117,12 @@ class _Columns:
 
     Attributes:
         base: lowers what is compared.
-        taken: how much, off minus the squared distance under Euclid; None: there are no such columns.
+        offset: see `SeenOffset.offset`.
+        taken: how much off raw scores, off minus the squared distance under Euclid; None: there are no such columns.
     """
 
     base: Lowering
+    offset: float
     taken: float | None
 
     @property
@@ -175,17 +172,21 @@ def _apart(vectors: Array, seen: Array, taken: float) -> Array:
     return xp.concat([xp.astype(vectors, xp.float32), *two * (SPREAD // 2)], axis=1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OffsetLowering(Lowering):
-    """Stores and queries the vectors of an exact lowering, and columns with the offset.
+class _WithColumns(Lowering):
+    """What lowerings with columns for the offset share, whether Qdrant's order is the metric's or candidates are found.
 
     Attributes:
-        offset_of_seen: see `SeenOffset.offset`.
+        columns: a field of each.
     """
 
+    __slots__ = ()
     columns: _Columns
-    offset_of_seen: float
     marks_seen: ClassVar[bool] = True
+
+    @property
+    @override
+    def offset_of_seen(self) -> float:
+        return self.columns.offset
 
     @property
     @override
@@ -208,23 +209,24 @@ class OffsetLowering(Lowering):
     def taken_off(self, score: float, *, seen: bool) -> float:
         if not seen:
             return 0.0
-        if self.distance is not Distance.EUCLID:
+        if not self.squares_offset:
             return self.offset_of_seen
         own = -(max(0.0, score**2 - self.offset_of_seen) ** 0.5)
         return own - score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OffsetRescored(Rescored):
-    """Finds candidates by the vectors of another lowering and columns with the offset, and rescores them with it.
-
-    Attributes:
-        offset_of_seen: see `SeenOffset.offset`.
-    """
+class OffsetLowering(_WithColumns):
+    """Stores and queries the vectors of an exact lowering, and columns with the offset."""
 
     columns: _Columns
-    offset_of_seen: float
-    marks_seen: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OffsetRescored(_WithColumns, Rescored):
+    """Finds candidates by the vectors of another lowering and columns with the offset, and rescores them with it."""
+
+    columns: _Columns
 
     @property
     def _base(self) -> Rescored:
@@ -238,8 +240,8 @@ class OffsetRescored(Rescored):
 
     @property
     @override
-    def magnitude(self) -> float:
-        return max(self._base.magnitude, self.offset_of_seen)
+    def candidates_without_offset(self) -> bool:
+        return self.columns.taken is None
 
     @property
     @override
@@ -252,14 +254,6 @@ class OffsetRescored(Rescored):
         return self._base.budget
 
     @override
-    def item(self, X: Array) -> Array:
-        return self.columns.item(X)
-
-    @override
-    def query(self, X: Array) -> Array:
-        return self.columns.query(X)
-
-    @override
     def bound(self, tail: float) -> float | None:
         """The bound without the offset, and what float32 rounds beside it.
 
@@ -268,10 +262,6 @@ class OffsetRescored(Rescored):
         own = self._base.bound(tail)
         largest = self.offset_of_seen + self.offset_of_seen**0.5
         return None if own is None else own + self.dim * FLOAT32_ROUNDS * largest
-
-    @override
-    def taken_off(self, score: float, *, seen: bool) -> float:
-        return self.offset_of_seen if seen else 0.0
 
 
 def with_seen(items: Array, seen: Any) -> Array:

@@ -6,7 +6,7 @@ query without any relevant item counts as a miss. Among equal scores irrelevant 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,13 +14,13 @@ import numpy as np
 
 from alignment.modality import DIRECTIONS
 from alignment.sets.embedding_set import EmbeddingSet
-from connector.audits.baseline import Baseline, drifts
+from connector.audits.baseline import Baseline, PerQuery, drifts
 from connector.audits.captions import DIRECTION, lengths, measure_captions
 from connector.audits.collection_checks import collection_warnings, few_groups, limit_warnings, seen_warnings
-from connector.audits.direction import measure_direction, per_query
+from connector.audits.direction import measure_direction
 from connector.audits.galleries import lay_out
 from connector.audits.geometry import Drawn, draw, measure_space
-from connector.audits.kinds import KINDS, WAYS
+from connector.audits.kinds import HARMONIC, SEEN, UNSEEN, WAYS
 from connector.audits.measure import BOTH
 from connector.audits.measures import MEASURES, names_of
 from connector.audits.plan import AuditPlan
@@ -34,6 +34,7 @@ from connector.audits.stages import (
     RateLimiter,
     Stage,
     StageRunner,
+    stage_part,
     stages,
 )
 from connector.audits.strata import Strata, strata, stratum
@@ -42,6 +43,7 @@ from connector.errors import ExactRefusedError, FilterError, MismatchError, Sett
 from connector.progress import Advance
 from connector.releases.chain import check_encoder
 from connector.releases.payload_fields import missing_in_words, unlike_in_words
+from connector.releases.points import HELD_OUT
 from connector.releases.recorded_settings import setting_differences
 from connector.releases.release import Release
 from connector.search.candidates import CandidateSearch
@@ -107,7 +109,7 @@ def audit(
     check_known(requirements, announced(subject, fields), baseline, release=release.name)
     findings = list(queries.warnings)
     if baseline is not None:
-        findings += baseline.check_shared({d: per_query(queries.sets[m]) for d, (m, _) in DIRECTIONS.items()})
+        findings += baseline.check_shared({d: PerQuery.of(queries.sets[m].rows) for d, (m, _) in DIRECTIONS.items()})
 
     sample = draw(embedding_set, queries.draws, seed=plan.seed)
     truths = _truths(subject, sample, pairs)
@@ -162,19 +164,18 @@ def announced(subject: AuditSubject, fields: Strata) -> list[tuple[str, str, str
 def _announced(subject: AuditSubject, fields: Strata) -> Iterator[tuple[str, str, str]]:
     ks = subject.plan.ks
     for direction, (modality, _) in DIRECTIONS.items():
-        names: dict[str, Iterable[str]] = {
-            "": names_of("whole", ks, subject.release.guarantee),
-            REFERENCE: [f"recall@{k}" for k in ks],  # which is compared with nothing and not timed
-        }
-        for part, of_part in names.items():
-            yield from ((direction, part, name) for name in of_part)
-        for part in (*(stage.name for stage in subject.stages), *subject.filters):
-            yield from ((direction, part, name) for name in names_of("stage", ks))
+        yield from ((direction, "", name) for name in names_of("whole", ks, subject.release.guarantee))
+        for kind in ("", SEEN) if subject.plan.protocol is None else ("",):
+            # The reference is compared with nothing and not timed.
+            yield from ((direction, stage_part(REFERENCE, kind), f"recall@{k}") for k in ks)
+            for stage in (*(stage.name for stage in subject.stages), *subject.filters):
+                yield from ((direction, stage_part(stage, kind), name) for name in names_of("stage", ks))
         for field, values in fields[modality].items():
             parts = [stratum(field, value) for value in set(values)]
             yield from ((direction, part, name) for part in parts for name in names_of("stratum", ks))
         if subject.plan.protocol is None:
-            yield from ((direction, kind, name) for kind in KINDS for name in names_of("kind", ks))
+            yield from ((direction, kind, name) for kind in (UNSEEN, SEEN) for name in names_of("kind", ks))
+            yield from ((direction, HARMONIC, name) for name in names_of("harmonic", ks))
             yield from ((direction, "", measure.name) for measure in MEASURES.values() if measure.of_kinds is not None)
     if subject.release.fusion is not None:
         yield from ((DIRECTION, way, f"recall@{k}") for way in WAYS for k in lengths(subject.plan))
@@ -205,7 +206,7 @@ def _without_refused_stages(subject: AuditSubject) -> AuditSubject:
 
 def _compared(measured: Audit, baseline: Baseline, requirements: Sequence[Requirement]) -> Audit:
     """Return the audit with its changes against the baseline."""
-    also = [(requirement.part, requirement.name) for requirement in requirements if requirement.is_drop]
+    also = [(part, required.name) for required in requirements if required.is_drop for part in required.parts]
     warning = baseline.gallery_warning(measured.gallery)
     return replace(
         measured,
@@ -229,12 +230,16 @@ def _filters(plan: AuditPlan, release: Release, store: Store) -> "dict[str, Filt
 
 def _truths(subject: AuditSubject, sample: Drawn, pairs: str) -> dict[str, Truth]:
     """Return by direction what is right, by the pairs of the set `pairs`."""
-    truths = {direction: subject.truth(direction, sample[target]) for direction, (_, target) in DIRECTIONS.items()}
+    truths = {}
+    for direction, (modality, target) in DIRECTIONS.items():
+        query_set = subject.queries[modality]
+        truths[direction] = subject.truth(direction, query_set, subject.align(query_set.rows), sample[target])
     if not any(truth.gallery.counts.any() for truth in truths.values()):
         plan = subject.plan
         where = f"protocol {plan.protocol}" if plan.protocol else f"{plan.gallery} gallery"
+        other = "" if plan.protocol or plan.gallery != HELD_OUT else ", or search all items with --gallery all"
         raise MismatchError(
             f"no pair of embedding set {pairs} is in the {where} of release {subject.release.name}; "
-            "name the set that was pushed into it, or one that shares its groups"
+            f"name the set that was pushed into it, or one that shares its groups{other}"
         )
     return truths

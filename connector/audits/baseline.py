@@ -18,6 +18,7 @@ from alignment.plurals import counted
 from alignment.retrieval.measures import Change, Floats, PerQueryValues, change, change_of_two
 from alignment.retrieval.seen_unseen import harmonic_mean
 from alignment.retrieval.thresholds import holds
+from alignment.sets.rows import Rows
 from connector.audits.history import comparable_as, planned_as, printed
 from connector.audits.kinds import HARMONIC, SEEN, UNSEEN
 from connector.audits.measures import find_measure
@@ -28,6 +29,8 @@ from connector.provenance.tables import AuditRow, ReleaseRow
 from connector.releases.release import LIVE
 
 LAST = "last"
+# Measures that have a harmonic mean of unseen and seen items.
+RECALL = "recall@"
 # If less than this share of the queries can be compared, a finding says so.
 ENOUGH = 0.9
 # If the gallery has grown or shrunk by more than this share, a finding says so.
@@ -48,6 +51,11 @@ class PerQuery:
     groups: Sequence[str]
     contents: Sequence[str]
     values: Mapping[tuple[str, str], Floats]
+
+    @classmethod
+    def of(cls, rows: Rows, values: Mapping[tuple[str, str], Floats] = MappingProxyType({})) -> "PerQuery":
+        """Take queries from the rows of an embedding set."""
+        return cls(rows.keys, rows.groups, rows.content_sha256, values)
 
     def changed_from(self, other: "PerQuery") -> npt.NDArray[np.bool_]:
         """Say of each query (n,) whether `other` has its key with another group or content."""
@@ -144,7 +152,7 @@ class Baseline:
         harmonic = [
             (direction, HARMONIC, name)
             for direction, part, name in of_kinds
-            if part == SEEN and (direction, UNSEEN, name) in of_kinds
+            if part == SEEN and name.startswith(RECALL) and (direction, UNSEEN, name) in of_kinds
         ]
         return whole + of_kinds + harmonic
 
@@ -322,20 +330,22 @@ def drifts(
 
 
 def _drifts_of_kinds(baseline: Baseline, direction: str, kinds: Kinds, seed: int) -> Iterator[Drift]:
-    """Yield the changes of recall of unseen and of seen items, and of their harmonic mean."""
+    """Yield the changes of recall and fidelity of unseen and of seen items, and of the harmonic mean of recall."""
     shared = {
         kind: _shared(baseline.kinds[direction, kind], kinds[direction, kind])
         for kind in (UNSEEN, SEEN)
         if (direction, kind) in baseline.kinds and (direction, kind) in kinds
     }
     pairs: dict[str, list[tuple[PerQueryValues, PerQueryValues]]] = {}
-    for kind, (then, ours) in shared.items():
+    for then, ours in shared.values():
         if not set(then.keys) & set(ours.keys):
             continue
-        for _, name in ours.values:
-            if (kind, name) in then.values:
-                pairs.setdefault(name, []).append((_values(then, kind, name), _values(ours, kind, name)))
-                yield Drift(direction, kind, name, baseline.number, change(*pairs[name][-1], seed=seed))
+        for part, name in ours.values:
+            if (part, name) in then.values:
+                both_values = _values(then, part, name), _values(ours, part, name)
+                yield Drift(direction, part, name, baseline.number, change(*both_values, seed=seed))
+                if name.startswith(RECALL):
+                    pairs.setdefault(name, []).append(both_values)
     for name, both in pairs.items():
         if len(both) == len((UNSEEN, SEEN)):
             yield Drift(direction, HARMONIC, name, baseline.number, change_of_two(harmonic_mean, both, seed=seed))

@@ -8,6 +8,7 @@ from alignment.plurals import counted
 from connector.audits.census import Census
 from connector.audits.plan import AuditPlan
 from connector.releases.release import Release
+from connector.releases.seen_offset import limits_of_offset
 from connector.stores.collection import CollectionInfo, SearchLimits, SettingDifference
 from connector.stores.payload_kinds import fields_of
 
@@ -80,5 +81,6 @@ def seen_warnings(release: Release, plan: AuditPlan, census: Mapping[Modality, C
             "again to tell new items from them."
         )
     for modality, kinds in census.items():
-        if not kinds.seen and release.alignment.card.seen_offsets.get(str(release.metric), {}).get(modality):
-            yield f"The offset of known items changes nothing: the collection holds no {modality} that the fit saw."
+        has_others = kinds.items > kinds.seen
+        for sentence in limits_of_offset(release, modality, has_seen=kinds.seen > 0, has_others=has_others):
+            yield f"{sentence[0].upper()}{sentence[1:]}."

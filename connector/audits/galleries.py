@@ -3,6 +3,7 @@
 import hashlib
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from typing_extensions import override
 
 from alignment.modality import MODALITIES, OTHER, Modality
+from alignment.plurals import counted
 from alignment.retrieval.protocols import PROTOCOLS, Protocol
 from alignment.retrieval.ranks import IntArray, group_codes
 from alignment.sets.embedding_set import EmbeddingSet
@@ -20,7 +22,7 @@ from alignment.sets.rows import Rows
 from alignment.vectors import invalid_rows
 from connector.audits.plan import AuditPlan
 from connector.errors import MismatchError
-from connector.releases.points import HELD_OUT, point_id
+from connector.releases.points import FITTED, HELD_OUT, NEW, point_id, splits
 from connector.releases.release import Release
 from connector.stores.points import Record
 
@@ -241,22 +243,40 @@ def _queries(
     """
     draws: list[HashDraws] = []
     parts: list[Rows] = []
+    counts = Counter[str]()
     for rows in embedding_set.read(modality):
-        kept = alignable(release, rows)
+        sound = rows.take(alignable(release, rows).tolist())
+        split = splits(release.alignment, sound)
+        counts.update(split)
         if plan.queries == HELD_OUT:
-            kept = kept[release.alignment.card.hold_out.held_out([rows.groups[row] for row in kept])]
-        draws.append(hash_draws(sorted({rows.groups[row] for row in kept}), plan.seed))
-        parts.append(rows.take(kept[_sample([rows.keys[row] for row in kept], plan)].tolist()))
+            sound = sound.take([row for row, own in enumerate(split) if own == HELD_OUT])
+        draws.append(hash_draws(sorted(set(sound.groups)), plan.seed))
+        parts.append(sound.take(_sample(sound.keys, plan).tolist()))
         if plan.sample is not None:
             joined = Rows.concatenate(parts)
             parts = [joined.take(_sample(joined.keys, plan).tolist())]
     queries = Rows.concatenate(parts)
     if not len(queries):
-        raise MismatchError(
-            f"embedding set {embedding_set.path} holds no {plan.queries} {modality} rows to audit with; encode more "
-            "pairs, or audit with --queries all"
-        )
+        raise MismatchError(_without_queries(embedding_set, modality, counts))
     return queries, np.unique(np.concatenate(draws))
+
+
+def _without_queries(embedding_set: EmbeddingSet, modality: Modality, counts: Mapping[str, int]) -> str:
+    """Say why a set has no queries of a modality, given how many of its rows that can be aligned have each split."""
+    fitted, new = counts.get(FITTED, 0), counts.get(NEW, 0)
+    of_set = f"of embedding set {embedding_set.path}"
+    if not fitted + new:
+        return f"no {modality} row {of_set} can be aligned; encode the corpus again"
+    what = f"no {modality} {of_set} is held out: {fitted:,} took part in the fit and {new:,} came since"
+    if not new:
+        what = (
+            f"all {counted(fitted, modality)} {of_set} took part in the fit, so there is no query about an item that "
+            "the fit never saw, and how new items are found is not known"
+        )
+    return (
+        f"{what}; audit with pairs that are held out, or ask with all of these by --queries all --gallery all, which "
+        "measures new and known items apart"
+    )
 
 
 def _sample(keys: Sequence[str], plan: AuditPlan) -> IntArray:

@@ -11,10 +11,11 @@ from alignment.modality import Modality
 from alignment.retrieval.paraphrases import paraphrases
 from alignment.sets.rows import Rows
 from alignment.vectors import FloatArray
-from connector.audits.census import Census, Mask
+from connector.audits.census import Census
 from connector.audits.galleries import alignable, hash_draws
 from connector.audits.kinds import SEEN, UNSEEN
 from connector.audits.subject import AuditSubject
+from connector.releases.points import FITTED, splits
 
 # Queries of each kind and direction at most: enough for an interval of some hundredths.
 MOST = 2_000
@@ -76,7 +77,7 @@ def draw_queries(subject: AuditSubject, modality: Modality, census: Census) -> d
     unseen, others, own = (_Sample(most, plan.seed) for _ in range(3))
     for rows in subject.pairs.read(modality):
         kept = rows.take(alignable(subject.release, rows).tolist())
-        in_fit = _in_fit(subject, kept)
+        in_fit = np.array([split == FITTED for split in splits(subject.release.alignment, kept)], bool)
         has_seen, has_unseen = (census.has(kept.groups, seen=seen) for seen in (True, False))
         for sample, mask in (
             (unseen, ~in_fit & has_unseen & ~has_seen),
@@ -94,11 +95,3 @@ def draw_queries(subject: AuditSubject, modality: Modality, census: Census) -> d
         rows = paraphrases(own.rows, seed=plan.seed)
         drawn[SEEN] = KindQueries(f"paraphrases of the {modality}s of seen items", rows, subject.align(rows))
     return drawn
-
-
-def _in_fit(subject: AuditSubject, rows: Rows) -> Mask:
-    """Say of each row (n,) whether it took part in the fit; of an older alignment, whether it may have."""
-    alignment = subject.release.alignment
-    may: Mask = ~alignment.card.hold_out.held_out(rows.groups)
-    recorded = alignment.seen.get(rows.modality)
-    return may if recorded is None else may & recorded.holds(rows.content_sha256)

@@ -18,7 +18,7 @@ from connector.audits.stages import StageResults
 
 # The direction of measures that belong to neither direction alone.
 BOTH = "both"
-Part = Literal["whole", "stage", "stratum", "kind"]
+Part = Literal["whole", "stage", "stratum", "kind", "harmonic"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ class Measure:
         is_rank: values are ranks, which may be infinite: they are summed up by their lower median instead of the mean,
             and printed without decimals.
         parts: what it is measured of: the whole audit; each stratum of the queries, if it has `per_query`; each stage
-            of a search, if `connector.audits.result.StageSummary` has it; queries about seen and unseen items, if
-            `connector.audits.seen_unseen` does.
+            of a search, if `connector.audits.stage_summary` has it; queries about seen and about unseen items, and the
+            harmonic mean of both, if `connector.audits.seen_unseen` does.
         guarantees: releases under metrics of these guarantees have it.
         shown: whether it has a row in the tables of an audit.
         compared: whether it is always compared with a baseline; others are if a requirement bounds their drop.
@@ -122,8 +122,8 @@ class Measurement:
     Attributes:
         name: of the measure, with its K: `recall@10`.
         queries: how many queries it is of.
-        part: what it is of: a stage of the search, a stratum such as `language=de`, one of `KINDS`, or "" for the whole
-            audit.
+        part: what it is of: a stage of the search, a stratum such as `language=de`, one of `KINDS`, a stage with
+            queries about seen items such as `seen index`, or "" for the whole audit.
     """
 
     direction: str

@@ -4,8 +4,9 @@ from dataclasses import asdict
 from typing import Any
 
 from connector.audits.baseline import packed_as
-from connector.audits.result import Audit, StageSummary
-from connector.audits.stages import is_stage
+from connector.audits.result import Audit
+from connector.audits.stage_summary import StageSummary
+from connector.audits.stages import stage_and_stratum
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import MeasureRow
@@ -64,8 +65,8 @@ def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
         measures=[
             MeasureRow(
                 direction=m.direction,
-                stage=m.part if is_stage(m.part) else "",
-                stratum="" if is_stage(m.part) else m.part,
+                stage=stage,
+                stratum=stratum,
                 name=m.name,
                 value=m.value,
                 low=m.low,
@@ -73,6 +74,7 @@ def record(result: Audit, provenance: Provenance, run: Run, set_id: int) -> int:
                 queries=m.queries,
             )
             for m in result.measures
+            for stage, stratum in [stage_and_stratum(m.part)]
         ],
         per_query={direction: queries.packed() for direction, queries in result.per_query.items()}
         | {packed_as(*of): queries.packed() for of, queries in result.per_kind.items()},
@@ -85,6 +87,7 @@ def _stage(stage: StageSummary) -> dict[str, Any]:
     return {
         "direction": stage.direction,
         "stage": stage.name,
+        "kind": stage.kind,
         "against": stage.against,
         "lost": lost,
         "without_relevant": stage.without_relevant,

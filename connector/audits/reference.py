@@ -6,7 +6,7 @@ each relevant pair: never queries times points.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,11 @@ class Truth:
     kept: dict[str, FloatArray]
     largest: float
     census: Census
+
+    def where(self, mask: Mask) -> "Truth":
+        """Keep the queries where `mask` (n,) is true."""
+        whole, gallery = self.whole.where(mask), self.gallery.where(mask)
+        return replace(self, whole=whole, gallery=gallery, best=self.best[mask])
 
 
 def vectors_of(lowering: Lowering, page: Sequence[Record], dim: int) -> FloatArray:

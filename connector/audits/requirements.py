@@ -5,7 +5,10 @@ text-to-image:recall@10>=0.4        in one direction
 index:fidelity@10>=0.98             of one part: a stage of the search, or a stratum such as `language=de`
 unseen recall@10>=0.4               of queries about items that the fit never saw; also `seen`, or `harmonic` of both
 by caption recall@10>=0.4           of texts that search by caption; also `by image` and `by fused`
+seen index:fidelity@10>=0.98        of a stage of the search with queries about items that the fit saw
 recall@10 drop<=0.02                at most 0.02 worse than the baseline; changes within chance pass
+
+What bounds a fidelity bounds that of queries about seen items too: a search serves both.
 
 Bounds are decimal numbers: a value that differs from one by no more than `TOLERANCE` is equal to it.
 """
@@ -19,8 +22,9 @@ from typing import get_args
 from alignment.modality import DIRECTIONS
 from alignment.retrieval.thresholds import holds
 from connector.audits.baseline import Baseline, Drift
-from connector.audits.kinds import KINDS, LARGEST_K, WAYS
+from connector.audits.kinds import KINDS, LARGEST_K, SEEN, WAYS
 from connector.audits.measure import BOTH, Measurement
+from connector.audits.stages import stage_part
 from connector.errors import RequirementError
 from connector.requests import Way
 
@@ -85,9 +89,16 @@ class Requirement:
         part = kind or part
         return cls(text.strip(), direction, part, match["name"], bool(match["drop"]), match["comparison"], bound)
 
+    @property
+    def parts(self) -> list[str]:
+        """The parts of the audit that it bounds: of a fidelity also those of queries about seen items."""
+        if not self.name.startswith("fidelity@") or self.part.split(" ")[0] in KINDS:
+            return [self.part]
+        return [self.part, stage_part(self.part, SEEN)]
+
     def bounds(self, direction: str, part: str, name: str) -> bool:
         """Whether it bounds this measure."""
-        return self.name == name and self.part == part and self.direction in (None, direction)
+        return self.name == name and part in self.parts and self.direction in (None, direction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +156,8 @@ def _unknown(requirement: Requirement, known: Sequence[tuple[str, str, str]], re
     return (
         f"requirement {requirement.text!r} names no measure of an audit of {release}; that has {', '.join(whole)}; and "
         f"PART:recall@K, PART:fidelity@K and PART:latency.p50 of {', '.join(parts[:LISTED_PARTS])}{more}, strata and "
-        f"{APART} with recall alone, by a way for texts alone and up to recall@{LARGEST_K}"
+        f"{APART} with recall alone, seen and unseen with fidelity too, by a way for texts alone and up to "
+        f"recall@{LARGEST_K}"
     )
 
 

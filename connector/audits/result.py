@@ -3,7 +3,7 @@
 `connector.audits.auditor` makes an `Audit`. docs/audits-measures.md explains every number.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from alignment.geometry.geometry import Geometry
@@ -12,13 +12,14 @@ from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.thresholds import holds
 from connector.audits.baseline import Drift, PerQuery
 from connector.audits.captions import CaptionBaseline
-from connector.audits.kinds import KINDS, WAYS
+from connector.audits.kinds import KINDS, NEW_OR_KNOWN, WAYS
 from connector.audits.measure import Measurement
 from connector.audits.measures import find_measure
 from connector.audits.plan import AuditPlan
 from connector.audits.requirements import Failure, Requirement
 from connector.audits.seen_unseen_result import SeenUnseenResult
-from connector.audits.stages import INDEX, LOWERING, QUANTIZATION, RESCORING, Latency, is_stage
+from connector.audits.stage_summary import StageSummary
+from connector.audits.stages import INDEX, LOWERING, QUANTIZATION, RESCORING, stage_and_stratum
 from connector.provenance.tables import ReleaseRow
 from connector.releases.release import Release
 from connector.stores.collection import CollectionInfo
@@ -33,57 +34,6 @@ MARGIN = 0.01
 
 # Verdicts from the worst on.
 VERDICTS = (BROKEN, FAILED, MEASURED, PASSED)
-
-
-@dataclass(frozen=True, slots=True)
-class Fidelity:
-    """How much of another stage's first K a stage finds: mean over queries, 5th percentile, least, share below 0.9."""
-
-    mean: Estimate
-    p5: float
-    least: float
-    below90: float
-
-
-@dataclass(frozen=True, slots=True)
-class StageSummary:
-    """What a stage of the search keeps of what the stage before it finds, searching the whole collection.
-
-    Attributes:
-        against: the stage that it is compared with; None for the reference.
-        queries: how many queries the recall is of: within a filter those with something to find, elsewhere all.
-        without_relevant: queries with nothing to find. Elsewhere than within a filter they count as misses.
-        recall, fidelity: by K.
-        lost: Recall@K lost against `against`, at the plan's k, with a paired interval; negative is a gain.
-        latency: of single queries; None for the reference.
-        why_not: why the stage was not measured; None where it was.
-    """
-
-    direction: str
-    name: str
-    against: str | None
-    queries: int = 0
-    without_relevant: int = 0
-    recall: Mapping[int, Estimate] = field(default_factory=dict)
-    fidelity: Mapping[int, Fidelity] = field(default_factory=dict)
-    lost: Estimate | None = None
-    latency: Latency | None = None
-    why_not: str | None = None
-
-    def measures(self) -> Iterator[Measurement]:
-        """Yield its numbers, but for `lost`."""
-        for k, recall in self.recall.items():
-            yield self._measurement(f"recall@{k}", recall.value, recall.low, recall.high)
-        for k, fidelity in self.fidelity.items():
-            yield self._measurement(f"fidelity@{k}", fidelity.mean.value, fidelity.mean.low, fidelity.mean.high)
-            for name in ("p5", "least", "below90"):
-                yield self._measurement(f"fidelity@{k}.{name}", getattr(fidelity, name))
-        if self.latency:
-            for name in ("p50", "p95", "p99"):
-                yield self._measurement(f"latency.{name}", getattr(self.latency, name))
-
-    def _measurement(self, name: str, value: float, low: float | None = None, high: float | None = None) -> Measurement:
-        return Measurement(self.direction, name, value, low, high, self.queries, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,8 +181,12 @@ class Audit:
 
     @property
     def stages(self) -> list[StageSummary]:
-        """The losses of a search, by direction and in its order."""
-        return [stage for result in self.directions.values() for stage in result.stages]
+        """The losses of a search, by direction and in its order: those of queries about seen items after the others."""
+        return [
+            stage
+            for result in self.directions.values()
+            for stage in (*result.stages, *(result.seen_unseen.stages if result.seen_unseen else ()))
+        ]
 
     @property
     def worst(self) -> list[WorstQuery]:
@@ -274,7 +228,7 @@ class Audit:
     def among(self, requirement: Requirement) -> str:
         """Say which items a requirement is about: held-out ones alone are found more easily than all."""
         measure, _ = find_measure(requirement.name)
-        if measure is None or not measure.in_gallery or is_stage(requirement.part):
+        if measure is None or not measure.in_gallery or stage_and_stratum(requirement.part)[0]:
             return ""
         if requirement.part in (*KINDS, *WAYS) or self.plan.compared_by.get("gallery") == "all":
             return ", in the whole collection"
@@ -285,13 +239,13 @@ class Audit:
     @property
     def blamed(self) -> list[StageSummary]:
         """The stages that lose more than they may, in the order of a search."""
-        rescored = {(s.direction, s.against) for s in self.stages if s.name == RESCORING}
+        rescored = {(s.direction, s.kind, s.against) for s in self.stages if s.name == RESCORING}
         return [
             stage
             for stage in self.stages
             if self._is_lossy(stage)
             # What the lowering loses, rescoring recovers: it is blamed only where nothing rescores.
-            and not (stage.name == LOWERING and (stage.direction, stage.against) in rescored)
+            and not (stage.name == LOWERING and (stage.direction, stage.kind, stage.against) in rescored)
         ]
 
     def _is_lossy(self, stage: StageSummary) -> bool:
@@ -339,7 +293,8 @@ class Audit:
         if stage.lost:
             significant = stage.lost.low > 0
             lost = f", which costs {stage.lost.value:.3f} of Recall@{k}" if significant else f"; Recall@{k} bears it"
-        return f"{stage.direction}: {stage.name} {fidelity}{lost}."
+        asked = f"of queries about {NEW_OR_KNOWN[stage.kind]} items, " if stage.kind else ""
+        return f"{stage.direction}: {asked}{stage.name} {fidelity}{lost}."
 
 
 def worst_verdict(audits: Iterable[Audit]) -> str:

@@ -1,122 +1,144 @@
 """How the whole collection is found as production searches it: items that the fit saw, and all others.
 
-In a whole collection seen items crowd out unseen ones, which a recall among held-out items alone cannot show.
+In a whole collection seen items crowd out unseen ones, which a recall among held-out items alone cannot show. Queries
+about seen items also go through every stage of the search: a graph or the candidates may lose what an offset moved,
+and the audit's own queries, which are about unseen ones, would not show it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from alignment.metrics import Distance, Rescored
 from alignment.modality import DIRECTIONS
-from alignment.retrieval.bootstrap import bootstrap_means, bootstrap_of_two
+from alignment.retrieval.bootstrap import bootstrap_of_two
 from alignment.retrieval.measures import Floats, recall
-from alignment.retrieval.ranks import CHUNK_SCORES, IntArray, group_codes
+from alignment.retrieval.ranks import CHUNK_SCORES
 from alignment.retrieval.seen_unseen import SeenUnseenScores, curve, harmonic_mean
-from connector.audits.baseline import PerQuery
+from alignment.sets.rows import Rows
 from connector.audits.census import Census, seen_among
-from connector.audits.galleries import NOT_IN_GALLERY
+from connector.audits.galleries import NOT_IN_GALLERY, Everything, QuerySet, hash_draws
 from connector.audits.kind_queries import KindQueries, draw_queries
 from connector.audits.kinds import HARMONIC, SEEN, UNSEEN, KindOutcomes
 from connector.audits.measure import Measurement
-from connector.audits.measures import of_kinds
-from connector.audits.reference import Mask, Scores, Truth, own_scores, vectors_of
+from connector.audits.measures import names_of, of_kinds
+from connector.audits.query_run import Place, QueryRun, Results
+from connector.audits.reference import Mask, Scores, own_scores, vectors_of
 from connector.audits.seen_unseen_result import CurvePoint, SeenUnseenResult
+from connector.audits.stage_summary import StageSummary
 from connector.audits.stages import StageRunner
 from connector.audits.subject import AuditSubject
 
+# Queries about seen items that go through every stage, at most: enough for an interval of some hundredths.
+STAGED = 300
 
-@dataclass(frozen=True, slots=True)
-class _Searched:
+
+@dataclass(frozen=True)
+class _KindSearch:
     """The n queries of one kind after production's search.
 
     Attributes:
-        codes: of their groups (n,).
-        recall: by the name of the measure (n,).
-        found_first: whether the first hit is relevant (n,).
-        seen_first: whether it is a seen item (n,).
+        about: what they are, in words.
+        served: what production returns, by K.
+        stages: the losses of the search with some of them, in its order; none unless they are about seen items.
     """
 
-    queries: KindQueries
-    codes: IntArray
-    recall: Mapping[str, Floats]
-    found_first: Floats
-    seen_first: Floats
+    about: str
+    run: QueryRun
+    served: Results
+    stages: Sequence[StageSummary]
+
+    @cached_property
+    def columns(self) -> dict[Place, Floats]:
+        """Recall and fidelity for each query (n,)."""
+        run, served = self.run, self.served
+        tied, best = run.runner.lowering.tied, run.truth.best
+        recalls = {(run.kind, f"recall@{k}"): recall(served[k].ranks, k) for k in served}
+        return recalls | {(run.kind, f"fidelity@{k}"): served[k].fidelity(best, k, tied) for k in served}
+
+    def measures(self) -> list[Measurement]:
+        """Every number of these queries alone."""
+        n, run, estimates = len(self.run.rows), self.run, self.run.estimates(self.columns)
+        whole = [
+            Measurement(run.direction, name, e.value, e.low, e.high, n, part) for (part, name), e in estimates.items()
+        ]
+        return whole + [number for stage in self.stages for number in stage.measures()]
 
 
-def measure_seen_unseen(subject: AuditSubject, direction: str, truth: Truth, runner: StageRunner) -> SeenUnseenResult:
+def measure_seen_unseen(subject: AuditSubject, direction: str, census: Census, runner: StageRunner) -> SeenUnseenResult:
     """Search the whole collection with queries about seen and about unseen items, as production does.
 
     Args:
         subject: of the audit.
         direction: `text-to-image` or `image-to-text`.
-        truth: of the direction; says which items are seen.
+        census: of the items that are searched.
         runner: of the direction.
     """
-    census, seed = truth.census, subject.plan.seed
-    queries = draw_queries(subject, DIRECTIONS[direction][0], census)
+    seed, queries = subject.plan.seed, draw_queries(subject, DIRECTIONS[direction][0], census)
     exact = _Exact(subject, runner, queries)
-    for_kind = {kind: _search(subject, runner, queries[kind], exact.counts[kind]) for kind in queries}
+    for_kind = _searched(subject, direction, runner, queries)
+    shortest = subject.plan.ks[0]
 
-    measures = [m for kind, searched in for_kind.items() for m in _recalls(direction, kind, searched, seed)]
+    measures = [m for searched in for_kind.values() for m in searched.measures()]
     offset = exact.offset
     drawn, points = None, []
     if len(for_kind) == 2:
         drawn = curve(exact.scores[SEEN], exact.scores[UNSEEN], [offset])
         points = [exact.point(each) for each in dict.fromkeys((0.0, offset))]
         measures += _harmonic(direction, for_kind, seed)
-        first = {kind: (searched.seen_first, searched.codes) for kind, searched in for_kind.items()}
+        first = {kind: (own.served[shortest].seen_first, own.run.codes) for kind, own in for_kind.items()}
         measures += of_kinds(direction, KindOutcomes(first, census.fair, drawn.area, seed))
     return SeenUnseenResult(
         direction,
-        about={kind: searched.queries.about for kind, searched in for_kind.items()},
+        about={kind: searched.about for kind, searched in for_kind.items()},
         why_not=_why_not(subject, direction, census, queries),
         fair=census.fair,
         measures=measures,
-        found_first={kind: float(searched.found_first.mean()) for kind, searched in for_kind.items()},
-        per_query={kind: _per_query(kind, searched) for kind, searched in for_kind.items()},
+        stages=[stage for searched in for_kind.values() for stage in searched.stages],
+        found_first={
+            kind: float(recall(searched.served[shortest].ranks, 1).mean()) for kind, searched in for_kind.items()
+        },
+        per_query={kind: own.run.per_query(own.columns) for kind, own in for_kind.items()},
         curve=drawn,
         points=points,
     )
 
 
-def _search(subject: AuditSubject, runner: StageRunner, queries: KindQueries, counts: IntArray) -> _Searched:
-    rows, ks = queries.rows, subject.plan.ks
-    results = runner.run(subject.stages[-1], queries.aligned, rows.groups, counts, advance=subject.advance)
-    shortest = results[ks[0]]
-    return _Searched(
-        queries,
-        group_codes(rows.groups)[0],
-        {f"recall@{k}": recall(results[k].ranks, k) for k in ks},
-        recall(shortest.ranks, 1),
-        shortest.seen_first,
-    )
+def _searched(
+    subject: AuditSubject, direction: str, runner: StageRunner, queries: Mapping[str, KindQueries]
+) -> dict[str, _KindSearch]:
+    """Search with the queries of each kind: as production does, and with those about seen items by every stage."""
+    if not queries:
+        return {}
+    # The exact search reads the collection once for all kinds.
+    rows = Rows.concatenate([own.rows for own in queries.values()])
+    query_set = QuerySet(rows, np.zeros(len(rows), np.int64), Everything())
+    truth = subject.truth(direction, query_set, np.concatenate([own.aligned for own in queries.values()]))
+    of_kind = np.repeat(list(queries), [len(own.rows) for own in queries.values()])
+    searched = {}
+    for kind, own in queries.items():
+        run = QueryRun(subject, direction, own.rows, truth.where(of_kind == kind), runner, own.aligned, kind)
+        stages = _through_stages(run) if kind == SEEN else []
+        searched[kind] = _KindSearch(own.about, run, run.through(subject.stages[-1]), stages)
+    return searched
 
 
-def _recalls(direction: str, kind: str, searched: _Searched, seed: int) -> list[Measurement]:
-    columns = np.stack(list(searched.recall.values()), axis=1)
-    estimates = bootstrap_means(columns, searched.codes, seed=seed)
-    return [
-        Measurement(direction, name, e.value, e.low, e.high, len(columns), kind)
-        for name, e in zip(searched.recall, estimates, strict=True)
-    ]
+def _through_stages(run: QueryRun) -> list[StageSummary]:
+    """Run the `STAGED` queries with the lowest draws through every stage."""
+    some = run.take(np.sort(np.argsort(hash_draws(run.rows.keys, run.subject.plan.seed), kind="stable")[:STAGED]))
+    columns = some.columns({stage.name: some.through(stage) for stage in some.subject.stages})
+    return list(some.summaries(columns, some.estimates(columns)))
 
 
-def _harmonic(direction: str, for_kind: Mapping[str, _Searched], seed: int) -> list[Measurement]:
+def _harmonic(direction: str, for_kind: Mapping[str, _KindSearch], seed: int) -> list[Measurement]:
     seen, unseen = for_kind[SEEN], for_kind[UNSEEN]
-    measures, queries = [], len(seen.codes) + len(unseen.codes)
-    for name in seen.recall:
-        sides = ((searched.recall[name], searched.codes) for searched in (seen, unseen))
+    measures, queries = [], len(seen.run.rows) + len(unseen.run.rows)
+    for name in names_of("harmonic", seen.run.subject.plan.ks):
+        sides = ((searched.columns[searched.run.kind, name], searched.run.codes) for searched in (seen, unseen))
         e = bootstrap_of_two(harmonic_mean, *sides, seed=seed)
         measures.append(Measurement(direction, name, e.value, e.low, e.high, queries, HARMONIC))
     return measures
-
-
-def _per_query(kind: str, searched: _Searched) -> PerQuery:
-    rows = searched.queries.rows
-    values = {(kind, name): column for name, column in searched.recall.items()}
-    return PerQuery(rows.keys, rows.groups, rows.content_sha256, values)
 
 
 def _why_not(
@@ -146,16 +168,13 @@ class _Exact:
     Attributes:
         offset: of seen items, as the release has it.
         scores: of the queries of each kind.
-        counts: how many relevant items each of their queries has, by kind (n,).
     """
 
     def __init__(self, subject: AuditSubject, runner: StageRunner, queries: Mapping[str, KindQueries]):
         self._lowering = runner.lowering
-        self._is_squared = not isinstance(runner.lowering, Rescored) and runner.lowering.distance is Distance.EUCLID
-        self.offset = float(getattr(runner.lowering, "offset_of_seen", 0.0))
+        self.offset = runner.lowering.offset_of_seen
         k = subject.plan.k
         self.scores = {kind: SeenUnseenScores.empty(len(own.rows), k) for kind, own in queries.items()}
-        self.counts = {kind: np.zeros(len(own.rows), np.int64) for kind, own in queries.items()}
         if not queries:
             return
         groups = dict.fromkeys(group for own in queries.values() for group in own.rows.groups)
@@ -170,14 +189,13 @@ class _Exact:
                 for start in range(0, len(own.rows), step):
                     rows = slice(start, start + step)
                     relevant = wanted[kind][rows, None] == codes
-                    self.counts[kind][rows] += relevant.sum(axis=1)
                     scores = self._without_offset(own_scores(self._lowering, own.aligned[rows], items), seen)
                     self.scores[kind].add(scores, relevant, seen, rows=rows)
 
     def _without_offset(self, ranked: Scores, seen: Mask) -> Floats:
         """Put the offset back onto scores (n, m); of distances that it is added to the square of, return squares."""
         scores = ranked.astype(np.float64)
-        if self._is_squared:
+        if self._lowering.squares_offset:
             scores *= np.abs(scores)
         scores[:, seen] += self.offset
         return scores

@@ -7,6 +7,7 @@ from alignment.retrieval.seen_unseen import SeenUnseenCurve
 from connector.audits.baseline import PerQuery
 from connector.audits.kinds import NEW_OR_KNOWN
 from connector.audits.measure import Measurement
+from connector.audits.stage_summary import StageSummary
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,8 @@ class SeenUnseenResult:
         about: what the queries of a kind are, by kind; without those of which there are none.
         why_not: why a kind was not measured, by kind.
         fair: share of the items that the fit saw.
-        measures: every number; its parts are the kinds.
+        measures: every number; its parts are the kinds, and the stages with queries about seen items.
+        stages: the losses of a search with queries about seen items, in its order.
         found_first: share of queries whose first hit is relevant, as production searches, by kind.
         per_query: the values that later audits are compared with, by kind.
         curve: the seen-unseen curve of exact search at the plan's k; None unless both kinds have queries.
@@ -46,6 +48,7 @@ class SeenUnseenResult:
     why_not: Mapping[str, str]
     fair: float
     measures: Sequence[Measurement]
+    stages: Sequence[StageSummary]
     found_first: Mapping[str, float]
     per_query: Mapping[str, PerQuery]
     curve: SeenUnseenCurve | None

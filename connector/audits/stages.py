@@ -21,6 +21,7 @@ from alignment.metrics import Guarantee, Rescored
 from alignment.modality import Modality
 from alignment.retrieval.ranks import IntArray, RelevantRanks
 from alignment.vectors import FloatArray
+from connector.audits.kinds import SEEN
 from connector.audits.reference import floors_of, own_scores, sizes_of, vectors_of
 from connector.releases.points import FITTED
 from connector.search.candidates import CandidateSearch, RankedHits, ScoredHit
@@ -41,9 +42,25 @@ TIMED_QUERIES = 100
 Scores = npt.NDArray[np.floating]
 
 
-def is_stage(part: str) -> bool:
-    """Return whether a part of an audit is a stage of the search; the others are strata of the queries."""
-    return part in STAGES or part.startswith(FILTER)
+def stage_part(stage: str, kind: str = "") -> str:
+    """Name the part of an audit that a stage is, with queries about items of a kind; "" of the audit's own queries.
+
+    >>> stage_part("index"), stage_part("index", "seen")
+    ('index', 'seen index')
+    """
+    return f"{kind} {stage}".strip()
+
+
+def stage_and_stratum(part: str) -> tuple[str, str]:
+    """Return the stage of the search that a part of an audit is of, and the stratum of the queries; "" for none.
+
+    >>> stage_and_stratum("index"), stage_and_stratum("seen index"), stage_and_stratum("seen")
+    (('index', ''), ('index', 'seen'), ('', 'seen'))
+    """
+    stage = part.removeprefix(f"{SEEN} ")
+    if stage in STAGES or stage.startswith(FILTER):
+        return stage, part.removesuffix(stage).strip()
+    return "", part
 
 
 @dataclass(slots=True)

@@ -112,18 +112,11 @@ class AuditSubject:
                     raise StrangePointError(record.id, f"is found by no filter: {refusal.detail}")
             yield page
 
-    def truth(self, direction: str, keep: Collection[str]) -> Truth:
-        """Search exactly by the metric itself, over all points; keep the vectors of the points `keep`."""
-        modality, target = DIRECTIONS[direction]
-        query_set = self.queries[modality]
-        return truth(
-            self.release.lowerings[target],
-            query_set,
-            self.align(query_set.rows),
-            self.plan.ks[-1] + 1,
-            lambda: self.pages(target),
-            keep=keep,
-        )
+    def truth(self, direction: str, query_set: QuerySet, aligned: FloatArray, keep: Collection[str] = ()) -> Truth:
+        """Search exactly by the metric itself, over all points, with queries (n, d); keep the vectors of `keep`."""
+        _, target = DIRECTIONS[direction]
+        lowering, depth = self.release.lowerings[target], self.plan.ks[-1] + 1
+        return truth(lowering, query_set, aligned, depth, lambda: self.pages(target), keep=keep)
 
 
 def _with_vector(modality: Modality, condition: "Filter | None") -> "Filter":

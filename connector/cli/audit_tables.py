@@ -1,5 +1,6 @@
 """Audits as tables."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,8 @@ from alignment.plurals import counted
 from alignment.retrieval.bootstrap import Estimate
 from connector.audits.kinds import HARMONIC, SEEN, UNSEEN
 from connector.audits.measures import MEASURES, trended
-from connector.audits.result import BROKEN, Audit, StageSummary
+from connector.audits.result import BROKEN, Audit
+from connector.audits.stage_summary import StageSummary
 from connector.audits.stages import FILTER
 from connector.cli.tables import print_table, show
 
@@ -30,9 +32,10 @@ def print_audit(found: Audit) -> None:
     print_table(_whole(found), f"{title}; {among} of {sizes}")
     for result in found.seen_unseen:
         print_table(_recall_rows(found, result.direction, among), f"{result.direction}, as production searches")
-    for direction in DIRECTIONS:
-        its = [stage for stage in found.stages if stage.direction == direction]
-        print_table(map(_stage_row, its), f"stages of a search, {direction}, over the whole collection")
+    for direction, kind in itertools.product(DIRECTIONS, ("", SEEN)):
+        stages = [stage for stage in found.stages if (stage.direction, stage.kind) == (direction, kind)]
+        about = f", queries about {kind} items" if kind else ""
+        print_table(map(_stage_row, stages), f"stages of a search, {direction}, over the whole collection{about}")
     strata = [m for m in found.measures if "=" in m.part or m.part.endswith(" missing")]
     if strata:
         parts = dict.fromkeys(m.part for m in strata)
@@ -44,7 +47,7 @@ def print_audit(found: Audit) -> None:
         print_table(map(_drift_row, found.drifts), f"since audit {found.drifts[0].audit}")
     for stage in found.stages:
         if stage.why_not:
-            show(f"{stage.direction}: {stage.name} was not measured: {stage.why_not}.")
+            show(f"{stage.direction}: {stage.part} was not measured: {stage.why_not}.")
     show(_facts(found))
     for sentence in (*found.in_words, *(found.captions.says if found.captions else ())):
         show(sentence)

@@ -38,7 +38,7 @@ COLLECTION_OPTIONS = [
         "--min-index-recall",
         type=range_of(PushRequest, "min_index_recall"),
         metavar="SHARE",
-        help=f"Let no release go live whose index finds less than this share of the exact first ten. Without it, less than {INDEX_RECALL} is a warning.",
+        help=f"Let no release go live whose index finds less than this share of the exact first hits, or of the first ten. Without it, less than {INDEX_RECALL} is a warning.",
     ),
     click.option(
         "--fresh-layout",

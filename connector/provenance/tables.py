@@ -200,7 +200,7 @@ class ReleaseRow(Base):
     Attributes:
         settings: the layout of the collection.
         hnsw_ef: width of an HNSW search that reaches `hnsw_recall` of exact search; None: not tuned.
-        hnsw_recall: the share of the exact hits that it finds, 0 to 1.
+        hnsw_recall: the share that it finds of the exact first hits, or of the first ten if that is lower, 0 to 1.
         needs_tuning: whether points were written since `hnsw_ef` was chosen.
         fusion: how scores of images and captions make one, see `connector.releases.fusion`; None: not measured.
         revision: grows with every change of its points, and with a rollback from it: an audit remembers which it saw.
@@ -361,7 +361,7 @@ class MeasureRow(Base):
 
     Attributes:
         stage: of the search, such as `index`; empty: not of one stage.
-        stratum: of the queries, such as `language=de`; empty: of all queries.
+        stratum: of the queries, such as `language=de` or `seen`; empty: of all queries.
     """
 
     __tablename__ = "measure"
@@ -380,8 +380,8 @@ class MeasureRow(Base):
 
     @property
     def part(self) -> str:
-        """The part of the audit that a requirement names: a stage or a stratum; empty: the whole."""
-        return self.stage or self.stratum or ""
+        """The part of the audit that a requirement names: a stage, a stratum or both; empty: the whole."""
+        return " ".join(filter(None, (self.stratum, self.stage)))
 
 
 class PerQueryRow(Base):

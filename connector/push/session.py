@@ -48,7 +48,7 @@ from connector.releases.layouts import broken_filters, live_beside
 from connector.releases.payload_fields import missing_in_words
 from connector.releases.point_id_set import PointIds
 from connector.releases.release import LIVE, READY, Release, lower
-from connector.releases.seen_offset import offset_without_effect
+from connector.releases.seen_offset import offset_warnings
 from connector.releases.store_identity import record_store
 from connector.releases.verify import check_replicas
 from connector.requests import INDEX_RECALL
@@ -102,8 +102,8 @@ def push(
     Args:
         fresh_layout: lay out new releases without what they inherit from the collection's live release.
         take_over: claim collections that another database claims.
-        min_index_recall: share of the exact first ten, in [0, 1], that the index of these releases must find; None:
-            any. Below `INDEX_RECALL` a push warns.
+        min_index_recall: share of the exact first hits, and of the first ten, in [0, 1], that the index of these
+            releases must find; None: any. Below `INDEX_RECALL` a push warns.
         layout: fields of `connector.stores.layout.Layout`: of new releases, in place of inherited ones, and required of
             existing releases.
 
@@ -274,7 +274,7 @@ class PushSession:
                 _verify(release, embedding_set, set_id, self.store, self.provenance, self.run)
                 for sentence in missing_in_words(self.store, release.name, release.indexes.keys() - OWN_FIELDS):
                     _log.warning("payload index: %s", sentence)
-                for sentence in offset_without_effect(release, self.store):
+                for sentence in offset_warnings(release, self.store):
                     _log.warning("%s", sentence)
         self._check_index_recall()
 
@@ -289,7 +289,7 @@ class PushSession:
                 continue
             if tuned.reaches(max(INDEX_RECALL, required or 0)):
                 continue
-            found = f"release {release.name}: its index finds {tuned.recall:.3f} of the exact first ten"
+            found = f"release {release.name}: its index finds {tuned.recall:.3f} of the exact first hits"
             if required is not None and not tuned.reaches(required):
                 refused.append(found)
             else:

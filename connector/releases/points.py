@@ -104,7 +104,8 @@ def project(alignment: Alignment, rows: Rows, indexes: Mapping[str, PayloadKind]
     if refused:
         kept = [row for row in range(len(sound)) if sound[row] not in refused]
         sound, vectors = [sound[row] for row in kept], vectors[kept]
-    splits = _splits(alignment, rows, sound)
+    taken = rows.take(sound) if refused else rows
+    split = splits(alignment, taken)
     described = [
         {
             **payloads[row],
@@ -112,21 +113,22 @@ def project(alignment: Alignment, rows: Rows, indexes: Mapping[str, PayloadKind]
             "group": rows.groups[row],
             "modality": rows.modality,
             "content_sha256": rows.content_sha256[row],
-            "split": split,
+            "split": own,
         }
-        for row, split in zip(sound, splits, strict=True)
+        for row, own in zip(sound, split, strict=True)
     ]
-    return Projected(rows.take(sound) if refused else rows, vectors, described, dict(sorted(refused.items())))
+    return Projected(taken, vectors, described, dict(sorted(refused.items())))
 
 
-def _splits(alignment: Alignment, rows: Rows, chosen: Sequence[int]) -> list[str]:
-    """Return the split of the chosen rows."""
-    held_out = alignment.card.hold_out.held_out([rows.groups[row] for row in chosen]).tolist()
-    seen = [True] * len(chosen)
+def splits(alignment: Alignment, rows: Rows) -> list[str]:
+    """Return what the payload field `split` says of each of n rows: the one place where this is decided.
+
+    A held-out item is held out whatever its content: also where the fit saw the same content in another group.
+    """
+    held_out = alignment.card.hold_out.held_out(rows.groups).tolist()
+    seen = [True] * len(rows)
     if alignment.seen:
-        seen = (
-            alignment.seen.get(rows.modality, SeenItems()).holds([rows.content_sha256[row] for row in chosen]).tolist()
-        )
+        seen = alignment.seen.get(rows.modality, SeenItems()).holds(rows.content_sha256).tolist()
     return [HELD_OUT if held else FITTED if was else NEW for held, was in zip(held_out, seen, strict=True)]
 
 

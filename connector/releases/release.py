@@ -36,9 +36,10 @@ DEFAULT_METRIC = "cosine"
 
 @dataclass(frozen=True, slots=True)
 class EfTuning:
-    """HNSW search with `hnsw_ef`, and its recall in [0, 1]: the share of the exact first ten that it finds.
+    """HNSW search with `hnsw_ef`, and its recall in [0, 1]: what it finds of the exact first hits, or of the first ten.
 
-    The recall is that of the modality in which it is lower.
+    It is the lower of both shares, of the modality and the kind of queries, about new or about seen items, in which it
+    is lowest.
     """
 
     hnsw_ef: int

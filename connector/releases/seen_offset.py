@@ -1,30 +1,52 @@
-"""Where an offset for seen items has no effect: no item of the collection took part in the fit."""
+"""What an offset for seen items does not do in a release: sentences for a push and for an audit."""
 
 from collections.abc import Iterator
 
-from alignment.modality import MODALITIES
+from alignment.modality import MODALITIES, Modality
 from connector.releases.points import FITTED
 from connector.releases.release import Release
 from connector.stores.contract import Store
 
+# Quantization that keeps of a coordinate little more than its sign, which an offset changes in few columns.
+SIGNS = "binary"
 
-def offset_without_effect(release: Release, store: Store) -> Iterator[str]:
-    """Say of which modalities a release holds items, none of which the offset of its alignment ranks lower."""
+
+def offset_warnings(release: Release, store: Store) -> Iterator[str]:
+    """Say of each modality that a release holds what the offset of its alignment does not change."""
     from qdrant_client.models import FieldCondition, Filter, HasVectorCondition, MatchValue  # takes a second to import
 
-    offsets = release.alignment.card.seen_offsets.get(str(release.metric), {})
     seen = FieldCondition(key="split", match=MatchValue(value=FITTED))
     for modality in MODALITIES:
-        if not offsets.get(modality):
+        if not release.lowerings[modality].offset_of_seen:
             continue
         has_vector = HasVectorCondition(has_vector=modality)
-        items, seen_items = (
-            next(store.scroll(release.name, filter=condition, page=1), None)
-            for condition in (Filter(must=[has_vector]), Filter(must=[has_vector, seen]))
+        has_seen, has_others = (
+            next(store.scroll(release.name, filter=condition, page=1), None) is not None
+            for condition in (Filter(must=[has_vector, seen]), Filter(must=[has_vector], must_not=[seen]))
         )
-        if items and not seen_items:
-            yield (
-                f"release {release.name}: its alignment saw none of its {modality} items, so the offset of "
-                f"{offsets[modality]:.4g} for seen items has no effect until items of the fit are "
-                "pushed too"
-            )
+        yield from limits_of_offset(release, modality, has_seen=has_seen, has_others=has_others)
+
+
+def limits_of_offset(release: Release, modality: Modality, *, has_seen: bool, has_others: bool) -> Iterator[str]:
+    """Say what the offset of the items of a modality does not change; nothing where there is none.
+
+    Args:
+        release: that holds them.
+        modality: of the items.
+        has_seen, has_others: whether the release holds such items that the fit saw, and any others.
+    """
+    lowering = release.lowerings[modality]
+    if not lowering.offset_of_seen or not (has_seen or has_others):
+        return
+    offset = f"release {release.name}: the offset of {lowering.offset_of_seen:.4g} for seen {modality} items"
+    if not has_seen:
+        yield f"{offset} has no effect: it holds no {modality} that the fit saw, until items of the fit are pushed too"
+    if not has_others:
+        yield f"{offset} has no effect: the fit saw every {modality} that it holds, until others are added"
+    if lowering.candidates_without_offset:
+        yield f"{offset} does not change which candidates are found: metric {release.metric} takes it off in rescoring"
+    if release.row.settings.get("quantization") == SIGNS:
+        yield (
+            f"{offset} hardly changes which candidates are found: {SIGNS} quantization keeps signs alone; rescoring "
+            "takes it off, and audits measure what is lost"
+        )

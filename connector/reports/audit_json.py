@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from connector.audits.result import Audit, StageSummary, worst_verdict
+from connector.audits.result import Audit, worst_verdict
 from connector.audits.seen_unseen_result import SeenUnseenResult
+from connector.audits.stage_summary import StageSummary
 from connector.provenance.runs import RunResult
 from connector.provenance.tables import now
 
@@ -71,7 +72,9 @@ def document(result: RunResult[Audit]) -> dict[str, Any]:
             "verified_points": found.verified,
             "without_relevant": found.without_relevant,
             "stages": [_stage(stage) for stage in found.stages],
-            "blamed": [{"direction": stage.direction, "stage": stage.name} for stage in found.blamed],
+            "blamed": [
+                {"direction": stage.direction, "stage": stage.name, "kind": stage.kind} for stage in found.blamed
+            ],
             "curve": {
                 direction: [
                     {"k": k, **asdict(estimate), "chance": result_of.chance[k]}
@@ -92,6 +95,7 @@ def _stage(stage: StageSummary) -> dict[str, Any]:
     return {
         "direction": stage.direction,
         "stage": stage.name,
+        "kind": stage.kind,
         "against": stage.against,
         "queries": stage.queries,
         "without_relevant": stage.without_relevant,

@@ -8,7 +8,7 @@ from alignment.metrics import parse
 from alignment.modality import DIRECTIONS
 from alignment.plurals import counted
 from connector.audits.history import asked_as
-from connector.audits.kinds import HARMONIC, SEEN, UNSEEN
+from connector.audits.kinds import HARMONIC, NEW_OR_KNOWN, SEEN, UNSEEN
 from connector.audits.measures import MEASURES, trended
 from connector.audits.requirements import Requirement
 from connector.audits.result import BROKEN, FAILED, MEASURED, PASSED, Audit
@@ -108,29 +108,34 @@ def _requirements(found: Audit, texts: Sequence[str]) -> Iterator[dict[str, Any]
 
 def _sections(found: Audit, shown: Shown) -> dict[str, Any]:
     plan = found.plan
-    search = {
-        d: sorted(
-            (s for s in found.stages if s.direction == d and s.name in STAGES), key=lambda s: STAGES.index(s.name)
-        )
-        for d in DIRECTIONS
-    }
-    filters = {d: [s for s in found.stages if s.direction == d and s.name not in STAGES] for d in DIRECTIONS}
+    tables = [_stage_table(found, direction, kind) for kind in ("", SEEN) for direction in DIRECTIONS]
     return {
         "tiles": list(_tiles(found)),
         "kinds": list(seen_unseen_rows(found)),
-        "stages": {d: search[d] + filters[d] for d in DIRECTIONS},
-        "waterfalls": [svg(waterfall(ARROWS[d], stages, plan.k)) for d, stages in search.items()],
-        "filters": [
-            svg(waterfall(f"{ARROWS[d]}, within filters", stages, plan.k)) for d, stages in filters.items() if stages
-        ],
-        "served": {d: stages[-1].name for d, stages in search.items()},
-        "served_stages": {stage.name for stages in search.values() for stage in stages},
+        "stages": [table for table in tables if table["rows"]],
+        "served_stages": {stage.name for stage in found.stages},
         "measures": list(_measures(found)),
         "curves": [_curve(found, direction) for direction in found.directions],
         "geometry_rows": list(geometry_rows(found.space.geometry)) if found.space.geometry else [],
         "strata": {field: list(_stratified(found, field)) for field in plan.slices},
         "plane": svg(scatter(found.space.projection)) if found.space.projection else None,
         "worst": shown_worst(found.worst, shown),
+    }
+
+
+def _stage_table(found: Audit, direction: str, kind: str) -> dict[str, Any]:
+    """Return the stages of a direction with the queries about one kind of items, and pictures of what they lose."""
+    stages = [stage for stage in found.stages if (stage.direction, stage.kind) == (direction, kind)]
+    search = sorted((s for s in stages if s.name in STAGES), key=lambda stage: STAGES.index(stage.name))
+    filters = [stage for stage in stages if stage.name not in STAGES]
+    title = f"{ARROWS[direction]}, {NEW_OR_KNOWN[kind]} items" if kind else ARROWS[direction]
+    drawn = {title: search, f"{title}, within filters": filters}
+    return {
+        "title": title,
+        "rows": search + filters,
+        "filters": filters,
+        "served": search[-1].name if search else "",
+        "pictures": [svg(waterfall(name, of, found.plan.k)) for name, of in drawn.items() if of],
     }
 
 
@@ -154,11 +159,13 @@ def recall_tiles(found: Audit) -> Iterator[dict[str, str]]:
 def _tiles(found: Audit) -> Iterator[dict[str, str]]:
     k = found.plan.k
     yield from recall_tiles(found)
-    lowest = min((found.measure(d, f"fidelity@{k}") for d in DIRECTIONS), key=lambda m: m.value)
+    served = [m for m in found.measures if m.name == f"fidelity@{k}" and m.part in ("", SEEN)]
+    lowest = min(served, key=lambda m: m.value)
+    about = f" of queries about {NEW_OR_KNOWN[lowest.part]} items" if lowest.part else ""
     yield {
         "value": f"{lowest.value:.1%}",
         "name": f"fidelity@{k}",
-        "small": f"{sentence(lowest.name)}; {ARROWS[lowest.direction]}, the lower direction",
+        "small": f"{sentence(lowest.name)}; {ARROWS[lowest.direction]}{about}, the lowest",
     }
     if geometry := found.space.geometry:
         gap = geometry.gap.debiased
@@ -251,7 +258,7 @@ def _history(found: Audit, origin: AuditContext) -> dict[str, Any]:
 
 def _stratified(found: Audit, field: str) -> Iterator[str]:
     """Yield a chart per direction: recall by the value of a payload field, most queries first."""
-    k, stages = found.plan.k, {stage.name for stage in found.stages}
+    k, stages = found.plan.k, {stage.part for stage in found.stages}
     for direction, (asking, _) in DIRECTIONS.items():
         strata = [
             Bar(m.part.removeprefix(f"{field}=").removeprefix(f"{field} "), m.value, m.low, m.high, m.queries)

@@ -13,7 +13,8 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from alignment.retrieval.seen_unseen import SeenUnseenCurve
-from connector.audits.result import PcaProjection, StageSummary
+from connector.audits.result import PcaProjection
+from connector.audits.stage_summary import StageSummary
 from connector.reports.glossary import kind_of, signed
 from connector.reports.page_files import BIDI_CONTROLS
 

@@ -52,7 +52,7 @@ def _history(metric: str, asked: str, moments: Sequence[AuditSummary]) -> dict[s
     }
     if sum(bool(moment.measures) for moment in moments) < 2:
         return history  # no trend
-    parts = dict.fromkeys(m.stage for moment in moments for m in moment.measures if m.stage)
+    parts = dict.fromkeys(m.part for moment in moments for m in moment.measures if m.stage)
     whole = dict.fromkeys(m.name for moment in moments for m in moment.measures if not m.part)
     pictures = {
         "first": [(recall, ""), ("gap", ""), *((recall, kind) for kind in KINDS)],

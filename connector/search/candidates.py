@@ -78,7 +78,8 @@ def found_share(lowering: Lowering, hits: Sequence[ScoredHit], best: npt.NDArray
     """
     if not len(best):
         return 1.0
-    return float((np.array([hit.score for hit in hits]) >= lowering.tied(best[-1])).sum() / len(best))
+    found = int((np.array([hit.score for hit in hits]) >= lowering.tied(best[-1])).sum())
+    return min(found, len(best)) / len(best)
 
 
 class CandidateSearch:

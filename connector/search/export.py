@@ -16,7 +16,6 @@ from typing import Any
 from alignment.durable import new_directory, write_durably
 from alignment.errors import ExportError
 from alignment.metrics import Guarantee, Lowering, Metric, Rescored, parse
-from alignment.metrics.seen_offset import is_squared
 from alignment.modality import MODALITIES, OTHER, Modality
 from alignment.model.alignment import Alignment
 from alignment.model.onnx_export import ALIGNED, OFFSET, OPSET, SEEN, Graph, export
@@ -163,16 +162,15 @@ def _seen_offset(alignment: Alignment, metric: Metric, lowering: Lowering) -> di
     """Say how much lower items rank that the fit saw, and how to get back the metric's own score; None: not at all."""
     if not lowering.marks_seen:
         return None
-    squared = is_squared(metric, alignment.dim)
     if isinstance(lowering, Rescored):
         how = "The last number of a candidate's payload `aligned` is that 1 or 0: order by the metric's score - offset."
-    elif squared:
+    elif lowering.squares_offset:
         how = "The metric's own score of such an item is -sqrt(score^2 - offset)."
     else:
         how = "The metric's own score of such an item is score + offset."
     return {
         "offset": {modality: alignment.card.seen_offsets[str(metric)].get(modality, 0.0) for modality in MODALITIES},
-        "squared": squared,
+        "squared": lowering.squares_offset,
         "field": "split",
         "value": FITTED,
         "meaning": SEEN_OFFSET + how,

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.audits.measure import BOTH, Measurement
-from connector.audits.result import Audit, StageSummary, WorstQuery
+from connector.audits.result import Audit, WorstQuery
 from connector.audits.run import rows_to_audit, run_audits
+from connector.audits.stage_summary import StageSummary
 from connector.requests import AuditRequest
 from tests.support.world import World, the_set
 

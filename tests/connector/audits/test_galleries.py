@@ -34,6 +34,7 @@ from connector.errors import MismatchError
 from connector.provenance.tables import ReleaseRow
 from connector.releases.points import HELD_OUT, point_id
 from connector.releases.release import Release
+from tests.support.errors import raises
 from tests.support.world import (
     World,
     alignment,
@@ -60,7 +61,7 @@ EVALUATORS = {"recall": "Success", "found": "R", "ndcg": "nDCG"}
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr("connector.audits.direction.TIMED_QUERIES", 3)
+    monkeypatch.setattr("connector.audits.query_run.TIMED_QUERIES", 3)
     with opened_world("edge", tmp_path, monkeypatch) as opened:
         opened.alignment()
         yield opened
@@ -207,11 +208,24 @@ class TestLayOut:
         ):
             self.laid_out(world, release, protocol="flickr30k")
 
-    def test_nothing_to_ask_with(self, world: World) -> None:
-        world.alignment("b", hold_out=HoldOut(1e-9))
-        (release,) = world.push(world.set("s", *pairs(5)), "b").releases
-        with pytest.raises(MismatchError, match=r"holds no held-out image rows to audit with; .* --queries all"):
+    @pytest.mark.parametrize(
+        ("fitted", "values"),
+        [
+            (5, ["all 5 images", "--queries all --gallery all"]),
+            (3, ["3 took part", "2 came since", "--queries all --gallery all"]),
+            (0, ["0 took part", "5 came since", "--queries all --gallery all"]),
+        ],
+    )
+    def test_a_set_without_held_out_pairs_says_what_its_pairs_are(
+        self, world: World, fitted: int, values: list[str]
+    ) -> None:
+        parts = pairs(5)
+        seen = [part.take(range(fitted)) for part in parts] if fitted else pairs(5, seed=9)
+        world.alignment("b", hold_out=HoldOut(1e-9), seen=seen)
+        (release,) = world.push(world.set("s", *parts), "b").releases
+        with raises(MismatchError, *values):
             self.laid_out(world, release)
+        assert len(self.laid_out(world, release, queries="all")["image"]) == 5
 
 
 def numbered(modality: Modality, groups: IntArray) -> Rows:

@@ -96,6 +96,7 @@ class TestRead:
             ("by caption recall@10>=.4", (None, "by caption", "recall@10", False, ">=", 0.4)),
             ("by image:recall@1>=.4", (None, "by image", "recall@1", False, ">=", 0.4)),
             (" text-to-image:by   fused recall@10<.4", ("text-to-image", "by fused", "recall@10", False, "<", 0.4)),
+            ("seen index:fidelity@10>=.9", (None, "seen index", "fidelity@10", False, ">=", 0.9)),
             ("first_places<=.8", (None, "", "first_places", False, "<=", 0.8)),
             ("recall@10 drop<=0.02", (None, "", "recall@10", True, "<=", 0.02)),
             ("recall@10 drop <= 0", (None, "", "recall@10", True, "<=", 0.0)),
@@ -425,6 +426,7 @@ class TestAnnounced:
             "bures",
             "mutual_neighbours",
             "filter:nothing",
+            "seen filter:nothing",
             *WAYS,
         }
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from alignment.model.seen_items import SeenItems
 from alignment.retrieval.paraphrases import paraphrased
 from alignment.sets.hold_out import HoldOut
 from alignment.sets.rows import Rows
+from connector.audits import seen_unseen
 from connector.audits.baseline import find_baseline
 from connector.audits.history import history
 from connector.audits.kinds import HARMONIC, SEEN, UNSEEN
@@ -25,12 +27,16 @@ from connector.audits.recording import record
 from connector.audits.requirements import Requirement, check_known
 from connector.audits.result import Audit
 from connector.audits.seen_unseen_result import SeenUnseenResult
+from connector.audits.stages import INDEX, LOWERING, REFERENCE, stage_and_stratum
 from connector.errors import RequirementError
 from connector.provenance.tables import MeasureRow
 from connector.releases.release import Release, open_release
+from connector.stores.edge import EdgeStore
+from connector.stores.points import Hit
 from tests.support.errors import raises
 from tests.support.world import (
     COLLECTION,
+    LATENT,
     World,
     alignment,
     audit,
@@ -41,6 +47,7 @@ from tests.support.world import (
     scores,
     several,
     the_set,
+    vectors_of,
 )
 
 N = 150
@@ -240,6 +247,116 @@ class TestQueries:
         found = audit(opened(world), world.store, the_set(world), queries="all", gallery="all")
         assert value(found, "text-to-image", "recall@1", SEEN) < 0.9
 
+    def test_a_held_out_item_is_new_although_the_fit_saw_its_content_under_another_key(self, world: World) -> None:
+        """As its payload says: nothing is taken off it, and it is counted and asked about as new."""
+        parts = pairs(80)
+        held = HoldOut().held_out(parts[0].groups)
+        twin, original = np.flatnonzero(held)[0], np.flatnonzero(~held)[0]
+        fit(world, *parts, seen_offsets=OFFSETS)
+        for part in parts:
+            part.vectors[twin], part.content_sha256[twin] = part.vectors[original], part.content_sha256[original]
+        (release,) = world.push(world.set("s", *parts)).releases
+        found = audit(release, world.store, the_set(world))
+        for direction, (_, asked) in DIRECTIONS.items():
+            assert value(found, direction, "first_places.fair") == pytest.approx((~held).mean())
+            queries = of(found, direction).per_query
+            assert f"{twin}" in queries[UNSEEN].keys
+            assert f"{twin}" not in queries[SEEN].keys
+            keys, _, vectors = vectors_of(world.store, release.name, asked)
+            stored = dict(zip(keys, vectors, strict=True))
+            assert not np.array_equal(stored[f"{twin}"], stored[f"{original}"])
+            own = LATENT  # the columns of the offset stand behind the vector
+            assert np.array_equal(stored[f"{twin}"][:own], stored[f"{original}"][:own])
+
+
+class LosesSeen(EdgeStore):
+    """A store whose graph loses the first hit of a search where that is an item that the fit saw."""
+
+    def search(self, name: str, vector_name: str, queries: Any, k: int, **options: Any) -> list[list[Hit]]:
+        found = super().search(name, vector_name, queries, k + 1, **options)
+        if options.get("exact"):
+            return [hits[:k] for hits in found]
+        return [hits[any(hit.payload.get("split") == "fitted" for hit in hits[:1]) :][:k] for hits in found]
+
+
+@pytest.fixture(scope="module")
+def losing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """One where it was pushed; no test changes it."""
+    path = tmp_path_factory.mktemp("world")
+    with LosesSeen(path / "qdrant") as store:
+        world = World(path, store)
+        parts = pairs(N)
+        fit(world, *parts)
+        world.push(world.set("s", *parts))
+        with world.provenance:
+            yield world
+
+
+class TestStages:
+    """The stages of the search are measured with queries about known items too, where the audit's own are about new."""
+
+    @pytest.mark.parametrize("metric", ["cosine", "chi2"])
+    def test_equal_brute_force_where_nothing_is_lost(self, served: World, metric: str) -> None:
+        release = open_release(served.provenance, served.store, WITH_OFFSETS, metric)
+        found = audit(release, served.store, the_set(served), ks=KS)
+        for direction, (_, target) in DIRECTIONS.items():
+            brute = BruteForce(served, release, direction, of(found, direction))
+            stages = [stage for stage in found.stages if (stage.direction, stage.kind) == (direction, SEEN)]
+            assert [stage.name for stage in stages] == [REFERENCE, *(stage.name for stage in stages[1:])]
+            for stage in stages:
+                assert stage.queries == len(of(found, direction).per_query[SEEN].keys)
+                for k in KS:
+                    expected = brute.recall(SEEN, k, OFFSETS[metric][target])
+                    assert stage.recall[k].value == pytest.approx(expected) or stage.name == LOWERING
+                    assert not stage.fidelity or stage.fidelity[k].mean.value == 1.0 or stage.name == LOWERING
+
+    def test_what_is_lost_of_known_items_alone_is_blamed_and_fails_what_is_required(self, losing: World) -> None:
+        texts = ["fidelity@10>=.97", "index:fidelity@10>=.97", "seen index:fidelity@10>=.97", "unseen fidelity@10>=.97"]
+        require = [Requirement.parse(text) for text in texts]
+        found = audit(opened(losing), losing.store, the_set(losing), requirements=require)
+        assert [(stage.kind, stage.name) for stage in found.blamed] == [(SEEN, INDEX)] * len(DIRECTIONS)
+        assert {failure.requirement.text for failure in found.failures} == set(texts[:3])
+        for direction in DIRECTIONS:
+            assert value(found, direction, "fidelity@10") == value(found, direction, "fidelity@10", UNSEEN) == 1.0
+            lost = value(found, direction, "fidelity@10", SEEN)
+            assert lost == value(found, direction, "fidelity@10", "seen index") < 0.95
+            assert value(found, direction, "fidelity@10", "seen lowering") == 1.0
+            assert value(found, direction, "fidelity@10", "index") == 1.0
+
+    def test_are_in_sql_by_stage_and_stratum_and_compared_with_a_baseline(self, losing: World) -> None:
+        before = recorded(losing, COLLECTION)
+        with losing.provenance.database.session() as session:
+            rows = session.scalars(select(MeasureRow).where(MeasureRow.audit_id == before.number)).all()
+        kept = {(row.direction, row.stage, row.stratum, row.name): row for row in rows}
+        row = kept["text-to-image", INDEX, SEEN, "fidelity@10"]
+        assert (row.part, row.value) == ("seen index", value(before, "text-to-image", "fidelity@10", "seen index"))
+        baseline = find_baseline(losing.provenance, before.row, str(before.number), AuditPlan(), "s")
+        drop = [Requirement.parse(text) for text in ("fidelity@10 drop<=0.01", "index:fidelity@10 drop<=0.01")]
+        found = audit(opened(losing), losing.store, the_set(losing), baseline=baseline, requirements=drop)
+        compared = {drift.part for drift in found.drifts if drift.name == "fidelity@10"}
+        assert compared == {"", INDEX, UNSEEN, SEEN}
+        assert not found.failures
+        with raises(RequirementError, "seen index:fidelity@10 drop<=0.01", before.number):
+            drop = [Requirement.parse("seen index:fidelity@10 drop<=0.01")]
+            audit(opened(losing), losing.store, the_set(losing), baseline=baseline, requirements=drop)
+
+    def test_with_some_of_the_queries_where_there_are_many(
+        self, losing: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(seen_unseen, "STAGED", 20)
+        found = audit(opened(losing), losing.store, the_set(losing))
+        for direction in DIRECTIONS:
+            staged = [stage for stage in found.stages if (stage.direction, stage.kind) == (direction, SEEN)]
+            assert {stage.queries for stage in staged} == {20}
+            assert len(of(found, direction).per_query[SEEN].keys) > 20
+            values = [found.measure(direction, "recall@10", part).value for part in ("seen reference", "seen lowering")]
+            assert values[0] == values[1]
+
+    @pytest.mark.parametrize("text", ["harmonic fidelity@10>=.9", "seen found@10>=.9", "unseen index:recall@10>=.9"])
+    def test_what_is_not_measured_of_a_kind_is_refused_at_once(self, served: World, text: str) -> None:
+        with raises(RequirementError, text):
+            audit(opened(served), served.store, the_set(served), requirements=[Requirement.parse(text)])
+
 
 class TestWithoutQueries:
     """What is not known is said, never guessed, and nothing else fails of it."""
@@ -395,6 +512,7 @@ def test_every_number_is_recorded_in_sql(served: World) -> None:
         kept = {(row.direction, row.part, row.name): (row.stage, row.value, row.low, row.high) for row in rows}
     for result in found.seen_unseen:
         for m in result.measures:
-            assert kept[m.direction, m.part, m.name] == ("", m.value, m.low, m.high)
+            stage, _ = stage_and_stratum(m.part)
+            assert kept[m.direction, m.part, m.name] == (stage, m.value, m.low, m.high)
     (summary,) = history(served.provenance, [found.row], limit=1)
     assert {m.part for m in summary.measures} >= {UNSEEN, SEEN, HARMONIC}

@@ -20,7 +20,8 @@ from alignment.metrics.learned import CosineCandidates, MixtureLowering
 from alignment.modality import DIRECTIONS
 from alignment.retrieval.ranks import RelevantRanks
 from connector.audits.requirements import Requirement
-from connector.audits.result import FAITHFUL, Audit, StageSummary
+from connector.audits.result import FAITHFUL, Audit
+from connector.audits.stage_summary import StageSummary
 from connector.audits.stages import (
     INDEX,
     LOWERING,
@@ -33,6 +34,7 @@ from connector.audits.stages import (
     Stage,
     StageResults,
     StageRunner,
+    stage_and_stratum,
     stages,
 )
 from connector.errors import ExactRefusedError, StoreError, StoreUnavailableError
@@ -207,7 +209,7 @@ class TestLatency:
 
 @pytest.fixture(autouse=True)
 def few_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("connector.audits.direction.TIMED_QUERIES", 3)
+    monkeypatch.setattr("connector.audits.query_run.TIMED_QUERIES", 3)
 
 
 @contextmanager
@@ -230,7 +232,7 @@ def in_both(*names: str) -> set[tuple[str, str]]:
 
 def of(found: Audit, name: str) -> list[StageSummary]:
     """A stage, in both directions."""
-    its = [stage for stage in found.stages if stage.name == name]
+    its = [stage for stage in found.stages if (stage.name, stage.kind) == (name, "")]
     assert [stage.direction for stage in its] == list(DIRECTIONS)
     return its
 
@@ -278,8 +280,9 @@ class TestBlame:
             )
         assert blamed(found) == (in_both(stage) if stage else set())
         says = [sentence for sentence in found.in_words if " of the first 5 of " in sentence]
+        about = ["", "of queries about known items, "]
         assert [sentence.partition(" finds ")[0] for sentence in says] == (
-            [f"{direction}: {stage}" for direction in DIRECTIONS] if stage else []
+            [f"{direction}: {asked}{stage}" for direction in DIRECTIONS for asked in about] if stage else []
         )
         assert ("No stage of the search loses more than it may." in found.in_words) == (stage is None)
         for its in of(found, stage) if stage else ():
@@ -414,7 +417,7 @@ class TestRefused:
         assert f"The store refuses exact search, so no stage of it was measured: {why}" in found.findings
         assert blamed(found) == set()
         # Everything else is what an audit finds where nothing is refused.
-        assert steady(found) == [m for m in steady(before) if m.part not in refused]
+        assert steady(found) == [m for m in steady(before) if stage_and_stratum(m.part)[0] not in refused]
 
     def test_what_the_index_loses_is_still_blamed(self, tmp_path: Path) -> None:
         class Both(Strict):

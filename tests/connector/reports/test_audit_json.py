@@ -126,7 +126,9 @@ class TestTheDocument:
             "text-to-image",
             value,
         )
-        stages = {(s["direction"], s["stage"]): s for s in written["stages"]}
+        stages = {(s["direction"], s["stage"]): s for s in written["stages"] if not s["kind"]}
+        about_seen = {s["stage"] for s in written["stages"] if s["kind"] == "seen"}
+        assert about_seen == {stage for _, stage in stages}
         assert {stage for _, stage in stages} == {"reference", "lowering", "index", "filter:none"}
         assert stages["text-to-image", "filter:none"]["why_not"] == "the filter matches no image"
         index = stages["image-to-text", "index"]

@@ -14,7 +14,8 @@ from matplotlib.patches import Rectangle
 from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.seen_unseen import SeenUnseenCurve
 from connector.audits.history import AuditSummary
-from connector.audits.result import PcaProjection, StageSummary
+from connector.audits.result import PcaProjection
+from connector.audits.stage_summary import StageSummary
 from connector.provenance.tables import MeasureRow
 from connector.reports.charts import (
     COLOURS,
