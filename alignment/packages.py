@@ -4,7 +4,7 @@ from alignment.errors import MissingPackageError
 
 # PyPI's build for Linux is the one for GPUs, of several GB; the one for the CPU alone is chosen, not installed by name.
 TORCH = (
-    "`pip install torch torchvision`; for the build without GPU support, a tenth of the size, `uv pip install "
+    "`pip install torch torchvision`; for the build without GPU support, 4 GB smaller, `uv pip install "
     "--torch-backend cpu torch torchvision`, or the command that https://pytorch.org/get-started/locally shows for "
     "CPU. Install both at once: builds of different kinds do not work together"
 )

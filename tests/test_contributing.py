@@ -1,6 +1,9 @@
 """The worked examples of CONTRIBUTING.md: a metric and a measure that are added as it says work as any other."""
 
+import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,6 +29,7 @@ from connector.audits.recording import record
 from connector.audits.requirements import Requirement
 from connector.audits.result import Audit
 from connector.cli.audit_tables import print_audit, print_history
+from connector.home import Home
 from connector.provenance.runs import RunResult
 from connector.reports.audit_context import AuditContext
 from connector.reports.audit_json import document
@@ -33,6 +37,8 @@ from connector.reports.audit_page import write_audit_page
 from connector.reports.history_page import write_history_page
 from connector.reports.prometheus import write_prometheus
 from connector.search.retriever import Retriever
+from connector.settings import Settings
+from tests.support.fakes import fake_pairs
 from tests.support.world import (
     COLLECTION,
     alignment,
@@ -46,7 +52,8 @@ from tests.support.world import (
     the_set,
 )
 
-TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def code_of(marker: str) -> str:
@@ -180,3 +187,27 @@ def test_a_measure_of_one_entry_is_everywhere(
     assert "of the first K answers, those that are right" in page
     assert page.count("Precision@5") >= 2, "in the table of changes, and as a picture of the history"
     assert "Precision@5" in history_page
+
+
+def test_the_encoder_is_tried_as_printed(tmp_path: Path) -> None:
+    """The example, in a file of its own, by the command that stands above it."""
+    (tmp_path / "my_encoders.py").write_text(code_of("class MeanColour"), encoding="utf-8")
+    fake_pairs(tmp_path, 5)
+    (tmp_path / "images").rename(tmp_path / "pictures")
+    (command,) = re.findall(r"```\n(PYTHONPATH=\. modalign encode .*)\n```", TEXT)
+    path, _, *arguments = shlex.split(command)
+    environment = {**os.environ, "MODALIGN_HOME": "home", "PYTHONPATH": f"{path.partition('=')[2]}:{ROOT}"}
+    program = [sys.executable, "-m", "connector.cli.main", *arguments, "--json"]
+    ended = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["counts"]["encoded"] == 5
+    with Home(Settings.load(home=tmp_path / "home")) as home:
+        card = home.embedding_set("mine").card.encoders["image"]
+    assert (card.spec, card.dim) == ("my_encoders:MeanColour", 3)
+
+
+def test_every_example_has_a_test() -> None:
+    """A new example needs one of its own, here or beside the module that it belongs to."""
+    code = "".join(re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL))
+    names = re.findall(r"^(?:class )?(\w+)(?:\(\w+\):| = Measure)", code, re.MULTILINE)
+    assert set(names) == {"MeanColour", "Correlation", "CentredLowering", "PRECISION", "MemoryStore"}

@@ -1,0 +1,55 @@
+"""What is missing is named with a command that installs it, wherever modalign came from."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from alignment.packages import DISTRIBUTIONS, EXTRAS, how_to_install, missing_package
+
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def names(requirements: Sequence[str]) -> set[str]:
+    """The distributions that requirements name, in one spelling."""
+    return {re.split(r"[\[<>=~; ]", text)[0].lower().replace("_", "-") for text in requirements}
+
+
+@pytest.mark.parametrize(("extra", "module"), [(extra, module) for extra, held in EXTRAS.items() for module in held])
+def test_a_module_is_of_the_extra_that_is_named(extra: str, module: str) -> None:
+    distributions = {name.lower().replace("_", "-") for name in packages_distributions()[module]}
+    assert distributions & names(PROJECT["optional-dependencies"][extra])
+    assert how_to_install(module) == f"`pip install 'modalign[{extra}]'`"
+
+
+@pytest.mark.parametrize("module", ["open_clip", "timm", "sentence_transformers", "huggingface_hub", "pyarrow"])
+def test_a_dependency_is_installed_by_its_own_name(module: str) -> None:
+    name = shlex.split(how_to_install(module).strip("`"))[-1]
+    assert name == DISTRIBUTIONS.get(module, module)
+    assert name.lower().replace("_", "-") in names(PROJECT["dependencies"])
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_an_extra_is_installed_from_anywhere(extra: str, tmp_path: Path) -> None:
+    """Nothing but the name is given, no directory of the sources; what is there already is not fetched again."""
+    hint = how_to_install(EXTRAS[extra][0]).strip("`")
+    command = [sys.executable, "-m", *shlex.split(hint), "--dry-run", "--no-index", "--quiet"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
+
+
+def test_torch_is_named_with_torchvision_and_with_the_build_for_cpus() -> None:
+    for module in ("torch", "torchvision"):
+        said = str(missing_package(ModuleNotFoundError(name=f"{module}.nn"), "this"))
+        assert [word for word in ("pip install torch torchvision", "--torch-backend cpu") if word not in said] == []
+
+
+def test_a_package_that_is_damaged_is_not_called_missing() -> None:
+    said = str(missing_package(ImportError("libcudart.so.13: cannot open shared object file"), "this"))
+    assert "libcudart.so.13" in said
+    assert "not installed" not in said
