@@ -67,7 +67,7 @@ class Columns:
             raise CorpusError(
                 f"manifest {path}: expected the columns {self.key} and {self.image} or "
                 f"{' or '.join(self.caption)} ({self.group} is optional), got {shown}; name yours with --key, "
-                "--image, --caption and --group"
+                "--image, --caption and --group; the column of images may hold the keys too"
             )
         if wrong := self.misspelt(names):
             raise CorpusError(f"manifest {path}: column {printable(wrong)}")

@@ -4,6 +4,7 @@ import codecs
 import errno
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import IO, Any
 
@@ -139,7 +140,7 @@ def expected_utf8(encoding: str, name: str) -> str:
     latin = ", or Latin-1," if encoding == "WINDOWS-1252" else ""
     return (
         f"expected UTF-8, got what looks like {encoding}{latin} by its bytes; convert the file with "
-        f"`iconv -f {encoding} -t UTF-8 {name} > NEW`, or save it as UTF-8"
+        f"`iconv -f {encoding} -t UTF-8 {shlex.quote(name)} > NEW`, or save it as UTF-8"
     )
 
 

@@ -1,14 +1,16 @@
 """Ingesting in parts: one process or several take them all, and together they are the corpus."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from alignment.sets.writer import SetWriter
 from connector.corpora.formats import open_corpus
-from connector.corpora.items import Entry, Item
+from connector.corpora.items import Entry, Item, PassedOver
 from connector.corpora.partition import CorpusPart
 from connector.errors import CorpusError, MismatchError
+from connector.rejects import Reject
 from tests.support.errors import raises
 from tests.support.ingesting import SET, Bench, N, arm
 
@@ -27,6 +29,14 @@ class TestParts:
         bench.extra = [{"image": "no key"}]
         bench.write(bench.pairs)
         assert bench.ingest(parts=3).counts["rejected"] == 1
+
+    def test_a_field_that_is_left_out_hides_no_item_of_another_part(self, bench: Bench) -> None:
+        bench.extra = [{"key": "x", "caption": "red", "year": math.nan}]
+        bench.write(bench.pairs)
+        corpus = open_corpus(bench.manifest)
+        entries = [entry for number in (1, 2, 3) for entry in CorpusPart(corpus.path, corpus, number, 3)]
+        assert [entry.reason for entry in entries if isinstance(entry, Reject)] == ["payload-not-json"]
+        assert [entry for entry in entries if isinstance(entry, PassedOver)] == []
 
     def test_one_process_takes_them_all(self, bench: Bench, make: Callable[..., Bench]) -> None:
         done = bench.ingest(parts=3)
