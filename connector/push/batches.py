@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from alignment.modality import MODALITIES, Modality
+from alignment.plurals import counted
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
 from alignment.sets.shards import shard_batches
@@ -339,6 +340,7 @@ def _read_back(writer: ReleaseWriter, store: Store) -> None:
         if lost := lost_writes(writer.release, store, points):
             items = [f"{points.vector_name}:{points.payloads[position]['key']}" for position in lost[:EXAMPLES]]
             raise StoreError(
-                f"collection {writer.release.name} acknowledged {len(points.ids)} points and does not hold "
-                f"{len(lost)} of them as they were written, among them {', '.join(items)}; run the same command again"
+                f"collection {writer.release.name} acknowledged {counted(points.ids, 'point')} and does not "
+                f"hold {len(lost):,} of them as they were written, among them {', '.join(items)}; run the same command "
+                "again"
             )

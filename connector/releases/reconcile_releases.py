@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from alignment.errors import ModalignError
+from alignment.plurals import counted
 from connector.errors import (
     CollectionNotFoundError,
     MismatchError,
@@ -109,8 +110,8 @@ def repair_releases(
             return
         if found != orphans:
             raise MismatchError(
-                f"expected {orphans} points that no embedding set holds, found {found}: none was deleted; look at "
-                "`modalign verify`, and name the number that it finds"
+                f"expected {counted(orphans, 'point')} that no embedding set holds, found {found}: none was deleted; "
+                "look at `modalign verify`, and name the number that it finds"
             )
         stack.enter_context(orphan_lock(provenance.database, here(provenance, store), run.id))
         for release, ids in repaired:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from alignment.errors import EmbeddingSetError
 from alignment.modality import MODALITIES
+from alignment.plurals import counted
 from alignment.sets.cards import SetCard
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.shards import shard_paths, shard_rows
@@ -36,8 +37,8 @@ def apply_tombstones(provenance: Provenance, store: Store, row: ReleaseRow, set_
         store.flush(row.physical_name)
         if left := store.retrieve(row.physical_name, ids):
             raise StoreError(
-                f"collection {row.physical_name} acknowledged the deletion of {len(ids)} points and still holds "
-                f"{len(left)} of them; run the same command again"
+                f"collection {row.physical_name} acknowledged the deletion of {counted(ids, 'point')} and still "
+                f"holds {len(left):,} of them; run the same command again"
             )
         provenance.ledger.remove_tombstones(tombstones)
 
