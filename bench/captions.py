@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from alignment.retrieval.caption_weight import CAPTION_WEIGHT
 from alignment.retrieval.paraphrases import paraphrased
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.vectors import FloatArray
@@ -27,7 +28,7 @@ from bench.tables import markdown
 from connector.demo.emoji import ENCODERS
 from connector.encoding.loading import load_encoder
 from connector.home import Home
-from connector.releases.fusion import DEFAULT_WEIGHT, Fusion
+from connector.releases.fusion import Fusion
 from connector.requests import EncodeRequest, FitRequest, PushRequest
 from connector.search.candidates import CandidateSearch
 from connector.search.item_search import BY_CAPTION, ItemSearch
@@ -68,7 +69,7 @@ def figures(names: Sequence[str] = NAMES) -> list[Figure]:
                 measured = _measured(home, name, embedding_set, directory)
             print(f"\n### {name}\n\n{table(measured)}\n", flush=True)
             new = {way: float(recalls["new"][KS.index(10)]) for way, recalls in measured[PARTS].items()}
-            gain = new[_fused(DEFAULT_WEIGHT)] - new[IMAGE]
+            gain = new[_fused(CAPTION_WEIGHT)] - new[IMAGE]
             found.append(Figure(f"{name}: Recall@10 of new items, fused over by image", gain, 0.3))
     return found
 

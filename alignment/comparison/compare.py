@@ -226,6 +226,8 @@ class _Bench:
         self.clock.interrupted |= sample is not None and sample.interrupted
         settled = time.monotonic()
         aligned = data.test.project(projections)
+        measured = FittedPair(data, projections, aligned, data.whole.data.project(projections), sample)
+        reference = {modality: self.metrics[0].bind({}, modality, str(self.device)) for modality in MODALITIES}
         made = Fitted(
             data.pair.name,
             method,
@@ -237,8 +239,8 @@ class _Bench:
             projections[0].out_dim,
             modality_gap(aligned, seed=self.task.seed),
             [],
+            measured.beside_captions(reference, seed=self.task.seed),
         )
-        measured = FittedPair(data, projections, aligned, data.whole.data.project(projections), sample)
         for metric in self.metrics:
             if row := self._row(measured, made, metric):
                 made.rows.append(row)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.comparison.captions import captions_alone
+from alignment.comparison.captions import CaptionQueries, caption_queries
 from alignment.comparison.table import EncoderPair
 from alignment.errors import FitError
 from alignment.fitting.fit import check_directions, common_encoders, split_rows
@@ -31,12 +31,14 @@ class PairData:
     Attributes:
         known, test: groups to fit on, and groups that no fit sees.
         whole: both in one collection, in their true mix.
+        captions: queries about test groups there that captions alone can answer.
     """
 
     pair: EncoderPair
     known: GroupedEmbeddings
     test: GroupedEmbeddings
     whole: SeenUnseen
+    captions: CaptionQueries
 
 
 def encoder_pairs(sets: Sequence[EmbeddingSet], hold_out: HoldOut, seed: int) -> Iterator[PairData]:
@@ -67,6 +69,7 @@ def encoder_pairs(sets: Sequence[EmbeddingSet], hold_out: HoldOut, seed: int) ->
         test = test.only(whole.unseen)
         name = _name(encoders, cards)
         fingerprints = [embedding_set.card.fingerprint for embedding_set in joined]
+        captions = caption_queries(whole.data.text, test.groups, seed)
         training_pairs, left_out = len(known.pairs()[0]), len(groups - common)
         pair = EncoderPair(
             name,
@@ -76,9 +79,9 @@ def encoder_pairs(sets: Sequence[EmbeddingSet], hold_out: HoldOut, seed: int) ->
             left_out,
             _chance(test, test),
             _chance(test, whole.data),
-            captions_alone(test.text, known.text, seed),
+            captions.alone(seed),
         )
-        yield PairData(pair, known, test, whole)
+        yield PairData(pair, known, test, whole, captions)
 
 
 def _name(encoders: Mapping[Modality, EncoderCard], all_of_them: Sequence[Mapping[Modality, EncoderCard]]) -> str:

@@ -1,18 +1,21 @@
 """A fit of an encoder pair in its shared space, and what a whole collection finds there under a metric."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from alignment.comparison.captions import BesideImages
 from alignment.comparison.encoder_pairs import PairData
+from alignment.comparison.paired_bootstrap import Floats
 from alignment.comparison.whole_collection import WholeCollection, whole_collection
 from alignment.fitting.methods import Projections
 from alignment.fitting.seen_offsets import GapSample
 from alignment.metrics import Metric
-from alignment.metrics.seen_offset import carries
+from alignment.metrics.seen_offset import carries, is_squared
 from alignment.modality import DIRECTIONS, Modality
 from alignment.retrieval.grouped import GroupedEmbeddings
+from alignment.vectors import FloatArray
 
 # Numbers that a metric may hold, in all, to score a whole collection: some ten seconds.
 CHEAP = 1 << 34
@@ -44,8 +47,24 @@ class FittedPair:
     def collection(self, bound: Mapping[Modality, Metric], *, seed: int, with_curves: bool) -> WholeCollection:
         """Measure the whole collection under a metric, by the modality of the items, without and with the offset."""
         metrics = [bound[target] for _, target in DIRECTIONS.values()]
-        offsets = self.sample.offsets(metrics) if self.sample is not None and all(map(carries, metrics)) else {}
+        offsets = self._offsets(metrics)
         scored = self.data.whole.scores(self.projections, self.whole, metrics, seed=seed)
         test = self.data.test.groups
         known = np.setdiff1d(self.whole.groups, test)
         return whole_collection(scored, offsets, known, test, seed=seed, with_curves=with_curves)
+
+    def beside_captions(self, bound: Mapping[Modality, Metric], *, seed: int) -> BesideImages | None:
+        """Ask images, and both, with the queries that captions answer; None: these are too few."""
+        metric, images, captions = bound["image"], self.whole.image, self.data.captions
+        offset = self._offsets([bound[target] for _, target in DIRECTIONS.values()]).get("image", 0.0)
+        is_seen = ~np.isin(images.groups, self.data.test.groups)
+
+        def score(queries: FloatArray) -> Floats:
+            scores: Floats = metric.score(queries, images.vectors).astype(np.float64)
+            return scores * np.abs(scores) if is_squared(metric, images.vectors.shape[1]) else scores
+
+        aligned = self.projections[1].unchecked(captions.asked.vectors)
+        return captions.beside_images(aligned, score, images.groups, offset * is_seen, seed)
+
+    def _offsets(self, metrics: Sequence[Metric]) -> Mapping[Modality, float]:
+        return self.sample.offsets(metrics) if self.sample is not None and all(map(carries, metrics)) else {}

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alignment.comparison.captions import FEWEST_QUERIES
 from alignment.comparison.compare import DOES_NOT_APPLY
 from alignment.comparison.learning_curve import REPEATS, Curve
 from alignment.comparison.paired_bootstrap import FEWEST_GROUPS
@@ -78,7 +77,7 @@ def advise(comparison: Comparison) -> Advice:
         method,
         metric,
         _new_items(row),
-        *_captions(comparison, fitted, row),
+        *_captions(comparison, fitted),
         *_identity(comparison, fitted),
         *(_data(comparison, curve) for curve in comparison.curves),
         _gap(comparison),
@@ -123,33 +122,15 @@ def _new_items(row: MetricRow) -> Guideline:
     return Guideline("new items", says, rests_on)
 
 
-def _captions(comparison: Comparison, fitted: Fitted, row: MetricRow) -> Iterator[Guideline]:
+def _captions(comparison: Comparison, fitted: Fitted) -> Iterator[Guideline]:
     """Say what captions alone would find, where new items have them."""
     alone = next(pair.captions for pair in comparison.pairs if pair.name == fitted.pair)
     if alone is None:
         return
-    asked = "Paraphrases of held-out captions" if alone.paraphrased else "Held-out captions"
-    rests_on = f"{asked} among the captions of all items, by cosine of the text encoder"
-    rests_on += ": embeddings that are moved at random." if alone.paraphrased else "; none finds itself."
-    if alone.among is None or alone.first is None:
-        says = f"What captions alone would find is not measured: {alone.queries} held-out captions can ask, "
-        says += f"{FEWEST_QUERIES} are needed. Items without a caption are found by the alignment alone."
-    else:
-        images = whole_of(row).recalls["text-to-image"].at(1)["unseen"]["recall@10"]
-        says = f"Captions alone find a new item that has a {'' if alone.paraphrased else 'further '}caption first in "
-        says += f"{_percent(alone.first.value)} of searches and among ten in {_percent(alone.among.value)}; by image a "
-        says += f"text finds a new item among ten in {_percent(images)}. "
-        if alone.paraphrased:
-            says += "Each item has one caption and was asked for by a paraphrase of it. That flatters captions: people "
-            says += "ask in other words. "
-        if alone.among.low <= images:
-            says += "Captions are no better: the alignment finds as much without them. "
-        elif alone.paraphrased:
-            says += "Search fused where items have captions. "
-        else:
-            says += "Search by caption or fused where items have captions: the alignment alone finds less of them. "
-        says += "Items without a caption are found by the alignment alone. An audit measures all three ways."
-    yield Guideline("captions", says, rests_on)
+    queries = "Paraphrases of held-out captions" if alone.paraphrased else "Held-out captions, of which none finds itself"
+    rests_on = f"{queries}, in one collection of all items: captions by cosine of the text encoder, images under "
+    rests_on += f"{comparison.reference} after {fitted.method}, with the offset."
+    yield Guideline("captions", alone.in_words(fitted.captions), rests_on)
 
 
 def _counted(whole: WholeCollection) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.comparison.captions import CaptionsAlone
+from alignment.comparison.captions import BesideImages, CaptionsAlone
 from alignment.comparison.learning_curve import Curve
 from alignment.comparison.whole_collection import WholeCollection
 from alignment.fitting.cross_validation import Candidate
@@ -79,6 +79,8 @@ class Fitted:
         multiply_adds: to project one query of a modality.
         dim: of the shared space.
         gap: of the aligned test groups; None of too few.
+        captions: what the queries of `EncoderPair.captions` find among images under the reference metric; None: they
+            are too few.
     """
 
     pair: str
@@ -91,6 +93,7 @@ class Fitted:
     dim: int
     gap: Gap | None
     rows: list[MetricRow]
+    captions: BesideImages | None = None
 
     @property
     def whole(self) -> WholeCollection:

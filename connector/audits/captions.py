@@ -9,6 +9,7 @@ than what people ask: they are counted apart, said to be what they are, and neve
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -33,8 +34,8 @@ from connector.requests import Way
 from connector.search.other_captions import Answer, ask
 from connector.stores.points import Payload
 
-# Queries that are asked in all three ways, chosen by hash.
-QUERIES = 128
+# Queries that are asked in all three ways, chosen by hash; so many of them first of items with several captions.
+QUERIES, WITH_SEVERAL = 128, 64
 # Fewer queries about items with a further caption say nothing.
 FEWEST_QUERIES = 20
 # Images by which the share of items with captions is estimated.
@@ -136,13 +137,21 @@ def measure_captions(subject: AuditSubject) -> CaptionBaseline | None:
     if fusion is None:
         return None
     rows = subject.queries["text"].rows
-    chosen = np.argsort(hash_draws(rows.keys, subject.plan.seed), kind="stable")[:QUERIES].tolist()
+    chosen = _chosen(rows, subject.plan.seed)
     own = _ask(subject, fusion, rows.take(chosen))
     moved = own.where(np.zeros(len(chosen), bool))
     if own.captioned.sum() < FEWEST_QUERIES:
         asked = paraphrases(rows, seed=subject.plan.seed).take(chosen).take(np.flatnonzero(~own.captioned).tolist())
         moved = _ask(subject, fusion, asked.take(alignable(subject.release, asked).tolist()))
     return summarise(own, moved, fusion, subject.plan, _share_with_captions(subject))
+
+
+def _chosen(rows: Rows, seed: int) -> list[int]:
+    """Return the numbers of the rows that ask: where few items have several captions, their queries still suffice."""
+    times = Counter(rows.groups)
+    by_draw = np.argsort(hash_draws(rows.keys, seed), kind="stable").tolist()
+    several = [number for number in by_draw if times[rows.groups[number]] > 1][:WITH_SEVERAL]
+    return list(dict.fromkeys([*several, *by_draw]))[:QUERIES]
 
 
 def _ask(subject: AuditSubject, fusion: Fusion, rows: Rows) -> Answered:

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Self, get_args
 
 from alignment.modality import MODALITIES, Modality
+from alignment.retrieval.caption_weight import CAPTION_WEIGHT
 from connector.requests import Way
 
 IMAGE, CAPTION, FUSED = get_args(Way)
 WAY_OF: Mapping[Modality, Way] = {"image": IMAGE, "text": CAPTION}
-# Of captions, where there are no further captions to choose it by. More would find a little more of what people ask in
-# a caption's own words, and much less of what they ask in others: see docs/search.md.
-DEFAULT_WEIGHT = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +36,11 @@ class Fusion:
     Attributes:
         standards: of each modality that counts.
         weight: of captions, above 0 and below 1; images have the rest.
-        queries: how many queries the weight was chosen by; 0: it is `DEFAULT_WEIGHT`.
+        queries: how many queries the weight was chosen by; 0: it is `CAPTION_WEIGHT`.
     """
 
     standards: Mapping[Modality, Standard]
-    weight: float = DEFAULT_WEIGHT
+    weight: float = CAPTION_WEIGHT
     queries: int = 0
 
     def score(self, scores: Mapping[Modality, float]) -> float:

@@ -2,7 +2,7 @@
 
 Means and deviations are those of scores between a sample of captions and a sample of the release. The weight is the
 one that finds most by captions that the fit never saw, whose items have other captions: a caption never finds itself.
-Where there are too few of them the weight is `DEFAULT_WEIGHT`.
+Where there are too few of them the weight is `CAPTION_WEIGHT`.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,11 @@ from uuid import UUID
 import numpy as np
 
 from alignment.modality import MODALITIES, Modality
+from alignment.retrieval.caption_weight import CAPTION_WEIGHT
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
 from alignment.vectors import invalid_rows
-from connector.releases.fusion import DEFAULT_WEIGHT, Fusion, Standard
+from connector.releases.fusion import Fusion, Standard
 from connector.releases.release import Release
 from connector.search.candidates import CandidateSearch
 from connector.search.item_search import ItemSearch
@@ -28,7 +29,7 @@ SAMPLE = 64
 # Captions that held-out ones are looked for among, at most.
 LOOKED_AT = 4096
 FEWEST_QUERIES = 30
-# Weights of captions to try; of equally good ones the nearest to `DEFAULT_WEIGHT` is chosen.
+# Weights of captions to try; of equally good ones the nearest to `CAPTION_WEIGHT` is chosen.
 WEIGHTS = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
@@ -100,5 +101,5 @@ def _best_weight(fusion: Fusion, answers: Sequence[Answer]) -> float:
         weighted = Fusion(fusion.standards, weight)
         return float(np.mean([1 / answer.rank(weighted, *MODALITIES) for answer in answers]))
 
-    nearest_first = sorted(WEIGHTS, key=lambda weight: abs(weight - DEFAULT_WEIGHT))
+    nearest_first = sorted(WEIGHTS, key=lambda weight: abs(weight - CAPTION_WEIGHT))
     return max(nearest_first, key=reciprocal_rank)

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment.comparison.captions import FEWEST_QUERIES, captions_alone
+from alignment.comparison.captions import FEWEST_QUERIES, BesideImages, CaptionsAlone, caption_queries
+from alignment.retrieval.bootstrap import Estimate
 from alignment.retrieval.grouped import ModalityEmbeddings
 from alignment.retrieval.paraphrases import paraphrased
 from alignment.vectors import FloatArray, l2_normalize
@@ -44,11 +45,19 @@ def by_paraphrase(asking: ModalityEmbeddings, known: ModalityEmbeddings, seed: i
     return ranks
 
 
+def joined(one: ModalityEmbeddings, other: ModalityEmbeddings) -> ModalityEmbeddings:
+    return ModalityEmbeddings(np.concatenate([one.vectors, other.vectors]), np.concatenate([one.groups, other.groups]))
+
+
+def alone(asking: ModalityEmbeddings, known: ModalityEmbeddings, seed: int) -> CaptionsAlone:
+    return caption_queries(joined(asking, known), np.unique(asking.groups), seed).alone(seed)
+
+
 @given(sizes=st.lists(st.integers(1, 4), min_size=25, max_size=60), seed=st.integers(0, 99))
 def test_recall_is_that_of_asking_one_by_one(sizes: list[int], seed: int) -> None:
     groups = [group for group, size in enumerate(sizes) for _ in range(size)]
     asking, known = captions(groups, seed), captions([*range(100, 160)], seed + 1)
-    found, ranks = captions_alone(asking, known, seed), by_hand(asking, known)
+    found, ranks = alone(asking, known, seed), by_hand(asking, known)
     assert found.paraphrased == (len(ranks) < FEWEST_QUERIES)
     if found.paraphrased:
         ranks = by_paraphrase(asking, known, seed)
@@ -63,11 +72,67 @@ def test_a_caption_finds_neither_itself_nor_another_of_its_content_so_paraphrase
     once = captions([*range(40)], 3)
     twice = ModalityEmbeddings(np.repeat(once.vectors, 2, axis=0), np.repeat(once.groups, 2))
     for asking in (once, twice):
-        found = captions_alone(asking, captions([*range(100, 160)], 4), 0)
+        found = alone(asking, captions([*range(100, 160)], 4), 0)
         assert (found.queries, found.paraphrased) == (len(asking.groups), True)
 
 
 @pytest.mark.parametrize("held_out", [0, 1, FEWEST_QUERIES - 1])
 def test_too_few_held_out_captions_measure_nothing(held_out: int) -> None:
-    found = captions_alone(captions([*range(held_out)], 3), captions([*range(100, 160)], 4), 0)
+    texts = joined(captions([*range(held_out)], 3), captions([*range(100, 160)], 4))
+    queries = caption_queries(texts, np.arange(held_out), 0)
+    found = queries.alone(0)
     assert (found.first, found.among, found.paraphrased) == (None, None, False)
+    beside = queries.beside_images(queries.asked.vectors, lambda aligned: aligned, texts.groups, np.zeros(1), 0)
+    assert beside is None
+    assert "not measured" in found.in_words(beside)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("offset", [0.0, 0.4])
+def test_images_and_both_are_asked_with_the_same_queries(times: int, offset: float) -> None:
+    texts = captions([*range(60)] * times, 5)
+    rng = np.random.default_rng(6)
+    images = ModalityEmbeddings(rng.standard_normal((90, 8)).astype(np.float32), np.array([*range(60), *range(30)]))
+    queries = caption_queries(texts, np.arange(0, 60, 2), 1)
+    aligned = queries.asked.vectors + 0.1
+    taken_off = offset * (images.groups % 2 == 1)
+    found = queries.beside_images(aligned, lambda some: some @ images.vectors.T, images.groups, taken_off, 0)
+    assert found is not None
+    names = np.arange(60)
+    by_image = np.array(
+        [[(row - taken_off)[images.groups == name].max() for name in names] for row in aligned @ images.vectors.T]
+    )
+    cosines = l2_normalize(queries.asked.vectors) @ l2_normalize(texts.vectors).T
+    if times == 2:
+        cosines[cosines > 1 - 1e-6] = -np.inf
+    by_caption = np.array([[row[texts.groups == name].max() for name in names] for row in cosines])
+    image, caption = ((scores - scores.mean()) / scores.std() for scores in (by_image, by_caption))
+    hits = {
+        way: [(row >= row[group]).sum() <= 10 for row, group in zip(scores, queries.asked.groups, strict=True)]
+        for way, scores in (("image", by_image), ("caption", by_caption), ("fused", 0.25 * image + 0.75 * caption))
+    }
+    assert found.image.value == pytest.approx(np.mean(hits["image"]))
+    assert found.fused.value == pytest.approx(np.mean(hits["fused"]))
+    assert found.gain.value == pytest.approx(np.mean(hits["fused"]) - np.mean(hits["caption"]))
+
+
+def estimated(value: float, spread: float = 0.0) -> Estimate:
+    return Estimate(value, value - spread, value + spread)
+
+
+@pytest.mark.parametrize(
+    ("caption", "image", "fused", "paraphrased", "expected"),
+    [
+        (0.9, 0.5, 0.95, False, ("adds to captions", "Search by fused")),
+        (0.9, 0.5, 0.9, False, ("adds nothing to captions", "Search by caption")),
+        (0.9, 0.5, 0.9, True, ("adds nothing to captions", "Search by fused", "people ask in other words")),
+        (0.5, 0.9, 0.4, True, ("takes from captions", "Search by image")),
+    ],
+)
+def test_whether_the_alignment_adds_to_captions_and_how_to_search(
+    caption: float, image: float, fused: float, paraphrased: bool, expected: tuple[str, ...]
+) -> None:
+    found = CaptionsAlone(40, paraphrased, estimated(caption), estimated(caption))
+    says = found.in_words(BesideImages(estimated(image), estimated(fused), estimated(fused - caption, 0.01)))
+    for sentence in (*expected, "Items without a caption are found by the alignment alone"):
+        assert sentence in says

@@ -321,6 +321,21 @@ def test_pairs_that_mean_nothing_are_not_told_from_chance(rng: np.random.Generat
     assert "More data would help" not in said(found, "more data")
 
 
+def test_what_captions_alone_find_is_said_with_what_asked(rng: np.random.Generator, tmp_path: Path) -> None:
+    X, Y = views(rng, 150)
+    groups = [str(number) for number in range(150)]
+    single = compare([as_set(tmp_path / "single", X, Y, groups=groups)], **FAST)
+    assert "people ask in other words" in said(single, "captions")
+    assert "Search by caption" not in said(single, "captions")
+    twice = np.concatenate([Y, Y + 0.3 * rng.standard_normal(Y.shape)])
+    texts = fake_rows("text", twice, groups=groups * 2)
+    several = compare([fake_set(tmp_path / "several", fake_rows("image", X, groups=groups), texts)], **FAST)
+    assert "further caption first in" in said(several, "captions")
+    assert "other words" not in said(several, "captions")
+    for comparison in (single, several):
+        assert "Items without a caption are found by the alignment alone." in said(comparison, "captions")
+
+
 def test_few_groups_leave_the_choice_to_cross_validation(rng: np.random.Generator, tmp_path: Path) -> None:
     X, Y = views(rng, 80, d_y=16)
     found = compare([as_set(tmp_path / "s", X, Y)], **{**FAST, "methods": ["identity", "ridge"]})

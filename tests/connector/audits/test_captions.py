@@ -215,6 +215,22 @@ class TestItemsWithOneCaption:
         assert not found.paraphrased
         assert PARAPHRASED not in {kind.kind for kind in found.kinds}
 
+    def test_a_few_items_with_several_captions_ask_before_all_others(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        numbers = [*range(250), *range(8), *range(8)]
+        keys = [f"{number}#{place}" for place, number in enumerate(numbers)]
+        texts = embedded("text", latent(250)[numbers] + 0.1 * latent(len(numbers), seed=3))
+        captions = rows("text", texts, keys=keys, groups=[str(number) for number in numbers])
+        with opened_world("edge", tmp_path, monkeypatch) as world:
+            world.alignment(hold_out=OURS["hold_out"])
+            world.push(world.set("s", rows("image", embedded("image", latent(250))), captions), metrics=["cosine"])
+            found = audit(opened(world), world.store, the_set(world), queries="all").captions
+        assert found is not None
+        assert {kind.kind: kind.queries for kind in found.kinds}[CAPTIONED] == 24
+        assert sum(kind.queries for kind in found.kinds if kind.kind in (CAPTIONED, UNCAPTIONED)) == 128
+        assert not found.paraphrased
+
 
 class TestRequirements:
     def test_gate_what_each_way_finds_of_the_whole_collection(self, single: World) -> None:

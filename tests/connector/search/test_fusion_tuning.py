@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from alignment.modality import MODALITIES
+from alignment.retrieval.caption_weight import CAPTION_WEIGHT
 from alignment.sets.hold_out import HoldOut
 from alignment.sets.rows import Rows
 from connector.errors import MismatchError
-from connector.releases.fusion import DEFAULT_WEIGHT, Fusion, Standard
+from connector.releases.fusion import Fusion, Standard
 from connector.releases.release import Release
 from connector.search.retriever import Retriever
 from tests.support.errors import raises
@@ -71,7 +72,7 @@ class TestHowMuchCaptionsCount:
     ) -> None:
         fusion = pushed(tmp_path, monkeypatch, *parts).fusion
         assert fusion is not None
-        assert (fusion.weight, fusion.queries) == (DEFAULT_WEIGHT, 0)
+        assert (fusion.weight, fusion.queries) == (CAPTION_WEIGHT, 0)
 
     def test_only_captions_that_the_fit_never_saw_ask(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         fusion = pushed(tmp_path, monkeypatch, *things(), hold_out=HoldOut(0.05, 3)).fusion
