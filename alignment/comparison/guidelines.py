@@ -127,7 +127,9 @@ def _captions(comparison: Comparison, fitted: Fitted) -> Iterator[Guideline]:
     alone = next(pair.captions for pair in comparison.pairs if pair.name == fitted.pair)
     if alone is None:
         return
-    queries = "Paraphrases of held-out captions" if alone.paraphrased else "Held-out captions, of which none finds itself"
+    queries = "Held-out captions, of which none finds itself"
+    if alone.paraphrased:
+        queries = "Paraphrases of held-out captions"
     rests_on = f"{queries}, in one collection of all items: captions by cosine of the text encoder, images under "
     rests_on += f"{comparison.reference} after {fitted.method}, with the offset."
     yield Guideline("captions", alone.in_words(fitted.captions), rests_on)
