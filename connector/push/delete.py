@@ -301,9 +301,9 @@ class Deletion:
         recorded, held = self.provenance.ledger.points(row.id), self.store.count(row.physical_name, consistent=True)
         if held != recorded:  # it was so before
             _log.warning(
-                "the items are deleted; collection %s holds %s and the ledger says %d, because something else "
+                "the items are deleted; collection %s holds %s and the ledger says %s, because something else "
                 "changed it: run `modalign verify %s`, and push its embedding sets again or run `modalign repair %s`",
-                *(row.physical_name, counted(held, "point"), recorded, row.collection, row.collection),
+                *(row.physical_name, counted(held, "point"), f"{recorded:,}", row.collection, row.collection),
             )
         elif complete and complete == sets:  # otherwise the push that completes the other sets verifies
             push.verify(EmbeddingSet.open(self._path(complete[-1])), complete[-1].id)

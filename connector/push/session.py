@@ -343,7 +343,7 @@ def _verify(
         others = [s.name for s in provenance.ledger.sets_in([release.row.id]) if s.id != set_id]
         push_too = f" Push its other embedding sets again, too: {', '.join(others)}." if others else ""
         raise MismatchError(
-            f"collection {release.name} holds {counted(info.points, 'point')}, the ledger says {recorded}"
+            f"collection {release.name} holds {counted(info.points, 'point')}, the ledger says {recorded:,}"
             f"{at_work(provenance, release.row.collection, run)}. If another push or ingest into it is running, wait "
             f"for it; if one was killed, run it again; then run this command again.{push_too} Otherwise embedding sets "
             "that were pushed into it share keys, or somebody else changed points: `modalign verify` names them"

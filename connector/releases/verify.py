@@ -74,7 +74,7 @@ def verify(release: Release, store: Store, provenance: Provenance, *, seed: int,
     recorded, held = provenance.ledger.points(release.row.id), store.count(release.name, consistent=True)
     if counts and held != recorded:
         raise MismatchError(
-            f"collection {release.name} holds {counted(held, 'point')}, the ledger says {recorded}; run `modalign "
+            f"collection {release.name} holds {counted(held, 'point')}, the ledger says {recorded:,}; run `modalign "
             f"verify {release.row.collection}`"
         )
     rng = np.random.default_rng(seed)

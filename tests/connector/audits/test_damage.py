@@ -52,9 +52,6 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         opened.push(PushRequest(set="pairs", into="plain", alignment="of-pairs", layout=graph))
         coarse = {"quantization": "binary", "oversampling": 24.0, **graph}
         opened.push(PushRequest(set="pairs", into="coarse", alignment="of-pairs", layout=coarse))
-        for collection in ("plain", "coarse"):
-            (found,) = opened.audit(AuditRequest(collection=collection, pairs="pairs")).value
-            assert found.blamed == []
     return home
 
 
@@ -132,7 +129,7 @@ def test_points_deleted(home: Path) -> None:
         store.delete(name, [record.id for page in store.scroll(name) for record in page][:3])
     found = audited(home)
     assert found.verdict == "broken"
-    assert f"holds {2 * N - 3} points, the ledger says {2 * N}" in str(found.broken)
+    assert f"holds {2 * N - 3:,} points, the ledger says {2 * N:,}" in str(found.broken)
 
 
 def test_an_alignment_directory_swapped(home: Path) -> None:
@@ -196,7 +193,7 @@ def test_an_embedding_set_that_changed_since_it_was_pushed(home: Path) -> None:
     assert "1 of 4" in outdated
     (left_out,) = [says for says in found.in_words if f"{len(late):,} of {len(asked):,} queries" in says]
     assert left_out.startswith("text-to-image: ")
-    assert "audit 4" in left_out
+    assert "audit 2" in left_out
     assert found.measure("text-to-image", "recall@10").value < before.measure("text-to-image", "recall@10").value
     for drift in (drift for drift in found.drifts if not drift.part):
         assert drift.change.difference == Estimate(0.0, 0.0, 0.0)
@@ -416,4 +413,4 @@ def test_each_ends_with_its_exit_code(home: Path) -> None:
         store.delete(name, [next(store.scroll(name))[0].id])
     broken = modalign(*asked)
     assert broken.code == 3
-    assert f"broken: collection {name} holds {2 * N - 1} points, the ledger says {2 * N}" in broken.err
+    assert f"broken: collection {name} holds {2 * N - 1:,} points, the ledger says {2 * N:,}" in broken.err
