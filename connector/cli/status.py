@@ -1,7 +1,7 @@
 """The command `status`: which alignment is live where, what is to be done, and the last runs."""
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -122,9 +122,13 @@ def _print_releases(rows: Sequence[Mapping[str, Any]]) -> None:
     for collection in dict.fromkeys(row["collection"] for row in rows):
         of_collection = [row for row in rows if row["collection"] == collection]
         of_collection.sort(key=lambda row: STATES.index(row["state"]))
+        live = list(_live(of_collection))
+        hidden = set() if several_stores else {"store"}
+        if live and len({row["alignment_fingerprint"] for row in of_collection}) == 1:
+            hidden.add("alignment")  # the title names it
         print_table(
-            with_blanks(_shown_release(row, several_stores) for row in of_collection),
-            f"{collection}: {', '.join(_live(of_collection)) or 'nothing is live'}",
+            with_blanks(_shown_release(row, hidden) for row in of_collection),
+            f"{collection}: {', '.join(live) or 'nothing is live'}",
         )
         sentences = [f"{row['physical_name']}: {sentence}" for row in of_collection for sentence in _said(row)]
         if sentences:
@@ -145,13 +149,13 @@ def _live(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"alignment {of_alignment[0]['alignment']} is live" + f" under {metrics}" * (len(fingerprints) > 1)
 
 
-def _shown_release(row: Mapping[str, Any], several_stores: bool) -> dict[str, Any]:
-    """Lay out for people what is in the JSON document of a release."""
-    columns = ("state", "metric", "alignment", "points", "stored", "lag", "lag_since", "hnsw_ef", "hnsw_recall")
-    shown = {name: row[name] for name in columns} | {"release": row["physical_name"]}
+def _shown_release(row: Mapping[str, Any], hidden: Set[str]) -> dict[str, Any]:
+    """Lay out for people what is in the JSON document of a release, without some columns."""
+    columns = ("metric", "state", "alignment", "points", "stored", "lag", "lag_since", "hnsw_ef", "hnsw_recall")
+    shown = {name: row[name] for name in columns} | {"release": row["physical_name"], "store": row["store"]}
     if row["stored"] == row["points"]:
         del shown["stored"]
-    return shown | ({"store": row["store"]} if several_stores else {})
+    return {name: value for name, value in shown.items() if name not in hidden}
 
 
 def _print_alignments(releases: "Iterable[ReleaseStatus]") -> None:

@@ -80,7 +80,9 @@ def table_lines(rows: Sequence[Mapping[str, Any]], width: int, rule: str = "─"
         return [], []
     inside = [*columns]
     while (fitting := _fitting(inside, width - INDENT)) is None:
-        inside.remove(max(reversed(inside), key=lambda column: column.narrowest))
+        # The first column says what a row is of: it stays, unless it leaves no room for others.
+        movable = inside[1:] if inside[0].narrowest <= width // 2 else inside
+        inside.remove(max(reversed(movable), key=lambda column: column.narrowest))
     widths, gap = fitting
     below = [column for column in columns if column not in inside]
     head = _row_lines(inside, [column.name for column in inside], widths, gap)

@@ -44,6 +44,12 @@ def test_it_says_which_alignment_is_live_with_its_encoders(two_alignments: Path)
         assert (row["points"], row["stored"], row["lag"]) == (2 * N, 2 * N, 0)
 
 
+def test_the_only_alignment_of_a_collection_is_named_once(two_alignments: Path) -> None:
+    first, head, *_ = done("status", LONG, "--home", two_alignments).out.splitlines()
+    assert first == f"{LONG}: alignment second is live"
+    assert "alignment" not in head
+
+
 def test_alignments_that_are_live_under_different_metrics_are_told_apart(two_alignments: Path) -> None:
     done("promote", "things", "--force", "--reason", "a test", "--home", two_alignments)
     first = done("status", "things", "--home", two_alignments).out.splitlines()[0]
