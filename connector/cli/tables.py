@@ -14,7 +14,7 @@ import click
 from alignment.plurals import counted
 from connector.progress import say
 from connector.provenance.counts import in_words
-from connector.reports.geometry_rows import geometry_rows
+from connector.reports.geometry_rows import geometry_tables
 from connector.safe_text import for_terminal, json_for_terminal
 
 if TYPE_CHECKING:
@@ -268,8 +268,10 @@ def print_guidelines(guidelines: Sequence["Guideline"]) -> None:
 
 
 def print_geometry(found: "Geometry", title: str) -> None:
-    """Print a geometry as a table, recalls first, and say in a sentence what it means."""
-    print_table(geometry_rows(found), title)
+    """Print a geometry as tables, recalls first, and say in a sentence what it means."""
+    _print_title(f"{title}\n")
+    for table in geometry_tables(found):
+        print_table(table.rows, table.title)
     show_wrapped(found.meaning, table_width())
     if found.left_out:
         say(f"left out, because they could not be aligned: {counted(found.left_out, 'item')}")

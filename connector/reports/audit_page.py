@@ -19,7 +19,7 @@ from connector.releases.aliases import alias_name
 from connector.releases.points import HELD_OUT
 from connector.reports.audit_context import AuditContext, asked_how, provenance_chain
 from connector.reports.charts import Bar, Line, bars, lines, scatter, svg, waterfall
-from connector.reports.geometry_rows import geometry_rows
+from connector.reports.geometry_rows import geometry_tables
 from connector.reports.glossary import ARROWS, FILTERS, called, number, sentence, within
 from connector.reports.page_files import templates, write_page
 from connector.reports.seen_unseen_rows import seen_unseen_rows
@@ -116,7 +116,7 @@ def _sections(found: Audit, shown: Shown) -> dict[str, Any]:
         "served_stages": {stage.name for stage in found.stages},
         "measures": list(_measures(found)),
         "curves": [_curve(found, direction) for direction in found.directions],
-        "geometry_rows": list(geometry_rows(found.space.geometry)) if found.space.geometry else [],
+        "geometry_tables": geometry_tables(found.space.geometry) if found.space.geometry else [],
         "strata": {field: list(_stratified(found, field)) for field in plan.slices},
         "plane": svg(scatter(found.space.projection)) if found.space.projection else None,
         "worst": shown_worst(found.worst, shown),

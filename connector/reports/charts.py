@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from alignment.retrieval.seen_unseen import SeenUnseenCurve
 from connector.audits.result import PcaProjection
 from connector.audits.stage_summary import StageSummary
-from connector.reports.glossary import kind_of, signed
+from connector.reports.glossary import UNCHANGED, kind_of, signed
 from connector.reports.page_files import BIDI_CONTROLS
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ WIDTH = 440  # points, the width of a phone, so that text stays readable there
 ROW = 30  # points, height of a row of a bar chart
 LONGEST_NAME, LONGEST_TITLE = 20, 60  # characters
 PIXELS_A_POINT = 1.2
+SAME = 0.0005  # values that differ by less print alike
 NARROWEST = 0.05  # smallest range of an axis, so that tiny differences do not look large
 STYLE: Any = {
     "svg.fonttype": "none",  # text as text
@@ -134,7 +135,10 @@ def svg(figure: "Figure", css: str = "chart") -> str:
     width = float(re.findall(r'viewBox="\S+ \S+ (\S+) ', head)[0])
     head = re.sub(r' (?:width|height|version)="[^"]*"', "", head)  # scales with the page
     label = html.escape(str(figure.get_label()).translate(BIDI_CONTROLS))
-    attributes = f'class="{css}" role="img" aria-label="{label}" style="max-width: {PIXELS_A_POINT * width:.0f}px"'
+    # A map of many cells keeps its size where a page is narrow, and scrolls: its numbers would be too small to read.
+    least = f"; min-width: {width:.0f}px" if "heat" in css.split() else ""
+    style = f"max-width: {PIXELS_A_POINT * width:.0f}px{least}"
+    attributes = f'class="{css}" role="img" aria-label="{label}" style="{style}"'
     return f"<svg {attributes}{head.removeprefix('<svg')}{end}{rest}"
 
 
@@ -262,12 +266,15 @@ def waterfall(title: str, stages: Sequence[StageSummary], k: int) -> "Figure":
         ends += [before, low, high]
         axes.barh(row, before - level, left=level, height=0.46, color=OUTCOMES[kind], alpha=0.75, gid=f"loss-{kind}")
         axes.plot([low, high], [row, row], color=COLOURS["ink"], linewidth=1.2)
-        change(row, signed(-stage.lost.value), color=OUTCOMES[kind], weight="bold")
+        changed = signed(-stage.lost.value)
+        if changed == UNCHANGED:
+            change(row, "nothing lost", color=COLOURS["soft"])
+        else:
+            change(row, changed, color=OUTCOMES[kind], weight="bold")
         if stage.against in levels:
             above, value = levels[stage.against]
             axes.plot([value, value], [above + 0.3, row - 0.3], color=COLOURS["soft"], linestyle=":", linewidth=1)
-    low, high = limits(ends or [0.0], ceiling=1.0)
-    axes.set_xlim(low, high)
+    axes.set_xlim(*waterfall_range(ends))
     return figure
 
 
@@ -324,6 +331,17 @@ def limits(
     high = min(ceiling, high + margin)
     low = max(floor, min(low - margin, high - least))
     return round(low, 9), round(max(high, low + least), 9)
+
+
+def waterfall_range(values: Sequence[float]) -> tuple[float, float]:
+    """Return the range of a waterfall: between round numbers, from 0 if all values are the same.
+
+    >>> waterfall_range([0.612, 0.612]), waterfall_range([0.612, 0.604, 0.59])
+    ((0.0, 0.65), (0.55, 0.65))
+    """
+    low, high = limits(values or [0.0], ceiling=1.0)
+    start = 0.0 if not values or max(values) - min(values) < SAME else math.floor(low / NARROWEST) * NARROWEST
+    return round(start, 9), round(min(1.0, math.ceil(round(high / NARROWEST, 6)) * NARROWEST), 9)
 
 
 def shortened(text: str, most: int) -> str:

@@ -1,38 +1,78 @@
-"""The geometry of the modality gap as rows of a table."""
+"""The geometry of the modality gap as tables, one for each kind of measure, so that no cell repeats another."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from alignment.geometry.geometry import Geometry
     from alignment.geometry.transport import GapDistance
 
 
-def geometry_rows(found: "Geometry") -> Iterator[dict[str, str]]:
-    """Yield a row per measure: name, value and the value to compare it with."""
+class GeometryTable(NamedTuple):
+    """A table: its title, and rows with common names of columns."""
 
-    def row(name: str, value: str, beside: str) -> dict[str, str]:
-        return {"measure": name, "value": value, "beside": beside}
+    title: str
+    rows: list[Mapping[str, str]]
 
-    def distance(name: str, measured: "GapDistance") -> dict[str, str]:
-        nulls = f"raw {measured.raw:.3f}, images {measured.image_null:.3f}, texts {measured.text_null:.3f} apart"
-        return row(name, f"{measured.debiased:.3f}", nulls)
 
+def geometry_tables(found: "Geometry") -> list[GeometryTable]:
+    """Lay a geometry out: recall, distances, pairs, and what is a single number."""
+    return [
+        GeometryTable("Recall on these vectors, and that of a random order", _recall(found)),
+        GeometryTable("Distances between images and texts, and between two halves of one modality", _distances(found)),
+        GeometryTable("Pairs, and pairs drawn at random", _pairs(found)),
+        GeometryTable("Other measures", _others(found)),
+    ]
+
+
+def _recall(found: "Geometry") -> list[Mapping[str, str]]:
+    rows: list[Mapping[str, str]] = []
     for direction, recalls in found.recall.items():
-        for name, recall in recalls.items():
-            yield row(f"{name} {direction}", str(recall), f"chance {found.chance[direction][name]:.3f}")
-    yield distance("gap: W2, debiased", found.gap)
-    yield row("gap, p-value", f"{found.p:.3f}", f"{found.settings['permutations']} permutations")
-    yield row("gap of the centroids", f"{found.gap.centroid:.3f}", "at most 2")
-    yield distance("gap once centred", found.gap.centred)
-    yield distance("sliced W2, debiased", found.sliced)
-    yield distance("Bures, debiased", found.bures)
-    for name, pair in found.pairs.items():
-        beside = f"random pairs {pair.random:.3f}: {pair.separation:.1f} standard deviations"
-        yield row(f"pairs, {name.partition('(')[0]}", f"{pair.pair:.3f}", beside)
-    yield row("alignment loss", f"{found.alignment_loss:.3f}", "0 where pairs are one point")
-    for modality, loss in found.uniformity_loss.items():
-        yield row(f"uniformity loss of {modality}s", f"{loss:.3f}", "0 where all are one point, about -4 where spread")
-    for direction, skewness in found.hubness.items():
-        yield row(f"hubness {direction}", f"{skewness:.2f}", "skewness of how often an item is found; 0 is none")
-    yield row("mutual neighbours", f"{found.mutual_neighbours:.3f}", f"chance {found.chance_neighbours:.3f}")
+        rows.append({"queries": direction, **{name: str(recall) for name, recall in recalls.items()}})
+        chance = {name: f"{found.chance[direction][name]:.3f}" for name in recalls}
+        rows.append({"queries": f"chance, {direction}", **chance})
+    return rows
+
+
+def _distances(found: "Geometry") -> list[Mapping[str, str]]:
+    def row(name: str, measured: "GapDistance") -> Mapping[str, str]:
+        values = {
+            "debiased": measured.debiased,
+            "raw": measured.raw,
+            "images": measured.image_null,
+            "texts": measured.text_null,
+        }
+        return {"distance": name, **{column: f"{value:.3f}" for column, value in values.items()}}
+
+    return [
+        row("gap: W2", found.gap),
+        row("gap once centred", found.gap.centred),
+        row("sliced W2", found.sliced),
+        row("Bures", found.bures),
+    ]
+
+
+def _pairs(found: "Geometry") -> list[Mapping[str, str]]:
+    return [
+        {
+            "metric": name.partition("(")[0],
+            "pairs": f"{pair.pair:.3f}",
+            "random": f"{pair.random:.3f}",
+            "standard deviations apart": f"{pair.separation:.1f}",
+        }
+        for name, pair in found.pairs.items()
+    ]
+
+
+def _others(found: "Geometry") -> list[Mapping[str, str]]:
+    uniformity = ", ".join(f"{modality}s {loss:.3f}" for modality, loss in found.uniformity_loss.items())
+    hubness = ", ".join(f"{direction} {skewness:.2f}" for direction, skewness in found.hubness.items())
+    measured = {
+        "p-value of the gap": (f"{found.p:.3f}", f"{found.settings['permutations']} permutations"),
+        "gap of the centroids": (f"{found.gap.centroid:.3f}", "at most 2"),
+        "alignment loss": (f"{found.alignment_loss:.3f}", "0 where pairs are one point"),
+        "uniformity loss": (uniformity, "0 where all are one point, about -4 where spread"),
+        "hubness": (hubness, "skewness of how often an item is found; 0 is none"),
+        "mutual neighbours": (f"{found.mutual_neighbours:.3f}", f"chance {found.chance_neighbours:.3f}"),
+    }
+    return [{"measure": name, "value": value, "is": note} for name, (value, note) in measured.items()]

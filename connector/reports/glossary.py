@@ -9,6 +9,8 @@ from connector.audits.measures import find_measure
 
 ARROWS = {"text-to-image": "text → image", "image-to-text": "image → text"}
 
+UNCHANGED = "0.000"  # a difference that is too small to print
+
 
 def sentence(name: str) -> str:
     """Return the description of a measure; empty for a measure of an older modalign.
@@ -57,7 +59,7 @@ def signed(value: float) -> str:
     ('−0.012', '+0.500', '0.000', '+∞')
     """
     text = number(abs(value))
-    return text if text in ("0.000", "–") else f"{'+' if value > 0 else '−'}{text}"
+    return text if text in (UNCHANGED, "–") else f"{'+' if value > 0 else '−'}{text}"
 
 
 def loss(value: float) -> str:

@@ -81,9 +81,16 @@ def shown_worst(worst: Sequence[WorstQuery], shown: Shown) -> dict[str, list[dic
 
 
 def _point(point: StoredItem, modality: Modality, shown: Shown) -> dict[str, Any]:
-    shown_point = {"key": _cut(point.key), "relevant": point.relevant, "score": point.score, "modality": modality}
+    title = _cut(str(point.payload.get("caption") or point.key))
+    shown_point = {
+        "key": _cut(point.key),
+        "title": title,
+        "relevant": point.relevant,
+        "score": point.score,
+        "modality": modality,
+    }
     if modality == "text":
-        return shown_point | {"text": _cut(str(point.payload.get("caption") or point.key))}
+        return shown_point | {"text": title}
     path = point.payload.get("image")
     if not isinstance(path, str):
         return shown_point | {"picture": None, "file": _cut(point.key), "why_not": "no file was recorded"}

@@ -3,9 +3,10 @@
 import json
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from markupsafe import escape
@@ -270,3 +271,59 @@ def test_a_disk_that_is_full_is_said(home: Path, tmp_path: Path, monkeypatch: py
         comparisons.write_comparison(tmp_path, found, advise(found))
     assert learning_curves(replace(found, curves=[])) is None
     assert heat_map(found, advise(found)).startswith("<svg")
+
+
+def test_the_frame_of_the_map_stands_on_what_is_advised_and_numbers_keep_their_contrast(home: Path) -> None:
+    made = EmbeddingSet.open(home / "sets" / "small")
+    found = compare([made], methods=["ridge", "procrustes"], metrics=METRICS[:2], folds=2, device="cpu")
+    advised = advise(found)
+    for fitted in found.fitted:
+        for row in fitted.rows:
+            assert row.whole is not None
+            picture = heat_map(found, replace(advised, method=fitted.method, metric=row.metric))
+            ((framed, fill),) = [(box, fill) for box, fill, width in cells(picture) if width == 2.5]
+            inside = [(text, colour) for text, colour, x, y in labels(picture) if framed.holds(x, y)]
+            assert next(text for text, _ in inside) == f"{row.whole.judged.value:.3f}"
+            assert all(contrast(colour, fill) >= 4.5 for _, colour in inside)
+
+
+class Box(NamedTuple):
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def holds(self, x: float, y: float) -> bool:
+        return self.left <= x <= self.right and self.top <= y <= self.bottom
+
+
+def cells(picture: str) -> Iterator[tuple[Box, str, float]]:
+    """The filled rectangles of a picture, each with its colour and the width of its frame."""
+    for d, style in re.findall(r'<path d="([^"]*)"[^>]*? style="(fill: #[0-9a-f]{6};[^"]*)"', picture):
+        numbers = [float(number) for number in re.findall(r"-?[\d.]+", d)]
+        width = re.search(r"stroke-width: ([\d.]+)", style)
+        if len(numbers) >= 8 and width:
+            xs, ys = numbers[::2], numbers[1::2]
+            yield Box(min(xs), min(ys), max(xs), max(ys)), style[6:13], float(width[1])
+
+
+def labels(picture: str) -> Iterator[tuple[str, str, float, float]]:
+    """The texts of a picture in a colour of their own, with their places."""
+    for attributes, text in re.findall(r"<text ([^>]*)>([^<]*)</text>", picture):
+        place = re.search(r'x="(-?[\d.]+)" y="(-?[\d.]+)"', attributes)
+        place = place or re.search(r"translate\((-?[\d.]+) (-?[\d.]+)\)", attributes)
+        colour = re.search(r"fill: (#[0-9a-f]{6})", attributes)
+        assert place
+        yield text, colour[1] if colour else "#000000", float(place[1]), float(place[2])
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast of two colours by WCAG 2."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)

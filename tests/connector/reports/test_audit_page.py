@@ -23,6 +23,7 @@ from connector.provenance.tables import EncoderRow
 from connector.reports import audit_page
 from connector.reports.audit_context import AuditContext
 from connector.reports.audit_page import write_audit_page
+from connector.reports.geometry_rows import geometry_tables
 from connector.reports.glossary import sentence
 from connector.reports.history_page import write_history_page
 from connector.reports.page_files import THUMBNAIL, claim_page
@@ -188,12 +189,21 @@ class TestWhatStandsOnIt:
     def test_every_measure_is_explained(self, written: WrittenPage) -> None:
         assert [m.name for m in written.found.measures if not m.part and not sentence(m.name)] == []
 
+    def test_tables_of_the_gap_repeat_no_words(self, written: WrittenPage) -> None:
+        geometry = written.found.space.geometry
+        assert geometry is not None
+        tables = geometry_tables(geometry)
+        words = [table.title for table in tables] + [name for table in tables for name in table.rows[0]]
+        words += [cell for table in tables for row in table.rows for cell in row.values() if cell[-3:].isalpha()]
+        assert len(words) == len(set(words))
+        assert all(row.keys() == table.rows[0].keys() for table in tables for row in table.rows)
+
     def test_the_gap_with_what_it_depends_on(self, written: WrittenPage) -> None:
         geometry = written.found.space.geometry
         assert geometry is not None
-        assert written.page.row("gap: W2, debiased")[1] == f"{geometry.gap.debiased:.3f}"
-        recalls = [row[0] for row in written.page.rows if row[0].startswith("recall@10 ")]
-        assert recalls == ["recall@10 text-to-image", "recall@10 image-to-text"]
+        assert written.page.row("gap: W2")[1] == f"{geometry.gap.debiased:.3f}"
+        for direction, recalls in geometry.recall.items():
+            assert written.page.row(direction)[1:] == [str(recall) for recall in recalls.values()]
         assert geometry.meaning in written.page.text
         for said in (f"n = {geometry.groups} groups", "seed 0", geometry.gap.solver, "unit vectors"):
             assert said in written.page.text
@@ -353,6 +363,20 @@ class TestNothingBreaksIt:
         for path in gone:
             assert f"{Path(path).name}: gone from disk" in spans
 
+    def test_items_are_called_by_their_captions(self, written: WrittenPage, tmp_path: Path) -> None:
+        file = write_picture(tmp_path / "a.png")
+        held = {"image": str(file), "content_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        query = StoredItem("1F436#0", {"caption": "a dog"})
+        hit = StoredItem("1FA77", {**held, "caption": "a light blue heart"}, score=0.5)
+        right = StoredItem("1F436", {**held, "caption": "a dog's face"}, True)
+        untitled = StoredItem("2764", held, score=0.25)
+        worst = WorstQuery("text-to-image", query, 3.0, [hit, untitled], [right])
+        page = page_of(tmp_path, altered(written.found, worst=[worst]), written.origin)
+        assert {"a dog", "a light blue heart", "a dog's face"} <= set(page.strings)
+        assert not {"1F436#0", "1FA77", "1F436"} & set(page.strings)
+        titles = {attributes.get("title") for _, attributes in page.tags}
+        assert {"1F436#0", "1FA77", "1F436", "2764"} <= titles
+
     def test_an_image_without_a_file_is_named(self, written: WrittenPage, tmp_path: Path) -> None:
         nothing = WorstQuery("text-to-image", StoredItem("q", {}), 3.0, [StoredItem("found", {}, score=0.5)], [])
         page = page_of(tmp_path, altered(written.found, worst=[nothing]), written.origin)
@@ -452,7 +476,7 @@ class TestTheFile:
     ) -> None:
         (tmp_path / "file").touch()
         before = len(done("audit", "things", "--history", "--json", "--home", own).document)
-        monkeypatch.setattr(run, "run_audit", lambda *_, **__: pytest.fail("it was audited"))
+        monkeypatch.setattr(run, "run_audits", lambda *_, **__: pytest.fail("it was audited"))
         ended = modalign(*ASK, "--report", tmp_path / "file" / "page.html", "--home", own)
         assert ended.code == 1
         assert "page.html cannot be written" in ended.error

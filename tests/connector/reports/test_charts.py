@@ -95,6 +95,24 @@ class TestWaterfall:
         low, high = waterfall("w", small, K).axes[0].get_xlim()
         assert high - low >= 0.05
 
+    @pytest.mark.parametrize(
+        ("level", "lost", "expected"),
+        [
+            (0.612, 0.0, (0.0, 0.65)),
+            (0.612, 0.0002, (0.0, 0.65)),
+            (0.612, 0.03, (0.55, 0.65)),
+            (0.98, 0.02, (0.9, 1.0)),
+        ],
+    )
+    def test_its_axis_starts_at_a_round_place_and_at_0_where_nothing_is_lost(
+        self, level: float, lost: float, expected: tuple[float, float]
+    ) -> None:
+        change = Estimate(lost, lost, lost)
+        stages = [stage("reference", None, level), stage("index", "reference", level - lost, change)]
+        figure = waterfall("w", stages, K)
+        assert figure.axes[0].get_xlim() == pytest.approx(expected)
+        assert ("nothing lost" in texts(svg(figure))) == (lost < 0.0005)
+
 
 def test_bars_begin_at_0() -> None:
     figure = bars("b", "text", [Bar("a", 0.5, 0.25, 0.75, 1200), Bar("b", 0.25, None, None, 3)])
