@@ -80,5 +80,6 @@ def test_a_new_home_is_its_owners_alone(tmp_path: Path) -> None:
     upgrade(f"sqlite:///{tmp_path / 'new' / 'modalign.db'}")
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
     settings = Settings.load(home=tmp_path / "other", database_url=f"sqlite:///{tmp_path / 'new' / 'modalign.db'}")
-    with Home(settings):
+    with Home(settings) as home:
+        assert home.provenance.runs.newest(1) == []
         assert stat.S_IMODE((tmp_path / "other").stat().st_mode) == 0o700
