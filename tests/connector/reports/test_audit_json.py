@@ -324,7 +324,7 @@ class TestTheHistory:
             ["1", "2024-05-01", "06:30", "things.cosine.a", "passed", "0.500", "0.250"],
             ["3", "2024-05-03", "06:30", "things.cosine.a", "broken"],
         ]
-        for column in ("recall@10 text-to-image", "gap"):
+        for column in ("recall@10", "text-to-image", "gap"):
             assert column in first
         assert "2024-05-02" in second
 
