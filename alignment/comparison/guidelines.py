@@ -190,11 +190,11 @@ def _lacking(comparison: Comparison, method: str) -> bool:
 def _method(comparison: Comparison, pair: str) -> tuple[Fitted, Guideline]:
     fitted = comparison.by_pair(pair)
     preferred = fitted.index(best_validated(fitted))
-    costs = [sum(fit.rows[0].query_microseconds.values()) for fit in fitted]
+    costs = [fit.rows[0].query_cost for fit in fitted]
     costs[preferred] *= CHEAPER
     verdict = judged(comparison, [fit.rows[0] for fit in fitted], costs, preferred)
     taken = fitted[verdict.taken]
-    cost = f"{taken.rows[0].query_microseconds['text']:.0f} µs to project a text"
+    cost = f"{taken.rows[0].query_cost:.0f} µs to project a query"
     says = in_words(comparison, verdict, [f.method for f in fitted], cost, PREFERRED)
     if verdict.taken != preferred:
         says += f" fit --method {taken.method} makes it."

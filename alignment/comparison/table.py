@@ -63,6 +63,11 @@ class MetricRow:
     whole: WholeCollection | None
 
     @property
+    def query_cost(self) -> float:
+        """Microseconds to project and lower a query, mean of both modalities: what a cheaper choice saves."""
+        return float(np.mean(list(self.query_microseconds.values())))
+
+    @property
     def recall(self) -> Estimate:
         """Recall@10 among the test groups alone, mean of both directions."""
         return self.recalls["mean"]["recall@10"]

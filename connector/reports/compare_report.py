@@ -208,7 +208,7 @@ def table(comparison: Comparison) -> Iterator[dict[str, Any]]:
                 "gap": round(fitted.gap.debiased, 3) if fitted.gap else None,
                 "choice s": round(fitted.choice_seconds, 1),
                 "fit s": round(fitted.fit_seconds + row.learn_seconds, 2),
-                "query µs": round(row.query_microseconds["text"]),
+                "query µs": round(row.query_cost),
                 "floats": row.stored_floats,
             }
 

@@ -16,7 +16,7 @@ from alignment.comparison.compare import compare, multiply_adds
 from alignment.comparison.guidelines import advise
 from alignment.comparison.learning_curve import FEWEST, CurvePoint, forecast_of, learning_curve, subsamples
 from alignment.comparison.paired_bootstrap import MARGIN, Hits, Verdict, estimate, judge
-from alignment.comparison.table import Comparison, NotRun, best_validated
+from alignment.comparison.table import Comparison, MetricRow, NotRun, best_validated
 from alignment.errors import FitError
 from alignment.fitting.methods import Fitter
 from alignment.geometry.modality_gap import modality_gap
@@ -341,6 +341,30 @@ def test_few_groups_leave_the_choice_to_cross_validation(rng: np.random.Generato
     found = compare([as_set(tmp_path / "s", X, Y)], **{**FAST, "methods": ["identity", "ridge"]})
     assert "held-out groups cannot tell anything apart" in said(found, "method")
     assert advise(found).method == best_validated(found.fitted).method == "ridge"
+
+
+@pytest.mark.parametrize(
+    ("other", "saves"), [((10, 10), True), ((10, 70), True), ((1, 199), False), ((90, 90), False), ((199, 1), False)]
+)
+def test_cheaper_is_what_costs_less_in_the_table(
+    rng: np.random.Generator, tmp_path: Path, other: tuple[float, float], saves: bool
+) -> None:
+    """Of two fits that find the same: the measured time of a query, mean of both modalities, by a fifth at least."""
+    found = compare([as_set(tmp_path / "s", *views(rng, 200))], **FAST)
+    (preferred,) = found.fitted
+    chosen = replace(preferred.chosen, folds=1)
+
+    def costing(text: float, image: float) -> list[MetricRow]:
+        return [replace(preferred.rows[0], query_microseconds={"text": text, "image": image})]
+
+    fits = [
+        replace(preferred, rows=costing(100, 100)),
+        replace(preferred, method="procrustes", chosen=chosen, rows=costing(*other)),
+    ]
+    advice = advise(replace(found, fitted=fits, curves=[]))
+    assert (advice.method == "procrustes") is saves
+    (method,) = [each.says for each in advice.guidelines if each.topic == "method"]
+    assert (f"({sum(other) / 2:.0f} µs to project a query)" in method) is saves
 
 
 def test_gap_and_recall_need_fits_that_differ(rng: np.random.Generator, tmp_path: Path) -> None:
