@@ -86,8 +86,8 @@ class TestAskedWrongly:
             (["--baseline", "-1"], "expected last, live or the number of an audit, got '-1'"),
             (["--baseline", "9" * 30], "expected last, live or the number of an audit, got '999"),
             (["--baseline", "999"], "there is no audit 999; `modalign audit COLLECTION --history` lists them"),
-            (["--require", "recal@10>=1"], "'recal@10>=1' names no measure of this audit; it has recall@1, "),
-            (["--require", "nowhere:recall@1>=1"], "names no measure of this audit"),
+            (["--require", "recal@10>=1"], "'recal@10>=1' names no measure of an audit of things.cosine."),
+            (["--require", "nowhere:recall@1>=1"], "names no measure of an audit of things.cosine."),
             (["--require", "recall@10"], "expected MEASURE>=NUMBER such as"),
             (["--require", "recall@10>=nan"], "expected MEASURE>=NUMBER such as"),
             (["--require", "recall@1 drop>=0.1"], "expected drop<=NUMBER of at least 0"),
@@ -182,7 +182,7 @@ class TestWhatIsThere:
         recalls = {m["direction"]: m["value"] for m in found["measures"] if (m["part"], m["name"]) == ("", "recall@10")}
         assert recalls["image-to-text"] == 0.0 < recalls["text-to-image"]
         ended = done("audit", "things", "--pairs", "half", *scopes, "--home", home)
-        assert f"image-to-text: {N} queries have no relevant item in the gallery and count as misses." in ended.out
+        assert f"image-to-text: counted as misses, with no relevant item in the gallery: {N} queries." in ended.out
 
     def test_one_group(self, home: Path) -> None:
         pushed = EmbeddingSet.open(home / "sets" / "pairs")
@@ -419,7 +419,8 @@ class TestCodes:
         ended = modalign(*ASK, *FEW, "--require", "text-to-image:recall@1>1", "--home", home)
         assert ended.code == 3
         (line,) = [line for line in ended.err.splitlines() if line.startswith("not met: ")]
-        assert line == "not met: text-to-image:recall@1>1: text-to-image recall@1 is 1.0000 [1.0000, 1.0000]"
+        value = "text-to-image recall@1 is 1.0000 [1.0000, 1.0000], among held-out items alone"
+        assert line == f"not met: text-to-image:recall@1>1: {value}"
         assert audits(home)[0][-1] == (2, "failed")
 
     def test_a_drop_names_the_measure_both_values_and_the_interval(self, home: Path) -> None:
@@ -441,7 +442,7 @@ class TestCodes:
             assert drift["after"] < drift["before"]
             became = f"was {drift['before']:.4f} in audit {first} and is {drift['after']:.4f}"
             by = f"{difference['value']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}]"
-            assert line.endswith(f"{direction} recall@1 {became}: {by} over {N} queries")
+            assert line.endswith(f"{direction} recall@1 {became}: {by} over {N} queries, in the whole collection")
         assert [f["value"] for f in ended.document["not_met"]] == [-d["difference"]["value"] for d in drifts.values()]
 
     def test_no_drop_is_met(self, home: Path) -> None:
