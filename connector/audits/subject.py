@@ -108,8 +108,8 @@ class AuditSubject:
             for record in page:
                 if not isinstance(record.payload.get("group"), str):
                     raise StrangePointError(record.id, "has no group")
-                if indexes and (refusal := read_kinds(record.payload, indexes, stored=True)):
-                    raise StrangePointError(record.id, f"is found by no filter: {refusal.detail}")
+                if indexes and (refusals := read_kinds(record.payload, indexes, stored=True)):
+                    raise StrangePointError(record.id, f"is found by no filter: {refusals[0].detail}")
             yield page
 
     def truth(self, direction: str, query_set: QuerySet, aligned: FloatArray, keep: Collection[str] = ()) -> Truth:

@@ -29,7 +29,7 @@ from connector.provenance.ledger import BATCH_POINTS, BatchKey, LedgerEntry
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.push.other_sets import OtherSets
-from connector.rejects import Reason, Reject
+from connector.rejects import Reject
 from connector.releases.caption_payload import release_rows
 from connector.releases.point_comparison import lost_writes
 from connector.releases.point_id_set import PointIds
@@ -259,6 +259,7 @@ class BatchWriter:
             if shared not in projections:
                 projections[shared] = project(release.alignment, release_rows(release, rows), release.indexes)
                 self._reject(key, rows, projections[shared].refused)
+                self._reject_fields(key, rows, projections[shared].left_out)
             of_writers.append((writer, projections[shared]))
         return of_writers
 
@@ -287,14 +288,23 @@ class BatchWriter:
             writer.fresh = self.provenance.releases.begin_write(writer.release.row, self.set_id)
             writer.begun = True
 
-    def _reject(self, key: BatchKey, rows: Rows, refused: Mapping[int, tuple[Reason, str]]) -> None:
+    def _reject(self, key: BatchKey, rows: Rows, refused: Mapping[int, Refusal]) -> None:
         """Record a reject once for each item and reason, however many releases and shards it is refused in."""
+        for row, refusal in sorted(refused.items()):
+            self._reject_once(key, rows, row, refusal, refusal.reason)
+
+    def _reject_fields(self, key: BatchKey, rows: Rows, left_out: Mapping[int, Sequence[Refusal]]) -> None:
+        """Record the fields that items are written without, each once."""
+        for row, refusals in sorted(left_out.items()):
+            for refusal in refusals:
+                self._reject_once(key, rows, row, refusal, refusal.detail)
+
+    def _reject_once(self, key: BatchKey, rows: Rows, row: int, refusal: Refusal, cause: str) -> None:
         shard, start = key
-        for row, (reason, detail) in sorted(refused.items()):
-            if (reject := (rows.modality, rows.keys[row], reason)) not in self._refused:
-                self._refused.add(reject)
-                source, position = str(self.path / shard), start + row + 1
-                self.run.reject(Reject(source, position, "write", reason, detail, rows.keys[row], rows.modality))
+        if (reject := (rows.modality, rows.keys[row], cause)) not in self._refused:
+            self._refused.add(reject)
+            source, position = str(self.path / shard), start + row + 1
+            self.run.reject(Reject(source, position, "write", *refusal, rows.keys[row], rows.modality))
 
     def _commit(self) -> None:
         """Flush what was written, read back what it replaced, then record it in the ledger: in one transaction."""

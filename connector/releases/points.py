@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from uuid import UUID, uuid5
 
@@ -12,6 +12,7 @@ from alignment.model.alignment import Alignment
 from alignment.model.seen_items import SeenItems
 from alignment.sets.rows import Rows
 from alignment.vectors import FloatArray, invalid_rows
+from connector.errors import Refusal
 from connector.rejects import Reason
 from connector.releases.aligned_payload import ALIGNED, check_finite, packed
 from connector.releases.release import Release
@@ -43,17 +44,19 @@ class Projected:
         vectors: their aligned vectors (n, d).
         payloads: what their points carry under every metric.
         refused: reason and detail of the others, by their number among the rows that were given.
+        left_out: why payload fields were left out of rows that can be stored, by the same numbers.
     """
 
     rows: Rows
     vectors: FloatArray
     payloads: list[Payload]
-    refused: dict[int, tuple[Reason, str]]
+    refused: dict[int, Refusal]
+    left_out: dict[int, list[Refusal]]
 
     def take(self, positions: Sequence[int]) -> "Projected":
-        """Return the rows at these positions among those that can be stored; what was refused stays."""
+        """Return the rows at these positions among those that can be stored; what is said of all others stays."""
         payloads = [self.payloads[position] for position in positions]
-        return Projected(self.rows.take(positions), self.vectors[list(positions)], payloads, self.refused)
+        return replace(self, rows=self.rows.take(positions), vectors=self.vectors[list(positions)], payloads=payloads)
 
 
 def point_id(modality: Modality, key: str) -> str:
@@ -80,27 +83,30 @@ def project(alignment: Alignment, rows: Rows, indexes: Mapping[str, PayloadKind]
     Args:
         alignment: what projects them.
         rows: of one modality, with vectors of its encoder.
-        indexes: how payload fields are indexed. Texts in them are read as that kind; what is of another is refused.
+        indexes: how payload fields are indexed. Texts in them are read as that kind; a field that holds another is
+            left out.
     """
     refused = {
-        row: (Reason(reason), "the embedding cannot be aligned") for row, reason in invalid_rows(rows.vectors).items()
+        row: Refusal(Reason(reason), "the embedding cannot be aligned")
+        for row, reason in invalid_rows(rows.vectors).items()
     }
+    left_out: dict[int, list[Refusal]] = {}
     payloads = []
     for row, text in enumerate(rows.payloads):
         try:
             payload = PAYLOAD.decode(text)
             if not isinstance(payload, dict):
                 raise ValueError(f"expected a JSON object, got {type(payload).__name__}")
-            if refusal := read_kinds(payload, indexes):
-                refused[row] = refusal
+            if refusals := read_kinds(payload, indexes):
+                left_out[row] = refusals
             payloads.append(payload)
         except ValueError as error:
             payloads.append({})
-            refused[row] = (Reason.PAYLOAD_NOT_JSON, str(error))
+            refused[row] = Refusal(Reason.PAYLOAD_NOT_JSON, str(error))
     sound = [row for row in range(len(rows)) if row not in refused]
     vectors = alignment.projections[rows.modality].unchecked(rows.vectors[sound])
     for row, reason in invalid_rows(vectors).items():
-        refused[sound[row]] = (Reason(reason), "the embedding equals the training mean")
+        refused[sound[row]] = Refusal(Reason(reason), "the embedding equals the training mean")
     if refused:
         kept = [row for row in range(len(sound)) if sound[row] not in refused]
         sound, vectors = [sound[row] for row in kept], vectors[kept]
@@ -117,7 +123,7 @@ def project(alignment: Alignment, rows: Rows, indexes: Mapping[str, PayloadKind]
         }
         for row, own in zip(sound, split, strict=True)
     ]
-    return Projected(taken, vectors, described, dict(sorted(refused.items())))
+    return Projected(taken, vectors, described, dict(sorted(refused.items())), left_out)
 
 
 def splits(alignment: Alignment, rows: Rows) -> list[str]:

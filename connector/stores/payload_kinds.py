@@ -37,8 +37,10 @@ class _WrongKindError(ValueError):
     """A value of another kind than the index of its field; the text says where it is and what it is."""
 
 
-def read_kinds(payload: dict[str, Any], indexes: Mapping[str, PayloadKind], *, stored: bool = False) -> Refusal | None:
-    """Read the values of indexed fields as their kinds, in place; return why a value is not of its kind.
+def read_kinds(payload: dict[str, Any], indexes: Mapping[str, PayloadKind], *, stored: bool = False) -> list[Refusal]:
+    """Read the values of indexed fields as their kinds, in place; return why values are not of their kinds.
+
+    A field of the payload that holds such a value is left out of it.
 
     Args:
         payload: as JSON decodes it.
@@ -47,17 +49,22 @@ def read_kinds(payload: dict[str, Any], indexes: Mapping[str, PayloadKind], *, s
 
     >>> payload = {"meta": {"year": "1999"}, "sold": "true"}
     >>> read_kinds(payload, {"meta.year": "integer", "sold": "bool"}), payload
-    (None, {'meta': {'year': 1999}, 'sold': True})
-    >>> refusal = read_kinds({"year": [1999, 4.5]}, {"year": "integer"})
-    >>> print(refusal.reason, "|", refusal.detail)
-    payload-not-integer | year is indexed as integer, got 4.5
+    ([], {'meta': {'year': 1999}, 'sold': True})
+    >>> payload = {"year": [1999, 4.5], "title": "a"}
+    >>> (refusal,) = read_kinds(payload, {"year": "integer"})
+    >>> print(refusal.reason, "|", refusal.detail, "|", payload)
+    payload-not-integer | year is indexed as integer, got 4.5 | {'title': 'a'}
     """
+    refusals = []
     for field, kind in indexes.items():
+        path = parse_path(field)
         try:
-            _read(payload, parse_path(field), _as_stored(_READ[kind]) if stored and kind not in _TEXTS else _READ[kind])
+            _read(payload, path, _as_stored(_READ[kind]) if stored and kind not in _TEXTS else _READ[kind])
         except _WrongKindError as error:
-            return Refusal(Reason(f"payload-not-{value_kind(kind)}"), f"{field} is indexed as {kind}, got {error}")
-    return None
+            reason = Reason(f"payload-not-{value_kind(kind)}")
+            refusals.append(Refusal(reason, f"{field} is indexed as {kind}, got {error}"))
+            payload.pop(str(path[0]), None)
+    return refusals
 
 
 def _read(value: Any, path: Path, read: Callable[[Any], Any]) -> Any:

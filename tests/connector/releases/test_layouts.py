@@ -281,7 +281,7 @@ class TestLostDatabase:
             assert shadow.row.settings == before.row.settings
             assert shadow.row.state == "ready"
 
-    def test_rows_of_another_kind_are_refused_as_before(self, world: World, priced: EmbeddingSet) -> None:
+    def test_fields_of_another_kind_are_left_out_as_before(self, world: World, priced: EmbeddingSet) -> None:
         world.push(priced, payload_indexes=TYPED)
         world = self.forget(world)
         with world.provenance:
