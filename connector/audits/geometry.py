@@ -86,7 +86,8 @@ def _space(release: Release, probe: FloatArray) -> str:
     lowering = release.lowerings["image"]
     items = with_seen(probe, np.zeros(len(probe))) if lowering.marks_seen else probe
     lowered = lowering.item(items)[:, : release.alignment.dim]
-    if lowered.shape == probe.shape and np.allclose(l2_normalize(lowered), l2_normalize(probe), atol=1e-6):
+    lengths = np.linalg.norm(lowered, axis=1, keepdims=True)  # 0 where the half of a split vector holds nothing
+    if lowered.shape == probe.shape and np.allclose(lowered, lengths * l2_normalize(probe), atol=1e-6):
         return ALIGNED_SPACE
     return f"vectors as {release.metric} stores them"
 
