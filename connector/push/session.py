@@ -13,6 +13,7 @@ wrote nothing into. A push that is killed or loses a database leaves them as `bu
 """
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,10 +55,14 @@ from connector.releases.verify import check_replicas
 from connector.requests import INDEX_RECALL
 from connector.search.ef_tuning import sample, tune
 from connector.search.fusion_tuning import tune_fusion
+from connector.stores.collection import CollectionInfo
 from connector.stores.contract import Store
 from connector.stores.layout import OWN_FIELDS, Layout, checked_layout
 
 _log = logging.getLogger(__name__)
+
+SETTLING_SECONDS = 60.0
+SETTLING_POLL_SECONDS = 0.2
 
 
 def metrics_to_push(requested: Sequence[str], name: str, alignment: Alignment) -> list[Metric]:
@@ -332,13 +337,28 @@ class PushSession:
         return bool(broken)
 
 
+def _counts(release: Release, store: Store, provenance: Provenance, run: Run) -> tuple[CollectionInfo, int]:
+    """Return what a collection holds and how many points the ledger records of it.
+
+    Points are durable before they are recorded. So while other runs write into the collection, both numbers are read
+    again until they agree, for at most `SETTLING_SECONDS`.
+    """
+    deadline = time.monotonic() + SETTLING_SECONDS
+    while True:
+        info, recorded = store.ready(release.name), provenance.ledger.points(release.row.id)
+        if info.points == recorded or time.monotonic() > deadline:
+            return info, recorded
+        if not at_work(provenance, release.row.collection, run):
+            return store.ready(release.name), provenance.ledger.points(release.row.id)  # they have ended meanwhile
+        time.sleep(SETTLING_POLL_SECONDS)
+
+
 def _verify(
     release: Release, embedding_set: EmbeddingSet, set_id: int, store: Store, provenance: Provenance, run: Run
 ) -> None:
     """Build the index, compare the exact count with the ledger, and tune what changed; a new release becomes ready."""
-    info = store.ready(release.name)
+    info, recorded = _counts(release, store, provenance, run)
     check_replicas(release, store)
-    recorded = provenance.ledger.points(release.row.id)
     if info.points != recorded:
         others = [s.name for s in provenance.ledger.sets_in([release.row.id]) if s.id != set_id]
         push_too = f" Push its other embedding sets again, too: {', '.join(others)}." if others else ""

@@ -30,7 +30,7 @@ Make = str | Callable[[Path], Sequence[object]]
 # By what is wrong: the arguments, and what the message names. What the command line itself says wrong is a usage error.
 USAGE: dict[str, tuple[Make, str]] = {
     "unknown format": ("encode {corpus} --set bad --text-encoder fake-text:small --format xml", "'xml'"),
-    "images of a manifest": ("ingest {corpus} --into bad --alignment a --images x", "--images"),
+    "key rule of a manifest": ("ingest {corpus} --into bad --alignment a --key-rule last-dot", "--key-rule"),
     "vectors of nobody": ("import {corpus} --set bad", "--image-encoder, --text-encoder"),
     "no encoder": ("encode {corpus} --set bad", "--image-encoder, --text-encoder"),
     "unknown scheme": ("encode {corpus} --set bad --text-encoder fake:1", "'fake:1'"),

@@ -17,7 +17,6 @@ from connector.provenance.tables import ReleaseRow, RunRow
 from connector.releases.reconcile import reconcile
 from connector.releases.release import open_release
 from connector.releases.store_identity import FOREIGN, here
-from connector.stores import qdrant_readiness
 from connector.stores.contract import Store
 from connector.stores.qdrant import QdrantStore
 from tests.support.errors import raises
@@ -225,10 +224,7 @@ def test_a_collection_with_points_is_never_dropped(world: World, monkeypatch: py
     "ignore:Local mode performs exact:UserWarning",
 )
 @pytest.mark.parametrize("pushes", [2, 5])
-def test_pushes_at_once_into_a_new_collection_of_a_server_all_succeed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pushes: int
-) -> None:
-    monkeypatch.setattr(qdrant_readiness, "POLL_SECONDS", 0.5)  # production's: each waits until the others have written
+def test_pushes_at_once_into_a_new_collection_of_a_server_all_succeed(tmp_path: Path, pushes: int) -> None:
     with running(FaultyServer()) as server, QdrantStore.connect(server.url) as store:
         world = World(tmp_path, store)
         world.alignment()
