@@ -1,5 +1,6 @@
 """Manifests: rows of files become items. A bad caption or field of payload is refused, and the rest of its row kept."""
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -66,6 +67,7 @@ class _ManifestEntry:
     """A checked row, or the merged rows of one key so far, with the payload of the one that gives the image.
 
     Attributes:
+        shown: what the image shows: its path, or the SHA-256 of its bytes if it is no file of its own.
         captions: texts; in the place of one that cannot be used, its error, so that the others keep their numbers.
         refused: why the image or fields of the payload are left out.
     """
@@ -77,6 +79,7 @@ class _ManifestEntry:
     image: str | None
     resolved: Path | None
     picture: bytes | None
+    shown: str | None
     captions: tuple[str | RowError, ...]
     payload: dict[str, Any] = field(default_factory=dict)
     refused: tuple[tuple[RowError, Modality | None], ...] = ()
@@ -106,8 +109,10 @@ class _ManifestEntry:
         payload, faults = storable(fields)
         refused += [(fault, None) for fault in faults]
         resolved = manifest.parent / image if image else None
+        shown = image if row.picture is None else hashlib.sha256(row.picture).hexdigest()
         return cls(
-            str(source), row.position, key, group, image, resolved, row.picture, captions, payload, tuple(refused)
+            *(str(source), row.position, key, group, image, resolved, row.picture, shown if image else None),
+            *(captions, payload, tuple(refused)),
         )
 
     @property
@@ -145,8 +150,11 @@ class _ManifestEntry:
 
     def _check_after(self, after: "_ManifestEntry") -> None:
         """Raise a `RowError` if this row cannot go on with the rows of its key before it."""
-        if (self.image and after.image and self.image != after.image) or self.group != after.group:
-            raise RowError(Reason.KEY_DUPLICATE, f"the row before has key {self.key!r} with another image or group")
+        if (self.shown and after.shown and self.shown != after.shown) or self.group != after.group:
+            detail = f"the row before has key {self.key!r} with another image or group"
+            if self.image == after.image and self.group == after.group:
+                detail = f"the row before has key {self.key!r} with another picture; name a column of keys with --key"
+            raise RowError(Reason.KEY_DUPLICATE, detail)
         if not set(self.texts).isdisjoint(after.texts):
             raise RowError(Reason.KEY_DUPLICATE, f"an earlier row has key {self.key!r} and the same caption")
         if len(after.captions) + len(self.captions) > MOST_CAPTIONS:
@@ -166,6 +174,7 @@ class _ManifestEntry:
             image=earlier.image or self.image,
             resolved=earlier.resolved or self.resolved,
             picture=None,
+            shown=earlier.shown or self.shown,
             captions=earlier.captions + self.captions,
             payload=earlier.payload if earlier.image else self.payload,
         )

@@ -96,11 +96,27 @@ def check_utf8(path: Path) -> None:
     with opened(path) as file:
         sample = file.read(SAMPLE)
     encoding = wide_encoding(sample)
+    lines = sample.splitlines()[: -1 if len(sample) == SAMPLE else None]  # the last one may be cut in a character
     if encoding is None and not has_utf8_characters(sample):
-        lines = sum(_WESTERN.search(line) is not None for line in sample.splitlines())
-        encoding = "WINDOWS-1252" if lines >= CERTAIN else None
+        western = sum(_WESTERN.search(line) is not None for line in lines)
+        encoding = "WINDOWS-1252" if western >= CERTAIN else None
     if encoding:
         raise CorpusError(f"corpus {path}: {expected_utf8(encoding, str(path))}")
+    beyond_ascii = [line for line in lines if not line.isascii()]
+    if len(beyond_ascii) >= CERTAIN and not any(map(_is_utf8, beyond_ascii)):
+        raise CorpusError(
+            f"corpus {path}: expected UTF-8, got another encoding, such as Shift_JIS, GBK or Windows-1251: none of "
+            f"{len(beyond_ascii)} lines beyond ASCII at its beginning is UTF-8; save the file as UTF-8, or convert it "
+            f"with `iconv -f ENCODING -t UTF-8 {shlex.quote(str(path))} > NEW`"
+        )
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def why_not_utf8(content: bytes, name: str) -> str:
@@ -137,10 +153,13 @@ def decoded(content: bytes, name: str) -> str:
 
 def expected_utf8(encoding: str, name: str) -> str:
     """Say that a file seems to be in `encoding`, named as iconv names it, and how to convert it."""
-    latin = ", or Latin-1," if encoding == "WINDOWS-1252" else ""
+    latin, doubt = "", ""
+    if encoding == "WINDOWS-1252":
+        latin = ", or Latin-1,"
+        doubt = "; look at the accents in the result, as other encodings of one byte a character look alike"
     return (
         f"expected UTF-8, got what looks like {encoding}{latin} by its bytes; convert the file with "
-        f"`iconv -f {encoding} -t UTF-8 {shlex.quote(name)} > NEW`, or save it as UTF-8"
+        f"`iconv -f {encoding} -t UTF-8 {shlex.quote(name)} > NEW`, or save it as UTF-8{doubt}"
     )
 
 

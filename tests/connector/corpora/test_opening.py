@@ -37,6 +37,17 @@ def test_another_encoding_is_named_before_anything_is_read(name: str, encoding: 
 
 
 @every_text
+@pytest.mark.parametrize("encoding", ["shift_jis", "gbk", "cp1251", "euc-kr"])
+def test_a_file_without_a_line_of_utf_8_is_refused_whole(name: str, encoding: str, tmp_path: Path) -> None:
+    words = {"cp1251": ("красный дом", "синее море"), "euc-kr": ("빨간 집", "파란 바다")}
+    one, two = words.get(encoding, ("日本語の写真", "赤い車"))
+    text = TEXTS[name].replace("un café", one).replace("l’été à la mer", two)
+    (tmp_path / name).write_bytes(text.encode(encoding, "replace"))
+    with raises(CorpusError, tmp_path / name, "UTF-8", "iconv"):
+        open_corpus(tmp_path / name, format="flickr" if name in ("captions.txt", "results.csv") else None)
+
+
+@every_text
 @pytest.mark.parametrize("characters", ["é", "日本語の写真", "\N{CAT FACE}", "ÿþ", ""])
 def test_utf_8_is_never_taken_for_anything_else(name: str, characters: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(TEXTS[name].replace("café", characters), encoding="utf-8")

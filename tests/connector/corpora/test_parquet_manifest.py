@@ -162,3 +162,23 @@ class TestImg2dataset:
         entries = list(open_corpus(path, image="jpg", caption=["txt"]))
         assert [item.key for item in items(entries)] == ["000000000", "000000000#0", "000000002", "000000002#0"]
         assert reasons(entries) == [(2, "row-without-image-or-caption")]
+
+
+def test_pictures_of_one_path_are_told_apart_by_their_bytes(tmp_path: Path) -> None:
+    """Folders of classes give the same base names: cat/1.jpg, dog/1.jpg."""
+    images = pa.array([{"bytes": picture(n), "path": "1.jpg"} for n in (1, 2)], IMAGE)
+    path = write_dataset(tmp_path / "m.parquet", {"image": images, "caption": ["a cat", "a dog"]}, {"image": "Image"})
+    entries = list(open_corpus(path))
+    assert [(item.key, item.content) for item in items(entries)] == [("1.jpg", picture(1)), ("1.jpg#0", "a cat")]
+    (reject,) = rejects(entries)
+    assert (reject.reason, reject.position, "--key" in reject.detail) == ("key-duplicate", 2, True)
+
+
+@pytest.mark.parametrize("name", [None, "1.jpg"])
+def test_rows_of_one_picture_are_one_image_with_all_captions(name: str | None, tmp_path: Path) -> None:
+    images = pa.array([{"bytes": picture(1), "path": name}] * 3, IMAGE)
+    texts = ["a cat", "a pet", "an animal"]
+    path = write_dataset(tmp_path / "m.parquet", {"image": images, "caption": texts}, {"image": "Image"})
+    entries = list(open_corpus(path))
+    assert rejects(entries) == []
+    assert [item.content for item in items(entries)] == [picture(1), *texts]
