@@ -1,6 +1,8 @@
 """Images decoded to upright 8-bit RGB, with bounds on bytes, pixels, aspect ratio and the memory in use at a time."""
 
 import io
+import os
+import re
 import struct
 import threading
 import warnings
@@ -18,6 +20,7 @@ from connector.corpora.jpeg_damage import check_decoded
 from connector.errors import OutOfResourcesError
 from connector.rejects import Reason
 from connector.resources import raise_lack
+from connector.safe_text import redacted
 from connector.settings import MAX_PIXELS
 
 MAX_BYTES = 256 << 20  # larger files are no photographs
@@ -50,6 +53,9 @@ RECOGNISED = {
 }
 JPEGS = ("JPEG", "MPO")
 ORIENTATION = 0x0112
+
+# A URL as a part of a path, in which one slash is left after the scheme. A drive of Windows is a single letter.
+_URL = re.compile(r"(?:^|/)([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 
 
 class ImageRejectedError(Exception):
@@ -86,14 +92,32 @@ def reading(image: Path | bytes) -> Iterator[bytes]:
 def _read_file(path: Path) -> bytes:
     try:
         if not path.is_file():
-            reason = Reason.IMAGE_MISSING if not path.exists() else Reason.IMAGE_NOT_A_FILE
-            raise ImageRejectedError(reason, f"expected an image file at {path}")
+            if not path.exists():
+                raise ImageRejectedError(Reason.IMAGE_MISSING, _why_missing(path))
+            raise ImageRejectedError(Reason.IMAGE_NOT_A_FILE, f"expected an image file at {path}")
         if (size := path.stat().st_size) > MAX_BYTES:
             raise ImageRejectedError(Reason.IMAGE_TOO_LARGE, f"{size} bytes, expected at most {MAX_BYTES}")
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL byte
         raise_lack(error, f"reading {path}")
+        if _URL.search(str(path)):  # one that is longer than any path
+            raise ImageRejectedError(Reason.IMAGE_MISSING, _why_missing(path)) from error
         raise ImageRejectedError(Reason.IMAGE_UNREADABLE, str(error)) from error
+
+
+def _why_missing(path: Path) -> str:
+    """Say that there is no file at `path`, and what to do where it is no path of this system."""
+    if match := _URL.search(str(path)):
+        scheme, rest = match[1].lower(), match[2]
+        if scheme == "file":
+            return f"expected a path, got the URL file:///{rest}: write /{rest}"
+        return (
+            f"expected a path, got the URL {redacted(f'{scheme}://{rest}')}, which modalign does not download: "
+            "download the pictures first, such as with img2dataset, whose folders `modalign encode` reads"
+        )
+    if "\\" in str(path) and os.sep == "/":
+        return f"expected an image file at {path}; here a backslash divides no path: write / in the place of each"
+    return f"expected an image file at {path}"
 
 
 def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:

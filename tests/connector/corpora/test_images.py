@@ -599,6 +599,28 @@ def test_what_is_no_readable_file_is_refused_by_reason(tmp_path: Path, monkeypat
     assert refused(tmp_path / "a\x00b") in ("image-missing", "image-unreadable")
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("https://x.org/a.jpg", ["https://x.org/a.jpg", "img2dataset"]),
+        ("HTTP://me:secret@x.org/a.jpg?sig=secret", ["@x.org/a.jpg", "img2dataset"]),
+        (f"https://x.org/a.jpg?sig={'secret' * 100}", ["https://x.org/a.jpg", "img2dataset"]),
+        ("s3://shop/sub/a.jpg", ["s3://shop/sub/a.jpg"]),
+        ("file:///srv/a.jpg", ["write /srv/a.jpg"]),
+        ("sub\\2.png", ["sub\\2.png", "backslash"]),
+        ("C:\\shop\\2.png", ["C:\\shop\\2.png", "backslash"]),
+    ],
+)
+def test_what_is_no_path_of_this_system_is_refused_with_what_to_do(
+    name: str, values: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(ImageRejectedError) as caught:
+        read_image(tmp_path / name)
+    assert caught.value.reason == "image-missing"
+    assert [value for value in values if value not in str(caught.value)] == []
+    assert "secret" not in str(caught.value)
+
+
 def test_a_file_that_cannot_be_opened_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
 
