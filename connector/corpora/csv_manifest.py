@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,8 @@ from connector.rejects import Reason, Reject
 from connector.safe_text import printable
 
 DELIMITERS = (",", ";", "\t", "|")
+# A first line of Excel's own that names the delimiter, such as `sep=;`.
+_NAMES_DELIMITER = re.compile(r'"?sep=([^\w\s"]|\t)"?[\r\n]*', re.IGNORECASE)
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +33,7 @@ class Csv(Table):
     """A CSV manifest (a TSV by its suffix) with a header. Columns without a name are left out.
 
     Fields are separated by the first of `DELIMITERS` under which the header has the columns; in a TSV tabs come first.
+    A line `sep=;` above the header names the delimiter instead.
     A quote that is never closed makes a parser read the rows after it as one field. Each of these lines is a reject.
 
     Attributes:
@@ -104,6 +108,20 @@ class Csv(Table):
     def _has_quotes(self) -> bool:
         return not self._is_tsv if self.quoting is None else self.quoting
 
+    @property
+    def _named_delimiter(self) -> str | None:
+        """The delimiter that the first line names; None: it is a header."""
+        with open_text(self.path) as file:
+            match = _NAMES_DELIMITER.fullmatch(file.readline(len('"sep=;"\r\n')))
+        return match[1] if match else None
+
+    @property
+    def _delimiters(self) -> tuple[str, ...]:
+        """The delimiters to try, in this order."""
+        if named := self._named_delimiter:
+            return (named,)
+        return tuple(sorted(DELIMITERS, key=lambda character: character != "\t")) if self._is_tsv else DELIMITERS
+
     def _header(self, columns: Columns) -> tuple[str, list[str]]:
         """Return the delimiter under which the header has the columns, and the header.
 
@@ -114,7 +132,7 @@ class Csv(Table):
         """
         headers: dict[str, list[str]] = {}
         fault: RowError | PassedOver | None = None
-        for delimiter in sorted(DELIMITERS, key=lambda character: character != "\t") if self._is_tsv else DELIMITERS:
+        for delimiter in self._delimiters:
             header = next(self._records(delimiter, columns), [])
             if not isinstance(header, list):
                 fault = fault or header
@@ -133,6 +151,8 @@ class Csv(Table):
         header: list[str] = []
         with open_text(self.path) as file:
             lines = RecordLines(file)
+            if self._named_delimiter:
+                next(lines)
             reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
             while True:
                 lines.begin()

@@ -153,3 +153,18 @@ def test_every_usual_separator_is_recognised(delimiter: str, quoted: bool, tmp_p
     image, text = items(open_corpus(tmp_path / "m.csv"))
     assert (image.key, text.content, text.payload["price"]) == ("1", rows[1][2], "1,5")
     assert open_corpus(tmp_path / "m.csv").total() == 1
+
+
+@pytest.mark.parametrize("first", ["sep=;", "SEP=;", '"sep=;"', "\ufeffsep=;", "sep=\t", "sep=^", "sep=,"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_first_line_of_excel_names_the_delimiter_and_is_no_row(first: str, newline: str, tmp_path: Path) -> None:
+    lines = ["key,image,caption", "1,1.png,a", "2,2.png,b,b", "3,3.png,c"]
+    delimiter = first.rstrip('"')[-1]
+    path = tmp_path / "manifest.csv"
+    text = newline.join([first, *(line.replace(",", delimiter) for line in lines)])
+    path.write_text(text, encoding="utf-8", newline="")
+    entries = read(path)
+    assert [(item.key, item.position) for item in items(entries)] == [("1", 1), ("1#0", 1), ("3", 3), ("3#0", 3)]
+    assert reasons(entries) == [(2, "row-unreadable")]
+    assert "line 4" in rejects(entries)[0].detail
+    assert open_corpus(path).total() == 3
