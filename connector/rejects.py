@@ -97,6 +97,7 @@ class Reason(StrEnum):
 
     # images
     IMAGE_MISSING = "image-missing", "There is no file at the image's path."
+    IMAGE_AMBIGUOUS = "image-ambiguous", "The image's path has no suffix, and several pictures have this name."
     IMAGE_NOT_A_FILE = "image-not-a-file", "The image's path is a folder or a device."
     IMAGE_UNREADABLE = "image-unreadable", "The image file cannot be read."
     IMAGE_FORMAT_UNSUPPORTED = "image-format-unsupported", "The picture's format, depth or colours cannot be read."

@@ -19,6 +19,7 @@ from typing_extensions import override
 from connector.corpora.bounded_lines import LineTooLongError, bounded_lines, count_lines
 from connector.corpora.manifest import Manifest, ManifestRow
 from connector.corpora.opening import beginning, check_utf8, opened, why_not_utf8
+from connector.corpora.picture_files import is_file
 from connector.corpora.row_checks import once, without_collisions
 from connector.errors import CorpusError
 from connector.rejects import Reason, Reject
@@ -58,7 +59,7 @@ class Annotations(Manifest):
         bases = [self.images] if self.images else [self.path.parent, self.path.parent.parent]
         candidates = [base / subfolder for base in bases for subfolder in ("", *usual, *FOLDERS)]
         for candidate in candidates:
-            if any(_is_file(candidate / name) for name in tried):
+            if any(is_file(candidate / name) for name in tried):
                 return candidate
         if self.images or not tried:  # each missing image becomes a reject
             return bases[0]
@@ -352,10 +353,3 @@ def _name(record: Mapping[str, Any]) -> str:
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, (int, str)) and not isinstance(value, bool)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False

@@ -10,6 +10,7 @@ from PIL import Image
 
 from connector.corpora.images import FORMATS
 from connector.corpora.items import PassedOver
+from connector.corpora.row_checks import RowError
 from connector.rejects import Reason, Reject
 from connector.safe_text import printable
 
@@ -38,6 +39,29 @@ def image_suffixes() -> frozenset[str]:
 def is_image_name(name: str) -> bool:
     """Whether a file of this name is read as an image."""
     return PurePath(name).suffix.lower() in image_suffixes()
+
+
+def with_suffix(path: Path) -> Path | RowError:
+    """Return the path of a picture that a manifest names without its suffix, such as `15970` for `15970.jpg`.
+
+    A path that is there, or has the suffix of a picture, is returned as it is, and so is one of no picture.
+    It is an error if several pictures have this name.
+    """
+    if not path.name or is_image_name(path.name) or os.path.lexists(path):
+        return path
+    suffixes = sorted(image_suffixes())
+    # Where a file system ignores case, `1.jpg` and `1.JPG` are one picture.
+    found = [picture for suffix in suffixes if (picture := _first_file(path, suffix, suffix.upper()))]
+    if len(found) > 1:
+        names = ", ".join(picture.name for picture in found)
+        return RowError(
+            Reason.IMAGE_AMBIGUOUS, printable(f"no file is at {path}, and several add a suffix: {names}; name one")
+        )
+    return found[0] if found else path
+
+
+def _first_file(path: Path, *suffixes: str) -> Path | None:
+    return next(filter(is_file, (path.with_name(f"{path.name}{suffix}") for suffix in suffixes)), None)
 
 
 def is_unsupported_name(name: str) -> bool:
@@ -76,6 +100,14 @@ def is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError:
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether `path` is a file; not so where no file can have this name."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
         return False
 
 

@@ -15,7 +15,8 @@ from connector.corpora.columns import Columns
 from connector.corpora.items import PassedOver
 from connector.corpora.manifest import Manifest, ManifestRow
 from connector.corpora.opening import check_utf8, opened, why_not_utf8
-from connector.corpora.row_checks import parse_json
+from connector.corpora.picture_files import with_suffix
+from connector.corpora.row_checks import RowError, parse_json
 from connector.rejects import Reason, Reject
 from connector.safe_text import printable
 
@@ -75,7 +76,9 @@ class Table(Manifest):
         """Return a row with our own names of fields, and the path of its image."""
         fields = columns.fields(row.fields)
         if isinstance(image := fields.get("image"), str) and image:
-            fields["image"] = str((self.images or (row.source or self.path).parent) / image)
+            path = (self.images or (row.source or self.path).parent) / image
+            found = path if row.picture is not None else with_suffix(path)
+            fields["image"] = found if isinstance(found, RowError) else str(found)
         return replace(row, fields=fields)
 
 

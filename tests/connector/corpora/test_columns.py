@@ -138,3 +138,20 @@ def test_a_table_of_flickr_may_be_read_as_a_manifest(tmp_path: Path) -> None:
     opened = open_corpus(tmp_path / "results.csv", key="image_name", image="image_name", caption=[" comment"])
     assert [item.key for item in items(opened)] == ["1.jpg", "1.jpg#0"]
     assert {item.payload[" comment_number"] for item in items(opened)} == {" 0"}
+
+
+@every_reader
+def test_pictures_are_found_by_names_without_a_suffix(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    names = ["15970.jpg", "v1.5.PNG", "bare", "twice.jpg", "twice.webp", "here.heic", "here.heic.png"]
+    for name in [*names, "bare.jpg", "1.jpg.png", "text.txt"]:
+        (tmp_path / "images" / name).touch()
+    ids = ["15970", "v1.5", "bare", "here.heic", "1.jpg", "text", "x" * 300, "twice"]
+    path = write_rows(tmp_path, suffix, [{"id": name, "title": f"a {name}"} for name in ids])
+    entries = list(open_corpus(path, key="id", image="id", images=tmp_path / "images", caption=["title"]))
+    found = {item.key: Path(item.payload["image"]).name for item in items(entries) if item.modality == "image"}
+    assert found == {**{name: name for name in ids[:-1]}, "15970": "15970.jpg", "v1.5": "v1.5.PNG"}
+    [reject] = rejects(entries)
+    assert (reject.position, reject.reason, reject.key, reject.modality) == (8, "image-ambiguous", "twice", "image")
+    assert "twice.jpg, twice.webp" in reject.detail
+    assert [item.key for item in items(entries) if item.modality == "text"] == [f"{name}#0" for name in ids]
