@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 
 from alignment.modality import Modality
-from alignment.plurals import plural
+from alignment.plurals import counted, plural
 from alignment.sets.rows import Rows
 from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray, invalid_rows, rows_lost_in
@@ -112,6 +112,7 @@ class Encoding:
         self.unread = 0
         self.unread_examples: list[str] = []
         self._passed_over: Counter[str] = Counter()
+        self._left_out: Counter[Modality] = Counter()
         self._corpus = corpus
         self._writer = writer
         self._encoders = encoders
@@ -180,6 +181,9 @@ class Encoding:
                 "the corpus has no %s for %s; if a column of a manifest holds them, name it with %s",
                 *(plural(modality), self._encoders[modality].spec, column),
             )
+        for modality, count in self._left_out.items():
+            noun = {"image": "image", "text": "caption"}[modality]
+            _log.info("left out %s, because no --%s-encoder was given", counted(count, noun), modality)
 
     def _new_shards(self) -> Iterator[Shard]:
         shards = self._written.copy()
@@ -244,6 +248,7 @@ class Encoding:
         elif entry.modality not in sinks:
             self._index.first_time(entry.modality, entry.key)  # the corpus holds it, although this pass leaves it out
             self._run.counts["left_out"] += 1
+            self._left_out[entry.modality] += 1
         elif not self._index.first_time(entry.modality, entry.key):
             detail = f"the corpus has {entry.modality} key {entry.key!r} before; make keys unique"
             self._run.reject(reject_of(entry, "read", Reason.KEY_DUPLICATE, detail))
@@ -268,7 +273,7 @@ class Encoding:
         if self._passed_over:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in self._passed_over.most_common(10))
             more = " and others" if len(self._passed_over) > 10 else ""
-            _log.info("passed over %d files: %s%s", self._passed_over.total(), kinds, more)
+            _log.info("passed over %s: %s%s", counted(self._passed_over.total(), "file"), kinds, more)
 
 
 def _take_window(stream: Iterator[Entry], most_items: int) -> list[Entry]:

@@ -215,7 +215,7 @@ class TestFormats:
         arguments = ("ingest", tmp_path / "images", "--into", "new", "--alignment", "a", "--json", "--home", home)
         ended = done(*arguments)
         assert ended.document["counts"]["passed_over"] == 1
-        assert "passed over 1 files: 1 .me" in ended.err
+        assert "passed over 1 file: 1 .me" in ended.err
         for number in (1, 3):
             path = tmp_path / "images" / f"s4-{number:05d}.png"
             path.rename(f"{path}.{suffix}")

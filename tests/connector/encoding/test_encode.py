@@ -133,6 +133,19 @@ class TestFirst:
         run_encode(write_manifest(tmp_path / "m.jsonl", [] if row else pairs, *rows), tmp_path / "s")
         assert [missing in text for text in caplog.messages] == ([True] if missing else [])
 
+    @pytest.mark.parametrize(
+        ("given", "left_out"), [("image", ["14 captions", "--text-encoder"]), ("text", ["7 images", "--image-encoder"])]
+    )
+    def test_items_that_no_encoder_was_given_for_are_named(
+        self, pairs: list[Pair], given: Modality, left_out: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        rows = [{"key": f"more {number}", "caption": f"red {number}"} for number in range(2)]
+        corpus = write_manifest(tmp_path / "m.jsonl", pairs[:6], *rows, {"key": "x", "image": "images/s3-00000.png"})
+        caplog.set_level("INFO")
+        assert run_encode(corpus, tmp_path / "s", [given]).counts["left_out"] == int(left_out[0].split()[0])
+        (said,) = caplog.messages
+        assert [value for value in left_out if value not in said] == []
+
     def test_half_precision_is_close(self, manifest: Path, tmp_path: Path) -> None:
         encoders: Encoders = {"image": FakeImageEncoder()}
         with SetWriter(tmp_path / "s", corpus="c", encoders={"image": encoders["image"].card}, dtype="float16") as w:
