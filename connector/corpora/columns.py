@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.names import did_you_mean
+from connector.corpora.picture_files import is_image_name
 from connector.corpora.row_checks import ROLES, without_collisions
 from connector.errors import CorpusError, SettingsError
 from connector.safe_text import printable
@@ -61,13 +62,13 @@ class Columns:
             if option in self.named and (missing := [name for name in columns if name not in names]):
                 raise CorpusError(
                     f"manifest {path}: {option} names the column {printable(repr(missing[0]))}, which is not there"
-                    f"{did_you_mean(missing[0], names)}; its columns: {shown}"
+                    f"{did_you_mean(missing[0], names)}; its columns: {shown}{_without_header(names)}"
                 )
         if self.key not in names or not self._holds_items(names):
             raise CorpusError(
                 f"manifest {path}: expected the columns {self.key} and {self.image} or "
                 f"{' or '.join(self.caption)} ({self.group} is optional), got {shown}; name yours with --key, "
-                "--image, --caption and --group; the column of images may hold the keys too"
+                f"--image, --caption and --group; the column of images may hold the keys too{_without_header(names)}"
             )
         if wrong := self.misspelt(names):
             raise CorpusError(f"manifest {path}: column {printable(wrong)}")
@@ -115,3 +116,13 @@ class Columns:
         fields = without_collisions({name: value for name, value in record.items() if name not in used})
         roles = {"key": record.get(self.key), "image": record.get(self.image), "group": record.get(self.group)}
         return {**fields, **{name: value for name, value in roles.items() if value is not None}, "caption": captions}
+
+
+def _without_header(names: Sequence[str]) -> str:
+    """Say that a file may have no header; empty unless one of its columns is called like a picture."""
+    if not (pictures := [name for name in names if is_image_name(name)]):
+        return ""
+    return (
+        f". The header may be missing, because {printable(repr(pictures[0]))} looks like a picture: put a first line "
+        "with the names of the columns above the rows"
+    )

@@ -140,6 +140,17 @@ def test_a_table_of_flickr_may_be_read_as_a_manifest(tmp_path: Path) -> None:
     assert {item.payload[" comment_number"] for item in items(opened)} == {" 0"}
 
 
+@pytest.mark.parametrize("named", [{}, {"key": "sku"}, {"key": "img/1.jpg", "caption": ["title"]}])
+@pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("csv", ";"), ("tsv", "\t")])
+def test_a_table_without_a_header_is_named_as_such(
+    named: dict[str, Any], suffix: str, delimiter: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"catalogue.{suffix}"
+    path.write_text("\n".join(delimiter.join([f"b-{n}", f"img/{n}.jpg", "a red cap"]) for n in (1, 2)))
+    with raises(CorpusError, path, "'img/1.jpg'"):
+        open_corpus(path, **named)
+
+
 @every_reader
 def test_pictures_are_found_by_names_without_a_suffix(suffix: str, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
