@@ -25,7 +25,7 @@ from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
 from connector.encoding.preparation import Content, prepare, read_entry, read_image_of, reject_of
 from connector.encoding.set_index import Gone, SetIndex
-from connector.encoding.truncation import count_truncated, say_truncated
+from connector.encoding.truncation import count_truncated, is_truncated, say_truncated
 from connector.errors import CorpusError
 from connector.progress import Advance
 from connector.provenance.runs import Run
@@ -313,7 +313,7 @@ class _Sink:
         if stored and stored.matches(content.sha256, item.group, payload):
             self.run.count("already_in_set", 1)
             return
-        if isinstance(item.content, str) and self.encoder.truncates(item.content):
+        if isinstance(item.content, str) and is_truncated(self.encoder, item.content):
             self.run.count("truncated", 1)
         vector = self.index.find_vector(self.modality, content.sha256)
         if vector is not None:

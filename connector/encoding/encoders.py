@@ -15,8 +15,10 @@ from PIL import Image
 from typing_extensions import override
 
 from alignment.modality import MODALITIES, Modality
+from alignment.plurals import counted
 from alignment.sets.cards import EncoderCard
 from alignment.vectors import FloatArray
+from connector.encoding.failures import naming_encoder
 from connector.encoding.hub import hub
 from connector.errors import EncoderError
 
@@ -74,28 +76,55 @@ class Encoder(ABC):
         return None
 
     def embed(self, modality: Modality, prepared: Sequence[Any]) -> FloatArray:
-        """Return raw embeddings (n, dim) float32 of n >= 1 prepared items. CUDA computes in half precision."""
+        """Return raw embeddings (n, dim) float32 of n >= 1 prepared items. CUDA computes in half precision.
+
+        Raises:
+            EncoderError: `forward` fails, or returns something else than a tensor (n, dim).
+            OutOfResourcesError: there is not enough memory for the batch.
+        """
         import torch
 
         half = torch.autocast("cuda", torch.float16, enabled=self.device.type == "cuda")
-        with torch.inference_mode(), half:
-            return np.ascontiguousarray(self.forward(modality, prepared).float().cpu().numpy())
+        failed = f"failed to embed {counted(len(prepared), modality)}"
+        with naming_encoder(self.spec, failed), torch.inference_mode(), half:
+            tensor: Any = self.forward(modality, prepared)
+            self._check_shape(tensor, len(prepared))
+            return np.ascontiguousarray(tensor.float().cpu().numpy())
 
     def encode(self, modality: Modality, contents: Sequence[Image.Image | str]) -> FloatArray:
         """Return raw embeddings (n, dim) float32 of RGB images or texts.
 
         Raises:
-            EncoderError: this encoder does not encode the modality.
+            EncoderError: this encoder does not encode the modality, or fails.
         """
         self.require(modality)
         if not contents:
             return np.empty((0, self.dim), np.float32)
-        return self.embed(modality, [self.prepare(modality, content) for content in contents])
+        with naming_encoder(self.spec, f"failed to prepare {counted(len(contents), modality)}"):
+            prepared = [self.prepare(modality, content) for content in contents]
+        return self.embed(modality, prepared)
 
     def require(self, modality: Modality) -> None:
         """Raise an `EncoderError` if this encoder does not encode `modality`."""
         if modality not in self.modalities:
             raise EncoderError(f"{self.spec} encodes {' and '.join(self.modalities)}; expected one for {modality}")
+
+    def _check_shape(self, tensor: Any, items: int) -> None:
+        """Raise an `EncoderError` unless `forward` returned a tensor (items, dim): NumPy would spread or cut others."""
+        import torch
+
+        expected = f"({items}, {self.dim or 'dim'})"
+        if not isinstance(tensor, torch.Tensor):
+            raise EncoderError(
+                f"encoder {self.spec}: expected a torch.Tensor of shape {expected} from forward, "
+                f"got {type(tensor).__module__}.{type(tensor).__qualname__}"
+            )
+        shape = tuple(tensor.shape)
+        if len(shape) != 2 or shape[0] != items or self.dim not in (0, shape[1]):
+            raise EncoderError(
+                f"encoder {self.spec}: expected a tensor of shape {expected} from forward, a row for each of "
+                f"{items} items, got shape {shape}"
+            )
 
     def _identify(self, model: "torch.nn.Module", preprocessing: str) -> None:
         """Set fingerprint and dimension. Call it once the model is loaded."""

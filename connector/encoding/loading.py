@@ -8,32 +8,32 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
 
 from alignment import device as devices
-from alignment.errors import MissingPackageError
 from alignment.modality import MODALITIES, Modality
 from alignment.names import did_you_mean
-from alignment.packages import missing_package
 from connector.encoding.encoders import IMPORTED, Encoder
+from connector.encoding.failures import naming_encoder
 from connector.errors import EncoderError
 
 _log = logging.getLogger(__name__)
 
 GROUP = "modalign.encoders"
+CANNOT_BE_LOADED = "cannot be loaded"
 CLASS_SPEC = re.compile(
     r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)(?::(?P<argument>.*))?", re.DOTALL
 )
 
 Key: TypeAlias = tuple[Any, ...]
 
-_loading = threading.RLock()  # held while a model loads: model libraries change settings of the process meanwhile
+# Held while a model loads: model libraries change settings of the process meanwhile. An encoder may load others.
+_loading = threading.RLock()
 _lock = threading.Lock()  # of the two below
 _loaded: WeakValueDictionary[Key, Encoder] = WeakValueDictionary()
 _pending: dict[Key, "Future[Encoder]"] = {}
@@ -54,6 +54,7 @@ def load_encoder(spec: str, device: str = "auto", *, fingerprint: str | None = N
     Raises:
         EncoderError: the scheme or model is unknown, or its weights cannot be loaded.
         MissingPackageError: a package that it needs is not installed.
+        OutOfResourcesError: there is not enough memory for it.
         DeviceError: there is no such device.
     """
     return _load(_encoder_class(spec), spec, device, fingerprint)
@@ -121,7 +122,7 @@ def _is_module(name: str) -> bool:
 
 def _encoder_class(spec: str) -> type[Encoder]:
     point = encoder_entry_point(spec)
-    with _in_our_words(spec):
+    with naming_encoder(spec, CANNOT_BE_LOADED):
         encoder_class: Any = point.load()
     if not (isinstance(encoder_class, type) and issubclass(encoder_class, Encoder)):
         raise EncoderError(
@@ -136,7 +137,7 @@ def _encoder_class(spec: str) -> type[Encoder]:
     if getattr(encoder_class, "scheme", None) != point.name:  # cards hold the spec that loads it again
         members = {"scheme": point.name, "__module__": encoder_class.__module__}
         encoder_class = type(encoder_class.__name__, (encoder_class,), members)
-    with _in_our_words(spec):
+    with naming_encoder(spec, CANNOT_BE_LOADED):
         encoder_class.check_name(_name_of(spec, encoder_class))
     checked: type[Encoder] = encoder_class
     return checked
@@ -148,31 +149,39 @@ def _load(encoder_class: type[Encoder], spec: str, device: str, fingerprint: str
         held = _loaded.get(key)
         if held is not None and fingerprint in (None, held.fingerprint):
             return held
-        future = _pending.get(key)
-        if first := future is None:
-            future = _pending[key] = Future()
-    if not first:
-        return future.result()
-    try:
-        with _loading:
+        load = _pending.setdefault(key, Future())
+    # Nobody waits for a future, which may be of an encoder that the holder of the lock loads next, as a part of its
+    # own. Whoever has the lock finds a load done, or does it.
+    with _loading:
+        if load.done():
+            return load.result()
+        if load.running():  # by this thread: the lock lets no other one in
+            raise EncoderError(f"encoder {spec} loads itself: expected its __init__ to load other encoders alone")
+        load.set_running_or_notify_cancel()
+        try:
             encoder = _new(encoder_class, spec, device)
-    except BaseException as error:
-        with _lock:
-            del _pending[key]
-        future.set_exception(error)
-        raise
+        except BaseException as error:
+            _end(key)
+            load.set_exception(error)
+            raise
+        _end(key, encoder)
+        load.set_result(encoder)
+        return encoder
+
+
+def _end(key: Key, encoder: Encoder | None = None) -> None:
+    """Let whoever asks from now on have the encoder that was loaded, or load it."""
     with _lock:
-        _loaded[key] = encoder
         del _pending[key]
-    future.set_result(encoder)
-    return encoder
+        if encoder is not None:
+            _loaded[key] = encoder
 
 
 def _new(encoder_class: type[Encoder], spec: str, device: str) -> Encoder:
     started = time.monotonic()
     resolved = devices.resolve(device)
     _log.info("loading encoder %s on %s", spec, resolved)
-    with _in_our_words(spec):
+    with naming_encoder(spec, CANNOT_BE_LOADED):
         encoder = encoder_class(_name_of(spec, encoder_class), resolved)
     if not (encoder.fingerprint and encoder.dim):
         raise EncoderError(
@@ -185,16 +194,3 @@ def _new(encoder_class: type[Encoder], spec: str, device: str) -> Encoder:
 
 def _name_of(spec: str, encoder_class: type[Encoder]) -> str:
     return spec.removeprefix(encoder_class.scheme).removeprefix(":")
-
-
-@contextmanager
-def _in_our_words(spec: str) -> Iterator[None]:
-    try:
-        yield
-    except (EncoderError, MissingPackageError):
-        raise
-    except ImportError as error:
-        raise missing_package(error, f"encoder {spec}") from error
-    except Exception as error:  # model libraries raise any exception for an unknown name or a failed download
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise EncoderError(f"encoder {spec} cannot be loaded: {reason}") from error

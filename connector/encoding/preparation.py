@@ -13,6 +13,7 @@ from connector.corpora.images import ImageRejectedError, decode, reading
 from connector.corpora.items import Entry, Item, Vector
 from connector.encoding.encoders import Encoder
 from connector.encoding.set_index import SetIndex
+from connector.errors import EncoderError
 from connector.rejects import Reason, Reject, Stage
 from connector.resources import raise_lack
 
@@ -62,12 +63,16 @@ def prepare(item: Item, sha256: str, content: str | bytes, encoder: Encoder, max
 
     Raises:
         OutOfResourcesError: there is not enough memory, which says nothing about the item.
+        EncoderError: preprocessing raised SystemExit, which is about no item either.
     """
     try:
         loaded = content if isinstance(content, str) else decode(content, max_pixels)
         return Content(sha256, encoder.prepare(item.modality, loaded))
     except ImageRejectedError as error:
         return reject_of(item, "decode", error.reason, str(error))
+    except SystemExit as error:
+        what = f"{item.modality} {item.key!r}"
+        raise EncoderError(f"encoder {encoder.spec} failed to prepare {what}: SystemExit: {error}") from error
     except Exception as error:  # noqa: BLE001  preprocessing may raise anything, which rejects the item alone
         raise_lack(error, f"preparing {item.modality} {item.key!r}")
         return reject_of(item, "encode", Reason.PREPROCESSING_FAILED, f"{type(error).__name__}: {error}")

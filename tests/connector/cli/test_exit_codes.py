@@ -1,5 +1,6 @@
 """How commands end."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -32,6 +33,38 @@ class TestExitCodes:
         assert ended.returncode == 1
         assert ended.stderr.startswith("modalign: no live release of collection 'nothing'")
         assert ended.stderr.count("\n") == 1
+
+    @pytest.mark.parametrize(
+        ("method", "statement"),
+        [
+            ("prepare", "raise SystemExit(0)"),
+            ("forward", "raise SystemExit(0)"),
+            ("forward", "raise ValueError('a\\x1b[2J\\nb')"),
+        ],
+    )
+    def test_an_encoder_of_your_own_that_fails(
+        self, method: str, statement: str, home: Path, corpus: Path, tmp_path: Path
+    ) -> None:
+        """One that ends the process with success would be taken for a set that is complete."""
+        (tmp_path / "encs.py").write_text(
+            "from tests.support.fakes import FakeImageEncoder\n"
+            f"class Mine(FakeImageEncoder):\n    def {method}(self, *_):\n        {statement}\n",
+            encoding="utf-8",
+        )
+        command = [sys.executable, "-m", "connector.cli.main", "encode", corpus, "--set", "mine", "--home", home]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+        ended = subprocess.run(
+            [*map(str, command), "--image-encoder", "encs:Mine"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == 1
+        assert "Traceback" not in ended.stderr
+        assert "\x1b" not in ended.stderr
+        said = ended.stderr.splitlines()[-1]
+        assert (said.startswith("modalign: encoder encs:Mine "), said.endswith("[encoder]")) == (True, True), said
 
     def test_a_requirement_that_is_not_met(self, shared: Path) -> None:
         ended = self.run("audit", "things", "--pairs", "pairs", "--require", "recall@1>1", "--home", shared)

@@ -3,7 +3,7 @@ import json
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
+from typing_extensions import override
 
 from alignment.modality import MODALITIES, Modality
 from connector.encoding.encoders import Encoder
 from connector.encoding.loading import GROUP, load_encoder
-from connector.errors import EncoderError
+from connector.encoding.truncation import is_truncated
+from connector.errors import EncoderError, OutOfResourcesError
 from tests.support.errors import raises
 from tests.support.fakes import IMAGE_DIM, NAN_WORD, TEXT_DIM, FakeImageEncoder, FakeTextEncoder
 
@@ -328,6 +330,77 @@ class Linear(Encoder):
     def forward(self, modality: Modality, prepared: Sequence[Any]) -> torch.Tensor:
         result: torch.Tensor = self.model(torch.stack(list(prepared)))
         return result
+
+
+class Returning(FakeTextEncoder):
+    """Returns from `forward` what a function makes of the vectors (n, dim)."""
+
+    def __init__(self, make: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__("odd")
+        self._make = make
+
+    @override
+    def forward(self, modality: Modality, prepared: Sequence[Any]) -> torch.Tensor:
+        made: torch.Tensor = self._make(super().forward(modality, prepared))
+        return made
+
+
+@pytest.mark.parametrize(
+    ("make", "got"),
+    [
+        (lambda X: X[:1], f"(1, {TEXT_DIM})"),
+        (lambda X: X[:, :1], "(3, 1)"),
+        (lambda X: X[:2], f"(2, {TEXT_DIM})"),
+        (lambda X: torch.cat([X, X]), f"(6, {TEXT_DIM})"),
+        (lambda X: X[:, :-1], f"(3, {TEXT_DIM - 1})"),
+        (lambda X: X[0], f"({TEXT_DIM},)"),
+        (lambda X: X[0, 0], "()"),
+        (lambda X: X[None], f"(1, 3, {TEXT_DIM})"),
+        (lambda X: X.numpy(), "numpy.ndarray"),
+        (list, "list"),
+        (lambda X: None, "NoneType"),
+    ],
+)
+def test_what_is_no_row_for_each_item_is_refused(make: Callable[[torch.Tensor], Any], got: str) -> None:
+    """NumPy would spread one row or one column over all items."""
+    with raises(EncoderError, "fake-text:odd", f"(3, {TEXT_DIM})", got):
+        Returning(make).encode("text", ["red", "green", "blue"])
+
+
+def raising(error: BaseException) -> Callable[[torch.Tensor], Any]:
+    def make(X: torch.Tensor) -> Any:
+        raise error
+
+    return make
+
+
+@pytest.mark.parametrize("error", [ValueError("no\nrow"), KeyError("x"), SystemExit(0), SystemExit("no\nrow")])
+def test_what_forward_raises_is_one_line_that_names_the_encoder(error: BaseException) -> None:
+    with pytest.raises(EncoderError) as caught:
+        Returning(raising(error)).encode("text", ["red"])
+    assert "fake-text:odd" in str(caught.value)
+    assert type(error).__name__ in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_lack_of_memory_is_no_fault_of_the_encoder(error: Exception) -> None:
+    with raises(OutOfResourcesError, "fake-text:odd", type(error).__name__):
+        Returning(raising(error)).encode("text", ["red"])
+
+
+@pytest.mark.parametrize("method", ["prepare", "truncates"])
+@pytest.mark.parametrize("error", [ValueError("odd"), SystemExit(0)])
+def test_whatever_an_encoder_raises_names_it(
+    method: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> Any:
+        raise error
+
+    monkeypatch.setattr(FakeTextEncoder, method, fail)
+    with raises(EncoderError, "fake-text:small", type(error).__name__):
+        encoder = FakeTextEncoder()
+        is_truncated(encoder, "red") if method == "truncates" else encoder.encode("text", ["red"])
 
 
 def test_a_fingerprint_is_the_hash_of_preprocessing_and_weights() -> None:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -31,6 +31,7 @@ from tests.support.fakes import FakeImageEncoder, FakeTextEncoder
 SCHEMES = sorted(point.name for point in entry_points(group=GROUP))
 HERE = __name__
 THREADS = 8
+TIMEOUT = 10.0  # seconds
 
 
 @pytest.fixture
@@ -241,6 +242,11 @@ class Raises(FakeImageEncoder):
         raise RuntimeError(f"no weights\nfor {name}")
 
 
+class Exits(FakeImageEncoder):
+    def __init__(self, name: str, device: torch.device) -> None:
+        raise SystemExit(int(name))
+
+
 NOT_A_CLASS = Both
 
 
@@ -272,6 +278,7 @@ def test_a_class_is_an_encoder_by_its_module(argument: str, name: str) -> None:
         ("NoForward", ["forward"]),
         ("Unfinished", ["_identify"]),
         ("Raises:tiny", ["RuntimeError: no weights for tiny"]),
+        ("Exits:0", ["SystemExit: 0"]),
     ],
 )
 def test_what_is_no_encoder_says_why(name: str, values: list[str]) -> None:
@@ -285,6 +292,7 @@ def test_what_is_no_encoder_says_why(name: str, values: list[str]) -> None:
         ("import no_such_package\nclass Mine: ...", MissingPackageError, ["no_such_package"]),
         ("class Mine(:", EncoderError, ["SyntaxError"]),
         ("1 / 0", EncoderError, ["ZeroDivisionError"]),
+        ("import sys\nsys.exit(0)", EncoderError, ["SystemExit", "0"]),
     ],
 )
 def test_a_module_that_cannot_be_imported_says_why(
@@ -344,6 +352,20 @@ def in_threads(ask: Callable[[int], Any]) -> list[Any]:
         return list(pool.map(asked, range(THREADS)))
 
 
+def start(load: Callable[[], Encoder]) -> "Future[Encoder]":
+    """Load in a thread whose end nobody waits for: one that hangs fails its test and no more."""
+    future: Future[Encoder] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(load())
+        except BaseException as error:  # noqa: BLE001  raised where the result is read
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
 @pytest.mark.usefixtures("slow")
 def test_threads_that_ask_for_one_encoder_load_it_once() -> None:
     answers = in_threads(lambda number: load_encoder("slow:a", "cpu"))
@@ -368,6 +390,53 @@ def test_a_load_that_fails_fails_once_for_all_who_wait_and_is_tried_again_later(
     with raises(EncoderError, "slow:broken", "disk"):
         load_encoder("slow:broken", "cpu")
     assert Slow.loads == 2
+
+
+class Composite(FakeTextEncoder):
+    """`composite:SPEC`: an encoder that loads another one, once `inside` lets it."""
+
+    inside = threading.Event()
+    go_on = threading.Event()
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        Composite.inside.set()
+        assert Composite.go_on.wait(TIMEOUT)
+        self.part = load_encoder(name, "cpu")
+        super().__init__(name, device)
+
+
+def test_an_encoder_of_two_loads_while_others_ask_for_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins(monkeypatch, slow=f"{HERE}:Slow", composite=f"{HERE}:Composite")
+    monkeypatch.setattr(Composite, "inside", threading.Event())
+    monkeypatch.setattr(Composite, "go_on", threading.Event())
+    monkeypatch.setattr(Slow, "loads", 0)
+    whole = start(lambda: load_encoder("composite:slow:a", "cpu"))
+    assert Composite.inside.wait(TIMEOUT)
+    parts = [start(lambda: load_encoder("slow:a", "cpu")) for _ in range(3)]
+    time.sleep(0.1)  # they ask, and wait
+    Composite.go_on.set()
+    composite = whole.result(TIMEOUT)
+    assert isinstance(composite, Composite)
+    assert {part.result(TIMEOUT) for part in parts} == {composite.part}
+    assert Slow.loads == 1
+
+
+@pytest.mark.parametrize("spec", ["itself:", "composite:itself:"])
+def test_an_encoder_that_loads_itself_is_refused(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins(monkeypatch, itself=f"{HERE}:Itself", composite=f"{HERE}:Composite")
+    monkeypatch.setattr(Composite, "go_on", threading.Event())
+    Composite.go_on.set()
+    for _ in range(2):  # an error leaves nothing behind that the next load waits for
+        load = start(lambda: load_encoder(f"{spec}x", "cpu"))
+        with raises(EncoderError, "itself:x"):
+            load.result(TIMEOUT)
+
+
+class Itself(FakeTextEncoder):
+    """Loads the encoder that it is."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        load_encoder("itself:x", "cpu")
 
 
 @pytest.mark.usefixtures("slow")
