@@ -44,6 +44,7 @@ class Reason(StrEnum):
     IMAGE_NOT_TEXT = "image-not-text", "The image column holds no path."
     IMAGE_DUPLICATE = "image-duplicate", "The annotations list the same image twice."
     CAPTION_NOT_TEXT = "caption-not-text", "The caption is no text."
+    CAPTION_EMPTY = "caption-empty", "The caption is empty."
     CAPTION_TOO_LONG = "caption-too-long", "The caption has more bytes than any encoder can use."
     CAPTION_DUPLICATE = "caption-duplicate", "The annotations list the same caption twice."
     CAPTION_WITHOUT_IMAGE = "caption-without-image", "The caption names an image that the corpus does not hold."

@@ -20,7 +20,7 @@ from connector.corpora.bounded_lines import LineTooLongError, bounded_lines, cou
 from connector.corpora.manifest import Manifest, ManifestRow
 from connector.corpora.opening import beginning, check_utf8, opened, why_not_utf8
 from connector.corpora.picture_files import is_file
-from connector.corpora.row_checks import once, without_collisions
+from connector.corpora.row_checks import RowError, once, without_collisions
 from connector.errors import CorpusError
 from connector.rejects import Reason, Reject
 from connector.safe_text import printable
@@ -168,7 +168,8 @@ class CocoCaptions(JsonAnnotations):
             caption, image, name = fields.get("caption"), fields.get("image_id"), fields.get("id")
             which = f"annotation {number}"
             if not isinstance(caption, str) or not caption.strip():
-                yield self.refused(0, Reason.CAPTION_NOT_TEXT, f"{which}: expected a caption", image)
+                reason = Reason.CAPTION_EMPTY if isinstance(caption, str) else Reason.CAPTION_NOT_TEXT
+                yield self.refused(0, reason, f"{which}: expected a caption", image)
             elif not _is_id(image) or image not in known:
                 yield self.refused(0, Reason.CAPTION_WITHOUT_IMAGE, f"{which}: no image has the id {image!r}", image)
             elif _is_id(name) and name in met:
@@ -244,7 +245,8 @@ class FlickrTokens(Annotations):
             if isinstance(line, Reject):
                 yield line
             else:
-                position, name, caption = line
+                position, name, text = line
+                caption = text if text.strip() else RowError(Reason.CAPTION_EMPTY, "expected a caption after the name")
                 yield self.row(position, name, folder, name, {"caption": caption})
 
     @override

@@ -74,7 +74,7 @@ class TestCoco:
             ({"id": 5, "image_id": [1], "caption": "x"}, (0, "caption-without-image", None)),
             ({"id": 5, "image_id": True, "caption": "x"}, (0, "caption-without-image", "True")),
             ({"id": 5, "image_id": 1, "caption": 7}, (0, "caption-not-text", "1")),
-            ({"id": 5, "image_id": 1, "caption": " "}, (0, "caption-not-text", "1")),
+            ({"id": 5, "image_id": 1, "caption": " "}, (0, "caption-empty", "1")),
             ({"id": 5, "image_id": 1}, (0, "caption-not-text", "1")),
             ({"id": 0, "image_id": 1, "caption": "again"}, (0, "key-duplicate", "1")),
             ("text", (0, "caption-not-text", None)),
@@ -191,6 +191,9 @@ class TestFlickr:
                 b"image_name| comment_number| comment\n1.jpg| 0| one\n2.jpg| 4   A dog .\n2.jpg| 0| two\n",
                 (3, "row-unreadable", None),
             ),
+            ("x.txt", b"image,caption\n1.jpg,one\n1.jpg,\n2.jpg,two\n", (3, "caption-empty", "1.jpg#1")),
+            ("x.csv", b'"image","caption"\n"1.jpg","one"\n"1.jpg"," "\n2.jpg,two\n', (3, "caption-empty", "1.jpg#1")),
+            ("x.token", b"1.jpg#0\tone\n1.jpg#1\t\n2.jpg#0\ttwo\n", (2, "caption-empty", "1.jpg#1")),
             ("x.txt", b"image,caption\n1.jpg,one\n2.jpg,a,b\n2.jpg,two\n", (3, "row-unreadable", None)),
             (
                 "x.txt",
@@ -203,6 +206,13 @@ class TestFlickr:
         found = list(open_corpus(flickr(tmp_path, lines, name)))
         assert reasons(found) == [refused]
         assert captions(found) == {"1.jpg#0": "one", "2.jpg#0": "two"}
+
+    @pytest.mark.parametrize("others", [b"", b"1.jpg,one\n"])
+    def test_an_empty_caption_is_refused_alone_and_leaves_its_image(self, others: bytes, tmp_path: Path) -> None:
+        found = list(open_corpus(flickr(tmp_path, b"image,caption\n1.jpg,\n" + others, "captions.txt")))
+        assert reasons(found) == [(2, "caption-empty", "1.jpg#0")]
+        assert [item.key for item in found if isinstance(item, Item) and item.modality == "image"] == ["1.jpg"]
+        assert captions(found) == ({"1.jpg#1": "one"} if others else {})
 
 
 WHOLE = [
