@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from connector.corpora.bounded_lines import LineTooLongError, bounded_lines, count_lines
 from connector.corpora.manifest import Manifest, ManifestRow
-from connector.corpora.opening import beginning, check_utf8, opened, why_not_utf8
+from connector.corpora.opening import beginning, check_utf8, ends, opened, why_not_utf8
 from connector.corpora.picture_files import is_file
 from connector.corpora.row_checks import RowError, once, without_collisions
 from connector.errors import CorpusError
@@ -126,7 +126,7 @@ class CocoCaptions(JsonAnnotations):
     @override
     def fits(cls, path: Path) -> bool:
         """Look for field names of COCO."""
-        return path.suffix.lower() == ".json" and bool(re.search(rb'"(annotations|image_id)"\s*:', _ends(path)))
+        return path.suffix.lower() == ".json" and bool(re.search(rb'"(annotations|image_id)"\s*:', ends(path)))
 
     @override
     def rows(self) -> Iterator[ManifestRow | Reject]:
@@ -195,7 +195,7 @@ class Karpathy(JsonAnnotations):
     @override
     def fits(cls, path: Path) -> bool:
         """Look for field names of Karpathy."""
-        return path.suffix.lower() == ".json" and bool(re.search(rb'"(sentences|sentids)"\s*:', _ends(path)))
+        return path.suffix.lower() == ".json" and bool(re.search(rb'"(sentences|sentids)"\s*:', ends(path)))
 
     @override
     def rows(self) -> Iterator[ManifestRow | Reject]:
@@ -326,17 +326,6 @@ def _splitter(header: str) -> Callable[[str], tuple[str, str]] | None:
 def _without_tokens(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Drop the tokens of sentences, which are three quarters of a Karpathy file."""
     return once([(name, value) for name, value in pairs if name != "tokens"])
-
-
-def _ends(path: Path) -> bytes:
-    """Return the first and last bytes of a file, which between them show the field names of a record."""
-    first = beginning(path)
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - len(first)))
-            return first + file.read(len(first))
-    except OSError:
-        return first
 
 
 def _raw(sentence: Any) -> Any:

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing_extensions import override
 
 from connector.corpora.items import LONGEST_FIELD, Corpus, Entry, Item
-from connector.corpora.opening import decoded
-from connector.corpora.picture_files import file_without_use, is_apple_double_file, is_image_name
+from connector.corpora.opening import decoded, ends
+from connector.corpora.picture_files import file_without_use, is_apple_double_file, is_file, is_image_name
 from connector.corpora.row_checks import RowError, check_caption
 from connector.rejects import Reason, Reject
 from connector.resources import raise_lack
 from connector.safe_text import printable
+
+# Of an ImageFolder of Hugging Face: a table whose column `file_name` names the pictures beside it or below.
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+FILE_NAME = "file_name"
 
 
 class Folder(Corpus):
@@ -91,6 +95,22 @@ class Folder(Corpus):
                 continue
             stack += [(entry, above | {here}) for entry in reversed(entries) if entry in folders]
             yield from _paired([entry for entry in entries if entry not in folders])
+
+
+def how_to_read_metadata(folder: Path) -> str:
+    """Say how the captions of an ImageFolder of Hugging Face are read; empty if `folder` is none.
+
+    Its metadata is in the folder, or in each of the splits below it.
+    """
+    files = [directory / name for directory in (folder, *sorted(folder.glob("*/"))) for name in METADATA]
+    metadata = [file for file in files if is_file(file) and FILE_NAME.encode() in ends(file)]
+    if not metadata:
+        return ""
+    more = f" (and {len(metadata) - 1} more)" if len(metadata) > 1 else ""
+    return (
+        f"captions in {printable(str(metadata[0]))}{more} are not read with the folder: encode that file instead, with "
+        f"--key {FILE_NAME} --image {FILE_NAME} --caption COLUMN"
+    )
 
 
 def _paired(files: Sequence[Path]) -> Iterator[tuple[Path, Path | None] | Reject | Path]:

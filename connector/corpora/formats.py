@@ -14,6 +14,7 @@ Other corpora: a folder of images with caption files (`folder`), files of benchm
 (`webdataset`, `img2dataset`). docs/corpora.md describes them all.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 from connector.corpora.annotations import CocoCaptions, FlickrTokens, Karpathy
 from connector.corpora.columns import Columns
 from connector.corpora.csv_manifest import Csv
-from connector.corpora.folder import Folder
+from connector.corpora.folder import Folder, how_to_read_metadata
 from connector.corpora.img2dataset import Img2Dataset
 from connector.corpora.items import Corpus
 from connector.corpora.opening import check_access, listed
@@ -34,6 +35,8 @@ from connector.corpora.vector_files import vectors_at
 from connector.corpora.webdataset import RANGE, WebDataset
 from connector.errors import CorpusError, SettingsError
 from connector.safe_text import printable
+
+_log = logging.getLogger(__name__)
 
 FORMATS: dict[str, type[Corpus]] = {
     reader.format: reader
@@ -84,11 +87,16 @@ def open_corpus(
     options = {"images": images and images.absolute(), "key_rule": key_rule, "quoting": quoting, **columns}
     given = {name: value for name, value in options.items() if value is not None}
     reader = FORMATS[format] if format else _recognise(path, tables_first=not given.keys().isdisjoint(columns))
+    metadata = how_to_read_metadata(path) if reader is Folder else ""
     for name in given:
         if name not in _options(reader):
             takers = ", ".join(other for other, kind in FORMATS.items() if name in _options(kind))
             option = f"--{name.replace('_', '-')}"
-            raise SettingsError(f"{option} is not for format {reader.format}, only for {takers}; leave it out")
+            raise SettingsError(
+                f"{option} is not for format {reader.format}, only for {takers}; {metadata or 'leave it out'}"
+            )
+    if metadata:
+        _log.warning("%s", metadata)
     make: Any = reader  # only some readers take options
     corpus: Corpus = make(path, **given)
     next(iter(corpus), None)  # headers, folders and the first row: what is wrong there is known before models load
@@ -134,7 +142,8 @@ def _recognise(path: Path, *, tables_first: bool) -> type[Corpus]:
         readers.remove(Folder)
     if len(readers) > 1:
         names = ", ".join(reader.format for reader in readers)
-        raise CorpusError(f"corpus {path} fits the formats {names}; choose one with --format")
+        advice = ["choose one with --format", how_to_read_metadata(path) if Folder in readers else ""]
+        raise CorpusError(f"corpus {path} fits the formats {names}; {'; '.join(filter(None, advice))}")
     if not readers:
         suffixes = [suffix for reader in FORMATS.values() for suffix in reader.suffixes]
         raise CorpusError(

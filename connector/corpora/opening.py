@@ -40,6 +40,17 @@ def beginning(path: Path) -> bytes:
         return b""
 
 
+def ends(path: Path) -> bytes:
+    """Return the first and last 64 kB of a file, which between them show the field names of a record."""
+    first = beginning(path)
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - len(first)))
+            return first + file.read(len(first))
+    except OSError:
+        return first
+
+
 def listed(path: Path) -> list[Path]:
     """Return the entries of a directory; empty if it cannot be read."""
     try:

@@ -11,12 +11,15 @@ from connector.corpora import folder
 from connector.corpora.folder import Folder
 from connector.corpora.formats import open_corpus
 from connector.corpora.picture_files import image_suffixes
+from connector.errors import CorpusError, SettingsError
 from tests.support.corpora import (
+    WRITERS,
     items,
     no_pipes,
     read,
     rejects,
 )
+from tests.support.errors import raises
 
 
 def touch(directory: Path, *names: str) -> None:
@@ -169,3 +172,38 @@ def test_an_empty_folder_has_no_items(tmp_path: Path) -> None:
 def test_a_folder_that_is_named_like_an_image_is_a_folder(tmp_path: Path) -> None:
     touch(tmp_path, "album.png/a.png")
     assert [item.key for item in items(read(tmp_path))] == ["album.png/a.png"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("split", ["", "train"])
+def test_captions_of_an_image_folder_of_hugging_face_are_named_and_read_as_it_is_said(
+    suffix: str, split: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path / split, "1.jpg", "more/2.png")
+    metadata = tmp_path / split / f"metadata{suffix}"
+    WRITERS[suffix](metadata, [{"file_name": name, "text": f"a {name}"} for name in ("1.jpg", "more/2.png")])
+    advice = [str(metadata), "--key file_name --image file_name --caption"]
+    if suffix == ".parquet" and not split:
+        with raises(CorpusError, *advice):
+            open_corpus(tmp_path)
+    else:
+        assert [item.modality for item in items(read(tmp_path))] == ["image", "image"]
+        (said,) = caplog.messages
+        assert [value for value in advice if value not in said] == []
+        with raises(SettingsError, "--caption", *advice):
+            open_corpus(tmp_path, caption=["text"])
+    found = items(open_corpus(metadata, key="file_name", image="file_name", caption=["text"]))
+    assert [(item.key, item.content) for item in found if item.modality == "text"] == [
+        ("1.jpg#0", "a 1.jpg"),
+        ("more/2.png#0", "a more/2.png"),
+    ]
+    assert [item.content for item in found if item.modality == "image"] == [
+        tmp_path / split / "1.jpg",
+        tmp_path / split / "more/2.png",
+    ]
+
+
+def test_metadata_of_something_else_is_not_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "1.jpg", "metadata.csv")
+    assert len(items(read(tmp_path))) == 1
+    assert caplog.messages == []
