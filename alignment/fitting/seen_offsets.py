@@ -23,9 +23,8 @@ from alignment.vectors import FloatArray, l2_normalize
 if TYPE_CHECKING:
     import torch
 
-# Queries beyond `COST` that one fold may lose under the final fit. Of the fewest there are, a single one is three times
-# `COST`, and rounding alone finds or loses one between two metrics of the same order. Over all folds `COST` holds as it
-# stands: `WholeRecall.best`.
+# Queries beyond `COST` that one fold may lose under the final fit and the metric that the share was chosen under. Of
+# the fewest there are, a single one is three times `COST`. Over all folds `COST` holds as it stands: `WholeRecall.best`.
 ROUNDED = 2
 Offsets = dict[str, dict[Modality, float]]
 
@@ -99,8 +98,8 @@ class GapSample:
         """Return the offset of the items of each modality; nothing where both are 0.
 
         The folds of a cross-validation judge by fits on some of the groups, and under one metric. So a share is made
-        smaller until, under the final fit, it costs seen items at most `COST`, but for `ROUNDED` queries; under another
-        metric than that one at most what it costs there.
+        smaller until, under the final fit, it costs seen items at most `COST`, but for `ROUNDED` queries; and under
+        another metric at most `COST`, or what it costs there if that is more.
 
         Args:
             by_direction: a metric with its weights, as it scores the items of each direction.
@@ -126,7 +125,8 @@ class GapSample:
             under_reference, under_metric = (
                 _costs(score, each * tried) for score, each in zip(scores, (own_gap, gap), strict=True)
             )
-            affordable = tried <= tried[under_reference <= COST].max()
+            slack = ROUNDED / scores[0].recall(tried[:1]).queries[0]
+            affordable = tried <= tried[under_reference <= COST + slack].max()
             most = max(COST, under_reference[affordable].max())
             shares.append(float(tried[affordable & (under_metric <= most)].max()))
         return shares
@@ -135,7 +135,7 @@ class GapSample:
 def _costs(scores: DirectionScores, offsets: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the Recall@10 that seen items lose to each of the offsets (o,), the first of which is 0."""
     recall = scores.recall(offsets)
-    costs: npt.NDArray[np.float64] = recall.seen[0, -1] - recall.seen[:, -1] - ROUNDED / recall.queries[0]
+    costs: npt.NDArray[np.float64] = recall.seen[0, -1] - recall.seen[:, -1]
     return costs
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from alignment.modality import DIRECTIONS
+from alignment.names import did_you_mean
 from alignment.retrieval.thresholds import holds
 from connector.audits.baseline import Baseline, Drift
 from connector.audits.kinds import KINDS, LARGEST_K, SEEN, WAYS
@@ -154,7 +155,8 @@ def _unknown(requirement: Requirement, known: Sequence[tuple[str, str, str]], re
     parts = list(dict.fromkeys(part for _, part, _ in known if part))
     more = f" and {len(parts) - LISTED_PARTS} more" if len(parts) > LISTED_PARTS else ""
     return (
-        f"requirement {requirement.text!r} names no measure of an audit of {release}; that has {', '.join(whole)}; and "
+        f"requirement {requirement.text!r} names no measure of an audit of {release}"
+        f"{did_you_mean(requirement.name, whole)}; that has {', '.join(whole)}; and "
         f"PART:recall@K, PART:fidelity@K and PART:latency.p50 of {', '.join(parts[:LISTED_PARTS])}{more}, strata and "
         f"{APART} with recall alone, seen and unseen with fidelity too, by a way for texts alone and up to "
         f"recall@{LARGEST_K}"

@@ -86,10 +86,10 @@ def confirmation(what: str, yes: bool) -> Callable[[str], bool]:
 
 
 def exit_for_rejects(result: "RunResult[object]", allowed: int) -> None:
-    """Say how many items a run rejected, and exit with 4 if they are more than allowed."""
+    """Say how many rejects a run recorded, and exit with 4 if they are more than allowed."""
     rejected = result.counts.get("rejected", 0)
     if rejected:
-        say(f"{counted(rejected, 'item')} rejected; see `modalign rejects {result.run}`")
+        say(f"{counted(rejected, 'reject')}; see `modalign rejects {result.run}`")
     if rejected > allowed:
         sys.exit(REJECTED)
 

@@ -21,7 +21,7 @@ COUNTS: Mapping[str, tuple[str, str]] = {
     "pruned": ("item", "pruned"),
     "not_pruned": ("item", "not pruned"),
     "prune_refused": ("item", "not pruned, being too many"),
-    "rejected": ("item", "rejected"),
+    "rejected": ("reject", "of items, captions or fields"),
     # push, and the second half of ingest; over all releases
     "written": ("point", "written"),
     "unchanged": ("point", "unchanged"),
@@ -57,7 +57,7 @@ def in_words(counts: Mapping[str, int]) -> str:
     """Say what a run counted, in the order of `COUNTS` and without zeros; unknown names stand as they are.
 
     >>> in_words({"rejected": 1, "encoded": 3402, "reused": 0})
-    '3,402 items encoded, 1 item rejected'
+    '3,402 items encoded, 1 reject of items, captions or fields'
     """
     names = [name for name in COUNTS if name in counts] + [name for name in counts if name not in COUNTS]
     return ", ".join(_in_words(name, counts[name]) for name in names if counts[name])

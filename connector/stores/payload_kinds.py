@@ -24,6 +24,7 @@ LONGEST_SHOWN = 80  # characters of a value in an error
 
 _WHOLE = re.compile(r"\s*([+-]?[0-9]+)(?:\.0*)?\s*")
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
+_COMMA = re.compile(r"'\s*[+-]?\d+,\d+\s*'")
 _DATETIME = re.compile(
     r"(?P<day>\d{4}-\d\d-\d\d)"
     r"(?:[T ](?P<minute>\d\d:\d\d)(?::(?P<second>\d\d)(?:\.\d+)?(?:Z|[+-](?P<offset>\d\d(?::?\d\d)?))?)?)?",
@@ -62,7 +63,10 @@ def read_kinds(payload: dict[str, Any], indexes: Mapping[str, PayloadKind], *, s
             _read(payload, path, _as_stored(_READ[kind]) if stored and kind not in _TEXTS else _READ[kind])
         except _WrongKindError as error:
             reason = Reason(f"payload-not-{value_kind(kind)}")
-            refusals.append(Refusal(reason, f"{field} is indexed as {kind}, got {error}"))
+            hint = (
+                "; numbers have a decimal point" if _COMMA.search(str(error)) and kind in ("integer", "float") else ""
+            )
+            refusals.append(Refusal(reason, f"{field} is indexed as {kind}, got {error}{hint}"))
             payload.pop(str(path[0]), None)
     return refusals
 

@@ -311,6 +311,6 @@ def test_json_for_a_terminal_says_the_same(document: object) -> None:
     assert json.loads(json_for_terminal(json.dumps(document, ensure_ascii=False))) == document
 
 
-@pytest.mark.parametrize("text", ["a dog", "ein Fluß", "שלום", "سلام می‌کند", "👩‍👩‍👧", "a\tb\nc", "\\x1b", "日本語"])
+@pytest.mark.parametrize("text", ["a dog", "ein Fluß", "שלום", "سلام می‌کند", "👩‍👩‍👧", "\\x1b", "日本語"])
 def test_text_that_people_read_is_shown_as_it_is(text: str) -> None:
     assert for_terminal(text) == text

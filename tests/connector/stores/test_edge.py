@@ -77,6 +77,7 @@ class TestReopening:
             "oversampling": 4.0,
             "rescore": True,
             "datatype": "float32",
+            "caption_payload": True,
             "vectors_on_disk": False,
             "hnsw_on_disk": False,
             "payload_on_disk": True,
