@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import torch
 
 # Queries beyond `COST` that one fold may lose under the final fit and the metric that the share was chosen under. Of
-# the fewest there are, a single one is three times `COST`. Over all folds `COST` holds as it stands: `WholeRecall.best`.
+# the fewest there are, a single one is three times `COST`. Over all folds `COST` holds as it stands: see
+# `WholeRecall.best`.
 ROUNDED = 2
 Offsets = dict[str, dict[Modality, float]]
 

@@ -437,9 +437,7 @@ class TestCandidates:
             met = audit(release, served.store, the_set(served), requirements=[Requirement.parse("certified>=0")])
             assert met.verdict == "passed"
         else:  # what is not measured is not met by being silent
-            with pytest.raises(
-                RequirementError, match="names no measure of an audit of .* that has recall@10, "
-            ) as refused:
+            with pytest.raises(RequirementError, match="names no measure of an audit of ") as refused:
                 audit(release, served.store, the_set(served), requirements=required, **options)
             assert ", certified" not in str(refused.value)
 
@@ -568,7 +566,7 @@ class TestRequirements:
     @pytest.mark.parametrize("name", ["recall@7", "recal@10", "fidelity@10.p7", "loss", "sideways:recall@10"])
     def test_a_measure_that_is_not_measured(self, served: World, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         searches = Calls(monkeypatch, served.store, "search")
-        with pytest.raises(RequirementError, match="names no measure of an audit of .* that has recall@1"):
+        with pytest.raises(RequirementError, match="names no measure of an audit of "):
             audit(opened(served), served.store, the_set(served), requirements=[Requirement.parse(f"{name}>=0")])
         assert len(searches) == 0
 
