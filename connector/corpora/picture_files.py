@@ -49,19 +49,19 @@ def with_suffix(path: Path) -> Path | RowError:
     """
     if not path.name or is_image_name(path.name) or os.path.lexists(path):
         return path
-    suffixes = sorted(image_suffixes())
     # Where a file system ignores case, `1.jpg` and `1.JPG` are one picture.
-    found = [picture for suffix in suffixes if (picture := _first_file(path, suffix, suffix.upper()))]
+    names = (_first_there(f"{path}{suffix}", f"{path}{suffix.upper()}") for suffix in image_suffixes())
+    found = sorted(filter(None, names))
     if len(found) > 1:
-        names = ", ".join(picture.name for picture in found)
-        return RowError(
-            Reason.IMAGE_AMBIGUOUS, printable(f"no file is at {path}, and several add a suffix: {names}; name one")
-        )
-    return found[0] if found else path
+        listed = ", ".join(PurePath(name).name for name in found)
+        detail = f"no file is at {path}, and several add a suffix: {listed}; name one"
+        return RowError(Reason.IMAGE_AMBIGUOUS, printable(detail))
+    return Path(found[0]) if found else path
 
 
-def _first_file(path: Path, *suffixes: str) -> Path | None:
-    return next(filter(is_file, (path.with_name(f"{path.name}{suffix}") for suffix in suffixes)), None)
+def _first_there(*names: str) -> str | None:
+    # Of texts, not of paths: a manifest may have millions of rows, and each asks for dozens of names.
+    return next(filter(os.path.lexists, names), None)
 
 
 def is_unsupported_name(name: str) -> bool:
