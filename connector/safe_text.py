@@ -4,6 +4,7 @@ SQLAlchemy and yarl parse URLs and hide passwords. Anything that they do not cov
 texts that are no URL.
 """
 
+import json
 import re
 
 UNREADABLE = "(an unreadable URL)"
@@ -77,13 +78,20 @@ def without_secrets(text: str) -> str:
 
 # What a terminal obeys instead of showing it: controls of C0, DEL and C1, controls and marks of the bidirectional
 # algorithm, line ends that are not \n, and surrogates, which cannot be printed. In JSON \t and \n are layout.
-_CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_OBEYED = "\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+# Format characters that nobody sees, which make two names look alike, or hide a text within another one. The joiners
+# U+200C and U+200D stay, which Persian and emoji are written with, and so do marks of category Cf that are drawn.
+_INVISIBLE = (
+    "\xad\u180e\u200b\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e007f"
+)
+_CONTROLS = re.compile(f"[{_OBEYED}{_INVISIBLE}]")
 _IN_A_LINE = re.compile(f"[\t\n]|{_CONTROLS.pattern}")
 _NAMED_ESCAPES = {"\t": "\\t", "\n": "\\n"}
 
 
 def for_terminal(line: str) -> str:
-    """Return one line: with everything that a terminal would obey as an escape, `\\x1b`, `\\u202e` or `\\n`.
+    """Return one line: what a terminal would obey, or not show, becomes an escape, `\\x1b`, `\\u202e` or `\\n`.
 
     A text that came from a file could else move the cursor, or forge a line of its own.
 
@@ -93,18 +101,19 @@ def for_terminal(line: str) -> str:
 
     def escaped(control: re.Match[str]) -> str:
         code = ord(control[0])
-        return _NAMED_ESCAPES.get(control[0]) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
+        escape = f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+        return _NAMED_ESCAPES.get(control[0], escape)
 
     return _IN_A_LINE.sub(escaped, line)
 
 
 def json_for_terminal(document: str) -> str:
-    """Return the same JSON with everything that a terminal would obey as an escape of JSON.
+    """Return the same JSON: what a terminal would obey, or not show, becomes an escape of JSON.
 
     >>> print(json_for_terminal('["\\x9b2J \\u202egnp.exe"]'))
     ["\\u009b2J \\u202egnp.exe"]
     """
-    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
+    return _CONTROLS.sub(lambda found: json.dumps(found[0])[1:-1], document)
 
 
 def printable(text: str) -> str:

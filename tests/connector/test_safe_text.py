@@ -3,6 +3,7 @@
 import json
 import re
 import time
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -306,7 +307,33 @@ def test_nothing_that_a_terminal_obeys_reaches_it(text: str, character: str) -> 
         assert not set(shown) & set(OBEYED)
 
 
-@given(st.recursive(st.text(st.characters(codec="utf-8") | st.sampled_from(OBEYED)), st.lists, max_leaves=5))
+# Drawn, each before what it marks; and the joiners, which are part of how words and emoji are written.
+SHOWN = {*range(0x0600, 0x0606), 0x06DD, 0x070F, 0x0890, 0x0891, 0x08E2, 0x110BD, 0x110CD, *range(0x13430, 0x13440)}
+SHOWN |= {0x200C, 0x200D}
+TAGS = range(0xE0000, 0xE0080)
+INVISIBLE = sorted(
+    {chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) == "Cf"} - {*map(chr, SHOWN)}
+)
+
+
+@pytest.mark.parametrize("invisible", ["".join(INVISIBLE), "".join(map(chr, TAGS)), "\ufeff"])
+def test_format_characters_that_nobody_sees_are_shown(invisible: str) -> None:
+    shown = for_terminal(f"a{invisible}b")
+    assert not set(shown) & set(invisible)
+    assert shown.encode().decode("unicode-escape") == f"a{invisible}b", "an escape says which character it was"
+    document = json_for_terminal(json.dumps([invisible], ensure_ascii=False))
+    assert not set(document) & set(invisible)
+    assert json.loads(document) == [invisible]
+
+
+def test_format_characters_that_are_drawn_or_join_are_left_alone() -> None:
+    text = "".join(map(chr, sorted(SHOWN))) + "\ufe0f"
+    assert for_terminal(text) == text
+
+
+@given(
+    st.recursive(st.text(st.characters(codec="utf-8") | st.sampled_from([*OBEYED, *INVISIBLE])), st.lists, max_leaves=5)
+)
 def test_json_for_a_terminal_says_the_same(document: object) -> None:
     assert json.loads(json_for_terminal(json.dumps(document, ensure_ascii=False))) == document
 
