@@ -20,32 +20,74 @@ EXTRAS = {
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "postgres": ("psycopg",),
 }
-DISTRIBUTIONS = {"open_clip": "open_clip_torch", "sentence_transformers": "sentence-transformers"}
+# What modalign itself depends on: the distribution that holds a module.
+DISTRIBUTIONS = {
+    "alembic": "alembic",
+    "annotated_types": "annotated-types",
+    "array_api_compat": "array-api-compat",
+    "click": "click",
+    "filelock": "filelock",
+    "grpc": "grpcio",
+    "httpcore": "httpcore",
+    "httpx": "httpx",
+    "huggingface_hub": "huggingface-hub",
+    "jinja2": "jinja2",
+    "matplotlib": "matplotlib",
+    "numpy": "numpy",
+    "open_clip": "open_clip_torch",
+    "ot": "pot",
+    "PIL": "pillow",
+    "prometheus_client": "prometheus-client",
+    "pyarrow": "pyarrow",
+    "pydantic": "pydantic",
+    "pydantic_settings": "pydantic-settings",
+    "qdrant_client": "qdrant-client",
+    "qdrant_edge": "qdrant-edge-py",
+    "rich": "rich",
+    "safetensors": "safetensors",
+    "scipy": "scipy",
+    "sentence_transformers": "sentence-transformers",
+    "sklearn": "scikit-learn",
+    "sqlalchemy": "sqlalchemy",
+    "stamina": "stamina",
+    "timm": "timm",
+    "transformers": "transformers",
+    "typing_extensions": "typing-extensions",
+    "yarl": "yarl",
+}
 
 
-def how_to_install(module: str) -> str:
-    """Return what to do where the top-level `module` cannot be imported.
+def how_to_install(module: str) -> str | None:
+    """Return what to do where the top-level `module` cannot be imported; None: it is no module that modalign uses.
 
+    A module of that name on PyPI would be anybody's: what an encoder of your own imports may be a file of yours.
     An extra of modalign is installed by its name wherever modalign came from: pip finds modalign installed and fetches
     what is missing.
 
-    >>> how_to_install("onnxruntime"), how_to_install("timm")
-    ("`pip install 'modalign[export]'`", '`pip install timm`')
+    >>> how_to_install("onnxruntime"), how_to_install("timm"), how_to_install("my_encoders")
+    ("`pip install 'modalign[export]'`", '`pip install timm`', None)
     """
     if module in ("torch", "torchvision"):
         return TORCH
     for extra, modules in EXTRAS.items():
         if module in modules:
             return f"`pip install 'modalign[{extra}]'`"
-    return f"`pip install {DISTRIBUTIONS.get(module, module)}`"
+    return f"`pip install {DISTRIBUTIONS[module]}`" if module in DISTRIBUTIONS else None
 
 
 def missing_package(error: ImportError, what: str) -> MissingPackageError:
     """Return the error that says that `what` needs a package that could not be imported, and how to install it."""
-    module = (error.name or "").partition(".")[0]
-    if isinstance(error, ModuleNotFoundError) and module:
+    name = error.name or ""
+    package = name.partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and name:
+        if install := how_to_install(package):
+            return MissingPackageError(f"{what} needs the package {package}, which is not installed: {install}")
+        if name != package:  # Python imported what stands before the last dot
+            parent, _, module = name.rpartition(".")
+            hint = ": leave .py out of the name of a module" if module == "py" else ""
+            return MissingPackageError(f"{what} needs the module {name}, but {parent} has no module {module}{hint}")
         return MissingPackageError(
-            f"{what} needs the package {module}, which is not installed: {how_to_install(module)}"
+            f"{what} needs the module {name}, which is not installed, nor in a directory that PYTHONPATH names"
         )
     reason = " ".join(str(error).split())
     return MissingPackageError(f"{what} needs a package that cannot be imported, so install it again: {reason}")

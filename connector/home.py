@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
+from alignment import device as devices
 from alignment.distributed import process_group
 from alignment.metrics import parse
 from alignment.model.alignment import Alignment
@@ -164,6 +165,7 @@ class Home:
         """
         from connector.recorded_fit import fit_along, fit_and_save  # loads torch
 
+        devices.resolve(self.settings.device)
         path, device = self.settings.alignment_path(request.alignment), self.settings.device
         with process_group() as rank:
             if rank:  # the first process records and writes
@@ -176,6 +178,7 @@ class Home:
         """Compare encoder pairs, methods and metrics on embedding sets, and write a report."""
         from connector.reports.compare_report import compare_and_report
 
+        devices.resolve(self.settings.device)
         with self._run(request) as run:
             sets = [self.embedding_set(name) for name in dict.fromkeys(request.sets)]
             directory = request.to or self.settings.home / "reports" / f"compare-{run.id}"

@@ -4,13 +4,15 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from alignment import device as devices
 from alignment.durable import write_durably
 from alignment.metrics import METRICS
 from alignment.modality import DIRECTIONS, Modality
-from alignment.packages import missing_package
+from alignment.packages import EXTRAS, missing_package
 from alignment.retrieval.cutoffs import KS
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
@@ -73,8 +75,10 @@ def run_demo(settings: Settings) -> Demo:
     """Run the demo in the home of `settings`. Run it again to resume after an interrupt.
 
     Raises:
-        MissingPackageError: the packages of the extra `demo` are not installed.
+        MissingPackageError: torch or the packages of the extra `demo` are not installed.
     """
+    devices.resolve(settings.device)
+    _check_packages()
     started = time.monotonic()
     say(f"1. A home for embedding sets, alignments and both databases: {settings.home}")
     upgrade(settings.database_url)
@@ -116,6 +120,13 @@ def run_demo(settings: Settings) -> Demo:
         write_contact_sheet(page, "modalign demo: emoji", subtitle, answers, tiles=tiles, links=[link])
         example = next(Path(answer.query) for answer in answers if answer.is_image)
     return Demo(settings.home, audits, page, time.monotonic() - started, example)
+
+
+def _check_packages() -> None:
+    """Raise a `MissingPackageError` if a package that any step needs is not installed."""
+    for name in EXTRAS["demo"]:
+        if find_spec(name) is None:
+            raise missing_package(ModuleNotFoundError(name=name), "the demo")
 
 
 def write_emoji(directory: Path) -> Path:

@@ -5,7 +5,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from alignment.packages import DISTRIBUTIONS, EXTRAS, how_to_install, missing_pa
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def names(requirements: Sequence[str]) -> set[str]:
+def names(requirements: Iterable[str]) -> set[str]:
     """The distributions that requirements name, in one spelling."""
     return {re.split(r"[\[<>=~; ]", text)[0].lower().replace("_", "-") for text in requirements}
 
@@ -28,18 +28,34 @@ def test_a_module_is_of_the_extra_that_is_named(extra: str, module: str) -> None
     assert how_to_install(module) == f"`pip install 'modalign[{extra}]'`"
 
 
-@pytest.mark.parametrize("module", ["open_clip", "timm", "sentence_transformers", "huggingface_hub", "pyarrow"])
-def test_a_dependency_is_installed_by_its_own_name(module: str) -> None:
-    name = shlex.split(how_to_install(module).strip("`"))[-1]
-    assert name == DISTRIBUTIONS.get(module, module)
-    assert name.lower().replace("_", "-") in names(PROJECT["dependencies"])
+def test_a_dependency_is_installed_by_its_own_name() -> None:
+    for module, distribution in DISTRIBUTIONS.items():
+        assert how_to_install(module) == f"`pip install {distribution}`"
+        assert names([distribution]) <= names(packages_distributions()[module])
+    assert names(DISTRIBUTIONS.values()) | {"torch"} == names(PROJECT["dependencies"])
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("my_encoders", ["module my_encoders", "PYTHONPATH"]),
+        ("pk.nosub", ["pk has no module nosub"]),
+        ("pk.sub.deep", ["pk.sub has no module deep"]),
+        ("encs.py", ["encs has no module py", "leave .py out"]),
+    ],
+)
+def test_what_may_be_a_file_of_yours_is_not_to_be_fetched_from_pypi(name: str, parts: Sequence[str]) -> None:
+    said = str(missing_package(ModuleNotFoundError(name=name), "this"))
+    assert [part for part in parts if part not in said] == []
+    assert "pip" not in said
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_an_extra_is_installed_from_anywhere(extra: str, tmp_path: Path) -> None:
     """Nothing but the name is given, no directory of the sources; what is there already is not fetched again."""
-    hint = how_to_install(EXTRAS[extra][0]).strip("`")
-    command = [sys.executable, "-m", *shlex.split(hint), "--dry-run", "--no-index", "--quiet"]
+    hint = how_to_install(EXTRAS[extra][0])
+    assert hint
+    command = [sys.executable, "-m", *shlex.split(hint.strip("`")), "--dry-run", "--no-index", "--quiet"]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
 
 

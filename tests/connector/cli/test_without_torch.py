@@ -117,7 +117,9 @@ def test_what_neither_encodes_nor_trains_needs_no_torch(home: Path, tmp_path: Pa
     [
         "fit pairs --alignment b --method ridge",
         "fit pairs --alignment b --method star-glu",
+        "fit pairs --alignment b --method auto --json",
         "compare pairs",
+        "demo",
         "export a --metric cosine --to {}/graphs",
         "encode {}/nothing.jsonl --set other --text-encoder minilm:L6-v2",
     ],
@@ -129,3 +131,6 @@ def test_what_needs_torch_names_it_in_one_line(home: Path, tmp_path: Path, line:
     (said,) = [text for text in ended.stderr.splitlines() if text.startswith("modalign: ")]
     assert [hint for hint in HINTS if hint not in said] == []
     assert "Traceback" not in ended.stderr
+    if not line.startswith(("encode", "export")):  # what takes long says nothing and makes nothing before
+        assert ended.stderr.splitlines()[0] == said
+        assert not (home / "corpora").exists()

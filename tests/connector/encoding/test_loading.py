@@ -304,6 +304,27 @@ def test_a_module_that_cannot_be_imported_says_why(
         load_encoder("mine_to_try:Mine", "cpu")
 
 
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("mine_to_try.py:Mine", "mine_to_try has no module py"),
+        ("mine_in_parts.nosub:Mine", "mine_in_parts has no module nosub"),
+    ],
+)
+def test_a_module_that_is_not_in_its_package_is_not_to_be_installed(
+    spec: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_to_try.py").write_text("class Mine: ...", encoding="utf-8")
+    (tmp_path / "mine_in_parts").mkdir()
+    (tmp_path / "mine_in_parts" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingPackageError) as caught:
+        load_encoder(spec, "cpu")
+    assert spec in str(caught.value)
+    assert said in str(caught.value)
+    assert "pip" not in str(caught.value)
+
+
 # One load
 
 
