@@ -214,6 +214,8 @@ def alembic_config(engine: Engine) -> "Config":
 def _engine(url: str, copies: ExitStack) -> Engine:
     try:
         parsed = _parsed(url)
+        if parsed.get_backend_name() not in ("sqlite", "postgresql", "postgres"):
+            raise ValueError(f"got one of {parsed.get_backend_name()}")
         if "@" in (parsed.host or ""):  # drivers would print the half of the password that they take for the host
             raise ValueError("write an @ in the password as %40")
         if parsed.drivername in ("postgresql", "postgres"):  # psycopg 3 is the driver that our extra installs
