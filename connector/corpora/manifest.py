@@ -160,8 +160,7 @@ class _ManifestEntry:
         if len(after.captions) + len(self.captions) > MOST_CAPTIONS:
             raise RowError(Reason.KEY_DUPLICATE, f"key {self.key!r} has more than {MOST_CAPTIONS} captions")
         if not self.captions:
-            reason = Reason.CAPTION_EMPTY if after.captions else Reason.KEY_DUPLICATE
-            raise RowError(reason, f"the row before has key {self.key!r}, and this one no caption")
+            raise RowError(Reason.KEY_DUPLICATE, f"the row before has key {self.key!r}, and this one no caption")
 
     def _reject(self, error: RowError, key: str, modality: Modality | None) -> Reject:
         return Reject(self.source, self.position, "read", error.reason, printable(str(error)), key, modality)

@@ -124,14 +124,16 @@ main()
         for allowed, code in ((0, 4), (1, 4), (2, 0)):
             arguments = ("encode", manifest, "--set", "s", *SPECS, "--max-rejects", allowed, "--home", home)
             ended = modalign(*arguments)
-            assert (ended.code, "2 rejected; see `modalign rejects " in ended.err) == (code, True)
+            assert (ended.code, "2 rejects; see `modalign rejects " in ended.err) == (code, True)
 
 
 FAILING: dict[tuple[str, ...], str] = {
     ("db", "upgrade"): "db upgrade --database-url sqlite:////no/such/directory/x.db",
     ("db", "merge-stores"): "db merge-stores http://no.such:6333",
     ("encode",): "encode /no/such/corpus.jsonl --set bad --text-encoder fake-text:small",
+    ("sets",): "sets nothing",
     ("fit",): "fit nothing --alignment b",
+    ("alignments",): "alignments nothing",
     ("gap",): "gap nothing",
     ("compare",): "compare nothing",
     ("push",): "push nothing --into things --alignment a",

@@ -171,6 +171,7 @@ def test_a_modality_without_items_or_without_an_offset_is_not_warned_of(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.alignment("images", hold_out=NO_HOLD_OUT, seen=SEEN, offsets={"image": 0.4, "text": 0.0})
-    world.push(world.set("s", SEEN[0], strangers()[1]), "images", collection="one")
-    world.push(world.set("t", SEEN[0]), "a", collection="two")
+    images, texts = strangers()
+    world.push(world.set("s", SEEN[0], images, texts), "images", collection="one")
+    world.push(world.set("t", SEEN[0], images), "a", collection="two")
     assert not [message for message in caplog.messages if "offset" in message]
