@@ -61,15 +61,21 @@ class Ledger:
         with self._database.session() as session:
             return int(session.scalar(query) or 0)
 
-    def points_beyond(self, release_id: int, set_id: int, other_id: int) -> int:
-        """Return how many points of a set a release holds that the release `other_id` does not."""
+    def points_beyond(self, release_id: int, set_id: int, other_id: int, *, same_payload: bool) -> int:
+        """Return how many points of a set a release holds that the release `other_id` does not.
+
+        Args:
+            release_id, set_id, other_id: rows in SQL.
+            same_payload: both carry the same payload of a row, so that their digests can be compared. Else a batch of
+                the other release counts as held if it is up to date.
+        """
         theirs = aliased(BatchRow)
         same = and_(
             theirs.release_id == other_id,
             theirs.embedding_set_id == set_id,
             theirs.shard == BatchRow.shard,
             theirs.start == BatchRow.start,
-            theirs.digest == BatchRow.digest,
+            theirs.digest == BatchRow.digest if same_payload else theirs.digest != OUTDATED,
         )
         query = select(func.coalesce(func.sum(BatchRow.points), 0)).outerjoin(theirs, same)
         of_set = (BatchRow.release_id == release_id, BatchRow.embedding_set_id == set_id)

@@ -41,7 +41,7 @@ from connector.releases.choice import newest_ready, once_live_releases, ready_re
 from connector.releases.gate import newest_audit
 from connector.releases.layouts import broken_filters, layout_differences, live_beside
 from connector.releases.recorded_settings import differences_in_words
-from connector.releases.release import LIVE, PROMOTE, READY, ROLLBACK, load_release
+from connector.releases.release import LIVE, PROMOTE, READY, ROLLBACK, carries_captions, load_release
 from connector.releases.rights import check_may_manage
 from connector.releases.store_identity import claim_collection, elsewhere, here, record_store
 from connector.releases.verify import verify
@@ -342,7 +342,10 @@ class Lifecycle:
             encoders = self.provenance.artifacts.encoders(embedding_set)
             if any(encoder.fingerprint != expected[modality] for modality, encoder in encoders.items()):
                 continue
-            if points := self.provenance.ledger.points_beyond(other.id, embedding_set.id, row.id):
+            points = self.provenance.ledger.points_beyond(
+                other.id, embedding_set.id, row.id, same_payload=carries_captions(row) == carries_captions(other)
+            )
+            if points:
                 lacking.append(
                     f"release {row.physical_name} lacks {counted(points, 'point')} of embedding set "
                     f"{embedding_set.name} that {other.physical_name} holds; run `modalign push {embedding_set.name} "

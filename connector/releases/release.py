@@ -82,8 +82,7 @@ class Release:
     @property
     def caption_payload(self) -> bool:
         """Whether images carry the first caption of their item as payload."""
-        captions: bool = self.row.settings.get("caption_payload", Layout().caption_payload)
-        return captions
+        return carries_captions(self.row)
 
     @property
     def tuned(self) -> EfTuning | None:
@@ -105,6 +104,12 @@ class Release:
     def quantized_search(self) -> dict[str, Any]:
         """How a quantized release is searched: `oversampling` and `rescore`, as it was laid out."""
         return {name: self.row.settings.get(name, getattr(Layout(), name)) for name in ("oversampling", "rescore")}
+
+
+def carries_captions(row: ReleaseRow) -> bool:
+    """Return whether the images of a release carry the first caption of their item as payload."""
+    captions: bool = row.settings.get("caption_payload", Layout().caption_payload)
+    return captions
 
 
 def lower(alignment: Alignment, metric: Metric, *, device: str = "auto") -> dict[Modality, Lowering]:

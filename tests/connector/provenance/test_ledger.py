@@ -82,8 +82,9 @@ class TestLedger:
             provenance.ledger.write(
                 second.id, set_id, run.id, {("shard", 0): ("same", 5), ("shard", 5): ("otherwise", 7)}
             )
-        assert provenance.ledger.points_beyond(first.id, set_id, second.id) == 9
-        assert provenance.ledger.points_beyond(second.id, set_id, first.id) == 7
+        assert provenance.ledger.points_beyond(first.id, set_id, second.id, same_payload=True) == 9
+        assert provenance.ledger.points_beyond(second.id, set_id, first.id, same_payload=True) == 7
+        assert provenance.ledger.points_beyond(first.id, set_id, second.id, same_payload=False) == 2
         assert provenance.ledger.sets_in([second.id]) == []  # what belongs to a release never follows from the ledger
         assert provenance.releases.begin_write(second, set_id)
         assert not provenance.releases.begin_write(second, set_id)

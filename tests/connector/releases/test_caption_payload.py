@@ -11,6 +11,7 @@ from alignment.sets.embedding_set import EmbeddingSet
 from connector.push import batches as pushing
 from connector.releases import reconcile as reconciling
 from connector.releases import verify as verification
+from connector.releases.promotion import Lifecycle, PromotionOverride
 from connector.releases.reconcile import reconcile
 from connector.releases.release import Release
 from connector.releases.verify import verify
@@ -115,3 +116,17 @@ def test_another_caption_reaches_both_points(world: World) -> None:
     (release,) = world.push(titled(world, last="another")).releases
     expected = [*ALL_OF_THEM[:-1], "another"]
     assert captions(world, release) == captions(world, release, "text") == expected
+
+
+def test_a_shadow_that_leaves_captions_out_can_be_promoted_and_rolled_back(world: World) -> None:
+    embedding_set = titled(world)
+    (live,) = world.push(embedding_set).releases
+    (shadow,) = world.push(embedding_set, world.alignment("b", turn=2), caption_payload=False).releases
+    lifecycle = Lifecycle(world.provenance, world.store, live.row.collection)
+    forced = PromotionOverride("tests", "no audit here")
+    with world.provenance.runs.start("promote", {}) as run:
+        (switched,) = lifecycle.promote(run.id, forced=forced)
+    assert (switched.row.physical_name, switched.lacks) == (shadow.name, [])
+    with world.provenance.runs.start("rollback", {}) as run:
+        (switched,) = lifecycle.rollback(run.id)
+    assert (switched.row.physical_name, switched.lacks) == (live.name, [])
