@@ -1,30 +1,62 @@
-"""`python -m bench` measures everything, `python -m bench push search` some of it."""
+"""`python -m bench` prints the table of every row, `python -m bench push search` of some topics.
+
+Benchmarks that are no ratio beside what a user would write, or take many minutes, run by name only.
+"""
 
 import importlib
-import sys
+import json
+from collections.abc import Sequence
+from pathlib import Path
 
-NAMES = (
-    "startup",
-    "search",
-    "push",
+import click
+
+from bench.report import document, lines, write
+from bench.row import TURNS, Result, Row, measure
+
+TOPICS = ("startup", "push", "search", "fit")
+OTHERS = (
     "peers",
     "ingest",
+    "kills",
     "memory",
     "demo",
     "quality",
     "captions",
-    "fit",
     "metrics",
     "mol_layout",
     "audit",
     "node_kills",
 )
 
-for name in sys.argv[1:] or NAMES:
-    if name not in NAMES:
-        sys.exit(f"unknown benchmark {name!r}; expected some of {', '.join(NAMES)}")
-    print(f"-- {name}", flush=True)
-    module = importlib.import_module(f"bench.{name}")
-    print(f"   {module.ASKED}", flush=True)
-    for figure in module.figures():
-        print(figure, flush=True)
+
+def rows_of(topics: Sequence[str]) -> list[Row]:
+    """The rows of some topics, in their order."""
+    return [row for topic in topics for row in importlib.import_module(f"bench.{topic}").ROWS]
+
+
+@click.command(help=__doc__)
+@click.argument("names", nargs=-1, type=click.Choice((*TOPICS, *OTHERS)))
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
+@click.option("--turns", type=click.IntRange(1), default=TURNS, show_default=True, help="How often a side is run.")
+@click.option("--write", "page", type=click.Path(path_type=Path, exists=True), help="Put the results into this page.")
+def main(names: tuple[str, ...], as_json: bool, turns: int, page: Path | None) -> None:
+    results: list[Result] = []
+    for row in rows_of([name for name in names or TOPICS if name in TOPICS]):
+        results.append(result := measure(row, turns=turns))
+        click.echo(f"{row.title}: {f'{result.ratio:.3g}, ' if result.ours else ''}{result.verdict}", err=True)
+    if as_json:
+        click.echo(json.dumps(document(results), indent=2, ensure_ascii=False))
+    elif results:
+        click.echo("\n".join(lines(results)))
+    if page:
+        write(page, results, rows_of(TOPICS))
+    for name in names:
+        module = importlib.import_module(f"bench.{name}")
+        if hasattr(module, "figures"):
+            click.echo(f"-- {name}\n   {module.ASKED}", err=as_json)
+            for figure in module.figures():
+                click.echo(figure, err=as_json)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m bench")

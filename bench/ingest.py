@@ -1,11 +1,8 @@
-"""Ingest: how well reading, encoding and writing overlap, what the ledger costs, what a kill costs, and 50 of them.
+"""Ingest: how well reading, encoding and writing overlap, and what the ledger costs.
 
 The encoder multiplies matrices for as long as it is told to, without the interpreter's lock, as real models do.
 """
 
-import math
-import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,12 +14,12 @@ from typing import Any
 import torch
 
 from alignment.metrics import Cosine
-from alignment.modality import MODALITIES, Modality
+from alignment.modality import Modality
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.writer import SetWriter
 from bench.corpus import DIM, ENCODERS, Captions, alignment
 from bench.figure import Figure
-from connector.encoding.encode import SHARD_ROWS, encode
+from connector.encoding.encode import encode
 from connector.encoding.encoders import Encoder
 from connector.provenance.database import upgrade
 from connector.provenance.ledger import Ledger
@@ -36,8 +33,6 @@ from connector.stores.edge import EdgeStore
 ASKED = "Every figure compares modalign with itself: the same corpus, encoder and batches on both sides."
 
 ITEMS = 20_000
-KILLS, KILLED_ITEMS, SEED = 50, 8_000, 20240229
-RESUMED, KILL_AT = 40_000, 0.9  # of the items
 NO_GRAPH = 10_000_000  # kB: a graph is the engine's work, and comes after everything was written
 
 
@@ -175,76 +170,12 @@ def ledger() -> Figure:
     return Figure(what, spent / seconds, 0.1, at_most=True)
 
 
-def held(directory: Path) -> tuple[Any, ...]:
-    """Everything that an ingest leaves: set, points, ledger, release, alias."""
-    card = EmbeddingSet.open(directory / "set").card
-    with opened(directory) as provenance, EdgeStore(directory / "store") as store:
-        (row,) = provenance.releases.find()
-        points = {
-            (modality, record.id, None if record.vector is None else record.vector.tobytes())
-            for modality in MODALITIES
-            for page in store.scroll(row.physical_name, vector_name=modality)
-            for record in page
-        }
-        (found,) = provenance.ledger.sets_in([row.id])
-        lines = provenance.ledger.entries(row.id, found.id)
-        return card.fingerprint, card.counts, points, lines, row.state, row.points, store.aliases()
-
-
-def start(directory: Path, items: int, item_seconds: float) -> "subprocess.Popen[bytes]":
-    """Ingest in a process of its own."""
-    command = [sys.executable, "-m", "bench.ingest", str(directory), str(items), str(item_seconds)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def kills() -> Figure:
-    """Share of 50 SIGKILLs at random moments after which a rerun ends as an undisturbed run does."""
-    rng, equal = random.Random(SEED), 0
-    with tempfile.TemporaryDirectory() as name:
-        plain = Path(name, "plain")
-        plain.mkdir()
-        started = time.perf_counter()
-        if start(plain, KILLED_ITEMS, 2e-4).wait():
-            raise RuntimeError("an undisturbed ingest failed")
-        seconds, expected = time.perf_counter() - started, held(plain)
-        for number in range(KILLS):
-            with tempfile.TemporaryDirectory() as place:
-                process = start(Path(place), KILLED_ITEMS, 2e-4)
-                try:
-                    process.wait(seconds * (number + rng.random()) / KILLS)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-                equal += start(Path(place), KILLED_ITEMS, 2e-4).wait() == 0 and held(Path(place)) == expected
-    what = f"{KILLS} SIGKILLs at random moments of {seconds:.1f} s (seed {SEED}), share that a rerun mends completely"
-    return Figure(what, equal / KILLS, 1.0)
-
-
-def resume() -> Figure:
-    """Time of the run after a kill at 90% of the items against a whole run, start-up of the process left out."""
-    item_seconds = 1e-3
-    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-        whole = ingested(Path(one), RESUMED, item_seconds)
-        process = start(Path(other), RESUMED, item_seconds)
-        shard = Path(other, "set", f"text-{math.ceil(RESUMED * KILL_AT / SHARD_ROWS) - 1:06d}.parquet")
-        while not shard.exists() and process.poll() is None:
-            time.sleep(0.005)
-        process.kill()
-        process.wait()
-        again = ingested(Path(other), RESUMED, item_seconds)
-    detail = f"{again:.1f} s, {whole:.1f} s"
-    what = f"ingest {RESUMED:,} items again after a kill at {KILL_AT:.0%}, time / a whole run ({detail})"
-    return Figure(what, again / whole, 0.15, at_most=True)
-
-
 def figures() -> Iterator[Figure]:
     """Measure."""
     # 2,000 items a second is a small model on a good GPU
     yield overlap("encoder slower", 5e-4)
     yield overlap("encoder as fast as the engine", 1e-4)
     yield ledger()
-    yield resume()
-    yield kills()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 """Push of precomputed embeddings into Qdrant Edge against the bare engine fed with ready-made points."""
 
+import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ from alignment.metrics import Cosine
 from alignment.modality import MODALITIES
 from alignment.sets.embedding_set import EmbeddingSet
 from bench.corpus import DIM, alignment, write_set
-from bench.figure import Figure
+from bench.row import Row, Sides
 from connector.home import Home
 from connector.provenance.database import upgrade
 from connector.push.open_releases import OWN_INDEXES
@@ -20,20 +24,17 @@ from connector.settings import Settings
 from connector.stores.contract import Store
 from connector.stores.edge import EdgeStore
 
-# What both sides of a figure are asked.
 ASKED = (
     "Both write the same ids, vectors and payloads with the same layout. The bare engine is given points "
     "that stand ready; a push projects, records, and tunes searches too."
 )
 
-POINTS = 100_000
-TARGET = 0.7
 BATCH = 512
 
 
-def bare(directory: Path) -> tuple[float, float]:
-    """Seconds to load and to index ready-made points with the same layout, ids, vectors and payloads."""
-    with EdgeStore(directory / "pushed") as store:
+def bare(directory: Path, pushed: Path) -> tuple[float, float]:
+    """Seconds to load and to index ready-made points of the store `pushed`, with the same layout, in `directory`."""
+    with EdgeStore(pushed) as store:
         (name,) = store.collections()
         points = []
         for page in store.scroll(name, vector_name="image", page=BATCH):
@@ -73,7 +74,8 @@ def pushed(directory: Path, home: Home, store: Store, collection: str = "bench",
     `layout` is as `push` takes it.
     """
     aligned = alignment()
-    aligned.save(directory / "alignment")
+    if not (directory / "alignment").exists():
+        aligned.save(directory / "alignment")
     embedding_set = EmbeddingSet.open(directory / "set")
     provenance = home.provenance
     marks: list[float] = []
@@ -109,19 +111,55 @@ def _mark_index(store: Store, marks: list[float]) -> None:
     store.ready = marked  # type: ignore[method-assign,assignment]
 
 
-def figures() -> list[Figure]:
-    """Measure."""
+@contextmanager
+def _written(points: int, *, index: bool) -> Iterator[Sides]:
+    """Both sides, each into a directory of its own in every turn."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        settings = Settings.load(home=directory / "home", database_url=f"sqlite:///{directory / 'modalign.db'}")
+        write_set(directory / "set", points)
+
+        def ours() -> float:
+            seconds, building = _push(directory)
+            return seconds + building * index
+
+        def theirs() -> float:
+            with tempfile.TemporaryDirectory(dir=directory) as place:
+                seconds, building = bare(Path(place), directory / "pushed")
+            return seconds + building * index
+
+        _push(directory)
+        yield Sides(ours, theirs)
+
+
+def _push(directory: Path) -> tuple[float, float]:
+    """As `pushed`, into a new store at `directory / "pushed"`."""
+    shutil.rmtree(directory / "pushed", ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=directory) as place:
+        settings = Settings.load(home=f"{place}/home", database_url=f"sqlite:///{place}/modalign.db")
         upgrade(settings.database_url)
-        write_set(directory / "set", POINTS)
-        with Home(settings) as home:
-            with EdgeStore(directory / "pushed") as store:
-                our_load, our_index = pushed(directory, home, store)
-            bare_load, bare_index = bare(directory)
-    what = f"push {POINTS:,} x {DIM}, rate / bare engine with ready-made points"
-    return [
-        Figure(f"{what}, index included", (bare_load + bare_index) / (our_load + our_index), TARGET),
-        Figure(f"{what}, loading alone", bare_load / our_load, TARGET),
-    ]
+        with Home(settings) as home, EdgeStore(directory / "pushed") as store:
+            return pushed(directory, home, store)
+
+
+ROWS = (
+    Row(
+        what="push {size} x 256 into Edge, index not built",
+        against="the bare engine with ready points",
+        asked=ASKED,
+        unit="rate",
+        goal=0.9,
+        size=20_000,
+        small=200,
+        sides=partial(_written, index=False),
+    ),
+    Row(
+        what="push {size} x 256 into Edge, index included",
+        against="the bare engine with ready points",
+        asked=ASKED,
+        unit="rate",
+        goal=0.95,
+        size=20_000,
+        small=200,
+        sides=partial(_written, index=True),
+    ),
+)

@@ -1,29 +1,38 @@
-"""`modalign --help` against an empty Python."""
+"""`modalign --help` beside an empty Python."""
 
 import subprocess
 import sys
 import sysconfig
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
-from bench.figure import Figure
-
-# What both sides of a figure are asked.
-ASKED = "Both start in a process of their own and end; neither prints to a terminal."
-
-RUNS = 21
+from bench.row import Row, Sides
 
 
-def figures() -> list[Figure]:
-    """Measure."""
+@contextmanager
+def help_beside_nothing(runs: int) -> Iterator[Sides]:
+    """Both start so many processes, one after the other."""
     modalign = str(Path(sysconfig.get_path("scripts")) / "modalign")
-    durations: dict[str, list[float]] = {"help": [], "pass": []}
-    for _ in range(RUNS):
-        for name, command in (("help", [modalign, "--help"]), ("pass", [sys.executable, "-c", "pass"])):
-            started = time.perf_counter()
+
+    def run(*command: str) -> None:
+        for _ in range(runs):
             subprocess.run(command, check=True, capture_output=True)
-            durations[name].append(time.perf_counter() - started)
-    ratio = float(np.median(durations["help"]) / np.median(durations["pass"]))
-    return [Figure("modalign --help, median time / python -c pass", ratio, 8, at_most=True)]
+
+    sides = Sides(lambda: run(modalign, "--help"), lambda: run(sys.executable, "-c", "pass"))
+    sides.ours()  # what is on the disk is then in memory
+    yield sides
+
+
+ROWS = (
+    Row(
+        what="modalign --help",
+        against="python -c pass",
+        asked="Both start in a process of their own and end, five times a turn; neither prints to a terminal.",
+        unit="time",
+        goal=4.0,
+        size=5,
+        small=1,
+        sides=help_beside_nothing,
+    ),
+)

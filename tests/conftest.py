@@ -26,7 +26,7 @@ from tests.support.fakes import fake_entry_points
 from tests.support.launcher import QUICK_POLL_SECONDS
 from tests.support.memory import memory, process_name
 from tests.support.qdrant_nodes import Node, Server
-from tests.support.qdrant_servers import single_server
+from tests.support.qdrant_servers import found_or_started, single_server
 
 # Contracts are tests in support modules: their assertions shall tell values too.
 pytest.register_assert_rewrite("tests.support.store_contract", "tests.support.filter_contract")
@@ -134,12 +134,8 @@ def provenance(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Prove
 @pytest.fixture(scope="session")
 def qdrant_server() -> Iterator[Server]:
     """A real Qdrant server: a running one that the environment names, or one that is started for the session."""
-    if url := os.environ.get("MODALIGN_TEST_QDRANT_URL"):
-        grpc_url, key = (os.environ.get(f"MODALIGN_TEST_QDRANT_{name}") for name in ("GRPC_URL", "API_KEY"))
-        yield Server(url, grpc_url, key)
-        return
-    with single_server() as node:
-        yield node
+    with found_or_started() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -104,6 +104,17 @@ def single_server(*, tls: bool = False, **settings: str) -> Iterator[Node]:
 
 
 @contextmanager
+def found_or_started() -> Iterator[Server]:
+    """A running server that MODALIGN_TEST_QDRANT_URL names, or else one that is started."""
+    if url := os.environ.get("MODALIGN_TEST_QDRANT_URL"):
+        grpc_url, key = (os.environ.get(f"MODALIGN_TEST_QDRANT_{name}") for name in ("GRPC_URL", "API_KEY"))
+        yield Server(url, grpc_url, key)
+        return
+    with single_server() as node:
+        yield node
+
+
+@contextmanager
 def cluster(**settings: str) -> Iterator[Cluster]:
     """Start a cluster of NODES nodes that ask for API_KEY; `settings` as of `single_server`."""
     skip_without_servers()

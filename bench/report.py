@@ -1,0 +1,111 @@
+"""Results as one table: for a terminal, for machines, and in a page of the docs."""
+
+import os
+import platform
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bench.row import CONFIDENCE, TURNS, Result, Row
+from connector.cli.table_layout import table_lines
+
+WIDTH = 80
+PROSE_WIDTH = 100  # of a page
+BEGIN, END = "<!-- figures: written by python -m bench --write -->", "<!-- end of figures -->"
+HEAD = ("what", "against", "ratio", "interval", "goal", "verdict")
+LEGEND = (
+    f"A ratio is the median over {TURNS} turns or more, in which both sides alternate. Its interval holds the median "
+    f"of ever more turns with a probability of {CONFIDENCE:.0%} or more (sign test). Met, missed: the whole interval "
+    "lies on that side of the goal; unclear: the goal lies within. Ratios of time and memory are at most their goal, "
+    "ratios of rates at least."
+)
+
+
+def lines(results: Sequence[Result]) -> list[str]:
+    """Lay results out in lines of 80 cells."""
+    rows = []
+    for result in results:
+        cells = dict(zip(HEAD, _cells(result), strict=True))
+        rows.append({**cells, "note": result.note, "asked": result.row.asked})
+    head, body = table_lines(rows, WIDTH)
+    return [*head, *body, "", *textwrap.wrap(LEGEND, WIDTH), *textwrap.wrap(f"{machine()}.", WIDTH)]
+
+
+def document(results: Iterable[Result]) -> dict[str, Any]:
+    """Return results as JSON can hold them; what both sides took is in seconds, MiB or a count a turn."""
+    return {"machine": machine(), "rows": [_row_document(result) for result in results]}
+
+
+def _row_document(result: Result) -> dict[str, Any]:
+    row = result.row
+    measured: dict[str, Any] = {"verdict": result.verdict, "note": result.note}
+    if result.ours:
+        measured |= {"ratio": result.ratio, "interval": result.interval, "ours": result.ours, "theirs": result.theirs}
+    asked = {"what": row.title, "against": row.against, "asked": row.asked, "unit": row.unit, "goal": row.goal}
+    return {**asked, "at_least": row.at_least, **measured}
+
+
+def write(page: Path, results: Sequence[Result], rows: Sequence[Row]) -> None:
+    """Put results into the table of a page, between BEGIN and END; rows that were not measured now stay as they are.
+
+    Args:
+        page: a Markdown file that holds both marks.
+        results: what was measured now.
+        rows: every row that the table shall have, in its order.
+    """
+    text = page.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    old, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{page}: expected the lines {BEGIN!r} and {END!r}")
+    known = {line.split(" | ")[0].removeprefix("| "): line for line in old.splitlines() if line.startswith("| ")}
+    known |= {result.row.title: _line([*_cells(result)[:-1], _last(result)]) for result in results}
+    table = [_line(HEAD), _line(["---"] * len(HEAD))]
+    table += [known.get(row.title, _line([*_cells(Result(row, (), (), ""))])) for row in rows]
+    asked = [
+        line
+        for row in rows
+        for line in textwrap.wrap(f"- *{row.title}*: {row.asked}", PROSE_WIDTH, subsequent_indent="  ")
+    ]
+    prose = [*textwrap.wrap(LEGEND, PROSE_WIDTH), "", "What both sides are asked:", "", *asked]
+    parts = [BEGIN, *textwrap.wrap(f"Measured on {machine()}.", PROSE_WIDTH), "", *table, "", *prose, END]
+    page.write_text(before + "\n".join(parts) + after, encoding="utf-8")
+
+
+def machine() -> str:
+    """Describe this machine and how busy it is."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (
+        f"{cores} cores of {_processor()}, {memory:.0f} GiB of memory, {platform.system()}, Python "
+        f"{platform.python_version()}, qdrant-edge-py {version('qdrant-edge-py')}, load {os.getloadavg()[0]:.1f}"
+    )
+
+
+def _processor() -> str:
+    """Name the processor as Linux does, or as Python does elsewhere."""
+    information = Path("/proc/cpuinfo")
+    found = information.exists() and re.search(r"model name\s*:\s*(.+)", information.read_text(encoding="utf-8"))
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _cells(result: Result) -> tuple[str, ...]:
+    """The cells of HEAD."""
+    row = result.row
+    goal = f"{'≥' if row.at_least else '≤'} {row.goal:g}"
+    if not result.ours:
+        return row.title, row.against, "", "", goal, result.verdict
+    interval = "–".join(f"{bound:.3g}" for bound in result.interval or ())
+    return row.title, row.against, f"{result.ratio:.3g}", interval, goal, result.verdict
+
+
+def _last(result: Result) -> str:
+    """The verdict with the note."""
+    return f"{result.verdict}: {result.note}" if result.note else result.verdict
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
