@@ -29,10 +29,12 @@ from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run, RunRejects, RunResult
 from connector.provenance.tables import ReleaseRow
 from connector.recorded_request import Request
+from connector.releases.choice import newest_ready
 from connector.releases.dropping import drop, droppable, forget, returns_to, taken_over
 from connector.releases.lag import Lag, lag_of
+from connector.releases.next_audit import audit_command
 from connector.releases.promotion import AliasSwitch, Lifecycle, PromotionOverride, this_person
-from connector.releases.release import Release
+from connector.releases.release import LIVE, READY, Release
 from connector.releases.status import Status, StoredRelease, read_closed, read_replicas, read_status, read_stored
 from connector.releases.store_identity import here
 from connector.requests import (
@@ -517,13 +519,23 @@ class Home:
         """
         from connector.audits.history import history
 
-        # At a known address SQL alone is read: a process that has the store open does not block it.
-        at = self.provenance.stores.at(split_urls(url_of(self.settings)))
-        where = {"store_id": at[0] if len(at) == 1 else here(self.provenance, self.store), "collection": collection}
-        rows = self.provenance.releases.find(**where, **({"metric": str(parse(metric))} if metric else {}))
+        where = {"metric": str(parse(metric))} if metric else {}
+        rows = self._releases(collection, **where)
         if not rows:
             raise CollectionNotFoundError(f"no release of collection {collection!r} was ever made here")
         return history(self.provenance, rows, limit=limit)
+
+    def next_audit(self, collection: str) -> str:
+        """Return the command that audits the shadows of a collection, or what is live where there are none."""
+        rows = self._releases(collection, dropped_at=None)
+        rows = newest_ready(rows) or [row for row in rows if row.state in (READY, LIVE)]
+        return audit_command(self.provenance, rows[-1]) if rows else f"modalign audit {collection} --pairs SET"
+
+    def _releases(self, collection: str, **where: Any) -> list[ReleaseRow]:
+        # At a known address SQL alone is read: a process that has the store open does not block it.
+        at = self.provenance.stores.at(split_urls(url_of(self.settings)))
+        store_id = at[0] if len(at) == 1 else here(self.provenance, self.store)
+        return self.provenance.releases.find(store_id=store_id, collection=collection, **where)
 
     def _begin(self) -> None:
         # Where artifacts are, tables were: an empty database in their place would hide that it is lost. This is looked

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from typing_extensions import override
 
 from alignment.plurals import counted
+from connector.prose import prose_lines
 from connector.safe_text import for_terminal
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -17,12 +18,14 @@ Advance = Callable[[int], None]
 
 
 def say(line: str) -> None:
-    """Print a line for people on stderr. The library logs instead; the command line shows what it logs this way.
+    """Print a line for people on stderr, wrapped on a terminal: see `connector.prose`.
+
+    The library logs instead; the command line shows what it logs this way.
 
     If nobody reads stderr any more, or its disk is full, the work goes on.
     """
     with suppress(OSError):
-        sys.stderr.write(f"{for_terminal(line)}\n")
+        sys.stderr.write("".join(f"{part}\n" for part in prose_lines(for_terminal(line), sys.stderr)))
         sys.stderr.flush()
 
 

@@ -18,7 +18,7 @@ from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import ReleaseRow
 from connector.releases.aliases import alias_fault, alias_unseen
-from connector.releases.choice import newest_ready
+from connector.releases.choice import choose_ready
 from connector.releases.layouts import broken_filters, layout_differences, live_beside
 from connector.releases.release import LIVE, READY, find_release_row, load_release
 from connector.releases.rights import present
@@ -37,7 +37,7 @@ def rows_to_audit(request: AuditRequest, store: Store, provenance: Provenance) -
     if request.is_of_promotion:
         where = {"store_id": here(provenance, store), "collection": request.collection}
         present = [row for row in provenance.releases.find(**where) if row.dropped_at is None]
-        if rows := newest_ready(present):
+        if rows := choose_ready(present):
             return rows
     return [find_release_row(provenance, store, request.collection, request.metric, which=request.release)]
 

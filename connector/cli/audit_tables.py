@@ -25,7 +25,7 @@ def print_audit(found: Audit) -> None:
     title = f"{found.row.physical_name}: {found.verdict}"
     if found.verdict == BROKEN:
         show(title)
-        show(f"  {found.broken}")
+        show(found.broken or "", first="  ", rest="  ")
         return
     sizes = ", ".join(counted(size, modality) for modality, size in found.gallery.items())
     among = f"protocol {found.plan.protocol}" if found.plan.protocol else f"{found.plan.gallery} gallery"

@@ -256,6 +256,7 @@ def _print_history(
 
     with open_home(where) as home:
         audits = home.audits(collection, metric=metric, limit=limit)
+        command = home.next_audit(collection)
     if report:
         write_history_page(report, collection, audits)
         say(f"wrote {report}")
@@ -264,4 +265,4 @@ def _print_history(
     elif audits:
         print_history(audits)
     else:
-        say(f"no release of {collection} was audited yet; run `modalign audit {collection} --pairs SET`")
+        say(f"no release of {collection} was audited yet; run `{command}`")

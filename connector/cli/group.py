@@ -10,6 +10,7 @@ import click
 from alignment.plurals import counted
 from connector.cli.options import home_options
 from connector.progress import say
+from connector.prose import prose_lines
 from connector.safe_text import for_terminal, redacted
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def cli() -> None:
     130 interrupted.
 
     Tables are as wide as the terminal, or 80 columns in a pipe or a file; COLUMNS sets another width. What has no room
-    in a row stands below it, and no name is broken. Programs read --json, which has all columns and exact names.
+    in a row stands below it, and no name is broken. Sentences are wrapped on a terminal, and are one line each in a
+    pipe or a file. Programs read --json, which has all columns and exact names.
     """
 
 
@@ -80,7 +82,7 @@ def confirmation(what: str, yes: bool) -> Callable[[str], bool]:
     def confirm(question: str) -> bool:
         if yes:
             say(question.removesuffix("?"))
-        return yes or click.confirm(for_terminal(question), err=True)
+        return yes or click.confirm("\n".join(prose_lines(for_terminal(question), sys.stderr)), err=True)
 
     return confirm
 

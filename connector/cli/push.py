@@ -46,8 +46,9 @@ def push(max_rejects: int, as_json: bool, where: Mapping[str, Any], **given: Any
     """
     with open_home(where) as home:
         result = home.push(PushRequest(**given))
+        command = home.next_audit(given["into"])
     print_releases(result, as_json)
-    say_shadows(result)
+    say_shadows(result, command)
     exit_for_rejects(result, max_rejects)
 
 
@@ -92,8 +93,9 @@ def ingest(prune: bool, yes: bool, max_rejects: int, as_json: bool, where: Mappi
             if confirm is None
             else lambda gone: confirm(f"delete {counted(gone, 'item')} that left the corpus?"),
         )
+        command = home.next_audit(given["into"])
     print_releases(result, as_json)
-    say_shadows(result)
+    say_shadows(result, command)
     exit_for_rejects(result, max_rejects)
 
 

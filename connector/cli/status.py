@@ -131,8 +131,10 @@ def _print_releases(rows: Sequence[Mapping[str, Any]]) -> None:
             f"{collection}: {', '.join(live) or 'nothing is live'}",
         )
         sentences = [f"{row['physical_name']}: {sentence}" for row in of_collection for sentence in _said(row)]
+        for sentence in sentences:
+            show(sentence, rest="  ")
         if sentences:
-            show("".join(f"{sentence}\n" for sentence in sentences))
+            show("")
 
 
 def _said(row: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from rich.cells import cell_len
 
+from connector.prose import wrap
 from connector.safe_text import for_terminal
 
 GAPS = (3, 2)  # cells between two columns, where there is room for three and where there is not
@@ -40,7 +41,7 @@ class Column(NamedTuple):
 
     def lines(self, text: str, width: int, height: int) -> list[str]:
         """Lay the name or a cell out in `height` lines of `width` cells."""
-        wrapped = wrap(text, width)
+        wrapped = wrap(text.split(" "), width)
         padded = [" " * (width - cell_len(line)) for line in wrapped]
         aligned = [p + line if self.numeric else line + p for line, p in zip(wrapped, padded, strict=True)]
         return aligned + [" " * width] * (height - len(aligned))
@@ -107,28 +108,9 @@ def field_lines(fields: Mapping[str, str], width: int, *, indent: int = INDENT) 
             start, left = "", max(0, min(2 * indent, width - word))
         else:
             left = hang
-        lines = wrap(text, width - left)
+        lines = wrap(text.split(" "), width - left)
         yield (start or " " * left) + lines[0]
         yield from (" " * left + line for line in lines[1:])
-
-
-def wrap(text: str, width: int) -> list[str]:
-    """Break a text at blanks into lines of `width` cells at most, unless a word is longer.
-
-    >>> wrap("a red heart", 5)
-    ['a red', 'heart']
-    """
-    lines: list[str] = []
-    used = 0
-    for word in text.split(" "):
-        length = cell_len(word)
-        if lines and used + 1 + length <= width:
-            lines[-1] += f" {word}"
-            used += 1 + length
-        else:
-            lines.append(word)
-            used = length
-    return lines
 
 
 def _fitting(columns: Sequence[Column], room: int) -> tuple[list[int], int] | None:
@@ -155,6 +137,6 @@ def _fitting(columns: Sequence[Column], room: int) -> tuple[list[int], int] | No
 
 def _row_lines(columns: Sequence[Column], texts: Iterable[str], widths: Sequence[int], gap: int) -> list[str]:
     listed = list(texts)
-    height = max(len(wrap(text, width)) for text, width in zip(listed, widths, strict=True))
+    height = max(len(wrap(text.split(" "), width)) for text, width in zip(listed, widths, strict=True))
     laid = [c.lines(text, width, height) for c, text, width in zip(columns, listed, widths, strict=True)]
     return [(" " * INDENT + (" " * gap).join(parts)).rstrip() for parts in zip(*laid, strict=True)]

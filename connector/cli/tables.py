@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import click
 
 from alignment.plurals import counted
 from connector.progress import say
+from connector.prose import USUAL_WIDTH, prose_lines, terminal_width, wrap
 from connector.provenance.counts import in_words
 from connector.reports.geometry_rows import geometry_tables
 from connector.safe_text import for_terminal, json_for_terminal
@@ -40,15 +40,13 @@ def json_text(document: Any, *, indent: int | None = None) -> str:
     return json_for_terminal(json.dumps(document, indent=indent, ensure_ascii=not has_unicode, default=str))
 
 
-def show(line: str) -> None:
-    """Print a line for people on stdout; what a terminal would obey is escaped."""
-    click.echo(for_terminal(line))
+def show(sentence: str, *, first: str = "", rest: str = "") -> None:
+    """Print a sentence for people on stdout, its first line and the others behind their indents.
 
-
-def show_wrapped(text: str, width: int, *, first: str = "", rest: str = "") -> None:
-    """Print a paragraph for people on stdout, in lines of a width; the first and the rest have their indents."""
-    for line in textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest):
-        show(line)
+    It is wrapped on a terminal, see `connector.prose`; what a terminal would obey is escaped.
+    """
+    for line in prose_lines(for_terminal(sentence), sys.stdout, first=first, rest=rest):
+        click.echo(line)
 
 
 def print_result(
@@ -92,17 +90,15 @@ def with_blanks(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{name.replace("_", " "): value for name, value in row.items()} for row in rows]
 
 
-def say_shadows(result: "RunResult[list[Release]]") -> None:
-    """Say what to do next with releases that were not made live, because another one is."""
+def say_shadows(result: "RunResult[list[Release]]", command: str) -> None:
+    """Say what to do next with releases that were not made live, because another one is: `command` audits them."""
     shadows = [release.row for release in result.value if release.row.state == "ready"]
     if shadows:
         collection = shadows[0].collection
         names, metrics = ([getattr(row, name) for row in shadows] for name in ("physical_name", "metric"))
-        which, are = (names[0], "is") if len(names) == 1 else ("ready", "are")
         say(
-            f"{', '.join(names)} {are} ready beside what is live of {collection} under {', '.join(metrics)}: run "
-            f"`modalign audit {collection} --release {which} --pairs SET --require CONDITION`, then `modalign promote "
-            f"{collection}`"
+            f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} ready beside what is live of {collection} under "
+            f"{', '.join(metrics)}: run `{command}`, then `modalign promote {collection}`"
         )
 
 
@@ -260,10 +256,9 @@ def print_rejects(rows: Sequence[Mapping[str, Any]], run: int) -> None:
 
 def print_guidelines(guidelines: Sequence["Guideline"]) -> None:
     """Print what a comparison says on stdout, a paragraph each with what it rests on."""
-    width = table_width()
     for guideline in guidelines:
-        show_wrapped(f"{guideline.topic}: {guideline.says}", width, rest="  ")
-        show_wrapped(f"({guideline.rests_on})", width, first="  ", rest="  ")
+        show(f"{guideline.topic}: {guideline.says}", rest="  ")
+        show(f"({guideline.rests_on})", first="  ", rest="  ")
         show("")
 
 
@@ -272,7 +267,7 @@ def print_geometry(found: "Geometry", title: str) -> None:
     _print_title(f"{title}\n")
     for table in geometry_tables(found):
         print_table(table.rows, table.title)
-    show_wrapped(found.meaning, table_width())
+    show(found.meaning)
     if found.left_out:
         say(f"left out, because they could not be aligned: {counted(found.left_out, 'item')}")
 
@@ -351,15 +346,13 @@ def print_fields(fields: Mapping[str, Any], title: str) -> None:
 
 def table_width() -> int:
     """Return how many cells a line of a table has: those of the terminal, or 80 in a pipe; COLUMNS says otherwise."""
-    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+    if "COLUMNS" in os.environ:
         return shutil.get_terminal_size().columns
-    return 80
+    return terminal_width(sys.stdout) or USUAL_WIDTH
 
 
 def _print_title(title: str) -> None:
-    from connector.cli.table_layout import wrap  # as `print_table`
-
-    for line in wrap(for_terminal(title), table_width()):
+    for line in wrap(for_terminal(title).split(" "), table_width()):
         click.secho(line, bold=True)
 
 

@@ -30,7 +30,7 @@ def ready_releases(
     named = named_releases(rows, [name for name in names if name != READY], collection)
     chosen = [row for row in named if row in of_these]
     if READY in names or not names:
-        chosen += [row for row in newest_ready(of_these) if row not in chosen]
+        chosen += [row for row in choose_ready(of_these) if row not in chosen]
         chosen = chosen or [row for row in of_these if row.state == LIVE]
     if len({row.metric for row in chosen}) < max(len(chosen), len(of_metrics), 1):
         raise CollectionNotFoundError(
@@ -47,17 +47,26 @@ def ready_releases(
 
 def newest_ready(rows: Sequence[ReleaseRow]) -> list[ReleaseRow]:
     """Return the ready releases of the newest alignment that is not older than the live one."""
-    live = {row.metric: row.alignment_id for row in rows if row.state == LIVE}
-    ready = [row for row in rows if row.state == READY]
     # Repeated after it took effect, a promotion must not go on to an older shadow.
-    ahead = [row for row in ready if row.alignment_id >= live.get(row.metric, 0)]
-    for row in ready:
-        if row not in ahead:
+    ahead = [row for row in rows if row.state == READY and not _is_older(row, rows)]
+    newest = max((row.alignment_id for row in ahead), default=0)
+    return [row for row in ahead if row.alignment_id == newest]
+
+
+def choose_ready(rows: Sequence[ReleaseRow]) -> list[ReleaseRow]:
+    """Return these releases, and say which ready ones are none of them because they are older than what is live."""
+    for row in rows:
+        if row.state == READY and _is_older(row, rows):
             _log.info(
                 "release %s is ready, of an older alignment than the live one: --release promotes it", row.physical_name
             )
-    newest = max((row.alignment_id for row in ahead), default=0)
-    return [row for row in ahead if row.alignment_id == newest]
+    return newest_ready(rows)
+
+
+def _is_older(row: ReleaseRow, rows: Sequence[ReleaseRow]) -> bool:
+    """Whether a release has an older alignment than the live one of its metric among `rows`."""
+    live = {other.metric: other.alignment_id for other in rows if other.state == LIVE}
+    return row.alignment_id < live.get(row.metric, 0)
 
 
 def named_releases(rows: Sequence[ReleaseRow], names: Sequence[str], collection: str) -> list[ReleaseRow]:

@@ -37,9 +37,10 @@ from connector.provenance.leases import Lease, promotion_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import PromotionRow, ReleaseRow, now
 from connector.releases.aliases import alias_fault, alias_name
-from connector.releases.choice import newest_ready, once_live_releases, ready_releases, replaced_releases
+from connector.releases.choice import once_live_releases, ready_releases, replaced_releases
 from connector.releases.gate import newest_audit
 from connector.releases.layouts import broken_filters, layout_differences, live_beside
+from connector.releases.next_audit import audit_command
 from connector.releases.recorded_settings import differences_in_words
 from connector.releases.release import LIVE, PROMOTE, READY, ROLLBACK, carries_captions, load_release
 from connector.releases.rights import check_may_manage
@@ -202,9 +203,7 @@ class Lifecycle:
         live = {row.metric: row for row in rows if row.state == LIVE}
         for row in chosen:
             audit, refusal = newest_audit(self.provenance, self.store, row)
-            which = READY if row in newest_ready(rows) else row.physical_name
-            command = f"modalign audit {self.collection} --release {which} --pairs SET --require CONDITION"
-            refusals = [f"{refusal}; audit with `{command}`"] if refusal else []
+            refusals = [f"{refusal}; audit with `{audit_command(self.provenance, row)}`"] if refusal else []
             beside = live_beside(list(live.values()), row.metric)
             if beside and (broken := broken_filters(self.store, beside, row)):
                 refusals.append(

@@ -12,6 +12,7 @@ from connector.provenance.recorder import Provenance
 from connector.provenance.tables import AlignmentRow, EncoderRow, PromotionRow, ReleaseRow, RunRow
 from connector.releases.aliases import alias_fault, alias_name, alias_unseen
 from connector.releases.lag import Lag, lag_of
+from connector.releases.next_audit import audit_command
 from connector.releases.release import LIVE, READY
 from connector.releases.store_identity import check_owner
 from connector.stores.contract import Store
@@ -177,10 +178,7 @@ def pending(provenance: Provenance, row: ReleaseRow) -> str:
         named = (
             f" --release {row.physical_name}" if any(row.alignment_id < other.alignment_id for other in live) else ""
         )
-        return (
-            f"a shadow: run `modalign audit {row.collection} --release {row.physical_name}`, then `modalign promote "
-            f"{row.collection}{named}`"
-        )
+        return f"a shadow: run `{audit_command(provenance, row)}`, then `modalign promote {row.collection}{named}`"
     return ""
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
+import click
 import pytest
 
 from connector.cli import main as cli
@@ -55,17 +56,27 @@ class Ended:
         return self.err.splitlines()[-1].rpartition("[")[2].removesuffix("]")
 
 
-def modalign(*arguments: object) -> Ended:
-    """Run the command line in this process, with the fake encoders."""
-    out, err = StringIO(), StringIO()
+class _Terminal(StringIO):
+    """What is printed on a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def modalign(*arguments: object, terminal: int | None = None) -> Ended:
+    """Run the command line in this process, with the fake encoders; on a terminal of so many columns, if given."""
+    out, err = (StringIO(), StringIO()) if terminal is None else (_Terminal(), _Terminal())
     with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
+        if terminal is not None:
+            patched.setenv("COLUMNS", str(terminal))
+            patched.setenv("TERM", "dumb")  # progress bars are then drawn once, at their end
         patched.setattr(loading, "entry_points", fake_entry_points)
         patched.setattr(sys, "argv", ["modalign", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
     code = ended.value.code
     assert isinstance(code, int)
-    return Ended(code, out.getvalue(), err.getvalue())
+    return Ended(code, click.unstyle(out.getvalue()), click.unstyle(err.getvalue()))
 
 
 def done(*arguments: object) -> Ended:

@@ -1,6 +1,7 @@
 """Audits from the command line: bad input ends in one clear line, with the right code, and nothing is written."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -475,7 +476,8 @@ class TestCodes:
             assert "has no earlier audit of pairs (queries held-out, gallery held-out); audit it once" in ended.error
         history = done("audit", "fresh", "--history", "--home", home)
         assert history.out == ""
-        assert history.err == "no release of fresh was audited yet; run `modalign audit fresh --pairs SET`\n"
+        (command,) = re.findall("`modalign ([^`]+)`", history.err)
+        assert command == "audit fresh --pairs pairs --require 'recall@10>=0.4'"
         assert done("audit", "fresh", "--history", "--json", "--home", home).document == []
 
     def test_a_broken_release(self, home: Path, tmp_path: Path) -> None:

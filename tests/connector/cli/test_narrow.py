@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -64,8 +65,13 @@ def assert_fits(out: str, names: set[str], width: int = 80) -> None:
     broken = {piece for name in names for piece in pieces(name)} - names
     for line in out.splitlines():
         assert not broken & set(line.split()), line
-        if line.startswith(" "):  # of a table; sentences, with commands to copy, are left to the terminal
-            assert cell_len(line) <= width or len(line.split()) == 1, line
+        if line.startswith(" ") and not line.startswith("  ("):  # of a table; sentences are one line each in a pipe
+            assert cell_len(line) <= width or is_whole(line), line
+
+
+def is_whole(line: str) -> bool:
+    """Whether a line holds one name, or a command, which is never broken."""
+    return len(re.sub("`[^`]*`", "", line).split()) <= 1
 
 
 LISTED: dict[tuple[str, ...], Sequence[Sequence[object]]] = {
@@ -133,6 +139,43 @@ def test_what_changes_something(
     ended = modalign(*words, *(given.get(str(word), word) for word in CHANGING[words]), "--home", changed)
     assert ended.code == 0, ended.err
     assert_fits(ended.out, names)
+
+
+def assert_prose_fits(shown: str, width: int) -> None:
+    for line in shown.splitlines():
+        bar = "━" in line  # which rich draws
+        assert bar or cell_len(line) <= width or is_whole(line), line
+
+
+@pytest.mark.parametrize("words", LISTED.keys() - {("export",)}, ids=" ".join)
+def test_sentences_fit_a_terminal_and_no_command_in_them_is_broken(
+    made: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in LISTED[words]:
+        shown = modalign(*words, *arguments, "--home", made, terminal=60)
+        assert shown.code == 0, shown.err
+        assert_prose_fits(shown.out + shown.err, 60)
+        assert all("`" not in re.sub("`[^`]*`", "", line) for line in (shown.out + shown.err).splitlines())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("push", SET, *INTO, "--alignment", "one-that-was-never-made-in-this-home"),
+        ("push", "a-set-that-was-never-made-in-this-home", *INTO, "--alignment", FIRST),
+        ("encode", "a-corpus-that-is-not-there.csv", "--set", SET, "--image-encoder", "nothing:of-this-name"),
+        ("promote", COLLECTION),
+        ("search", COLLECTION, "a red lime", "--metric", "a-metric-that-there-is-not"),
+        ("audit", COLLECTION, "--pairs", SET, "--metric", "cosine", "--require", "recall@10<=0.01"),
+        ("audit", COLLECTION, "--protocol", "coco", "--queries", "all"),
+    ],
+    ids=lambda arguments: " ".join(arguments[:1]),
+)
+def test_errors_and_refusals_fit_a_terminal(made: Path, arguments: tuple[str, ...]) -> None:
+    shown = modalign(*arguments, "--home", made, terminal=70)
+    assert shown.code in (1, 2, 3)
+    assert_prose_fits(shown.out + shown.err, 70)
 
 
 def test_every_command_with_a_table_is_among_them() -> None:

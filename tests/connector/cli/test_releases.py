@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 from io import StringIO
 from pathlib import Path
@@ -35,13 +36,14 @@ def beside(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ended = done("push", "pairs", "--into", "things", "--alignment", "b", "--home", home)
     name = releases(home)["b"]
     assert ended.err.splitlines()[-1] == (
-        f"{name} is ready beside what is live of things under cosine: run `modalign audit things --release {name} "
-        "--pairs SET --require CONDITION`, then `modalign promote things`"
+        f"{name} is ready beside what is live of things under cosine: run `modalign audit things --release ready "
+        "--pairs pairs --require 'recall@10>=0.4'`, then `modalign promote things`"
     )
     return home
 
 
 METRICS = ("cosine", "euclid")
+AUDIT = "audit things --release ready --pairs pairs --require 'recall@10>=0.4'"
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def several(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = [option for metric in METRICS for option in ("--metric", metric)]
     done("push", "pairs", "--into", "things", "--alignment", "a", *options, "--home", home)
     ended = done("push", "pairs", "--into", "things", "--alignment", "b", *options, "--home", home)
-    assert "`modalign audit things --release ready --pairs SET --require CONDITION`" in ended.err.splitlines()[-1]
+    assert f"`modalign {AUDIT}`" in ended.err.splitlines()[-1]
     return home
 
 
@@ -66,17 +68,28 @@ class TestSeveralMetrics:
         refused = modalign("promote", "things", "--home", home)
         assert refused.code == 3
         (command,) = set(re.findall(r"`modalign (audit [^`]+)`", refused.err))
-        assert command == "audit things --release ready --pairs SET --require CONDITION"
-        words = command.replace("SET", "pairs").replace("CONDITION", "recall@10>=0.1").split()
-        ended = done(*words, "--home", home)
+        assert command == AUDIT
+        ended = done(*shlex.split(command), "--home", home)
         table = ended.out[ended.out.index("every metric") :].splitlines()
         assert [line.split()[::2][:2] for line in table if "passed" in line] == [
             [metric, "passed"] for metric in METRICS
         ]
         assert max(map(len, table)) <= 80
-        assert ended.out.count("Met: recall@10>=0.1, among held-out items alone.") == 2
+        assert ended.out.count("Met: recall@10>=0.4, among held-out items alone.") == 2
         switched = done("promote", "things", "--json", "--home", home).document["switched"]
         assert [(line["metric"], line["audit"]) for line in switched] == list(zip(METRICS, (1, 2), strict=True))
+
+    def test_the_next_command_requires_what_the_live_release_had_to_meet(self, home: Path) -> None:
+        required = ("--require", "recall@5>=0.2", "--require", "unseen recall@10>=0.1")
+        done("audit", "things", "--pairs", "pairs", "--metric", "cosine", *required, "--home", home)
+        done("audit", "things", "--pairs", "pairs", "--metric", "cosine", "--home", home)
+        shown = done("push", "pairs", "--into", "things", "--alignment", "b", "--home", home).err
+        assert "--pairs pairs --require 'recall@10>=0.4'`" in shown  # the newest one required nothing
+        done("audit", "things", "--pairs", "pairs", "--metric", "cosine", *required, "--home", home)
+        shown = done("push", "pairs", "--into", "things", "--alignment", "b", "--home", home).err
+        (command,) = re.findall(r"`modalign (audit [^`]+)`", shown)
+        assert shlex.split(command)[4:] == ["--pairs", "pairs", *required]
+        assert f"`modalign {command}`" in done("status", "things", "--home", home).out
 
     def test_the_document_the_log_the_page_and_the_exit_code_are_of_all(self, home: Path, tmp_path: Path) -> None:
         files = [f"--report={tmp_path / 'a.html'}", f"--prometheus={tmp_path / 'a.prom'}", f"--jsonl={tmp_path / 'a'}"]
@@ -128,7 +141,7 @@ class TestReleases:
             old: ("live", ""),
             new: (
                 "ready",
-                f"a shadow: run `modalign audit things --release {new}`, then `modalign promote things`",
+                f"a shadow: run `modalign {AUDIT}`, then `modalign promote things`",
             ),
         }
         refused = modalign("promote", "things", "--home", home)

@@ -7,7 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from connector.cli.table_layout import field_lines, table_lines, wrap
+from connector.cli.table_layout import field_lines, table_lines
+from connector.prose import wrap
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z", "M"]), min_size=1, max_size=60)
 TEXTS = st.lists(WORDS, max_size=12).map(" ".join)
@@ -80,7 +81,7 @@ def test_columns_move_together_before_anything_wraps(width: int, gap: int) -> No
 
 @given(TEXTS, st.integers(1, 100))
 def test_a_wrapped_text_is_the_same_text(text: str, width: int) -> None:
-    lines = wrap(text, width)
+    lines = wrap(text.split(" "), width)
     assert " ".join(lines) == text
     assert all(cell_len(line) <= width or " " not in line for line in lines)
 
