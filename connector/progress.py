@@ -37,6 +37,13 @@ class StderrHandler(logging.Handler):
         say(self.format(record))
 
 
+def show_logs() -> None:
+    """Show what the library logs, one line on stderr a message."""
+    for name in ("alignment", "connector"):
+        logging.getLogger(name).handlers = [StderrHandler()]
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
 @contextmanager
 def progress(what: str, total: int | None, unit: str = "item") -> Iterator[Advance]:
     """Show how far `what` has come. The block gets a function to call with the number of units done since.

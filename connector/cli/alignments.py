@@ -11,7 +11,8 @@ from alignment.fitting.training import Training
 from alignment.names import COMPARED_METRICS, METHODS
 from alignment.plurals import counted
 from connector.cli.choices import METRIC, SEEN_OFFSET, Name, PathName
-from connector.cli.group import cli, open_home, shortest
+from connector.cli.group import cli
+from connector.cli.opening import open_home, shortest
 from connector.cli.options import (
     METHOD_HELP,
     METRIC_HELP,

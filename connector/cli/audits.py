@@ -9,7 +9,8 @@ import click
 
 from alignment.names import PROTOCOLS
 from connector.cli.choices import METRIC, Name, PathName
-from connector.cli.group import REQUIREMENT, cli, open_home
+from connector.cli.group import REQUIREMENT, cli
+from connector.cli.opening import open_home
 from connector.cli.options import (
     METRIC_HELP,
     home_options,

@@ -1,29 +1,94 @@
-"""The command group, exit codes, and what every command needs."""
+"""The command group and the exit codes. A command's module is imported when the command runs, or its help is shown."""
 
-import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
 
 import click
 
-from alignment.plurals import counted
-from connector.cli.options import home_options
-from connector.progress import say
-from connector.prose import prose_lines
-from connector.safe_text import for_terminal, redacted
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from connector.home import Home
-    from connector.provenance.runs import RunResult
-    from connector.settings import Settings
-
 FAILED, USAGE, REQUIREMENT, REJECTED, INTERRUPTED = 1, 2, 3, 4, 130
 
+# By module of `connector.cli`, its commands with the first sentence of their help: `modalign --help` imports none.
+COMMANDS = {
+    "sets": {
+        "encode": "Encode CORPUS into an embedding set.",
+        "import": "Import VECTORS that were computed elsewhere into an embedding set.",
+        "gap": "Measure the modality gap of an embedding set on held-out groups, with Recall@K beside it.",
+    },
+    "alignments": {
+        "fit": "Fit an alignment on embedding sets that hold pairs of images and texts.",
+        "compare": "Compare encoder pairs, methods and metrics on your data, and advise which to use.",
+        "export": (
+            "Write ALIGNMENT under a metric as ONNX graphs, so that a service in any language searches without "
+            "modalign."
+        ),
+    },
+    "inventory": {
+        "sets": (
+            "List the embedding sets, or show NAME: its rows, encoders, groups and captions, and the releases that "
+            "hold it."
+        ),
+        "alignments": (
+            "List the alignments, or show NAME: how it was fitted, what it finds of unseen and seen items, and its "
+            "releases."
+        ),
+    },
+    "push": {
+        "push": "Push an embedding set through an alignment into Qdrant, one release per metric.",
+        "ingest": "Encode CORPUS with the alignment's encoders and push it.",
+        "delete": (
+            "Delete items from every release of COLLECTION and from their embedding sets, after a count and a question."
+        ),
+    },
+    "search": {"search": "Search COLLECTION with QUERY: a text, or the path of an image (recognised by its suffix)."},
+    "audits": {
+        "audit": (
+            "Measure a release with pairs that the fit never saw, and name the stage of the search that loses recall."
+        )
+    },
+    "releases": {
+        "promote": "Make the ready releases of COLLECTION live, in place of the live ones.",
+        "rollback": ("Undo the last promotion of COLLECTION: the releases that were live before it are live again."),
+        "drop": "Drop releases of COLLECTION that are not live, with their points.",
+        "verify": "Compare SQL, collections and embedding sets, of COLLECTION or all.",
+        "repair": "Verify, repair collections and SQL from the embedding sets where they differ, and verify again.",
+    },
+    "status": {
+        "status": (
+            "Show which alignment is live, all releases, of COLLECTION or all, what is to be done, and the last runs."
+        )
+    },
+    "runs": {
+        "rejects": "List the items that RUN rejected, with the reasons.",
+        "demo": "Run everything once on 1,914 emoji: encode, fit, push under every metric, search, audit.",
+    },
+    "databases": {"db": "Commands on the provenance database."},
+}
+MODULES = {name: f"{__package__}.{module}" for module, commands in COMMANDS.items() for name in commands}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+class LazyGroup(click.Group):
+    """A group that holds a name and a sentence of each command until it is asked for the command itself."""
+
+    def load(self, name: str) -> None:
+        """Import the module of a command, which puts the command into this group. No-op for a name that is none."""
+        if name in MODULES:
+            import_module(MODULES[name])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Load the command that the command line names, and find it."""
+        self.load(args[0])
+        return super().resolve_command(ctx, args)
+
+
+NAMES = [click.Command(name, help=sentence) for commands in COMMANDS.values() for name, sentence in commands.items()]
+
+
+@click.group(
+    cls=LazyGroup,
+    commands=NAMES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(package_name="modalign")
 def cli() -> None:
     """Align image and text embeddings, serve them from Qdrant, and measure Recall@K.
@@ -39,71 +104,6 @@ def cli() -> None:
     in a row stands below it, and no name is broken. Sentences are wrapped on a terminal, and are one line each in a
     pipe or a file. Programs read --json, which has all columns and exact names.
     """
+    from connector.progress import show_logs  # a command is about to run: `--help` logs nothing
 
-
-@cli.group()
-def db() -> None:
-    """Commands on the provenance database."""
-
-
-@db.command()
-@home_options
-def upgrade(where: Mapping[str, Any]) -> None:
-    """Create or upgrade the tables. Run it after every update of modalign, and once for PostgreSQL.
-
-    `encode` and `import` create the tables of a new home in SQLite by themselves.
-    """
-    from connector.provenance.database import upgrade as upgrade_database
-
-    settings = load_settings(where)
-    upgrade_database(settings.database_url)
-    say(f"{redacted(settings.database_url)} is up to date")
-
-
-def load_settings(where: Mapping[str, Any]) -> "Settings":
-    """Return the settings, given what `home_options` hands over."""
-    from connector.settings import Settings
-
-    return Settings.load(**where)
-
-
-def open_home(where: Mapping[str, Any]) -> "Home":
-    """Open the home, given what `home_options` hands over."""
-    from connector.home import Home
-
-    return Home(load_settings(where))
-
-
-def confirmation(what: str, yes: bool) -> Callable[[str], bool]:
-    """Return a function that asks whether to delete; without a terminal there is nobody to ask."""
-    if not yes and not sys.stdin.isatty():
-        raise click.UsageError(f"{what} asks before it deletes: add --yes, or run it in a terminal")
-
-    def confirm(question: str) -> bool:
-        if yes:
-            say(question.removesuffix("?"))
-        return yes or click.confirm("\n".join(prose_lines(for_terminal(question), sys.stderr)), err=True)
-
-    return confirm
-
-
-def exit_for_rejects(result: "RunResult[object]", allowed: int) -> None:
-    """Say how many rejects a run recorded, and exit with 4 if they are more than allowed."""
-    rejected = result.counts.get("rejected", 0)
-    if rejected:
-        say(f"{counted(rejected, 'reject')}; see `modalign rejects {result.run}`")
-    if rejected > allowed:
-        sys.exit(REJECTED)
-
-
-def minute(moment: "datetime | None") -> str | None:
-    """Print a moment to the minute."""
-    return moment.isoformat(timespec="minutes") if moment else None
-
-
-def shortest(path: Path) -> str:
-    """Print a path, relative to the working directory if it is below."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    show_logs()

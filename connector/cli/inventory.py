@@ -8,7 +8,8 @@ import click
 
 from alignment.errors import AlignmentError, EmbeddingSetError
 from alignment.plurals import counted, plural
-from connector.cli.group import cli, minute, open_home
+from connector.cli.group import cli
+from connector.cli.opening import minute, open_home
 from connector.cli.options import home_options, json_option
 from connector.cli.tables import print_fields, print_json, print_recalls, print_table, show
 

@@ -9,8 +9,9 @@ import click
 from alignment.modality import MODALITIES
 from alignment.plurals import counted
 from connector.cli.choices import PathName
-from connector.cli.group import FAILED, cli, confirmation, exit_for_rejects, open_home
+from connector.cli.group import FAILED, cli
 from connector.cli.layout_options import push_options
+from connector.cli.opening import confirmation, exit_for_rejects, open_home
 from connector.cli.options import (
     corpus_options,
     home_options,

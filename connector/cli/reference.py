@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import click
 
-from connector.cli.main import cli
+from connector.cli.group import LazyGroup, cli
 
 WIDTH = 100
 INTRODUCTION = """\
@@ -16,7 +16,10 @@ This page is written by `python -m connector.cli.reference`. Each section is wha
 
 def commands(group: click.Group = cli, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     """Yield every command with its words, in the order of the help."""
-    for name, command in sorted(group.commands.items()):
+    for name in sorted(group.commands):
+        if isinstance(group, LazyGroup):
+            group.load(name)
+        command = group.commands[name]
         if isinstance(command, click.Group):
             yield from commands(command, (*words, name))
         else:

@@ -1,4 +1,4 @@
-"""Commands on releases: promote, rollback, drop, status, verify, repair, db merge-stores."""
+"""Commands on releases: promote, rollback, drop, verify, repair."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alignment.plurals import counted
-from connector.cli.group import FAILED, cli, confirmation, db, open_home
+from connector.cli.group import FAILED, cli
+from connector.cli.opening import confirmation, open_home
 from connector.cli.options import METRIC_HELP, home_options, json_option, yes_option
 from connector.cli.tables import (
     print_json,
     print_reconciled,
-    print_result,
     print_table,
     reconciled_examples,
     reconciled_rows,
@@ -24,7 +24,6 @@ from connector.progress import say
 from connector.requests import (
     ORPHAN_SHARE,
     DropRequest,
-    MergeStoresRequest,
     PromoteRequest,
     RepairRequest,
     RollbackRequest,
@@ -167,27 +166,6 @@ def drop(
         print_json({"run": result.run if result else None, "dropped": list(releases)})
     else:
         print_table([{"dropped": name} for name in releases], f"{collection}")
-
-
-@db.command()
-@click.argument("address")
-@yes_option
-@json_option
-@home_options
-def merge_stores(address: str, yes: bool, as_json: bool, where: Mapping[str, Any]) -> None:
-    """Record that ADDRESS, as status --json names it, and MODALIGN_QDRANT_URL are one server.
-
-    Releases of one collection become one: with the embedding sets, audits and promotions of both, and of each set with
-    the ledger that was written last. Compare it with Qdrant afterwards: `modalign verify`.
-    """
-    confirm = confirmation("modalign db merge-stores", yes)
-    with open_home(where) as home:
-        result = home.merge_stores(
-            MergeStoresRequest(address=address), confirm=lambda found: confirm(f"merge {found}?")
-        )
-    print_result(result, {"merged": result.counts["releases"]}, as_json)
-    if not result.value:
-        sys.exit(FAILED)
 
 
 full_option = click.option("--full", is_flag=True, help="Compare all vectors, not a sample of them.")

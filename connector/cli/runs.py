@@ -13,7 +13,8 @@ import click
 from alignment.modality import DIRECTIONS
 from alignment.plurals import counted
 from connector.cli.choices import PathName
-from connector.cli.group import cli, exit_for_rejects, load_settings, open_home, shortest
+from connector.cli.group import cli
+from connector.cli.opening import exit_for_rejects, load_settings, open_home, shortest
 from connector.cli.options import home_options, json_option, pixels_option, rejects_option
 from connector.cli.tables import json_text, print_json, print_rejects, print_result, print_table, show
 from connector.progress import say

@@ -7,7 +7,8 @@ import click
 
 from alignment.plurals import counted, plural
 from connector.cli.choices import ENCODER, PathName
-from connector.cli.group import cli, exit_for_rejects, open_home
+from connector.cli.group import cli
+from connector.cli.opening import exit_for_rejects, open_home
 from connector.cli.options import (
     F,
     by_modality,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from connector.cli.cluster_tables import print_replicas, replicas_document
-from connector.cli.group import cli, minute, open_home
+from connector.cli.group import cli
+from connector.cli.opening import minute, open_home
 from connector.cli.options import home_options, json_option
 from connector.cli.releases import exit_for_differences, reconciled_document, repaired
 from connector.cli.tables import print_json, print_reconciled, print_table, show, with_blanks

@@ -5,8 +5,6 @@ import io
 import os
 import sys
 
-from connector.progress import say
-
 
 def prepare() -> None:
     """Give closed streams a descriptor, so that no file that is opened later takes its place.
@@ -37,6 +35,8 @@ def finish(code: int, failed: int) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             if stream is sys.stdout:
                 if error.errno != errno.EPIPE and not code:
+                    from connector.progress import say  # `--help` need not wait for logging
+
                     say(f"modalign: stdout cannot be written: {error}")
                 code = code or failed
     return code

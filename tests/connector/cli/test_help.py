@@ -16,6 +16,7 @@ from alignment.fitting.heads import HEADS
 from alignment.fitting.methods import METHODS
 from alignment.metrics import METRICS
 from alignment.retrieval.protocols import PROTOCOLS
+from connector.cli import group
 from connector.cli import main as cli
 from connector.cli.reference import reference
 from connector.corpora import FORMAT_NAMES
@@ -89,6 +90,26 @@ class TestHelp:
             assert words[0] in result.output
         for code in ("0 done", "1 failed", "2 usage", "3 an audit's requirement", "4 done", "130 interrupted"):
             assert code in " ".join(result.output.split())
+
+    def test_the_groups_help_shows_the_first_sentence_of_each_commands_own(self) -> None:
+        own = {words[:1]: " ".join((command.help or "").split()) for words, command in COMMANDS.items()}
+        own["db",] = cli.cli.commands["db"].help or ""
+        for sentences in group.COMMANDS.values():
+            for name, sentence in sentences.items():
+                assert own[name,].startswith(sentence), name
+                assert own[name,].removeprefix(sentence)[:1] in ("", " "), name
+                assert re.search(r"\. |\.$", sentence, re.MULTILINE) is not None, name
+        assert {name for (name,) in own} == group.MODULES.keys()
+
+    @pytest.mark.parametrize("words", [("--help",), ("-h",), ("--version",)])
+    def test_the_groups_help_imports_no_command(self, words: tuple[str, ...]) -> None:
+        heavy = ["logging", "json", "connector.progress", "connector.requests", *group.MODULES.values()]
+        assert self.loaded(heavy, words) == "[] 0\n"
+
+    def test_a_command_that_is_not_there_is_compared_with_those_that_are(self) -> None:
+        ended = modalign("serach", "x", "y")
+        assert ended.code == 2
+        assert "search" in ended.err
 
     @pytest.mark.parametrize("words", [("--help",), ("encode", "--help"), ("db", "upgrade", "--help"), ("--version",)])
     def test_help_loads_nothing_heavy(self, words: tuple[str, ...]) -> None:

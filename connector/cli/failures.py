@@ -1,0 +1,53 @@
+"""The line on stderr and the exit code for each error that ends a command."""
+
+import io
+
+import click
+
+from alignment.errors import MetricError, ModalignError, TrainingError
+from alignment.packages import missing_package
+from connector.cli.group import FAILED, REQUIREMENT, USAGE
+from connector.errors import (
+    FilterError,
+    GateError,
+    OutOfResourcesError,
+    QueryError,
+    RequirementError,
+    SettingsError,
+)
+from connector.progress import say
+from connector.resources import is_lack
+from connector.safe_text import without_secrets
+
+# What only the command line can be wrong about.
+USAGE_ERRORS = (
+    FilterError,
+    MetricError,
+    QueryError,
+    RequirementError,
+    SettingsError,
+    TrainingError,
+)
+
+
+def exit_code(error: Exception) -> int | None:
+    """Say what went wrong and return the exit code; None, and nothing is said, of an error that nobody foresaw."""
+    if isinstance(error, ImportError):  # of torch above all, which is imported where it is needed
+        error = missing_package(error, "this command")
+    match error:
+        case click.ClickException():
+            message = io.StringIO()
+            error.show(message)
+            for line in message.getvalue().splitlines():
+                say(line)
+            return USAGE
+        case ModalignError():
+            say(f"modalign: {without_secrets(str(error))} [{error.code}]")
+            return USAGE if isinstance(error, USAGE_ERRORS) else REQUIREMENT if isinstance(error, GateError) else FAILED
+        case MemoryError() | RuntimeError() if is_lack(error):
+            say(f"modalign: {type(error).__name__}: {error or 'no memory left'} [{OutOfResourcesError.code}]")
+            return FAILED
+        case OSError():  # a full disk, a home or a stdout that cannot be written
+            say(f"modalign: {error}")
+            return FAILED
+    return None
