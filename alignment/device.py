@@ -41,3 +41,9 @@ def resolve(device: str = "auto") -> "torch.device":
     if not available.get(resolved.type, False):
         raise DeviceError(f"--device {device} is not available on this machine; use --device auto or cpu")
     return resolved
+
+
+def check(device: str) -> None:
+    """Raise what `resolve` would raise about `device`. torch is imported only where it has to be asked."""
+    if device not in ("auto", "cpu"):
+        resolve(device)

@@ -129,18 +129,16 @@ class Home:
     def encode(self, request: EncodeRequest) -> RunResult[EmbeddingSet]:
         """Encode a corpus into an embedding set."""
         from connector.corpora.formats import open_corpus
-        from connector.encoding.embedding_sets import encode_corpus
-        from connector.encoding.loading import load_encoders
+        from connector.encoding.embedding_sets import encode_corpus, encoders_of_set
 
         self._begin()
         with self._run(request) as run:
             path = self.settings.set_path(request.set)
             corpus = open_corpus(request.corpus, **request.reading)
-            encoders = load_encoders(request.encoders, self.settings.device)
             written = encode_corpus(
                 corpus,
                 path,
-                encoders,
+                encoders_of_set(path, request.encoders, self.settings.device),
                 self.provenance,
                 run,
                 dtype=request.dtype,

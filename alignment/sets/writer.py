@@ -17,6 +17,24 @@ from alignment.sets.rows import IDENTITY, Rows
 from alignment.sets.shards import read_columns, read_shard, shard_paths, write_shard
 
 
+def recorded_encoders(path: Path) -> dict[Modality, EncoderCard]:
+    """Return the encoders of the embedding set at `path` by modality: none where there is no set yet.
+
+    Raises:
+        EmbeddingSetError: its card is damaged or of another format.
+    """
+    return SetCard.read(path).encoders if (path / CARD).exists() else {}
+
+
+def check_same_encoder(path: Path, modality: Modality, old: EncoderCard, new: EncoderCard) -> None:
+    """Raise an `EmbeddingSetError` unless the encoder `new` is the one that made vectors of the set at `path`."""
+    if old != new:
+        raise EmbeddingSetError(
+            f"embedding set {path} holds {modality} vectors of {old}, asked to add vectors of {new}; "
+            "vectors of two encoders cannot be mixed: name another --set"
+        )
+
+
 class SetWriter:
     """An embedding set, opened for writing by one process.
 
@@ -75,12 +93,8 @@ class SetWriter:
                 "name another --set or keep the type"
             )
         for modality in MODALITIES:
-            old, new = existing.encoders.get(modality), self.card.encoders.get(modality)
-            if old and new and old != new:
-                raise EmbeddingSetError(
-                    f"embedding set {self.path} holds {modality} vectors of {old}, asked to add vectors of {new}; "
-                    "vectors of two encoders cannot be mixed: name another --set"
-                )
+            if modality in existing.encoders and modality in self.card.encoders:
+                check_same_encoder(self.path, modality, existing.encoders[modality], self.card.encoders[modality])
         self.card = replace(existing, corpus=self.card.corpus, encoders={**existing.encoders, **self.card.encoders})
 
     def append(self, rows: Rows) -> Path:

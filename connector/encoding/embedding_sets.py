@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from alignment.modality import Modality
-from alignment.sets.cards import Dtype
+from alignment.sets.cards import Dtype, EncoderCard
 from alignment.sets.embedding_set import EmbeddingSet
-from alignment.sets.writer import SetWriter
+from alignment.sets.writer import SetWriter, check_same_encoder, recorded_encoders
 from connector.corpora.items import Corpus
 from connector.corpora.vector_files import open_vectors
+from connector.encoding.deferred import open_encoders
 from connector.encoding.encode import BATCH_ITEMS, SHARD_ROWS, encode
 from connector.encoding.encoders import Encoder, ImportedEncoder
 from connector.progress import progress
@@ -16,6 +17,21 @@ from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.requests import ImportRequest
 from connector.settings import MAX_PIXELS
+
+
+def encoders_of_set(path: Path, specs: Mapping[Modality, str], device: str) -> dict[Modality, Encoder]:
+    """Return the encoders that `specs` name, to add to the set at `path`. Those that made it load at their first use.
+
+    Raises: as `connector.encoding.deferred.open_encoders`.
+        EmbeddingSetError: an encoder that was loaded is not the one that made the set, or the set's card is damaged.
+    """
+    recorded = recorded_encoders(path)
+
+    def check(modality: Modality, loaded: EncoderCard) -> None:
+        if modality in recorded:
+            check_same_encoder(path, modality, recorded[modality], loaded)
+
+    return open_encoders(specs, device, recorded=recorded, check=check)
 
 
 def encode_corpus(

@@ -123,9 +123,12 @@ class Encoding:
         self._may_be_empty = may_be_empty
         self._max_pixels = max_pixels
         self._written: list[Shard] = []
+        self._texts_changed = False
         self._met: set[Modality | None] = set()
 
     def __enter__(self) -> Self:
+        card = self._writer.card
+        self._truncated = card.truncated if card.complete else None
         self._index = SetIndex(self._writer)
         if self._drop({}):  # superseded rows of a killed encode; afterwards each key is in one shard only
             self._index.close()
@@ -152,6 +155,7 @@ class Encoding:
                 self._shard_rows,
                 self._max_pixels,
                 self._written,
+                self._truncated == 0,
             )
             for modality, encoder in self._encoders.items()
         }
@@ -188,6 +192,7 @@ class Encoding:
     def _new_shards(self) -> Iterator[Shard]:
         shards = self._written.copy()
         self._written.clear()
+        self._texts_changed |= any(shard.modality == "text" for shard in shards)
         return iter(shards)
 
     def _windows(self) -> Generator["_Window", None, None]:
@@ -224,7 +229,11 @@ class Encoding:
         else:
             self._run.counts["no_longer_in_corpus"] = sum(gone.rows for gone in self.gone().values())
         changed = self._drop(pruned)
-        self._writer.finish(count_truncated(self._writer, self._encoders, changed))
+        taken = self._run.counts["truncated"]
+        truncated = count_truncated(
+            self._writer, self._encoders, self._truncated, changed=self._texts_changed, taken=taken
+        )
+        self._writer.finish(truncated)
         return changed
 
     def _drop(self, pruned: Mapping[tuple[Modality, str], Collection[int]]) -> set[str]:
@@ -233,6 +242,7 @@ class Encoding:
         for modality, shard in sorted(superseded.keys() | pruned.keys()):
             rows = superseded.get((modality, shard), set()) | set(pruned.get((modality, shard), ()))
             self._writer.drop(self._writer.path / shard, modality, rows)
+            self._texts_changed |= modality == "text"
         return {shard for _, shard in superseded.keys() | pruned.keys()}
 
     def _take(self, entry: Entry, content: "Content | Reject | None", sinks: Mapping[Modality, "_Sink"]) -> None:
@@ -302,6 +312,7 @@ class _Sink:
     shard_rows: int
     max_pixels: int
     written: list[Shard]
+    none_truncated: bool  # of the vectors that `index` finds
     _batch: list[tuple[Item, Content]] = field(default_factory=list)
     _known: dict[int, FloatArray] = field(default_factory=dict)
     _rows: list[Rows] = field(default_factory=list)
@@ -313,9 +324,10 @@ class _Sink:
         if stored and stored.matches(content.sha256, item.group, payload):
             self.run.count("already_in_set", 1)
             return
-        if isinstance(item.content, str) and is_truncated(self.encoder, item.content):
-            self.run.count("truncated", 1)
         vector = self.index.find_vector(self.modality, content.sha256)
+        surely_whole = vector is not None and self.none_truncated
+        if isinstance(item.content, str) and not surely_whole and is_truncated(self.encoder, item.content):
+            self.run.count("truncated", 1)
         if vector is not None:
             self._known[len(self._batch)] = vector
         elif content.prepared is None:
@@ -366,6 +378,7 @@ class _Sink:
             joined = Rows.concatenate(rows)
             shard = self.writer.append(joined)
             self.written.append(Shard(self.modality, shard, self.index.add(shard, joined)))
+            self.none_truncated = False
         self._rows = []
 
 

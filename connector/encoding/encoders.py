@@ -75,6 +75,15 @@ class Encoder(ABC):
         """Whether the model reads only the beginning of a text. None: this encoder does not say."""
         return None
 
+    @property
+    def says_truncated(self) -> bool:
+        """Whether `truncates` may say anything. Nothing is loaded for the answer."""
+        return type(self).truncates is not Encoder.truncates
+
+    def loaded(self) -> "Encoder":
+        """Return the encoder that computes: this one. One of `connector.encoding.deferred` loads it first."""
+        return self
+
     def embed(self, modality: Modality, prepared: Sequence[Any]) -> FloatArray:
         """Return raw embeddings (n, dim) float32 of n >= 1 prepared items. CUDA computes in half precision.
 

@@ -76,13 +76,24 @@ def load_encoders(
         MissingPackageError: a package that one of them needs is not installed.
         DeviceError: there is no such device.
     """
+    classes = encoder_classes(specs)
+    expected = fingerprints or {}
+    loaded = {spec: _load(encoder_class, spec, device, expected.get(spec)) for spec, encoder_class in classes.items()}
+    return {modality: loaded[spec] for modality, spec in specs.items()}
+
+
+def encoder_classes(specs: Mapping[Modality, str]) -> dict[str, type[Encoder]]:
+    """Return the class of each spec. No model is loaded.
+
+    Raises:
+        EncoderError: a scheme is unknown, its encoders do not encode the modality, or no model of it has the name.
+        MissingPackageError: a package that a class needs is not installed.
+    """
     classes = {spec: _encoder_class(spec) for spec in dict.fromkeys(specs.values())}
     for modality, spec in specs.items():
         if modality not in (modalities := classes[spec].modalities):
             raise EncoderError(f"{spec} encodes {' and '.join(modalities)}; expected one for {modality}")
-    expected = fingerprints or {}
-    loaded = {spec: _load(encoder_class, spec, device, expected.get(spec)) for spec, encoder_class in classes.items()}
-    return {modality: loaded[spec] for modality, spec in specs.items()}
+    return classes
 
 
 def encoder_entry_point(spec: str) -> EntryPoint:

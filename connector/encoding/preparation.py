@@ -64,7 +64,9 @@ def prepare(item: Item, sha256: str, content: str | bytes, encoder: Encoder, max
     Raises:
         OutOfResourcesError: there is not enough memory, which says nothing about the item.
         EncoderError: preprocessing raised SystemExit, which is about no item either.
+        ModalignError: the encoder was not loaded yet, and cannot be.
     """
+    encoder = encoder.loaded()  # what that raises is about no item
     try:
         loaded = content if isinstance(content, str) else decode(content, max_pixels)
         return Content(sha256, encoder.prepare(item.modality, loaded))

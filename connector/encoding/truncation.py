@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from alignment.modality import Modality
 from alignment.sets.writer import SetWriter
@@ -14,6 +14,9 @@ _log = logging.getLogger(__name__)
 
 def is_truncated(encoder: Encoder, text: str) -> bool | None:
     """Whether `encoder` reads only the beginning of `text`. None: it does not say."""
+    if not encoder.says_truncated:
+        return None
+    encoder = encoder.loaded()
     with naming_encoder(encoder.spec, "failed to count the tokens of a text"):
         return encoder.truncates(text)
 
@@ -29,12 +32,26 @@ def say_truncated(count: int, encoders: Mapping[Modality, Encoder]) -> None:
         )
 
 
-def count_truncated(writer: SetWriter, encoders: Mapping[Modality, Encoder], changed: Collection[str]) -> int | None:
-    """Count the captions of a set that are truncated; `changed` are shards that lost rows. None: it is not known."""
-    encoder, card = encoders.get("text"), writer.card
-    if encoder is None or is_truncated(encoder, "") is None:
+def count_truncated(
+    writer: SetWriter, encoders: Mapping[Modality, Encoder], before: int | None, *, changed: bool, taken: int
+) -> int | None:
+    """Count the captions of a set that are truncated. What the numbers tell already needs no encoder.
+
+    Args:
+        writer: of the set.
+        encoders: of the pass that ends.
+        before: number in the set before the pass; None: unknown.
+        changed: whether captions came or went.
+        taken: truncated captions that the run took.
+
+    Returns:
+        The number; None: it is not known.
+    """
+    if (encoder := encoders.get("text")) is None:
         return None
-    if card.complete and not changed and card.truncated is not None:
-        return card.truncated
+    if before is not None and (not changed or before == taken == 0):
+        return before
+    if is_truncated(encoder, "") is None:
+        return None
     payloads = (text for _, table in writer.identities("text") for text in table.column("payload").to_pylist())
     return sum(bool(is_truncated(encoder, json.loads(payload).get("caption", ""))) for payload in payloads)

@@ -25,13 +25,13 @@ from alignment.model.alignment import Alignment
 from alignment.plurals import counted
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.shards import shard_paths
-from alignment.sets.writer import SetWriter
+from alignment.sets.writer import SetWriter, recorded_encoders
 from connector.corpora.formats import open_corpus
 from connector.corpora.items import Corpus
 from connector.corpora.partition import CorpusPart
+from connector.encoding.deferred import open_encoders
 from connector.encoding.encode import BATCH_ITEMS, SHARD_ROWS, Encoding, Shard
 from connector.encoding.encoders import Encoder
-from connector.encoding.loading import load_encoders
 from connector.encoding.pipeline import Pipeline
 from connector.errors import AccessDeniedError, CorpusError, MismatchError, ProvenanceError, StoreError
 from connector.progress import progress
@@ -90,15 +90,11 @@ def ingest(
     metrics = metrics_to_push(request.metrics, request.alignment, alignment)
     for metric in metrics:  # refuse what cannot be pushed before anything is encoded
         lower(alignment, metric)
-    specs = {modality: card.spec for modality, card in alignment.card.encoders.items()}
-    fingerprints = {card.spec: card.fingerprint for card in alignment.card.encoders.values()}
-    encoders = load_encoders(specs, device, fingerprints=fingerprints)
-    for modality, encoder in encoders.items():
-        check_encoder(alignment, modality, encoder.card, f"the encoder that {encoder.spec} loads now")
+    first = path if request.parts is None else part_path(path, 1, request.parts)
     begun = Ingest(
         corpus,
         path,
-        encoders,
+        _encoders(alignment, first, device),
         alignment,
         alignment_id,
         request.into,
@@ -129,6 +125,23 @@ def ingest(
             "left, run the same command again with --prune-at-most, see the lines above"
         )
     return releases
+
+
+def part_path(path: Path, number: int, of: int) -> Path:
+    """Return the directory of part `number` of the embedding set at `path`, from 1 to `of`."""
+    return path.with_name(f"{path.name}.part-{number}-of-{of}")
+
+
+def _encoders(alignment: Alignment, path: Path, device: str) -> dict[Modality, Encoder]:
+    """Return the encoders of `alignment`. Those that made the set at `path` load at their first use."""
+    cards = alignment.card.encoders
+    return open_encoders(
+        {modality: card.spec for modality, card in cards.items()},
+        device,
+        recorded={m: card for m, card in recorded_encoders(path).items() if cards.get(m) == card},
+        check=lambda m, card: check_encoder(alignment, m, card, f"the encoder that {card.spec} loads now"),
+        fingerprints={card.spec: card.fingerprint for card in cards.values()},
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,12 +229,12 @@ class Ingest:
             else:
                 with self._push_session(shared=True) as push:
                     part = CorpusPart(self.corpus.path, self.corpus, step, steps.parts)
-                    self._write(push, part, self._part_path(step, steps.parts), lease.raise_if_lost)
+                    self._write(push, part, part_path(self.path, step, steps.parts), lease.raise_if_lost)
 
     def _begin(self, steps: IngestSteps) -> None:
         try:
             with self._push_session() as push:
-                paths = [self._part_path(number + 1, steps.parts) for number in range(steps.parts)]
+                paths = [part_path(self.path, number + 1, steps.parts) for number in range(steps.parts)]
                 self._check_partition(push.reached, {path.name for path in paths})
         except AccessDeniedError:
             steps.forget()  # nothing was begun, and whoever waits for this step is refused as well
@@ -231,7 +244,7 @@ class Ingest:
         try:
             with self._push_session(shared=True) as push:
                 # Any part represents all: a hash assigns items to parts.
-                sets = [EmbeddingSet.open(self._part_path(n + 1, steps.parts)) for n in range(steps.parts)]
+                sets = [EmbeddingSet.open(part_path(self.path, n + 1, steps.parts)) for n in range(steps.parts)]
                 largest = max(sets, key=lambda opened: sum(opened.card.counts.values()))
                 if not any(largest.card.counts.values()):
                     raise CorpusError(f"corpus {self.corpus.path} gave no rows in any of its {steps.parts} parts")
@@ -243,9 +256,6 @@ class Ingest:
         except ModalignError:
             steps.forget()  # the cause may be in any part: every step is repeated
             raise
-
-    def _part_path(self, number: int, of: int) -> Path:
-        return self.path.with_name(f"{self.path.name}.part-{number}-of-{of}")
 
     def _check_partition(self, releases: Sequence[Release], names: Collection[str]) -> None:
         """Refuse to divide a corpus into other parts than before: keys would be in two sets."""

@@ -13,12 +13,13 @@ SIGNS = "binary"
 
 def offset_warnings(release: Release, store: Store) -> Iterator[str]:
     """Say of each modality that a release holds what the offset of its alignment does not change."""
+    modalities = [modality for modality in MODALITIES if release.lowerings[modality].offset_of_seen]
+    if not modalities:
+        return
     from qdrant_client.models import FieldCondition, Filter, HasVectorCondition, MatchValue  # takes a second to import
 
     seen = FieldCondition(key="split", match=MatchValue(value=FITTED))
-    for modality in MODALITIES:
-        if not release.lowerings[modality].offset_of_seen:
-            continue
+    for modality in modalities:
         has_vector = HasVectorCondition(has_vector=modality)
         has_seen, has_others = (
             next(store.scroll(release.name, filter=condition, page=1), None) is not None

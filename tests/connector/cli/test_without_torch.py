@@ -14,6 +14,7 @@ import pytest
 from connector.home import Home
 from connector.settings import Settings
 from tests.support.cli import done
+from tests.support.fakes import fake_pairs, write_manifest
 
 WITHOUT = """
 import sys
@@ -52,6 +53,34 @@ with Home(Settings.load()) as home:
         encoder = retriever.release.alignment.card.encoders["text"].fingerprint
         found = retriever.search_embeddings("text", rows.vectors[:3], 3, encoder=encoder)
         print(json.dumps([[hit.key, round(hit.score, 4)] for hits in found for hit in hits]))
+"""
+ENCODERS = """
+import numpy as np
+from connector.encoding.encoders import Encoder
+
+class Colours(Encoder):
+    scheme, modalities = "colours", ("image",)
+
+    def __init__(self, name, device):
+        super().__init__(name, device)
+        self.fingerprint, self.dim = "mean colours", 3
+
+    def prepare(self, modality, content):
+        return np.asarray(content, np.float32).mean((0, 1)) + 1
+
+    def forward(self, modality, prepared):
+        import torch
+
+        return torch.from_numpy(np.stack(prepared))
+
+class Letters(Colours):
+    modalities = ("text",)
+
+    def prepare(self, modality, content):
+        return np.array([content.count(letter) + 1 for letter in "aei"], np.float32)
+
+    def truncates(self, text):
+        return False
 """
 HINTS = ("torch", "pip install torch torchvision", "CPU", "[missing-package]")
 
@@ -110,6 +139,32 @@ def test_what_neither_encodes_nor_trains_needs_no_torch(home: Path, tmp_path: Pa
         "push pairs --into others --alignment a",
         "db upgrade",
     )
+
+
+def test_a_corpus_in_which_nothing_is_new_needs_no_torch(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoders of an embedding set are not loaded before an item is to be encoded."""
+    (tmp_path / "own_encoders.py").write_text(ENCODERS, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    pairs = fake_pairs(tmp_path, 12)
+    corpus = write_manifest(tmp_path / "corpus.jsonl", pairs)
+    made_by = "--image-encoder own_encoders:Colours --text-encoder own_encoders:Letters"
+    encode, ingest = (
+        f"encode {corpus} --set own {made_by}",
+        f"ingest {corpus} --into own --alignment own --metric cosine",
+    )
+    for line in (encode, "fit own --alignment own --method procrustes", ingest):
+        done(*line.split(), "--home", home)
+    commands(home, encode, ingest)
+    ingested, encoded = (run["counts"] for run in done("status", "-n", 2, "--json", "--home", home).document["runs"])
+    assert (encoded["already_in_set"], ingested["already_in_set"], ingested["unchanged"]) == (24, 24, 24)
+    write_manifest(corpus, [*pairs, *fake_pairs(tmp_path, 1, seed=1)])
+    for line in (encode, ingest):
+        ended = run(COMMANDS, home, json.dumps([line.split()]))
+        assert ended.returncode == 1
+        assert [hint for hint in HINTS if hint not in ended.stderr] == []
 
 
 @pytest.mark.parametrize(
