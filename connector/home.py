@@ -24,7 +24,7 @@ from alignment.model.alignment import Alignment
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.errors import CollectionNotFoundError, SettingsError
 from connector.progress import progress
-from connector.provenance.database import create_in_sqlite
+from connector.provenance.database import create_in_sqlite, is_absent
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run, RunRejects, RunResult
 from connector.provenance.tables import ReleaseRow
@@ -85,7 +85,8 @@ STATUS_SECONDS = 10.0  # how long a status waits for a server: SQL has the rest 
 class Home:
     """The embedding sets, alignments and databases that the settings name. Use as a context manager.
 
-    `encode` and `import_vectors` make the tables of a home that holds nothing yet, if its database is SQLite.
+    `encode` and `import_vectors` make the tables of a home that holds nothing yet, if its database is SQLite. What only
+    lists finds nothing in such a home.
     """
 
     def __init__(self, settings: Settings):
@@ -99,6 +100,11 @@ class Home:
             self.store.close()
         if "provenance" in self.__dict__:
             self.provenance.close()
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was made here yet; a home that lost its database, or has one elsewhere, is not new."""
+        return is_absent(self.settings.database_url) and not self._has_artifacts
 
     @cached_property
     def provenance(self) -> Provenance:
@@ -316,12 +322,14 @@ class Home:
         Raises:
             ProvenanceError: there is no such run.
         """
+        if self.is_new and run is None:
+            return RunRejects(None, [])
         number = run if run is not None else self.provenance.runs.last_with_rejects()
         return RunRejects(number, [] if number is None else self.provenance.runs.rejects(number))
 
     def status(self, collection: str | None = None, *, runs: int = 10) -> Status:
         """Return the releases, of `collection` or all, ingests in parts, and the last `runs` runs. Opens no store."""
-        return read_status(self.provenance, collection, runs=runs)
+        return Status([], [], []) if self.is_new else read_status(self.provenance, collection, runs=runs)
 
     def stored(self, collection: str | None = None) -> dict[int, StoredRelease]:
         """Return by id of a release, of `collection` or all of this store, what it holds, and what differs from SQL.
@@ -331,6 +339,8 @@ class Home:
         Raises:
             StoreError: the store cannot be asked within `STATUS_SECONDS`.
         """
+        if self.is_new:
+            return {}
         where = {"dropped_at": None} if collection is None else {"dropped_at": None, "collection": collection}
         if not is_shared(self.settings):
             stores = self.provenance.stores.at([url_of(self.settings)])
@@ -344,7 +354,7 @@ class Home:
         """Return the embedding sets of this home, and those elsewhere that SQL recorded. Opens no store."""
         from connector.releases.inventory import held_sets
 
-        return held_sets(self.provenance, self.settings.home / "sets")
+        return [] if self.is_new else held_sets(self.provenance, self.settings.home / "sets")
 
     def set_groups(self, held: "HeldSet") -> "SetGroups | None":
         """Count the groups of an embedding set and how many captions its images have; None: it cannot be read.
@@ -360,7 +370,7 @@ class Home:
         """Return the alignments of this home, and those elsewhere that SQL recorded. Opens no store."""
         from connector.releases.inventory import held_alignments
 
-        return held_alignments(self.provenance, self.settings.home / "alignments")
+        return [] if self.is_new else held_alignments(self.provenance, self.settings.home / "alignments")
 
     def replicas(self, collection: str) -> dict[str, Replicas]:
         """Return by release of `collection` where its replicas are. An embedded store has none, and is not opened.
@@ -368,7 +378,7 @@ class Home:
         Raises:
             StoreError: the store cannot be asked within `STATUS_SECONDS`.
         """
-        if not is_shared(self.settings):
+        if self.is_new or not is_shared(self.settings):
             return {}
         with within(STATUS_SECONDS):
             return read_replicas(self.store, self._lifecycle(collection).rows())
@@ -431,6 +441,8 @@ class Home:
         """
         from connector.releases.reconcile_releases import reconcile_releases
 
+        if self.is_new and collection is None:
+            return []
         return reconcile_releases(
             self.provenance,
             self.store,
@@ -538,8 +550,12 @@ class Home:
     def _begin(self) -> None:
         # Where artifacts are, tables were: an empty database in their place would hide that it is lost. This is looked
         # at before the tables, because another process may begin at the same time.
-        if not any((self.settings.home / name).exists() for name in ("sets", "alignments", "qdrant")):
+        if not self._has_artifacts:
             create_in_sqlite(self.settings.database_url)
+
+    @property
+    def _has_artifacts(self) -> bool:
+        return any((self.settings.home / name).exists() for name in ("sets", "alignments", "qdrant"))
 
     def _run(self, request: Request, **more: Any) -> AbstractContextManager[Run]:
         return self.provenance.runs.start(request.command, {**request.parameters, **more})

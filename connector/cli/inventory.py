@@ -9,7 +9,7 @@ import click
 from alignment.errors import AlignmentError, EmbeddingSetError
 from alignment.plurals import counted, plural
 from connector.cli.group import cli
-from connector.cli.opening import minute, open_home
+from connector.cli.opening import minute, open_home, say_if_new
 from connector.cli.options import home_options, json_option
 from connector.cli.tables import print_fields, print_json, print_recalls, print_table, show
 
@@ -28,6 +28,7 @@ SHORT = 12  # characters of a fingerprint that people read
 def sets(name: str | None, as_json: bool, where: Mapping[str, Any]) -> None:
     """List the embedding sets, or show NAME: its rows, encoders, groups and captions, and the releases that hold it."""
     with open_home(where) as home:
+        say_if_new(home)
         held = home.sets()
         if name is None:
             documents = [_set_document(one) for one in held]
@@ -50,6 +51,7 @@ def sets(name: str | None, as_json: bool, where: Mapping[str, Any]) -> None:
 def alignments(name: str | None, as_json: bool, where: Mapping[str, Any]) -> None:
     """List the alignments, or show NAME: how it was fitted, what it finds of unseen and seen items, and its releases."""
     with open_home(where) as home:
+        say_if_new(home)
         held = home.alignments()
         names = {one.card.fingerprint: one.name for one in home.sets() if one.card is not None}
     if name is not None:

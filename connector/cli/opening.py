@@ -35,6 +35,15 @@ def open_home(where: Mapping[str, Any]) -> "Home":
     return Home(load_settings(where))
 
 
+def say_if_new(home: "Home") -> None:
+    """Say how to begin, if nothing was made in a home yet."""
+    if home.is_new:
+        say(
+            f"{home.settings.home} holds nothing yet: `modalign encode` begins with a corpus of yours, `modalign import` "
+            "with vectors, `modalign demo` with emoji; --home or MODALIGN_HOME names another home"
+        )
+
+
 def confirmation(what: str, yes: bool) -> Callable[[str], bool]:
     """Return a function that asks whether to delete; without a terminal there is nobody to ask."""
     if not yes and not sys.stdin.isatty():

@@ -8,7 +8,7 @@ import click
 
 from alignment.plurals import counted
 from connector.cli.group import FAILED, cli
-from connector.cli.opening import confirmation, open_home
+from connector.cli.opening import confirmation, open_home, say_if_new
 from connector.cli.options import METRIC_HELP, home_options, json_option, yes_option
 from connector.cli.tables import (
     print_json,
@@ -191,6 +191,7 @@ def verify(collection: str | None, full: bool, seed: int | None, as_json: bool, 
     is gone, is named with the reason.
     """
     with open_home(where) as home:
+        say_if_new(home)
         reports = home.verify(collection, seed=seed, full=full)
     _print_reports(reports, as_json)
 

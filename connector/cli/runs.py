@@ -14,7 +14,7 @@ from alignment.modality import DIRECTIONS
 from alignment.plurals import counted
 from connector.cli.choices import PathName
 from connector.cli.group import cli
-from connector.cli.opening import exit_for_rejects, load_settings, open_home, shortest
+from connector.cli.opening import exit_for_rejects, load_settings, open_home, say_if_new, shortest
 from connector.cli.options import home_options, json_option, pixels_option, rejects_option
 from connector.cli.tables import json_text, print_json, print_rejects, print_result, print_table, show
 from connector.progress import say
@@ -54,6 +54,7 @@ def rejects(
     if by_reason + (to is not None) + retry > 1:
         raise click.UsageError("--by-reason, --export and --retry exclude each other")
     with open_home(where) as home:
+        say_if_new(home)
         rejected = home.rejects(run)
         result = home.retry(rejected.run) if retry and rejected.run is not None else None
     number, rows = rejected.run, [_reject_row(row) for row in rejected.rows]

@@ -8,7 +8,7 @@ import click
 
 from connector.cli.cluster_tables import print_replicas, replicas_document
 from connector.cli.group import cli
-from connector.cli.opening import minute, open_home
+from connector.cli.opening import minute, open_home, say_if_new
 from connector.cli.options import home_options, json_option
 from connector.cli.releases import exit_for_differences, reconciled_document, repaired
 from connector.cli.tables import print_json, print_reconciled, print_table, show, with_blanks
@@ -51,6 +51,7 @@ def status(
         reports = (
             repaired(home, collection, yes, None, False) if repair else home.verify(collection) if verify else None
         )
+        say_if_new(home)
         shown = home.status(collection, runs=limit)
         stored = _stored(home, collection)
         replicas = {} if collection is None else _replicas(home, collection)

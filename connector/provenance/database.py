@@ -168,6 +168,12 @@ def create_in_sqlite(url: str) -> None:
     upgrade(url)
 
 
+def is_absent(url: str) -> bool:
+    """Whether `url` is an SQLite database whose file is not there: nothing was ever recorded in it, or it is lost."""
+    path = _sqlite_path(url)
+    return path is not None and not path.exists()
+
+
 def upgrade(url: str, revision: str = "head") -> None:
     """Create or upgrade the tables of the database at `url`: all of them, or nothing.
 

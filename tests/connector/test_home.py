@@ -173,7 +173,9 @@ def test_a_corpus_is_encoded_into_a_new_home(tmp_path: Path, corpus: Path) -> No
 
 def test_what_only_reads_begins_no_home(tmp_path: Path) -> None:
     with Home(settings(tmp_path / "typo")) as opened:
-        for read in (opened.status, opened.rejects, opened.lag, lambda: opened.fit(FIT)):
+        assert opened.is_new
+        assert (opened.status().releases, opened.rejects().rows, opened.sets()) == ([], [], [])
+        for read in (opened.lag, lambda: opened.rejects(1), lambda: opened.fit(FIT)):
             with raises(NotMigratedError, "modalign encode", "modalign db upgrade"):
                 read()
     assert not (tmp_path / "typo").exists()

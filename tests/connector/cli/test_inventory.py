@@ -94,6 +94,37 @@ def test_what_is_damaged_is_listed_with_the_reason(home: Path, command: str, pat
     assert "is damaged" in row["fault"]
 
 
+EMPTY = {
+    "status": {"releases": [], "ingests_in_parts": [], "runs": [], "replicas": {}},
+    "sets": {"sets": []},
+    "alignments": {"alignments": []},
+    "rejects": {"run": None, "rejects": []},
+    "verify": {"verified": [], "examples": {}},
+}
+
+
+@pytest.mark.parametrize("command", EMPTY)
+def test_a_home_in_which_nothing_was_made_yet_is_no_error_and_says_how_to_begin(tmp_path: Path, command: str) -> None:
+    home = tmp_path / "home"
+    shown = done(command, "--home", home)
+    assert str(home) in shown.err
+    assert "`modalign encode`" in shown.err
+    assert done(command, "--json", "--home", home).document == EMPTY[command]
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("command", EMPTY)
+def test_a_home_that_lost_its_database_is_an_error(tmp_path: Path, command: str) -> None:
+    (tmp_path / "sets").mkdir()
+    ended = modalign(command, "--home", tmp_path)
+    assert (ended.code, "modalign db upgrade" in ended.error) == (1, True)
+
+
+@pytest.mark.parametrize("arguments", [("sets", "mine"), ("alignments", "first"), ("rejects", 1), ("verify", "shop")])
+def test_a_name_in_a_home_in_which_nothing_was_made_yet(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    assert modalign(*arguments, "--home", tmp_path).code == 1
+
+
 @pytest.mark.parametrize("command", ["sets", "alignments"])
 def test_a_home_without_any(tmp_path: Path, command: str) -> None:
     done("db", "upgrade", "--home", tmp_path)
