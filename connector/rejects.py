@@ -147,6 +147,15 @@ class Reject:
     modality: Modality | None = None
 
 
+def at_line(line: int | None, detail: str) -> str:
+    """Begin a detail with the line of its file, where that has lines.
+
+    >>> at_line(3, "expected a caption"), at_line(None, "expected a caption")
+    ('line 3: expected a caption', 'expected a caption')
+    """
+    return detail if line is None else f"line {line}: {detail}"
+
+
 def table() -> str:
     """Return a Markdown table of all reasons."""
     rows = [f"| `{reason}` | {reason.sentence} |" for reason in Reason]

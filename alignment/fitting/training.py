@@ -9,6 +9,7 @@ from annotated_types import Interval
 from alignment.bounds import out_of_bounds
 from alignment.errors import TrainingError
 from alignment.names import did_you_mean
+from alignment.value_kinds import kind_named
 
 LOSSES = ("infonce", "siglip", "hinge")
 # The lowest temperature, as in CLIP (Radford et al. 2021): below, training becomes unstable.
@@ -78,5 +79,6 @@ class Training:
             try:
                 values[name] = types[name](value)
             except (ValueError, TypeError, OverflowError):
-                raise TrainingError(f"training: expected {name} to be {types[name].__name__}, got {value!r}") from None
+                kind = kind_named(types[name])
+                raise TrainingError(f"training: expected {name} to be {kind}, got {value!r}") from None
         return replace(self, **values)

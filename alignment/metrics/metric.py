@@ -17,6 +17,7 @@ from alignment.errors import MetricError
 from alignment.metrics.arrays import Array, Vectors
 from alignment.metrics.lowering import Lowering
 from alignment.modality import Modality
+from alignment.value_kinds import kind_named
 
 Weights = Mapping[str, Vectors]
 M = TypeVar("M", bound="Metric")
@@ -111,7 +112,8 @@ def with_parameters(metric: M, given: Mapping[str, str]) -> M:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise MetricError(f"metric {metric.name} has no parameter {name!r}; {has}") from None
         except ValueError:
-            raise MetricError(f"{metric.name}: expected {name} to be {known[name].__name__}, got {value!r}") from None
+            kind = kind_named(known[name])
+            raise MetricError(f"{metric.name}: expected {name} to be {kind}, got {value!r}") from None
     return replace(metric, **values)
 
 

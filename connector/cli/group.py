@@ -65,8 +65,34 @@ COMMANDS = {
 MODULES = {name: f"{__package__}.{module}" for module, commands in COMMANDS.items() for name in commands}
 
 
-class LazyGroup(click.Group):
+class _Command(click.Command):
+    """A command that says where an argument belongs that it has no place for."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; raise a `UsageError` if there are more than the command takes."""
+        ctx.allow_extra_args = True
+        super().parse_args(ctx, args)
+        if ctx.args:
+            options = (p for p in self.params if isinstance(p, click.Option) and not p.hidden and not p.is_flag)
+            named = next((f"{option.opts[-1]} {option.make_metavar(ctx)}" for option in options), "--help")
+            raise click.UsageError(
+                f"got an argument too many: {' '.join(ctx.args)}; a value stands behind the name of its option, such as "
+                f"{named}, and a text of several words stands in quotes",
+                ctx,
+            )
+        return ctx.args
+
+
+class Group(click.Group):
+    """A group of such commands."""
+
+    command_class = _Command
+
+
+class LazyGroup(Group):
     """A group that holds a name and a sentence of each command until it is asked for the command itself."""
+
+    group_class = Group
 
     def load(self, name: str) -> None:
         """Import the module of a command, which puts the command into this group. No-op for a name that is none."""

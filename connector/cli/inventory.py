@@ -131,7 +131,7 @@ def _show_set(held: "HeldSet", groups: "SetGroups | None", as_json: bool) -> Non
     if groups is not None:
         fields["groups"] = f"{groups.groups:,}, {groups.paired:,} of them with an image and a text"
         fields["captions"] = "; ".join(
-            f"{counted(images, 'image')} with {counted(number, 'text')}"
+            f"{counted(images, 'image')} with {counted(number, 'caption')}"
             for number, images in sorted(groups.captions.items(), reverse=True)
         )
     if held.card is not None:

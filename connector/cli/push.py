@@ -132,8 +132,12 @@ def delete(modality: Any, yes: bool, as_json: bool, where: Mapping[str, Any], **
         result = home.delete(request, confirm=lambda preview: confirm(f"delete {preview}?"))
     if not result.value:
         say("nothing was deleted")
-    told = {name: result.counts[name] for name in ("deleted", "unknown", "unknown_groups")}
-    shown = {"collection": request.collection, "items deleted": told["deleted"]}
+    told = {name: result.counts[name] for name in ("deleted", "points_deleted", "unknown", "unknown_groups")}
+    shown = {
+        "collection": request.collection,
+        "items deleted": told["deleted"],
+        "points deleted": told["points_deleted"],
+    }
     print_result(result, {"collection": request.collection, **told}, as_json, shown)
     if not result.value:
         sys.exit(FAILED)

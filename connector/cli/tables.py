@@ -249,8 +249,8 @@ def print_rejects(rows: Sequence[Mapping[str, Any]], run: int) -> None:
     if not rows:
         print_table([], f"rejects of run {run}")
     for source in dict.fromkeys(row["source"] for row in rows):
-        columns = ("position", "key", "modality", "reason", "detail")
-        of_source = [{name: row[name] for name in columns} for row in rows if row["source"] == source]
+        columns = {"position": "row", "key": "key", "modality": "modality", "reason": "reason", "detail": "detail"}
+        of_source = [{shown: row[name] for name, shown in columns.items()} for row in rows if row["source"] == source]
         print_table(of_source, f"rejects of run {run} in {source}")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from alignment.value_kinds import kind_of
 from connector.corpora.bounded_lines import LineTooLongError, bounded_lines, count_lines
 from connector.corpora.manifest import Manifest, ManifestRow
 from connector.corpora.opening import beginning, check_utf8, ends, opened, why_not_utf8
@@ -104,14 +105,14 @@ class JsonAnnotations(Annotations):
             except (ValueError, RecursionError) as error:
                 raise CorpusError(f"corpus {self.path} is not valid JSON, or is truncated: {error}") from error
         if not isinstance(document, dict):
-            raise CorpusError(f"corpus {self.path}: expected a JSON object, got {type(document).__name__}")
+            raise CorpusError(f"corpus {self.path}: expected a JSON object, got {kind_of(document)}")
         return document
 
     def records(self, document: Mapping[str, Any], name: str) -> list[Any]:
         """Return the list under `name`."""
         if isinstance(records := document.get(name), list):
             return records
-        raise CorpusError(f"corpus {self.path}: expected a list under {name!r}, got {type(records).__name__}")
+        raise CorpusError(f"corpus {self.path}: expected a list under {name!r}, got {kind_of(records)}")
 
 
 class CocoCaptions(JsonAnnotations):

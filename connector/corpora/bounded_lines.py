@@ -42,6 +42,11 @@ class RecordLines:
         self._lines = bounded_lines(file)
         self._length = 0
 
+    @property
+    def first(self) -> int:
+        """The number of the first line of the current record."""
+        return self.number - len(self.of_record) + 1
+
     def begin(self) -> None:
         """Begin a new record."""
         self._length = 0

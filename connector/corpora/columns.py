@@ -50,6 +50,11 @@ class Columns:
                 )
         return columns
 
+    @property
+    def captions_in_words(self) -> str:
+        """The columns of captions, for messages."""
+        return " or ".join(map(repr, self.caption))
+
     def check(self, path: Path, names: Sequence[str]) -> None:
         """Raise a `CorpusError` if columns are missing from the `names` of a file, are misspelt, or are there twice."""
         shown = printable(", ".join(name if name == name.strip() else repr(name) for name in names)) or "none"

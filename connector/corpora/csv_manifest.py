@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from typing_extensions import override
 
@@ -70,12 +70,12 @@ class Csv(Table):
             if (
                 not quoted
                 and may_be_quotes
-                and any(field != '"' and field[:1] == field[-1:] == '"' for field in record)
+                and any(field != '"' and field[:1] == field[-1:] == '"' for field in record.fields)
             ):
                 quoted = position
-            pairs = zip(header, record, strict=True)
+            pairs = zip(header, record.fields, strict=True)
             fields = {name: self._value(value) for name, value in pairs if name and value != ""}
-            yield ManifestRow(position, fields)
+            yield ManifestRow(position, fields, line=record.line)
         if quoted:
             _log.warning("%s, row %d: quotes are kept; if they enclose fields, add --quoting", self.path, quoted)
         if unnamed := [str(number) for number, name in enumerate(header, start=1) if not name]:
@@ -133,18 +133,18 @@ class Csv(Table):
         headers: dict[str, list[str]] = {}
         fault: RowError | PassedOver | None = None
         for delimiter in self._delimiters:
-            header = next(self._records(delimiter, columns), [])
-            if not isinstance(header, list):
-                fault = fault or header
+            first = next(self._records(delimiter, columns), _Record(1, []))
+            if not isinstance(first, _Record):
+                fault = fault or first
                 continue
-            headers[delimiter] = header
+            headers[delimiter] = header = first.fields
             if columns.fit(header):
                 return delimiter, header
         if not headers:
             raise CorpusError(f"manifest {self.path}: cannot read the header: {fault}")
         return max(headers.items(), key=lambda found: len(found[1]))
 
-    def _records(self, delimiter: str, columns: Columns) -> Iterator[list[str] | RowError | PassedOver]:
+    def _records(self, delimiter: str, columns: Columns) -> Iterator["_Record | RowError | PassedOver"]:
         """Yield the header and the records. Of a record that is unreadable, yield an error for each of its lines."""
         csv.field_size_limit(LONGEST_FIELD)
         quoting: Any = csv.QUOTE_MINIMAL if self._has_quotes else csv.QUOTE_NONE
@@ -168,7 +168,7 @@ class Csv(Table):
                     continue
                 if record and not header:
                     header = record
-                    yield header
+                    yield _Record(lines.first, header)
                 elif record:
                     within = [next(csv.reader([line], delimiter=delimiter), []) for line in lines.of_record[1:]]
                     rows = [row for row in within if len(row) == len(header)]
@@ -177,7 +177,7 @@ class Csv(Table):
 
     def _checked(
         self, record: list[str], header: Sequence[str], rows: Sequence[list[str]], image: int | None, lines: RecordLines
-    ) -> Iterator[list[str] | RowError | PassedOver]:
+    ) -> Iterator["_Record | RowError | PassedOver"]:
         """Yield the record. One that seems to hold rows is refused, and nothing is pruned if one may hold some.
 
         A field may well have several lines, and one of them may look like a row of texts. It does not look like a row
@@ -196,14 +196,20 @@ class Csv(Table):
             yield from _unread(lines, "a field in quotes holds whole rows")
         else:
             if rows:
-                first = lines.number - len(lines.of_record) + 1
-                yield PassedOver(printable(f"{self.path}, line {first}"), may_hide=True, counted=False)
-            yield record
+                yield PassedOver(printable(f"{self.path}, line {lines.first}"), may_hide=True, counted=False)
+            yield _Record(lines.first, record)
+
+
+class _Record(NamedTuple):
+    """The fields of a record, and the line in which it begins."""
+
+    line: int
+    fields: list[str]
 
 
 def _unread(lines: RecordLines, detail: str, reason: Reason = Reason.ROW_UNREADABLE) -> Iterator[RowError]:
     """Yield the error of a record, and one more for each further line that was read with it."""
-    first = lines.number - len(lines.of_record) + 1
+    first = lines.first
     yield RowError(reason, detail if reason is Reason.LINE_TOO_LONG else f"line {first}: {detail}")
     for number in range(first + 1, lines.number + 1):
         detail = (

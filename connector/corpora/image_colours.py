@@ -163,6 +163,10 @@ class _Scale:
         return np.asarray((shares * 255.0).round().clip(0, 255), np.uint8)
 
 
+class PixelsNotFiniteError(ValueError):
+    """Pixels that cannot be divided by the largest one."""
+
+
 def _scale(image: Image.Image, tags: Mapping[int, Any], sample: int, kind: type[np.generic] | None) -> _Scale:
     bits = _first(tags.get(BITS, 16 if image.mode.startswith("I;16") else 32))
     if image.mode.startswith("I;16"):
@@ -171,7 +175,7 @@ def _scale(image: Image.Image, tags: Mapping[int, Any], sample: int, kind: type[
         return _Scale(0, UINT32_MAX)
     low, high = _range(image, kind)
     if not np.isfinite([low, high]).all():
-        raise ValueError("expected finite pixels, got NaN or infinity")
+        raise PixelsNotFiniteError("expected finite pixels, got NaN or infinity")
     if image.mode == "F":
         return _Scale(0, 1) if low >= 0 and high <= 1 else _Scale(low, high)
     # Pillow has 16-bit greys of some formats in 32-bit pixels.

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from connector.corpora.byte_budget import ByteBudget
-from connector.corpora.image_colours import check_colours, tiff_tags, to_rgb, transposed
+from connector.corpora.image_colours import PixelsNotFiniteError, check_colours, tiff_tags, to_rgb, transposed
 from connector.corpora.image_damage import PNG, check_data, check_structure, webp_size
 from connector.corpora.jpeg_damage import check_decoded
 from connector.errors import OutOfResourcesError
@@ -102,7 +102,8 @@ def _read_file(path: Path) -> bytes:
         raise_lack(error, f"reading {path}")
         if _URL.search(str(path)):  # one that is longer than any path
             raise ImageRejectedError(Reason.IMAGE_MISSING, _why_missing(path)) from error
-        raise ImageRejectedError(Reason.IMAGE_UNREADABLE, str(error)) from error
+        why = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise ImageRejectedError(Reason.IMAGE_UNREADABLE, f"{path}: {why}") from error
 
 
 def _why_missing(path: Path) -> str:
@@ -139,8 +140,13 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageRejectedError(Reason.IMAGE_FORMAT_UNSUPPORTED, str(error)) from error
     except Exception as error:  # Pillow's decoders raise any exception on a broken file
         raise_lack(error, "decoding an image")
-        detail = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        raise ImageRejectedError(Reason.IMAGE_BROKEN, detail) from error
+        raise ImageRejectedError(Reason.IMAGE_BROKEN, _why_broken(error)) from error
+
+
+def _why_broken(error: Exception) -> str:
+    """Say why a picture cannot be decoded: what Pillow says to people, and not how its code stumbled."""
+    says = str(error) if isinstance(error, (OSError, SyntaxError, PixelsNotFiniteError)) else ""
+    return f"the picture cannot be decoded{f': {says}' if says else ''}"
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -153,7 +159,9 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 def _decode(content: bytes, max_pixels: int) -> Image.Image:
     try:
         content = check_structure(content)
-    except (ValueError, IndexError, struct.error) as error:
+    except (IndexError, struct.error) as error:
+        raise ImageRejectedError(Reason.IMAGE_BROKEN, "the file ends within its header") from error
+    except ValueError as error:
         raise ImageRejectedError(Reason.IMAGE_BROKEN, str(error)) from error
     with _UNBOUND:
         try:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +29,7 @@ class Item:
     Attributes:
         content: the path of the image, the bytes of its file, the caption, or the embedding of either.
         source, position: the file that it comes from, and the row in it (from 1).
+        line: where the row begins, in a file that has lines; for messages.
     """
 
     modality: Modality
@@ -38,6 +39,7 @@ class Item:
     payload: Mapping[str, Any]
     source: str
     position: int
+    line: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,13 @@ from typing import Any
 from typing_extensions import override
 
 from alignment.modality import Modality
+from connector.corpora.columns import Columns
 from connector.corpora.items import Corpus, Entry, Item, PassedOver
 from connector.corpora.row_checks import RowError, check_caption, check_key, check_texts, storable, text_field
-from connector.rejects import Reason, Reject
+from connector.rejects import Reason, Reject, at_line
 from connector.safe_text import printable
 
+USUAL = Columns()
 MOST_CAPTIONS = 1000  # of one key; more mean that the key column is no key
 
 
@@ -26,12 +28,16 @@ class ManifestRow:
         fields: `key`, `image`, `caption` and `group`; all others are payload.
         source: the file that holds it; None: the corpus itself.
         picture: the bytes of the image, if it is no file of its own.
+        columns: the names that the file has for these fields, for messages.
+        line: where the row begins, in a file that has lines.
     """
 
     position: int
     fields: Mapping[str, Any]
     source: Path | None = None
     picture: bytes | None = None
+    columns: Columns = USUAL
+    line: int | None = None
 
 
 class Manifest(Corpus):
@@ -57,7 +63,8 @@ class Manifest(Corpus):
                     yield from current.items(after=entry)
             except RowError as error:
                 key = printable(str(row.fields.get("key") or "")) or None
-                yield Reject(str(row.source or self.path), row.position, "read", error.reason, str(error), key)
+                detail = at_line(row.line, str(error))
+                yield Reject(str(row.source or self.path), row.position, "read", error.reason, detail, key)
             else:
                 entry = current.joined(entry)
 
@@ -81,17 +88,19 @@ class _ManifestEntry:
     picture: bytes | None
     shown: str | None
     captions: tuple[str | RowError, ...]
+    columns: Columns
+    line: int | None
     payload: dict[str, Any] = field(default_factory=dict)
     refused: tuple[tuple[RowError, Modality | None], ...] = ()
 
     @classmethod
     def from_row(cls, manifest: Path, row: ManifestRow) -> "_ManifestEntry":
-        fields = dict(row.fields)
-        key = check_key(fields)
+        fields, columns = dict(row.fields), row.columns
+        key = check_key(fields, columns.key)
         refused: list[tuple[RowError, Modality | None]] = []
         image = None
         try:
-            image = text_field(fields, "image")
+            image = text_field(fields, "image", columns.image)
             check_texts(image)
         except RowError as error:
             image = None
@@ -100,10 +109,11 @@ class _ManifestEntry:
         captions = [] if captions is None else captions if isinstance(captions, list) else [captions]
         if len(captions) > MOST_CAPTIONS:
             raise RowError(Reason.KEY_DUPLICATE, f"key {key!r} has more than {MOST_CAPTIONS} captions")
-        captions = tuple(filter(None, map(_checked, captions)))
+        captions = tuple(filter(None, (_checked(caption, columns.caption) for caption in captions)))
         if not image and not captions and not refused:
-            raise RowError(Reason.ROW_WITHOUT_IMAGE_OR_CAPTION, "expected an image, a caption or both")
-        group = text_field(fields, "group") or key
+            detail = f"expected an image in {columns.image!r}, a caption in {columns.captions_in_words}, or both"
+            raise RowError(Reason.ROW_WITHOUT_IMAGE_OR_CAPTION, printable(detail))
+        group = text_field(fields, "group", columns.group) or key
         source = row.source or manifest
         check_texts(str(source), key, group)
         payload, faults = storable(fields)
@@ -112,7 +122,7 @@ class _ManifestEntry:
         shown = image if row.picture is None else hashlib.sha256(row.picture).hexdigest()
         return cls(
             *(str(source), row.position, key, group, image, resolved, row.picture, shown if image else None),
-            *(captions, payload, tuple(refused)),
+            *(captions, columns, row.line, payload, tuple(refused)),
         )
 
     @property
@@ -132,7 +142,7 @@ class _ManifestEntry:
         if self.resolved and not (after and after.image):
             payload = {"image": str(self.resolved), **self.payload}
             content = self.resolved if self.picture is None else self.picture
-            yield Item("image", self.key, self.group, content, payload, self.source, self.position)
+            yield Item("image", self.key, self.group, content, payload, self.source, self.position, self.line)
         elif self.image and after and not self.payload.items() <= after.payload.items():
             differing = [name for name in self.payload if self.payload[name] != after.payload.get(name)]
             detail = (
@@ -146,7 +156,7 @@ class _ManifestEntry:
                 yield self._reject(caption, key, "text")
             else:
                 payload = {"caption": caption, **self.payload}
-                yield Item("text", key, self.group, caption, payload, self.source, self.position)
+                yield Item("text", key, self.group, caption, payload, self.source, self.position, self.line)
 
     def _check_after(self, after: "_ManifestEntry") -> None:
         """Raise a `RowError` if this row cannot go on with the rows of its key before it."""
@@ -160,10 +170,15 @@ class _ManifestEntry:
         if len(after.captions) + len(self.captions) > MOST_CAPTIONS:
             raise RowError(Reason.KEY_DUPLICATE, f"key {self.key!r} has more than {MOST_CAPTIONS} captions")
         if not self.captions:
-            raise RowError(Reason.KEY_DUPLICATE, f"the row before has key {self.key!r}, and this one no caption")
+            detail = (
+                f"expected a caption in {self.columns.captions_in_words}: the row before has key {self.key!r} too, and "
+                "further rows of a key add captions"
+            )
+            raise RowError(Reason.CAPTION_EMPTY, printable(detail))
 
     def _reject(self, error: RowError, key: str, modality: Modality | None) -> Reject:
-        return Reject(self.source, self.position, "read", error.reason, printable(str(error)), key, modality)
+        detail = at_line(self.line, printable(str(error)))
+        return Reject(self.source, self.position, "read", error.reason, detail, key, modality)
 
     def joined(self, earlier: "_ManifestEntry | None") -> "_ManifestEntry":
         """Merge this row with the `earlier` ones of its key."""
@@ -180,8 +195,8 @@ class _ManifestEntry:
         )
 
 
-def _checked(caption: Any) -> str | RowError:
+def _checked(caption: Any, columns: Sequence[str]) -> str | RowError:
     try:
-        return check_caption(caption)
+        return check_caption(caption, columns)
     except RowError as error:
         return error

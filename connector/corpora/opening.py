@@ -140,7 +140,7 @@ def why_not_utf8(content: bytes, name: str) -> str:
     try:
         content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        return f"expected UTF-8: {error}"
+        return f"expected UTF-8, got the byte {content[error.start]:#04x} at byte {error.start + 1}"
     return "expected UTF-8"
 
 

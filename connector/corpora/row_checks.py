@@ -3,9 +3,10 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from alignment.value_kinds import kind_of
 from connector.corpora.items import LONGEST_CAPTION
 from connector.rejects import Reason
 from connector.safe_text import printable
@@ -27,17 +28,20 @@ class RowError(ValueError):
         self.reason = reason
 
 
-def check_key(fields: dict[str, Any]) -> str:
-    """Remove the key from `fields` and return it."""
-    if key := text_field(fields, "key"):
+def check_key(fields: dict[str, Any], column: str | None = None) -> str:
+    """Remove the key from `fields` and return it; errors name its column."""
+    if key := text_field(fields, "key", column):
         return key
-    raise RowError(Reason.KEY_MISSING, "expected a value in 'key', the permanent name of the row")
+    raise RowError(
+        Reason.KEY_MISSING, printable(f"expected a value in {column or 'key'!r}, the permanent name of the row")
+    )
 
 
-def text_field(fields: dict[str, Any], name: str) -> str | None:
+def text_field(fields: dict[str, Any], name: str, column: str | None = None) -> str | None:
     """Remove a text or a whole number from `fields` and return it as a text; None if it is missing or empty.
 
-    pandas makes floats of a column of integers in which some are missing: 3.0 is 3, and NaN is missing.
+    Errors name its column. pandas makes floats of a column of integers in which some are missing: 3.0 is 3, and NaN is
+    missing.
     """
     value = fields.pop(name, None)
     if isinstance(value, float) and (value.is_integer() or math.isnan(value)):
@@ -48,7 +52,8 @@ def text_field(fields: dict[str, Any], name: str) -> str | None:
         return value or None
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise RowError(Reason(f"{name}-not-text"), f"expected '{name}' to be a text, got {type(value).__name__}")
+    detail = f"expected a text in {column or name!r}, got {kind_of(value)}"
+    raise RowError(Reason(f"{name}-not-text"), printable(detail))
 
 
 def check_texts(*texts: str | None) -> None:
@@ -59,28 +64,39 @@ def check_texts(*texts: str | None) -> None:
         try:
             (text or "").encode()
         except UnicodeEncodeError as error:
-            raise RowError(Reason.ROW_UNREADABLE, f"expected valid Unicode: {error}") from error
+            detail = f"expected valid Unicode, got {error.object[error.start]!a} at character {error.start + 1}"
+            raise RowError(Reason.ROW_UNREADABLE, detail) from error
 
 
 def storable(payload: Mapping[str, Any]) -> tuple[dict[str, Any], list[RowError]]:
     """Return the fields that JSON and a database can hold, and an error for each of the others."""
     kept, refused = {}, []
     for name, value in payload.items():
-        try:
-            if isinstance(value, RowError):
-                raise ValueError(str(value))
-            json.dumps({name: value}, allow_nan=False, ensure_ascii=False).encode()
-            for fault in _unstorable({name: value}):
-                raise ValueError(fault)
-        except (TypeError, ValueError, RecursionError) as error:
-            refused.append(RowError(Reason.PAYLOAD_NOT_JSON, printable(f"the field {name!r} is left out: {error}")))
+        if fault := str(value) if isinstance(value, RowError) else _not_json({name: value}):
+            refused.append(RowError(Reason.PAYLOAD_NOT_JSON, printable(f"the field {name!r} is left out: {fault}")))
         else:
             kept[name] = value
     return kept, refused
 
 
-def check_caption(caption: Any) -> str:
-    """Return a caption without the spaces around it, empty if there is nothing else.
+def _not_json(field: Mapping[str, Any]) -> str:
+    """Say why JSON or a database cannot hold a field; empty if they can."""
+    try:
+        json.dumps(field, allow_nan=False, ensure_ascii=False).encode()
+        return next(_unstorable(field), "")
+    except RecursionError:
+        return "expected a value that is nested less deep"
+    except UnicodeEncodeError:
+        return "expected valid Unicode, got half of a surrogate pair"
+    except TypeError:
+        within = ", ".join(kind_of(value) for value in field.values())
+        return f"expected what JSON can hold, got {within} that it cannot"
+    except ValueError:
+        return "expected finite numbers, got NaN or infinity"
+
+
+def check_caption(caption: Any, columns: Sequence[str] = ("caption",)) -> str:
+    """Return a caption without the spaces around it, empty if there is nothing else; errors name its columns.
 
     Raises:
         RowError: it is no text, has more bytes than `LONGEST_CAPTION`, or no database can store it.
@@ -88,7 +104,8 @@ def check_caption(caption: Any) -> str:
     if isinstance(caption, RowError):
         raise caption
     if not isinstance(caption, str):
-        raise RowError(Reason.CAPTION_NOT_TEXT, f"expected a caption to be a text, got {type(caption).__name__}")
+        named = " or ".join(map(repr, columns))
+        raise RowError(Reason.CAPTION_NOT_TEXT, printable(f"expected a text in {named}, got {kind_of(caption)}"))
     text: str = caption.strip()
     if (length := len(text.encode("utf-8", "surrogatepass"))) > LONGEST_CAPTION:
         raise RowError(Reason.CAPTION_TOO_LONG, f"a caption of {length} bytes, expected at most {LONGEST_CAPTION}")
@@ -106,6 +123,9 @@ def parse_json(text: str) -> Any:
         return json.loads(text, object_pairs_hook=once)
     except RecursionError as error:
         raise ValueError("expected JSON that is nested less deep") from error
+    except json.JSONDecodeError as error:
+        at = f"character {error.colno}" if error.lineno == 1 else f"line {error.lineno}, character {error.colno}"
+        raise ValueError(f"expected JSON, got none from {at} on: {error.msg[0].lower()}{error.msg[1:]}") from error
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from alignment.value_kinds import kind_of
 from connector.corpora.items import LONGEST_FIELD, PassedOver
 from connector.corpora.manifest import ManifestRow
 from connector.corpora.opening import decoded
@@ -86,7 +87,7 @@ class Sample:
 
     def _take_fields(self, name: str, fields: Any) -> None:
         if not isinstance(fields, dict):
-            raise ValueError(f"expected a JSON object, got {type(fields).__name__}")
+            raise ValueError(f"expected a JSON object, got {kind_of(fields)}")
         if self.fields is None:
             self.fields = fields
         elif fields != self.fields:

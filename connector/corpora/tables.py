@@ -10,6 +10,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from alignment.value_kinds import kind_of
 from connector.corpora.bounded_lines import LineTooLongError, bounded_lines, count_lines
 from connector.corpora.columns import Columns
 from connector.corpora.items import PassedOver
@@ -17,7 +18,7 @@ from connector.corpora.manifest import Manifest, ManifestRow
 from connector.corpora.opening import check_utf8, opened, why_not_utf8
 from connector.corpora.picture_files import with_suffix
 from connector.corpora.row_checks import RowError, parse_json
-from connector.rejects import Reason, Reject
+from connector.rejects import Reason, Reject, at_line
 from connector.safe_text import printable
 
 ROWS_PROBED = 1000  # of a file without a header, to see which columns it has
@@ -79,7 +80,7 @@ class Table(Manifest):
             path = (self.images or (row.source or self.path).parent) / image
             found = path if row.picture is not None else with_suffix(path)
             fields["image"] = found if isinstance(found, RowError) else str(found)
-        return replace(row, fields=fields)
+        return replace(row, fields=fields, columns=columns)
 
 
 def _is_missing(value: Any) -> bool:
@@ -130,13 +131,13 @@ class JsonLines(Table):
                 try:
                     fields: Any = parse_json(line.decode("utf-8-sig" if position == 1 else "utf-8"))
                     if not isinstance(fields, dict):
-                        raise ValueError(f"expected a JSON object, got {type(fields).__name__}")
+                        raise ValueError(f"expected a JSON object, got {kind_of(fields)}")
                 except UnicodeDecodeError:
                     yield self._unreadable(position, why_not_utf8(line, str(self.path)))
                 except ValueError as error:
                     yield self._unreadable(position, str(error))
                 else:
-                    yield ManifestRow(position, fields)
+                    yield ManifestRow(position, fields, line=position)
 
     def _unreadable(self, position: int, detail: str) -> Reject:
-        return Reject(str(self.path), position, "read", Reason.ROW_UNREADABLE, printable(detail))
+        return Reject(str(self.path), position, "read", Reason.ROW_UNREADABLE, at_line(position, printable(detail)))

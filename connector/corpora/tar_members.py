@@ -74,7 +74,7 @@ def members(archive: Path, limit: Callable[[PurePosixPath], int]) -> Iterator[Me
         yield refused(Reason.ARCHIVE_UNREADABLE, f"after {number} members: {error}")
     except Exception as error:  # noqa: BLE001  tarfile and zlib raise any exception on a damaged archive
         raise_lack(error, f"reading {archive}")
-        yield refused(Reason.ARCHIVE_DAMAGED, f"after {number} members: {type(error).__name__}: {error}")
+        yield refused(Reason.ARCHIVE_DAMAGED, f"after {number} members: {error or type(error).__name__}")
 
 
 class _Header(tarfile.TarInfo):

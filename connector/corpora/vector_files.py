@@ -182,8 +182,8 @@ class _Naming:
         given = {role: fields.get(name) for role, name in columns.items() if name}
         for name in columns.values():
             fields.pop(name or "", None)
-        key = check_key(given)
-        group, image, caption = (text_field(given, name) for name in ("group", "image", "caption"))
+        key = check_key(given, self.key)
+        group, image, caption = (text_field(given, name, columns[name]) for name in ("group", "image", "caption"))
         check_texts(str(table), key, group, image, caption)
         payload, faults = storable(without_collisions(fields))
         return _VectorEntry(str(table), key, group or key, image, caption, payload, faults)

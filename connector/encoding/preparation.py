@@ -14,7 +14,7 @@ from connector.corpora.items import Entry, Item, Vector
 from connector.encoding.encoders import Encoder
 from connector.encoding.set_index import SetIndex
 from connector.errors import EncoderError
-from connector.rejects import Reason, Reject, Stage
+from connector.rejects import Reason, Reject, Stage, at_line
 from connector.resources import raise_lack
 
 
@@ -82,4 +82,4 @@ def prepare(item: Item, sha256: str, content: str | bytes, encoder: Encoder, max
 
 def reject_of(item: Item, stage: Stage, reason: Reason, detail: str) -> Reject:
     """Return the reject of an item."""
-    return Reject(item.source, item.position, stage, reason, detail, item.key, item.modality)
+    return Reject(item.source, item.position, stage, reason, at_line(item.line, detail), item.key, item.modality)

@@ -27,6 +27,7 @@ COUNTS: Mapping[str, tuple[str, str]] = {
     "unchanged": ("point", "unchanged"),
     # delete
     "deleted": ("item", "deleted"),
+    "points_deleted": ("point", "deleted"),
     "rows_deleted": ("row", "deleted from embedding sets"),
     "unknown": ("key", "of no item"),
     "unknown_groups": ("group", "of no item"),

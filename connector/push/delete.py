@@ -119,8 +119,8 @@ class Deletion:
             SettingsError: a key is of an image and of a text of another item.
             FilterError: see `items_matching`.
 
-        Counts in the run `deleted` items, `rows_deleted` of embedding sets, `unknown` keys and `unknown_groups`. Warns
-        of these, and of texts that stay although an image of their group goes.
+        Counts in the run `deleted` items, `points_deleted` of all releases, `rows_deleted` of embedding sets, `unknown`
+        keys and `unknown_groups`. Warns of these, and of texts that stay although an image of their group goes.
         """
         asked = Asked(list(keys), list(dict.fromkeys(groups)), filter, modalities)
         rows = self._releases()
@@ -197,7 +197,7 @@ class Deletion:
             )
 
     def _drop_points(self, rows: Sequence[ReleaseRow], ids: Sequence[str], sets: Sequence[EmbeddingSetRow]) -> None:
-        """Apply the tombstones of the sets, and delete points that no set has.
+        """Apply the tombstones of the sets, and delete points that no set has. Counts `points_deleted` in the run.
 
         Raises:
             StoreError: a collection refused it, or cannot be reached; all others are done.
@@ -205,17 +205,24 @@ class Deletion:
         failed: StoreError | None = None
         for row in rows:
             try:
+                held = self._held(row, ids)
                 for embedding_set in sets:
                     apply_tombstones(self.provenance, self.store, row, embedding_set.id, self.run.id)
                 for start in range(0, len(ids), RETRIEVED):
                     self.store.delete(row.physical_name, ids[start : start + RETRIEVED])
                 self.store.flush(row.physical_name)
+                self.run.counts["points_deleted"] += held
             except StoreBusyError:
                 raise
             except StoreError as error:
                 failed = failed or error
         if failed:
             raise failed
+
+    def _held(self, row: ReleaseRow, ids: Sequence[str]) -> int:
+        """Count the points of these that a release holds."""
+        parts = (ids[start : start + RETRIEVED] for start in range(0, len(ids), RETRIEVED))
+        return sum(len(self.store.retrieve(row.physical_name, part)) for part in parts)
 
     def _write_anew(self, rows: Sequence[ReleaseRow]) -> None:
         """Bring the ledgers of releases up to date.

@@ -48,7 +48,8 @@ class SetGroups:
     Attributes:
         groups: how many there are.
         paired: those with an image and a text, which a fit can use.
-        captions: how many images have so many texts of their group, by the number of texts.
+        captions: how many images have so many captions of their own, texts with the key `KEY#n`, by the number of
+            captions. Other texts of the group are none.
     """
 
     groups: int
@@ -62,12 +63,15 @@ class SetGroups:
         Raises:
             EmbeddingSetError: a shard cannot be read.
         """
-        counts = {m: Counter(group for _, groups in embedding_set.labels(m) for group in groups) for m in MODALITIES}
-        images, texts = counts["image"], counts["text"]
-        captions: Counter[int] = Counter()
-        for group, of_group in images.items():
-            captions[texts[group]] += of_group
-        return cls(len(images.keys() | texts.keys()), len(images.keys() & texts.keys()), captions)
+        groups: dict[Modality, set[str]] = {modality: set() for modality in MODALITIES}
+        keys: dict[Modality, list[str]] = {modality: [] for modality in MODALITIES}
+        for modality in MODALITIES:
+            for of_shard, groups_of_shard in embedding_set.labels(modality):
+                groups[modality].update(groups_of_shard)
+                keys[modality] += of_shard
+        captions = Counter(key.rpartition("#")[0] for key in keys["text"])
+        images, texts = groups["image"], groups["text"]
+        return cls(len(images | texts), len(images & texts), Counter(captions[key] for key in keys["image"]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment
 from alignment.model.seen_items import SeenItems
 from alignment.sets.rows import Rows
+from alignment.value_kinds import kind_of
 from alignment.vectors import FloatArray, invalid_rows
 from connector.errors import Refusal
 from connector.rejects import Reason
@@ -96,7 +97,7 @@ def project(alignment: Alignment, rows: Rows, indexes: Mapping[str, PayloadKind]
         try:
             payload = PAYLOAD.decode(text)
             if not isinstance(payload, dict):
-                raise ValueError(f"expected a JSON object, got {type(payload).__name__}")
+                raise ValueError(f"expected a JSON object, got {kind_of(payload)}")
             if refusals := read_kinds(payload, indexes):
                 left_out[row] = refusals
             payloads.append(payload)

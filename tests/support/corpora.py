@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -86,3 +87,10 @@ def reasons(entries: Iterable[Entry]) -> list[tuple[int, str]]:
 
 
 no_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+
+
+# Words of Python's own errors, which say nothing to people who have a file of data before them.
+PYTHON = re.compile(
+    r"NoneType|<class|\bdict\b|\bstr\b|\bint\b|\bfloat\b|\bcodec\b|invalid literal|serializable|object has|unpack"
+    r"|subscriptable|\w+Error\b|index out of"
+)

@@ -34,7 +34,7 @@ def test_one_set_with_groups_captions_and_what_is_not_pushed(home: Path, tmp_pat
     assert document["groups"] == {"count": N + 3, "with_image_and_text": N + 3, "captions": {"1": N + 3}}
     assert [release["lag"] for release in document["releases"]] == [6]
     shown = done("sets", "pairs", "--home", home).out
-    assert f"{N + 3} images with 1 text" in shown
+    assert f"{N + 3} images with 1 caption" in shown
     assert shown.splitlines()[-2].split()[-2:] == [str(2 * N), "6"]
 
 

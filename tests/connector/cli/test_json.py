@@ -69,7 +69,7 @@ class TestJson:
         ("given", "message"),
         [
             ("epochs", "expected NAME=VALUE, got 'epochs'"),
-            ("epochs=x", "training: expected epochs to be int, got 'x'"),
+            ("epochs=x", "training: expected epochs to be a whole number, got 'x'"),
             ("speed=2", "training has no setting 'speed'"),
         ],
     )

@@ -29,6 +29,13 @@ Make = str | Callable[[Path], Sequence[object]]
 
 # By what is wrong: the arguments, and what the message names. What the command line itself says wrong is a usage error.
 USAGE: dict[str, tuple[Make, str]] = {
+    "a key without its option": (
+        "delete things s0-00001",
+        "s0-00001; a value stands behind the name of its option, such as --key KEY",
+    ),
+    "a release without its option": ("drop things things.cosine.1", "--release RELEASE"),
+    "a text without quotes": ("search things a red lime", "red lime;"),
+    "an argument of a command in a group": ("db upgrade now", "got an argument too many: now"),
     "unknown format": ("encode {corpus} --set bad --text-encoder fake-text:small --format xml", "'xml'"),
     "key rule of a manifest": ("ingest {corpus} --into bad --alignment a --key-rule last-dot", "--key-rule"),
     "vectors of nobody": ("import {corpus} --set bad", "--image-encoder, --text-encoder"),

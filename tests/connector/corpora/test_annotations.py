@@ -255,8 +255,8 @@ def test_images_that_are_nowhere_are_asked_for(make: Make, tmp_path: Path) -> No
         (b'{"images": [], "annotations": [], "x": "\xff"}', []),
         (b"[" * 100_000, []),
         (b"[]", ["list"]),
-        (b"{}", ["images", "NoneType"]),
-        (b'{"images": {}, "annotations": []}', ["images", "dict"]),
+        (b"{}", ["images", "nothing"]),
+        (b'{"images": {}, "annotations": []}', ["images", "an object"]),
     ],
 )
 def test_a_document_that_is_none(reader: Any, content: bytes, values: list[str], tmp_path: Path) -> None:

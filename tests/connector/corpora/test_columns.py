@@ -1,14 +1,17 @@
 """Own data needs no renaming: columns are named, files of strangers are read as they are."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from connector.corpora.formats import open_corpus
 from connector.errors import CorpusError, SettingsError
-from tests.support.corpora import every_reader, items, read, reasons, rejects, write_lines, write_rows
+from tests.support.corpora import PYTHON, every_reader, items, read, reasons, rejects, write_lines, write_rows
 from tests.support.errors import raises
 
 PRODUCT = {"sku": "b-1", "photo": "img/1.jpg", "title": "a red cap", "blurb": "a cap for summer", "brand": "acme"}
@@ -166,3 +169,67 @@ def test_pictures_are_found_by_names_without_a_suffix(suffix: str, tmp_path: Pat
     assert (reject.position, reject.reason, reject.key, reject.modality) == (8, "image-ambiguous", "twice", "image")
     assert "twice.jpg, twice.webp" in reject.detail
     assert [item.key for item in items(entries) if item.modality == "text"] == [f"{name}#0" for name in ids]
+
+
+WRONG: dict[str, tuple[str, Any]] = {
+    "key": ("key-missing", ""),
+    "image": ("row-without-image-or-caption", ""),
+    "group": ("group-not-text", ["acme"]),
+    "caption": ("caption-not-text", 7),
+}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".csv"])
+@pytest.mark.parametrize("role", WRONG)
+def test_rejects_name_the_column_that_the_file_has(suffix: str, role: str, tmp_path: Path) -> None:
+    reason, value = WRONG[role]
+    if suffix == ".csv" and value:
+        return  # every value of a CSV is a text
+    own: dict[str, Any] = {"key": "sku", "image": "photo", "caption": "title", "group": "brand"}
+    row = {"sku": "b-1", "photo": "img/1.jpg", "title": "a red cap", "brand": "acme"} | {own[role]: value}
+    if role == "image":
+        row["title"] = "" if suffix == ".csv" else None
+    path = write_rows(tmp_path, suffix, [row])
+    (reject,) = rejects(open_corpus(path, **own | {"caption": ["title"]}))
+    assert reject.reason == reason
+    assert repr(own[role]) in reject.detail
+    assert not any(f"'{usual}'" in reject.detail for usual in own)
+    assert reject.detail.startswith({".jsonl": "line 1: ", ".csv": "line 2: "}.get(suffix, "expected"))
+
+
+def test_rejects_of_a_csv_name_the_line_in_which_their_row_begins(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text('sku,title\na,"two\nlines"\n\n,x\nb,c\nb,c\n')
+    found = rejects(open_corpus(tmp_path / "m.csv", key="sku", caption=["title"]))
+    assert [(r.position, r.reason, r.detail.partition(":")[0]) for r in found] == [
+        (2, "key-missing", "line 5"),
+        (4, "key-duplicate", "line 7"),
+    ]
+
+
+def test_a_row_of_a_known_key_with_an_empty_caption_is_refused_for_its_caption(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("sku,photo,title\na,1.jpg,one\na,1.jpg,\na,1.jpg,two\n")
+    entries = list(open_corpus(tmp_path / "m.csv", key="sku", image="photo", caption=["title"]))
+    (reject,) = rejects(entries)
+    assert (reject.reason, reject.position, reject.key) == ("caption-empty", 2, "a")
+    assert "'title'" in reject.detail
+    assert [item.key for item in items(entries)] == ["a", "a#0", "a#1"]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=3,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["key", "image", "caption", "group", "price"]), VALUES), st.binary(max_size=4))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
+def test_no_reject_of_a_manifest_speaks_python(tmp_path: Path, row: dict[str, Any], damage: bytes) -> None:
+    sound = b'{"key": "a", "caption": "b"}'
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(b"\n".join([sound, json.dumps(row).encode(), sound[:-1] + damage, damage + sound, damage]))
+    try:
+        said = [reject.detail for reject in rejects(open_corpus(path))]
+    except CorpusError as error:  # of the encoding of the whole file
+        said = [str(error)]
+    assert [detail for detail in said if PYTHON.search(detail)] == []

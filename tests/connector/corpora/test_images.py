@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -25,6 +25,7 @@ from connector.corpora.images import MAX_ASPECT, ImageRejectedError, decode, rea
 from connector.errors import OutOfResourcesError
 from connector.rejects import Reason
 from connector.settings import MAX_PIXELS
+from tests.support.corpora import PYTHON
 from tests.support.errors import raises
 from tests.support.fakes import FakeImageEncoder
 from tests.support.image_files import encoded, exif, png_chunk
@@ -523,17 +524,23 @@ def test_an_image_within_bounds_is_decoded_though_pillow_would_warn(monkeypatch:
     assert MAX_PIXELS == 100_000_000
 
 
-@given(st.binary(max_size=200), st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"]), st.integers(0, 300))
+PROBED = ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "TGA"]
+
+
+@given(st.binary(max_size=200), st.sampled_from(PROBED), st.integers(0, 300))
+@example(b"\xff9", "PPM", 3)  # Pillow then reads a number of Python's
+@example(b"\xff" * 200, "TGA", 2)
 def test_whatever_the_bytes_are_an_image_or_a_reason_comes_back(noise: bytes, kind: str, position: int) -> None:
     content = bytearray(encoded(Image.new("RGB", (9, 9), (1, 2, 3)), kind))
     content[position : position + len(noise)] = noise
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            outcome = decode(bytes(content)).mode
+            outcome, detail = decode(bytes(content)).mode, ""
         except ImageRejectedError as error:
-            outcome = error.reason
-        assert outcome == "RGB" or outcome in IMAGE_REASONS
+            outcome, detail = error.reason, str(error)
+    assert outcome == "RGB" or outcome in IMAGE_REASONS
+    assert not PYTHON.search(detail), detail
 
 
 def test_no_warning_is_given() -> None:

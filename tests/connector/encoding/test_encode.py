@@ -381,7 +381,7 @@ class TestRefused:
         [reject] = run.refused
         assert (reject.key, reject.modality, reject.position) == (pairs[place].key, "image", place + 1)
         assert (reject.stage, reject.reason) == ("encode", "preprocessing-failed")
-        assert reject.detail == "ZeroDivisionError: no such crop"
+        assert reject.detail == f"line {place + 1}: ZeroDivisionError: no such crop"
         assert run.counts == {"encoded": 24, "rejected": 1, "left_out": 50, "reused": 0, "no_longer_in_corpus": 0}
         assert encoder.batches == [BATCH] * 6
         run_encode(manifest, tmp_path / "plain", ["image"])
@@ -400,7 +400,7 @@ class TestRefused:
         encoder = Choosy()
         run = encode_with(write_manifest(manifest, [], odd), tmp_path / "s", {"text": encoder})
         found = [(reject.key, reject.stage, reject.reason, reject.detail) for reject in run.refused]
-        assert found == [("odd#1", "encode", "preprocessing-failed", "ValueError: no such token")]
+        assert found == [("odd#1", "encode", "preprocessing-failed", "line 1: ValueError: no such token")]
         assert encoder.batches == [2]
         expected = FakeTextEncoder().encode("text", ["red before", "blue after"])
         texts = stored(tmp_path / "s", "text")

@@ -64,6 +64,7 @@ class TestDelete:
         run = bench.delete(keys=[key, f"{key}#1", "unknown"], confirm=agree)
         assert said == [DeletionPreview(2, [SET], COLLECTION, [])]
         assert (run.counts["deleted"], run.counts["rows_deleted"]) == (2, 2)
+        assert run.counts["points_deleted"] == 2 * 2  # in the releases of two metrics
         sets, points, written, _, states = bench.everything()
         assert sets[SET][1] == {"image": N - 1, "text": 2 * N - 1}
         assert written == 2 * (3 * N - 2)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,14 @@ def test_groups_and_captions_of_a_set(world: World) -> None:
     texts = text.take([row for row, group in enumerate(text.groups) if group != alone.groups[0]])
     embedded: EmbeddingSet = world.set("s", image, texts)
     assert SetGroups.of(embedded) == SetGroups(6, 5, {1: 2, 2: 2, 3: 1, 0: 1})
+
+
+def test_captions_are_those_of_an_image_alone_whatever_its_group_has(world: World) -> None:
+    image, text = several(6)
+    of_shops = world.set(
+        "s", replace(image, groups=["a shop"] * 6), replace(text, groups=["a shop"] * len(text.groups))
+    )
+    assert SetGroups.of(of_shops) == SetGroups(1, 1, {1: 2, 2: 2, 3: 2})
 
 
 class TestAlignments:
