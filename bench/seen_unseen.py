@@ -14,6 +14,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ from alignment.metrics import Cosine
 from alignment.modality import DIRECTIONS, MODALITIES
 from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
 from alignment.retrieval.paraphrases import paraphrased
+from alignment.retrieval.ranks import TieFloors
 from alignment.retrieval.seen_unseen import SeenUnseenScores, area_under, harmonic_mean
 from alignment.sets.embedding_set import EmbeddingSet
 from bench import corpora
@@ -196,7 +198,9 @@ def _searched(
         for kind, queries in _queries(corpus, known, unseen, direction, task.seed):
             found = projections[MODALITIES.index(modality)].unchecked(queries.vectors)
             scores[kind] = SeenUnseenScores.empty(len(found), KS[-1])
-            scores[kind].add(COSINE.score(found, items.vectors), queries.groups[:, None] == items.groups, seen)
+            floors = partial(TieFloors(COSINE, found, items.vectors).of, rows=slice(None))
+            relevant = queries.groups[:, None] == items.groups
+            scores[kind].add(COSINE.score(found, items.vectors), relevant, seen, floors=floors)
         offset = offsets.get(str(COSINE), {}).get(target, 0.0)
         searched[direction] = Searched(chosen.method, scores, offset, gap, float(seen.mean()))
     return searched

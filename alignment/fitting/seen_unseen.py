@@ -10,6 +10,7 @@ An offset is a share of the gap: of the mean score of a pair in the fit less tha
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ from alignment.model.projections import Projection
 from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
 from alignment.retrieval.paraphrases import paraphrased
-from alignment.retrieval.ranks import IntArray
-from alignment.retrieval.seen_unseen import SeenUnseenScores, harmonic_mean
+from alignment.retrieval.ranks import IntArray, TieFloors
+from alignment.retrieval.seen_unseen import SeenUnseenScores, harmonic_mean, signed_squares
 
 Floats = npt.NDArray[np.float64]
 Projections = tuple[Projection, Projection]
@@ -250,18 +251,27 @@ def pair_scores(metric: Metric, queries: npt.NDArray[Any], items: npt.NDArray[An
         part = slice(start, start + PAIRS_AT_ONCE)
         scores.append(np.diagonal(metric.score(queries[part], items[part])))
     joined = np.concatenate(scores or [np.empty(0)]).astype(np.float64)
-    return joined * np.abs(joined) if squared else joined
+    return signed_squares(joined) if squared else joined
 
 
 def _scored(
     metric: Metric, queries: ModalityEmbeddings, items: ModalityEmbeddings, is_seen: npt.NDArray[np.bool_]
 ) -> SeenUnseenScores:
     scored = SeenUnseenScores.empty(len(queries.groups), KS[-1])
+    floors = TieFloors(metric, queries.vectors, items.vectors)
     squared, step = is_squared(metric, items.vectors.shape[1]), max(1, SCORES_AT_ONCE // max(1, len(items.groups)))
     for start in range(0, len(queries.groups), step):
         rows = slice(start, start + step)
         relevant = queries.groups[rows, None] == items.groups[None]
-        scored.add(metric.score(queries.vectors[rows], items.vectors), relevant, is_seen, rows=rows, squared=squared)
+        scores = metric.score(queries.vectors[rows], items.vectors).astype(np.float64)
+        scored.add(
+            signed_squares(scores) if squared else scores,
+            relevant,
+            is_seen,
+            floors=partial(floors.of, rows=rows),
+            rows=rows,
+            squared=squared,
+        )
     return scored
 
 

@@ -116,6 +116,20 @@ class Lowering:
         """
         return 0.0
 
+    def sizes(self, vectors: Array) -> Scores:
+        """Return the lengths (n,) of vectors of `item` or `query`, in the norm of the distance that compares them."""
+        sizes: Scores = np.linalg.norm(vectors, ord=1 if self.distance is Distance.MANHATTAN else 2, axis=1)
+        return sizes
+
+    def floors(self, scores: Scores, queries: Scores, items: Scores) -> Scores:
+        """Return the lowest scores that may equal `scores` but for rounding, of queries and items of these `sizes`.
+
+        Sums cancel: the rounding error of their terms may exceed the score itself.
+        """
+        sizes = {Distance.COSINE: np.ones(1), Distance.DOT: queries * items}.get(self.distance, queries + items)
+        lowest: Scores = np.minimum(self.tied(scores), scores - 1e-6 * sizes)
+        return lowest
+
     def tied(self, scores: Scores | float) -> Scores:
         """Return the lowest scores that are as good as `scores`, as far as float32 can tell."""
         lowest: Scores = scores - 1e-6 * np.maximum(self.magnitude, np.abs(scores))

@@ -4,9 +4,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 from typing_extensions import override
 
-from alignment.metrics.arrays import Scores, Vectors
+from alignment.metrics.arrays import Array, Scores, Vectors
 from alignment.metrics.lowering import Lowering
 
 if TYPE_CHECKING:
@@ -37,6 +38,15 @@ class Rescored(Lowering, ABC):
     @override
     def magnitude(self) -> float:
         return 1.0
+
+    @override
+    def sizes(self, vectors: Array) -> Scores:
+        """Return 0 (n,): no score is made of these vectors."""
+        return np.zeros(vectors.shape[0])
+
+    @override
+    def floors(self, scores: Scores, queries: Scores, items: Scores) -> Scores:
+        return self.tied(scores)
 
     def bound(self, tail: float) -> float | None:
         """Return a score that no item exceeds whose raw score is no better than `tail`; None: there is no bound."""

@@ -1,12 +1,14 @@
 """Ranks, and the measures computed from them: Recall@K, mean reciprocal rank, and chance.
 
 An item is relevant if it is of the query's group. A rank is that of the best relevant item. An irrelevant item with the
-same score, or without a score (NaN), counts as ranked above it, so ties never flatter. A query without a relevant item
-has rank infinity: it counts as a miss and never vanishes from a mean.
+same score, or without a score (NaN), counts as ranked above it, so ties never flatter. `ranks` takes scores for the
+same that float32 cannot tell apart, as audits do: those of equal captions may differ by rounding. A query without a
+relevant item has rank infinity: it counts as a miss and never vanishes from a mean.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +42,7 @@ def ranks(
     metric: Metric,
     chunk_scores: int = CHUNK_SCORES,
 ) -> Ranks:
-    """Rank the best relevant item of every query exactly, without ever holding an n x m matrix.
+    """Rank the best relevant item of every query by all items, without ever holding an n x m matrix.
 
     Args:
         queries: aligned vectors (n, d).
@@ -54,15 +56,34 @@ def ranks(
         ranks (n,), from 1; infinity where no item is relevant.
     """
     step = max(1, chunk_scores // max(1, len(items)))
-    result = np.full(len(queries), np.inf)
+    result, floors = np.full(len(queries), np.inf), TieFloors(metric, queries, items)
     for start in range(0, len(queries), step):
         rows = slice(start, start + step)
         scores = metric.score(queries[rows], items)  # (c, m)
         relevant = query_groups[rows, None] == item_groups[None, :]  # (c, m)
         best = np.where(relevant & ~np.isnan(scores), scores, -np.inf).max(axis=1, initial=-np.inf)  # (c,)
-        before = (~(scores < best[:, None]) & ~relevant).sum(axis=1)  # (c,), NaN included
+        before = (~(scores < floors.of(best, rows)[:, None]) & ~relevant).sum(axis=1)  # (c,), NaN included
         result[rows] = np.where(relevant.any(axis=1), before + 1.0, np.inf)
     return result
+
+
+class TieFloors:
+    """The lowest scores that may be the same as others but for rounding, in comparisons of n queries with m items.
+
+    Attributes:
+        lowering: of the metric.
+        queries: sizes (n,) of the queries.
+        largest: size of the largest item.
+    """
+
+    def __init__(self, metric: Metric, queries: npt.NDArray[np.floating], items: npt.NDArray[np.floating]):
+        self.lowering = metric.lower(queries.shape[1])
+        self.queries = np.nan_to_num(self.lowering.sizes(queries))  # NaN, of a row that could not be aligned
+        self.largest = np.nan_to_num(self.lowering.sizes(items)).max(initial=0.0, keepdims=True)
+
+    def of(self, scores: npt.NDArray[Any], rows: slice) -> npt.NDArray[Any]:
+        """Return those of one score (c,) of each of some queries."""
+        return self.lowering.floors(scores, self.queries[rows], self.largest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +127,8 @@ def relevant_ranks(
 ) -> RelevantRanks:
     """Rank every relevant item of every query exactly, in the memory of a chunk and of the ranks themselves.
 
-    The arguments are those of `ranks`, and `best` of the result equals its result. Irrelevant items of the same score
-    count as ranked above a relevant one.
+    The arguments are those of `ranks`. Irrelevant items of the very same score count as ranked above a relevant one;
+    `best` of the result equals the result of `ranks` but for scores that differ by rounding.
     """
     step = max(1, chunk_scores // max(1, len(items)))
     parts, counts = [np.empty(0)], np.zeros(len(queries), dtype=np.int64)

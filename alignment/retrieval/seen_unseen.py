@@ -5,7 +5,7 @@ query finds a relevant item among its first `k` follows from its best relevant s
 and of unseen items apart. Items may come a page at a time; memory holds 2 (k + 1) scores of a query.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -51,18 +51,21 @@ class SeenUnseenScores:
     Attributes:
         relevant: best score of a relevant item, seen ones in the first row and unseen ones in the second (2, n);
             -inf where there is none.
+        floors: lowest scores that count as the same as those (2, n).
         has_relevant: whether a query has a relevant item of any kind (n,).
         rivals: the k best scores of irrelevant items, best first (2, n, k); NaN where there are fewer.
     """
 
     relevant: Floats
+    floors: Floats
     has_relevant: Mask
     rivals: Floats
 
     @classmethod
     def empty(cls, queries: int, k: int) -> "SeenUnseenScores":
         """Begin without items."""
-        return cls(np.full((2, queries), -np.inf), np.zeros(queries, bool), np.full((2, queries, k), np.nan))
+        nothing = np.full((2, queries), -np.inf)
+        return cls(nothing, nothing.copy(), np.zeros(queries, bool), np.full((2, queries, k), np.nan))
 
     def add(
         self,
@@ -70,6 +73,7 @@ class SeenUnseenScores:
         relevant: Mask,
         seen: Mask,
         *,
+        floors: Callable[[Floats], npt.NDArray[np.floating]],
         rows: slice = slice(None),
         squared: bool = False,
     ) -> None:
@@ -77,21 +81,23 @@ class SeenUnseenScores:
 
         Args:
             scores: of c queries with m items (c, m), without any offset; higher is better. An irrelevant item without
-                a score (NaN) ranks first, a relevant one last.
+                a score (NaN) ranks first, a relevant one last. Minus the squares of distances where `squared`.
             relevant: which items are relevant to which queries (c, m).
             seen: which items the fit saw (m,).
+            floors: takes one score (c,) of each of these queries, minus the distance where `squared`, and returns the
+                lowest that counts as the same.
             rows: which c of the n queries.
-            squared: offsets will be taken off minus the squared distance, as `metrics.seen_offset.is_squared` says.
+            squared: offsets are taken off minus the squared distance, as `metrics.seen_offset.is_squared` says.
         """
         exact = scores.astype(np.float64)
-        if squared:
-            exact *= np.abs(exact)
         self.has_relevant[rows] |= relevant.any(axis=1)
         for kind, columns in enumerate((seen, ~seen)):
             own, is_relevant = exact[:, columns], relevant[:, columns]
             lost = np.isnan(own)
             best = np.where(is_relevant & ~lost, own, -np.inf).max(axis=1, initial=-np.inf)
             self.relevant[kind, rows] = np.maximum(self.relevant[kind, rows], best)
+            lowest = signed_squares(floors(signed_roots(best)).astype(np.float64)) if squared else floors(best)
+            self.floors[kind, rows] = np.maximum(self.floors[kind, rows], lowest)
             own[lost] = np.inf
             own[is_relevant] = np.nan
             self.rivals[kind, rows] = _best(np.concatenate([self.rivals[kind, rows], own], axis=1), self._k)
@@ -103,7 +109,7 @@ class SeenUnseenScores:
     def ranks(self, offset: float) -> Ranks:
         """Rank the best relevant item of every query, with `offset` taken off the scores of seen items.
 
-        Irrelevant items of the same score rank first.
+        Irrelevant items of the same score, as far as float32 can tell, rank first.
 
         Args:
             offset: also negative; with inf all unseen items stand before all seen ones, with -inf behind.
@@ -111,7 +117,7 @@ class SeenUnseenScores:
         Returns:
             ranks (n,), from 1 to k; infinity where no relevant item is among the first k.
         """
-        seen, unseen = self.relevant
+        seen, unseen = self.floors
         # A rival stands before the best relevant item of its own kind, or of the other kind once that is moved.
         seen_floor = np.maximum(seen, _moved(unseen, offset))
         unseen_floor = np.maximum(_moved(seen, -offset), unseen)
@@ -132,7 +138,7 @@ class SeenUnseenScores:
         """
         turns = []
         for kind, sign in ((0, -1.0), (1, 1.0)):
-            own, other = self.relevant[kind], self.rivals[1 - kind]
+            own, other = self.floors[kind], self.rivals[1 - kind]
             before = (self.rivals[kind] >= own[:, None]).sum(axis=1)
             may_turn = np.isfinite(own) & np.isneginf(self.relevant[1 - kind]) & (before < self._k)
             last = other[may_turn, self._k - 1 - before[may_turn]]  # the rival that pushes it out of the list
@@ -175,6 +181,17 @@ def curve(seen: SeenUnseenScores, unseen: SeenUnseenScores, offsets: Sequence[fl
     at = np.unique([-np.inf, *even, *offsets, 0.0, np.inf])
     of_unseen, of_seen = ([float(np.isfinite(s.ranks(offset)).mean()) for offset in at] for s in (unseen, seen))
     return SeenUnseenCurve(seen.rivals.shape[2], at, np.array(of_unseen), np.array(of_seen))
+
+
+def signed_squares(scores: Floats) -> Floats:
+    """Square scores (...) and keep their signs: minus a distance becomes minus its square."""
+    return scores * np.abs(scores)
+
+
+def signed_roots(scores: Floats) -> Floats:
+    """Return what `signed_squares` turns into `scores` (...)."""
+    roots: Floats = np.sign(scores) * np.sqrt(np.abs(scores))
+    return roots
 
 
 def _moved(scores: Floats, by: float) -> Floats:

@@ -44,7 +44,7 @@ class Truth:
             a lowering: it is the same for all points, and would hide what the scores round to.
         sizes: how many points the parts of the gallery hold (parts,).
         kept: vectors of the points to keep, by id: aligned where points carry aligned vectors, else as stored.
-        largest: size of the largest point, as `sizes_of` has it.
+        largest: size of the largest point, as `Lowering.sizes` has it.
         census: which points the fit saw.
     """
 
@@ -93,25 +93,6 @@ def _score(lowering: Lowering, queries: FloatArray, items: FloatArray) -> Scores
     return metric.score(queries, items)
 
 
-def sizes_of(lowering: Lowering, vectors: FloatArray) -> Scores:
-    """Return the lengths of vectors (n,), in the norm of the distance that compares them."""
-    sizes: Scores = np.linalg.norm(vectors, ord=1 if lowering.distance is Distance.MANHATTAN else 2, axis=1)
-    return sizes
-
-
-def floors_of(lowering: Lowering, scores: Scores, queries: Scores, items: Scores) -> Scores:
-    """Return the lowest scores that may equal `scores` but for rounding, of queries and items of these sizes.
-
-    Sums cancel: the rounding error of their terms may exceed the score itself.
-    """
-    floors = lowering.tied(scores)
-    if isinstance(lowering, Rescored):
-        return floors
-    sizes = {Distance.COSINE: np.ones(1), Distance.DOT: queries * items}.get(lowering.distance, queries + items)
-    lowest: Scores = np.minimum(floors, scores - 1e-6 * sizes)
-    return lowest
-
-
 def truth(
     lowering: Lowering,
     query_set: QuerySet,
@@ -144,7 +125,7 @@ def truth(
     for page in pages():
         census.add(page)
         items, placed = vectors_of(lowering, page, aligned.shape[1]), query_set.gallery.placed(page)
-        largest = max(largest, float(np.nan_to_num(sizes_of(lowering, items)).max(initial=0.0)))
+        largest = max(largest, float(np.nan_to_num(lowering.sizes(items)).max(initial=0.0)))
         kept |= {record.id: item.copy() for record, item in zip(page, items, strict=True) if record.id in keep}
         sizes += np.bincount(placed[placed != NOT_IN_GALLERY], minlength=len(sizes))
         for pairs in scorer.relevant_pairs(page, items, placed):
@@ -215,8 +196,8 @@ class _Scorer:
 
     def _floors(self, scores: Scores, queries: FloatArray, items: FloatArray) -> Scores:
         """The lowest scores that may be the same but for rounding, which depends on how many are computed at once."""
-        its, theirs = sizes_of(self._lowering, items), sizes_of(self._lowering, queries)[:, None]
-        return floors_of(self._lowering, scores, theirs, its)
+        its, theirs = self._lowering.sizes(items), self._lowering.sizes(queries)[:, None]
+        return self._lowering.floors(scores, theirs, its)
 
 
 class _Relevant:

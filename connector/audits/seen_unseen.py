@@ -7,7 +7,7 @@ and the audit's own queries, which are about unseen ones, would not show it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from alignment.modality import DIRECTIONS
 from alignment.retrieval.bootstrap import bootstrap_of_two
 from alignment.retrieval.measures import Floats, recall
 from alignment.retrieval.ranks import CHUNK_SCORES
-from alignment.retrieval.seen_unseen import SeenUnseenScores, curve, harmonic_mean
+from alignment.retrieval.seen_unseen import SeenUnseenScores, curve, harmonic_mean, signed_squares
 from alignment.sets.rows import Rows
 from connector.audits.census import Census, seen_among
 from connector.audits.galleries import NOT_IN_GALLERY, Everything, QuerySet, hash_draws
@@ -180,23 +180,27 @@ class _Exact:
         groups = dict.fromkeys(group for own in queries.values() for group in own.rows.groups)
         code = {group: number for number, group in enumerate(groups)}
         wanted = {kind: np.array([code[group] for group in own.rows.groups], np.int64) for kind, own in queries.items()}
+        sizes = {kind: self._lowering.sizes(self._lowering.query(own.aligned)) for kind, own in queries.items()}
         for page in subject.pages(runner.target):
             seen = seen_among(page)
             codes = np.array([code.get(record.payload["group"], NOT_IN_GALLERY) for record in page], np.int64)
             items = vectors_of(self._lowering, page, subject.release.alignment.dim)
+            largest = np.nan_to_num(self._lowering.sizes(items)).max(initial=0.0, keepdims=True)
             step = max(1, CHUNK_SCORES // len(page))
             for kind, own in queries.items():
                 for start in range(0, len(own.rows), step):
                     rows = slice(start, start + step)
                     relevant = wanted[kind][rows, None] == codes
                     scores = self._without_offset(own_scores(self._lowering, own.aligned[rows], items), seen)
-                    self.scores[kind].add(scores, relevant, seen, rows=rows)
+                    floors = partial(self._lowering.floors, queries=sizes[kind][rows], items=largest)
+                    squared = self._lowering.squares_offset
+                    self.scores[kind].add(scores, relevant, seen, floors=floors, rows=rows, squared=squared)
 
     def _without_offset(self, ranked: Scores, seen: Mask) -> Floats:
         """Put the offset back onto scores (n, m); of distances that it is added to the square of, return squares."""
         scores = ranked.astype(np.float64)
         if self._lowering.squares_offset:
-            scores *= np.abs(scores)
+            scores = signed_squares(scores)
         scores[:, seen] += self.offset
         return scores
 

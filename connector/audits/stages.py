@@ -22,7 +22,7 @@ from alignment.modality import Modality
 from alignment.retrieval.ranks import IntArray, RelevantRanks
 from alignment.vectors import FloatArray
 from connector.audits.kinds import SEEN
-from connector.audits.reference import floors_of, own_scores, sizes_of, vectors_of
+from connector.audits.reference import own_scores, vectors_of
 from connector.releases.points import FITTED
 from connector.search.candidates import CandidateSearch, RankedHits, ScoredHit
 
@@ -295,7 +295,7 @@ class StageRunner:
         step = max(1, min(BATCH_QUERIES, self._limiter.batch_size, IDS_AT_ONCE // max(1, ids)))
         for start in range(0, len(aligned), step):
             batch = aligned[start : start + step]
-            lists, sizes = self._lists(stage, batch, depth), self._sizes(batch)
+            lists, sizes = self._lists(stage, batch, depth), self.lowering.sizes(self.lowering.query(batch))
             for row, (hit_list, size) in enumerate(zip(lists, sizes, strict=True), start):
                 ranks += self._ranks(stage, aligned[row], size, groups[row], hit_list, int(relevant[row]), depth)
                 scores[row, : len(hit_list.hits)] = hit_list.scores
@@ -363,15 +363,6 @@ class StageRunner:
             lists.append(_HitList(hits, scores, ranked_hits.certified))
         return lists
 
-    def _sizes(self, queries: FloatArray) -> Scores:
-        """Return the sizes (n,) of aligned queries, which the rounding error of scores grows with.
-
-        Rescored metrics have a bound of their own: 0.
-        """
-        if isinstance(self.lowering, Rescored):
-            return np.zeros(len(queries))
-        return sizes_of(self.lowering, self.lowering.query(queries))
-
     def _ranks(
         self, stage: Stage, query: FloatArray, size: float, group: str, answer: "_HitList", relevant: int, depth: int
     ) -> list[float]:
@@ -380,7 +371,7 @@ class StageRunner:
         relevant_scores = np.array([hit.score for hit in hits if hit.payload["group"] == group])
         rivals = np.array([hit.score for hit in hits if hit.payload["group"] != group])
         # Equal items may score apart: a projection rounds by where a row stands in its batch, and so does rescoring.
-        floors = floors_of(self.lowering, relevant_scores, np.full(1, size), np.full(1, self.largest))
+        floors = self.lowering.floors(relevant_scores, np.full(1, size), np.full(1, self.largest))
         ends_tied = np.zeros(len(relevant_scores), bool)  # the tie may go on beyond the list
         beyond: Scores = np.empty(0)
         if len(relevant_scores) and len(hits) == depth:

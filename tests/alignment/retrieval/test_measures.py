@@ -118,7 +118,7 @@ def test_relevant_items_stand_where_a_sort_puts_them(seed: int) -> None:
     places = np.arange(n)[:, None]
     for chunk in (1, 1000):
         relevant = relevant_ranks(
-            places, np.empty((m, 1)), query_groups, item_groups, metric=Given(), chunk_scores=chunk
+            places, np.ones((m, 1)), query_groups, item_groups, metric=Given(), chunk_scores=chunk
         )
         expected, counts = [], []
         for row, group in zip(scores, query_groups, strict=True):
@@ -131,7 +131,7 @@ def test_relevant_items_stand_where_a_sort_puts_them(seed: int) -> None:
             counts.append(len(its))
         assert relevant.ranks.tolist() == expected
         assert relevant.counts.tolist() == counts
-        best = ranks(places, np.empty((m, 1)), query_groups, item_groups, metric=Given())
+        best = ranks(places, np.ones((m, 1)), query_groups, item_groups, metric=Given())
         assert relevant.best.tolist() == best.tolist()
 
 

@@ -1,5 +1,6 @@
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 
 from alignment.metrics import METRICS
 from alignment.metrics.seen_offset import SeenOffset, is_squared, with_seen
-from alignment.retrieval.ranks import ranks
-from alignment.retrieval.seen_unseen import SeenUnseenScores, area_under, harmonic_mean
+from alignment.retrieval.ranks import TieFloors, ranks
+from alignment.retrieval.seen_unseen import SeenUnseenScores, area_under, harmonic_mean, signed_squares
+from alignment.vectors import l2_normalize
 
 Matrix = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
@@ -38,7 +40,7 @@ class Gallery:
         result = SeenUnseenScores.empty(len(self.scores), k)
         for start in range(0, self.scores.shape[1], page):
             columns = slice(start, start + page)
-            result.add(self.scores[:, columns], self.relevant[:, columns], self.seen[columns])
+            result.add(self.scores[:, columns], self.relevant[:, columns], self.seen[columns], floors=lambda best: best)
         return result
 
 
@@ -93,7 +95,10 @@ def test_ranks_are_those_of_the_metric_with_the_offset(name: str, rng: np.random
     squared = is_squared(metric, d)
     for rows in (slice(0, 20), slice(20, n)):
         relevant = query_groups[rows, None] == item_groups
-        summed.add(metric.score(queries[rows], items), relevant, seen, rows=rows, squared=squared)
+        scores = metric.score(queries[rows], items).astype(np.float64)
+        floors = partial(TieFloors(metric, queries, items).of, rows=rows)
+        as_offset = signed_squares(scores) if squared else scores
+        summed.add(as_offset, relevant, seen, floors=floors, rows=rows, squared=squared)
     for offset in (0.0, 0.3, 1.0):
         of_metric = ranks(queries, with_seen(items, seen), query_groups, item_groups, metric=SeenOffset(metric, offset))
         assert summed.ranks(offset).tolist() == of_metric.tolist()
@@ -146,3 +151,25 @@ def test_a_harmonic_mean_is_low_where_either_share_is() -> None:
     one, other = np.array([0.5, 0.0, 0.0, 0.2]), np.array([0.5, 1.0, 0.0, 0.8])
     np.testing.assert_allclose(harmonic_mean(one, other), [0.5, 0.0, 0.0, 2 / (1 / 0.2 + 1 / 0.8)])
     assert harmonic_mean(0.2, 0.8) == pytest.approx(0.32)
+
+
+@pytest.mark.parametrize("name", ["cosine", "dot", "euclid", "manhattan", "js"])
+def test_equal_items_of_other_groups_rank_first_however_their_scores_round(name: str, rng: np.random.Generator) -> None:
+    """As two products with one caption: which of their scores is higher is chance."""
+    metric, (n, m, d) = METRICS[name], (6, 8, 5)
+    items = l2_normalize(rng.standard_normal((m, d))).astype(np.float32)
+    items[m // 2 :] = items[: m // 2] * np.float32(1 + 1e-7)  # what was seen, and its double that was not
+    queries, seen = items[:n] + 0.1, np.arange(m) < m // 2
+    groups = np.arange(m)
+    summed, floors = SeenUnseenScores.empty(n, m), TieFloors(metric, queries, items)
+    scores, squared = metric.score(queries, items).astype(np.float64), is_squared(metric, d)
+    summed.add(
+        signed_squares(scores) if squared else scores,
+        groups[:n, None] == groups,
+        seen,
+        floors=partial(floors.of, rows=slice(None)),
+        squared=squared,
+    )
+    both = ranks(queries, items, groups[:n], groups, metric=metric)
+    assert (both >= 2).all()
+    assert summed.ranks(0.0).tolist() == both.tolist()
