@@ -13,11 +13,12 @@ import click
 from bench.report import document, lines, write
 from bench.row import TURNS, Result, Row, measure
 
-TOPICS = ("startup", "push", "search", "fit")
+TOPICS = ("startup", "push", "search", "verify", "fit")
 OTHERS = (
     "peers",
     "ingest",
     "kills",
+    "growth",
     "memory",
     "demo",
     "quality",
