@@ -1,7 +1,8 @@
 """How cost grows with the points of a release: push, search, audit and verify at 10,000, 100,000 and a million points.
 
-Each step runs in a process of its own, which tells its seconds, without its start, and its peak memory. The engine runs
-in the same process: its maps of files count. `python -m bench growth` takes most of an hour on two cores. It prints the
+Each step runs in a process of its own, which tells its CPU seconds, without those of its start, and its peak memory. CPU
+seconds are those of all its threads: what else the machine does moves them little. The engine runs in the same process:
+its threads count, and its maps of files. `python -m bench growth` takes most of an hour on two cores. It prints the
 table of docs/performance.md and draws docs/growth.svg.
 """
 
@@ -50,7 +51,8 @@ NAME = "growth"
 def drawn(number: int, count: int = SHARD) -> FloatArray:
     """The vectors of a shard (count, DIM), with a decaying spectrum, as embeddings have."""
     scale = (1.0 / np.sqrt(1.0 + np.arange(DIM))).astype(np.float32)
-    return np.random.default_rng(number).standard_normal((count, DIM), np.float32) * scale
+    vectors: FloatArray = np.random.default_rng(number).standard_normal((count, DIM), np.float32) * scale
+    return vectors
 
 
 def write(home: Path, points: int) -> None:
@@ -79,58 +81,58 @@ def opened(directory: Path) -> Home:
 
 
 def push(directory: Path) -> dict[str, float]:
-    """Seconds until every point is written, and until its index is built and searches are tuned."""
+    """Until every point is written, and until its index is built and searches are tuned."""
     upgrade(f"sqlite:///{directory / 'modalign.db'}")
     with opened(directory) as home:
         marks = []
         ready = home.store.ready
 
         def marked(name: str) -> object:
-            marks.append(time.perf_counter())
+            marks.append(time.process_time())
             return ready(name)
 
         home.store.ready = marked  # type: ignore[method-assign,assignment]
-        started = time.perf_counter()
+        started = time.process_time()
         home.push(PushRequest(set=NAME, into=NAME, alignment=NAME, metrics=["cosine"]))
-        return {"write": marks[0] - started, "push": time.perf_counter() - started}
+        return {"write": marks[0] - started, "push": time.process_time() - started}
 
 
 def search(directory: Path) -> dict[str, float]:
-    """The median seconds of a search for a ready vector."""
+    """The median of searches for a ready vector."""
     with opened(directory) as home:
         retriever, seconds = home.retriever(NAME), []
         for query in drawn(-1 % 2**32, 2 * QUERIES):  # the first half warms up
-            started = time.perf_counter()
+            started = time.process_time()
             retriever.search_embeddings("text", query[None], K, encoder=ENCODERS["text"].fingerprint)
-            seconds.append(time.perf_counter() - started)
+            seconds.append(time.process_time() - started)
     return {"search": statistics.median(seconds[QUERIES:])}
 
 
 def audit(directory: Path) -> dict[str, float]:
     with opened(directory) as home:
-        started = time.perf_counter()
+        started = time.process_time()
         home.audit(AuditRequest(collection=NAME, pairs=NAME, queries="all", gallery="all", sample=QUERIES))
-        return {"audit": time.perf_counter() - started}
+        return {"audit": time.process_time() - started}
 
 
 def verify(directory: Path) -> dict[str, float]:
     with opened(directory) as home:
-        started = time.perf_counter()
+        started = time.process_time()
         (report,) = home.verify(NAME, seed=0)
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
     if not report.consistent:
         raise RuntimeError(f"what was pushed is not what is there: {report}")
     return {"verify": seconds}
 
 
 def read(directory: Path) -> dict[str, float]:
-    """Seconds to read every image with its vector and payload once."""
+    """Every image, with its vector and payload, once."""
     with opened(directory) as home:
         (release,) = home.provenance.releases.find(collection=NAME)
-        started = time.perf_counter()
+        started = time.process_time()
         for _ in home.store.scroll(release.physical_name, vector_name="image"):
             pass
-        return {"reading every point once": time.perf_counter() - started}
+        return {"reading every point once": time.process_time() - started}
 
 
 STEPS: Mapping[str, Callable[[Path], dict[str, float]]] = {
@@ -139,7 +141,7 @@ STEPS: Mapping[str, Callable[[Path], dict[str, float]]] = {
 
 
 def in_child(step: str, directory: Path) -> tuple[dict[str, float], float]:
-    """Seconds by name, and the peak memory in MiB, of a step in a process of its own."""
+    """CPU seconds by name, and the peak memory in MiB, of a step in a process of its own."""
     command = [sys.executable, "-m", "bench.growth", step, str(directory)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     seconds, peak = json.loads(done.stdout.splitlines()[-1])
@@ -189,7 +191,7 @@ def picture(seconds: Mapping[str, Sequence[float]], path: Path) -> None:
 
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "modalign"}):
         figure = Picture(figsize=(7.5, 4.5), layout="constrained")
-        axes = figure.add_subplot(xscale="log", yscale="log", xlabel="points", ylabel="seconds")
+        axes = figure.add_subplot(xscale="log", yscale="log", xlabel="points", ylabel="CPU seconds")
         for what, values in seconds.items():
             axes.plot(SIZES, values, marker="o", label=f"{what}: points^{exponent(values):.2f}")
         axes.set_xticks(SIZES, [f"{points:,}" for points in SIZES])

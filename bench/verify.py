@@ -108,8 +108,8 @@ ROWS = (
         what="exact reference of an audit, {size} points in Edge",
         against="reading every point once, one matrix product a page",
         asked=(
-            f"{QUERIES} queries and their best {KS[-1]} of all points of {DIM} dimensions. The reference also finds the "
-            "exact rank of what is right, by scores that rounding cannot move."
+            f"{QUERIES} queries and their best {KS[-1]} of all points of {DIM} dimensions. The reference also finds "
+            "the exact rank of what is right, whatever float32 rounds."
         ),
         unit="time",
         goal=1.2,
