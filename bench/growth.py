@@ -1,9 +1,9 @@
 """How cost grows with the points of a release: push, search, audit and verify at 10,000, 100,000 and a million points.
 
-Each step runs in a process of its own, which tells its CPU seconds, without those of its start, and its peak memory. CPU
-seconds are those of all its threads: what else the machine does moves them little. The engine runs in the same process:
-its threads count, and its maps of files. `python -m bench growth` takes most of an hour on two cores. It prints the
-table of docs/performance.md and draws docs/growth.svg.
+Each step runs in a process of its own, which tells its CPU seconds, without those of its start, and its peak memory.
+CPU seconds are those of all its threads: what else the machine does moves them little. The engine runs in the same
+process: its threads count, and its maps of files. `python -m bench growth` takes most of an hour on two cores. It
+prints the table of docs/performance.md and draws docs/growth.svg.
 """
 
 import json

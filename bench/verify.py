@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from qdrant_client.models import FieldCondition, Filter, MatchAny
 
 from alignment.metrics import Cosine
 from alignment.modality import Modality
@@ -44,8 +45,8 @@ def pushed(points: int) -> Iterator[tuple[Home, str]]:
             yield home, release.physical_name
 
 
-def pages(home: Home, name: str) -> Iterator[list[Record]]:
-    return home.store.scroll(name, vector_name=MODALITY)
+def pages(home: Home, name: str, condition: Filter | None = None) -> Iterator[list[Record]]:
+    return home.store.scroll(name, vector_name=MODALITY, filter=condition)
 
 
 @contextmanager
@@ -71,12 +72,20 @@ def reference_beside_reading(points: int) -> Iterator[Sides]:
         queries = alignment().project("text", vectors(QUERIES, seed=2))
         lowering = Cosine().lower(DIM)
         groups = [f"item-{row}" for row in range(QUERIES)]
+        of_queries = Filter(must=[FieldCondition(key="group", match=MatchAny(any=groups))])
         query_set = QuerySet(
             Rows("text", groups, groups, groups, ["{}"] * QUERIES, queries), np.zeros(QUERIES, np.int64), Everything()
         )
 
         def ours() -> None:
-            found = truth(lowering, query_set, queries, KS[-1] + 1, lambda: pages(home, name))
+            found = truth(
+                lowering,
+                query_set,
+                queries,
+                KS[-1] + 1,
+                lambda: pages(home, name),
+                relevant_pages=lambda: pages(home, name, of_queries),
+            )
             if found.sizes.tolist() != [points] or len(found.whole.ranks) != min(points, QUERIES):
                 raise RuntimeError(f"expected a rank of every query among {points} points")
 

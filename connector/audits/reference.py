@@ -1,8 +1,8 @@
 """Exact search by the metric itself, over all vectors that the store gives back: what every stage is measured against.
 
-Two passes over the points, a page at a time. The first scores relevant pairs; the second scores all pairs and counts
-the points that rank before the relevant ones. Memory holds the queries, a page, a block of scores, and a number for
-each relevant pair: never queries times points.
+Relevant pairs are scored first; then all points are read, a page at a time, to score all pairs and count the points
+that rank before the relevant ones. Memory holds the queries, a page, a block of scores, and a number for each relevant
+pair: never queries times points.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -100,6 +100,7 @@ def truth(
     depth: int,
     pages: Pages,
     *,
+    relevant_pages: Pages | None = None,
     keep: Collection[str] = (),
     chunk_scores: int = CHUNK_SCORES,
 ) -> Truth:
@@ -112,33 +113,41 @@ def truth(
         query_set: n queries of the other modality.
         aligned: their vectors (n, d).
         depth: how many of the best scores to keep.
-        pages: reads all points of the modality with their vectors, a page at a time; called twice.
+        pages: reads all points of the modality with their vectors, a page at a time; called twice, or once where
+            `relevant_pages` finds every relevant point.
+        relevant_pages: reads the points of the queries' groups alone, as `pages`. It may miss some, as by a payload
+            index that is damaged: they are then found by reading all points.
         keep: ids of points whose vectors to keep.
         chunk_scores: how many scores are held at once.
     """
     scorer = _Scorer(lowering, query_set, aligned, chunk_scores)
+    relevant, relevant_points = _Relevant(len(aligned)), 0
+    for page in (relevant_pages or pages)():
+        items, placed = vectors_of(lowering, page, aligned.shape[1]), query_set.gallery.placed(page)
+        relevant_points += scorer.relevant_points(page)
+        for pairs in scorer.relevant_pairs(page, items, placed):
+            relevant.add(*pairs)
+    relevant.close()
     best = np.full((len(aligned), depth), -np.inf)
-    largest = 0.0
-    sizes, relevant = np.zeros(query_set.gallery.parts(), np.int64), _Relevant(len(aligned))
+    largest, sizes = 0.0, np.zeros(query_set.gallery.parts(), np.int64)
     kept: dict[str, FloatArray] = {}
     census = Census()
     for page in pages():
         census.add(page)
+        relevant_points -= scorer.relevant_points(page)
         items, placed = vectors_of(lowering, page, aligned.shape[1]), query_set.gallery.placed(page)
         largest = max(largest, float(np.nan_to_num(lowering.sizes(items)).max(initial=0.0)))
         kept |= {record.id: item.copy() for record, item in zip(page, items, strict=True) if record.id in keep}
         sizes += np.bincount(placed[placed != NOT_IN_GALLERY], minlength=len(sizes))
-        for pairs in scorer.relevant_pairs(page, items, placed):
-            relevant.add(*pairs)
-    relevant.close()
-    for page in pages():
-        for block in scorer.blocks(page, vectors_of(lowering, page, aligned.shape[1])):
+        for block in scorer.blocks(page, items, placed):
             relevant.count_before(block, is_whole=query_set.gallery.is_whole)
             top = block.scores
             if top.shape[1] > depth:
                 top = -np.partition(-top, depth - 1, axis=1)[:, :depth]
             joined = np.concatenate([best[block.rows], top], axis=1)
             best[block.rows] = -np.sort(-joined, axis=1)[:, :depth]
+    if relevant_points and relevant_pages:
+        return truth(lowering, query_set, aligned, depth, pages, keep=keep, chunk_scores=chunk_scores)
     best[np.isneginf(best)] = np.nan
     return Truth(*relevant.ranks(is_whole=query_set.gallery.is_whole), best, sizes, kept, largest, census)
 
@@ -184,10 +193,13 @@ class _Scorer:
             inside = self._query_set.parts[rows, None] == placed[columns]
             yield np.repeat(rows, len(columns)), scores.ravel(), floors.ravel(), inside.ravel()
 
-    def blocks(self, page: Sequence[Record], items: FloatArray) -> Iterator[_Block]:
+    def relevant_points(self, page: Sequence[Record]) -> int:
+        """Count the points of a page that are relevant to any query."""
+        return sum(record.payload["group"] in self._of for record in page)
+
+    def blocks(self, page: Sequence[Record], items: FloatArray, placed: IntArray) -> Iterator[_Block]:
         """Yield all scores of a page, as many queries at once as there may be."""
         groups = np.array([self._codes.get(record.payload["group"], NOT_IN_GALLERY) for record in page], np.int64)
-        placed = self._query_set.gallery.placed(page)
         step = max(1, self._chunk_scores // len(page))
         for start in range(0, len(self._queries), step):
             rows = slice(start, start + step)

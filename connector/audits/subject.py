@@ -13,7 +13,7 @@ from connector.audits.galleries import QuerySet
 from connector.audits.plan import LONGEST, AuditPlan
 from connector.audits.reference import Truth, truth
 from connector.audits.stages import RateLimiter, Stage, StageRunner
-from connector.errors import StrangePointError
+from connector.errors import FilterRefusedError, StrangePointError
 from connector.progress import Advance
 from connector.releases.release import Release
 from connector.search.candidates import CandidateSearch
@@ -25,6 +25,8 @@ from connector.stores.points import Record
 
 if TYPE_CHECKING:
     from qdrant_client.models import Filter
+
+FILTERED_GROUPS = 10_000  # groups that one filter names: some 400 kB, which go with the request of every page
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +117,26 @@ class AuditSubject:
     def truth(self, direction: str, query_set: QuerySet, aligned: FloatArray, keep: Collection[str] = ()) -> Truth:
         """Search exactly by the metric itself, over all points, with queries (n, d); keep the vectors of `keep`."""
         _, target = DIRECTIONS[direction]
-        lowering, depth = self.release.lowerings[target], self.plan.ks[-1] + 1
-        return truth(lowering, query_set, aligned, depth, lambda: self.pages(target), keep=keep)
+        lowering, depth, groups = self.release.lowerings[target], self.plan.ks[-1] + 1, set(query_set.rows.groups)
+        return truth(
+            lowering,
+            query_set,
+            aligned,
+            depth,
+            lambda: self.pages(target),
+            relevant_pages=(lambda: self._pages_of(target, groups)) if len(groups) <= FILTERED_GROUPS else None,
+            keep=keep,
+        )
+
+    def _pages_of(self, target: Modality, groups: Collection[str]) -> Iterator[list[Record]]:
+        """Yield the points of some groups as `pages` does; all points, where the store refuses such a filter."""
+        from qdrant_client.models import FieldCondition, Filter, MatchAny  # takes a second to import
+
+        condition = Filter(must=[FieldCondition(key="group", match=MatchAny(any=sorted(groups)))])
+        try:
+            yield from self.pages(target, condition)
+        except FilterRefusedError:  # strict mode limits the values of a condition; it refuses the first page
+            yield from self.pages(target)
 
 
 def _with_vector(modality: Modality, condition: "Filter | None") -> "Filter":

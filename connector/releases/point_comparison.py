@@ -110,6 +110,8 @@ def _stored(release: Release, store: Store, points: Points, with_vector: set[str
 
 def _described(payload: Payload) -> Payload:
     """Return the fields of a payload that describe its item."""
+    if ALIGNED not in payload:
+        return payload
     return {name: value for name, value in payload.items() if name != ALIGNED}
 
 

@@ -41,6 +41,13 @@ class PointIds:
         self._count += len(ids)
         self._sorted = None
 
+    def __len__(self) -> int:
+        """How many different ids were added."""
+        ids = self._in_order()
+        # A batch begins with the last id of the one before, to tell whether the next is another one.
+        batches = (ids[max(0, start - 1) : start + AT_ONCE] for start in range(0, len(ids), AT_ONCE))
+        return len(ids) - sum(int((batch[1:] == batch[:-1]).sum()) for batch in batches)
+
     def without(self, others: "PointIds") -> Iterator[list[str]]:
         """Yield the ids that are not among `others`, in batches."""
         ids = self._in_order()
@@ -74,7 +81,7 @@ class PointIds:
 
 
 def _packed(id_: str) -> bytes:
-    return b"i" + int(id_).to_bytes(ID_BYTES - 1) if id_.isdecimal() else b"u" + UUID(id_).bytes
+    return b"i" + int(id_).to_bytes(ID_BYTES - 1) if id_.isdecimal() else b"u" + bytes.fromhex(id_.replace("-", ""))
 
 
 def _printed(packed: bytes) -> str:

@@ -59,6 +59,7 @@ class ReconcileReport:
         recorded: points that the ledger counts.
         held: points that the embedding sets say the collection should hold.
         vectors: number of vectors compared; payloads are compared all.
+        absent: points that the collection lacks, those that Qdrant refused included.
         missing, differing: points that the collection lacks, or holds with another vector or payload.
         wrong_vectors: how many of those that differ have the right payload, and another vector.
         orphans: points that belong to no row of any embedding set.
@@ -77,6 +78,7 @@ class ReconcileReport:
     recorded: int = 0
     held: int = 0
     vectors: int = 0
+    absent: int = 0
     missing: Difference = field(default_factory=Difference)
     differing: Difference = field(default_factory=Difference)
     wrong_vectors: int = 0
@@ -176,7 +178,9 @@ def reconcile(
         report.replicas = differences
         if replicas := store.replicas(release.name):
             report.away = [str(node) for node in replicas.away]
-        for page in store.scroll(release.name):
+        # Where every point was found, and there are as many, there are no others.
+        all_found = not report.absent and points == len(expected_ids) and not store.replicas(release.name)
+        for page in () if all_found else store.scroll(release.name):
             unknown = set(expected_ids.missing([record.id for record in page]))
             report.orphans.add([_item_name(record) for record in page if record.id in unknown])
             if orphans is not None and unknown:
@@ -244,6 +248,7 @@ class _SetReconciliation:
                 drawn = np.ones(len(rows), bool) if self.rng is None else self.rng.random(len(rows)) < share
                 batch = compare_points(self.release, self.store, rows, drawn)
                 self._add_odd(batch)
+                self.report.absent += len(batch.missing)
                 present = len(batch.points.ids) - len(batch.missing)
                 if ledger.get(key) == (digest, present):
                     batch.missing.clear()  # Qdrant refused these points: they are rejects of the push

@@ -60,6 +60,12 @@ class Case:
     def pages(self, size: int = 1000) -> Callable[[], Iterator[list[Record]]]:
         return lambda: (self.records[start : start + size] for start in range(0, len(self.records), size))
 
+    def relevant_pages(self, size: int = 1000, missed: int = 0) -> Callable[[], Iterator[list[Record]]]:
+        """Pages of the points of the queries' groups, without the first `missed` of them."""
+        groups = set(self.asked.rows.groups)
+        relevant = [record for record in self.records if record.payload["group"] in groups][missed:]
+        return replace(self, records=relevant).pages(size)
+
     def found(self, *, page: int = 1000, depth: int = DEPTH, **options: Any) -> Truth:
         return truth(self.lowering, self.asked, self.queries, depth, self.pages(page), **options)
 
@@ -269,7 +275,8 @@ class TestPages:
         assert found.sizes.tolist() == whole.sizes.tolist()
         assert found.best == pytest.approx(whole.best, rel=1e-5, abs=1e-6, nan_ok=True)
 
-    def test_every_page_is_read_twice_and_no_more(self) -> None:
+    @pytest.mark.parametrize("told", [False, True], ids=["alone", "with the points of the queries' groups"])
+    def test_every_page_is_read_once_where_relevant_points_are_known_and_else_twice(self, told: bool) -> None:
         its, read = case("cosine"), []
 
         def pages() -> Iterator[list[Record]]:
@@ -277,8 +284,20 @@ class TestPages:
                 read.append(len(page))
                 yield page
 
-        truth(its.lowering, its.asked, its.queries, DEPTH, pages)
-        assert read == [20, 20, 20, 1] * 2
+        relevant = its.relevant_pages() if told else None
+        truth(its.lowering, its.asked, its.queries, DEPTH, pages, relevant_pages=relevant)
+        assert read == [20, 20, 20, 1] * (1 if told else 2)
+
+    @given(st.sampled_from(GALLERIES), st.sampled_from(SOME), st.integers(1, M), st.integers(0, M))
+    def test_what_is_said_to_be_relevant_changes_nothing_whether_it_is_complete_or_not(
+        self, gallery: str, text: str, page: int, missed: int
+    ) -> None:
+        its = prepared(text, gallery)
+        whole, found = its.found(), its.found(page=page, relevant_pages=its.relevant_pages(page, missed))
+        assert same(found.whole, whole.whole)
+        assert same(found.gallery, whole.gallery)
+        assert (found.sizes.tolist(), found.largest) == (whole.sizes.tolist(), pytest.approx(whole.largest))
+        assert (found.census.items, found.census.seen) == (whole.census.items, whole.census.seen)
 
     @pytest.mark.parametrize("text", ["cosine", "chi2"])
     def test_memory_is_that_of_a_page_and_a_chunk(self, text: str) -> None:

@@ -3,6 +3,8 @@
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from alignment.sets.embedding_set import EmbeddingSet
 from connector.errors import MismatchError
 from connector.push import batches as pushing
 from connector.releases import reconcile as reconciling
-from connector.releases.point_id_set import PointIds
+from connector.releases.point_id_set import AT_ONCE, PointIds
 from connector.releases.points import point_id
 from connector.releases.reconcile import ReconcileReport, reconcile
 from connector.releases.reconcile_releases import repair_releases
@@ -270,6 +272,39 @@ class TestReconcile:
             world.provenance.ledger.write(row.id, embedding_set.id, run.id, {place: (digest, points - 1)})
         assert found(world).consistent
 
+    @pytest.mark.parametrize(("lost", "strays"), [(0, 0), (1, 1), (0, 1), (2, 1), (1, 2)])
+    def test_orphans_are_found_whatever_the_number_of_points_and_not_looked_for_where_there_is_no_room(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, lost: int, strays: int
+    ) -> None:
+        """As many points as there should be say nothing where one of them is missing."""
+        world.store.delete(name(world), [point_id("image", str(number)) for number in range(lost)])
+        vectors, payloads = np.eye(6, dtype=np.float32)[:strays], [{"key": "k"}] * strays
+        world.store.upsert(name(world), Points("image", points_of(strays), vectors, payloads))
+        unfiltered = []
+        scroll = world.store.scroll
+
+        def recorded(*arguments: Any, **options: Any) -> Any:
+            if "filter" not in options:
+                unfiltered.append(arguments)
+            return scroll(*arguments, **options)
+
+        monkeypatch.setattr(world.store, "scroll", recorded)
+        result = found(world)
+        assert (result.missing.count, result.orphans.count) == (lost, strays)
+        assert bool(unfiltered) == bool(lost or strays)
+
+    def test_a_stray_point_in_the_place_of_a_refused_one_is_an_orphan(self, world: World) -> None:
+        (row,) = world.provenance.releases.find()
+        refused = point_id("image", "0")
+        world.store.delete(name(world), [refused])
+        shard = ("image-000000.parquet", 0)
+        (embedding_set, _) = world.provenance.ledger.sets_in([row.id])
+        digest, count = world.provenance.ledger.entries(row.id, embedding_set.id)[shard]
+        with world.provenance.runs.start("push", {}) as run:
+            world.provenance.ledger.write(row.id, embedding_set.id, run.id, {shard: (digest, count - 1)})
+        world.store.upsert(name(world), Points("image", points_of(1), np.eye(6, dtype=np.float32)[:1], [{}]))
+        assert counts(found(world)) == (0, 0, 1, 0)
+
     def test_only_some_examples_are_kept(self, world: World) -> None:
         world.store.delete(name(world), [point_id("image", str(number)) for number in range(10)])
         result = found(world)
@@ -328,8 +363,16 @@ class TestPointIds:
             every.add(ids)
             some.add(sorted(chosen))
             some.add(sorted(chosen)[:2])  # once more
+            assert (len(every), len(some)) == (len(ids), len(chosen))
             assert some.missing(ids) == [id_ for id_ in ids if id_ not in chosen]
             assert sorted(id_ for batch in every.without(some) for id_ in batch) == sorted(set(ids) - chosen)
+
+    def test_an_id_that_is_added_again_counts_once_at_the_edge_of_a_batch_too(self) -> None:
+        ids = [str(UUID(int=number)) for number in range(3 * AT_ONCE)]
+        with PointIds() as some:
+            some.add(ids)
+            some.add(ids[::2])
+            assert len(some) == len(ids)
 
     def test_ids_that_end_in_zeros(self) -> None:
         ids = ["11111111-0000-0000-0000-000000000000", "11111111-1100-0000-0000-000000000000"]
