@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from bench.report import document, lines, write
-from bench.row import TURNS, Result, Row, measure
+from bench.row import TURNS, Result, Row, measure, profile
 
 TOPICS = ("startup", "push", "search", "verify", "fit")
 OTHERS = (
@@ -40,9 +40,15 @@ def rows_of(topics: Sequence[str]) -> list[Row]:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
 @click.option("--turns", type=click.IntRange(1), default=TURNS, show_default=True, help="How often a side is run.")
 @click.option("--write", "page", type=click.Path(path_type=Path, exists=True), help="Put the results into this page.")
-def main(names: tuple[str, ...], as_json: bool, turns: int, page: Path | None) -> None:
+@click.option("--profile", "profiled", is_flag=True, help="Say where the time of modalign's side goes, and end.")
+def main(names: tuple[str, ...], as_json: bool, turns: int, page: Path | None, profiled: bool) -> None:
+    rows = rows_of([name for name in names or TOPICS if name in TOPICS])
+    if profiled:
+        for row in rows:
+            click.echo(f"{row.title}\n{profile(row)}")
+        return
     results: list[Result] = []
-    for row in rows_of([name for name in names or TOPICS if name in TOPICS]):
+    for row in rows:
         results.append(result := measure(row, turns=turns))
         click.echo(f"{row.title}: {f'{result.ratio:.3g}, ' if result.ours else ''}{result.verdict}", err=True)
     if as_json:

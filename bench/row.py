@@ -1,5 +1,8 @@
 """A row of the table: what it compares, and its measurement in alternating turns."""
 
+import cProfile
+import io
+import pstats
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -132,6 +135,18 @@ def measure(row: Row, *, small: bool = False, turns: int = TURNS) -> Result:
     except LeftOut as reason:
         return Result(row, (), (), str(reason))
     return Result(row, tuple(ours), tuple(theirs), sides.note)
+
+
+def profile(row: Row, lines: int = 15) -> str:
+    """Run modalign's side once; say in which functions of this process the time went, without those that they call."""
+    printed = io.StringIO()
+    try:
+        with row.sides(row.size) as sides, cProfile.Profile() as profiler:
+            sides.ours()
+    except LeftOut as reason:
+        return str(reason)
+    pstats.Stats(profiler, stream=printed).strip_dirs().sort_stats("tottime").print_stats(lines)
+    return printed.getvalue()
 
 
 def _taken(side: Side) -> float:

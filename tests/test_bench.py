@@ -4,6 +4,7 @@ import importlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,6 +164,20 @@ def test_the_command_measures_the_topics_that_are_named(monkeypatch: pytest.Monk
     assert ended.exit_code == 0, ended.output
     assert [found["what"] for found in json.loads(ended.stdout)["rows"]] == ["push", "search"]
     assert "push: 0.5, met" in ended.stderr
+
+
+def test_a_profile_names_the_functions_of_our_side_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def sides(_: int) -> Iterator[Sides]:
+        yield Sides(lambda: sum(sorted(range(1000))) and None, lambda: max(range(1000)) and None)
+
+    profiled = replace(row([], []), sides=sides)
+    monkeypatch.setattr(bench.__main__, "rows_of", lambda topics: [profiled])
+    ended = CliRunner().invoke(main, ["push", "--profile"])
+    assert ended.exit_code == 0, ended.output
+    assert ended.stdout.startswith("work on 1,000 things\n")
+    assert "builtins.sorted" in ended.stdout
+    assert "builtins.max" not in ended.stdout
 
 
 @pytest.mark.parametrize("name", OTHERS)
