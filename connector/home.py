@@ -22,6 +22,8 @@ from alignment.distributed import process_group
 from alignment.metrics import parse
 from alignment.model.alignment import Alignment
 from alignment.sets.embedding_set import EmbeddingSet
+from connector.encoding.compiled import DIRECTORY as COMPILED
+from connector.encoding.compiled import remove_unused
 from connector.errors import CollectionNotFoundError, SettingsError
 from connector.progress import progress
 from connector.provenance.database import create_in_sqlite, is_absent
@@ -229,6 +231,7 @@ class Home:
                     min_index_recall=request.min_index_recall,
                     **request.layout,
                 )
+        self._compile(alignment)
         return RunResult(run.id, run.counts, releases)
 
     def ingest(self, request: IngestRequest, *, prune: "Confirm | None" = None) -> RunResult[list[Release]]:
@@ -255,6 +258,7 @@ class Home:
                 max_pixels=self.settings.max_pixels,
                 prune=prune,
             )
+        self._compile(alignment)
         return RunResult(run.id, run.counts, releases)
 
     def delete(
@@ -429,6 +433,7 @@ class Home:
                     rows = droppable(lifecycle, names=request.releases)
                     drop(lifecycle, rows)
             run.counts["dropped"] = len(rows)
+        remove_unused(self.settings.home / COMPILED, self._text_encoders())
         return RunResult(run.id, run.counts, rows)
 
     def verify(
@@ -562,6 +567,18 @@ class Home:
 
     def _record_alignment(self, name: str, alignment: Alignment) -> int:
         return self.provenance.artifacts.record_alignment(name, self.settings.alignment_path(name), alignment)
+
+    def _compile(self, alignment: Alignment) -> None:
+        """Compile the text encoder of what was pushed, so that searches need not load it; see docs/service.md."""
+        from connector.encoding.compiling import compile_text_encoder
+
+        compile_text_encoder(self.settings.home / COMPILED, alignment.card.encoders["text"])
+
+    def _text_encoders(self) -> set[str]:
+        """Return the fingerprints of the text encoders of all releases that were not dropped."""
+        artifacts = self.provenance.artifacts
+        alignments = {row.alignment_id for row in self.provenance.releases.find(dropped_at=None)}
+        return {artifacts.encoders(artifacts.alignment(number))["text"].fingerprint for number in alignments}
 
     def _lifecycle(self, collection: str) -> Lifecycle:
         return Lifecycle(self.provenance, self.store, collection, device=self.settings.device)

@@ -10,10 +10,7 @@ Where the alignment has an offset for items that its fit saw, item graphs take a
 item, 0 of any other. It is then the last number of `aligned`, too.
 """
 
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
@@ -27,6 +24,7 @@ from alignment.errors import ExportError, VectorError
 from alignment.metrics import Lowering, Metric, Rescored, with_seen
 from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment
+from alignment.model.onnx_graph import open_graph, write_graph
 from alignment.model.projections import Projection
 from alignment.packages import how_to_install
 from alignment.vectors import LARGEST_SQUARE, SMALLEST_SQUARE
@@ -40,8 +38,6 @@ ROLES: tuple[Role, ...] = ("query", "item")
 # torch writes graphs through the first two.
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INPUT, SEEN, VECTOR, OFFSET, ALIGNED, BATCH = "embedding", "seen", "vector", "offset", "aligned", "batch"
-# The oldest version of ONNX that has everything a feature map needs: old runtimes can read it.
-OPSET = 18
 # Embeddings that every graph is compared with modalign on, and how far it may be from that, relative to a vector's
 # length. Square roots of coordinates that are nearly zero turn a rounding of 1e-7 into 1e-4.
 PROBES = 16
@@ -130,7 +126,7 @@ def graph(alignment: Alignment, metric: Metric, modality: Modality, role: Role) 
     if role == "item" and lowerings[modality].marks_seen:
         probes[SEEN] = (np.arange(PROBES) % 2).astype(np.float32)
     onnx = _traced(module, probes)
-    session = _session(onnx)
+    session = open_graph(onnx)
     inputs, outputs = (
         {value.name: tuple(value.shape) for value in values} for values in (session.get_inputs(), session.get_outputs())
     )
@@ -153,47 +149,10 @@ def graph(alignment: Alignment, metric: Metric, modality: Modality, role: Role) 
 
 def _traced(module: _Module, probes: Mapping[str, npt.NDArray[np.float32]]) -> bytes:
     """Write a module as a graph that takes the inputs `probes`, by name, and any number of rows of them."""
-    with torch.no_grad(), uninterrupted():
+    with torch.no_grad():
         names = list(module(*map(torch.from_numpy, probes.values())))
-        # One input names the batch; torch finds that the others have as many rows, and warns of a second name.
-        batches = [torch.export.Dim(BATCH, min=0), *[torch.export.Dim.AUTO] * (len(probes) - 1)]
-        program = torch.onnx.export(
-            module,
-            tuple(torch.from_numpy(values[:TRACED]) for values in probes.values()),
-            None,
-            dynamo=True,
-            verbose=False,
-            external_data=False,
-            opset_version=OPSET,
-            input_names=list(probes),
-            output_names=names,
-            dynamic_shapes=tuple({0: batch} for batch in batches),
-        )
-    assert program is not None  # which only the old exporter returns
-    onnx: bytes = program.model_proto.SerializeToString()
-    return onnx
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait until the block ends: torch's exporter turns it into errors of its own, or loses it."""
-    if threading.current_thread() is not threading.main_thread():  # where Python hands signals to
-        yield
-        return
-    met: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: met.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if met:
-        raise KeyboardInterrupt
-
-
-def _session(onnx: bytes) -> "InferenceSession":
-    from onnxruntime import InferenceSession  # here, because it is an extra package
-
-    return InferenceSession(onnx, providers=["CPUExecutionProvider"])
+    examples = {name: torch.from_numpy(values[:TRACED]) for name, values in probes.items()}
+    return write_graph(module, examples, names, {0: BATCH})
 
 
 def _difference(

@@ -53,8 +53,6 @@ from connector.requests import SearchRequest, Way, default_of
 @home_options
 def search(page: Path | None, as_json: bool, where: Mapping[str, Any], **given: Any) -> None:
     """Search COLLECTION with QUERY: a text, or the path of an image (recognised by its suffix)."""
-    from connector.reports.contact_sheet import Answered, write_contact_sheet
-
     request = SearchRequest(**given)
     with open_home(where) as home:
         found = home.search(request)
@@ -62,6 +60,8 @@ def search(page: Path | None, as_json: bool, where: Mapping[str, Any], **given: 
     way = {"image": "", "caption": " by caption", "fused": " by image and caption"}[request.by]
     title = f"under {found.metric}{way}, {result_quality(found)}"
     if page:
+        from connector.reports.contact_sheet import Answered, write_contact_sheet  # loads templates
+
         subtitle = f"{len(hits)} best {title}"
         heading, answers = f"{request.collection}: {request.query}", [Answered(found.query, hits)]
         write_contact_sheet(page, heading, subtitle, answers, max_pixels=home.settings.max_pixels)

@@ -25,6 +25,8 @@ from connector.errors import EncoderError
 if TYPE_CHECKING:
     import torch
 
+    from connector.encoding.text_graph import TextGraph
+
 IMPORTED = "imported"
 
 
@@ -83,6 +85,13 @@ class Encoder(ABC):
     def loaded(self) -> "Encoder":
         """Return the encoder that computes: this one. One of `connector.encoding.deferred` loads it first."""
         return self
+
+    def text_graph(self) -> "TextGraph | None":
+        """Return what encodes texts without this class, of a model on the CPU; None: nothing does.
+
+        Searches then need not load the model: see `connector.encoding.compiling`.
+        """
+        return None
 
     def embed(self, modality: Modality, prepared: Sequence[Any]) -> FloatArray:
         """Return raw embeddings (n, dim) float32 of n >= 1 prepared items. CUDA computes in half precision.
@@ -277,12 +286,23 @@ class SentenceTransformersEncoder(Encoder):
         """Return the name or path that sentence-transformers loads."""
         return name
 
+    @property
+    def _prompt(self) -> str:
+        """What sentence-transformers puts in front of every text."""
+        return self._model.prompts.get(self._model.default_prompt_name or "") or ""
+
+    @override
+    def text_graph(self) -> "TextGraph | None":
+        from connector.encoding.sentence_graph import sentence_graph  # loads torch
+
+        return sentence_graph(self._model, self._prompt)
+
     @override
     def truncates(self, text: str) -> bool | None:
         limit = self._model.max_seq_length
         if limit is None:
             return None
-        text = (self._model.prompts.get(self._model.default_prompt_name or "") or "") + text
+        text = self._prompt + text
         if _surely_fits(text, limit):
             return False
         tokens = self._model.tokenizer(text, truncation=False, verbose=False)["input_ids"]

@@ -57,7 +57,7 @@ def load_encoder(spec: str, device: str = "auto", *, fingerprint: str | None = N
         OutOfResourcesError: there is not enough memory for it.
         DeviceError: there is no such device.
     """
-    return _load(_encoder_class(spec), spec, device, fingerprint)
+    return _load(encoder_class(spec), spec, device, fingerprint)
 
 
 def load_encoders(
@@ -89,7 +89,7 @@ def encoder_classes(specs: Mapping[Modality, str]) -> dict[str, type[Encoder]]:
         EncoderError: a scheme is unknown, its encoders do not encode the modality, or no model of it has the name.
         MissingPackageError: a package that a class needs is not installed.
     """
-    classes = {spec: _encoder_class(spec) for spec in dict.fromkeys(specs.values())}
+    classes = {spec: encoder_class(spec) for spec in dict.fromkeys(specs.values())}
     for modality, spec in specs.items():
         if modality not in (modalities := classes[spec].modalities):
             raise EncoderError(f"{spec} encodes {' and '.join(modalities)}; expected one for {modality}")
@@ -131,7 +131,13 @@ def _is_module(name: str) -> bool:
         return True
 
 
-def _encoder_class(spec: str) -> type[Encoder]:
+def encoder_class(spec: str) -> type[Encoder]:
+    """Return the class of the encoder that `spec` names; no model is loaded.
+
+    Raises:
+        EncoderError: the scheme is unknown, is none of an encoder, or has no model of this name.
+        MissingPackageError: a package that the class imports is not installed.
+    """
     point = encoder_entry_point(spec)
     with naming_encoder(spec, CANNOT_BE_LOADED):
         encoder_class: Any = point.load()

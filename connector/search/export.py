@@ -18,7 +18,8 @@ from alignment.errors import ExportError
 from alignment.metrics import Guarantee, Lowering, Metric, Rescored, parse
 from alignment.modality import MODALITIES, OTHER, Modality
 from alignment.model.alignment import Alignment
-from alignment.model.onnx_export import ALIGNED, OFFSET, OPSET, SEEN, Graph, export
+from alignment.model.onnx_export import ALIGNED, OFFSET, SEEN, Graph, export
+from alignment.model.onnx_graph import OPSET
 from connector.errors import MismatchError
 from connector.provenance.recorder import Provenance
 from connector.releases.aliases import alias_fault, alias_name

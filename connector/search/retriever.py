@@ -16,6 +16,8 @@ from PIL import Image
 from alignment.metrics import Guarantee, Lowering
 from alignment.modality import OTHER, Modality
 from connector.corpora.images import ImageRejectedError, decode, read_image, upright_rgb
+from connector.encoding.compiled import DEVICES, open_compiled
+from connector.encoding.compiled import DIRECTORY as COMPILED
 from connector.encoding.encoders import IMPORTED, Encoder
 from connector.encoding.loading import load_encoder
 from connector.errors import MismatchError, PictureError, SettingsError, StrangePointError
@@ -117,6 +119,7 @@ class Retriever:
         max_pixels: of an image to search with.
         deadline: seconds within which a server has to answer a search, with all requests and retries of it; None: each
             request is tried for two minutes. Encoding the queries does not count.
+        compiled: directory of compiled text encoders; None: models are loaded.
 
     Raises:
         QueryError: an argument is not what it has to be.
@@ -130,6 +133,7 @@ class Retriever:
         device: str = "auto",
         max_pixels: int = MAX_PIXELS,
         deadline: float | None = None,
+        compiled: Path | None = None,
     ):
         check_deadline(deadline)
         check_reading(device, max_pixels)
@@ -139,6 +143,7 @@ class Retriever:
         self._candidates = CandidateSearch(release, store)
         self._items = ItemSearch(CandidateSearch(release, store))
         self._device = device
+        self._compiled = compiled
         self.max_pixels = max_pixels
         self._encoders: dict[Modality, Encoder] = {}
         self._looked_for: set[str] = set()
@@ -163,7 +168,9 @@ class Retriever:
         check_opening(collection, metric)
         check_reading(device, max_pixels)
         release = open_release(provenance, store, collection, metric, device=device)
-        return cls(release, store, device=device, max_pixels=max_pixels, deadline=deadline)
+        home = provenance.database.home
+        compiled = None if home is None else home / COMPILED
+        return cls(release, store, device=device, max_pixels=max_pixels, deadline=deadline, compiled=compiled)
 
     @property
     def guarantee(self) -> Guarantee:
@@ -368,11 +375,19 @@ class Retriever:
 
     def _encoder(self, modality: Modality) -> Encoder:
         if modality not in self._encoders:
-            card = self.release.alignment.card.encoders[modality]
-            encoder = load_encoder(card.spec, self._device, fingerprint=card.fingerprint)
-            check_encoder(self.release.alignment, modality, encoder.card, f"the encoder that {card.spec} loads now")
-            self._encoders[modality] = encoder
+            self._encoders[modality] = self._compiled_encoder(modality) or self._loaded_encoder(modality)
         return self._encoders[modality]
+
+    def _compiled_encoder(self, modality: Modality) -> Encoder | None:
+        if modality != "text" or self._compiled is None or self._device not in DEVICES:
+            return None
+        return open_compiled(self._compiled, self.release.alignment.card.encoders[modality])
+
+    def _loaded_encoder(self, modality: Modality) -> Encoder:
+        card = self.release.alignment.card.encoders[modality]
+        encoder = load_encoder(card.spec, self._device, fingerprint=card.fingerprint)
+        check_encoder(self.release.alignment, modality, encoder.card, f"the encoder that {card.spec} loads now")
+        return encoder
 
 
 def _search_hit(hit: ScoredHit, target: Modality, lowering: Lowering) -> SearchHit:

@@ -106,9 +106,11 @@ def _check_whole(name: str, value: object) -> None:
 
 
 def _check_filter(filter: object) -> None:
+    if filter is None:
+        return
     from qdrant_client.models import Filter  # takes a second to import
 
-    if filter is not None and not isinstance(filter, Filter):
+    if not isinstance(filter, Filter):
         raise QueryError(
             f"filter: expected a qdrant_client.models.Filter, as connector.stores.filters.parse_filter makes of JSON, "
             f"got {_shown(filter)}"

@@ -1,7 +1,5 @@
 """Exported graphs, run by onnxruntime, against projections and lowerings in numpy."""
 
-import os
-import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import cycle
@@ -23,6 +21,7 @@ from alignment.model import onnx_export as export
 from alignment.model.alignment import Alignment
 from alignment.model.feature_maps import FEATURE_MAPS, Anchors, FeatureMap, GaussianKernel, ResidualMlp, StarGlu
 from alignment.model.onnx_export import ROLES, Graph, Role, graph
+from alignment.model.onnx_graph import OPSET
 from alignment.model.projections import Projection
 from alignment.vectors import l2_normalize
 from tests.support.errors import raises
@@ -220,25 +219,9 @@ def test_a_graph_is_what_the_checker_of_onnx_takes() -> None:
     made = graph(alignment(), parse("kl-item-query"), "text", "query")
     model = onnx.load_from_string(made.onnx)
     onnx.checker.check_model(model, full_check=True)
-    assert [opset.version for opset in model.opset_import if opset.domain == ""] == [export.OPSET]
+    assert [opset.version for opset in model.opset_import if opset.domain == ""] == [OPSET]
     assert [value.name for value in model.graph.input] == ["embedding"]
     assert made.outputs == {"vector": ("batch", 2 * LATENT + 32), "offset": ("batch",)}
-
-
-def test_an_interrupt_waits_for_the_graph_under_way() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs tests in the background has it ignored
-    reached: list[str] = []
-    with pytest.raises(KeyboardInterrupt):
-        interrupted_in_the_middle(reached)
-    assert reached == ["the end of the block"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def interrupted_in_the_middle(reached: list[str]) -> None:
-    with export.uninterrupted():
-        os.kill(os.getpid(), signal.SIGINT)
-        reached.append("the end of the block")
-    reached.append("what comes after it")
 
 
 # What is refused

@@ -13,7 +13,7 @@ import pytest
 
 from connector.home import Home
 from connector.settings import Settings
-from tests.support.cli import done
+from tests.support.cli import done, modalign
 from tests.support.fakes import fake_pairs, write_manifest
 
 WITHOUT = """
@@ -120,6 +120,57 @@ def test_closed_forms_are_pushed_promoted_and_searched_by_vectors(home: Path, me
     ended = run(VECTORS, home)
     assert ended.returncode == 0, ended.stderr
     assert [json.loads(line) for line in ended.stdout.splitlines()] == searched(home)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """A home with a release whose text encoder is compiled."""
+    home = tmp_path_factory.mktemp("compiled")
+    specs = ("--image-encoder", "fake-image:small", "--text-encoder", "tests.support.compilable:BagOfWords")
+    done("encode", corpus, "--set", "pairs", *specs, "--home", home)
+    done("fit", "pairs", "--alignment", "a", "--method", "ridge", "--home", home)
+    ended = done("push", "pairs", "--into", "things", "--alignment", "a", "--home", home)
+    assert "text encoder tests.support.compilable:BagOfWords compiled in" in ended.err
+    return home
+
+
+def test_a_text_is_searched_as_by_its_encoder_once_that_is_compiled(compiled: Path) -> None:
+    for text in ("lime", "navy", "unknown"):
+        line = ["search", "things", text, "-k", "5", "--json"]
+        ended = run(COMMANDS, compiled, json.dumps([line]))
+        assert (ended.returncode, ended.stderr) == (0, "")
+        (compiled / "compiled").rename(compiled / "away")
+        try:
+            by_model = done(*line, "--home", compiled)
+        finally:
+            (compiled / "away").rename(compiled / "compiled")
+        assert "loading encoder" in by_model.err
+        found, expected = json.loads(ended.stdout), by_model.document
+        compiled_hits, model_hits = found.pop("found"), expected.pop("found")
+        assert found == expected
+        assert [hit["score"] for hit in compiled_hits] == pytest.approx([hit["score"] for hit in model_hits], abs=1e-5)
+        for hit in (*compiled_hits, *model_hits):
+            for name in ("score", "raw_score", "scores"):
+                del hit[name]
+        assert compiled_hits == model_hits
+
+
+def test_a_device_that_is_named_encodes(compiled: Path) -> None:
+    ended = modalign("search", "things", "lime", "--device", "cuda:99", "--home", compiled)
+    assert "cuda:99" in ended.error
+
+
+def test_a_push_and_a_drop_keep_one_bundle_an_encoder_that_a_release_has(compiled: Path) -> None:
+    (bundle,) = (compiled / "compiled").iterdir()
+    written = {path: path.stat().st_mtime_ns for path in bundle.iterdir()}
+    done("fit", "pairs", "--alignment", "b", "--method", "procrustes", "--home", compiled)
+    done("push", "pairs", "--into", "things", "--alignment", "b", "--home", compiled)
+    releases = done("status", "things", "--json", "--home", compiled).document["releases"]
+    (ready,) = (release["physical_name"] for release in releases if release["state"] == "ready")
+    (compiled / "compiled" / ("1" * 64)).mkdir()
+    done("drop", "things", "--release", ready, "--yes", "--home", compiled)
+    assert list((compiled / "compiled").iterdir()) == [bundle]
+    assert {path: path.stat().st_mtime_ns for path in bundle.iterdir()} == written
 
 
 def test_what_neither_encodes_nor_trains_needs_no_torch(home: Path, tmp_path: Path) -> None:

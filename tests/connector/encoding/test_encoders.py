@@ -22,9 +22,9 @@ from connector.encoding.truncation import is_truncated
 from connector.errors import EncoderError, OutOfResourcesError
 from tests.support.errors import raises
 from tests.support.fakes import IMAGE_DIM, NAN_WORD, TEXT_DIM, FakeImageEncoder, FakeTextEncoder
+from tests.support.sentence_models import sentence_directory
 
 CPU = torch.device("cpu")
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "green", "square", "circle", "##s"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -65,30 +65,6 @@ def timm_directory(directory: Path, seed: int) -> Path:
     path = directory / f"timm-{seed}"
     timm.models.save_for_hf(timm.create_model("test_vit", pretrained=False), str(path), safe_serialization=True)
     return path
-
-
-def sentence_directory(directory: Path, seed: int) -> Path:
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
-    from transformers import BertConfig, BertModel, BertTokenizer
-
-    torch.manual_seed(seed)
-    path = directory / f"bert-{seed}"
-    config = BertConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=16,
-    )
-    BertModel(config).save_pretrained(path)
-    (path / "vocab.txt").write_text("\n".join(VOCABULARY))
-    BertTokenizer(str(path / "vocab.txt")).save_pretrained(path)
-    whole = directory / f"sentences-{seed}"
-    modules = [Transformer(str(path), max_seq_length=8), Pooling(8)]
-    SentenceTransformer(modules=modules, device="cpu").save(str(whole))
-    return whole
 
 
 def spec_of(kind: str, directory: Path, seed: int) -> str:
