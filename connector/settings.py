@@ -4,10 +4,8 @@ import os
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import URL
 
 from connector.errors import SettingsError
@@ -15,25 +13,10 @@ from connector.safe_text import redacted
 
 REQUEST_SECONDS = 60
 MAX_PIXELS = 100_000_000  # of an image to decode; a larger one decompresses to more than 300 MB
+MOST_SECONDS, MOST_PIXELS = 99_999, 2**40
+HOME = "~/.modalign"
+PREFIX = "MODALIGN_"  # of the environment variables
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-
-
-class _Environment(BaseSettings):
-    """What is given, then the variable `MODALIGN_NAME`, then the default.
-
-    An empty variable counts as unset; `Settings.load` refuses those that say where data are.
-    """
-
-    model_config = SettingsConfigDict(env_prefix="MODALIGN_", env_ignore_empty=True, frozen=True)
-
-    home: Path = Path("~/.modalign")
-    qdrant_url: str | None = None
-    database_url: str | None = None
-    device: str = "auto"
-    qdrant_api_key: str | None = None
-    qdrant_ca_file: Path | None = None
-    qdrant_timeout: int = Field(default=REQUEST_SECONDS, ge=1, le=99_999)
-    max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=2**40)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,33 +65,18 @@ class Settings:
         Raises:
             SettingsError: a variable is invalid, or one of those that say where data are is set and empty.
         """
-        given: dict[str, Any] = {"home": home, "qdrant_url": qdrant_url, "database_url": database_url}
-        for name, value in given.items():
-            variable = f"{_Environment.model_config['env_prefix']}{name.upper()}"
-            if value == "" or (value is None and os.environ.get(variable) == ""):
-                raise SettingsError(
-                    f"{variable}, or --{name.replace('_', '-')}, is empty: expected where the data are. Unset it for "
-                    "the default"
-                )
-        given |= {"device": device, "max_pixels": max_pixels}
-        try:
-            read = _Environment(**{name: value for name, value in given.items() if value})
-        except ValidationError as error:
-            (first, *_) = error.errors(include_url=False)
-            name = str(first["loc"][0])
-            raise SettingsError(
-                f"{_Environment.model_config['env_prefix']}{name.upper()}: {first['msg']}, got {first['input']!r}"
-            ) from None
-        place = _expanded(read.home, "home").absolute()
+        _refuse_empty(home=home, qdrant_url=qdrant_url, database_url=database_url)
+        place = _expanded(_given("home", home) or HOME, "home").absolute()
+        ca_file = _given("qdrant_ca_file")
         return cls(
             home=place,
-            store_url=read.qdrant_url or f"edge:{place / 'qdrant'}",
-            database_url=read.database_url or _sqlite_url(place / "modalign.db"),
-            device=read.device,
-            api_key=read.qdrant_api_key,
-            ca_file=read.qdrant_ca_file and _expanded(read.qdrant_ca_file, "qdrant_ca_file"),
-            timeout=read.qdrant_timeout,
-            max_pixels=read.max_pixels,
+            store_url=_given("qdrant_url", qdrant_url) or f"edge:{place / 'qdrant'}",
+            database_url=_given("database_url", database_url) or _sqlite_url(place / "modalign.db"),
+            device=_given("device", device) or "auto",
+            api_key=_given("qdrant_api_key"),
+            ca_file=_expanded(ca_file, "qdrant_ca_file") if ca_file else None,
+            timeout=_whole("qdrant_timeout", None, REQUEST_SECONDS, MOST_SECONDS),
+            max_pixels=_whole("max_pixels", max_pixels, MAX_PIXELS, MOST_PIXELS),
         )
 
     def set_path(self, name: str) -> Path:
@@ -148,10 +116,38 @@ def checked_name(name: str, what: str) -> str:
     return name
 
 
-def _expanded(path: Path, name: str) -> Path:
+def _variable(name: str) -> str:
+    return f"{PREFIX}{name.upper()}"
+
+
+def _given(name: str, value: str | Path | None = None) -> str | None:
+    """Return what is given, then the variable of a setting; an empty one counts as unset."""
+    return str(value) if value else os.environ.get(_variable(name)) or None
+
+
+def _refuse_empty(**places: str | Path | None) -> None:
+    """Raise a `SettingsError` for a place that is given empty, or whose variable is set and empty."""
+    for name, value in places.items():
+        if value == "" or (value is None and os.environ.get(_variable(name)) == ""):
+            raise SettingsError(
+                f"{_variable(name)}, or --{name.replace('_', '-')}, is empty: expected where the data are. Unset it "
+                "for the default"
+            )
+
+
+def _whole(name: str, value: int | None, default: int, most: int) -> int:
+    """Return what is given, then the variable of a setting, then `default`: a whole number from 1 to `most`."""
+    text = str(value) if value is not None else _given(name)
+    if text is None:
+        return default
+    if not re.fullmatch(r"[0-9]{1,20}", text) or not 1 <= int(text) <= most:
+        raise SettingsError(f"{_variable(name)}: expected a whole number from 1 to {most}, got {text!r}")
+    return int(text)
+
+
+def _expanded(path: str, name: str) -> Path:
     """Return a path with the home directory of `~` or `~user` in it."""
     try:
-        return path.expanduser()
+        return Path(path).expanduser()
     except RuntimeError as error:
-        prefix = _Environment.model_config["env_prefix"]
-        raise SettingsError(f"{prefix}{name.upper()}: {error}, got {str(path)!r}") from None
+        raise SettingsError(f"{_variable(name)}: {error}, got {path!r}") from None
