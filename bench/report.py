@@ -14,7 +14,8 @@ from connector.cli.table_layout import table_lines
 
 WIDTH = 80
 PROSE_WIDTH = 100  # of a page
-BEGIN, END = "<!-- figures: written by python -m bench --write -->", "<!-- end of figures -->"
+BEGIN, END = "<!-- {}: written by python -m bench -->", "<!-- end of {} -->"  # of what a section of a page holds
+FIGURES = "figures"
 HEAD = ("what", "against", "ratio", "interval", "goal", "verdict")
 LEGEND = (
     f"A ratio is the median over {TURNS} turns or more, in which both sides alternate. Its interval holds the median "
@@ -49,18 +50,14 @@ def _row_document(result: Result) -> dict[str, Any]:
 
 
 def write(page: Path, results: Sequence[Result], rows: Sequence[Row]) -> None:
-    """Put results into the table of a page, between BEGIN and END; rows that were not measured now stay as they are.
+    """Put results into the table of a page, its section `figures`; rows that were not measured now stay as they are.
 
     Args:
-        page: a Markdown file that holds both marks.
+        page: a Markdown file.
         results: what was measured now.
         rows: every row that the table shall have, in its order.
     """
-    text = page.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    old, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{page}: expected the lines {BEGIN!r} and {END!r}")
+    old = section(page, FIGURES)
     known = {line.split(" | ")[0].removeprefix("| "): line for line in old.splitlines() if line.startswith("| ")}
     known |= {result.row.title: _line([*_cells(result)[:-1], _last(result)]) for result in results}
     table = [_line(HEAD), _line(["---"] * len(HEAD))]
@@ -71,8 +68,35 @@ def write(page: Path, results: Sequence[Result], rows: Sequence[Row]) -> None:
         for line in textwrap.wrap(f"- *{row.title}*: {row.asked}", PROSE_WIDTH, subsequent_indent="  ")
     ]
     prose = [*textwrap.wrap(LEGEND, PROSE_WIDTH), "", "What both sides are asked:", "", *asked]
-    parts = [BEGIN, *textwrap.wrap(f"Measured on {machine()}.", PROSE_WIDTH), "", *table, "", *prose, END]
-    page.write_text(before + "\n".join(parts) + after, encoding="utf-8")
+    measured = textwrap.wrap(f"Measured on {machine()}.", PROSE_WIDTH)
+    write_section(page, FIGURES, "\n".join([*measured, "", *table, "", *prose]))
+
+
+def section(page: Path, name: str) -> str:
+    """Return what stands in a section of a page, between its marks.
+
+    Raises:
+        ValueError: the page has no such section.
+    """
+    begin, end = BEGIN.format(name), END.format(name)
+    _, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    text, ended, _ = rest.partition(end)
+    if not (found and ended):
+        raise ValueError(f"{page}: expected the lines {begin!r} and {end!r}")
+    return text.strip()
+
+
+def write_section(page: Path, name: str, text: str) -> None:
+    """Put a text in the place of what stands in a section of a page.
+
+    Raises:
+        ValueError: the page has no such section.
+    """
+    section(page, name)
+    begin, end = BEGIN.format(name), END.format(name)
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 def machine() -> str:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 import bench.__main__
 from bench import search
 from bench.__main__ import OTHERS, TOPICS, main, rows_of
-from bench.report import BEGIN, END, WIDTH, document, lines, write
+from bench.report import BEGIN, END, FIGURES, WIDTH, document, lines, write
 from bench.row import LeftOut, Row, Sides, measure
 
 ROWS = rows_of(TOPICS)
@@ -129,8 +129,8 @@ def test_a_document_holds_every_turn() -> None:
 
 
 def test_a_page_keeps_the_rows_that_are_not_measured_again(tmp_path: Path) -> None:
-    page = tmp_path / "performance.md"
-    page.write_text(f"# Speed\n\n{BEGIN}\n{END}\n\nWhere the time goes.\n", encoding="utf-8")
+    page, end = tmp_path / "performance.md", END.format(FIGURES)
+    page.write_text(f"# Speed\n\n{BEGIN.format(FIGURES)}\n{end}\n\nWhere the time goes.\n", encoding="utf-8")
     push, search_, other = (
         row([slow] * 5, [1] * 5, what=name) for name, slow in (("push", 2), ("search", 3), ("f", 4))
     )
@@ -147,7 +147,7 @@ def test_a_page_keeps_the_rows_that_are_not_measured_again(tmp_path: Path) -> No
         ["| push", "a loop by hand", "2"],
     ]
     assert second.startswith("# Speed\n\n")
-    assert second.endswith(f"{END}\n\nWhere the time goes.\n")
+    assert second.endswith(f"{end}\n\nWhere the time goes.\n")
 
 
 def test_a_page_without_a_place_for_the_table_is_refused_and_kept(tmp_path: Path) -> None:
