@@ -1,8 +1,8 @@
 """The fingerprint of an embedding set."""
 
 import hashlib
-import json
 from collections.abc import Mapping
+from json.encoder import encode_basestring_ascii
 
 import pyarrow as pa
 
@@ -23,8 +23,10 @@ class Fingerprint:
 
     def add(self, modality: Modality, identity: pa.Table) -> None:
         """Count rows in, by their columns `IDENTITY`."""
-        for row in zip(*identity.to_pydict().values(), strict=True):
-            digest = hashlib.sha256(json.dumps([modality, *row]).encode()).digest()
+        columns = [map(encode_basestring_ascii, column.to_pylist()) for column in identity.columns]
+        for row in zip(*columns, strict=True):
+            text = f'["{modality}", {", ".join(row)}]'  # as json.dumps writes it
+            digest = hashlib.sha256(text.encode()).digest()
             # A sum does not depend on the order of the rows, which tells a set's history, not its content.
             self._sum = (self._sum + int.from_bytes(digest)) % 2**256
         self.counts[modality] += len(identity)

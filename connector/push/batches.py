@@ -3,7 +3,7 @@
 Durable before said. The order of the steps makes every crash harmless:
 
     shard      the rows are durable in the embedding set
-    points     the rows are checked, projected and written into the collection
+    points     the rows are checked, projected and written into the collection, several batches in one call
     flush      the points are durable in the store
     ledger     SQL records the batch
 
@@ -22,62 +22,48 @@ from alignment.modality import MODALITIES, Modality
 from alignment.plurals import counted
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
-from alignment.sets.shards import shard_batches
+from connector.encoding.pipeline import Pipeline
 from connector.errors import PointsRefusedError, Refusal, StoreError
 from connector.progress import Advance
-from connector.provenance.ledger import BATCH_POINTS, BatchKey, LedgerEntry
+from connector.provenance.ledger import BATCH_POINTS, BatchKey
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.push.other_sets import OtherSets
+from connector.push.prepared_batches import PreparedBatch, ReleaseBatch, ShardEnd, prepared_batches
+from connector.push.release_writer import ReleaseWriter
 from connector.rejects import Reject
-from connector.releases.caption_payload import release_rows
 from connector.releases.point_comparison import lost_writes
 from connector.releases.point_id_set import PointIds
-from connector.releases.points import Projected, lowered, point_id, project
+from connector.releases.points import Projected, point_ids
 from connector.releases.release import Release
 from connector.releases.tombstones import apply_tombstones
 from connector.stores.contract import Store
-from connector.stores.layout import PayloadKind
 from connector.stores.points import Points
 
+WRITE_POINTS = 4096  # Qdrant Edge writes as many in one call up to twice as fast as BATCH_POINTS
 FLUSH_POINTS = 16_384
 FLUSH_SECONDS = 2.0  # a slow encoder reaches the ledger long before FLUSH_POINTS
 VECTORS_READ_BACK = 16  # of each batch that may have replaced points; payloads are read back all
+BATCHES_AHEAD = 16  # that are prepared while others are written
 EXAMPLES = 5  # items that an error names
 
 
 @dataclass(slots=True)
-class ReleaseWriter:
-    """The state of one release while a push writes into it.
+class _Waiting:
+    """A batch on its way into one release, not written yet.
 
     Attributes:
-        new: this push made both its row and its collection.
-        requested: the push is for this release. The collection's other releases only receive the same rows.
-        ledger: what SQL records as written, by batch.
-        rewrite: the collection holds fewer points than SQL records: look at every batch, whatever the ledger says.
-        pending: what is written and not flushed yet.
-        replacing: points of pending batches that may have replaced others, to be read back; some without vectors.
-        met: batches that were looked at.
-        lost: batches of the ledger that the embedding set has no rows for any more.
-        begun: SQL knows that this set is being written into the release.
-        fresh: it was never written into it before, so that no point is replaced.
+        points: those of the batch that the release does not hold as they are.
+        projected: their rows.
+        unchanged: how many points of the batch it holds as they are.
     """
 
-    release: Release
-    new: bool
-    requested: bool = True
-    ledger: dict[BatchKey, LedgerEntry] = field(default_factory=dict)
-    rewrite: bool = False
-    pending: dict[BatchKey, LedgerEntry] = field(default_factory=dict)
-    replacing: list[Points] = field(default_factory=list)
-    met: set[BatchKey] = field(default_factory=set)
-    lost: set[BatchKey] = field(default_factory=set)
-    begun: bool = False
-    fresh: bool = False
-
-    def holds(self, key: BatchKey, entry: LedgerEntry) -> bool:
-        """Whether the release holds a batch as it is."""
-        return not self.rewrite and self.ledger.get(key) == entry
+    key: BatchKey
+    rows: Rows
+    of_release: ReleaseBatch
+    points: Points
+    projected: Projected
+    unchanged: int = 0
 
 
 @dataclass(slots=True)
@@ -99,6 +85,8 @@ class BatchWriter:
     others: OtherSets | None = None
     _written: set[str] = field(default_factory=set)
     _refused: set[tuple[Modality, str, str]] = field(default_factory=set)
+    _waiting: list[_Waiting] = field(default_factory=list)
+    _rows_waiting: int = 0
     _unflushed: int = 0
     _same_points: bool = False
     _committed: float = field(default_factory=time.monotonic)
@@ -120,31 +108,26 @@ class BatchWriter:
             writer.pending, writer.replacing, writer.met, writer.lost = {}, [], set(), set()
             writer.begun = False
 
-    def write(self, modality: Modality, shard: Path, advance: Advance = lambda count: None) -> None:
+    def write(self, modality: Modality, shard: Path) -> None:
         """Write the batches of a durable shard that the ledgers do not hold."""
-        end = 0
-        for start, rows in shard_batches(shard, modality, BATCH_POINTS):
-            key, behind = (shard.name, start), []
-            digests: dict[bool, str] = {}  # by whether images carry captions
-            for writer in self.writers:
-                writer.met.add(key)
-                if (captions := writer.release.caption_payload) not in digests:
-                    digests[captions] = release_rows(writer.release, rows).digest()
-                # A batch with refused rows is never entered whole: its rows are refused again on every run.
-                if writer.holds(key, (digests[captions], len(rows))):
-                    self.run.count("unchanged", len(rows))
-                else:
-                    behind.append(writer)
-            if behind:
-                if self.others is not None:
-                    self.others.check(rows)
-                self._unflushed += self._write_batch(behind, key, rows, digests)
-                if self._unflushed >= FLUSH_POINTS or time.monotonic() - self._committed >= FLUSH_SECONDS:
-                    self._commit()
-            end = start + len(rows)
-            advance(len(rows))
-        self._forget_beyond(shard.name, end)
-        self._written.add(shard.name)
+        for prepared in prepared_batches([(modality, shard)], self.writers, BATCH_POINTS):
+            self._write(prepared)
+
+    def _write(self, batch: PreparedBatch | ShardEnd, advance: Advance = lambda count: None) -> None:
+        if isinstance(batch, ShardEnd):
+            self._forget_beyond(batch.name, batch.rows)
+            self._written.add(batch.name)
+            return
+        for writer in self.writers:
+            writer.met.add(batch.key)
+        if batch.held:
+            self.run.count("unchanged", batch.held)
+        for projected in batch.projections:
+            self._reject(batch.key, batch.rows, projected.refused)
+            self._reject_fields(batch.key, batch.rows, projected.left_out)
+        if batch.behind:
+            self._await(batch)
+        advance(len(batch.rows))
 
     def finish(
         self,
@@ -166,10 +149,15 @@ class BatchWriter:
         self._same_points = only is not None
         if changed:
             self._reopen(changed)
-        for modality in MODALITIES:
-            for shard in embedding_set.shards(modality):
-                if shard.name not in self._written and (only is None or shard.name in only):
-                    self.write(modality, shard, advance)
+        shards = [
+            (modality, shard)
+            for modality in MODALITIES
+            for shard in embedding_set.shards(modality)
+            if shard.name not in self._written and (only is None or shard.name in only)
+        ]
+        with Pipeline() as pipeline:
+            for prepared in pipeline.ahead(prepared_batches(shards, self.writers, BATCH_POINTS), BATCHES_AHEAD):
+                self._write(prepared, advance)
         for writer in self.writers:
             writer.lost |= {key for key in writer.ledger.keys() - writer.met if only is None or key[0] in only}
         self._commit()
@@ -185,7 +173,7 @@ class BatchWriter:
         with PointIds() as held:
             for modality in MODALITIES:
                 for _, _, rows in embedding_set.batches(modality, BATCH_POINTS):
-                    held.add([point_id(modality, key) for key in rows.keys])
+                    held.add(point_ids(modality, rows.keys))
             for ids in written.without(held):
                 for writer in self.writers:
                     self.store.delete(writer.release.name, ids)
@@ -210,36 +198,64 @@ class BatchWriter:
             keys = takewhile(writer.ledger.__contains__, ((shard, start) for start in count(first, BATCH_POINTS)))
             writer.lost.update(keys)
 
-    def _write_batch(
-        self, writers: Sequence[ReleaseWriter], key: BatchKey, rows: Rows, digests: Mapping[bool, str]
-    ) -> int:
-        """Write one batch into each release; return the number of points written."""
-        batches = []
-        for writer, projected in self._projected(writers, key, rows):
-            if writer.holds(key, (digests[writer.release.caption_payload], len(projected.rows))):
-                self.run.count("unchanged", len(projected.rows))
-            else:
-                batches.append((writer, projected, lowered(writer.release, projected)))
-        refusals: dict[int, Refusal] = {}
-        written = 0
-        for writer, all_projected, all_points in batches:  # lowered all: no release is written to unless all can be
+    def _await(self, batch: PreparedBatch) -> None:
+        """Have a batch wait until there are enough points for a large write, or until the next commit."""
+        if self.others is not None:
+            self.others.check(batch.rows)
+        if self._waiting and self._waiting[0].rows.modality != batch.rows.modality:
+            self._send()
+        for of_release in batch.behind:
+            writer, projected, points = of_release.writer, of_release.projected, of_release.points
             self._begin_write(writer)
-            projected, points = all_projected, all_points
-            if key in writer.ledger:  # rows have left the shard, and others have moved up
-                changed = self._changed(writer.release, all_points)
-                projected, points = all_projected.take(changed), all_points.take(changed)
-            refused = self._upsert(writer, projected, points, rows)
-            refusals = refused | refusals
-            if not writer.fresh:
-                writer.replacing += _to_read_back(points, refused, rows, projected, self._rng)
-            kept = len(points.ids) - len(refused)
-            writer.pending[key] = (digests[writer.release.caption_payload], len(all_points.ids) - len(refused))
-            self.run.count("written", kept)
-            if unchanged := len(all_points.ids) - len(points.ids):
-                self.run.count("unchanged", unchanged)
-            written += kept
-        self._reject(key, rows, refusals)
-        return written
+            if projected.refused:  # an older point of such a row is deleted: a search would return its old content
+                self._send()  # which may have written a row of the same key
+                keys = [batch.rows.keys[row] for row in projected.refused]
+                self.store.delete(writer.release.name, point_ids(batch.rows.modality, keys))
+            if batch.key in writer.ledger:  # rows have left the shard, and others have moved up
+                changed = self._changed(writer.release, points)
+                projected, points = projected.take(changed), points.take(changed)
+            unchanged = len(of_release.points.ids) - len(points.ids)
+            self._waiting.append(_Waiting(batch.key, batch.rows, of_release, points, projected, unchanged))
+        self._rows_waiting += len(batch.rows)
+        unflushed = self._unflushed + sum(len(part.points.ids) for part in self._waiting)
+        if unflushed >= FLUSH_POINTS or time.monotonic() - self._committed >= FLUSH_SECONDS:
+            self._commit()
+        elif self._rows_waiting >= WRITE_POINTS:
+            self._send()
+
+    def _send(self) -> None:
+        """Write what waits: for each release in one call of the store, which is quickest with many points."""
+        waiting, self._waiting, self._rows_waiting = self._waiting, [], 0
+        refusals: dict[BatchKey, dict[int, Refusal]] = {}
+        for writer in self.writers:
+            of_writer = [part for part in waiting if part.of_release.writer is writer]
+            refused = self._upsert(writer, [part.points for part in of_writer if part.points.ids])
+            start = 0
+            for part in of_writer:
+                end = start + len(part.points.ids)
+                row_of = {key: row for row, key in enumerate(part.rows.keys)} if refused else {}
+                of_part = {
+                    row_of[part.projected.rows.keys[position - start]]: refusal
+                    for position, refusal in refused.items()
+                    if start <= position < end
+                }
+                refusals[part.key] = of_part | refusals.get(part.key, {})
+                self._written_part(part, of_part)
+                start = end
+        for part in waiting:
+            self._reject(part.key, part.rows, refusals.pop(part.key, {}))
+
+    def _written_part(self, part: _Waiting, refused: Mapping[int, Refusal]) -> None:
+        """Count a batch that the store has written, `refused` rows apart; the next commit records it."""
+        writer = part.of_release.writer
+        if not writer.fresh:
+            writer.replacing += _to_read_back(part.points, refused, part.rows, part.projected, self._rng)
+        written = len(part.points.ids) - len(refused)
+        writer.pending[part.key] = (part.of_release.digest, part.unchanged + written)
+        self.run.count("written", written)
+        if part.unchanged:
+            self.run.count("unchanged", part.unchanged)
+        self._unflushed += written
 
     def _changed(self, release: Release, points: Points) -> list[int]:
         """Return the positions of points that a release lacks or holds otherwise: a write costs it more than a read."""
@@ -247,40 +263,18 @@ class BatchWriter:
             points = replace(points, vectors=points.vectors[:, :0].copy())
         return lost_writes(release, self.store, points)
 
-    def _projected(
-        self, writers: Sequence[ReleaseWriter], key: BatchKey, rows: Rows
-    ) -> list[tuple[ReleaseWriter, Projected]]:
-        """Project rows once for all releases that share an alignment, the kinds of their indexes and their payload."""
-        projections: dict[tuple[int, bool, frozenset[tuple[str, PayloadKind]]], Projected] = {}
-        of_writers = []
-        for writer in writers:
-            release = writer.release
-            shared = (release.row.alignment_id, release.caption_payload, frozenset(release.indexes.items()))
-            if shared not in projections:
-                projections[shared] = project(release.alignment, release_rows(release, rows), release.indexes)
-                self._reject(key, rows, projections[shared].refused)
-                self._reject_fields(key, rows, projections[shared].left_out)
-            of_writers.append((writer, projections[shared]))
-        return of_writers
-
-    def _upsert(self, writer: ReleaseWriter, projected: Projected, points: Points, rows: Rows) -> dict[int, Refusal]:
-        """Write points into one release; return what the store refuses, by row number.
-
-        An older point of a row that is refused now is deleted: a search would return its old content.
-        """
-        name = writer.release.name
-        if projected.refused:
-            self.store.delete(name, [point_id(rows.modality, rows.keys[row]) for row in projected.refused])
-        if not points.ids:
+    def _upsert(self, writer: ReleaseWriter, batches: Sequence[Points]) -> dict[int, Refusal]:
+        """Write batches of points into one release; return what the store refuses, by position among them all."""
+        if not batches:
             return {}
+        points = Points.concatenate(batches)
         if self.ids:
             self.ids.add(points.ids)
         try:
-            self.store.upsert(name, points)
+            self.store.upsert(writer.release.name, points)
         except PointsRefusedError as error:
-            self.store.delete(name, [points.ids[number] for number in error.refused])
-            row_of = {key: row for row, key in enumerate(rows.keys)}
-            return {row_of[projected.rows.keys[number]]: refusal for number, refusal in error.refused.items()}
+            self.store.delete(writer.release.name, [points.ids[number] for number in error.refused])
+            return dict(error.refused)
         return {}
 
     def _begin_write(self, writer: ReleaseWriter) -> None:
@@ -307,7 +301,8 @@ class BatchWriter:
             self.run.reject(Reject(source, position, "write", *refusal, rows.keys[row], rows.modality))
 
     def _commit(self) -> None:
-        """Flush what was written, read back what it replaced, then record it in the ledger: in one transaction."""
+        """Write what waits, flush it, read back what it replaced, then record it in the ledger: in one transaction."""
+        self._send()
         for writer in self.writers:
             if writer.pending:
                 self.store.flush(writer.release.name)

@@ -16,7 +16,7 @@ from connector.provenance.leases import creation_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.provenance.tables import ReleaseRow, now
-from connector.push.batches import ReleaseWriter
+from connector.push.release_writer import ReleaseWriter
 from connector.releases.aliases import goes_live, physical_name
 from connector.releases.chain import METADATA, chain, check_chain, check_encoder, check_row, check_settings
 from connector.releases.layouts import complete, inherited, merged, payload_metadata, read_back

@@ -11,7 +11,7 @@ from alignment.sets.shards import read_columns
 from connector.errors import MismatchError
 from connector.provenance.recorder import Provenance
 from connector.releases.point_id_set import PointIds
-from connector.releases.points import point_id
+from connector.releases.points import point_ids
 from connector.releases.release import Release
 
 EXAMPLES = 3
@@ -47,7 +47,7 @@ class OtherSets:
             self._points = {path.name: _points_of(path) for path in self._paths()}
         if not self._points:
             return
-        keys = {point_id(rows.modality, key): key for key in rows.keys}
+        keys = dict(zip(point_ids(rows.modality, rows.keys), rows.keys, strict=True))
         for name, points in self._points.items():
             if shared := keys.keys() - points.missing([*keys]):
                 examples = ", ".join(sorted(keys[id_] for id_ in shared)[:EXAMPLES])
@@ -80,5 +80,5 @@ def _points_of(path: Path) -> PointIds:
     for modality in MODALITIES:
         for shard in EmbeddingSet.open(path).shards(modality):
             keys = read_columns(shard, ["key"]).column("key").to_pylist()
-            points.add([point_id(modality, key) for key in keys])
+            points.add(point_ids(modality, keys))
     return points

@@ -25,7 +25,7 @@ from alignment.metrics import Metric, parse
 from alignment.modality import Modality
 from alignment.model.alignment import Alignment
 from alignment.plurals import counted
-from alignment.sets.cards import EncoderCard
+from alignment.sets.cards import EncoderCard, SetCard
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.errors import (
     EmptyReleaseError,
@@ -39,9 +39,10 @@ from connector.progress import Advance
 from connector.provenance.leases import orphan_lock, promotion_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
-from connector.push.batches import BatchWriter, ReleaseWriter
+from connector.push.batches import BatchWriter
 from connector.push.open_releases import ReleaseOpener, at_work, open_others, take_back
 from connector.push.other_sets import OtherSets
+from connector.push.release_writer import ReleaseWriter
 from connector.releases.aliases import make_live, physical_name, to_go_live
 from connector.releases.caption_payload import captions_missing
 from connector.releases.chain import check_encoder
@@ -256,8 +257,8 @@ class PushSession:
             writer = self.open(embedding_set.path, set_id, written, others)
             writer.finish(embedding_set, advance=advance)
             changed = False
-            while (present := EmbeddingSet.open(embedding_set.path)).card.fingerprint != embedding_set.card.fingerprint:
-                embedding_set, changed = present, True
+            while SetCard.read(embedding_set.path).fingerprint != embedding_set.card.fingerprint:
+                embedding_set, changed = EmbeddingSet.open(embedding_set.path), True
                 self.provenance.artifacts.record_set(embedding_set)
                 writer.begin()
                 writer.finish(embedding_set)

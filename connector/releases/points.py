@@ -3,8 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha1
 from typing import Any, Literal
-from uuid import UUID, uuid5
+from uuid import UUID
+
+import numpy as np
 
 from alignment.metrics import Guarantee, with_seen
 from alignment.modality import MODALITIES, Modality
@@ -66,7 +69,19 @@ def point_id(modality: Modality, key: str) -> str:
     >>> point_id("image", "1F436") == point_id("image", "1F436") != point_id("text", "1F436")
     True
     """
-    return str(uuid5(NAMESPACE, f"{modality}\0{key}"))
+    return point_ids(modality, [key])[0]
+
+
+def point_ids(modality: Modality, keys: Sequence[str]) -> list[str]:
+    """Return the ids of the points of n items: `uuid.uuid5`, in a quarter of its time."""
+    prefix = NAMESPACE.bytes + f"{modality}\0".encode()
+    digests = [sha1(prefix + key.encode(), usedforsecurity=False).digest()[:16] for key in keys]
+    ids = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16).copy()
+    ids[:, 6] = ids[:, 6] & 0x0F | 0x50  # version 5
+    ids[:, 8] = ids[:, 8] & 0x3F | 0x80  # variant of RFC 9562
+    digits = ids.tobytes().hex()
+    texts = (digits[start : start + 32] for start in range(0, len(digits), 32))
+    return [f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}" for text in texts]
 
 
 def item_of(record: Record) -> Item | None:
@@ -95,7 +110,7 @@ def project(alignment: Alignment, rows: Rows, indexes: Mapping[str, PayloadKind]
     payloads = []
     for row, text in enumerate(rows.payloads):
         try:
-            payload = PAYLOAD.decode(text)
+            payload = _decoded(text)
             if not isinstance(payload, dict):
                 raise ValueError(f"expected a JSON object, got {kind_of(payload)}")
             if refusals := read_kinds(payload, indexes):
@@ -127,6 +142,15 @@ def project(alignment: Alignment, rows: Rows, indexes: Mapping[str, PayloadKind]
     return Projected(taken, vectors, described, dict(sorted(refused.items())), left_out)
 
 
+def _decoded(text: str) -> Any:
+    """Decode a JSON document; a plain one, without white space around it, in half the time of `decode`."""
+    try:
+        value, end = PAYLOAD.raw_decode(text)
+    except ValueError:
+        end = -1
+    return value if end == len(text) else PAYLOAD.decode(text)
+
+
 def splits(alignment: Alignment, rows: Rows) -> list[str]:
     """Return what the payload field `split` says of each of n rows: the one place where this is decided.
 
@@ -155,4 +179,4 @@ def lowered(release: Release, projected: Projected) -> Points:
     check_finite(release.metric, stored)
     if release.guarantee is not Guarantee.EXACT:  # what rescoring needs
         payloads = [{**p, ALIGNED: packed(v)} for p, v in zip(payloads, vectors, strict=True)]
-    return Points(rows.modality, [point_id(rows.modality, key) for key in rows.keys], stored, payloads)
+    return Points(rows.modality, point_ids(rows.modality, rows.keys), stored, payloads)

@@ -209,9 +209,11 @@ class EdgeStore(Store):
         vector_name = points.vector_name
         self._check_space()
         with self._shards.writing(name, "write to") as shard:
+            # A list a vector, because the lists of a whole batch leave the processor's cache.
+            vectors = map(np.ndarray.tolist, points.vectors)
             batch = [
                 edge.Point(engine_id(id_), {vector_name: vector}, payload)
-                for id_, vector, payload in zip(points.ids, points.vectors.tolist(), points.payloads, strict=True)
+                for id_, vector, payload in zip(points.ids, vectors, points.payloads, strict=True)
             ]
             shard.update(edge.UpdateOperation.upsert_points(batch))
 

@@ -59,6 +59,8 @@ def read_kinds(payload: dict[str, Any], indexes: Mapping[str, PayloadKind], *, s
     refusals = []
     for field, kind in indexes.items():
         path = parse_path(field)
+        if path[0] not in payload:
+            continue
         try:
             _read(payload, path, _as_stored(_READ[kind]) if stored and kind not in _TEXTS else _READ[kind])
         except _WrongKindError as error:

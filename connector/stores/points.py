@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from alignment.vectors import FloatArray
 
 Payload = dict[str, Any]
@@ -22,6 +24,14 @@ class Points:
         """Return the points at `rows`."""
         ids, payloads = [self.ids[row] for row in rows], [self.payloads[row] for row in rows]
         return Points(self.vector_name, ids, self.vectors[list(rows)], payloads)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Points"]) -> "Points":
+        """Join parts of one named vector, at least one, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        ids, payloads = [id_ for part in parts for id_ in part.ids], [p for part in parts for p in part.payloads]
+        return cls(parts[0].vector_name, ids, np.concatenate([part.vectors for part in parts]), payloads)
 
 
 class Record(NamedTuple):

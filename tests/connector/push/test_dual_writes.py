@@ -37,6 +37,7 @@ from tests.support.world import (
 @pytest.fixture(params=[*KINDS, *LIVE])
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(pushing, "BATCH_POINTS", 4)
+    monkeypatch.setattr(pushing, "WRITE_POINTS", 4)
     monkeypatch.setattr(pushing, "FLUSH_POINTS", 16)
     with opened_world(request.param, tmp_path, monkeypatch, request) as opened:
         opened.alignment()

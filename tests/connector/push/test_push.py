@@ -73,6 +73,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four rows a batch, and lines in the ledger after every sixteen points."""
     monkeypatch.setattr(pushing, "BATCH_POINTS", 4)
+    monkeypatch.setattr(pushing, "WRITE_POINTS", 4)
     monkeypatch.setattr(pushing, "FLUSH_POINTS", 16)
 
 
@@ -610,6 +611,41 @@ class TestRefused:
             ]
         )
         assert world.snapshot() == before
+
+    def test_however_many_batches_a_write_has_the_same_is_written_recorded_and_refused(
+        self, world: World, small_batches: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Rows are refused before a write, and by the store in the middle of it."""
+        image, text = pairs(24)
+        image.vectors[2], text.vectors[9] = np.nan, 0.0
+        text.payloads[5] = "[]"
+        for row in (3, 6, 13):
+            image.payloads[row] = json.dumps({"number": 2**70})
+        embedded = world.set("s", image, text)
+        left, writes = [], []
+        for number, points in enumerate((1, 7, 1000)):
+            monkeypatch.setattr(pushing, "WRITE_POINTS", points)
+            with monkeypatch.context() as patched:
+                upserts = Calls(patched, world.store, "upsert")
+                pushed = world.push(embedded, metrics=["cosine", "euclid"], collection=f"c{number}")
+            writes.append(len(upserts))
+            rejects = [
+                (r.modality, r.key, r.reason, r.position, r.detail.replace(f"c{number}.", ""))
+                for r in world.provenance.runs.rejects(pushed.run)
+            ]
+            points_held = [
+                {modality: stored(world.store, release.name, modality) for modality in MODALITIES}
+                for release in pushed.releases
+            ]
+            prefix = f"c{number}."
+            ledger = {
+                (name.removeprefix(prefix), *key): entry
+                for (name, *key), entry in world.ledger().items()
+                if name.startswith(prefix)
+            }
+            left.append((pushed.counts, sorted(rejects), points_held, ledger))
+        assert left[0] == left[1] == left[2]
+        assert writes[0] > writes[1] > writes[2]
 
     @pytest.mark.parametrize("broken", ['{"a": NaN}', '{"a": -Infinity}', "{", ""])
     def test_a_payload_that_is_no_json_is_a_reject(self, world: World, broken: str) -> None:

@@ -1,7 +1,9 @@
 """What the rows of a set become: which items were held out, seen by the fit or new, and what their points carry."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from uuid import uuid5
 
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ from alignment.metrics import Guarantee, parse
 from alignment.modality import MODALITIES, Modality
 from alignment.sets.hold_out import HoldOut
 from alignment.sets.rows import Rows
+from connector.rejects import Reason
 from connector.releases.aligned_payload import ALIGNED, unpacked
-from connector.releases.points import project
+from connector.releases.points import NAMESPACE, point_id, point_ids, project
 from connector.releases.release import Release
 from tests.support.world import (
     LATENT,
@@ -46,6 +49,29 @@ def take(part: Rows, mask: list[bool]) -> Rows:
 def splits(part: Rows, **options: object) -> list[str]:
     projected = project(alignment(**options), part, {})  # type: ignore[arg-type]
     return [payload["split"] for payload in projected.payloads]
+
+
+@given(st.lists(st.text(), max_size=5), st.sampled_from(MODALITIES))
+def test_an_id_is_the_uuid5_of_modality_and_key(keys: list[str], modality: Modality) -> None:
+    expected = [str(uuid5(NAMESPACE, f"{modality}\0{key}")) for key in keys]
+    assert point_ids(modality, keys) == expected
+    assert [point_id(modality, key) for key in keys] == expected
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', '  {"a": 1}', '{"a": 1}\n ', '\t{"a": 1}  '])
+def test_white_space_around_a_payload_says_nothing(text: str) -> None:
+    (part, _) = pairs(2)
+    projected = project(alignment(), replace(part, payloads=[text, "{}"]), {})
+    assert not projected.refused
+    assert [payload.get("a") for payload in projected.payloads] == [1, None]
+
+
+@pytest.mark.parametrize("text", ['{"a": 1} {}', '{"a": 1},', "[1]", "1", "", '{"a": NaN}', '{"a": 1'])
+def test_what_is_no_json_object_is_refused_alone(text: str) -> None:
+    (part, _) = pairs(3)
+    projected = project(alignment(), replace(part, payloads=["{}", text, "{}"]), {})
+    assert {row: refusal.reason for row, refusal in projected.refused.items()} == {1: Reason.PAYLOAD_NOT_JSON}
+    assert projected.rows.keys == [part.keys[0], part.keys[2]]
 
 
 @given(st.lists(st.booleans(), min_size=N, max_size=N), st.integers(0, 99), st.sampled_from([0.01, 0.4, 0.9]))

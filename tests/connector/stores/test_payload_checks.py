@@ -5,10 +5,12 @@ import math
 import sys
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connector.stores.payload_checks import same_stored
+from connector.rejects import Reason
+from connector.stores.payload_checks import payload_fault, same_stored
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | FLOATS | st.text()
@@ -70,3 +72,28 @@ def test_a_change_that_people_make_is_seen() -> None:
         assert not same_stored(value, other)
         assert not same_stored(other, value)
         assert not same_stored({"x": [value]}, {"x": [other]})
+
+
+@given(st.dictionaries(st.text(), VALUES, max_size=4))
+def test_what_json_can_write_and_the_engine_keeps_is_no_fault(payload: dict[str, Any]) -> None:
+    assert payload_fault(payload) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("\ud800", Reason.PAYLOAD_NOT_UNICODE),
+        ({"\ud800": 1}, Reason.PAYLOAD_NOT_UNICODE),
+        (2**63, Reason.PAYLOAD_INTEGER_TOO_LARGE),
+        (-(2**63) - 1, Reason.PAYLOAD_INTEGER_TOO_LARGE),
+        (math.inf, Reason.PAYLOAD_NOT_FINITE),
+        (math.nan, Reason.PAYLOAD_NOT_FINITE),
+    ],
+)
+@given(st.lists(VALUES, max_size=3), st.integers(0, 3))
+def test_a_fault_is_found_at_any_depth(value: Any, reason: Reason, beside: list[Any], depth: int) -> None:
+    for _ in range(depth):
+        value = [*beside, {"in": value}]
+    fault = payload_fault({"title": "a", "field": value})
+    assert fault is not None
+    assert fault.reason is reason
