@@ -15,6 +15,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from alignment.modality import OTHER, Modality
 from alignment.retrieval.paraphrases import paraphrased
@@ -101,15 +102,28 @@ def tune(
     for search.ef in [ef for ef in EFS if ef >= least]:
         recalls = []
         for (target, X), best_of_kind in zip(kinds, best_scores, strict=True):
-            results, lowering = search.search(target, X, K, with_payload=False), release.lowerings[target]
-            for k in (1, K):
-                pairs = zip(results, best_of_kind, strict=True)
-                recalls.append(float(np.mean([found_share(lowering, own.hits, best[:k]) for own, best in pairs])))
-        if recalls:
+            recalls += _recalls(search, target, X, best_of_kind)
             most = store.search_limits(release.name).ef  # known once a search for more was refused
+            last = search.ef == EFS[-1] or (most is not None and most < search.ef)
+            if not last and not EfTuning(search.ef, min(recalls)).reaches(INDEX_RECALL):
+                break  # a larger one is tried, whatever the other kinds find
+        if recalls:
             tuned = EfTuning(search.ef if most is None else min(search.ef, most), min(recalls))
             if known and known.hnsw_ef == tuned.hnsw_ef:
                 tuned = min(known, tuned, key=lambda tuning: tuning.recall)
             if tuned.hnsw_ef < search.ef or EfTuning(search.ef, min(recalls)).reaches(INDEX_RECALL):
                 break
     return tuned
+
+
+def _recalls(
+    search: CandidateSearch, target: Modality, X: FloatArray, best_scores: Sequence[npt.NDArray[np.floating]]
+) -> list[float]:
+    """Return the shares of the exact first hits, and of the exact first `K`, that searches with queries `X` find."""
+    results, lowering = search.search(target, X, K, with_payload=False), search.release.lowerings[target]
+    return [
+        float(
+            np.mean([found_share(lowering, own.hits, best[:k]) for own, best in zip(results, best_scores, strict=True)])
+        )
+        for k in (1, K)
+    ]
