@@ -21,7 +21,7 @@ from alignment.modality import MODALITIES
 from bench.corpus import DIM, vectors, write_set
 from bench.figure import Figure
 from bench.ingest import NO_GRAPH
-from bench.push import bare, pushed
+from bench.push import by_hand, pushed
 from connector.home import Home
 from connector.provenance.database import upgrade
 from connector.push.open_releases import OWN_INDEXES
@@ -120,11 +120,11 @@ def home_with_set(directory: Path, count: int) -> Iterator[Home]:
 
 
 def embedded(count: int) -> tuple[float, float]:
-    """Points a second of push and of the bare engine."""
+    """Points a second of push and of a loop by hand."""
     with tempfile.TemporaryDirectory() as name, home_with_set(Path(name), count) as home:
         with EdgeStore(Path(name, "pushed")) as store:
             seconds, _ = pushed(Path(name), home, store, indexing_threshold=NO_GRAPH)
-        return count / seconds, count / bare(Path(name), Path(name, "pushed"))[0]
+        return count / seconds, count / by_hand(Path(name, "set"), Path(name, "bare"), NO_GRAPH)[0]
 
 
 def in_memory(count: int) -> float:

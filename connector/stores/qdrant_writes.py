@@ -5,6 +5,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 
+from qdrant_client import grpc, models
+from qdrant_client.conversions.conversion import RestToGrpc, payload_to_grpc
+from qdrant_client.uploader.grpc_uploader import convert_vector_struct
+
 from connector.errors import (
     PointsRefusedError,
     Refusal,
@@ -13,7 +17,7 @@ from connector.errors import (
     RequestTooLargeError,
 )
 from connector.rejects import Reason
-from connector.stores.points import Points
+from connector.stores.points import Points, engine_id
 from connector.stores.qdrant_limits import LimitBook, Limits
 
 UPLOADS = 4
@@ -21,6 +25,24 @@ NUMBER_BYTES = 25  # of a float32 written as JSON, at most: a sign, 17 digits, a
 POINT_BYTES = 128  # of an id and the JSON around it
 # If so many points are all refused for the same reason, not the points are wrong but the request.
 ALIKE = 16
+
+
+def rest_points(points: Points) -> models.Batch:
+    """Return points as a request over REST has them."""
+    vectors = {points.vector_name: points.vectors.tolist()}
+    return models.Batch(ids=[*map(engine_id, points.ids)], vectors=vectors, payloads=list(points.payloads))
+
+
+def grpc_points(points: Points) -> list[grpc.PointStruct]:
+    """Return points as a request over gRPC has them, made as bulk uploads of the client make them."""
+    return [
+        grpc.PointStruct(
+            id=RestToGrpc.convert_extended_point_id(engine_id(id_)),
+            vectors=convert_vector_struct({points.vector_name: vector}),
+            payload=payload_to_grpc(payload),
+        )
+        for id_, vector, payload in zip(points.ids, points.vectors, points.payloads, strict=True)
+    ]
 
 
 class PointWriter:
