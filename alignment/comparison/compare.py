@@ -21,7 +21,7 @@ from alignment.comparison.table import Comparison, Fitted, MetricRow, NotRun, be
 from alignment.comparison.whole_collection import WholeCollection, hits_of
 from alignment.errors import FitError, MetricError, WeightsError
 from alignment.fitting.cross_validation import best_of, cross_validate
-from alignment.fitting.fit import check_folds_for_offset, check_offset, fit_metrics, that_carry_offsets
+from alignment.fitting.fit import check_folds_for_offset, check_offset, fit_metrics, say_if_few, that_carry_offsets
 from alignment.fitting.methods import METHODS, FitSpec, Fitter, Projections, candidates, fewest_groups
 from alignment.fitting.seen_offsets import GapSample
 from alignment.fitting.seen_unseen import SeenUnseen
@@ -96,6 +96,7 @@ def compare(
     progress(
         f"{counted(len(data), 'encoder pair')}, {counted(groups, 'group')} to fit on, {tested} held out for queries"
     )
+    say_if_few(tested, progress)
     check_folds_for_offset(seen_offset, groups // max(1, folds), progress)
     clock = _Clock(budget)
     reference = next((m for m in metrics if not isinstance(m, LearnedMetric | Nnn)), Cosine())
@@ -212,7 +213,13 @@ class _Bench:
         self.progress(f"{data.pair.name}: {method}")
         started = time.monotonic()
         scores = cross_validate(
-            data.known, [method], self.task, folds=self.folds, device=self.device, budget=self.clock.left()
+            data.known,
+            [method],
+            self.task,
+            folds=self.folds,
+            device=self.device,
+            budget=self.clock.left(),
+            progress=self.progress,
         )
         chosen = best_of(scores)
         if chosen.folds < self.folds and not self.clock.stopped():  # then it was Ctrl-C that cut the search short

@@ -23,6 +23,7 @@ VALIDATION_GROUPS = 2_000
 # Candidates of a method that go on to the next fold at least.
 FEWEST = 8
 INTERRUPTED = "interrupted"
+SECONDS_BETWEEN_LINES = 10.0
 Progress = Callable[[str], None]
 
 
@@ -112,13 +113,14 @@ def cross_validate(
     groups = data.groups
     _check_folds(folds, len(groups))
     racing = _applicable(methods, data, progress)
+    pace = _Pace({name: _rounds(len(entered), folds) for name, entered in racing.items()}, progress)
     shuffled = np.random.default_rng(task.seed).permutation(groups)
     results: dict[tuple[Any, ...], Candidate] = {}
     for number, part in enumerate(np.array_split(shuffled, folds), start=1):
         fitting, validation = data.only(np.setdiff1d(groups, part)), data.only(part[:VALIDATION_GROUPS])
         both = SeenUnseen.sampled(fitting, data.only(part), task.seed)
         fold = _Fold(f"fold {number} of {folds}", fitting, validation, both)
-        scored, stopped = _race(fold, racing, device, task, progress, first=number == 1)
+        scored, stopped = _race(fold, racing, device, task, pace, first=number == 1)
         if stopped:
             kept = list(results.values()) or scored
             progress(f"{stopped} in {fold.name}: going on with the best of {counted(len(kept), 'candidate')}")
@@ -127,6 +129,46 @@ def cross_validate(
         results |= {candidate.key: candidate for candidate in scored}
         racing = {name: _survivors([c for c in scored if c.method == name]) for name in racing}
     return list(results.values())
+
+
+class _Pace:
+    """How far a cross-validation has come, and the time that it still takes: said every `SECONDS_BETWEEN_LINES`.
+
+    A fit takes as long as those of its method before, or, of a method that was not tried yet, as all others.
+
+    Args:
+        planned: by method, how many fits there will be.
+        progress: called with a line.
+    """
+
+    def __init__(self, planned: Mapping[str, int], progress: Progress):
+        self.planned, self.progress = planned, progress
+        self.done = dict.fromkeys(planned, 0)
+        self.seconds = dict.fromkeys(planned, 0.0)
+        self.said = time.monotonic()
+
+    def took(self, method: str, seconds: float) -> None:
+        """Count a fit."""
+        self.done[method] += 1
+        self.seconds[method] += seconds
+        if time.monotonic() - self.said >= SECONDS_BETWEEN_LINES:
+            self.said = time.monotonic()
+            of = counted(sum(self.planned.values()), "fit")
+            self.progress(f"cross-validation: {sum(self.done.values()):,} of {of}, about {self.left():,.0f} s left")
+
+    def left(self) -> float:
+        """Return the seconds that the fits to come will take."""
+        mean = sum(self.seconds.values()) / sum(self.done.values())
+        means = {name: self.seconds[name] / self.done[name] if self.done[name] else mean for name in self.planned}
+        return sum((fits - self.done[name]) * means[name] for name, fits in self.planned.items())
+
+
+def _rounds(candidates: int, folds: int) -> int:
+    """Count the fits of a method that has so many candidates: after each fold the better ones go on."""
+    fits = 0
+    for _ in range(folds):
+        fits, candidates = fits + candidates, min(candidates, max(FEWEST, candidates // 3))
+    return fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +212,7 @@ def _race(
     racing: Mapping[str, Sequence[Hyperparameters]],
     device: Any,
     task: FitSpec,
-    progress: Progress,
+    pace: "_Pace",
     *,
     first: bool,
 ) -> tuple[list[Candidate], str]:
@@ -180,13 +222,15 @@ def _race(
     """
     scored: list[Candidate] = []
     try:
-        for name, hyperparameters, fitter in _runners(fold, racing, device, task, progress):
+        for name, hyperparameters, fitter in _runners(fold, racing, device, task, pace.progress):
+            started = time.monotonic()
             if scored and task.deadline is not None and time.monotonic() > task.deadline:
                 return scored, "the budget has passed"
             projections = fitter.fit(hyperparameters)
             if fitter.interrupted and (scored or not first):
                 return scored, INTERRUPTED
             scored.append(_candidate(name, hyperparameters, projections, fold, task))
+            pace.took(name, time.monotonic() - started)
             if fitter.interrupted:  # the only one there is, as far as it came
                 return scored, INTERRUPTED
     except KeyboardInterrupt:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     import torch
 # Groups to report recall on, at most: ranking is quadratic, and some metrics cost hundreds of times what cosine does.
 HELD_OUT_GROUPS = 2_000
+# Half of the 95% interval of a recall from which on a fit says how few groups measure it: below 97 groups.
+UNCERTAIN, NORMAL_95 = 0.1, 1.96
 # Learned metrics have few weights, and learn from more and smaller steps.
 LEARNED: Mapping[str, Any] = {"batch": 128}
 # The residual that is trained jointly with the metrics.
@@ -188,6 +190,7 @@ def _training_and_test(sets: Sequence[EmbeddingSet], hold_out: HoldOut, progress
         f"{counted(len(known.groups), 'group')} to fit on, {len(np.unique(test.image.groups))} held out, "
         f"{counted(unpaired, 'item')} without a partner left out"
     )
+    say_if_few(len(np.unique(test.image.groups)), progress)
     check_directions(known)
     names = set(rows["image"].groups) & set(rows["text"].groups)
     names -= {name for name, held in zip(names, hold_out.held_out(list(names)), strict=True) if held}
@@ -196,6 +199,16 @@ def _training_and_test(sets: Sequence[EmbeddingSet], hold_out: HoldOut, progress
         for m, side in rows.items()
     }
     return _Split(known, test, seen)
+
+
+def say_if_few(held_out: int, progress: Progress) -> None:
+    """Say how uncertain a recall is among so few held-out groups, if it is by more than `UNCERTAIN`."""
+    around = NORMAL_95 / 2 / held_out**0.5  # where half of them are found
+    if around > UNCERTAIN:
+        progress(
+            f"only {counted(held_out, 'group')} held out: a recall of 0.5 among them is uncertain by about "
+            f"{min(around, 0.5):.2f} either way; add data or raise --holdout"
+        )
 
 
 def check_offset(seen_offset: float | None) -> None:

@@ -61,7 +61,8 @@ def exit_for_rejects(result: "RunResult[object]", allowed: int) -> None:
     """Say how many rejects a run recorded, and exit with 4 if they are more than allowed."""
     rejected = result.counts.get("rejected", 0)
     if rejected:
-        say(f"{counted(rejected, 'reject')}; see `modalign rejects {result.run}`")
+        code = f"; the exit code is {REJECTED}, because --max-rejects is {allowed}" if rejected > allowed else ""
+        say(f"{counted(rejected, 'reject')}; see `modalign rejects {result.run}`{code}")
     if rejected > allowed:
         sys.exit(REJECTED)
 

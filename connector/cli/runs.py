@@ -90,7 +90,7 @@ def _reject_row(row: "RejectRow") -> dict[str, Any]:
 @json_option
 @home_options
 def demo(as_json: bool, where: Mapping[str, Any]) -> None:
-    """Run everything once on 1,914 emoji: encode, fit, push under every metric, search, audit. Takes ten minutes.
+    """Run everything once on 1,914 emoji: encode, fit, push under every metric, search, audit. Takes a quarter of an hour.
 
     Needs the extra packages of `pip install 'modalign[demo]'`, and no network, server or GPU.
     """
@@ -117,7 +117,7 @@ def demo(as_json: bool, where: Mapping[str, Any]) -> None:
     print_table(
         shown,
         f"Recall@K among {counted(rows[0]['queries'], 'held-out pair')}, chance {rows[0]['chance@10']:.3f}; Recall@10 of unseen and "
-        "of seen items among all, and their harmonic mean; fidelity@10",
+        "of seen items among all, and their harmonic mean; fidelity@10 of the held-out queries",
     )
     say("cosine, dot and euclid agree: they order unit vectors alike")
     modalign = "modalign" if shutil.which("modalign") else shortest(Path(sys.argv[0]))

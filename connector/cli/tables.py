@@ -221,12 +221,16 @@ def result_quality(found: "QueryResult") -> str:
 def search_rows(hits: Sequence["SearchHit"]) -> Iterator[dict[str, Any]]:
     """Lay found items out as rows of a table: what people read comes last, and may be long.
 
-    One column says what ranks seen items lower, where something does, and one the groups where they are not the keys.
+    Where something ranks seen items lower, columns say what that is, and by what items are ranked: their score without
+    it. A column says the groups where they are not the keys.
     """
     with_offset = any(item.seen_offset for item in hits)
     with_groups = any(item.group != item.key for item in hits)
     for rank, item in enumerate(hits, start=1):
-        row: dict[str, Any] = {"#": rank, "score": round(item.score, 4)}
+        row: dict[str, Any] = {"#": rank}
+        if with_offset:
+            row["ranked by"] = round(item.score - item.seen_offset, 4)
+        row["score"] = round(item.score, 4)
         if with_offset:
             row["seen offset"] = round(item.seen_offset, 4)
         if len(item.scores) > 1:

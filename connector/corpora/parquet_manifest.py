@@ -34,8 +34,8 @@ _log = logging.getLogger(__name__)
 class Parquet(Table):
     """A Parquet manifest, or a folder of them.
 
-    Without a column of keys, a picture that the file holds is its own key: its path, or the SHA-256 of its bytes where
-    it has no path.
+    Without a column of keys, the key of a picture that the file holds is the SHA-256 of its bytes: paths within such
+    files are often missing, or all alike.
     """
 
     format = "parquet"
@@ -94,7 +94,8 @@ class Parquet(Table):
         within = f"{row.source}/{path or row.position}"
         named = Table.named(self, columns, replace(row, fields={**row.fields, columns.image: within}, picture=content))
         if columns.key == columns.image:
-            return replace(named, fields={**named.fields, "key": path or hashlib.sha256(content).hexdigest()})
+            by_path = path if self.key else None  # as --key asks for
+            return replace(named, fields={**named.fields, "key": by_path or hashlib.sha256(content).hexdigest()})
         return named
 
     @override

@@ -11,13 +11,14 @@ from alignment.comparison.paired_bootstrap import MARGIN
 from alignment.comparison.table import best_validated
 from alignment.fitting import heads
 from alignment.fitting.fit import fit
-from alignment.metrics import Cosine
+from alignment.metrics import Cosine, LearnedMetric, Nnn, parse
 from alignment.modality import DIRECTIONS
 from alignment.model.alignment import Alignment
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.audits.kinds import SEEN, UNSEEN
 from connector.audits.result import Audit
-from connector.requests import AuditRequest
+from connector.demo.emoji import SERVED, Demo
+from connector.requests import AuditRequest, CompareRequest, FitRequest, default_of
 from tests.support.audits import audited
 from tests.support.world import COLLECTION, World, embedded, latent, opened_world, rows
 
@@ -80,6 +81,27 @@ def test_a_fit_says_what_an_audit_measures(fitted: Alignment, audit: Audit) -> N
             if not part:
                 chance = audit.measure(direction, "chance.recall@10").value
                 assert row["recall@10"]["chance"] == pytest.approx(chance, abs=1e-6)
+
+
+def test_the_demo_shows_what_the_fit_says_and_an_audit_measures(world: World, fitted: Alignment, audit: Audit) -> None:
+    demo = Demo(world.home, {"cosine": audit}, world.home / "demo.html", 1.0, world.home / "a.png")
+    rows_of = {(row["about"], row["direction"]): row for row in fitted.card.recall_estimates}
+    for row in demo.rows():
+        held_out, unseen = rows_of["held-out", row["direction"]], rows_of[UNSEEN, row["direction"]]
+        assert row["queries"] == held_out["queries"]
+        assert row["chance@10"] == pytest.approx(held_out["recall@10"]["chance"], abs=1e-4)
+        for k in (1, 5, 10):
+            assert row[f"recall@{k}"] == pytest.approx(held_out[f"recall@{k}"]["value"], abs=1e-4)
+        assert row[f"{UNSEEN} recall@10"] == pytest.approx(unseen["recall@10"]["value"], abs=1e-4)
+    assert [row["direction"] for row in demo.rows()] == list(DIRECTIONS)
+
+
+def test_the_demo_chooses_a_method_as_a_fit_and_a_comparison_do() -> None:
+    """Under the first metric that learns nothing, which is theirs, with the same hold-out and folds."""
+    plain = [metric for metric in map(parse, SERVED) if not isinstance(metric, LearnedMetric | Nnn)]
+    assert plain[0] == Cosine() == parse(default_of(FitRequest, "metrics")[0])
+    for name in ("holdout", "folds", "seed", "seen_offset", "budget"):
+        assert default_of(FitRequest, name) == default_of(CompareRequest, name)
 
 
 def test_intervals_and_counts_stand_beside_every_recall(fitted: Alignment) -> None:

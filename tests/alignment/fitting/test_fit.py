@@ -1,8 +1,11 @@
+import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -369,6 +372,16 @@ def racers(rng: np.random.Generator) -> GroupedEmbeddings:
     return labelled(X, Y, [str(i) for i in range(n)], [str(i) for i in range(n)])
 
 
+@pytest.mark.parametrize(
+    ("held_out", "around"), [(1, "0.50"), (4, "0.49"), (25, "0.20"), (96, "0.10"), (97, ""), (2000, "")]
+)
+def test_a_hold_out_of_few_groups_says_how_uncertain_a_recall_is(held_out: int, around: str) -> None:
+    lines: list[str] = []
+    fitting.say_if_few(held_out, lines.append)
+    assert [line for line in lines if f"by about {around} either way" in line and "--holdout" in line] == lines
+    assert len(lines) == bool(around)
+
+
 def test_losers_are_dropped_early(rng: np.random.Generator) -> None:
     names = [name for name in METHODS if name != "identity"]
     found = cross_validate(racers(rng), names, FitSpec(), folds=4, device=resolve("cpu"))
@@ -380,6 +393,24 @@ def test_losers_are_dropped_early(rng: np.random.Generator) -> None:
     assert best_of(found).score == max(c.score for c in found if c.folds == 4)
     first = [c for c in found if c.folds == 1]
     assert max(c.score for c in first) <= max(c.score for c in found)
+
+
+def test_a_long_choice_says_how_far_it_is_and_how_long_it_takes(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an encode does, every ten seconds: of all fits that are to come, at the pace of their methods."""
+    clock = itertools.count(0.0, 11.0)
+    monkeypatch.setattr(validation, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    lines: list[str] = []
+    cross_validate(
+        racers(rng), ["procrustes", "ridge"], FitSpec(), folds=3, device=resolve("cpu"), progress=lines.append
+    )
+    said = [re.fullmatch(r"cross-validation: (\d+) of (\d+) fits, about ([\d,]+) s left", line) for line in lines]
+    told = [tuple(int(value.replace(",", "")) for value in match.groups()) for match in said if match]
+    total = told[-1][1]
+    assert told == [(number, total, 11 * (total - number)) for number in range(1, total + 1)]
+    found = {name: len(candidates(name, 9, 7)) for name in ("procrustes", "ridge")}
+    assert total > sum(found.values())
 
 
 def test_what_a_method_validates_at_does_not_depend_on_the_others(rng: np.random.Generator) -> None:

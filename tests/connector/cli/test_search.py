@@ -205,9 +205,9 @@ def test_a_contact_sheet_is_written_on_request(shared: Path, tmp_path: Path) -> 
 def test_the_table_says_what_ranks_seen_items_lower_where_something_does() -> None:
     hits = [search_hit("a", score=0.75)._replace(seen_offset=0.125), search_hit("b", score=0.5)]
     rows = list(search_rows(hits))
-    assert [(row["score"], row["seen offset"]) for row in rows] == [(0.75, 0.125), (0.5, 0.0)]
-    assert list(rows[0])[:3] == ["#", "score", "seen offset"]
-    assert not any("seen offset" in row for row in search_rows(hits[1:]))
+    assert [tuple(row.values())[1:4] for row in rows] == [(0.625, 0.75, 0.125), (0.5, 0.5, 0.0)]
+    assert list(rows[0])[:4] == ["#", "ranked by", "score", "seen offset"]
+    assert not any({"ranked by", "seen offset"} & row.keys() for row in search_rows(hits[1:]))
 
 
 def test_the_table_says_what_an_item_is_beside_its_picture() -> None:

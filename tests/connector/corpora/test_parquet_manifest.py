@@ -25,6 +25,11 @@ def picture(shade: int, form: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
+def content_key(shade: int) -> str:
+    """The key of a picture that has no other."""
+    return hashlib.sha256(picture(shade)).hexdigest()
+
+
 def write_dataset(path: Path, columns: dict[str, Any], features: dict[str, str]) -> Path:
     """Write a table as `datasets.Dataset.to_parquet` does, with the features in the metadata of the schema."""
     table = pa.table(columns)
@@ -54,7 +59,7 @@ def flickr30k(path: Path, numbers: range) -> Path:
 def test_a_dataset_of_hugging_face_is_read_as_it_is(named: dict[str, Any], tmp_path: Path) -> None:
     path = flickr30k(tmp_path / "train-00000-of-00001.parquet", range(3))
     entries = list(open_corpus(path, **named))
-    keys = ["0", "1", "2"] if named else ["0.jpg", "1.jpg", "2.jpg"]
+    keys = ["0", "1", "2"] if named else [content_key(n) for n in range(3)]
     images = [item for item in items(entries) if item.modality == "image"]
     assert rejects(entries) == []
     assert [item.key for item in images] == keys
@@ -70,7 +75,7 @@ def test_the_files_of_a_dataset_are_one_corpus(tmp_path: Path) -> None:
     opened = open_corpus(tmp_path / "data")
     assert (opened.format, opened.total()) == ("parquet", 6)
     assert [(item.key, item.position) for item in items(opened) if item.modality == "image"] == [
-        (f"{n}.jpg", n + 1) for n in range(6)
+        (content_key(n), n + 1) for n in range(6)
     ]
     assert items(opened)[-1].source == str(tmp_path / "data" / "train-00001-of-00002.parquet")
 
@@ -80,7 +85,7 @@ def test_pictures_without_a_path_are_their_own_keys(tmp_path: Path) -> None:
     pictures = pa.array([{"bytes": picture(n), "path": None} for n in range(2)], IMAGE)
     path = write_dataset(tmp_path / "0000.parquet", {"image": pictures, "text": ["a", "b"]}, {"image": "Image"})
     entries = items(open_corpus(path, caption=["text"]))
-    keys = [hashlib.sha256(picture(n)).hexdigest() for n in range(2)]
+    keys = [content_key(n) for n in range(2)]
     assert [item.key for item in entries] == [keys[0], f"{keys[0]}#0", keys[1], f"{keys[1]}#0"]
     assert entries[0].payload == {"image": f"{path}/1"}
 
@@ -169,9 +174,22 @@ def test_pictures_of_one_path_are_told_apart_by_their_bytes(tmp_path: Path) -> N
     images = pa.array([{"bytes": picture(n), "path": "1.jpg"} for n in (1, 2)], IMAGE)
     path = write_dataset(tmp_path / "m.parquet", {"image": images, "caption": ["a cat", "a dog"]}, {"image": "Image"})
     entries = list(open_corpus(path))
-    assert [(item.key, item.content) for item in items(entries)] == [("1.jpg", picture(1)), ("1.jpg#0", "a cat")]
+    assert rejects(entries) == []
+    contents = {content_key(1): picture(1), f"{content_key(1)}#0": "a cat"}
+    contents |= {content_key(2): picture(2), f"{content_key(2)}#0": "a dog"}
+    assert {item.key: item.content for item in items(entries)} == contents
+
+
+def test_paths_are_keys_where_they_are_named(tmp_path: Path) -> None:
+    images = pa.array(
+        [{"bytes": picture(n), "path": name} for n, name in enumerate(("1.jpg", "2.jpg", "2.jpg"))], IMAGE
+    )
+    columns = {"image": images, "caption": ["a cat", "a dog", "a fox"]}
+    path = write_dataset(tmp_path / "m.parquet", columns, {"image": "Image"})
+    entries = list(open_corpus(path, key="image"))
+    assert [item.key for item in items(entries)] == ["1.jpg", "1.jpg#0", "2.jpg", "2.jpg#0"]
     (reject,) = rejects(entries)
-    assert (reject.reason, reject.position, "--key" in reject.detail) == ("key-duplicate", 2, True)
+    assert (reject.reason, reject.position, "--key" in reject.detail) == ("key-duplicate", 3, True)
 
 
 @pytest.mark.parametrize("name", [None, "1.jpg"])
