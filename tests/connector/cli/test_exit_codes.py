@@ -127,6 +127,7 @@ main()
             arguments = ("encode", manifest, "--set", "s", *SPECS, "--max-rejects", allowed, "--home", home)
             ended = modalign(*arguments)
             assert (ended.code, "2 rejects; see `modalign rejects " in ended.err) == (code, True)
+            assert (f"the exit code is {code}, because --max-rejects is" in ended.err) == bool(code)
 
 
 FAILING: dict[tuple[str, ...], str] = {
