@@ -48,15 +48,16 @@ def main(names: tuple[str, ...], as_json: bool, turns: int, page: Path | None, p
             click.echo(f"{row.title}\n{profile(row)}")
         return
     results: list[Result] = []
+    every = rows_of(TOPICS) if page else []
     for row in rows:
         results.append(result := measure(row, turns=turns))
+        if page:  # after each row: an error in a later one loses nothing
+            write(page, [result], every)
         click.echo(f"{row.title}: {f'{result.ratio:.3g}, ' if result.ours else ''}{result.verdict}", err=True)
     if as_json:
         click.echo(json.dumps(document(results), indent=2, ensure_ascii=False))
     elif results:
         click.echo("\n".join(lines(results)))
-    if page:
-        write(page, results, rows_of(TOPICS))
     for name in names:
         module = importlib.import_module(f"bench.{name}")
         if hasattr(module, "figures"):

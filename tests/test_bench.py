@@ -166,6 +166,18 @@ def test_the_command_measures_the_topics_that_are_named(monkeypatch: pytest.Monk
     assert "push: 0.5, met" in ended.stderr
 
 
+def test_an_error_in_a_row_keeps_those_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text(f"{BEGIN.format(FIGURES)}\n{END.format(FIGURES)}\n", encoding="utf-8")
+    rows = [row([1] * 5, [2] * 5, what="sound"), row([], [], what="broken")]  # no turn is left to the second
+    monkeypatch.setattr(bench.__main__, "rows_of", lambda topics: rows)
+    ended = CliRunner().invoke(main, ["push", "--write", str(page)])
+    assert isinstance(ended.exception, StopIteration)
+    text = page.read_text(encoding="utf-8")
+    assert "| sound | a loop by hand | 0.5 |" in text
+    assert "| broken | a loop by hand |  |  | ≤ 1 | not measured |" in text
+
+
 def test_a_profile_names_the_functions_of_our_side_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def sides(_: int) -> Iterator[Sides]:
