@@ -44,8 +44,16 @@ class ClosedForm(ABC):
         self.pairs = pairs
 
     @cached_property
+    def _spectrum_x(self) -> "Spectrum":
+        return Spectrum(self.pairs.products[0])
+
+    @cached_property
+    def _spectrum_y(self) -> "Spectrum":
+        return Spectrum(self.pairs.products[1])
+
+    @property
     def _spectra(self) -> "tuple[Spectrum, Spectrum]":
-        return Spectrum(self.pairs.products[0]), Spectrum(self.pairs.products[1])
+        return self._spectrum_x, self._spectrum_y
 
     @property
     def _cross(self) -> "Tensor":
@@ -124,11 +132,18 @@ class Ridge(ClosedForm):
 
     def solve(self, hyperparameters: Hyperparameters) -> "tuple[Tensor | None, Tensor | None]":
         """Map images into the text space (`target="text"`) or texts into the image space."""
-        spectrum_x, spectrum_y = self._spectra
         penalty = hyperparameters["penalty"]
         if hyperparameters["target"] == "text":
-            return spectrum_x.ridge(self._cross, penalty), None
-        return None, spectrum_y.ridge(self._cross.T, penalty)
+            return self._spectrum_x.ridge(self._cross_x, penalty), None
+        return None, self._spectrum_y.ridge(self._cross_y, penalty)
+
+    @cached_property
+    def _cross_x(self) -> "Tensor":
+        return self._spectrum_x.turned(self._cross)
+
+    @cached_property
+    def _cross_y(self) -> "Tensor":
+        return self._spectrum_y.turned(self._cross.T)
 
 
 class RegularisedCCA(ClosedForm):
@@ -321,10 +336,15 @@ class Spectrum:
         """Number of directions in which Z varies."""
         return len(self.values)
 
-    def ridge(self, cross: "Tensor", penalty: float) -> "Tensor":
-        """`(Z'Z + penalty * mean eigenvalue * I)^-1 cross`, (d, d_target)."""
+    def turned(self, cross: "Tensor") -> "Tensor":
+        """Z'T (d, d_target) on the eigenvectors, (rank, d_target)."""
+        turned: Tensor = self.vectors.T @ cross
+        return turned
+
+    def ridge(self, turned: "Tensor", penalty: float) -> "Tensor":
+        """`(Z'Z + penalty * mean eigenvalue * I)^-1 Z'T`, (d, d_target), of Z'T on the eigenvectors."""
         scale = 1.0 / (self.values + penalty * self.mean_value)  # (rank,)
-        weight: Tensor = self.vectors @ (scale[:, None] * (self.vectors.T @ cross))
+        weight: Tensor = self.vectors @ (scale[:, None] * turned)
         return weight
 
     def whitener(self, shrinkage: float) -> "Tensor":

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.cross_decomposition import CCA
 from sklearn.linear_model import Ridge as SklearnRidge
 
 from alignment.errors import VectorError
+from alignment.fitting import closed_forms
 from alignment.fitting.closed_forms import CLOSED_FORMS, Identity, Procrustes, RegularisedCCA, Ridge, Spectrum
 from alignment.fitting.methods import Fitter
 from alignment.fitting.pairs import Pairs
@@ -43,8 +45,8 @@ class Given(Pairs):
         super().__init__(X.astype(np.float32), Y.astype(np.float32), (rows, rows), CPU, centred=False)
         self._given = tensors(X, Y)
 
-    def _block(self, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._given[0][part], self._given[1][part]
+    def blocks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        yield self._given[0], self._given[1]
 
 
 def array(tensor: torch.Tensor | None) -> Matrix:
@@ -250,6 +252,24 @@ def test_ridge_equals_sklearn(penalty: float, n: int, rng: np.random.Generator) 
     reference = SklearnRidge(alpha=penalty * np.trace(Y.T @ Y) / 6, fit_intercept=False).fit(Y, X)
     np.testing.assert_allclose(array(to_image), reference.coef_.T, atol=1e-9)
     assert kept is None
+
+
+@pytest.mark.parametrize(("target", "decomposed"), [("text", 8), ("image", 6)])
+def test_ridge_decomposes_the_side_that_it_maps_and_once_for_all_penalties(
+    target: str, decomposed: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    class Counted(Spectrum):
+        def __init__(self, gram: torch.Tensor):
+            sizes.append(len(gram))
+            super().__init__(gram)
+
+    monkeypatch.setattr(closed_forms, "Spectrum", Counted)
+    model = Ridge(Given(centred(rng, 40, 8), centred(rng, 40, 6)))
+    for penalty in (0.1, 1.0):
+        model.solve({"target": target, "penalty": penalty})
+    assert sizes == [decomposed]
 
 
 def test_ridge_solves_its_normal_equations(rng: np.random.Generator) -> None:
