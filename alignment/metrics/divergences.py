@@ -11,11 +11,11 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from array_api_compat import array_namespace, is_numpy_array
+from array_api_compat import is_numpy_array
 from typing_extensions import override
 
 from alignment.errors import VectorError
-from alignment.metrics.arrays import Array, in_float64, negated_distance, pairwise, safe_sqrt
+from alignment.metrics.arrays import Array, array_namespace, in_float64, negated_distance, pairwise, safe_sqrt
 from alignment.metrics.lowering import FLOAT32_ROUNDS, Distance, Guarantee, Lowering
 from alignment.metrics.metric import Metric, refuse
 from alignment.metrics.rescored import Rescored

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from array_api_compat import array_namespace, is_torch_array
+from array_api_compat import is_torch_array
 from typing_extensions import override
 
 from alignment.errors import MetricError
-from alignment.metrics.arrays import Array, mean_of_largest
+from alignment.metrics.arrays import Array, array_namespace, mean_of_largest
 from alignment.metrics.learned import missing
 from alignment.metrics.lowering import SPREAD, Distance, Guarantee, Lowering, with_column
 from alignment.metrics.metric import Metric, Weights

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace
 from typing_extensions import override
 
-from alignment.metrics.arrays import Array, in_float64
+from alignment.metrics.arrays import Array, array_namespace, in_float64
 from alignment.metrics.divergences import Divergence
 from alignment.metrics.lowering import SPREAD, Distance, Lowering, with_column
 from alignment.metrics.metric import refuse

@@ -5,9 +5,8 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace
 
-from alignment.metrics.arrays import Array, Scores
+from alignment.metrics.arrays import Array, Scores, array_namespace
 
 # How far, at most, each addition of float32 rounds, relative to the sum: sums of d terms may be wrong by d times that.
 FLOAT32_ROUNDS = 2.0**-24

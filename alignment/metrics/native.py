@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from array_api_compat import array_namespace
 from typing_extensions import override
 
-from alignment.metrics.arrays import Array, ascending, negated_distance
+from alignment.metrics.arrays import Array, array_namespace, ascending, negated_distance
 from alignment.metrics.lowering import Distance, Lowering
 from alignment.metrics.metric import Metric
 

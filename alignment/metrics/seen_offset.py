@@ -19,11 +19,10 @@ ten without them and .92 with them, as under Euclid.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from array_api_compat import array_namespace
 from typing_extensions import override
 
 from alignment.errors import MetricError
-from alignment.metrics.arrays import Array, safe_sqrt
+from alignment.metrics.arrays import Array, array_namespace, safe_sqrt
 from alignment.metrics.lowering import FLOAT32_ROUNDS, SPREAD, Distance, Guarantee, Lowering, with_column
 from alignment.metrics.metric import Metric
 from alignment.metrics.native import normalized

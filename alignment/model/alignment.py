@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -123,7 +124,7 @@ def _no_alignment(path: Path) -> AlignmentError:
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)  # compare fingerprints
+@dataclass(frozen=True, eq=False)  # compare fingerprints
 class Alignment:
     """One projection a modality into one shared space, and the weights of metrics learned there.
 
@@ -167,9 +168,11 @@ class Alignment:
         offsets = self.card.seen_offsets.get(str(metric), {})
         return SeenOffset(bound, offsets.get(items, 0.0)) if any(offsets.values()) else bound
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the encoders' fingerprints, the hold-out, all weights, what was seen and the offsets for it.
+
+        Computed once: nothing of an alignment changes.
 
         Equal where `project` is equal, the same items are seen and ranked alike, which is what releases and audits
         rely on.

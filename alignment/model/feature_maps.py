@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-from array_api_compat import array_namespace, is_torch_array
+from array_api_compat import is_torch_array
 from typing_extensions import override
 
-from alignment.metrics.arrays import Array
+from alignment.metrics.arrays import Array, array_namespace
 from alignment.vectors import ROUNDING, FloatArray
 
 if TYPE_CHECKING:

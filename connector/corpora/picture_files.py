@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path, PurePath
 
 from PIL import Image
@@ -26,14 +27,18 @@ UNSUPPORTED_SUFFIXES = frozenset(f".{name}" for name in f"{_PHONES_AND_WEB} {_CA
 ARCHIVE_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip", ".7z")
 # Not of formats whose first bytes a text may have, such as BM or P3.
 RECOGNISED = frozenset(FORMATS) - {"BMP", "ICO", "PPM", "TGA"}
+# Pillow's modules of the formats that are opened. `Image.registered_extensions` imports all others too: .1 s.
+_PLUGINS = "Avif Bmp Gif Ico Jpeg Jpeg2K Mpo Png Ppm Tga Tiff WebP"
 BEGINNING = 16  # bytes that tell a format
 
 
 @cache
 def image_suffixes() -> frozenset[str]:
     """Return the suffixes of the formats that `connector.corpora.images.decode` opens, in lower case."""
+    for name in _PLUGINS.split():
+        import_module(f"PIL.{name}ImagePlugin")
     # A .mpo file is a JPEG with more frames, which Pillow opens as a JPEG.
-    return frozenset(s for s, name in Image.registered_extensions().items() if name in {*FORMATS, "MPO"})
+    return frozenset(s for s, name in Image.EXTENSION.items() if name in {*FORMATS, "MPO"})
 
 
 def is_image_name(name: str) -> bool:

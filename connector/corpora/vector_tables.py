@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from alignment.modality import Modality
 from alignment.vectors import FloatArray, invalid_rows
@@ -60,7 +59,7 @@ class VectorTable:
             if pa.types.is_fixed_size_list(kind):
                 return int(kind.list_size)
             for batch in file.iter_batches(BATCH_ROWS, columns=[column]):
-                if lengths := [length for length in pc.list_value_length(batch.column(0)).to_pylist() if length]:
+                if lengths := [length for length in batch.column(0).value_lengths().to_pylist() if length]:
                     return int(lengths[0])
         return None
 
@@ -101,7 +100,7 @@ def is_vector(schema: pa.Schema, name: str) -> bool:
 
 def _from_column(column: pa.Array, dim: int) -> Vectors:
     """Read vectors of dimension `dim` from a column of lists; a list of another length is a fault."""
-    lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False)
+    lengths = column.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False)
     has_dim = lengths == dim
     flat = column.filter(pa.array(has_dim)).flatten().to_numpy(zero_copy_only=False)
     values = np.ones((len(column), dim), np.float32)

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 
 from alignment.modality import MODALITIES, Modality
-from connector.releases.points import FITTED
+from connector.releases.points import FITTED, item_of
 from connector.releases.release import Release
 from connector.stores.contract import Store
 
 # Quantization that keeps of a coordinate little more than its sign, which an offset changes in few columns.
 SIGNS = "binary"
+SAMPLE = 256  # points
 
 
 def offset_warnings(release: Release, store: Store) -> Iterator[str]:
@@ -16,16 +17,24 @@ def offset_warnings(release: Release, store: Store) -> Iterator[str]:
     modalities = [modality for modality in MODALITIES if release.lowerings[modality].offset_of_seen]
     if not modalities:
         return
-    from qdrant_client.models import FieldCondition, Filter, HasVectorCondition, MatchValue  # takes a second to import
-
-    seen = FieldCondition(key="split", match=MatchValue(value=FITTED))
+    # A few points nearly always show all kinds, in one request.
+    sample = next(store.scroll(release.name, page=SAMPLE), [])
+    met = {(item[0], record.payload.get("split") == FITTED) for record in sample if (item := item_of(record))}
     for modality in modalities:
-        has_vector = HasVectorCondition(has_vector=modality)
         has_seen, has_others = (
-            next(store.scroll(release.name, filter=condition, page=1), None) is not None
-            for condition in (Filter(must=[has_vector, seen]), Filter(must=[has_vector], must_not=[seen]))
+            (modality, seen) in met or _holds(release, store, modality, seen=seen) for seen in (True, False)
         )
         yield from limits_of_offset(release, modality, has_seen=has_seen, has_others=has_others)
+
+
+def _holds(release: Release, store: Store, modality: Modality, *, seen: bool) -> bool:
+    """Whether a release holds an item of a modality that the fit saw, or one that it did not see."""
+    from qdrant_client.models import FieldCondition, Filter, HasVectorCondition, MatchValue  # takes a second to import
+
+    has_vector = HasVectorCondition(has_vector=modality)
+    fitted = FieldCondition(key="split", match=MatchValue(value=FITTED))
+    condition = Filter(must=[has_vector, fitted]) if seen else Filter(must=[has_vector], must_not=[fitted])
+    return next(store.scroll(release.name, filter=condition, page=1), None) is not None
 
 
 def limits_of_offset(release: Release, modality: Modality, *, has_seen: bool, has_others: bool) -> Iterator[str]:

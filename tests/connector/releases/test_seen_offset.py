@@ -8,6 +8,7 @@ import pytest
 
 from alignment.modality import MODALITIES, Modality
 from alignment.sets.hold_out import HoldOut
+from connector.releases import seen_offset
 from connector.releases.seen_offset import limits_of_offset, offset_warnings
 from tests.support.world import World, audit, opened, opened_world, pairs, the_set
 
@@ -22,6 +23,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         yield opened
 
 
+@pytest.mark.parametrize("sample", [1, 256])  # points that are looked at before the store is asked for a kind
 @pytest.mark.parametrize(
     ("seen", "metric", "layout", "values"),
     [
@@ -35,8 +37,16 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     ],
 )
 def test_each_limit_is_said_by_the_push_and_by_the_audit(
-    world: World, caplog: pytest.LogCaptureFixture, seen: int, metric: str, layout: dict[str, Any], values: list[str]
+    world: World,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    seen: int,
+    metric: str,
+    layout: dict[str, Any],
+    values: list[str],
+    sample: int,
 ) -> None:
+    monkeypatch.setattr(seen_offset, "SAMPLE", sample)
     parts = pairs(N)
     known = [part.take(range(seen)) for part in parts] if seen else pairs(N, seed=9)
     world.alignment(hold_out=NOBODY, seen=known, offsets=OFFSETS)
