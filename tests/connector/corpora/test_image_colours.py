@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from connector.corpora import image_colours
+from connector.corpora.image_colours import to_rgb
 from connector.corpora.images import ImageRejectedError, decode
 from tests.support.image_files import encoded, png, png_chunk, tiff
 
@@ -206,3 +208,23 @@ def test_a_fourth_channel_of_a_tga_without_alpha_is_none() -> None:
     assert seen(bytes(content)) == grey(255, 255)
     content[17] &= 0xF0
     assert seen(bytes(content)) == [[10, 20, 30]] * 2
+
+
+@pytest.mark.parametrize("width", [256, 1 << 16])
+def test_transparency_over_white_is_alpha_compositing_for_every_value_and_alpha(width: int) -> None:
+    """In one strip, and in several."""
+    value, alpha = (side.reshape(-1, width) for side in np.meshgrid(np.arange(256), np.arange(256)))
+    image = Image.fromarray(np.dstack([value, 255 - value, value ^ 85, alpha]).astype(np.uint8))
+    expected = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(to_rgb(image)), np.asarray(expected))
+
+
+@pytest.mark.parametrize("factor", [1, 3])
+def test_strips_make_the_same_pixels_as_the_whole(
+    factor: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = Image.fromarray(rng.integers(0, 256, (50, 20, 4), np.uint8))
+    whole = np.asarray(to_rgb(image, factor))
+    monkeypatch.setattr(image_colours, "PIXELS_AT_ONCE", 100)
+    monkeypatch.setattr(image_colours, "ROWS_AT_ONCE", 7)
+    np.testing.assert_array_equal(np.asarray(to_rgb(image, factor)), whole)
