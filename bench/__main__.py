@@ -13,7 +13,7 @@ import click
 from bench.report import document, lines, write
 from bench.row import TURNS, Result, Row, measure, profile
 
-TOPICS = ("startup", "push", "search", "verify", "fit")
+TOPICS = ("startup", "push", "search", "verify", "encode", "fit")
 OTHERS = (
     "peers",
     "ingest",
