@@ -22,8 +22,6 @@ from alignment.distributed import process_group
 from alignment.metrics import parse
 from alignment.model.alignment import Alignment
 from alignment.sets.embedding_set import EmbeddingSet
-from connector.encoding.compiled import DIRECTORY as COMPILED
-from connector.encoding.compiled import remove_unused
 from connector.errors import CollectionNotFoundError, SettingsError
 from connector.progress import progress
 from connector.provenance.database import create_in_sqlite, is_absent
@@ -424,6 +422,8 @@ class Home:
 
     def drop(self, request: DropRequest) -> RunResult[list[ReleaseRow]]:
         """Drop releases of a collection by name, never the live one; or forget what another database has taken over."""
+        from connector.encoding.compiled import DIRECTORY, remove_unused  # loads Pillow
+
         with self._run(request) as run:
             lifecycle = self._lifecycle(request.collection)
             with lifecycle.exclusive(run.id):
@@ -433,7 +433,7 @@ class Home:
                     rows = droppable(lifecycle, names=request.releases)
                     drop(lifecycle, rows)
             run.counts["dropped"] = len(rows)
-        remove_unused(self.settings.home / COMPILED, self._text_encoders())
+        remove_unused(self.settings.home / DIRECTORY, self._text_encoders())
         return RunResult(run.id, run.counts, rows)
 
     def verify(
@@ -570,9 +570,10 @@ class Home:
 
     def _compile(self, alignment: Alignment) -> None:
         """Compile the text encoder of what was pushed, so that searches need not load it; see docs/service.md."""
+        from connector.encoding.compiled import DIRECTORY  # loads Pillow
         from connector.encoding.compiling import compile_text_encoder
 
-        compile_text_encoder(self.settings.home / COMPILED, alignment.card.encoders["text"])
+        compile_text_encoder(self.settings.home / DIRECTORY, alignment.card.encoders["text"])
 
     def _text_encoders(self) -> set[str]:
         """Return the fingerprints of the text encoders of all releases that were not dropped."""
