@@ -52,12 +52,13 @@ INGESTED = (
     "encoder that computes next to nothing; the push finds the set encoded."
 )
 
+INDEXING_THRESHOLD = 10_000  # kB, Qdrant's default
 WRITTEN_AT_ONCE = 4096
 REQUEST_POINTS, THREADS = 128, 4
 LABELS = ("key", "group", "content_sha256", "payload")
 
 
-def by_hand(path: Path, directory: Path, indexing_threshold: int = 10_000) -> tuple[float, float]:
+def by_hand(path: Path, directory: Path, indexing_threshold: int) -> tuple[float, float]:
     """Seconds to load the embedding set at `path` into a new shard of the engine in `directory`, and to index it."""
     projection, hold_out = alignment().projections["image"], alignment().card.hold_out
     mean, weight = projection.tensors()["mean"], projection.tensors()["weight"]
@@ -153,6 +154,7 @@ def _home(directory: Path) -> Iterator[Home]:
 @contextmanager
 def _on_edge(points: int, *, index: bool) -> Iterator[Sides]:
     """Both sides, each into a directory of its own in every turn."""
+    threshold = INDEXING_THRESHOLD if index else NO_GRAPH
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         write_set(directory / "set", points)
@@ -160,12 +162,12 @@ def _on_edge(points: int, *, index: bool) -> Iterator[Sides]:
         def ours() -> float:
             shutil.rmtree(directory / "pushed", ignore_errors=True)
             with _home(directory) as home, EdgeStore(directory / "pushed") as store:
-                seconds, building = pushed(directory, home, store)
+                seconds, building = pushed(directory, home, store, indexing_threshold=threshold)
             return seconds + building * index
 
         def theirs() -> float:
             shutil.rmtree(directory / "bare", ignore_errors=True)
-            seconds, building = by_hand(directory / "set", directory / "bare")
+            seconds, building = by_hand(directory / "set", directory / "bare", threshold)
             return seconds + building * index
 
         ours()
