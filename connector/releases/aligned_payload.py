@@ -1,11 +1,11 @@
 """Aligned vectors in the payload, for metrics that rescore."""
 
-from binascii import a2b_base64, b2a_base64
 from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
 import numpy.typing as npt
+import pybase64
 
 from alignment.errors import WeightsError
 from alignment.metrics import Metric
@@ -17,12 +17,12 @@ ALIGNED = "aligned"
 
 def packed(vector: npt.NDArray[np.floating]) -> str:
     """Pack an aligned vector (d,) into the text that a payload carries: float32, little-endian, base64."""
-    return b2a_base64(np.ascontiguousarray(vector, "<f4").tobytes(), newline=False).decode()
+    return pybase64.b64encode_as_string(np.ascontiguousarray(vector, "<f4").tobytes())
 
 
 def unpacked(texts: Sequence[str]) -> npt.NDArray[np.float32]:
     """Unpack aligned vectors (n, d)."""
-    return np.frombuffer(b"".join(map(a2b_base64, texts)), "<f4").reshape(len(texts), -1)
+    return np.frombuffer(b"".join(map(pybase64.b64decode, texts)), "<f4").reshape(len(texts), -1)
 
 
 def without_aligned(payload: Payload) -> Payload:

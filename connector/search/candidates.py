@@ -96,6 +96,7 @@ class CandidateSearch:
         self.store = store
         self.ef = release.hnsw_ef
         self._quantized = release.quantized_search
+        self._graph_seen = False
         self._needed: defaultdict[tuple[Modality, int], deque[int]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
 
     def search(
@@ -159,9 +160,7 @@ class CandidateSearch:
                 for query, lowered in zip(aligned[part], queries[part], strict=True)
             ]
             self._complete(rescoring, queries[part], target, k, max_candidates=max_candidates, **options)
-            proves = exact or (
-                any(query.finished for query in rescoring) and self.compares_with_all(quantized=quantized)
-            )
+            proves = exact or (any(query.finished for query in rescoring) and self._proves(quantized=quantized))
             ranked = [query.ranked(proves=proves) for query in rescoring]
             results += self._with_payloads(ranked, with_payload, consistent=consistent)
         return results
@@ -216,6 +215,13 @@ class CandidateSearch:
     def compares_with_all(self, *, quantized: bool = True) -> bool:
         """Say whether HNSW searches until now have compared queries with the vectors of all points."""
         return not (quantized and self._is_quantized) and not self.store.has_graph(self.release.name)
+
+    def _proves(self, *, quantized: bool) -> bool:
+        """Whether the bound is a proof. Once a graph was seen, nothing is proved, and the store is not asked again."""
+        if quantized and self._is_quantized:
+            return False
+        self._graph_seen = self._graph_seen or not self.compares_with_all(quantized=quantized)
+        return not self._graph_seen
 
     def _scored_by_vectors(
         self, lowering: Lowering, target: Modality, queries: npt.NDArray[np.floating], lists: list[list[Hit]]

@@ -1,7 +1,9 @@
 """A Qdrant client with requests that its own methods cannot send, or send slowly.
 
 Its `count` does not pass a read consistency on. Its `upsert` over gRPC makes an object of each number of a vector,
-which takes twice as long as what its bulk uploads do; those send their requests themselves.
+which takes twice as long as what its bulk uploads do; those send their requests themselves. Its `query_batch_points`
+copies every number of every query, in case that one is a text for a model to encode: of 64 queries of 256 numbers, a
+third of the time until the answer.
 """
 
 from collections.abc import Sequence
@@ -9,10 +11,22 @@ from typing import Any
 
 from qdrant_client import QdrantClient, grpc, models
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
+from qdrant_client.http.models import QueryResponse  # `models` has another class of this name
+from typing_extensions import override
 
 
 class ConsistentClient(QdrantClient):
-    """A `QdrantClient` with two more requests."""
+    """A `QdrantClient` with two more requests, for queries that are vectors.
+
+    Args:
+        timeout: seconds that a search may take.
+        prefer_grpc: send searches over gRPC; over REST otherwise.
+        options: as `QdrantClient` takes them.
+    """
+
+    def __init__(self, *, timeout: int, prefer_grpc: bool = False, **options: Any):
+        super().__init__(timeout=timeout, prefer_grpc=prefer_grpc, **options)
+        self._over_grpc, self._seconds = prefer_grpc, timeout
 
     def upsert_over_grpc(
         self,
@@ -54,3 +68,30 @@ class ConsistentClient(QdrantClient):
         )
         assert counted.result is not None  # as the client's own methods do of an answer without a result
         return int(counted.result.count)
+
+    @override
+    def query_batch_points(
+        self,
+        collection_name: str,
+        requests: Sequence[models.QueryRequest],
+        consistency: Any = None,
+        timeout: int | None = None,
+        **kwargs: Any,
+    ) -> list[QueryResponse]:
+        """Search with vectors; any other query is the caller's mistake."""
+        if self._over_grpc:
+            request = grpc.QueryBatchPoints(
+                collection_name=collection_name,
+                query_points=[RestToGrpc.convert_query_request(query, collection_name) for query in requests],
+                read_consistency=None if consistency is None else RestToGrpc.convert_read_consistency(consistency),
+            )
+            answer = self.grpc_points.QueryBatch(request, timeout=self._seconds)
+            convert = GrpcToRest.convert_scored_point
+            return [QueryResponse(points=[*map(convert, of.result)]) for of in answer.result]
+        answers: list[QueryResponse] | None = self.http.search_api.query_batch_points(
+            collection_name=collection_name,
+            consistency=consistency,
+            query_request_batch=models.QueryRequestBatch(searches=list(requests)),
+        ).result
+        assert answers is not None  # as above
+        return answers

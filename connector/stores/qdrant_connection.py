@@ -149,29 +149,31 @@ class Connection:
         def once() -> T:
             return self.translated(operation, *args, **options)
 
+        began = time.monotonic()
+        try:
+            return once()
+        except DeadlinePassedError:
+            raise
+        except StoreUnavailableError as error:
+            failed = error
         token = _retrying.set(True)
         try:
-            return self._called(once)
+            return self._called(once, failed, began)
         finally:
             _retrying.reset(token)
 
-    def _called(self, once: Callable[[], T]) -> T:
+    def _called(self, once: Callable[[], T], failed: StoreUnavailableError, began: float) -> T:
+        """Go on after the first attempt `failed`, which `began` at that time by the monotonic clock."""
         try:
-            return self._retried(once, told=False)
+            return self._retried(_failing_first(failed, once), told=False, began=began)
         except StoreUnavailableError as error:
             if error.retry_after is None:
                 raise
-            refusal = [error]
-        with self._my_turn(refusal[0]) as waited:
-            if waited:  # the others have spent the time that was asked for
-                refusal.clear()
-
-            def again() -> T:
-                if refusal:
-                    raise refusal.pop()
-                return once()
-
-            return self._retried(again, told=True)
+            refusal = error
+        with self._my_turn(refusal) as waited:
+            # If another request has waited meanwhile, it has spent the time that was asked for.
+            again = once if waited else _failing_first(refusal, once)
+            return self._retried(again, told=True, began=time.monotonic())
 
     @contextmanager
     def _my_turn(self, refusal: StoreUnavailableError) -> Iterator[bool]:
@@ -189,9 +191,9 @@ class Connection:
         finally:
             self._turn.release()
 
-    def _retried(self, once: Callable[[], T], *, told: bool) -> T:
+    def _retried(self, once: Callable[[], T], *, told: bool, began: float) -> T:
         """Call `once` again and again while it fails for a time; `told`: also if the server says for how long."""
-        retry, began = self.retry, time.monotonic()
+        retry = self.retry
         failed: StoreUnavailableError | None = None
 
         def wait(error: Exception) -> bool | float:
@@ -204,7 +206,7 @@ class Connection:
         for attempt in stamina.retry_context(
             on=wait,
             attempts=retry.attempts,
-            timeout=retry.timeout,
+            timeout=max(0.001, began + retry.timeout - time.monotonic()),
             wait_initial=retry.initial_backoff,
             wait_max=retry.max_backoff,
             wait_jitter=retry.jitter,
@@ -372,6 +374,18 @@ class Connection:
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return without_secrets(text)
+
+
+def _failing_first(error: StoreUnavailableError, once: Callable[[], T]) -> Callable[[], T]:
+    """Return `once`, the first call of which raises an error that is known already."""
+    known = [error]
+
+    def attempt() -> T:
+        if known:
+            raise known.pop()
+        return once()
+
+    return attempt
 
 
 def connected(

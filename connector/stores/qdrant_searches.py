@@ -1,7 +1,7 @@
 """Searches on a server: cut into requests, within what the server allows, and told where it allows less than wanted."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,7 +12,6 @@ from qdrant_client import models
 from connector.errors import ExactRefusedError
 from connector.stores.points import Hit
 from connector.stores.qdrant_connection import Connection
-from connector.stores.qdrant_layout import layout_of
 from connector.stores.qdrant_limits import LimitBook, Limits, filter_bytes
 from connector.stores.qdrant_writes import NUMBER_BYTES
 from connector.stores.search_options import SearchOptions
@@ -56,7 +55,7 @@ class Searcher:
         Raises:
             ExactRefusedError: an exact search is wanted, and the server answers none.
         """
-        layout = layout_of(self._laid_out(name))
+        config = self._laid_out(name).config
 
         def send(rows: Sequence[int], limits: Limits) -> list[list[Hit]]:
             if options.exact and not limits.exact:
@@ -64,7 +63,7 @@ class Searcher:
                     f"{self._connection.url}: collection {name} answers no exact searches, as its strict mode says "
                     "(search_allow_exact)"
                 )
-            params = self._params(name, k, options, limits, layout)
+            params = self._params(name, k, options, limits, config)
             return self._ask(name, vector_name, queries[list(rows)], k, options, params, limits.hits)
 
         number = queries.itemsize if self._connection.grpc else NUMBER_BYTES
@@ -75,17 +74,17 @@ class Searcher:
         return [hits for part in parts for hits in part]
 
     def _params(
-        self, name: str, k: int, options: SearchOptions, limits: Limits, layout: Mapping[str, Any]
+        self, name: str, k: int, options: SearchOptions, limits: Limits, config: models.CollectionConfig
     ) -> models.SearchParams:
         """Return how a search is made, within the limits; tell once where they lower what was wanted."""
         if options.exact:  # no graph and no quantized vectors: strict mode would limit settings that mean nothing
             return models.SearchParams(exact=True)
         ef = self._allowed(name, "hnsw_ef", "search_max_hnsw_ef", options.ef, limits.ef)
         if k > limits.hits:  # every page of hits has to come from the same search
-            wanted = max(k, ef or layout.get("ef_construct") or 0)
+            wanted = max(k, ef or config.hnsw_config.ef_construct)
             ef = wanted if limits.ef is None else min(wanted, limits.ef)
         quantization = None
-        if layout.get("quantization") is not None:
+        if config.quantization_config is not None:
             oversampling = None
             if options.quantized:
                 wanted_times, most = options.oversampling, limits.oversampling
@@ -133,7 +132,7 @@ class Searcher:
             limit = min(k, most)
             requests = [
                 models.QueryRequest(
-                    query=query,
+                    query=models.NearestQuery(nearest=query),
                     using=vector_name,
                     filter=options.filter,
                     limit=limit,

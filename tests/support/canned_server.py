@@ -18,7 +18,8 @@ class CannedServer:
     """Answers what `answer(method, path)` says; None ends the connection. Notes what it is asked.
 
     Attributes:
-        requests, keys, bodies: of each request: method and path, the header `api-key`, and the JSON that it carries.
+        requests, bodies: of each request: method and path, and the JSON that it carries.
+        keys, encodings: of each request: the headers `api-key` and `Accept-Encoding`.
     """
 
     def __init__(self, server: HTTPServer):
@@ -27,6 +28,7 @@ class CannedServer:
         self.answer: Callable[[str, str], Answer | None] = lambda method, path: (200, {}, version("1.16.0"))
         self.requests: list[tuple[str, str]] = []
         self.keys: list[str | None] = []
+        self.encodings: list[str | None] = []
         self.bodies: list[Any] = []
         server.expect_request(re.compile("")).respond_with_handler(self._respond)
 
@@ -37,6 +39,7 @@ class CannedServer:
         self.bodies.append(json.loads(request.data) if request.data else None)
         self.requests.append((request.method, request.path))
         self.keys.append(request.headers.get("api-key"))
+        self.encodings.append(request.headers.get("Accept-Encoding"))
         answer = self.answer(request.method, request.path)
         if answer is None:
             return cut(request)

@@ -422,6 +422,22 @@ class TestPages:
         assert len(fetches) == 1
 
 
+@pytest.mark.parametrize("text", ["chi2", "js", "mol"])
+def test_a_store_with_a_graph_is_asked_for_it_once(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    release, X = a_release(text), l2_normalize(random(60, 1))
+    brute = Brute.of(release, X)
+    finder = CandidateSearch(release, cast(Store, brute))
+    asked = Calls(monkeypatch, cast(Store, brute), "has_graph")
+    for number in (1, 2):  # without a graph each search asks: one may have been built meanwhile
+        assert {answer.certified for answer in finder.search("image", X[:2], 1)} == {True}
+        assert len(asked) == number
+    brute.graph = True
+    for _ in range(3):
+        assert {answer.certified for answer in finder.search("image", X[:2], 1)} == {False}
+    assert len(asked) == 3
+    assert {answer.certified for answer in finder.search("image", X[:2], 1, exact=True)} == {True}
+
+
 class TestPayloads:
     @pytest.mark.parametrize("text", ["dot", "chi2", "mlp"])
     def test_they_are_those_of_what_was_chosen(self, store: Store, text: str) -> None:

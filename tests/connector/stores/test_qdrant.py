@@ -618,6 +618,22 @@ class TestProtocol:
             ([0.0, 1.0], exact, 3),
         ]
 
+    def test_each_search_after_the_first_is_one_request(self, server: CannedServer, store: QdrantStore) -> None:
+        server.answer = lambda method, path: (
+            (200, {}, result([{"points": []}, {"points": []}] if path.endswith("/query/batch") else INFO))
+        )
+        store.search("c", "v", np.eye(2), 3)
+        server.requests.clear()
+        for exact in (False, True):
+            store.search("c", "v", np.eye(2), 3, exact=exact)
+        assert server.requests == [("POST", "/collections/c/points/query/batch")] * 2
+
+    def test_answers_are_not_compressed(self, server: CannedServer, store: QdrantStore) -> None:
+        """Compressed ones come in pieces, the last of which may wait 40 ms for an acknowledgement of the first."""
+        server.answer = lambda method, path: (200, {}, result(INFO))
+        store.vectors("c")
+        assert set(server.encodings) == {"identity"}
+
     def test_a_collection_is_laid_out_as_asked(self, server: CannedServer, store: QdrantStore) -> None:
         answers = {"/collections/c/exists": {"exists": False}}
         server.answer = lambda method, path: (
