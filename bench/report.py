@@ -58,18 +58,21 @@ def write(page: Path, results: Sequence[Result], rows: Sequence[Row]) -> None:
         rows: every row that the table shall have, in its order.
     """
     old = section(page, FIGURES)
-    known = {line.split(" | ")[0].removeprefix("| "): line for line in old.splitlines() if line.startswith("| ")}
-    known |= {result.row.title: _line([*_cells(result)[:-1], _last(result)]) for result in results}
+    # Of another goal, or beside something else, a row is another one.
+    known = {_compared(line): line for line in old.splitlines() if line.startswith("| ")}
+    measured = [_line([*_cells(result)[:-1], _last(result)]) for result in results]
+    known |= {_compared(line): line for line in measured}
     table = [_line(HEAD), _line(["---"] * len(HEAD))]
-    table += [known.get(row.title, _line([*_cells(Result(row, (), (), ""))])) for row in rows]
+    missing = [_line(_cells(Result(row, (), (), ""))) for row in rows]
+    table += [known.get(_compared(line), line) for line in missing]
     asked = [
         line
         for row in rows
         for line in textwrap.wrap(f"- *{row.title}*: {row.asked}", PROSE_WIDTH, subsequent_indent="  ")
     ]
     prose = [*textwrap.wrap(LEGEND, PROSE_WIDTH), "", "What both sides are asked:", "", *asked]
-    measured = textwrap.wrap(f"Measured on {machine()}.", PROSE_WIDTH)
-    write_section(page, FIGURES, "\n".join([*measured, "", *table, "", *prose]))
+    where = textwrap.wrap(f"Measured on {machine()}.", PROSE_WIDTH)
+    write_section(page, FIGURES, "\n".join([*where, "", *table, "", *prose]))
 
 
 def section(page: Path, name: str) -> str:
@@ -124,6 +127,12 @@ def _cells(result: Result) -> tuple[str, ...]:
         return row.title, row.against, "", "", goal, result.verdict
     interval = "–".join(f"{bound:.3g}" for bound in result.interval or ())
     return row.title, row.against, f"{result.ratio:.3g}", interval, goal, result.verdict
+
+
+def _compared(line: str) -> tuple[str, ...]:
+    """Return the cells of a line that say what is compared: what, against, goal."""
+    cells = line.split(" | ")
+    return cells[0], cells[1], cells[4]
 
 
 def _last(result: Result) -> str:

@@ -150,6 +150,17 @@ def test_a_page_keeps_the_rows_that_are_not_measured_again(tmp_path: Path) -> No
     assert second.endswith(f"{end}\n\nWhere the time goes.\n")
 
 
+def test_a_row_with_another_goal_or_another_side_is_measured_anew(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text(f"{BEGIN.format(FIGURES)}\n{END.format(FIGURES)}\n", encoding="utf-8")
+    measured = row([2] * 5, [1] * 5)
+    for changed in (replace(measured, goal=3.0), replace(measured, against="the engine")):
+        write(page, [measure(measured)], [measured])
+        write(page, [], [changed])
+        assert "not measured" in page.read_text(encoding="utf-8")
+        write(page, [], [measured])
+
+
 def test_a_page_without_a_place_for_the_table_is_refused_and_kept(tmp_path: Path) -> None:
     page = tmp_path / "other.md"
     page.write_text("# Another page\n", encoding="utf-8")
