@@ -17,10 +17,10 @@ from alignment.errors import FitError, MetricError, TrainingError, VectorError
 from alignment.fitting import cross_validation as validation
 from alignment.fitting import fit as fitting
 from alignment.fitting import heads
-from alignment.fitting.closed_forms import CLOSED_FORMS
+from alignment.fitting.closed_forms import CLOSED_FORMS, Hyperparameters
 from alignment.fitting.cross_validation import best_of, cross_validate
 from alignment.fitting.fit import fit, recall_table
-from alignment.fitting.methods import METHODS, FitSpec, Fitter, candidates
+from alignment.fitting.methods import METHODS, FitSpec, Fitter, Projections, candidates
 from alignment.fitting.trainer import train
 from alignment.metrics import BANK, METRICS, Cosine, Euclid, LearnedMetric, Metric, bank_name, parse
 from alignment.modality import MODALITIES
@@ -442,8 +442,15 @@ def test_a_budget_ends_the_search_after_the_candidate_under_way(
     after: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first fold counts as far as it got; a later one that is cut off does not."""
-    clock = iter(range(10_000))
-    monkeypatch.setattr("alignment.fitting.cross_validation.time.monotonic", lambda: float(next(clock)))
+    seconds, fit_one = 0.0, Fitter.fit
+
+    def fit_for_a_second(fitter: Fitter, hyperparameters: Hyperparameters) -> Projections:
+        nonlocal seconds
+        seconds += 1
+        return fit_one(fitter, hyperparameters)
+
+    monkeypatch.setattr(Fitter, "fit", fit_for_a_second)
+    monkeypatch.setattr("alignment.fitting.cross_validation.time.monotonic", lambda: seconds)
     lines: list[str] = []
     found = cross_validate(
         racers(rng),
