@@ -18,8 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from alignment.errors import EmbeddingSetError
 from alignment.modality import MODALITIES, Modality
 from alignment.plurals import counted
+from alignment.sets.cards import SetCard
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
 from connector.encoding.pipeline import Pipeline
@@ -140,7 +142,7 @@ class BatchWriter:
         """Write the remaining shards, then forget the ledger entries of rows that the set has lost.
 
         Args:
-            embedding_set: the set, complete now.
+            embedding_set: the set, complete now. If it is not what is there any more, only a part may be written.
             changed: names of shards that have lost rows since they were written.
             only: names of the shards to write again, because they have lost rows; None: all that there are.
             advance: called with the number of rows looked at since the last call.
@@ -155,9 +157,15 @@ class BatchWriter:
             for shard in embedding_set.shards(modality)
             if shard.name not in self._written and (only is None or shard.name in only)
         ]
-        with Pipeline() as pipeline:
-            for prepared in pipeline.ahead(prepared_batches(shards, self.writers, BATCH_POINTS), BATCHES_AHEAD):
-                self._write(prepared, advance)
+        try:
+            with Pipeline() as pipeline:
+                for prepared in pipeline.ahead(prepared_batches(shards, self.writers, BATCH_POINTS), BATCHES_AHEAD):
+                    self._write(prepared, advance)
+        except EmbeddingSetError:
+            if SetCard.read(self.path).fingerprint == embedding_set.card.fingerprint:
+                raise
+            self._commit()  # another process has changed the set, and a shard is gone: the caller begins again
+            return
         for writer in self.writers:
             writer.lost |= {key for key in writer.ledger.keys() - writer.met if only is None or key[0] in only}
         self._commit()
@@ -268,7 +276,7 @@ class BatchWriter:
         if not batches:
             return {}
         points = Points.concatenate(batches)
-        if self.ids:
+        if self.ids is not None:
             self.ids.add(points.ids)
         try:
             self.store.upsert(writer.release.name, points)

@@ -607,7 +607,7 @@ def test_fewer_groups_are_refused(groups: int, rng: np.random.Generator) -> None
     [
         ({"loss": "mse"}, ("loss", "infonce, siglip, hinge", "mse")),
         ({"batch": "1"}, ("batch", "2 to", "got 1")),
-        ({"batch": "many"}, ("batch", "int", "many")),
+        ({"batch": "many"}, ("batch", "whole number", "many")),
         ({"learning_rate": "nan"}, ("learning_rate", "nan")),
         ({"dropout": "1"}, ("dropout", 0.99, "got 1.0")),
         ({"rate": "1"}, ("rate", "loss, batch, epochs")),
