@@ -12,9 +12,9 @@ Methods import what they call: `status` must not load trainers, readers, charts 
 """
 
 import secrets
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from alignment import device as devices
@@ -91,36 +91,44 @@ class Home:
 
     def __init__(self, settings: Settings):
         self.settings = settings
+        self._opening = threading.Lock()  # of several threads that need the database or the store first, one opens it
+        self._provenance: Provenance | None = None
+        self._store: Store | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if "store" in self.__dict__:
-            self.store.close()
-        if "provenance" in self.__dict__:
-            self.provenance.close()
+        if self._store is not None:
+            self._store.close()
+        if self._provenance is not None:
+            self._provenance.close()
 
     @property
     def is_new(self) -> bool:
         """Whether nothing was made here yet; a home that lost its database, or has one elsewhere, is not new."""
         return is_absent(self.settings.database_url) and not self._has_artifacts
 
-    @cached_property
+    @property
     def provenance(self) -> Provenance:
         """The provenance database, opened at the first use.
 
         Raises:
             NotMigratedError: its tables are missing or older ones.
         """
-        opened = Provenance.open(self.settings.database_url, home=self.settings.home)
-        self.settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)  # readable by its owner alone, if it is new
-        return opened
+        with self._opening:
+            if self._provenance is None:
+                self._provenance = Provenance.open(self.settings.database_url, home=self.settings.home)
+                self.settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)  # for its owner alone, if it is new
+            return self._provenance
 
-    @cached_property
+    @property
     def store(self) -> Store:
         """The Qdrant store, opened at the first use: an embedded one serves one process at a time."""
-        return open_store(self.settings)
+        with self._opening:
+            if self._store is None:
+                self._store = open_store(self.settings)
+            return self._store
 
     def embedding_set(self, name: str) -> EmbeddingSet:
         """Open the embedding set `name`."""

@@ -95,7 +95,7 @@ class StoreDirectory:
         self.aliases: Mapping[str, str] = {}
         self._id: str | None = None
         self._prepared = False
-        self._lock = FileLock(path / LOCK)
+        self._lock = FileLock(path / LOCK, thread_local=False)  # held by the store, whichever thread uses it
         with self._usable():
             if self._is_store():
                 _read_registry(self.path / REGISTRY)  # no lock is left in a directory that is not ours

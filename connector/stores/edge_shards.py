@@ -1,6 +1,7 @@
 """The collections of an embedded store that this process has open in the engine, a shard each."""
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -17,7 +18,7 @@ ENGINE = version("qdrant-edge-py")
 
 
 class OpenShards:
-    """The open shards of a store, by collection: each is opened when it is first used.
+    """The open shards of a store, by collection: each is opened when it is first used. Several threads may use them.
 
     Args:
         url: of the store, for messages.
@@ -31,6 +32,7 @@ class OpenShards:
         self._written: set[str] = set()
         self._owner = os.getpid()
         self._closed = False
+        self._lock = threading.RLock()  # held while a shard opens or closes: the engine opens a directory once
 
     def check_usable(self) -> None:
         """Raise if the store is closed, or open in the process that this one was forked from."""
@@ -65,10 +67,9 @@ class OpenShards:
         """Yield the shard of a collection; the engine's errors say that it could not `what` it."""
         resolved = self.resolve(name)
         self.check_usable()
-        if resolved not in self._shards:
-            self._shards[resolved] = self._load(resolved)
+        shard = self._shards.get(resolved) or self._opened(resolved)
         with translated(f"{what} collection {resolved}"):
-            yield self._shards[resolved]
+            yield shard
 
     @contextmanager
     def writing(self, name: str, what: str) -> Iterator[edge.EdgeShard]:
@@ -81,22 +82,24 @@ class OpenShards:
 
     def add(self, name: str, shard: edge.EdgeShard) -> None:
         """Take a shard that was just created."""
-        self._mark_open(name)
-        self._shards[name] = shard
+        with self._lock:
+            self._mark_open(name)
+            self._shards[name] = shard
 
     def reload(self, name: str, config: CollectionConfig) -> None:
         """Close the shard of a collection, and open it with the settings of `config`."""
-        with self.writing(name, "restore the settings of") as shard:
+        with self._lock, self.writing(name, "restore the settings of") as shard:
             shard.close()
             del self._shards[name]
             self._shards[name] = edge.EdgeShard.load(str(self._directory.home(name)), edge_config(config))
 
     def forget(self, name: str) -> None:
         """Close the shard of a collection that is dropped."""
-        if shard := self._shards.pop(name, None):
-            with translated(f"close collection {name}"):
-                shard.close()
-        self._written.discard(name)
+        with self._lock:
+            if shard := self._shards.pop(name, None):
+                with translated(f"close collection {name}"):
+                    shard.close()
+            self._written.discard(name)
 
     def close(self) -> None:
         """Flush and close every shard, and record each that was written.
@@ -104,26 +107,36 @@ class OpenShards:
         Raises:
             StoreError: one could not be closed; all others are.
         """
-        self._closed = True
         failures: list[StoreError] = []
-        while self._shards:
-            name, shard = self._shards.popitem()
-            try:
-                with translated(f"close collection {name}"):
-                    shard.flush()
-                    points = int(shard.count(edge.CountRequest(exact=True)))
-                    shard.close()
-                if name in self._written:
-                    self._directory.set_state(name, "closed", engine=ENGINE, points=points)
-            except StoreError as error:
-                failures.append(error)
+        with self._lock:
+            self._closed = True
+            while self._shards:
+                name, shard = self._shards.popitem()
+                try:
+                    with translated(f"close collection {name}"):
+                        shard.flush()
+                        points = int(shard.count(edge.CountRequest(exact=True)))
+                        shard.close()
+                    if name in self._written:
+                        self._directory.set_state(name, "closed", engine=ENGINE, points=points)
+                except StoreError as error:
+                    failures.append(error)
         if failures:
             raise failures[0]
 
     def _mark_open(self, name: str) -> None:
-        if name not in self._written:
-            self._directory.set_state(name, "open")
-            self._written.add(name)
+        with self._lock:
+            if name not in self._written:
+                self._directory.set_state(name, "open")
+                self._written.add(name)
+
+    def _opened(self, name: str) -> edge.EdgeShard:
+        """Return the shard of a collection, which the first of several threads opens."""
+        with self._lock:
+            self.check_usable()  # another thread may have closed the store meanwhile
+            if name not in self._shards:
+                self._shards[name] = self._load(name)
+            return self._shards[name]
 
     def _load(self, name: str) -> edge.EdgeShard:
         """Open a shard; compare it with what it was when it was closed, if the same engine closed it."""

@@ -16,10 +16,12 @@ from alignment.vectors import FloatArray
 from connector.encoding import loading
 from connector.encoding.encoders import IMPORTED
 from connector.errors import CollectionNotFoundError, EncoderError
+from connector.home import Home
 from connector.releases.dropping import drop
 from connector.releases.promotion import Lifecycle, PromotionOverride
 from connector.requests import FitRequest, PromoteRequest, PushRequest
 from connector.search.retriever import Retriever
+from connector.settings import Settings
 from tests.support.errors import raises
 from tests.support.fakes import FakeImageEncoder, FakeTextEncoder, fake_entry_points
 from tests.support.world import COLLECTION, ON_SERVERS, World, alignment, embedded, latent, opened_world, pairs, the_set
@@ -112,6 +114,27 @@ def test_threads_that_search_first_at_once_load_each_encoder_once(world: World, 
     with ThreadPoolExecutor(THREADS) as pool:
         answers = list(pool.map(search, range(THREADS)))
     assert loads == ["fake-text"]
+    assert answers == [answers[0]] * THREADS
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["of one retriever", "of retrievers of their own"])
+def test_threads_that_search_first_at_once_share_an_embedded_store(home: Path, own: bool) -> None:
+    """Nothing is opened yet: neither the database nor, with one retriever, the collection. Each has one answer."""
+    together = threading.Barrier(THREADS)
+    with Home(Settings.load(home=home)) as opened_home:
+        shared = None if own else opened_home.retriever("things")
+
+        def search(_: int) -> list[str]:
+            together.wait()
+            retriever = shared or opened_home.retriever("things")
+            encoder = retriever.release.alignment.card.encoders["text"]
+            query = np.ones((1, encoder.dim), np.float32)
+            [hits] = retriever.search_embeddings("text", query, K, encoder=encoder.fingerprint)
+            return [hit.key for hit in hits]
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            answers = list(pool.map(search, range(THREADS)))
+    assert len(answers[0]) == K
     assert answers == [answers[0]] * THREADS
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -264,6 +265,34 @@ class TestOneOwner:
         store.close()
         with pytest.raises(StoreError, match="closed"):
             store.count("c")
+
+
+class TestThreads:
+    def test_a_collection_that_several_use_first_at_once_is_opened_once(self, tmp_path: Path) -> None:
+        with EdgeStore(tmp_path) as store:
+            store.create("c", LAYOUT)
+            store.upsert("c", batch())
+        together = threading.Barrier(8)
+
+        def use(number: int) -> int:
+            together.wait()
+            if number % 2:
+                return store.count("c")
+            store.upsert("c", batch())
+            return N
+
+        with EdgeStore(tmp_path) as store, ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(use, range(8))) == [N] * 8
+
+    def test_a_store_is_written_and_closed_in_other_threads_than_it_was_opened_in(self, tmp_path: Path) -> None:
+        with EdgeStore(tmp_path) as store:
+            store.set_aliases({})  # makes the store
+        with ThreadPoolExecutor(1) as opening, ThreadPoolExecutor(1) as using:
+            store = opening.submit(EdgeStore, tmp_path).result()
+            using.submit(store.create, "c", LAYOUT).result()
+            using.submit(store.close).result()
+            with EdgeStore(tmp_path) as store:
+                assert store.collections() == ["c"]
 
 
 class Panic(BaseException):
