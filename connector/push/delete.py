@@ -120,7 +120,7 @@ class Deletion:
             FilterError: see `items_matching`.
 
         Counts in the run `deleted` items, `points_deleted` of all releases, `rows_deleted` of embedding sets, `unknown`
-        keys and `unknown_groups`. Warns of these, and of texts that stay although an image of their group goes.
+        keys and `unknown_groups`. Warns of these, and of texts that stay although their image goes.
         """
         asked = Asked(list(keys), list(dict.fromkeys(groups)), filter, modalities)
         rows = self._releases()

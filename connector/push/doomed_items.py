@@ -133,31 +133,59 @@ def say_unknown(collection: str, **unknown: Sequence[str]) -> None:
     """Warn of keys and groups that name nothing, given by the noun."""
     for noun, names in unknown.items():
         if names:
-            shown = ", ".join(names[:EXAMPLES]) + ", ..." * (len(names) > EXAMPLES)
-            _log.warning("%s of no item in collection %s: %s", counted(names, noun), collection, shown)
+            _log.warning("%s of no item in collection %s: %s", counted(names, noun), collection, _shown(names))
 
 
 def say_texts_that_stay(rows: Sequence[ReleaseRow], items: Collection[Item], store: Store) -> None:
-    """Warn of texts that stay though they have the group of an image that goes: a key is of one item."""
-    staying = {item for texts in _texts_beside(rows, items, store) for item in texts if item not in items}
-    if staying:
+    """Warn of texts that stay though their image goes: a key is of one item.
+
+    The text `a#0` is of image `a`, and `a` may be of image `a`. A group may have several images, so a text of another
+    image is not meant; one whose key names no image may be of any image of its group.
+    """
+    own: set[str] = set()
+    of_groups: set[str] = set()
+    for row in [row for row in rows if row.state != "retired"][:1]:
+        for texts in _texts_beside(row, items, store):
+            images = {text: _images_by_key(text) for text in texts if ("text", text) not in items}
+            there = stored_items([row], store, {image for named in images.values() for image in named})
+            for text, named in images.items():
+                image = next((image for image in named if image in there or image in items), None)
+                if image is None:
+                    of_groups.add(text)
+                elif image in items:
+                    own.add(text)
+    if own:
         _log.warning(
-            "%s of the images that go stay, for example %s: to delete them too, name their keys, or the whole of a "
-            "group with --group GROUP",
-            *(counted(staying, "text"), min(key for _, key in staying)),
+            "kept: %s of the images that go: %s. To delete them too, name their keys; --group GROUP deletes all items "
+            "of a group, its other images too",
+            *(counted(own, "text"), _shown(sorted(own))),
+        )
+    if of_groups:
+        _log.warning(
+            "kept: %s with the group of an image that goes: %s. Their keys name no image, so they may be of any image "
+            "of the group. To delete them too, name their keys",
+            *(counted(of_groups, "text"), _shown(sorted(of_groups))),
         )
 
 
-def _texts_beside(rows: Sequence[ReleaseRow], items: Iterable[Item], store: Store) -> Iterator[list[Item]]:
-    """Yield the texts that have the group of an image among the items, as one of the releases has them."""
+def _images_by_key(text: str) -> list[Item]:
+    """Return the image that a text may be of by its key: that of which it is a caption first."""
+    return [("image", key) for key in dict.fromkeys((CAPTION_KEY.sub("", text), text))]
+
+
+def _texts_beside(row: ReleaseRow, items: Iterable[Item], store: Store) -> Iterator[list[str]]:
+    """Yield the keys of the texts in a release that have the group of an image among the items, by pages."""
     from qdrant_client.models import FieldCondition, Filter, HasVectorCondition, MatchAny  # takes a second to import
 
     images = sorted(point_id(*item) for item in items if item[0] == "image")
-    for row in [row for row in rows if row.state != "retired"][:1]:
-        for start in range(0, len(images), RETRIEVED):
-            records = store.retrieve(row.physical_name, images[start : start + RETRIEVED])
-            groups = MatchAny(any=sorted({str(record.payload.get("group")) for record in records}))
-            of_groups = FieldCondition(key="group", match=groups)
-            texts = Filter(must=[of_groups, HasVectorCondition(has_vector="text")])
-            for page in store.scroll(row.physical_name, filter=texts) if records else ():
-                yield [item for item in map(item_of, page) if item is not None]
+    for start in range(0, len(images), RETRIEVED):
+        records = store.retrieve(row.physical_name, images[start : start + RETRIEVED])
+        groups = MatchAny(any=sorted({str(record.payload.get("group")) for record in records}))
+        of_groups = FieldCondition(key="group", match=groups)
+        texts = Filter(must=[of_groups, HasVectorCondition(has_vector="text")])
+        for page in store.scroll(row.physical_name, filter=texts) if records else ():
+            yield [item[1] for item in map(item_of, page) if item is not None]
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:EXAMPLES]) + ", ..." * (len(names) > EXAMPLES)

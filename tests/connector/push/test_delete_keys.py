@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,11 +71,36 @@ def test_captions_that_stay_when_their_image_goes_are_named_and_counted(
     given(world, ["a", "b", "c"], ["a#0", "a#1", "b#0", "c#0"], [["1", "2", "3"], ["1", "1", "2", "3"]])
     assert delete(world, "a") == 1
     (line,) = caplog.messages
-    assert all(word in line for word in ("2 texts", "a#0", "group"))
+    assert all(word in line for word in ("2 texts", "a#0, a#1", "--group"))
     caplog.clear()
     assert delete(world, "b", ["image"]) == 1  # whoever names the modality knows
     assert delete(world, "a#0") == 1
     assert caplog.messages == []
+
+
+SIX = [f"a#{number}" for number in range(6)]
+BOTH = ["a#0", "a#1", "b#0", "b#1"]
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "kept"),
+    [
+        (["a", "b"], ["b#0", "b#1"], []),
+        (["a", "b"], BOTH, [("2 texts", "a#0, a#1.", True)]),
+        (["a", "a#1"], ["a#1#0", "a#0"], [("1 text", "a#0.", True)]),
+        (["a", "b"], [*SIX, "b#0"], [("6 texts", "a#0, a#1, a#2, a#3, a#4, ...", True)]),
+        (["a", "b"], ["b", "b#0"], []),
+        (["a", "b"], ["title", "b#0"], [("1 text", "title.", False)]),
+        (["a", "b"], ["c#0", "b#0"], [("1 text", "c#0.", False)]),
+    ],
+)
+def test_texts_of_other_images_of_a_group_are_not_named(
+    world: World, caplog: pytest.LogCaptureFixture, images: list[str], texts: list[str], kept: list[Any]
+) -> None:
+    given(world, images, texts, [["1"] * len(images), ["1"] * len(texts)])
+    assert delete(world, "a") == 1
+    for line, (count, keys, are_of_the_image) in zip(caplog.messages, kept, strict=True):
+        assert (count in line, keys in line, "--group" in line) == (True, True, are_of_the_image)
 
 
 def test_an_image_and_a_text_of_one_item_go_together(world: World) -> None:
