@@ -71,9 +71,9 @@ class Columns:
                 )
         if self.key not in names or not self._holds_items(names):
             raise CorpusError(
-                f"manifest {path}: expected the columns {self.key} and {self.image} or "
-                f"{' or '.join(self.caption)} ({self.group} is optional), got {shown}; name yours with --key, "
-                f"--image, --caption and --group; the column of images may hold the keys too{_without_header(names)}"
+                f"manifest {path}: expected {self._needed_in_words} ({self.group} is optional), got {shown}; name "
+                "yours with --key, --image, --caption and --group; the column of images may hold the keys too"
+                f"{_without_header(names)}"
             )
         if wrong := self.misspelt(names):
             raise CorpusError(f"manifest {path}: column {printable(wrong)}")
@@ -88,6 +88,12 @@ class Columns:
         named = {"--key": [self.key], "--image": [self.image], "--caption": self.caption, "--group": [self.group]}
         needed = {self.key, *(name for option in self.named for name in named[option])}
         return needed <= set(names) and self._holds_items(names)
+
+    @property
+    def _needed_in_words(self) -> str:
+        if self.key == self.image:
+            return f"the column {self.key} of images, which gives the keys too"
+        return f"the column {self.key} and at least one of {', '.join((self.image, *self.caption))}"
 
     def _holds_items(self, names: Sequence[str]) -> bool:
         return not {self.image, *self.caption}.isdisjoint(names)

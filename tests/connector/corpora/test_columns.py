@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from connector.corpora.columns import Columns
 from connector.corpora.formats import open_corpus
 from connector.errors import CorpusError, SettingsError
 from tests.support.corpora import PYTHON, every_reader, items, read, reasons, rejects, write_lines, write_rows
@@ -73,6 +74,20 @@ def test_a_file_without_our_columns_says_how_to_name_its_own(suffix: str, tmp_pa
     path = write_rows(tmp_path, suffix, [PRODUCT])
     with raises(CorpusError, path, "--key", "--image", "--caption", "--group", ", ".join(PRODUCT)):
         open_corpus(path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "names"),
+    [
+        (Columns.of(), ["column key and at least one of image, caption "]),
+        (Columns.of(caption=["title", "blurb"]), ["column key and at least one of image, title, blurb "]),
+        (Columns(key="k", image="file"), ["column k and at least one of file, caption "]),
+        (Columns(key="image"), ["column image of images, which gives the keys too"]),
+    ],
+)
+def test_which_columns_are_needed_is_said_so_that_it_can_be_read_in_one_way(columns: Columns, names: list[str]) -> None:
+    with raises(CorpusError, *names):
+        columns.check(Path("m.parquet"), ["sku", "title", "blurb"])
 
 
 @pytest.mark.parametrize(
