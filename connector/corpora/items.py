@@ -30,6 +30,7 @@ class Item:
         content: the path of the image, the bytes of its file, the caption, or the embedding of either.
         source, position: the file that it comes from, and the row in it (from 1).
         line: where the row begins, in a file that has lines; for messages.
+        keyed_by_content: the key of the image is the SHA-256 of its file, as where a corpus has none; for messages.
     """
 
     modality: Modality
@@ -40,6 +41,7 @@ class Item:
     source: str
     position: int
     line: int | None = field(default=None, compare=False)
+    keyed_by_content: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,11 @@ class _ManifestEntry:
         """The captions that can be used."""
         return [caption for caption in self.captions if isinstance(caption, str)]
 
+    @property
+    def keyed_by_content(self) -> bool:
+        """Whether the key is the SHA-256 of the picture."""
+        return self.picture is not None and self.key == self.shown
+
     def items(self, after: "_ManifestEntry | None" = None) -> Iterator[Item | Reject]:
         """Yield the image, unless an earlier row did, and the captions, numbered on from the rows before.
 
@@ -142,7 +147,7 @@ class _ManifestEntry:
         if self.resolved and not (after and after.image):
             payload = {"image": str(self.resolved), **self.payload}
             content = self.resolved if self.picture is None else self.picture
-            yield Item("image", self.key, self.group, content, payload, self.source, self.position, self.line)
+            yield self._item("image", self.key, content, payload)
         elif self.image and after and not self.payload.items() <= after.payload.items():
             differing = [name for name in self.payload if self.payload[name] != after.payload.get(name)]
             detail = (
@@ -156,7 +161,11 @@ class _ManifestEntry:
                 yield self._reject(caption, key, "text")
             else:
                 payload = {"caption": caption, **self.payload}
-                yield Item("text", key, self.group, caption, payload, self.source, self.position, self.line)
+                yield self._item("text", key, caption, payload)
+
+    def _item(self, modality: Modality, key: str, content: Path | bytes | str, payload: dict[str, Any]) -> Item:
+        whence = (self.source, self.position, self.line, self.keyed_by_content)
+        return Item(modality, key, self.group, content, payload, *whence)
 
     def _check_after(self, after: "_ManifestEntry") -> None:
         """Raise a `RowError` if this row cannot go on with the rows of its key before it."""

@@ -260,8 +260,7 @@ class Encoding:
             self._run.counts["left_out"] += 1
             self._left_out[entry.modality] += 1
         elif not self._index.first_time(entry.modality, entry.key):
-            detail = f"the corpus has {entry.modality} key {entry.key!r} before; make keys unique"
-            self._run.reject(reject_of(entry, "read", Reason.KEY_DUPLICATE, detail))
+            self._run.reject(reject_of(entry, "read", Reason.KEY_DUPLICATE, _met_before(entry)))
         elif isinstance(content, Reject):
             self._run.reject(content)
         elif content is not None:
@@ -284,6 +283,16 @@ class Encoding:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in self._passed_over.most_common(10))
             more = " and others" if len(self._passed_over) > 10 else ""
             _log.info("passed over %s: %s%s", counted(self._passed_over.total(), "file"), kinds, more)
+
+
+def _met_before(item: Item) -> str:
+    """Say that the corpus has the key of an item before, and what to do."""
+    if item.keyed_by_content:
+        return (
+            "the key is the SHA-256 of the picture, and a row further above has the same: sort the rows by picture, "
+            "because those of one key must follow each other, or name a column of other keys with --key"
+        )
+    return f"the corpus has {item.modality} key {item.key!r} before; make keys unique"
 
 
 def _take_window(stream: Iterator[Entry], most_items: int) -> list[Entry]:

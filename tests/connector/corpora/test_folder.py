@@ -34,7 +34,7 @@ def test_a_folder_is_its_images_with_the_lines_beside_them(tmp_path: Path) -> No
     opened = open_corpus(tmp_path)
     assert isinstance(opened, Folder)
     path = str(tmp_path)
-    assert [astuple(item)[:-1] for item in items(opened)] == [
+    assert [astuple(item)[:-2] for item in items(opened)] == [
         ("image", "a.PNG", "a.PNG", tmp_path / "a.PNG", {"image": f"{path}/a.PNG"}, f"{path}/a.PNG", 1),
         ("image", "b.jpg", "b.jpg", tmp_path / "b.jpg", {"image": f"{path}/b.jpg"}, f"{path}/b.jpg", 2),
         ("text", "b.jpg#0", "b.jpg", "one", {"caption": "one"}, f"{path}/b.txt", 2),

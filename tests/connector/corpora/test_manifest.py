@@ -55,7 +55,7 @@ def test_the_same_content_gives_the_same_items(suffix: str, tmp_path: Path) -> N
     source, a = str(path), str(tmp_path / "images/a.png")
     opened = open_corpus(path, quoting=True) if suffix == ".tsv" else open_corpus(path)
     second = 'second, "quoted"\tand\nbroken'
-    assert [astuple(item)[:-1] for item in items(opened)] == [
+    assert [astuple(item)[:-2] for item in items(opened)] == [
         ("image", "a", "g", Path(a), {"image": a, "topic": "cats"}, source, 1),
         ("text", "a#0", "g", "first", {"caption": "first", "topic": "cats"}, source, 1),
         ("text", "a#1", "g", second, {"caption": second}, source, 2),
@@ -115,6 +115,30 @@ def test_integers_that_pandas_made_floats_are_keys_and_groups(suffix: str, tmp_p
     entries = read(write_rows(tmp_path, suffix, rows))
     assert [(item.key, item.group) for item in items(entries)] == [("0#0", "12"), ("1#0", "1")]
     assert rejects(entries) == []
+
+
+@pytest.mark.parametrize(("text", "suffix"), [("3.0", ".csv"), ("3.0", ".tsv"), ("3.0", ".jsonl"), ("03", ".parquet")])
+def test_a_text_that_looks_like_a_number_is_the_key_as_it_is(text: str, suffix: str, tmp_path: Path) -> None:
+    [item] = items(read(write_rows(tmp_path, suffix, [{"key": text, "caption": "c", "group": text}])))
+    assert (item.key, item.group) == (f"{text}#0", text)
+
+
+@every_reader
+@pytest.mark.parametrize("columns", [{}, {"caption": ["caption", "more"]}])
+def test_a_column_without_a_caption_gives_none(columns: dict[str, Any], suffix: str, tmp_path: Path) -> None:
+    without = {"key": "a", "image": "1.jpg", "caption": None, "more": "b"}
+    rows = [without, {"key": "b", "image": "2.jpg", "caption": "c", "more": None}]
+    entries = list(open_corpus(write_rows(tmp_path, suffix, rows), **columns))
+    assert rejects(entries) == []
+    texts = {item.key: item.content for item in items(entries) if item.modality == "text"}
+    assert texts == {**({"a#0": "b"} if columns else {}), "b#0": "c"}
+
+
+@typed_reader
+def test_null_within_a_list_of_captions_is_a_reject(suffix: str, tmp_path: Path) -> None:
+    entries = read(write_rows(tmp_path, suffix, [{"key": "a", "caption": ["b", None, "c"]}]))
+    assert [(reject.reason, reject.key) for reject in rejects(entries)] == [("caption-not-text", "a#1")]
+    assert [item.key for item in items(entries)] == ["a#0", "a#2"]
 
 
 @every_reader

@@ -1,5 +1,7 @@
 """Encoding: which items are embedded, which vectors are reused, and what is rejected."""
 
+import hashlib
+import io
 import json
 import os
 import threading
@@ -10,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -47,6 +52,14 @@ class Encoded:
     rejects: list[tuple[str | None, str, str]]
     images: list[int]
     texts: list[int]
+
+
+def encoders() -> Encoders:
+    return {"image": CountingImages(), "text": CountingTexts()}
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def run_encode(
@@ -415,6 +428,32 @@ class TestRefused:
         assert done.counts == {"encoded": 75, "rejected": 2}
         assert stored(tmp_path / "s", "text")[f"{pairs[0].key}#0"][2] == {"caption": pairs[0].captions[0]}
         assert run_encode(manifest, tmp_path / "s").counts == {"already_in_set": 75, "rejected": 2}
+
+    @pytest.mark.parametrize("column", [None, "digest"])
+    def test_rows_of_one_picture_that_are_apart_say_that_it_is_the_key(
+        self, column: str | None, tmp_path: Path
+    ) -> None:
+        buffers = [io.BytesIO(), io.BytesIO()]
+        for shade, buffer in enumerate(buffers):
+            Image.new("RGB", (4, 4), (9, 9, 200 * shade)).save(buffer, "PNG")
+        pictures = [buffer.getvalue() for buffer in buffers]
+        rows = [
+            {"image": {"bytes": pictures[n % 2], "path": None}, "caption": f"{n}", "digest": sha256(pictures[n % 2])}
+            for n in (0, 2, 1, 4, 3)
+        ]
+        shuffled, ordered = tmp_path / "shuffled.parquet", tmp_path / "sorted.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), shuffled)
+        run = encode_with(open_corpus(shuffled, key=column), tmp_path / "s", encoders())
+        assert [(r.reason, r.position, r.modality) for r in run.refused] == [
+            ("key-duplicate", position, modality) for position in (4, 5) for modality in MODALITIES
+        ]
+        assert {("SHA-256" in r.detail, "--key" in r.detail, str(r.key)[:64] in r.detail) for r in run.refused} == {
+            (True, True, False)
+        }
+        table = pq.read_table(shuffled)  # as docs/corpora.md says
+        pq.write_table(table.take(pc.sort_indices(pc.struct_field(table["image"], "bytes"))), ordered)
+        run = encode_with(open_corpus(ordered, key=column), tmp_path / "t", encoders())
+        assert (run.refused, run.counts["encoded"]) == ([], 2 + 5)
 
     def test_rows_that_cannot_be_read_are_refused(self, pairs: list[Pair], tmp_path: Path) -> None:
         manifest = write_manifest(tmp_path / "corpus.jsonl", pairs[:5], {"caption": "no key"}, {"key": "k"})
