@@ -14,12 +14,11 @@ from annotated_types import Interval
 
 from alignment.modality import MODALITIES, Modality
 from alignment.retrieval.cutoffs import KS
+from alignment.retrieval.ways import Way
 from connector.errors import SettingsError
 from connector.recorded_request import Request
 
 Scope = Literal["held-out", "all"]
-# What a query is compared with to find an item: its images, its captions, or both.
-Way = Literal["image", "caption", "fused"]
 # Bounds of fields. The options of the command line take their ranges from them.
 Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]
 Folds = Annotated[int, Interval(ge=2)]

@@ -1,50 +1,65 @@
-"""What captions alone would find, without any alignment: the baseline where items have captions.
+"""What captions find, beside images: the baseline of an alignment where items have captions.
 
-Held-out captions look for their own items among the captions of all, by cosine in the space of their encoder. A caption
-never finds itself, so only captions whose item has a further one can ask. The best of an item's captions counts. Where
-too few have, paraphrases of the captions ask, which flatter captions: people ask in other words.
+Held-out captions look for their own items in the collection of all. A caption never finds itself, so only captions
+whose item has a further one can ask. The best of an item's captions counts. Where too few have, paraphrases of the
+captions ask, which flatter captions: people ask in other words.
 
-After a fit the same queries look for the images of the same collection, and for both together.
+Before any alignment they look among captions by cosine in the space of their encoder. After a fit the same queries look
+among images, among captions and among both as production serves them: aligned, under one metric.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from alignment.retrieval.bootstrap import Estimate, bootstrap_mean
-from alignment.retrieval.caption_weight import CAPTION_WEIGHT
+from alignment.retrieval.caption_weight import CAPTION_WEIGHT, MOST_QUERIES, best_weight
+from alignment.retrieval.caption_weight import FEWEST_QUERIES as FEWEST_TO_CHOOSE
 from alignment.retrieval.grouped import ModalityEmbeddings
 from alignment.retrieval.paraphrases import paraphrased
 from alignment.retrieval.ranks import IntArray
+from alignment.retrieval.ways import CAPTION, FUSED, IMAGE, WAYS, Way, added, advised, unaligned
 from alignment.vectors import FloatArray, l2_normalize
 
 # Fewer queries say nothing; of more, so many are asked.
-FEWEST_QUERIES, MOST_QUERIES = 20, 1_000
-AT_ONCE = 100
+FEWEST_QUERIES, MOST_ASKED = 20, 1_000
+# The first of these choose how much captions count, so they are as many as those of a push.
+AT_ONCE = MOST_QUERIES
 
 Floats = npt.NDArray[np.float64]
-Score = Callable[[FloatArray], npt.NDArray[np.floating]]  # queries (q, d) with all items (q, n)
+Score = Callable[[slice], npt.NDArray[np.floating]]  # some of the queries (q, d) with all items (q, n)
 
 
 @dataclass(frozen=True, slots=True)
-class BesideImages:
-    """What the same queries find among images, and among images and captions together.
+class ByWay:
+    """What queries find after a fit, by each way to search.
 
     Attributes:
-        image, fused: Recall@10 of each.
+        weight: of captions in both together.
+        image, caption, fused: Recall@10 of each.
         gain: Recall@10 of both together less that of captions alone.
+        projected: Recall@10 of aligned captions less that of captions in the space of their encoder.
     """
 
+    weight: float
     image: Estimate
+    caption: Estimate
     fused: Estimate
     gain: Estimate
+    projected: Estimate
+
+    @property
+    def found(self) -> dict[Way, float]:
+        """Recall@10 by way."""
+        return {IMAGE: self.image.value, CAPTION: self.caption.value, FUSED: self.fused.value}
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionsAlone:
-    """What captions find.
+    """What captions find in the space of their encoder, without any alignment.
 
     Attributes:
         queries: held-out captions of items with a further caption, that were asked; or paraphrases of captions.
@@ -57,32 +72,69 @@ class CaptionsAlone:
     first: Estimate | None = None
     among: Estimate | None = None
 
-    def in_words(self, beside: "BesideImages | None") -> str:
-        """Say what captions find, whether the alignment adds to it, for which items, and how to search."""
-        if self.first is None or self.among is None or beside is None:
+    def in_words(self, by_way: ByWay | None) -> str:
+        """Say what each way finds, whether the alignment adds to captions, for which items, and how to search."""
+        if self.among is None or by_way is None:
             return (
                 f"What captions alone would find is not measured: {self.queries} held-out captions can ask, "
                 f"{FEWEST_QUERIES} are needed. Items without a caption are found by the alignment alone."
             )
-        found = {"caption": self.among.value, "image": beside.image.value, "fused": beside.fused.value}
         says = (
-            f"Captions alone find a new item that has a {'' if self.paraphrased else 'further '}caption first in "
-            f"{self.first.value:.1%} of searches and among ten in {found['caption']:.1%}; images among ten in "
-            f"{found['image']:.1%}, both together in {found['fused']:.1%}. "
+            f"Captions alone find a new item that has a {'' if self.paraphrased else 'further '}caption among ten in "
+            f"{by_way.caption.value:.1%} of searches, images in {by_way.image.value:.1%}, both together in "
+            f"{by_way.fused.value:.1%} with captions weighing {by_way.weight:g}. "
         )
         if self.paraphrased:
             says += (
                 "Too few items have a further caption, so paraphrases of captions asked. They flatter captions, "
                 "because people ask in other words, and advise no search by caption alone. "
             )
-            del found["caption"]
-        gain = beside.gain
-        verdict = "adds to" if gain.low > 0 else "takes from" if gain.high < 0 else "adds nothing to"
+        way = advised(by_way.found, paraphrased=self.paraphrased)
         return says + (
-            f"{'By these the' if self.paraphrased else 'The'} alignment {verdict} captions: {gain.value:+.1%} "
-            f"[{gain.low:+.1%}, {gain.high:+.1%}]. Items without a caption are found by the alignment alone. Search by "
-            f"{max(found, key=lambda way: found[way])} where items have captions. An audit measures all three ways."
+            f"{'By these' if self.paraphrased else 'Where items have captions'}, {added(by_way.gain)}. "
+            f"{unaligned(self.among, by_way.projected, 10)} Items without a caption are found by the alignment alone. "
+            f"Search by {way} where items have captions. An audit measures all three ways."
         )
+
+
+class _Part(NamedTuple):
+    """Scores of some queries with the best image and the best caption of each item (q, g)."""
+
+    images: Floats
+    captions: Floats
+    names: IntArray  # groups of the items (g,), ascending
+    asked: IntArray  # groups of the queries (q,)
+
+    def ranks(self, scores: Floats) -> Floats:
+        """Return the ranks of the queries' items by such scores (q,)."""
+        return _ranks(scores, self.names, self.asked)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fused:
+    """Fuses scores of images and captions, standardised by means and deviations of scores at large."""
+
+    images: tuple[float, float]
+    captions: tuple[float, float]
+    weight: float = CAPTION_WEIGHT
+
+    @classmethod
+    def of(cls, part: _Part, *, choose: bool) -> Self:
+        """Take means and deviations, and, to `choose`, the weight of captions that finds most; as a push does."""
+        fused = cls(_mean_and_deviation(part.images), _mean_and_deviation(part.captions))
+        if not choose or len(part.asked) < FEWEST_TO_CHOOSE:
+            return fused
+        return replace(
+            fused, weight=best_weight(lambda weight: part.ranks(replace(fused, weight=weight).scores(part)).tolist())
+        )
+
+    def scores(self, part: _Part) -> Floats:
+        """Return the scores of items with captions and images (q, g); of those without a caption, by image."""
+        image, caption = (
+            (scores - mean) / deviation
+            for scores, (mean, deviation) in ((part.images, self.images), (part.captions, self.captions))
+        )
+        return np.where(np.isfinite(caption), (1 - self.weight) * image + self.weight * caption, image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,39 +161,49 @@ class CaptionQueries:
         first, among = (bootstrap_mean(self._found(self.ranks, k), self.asked.groups, seed=seed) for k in (1, 10))
         return CaptionsAlone(queries, self.paraphrased, first, among)
 
-    def beside_images(
-        self, aligned: FloatArray, score: Score, images: IntArray, offset: npt.NDArray[np.floating], seed: int
-    ) -> BesideImages | None:
-        """Return what the queries find among images; None: too few queries.
+    def by_way(self, by_image: Score, by_caption: Score, images: IntArray, seed: int) -> ByWay | None:
+        """Return what the queries find by image, by caption and by both; None: too few queries.
 
         Args:
-            aligned: the queries in the shared space (q, d).
-            score: of aligned queries with the m images; higher is better.
+            by_image: scores queries with the m images, less what is taken off these; higher is better.
+            by_caption: scores queries with `texts`.
             images: groups of the images (m,).
-            offset: taken off the scores of each image (m,).
             seed: of the intervals.
         """
         if len(self.ranks) < FEWEST_QUERIES:
             return None
-        by_image, fused = [], []
-        for part in _parts(len(aligned)):
-            groups = self.asked.groups[part]
-            scores = np.nan_to_num(score(aligned[part]).astype(np.float64), nan=-np.inf) - offset
-            of_images, names = _best_of_groups(scores, images)
-            of_captions, same_names = _best_of_groups(self._scores(part), self.texts.groups)
-            if not np.array_equal(names, same_names):
-                raise AssertionError("every item of the collection has an image and a caption")
-            by_image.append(_ranks(of_images, names, groups))
-            both = (1 - CAPTION_WEIGHT) * _standardised(of_images) + CAPTION_WEIGHT * _standardised(of_captions)
-            fused.append(_ranks(np.where(np.isfinite(of_captions), both, _standardised(of_images)), names, groups))
-        hits = [self._found(np.concatenate(ranks), 10) for ranks in (by_image, fused)]
-        alone = self._found(self.ranks, 10)
-        return BesideImages(
-            *(bootstrap_mean(values, self.asked.groups, seed=seed) for values in (*hits, hits[1] - alone))
+        ranks: dict[Way, list[Floats]] = {way: [] for way in WAYS}
+        fused = None
+        for rows in _parts(len(self.ranks)):
+            part = self._part(rows, by_image(rows), images, by_caption(rows))
+            fused = fused or _Fused.of(part, choose=not self.paraphrased)
+            scores: dict[Way, Floats] = {IMAGE: part.images, CAPTION: part.captions, FUSED: fused.scores(part)}
+            for way in WAYS:
+                ranks[way].append(part.ranks(scores[way]))
+        assert fused is not None
+        image, caption, both = (self._found(np.concatenate(ranks[way]), 10) for way in (IMAGE, CAPTION, FUSED))
+        bare = self._found(self.ranks, 10)
+        estimates = (
+            bootstrap_mean(found, self.asked.groups, seed=seed)
+            for found in (image, caption, both, both - caption, caption - bare)
         )
+        return ByWay(fused.weight, *estimates)
 
-    def _scores(self, part: slice) -> Floats:
-        return _caption_scores(self.asked, self.texts, part, but_itself=not self.paraphrased)
+    def _part(
+        self, rows: slice, by_image: npt.NDArray[np.floating], images: IntArray, by_caption: npt.NDArray[np.floating]
+    ) -> _Part:
+        of_images, names = _best_of_groups(_sound(by_image), images)
+        captions = self._but_itself(_sound(by_caption), rows)
+        of_captions, same_names = _best_of_groups(captions, self.texts.groups)
+        if not np.array_equal(names, same_names):
+            raise AssertionError("every item of the collection has an image and a caption")
+        return _Part(of_images, of_captions, names, self.asked.groups[rows])
+
+    def _but_itself(self, scores: Floats, part: slice) -> Floats:
+        """Give what a caption may not find -inf: itself, and others of its item with its content."""
+        if not self.paraphrased:
+            scores[_same(self.asked, self.texts, part, _cosines(self.asked, self.texts, part))] = -np.inf
+        return scores
 
     @staticmethod
     def _found(ranks: Floats, k: int) -> Floats:
@@ -152,12 +214,12 @@ def caption_queries(texts: ModalityEmbeddings, held_out: IntArray, seed: int) ->
     """Draw queries about the groups `held_out` among the captions of all items: captions, or paraphrases of them."""
     asking = texts.where(np.isin(texts.groups, held_out))
     rows = np.random.default_rng(seed).permutation(len(asking.groups))
-    further = rows[np.bincount(texts.groups)[asking.groups[rows]] > 1][:MOST_QUERIES]
+    further = rows[np.bincount(texts.groups)[asking.groups[rows]] > 1][:MOST_ASKED]
     queries = _ranked(_rows(asking.vectors, asking.groups, further), texts, paraphrased=False)
     if len(queries.ranks) >= FEWEST_QUERIES or len(rows) < FEWEST_QUERIES:
         return queries
     moved = paraphrased(asking.vectors, seed=seed)
-    return _ranked(_rows(moved, asking.groups, rows[:MOST_QUERIES]), texts, paraphrased=True)
+    return _ranked(_rows(moved, asking.groups, rows[:MOST_ASKED]), texts, paraphrased=True)
 
 
 def _rows(vectors: FloatArray, groups: IntArray, rows: IntArray) -> ModalityEmbeddings:
@@ -168,7 +230,10 @@ def _ranked(asked: ModalityEmbeddings, texts: ModalityEmbeddings, *, paraphrased
     """Rank the items of the queries by captions, and keep those whose item has one to be found by."""
     ranks = [np.empty(0)]
     for part in _parts(len(asked.groups)):
-        scores, names = _best_of_groups(_caption_scores(asked, texts, part, but_itself=not paraphrased), texts.groups)
+        cosines = _cosines(asked, texts, part)
+        if not paraphrased:
+            cosines[_same(asked, texts, part, cosines)] = -np.inf
+        scores, names = _best_of_groups(cosines, texts.groups)
         ranks.append(_ranks(scores, names, asked.groups[part]))
     joined = np.concatenate(ranks)
     can_be_found = np.isfinite(joined)
@@ -179,13 +244,20 @@ def _parts(queries: int) -> Sequence[slice]:
     return [slice(start, start + AT_ONCE) for start in range(0, queries, AT_ONCE)]
 
 
-def _caption_scores(asked: ModalityEmbeddings, texts: ModalityEmbeddings, part: slice, *, but_itself: bool) -> Floats:
-    """Score some queries with all captions (q, n); a caption, and others of its item with its content, with -inf."""
+def _sound(scores: npt.NDArray[np.floating]) -> Floats:
+    """Return the scores, with -inf for what could not be aligned."""
+    return np.nan_to_num(scores.astype(np.float64), nan=-np.inf, neginf=-np.inf)
+
+
+def _cosines(asked: ModalityEmbeddings, texts: ModalityEmbeddings, part: slice) -> Floats:
     cosines: FloatArray = l2_normalize(asked.vectors[part]) @ l2_normalize(texts.vectors).T
-    scores = cosines.astype(np.float64)
-    if but_itself:
-        scores[(asked.groups[part, None] == texts.groups) & (scores >= 1 - 1e-6)] = -np.inf
-    return scores
+    return cosines.astype(np.float64)
+
+
+def _same(asked: ModalityEmbeddings, texts: ModalityEmbeddings, part: slice, cosines: Floats) -> npt.NDArray[np.bool_]:
+    """Return which captions (q, n) are of the item of a query and have its content, as equal embeddings have."""
+    same: npt.NDArray[np.bool_] = (asked.groups[part, None] == texts.groups) & (cosines >= 1 - 1e-6)
+    return same
 
 
 def _best_of_groups(scores: Floats, groups: IntArray) -> tuple[Floats, IntArray]:
@@ -203,8 +275,7 @@ def _ranks(scores: Floats, names: IntArray, asked: IntArray) -> Floats:
     return ranks
 
 
-def _standardised(scores: Floats) -> Floats:
-    """Standardise scores by their mean and deviation over all queries and items."""
+def _mean_and_deviation(scores: Floats) -> tuple[float, float]:
+    """Return them, of all finite scores; a deviation of 0 counts as 1."""
     finite = scores[np.isfinite(scores)]
-    standardised: Floats = (scores - finite.mean()) / (finite.std() or 1.0)
-    return standardised
+    return float(finite.mean()), float(finite.std()) or 1.0

@@ -246,7 +246,7 @@ class _Bench:
             projections[0].out_dim,
             modality_gap(aligned, seed=self.task.seed),
             [],
-            measured.beside_captions(reference, seed=self.task.seed),
+            measured.by_way(reference, seed=self.task.seed),
         )
         for metric in self.metrics:
             if row := self._row(measured, made, metric):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alignment.comparison.captions import BesideImages
+from alignment.comparison.captions import ByWay
 from alignment.comparison.encoder_pairs import PairData
 from alignment.comparison.paired_bootstrap import Floats
 from alignment.comparison.whole_collection import WholeCollection, whole_collection
@@ -15,7 +15,6 @@ from alignment.metrics import Metric
 from alignment.metrics.seen_offset import carries, is_squared
 from alignment.modality import DIRECTIONS, Modality
 from alignment.retrieval.grouped import GroupedEmbeddings
-from alignment.vectors import FloatArray
 
 # Numbers that a metric may hold, in all, to score a whole collection: some ten seconds.
 CHEAP = 1 << 34
@@ -53,18 +52,23 @@ class FittedPair:
         known = np.setdiff1d(self.whole.groups, test)
         return whole_collection(scored, offsets, known, test, seed=seed, with_curves=with_curves)
 
-    def beside_captions(self, bound: Mapping[Modality, Metric], *, seed: int) -> BesideImages | None:
-        """Ask images, and both, with the queries that captions answer; None: these are too few."""
-        metric, images, captions = bound["image"], self.whole.image, self.data.captions
+    def by_way(self, bound: Mapping[Modality, Metric], *, seed: int) -> ByWay | None:
+        """Find items by image, by aligned caption and by both, as production does; None: too few queries."""
+        image, text, captions = self.whole.image, self.whole.text, self.data.captions
         offset = self._offsets([bound[target] for _, target in DIRECTIONS.values()]).get("image", 0.0)
-        is_seen = ~np.isin(images.groups, self.data.test.groups)
-
-        def score(queries: FloatArray) -> Floats:
-            scores: Floats = metric.score(queries, images.vectors).astype(np.float64)
-            return scores * np.abs(scores) if is_squared(metric, images.vectors.shape[1]) else scores
-
+        taken_off = offset * ~np.isin(image.groups, self.data.test.groups)
         aligned = self.projections[1].unchecked(captions.asked.vectors)
-        return captions.beside_images(aligned, score, images.groups, offset * is_seen, seed)
+
+        def by_image(part: slice) -> Floats:
+            scores: Floats = bound["image"].score(aligned[part], image.vectors).astype(np.float64)
+            squared = is_squared(bound["image"], image.vectors.shape[1])
+            return (scores * np.abs(scores) if squared else scores) - taken_off
+
+        def by_caption(part: slice) -> Floats:
+            scores: Floats = bound["text"].score(aligned[part], text.vectors).astype(np.float64)
+            return scores
+
+        return captions.by_way(by_image, by_caption, image.groups, seed)
 
     def _offsets(self, metrics: Sequence[Metric]) -> Mapping[Modality, float]:
         return self.sample.offsets(metrics) if self.sample is not None and all(map(carries, metrics)) else {}

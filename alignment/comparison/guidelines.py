@@ -130,9 +130,9 @@ def _captions(comparison: Comparison, fitted: Fitted) -> Iterator[Guideline]:
     queries = "Held-out captions, of which none finds itself"
     if alone.paraphrased:
         queries = "Paraphrases of held-out captions"
-    rests_on = f"{queries}, in one collection of all items: captions by cosine of the text encoder, images under "
-    rests_on += f"{comparison.reference} after {fitted.method}, with the offset."
-    yield Guideline("captions", alone.in_words(fitted.captions), rests_on)
+    rests_on = f"{queries}, in one collection of all items: images and captions under {comparison.reference} "
+    rests_on += f"after {fitted.method}, with the offset of known images."
+    yield Guideline("captions", alone.in_words(fitted.by_way), rests_on)
 
 
 def _counted(whole: WholeCollection) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.comparison.captions import BesideImages, CaptionsAlone
+from alignment.comparison.captions import ByWay, CaptionsAlone
 from alignment.comparison.learning_curve import Curve
 from alignment.comparison.whole_collection import WholeCollection
 from alignment.fitting.cross_validation import Candidate
@@ -27,7 +27,7 @@ class EncoderPair:
         left_out: groups that another encoder pair does not have.
         chance: Recall@K of a random order of the held-out items by K, mean of both directions.
         whole_chance: the same in the whole collection.
-        captions: what captions alone would find.
+        captions: what captions alone find in the space of their encoder.
     """
 
     name: str
@@ -84,8 +84,8 @@ class Fitted:
         multiply_adds: to project one query of a modality.
         dim: of the shared space.
         gap: of the aligned test groups; None of too few.
-        captions: what the queries of `EncoderPair.captions` find among images under the reference metric; None: they
-            are too few.
+        by_way: what the queries of `EncoderPair.captions` find by image, by aligned caption and by both, under the
+            reference metric; None: they are too few.
     """
 
     pair: str
@@ -98,7 +98,7 @@ class Fitted:
     dim: int
     gap: Gap | None
     rows: list[MetricRow]
-    captions: BesideImages | None = None
+    by_way: ByWay | None = None
 
     @property
     def whole(self) -> WholeCollection:

@@ -22,15 +22,15 @@ from alignment.plurals import counted
 from alignment.retrieval.bootstrap import Estimate, bootstrap_mean, bootstrap_of_two
 from alignment.retrieval.paraphrases import paraphrases
 from alignment.retrieval.ranks import IntArray, group_codes
+from alignment.retrieval.ways import CAPTION, FUSED, IMAGE, Way, added, advised
 from alignment.sets.rows import Rows
 from connector.audits.galleries import alignable, hash_draws
 from connector.audits.kinds import LARGEST_K
 from connector.audits.measure import Measurement
 from connector.audits.plan import AuditPlan
 from connector.audits.subject import AuditSubject
-from connector.releases.fusion import CAPTION, FUSED, IMAGE, Fusion
+from connector.releases.fusion import Fusion
 from connector.releases.points import PAYLOAD
-from connector.requests import Way
 from connector.search.other_captions import Answer, ask
 from connector.stores.points import Payload
 
@@ -220,7 +220,8 @@ def summarise(own: Answered, moved: Answered, fusion: Fusion, plan: AuditPlan, s
         uncaptioned = outcomes.get(UNCAPTIONED, captioned.by_image())
         recall = {way: {k: captioned.mixed(uncaptioned, share, way, k) for k in lengths(plan)} for way in COMPARED}
         baseline = replace(baseline, recall=recall, gain=captioned.gain(k))
-        baseline = replace(baseline, advised=_advised(baseline))
+        found = {way: of_way[k].value for way, of_way in recall.items()}
+        baseline = replace(baseline, advised=advised(found, paraphrased=baseline.paraphrased))
     return replace(baseline, says=list(_in_words(baseline)))
 
 
@@ -281,15 +282,6 @@ def _stands_in(text: str, captions: Sequence[Payload]) -> bool:
     """Whether all words of a text stand in one of the captions; not where texts are not recorded."""
     words = _words(text)
     return bool(words) and any(words <= _words(_caption(caption)) for caption in captions)
-
-
-def _advised(baseline: CaptionBaseline) -> Way:
-    """Return the way that finds most of all items, with captions and without; of equal ones the first in `COMPARED`.
-
-    What flatters captions cannot advise them alone: in other words the same queries would find more by both.
-    """
-    ways = [way for way in COMPARED if way != CAPTION or not baseline.paraphrased]
-    return max(ways, key=lambda way: baseline.recall[way][baseline.k].value)
 
 
 def _in_words(baseline: CaptionBaseline) -> Iterator[str]:
@@ -353,17 +345,14 @@ def _found(kind: KindOfQuery, about: str, k: int) -> str:
 
 def _verdict(gain: Estimate, *, paraphrased: bool) -> str:
     """Say whether the alignment adds to captions where items have them."""
-    verdict = (
-        "adds to captions" if gain.low > 0 else "takes from captions" if gain.high < 0 else "adds nothing to captions"
-    )
-    numbers = f"{gain.value:+.1%} [{gain.low:+.1%}, {gain.high:+.1%}] of such queries"
+    verdict = added(gain)
     if not paraphrased:
-        return f"Where items have captions, the alignment {verdict}: {numbers}."
+        return f"Where items have captions, {verdict} of such queries."
     if gain.low > 0:
-        return f"Even so the alignment {verdict} where items have them: {numbers}."
+        return f"Even so, where items have captions, {verdict} of such queries."
     return (
-        f"By paraphrases the alignment {verdict} where items have them: {numbers}. That says nothing of queries in "
-        "other words: a second caption of some items would measure it."
+        f"By paraphrases, where items have captions, {verdict} of such queries. That says nothing of queries in other "
+        "words: a second caption of some items would measure it."
     )
 
 

@@ -7,7 +7,7 @@ from typing import get_args
 from alignment.retrieval.bootstrap import Estimate, bootstrap_of_two
 from alignment.retrieval.measures import Floats
 from alignment.retrieval.ranks import IntArray
-from connector.requests import Way
+from alignment.retrieval.ways import Way
 
 # Parts of an audit: queries about items that the fit saw, about all others, and the harmonic mean of both.
 SEEN, UNSEEN, HARMONIC = "seen", "unseen", "harmonic"

@@ -7,13 +7,14 @@ from typing import Any, get_args
 import click
 
 from alignment.modality import MODALITIES
+from alignment.retrieval.ways import Way
 from connector.cli.choices import METRIC, PathName
 from connector.cli.group import cli
 from connector.cli.opening import open_home
 from connector.cli.options import METRIC_HELP, WholeRange, home_options, json_option, pixels_option
 from connector.cli.tables import print_json, print_table, result_quality, search_rows
 from connector.progress import say
-from connector.requests import SearchRequest, Way, default_of
+from connector.requests import SearchRequest, default_of
 
 
 @cli.command()

@@ -7,13 +7,12 @@ of the release at large, the same for every query. An item that has one of the t
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 from alignment.modality import MODALITIES, Modality
 from alignment.retrieval.caption_weight import CAPTION_WEIGHT
-from connector.requests import Way
+from alignment.retrieval.ways import CAPTION, IMAGE, Way
 
-IMAGE, CAPTION, FUSED = get_args(Way)
 WAY_OF: Mapping[Modality, Way] = {"image": IMAGE, "text": CAPTION}
 
 

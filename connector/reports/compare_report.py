@@ -158,7 +158,7 @@ def _fit(fitted: Fitted) -> dict[str, Any]:
         "multiply_adds": fitted.multiply_adds,
         "dim": fitted.dim,
         "gap": asdict(fitted.gap) if fitted.gap else None,
-        "beside_captions": asdict(fitted.captions) if fitted.captions else None,
+        "by_way": asdict(fitted.by_way) if fitted.by_way else None,
         "seen_offset": chosen.shares,
         "ausuc": {direction: curve.area for direction, curve in fitted.whole.curves.items()},
     }

@@ -10,8 +10,9 @@ import numpy as np
 
 from alignment.metrics import Metric, Rescored
 from alignment.model.alignment import Alignment
+from alignment.retrieval.ways import CAPTION, FUSED, IMAGE
 from alignment.vectors import l2_normalize
-from connector.releases.fusion import CAPTION, FUSED, IMAGE, WAY_OF, Fusion
+from connector.releases.fusion import WAY_OF, Fusion
 from connector.releases.release import lower
 
 # Points a page, where captions have to be ordered again.

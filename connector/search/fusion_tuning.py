@@ -11,7 +11,7 @@ from uuid import UUID
 import numpy as np
 
 from alignment.modality import MODALITIES, Modality
-from alignment.retrieval.caption_weight import CAPTION_WEIGHT
+from alignment.retrieval.caption_weight import FEWEST_QUERIES, MOST_QUERIES, best_weight
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
 from alignment.vectors import invalid_rows
@@ -23,14 +23,10 @@ from connector.search.other_captions import Answer, ask
 from connector.stores.contract import Store
 from connector.stores.points import engine_id
 
-# Queries and items whose scores are standardised by; queries that the weight is chosen by, and the fewest.
+# Queries and items whose scores are standardised by.
 QUERIES, ITEMS = 32, 128
-SAMPLE = 64
 # Captions that held-out ones are looked for among, at most.
 LOOKED_AT = 4096
-FEWEST_QUERIES = 30
-# Weights of captions to try; of equally good ones the nearest to `CAPTION_WEIGHT` is chosen.
-WEIGHTS = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 def tune_fusion(release: Release, store: Store, embedding_set: EmbeddingSet) -> Fusion | None:
@@ -44,15 +40,15 @@ def tune_fusion(release: Release, store: Store, embedding_set: EmbeddingSet) -> 
     known = release.fusion
     if not embedding_set.card.counts.get("text"):
         return known
-    fraction = max(release.alignment.card.hold_out.fraction, SAMPLE / LOOKED_AT)
-    rows = _valid(embedding_set.sample("text", round(SAMPLE / fraction)), release)
+    fraction = max(release.alignment.card.hold_out.fraction, MOST_QUERIES / LOOKED_AT)
+    rows = _valid(embedding_set.sample("text", round(MOST_QUERIES / fraction)), release)
     search = CandidateSearch(release, store)
     standards = {m: _standard(search, m, rows.take(range(min(QUERIES, len(rows))))) for m in MODALITIES}
     measured = {m: standard for m, standard in standards.items() if standard is not None}
     if len(measured) < len(MODALITIES):
         return known
     fusion = Fusion(measured, *((known.weight, known.queries) if known else ()))
-    held_out = np.flatnonzero(release.alignment.card.hold_out.held_out(rows.groups))[:SAMPLE]
+    held_out = np.flatnonzero(release.alignment.card.hold_out.held_out(rows.groups))[:MOST_QUERIES]
     if len(held_out) < FEWEST_QUERIES:
         return fusion
     answers = [ask(search, fusion, rows.take([row])) for row in held_out]
@@ -97,9 +93,8 @@ def _standard(search: CandidateSearch, modality: Modality, queries: Rows) -> Sta
 def _best_weight(fusion: Fusion, answers: Sequence[Answer]) -> float:
     """Return the weight of captions with the best mean reciprocal rank."""
 
-    def reciprocal_rank(weight: float) -> float:
+    def ranks_at(weight: float) -> list[float]:
         weighted = Fusion(fusion.standards, weight)
-        return float(np.mean([1 / answer.rank(weighted, *MODALITIES) for answer in answers]))
+        return [answer.rank(weighted, *MODALITIES) for answer in answers]
 
-    nearest_first = sorted(WEIGHTS, key=lambda weight: abs(weight - CAPTION_WEIGHT))
-    return max(nearest_first, key=reciprocal_rank)
+    return best_weight(ranks_at)

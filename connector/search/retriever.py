@@ -15,6 +15,7 @@ from PIL import Image
 
 from alignment.metrics import Guarantee, Lowering
 from alignment.modality import OTHER, Modality
+from alignment.retrieval.ways import CAPTION, FUSED, IMAGE, Way
 from connector.corpora.images import ImageRejectedError, decode, read_image, upright_rgb
 from connector.encoding.compiled import DEVICES, open_compiled
 from connector.encoding.compiled import DIRECTORY as COMPILED
@@ -23,11 +24,10 @@ from connector.encoding.loading import load_encoder
 from connector.errors import MismatchError, PictureError, SettingsError, StrangePointError
 from connector.provenance.recorder import Provenance
 from connector.releases.chain import check_encoder
-from connector.releases.fusion import CAPTION, FUSED, IMAGE, WAY_OF, Fusion
+from connector.releases.fusion import WAY_OF, Fusion
 from connector.releases.payload_fields import missing_in_words, unlike_in_words
 from connector.releases.points import FITTED
 from connector.releases.release import Release, open_release
-from connector.requests import Way
 from connector.search.candidates import CandidateSearch, ScoredHit
 from connector.search.item_search import BY_CAPTION, ItemSearch, ShownItem
 from connector.search.search_arguments import (

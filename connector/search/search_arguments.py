@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from alignment.modality import MODALITIES, Modality
+from alignment.retrieval.ways import Way
 from connector.errors import QueryError
-from connector.requests import Way
 from connector.safe_text import printable
 
 WAYS = get_args(Way)

@@ -1,5 +1,6 @@
 """Fit, compare and audit say the same of the same data: one advice, from the same figures."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from alignment.metrics import Cosine, LearnedMetric, Nnn, parse
 from alignment.modality import DIRECTIONS
 from alignment.model.alignment import Alignment
 from alignment.sets.embedding_set import EmbeddingSet
+from connector.audits.captions import CAPTIONED
 from connector.audits.kinds import SEEN, UNSEEN
 from connector.audits.result import Audit
 from connector.demo.emoji import SERVED, Demo
@@ -132,3 +134,40 @@ def test_compare_advises_what_a_fit_takes(embedding_set: EmbeddingSet, fitted: A
         assert recall.at(1)["unseen"] == taken.whole_recall[direction][1]["unseen"]
     advised = next(own for own in comparison.fitted if own.method == advise(comparison).method)
     assert advised is best or advised.whole.judged.value > best.whole.judged.value - MARGIN
+
+
+@pytest.mark.parametrize(("private", "advised"), [(0.0, "caption"), (3.0, "image")])
+def test_compare_and_an_audit_find_and_advise_the_same_of_captions(
+    private: float, advised: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By image, by caption and by both, of the same queries; also where captions say what no projection keeps."""
+    points, items = latent(N), [str(number) for number in range(N)]
+    texts = [embedded("text", points + (1.0 if private else 0.1) * latent(N, seed=seed)) for seed in (1, 2)]
+    _, kept, directions = np.linalg.svd(texts[0])
+    outside = directions[(kept > 1e-3 * kept[0]).sum() :]  # directions that no image has anything of
+    said = private * np.random.default_rng(3).standard_normal((N, len(outside))) @ outside
+    made_of = np.concatenate([text + said for text in texts]).astype(np.float32)
+    captions = rows("text", made_of, keys=[f"{key}#{place}" for place in range(2) for key in items], groups=items * 2)
+    with opened_world("edge", tmp_path, monkeypatch) as world:
+        made = world.set("s", rows("image", embedded("image", points, noise=0.1 if private else 2.0)), captions)
+        fit([made], method="ridge", device="cpu").save(world.home / "alignments" / "ridge")
+        world.push(made, "ridge")
+        (audit,) = audited(world, AuditRequest(collection=COLLECTION, pairs="s"))
+        comparison = compare([made], methods=["ridge"], metrics=[Cosine()], device="cpu")
+    (own,), (pair,), found = comparison.fitted, comparison.pairs, audit.captions
+    assert own.by_way is not None
+    assert found is not None
+    assert pair.captions is not None
+    assert found.advised == advised
+    if private:
+        assert pair.captions.among is not None
+        assert pair.captions.among.value > own.by_way.image.value > own.by_way.caption.value
+        assert own.by_way.projected.high < 0
+    (asked,) = [kind for kind in found.kinds if kind.kind == CAPTIONED]
+    assert asked.queries == pair.captions.queries
+    assert asked.among["image"].value == pytest.approx(own.by_way.image.value, abs=1e-9)
+    assert asked.among["caption"].value == pytest.approx(own.by_way.caption.value, abs=1e-9)
+    assert asked.among["fused"].value == pytest.approx(own.by_way.fused.value, abs=0.05)
+    (says,) = [each.says for each in advise(comparison).guidelines if each.topic == "captions"]
+    for sentences in (says, " ".join(found.says)):
+        assert f"Search by {advised}" in sentences

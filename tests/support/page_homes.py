@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from alignment.modality import Modality
-from connector.requests import Way
+from alignment.retrieval.ways import Way
 from connector.search.retriever import SearchHit
 from connector.stores.edge import EdgeStore
 from tests.support.cli import SPECS, done

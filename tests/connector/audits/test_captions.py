@@ -334,7 +334,9 @@ class TestWhatItSays:
         found = summed_up(answers([1] * 30, [None] * 30), answers([1] * 30, [1] * 25 + [None] * 5))
         assert {kind.kind: kind.queries for kind in found.kinds}[PARAPHRASED] == 25
 
-    @pytest.mark.parametrize(("caption", "adds"), [(1, "adds nothing to captions"), (15, "adds to captions")])
+    @pytest.mark.parametrize(
+        ("caption", "adds"), [(1, "cannot be told apart from captions alone"), (15, "adds to captions")]
+    )
     @pytest.mark.parametrize("paraphrased", [False, True])
     def test_whether_the_alignment_adds_to_captions(self, caption: int, adds: str, paraphrased: bool) -> None:
         asked = answers([1] * 30, [caption] * 30)
