@@ -38,6 +38,7 @@ from connector.progress import progress
 from connector.provenance.leases import BEGIN, IngestSteps
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
+from connector.push.open_releases import ReleaseOpener, chosen_layout
 from connector.push.session import PushSession, metrics_to_push, push_session
 from connector.releases.chain import check_encoder
 from connector.releases.release import Release, lower
@@ -84,12 +85,17 @@ def ingest(
     Raises:
         CorpusError: items were not pruned, because rows of the corpus could not be read, or because they are more than
             `request.prune_at_most`. All else is done.
-        MismatchError: an encoder that loads now is not the alignment's.
+        MismatchError: an encoder that loads now is not the alignment's; or a release of the collection has another
+            layout, which is known before an encoder loads.
     """
     corpus = open_corpus(request.corpus, **request.reading)
     metrics = metrics_to_push(request.metrics, request.alignment, alignment)
     for metric in metrics:  # refuse what cannot be pushed before anything is encoded
         lower(alignment, metric)
+    ReleaseOpener(
+        *(alignment, alignment_id, request.into, chosen_layout(request.layout, store), store, provenance, run),
+        *(request.fresh_layout, request.take_over),
+    ).check_layouts(metrics)
     first = path if request.parts is None else part_path(path, 1, request.parts)
     begun = Ingest(
         corpus,

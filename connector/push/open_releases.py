@@ -1,7 +1,7 @@
 """Find or create the releases that a push writes into: the row in SQL first, then the collection."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,12 +25,24 @@ from connector.releases.release import Release, check_alignment, load_release
 from connector.releases.rights import check_may_manage, check_may_write, present, shows
 from connector.releases.store_identity import check_owner, claim_collection, here, owner
 from connector.stores.contract import Store
-from connector.stores.layout import CHANGEABLE_FIELDS, FIELDS, Layout, PayloadKind
+from connector.stores.layout import CHANGEABLE_FIELDS, FIELDS, Layout, PayloadKind, checked_layout
 from connector.stores.payload_paths import canonical_path
 
 _log = logging.getLogger(__name__)
 
 OWN_INDEXES: Mapping[str, PayloadKind] = {"key": "keyword", "group": "keyword", "split": "keyword"}
+NOTHING_CHOSEN: Mapping[str, Any] = {"payload_indexes": {}}
+
+
+def chosen_layout(layout: Mapping[str, Any], store: Store) -> dict[str, Any]:
+    """Return the settings of a layout that were chosen, with `payload_indexes` always among them.
+
+    Raises:
+        SettingsError: the layout is invalid, or the store does not support it.
+    """
+    chosen = {**NOTHING_CHOSEN, **checked_layout(layout)}
+    store.check_layout(Layout(**chosen))
+    return chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +50,7 @@ class ReleaseOpener:
     """Finds or creates the releases of one alignment in one collection.
 
     Attributes:
-        layout: settings that were chosen, with `payload_indexes` always among them.
+        layout: settings that were chosen, see `chosen_layout`.
         run: the run that pushes.
         fresh: start from the defaults instead of from the layout of the live release.
         take_over: claim collections that another database claims.
@@ -78,6 +90,21 @@ class ReleaseOpener:
                 purposes.append(f"making release {name} live")
         if purposes:
             check_may_manage(self.store, " and ".join(sorted(purposes)))
+
+    def check_layouts(self, metrics: Iterable[Metric]) -> None:
+        """Refuse what `open` would refuse because releases with points have another layout. Changes nothing.
+
+        Raises:
+            MismatchError: a release was created with other settings.
+        """
+        if not self.fresh and self.layout == NOTHING_CHOSEN:
+            return
+        there = self.store.collections()
+        for name in {physical_name(self.collection, metric, self.alignment) for metric in metrics} & set(there):
+            for row in self._rows_of(name):
+                begun_to_drop = row.drop_begun_at or row.dropped_at
+                if row.settings and not begun_to_drop and self.store.count(name):
+                    self._check_layout(row, self._added_indexes(row))
 
     def open(self, metric: Metric, lowerings: Mapping[Modality, Lowering]) -> ReleaseWriter:
         """Find or create the release under `metric`. If that is refused, SQL is as it was before.
@@ -187,12 +214,26 @@ class ReleaseOpener:
         _log.info("collection %s: SQL does not know its layout; read back %s", row.physical_name, _in_words(settings))
 
     def _adopt_indexes(self, row: ReleaseRow) -> None:
-        """Compare the payload indexes of a collection with those in SQL; record those that somebody added.
+        """Record the payload indexes of a collection that somebody added.
+
+        Raises: as `_added_indexes`.
+        """
+        if added := self._added_indexes(row):
+            _log.warning(
+                "collection %s has payload indexes that no push made: %s; values of other kinds are rejected now",
+                row.physical_name,
+                ", ".join(f"{field}={kind}" for field, kind in added.items()),
+            )
+            indexes = {**_recorded_indexes(row), **added}
+            self.provenance.releases.change(row, settings={**row.settings, "payload_indexes": indexes})
+
+    def _added_indexes(self, row: ReleaseRow) -> dict[str, str]:
+        """Return the payload indexes of a collection that SQL does not have: somebody added them.
 
         Raises:
             MismatchError: an index is of another kind.
         """
-        recorded = {canonical_path(field): kind for field, kind in row.settings["payload_indexes"].items()}
+        recorded = _recorded_indexes(row)
         present = self.store.payload_indexes(row.physical_name)
         for field, kind in present.items():
             if recorded.get(field, kind) != kind:
@@ -200,17 +241,18 @@ class ReleaseOpener:
                     f"collection {row.physical_name} has an index of kind {kind} on payload field {field}, SQL says "
                     f"{recorded[field]}; create the index in Qdrant as it was"
                 )
-        if added := {field: kind for field, kind in present.items() if field not in recorded}:
-            _log.warning(
-                "collection %s has payload indexes that no push made: %s; values of other kinds are rejected now",
-                row.physical_name,
-                ", ".join(f"{field}={kind}" for field, kind in added.items()),
-            )
-            self.provenance.releases.change(row, settings={**row.settings, "payload_indexes": {**recorded, **added}})
+        return {field: kind for field, kind in present.items() if field not in recorded}
 
-    def _check_layout(self, row: ReleaseRow) -> None:
-        """Raise a `MismatchError` if a collection was not created with the settings that were chosen."""
+    def _check_layout(self, row: ReleaseRow, added: Mapping[str, str] | None = None) -> None:
+        """Raise a `MismatchError` if a collection was not created with the settings that were chosen.
+
+        Args:
+            row: the release.
+            added: payload indexes that it has besides those that SQL has.
+        """
         created = complete(row.settings)
+        if added:
+            created["payload_indexes"] = {**_recorded_indexes(row), **added}
         base = {**asdict(Layout()), "payload_indexes": OWN_INDEXES} if self.fresh else created
         for name, value in merged(base, self.layout).items():
             if created.get(name) != value and name not in CHANGEABLE_FIELDS:
@@ -305,6 +347,10 @@ def at_work(provenance: Provenance, collection: str, run: Run) -> str:
         return ""
     named = ", ".join(f"run {other.id}, `modalign {other.command}` on host {other.host}" for other in others)
     return f". At work on it: {named}"
+
+
+def _recorded_indexes(row: ReleaseRow) -> dict[str, str]:
+    return {canonical_path(field): kind for field, kind in row.settings["payload_indexes"].items()}
 
 
 def _in_words(settings: Mapping[str, Any]) -> str:

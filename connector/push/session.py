@@ -40,7 +40,7 @@ from connector.provenance.leases import orphan_lock, promotion_lock
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.push.batches import BatchWriter
-from connector.push.open_releases import ReleaseOpener, at_work, open_others, take_back
+from connector.push.open_releases import ReleaseOpener, at_work, chosen_layout, open_others, take_back
 from connector.push.other_sets import OtherSets
 from connector.push.release_writer import ReleaseWriter
 from connector.releases.aliases import make_live, physical_name, to_go_live
@@ -58,7 +58,7 @@ from connector.search.ef_tuning import sample, tune
 from connector.search.fusion_tuning import tune_fusion
 from connector.stores.collection import CollectionInfo
 from connector.stores.contract import Store
-from connector.stores.layout import OWN_FIELDS, Layout, checked_layout
+from connector.stores.layout import OWN_FIELDS
 
 _log = logging.getLogger(__name__)
 
@@ -175,13 +175,11 @@ def push_session(
         encoders: of the embedding sets that will be written. The collection's other releases are written too, if their
             alignments were fitted for these encoders.
         shared: other processes may have begun with these releases, so new ones stay even if the block is refused.
-        fresh_layout, take_over, layout: as for `push`.
-        fresh_layout, min_index_recall, layout: as for `push`.
+        fresh_layout, take_over, min_index_recall, layout: as for `push`.
 
     Raises: as `push`.
     """
-    settings = {"payload_indexes": {}, **checked_layout(layout)}
-    store.check_layout(Layout(**settings))
+    settings = chosen_layout(layout, store)
     lowerings_of = {metric: lower(alignment, metric) for metric in metrics}  # all of them, before anything is written
     opener = ReleaseOpener(
         alignment, alignment_id, collection, settings, store, provenance, run, fresh_layout, take_over

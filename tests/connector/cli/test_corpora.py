@@ -12,7 +12,7 @@ from PIL import Image
 
 from alignment.sets.embedding_set import EmbeddingSet
 from tests.support.cli import SPECS, done, modalign
-from tests.support.fakes import NAN_WORD, FakeImageEncoder, fake_pairs, write_manifest
+from tests.support.fakes import NAN_WORD, FakeImageEncoder, FakeTextEncoder, fake_pairs, write_manifest
 from tests.support.sparse_copy import copy_sparse
 from tests.support.world import pairs, write_set
 
@@ -167,6 +167,26 @@ class TestOwnColumns:
         ended = modalign("encode", self.catalogue(tmp_path), *SPECS, *options, *name, "--home", unbroken)
         assert (ended.code, loaded) == (code, [])
         assert [value for value in values if value not in ended.error] == []
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ("--payload-index", "year=integer"),
+            ("--fresh-layout", "--m", "7"),
+            ("--m", "7"),
+            ("--parts", "2", "--payload-index", "year=integer"),
+        ],
+    )
+    def test_another_layout_is_refused_before_a_model_is_loaded(
+        self, options: tuple[str, ...], unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loaded: list[str] = []
+        monkeypatch.setattr(FakeImageEncoder, "__init__", lambda self, name, device: loaded.append(name))
+        monkeypatch.setattr(FakeTextEncoder, "__init__", lambda self, name, device: loaded.append(name))
+        ingest = ("ingest", self.catalogue(tmp_path), *self.COLUMNS, "--set", "own", "--into", "things")
+        ended = modalign(*ingest, "--alignment", "a", *options, "--home", unbroken)
+        assert (ended.code, loaded) == (1, [])
+        assert [word for word in ("things", "created with", "new collection") if word not in ended.error] == []
 
     def test_a_field_that_is_left_out_does_not_keep_items_from_pruning(self, home: Path, tmp_path: Path) -> None:
         row = {"key": "x", "caption": "red", "year": float("nan")}

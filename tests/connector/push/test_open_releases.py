@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -14,7 +15,9 @@ from connector.errors import LeaseHeldError, MismatchError, StoreError
 from connector.provenance import leases
 from connector.provenance.leases import creation_lock
 from connector.provenance.tables import ReleaseRow, RunRow
+from connector.push.open_releases import ReleaseOpener, chosen_layout
 from connector.releases.reconcile import reconcile
+from connector.releases.recorded_settings import collection_config
 from connector.releases.release import open_release
 from connector.releases.store_identity import FOREIGN, here
 from connector.stores.contract import Store
@@ -149,6 +152,41 @@ def test_who_is_at_work_is_named_to_whoever_wants_another_layout(world: World, m
     (release,) = world.push(world.set("first", *pairs(8))).releases
     assert world.store.count(release.name) == 2 * 8
     assert consistent(world)
+
+
+@pytest.mark.parametrize("world", ["edge", *LIVE], indirect=True)  # qdrant-client's local mode has no indexes
+@pytest.mark.parametrize(
+    ("chosen", "refused"),
+    [
+        ({}, False),
+        ({"m": 16}, False),
+        ({"caption_payload": False}, False),
+        ({"payload_indexes": {"year": "integer"}}, False),
+        ({"payload_indexes": {"year": "keyword"}}, True),
+        ({"payload_indexes": {"price": "float"}}, True),
+        ({"m": 7}, True),
+    ],
+)
+def test_a_layout_is_refused_before_anything_is_opened_if_it_would_be_then(
+    world: World, chosen: dict[str, Any], refused: bool
+) -> None:
+    """Somebody has added the index of the field `year`."""
+    of_set = world.set("s", *pairs(8))
+    (release,) = world.push(of_set).releases
+    indexes = {**release.indexes, "year": "integer"}
+    settings = {**release.row.settings, "payload_indexes": indexes}
+    config = collection_config(settings, release.lowerings["image"], world.store.describe(release.name).metadata)
+    world.store.restore_settings(release.name, config)
+    before = world.snapshot()
+    with world.provenance.runs.start("ingest", {}) as run:
+        layout = chosen_layout(chosen, world.store)
+        alignment, id_ = release.alignment, release.row.alignment_id
+        opener = ReleaseOpener(alignment, id_, COLLECTION, layout, world.store, world.provenance, run)
+        with raises(MismatchError, release.name) if refused else nullcontext():
+            opener.check_layouts([release.metric])
+    assert world.snapshot() == before
+    with raises(MismatchError, release.name) if refused else nullcontext():
+        world.push(of_set, **chosen)
 
 
 def refuse_creation(monkeypatch: pytest.MonkeyPatch, world: World, metric: str) -> None:
