@@ -32,6 +32,8 @@ def print_audit(found: Audit) -> None:
     print_table(_whole(found), f"{title}; {among} of {sizes}")
     for result in found.seen_unseen:
         print_table(_recall_rows(found, result.direction, among), f"{result.direction}, as production searches")
+        if SEEN in result.about:
+            show(f"{result.direction}: queries about {SEEN} items are {result.about[SEEN]}.")
     for direction, kind in itertools.product(DIRECTIONS, ("", SEEN)):
         stages = [stage for stage in found.stages if (stage.direction, stage.kind) == (direction, kind)]
         about = f", queries about {kind} items" if kind else ""

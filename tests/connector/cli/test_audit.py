@@ -415,6 +415,16 @@ class TestTheHistory:
         assert [each["metric"] for each in document] == ["cosine", "cosine", "manhattan"]
 
 
+def test_what_asked_about_seen_items_is_said(home: Path) -> None:
+    """Paraphrases, or other captions and images: to people as to programs."""
+    told = " ".join(done(*ASK, "--home", home).out.split())
+    document = done(*ASK, "--json", "--home", home).document
+    assert document["seen_unseen"]
+    for direction, result in document["seen_unseen"].items():
+        assert result["about"]["seen"].startswith(("paraphrases of the ", "other "))
+        assert f"{direction}: queries about seen items are {result['about']['seen']}." in told
+
+
 class TestCodes:
     def test_what_is_not_met_names_the_measure_its_value_and_interval(self, home: Path) -> None:
         ended = modalign(*ASK, *FEW, "--require", "text-to-image:recall@1>1", "--home", home)

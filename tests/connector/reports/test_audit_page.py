@@ -160,6 +160,13 @@ class TestWhatStandsOnIt:
             assert cells[9] == f"{latency['p50']:.1f} / {latency['p95']:.1f} / {latency['p99']:.1f}"
         assert "not measured: the filter matches no image" in written.page.text
 
+    def test_what_asked_about_new_and_known_items(self, written: WrittenPage) -> None:
+        said = " ".join(written.page.texts["small"])
+        abouts = [about for each in written.document["seen_unseen"].values() for about in each["about"].values()]
+        assert len(abouts) == 4
+        for about in abouts:
+            assert about in said
+
     def test_what_captions_alone_would_find(self, written: WrittenPage) -> None:
         captions = written.document["captions"]
         assert written.found.captions is not None
