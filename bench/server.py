@@ -19,7 +19,7 @@ def server() -> Iterator[Server]:
     """
     with ExitStack() as stack:
         try:
-            found = stack.enter_context(found_or_started(grpc_beside=True))
+            found = stack.enter_context(found_or_started())
         except pytest.skip.Exception as reason:
             raise LeftOut(f"no server: {reason}") from None
         yield found

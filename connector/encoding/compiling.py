@@ -19,7 +19,16 @@ from alignment.durable import new_directory, write_durably
 from alignment.errors import MissingPackageError, ModalignError
 from alignment.packages import EXTRAS
 from alignment.sets.cards import EncoderCard
-from connector.encoding.compiled import CARD, GRAPH, RUNNING, TOKENIZER, CompiledCard, CompiledTextEncoder, remove
+from connector.encoding.compiled import (
+    CARD,
+    GRAPH,
+    RUNNING,
+    TOKENIZER,
+    CompiledCard,
+    CompiledTextEncoder,
+    digests,
+    remove,
+)
 from connector.encoding.encoders import IMPORTED, Encoder
 from connector.encoding.failures import naming_encoder
 from connector.encoding.loading import encoder_class, load_encoder
@@ -59,7 +68,7 @@ def compile_text_encoder(directory: Path, card: EncoderCard) -> None:
     if card.spec.partition(":")[0] == IMPORTED or any(find_spec(name) is None for name in PACKAGES):
         return
     written = CompiledCard.read(path)
-    if written is not None and (written.fault is None or written.made_by == _versions()):
+    if written is not None and _is_usable(path, written):
         return
     try:
         if encoder_class(card.spec).text_graph is Encoder.text_graph:
@@ -77,6 +86,18 @@ def compile_text_encoder(directory: Path, card: EncoderCard) -> None:
         _log.warning("encoder %s was not compiled: %s; searches load the model", card.spec, error)
     except ModalignError as error:
         _log.warning("%s; it was not compiled, and searches load the model", error)
+
+
+def _is_usable(path: Path, card: CompiledCard) -> bool:
+    """Whether a bundle is as it was written, or says that these versions of the packages cannot make one."""
+    if card.fault is not None:
+        return card.made_by == _versions()
+    try:
+        card.check_files(path)
+    except EncoderError as error:
+        _log.warning("%s; it is compiled anew", error)
+        return False
+    return True
 
 
 def _compile(path: Path, encoder: Encoder) -> None:
@@ -127,7 +148,7 @@ def _write(path: Path, encoder: Encoder) -> CompiledCard:
             f"encoder {encoder.spec} cannot be compiled: the graph is {difference:.1e} away from the model, expected "
             f"at most {TOLERANCE:.0e}"
         )
-    return replace(card, difference=difference)
+    return replace(card, difference=difference, sha256=digests(path))
 
 
 def _difference(compiled: Encoder, encoder: Encoder) -> float:

@@ -28,7 +28,6 @@ from connector.stores.consistent_client import ConsistentClient
 from connector.stores.contract import Store
 from connector.stores.layout import Datatype, Layout, PayloadKind
 from connector.stores.points import Hit, Points, Record, engine_id
-from connector.stores.qdrant_bulk import GRPC_SECONDS, BulkClients
 from connector.stores.qdrant_cluster import Cluster
 from connector.stores.qdrant_connection import ATTEMPTS_TO_CONNECT, Connection, RetryPolicy, connected
 from connector.stores.qdrant_filter import check_known
@@ -65,7 +64,6 @@ class QdrantStore(Store):
         self._known: dict[str, models.CollectionInfo] = {}
         self._limits = LimitBook()
         self._closed = False
-        self._bulk: BulkClients | None = None
         self._writer = PointWriter(self._send, self._limits, binary=connection.grpc, uploads=uploads)
         self._reader = PointReader(connection.client, self._cluster, self._limits)
         self._searcher = Searcher(connection, self._cluster.read, self._limits, self._laid_out)
@@ -103,11 +101,6 @@ class QdrantStore(Store):
         try:
             secrets: dict[str, Any] = {"api_key": api_key, "ca_file": ca_file}
             nodes = Nodes(connection, lambda peer: connected(peer, timeout=PEER_SECONDS, **secrets).client)
-            store._bulk = BulkClients(
-                connection,
-                lambda beside: connected(beside, timeout=timeout, **secrets).client,
-                lambda beside: connected(beside, timeout=GRPC_SECONDS, **secrets).client,
-            )
 
             def admit(url: str, client: QdrantClient) -> None:
                 nodes.check(url, client)
@@ -130,8 +123,6 @@ class QdrantStore(Store):
     def close(self) -> None:
         self._closed = True
         self._writer.close()
-        if self._bulk:
-            self._bulk.close()
         self._connection.addresses.close()
 
     @override
@@ -293,13 +284,12 @@ class QdrantStore(Store):
 
     def _send(self, name: str, points: Points) -> None:
         """Write points in one request; only what the server calls completed counts as written."""
-        client = self._client if self._connection.grpc else self._bulk and self._bulk.of(name)
-        if client is None:
+        if self._connection.grpc:
+            upsert = cast(ConsistentClient, self._client).upsert_over_grpc
+            timeout = self._connection.timeout
+            self._cluster.write("a write to", upsert, name, points=grpc_points(points), timeout=timeout)
+        else:
             self._cluster.write("a write to", self._client.upsert, name, points=rest_points(points))
-            return
-        upsert = cast(ConsistentClient, client).upsert_over_grpc
-        timeout = self._connection.timeout
-        self._cluster.write("a write to", upsert, name, points=grpc_points(points), timeout=timeout)
 
     @override
     def flush(self, name: str) -> None:

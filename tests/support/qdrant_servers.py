@@ -87,32 +87,30 @@ def _has_docker() -> bool:
 
 
 @contextmanager
-def single_server(*, tls: bool = False, grpc_beside: bool = False, **settings: str) -> Iterator[Node]:
+def single_server(*, tls: bool = False, **settings: str) -> Iterator[Node]:
     """Start a server that asks for API_KEY and takes tokens signed with it.
 
     Args:
         tls: whether it speaks TLS, with a certificate for `localhost` and `127.0.0.1`.
-        grpc_beside: gRPC is at the port after that of REST, as it is by default. Otherwise it is anywhere else, and
-            writes by the address of REST go over REST.
         settings: environment variables of Qdrant, as `QDRANT__STORAGE__COLLECTION__STRICT_MODE__ENABLED="true"`.
     """
     skip_without_servers()
     with ExitStack() as stack:
         directory = stack.enter_context(_temporary_directory())
         settings |= {"QDRANT__SERVICE__JWT_RBAC": "true"} | (_certificate(directory) if tls else {})
-        (node,) = _nodes(stack, directory, 1, settings, directory / "ca.pem" if tls else None, grpc_beside)
+        (node,) = _nodes(stack, directory, 1, settings, directory / "ca.pem" if tls else None)
         node.start()
         yield node
 
 
 @contextmanager
-def found_or_started(*, grpc_beside: bool = False) -> Iterator[Server]:
-    """A running server that MODALIGN_TEST_QDRANT_URL names, or else one that is started; as `single_server`."""
+def found_or_started() -> Iterator[Server]:
+    """A running server that MODALIGN_TEST_QDRANT_URL names, or else one that is started."""
     if url := os.environ.get("MODALIGN_TEST_QDRANT_URL"):
         grpc_url, key = (os.environ.get(f"MODALIGN_TEST_QDRANT_{name}") for name in ("GRPC_URL", "API_KEY"))
         yield Server(url, grpc_url, key)
         return
-    with single_server(grpc_beside=grpc_beside) as node:
+    with single_server() as node:
         yield node
 
 
@@ -144,18 +142,14 @@ def free_ports(count: int) -> list[int]:
     ports: list[int] = []
     while len(ports) < count:
         port = secrets.choice(PORTS)
-        if _is_free(port) and port not in ports:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in ports:
             ports.append(port)
     return ports
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 @contextmanager
@@ -167,18 +161,10 @@ def _temporary_directory() -> Iterator[Path]:
 
 
 def _nodes(
-    stack: ExitStack,
-    directory: Path,
-    count: int,
-    settings: Mapping[str, str],
-    ca_file: Path | None,
-    grpc_beside: bool = False,
+    stack: ExitStack, directory: Path, count: int, settings: Mapping[str, str], ca_file: Path | None
 ) -> list[Node]:
     """Describe `count` nodes, none of which runs yet; what runs at the end of `stack` is ended."""
     ports = free_ports(3 * count)
-    while count == 1 and (ports[1] == ports[0] + 1) != grpc_beside:
-        ports = free_ports(3 * count)
-        ports[1] = ports[0] + 1 if grpc_beside and _is_free(ports[0] + 1) else ports[1]
     scheme, grpc_scheme = ("https", "grpcs") if ca_file else ("http", "grpc")
     addresses = [
         (f"{scheme}://127.0.0.1:{rest}", f"{grpc_scheme}://127.0.0.1:{grpc}", API_KEY, ca_file)

@@ -99,7 +99,7 @@ class TestCompiled:
 
 class TestWhatCannotBeUsed:
     @pytest.mark.parametrize("name", [CARD, GRAPH, "encoder.weights", TOKENIZER])
-    @pytest.mark.parametrize("damage", ["missing", "cut", "empty"])
+    @pytest.mark.parametrize("damage", ["missing", "cut", "empty", "flipped"])
     def test_a_damaged_bundle_is_said_and_the_model_is_loaded(
         self, name: str, damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -107,12 +107,18 @@ class TestWhatCannotBeUsed:
         file = tmp_path / bag().fingerprint / name
         if damage == "missing":
             file.unlink()
+        elif damage == "flipped":  # of the card: a file's digest, which stands at its end
+            content = bytearray(file.read_bytes())
+            content[content.rindex(b'"sha256"') + 120 if name == CARD else len(content) // 2] ^= 1
+            file.write_bytes(content)
         else:
             file.write_bytes(file.read_bytes()[: 0 if damage == "empty" else len(file.read_bytes()) // 2])
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             assert open_compiled(tmp_path, bag().card) is None
         assert (str(tmp_path) in caplog.text) == ((name, damage) != (CARD, "missing"))
+        compile_text_encoder(tmp_path, bag().card)
+        assert open_compiled(tmp_path, bag().card) is not None
 
     @pytest.mark.parametrize("package", ["onnxruntime", "tokenizers"])
     def test_without_a_package_the_model_is_loaded(
