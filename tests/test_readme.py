@@ -26,6 +26,17 @@ def commands(page: str) -> list[str]:
     return [line.removeprefix("$ ") for line in lines if re.match(r"(\$ )?modalign ", line)]
 
 
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    dead = [
+        f"{page.name}: {link}"
+        for page in pages
+        for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        if not (page.parent / link).exists()
+    ]
+    assert not dead
+
+
 EVERY = 17  # of the 1,914 emoji
 
 

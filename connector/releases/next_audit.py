@@ -13,14 +13,16 @@ FIRST_REQUIREMENT = "recall@10>=0.4"  # as the README has it, where nothing was 
 def audit_command(provenance: Provenance, row: ReleaseRow) -> str:
     """Return the command that audits a live release, or a ready one with all that are promoted with it.
 
-    It has the pairs and the requirements of the newest audit of what is live. If there is none, the pairs are the
-    newest embedding set that was pushed. A drop since a baseline is not required again: the baseline may be gone.
+    It has the pairs and the requirements of its own newest audit, if that required anything, or else of that of what
+    is live. If there is none, the pairs are the newest embedding set that was pushed. A drop since a baseline is not
+    required again: the baseline may be gone.
     """
     collection = provenance.releases.find(store_id=row.store_id, collection=row.collection, dropped_at=None)
     which = READY if row.id in {ready.id for ready in newest_ready(collection)} else row.physical_name
     words = [] if row.state == LIVE else ["--release", which]
     audits = filter(None, (provenance.audits.newest(other.id) for other in collection if other.state == LIVE))
-    newest = max(audits, key=lambda made: made[0].id, default=None)
+    own = provenance.audits.newest(row.id)
+    newest = own if own and own[1].parameters.get("require") else max(audits, key=lambda made: made[0].id, default=None)
     asked = newest[1].parameters if newest else {}
     pushed = [held.name for held in provenance.ledger.sets_in([row.id])]
     words += ["--pairs", asked.get("pairs") or (pushed or ["SET"])[-1]]

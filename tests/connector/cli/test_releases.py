@@ -91,6 +91,16 @@ class TestSeveralMetrics:
         assert shlex.split(command)[4:] == ["--pairs", "pairs", *required]
         assert f"`modalign {command}`" in done("status", "things", "--home", home).out
 
+    def test_the_next_command_requires_again_what_a_release_has_failed(self, home: Path) -> None:
+        failed = ("--require", "recall@10>1")
+        audit = ("audit", "things", "--release", "ready", "--pairs", "pairs", *failed)
+        assert modalign(*audit, "--home", home).code == 3
+        refused = modalign("promote", "things", "--home", home)
+        assert refused.code == 3
+        assert {tuple(shlex.split(command)) for command in re.findall(r"`modalign (audit [^`]+)`", refused.err)} == {
+            audit
+        }
+
     def test_the_document_the_log_the_page_and_the_exit_code_are_of_all(self, home: Path, tmp_path: Path) -> None:
         files = [f"--report={tmp_path / 'a.html'}", f"--prometheus={tmp_path / 'a.prom'}", f"--jsonl={tmp_path / 'a'}"]
         audit = ("audit", "things", "--release", "ready", "--pairs", "pairs", "--home", home, "--json")
