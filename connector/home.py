@@ -338,8 +338,14 @@ class Home:
         return RunRejects(number, [] if number is None else self.provenance.runs.rejects(number))
 
     def status(self, collection: str | None = None, *, runs: int = 10) -> Status:
-        """Return the releases, of `collection` or all, ingests in parts, and the last `runs` runs. Opens no store."""
-        return Status([], [], []) if self.is_new else read_status(self.provenance, collection, runs=runs)
+        """Return the releases, of `collection` or all, ingests in parts, and the last `runs` runs. Opens no store.
+
+        Raises:
+            CollectionNotFoundError: there never was a release of `collection`.
+        """
+        if self.is_new and collection is None:
+            return Status([], [], [])
+        return read_status(self.provenance, collection, runs=runs)
 
     def stored(self, collection: str | None = None) -> dict[int, StoredRelease]:
         """Return by id of a release, of `collection` or all of this store, what it holds, and what differs from SQL.

@@ -63,10 +63,12 @@ class Settings:
         """Take what is given, then the `MODALIGN_*` variables, then the defaults under the home.
 
         Raises:
-            SettingsError: a variable is invalid, or one of those that say where data are is set and empty.
+            SettingsError: a variable is invalid, or one of those that say where data are is set and empty; or the home
+                is a file, or lies below one.
         """
         _refuse_empty(home=home, qdrant_url=qdrant_url, database_url=database_url)
         place = _expanded(_given("home", home) or HOME, "home").absolute()
+        _check_directory(place)
         ca_file = _given("qdrant_ca_file")
         return cls(
             home=place,
@@ -133,6 +135,17 @@ def _refuse_empty(**places: str | Path | None) -> None:
                 f"{_variable(name)}, or --{name.replace('_', '-')}, is empty: expected where the data are. Unset it "
                 "for the default"
             )
+
+
+def _check_directory(home: Path) -> None:
+    """Raise a `SettingsError` if a home is something else than a directory, or cannot be made where it is missing."""
+    there = next((path for path in (home, *home.parents) if os.path.lexists(path)), home)
+    if os.path.lexists(there) and not there.is_dir():
+        what = "leads nowhere" if not there.exists() else "is no directory"
+        raise SettingsError(
+            f"home {str(home)!r}: {str(there)!r} {what}; expected a directory, or a path at which one can be made; "
+            f"name it by --home or {_variable('home')}"
+        )
 
 
 def _whole(name: str, value: int | None, default: int, most: int) -> int:

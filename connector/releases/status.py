@@ -70,9 +70,19 @@ class Status:
 
 
 def read_status(provenance: Provenance, collection: str | None = None, *, runs: int = 10) -> Status:
-    """Read the status from SQL: of the releases and the last `runs` runs of `collection`, or of all."""
-    where = {} if collection is None else {"collection": collection}
-    rows = [row for row in provenance.releases.find(**where) if row.dropped_at is None]
+    """Read the status from SQL: of the releases and the last `runs` runs of `collection`, or of all.
+
+    Raises:
+        CollectionNotFoundError: there never was a release of `collection`.
+    """
+    ever = provenance.releases.find(**({} if collection is None else {"collection": collection}))
+    if not ever and collection is not None:
+        known = sorted({row.collection for row in provenance.releases.find(dropped_at=None)})
+        raise CollectionNotFoundError(
+            f"no release of collection {collection!r} was ever made here; SQL has {', '.join(known) or 'none'}; make "
+            "one with `modalign push`"
+        )
+    rows = [row for row in ever if row.dropped_at is None]
     alignments = {number: provenance.artifacts.alignment(number) for number in {row.alignment_id for row in rows}}
     encoders = {number: provenance.artifacts.encoders(alignment) for number, alignment in alignments.items()}
     releases = [

@@ -13,16 +13,18 @@ import pytest
 from connector.releases.store_identity import OWNER
 from connector.stores import qdrant as qdrant_store
 from connector.stores.edge import EdgeStore
-from tests.support.cli import Ended, N, done, modalign
+from tests.support.cli import SPECS, Ended, N, done, modalign
 from tests.support.unprivileged import unprivileged
 
+LISTING = (("status",), ("sets",), ("alignments",), ("rejects",), ("verify",))
 SECRET, KEY = "s3cret/pass", "k3y-of-the-server"
 
 
 class TestDatabases:
     def test_a_database_that_was_never_upgraded(self, tmp_path: Path) -> None:
-        for arguments in (("status",), ("search", "things", "red"), ("fit", "s", "--alignment", "a")):
+        for arguments in (("search", "things", "red"), ("fit", "s", "--alignment", "a"), ("status", "things")):
             assert "run `modalign db upgrade`" in modalign(*arguments, "--home", tmp_path / "new").error
+        assert str(tmp_path / "new") in done("status", "--home", tmp_path / "new").err
         assert not (tmp_path / "new").exists()
 
     def test_a_file_that_is_no_database(self, tmp_path: Path) -> None:
@@ -30,10 +32,17 @@ class TestDatabases:
         for arguments in (("status",), ("db", "upgrade")):
             assert "file is not a database" in modalign(*arguments, "--home", tmp_path).error
 
-    def test_a_home_that_is_a_file(self, tmp_path: Path) -> None:
-        (tmp_path / "home").write_text("a file")
-        for arguments in (("status",), ("db", "upgrade")):
-            assert str(tmp_path / "home") in modalign(*arguments, "--home", tmp_path / "home").error
+    @pytest.mark.parametrize("home", ["file", "file/below/it", "link-to-nothing"])
+    def test_a_home_that_is_no_directory(self, home: str, tmp_path: Path) -> None:
+        """Also for commands that only list: it is no home that holds nothing yet."""
+        (tmp_path / "file").write_text("a file")
+        (tmp_path / "link-to-nothing").symlink_to(tmp_path / "not-mounted")
+        changing = (("db", "upgrade"), ("search", "things", "red"), ("encode", tmp_path, "--set", "s", *SPECS))
+        for arguments in LISTING + changing:
+            ended = modalign(*arguments, "--home", tmp_path / home)
+            assert (ended.code, ended.error_code) == (2, "settings")
+            assert str(tmp_path / home) in ended.error
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link-to-nothing"]
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_a_home_that_cannot_be_written(self, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import sqlite3
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from alignment.model.alignment import Alignment
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import RunRow
 from connector.settings import Settings
-from tests.support.cli import N, done
+from tests.support.cli import N, done, modalign
 from tests.support.sparse_copy import copy_sparse
 
 LONG = "our-spring-catalogue-of-postage-stamps"
@@ -27,6 +29,26 @@ def two_alignments(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     done("push", "pairs", "--into", "things", "--alignment", "second", "--home", home)
     done("push", "pairs", "--into", LONG, "--alignment", "second", "--home", home)
     return home
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"], ["-n", "1"]])
+def test_a_collection_that_is_not_known_is_an_error_that_names_those_that_are(
+    arguments: list[str], two_alignments: Path
+) -> None:
+    ended = modalign("status", "thing", *arguments, "--home", two_alignments)
+    searched = modalign("search", "thing", "red", "--home", two_alignments)
+    assert (ended.code, ended.error_code, ended.out) == (searched.code, searched.error_code, "")
+    for name in ("'thing'", "things", LONG):
+        assert name in ended.error
+
+
+def test_a_collection_whose_releases_were_all_dropped_is_known(home: Path) -> None:
+    done("fit", "pairs", "--alignment", "b", "--method", "procrustes", "--home", home)
+    done("push", "pairs", "--into", "other", "--alignment", "b", "--home", home)
+    with closing(sqlite3.connect(home / "modalign.db")) as database, database:
+        database.execute("UPDATE release SET dropped_at = created_at WHERE collection = 'other'")
+    document = done("status", "other", "--json", "--home", home).document
+    assert (document["releases"], [run["command"] for run in document["runs"]]) == ([], ["push"])
 
 
 def test_it_says_which_alignment_is_live_with_its_encoders(two_alignments: Path) -> None:
