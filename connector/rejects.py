@@ -6,7 +6,7 @@ add one, add a member with its sentence, use it where a row is rejected, and wri
     python -m connector.rejects
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Self
@@ -134,8 +134,9 @@ class Reject:
     """An item or row that was rejected, and why.
 
     Attributes:
-        source, position: the file, and the row in it (from 1).
+        source, position: the file, and the row in it (from 1); 0: the file as a whole.
         detail: what was expected and received, for people.
+        reached: rows of the corpus up to this one, where its files are several; None: `position`.
     """
 
     source: str
@@ -145,6 +146,7 @@ class Reject:
     detail: str
     key: str | None = None
     modality: Modality | None = None
+    reached: int | None = field(default=None, compare=False)
 
 
 def at_line(line: int | None, detail: str) -> str:

@@ -255,6 +255,7 @@ def print_rejects(rows: Sequence[Mapping[str, Any]], run: int) -> None:
     for source in dict.fromkeys(row["source"] for row in rows):
         columns = {"position": "row", "key": "key", "modality": "modality", "reason": "reason", "detail": "detail"}
         of_source = [{shown: row[name] for name, shown in columns.items()} for row in rows if row["source"] == source]
+        of_source = [{**row, "row": row["row"] or ""} for row in of_source]  # 0 is of the file as a whole
         print_table(of_source, f"rejects of run {run} in {source}")
 
 

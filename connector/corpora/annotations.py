@@ -9,7 +9,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -23,7 +23,7 @@ from connector.corpora.opening import beginning, check_utf8, ends, opened, why_n
 from connector.corpora.picture_files import is_file
 from connector.corpora.row_checks import RowError, once, without_collisions
 from connector.errors import CorpusError
-from connector.rejects import Reason, Reject
+from connector.rejects import Reason, Reject, at_line
 from connector.safe_text import printable
 
 FOLDERS = (
@@ -37,7 +37,7 @@ FOLDERS = (
 )
 PROBED = 100  # images to try in each of these folders
 
-Captioned = tuple[int, str, str]  # position, name of the image, caption
+Captioned = tuple[int, int, str, str]  # position, line, name of the image, caption
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,38 +241,48 @@ class FlickrTokens(Annotations):
     @override
     def rows(self) -> Iterator[ManifestRow | Reject]:
         lines = self._lines()
-        folder = self.folder(name for _, name, _ in (line for line in self._lines() if isinstance(line, tuple)))
-        for line in lines:
-            if isinstance(line, Reject):
-                yield line
-            else:
-                position, name, text = line
-                caption = text if text.strip() else RowError(Reason.CAPTION_EMPTY, "expected a caption after the name")
-                yield self.row(position, name, folder, name, {"caption": caption})
+        folder = self.folder(entry[2] for entry in self._lines() if isinstance(entry, tuple))
+        for entry in lines:
+            if isinstance(entry, Reject):
+                yield entry
+                continue
+            position, line, name, text = entry
+            caption = text if text.strip() else RowError(Reason.CAPTION_EMPTY, "expected a caption after the name")
+            row = self.row(position, name, folder, name, {"caption": caption})
+            yield replace(row, **({"detail": at_line(line, row.detail)} if isinstance(row, Reject) else {"line": line}))
 
     @override
     def total(self) -> int:
         with opened(self.path) as file:
-            return count_lines(file)
+            return count_lines(file) - self._header_lines
+
+    @property
+    def _header_lines(self) -> int:
+        header = beginning(self.path).partition(b"\n")[0].decode("utf-8-sig", "replace")
+        return int(_splitter(header) is not None)
 
     def _lines(self) -> Iterator[Captioned | Reject]:
+        """Yield the lines below the header, which is no row."""
         split: Callable[[str], tuple[str, str]] = _split_at_tab
         check_utf8(self.path)
+        header = self._header_lines
         with opened(self.path) as file:
-            for position, raw in enumerate(bounded_lines(file), start=1):
+            for number, raw in enumerate(bounded_lines(file), start=1):
+                position = number - header
                 if isinstance(raw, LineTooLongError):
                     yield self.refused(position, Reason.LINE_TOO_LONG, str(raw))
                     continue
                 try:
-                    line = raw.decode("utf-8-sig" if position == 1 else "utf-8").strip("\r\n")
-                    if position == 1 and (splitter := _splitter(line)):
+                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip("\r\n")
+                    if number == 1 and (splitter := _splitter(line)):
                         split = splitter
                     elif line.strip():
-                        yield position, *split(line)
+                        yield position, number, *split(line)
                 except UnicodeDecodeError:
-                    yield self.refused(position, Reason.ROW_UNREADABLE, why_not_utf8(raw, str(self.path)))
+                    detail = at_line(number, why_not_utf8(raw, str(self.path)))
+                    yield self.refused(position, Reason.ROW_UNREADABLE, detail)
                 except (ValueError, csv.Error) as error:
-                    yield self.refused(position, Reason.ROW_UNREADABLE, str(error))
+                    yield self.refused(position, Reason.ROW_UNREADABLE, at_line(number, str(error)))
 
 
 def leads_out(name: str) -> bool:

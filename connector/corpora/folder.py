@@ -1,6 +1,7 @@
 """A folder of images with captions beside them."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from typing_extensions import override
@@ -9,7 +10,7 @@ from connector.corpora.items import LONGEST_FIELD, Corpus, Entry, Item
 from connector.corpora.opening import decoded, ends
 from connector.corpora.picture_files import file_without_use, is_apple_double_file, is_file, is_image_name
 from connector.corpora.row_checks import RowError, check_caption
-from connector.rejects import Reason, Reject
+from connector.rejects import Reason, Reject, at_line
 from connector.resources import raise_lack
 from connector.safe_text import printable
 
@@ -33,22 +34,23 @@ class Folder(Corpus):
         position = 0
         for entry in self._files():
             if isinstance(entry, Reject):
-                yield entry
+                yield replace(entry, reached=position)
             elif isinstance(entry, Path):
                 yield file_without_use(entry, self.path, position)
             else:
                 position += 1
-                yield from self._items(*entry, position)
+                yield from (replace(item, reached=position) for item in self._items(*entry))
 
-    def _items(self, image: Path, captions: Path | None, position: int) -> Iterator[Item | Reject]:
+    def _items(self, image: Path, captions: Path | None) -> Iterator[Item | Reject]:
+        """Yield an image, which is the one row of its file, and the captions, with their lines as rows."""
         try:
             str(image).encode()
         except UnicodeEncodeError as error:
             source, detail = printable(str(image)), f"rename the file: {error}"
-            yield Reject(source, position, "read", Reason.PATH_NOT_UNICODE, detail)
+            yield Reject(source, 0, "read", Reason.PATH_NOT_UNICODE, detail)
             return
         key = image.relative_to(self.path).as_posix()
-        yield Item("image", key, key, image, {"image": str(image)}, str(image), position)
+        yield Item("image", key, key, image, {"image": str(image)}, str(image), 1)
         if captions is None:
             return
         source = printable(str(captions))
@@ -60,16 +62,17 @@ class Folder(Corpus):
             text = decoded(captions.read_bytes(), source).replace("\r\n", "\n").replace("\r", "\n")
         except (OSError, ValueError) as error:
             raise_lack(error, f"reading {source}")
-            yield Reject(source, position, "read", Reason.ROW_UNREADABLE, printable(str(error)), key, "text")
+            yield Reject(source, 0, "read", Reason.ROW_UNREADABLE, printable(str(error)), key, "text")
             return
-        for number, caption in enumerate(filter(None, map(str.strip, text.split("\n")))):
+        lines = [(line, caption) for line, text in enumerate(text.split("\n"), start=1) if (caption := text.strip())]
+        for number, (line, caption) in enumerate(lines):
             try:
                 check_caption(caption)
             except RowError as error:
-                yield Reject(source, position, "read", error.reason, str(error), f"{key}#{number}", "text")
+                detail = at_line(line, str(error))
+                yield Reject(source, line, "read", error.reason, detail, f"{key}#{number}", "text")
             else:
-                payload = {"caption": caption}
-                yield Item("text", f"{key}#{number}", key, caption, payload, source, position)
+                yield Item("text", f"{key}#{number}", key, caption, {"caption": caption}, source, line, line)
 
     @override
     def total(self) -> int:

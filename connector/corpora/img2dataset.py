@@ -8,6 +8,7 @@
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from typing_extensions import override
 
 from connector.corpora.items import LONGEST_FIELD, PassedOver
-from connector.corpora.manifest import Manifest, ManifestRow
+from connector.corpora.manifest import Manifest, ManifestRow, placed
 from connector.corpora.opening import listed
 from connector.corpora.parquet_manifest import BATCH_PICTURES, records
 from connector.corpora.picture_files import file_without_use, is_apple_double_file, is_image_name, passed_over
@@ -59,25 +60,27 @@ class Img2Dataset(Manifest):
     @override
     def rows(self) -> Iterator[ManifestRow | Reject | PassedOver]:
         """Yield the samples of each shard, followed by its failed downloads; then what else is in the folder."""
-        position = 0
+        reached = 0
         for shard in self._shards():
             arrived = set()  # keys of one shard, 10,000 by default
-            for row in self._samples(shard, position):
-                position = max(position, row.position)
+            position = 0
+            for row in self._samples(shard):
+                if not isinstance(row, PassedOver) and row.position > position:
+                    position, reached = row.position, reached + 1
                 if isinstance(row, ManifestRow):
                     arrived.add(row.fields["key"])
                     kept = {name: value for name, value in row.fields.items() if name not in BOOKKEEPING}
-                    yield ManifestRow(position, kept, row.source, row.picture)
+                    yield replace(row, fields=kept, reached=reached)
                 else:
-                    yield row
+                    yield placed(row, reached)
                     if isinstance(row, Reject):
                         arrived.add(row.key)  # downloaded, but rejected
-            for failed in self._failures(shard, arrived, position):
-                position = failed.position
-                yield failed
+            for failed in self._failures(shard, arrived):
+                reached += failed.position > 0
+                yield placed(failed, reached)
         for entry in sorted(listed(self.path)):
             if not _SHARD.fullmatch(entry.name):
-                yield from passed_over(entry, position)
+                yield from passed_over(entry, reached)
         if missing := self._missing():
             _log.warning(
                 "%s: img2dataset numbers its shards without gaps, and %d are missing, among them %s; download again "
@@ -87,7 +90,7 @@ class Img2Dataset(Manifest):
                 ", ".join(missing[:3]),
             )
             for shard in missing:
-                yield PassedOver(printable(str(self.path / shard)), position, may_hide=True, counted=False)
+                yield PassedOver(printable(str(self.path / shard)), reached, may_hide=True, counted=False)
 
     def _missing(self) -> list[str]:
         """Return the shards between the first and the last of which nothing is there."""
@@ -107,17 +110,18 @@ class Img2Dataset(Manifest):
     def _table(self, shard: str) -> Path:
         return self.path / f"{shard}.parquet"
 
-    def _samples(self, shard: str, before: int) -> Iterator[ManifestRow | Reject | PassedOver]:
+    def _samples(self, shard: str) -> Iterator[ManifestRow | Reject | PassedOver]:
         archive, folder = self.path / f"{shard}.tar", self.path / shard
         if not archive.is_file():
-            yield from files(folder, before) if folder.is_dir() else _pictures(self._table(shard), before)
+            yield from files(folder) if folder.is_dir() else _pictures(self._table(shard))
             return
-        yield from samples(archive, before)
+        yield from samples(archive)
         if folder.exists():
-            yield from passed_over(folder, before)
+            yield from passed_over(folder, 0)
 
-    def _failures(self, shard: str, arrived: set[Any], before: int) -> Iterator[Reject]:
-        table, position = self._table(shard), before
+    def _failures(self, shard: str, arrived: set[Any]) -> Iterator[Reject]:
+        """Yield what the table of a shard has and the shard has not; what is wrong with the table has position 0."""
+        table, position = self._table(shard), 0
         try:
             with pq.ParquetFile(table) as file:
                 if missing := {"key", "status"} - set(file.schema_arrow.names):
@@ -127,42 +131,43 @@ class Img2Dataset(Manifest):
                 ]
                 for batch in file.iter_batches(batch_size=1024, columns=columns):
                     for record in records(batch):
+                        position += 1
                         if record.get("key") in arrived and record.get("status") == SUCCESS:
                             continue
-                        position += 1
                         yield _failure(table, position, record)
         except FileNotFoundError:
             detail = f"expected {table.name}, which img2dataset writes last; failed downloads of this shard are unknown"
-            yield Reject(str(table), position, "read", Reason.SHARD_UNFINISHED, detail)
+            yield Reject(str(table), 0, "read", Reason.SHARD_UNFINISHED, detail)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise_lack(error, f"reading {table}")
-            yield Reject(str(table), position, "read", Reason.SHARD_TABLE_UNREADABLE, printable(str(error)))
+            yield Reject(str(table), 0, "read", Reason.SHARD_TABLE_UNREADABLE, printable(str(error)))
 
 
-def files(folder: Path, before: int) -> Iterator[ManifestRow | Reject | PassedOver]:
-    """Yield the samples of a folder of files; positions go on from `before`, and the file stem is the key."""
+def files(folder: Path) -> Iterator[ManifestRow | Reject | PassedOver]:
+    """Yield the samples of a folder of files, counted by their position; the file stem is the key."""
     sample: Sample | None = None
+    position = 0
     try:
         paths = sorted(folder.iterdir(), key=lambda entry: (entry.stem, entry.suffix))
         folders = {path for path in paths if path.is_dir()}
     except OSError as error:
         raise_lack(error, f"reading {folder}")
-        yield Reject(printable(str(folder)), before, "read", Reason.FOLDER_UNREADABLE, printable(str(error)))
+        yield Reject(printable(str(folder)), 0, "read", Reason.FOLDER_UNREADABLE, printable(str(error)))
         return
     for path in paths:
         kind = path.suffix.lower()
         if path in folders:
-            yield from passed_over(path, before)
+            yield from passed_over(path, position)
             continue
         is_image = is_image_name(path.name)
         if is_apple_double_file(path) or not (is_image or kind in TEXTS or kind == METADATA):
-            yield file_without_use(path, folder, before)
+            yield file_without_use(path, folder, position)
             continue
         if sample is None or sample.key != path.stem:
             if sample:
                 yield from sample.rows()
-            before += 1
-            sample = Sample(folder, before, path.stem)
+            position += 1
+            sample = Sample(folder, position, path.stem)
         if is_image:
             sample.take_image(path.name)
         else:
@@ -171,18 +176,19 @@ def files(folder: Path, before: int) -> Iterator[ManifestRow | Reject | PassedOv
         yield from sample.rows()
 
 
-def _pictures(table: Path, before: int) -> Iterator[ManifestRow | Reject | PassedOver]:
-    """Yield the samples of a table that holds the pictures itself; positions go on from `before`."""
+def _pictures(table: Path) -> Iterator[ManifestRow | Reject | PassedOver]:
+    """Yield the samples of a table that holds the pictures itself."""
+    position = 0
     try:
         with pq.ParquetFile(table) as file:
             if (kind := _picture_column(file.schema_arrow)) is None:
                 return
             for batch in file.iter_batches(BATCH_PICTURES):
                 for record in records(batch):
+                    position += 1
                     if record[kind] is None or not isinstance(record["key"], str):
                         continue  # a failed download
-                    before += 1
-                    sample = Sample(table, before, record["key"])
+                    sample = Sample(table, position, record["key"])
                     sample.take_image(f"{sample.key}.{kind}", record[kind])
                     if isinstance(text := record.get("txt"), str):
                         sample.take_text(f"{sample.key}.txt", ".txt", text.encode("utf-8", "surrogatepass"))

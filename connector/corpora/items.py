@@ -31,6 +31,7 @@ class Item:
         source, position: the file that it comes from, and the row in it (from 1).
         line: where the row begins, in a file that has lines; for messages.
         keyed_by_content: the key of the image is the SHA-256 of its file, as where a corpus has none; for messages.
+        reached: rows of the corpus up to this one, where its files are several; None: `position`.
     """
 
     modality: Modality
@@ -42,6 +43,7 @@ class Item:
     position: int
     line: int | None = field(default=None, compare=False)
     keyed_by_content: bool = field(default=False, compare=False)
+    reached: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class PassedOver:
 
     Attributes:
         name: the file, or the member of an archive.
-        position: the row before it.
+        position: rows of the corpus before it.
         may_hide: whether it may hold items, so that an item that was not met may still be there.
         counted: whether it is reported as a file that was passed over.
     """
@@ -62,6 +64,13 @@ class PassedOver:
 
 
 Entry = Item | Reject | PassedOver
+
+
+def reached(entry: Entry) -> int:
+    """Return how many rows of the corpus are read with this entry."""
+    if isinstance(entry, PassedOver) or entry.reached is None:
+        return entry.position
+    return entry.reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +105,7 @@ class Corpus(ABC):
 
     @abstractmethod
     def total(self) -> int | None:
-        """Return the number of rows, which is the last position; None where counting would cost a whole read."""
+        """Return the number of rows, which the last entry reaches; None where counting would cost a whole read."""
 
 
 def with_first_captions(entries: Iterable[Entry]) -> Iterator[Entry]:

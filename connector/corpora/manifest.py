@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class ManifestRow:
         picture: the bytes of the image, if it is no file of its own.
         columns: the names that the file has for these fields, for messages.
         line: where the row begins, in a file that has lines.
+        reached: rows of the corpus up to this one, where its files are several; None: `position`.
     """
 
     position: int
@@ -38,14 +39,20 @@ class ManifestRow:
     picture: bytes | None = None
     columns: Columns = USUAL
     line: int | None = None
+    reached: int | None = None
+
+
+def placed(row: ManifestRow | Reject | PassedOver, reached: int) -> ManifestRow | Reject | PassedOver:
+    """Return a row of one of several files, given how many rows of the corpus are read with it."""
+    return replace(row, position=reached) if isinstance(row, PassedOver) else replace(row, reached=reached)
 
 
 class Manifest(Corpus):
-    """A file with a row per image or caption."""
+    """A file with a row per image or caption, or several of them."""
 
     @abstractmethod
     def rows(self) -> Iterator[ManifestRow | Reject | PassedOver]:
-        """Yield the rows of the file."""
+        """Yield the rows of the files."""
 
     @override
     def __iter__(self) -> Iterator[Entry]:
@@ -58,15 +65,20 @@ class Manifest(Corpus):
                 current = _ManifestEntry.from_row(self.path, row)
                 if entry is None or entry.key != current.key:
                     entry = None
-                    yield from current.items()
+                    yield from _with_reached(row.reached, current.items())
                 else:
-                    yield from current.items(after=entry)
+                    yield from _with_reached(row.reached, current.items(after=entry))
             except RowError as error:
                 key = printable(str(row.fields.get("key") or "")) or None
                 detail = at_line(row.line, str(error))
-                yield Reject(str(row.source or self.path), row.position, "read", error.reason, detail, key)
+                source = str(row.source or self.path)
+                yield Reject(source, row.position, "read", error.reason, detail, key, reached=row.reached)
             else:
                 entry = current.joined(entry)
+
+
+def _with_reached(reached: int | None, entries: Iterable[Item | Reject]) -> Iterator[Item | Reject]:
+    return iter(entries) if reached is None else (replace(entry, reached=reached) for entry in entries)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,8 +60,9 @@ class Parquet(Table):
     @override
     def records(self, columns: Columns) -> Iterator[ManifestRow | Reject]:
         """Yield the rows; a null field is missing. Columns of bytes other than that of the images are left out."""
-        position, left_out = 0, dict[str, None]()
+        before, left_out = 0, dict[str, None]()
         for path in self._files():
+            position = 0
             with parquet_file(path) as file:
                 schema = file.schema_arrow
                 _check(path, columns, schema)
@@ -74,11 +75,13 @@ class Parquet(Table):
                         for record in records(batch):
                             position += 1
                             fields = {name: _plain(value) for name, value in record.items() if value is not None}
-                            yield ManifestRow(position, fields, path)
+                            yield ManifestRow(position, fields, path, reached=before + position)
                 except (OSError, pa.ArrowException) as error:
                     raise_lack(error, f"reading {path}")
-                    yield Reject(str(path), position + 1, "read", Reason.FILE_TRUNCATED, printable(str(error)))
-                    return  # positions of later files would shift
+                    where, detail = (str(path), position + 1), printable(str(error))
+                    yield Reject(*where, "read", Reason.FILE_TRUNCATED, detail, reached=before + position + 1)
+                    return  # captions of a key go on from one file to the next
+            before += position
         if left_out:
             _log.warning("%s: columns of bytes are no payload and are left out: %s", self.path, ", ".join(left_out))
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from connector.corpora.items import Corpus, Entry, Item, PassedOver
+from connector.corpora.items import Corpus, Entry, Item, PassedOver, reached
 from connector.errors import CorpusError
 from connector.rejects import OF_FIELDS, Reject
 
@@ -35,7 +35,7 @@ class CorpusPart(Corpus):
             if self.number_of(_hashed(entry), self.of) == self.number:
                 yield entry
             elif isinstance(entry, Reject) and entry.reason not in OF_FIELDS:
-                yield PassedOver(entry.source, entry.position, may_hide=True, counted=False)
+                yield PassedOver(entry.source, reached(entry), may_hide=True, counted=False)
             elif isinstance(entry, PassedOver) and entry.may_hide:
                 yield replace(entry, counted=False)
         if empty:

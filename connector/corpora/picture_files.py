@@ -124,7 +124,7 @@ def file_without_use(path: Path, folder: Path, position: int) -> Reject | Passed
     beginning, name = _beginning(path), printable(str(path))
     if is_unsupported_name(path.name) and not is_apple_double(path.name, beginning or b""):
         key, detail = printable(path.relative_to(folder).as_posix()), unsupported(path.name)
-        return Reject(name, position, "read", Reason.IMAGE_FORMAT_UNSUPPORTED, detail, key, "image")
+        return Reject(name, 0, "read", Reason.IMAGE_FORMAT_UNSUPPORTED, detail, key, "image", reached=position)
     return PassedOver(name, position, beginning is None or may_hold_pictures(path.name, beginning))
 
 

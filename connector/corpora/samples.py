@@ -132,13 +132,13 @@ class Sample:
                     yield PassedOver(path, self.position, may_hide=self.key_rule is None)
 
 
-def samples(archive: Path, before: int, key_rule: KeyRule | None = None) -> Iterator[ManifestRow | Reject | PassedOver]:
-    """Yield the samples of an archive, its rejects and what is passed over; positions go on from `before`.
+def samples(archive: Path, key_rule: KeyRule | None = None) -> Iterator[ManifestRow | Reject | PassedOver]:
+    """Yield the samples of an archive, its rejects and what is passed over.
 
     The sample in which a damaged archive breaks off is rejected.
     """
     sample: Sample | None = None
-    position = before
+    position = 0
     for member in members(archive, lambda path: _limit(split(path, key_rule)[1])):
         if isinstance(member, Reject):
             key = None

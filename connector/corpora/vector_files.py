@@ -88,29 +88,36 @@ class VectorFiles(Corpus):
     def __iter__(self) -> Iterator[Item | Reject]:
         dims = self.dims()
         self.total()  # checks the lengths before the first row is yielded
-        position, run = 0, _Run()
+        before, run = 0, _Run()
         for part in self.parts:
-            naming = _Naming.of(part, key=self.key, group=self.group, image=self.image, caption=self.caption)
-            try:
-                for rows, vectors in part.batches(dims):
-                    for row, record in enumerate(rows):
-                        position += 1
-                        try:
-                            entry = naming.entry(part.table, record)
-                        except RowError as error:
-                            key = printable(str(record.get(naming.key)))
-                            yield Reject(str(part.table), position, "read", error.reason, printable(str(error)), key)
-                        else:
-                            number = run.number(entry.key)
-                            for fault in entry.faults:
-                                yield Reject(entry.source, position, "read", fault.reason, str(fault), entry.key)
-                            for modality in self.modalities:
-                                for item in entry.items(modality, vectors[modality], row, number, position):
-                                    yield from run.once(item, number)
-            except (OSError, pa.ArrowException) as error:
-                raise_lack(error, f"reading {part.table}")
-                yield Reject(str(part.table), position + 1, "read", Reason.FILE_TRUNCATED, str(error))
-                return  # positions of later parts would shift
+            for entry in self._of_part(part, dims, run):
+                yield replace(entry, reached=before + entry.position)
+                if isinstance(entry, Reject) and entry.reason == Reason.FILE_TRUNCATED:
+                    return  # rows of a key go on from one part to the next
+            before += part.rows()
+
+    def _of_part(self, part: VectorTable, dims: Mapping[Modality, int], run: "_Run") -> Iterator[Item | Reject]:
+        naming = _Naming.of(part, key=self.key, group=self.group, image=self.image, caption=self.caption)
+        position = 0
+        try:
+            for rows, vectors in part.batches(dims):
+                for row, record in enumerate(rows):
+                    position += 1
+                    try:
+                        entry = naming.entry(part.table, record)
+                    except RowError as error:
+                        key = printable(str(record.get(naming.key)))
+                        yield Reject(str(part.table), position, "read", error.reason, printable(str(error)), key)
+                    else:
+                        number = run.number(entry.key)
+                        for fault in entry.faults:
+                            yield Reject(entry.source, position, "read", fault.reason, str(fault), entry.key)
+                        for modality in self.modalities:
+                            for item in entry.items(modality, vectors[modality], row, number, position):
+                                yield from run.once(item, number)
+        except (OSError, pa.ArrowException) as error:
+            raise_lack(error, f"reading {part.table}")
+            yield Reject(str(part.table), position + 1, "read", Reason.FILE_TRUNCATED, str(error))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing_extensions import override
 
 from connector.corpora.items import PassedOver
-from connector.corpora.manifest import Manifest, ManifestRow
+from connector.corpora.manifest import Manifest, ManifestRow, placed
 from connector.corpora.opening import listed
 from connector.corpora.picture_files import ARCHIVE_SUFFIXES, passed_over
 from connector.corpora.samples import KeyRule, samples
@@ -52,17 +52,18 @@ class WebDataset(Manifest):
         for archive in self.shards():
             if not archive.is_file():
                 detail = f"expected an archive at {archive}"
-                yield Reject(str(archive), position, "read", Reason.ARCHIVE_MISSING, detail)
+                yield Reject(str(archive), 0, "read", Reason.ARCHIVE_MISSING, detail, reached=position)
                 continue
-            for row in samples(archive, position, self.key_rule):
-                yield row
-                position = row.position
+            before = position
+            for row in samples(archive, self.key_rule):
+                position = before + row.position
+                yield placed(row, position)
         for entry in sorted(listed(self.path)):
             if is_archive(entry):
                 continue
             if entry.name.lower().endswith(ARCHIVE_SUFFIXES) and entry.is_file():
                 detail = f"expected an archive ending in {', '.join(SUFFIXES)}; pack it again as one of these"
-                yield Reject(printable(str(entry)), position, "read", Reason.ARCHIVE_UNREADABLE, detail)
+                yield Reject(printable(str(entry)), 0, "read", Reason.ARCHIVE_UNREADABLE, detail, reached=position)
             else:
                 yield from passed_over(entry, position)
 

@@ -20,7 +20,7 @@ from alignment.plurals import counted, plural
 from alignment.sets.rows import Rows
 from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray, invalid_rows, rows_lost_in
-from connector.corpora.items import Corpus, Entry, Item, PassedOver
+from connector.corpora.items import Corpus, Entry, Item, PassedOver, reached
 from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
 from connector.encoding.preparation import Content, prepare, read_entry, read_image_of, reject_of
@@ -164,9 +164,9 @@ class Encoding:
             for entry, content in window:
                 seen_any = seen_any or not isinstance(entry, PassedOver)
                 self._take(entry, content, sinks)
-            reached = max(position, window[-1][0].position)
-            self._advance(reached - position)
-            position = reached
+            read = max(position, reached(window[-1][0]))
+            self._advance(read - position)
+            position = read
             yield from self._new_shards()
         if not seen_any and not self._may_be_empty:
             raise CorpusError(f"corpus {self._corpus.path} is empty: expected at least one image or caption")
@@ -253,7 +253,7 @@ class Encoding:
             self._pass_over(entry)
         elif isinstance(entry, Reject):
             if entry.reason not in OF_FIELDS:
-                self._unread(f"{entry.source}, row {entry.position}")
+                self._unread(f"{entry.source}, row {entry.position}" if entry.position else entry.source)
             self._run.reject(entry)
         elif entry.modality not in sinks:
             self._index.first_time(entry.modality, entry.key)  # the corpus holds it, although this pass leaves it out

@@ -69,7 +69,9 @@ class Run:
 
     def reject(self, refused: Reject) -> None:
         """Record a refused item."""
-        row = RejectRow(run_id=self.id, **asdict(refused))
+        recorded = asdict(refused)
+        del recorded["reached"]  # it is for progress
+        row = RejectRow(run_id=self.id, **recorded)
         row.detail = row.detail[:MAX_DETAIL_CHARACTERS]
         with self._lock:
             self.counts["rejected"] += 1

@@ -189,28 +189,30 @@ class TestFlickr:
             (
                 "x.csv",
                 b"image_name| comment_number| comment\n1.jpg| 0| one\n2.jpg| 4   A dog .\n2.jpg| 0| two\n",
-                (3, "row-unreadable", None),
+                (2, "row-unreadable", None),
             ),
-            ("x.txt", b"image,caption\n1.jpg,one\n1.jpg,\n2.jpg,two\n", (3, "caption-empty", "1.jpg#1")),
-            ("x.csv", b'"image","caption"\n"1.jpg","one"\n"1.jpg"," "\n2.jpg,two\n', (3, "caption-empty", "1.jpg#1")),
+            ("x.txt", b"image,caption\n1.jpg,one\n1.jpg,\n2.jpg,two\n", (2, "caption-empty", "1.jpg#1")),
+            ("x.csv", b'"image","caption"\n"1.jpg","one"\n"1.jpg"," "\n2.jpg,two\n', (2, "caption-empty", "1.jpg#1")),
             ("x.token", b"1.jpg#0\tone\n1.jpg#1\t\n2.jpg#0\ttwo\n", (2, "caption-empty", "1.jpg#1")),
-            ("x.txt", b"image,caption\n1.jpg,one\n2.jpg,a,b\n2.jpg,two\n", (3, "row-unreadable", None)),
+            ("x.txt", b"image,caption\n1.jpg,one\n2.jpg,a,b\n2.jpg,two\n", (2, "row-unreadable", None)),
             (
                 "x.txt",
                 b"image_name,comment_number,comment\n1.jpg,0,one\n2.jpg,0,a,b\n2.jpg,1,two\n",
-                (3, "row-unreadable", None),
+                (2, "row-unreadable", None),
             ),
         ],
     )
     def test_a_line_that_cannot_be_used(self, name: str, lines: bytes, refused: Any, tmp_path: Path) -> None:
         found = list(open_corpus(flickr(tmp_path, lines, name)))
         assert reasons(found) == [refused]
+        (reject,) = [one for one in found if isinstance(one, Reject)]
+        assert reject.detail.startswith(f"line {2 if name.endswith('.token') else 3}: ")  # a header is no row
         assert captions(found) == {"1.jpg#0": "one", "2.jpg#0": "two"}
 
     @pytest.mark.parametrize("others", [b"", b"1.jpg,one\n"])
     def test_an_empty_caption_is_refused_alone_and_leaves_its_image(self, others: bytes, tmp_path: Path) -> None:
         found = list(open_corpus(flickr(tmp_path, b"image,caption\n1.jpg,\n" + others, "captions.txt")))
-        assert reasons(found) == [(2, "caption-empty", "1.jpg#0")]
+        assert reasons(found) == [(1, "caption-empty", "1.jpg#0")]
         assert [item.key for item in found if isinstance(item, Item) and item.modality == "image"] == ["1.jpg"]
         assert captions(found) == ({"1.jpg#1": "one"} if others else {})
 

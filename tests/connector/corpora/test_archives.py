@@ -17,7 +17,7 @@ import pytest
 from connector.corpora import samples as archives
 from connector.corpora.formats import open_corpus
 from connector.corpora.images import ImageRejectedError, read_image
-from connector.corpora.items import Entry, Item, PassedOver
+from connector.corpora.items import Entry, Item, PassedOver, reached
 from connector.corpora.webdataset import WebDataset, expanded
 from connector.errors import CorpusError
 from connector.rejects import Reject
@@ -93,7 +93,8 @@ class TestSamples:
             "2a",
             "2b",
         ]
-        assert [one.position for one in found][::2] == [1, 2, 3, 4, 5, 6]
+        assert [one.position for one in found][::2] == [1, 2, 1, 2, 1, 2]
+        assert [reached(one) for one in found][::2] == [1, 2, 3, 4, 5, 6]
 
     def test_a_shard_that_is_missing_is_said(self, tmp_path: Path) -> None:
         write(tmp_path / "x-0.tar", *sample("a"))
@@ -339,7 +340,8 @@ class TestImg2Dataset:
         assert first.payload == {"caption": "one", "url": "http://x/000", "width": 8, "sha256": "00"}
         assert failed.detail == "HTTP Error 404: http://***@x/"
         assert failed.source == str(folder / "00000.parquet")
-        assert [one.position for one in found] == [1, 1, 2, 2, 3, 4, 5, 5, 6]
+        assert [one.position for one in found] == [1, 1, 2, 2, 2, 4, 1, 1, 2]
+        assert [reached(one) for one in found] == [1, 1, 2, 2, 3, 4, 5, 5, 6]
         assert opened.total() == 6
 
     def test_a_shard_whose_download_did_not_end(self, shard: Callable[..., Path]) -> None:

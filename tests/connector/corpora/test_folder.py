@@ -10,6 +10,7 @@ import pytest
 from connector.corpora import folder
 from connector.corpora.folder import Folder
 from connector.corpora.formats import open_corpus
+from connector.corpora.items import reached
 from connector.corpora.picture_files import image_suffixes
 from connector.errors import CorpusError, SettingsError
 from tests.support.corpora import (
@@ -34,11 +35,11 @@ def test_a_folder_is_its_images_with_the_lines_beside_them(tmp_path: Path) -> No
     opened = open_corpus(tmp_path)
     assert isinstance(opened, Folder)
     path = str(tmp_path)
-    assert [astuple(item)[:-2] for item in items(opened)] == [
+    assert [astuple(item)[:7] for item in items(opened)] == [
         ("image", "a.PNG", "a.PNG", tmp_path / "a.PNG", {"image": f"{path}/a.PNG"}, f"{path}/a.PNG", 1),
-        ("image", "b.jpg", "b.jpg", tmp_path / "b.jpg", {"image": f"{path}/b.jpg"}, f"{path}/b.jpg", 2),
-        ("text", "b.jpg#0", "b.jpg", "one", {"caption": "one"}, f"{path}/b.txt", 2),
-        ("text", "b.jpg#1", "b.jpg", "two", {"caption": "two"}, f"{path}/b.txt", 2),
+        ("image", "b.jpg", "b.jpg", tmp_path / "b.jpg", {"image": f"{path}/b.jpg"}, f"{path}/b.jpg", 1),
+        ("text", "b.jpg#0", "b.jpg", "one", {"caption": "one"}, f"{path}/b.txt", 1),
+        ("text", "b.jpg#1", "b.jpg", "two", {"caption": "two"}, f"{path}/b.txt", 3),
         (
             "image",
             "sub/c.webp",
@@ -46,11 +47,12 @@ def test_a_folder_is_its_images_with_the_lines_beside_them(tmp_path: Path) -> No
             tmp_path / "sub/c.webp",
             {"image": f"{path}/sub/c.webp"},
             f"{path}/sub/c.webp",
-            3,
+            1,
         ),
-        ("text", "sub/c.webp#0", "sub/c.webp", "one", {"caption": "one"}, f"{path}/sub/c.txt", 3),
+        ("text", "sub/c.webp#0", "sub/c.webp", "one", {"caption": "one"}, f"{path}/sub/c.txt", 1),
         ("text", "sub/c.webp#1", "sub/c.webp", "two", {"caption": "two"}, f"{path}/sub/c.txt", 3),
     ]
+    assert [reached(item) for item in items(opened)] == [1, 2, 2, 2, 3, 3, 3]
     assert rejects(opened) == []
     assert opened.total() == 3
 
@@ -104,7 +106,7 @@ def test_captions_that_are_a_pipe_are_refused_and_not_waited_for(tmp_path: Path)
     entries = read(tmp_path)
     assert [item.key for item in items(entries)] == ["a.png", "b.png", "b.png#0", "b.png#1"]
     [reject] = rejects(entries)
-    assert (reject.source, reject.position, reject.stage) == (str(tmp_path / "a.txt"), 1, "read")
+    assert (reject.source, reject.position, reject.stage) == (str(tmp_path / "a.txt"), 0, "read")
     assert (reject.reason, reject.key, reject.modality) == ("row-unreadable", "a.png", "text")
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from connector.corpora.folder import Folder
 from connector.corpora.formats import FORMATS, open_corpus
 from connector.corpora.images import decode, read_image
-from connector.corpora.items import Corpus
+from connector.corpora.items import Corpus, reached
 from connector.corpora.row_checks import RESERVED
 from connector.errors import CorpusError, SettingsError
 from tests.support.corpora import (
@@ -177,7 +177,7 @@ def test_every_format_is_read_again_alike_and_counts_up(format: str, tmp_path: P
     opened = open_corpus(SAMPLES[format](tmp_path))
     entries = list(opened)
     assert entries == list(opened)
-    positions = [one.position for one in entries]
+    positions = [reached(one) for one in entries]
     assert positions == sorted(positions)
     assert positions[0] == 1
     total = opened.total()

@@ -77,7 +77,7 @@ def test_captions_beside_pictures_are_refused_by_name(encoding: str, found: str,
     (tmp_path / "a.png").touch()
     (tmp_path / "a.txt").write_bytes("un café\nun thé".encode(encoding))
     entries = read(tmp_path)
-    assert reasons(entries) == [(1, "row-unreadable")]
+    assert reasons(entries) == [(0, "row-unreadable")]
     assert found in rejects(entries)[0].detail
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from connector.corpora.formats import open_corpus
+from connector.corpora.items import reached
 from connector.errors import CorpusError
 from tests.support.corpora import items, read, reasons, rejects
 from tests.support.errors import raises
@@ -75,8 +76,9 @@ def test_the_files_of_a_dataset_are_one_corpus(tmp_path: Path) -> None:
     opened = open_corpus(tmp_path / "data")
     assert (opened.format, opened.total()) == ("parquet", 6)
     assert [(item.key, item.position) for item in items(opened) if item.modality == "image"] == [
-        (content_key(n), n + 1) for n in range(6)
+        (content_key(n), n % 3 + 1) for n in range(6)
     ]
+    assert [reached(item) for item in items(opened) if item.modality == "image"] == [1, 2, 3, 4, 5, 6]
     assert items(opened)[-1].source == str(tmp_path / "data" / "train-00001-of-00002.parquet")
 
 
@@ -149,7 +151,7 @@ class TestImg2dataset:
             ("000000002", picture(2)),
             ("000000002#0", "a cat"),
         ]
-        assert reasons(entries) == [(3, "failed-to-download")]
+        assert reasons(entries) == [(2, "failed-to-download")]
         assert rejects(entries)[0].key == "000000001"
         image = items(entries)[0]
         assert image.payload["image"] == f"{folder}/00000.parquet/000000000.{kind}"

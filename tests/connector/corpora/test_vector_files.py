@@ -22,7 +22,7 @@ from alignment.modality import Modality
 from alignment.sets.cards import EncoderCard
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.vectors import invalid_rows
-from connector.corpora.items import Item, Vector
+from connector.corpora.items import Item, Vector, reached
 from connector.corpora.vector_files import open_vectors
 from connector.encoding.encoders import ImportedEncoder
 from connector.encoding.loading import load_encoder
@@ -207,7 +207,7 @@ class TestRows:
         assert reasons(found) == [
             (2, "vector-zero", "1.jpg"),
             (4, "vector-not-finite", "3.jpg"),
-            (6, "vector-not-finite", "5.jpg"),
+            (2, "vector-not-finite", "5.jpg"),
         ]
         assert len(vectors_of(found, "image")) == N - 3
 
@@ -356,6 +356,16 @@ class TestErrors:
         column = pa.array([None, []], pa.list_(pa.float32()))
         with raises(CorpusError, tmp_path / "t.parquet", "image"):
             list(open_vectors(parquet(tmp_path / "t.parquet", key=["a", "b"], x=column), ["image"]))
+
+
+def test_rows_are_counted_in_the_file_that_is_named(tmp_path: Path) -> None:
+    for number in range(3):
+        keys = ["same", None, f"{number}"]
+        parquet(tmp_path / f"{number}.parquet", key=keys, v=lists(np.eye(3, dtype=np.float32) + number))
+    found = list(open_vectors(tmp_path, ["image"]))
+    missing = [(one.source, one.position) for one in found if isinstance(one, Reject) and one.reason == "key-missing"]
+    assert missing == [(str(tmp_path / f"{number}.parquet"), 2) for number in range(3)]
+    assert [reached(one) for one in found] == list(range(1, 10))
 
 
 @given(arrays.arrays(np.float16, st.tuples(st.integers(1, 6), st.integers(1, 4))))
