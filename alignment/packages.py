@@ -39,6 +39,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "prometheus_client": "prometheus-client",
     "pyarrow": "pyarrow",
+    "pybase64": "pybase64",
     "pydantic": "pydantic",
     "qdrant_client": "qdrant-client",
     "qdrant_edge": "qdrant-edge-py",
