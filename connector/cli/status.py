@@ -195,7 +195,7 @@ def _print_runs(rows: Iterable[Mapping[str, Any]], collection: str | None) -> No
             **row,
             "counts": in_words(row["counts"]),
             "started": row["started"][:16].replace("T", " "),
-            "error": textwrap.shorten(row["error"], 60),
+            "error": textwrap.shorten(row["error"], 60, break_on_hyphens=False),
         }
         for row in rows
     ]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -284,9 +284,9 @@ class QdrantStore(Store):
 
     def _send(self, name: str, points: Points) -> None:
         """Write points in one request; only what the server calls completed counts as written."""
-        if self._connection.grpc:
-            upsert = cast(ConsistentClient, self._client).upsert_over_grpc
-            timeout = self._connection.timeout
+        client = self._client
+        if self._connection.grpc and isinstance(client, ConsistentClient):  # the one in memory speaks no protocol
+            upsert, timeout = client.upsert_over_grpc, self._connection.timeout
             self._cluster.write("a write to", upsert, name, points=grpc_points(points), timeout=timeout)
         else:
             self._cluster.write("a write to", self._client.upsert, name, points=rest_points(points))
