@@ -41,8 +41,8 @@ class PointIds:
         self._count += len(ids)
         self._sorted = None
 
-    def __len__(self) -> int:
-        """How many different ids were added."""
+    def distinct(self) -> int:
+        """Count the different ids that were added. No `len`: none added yet must not count as none given."""
         ids = self._in_order()
         # A batch begins with the last id of the one before, to tell whether the next is another one.
         batches = (ids[max(0, start - 1) : start + AT_ONCE] for start in range(0, len(ids), AT_ONCE))

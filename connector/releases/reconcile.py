@@ -179,7 +179,7 @@ def reconcile(
         if replicas := store.replicas(release.name):
             report.away = [str(node) for node in replicas.away]
         # Where every point was found, and there are as many, there are no others.
-        all_found = not report.absent and points == len(expected_ids) and not store.replicas(release.name)
+        all_found = not report.absent and points == expected_ids.distinct() and not store.replicas(release.name)
         for page in () if all_found else store.scroll(release.name):
             unknown = set(expected_ids.missing([record.id for record in page]))
             report.orphans.add([_item_name(record) for record in page if record.id in unknown])
