@@ -1,12 +1,11 @@
 """ONNX graphs of torch modules: how they are written, and the session that runs them on the CPU."""
 
 import os
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from alignment.interrupts import uninterrupted
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -66,22 +65,6 @@ def save_graph(onnx: bytes, path: Path) -> None:
         written.chmod(path.stat().st_mode)  # onnx writes weights for their owner alone
         with written.open("rb+") as file:
             os.fsync(file.fileno())
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait until the block ends: torch's exporter turns it into errors of its own, or loses it."""
-    if threading.current_thread() is not threading.main_thread():  # where Python hands signals to
-        yield
-        return
-    met: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: met.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if met:
-        raise KeyboardInterrupt
 
 
 def open_graph(onnx: bytes | Path) -> "InferenceSession":

@@ -9,12 +9,17 @@ import numpy as np
 import pyarrow as pa
 
 from alignment.errors import VectorError
+from alignment.interrupts import uninterrupted
 from alignment.modality import Modality
 from alignment.sets.cards import Dtype
 from alignment.vectors import FloatArray
 
 # Everything of a row but its vector, which is 90% of the bytes.
 IDENTITY = ["key", "group", "content_sha256", "payload"]
+
+# At its first conversion, pyarrow tries to import pandas, and loses a Ctrl-C that comes meanwhile.
+with uninterrupted():
+    pa.array([0.0]).to_numpy(zero_copy_only=False)
 
 
 @dataclass(frozen=True, slots=True)

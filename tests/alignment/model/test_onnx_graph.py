@@ -1,15 +1,12 @@
-"""Writing graphs: an interrupt waits, and what is saved is mapped and computes the same."""
+"""Writing graphs: what is saved is mapped, and computes the same."""
 
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
-from alignment.model.onnx_graph import WEIGHTS, open_graph, save_graph, uninterrupted, write_graph
+from alignment.model.onnx_graph import WEIGHTS, open_graph, save_graph, write_graph
 
 
 def test_a_saved_graph_computes_what_the_module_does_for_any_number_of_rows(tmp_path: Path) -> None:
@@ -26,19 +23,3 @@ def test_a_saved_graph_computes_what_the_module_does_for_any_number_of_rows(tmp_
         for session in (open_graph(onnx), open_graph(tmp_path / "a.onnx")):
             (y,) = session.run(["y"], {"x": x})
             np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_an_interrupt_waits_for_the_graph_under_way() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs tests in the background has it ignored
-    reached: list[str] = []
-    with pytest.raises(KeyboardInterrupt):
-        interrupted_in_the_middle(reached)
-    assert reached == ["the end of the block"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def interrupted_in_the_middle(reached: list[str]) -> None:
-    with uninterrupted():
-        os.kill(os.getpid(), signal.SIGINT)
-        reached.append("the end of the block")
-    reached.append("what comes after it")
