@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from alignment.modality import Modality
 from connector.rejects import Reject
@@ -74,8 +74,24 @@ def reached(entry: Entry) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Unit:
+    """A piece of a corpus that one process reads at a time. A plain value, which another process can be given.
+
+    Attributes:
+        name: unique in its corpus. A corpus that has not changed is cut into units of the same names again.
+        rows: how many rows of the corpus it has; None: that is known once it is read.
+    """
+
+    name: str
+    rows: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Corpus(ABC):
     """A stream of items from files. Iterating again reads again.
+
+    `units` cuts it. The entries of its units, one after the other, are its own, with the same positions, lines and
+    details. So all rows of one key are in one unit, and no entry is in two. `reached` begins at 0 in each unit.
 
     Attributes:
         format: name for `--format`.
@@ -102,6 +118,18 @@ class Corpus(ABC):
     def with_captions(self) -> Iterator[Entry]:
         """Yield the entries; each image carries the first caption of its key as payload, see `with_first_captions`."""
         return with_first_captions(self)
+
+    def units(self) -> Iterator[Unit]:
+        """Cut the corpus, in the order of its entries. What is wrong with it as a whole is an error here.
+
+        Raises:
+            CorpusError: the corpus cannot be read, or lacks columns.
+        """
+        yield Unit("whole")
+
+    def within(self, unit: Unit) -> Self:
+        """Return a corpus of the entries of one unit alone. What was checked of the whole is not checked again."""
+        return self
 
     @abstractmethod
     def total(self) -> int | None:

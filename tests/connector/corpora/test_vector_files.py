@@ -33,6 +33,7 @@ from connector.rejects import Reject
 from connector.requests import FitRequest, ImportRequest, IngestRequest, PushRequest
 from connector.settings import Settings
 from tests.support.errors import raises
+from tests.support.units_contract import check_units
 
 N, DIM, TEXT_DIM = 7, 4, 3
 SearchHit = list[Item | Reject]
@@ -95,6 +96,7 @@ class TestLayouts:
         found = list(opened)
         assert found == list(opened)
         assert (opened.total(), opened.dims()) == (N, {"image": DIM, "text": TEXT_DIM})
+        check_units(opened)
         assert list(vectors_of(found, "image").values()) == X.astype(dtype).astype(np.float32).tolist()
         assert list(vectors_of(found, "text").values()) == Y.astype(dtype).astype(np.float32).tolist()
         image, text = found[2:4]
