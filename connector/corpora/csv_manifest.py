@@ -1,7 +1,6 @@
 """CSV and TSV manifests, parsed strictly: a quote out of place refuses its rows instead of changing them."""
 
 import csv
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from typing_extensions import override
 
 from connector.corpora.bounded_lines import LineTooLongError, RecordLines
 from connector.corpora.columns import Columns
-from connector.corpora.items import LONGEST_FIELD, PassedOver
+from connector.corpora.items import LONGEST_FIELD, PassedOver, Remark
 from connector.corpora.manifest import ManifestRow
 from connector.corpora.opening import open_text, why_not_utf8
 from connector.corpora.picture_files import is_image_name, is_unsupported_name
@@ -24,8 +23,6 @@ from connector.safe_text import printable
 DELIMITERS = (",", ";", "\t", "|")
 # A first line of Excel's own that names the delimiter, such as `sep=;`.
 _NAMES_DELIMITER = re.compile(r'"?sep=([^\w\s"]|\t)"?[\r\n]*', re.IGNORECASE)
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +43,7 @@ class Csv(Table):
     quoting: bool | None = None
 
     @override
-    def records(self, columns: Columns) -> Iterator[ManifestRow | Reject | PassedOver]:
+    def records(self, columns: Columns) -> Iterator[ManifestRow | Reject | PassedOver | Remark]:
         """Yield a row per record; an empty field is missing."""
         delimiter, header = self._header(columns)
         for name in map(self._value, header):
@@ -55,38 +52,30 @@ class Csv(Table):
         columns.check(self.path, [name for name in header if name])
         records = self._records(delimiter, columns)
         next(records)
-        position, quoted = 0, 0
+        position, quoted, first_quoted, first_within, within = 0, 0, 0, "", 0
         may_be_quotes = self.quoting is None and not self._has_quotes
-        within: list[str] = []
         for record in records:
             if isinstance(record, PassedOver):
-                within.append(record.name)
+                first_within, within = first_within or record.name, within + 1
                 yield replace(record, position=position)
                 continue
             position += 1
             if isinstance(record, RowError):
                 yield Reject(str(self.path), position, "read", record.reason, printable(str(record)))
                 continue
-            if (
-                not quoted
-                and may_be_quotes
-                and any(field != '"' and field[:1] == field[-1:] == '"' for field in record.fields)
-            ):
-                quoted = position
+            if may_be_quotes and any(field != '"' and field[:1] == field[-1:] == '"' for field in record.fields):
+                first_quoted, quoted = first_quoted or position, quoted + 1
             pairs = zip(header, record.fields, strict=True)
             fields = {name: self._value(value) for name, value in pairs if name and value != ""}
             yield ManifestRow(position, fields, line=record.line)
         if quoted:
-            _log.warning("%s, row %d: quotes are kept; if they enclose fields, add --quoting", self.path, quoted)
+            text = f"{self.path}: quotes at both ends of a field are kept; if they enclose fields, add --quoting; rows"
+            yield Remark(text, quoted, f"row {first_quoted}")
         if unnamed := [str(number) for number, name in enumerate(header, start=1) if not name]:
-            _log.warning("%s: columns without a name are left out: %s", self.path, ", ".join(unnamed))
+            yield Remark(f"{self.path}: columns without a name are left out: {', '.join(unnamed)}")
         if within:
-            _log.warning(
-                "%s: the text in quotes has lines that look like rows, and %d more texts have; they are read as text: "
-                "close the quotes before lines that are rows",
-                within[0],
-                len(within) - 1,
-            )
+            text = "lines that look like rows are read as text, because quotes enclose them; close the quotes before "
+            yield Remark(f"{text}lines that are rows; texts", within, first_within)
 
     @override
     def total(self) -> int:

@@ -5,7 +5,6 @@
 00000.parquet with a column jpg  00000_stats.json               --output_format parquet
 """
 
-import logging
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from typing_extensions import override
 
-from connector.corpora.items import LONGEST_FIELD, PassedOver
+from connector.corpora.items import LONGEST_FIELD, PassedOver, Remark
 from connector.corpora.manifest import Manifest, ManifestRow, placed
 from connector.corpora.opening import listed
 from connector.corpora.parquet_manifest import BATCH_PICTURES, records
@@ -26,8 +25,6 @@ from connector.errors import CorpusError
 from connector.rejects import Reason, Reject
 from connector.resources import raise_lack
 from connector.safe_text import printable, redacted, without_secrets
-
-_log = logging.getLogger(__name__)
 
 SUCCESS = "success"
 MOST_MISSING = 100  # numbers between shards, for each shard that is there
@@ -58,7 +55,7 @@ class Img2Dataset(Manifest):
             return None  # a table is missing or broken; iterating yields the reject
 
     @override
-    def rows(self) -> Iterator[ManifestRow | Reject | PassedOver]:
+    def rows(self) -> Iterator[ManifestRow | Reject | PassedOver | Remark]:
         """Yield the samples of each shard, followed by its failed downloads; then what else is in the folder."""
         reached = 0
         for shard in self._shards():
@@ -82,12 +79,10 @@ class Img2Dataset(Manifest):
             if not _SHARD.fullmatch(entry.name):
                 yield from passed_over(entry, reached)
         if missing := self._missing():
-            _log.warning(
-                "%s: img2dataset numbers its shards without gaps, and %d are missing, among them %s; download again "
-                "what is missing, or add --format webdataset for archives that were chosen",
-                self.path,
+            yield Remark(
+                f"{self.path}: img2dataset numbers its shards without gaps; download again what is missing, among it "
+                f"{', '.join(missing[:3])}, or add --format webdataset for archives that were chosen; missing shards",
                 len(missing),
-                ", ".join(missing[:3]),
             )
             for shard in missing:
                 yield PassedOver(printable(str(self.path / shard)), reached, may_hide=True, counted=False)

@@ -1,4 +1,4 @@
-"""Items, and the `Corpus` contract of all readers: a stream of items, rejects and files that are passed over."""
+"""Items, and the `Corpus` contract of all readers: a stream of items, rejects, remarks and files passed over."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +13,7 @@ LONGEST_FIELD = 1 << 24  # bytes of a file of captions or metadata, characters o
 # Bytes of UTF-8, some 20 pages. A tokenizer takes about 400 bytes of memory for each before it truncates, and holds a
 # whole batch at a time.
 LONGEST_CAPTION = 1 << 16
+MOST_WAITING = 1000  # entries that an image without a caption keeps in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,48 @@ class PassedOver:
     counted: bool = True
 
 
-Entry = Item | Reject | PassedOver
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """What people should know of the corpus as a whole. Whoever reads it says it at the end, see `summed`.
+
+    >>> print(Remark("captions with quotes, which are kept", 12, "row 5"))
+    captions with quotes, which are kept: 12, the first in row 5
+
+    Attributes:
+        text: what is the case, and what to do.
+        count: how often; 0: that is not counted.
+        first: where it is met first.
+    """
+
+    text: str
+    count: int = 0
+    first: str = ""
+
+    def __str__(self) -> str:
+        count = f": {self.count}" if self.count else ""
+        return f"{self.text}{count}{', the first in ' if self.first else ''}{self.first}"
+
+
+Entry = Item | Reject | PassedOver | Remark
+
+
+def summed(remarks: Iterable[Remark]) -> list[Remark]:
+    """Make one remark of those of the same text, which units of a corpus have, with the sum of their counts.
+
+    >>> summed([Remark("rows without a group", 2), Remark("quotes", 1, "row 5"), Remark("rows without a group", 3)])
+    [Remark(text='rows without a group', count=5, first=''), Remark(text='quotes', count=1, first='row 5')]
+    """
+    sums: dict[str, Remark] = {}
+    for remark in remarks:
+        before = sums.setdefault(remark.text, replace(remark, count=0))
+        sums[remark.text] = replace(before, count=before.count + remark.count)
+    return list(sums.values())
 
 
 def reached(entry: Entry) -> int:
-    """Return how many rows of the corpus are read with this entry."""
+    """Return how many rows of the corpus, or of the unit that is read alone, are read with this entry."""
+    if isinstance(entry, Remark):
+        return 0
     if isinstance(entry, PassedOver) or entry.reached is None:
         return entry.position
     return entry.reached
@@ -91,7 +129,8 @@ class Corpus(ABC):
     """A stream of items from files. Iterating again reads again.
 
     `units` cuts it. The entries of its units, one after the other, are its own, with the same positions, lines and
-    details. So all rows of one key are in one unit, and no entry is in two. `reached` begins at 0 in each unit.
+    details. So all rows of one key are in one unit, and no entry is in two. `reached` begins at 0 in each unit, and
+    remarks are to be `summed`.
 
     Attributes:
         format: name for `--format`.
@@ -110,7 +149,7 @@ class Corpus(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[Entry]:
-        """Yield items, rejects and files that are passed over, in the order of the files.
+        """Yield items, rejects and files that are passed over, in the order of the files, and remarks at the end.
 
         A row or file that cannot be read is a reject, so that nothing is taken for gone because it was not read.
         """
@@ -139,26 +178,32 @@ class Corpus(ABC):
 def with_first_captions(entries: Iterable[Entry]) -> Iterator[Entry]:
     """Give each image the first caption of its key as payload `caption`, so that whoever finds the image can name it.
 
-    The image and the captions of a key follow each other, in any order. An image waits for the caption that follows it,
-    and rejects that come before that caption overtake it.
+    The image and the captions of a key follow each other, in any order, and the order stays. An image waits for the
+    caption that follows it, and up to `MOST_WAITING` entries wait behind it.
     """
     key: str | None = None
     caption: str | None = None
-    waiting: list[Item] = []
+    waiting: list[Entry] = []
     for entry in entries:
-        if not isinstance(entry, Item):
-            yield entry
-            continue
-        of_key = entry.key if entry.modality == "image" else entry.key.rpartition("#")[0]
-        if of_key != key:
-            yield from waiting
-            key, caption, waiting = of_key, None, []
-        caption = caption or entry.payload.get("caption")
-        if entry.modality == "image":
-            waiting.append(entry)
-        if caption is not None:
-            yield from (replace(image, payload={"caption": caption, **image.payload}) for image in waiting)
+        if isinstance(entry, Item):
+            of_key = entry.key if entry.modality == "image" else entry.key.rpartition("#")[0]
+            if of_key != key:
+                yield from waiting
+                key, caption, waiting = of_key, None, []
+            caption = caption or entry.payload.get("caption")
+        waiting.append(entry)
+        nothing_waits = len(waiting) == 1 and not _is_image(entry)
+        if caption is not None or nothing_waits or len(waiting) > MOST_WAITING:
+            yield from (_named(each, caption) for each in waiting)
             waiting = []
-        if entry.modality == "text":
-            yield entry
     yield from waiting
+
+
+def _is_image(entry: Entry) -> bool:
+    return isinstance(entry, Item) and entry.modality == "image"
+
+
+def _named(entry: Entry, caption: str | None) -> Entry:
+    if isinstance(entry, Item) and entry.modality == "image" and caption is not None:
+        return replace(entry, payload={"caption": caption, **entry.payload})
+    return entry

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from alignment.modality import Modality
 from connector.corpora.columns import Columns
-from connector.corpora.items import Corpus, Entry, Item, PassedOver
+from connector.corpora.items import Corpus, Entry, Item, PassedOver, Remark
 from connector.corpora.row_checks import RowError, check_caption, check_key, check_texts, storable, text_field
 from connector.rejects import Reason, Reject, at_line
 from connector.safe_text import printable
@@ -51,7 +51,7 @@ class Manifest(Corpus):
     """A file with a row per image or caption, or several of them."""
 
     @abstractmethod
-    def rows(self) -> Iterator[ManifestRow | Reject | PassedOver]:
+    def rows(self) -> Iterator[ManifestRow | Reject | PassedOver | Remark]:
         """Yield the rows of the files."""
 
     @override

@@ -4,7 +4,6 @@ A picture may be a path, the bytes of its file, or `struct<bytes, path>` as the 
 """
 
 import hashlib
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import date, time
@@ -15,6 +14,7 @@ import pyarrow as pa
 from typing_extensions import override
 
 from connector.corpora.columns import Columns
+from connector.corpora.items import Remark
 from connector.corpora.manifest import ManifestRow
 from connector.corpora.opening import check_access, listed, parquet_file
 from connector.corpora.row_checks import RowError
@@ -26,8 +26,6 @@ from connector.safe_text import printable
 
 BATCH_ROWS = 1024
 BATCH_PICTURES = 32  # rows that hold pictures, which may have megabytes each
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ class Parquet(Table):
         return columns
 
     @override
-    def records(self, columns: Columns) -> Iterator[ManifestRow | Reject]:
+    def records(self, columns: Columns) -> Iterator[ManifestRow | Reject | Remark]:
         """Yield the rows; a null field is missing. Columns of bytes other than that of the images are left out."""
         before, left_out = 0, dict[str, None]()
         for path in self._files():
@@ -82,8 +80,8 @@ class Parquet(Table):
                     yield Reject(*where, "read", Reason.FILE_TRUNCATED, detail, reached=before + position + 1)
                     return  # captions of a key go on from one file to the next
             before += position
-        if left_out:
-            _log.warning("%s: columns of bytes are no payload and are left out: %s", self.path, ", ".join(left_out))
+        for name in left_out:
+            yield Remark(f"{self.path}: a column of bytes is no payload and is left out: {printable(name)}")
 
     @override
     def named(self, columns: Columns, row: ManifestRow) -> ManifestRow:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from connector.corpora.items import Corpus, Entry, Item, PassedOver, reached
+from connector.corpora.items import Corpus, Entry, Item, PassedOver, Remark, reached
 from connector.errors import CorpusError
 from connector.rejects import OF_FIELDS, Reject
 
@@ -31,7 +31,7 @@ class CorpusPart(Corpus):
         """
         empty = True
         for entry in self.corpus.with_captions():
-            empty = empty and isinstance(entry, PassedOver)
+            empty = empty and isinstance(entry, PassedOver | Remark)
             if self.number_of(_hashed(entry), self.of) == self.number:
                 yield entry
             elif isinstance(entry, Reject) and entry.reason not in OF_FIELDS:
@@ -54,4 +54,6 @@ class CorpusPart(Corpus):
 def _hashed(entry: Entry) -> str:
     if isinstance(entry, Item):
         return entry.key
+    if isinstance(entry, Remark):
+        return entry.text
     return f"{entry.source}\0{entry.position}" if isinstance(entry, Reject) else entry.name

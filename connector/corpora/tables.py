@@ -1,6 +1,5 @@
 """Manifests that users make, JSONL, CSV and Parquet: rows with the columns that `Columns` names."""
 
-import logging
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing_extensions import override
 from alignment.value_kinds import kind_of
 from connector.corpora.bounded_lines import LineTooLongError, bounded_lines, count_lines
 from connector.corpora.columns import Columns
-from connector.corpora.items import PassedOver
+from connector.corpora.items import PassedOver, Remark
 from connector.corpora.manifest import Manifest, ManifestRow
 from connector.corpora.opening import check_utf8, opened, why_not_utf8
 from connector.corpora.picture_files import with_suffix
@@ -22,8 +21,6 @@ from connector.rejects import Reason, Reject, at_line
 from connector.safe_text import printable
 
 ROWS_PROBED = 1000  # of a file without a header, to see which columns it has
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +44,7 @@ class Table(Manifest):
         return Columns.of(self.key, self.image, self.caption, self.group)
 
     @abstractmethod
-    def records(self, columns: Columns) -> Iterator[ManifestRow | Reject | PassedOver]:
+    def records(self, columns: Columns) -> Iterator[ManifestRow | Reject | PassedOver | Remark]:
         """Yield the rows with the fields that the file has.
 
         Raises:
@@ -55,7 +52,7 @@ class Table(Manifest):
         """
 
     @override
-    def rows(self) -> Iterator[ManifestRow | Reject | PassedOver]:
+    def rows(self) -> Iterator[ManifestRow | Reject | PassedOver | Remark]:
         """Yield the rows with our own names of fields, and say at the end how many have no group."""
         columns, without_group = self.columns, 0
         for row in self.records(columns):
@@ -66,12 +63,8 @@ class Table(Manifest):
             without_group += _is_missing(named.fields.get("group"))
             yield named
         if without_group and self.group is not None:
-            _log.warning(
-                "%s: rows without a value in the column %r: %d; each is in a group of its own, that of its key",
-                self.path,
-                self.group,
-                without_group,
-            )
+            text = f"{self.path}: each row without a value in the column {self.group!r} is in a group of its own, that "
+            yield Remark(f"{text}of its key", without_group)
 
     def named(self, columns: Columns, row: ManifestRow) -> ManifestRow:
         """Return a row with our own names of fields, and the path of its image."""

@@ -20,7 +20,7 @@ from alignment.plurals import counted, plural
 from alignment.sets.rows import Rows
 from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray, invalid_rows, rows_lost_in
-from connector.corpora.items import Corpus, Entry, Item, PassedOver, reached
+from connector.corpora.items import Corpus, Entry, Item, PassedOver, Remark, reached, summed
 from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
 from connector.encoding.preparation import Content, prepare, read_entry, read_image_of, reject_of
@@ -113,6 +113,7 @@ class Encoding:
         self.unread_examples: list[str] = []
         self._passed_over: Counter[str] = Counter()
         self._left_out: Counter[Modality] = Counter()
+        self._remarks: list[Remark] = []
         self._corpus = corpus
         self._writer = writer
         self._encoders = encoders
@@ -162,9 +163,9 @@ class Encoding:
         seen_any, position = False, 0
         for window in pipeline.ahead(self._windows(), WINDOWS_AHEAD):
             for entry, content in window:
-                seen_any = seen_any or not isinstance(entry, PassedOver)
+                seen_any = seen_any or not isinstance(entry, PassedOver | Remark)
                 self._take(entry, content, sinks)
-            read = max(position, reached(window[-1][0]))
+            read = max(position, *(reached(entry) for entry, _ in window))
             self._advance(read - position)
             position = read
             yield from self._new_shards()
@@ -175,6 +176,8 @@ class Encoding:
         for sink in sinks.values():
             sink.close()
         self._report_passed_over()
+        for remark in summed(self._remarks):
+            _log.warning("%s", remark)
         say_truncated(self._run.counts["truncated"], self._encoders)
         yield from self._new_shards()
 
@@ -246,10 +249,12 @@ class Encoding:
         return {shard for _, shard in superseded.keys() | pruned.keys()}
 
     def _take(self, entry: Entry, content: "Content | Reject | None", sinks: Mapping[Modality, "_Sink"]) -> None:
-        """Record a reject or a file that is passed over, or pass an item to the sink of its modality."""
-        if not isinstance(entry, PassedOver):
+        """Record a reject, a remark or a file that is passed over, or pass an item to the sink of its modality."""
+        if not isinstance(entry, PassedOver | Remark):
             self._met.add(entry.modality)
-        if isinstance(entry, PassedOver):
+        if isinstance(entry, Remark):
+            self._remarks.append(entry)
+        elif isinstance(entry, PassedOver):
             self._pass_over(entry)
         elif isinstance(entry, Reject):
             if entry.reason not in OF_FIELDS:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from connector.corpora.formats import FORMATS, open_corpus
-from connector.corpora.items import Entry, Item, PassedOver
+from connector.corpora.items import Entry, Item, PassedOver, Remark
 from connector.rejects import Reject
 
 Records = list[dict[str, Any]]
@@ -75,6 +75,15 @@ def items(entries: Iterable[Entry]) -> list[Item]:
 
 def rejects(entries: Iterable[Entry]) -> list[Reject]:
     return [entry for entry in entries if isinstance(entry, Reject)]
+
+
+def placed(entries: Iterable[Entry]) -> list[Item | Reject]:
+    """What is in a row of its file."""
+    return [entry for entry in entries if isinstance(entry, Item | Reject)]
+
+
+def remarks(entries: Iterable[Entry]) -> list[Remark]:
+    return [entry for entry in entries if isinstance(entry, Remark)]
 
 
 def passed_over(entries: Iterable[Entry]) -> list[tuple[str, bool]]:

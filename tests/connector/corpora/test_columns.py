@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from connector.corpora.columns import Columns
 from connector.corpora.formats import open_corpus
 from connector.errors import CorpusError, SettingsError
-from tests.support.corpora import PYTHON, every_reader, items, read, reasons, rejects, write_lines, write_rows
+from tests.support.corpora import PYTHON, every_reader, items, read, reasons, rejects, remarks, write_lines, write_rows
 from tests.support.errors import raises
 
 PRODUCT = {"sku": "b-1", "photo": "img/1.jpg", "title": "a red cap", "blurb": "a cap for summer", "brand": "acme"}
@@ -111,15 +111,13 @@ def test_a_folder_has_no_columns(named: dict[str, Any], tmp_path: Path) -> None:
 
 
 @every_reader
-def test_rows_without_a_group_are_counted_and_are_groups_of_their_own(
-    suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_rows_without_a_group_are_counted_and_are_groups_of_their_own(suffix: str, tmp_path: Path) -> None:
     rows = [{**PRODUCT, "sku": f"b-{n}", "brand": brand} for n, brand in enumerate(["acme", None, "acme", None])]
     path = write_rows(tmp_path, suffix, rows)
-    entries = items(open_corpus(path, **NAMES))
-    assert [item.group for item in entries if item.modality == "image"] == ["acme", "b-1", "acme", "b-3"]
-    (warning,) = caplog.messages
-    assert ("2" in warning, "'brand'" in warning) == (True, True)
+    entries = list(open_corpus(path, **NAMES))
+    assert [item.group for item in items(entries) if item.modality == "image"] == ["acme", "b-1", "acme", "b-3"]
+    (remark,) = remarks(entries)
+    assert (remark.count, "'brand'" in remark.text) == (2, True)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

@@ -1,7 +1,6 @@
 """CSV and TSV: quotes change nothing without a word, and hide no rows."""
 
 import csv
-import logging
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from connector.corpora.formats import open_corpus
 from connector.corpora.items import PassedOver
 from connector.errors import CorpusError, SettingsError
-from tests.support.corpora import items, read, reasons, rejects
+from tests.support.corpora import items, read, reasons, rejects, remarks
 from tests.support.errors import raises
 
 HEADER = {"csv": "key,image,caption", "tsv": "key\timage\tcaption"}
@@ -64,14 +63,12 @@ def test_quotes_in_their_place_are_read(written: str, caption: str, tmp_path: Pa
     assert not rejects(entries)
 
 
-def test_a_field_with_a_line_that_may_be_a_row_is_named_and_keeps_items_from_pruning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_field_with_a_line_that_may_be_a_row_is_named_and_keeps_items_from_pruning(tmp_path: Path) -> None:
     path = tmp_path / "m.csv"
     path.write_text('key,caption\n1,"welcome\n2,mat"\n3,c\n')
     entries = read(path)
-    (warning,) = caplog.messages
-    assert f"{path}, line 2" in warning
+    (remark,) = remarks(entries)
+    assert (remark.count, remark.first) == (1, f"{path}, line 2")
     assert [item.key for item in items(entries)] == ["1#0", "3#0"]
     assert [entry.may_hide for entry in entries if isinstance(entry, PassedOver)] == [True]
     assert open_corpus(path).total() == 2
@@ -84,15 +81,14 @@ def test_quotes_of_a_tsv_are_characters(caption: str, tmp_path: Path) -> None:
     assert not rejects(entries)
 
 
-def test_quotes_of_a_tsv_enclose_fields_if_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_quotes_of_a_tsv_enclose_fields_if_asked(tmp_path: Path) -> None:
     path = write(tmp_path, '1\t1.png\t"a ""b""\tc"\n', "tsv")
     quoted = open_corpus(path, quoting=True)
     assert [item.content for item in items(quoted) if item.modality == "text"] == ['a "b"\tc']
     plain = write(tmp_path, '1\t1.png\t"a ""b"""\n2\t2.png\t"c"\n', "tsv")
-    with caplog.at_level(logging.WARNING):
-        texts = [item.content for item in items(read(plain)) if item.modality == "text"]
-    assert texts == ['"a ""b"""', '"c"']
-    assert [("row 1" in text, "--quoting" in text) for text in caplog.messages] == [(True, True)]
+    entries = read(plain)
+    assert [item.content for item in items(entries) if item.modality == "text"] == ['"a ""b"""', '"c"']
+    assert [(one.count, one.first, "--quoting" in one.text) for one in remarks(entries)] == [(2, "row 1", True)]
 
 
 def test_quotes_of_a_csv_are_characters_if_asked(tmp_path: Path) -> None:
@@ -130,7 +126,7 @@ def test_a_file_in_another_unicode_encoding_is_named(name: str, encoding: str, t
         read(tmp_path / name)
 
 
-def test_columns_without_a_name_are_left_out_and_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_columns_without_a_name_are_left_out_and_named_once(tmp_path: Path) -> None:
     """The first is what pandas writes for its index, the last what a spreadsheet writes for an empty column."""
     (tmp_path / "m.csv").write_text(",key,caption,,\n0,1,a,,\n1,2,b,x,\n")
     entries = read(tmp_path / "m.csv")
@@ -138,8 +134,8 @@ def test_columns_without_a_name_are_left_out_and_named_once(tmp_path: Path, capl
         ("1#0", {"caption": "a"}),
         ("2#0", {"caption": "b"}),
     ]
-    (warning,) = caplog.messages
-    assert "1, 4, 5" in warning
+    (remark,) = remarks(entries)
+    assert "1, 4, 5" in str(remark)
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])

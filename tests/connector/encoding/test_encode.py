@@ -24,7 +24,7 @@ from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray
 from connector.corpora.formats import open_corpus
-from connector.corpora.items import Corpus, Item
+from connector.corpora.items import Corpus, Entry, Item, Remark
 from connector.encoding.encode import WINDOWS_AHEAD, encode
 from connector.encoding.encoders import Encoder
 from connector.errors import CorpusError
@@ -158,6 +158,43 @@ class TestFirst:
         assert run_encode(corpus, tmp_path / "s", [given]).counts["left_out"] == int(left_out[0].split()[0])
         (said,) = caplog.messages
         assert [value for value in left_out if value not in said] == []
+
+    def test_what_is_remarked_of_the_corpus_is_said_once_with_its_sum(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        @dataclass(frozen=True, slots=True)
+        class Remarkable(Corpus):
+            def __iter__(self) -> Iterator[Entry]:
+                yield Remark("rows without a group", 2)
+                yield Item("text", "a", "a", "a text", {}, "list", 1)
+                yield Remark("quotes are kept")
+                yield Remark("rows without a group", 3)
+
+            def total(self) -> int:
+                return 1
+
+        encoders: Encoders = {"text": FakeTextEncoder()}
+        steps: list[int] = []
+        with SetWriter(tmp_path / "s", corpus="c", encoders={"text": encoders["text"].card}) as writer:
+            encode(Remarkable(tmp_path), writer, encoders, Run(1), advance=steps.append)
+        assert caplog.messages == ["rows without a group: 5", "quotes are kept"]
+        assert sum(steps) == 1
+
+    def test_a_corpus_of_remarks_alone_is_empty(self, tmp_path: Path) -> None:
+        @dataclass(frozen=True, slots=True)
+        class Empty(Corpus):
+            def __iter__(self) -> Iterator[Entry]:
+                yield Remark("columns without a name are left out")
+
+            def total(self) -> int:
+                return 0
+
+        encoders: Encoders = {"text": FakeTextEncoder()}
+        with (
+            SetWriter(tmp_path / "s", corpus="c", encoders={"text": encoders["text"].card}) as writer,
+            raises(CorpusError, tmp_path, "empty"),
+        ):
+            encode(Empty(tmp_path), writer, encoders, Run(1))
 
     def test_half_precision_is_close(self, manifest: Path, tmp_path: Path) -> None:
         encoders: Encoders = {"image": FakeImageEncoder()}
