@@ -19,6 +19,7 @@ EXTRAS = {
     ),
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "postgres": ("psycopg",),
+    "ray": ("ray",),
 }
 # What modalign itself depends on: the distribution that holds a module.
 DISTRIBUTIONS = {

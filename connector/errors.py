@@ -9,6 +9,7 @@ ModalignError                       (alignment.errors)
     ├── QueryError                  a search that asks for nothing that can be searched
     ├── PictureError                a picture to search with that is missing or cannot be decoded
     ├── OutputError                 a file or directory that a command cannot write
+    ├── ExecutorError               workers that cannot be had, or that are lost
     ├── ProvenanceError             the SQL database
     │   ├── NotMigratedError        has no tables, or older ones: run `modalign db upgrade`
     │   ├── LeaseLostError          another process has taken over the step of this one
@@ -74,6 +75,10 @@ class PictureError(ConnectorError):
 
 class OutputError(ConnectorError):
     """A file or directory that a command cannot write."""
+
+
+class ExecutorError(ConnectorError):
+    """Workers that cannot be had, or that are lost. What is done is kept: the same command goes on from there."""
 
 
 class ProvenanceError(ConnectorError):

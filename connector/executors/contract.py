@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from alignment.errors import DeviceError, MissingPackageError
+from alignment.plurals import counted
 from connector.errors import EncoderError, MismatchError, SettingsError
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class Failure:
 
     def __str__(self) -> str:
         where = f" on {self.node}" if self.node else ""
-        return f"failed {self.attempts} times, at last{where}: {self.kind}: {self.message}"
+        return f"failed {counted(self.attempts, 'time')}, at last{where}: {self.kind}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)

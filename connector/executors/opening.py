@@ -1,22 +1,61 @@
 """From the value of `--on` to the executor that it names."""
 
-from collections.abc import Iterator
+import os
+import secrets
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from connector.errors import SettingsError
+from alignment.packages import missing_package
 from connector.executors.contract import Executor
 from connector.executors.local import LocalExecutor
-
-LOCAL = "local"
+from connector.executors.placement import LOCAL, Placement
 
 
 @contextmanager
-def open_executor(on: str = LOCAL) -> Iterator[Executor]:
-    """Open the executor that `on` names, and end it with the block.
+def open_executor(
+    on: str = LOCAL,
+    *,
+    workers: str | None = None,
+    gpus_per_worker: float = 0.0,
+    modules: Iterable[str] = (),
+) -> Iterator[Executor]:
+    """Open the executor that `on` names, and end it and what it started with the block.
+
+    Args:
+        on: `local`: this process. `local:N`: N processes of this machine. `ray://HOST:PORT`: a cluster, from outside.
+            `auto`: the cluster that this machine belongs to.
+        workers: `MIN:MAX`. Fewer than MIN workers for a while are an error; None: 1, and as many as there is room for.
+        gpus_per_worker: share of a GPU, 0 to 1, or whole GPUs.
+        modules: names of top-level modules that workers import. Those that are files of yours, and of no installed
+            package, are sent to them.
 
     Raises:
-        SettingsError: `on` is none of the forms.
+        SettingsError: a value is malformed.
+        MissingPackageError: Ray is needed and not installed.
+        ExecutorError: the cluster cannot be reached.
+        MismatchError: it runs another version of Python or Ray.
     """
-    if on != LOCAL:
-        raise SettingsError(f"--on {on!r}: expected {LOCAL}", code="on")
-    yield LocalExecutor()
+    placement = Placement.parse(on, workers=workers, gpus_per_worker=gpus_per_worker)
+    if on == LOCAL:
+        yield LocalExecutor()
+        return
+    if placement.processes:
+        _guard_ports()
+    try:
+        # Ray is an extra, and takes a second to import.
+        from connector.executors.ray_connection import connected
+        from connector.executors.ray_executor import RayExecutor
+    except ImportError as error:
+        raise missing_package(error, f"--on {on}") from error
+    with connected(placement, modules):
+        yield RayExecutor(placement)
+
+
+def _guard_ports() -> None:
+    """Let Ray's processes on this machine answer this process alone: their ports are open to the network.
+
+    Ray reads this once, when it is imported. A program that has imported it before has chosen for itself.
+    """
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
