@@ -23,8 +23,9 @@ from alignment.modality import Modality
 from alignment.sets.writer import SetWriter
 from bench.row import Row, Sides
 from connector.corpora.formats import open_corpus
-from connector.encoding.encode import BATCH_ITEMS, encode
+from connector.encoding.encode import encode
 from connector.encoding.loading import load_encoders
+from connector.encoding.unit_encoder import BATCH_ITEMS
 from connector.home import Home
 from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance

@@ -10,8 +10,9 @@ from alignment.sets.writer import SetWriter, check_same_encoder, recorded_encode
 from connector.corpora.items import Corpus
 from connector.corpora.vector_files import open_vectors
 from connector.encoding.deferred import open_encoders
-from connector.encoding.encode import BATCH_ITEMS, SHARD_ROWS, encode
+from connector.encoding.encode import SHARD_ROWS, encode
 from connector.encoding.encoders import Encoder, ImportedEncoder
+from connector.encoding.unit_encoder import BATCH_ITEMS
 from connector.progress import progress
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run

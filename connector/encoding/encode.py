@@ -1,31 +1,35 @@
-"""Encode a corpus into an embedding set: resumable, and never the same content twice.
+"""Encode a corpus into an embedding set: resumable, and nothing again that the set holds.
+
+A worker encodes the units of the corpus (`connector.encoding.unit_encoder`). What it yields is taken here, in the order
+of the corpus, against an index of the set: it decides which rows are new, which keep their vectors, and which are
+rejected, and writes the shards.
 
 A killed encode leaves whole shards. The next one reads the corpus from the start and skips items that are already in
 the shards, so it makes the same batches and shards as an uninterrupted run.
 """
 
-import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Self
 
 import numpy as np
 
+from alignment.errors import EmbeddingSetError
 from alignment.modality import Modality
 from alignment.plurals import counted, plural
 from alignment.sets.rows import Rows
 from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray, invalid_rows, rows_lost_in
-from connector.corpora.items import Corpus, Entry, Item, PassedOver, Remark, reached, summed
+from connector.corpora.items import Corpus, Item, PassedOver, Remark, reached, summed
 from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
-from connector.encoding.preparation import Content, prepare, read_entry, read_image_of, reject_of
+from connector.encoding.preparation import reject_of
 from connector.encoding.set_index import Gone, SetIndex
 from connector.encoding.truncation import count_truncated, is_truncated, say_truncated
+from connector.encoding.unit_encoder import BATCH_ITEMS, Content, EncodedItem, Group, Row, UnitEncoder
 from connector.errors import CorpusError
 from connector.progress import Advance
 from connector.provenance.runs import Run
@@ -35,9 +39,6 @@ from connector.settings import MAX_PIXELS
 _log = logging.getLogger(__name__)
 
 SHARD_ROWS = 1024
-BATCH_ITEMS = 32
-DECODING_THREADS = 4
-WINDOW_BYTES = 64 << 20  # of images out of archives, which the window holds in memory
 EXAMPLES = 3  # files to name in a message
 WINDOWS_AHEAD = 2  # of `batch_items` entries: prepared images are 600 kB each
 
@@ -129,7 +130,7 @@ class Encoding:
 
     def __enter__(self) -> Self:
         card = self._writer.card
-        self._truncated = card.truncated if card.complete else None
+        self._truncated_before = card.truncated if card.complete else None
         self._index = SetIndex(self._writer)
         if self._drop({}):  # superseded rows of a killed encode; afterwards each key is in one shard only
             self._index.close()
@@ -145,36 +146,24 @@ class Encoding:
         Raises:
             CorpusError: the corpus is empty, and `may_be_empty` is not set.
         """
-        sinks = {
-            modality: _Sink(
-                modality,
-                encoder,
-                self._writer,
-                self._index,
-                self._run,
-                self._batch_items,
-                self._shard_rows,
-                self._max_pixels,
-                self._written,
-                self._truncated == 0,
-            )
-            for modality, encoder in self._encoders.items()
-        }
+        self._sinks = {modality: self._sink(modality, encoder) for modality, encoder in self._encoders.items()}
         seen_any, position = False, 0
-        for window in pipeline.ahead(self._windows(), WINDOWS_AHEAD):
-            for entry, content in window:
-                seen_any = seen_any or not isinstance(entry, PassedOver | Remark)
-                self._take(entry, content, sinks)
-            read = max(position, *(reached(entry) for entry, _ in window))
-            self._advance(read - position)
-            position = read
+        for group in self._groups(pipeline):
+            for row in group:
+                seen_any = seen_any or not isinstance(row, PassedOver | Remark)
+                self._take(row)
+            for sink in self._sinks.values():
+                sink.end_group()
+            read = max((reached(row.item if isinstance(row, EncodedItem) else row) for row in group), default=0)
+            self._advance(max(0, read - position))
+            position = max(position, read) if group else 0  # of the next unit
             yield from self._new_shards()
         if not seen_any and not self._may_be_empty:
             raise CorpusError(f"corpus {self._corpus.path} is empty: expected at least one image or caption")
         if not self._may_be_empty:
             self._say_what_is_missing()
-        for sink in sinks.values():
-            sink.close()
+        for sink in self._sinks.values():
+            sink.write()
         self._report_passed_over()
         for remark in summed(self._remarks):
             _log.warning("%s", remark)
@@ -198,16 +187,15 @@ class Encoding:
         self._texts_changed |= any(shard.modality == "text" for shard in shards)
         return iter(shards)
 
-    def _windows(self) -> Generator["_Window", None, None]:
-        """Read, hash and prepare the corpus window by window, in order, with several threads."""
-        with ThreadPoolExecutor(DECODING_THREADS) as threads:
-            stream = self._corpus.with_captions()
-            while window := _take_window(stream, self._batch_items):
-                contents = threads.map(self._read, window)
-                yield list(zip(window, contents, strict=True))
+    def _groups(self, pipeline: Pipeline) -> Iterator[Group]:
+        """Encode the units of the corpus in this process, reading ahead."""
+        encoder = UnitEncoder(self._encoders, self._index.known, self._batch_items, self._max_pixels)
+        units = (self._corpus.within(unit) for unit in self._corpus.units())
+        return encoder.groups(pipeline.ahead(encoder.windows(units), WINDOWS_AHEAD))
 
-    def _read(self, entry: Item | Reject) -> "Content | Reject | None":
-        return read_entry(entry, self._encoders, self._index, self._max_pixels)
+    def _sink(self, modality: Modality, encoder: Encoder) -> "_Sink":
+        whole = self._truncated_before == 0
+        return _Sink(modality, encoder, self._writer, self._index, self._run, self._shard_rows, self._written, whole)
 
     def gone(self) -> dict[Modality, Gone]:
         """Count the rows of the set whose items this pass has not seen, by modality."""
@@ -232,12 +220,17 @@ class Encoding:
         else:
             self._run.counts["no_longer_in_corpus"] = sum(gone.rows for gone in self.gone().values())
         changed = self._drop(pruned)
-        taken = self._run.counts["truncated"]
-        truncated = count_truncated(
-            self._writer, self._encoders, self._truncated, changed=self._texts_changed, taken=taken
-        )
-        self._writer.finish(truncated)
+        self._writer.finish(self._count_truncated())
         return changed
+
+    def _count_truncated(self) -> int | None:
+        """Return how many captions of the set are truncated; None: it is not known."""
+        sink = self._sinks.get("text")
+        if sink and sink.rows_written and sink.truncated_rows is not None and not self._index.held("text"):
+            return sink.truncated_rows
+        taken = self._run.counts["truncated"]
+        before = self._truncated_before
+        return count_truncated(self._writer, self._encoders, before, changed=self._texts_changed, taken=taken)
 
     def _drop(self, pruned: Mapping[tuple[Modality, str], Collection[int]]) -> set[str]:
         """Rewrite shards without their superseded and pruned rows; return the names of these shards."""
@@ -248,28 +241,33 @@ class Encoding:
             self._texts_changed |= modality == "text"
         return {shard for _, shard in superseded.keys() | pruned.keys()}
 
-    def _take(self, entry: Entry, content: "Content | Reject | None", sinks: Mapping[Modality, "_Sink"]) -> None:
+    def _take(self, row: Row) -> None:
         """Record a reject, a remark or a file that is passed over, or pass an item to the sink of its modality."""
-        if not isinstance(entry, PassedOver | Remark):
-            self._met.add(entry.modality)
-        if isinstance(entry, Remark):
-            self._remarks.append(entry)
-        elif isinstance(entry, PassedOver):
-            self._pass_over(entry)
-        elif isinstance(entry, Reject):
-            if entry.reason not in OF_FIELDS:
-                self._unread(f"{entry.source}, row {entry.position}" if entry.position else entry.source)
-            self._run.reject(entry)
-        elif entry.modality not in sinks:
-            self._index.first_time(entry.modality, entry.key)  # the corpus holds it, although this pass leaves it out
+        if isinstance(row, Remark):
+            self._remarks.append(row)
+        elif isinstance(row, PassedOver):
+            self._pass_over(row)
+        elif isinstance(row, Reject):
+            self._met.add(row.modality)
+            if row.reason not in OF_FIELDS:
+                self._unread(f"{row.source}, row {row.position}" if row.position else row.source)
+            self._run.reject(row)
+        else:
+            self._take_item(row)
+
+    def _take_item(self, row: EncodedItem) -> None:
+        item = row.item
+        self._met.add(item.modality)
+        first_time = self._index.first_time(item.modality, item.key)
+        if row.content is None:  # the corpus holds it, although this pass leaves it out
             self._run.counts["left_out"] += 1
-            self._left_out[entry.modality] += 1
-        elif not self._index.first_time(entry.modality, entry.key):
-            self._run.reject(reject_of(entry, "read", Reason.KEY_DUPLICATE, _met_before(entry)))
-        elif isinstance(content, Reject):
-            self._run.reject(content)
-        elif content is not None:
-            sinks[entry.modality].take(entry, content)
+            self._left_out[item.modality] += 1
+        elif not first_time:
+            self._run.reject(reject_of(item, "read", Reason.KEY_DUPLICATE, _met_before(item)))
+        elif isinstance(row.content, Reject):
+            self._run.reject(row.content)
+        else:
+            self._sinks[item.modality].take(item, row.payload, row.content)
 
     def _pass_over(self, entry: PassedOver) -> None:
         if entry.may_hide:
@@ -300,108 +298,108 @@ def _met_before(item: Item) -> str:
     return f"the corpus has {item.modality} key {item.key!r} before; make keys unique"
 
 
-def _take_window(stream: Iterator[Entry], most_items: int) -> list[Entry]:
-    """Take up to `most_items` entries, fewer if they hold more than `WINDOW_BYTES` of images."""
-    window: list[Entry] = []
-    size = 0
-    while len(window) < most_items and size < WINDOW_BYTES and (entry := next(stream, None)) is not None:
-        window.append(entry)
-        size += len(entry.content) if isinstance(entry, Item) and isinstance(entry.content, bytes) else 0
-    return window
-
-
-_Window = list[tuple[Entry, Content | Reject | None]]
-
-
 @dataclass(slots=True)
 class _Sink:
-    """Collects items of one modality into batches for the encoder and encoded rows into shards."""
+    """Collects the new rows of one modality into shards.
+
+    Attributes:
+        none_truncated: whether the captions that the set held before the pass are all whole.
+        rows_written: by this pass.
+        truncated_rows: captions among them that are truncated; None: it is not known.
+    """
 
     modality: Modality
     encoder: Encoder
     writer: SetWriter
     index: SetIndex
     run: Run
-    batch_items: int
     shard_rows: int
-    max_pixels: int
     written: list[Shard]
-    none_truncated: bool  # of the vectors that `index` finds
-    _batch: list[tuple[Item, Content]] = field(default_factory=list)
-    _known: dict[int, FloatArray] = field(default_factory=dict)
+    none_truncated: bool
+    rows_written: int = 0
+    truncated_rows: int | None = 0
+    _group: list["_NewRow"] = field(default_factory=list)
     _rows: list[Rows] = field(default_factory=list)
 
-    def take(self, item: Item, content: Content) -> None:
-        """Skip an unchanged item, reuse the vector of equal content, or add the item to the next batch."""
-        payload = json.dumps(item.payload, ensure_ascii=False, sort_keys=True)
+    def take(self, item: Item, payload: str, content: Content) -> None:
+        """Skip an unchanged item; otherwise find its vector in the set, or take the worker's."""
         stored = self.index.find_key(self.modality, item.key)
         if stored and stored.matches(content.sha256, item.group, payload):
             self.run.count("already_in_set", 1)
             return
-        vector = self.index.find_vector(self.modality, content.sha256)
-        surely_whole = vector is not None and self.none_truncated
-        if isinstance(item.content, str) and not surely_whole and is_truncated(self.encoder, item.content):
+        held = self.index.find_vector(self.modality, content.sha256)
+        vector = content.vector if held is None else held
+        if vector is None:
+            raise EmbeddingSetError(
+                f"embedding set {self.writer.path} has lost the vector of {self.modality} {item.key!r} while it was "
+                "written; run the same command again"
+            )
+        truncated = content.truncated
+        if content.vector is None and isinstance(item.content, str):
+            truncated = False if self.none_truncated else is_truncated(self.encoder, item.content)
+        if truncated:
             self.run.count("truncated", 1)
-        if vector is not None:
-            self._known[len(self._batch)] = vector
-        elif content.prepared is None:
-            # A text, or an image whose stored row was superseded after the image was read.
-            if isinstance(item.content, Path | bytes):
-                prepared = read_image_of(item, item.content, self.encoder, self.max_pixels)
-            else:
-                prepared = prepare(item, content.sha256, str(item.content), self.encoder, self.max_pixels)
-            if isinstance(prepared, Reject):
-                self.run.reject(prepared)
-                return
-            content = prepared
-        self._batch.append((replace(item, content=""), content))  # the bytes of an image are needed no more
-        if len(self._batch) - len(self._known) >= self.batch_items or len(self._batch) >= self.shard_rows:
-            self._encode()
+        reused = held is not None or content.copied
+        self._group.append(_NewRow(item, payload, content.sha256, vector, truncated, reused))
 
-    def close(self) -> None:
-        """Encode and write the remaining items."""
-        self._encode()
-        self._write()
-
-    def _encode(self) -> None:
-        if not self._batch:
+    def end_group(self) -> None:
+        """Check the vectors of the rows taken since the last call; write a shard if there are enough of them."""
+        if not self._group:
             return
-        vectors = np.zeros((len(self._batch), self.encoder.dim), np.float32)
-        fresh = [row for row in range(len(self._batch)) if row not in self._known]
-        if fresh:
-            vectors[fresh] = self.encoder.embed(self.modality, [self._batch[row][1].prepared for row in fresh])
-        for row, vector in self._known.items():
-            vectors[row] = vector
+        rows, self._group = self._group, []
+        vectors = np.stack([row.vector for row in rows])
         dtype = self.writer.card.dtype
         invalid = {**rows_lost_in(vectors, dtype), **invalid_rows(vectors)}
-        for row, reason in invalid.items():
-            item = self._batch[row][0]
+        for number, reason in invalid.items():
             detail = f"expected a finite vector with a norm above 0 from {self.encoder.spec}, which {dtype} can hold"
-            self.run.reject(reject_of(item, "encode", Reason(reason), detail))
-        valid = [row for row in range(len(self._batch)) if row not in invalid]
-        self.run.counts["reused"] += len(self._known)
-        self.run.counts["encoded"] += len(fresh) - len(invalid)
-        self._rows.append(_rows(self.modality, [self._batch[row] for row in valid], vectors[valid]))
-        self._batch, self._known = [], {}
+            self.run.reject(reject_of(rows[number].item, "encode", Reason(reason), detail))
+        valid = [number for number in range(len(rows)) if number not in invalid]
+        reused = sum(rows[number].reused for number in valid)
+        self.run.counts["reused"] += reused
+        self.run.counts["encoded"] += len(valid) - reused
+        for number in valid:
+            truncated = rows[number].truncated
+            before = self.truncated_rows
+            self.truncated_rows = None if before is None or truncated is None else before + truncated
+        if valid:
+            self._rows.append(_rows(self.modality, [rows[number] for number in valid], vectors[valid]))
         if sum(map(len, self._rows)) >= self.shard_rows:
-            self._write()
+            self.write()
 
-    def _write(self) -> None:
-        rows = [part for part in self._rows if len(part)]
-        if rows:
-            joined = Rows.concatenate(rows)
-            shard = self.writer.append(joined)
-            self.written.append(Shard(self.modality, shard, self.index.add(shard, joined)))
-            self.none_truncated = False
+    def write(self) -> None:
+        """Write the rows that are left as a shard."""
+        if not self._rows:
+            return
+        joined = Rows.concatenate(self._rows)
         self._rows = []
+        shard = self.writer.append(joined)
+        self.written.append(Shard(self.modality, shard, self.index.add(shard, joined)))
+        self.rows_written += len(joined)
 
 
-def _rows(modality: Modality, batch: Sequence[tuple[Item, Content]], vectors: FloatArray) -> Rows:
+@dataclass(slots=True)
+class _NewRow:
+    """A row on its way into a shard.
+
+    Attributes:
+        truncated: whether its caption is longer than the encoder reads; None: unknown.
+        reused: its vector was not computed for it.
+    """
+
+    item: Item
+    payload: str
+    sha256: str
+    vector: FloatArray
+    truncated: bool | None
+    reused: bool
+
+
+def _rows(modality: Modality, rows: list[_NewRow], vectors: FloatArray) -> Rows:
     return Rows(
         modality,
-        [item.key for item, _ in batch],
-        [item.group for item, _ in batch],
-        [content.sha256 for _, content in batch],
-        [json.dumps(item.payload, ensure_ascii=False, sort_keys=True) for item, _ in batch],
+        [row.item.key for row in rows],
+        [row.item.group for row in rows],
+        [row.sha256 for row in rows],
+        [row.payload for row in rows],
         vectors,
     )

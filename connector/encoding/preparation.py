@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,53 +11,48 @@ from alignment.modality import Modality
 from connector.corpora.images import ImageRejectedError, decode, reading
 from connector.corpora.items import Entry, Item, Vector
 from connector.encoding.encoders import Encoder
-from connector.encoding.set_index import SetIndex
+from connector.encoding.known_contents import KnownContents
 from connector.errors import EncoderError
 from connector.rejects import Reason, Reject, Stage, at_line
 from connector.resources import raise_lack
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class Prepared:
     """The hash of an item, with its input for the encoder.
 
-    Content that already has a vector in the set is not prepared. Texts are prepared later, by one thread, because
-    tokenizers are not thread-safe.
+    Attributes:
+        sha256: of the content.
+        model_input: what the encoder takes. None: the set holds a vector of the content, or it is a text. Texts are
+            prepared later, by one thread, because tokenizers are not thread-safe.
     """
 
     sha256: str
-    prepared: Any = None
+    model_input: Any = None
 
 
 def read_entry(
-    entry: Entry, encoders: Mapping[Modality, Encoder], index: SetIndex, max_pixels: int
-) -> Content | Reject | None:
-    """Read, hash and prepare one item; runs in a thread."""
+    entry: Entry, encoders: Mapping[Modality, Encoder], known: KnownContents, max_pixels: int
+) -> Prepared | Reject | None:
+    """Read, hash and prepare one item; of an image that is `known`, only read and hash; runs in a thread."""
     if not isinstance(entry, Item) or entry.modality not in encoders:
         return None
     if isinstance(entry.content, str):
-        return Content(hashlib.sha256(entry.content.encode()).hexdigest())
+        return Prepared(hashlib.sha256(entry.content.encode()).hexdigest())
     if isinstance(entry.content, Vector):
         values = entry.content.values
-        return Content(hashlib.sha256(values).hexdigest(), np.frombuffer(values, "<f4"))
-    return read_image_of(entry, entry.content, encoders[entry.modality], max_pixels, index)
-
-
-def read_image_of(
-    item: Item, image: Path | bytes, encoder: Encoder, max_pixels: int, index: SetIndex | None = None
-) -> Content | Reject:
-    """Read and hash an image, and prepare it unless `index` knows its hash."""
+        return Prepared(hashlib.sha256(values).hexdigest(), np.frombuffer(values, "<f4"))
     try:
-        with reading(image) as file:
+        with reading(entry.content) as file:
             sha256 = hashlib.sha256(file).hexdigest()
-            if index is not None and index.knows(item.modality, sha256):
-                return Content(sha256)
-            return prepare(item, sha256, file, encoder, max_pixels)
+            if known.among(entry.modality, [sha256]):
+                return Prepared(sha256)
+            return prepare(entry, sha256, file, encoders[entry.modality], max_pixels)
     except ImageRejectedError as error:
-        return reject_of(item, "read", error.reason, str(error))
+        return reject_of(entry, "read", error.reason, str(error))
 
 
-def prepare(item: Item, sha256: str, content: str | bytes, encoder: Encoder, max_pixels: int) -> Content | Reject:
+def prepare(item: Item, sha256: str, content: str | bytes, encoder: Encoder, max_pixels: int) -> Prepared | Reject:
     """Decode and preprocess the file of an image, or preprocess a text.
 
     Raises:
@@ -69,7 +63,7 @@ def prepare(item: Item, sha256: str, content: str | bytes, encoder: Encoder, max
     encoder = encoder.loaded()  # what that raises is about no item
     try:
         loaded = content if isinstance(content, str) else decode(content, max_pixels)
-        return Content(sha256, encoder.prepare(item.modality, loaded))
+        return Prepared(sha256, encoder.prepare(item.modality, loaded))
     except ImageRejectedError as error:
         return reject_of(item, "decode", error.reason, str(error))
     except SystemExit as error:

@@ -3,16 +3,20 @@
 import hashlib
 import json
 import sqlite3
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+
+import numpy as np
 
 from alignment.modality import MODALITIES, Modality
 from alignment.sets.rows import IDENTITY, Rows
 from alignment.sets.shards import read_shard
 from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray
+from connector.encoding.known_contents import DIGEST, Digests, KnownContents, digests
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,9 @@ class SetIndex:
 
     The index is a temporary SQLite file that goes with the process: memory is bounded at any corpus size, and a kill
     leaves nothing to repair.
+
+    Attributes:
+        known: the contents that the set held vectors of before the pass. `find_vector` finds them until the pass ends.
     """
 
     def __init__(self, writer: SetWriter):
@@ -63,18 +70,30 @@ class SetIndex:
                 PRIMARY KEY (modality, key)
             ) WITHOUT ROWID;
             CREATE INDEX by_content ON current (modality, content, shard, row);
-            CREATE TABLE superseded (modality TEXT, shard TEXT, row INTEGER);
+            CREATE TABLE superseded (modality TEXT, content TEXT, shard TEXT, row INTEGER);
+            CREATE INDEX superseded_by_content ON superseded (modality, content);
             CREATE TABLE seen (modality TEXT, key TEXT, PRIMARY KEY (modality, key)) WITHOUT ROWID;
             """
         )
         self._directory = writer.path
         self._cached: tuple[tuple[Modality, str], FloatArray] | None = None
-        for modality in MODALITIES:
-            for shard, table in writer.identities(modality):
-                identity = zip(*(table.column(name).to_pylist() for name in IDENTITY), strict=True)
-                self._insert(modality, shard.name, list(identity))
+        self.known = KnownContents({modality: self._read(writer, modality) for modality in MODALITIES})
         count = "SELECT modality, count(*) FROM current GROUP BY modality"
         self._rows_before: dict[Modality, int] = dict(self._database.execute(count))
+
+    def _read(self, writer: SetWriter, modality: Modality) -> Digests:
+        """Index the rows of a modality; return the sorted hashes of their contents, in memory that is a file's."""
+        with tempfile.TemporaryFile() as file:
+            for shard, table in writer.identities(modality):
+                columns = {name: table.column(name).to_pylist() for name in IDENTITY}
+                self._insert(modality, shard.name, list(zip(*columns.values(), strict=True)))
+                file.write(digests(columns["content_sha256"]).tobytes())
+            if not (size := file.tell()):
+                return np.empty(0, DIGEST)
+            file.flush()
+            known = np.memmap(file, DIGEST, "r+", shape=(size // DIGEST.itemsize,))
+        known.sort()
+        return known
 
     def add(self, shard: Path, rows: Rows) -> bool:
         """Add a new shard, which supersedes older rows of its keys; return whether all keys are new."""
@@ -84,7 +103,7 @@ class SetIndex:
     def _insert(self, modality: Modality, shard: str, identity: Sequence[tuple[str, str, str, str]]) -> bool:
         self._database.execute("BEGIN")
         superseding = self._database.executemany(
-            "INSERT INTO superseded SELECT modality, shard, row FROM current WHERE modality = ? AND key = ?",
+            "INSERT INTO superseded SELECT modality, content, shard, row FROM current WHERE modality = ? AND key = ?",
             ((modality, key) for key, *_ in identity),
         )
         self._database.executemany(
@@ -107,13 +126,11 @@ class SetIndex:
         columns = self._database.execute(query, (modality, key)).fetchone()
         return StoredRow(*columns) if columns else None
 
-    def knows(self, modality: Modality, content_sha256: str) -> bool:
-        """Whether the set holds a vector of this content. Thread-safe."""
-        query = "SELECT 1 FROM current INDEXED BY by_content WHERE modality = ? AND content = ?"
-        return self._database.execute(query, (modality, content_sha256)).fetchone() is not None
-
     def find_vector(self, modality: Modality, content_sha256: str) -> FloatArray | None:
-        """Return the vector (d,) of this content, or None if the set holds none."""
+        """Return the vector (d,) of this content, or None if the set holds none.
+
+        Rows that are superseded have theirs until `Encoding.finish` drops them.
+        """
         # Without INDEXED BY, SQLite uses the primary key and reads every row of the modality.
         query = """
             SELECT shard, row FROM current INDEXED BY by_content WHERE modality = ? AND content = ?
@@ -121,12 +138,19 @@ class SetIndex:
         """
         place = self._database.execute(query, (modality, content_sha256)).fetchone()
         if place is None:
+            query = "SELECT shard, row FROM superseded WHERE modality = ? AND content = ? LIMIT 1"
+            place = self._database.execute(query, (modality, content_sha256)).fetchone()
+        if place is None:
             return None
         shard, row = place
         if self._cached is None or self._cached[0] != (modality, shard):
             self._cached = (modality, shard), read_shard(self._directory / shard, modality).vectors
         vector: FloatArray = self._cached[1][row].copy()
         return vector
+
+    def held(self, modality: Modality) -> int:
+        """Return how many rows of a modality the set held before the pass."""
+        return self._rows_before.get(modality, 0)
 
     def superseded(self) -> dict[tuple[Modality, str], set[int]]:
         """Return, by modality and shard, the rows that newer rows of the same keys supersede."""

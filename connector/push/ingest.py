@@ -30,9 +30,10 @@ from connector.corpora.formats import open_corpus
 from connector.corpora.items import Corpus
 from connector.corpora.partition import CorpusPart
 from connector.encoding.deferred import open_encoders
-from connector.encoding.encode import BATCH_ITEMS, SHARD_ROWS, Encoding, Shard
+from connector.encoding.encode import SHARD_ROWS, Encoding, Shard
 from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
+from connector.encoding.unit_encoder import BATCH_ITEMS
 from connector.errors import AccessDeniedError, CorpusError, MismatchError, ProvenanceError, StoreError
 from connector.progress import progress
 from connector.provenance.leases import BEGIN, IngestSteps

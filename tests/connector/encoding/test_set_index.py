@@ -25,7 +25,7 @@ def test_rows_are_found_by_key_and_by_content(tmp_path: Path) -> None:
     assert index.find_key("image", "1") is None
     found = index.find_vector("text", rows.content_sha256[2])
     np.testing.assert_array_equal(found, vectors[2])
-    assert index.knows("text", rows.content_sha256[2])
+    assert index.known.among("text", [rows.content_sha256[2], "00" * 32]) == {rows.content_sha256[2]}
     index.close()
 
 
@@ -67,10 +67,10 @@ def test_a_lookup_costs_the_same_in_a_large_set(tmp_path: Path, monkeypatch: pyt
         index = SetIndex(writer)
         (connection,) = connections
         connection.set_progress_handler(step, 10)  # every ten instructions
-        assert index.find_vector("text", "unknown") is None
+        assert index.find_vector("text", "00" * 32) is None
         assert index.find_vector("text", rows.content_sha256[7]) is not None
-        assert not index.knows("text", "unknown")
-        assert index.find_key("text", "unknown") is None
-        assert index.first_time("text", "unknown")
+        assert not index.known.among("text", ["00" * 32])
+        assert index.find_key("text", "00" * 32) is None
+        assert index.first_time("text", "00" * 32)
         index.close()
     assert 0 < steps < 40
