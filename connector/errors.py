@@ -4,6 +4,7 @@ ModalignError                       (alignment.errors)
 └── ConnectorError
     ├── SettingsError               an invalid name, URL or option
     ├── CorpusError                 a corpus that cannot be read at all; a bad row becomes a reject
+    │   └── CorpusChangedError      ... because a file has changed since the corpus was cut into units
     ├── OutOfResourcesError         no memory, threads, open files or disk space left; never a reject
     ├── EncoderError                an encoder that is unknown, cannot be loaded, or is the wrong one
     ├── QueryError                  a search that asks for nothing that can be searched
@@ -55,6 +56,10 @@ class SettingsError(ConnectorError, ValueError):
 
 class CorpusError(ConnectorError):
     """A corpus that cannot be read at all. A bad row becomes a reject instead."""
+
+
+class CorpusChangedError(CorpusError):
+    """A file of a corpus is another one than when the corpus was cut into units."""
 
 
 class OutOfResourcesError(ConnectorError):

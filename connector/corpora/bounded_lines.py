@@ -11,9 +11,12 @@ class LineTooLongError(ValueError):
     """A line that is longer than `LONGEST_LINE`."""
 
 
-def bounded_lines(file: IO[AnyStr]) -> Iterator[AnyStr | LineTooLongError]:
-    """Yield the lines of an open file. A line that is too long is skipped, and its error is yielded instead."""
-    number = 0
+def bounded_lines(file: IO[AnyStr], before: int = 0) -> Iterator[AnyStr | LineTooLongError]:
+    """Yield the lines of an open file. A line that is too long is skipped, and its error is yielded instead.
+
+    `before` lines of the file come before those that are read.
+    """
+    number = before
     while line := file.readline(LONGEST_LINE + 1):
         number += 1
         if len(line) <= LONGEST_LINE:

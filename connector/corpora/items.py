@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from alignment.modality import Modality
+from connector.corpora.file_state import FileState
 from connector.rejects import Reject
 
 LONGEST_FIELD = 1 << 24  # bytes of a file of captions or metadata, characters of a field; longer ones are damage
@@ -116,12 +117,25 @@ class Unit:
     """A piece of a corpus that one process reads at a time. A plain value, which another process can be given.
 
     Attributes:
-        name: unique in its corpus. A corpus that has not changed is cut into units of the same names again.
+        name: unique in its corpus. A corpus that has not changed is cut into equal units again.
         rows: how many rows of the corpus it has; None: that is known once it is read.
+        files: what it is read from, as that was when the corpus was cut; see `check`.
+        start, stop: where it begins and ends, in bytes, rows or entries, as its reader counts.
+        before, lines: how many rows and lines of its file are before it.
     """
 
     name: str
     rows: int | None = None
+    files: tuple[FileState, ...] = ()
+    start: int = 0
+    stop: int = 0
+    before: int = 0
+    lines: int = 0
+
+    def check(self) -> None:
+        """Raise a `CorpusChangedError` if a file is another one now: other rows may be at its places."""
+        for file in self.files:
+            file.check()
 
 
 @dataclass(frozen=True, slots=True)

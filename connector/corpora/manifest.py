@@ -5,13 +5,13 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from typing_extensions import override
 
 from alignment.modality import Modality
 from connector.corpora.columns import Columns
-from connector.corpora.items import Corpus, Entry, Item, PassedOver, Remark
+from connector.corpora.items import Corpus, Entry, Item, PassedOver, Remark, Unit
 from connector.corpora.row_checks import RowError, check_caption, check_key, check_texts, storable, text_field
 from connector.rejects import Reason, Reject, at_line
 from connector.safe_text import printable
@@ -42,13 +42,33 @@ class ManifestRow:
     reached: int | None = None
 
 
-def placed(row: ManifestRow | Reject | PassedOver, reached: int) -> ManifestRow | Reject | PassedOver:
+Placed = TypeVar("Placed", bound=ManifestRow | Reject | PassedOver)
+
+
+def placed(row: Placed, reached: int) -> Placed:
     """Return a row of one of several files, given how many rows of the corpus are read with it."""
     return replace(row, position=reached) if isinstance(row, PassedOver) else replace(row, reached=reached)
 
 
+@dataclass(frozen=True, slots=True)
 class Manifest(Corpus):
-    """A file with a row per image or caption, or several of them."""
+    """A file with a row per image or caption, or several of them.
+
+    Attributes:
+        unit: what is read of it; None: everything.
+    """
+
+    unit: Unit | None = field(default=None, kw_only=True)
+
+    @override
+    def within(self, unit: Unit) -> Self:
+        return replace(self, unit=unit)
+
+    def _reached(self, row: ManifestRow | Reject | PassedOver | Remark) -> int | None:
+        """Return how many rows of the unit are read with this one; None: see the row."""
+        if isinstance(row, ManifestRow | Reject) and row.reached is not None:
+            return row.reached
+        return None if self.unit is None or isinstance(row, Remark) else row.position - self.unit.before
 
     @abstractmethod
     def rows(self) -> Iterator[ManifestRow | Reject | PassedOver | Remark]:
@@ -56,25 +76,64 @@ class Manifest(Corpus):
 
     @override
     def __iter__(self) -> Iterator[Entry]:
+        if self.unit is None:
+            yield from self._entries()
+        else:
+            self.unit.check()
+            yield from self._entries()
+            self.unit.check()
+
+    def _entries(self) -> Iterator[Entry]:
         entry: _ManifestEntry | None = None
         for row in self.rows():
+            reached = self._reached(row)
             if not isinstance(row, ManifestRow):
-                yield row
+                yield row if reached is None or isinstance(row, Remark) else placed(row, reached)
                 continue
             try:
                 current = _ManifestEntry.from_row(self.path, row)
                 if entry is None or entry.key != current.key:
                     entry = None
-                    yield from _with_reached(row.reached, current.items())
+                    yield from _with_reached(reached, current.items())
                 else:
-                    yield from _with_reached(row.reached, current.items(after=entry))
+                    yield from _with_reached(reached, current.items(after=entry))
             except RowError as error:
                 key = printable(str(row.fields.get("key") or "")) or None
                 detail = at_line(row.line, str(error))
                 source = str(row.source or self.path)
-                yield Reject(source, row.position, "read", error.reason, detail, key, reached=row.reached)
+                yield Reject(source, row.position, "read", error.reason, detail, key, reached=reached)
             else:
                 entry = current.joined(entry)
+
+
+def begins_anew(manifest: Path, rows: Iterable[ManifestRow | Reject | PassedOver | Remark]) -> ManifestRow | None:
+    """Return the first row from which on a manifest can be read alone, as if it began there; None: there is none.
+
+    It has another key than the row before. The rows of that key are known from their first on, so that it is known
+    whether they give an item, with which all that waits for captions of an earlier key ends; and so does this row.
+    """
+    entry: _ManifestEntry | None = None
+    is_known = gives_items = False
+    for row in rows:
+        if not isinstance(row, ManifestRow):
+            continue
+        try:
+            current = _ManifestEntry.from_row(manifest, row)
+            if entry is None or current.key == entry.key:
+                gives_items |= _gives_items(current, entry)
+                entry = current.joined(entry)
+                continue
+        except RowError:
+            continue
+        begins = _gives_items(current)
+        if is_known and gives_items and begins:
+            return row
+        entry, is_known, gives_items = current, True, begins
+    return None
+
+
+def _gives_items(row: "_ManifestEntry", after: "_ManifestEntry | None" = None) -> bool:
+    return any(isinstance(entry, Item) for entry in row.items(after))
 
 
 def _with_reached(reached: int | None, entries: Iterable[Item | Reject]) -> Iterator[Item | Reject]:

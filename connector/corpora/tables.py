@@ -12,8 +12,9 @@ from typing_extensions import override
 from alignment.value_kinds import kind_of
 from connector.corpora.bounded_lines import LineTooLongError, bounded_lines, count_lines
 from connector.corpora.columns import Columns
-from connector.corpora.items import PassedOver, Remark
-from connector.corpora.manifest import Manifest, ManifestRow
+from connector.corpora.items import PassedOver, Remark, Unit
+from connector.corpora.line_ranges import line_units, opened_within
+from connector.corpora.manifest import Manifest, ManifestRow, begins_anew
 from connector.corpora.opening import check_utf8, opened, why_not_utf8
 from connector.corpora.picture_files import with_suffix
 from connector.corpora.row_checks import RowError, parse_json
@@ -89,8 +90,8 @@ class JsonLines(Table):
     @override
     def records(self, columns: Columns) -> Iterator[ManifestRow | Reject]:
         """Yield a row per line; blank lines are skipped."""
-        check_utf8(self.path)
-        self._check_columns(columns)
+        if self.unit is None:
+            self._check(columns)
         for row in self._lines():
             if isinstance(row, ManifestRow) and (wrong := columns.misspelt(row.fields)):
                 yield self._unreadable(row.position, wrong)
@@ -98,15 +99,25 @@ class JsonLines(Table):
                 yield row
 
     @override
+    def units(self) -> Iterator[Unit]:
+        self._check(self.columns)
+        yield from line_units(self.path, self._begins)
+
+    def _begins(self, rest: Unit) -> int | None:
+        row = begins_anew(self.path, self.within(rest).rows())
+        return None if row is None else row.line
+
+    @override
     def total(self) -> int:
         with opened(self.path) as file:
             return count_lines(file)
 
-    def _check_columns(self, columns: Columns) -> None:
-        """Raise a `CorpusError` if no row at the beginning has the columns that every file needs, or that were named.
+    def _check(self, columns: Columns) -> None:
+        """Raise a `CorpusError` if the file is not UTF-8, or lacks columns that every file needs or that were named.
 
-        A misspelt column is the fault of its row.
+        The rows at the beginning show which there are. A misspelt column is the fault of its row.
         """
+        check_utf8(self.path)
         names: dict[str, None] = {}
         for row, _ in zip(self._lines(), range(ROWS_PROBED), strict=False):
             names.update(dict.fromkeys(row.fields) if isinstance(row, ManifestRow) else {})
@@ -114,8 +125,9 @@ class JsonLines(Table):
             columns.check(self.path, list(names))
 
     def _lines(self) -> Iterator[ManifestRow | Reject]:
-        with opened(self.path) as file:
-            for position, line in enumerate(bounded_lines(file), start=1):
+        before = self.unit.lines if self.unit else 0
+        with opened_within(self.path, self.unit) as file:
+            for position, line in enumerate(bounded_lines(file, before), start=before + 1):
                 if isinstance(line, LineTooLongError):
                     yield Reject(str(self.path), position, "read", Reason.LINE_TOO_LONG, str(line))
                     continue

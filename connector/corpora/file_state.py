@@ -1,0 +1,40 @@
+"""Whether a file is still the one that was looked at before."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from connector.errors import CorpusChangedError
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """The size of a file or folder in bytes, and when it was modified, in ns; -1 and 0: it is not there.
+
+    Adding a file to a folder, or taking one away, modifies the folder.
+    """
+
+    path: Path
+    size: int
+    modified: int
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Look at the file."""
+        try:
+            stat = path.stat()
+        except (OSError, ValueError):
+            return cls(path, -1, 0)
+        return cls(path, stat.st_size, stat.st_mtime_ns)
+
+    def check(self) -> None:
+        """Raise a `CorpusChangedError` if the file at the path is another one now."""
+        if (now := FileState.of(self.path)) != self:
+            raise CorpusChangedError(
+                f"{self.path} has changed since the corpus was cut into units: expected {self._in_words}, got "
+                f"{now._in_words}; leave it alone and run again, what is done already stays"
+            )
+
+    @property
+    def _in_words(self) -> str:
+        return "no file" if self.size < 0 else f"{self.size} bytes of {self.modified / 1e9:.3f} s"
