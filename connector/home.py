@@ -8,7 +8,8 @@
 A method that changes something takes a request of `connector.requests`, is recorded as a run in SQL with its counts and
 its outcome, also when it fails, and returns a `RunResult`.
 
-Methods import what they call: `status` must not load trainers, readers, charts and templates.
+Methods import what they call: `status` reads SQL, and must not load numpy, pyarrow, trainers, readers, charts and
+templates. It takes half the time for that.
 """
 
 import secrets
@@ -17,66 +18,61 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Self
 
-from alignment import device as devices
-from alignment.distributed import process_group
-from alignment.metrics import parse
-from alignment.model.alignment import Alignment
-from alignment.sets.embedding_set import EmbeddingSet
 from connector.errors import CollectionNotFoundError, SettingsError
 from connector.progress import progress
 from connector.provenance.database import create_in_sqlite, is_absent
 from connector.provenance.recorder import Provenance
+from connector.provenance.releases import LIVE, READY
 from connector.provenance.runs import Run, RunRejects, RunResult
 from connector.provenance.tables import ReleaseRow
-from connector.recorded_request import Request
 from connector.releases.choice import newest_ready
-from connector.releases.dropping import drop, droppable, forget, returns_to, taken_over
 from connector.releases.lag import Lag, lag_of
 from connector.releases.next_audit import audit_command
-from connector.releases.promotion import AliasSwitch, Lifecycle, PromotionOverride, this_person
-from connector.releases.release import LIVE, READY, Release
 from connector.releases.status import Status, StoredRelease, read_closed, read_replicas, read_status, read_stored
 from connector.releases.store_identity import here
-from connector.requests import (
-    RETRIED,
-    AuditRequest,
-    CompareRequest,
-    DeleteRequest,
-    DropRequest,
-    EncodeRequest,
-    ExportRequest,
-    FitRequest,
-    GapRequest,
-    ImportRequest,
-    IngestRequest,
-    MergeStoresRequest,
-    PromoteRequest,
-    PushRequest,
-    RepairRequest,
-    RollbackRequest,
-    SearchRequest,
-)
 from connector.safe_text import split_urls
 from connector.settings import Settings, checked_name
-from connector.stores.contract import Store
 from connector.stores.deadlines import within
-from connector.stores.filters import parse_filter
 from connector.stores.opening import closed_points, is_shared, open_store, url_of
-from connector.stores.replicas import Replicas
 
 if TYPE_CHECKING:
     from alignment.geometry.geometry import Geometry
+    from alignment.model.alignment import Alignment
     from alignment.model.onnx_export import Graph
+    from alignment.sets.embedding_set import EmbeddingSet
     from connector.audits.history import AuditSummary
     from connector.audits.result import Audit
     from connector.push.delete import DeletionPreview
     from connector.push.ingest import Confirm
+    from connector.recorded_request import Request
     from connector.releases.inventory import HeldAlignment, HeldSet, SetGroups
     from connector.releases.merge import StoreMerge
+    from connector.releases.promotion import AliasSwitch, Lifecycle
     from connector.releases.reconcile import ReconcileReport
+    from connector.releases.release import Release
     from connector.reports.compare_report import Compared
+    from connector.requests import (
+        AuditRequest,
+        CompareRequest,
+        DeleteRequest,
+        DropRequest,
+        EncodeRequest,
+        ExportRequest,
+        FitRequest,
+        GapRequest,
+        ImportRequest,
+        IngestRequest,
+        MergeStoresRequest,
+        PromoteRequest,
+        PushRequest,
+        RepairRequest,
+        RollbackRequest,
+        SearchRequest,
+    )
     from connector.search.query import QueryResult
     from connector.search.retriever import Retriever
+    from connector.stores.contract import Store
+    from connector.stores.replicas import Replicas
 
 
 STATUS_SECONDS = 10.0  # how long a status waits for a server: SQL has the rest of it
@@ -123,24 +119,26 @@ class Home:
             return self._provenance
 
     @property
-    def store(self) -> Store:
+    def store(self) -> "Store":
         """The Qdrant store, opened at the first use: an embedded one serves one process at a time."""
         with self._opening:
             if self._store is None:
                 self._store = open_store(self.settings)
             return self._store
 
-    def embedding_set(self, name: str) -> EmbeddingSet:
+    def embedding_set(self, name: str) -> "EmbeddingSet":
         """Open the embedding set `name`."""
         from connector.releases.tombstones import open_set
 
         return open_set(self.provenance, self.settings.set_path(name))
 
-    def alignment(self, name: str) -> Alignment:
+    def alignment(self, name: str) -> "Alignment":
         """Load the alignment `name`."""
+        from alignment.model.alignment import Alignment
+
         return Alignment.load(self.settings.alignment_path(name))
 
-    def encode(self, request: EncodeRequest) -> RunResult[EmbeddingSet]:
+    def encode(self, request: "EncodeRequest") -> "RunResult[EmbeddingSet]":
         """Encode a corpus into an embedding set."""
         from connector.corpora.formats import open_corpus
         from connector.encoding.embedding_sets import encode_corpus, encoders_of_set
@@ -162,7 +160,7 @@ class Home:
             )
         return RunResult(run.id, run.counts, written)
 
-    def import_vectors(self, request: ImportRequest) -> RunResult[EmbeddingSet]:
+    def import_vectors(self, request: "ImportRequest") -> "RunResult[EmbeddingSet]":
         """Take vectors that were computed elsewhere into an embedding set."""
         from connector.encoding.embedding_sets import import_vectors
 
@@ -171,15 +169,17 @@ class Home:
             imported = import_vectors(request, self.settings.set_path(request.set), self.provenance, run)
         return RunResult(run.id, run.counts, imported)
 
-    def fit(self, request: FitRequest) -> RunResult[Alignment]:
+    def fit(self, request: "FitRequest") -> "RunResult[Alignment]":
         """Fit an alignment on embedding sets. One that a killed run of the same request finished is taken as it is.
 
         Raises:
             AlignmentError: the alignment exists, or another process is fitting it.
         """
+        from alignment.device import resolve
+        from alignment.distributed import process_group
         from connector.recorded_fit import fit_along, fit_and_save  # loads torch
 
-        devices.resolve(self.settings.device)
+        resolve(self.settings.device)
         path, device = self.settings.alignment_path(request.alignment), self.settings.device
         with process_group() as rank:
             if rank:  # the first process records and writes
@@ -188,11 +188,12 @@ class Home:
                 alignment = fit_and_save(request, path, self.embedding_set, self.provenance, run, device=device)
             return RunResult(run.id, run.counts, alignment)
 
-    def compare(self, request: CompareRequest) -> "RunResult[Compared]":
+    def compare(self, request: "CompareRequest") -> "RunResult[Compared]":
         """Compare encoder pairs, methods and metrics on embedding sets, and write a report."""
+        from alignment.device import resolve
         from connector.reports.compare_report import compare_and_report
 
-        devices.resolve(self.settings.device)
+        resolve(self.settings.device)
         with self._run(request) as run:
             sets = [self.embedding_set(name) for name in dict.fromkeys(request.sets)]
             directory = request.to or self.settings.home / "reports" / f"compare-{run.id}"
@@ -202,7 +203,7 @@ class Home:
             run.counts["not_run"] = len(compared.comparison.not_run)
         return RunResult(run.id, run.counts, compared)
 
-    def gap(self, request: GapRequest) -> "RunResult[Geometry]":
+    def gap(self, request: "GapRequest") -> "RunResult[Geometry]":
         """Measure the geometry of held-out groups of an embedding set, with Recall@K beside it."""
         from connector.audits.gap import measure_gap
 
@@ -212,7 +213,7 @@ class Home:
             run.counts["groups"], run.counts["left_out"] = measured.groups, measured.left_out
         return RunResult(run.id, run.counts, measured)
 
-    def push(self, request: PushRequest) -> RunResult[list[Release]]:
+    def push(self, request: "PushRequest") -> "RunResult[list[Release]]":
         """Push an embedding set through an alignment into a collection, one release a metric."""
         from connector.push.session import metrics_to_push, push
 
@@ -240,7 +241,7 @@ class Home:
         self._compile(alignment)
         return RunResult(run.id, run.counts, releases)
 
-    def ingest(self, request: IngestRequest, *, prune: "Confirm | None" = None) -> RunResult[list[Release]]:
+    def ingest(self, request: "IngestRequest", *, prune: "Confirm | None" = None) -> "RunResult[list[Release]]":
         """Encode a corpus with the alignment's own encoders and push it, in one run.
 
         Args:
@@ -268,13 +269,14 @@ class Home:
         return RunResult(run.id, run.counts, releases)
 
     def delete(
-        self, request: DeleteRequest, *, confirm: "Callable[[DeletionPreview], bool]" = lambda preview: True
+        self, request: "DeleteRequest", *, confirm: "Callable[[DeletionPreview], bool]" = lambda preview: True
     ) -> RunResult[bool]:
         """Delete items from every release of a collection and from their embedding sets.
 
         Other collections lose what they hold of these sets, too. The value of the result is the answer of `confirm`.
         """
         from connector.push.delete import Deletion
+        from connector.stores.filters import parse_filter
 
         condition = None if request.filter is None else parse_filter(request.filter)
         with self._run(request) as run:
@@ -289,7 +291,7 @@ class Home:
         return RunResult(run.id, run.counts, agreed)
 
     def merge_stores(
-        self, request: MergeStoresRequest, *, confirm: "Callable[[StoreMerge], bool]" = lambda found: True
+        self, request: "MergeStoresRequest", *, confirm: "Callable[[StoreMerge], bool]" = lambda found: True
     ) -> RunResult[bool]:
         """Make one store in SQL of the one at an address and of the one that the settings name: they are one server.
 
@@ -305,13 +307,15 @@ class Home:
                 run.counts["releases"] = len(found.rows)
         return RunResult(run.id, run.counts, agreed)
 
-    def retry(self, run: int) -> RunResult[EmbeddingSet] | RunResult[list[Release]]:
+    def retry(self, run: int) -> "RunResult[EmbeddingSet] | RunResult[list[Release]]":
         """Run an encode, a push or an ingest again, as it was run: what it refused is tried again.
 
         Raises:
             SettingsError: the run was of another command, or of a modalign that did not record enough.
             ProvenanceError: there is no such run.
         """
+        from connector.requests import RETRIED, EncodeRequest, IngestRequest, PushRequest
+
         row = self.provenance.runs.get(run)
         if row.command not in RETRIED:
             raise SettingsError(
@@ -378,6 +382,7 @@ class Home:
         Raises:
             EmbeddingSetError: a shard cannot be read.
         """
+        from alignment.sets.embedding_set import EmbeddingSet
         from connector.releases.inventory import SetGroups
 
         return None if held.card is None else SetGroups.of(EmbeddingSet(held.path, held.card))
@@ -388,7 +393,7 @@ class Home:
 
         return [] if self.is_new else held_alignments(self.provenance, self.settings.home / "alignments")
 
-    def replicas(self, collection: str) -> dict[str, Replicas]:
+    def replicas(self, collection: str) -> "dict[str, Replicas]":
         """Return by release of `collection` where its replicas are. An embedded store has none, and is not opened.
 
         Raises:
@@ -405,8 +410,10 @@ class Home:
             row.id: lag_of(self.provenance, row) for row in self.provenance.releases.find() if row.state != "retired"
         }
 
-    def promote(self, request: PromoteRequest) -> RunResult[list[AliasSwitch]]:
+    def promote(self, request: "PromoteRequest") -> "RunResult[list[AliasSwitch]]":
         """Make ready releases live, if their audits allow it or a reason is given."""
+        from connector.releases.promotion import PromotionOverride, this_person
+
         forced = None if request.reason is None else PromotionOverride(this_person(), request.reason)
         with self._run(request) as run:
             switched = self._lifecycle(request.collection).promote(
@@ -415,7 +422,7 @@ class Home:
             run.counts["promoted"] = len(switched)
         return RunResult(run.id, run.counts, switched)
 
-    def rollback(self, request: RollbackRequest) -> RunResult[list[AliasSwitch]]:
+    def rollback(self, request: "RollbackRequest") -> "RunResult[list[AliasSwitch]]":
         """Undo the last promotion of a collection."""
         with self._run(request) as run:
             switched = self._lifecycle(request.collection).rollback(
@@ -426,17 +433,22 @@ class Home:
 
     def droppable(self, collection: str, *, names: Sequence[str] = (), retired: bool = False) -> dict[str, bool]:
         """Return the releases that `drop` would drop, and of each whether a rollback would return to it."""
+        from connector.releases.dropping import droppable, returns_to
+
         lifecycle = self._lifecycle(collection)
         rows = droppable(lifecycle, names=names, retired=retired)
         return {row.physical_name: returns_to(lifecycle, row) for row in rows}
 
     def taken_over(self, collection: str) -> list[str]:
         """Return the releases of a collection that another database has taken over, which `drop` can forget."""
+        from connector.releases.dropping import taken_over
+
         return [row.physical_name for row in taken_over(self._lifecycle(collection))]
 
-    def drop(self, request: DropRequest) -> RunResult[list[ReleaseRow]]:
+    def drop(self, request: "DropRequest") -> RunResult[list[ReleaseRow]]:
         """Drop releases of a collection by name, never the live one; or forget what another database has taken over."""
-        from connector.encoding.compiled import DIRECTORY, remove_unused  # loads Pillow
+        from connector.encoding.compiled import DIRECTORY, remove_unused
+        from connector.releases.dropping import drop, droppable, forget
 
         with self._run(request) as run:
             lifecycle = self._lifecycle(request.collection)
@@ -471,7 +483,7 @@ class Home:
             device=self.settings.device,
         )
 
-    def repair(self, request: RepairRequest) -> "RunResult[list[ReconcileReport]]":
+    def repair(self, request: "RepairRequest") -> "RunResult[list[ReconcileReport]]":
         """Repair those releases from their embedding sets; the value of the result is what `verify` then finds."""
         from connector.releases.reconcile_releases import repair_releases
 
@@ -502,14 +514,15 @@ class Home:
             deadline=deadline,
         )
 
-    def search(self, request: SearchRequest) -> "QueryResult":
+    def search(self, request: "SearchRequest") -> "QueryResult":
         """Search the live release of a collection with one text or one image. No run records it."""
         from connector.search.query import search
+        from connector.stores.filters import parse_filter
 
         condition = None if request.filter is None else parse_filter(request.filter)
         return search(self.retriever(request.collection, request.metric), request, condition)
 
-    def export(self, request: ExportRequest) -> "RunResult[list[Graph]]":
+    def export(self, request: "ExportRequest") -> "RunResult[list[Graph]]":
         """Write an alignment under a metric as ONNX graphs, with which a service searches without modalign."""
         from connector.search.export import export_request  # loads torch
 
@@ -518,7 +531,7 @@ class Home:
             run.counts["graphs"] = len(graphs)
         return RunResult(run.id, run.counts, graphs)
 
-    def audit(self, request: AuditRequest) -> "RunResult[list[Audit]]":
+    def audit(self, request: "AuditRequest") -> "RunResult[list[Audit]]":
         """Audit a release, or all that one promotion would switch, with the pairs of an embedding set.
 
         Nothing in the store is changed.
@@ -546,6 +559,7 @@ class Home:
         Raises:
             CollectionNotFoundError: there never was such a release.
         """
+        from alignment.metrics import parse
         from connector.audits.history import history
 
         where = {"metric": str(parse(metric))} if metric else {}
@@ -576,13 +590,13 @@ class Home:
     def _has_artifacts(self) -> bool:
         return any((self.settings.home / name).exists() for name in ("sets", "alignments", "qdrant"))
 
-    def _run(self, request: Request, **more: Any) -> AbstractContextManager[Run]:
+    def _run(self, request: "Request", **more: Any) -> AbstractContextManager[Run]:
         return self.provenance.runs.start(request.command, {**request.parameters, **more})
 
-    def _record_alignment(self, name: str, alignment: Alignment) -> int:
+    def _record_alignment(self, name: str, alignment: "Alignment") -> int:
         return self.provenance.artifacts.record_alignment(name, self.settings.alignment_path(name), alignment)
 
-    def _compile(self, alignment: Alignment) -> None:
+    def _compile(self, alignment: "Alignment") -> None:
         """Compile the text encoder of what was pushed, so that searches need not load it; see docs/service.md."""
         from connector.encoding.compiled import DIRECTORY  # loads Pillow
         from connector.encoding.compiling import compile_text_encoder
@@ -595,5 +609,7 @@ class Home:
         alignments = {row.alignment_id for row in self.provenance.releases.find(dropped_at=None)}
         return {artifacts.encoders(artifacts.alignment(number))["text"].fingerprint for number in alignments}
 
-    def _lifecycle(self, collection: str) -> Lifecycle:
+    def _lifecycle(self, collection: str) -> "Lifecycle":
+        from connector.releases.promotion import Lifecycle
+
         return Lifecycle(self.provenance, self.store, collection, device=self.settings.device)

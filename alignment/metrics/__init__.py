@@ -11,12 +11,13 @@ hold it. Adding one is one class: CONTRIBUTING.md has the steps.
     True
 """
 
+from alignment.distance import Distance
 from alignment.errors import MetricError
 from alignment.metrics.divergences import ChiSquare, Hellinger, JensenShannon
 from alignment.metrics.hubness import BANK, Nnn, bank_name
 from alignment.metrics.kullback_leibler import KullbackItemQuery, KullbackQueryItem
 from alignment.metrics.learned import Bilinear, LearnedMetric, MixtureOfLogits, Perceptron
-from alignment.metrics.lowering import Distance, Guarantee, Lowering
+from alignment.metrics.lowering import Guarantee, Lowering
 from alignment.metrics.metric import Metric
 from alignment.metrics.native import Cosine, Dot, Euclid, Manhattan, Wasserstein1
 from alignment.metrics.registry import METRICS, parse

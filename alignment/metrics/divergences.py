@@ -14,9 +14,10 @@ import numpy.typing as npt
 from array_api_compat import is_numpy_array
 from typing_extensions import override
 
+from alignment.distance import Distance
 from alignment.errors import VectorError
 from alignment.metrics.arrays import Array, array_namespace, in_float64, negated_distance, pairwise, safe_sqrt
-from alignment.metrics.lowering import FLOAT32_ROUNDS, Distance, Guarantee, Lowering
+from alignment.metrics.lowering import FLOAT32_ROUNDS, Guarantee, Lowering
 from alignment.metrics.metric import Metric, refuse
 from alignment.metrics.rescored import Rescored
 

@@ -7,10 +7,11 @@ import numpy as np
 from array_api_compat import is_torch_array
 from typing_extensions import override
 
+from alignment.distance import Distance
 from alignment.errors import MetricError
 from alignment.metrics.arrays import Array, array_namespace, mean_of_largest
 from alignment.metrics.learned import missing
-from alignment.metrics.lowering import SPREAD, Distance, Guarantee, Lowering, with_column
+from alignment.metrics.lowering import SPREAD, Guarantee, Lowering, with_column
 from alignment.metrics.metric import Metric, Weights
 from alignment.modality import OTHER, Modality
 

@@ -7,9 +7,10 @@ from typing import ClassVar
 import numpy as np
 from typing_extensions import override
 
+from alignment.distance import Distance
 from alignment.metrics.arrays import Array, array_namespace, in_float64
 from alignment.metrics.divergences import Divergence
-from alignment.metrics.lowering import SPREAD, Distance, Lowering, with_column
+from alignment.metrics.lowering import SPREAD, Lowering, with_column
 from alignment.metrics.metric import refuse
 
 

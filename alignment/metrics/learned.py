@@ -12,9 +12,10 @@ from array_api_compat import is_torch_array
 from typing_extensions import override
 
 from alignment import device as devices
+from alignment.distance import Distance
 from alignment.errors import MetricError, WeightsError
 from alignment.metrics.arrays import Array
-from alignment.metrics.lowering import FLOAT32_ROUNDS, Distance, Guarantee, Lowering
+from alignment.metrics.lowering import FLOAT32_ROUNDS, Guarantee, Lowering
 from alignment.metrics.metric import Metric, Weights, refuse
 from alignment.metrics.rescored import Rescored
 from alignment.modality import Modality

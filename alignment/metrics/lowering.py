@@ -6,26 +6,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from alignment.distance import Distance
 from alignment.metrics.arrays import Array, Scores, array_namespace
 
 # How far, at most, each addition of float32 rounds, relative to the sum: sums of d terms may be wrong by d times that.
 FLOAT32_ROUNDS = 2.0**-24
 # Columns that one number beside a vector is spread over.
 SPREAD = 16
-
-
-class Distance(StrEnum):
-    """The comparisons that Qdrant indexes natively, by Qdrant's own names."""
-
-    COSINE = "Cosine"
-    DOT = "Dot"
-    EUCLID = "Euclid"
-    MANHATTAN = "Manhattan"
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether Qdrant returns a similarity under this distance; Euclid and Manhattan return distances."""
-        return self in (Distance.COSINE, Distance.DOT)
 
 
 class Guarantee(StrEnum):

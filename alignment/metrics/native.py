@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from typing_extensions import override
 
+from alignment.distance import Distance
 from alignment.metrics.arrays import Array, array_namespace, ascending, negated_distance
-from alignment.metrics.lowering import Distance, Lowering
+from alignment.metrics.lowering import Lowering
 from alignment.metrics.metric import Metric
 
 # A shorter vector has no direction; as torch.nn.functional.normalize has it.

@@ -21,9 +21,10 @@ from typing import Any, ClassVar
 
 from typing_extensions import override
 
+from alignment.distance import Distance
 from alignment.errors import MetricError
 from alignment.metrics.arrays import Array, array_namespace, safe_sqrt
-from alignment.metrics.lowering import FLOAT32_ROUNDS, SPREAD, Distance, Guarantee, Lowering, with_column
+from alignment.metrics.lowering import FLOAT32_ROUNDS, SPREAD, Guarantee, Lowering, with_column
 from alignment.metrics.metric import Metric
 from alignment.metrics.native import normalized
 from alignment.metrics.rescored import Rescored

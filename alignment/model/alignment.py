@@ -17,7 +17,8 @@ import numpy.typing as npt
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from alignment.durable import new_directory, write_durably
+from alignment.durable import write_durably
+from alignment.durable_directory import new_directory
 from alignment.errors import AlignmentError
 from alignment.metrics import Metric, SeenOffset
 from alignment.modality import MODALITIES, Modality

@@ -25,8 +25,8 @@ from connector.audits.measures import find_measure
 from connector.audits.plan import AuditPlan
 from connector.errors import RequirementError
 from connector.provenance.recorder import Provenance
+from connector.provenance.releases import LIVE
 from connector.provenance.tables import AuditRow, ReleaseRow
-from connector.releases.release import LIVE
 
 LAST = "last"
 # Measures that have a harmonic mean of unseen and seen items.

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from alignment.metrics import METRICS, Distance, Lowering, Metric, Rescored
+from alignment.distance import Distance
+from alignment.metrics import METRICS, Lowering, Metric, Rescored
 from alignment.retrieval.ranks import CHUNK_SCORES, IntArray, RelevantRanks
 from alignment.vectors import FloatArray
 from connector.audits.census import Census

@@ -15,12 +15,13 @@ from connector.audits.result import Audit
 from connector.errors import CollectionNotFoundError, MismatchError, StrangePointError
 from connector.progress import progress
 from connector.provenance.recorder import Provenance
+from connector.provenance.releases import LIVE, READY
 from connector.provenance.runs import Run
 from connector.provenance.tables import ReleaseRow
 from connector.releases.aliases import alias_fault, alias_unseen
 from connector.releases.choice import choose_ready
 from connector.releases.layouts import broken_filters, layout_differences, live_beside
-from connector.releases.release import LIVE, READY, find_release_row, load_release
+from connector.releases.release import find_release_row, load_release
 from connector.releases.rights import present
 from connector.releases.store_identity import here
 from connector.releases.verify import verify

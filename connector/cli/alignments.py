@@ -13,15 +13,8 @@ from alignment.plurals import counted
 from connector.cli.choices import METRIC, SEEN_OFFSET, Name, PathName
 from connector.cli.group import cli
 from connector.cli.opening import open_home, shortest
-from connector.cli.options import (
-    METHOD_HELP,
-    METRIC_HELP,
-    assignments,
-    holdout_options,
-    home_options,
-    json_option,
-    seconds,
-)
+from connector.cli.options import METHOD_HELP, METRIC_HELP, assignments, home_options, json_option, seconds
+from connector.cli.request_options import holdout_options
 from connector.cli.tables import print_guidelines, print_json, print_recalls, print_table, show
 from connector.progress import say
 from connector.requests import CompareRequest, ExportRequest, FitRequest, default_of

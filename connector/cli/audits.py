@@ -11,15 +11,8 @@ from alignment.names import PROTOCOLS
 from connector.cli.choices import METRIC, Name, PathName
 from connector.cli.group import REQUIREMENT, cli
 from connector.cli.opening import open_home
-from connector.cli.options import (
-    METRIC_HELP,
-    home_options,
-    json_option,
-    pixels_option,
-    range_of,
-    renamed_option,
-    seed_option,
-)
+from connector.cli.options import METRIC_HELP, home_options, json_option, pixels_option, renamed_option
+from connector.cli.request_options import range_of, seed_option
 from connector.cli.tables import print_json
 from connector.progress import say
 from connector.requests import AuditRequest, Scope, default_of

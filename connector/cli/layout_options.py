@@ -8,7 +8,8 @@ from typing import Any, TypeVar, cast
 import click
 
 from connector.cli.choices import METRIC, PathName
-from connector.cli.options import METRIC_HELP, NumberRange, WholeRange, range_of, renamed_option, with_options
+from connector.cli.options import METRIC_HELP, NumberRange, WholeRange, renamed_option, with_options
+from connector.cli.request_options import range_of
 from connector.requests import INDEX_RECALL, PushRequest
 from connector.stores.layout import (
     BOUNDS,

@@ -12,15 +12,8 @@ from connector.cli.choices import PathName
 from connector.cli.group import FAILED, cli
 from connector.cli.layout_options import push_options
 from connector.cli.opening import confirmation, exit_for_rejects, open_home
-from connector.cli.options import (
-    corpus_options,
-    home_options,
-    json_option,
-    pixels_option,
-    range_of,
-    rejects_option,
-    yes_option,
-)
+from connector.cli.options import corpus_options, home_options, json_option, pixels_option, rejects_option, yes_option
+from connector.cli.request_options import range_of
 from connector.cli.tables import (
     print_releases,
     print_result,

@@ -10,16 +10,8 @@ from alignment.plurals import counted
 from connector.cli.group import FAILED, cli
 from connector.cli.opening import confirmation, open_home, say_if_new
 from connector.cli.options import METRIC_HELP, home_options, json_option, yes_option
-from connector.cli.tables import (
-    print_json,
-    print_reconciled,
-    print_table,
-    reconciled_examples,
-    reconciled_rows,
-    show,
-    switched_rows,
-    with_blanks,
-)
+from connector.cli.reconciled_tables import exit_for_differences, print_reconciled, reconciled_document
+from connector.cli.tables import print_json, print_table, show, switched_rows, with_blanks
 from connector.progress import say
 from connector.requests import (
     ORPHAN_SHARE,
@@ -250,17 +242,6 @@ def _print_reports(reports: "Sequence[ReconcileReport]", as_json: bool) -> None:
     else:
         print_reconciled(reports)
     exit_for_differences(reports)
-
-
-def reconciled_document(reports: "Sequence[ReconcileReport]") -> dict[str, Any]:
-    """Lay out as JSON what reconciliations found."""
-    return {"verified": reconciled_rows(reports), "examples": reconciled_examples(reports)}
-
-
-def exit_for_differences(reports: "Sequence[ReconcileReport]") -> None:
-    """Exit with 1 if anything differs or is broken."""
-    if not all(report.consistent for report in reports):
-        sys.exit(FAILED)
 
 
 def _print_switched(result: "RunResult[list[AliasSwitch]]", as_json: bool) -> None:

@@ -16,10 +16,9 @@ from connector.cli.options import (
     home_options,
     json_option,
     pixels_option,
-    range_of,
     rejects_option,
-    seed_option,
 )
+from connector.cli.request_options import range_of, seed_option
 from connector.cli.tables import print_geometry, print_json, print_result
 from connector.requests import EncodeRequest, GapRequest, ImportRequest, default_of
 

@@ -10,8 +10,8 @@ from connector.cli.cluster_tables import print_replicas, replicas_document
 from connector.cli.group import cli
 from connector.cli.opening import minute, open_home, say_if_new
 from connector.cli.options import home_options, json_option
-from connector.cli.releases import exit_for_differences, reconciled_document, repaired
-from connector.cli.tables import print_json, print_reconciled, print_table, show, with_blanks
+from connector.cli.reconciled_tables import exit_for_differences, print_reconciled, reconciled_document
+from connector.cli.tables import print_json, print_table, show, with_blanks
 from connector.errors import CollectionNotFoundError, StoreError
 from connector.progress import say
 from connector.provenance.counts import in_words
@@ -48,9 +48,11 @@ def status(
         if given:
             say(f"--{name} is now `modalign {name}`; the old name goes in the next release")
     with open_home(where) as home:
-        reports = (
-            repaired(home, collection, yes, None, False) if repair else home.verify(collection) if verify else None
-        )
+        reports = home.verify(collection) if verify and not repair else None
+        if repair:
+            from connector.cli.releases import repaired  # loads all requests, for an old name of another command
+
+            reports = repaired(home, collection, yes, None, False)
         say_if_new(home)
         shown = home.status(collection, runs=limit)
         stored = _stored(home, collection)

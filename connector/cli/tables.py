@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from alignment.model.alignment import AlignmentCard
     from connector.provenance.runs import RunResult
     from connector.releases.promotion import AliasSwitch
-    from connector.releases.reconcile import ReconcileReport
     from connector.releases.release import Release
     from connector.search.query import QueryResult
     from connector.search.retriever import SearchHit
@@ -116,88 +115,6 @@ def switched_rows(result: "RunResult[list[AliasSwitch]]") -> list[dict[str, Any]
         }
         for each in result.value
     ]
-
-
-def reconciled_rows(found: Iterable["ReconcileReport"]) -> list[dict[str, Any]]:
-    """Lay out what reconciliations found, a release a row; without numbers where nothing could be compared."""
-    rows = []
-    for each in found:
-        numbers = {
-            "points": each.points,
-            "ledger": each.recorded,
-            "embedding_sets": each.held,
-            "missing": each.missing.count,
-            "differing": each.differing.count,
-            "orphans": each.orphans.count,
-            "unrecorded": each.unrecorded.count,
-            "settings": len(each.settings),
-            "vectors_compared": each.vectors,
-            "seed": each.seed,
-        }
-        known = numbers if each.broken is None else dict.fromkeys(numbers)
-        rows.append(
-            {
-                "release": each.name,
-                "consistent": each.consistent,
-                **known,
-                "replicas": each.replicas,
-                "away": each.away,
-                "not_compared": each.not_compared,
-                "broken": each.broken,
-            }
-        )
-    return rows
-
-
-def reconciled_examples(found: Iterable["ReconcileReport"]) -> dict[str, dict[str, list[str]]]:
-    """Name a few of the items that differ, by release and kind, and all settings."""
-    return {
-        each.name: {
-            kind: getattr(each, kind).examples
-            for kind in ("missing", "differing", "orphans", "unrecorded")
-            if getattr(each, kind).count
-        }
-        | ({"settings": each.settings} if each.settings else {})
-        for each in found
-        if not each.consistent
-    }
-
-
-def print_reconciled(reports: Sequence["ReconcileReport"]) -> None:
-    """Print what reconciliations found: a release a row, why one could not be compared, and a few of the items."""
-    hidden = {"replicas", "away", "not_compared", "broken", "seed"}
-    short = {"embedding_sets": "sets", "vectors_compared": "vectors"}
-    rows = [
-        {short.get(name, name): value for name, value in row.items() if name not in hidden}
-        for row in reconciled_rows(reports)
-    ]
-    print_table(rows, "verified against SQL and embedding sets; the number of vectors that were compared")
-    for seed in sorted({report.seed for report in reports if report.seed is not None}):
-        say(f"the sample of vectors was drawn with --seed {seed}")
-    for report in reports:
-        if report.broken is not None:
-            show(f"{report.name}: broken: {report.broken}")
-        for difference in report.replicas:
-            show(f"{report.name}: {difference}")
-        if report.has_other_counts_alone and not report.replicas:
-            show(
-                f"{report.name}: the collection holds {counted(report.points, 'point')}, the ledger counts {report.recorded}, the "
-                f"embedding sets {report.held}. Embedding sets that share keys replace each other's points"
-            )
-        if report.has_orphans_elsewhere:
-            say(
-                f"{report.name}: a node holds points that no embedding set has, and the node that was asked does not: "
-                "run `modalign repair` with MODALIGN_QDRANT_URL naming the node with the most points"
-            )
-        for sentence in report.not_compared:
-            say(f"{report.name}: {sentence}")
-        if report.away:
-            say(f"{report.name}: away, so that its replicas there were not compared: {', '.join(report.away)}")
-    for name, kinds in reconciled_examples(reports).items():
-        for sentence in kinds.pop("settings", []):
-            say(f"{name}: {sentence}")
-        for kind, examples in kinds.items():
-            say(f"{name}: {kind}, for example {', '.join(examples)}")
 
 
 def result_quality(found: "QueryResult") -> str:

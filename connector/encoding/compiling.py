@@ -15,7 +15,8 @@ from textwrap import shorten
 
 import numpy as np
 
-from alignment.durable import new_directory, write_durably
+from alignment.durable import write_durably
+from alignment.durable_directory import new_directory
 from alignment.errors import MissingPackageError, ModalignError
 from alignment.packages import EXTRAS
 from alignment.sets.cards import EncoderCard

@@ -2,17 +2,20 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from alignment.modality import Modality
-from alignment.model.alignment import Alignment
 from alignment.sets.cards import EncoderCard
-from alignment.sets.embedding_set import EmbeddingSet
 from connector.errors import MismatchError
 from connector.provenance.database import Database
 from connector.provenance.tables import AlignmentRow, EmbeddingSetRow, EncoderRow, now
+
+if TYPE_CHECKING:
+    from alignment.model.alignment import Alignment
+    from alignment.sets.embedding_set import EmbeddingSet
 
 
 class Artifacts:
@@ -21,7 +24,7 @@ class Artifacts:
     def __init__(self, database: Database):
         self._database = database
 
-    def record_set(self, embedding_set: EmbeddingSet) -> int:
+    def record_set(self, embedding_set: "EmbeddingSet") -> int:
         """Record an embedding set as it stands now; return its id. A path has one row, which is updated."""
         card, path = embedding_set.card, self._database.stored(embedding_set.path.absolute())
         with self._database.write_session(EncoderRow, EmbeddingSetRow) as session:
@@ -36,7 +39,7 @@ class Artifacts:
             session.add(row)
         return row.id
 
-    def record_alignment(self, name: str, path: Path, alignment: Alignment) -> int:
+    def record_alignment(self, name: str, path: Path, alignment: "Alignment") -> int:
         """Record an alignment; return its id. A fingerprint has one row, of which name and path are updated.
 
         Raises:
@@ -57,7 +60,7 @@ class Artifacts:
             session.add(row)
         return row.id
 
-    def check_encoders(self, recorded: AlignmentRow, alignment: Alignment) -> None:
+    def check_encoders(self, recorded: AlignmentRow, alignment: "Alignment") -> None:
         """Raise a `MismatchError` that names both sides if SQL links an alignment to other encoders than its card."""
         for modality, encoder in self.encoders(recorded).items():
             in_sql = EncoderCard(encoder.spec, encoder.fingerprint, encoder.dim)

@@ -11,6 +11,9 @@ from connector.provenance.database import Database
 from connector.provenance.ledger import bump_revision, clear_ledger
 from connector.provenance.tables import PromotionRow, ReleaseRow, ReleaseSetRow, now
 
+LIVE, READY = "live", "ready"  # states of a release
+PROMOTE, ROLLBACK = "promote", "rollback"  # kinds of a promotion
+
 
 class Releases:
     """The releases and promotions in SQL."""

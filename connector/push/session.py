@@ -38,6 +38,7 @@ from connector.errors import (
 from connector.progress import Advance
 from connector.provenance.leases import orphan_lock, promotion_lock
 from connector.provenance.recorder import Provenance
+from connector.provenance.releases import LIVE, READY
 from connector.provenance.runs import Run
 from connector.push.batches import BatchWriter
 from connector.push.open_releases import ReleaseOpener, at_work, chosen_layout, open_others, take_back
@@ -49,7 +50,7 @@ from connector.releases.chain import check_encoder
 from connector.releases.layouts import broken_filters, live_beside
 from connector.releases.payload_fields import missing_in_words
 from connector.releases.point_id_set import PointIds
-from connector.releases.release import LIVE, READY, Release, lower
+from connector.releases.release import Release, lower
 from connector.releases.seen_offset import offset_warnings
 from connector.releases.store_identity import record_store
 from connector.releases.verify import check_replicas

@@ -1,38 +1,36 @@
 """Which releases a promotion or a rollback is about."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
-from alignment.metrics import parse
 from connector.errors import CollectionNotFoundError, SettingsError
+from connector.provenance.releases import LIVE, PROMOTE, READY, ROLLBACK
 from connector.provenance.tables import PromotionRow, ReleaseRow
-from connector.releases.release import LIVE, PROMOTE, READY, ROLLBACK
 
 _log = logging.getLogger(__name__)
 
 
 def ready_releases(
-    rows: Sequence[ReleaseRow], metrics: Sequence[str], names: Sequence[str], collection: str
+    rows: Sequence[ReleaseRow], metrics: Set[str], names: Sequence[str], collection: str
 ) -> list[ReleaseRow]:
     """Choose the releases to promote; none if all that match are live already.
 
     Args:
         rows: all releases of the collection that were not dropped.
-        metrics: only under these; empty: all.
+        metrics: only under these, as SQL has them; empty: all.
         names: these, by their physical collections; `ready`, or empty: those of the newest alignment.
         collection: for messages.
 
     Raises:
         CollectionNotFoundError: there is no such release, or it is not ready.
     """
-    of_metrics = {str(parse(metric)) for metric in metrics}
-    of_these = [row for row in rows if not of_metrics or row.metric in of_metrics]
+    of_these = [row for row in rows if not metrics or row.metric in metrics]
     named = named_releases(rows, [name for name in names if name != READY], collection)
     chosen = [row for row in named if row in of_these]
     if READY in names or not names:
         chosen += [row for row in choose_ready(of_these) if row not in chosen]
         chosen = chosen or [row for row in of_these if row.state == LIVE]
-    if len({row.metric for row in chosen}) < max(len(chosen), len(of_metrics), 1):
+    if len({row.metric for row in chosen}) < max(len(chosen), len(metrics), 1):
         raise CollectionNotFoundError(
             f"expected one ready release of collection {collection!r} for each metric, got "
             f"{', '.join(row.physical_name for row in chosen) or 'none'}; `modalign status {collection}` shows all"
@@ -85,28 +83,27 @@ def named_releases(rows: Sequence[ReleaseRow], names: Sequence[str], collection:
 
 
 def replaced_releases(
-    rows: Sequence[ReleaseRow], made: Sequence[PromotionRow], metrics: Sequence[str], collection: str
+    rows: Sequence[ReleaseRow], made: Sequence[PromotionRow], metrics: Set[str], collection: str
 ) -> list[ReleaseRow]:
     """Return what the last promotion replaced, or the last one under each of `metrics`, where it was not undone.
 
     Args:
         rows: all releases of the collection that were not dropped.
         made: all its promotions, oldest first.
-        metrics: only under these.
+        metrics: only under these, as SQL has them.
         collection: for messages.
 
     Raises:
         CollectionNotFoundError: nothing was promoted, or a release that was live before is dropped.
     """
-    of_metrics = {str(parse(metric)) for metric in metrics}
     last = {p.metric: p for p in made if p.kind == PROMOTE and p.previous_id is not None}
-    if missing := of_metrics - last.keys() or (set() if last else {"any metric"}):
+    if missing := metrics - last.keys() or (set() if last else {"any metric"}):
         raise CollectionNotFoundError(
             f"no release of collection {collection!r} has replaced another under {', '.join(sorted(missing))}; there "
             "is nothing to roll back to"
         )
     newest = max(last.values(), key=lambda promotion: promotion.id).run_id
-    chosen = [p for p in last.values() if (p.metric in of_metrics if of_metrics else p.run_id == newest)]
+    chosen = [p for p in last.values() if (p.metric in metrics if metrics else p.run_id == newest)]
     by_id = {row.id: row for row in rows}
     targets = []
     for promotion in chosen:

@@ -8,10 +8,10 @@ taken over stays: SQL alone forgets it.
 from collections.abc import Collection, Sequence
 
 from connector.errors import MismatchError, SettingsError
+from connector.provenance.releases import LIVE, PROMOTE
 from connector.provenance.tables import ReleaseRow
 from connector.releases.choice import is_undone, named_releases
 from connector.releases.promotion import Lifecycle
-from connector.releases.release import LIVE, PROMOTE
 from connector.releases.rights import check_may_manage
 from connector.releases.store_identity import FOREIGN, check_owner
 

@@ -1,11 +1,11 @@
 """How far a release is behind its embedding sets."""
 
 from datetime import datetime
+from pathlib import Path
 from typing import NamedTuple
 
 from alignment.errors import EmbeddingSetError
 from alignment.sets.cards import SetCard
-from alignment.sets.embedding_set import EmbeddingSet
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import ReleaseRow
 
@@ -23,7 +23,7 @@ def lag_of(provenance: Provenance, row: ReleaseRow) -> Lag:
     for embedding_set in provenance.ledger.sets_in([row.id]):
         path = provenance.database.located(embedding_set.path)
         try:
-            rows = EmbeddingSet(path, SetCard.read(path)).rows()
+            rows = _rows(path)
         except EmbeddingSetError:  # the set is on another machine: take what SQL remembers of it
             rows = embedding_set.image_count + embedding_set.text_count
         missing = rows - sum(points for _, points in provenance.ledger.entries(row.id, embedding_set.id).values())
@@ -31,3 +31,13 @@ def lag_of(provenance: Provenance, row: ReleaseRow) -> Lag:
             behind += missing
             since = min(filter(None, (since, embedding_set.updated_at)))
     return Lag(behind, since)
+
+
+def _rows(path: Path) -> int:
+    """Count the rows of an embedding set, which may be incomplete."""
+    card = SetCard.read(path)
+    if card.complete:
+        return sum(card.counts.values())
+    from alignment.sets.embedding_set import EmbeddingSet  # loads pyarrow, which only footers of shards need
+
+    return EmbeddingSet(path, card).rows()

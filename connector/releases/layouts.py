@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from alignment.metrics import METRICS, Metric
 from connector.provenance.recorder import Provenance
+from connector.provenance.releases import LIVE
 from connector.provenance.tables import ReleaseRow
 from connector.releases.aliases import alias_name
-from connector.releases.release import DEFAULT_METRIC, LIVE
+from connector.releases.release import DEFAULT_METRIC
 from connector.releases.store_identity import here
 from connector.stores.contract import Store
 from connector.stores.layout import CHANGEABLE_FIELDS, FIELDS, SEARCH_FIELDS, Layout, PayloadKind, value_kind

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from alignment.metrics import parse
 from alignment.plurals import counted
 from connector.errors import MismatchError, SettingsError
 from connector.provenance.leases import repair_lock
@@ -71,7 +70,7 @@ def merge(provenance: Provenance, store: Store, found: StoreMerge, run: Run) -> 
         target = provenance.stores.record(store.url, sources.pop(0))
     aliases = store.aliases()
     rows = [row for id_ in (target, *sources) for row in provenance.releases.find(store_id=id_)]
-    named = {row.physical_name: aliases.get(alias_name(row.collection, parse(row.metric))) for row in rows}
+    named = {row.physical_name: aliases.get(alias_name(row.collection, row.metric)) for row in rows}
     served = {name: target_name == name for name, target_name in named.items() if target_name is not None}
     for source in sources:
         with repair_lock(provenance.database, source, run.id), repair_lock(provenance.database, target, run.id):

@@ -3,9 +3,9 @@
 import shlex
 
 from connector.provenance.recorder import Provenance
+from connector.provenance.releases import LIVE, READY
 from connector.provenance.tables import ReleaseRow
 from connector.releases.choice import newest_ready
-from connector.releases.release import LIVE, READY
 
 FIRST_REQUIREMENT = "recall@10>=0.4"  # as the README has it, where nothing was required yet
 

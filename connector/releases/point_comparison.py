@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from alignment.metrics import Distance
+from alignment.distance import Distance
 from alignment.modality import Modality
 from alignment.sets.rows import Rows
 from alignment.vectors import FloatArray

@@ -18,7 +18,7 @@ One process at a time does any of this to a collection, under `Lifecycle.exclusi
 import getpass
 import os
 import platform
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,7 @@ from connector.errors import (
 )
 from connector.provenance.leases import Lease, promotion_lock
 from connector.provenance.recorder import Provenance
+from connector.provenance.releases import LIVE, PROMOTE, READY, ROLLBACK
 from connector.provenance.tables import PromotionRow, ReleaseRow, now
 from connector.releases.aliases import alias_fault, alias_name
 from connector.releases.choice import once_live_releases, ready_releases, replaced_releases
@@ -42,7 +43,7 @@ from connector.releases.gate import newest_audit
 from connector.releases.layouts import broken_filters, layout_differences, live_beside
 from connector.releases.next_audit import audit_command
 from connector.releases.recorded_settings import differences_in_words
-from connector.releases.release import LIVE, PROMOTE, READY, ROLLBACK, carries_captions, load_release
+from connector.releases.release import carries_captions, load_release
 from connector.releases.rights import check_may_manage
 from connector.releases.store_identity import claim_collection, elsewhere, here, record_store
 from connector.releases.verify import verify
@@ -149,16 +150,17 @@ class Lifecycle:
                 `forced` is None. Nothing is switched.
             LeaseHeldError: another process is promoting, rolling back or dropping here.
         """
+        of_metrics = {str(parse(metric)) for metric in metrics}
         with self.exclusive(run_id) as lease:
             rows = self.rows()
             finished = self._finished(PROMOTE, run_id, lease, request, named=bool({*names} - {READY}))
             if finished is not None:
                 if not finished:
-                    self._check_aliases(metrics)
+                    self._check_aliases(of_metrics)
                 return finished
             rows = self.rows()
-            chosen = ready_releases(rows, metrics, names, self.collection)
-            self._check_aliases(metrics, {row.metric for row in chosen})
+            chosen = ready_releases(rows, of_metrics, names, self.collection)
+            self._check_aliases(of_metrics, {row.metric for row in chosen})
             if not chosen:
                 return []
             check_may_manage(self.store, f"promoting releases of {self.collection}")
@@ -167,19 +169,18 @@ class Lifecycle:
             promotions, refused = self._allowed(rows, chosen, run_id, forced)
             return self._begin_and_switch(promotions, run_id, lease, request, refused)
 
-    def _check_aliases(self, metrics: Sequence[str], switched: Collection[str] = ()) -> None:
+    def _check_aliases(self, metrics: Set[str], switched: Collection[str] = ()) -> None:
         """Check that production reaches the live releases, of these metrics or all, by their aliases.
 
         Args:
-            metrics: of the command; empty: all.
+            metrics: of the command, as SQL has them; empty: all.
             switched: metrics whose aliases are about to be switched.
 
         Raises:
             MismatchError: the alias of another live release is gone or leads elsewhere.
         """
-        of_metrics = {str(parse(metric)) for metric in metrics}
         for row in self.rows():
-            if row.metric in switched or (of_metrics and row.metric not in of_metrics):
+            if row.metric in switched or (metrics and row.metric not in metrics):
                 continue
             if fault := alias_fault(self.provenance, self.store, row):
                 raise MismatchError(fault)
@@ -241,22 +242,23 @@ class Lifecycle:
             MismatchError: verification of a release failed. Nothing is switched.
             LeaseHeldError: another process is promoting, rolling back or dropping here.
         """
+        of_metrics = {str(parse(metric)) for metric in metrics}
         # Which promotion is the last one must not change while the command waits: it fails instead.
         with self.exclusive(run_id, timeout=0) as lease:
             finished = self._finished(ROLLBACK, run_id, lease, request, named=bool(to))
             if finished is not None:
                 if not finished:
-                    self._check_aliases(metrics)
+                    self._check_aliases(of_metrics)
                 return finished
             rows = self.rows()
             made = self.provenance.releases.promotions(**self.place())
             if to:
                 targets = once_live_releases(rows, made, to, self.collection)
             else:
-                targets = replaced_releases(rows, made, metrics, self.collection)
+                targets = replaced_releases(rows, made, of_metrics, self.collection)
             of_targets = {target.metric for target in targets}
             targets = [target for target in targets if target.state != LIVE]
-            self._check_aliases(sorted(of_targets), {target.metric for target in targets})
+            self._check_aliases(of_targets, {target.metric for target in targets})
             if not targets:
                 return []
             check_may_manage(self.store, f"rolling back releases of {self.collection}")
@@ -369,7 +371,7 @@ class Lifecycle:
     ) -> list[AliasSwitch]:
         """Point the aliases to the releases, then record it in SQL. Doing it twice does no harm."""
         rows = {row.id: row for row in self.provenance.releases.find(**self.place())}
-        wanted = {alias_name(p.collection, parse(p.metric)): rows[p.release_id] for p in promotions}
+        wanted = {alias_name(p.collection, p.metric): rows[p.release_id] for p in promotions}
         current = self.store.aliases()
         changed = {alias: row for alias, row in wanted.items() if current.get(alias) != row.physical_name}
         if changed and promotions[0].run_id != run_id:  # begun by an earlier run: the releases may have changed since

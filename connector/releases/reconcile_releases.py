@@ -16,13 +16,14 @@ from connector.errors import (
 from connector.progress import progress
 from connector.provenance.leases import orphan_lock, promotion_lock, repair_lock
 from connector.provenance.recorder import Provenance
+from connector.provenance.releases import LIVE, READY
 from connector.provenance.runs import Run
 from connector.provenance.tables import ReleaseRow
 from connector.releases.aliases import alias_fault, alias_name, make_live
 from connector.releases.point_id_set import PointIds
 from connector.releases.promotion import Lifecycle
 from connector.releases.reconcile import ReconcileReport, delete_orphans, reconcile
-from connector.releases.release import LIVE, READY, Release, load_release
+from connector.releases.release import Release, load_release
 from connector.releases.rights import check_may_manage, check_may_write, present
 from connector.releases.status import lost_collection
 from connector.releases.store_identity import claim_collection, here, record_store

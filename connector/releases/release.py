@@ -21,6 +21,7 @@ from alignment.model.alignment import Alignment
 from alignment.retrieval.thresholds import holds
 from connector.errors import CollectionNotFoundError, MismatchError
 from connector.provenance.recorder import Provenance
+from connector.provenance.releases import LIVE, READY
 from connector.provenance.tables import ReleaseRow
 from connector.releases.chain import chain, check_chain, check_row, check_settings
 from connector.releases.fusion import Fusion
@@ -29,8 +30,6 @@ from connector.settings import checked_name
 from connector.stores.contract import Store
 from connector.stores.layout import Layout, PayloadKind
 
-LIVE, READY = "live", "ready"
-PROMOTE, ROLLBACK = "promote", "rollback"
 DEFAULT_METRIC = "cosine"
 
 

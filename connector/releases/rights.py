@@ -5,13 +5,16 @@ A server shows a key only the collections that it names. So a collection that is
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from connector.errors import AccessDeniedError
 from connector.provenance.tables import ReleaseRow
-from connector.stores.contract import Store
+
+if TYPE_CHECKING:
+    from connector.stores.contract import Store
 
 
-def present(store: Store, rows: Sequence[ReleaseRow]) -> list[ReleaseRow]:
+def present(store: "Store", rows: Sequence[ReleaseRow]) -> list[ReleaseRow]:
     """Return the releases whose collections are there.
 
     Raises:
@@ -27,7 +30,7 @@ def present(store: Store, rows: Sequence[ReleaseRow]) -> list[ReleaseRow]:
     return [row for row in rows if here[row.physical_name]]
 
 
-def check_may_write(store: Store, names: Iterable[str]) -> None:
+def check_may_write(store: "Store", names: Iterable[str]) -> None:
     """Return if the key may write points into all of these collections.
 
     Raises:
@@ -36,7 +39,7 @@ def check_may_write(store: Store, names: Iterable[str]) -> None:
     _try_all(names, store.check_may_write, f"the key for {store.url} may not write into all that this would change")
 
 
-def check_may_manage(store: Store, purpose: str) -> None:
+def check_may_manage(store: "Store", purpose: str) -> None:
     """Return if the key may create and drop collections, and change aliases.
 
     Args:
@@ -54,7 +57,7 @@ def check_may_manage(store: Store, purpose: str) -> None:
         ) from error
 
 
-def shows(store: Store, name: str) -> bool:
+def shows(store: "Store", name: str) -> bool:
     """Say whether there is a collection or an alias of this name, and the key shows it."""
     try:
         return store.exists(name)
@@ -62,7 +65,7 @@ def shows(store: Store, name: str) -> bool:
         return False
 
 
-def is_hidden(store: Store, alias: str) -> bool:
+def is_hidden(store: "Store", alias: str) -> bool:
     """Say whether the key does not show an alias, so that it cannot be known what the alias names."""
     try:
         store.exists(alias)

@@ -3,20 +3,22 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from alignment.metrics import parse
 from alignment.modality import Modality
 from alignment.plurals import counted
 from connector.errors import AccessDeniedError, CollectionNotFoundError, MismatchError
 from connector.provenance.recorder import Provenance
+from connector.provenance.releases import LIVE, READY
 from connector.provenance.tables import AlignmentRow, EncoderRow, PromotionRow, ReleaseRow, RunRow
 from connector.releases.aliases import alias_fault, alias_name, alias_unseen
 from connector.releases.lag import Lag, lag_of
 from connector.releases.next_audit import audit_command
-from connector.releases.release import LIVE, READY
 from connector.releases.store_identity import check_owner
-from connector.stores.contract import Store
-from connector.stores.replicas import Replicas
+
+if TYPE_CHECKING:
+    from connector.stores.contract import Store
+    from connector.stores.replicas import Replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ def read_status(provenance: Provenance, collection: str | None = None, *, runs: 
     return Status(releases, provenance.runs.ingests_in_parts(), provenance.runs.newest(runs, collection))
 
 
-def read_stored(provenance: Provenance, store: Store, rows: Iterable[ReleaseRow]) -> dict[int, StoredRelease]:
+def read_stored(provenance: Provenance, store: "Store", rows: Iterable[ReleaseRow]) -> dict[int, StoredRelease]:
     """Count the points of releases exactly, and look where the aliases of live ones lead; by id of the release.
 
     Args:
@@ -142,7 +144,7 @@ def read_closed(
     }
 
 
-def _owner_faults(provenance: Provenance, store: Store, row: ReleaseRow) -> list[str]:
+def _owner_faults(provenance: Provenance, store: "Store", row: ReleaseRow) -> list[str]:
     """Say that another database claims the collection of a release: then no command of this one uses it."""
     try:
         check_owner(provenance, store, row.physical_name, row.store_id)
@@ -155,15 +157,15 @@ def _owner_faults(provenance: Provenance, store: Store, row: ReleaseRow) -> list
 
 def _count_faults(provenance: Provenance, row: ReleaseRow, points: int | None) -> list[str]:
     """Say that a live or ready release holds more or fewer points than SQL says; not while another process writes."""
-    if points is None or row.state not in (LIVE, READY) or provenance.runs.writers(row.collection):
+    if points is None or row.state not in (LIVE, READY) or not (more := points - provenance.ledger.points(row.id)):
         return []
-    if not (more := points - provenance.ledger.points(row.id)):
+    if provenance.runs.writers(row.collection):
         return []
     differ = f"{abs(more):,} {'more' if more > 0 else 'fewer'} than SQL says"
     return [f"holds {counted(points, 'point')}, {differ}; run `modalign verify {row.collection}`"]
 
 
-def read_replicas(store: Store, rows: Iterable[ReleaseRow]) -> dict[str, Replicas]:
+def read_replicas(store: "Store", rows: Iterable[ReleaseRow]) -> "dict[str, Replicas]":
     """Return by release where its replicas are; without releases that are in one place, or that the store has lost."""
     replicas = {}
     for row in rows:
@@ -196,7 +198,7 @@ def _half_switched(provenance: Provenance, promotion: PromotionRow, row: Release
     """Say where the alias of an unfinished promotion may lead, and what finishes it."""
     previous = provenance.releases.find(id=promotion.previous_id) if promotion.previous_id else []
     before = previous[0].physical_name if previous else "nothing"
-    alias = alias_name(row.collection, parse(row.metric))
+    alias = alias_name(row.collection, row.metric)
     return (
         f"{promotion.kind} begun by run {promotion.run_id}: alias {alias} leads to this release, or to {before} "
         f"still; not finished: run `modalign {promotion.kind} {row.collection}`"

@@ -9,13 +9,15 @@ Reading records nothing. Commands that write call `record_store` first, which al
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from connector.errors import AccessDeniedError, CollectionNotFoundError, MismatchError, StoreUnavailableError
 from connector.provenance.recorder import Provenance
 from connector.provenance.stores import NO_STORE
 from connector.provenance.tables import ReleaseRow
-from connector.stores.contract import Store
+
+if TYPE_CHECKING:
+    from connector.stores.contract import Store
 
 OWNER = "modalign_release"  # in the metadata of a collection: its store and its release in SQL
 FOREIGN, TWICE = "collection-of-another-database", "store-known-twice"
@@ -23,7 +25,7 @@ FOREIGN, TWICE = "collection-of-another-database", "store-known-twice"
 _log = logging.getLogger(__name__)
 
 
-def here(provenance: Provenance, store: Store) -> int:
+def here(provenance: Provenance, store: "Store") -> int:
     """Return the id of a store in SQL; `NO_STORE`: SQL does not know it."""
     if (known := provenance.stores.resolved.get(store)) is not None:
         return known
@@ -33,7 +35,7 @@ def here(provenance: Provenance, store: Store) -> int:
     return resolved
 
 
-def record_store(provenance: Provenance, store: Store, *, take_over: bool = False) -> int:
+def record_store(provenance: Provenance, store: "Store", *, take_over: bool = False) -> int:
     """Return the id of a store in SQL; record the store and its address first, if they are new.
 
     Args:
@@ -59,7 +61,7 @@ def record_store(provenance: Provenance, store: Store, *, take_over: bool = Fals
     return resolved
 
 
-def elsewhere(provenance: Provenance, store: Store, collection: str) -> str:
+def elsewhere(provenance: Provenance, store: "Store", collection: str) -> str:
     """Say in which other stores SQL has releases of a collection, and how to say that one is this one; may be empty."""
     resolved = here(provenance, store)
     rows = [row for row in provenance.releases.find(collection=collection, dropped_at=None) if row.store_id != resolved]
@@ -75,7 +77,7 @@ def owner(provenance: Provenance, row: ReleaseRow) -> dict[str, Any]:
     return {OWNER: {"store": provenance.stores.uid(row.store_id), "release": row.id}}
 
 
-def check_owner(provenance: Provenance, store: Store, name: str, store_id: int) -> bool:
+def check_owner(provenance: Provenance, store: "Store", name: str, store_id: int) -> bool:
     """Say whether the collection `name` says that it is of a store; one of an older version says nothing.
 
     Raises:
@@ -104,7 +106,7 @@ def check_owner(provenance: Provenance, store: Store, name: str, store_id: int) 
     return True
 
 
-def claim_collection(provenance: Provenance, store: Store, row: ReleaseRow, *, take_over: bool = False) -> None:
+def claim_collection(provenance: Provenance, store: "Store", row: ReleaseRow, *, take_over: bool = False) -> None:
     """Let the collection of a release say that it is this one's, if it does not yet.
 
     Args:
@@ -134,7 +136,7 @@ def claim_collection(provenance: Provenance, store: Store, row: ReleaseRow, *, t
         provenance.stores.mark_claimed(row.store_id)
 
 
-def _resolve(provenance: Provenance, store: Store) -> int:
+def _resolve(provenance: Provenance, store: "Store") -> int:
     """Find the store by what its collections say, then by its address."""
     rows = provenance.releases.find(dropped_at=None)
     claims, ids = _claims(provenance, store, rows), provenance.stores.ids()
@@ -155,13 +157,13 @@ def _resolve(provenance: Provenance, store: Store) -> int:
     return resolved
 
 
-def claiming_stores(provenance: Provenance, store: Store) -> set[int]:
+def claiming_stores(provenance: Provenance, store: "Store") -> set[int]:
     """Return the stores of SQL that collections of a store say they are of."""
     claims, ids = _claims(provenance, store, provenance.releases.find()), provenance.stores.ids()
     return {ids[claim] for claim in claims.values() if claim in ids}
 
 
-def _claims(provenance: Provenance, store: Store, rows: Iterable[ReleaseRow]) -> dict[str, str | None]:
+def _claims(provenance: Provenance, store: "Store", rows: Iterable[ReleaseRow]) -> dict[str, str | None]:
     """Return what the collections of these releases say, of those that are here.
 
     One that cannot be read now, because a node is away say, is waited for only if neither another one nor the address
@@ -198,7 +200,7 @@ def may_be_here(provenance: Provenance, store_id: int) -> bool:
     )
 
 
-def _perhaps_here(provenance: Provenance, store: Store) -> list[ReleaseRow]:
+def _perhaps_here(provenance: Provenance, store: "Store") -> list[ReleaseRow]:
     """Return releases of other stores whose names collections have that do not say whose they are."""
     rows = [row for row in provenance.releases.find(dropped_at=None) if may_be_here(provenance, row.store_id)]
     claims = _claims(provenance, store, rows)

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignment.metrics import parse
 from alignment.modality import DIRECTIONS
 from alignment.plurals import counted
 from connector.audits.history import asked_as
@@ -41,7 +40,7 @@ def audit_pages(path: Path | None, rows: Sequence[ReleaseRow]) -> list[Path]:
     """
     if path is None or len(rows) == 1:
         return [] if path is None else [path]
-    return [path.with_name(alias_name(path.stem, parse(row.metric)) + path.suffix) for row in rows]
+    return [path.with_name(alias_name(path.stem, row.metric) + path.suffix) for row in rows]
 
 
 def write_audit_page(path: Path, found: Audit, origin: AuditContext, *, max_pixels: int = MAX_PIXELS) -> None:

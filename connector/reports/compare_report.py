@@ -13,7 +13,8 @@ from alignment.comparison.compare import METRICS, compare
 from alignment.comparison.guidelines import Advice, advise
 from alignment.comparison.table import Comparison, Fitted, MetricRow
 from alignment.comparison.whole_collection import WholeCollection
-from alignment.durable import new_directory, remove_leftovers, write_durably
+from alignment.durable import write_durably
+from alignment.durable_directory import new_directory, remove_leftovers
 from alignment.metrics import parse
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut

@@ -13,7 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from alignment.durable import new_directory, write_durably
+from alignment.durable import write_durably
+from alignment.durable_directory import new_directory
 from alignment.errors import ExportError
 from alignment.metrics import Guarantee, Lowering, Metric, Rescored, parse
 from alignment.modality import MODALITIES, OTHER, Modality

@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from alignment.metrics import Distance
+from alignment.distance import Distance
 from connector.stores.layout import Layout
-
-FORBIDDEN = frozenset('<>:"/\\|?*\0\x1f')  # in the name of a collection: what a Qdrant server refuses
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,9 @@ from typing_extensions import override
 from connector.errors import CollectionNotFoundError, SettingsError, StoreError
 from connector.stores.collection import CollectionConfig, CollectionInfo, SettingDifference, VectorConfig
 from connector.stores.contract import Store
-from connector.stores.edge_directory import StoreDirectory, may_be_named
+from connector.stores.edge_directory import StoreDirectory
 from connector.stores.edge_errors import translated
+from connector.stores.edge_files import may_be_named
 from connector.stores.edge_filter import check_supported, to_edge
 from connector.stores.edge_layout import INDEX, differences, edge_config, kind_of
 from connector.stores.edge_shards import OpenShards

@@ -18,25 +18,34 @@ import json
 import logging
 import shutil
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
+from alignment.distance import Distance
 from alignment.durable import sync_directory, write_durably
-from alignment.metrics import Distance
 from connector.errors import StoreBusyError, StoreError
-from connector.stores.collection import FORBIDDEN, CollectionConfig, VectorConfig
+from connector.stores.collection import CollectionConfig, VectorConfig
+from connector.stores.edge_files import (
+    REGISTRY,
+    STATE,
+    CheckedFile,
+    CollectionState,
+    Step,
+    damaged,
+    listed,
+    read_registry,
+    read_state,
+)
 
 _log = logging.getLogger(__name__)
 
-REGISTRY, LOCK, STATE, TEMPORARY = "registry.json", ".lock", "modalign.json", ".tmp"
-NAMES_SHOWN = 5
-Step = Literal["creating", "open", "closed", "dropping"]
+LOCK, TEMPORARY = ".lock", ".tmp"
 # Files of the engine whose damage ends the process or hides points. None of them shrinks between a flush and a write.
 # Opening a collection may rewrite the versions, so of those only the size is known.
 CHECKED_FILES = (
@@ -47,33 +56,6 @@ CHECKED_FILES = (
     "segments/*/payload_storage/page_*",
 )
 HASHED_SUFFIXES = (".mappings", ".deleted", ".info")
-
-
-@dataclass(frozen=True, slots=True)
-class CheckedFile:
-    """A file of the engine when its collection was closed: its bytes, and their CRC-32 if it must not change."""
-
-    size: int
-    crc32: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CollectionState:
-    """What a store last did to a collection.
-
-    Attributes:
-        store: id of the store.
-        step: `open` while a process writes, or after it was killed; `closed` once everything is on disk.
-        engine: version of the engine that closed it.
-        points: how many points it had then.
-        files: of the engine, by their path in the collection.
-    """
-
-    store: str
-    step: Step
-    engine: str = ""
-    points: int = 0
-    files: Mapping[str, CheckedFile] = field(default_factory=dict)
 
 
 class StoreDirectory:
@@ -98,7 +80,7 @@ class StoreDirectory:
         self._lock = FileLock(path / LOCK, thread_local=False)  # held by the store, whichever thread uses it
         with self._usable():
             if self._is_store():
-                _read_registry(self.path / REGISTRY)  # no lock is left in a directory that is not ours
+                _read_configs(self.path / REGISTRY)  # no lock is left in a directory that is not ours
                 self._open()
 
     def _is_store(self) -> bool:
@@ -115,7 +97,7 @@ class StoreDirectory:
             return False
         if others:
             raise StoreError(
-                f"{self.path} is not a store: expected {REGISTRY}, found {_listed(others)}; nothing was changed. Check "
+                f"{self.path} is not a store: expected {REGISTRY}, found {listed(others)}; nothing was changed. Check "
                 f"MODALIGN_QDRANT_URL. If this was a store, restore its {REGISTRY} from a backup; otherwise name an "
                 "empty or a new directory"
             )
@@ -132,7 +114,7 @@ class StoreDirectory:
             ) from None
         try:
             if self._is_store():
-                self._id, self.collections, self.aliases = _read_registry(self.path / REGISTRY)
+                self._id, self.collections, self.aliases = _read_configs(self.path / REGISTRY)
                 self._warn()
         except BaseException:
             self._lock.release()
@@ -144,12 +126,12 @@ class StoreDirectory:
             _log.warning(
                 "%s does not name %s in %s, which is left alone. If an older %s was restored, restore the newest",
                 self.path / REGISTRY,
-                _listed(unknown),
+                listed(unknown),
                 self.path / "collections",
                 REGISTRY,
             )
         if missing := [name for name in self.collections if not self.exists(name)]:
-            _log.warning("%s names %s, whose directory is missing", self.path / REGISTRY, _listed(missing))
+            _log.warning("%s names %s, whose directory is missing", self.path / REGISTRY, listed(missing))
 
     def prepare(self) -> None:
         """Make the store if there is none, and remove what a crash left of creating or dropping collections.
@@ -217,7 +199,7 @@ class StoreDirectory:
             if others := {entry.name for entry in _entries(home)} - {STATE + TEMPORARY}:
                 raise StoreError(
                     f"{home} is in the way of collection {name}: {REGISTRY} does not name it, and it holds "
-                    f"{_listed(others)}; move it away and run the same command again"
+                    f"{listed(others)}; move it away and run the same command again"
                 )
             if name in self.collections:  # lost: named again once it is whole, so that a crash leaves a leftover
                 named = {other: config for other, config in self.collections.items() if other != name}
@@ -236,7 +218,7 @@ class StoreDirectory:
 
     def state(self, name: str) -> CollectionState | None:
         """Return the state of a collection; None if it has none that can be read."""
-        return _read_state(self.home(name) / STATE)
+        return read_state(self.home(name) / STATE)
 
     def set_state(self, name: str, step: Step, *, engine: str = "", points: int = 0) -> None:
         """Record what is done to a collection now; with `closed`, the files that it is made of."""
@@ -262,7 +244,7 @@ class StoreDirectory:
         """Say whether it is proven that this store was creating or dropping the collection in `home`."""
         if home.is_symlink() or home.name in self.collections:
             return False
-        state = _read_state(home / STATE)
+        state = read_state(home / STATE)
         return state is not None and state.store == self._id and state.step in ("creating", "dropping")
 
     @contextmanager
@@ -273,64 +255,18 @@ class StoreDirectory:
             raise StoreError(f"{self.path} cannot be used as a store: {error}") from error
 
 
-def closed_points(path: Path) -> dict[str, int]:
-    """Return how many points collections had when they were closed, by name: without the lock of their store.
-
-    A collection that a process has open, or was killed with, is left out; one whose directory is missing has none.
-
-    Raises:
-        StoreError: the registry is damaged.
-    """
-    if not (path / REGISTRY).exists():
-        return {}
-    _, collections, _ = _read_registry(path / REGISTRY)
-    points = {}
-    for name in collections:
-        home = path / "collections" / name
-        state = _read_state(home / STATE)
-        if not home.is_dir() or (state is not None and state.step == "closed"):
-            points[name] = state.points if state else 0
-    return points
-
-
-def _read_registry(path: Path) -> tuple[str | None, dict[str, CollectionConfig], dict[str, str]]:
-    """Return id, collections and aliases; a registry of an older modalign has no id."""
+def _read_configs(path: Path) -> tuple[str | None, dict[str, CollectionConfig], Mapping[str, str]]:
+    """Return id, collections and aliases of a registry, as `read_registry`, with the settings of the collections."""
+    registry = read_registry(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if unknown := raw.keys() - {"id", "collections", "aliases"}:
-            raise ValueError(f"modalign writes no {_listed(unknown)}")
-        collections = {name: _config(value) for name, value in raw["collections"].items()}
-        aliases = {str(alias): str(target) for alias, target in raw["aliases"].items()}
-        if wrong := [name for name in collections if not may_be_named(name)]:
-            raise ValueError(f"{wrong[0]!r} cannot name a collection")
-        if not isinstance(id_ := raw.get("id"), str | None):
-            raise TypeError(f"expected a text as id, got {id_!r}")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise StoreError(
-            f"{path} is damaged, or of another program ({error!r}); restore it from a backup, or name another "
-            "directory by MODALIGN_QDRANT_URL"
-        ) from error
-    return id_, collections, aliases
-
-
-def may_be_named(name: str) -> bool:
-    """Say whether a collection, which is a directory here, may have this name."""
-    return bool(name) and name not in (".", "..") and not FORBIDDEN & set(name)
+        return registry.id, {name: _config(raw) for name, raw in registry.collections.items()}, registry.aliases
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(path, error) from error
 
 
 def _config(raw: dict[str, Any]) -> CollectionConfig:
     vectors = {n: VectorConfig(v["dim"], Distance(v["distance"])) for n, v in raw["vectors"].items()}
     return CollectionConfig(**{**raw, "vectors": vectors})
-
-
-def _read_state(path: Path) -> CollectionState | None:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        files = {place: CheckedFile(**checked) for place, checked in raw["files"].items()}
-        state = CollectionState(**{**raw, "files": files})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None  # no proof of anything
-    return state if state.step in get_args(Step) else None
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -366,9 +302,3 @@ def _remove(home: Path) -> None:
             entry.unlink()
     (home / STATE).unlink(missing_ok=True)
     home.rmdir()
-
-
-def _listed(names: Collection[str]) -> str:
-    """List names, quoted: they may be anything."""
-    shown = ", ".join(ascii(name) if not name.isprintable() else repr(name) for name in sorted(names)[:NAMES_SHOWN])
-    return shown + (f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else "")

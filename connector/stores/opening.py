@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from connector.errors import SettingsError
 from connector.safe_text import UNREADABLE, redacted
-from connector.stores.contract import Store
+from connector.stores import edge_files
 
 if TYPE_CHECKING:
     from connector.settings import Settings
+    from connector.stores.contract import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +28,13 @@ class StoreKind:
     """
 
     form: str
-    open: Callable[["Settings"], Store]
+    open: Callable[["Settings"], "Store"]
     url: Callable[[str], str]
     shared: bool = True
     closed_points: Callable[[str], Mapping[str, int]] = lambda url: {}
 
 
-def _open_edge(settings: "Settings") -> Store:
+def _open_edge(settings: "Settings") -> "Store":
     from connector.stores.edge import EdgeStore  # loads the engine, which users of a server need not have
 
     return EdgeStore(settings.store_url[len("edge:") :])
@@ -44,12 +45,10 @@ def _edge_url(url: str) -> str:
 
 
 def _closed_edge_points(url: str) -> Mapping[str, int]:
-    from connector.stores.edge_directory import closed_points  # which loads numpy
-
-    return closed_points(Path(url.removeprefix("edge:")))
+    return edge_files.closed_points(Path(url.removeprefix("edge:")))
 
 
-def _connect(settings: "Settings") -> Store:
+def _connect(settings: "Settings") -> "Store":
     from connector.stores.qdrant import QdrantStore  # loads the client, which takes a second
 
     return QdrantStore.connect(
@@ -67,7 +66,7 @@ STORES: Mapping[str, StoreKind] = {
 }
 
 
-def open_store(settings: "Settings") -> Store:
+def open_store(settings: "Settings") -> "Store":
     """Open the store that the settings name.
 
     Raises:

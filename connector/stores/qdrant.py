@@ -12,7 +12,7 @@ import numpy.typing as npt
 from qdrant_client import QdrantClient, models
 from typing_extensions import override
 
-from alignment.metrics import Distance
+from alignment.distance import Distance
 from connector.errors import (
     AccessDeniedError,
     CollectionNotFoundError,

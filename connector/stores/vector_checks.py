@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from alignment.distance import Distance
 from alignment.errors import VectorError
-from alignment.metrics import Distance
 from alignment.vectors import ZERO, invalid_rows, rows_lost_in
 from connector.errors import CollectionNotFoundError, Refusal
 from connector.rejects import Reason

@@ -12,7 +12,7 @@ from alignment.modality import MODALITIES, OTHER
 from alignment.sets.hold_out import HoldOut
 from connector.audits.kinds import SEEN
 from connector.home import Home
-from connector.releases.release import LIVE
+from connector.provenance.releases import LIVE
 from connector.requests import AuditRequest, ExportRequest, PromoteRequest
 from connector.settings import Settings
 from tests.support.exports import example, spec_of

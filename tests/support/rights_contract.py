@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 from sqlalchemy import select
 
-from connector.cli.tables import reconciled_rows
+from connector.cli.reconciled_tables import reconciled_rows
 from connector.errors import AccessDeniedError
 from connector.home import Home
 from connector.provenance.tables import Base

@@ -116,9 +116,27 @@ class TestHelp:
         heavy = ["numpy", "torch", "sqlalchemy", "alembic", "pyarrow", "qdrant_client", "qdrant_edge", "scipy", "rich"]
         assert self.loaded(heavy, words) == "[] 0\n"
 
-    def test_status_loads_nothing_that_only_other_commands_need(self, shared: Path) -> None:
-        heavy = ["torch", "scipy", "sklearn", "alembic", "qdrant_client", "qdrant_edge", "PIL", "jinja2", "matplotlib"]
-        assert self.loaded(heavy, ("status", "--home", str(shared))) == "[] 0\n"
+    @pytest.mark.parametrize("words", [("status",), ("status", "things"), ("status", "--json"), ("rejects",)])
+    def test_what_only_reads_sql_loads_nothing_that_other_commands_need(
+        self, shared: Path, words: tuple[str, ...]
+    ) -> None:
+        engines = ["qdrant_client", "qdrant_edge", "alembic", "pyarrow", "numpy", "scipy", "torch", "onnxruntime"]
+        others = ["pydantic", "yarl", "filelock", "annotated_types", "PIL", "jinja2", "matplotlib", "sklearn"]
+        ours = ["alignment.metrics", "alignment.model", "connector.requests", "connector.stores.contract"]
+        assert self.loaded([*engines, *others, *ours], (*words, "--home", str(shared))) == "[] 0\n"
+
+    def test_a_command_does_not_look_for_garbage_in_what_its_imports_made(self, shared: Path) -> None:
+        program = f"""
+import atexit, gc, sys
+from connector.cli.entry import main
+atexit.register(lambda: print(gc.get_freeze_count(), gc.get_stats()[2]["collections"], file=sys.stderr))
+sys.argv = ["modalign", "status", "--home", {str(shared)!r}]
+main()
+"""
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        frozen, collections = map(int, ended.stderr.split())
+        assert frozen > 50_000
+        assert collections <= 1
 
     @staticmethod
     def loaded(heavy: Sequence[str], words: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from connector.cli.tables import print_reconciled
+from connector.cli.reconciled_tables import print_reconciled
 from connector.releases.reconcile import ReconcileReport
 
 
