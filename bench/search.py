@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -140,11 +140,26 @@ def beside_the_client(points: int, *, protocol: str, batch: int) -> Iterator[Sid
 
 
 @contextmanager
-def certified(points: int, *, metric: str, batch: int) -> Iterator[Sides]:
+def in_edge() -> Iterator[Store]:
+    """A new store of the engine in this process."""
+    with tempfile.TemporaryDirectory() as directory, EdgeStore(Path(directory) / "store") as store:
+        yield store
+
+
+@contextmanager
+def in_a_server() -> Iterator[Store]:
+    """A server, by its REST address."""
+    with server() as found, found.connect("REST") as store:
+        yield store
+
+
+@contextmanager
+def certified(
+    points: int, *, metric: str, batch: int, where: Callable[[], AbstractContextManager[Store]]
+) -> Iterator[Sides]:
     """Exact search under a metric whose order Qdrant has not, beside cosine."""
     with (
-        tempfile.TemporaryDirectory() as directory,
-        EdgeStore(Path(directory) / "store") as store,
+        where() as store,
         _pushed(points, store, (metric, "cosine"), indexing_threshold=UNINDEXED) as (ours, native),
     ):
         X = vectors(CERTIFIED_QUERIES, seed=2)
@@ -208,15 +223,16 @@ def _rows(where: str, against: str, sides: Callable[..., Any], **options: Any) -
 def _certified_rows(metric: str, goal: float) -> tuple[Row, ...]:
     return tuple(
         Row(
-            what=f"certified {metric}, {how}, {{size}} points in Edge",
+            what=f"certified {metric}, {how}, {{size}} points {place}",
             against="native cosine, exact as well",
             asked=ASKED_EXACT,
             unit="time",
             goal=goal,
-            size=50_000,
+            size=size,
             small=400,
-            sides=partial(certified, metric=metric, batch=batch),
+            sides=partial(certified, metric=metric, batch=batch, where=where),
         )
+        for place, size, where in (("in Edge", 50_000, in_edge), ("in a server, REST", 20_000, in_a_server))
         for how, batch in (("single", 1), (f"batches of {BATCH}", BATCH))
     )
 
