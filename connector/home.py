@@ -500,8 +500,18 @@ class Home:
             reports = self.verify(request.collection, full=request.full)
         return RunResult(run.id, run.counts, reports)
 
-    def retriever(self, collection: str, metric: str | None = None, *, deadline: float | None = None) -> "Retriever":
-        """Open the live release of `collection` for searching, each search within `deadline` seconds."""
+    def retriever(
+        self,
+        collection: str,
+        metric: str | None = None,
+        *,
+        deadline: float | None = None,
+        keeps_encoders: bool = True,
+    ) -> "Retriever":
+        """Open the live release of `collection` for searching, each search within `deadline` seconds.
+
+        `keeps_encoders` as `Retriever` takes it.
+        """
         from connector.search.retriever import Retriever
 
         return Retriever.open(
@@ -512,6 +522,7 @@ class Home:
             device=self.settings.device,
             max_pixels=self.settings.max_pixels,
             deadline=deadline,
+            keeps_encoders=keeps_encoders,
         )
 
     def search(self, request: "SearchRequest") -> "QueryResult":
@@ -520,7 +531,7 @@ class Home:
         from connector.stores.filters import parse_filter
 
         condition = None if request.filter is None else parse_filter(request.filter)
-        return search(self.retriever(request.collection, request.metric), request, condition)
+        return search(self.retriever(request.collection, request.metric, keeps_encoders=False), request, condition)
 
     def export(self, request: "ExportRequest") -> "RunResult[list[Graph]]":
         """Write an alignment under a metric as ONNX graphs, with which a service searches without modalign."""

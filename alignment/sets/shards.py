@@ -3,14 +3,20 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alignment.durable import write_durably
-from alignment.errors import EmbeddingSetError
+from alignment.errors import EmbeddingSetError, VectorError
+from alignment.interrupts import uninterrupted
 from alignment.modality import Modality
 from alignment.sets.cards import Dtype
 from alignment.sets.rows import IDENTITY, Rows
+
+# At its first conversion, pyarrow tries to import pandas, and loses a Ctrl-C that comes meanwhile.
+with uninterrupted():
+    pa.array([0.0]).to_numpy(zero_copy_only=False)
 
 
 def shard_paths(directory: Path, modality: Modality) -> list[Path]:
@@ -36,7 +42,7 @@ def shard_rows(path: Path, dim: int) -> int:
 
 def read_shard(path: Path, modality: Modality) -> Rows:
     """Return all rows of the shard at `path`."""
-    return Rows.from_arrow(modality, read_columns(path, [*IDENTITY, "vector"]))
+    return rows_of(modality, read_columns(path, [*IDENTITY, "vector"]))
 
 
 def shard_batches(path: Path, modality: Modality, size: int) -> Iterator[tuple[int, Rows]]:
@@ -52,7 +58,7 @@ def write_shard(path: Path, rows: Rows, dtype: Dtype) -> None:
     # Embeddings are noise to a compressor; text compresses well.
     compression = {**dict.fromkeys(IDENTITY, "zstd"), "vector.list.element": "none"}
     pq.write_table(
-        rows.to_arrow(dtype), sink, compression=compression, use_dictionary=["group"], write_page_checksum=True
+        table_of(rows, dtype), sink, compression=compression, use_dictionary=["group"], write_page_checksum=True
     )
     write_durably(path, sink.getvalue())
 
@@ -114,3 +120,32 @@ def _proves_damage(path: Path, error: Exception) -> bool:
     if isinstance(error, MemoryError) or type(error) is pa.ArrowException or "alloc" in str(error).lower():
         return False
     return path.is_file() and not (isinstance(error, OSError) and error.errno is not None)
+
+
+def rows_of(modality: Modality, table: pa.Table | pa.RecordBatch) -> Rows:
+    """Take rows out of an Arrow table in the layout of a shard."""
+    vectors = table.column("vector")
+    if isinstance(vectors, pa.ChunkedArray):
+        vectors = vectors.combine_chunks()
+    flat = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    keys, groups, hashes, payloads = (table.column(name).to_pylist() for name in IDENTITY)
+    return Rows(modality, keys, groups, hashes, payloads, flat.reshape(-1, vectors.type.list_size))
+
+
+def table_of(rows: Rows, dtype: Dtype) -> pa.Table:
+    """Lay rows out as a shard with vectors of `dtype`.
+
+    Raises:
+        VectorError: a value is too large for `dtype`.
+    """
+    dim = rows.vectors.shape[1]
+    with np.errstate(over="ignore"):
+        stored = rows.vectors.astype(dtype)
+    if len(overflown := np.flatnonzero((np.isinf(stored) & np.isfinite(rows.vectors)).any(axis=1))):
+        raise VectorError(
+            f"{len(overflown)} {rows.modality} vectors, the first of key {rows.keys[overflown[0]]!r}, have values "
+            f"beyond the {np.finfo(dtype).max:g} that {dtype} can hold; store float32"
+        )
+    flat = pa.array(stored.reshape(-1))
+    columns = [pa.array(column, pa.string()) for column in rows.identity()]
+    return pa.table([*columns, pa.FixedSizeListArray.from_arrays(flat, dim)], names=[*IDENTITY, "vector"])

@@ -120,6 +120,8 @@ class Retriever:
         deadline: seconds within which a server has to answer a search, with all requests and retries of it; None: each
             request is tried for two minutes. Encoding the queries does not count.
         compiled: directory of compiled text encoders; None: models are loaded.
+        keeps_encoders: whether an encoder stays for the next query. A process that searches once lets it go before the
+            store is read, which needs as much memory.
 
     Raises:
         QueryError: an argument is not what it has to be.
@@ -134,6 +136,7 @@ class Retriever:
         max_pixels: int = MAX_PIXELS,
         deadline: float | None = None,
         compiled: Path | None = None,
+        keeps_encoders: bool = True,
     ):
         check_deadline(deadline)
         check_reading(device, max_pixels)
@@ -146,6 +149,7 @@ class Retriever:
         self._compiled = compiled
         self.max_pixels = max_pixels
         self._encoders: dict[Modality, Encoder] = {}
+        self._keeps_encoders = keeps_encoders
         self._looked_for: set[str] = set()
 
     @classmethod
@@ -159,6 +163,7 @@ class Retriever:
         device: str = "auto",
         max_pixels: int = MAX_PIXELS,
         deadline: float | None = None,
+        keeps_encoders: bool = True,
     ) -> "Retriever":
         """Open the live release of `collection` and check its provenance chain; raises as `open_release` does.
 
@@ -170,7 +175,15 @@ class Retriever:
         release = open_release(provenance, store, collection, metric, device=device)
         home = provenance.database.home
         compiled = None if home is None else home / COMPILED
-        return cls(release, store, device=device, max_pixels=max_pixels, deadline=deadline, compiled=compiled)
+        return cls(
+            release,
+            store,
+            device=device,
+            max_pixels=max_pixels,
+            deadline=deadline,
+            compiled=compiled,
+            keeps_encoders=keeps_encoders,
+        )
 
     @property
     def guarantee(self) -> Guarantee:
@@ -374,9 +387,12 @@ class Retriever:
             _log.warning("filter: %s", sentence)
 
     def _encoder(self, modality: Modality) -> Encoder:
-        if modality not in self._encoders:
-            self._encoders[modality] = self._compiled_encoder(modality) or self._loaded_encoder(modality)
-        return self._encoders[modality]
+        if modality in self._encoders:
+            return self._encoders[modality]
+        encoder = self._compiled_encoder(modality) or self._loaded_encoder(modality)
+        if self._keeps_encoders:
+            self._encoders[modality] = encoder
+        return encoder
 
     def _compiled_encoder(self, modality: Modality) -> Encoder | None:
         if modality != "text" or self._compiled is None or self._device not in DEVICES:

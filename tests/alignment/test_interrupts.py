@@ -33,12 +33,13 @@ def test_pyarrow_looks_for_pandas_before_any_work() -> None:
         """
         import numpy as np, pyarrow as pa, sys
         from alignment.sets.rows import Rows
+        from alignment.sets.shards import rows_of, table_of
         class Looked:
             def find_spec(self, name, *rest):
                 print("looked for", name) if name == "pandas" else None
         sys.meta_path.insert(0, Looked())
         rows = Rows("image", ["a"], ["a"], ["0" * 64], ["{}"], np.zeros((1, 3), "float32"))
-        Rows.from_arrow("image", rows.to_arrow("float32"))
+        rows_of("image", table_of(rows, "float32"))
         print(pa.array([[1.0, 2.0], None]).value_lengths().to_numpy(zero_copy_only=False), pa.array(np.ones(2)))
         """
     )

@@ -17,7 +17,7 @@ from alignment.errors import EmbeddingSetError, VectorError
 from alignment.sets.cards import Dtype
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import IDENTITY, Rows
-from alignment.sets.shards import read_shard, shard_rows, write_shard
+from alignment.sets.shards import read_shard, shard_rows, table_of, write_shard
 from tests.support.errors import raises
 from tests.support.fakes import fake_rows, fake_set
 from tests.support.sets import assert_same, files, rows, some
@@ -149,7 +149,7 @@ def test_another_parquet_file_is_no_shard(tmp_path: Path) -> None:
 
 def arrow(rows: Rows, **changes: list[Any]) -> pa.Table:
     """The rows as a shard, with other values in the columns `changes`."""
-    table = rows.to_arrow("float32")
+    table = table_of(rows, "float32")
     for name, values in changes.items():
         place = table.schema.get_field_index(name)
         table = table.set_column(place, table.schema.field(place), pa.array(values, table.schema.field(place).type))

@@ -125,6 +125,10 @@ class TestHelp:
         ours = ["alignment.metrics", "alignment.model", "connector.requests", "connector.stores.contract"]
         assert self.loaded([*engines, *others, *ours], (*words, "--home", str(shared))) == "[] 0\n"
 
+    def test_search_loads_nothing_that_only_reads_embedding_sets(self, shared: Path) -> None:
+        words = ("search", "things", "red", "--home", str(shared))
+        assert self.loaded(["pyarrow", "scipy", "sklearn", "alembic", "matplotlib", "qdrant_client"], words)[:2] == "[]"
+
     def test_a_command_does_not_look_for_garbage_in_what_its_imports_made(self, shared: Path) -> None:
         program = f"""
 import atexit, gc, sys

@@ -1,6 +1,7 @@
 """Searching a release: what is found is the metric's own top k, and what cannot be compared is refused."""
 
 import re
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -279,6 +280,28 @@ class TestEncoders:
         X = FakeTextEncoder().encode("text", texts)
         assert cosine.search_texts(texts, 5) == asked(cosine, "text", X, 5)
         assert cosine.search_texts(texts, 5, target="text") == asked(cosine, "text", X, 5, target="text")
+
+    @pytest.mark.parametrize(("keeps", "held"), [(True, 1), (False, 0)])
+    def test_a_process_that_searches_once_reads_the_store_without_the_encoder(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, keeps: bool, held: int
+    ) -> None:
+        alive: weakref.WeakSet[FakeTextEncoder] = weakref.WeakSet()
+        while_searching: list[int] = []
+        search = world.store.search
+
+        def load(*_: Any, **__: Any) -> FakeTextEncoder:
+            alive.add(encoder := FakeTextEncoder())
+            return encoder
+
+        def searching(*args: Any, **options: Any) -> Any:
+            while_searching.append(len(alive))
+            return search(*args, **options)
+
+        monkeypatch.setattr("connector.search.retriever.load_encoder", load)
+        monkeypatch.setattr(world.store, "search", searching)
+        retriever = Retriever.open(world.provenance, world.store, COLLECTION, keeps_encoders=keeps)
+        assert len(retriever.search_texts(["red green"], 5)[0]) == 5
+        assert while_searching == [held]
 
     def test_nothing_finds_nothing(self, cosine: Retriever) -> None:
         assert cosine.search_texts([]) == []
