@@ -26,5 +26,6 @@
         ),
     )
 
-Benchmarks that are no such ratio, or take longer, are named in `OTHERS` of `bench.__main__` and run by name only.
+Topics whose turns take minutes are named in `SLOW_TOPICS`: their rows are in the table, and run by name only. So do
+benchmarks that are no such ratio, which are named in `OTHERS`.
 """

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from alignment.plurals import counted
 from bench.row import CONFIDENCE, TURNS, Result, Row
 from connector.cli.table_layout import table_lines
 
@@ -18,10 +19,10 @@ BEGIN, END = "<!-- {}: written by python -m bench -->", "<!-- end of {} -->"  # 
 FIGURES = "figures"
 HEAD = ("what", "against", "ratio", "interval", "goal", "verdict")
 LEGEND = (
-    f"A ratio is the median over {TURNS} turns or more, in which both sides alternate. Its interval holds the median "
-    f"of ever more turns with a probability of {CONFIDENCE:.0%} or more (sign test). Met, missed: the whole interval "
-    "lies on that side of the goal; unclear: the goal lies within. Ratios of time and memory are at most their goal, "
-    "ratios of rates at least."
+    f"A ratio is the median over {TURNS} turns or more, unless it says how many, in which both sides alternate. Its "
+    f"interval holds the median of ever more turns with a probability of {CONFIDENCE:.0%} or more (sign test). Met, "
+    "missed: the whole interval lies on that side of the goal; unclear: the goal lies within. Ratios of time and "
+    "memory are at most their goal, ratios of rates at least."
 )
 
 
@@ -136,8 +137,11 @@ def _compared(line: str) -> tuple[str, ...]:
 
 
 def _last(result: Result) -> str:
-    """The verdict with the note."""
-    return f"{result.verdict}: {result.note}" if result.note else result.verdict
+    """The verdict with the note, and the number of turns where there were few."""
+    notes = [result.note] * bool(result.note)
+    if 0 < len(result.ours) < TURNS:
+        notes.append(counted(len(result.ours), "turn"))
+    return f"{result.verdict}: {', '.join(notes)}" if notes else result.verdict
 
 
 def _line(cells: Iterable[str]) -> str:

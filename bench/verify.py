@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,20 +30,31 @@ NO_GRAPH = 10_000_000
 READING = "reading every point once with vector and payload"
 
 
+@cache
+def written(points: int) -> "tempfile.TemporaryDirectory[str]":
+    """A home with a release of so many images, until this process ends: two rows read it."""
+    held = tempfile.TemporaryDirectory()
+    settings = _settings(held)
+    upgrade(settings.database_url)
+    write_set(settings.set_path(NAME), points)
+    alignment().save(settings.alignment_path(NAME))
+    layout = {"indexing_threshold": NO_GRAPH}
+    with Home(settings) as home:
+        home.push(PushRequest(set=NAME, into=NAME, alignment=NAME, metrics=["cosine"], layout=layout))
+    return held
+
+
+def _settings(held: "tempfile.TemporaryDirectory[str]") -> Settings:
+    directory = Path(held.name)
+    return Settings.load(home=directory, database_url=f"sqlite:///{directory / 'modalign.db'}")
+
+
 @contextmanager
 def pushed(points: int) -> Iterator[tuple[Home, str]]:
     """A home with a release of so many images, and the name of its collection."""
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        settings = Settings.load(home=directory, database_url=f"sqlite:///{directory / 'modalign.db'}")
-        upgrade(settings.database_url)
-        write_set(directory / "sets" / NAME, points)
-        alignment().save(directory / "alignments" / NAME)
-        layout = {"indexing_threshold": NO_GRAPH}
-        with Home(settings) as home:
-            home.push(PushRequest(set=NAME, into=NAME, alignment=NAME, metrics=["cosine"], layout=layout))
-            (release,) = home.provenance.releases.find(collection=NAME)
-            yield home, release.physical_name
+    with Home(_settings(written(points))) as home:
+        (release,) = home.provenance.releases.find(collection=NAME)
+        yield home, release.physical_name
 
 
 def pages(home: Home, name: str, condition: Filter | None = None) -> Iterator[list[Record]]:

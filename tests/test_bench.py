@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import bench.__main__
 from bench import search
-from bench.__main__ import OTHERS, TOPICS, main, rows_of
+from bench.__main__ import OTHERS, SLOW_TOPICS, TOPICS, main, rows_of
 from bench.report import BEGIN, END, FIGURES, WIDTH, document, lines, write
 from bench.row import LeftOut, Row, Sides, measure
 
@@ -150,6 +150,14 @@ def test_a_page_keeps_the_rows_that_are_not_measured_again(tmp_path: Path) -> No
     assert second.endswith(f"{end}\n\nWhere the time goes.\n")
 
 
+def test_a_ratio_of_few_turns_says_how_many(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text(f"{BEGIN.format(FIGURES)}\n{END.format(FIGURES)}\n", encoding="utf-8")
+    slow = row([3] * 3, [1] * 3)
+    write(page, [measure(slow, turns=3)], [slow])
+    assert "| 3 |  | ≤ 1 | unclear: hnsw_ef 64, 3 turns |" in page.read_text(encoding="utf-8")
+
+
 def test_a_row_with_another_goal_or_another_side_is_measured_anew(tmp_path: Path) -> None:
     page = tmp_path / "performance.md"
     page.write_text(f"{BEGIN.format(FIGURES)}\n{END.format(FIGURES)}\n", encoding="utf-8")
@@ -209,8 +217,9 @@ def test_a_benchmark_says_what_both_sides_are_asked(name: str) -> None:
 
 
 def test_rows_are_told_apart_by_their_titles() -> None:
-    assert len({row.title for row in ROWS}) == len(ROWS)
-    assert not [row.title for row in ROWS if not row.asked.endswith(".")]
+    rows = [*ROWS, *rows_of(SLOW_TOPICS)]
+    assert len({row.title for row in rows}) == len(rows)
+    assert not [row.title for row in rows if not row.asked.endswith(".")]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.title)
