@@ -17,10 +17,10 @@ demo: $(VENV)/.demo
 
 # Files go to as many processes as there are cores, of one thread each: more threads than cores wait for each other.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 coverage: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --cov --cov-report term-missing
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov --cov-report term-missing
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -39,7 +39,7 @@ down:
 	docker compose down
 
 live: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests -m live --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -m live --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) demo-home .mypy_cache .pytest_cache .ruff_cache

@@ -17,6 +17,7 @@ from hypothesis import settings
 from sqlalchemy.engine import make_url
 from werkzeug.serving import BaseWSGIServer
 
+from connector.audits import captions, query_run
 from connector.encoding import loading
 from connector.provenance.database import upgrade
 from connector.provenance.recorder import Provenance
@@ -51,6 +52,30 @@ def pytest_configure() -> None:
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(own)
 
 
+# Files that take longest. Processes are given files in their order: a long one at the end is waited for by all others.
+LONGEST = (
+    "tests/test_readme.py",
+    "tests/connector/demo/test_demo.py",
+    "tests/test_bench.py",
+    "tests/connector/push/test_kill.py",
+    "tests/connector/provenance/test_migrations.py",
+    "tests/connector/audits/test_damage.py",
+    "tests/connector/audits/test_audit.py",
+    "tests/alignment/model/test_onnx_export.py",
+    "tests/connector/search/test_export.py",
+    "tests/connector/push/test_ingest.py",
+    "tests/connector/push/test_push.py",
+    "tests/connector/cli/test_without_torch.py",
+    "tests/connector/reports/test_pages_in_browser.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """What tests compute is so small that threads would only wait for each other."""
@@ -64,6 +89,19 @@ def quick_polls() -> Iterator[None]:
         patched.setattr(qdrant_readiness, "POLL_SECONDS", QUICK_POLL_SECONDS)
         serve = partialmethod(BaseWSGIServer.serve_forever, QUICK_POLL_SECONDS)
         patched.setattr(BaseWSGIServer, "serve_forever", serve)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_samples() -> Iterator[None]:
+    """Audits measure captions and latency by few queries: as many as users' audits ask take most of their time.
+
+    A module that tests these samples takes another fixture of this name.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(captions, "QUERIES", 32)
+        patched.setattr(captions, "WITH_SEVERAL", 24)
+        patched.setattr(query_run, "TIMED_QUERIES", 5)
         yield
 
 

@@ -154,18 +154,56 @@ def bures_squared(X: Matrix, Y: Matrix) -> float:
     `|m - n|^2 + tr(A) + tr(B) - 2 tr((A^1/2 B A^1/2)^1/2)`. Covariances are shrunk by Ledoit and Wolf: of plain ones,
     two samples of 1,000 in 512 dimensions of one distribution are .337 apart.
     """
-    from sklearn.covariance import ledoit_wolf  # here, because it takes a second to import
+    one, other = _Root.of(X.astype(np.float64)), _Root.of(Y.astype(np.float64))
+    # The singular values of A^1/2 B^1/2 are the eigenvalues of (A^1/2 B A^1/2)^1/2. Outside of what small samples span,
+    # both roots are multiples of the identity.
+    axes = np.concatenate([one.axes, other.axes], axis=1)
+    span = np.linalg.qr(axes)[0] if axes.shape[1] < len(axes) else None  # (d, q); None: all of the space
+    roots = one.within(span), other.within(span)
+    outside = (len(axes) - len(roots[0])) * one.rest * other.rest
+    cross = outside + float(np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum())
+    return max(0.0, centroid_squared(X, Y) + one.trace + other.trace - 2 * cross)
 
-    (A, _), (B, _) = ledoit_wolf(X.astype(np.float64)), ledoit_wolf(Y.astype(np.float64))
-    # The singular values of A^1/2 B^1/2 are the eigenvalues of (A^1/2 B A^1/2)^1/2.
-    cross = np.linalg.svd(_root(A) @ _root(B), compute_uv=False).sum()
-    return max(0.0, centroid_squared(X, Y) + float(np.trace(A) + np.trace(B) - 2 * cross))
 
+@dataclass(frozen=True, slots=True)
+class _Root:
+    """The root of a shrunk covariance (d, d): `rest` times the identity, and more along the `axes` of the sample.
 
-def _root(covariance: Floats) -> Floats:
-    values, vectors = np.linalg.eigh(covariance)
-    root: Floats = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    return root
+    Attributes:
+        axes: (d, r), orthonormal; r is the size of a sample of less than d / 2, and else d.
+        more: what the root has along each axis beyond `rest` (r,).
+        rest: at least 0.
+        trace: of the covariance.
+    """
+
+    axes: Floats
+    more: Floats
+    rest: float
+    trace: float
+
+    @classmethod
+    def of(cls, X: Floats) -> Self:
+        """Shrink the covariance of a sample (n, d)."""
+        from sklearn.covariance import ledoit_wolf_shrinkage  # here, because it takes a second to import
+
+        n, d = X.shape
+        shrinkage, centred = float(ledoit_wolf_shrinkage(X)), X - X.mean(axis=0)
+        if 2 * n < d:
+            _, lengths, axes = np.linalg.svd(centred, full_matrices=False)
+            variances, axes = lengths**2 / n, axes.T
+        else:
+            variances, axes = np.linalg.eigh(centred.T @ centred / n)
+        trace = float((centred**2).sum() / n)
+        shrunk = shrinkage * trace / d
+        rest = float(np.sqrt(shrunk))
+        return cls(axes, np.sqrt((1 - shrinkage) * np.maximum(variances, 0.0) + shrunk) - rest, rest, trace)
+
+    def within(self, span: Floats | None) -> Floats:
+        """Return the root in an orthonormal basis (d, q) of a space that holds the axes: (q, q)."""
+        axes = self.axes if span is None else span.T @ self.axes
+        root: Floats = (axes * self.more) @ axes.T
+        root[np.diag_indices_from(root)] += self.rest
+        return root
 
 
 def permutation_p(X: Matrix, Y: Matrix, *, seed: int = 0, permutations: int = PERMUTATIONS) -> float:

@@ -97,8 +97,10 @@ def test_gaussians_have_a_closed_form(rng: np.random.Generator) -> None:
     assert bures_squared(X, Y) == pytest.approx(2 + ((scales - others) ** 2).sum(), rel=0.02)
 
 
-def test_gaussians_are_as_far_apart_as_pot_says(rng: np.random.Generator) -> None:
-    X, Y = rng.standard_normal((200, 6)) @ rng.standard_normal((6, 6)), rng.standard_normal((150, 6)) + 1
+@pytest.mark.parametrize(("n", "m", "d"), [(200, 150, 6), (6, 5, 40), (6, 30, 40), (18, 19, 40), (25, 30, 40)])
+def test_gaussians_are_as_far_apart_as_pot_says(n: int, m: int, d: int, rng: np.random.Generator) -> None:
+    """Of samples that span the space, and of those that span a part of it."""
+    X, Y = rng.standard_normal((n, d)) @ rng.standard_normal((d, d)), rng.standard_normal((m, d)) + 1
     (A, _), (B, _) = ledoit_wolf(X), ledoit_wolf(Y)
     expected = ot.gaussian.bures_wasserstein_distance(X.mean(axis=0), Y.mean(axis=0), A, B)
     assert bures_squared(X, Y) == pytest.approx(float(expected) ** 2, rel=1e-9)

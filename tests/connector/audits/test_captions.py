@@ -66,6 +66,11 @@ OURS: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_samples() -> None:
+    """As many queries are asked as in the audits of users."""
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with (
