@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -142,15 +142,21 @@ def status_beside_nothing(runs: int) -> Iterator[Sides]:
     yield in_turns(lambda: run(MODALIGN, "status", home=home), lambda: run(*EMPTY), runs)
 
 
-@contextmanager
-def search_beside_a_script(items: int, *, memory: bool) -> Iterator[Sides]:
-    """Search images by a text; both must find the same."""
+@cache
+def found_alike(items: int) -> tuple[Path, Sequence[str], Sequence[str]]:
+    """Search once by both sides, which must find the same; return the home and both commands."""
     home, shard, weight = searched(items)
-
     ours = (MODALIGN, "search", "bench", TEXT, "--json")
     theirs = (sys.executable, "-c", SCRIPT, str(shard), str(weight), TEXT)
     if [hit["key"] for hit in json.loads(run(*ours, home=home))["found"]] != run(*theirs).split():
         raise RuntimeError("the two sides do not find the same")
+    return home, ours, theirs
+
+
+@contextmanager
+def search_beside_a_script(items: int, *, memory: bool) -> Iterator[Sides]:
+    """Search images by a text."""
+    home, ours, theirs = found_alike(items)
     if memory:
         yield Sides(lambda: peak(*ours, home=home), lambda: peak(*theirs))
     else:

@@ -116,11 +116,26 @@ def fake_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "entry_points", fake_entry_points)
 
 
+# What each child would import by itself: modules of the launcher, and heavy ones that commands import where they use them.
+PRELOADED = [
+    "tests.support.launcher",
+    "tests.support.fakes",
+    "connector.home",
+    "connector.encoding.encode",
+    "alembic.command",
+    "PIL.PngImagePlugin",
+    "pytest",
+    "qdrant_client.models",
+    "sqlalchemy.dialects.sqlite",
+    "torch",
+]
+
+
 @pytest.fixture(scope="session")
 def processes() -> ForkServerContext:
     """Child processes that start at once, and are no forks of this one, which the engine would not survive."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.launcher", "connector.encoding.encode", "torch"])
+    context.set_forkserver_preload(PRELOADED)
     return context
 
 

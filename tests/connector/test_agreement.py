@@ -28,6 +28,11 @@ N = 200
 Figures = dict[tuple[str, str, str], tuple[float, float, float]]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_samples() -> None:
+    """As many queries are asked as in the audits of users."""
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A home with a set whose pairs are linear with noise, and the alignment `auto` as a fit makes it, live."""
