@@ -116,7 +116,7 @@ def fake_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "entry_points", fake_entry_points)
 
 
-# What each child would import by itself: modules of the launcher, and heavy ones that commands import where they use them.
+# What each child would import by itself: the launcher, and what is heavy and imported where commands use it.
 PRELOADED = [
     "tests.support.launcher",
     "tests.support.fakes",
