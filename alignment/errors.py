@@ -14,6 +14,7 @@ ModalignError
 ├── ExportError           graphs that cannot be written: packages are missing, or a directory is in the way
 ├── DeviceError           the device that was asked for is not there
 ├── MissingPackageError   a package that is not installed
+├── StorageError          object storage that does not answer, or a URL that is none of it
 └── ConnectorError        corpora and databases: see connector.errors
 """
 
@@ -89,6 +90,13 @@ class DeviceError(ModalignError):
 
 class ExportError(ModalignError):
     """An alignment cannot be exported: packages are missing, the directory is taken, or a graph would be wrong."""
+
+
+class StorageError(ModalignError):
+    """Object storage that does not answer or breaks off, a bucket that is not there, or a URL that names neither.
+
+    What is about one object alone, that it is missing or may not be read, is an `OSError`, as of a file.
+    """
 
 
 class MissingPackageError(ModalignError):

@@ -20,6 +20,7 @@ EXTRAS = {
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "postgres": ("psycopg",),
     "ray": ("ray",),
+    "s3": ("fsspec", "s3fs"),
 }
 # What modalign itself depends on: the distribution that holds a module.
 DISTRIBUTIONS = {

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from alignment.bounds import out_of_bounds
+from alignment.object_storage import located
 from connector.errors import SettingsError
 
 
@@ -23,7 +24,7 @@ class Request:
         for entry in fields(self):
             value = getattr(self, entry.name)
             if entry.type in (Path, Path | None) and value is not None:
-                object.__setattr__(self, entry.name, Path(value).absolute())
+                object.__setattr__(self, entry.name, located(value))
         for wrong in out_of_bounds(self):
             raise SettingsError(wrong)
 

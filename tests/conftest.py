@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from functools import partialmethod
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -28,6 +29,9 @@ from tests.support.launcher import QUICK_POLL_SECONDS
 from tests.support.memory import memory, process_name
 from tests.support.qdrant_nodes import Node, Server
 from tests.support.qdrant_servers import found_or_started, single_server
+
+if TYPE_CHECKING:
+    from tests.support.object_storage import Storage
 
 # Contracts are tests in support modules: their assertions shall tell values too.
 pytest.register_assert_rewrite("tests.support.store_contract", "tests.support.filter_contract")
@@ -182,6 +186,21 @@ def provenance(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Prove
             server, template = (request.getfixturevalue(name) for name in ("postgres", "migrated_postgres"))
             url = stack.enter_context(postgres_database(server, f"TEMPLATE {template}"))
         yield stack.enter_context(Provenance.open(url))
+
+
+@pytest.fixture(scope="session")
+def storage() -> Iterator["Storage"]:
+    """A real S3 server for the session, which the environment names."""
+    from tests.support.object_storage import storage_server  # only some tests pay for its packages
+
+    with storage_server() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(storage: "Storage") -> str:
+    """The URL of an empty bucket."""
+    return storage.bucket()
 
 
 @pytest.fixture(scope="session")

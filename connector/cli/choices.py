@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
+from alignment.errors import ModalignError
 from alignment.names import METRICS, did_you_mean
+from alignment.object_storage import is_url, located
 from connector.errors import EncoderError
 
 
@@ -66,6 +68,11 @@ class PathName(click.Path):
         """Return `value` as a path if it names one."""
         if value == "":
             self.fail("expected a path, got an empty text; the working directory is .", param, ctx)
+        if is_url(str(value)):
+            try:
+                return located(value)
+            except ModalignError as error:
+                self.fail(str(error), param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -16,11 +16,12 @@ from typing import Any
 
 from typing_extensions import override
 
+from alignment.object_storage import is_remote
 from alignment.value_kinds import kind_of
 from connector.corpora.bounded_lines import LineTooLongError, bounded_lines, count_lines
 from connector.corpora.manifest import Manifest, ManifestRow
 from connector.corpora.opening import beginning, check_utf8, ends, opened, why_not_utf8
-from connector.corpora.picture_files import is_file
+from connector.corpora.picture_files import is_file, is_folder
 from connector.corpora.row_checks import RowError, once, without_collisions
 from connector.errors import CorpusError
 from connector.rejects import Reason, Reject, at_line
@@ -35,7 +36,7 @@ FOLDERS = (
     "Flicker8k_Dataset",
     "Flickr8k_Dataset",
 )
-PROBED = 100  # images to try in each of these folders
+PROBED, PROBED_AFAR = 100, 10  # images to try in each of these folders, on disk and in object storage
 
 Captioned = tuple[int, int, str, str]  # position, line, name of the image, caption
 
@@ -56,11 +57,12 @@ class Annotations(Manifest):
         Raises:
             CorpusError: none of the tried folders holds any of the images.
         """
-        tried = [name for name in islice(names, PROBED) if not leads_out(name)]
+        most = PROBED_AFAR if is_remote(self.images or self.path) else PROBED
+        tried = [name for name in islice(names, most) if not leads_out(name)]
         bases = [self.images] if self.images else [self.path.parent, self.path.parent.parent]
         candidates = [base / subfolder for base in bases for subfolder in ("", *usual, *FOLDERS)]
         for candidate in candidates:
-            if any(is_file(candidate / name) for name in tried):
+            if is_folder(candidate) and any(is_file(candidate / name) for name in tried):
                 return candidate
         if self.images or not tried:  # each missing image becomes a reject
             return bases[0]

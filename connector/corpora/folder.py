@@ -17,6 +17,7 @@ from connector.safe_text import printable
 # Of an ImageFolder of Hugging Face: a table whose column `file_name` names the pictures beside it or below.
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_NAME = "file_name"
+MOST_SPLITS = 100  # a folder with more folders has other ones
 
 
 class Folder(Corpus):
@@ -35,11 +36,11 @@ class Folder(Corpus):
         for entry in self._files():
             if isinstance(entry, Reject):
                 yield replace(entry, reached=position)
-            elif isinstance(entry, Path):
-                yield file_without_use(entry, self.path, position)
-            else:
+            elif isinstance(entry, tuple):
                 position += 1
                 yield from (replace(item, reached=position) for item in self._items(*entry))
+            else:
+                yield file_without_use(entry, self.path, position)
 
     def _items(self, image: Path, captions: Path | None) -> Iterator[Item | Reject]:
         """Yield an image, which is the one row of its file, and the captions, with their lines as rows."""
@@ -105,7 +106,7 @@ def how_to_read_metadata(folder: Path) -> str:
 
     Its metadata is in the folder, or in each of the splits below it.
     """
-    files = [directory / name for directory in (folder, *sorted(folder.glob("*/"))) for name in METADATA]
+    files = [directory / name for directory in (folder, *sorted(folder.glob("*/"))[:MOST_SPLITS]) for name in METADATA]
     metadata = [file for file in files if is_file(file) and FILE_NAME.encode() in ends(file)]
     if not metadata:
         return ""

@@ -20,6 +20,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from alignment.object_storage import located, snapshot
 from connector.corpora.annotations import CocoCaptions, FlickrTokens, Karpathy
 from connector.corpora.columns import Columns
 from connector.corpora.csv_manifest import Csv
@@ -71,7 +72,7 @@ def open_corpus(
         CorpusError: the path does not exist, is in no known format, fits more than one, or is not UTF-8; columns are
             missing, or the file cannot be read at all.
     """
-    path = Path(path).absolute()
+    path = located(path)
     Columns.of(key, image, caption, group)
     if format is not None and format not in FORMATS:
         raise SettingsError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
@@ -84,9 +85,11 @@ def open_corpus(
             f"corpus {printable(str(path))}: expected a path in UTF-8, which SQL can record; rename the file or folder"
         )
     columns = {"key": key, "image": image, "caption": tuple(caption) or None, "group": group}
-    options = {"images": images and images.absolute(), "key_rule": key_rule, "quoting": quoting, **columns}
+    options = {"images": images and located(images), "key_rule": key_rule, "quoting": quoting, **columns}
     given = {name: value for name, value in options.items() if value is not None}
-    reader = FORMATS[format] if format else _recognise(path, tables_first=not given.keys().isdisjoint(columns))
+    reader = (
+        FORMATS[format] if format else _recognise(snapshot(path), tables_first=not given.keys().isdisjoint(columns))
+    )
     metadata = how_to_read_metadata(path) if reader is Folder else ""
     for name in given:
         if name not in _options(reader):

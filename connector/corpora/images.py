@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from alignment.object_storage import RemotePath, as_remote
 from connector.corpora.byte_budget import ByteBudget
 from connector.corpora.image_colours import PixelsNotFiniteError, check_colours, tiff_tags, to_rgb, transposed
 from connector.corpora.image_damage import PNG, check_data, check_structure, webp_size
@@ -26,6 +27,7 @@ from connector.settings import MAX_PIXELS
 MAX_BYTES = 256 << 20  # larger files are no photographs
 # Encoders scale the shorter side to their input size: a very long image would fill the memory.
 MAX_ASPECT = 256
+FIRST_REQUEST = 4 << 20  # bytes; an image in object storage is read in one request if it has fewer
 # Larger images are scaled down by a whole number as they are decoded. No encoder's input is near as large.
 KEPT_PIXELS = 1 << 24
 # Of files, and of pixels that are being decoded, all threads together.
@@ -81,15 +83,48 @@ def read_image(image: Path | bytes) -> bytes:
 @contextmanager
 def reading(image: Path | bytes) -> Iterator[bytes]:
     """Read an image file as `read_image` does, and count its bytes in `FILES` during the block."""
+    if remote := as_remote(image):
+        with _reading_object(remote) as content:
+            yield content
+        return
     try:
-        size = image.stat().st_size if isinstance(image, Path) else 0
+        size = 0 if isinstance(image, bytes) else image.stat().st_size
     except (OSError, ValueError):
         size = 0  # `read_image` says why
     with FILES.reserve(min(size, MAX_BYTES)):
         yield read_image(image)
 
 
+@contextmanager
+def _reading_object(image: RemotePath) -> Iterator[bytes]:
+    """Read an image in one request, unless it is larger than most."""
+    with FILES.reserve(FIRST_REQUEST):
+        content = _read_object(image, FIRST_REQUEST)
+        if len(content) < FIRST_REQUEST:
+            yield content
+            return
+    with FILES.reserve(MAX_BYTES):
+        yield _read_object(image, MAX_BYTES + 1)
+
+
+def _read_object(image: RemotePath, most: int) -> bytes:
+    """Return the first `most` bytes of an image in object storage, or all of them if they are fewer."""
+    try:
+        content = image.beginning(most)
+    except FileNotFoundError as error:
+        raise ImageRejectedError(Reason.IMAGE_MISSING, f"expected an image at {image}: {error.strerror}") from error
+    except OSError as error:
+        raise ImageRejectedError(Reason.IMAGE_UNREADABLE, f"{image}: {error.strerror or error}") from error
+    if not content:
+        raise ImageRejectedError(Reason.IMAGE_EMPTY, f"{image} is empty")
+    if len(content) > MAX_BYTES:
+        raise ImageRejectedError(Reason.IMAGE_TOO_LARGE, f"expected at most {MAX_BYTES} bytes")
+    return content
+
+
 def _read_file(path: Path) -> bytes:
+    if remote := as_remote(path):
+        return _read_object(remote, MAX_BYTES + 1)
     try:
         if not path.is_file():
             if not path.exists():

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from connector.corpora.items import LONGEST_FIELD, PassedOver, Remark
 from connector.corpora.manifest import Manifest, ManifestRow, placed
-from connector.corpora.opening import listed
+from connector.corpora.opening import listed, parquet_source
 from connector.corpora.parquet_manifest import BATCH_PICTURES, records
 from connector.corpora.picture_files import file_without_use, is_apple_double_file, is_image_name, passed_over
 from connector.corpora.samples import METADATA, TEXTS, Sample, samples
@@ -50,7 +50,7 @@ class Img2Dataset(Manifest):
     @override
     def total(self) -> int | None:
         try:
-            return sum(int(pq.read_metadata(self._table(shard)).num_rows) for shard in self._shards())
+            return sum(int(pq.read_metadata(parquet_source(self._table(shard))).num_rows) for shard in self._shards())
         except (OSError, ValueError, pa.ArrowException):
             return None  # a table is missing or broken; iterating yields the reject
 
@@ -118,7 +118,7 @@ class Img2Dataset(Manifest):
         """Yield what the table of a shard has and the shard has not; what is wrong with the table has position 0."""
         table, position = self._table(shard), 0
         try:
-            with pq.ParquetFile(table) as file:
+            with pq.ParquetFile(parquet_source(table)) as file:
                 if missing := {"key", "status"} - set(file.schema_arrow.names):
                     raise ValueError(f"expected the columns {', '.join(sorted(missing))}")
                 columns = [
@@ -175,7 +175,7 @@ def _pictures(table: Path) -> Iterator[ManifestRow | Reject | PassedOver]:
     """Yield the samples of a table that holds the pictures itself."""
     position = 0
     try:
-        with pq.ParquetFile(table) as file:
+        with pq.ParquetFile(parquet_source(table)) as file:
             if (kind := _picture_column(file.schema_arrow)) is None:
                 return
             for batch in file.iter_batches(BATCH_PICTURES):
@@ -222,7 +222,7 @@ def _holds_samples(table: Path) -> bool:
     if table.with_suffix(".tar").is_file() or table.with_suffix("").is_dir():
         return True
     try:
-        return _picture_column(pq.read_schema(table)) is not None
+        return _picture_column(pq.read_schema(parquet_source(table))) is not None
     except (OSError, ValueError, pa.ArrowException):
         return False
 

@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 from typing_extensions import override
 
 from alignment.modality import Modality
+from alignment.object_storage import joined
 from connector.corpora.columns import Columns
 from connector.corpora.items import Corpus, Entry, Item, PassedOver, Remark, Unit
 from connector.corpora.row_checks import RowError, check_caption, check_key, check_texts, storable, text_field
@@ -189,7 +190,7 @@ class _ManifestEntry:
         check_texts(str(source), key, group)
         payload, faults = storable(fields)
         refused += [(fault, None) for fault in faults]
-        resolved = manifest.parent / image if image else None
+        resolved = joined(manifest.parent, image) if image else None
         shown = image if row.picture is None else hashlib.sha256(row.picture).hexdigest()
         return cls(
             *(str(source), row.position, key, group, image, resolved, row.picture, shown if image else None),

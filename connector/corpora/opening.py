@@ -11,6 +11,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alignment.object_storage import as_remote, is_remote
 from connector.errors import CorpusError
 from connector.resources import raise_lack
 
@@ -62,10 +63,13 @@ def listed(path: Path) -> list[Path]:
 def check_access(path: Path) -> None:
     """Raise a `CorpusError` if the system does not say what is at `path`, or lets no one look into the folder there."""
     try:
-        if path.exists() and not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+        if not path.exists() or is_remote(path):
+            return  # in object storage, what is read says whether it may be
+        if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise CorpusError(f"corpus {path} cannot be read: {error.strerror}") from error
+        code = "storage-denied" if is_remote(path) else None
+        raise CorpusError(f"corpus {path} cannot be read: {error.strerror}", code=code) from error
 
 
 def opened(path: Path) -> Any:
@@ -94,12 +98,17 @@ def parquet_file(path: Path) -> Any:
     """
     opened(path).close()
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(parquet_source(path))
         _ = file.schema_arrow.names  # decodes them
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise_lack(error, f"reading {path}")
         raise CorpusError(f"{path} is not a Parquet file: {error}") from error
     return file
+
+
+def parquet_source(path: Path) -> Any:
+    """Return what pyarrow reads a Parquet file from: its path, or an object that it reads by ranges."""
+    return remote.ranges() if (remote := as_remote(path)) else path
 
 
 def check_utf8(path: Path) -> None:

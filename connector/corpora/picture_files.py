@@ -2,13 +2,14 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path, PurePath
 
 from PIL import Image
 
+from alignment.object_storage import as_remote, located
 from connector.corpora.images import FORMATS
 from connector.corpora.items import PassedOver
 from connector.corpora.row_checks import RowError
@@ -52,16 +53,26 @@ def with_suffix(path: Path) -> Path | RowError:
     A path that is there, or has the suffix of a picture, is returned as it is, and so is one of no picture.
     It is an error if several pictures have this name.
     """
-    if not path.name or is_image_name(path.name) or os.path.lexists(path):
+    if not path.name or is_image_name(path.name):
         return path
-    # Where a file system ignores case, `1.jpg` and `1.JPG` are one picture.
-    names = (_first_there(f"{path}{suffix}", f"{path}{suffix.upper()}") for suffix in image_suffixes())
-    found = sorted(filter(None, names))
+    found = _with_suffixes(path)
     if len(found) > 1:
-        listed = ", ".join(PurePath(name).name for name in found)
+        listed = ", ".join(name.name for name in found)
         detail = f"no file is at {path}, and several add a suffix: {listed}; name one"
         return RowError(Reason.IMAGE_AMBIGUOUS, printable(detail))
-    return Path(found[0]) if found else path
+    return found[0] if found else path
+
+
+def _with_suffixes(path: Path) -> Sequence[Path]:
+    """Return the pictures of a name with a suffix added; none where there is a file of this very name."""
+    if remote := as_remote(path):
+        others = [] if remote.is_file() else remote.beside(f"{path.name}.")
+        return [located(str(other)) for other in others if is_image_name(other.name)]
+    if os.path.lexists(path):
+        return []
+    # Where a file system ignores case, `1.jpg` and `1.JPG` are one picture.
+    names = (_first_there(f"{path}{suffix}", f"{path}{suffix.upper()}") for suffix in image_suffixes())
+    return [Path(name) for name in sorted(filter(None, names))]
 
 
 def _first_there(*names: str) -> str | None:
@@ -143,6 +154,9 @@ def passed_over(path: Path, position: int) -> Iterator[PassedOver]:
 
 def _below(path: Path) -> Iterator[tuple[Path, bool]]:
     """Yield the files below a folder, and the folders that are not looked into, and whether it is such a folder."""
+    if remote := as_remote(path):
+        yield from ((located(file), False) for file in remote.below())
+        return
     unread: list[Path] = []
     for folder, folders, names in os.walk(path, onerror=lambda error: unread.append(Path(str(error.filename)))):
         yield from ((Path(folder, name), False) for name in sorted(names))

@@ -9,6 +9,8 @@ from typing import Any
 
 from typing_extensions import override
 
+from alignment.errors import StorageError
+from alignment.object_storage import joined
 from alignment.value_kinds import kind_of
 from connector.corpora.bounded_lines import LineTooLongError, bounded_lines, count_lines
 from connector.corpora.columns import Columns
@@ -71,10 +73,17 @@ class Table(Manifest):
         """Return a row with our own names of fields, and the path of its image."""
         fields = columns.fields(row.fields)
         if isinstance(image := fields.get("image"), str) and image:
-            path = (self.images or (row.source or self.path).parent) / image
-            found = path if row.picture is not None else with_suffix(path)
-            fields["image"] = found if isinstance(found, RowError) else str(found)
+            fields["image"] = self._picture_of(row, image)
         return replace(row, fields=fields, columns=columns)
+
+    def _picture_of(self, row: ManifestRow, image: str) -> str | RowError:
+        """Return the path or URL of the picture that a row names, or why it cannot be used."""
+        try:
+            path = joined(self.images or (row.source or self.path).parent, image)
+        except StorageError as error:
+            return RowError(Reason.PATH_UNSAFE, str(error))
+        found = path if row.picture is not None else with_suffix(path)
+        return found if isinstance(found, RowError) else str(found)
 
 
 def _is_missing(value: Any) -> bool:

@@ -7,6 +7,7 @@ archive are rejected. Damage yields a reject with the number of members read so 
 import gzip
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -112,9 +113,14 @@ def is_archive(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES) and not is_folder(path)
 
 
-def _stream(archive: Path) -> Any:
-    # gzip verifies checksums; tarfile's own compressed streams do not.
-    return gzip.open(archive) if archive.name.lower().endswith(SUFFIXES[1:]) else archive.open("rb")
+@contextmanager
+def _stream(archive: Path) -> Iterator[Any]:
+    with archive.open("rb") as file:
+        if archive.name.lower().endswith(SUFFIXES[1:]):
+            with gzip.open(file) as unpacked:  # verifies checksums; tarfile's own compressed streams do not
+                yield unpacked
+        else:
+            yield file
 
 
 def _refusal(header: tarfile.TarInfo) -> Reason | None:

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from alignment.modality import MODALITIES, Modality
 from alignment.names import did_you_mean
+from alignment.object_storage import located
 from connector.corpora.columns import Columns
 from connector.corpora.items import Corpus, Item, Vector
 from connector.corpora.opening import check_access, listed
@@ -262,7 +263,7 @@ def open_vectors(
         CorpusError: the path does not exist, or does not hold vectors of these modalities.
         SettingsError: a column is named for two things.
     """
-    path, chosen = Path(path).absolute(), tuple(m for m in MODALITIES if m in modalities)
+    path, chosen = located(path), tuple(m for m in MODALITIES if m in modalities)
     Columns.of(key, image, (caption,) if caption else (), group)
     check_access(path)
     if not path.exists():

@@ -3,6 +3,7 @@
 Arrays are memory-mapped and never unpickled.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from alignment.errors import StorageError
 from alignment.modality import Modality
+from alignment.object_storage import RemoteFile, as_remote
 from alignment.vectors import FloatArray, invalid_rows
 from connector.corpora.opening import parquet_file
 from connector.corpora.parquet_manifest import records
@@ -109,11 +112,58 @@ def _from_column(column: pa.Array, dim: int) -> Vectors:
     return Vectors.of(values, np.flatnonzero(~has_dim).tolist())
 
 
-def array_of(path: Path) -> npt.NDArray[np.floating]:
+@dataclass(frozen=True, slots=True)
+class ObjectArray:
+    """The array of a `.npy` object in object storage, of which a slice of rows is one request."""
+
+    file: RemoteFile
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int
+
+    @classmethod
+    def of(cls, file: RemoteFile) -> "ObjectArray":
+        """Read the header; raises a `ValueError` if this is no array, one of objects, or not all of one."""
+        version = np.lib.format.read_magic(file)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, by_columns, dtype = readers[version](file)
+        if by_columns or dtype.hasobject:
+            raise ValueError(f"expected rows of numbers one after the other, got {dtype}")
+        array = cls(file, shape, dtype, file.tell())
+        if file.length < array.offset + array.nbytes:
+            raise ValueError(f"expected {array.nbytes} bytes of numbers, got {file.length - array.offset}")
+        return array
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all numbers."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> npt.NDArray[np.floating]:
+        start, stop, _ = rows.indices(len(self))
+        row = self.dtype.itemsize * self.shape[1]
+        self.file.seek(self.offset + start * row)
+        content = self.file.read((stop - start) * row)
+        return np.frombuffer(content, self.dtype).reshape(-1, self.shape[1])
+
+
+def array_of(path: Path) -> "npt.NDArray[np.floating] | ObjectArray":
     """Map the array of a `.npy` file (n, d) of floats; raises a `CorpusError` if it holds anything else."""
+    array: Any
     try:
         # Maps the file. It refuses object arrays, which would have to be unpickled.
-        array = np.lib.format.open_memmap(path, mode="r")
+        remote = as_remote(path)
+        array = ObjectArray.of(remote.ranges()) if remote else np.lib.format.open_memmap(path, mode="r")
+    except StorageError:
+        raise
     except Exception as error:  # numpy parses the header as Python source, which may raise anything
         raise CorpusError(f"{path} is no array of numpy, or is truncated: {error}") from error
     if array.ndim != 2 or array.dtype.kind != "f" or not array.shape[1]:
@@ -123,4 +173,5 @@ def array_of(path: Path) -> npt.NDArray[np.floating]:
             f"{path}: {left} bytes follow the array {array.shape}, a second array perhaps, which would not be read; "
             "save one array a file"
         )
-    return array
+    found: npt.NDArray[np.floating] | ObjectArray = array
+    return found

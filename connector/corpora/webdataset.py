@@ -7,6 +7,7 @@ from pathlib import Path
 
 from typing_extensions import override
 
+from alignment.object_storage import located
 from connector.corpora.items import PassedOver
 from connector.corpora.manifest import Manifest, ManifestRow, placed
 from connector.corpora.opening import listed
@@ -96,4 +97,4 @@ def expanded(path: Path) -> list[Path]:
         raise CorpusError(f"corpus {path}: expected a range of 1 to {MOST_SHARDS} archives, got {match[0]}")
     paths = (f"{number:0{len(match[1])}d}" for number in range(start, stop + 1))
     before, after = str(path)[: match.start()], str(path)[match.end() :]
-    return [expansion for number in paths for expansion in expanded(Path(f"{before}{number}{after}"))]
+    return [expansion for number in paths for expansion in expanded(located(f"{before}{number}{after}"))]

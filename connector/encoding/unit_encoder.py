@@ -9,10 +9,12 @@ import json
 from collections import OrderedDict
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from alignment.modality import Modality
+from alignment.object_storage import is_remote
 from alignment.vectors import FloatArray
 from connector.corpora.items import Corpus, Entry, Item, PassedOver, Remark
 from connector.encoding.encoders import Encoder
@@ -23,6 +25,7 @@ from connector.rejects import Reject
 
 BATCH_ITEMS = 32
 DECODING_THREADS = 4
+REMOTE_READERS = 32  # threads where each image waits for the network
 WINDOW_BYTES = 64 << 20  # of images out of archives, which the window holds in memory
 HELD_ITEMS = 1024  # that wait for a batch to fill
 RECENT_CONTENTS = 4096  # of a unit, whose vectors are held to be given to equal ones
@@ -84,8 +87,11 @@ class UnitEncoder:
 
     def windows(self, units: Iterable[Corpus]) -> Generator[Window, None, None]:
         """Read, hash and prepare units window by window, in order, with several threads; an empty window ends each."""
-        with ThreadPoolExecutor(DECODING_THREADS) as threads:
+        with ExitStack() as pools:
+            threads: ThreadPoolExecutor | None = None
             for unit in units:
+                count = REMOTE_READERS if is_remote(unit.path) else DECODING_THREADS
+                threads = threads or pools.enter_context(ThreadPoolExecutor(count))
                 stream = unit.with_captions()
                 while window := _take_window(stream, self._batch_items):
                     contents = threads.map(self._read, window)

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from alignment.errors import MissingPackageError, StorageError
+from alignment.object_storage import joined
 from connector.corpora.images import ImageRejectedError
 from connector.reports.page_files import small_picture, templates, write_page
 from connector.search.retriever import SearchHit
@@ -92,8 +94,8 @@ def thumbnail(path: str | Path | None, sha256: str | None = None, *, max_pixels:
     if path is None:
         return None
     try:
-        return small_picture(Path(path), sha256, max_pixels)
-    except ImageRejectedError:
+        return small_picture(joined(Path(), str(path)), sha256, max_pixels)
+    except (ImageRejectedError, MissingPackageError, StorageError):
         return None
 
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alignment.errors import MissingPackageError, StorageError
 from alignment.modality import DIRECTIONS, Modality
+from alignment.object_storage import joined
 from connector.audits.result import StoredItem, WorstQuery
 from connector.corpora.images import ImageRejectedError
 from connector.reports.page_files import small_picture
@@ -46,9 +48,11 @@ class Shown:
             self.files[path] = None if self.hashed else NOT_HASHED
             try:
                 if self.hashed:
-                    self._pictures[path] = small_picture(Path(path), str(sha256), self.max_pixels)
+                    self._pictures[path] = small_picture(joined(Path(), path), str(sha256), self.max_pixels)
             except ImageRejectedError as error:
                 self.files[path] = REASONS.get(error.reason, error.reason.removeprefix("image-").replace("-", " "))
+            except (MissingPackageError, StorageError):
+                self.files[path] = "in object storage that did not answer here"
         url = self._pictures.get(path)
         if url is None:
             return None

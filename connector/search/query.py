@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignment.metrics import Guarantee
+from alignment.object_storage import is_url, located
 from connector.corpora.picture_files import is_image_name, is_unsupported_name
 from connector.errors import PictureError
 from connector.requests import SearchRequest
@@ -48,7 +49,7 @@ def search(retriever: Retriever, request: SearchRequest, condition: "Filter | No
     options: dict[str, Any] = {"filter": condition, "exact": request.exact, "max_candidates": request.max_candidates}
     query: str | Path = request.query
     if _is_path(request.query):
-        query = Path(request.query)
+        query = located(request.query) if is_url(request.query) else Path(request.query)
         picture = _load(query, retriever.max_pixels)
         target = request.target or "text"
         check_way(request.by, "image", target)
