@@ -19,7 +19,7 @@ EXTRAS = {
     ),
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "postgres": ("psycopg",),
-    "ray": ("ray",),
+    "ray": ("ray", "pandas"),
     "s3": ("fsspec", "s3fs"),
 }
 # What modalign itself depends on: the distribution that holds a module.

@@ -14,7 +14,7 @@ templates. It takes half the time for that.
 
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Self
 
@@ -37,11 +37,14 @@ from connector.stores.opening import closed_points, is_shared, open_store, url_o
 
 if TYPE_CHECKING:
     from alignment.geometry.geometry import Geometry
+    from alignment.modality import Modality
     from alignment.model.alignment import Alignment
     from alignment.model.onnx_export import Graph
+    from alignment.sets.cards import Dtype, EncoderCard
     from alignment.sets.embedding_set import EmbeddingSet
     from connector.audits.history import AuditSummary
     from connector.audits.result import Audit
+    from connector.corpora.items import Corpus
     from connector.push.delete import DeletionPreview
     from connector.push.ingest import Confirm
     from connector.recorded_request import Request
@@ -215,31 +218,56 @@ class Home:
 
     def push(self, request: "PushRequest") -> "RunResult[list[Release]]":
         """Push an embedding set through an alignment into a collection, one release a metric."""
-        from connector.push.session import metrics_to_push, push
-
         with self._run(request) as run:
             checked_name(request.into, "collection")
             alignment, embedding_set = self.alignment(request.alignment), self.embedding_set(request.set)
-            rows = sum(embedding_set.card.counts.values())
-            with progress(f"push {embedding_set.card.name}", rows, "row") as advance:
-                releases = push(
-                    embedding_set,
-                    alignment,
-                    set_id=self.provenance.artifacts.record_set(embedding_set),
-                    alignment_id=self._record_alignment(request.alignment, alignment),
-                    collection=request.into,
-                    metrics=metrics_to_push(request.metrics, request.alignment, alignment),
-                    store=self.store,
-                    provenance=self.provenance,
-                    run=run,
-                    advance=advance,
-                    fresh_layout=request.fresh_layout,
-                    take_over=request.take_over,
-                    min_index_recall=request.min_index_recall,
-                    **request.layout,
-                )
+            releases = self._push(request, embedding_set, alignment, run)
         self._compile(alignment)
         return RunResult(run.id, run.counts, releases)
+
+    def push_rows(
+        self, request: "PushRequest", rows: "Corpus", encoders: "Mapping[Modality, EncoderCard]", *, dtype: "Dtype"
+    ) -> "RunResult[list[Release]]":
+        """Take items with vectors into the embedding set of a push, then push the set, in one run.
+
+        Args:
+            request: the set and the push.
+            rows: the items, whose contents are vectors.
+            encoders: which encoder computed these, by modality.
+            dtype: of the vectors that the set stores.
+        """
+        from connector.encoding.embedding_sets import take_vectors
+
+        with self._run(request) as run:
+            checked_name(request.into, "collection")
+            alignment, path = self.alignment(request.alignment), self.settings.set_path(request.set)
+            embedding_set = take_vectors(rows, path, encoders, self.provenance, run, dtype=dtype)
+            releases = self._push(request, embedding_set, alignment, run)
+        self._compile(alignment)
+        return RunResult(run.id, run.counts, releases)
+
+    def _push(
+        self, request: "PushRequest", embedding_set: "EmbeddingSet", alignment: "Alignment", run: Run
+    ) -> "list[Release]":
+        from connector.push.session import metrics_to_push, push
+
+        with progress(f"push {embedding_set.card.name}", sum(embedding_set.card.counts.values()), "row") as advance:
+            return push(
+                embedding_set,
+                alignment,
+                set_id=self.provenance.artifacts.record_set(embedding_set),
+                alignment_id=self._record_alignment(request.alignment, alignment),
+                collection=request.into,
+                metrics=metrics_to_push(request.metrics, request.alignment, alignment),
+                store=self.store,
+                provenance=self.provenance,
+                run=run,
+                advance=advance,
+                fresh_layout=request.fresh_layout,
+                take_over=request.take_over,
+                min_index_recall=request.min_index_recall,
+                **request.layout,
+            )
 
     def ingest(self, request: "IngestRequest", *, prune: "Confirm | None" = None) -> "RunResult[list[Release]]":
         """Encode a corpus with the alignment's own encoders and push it, in one run.

@@ -19,9 +19,15 @@ MOST_WAITING = 1000  # entries that an image without a caption keeps in memory
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """A raw embedding computed elsewhere: d values as little-endian float32."""
+    """A raw embedding computed elsewhere.
+
+    Attributes:
+        values: d values as little-endian float32.
+        sha256: of the content that was embedded, 64 hexadecimal digits; None: not known, and the values are hashed.
+    """
 
     values: bytes
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

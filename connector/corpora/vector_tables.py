@@ -74,7 +74,7 @@ class VectorTable:
             for batch in file.iter_batches(BATCH_ROWS):
                 stop = start + batch.num_rows
                 vectors = {m: Vectors.of(array[start:stop]) for m, array in arrays.items()}
-                vectors |= {m: _from_column(batch.column(name), dims[m]) for m, name in self.columns.items()}
+                vectors |= {m: Vectors.of_lists(batch.column(name), dims[m]) for m, name in self.columns.items()}
                 yield records(batch.select([n for n in batch.schema.names if not is_vector(batch.schema, n)])), vectors
                 start = stop
 
@@ -93,23 +93,23 @@ class Vectors:
             cast = np.ascontiguousarray(values).astype("<f4")
         return cls(cast, {**invalid_rows(cast), **dict.fromkeys(wrong, WRONG_DIMENSION)})
 
+    @classmethod
+    def of_lists(cls, column: pa.Array, dim: int) -> "Vectors":
+        """Convert a column of lists of floats to vectors of dimension `dim`; a list of another length is a fault."""
+        lengths = column.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False)
+        has_dim = lengths == dim
+        flat = column.filter(pa.array(has_dim)).flatten().to_numpy(zero_copy_only=False)
+        values = np.ones((len(column), dim), np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values[has_dim] = flat.reshape(-1, dim)
+        return cls.of(values, np.flatnonzero(~has_dim).tolist())
+
 
 def is_vector(schema: pa.Schema, name: str) -> bool:
     """Whether a column holds lists of floats."""
     kind = schema.field(name).type
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     return any(is_list(kind) for is_list in lists) and bool(pa.types.is_floating(kind.value_type))
-
-
-def _from_column(column: pa.Array, dim: int) -> Vectors:
-    """Read vectors of dimension `dim` from a column of lists; a list of another length is a fault."""
-    lengths = column.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False)
-    has_dim = lengths == dim
-    flat = column.filter(pa.array(has_dim)).flatten().to_numpy(zero_copy_only=False)
-    values = np.ones((len(column), dim), np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        values[has_dim] = flat.reshape(-1, dim)
-    return Vectors.of(values, np.flatnonzero(~has_dim).tolist())
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from connector.corpora.items import Corpus
 from connector.corpora.vector_files import open_vectors
 from connector.encoding.deferred import open_encoders
 from connector.encoding.encode import SHARD_ROWS, encode
-from connector.encoding.encoders import Encoder, ImportedEncoder
+from connector.encoding.encoders import Encoder, ImportedEncoder, PrecomputedEncoder
 from connector.encoding.unit_encoder import BATCH_ITEMS
 from connector.progress import progress
 from connector.provenance.recorder import Provenance
@@ -87,4 +87,23 @@ def import_vectors(request: ImportRequest, path: Path, provenance: Provenance, r
     # Rows of the other modality come from an earlier import and are not missing.
     others = sum(count for modality, count in embedding_set.card.counts.items() if modality not in request.encoders)
     run.counts["no_longer_in_corpus"] -= others
+    return embedding_set
+
+
+def take_vectors(
+    rows: Corpus,
+    path: Path,
+    encoders: Mapping[Modality, EncoderCard],
+    provenance: Provenance,
+    run: Run,
+    *,
+    dtype: Dtype = "float32",
+) -> EmbeddingSet:
+    """Take items whose contents are vectors of `encoders` into the embedding set at `path`, and record it in SQL.
+
+    Items that the set holds besides them stay.
+    """
+    computed = {modality: PrecomputedEncoder(card) for modality, card in encoders.items()}
+    embedding_set = encode_corpus(rows, path, computed, provenance, run, dtype=dtype, batch_items=SHARD_ROWS)
+    run.counts["imported"] = run.counts.pop("encoded", 0)
     return embedding_set

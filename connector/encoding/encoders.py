@@ -355,6 +355,18 @@ class ImportedEncoder(Encoder):
         return torch.from_numpy(self.embed(modality, prepared))
 
 
+class PrecomputedEncoder(ImportedEncoder):
+    """The encoder of a card, which has computed the vectors elsewhere. It is never loaded."""
+
+    def __init__(self, card: EncoderCard):
+        self.name, self.fingerprint, self.dim = card.spec, card.fingerprint, card.dim
+
+    @property
+    @override
+    def spec(self) -> str:
+        return self.name
+
+
 def _bytes() -> Any:
     import torch
 

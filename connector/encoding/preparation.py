@@ -41,7 +41,7 @@ def read_entry(
         return Prepared(hashlib.sha256(entry.content.encode()).hexdigest())
     if isinstance(entry.content, Vector):
         values = entry.content.values
-        return Prepared(hashlib.sha256(values).hexdigest(), np.frombuffer(values, "<f4"))
+        return Prepared(entry.content.sha256 or hashlib.sha256(values).hexdigest(), np.frombuffer(values, "<f4"))
     try:
         with reading(entry.content) as file:
             sha256 = hashlib.sha256(file).hexdigest()
