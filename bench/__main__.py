@@ -28,6 +28,7 @@ OTHERS = (
     "mol_layout",
     "audit",
     "node_kills",
+    "scale",
 )
 
 

@@ -219,6 +219,16 @@ def _on_server(points: int, *, protocol: Literal["REST", "gRPC"]) -> Iterator[Si
         yield Sides(ours, partial(_four_threads, client, ready))
 
 
+def push_to_server(points: int) -> float:
+    """Seconds of a push of so many points into a server by its REST address, without the index.
+
+    Raises:
+        LeftOut: there is no server.
+    """
+    with _on_server(points, protocol="REST") as sides:
+        return sides.ours() or 0.0
+
+
 def _client(found: Server) -> QdrantClient:
     if found.grpc_url is None:
         raise LeftOut("no gRPC: MODALIGN_TEST_QDRANT_GRPC_URL is not set")
