@@ -77,21 +77,22 @@ def _replicated_means(
     _, codes = np.unique(groups, return_inverse=True)
     sizes = np.bincount(codes).astype(np.float64)  # (g,)
     sums = np.stack([np.bincount(codes, weights=column) for column in values.T], axis=1)  # (g, m)
-    means = np.empty((replicates, values.shape[1]))
-    for replicate, drawn in enumerate(_times_drawn(len(sizes), rng, replicates)):
+    means = []
+    for drawn in _times_drawn(len(sizes), rng, replicates):
         times = drawn.astype(np.float64)
-        means[replicate] = times @ sums / (times @ sizes)
-    return means
+        # Each replicate by itself: its digits are the same whatever is drawn beside it.
+        means.append(np.matmul(times[:, None], sums)[:, 0] / (times @ sizes)[:, None])
+    return np.concatenate(means)
 
 
 def _times_drawn(groups: int, rng: np.random.Generator, replicates: int) -> Iterator[IntArray]:
-    """Yield how many times each of so many groups is drawn (g,), for each replicate."""
+    """Yield how many times each of so many groups is drawn (r, g), for some replicates at a time."""
     at_once = max(1, DRAWS_AT_ONCE // groups)
     for start in range(0, replicates, at_once):
         rows = min(at_once, replicates - start)
         drawn = rng.integers(groups, size=(rows, groups))
         drawn += groups * np.arange(rows)[:, None]
-        yield from np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups)
+        yield np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups)
 
 
 def bootstrap_median(values: Ranks, groups: IntArray, *, seed: int = 0, replicates: int = 1000) -> Estimate:
@@ -103,9 +104,10 @@ def bootstrap_median(values: Ranks, groups: IntArray, *, seed: int = 0, replicat
     _, codes = np.unique(groups, return_inverse=True)
     ascending, number = values[order], int(codes.max()) + 1
     rng = np.random.default_rng(seed)
-    medians = np.empty(replicates)
-    for replicate, times in enumerate(_times_drawn(number, rng, replicates)):
-        reached = np.cumsum(times[codes[order]])  # (n,)
-        medians[replicate] = ascending[np.searchsorted(reached, reached[-1] / 2)]
+    codes, medians = codes[order], []
+    for drawn in _times_drawn(number, rng, replicates):
+        for times in drawn:
+            reached = np.cumsum(times[codes])  # (n,)
+            medians.append(ascending[np.searchsorted(reached, reached[-1] / 2)])
     low, high = np.quantile(medians, [0.025, 0.975], method="inverted_cdf")
     return Estimate(float(ascending[(len(values) - 1) // 2]), float(low), float(high))

@@ -58,7 +58,7 @@ from tests.support.world import (
     vectors_of,
 )
 
-N = 60
+N = 48
 RESCORED = ["chi2", "js", "mol", "mlp"]
 
 
@@ -80,6 +80,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         opened.alignment()
         opened.push(opened.set("s", *several(N)), metrics=ALL)
         yield opened
+
+
+@pytest.fixture(scope="module")
+def plain(served: World) -> Audit:
+    """An audit that requires nothing."""
+    return audit(opened(served), served.store, the_set(served), ks=(5,))
 
 
 def held(release: Release, groups: Sequence[str]) -> npt.NDArray[np.bool_]:
@@ -128,7 +134,7 @@ class TestEqualsTheReference:
         [
             *((metric, "all", "held-out") for metric in ALL),
             *((metric, scope, scope) for metric in ("cosine", "mol") for scope in ("held-out", "all")),
-            ("mlp", "held-out", "all"),
+            ("chi2", "held-out", "all"),
         ],
     )
     def test_every_measure_to_the_last_digit(self, served: World, metric: str, queries: Any, gallery: Any) -> None:
@@ -203,8 +209,17 @@ class TestEqualsTheReference:
 class TestHubness:
     """Skewness of what production finds: of every metric its own."""
 
-    @pytest.mark.parametrize("gallery", ["held-out", "all"])
-    @pytest.mark.parametrize("metric", ["cosine", "manhattan", "chi2", "mlp", "dot+nnn"])
+    @pytest.mark.parametrize(
+        ("metric", "gallery"),
+        [
+            ("cosine", "held-out"),
+            ("cosine", "all"),
+            ("manhattan", "held-out"),
+            ("chi2", "all"),
+            ("mlp", "held-out"),
+            ("dot+nnn", "all"),
+        ],
+    )
     def test_it_is_of_the_metric_and_of_the_gallery(self, served: World, metric: str, gallery: Any) -> None:
         release = opened(served, metric)
         found = audit(release, served.store, the_set(served), ks=(1, 3), queries="all", gallery=gallery)
@@ -379,8 +394,10 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[RankedHits]]:
 
 @pytest.mark.usefixtures("small_pages")
 class TestCandidates:
-    @pytest.mark.parametrize("gallery", ["held-out", "all"])
-    @pytest.mark.parametrize("metric", RESCORED)
+    @pytest.mark.parametrize(
+        ("metric", "gallery"),
+        [("chi2", "held-out"), ("chi2", "all"), ("js", "held-out"), ("mol", "all"), ("mlp", "held-out"), ("mlp", "all")],
+    )
     def test_what_candidates_lose_is_the_indexs_loss(
         self, served: World, metric: str, gallery: Any, answers: dict[Modality, list[RankedHits]]
     ) -> None:
@@ -577,8 +594,7 @@ class TestRequirements:
 
     @pytest.mark.parametrize("comparison", [">=", "<=", ">", "<"])
     @pytest.mark.parametrize("offset", [-0.01, 0.0, 0.01])
-    def test_the_verdict(self, served: World, comparison: str, offset: float) -> None:
-        plain = audit(opened(served), served.store, the_set(served), ks=(5,))
+    def test_the_verdict(self, served: World, plain: Audit, comparison: str, offset: float) -> None:
         value = plain.measure("text-to-image", "recall@5").value
         bound = value + offset
         text = f"text-to-image:recall@5{comparison}{bound!r}"
@@ -594,7 +610,7 @@ class TestRequirements:
 
 
 class TestRecord:
-    @pytest.mark.parametrize("missing", [0, 45], ids=["finite", "infinite median"])
+    @pytest.mark.parametrize("missing", [0, 3 * N // 4], ids=["finite", "infinite median"])
     def test_sql_holds_what_the_audit_found(self, world: World, missing: int) -> None:
         (release,) = world.push(world.set("s", *several(N))).releases
         world.store.delete(release.name, [point_id("image", str(n)) for n in range(missing)])
