@@ -396,7 +396,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[RankedHits]]:
 class TestCandidates:
     @pytest.mark.parametrize(
         ("metric", "gallery"),
-        [("chi2", "held-out"), ("chi2", "all"), ("js", "held-out"), ("mol", "all"), ("mlp", "held-out"), ("mlp", "all")],
+        [*zip(RESCORED, ("held-out", "held-out", "all", "all"), strict=True), ("chi2", "all"), ("mlp", "held-out")],
     )
     def test_what_candidates_lose_is_the_indexs_loss(
         self, served: World, metric: str, gallery: Any, answers: dict[Modality, list[RankedHits]]
