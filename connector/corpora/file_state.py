@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from alignment.object_storage import is_remote, located
 from connector.errors import CorpusChangedError
 
 
@@ -11,7 +12,8 @@ from connector.errors import CorpusChangedError
 class FileState:
     """The size of a file or folder in bytes, and when it was modified, in ns; -1 and 0: it is not there.
 
-    Adding a file to a folder, or taking one away, modifies the folder.
+    Adding a file to a folder, or taking one away, modifies the folder; not so in object storage, which tells times in
+    whole seconds.
     """
 
     path: Path
@@ -25,7 +27,9 @@ class FileState:
             stat = path.stat()
         except (OSError, ValueError):
             return cls(path, -1, 0)
-        return cls(path, stat.st_size, stat.st_mtime_ns)
+        second = 1_000_000_000
+        modified = stat.st_mtime_ns // second * second if is_remote(path) else stat.st_mtime_ns
+        return cls(located(str(path)), stat.st_size, modified)  # which does not remember what a listing said
 
     def check(self) -> None:
         """Raise a `CorpusChangedError` if the file at the path is another one now."""

@@ -1,12 +1,14 @@
 """A folder of images with captions beside them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
+from typing import Self
 
 from typing_extensions import override
 
-from connector.corpora.items import LONGEST_FIELD, Corpus, Entry, Item
+from connector.corpora.items import LONGEST_FIELD, Corpus, Entry, Item, Listed, Unit
 from connector.corpora.opening import decoded, ends
 from connector.corpora.picture_files import file_without_use, is_apple_double_file, is_file, is_image_name
 from connector.corpora.row_checks import RowError, check_caption
@@ -18,12 +20,20 @@ from connector.safe_text import printable
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_NAME = "file_name"
 MOST_SPLITS = 100  # a folder with more folders has other ones
+UNIT_FILES = 4096
 
 
+@dataclass(frozen=True, slots=True)
 class Folder(Corpus):
-    """A folder of images, each with the lines of the `.txt` file of the same stem as captions."""
+    """A folder of images, each with the lines of the `.txt` file of the same stem as captions.
+
+    Attributes:
+        unit: what is read of it; None: everything.
+    """
 
     format = "folder"
+
+    unit: Unit | None = field(default=None, kw_only=True)
 
     @classmethod
     @override
@@ -31,9 +41,22 @@ class Folder(Corpus):
         return path.is_dir()
 
     @override
+    def units(self) -> Iterator[Unit]:
+        """Cut the listing of the folder, which the units hold: nobody lists it again."""
+        files, start = self._files(), 0
+        while listing := tuple(islice(files, UNIT_FILES)):
+            rows = sum(isinstance(entry, tuple) for entry in listing)
+            yield Unit(f"files {start}-{start + len(listing)}", rows, listing=listing)
+            start += len(listing)
+
+    @override
+    def within(self, unit: Unit) -> Self:
+        return replace(self, unit=unit)
+
+    @override
     def __iter__(self) -> Iterator[Entry]:
         position = 0
-        for entry in self._files():
+        for entry in self._files() if self.unit is None else self.unit.listing:
             if isinstance(entry, Reject):
                 yield replace(entry, reached=position)
             elif isinstance(entry, tuple):
@@ -79,7 +102,7 @@ class Folder(Corpus):
     def total(self) -> int:
         return sum(isinstance(entry, tuple) for entry in self._files())
 
-    def _files(self) -> Iterator[tuple[Path, Path | None] | Reject | Path]:
+    def _files(self) -> Iterator[Listed]:
         """Yield images with their caption files, depth first in a stable order, one directory in memory at a time.
 
         A file that is neither comes as its path.
@@ -117,7 +140,7 @@ def how_to_read_metadata(folder: Path) -> str:
     )
 
 
-def _paired(files: Sequence[Path]) -> Iterator[tuple[Path, Path | None] | Reject | Path]:
+def _paired(files: Sequence[Path]) -> Iterator[Listed]:
     """Yield the images of a directory with their caption files, a reject for each other caption file, and the rest."""
     captions: dict[str, Path] = {}
     images, others, refused = [], [], []

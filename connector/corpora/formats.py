@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from alignment.object_storage import located, snapshot
-from connector.corpora.annotations import CocoCaptions, FlickrTokens, Karpathy
+from connector.corpora.annotations import CocoCaptions, Karpathy
 from connector.corpora.columns import Columns
 from connector.corpora.csv_manifest import Csv
+from connector.corpora.flickr_tokens import FlickrTokens
 from connector.corpora.folder import Folder, how_to_read_metadata
 from connector.corpora.img2dataset import Img2Dataset
 from connector.corpora.items import Corpus

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from typing_extensions import override
 
-from connector.corpora.items import LONGEST_FIELD, PassedOver, Remark
-from connector.corpora.manifest import Manifest, ManifestRow, placed
+from connector.corpora.file_state import FileState
+from connector.corpora.items import LONGEST_FIELD, PassedOver, Remark, Unit
+from connector.corpora.manifest import ManifestRow, Shards, placed
 from connector.corpora.opening import listed, parquet_source
 from connector.corpora.parquet_manifest import BATCH_PICTURES, records
 from connector.corpora.picture_files import file_without_use, is_apple_double_file, is_image_name, passed_over
@@ -33,7 +34,7 @@ BOOKKEEPING = ("status", "error_message", "exif")
 PICTURES = ("jpg", "png", "webp")  # columns of `--output_format parquet`, by `--encode_format`
 
 
-class Img2Dataset(Manifest):
+class Img2Dataset(Shards):
     """A folder that img2dataset wrote. Every failed download is a reject with its reason."""
 
     format = "img2dataset"
@@ -55,29 +56,40 @@ class Img2Dataset(Manifest):
             return None  # a table is missing or broken; iterating yields the reject
 
     @override
-    def rows(self) -> Iterator[ManifestRow | Reject | PassedOver | Remark]:
-        """Yield the samples of each shard, followed by its failed downloads; then what else is in the folder."""
-        reached = 0
+    def units(self) -> Iterator[Unit]:
+        """Each shard is a unit, and what else is in the folder is the last one."""
         for shard in self._shards():
-            arrived = set()  # keys of one shard, 10,000 by default
-            position = 0
-            for row in self._samples(shard):
-                if not isinstance(row, PassedOver) and row.position > position:
-                    position, reached = row.position, reached + 1
-                if isinstance(row, ManifestRow):
-                    arrived.add(row.fields["key"])
-                    kept = {name: value for name, value in row.fields.items() if name not in BOOKKEEPING}
-                    yield replace(row, fields=kept, reached=reached)
-                else:
-                    yield placed(row, reached)
-                    if isinstance(row, Reject):
-                        arrived.add(row.key)  # downloaded, but rejected
-            for failed in self._failures(shard, arrived):
-                reached += failed.position > 0
-                yield placed(failed, reached)
+            files = self.path / f"{shard}.tar", self.path / shard, self._table(shard)
+            yield Unit(shard, files=tuple(map(FileState.of, files)))
+        yield Unit(_OTHER_FILES, files=(FileState.of(self.path),))
+
+    @override
+    def rows_of(self, unit: Unit) -> Iterator[ManifestRow | Reject | PassedOver | Remark]:
+        """Yield the samples of a shard, followed by its failed downloads."""
+        if unit.name == _OTHER_FILES:
+            yield from self._other_files()
+            return
+        arrived = set()  # keys of one shard, 10,000 by default
+        position, reached = 0, 0
+        for row in self._samples(unit.name):
+            if not isinstance(row, PassedOver) and row.position > position:
+                position, reached = row.position, reached + 1
+            if isinstance(row, ManifestRow):
+                arrived.add(row.fields["key"])
+                kept = {name: value for name, value in row.fields.items() if name not in BOOKKEEPING}
+                yield replace(row, fields=kept, reached=reached)
+            else:
+                yield placed(row, reached)
+                if isinstance(row, Reject):
+                    arrived.add(row.key)  # downloaded, but rejected
+        for failed in self._failures(unit.name, arrived):
+            reached += failed.position > 0
+            yield placed(failed, reached)
+
+    def _other_files(self) -> Iterator[PassedOver | Remark]:
         for entry in sorted(listed(self.path)):
             if not _SHARD.fullmatch(entry.name):
-                yield from passed_over(entry, reached)
+                yield from passed_over(entry, 0)
         if missing := self._missing():
             yield Remark(
                 f"{self.path}: img2dataset numbers its shards without gaps; download again what is missing, among it "
@@ -85,7 +97,7 @@ class Img2Dataset(Manifest):
                 len(missing),
             )
             for shard in missing:
-                yield PassedOver(printable(str(self.path / shard)), reached, may_hide=True, counted=False)
+                yield PassedOver(printable(str(self.path / shard)), may_hide=True, counted=False)
 
     def _missing(self) -> list[str]:
         """Return the shards between the first and the last of which nothing is there."""
@@ -214,6 +226,7 @@ def _take_text(sample: Sample, path: Path, kind: str) -> None:
 
 # Status values of img2dataset. Any other status goes into the detail of the reject.
 FAILURES = {"failed_to_download": Reason.FAILED_TO_DOWNLOAD, "failed_to_resize": Reason.FAILED_TO_RESIZE}
+_OTHER_FILES = "other files"  # no name of a shard
 _SHARD = re.compile(r"(\d+)(?:\.tar|\.parquet|_stats\.json)?")
 
 

@@ -1,7 +1,7 @@
 """Items, and the `Corpus` contract of all readers: a stream of items, rejects, remarks and files passed over."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -118,6 +118,9 @@ def reached(entry: Entry) -> int:
     return entry.reached
 
 
+Listed = tuple[Path, Path | None] | Reject | Path
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
     """A piece of a corpus that one process reads at a time. A plain value, which another process can be given.
@@ -128,6 +131,7 @@ class Unit:
         files: what it is read from, as that was when the corpus was cut; see `check`.
         start, stop: where it begins and ends, in bytes, rows or entries, as its reader counts.
         before, lines: how many rows and lines of its file are before it.
+        listing: the files of a folder: images with their captions, caption files that are refused, and all others.
     """
 
     name: str
@@ -137,6 +141,7 @@ class Unit:
     stop: int = 0
     before: int = 0
     lines: int = 0
+    listing: "tuple[Listed, ...]" = ()
 
     def check(self) -> None:
         """Raise a `CorpusChangedError` if a file is another one now: other rows may be at its places."""
@@ -193,6 +198,22 @@ class Corpus(ABC):
     @abstractmethod
     def total(self) -> int | None:
         """Return the number of rows, which the last entry reaches; None where counting would cost a whole read."""
+
+
+def read_units(corpus: Corpus, read: Callable[[Corpus], Iterable[Entry]]) -> Iterator[Entry]:
+    """Read the units of a corpus one after the other, with `reached` counted on; their remarks come last."""
+    before, remarks = 0, list[Remark]()
+    for unit in corpus.units():
+        last = 0
+        for entry in read(corpus.within(unit)):
+            if isinstance(entry, Remark):
+                remarks.append(entry)
+                continue
+            last = max(last, reached(entry))
+            rows = before + reached(entry)
+            yield replace(entry, position=rows) if isinstance(entry, PassedOver) else replace(entry, reached=rows)
+        before += last if unit.rows is None else unit.rows
+    yield from summed(remarks)
 
 
 def with_first_captions(entries: Iterable[Entry]) -> Iterator[Entry]:

@@ -9,6 +9,7 @@ from typing import IO, Any
 from connector.corpora.bounded_lines import BLOCK
 from connector.corpora.file_state import FileState
 from connector.corpora.items import Unit
+from connector.corpora.manifest import ManifestRow
 from connector.corpora.opening import opened
 
 UNIT_BYTES = 16 << 20
@@ -45,14 +46,17 @@ class LineTally:
 
 
 def line_units(
-    path: Path, begins: Callable[[Unit], int | None], *, header: int = 0, tally: type[LineTally] = LineTally
+    path: Path,
+    begins_anew: Callable[[Unit], ManifestRow | None],
+    *,
+    header: int = 0,
+    tally: type[LineTally] = LineTally,
 ) -> Iterator[Unit]:
     """Cut a file into units of some `UNIT_BYTES`, in one read.
 
     Args:
         path: the file.
-        begins: is given the rest of the file, from the beginning of a line on, and returns the number of the first line
-            from which on it can be read alone; None: there is none.
+        begins_anew: see `connector.corpora.manifest.Manifest`.
         header: how many rows at the beginning of the file are none.
         tally: how rows are counted.
     """
@@ -67,13 +71,13 @@ def line_units(
                 pass
             while start + of_unit.size < state.size:
                 at = start + of_unit.size, before + of_unit.rows - (0 if start else header), lines + of_unit.lines
-                line = begins(Unit("rest", None, (state,), at[0], state.size, at[1], at[2]))
-                if line is None:
+                row = begins_anew(Unit("rest", None, (state,), at[0], state.size, at[1], at[2]))
+                if row is None or row.line is None:
                     _take(file, of_unit, state.size - at[0])
                     break
-                while lines + of_unit.lines + 1 < line:
+                while lines + of_unit.lines + 1 < row.line:
                     _take_line(file, of_unit)
-                if lines + of_unit.lines + 1 == line:
+                if lines + of_unit.lines + 1 == row.line:  # otherwise it begins after a lone carriage return
                     break
             rows, stop = of_unit.rows - (0 if start else header), start + of_unit.size
             yield Unit(f"bytes {start}-{stop}", rows, (state,), start, stop, before, lines)

@@ -12,7 +12,7 @@ from typing_extensions import override
 from alignment.modality import Modality
 from alignment.object_storage import joined
 from connector.corpora.columns import Columns
-from connector.corpora.items import Corpus, Entry, Item, PassedOver, Remark, Unit
+from connector.corpora.items import Corpus, Entry, Item, PassedOver, Remark, Unit, read_units
 from connector.corpora.row_checks import RowError, check_caption, check_key, check_texts, storable, text_field
 from connector.rejects import Reason, Reject, at_line
 from connector.safe_text import printable
@@ -65,6 +65,10 @@ class Manifest(Corpus):
     def within(self, unit: Unit) -> Self:
         return replace(self, unit=unit)
 
+    def begins_anew(self, rest: Unit) -> ManifestRow | None:
+        """Return the first row of the rest of the manifest that may be the first of a unit; None: there is none."""
+        return first_to_begin(self.path, self.within(rest).rows())
+
     def _reached(self, row: ManifestRow | Reject | PassedOver | Remark) -> int | None:
         """Return how many rows of the unit are read with this one; None: see the row."""
         if isinstance(row, ManifestRow | Reject) and row.reached is not None:
@@ -107,7 +111,28 @@ class Manifest(Corpus):
                 entry = current.joined(entry)
 
 
-def begins_anew(manifest: Path, rows: Iterable[ManifestRow | Reject | PassedOver | Remark]) -> ManifestRow | None:
+class Shards(Manifest):
+    """A manifest of several files that are its units, because none goes on with the last rows of another."""
+
+    @abstractmethod
+    def rows_of(self, unit: Unit) -> Iterator[ManifestRow | Reject | PassedOver | Remark]:
+        """Yield the rows of a file."""
+
+    @override
+    def rows(self) -> Iterator[ManifestRow | Reject | PassedOver | Remark]:
+        for unit in self.units() if self.unit is None else [self.unit]:
+            yield from self.rows_of(unit)
+
+    @override
+    def __iter__(self) -> Iterator[Entry]:
+        return read_units(self, iter) if self.unit is None else Manifest.__iter__(self)
+
+    @override
+    def with_captions(self) -> Iterator[Entry]:
+        return read_units(self, Manifest.with_captions) if self.unit is None else Manifest.with_captions(self)
+
+
+def first_to_begin(manifest: Path, rows: Iterable[ManifestRow | Reject | PassedOver | Remark]) -> ManifestRow | None:
     """Return the first row from which on a manifest can be read alone, as if it began there; None: there is none.
 
     It has another key than the row before. The rows of that key are known from their first on, so that it is known

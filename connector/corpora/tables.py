@@ -16,7 +16,7 @@ from connector.corpora.bounded_lines import LineTooLongError, bounded_lines, cou
 from connector.corpora.columns import Columns
 from connector.corpora.items import PassedOver, Remark, Unit
 from connector.corpora.line_ranges import line_units, opened_within
-from connector.corpora.manifest import Manifest, ManifestRow, begins_anew
+from connector.corpora.manifest import Manifest, ManifestRow
 from connector.corpora.opening import check_utf8, opened, why_not_utf8
 from connector.corpora.picture_files import with_suffix
 from connector.corpora.row_checks import RowError, parse_json
@@ -110,11 +110,7 @@ class JsonLines(Table):
     @override
     def units(self) -> Iterator[Unit]:
         self._check(self.columns)
-        yield from line_units(self.path, self._begins)
-
-    def _begins(self, rest: Unit) -> int | None:
-        row = begins_anew(self.path, self.within(rest).rows())
-        return None if row is None else row.line
+        yield from line_units(self.path, self.begins_anew)
 
     @override
     def total(self) -> int:

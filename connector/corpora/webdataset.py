@@ -8,8 +8,9 @@ from pathlib import Path
 from typing_extensions import override
 
 from alignment.object_storage import located
-from connector.corpora.items import PassedOver
-from connector.corpora.manifest import Manifest, ManifestRow, placed
+from connector.corpora.file_state import FileState
+from connector.corpora.items import PassedOver, Unit
+from connector.corpora.manifest import ManifestRow, Shards
 from connector.corpora.opening import listed
 from connector.corpora.picture_files import ARCHIVE_SUFFIXES, passed_over
 from connector.corpora.samples import KeyRule, samples
@@ -23,7 +24,7 @@ RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 @dataclass(frozen=True, slots=True)
-class WebDataset(Manifest):
+class WebDataset(Shards):
     """Samples in an archive, a folder of archives, or archives by a pattern such as `train-{0000..0099}.tar`.
 
     Attributes:
@@ -47,26 +48,32 @@ class WebDataset(Manifest):
         """Archives have no table of contents."""
 
     @override
-    def rows(self) -> Iterator[ManifestRow | Reject | PassedOver]:
-        """Yield the samples of each archive, then what else is in their folder."""
-        position = 0
+    def units(self) -> Iterator[Unit]:
+        """Each archive is a unit, and what else is in their folder is the last one."""
         for archive in self.shards():
-            if not archive.is_file():
-                detail = f"expected an archive at {archive}"
-                yield Reject(str(archive), 0, "read", Reason.ARCHIVE_MISSING, detail, reached=position)
-                continue
-            before = position
-            for row in samples(archive, self.key_rule):
-                position = before + row.position
-                yield placed(row, position)
+            yield Unit(str(archive), files=(FileState.of(archive),))
+        if self.path.is_dir():
+            yield Unit("other files", files=(FileState.of(self.path),))
+
+    @override
+    def rows_of(self, unit: Unit) -> Iterator[ManifestRow | Reject | PassedOver]:
+        (archive,) = (file.path for file in unit.files)
+        if archive == self.path and archive.is_dir():
+            yield from self._other_files()
+        elif archive.is_file():
+            yield from samples(archive, self.key_rule)
+        else:
+            yield Reject(str(archive), 0, "read", Reason.ARCHIVE_MISSING, f"expected an archive at {archive}")
+
+    def _other_files(self) -> Iterator[Reject | PassedOver]:
         for entry in sorted(listed(self.path)):
             if is_archive(entry):
                 continue
             if entry.name.lower().endswith(ARCHIVE_SUFFIXES) and entry.is_file():
                 detail = f"expected an archive ending in {', '.join(SUFFIXES)}; pack it again as one of these"
-                yield Reject(printable(str(entry)), 0, "read", Reason.ARCHIVE_UNREADABLE, detail, reached=position)
+                yield Reject(printable(str(entry)), 0, "read", Reason.ARCHIVE_UNREADABLE, detail)
             else:
-                yield from passed_over(entry, position)
+                yield from passed_over(entry, 0)
 
     def shards(self) -> list[Path]:
         """Return the archives in order.

@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from operator import methodcaller
 from typing import Any
 
 from connector.corpora.items import Corpus, Entry, PassedOver, Remark, Unit, reached, summed
@@ -50,7 +51,7 @@ def check_units(corpus: Corpus) -> list[Unit]:
     assert len({unit.name for unit in units}) == len(units)
     assert list(corpus.units()) == units
     assert pickle.loads(pickle.dumps(units)) == units
-    for read in (iter, Corpus.with_captions):
+    for read in (iter, methodcaller("with_captions")):
         (parts, remarks), (whole, of_whole) = joined(corpus, units, read), said(read(corpus))
         assert parts == whole
         assert summed(remarks) == of_whole

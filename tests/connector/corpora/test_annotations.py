@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from connector.corpora.annotations import CocoCaptions, FlickrTokens, Karpathy
+from connector.corpora.annotations import CocoCaptions, Karpathy
+from connector.corpora.flickr_tokens import FlickrTokens
 from connector.corpora.formats import open_corpus
 from connector.corpora.items import Entry, Item
 from connector.errors import CorpusError

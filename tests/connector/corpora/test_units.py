@@ -5,6 +5,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,13 +16,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from connector.corpora import bounded_lines, line_ranges, tables
+from connector.corpora import annotations as annotation_files
+from connector.corpora import bounded_lines, folder, line_ranges, tables
+from connector.corpora.annotations import CocoCaptions, Karpathy
+from connector.corpora.flickr_tokens import FlickrTokens
+from connector.corpora.folder import Folder
+from connector.corpora.img2dataset import Img2Dataset
 from connector.corpora.items import Corpus, Item
 from connector.corpora.row_checks import parse_json
 from connector.corpora.tables import JsonLines
+from connector.corpora.webdataset import WebDataset
 from connector.errors import CorpusChangedError, CorpusError
-from tests.support.corpora import write_lines
+from tests.support.corpora import items, write_lines
 from tests.support.errors import raises
+from tests.support.sample_corpora import sample_img2dataset, write_tar
 from tests.support.units_contract import check_units
 
 again = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -29,10 +37,12 @@ again = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], de
 
 @contextmanager
 def small(size: int) -> Iterator[None]:
-    """Let units have some `size` bytes, and lines at most 150."""
+    """Let units have some `size` bytes, images or files, and lines at most 150."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(line_ranges, "UNIT_BYTES", size)
         patched.setattr(line_ranges, "BLOCK", 7)
+        patched.setattr(annotation_files, "UNIT_RECORDS", size)
+        patched.setattr(folder, "UNIT_FILES", size)
         patched.setattr(bounded_lines, "LONGEST_LINE", 150)
         yield
 
@@ -66,7 +76,8 @@ JSON_LINES = st.one_of(
 )
 
 
-ENDED_LINES = st.lists(st.tuples(JSON_LINES, st.sampled_from([b"\n", b"\n", b"\r\n"])).map(b"".join), max_size=30)
+ENDS = st.sampled_from([b"\n", b"\n", b"\r\n"])
+ENDED_LINES = st.lists(st.tuples(JSON_LINES, ENDS).map(b"".join), max_size=30)
 SIZES = st.integers(1, 400)
 MARKS = st.sampled_from([b"", b"\xef\xbb\xbf"])
 
@@ -186,3 +197,200 @@ def test_a_file_that_changes_while_a_unit_is_read_is_an_error(tmp_path: Path) ->
     os.truncate(path, 500)
     with raises(CorpusChangedError, path):
         list(entries)
+
+
+# Annotations
+
+NAMES = st.sampled_from(["1.png", "2.png", "../3.png", ""])
+FLICKR_LINES = st.one_of(
+    st.tuples(NAMES, st.integers(0, 2), TEXTS).map(lambda line: f"{line[0]}#{line[1]}\t{line[2]}".encode()),
+    st.tuples(NAMES, TEXTS).map(lambda line: f'{line[0]},"{line[1]}"'.encode()),
+    st.sampled_from([b"", b" ", b"\xff", b"no tab"]),
+)
+
+
+@given(
+    lines=st.lists(st.tuples(FLICKR_LINES, ENDS).map(b"".join), max_size=30),
+    header=st.sampled_from([b"", b"image,caption\n", b"\xef\xbb\xbfimage,caption\r\n"]),
+    size=SIZES,
+)
+@again
+def test_units_of_the_token_files_of_flickr_are_the_whole(
+    lines: list[bytes], header: bytes, size: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("flickr")
+    (directory / "1.png").touch()
+    (directory / "captions.txt").write_bytes(header + b"".join(lines))
+    with small(size):
+        check_whole(FlickrTokens(directory / "captions.txt"))
+
+
+IMAGES = st.lists(
+    st.fixed_dictionaries(
+        {"id": st.sampled_from([1, 2, "2", None]), "file_name": NAMES}, optional={"year": st.just(1999)}
+    ),
+    max_size=20,
+)
+ANNOTATIONS = st.lists(
+    st.fixed_dictionaries({"image_id": st.sampled_from([1, 2, "2", 9]), "caption": TEXTS | st.just(4)}), max_size=9
+)
+
+
+@given(images=IMAGES, annotations=ANNOTATIONS, size=st.integers(1, 5))
+@again
+def test_units_of_coco_are_the_whole(
+    images: list[dict[str, Any]],
+    annotations: list[dict[str, Any]],
+    size: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    directory = tmp_path_factory.mktemp("coco")
+    (directory / "1.png").touch()
+    (directory / "2.png").touch()
+    (directory / "c.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    with small(size):
+        check_whole(CocoCaptions(directory / "c.json"))
+
+
+@given(
+    records=st.lists(
+        st.fixed_dictionaries(
+            {"filename": NAMES, "sentences": st.lists(st.fixed_dictionaries({"raw": TEXTS | st.just(4)}), max_size=3)},
+            optional={"cocoid": st.sampled_from([1, "1", 2]), "split": st.just("test")},
+        ),
+        max_size=20,
+    ),
+    size=st.integers(1, 5),
+)
+@again
+def test_units_of_karpathy_are_the_whole(
+    records: list[dict[str, Any]], size: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("karpathy")
+    (directory / "1.png").touch()
+    (directory / "2.png").touch()
+    (directory / "d.json").write_text(json.dumps({"images": records}))
+    with small(size):
+        check_whole(Karpathy(directory / "d.json"))
+
+
+def test_a_process_that_reads_several_units_of_an_annotation_file_parses_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "1.png").touch()
+    images = [{"filename": "1.png", "cocoid": number, "sentences": []} for number in range(100)]
+    (tmp_path / "d.json").write_text(json.dumps({"images": images}))
+    parsed: list[int] = []
+    plain = Karpathy.document
+
+    def document(self: Karpathy) -> dict[str, Any]:
+        parsed.append(1)
+        return plain(self)
+
+    monkeypatch.setattr(Karpathy, "document", document)
+    corpus = Karpathy(tmp_path / "d.json")
+    with small(10):
+        units = list(corpus.units())
+    for unit in units:
+        assert len(list(corpus.within(unit))) == unit.rows
+    assert len(units) > 5
+    assert len(parsed) == 1
+
+
+# Folders and archives
+
+SUFFIXES = [".png", ".PNG", ".txt", ".TXT", ".heic", ".zip", ".md"]
+
+
+@given(
+    names=st.sets(
+        st.tuples(st.sampled_from(["", "a/", "a/b/", "c/"]), st.sampled_from("pqr"), st.sampled_from(SUFFIXES)),
+        max_size=30,
+    ),
+    size=st.integers(1, 6),
+)
+@again
+def test_units_of_a_folder_are_the_whole(
+    names: set[tuple[str, str, str]], size: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("folder")
+    for name in sorted(map("".join, names)):
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(b"one\n\ntwo" if "p." in name else b"\xff")
+    with small(size):
+        check_whole(Folder(directory))
+
+
+def test_an_image_and_its_captions_are_in_one_unit_of_a_folder(tmp_path: Path) -> None:
+    for number in range(9):
+        (tmp_path / f"{number}.png").touch()
+        (tmp_path / f"{number}.txt").write_text("one\ntwo")
+    with small(2):
+        corpus = Folder(tmp_path)
+        groups = [{item.group for item in items(corpus.within(unit))} for unit in corpus.units()]
+    assert groups == [{"0.png", "1.png"}, {"2.png", "3.png"}, {"4.png", "5.png"}, {"6.png", "7.png"}, {"8.png"}]
+
+
+def test_files_that_join_a_folder_after_it_was_cut_wait_for_the_next_run(tmp_path: Path) -> None:
+    for number in range(1, 9, 2):
+        (tmp_path / f"{number}.png").touch()
+    corpus = Folder(tmp_path)
+    with small(2):
+        units = list(corpus.units())
+    before = [list(corpus.within(unit)) for unit in units]
+    for number in range(0, 9, 2):
+        (tmp_path / f"{number}.png").touch()
+    assert [list(corpus.within(unit)) for unit in units] == before
+
+
+ARCHIVES = st.lists(
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([".png", ".txt", ".json", ".seg.png", ".heic"]))),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(archives=ARCHIVES, others=st.sets(st.sampled_from(["x.zip", "a.png", "notes.txt", "y.tar.xz"])))
+@settings(again, max_examples=30)
+def test_units_of_archives_are_the_whole(
+    archives: list[list[tuple[str, str]]], others: set[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("archives")
+    for number, members in enumerate(archives):
+        write_tar(directory / f"{number}.tar", ((f"{key}{suffix}", b"{}") for key, suffix in members))
+    for name in sorted(others):
+        (directory / name).write_bytes(b"x")
+    units = check_units(WebDataset(directory))
+    assert len(units) == len(archives) + 1
+    assert len(check_units(WebDataset(directory / "{0..9}.tar"))) == 10
+
+
+def test_a_sample_of_the_next_archive_is_its_own_whatever_its_key(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [("a.png", b"x")])
+    write_tar(tmp_path / "1.tar", [("a.txt", b"a caption")])
+    image, text = items(WebDataset(tmp_path).with_captions())
+    assert (image.key, text.key, "caption" in image.payload) == ("a", "a#0", False)
+    check_units(WebDataset(tmp_path))
+
+
+def test_units_of_img2dataset_are_its_shards_and_the_rest(tmp_path: Path) -> None:
+    folder = sample_img2dataset(tmp_path)
+    for number in (1, 3):
+        for suffix in (".tar", ".parquet", "_stats.json"):
+            shutil.copy(folder / f"00000{suffix}", folder / f"0000{number}{suffix}")
+    (folder / "00003.parquet").unlink()
+    (folder / "notes.txt").touch()
+    assert [unit.name for unit in check_units(Img2Dataset(folder))] == ["00000", "00001", "00003", "other files"]
+
+
+@pytest.mark.parametrize("reader", [WebDataset, Img2Dataset])
+def test_an_archive_that_joins_the_folder_after_it_was_cut_is_an_error(
+    reader: type[WebDataset | Img2Dataset], tmp_path: Path
+) -> None:
+    folder = sample_img2dataset(tmp_path)
+    corpus = reader(folder)
+    *_, rest = corpus.units()
+    time.sleep(0.01)
+    shutil.copy(folder / "00000.tar", folder / "00001.tar")
+    with raises(CorpusChangedError, folder):
+        list(corpus.within(rest))
