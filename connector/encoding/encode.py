@@ -28,9 +28,14 @@ from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
 from connector.encoding.preparation import reject_of
 from connector.encoding.set_index import Gone, SetIndex
+from connector.encoding.staged_units import StagedUnits
 from connector.encoding.truncation import count_truncated, is_truncated, say_truncated
 from connector.encoding.unit_encoder import BATCH_ITEMS, Content, EncodedItem, Group, Row, UnitEncoder
+from connector.encoding.unit_results import FailedUnit, UnitResults
+from connector.encoding.unit_worker import UnitWorkerFactory
 from connector.errors import CorpusError
+from connector.executors.contract import Executor
+from connector.executors.local import LocalExecutor
 from connector.progress import Advance
 from connector.provenance.runs import Run
 from connector.rejects import OF_FIELDS, Reason, Reject
@@ -40,7 +45,6 @@ _log = logging.getLogger(__name__)
 
 SHARD_ROWS = 1024
 EXAMPLES = 3  # files to name in a message
-WINDOWS_AHEAD = 2  # of `batch_items` entries: prepared images are 600 kB each
 
 AddTombstones = Callable[[Modality, str, list[str]], None]
 
@@ -55,19 +59,30 @@ def encode(
     shard_rows: int = SHARD_ROWS,
     advance: Advance = lambda count: None,
     max_pixels: int = MAX_PIXELS,
+    executor: Executor | None = None,
+    device: str = "auto",
 ) -> None:
     """Encode `corpus` with `encoders` into the set that `writer` has open.
 
+    Args:
+        executor: where units are encoded, on `device`; None: in this process, by `encoders`.
+
     Raises:
-        CorpusError: the corpus is empty.
+        CorpusError: the corpus is empty; or units could not be encoded, and all else is done.
     """
     with (
-        Encoding(corpus, writer, encoders, run, batch_items, shard_rows, advance, max_pixels=max_pixels) as encoding,
+        Encoding(
+            *(corpus, writer, encoders, run, batch_items, shard_rows, advance),
+            max_pixels=max_pixels,
+            executor=executor,
+            device=device,
+        ) as encoding,
         Pipeline() as pipeline,
     ):
         for _ in encoding.shards(pipeline):
             pass
         encoding.finish()
+    encoding.raise_if_units_failed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +108,8 @@ class Encoding:
     although the corpus no longer holds them.
 
     Attributes:
-        unread: number of rows and files that could not be read and may hold items.
+        failed_units: units that no worker could encode.
+        unread: number of rows, files and units that could not be read and may hold items.
         unread_examples: a few of them.
     """
 
@@ -109,7 +125,10 @@ class Encoding:
         *,
         may_be_empty: bool = False,
         max_pixels: int = MAX_PIXELS,
+        executor: Executor | None = None,
+        device: str = "auto",
     ):
+        self.failed_units: list[FailedUnit] = []
         self.unread = 0
         self.unread_examples: list[str] = []
         self._passed_over: Counter[str] = Counter()
@@ -124,6 +143,9 @@ class Encoding:
         self._advance = advance
         self._may_be_empty = may_be_empty
         self._max_pixels = max_pixels
+        self._executor = None if isinstance(executor, LocalExecutor) else executor
+        self._device = device
+        self._staged = StagedUnits(writer.path)
         self._written: list[Shard] = []
         self._texts_changed = False
         self._met: set[Modality | None] = set()
@@ -158,9 +180,9 @@ class Encoding:
             self._advance(max(0, read - position))
             position = max(position, read) if group else 0  # of the next unit
             yield from self._new_shards()
-        if not seen_any and not self._may_be_empty:
+        if not seen_any and not self._may_be_empty and not self.failed_units:
             raise CorpusError(f"corpus {self._corpus.path} is empty: expected at least one image or caption")
-        if not self._may_be_empty:
+        if not self._may_be_empty and not self.failed_units:
             self._say_what_is_missing()
         for sink in self._sinks.values():
             sink.write()
@@ -188,10 +210,23 @@ class Encoding:
         return iter(shards)
 
     def _groups(self, pipeline: Pipeline) -> Iterator[Group]:
-        """Encode the units of the corpus in this process, reading ahead."""
-        encoder = UnitEncoder(self._encoders, self._index.known, self._batch_items, self._max_pixels)
-        units = (self._corpus.within(unit) for unit in self._corpus.units())
-        return encoder.groups(pipeline.ahead(encoder.windows(units), WINDOWS_AHEAD))
+        """Encode the units of the corpus by the executor, or in this process, reading ahead."""
+        if self._executor is None:
+            encoder = UnitEncoder(self._encoders, self._index.known, self._batch_items, self._max_pixels)
+            return encoder.encode((self._corpus.within(unit) for unit in self._corpus.units()), pipeline)
+        cards = {modality: encoder.card for modality, encoder in self._encoders.items()}
+        factory = UnitWorkerFactory(
+            *(self._corpus, cards, self._index.known, self._batch_items, self._max_pixels, self._device)
+        )
+        return self._results(self._executor, factory)
+
+    def _results(self, executor: Executor, factory: UnitWorkerFactory) -> Iterator[Group]:
+        for result in UnitResults(executor, factory, self._staged).in_order():
+            if isinstance(result, FailedUnit):
+                self.failed_units.append(result)
+                self._unread(str(result))
+            else:
+                yield result
 
     def _sink(self, modality: Modality, encoder: Encoder) -> "_Sink":
         whole = self._truncated_before == 0
@@ -221,7 +256,19 @@ class Encoding:
             self._run.counts["no_longer_in_corpus"] = sum(gone.rows for gone in self.gone().values())
         changed = self._drop(pruned)
         self._writer.finish(self._count_truncated())
+        self._staged.clear()
         return changed
+
+    def raise_if_units_failed(self) -> None:
+        """Raise a `CorpusError` that names the units that no worker could encode, if there are any."""
+        if failed := self.failed_units:
+            named = "; ".join(map(str, failed[:EXAMPLES]))
+            more = f"; and {len(failed) - EXAMPLES} more" if len(failed) > EXAMPLES else ""
+            raise CorpusError(
+                f"{counted(failed, 'unit')} of corpus {self._corpus.path} could not be encoded: {named}{more}. All "
+                "else is done, and nothing of these units is deleted; mend the cause and run the same command again",
+                code="units-failed",
+            )
 
     def _count_truncated(self) -> int | None:
         """Return how many captions of the set are truncated; None: it is not known."""

@@ -19,6 +19,7 @@ from alignment.vectors import FloatArray
 from connector.corpora.items import Corpus, Entry, Item, PassedOver, Remark
 from connector.encoding.encoders import Encoder
 from connector.encoding.known_contents import KnownContents
+from connector.encoding.pipeline import Pipeline
 from connector.encoding.preparation import Prepared, prepare, read_entry
 from connector.encoding.truncation import is_truncated
 from connector.rejects import Reject
@@ -27,6 +28,7 @@ BATCH_ITEMS = 32
 DECODING_THREADS = 4
 REMOTE_READERS = 32  # threads where each image waits for the network
 WINDOW_BYTES = 64 << 20  # of images out of archives, which the window holds in memory
+WINDOWS_AHEAD = 2  # of `batch_items` entries: prepared images are 600 kB each
 HELD_ITEMS = 1024  # that wait for a batch to fill
 RECENT_CONTENTS = 4096  # of a unit, whose vectors are held to be given to equal ones
 
@@ -85,6 +87,10 @@ class UnitEncoder:
         self._batch_items = batch_items
         self._max_pixels = max_pixels
 
+    def encode(self, units: Iterable[Corpus], pipeline: Pipeline) -> Iterator[Group]:
+        """Encode units, and read ahead in a stage of `pipeline`. An empty group ends each unit."""
+        return self.groups(pipeline.ahead(self.windows(units), WINDOWS_AHEAD))
+
     def windows(self, units: Iterable[Corpus]) -> Generator[Window, None, None]:
         """Read, hash and prepare units window by window, in order, with several threads; an empty window ends each."""
         with ExitStack() as pools:
@@ -102,7 +108,7 @@ class UnitEncoder:
         return read_entry(entry, self._encoders, self._known, self._max_pixels)
 
     def groups(self, windows: Iterable[Window]) -> Iterator[Group]:
-        """Encode what `windows` yields. Items of one modality stay in their order. An empty group ends each unit.
+        """Encode what `windows` yields. Items of one modality stay in their order.
 
         A reader may cut a shard between two groups, and nowhere else: a pass that goes on from there makes the same
         batches.

@@ -25,8 +25,9 @@ from alignment.sets.writer import SetWriter
 from alignment.vectors import FloatArray
 from connector.corpora.formats import open_corpus
 from connector.corpora.items import Corpus, Entry, Item, Remark
-from connector.encoding.encode import WINDOWS_AHEAD, encode
+from connector.encoding.encode import encode
 from connector.encoding.encoders import Encoder
+from connector.encoding.unit_encoder import WINDOWS_AHEAD
 from connector.errors import CorpusError
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run

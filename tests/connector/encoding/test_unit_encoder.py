@@ -1,59 +1,25 @@
 """A worker's half of an encode: what it yields of a unit, and that it depends on nothing but the unit."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from alignment.modality import MODALITIES
-from connector.corpora.items import Corpus, Entry, Item, Unit
+from connector.corpora.items import Corpus, Item
 from connector.encoding.known_contents import KnownContents, digests
 from connector.encoding.unit_encoder import Content, EncodedItem, Group, UnitEncoder
-from connector.rejects import Reason, Reject
+from connector.rejects import Reject
+from tests.support.cut_corpora import Cut, cut_corpus
 from tests.support.encoding import BATCH, CountingImages, CountingTexts, Encoders
-from tests.support.fakes import fake_pairs
 
-UNITS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Cut(Corpus):
-    """A corpus of given entries in units of given sizes."""
-
-    entries: Sequence[Entry]
-    sizes: Sequence[int]
-
-    def __iter__(self) -> Iterator[Entry]:
-        return iter(self.entries)
-
-    def units(self) -> Iterator[Unit]:
-        for number in range(len(self.sizes)):
-            yield Unit(f"{number}")
-
-    def within(self, unit: Unit) -> "Cut":
-        first = sum(self.sizes[: int(unit.name)])
-        return Cut(self.path, self.entries[first : first + self.sizes[int(unit.name)]], [])
-
-    def total(self) -> int:
-        return len(self.entries)
+UNITS = 5
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Cut:
-    """Images, captions, equal captions, an image that breaks and a row that was refused, in three units."""
-    pairs = fake_pairs(tmp_path, 30, seed=2)
-    pairs[4].image.write_bytes(b"broken")
-    entries: list[Entry] = []
-    for number, pair in enumerate(pairs):
-        entries.append(Item("image", pair.key, pair.key, pair.image, {}, "list", number + 1))
-        if number % 3 == 0:
-            text = "the same" if number % 2 else f"red {number}"
-            entries.append(Item("text", f"{pair.key}#0", pair.key, text, {"caption": text}, "list", number + 1))
-        if number == 11:
-            entries.append(Reject("list", number + 1, "read", Reason.KEY_MISSING, "no key"))
-    return Cut(tmp_path, entries, [17, 0, len(entries) - 17])
+    return cut_corpus(tmp_path)
 
 
 class Worker:

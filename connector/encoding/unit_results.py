@@ -1,0 +1,114 @@
+"""Results of units in the order of the corpus, whatever order workers complete them in."""
+
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import pyarrow as pa
+
+from connector.corpora.items import Unit
+from connector.encoding.staged_units import StagedUnits
+from connector.encoding.unit_encoder import Group
+from connector.encoding.unit_rows import SCHEMA, from_batches
+from connector.encoding.unit_worker import UnitWorkerFactory
+from connector.executors.contract import Executor, Failure, Outcome
+
+UnitOutcome: TypeAlias = Outcome[Unit, pa.RecordBatch]
+
+
+@dataclass(frozen=True, slots=True)
+class FailedUnit:
+    """A unit that no worker could encode, and why."""
+
+    unit: Unit
+    failure: Failure
+
+    def __str__(self) -> str:
+        return f"unit {self.unit.name}: {self.failure}"
+
+
+class UnitResults:
+    """Has the units of a corpus encoded by an executor, and yields their rows unit by unit.
+
+    A result that comes before its turn is staged. What was staged for an earlier pass, which was killed, is taken and
+    not encoded again.
+
+    Args:
+        executor: where units are encoded.
+        factory: of the workers.
+        staged: the results that wait.
+    """
+
+    def __init__(self, executor: Executor, factory: UnitWorkerFactory, staged: StagedUnits):
+        self._executor = executor
+        self._factory = factory
+        self._staged = staged
+        staged.identity = _identity(factory)
+        self._units: list[Unit] = []  # those met, by number
+        self._asked: list[int] = []  # numbers of those that the executor was asked for
+        self._ready: dict[int, Failure | None] = {}  # by number, those that completed: staged, or failed
+
+    def in_order(self) -> Generator[Group | FailedUnit, None, None]:
+        """Yield the groups of each unit, and an empty one at its end; or that it failed."""
+        turn = 0
+        outcomes = self._executor.map(self._factory, self._tasks())
+        with closing(_closable(outcomes)) as outcomes:
+            for outcome in outcomes:
+                number = self._asked[outcome.position]
+                turn = yield from self._take_ready(turn)  # found in the folder, before this one was asked for
+                if outcome.failure is None and number == turn:
+                    yield from from_batches(outcome.parts)
+                    yield []
+                    turn += 1
+                else:
+                    if outcome.failure is None:
+                        self._staged.write(outcome.task, outcome.parts)
+                    self._ready[number] = outcome.failure
+                turn = yield from self._take_ready(turn)
+        yield from self._take_ready(turn)
+
+    def _tasks(self) -> Iterator[Unit]:
+        """Yield the units that are to be encoded."""
+        for number, unit in enumerate(self._factory.corpus.units()):
+            self._units.append(unit)
+            if self._staged.holds(unit, self._factory.known):
+                self._ready[number] = None
+            else:
+                self._asked.append(number)
+                yield unit
+
+    def _take_ready(self, turn: int) -> Generator[Group | FailedUnit, None, int]:
+        """Yield the units from number `turn` on that are ready; return the number of the first that is not."""
+        while turn in self._ready:
+            unit, failure = self._units[turn], self._ready.pop(turn)
+            if failure is None:
+                yield from from_batches(self._staged.read(unit))
+                self._staged.remove(unit)
+                yield []
+            else:
+                yield FailedUnit(unit, failure)
+                yield []
+            turn += 1
+        return turn
+
+
+def _closable(outcomes: Iterable[UnitOutcome]) -> Generator[UnitOutcome, None, None]:
+    """Let an iterator be closed that is a generator, or none."""
+    yield from outcomes
+
+
+def _identity(factory: UnitWorkerFactory) -> str:
+    """Say what all results depend on: the corpus file, how it is read, and what encodes it."""
+    corpus, cards = factory.corpus, sorted(factory.cards.items())
+    return repr((SCHEMA.names, corpus, _state(corpus.path), cards, factory.batch_items, factory.max_pixels))
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Size and time of a file; None: there is none of that name, as of a pattern of archives."""
+    try:
+        stat = path.stat()
+    except (OSError, ValueError):
+        return None
+    return stat.st_size, stat.st_mtime_ns

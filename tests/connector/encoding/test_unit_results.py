@@ -1,0 +1,165 @@
+"""Units encoded by workers, in any order: the set, the rejects and the counts are those of one process."""
+
+import pickle
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from alignment.sets.embedding_set import EmbeddingSet
+from alignment.sets.writer import SetWriter
+from connector.corpora.items import PassedOver, Remark, Unit
+from connector.encoding.encode import Encoding
+from connector.encoding.known_contents import KnownContents
+from connector.encoding.pipeline import Pipeline
+from connector.encoding.staged_units import FOLDER
+from connector.encoding.unit_encoder import UnitEncoder
+from connector.encoding.unit_rows import from_batches, to_batches
+from connector.errors import CorpusError
+from connector.executors.contract import Executor, Factory, Failure, Outcome, P, T
+from tests.support.cut_corpora import Cut, cut_corpus
+from tests.support.encoding import BATCH, SHARD, RecordingRun, encode_with, files
+from tests.support.errors import raises
+from tests.support.fakes import FakeImageEncoder, FakeTextEncoder
+
+
+@dataclass
+class Shuffling(Executor):
+    """Completes tasks in a random order. Everything is serialised, as on its way to another process.
+
+    Attributes:
+        seed: of the order.
+        fails: names of units that fail.
+        dies_after: outcomes, then the process of the driver is interrupted; None: it is not.
+        worked: names of the units that workers began.
+    """
+
+    seed: int = 0
+    fails: tuple[str, ...] = ()
+    dies_after: int | None = None
+    worked: list[str] = field(default_factory=list)
+
+    def map(self, factory: Factory[T, P], tasks: Iterable[T]) -> Iterator[Outcome[T, P]]:
+        worker = pickle.loads(pickle.dumps(factory))()
+        numbered = list(enumerate(tasks))
+        Random(self.seed).shuffle(numbered)
+        for count, (position, task) in enumerate(numbered):
+            if count == self.dies_after:
+                raise KeyboardInterrupt
+            assert isinstance(task, Unit)
+            self.worked.append(task.name)
+            if task.name in self.fails:
+                yield Outcome(position, task, (), Failure("OSError", "disk", "node", 3))
+            else:
+                yield Outcome(position, task, pickle.loads(pickle.dumps(list(worker(task)))))
+
+
+pytestmark = pytest.mark.usefixtures("fake_encoders")
+
+ENCODERS: Any = {"image": FakeImageEncoder(), "text": FakeTextEncoder()}
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Cut:
+    """With duplicate keys in other units, and one row of each kind that is no item."""
+    corpus = cut_corpus(tmp_path)
+    twins = [replace(entry, position=40, payload={"of": "the twin"}) for entry in corpus.entries[:3]]  # type: ignore[arg-type, type-var]
+    others = [PassedOver("notes.md", 41, may_hide=True), Remark("captions with quotes", 2, "row 7")]
+    entries = [*corpus.entries, *twins, *others]
+    return Cut(corpus.path, entries, [*corpus.sizes, len(twins), len(others)])
+
+
+def done(corpus: Cut, path: Path, executor: Executor | None = None) -> tuple[Any, ...]:
+    run = encode_with(corpus, path, ENCODERS, executor=executor)
+    return files(path), run.refused, {name: count for name, count in run.counts.items() if count}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_order_gives_the_set_of_one_process(corpus: Cut, tmp_path: Path, seed: int) -> None:
+    expected = done(corpus, tmp_path / "s")
+    assert {reject.reason for reject in expected[1]} == {"key-duplicate", "image-unidentified", "key-missing"}
+    executor = Shuffling(seed)
+    assert done(corpus, tmp_path / "other" / "s", executor) == expected
+    assert sorted(executor.worked) == [unit.name for unit in corpus.units()]
+    again = Shuffling(seed)
+    _, refused, counts = done(corpus, tmp_path / "other" / "s", again)
+    assert (refused, counts["already_in_set"], "encoded" in counts) == (expected[1], 39, False)
+
+
+@pytest.mark.parametrize("after", range(1, 7))
+def test_a_driver_that_was_stopped_takes_what_was_done(corpus: Cut, tmp_path: Path, after: int) -> None:
+    expected = done(corpus, tmp_path / "s")
+    path = tmp_path / "other" / "s"
+    stopped = Shuffling(seed=3, dies_after=after)
+    with pytest.raises(KeyboardInterrupt):
+        done(corpus, path, stopped)
+    waiting = len([*(path / FOLDER).glob("*")]) if (path / FOLDER).exists() else 0
+    again = Shuffling(seed=5)
+    written, refused, counts = done(corpus, path, again)
+    assert written == expected[0]
+    assert refused == expected[1]
+    assert counts.get("already_in_set", 0) + counts.get("encoded", 0) + counts.get("reused", 0) == 39
+    assert len(again.worked) == len(corpus.sizes) - waiting
+
+
+def test_what_was_done_for_another_corpus_or_reading_is_not_taken(corpus: Cut, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        done(corpus, tmp_path / "s", Shuffling(seed=3, dies_after=5))
+    other = replace(corpus, entries=[*corpus.entries[:-1], PassedOver("else.md")])
+    executor = Shuffling()
+    assert done(other, tmp_path / "s", executor)[:2] == done(other, tmp_path / "plain" / "s")[:2]
+    assert len(executor.worked) == len(corpus.sizes)
+
+
+def test_a_result_that_rests_on_a_row_that_went_is_made_again(corpus: Cut, tmp_path: Path) -> None:
+    done(corpus, tmp_path / "s")
+    with pytest.raises(KeyboardInterrupt):
+        done(corpus, tmp_path / "s", Shuffling(seed=3, dies_after=5))
+    for shard in (tmp_path / "s").glob("image-*.parquet"):
+        shard.unlink()
+    executor = Shuffling()
+    done(corpus, tmp_path / "s", executor)
+    assert EmbeddingSet.open(tmp_path / "s").card.counts["image"] == 29
+    assert len(executor.worked) > 1
+
+
+def test_a_result_that_is_damaged_is_made_again(corpus: Cut, tmp_path: Path) -> None:
+    expected = done(corpus, tmp_path / "plain" / "s")
+    with pytest.raises(KeyboardInterrupt):
+        done(corpus, tmp_path / "s", Shuffling(seed=3, dies_after=5))
+    waiting = [*(tmp_path / "s" / FOLDER).iterdir()]
+    waiting[0].write_bytes(waiting[0].read_bytes()[:100])
+    assert done(corpus, tmp_path / "s", Shuffling())[0] == expected[0]
+
+
+def test_a_unit_that_fails_is_named_and_the_others_go_on(corpus: Cut, tmp_path: Path) -> None:
+    with raises(CorpusError, corpus.path, "unit 2", "disk", code="units-failed"):
+        done(corpus, tmp_path / "s", Shuffling(fails=("2",)))
+    held = EmbeddingSet.open(tmp_path / "s").card.counts
+    executor = Shuffling()
+    done(corpus, tmp_path / "s", executor)
+    assert sum(EmbeddingSet.open(tmp_path / "s").card.counts.values()) == sum(held.values()) + 6
+    assert not (tmp_path / "s" / FOLDER).exists()
+
+
+def test_rows_of_a_unit_that_failed_count_as_unread(corpus: Cut, tmp_path: Path) -> None:
+    run = RecordingRun()
+    cards = {modality: encoder.card for modality, encoder in ENCODERS.items()}
+    with (
+        SetWriter(tmp_path / "s", corpus="c", encoders=cards) as writer,
+        Encoding(corpus, writer, ENCODERS, run, BATCH, SHARD, executor=Shuffling(fails=("0", "3"))) as encoding,
+        Pipeline() as pipeline,
+    ):
+        list(encoding.shards(pipeline))
+        assert [failed.unit.name for failed in encoding.failed_units] == ["0", "3"]
+        assert encoding.unread_examples[0].startswith("unit 0")
+
+
+def test_batches_hold_every_kind_of_row(corpus: Cut, tmp_path: Path) -> None:
+    """What is read is what was written; nothing that the driver looks at is lost on the way."""
+    with Pipeline() as pipeline:
+        groups = list(UnitEncoder(ENCODERS, KnownContents(), BATCH, 1 << 20).encode([corpus], pipeline))
+    assert repr(list(from_batches(to_batches(groups)))) == repr([group for group in groups if group])
