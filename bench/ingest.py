@@ -125,7 +125,7 @@ def ingested(directory: Path, items: int, item_seconds: float) -> float:
             provenance,
             run,
             {"indexing_threshold": NO_GRAPH},
-        ).whole()
+        ).execute()
         return time.perf_counter() - started
 
 

@@ -145,22 +145,26 @@ class Home:
         """Encode a corpus into an embedding set."""
         from connector.corpora.formats import open_corpus
         from connector.encoding.embedding_sets import encode_corpus, encoders_of_set
+        from connector.encoding.placement import executor_of
 
         self._begin()
         with self._run(request) as run:
             path = self.settings.set_path(request.set)
             corpus = open_corpus(request.corpus, **request.reading)
-            written = encode_corpus(
-                corpus,
-                path,
-                encoders_of_set(path, request.encoders, self.settings.device),
-                self.provenance,
-                run,
-                dtype=request.dtype,
-                batch_items=request.batch_size,
-                shard_rows=request.shard_size,
-                max_pixels=self.settings.max_pixels,
-            )
+            with executor_of(request, request.encoders) as executor:
+                written = encode_corpus(
+                    corpus,
+                    path,
+                    encoders_of_set(path, request.encoders, self.settings.device),
+                    self.provenance,
+                    run,
+                    dtype=request.dtype,
+                    batch_items=request.batch_size,
+                    shard_rows=request.shard_size,
+                    max_pixels=self.settings.max_pixels,
+                    executor=executor,
+                    device=self.settings.device,
+                )
         return RunResult(run.id, run.counts, written)
 
     def import_vectors(self, request: "ImportRequest") -> "RunResult[EmbeddingSet]":
@@ -370,13 +374,13 @@ class Home:
         return RunRejects(number, [] if number is None else self.provenance.runs.rejects(number))
 
     def status(self, collection: str | None = None, *, runs: int = 10) -> Status:
-        """Return the releases, of `collection` or all, ingests in parts, and the last `runs` runs. Opens no store.
+        """Return the releases, of `collection` or all, and the last `runs` runs. Opens no store.
 
         Raises:
             CollectionNotFoundError: there never was a release of `collection`.
         """
         if self.is_new and collection is None:
-            return Status([], [], [])
+            return Status([], [])
         return read_status(self.provenance, collection, runs=runs)
 
     def stored(self, collection: str | None = None) -> dict[int, StoredRelease]:

@@ -71,7 +71,20 @@ class CorpusRequest(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeRequest(CorpusRequest):
+class UnitsRequest(CorpusRequest):
+    """Read a corpus and encode its units.
+
+    Attributes:
+        on, workers, gpus_per_worker: where they are encoded, see `connector.executors.opening.open_executor`.
+    """
+
+    on: str = "local"
+    workers: str | None = None
+    gpus_per_worker: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeRequest(UnitsRequest):
     """Encode a corpus into an embedding set.
 
     Attributes:
@@ -232,15 +245,14 @@ class PushRequest(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IngestRequest(CorpusRequest):
+class IngestRequest(UnitsRequest):
     """Encode a corpus with the encoders of an alignment and push it, in one run.
 
     Attributes:
         set: name of the embedding set; None: that of the collection.
         into, alignment, metrics, layout, fresh_layout, take_over, min_index_recall: as for `PushRequest`.
-        parts: parts of the corpus, for several processes that run this at once; None: one process takes all.
-        prune_at_most: share of the images, and of the texts, of the set (of a part: of its set) that may be deleted
-            because they left the corpus. Of more, nothing is deleted.
+        prune_at_most: share of the images, and of the texts, of the set that may be deleted because they left the
+            corpus. Of more, nothing is deleted.
     """
 
     command: ClassVar[str] = "ingest"
@@ -252,7 +264,6 @@ class IngestRequest(CorpusRequest):
     fresh_layout: bool = False
     take_over: bool = False
     min_index_recall: IndexRecall | None = None
-    parts: int | None = None
     prune_at_most: PruneShare = 0.25
 
     def __post_init__(self) -> None:

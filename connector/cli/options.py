@@ -230,6 +230,33 @@ def corpus_options(command: F) -> F:
     return with_options(command, options)
 
 
+def placement_options(command: F) -> F:
+    """Add where units are encoded: `--on`, `--workers` and `--gpus-per-worker`."""
+    options = [
+        click.option(
+            "--on",
+            metavar="WHERE",
+            default="local",
+            show_default=True,
+            help="Where CORPUS is encoded: local, this process; local:N, N processes of this machine; ray://HOST:10001, a Ray cluster; auto, the cluster that this machine belongs to. The result is the same. Workers read the files under the same paths. docs/scale.md has recipes.",
+        ),
+        click.option(
+            "--workers",
+            metavar="MIN:MAX",
+            help="Begin when MIN workers are there, and use no more than MAX.  [default: 1, and as many as there is room for]",
+        ),
+        click.option(
+            "--gpus-per-worker",
+            type=float,
+            metavar="SHARE",
+            default=0.0,
+            show_default=True,
+            help="GPUs that each worker takes, such as 1 or 0.5.",
+        ),
+    ]
+    return with_options(command, options)
+
+
 def with_options(command: F, options: Sequence[Callable[[F], F]]) -> F:
     """Add options to a command, in this order."""
     for option in reversed(options):

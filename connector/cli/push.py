@@ -12,7 +12,15 @@ from connector.cli.choices import PathName
 from connector.cli.group import FAILED, cli
 from connector.cli.layout_options import push_options
 from connector.cli.opening import confirmation, exit_for_rejects, open_home
-from connector.cli.options import corpus_options, home_options, json_option, pixels_option, rejects_option, yes_option
+from connector.cli.options import (
+    corpus_options,
+    home_options,
+    json_option,
+    pixels_option,
+    placement_options,
+    rejects_option,
+    yes_option,
+)
 from connector.cli.request_options import range_of
 from connector.cli.tables import (
     print_releases,
@@ -51,12 +59,7 @@ def push(max_rejects: int, as_json: bool, where: Mapping[str, Any], **given: Any
 @push_options
 @click.option("--set", metavar="NAME", help="Embedding set to keep.  [default: like the collection]")
 @corpus_options
-@click.option(
-    "--parts",
-    type=click.IntRange(1, 10_000),
-    metavar="N",
-    help="Divide the corpus into N parts. Run the same command in several processes, on one machine or many: they share the parts through SQL. The number of parts cannot be changed later.",
-)
+@placement_options
 @click.option("--prune", is_flag=True, help="Delete items that have left the corpus, after a count and a question.")
 @click.option(
     "--prune-at-most",
@@ -78,8 +81,6 @@ def ingest(prune: bool, yes: bool, max_rejects: int, as_json: bool, where: Mappi
         raise click.UsageError("--prune-at-most is for --prune: add it, or leave both out")
     confirm = confirmation("--prune", yes) if prune else None
     request = IngestRequest(**given)
-    if prune and request.parts and not yes:
-        raise click.UsageError("--prune with --parts cannot ask: add --yes")
     with open_home(where) as home:
         result = home.ingest(
             request,

@@ -16,6 +16,7 @@ from connector.cli.options import (
     home_options,
     json_option,
     pixels_option,
+    placement_options,
     rejects_option,
 )
 from connector.cli.request_options import range_of, seed_option
@@ -73,6 +74,7 @@ def _dtype_option(command: F) -> F:
     help="Rows of a shard. A kill loses at most one shard.",
 )
 @corpus_options
+@placement_options
 @pixels_option
 @rejects_option
 @json_option

@@ -60,7 +60,7 @@ def status(
     releases = [_release_row(release, (stored or {}).get(release.row.id)) for release in shown.releases]
     runs = [_run_row(run) for run in shown.runs]
     if as_json:
-        document: dict[str, Any] = {"releases": releases, "ingests_in_parts": shown.ingests_in_parts, "runs": runs}
+        document: dict[str, Any] = {"releases": releases, "runs": runs}
         document["replicas"] = replicas_document(replicas)
         print_json(document | ({} if reports is None else reconciled_document(reports)))
     else:
@@ -69,8 +69,6 @@ def status(
         print_replicas(replicas)
         if reports is not None:
             print_reconciled(reports)
-        if shown.ingests_in_parts:
-            print_table(shown.ingests_in_parts, "ingests in parts that are not finished")
         _print_runs(runs, collection)
     exit_for_differences(reports or [])
 

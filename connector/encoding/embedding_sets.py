@@ -13,6 +13,7 @@ from connector.encoding.deferred import open_encoders
 from connector.encoding.encode import SHARD_ROWS, encode
 from connector.encoding.encoders import Encoder, ImportedEncoder, PrecomputedEncoder
 from connector.encoding.unit_encoder import BATCH_ITEMS
+from connector.executors.contract import Executor
 from connector.progress import progress
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
@@ -46,8 +47,13 @@ def encode_corpus(
     batch_items: int = BATCH_ITEMS,
     shard_rows: int = SHARD_ROWS,
     max_pixels: int = MAX_PIXELS,
+    executor: Executor | None = None,
+    device: str = "auto",
 ) -> EmbeddingSet:
-    """Encode `corpus` into the embedding set at `path`, and record the set in SQL."""
+    """Encode `corpus` into the embedding set at `path`, and record the set in SQL.
+
+    Args and errors: as of `connector.encoding.encode.encode`.
+    """
     cards = {modality: encoder.card for modality, encoder in encoders.items()}
     with (
         SetWriter(path, corpus=str(corpus.path), encoders=cards, dtype=dtype) as writer,
@@ -62,6 +68,8 @@ def encode_corpus(
             shard_rows=shard_rows,
             advance=advance,
             max_pixels=max_pixels,
+            executor=executor,
+            device=device,
         )
     embedding_set = EmbeddingSet.open(path)
     provenance.artifacts.record_set(embedding_set)

@@ -35,7 +35,6 @@ from connector.encoding.unit_results import FailedUnit, UnitResults
 from connector.encoding.unit_worker import UnitWorkerFactory
 from connector.errors import CorpusError
 from connector.executors.contract import Executor
-from connector.executors.local import LocalExecutor
 from connector.progress import Advance
 from connector.provenance.runs import Run
 from connector.rejects import OF_FIELDS, Reason, Reject
@@ -82,7 +81,8 @@ def encode(
         for _ in encoding.shards(pipeline):
             pass
         encoding.finish()
-    encoding.raise_if_units_failed()
+    if failed := encoding.units_error():
+        raise failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,6 @@ class Encoding:
         shard_rows: int = SHARD_ROWS,
         advance: Advance = lambda count: None,
         *,
-        may_be_empty: bool = False,
         max_pixels: int = MAX_PIXELS,
         executor: Executor | None = None,
         device: str = "auto",
@@ -141,9 +140,8 @@ class Encoding:
         self._batch_items = batch_items
         self._shard_rows = shard_rows
         self._advance = advance
-        self._may_be_empty = may_be_empty
         self._max_pixels = max_pixels
-        self._executor = None if isinstance(executor, LocalExecutor) else executor
+        self._executor = executor
         self._device = device
         self._staged = StagedUnits(writer.path)
         self._written: list[Shard] = []
@@ -166,7 +164,7 @@ class Encoding:
         """Encode the items that the set does not hold, reading ahead in a stage of `pipeline`.
 
         Raises:
-            CorpusError: the corpus is empty, and `may_be_empty` is not set.
+            CorpusError: the corpus is empty.
         """
         self._sinks = {modality: self._sink(modality, encoder) for modality, encoder in self._encoders.items()}
         seen_any, position = False, 0
@@ -180,9 +178,9 @@ class Encoding:
             self._advance(max(0, read - position))
             position = max(position, read) if group else 0  # of the next unit
             yield from self._new_shards()
-        if not seen_any and not self._may_be_empty and not self.failed_units:
+        if not seen_any and not self.failed_units:
             raise CorpusError(f"corpus {self._corpus.path} is empty: expected at least one image or caption")
-        if not self._may_be_empty and not self.failed_units:
+        if not self.failed_units:
             self._say_what_is_missing()
         for sink in self._sinks.values():
             sink.write()
@@ -259,16 +257,17 @@ class Encoding:
         self._staged.clear()
         return changed
 
-    def raise_if_units_failed(self) -> None:
-        """Raise a `CorpusError` that names the units that no worker could encode, if there are any."""
-        if failed := self.failed_units:
-            named = "; ".join(map(str, failed[:EXAMPLES]))
-            more = f"; and {len(failed) - EXAMPLES} more" if len(failed) > EXAMPLES else ""
-            raise CorpusError(
-                f"{counted(failed, 'unit')} of corpus {self._corpus.path} could not be encoded: {named}{more}. All "
-                "else is done, and nothing of these units is deleted; mend the cause and run the same command again",
-                code="units-failed",
-            )
+    def units_error(self) -> CorpusError | None:
+        """Return an error that names the units that no worker could encode, if there are any."""
+        if not (failed := self.failed_units):
+            return None
+        named = "; ".join(map(str, failed[:EXAMPLES]))
+        more = f"; and {len(failed) - EXAMPLES} more" if len(failed) > EXAMPLES else ""
+        return CorpusError(
+            f"{counted(failed, 'unit')} of corpus {self._corpus.path} could not be encoded: {named}{more}. All else is "
+            "done, and nothing is deleted; mend the cause and run the same command again",
+            code="units-failed",
+        )
 
     def _count_truncated(self) -> int | None:
         """Return how many captions of the set are truncated; None: it is not known."""

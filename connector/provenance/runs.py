@@ -12,13 +12,13 @@ from importlib.metadata import version
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import JSON, and_, case, func, or_, select, type_coerce, update
+from sqlalchemy import JSON, and_, func, or_, select, type_coerce, update
 from sqlalchemy.orm import Session
 
 from connector.errors import ProvenanceError
 from connector.provenance.database import Database
 from connector.provenance.heartbeat import LEASE_SECONDS, Heartbeat, database_now
-from connector.provenance.tables import LeaseRow, RejectRow, RunRow, now
+from connector.provenance.tables import RejectRow, RunRow, now
 from connector.rejects import Reject
 from connector.safe_text import without_secrets
 
@@ -214,17 +214,6 @@ class Runs:
         targets = {row.id: row.parameters.get("into", row.parameters.get("collection")) for row in running}
         # A deletion from an embedding set reaches all collections that the set was pushed into.
         return [row for row in running if row.command == "delete" or targets[row.id] in (None, collection)]
-
-    def ingests_in_parts(self) -> list[dict[str, int]]:
-        """Count the steps of each unfinished ingest in parts: all, done, claimed and open."""
-        done = func.sum(case((LeaseRow.done, 1), else_=0))
-        with self._database.session() as session:
-            gone = [row.id for row, _ in _gone(session)]
-            at_work = select(RunRow.id).where(RunRow.outcome == "running", RunRow.id.not_in(gone))
-            claimed = func.sum(case((LeaseRow.run_id.in_(at_work), 1), else_=0))
-            query = select(func.count(), done, claimed).where(LeaseRow.step >= 0)
-            rows = session.execute(query.group_by(LeaseRow.job).order_by(LeaseRow.job))
-            return [{"steps": n, "done": d, "claimed": c, "open": n - d - c} for n, d, c in rows]
 
 
 def mark_killed(session: Session) -> None:

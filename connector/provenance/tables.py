@@ -302,17 +302,17 @@ class TombstoneRow(Base):
     key: Mapped[str] = mapped_column(AnyText)
 
 
-LOCK_STEP = -1  # the one step of a job that is a lock
+LOCK_STEP = -1  # of a lock
 
 
 class LeaseRow(Base):
-    """A step of a job, an ingest in parts or a lock, and the run that holds it.
+    """A lock, and the run that holds it. Versions that ingested in parts left steps of their jobs.
 
     A lease ends with its run, or when it had no heartbeat for `connector.provenance.heartbeat.LEASE_SECONDS`.
 
     Attributes:
-        job: SHA-256 of what identifies the job.
-        step: from 0; `LOCK_STEP` for a lock.
+        job: SHA-256 of what identifies the lock.
+        step: `LOCK_STEP`; from 0, where an ingest in parts left it.
     """
 
     __tablename__ = "lease"

@@ -10,15 +10,13 @@ records it. Any process may be killed at any moment: the same command continues 
 
 import logging
 import math
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from alignment.errors import ModalignError, SetBusyError
 from alignment.metrics import Metric
 from alignment.modality import MODALITIES, Modality
 from alignment.model.alignment import Alignment
@@ -28,22 +26,23 @@ from alignment.sets.shards import shard_paths
 from alignment.sets.writer import SetWriter, recorded_encoders
 from connector.corpora.formats import open_corpus
 from connector.corpora.items import Corpus
-from connector.corpora.partition import CorpusPart
 from connector.encoding.deferred import open_encoders
 from connector.encoding.encode import SHARD_ROWS, Encoding, Shard
 from connector.encoding.encoders import Encoder
 from connector.encoding.pipeline import Pipeline
+from connector.encoding.placement import executor_of
 from connector.encoding.unit_encoder import BATCH_ITEMS
-from connector.errors import AccessDeniedError, CorpusError, MismatchError, ProvenanceError, StoreError
+from connector.errors import CorpusError
+from connector.executors.contract import Executor
 from connector.progress import progress
-from connector.provenance.leases import BEGIN, IngestSteps
 from connector.provenance.recorder import Provenance
 from connector.provenance.runs import Run
 from connector.push.open_releases import ReleaseOpener, chosen_layout
+from connector.push.other_sets import refuse_keys_of_other_sets
 from connector.push.session import PushSession, metrics_to_push, push_session
 from connector.releases.chain import check_encoder
 from connector.releases.release import Release, lower
-from connector.releases.store_identity import record_store
+from connector.releases.store_identity import here
 from connector.requests import IngestRequest, default_of
 from connector.settings import MAX_PIXELS
 from connector.stores.contract import Store
@@ -51,7 +50,6 @@ from connector.stores.contract import Store
 _log = logging.getLogger(__name__)
 
 SHARDS_AHEAD = 2
-POLL_SECONDS = 1.0  # between two looks for steps that other processes have left
 
 Confirm = Callable[[int], bool]
 
@@ -72,7 +70,7 @@ def ingest(
     """Ingest the corpus that `request` names, with the encoders of `alignment`; return the releases.
 
     Args:
-        request: what to ingest, and into what.
+        request: what to ingest, into what, and where it is encoded.
         alignment: what the request names.
         alignment_id: its row in SQL.
         path: directory of the embedding set.
@@ -85,9 +83,9 @@ def ingest(
 
     Raises:
         CorpusError: items were not pruned, because rows of the corpus could not be read, or because they are more than
-            `request.prune_at_most`. All else is done.
+            `request.prune_at_most`; or units could not be encoded. All else is done.
         MismatchError: an encoder that loads now is not the alignment's; or a release of the collection has another
-            layout, which is known before an encoder loads.
+            layout, or another set of it has keys of the corpus, which is known before an encoder loads.
     """
     corpus = open_corpus(request.corpus, **request.reading)
     metrics = metrics_to_push(request.metrics, request.alignment, alignment)
@@ -97,28 +95,31 @@ def ingest(
         *(alignment, alignment_id, request.into, chosen_layout(request.layout, store), store, provenance, run),
         *(request.fresh_layout, request.take_over),
     ).check_layouts(metrics)
-    first = path if request.parts is None else part_path(path, 1, request.parts)
-    begun = Ingest(
-        corpus,
-        path,
-        _encoders(alignment, first, device),
-        alignment,
-        alignment_id,
-        request.into,
-        metrics,
-        store,
-        provenance,
-        run,
-        request.layout,
-        prune,
-        request.fresh_layout,
-        request.take_over,
-        max_pixels,
-        request.min_index_recall,
-        request.prune_at_most,
-        {name: str(value) for name, value in request.reading.items() if value},
-    )
-    releases = begun.whole() if request.parts is None else begun.in_parts(request.parts)
+    refuse_keys_of_other_sets(corpus, path, provenance, here(provenance, store), request.into)
+    specs = {modality: card.spec for modality, card in alignment.card.encoders.items()}
+    with executor_of(request, specs) as executor:
+        begun = Ingest(
+            corpus,
+            path,
+            _encoders(alignment, path, device, loaded=executor is None),
+            alignment,
+            alignment_id,
+            request.into,
+            metrics,
+            store,
+            provenance,
+            run,
+            request.layout,
+            prune,
+            request.fresh_layout,
+            request.take_over,
+            max_pixels,
+            request.min_index_recall,
+            request.prune_at_most,
+            executor,
+            device,
+        )
+        releases = begun.execute()
     if kept := run.counts["not_pruned"]:
         raise CorpusError(
             f"not met in the corpus: {counted(kept, 'item')} of the embedding set. Rows or files of it could not "
@@ -134,18 +135,16 @@ def ingest(
     return releases
 
 
-def part_path(path: Path, number: int, of: int) -> Path:
-    """Return the directory of part `number` of the embedding set at `path`, from 1 to `of`."""
-    return path.with_name(f"{path.name}.part-{number}-of-{of}")
+def _encoders(alignment: Alignment, path: Path, device: str, *, loaded: bool) -> dict[Modality, Encoder]:
+    """Return the encoders of `alignment`. Those that made the set at `path` load at their first use.
 
-
-def _encoders(alignment: Alignment, path: Path, device: str) -> dict[Modality, Encoder]:
-    """Return the encoders of `alignment`. Those that made the set at `path` load at their first use."""
+    So do all of them unless they are to be `loaded`, because workers have theirs.
+    """
     cards = alignment.card.encoders
     return open_encoders(
         {modality: card.spec for modality, card in cards.items()},
         device,
-        recorded={m: card for m, card in recorded_encoders(path).items() if cards.get(m) == card},
+        recorded={m: card for m, card in recorded_encoders(path).items() if cards.get(m) == card} if loaded else cards,
         check=lambda m, card: check_encoder(alignment, m, card, f"the encoder that {card.spec} loads now"),
         fingerprints={card.spec: card.fingerprint for card in cards.values()},
     )
@@ -156,13 +155,14 @@ class Ingest:
     """A corpus on its way into the releases of a collection.
 
     Attributes:
-        path: directory of the embedding set; of parts, `PATH.part-1-of-N` and so on.
+        path: directory of the embedding set.
         encoders: the alignment's own.
         layout, fresh_layout, take_over, min_index_recall: as `connector.push.session.push` takes them.
         prune: asked with the number of items that have left the corpus; they are deleted if it returns True. None:
             keep them.
         prune_at_most: as in `IngestRequest`.
-        reading: what was said of how to read the corpus. Processes that divide a corpus must say the same.
+        executor: where units are encoded; None: in this process.
+        device: where the encoders of its workers compute.
     """
 
     corpus: Corpus
@@ -182,100 +182,26 @@ class Ingest:
     max_pixels: int = MAX_PIXELS
     min_index_recall: float | None = None
     prune_at_most: float = default_of(IngestRequest, "prune_at_most")
-    reading: Mapping[str, str] = field(default_factory=dict)
+    executor: Executor | None = None
+    device: str = "auto"
 
-    def whole(self) -> list[Release]:
-        """Ingest the corpus in this process."""
+    def execute(self) -> list[Release]:
+        """Encode the corpus, write it, verify the releases and make them live.
+
+        Raises:
+            CorpusError: units could not be encoded. All else is done.
+        """
         with self._push_session() as push:
-            self._check_partition(push.reached, {self.path.name})
-            embedding_set, set_id = self._write(push, self.corpus, self.path)
+            embedding_set, set_id, failed = self._write(push)
+            if failed and not any(embedding_set.card.counts.values()):
+                raise failed
             push.verify(embedding_set, set_id)
         push.make_live(embedding_set, set_id)
+        if failed:
+            raise failed
         return push.releases
 
-    def in_parts(self, parts: int) -> list[Release]:
-        """Ingest parts of the corpus until none is left, together with other processes that run the same command.
-
-        The process that takes the last step verifies the releases and makes them live; the others wait for it.
-        """
-        identity = {
-            "corpus": str(self.corpus.path),
-            **({"reading": dict(self.reading)} if self.reading else {}),
-            "set": self.path.name,
-            "collection": self.collection,
-            "alignment": self.alignment.fingerprint,
-            "metrics": sorted(map(str, self.metrics)),
-            "store": record_store(self.provenance, self.store, take_over=self.take_over),
-        }
-        steps = IngestSteps.join(self.provenance.database, identity, parts, self.run)
-        busy: set[int] = set()
-        waited = False
-        while open_steps := steps.open():
-            step = steps.acquire(skip=busy)
-            if step is None:
-                if not waited:
-                    _log.info("waiting for other processes, which have %s left", counted(open_steps, "step"))
-                busy, waited = set(), True
-                time.sleep(POLL_SECONDS)
-                continue
-            try:
-                self._step(step, steps)
-            except SetBusyError:
-                # Another process has lost this step and not noticed yet: pass over the step until it has.
-                steps.release(step)
-                busy.add(step)
-        with self._push_session(shared=True) as push:
-            return push.releases
-
-    def _step(self, step: int, steps: IngestSteps) -> None:
-        with steps.lease(step) as lease:
-            if step == BEGIN:
-                self._begin(steps)
-            elif step == steps.finish:
-                self._finish(steps)
-            else:
-                with self._push_session(shared=True) as push:
-                    part = CorpusPart(self.corpus.path, self.corpus, step, steps.parts)
-                    self._write(push, part, part_path(self.path, step, steps.parts), lease.raise_if_lost)
-
-    def _begin(self, steps: IngestSteps) -> None:
-        try:
-            with self._push_session() as push:
-                paths = [part_path(self.path, number + 1, steps.parts) for number in range(steps.parts)]
-                self._check_partition(push.reached, {path.name for path in paths})
-        except AccessDeniedError:
-            steps.forget()  # nothing was begun, and whoever waits for this step is refused as well
-            raise
-
-    def _finish(self, steps: IngestSteps) -> None:
-        try:
-            with self._push_session(shared=True) as push:
-                # Any part represents all: a hash assigns items to parts.
-                sets = [EmbeddingSet.open(part_path(self.path, n + 1, steps.parts)) for n in range(steps.parts)]
-                largest = max(sets, key=lambda opened: sum(opened.card.counts.values()))
-                if not any(largest.card.counts.values()):
-                    raise CorpusError(f"corpus {self.corpus.path} gave no rows in any of its {steps.parts} parts")
-                set_id = self.provenance.artifacts.record_set(largest)
-                push.verify(largest, set_id)
-            push.make_live(largest, set_id)
-        except (StoreError, ProvenanceError):
-            raise
-        except ModalignError:
-            steps.forget()  # the cause may be in any part: every step is repeated
-            raise
-
-    def _check_partition(self, releases: Sequence[Release], names: Collection[str]) -> None:
-        """Refuse to divide a corpus into other parts than before: keys would be in two sets."""
-        for row in self.provenance.ledger.sets_in(release.row.id for release in releases):
-            base, _, _ = row.name.partition(".part-")
-            if base == self.path.name and row.name not in names:
-                raise MismatchError(
-                    f"collection {self.collection} holds embedding set {row.name}, asked for "
-                    f"{', '.join(sorted(names))}; divide the "
-                    "corpus as before (--parts), or ingest into a new collection"
-                )
-
-    def _push_session(self, *, shared: bool = False) -> AbstractContextManager[PushSession]:
+    def _push_session(self) -> AbstractContextManager[PushSession]:
         return push_session(
             self.alignment,
             alignment_id=self.alignment_id,
@@ -285,19 +211,14 @@ class Ingest:
             store=self.store,
             provenance=self.provenance,
             run=self.run,
-            shared=shared,
             fresh_layout=self.fresh_layout,
             min_index_recall=self.min_index_recall,
             **self.layout,
         )
 
-    def _write(
-        self, push: PushSession, corpus: Corpus, path: Path, raise_if_lost: Callable[[], None] = lambda: None
-    ) -> tuple[EmbeddingSet, int]:
-        """Encode `corpus` into the set at `path` and write it; return the complete set and the id of its row.
-
-        `raise_if_lost` is called before every shard, and raises if this process may not go on.
-        """
+    def _write(self, push: PushSession) -> tuple[EmbeddingSet, int, CorpusError | None]:
+        """Encode the corpus and write it; return the complete set, the id of its row, and what units failed."""
+        path, corpus = self.path, self.corpus
         cards = {modality: encoder.card for modality, encoder in self.encoders.items()}
         with (
             SetWriter(path, corpus=str(corpus.path), encoders=cards) as writer,
@@ -308,32 +229,33 @@ class Ingest:
                 batches = push.open(path, set_id, others=others)
                 with (
                     Encoding(
-                        corpus,
-                        writer,
-                        self.encoders,
-                        self.run,
-                        BATCH_ITEMS,
-                        SHARD_ROWS,
-                        advance,
-                        may_be_empty=isinstance(corpus, CorpusPart),
+                        *(corpus, writer, self.encoders, self.run, BATCH_ITEMS, SHARD_ROWS, advance),
                         max_pixels=self.max_pixels,
+                        executor=self.executor,
+                        device=self.device,
                     ) as encoding,
                     Pipeline() as pipeline,
                 ):
                     present = [Shard(m, shard, additive=True) for m in MODALITIES for shard in shard_paths(path, m)]
-                    for shard in chain(present, pipeline.ahead(encoding.shards(pipeline), SHARDS_AHEAD)):
-                        raise_if_lost()
+                    for shard in chain(present, self._encoded(encoding, pipeline)):
                         # A shard that supersedes rows waits until these are gone: counted twice in the ledger, their
                         # points would seem to have vanished at the next run.
                         if shard.additive:
                             batches.write(shard.modality, shard.path)
                     changed = encoding.finish(self._add_tombstones(encoding, push, set_id))
-                raise_if_lost()
                 embedding_set = EmbeddingSet.open(path)
                 self.provenance.artifacts.record_set(embedding_set)
                 batches.apply_tombstones()
                 batches.finish(embedding_set, changed=changed)
-        return embedding_set, set_id
+        return embedding_set, set_id, encoding.units_error()
+
+    def _encoded(self, encoding: Encoding, pipeline: Pipeline) -> Iterator[Shard]:
+        """Yield shards as they become durable: ahead of the writes, unless workers are ahead already.
+
+        Their outcomes are waited for in the calling thread, because an interrupt comes there.
+        """
+        shards = encoding.shards(pipeline)
+        return shards if self.executor else pipeline.ahead(shards, SHARDS_AHEAD)
 
     def _add_tombstones(
         self, encoding: Encoding, push: PushSession, set_id: int

@@ -1,35 +1,39 @@
 """What other embedding sets give to the releases of a push: a point is of one set alone."""
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
-from alignment.modality import MODALITIES
+from alignment.modality import MODALITIES, Modality
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.rows import Rows
 from alignment.sets.shards import read_columns
+from connector.corpora.items import Corpus, Item
 from connector.errors import MismatchError
 from connector.provenance.recorder import Provenance
+from connector.provenance.tables import ReleaseRow
 from connector.releases.point_id_set import PointIds
 from connector.releases.points import point_ids
-from connector.releases.release import Release
 
 EXAMPLES = 3
+KEYS_AT_ONCE = 4096
 
 
 class OtherSets:
     """The points of the other embedding sets in some releases, read when the first rows are checked.
 
-    Parts of one corpus are passed over: a hash assigns each item to one of them. Close it after use.
+    Parts of one corpus, which earlier versions made, are passed over: a hash assigned each item to one of them. Close
+    it after use.
 
     Args:
         path: directory of the set that is pushed.
-        set_id: its row in SQL.
+        set_id: its row in SQL; None: it has none yet.
         releases: that it is pushed into.
         provenance: names the sets in these releases.
     """
 
-    def __init__(self, path: Path, set_id: int, releases: Sequence[Release], provenance: Provenance):
+    def __init__(self, path: Path, set_id: int | None, releases: Sequence[ReleaseRow], provenance: Provenance):
         self._path, self._set_id = path, set_id
         self._releases, self._provenance = releases, provenance
         self._points: dict[str, PointIds] | None = None
@@ -43,30 +47,66 @@ class OtherSets:
 
     def check(self, rows: Rows) -> None:
         """Raise a `MismatchError` if another set holds a point of these rows: writing them would replace it."""
+        self.check_keys(rows.modality, rows.keys)
+
+    def check_keys(self, modality: Modality, of_rows: Sequence[str]) -> None:
+        """As `check`, of the keys of rows that are not encoded yet."""
         if self._points is None:
             self._points = {path.name: _points_of(path) for path in self._paths()}
         if not self._points:
             return
-        keys = dict(zip(point_ids(rows.modality, rows.keys), rows.keys, strict=True))
+        keys = dict(zip(point_ids(modality, of_rows), of_rows, strict=True))
         for name, points in self._points.items():
             if shared := keys.keys() - points.missing([*keys]):
                 examples = ", ".join(sorted(keys[id_] for id_ in shared)[:EXAMPLES])
                 raise MismatchError(
-                    f"embedding sets {self._path.name} and {name} share {rows.modality} keys, such as {examples}, and "
-                    f"collection {self._releases[0].row.collection} holds {name} already. An item is of one set: "
-                    f"encode its new content into {name} (`modalign ingest --set {name}`), give other items other "
-                    "keys, or push into a collection of another name. Nothing of these rows was written",
+                    f"embedding sets {self._path.name} and {name} share {modality} keys, such as {examples}, and "
+                    f"collection {self._releases[0].collection} holds {name} already. An item is of one set: "
+                    f"{_remedy(name)}. Nothing of these rows was written",
                     code="sets-share-keys",
                 )
 
     def _paths(self) -> list[Path]:
-        rows = self._provenance.ledger.sets_in(release.row.id for release in self._releases)
+        rows = self._provenance.ledger.sets_in(row.id for row in self._releases)
         paths = [self._provenance.database.located(row.path) for row in rows if row.id != self._set_id]
         return [path for path in paths if path.is_dir() and not self._is_same_or_sister(path)]
 
     def _is_same_or_sister(self, path: Path) -> bool:
         corpus = _corpus(self._path)
         return path.resolve() == self._path.resolve() or (corpus is not None and corpus == _corpus(path))
+
+
+def _remedy(name: str) -> str:
+    if ".part-" in name:
+        return (
+            "an earlier version ingested this corpus in parts, each a set: ingest it into a collection of another "
+            "name, and drop the releases of this one when that is live"
+        )
+    return (
+        f"encode its new content into {name} (`modalign ingest --set {name}`), give other items other keys, or push "
+        "into a collection of another name"
+    )
+
+
+def refuse_keys_of_other_sets(
+    corpus: Corpus, path: Path, provenance: Provenance, store_id: int, collection: str
+) -> None:
+    """Refuse to ingest a corpus into a set that is not there yet, if other sets of the collection have its keys.
+
+    Its rows are read for this, and no image of a file. A set that is there is checked when it is written.
+
+    Raises:
+        MismatchError: another set has one of the keys.
+    """
+    releases = provenance.releases.find(store_id=store_id, collection=collection, dropped_at=None)
+    if path.exists() or not provenance.ledger.sets_in(row.id for row in releases):
+        return
+    with OtherSets(path, None, releases, provenance) as others:
+        items = (entry for entry in corpus if isinstance(entry, Item))
+        while window := list(islice(items, KEYS_AT_ONCE)):
+            for modality in MODALITIES:
+                if keys := [item.key for item in window if item.modality == modality]:
+                    others.check_keys(modality, keys)
 
 
 def _corpus(path: Path) -> Path | None:

@@ -164,7 +164,6 @@ def push_session(
     store: Store,
     provenance: Provenance,
     run: Run,
-    shared: bool = False,
     fresh_layout: bool = False,
     take_over: bool = False,
     min_index_recall: float | None = None,
@@ -175,7 +174,6 @@ def push_session(
     Args:
         encoders: of the embedding sets that will be written. The collection's other releases are written too, if their
             alignments were fitted for these encoders.
-        shared: other processes may have begun with these releases, so new ones stay even if the block is refused.
         fresh_layout, take_over, min_index_recall, layout: as for `push`.
 
     Raises: as `push`.
@@ -198,8 +196,7 @@ def push_session(
     except (StoreUnavailableError, StoreBusyError, ProvenanceError):
         raise
     except ModalignError:
-        if not shared:
-            take_back(writers, store, provenance, run)
+        take_back(writers, store, provenance, run)
         raise
 
 
@@ -245,7 +242,7 @@ class PushSession:
 
     def others(self, path: Path, set_id: int) -> OtherSets:
         """Return what other sets give to these releases; close it after use."""
-        return OtherSets(path, set_id, self.reached, self.provenance)
+        return OtherSets(path, set_id, [release.row for release in self.reached], self.provenance)
 
     def write(self, embedding_set: EmbeddingSet, set_id: int, advance: Advance) -> EmbeddingSet:
         """Write a set, again whenever another process has changed it meanwhile; return the set as written last.

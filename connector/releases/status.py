@@ -1,4 +1,4 @@
-"""The status of a home: its releases, what is to be done about them, ingests in parts, and the last runs."""
+"""The status of a home: its releases, what is to be done about them, and the last runs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -62,12 +62,10 @@ class Status:
 
     Attributes:
         releases: oldest first.
-        ingests_in_parts: of each ingest in parts that is not finished, how many steps there are, done, claimed, open.
         runs: newest first.
     """
 
     releases: Sequence[ReleaseStatus]
-    ingests_in_parts: Sequence[dict[str, int]]
     runs: Sequence[RunRow]
 
 
@@ -98,7 +96,7 @@ def read_status(provenance: Provenance, collection: str | None = None, *, runs: 
         )
         for row in rows
     ]
-    return Status(releases, provenance.runs.ingests_in_parts(), provenance.runs.newest(runs, collection))
+    return Status(releases, provenance.runs.newest(runs, collection))
 
 
 def read_stored(provenance: Provenance, store: "Store", rows: Iterable[ReleaseRow]) -> dict[int, StoredRelease]:

@@ -33,7 +33,6 @@ RECORDED: dict[str, dict[str, Any]] = {
         "alignment": "a",
         "metrics": [],
         "layout": {"payload_indexes": {"year": "integer"}},
-        "parts": 3,
     },
 }
 
@@ -57,6 +56,8 @@ def test_what_was_not_recorded_is_named(command: str) -> None:
 def test_names_that_are_no_longer_fields_are_ignored() -> None:
     rebuilt = PushRequest.from_parameters({**RECORDED["push"], "speed": 3})
     assert rebuilt == PushRequest(set="s", into="c", alignment="a", metrics=["dot"], layout={"m": 8})
+    in_parts = {**RECORDED["ingest"], "parts": 3}  # as an earlier version recorded it
+    assert IngestRequest.from_parameters(in_parts) == IngestRequest.from_parameters(RECORDED["ingest"])
 
 
 def test_paths_are_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

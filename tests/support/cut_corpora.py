@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from connector.corpora.formats import open_corpus
 from connector.corpora.items import Corpus, Entry, Item, Unit
 from connector.rejects import Reason, Reject
 from tests.support.fakes import fake_pairs
@@ -44,3 +45,32 @@ def cut_corpus(directory: Path) -> Cut:
         if number == 11:
             entries.append(Reject("list", number + 1, "read", Reason.KEY_MISSING, "no key"))
     return Cut(directory, entries, [17, 0, 6, 9, len(entries) - 32])
+
+
+@dataclass(frozen=True, slots=True)
+class InRows(Corpus):
+    """A manifest in units of seven entries, at the ends of keys; or one of these units."""
+
+    only: int | None = None
+
+    def _entries(self) -> list[list[Entry]]:
+        found: list[list[Entry]] = [[]]
+        for entry in open_corpus(self.path):
+            if len(found[-1]) >= 7 and isinstance(entry, Item) and entry.modality == "image":
+                found.append([])
+            found[-1].append(entry)
+        return found
+
+    def __iter__(self) -> Iterator[Entry]:
+        units = self._entries()
+        return (entry for of_unit in (units if self.only is None else [units[self.only]]) for entry in of_unit)
+
+    def units(self) -> Iterator[Unit]:
+        for number in range(len(self._entries())):
+            yield Unit(f"{number}")
+
+    def within(self, unit: Unit) -> "InRows":
+        return InRows(self.path, int(unit.name))
+
+    def total(self) -> int | None:
+        return None

@@ -17,6 +17,7 @@ from alignment.vectors import FloatArray
 from connector.corpora.formats import open_corpus
 from connector.corpora.items import Corpus, Entry
 from connector.encoding.encoders import Encoder
+from connector.executors.contract import Executor
 from connector.provenance.artifacts import Artifacts
 from connector.provenance.ledger import Ledger
 from connector.provenance.runs import Run
@@ -74,19 +75,18 @@ class Bench:
     manifest: Path
     encoders: Mapping[Modality, Encoder] | None = None
     corpus: Corpus | None = None
+    executor: Executor | None = None
     extra: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, pairs: Sequence[Pair]) -> None:
         write_manifest(self.manifest, pairs, *self.extra)
 
-    def ingest(
-        self, *, metrics: Sequence[str] = ("cosine",), parts: int | None = None, prune: Confirm | None = None
-    ) -> Ingested:
+    def ingest(self, *, metrics: Sequence[str] = ("cosine",), prune: Confirm | None = None) -> Ingested:
         counting = Counting()
         path = self.world.home / "alignments" / "a"
         loaded = Alignment.load(path)
         with self.world.provenance.runs.start("ingest", {}) as run:
-            ingest = Ingest(
+            Ingest(
                 self.corpus or open_corpus(self.manifest),
                 self.world.home / "sets" / SET,
                 self.encoders or counting.encoders,
@@ -99,11 +99,8 @@ class Bench:
                 run,
                 prune=prune,
                 prune_at_most=1,
-            )
-            if parts is None:
-                ingest.whole()
-            else:
-                ingest.in_parts(parts)
+                executor=self.executor,
+            ).execute()
         return Ingested({name: count for name, count in run.counts.items() if count}, counting.embedded)
 
     def delete(self, **options: Any) -> Run:
@@ -178,7 +175,6 @@ def small_steps() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ingest, "BATCH_ITEMS", 4)
         patched.setattr(ingest, "SHARD_ROWS", 8)
-        patched.setattr(ingest, "POLL_SECONDS", 0.01)
         patched.setattr(batches, "BATCH_POINTS", 4)
         patched.setattr(verify, "BATCH_POINTS", 4)
         patched.setattr(batches, "FLUSH_POINTS", 8)

@@ -174,7 +174,6 @@ class TestOwnColumns:
             ("--payload-index", "year=integer"),
             ("--fresh-layout", "--m", "7"),
             ("--m", "7"),
-            ("--parts", "2", "--payload-index", "year=integer"),
         ],
     )
     def test_another_layout_is_refused_before_a_model_is_loaded(
@@ -187,6 +186,19 @@ class TestOwnColumns:
         ended = modalign(*ingest, "--alignment", "a", *options, "--home", unbroken)
         assert (ended.code, loaded) == (1, [])
         assert [word for word in ("things", "created with", "new collection") if word not in ended.error] == []
+
+    @pytest.mark.parametrize("on", ["local", "local:2"])
+    def test_keys_of_another_set_are_refused_before_a_model_is_loaded_and_leave_nothing(
+        self, on: str, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loaded: list[str] = []
+        monkeypatch.setattr(FakeImageEncoder, "__init__", lambda self, name, device: loaded.append(name))
+        corpus = write_manifest(tmp_path / "m.jsonl", fake_pairs(tmp_path, 2))
+        words = ("--into", "things", "--alignment", "a", "--set", "own", "--on", on, "--home", unbroken)
+        ended = modalign("ingest", corpus, *words)
+        assert (ended.code, ended.error_code, loaded) == (1, "sets-share-keys", [])
+        assert "pairs" in ended.error
+        assert sorted(path.name for path in (unbroken / "sets").iterdir() if path.is_dir()) == ["pairs"]
 
     def test_a_field_that_is_left_out_does_not_keep_items_from_pruning(self, home: Path, tmp_path: Path) -> None:
         row = {"key": "x", "caption": "red", "year": float("nan")}

@@ -24,11 +24,6 @@ class TestDeleting:
             ended = modalign(*words, "--home", unbroken)
             assert (ended.code, "add --yes" in ended.error) == (2, True)
 
-    def test_parts_ask_nobody(self, unbroken: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-        words = ("ingest", corpus, "--into", "things", "--alignment", "a", "--prune", "--parts", 2)
-        assert "add --yes" in modalign(*words, "--home", unbroken).error
-
     @pytest.mark.parametrize(("answer", "left"), [(True, N - 1), (False, N)])
     def test_on_a_terminal_it_asks(self, home: Path, monkeypatch: pytest.MonkeyPatch, answer: bool, left: int) -> None:
         asked: list[str] = []
@@ -80,10 +75,9 @@ class TestDeleting:
 class TestManyThatLeft:
     """A corpus that lost much at once may be cut: its items stay, unless the command says that so many may go."""
 
-    @pytest.mark.parametrize("parts", [None, 2])
     @pytest.mark.parametrize("terminal", [False, True])
     def test_many_that_left_are_kept_unless_the_bound_says_so(
-        self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int | None, terminal: bool
+        self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
     ) -> None:
         """A manifest that was cut in the middle."""
         if terminal:
@@ -92,7 +86,7 @@ class TestManyThatLeft:
         pairs = fake_pairs(tmp_path, 20, seed=1)
         manifest = write_manifest(tmp_path / "m.jsonl", pairs)
         words = ["ingest", manifest, "--into", "new", "--alignment", "a", "--prune", "--home", home]
-        words += [*(["--parts", parts] if parts else []), *([] if terminal and not parts else ["--yes"])]
+        words += [] if terminal else ["--yes"]
         done(*words)
         write_manifest(manifest, pairs[:10])
         ended = modalign(*words)

@@ -95,7 +95,7 @@ def test_what_is_damaged_is_listed_with_the_reason(home: Path, command: str, pat
 
 
 EMPTY = {
-    "status": {"releases": [], "ingests_in_parts": [], "runs": [], "replicas": {}},
+    "status": {"releases": [], "runs": [], "replicas": {}},
     "sets": {"sets": []},
     "alignments": {"alignments": []},
     "rejects": {"run": None, "rejects": []},

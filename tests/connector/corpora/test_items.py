@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from alignment.modality import Modality
 from connector.corpora.formats import open_corpus
 from connector.corpora.items import LONGEST_CAPTION, MOST_WAITING, Corpus, Entry, Item, with_first_captions
-from connector.corpora.partition import CorpusPart
 from connector.rejects import Reason, Reject
 from tests.support.corpora import every_reader, items, rejects, write_lines, write_rows
 from tests.support.fakes import fake_pairs
@@ -62,14 +61,6 @@ def test_images_of_a_folder_carry_their_first_caption(tmp_path: Path) -> None:
     first.image.with_suffix(".txt").write_text("\none\ntwo\n")
     found = titles(open_corpus(tmp_path / "images"))
     assert found == {first.image.name: "one", second.image.name: None}
-
-
-def test_parts_of_a_corpus_give_images_the_captions_that_other_parts_have(tmp_path: Path) -> None:
-    keys = [f"k{number}" for number in range(20)]
-    corpus = open_corpus(write_lines(tmp_path, *({"key": k, "image": "a.png", "caption": f"of {k}"} for k in keys)))
-    parts = [CorpusPart(corpus.path, corpus, number, 3) for number in (1, 2, 3)]
-    assert any(CorpusPart.number_of(key, 3) != CorpusPart.number_of(f"{key}#0", 3) for key in keys)
-    assert {key: title for part in parts for key, title in titles(part).items()} == {k: f"of {k}" for k in keys}
 
 
 def test_an_image_whose_caption_follows_too_late_is_not_waited_for() -> None:

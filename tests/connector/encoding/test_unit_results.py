@@ -1,17 +1,14 @@
 """Units encoded by workers, in any order: the set, the rejects and the counts are those of one process."""
 
-import pickle
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
 
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.writer import SetWriter
-from connector.corpora.items import PassedOver, Remark, Unit
+from connector.corpora.items import Entry, Item, PassedOver, Remark
 from connector.encoding.encode import Encoding
 from connector.encoding.known_contents import KnownContents
 from connector.encoding.pipeline import Pipeline
@@ -19,43 +16,12 @@ from connector.encoding.staged_units import FOLDER
 from connector.encoding.unit_encoder import UnitEncoder
 from connector.encoding.unit_rows import from_batches, to_batches
 from connector.errors import CorpusError
-from connector.executors.contract import Executor, Factory, Failure, Outcome, P, T
+from connector.executors.contract import Executor
 from tests.support.cut_corpora import Cut, cut_corpus
 from tests.support.encoding import BATCH, SHARD, RecordingRun, encode_with, files
 from tests.support.errors import raises
 from tests.support.fakes import FakeImageEncoder, FakeTextEncoder
-
-
-@dataclass
-class Shuffling(Executor):
-    """Completes tasks in a random order. Everything is serialised, as on its way to another process.
-
-    Attributes:
-        seed: of the order.
-        fails: names of units that fail.
-        dies_after: outcomes, then the process of the driver is interrupted; None: it is not.
-        worked: names of the units that workers began.
-    """
-
-    seed: int = 0
-    fails: tuple[str, ...] = ()
-    dies_after: int | None = None
-    worked: list[str] = field(default_factory=list)
-
-    def map(self, factory: Factory[T, P], tasks: Iterable[T]) -> Iterator[Outcome[T, P]]:
-        worker = pickle.loads(pickle.dumps(factory))()
-        numbered = list(enumerate(tasks))
-        Random(self.seed).shuffle(numbered)
-        for count, (position, task) in enumerate(numbered):
-            if count == self.dies_after:
-                raise KeyboardInterrupt
-            assert isinstance(task, Unit)
-            self.worked.append(task.name)
-            if task.name in self.fails:
-                yield Outcome(position, task, (), Failure("OSError", "disk", "node", 3))
-            else:
-                yield Outcome(position, task, pickle.loads(pickle.dumps(list(worker(task)))))
-
+from tests.support.shuffling import Shuffling
 
 pytestmark = pytest.mark.usefixtures("fake_encoders")
 
@@ -66,8 +32,9 @@ ENCODERS: Any = {"image": FakeImageEncoder(), "text": FakeTextEncoder()}
 def corpus(tmp_path: Path) -> Cut:
     """With duplicate keys in other units, and one row of each kind that is no item."""
     corpus = cut_corpus(tmp_path)
-    twins = [replace(entry, position=40, payload={"of": "the twin"}) for entry in corpus.entries[:3]]  # type: ignore[arg-type, type-var]
-    others = [PassedOver("notes.md", 41, may_hide=True), Remark("captions with quotes", 2, "row 7")]
+    items = [entry for entry in corpus.entries[:3] if isinstance(entry, Item)]
+    twins = [replace(item, position=40, payload={"of": "the twin"}) for item in items]
+    others: list[Entry] = [PassedOver("notes.md", 41, may_hide=True), Remark("captions with quotes", 2, "row 7")]
     entries = [*corpus.entries, *twins, *others]
     return Cut(corpus.path, entries, [*corpus.sizes, len(twins), len(others)])
 

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,14 @@ import pytest
 from alignment.sets.embedding_set import EmbeddingSet
 from connector.corpora.formats import open_corpus
 from connector.corpora.items import Corpus, Entry
-from connector.errors import ProvenanceError, StoreUnavailableError
+from connector.errors import CorpusError, ProvenanceError, StoreUnavailableError
 from connector.releases import verify as verification
 from connector.releases.release import load_release
+from tests.support.cut_corpora import InRows
+from tests.support.errors import raises
 from tests.support.fakes import Pair
 from tests.support.ingesting import SET, Bench, N, Outcome, arm
+from tests.support.shuffling import Shuffling
 from tests.support.world import Calls, stored
 
 pytestmark = pytest.mark.usefixtures("in_small_steps")
@@ -180,17 +183,16 @@ class TestShadows:
             assert points[name] == bench.points()[fresh.name]
             assert states[name][1] == bench.world.states()[fresh.name][1]
 
-    @pytest.mark.parametrize("parts", [None, 2])
-    def test_a_shadow_takes_part_in_everything(self, make: Callable[..., Bench], parts: int | None) -> None:
+    def test_a_shadow_takes_part_in_everything(self, make: Callable[..., Bench]) -> None:
         bench = make()
         bench.write(bench.pairs[:-2])
-        bench.ingest(parts=parts)
+        bench.ingest()
         bench.world.alignment("b", turn=1)
         for path in sorted(path for path in (bench.world.home / "sets").iterdir() if path.is_dir()):
             bench.world.push(EmbeddingSet.open(path), "b")
         live, shadow = (row.physical_name for row in bench.world.provenance.releases.find())
         bench.write(bench.pairs[2:])
-        done = bench.ingest(parts=parts, prune=lambda gone: True)
+        done = bench.ingest(prune=lambda gone: True)
         assert (done.counts["encoded"], done.counts["pruned"]) == (6, 6)
         self.check_fresh(bench, live, shadow)
         assert bench.delete(keys=[bench.pairs[5].key]).counts["deleted"] == 1
@@ -215,3 +217,29 @@ class TestShadows:
         bench.world.push(EmbeddingSet.open(bench.world.home / "sets" / SET), "b")
         assert sorted(bench.world.states().values()) == [("live", 3 * N - 6), ("ready", 3 * N - 6)]
         assert bench.everything()
+
+
+@pytest.mark.usefixtures("fake_encoders")
+class TestWorkers:
+    @pytest.mark.parametrize("seed", range(3))
+    def test_units_that_workers_encode_in_any_order_give_the_same(self, make: Callable[..., Bench], seed: int) -> None:
+        one, other = make(), make(name="other")
+        for bench, executor in ((one, None), (other, Shuffling(seed))):
+            bench.corpus, bench.executor = InRows(bench.manifest), executor
+            bench.ingest()
+            bench.write([*bench.pairs[3:], replace(bench.pairs[3], key="renamed")])
+            bench.corpus = InRows(bench.manifest)
+            bench.ingest(prune=lambda gone: True)
+        assert one.everything()[1:] == other.everything()[1:]
+        assert one.world.ledger() == other.world.ledger()
+        assert [counts for _, counts in one.sets().values()] == [counts for _, counts in other.sets().values()]
+
+    def test_a_unit_that_fails_keeps_what_it_may_hold(self, bench: Bench) -> None:
+        bench.corpus = InRows(bench.manifest)
+        bench.ingest()
+        before = bench.everything()
+        bench.write(bench.pairs[:20])
+        bench.corpus, bench.executor = InRows(bench.manifest), Shuffling(fails=("0",))
+        with raises(CorpusError, "unit 0", code="units-failed"):
+            bench.ingest(prune=lambda gone: pytest.fail("nobody is asked"))
+        assert bench.everything() == before

@@ -74,26 +74,12 @@ class TestPrune:
         assert (done.counts["not_pruned"], done.counts["rejected"]) == (12, 1)
         assert bench.everything() == before
 
-    def test_a_row_that_another_part_cannot_read_keeps_everything(self, make: Callable[..., Bench]) -> None:
-        bench = make()
-        bench.ingest(parts=3)
-        before = bench.everything()
-        bench.extra = [{"image": "no key"}]
-        bench.write(bench.pairs[:20])
-        done = bench.ingest(parts=3, prune=lambda gone: pytest.fail("nobody is asked"))
-        assert (done.counts["not_pruned"], done.counts["rejected"]) == (12, 1)
-        assert bench.everything() == before
-
-    @pytest.mark.parametrize("parts", [None, 3])
-    def test_an_empty_corpus_is_an_error_and_prunes_nothing(
-        self, make: Callable[..., Bench], parts: int | None
-    ) -> None:
-        bench = make()
-        bench.ingest(parts=parts)
+    def test_an_empty_corpus_is_an_error_and_prunes_nothing(self, bench: Bench) -> None:
+        bench.ingest()
         held = bench.sets(), bench.points()
         bench.write([])
         with raises(CorpusError, bench.manifest):
-            bench.ingest(parts=parts, prune=lambda gone: pytest.fail("nobody is asked"))
+            bench.ingest(prune=lambda gone: pytest.fail("nobody is asked"))
         assert (bench.sets(), bench.points()) == held
 
     def test_another_collection_of_the_set_loses_them_at_its_next_push(self, make: Callable[..., Bench]) -> None:

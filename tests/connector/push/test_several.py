@@ -80,34 +80,7 @@ def expect_complete(store: Store, database: str, home: Path) -> None:
     assert states == [("live", 2 * N)]
 
 
-@IMITATION
-class TestParts:
-    def test_three_processes_of_which_one_is_killed(
-        self,
-        processes: ForkServerContext,
-        tmp_path: Path,
-        home: Path,
-        corpus: Path,
-        server: FaultyServer,
-        database_url: str,
-    ) -> None:
-        """Every part is written, whoever dies, and the release goes live once."""
-        upgrade(database_url)
-        command = ingesting(home, corpus, database_url, "--parts", "5", "--qdrant-url", server.url)
-        killed = runner(processes, tmp_path, "killed")
-        assert killed.run("--signal", "SIGKILL", "--after", "append:1", *command) == -signal.SIGKILL, killed.errors
-        others = [runner(processes, tmp_path, f"other-{number}") for number in range(2)]
-        started = [each.start(*command) for each in others]
-        codes = [each.finish(process) for each, process in zip(others, started, strict=True)]
-        assert codes == [0, 0], others[0].errors + others[1].errors
-        with QdrantStore.connect(server.url) as store:
-            expect_complete(store, database_url, home)
-        switches = [r for r in server.requests if r.path == "/collections/aliases" and r.body["actions"]]
-        assert len(switches) == 1
-        with Provenance.open(database_url, home=home) as provenance:
-            assert sorted(run.outcome for run in provenance.runs.newest(10)) == ["done", "done", "killed"]
-            assert provenance.runs.ingests_in_parts() == []
-
+class TestTwoProcesses:
     def test_the_embedded_store_says_that_it_serves_one_process(
         self, processes: ForkServerContext, tmp_path: Path, home: Path, corpus: Path
     ) -> None:
@@ -116,7 +89,7 @@ class TestParts:
         second = runner(processes, tmp_path, "second")
         with EdgeStore(home / "qdrant") as store:
             store.create("c", LAYOUT)  # reading locks nothing where there is no store yet
-            assert second.run(*ingesting(home, corpus, database, "--parts", "2")) == 1
+            assert second.run(*ingesting(home, corpus, database)) == 1
         assert "Qdrant Edge serves one at a time" in second.errors
         assert "MODALIGN_QDRANT_URL" in second.errors
 

@@ -111,10 +111,6 @@ class TestSwitching:
                 with provenance.database.session() as session:
                     assert session.scalars(select(LeaseRow.run_id)).all() == [second]
 
-    def test_it_is_no_ingest_in_parts(self, provenance: Provenance) -> None:
-        with promotion_lock(provenance.database, 1, "things", started(provenance)):
-            assert provenance.runs.ingests_in_parts() == []
-
 
 @pytest.mark.parametrize("kind", KINDS)
 class TestPushes:
