@@ -9,8 +9,9 @@ import numpy as np
 from alignment.comparison.captions import CaptionQueries, caption_queries
 from alignment.comparison.table import EncoderPair
 from alignment.errors import FitError
-from alignment.fitting.fit import check_directions, common_encoders, split_rows
+from alignment.fitting.fit import common_encoders
 from alignment.fitting.seen_unseen import SeenUnseen
+from alignment.fitting.split import check_directions, split_rows
 from alignment.modality import MODALITIES, Modality
 from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings

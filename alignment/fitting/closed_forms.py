@@ -34,10 +34,18 @@ class ClosedForm(ABC):
 
     Args of the constructor:
         pairs: what to fit on; the products of its matrices are computed once for all methods.
+
+    Attributes:
+        centres: whether vectors are taken less their mean.
+        uses_products: whether it asks for these products.
+        draws_pairs: whether it asks for `PAIRS` of the pairs.
+        fewest_groups: it does not enter below this unless it is named.
     """
 
     name: ClassVar[str]
     centres: ClassVar[bool] = True
+    uses_products: ClassVar[bool] = True
+    draws_pairs: ClassVar[bool] = False
     fewest_groups: ClassVar[int] = 0
 
     def __init__(self, pairs: Pairs):
@@ -80,7 +88,7 @@ class Identity(ClosedForm):
     """No projection: raw cosine, for encoders that share a space already (both sides of one CLIP model)."""
 
     name = "identity"
-    centres = False
+    centres = uses_products = False
 
     @classmethod
     def candidates(cls, d_x: int, d_y: int) -> list[Hyperparameters]:
@@ -195,10 +203,11 @@ class KernelCCA(ClosedForm):
     """Regularised canonical correlation analysis of Gaussian kernel features (Hardoon, Szedmak and Shawe-Taylor 2004).
 
     Features are the Nyström approximation on at most `LANDMARKS` training pairs, and exact below that many; their
-    covariances are those of at most `PAIRS`. Both are evenly spread, so time and memory are bounded.
+    covariances are those of at most `PAIRS`, which are drawn. So time and memory are bounded.
     """
 
     name = "kcca"
+    uses_products, draws_pairs = False, True
 
     @classmethod
     def candidates(cls, d_x: int, d_y: int) -> list[Hyperparameters]:
@@ -213,7 +222,7 @@ class KernelCCA(ClosedForm):
     def _features(self, gamma: float) -> "tuple[tuple[_Features, _Features], Tensor]":
         """Features of both sides and their cross-covariance; the last answer is kept."""
         if getattr(self, "_last_gamma", None) != gamma:
-            sides = [_Features(Z, gamma) for Z in self.pairs.spread(PAIRS)]
+            sides = [_Features(Z, gamma) for Z in self.pairs.drawn(PAIRS)]
             cross = sides[0].whitener.new_zeros(sides[0].whitener.shape[1], sides[1].whitener.shape[1])
             for p, q in zip(sides[0].blocks(), sides[1].blocks(), strict=True):
                 cross += p.T @ q
@@ -250,6 +259,7 @@ class Asif(ClosedForm):
     """
 
     name = "asif"
+    uses_products, draws_pairs = False, True
 
     @classmethod
     def candidates(cls, d_x: int, d_y: int) -> list[Hyperparameters]:
@@ -262,7 +272,8 @@ class Asif(ClosedForm):
 
     @override
     def feature_maps(self, hyperparameters: Hyperparameters) -> tuple[FeatureMap, FeatureMap]:
-        anchors = [Z / Z.norm(dim=1, keepdim=True) for Z in self.pairs.spread(LANDMARKS)]
+        some = [Z[:: -(-len(Z) // LANDMARKS)] for Z in self.pairs.drawn(PAIRS)]
+        anchors = [Z / Z.norm(dim=1, keepdim=True) for Z in some]
         kept = min(hyperparameters["kept"], len(anchors[0]))
         numbers = {"kept": np.array([kept], np.float32), "power": np.array([hyperparameters["power"]], np.float32)}
         image, text = (Anchors({"anchors": array_of(side), **numbers}) for side in anchors)

@@ -9,14 +9,16 @@ import numpy as np
 
 from alignment.errors import FitError
 from alignment.fitting.closed_forms import Hyperparameters
-from alignment.fitting.methods import FitSpec, Fitter, Projections, candidates, paired
+from alignment.fitting.folds import Folds
+from alignment.fitting.methods import FitSpec, Fitter, Projections, candidates, draws_pairs, uses_products
+from alignment.fitting.pairs import Pairs
 from alignment.fitting.seen_unseen import SeenUnseen, WholeRecall
 from alignment.metrics import Metric
 from alignment.modality import DIRECTIONS, MODALITIES, Modality
 from alignment.plurals import counted
 from alignment.retrieval.cutoffs import KS
 from alignment.retrieval.grouped import GroupedEmbeddings
-from alignment.retrieval.ranks import recall_at
+from alignment.retrieval.ranks import IntArray, recall_at
 
 # A validation fold need not be larger than this to tell candidates apart; it bounds the time of a large fit.
 VALIDATION_GROUPS = 2_000
@@ -96,6 +98,7 @@ def cross_validate(
     device: Any,
     budget: float | None = None,
     progress: Progress = lambda line: None,
+    parts: Folds | None = None,
 ) -> list[Candidate]:
     """Score the candidates of `methods` on held-out folds of whole groups, by the mean under the task's metrics.
 
@@ -106,20 +109,32 @@ def cross_validate(
     no candidate is begun when it has passed; a fold that is cut off counts for nothing, unless it is the first. Ctrl-C
     is a budget that passes.
 
+    Args:
+        data: what to fit on.
+        methods: by name.
+        task: what they are fitted for.
+        folds: parts of the groups.
+        device: where matrices are decomposed and heads are trained.
+        budget: in seconds.
+        progress: called with a line at each step.
+        parts: these folds of `data`, where somebody else needs them, too.
+
     Raises:
         FitError: too few folds or groups, or no method that applies.
     """
     task = replace(task, deadline=None if budget is None else time.monotonic() + budget)
-    groups = data.groups
-    _check_folds(folds, len(groups))
+    groups, parts = data.groups, parts or Folds(data, folds, task.seed, device)
     racing = _applicable(methods, data, progress)
     pace = _Pace({name: _rounds(len(entered), folds) for name, entered in racing.items()}, progress)
-    shuffled = np.random.default_rng(task.seed).permutation(groups)
+    products = any(map(uses_products, racing))
     results: dict[tuple[Any, ...], Candidate] = {}
-    for number, part in enumerate(np.array_split(shuffled, folds), start=1):
-        fitting, validation = data.only(np.setdiff1d(groups, part)), data.only(part[:VALIDATION_GROUPS])
-        both = SeenUnseen.sampled(fitting, data.only(part), task.seed)
-        fold = _Fold(f"fold {number} of {folds}", fitting, validation, both)
+    judges = [_Judges.drawn(parts, part, task.seed) for part in parts.parts]
+    if any(map(draws_pairs, racing)):
+        parts.reserve_drawn()
+    parts.read(products=products)
+    for number, (part, judge) in enumerate(zip(parts.parts, judges, strict=True), start=1):
+        fitting = data.only(np.setdiff1d(groups, part))
+        fold = _Fold(f"fold {number} of {folds}", fitting, parts.without(part), judge.read())
         scored, stopped = _race(fold, racing, device, task, pace, first=number == 1)
         if stopped:
             kept = list(results.values()) or scored
@@ -172,23 +187,33 @@ def _rounds(candidates: int, folds: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fold:
-    """What people call a fold, the groups that candidates are fitted on, those that judge them, and both together."""
+class _Judges:
+    """The groups of a fold that judge candidates, and some of them in one collection with some of the others."""
 
-    name: str
-    fitting: GroupedEmbeddings
     validation: GroupedEmbeddings
     both: SeenUnseen
 
+    @classmethod
+    def drawn(cls, parts: Folds, part: IntArray, seed: int) -> "_Judges":
+        """Draw those of one part."""
+        data = parts.data
+        both = SeenUnseen.sampled(data.only(np.setdiff1d(data.groups, part)), data.only(part), seed)
+        both.data.reserve()
+        return cls(data.only(part[:VALIDATION_GROUPS]).reserve(), both)
 
-def _check_folds(folds: int, groups: int) -> None:
-    if folds < 2:
-        raise FitError(f"expected at least 2 folds, got {folds}")
-    if groups < 2 * folds:
-        raise FitError(
-            f"cross-validation in {folds} folds needs at least {2 * folds} groups that hold both images and "
-            f"texts, got {groups}; add data or lower --folds or --holdout"
-        )
+    def read(self) -> "_Judges":
+        """Return the same in memory."""
+        return _Judges(self.validation.read(), self.both.read())
+
+
+@dataclass(frozen=True, slots=True)
+class _Fold:
+    """What people call a fold, the groups and the pairs that candidates are fitted on, and what judges them."""
+
+    name: str
+    fitting: GroupedEmbeddings
+    pairs: Pairs
+    judges: _Judges
 
 
 def _applicable(
@@ -248,11 +273,10 @@ def _runners(
     progress: Progress,
 ) -> Iterator[tuple[str, Hyperparameters, Fitter]]:
     """Yield every candidate with what fits it."""
-    pairs = paired(fold.fitting, device)
     for name, entered in racing.items():
         if entered:
             progress(f"{name}: {counted(len(entered), 'candidate')}, {fold.name}")
-            fitter = Fitter(name, fold.fitting, device, task, pairs)
+            fitter = Fitter(name, fold.fitting, device, task, fold.pairs)
             for hyperparameters in entered:
                 yield name, hyperparameters, fitter
 
@@ -261,15 +285,15 @@ def _candidate(
     method: str, hyperparameters: Hyperparameters, projections: Projections, fold: _Fold, task: FitSpec
 ) -> Candidate:
     """Measure fitted projections on a fold, in the whole collection and among unseen items alone."""
-    unseen = fold.validation.project(projections)
+    unseen = fold.judges.validation.project(projections)
     held_out = float(np.mean([_held_out_recall(unseen, metric) for metric in task.metrics]))
-    shares = np.array(fold.both.shares(task.seen_offset))
-    aligned = fold.both.data.project(projections)
+    shares = np.array(fold.judges.both.shares(task.seen_offset))
+    aligned = fold.judges.both.data.project(projections)
     whole = []
     for metric in task.metrics:
         both = [metric] * len(DIRECTIONS)
-        offsets = [shares * gap for gap in fold.both.gaps(aligned, both)]
-        measured = fold.both.recalls(projections, aligned, both, offsets, seed=task.seed)
+        offsets = [shares * gap for gap in fold.judges.both.gaps(aligned, both)]
+        measured = fold.judges.both.recalls(projections, aligned, both, offsets, seed=task.seed)
         whole += [replace(recall, offsets=shares).agreed() for recall in measured]
     return Candidate(method, dict(hyperparameters), whole, held_out, folds=1)
 

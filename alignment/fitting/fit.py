@@ -14,27 +14,26 @@ from alignment import device as devices
 from alignment import distributed
 from alignment.errors import FitError
 from alignment.fitting.cross_validation import Candidate, Progress, best_of, cross_validate
+from alignment.fitting.folds import Folds
 from alignment.fitting.methods import METHODS, FitSpec, Fitter, Projections, fewest_groups, refined
 from alignment.fitting.objective import has_gradient
 from alignment.fitting.recall_estimates import held_out_rows, whole_rows
-from alignment.fitting.seen_offsets import FittedMetrics, Offsets, seen_offsets
+from alignment.fitting.seen_offsets import FittedMetrics, Offsets, left_out_sample, seen_offsets
 from alignment.fitting.seen_unseen import FEWEST_GROUPS, SeenUnseen, WholeRecall
+from alignment.fitting.split import Split, check_directions, training_and_test
 from alignment.fitting.trainer import Model, split, train
 from alignment.fitting.training import Training
 from alignment.metrics import BANK, Cosine, LearnedMetric, Metric, Nnn, bank_name
 from alignment.metrics.seen_offset import carries
 from alignment.modality import DIRECTIONS, MODALITIES, Modality
 from alignment.model.alignment import Alignment, AlignmentCard
-from alignment.model.seen_items import SeenItems
 from alignment.names import HEADS, did_you_mean
 from alignment.plurals import counted
 from alignment.retrieval.cutoffs import KS
-from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
-from alignment.retrieval.ranks import Ranks, group_codes, recall_at
+from alignment.retrieval.grouped import GroupedEmbeddings
+from alignment.retrieval.ranks import Ranks, recall_at
 from alignment.sets.embedding_set import EmbeddingSet
 from alignment.sets.hold_out import HoldOut
-from alignment.sets.rows import Rows
-from alignment.vectors import ROUNDING, invalid_rows, l2_normalize
 
 if TYPE_CHECKING:
     import torch
@@ -99,23 +98,28 @@ def fit(
     fixed = [metric for metric in metrics if not _learners([metric]) and not isinstance(metric, Nnn)] or [Cosine()]
     task = FitSpec(fixed if joint else fixed[:1], given, seed, seen_offset=seen_offset)
     names = _entering(known, fixed, progress) if method == "auto" else [method]
-    scores = cross_validate(known, names, task, folds=folds, device=place, budget=budget, progress=progress)
+    parts = Folds(known, folds, seed, place)
+    judged = _sampled(test, seed, progress).reserve()
+    both = SeenUnseen.sampled(known, test, seed, most=HELD_OUT_GROUPS)
+    for sample in (both, left_out_sample(parts, seed)):
+        sample.data.reserve()
+    scores = cross_validate(
+        known, names, task, folds=folds, device=place, budget=budget, progress=progress, parts=parts
+    )
     best = best_of(scores)
     _report_best(best, scores, progress)
     task = replace(task, progress=progress)
     if joint:
         fitted = _jointly(best, known, place, replace(task, metrics=[*fixed, *_learners(metrics)]))
     else:
-        fitted = _fit_best(best, known, place, task)
-    weights = fit_metrics(metrics, known.project(fitted.projections).sound(), fitted.metrics, task=task, device=place)
-    judged = _sampled(test, seed, progress)
+        fitted = _fit_best(best, parts, place, task)
+    weights = fit_metrics(metrics, known.project(fitted.projections), fitted.metrics, task=task, device=place)
     quiet = replace(task, progress=lambda line: None)
     with_weights = FittedMetrics(offset_metrics, weights)
-    offsets = seen_offsets(best, known, fitted.projections, with_weights, folds, place, quiet)
-    both = SeenUnseen.sampled(known, test, seed, most=HELD_OUT_GROUPS)
-    whole, estimates = _whole_recall(both, fitted.projections, fixed[0], offsets, seed)
+    offsets = seen_offsets(best, known, fitted.projections, with_weights, folds, place, quiet, parts)
+    whole, estimates = _whole_recall(both.read(), fitted.projections, fixed[0], offsets, seed)
     _report_whole(whole, progress)
-    aligned = judged.project(fitted.projections)
+    aligned = judged.read().project(fitted.projections)
     ranks = {m: aligned.ranks({side: m.bind(weights, side) for side in MODALITIES}) for m in metrics}
     return Alignment(
         AlignmentCard(
@@ -124,7 +128,7 @@ def fit(
             hyperparameters=best.hyperparameters,
             metrics=[str(metric) for metric in metrics],
             sets=[s.card.fingerprint for s in sets],
-            pairs=len(known.pair_rows()[0]),
+            pairs=len(parts.pairs()),
             hold_out=hold_out,
             training=fitted.training,
             held_out_recall={str(metric): recall_table(own) for metric, own in ranks.items()},
@@ -173,32 +177,18 @@ def _check_options(method: str, budget: float | None, training: Mapping[str, Any
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Split:
-    """What a fit sees, what it is tested on, and the contents of what it sees."""
-
-    training: GroupedEmbeddings
-    test: GroupedEmbeddings
-    seen: Mapping[Modality, SeenItems]
-
-
-def _training_and_test(sets: Sequence[EmbeddingSet], hold_out: HoldOut, progress: Progress) -> _Split:
-    """Load `sets` and split them by group; what nothing can be fitted on is refused."""
-    rows = {m: Rows.concatenate([s.load(m) for s in sets]) for m in MODALITIES}
-    known, test, unpaired = split_rows(rows, hold_out)
+def _training_and_test(sets: Sequence[EmbeddingSet], hold_out: HoldOut, progress: Progress) -> Split:
+    """Split `sets` by group, and say what that gives."""
+    split = training_and_test(sets, hold_out)
+    known, held_out = split.training, len(np.unique(split.test.image.groups))
+    where = "; vectors are read from their shards as they are needed" if known.image.is_stored else ""
     progress(
-        f"{counted(len(known.groups), 'group')} to fit on, {len(np.unique(test.image.groups))} held out, "
-        f"{counted(unpaired, 'item')} without a partner left out"
+        f"{counted(len(known.groups), 'group')} to fit on, {held_out:,} held out, "
+        f"{counted(split.unpaired, 'item')} without a partner left out{where}"
     )
-    say_if_few(len(np.unique(test.image.groups)), progress)
+    say_if_few(held_out, progress)
     check_directions(known)
-    names = set(rows["image"].groups) & set(rows["text"].groups)
-    names -= {name for name, held in zip(names, hold_out.held_out(list(names)), strict=True) if held}
-    seen = {
-        m: SeenItems.of([sha for sha, name in zip(side.content_sha256, side.groups, strict=True) if name in names])
-        for m, side in rows.items()
-    }
-    return _Split(known, test, seen)
+    return split
 
 
 def say_if_few(held_out: int, progress: Progress) -> None:
@@ -272,9 +262,9 @@ def _report_best(best: Candidate, scores: Sequence[Candidate], progress: Progres
         progress(f"best of the other methods: {other.method}, {other.score:.3f} {compared}")
 
 
-def _fit_best(best: Candidate, known: GroupedEmbeddings, device: "torch.device", task: FitSpec) -> _Fitted:
+def _fit_best(best: Candidate, parts: Folds, device: "torch.device", task: FitSpec) -> _Fitted:
     """Fit what won the cross-validation on all training pairs."""
-    projections = Fitter(best.method, known, device, task).fit(best.hyperparameters)
+    projections = Fitter(best.method, parts.data, device, task, parts.pairs()).fit(best.hyperparameters)
     if best.method not in HEADS:
         return _Fitted(projections)
     return _Fitted(projections, training=asdict(task.training(best.hyperparameters)) | _terms(task.metrics))
@@ -303,18 +293,9 @@ def _entering(known: GroupedEmbeddings, metrics: Sequence[Metric], progress: Pro
     return names
 
 
-def check_directions(training: GroupedEmbeddings) -> None:
-    """Refuse vectors that are all alike: there is nothing in them to align."""
-    for modality, side in (("image", training.image), ("text", training.text)):
-        if (np.ptp(l2_normalize(side.vectors), axis=0) <= ROUNDING).all():
-            raise FitError(
-                f"the {modality} vectors to fit on all have the same direction; check the encoder and the data"
-            )
-
-
 def _check_references(metrics: Sequence[Metric], training: GroupedEmbeddings) -> None:
     """Refuse a hubness correction over more reference queries than there are, before anything takes time."""
-    available = min(len(training.image.vectors), len(training.text.vectors), BANK)
+    available = min(len(training.image.groups), len(training.text.groups), BANK)
     for metric in metrics:
         if isinstance(metric, Nnn) and metric.k > available:
             raise FitError(
@@ -341,17 +322,22 @@ def fit_metrics(
     """Fit what the metrics need on aligned training items, by the names that `Metric.bind` asks for.
 
     Args:
+        metrics: those that need nothing are passed over.
+        aligned: training items; those that could not be aligned are left out.
         learned: metrics that have been trained already.
     """
     weights: dict[str, npt.NDArray[Any]] = {}
+    if not _learners(metrics) and not any(isinstance(metric, Nnn) for metric in metrics):
+        return weights
+    aligned = aligned.sound()
     for metric in _learners(metrics):
         done = next((m for m in learned if m == metric), None) or fit_learned(metric, aligned, task, device)
         weights |= done.weights()
     if any(isinstance(metric, Nnn) for metric in metrics):
         rng = np.random.default_rng(task.seed)
         for modality, side in zip(MODALITIES, (aligned.image, aligned.text), strict=True):
-            chosen = np.sort(rng.permutation(len(side.vectors))[:BANK])
-            weights[bank_name(modality)] = side.vectors[chosen]
+            chosen = np.sort(rng.permutation(len(side.groups))[:BANK])
+            weights[bank_name(modality)] = side.take(chosen)
     return weights
 
 
@@ -359,7 +345,7 @@ def fit_learned(
     metric: LearnedMetric, aligned: GroupedEmbeddings, task: FitSpec, device: "torch.device"
 ) -> LearnedMetric:
     """Train one metric on aligned items; return it with the weights that validated best."""
-    started = metric.start(aligned.image.vectors.shape[1], task.seed)
+    started = metric.start(aligned.image.dim, task.seed)
     training = task.training(LEARNED)
     fitted, held = split(aligned, training, np.random.default_rng(task.seed))
     train(
@@ -422,28 +408,3 @@ def common_encoders(sets: Sequence[EmbeddingSet]) -> dict[Modality, Any]:
                     f"{ours}, {other.path} has {theirs}"
                 )
     return dict(first.card.encoders)
-
-
-def split_rows(rows: dict[Modality, Rows], hold_out: HoldOut) -> tuple[GroupedEmbeddings, GroupedEmbeddings, int]:
-    """Split into training and test by group; items without a partner of the other modality are counted."""
-    sides = {}
-    codes = dict(zip(MODALITIES, group_codes(*(rows[m].groups for m in MODALITIES)), strict=True))
-    for modality in MODALITIES:
-        if invalid := invalid_rows(rows[modality].vectors):
-            row, reason = next(iter(invalid.items()))
-            raise FitError(
-                f"{counted(len(invalid), f'{modality} vector')} cannot be used, the first is key "
-                f"{rows[modality].keys[row]!r}: {reason}; encode those items again or remove them"
-            )
-        sides[modality] = ModalityEmbeddings(rows[modality].vectors, codes[modality])
-    everything = GroupedEmbeddings(sides["image"], sides["text"])
-    paired = np.intersect1d(codes["image"], codes["text"])
-    unpaired = sum(int((~np.isin(codes[m], paired)).sum()) for m in MODALITIES)
-    held = np.unique(codes["image"][hold_out.held_out(rows["image"].groups)])
-    training_groups, test_groups = np.setdiff1d(paired, held), np.intersect1d(paired, held)
-    if not len(test_groups) or not len(training_groups):
-        raise FitError(
-            f"of {counted(len(paired), 'group')} that hold both images and texts, {len(training_groups)} are left to "
-            f"fit on and {len(test_groups)} are held out; both must be above zero: add data or change --holdout"
-        )
-    return everything.only(training_groups), everything.only(test_groups), unpaired

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignment.fitting.closed_forms import CLOSED_FORMS, ClosedForm, Hyperparameters, array_of
+from alignment.fitting.folds import matrix_device
 from alignment.fitting.pairs import Pairs
 from alignment.fitting.trainer import Model, Trained, split, train
 from alignment.fitting.training import Training
@@ -66,6 +67,16 @@ def fewest_groups(method: str) -> int:
     return _kind(method).fewest_groups
 
 
+def uses_products(method: str) -> bool:
+    """Whether a method needs the products of all pairs that it is fitted on; heads fit their starts on others."""
+    return method in CLOSED_FORMS and CLOSED_FORMS[method].uses_products
+
+
+def draws_pairs(method: str) -> bool:
+    """Whether a method needs some of the pairs that it is fitted on themselves."""
+    return method in CLOSED_FORMS and CLOSED_FORMS[method].draws_pairs
+
+
 def candidates(method: str, d_x: int, d_y: int) -> list[Hyperparameters]:
     """Hyperparameters worth trying on spaces of these dimensions; none where the method does not apply."""
     return _kind(method).candidates(d_x, d_y)
@@ -113,7 +124,8 @@ class Fitter:
         """
         if self.method in CLOSED_FORMS:
             if self._closed is None:
-                self._closed = _Closed(CLOSED_FORMS[self.method], self._data, self._device, self._pairs)
+                pairs = self._pairs or paired(self._data, self._device)
+                self._closed = _Closed(CLOSED_FORMS[self.method], pairs)
             return self._closed.fit(hyperparameters)
         head = _head(self.method)
         result = refined(
@@ -131,29 +143,22 @@ class Fitter:
 class _Closed:
     """A closed form on the pairs of training data."""
 
-    def __init__(
-        self, kind: type[ClosedForm], data: GroupedEmbeddings, device: "torch.device", pairs: Pairs | None = None
-    ):
-        shared = pairs if kind.centres else None
-        self._solver = kind(shared or paired(data, device, centred=kind.centres))
+    def __init__(self, kind: type[ClosedForm], pairs: Pairs):
+        self._solver, self._dims = kind(pairs), pairs.dims
+        self._means = [array_of(mean) for mean in pairs.means] if kind.centres else [None, None]
 
     def fit(self, hyperparameters: Hyperparameters) -> Projections:
         weights, feature_maps = self._solver.solve(hyperparameters), self._solver.feature_maps(hyperparameters)
-        means = self._solver.pairs.means or (None, None)
-        held = [[None if t is None else array_of(t) for t in side] for side in zip(means, weights, strict=True)]
         image, text = (
-            Projection(dim, mean, weight, feature_map)
-            for dim, (mean, weight), feature_map in zip(self._solver.pairs.dims, held, feature_maps, strict=True)
+            Projection(dim, mean, None if weight is None else array_of(weight), feature_map)
+            for dim, mean, weight, feature_map in zip(self._dims, self._means, weights, feature_maps, strict=True)
         )
         return image, text
 
 
-def paired(data: GroupedEmbeddings, device: "torch.device", *, centred: bool = True) -> Pairs:
+def paired(data: GroupedEmbeddings, device: "torch.device") -> Pairs:
     """Return the pairs of `data` where closed forms decompose them."""
-    import torch
-
-    # Apple's GPU has no float64, and float32 loses the small eigenvalues: there the closed forms run on the CPU.
-    return Pairs.of(data, torch.device("cpu") if device.type == "mps" else device, centred=centred)
+    return Pairs(data, matrix_device(device))
 
 
 def refined(
@@ -223,10 +228,9 @@ def _start(hyperparameters: Hyperparameters, data: GroupedEmbeddings, device: "t
     name = hyperparameters.get("start")
     if name is None:  # only its dimensions and its means count
         pairs = paired(data, device)
-        assert pairs.means is not None
         image, text = (Projection(dim, array_of(mean)) for dim, mean in zip(pairs.dims, pairs.means, strict=True))
         return image, text
-    return _Closed(CLOSED_FORMS[name], data, device).fit(STARTS[name])
+    return _Closed(CLOSED_FORMS[name], paired(data, device)).fit(STARTS[name])
 
 
 def _head(method: str) -> "type[Head]":

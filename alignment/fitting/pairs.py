@@ -1,19 +1,19 @@
-"""Pairs of images and texts as the closed forms take them: some rows at a time, so that they need little memory."""
+"""Pairs of images and texts as the closed forms take them: read some rows at a time, and never held."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from alignment.fitting.moments import Floats, Moments, Sums
+from alignment.retrieval.grouped import GroupedEmbeddings, PairRows, drawn
 from alignment.vectors import FloatArray
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from alignment.retrieval.grouped import GroupedEmbeddings
 
 BLOCK_ROWS = 8192
 # Rows that are prepared at a time on a CPU: they stay in its cache from one step to the next.
@@ -21,108 +21,129 @@ CACHED_ROWS = 256
 # Norms are at least this, so that a row of zeros stays one.
 SHORTEST = 1e-12
 
+Cells = npt.NDArray[np.int64]
+
 
 class Pairs:
     """n pairs as unit vectors less their mean, float64 on a device: X (n, d_x) of images and Y (n, d_y) of texts.
 
+    Args:
+        data: where they are read.
+        rows: of its images and of its texts, (n,) each and in the order of their groups; None: those of all pairs.
+        moments: gives them, with products or without, where reading the pairs would be a waste.
+
     Attributes:
         dims: d_x and d_y.
-        means: what is taken off, (d_x,) and (d_y,); None where nothing is.
     """
 
     def __init__(
         self,
-        X: FloatArray,
-        Y: FloatArray,
-        rows: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
+        data: GroupedEmbeddings,
         device: "torch.device",
-        *,
-        centred: bool = True,
+        rows: PairRows | None = None,
+        moments: Callable[[bool], Moments] | None = None,
     ):
-        self._sides = _Side(X, rows[0], device), _Side(Y, rows[1], device)
-        self.dims = X.shape[1], Y.shape[1]
-        self.means: tuple[Tensor, Tensor] | None = None
-        if centred:
-            sums = [side.empty(1)[0].zero_() for side in self._sides]
-            for block in self.blocks():
-                for total, Z in zip(sums, block, strict=True):
-                    total.add_(Z.sum(dim=0))
-            self.means = sums[0] / len(self), sums[1] / len(self)
-
-    @classmethod
-    def of(cls, data: "GroupedEmbeddings", device: "torch.device", *, centred: bool = True) -> "Pairs":
-        """Pair the items of each group; see `GroupedEmbeddings.pair_rows`."""
-        return cls(data.image.vectors, data.text.vectors, data.pair_rows(), device, centred=centred)
+        self._data, self._device = data, device
+        self._rows = data.pair_rows() if rows is None else rows
+        self._gather = moments or self._read
+        self._moments: Moments | None = None
+        self.dims = data.image.dim, data.text.dim
 
     def __len__(self) -> int:
-        return len(self._sides[0])
+        return len(self._rows[0])
 
-    def blocks(self) -> "Iterator[tuple[Tensor, Tensor]]":
-        """Yield X and Y some rows at a time. The next ones replace them in their memory."""
-        memory = [side.empty(min(len(self), BLOCK_ROWS)) for side in self._sides]
-        for start in range(0, len(self), BLOCK_ROWS):
-            yield self._read(slice(start, start + BLOCK_ROWS), memory)
+    @cached_property
+    def means(self) -> "tuple[Tensor, Tensor]":
+        """What is taken off the unit vectors, (d_x,) and (d_y,)."""
+        x, y = self._tensors(*self._moments_with(products=False).means)
+        return x, y
 
     @cached_property
     def products(self) -> "tuple[Tensor, Tensor, Tensor]":
         """`X'X`, `Y'Y` and `X'Y`."""
-        d_x, d_y = self.dims
-        zeros = self._sides[0].empty(0).new_zeros
-        products = zeros(d_x, d_x), zeros(d_y, d_y), zeros(d_x, d_y)
-        for X, Y in self.blocks():
-            for product, left, right in zip(products, (X, Y, X), (X, Y, Y), strict=True):
-                product.addmm_(left.T, right)
-        return products
+        xx, yy, xy = self._tensors(*self._moments_with(products=True).products)
+        return xx, yy, xy
 
-    def spread(self, most: int) -> "tuple[Tensor, Tensor]":
-        """X and Y of at most so many pairs, evenly spread."""
-        part = slice(0, None, max(1, -(-len(self) // most)))
-        return self._read(part, [side.empty(len(range(len(self))[part])) for side in self._sides])
-
-    def _read(self, part: slice, memory: "Sequence[Tensor]") -> "tuple[Tensor, Tensor]":
-        X, Y = (
-            side.read(part, into, mean)
-            for side, into, mean in zip(self._sides, memory, self.means or (None, None), strict=True)
-        )
+    def drawn(self, most: int) -> "tuple[Tensor, Tensor]":
+        """Return X and Y of at most so many pairs: see `drawn` of `alignment.retrieval.grouped`."""
+        sides = zip((self._data.image, self._data.text), self._drawn_rows(most), self.means, strict=True)
+        X, Y = (_Memory(len(rows), side.dim, self._device).units(side.take(rows), mean) for side, rows, mean in sides)
         return X, Y
 
+    def reserve(self, most: int) -> None:
+        """Say that so many pairs will be drawn: see `ModalityEmbeddings.reserve`."""
+        for side, rows in zip((self._data.image, self._data.text), self._drawn_rows(most), strict=True):
+            side.reserve(rows)
 
-class _Side:
-    """One side of the pairs."""
+    def _drawn_rows(self, most: int) -> PairRows:
+        chosen = drawn(self._data.image.groups[self._rows[0]], most)
+        return self._rows[0][chosen], self._rows[1][chosen]
 
-    def __init__(self, vectors: FloatArray, rows: npt.NDArray[np.int64], device: "torch.device"):
+    def _moments_with(self, *, products: bool) -> Moments:
+        if self._moments is None or (products and not self._moments.products):
+            self._moments = self._gather(products)
+        return self._moments
+
+    def _read(self, products: bool) -> Moments:
+        cells = np.zeros(len(self), np.int64)
+        return cell_moments(self._data, self._rows, cells, 1, self._device, products=products)[0]
+
+    def _tensors(self, *arrays: Floats) -> "Iterator[Tensor]":
         import torch
 
-        self._vectors, self._rows, self._device = vectors, rows, device
-        self._norms = torch.zeros(len(rows), 1, dtype=torch.float64, device=device)  # those that are not known are 0
+        return (torch.from_numpy(array).to(self._device) for array in arrays)
 
-    def __len__(self) -> int:
-        return len(self._rows)
 
-    def empty(self, rows: int) -> "Tensor":
-        """Return memory for so many rows, (rows, d)."""
+def cell_moments(
+    data: GroupedEmbeddings, rows: PairRows, cells: Cells, count: int, device: "torch.device", *, products: bool
+) -> list[Moments]:
+    """Return the moments of the pairs of each of `count` cells, in one pass over the data.
+
+    Args:
+        data: where the pairs are read, in the order of its images where these are on disk.
+        rows: of its images and of its texts, (n,) each.
+        cells: the number of each pair's cell (n,).
+        count: how many cells there are.
+        device: where products are computed.
+        products: whether these are wanted.
+    """
+    sides = data.image, data.text
+    order = np.argsort(rows[0], kind="stable") if data.image.is_stored else np.arange(len(cells))
+    memory = [_Memory(min(len(order), BLOCK_ROWS), side.dim, device) for side in sides]
+    sums: list[Sums] = []
+    for start in range(0, len(order), BLOCK_ROWS):
+        block = order[start : start + BLOCK_ROWS]
+        block = block[np.argsort(cells[block], kind="stable")]
+        raw = [side.take(own[block]) for side, own in zip(sides, rows, strict=True)]
+        if not sums:
+            x, y = (own.units(some, None).mean(dim=0) for own, some in zip(memory, raw, strict=True))
+            sums = [Sums((x, y), products=products) for _ in range(count)]
+        X, Y = (own.units(some, shift) for own, some, shift in zip(memory, raw, (x, y), strict=True))
+        ends = np.searchsorted(cells[block], np.arange(count + 1))
+        for own, first, end in zip(sums, ends, ends[1:], strict=False):
+            own.add(X[first:end], Y[first:end])
+    return [own.moments() for own in sums]
+
+
+class _Memory:
+    """Memory for the unit vectors of one side, float64, some rows at a time."""
+
+    def __init__(self, rows: int, dim: int, device: "torch.device"):
         import torch
 
-        return torch.empty(rows, self._vectors.shape[1], dtype=torch.float64, device=self._device)
+        self._rows = torch.empty(rows, dim, dtype=torch.float64, device=device)
+        self._at_once = CACHED_ROWS if device.type == "cpu" else BLOCK_ROWS
 
-    def read(self, part: slice, memory: "Tensor", mean: "Tensor | None") -> "Tensor":
-        """Write a part of the unit vectors, less a mean (d,), into memory for as many rows or more; return them there.
-
-        Norms are computed once.
-        """
+    def units(self, vectors: FloatArray, shift: "Tensor | None") -> "Tensor":
+        """Scale vectors (n, d) to length 1, take off a shift (d,), and return them; they replace those from before."""
         import torch
 
-        rows, norms = self._rows[part], self._norms[part]
-        at_once = CACHED_ROWS if self._device.type == "cpu" else BLOCK_ROWS
-        for start in range(0, len(rows), at_once):
-            some = slice(start, start + at_once)
-            own = norms[some]
-            Z = memory[start : start + len(own)]
-            Z.copy_(torch.from_numpy(self._vectors[rows[some]]))
-            if not own.all():
-                torch.linalg.vector_norm(Z, dim=1, keepdim=True, out=own)
-                own.clamp_(min=SHORTEST)
-            Z.div_(own)
-            if mean is not None:
-                Z.sub_(mean)
-        return memory[: len(rows)]
+        raw = torch.from_numpy(vectors)
+        for start in range(0, len(raw), self._at_once):
+            some = raw[start : start + self._at_once]
+            Z = self._rows[start : start + len(some)]
+            Z.copy_(some)
+            Z.div_(torch.linalg.vector_norm(Z, dim=1, keepdim=True).clamp_(min=SHORTEST))
+            if shift is not None:
+                Z.sub_(shift)
+        return self._rows[: len(raw)]

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment.fitting.cross_validation import Candidate
+from alignment.fitting.folds import Folds
 from alignment.fitting.methods import FitSpec, Fitter, Projections
 from alignment.fitting.seen_unseen import COST, SHARES, DirectionScores, SeenUnseen
 from alignment.metrics import Metric
@@ -73,6 +74,7 @@ class GapSample:
         folds: int,
         device: "torch.device",
         task: FitSpec,
+        parts: Folds | None = None,
     ) -> "GapSample | None":
         """Fit once more without one of `folds` parts of the groups; None where the chosen share of the gap is 0.
 
@@ -82,15 +84,15 @@ class GapSample:
             projections: fitted on all of it.
             folds: one of so many parts of the groups is left out.
             device, task: of the fit.
+            parts: these folds of `known`, where somebody else needs them, too.
         """
         if not any(chosen.shares.values()):
             return None
-        shuffled = np.random.default_rng(task.seed).permutation(known.groups)
-        left_out = shuffled[: len(shuffled) // folds]
-        fitting = known.only(np.setdiff1d(known.groups, left_out))
-        fitter = Fitter(chosen.method, fitting, device, task)
+        parts = parts or Folds(known, folds, task.seed, device)
+        fitting = known.only(np.setdiff1d(known.groups, parts.left_out))
+        fitter = Fitter(chosen.method, fitting, device, task, parts.without(parts.left_out))
         other = fitter.fit(chosen.hyperparameters)
-        both = SeenUnseen.sampled(fitting, known.only(left_out), task.seed)
+        both = left_out_sample(parts, task.seed).read()
         aligned = _as_if_unseen(both, projections, other)
         reference = task.metrics[0] if task.seen_offset is None else None
         return cls(chosen.shares, both, projections, aligned, reference, task.seed, fitter.interrupted)
@@ -133,6 +135,12 @@ class GapSample:
         return shares
 
 
+def left_out_sample(parts: Folds, seed: int) -> SeenUnseen:
+    """Return some of the groups that are left out, and some of the others."""
+    data, left_out = parts.data, parts.left_out
+    return SeenUnseen.sampled(data.only(np.setdiff1d(data.groups, left_out)), data.only(left_out), seed)
+
+
 def _costs(scores: DirectionScores, offsets: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the Recall@10 that seen items lose to each of the offsets (o,), the first of which is 0."""
     recall = scores.recall(offsets)
@@ -148,14 +156,15 @@ def seen_offsets(
     folds: int,
     device: "torch.device",
     task: FitSpec,
+    parts: Folds | None = None,
 ) -> Offsets:
     """Return the offset of seen items by metric and by the modality of the items; of metrics without any, nothing.
 
     Args:
-        chosen, known, projections, folds, device, task: as for `GapSample.drawn`.
+        chosen, known, projections, folds, device, task, parts: as for `GapSample.drawn`.
         fitted: the metrics to have offsets, in the space of `projections`.
     """
-    sample = GapSample.drawn(chosen, known, projections, folds, device, task)
+    sample = GapSample.drawn(chosen, known, projections, folds, device, task, parts)
     if sample is None:
         return {}
     offsets = {str(metric): sample.offsets(fitted.by_direction(metric)) for metric in fitted.metrics}

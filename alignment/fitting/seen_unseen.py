@@ -129,9 +129,11 @@ class SeenUnseen:
             groups = rng.permutation(groups)[:most]
             others = rng.permutation(others)[: round(share * len(others))]
         one, other = seen.only(others), unseen.only(groups)
-        return cls(
-            GroupedEmbeddings(*(_joined(a, b) for a, b in ((one.image, other.image), (one.text, other.text)))), groups
-        )
+        return cls(GroupedEmbeddings(one.image.joined(other.image), one.text.joined(other.text)), groups)
+
+    def read(self) -> "SeenUnseen":
+        """Return the same in memory."""
+        return SeenUnseen(self.data.read(), self.unseen)
 
     @property
     def is_measurable(self) -> bool:
@@ -273,7 +275,3 @@ def _scored(
             squared=squared,
         )
     return scored
-
-
-def _joined(one: ModalityEmbeddings, other: ModalityEmbeddings) -> ModalityEmbeddings:
-    return ModalityEmbeddings(np.concatenate([one.vectors, other.vectors]), np.concatenate([one.groups, other.groups]))

@@ -13,6 +13,11 @@ from alignment.retrieval.ranks import IntArray, Ranks, ranks
 from alignment.vectors import FloatArray
 
 Rows = npt.NDArray[np.int64]
+PairRows = tuple[Rows, Rows]
+# Rows that are checked at a time.
+CHECKED_ROWS = 1 << 14
+# Of the place of an item within its group: multiples of it spread evenly over [0, 1), however many there are.
+GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,33 @@ class ModalityEmbeddings:
 
     vectors: FloatArray
     groups: IntArray
+
+    @property
+    def dim(self) -> int:
+        """Coordinates of a vector."""
+        return int(self.vectors.shape[1])
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether vectors are read from a disk, where another order than that of the rows costs time."""
+        return False
+
+    def take(self, rows: Rows) -> FloatArray:
+        """Return the vectors of rows (n,), (n, d)."""
+        return self.vectors[rows]
+
+    def reserve(self, rows: Rows) -> None:
+        """Say that these rows will be asked for: who reads vectors from a disk keeps them when they come by."""
+
+    def joined(self, other: "ModalityEmbeddings") -> "ModalityEmbeddings":
+        """Return the rows of both, of which the others are kept in the same way."""
+        return ModalityEmbeddings(
+            np.concatenate([self.vectors, other.vectors]), np.concatenate([self.groups, other.groups])
+        )
+
+    def project(self, projection: Projection) -> "ModalityEmbeddings":
+        """Align all rows; one that cannot be becomes NaN."""
+        return ModalityEmbeddings(projection.unchecked(self.vectors), self.groups)
 
     def where(self, mask: npt.NDArray[np.bool_]) -> "ModalityEmbeddings":
         """Keep the rows where `mask` (n,) is true."""
@@ -56,7 +88,7 @@ class GroupedEmbeddings:
         rows_x, rows_y = self.pair_rows()
         return self.image.vectors[rows_x], self.text.vectors[rows_y]
 
-    def pair_rows(self) -> tuple[Rows, Rows]:
+    def pair_rows(self) -> PairRows:
         """Return the rows of the pairs, (n,) of images and (n,) of texts; every group must have both."""
         counted = [np.unique(side.groups, return_counts=True) for side in (self.image, self.text)]
         longest = np.maximum(counted[0][1], counted[1][1])  # (g,)
@@ -70,17 +102,21 @@ class GroupedEmbeddings:
 
     def project(self, projections: tuple[Projection, Projection]) -> "GroupedEmbeddings":
         """Align both sides; a row that cannot be becomes NaN."""
-        image, text = (
-            ModalityEmbeddings(projection.unchecked(side.vectors), side.groups)
-            for projection, side in zip(projections, (self.image, self.text), strict=True)
-        )
-        return GroupedEmbeddings(image, text)
+        return GroupedEmbeddings(self.image.project(projections[0]), self.text.project(projections[1]))
 
     def sound(self) -> "GroupedEmbeddings":
         """Leave out the rows that could not be aligned."""
-        return GroupedEmbeddings(
-            *(side.where(np.asarray(np.isfinite(side.vectors).all(axis=1))) for side in (self.image, self.text))
-        )
+        return GroupedEmbeddings(*(side.where(_is_sound(side)) for side in (self.image, self.text)))
+
+    def reserve(self) -> "GroupedEmbeddings":
+        """Say that all vectors will be asked for: see `ModalityEmbeddings.reserve`."""
+        for side in (self.image, self.text):
+            side.reserve(np.arange(len(side.groups)))
+        return self
+
+    def read(self) -> "GroupedEmbeddings":
+        """Return the same in memory."""
+        return GroupedEmbeddings(*(ModalityEmbeddings(side.vectors, side.groups) for side in (self.image, self.text)))
 
     def ranks(self, metrics: Mapping[Modality, Metric]) -> tuple[Ranks, Ranks]:
         """Rank aligned sides both ways, text to image and image to text, under the metric of what is searched.
@@ -91,3 +127,39 @@ class GroupedEmbeddings:
         t2i = ranks(text.vectors, image.vectors, text.groups, image.groups, metric=metrics["image"])
         i2t = ranks(image.vectors, text.vectors, image.groups, text.groups, metric=metrics["text"])
         return t2i, i2t
+
+
+def _is_sound(side: ModalityEmbeddings) -> npt.NDArray[np.bool_]:
+    rows = np.arange(len(side.groups))
+    parts = [rows[start : start + CHECKED_ROWS] for start in range(0, len(rows), CHECKED_ROWS)]
+    sound = [np.asarray(np.isfinite(side.take(part)).all(axis=1)) for part in parts]
+    return np.concatenate(sound or [np.empty(0, np.bool_)])
+
+
+def drawn(groups: IntArray, most: int) -> Rows:
+    """Return the places of at most so many of n items or pairs, ascending.
+
+    Each draws a number from the code of its group, and from its place within the group: so the choice does not depend
+    on the order of the groups, and those of two overlapping parts of a whole overlap.
+
+    Args:
+        groups: codes (n,); those of one group in the same order in every part.
+        most: as many are chosen where there are as many.
+    """
+    if len(groups) <= most:
+        return np.arange(len(groups))
+    rows: Rows = np.sort(np.argpartition(draws(groups), most)[:most])
+    return rows
+
+
+def draws(groups: IntArray) -> npt.NDArray[np.float64]:
+    """Return a number in [0, 1) for each of n items, from the code of its group and its place within the group (n,)."""
+    order = np.argsort(groups, kind="stable")
+    codes = groups[order]
+    is_first = np.diff(codes, prepend=-1) != 0
+    first = np.flatnonzero(is_first)
+    place = np.arange(len(codes)) - np.repeat(first, np.diff(first, append=len(codes)))
+    of_group = np.random.default_rng(0).random(int(codes[-1]) + 1 if len(codes) else 0)
+    numbers = np.empty(len(groups))
+    numbers[order] = (of_group[codes] + place * GOLDEN_RATIO) % 1.0
+    return numbers

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import pyarrow as pa
+
 from alignment.errors import EmbeddingSetError
 from alignment.modality import Modality
 from alignment.sets.cards import SetCard
@@ -109,11 +111,22 @@ class EmbeddingSet:
         Raises:
             EmbeddingSetError: the set holds no row of this modality.
         """
+        yield from (read_shard(shard, modality) for shard in self._some_shards(modality))
+
+    def columns(self, modality: Modality, names: list[str]) -> Iterator[pa.Table]:
+        """Yield some columns of every row of `modality`, a shard at a time; vectors are read only where they are named.
+
+        Raises:
+            EmbeddingSetError: the set holds no row of this modality.
+        """
+        yield from (read_columns(shard, names) for shard in self._some_shards(modality))
+
+    def _some_shards(self, modality: Modality) -> list[Path]:
         if not (shards := self.shards(modality)):
             raise EmbeddingSetError(
                 f"embedding set {self.path} holds no {modality} rows; encode a corpus that has some"
             )
-        yield from (read_shard(shard, modality) for shard in shards)
+        return shards
 
     def load(self, modality: Modality) -> Rows:
         """Read every row of `modality` into memory.

@@ -13,6 +13,7 @@ from alignment.interrupts import uninterrupted
 from alignment.modality import Modality
 from alignment.sets.cards import Dtype
 from alignment.sets.rows import IDENTITY, Rows
+from alignment.vectors import FloatArray
 
 # At its first conversion, pyarrow tries to import pandas, and loses a Ctrl-C that comes meanwhile.
 with uninterrupted():
@@ -124,12 +125,17 @@ def _proves_damage(path: Path, error: Exception) -> bool:
 
 def rows_of(modality: Modality, table: pa.Table | pa.RecordBatch) -> Rows:
     """Take rows out of an Arrow table in the layout of a shard."""
+    keys, groups, hashes, payloads = (table.column(name).to_pylist() for name in IDENTITY)
+    return Rows(modality, keys, groups, hashes, payloads, vectors_of(table))
+
+
+def vectors_of(table: pa.Table | pa.RecordBatch) -> FloatArray:
+    """Return the vectors (n, d) of an Arrow table in the layout of a shard, float32."""
     vectors = table.column("vector")
     if isinstance(vectors, pa.ChunkedArray):
         vectors = vectors.combine_chunks()
-    flat = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    keys, groups, hashes, payloads = (table.column(name).to_pylist() for name in IDENTITY)
-    return Rows(modality, keys, groups, hashes, payloads, flat.reshape(-1, vectors.type.list_size))
+    flat: FloatArray = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    return flat.reshape(-1, vectors.type.list_size)
 
 
 def table_of(rows: Rows, dtype: Dtype) -> pa.Table:

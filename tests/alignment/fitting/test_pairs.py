@@ -8,15 +8,16 @@ from hypothesis import strategies as st
 
 from alignment.fitting import pairs as module
 from alignment.fitting.pairs import Pairs
-from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings
+from alignment.retrieval.grouped import GroupedEmbeddings, ModalityEmbeddings, drawn
 from alignment.vectors import l2_normalize
+from tests.support.pairs import paired
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("cached", [1, 3, 100])
 @pytest.mark.parametrize("block", [1, 4, 100])
-def test_blocks_are_the_whole(
+def test_products_are_those_of_all_pairs_less_their_means(
     block: int, cached: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BLOCK_ROWS", block)
@@ -24,31 +25,54 @@ def test_blocks_are_the_whole(
     image = ModalityEmbeddings(rng.standard_normal((9, 4)).astype(np.float32), np.arange(9) // 2)
     text = ModalityEmbeddings(rng.standard_normal((5, 3)).astype(np.float32), np.arange(5))
     data = GroupedEmbeddings(image, text)
-    made = Pairs.of(data, CPU)
+    made = Pairs(data, CPU)
     X, Y = (l2_normalize(side).astype(np.float64) for side in data.pairs())
+    for mean, side in zip(made.means, (X, Y), strict=True):
+        np.testing.assert_allclose(mean.numpy(), side.mean(axis=0), atol=1e-7)
     X, Y = X - X.mean(axis=0), Y - Y.mean(axis=0)
-    blocks = [(X.clone(), Y.clone()) for X, Y in made.blocks()]
-    found = [torch.cat(sides).numpy() for sides in zip(*blocks, strict=True)]
-    for side, expected in zip(found, (X, Y), strict=True):
-        np.testing.assert_allclose(side, expected, atol=1e-7)
     for product, expected in zip(made.products, (X.T @ X, Y.T @ Y, X.T @ Y), strict=True):
         np.testing.assert_allclose(product.numpy(), expected, atol=1e-6)
     assert (len(made), made.dims) == (9, (4, 3))
-    np.testing.assert_allclose(made.spread(4)[0].numpy(), X[::3], atol=1e-7)
-    assert [len(side) for side in made.spread(100)] == [9, 9]
+    for found, expected in zip(made.drawn(100), (X, Y), strict=True):
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-7)
 
 
-def test_pairs_that_are_not_centred_are_unit_vectors_in_whatever_order_they_are_read(rng: np.random.Generator) -> None:
+def test_a_vector_of_zeros_stays_one(rng: np.random.Generator) -> None:
     X, Y = (rng.standard_normal((9, d)).astype(np.float32) for d in (4, 3))
     X[3] = 0
-    rows = rng.permutation(9)
-    made = Pairs(X, Y, (rows, rows), CPU, centred=False)
-    expected = np.where(np.arange(9)[:, None] == 3, 0, l2_normalize(np.where(X == 0, 1, X)))[rows]
-    np.testing.assert_allclose(made.spread(4)[0].numpy(), expected[::3], atol=1e-7)
-    for _ in range(2):
-        ((found, _other),) = made.blocks()
-        np.testing.assert_allclose(found.numpy(), expected, atol=1e-7)
-    assert made.means is None
+    made = Pairs(paired(X, Y), CPU)
+    np.testing.assert_allclose(made.drawn(9)[0].numpy()[3], -made.means[0].numpy())
+
+
+def test_the_pairs_that_are_drawn_do_not_depend_on_the_order_of_the_rows(rng: np.random.Generator) -> None:
+    X, Y = (rng.standard_normal((90, d)).astype(np.float32) for d in (4, 3))
+    order = rng.permutation(90)
+    one, other = Pairs(paired(X, Y), CPU), Pairs(paired(X[order], Y[order], order), CPU)
+    for found, expected in zip(one.drawn(40), other.drawn(40), strict=True):
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-12)
+        assert len(found) == 40
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.integers(1, 30), st.integers(1, 50))
+def test_what_is_drawn_of_a_part_is_drawn_of_the_whole_or_comes_after_it(
+    seed: int, items: int, groups: int, most: int
+) -> None:
+    """So that folds, which overlap, draw few pairs together."""
+    rng = np.random.default_rng(seed)
+    codes = np.sort(rng.integers(0, groups, items))
+    kept = np.flatnonzero(np.isin(codes, rng.permutation(groups)[: 1 + groups // 2]))
+    of_whole, of_part = drawn(codes, most), kept[drawn(codes[kept], most)]
+    assert len(of_whole) == min(most, items)
+    assert len(np.unique(of_part)) == len(of_part) == min(most, len(kept))
+    assert set(of_whole[np.isin(of_whole, kept)]) <= set(of_part)
+
+
+def test_what_is_drawn_is_spread_over_the_groups_and_within_them() -> None:
+    few, many = np.repeat(np.arange(4), 1000), np.arange(4000)
+    for codes in (few, many):
+        chosen = drawn(codes, 400)
+        assert np.abs(np.histogram(chosen, 4, (0, 4000))[0] - 100).max() < 40
 
 
 @settings(max_examples=50)

@@ -21,6 +21,7 @@ from alignment.model import projections
 from alignment.model.alignment import WEIGHTS, Alignment
 from alignment.model.feature_maps import FEATURE_MAPS, Anchors, GaussianKernel, ResidualMlp, StarGlu
 from alignment.model.projections import Projection
+from alignment.retrieval.grouped import drawn
 from alignment.vectors import l2_normalize
 from tests.support.alignments import alignment
 from tests.support.pairs import paired
@@ -86,7 +87,7 @@ def test_correlations_are_those_of_the_dual_problem(
 ) -> None:
     monkeypatch.setattr(closed_forms, "FLOOR", 1e-13)
     X, Y = a_pair(rng)
-    model = KernelCCA(Pairs.of(paired(X, Y), CPU))
+    model = KernelCCA(Pairs(paired(X, Y), CPU))
     correlations = model.canonical(gamma, shrinkage)[2].numpy()
     np.testing.assert_allclose(correlations[:8], dual(X, Y, gamma, shrinkage), rtol=1e-4)
 
@@ -129,7 +130,9 @@ def test_of_many_pairs_some_are_enough(rng: np.random.Generator, monkeypatch: py
     monkeypatch.setattr(closed_forms, "PAIRS", 100)
     X, Y = a_pair(rng, 301)
     hyperparameters = {"gamma": 2.0, "shrinkage": 0.3, "components": 4}
-    everything, some = Pairs.of(paired(X, Y), CPU), Pairs.of(paired(X[::4], Y[::4]), CPU)
+    rows = drawn(np.arange(301), 100)
+    everything = Pairs(paired(X, Y), CPU)
+    some = Pairs(paired(X[rows], Y[rows]), CPU)
     some.means = everything.means
     expected = KernelCCA(some).solve(hyperparameters)
     for every, few in zip(KernelCCA(everything).solve(hyperparameters), expected, strict=True):

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from alignment.errors import VectorError
 from alignment.fitting import closed_forms
 from alignment.fitting.closed_forms import CLOSED_FORMS, Identity, Procrustes, RegularisedCCA, Ridge, Spectrum
 from alignment.fitting.methods import Fitter
+from alignment.fitting.moments import Moments
 from alignment.fitting.pairs import Pairs
 from alignment.model.projections import Projection
 from alignment.vectors import l2_normalize
@@ -41,12 +41,9 @@ class Given(Pairs):
     """Pairs whose sides are neither centred nor scaled: the equations hold for any."""
 
     def __init__(self, X: Matrix, Y: Matrix):
-        rows = np.arange(len(X))
-        super().__init__(X.astype(np.float32), Y.astype(np.float32), (rows, rows), CPU, centred=False)
-        self._given = tensors(X, Y)
-
-    def blocks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        yield self._given[0], self._given[1]
+        products = X.T @ X, Y.T @ Y, X.T @ Y
+        means = np.zeros(X.shape[1]), np.zeros(Y.shape[1])
+        super().__init__(paired(X, Y), CPU, moments=lambda _wanted: Moments(len(X), means, products))
 
 
 def array(tensor: torch.Tensor | None) -> Matrix:
