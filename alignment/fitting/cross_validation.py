@@ -12,7 +12,7 @@ from alignment.fitting.closed_forms import Hyperparameters
 from alignment.fitting.folds import Folds
 from alignment.fitting.methods import FitSpec, Fitter, Projections, candidates, draws_pairs, uses_products
 from alignment.fitting.pairs import Pairs
-from alignment.fitting.seen_unseen import SeenUnseen, WholeRecall
+from alignment.fitting.seen_unseen import MOST_GROUPS, MOST_ITEMS, SeenUnseen, WholeRecall
 from alignment.metrics import Metric
 from alignment.modality import DIRECTIONS, MODALITIES, Modality
 from alignment.plurals import counted
@@ -129,6 +129,7 @@ def cross_validate(
     products = any(map(uses_products, racing))
     results: dict[tuple[Any, ...], Candidate] = {}
     judges = [_Judges.drawn(parts, part, task.seed) for part in parts.parts]
+    _say_what_judges(parts, judges, progress)
     if any(map(draws_pairs, racing)):
         parts.reserve_drawn()
     parts.read(products=products)
@@ -199,11 +200,24 @@ class _Judges:
         data = parts.data
         both = SeenUnseen.sampled(data.only(np.setdiff1d(data.groups, part)), data.only(part), seed)
         both.data.reserve()
-        return cls(data.only(part[:VALIDATION_GROUPS]).reserve(), both)
+        return cls(data.only(part[:VALIDATION_GROUPS]).bounded(MOST_ITEMS).reserve(), both)
 
     def read(self) -> "_Judges":
         """Return the same in memory."""
         return _Judges(self.validation.read(), self.both.read())
+
+
+def _say_what_judges(parts: Folds, judges: Sequence[_Judges], progress: Progress) -> None:
+    """Say how many of the groups of a fold candidates are measured on, where these are not all, and of their items."""
+    largest = len(parts.parts[0])
+    if largest > min(VALIDATION_GROUPS, MOST_GROUPS):
+        progress(
+            f"candidates are measured on at most {VALIDATION_GROUPS:,} of the {largest:,} groups of a fold, and in one "
+            f"collection with known items on {MOST_GROUPS:,}"
+        )
+    sizes = [len(data.side(m).groups) for own in judges for data in (own.validation, own.both.data) for m in MODALITIES]
+    if max(sizes) >= MOST_ITEMS:
+        progress(f"of their items, at most {MOST_ITEMS:,} images and {MOST_ITEMS:,} texts are drawn evenly")
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +234,7 @@ def _applicable(
     methods: Sequence[str], data: GroupedEmbeddings, progress: Progress
 ) -> Mapping[str, Sequence[Hyperparameters]]:
     """Return the candidates of every method that applies to the dimensions of `data`."""
-    d_x, d_y = data.image.vectors.shape[1], data.text.vectors.shape[1]
+    d_x, d_y = data.image.dim, data.text.dim
     racing = {name: candidates(name, d_x, d_y) for name in methods}
     for name in [name for name, entered in racing.items() if not entered]:
         progress(f"{name}: does not apply to dimensions {d_x} and {d_y}")

@@ -19,7 +19,7 @@ from alignment.fitting.methods import METHODS, FitSpec, Fitter, Projections, few
 from alignment.fitting.objective import has_gradient
 from alignment.fitting.recall_estimates import held_out_rows, whole_rows
 from alignment.fitting.seen_offsets import FittedMetrics, Offsets, left_out_sample, seen_offsets
-from alignment.fitting.seen_unseen import FEWEST_GROUPS, SeenUnseen, WholeRecall
+from alignment.fitting.seen_unseen import FEWEST_GROUPS, MOST_ITEMS, SeenUnseen, WholeRecall
 from alignment.fitting.split import Split, check_directions, training_and_test
 from alignment.fitting.trainer import Model, split, train
 from alignment.fitting.training import Training
@@ -271,13 +271,13 @@ def _fit_best(best: Candidate, parts: Folds, device: "torch.device", task: FitSp
 
 
 def _sampled(test: GroupedEmbeddings, seed: int, progress: Progress) -> GroupedEmbeddings:
-    """Return at most `HELD_OUT_GROUPS` of the held-out groups."""
+    """Return at most `HELD_OUT_GROUPS` of the held-out groups, and at most `MOST_ITEMS` of their items a modality."""
     groups = test.groups
     chosen = np.random.default_rng(seed).permutation(groups)[:HELD_OUT_GROUPS]
     if len(chosen) < len(groups):
         share = f"{len(chosen):,} of {len(groups):,} held-out groups"
         progress(f"recall is measured on {share}; an audit asks with all of them")
-    return test.only(chosen)
+    return test.only(chosen).bounded(MOST_ITEMS)
 
 
 def _entering(known: GroupedEmbeddings, metrics: Sequence[Metric], progress: Progress) -> list[str]:

@@ -39,6 +39,8 @@ COST = 0.01
 FEWEST_GROUPS = 30
 # Unseen groups that candidates are judged with, at most: ranking is quadratic.
 MOST_GROUPS = 500
+# Items of a modality that recalls are measured with, at most: a group may have any number of them.
+MOST_ITEMS = 1 << 15
 PAIRS_AT_ONCE = 32
 SCORES_AT_ONCE = 1 << 22
 
@@ -121,7 +123,10 @@ class SeenUnseen:
     def sampled(
         cls, seen: GroupedEmbeddings, unseen: GroupedEmbeddings, seed: int, *, most: int = MOST_GROUPS
     ) -> "SeenUnseen":
-        """Draw at most so many unseen groups, and as large a share of the seen ones: the mix stays what it is."""
+        """Draw at most so many unseen groups, and as large a share of the seen ones: the mix stays what it is.
+
+        Of all of these at most `MOST_ITEMS` a modality.
+        """
         groups, others = unseen.groups, seen.groups
         share = min(1.0, most / max(1, len(groups)))
         rng = np.random.default_rng(seed)
@@ -129,7 +134,8 @@ class SeenUnseen:
             groups = rng.permutation(groups)[:most]
             others = rng.permutation(others)[: round(share * len(others))]
         one, other = seen.only(others), unseen.only(groups)
-        return cls(GroupedEmbeddings(one.image.joined(other.image), one.text.joined(other.text)), groups)
+        both = GroupedEmbeddings(one.image.joined(other.image), one.text.joined(other.text))
+        return cls(both.bounded(MOST_ITEMS), groups)
 
     def read(self) -> "SeenUnseen":
         """Return the same in memory."""

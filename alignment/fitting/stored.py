@@ -26,7 +26,7 @@ from alignment.sets.shards import read_columns, shard_rows, vectors_of
 from alignment.vectors import FloatArray, invalid_rows
 
 # Bytes of decoded parts that are kept for what asks next, a modality.
-CACHED_BYTES = 1 << 27
+CACHED_BYTES = 1 << 28
 # Rows of a part of a file of vectors.
 FILE_ROWS = 4096
 # Rows that are asked for at once while one checks whether the texts lie in the order of the images.
@@ -133,6 +133,9 @@ class StoredVectors:
         self._reserved = np.empty(0, np.int64)
         self._kept = np.empty((0, parts.dim), np.float32)
         self._is_kept = np.empty(0, np.bool_)
+
+    def __len__(self) -> int:
+        return int(self.parts.starts[-1])
 
     def reserve(self, rows: Rows) -> None:
         """Say that these rows are asked for later: they are kept when their part is read."""

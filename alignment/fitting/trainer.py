@@ -185,7 +185,7 @@ class _Trainer:
             for tensor in (*model.module.parameters(), *model.module.buffers()):
                 torch.distributed.broadcast(tensor.data, 0)
         sides = zip((data.image, data.text), model.means, strict=True)
-        self.rows = [CentredRows(side.vectors, mean, device) for side, mean in sides]
+        self.rows = [CentredRows(side, mean, device) for side, mean in sides]
         self.objective = Objective(model.metrics, model.weights, training, device)
         self.optimizer = torch.optim.AdamW(
             [
@@ -202,7 +202,7 @@ class _Trainer:
         self, fitted: IntArray, held: IntArray | None, deadline: float | None, progress: Callable[[str], None]
     ) -> Trained:
         training, model = self.training, self.model
-        validation = None if held is None else self.data.only(held)
+        validation = None if held is None else self.data.only(held).read()
         before = 0.0 if validation is None else self._validated(validation)
         best = _Best(before, 0, deepcopy(model.module.state_dict()))
         if validation is not None:

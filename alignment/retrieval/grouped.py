@@ -79,6 +79,10 @@ class GroupedEmbeddings:
         """Keep the items of these groups."""
         return GroupedEmbeddings(*(side.where(np.isin(side.groups, groups)) for side in (self.image, self.text)))
 
+    def bounded(self, most: int) -> "GroupedEmbeddings":
+        """Keep at most so many items a modality, drawn evenly from its groups; at least one of every group stays."""
+        return GroupedEmbeddings(*(side.where(_evenly(side.groups, most)) for side in (self.image, self.text)))
+
     def pairs(self) -> tuple[FloatArray, FloatArray]:
         """Pair images and texts within each group: X (n, d_image), Y (n, d_text).
 
@@ -136,6 +140,19 @@ def _is_sound(side: ModalityEmbeddings) -> npt.NDArray[np.bool_]:
     return np.concatenate(sound or [np.empty(0, np.bool_)])
 
 
+def _evenly(groups: IntArray, most: int) -> npt.NDArray[np.bool_]:
+    """Choose items by turns of their groups, which go on in the order that the items draw."""
+    if len(groups) <= most:
+        return np.ones(len(groups), np.bool_)
+    numbers = draws(groups)
+    order = np.lexsort((numbers, groups))
+    turn = np.empty(len(groups), np.int64)
+    turn[order] = _places(groups[order])
+    chosen: npt.NDArray[np.bool_] = turn == 0
+    chosen[np.lexsort((numbers, turn))[:most]] = True
+    return chosen
+
+
 def drawn(groups: IntArray, most: int) -> Rows:
     """Return the places of at most so many of n items or pairs, ascending.
 
@@ -156,10 +173,14 @@ def draws(groups: IntArray) -> npt.NDArray[np.float64]:
     """Return a number in [0, 1) for each of n items, from the code of its group and its place within the group (n,)."""
     order = np.argsort(groups, kind="stable")
     codes = groups[order]
-    is_first = np.diff(codes, prepend=-1) != 0
-    first = np.flatnonzero(is_first)
-    place = np.arange(len(codes)) - np.repeat(first, np.diff(first, append=len(codes)))
     of_group = np.random.default_rng(0).random(int(codes[-1]) + 1 if len(codes) else 0)
     numbers = np.empty(len(groups))
-    numbers[order] = (of_group[codes] + place * GOLDEN_RATIO) % 1.0
+    numbers[order] = (of_group[codes] + _places(codes) * GOLDEN_RATIO) % 1.0
     return numbers
+
+
+def _places(codes: IntArray) -> Rows:
+    """Return the place of every item within its group, of ascending codes (n,)."""
+    first = np.flatnonzero(np.diff(codes, prepend=-1))
+    places: Rows = np.arange(len(codes)) - np.repeat(first, np.diff(first, append=len(codes)))
+    return places

@@ -93,3 +93,16 @@ def test_a_pair_is_of_one_group_and_every_item_takes_part(seed: int, groups: int
         assert set(rows.tolist()) == set(range(len(side.groups)))
     counts = [np.bincount(side.groups) for side in sides]
     assert len(x) == np.maximum(*counts).sum()
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(1, 80))
+def test_items_are_left_out_of_the_largest_groups(seed: int, sizes: list[int], most: int) -> None:
+    codes = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    side = ModalityEmbeddings(np.arange(len(codes), dtype=np.float32)[:, None], codes)
+    kept = GroupedEmbeddings(side, side).bounded(most).image
+    assert len(kept.groups) == min(len(codes), max(most, len(sizes)))
+    counts = np.bincount(kept.groups)
+    assert (counts >= 1).all()
+    assert all(own == size or own >= counts.max() - 1 for own, size in zip(counts, sizes, strict=True))
+    np.testing.assert_array_equal(kept.vectors[:, 0], np.sort(kept.vectors[:, 0]))

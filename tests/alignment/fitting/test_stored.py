@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 
 from alignment.errors import FitError
-from alignment.fitting import pairs, split, stored
+from alignment.fitting import batches as batching
+from alignment.fitting import closed_forms, cross_validation, folds, pairs, seen_unseen, split, stored
+from alignment.fitting import fit as fitting
+from alignment.fitting.batches import batches
 from alignment.fitting.fit import fit
+from alignment.fitting.seen_unseen import SeenUnseen
 from alignment.fitting.split import training_and_test
-from alignment.fitting.stored import ShardParts, StoredVectors
+from alignment.fitting.stored import ShardParts, StoredEmbeddings, StoredVectors
+from alignment.fitting.training import Training
 from alignment.metrics import parse
 from alignment.modality import MODALITIES
 from alignment.model.alignment import Alignment
@@ -96,6 +101,15 @@ def test_metrics_that_learn_and_corrections_of_hubs_take_the_same_items(
 def test_every_shard_is_read_once_but_for_its_neighbours_edge(
     method: str, order: str, rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for module, name in (
+        (fitting, "HELD_OUT_GROUPS"),
+        (cross_validation, "VALIDATION_GROUPS"),
+        (closed_forms, "PAIRS"),
+    ):
+        monkeypatch.setattr(module, name, 10)
+    monkeypatch.setattr(folds, "PAIRS", 10)
+    sampled = SeenUnseen.sampled
+    monkeypatch.setattr(SeenUnseen, "sampled", lambda *some, **_most: sampled(*some, most=10))
     made = planted(tmp_path / "s", rng, order=order)
     read: Counter[tuple[Any, ...]] = Counter()
     original = ShardParts.read
@@ -181,3 +195,65 @@ def test_names_of_groups_are_told_apart_by_every_character(
     fitted = {name for name, out in zip(ascending, hold_out.held_out(ascending), strict=True) if not out}
     kept = [ascending[code] for code in found.training.image.groups]
     assert kept == [name for name in names if name in fitted]
+
+
+@pytest.mark.parametrize("order", ["same", "shuffled"])
+@pytest.mark.usefixtures("on_disk")
+def test_an_epoch_passes_over_every_group_in_random_order_and_reads_each_part_about_once(
+    order: str, rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "RUN_GROUPS", 15)
+    monkeypatch.setattr(batching, "RUNS_MIXED", 3)
+    for module in (batching, stored):
+        monkeypatch.setattr(module, "CACHED_BYTES", 8000)  # seven parts or more of either kind
+    data = training_and_test([planted(tmp_path / "s", rng, order=order)], HoldOut()).training
+    read: Counter[tuple[Any, ...]] = Counter()
+    for side in (data.image, data.text):
+        assert isinstance(side, StoredEmbeddings)
+        parts = side.source.parts
+
+        def counted(part: int, dim: int = parts.dim, original: Any = parts.read) -> Any:
+            read[dim, part] += 1
+            return original(part)
+
+        monkeypatch.setattr(parts, "read", counted)
+    orders = []
+    for _ in range(2):
+        read.clear()
+        rows = [(x, y) for x, y in batches(data.groups, data, Training(batch=10), rng)]
+        for x, y in rows:
+            np.testing.assert_array_equal(data.image.groups[x], data.text.groups[y])
+            assert (data.image.take(x).shape, data.text.take(y).shape) == ((len(x), 9), (len(y), 7))
+        groups = np.concatenate([data.image.groups[x] for x, _ in rows])
+        assert len(set(groups)) == len(groups) >= len(data.groups) - 1
+        assert read.total() <= 2.5 * len(read)
+        orders.append(groups)
+    for one in orders:
+        assert np.abs(np.diff(one)).mean() > len(data.groups) / 20
+    assert (orders[0][:20] != orders[1][:20]).any()
+
+
+@pytest.mark.parametrize("method", ["linear", "residual"])
+@pytest.mark.usefixtures("on_disk")
+def test_a_head_learns_from_shards(method: str, rng: np.random.Generator, tmp_path: Path) -> None:
+    made = planted(tmp_path / "s", rng, groups=300, captions=1)
+    card = fit([made], method=method, device="cpu", folds=2, training={"epochs": 3, "batch": 64}).card
+    held = round(HoldOut().held_out([f"g{number}" for number in range(300)]).sum())
+    assert card.held_out_recall["cosine"]["text-to-image"]["recall@10"] > 4 * 10 / held
+
+
+def test_a_group_of_many_items_is_measured_with_some_of_them(
+    rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class label is a group, and may have any number of images."""
+    made = planted(tmp_path / "s", rng, groups=60, captions=12)
+    lines: list[str] = []
+    whole = fit([made], method="ridge", device="cpu", progress=lines.append)
+    assert not [line for line in lines if "drawn evenly" in line]
+    for module in (seen_unseen, cross_validation, fitting):
+        monkeypatch.setattr(module, "MOST_ITEMS", 100)
+    some = fit([made], method="ridge", device="cpu", progress=lines.append)
+    assert "of their items, at most 100 images and 100 texts are drawn evenly" in lines
+    assert max(row["items"] for row in some.card.recall_estimates) == 100
+    assert some.card.pairs == whole.card.pairs
+    assert some.card.held_out_groups == whole.card.held_out_groups

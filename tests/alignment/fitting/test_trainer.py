@@ -398,7 +398,7 @@ def test_rows_stream_from_the_host_as_from_the_device(
     """A share of 0 of a GPU's memory holds nothing: there they stream."""
     monkeypatch.setattr(batching, "RESIDENT", share)
     vectors, mean = rng.standard_normal((9, 4)).astype(np.float32), np.full(4, 0.1, np.float32)
-    rows = CentredRows(vectors, mean, torch.device(device))
+    rows = CentredRows(ModalityEmbeddings(vectors, np.arange(9)), mean, torch.device(device))
     assert rows.resident == (device == "cpu" or share > 0)
     chosen = np.array([3, 3, 8])
     on_device = rows(chosen, torch.device(device))
