@@ -121,6 +121,14 @@ class StagedRows(Corpus):
                 count += int(file.metadata.num_rows)
         return count
 
+    def modalities(self) -> set[Modality]:
+        """Return the modalities that rows have."""
+        found: set[Modality] = set()
+        for name in self.files:
+            with parquet_file(self.path / name) as file:
+                found |= set(file.read(columns=["modality"]).column(0).unique().drop_null().to_pylist())
+        return found
+
     @override
     def with_captions(self) -> Iterator[Item | Reject]:
         """Yield the entries: payloads are what the dataset gave."""

@@ -153,8 +153,10 @@ class ReleaseSink(Datasink[list[str]]):
         """
         names = sorted(name for names in write_result.write_returns for name in names)
         rows = StagedRows(self._staging, tuple(names), f"dataset of {self._request.set}")
+        present = rows.modalities()
+        encoders = {modality: card for modality, card in self._encoders.items() if modality in present}
         with self._home() as home:
-            self.result = home.push_rows(self._request, rows, self._encoders, dtype=self._dtype)
+            self.result = home.push_rows(self._request, rows, encoders or self._encoders, dtype=self._dtype)
         self._end()
 
     @override

@@ -222,6 +222,12 @@ def test_vectors_may_be_lists_or_tensors_and_payloads_structs(kind: str, setting
     assert points["image"] == expected["image"]
 
 
+def test_a_set_names_the_encoders_of_the_modalities_that_it_holds(settings: Settings) -> None:
+    sink = ReleaseSink(REQUEST, encoders=cards(), settings=settings)
+    ray.data.from_arrow(table(pairs(4)[0])).write_datasink(sink)
+    assert SetCard.read(settings.home / "sets" / "s").encoders == {"image": cards()["image"]}
+
+
 def test_an_encoder_that_is_not_the_alignments_is_refused_before_a_row_is_computed(settings: Settings) -> None:
     foreign = EncoderCard("mine:v2", "0" * 64, cards()["image"].dim)
     with raises(MismatchError, "mine:v2"):
