@@ -143,10 +143,14 @@ STEPS: Mapping[str, Callable[[Path], dict[str, float]]] = {
 
 def in_child(step: str, directory: Path) -> tuple[dict[str, float], float]:
     """CPU seconds by name, and the peak memory in MiB, of a step in a process of its own."""
-    command = [sys.executable, "-m", "bench.growth", step, str(directory)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    seconds, peak = json.loads(done.stdout.splitlines()[-1])
+    seconds, peak = json.loads(_child(step, directory).splitlines()[-1])
     return seconds, peak
+
+
+def _child(*arguments: object) -> str:
+    """Run this module with `arguments`. A child inherits the peak memory of its parent, so this one stays small."""
+    command = [sys.executable, "-m", "bench.growth", *map(str, arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def figures() -> Iterator[Figure]:
@@ -155,7 +159,7 @@ def figures() -> Iterator[Figure]:
     peaks: dict[str, list[float]] = {}
     for points in SIZES:
         with tempfile.TemporaryDirectory() as name:
-            write(Path(name), points)
+            _child("write", name, points)
             for step in STEPS:
                 taken, peak = in_child(step, Path(name))
                 peaks.setdefault(step, []).append(peak)
@@ -202,5 +206,8 @@ def picture(seconds: Mapping[str, Sequence[float]], path: Path) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "write":
+        write(Path(sys.argv[2]), int(sys.argv[3]))
+        sys.exit()
     took = STEPS[sys.argv[1]](Path(sys.argv[2]))
     print(json.dumps([took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
