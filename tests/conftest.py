@@ -69,6 +69,7 @@ LONGEST = (
     "tests/connector/search/test_export.py",
     "tests/connector/push/test_ingest.py",
     "tests/connector/push/test_push.py",
+    "tests/connector/audits/test_seen_unseen.py",
     "tests/connector/cli/test_without_torch.py",
     "tests/connector/reports/test_pages_in_browser.py",
 )

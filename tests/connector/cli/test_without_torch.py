@@ -108,7 +108,7 @@ def searched(home: Path) -> list[Any]:
         return answers
 
 
-@pytest.mark.parametrize("method", ["procrustes", "ridge", "rcca", "kcca", "asif"])
+@pytest.mark.parametrize("method", ["ridge", "kcca", "asif"])  # a matrix alone, and each map of features before one
 def test_closed_forms_are_pushed_promoted_and_searched_by_vectors(home: Path, method: str) -> None:
     done("fit", "pairs", "--alignment", "b", "--method", method, "--home", home)
     commands(
