@@ -29,6 +29,7 @@ ASCII_SHARE = 0.3  # of the characters of the sample, if it is in a wide encodin
 # it\x92s. Latin-1 has the letters at the same places, and not the punctuation.
 _HIGH = rb"[\x80\x85\x91-\x97\xc0-\xff]{1,2}"
 _WESTERN = re.compile(rb"(?<=[A-Za-z])" + _HIGH + rb"(?![\x80-\xff])|(?<![\x80-\xff])" + _HIGH + rb"(?=[A-Za-z])")
+PARQUET_BUFFER = 4 << 20  # bytes of a column that are read at a time; otherwise all of its row group are
 CERTAIN = 2  # lines with such a character refuse a file; a single one may be damaged, and is refused alone
 
 
@@ -98,7 +99,7 @@ def parquet_file(path: Path) -> Any:
     """
     opened(path).close()
     try:
-        file = pq.ParquetFile(parquet_source(path))
+        file = pq.ParquetFile(parquet_source(path), buffer_size=PARQUET_BUFFER)
         _ = file.schema_arrow.names  # decodes them
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise_lack(error, f"reading {path}")

@@ -4,7 +4,7 @@ A picture may be a path, the bytes of its file, or `struct<bytes, path>` as the 
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, time
 from pathlib import Path
@@ -14,8 +14,9 @@ import pyarrow as pa
 from typing_extensions import override
 
 from connector.corpora.columns import Columns
-from connector.corpora.items import Remark
-from connector.corpora.manifest import ManifestRow
+from connector.corpora.file_state import FileState
+from connector.corpora.items import Entry, Remark, Unit, read_units
+from connector.corpora.manifest import ManifestRow, first_to_begin
 from connector.corpora.opening import check_access, listed, parquet_file
 from connector.corpora.row_checks import RowError
 from connector.corpora.tables import Table
@@ -24,6 +25,8 @@ from connector.rejects import Reason, Reject
 from connector.resources import raise_lack
 from connector.safe_text import printable
 
+UNIT_ROWS = 100_000
+UNIT_BYTES = 256 << 20
 BATCH_ROWS = 1024
 BATCH_PICTURES = 32  # rows that hold pictures, which may have megabytes each
 
@@ -48,7 +51,7 @@ class Parquet(Table):
     @override
     def columns(self) -> Columns:
         columns = Columns.of(self.key, self.image, self.caption, self.group)
-        for path in self._files()[:1]:
+        for path in [file.path for file in self.unit.files[:1]] if self.unit else self._files()[:1]:
             with parquet_file(path) as file:
                 schema = file.schema_arrow
             if self.key is None and columns.key not in schema.names and columns.image in _pictures(schema):
@@ -56,11 +59,59 @@ class Parquet(Table):
         return columns
 
     @override
+    def units(self) -> Iterator[Unit]:
+        """Cut where a row group begins, before the first row from which on reading may begin anew.
+
+        A unit names the first file, which says what the key is, and those that it is read from.
+        """
+        columns, files = self.columns, self._files()
+        states = [FileState.of(file) for file in files]
+        start, stop, rows, least = (0, 0), (0, 0), 0, 1
+        of_groups = size = 0  # rows and bytes of the row groups that begin in the unit, or a few rows before it
+        for place, group_rows, group_size in _groups(files, columns):
+            if place > start and (of_groups >= least * UNIT_ROWS or size >= least * UNIT_BYTES):
+                least *= 2  # where reading may begin nowhere, or a file is damaged, it is soon not tried any more
+                if row := self._begins_anew(columns, files, place):
+                    skipped = (row.reached or 1) - 1
+                    stop = files.index(row.source or self.path), row.position - 1
+                    yield _unit(states, start, stop, rows + skipped)
+                    start, rows, least = stop, -skipped, 1
+                    of_groups = size = 0
+            stop, rows = (place[0], place[1] + group_rows), rows + group_rows
+            of_groups, size = of_groups + group_rows, size + group_size
+        if files:
+            yield _unit(states, start, stop, rows)
+
+    def _begins_anew(self, columns: Columns, files: Sequence[Path], place: "_Place") -> ManifestRow | None:
+        """Return the first row from `place` on that may be the first of a unit; None: there is none before damage."""
+        number, start = place
+        spans = ((path, 0 if other else start, None) for other, path in enumerate(files[number:]))
+        rows = (row for row in self._within(columns, spans) if isinstance(row, ManifestRow))
+        return first_to_begin(self.path, (self.named(columns, row) for row in rows))
+
+    @override
+    def __iter__(self) -> Iterator[Entry]:
+        return read_units(self, iter) if self.unit is None else Table.__iter__(self)
+
+    @override
+    def with_captions(self) -> Iterator[Entry]:
+        return read_units(self, Table.with_captions) if self.unit is None else Table.with_captions(self)
+
+    @override
     def records(self, columns: Columns) -> Iterator[ManifestRow | Reject | Remark]:
-        """Yield the rows; a null field is missing. Columns of bytes other than that of the images are left out."""
+        """Yield the rows; a null field is missing. Columns of bytes other than that of the images are left out.
+
+        Damage ends a unit, because captions of a key go on from one row group and file to the next.
+        """
+        for unit in self.units() if self.unit is None else [self.unit]:
+            paths = [file.path for file in unit.files[1:]]
+            starts, stops = [unit.start] + [0] * len(paths), [None] * (len(paths) - 1) + [unit.stop]
+            yield from self._within(columns, zip(paths, starts, stops, strict=False))
+
+    def _within(self, columns: Columns, spans: Iterable["_Span"]) -> Iterator[ManifestRow | Reject | Remark]:
         before, left_out = 0, dict[str, None]()
-        for path in self._files():
-            position = 0
+        for path, start, stop in spans:
+            position = start
             with parquet_file(path) as file:
                 schema = file.schema_arrow
                 _check(path, columns, schema)
@@ -69,17 +120,17 @@ class Parquet(Table):
                 names = [name for name in schema.names if name not in unused]
                 rows = BATCH_PICTURES if columns.image in _pictures(schema) else BATCH_ROWS
                 try:
-                    for batch in file.iter_batches(rows, columns=names):
+                    for batch in _batches(file, rows, names, start, stop):
                         for record in records(batch):
                             position += 1
                             fields = {name: _plain(value) for name, value in record.items() if value is not None}
-                            yield ManifestRow(position, fields, path, reached=before + position)
+                            yield ManifestRow(position, fields, path, reached=before + position - start)
                 except (OSError, pa.ArrowException) as error:
                     raise_lack(error, f"reading {path}")
                     where, detail = (str(path), position + 1), printable(str(error))
-                    yield Reject(*where, "read", Reason.FILE_TRUNCATED, detail, reached=before + position + 1)
-                    return  # captions of a key go on from one file to the next
-            before += position
+                    yield Reject(*where, "read", Reason.FILE_TRUNCATED, detail, reached=before + position - start + 1)
+                    return
+            before += position - start
         for name in left_out:
             yield Remark(f"{self.path}: a column of bytes is no payload and is left out: {printable(name)}")
 
@@ -110,6 +161,45 @@ class Parquet(Table):
     def _files(self) -> list[Path]:
         check_access(self.path)
         return _tables(self.path) if self.path.is_dir() else [self.path]
+
+
+_Place = tuple[int, int]  # number of a file, and how many of its rows come before
+_Span = tuple[Path, int, int | None]  # a file, how many of its rows come before, and at which they end; None: the last
+
+
+def _unit(states: Sequence[FileState], start: _Place, stop: _Place, rows: int) -> Unit:
+    name = f"{states[start[0]].path.name}, row {start[1] + 1}"
+    return Unit(name, rows, (states[0], *states[start[0] : stop[0] + 1]), start[1], stop[1])
+
+
+def _groups(files: Sequence[Path], columns: Columns) -> Iterator[tuple[_Place, int, int]]:
+    """Yield where each row group begins, how many rows it has, and how many bytes."""
+    for number, path in enumerate(files):
+        with parquet_file(path) as file:
+            _check(path, columns, file.schema_arrow)
+            first = 0
+            for group in map(file.metadata.row_group, range(file.num_row_groups)):
+                yield (number, first), group.num_rows, group.total_byte_size
+                first += group.num_rows
+
+
+def _batches(file: Any, size: int, names: Sequence[str], start: int, stop: int | None) -> Iterator[pa.RecordBatch]:
+    """Read the rows from `start` to before `stop` of a file, in batches of at most `size`."""
+    groups: list[int] = []
+    at = end = 0
+    for number in range(file.num_row_groups):
+        first, end = end, end + file.metadata.row_group(number).num_rows
+        if end > start and (stop is None or first < stop):
+            at = at if groups else first
+            groups.append(number)
+    for batch in file.iter_batches(size, row_groups=groups, columns=names) if groups else ():
+        low = max(0, start - at)
+        high = batch.num_rows if stop is None else min(batch.num_rows, stop - at)
+        at += batch.num_rows
+        if low < high:
+            yield batch.slice(low, high - low)
+        if stop is not None and at >= stop:
+            return
 
 
 def records(batch: pa.RecordBatch) -> list[dict[str, Any]]:

@@ -12,17 +12,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from connector.corpora import annotations as annotation_files
-from connector.corpora import bounded_lines, folder, line_ranges, tables
+from connector.corpora import bounded_lines, folder, line_ranges, parquet_manifest, tables
 from connector.corpora.annotations import CocoCaptions, Karpathy
 from connector.corpora.flickr_tokens import FlickrTokens
 from connector.corpora.folder import Folder
 from connector.corpora.img2dataset import Img2Dataset
 from connector.corpora.items import Corpus, Item
+from connector.corpora.parquet_manifest import Parquet, records
 from connector.corpora.row_checks import parse_json
 from connector.corpora.tables import JsonLines
 from connector.corpora.webdataset import WebDataset
@@ -43,6 +46,8 @@ def small(size: int) -> Iterator[None]:
         patched.setattr(line_ranges, "BLOCK", 7)
         patched.setattr(annotation_files, "UNIT_RECORDS", size)
         patched.setattr(folder, "UNIT_FILES", size)
+        patched.setattr(parquet_manifest, "UNIT_ROWS", size)
+        patched.setattr(parquet_manifest, "BATCH_ROWS", 5)
         patched.setattr(bounded_lines, "LONGEST_LINE", 150)
         yield
 
@@ -197,6 +202,72 @@ def test_a_file_that_changes_while_a_unit_is_read_is_an_error(tmp_path: Path) ->
     os.truncate(path, 500)
     with raises(CorpusChangedError, path):
         list(entries)
+
+
+PARQUET_ROWS = st.fixed_dictionaries(
+    {
+        "key": st.sampled_from([*"aabbcc", ""]),
+        "image": st.sampled_from([None, "1.png", "2.png"]),
+        "caption": st.none() | st.lists(TEXTS, max_size=2),
+        "group": st.sampled_from([None, "g"]),
+    }
+)
+
+
+@given(
+    files=st.lists(st.lists(PARQUET_ROWS, max_size=12), min_size=1, max_size=4),
+    group_rows=st.integers(1, 5),
+    size=st.integers(1, 9),
+)
+@again
+def test_units_of_parquet_are_the_whole(
+    files: list[list[dict[str, Any]]], group_rows: int, size: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("parquet")
+    names = ["key", "image", "caption", "group"]
+    kinds = [pa.string(), pa.string(), pa.list_(pa.string()), pa.string()]
+    for number, rows in enumerate(files):
+        columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in zip(names, kinds, strict=True)}
+        pq.write_table(pa.table({**columns, "raw": [b"x"] * len(rows)}), directory / f"{number}.parquet", group_rows)
+    with small(1 << 30):
+        whole = list(Parquet(directory, group="group"))
+    with small(size):
+        check_units(Parquet(directory, group="group"))
+        assert list(Parquet(directory, group="group")) == whole
+
+
+def test_units_of_parquet_are_row_groups_that_are_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = 3000
+    for number in range(2):
+        keys = [f"{number}-{row // 3}" for row in range(rows)]
+        table = pa.table({"key": keys, "caption": [f"text {row}" for row in range(rows)]})
+        pq.write_table(table, tmp_path / f"{number}.parquet", 500)
+    parsed: list[int] = []
+
+    def parse(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+        parsed.append(batch.num_rows)
+        return records(batch)
+
+    monkeypatch.setattr(parquet_manifest, "records", parse)
+    corpus = Parquet(tmp_path)
+    with small(500):
+        units = list(corpus.units())
+        assert len(units) == 12
+        assert all(abs((unit.rows or 0) - 500) < 6 for unit in units)
+        assert sum(1 for unit in units for _ in corpus.within(unit)) == 2 * rows
+        assert sum(parsed) <= 1.05 * 2 * rows
+
+
+def test_a_parquet_file_that_is_written_again_after_it_was_cut_is_an_error(tmp_path: Path) -> None:
+    for number in range(3):
+        pq.write_table(pa.table({"key": [f"{number}"], "caption": ["c"]}), tmp_path / f"{number}.parquet")
+    corpus = Parquet(tmp_path)
+    with small(1):
+        (unit,) = corpus.units()
+    time.sleep(0.01)
+    pq.write_table(pa.table({"key": ["9"], "caption": ["c"]}), tmp_path / "1.parquet")
+    with raises(CorpusChangedError, tmp_path / "1.parquet"):
+        list(corpus.within(unit))
 
 
 # Annotations
