@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from alignment.modality import Modality
-from alignment.model.alignment import Alignment, AlignmentCard
+from alignment.model.alignment import Alignment
+from alignment.model.card import AlignmentCard
 from alignment.model.projections import Projection
 from alignment.sets.cards import EncoderCard
 from alignment.sets.hold_out import HoldOut

@@ -26,7 +26,8 @@ from alignment.fitting.training import Training
 from alignment.metrics import BANK, Cosine, LearnedMetric, Metric, Nnn, bank_name
 from alignment.metrics.seen_offset import carries
 from alignment.modality import DIRECTIONS, MODALITIES, Modality
-from alignment.model.alignment import Alignment, AlignmentCard
+from alignment.model.alignment import Alignment
+from alignment.model.card import AlignmentCard
 from alignment.names import HEADS, did_you_mean
 from alignment.plurals import counted
 from alignment.retrieval.cutoffs import KS

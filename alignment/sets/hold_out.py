@@ -3,9 +3,11 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +23,10 @@ class HoldOut:
     fraction: float = 0.25
     seed: int = 0
 
-    def held_out(self, groups: Sequence[str]) -> npt.NDArray[np.bool_]:
+    def held_out(self, groups: Sequence[str]) -> "npt.NDArray[np.bool_]":
         """Say for each of n groups whether it is held out: (n,) bool."""
+        import numpy as np  # here, because cards name a hold-out, and who only lists cards need not load numpy
+
         salt = f"{self.seed}\0".encode()
         draws = [int.from_bytes(hashlib.sha256(salt + group.encode()).digest()[:8]) / 2**64 for group in groups]
         return np.array(draws, dtype=np.float64) < self.fraction

@@ -20,7 +20,7 @@ from connector.safe_text import for_terminal, json_for_terminal
 if TYPE_CHECKING:
     from alignment.comparison.guidelines import Guideline
     from alignment.geometry.geometry import Geometry
-    from alignment.model.alignment import AlignmentCard
+    from alignment.model.card import AlignmentCard
     from connector.provenance.runs import RunResult
     from connector.releases.promotion import AliasSwitch
     from connector.releases.release import Release

@@ -5,14 +5,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alignment.errors import AlignmentError, EmbeddingSetError
 from alignment.modality import MODALITIES, Modality
-from alignment.model.alignment import AlignmentCard, CardOnDisk
+from alignment.model.card import AlignmentCard, CardOnDisk
 from alignment.sets.cards import CARD, SetCard
-from alignment.sets.embedding_set import EmbeddingSet
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import EmbeddingSetRow, ReleaseRow
+from connector.releases.lag import counts_of
+
+if TYPE_CHECKING:
+    from alignment.sets.embedding_set import EmbeddingSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class SetGroups:
     captions: Mapping[int, int]
 
     @classmethod
-    def of(cls, embedding_set: EmbeddingSet) -> "SetGroups":
+    def of(cls, embedding_set: "EmbeddingSet") -> "SetGroups":
         """Count them; vectors are not read.
 
         Raises:
@@ -117,7 +121,7 @@ def _held_set(provenance: Provenance, path: Path, row: EmbeddingSetRow | None) -
     fault, card = "", None
     try:
         card = SetCard.read(path)
-        counts = EmbeddingSet(path, card).counts()
+        counts = counts_of(path, card)
         if not card.complete:
             fault = "not written to the end: run the same `modalign encode` again"
     except EmbeddingSetError as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alignment.errors import EmbeddingSetError
+from alignment.modality import Modality
 from alignment.sets.cards import SetCard
 from connector.provenance.recorder import Provenance
 from connector.provenance.tables import ReleaseRow
@@ -23,7 +24,7 @@ def lag_of(provenance: Provenance, row: ReleaseRow) -> Lag:
     for embedding_set in provenance.ledger.sets_in([row.id]):
         path = provenance.database.located(embedding_set.path)
         try:
-            rows = _rows(path)
+            rows = sum(counts_of(path, SetCard.read(path)).values())
         except EmbeddingSetError:  # the set is on another machine: take what SQL remembers of it
             rows = embedding_set.image_count + embedding_set.text_count
         missing = rows - sum(points for _, points in provenance.ledger.entries(row.id, embedding_set.id).values())
@@ -33,11 +34,14 @@ def lag_of(provenance: Provenance, row: ReleaseRow) -> Lag:
     return Lag(behind, since)
 
 
-def _rows(path: Path) -> int:
-    """Count the rows of an embedding set, which may be incomplete."""
-    card = SetCard.read(path)
+def counts_of(path: Path, card: SetCard) -> dict[Modality, int]:
+    """Count the rows of each modality of the embedding set at `path`, which may be incomplete.
+
+    Raises:
+        EmbeddingSetError: a shard of an incomplete set cannot be read.
+    """
     if card.complete:
-        return sum(card.counts.values())
+        return card.counts
     from alignment.sets.embedding_set import EmbeddingSet  # loads pyarrow, which only footers of shards need
 
-    return EmbeddingSet(path, card).rows()
+    return EmbeddingSet(path, card).counts()

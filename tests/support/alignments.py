@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from alignment.model.alignment import Alignment, AlignmentCard
+from alignment.model.alignment import Alignment
+from alignment.model.card import AlignmentCard
 from alignment.model.projections import Projection
 from alignment.sets.cards import EncoderCard
 from alignment.sets.hold_out import HoldOut

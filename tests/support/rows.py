@@ -10,7 +10,8 @@ import numpy as np
 from sqlalchemy import select
 
 from alignment.modality import Modality
-from alignment.model.alignment import Alignment, AlignmentCard
+from alignment.model.alignment import Alignment
+from alignment.model.card import AlignmentCard
 from alignment.model.projections import Projection
 from alignment.sets.cards import EncoderCard, SetCard
 from alignment.sets.embedding_set import EmbeddingSet

@@ -23,7 +23,8 @@ from sqlalchemy import select
 
 from alignment.metrics import METRICS, LearnedMetric, Lowering, Metric, Nnn, bank_name, parse
 from alignment.modality import MODALITIES, Modality
-from alignment.model.alignment import Alignment, AlignmentCard
+from alignment.model.alignment import Alignment
+from alignment.model.card import AlignmentCard
 from alignment.model.projections import Projection
 from alignment.model.seen_items import SeenItems
 from alignment.sets.cards import EncoderCard

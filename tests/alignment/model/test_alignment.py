@@ -13,7 +13,8 @@ import safetensors.numpy
 from alignment.errors import AlignmentError, MetricError, VectorError
 from alignment.metrics import METRICS, Cosine, LearnedMetric, bank_name, parse
 from alignment.modality import MODALITIES
-from alignment.model.alignment import LATER, WEIGHTS, Alignment, AlignmentCard, library_versions
+from alignment.model.alignment import WEIGHTS, Alignment
+from alignment.model.card import LATER, AlignmentCard, library_versions
 from alignment.model.projections import Projection
 from alignment.sets.cards import CARD, EncoderCard
 from tests.support.alignments import alignment, projection

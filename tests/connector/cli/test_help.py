@@ -116,13 +116,16 @@ class TestHelp:
         heavy = ["numpy", "torch", "sqlalchemy", "alembic", "pyarrow", "qdrant_client", "qdrant_edge", "scipy", "rich"]
         assert self.loaded(heavy, words) == "[] 0\n"
 
-    @pytest.mark.parametrize("words", [("status",), ("status", "things"), ("status", "--json"), ("rejects",)])
-    def test_what_only_reads_sql_loads_nothing_that_other_commands_need(
+    @pytest.mark.parametrize(
+        "words",
+        [("status",), ("status", "things"), ("status", "--json"), ("rejects",), ("sets",), ("alignments", "--json")],
+    )
+    def test_what_only_reads_sql_and_cards_loads_nothing_that_other_commands_need(
         self, shared: Path, words: tuple[str, ...]
     ) -> None:
         engines = ["qdrant_client", "qdrant_edge", "alembic", "pyarrow", "numpy", "scipy", "torch", "onnxruntime"]
         others = ["pydantic", "yarl", "filelock", "annotated_types", "PIL", "jinja2", "matplotlib", "sklearn"]
-        ours = ["alignment.metrics", "alignment.model", "connector.requests", "connector.stores.contract"]
+        ours = ["alignment.metrics", "alignment.model.alignment", "connector.requests", "connector.stores.contract"]
         assert self.loaded([*engines, *others, *ours], (*words, "--home", str(shared))) == "[] 0\n"
 
     def test_search_loads_nothing_that_only_reads_embedding_sets(self) -> None:
